@@ -26,6 +26,7 @@ class Permission(StrEnum):
     WRITE_MODELS = "model:write"
     OWN_NODES = "node:own"
     READ_USAGE = "usage:read"
+    READ_SCALING = "scale:read"
     WRITE_KEYS = "key:write"
     WRITE_ACCOUNT = "account:write"
     EVERYTHING = "*"
@@ -109,6 +110,7 @@ METHODS: Mapping[str, AccessRule] = {
     # --- OpenID
     "auth.beginOidc": _NODE,
     "auth.finishOidc": _NODE,
+    "auth.loginByIap": _NODE,
     "auth.leaveOidc": _NODE,
     "auth.getSignInOptions": _NODE,
     "auth.listOidcLinks": _ACCOUNT,
@@ -206,6 +208,7 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.processInferenceRequest": _INFER,
     "gateway.cancelInference": _INFER,
     "gateway.embed": _INFER,
+    "gateway.rerank": _INFER,
     "gateway.getServiceHealth": _NODE,
     "gateway.getUserQuota": _USAGE,
     "gateway.listModels": _person(Permission.INFER, Permission.READ_MODELS, unless=_PEOPLE),
@@ -213,6 +216,7 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.unloadModel": _MODELS,
     "gateway.pullModel": _ADMIN,
     "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
+    "gateway.giveUpPool": _NODE,
     "gateway.pardonNode": _ADMIN_FRESH,
     "gateway.readUsage": _NODE,
     "gateway.getUsageReport": _USAGE,
@@ -230,13 +234,18 @@ METHODS: Mapping[str, AccessRule] = {
     # --- workers, metrics and every node: no user involved
     "inference.processPrompt": _NODE,
     "inference.embed": _NODE,
+    "inference.rerank": _NODE,
     "inference.moderate": _NODE,
+    "inference.tokenize": _NODE,
+    "inference.detokenize": _NODE,
+    "inference.renderChat": _NODE,
     "inference.listAvailableModels": _NODE,
     "inference.getModelStatus": _NODE,
     "inference.loadModel": _NODE,
     "inference.unloadModel": _NODE,
     "inference.pullModel": _NODE,
     "inference.readReceipts": _NODE,
+    "metrics.getScaling": _person(Permission.READ_SCALING, unless={Role.OPERATOR}),
     "metrics.recordMetric": _NODE,
     "metrics.recordMetrics": _NODE,
     "metrics.getMetrics": _NODE,
@@ -280,7 +289,12 @@ ROUTES: Mapping[str, AccessRule] = {
     "POST /v1/responses": METHODS["gateway.processInferenceRequest"],
     "POST /v1/messages": METHODS["gateway.processInferenceRequest"],
     "POST /v1/embeddings": METHODS["gateway.embed"],
+    "POST /infill": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/rerank": METHODS["gateway.rerank"],
     "POST /v1/moderations": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/tokenize": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/detokenize": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/apply-template": METHODS["gateway.processInferenceRequest"],
     "GET /v1/models": _person(Permission.INFER, Permission.READ_MODELS),
     "GET /v1/models/{model}": _person(Permission.INFER, Permission.READ_MODELS),
 }

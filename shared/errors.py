@@ -208,6 +208,10 @@ class NotReachable(PeerError, code="not_reachable"):
     """No node of that role is alive, or it did not answer a HELLO."""
 
 
+class NotStarted(NotReachable, code="not_started"):
+    """No worker of the model's pool became ready in time, or none can be started. ``retry_after_seconds`` is the time of a start."""
+
+
 class Draining(PeerError, code="draining"):
     """The peer is shutting down and takes no new calls. Another node does."""
 

@@ -73,6 +73,17 @@ class RequestStatus(StrEnum):
     REJECTED = "rejected"
 
 
+class Ability(StrEnum):
+    """What a model can do besides answering text with text."""
+
+    TOOLS = "tools"
+    REASONING = "reasoning"
+    IMAGES = "images"
+    EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+    INFILL = "infill"
+
+
 class FinishReason(StrEnum):
     """Why a generation ended. An error comes in an error frame instead."""
 

@@ -164,6 +164,19 @@ class OidcEnd(Body, frozen=True, omit_defaults=False):
     then: str
 
 
+class LoginByIap(Body, frozen=True):
+    #: The header X-Goog-IAP-JWT-Assertion.
+    assertion: Annotated[str, msgspec.Meta(max_length=8192)]
+    client: ClientFacts = ClientFacts()
+    #: A session to link to this identity, instead of logging in.
+    session_token: str | None = None
+
+
+class IapEnd(Body, frozen=True, omit_defaults=False):
+    #: None if an account was linked.
+    session: LoginSession | None
+
+
 class LeaveOidc(Body, frozen=True):
     """Ask before ``logoutUser`` where to send the browser to end the provider's session as well."""
 
@@ -188,6 +201,8 @@ class SignInOptions(Body, frozen=True, omit_defaults=False):
     password_min_length: int
     #: The provider's name on the login button; None if there is no provider.
     oidc_name: str | None = None
+    #: Whether web passes on the header of IAP.
+    iap: bool = False
 
 
 class ListOidcLinks(Body, frozen=True):
@@ -293,6 +308,7 @@ list_sessions = Method("auth.listSessions", ListSessions, OpenSessions, callers=
 end_session = Method("auth.endSession", EndSession, Nothing, callers=PEOPLE)
 begin_oidc = Method("auth.beginOidc", BeginOidc, OidcStart, callers={Role.WEB})
 finish_oidc = Method("auth.finishOidc", FinishOidc, OidcEnd, callers={Role.WEB})
+login_by_iap = Method("auth.loginByIap", LoginByIap, IapEnd, callers={Role.WEB})
 leave_oidc = Method("auth.leaveOidc", LeaveOidc, LeftOidc, callers={Role.WEB})
 get_sign_in_options = Method("auth.getSignInOptions", GetSignInOptions, SignInOptions, callers=PEOPLE)
 list_oidc_links = Method("auth.listOidcLinks", ListOidcLinks, OidcLinks, callers=PEOPLE)

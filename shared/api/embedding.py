@@ -1,4 +1,5 @@
-"""gateway and inference: embeddings. Vectors are streamed, because those of one request may exceed the size of a message."""
+"""gateway and inference: embeddings, and ranking texts, which models compute alike. Vectors are streamed, because those of one request may
+exceed the size of a message."""
 
 import struct
 from typing import Annotated
@@ -12,6 +13,8 @@ from shared.types import Credential, ModelName, RequestId, Role
 
 #: In one request; OpenAI's limit.
 MAX_INPUTS = 2048
+#: Texts to rank in one request.
+MAX_DOCUMENTS = 1000
 #: All texts together, in UTF-8. A message is at most 1 MiB; 64 KiB are left for lengths, ids and names.
 MAX_INPUT_BYTES = 1024 * 1024 - 64 * 1024
 #: No model has more. A worker's larger claims are not believed.
@@ -54,6 +57,8 @@ class Embed(Body, frozen=True):
     request_id: RequestId
     #: Cuts each vector to this length and normalizes it again; None for the model's own.
     dimensions: int | None = None
+    #: Only for ``rank``: each vector is one number, which says from 0 to 1 how relevant the text is to this query.
+    query: str | None = None
 
 
 class Vectors(Body, frozen=True):
@@ -78,6 +83,17 @@ class EmbeddingRequest(Body, frozen=True):
     forbid_external: bool = False
 
 
+class RankingRequest(Body, frozen=True):
+    query: str
+    documents: tuple[str, ...]
+    #: None: the default model.
+    model: ModelName | None = None
+    #: Return only the most relevant ones; None returns all.
+    top_n: int | None = None
+    #: Keep the texts from providers, even if policies allow them.
+    forbid_external: bool = False
+
+
 class RequestEmbeddings(Body, frozen=True):
     request: EmbeddingRequest
     #: Optional; the call's own credential is the default.
@@ -98,5 +114,39 @@ class EmbeddingResult(Body, frozen=True, omit_defaults=False):
     response_time_ms: int
 
 
+class RequestRanking(Body, frozen=True):
+    request: RankingRequest
+    #: Optional; the call's own credential is the default.
+    auth: Auth = Auth()
+
+    def own_credential(self) -> Credential | None:
+        return self.auth.api_key
+
+
+class RankingNotice(Body, frozen=True):
+    """What the request waits for, for users ("loading reranker: 40 %")."""
+
+    waiting: str
+
+
+class RankedDocument(Body, frozen=True, omit_defaults=False):
+    #: In the request, from 0.
+    index: int
+    #: From 0 to 1.
+    relevance_score: float
+
+
+class Ranking(Body, frozen=True, omit_defaults=False):
+    request_id: RequestId
+    #: The model that answered, with aliases resolved.
+    model: ModelName
+    #: The most relevant first.
+    results: tuple[RankedDocument, ...]
+    prompt_tokens: int
+    response_time_ms: int
+
+
 embed = StreamMethod("inference.embed", Embed, item=Vectors, end=Embedded, callers={Role.GATEWAY}, accepted=PromptAccepted)
+rank = StreamMethod("inference.rerank", Embed, item=Vectors, end=Embedded, callers={Role.GATEWAY}, accepted=PromptAccepted)
 request_embeddings = StreamMethod("gateway.embed", RequestEmbeddings, item=Vectors, end=EmbeddingResult, callers=PEOPLE)
+request_ranking = StreamMethod("gateway.rerank", RequestRanking, item=RankingNotice, end=Ranking, callers=PEOPLE)

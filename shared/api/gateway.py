@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.generation import ChatMessage, Sampling, ToolCall, Usage
+from shared.api.generation import ChatMessage, Sampling, ToolCall, ToolCallPart, Usage, image_bytes
 from shared.api.inference import PulledModel, PullProgress, PullSource, TokenLogprob
 from shared.api.ledger import Account
 from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
@@ -22,6 +22,8 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True):
     prompt: str | None = None
     messages: tuple[ChatMessage, ...] = ()
     system: str | None = None
+    #: The answer is the text between ``prompt`` and this. Only with ``raw``.
+    suffix: str = ""
     #: None: the default model.
     model: ModelName | None = None
     #: Conversations with the same id stay at one target of a route; None: recognized by their first messages.
@@ -52,6 +54,12 @@ class ProcessInferenceRequest(Body, frozen=True):
     rest: Rest | None = None
     #: Do not use the response cache.
     fresh: bool = False
+    #: The reader understands ``InferenceChunk.call_parts``. Otherwise it gets completed calls.
+    call_parts: bool = False
+
+    @property
+    def image_bytes(self) -> int:
+        return image_bytes(self.request.messages)
 
     def own_credential(self) -> Credential | None:
         return self.auth.api_key
@@ -77,6 +85,10 @@ class InferenceChunk(Body, frozen=True):
     sequence: int = 0
     #: In the first chunk of each call, so that a reader can always name the answer.
     request_id: RequestId | None = None
+    #: Thoughts of the model, which come before its answer.
+    reasoning: str = ""
+    #: Instead of ``tool_calls``, if the request asked for them.
+    call_parts: tuple[ToolCallPart, ...] = ()
 
 
 class InferenceResult(Body, frozen=True, omit_defaults=False):
@@ -103,21 +115,23 @@ class WrittenAnswer(Body, frozen=True):
     text: str
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
 
 
 class InferenceOutcome(InferenceResult, frozen=True, kw_only=True, omit_defaults=False):
     """The whole answer, for stock clients that do not stream."""
 
-    #: These three belong to the first answer.
+    #: These four belong to the first answer.
     text: str
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
     #: The other answers, if the request asked for several.
     others: tuple[WrittenAnswer, ...] = ()
 
     @classmethod
     def parts_of(cls, item: InferenceChunk) -> Sequence[object]:
-        return item.text, item.tool_calls, item.logprobs
+        return item.text, item.tool_calls, item.logprobs, item.reasoning
 
     @classmethod
     def of(cls, items: Sequence[InferenceChunk], end: InferenceResult) -> "InferenceOutcome":
@@ -131,6 +145,7 @@ def _written(chunks: Sequence[InferenceChunk]) -> WrittenAnswer:
         "".join(chunk.text for chunk in chunks),
         tuple(call for chunk in chunks for call in chunk.tool_calls),
         tuple(token for chunk in chunks for token in chunk.logprobs),
+        "".join(chunk.reasoning for chunk in chunks),
     )
 
 
@@ -143,7 +158,7 @@ class Check(Body, frozen=True, omit_defaults=False):
 
     name: str
     ok: bool
-    #: What is wrong and what to do; empty if ok.
+    #: What is wrong and what to do; if ok, empty or how much is in use.
     detail: str = ""
     #: The service is not ready without it. Otherwise it is degraded.
     needed: bool = True
@@ -221,8 +236,9 @@ class ListModels(Body, frozen=True):
 
 class ServedModel(Body, frozen=True, omit_defaults=False):
     name: ModelName
-    #: The number of live workers with this model.
+    #: The number of live workers with this model; 0 if the first request starts one.
     workers: int
+    #: 0 if unknown.
     context_tokens: int
     #: From MODEL_ALIASES.
     aliases: tuple[str, ...] = ()
@@ -232,6 +248,8 @@ class ServedModel(Body, frozen=True, omit_defaults=False):
     providers: tuple[str, ...] = ()
     #: Where the servers behind it are, as their operators say.
     regions: tuple[str, ...] = ()
+    #: What each of its workers can do besides answering text with text.
+    abilities: tuple[str, ...] = ()
 
 
 class ServedModels(Body, frozen=True):
@@ -371,6 +389,14 @@ class PardonedNode(Body, frozen=True):
     node: NodeId
 
 
+class GiveUpPool(Body, frozen=True):
+    """No machine of the pool will become ready. Requests that wait for one are refused, and new ones for ``seconds``; 0 ends that."""
+
+    pool: str
+    reason: Annotated[str, msgspec.Meta(max_length=500)]
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)]
+
+
 process_inference_request = StreamMethod(
     "gateway.processInferenceRequest",
     ProcessInferenceRequest,
@@ -378,6 +404,7 @@ process_inference_request = StreamMethod(
     end=InferenceResult,
     callers=PEOPLE,
     whole=InferenceOutcome,
+    takes_long_requests=True,
 )
 cancel_inference = Method("gateway.cancelInference", CancelInference, Nothing, callers=PEOPLE)
 get_service_health = Method("gateway.getServiceHealth", GetServiceHealth, ServiceHealth, callers={*PEOPLE, Role.METRICS})
@@ -387,5 +414,6 @@ load_model = Method("gateway.loadModel", LoadOnWorker, ModelPlaces, callers=PEOP
 unload_model = Method("gateway.unloadModel", UnloadOnWorkers, ModelPlaces, callers=PEOPLE)
 pull_model = StreamMethod("gateway.pullModel", PullOnWorkers, item=WorkerPull, end=PulledPlaces, callers=PEOPLE)
 list_nodes = Method("gateway.listNodes", ListNodes, NodeRows, callers={*PEOPLE, Role.METRICS})
+give_up_pool = Method("gateway.giveUpPool", GiveUpPool, Nothing, callers={Role.METRICS})
 pardon_node = Method("gateway.pardonNode", PardonNode, PardonedNode, callers=PEOPLE)
 read_usage = Method("gateway.readUsage", ReadUsage, UserUsage, callers={Role.AUTH})

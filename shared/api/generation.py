@@ -1,11 +1,15 @@
 """The parameters and result of a generation, shared by the gateway's and the worker's messages."""
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 import msgspec
 
 from shared.api.method import Body
 from shared.types import FinishReason
+
+MAX_TEMPLATE_KWARGS_BYTES = 4096
 
 
 class ToolCall(Body, frozen=True):
@@ -16,6 +20,40 @@ class ToolCall(Body, frozen=True):
     arguments: str
 
 
+class ToolCallPart(Body, frozen=True):
+    """The next part of a call that the model is writing."""
+
+    #: Which call of the answer, from 0.
+    index: int
+    #: The next part of its arguments.
+    arguments: str = ""
+    #: These two are only in a call's first part.
+    id: str = ""
+    name: str = ""
+
+
+#: In a raw prompt's second message: the text behind the gap that the model fills.
+SUFFIX_ROLE = "suffix"
+
+
+class ImageDetail(StrEnum):
+    """How closely the model looks at an image."""
+
+    AUTO = "auto"
+    LOW = "low"
+    HIGH = "high"
+
+
+class ImagePart(Body, frozen=True):
+    #: An encoded JPEG, PNG, WebP or GIF.
+    data: bytes
+    #: The character of the message's content before which the image is.
+    at: int = 0
+    detail: ImageDetail = ImageDetail.AUTO
+    #: SHA-256 of the data. The gateway sets it; nobody believes a caller's.
+    digest: bytes = b""
+
+
 class ChatMessage(Body, frozen=True):
     role: str
     content: str
@@ -23,6 +61,15 @@ class ChatMessage(Body, frozen=True):
     tool_calls: tuple[ToolCall, ...] = ()
     #: Only with role ``tool``: the call that this message answers.
     tool_call_id: str | None = None
+    #: Only in an assistant's message: its thoughts before the content.
+    reasoning: str = ""
+    #: In the order of their places.
+    images: tuple[ImagePart, ...] = ()
+
+
+def image_bytes(messages: Sequence[object]) -> int:
+    """Return the size of all images. Senders don't check types, so a message may be anything."""
+    return sum(len(image.data) for message in messages if isinstance(message, ChatMessage) for image in message.images)
 
 
 class Tool(Body, frozen=True):
@@ -41,19 +88,38 @@ class ToolChoice(StrEnum):
     REQUIRED = "required"
 
 
+class ReasoningEffort(StrEnum):
+    """How much a model that can think thinks before it answers."""
+
+    NONE = "none"
+    MINIMAL = "minimal"
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    XHIGH = "xhigh"
+
+
 class FormatKind(StrEnum):
     #: Any JSON object.
     JSON = "json"
     JSON_SCHEMA = "json_schema"
     GBNF = "gbnf"
+    REGEX = "regex"
+    #: One of several texts.
+    CHOICE = "choice"
 
 
 class OutputFormat(Body, frozen=True):
     """A format that the whole answer must have."""
 
     kind: FormatKind
-    #: The schema as JSON text, or the grammar; empty for JSON.
+    #: The schema as JSON text, the grammar, the regular expression, or the choices as a list in JSON; empty for JSON.
     text: str = ""
+
+    @property
+    def is_json(self) -> bool:
+        """Whether tools may be offered beside it."""
+        return self.kind in (FormatKind.JSON, FormatKind.JSON_SCHEMA)
 
 
 class Sampling(Body, frozen=True):
@@ -81,6 +147,12 @@ class Sampling(Body, frozen=True):
     format: OutputFormat | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice.AUTO
+    #: False: at most one call per answer.
+    parallel_tool_calls: bool = True
+    #: None: as the model's entry or its template says.
+    reasoning_effort: ReasoningEffort | None = None
+    #: Further variables of the chat template, as a JSON object of at most MAX_TEMPLATE_KWARGS_BYTES; empty for none.
+    chat_template_kwargs: str = ""
     #: Complete the prompt as plain text, without the model's chat template.
     raw: bool = False
 
@@ -93,6 +165,8 @@ class Usage(Body, frozen=True, omit_defaults=False):
     completion_tokens: int
     #: Prompt tokens that were already in the model's cache.
     cached_tokens: int = 0
+    #: The part of ``completion_tokens`` that was spent on thoughts.
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -105,3 +179,54 @@ class Generation(Body, frozen=True, omit_defaults=False):
     usage: Usage
     #: One per answer, if the request asked for several.
     finish_reasons: tuple[FinishReason, ...] = ()
+
+
+# --- the beginnings of prompts, by which gateways find the worker, and workers the engine, that has just read the same ------------------
+
+# Constants from LocalAI's prefix-cache routing (core/services/nodes/prefixcache/config.go): 256-byte blocks, at most 64.
+BLOCK_BYTES = 256
+MAX_BLOCKS = 64
+_HASH_BYTES = 12
+#: Digests of 32 bytes that stand for an image: 4 KiB, as a text of 1,000 tokens.
+_IMAGE_BLOCKS = 128
+
+
+def hash_prefixes(messages: Sequence[ChatMessage], salt: str, tools: Sequence[Tool] = ()) -> tuple[bytes, ...]:
+    """Return the hashes of the prompt's prefixes, one for each whole block, shortest first; none for a shorter prompt.
+
+    Above MAX_BLOCKS, only every second, fourth, … prefix is hashed. A shorter prompt hashes each of these, too, so a conversation
+    matches its own last turn.
+    """
+    text = _rendered(messages, tools)
+    blocks = len(text) // BLOCK_BYTES
+    stride = 1
+    while blocks // stride > MAX_BLOCKS:
+        stride *= 2
+    running = hashlib.blake2b(digest_size=_HASH_BYTES, key=salt.encode()[: hashlib.blake2b.MAX_KEY_SIZE])
+    step, view, hashes = stride * BLOCK_BYTES, memoryview(text), []
+    for start in range(0, blocks // stride * step, step):
+        running.update(view[start : start + step])
+        hashes.append(running.digest())
+    return tuple(hashes)
+
+
+def _rendered(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> bytes:
+    """Serialize the prompt without length prefixes, so that an extended text starts with the same bytes."""
+    parts = [msgspec.msgpack.encode(tools)] if tools else []
+    for message in messages:
+        parts += [message.role.encode(), b"\0", *_content(message), b"\0"]
+        if message.reasoning:
+            parts += [message.reasoning.encode(errors="surrogatepass"), b"\0"]
+        if message.tool_calls:
+            parts.append(msgspec.msgpack.encode(message.tool_calls))
+    return b"".join(parts)
+
+
+def _content(message: ChatMessage) -> Iterator[bytes]:
+    start = 0
+    for image in message.images:
+        yield message.content[start : image.at].encode(errors="surrogatepass")
+        # Another image is never a hit.
+        yield image.digest * _IMAGE_BLOCKS
+        start = image.at
+    yield message.content[start:].encode(errors="surrogatepass")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from shared.api.generation import ChatMessage, Generation, Sampling, ToolCall
+from shared.api.generation import ChatMessage, Generation, Sampling, Tool, ToolCall, ToolCallPart, image_bytes
 from shared.api.method import Body, Method, StreamMethod
 from shared.config_documents import ModerationFormat
 from shared.errors import Problem
@@ -44,6 +44,14 @@ class ProcessPrompt(Body, frozen=True):
     streamed: bool = True
     #: The reader's credit means that the caller got the items. Otherwise a receipt counts nothing as credited.
     reader_paced: bool = False
+    #: The gateway understands ``Chunk.call_parts``. Otherwise it gets completed calls.
+    call_parts: bool = False
+    #: The caller named no max_tokens. That of ``model_config`` is only the gateway's own bound, which other servers may refuse.
+    open_ended: bool = False
+
+    @property
+    def image_bytes(self) -> int:
+        return 0 if isinstance(self.prompt, str) else image_bytes(self.prompt)
 
 
 class PromptAccepted(Body, frozen=True):
@@ -85,6 +93,10 @@ class Chunk(Body, frozen=True):
     waiting: str = ""
     #: In an answer's last chunk: a reader that has it misses nothing, even if the worker is lost.
     finish: FinishReason | None = None
+    #: Thoughts of the model, which come before its answer.
+    reasoning: str = ""
+    #: Instead of ``tool_calls``, if the request asked for them.
+    call_parts: tuple[ToolCallPart, ...] = ()
 
 
 class Moderate(Body, frozen=True):
@@ -116,6 +128,54 @@ class Moderated(Body, frozen=True, omit_defaults=False):
     verdicts: Annotated[tuple[ModerationVerdict, ...], msgspec.Meta(max_length=MAX_TEXTS)]
     #: Read for all texts. Of a chat model also the few that it wrote.
     prompt_tokens: int
+
+
+#: Of a converted text, or of its token ids: a million of them. The engine's messages have at most 4 MiB.
+MAX_CONVERTED_BYTES = 4_000_000
+#: Of one token id, little-endian.
+TOKEN_BYTES = 4
+
+
+class RenderChat(Body, frozen=True, tag="render"):
+    """Render a chat with the model's template, as for an answer. Contains no user and no key, like the next two."""
+
+    model: ModelName
+    messages: tuple[ChatMessage, ...]
+    tools: tuple[Tool, ...] = ()
+    #: End with the beginning of the model's answer.
+    add_generation_prompt: bool = True
+
+
+class Tokenize(RenderChat, frozen=True, tag="tokenize"):
+    """Render a chat, and convert it to token ids."""
+
+    #: The only message is a text to tokenize, not a chat.
+    raw: bool = False
+    #: Begin with the model's first token, as prompts do.
+    add_special_tokens: bool = True
+
+
+class Detokenize(Body, frozen=True, tag="detokenize"):
+    """Convert token ids, of TOKEN_BYTES each, to text."""
+
+    model: ModelName
+    token_ids: bytes
+
+
+Conversion = Tokenize | Detokenize | RenderChat
+
+
+class ConvertedPart(Body, frozen=True):
+    """A part of the token ids, of TOKEN_BYTES each, or of the text in UTF-8. Every answer has one."""
+
+    #: Where it begins, in bytes. At 0 the answer begins, also again, if another worker took over.
+    start: int = 0
+    content: bytes = b""
+
+
+class Converted(Body, frozen=True):
+    #: Of the model; 0 if unknown.
+    context_tokens: int = 0
 
 
 class ModelState(StrEnum):
@@ -157,6 +217,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     rests: bool = False
     #: Where its server is, as the file of upstreams says.
     region: str = ""
+    #: What it can do besides answering text with text; empty from an older worker.
+    abilities: tuple[str, ...] = ()
 
 
 class ListAvailableModels(Body, frozen=True):
@@ -255,11 +317,20 @@ class Receipts(Body, frozen=True):
 LOOKERS = {Role.GATEWAY, Role.METRICS, Role.OPERATOR}
 
 process_prompt = StreamMethod(
-    "inference.processPrompt", ProcessPrompt, item=Chunk, end=Generation, callers={Role.GATEWAY}, accepted=PromptAccepted
+    "inference.processPrompt",
+    ProcessPrompt,
+    item=Chunk,
+    end=Generation,
+    callers={Role.GATEWAY},
+    accepted=PromptAccepted,
+    takes_long_requests=True,
 )
 moderate = StreamMethod(
     "inference.moderate", Moderate, item=ModerationNotice, end=Moderated, callers={Role.GATEWAY}, accepted=PromptAccepted
 )
+tokenize = StreamMethod("inference.tokenize", Tokenize, item=ConvertedPart, end=Converted, callers={Role.GATEWAY})
+detokenize = StreamMethod("inference.detokenize", Detokenize, item=ConvertedPart, end=Converted, callers={Role.GATEWAY})
+render_chat = StreamMethod("inference.renderChat", RenderChat, item=ConvertedPart, end=Converted, callers={Role.GATEWAY})
 list_available_models = Method("inference.listAvailableModels", ListAvailableModels, AvailableModels, callers=LOOKERS)
 get_model_status = Method("inference.getModelStatus", GetModelStatus, ModelStatus, callers=LOOKERS)
 load_model = Method("inference.loadModel", LoadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})

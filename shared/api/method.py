@@ -86,6 +86,8 @@ class StreamMethod(Generic[Request, Item, End]):
     accepted: type[msgspec.Struct] = Nothing
     #: The single reply for stock clients that do not stream; None if they must stream.
     whole: type[Whole] | None = None
+    #: Requests may be longer than a message, because of images.
+    takes_long_requests: bool = False
     served_by: Role | None = field(init=False)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from nacl.exceptions import CryptoError
 from nacl.signing import VerifyKey
 
 from shared import errors
+from shared.identity import private_file
 from shared.types import AuthorityId, NodeId
 
 
@@ -95,7 +96,7 @@ def load_authority(path: Path) -> Authority:
 
 def _read_private(path: Path, what: str) -> bytes:
     try:
-        if path.stat().st_mode & 0o077:
+        if private_file.is_exposed(path):
             raise errors.BadSettings(f"{path} can be read by others", hint=f"chmod 600 {path}")
         return path.read_bytes().strip()
     except OSError as error:

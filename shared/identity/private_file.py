@@ -28,6 +28,13 @@ def create(path: Path, make: Callable[[], bytes]) -> bool:
     return True
 
 
+def is_exposed(path: Path) -> bool:
+    """Return whether other users may read the file. Kubernetes gives the files of a Secret to root and to the group of the pod. Blocks."""
+    facts = path.stat()
+    is_secret = facts.st_uid == 0 != os.geteuid() and facts.st_gid in (os.getegid(), *os.getgroups())
+    return bool(facts.st_mode & (0o037 if is_secret else 0o077))
+
+
 @contextlib.contextmanager
 def written(path: Path, body: bytes, *, synced: bool = False) -> Iterator[Path]:
     """Create a temporary file beside ``path``, with mode 0600 from the start; it is removed at the end of the block."""

@@ -108,7 +108,17 @@ class Trust:
             role = Role.NEWCOMER
         sent_at = int(now * 1000)
         unsigned = Hello(
-            wire.VERSION, role, self.me.id, sent_at, software, b"", self.certificate, self.number, self.delegation, wire.MAX_CALLS
+            wire.VERSION,
+            role,
+            self.me.id,
+            sent_at,
+            software,
+            b"",
+            self.certificate,
+            self.number,
+            self.delegation,
+            wire.MAX_CALLS,
+            max_request_bytes=wire.MAX_REQUEST_BYTES,
         )
         return msgspec.structs.replace(unsigned, signature=self.me.sign("hello", wire.hello_text(unsigned, to, link_id)))
 

@@ -254,7 +254,7 @@ class CertificateRenewal:
 
     def _remove_revoked(self, nodes: frozenset[NodeId]) -> None:
         for node in nodes:
-            self._nodes.mark_gone(node, "revoked by an administrator")
+            self._nodes.mark_gone(node, "revoked by an administrator", corrects=True)
 
     def _save(self) -> None:
         self.membership = msgspec.structs.replace(

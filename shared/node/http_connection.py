@@ -15,13 +15,15 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from shared.joined_writes import JoinedWrites
 from shared.node.http_connection_limits import ConnectionRefusal, HttpConnectionLimits
+from shared.timing.joined_writes import JoinedWrites
 
 #: A request head is usually one packet. Also applies to a connection that sends nothing.
 HEAD_SECONDS = 10.0
 #: A client that reads nothing for so long, while the buffer is full or the answer ends, is gone.
 STALLED_SECONDS = 30.0
+#: The server stops, and this connection has not sent its first request yet. A proxy that is about to send one cannot repeat it elsewhere.
+FIRST_REQUEST_SECONDS = 1.0
 #: Real clients do not pipeline, or send a handful of requests.
 PIPELINED_MOST = 100
 #: The allowed framing bytes (sizes, line ends, extensions) per byte of a body. A chunk of one byte has 5.
@@ -47,6 +49,8 @@ class HttpConnection(HttpToolsProtocol):
     _answering: RequestResponseCycle | None = None
     #: The answer to an invalid request, after which nothing is read.
     _refusal: bytes | None = None
+    #: The server stops: the next request is the last one.
+    _is_stopping = False
     #: Bytes since the last head or body ended, minus the allowance for body bytes.
     _surplus = 0
 
@@ -77,6 +81,15 @@ class HttpConnection(HttpToolsProtocol):
             self._answering.disconnected = True
             self._answering.message_event.set()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Close when what runs is answered. A new connection may still send its request."""
+        self._is_stopping = True
+        if self.cycle is None and self._refusal is None:
+            self._rest()
+            self._deadline = self.loop.call_later(FIRST_REQUEST_SECONDS, self._end_at_deadline)
+        else:
+            super().shutdown()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -124,6 +137,8 @@ class HttpConnection(HttpToolsProtocol):
             raise _Mistake(f"more than {PIPELINED_MOST} requests wait for their answers")
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+            if self._is_stopping:
+                self.cycle.keep_alive = False
             # Trailers after a chunked body are not headers of this request.
             self.headers = []
 

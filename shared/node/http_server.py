@@ -1,5 +1,6 @@
 """A service's HTTP port: serves /healthz, /readyz, /dependencies and /metrics, and passes the rest to the service's own application."""
 
+import asyncio
 import errno
 import hmac
 import socket
@@ -16,7 +17,6 @@ from shared.api.metrics import MetricsTextFormat
 from shared.api.node import NodeHealth
 from shared.node import http_connection_limits
 from shared.node.http_connection import HttpConnection
-from shared.node.lifecycle import DRAIN_SECONDS
 from shared.node.settings import NodeSettings, PublicNodeSettings
 from shared.telemetry import text_formats
 from shared.telemetry.readiness import Dependency
@@ -29,6 +29,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_CONNECTIONS = 2000
 BACKLOG = 1024
 KEEP_ALIVE_SECONDS = 60
+#: Of connections that are taken when the port closes.
+HANDSHAKE_SECONDS = 2.0
 #: A request with one of these came through a proxy, so the connection's address is not the client's.
 _FORWARDING = frozenset(
     {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
@@ -158,7 +160,7 @@ class HttpServer:
                 loop="none",
                 http=partial(HttpConnection, places=places),  # type: ignore[arg-type]  # it asks for a class, and calls it
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=int(DRAIN_SECONDS),
+                timeout_graceful_shutdown=int(settings.drain_seconds),
                 ssl_certfile=settings.tls_cert_file,
                 ssl_keyfile=settings.tls_key_file,
             )
@@ -166,7 +168,7 @@ class HttpServer:
         self._socket = sock
 
     async def run(self) -> None:
-        """Serve until ``stop``, then wait up to DRAIN_SECONDS for running requests."""
+        """Serve until ``stop``, then let running requests end."""
         await self._server.serve(sockets=[self._socket])
 
     def stop(self) -> None:
@@ -174,10 +176,38 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take the connections that the system has accepted for us: closing the socket would reset them, and what a proxy sent is lost."""
+        waiting = [connection for sock in sockets or () for connection in _accept_waiting(sock)]
+        # A failed handshake is the client's.
+        await asyncio.gather(*map(self._take, waiting), return_exceptions=True)
+        await super().shutdown(sockets)
+
+    async def _take(self, connection: socket.socket) -> None:
+        tls, seconds = self.config.ssl, HANDSHAKE_SECONDS if self.config.ssl else None
+        await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection, ssl=tls, ssl_handshake_timeout=seconds)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes it for other connections."""
+        make: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Do nothing: the program handles signals."""
         yield
+
+
+def _accept_waiting(sock: socket.socket) -> Iterator[socket.socket]:
+    """Yield the connections in the system's queue."""
+    for _ in range(BACKLOG):
+        try:
+            connection, _address = sock.accept()
+        except OSError:
+            return  # there is none
+        connection.setblocking(False)
+        yield connection
 
 
 def _problem(code: str, message: str) -> bytes:

@@ -10,8 +10,6 @@ from shared.telemetry import logs
 
 _log = logs.get(part="rounds")
 
-DRAIN_SECONDS = 30.0
-
 
 class _OverError(Exception):
     """Ends a group from within."""

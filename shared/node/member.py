@@ -26,7 +26,7 @@ from shared.node.announcements import Announcer
 from shared.node.certificate_renewal import CertificateRenewal, DhtNodeCache
 from shared.node.domain_events import DomainEvents
 from shared.node.host_metrics import Host
-from shared.node.lifecycle import DRAIN_SECONDS, background
+from shared.node.lifecycle import background
 from shared.node.mesh_gauges import MeshGauges
 from shared.node.settings import NodeSettings
 from shared.node.stock_clients.nats_micro import Micro
@@ -245,7 +245,7 @@ class Node:
         self.host.update()
         self._gauges.update()
 
-    async def drain(self, grace_seconds: float = DRAIN_SECONDS) -> None:
+    async def drain(self, grace_seconds: float) -> None:
         """Accept no new calls, wait for the running ones, and cancel what is left."""
         self.dispatcher.drain_started.set()
         self.announcer.announce_now()

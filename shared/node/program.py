@@ -1,6 +1,6 @@
 """Runs a service's process: settings, logs, mesh, handlers, HTTP, and an orderly end on SIGTERM.
 
-Shutdown order: announce the drain → accept no new calls and connections → wait up to 30 s for running ones → cancel what is left →
+Shutdown order: announce the drain → accept no new calls and connections → wait up to DRAIN_SECONDS for running ones → cancel what is left →
 close the service → last announcement → links → NATS.
 """
 
@@ -25,6 +25,8 @@ from shared.types import SERVICE_NAMES, Role
 #: The exit status of a worker that an administrator has revoked; the same as aicli's. systemd must not restart it.
 REVOKED_STATUS = 6
 _LOOK_SECONDS = 1.0
+#: The HTTP server cancels what runs after DRAIN_SECONDS, and then needs a moment.
+_LEAVE_SECONDS = 5.0
 #: Requests make few cycles, but thousands of objects a second: with Python's 700, collections took an eighth of a busy gateway's CPU time.
 _COLLECT_AFTER = (20_000, 10, 10)
 
@@ -78,7 +80,7 @@ async def _live(service: type[Service], settings: Any) -> None:
                 gc.set_threshold(*_COLLECT_AFTER)
                 _log.info("ready", port=settings.port, id=node.id)
                 await _wait_for_end(stop, node)
-                await _drain(node, server, serving)
+                await _drain(node, server, serving, settings.drain_seconds)
             _log.info("stopped")
 
 
@@ -95,11 +97,13 @@ async def _wait_for_end(stop: asyncio.Event, node: Node) -> None:
                 await stop.wait()
 
 
-async def _drain(node: Node, server: HttpServer, serving: asyncio.Task[None]) -> None:
+async def _drain(node: Node, server: HttpServer, serving: asyncio.Task[None], seconds: float) -> None:
     _log.info("draining", running=node.dispatcher.running)
+    ends_at = asyncio.get_running_loop().time() + seconds + _LEAVE_SECONDS
     server.stop()
-    await node.drain()
-    await asyncio.wait({serving}, timeout=5)
+    await node.drain(seconds)
+    # Also without calls, which are not HTTP requests.
+    await asyncio.wait({serving}, timeout=ends_at - asyncio.get_running_loop().time())
 
 
 def _print_error(error: errors.AimeshError, status: int) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from shared import addresses, config
 from shared.config import Settings, Variable
@@ -78,6 +79,11 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
             "TRUSTED_PROXIES", "addresses and networks, with commas, whose X-Forwarded-For is trusted and whose connections are not counted"
         ),
     ] = ()
+    drain_seconds: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=3600),
+        Variable("DRAIN_SECONDS", "time for running calls to end after SIGTERM; the process may take 15 s more"),
+    ] = 30.0
     metrics_enabled: Annotated[bool, Variable("METRICS_ENABLED", "serve /metrics")] = True
     traces_off: Annotated[bool, Variable("OTEL_SDK_DISABLED", "true disables tracing")] = False
     trace_ratio: Annotated[
@@ -136,6 +142,11 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
 Migrate = Annotated[
     Literal["on", "off"],
     Variable("MIGRATE", "off: do not migrate the schema at start, and do not start before `aicli stack migrate --pre` has done it"),
+]
+#: For services whose queries are marked `-- replica`.
+READ_URL = "standbys of PostgreSQL, which answer reports, request lists and the history; one or several hosts"
+ReadLagSeconds = Annotated[
+    float, Meta(ge=1, le=300), Variable("DATABASE_READ_LAG_SECONDS", "the primary answers instead of a standby that is further behind")
 ]
 
 

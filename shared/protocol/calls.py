@@ -2,9 +2,10 @@
 
 The shell (``shared.rpc``) opens, answers and cancels calls here and gets the frames to send. It passes in every frame that arrives and
 gets the completed message, if any. The side that dialed the link numbers its calls 1, 3, 5 …, the other 2, 4, 6 …, so the lowest bit
-tells whose call it is.
+tells whose call it is. Requests longer than a message are in ``long_bodies``.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
@@ -12,11 +13,13 @@ import msgspec
 
 from shared import errors
 from shared.protocol import wire
+from shared.protocol.long_bodies import IncomingBody, OutgoingBody
 from shared.protocol.windows import CreditWindow, Windows
-from shared.protocol.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Item, Piece, Reply
+from shared.protocol.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Grant, Item, Piece, Reply
 
 #: Readers grant credit at least every this many items. If a reader's process dies, only credited items are billed.
 CREDIT_ITEMS = 64
+#: Without long bodies, which the callee grants only while it has memory for them.
 MAX_PARTIAL_BYTES = 8 * 1024 * 1024
 
 
@@ -35,16 +38,19 @@ class CallState(Enum):
 #: Which frames may arrive in which state, and the state that follows. Anything else violates the protocol.
 NEXT: dict[tuple[CallState, type[Frame]], CallState] = {
     (CallState.ASKED, Accepted): CallState.ASKED,
+    (CallState.ASKED, Grant): CallState.ASKED,
     (CallState.ASKED, Piece): CallState.ASKED,
     (CallState.ASKED, Reply): CallState.DONE,
     (CallState.ASKED, Error): CallState.DONE,
     (CallState.LISTENING, Accepted): CallState.LISTENING,
+    (CallState.LISTENING, Grant): CallState.LISTENING,
     (CallState.LISTENING, Piece): CallState.LISTENING,
     (CallState.LISTENING, Item): CallState.LISTENING,
     (CallState.LISTENING, End): CallState.DONE,
     (CallState.LISTENING, Error): CallState.DONE,
     # The callee may send these before it sees the CANCEL.
     (CallState.WITHDRAWN, Accepted): CallState.WITHDRAWN,
+    (CallState.WITHDRAWN, Grant): CallState.WITHDRAWN,
     (CallState.WITHDRAWN, Piece): CallState.WITHDRAWN,
     (CallState.WITHDRAWN, Item): CallState.WITHDRAWN,
     (CallState.WITHDRAWN, Reply): CallState.DONE,
@@ -59,7 +65,7 @@ NEXT: dict[tuple[CallState, type[Frame]], CallState] = {
     (CallState.STOPPING, Piece): CallState.STOPPING,
 }
 
-_OF_A_CALL = (Item, Reply, Accepted, End, Error, Cancel, Credit, Piece)
+_OF_A_CALL = (Item, Reply, Accepted, End, Error, Cancel, Credit, Piece, Grant)
 
 Message = Call | Accepted | Reply | Item | End | Error | Cancel | Credit
 
@@ -83,6 +89,8 @@ class _FrameCall:
     taken_items: int = 0
     window: CreditWindow | None = None
     partial: _Partial | None = None
+    outgoing: OutgoingBody | None = None
+    incoming: IncomingBody | None = None
 
 
 class Calls:
@@ -99,6 +107,8 @@ class Calls:
         self._highest_seen = 0
         self._inbound = 0
         self._partial_bytes = 0
+        #: Our calls with pieces that were granted and not sent yet, in turn.
+        self._uploads: deque[int] = deque()
 
     def next_id(self) -> int:
         return self._next_id
@@ -113,8 +123,14 @@ class Calls:
         if len(call.body) <= wire.MAX_BODY_BYTES and window is None:
             return [call]
         credit = (0, 0) if window is None else (window.granted_items, window.granted_bytes)
-        head, rest = _split(call_id, call.body)
-        first = msgspec.structs.replace(call, body=head, more=bool(rest), credit_items=credit[0], credit_bytes=credit[1])
+        head, rest, long_bytes = b"", list[Frame](), 0
+        if len(call.body) > wire.MAX_MESSAGE_BYTES:
+            self._calls[call_id].outgoing, long_bytes = OutgoingBody(call), len(call.body)
+        else:
+            head, rest = _split(call_id, call.body)
+        first = msgspec.structs.replace(
+            call, body=head, more=bool(rest or long_bytes), credit_items=credit[0], credit_bytes=credit[1], body_bytes=long_bytes
+        )
         return [first, *rest]
 
     def withdraw(self, call_id: int) -> list[Frame]:
@@ -126,10 +142,38 @@ class Calls:
             return []
         if call.state is CallState.WITHDRAWN:
             return []
-        call.state = CallState.WITHDRAWN
+        call.state, call.outgoing = CallState.WITHDRAWN, None
         if call.window is not None:
             self._windows.close(call.window)
         return [Cancel(call_id)]
+
+    def is_uploading(self, call_id: int) -> bool:
+        """Return whether one of our calls has not sent all of its long body."""
+        call = self._calls.get(call_id)
+        return call is not None and call.outgoing is not None
+
+    def next_piece(self) -> Piece | None:
+        """Return the next piece of a long body that its callee has granted; of several calls in turn."""
+        while self._uploads:
+            call_id = self._uploads.popleft()
+            call = self._calls.get(call_id)
+            if call is None or (outgoing := call.outgoing) is None:
+                continue
+            piece = outgoing.next_piece()
+            if not piece.more:
+                call.outgoing = None
+            elif not outgoing.waits:
+                self._uploads.append(call_id)
+            return piece
+        return None
+
+    def grant(self, call_id: int) -> list[Frame]:
+        """Let the peer send more of a long body, when that is due: once ``receive`` has returned its CALL, and after each piece."""
+        call = self._calls.get(call_id)
+        if call is None or call.state is not CallState.ARRIVING or call.incoming is None:
+            return []
+        size = call.incoming.next_grant()
+        return [Grant(call_id, size)] if size else []
 
     def take(self, call_id: int, size: int) -> list[Frame]:
         """Note that the reader has taken an item of this size. Returns a CREDIT frame when it is due."""
@@ -192,8 +236,8 @@ class Calls:
         return [Error(call_id, problem)] if self._drop(call_id) else []
 
     def receive(self, frame: Frame) -> Message | None:
-        """Return the message that this frame completes, if any. Raises ProtocolViolation if the link must be closed, and Overloaded if this
-        call must be refused, or withdrawn if it is ours."""
+        """Return the message that this frame completes, if any; of a long request also its CALL, with ``more``. Raises ProtocolViolation if
+        the link must be closed, and Overloaded if this call must be refused, or withdrawn if it is ours."""
         if type(frame) is Call:
             return self._receive_call(frame)
         if not isinstance(frame, _OF_A_CALL):
@@ -237,15 +281,21 @@ class Calls:
         self._calls[frame.id] = call
         if not frame.more:
             return frame
+        if frame.body_bytes:
+            call.incoming = IncomingBody(frame)
+            return frame
         self._collect(call, frame)
         return None
 
     def _is_over(self, call_id: int) -> bool:
         return call_id < self._next_id if call_id & 1 == self._own_parity else call_id <= self._highest_seen
 
-    def _advance(self, call: _FrameCall, frame: Message | Piece, state: CallState) -> Message | None:
+    def _advance(self, call: _FrameCall, frame: Message | Piece | Grant, state: CallState) -> Message | None:
         if isinstance(frame, Piece):
             return self._receive_piece(call, frame)
+        if isinstance(frame, Grant):
+            self._receive_grant(call, frame)
+            return None
         if call.partial is not None and not isinstance(frame, (Cancel, Credit, Error)):
             raise errors.ProtocolViolation(f"{type(frame).__name__} inside a message in pieces")
         withdrawn = call.state is CallState.WITHDRAWN
@@ -278,6 +328,15 @@ class Calls:
         if window.unread_bytes > window.granted_bytes and not window.closed and not self._windows.overdraw(window):
             raise errors.Overloaded("too many unread answers on this link for an item of this size", retry_after_seconds=1)
 
+    def _receive_grant(self, call: _FrameCall, grant: Grant) -> None:
+        if call.state is CallState.WITHDRAWN:
+            return
+        if call.outgoing is None:
+            raise errors.ProtocolViolation(f"call {grant.id} has no body to grant")
+        if call.outgoing.waits:
+            self._uploads.append(grant.id)
+        call.outgoing.grant(grant.bytes)
+
     def _collect(self, call: _FrameCall, frame: Call | Reply | Item | End) -> None:
         call.partial = _Partial(frame, [], 0)
         self._add_part(call.partial, frame.body)
@@ -290,6 +349,8 @@ class Calls:
             raise errors.ProtocolViolation(f"a message in pieces is over {wire.MAX_MESSAGE_BYTES} bytes")
 
     def _receive_piece(self, call: _FrameCall, piece: Piece) -> Message | None:
+        if call.incoming is not None:
+            return self._receive_long(call, call.incoming, piece)
         partial = call.partial
         if partial is None:
             raise errors.ProtocolViolation(f"a piece for call {piece.id} without a first part")
@@ -310,6 +371,12 @@ class Calls:
         else:
             self._drop(piece.id)
         return None if withdrawn else message
+
+    def _receive_long(self, call: _FrameCall, incoming: IncomingBody, piece: Piece) -> Call | None:
+        if call.state is CallState.STOPPING or (whole := incoming.receive(piece)) is None:
+            return None
+        call.state, call.incoming = CallState.SERVING, None
+        return whole
 
     def _drop(self, call_id: int) -> bool:
         call = self._calls.pop(call_id, None)

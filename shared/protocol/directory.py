@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 
 from shared import errors
-from shared.types import ModelName, NodeId, Role
+from shared.types import Ability, ModelName, NodeId, Role
 
 ANNOUNCE_SECONDS = 2.0
 #: Two announcements missed and the third due: a killed node is dropped within 6 s, including the time to notice.
@@ -46,6 +46,14 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     rests: bool = False
     #: Where its server is, for people.
     region: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    #: Its worker knows ``ProcessPrompt.open_ended``.
+    open_ended: bool = False
+    #: ``Ability`` or newer ones; empty from an older worker.
+    abilities: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=32)], ...], msgspec.Meta(max_length=32)] = ()
+
+    @property
+    def sees_images(self) -> bool:
+        return Ability.IMAGES in self.abilities
 
 
 class ModelPull(msgspec.Struct, array_like=True, frozen=True):
@@ -203,10 +211,11 @@ class Directory:
         self._put(entry)
         self._notify(entry)
 
-    def mark_gone(self, node: NodeId, why: str) -> None:
-        """Mark the node as gone. Does nothing if it is unknown or already gone."""
+    def mark_gone(self, node: NodeId, why: str, *, corrects: bool = False) -> None:
+        """Mark the node as gone. Does nothing if it is unknown, or already gone unless ``corrects``: a revoked node may stop before we hear
+        why."""
         entry = self._entries.get(node)
-        if entry is None or not entry.alive:
+        if entry is None or not (entry.alive or corrects):
             return
         entry = replace(entry, routes=(), since=self._now(), why_gone=why)
         self._put(entry)

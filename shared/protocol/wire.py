@@ -18,6 +18,8 @@ MAX_BODY_BYTES = 64 * 1024 - 256
 MAX_BYTES_BEFORE_HELLO = 4 * 1024
 #: For a message in pieces. A larger RPC should be a stream.
 MAX_MESSAGE_BYTES = 1024 * 1024
+#: For the request of a method that allows more than a message: its body follows in pieces once the callee grants it.
+MAX_REQUEST_BYTES = 16 * 1024 * 1024
 #: Concurrent calls per side on one link. The smaller number of both HELLOs applies.
 MAX_CALLS = 4096
 #: For peers that do not say: older versions refuse more.
@@ -49,6 +51,8 @@ class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):
     max_calls: int = MAX_CALLS_UNSAID
     #: The process, as in announcements. Over NATS, two processes with one key both get every message of this link.
     instance: str = ""
+    #: The longest request that the sender takes, for methods that allow one. Older peers take a message.
+    max_request_bytes: int = MAX_MESSAGE_BYTES
 
 
 class Announce(msgspec.Struct, array_like=True, tag=2, frozen=True):
@@ -74,6 +78,8 @@ class Call(msgspec.Struct, array_like=True, tag=3, frozen=True):
     idempotency_key: str = ""
     #: The user's key or token. Sent between clients and the platform's services, never to a worker.
     credential: str = ""
+    #: The body's size if it is longer than a message. Then it follows in PIECE frames as far as GRANT frames allow.
+    body_bytes: int = 0
 
 
 class Accepted(msgspec.Struct, array_like=True, tag=4, frozen=True):
@@ -143,7 +149,14 @@ class Piece(msgspec.Struct, array_like=True, tag=14, frozen=True):
     more: bool
 
 
-Frame = Hello | Announce | Call | Accepted | Reply | Item | End | Error | Cancel | Credit | Ping | Pong | Goaway | Piece
+class Grant(msgspec.Struct, array_like=True, tag=15, frozen=True):
+    """The callee takes this many more bytes of a call's long body. Sent to peers that announced one with CALL."""
+
+    id: int
+    bytes: int
+
+
+Frame = Hello | Announce | Call | Accepted | Reply | Item | End | Error | Cancel | Credit | Ping | Pong | Goaway | Piece | Grant
 
 encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Frame]).decode

@@ -3,22 +3,28 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Generic
+from functools import partial
+from typing import Any, Generic
 
 import msgspec
 
 from shared import context, errors
+from shared.api.gateway import ProcessInferenceRequest
+from shared.api.inference import ProcessPrompt
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.protocol import wire
 from shared.rpc import bodies
 from shared.rpc.connection import RpcConnection
 from shared.rpc.connection_pool import ConnectionPool
+from shared.rpc.serving import AnyMethod, most_request_bytes
 from shared.types import Credential, NodeId
 
 #: How long the first node may take before another is asked as well. A killed node is only noticed after three seconds of silence.
 _ASK_ANOTHER_SECONDS = 0.5
+#: Requests longer than a message.
+_UPLOADS_AT_ONCE = 4
 
 
 class _PendingCall:
@@ -57,6 +63,17 @@ class RpcReply(Generic[Item, End]):
         self._end: End | None = None
         self.call_id = 0
         self._accepted: wire.Accepted | None = None
+
+    def ask(self, call: wire.Call, *, long: bool = False) -> bool:
+        """Send the call, whose number must be the connection's next. Returns False if it is ``long`` and should not be."""
+        if len(call.body) > wire.MAX_MESSAGE_BYTES and not long:
+            return False
+        self._connection.ask(call, self, streaming=True)
+        self.call_id = call.id
+        return True
+
+    async def uploaded(self) -> None:
+        await self._connection.uploaded(self.call_id)
 
     @property
     def node(self) -> NodeId:
@@ -120,6 +137,7 @@ class RpcClient:
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
+        self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
 
     async def call(
         self,
@@ -174,14 +192,26 @@ class RpcClient:
         until = _until(deadline_seconds)
         connection = self._pool.ready(method.served_by, to) or await self._pool.connection(method.served_by, to, until)
         answer: RpcReply[Item, End] = RpcReply(method, connection)
-        answer.call_id = connection.next_id()
-        connection.ask(_frame(answer.call_id, method.name, request, until, credential), answer, streaming=True)
+        make_frame = partial(_frame, connection, method, request, until, credential)
+        # Encoded in its turn if it is long.
+        is_sent = _image_bytes(request) <= wire.MAX_MESSAGE_BYTES and answer.ask(make_frame())
         timer = connection.loop.call_later(until - time.monotonic(), answer.failed, _too_late(method.name))
         try:
+            if not is_sent:
+                await self._upload(answer, make_frame, method.name, until)
             yield answer
         finally:
             timer.cancel()
             connection.withdraw(answer.call_id)
+
+    async def _upload(self, answer: RpcReply[Any, Any], make_frame: Callable[[], wire.Call], method: str, until: float) -> None:
+        """Send a request longer than a message. Only few at once, because each is encoded meanwhile."""
+        try:
+            async with asyncio.timeout(until - time.monotonic()), self._uploads:
+                answer.ask(make_frame(), long=True)
+                await answer.uploaded()
+        except TimeoutError:
+            raise _too_late(method) from None
 
 
 async def ask(connection: RpcConnection, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
@@ -192,8 +222,8 @@ async def ask(connection: RpcConnection, method: Method[Request, Reply], request
 async def _ask(
     connection: RpcConnection, method: Method[Request, Reply], request: Request, until: float, credential: Credential | None
 ) -> Reply:
-    call_id = connection.next_id()
-    frame = _frame(call_id, method.name, request, until, credential)
+    frame = _frame(connection, method, request, until, credential)
+    call_id = frame.id
     pending = _PendingCall(connection.loop, method.name, until)
     try:
         connection.ask(frame, pending, streaming=False)
@@ -227,17 +257,28 @@ def _too_late(method: str) -> errors.DeadlineExceeded:
     return errors.DeadlineExceeded(f"{method} did not answer in time", hint="try again, or give it longer")
 
 
-def _frame(call_id: int, method: str, request: object, until: float, credential: Credential | None) -> wire.Call:
+def _image_bytes(request: object) -> int:
+    return request.image_bytes if isinstance(request, (ProcessInferenceRequest, ProcessPrompt)) else 0
+
+
+def _frame(connection: RpcConnection, method: AnyMethod, request: object, until: float, credential: Credential | None) -> wire.Call:
+    """Return the connection's next call."""
+    if connection.link.max_request_bytes <= wire.MAX_MESSAGE_BYTES and _image_bytes(request):
+        # It would ignore them.
+        node = f"{connection.peer.role} {connection.peer.node[:8]}"
+        raise errors.BadRequest(f"{node} is too old for images", hint="upgrade it, or leave them out")
     body = bodies.encode(request)
-    if len(body) > wire.MAX_MESSAGE_BYTES:
-        raise errors.TooLarge(f"the request is {len(body)} bytes, the limit is {wire.MAX_MESSAGE_BYTES}", hint="send less at once")
+    # Only images make a request long.
+    most_bytes = most_request_bytes(method) if _image_bytes(request) else wire.MAX_MESSAGE_BYTES
+    if len(body) > most_bytes:
+        raise errors.TooLarge(f"the request is {len(body)} bytes, the limit is {most_bytes}", hint="send less at once")
     remaining = until - time.monotonic()
     if remaining <= 0:
-        raise _too_late(method)
+        raise _too_late(method.name)
     now = context.current.get()
     return wire.Call(
-        call_id,
-        method,
+        connection.next_id(),
+        method.name,
         bodies.milliseconds(remaining),
         body,
         request_id=now.request_id.bytes if now else b"",

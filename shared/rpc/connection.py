@@ -6,7 +6,7 @@ from typing import Protocol
 
 from shared import errors
 from shared.protocol import calls, wire
-from shared.protocol.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Item, Piece, Reply
+from shared.protocol.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Grant, Item, Piece, Reply
 from shared.rpc.serving import Dispatcher
 from shared.transports.link import Link
 from shared.types import Peer
@@ -16,6 +16,8 @@ from shared.types import Peer
 RESETS_PER_SECOND, RESETS_AT_ONCE = 200, wire.MAX_CALLS + 1000
 #: For replies to a peer that keeps calling without reading them.
 MAX_UNREAD_BYTES = 8 * 1024 * 1024
+#: For the body of a long request: all of it (16 MiB at 1.1 Mbit/s), and each piece.
+UPLOAD_SECONDS, PIECE_SECONDS = 120.0, 10.0
 
 _ANSWERS = frozenset({Item, Accepted, Reply, End, Error})
 _NOT_THE_LAST = frozenset({Item, Accepted})
@@ -43,6 +45,20 @@ class _Serving:
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self._connection._is_over(self._call_id, task)
+
+
+class _BodyArrival:
+    """A long request whose body is arriving."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: asyncio.Timeout) -> None:
+        self.whole: asyncio.Future[Call] = loop.create_future()
+        self._until = loop.time() + UPLOAD_SECONDS
+        self._loop = loop
+        self._limit = limit
+
+    def progress(self) -> None:
+        if not self.whole.done():
+            self._limit.reschedule(min(self._until, self._loop.time() + PIECE_SECONDS))
 
 
 class _Resets:
@@ -74,11 +90,15 @@ class RpcConnection:
         self._dispatcher = dispatcher
         self._waiters: dict[int, Waiter] = {}
         self._serving: dict[int, _Serving] = {}
+        self._arrivals: dict[int, _BodyArrival] = {}
+        #: Our calls whose long bodies are being sent.
+        self._uploads: dict[int, asyncio.Future[None]] = {}
         self.loop = asyncio.get_running_loop()
         self._now = self.loop.time
         self._resets = _Resets(self._now())
         link.on_frames = self._on_frames
         link.on_closed = self._on_link_closed
+        link.on_written = self._send_piece
 
     @property
     def peer(self) -> Peer:
@@ -97,9 +117,14 @@ class RpcConnection:
         return self._calls.next_id()
 
     def ask(self, call: Call, waiter: Waiter, *, streaming: bool) -> None:
-        """Send a call with ``next_id``. Raises LinkLost, or Overloaded if the link has too many calls."""
+        """Send a call with ``next_id``. Raises LinkLost, Overloaded if the link has too many calls, or TooLarge for an older peer."""
         if self.link.closed is not None:
             raise self.link.closed
+        if len(call.body) > self.link.max_request_bytes:
+            raise errors.TooLarge(
+                f"the request is {len(call.body)} bytes, but {self.peer.role} {self.peer.node[:8]} takes {self.link.max_request_bytes}",
+                hint="upgrade that node, or send smaller images",
+            )
         frames = self._calls.ask(call, streaming=streaming)
         self._waiters[call.id] = waiter
         self._send_all(frames)
@@ -108,6 +133,25 @@ class RpcConnection:
         """Cancel one of our calls. The waiter gets nothing more. Safe to call when it is over."""
         self._waiters.pop(call_id, None)
         self._send_all(self._calls.withdraw(call_id))
+        self._end_uploads()
+
+    async def uploaded(self, call_id: int) -> None:
+        """Wait until a call's long body is sent, or the call is over. The caller needs a deadline."""
+        if self._calls.is_uploading(call_id):
+            self._uploads[call_id] = self.loop.create_future()
+            await self._uploads[call_id]
+
+    async def receive_body(self, call: Call) -> Call:
+        """Let the caller send a long body, and return the call with it. Raises DeadlineExceeded if it arrives too slowly."""
+        try:
+            async with asyncio.timeout(PIECE_SECONDS) as limit:
+                arrival = self._arrivals[call.id] = _BodyArrival(self.loop, limit)
+                self._send_all(self._calls.grant(call.id))
+                return await arrival.whole
+        except TimeoutError:
+            raise errors.DeadlineExceeded("the body of the request did not arrive in time", hint="send it over a faster line") from None
+        finally:
+            self._arrivals.pop(call.id, None)
 
     def took(self, call_id: int, size: int) -> None:
         """Note that the reader has taken an item of this many bytes."""
@@ -161,6 +205,10 @@ class RpcConnection:
                 message = receive(frame)
                 if message is not None:
                     self._deliver(message)
+                elif type(frame) is Piece:
+                    self._grant_more(frame.id)
+                elif type(frame) is Grant:
+                    self._send_piece()
                 elif type(frame) is Cancel:
                     self._resets.add(self._now())  # for a call that was refused or is over
             except errors.Overloaded as error:
@@ -183,6 +231,8 @@ class RpcConnection:
         kind = type(message)
         if kind in _ANSWERS:
             waiter = self._waiters.get(message.id) if kind in _NOT_THE_LAST else self._waiters.pop(message.id, None)
+            if self._uploads:
+                self._end_uploads()
             if waiter is None:
                 return
             if isinstance(message, Error):
@@ -190,7 +240,11 @@ class RpcConnection:
             else:
                 waiter.received(message)  # type: ignore[arg-type]  # narrowed by _ANSWERS
         elif isinstance(message, Call):
-            self._start(message)
+            arrival = self._arrivals.get(message.id)
+            if arrival is None:
+                self._start(message)
+            elif not arrival.whole.done():
+                arrival.whole.set_result(message)
         elif isinstance(message, Cancel):
             self._cancel(message)
         elif isinstance(message, Credit):
@@ -232,10 +286,32 @@ class RpcConnection:
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
             waiter.failed(lost)
+        uploads, self._uploads = self._uploads, {}
+        for upload in uploads.values():
+            if not upload.done():
+                upload.set_result(None)
         for serving in list(self._serving.values()):
             serving.task.cancel()
         for callback in self.on_closed:
             callback(self)
+
+    def _grant_more(self, call_id: int) -> None:
+        if (arrival := self._arrivals.get(call_id)) is not None:
+            arrival.progress()
+            self._send_all(self._calls.grant(call_id))
+
+    def _send_piece(self) -> None:
+        """Send one piece of a long body, if nothing else waits: other calls' frames go between the pieces."""
+        if not self.link.unsent_bytes and (piece := self._calls.next_piece()) is not None:
+            self.link.send(piece)
+            if not piece.more:
+                self._end_uploads()
+
+    def _end_uploads(self) -> None:
+        for call_id in [call_id for call_id in self._uploads if not self._calls.is_uploading(call_id)]:
+            upload = self._uploads.pop(call_id)
+            if not upload.done():
+                upload.set_result(None)
 
     def _send_all(self, frames: list[Frame]) -> None:
         for frame in frames:

@@ -15,9 +15,10 @@ import msgspec
 
 from shared import context, errors
 from shared.api.auth import Principal
-from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
+from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
 from shared.protocol import wire
 from shared.rpc import bodies
+from shared.rpc.request_memory import HeldRequest, RequestMemory
 from shared.telemetry import tracing
 from shared.timing.bounded_waits import BoundedWait
 from shared.types import Credential, Peer, RequestId, Role
@@ -26,6 +27,11 @@ S = TypeVar("S")
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
 
 _RPC = {"rpc.system": "aimesh"}
+
+
+def most_request_bytes(method: AnyMethod) -> int:
+    is_long = isinstance(method, StreamMethod) and method.takes_long_requests
+    return wire.MAX_REQUEST_BYTES if is_long else wire.MAX_MESSAGE_BYTES
 
 
 class RpcCall:
@@ -144,6 +150,8 @@ class Dispatcher:
         self._on_bug = on_bug
         self._handlers: dict[str, Handler] = {}
         self._running: set[asyncio.Task[Any]] = set()
+        #: For the long requests of all links.
+        self.memory = RequestMemory()
         #: None in a service that cannot identify users.
         self.gate: Gate | None = None
         #: What follows each handler, before its caller is answered; may change the reply.
@@ -278,13 +286,29 @@ class Dispatcher:
             context.current.set(context.RequestContext(request_id, frame.traceparent))
         return None
 
+    async def _hold_long(self, method: AnyMethod, frame: wire.Call, call: RpcCall) -> HeldRequest:
+        """Return the memory of a request longer than a message, once its caller may send it. Its credential must be outside of the body."""
+        most_bytes = most_request_bytes(method)
+        if frame.body_bytes > most_bytes:
+            raise errors.TooLarge(f"the request is {frame.body_bytes} bytes, the limit is {most_bytes}", hint="send less at once")
+        if self.gate is not None:
+            await self.gate.admit(method, Nothing(), call)
+        return self.memory.hold(frame.body_bytes)
+
+    async def _run(self, handler: Handler, frame: wire.Call, call: RpcCall, connection: "Replies") -> None:
+        method = handler.method
+        request = bodies.decode_request(method.request, frame.body, method.name)
+        if isinstance(method, StreamMethod):
+            connection.end(frame.id, await self.answer(handler, request, StreamCall[Any](call, connection, frame.id)))
+        else:
+            connection.reply(frame.id, await self.answer(handler, request, call))
+
     async def _settle(self, handler: Handler, frame: wire.Call, caller: Peer, connection: "Replies") -> str:
         """Run and answer a call. Returns its error code, or an empty string."""
         method = handler.method
         try:
             if frame.deadline_ms <= 0:
                 raise errors.DeadlineExceeded(f"the deadline of {method.name} had passed when it arrived")
-            request = bodies.decode_request(method.request, frame.body, method.name)
             until = time.monotonic() + min(frame.deadline_ms, wire.MAX_DEADLINE_MS) / 1000
             context.deadline.set(until)
             call = RpcCall(
@@ -293,10 +317,11 @@ class Dispatcher:
                 credential=Credential(frame.credential) if frame.credential else None,
                 idempotency_key=frame.idempotency_key or None,
             )
-            if isinstance(method, StreamMethod):
-                connection.end(frame.id, await self.answer(handler, request, StreamCall[Any](call, connection, frame.id)))
+            if frame.more:
+                with await self._hold_long(method, frame, call):
+                    await self._run(handler, await connection.receive_body(frame), call, connection)
             else:
-                connection.reply(frame.id, await self.answer(handler, request, call))
+                await self._run(handler, frame, call, connection)
         except errors.AimeshError as error:
             connection.fail(frame.id, error)
             return errors.code_of(error)
@@ -310,6 +335,10 @@ class Dispatcher:
 
 class Replies(ReplySink, Protocol):
     """Sends outcomes to the caller. Does nothing for a call that is over."""
+
+    async def receive_body(self, call: wire.Call) -> wire.Call:
+        """Return a long call with its body."""
+        ...
 
     def reply(self, call_id: int, body: bytes) -> None: ...
 

@@ -11,18 +11,23 @@ import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
 
 from shared import errors
 from shared.api.gateway import Check
-from shared.stores import migrations, queries, server_sessions
+from shared.stores import migrations, queries, server_sessions, transactions
+from shared.stores.replica_reads import ChosenTransaction, DatabaseOptions, ReplicaReads
 from shared.stores.server_sessions import ServerPlace
+from shared.stores.transactions import DatabaseReports
 from shared.timing.backoff import Backoff
 
 T = TypeVar("T")
+
+DatabaseRow = transactions.DatabaseRow
+Transaction = transactions.Transaction
 
 UniqueViolation = asyncpg.UniqueViolationError
 #: Any other error of PostgreSQL or its driver about a statement.
@@ -32,13 +37,13 @@ _OPEN_SECONDS = 30
 _RECONNECT_BACKOFF = Backoff(first_seconds=0.05, longest_seconds=1.0)
 #: Rewriting a large table takes long, as does waiting for another process that does it.
 _MIGRATION_SECONDS = 3600
-_BIND = "SELECT set_config('aimesh.tenant', $1, true)"
 #: The server ends a leader's idle session after this time, so a leader that hangs or is cut off loses its lock.
 _LEASE = "SELECT set_config('idle_session_timeout', $1, false)"
 _LEASE_SECONDS = 20
 _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('aimesh.leader.' || current_schema() || '.' || $1, 0))"
 #: "on" for a standby, and if an administrator or provider has set it.
 _ONLY_READS = "SELECT current_setting('transaction_read_only')"
+_CONNECTIONS = "SELECT (SELECT sum(numbackends) FROM pg_stat_database) AS used, current_setting('max_connections') AS most"
 #: Unread notifications. When the queue is full they are dropped, and the reader learns that it missed some.
 _UNREAD_NOTIFICATIONS = 1000
 #: ``shared.node`` allows 2 s for all checks of a service together. If PostgreSQL hangs, closing the connection takes 0.5 s more.
@@ -63,39 +68,14 @@ _UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 _UNDONE_TRIES = 3
 
 
+_NO_OPTIONS = DatabaseOptions()
+
+
 class _Signal(Enum):
     """What a listener may get instead of a payload."""
 
     MISSED = "missed"
     CLOSED = "closed"
-
-
-class DatabaseRow(Protocol):
-    """A result row, read by column name."""
-
-    def __getitem__(self, column: str) -> Any: ...
-
-
-class Transaction:
-    """Queries in one transaction, created by ``Database.transaction``."""
-
-    def __init__(self, connection: asyncpg.Connection, named: dict[str, queries.NamedQuery]) -> None:
-        self._connection = connection
-        self._queries = named
-
-    async def row(self, query: str, *args: object) -> DatabaseRow | None:
-        found: DatabaseRow | None = await self._connection.fetchrow(self._queries[query].text, *args)
-        return found
-
-    async def rows(self, query: str, *args: object) -> list[DatabaseRow]:
-        return list(await self._connection.fetch(self._queries[query].text, *args))
-
-    async def value(self, query: str, *args: object) -> Any:
-        return await self._connection.fetchval(self._queries[query].text, *args)
-
-    async def run(self, query: str, *args: object) -> int:
-        """Return the number of changed rows."""
-        return _affected(await self._connection.execute(self._queries[query].text, *args))
 
 
 class Leadership:
@@ -133,33 +113,51 @@ class Database:
     again, but a transaction must be repeated by its caller.
     """
 
-    def __init__(self, place: ServerPlace, pool: asyncpg.Pool, named: dict[str, queries.NamedQuery]) -> None:
+    def __init__(
+        self, place: ServerPlace, pool: asyncpg.Pool, named: dict[str, queries.NamedQuery], reports: DatabaseReports | None = None
+    ) -> None:
         self._place = place
         self._pool = pool
         self._queries = named
+        self._replica: ReplicaReads | None = None
+        self._took = None if reports is None else reports.took
+        if reports is not None:
+            reports.pool(lambda: (pool.get_size() - pool.get_idle_size(), pool.get_size(), pool.get_max_size()))
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, url: str, *, schema: str, package: Path, more_queries: Sequence[Path] = (), pool_size: int = 10, migrate: bool = True
+        cls,
+        url: str,
+        *,
+        schema: str,
+        package: Path,
+        more_queries: Sequence[Path] = (),
+        pool_size: int = 10,
+        migrate: bool = True,
+        options: DatabaseOptions = _NO_OPTIONS,
     ) -> AsyncIterator["Database"]:
         """Connect (for up to 30 s, with backoff), migrate, and load the queries of ``package`` and of the folders ``more_queries``. Without
-        ``migrate`` it only checks that the schema is new enough.
+        ``migrate`` it only checks that the schema is new enough. A replica that is away changes nothing but who answers.
 
         Raises Unavailable if PostgreSQL stays down, and BadSettings if it refuses us or does not keep sessions, or a migration was edited.
         """
         place = ServerPlace(url, schema)
         named = queries.load_package(package, *more_queries)
         await _migrate(place, migrations.read(package / "migrations"), migrations.run if migrate else migrations.check)
-        pool = asyncpg.create_pool(
-            url, min_size=0, max_size=pool_size, connect=lambda _url, **driver: place.connect(**driver), reset=_keep_session
-        )
-        async with pool:
-            try:
-                yield cls(place, pool, named)
-            finally:
-                # After the drain nothing should be running, and anything that does would make a graceful close wait for ever.
-                pool.terminate()
+        replica, reports = options.replica, options.reports
+        async with contextlib.AsyncExitStack() as stack:
+            found = cls(place, await stack.enter_async_context(_pool(place, pool_size)), named, reports)
+            if replica is not None:
+                of_replica = ServerPlace(server_sessions.standby_url(replica.url), schema)
+                standby = cls(of_replica, await stack.enter_async_context(_pool(of_replica, pool_size)), named)
+                found._replica = ReplicaReads(replica, found._connection, standby._connection, reports)
+                tasks = asyncio.TaskGroup()
+                await tasks.__aenter__()
+                # A callback, so that the TaskGroup does not wrap the block's own errors in an ExceptionGroup.
+                stack.push_async_callback(tasks.__aexit__, None, None, None)
+                stack.callback(tasks.create_task(found._replica.watch()).cancel)
+            yield found
 
     async def row(self, query: str, *args: object, deadline_seconds: float = 5) -> DatabaseRow | None:
         return await self._ask(query, deadline_seconds, lambda tx: tx.row(query, *args))
@@ -178,16 +176,34 @@ class Database:
     @contextlib.asynccontextmanager
     async def transaction(self, *, deadline_seconds: float = 10) -> AsyncIterator[Transaction]:
         """Commit at the end of the block, or roll back on an exception. If the connection is lost at the commit, the outcome is unknown."""
-        async with self._connection(deadline_seconds) as connection, connection.transaction():
-            yield Transaction(connection, self._queries)
+        async with self._begun(None, deadline_seconds) as transaction:
+            yield transaction
 
     @contextlib.asynccontextmanager
     async def bound(self, tenant: UUID, *, deadline_seconds: float = 10) -> AsyncIterator[Transaction]:
         """Open a transaction that sees only one tenant's rows, whatever its queries ask for (row-level security). Two round trips more than
         ``row`` and ``rows``: for what users ask for, not for what every request needs."""
+        async with self._begun(tenant, deadline_seconds) as transaction:
+            yield transaction
+
+    @contextlib.asynccontextmanager
+    async def _begun(self, tenant: UUID | None, deadline_seconds: float) -> AsyncIterator[Transaction]:
+        if self._replica is not None:
+            async with ChosenTransaction(self._replica, self._queries, self._took, tenant, deadline_seconds) as chosen:
+                yield chosen
+            return
         async with self._connection(deadline_seconds) as connection, connection.transaction():
-            await connection.execute(_BIND, str(tenant))
-            yield Transaction(connection, self._queries)
+            await transactions.bind(connection, tenant)
+            yield Transaction(connection, self._queries, self._took)
+
+    async def written(self, *tenants: UUID) -> None:
+        """Call after a commit that changed what these tenants read by queries marked `-- replica`, before they are answered."""
+        if self._replica is not None:
+            await self._replica.written(tenants)
+
+    def check_replica(self) -> tuple[Check, ...]:
+        """Return whether the replica answers, for /dependencies; nothing without a replica."""
+        return () if self._replica is None else (self._replica.check(),)
 
     @contextlib.asynccontextmanager
     async def leadership(self, lock: str) -> AsyncIterator[Leadership]:
@@ -218,20 +234,25 @@ class Database:
                 await asyncio.sleep(_RECONNECT_BACKOFF.pause(failures))
 
     async def check(self) -> Check:
-        """Return whether PostgreSQL answers and accepts writes, for /readyz, before the caller's timeout."""
+        """Return whether PostgreSQL answers and accepts writes, and its connections in use, before the caller's timeout."""
         try:
             async with self._connection(_CHECK_SECONDS) as connection:
                 await _check_it_writes(connection)
+                server = await connection.fetchrow(_CONNECTIONS)
         except errors.Unavailable as error:
             return Check("postgresql", ok=False, detail=f"{error.message} ({_reason(error.__cause__)}); {error.hint}")
-        return Check("postgresql", ok=True)
+        pool = f"{self._pool.get_size() - self._pool.get_idle_size()} of {self._pool.get_max_size()} by this service"
+        return Check("postgresql", ok=True, detail=f"connections in use: {server['used']} of {server['most']}; {pool}")
 
     async def _ask(self, query: str, deadline_seconds: float, ask: Callable[[Transaction], Awaitable[T]]) -> T:
         only_reads = self._queries[query].only_reads
         for attempt in itertools.count(1):
             try:
+                if self._replica is not None and self._queries[query].on_replica:
+                    async with self._begun(None, deadline_seconds) as chosen:
+                        return await ask(chosen)
                 async with self._connection(deadline_seconds) as connection:
-                    return await ask(Transaction(connection, self._queries))
+                    return await ask(Transaction(connection, self._queries, self._took))
             except errors.Unavailable as error:
                 if not _may_be_repeated(error.__cause__, attempt, only_reads=only_reads):
                     raise
@@ -339,6 +360,19 @@ async def _check_it_writes(connection: asyncpg.Connection) -> None:
         raise asyncpg.ReadOnlySQLTransactionError("the server is a standby, or was set to read only")
 
 
+@contextlib.asynccontextmanager
+async def _pool(place: ServerPlace, size: int) -> AsyncIterator[asyncpg.Pool]:
+    pool = asyncpg.create_pool(
+        place.url, min_size=0, max_size=size, connect=lambda _url, **driver: place.connect(**driver), reset=_keep_session
+    )
+    async with pool:
+        try:
+            yield pool
+        finally:
+            # After the drain nothing should be running, and anything that does would make a graceful close wait for ever.
+            pool.terminate()
+
+
 async def _keep_session(_connection: asyncpg.Connection) -> None:
     """Does nothing: sessions are not changed outside transactions, so asyncpg's reset, one round trip per query, is not needed."""
 
@@ -390,9 +424,3 @@ def _unavailable(cause: Exception) -> errors.Unavailable:
 
 def _reason(cause: BaseException | None) -> str:
     return "no answer in time" if isinstance(cause, TimeoutError) else str(cause)
-
-
-def _affected(status: str) -> int:
-    """Parse ``INSERT 0 3`` or ``UPDATE 3`` to 3; 0 for statements without a count."""
-    count = status.rpartition(" ")[2]
-    return int(count) if count.isdecimal() else 0

@@ -3,6 +3,8 @@
 -- name: find_user
 -- One user by id.
 SELECT * FROM users WHERE id = $1;
+
+A line `-- replica` below the comment lets a replica answer (see ``replica_reads``).
 """
 
 import itertools
@@ -12,6 +14,9 @@ from pathlib import Path
 
 _HEAD = re.compile(r"^-- name: *(?P<name>\S*) *$", re.MULTILINE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_READING = {"select", "with"}
+_SETS = re.compile(r"select\s+set_config\(", re.IGNORECASE)
+_REPLICA = re.compile(r"^-- replica *\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,10 @@ class NamedQuery:
     text: str
     #: A plain SELECT, which may be sent again if its connection dies. So no SELECT may call a function that writes.
     only_reads: bool
+    #: A replica may answer.
+    on_replica: bool = False
+    #: It only changes settings of its transaction.
+    only_sets: bool = False
 
 
 def load(path: Path) -> dict[str, NamedQuery]:
@@ -55,13 +64,18 @@ def parse(text: str, source: str) -> dict[str, NamedQuery]:
             raise ValueError(f"{source}: {name!r} is not a snake_case name, or is used twice")
         if not comment.startswith("-- "):
             raise ValueError(f"{source}: {name} needs a comment in its first line that says what it does")
+        sql, marks = _REPLICA.subn("", sql)
         sql = sql.strip().removesuffix(";")
         if not sql:
             raise ValueError(f"{source}: {name} is empty")
-        queries[name] = NamedQuery(name, sql, only_reads=_first_word(sql) == "select")
+        code = _first_code(sql)
+        first = code.split(maxsplit=1)[0].lower()
+        if marks and first not in _READING:
+            raise ValueError(f"{source}: {name} is marked `-- replica`, but does not read")
+        queries[name] = NamedQuery(name, sql, first == "select", on_replica=marks > 0, only_sets=_SETS.match(code) is not None)
     return queries
 
 
-def _first_word(sql: str) -> str:
+def _first_code(sql: str) -> str:
     code = (line for line in sql.splitlines() if line.strip() and not line.lstrip().startswith("--"))
-    return next(code, "").split(maxsplit=1)[0].lower()
+    return next(code, "-").lstrip()

@@ -46,7 +46,11 @@ def lanes(
     if not where.is_cluster:
         return [ValkeyConnection(where, trusted, tasks, partial(_find_primary, where)) for _ in range(number)]
     servers = _ClusterMap(where, tasks)
-    return [ClusterLane(servers, lambda server: ValkeyConnection(_at(where, server), trusted, tasks)) for _ in range(number)]
+
+    def connect(server: _Address) -> ValkeyConnection:
+        return ValkeyConnection(_at(where, server), trusted, tasks, partial(servers.reconnect, server))
+
+    return [ClusterLane(servers, connect) for _ in range(number)]
 
 
 def _at(where: ValkeyUrl, server: _Address) -> ValkeyUrl:
@@ -82,6 +86,7 @@ class _ClusterMap:
         self._reading: asyncio.Task[None] | None = None
         self._read_at = 0.0
         self._problem: Exception | None = None
+        self._is_closed = False
 
     def find(self, key: str) -> _Address:
         """Raises OSError."""
@@ -102,9 +107,18 @@ class _ClusterMap:
         return self._reading
 
     def read_soon(self) -> None:
-        """Ask the cluster, unless it was asked just now."""
-        if self._loop.time() >= self._read_at + _AGAIN_SECONDS:
+        """Ask the cluster, unless it was asked just now, or this is closed."""
+        if not self._is_closed and self._loop.time() >= self._read_at + _AGAIN_SECONDS:
             self.read()
+
+    def close(self) -> None:
+        """The tasks end now; calls that fail meanwhile start no new one."""
+        self._is_closed = True
+
+    async def reconnect(self, server: _Address) -> ValkeyUrl:
+        """Ask the cluster whether the server was replaced: calls to each server, such as health checks, name none."""
+        self.read_soon()
+        return _at(self._where, server)
 
     async def _read(self) -> None:
         self._read_at = self._loop.time()
@@ -155,6 +169,7 @@ class ClusterLane:
         return [self._connection(address) for address in self._servers.primaries()]
 
     def close(self) -> None:
+        self._servers.close()
         for connection in self._connections.values():
             connection.close()
 

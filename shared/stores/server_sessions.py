@@ -30,6 +30,7 @@ _SETTINGS = {
     "aimesh.tenant": "*",
 }
 _FOR_EVER = "0"
+_PREFER = "prefer-standby"
 _SQL = queries.load(Path(__file__).with_name("server_sessions.sql"))
 
 #: The settings are wrong; waiting does not help.
@@ -101,6 +102,17 @@ def urls_of(url: str) -> list[str]:
         return [f"{base.replace(parts.netloc, login + at + name, 1)}?{urlencode(options)}" for name in names]
     ports = islice(cycle(options.pop("port", "5432").split(",")), len(names))
     return [f"{base}?{urlencode({**options, 'host': name, 'port': port})}" for name, port in zip(names, ports, strict=True)]
+
+
+def standby_url(url: str) -> str:
+    """Return a URL of several hosts that leads to standbys only. Asked host by host, prefer-standby would take the first primary."""
+    base, parts = url.partition("?")[0], urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if len(urls_of(url)) == 1:
+        return url
+    if options.get("target_session_attrs", _PREFER) == _PREFER:
+        options["target_session_attrs"] = "standby"
+    return f"{base}?{urlencode(options)}"
 
 
 async def open_first(place: ServerPlace) -> asyncpg.Connection:

@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 from shared import errors
-from shared.joined_writes import JoinedWrites
 from shared.stores import resp
 from shared.stores.resp import Reply, ReplyError, RespParser, Word
 from shared.stores.valkey_url import ValkeyUrl
+from shared.timing.joined_writes import JoinedWrites
 
 CONNECT_SECONDS = 1.0
 #: A server that has not answered the oldest call for so long is considered lost.

@@ -55,6 +55,8 @@ class MeasuredAnswer:
     first_text_seconds: float | None = None
     input_tokens: int = 0
     output_tokens: int = 0
+    #: The part of ``output_tokens`` that was spent on thoughts.
+    reasoning_tokens: int = 0
     #: The number of parallel answers (`n`); ``output_tokens`` is their total.
     at_once: int = 1
     #: The number of streamed chunks; 0 if they were not counted.
@@ -104,6 +106,7 @@ class _Answers:
         self._models: set[str] = set()
         self._duration = _SeriesCache(lambda: metrics.request_duration)
         self._tokens = _SeriesCache(lambda: metrics.tokens)
+        self._reasoning_tokens = _SeriesCache(lambda: metrics.reasoning_tokens)
         self._first_text = _SeriesCache(lambda: metrics.ttft_seconds)
 
     def _count(self, answer: MeasuredAnswer, model: str, exemplar: dict[str, str] | None) -> None:
@@ -114,6 +117,8 @@ class _Answers:
             self._tokens.of("input", model).inc(answer.input_tokens)
         if answer.output_tokens > 0:
             self._tokens.of("output", model).inc(answer.output_tokens)
+        if answer.reasoning_tokens > 0:
+            self._reasoning_tokens.of(model).inc(answer.reasoning_tokens)
         if answer.first_text_seconds is not None:
             self._first_text.of(model).observe(answer.first_text_seconds, exemplar)
 

@@ -71,6 +71,25 @@ LOG_LINES_LOST = counter(
 )
 BUILD_INFO = gauge("ai_platform_build_info", "Always 1; the labels show the running version", ("service", "version", "python"))
 
+# --- auth, gateway and metrics ------------------------------------------------------------------------------------------
+
+DATABASE_QUERY_SECONDS = histogram(
+    "ai_platform_database_query_seconds", "Duration of a statement in PostgreSQL, from sending it", unit="seconds", buckets=CALL_SECONDS
+)
+DATABASE_CONNECTIONS = gauge(
+    "ai_platform_database_connections", "Connections to PostgreSQL: used now, open, and the most (DATABASE_POOL)", ("state",)
+)
+DATABASE_READS = counter(
+    "ai_platform_database_reads_total",
+    "Queries marked for a replica, by who answered: replica, or primary with the reason, such as primary_behind or primary_own_write",
+    ("server",),
+)
+DATABASE_REPLICA_LAG = gauge(
+    "ai_platform_database_replica_lag_seconds",
+    "How far the replica of DATABASE_READ_URL is behind the primary at most; it grows while the replica is away",
+    unit="seconds",
+)
+
 # --- auth ------------------------------------------------------------------------------------------------------------
 
 REGISTRATIONS = counter("ai_platform_registrations_total", "Users registered")
@@ -91,6 +110,10 @@ NATS_LOGINS = counter(
     "Logins at the NATS servers that auth has decided, by the node's role and the result: ok or refused; refused ones have no role",
     ("role", "result"),
     known=(*((role, "ok") for role in Role), ("", "refused")),
+)
+
+TICKET_NEW_NETWORKS = counter(
+    "ai_platform_ticket_new_networks_total", "Uses of tickets that are bound to networks, from where they were never used before"
 )
 
 AUDIT_CHAIN_VALID = gauge(
@@ -260,6 +283,7 @@ UPSTREAM_SPENDING = counter(
     "What providers ask for the requests, in micro-credits; without a route, the target is the model",
     ("route", "target", "provider"),
 )
+UPSTREAM_UP = gauge("ai_platform_upstream_up", "1 while a server of this worker answers and lists its models", ("server",))
 UPSTREAM_REFUSED = gauge(
     "ai_platform_upstream_refused", "1 while a server refuses this worker's key or account, by its last answers", ("server",)
 )
@@ -284,6 +308,12 @@ TOKENS = counter(
     ("type", "model"),
     unit="tokens",
 )
+REASONING_TOKENS = counter(
+    "ai_platform_reasoning_tokens_total",
+    "Output tokens that the gateway's answers spent on thoughts",
+    ("model",),
+    unit="tokens",
+)
 TTFT_SECONDS = histogram(
     "ai_platform_ttft_seconds",
     "Time from the start of a request to its first text, including queueing",
@@ -292,6 +322,16 @@ TTFT_SECONDS = histogram(
     buckets=FIRST_TOKEN_SECONDS,
 )
 QUEUE_DEPTH = gauge("ai_platform_queue_depth", "Requests that are waiting for a free slot", ("model",))
+OLDEST_WAIT = gauge(
+    "ai_platform_oldest_wait_seconds",
+    "How long the oldest request that waits for a slot or the start of a worker has waited",
+    ("model",),
+)
+MODEL_REQUESTS = counter(
+    "ai_platform_model_requests_total",
+    "Requests for a model, each once however often it is retried, by result: arrived, or refused because the queue is full",
+    ("model", "result"),
+)
 
 QUEUE_WAIT_SECONDS = histogram(
     "ai_platform_queue_wait_seconds",
@@ -308,6 +348,9 @@ WORKER_UP = gauge(
 )
 WORKER_SLOTS = gauge(
     "ai_platform_worker_slots", "Sequences that the engine can run concurrently, by state: busy or free", ("model", "state")
+)
+ANSWER_PARSE_FAILURES = counter(
+    "ai_platform_answer_parse_failures_total", "Answers that the model's chat template doesn't describe, delivered as text", ("model",)
 )
 ENGINE_RESTARTS = counter("ai_platform_engine_restarts_total", "How often the engine process died and was restarted", ("model",))
 ENGINE_OVERHEAD = gauge(
@@ -350,6 +393,19 @@ COMPLETED_TOKENS = counter(
     ("model",),
     unit="tokens",
 )
+WANTED_REPLICAS = gauge("ai_platform_wanted_replicas", "Workers that the pool should have now", ("pool",))
+POOL_REPLICAS = gauge(
+    "ai_platform_pool_replicas", "Workers of the pool, by state: ready, or starting while they load their model", ("pool", "state")
+)
+DENIED_REPLICAS = gauge(
+    "ai_platform_denied_replicas", "Workers that the demand needs and the pool's maximum or its budget of the day forbids", ("pool",)
+)
+SCALING_AGE = gauge("ai_platform_scaling_age_seconds", "Age of the newest data about the pool; over 30 its size is not changed", ("pool",))
+SCALE_HOOK_FAILURES = gauge(
+    "ai_platform_scale_hook_failures", "How often the pool's hook has failed in a row; 0 after a success", ("pool",)
+)
+POOLS_FILE_BAD = gauge("ai_platform_pools_file_bad", "1 while POOLS_FILE has changed and can't be used, so that the old pools stay; else 0")
+
 NODE_UP = gauge(
     "ai_platform_node_up",
     "1 for a live node, 0 for a node that disappeared without shutting down cleanly; removed after an hour",

@@ -28,7 +28,7 @@ class Dependency(Body, frozen=True, omit_defaults=False):
     state: _State
     #: The first check with this state.
     since: datetime
-    #: Empty if ok.
+    #: Why it fails; if ok, empty or how much is in use.
     reason: str
     last_success: datetime | None
 

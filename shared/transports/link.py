@@ -56,6 +56,8 @@ class Link:
         self.round_trip_seconds: float | None = None
         #: Concurrent calls per side. Set by the HELLOs, before the layer above gets the link.
         self.max_calls = wire.MAX_CALLS_UNSAID
+        #: The longest request that the peer takes. Set like ``max_calls``.
+        self.max_request_bytes = wire.MAX_MESSAGE_BYTES
         self.on_frames: Callable[[list[Frame]], None] = lambda frames: None
         self.on_closed: Callable[[errors.AimeshError], None] = lambda why: None
         #: Returns the number of our revocation list, for every PONG; and receives the peer's number.
@@ -68,6 +70,8 @@ class Link:
         self._unsent_bytes = 0
         self._drained = asyncio.Event()
         self._drained.set()
+        #: Called when all that was queued is written.
+        self.on_written: Callable[[], None] = lambda: None
         self._received_at = now
         self._ping_number = 0
         self._ping_at = now
@@ -115,6 +119,7 @@ class Link:
     def agree(self, hello: Hello) -> None:
         """Apply the peer's first valid HELLO."""
         self.max_calls = max(1, min(wire.MAX_CALLS, hello.max_calls))
+        self.max_request_bytes = max(wire.MAX_MESSAGE_BYTES, min(wire.MAX_REQUEST_BYTES, hello.max_request_bytes))
 
     def take_writes(self, most_bytes: int = wire.MAX_WRITE_BYTES) -> list[list[Frame]]:
         """Return what is queued, split into writes of about ``most_bytes``. Frames are never split."""
@@ -136,6 +141,8 @@ class Link:
         self._unsent_bytes = sum(wire.size_of(frame) for frame in self._unsent) if self._unsent else 0
         if self._unsent_bytes <= HIGH_WATER_BYTES:
             self._drained.set()
+        if not self._unsent_bytes:
+            self.on_written()
 
     def receive(self, frames: list[Frame], now: float) -> None:
         """Handle the frames of one write. PING and PONG end here; the rest goes to the layer above."""

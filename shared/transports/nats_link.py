@@ -220,7 +220,17 @@ class NatsTransport:
     def _hello(self, link: NatsLink) -> Hello:
         me = self.me
         sent_at = time.time_ns() // 1_000_000
-        unsigned = Hello(wire.VERSION, me.role, me.node, sent_at, me.software, b"", max_calls=wire.MAX_CALLS, instance=me.instance)
+        unsigned = Hello(
+            wire.VERSION,
+            me.role,
+            me.node,
+            sent_at,
+            me.software,
+            b"",
+            max_calls=wire.MAX_CALLS,
+            instance=me.instance,
+            max_request_bytes=wire.MAX_REQUEST_BYTES,
+        )
         signature = me.key.sign("hello", wire.hello_text(unsigned, link.peer.node, link.id))
         return msgspec.structs.replace(unsigned, signature=signature)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared import errors
-from shared.identity import base64url, login_tokens, node_keys
+from shared.identity import base64url, login_tokens, node_keys, private_file
 from shared.transports.nats.nats_protocol import Info
 from shared.transports.nats.servers import ServerAddress
 
@@ -109,7 +109,7 @@ def _signature(key: node_keys.NodeKey, info: Info) -> str:
 
 def _read_creds(path: Path) -> tuple[str, node_keys.NodeKey]:
     try:
-        if path.stat().st_mode & 0o077:
+        if private_file.is_exposed(path):
             raise errors.BadSettings(f"NATS_CREDS_FILE: {path} can be read by others", hint=f"chmod 600 {path}")
         with path.open("rb") as file:
             text = file.read(_MAX_CREDS_BYTES).decode(errors="replace")

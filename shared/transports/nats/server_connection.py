@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
 from shared import errors
-from shared.joined_writes import JoinedWrites
+from shared.timing.joined_writes import JoinedWrites
 from shared.transports.nats import nats_protocol
 from shared.transports.nats.login import NatsLogin
 from shared.transports.nats.nats_protocol import Info, NatsMessage, NatsParser, NatsPing, NatsPong, Operation, ServerError

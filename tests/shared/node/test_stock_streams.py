@@ -94,7 +94,7 @@ async def test_without_the_header_the_whole_answer_is_one_message(stock: Stock) 
     assert (answer["text"], answer["finishReason"], answer["usage"]) == (
         "Hello",
         "stop",
-        {"promptTokens": 5, "completionTokens": 2, "cachedTokens": 0},
+        {"promptTokens": 5, "completionTokens": 2, "cachedTokens": 0, "reasoningTokens": 0},
     )
     packed = await stock.nats.request(SUBJECT, msgpack.packb({"request": {"prompt": "hi"}}), timeout=SECONDS)
     assert msgpack.unpackb(packed.data)["text"] == "Hello"

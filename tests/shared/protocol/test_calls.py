@@ -77,9 +77,10 @@ def test_a_message_of_any_size_arrives_through_frames_of_64_kib(size: int) -> No
 
 def test_a_message_over_a_mebibyte_is_refused() -> None:
     asking, answering = pair()
-    _, frames = ask(asking, bytes(wire.MAX_MESSAGE_BYTES + 1))
+    call_id, frames = ask(asking)
+    give(answering, frames)
     with pytest.raises(errors.ProtocolViolation, match="over 1048576 bytes"):
-        give(answering, frames)
+        give(asking, answering.reply(call_id, bytes(wire.MAX_MESSAGE_BYTES + 1)))
 
 
 def test_partially_received_messages_are_bounded_together() -> None:

@@ -73,6 +73,16 @@ def test_a_node_is_back_with_its_next_announcement_and_alive_since_then() -> Non
     assert [(entry.alive, entry.since.second) for entry in here.told] == [(True, 0), (False, 2), (True, 3)]
 
 
+def test_a_node_that_stopped_before_we_heard_of_its_revocation_is_listed_as_revoked() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats")
+    here.nodes.mark_gone(WORKER, "stopped")
+    here.nodes.mark_gone(WORKER, "its link died")
+    assert [entry.why_gone for entry in here.nodes.entries(Role.WORKER)] == ["stopped"]
+    here.nodes.mark_gone(WORKER, "revoked by an administrator", corrects=True)
+    assert [entry.why_gone for entry in here.nodes.entries(Role.WORKER)] == ["revoked by an administrator"]
+
+
 def test_a_restart_under_the_same_key_is_reported_even_if_unnoticed() -> None:
     here = Hours()
     here.nodes.apply_announcement(make_announcement(), "nats")
@@ -217,13 +227,15 @@ def test_an_announcement_survives_encoding_even_a_longer_one_of_a_newer_version(
 
 
 def test_an_offer_is_read_by_versions_without_its_newest_fields() -> None:
-    offer = ModelOffer(ModelName("gpt-x"), 2048, "abc", provider="acme", only_moderates=True, rests=True, region="eu")
+    offer = ModelOffer(
+        ModelName("gpt-x"), 2048, "abc", provider="acme", only_moderates=True, rests=True, region="eu", abilities=("images",)
+    )
     announcement = make_announcement(models=(offer,))
     assert directory.decode(directory.encode(announcement)).models == (offer,)
     fields = msgspec.structs.fields(ModelOffer)
-    newest = ["provider", "only_moderates", "rests", "region"]
-    assert [field.name for field in fields[-4:]] == newest, "fields of an array may only be appended"
-    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-3]], array_like=True)
+    newest = ["provider", "only_moderates", "rests", "region", "open_ended", "abilities"]
+    assert [field.name for field in fields[-6:]] == newest, "fields of an array may only be appended"
+    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-5]], array_like=True)
     read = msgspec.msgpack.decode(msgspec.msgpack.encode(offer), type=older)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(read), type=ModelOffer) == ModelOffer(
         ModelName("gpt-x"), 2048, "abc", provider="acme"

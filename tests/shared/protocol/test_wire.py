@@ -12,7 +12,24 @@ from hypothesis import strategies as st
 from shared import errors
 from shared.identity import node_keys
 from shared.protocol import wire
-from shared.protocol.wire import Accepted, Announce, Call, Cancel, Credit, End, Error, Frame, Goaway, Hello, Item, Piece, Ping, Pong, Reply
+from shared.protocol.wire import (
+    Accepted,
+    Announce,
+    Call,
+    Cancel,
+    Credit,
+    End,
+    Error,
+    Frame,
+    Goaway,
+    Grant,
+    Hello,
+    Item,
+    Piece,
+    Ping,
+    Pong,
+    Reply,
+)
 from shared.types import NodeId, Role
 
 SEED = b"SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"  # of the NATS documentation, nobody's
@@ -23,7 +40,7 @@ ONE_OF_EACH: list[tuple[Frame, list[object]]] = [
     (Announce(b"x"), [2, b"x"]),
     (
         Call(1, "auth.loginUser", 2000, b"\x80", credential="k"),
-        [3, 1, "auth.loginUser", 2000, b"\x80", False, 0, 0, b"", "", "", "k"],
+        [3, 1, "auth.loginUser", 2000, b"\x80", False, 0, 0, b"", "", "", "k", 0],
     ),
     (Accepted(1), [4, 1, b""]),
     (Reply(1, b"\x80"), [5, 1, b"\x80", False]),
@@ -36,6 +53,7 @@ ONE_OF_EACH: list[tuple[Frame, list[object]]] = [
     (Pong(7, 2), [12, 7, 2]),
     (Goaway("bye"), [13, "bye"]),
     (Piece(3, b"more", False), [14, 3, b"more", False]),
+    (Grant(3, 65536), [15, 3, 65536]),
 ]
 
 
@@ -45,11 +63,11 @@ def test_an_independent_msgpack_library_reads_and_writes_the_same(frame: Frame, 
     assert wire.decode(msgpack.packb([plain])) == [frame]
 
 
-def test_a_hello_of_an_older_version_means_256_calls() -> None:
+def test_a_hello_of_an_older_version_means_256_calls_and_no_long_requests() -> None:
     older = [1, 1, "worker", KEY.id, 1_700_000_000_000, "aimesh/0.1.0", b"", b"certificate", 7, b""]
     [hello] = wire.decode(msgpack.packb([older]))
     assert isinstance(hello, Hello)
-    assert hello.max_calls == 256
+    assert (hello.max_calls, hello.max_request_bytes) == (256, wire.MAX_MESSAGE_BYTES)
 
 
 def test_the_signed_text_of_hello_never_changes() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,20 @@ async def test_rows_values_and_counts(postgres_url: str, package: Path) -> None:
         assert found["id"] == 1
         assert await db.row("find", "table") is None
         assert (await db.check()).ok
+
+
+async def test_a_check_tells_the_connections_in_use(postgres_url: str, package: Path) -> None:
+    async def used(db: Database) -> tuple[int, ...]:
+        found = re.fullmatch(r"connections in use: (\d+) of 200; (\d+) of 4 by this service", (await db.check()).detail)
+        assert found is not None
+        return tuple(map(int, found.groups()))
+
+    async with opened(postgres_url, package) as db:
+        _, none_held = await used(db)
+        async with db.transaction(), db.transaction():
+            in_server, in_pool = await used(db)
+        assert in_pool == none_held + 2
+        assert 3 <= in_server <= 200
 
 
 async def test_a_unique_violation_is_the_stores_to_translate(postgres_url: str, package: Path) -> None:

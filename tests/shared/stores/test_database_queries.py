@@ -1,5 +1,8 @@
 """How a file of named queries is read."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from shared.stores import queries
@@ -40,3 +43,41 @@ def test_only_a_plain_select_may_be_sent_twice(sql: str, reads: bool) -> None:
 def test_bad_files(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         queries.parse(text, "x.sql")
+
+
+@pytest.mark.parametrize(
+    ("sql", "on_replica", "only_sets"),
+    [
+        pytest.param("-- replica\nSELECT 1", True, False, id="marked"),
+        pytest.param("-- More about it.\n-- replica\nWITH x AS (SELECT 1) SELECT * FROM x", True, False, id="below two lines"),
+        pytest.param("SELECT 1 -- replica", False, False, id="not a line of its own"),
+        pytest.param("-- More.\n-- replica\nSELECT set_config('jit', 'off', true)", True, True, id="a setting"),
+    ],
+)
+def test_a_mark_lets_a_replica_answer(sql: str, on_replica: bool, only_sets: bool) -> None:
+    found = queries.parse(f"-- name: q\n-- What.\n{sql};", "x.sql")["q"]
+    assert (found.on_replica, found.only_sets) == (on_replica, only_sets)
+    assert "-- replica\n" not in found.text
+
+
+def test_a_write_cannot_be_marked() -> None:
+    with pytest.raises(ValueError, match="does not read"):
+        queries.parse("-- name: q\n-- What.\n-- replica\nDELETE FROM t", "x.sql")
+
+
+def test_replicas_answer_reports_and_lists_only() -> None:
+    """Never keys, money, limits, tickets or the verification of the audit log."""
+    packages = {name: queries.load_package(SERVICES / name) for name in ("auth", "gateway", "metrics")}
+    marked = {f"{service}.{name}": query.text for service, found in packages.items() for name, query in found.items() if query.on_replica}
+    assert {name for name, text in marked.items() if re.search(r"\b(INSERT|UPDATE|DELETE|FOR UPDATE|pg_\w+lock)\b", text)} == set()
+    tables = {name: set(re.findall(r"\b(?:FROM|JOIN)\s+([a-z_]+)\b(?!\()", text)) & TABLES for name, text in marked.items()}
+    assert tables.pop("gateway.sum_refunds") == {"entries"}, "what a report says was refunded; it decides nothing"
+    assert set().union(*tables.values()) == {"request_logs", "feedback", "usage_stats", "snapshots", "layouts"}
+
+
+SERVICES = Path(__file__).parents[3] / "services"
+TABLES = {
+    name
+    for path in SERVICES.glob("*/migrations/*.sql")
+    for name in re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?([a-z_]+)", path.read_text(encoding="utf-8"))
+}

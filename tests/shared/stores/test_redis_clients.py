@@ -19,6 +19,7 @@ from services.auth.sessions.session_store import SessionStore, StoredLogin
 from services.gateway.limits.limit_rules import LimitKind, LimitScope, RequestLimit
 from services.gateway.limits.limit_scripts import LimitScripts
 from shared import errors
+from shared.stores import redis_clients
 from shared.stores.cache import Cache
 from shared.types import RequestId, UserId
 from tests.valkey_groups import Cluster, Watched, cluster, until, watched
@@ -308,3 +309,37 @@ async def test_a_cluster_that_is_away_is_unavailable_in_time() -> None:
 def test_one_address_needs_no_redis_py() -> None:
     code = "import sys, shared.stores.cache, shared.stores.valkey_client; sys.exit('redis' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def test_a_cluster_that_is_asked_for_its_health_alone_finds_the_new_primary(shards: Cluster) -> None:
+    """So does a gateway that counts limits without Valkey until a probe succeeds."""
+    async with Cache.open(shards.url) as cache:
+        cache.script("count", COUNT)
+        await cache.connect()
+        primary = await shards.owner("x{limits}")
+        await primary.ask("WAIT", 1, 5000)
+        primary.kill()
+        await until(lambda: has_owner(shards))
+
+        async def is_connected() -> bool:
+            with contextlib.suppress(errors.Unavailable):
+                await cache.connect()
+                return True
+            return False
+
+        async with asyncio.timeout(FAILOVER_SECONDS):
+            await until(is_connected)
+        primary.ensure_running()
+
+
+async def test_a_call_that_ends_with_the_cache_asks_the_cluster_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_clients, "_AGAIN_SECONDS", 0.0)
+    problems: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    async with Cache.open("redis+cluster://127.0.0.1:1") as cache:
+        call = asyncio.ensure_future(cache.get("t:n"))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        with pytest.raises(errors.Unavailable):
+            await call
+    assert problems == []

@@ -40,6 +40,7 @@ BOUNDED = {
     "peer",
     "decision",
     "action",
+    "pool",
     "place",
     "route",
     "provider",

@@ -41,7 +41,9 @@ async def running(trust: Trust, bootstrap: Sequence[PeerAddress]) -> AsyncIterat
 
 async def linked(one: Member, other: Member) -> None:
     def both() -> bool:
-        return one.transport.find(other.id) is not None and other.transport.find(one.id) is not None
+        """Whether they have a link, and the same one: after a crash, the survivor holds the lost one for a while."""
+        link, back = one.transport.find(other.id), other.transport.find(one.id)
+        return link is not None and back is not None and link.peer.channel == back.peer.channel
 
     with contextlib.suppress(AssertionError):
         await until(both, seconds=15)
@@ -80,7 +82,7 @@ async def test_a_worker_finds_its_gateway_streams_and_returns_after_its_sidecar_
             await linked(worker, gateway)
             assert worker.transport.connected
         await until(lambda: gateway.transport.find(worker.id) is None)
-        # Both ends may have dialed again; the second connection closes without a word.
+        # Both ends may have dialed again; the second connection says no goodbye.
         assert [lost for lost in gateway.lost if "this node is stopping" in lost.message]
 
 

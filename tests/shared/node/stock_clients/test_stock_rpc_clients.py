@@ -148,7 +148,16 @@ async def test_a_certified_client_is_admitted_with_its_identity(running_service:
     ], "none for gateways"  # fmt: skip
     assert await visitor.ask(LIST_MODELS) == {
         "models": [
-            {"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": [], "onlyEmbeds": False, "providers": [], "regions": []}
+            {
+                "name": "echo",
+                "workers": 1,
+                "contextTokens": 4096,
+                "aliases": [],
+                "onlyEmbeds": False,
+                "providers": [],
+                "regions": [],
+                "abilities": [],
+            }
         ]
     }
     labels = (("desk", "left"),)

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from shared import joined_writes
-from shared.joined_writes import JoinedWrites
+from shared.timing import joined_writes
+from shared.timing.joined_writes import JoinedWrites
 
 
 class Socket:

@@ -1,0 +1,290 @@
+"""Requests of up to 16 MiB between real nodes, over NATS and over Hyperswarm: their memory, and what they do to other calls."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import ClassVar, Protocol
+
+import msgspec
+import pytest
+
+from shared import errors, rpc
+from shared.api import gateway, inference
+from shared.api.auth import Principal
+from shared.api.gateway import Check
+from shared.api.generation import ChatMessage, Generation, ImagePart, Usage
+from shared.api.method import Body
+from shared.node.client_node import ClientNode
+from shared.node.member import Node, Service
+from shared.protocol import long_bodies, wire
+from shared.protocol.long_bodies import OutgoingBody
+from shared.rpc import calling, request_memory
+from shared.rpc.connection import RpcConnection
+from shared.rpc.request_memory import RequestMemory
+from shared.types import Credential, FinishReason, ModelName, Role
+from tests.shared.rpc.test_mesh import REQUEST_ID
+from tests.swarmnet import swarmnet
+from tests.testnet import RunningNode, testnet, until
+
+MIB = 1024 * 1024
+
+
+class Net(Protocol):
+    async def start(self, service: type[Service], /) -> RunningNode: ...
+
+    async def client(self) -> ClientNode: ...
+
+
+@pytest.fixture(params=["nats", "swarm"])
+async def net(request: pytest.FixtureRequest) -> AsyncIterator[Net]:
+    async with testnet() if request.param == "nats" else swarmnet() as opened:
+        yield opened
+
+
+class _Service:
+    role: ClassVar[Role]
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.running = 0
+        self.may_end = asyncio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: object, node: Node) -> AsyncIterator["_Service"]:
+        yield cls(node)
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> None:
+        return None
+
+
+class Worker(_Service):
+    """Says how long the images are, and ends when it may."""
+
+    role: ClassVar[Role] = Role.WORKER
+
+    @rpc.serves(inference.process_prompt)
+    async def process(self, request: inference.ProcessPrompt, stream: rpc.StreamCall[inference.Chunk]) -> Generation:
+        sizes = [len(image.data) for message in request.prompt if isinstance(message, ChatMessage) for image in message.images]
+        self.running += 1
+        try:
+            await stream.send(inference.Chunk(str(sum(sizes)), (1,)))
+            await self.may_end.wait()
+        finally:
+            self.running -= 1
+        return Generation(FinishReason.STOP, Usage(1, 1))
+
+
+class Gateway(_Service):
+    role: ClassVar[Role] = Role.GATEWAY
+
+    @rpc.serves(gateway.process_inference_request)
+    async def process(
+        self, request: gateway.ProcessInferenceRequest, stream: rpc.StreamCall[gateway.InferenceChunk]
+    ) -> gateway.InferenceResult:
+        await stream.send(gateway.InferenceChunk("seen"))
+        return gateway.InferenceResult(REQUEST_ID, ModelName("m"), FinishReason.STOP, Usage(1, 1), 1, 1)
+
+
+def chat(size: int) -> tuple[ChatMessage, ...]:
+    return (ChatMessage("user", "what is it?", images=(ImagePart(bytes(size)),)),)
+
+
+def prompt(size: int) -> inference.ProcessPrompt:
+    return inference.ProcessPrompt(chat(size), inference.ModelConfig(model=ModelName("m")), REQUEST_ID)
+
+
+def memory(node: RunningNode) -> RequestMemory:
+    return node.node.dispatcher.memory
+
+
+async def test_twelve_mebibytes_arrive_and_their_memory_is_freed_when_the_answer_ends(net: Net) -> None:
+    worker, door = await net.start(Worker), await net.start(Gateway)
+    assert isinstance(worker.service, Worker)
+    async with door.node.rpc.stream(inference.process_prompt, prompt(12 * MIB)) as answer:
+        assert (await anext(answer)).text == str(12 * MIB)
+        assert 12 * MIB <= memory(worker).held_bytes <= 12 * MIB + 1000
+        worker.service.may_end.set()
+        assert [chunk async for chunk in answer] == []
+    await until(lambda: not memory(worker).held_bytes)
+
+
+async def test_twenty_callers_with_16_mib_each_hold_at_most_256_mib_and_the_others_are_told_to_retry(net: Net) -> None:
+    worker, door = await net.start(Worker), await net.start(Gateway)
+    assert isinstance(worker.service, Worker)
+    most = 0
+
+    async def ask() -> str:
+        nonlocal most
+        async with door.node.rpc.stream(inference.process_prompt, prompt(16 * MIB - 1000)) as answer:
+            text = (await anext(answer)).text
+            most = max(most, memory(worker).held_bytes)
+            return text + "".join([chunk.text async for chunk in answer])
+
+    asked = [asyncio.create_task(ask()) for _ in range(20)]
+    async with asyncio.timeout(60):
+        await until(lambda: sum(task.done() for task in asked) == 4 and worker.service.running == 16, seconds=60)
+        worker.service.may_end.set()
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+    refused = [end for end in ends if isinstance(end, BaseException)]
+    assert [type(end) for end in refused] == [errors.Overloaded] * 4
+    assert isinstance(refused[0], errors.Overloaded)
+    assert refused[0].retry_after_seconds
+    assert 15 * 16 * MIB < most <= request_memory.MAX_HELD_BYTES
+    await until(lambda: not memory(worker).held_bytes)
+
+
+async def test_a_body_canceled_half_way_frees_its_memory_and_the_link_goes_on(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, door = await net.start(Worker), await net.start(Gateway)
+    assert isinstance(worker.service, Worker)
+    sent = asyncio.Event()
+    send_piece = RpcConnection._send_piece
+
+    def stop_half_way(connection: RpcConnection) -> None:
+        if memory(worker).held_bytes:
+            sent.set()
+        send_piece(connection)
+
+    monkeypatch.setattr(RpcConnection, "_send_piece", stop_half_way)
+
+    async def ask() -> None:
+        async with door.node.rpc.stream(inference.process_prompt, prompt(12 * MIB)):
+            raise AssertionError("it was canceled before its body was sent")
+
+    asking = asyncio.create_task(ask())
+    await sent.wait()
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+    await until(lambda: not memory(worker).held_bytes)
+    worker.service.may_end.set()
+    async with door.node.rpc.stream(inference.process_prompt, prompt(12 * MIB)) as answer:
+        assert [chunk.text async for chunk in answer] == [str(12 * MIB)]
+    assert worker.service.running == 0
+
+
+async def test_a_refused_credential_ends_the_call_before_its_body_is_read(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    door = await net.start(Gateway)
+    caller = await net.client()
+    asked: list[Credential | None] = []
+    pieces: list[wire.Piece] = []
+    next_piece = OutgoingBody.next_piece
+    monkeypatch.setattr(OutgoingBody, "next_piece", lambda body: pieces.append(next_piece(body)) or pieces[-1])
+
+    class Gate:
+        async def admit(self, method: object, request: msgspec.Struct, call: rpc.RpcCall) -> Principal | None:
+            asked.append(call.credential)
+            assert isinstance(request, Body)
+            if call.credential != "good":
+                assert not memory(door).held_bytes
+                raise errors.NotAuthenticated("no such key")
+            return None
+
+    door.node.dispatcher.gate = Gate()
+    request = gateway.ProcessInferenceRequest(gateway.InferenceRequest(messages=chat(12 * MIB)))
+    with pytest.raises(errors.NotAuthenticated, match="no such key"):
+        async with caller.rpc.stream(gateway.process_inference_request, request, credential=Credential("bad")) as answer:
+            await anext(answer)
+    assert asked == ["bad"]
+    assert not pieces
+    async with caller.rpc.stream(gateway.process_inference_request, request, credential=Credential("good")) as answer:
+        assert [chunk.text async for chunk in answer] == ["seen"]
+
+
+async def test_a_request_over_16_mib_and_a_long_one_of_another_method_are_refused(net: Net) -> None:
+    await net.start(Worker)
+    door = await net.start(Gateway)
+    with pytest.raises(errors.TooLarge, match="the limit is 16777216"):
+        async with door.node.rpc.stream(inference.process_prompt, prompt(16 * MIB)):
+            pass
+    long = inference.Moderate(ModelName("m"), ("x" * (wire.MAX_MESSAGE_BYTES + 1),), REQUEST_ID)
+    with pytest.raises(errors.TooLarge, match="the limit is 1048576"):
+        async with door.node.rpc.stream(inference.moderate, long):
+            pass
+
+
+async def test_a_caller_that_sends_a_long_request_for_another_method_anyway_gets_an_error(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await net.start(Gateway)
+    caller = await net.client()
+    monkeypatch.setattr(calling, "most_request_bytes", lambda method: wire.MAX_REQUEST_BYTES)
+    long = gateway.PullOnWorkers("x" * (2 * MIB))
+    with pytest.raises(errors.AimeshError, match=r"the limit is 1048576|there is no method"):
+        async with caller.rpc.stream(gateway.pull_model, long) as answer:
+            await anext(answer)
+
+
+async def test_a_peer_of_an_older_version_takes_no_long_request_and_the_caller_gets_one_clear_error() -> None:
+    async with testnet() as net:
+        worker, door = await net.start(Worker), await net.start(Gateway)
+        transport = worker.node.node_transports.nats
+        assert transport is not None
+        say_hello = transport._hello
+        older = {"max_request_bytes": wire.MAX_MESSAGE_BYTES}  # what the decoder fills in
+        transport._hello = lambda link: msgspec.structs.replace(say_hello(link), **older)  # type: ignore[method-assign]
+        with pytest.raises(errors.BadRequest, match=r"worker .* is too old for images") as refused:
+            async with door.node.rpc.stream(inference.process_prompt, prompt(2 * MIB)):
+                pass
+        assert "upgrade" in refused.value.hint
+        long = inference.ProcessPrompt("x" * 2 * MIB, inference.ModelConfig(model=ModelName("m")), REQUEST_ID)
+        with pytest.raises(errors.TooLarge, match="the limit is 1048576"):
+            async with door.node.rpc.stream(inference.process_prompt, long):
+                pass
+        assert isinstance(worker.service, Worker)
+        worker.service.may_end.set()
+        short = msgspec.structs.replace(long, prompt="hi")
+        async with door.node.rpc.stream(inference.process_prompt, short) as answer:
+            assert [chunk.text async for chunk in answer] == ["0"], "the link has survived it"
+
+
+async def test_a_gateway_of_an_older_version_gets_no_images_because_it_would_ignore_them() -> None:
+    async with testnet() as net:
+        door, caller = await net.start(Gateway), await net.client()
+        transport = door.node.node_transports.nats
+        assert transport is not None
+        say_hello = transport._hello
+        older = {"max_request_bytes": wire.MAX_MESSAGE_BYTES}
+        transport._hello = lambda link: msgspec.structs.replace(say_hello(link), **older)  # type: ignore[method-assign]
+        with pytest.raises(errors.BadRequest, match="too old for images"):
+            async with caller.rpc.stream(gateway.process_inference_request, _request(chat(10))):
+                pass
+        async with caller.rpc.stream(gateway.process_inference_request, _request((ChatMessage("user", "hi"),))) as answer:
+            assert [chunk.text async for chunk in answer] == ["seen"]
+
+
+def _request(messages: tuple[ChatMessage, ...]) -> gateway.ProcessInferenceRequest:
+    return gateway.ProcessInferenceRequest(gateway.InferenceRequest(messages=messages))
+
+
+async def test_a_caller_that_stops_sending_loses_its_place(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, door = await net.start(Worker), await net.start(Gateway)
+    monkeypatch.setattr("shared.rpc.connection.PIECE_SECONDS", 0.3)
+    monkeypatch.setattr(RpcConnection, "_send_piece", lambda connection: None)
+    with pytest.raises(errors.DeadlineExceeded, match="did not arrive in time"):
+        async with door.node.rpc.stream(inference.process_prompt, prompt(12 * MIB)) as answer:
+            await anext(answer)
+    assert not memory(worker).held_bytes
+
+
+async def test_frames_of_other_calls_go_between_the_pieces(net: Net) -> None:
+    """A piece is only queued when nothing else waits."""
+    worker, door = await net.start(Worker), await net.start(Gateway)
+    assert isinstance(worker.service, Worker)
+    worker.service.may_end.set()
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, *(connection.link.unsent_bytes for connection in door.node.pool.connections()), 0)
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    async with door.node.rpc.stream(inference.process_prompt, prompt(12 * MIB)) as answer:
+        assert [chunk.text async for chunk in answer] == [str(12 * MIB)]
+    watching.cancel()
+    assert most < 2 * wire.MAX_BODY_BYTES < long_bodies.GRANT_BYTES
