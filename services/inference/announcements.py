@@ -91,6 +91,8 @@ class Announcements:
             pulls=self._pulls,
         )
         if isinstance(self.backend, BackendWithAccounts):
+            for server, is_up in self.backend.is_up().items():
+                self._node.metrics.upstream_up.labels(server=server).set(is_up)
             for server, account in self.backend.accounts().items():
                 # Asked at each scrape.
                 self._node.metrics.upstream_refused.labels(server=server).set_function(partial(getattr, account, "is_refused"))
@@ -102,10 +104,14 @@ class Announcements:
     def restarting(self, model: ModelName) -> None:
         self._node.metrics.engine_restarts.labels(model=model).inc()
 
+    def parse_failed(self, model: ModelName) -> None:
+        self._node.metrics.answer_parse_failures.labels(model=model).inc()
+
     def _measure(self, status: ModelStatus) -> None:
         metrics, model = self._node.metrics, status.model_id
         # Prometheus only sees a counter grow that it has seen before.
         metrics.engine_restarts.labels(model=model).inc(0)
+        metrics.answer_parse_failures.labels(model=model).inc(0)
         metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)
         metrics.worker_slots.labels(model=model, state="busy").set(status.running)
         metrics.worker_slots.labels(model=model, state="free").set(status.slots - status.running)
@@ -153,4 +159,6 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         only_moderates=status.only_moderates,
         rests=status.rests,
         region=status.region,
+        open_ended=True,
+        abilities=status.abilities,
     )

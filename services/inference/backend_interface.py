@@ -7,7 +7,7 @@ from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation
-from shared.api.inference import Chunk, ModelStatus, Moderate, Moderated
+from shared.api.inference import Chunk, Conversion, ModelStatus, Moderate, Moderated
 from shared.types import ModelName
 
 Sent_contra = TypeVar("Sent_contra", contravariant=True)
@@ -22,6 +22,10 @@ class Watcher(Protocol):
 
     def restarting(self, model: ModelName) -> None:
         """A model's engine died and is being restarted."""
+        ...
+
+    def parse_failed(self, model: ModelName) -> None:
+        """An answer was not what the model's chat template describes, or its parser was lost. The rest of it is text."""
         ...
 
 
@@ -39,6 +43,10 @@ class AnswerSink(Protocol[Sent_contra]):
 
 Sink: TypeAlias = AnswerSink[Chunk]
 VectorSink: TypeAlias = AnswerSink[Vectors]
+
+
+class AnswersEnded(Exception):
+    """All answers have ended for their reader, perhaps before they ended for the engine."""
 
 
 class WaitingSink:
@@ -93,6 +101,16 @@ class ModerationBackend(Protocol):
 
 
 @runtime_checkable
+class ConvertingBackend(Protocol):
+    """A backend that knows the tokens of its models."""
+
+    async def convert(self, request: Conversion) -> bytes:
+        """Return token ids, of TOKEN_BYTES each, or a text in UTF-8; at most MAX_CONVERTED_BYTES. Raises BadRequest, Overloaded,
+        Unavailable or ModelCrashed. Needs no slot."""
+        ...
+
+
+@runtime_checkable
 class ModelLoader(Protocol):
     """A backend whose models people can load and unload."""
 
@@ -117,6 +135,10 @@ class BackendWithAccounts(Protocol):
 
     def accounts(self) -> Mapping[str, BackendAccount]:
         """Return the account at each server, by the server's name."""
+        ...
+
+    def is_up(self) -> Mapping[str, bool]:
+        """Return whether each server answers, by its name."""
         ...
 
 

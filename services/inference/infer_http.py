@@ -15,7 +15,7 @@ from services.inference.backend_interface import Sink, VectorSink
 from shared import errors
 from shared.api import embedding
 from shared.api.embedding import Embedded, GivenInput, Vectors
-from shared.api.generation import ChatMessage, Generation, Sampling, Usage
+from shared.api.generation import ChatMessage, Generation, ReasoningEffort, Sampling, Usage
 from shared.api.inference import Chunk
 from shared.api.method import field_name
 from shared.telemetry import logs
@@ -54,6 +54,7 @@ class WorkerInferBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     top_k: int | None = None
     stop: str | tuple[str, ...] = ()
     seed: int | None = None
+    reasoning_effort: ReasoningEffort | None = None
     stream: bool = False
     input: GivenInput | None = None
     dimensions: int | None = None
@@ -75,7 +76,8 @@ class WorkerInferBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def sampling(self) -> Sampling:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        return Sampling(self.max_tokens, self.temperature, self.top_p, self.top_k, stop, self.seed)
+        numbers = self.max_tokens, self.temperature, self.top_p, self.top_k
+        return Sampling(*numbers, stop, self.seed, reasoning_effort=self.reasoning_effort)
 
 
 class InferUsage(msgspec.Struct, frozen=True):
@@ -84,12 +86,14 @@ class InferUsage(msgspec.Struct, frozen=True):
     total_tokens: int
 
 
-class InferAnswer(msgspec.Struct, frozen=True):
+class InferAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The answer; also the last event of a stream, with an empty ``text``."""
 
     text: str
     finish_reason: FinishReason
     usage: InferUsage
+    #: The model's thoughts.
+    reasoning: str = ""
 
 
 class EmbedAnswer(msgspec.Struct, frozen=True):
@@ -98,8 +102,9 @@ class EmbedAnswer(msgspec.Struct, frozen=True):
     usage: InferUsage
 
 
-class InferPiece(msgspec.Struct, frozen=True):
+class InferPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     text: str
+    reasoning: str = ""
 
 
 class ErrorFields(msgspec.Struct, frozen=True):
@@ -165,7 +170,8 @@ class InferHttp:
     async def _answer(self, body: WorkerInferBody, receive: Receive, send: Send) -> None:
         collected = _CollectedAnswer()
         generation = await _while_connected(self._run(body, collected), receive)
-        answer = InferAnswer("".join(collected.texts), generation.finish_reason, _usage(generation.usage))
+        text, thoughts = "".join(collected.texts), "".join(collected.thoughts)
+        answer = InferAnswer(text, generation.finish_reason, _usage(generation.usage), thoughts)
         await _send_json(send, 200, answer)
 
     async def _answer_embeddings(self, body: WorkerInferBody, receive: Receive, send: Send) -> None:
@@ -202,12 +208,14 @@ class _CollectedAnswer:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.thoughts: list[str] = []
 
     def accept(self, prompt_tokens: int | None) -> None:
         """Does nothing: the usage at the end has the count."""
 
     async def send(self, item: Chunk) -> None:
         self.texts.append(item.text)
+        self.thoughts.append(item.reasoning)
 
 
 class _CollectedVectors:
@@ -234,9 +242,9 @@ class _Events:
         """Does nothing: the usage at the end has the count."""
 
     async def send(self, item: Chunk) -> None:
-        if item.text:
+        if item.text or item.reasoning:
             await self.begin()
-            await self.write(InferPiece(item.text))
+            await self.write(InferPiece(item.text, item.reasoning))
 
     async def begin(self) -> None:
         """Send the status, once."""

@@ -1,16 +1,17 @@
 """Checks requests and turns them into jobs for a backend.  Pure."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 import msgspec
 
 from services.inference.engine import sampling
+from services.inference.engine.engine_messages import PreparedPrompt
 from services.inference.engine.sampling import Parameters
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.embedding import EmbeddingInput
-from shared.api.generation import ChatMessage, FormatKind, Sampling, ToolChoice
+from shared.api.generation import MAX_TEMPLATE_KWARGS_BYTES, SUFFIX_ROLE, ChatMessage, Sampling, ToolChoice
 from shared.types import ModelName
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -31,10 +32,22 @@ class GenerationJob:
     salt: str = ""
     #: Token ids that another worker already delivered.
     delivered: tuple[int, ...] = ()
-    #: A checked GBNF grammar for the answer; empty for none.
-    grammar: str = ""
     #: The request's id, the same on every worker.
     request: str = ""
+    #: The reader wants tool calls in parts, as they are written.
+    call_parts: bool = False
+    #: ``max_tokens`` is only the gateway's own bound.
+    open_ended: bool = False
+    #: Further variables of the chat template.
+    template_variables: Mapping[str, object] = field(default_factory=dict)
+    #: For the engine, once the chat process has rendered it.
+    prompt: PreparedPrompt = field(default=PreparedPrompt(""))
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """Return what to ask another server for; None for what fits its context."""
+        most = self.parameters.max_tokens
+        return None if self.open_ended or most is None else most - len(self.delivered)
 
     def with_defaults(self, **defaults: float | None) -> "GenerationJob":
         """Set the parameters that the model's catalog entry has and the caller has not."""
@@ -49,6 +62,8 @@ class JobOrigin:
     request: str = ""
     salt: str = ""
     delivered: tuple[int, ...] = ()
+    call_parts: bool = False
+    open_ended: bool = False
 
 
 NO_ORIGIN = JobOrigin()
@@ -66,17 +81,28 @@ def check_prompt(
     """Raises BadRequest, which names the field. A plain prompt becomes a chat of one user message: `aicli infer "Say hello"`
     asks for an answer, not for a continuation."""
     messages = (ChatMessage("user", prompt),) if isinstance(prompt, str) else prompt
-    _check_messages(messages)
+    _check_messages(messages, is_raw=requested.raw)
     parameters = sampling.check(requested, context_tokens=context_tokens, draw_seed=draw_seed)
     _check_together(requested, parameters, origin)
-    if requested.raw and len(messages) > 1:
+    if requested.raw and tuple(message.role for message in messages[1:]) not in ((), (SUFFIX_ROLE,)):
         raise errors.BadRequest("raw allows one message, and messages has more", hint="send prompt, not messages")
-    return GenerationJob(model, messages, parameters, requested, origin.salt, origin.delivered, request=origin.request)
+    variables = _template_variables(requested.chat_template_kwargs)
+    return GenerationJob(model, messages, parameters, requested, **asdict(origin), template_variables=variables)
+
+
+def _template_variables(text: str) -> dict[str, object]:
+    size = len(text.encode("utf-8", "replace"))
+    if size > MAX_TEMPLATE_KWARGS_BYTES:
+        raise errors.BadRequest(f"chat_template_kwargs has {size} bytes; at most {MAX_TEMPLATE_KWARGS_BYTES} are allowed")
+    try:
+        return msgspec.json.decode(text or "{}", type=dict[str, object])
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        raise errors.BadRequest("chat_template_kwargs must be a JSON object") from None
 
 
 def _check_together(requested: Sampling, parameters: Parameters, origin: JobOrigin) -> None:
-    if requested.tools and requested.format is not None and requested.format.kind is FormatKind.GBNF:
-        raise errors.BadRequest("format: a grammar and tools exclude each other", hint="give one of them")
+    if requested.tools and requested.format is not None and not requested.format.is_json:
+        raise errors.BadRequest("format: only JSON works together with tools", hint="give one of them")
     if len(requested.tools) > MAX_TOOLS:
         raise errors.BadRequest(f"tools holds {len(requested.tools)} tools; at most {MAX_TOOLS} are allowed")
     if requested.tool_choice is ToolChoice.REQUIRED and not requested.tools:
@@ -91,8 +117,8 @@ def _check_together(requested: Sampling, parameters: Parameters, origin: JobOrig
         raise errors.BadRequest("delivered: a token id is out of range")
 
 
-def _check_messages(messages: tuple[ChatMessage, ...]) -> None:
-    if not any(message.content.strip() or message.tool_calls for message in messages):
+def _check_messages(messages: tuple[ChatMessage, ...], *, is_raw: bool = False) -> None:
+    if not any(message.content.strip() or message.tool_calls or message.images for message in messages):
         raise errors.BadRequest("the prompt is empty", hint="send a prompt, or at least one message with content")
     if len(messages) > MAX_MESSAGES:
         raise errors.BadRequest(f"messages holds {len(messages)} messages; at most {MAX_MESSAGES} are allowed")
@@ -100,7 +126,7 @@ def _check_messages(messages: tuple[ChatMessage, ...]) -> None:
     if characters > MAX_PROMPT_CHARACTERS:
         raise errors.BadRequest(f"the prompt has {characters} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
     for position, message in enumerate(messages):
-        if message.role not in ROLES:
+        if message.role not in ROLES and not (is_raw and message.role == SUFFIX_ROLE):
             raise errors.BadRequest(f"messages[{position}].role must be one of {', '.join(ROLES)}, not {message.role[:40]!r}")
 
 
@@ -109,6 +135,8 @@ class EmbeddingJob:
     model: ModelName
     inputs: tuple[EmbeddingInput, ...]
     dimensions: int | None = None
+    #: Rank the inputs by it.
+    query: str | None = None
 
 
 def check_texts(model: ModelName, request: embedding.Embed) -> EmbeddingJob:
@@ -118,12 +146,14 @@ def check_texts(model: ModelName, request: embedding.Embed) -> EmbeddingJob:
     for number, text in enumerate(request.inputs):
         if not text:
             raise errors.BadRequest(f"input[{number}] is empty", hint="leave empty texts out")
-    size = sum(map(embedding.input_bytes, request.inputs))
+    if request.query is not None and (not request.query or not all(isinstance(text, str) for text in request.inputs)):
+        raise errors.BadRequest("query and documents must be texts, and query must not be empty")
+    size = sum(map(embedding.input_bytes, (request.query or "", *request.inputs)))
     if size > embedding.MAX_INPUT_BYTES:
         raise errors.BadRequest(f"input has {size} bytes; at most {embedding.MAX_INPUT_BYTES} are allowed", hint="send fewer texts at once")
     if request.dimensions is not None and not 0 < request.dimensions <= embedding.MAX_DIMENSIONS:
         raise errors.BadRequest(f"dimensions must be from 1 to {embedding.MAX_DIMENSIONS}, not {request.dimensions}")
-    return EmbeddingJob(model, request.inputs, request.dimensions)
+    return EmbeddingJob(model, request.inputs, request.dimensions, request.query)
 
 
 def check_moderation(request: inference.Moderate) -> None:
@@ -134,3 +164,12 @@ def check_moderation(request: inference.Moderate) -> None:
     size = sum(map(embedding.input_bytes, request.texts))
     if size > inference.MAX_TEXT_BYTES:
         raise errors.BadRequest(f"input has {size} bytes; at most {inference.MAX_TEXT_BYTES} are allowed", hint="send fewer texts at once")
+
+
+def check_conversion(request: inference.Conversion) -> None:
+    """Raises BadRequest, which names the field. The gateway checks the same, but a worker trusts no caller."""
+    if isinstance(request, inference.Tokenize) and request.raw:
+        if not request.messages:
+            raise errors.BadRequest("prompt is missing")
+    elif not isinstance(request, inference.Detokenize):
+        _check_messages(request.messages)

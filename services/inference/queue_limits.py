@@ -41,8 +41,7 @@ class QueueLimits:
         self.in_flight -= 1
         self.mean_seconds = seconds if self.mean_seconds == 0 else (1 - _WEIGHT) * self.mean_seconds + _WEIGHT * seconds
 
-    def expected_wait_seconds(self) -> float:
-        """Return 0 while a slot is free, else the time until the jobs ahead of a new one have finished."""
-        if self.in_flight < self.slots:
-            return 0.0
-        return (self.queued + 1) / self.slots * self.mean_seconds
+    def expected_wait_seconds(self, others: int = 0) -> float:
+        """Return 0 while a slot is free, else the time until the jobs ahead of a new one have finished, ``others`` among them."""
+        ahead = self.in_flight + others - self.slots + 1
+        return max(0, ahead) / self.slots * self.mean_seconds

@@ -150,6 +150,16 @@ class ReceiptKeeper:
         texts = (self._text(request_id) for request_id in request_ids)
         return tuple(SignedReceipt(text, self._key.sign(inference.RECEIPT_PURPOSE, text)) for text in texts if text is not None)
 
+    def recall(self) -> None:
+        """Read the file, for a keeper that doesn't ``run``. Blocks."""
+        self._recall(self._load())
+
+    def forget_old(self) -> int:
+        """Return how many receipts are left."""
+        while self._kept and (len(self._kept) > self._capacity or self._is_old(next(iter(self._kept.values())))):
+            self._kept.popitem(last=False)
+        return len(self._kept)
+
     async def run(self) -> None:
         """Read the file, then append new receipts until cancelled; writes all of them before it ends."""
         try:
@@ -185,8 +195,7 @@ class ReceiptKeeper:
         receipt = receipt or _decode(text)
         self._kept.pop(receipt.request_id, None)
         self._kept[receipt.request_id] = text
-        while self._kept and (len(self._kept) > self._capacity or self._is_old(next(iter(self._kept.values())))):
-            self._kept.popitem(last=False)
+        self.forget_old()
 
     def _is_old(self, text: bytes) -> bool:
         ended_at = _decode(text).ended_at

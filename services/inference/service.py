@@ -1,5 +1,6 @@
 """The inference service: a worker's RPC handlers."""
 
+import asyncio
 import contextlib
 import secrets
 import sys
@@ -10,7 +11,8 @@ from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 
-from services.inference import announcements, console_status, infer_http, jobs, moderation
+from services.inference import announcements, backend_interface, console_status, infer_http, jobs, moderation
+from services.inference.adopted_receipts import AdoptedReceipts, keep_key
 from services.inference.announcements import PAUSED, Announcements, WorkerNode, WorkerPause
 from services.inference.backend_interface import Backend, EmbeddingBackend, ModelLoader, ModerationBackend, Sink, VectorSink
 from services.inference.backends import backend_selection
@@ -23,18 +25,20 @@ from shared.api import embedding, inference
 from shared.api.embedding import Embedded, Vectors
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Generation, Sampling, Usage
-from shared.api.inference import Chunk, ModelStatus, Moderate, Moderated, ModerationNotice
+from shared.api.inference import Chunk, Conversion, Converted, ConvertedPart, ModelStatus, Moderate, Moderated, ModerationNotice
 from shared.rpc import RpcCall, StreamCall, serves
-from shared.stores import file_lock
+from shared.stores import replica_files
 from shared.telemetry import logs, tracing
 from shared.telemetry.answer_metrics import WorkerAnswers
 from shared.telemetry.readiness import OwnCheck
-from shared.types import ModelName, Role
+from shared.types import Ability, ModelName, Role
 
 #: Chunks held back are lost if the worker dies; another worker then computes them again.
 GATHER_SECONDS = 0.25
 #: Most tokens in a chunk, which then has a few hundred characters and at most 16 KiB.
 MOST_TOKENS = 64
+#: Of converted tokens or text in a message, which has at most 1 MiB.
+PART_BYTES = 256 * 1024
 
 log = logs.get()
 
@@ -50,7 +54,8 @@ class InferenceService:
         self._metrics = node.metrics
         self._answers = WorkerAnswers(node.metrics, backend.name)
         self._backend = backend
-        self._receipts = ReceiptKeeper(settings.receipts_path, node.trust.me)
+        self._receipts = ReceiptKeeper(replica_files.path_of(settings.receipts_path, node.trust.me.id), node.trust.me)
+        self._adopted = AdoptedReceipts(settings.receipts_path, node.trust.me.id)
         self._pulls = ModelPulls(settings, node.drain_started)
 
     @classmethod
@@ -59,7 +64,10 @@ class InferenceService:
         """Start the backend; the service is up at once and ready when a model is. Raises BadSettings."""
         pause = WorkerPause(settings.pause_file)
         watcher = Announcements(node, pause)
-        async with file_lock.hold(settings.receipts_path), backend_selection.opened(settings, watcher, _line_printer(settings)) as backend:
+        async with (
+            replica_files.held(settings.receipts_path, node.trust.me.id) as receipts,
+            backend_selection.opened(settings, watcher, _line_printer(settings)) as backend,
+        ):
             watcher.backend = backend
             watcher.changed()
             log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])
@@ -69,6 +77,9 @@ class InferenceService:
                 node.tasks.create_task(_console_status(settings, node, backend, pause).run())
             service = cls(settings, node, backend, pause)
             node.tasks.create_task(service._receipts.run())
+            if replica_files.is_shared(settings.receipts_path):
+                await asyncio.to_thread(keep_key, receipts, settings.node_key_file)
+                node.tasks.create_task(service._adopted.run(), name="adoption of receipts")
             if isinstance(backend, ModelLoader):
                 node.tasks.create_task(watcher.follow_pulls(ModelStore(settings.store_path).pulls))
             yield service
@@ -91,7 +102,7 @@ class InferenceService:
 
     @serves(inference.process_prompt)
     async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
-        origin = jobs.JobOrigin(str(request.request_id), request.salt, request.delivered)
+        origin = jobs.JobOrigin(str(request.request_id), request.salt, request.delivered, request.call_parts, request.open_ended)
         credited_items = (lambda: stream.credited_items) if request.reader_paced else None
         with self._receipts.meter(request.request_id, len(request.delivered), _MeshSink(stream), credited_items) as meter:
             gathered = None if request.streamed else CoalescedChunks(meter)
@@ -103,11 +114,17 @@ class InferenceService:
 
     @serves(inference.read_receipts)
     async def read_receipts(self, request: inference.ReadReceipts, call: RpcCall) -> inference.Receipts:
-        return inference.Receipts(self._receipts.read(request.request_ids))
+        return inference.Receipts(self._receipts.read(request.request_ids) + self._adopted.read(request.request_ids))
 
     @serves(embedding.embed)
     async def embed(self, request: embedding.Embed, stream: StreamCall[Vectors]) -> Embedded:
         return await run_embedding(self._backend, self._embedder(request.model), request, _MeshSink(stream), self._metrics)
+
+    @serves(embedding.rank)
+    async def rank(self, request: embedding.Embed, stream: StreamCall[Vectors]) -> Embedded:
+        if request.query is None:
+            raise errors.BadRequest("query is missing")
+        return await self.embed(request, stream)
 
     @serves(inference.moderate)
     async def moderate(self, request: Moderate, stream: StreamCall[ModerationNotice]) -> Moderated:
@@ -126,6 +143,31 @@ class InferenceService:
             finally:
                 log.info("moderation ended", model=model, texts=len(request.texts), milliseconds=round(served.seconds * 1000))
         return moderated
+
+    @serves(inference.tokenize)
+    async def tokenize(self, request: inference.Tokenize, stream: StreamCall[ConvertedPart]) -> Converted:
+        return await self._convert(request, stream)
+
+    @serves(inference.detokenize)
+    async def detokenize(self, request: inference.Detokenize, stream: StreamCall[ConvertedPart]) -> Converted:
+        return await self._convert(request, stream)
+
+    @serves(inference.render_chat)
+    async def render_chat(self, request: inference.RenderChat, stream: StreamCall[ConvertedPart]) -> Converted:
+        return await self._convert(request, stream)
+
+    async def _convert(self, request: Conversion, stream: StreamCall[ConvertedPart]) -> Converted:
+        """Raises UnknownMethod if the backend can't, and what the backend raises."""
+        model = self._status(request.model).model_id
+        jobs.check_conversion(request)
+        if not isinstance(self._backend, backend_interface.ConvertingBackend):
+            hint = "ask the server itself, or use a model of another backend"
+            raise errors.UnknownMethod(f"{model} runs in another program, whose tokens this worker does not know", hint=hint)
+        content = await self._backend.convert(msgspec.structs.replace(request, model=model))
+        for start in range(0, max(1, len(content)), PART_BYTES):
+            await stream.send(ConvertedPart(start, content[start : start + PART_BYTES]))
+        # A model that was loaded for it knows its context only now.
+        return Converted(self._status(model).context_tokens)
 
     @serves(inference.list_available_models)
     async def list_available_models(self, request: inference.ListAvailableModels, call: RpcCall) -> inference.AvailableModels:
@@ -166,6 +208,8 @@ class InferenceService:
             raise errors.BadRequest(f"{model} only computes embeddings", hint="request embeddings, or use another model")
         if status.only_moderates:
             raise errors.BadRequest(f"{model} only moderates", hint="use another model")
+        if Ability.IMAGES not in status.abilities and not isinstance(prompt, str) and any(message.images for message in prompt):
+            raise errors.BadRequest(f"{model} cannot see images", hint="leave them out, or use another model")
         job = jobs.check_prompt(
             model, prompt, requested, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63), origin=origin
         )
@@ -275,8 +319,9 @@ class _TimedSink:
         if self._first_ns is None:
             self._first_ns = spans.now_ns()
         self._token_ids += len(item.token_ids)
-        self._pieces += bool(item.text or item.tool_calls)
-        if self.first_text_seconds is None and item.text:
+        is_shown = bool(item.text or item.reasoning or item.tool_calls or item.call_parts)
+        self._pieces += is_shown
+        if self.first_text_seconds is None and is_shown:
             self.first_text_seconds = self.seconds()
         await self._sink.send(item)
 
@@ -375,4 +420,6 @@ def _joined(first: Chunk, then: Chunk) -> Chunk:
         token_ids=first.token_ids + then.token_ids,
         logprobs=first.logprobs + then.logprobs,
         tool_calls=first.tool_calls + then.tool_calls,
+        reasoning=first.reasoning + then.reasoning,
+        call_parts=first.call_parts + then.call_parts,
     )

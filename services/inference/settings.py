@@ -9,13 +9,14 @@ import msgspec
 import psutil
 from msgspec import Meta
 
-from services.inference.engine.engine_messages import KvType
+from services.inference.engine.engine_messages import KvType, KvTypes
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import quantities
-from services.inference.models.catalog import Defaults
+from services.inference.models.catalog import SERVER_SLOTS, Defaults
 from shared import model_sources, node
 from shared.config import Port, Variable
 from shared.node import machine
+from shared.stores import replica_files
 
 
 class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
@@ -51,11 +52,22 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         str | None,
         Variable("MODEL_MEMORY", "memory for all loaded models together, such as 12GiB; by default 90 % of what is free at the start"),
     ] = None
+    prompt_cache_ram: Annotated[
+        str | None,
+        Variable(
+            "PROMPT_CACHE_RAM",
+            "memory for prompts that lost their place in a model's memory, of all models together; by default a tenth of what is free at"
+            " the start, at most 8GiB; 0 keeps none",
+        ),
+    ] = None
     model_keep_alive: Annotated[
         str,
         Variable("MODEL_KEEP_ALIVE", "how long an idle model stays in memory, such as 5m; forever: until another model needs the memory"),
     ] = "forever"
-    slots: Annotated[int, Meta(ge=1, le=256), Variable("ENGINE_SLOTS", "concurrent answers per model, 1 to 256")] = 4
+    slots: Annotated[
+        Annotated[int, Meta(ge=1, le=256)] | None,
+        Variable("ENGINE_SLOTS", "concurrent answers per model, 1 to 256; by default 4, or on a GPU as many as fit, up to 32"),
+    ] = None
     queue: Annotated[
         int, Meta(ge=0, le=10_000), Variable("ENGINE_QUEUE", "requests that may wait for a slot; more are refused as overloaded")
     ] = 32
@@ -63,7 +75,8 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=64, le=1_048_576)] | None,
         Variable(
             "ENGINE_CONTEXT_TOKENS",
-            "tokens of prompt and answer per slot; by default 2048 or the model's limit; in fast mode a slot may use the room of others",
+            "tokens of prompt and answer per slot; by default the model's limit, at most 8192 or on a GPU 32768, less if memory is short;"
+            " in shared mode a slot may use the room of others",
         ),
     ] = None
     threads: Annotated[
@@ -71,11 +84,15 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         Variable("ENGINE_THREADS", "CPU threads of an engine; by default all cores but one, within the container's quota"),
     ] = None
     kv_mode: Annotated[
-        KvMode, Variable("ENGINE_KV_MODE", "exact: the same seed always gives the same answer; fast: all answers share one pool of memory")
+        KvMode,
+        Variable(
+            "ENGINE_KV_MODE",
+            "exact: the same seed always gives the same answer; shared: all answers share one pool of memory, and long prompts are faster",
+        ),
     ] = KvMode.EXACT
-    kv_type: Annotated[KvType, Variable("ENGINE_KV_TYPE", "f16, or q8_0: half the memory for the context, with slightly lower quality")] = (
-        KvType.F16
-    )
+    kv_type: Annotated[
+        KvType, Variable("ENGINE_KV_TYPE", "f16, bf16, or with lower quality q8_0, half the memory for the context, or q4_0, a quarter")
+    ] = KvType.F16
     gpu_layers: Annotated[
         int, Meta(ge=-1, le=10_000), Variable("GPU_LAYERS", "layers to put on a GPU if llama.cpp was built for one; -1 is all")
     ] = -1
@@ -105,11 +122,21 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         Literal["off", "plain"], Variable("WORKER_STATUS", "plain: print what happens to stdout; aicli worker sets it on a terminal")
     ] = "off"
     receipts_file: Annotated[
-        Path | None, Variable("RECEIPTS_FILE", "the file for the receipts of the last day's requests; by default next to MESH_STATE_FILE")
+        Path | None,
+        Variable(
+            "RECEIPTS_FILE",
+            "the file for the receipts of the last day's requests; by default next to MESH_STATE_FILE. Replicas that share a volume use"
+            " /folder/{node}/name, and adopt the files of replicas that are gone",
+        ),
     ] = None
     service_token: Annotated[
         str | None, Variable("SERVICE_TOKEN", "the bearer token for POST /infer; without it /infer is disabled", secret=True)
     ] = None
+
+    @property
+    def remote_slots(self) -> int:
+        """Return the slots of a model of another server that doesn't name them."""
+        return self.slots or SERVER_SLOTS
 
     @property
     def receipts_path(self) -> Path:
@@ -121,8 +148,10 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
 
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
+        yield from replica_files.mistakes("RECEIPTS_FILE", self.receipts_file)
         for name, text, parse in (
             ("MODEL_MEMORY", self.model_memory, quantities.parse_bytes),
+            ("PROMPT_CACHE_RAM", None if self.prompt_cache_ram == "0" else self.prompt_cache_ram, quantities.parse_bytes),
             ("MODEL_STORE_QUOTA", self.model_store_quota, quantities.parse_bytes),
             ("MODEL_KEEP_ALIVE", self.model_keep_alive, quantities.parse_seconds),
         ):
@@ -135,12 +164,19 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     def model_memory_bytes(self) -> int | None:
         return None if self.model_memory is None else quantities.parse_bytes(self.model_memory)
 
+    @property
+    def prompt_cache_bytes(self) -> int | None:
+        if self.prompt_cache_ram in (None, "0"):
+            return None if self.prompt_cache_ram is None else 0
+        return quantities.parse_bytes(self.prompt_cache_ram)
+
     def model_defaults(self) -> Defaults:
         """Return the values for models whose catalog entry has none."""
         return Defaults(
             slots=self.slots,
             context_tokens=self.context_tokens,
             gpu_layers=self.gpu_layers,
+            kv_type=KvTypes(self.kv_type),
             keep_alive_seconds=quantities.parse_seconds(self.model_keep_alive),
         )
 

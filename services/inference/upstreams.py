@@ -24,7 +24,7 @@ from shared import errors
 from shared.config_documents import TargetTask
 from shared.types import ModelName
 
-#: Each upstream has a pool of connections and is polled every 10 s.
+#: Each upstream has a pool of connections and is polled every 2 s.
 MAX_UPSTREAMS = 32
 #: 32 upstreams with long lists of models need a tenth of it.
 MAX_FILE_BYTES = 256 * 1024
@@ -41,7 +41,7 @@ _WORLD_READABLE = "the key is in a file that everyone on this machine can read: 
 
 
 class Dialect(StrEnum):
-    """A server's parameters beyond OpenAI's; `openai_chat` has the table."""
+    """A kind of server with OpenAI's API; `dialects` has the table."""
 
     #: OpenAI itself, which refuses unknown parameters.
     OPENAI = "openai"
@@ -51,6 +51,7 @@ class Dialect(StrEnum):
     VLLM = "vllm"
     LLAMA_CPP = "llama_cpp"
     TGI = "tgi"
+    OLLAMA = "ollama"
     AIMESH = "aimesh"
 
 
@@ -72,7 +73,8 @@ class Upstream:
     name: str
     #: Includes the API version, as in http://127.0.0.1:8000/v1.
     url: str
-    dialect: Dialect
+    #: None: recognized by its answers.
+    dialect: Dialect | None = None
     #: Who gets the prompts, if the server is external.
     provider: str = ""
     #: None: by its address.
@@ -88,6 +90,10 @@ class Upstream:
     aliases: Mapping[str, str] = field(default_factory=dict)
     #: The server's names; empty offers all of its models.
     only_models: tuple[str, ...] = ()
+    #: SHA-256 of its only model, as the owner states it; empty if unknown.
+    digest: str = ""
+    #: Whether its models see images; None: as its list of models says.
+    images: bool | None = None
     #: Concurrent answers per model; None for ENGINE_SLOTS.
     slots: int | None = None
     connect_seconds: float = 10.0
@@ -117,7 +123,9 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix: Annotated[str, Meta(max_length=64)] = ""
     aliases: dict[str, str] = {}
     only_models: tuple[str, ...] = ()
-    slots: Annotated[int, Meta(ge=1, le=256)] | None = None
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
+    images: bool | None = None
+    slots: Annotated[int, Meta(ge=1, le=1024)] | None = None
     connect_seconds: Annotated[float, Meta(ge=0.1, le=60)] = 10.0
     first_token_seconds: Annotated[float, Meta(ge=1, le=3600)] = 300.0
     idle_seconds: Annotated[float, Meta(ge=1, le=3600)] = 60.0
@@ -154,7 +162,7 @@ def read(path: Path, keys: Mapping[str, str]) -> tuple[Upstream, ...]:
 
 
 def parse(text: str, secrets: Secrets) -> tuple[Upstream, ...]:
-    """Return the upstreams in the order of the file: of two that have the same model, the first serves it."""
+    """Return the upstreams in the order of the file: of those that have the same model, the first decides whether it is external."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -202,25 +210,15 @@ def _upstream(name: str, table: object, secrets: Secrets) -> Upstream:
     wrong += [] if key is None else [f"{setting}: {mistake}" for mistake in _key_mistakes(key)]
     if fields.only_models:
         wrong += [f"aliases: {named!r} is not among only_models" for named in fields.aliases.values() if named not in fields.only_models]
+    if fields.digest is not None and len(fields.only_models) != 1:
+        wrong.append("digest: name the model that has it in only_models, and no other")
     if wrong:
         raise ValueError("; ".join(wrong))
+    given = {each: value for each, value in msgspec.structs.asdict(fields).items() if value is not None and each not in ("key", "key_file")}
     return Upstream(
-        name=name,
-        url=fields.url,
-        dialect=fields.dialect or _dialect_of(fields.url),
-        provider=fields.provider or name,
-        external=fields.external,
-        task=fields.task,
-        region=fields.region or "",
+        **{"name": name, "dialect": _dialect_of(fields.url), "provider": name, **given},
         key=None if key is None else Key(key),
         key_setting=setting or f"key_file of {name}",
-        prefix=fields.prefix,
-        aliases=fields.aliases,
-        only_models=fields.only_models,
-        slots=fields.slots,
-        connect_seconds=fields.connect_seconds,
-        first_token_seconds=fields.first_token_seconds,
-        idle_seconds=fields.idle_seconds,
     )
 
 
@@ -262,8 +260,8 @@ def _url_mistakes(url: str) -> Iterator[str]:
         yield "the URL must be http:// or https:// with a host and no query, such as http://127.0.0.1:8000/v1"
 
 
-def _dialect_of(url: str) -> Dialect:
-    return Dialect.OPENAI if urlsplit(url).hostname == _OPENAI_HOST else Dialect.COMPATIBLE
+def _dialect_of(url: str) -> Dialect | None:
+    return Dialect.OPENAI if urlsplit(url).hostname == _OPENAI_HOST else None
 
 
 def _why(error: OSError | UnicodeDecodeError) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
@@ -12,6 +13,7 @@ from services.inference.backend_interface import Backend, Watcher
 from services.inference.backends import echo, llama
 from services.inference.engine import devices, engine_messages
 from services.inference.models import memory, model_discovery
+from services.inference.models.memory import MemoryBudget
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings, free_cores
 from services.inference.supervision import engine_supervisor
@@ -33,7 +35,7 @@ def opened(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[
             # Imported late: 2 MB that the other backends don't need.
             from services.inference.backends.remote import ollama  # noqa: PLC0415
 
-            return ollama.opened(settings.ollama_url, settings.slots, settings.queue, watcher, keep_alive=settings.ollama_keep_alive)
+            return ollama.opened(settings.ollama_url, settings.remote_slots, settings.queue, watcher, keep_alive=settings.ollama_keep_alive)
         case "openai":
             from services.inference import upstreams  # noqa: PLC0415
             from services.inference.backends.remote import openai  # noqa: PLC0415
@@ -42,36 +44,48 @@ def opened(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[
                 servers: tuple[upstreams.Upstream, ...] = (upstreams.single(settings.openai_url, settings.openai_key),)
             else:
                 servers = upstreams.read(settings.openai_upstreams, settings.openai_upstream_keys)
-            return openai.opened_all(servers, settings.slots, settings.queue, watcher)
+            return openai.opened_all(servers, settings.remote_slots, settings.queue, watcher)
         case "http":
             from services.inference.backends.remote import registry  # noqa: PLC0415
 
             catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
-            return registry.opened(catalog.elsewhere, settings.slots, settings.queue, watcher)
+            return registry.opened(catalog.elsewhere, settings.remote_slots, settings.queue, watcher)
         case _:
             assert_never(settings.backend)
+
+
+async def find_devices(settings: InferenceSettings) -> tuple[list[str], MemoryBudget]:
+    """Return sentences about the devices, and the memory for models."""
+    wanted = devices.flavour() if settings.gpu_layers else None
+    found = None if wanted is None else await devices.probe(engine_supervisor.inherited())
+    lines = list(devices.describe(found, wanted, settings.threads or free_cores()))
+    cache = memory.prompt_cache_bytes(settings.prompt_cache_bytes)
+    budget = memory.measure(settings.model_memory_bytes, () if found is None else found.devices, cache=cache)
+    return lines, replace(budget, prompt_cache=cache)
 
 
 @asynccontextmanager
 async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None) -> AsyncIterator[Backend]:
     catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
-    threads = settings.threads or free_cores()
-    wanted = devices.flavour() if settings.gpu_layers else None
-    found = None if wanted is None else await devices.probe(engine_supervisor.inherited())
-    for line in devices.describe(found, wanted, threads):
+    lines, budget = await find_devices(settings)
+    for line in lines:
         log.info("devices", found=line)
         if print_line is not None:
             print_line(line)
+    engines = max(1, sum(entry.replicas or 1 for entry in catalog.entries))
+    # Each model's plan replaces the numbers.
+    threads = settings.threads or free_cores()
     load = engine_messages.LoadCommand(
-        "", settings.slots, settings.context_tokens, threads, settings.gpu_layers, settings.kv_mode, settings.kv_type
+        "", 1, 1, threads, settings.gpu_layers, settings.kv_mode, prompt_cache_bytes=budget.prompt_cache // engines
     )
-    budget = memory.measure(settings.model_memory_bytes, () if found is None else found.devices)
     # All engines share it: a request that crashed one may crash another.
-    start = partial(engine_supervisor.SupervisedEngine, poison_requests=PoisonRequests(time.monotonic))
+    engine = partial(engine_supervisor.SupervisedEngine, poison_requests=PoisonRequests(time.monotonic))
+    programs = replace(llama.PROGRAMS, engine=engine)
     digests_file = settings.state_file.with_suffix(".digests")
     read_store = partial(model_discovery.in_store, ModelStore(settings.store_path), settings.model_defaults())
-    opened_llama = llama.opened(catalog, load, settings.queue, budget, watcher, start=start, digests_file=digests_file)
+    opened_llama = llama.opened(catalog, load, settings.queue, budget, watcher, programs=programs, digests_file=digests_file)
     async with opened_llama as backend, asyncio.TaskGroup() as tasks:
+        backend.print_plans(print_line)
         following = tasks.create_task(backend.follow(read_store), name="model store")
         try:
             yield backend

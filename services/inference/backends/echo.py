@@ -3,22 +3,22 @@
 import asyncio
 import hashlib
 import re
+import struct
 import time
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from services.inference.backend_interface import Sink, VectorSink, Watcher
-from services.inference.engine import sampling
+from services.inference.chat.stop_sequences import StopSequences
+from services.inference.engine import sampling, sequence
 from services.inference.engine.embedding_loop import Pooled, Pooling
-from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
-from services.inference.engine.sequence import StopSequences
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.queue_limits import QueueLimits
 from shared import errors
 from shared.api.embedding import Embedded, EmbeddingInput, Vectors
 from shared.api.generation import Generation, Usage
-from shared.api.inference import Chunk, ModelState, ModelStatus
+from shared.api.inference import TOKEN_BYTES, Chunk, Conversion, Detokenize, ModelState, ModelStatus, Tokenize
 from shared.types import FinishReason, ModelName
 
 MODEL = ModelName("echo")
@@ -31,6 +31,7 @@ DIGEST = hashlib.sha256(b"echo 1").hexdigest()
 
 #: A word with the spaces before it, so that joined tokens give the text again.
 _WORDS = re.compile(r"\s*\S+")
+_THOUGHT_TAGS = "<think>", "</think>"
 
 
 class EchoBackend:
@@ -73,29 +74,32 @@ class EchoBackend:
             self._watcher.changed()
 
     async def _echo(self, job: GenerationJob, sink: Sink) -> Generation:
+        """Repeat `<think> … </think>` as thoughts."""
         prompt_tokens = sum(len(_WORDS.findall(message.content)) for message in job.messages)
         words = _WORDS.findall(job.messages[-1].content.strip())
         stops = StopSequences(job.parameters.stop)
-        limit = job.parameters.max_tokens or DEFAULT_MAX_TOKENS
-        replayed = _replay(job.delivered, words[:limit], stops)
+        limit = job.parameters.max_tokens or len(words)
+        thoughts = _find_thoughts(words[:limit])
+        replayed = _replay(job.delivered, words[:limit], thoughts, stops)
         sink.accept(prompt_tokens)
         for count, word in enumerate(words[replayed:limit], replayed + 1):
             # Also yields without a delay, so that a fast reader doesn't block the loop.
             await asyncio.sleep(self._token_seconds)
-            shown, reason = stops.push(word), None
-            text = shown.text
-            if shown.stopped:
+            is_thought = thoughts[count - 1]
+            text, reason = stops.push("" if is_thought else word), None
+            if stops.stopped:
                 reason = FinishReason.STOP
             elif count == min(limit, len(words)):
                 text += stops.finish()
                 reason = FinishReason.LENGTH if len(words) > limit else FinishReason.STOP
-            await sink.send(Chunk(text, (token_id(word),), finish=reason))
+            reasoning = word if is_thought and word.strip() not in _THOUGHT_TAGS else ""
+            await sink.send(Chunk(text, (token_id(word),), finish=reason, reasoning=reasoning))
             if reason is not None:
-                return Generation(reason, Usage(prompt_tokens, count - replayed))
+                return Generation(reason, Usage(prompt_tokens, count - replayed, reasoning_tokens=sum(thoughts[replayed:count])))
         raise AssertionError("the prompt has at least one word, and max_tokens is at least 1")
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
-        """Texts that share words have similar vectors."""
+        """Texts that share words have similar vectors, and a text is as relevant as the share of the query's words that it has."""
         dimensions = job.dimensions or DIMENSIONS
         if dimensions > DIMENSIONS:
             raise errors.BadRequest(f"dimensions is {dimensions}; this model's vectors have {DIMENSIONS}")
@@ -103,11 +107,24 @@ class EchoBackend:
         for number, tokens in enumerate(texts):
             if not 0 < len(tokens) <= CONTEXT_TOKENS:
                 raise errors.BadRequest(f"input[{number}] has {len(tokens)} tokens; this model allows 1 to {CONTEXT_TOKENS}")
-        prompt_tokens = sum(map(len, texts))
+        query = set(_token_ids(job.query or ""))
+        prompt_tokens = sum(map(len, texts)) + len(query) * len(texts)
         sink.accept(prompt_tokens)
         await asyncio.sleep(self._token_seconds)
-        await sink.send(Vectors(tuple(_vector(tokens, dimensions) for tokens in texts)))
+        vectors = [_vector(tokens, dimensions) for tokens in texts]
+        if query:
+            vectors = [struct.pack("<f", len(query & set(tokens)) / len(query)) for tokens in texts]
+        await sink.send(Vectors(tuple(vectors)))
         return Embedded(dimensions, prompt_tokens)
+
+    async def convert(self, request: Conversion) -> bytes:
+        """A chat is its texts, line by line."""
+        if isinstance(request, Detokenize):
+            raise errors.BadRequest("echo's tokens are hashes of words, which give no text back")
+        text = "\n".join(message.content for message in request.messages)
+        if not isinstance(request, Tokenize):
+            return text.encode("utf-8", "replace")
+        return b"".join(token_id(word).to_bytes(TOKEN_BYTES, "little") for word in _WORDS.findall(text))
 
 
 @asynccontextmanager
@@ -120,13 +137,24 @@ def token_id(word: str) -> int:
     return zlib.crc32(word.encode("utf-8", "replace")) & sampling.MAX_TOKEN_ID
 
 
-def _replay(delivered: tuple[int, ...], words: list[str], stops: StopSequences) -> int:
+def _find_thoughts(words: list[str]) -> list[bool]:
+    """Return for each word whether it is a part of a thought, tags included."""
+    found, is_inside = [], False
+    for word in words:
+        is_inside = is_inside or word.strip() == _THOUGHT_TAGS[0]
+        found.append(is_inside)
+        is_inside = is_inside and word.strip() != _THOUGHT_TAGS[1]
+    return found
+
+
+def _replay(delivered: tuple[int, ...], words: list[str], thoughts: list[bool], stops: StopSequences) -> int:
     """Replay what another echo delivered, and return how many words that were. Raises BadRequest if they are wrong or complete."""
     if delivered != tuple(token_id(word) for word in words[: len(delivered)]):
         raise errors.BadRequest("delivered: these tokens are not from this answer")
-    stopped = any(stops.push(word).stopped for word in words[: len(delivered)])
-    if stopped or len(delivered) == len(words):
-        raise errors.BadRequest("delivered: the answer is complete with these tokens", hint="nothing is left to generate")
+    for word, is_thought in zip(words[: len(delivered)], thoughts, strict=False):
+        stops.push("" if is_thought else word)
+    if stops.stopped or len(delivered) == len(words):
+        raise sequence.already_complete()
     return len(delivered)
 
 

@@ -2,63 +2,39 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from services.inference import engine_speed
 from services.inference.backend_interface import Sink, VectorSink, WaitingSink, Watcher
-from services.inference.backends.model_cache import CachedModel, EngineInterface, ModelCache, StartEngine
+from services.inference.backends.model_cache import CachedModel, EngineInterface, ModelCache, ModelPrograms
+from services.inference.chat.model_chat import ModelChat
+from services.inference.chat.prompt_plan import ReasoningDefaults
 from services.inference.engine import engine_messages, gguf_header
+from services.inference.engine.gguf_header import PoolingKind
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models import catalog, memory
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.digests import KnownDigests
-from services.inference.structured_output import output_formats
-from services.inference.structured_output.grammar_checker import Checker
 from services.inference.supervision import engine_supervisor
-from services.inference.tool_calls import tool_format
-from services.inference.tool_calls.tool_format import ToolStyle
+from shared import errors
+from shared.api import generation
 from shared.api.embedding import Embedded
-from shared.api.generation import Generation, ToolChoice
-from shared.api.inference import ModelStatus
+from shared.api.generation import Generation
+from shared.api.inference import Conversion, Detokenize, ModelStatus, Tokenize
 from shared.telemetry import logs
-from shared.types import ModelName
-
-
-def checker(model: Path) -> Checker:
-    """Return a checker of grammars for this model's vocabulary; its process starts with the first grammar."""
-    return Checker(model, engine_supervisor.inherited())
-
-
-async def shaped(job: GenerationJob, style: ToolStyle | None, checker: Checker) -> GenerationJob:
-    """Return the job with its grammar, if it needs one. Raises BadRequest, and what ``Checker.check`` raises."""
-    if (grammar := grammar_of(job, style)) is None:
-        return job
-    await checker.check(grammar, field="tools" if job.requested.format is None else "format")
-    return replace(job, grammar=grammar)
-
-
-def grammar_of(job: GenerationJob, style: ToolStyle | None) -> str | None:
-    """Build the grammar for a job's format or tools. Pure. Raises BadRequest."""
-    wanted, tools = job.requested.format, job.requested.tools
-    is_required = job.requested.tool_choice is ToolChoice.REQUIRED
-    # The engine refuses tools if the model has no chat template.
-    if tools and style is not None and (is_required or wanted is not None):
-        call = tool_format.grammar_schema(tools, style)
-        if is_required or wanted is None:
-            return output_formats.grammar_of_schema(call.schema, field="tools", before=call.prefix, after=call.suffix)
-        return output_formats.grammar_of_either(call, wanted)
-    return None if wanted is None else output_formats.grammar_of(wanted)
-
+from shared.types import Ability, ModelName
 
 log = logs.get()
 
 Done = TypeVar("Done")
 
+PROGRAMS = ModelPrograms(engine_supervisor.SupervisedEngine, lambda: ModelChat(engine_supervisor.inherited()))
 #: How often the store is read.
 STORE_LOOK_SECONDS = 1.0
 
@@ -68,12 +44,15 @@ class LlamaBackend:
 
     def __init__(self, cache: ModelCache, watcher: Watcher) -> None:
         self._cache = cache
-        self._checkers = {cached.entry.name: checker(cached.entry.file) for cached in cache.all()}
         self._watcher = watcher
         #: The names that the settings give.
         self._configured = frozenset(name for cached in cache.all() for name in cached.entry.names)
         #: Reported already.
         self._not_served: frozenset[ModelName] = frozenset()
+
+    def print_plans(self, print_line: Callable[[str], None] | None) -> None:
+        """Print how each model will be loaded, from now on."""
+        self._cache.print_line = print_line
 
     async def follow(self, read_store: Callable[[], tuple[CatalogEntry, ...]], look_seconds: float = STORE_LOOK_SECONDS) -> None:
         """Serve the models that ``read_store``, which blocks, returns, as they change; runs until cancelled."""
@@ -83,8 +62,6 @@ class LlamaBackend:
 
     async def update(self, entries: Collection[CatalogEntry]) -> None:
         """Serve these models besides the configured ones. A changed model is removed first and added by a later call."""
-        for name in [name for name in self._checkers if not self._cache.has(name)]:
-            await self._checkers.pop(name).close()
         room = catalog.MAX_NAMES - len(self._configured)
         wanted = {entry.name: entry for entry in [entry for entry in entries if entry.name not in self._configured][:room]}
         if (not_served := frozenset(entry.name for entry in entries) - wanted.keys()) - self._not_served:
@@ -99,13 +76,7 @@ class LlamaBackend:
         for entry in wanted.values():
             if not self._cache.has(entry.name):
                 log.info("model_added", model=entry.name)
-                self._checkers[entry.name] = checker(entry.file)
                 self._cache.add(entry)
-
-    async def aclose(self) -> None:
-        """End the processes that check grammars."""
-        for one in self._checkers.values():
-            await one.close()
 
     def models(self) -> tuple[ModelStatus, ...]:
         return tuple(self._status(cached) for cached in self._cache.all())
@@ -119,19 +90,42 @@ class LlamaBackend:
         return replicas[0].engine.pid if replicas else None
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
-        entry = self._cache.get(job.model).entry
+        cached = self._cache.get(job.model)
+        entry, chat = cached.entry, cached.chat
         job = job.with_defaults(temperature=entry.temperature, top_p=entry.top_p, repeat_penalty=entry.repeat_penalty)
 
         async def work(engine: EngineInterface) -> Generation:
-            style = None if engine.loaded is None else engine.loaded.tool_style
-            return await engine.generate(await shaped(job, style, self._checkers[job.model]), sink)
+            if entry.program is not None:
+                # It has formats and tools of its own.
+                return await engine.generate(job, sink)
+            prompt, rendered = await chat.prepare(job, ReasoningDefaults(entry.reasoning, entry.reasoning_budget))
+            answers = chat.answers(job, rendered, sink, partial(self._watcher.parse_failed, job.model))
+            return answers.complete(await engine.generate(replace(job, prompt=prompt), answers))
 
-        return await self._run(job.model, sink, work)
+        # Prompts without a salt share nothing.
+        prefixes = generation.hash_prefixes(job.messages, job.salt, job.requested.tools) if job.salt and entry.replicas != 1 else ()
+        return await self._run(job.model, sink, work, prefixes)
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         return await self._run(job.model, WaitingSink(sink), lambda engine: engine.embed(job, sink))
 
-    async def _run(self, model: ModelName, sink: Sink, work: Callable[[EngineInterface], Awaitable[Done]]) -> Done:
+    async def convert(self, request: Conversion) -> bytes:
+        cached = self._cache.get(request.model)
+        if cached.entry.program is not None:
+            raise errors.UnknownMethod(f"{request.model} runs in another program, whose tokens this worker does not know")
+        async with self._cache.place(request.model, None) as engine:
+            if isinstance(request, Detokenize):
+                return await engine.convert(request.token_ids)
+            if isinstance(request, Tokenize) and request.raw:
+                return await engine.convert(request.messages[0].content, add_special=request.add_special_tokens)
+            rendered = await cached.chat.render(request, marked=isinstance(request, Tokenize))
+            if isinstance(request, Tokenize):
+                return await engine.convert(rendered, add_special=request.add_special_tokens)
+            return rendered.encode("utf-8", "replace")
+
+    async def _run(
+        self, model: ModelName, sink: Sink, work: Callable[[EngineInterface], Awaitable[Done]], prefixes: Sequence[bytes] = ()
+    ) -> Done:
         """Run one job on an engine when it is its turn. ``sink`` gets messages about the wait."""
         limits = self._cache.get(model).limits
         limits.enter()
@@ -139,7 +133,7 @@ class LlamaBackend:
         # A load doesn't count, because the next job won't need it; a job that never started counts with the mean.
         seconds = limits.mean_seconds
         try:
-            async with self._cache.place(model, sink) as engine:
+            async with self._cache.place(model, sink, prefixes) as engine:
                 started = time.monotonic()
                 try:
                     return await work(engine)
@@ -164,6 +158,7 @@ class LlamaBackend:
 
     def _status(self, cached: CachedModel) -> ModelStatus:
         state, detail = self._cache.state(cached)
+        need = self._cache.need(cached)
         return ModelStatus(
             model_id=cached.entry.name,
             state=state,
@@ -176,8 +171,9 @@ class LlamaBackend:
             digest=cached.file.digest,
             aliases=cached.entry.aliases,
             pinned=self._cache.is_pinned(cached),
-            memory_bytes=self._cache.need_bytes(cached),
+            memory_bytes=need.ram + need.vram,
             only_embeds=_only_embeds(cached),
+            abilities=abilities(_pooling(cached), only_embeds=_only_embeds(cached)),
         )
 
 
@@ -189,7 +185,7 @@ async def opened(
     budget: memory.MemoryBudget,
     watcher: Watcher,
     *,
-    start: StartEngine = engine_supervisor.SupervisedEngine,
+    programs: ModelPrograms = PROGRAMS,
     digests_file: Path | None = None,
 ) -> AsyncIterator[LlamaBackend]:
     """Serve the models of ``configured`` within ``budget``, and end all engines on leaving.
@@ -199,9 +195,9 @@ async def opened(
     for other in configured.elsewhere:
         log.info("model_elsewhere", model=other.name, at=other.service, path=other.path)
     known = KnownDigests(digests_file)
-    cached = ModelCache(configured.entries, options, queue, budget, watcher, start=start, known=known)
-    async with cached.opened() as cache, aclosing(LlamaBackend(cache, watcher)) as backend:
-        yield backend
+    cached = ModelCache(configured.entries, options, queue, budget, watcher, programs=programs, known=known)
+    async with cached.opened() as cache:
+        yield LlamaBackend(cache, watcher)
 
 
 def _loaded(cached: CachedModel) -> engine_messages.Loaded | None:
@@ -218,10 +214,21 @@ def _only_embeds(cached: CachedModel) -> bool:
     return look is not None and look.header is not None and gguf_header.kv_bytes_per_token(look.header) == 0
 
 
+def _pooling(cached: CachedModel) -> PoolingKind | None:
+    look = cached.file.look
+    return None if look is None or look.header is None else look.header.pooling_type
+
+
+def abilities(pooling: PoolingKind | None, *, only_embeds: bool) -> tuple[str, ...]:
+    """Return what a model can do besides answering text with text, as far as its file tells."""
+    if pooling is PoolingKind.RANK:
+        return (Ability.RERANK,)
+    return (Ability.EMBEDDINGS,) if pooling is not None or only_embeds else ()
+
+
 def _context_tokens(cached: CachedModel) -> int:
-    """Ask the loaded model, or else estimate from its file; 0 if unknown."""
+    """Ask the loaded model, or else its plan; 0 if unknown."""
     loaded = _loaded(cached)
     if loaded is not None:
         return loaded.context_tokens
-    look = cached.file.look
-    return 0 if look is None or look.header is None else memory.context_tokens(look.header, cached.entry)
+    return 0 if cached.plan is None else cached.plan.context_tokens

@@ -6,7 +6,8 @@ Decisions are carried out without an await, and so before the next fact arrives.
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, assert_never
@@ -14,12 +15,14 @@ from typing import Protocol, assert_never
 import msgspec
 
 from services.inference.backend_interface import Sink, VectorSink, Watcher
+from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
-from services.inference.models import memory
+from services.inference.models import load_plan, memory
 from services.inference.models.catalog import CatalogEntry
 from services.inference.models.digests import KnownDigests
+from services.inference.models.load_plan import LoadPlan
 from services.inference.models.model_cache_policy import (
     AdmitStep,
     CacheTerms,
@@ -32,6 +35,7 @@ from services.inference.models.model_cache_policy import (
     UnloadModelStep,
 )
 from services.inference.models.model_files import ModelFile
+from services.inference.models.quantities import MemoryBytes
 from services.inference.queue_limits import QueueLimits
 from shared import errors
 from shared.api.embedding import Embedded
@@ -48,6 +52,8 @@ PROGRESS_SECONDS = 0.5
 LEAVE_SECONDS = 0.1
 #: How often keep-alives and overdue callers are checked.
 TICK_SECONDS = 1.0
+#: Remembered for each replica: about 100 long prompts.
+MAX_PREFIXES = 6_400
 
 _Answer = AdmitStep | RefuseStep
 
@@ -69,8 +75,19 @@ class EngineInterface(Protocol):
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded: ...
 
+    async def convert(self, source: str | bytes, *, add_special: bool = True) -> bytes: ...
 
-StartEngine = Callable[[ModelName, engine_messages.LoadCommand, Watcher], EngineInterface]
+
+StartEngine = Callable[[ModelName, engine_messages.LoadCommand, Watcher, ModelChat], EngineInterface]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPrograms:
+    """How the processes of a model are started."""
+
+    engine: StartEngine
+    #: Not started until the engine has loaded the model.
+    chat: Callable[[], ModelChat]
 
 
 @dataclass(slots=True, eq=False)
@@ -79,6 +96,19 @@ class Replica:
 
     engine: EngineInterface
     jobs: int = 0
+    #: Of the last prompts, which its slots may still hold; see `shared.api.generation`.
+    prefixes: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+
+    def known(self, prefixes: Sequence[bytes]) -> int:
+        """Return how many of a prompt's prefixes it has read."""
+        return next((count for count in range(len(prefixes), 0, -1) if prefixes[count - 1] in self.prefixes), 0)
+
+    def read(self, prefixes: Sequence[bytes]) -> None:
+        for prefix in prefixes:
+            self.prefixes[prefix] = None
+            self.prefixes.move_to_end(prefix)
+        while len(self.prefixes) > MAX_PREFIXES:
+            self.prefixes.popitem(last=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +118,10 @@ class CachedModel:
     entry: CatalogEntry
     file: ModelFile
     limits: QueueLimits
+    #: Its process runs while the model is loaded.
+    chat: ModelChat
+    #: None until the header is read.
+    plan: LoadPlan | None = None
     replicas: list[Replica] = field(default_factory=list)
     awaits_preload: bool = False
     engines_task: asyncio.Task[None] | None = None
@@ -100,9 +134,17 @@ class CachedModel:
     #: Reads the file of an added model, or forgets a removed one.
     change: asyncio.Task[None] | None = None
 
-    def best(self) -> Replica:
-        """Return the replica for the next job: the least busy of the ready ones."""
-        return min(self.replicas, key=lambda replica: (replica.engine.state is not ModelState.READY, replica.jobs))
+    def best(self, prefixes: Sequence[bytes] = ()) -> Replica:
+        """Return the replica for the next job: of the ready ones that with the longest known prefix, unless it has many more jobs than
+        another; then the least busy."""
+        # A page that all prompts share must not send all of them to one replica.
+        most = min(replica.jobs for replica in self.replicas) + self.limits.slots // (2 * len(self.replicas))
+
+        def order(replica: Replica) -> tuple[bool, int, int]:
+            known = replica.known(prefixes) if replica.jobs <= most else 0
+            return replica.engine.state is not ModelState.READY, -known, replica.jobs
+
+        return min(self.replicas, key=order)
 
 
 class ModelCache:
@@ -116,19 +158,21 @@ class ModelCache:
         budget: memory.MemoryBudget,
         watcher: Watcher,
         *,
-        start: StartEngine,
+        programs: ModelPrograms,
         known: KnownDigests,
     ) -> None:
         self._options = options
         self._budget = budget
         self._watcher = watcher
-        self._create_engine = start
+        self._programs = programs
         self._tasks = asyncio.TaskGroup()
         self._numbers = itertools.count(1)
         self._callers: dict[int, asyncio.Future[_Answer]] = {}
         self._queue = queue
         self._known = known
-        self._core = ModelCachePolicy(budget.bytes, {})
+        #: Gets the plan of each load, if someone watches.
+        self.print_line: Callable[[str], None] | None = None
+        self._core = ModelCachePolicy(budget.total, {})
         self._models: dict[ModelName, CachedModel] = {}
         for entry in entries:
             self._enter(entry)
@@ -138,11 +182,12 @@ class ModelCache:
         self._models[name] = cached = CachedModel(
             entry,
             ModelFile(entry, self._tasks, lambda: self._file_changed(cached), self._known),
-            QueueLimits(name, entry.slots * entry.replicas, self._queue),
+            QueueLimits(name, (entry.slots or load_plan.CPU_SLOTS) * (entry.replicas or 1), self._queue),
+            self._programs.chat(),
             awaits_preload=entry.preload,
         )
         # The need is known after reading the header; no job is admitted before.
-        self._core.add(name, CacheTerms(need_bytes=0, keep_alive_seconds=None))
+        self._core.add(name, CacheTerms(need=MemoryBytes()))
         self._core.pin(name, pinned=entry.pinned)
         return cached
 
@@ -199,23 +244,24 @@ class ModelCache:
         return self._models[model]
 
     @asynccontextmanager
-    async def place(self, model: ModelName, sink: Sink | None) -> AsyncIterator[EngineInterface]:
-        """Wait for a loaded engine for one job; ``sink`` gets messages about the wait. Raises Unavailable."""
+    async def place(self, model: ModelName, sink: Sink | None, prefixes: Sequence[bytes] = ()) -> AsyncIterator[EngineInterface]:
+        """Wait for a loaded engine for one job with these prefixes; ``sink`` gets messages about the wait. Raises Unavailable."""
         with self._using(model) as cached:
             if self._core.stage(model) in (Stage.UNLOADED, Stage.UNLOADING):
                 await self._ensure_served(cached, sink)
             await self._admit(model, sink)
-            async with self._admitted(cached) as engine:
+            async with self._admitted(cached, prefixes) as engine:
                 yield engine
 
     @asynccontextmanager
-    async def _admitted(self, cached: CachedModel) -> AsyncIterator[EngineInterface]:
+    async def _admitted(self, cached: CachedModel, prefixes: Sequence[bytes]) -> AsyncIterator[EngineInterface]:
         model = cached.entry.name
-        replica = cached.best() if cached.replicas else None
+        replica = cached.best(prefixes) if cached.replicas else None
         try:
             if replica is None:
                 raise errors.Unavailable(f"{model} just failed: {self.state(cached)[1]}", hint="try again", retry_after_seconds=1.0)
             replica.jobs += 1
+            replica.read(prefixes)
             yield replica.engine
         finally:
             if replica is not None:
@@ -279,8 +325,8 @@ class ModelCache:
     def is_pinned(self, cached: CachedModel) -> bool:
         return self._core.is_pinned(cached.entry.name)
 
-    def need_bytes(self, cached: CachedModel) -> int:
-        return self._core.need_bytes(cached.entry.name)
+    def need(self, cached: CachedModel) -> MemoryBytes:
+        return self._core.need(cached.entry.name)
 
     def changed(self) -> None:
         now = time.monotonic()
@@ -296,6 +342,9 @@ class ModelCache:
 
     def restarting(self, model: ModelName) -> None:
         self._watcher.restarting(model)
+
+    def parse_failed(self, model: ModelName) -> None:
+        self._watcher.parse_failed(model)
 
     async def _prepare(self) -> None:
         configured = list(self._models.values())
@@ -313,19 +362,24 @@ class ModelCache:
             await cached.file.ensure_digest()
 
     def _file_changed(self, cached: CachedModel) -> None:
-        look, entry = cached.file.look, cached.entry
-        if look is not None and look.header is not None and self._models.get(entry.name) is cached:
-            need = memory.need_bytes(look.header, entry, look.size) * self._replicas(cached)
-            self._core.set_terms(entry.name, CacheTerms(need_bytes=need, keep_alive_seconds=entry.keep_alive_seconds))
+        if self._models.get(cached.entry.name) is cached:
+            # The plans of the others depend on its size.
+            for planned in (cached,) if cached.plan is not None else self._models.values():
+                self._plan(planned)
         self._watcher.changed()
 
-    def _replicas(self, cached: CachedModel) -> int:
-        """Return the number of replicas in the catalog, or that fit."""
-        look = cached.file.look
-        if look is None or look.header is None:
-            return 1
-        each = memory.need_bytes(look.header, cached.entry, look.size)
-        return max(1, min(cached.entry.replicas, self._budget.bytes // max(1, each)))
+    def _plan(self, cached: CachedModel) -> None:
+        """Plan the next load of a model, unless it is in memory."""
+        look, entry = cached.file.look, cached.entry
+        if self._core.stage(entry.name) is not Stage.UNLOADED:
+            return
+        if entry.program is not None:
+            cached.plan = load_plan.of_program(entry, self._budget)
+        elif look is not None and look.header is not None:
+            others = [other.file.look.size for other in self.all() if other is not cached and other.file.look is not None]
+            cached.plan = load_plan.plan(look.header, look.size, entry, self._budget, others)
+        if cached.plan is not None:
+            self._core.set_terms(entry.name, CacheTerms(need=cached.plan.total, keep_alive_seconds=entry.keep_alive_seconds))
 
     async def _ensure_served(self, cached: CachedModel, sink: Sink | None) -> None:
         """Wait for the checks of the model's file. Raises Unavailable if it can't be served."""
@@ -412,23 +466,38 @@ class ModelCache:
             self._watcher.changed()
 
     def _start_engines(self, cached: CachedModel) -> None:
-        entry = cached.entry
+        entry, plan = cached.entry, cached.plan
+        assert plan is not None, "a model is loaded after its header was read"
         load = msgspec.structs.replace(
             self._options,
             path=str(entry.file),
-            slots=entry.slots,
-            context_tokens=entry.context_tokens,
-            gpu_layers=entry.gpu_layers,
+            slots=plan.slots,
+            context_tokens=plan.context_tokens,
+            gpu_layers=plan.gpu_layers,
             kv_mode=entry.kv_mode or self._options.kv_mode,
             kv_type=entry.kv_type or self._options.kv_type,
-            device=entry.device,
             tensor_split=entry.tensor_split,
+            cpu_experts=plan.cpu_experts,
+            override_tensor=entry.override_tensor,
+            split_mode=entry.split_mode,
+            may_fit=plan.may_fit,
         )
-        count = self._replicas(cached)
-        cached.limits.slots = entry.slots * count
-        cached.replicas = [Replica(self._create_engine(entry.name, load, self)) for _ in range(count)]
-        log.info("model_loading", model=entry.name, replicas=count, counted_bytes=self._core.need_bytes(entry.name))
+        cached.limits.slots = plan.slots * len(plan.devices)
+        loads = [msgspec.structs.replace(load, device=device) for device in plan.devices]
+        cached.replicas = [Replica(self._engine(cached, each)) for each in loads]
+        log.info("model_loading", model=entry.name, plan=plan.reasons)
+        if self.print_line is not None:
+            self.print_line("\n  ".join([f"loading {entry.name}", *plan.reasons]))
         cached.engines_task = self._tasks.create_task(self._run_engines(cached, cached.replicas), name=f"engine {entry.name}")
+
+    def _engine(self, cached: CachedModel, load: engine_messages.LoadCommand) -> EngineInterface:
+        entry = cached.entry
+        if entry.program is None:
+            return self._programs.engine(entry.name, load, self, cached.chat)
+        # Imported late: 2 MB that other models don't need.
+        from services.inference.backends.program import ProgramEngine  # noqa: PLC0415
+
+        return ProgramEngine(entry, load, self._queue, self, cached.chat)
 
     def _stop_engines(self, cached: CachedModel) -> None:
         log.info("model_unloading", model=cached.entry.name)
@@ -450,6 +519,7 @@ class ModelCache:
                 for replica in replicas:
                     engines.create_task(replica.engine.run())
         finally:
+            await cached.chat.close()
             if self._models.get(cached.entry.name) is cached and self._core.stage(cached.entry.name) is Stage.UNLOADING:
                 cached.replicas = []
                 self._act(self._core.unloaded(cached.entry.name, time.monotonic()))

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -20,6 +21,8 @@ _GPU_TYPES = frozenset({1, 2})
 PROGRAM = (sys.executable, "-P", "-m", "services.inference.engine.devices")
 #: An idle driver takes some seconds to start.
 PROBE_SECONDS = 30.0
+#: Stays free on each GPU, for the driver and fragmentation.
+MARGIN_BYTES = 512 * 2**20
 _DEVICE_FILES = (("nvidia*[0-9]", "cuda"), ("kfd", "rocm"), ("dri/renderD*", "vulkan"))
 _MAKERS = {"cuda": "an NVIDIA GPU", "rocm": "an AMD GPU", "vulkan": "a GPU", "metal": "a GPU"}
 
@@ -42,14 +45,15 @@ class FoundDevices(msgspec.Struct, frozen=True):
     processor: str
 
 
+Answer = TypeVar("Answer")
+
+
 def find() -> FoundDevices:
     """Search for devices. It starts GPU drivers, so only call it in a separate process."""
-    import llama_cpp  # noqa: PLC0415 - importers of the types above don't need these libraries
-    import llama_cpp.llama_cpp as native  # noqa: PLC0415
+    import llama_cpp.llama_cpp as native  # noqa: PLC0415 - importers of the types above don't need these libraries
 
     native.llama_backend_init()
-    library = ctypes.CDLL(str(next((Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.*"))))
-    registry = ctypes.CDLL(str(next((Path(llama_cpp.__file__).parent / "lib").glob("libggml.*"))))
+    library, registry = _libraries()
     registry.ggml_backend_dev_count.restype = ctypes.c_size_t
     registry.ggml_backend_dev_get.restype = ctypes.c_void_p
     registry.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
@@ -62,6 +66,23 @@ def find() -> FoundDevices:
     gpus = tuple(_device(library, device) for device in all_devices if library.ggml_backend_dev_type(device) in _GPU_TYPES)
     processor = native.llama_print_system_info().decode("utf-8", "replace").strip(" |")
     return FoundDevices(gpus, bool(native.llama_supports_gpu_offload()), processor)
+
+
+def buffer_type(device: str) -> int | None:
+    """Return ggml's kind of buffer on a device, such as CPU or CUDA0; None if there is no such device."""
+    library, registry = _libraries()
+    registry.ggml_backend_dev_by_name.restype = library.ggml_backend_dev_buffer_type.restype = ctypes.c_void_p
+    found = registry.ggml_backend_dev_by_name(device.encode())
+    kind: int | None = library.ggml_backend_dev_buffer_type(ctypes.c_void_p(found)) if found else None
+    return kind
+
+
+def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
+    import llama_cpp  # noqa: PLC0415
+
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    library, registry = (ctypes.CDLL(str(next(folder.glob(name)))) for name in ("libggml-base.*", "libggml.*"))
+    return library, registry
 
 
 def _device(library: ctypes.CDLL, device: int) -> Device:
@@ -82,15 +103,23 @@ def flavour(devices: Path = Path("/dev"), platform: str = sys.platform) -> str |
 
 async def probe(environment: Mapping[str, str]) -> FoundDevices | None:
     """Run llama.cpp's device search in a separate process; None if it fails."""
+    return await ask(PROGRAM, environment, FoundDevices, seconds=PROBE_SECONDS)
+
+
+async def ask(
+    program: tuple[str, ...], environment: Mapping[str, str], kind: type[Answer], *, seconds: float, question: bytes = b""
+) -> Answer | None:
+    """Run a program that may start a GPU's driver; return its answer, or None if it fails."""
+    pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *PROGRAM, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=dict(environment)
+        *program, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, env=dict(environment)
     )
     try:
-        async with asyncio.timeout(PROBE_SECONDS):
-            answer, _ = await process.communicate()
-        return msgspec.json.decode(answer, type=FoundDevices)
+        async with asyncio.timeout(seconds):
+            answer, _ = await process.communicate(question)
+        return msgspec.json.decode(answer, type=kind)
     except (TimeoutError, msgspec.MsgspecError) as error:
-        log.warning("gpu_probe_failed", reason=str(error) or "no answer in time")
+        log.warning("gpu_probe_failed", program=program[-1], reason=str(error) or "no answer in time")
         return None
     finally:
         if process.returncode is None:

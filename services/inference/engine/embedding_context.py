@@ -6,11 +6,12 @@ has a row of logits for each, so its batches must be small if the vocabulary is 
 
 import ctypes
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import llama_cpp.llama_cpp as native
 
-from services.inference.engine.embedding_loop import Pooling, TextPiece
+from services.inference.engine.embedding_loop import Pooling, TextPiece, probability
 from shared import errors
 
 #: For the logits that llama.cpp computes for every token: 1 MB each with a vocabulary of 256,000.
@@ -24,7 +25,11 @@ _POOLINGS = {
     native.LLAMA_POOLING_TYPE_MEAN: Pooling.MEAN,
     native.LLAMA_POOLING_TYPE_CLS: Pooling.FIRST,
     native.LLAMA_POOLING_TYPE_LAST: Pooling.LAST,
+    native.LLAMA_POOLING_TYPE_RANK: Pooling.RANK,
 }
+
+
+_NO_TOKEN = -1
 
 
 class EmbeddingContext:
@@ -46,16 +51,23 @@ class EmbeddingContext:
         self.dimensions = int(native.llama_model_n_embd_out(model))
         self.pooling = Pooling.MEAN
         self.whole = False
+        #: Models with several classes compute probabilities themselves; the first class is "relevant".
+        self._gives_logits = False
+        #: The last one and its tokens; each document repeats it.
+        self._query: tuple[str, list[int]] = ("", [])
 
     def prepare(self) -> None:
         """Create the context, if there is none. Raises BadRequest if this model has no embeddings, and Unavailable without memory."""
         if self._context is not None:
             return
         kind = self._pooling_type()
-        # Encoder-decoder models are not supported, and other poolings are for models that rank texts.
+        # Encoder-decoder models are not supported.
         if native.llama_model_has_encoder(self._model) or kind not in _POOLINGS:
             raise errors.BadRequest("this model has no embeddings", hint="use a model for embeddings or for text generation")
         self.pooling = _POOLINGS[kind]
+        if self.pooling is Pooling.RANK:
+            self.dimensions = 1
+            self._gives_logits = native.llama_model_n_cls_out(self._model) == 1
         context = self._create(self.step_tokens, kind)
         # Only a context knows the attention, which the file or llama.cpp sets.
         self.whole = not native.llama_get_causal_attn(context)
@@ -67,10 +79,33 @@ class EmbeddingContext:
 
     def tokens_of(self, text: str) -> list[int]:
         """Tokenize a text, with the model's start and end tokens; special tokens in the text are plain text. Raises BadRequest."""
+        return self._tokens(text, add_special=True)
+
+    def tokens_of_pair(self, query: str, text: str) -> list[int]:
+        """Return the tokens of a query and a text to rank, in the order of the model's own template, or else as in BERT."""
+        template = native.llama_model_chat_template(self._model, b"rerank")
+        if template:
+            parts = re.split(r"(\{query\}|\{document\})", template.decode("utf-8", "replace"))
+            given = {"{query}": self._tokens_of_query(query), "{document}": self._tokens(text)}
+            return [token for part in parts for token in given.get(part) or self._tokens(part, spelled=True)]
+        end = native.llama_vocab_eos(self._vocab)
+        end = native.llama_vocab_sep(self._vocab) if end == _NO_TOKEN else end
+        ends = [end] if native.llama_vocab_get_add_eos(self._vocab) else []
+        begins = [native.llama_vocab_bos(self._vocab)] if native.llama_vocab_get_add_bos(self._vocab) else []
+        parted = [native.llama_vocab_sep(self._vocab)] if native.llama_vocab_get_add_sep(self._vocab) else []
+        return [*begins, *self._tokens_of_query(query), *ends, *parted, *self._tokens(text), *ends]
+
+    def _tokens_of_query(self, query: str) -> list[int]:
+        if self._query[0] != query:
+            self._query = query, self._tokens(query)
+        return self._query[1]
+
+    def _tokens(self, text: str, *, add_special: bool = False, spelled: bool = False) -> list[int]:
+        """``spelled``: special tokens in the text count."""
         raw = text.encode("utf-8", "replace")
         room = len(raw) + 8
         tokens = (native.llama_token * room)()
-        count = native.llama_tokenize(self._vocab, raw, len(raw), tokens, room, True, False)
+        count = native.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, spelled)
         if count < 0:
             raise errors.BadRequest("the model's tokenizer cannot read this text")
         return tokens[:count]
@@ -83,6 +118,8 @@ class EmbeddingContext:
             raise errors.ModelCrashed(f"llama_decode of embeddings gave {status}: {self._why()}")
         native.llama_synchronize(self._context)
         rows: list[Sequence[float]] = [native.llama_get_embeddings_seq(self._context, piece.slot)[: self.dimensions] for piece in pieces]
+        if self._gives_logits:
+            rows = [[probability(row[0])] for row in rows]
         for piece in pieces:
             if piece.ends:
                 self.clear(piece.slot)

@@ -1,4 +1,4 @@
-"""Computes embeddings: one batch of texts between two steps of the answers.
+"""Computes embeddings and ranks texts: one batch of texts between two steps of the answers.
 
 Texts are computed in order of arrival. A causal model can compute a long text in pieces, so that running answers aren't slowed; a
 bidirectional model needs a whole text at once.
@@ -33,6 +33,13 @@ class Pooling(StrEnum):
     MEAN = "mean"
     FIRST = "first"
     LAST = "last"
+    #: The model ranks texts: a vector is one number.
+    RANK = "rank"
+
+
+def probability(logit: float) -> float:
+    """Return a score from 0 to 1."""
+    return (1 + math.tanh(logit / 2)) / 2
 
 
 class Pooled:
@@ -45,7 +52,7 @@ class Pooled:
 
     def add(self, vector: Sequence[float], tokens: int) -> None:
         """Add the vector of the text's next piece, which has ``tokens`` tokens."""
-        if not self._tokens or self._pooling is Pooling.LAST:
+        if not self._tokens or self._pooling in (Pooling.LAST, Pooling.RANK):
             self._vector = list(vector)
         elif self._pooling is Pooling.MEAN:
             old, new = self._tokens / (self._tokens + tokens), tokens / (self._tokens + tokens)
@@ -53,7 +60,9 @@ class Pooled:
         self._tokens += tokens
 
     def packed(self, dimensions: int) -> bytes | None:
-        """Return the first ``dimensions`` numbers, normalized; None if the vector has no direction."""
+        """Return the first ``dimensions`` numbers, normalized; None if the vector has no direction. A score stays as it is."""
+        if self._pooling is Pooling.RANK:
+            return struct.pack("<f", self._vector[0]) if math.isfinite(self._vector[0]) else None
         kept = self._vector[:dimensions]
         length = math.hypot(*kept)
         if length == 0 or not math.isfinite(length):
@@ -161,6 +170,10 @@ class EmbedderInterface(Protocol):
         """Raises BadRequest. May run in another thread than the rest, one call at a time."""
         ...
 
+    def tokens_of_pair(self, query: str, text: str) -> list[int]:
+        """Return the tokens of a query and a text to rank, as ``tokens_of``."""
+        ...
+
     def run(self, pieces: Sequence[TextPiece]) -> list[Sequence[float]]:
         """Compute one batch and return the pooled vector of each piece. Clears the slots of texts that end. Raises ModelCrashed."""
         ...
@@ -188,12 +201,18 @@ class EmbeddingLoop:
     def measure(self, command: EmbedTexts) -> int:
         """Return the size of a command's texts. Raises BadRequest if the model has no such vectors, and Unavailable."""
         self._prepare()
+        ranks = self._embedder.pooling is Pooling.RANK
+        if ranks and command.query is None:
+            raise errors.BadRequest("this model ranks texts and has no embeddings", hint="use a model for embeddings")
+        if command.query is not None and not ranks:
+            raise errors.BadRequest("this model cannot rank texts", hint="use a reranking model, such as bge-reranker-v2-m3")
         if command.dimensions is not None and command.dimensions > self._embedder.dimensions:
             raise errors.BadRequest(
                 f"dimensions is {command.dimensions}; this model's vectors have {self._embedder.dimensions}",
                 hint="request fewer, or leave it out",
             )
-        return sum(map(embedding.input_bytes, command.inputs))
+        repeated = len(command.inputs) * embedding.input_bytes(command.query or "")
+        return repeated + sum(map(embedding.input_bytes, command.inputs))
 
     def tokenize(self, command: EmbedTexts) -> list[EmbeddingText]:
         """Raises BadRequest for a text that has no tokens or is too long."""
@@ -229,7 +248,11 @@ class EmbeddingLoop:
         given = command.inputs[number]
         if not isinstance(given, str):
             self._check_ids(number, given)
-        tokens = array("i", self._embedder.tokens_of(given) if isinstance(given, str) else given)
+        if isinstance(given, str):
+            ids = self._embedder.tokens_of(given) if command.query is None else self._embedder.tokens_of_pair(command.query, given)
+        else:
+            ids = list(given)
+        tokens = array("i", ids)
         if not tokens:
             raise errors.BadRequest(f"input[{number}] has no tokens", hint="leave empty texts out")
         if len(tokens) > self._embedder.context_tokens:

@@ -7,16 +7,22 @@ from typing import Protocol
 import msgspec
 
 from services.inference.engine import sampling, sequence
-from services.inference.engine.engine_messages import AnswerProgress, GenerationAccepted, GenerationRefused, StartGeneration, StepReport
-from services.inference.engine.kv_slots import HashedTokens, KvMode, SlotPlace, Slots
+from services.inference.engine.engine_messages import (
+    AnswerProgress,
+    ConvertTokens,
+    GenerationAccepted,
+    GenerationRefused,
+    PreparedPrompt,
+    StartGeneration,
+    StepReport,
+)  # fmt: skip
+from services.inference.engine.kv_slots import KvMode, SlotPlace, Slots
+from services.inference.engine.prompt_cache import HashedTokens, PromptCache, SavedPrompt
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed, PrefillBudget, Scheduler, StepPlan
-from services.inference.engine.sequence import DrawnToken
-from services.inference.tool_calls import tool_call_parser
-from services.inference.tool_calls.tool_call_parser import ToolCallParser
-from services.inference.tool_calls.tool_format import ToolStyle
+from services.inference.engine.sequence import AppendedToken, DrawnToken
 from shared import errors
-from shared.api.generation import ChatMessage, Tool
+from shared.types import FinishReason
 
 
 class EngineModel(Protocol):
@@ -26,33 +32,47 @@ class EngineModel(Protocol):
     pool_tokens: int
     longest_token_bytes: int
     step_tokens: int
-    #: How the model writes tool calls; None if it doesn't support tools.
-    tool_style: ToolStyle | None
     #: Whether a slot can be cut back to a prefix of its tokens.
-    can_reuse: bool
+    can_cut: bool
     decode_seconds: float
 
-    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = (), *, raw: bool = False) -> list[int]:
-        """Tokenize a chat, or with ``raw`` the text of its only message. Raises BadRequest for messages that the model doesn't
-        support or that are too long. May run in another thread than the rest, one call at a time."""
+    def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
+        """Compile the prompt's grammar for ``begin``, and tokenize its text. Raises BadRequest for a text that is too long, or a grammar
+        that isn't possible. May run in another thread than the rest, one call at a time."""
         ...
 
-    def begin(self, sequence: tuple[int, int], parameters: Parameters, grammar: str, delivered: Sequence[int]) -> None:
+    def convert(self, command: ConvertTokens) -> bytes:
+        """Return token ids, or a text in UTF-8. Raises BadRequest. May run in another thread, as ``prompt_tokens``."""
+        ...
+
+    def begin(self, sequence: tuple[int, int], parameters: Parameters, prompt: PreparedPrompt, delivered: Sequence[int]) -> None:
         """Set up sampling for a sequence. Raises BadRequest."""
         ...
 
-    def settle(self, place: SlotPlace) -> bool:
-        """Make a slot hold exactly the tokens in ``place``. Return False, with the slot empty, if that isn't possible."""
+    def show(self, spellings: tuple[str, ...]) -> None:
+        """Spell these special tokens out in answers. Call it before the first prompt."""
+        ...
+
+    def settle(self, place: SlotPlace) -> int:
+        """Make a slot hold exactly the tokens in ``place``, or else fewer of them; return how many."""
         ...
 
     def clear(self, slot: int) -> None: ...
+
+    def saved_bytes(self, slot: int) -> int:
+        """Return the size of ``save``; 0 if a slot can't be saved."""
+        ...
+
+    def save(self, slot: int) -> memoryview | None:
+        """Return what restores all tokens of a slot; None without memory for it."""
+        ...
 
     def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
         """Compute one batch and return the next token for each feed that samples. Raises ModelCrashed; the process must then end."""
         ...
 
-    def piece(self, token: int, *, with_tools: bool = False) -> bytes | None:
-        """Return the bytes of a token; None for an end token. ``with_tools`` spells out the marks of tool calls."""
+    def piece(self, token: int) -> bytes | None:
+        """Return the bytes of a token; None for an end token."""
         ...
 
     def end(self, sequence: tuple[int, int]) -> None:
@@ -61,13 +81,25 @@ class EngineModel(Protocol):
 
 
 class EngineLoop:
-    """Runs generations on one model. Not thread-safe: one thread alternates commands and ``step``. Only ``tokenize`` may run in
-    another one."""
+    """Runs generations on one model. Not thread-safe: one thread alternates commands and ``step``. Only ``tokenize`` and ``convert``
+    may run in another one."""
 
-    def __init__(self, compute: EngineModel, *, slots: int, mode: KvMode, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        compute: EngineModel,
+        *,
+        slots: int,
+        mode: KvMode,
+        cache_bytes: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """``cache_bytes``: for prompts that lose their slot."""
         self._compute = compute
+        self.convert, self.show = compute.convert, compute.show
         self._clock = clock
-        held = Slots(slots, mode, capacity=compute.pool_tokens, reuse=compute.can_reuse)
+        self._cache = PromptCache(cache_bytes)
+        held = Slots(slots, mode, capacity=compute.pool_tokens, can_cut=compute.can_cut, cache=self._cache)
+        held.on_loss = self._save
         self._scheduler = Scheduler(held, PrefillBudget(compute.step_tokens))
 
     @property
@@ -76,30 +108,32 @@ class EngineLoop:
 
     def measure(self, command: StartGeneration) -> int:
         """Return the size of a command's text. Raises ContextExceeded if it can't fit the context, before any work is done."""
-        size = sum(_text_bytes(message.content) for message in command.messages)
+        size = len(command.prompt.text.encode("utf-8", "replace"))
         context = self._compute.context_tokens
         if size > (most := context * self._compute.longest_token_bytes):
             raise errors.ContextExceeded(
                 f"the prompt has {size} bytes; this model's maximum context length is {context} tokens, at most {most} bytes of text",
                 hint="shorten the prompt, or raise ENGINE_CONTEXT_TOKENS on the worker",
             )
-        calls = sum(_text_bytes(call.arguments) for message in command.messages for call in message.tool_calls)
-        return size + calls + sum(_text_bytes(tool.description) + _text_bytes(tool.parameters) for tool in command.tools)
+        return size
 
     def tokenize(self, command: StartGeneration) -> HashedTokens:
-        """Tokenize the prompt for ``begin``. Raises BadRequest."""
-        return HashedTokens(self._compute.prompt_tokens(command.messages, command.tools, raw=command.raw))
+        """Tokenize the prompt and compile the grammar for ``begin``. Raises BadRequest."""
+        return HashedTokens(self._compute.prompt_tokens(command.prompt))
 
     def begin(self, command: StartGeneration, prompt: HashedTokens) -> GenerationAccepted | GenerationRefused:
         try:
-            started = [self._start(command, prompt, answer) for answer in range(command.parameters.n)]
+            started, delivered = [], ""
+            for answer in range(command.parameters.n):
+                one, delivered = self._start(command, prompt, answer)
+                started.append(one)
         except errors.BadRequest as error:
             for answer in range(command.parameters.n):
                 self._compute.end((command.id, answer))
             return GenerationRefused(command.id, error.to_problem())
         for one in started:
             self._scheduler.submit(one)
-        return GenerationAccepted(command.id, len(prompt.tokens))
+        return GenerationAccepted(command.id, len(prompt.tokens), delivered if command.delivered else None)
 
     def cancel(self, identity: int) -> None:
         """Forget a request; unknown ones have already ended."""
@@ -118,11 +152,19 @@ class EngineLoop:
         answers = tuple(self._progress(progress))
         return StepReport(answers, self._clock() - began, self._compute.decode_seconds - decoded, plan.answering, plan.read)
 
+    def _save(self, slot: int, salt: str, tokens: HashedTokens, above: int) -> None:
+        size = self._compute.saved_bytes(slot)
+        if not size or not self._cache.wants(tokens, salt, above, size, self._scheduler.step_seconds):
+            return
+        began = self._clock()
+        if (state := self._compute.save(slot)) is not None:
+            self._cache.put(SavedPrompt(salt, tokens, state), self._clock() - began)
+
     def _plan(self) -> StepPlan:
         while True:
             for place in self._scheduler.admit():
-                if not self._compute.settle(place):
-                    self._scheduler.restart(place.slot)
+                if (kept := self._compute.settle(place)) < place.kept:
+                    self._scheduler.restart(place.slot, kept)
             plan = self._scheduler.plan()
             if plan is None:
                 self._compute.clear(self._scheduler.preempt())
@@ -131,38 +173,22 @@ class EngineLoop:
                 self._compute.clear(slot)
             return plan
 
-    def _start(self, command: StartGeneration, prompt: HashedTokens, answer: int) -> sequence.Sequence:
+    def _start(self, command: StartGeneration, prompt: HashedTokens, answer: int) -> tuple[sequence.Sequence, str]:
+        """Return the sequence, and the text that was delivered."""
         parameters = sampling.of_answer(command.parameters, answer)
-        started = sequence.start(
-            command.id,
-            answer,
-            prompt,
-            parameters,
-            context_tokens=self._compute.context_tokens,
-            salt=command.salt,
-            calls=self._parser(command, answer),
-        )
-        for token in command.delivered:
-            started.replay(token, self._piece(started, token))
+        context_tokens = self._compute.context_tokens
+        started = sequence.start(command.id, answer, prompt, parameters, context_tokens=context_tokens, salt=command.salt)
+        delivered = "".join(started.replay(token, self._compute.piece(token)) for token in command.delivered)
         # Samplers reserve memory for max_tokens, so pass the real limit.
         limited = msgspec.structs.replace(parameters, max_tokens=started.limit)
-        self._compute.begin((command.id, answer), limited, command.grammar, command.delivered)
-        return started
-
-    def _parser(self, command: StartGeneration, answer: int) -> ToolCallParser | None:
-        style = self._compute.tool_style
-        # gpt-oss uses channels even without tools.
-        if style is None or not (command.tools or style is ToolStyle.HARMONY):
-            return None
-        return ToolCallParser(style, command.tools, tool_call_parser.ids_of(f"{command.request}/{answer}"))
-
-    def _piece(self, running: sequence.Sequence, token: int) -> bytes | None:
-        return self._compute.piece(token, with_tools=running.output.calls is not None)
+        self._compute.begin((command.id, answer), limited, command.prompt, command.delivered)
+        return started, delivered
 
     def _progress(self, drawn: list[tuple[Feed, DrawnToken]]) -> Iterator[AnswerProgress]:
         for feed, token in drawn:
             running = feed.sequence
-            taken = running.append_token(token.token, self._piece(running, token.token))
+            cut = AppendedToken((), "", FinishReason.LENGTH)
+            taken = cut if token.is_cut else running.append_token(token.token, self._compute.piece(token.token))
             if taken.finish is not None:
                 self._scheduler.finish(feed.slot)
                 self._compute.end((running.id, running.answer))
@@ -174,9 +200,4 @@ class EngineLoop:
                 running.answer,
                 running.cached,
                 (token.logprob,) if token.logprob is not None and taken.token_ids else (),
-                taken.calls,
             )
-
-
-def _text_bytes(text: str) -> int:
-    return len(text.encode("utf-8", "replace"))

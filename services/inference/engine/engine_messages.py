@@ -6,15 +6,14 @@ Each message is four bytes of length and a msgpack body. Both ends are ours; the
 import struct
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import NamedTuple
 
 import msgspec
 
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import Parameters
-from services.inference.tool_calls.tool_format import ToolStyle
 from shared import errors
 from shared.api.embedding import EmbeddingInput
-from shared.api.generation import ChatMessage, Tool, ToolCall
 from shared.api.inference import TokenLogprob
 from shared.types import FinishReason
 
@@ -24,10 +23,29 @@ _LENGTH = struct.Struct(">I")
 
 
 class KvType(StrEnum):
-    """The format of the KV cache: q8_0 halves the memory at the cost of a little quality."""
+    """The format of the KV cache: q8_0 halves the memory at the cost of a little quality, q4_0 quarters it at the cost of more."""
 
     F16 = "f16"
+    BF16 = "bf16"
     Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+
+
+class KvTypes(NamedTuple):
+    keys: KvType
+    #: None: the keys', or what the processor computes best.
+    values: KvType | None = None
+
+    def __str__(self) -> str:
+        return self.keys if self.values in (None, self.keys) else f"keys {self.keys}, values {self.values}"
+
+
+class SplitMode(StrEnum):
+    """How several GPUs share a model: by layers, by the rows of each tensor, or not at all."""
+
+    LAYER = "layer"
+    ROW = "row"
+    NONE = "none"
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -40,36 +58,81 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class LoadCommand(_Message, frozen=True):
     path: str
     slots: int
-    #: Per slot; None for DEFAULT_CONTEXT_TOKENS, or the model's limit if that is smaller.
-    context_tokens: int | None
+    #: Per slot; less if the model's limit is smaller.
+    context_tokens: int
     threads: int
     gpu_layers: int
     kv_mode: KvMode = KvMode.EXACT
-    kv_type: KvType = KvType.F16
+    kv_type: KvTypes = KvTypes(KvType.F16)
     #: Each GPU's share of the model; empty lets llama.cpp decide.
     tensor_split: tuple[float, ...] = ()
     device: int | None = None
+    #: The first layers, whose experts stay on the processor.
+    cpu_experts: int = 0
+    #: Patterns of tensors with the device that holds them, as in ``blk\\.[0-9]\\.ffn=CPU``.
+    override_tensor: tuple[str, ...] = ()
+    split_mode: SplitMode | None = None
+    #: Nobody has set how the model is divided, so llama.cpp's ``fit`` may do better than our estimate.
+    may_fit: bool = False
+    #: Memory for prompts that lose their slots.
+    prompt_cache_bytes: int = 0
+
+
+class ShowTokens(_Message, frozen=True):
+    """Special tokens whose spellings belong to answers, such as the marks of tool calls. Sent before the first generation."""
+
+    spellings: tuple[str, ...]
+
+
+class ThoughtBudget(msgspec.Struct, frozen=True, array_like=True):
+    """The engine ends an answer's thoughts after so many tokens."""
+
+    tokens: int
+    #: What begins thoughts; empty if the prompt did.
+    start: str
+    #: The engine writes the first one.
+    ends: tuple[str, ...]
+
+
+class PreparedPrompt(msgspec.Struct, frozen=True, array_like=True):
+    #: With marks in callers' texts (`special_tokens`).
+    text: str
+    #: A grammar for the answer, in llguidance's Lark; empty for none.
+    grammar: str = ""
+    #: Regular expressions. The grammar applies from where one of them matches, or else from the beginning.
+    triggers: tuple[str, ...] = ()
+    #: What asked for the grammar. One for tools that has a trigger is dropped if it doesn't compile.
+    field: str = "format"
+    budget: ThoughtBudget | None = None
+
+    @property
+    def is_optional(self) -> bool:
+        return self.field == "tools" and bool(self.triggers)
 
 
 class StartGeneration(_Message, frozen=True):
     id: int
-    messages: tuple[ChatMessage, ...]
+    prompt: PreparedPrompt
     parameters: Parameters
     #: Prompts with the same salt may share their KV cache; empty shares with none.
     salt: str = ""
     #: Tokens that another worker already delivered.
     delivered: tuple[int, ...] = ()
-    #: A checked GBNF grammar for the answer; empty for none.
-    grammar: str = ""
-    tools: tuple[Tool, ...] = ()
-    #: The request's id, the same on every worker; the ids of tool calls derive from it.
-    request: str = ""
-    #: The only message is a text to continue, not a chat.
-    raw: bool = False
+
+
+class ConvertTokens(_Message, frozen=True):
+    """Converts a prompt to token ids, or ids of TOKEN_BYTES each to text. Answered with ConversionResult or GenerationRefused."""
+
+    id: int
+    prompt: str = ""
+    #: To convert to text; None for the prompt.
+    token_ids: bytes | None = None
+    #: Begin with the model's first token, as prompts do.
+    add_special: bool = True
 
 
 class CancelGeneration(_Message, frozen=True):
-    """Cancels a StartGeneration or EmbedTexts. The engine ignores unknown ids, which have just ended."""
+    """Cancels any of the others. The engine ignores unknown ids, which have just ended."""
 
     id: int
 
@@ -80,9 +143,13 @@ class EmbedTexts(_Message, frozen=True):
     id: int
     inputs: tuple[EmbeddingInput, ...]
     dimensions: int | None = None
+    #: Rank the inputs by it.
+    query: str | None = None
 
 
-Command = LoadCommand | StartGeneration | EmbedTexts | CancelGeneration
+#: With texts to tokenize.
+TextCommand = StartGeneration | EmbedTexts | ConvertTokens
+Command = LoadCommand | ShowTokens | TextCommand | CancelGeneration
 
 
 # --- engine to worker: Loading, then Loaded or LoadFailed, then the others --------------------------------------------
@@ -99,15 +166,20 @@ class Loaded(_Message, frozen=True):
     context_tokens: int
     #: The GPUs and their layers; empty without a GPU.
     gpu: str
-    chat_template: bool
+    #: The model's own; empty if it has none.
+    chat_template: str
     #: The processor features that this build of llama.cpp uses.
     processor: str
     #: Why the process isn't confined; empty if it is.
     unconfined: str = ""
     #: What was reduced for lack of memory, for people; empty if nothing was.
     lowered: str = ""
-    #: How the model writes tool calls; None without a chat template.
-    tool_style: ToolStyle | None = None
+    bos: str = ""
+    eos: str = ""
+    #: The spellings of all special tokens.
+    special: tuple[str, ...] = ()
+    #: Those before a text with a gap, before what is behind the gap, and before what fills it; empty if the model has none.
+    infill: tuple[str, ...] = ()
     #: It is bidirectional without a KV cache, so it can't generate text.
     only_embeds: bool = False
 
@@ -119,11 +191,19 @@ class LoadFailed(_Message, frozen=True):
 class GenerationAccepted(_Message, frozen=True):
     id: int
     prompt_tokens: int
+    #: The text of the tokens that another worker delivered; None if there were none.
+    delivered: str | None = None
 
 
 class GenerationRefused(_Message, frozen=True):
     id: int
     problem: errors.Problem
+
+
+class ConversionResult(_Message, frozen=True):
+    id: int
+    #: Token ids, or a text in UTF-8; at most MAX_CONVERTED_BYTES.
+    content: bytes
 
 
 class AnswerProgress(_Message, frozen=True):
@@ -135,7 +215,6 @@ class AnswerProgress(_Message, frozen=True):
     #: Cached tokens of the prompt; set with the first token of each answer.
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
-    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class StepReport(_Message, frozen=True):
@@ -166,7 +245,7 @@ class EmbeddingTurn(_Message, frozen=True):
     tokens: int = 0
 
 
-Report = Loading | Loaded | LoadFailed | GenerationAccepted | GenerationRefused | StepReport | EmbeddingTurn
+Report = Loading | Loaded | LoadFailed | GenerationAccepted | GenerationRefused | ConversionResult | StepReport | EmbeddingTurn
 
 _encoder = msgspec.msgpack.Encoder()
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
@@ -174,7 +253,10 @@ report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report
 
 
 def pack(message: Command | Report) -> bytes:
-    body = _encoder.encode(message)
+    return framed(_encoder.encode(message))
+
+
+def framed(body: bytes) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 

@@ -94,10 +94,11 @@ def _serve(channel: Channel) -> None:
         raise errors.ProtocolViolation("the engine's first message must be LoadCommand")
     unconfined = _confine()
     try:
-        gguf_header.check_parts(Path(load.path))
+        model_loading.check(gguf_header.check_parts(Path(load.path)), load)
         with llama_model.opened(load, lambda progress: channel.send(engine_messages.Loading(progress))) as model:
             channel.send(msgspec.structs.replace(model.describe(), unconfined=unconfined))
-            run(channel, EngineLoop(model, slots=load.slots, mode=load.kv_mode), EmbeddingLoop(model.embedder))
+            loop = EngineLoop(model, slots=load.slots, mode=load.kv_mode, cache_bytes=load.prompt_cache_bytes)
+            run(channel, loop, EmbeddingLoop(model.embedder))
     except (model_loading.LoadRefused, NotAModel) as refused:
         channel.send(engine_messages.LoadFailed(str(refused)))
 
@@ -152,7 +153,7 @@ def _handled(
     command: engine_messages.Command, loop: EngineLoop, embeddings: EmbeddingLoop, texts: TokenizeQueue
 ) -> engine_messages.GenerationRefused | None:
     match command:
-        case engine_messages.StartGeneration() | engine_messages.EmbedTexts():
+        case engine_messages.StartGeneration() | engine_messages.EmbedTexts() | engine_messages.ConvertTokens():
             try:
                 _queue_text(command, loop, embeddings, texts)
             except (errors.BadRequest, errors.Overloaded, errors.Unavailable) as error:
@@ -161,6 +162,8 @@ def _handled(
             texts.cancel(command.id)
             embeddings.cancel(command.id)
             loop.cancel(command.id)
+        case engine_messages.ShowTokens():
+            loop.show(command.spellings)
         case engine_messages.LoadCommand():
             raise errors.ProtocolViolation("an engine loads one model, once")
         case _:
@@ -168,11 +171,12 @@ def _handled(
     return None
 
 
-def _queue_text(
-    command: engine_messages.StartGeneration | engine_messages.EmbedTexts, loop: EngineLoop, embeddings: EmbeddingLoop, texts: TokenizeQueue
-) -> None:
+def _queue_text(command: engine_messages.TextCommand, loop: EngineLoop, embeddings: EmbeddingLoop, texts: TokenizeQueue) -> None:
     if isinstance(command, engine_messages.StartGeneration):
         texts.submit(command.id, loop.measure(command), partial(loop.tokenize, command), partial(loop.begin, command))
+    elif isinstance(command, engine_messages.ConvertTokens):
+        converted = partial(engine_messages.ConversionResult, command.id)
+        texts.submit(command.id, len(engine_messages.pack(command)), partial(loop.convert, command), converted)
     else:
         texts.submit(command.id, embeddings.measure(command), partial(embeddings.tokenize, command), partial(embeddings.begin, command))
 

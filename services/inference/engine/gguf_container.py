@@ -37,6 +37,8 @@ CHUNK_BYTES = 256 * 1024
 
 _ALIGNMENT_KEY = "general.alignment"
 _LENGTH = struct.Struct("<Q")
+#: In the names of tensors that hold all experts of a layer.
+_EXPERTS = "_exps."
 
 
 class NotAModel(Exception):
@@ -138,6 +140,8 @@ class Tensors:
     count: int
     elements: int
     bytes: int
+    #: The part of a mixture's experts, which compute a part of the tokens each.
+    expert_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +347,7 @@ def _alignment(values: dict[str, Value]) -> int:
 def _read_tensors(reader: _GgufReader, count: int, alignment: int) -> Tensors:
     """Check the tensors. Like llama.cpp, it requires them in order and without gaps, so that none can overlap."""
     seen: set[str] = set()
-    elements = total = due = end = 0
+    elements = total = experts = due = end = 0
     for _ in range(count):
         name = reader.name("tensor", MAX_TENSOR_NAME_BYTES)
         if name in seen:
@@ -357,9 +361,10 @@ def _read_tensors(reader: _GgufReader, count: int, alignment: int) -> Tensors:
         due = _padded(end, alignment)
         elements += math.prod(shape)
         total += size
+        experts += size if _EXPERTS in name else 0
     if count and (file_end := _padded(reader.position, alignment) + end) > reader.size:
         raise NotAModel(f"it is truncated or damaged: its tensors end at byte {_shown(file_end)}, but the file has {reader.size} bytes")
-    return Tensors(count, elements, total)
+    return Tensors(count, elements, total, experts)
 
 
 def _read_shape(reader: _GgufReader, name: str) -> tuple[int, ...]:

@@ -77,6 +77,8 @@ class GgufHeader:
     #: 1 for a model in one file.
     split_count: int
     split_number: int
+    #: Of the tensors, what only some tokens use, in a mixture of experts.
+    expert_bytes: int = 0
 
 
 def read_header(file: BinaryIO, size: int) -> GgufHeader:
@@ -109,6 +111,7 @@ def read_header(file: BinaryIO, size: int) -> GgufHeader:
         tensor_count=container.tensors.count,
         parameter_count=container.tensors.elements,
         tensor_bytes=container.tensors.bytes,
+        expert_bytes=container.tensors.expert_bytes,
         split_count=split_count,
         split_number=split_number,
     )

@@ -5,70 +5,15 @@ later prompt of the same tenant with the same prefix reuses them. There are two 
 
 - ``EXACT``: every slot has its own cells. A prefix in another slot is copied with the whole slot, because llama.cpp can't copy parts
   between streams.
-- ``FAST``: all slots share one pool of cells. A prefix in another slot is shared by reference; the pool may run out.
+- ``SHARED``: all slots share one pool of cells. A prefix in another slot is shared by reference; the pool may run out.
 """
 
-import hashlib
 import itertools
-from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-#: Tokens per hash. It covers all blocks before its own and has 128 bits of BLAKE2, so equal hashes mean equal tokens.
-BLOCK = 64
-_HASH_BYTES = 16
-
-
-class HashedTokens:
-    """A list of tokens with a hash per block, to compare long prompts. Its owner may only append to it."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self.tokens = tokens
-        self._hashes: list[bytes] = []
-        self.hash_blocks()
-
-    def hash_blocks(self) -> None:
-        """Hash new complete blocks, in 2 µs each."""
-        hashes, tokens = self._hashes, self.tokens
-        last = hashes[-1] if hashes else b""
-        for at in range(len(hashes) * BLOCK, len(tokens) - BLOCK + 1, BLOCK):
-            last = hashlib.blake2b(last + array("i", tokens[at : at + BLOCK]).tobytes(), digest_size=_HASH_BYTES).digest()
-            hashes.append(last)
-
-    def copy(self) -> "HashedTokens":
-        copied = HashedTokens([])
-        copied.tokens, copied._hashes = self.tokens.copy(), self._hashes.copy()
-        return copied
-
-    def common(self, other: "HashedTokens", most: int, guess: int = 0) -> int:
-        """Return the length of the common prefix, at most ``most``. A good ``guess`` makes it faster."""
-        most = min(most, len(self.tokens), len(other.tokens))
-        at = BLOCK * _common_blocks(self._hashes, other._hashes, most // BLOCK, guess // BLOCK)
-        end = min(at + BLOCK, most)
-        one, two = self.tokens[at:end], other.tokens[at:end]
-        if one == two:
-            return end
-        for token, its in zip(one, two, strict=True):
-            if token != its:
-                break
-            at += 1
-        return at
-
-
-def _common_blocks(one: list[bytes], two: list[bytes], most: int, guess: int) -> int:
-    """Count equal blocks among the first ``most`` by bisection."""
-    same, differs, middle = 0, most + 1, min(guess, most) or most
-    while differs - same > 1:
-        if one[middle - 1] == two[middle - 1]:
-            same = middle
-            # After a correct guess, try the next block first.
-            middle = same + 1 if middle == guess else (same + differs) // 2
-        else:
-            differs = middle
-            middle = (same + differs) // 2
-    return same
-
+from services.inference.engine.prompt_cache import HashedTokens, PromptCache, SavedPrompt
 
 #: A shared prefix of this length is worth copying a slot, which takes as long as computing a few tokens, or waiting a step or two
 #: for a prompt that is being read.
@@ -77,7 +22,11 @@ WORTH_SHARING_TOKENS = 16
 
 class KvMode(StrEnum):
     EXACT = "exact"
-    FAST = "fast"
+    SHARED = "shared"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "KvMode | None":
+        return cls.SHARED if value == "fast" else None  # the name of releases up to 0.2
 
 
 #: The last token of a prompt is always computed: the answer is drawn from its logits.
@@ -92,6 +41,14 @@ class SlotPlace:
     kept: int
     #: The slot with the prefix; None if it is the same slot, or nothing is cached.
     source: int | None = None
+    #: What to restore into the slot first; it may have more tokens than ``kept``.
+    saved: memoryview | None = None
+    #: Slots to clear before that.
+    evicted: tuple[int, ...] = ()
+
+
+#: Called with a slot that loses these tokens, before it does, and with the number of them that other slots hold.
+OnLoss = Callable[[int, str, HashedTokens, int], object]
 
 
 @dataclass(slots=True, eq=False)
@@ -119,11 +76,14 @@ class _Slot:
 class Slots:
     """After each decision, the caller must update llama.cpp's memory at once."""
 
-    def __init__(self, count: int, mode: KvMode, *, capacity: int, reuse: bool = True) -> None:
+    def __init__(self, count: int, mode: KvMode, *, capacity: int, can_cut: bool = True, cache: PromptCache | None = None) -> None:
+        """``cache``: what slots have lost; ``on_loss`` fills it."""
+        self.on_loss: OnLoss = lambda slot, salt, tokens, held: None
+        self._cache = cache or PromptCache(0)
         self._mode = mode
         self._slots = [_Slot(number) for number in range(count)]
-        #: False for models with a recurrent state, which can't be cut back to a prefix.
-        self._reuse = reuse
+        #: Whether the model's memory can be cut back to any prefix. A recurrent state can't.
+        self._can_cut = can_cut
         self._capacity = capacity
         self._ticks = itertools.count(1)
         self._used = 0
@@ -147,7 +107,7 @@ class Slots:
     def gains(self, wanted: HashedTokens, salt: str, until: int) -> bool:
         """Return whether it is worth waiting until another sequence has read the first ``until`` of these tokens."""
         enough = min(until, len(wanted.tokens) - _LEFT) - WORTH_SHARING_TOKENS
-        if enough < 0 or not self._reuse or not salt:
+        if enough < 0 or not self._can_cut or not salt:
             return False
         return max(self._find(wanted, salt).values()) <= enough
 
@@ -158,10 +118,13 @@ class Slots:
             return None
         found = self._find(wanted, salt)
         source = max(self._slots, key=lambda slot: (found[slot.number], -slot.number))
-        if self._mode is KvMode.FAST:
+        if (saved := self._find_saved(wanted, salt, found[source.number])) is not None:
+            return self._restore(idle, *saved, wanted, salt)
+        if self._mode is KvMode.SHARED:
             return self._share(idle, source, found, wanted, salt)
         target, source = self._beside(idle, source, found)
         kept = found[source.number]
+        self._report_loss(target, kept if source is target else 0)
         self._take(target, salt, [])
         target.tokens, target.count = wanted, kept
         self._add_cells(target, kept)
@@ -178,15 +141,18 @@ class Slots:
     def release(self, slot: int, *, keep: int) -> None:
         """The slot's sequence has ended; its first ``keep`` tokens stay cached."""
         holder = self._slots[slot]
+        self._report_loss(holder, keep)
+        self.shorten(slot, keep)
+        holder.busy = False
+        holder.used_at = next(self._ticks)
+
+    def shorten(self, slot: int, keep: int) -> None:
+        """Forget all but the slot's first ``keep`` tokens."""
+        holder = self._slots[slot]
         kept = set(self._first_cells(holder, keep))
         self._let_go(holder, [cells for cells in holder.cells if cells not in kept])
         self._found = None
         holder.count = min(keep, holder.count)
-        holder.busy = False
-        holder.used_at = next(self._ticks)
-
-    def empty(self, slot: int) -> None:
-        self._drop(self._slots[slot])
 
     def evict(self) -> int | None:
         """Empty the least recently used idle slot that holds tokens, and return it; None if there is none."""
@@ -194,13 +160,14 @@ class Slots:
         if not candidates:
             return None
         oldest = min(candidates, key=lambda slot: slot.used_at)
+        self._report_loss(oldest, 0)
         self._drop(oldest)
         return oldest.number
 
     def _find(self, wanted: HashedTokens, salt: str) -> dict[int, int]:
         if self._found is not None and self._found[0] is wanted and self._found[1] == salt:
             return self._found[2]
-        most = max(0, len(wanted.tokens) - _LEFT) if self._reuse and salt else 0
+        most = max(0, len(wanted.tokens) - _LEFT) if salt else 0
         found = dict.fromkeys(range(len(self._slots)), 0)
         longest = 0
         for slot in self._slots if most else ():
@@ -211,13 +178,43 @@ class Slots:
         self._found = wanted, salt, found
         return found
 
+    def _find_saved(self, wanted: HashedTokens, salt: str, above: int) -> tuple[SavedPrompt, int] | None:
+        most = len(wanted.tokens) - _LEFT
+        saved = self._cache.find(wanted, salt, most, above) if self._can_cut and salt else None
+        if saved is None or self._mode is KvMode.EXACT:
+            return saved
+        # All of it needs cells at first. Only idle slots can be emptied for it.
+        count = len(saved[0].tokens.tokens)
+        return saved if self.room(count) >= count else None
+
+    def _restore(self, idle: list[_Slot], saved: SavedPrompt, kept: int, wanted: HashedTokens, salt: str) -> SlotPlace:
+        target = self._least_missed(idle)
+        self._report_loss(target, 0)
+        self._take(target, salt, [])
+        target.count, evicted = 0, []
+        while self._mode is KvMode.SHARED and self.free_cells < len(saved.tokens.tokens) and (slot := self.evict()) is not None:
+            evicted.append(slot)
+        target.tokens, target.count = wanted, kept
+        self._add_cells(target, kept)
+        return SlotPlace(target.number, kept, saved=saved.state, evicted=tuple(evicted))
+
+    def _report_loss(self, slot: _Slot, keep: int) -> None:
+        """The slot will lose all but its first ``keep`` tokens."""
+        if not self._cache.capacity or not slot.salt or not self._can_cut or slot.count <= keep:
+            return
+        tokens = slot.tokens.first(slot.count)
+        others = [other for other in self._slots if other is not slot and other.salt == slot.salt]
+        held = max([keep, *(other.tokens.common(tokens, min(slot.count, other.count)) for other in others)])
+        self.on_loss(slot.number, slot.salt, tokens, held)
+
     def _share(self, idle: list[_Slot], source: _Slot, found: dict[int, int], wanted: HashedTokens, salt: str) -> SlotPlace:
-        """Choose a slot in the FAST layout: the one whose loss costs least."""
+        """Choose a slot in the SHARED layout: the one whose loss costs least."""
         kept = found[source.number]
         if kept and not source.busy and _is_spent(source, found):
             target = source
         else:
             target = self._least_missed([slot for slot in idle if slot is not source or not kept] or idle)
+        self._report_loss(target, kept if source is target else 0)
         self._take(target, salt, self._first_cells(source, kept))
         target.tokens, target.count = wanted, kept
         return SlotPlace(target.number, kept, None if target is source or not kept else source.number)

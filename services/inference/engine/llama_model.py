@@ -1,31 +1,39 @@
 """One model in llama.cpp: its weights, context and batches. Owns all native objects except the samplers.
 
-Only the engine's process imports this module. Not thread-safe: everything runs in one thread, except ``prompt_tokens``, which only
-reads constant data and runs in the main thread.
+Only the engine's process imports this module. Not thread-safe: everything runs in one thread, except ``prompt_tokens`` and ``convert``,
+which only read constant data; they run in the main thread.
 """
 
 import ctypes
+import mmap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import jinja2
 import llama_cpp.llama_cpp as native
+import numpy as np
 
-from services.inference.engine import model_loading, prompt
+from services.inference.engine import model_loading
 from services.inference.engine.embedding_context import EmbeddingContext
-from services.inference.engine.engine_messages import LoadCommand, Loaded
+from services.inference.engine.engine_messages import ConvertTokens, LoadCommand, Loaded, PreparedPrompt
 from services.inference.engine.kv_slots import KvMode, SlotPlace
-from services.inference.engine.model_loading import LoadRefused, NativeLog, NativeModel
+from services.inference.engine.model_loading import NativeLog, NativeModel
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed
-from services.inference.engine.sequence import DrawnToken
-from services.inference.engine.token_sampler import SamplerChains, TokenSampler
+from services.inference.engine.sequence import DrawnToken, ThoughtLimit
+from services.inference.engine.token_sampler import StepSampler, TokenSampler
 from services.inference.engine.vocabulary import ModelVocabulary
-from services.inference.tool_calls import tool_format
-from services.inference.tool_calls.tool_format import SHAPES, ToolStyle
+from services.inference.structured_output.constraint import Constraint, Constraints
 from shared import errors
-from shared.api.generation import ChatMessage, Tool
+from shared.api.inference import MAX_CONVERTED_BYTES
+
+#: A state is copied at the end of a prompt, and each time so many tokens were read.
+CHECKPOINT_TOKENS = 2048
+MOST_CHECKPOINTS = 8
+#: Of all slots. States of large models have dozens of MiB.
+MOST_CHECKPOINT_BYTES = 1024 * 2**20
+#: A state without the cells, which can be cut.
+_PARTIAL = native.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 
 
 class LlamaModel:
@@ -40,21 +48,22 @@ class LlamaModel:
         self._memory = native.llama_get_memory(context)
         self._log = log
         self._mode = load.kv_mode
-        #: In the FAST layout, a sequence may use all of it.
+        #: The tokens that some layers see; 0 for all.
+        self._window = int(native.llama_model_n_swa(model))
+        #: In the SHARED layout, a sequence may use all of it.
         self.pool_tokens = int(native.llama_n_ctx(context))
         self.context_tokens = min(int(native.llama_n_ctx_seq(context)), int(native.llama_model_n_ctx_train(model)))
         self.step_tokens = int(native.llama_n_batch(context)) - load.slots
-        #: A recurrent state can't be cut back to a prefix.
-        self.can_reuse = not (native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
+        is_recurrent = bool(native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
+        self.can_cut = not is_recurrent
+        self._checkpoints = _Checkpoints(context) if is_recurrent else None
         self._batch = _Batch(int(native.llama_n_batch(context)))
         self._samplers: dict[tuple[int, int], TokenSampler] = {}
         self._vocabulary = ModelVocabulary(self._vocab)
         self.longest_token_bytes = self._vocabulary.longest_token_bytes
-        self._chains = SamplerChains(self._vocabulary)
-        self._template = self._chat_template()
-        self.tool_style = self._tool_style()
-        if self.tool_style is not None:
-            self._vocabulary.show_for_tools(SHAPES[self.tool_style].spellings)
+        self._step_sampler = StepSampler(self._vocabulary.size, load.threads)
+        #: Made by ``show``.
+        self._constraints: Constraints | None = None
         self.decode_seconds = 0.0
         # An embedded text must fit a slot, not the whole pool.
         longest = loaded.slot_tokens
@@ -63,40 +72,63 @@ class LlamaModel:
     def describe(self) -> Loaded:
         text = ctypes.create_string_buffer(256)
         native.llama_model_desc(self._model, text, len(text))
+        template = native.llama_model_chat_template(self._model, None) or b""
         return Loaded(
             description=text.value.decode("utf-8", "replace"),
             context_tokens=self.context_tokens,
             gpu="; ".join(self._log.gpu),
-            chat_template=self._template is not None,
+            chat_template=template.decode("utf-8", "replace"),
             processor=native.llama_print_system_info().decode("utf-8", "replace").strip(" |"),
-            tool_style=self.tool_style,
+            bos=self._vocabulary.bos,
+            eos=self._vocabulary.eos,
+            special=self._vocabulary.spellings,
+            infill=self._vocabulary.infill,
             lowered=self._lowered,
             only_embeds=not self._memory,
         )
 
-    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = (), *, raw: bool = False) -> list[int]:
-        """Tokenize a chat, or with ``raw`` the text of its only message. Raises BadRequest."""
+    def show(self, spellings: tuple[str, ...]) -> None:
+        """Spell these special tokens out in answers. It takes up to three seconds, so call it before the first prompt."""
+        self._vocabulary.show(spellings)
+        self._constraints = Constraints(self._vocabulary)
+
+    def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
+        """Compile the prompt's grammar, and tokenize its text. Raises BadRequest."""
         if not self._memory:
             # llama.cpp would abort when a bidirectional model should sample a token.
             raise errors.BadRequest("this model only computes embeddings", hint="request embeddings, or use another model")
-        special = self._vocabulary.special
-        if raw:
-            # There is only one speaker, who may use special tokens.
-            return self._vocabulary.tokens_of(messages[0].content, context_tokens=self.context_tokens)
-        if self._template is not None:
-            rendered = self._template.render(messages, tools, special=special)
-            return self._vocabulary.tokens_of(rendered, context_tokens=self.context_tokens)
-        if len(messages) == 1 and not tools:
-            return self._vocabulary.tokens_of(special.mark(messages[0].content), context_tokens=self.context_tokens)
-        raise errors.BadRequest("this model has no chat template and only supports plain prompts", hint="send prompt, not messages")
+        self._compile(prompt)
+        return self._vocabulary.tokens_of(prompt.text, context_tokens=self.context_tokens)
 
-    def piece(self, token: int, *, with_tools: bool = False) -> bytes | None:
-        """Return the bytes of a token; None for an end token. ``with_tools`` spells out the marks of tool calls."""
-        return self._vocabulary.piece(token, with_tools and token in self._vocabulary.shown_for_tools)
+    def _compile(self, prompt: PreparedPrompt) -> Constraint | None:
+        """Raises BadRequest, which starts with the field."""
+        if not prompt.grammar or self._constraints is None:
+            return None
+        try:
+            return self._constraints.start(prompt.grammar, prompt.triggers, prompt.field)
+        except errors.BadRequest:
+            if prompt.is_optional:
+                return None
+            raise
 
-    def begin(self, sequence: tuple[int, int], parameters: Parameters, grammar: str, delivered: Sequence[int]) -> None:
+    def convert(self, command: ConvertTokens) -> bytes:
+        """Return token ids, or a text in UTF-8, also of more tokens than the context has. Raises BadRequest."""
+        if command.token_ids is not None:
+            return self._vocabulary.text_of(command.token_ids)
+        content = self._vocabulary.packed_tokens_of(command.prompt, add_special=command.add_special)
+        if len(content) > MAX_CONVERTED_BYTES:
+            raise errors.BadRequest(f"the answer would have {len(content)} bytes; at most {MAX_CONVERTED_BYTES} are allowed")
+        return content
+
+    def piece(self, token: int) -> bytes | None:
+        """Return the bytes of a token; None for an end token."""
+        return self._vocabulary.piece(token)
+
+    def begin(self, sequence: tuple[int, int], parameters: Parameters, prompt: PreparedPrompt, delivered: Sequence[int]) -> None:
         """Set up sampling for a sequence. Raises BadRequest."""
-        sampler = TokenSampler(self._vocab, self._vocabulary, self._chains, parameters, grammar)
+        budget = prompt.budget
+        limit = None if budget is None else ThoughtLimit(budget, self._vocabulary.tokens_in(budget.ends[0]))
+        sampler = TokenSampler(self._vocabulary, parameters, self._compile(prompt), limit)
         self._samplers[sequence] = sampler
         for token in delivered:
             sampler.replay(token)
@@ -106,26 +138,68 @@ class LlamaModel:
         if (sampler := self._samplers.pop(sequence, None)) is not None:
             sampler.free()
 
-    def settle(self, place: SlotPlace) -> bool:
-        """Make a slot hold exactly the tokens in ``place``. Return False, with the slot empty, if the model's memory can't."""
+    def settle(self, place: SlotPlace) -> int:
+        """Make a slot hold exactly the tokens in ``place``; return how many. If the model's memory can't be cut there, hold what its last
+        checkpoint has, or nothing."""
+        for slot in place.evicted:
+            self.clear(slot)
+        if place.saved is not None and not self._restore(place.slot, place.saved):
+            return 0
         if place.source is not None:
             # Between streams, only whole slots can be copied; in one pool, cells are shared.
-            until = place.kept if self._mode is KvMode.FAST else -1
-            if self._mode is KvMode.FAST:
+            until = place.kept if self._mode is KvMode.SHARED else -1
+            if self._mode is KvMode.SHARED:
                 native.llama_memory_seq_rm(self._memory, place.slot, -1, -1)
             native.llama_memory_seq_cp(self._memory, place.source, place.slot, -1 if until < 0 else 0, until)
-        if native.llama_memory_seq_rm(self._memory, place.slot, place.kept, -1):
-            return True
+        if self._checkpoints is not None:
+            self._checkpoints.take_over(place)
+        if native.llama_memory_seq_rm(self._memory, place.slot, place.kept, -1) and self._has_window(place):
+            return place.kept
+        last = 0 if self._checkpoints is None else self._checkpoints.restore(place.slot)
+        if last and native.llama_memory_seq_rm(self._memory, place.slot, last, -1):
+            return last
         self.clear(place.slot)
-        return False
+        return 0
+
+    def _has_window(self, place: SlotPlace) -> bool:
+        """Whether the slot still has the tokens that a sliding window shows to the next one."""
+        if not self._window or not place.kept:
+            return True
+        # -1 if nothing is left.
+        return 0 <= int(native.llama_memory_seq_pos_min(self._memory, place.slot)) <= max(0, place.kept - self._window)
 
     def clear(self, slot: int) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.forget(slot)
         native.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+    def saved_bytes(self, slot: int) -> int:
+        """Return the size of ``save``."""
+        return int(native.llama_state_seq_get_size_ext(self._context, slot, 0))
+
+    def save(self, slot: int) -> memoryview | None:
+        """Return what ``settle`` restores; None without memory for it."""
+        size = self.saved_bytes(slot)
+        try:
+            # Unlike an array of ctypes, it isn't cleared first.
+            state = memoryview(mmap.mmap(-1, size))
+        except OSError:
+            return None
+        target = (ctypes.c_uint8 * size).from_buffer(state)
+        written = native.llama_state_seq_get_data_ext(self._context, target, size, slot, 0)
+        return state if written == size else None
+
+    def _restore(self, slot: int, state: memoryview) -> bool:
+        source = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        if native.llama_state_seq_set_data_ext(self._context, source, len(state), slot, 0) == len(state):
+            return True
+        self.clear(slot)
+        return False
 
     def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
         """Compute one batch and return the next token for each feed that samples. Raises ModelCrashed; the process must then end,
         because the state of the model's memory after a failed decode is unknown."""
-        rows = self._batch.fill(feeds)
+        self._batch.fill(feeds)
         began = time.perf_counter()
         status = native.llama_decode(self._context, self._batch.native)
         if status == 0:
@@ -133,35 +207,26 @@ class LlamaModel:
         self.decode_seconds += time.perf_counter() - began
         if status != 0:
             raise errors.ModelCrashed(f"llama_decode gave {status}: {self._log.why()}")
-        return [self._draw(feed, row) if feed.sample else None for feed, row in zip(feeds, rows, strict=True)]
+        if self._checkpoints is not None:
+            self._checkpoints.save(feeds)
+        return self._draw(feeds)
 
     def free(self) -> None:
         for sequence in list(self._samplers):
             self.end(sequence)
+        self._step_sampler.free()
         self.embedder.free()
         self._batch.free()
 
-    def _draw(self, feed: Feed, row: int) -> DrawnToken:
-        sampler = self._samplers[feed.sequence.id, feed.sequence.answer]
-        return sampler.draw(self._context, row, feed.start + len(feed.tokens))
-
-    def _chat_template(self) -> prompt.ChatTemplate | None:
-        source = native.llama_model_chat_template(self._model, None)
-        if source is None:
-            return None
-        try:
-            template = prompt.ChatTemplate(source.decode("utf-8", "replace"), bos=self._vocabulary.bos, eos=self._vocabulary.eos)
-            template.render((ChatMessage("user", "hello"),))
-        except (jinja2.TemplateError, errors.BadRequest) as error:
-            raise LoadRefused(f"the model's chat template is not usable: {error}") from error
-        return template
-
-    def _tool_style(self) -> ToolStyle | None:
-        if self._template is None:
-            return None
-        if not self._template.supports_tools:
-            return ToolStyle.GENERIC
-        return tool_format.style_of(self._template.source, self._template.rendered_call)
+    def _draw(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
+        drawing = [feed for feed in feeds if feed.sample]
+        if not drawing:
+            return [None] * len(feeds)
+        # In the order of the batch.
+        logits = np.ctypeslib.as_array(native.llama_get_logits(self._context), (len(drawing), self._vocabulary.size))
+        samplers = [self._samplers[feed.sequence.id, feed.sequence.answer] for feed in drawing]
+        drawn = iter(self._step_sampler.draw(samplers, logits, [feed.start + len(feed.tokens) for feed in drawing]))
+        return [next(drawn) if feed.sample else None for feed in feeds]
 
 
 class _Batch:
@@ -177,9 +242,8 @@ class _Batch:
         #: Each token's list of sequences, which always has one.
         self._slots = [self.native.seq_id[at] for at in range(tokens)]
 
-    def fill(self, feeds: Sequence[Feed]) -> list[int]:
-        """Fill the batch; return the row of each feed's last token."""
-        at, rows = 0, []
+    def fill(self, feeds: Sequence[Feed]) -> None:
+        at = 0
         for feed in feeds:
             count = len(feed.tokens)
             end = at + count
@@ -189,13 +253,52 @@ class _Batch:
             for row in range(at, end):
                 self._slots[row][0] = feed.slot
             self._logits[end - 1] = feed.sample
-            rows.append(end - 1)
             at = end
         self.native.n_tokens = at
-        return rows
 
     def free(self) -> None:
         native.llama_batch_free(self.native)
+
+
+class _Checkpoints:
+    """Copies of recurrent states, to which a slot can go back: unlike cells, a state only knows all of its tokens."""
+
+    def __init__(self, context: "native.llama_context_p") -> None:
+        self._context = context
+        #: Of each slot, by the number of tokens, in order.
+        self._saved: dict[int, dict[int, ctypes.Array[ctypes.c_uint8]]] = {}
+
+    def save(self, feeds: Sequence[Feed]) -> None:
+        """A batch was computed; copy the states of prompts that end with it or have become long."""
+        for feed in feeds:
+            end = feed.start + len(feed.tokens)
+            if feed.sequence.reading and (feed.sample or end // CHECKPOINT_TOKENS > feed.start // CHECKPOINT_TOKENS):
+                size = native.llama_state_seq_get_size_ext(self._context, feed.slot, _PARTIAL)
+                state = (ctypes.c_uint8 * size)()
+                if native.llama_state_seq_get_data_ext(self._context, state, size, feed.slot, _PARTIAL) == size:
+                    saved = self._saved.setdefault(feed.slot, {})
+                    saved[end] = state
+                    while len(saved) > 1 and (len(saved) > MOST_CHECKPOINTS or self._bytes > MOST_CHECKPOINT_BYTES):
+                        del saved[next(iter(saved))]
+
+    @property
+    def _bytes(self) -> int:
+        return sum(len(state) for saved in self._saved.values() for state in saved.values())
+
+    def take_over(self, place: SlotPlace) -> None:
+        """A slot gets the beginning of another one, or of its own tokens."""
+        source = self._saved.get(place.slot if place.source is None else place.source, {})
+        self._saved[place.slot] = {end: state for end, state in source.items() if end <= place.kept}
+
+    def restore(self, slot: int) -> int:
+        """Bring back a slot's last copy; return its number of tokens, or 0 if there is none."""
+        end, state = next(reversed(self._saved.get(slot, {}).items()), (0, None))
+        if state is None or not native.llama_state_seq_set_data_ext(self._context, state, len(state), slot, _PARTIAL):
+            return 0
+        return end
+
+    def forget(self, slot: int) -> None:
+        self._saved.pop(slot, None)
 
 
 @contextmanager

@@ -9,25 +9,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import llama_cpp.llama_cpp as native
 
-from services.inference.engine import gguf_header
+from services.inference.engine import devices, gguf_header
 from services.inference.engine.engine_messages import KvType, LoadCommand
+from services.inference.engine.gguf_header import GgufHeader
 from services.inference.engine.kv_slots import KvMode
 
-#: Per slot, unless the setting or a smaller model limits it: memory grows with slots × context.
-DEFAULT_CONTEXT_TOKENS = 2048
 #: A context that doesn't fit is halved down to this.
 LEAST_CONTEXT_TOKENS = 512
 GPU_SHARES = (0.75, 0.5, 0.25, 0.0)
 #: Prompt tokens in a step without answers. Unlike a GPU, a processor isn't faster with more.
 CPU_STEP_TOKENS = 128
+#: From this number of slots on, flash attention is worth its slow prompts: without it, attention also passes over the tokens of the
+#: other answers (docs/decisions/0011).
+FLASH_ATTENTION_SLOTS = 8
+#: In llama.cpp's list of instructions: this processor multiplies bf16 faster than f16.
+_FAST_BF16 = b"AVX512_BF16 = 1"
 GPU_STEP_TOKENS = 1024
 _ERROR_LEVEL = 4
-_KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.Q8_0: native.GGML_TYPE_Q8_0}
-#: GGML_TYPE_BF16 of ggml.h, which the Python binding lacks.
-_BF16 = 30
+#: GGML_TYPE_BF16 is 30 in ggml.h; the Python binding lacks it.
+_KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.BF16: 30, KvType.Q8_0: native.GGML_TYPE_Q8_0, KvType.Q4_0: native.GGML_TYPE_Q4_0}
+#: The numbers of a head that these types store together.
+_KV_BLOCKS = {KvType.Q8_0: 32, KvType.Q4_0: 32}
+#: The names of a layer's experts.
+_EXPERTS = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
 #: The length of llama.cpp's arrays with one number per GPU.
 _MOST_DEVICES = 16
 
@@ -64,7 +72,7 @@ class NativeLog:
 class NativeModel:
     model: "native.llama_model_p"
     context: "native.llama_context_p"
-    #: The context of a slot; in the FAST layout a sequence may have more.
+    #: The context of a slot; in the SHARED layout a sequence may have more.
     slot_tokens: int
     #: What was reduced for lack of memory, for people; empty if nothing was.
     lowered: str
@@ -100,15 +108,58 @@ def _model(load: LoadCommand, log: NativeLog, progressed: Callable[[float], None
         native.llama_model_free(model)
 
 
+def parameters_of(load: LoadCommand) -> tuple[Any, native.llama_context_params]:
+    """Return the parameters of a load, without overrides, for llama.cpp's ``fit``."""
+    return _model_parameters(load), _context_parameters(load, load.context_tokens)
+
+
 def _load_file(load: LoadCommand, gpu_layers: int, callback: object) -> "native.llama_model_p | None":
-    parameters = native.llama_model_default_params()
+    parameters = _model_parameters(load)
     parameters.n_gpu_layers = gpu_layers
     parameters.progress_callback = callback
+    overrides = _overrides(load)
+    parameters.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+    return native.llama_model_load_from_file(load.path.encode(), parameters) or None
+
+
+def _model_parameters(load: LoadCommand) -> Any:
+    parameters = native.llama_model_default_params()
+    parameters.n_gpu_layers = load.gpu_layers
+    if load.split_mode is not None:
+        parameters.split_mode = getattr(native, f"LLAMA_SPLIT_MODE_{load.split_mode.name}")
     if load.device is not None:
         parameters.split_mode, parameters.main_gpu = native.LLAMA_SPLIT_MODE_NONE, load.device
     if load.tensor_split:
         parameters.tensor_split = (ctypes.c_float * _MOST_DEVICES)(*load.tensor_split[:_MOST_DEVICES])
-    return native.llama_model_load_from_file(load.path.encode(), parameters) or None
+    return parameters
+
+
+class _Override(ctypes.Structure):
+    """llama_model_tensor_buft_override of llama.h, which the Python binding lacks."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("kind", ctypes.c_void_p))
+
+
+def _overrides(load: LoadCommand) -> "ctypes.Array[_Override]":
+    """Return llama.cpp's list of tensors on chosen devices; an empty one ends it. Raises LoadRefused."""
+    written = [*load.override_tensor, *(_EXPERTS.format(layer) for layer in range(load.cpu_experts))]
+    listed = (_Override * (len(written) + 1))()
+    for at, text in enumerate(written):
+        pattern, _, device = text.rpartition("=")
+        if (kind := devices.buffer_type(device)) is None:
+            raise LoadRefused(f"override_tensor names {device}, but llama.cpp has no such device here")
+        listed[at] = _Override(pattern.encode(), kind)
+    return listed
+
+
+def check(header: GgufHeader, load: LoadCommand) -> None:
+    """Raises LoadRefused if the cache can't have the wanted types."""
+    keys, values = load.kv_type
+    for kind, length in ((keys, header.key_length), (values or keys, header.value_length)):
+        if length is not None and length % _KV_BLOCKS.get(kind, 1):
+            raise LoadRefused(
+                f"kv_type {kind} stores blocks of {_KV_BLOCKS[kind]}, but this model's heads have {length} numbers; use f16 or bf16"
+            )
 
 
 def _fewer_layers(load: LoadCommand) -> list[int]:
@@ -120,7 +171,7 @@ def _fewer_layers(load: LoadCommand) -> list[int]:
 
 @contextmanager
 def _context(model: "native.llama_model_p", load: LoadCommand, log: NativeLog) -> Iterator[tuple["native.llama_context_p", int, str]]:
-    wanted = tokens = min(load.context_tokens or DEFAULT_CONTEXT_TOKENS, native.llama_model_n_ctx_train(model))
+    wanted = tokens = min(load.context_tokens, native.llama_model_n_ctx_train(model))
     while not (context := native.llama_init_from_model(model, _context_parameters(load, tokens))):
         if tokens <= LEAST_CONTEXT_TOKENS:
             raise LoadRefused(
@@ -143,12 +194,22 @@ def _context_parameters(load: LoadCommand, tokens: int) -> native.llama_context_
     parameters.n_seq_max = load.slots
     parameters.n_outputs_max = load.slots
     parameters.n_threads = parameters.n_threads_batch = load.threads
-    parameters.kv_unified = load.kv_mode is KvMode.FAST
-    parameters.type_k = parameters.type_v = _KV_TYPES[load.kv_type]
-    if load.kv_type is KvType.F16 and not _on_gpu(load):
-        # If keys are f16 and values aren't, a processor computes the attention of each token separately and in the same order, whatever
-        # else is in the batch (docs/decisions/0011). It is also faster.
-        parameters.type_v = _BF16
+    parameters.kv_unified = load.kv_mode is KvMode.SHARED
+    # On a GPU, layers with a window only keep that. It saves memory, but few prompts that begin alike find their prefix. A processor reads
+    # prompts slowly, and in `exact` the order of sums must not depend on reused cells.
+    parameters.swa_full = not _on_gpu(load)
+    keys, values = load.kv_type
+    parameters.type_k, parameters.type_v = _KV_TYPES[keys], _KV_TYPES[values or keys]
+    if keys is KvType.F16 and not _on_gpu(load):
+        if load.kv_mode is KvMode.EXACT and values is None:
+            # If keys are f16 and values aren't, a processor computes the attention of each token separately and in the same order,
+            # whatever else is in the batch (docs/decisions/0011).
+            parameters.type_v = _KV_TYPES[KvType.BF16]
+        elif load.kv_mode is KvMode.SHARED and values in (None, KvType.F16) and load.slots < FLASH_ATTENTION_SLOTS:
+            # Flash attention is slow for pieces of less than 64 tokens, and pieces beside answers are shorter.
+            parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            if values is None and _FAST_BF16 in native.llama_print_system_info():
+                parameters.type_k = parameters.type_v = _KV_TYPES[KvType.BF16]
     return parameters
 
 

@@ -11,8 +11,6 @@ from shared.api.generation import Sampling
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.95
 DEFAULT_TOP_K = 40
-#: Less if less fits the context.
-DEFAULT_MAX_TOKENS = 512
 
 MAX_TEMPERATURE = 2.0
 #: A lower temperature counts as 0: only the likeliest token would be drawn, and llama.cpp's 32-bit floats would overflow.
@@ -44,7 +42,7 @@ class Parameters(msgspec.Struct, frozen=True, array_like=True):
     top_p: float
     top_k: int
     seed: int
-    #: None: DEFAULT_MAX_TOKENS, or what fits.
+    #: None: what fits the context.
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     min_p: float = 0.0

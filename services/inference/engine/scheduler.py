@@ -16,36 +16,56 @@ from services.inference.engine.sequence import Sequence
 #: Sequences admitted per step: finding a cached prefix takes up to half a millisecond, copying it much more.
 ADMITTED_AT_ONCE = 4
 
-#: Reading may slow the next token of an answer by this factor. The bench requires 3 at the 99th percentile.
-SLOWDOWN = 2.4
+#: At the 99th percentile, a step that reads may take as many times as long as one that doesn't.
+SLOWDOWN = 4.0
+#: The same for each prompt per answer, if that is more.
+SLOWDOWN_PER_PROMPT = 2.0
 LEAST_TOKENS = 3
+#: Reading gets at least this share of the answers' time, also if the answers alone reach the limit: a very long prompt slows them so much.
+LEAST_SHARE = 0.7
 FIRST_TOKENS = 16
 #: After this many reading steps, one step reads nothing and measures the answers alone.
 QUIET_EVERY = 50
 #: Weight of the newest step in a mean.
 _WEIGHT = 0.2
+#: The same in the time that `SLOWDOWN` multiplies, for a step between two that read: the answers of a long prompt's neighbors get slower
+#: because of the prompt, which must not raise the limit.
+_WEIGHT_AMID_READING = 0.01
+#: The planned share of the limit, and how much it falls after a step over the limit, which one in a hundred may be. Below the least,
+#: reading less doesn't help: the machine is slow for other reasons.
+_FIRST_AIM, _LEAST_AIM, _FALL = 0.9, 0.7, 0.05
+#: Steps without reading whose variation is known, and the most of it that counts. Its 98th percentile is a part of the limit.
+_VARIATIONS, _MOST_VARIATION = 200, 1.5
 
 
 class PrefillBudget:
     """Limits how many prompt tokens a step may read. Gets the time of every step, and returns the budget of the next.
 
     It models the time of a step as the time for the answers, which depends on their number, plus the time for the tokens that are read.
-    It learns both from the steps, because processors and GPUs differ by a factor of a thousand. For that, some steps read nothing. If
-    more prompts wait than answers run, a step may take longer in proportion.
+    It learns both from the steps, because processors and GPUs differ by a factor of a thousand. For that, some steps read nothing. It
+    plans a share of the limit, which it lowers after a step over the limit and raises after the others. If many more prompts wait than
+    answers run, the limit is higher in proportion.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         #: Number of answers, rounded up to a power of two -> seconds of a step that reads nothing.
         self._step_seconds: dict[int, float] = {}
+        #: The same, but hardly changed by steps between two that read.
+        self._quiet_seconds: dict[int, float] = {}
         #: The same -> steps that read, since the last step that didn't.
         self._steps_since: dict[int, int] = {}
         self._token_seconds = 0.0
+        #: Quiet steps, as multiples of their mean.
+        self._variations: deque[float] = deque(maxlen=_VARIATIONS)
+        self._aim = _FIRST_AIM
+        self._slowdown = SLOWDOWN
 
     def budget(self, answering: int, reading: int = 1) -> int:
         """Return the tokens that the next step may read; 0 for a step that measures the answers alone."""
         if answering == 0:
             return self._most
+        self._slowdown = max(SLOWDOWN, SLOWDOWN_PER_PROMPT * reading / answering)
         bucket = _bucket(answering)
         if not self._step_seconds:
             return min(FIRST_TOKENS, self._most)
@@ -53,28 +73,42 @@ class PrefillBudget:
             return 0
         if self._token_seconds == 0:
             return min(FIRST_TOKENS, self._most)
-        share = (SLOWDOWN - 1) * max(1.0, reading / answering)
-        return max(LEAST_TOKENS, min(self._most, int(share * self._step_seconds[bucket] / self._token_seconds)))
+        alone = self._step_seconds[bucket]
+        rest = max(self._aim * self._limit(bucket) - alone, LEAST_SHARE * alone)
+        return max(LEAST_TOKENS, min(self._most, int(rest / self._token_seconds)))
 
     def record_step(self, seconds: float, *, answering: int, read: int) -> None:
         """Record the time of a step."""
         bucket = _bucket(answering)
+        since = self._steps_since.get(bucket, 0)
         if read == 0:
+            quiet = self._quiet_seconds.get(bucket, 0.0)
+            if quiet and not since:
+                self._variations.append(seconds / quiet)
+            self._quiet_seconds[bucket] = _mean(quiet, seconds, _WEIGHT_AMID_READING if since >= QUIET_EVERY else _WEIGHT)
             self._step_seconds[bucket] = _mean(self._step_seconds.get(bucket, 0.0), seconds)
             self._steps_since[bucket] = 0
             return
-        self._steps_since[bucket] = self._steps_since.get(bucket, 0) + 1
-        quiet = self._step_seconds.get(bucket, 0.0)
-        if quiet < seconds:
-            self._token_seconds = _mean(self._token_seconds, (seconds - quiet) / read)
+        self._steps_since[bucket] = since + 1
+        alone = self._step_seconds.get(bucket, 0.0)
+        if alone < seconds:
+            self._token_seconds = _mean(self._token_seconds, (seconds - alone) / read)
+        if alone:
+            change = -_FALL if seconds > self._limit(bucket) else _FALL / 100
+            self._aim = min(1.0, max(_LEAST_AIM, self._aim + change))
+
+    def _limit(self, bucket: int) -> float:
+        ordered = sorted(self._variations)
+        variation = ordered[int(0.98 * len(ordered))] if ordered else 1.0
+        return self._slowdown * min(_MOST_VARIATION, max(1.0, variation)) * self._quiet_seconds[bucket]
 
 
 def _bucket(answering: int) -> int:
     return 1 << (answering - 1).bit_length() if answering else 0
 
 
-def _mean(before: float, now: float) -> float:
-    return now if before == 0 else (1 - _WEIGHT) * before + _WEIGHT * now
+def _mean(before: float, now: float, weight: float = _WEIGHT) -> float:
+    return now if before == 0 else (1 - weight) * before + weight * now
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +161,8 @@ class Scheduler:
     def __init__(self, slots: Slots, pace: PrefillBudget) -> None:
         self._slots = slots
         self._pace = pace
+        #: Of the last step.
+        self.step_seconds = 0.0
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         #: Waiting sequences whose prefix another one is reading.
@@ -186,18 +222,19 @@ class Scheduler:
         for feed in plan.feeds:
             feed.sequence.fed += len(feed.tokens)
             self._slots.extend(feed.slot, len(feed.tokens))
+        self.step_seconds = seconds
         self._pace.record_step(seconds, answering=plan.answering, read=plan.read)
 
     def finish(self, slot: int) -> None:
         """The sequence in ``slot`` has ended."""
         self._slots.release(slot, keep=self._running.pop(slot).fed)
 
-    def restart(self, slot: int) -> None:
-        """Restart the sequence in ``slot``, because its cached prefix is lost."""
-        self._slots.empty(slot)
+    def restart(self, slot: int, kept: int) -> None:
+        """Restart the sequence in ``slot``, because only ``kept`` tokens of its prefix are left."""
+        self._slots.shorten(slot, kept)
         sequence = self._running[slot]
-        sequence.begin(0)
         sequence.cached = 0
+        sequence.begin(kept)
 
     def cancel(self, identity: int) -> list[Sequence]:
         """Forget a request's sequences and return them. Unknown requests have already ended."""

@@ -1,87 +1,14 @@
-"""One answer in the engine: its tokens and visible text, how many tokens are computed, and when it ends.  Pure."""
+"""One answer in the engine: its tokens and text, how many tokens are computed, and when it ends.  Pure."""
 
 import codecs
 from dataclasses import dataclass, field
 
-from services.inference.engine.kv_slots import HashedTokens
-from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
-from services.inference.tool_calls.tool_call_parser import ParsedText, ToolCallParser
+from services.inference.engine.engine_messages import ThoughtBudget
+from services.inference.engine.prompt_cache import HashedTokens
+from services.inference.engine.sampling import Parameters
 from shared import errors
-from shared.api.generation import ToolCall
 from shared.api.inference import TokenLogprob
 from shared.types import FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class VisibleText:
-    """The text that a token made visible."""
-
-    text: str
-    #: A stop sequence is complete; the text ends before it.
-    stopped: bool = False
-    calls: tuple[ToolCall, ...] = ()
-
-
-class StopSequences:
-    """Searches a text for the earliest of several stop sequences, however the text is split into pieces."""
-
-    def __init__(self, sequences: tuple[str, ...]) -> None:
-        self._sequences = sequences
-        #: The end of the text that may be the start of a stop sequence; shorter than the longest of them.
-        self._held = ""
-
-    def push(self, text: str) -> VisibleText:
-        """Add text; return the part that can't belong to a stop sequence."""
-        self._held += text
-        found = [at for at in (self._held.find(sequence) for sequence in self._sequences) if at >= 0]
-        if found:
-            shown = self._held[: min(found)]
-            self._held = ""
-            return VisibleText(shown, stopped=True)
-        keep = self._longest_beginning()
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
-        return VisibleText(shown)
-
-    def finish(self) -> str:
-        """Return the text that was held back, at the end."""
-        held, self._held = self._held, ""
-        return held
-
-    def _longest_beginning(self) -> int:
-        """Return the length of the longest suffix of the held text that is a prefix of a stop sequence."""
-        longest = max((len(sequence) for sequence in self._sequences), default=0)
-        for length in range(min(longest - 1, len(self._held)), 0, -1):
-            if any(sequence.startswith(self._held[-length:]) for sequence in self._sequences):
-                return length
-        return 0
-
-
-@dataclass(slots=True)
-class AnswerText:
-    """The visible text of one generation."""
-
-    stops: StopSequences
-    calls: ToolCallParser | None = None
-    #: Invalid bytes become U+FFFD; incomplete characters are held back.
-    _characters: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
-
-    def push(self, piece: bytes) -> VisibleText:
-        shown = self.stops.push(self._characters.decode(piece))
-        if self.calls is None:
-            return shown
-        parsed = self.calls.push(shown.text)
-        last = self.calls.finish() if shown.stopped else ParsedText()
-        return VisibleText(parsed.text + last.text, shown.stopped, parsed.calls + last.calls)
-
-    def finish(self) -> VisibleText:
-        """Return the rest, at the end. An incomplete character is dropped."""
-        held = self.stops.finish()
-        if self.calls is None:
-            return VisibleText(held)
-        parsed, last = self.calls.push(held), self.calls.finish()
-        return VisibleText(parsed.text + last.text, calls=parsed.calls + last.calls)
-
 
 #: Later, shorter prompts may delay a prompt by this share of the tokens that it has to read.
 OVERTAKEN = 0.2
@@ -93,17 +20,61 @@ class DrawnToken:
 
     token: int
     logprob: TokenLogprob | None = None
+    #: The answer's grammar exceeded a limit, so the answer ends without this token.
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AppendedToken:
-    """The visible effect of a sampled token."""
+    """The effect of a sampled token."""
 
     #: Empty for an end token, which is not part of the answer.
     token_ids: tuple[int, ...]
     text: str
     finish: FinishReason | None = None
-    calls: tuple[ToolCall, ...] = ()
+
+
+class ThoughtLimit:
+    """Ends the thoughts of an answer after a number of tokens, by writing their closing tag."""
+
+    def __init__(self, budget: ThoughtBudget, closing: list[int]) -> None:
+        """``closing`` are the tokens of the closing tag."""
+        self._start = budget.start.encode()
+        self._ends = [end.encode() for end in budget.ends]
+        self._left = budget.tokens
+        self._closing = closing
+        self._text = b""
+        self._is_over = False
+
+    @property
+    def next_token(self) -> int | None:
+        """The token that must come next; None if the model may draw one."""
+        is_spent = not self._start and self._left <= 0 and not self._is_over
+        return self._closing[0] if is_spent and self._closing else None
+
+    def accept(self, piece: bytes) -> None:
+        """A token with these bytes was added."""
+        if self._is_over:
+            return
+        if self.next_token is not None:
+            self._closing = self._closing[1:]
+            self._is_over = not self._closing
+            return
+        self._left -= 1
+        if self._start:
+            self._begin(piece)
+        else:
+            # No tag is longer than this and the piece.
+            self._text = self._text[-max(map(len, self._ends)) :] + piece
+            self._is_over = any(end in self._text for end in self._ends)
+
+    def _begin(self, piece: bytes) -> None:
+        """Find out whether the answer begins with thoughts."""
+        self._text = (self._text + piece).lstrip()
+        if self._text.startswith(self._start):
+            self._start, self._text = b"", self._text[len(self._start) :]
+        elif not self._start.startswith(self._text):
+            self._is_over = True
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +88,6 @@ class Sequence:
     #: The most tokens of the answer, including those that another worker delivered.
     limit: int
     parameters: Parameters
-    output: AnswerText
     salt: str = ""
     #: The tokens that existed when it got its slot, and can be computed many at a time.
     bulk: int = 0
@@ -128,6 +98,8 @@ class Sequence:
     #: Tokens of later prompts that were read before its own.
     overtaken: int = 0
     tokens: list[int] = field(init=False)
+    #: Invalid bytes become U+FFFD; incomplete characters are held back, and dropped at the end.
+    _characters: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
     def __post_init__(self) -> None:
         self.tokens = self.hashed.tokens
@@ -143,25 +115,20 @@ class Sequence:
         its progress, so that early short prompts leave some of it for later ones."""
         return int(OVERTAKEN * (self.bulk + self.fed - 2 * self.kept) / 2) - self.overtaken
 
-    def replay(self, token: int, piece: bytes | None) -> None:
-        """Add a token that another worker delivered, without showing its text. Raises BadRequest if the answer ended with it."""
+    def replay(self, token: int, piece: bytes | None) -> str:
+        """Add a token that another worker delivered, and return its text. Raises BadRequest if the answer ended with it."""
         self.tokens.append(token)
-        if piece is None or self.output.push(piece).stopped or len(self.tokens) - self.prompt_tokens >= self.limit:
-            raise errors.BadRequest("delivered: the answer is complete with these tokens", hint="nothing is left to generate")
+        if piece is None or len(self.tokens) - self.prompt_tokens >= self.limit:
+            raise already_complete()
+        return self._characters.decode(piece)
 
     def append_token(self, token: int, piece: bytes | None) -> AppendedToken:
         """Add the model's next token; ``piece`` has its bytes, or None for an end token."""
         if piece is None:
-            rest = self.output.finish()
-            return AppendedToken((), rest.text, FinishReason.STOP, rest.calls)
+            return AppendedToken((), "", FinishReason.STOP)
         self.tokens.append(token)
-        shown = self.output.push(piece)
-        if shown.stopped:
-            return AppendedToken((token,), shown.text, FinishReason.STOP, shown.calls)
-        if len(self.tokens) - self.prompt_tokens >= self.limit:
-            rest = self.output.finish()
-            return AppendedToken((token,), shown.text + rest.text, FinishReason.LENGTH, shown.calls + rest.calls)
-        return AppendedToken((token,), shown.text, calls=shown.calls)
+        is_last = len(self.tokens) - self.prompt_tokens >= self.limit
+        return AppendedToken((token,), self._characters.decode(piece), FinishReason.LENGTH if is_last else None)
 
     def begin(self, kept: int) -> None:
         """The sequence got a slot with its first ``kept`` tokens."""
@@ -179,13 +146,15 @@ def start(
     *,
     context_tokens: int,
     salt: str = "",
-    calls: ToolCallParser | None = None,
 ) -> Sequence:
     """Create a sequence. Raises ContextExceeded if not even one token fits the context after the prompt."""
     room = check_fits(len(prompt.tokens), context_tokens)
-    limit = min(parameters.max_tokens or DEFAULT_MAX_TOKENS, room)
-    shown = AnswerText(StopSequences(parameters.stop), calls)
-    return Sequence(identity, answer, prompt.copy(), len(prompt.tokens), limit, parameters, shown, salt)
+    limit = min(parameters.max_tokens or room, room)
+    return Sequence(identity, answer, prompt.copy(), len(prompt.tokens), limit, parameters, salt)
+
+
+def already_complete() -> errors.BadRequest:
+    return errors.BadRequest("delivered: the answer is complete with these tokens", hint="nothing is left to generate")
 
 
 def check_fits(prompt_tokens: int, context_tokens: int) -> int:

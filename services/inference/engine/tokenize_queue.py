@@ -1,7 +1,6 @@
 """Tokenizes texts in the main thread while the engine's loop runs in another, so that a long text doesn't stop running answers.
 
-It must be the main thread, because only there an alarm can interrupt a chat template (`prompt`). It does one text at a time: a text of
-1 MB takes up to two seconds of a core, and llama.cpp needs the others.
+It does one text at a time: a text of 1 MB takes up to two seconds of a core, and llama.cpp needs the others.
 """
 
 import os
@@ -11,13 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from services.inference.engine.engine_messages import GenerationAccepted, GenerationRefused
+from services.inference.engine.engine_messages import ConversionResult, GenerationAccepted, GenerationRefused
 from shared import errors
 
 #: Bounds the memory, in case a worker doesn't bound its queue.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
-Continue = Callable[[], GenerationAccepted | GenerationRefused]
+TextReport = GenerationAccepted | GenerationRefused | ConversionResult
+Continue = Callable[[], TextReport]
 Tokens = TypeVar("Tokens")
 
 
@@ -56,9 +56,7 @@ class TokenizeQueue:
         """Readable when ``results`` has something to return."""
         return self._wake_reader
 
-    def submit(
-        self, identity: int, size: int, tokenize: Callable[[], Tokens], then: Callable[[Tokens], GenerationAccepted | GenerationRefused]
-    ) -> None:
+    def submit(self, identity: int, size: int, tokenize: Callable[[], Tokens], then: Callable[[Tokens], TextReport]) -> None:
         """Queue a command's text of ``size`` bytes; ``then`` runs in ``results``. Raises Overloaded if too much is queued."""
 
         def work() -> Continue:
@@ -81,7 +79,7 @@ class TokenizeQueue:
                 self._current = None
             self._tokenized.pop(identity, None)
 
-    def results(self) -> Iterator[GenerationAccepted | GenerationRefused]:
+    def results(self) -> Iterator[TextReport]:
         """Continue the commands with tokenized texts. Raises Internal if the main thread has stopped tokenizing."""
         with self._changed:
             if self._closed:

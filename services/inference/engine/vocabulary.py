@@ -1,13 +1,14 @@
 """Converts text to token ids and token ids to bytes with a model's vocabulary. Only the engine's process imports this module."""
 
 import ctypes
-from collections.abc import Iterator
 from functools import lru_cache
 
 import llama_cpp.llama_cpp as native
 
-from services.inference.engine import prompt, sequence
+from services.inference.engine import sequence
+from services.inference.engine.special_tokens import SpecialTokens
 from shared import errors
+from shared.api.inference import MAX_CONVERTED_BYTES, TOKEN_BYTES
 
 NO_TOKEN = -1
 _SPECIAL = native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -25,33 +26,71 @@ class ModelVocabulary:
         self.size = int(native.llama_vocab_n_tokens(vocab))
         #: An upper bound: the vocabulary's spelling is never shorter than the text.
         self.longest_token_bytes = max((len(native.llama_vocab_get_text(vocab, token)) for token in range(self.size)), default=1)
-        self.special = prompt.SpecialTokens(tuple(self._special_spellings()))
+        self.control_tokens = frozenset(token for token in range(self.size) if native.llama_vocab_get_attr(vocab, token) & _SPECIAL)
+        self.spellings = tuple(self._spelling(token) for token in sorted(self.control_tokens))
+        self._special = SpecialTokens(self.spellings)
         self.end_tokens = frozenset(token for token in range(self.size) if native.llama_vocab_is_eog(vocab, token))
         self._bos = native.llama_vocab_bos(vocab) if native.llama_vocab_get_add_bos(vocab) else NO_TOKEN
         self.piece = lru_cache(_PIECES_KEPT)(self._piece)
-        #: Special tokens that mark tool calls and must be visible if there are tools.
-        self.shown_for_tools: frozenset[int] = frozenset()
+        #: Special tokens that are text in answers, such as the marks of tool calls.
+        self.shown_tokens: frozenset[int] = frozenset()
 
     @property
     def bos(self) -> str:
         return self._spelling(native.llama_vocab_bos(self._vocab))
 
     @property
+    def infill(self) -> tuple[str, ...]:
+        """Return what marks the three parts of a text with a gap; empty if the model has no such tokens."""
+        kinds = (native.llama_vocab_fim_pre, native.llama_vocab_fim_suf, native.llama_vocab_fim_mid)
+        spellings = tuple(self._spelling(kind(self._vocab)) for kind in kinds)
+        return spellings if all(spellings) else ()
+
+    @property
     def eos(self) -> str:
         return self._spelling(native.llama_vocab_eos(self._vocab))
 
-    def show_for_tools(self, spellings: tuple[str, ...]) -> None:
-        self.shown_for_tools = frozenset(token for token in range(self.size) if self._spelling(token) in spellings)
+    def show(self, spellings: tuple[str, ...]) -> None:
+        self.shown_tokens = frozenset(token for token in self.control_tokens - self.end_tokens if self._spelling(token) in spellings)
+        self.piece.cache_clear()
 
     def tokens_of(self, rendered: str, *, context_tokens: int) -> list[int]:
         """Tokenize a prompt with marked callers' texts. Raises ContextExceeded if it doesn't fit the context."""
-        parts = [self._tokenize(part) for part in self.special.cut(rendered)]
+        parts = [self._tokenize(part) for part in self._special.cut(rendered)]
         # Check before creating a list, which would hold the GIL for 20 ms for a million tokens.
         sequence.check_fits(max(1, sum(count for _, count in parts)), context_tokens)
         tokens = [token for native_tokens, count in parts for token in native_tokens[:count]]
         if self._bos != NO_TOKEN and tokens[:1] != [self._bos]:
             tokens.insert(0, self._bos)
         return tokens
+
+    def tokens_in(self, text: str) -> list[int]:
+        """Tokenize a part of an answer, such as the mark that ends thoughts."""
+        tokens, count = self._tokenize(text)
+        return tokens[:count]
+
+    def packed_tokens_of(self, rendered: str, *, add_special: bool) -> bytes:
+        """Tokenize as ``tokens_of``, but return the ids as TOKEN_BYTES each: a list of a million would hold the GIL."""
+        parts = [self._tokenize(part) for part in self._special.cut(rendered)]
+        first = next((native_tokens[0] for native_tokens, count in parts if count), NO_TOKEN)
+        packed = [ctypes.string_at(native_tokens, count * TOKEN_BYTES) for native_tokens, count in parts]
+        if add_special and self._bos not in (NO_TOKEN, first):
+            packed.insert(0, self._bos.to_bytes(TOKEN_BYTES, "little"))
+        return b"".join(packed)
+
+    def text_of(self, packed: bytes) -> bytes:
+        """Return the text of token ids, with special tokens spelled out. Raises BadRequest."""
+        count = len(packed) // TOKEN_BYTES
+        tokens = (native.llama_token * count).from_buffer_copy(packed)
+        # llama.cpp would abort.
+        if count and not 0 <= min(tokens) <= max(tokens) < self.size:
+            raise errors.BadRequest(f"tokens: the ids of this model are from 0 to {self.size - 1}")
+        size = abs(native.llama_detokenize(self._vocab, tokens, count, b"", 0, False, True))
+        if size > MAX_CONVERTED_BYTES:
+            raise errors.BadRequest(f"the text has {size} bytes; at most {MAX_CONVERTED_BYTES} are allowed", hint="send fewer tokens")
+        text = ctypes.create_string_buffer(size + 1)
+        size = native.llama_detokenize(self._vocab, tokens, count, text, size, False, True)
+        return text.raw[:size]
 
     def _piece(self, token: int, special: bool = False) -> bytes | None:
         """Return the bytes of a token; None for an end token. ``special`` spells out special tokens.
@@ -60,8 +99,9 @@ class ModelVocabulary:
         """
         if not 0 <= token < self.size:
             raise errors.BadRequest(f"delivered: this model has no token {token}; its last one is {self.size - 1}")
-        if token in self.end_tokens:
-            return None
+        return None if token in self.end_tokens else self.spelled(token, special=special or token in self.shown_tokens)
+
+    def spelled(self, token: int, *, special: bool = True) -> bytes:
         size = _PIECE_BYTES
         while True:
             buffer = ctypes.create_string_buffer(size)
@@ -78,11 +118,6 @@ class ModelVocabulary:
         if count < 0:
             raise errors.BadRequest("the model's tokenizer cannot read this prompt")
         return tokens, count
-
-    def _special_spellings(self) -> Iterator[str]:
-        for token in range(self.size):
-            if native.llama_vocab_get_attr(self._vocab, token) & _SPECIAL:
-                yield self._spelling(token)
 
     def _spelling(self, token: int) -> str:
         return "" if token == NO_TOKEN else native.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace")

@@ -5,15 +5,30 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from services.inference.engine.engine_messages import KvType
+from services.inference.engine.engine_messages import KvTypes, SplitMode
 from services.inference.engine.kv_slots import KvMode
+from services.inference.upstreams import Dialect
 from shared.types import ModelName
 
 #: Names and aliases together: each takes about 200 bytes of the announcement, which may have 16 KiB.
 MAX_NAMES = 64
 MAX_NAME_CHARACTERS = 100
+#: Of a model in another server, if nothing names them.
+SERVER_SLOTS = 4
 #: Of a models.yaml; a hundred models with comments need a tenth of it.
 MAX_CHARACTERS = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProgram:
+    """An inference server with OpenAI's API that this worker runs for one model."""
+
+    #: ``{port}`` stands for the port to listen on.
+    command: tuple[str, ...]
+    #: None: recognized by its answers.
+    dialect: Dialect | None = None
+    #: From its start until it must answer.
+    ready_seconds: float = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,31 +36,43 @@ class CatalogEntry:
     """One model, with defaults filled in."""
 
     name: ModelName
+    #: The model's, or the program's.
     file: Path
     #: The file's expected SHA-256 in hex; None accepts any file.
     digest: str | None = None
     aliases: tuple[ModelName, ...] = ()
-    #: Per slot; None: the engine's default, or the model's limit if that is smaller.
+    #: Per slot. `load_plan` decides what is None, and how many layers of -1 are on a GPU.
     context_tokens: int | None = None
-    slots: int = 4
+    slots: int | None = None
     #: The memory to count; None: estimated from the file.
     memory_bytes: int | None = None
-    #: Engine processes, each with its own slots; fewer if the memory doesn't suffice.
-    replicas: int = 1
+    #: Engine processes, each with its own slots; fewer if the memory doesn't suffice. None: one for each GPU that has room for the model.
+    replicas: int | None = 1
     gpu_layers: int = -1
+    #: Layers whose experts stay on the processor.
+    cpu_experts: int | None = None
     #: None: until another model needs the memory.
     keep_alive_seconds: float | None = None
     pinned: bool = False
     preload: bool = False
     kv_mode: KvMode | None = None
-    kv_type: KvType | None = None
+    kv_type: KvTypes | None = None
     device: int | None = None
     #: Each GPU's share of the model; empty lets llama.cpp decide.
     tensor_split: tuple[float, ...] = ()
+    split_mode: SplitMode | None = None
+    #: Patterns of tensors with the device that holds them.
+    override_tensor: tuple[str, ...] = ()
     #: For requests that set none; None: the same default for all models.
     temperature: float | None = None
     top_p: float | None = None
     repeat_penalty: float | None = None
+    #: Whether the model thinks if a request doesn't say; None: as its chat template has it.
+    reasoning: bool | None = None
+    #: Tokens of thoughts if a request doesn't say; None for no limit.
+    reasoning_budget: int | None = None
+    #: What runs it; None for the built-in engine.
+    program: ModelProgram | None = None
 
     @property
     def names(self) -> tuple[ModelName, ...]:
@@ -56,9 +83,10 @@ class CatalogEntry:
 class Defaults:
     """The worker's settings for fields that a model doesn't set."""
 
-    slots: int = 4
+    slots: int | None = None
     context_tokens: int | None = None
     gpu_layers: int = -1
+    kv_type: KvTypes | None = None
     #: None: until another model needs the memory.
     keep_alive_seconds: float | None = None
 
@@ -81,6 +109,10 @@ class RemoteModel:
     #: 0 if unknown.
     context_tokens: int = 0
     slots: int | None = None
+    #: Of a service that is a host; None: 80.
+    port: int | None = None
+    #: A file with the bearer token that the service requires.
+    token_file: Path | None = None
 
     @property
     def names(self) -> tuple[ModelName, ...]:

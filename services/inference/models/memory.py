@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.inference.engine import gguf_header
-from services.inference.engine.devices import Device
-from services.inference.engine.engine_messages import KvType
+from services.inference.engine.devices import MARGIN_BYTES, Device
 from services.inference.engine.gguf_header import GgufHeader
-from services.inference.models.catalog import CatalogEntry
+from services.inference.models.quantities import MemoryBytes
 from shared import amounts
 
 #: Share of the free memory that is left to the rest of the machine.
 HEADROOM_SHARE = 0.1
-#: Share of a GPU's free memory that the driver and fragmentation take.
-DEVICE_HEADROOM_SHARE = 0.05
+#: Of the free memory, for prompts that lost their slots.
+PROMPT_CACHE_SHARE = 0.1
+MAX_PROMPT_CACHE_BYTES = 8 * 2**30
 #: An engine process without a model: Python, llama.cpp and our code. Measured: 62 MiB.
 PROCESS_BYTES = 64 * 2**20
 #: Tokens in a step; llama.cpp reserves memory for the logits of each.
 STEP_TOKENS = 256
+GPU_STEP_TOKENS = 1024
 #: The same for embeddings, fewer if the vocabulary is large; as `embedding_context` does on a processor.
 EMBEDDING_STEP_TOKENS = 128
 EMBEDDING_LOGITS_BYTES = 64 * 1024 * 1024
-DEFAULT_CONTEXT_TOKENS = 2048
 
 _FLOAT_BYTES = 4
 #: A cgroup without a limit shows the largest multiple of a page.
@@ -34,48 +34,51 @@ _NO_LIMIT_BYTES = 2**60
 class MemoryBudget:
     """The memory for all loaded models together."""
 
+    #: Of the machine, without GPUs.
     bytes: int
     source: str
+    #: Of each GPU.
+    vram: tuple[int, ...] = ()
+    #: Of the RAM, for prompts that lost their slots. It is not in ``bytes``.
+    prompt_cache: int = 0
+
+    @property
+    def total(self) -> MemoryBytes:
+        return MemoryBytes(self.bytes, sum(self.vram))
 
 
-def measure(setting: int | None, devices: Sequence[Device] = (), *, root: Path = Path("/")) -> MemoryBudget:
-    """Return ``setting`` (MODEL_MEMORY) if it is set, else the GPUs' free memory, else the free RAM within the container's limits.
-    ``root`` holds /proc and /sys."""
-    if setting is not None:
+def prompt_cache_bytes(setting: int | None, *, root: Path = Path("/")) -> int:
+    """Return ``setting`` (PROMPT_CACHE_RAM) if it is set, else a share of the free memory."""
+    return setting if setting is not None else min(MAX_PROMPT_CACHE_BYTES, round(_free_ram(root) * PROMPT_CACHE_SHARE))
+
+
+def measure(setting: int | None, devices: Sequence[Device] = (), *, cache: int = 0, root: Path = Path("/")) -> MemoryBudget:
+    """Return the free RAM within the container's limits, and the GPUs' free memory. ``setting`` (MODEL_MEMORY) replaces the RAM, or with
+    GPUs theirs. ``cache`` is the part of the RAM that prompts take. ``root`` holds /proc and /sys."""
+    if setting is not None and not devices:
         return MemoryBudget(setting, "MODEL_MEMORY")
-    if devices:
-        free = sum(device.free_bytes for device in devices)
-        names = ", ".join(device.name for device in devices)
-        return MemoryBudget(round(free * (1 - DEVICE_HEADROOM_SHARE)), f"{amounts.show_bytes(free)} free on {names}")
-    free = min([_free_bytes(root), *_container_limits(root)])
-    return MemoryBudget(max(0, round(free * (1 - HEADROOM_SHARE))), f"{amounts.show_bytes(max(0, free))} of memory free at the start")
+    free = _free_ram(root)
+    ram, source = max(0, round(free * (1 - HEADROOM_SHARE)) - cache), f"{amounts.show_bytes(free)} of memory free at the start"
+    if not devices:
+        return MemoryBudget(ram, source)
+    left = tuple(max(0, device.free_bytes - MARGIN_BYTES) for device in devices)
+    if setting is not None:
+        shares = tuple(setting * each // max(1, sum(left)) for each in left)
+        return MemoryBudget(ram, f"MODEL_MEMORY, {source}", shares)
+    names = ", ".join(device.name for device in devices)
+    return MemoryBudget(ram, f"{amounts.show_bytes(sum(device.free_bytes for device in devices))} free on {names}, {source}", left)
 
 
-def context_tokens(header: GgufHeader, entry: CatalogEntry) -> int:
-    """Return the context of a slot."""
-    wanted = entry.context_tokens or DEFAULT_CONTEXT_TOKENS
-    return min(wanted, header.context_length or wanted)
+def compute_bytes(header: GgufHeader, *, on_gpu: bool, slots: int) -> int:
+    """Estimate llama.cpp's buffers for a step: for each token, and for the logits of each token or, in large steps, of each slot."""
+    step, logits = (GPU_STEP_TOKENS, slots) if on_gpu else (STEP_TOKENS, STEP_TOKENS)
+    return (logits * (header.vocabulary_size or 0) + 8 * step * (header.embedding_length or 0)) * _FLOAT_BYTES
 
 
-def need_bytes(header: GgufHeader, entry: CatalogEntry, file_bytes: int | None = None) -> int:
-    """Estimate the memory of one engine: tensors, KV cache of all slots, compute buffers, embeddings and the process.
-
-    ``file_bytes`` is the size of all parts of a split model, whose header only describes the first.
-    """
-    if entry.memory_bytes is not None:
-        return entry.memory_bytes
-    kind = KvType.F16 if entry.kv_type is None else entry.kv_type
-    per_token = gguf_header.kv_bytes_per_token(header, kind.value, kind.value) or 0
-    kv = entry.slots * context_tokens(header, entry) * per_token
-    compute = STEP_TOKENS * ((header.vocabulary_size or 0) + 8 * (header.embedding_length or 0)) * _FLOAT_BYTES
-    tensors = header.tensor_bytes if file_bytes is None else file_bytes
-    return tensors + kv + compute + embedding_bytes(header, entry) + PROCESS_BYTES
-
-
-def embedding_bytes(header: GgufHeader, entry: CatalogEntry) -> int:
-    """Estimate the second context that the engine creates for the first embedding: room for one text and a batch of others.
-    `need_bytes` includes it from the start; else a model loaded meanwhile could take the memory."""
-    longest, words = context_tokens(header, entry), header.vocabulary_size or 0
+def embedding_bytes(header: GgufHeader, longest: int) -> int:
+    """Estimate the second context that the engine creates for the first embedding: room for one text of ``longest`` tokens and a batch of
+    others. It counts from the start; else a model loaded meanwhile could take the memory."""
+    words = header.vocabulary_size or 0
     width, heads = header.embedding_length or 0, max(header.head_counts, default=0)
     per_token = gguf_header.kv_bytes_per_token(header)
     if per_token == 0:
@@ -85,6 +88,10 @@ def embedding_bytes(header: GgufHeader, entry: CatalogEntry) -> int:
     cells = longest + batch
     # The logits of a batch exist twice: where they are computed and in the output.
     return cells * (per_token or 0) + batch * (2 * words + 8 * width + heads * cells) * _FLOAT_BYTES
+
+
+def _free_ram(root: Path) -> int:
+    return max(0, min([_free_bytes(root), *_container_limits(root)]))
 
 
 def _free_bytes(root: Path) -> int:

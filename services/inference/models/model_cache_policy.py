@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 
-from shared.amounts import show_bytes
+from services.inference.models.quantities import MemoryBytes
 from shared.timing.backoff import Backoff
 from shared.types import ModelName
 
@@ -28,6 +28,7 @@ PATIENCE_SECONDS = 15.0
 LOAD_BACKOFF = Backoff(first_seconds=5.0, longest_seconds=300.0)
 #: After this many failed loads in a row, the model is loaded again only on request.
 MOST_FAILURES = 5
+_NOTHING = MemoryBytes()
 
 
 class Stage(Enum):
@@ -41,7 +42,7 @@ class Stage(Enum):
 class CacheTerms:
     """A model's memory need and keep-alive."""
 
-    need_bytes: int
+    need: MemoryBytes
     #: None: until another model needs the memory.
     keep_alive_seconds: float | None = None
 
@@ -101,8 +102,8 @@ class _CachedModel:
     why_failed: str = ""
 
     @property
-    def holds_bytes(self) -> int:
-        return 0 if self.stage is Stage.UNLOADED else self.terms.need_bytes
+    def holds(self) -> MemoryBytes:
+        return _NOTHING if self.stage is Stage.UNLOADED else self.terms.need
 
     @property
     def stays(self) -> bool:
@@ -124,8 +125,8 @@ class _WaitingForModel:
 class ModelCachePolicy:
     """Has one owner, which carries out the returned decisions at once and in order."""
 
-    def __init__(self, budget_bytes: int, terms: Mapping[ModelName, CacheTerms]) -> None:
-        self.budget_bytes = budget_bytes
+    def __init__(self, budget: MemoryBytes, terms: Mapping[ModelName, CacheTerms]) -> None:
+        self.budget = budget
         self._models = {name: _CachedModel(one) for name, one in terms.items()}
         #: In order of arrival; the models' QueueLimits bound it.
         self._waiting: list[_WaitingForModel] = []
@@ -225,11 +226,11 @@ class ModelCachePolicy:
     def is_pinned(self, model: ModelName) -> bool:
         return self._models[model].pinned
 
-    def need_bytes(self, model: ModelName) -> int:
-        return self._models[model].terms.need_bytes
+    def need(self, model: ModelName) -> MemoryBytes:
+        return self._models[model].terms.need
 
-    def used_bytes(self) -> int:
-        return sum(known.holds_bytes for known in self._models.values())
+    def used(self) -> MemoryBytes:
+        return sum((known.holds for known in self._models.values()), _NOTHING)
 
     def unavailable_reason(self, model: ModelName, now: float) -> str:
         """Return why a load would be refused or is likely to fail; empty if it may succeed."""
@@ -238,7 +239,7 @@ class ModelCachePolicy:
             return refusal[0]
         known = self._models[model]
         # If other models hold the memory, only a request unloads them, so the model must be offered.
-        return known.why_failed if known.terms.need_bytes <= self._free_bytes() else ""
+        return known.why_failed if known.terms.need.fits(self._free()) else ""
 
     def busy_models(self) -> tuple[ModelName, ...]:
         """Return the models whose jobs delay the claimants."""
@@ -271,14 +272,14 @@ class ModelCachePolicy:
         is_blocked = False
         for claimant in self._claimants():
             known = self._models[claimant.model]
-            if known.terms.need_bytes <= self._free_bytes():
+            if known.terms.need.fits(self._free()):
                 known.stage = Stage.LOADING
                 yield LoadModelStep(claimant.model)
             elif not is_blocked:
                 # Room is only made for the first; the others may use free memory that it doesn't need.
                 is_blocked = True
                 yield from self._clear(claimant, now)
-                if self._is_overdue(claimant, now) or self._lacking_bytes(claimant) <= 0:
+                if self._is_overdue(claimant, now) or self._lacking(claimant).fits(_NOTHING):
                     return
 
     def _claimants(self) -> list[_WaitingForModel]:
@@ -291,18 +292,18 @@ class ModelCachePolicy:
 
     def _reopen(self, now: float) -> None:
         """Open closed models again when no overdue claimant needs their memory."""
-        if any(self._is_overdue(claimant, now) and self._lacking_bytes(claimant) > 0 for claimant in self._claimants()):
+        if any(self._is_overdue(claimant, now) and not self._lacking(claimant).fits(_NOTHING) for claimant in self._claimants()):
             return
         for known in self._models.values():
             known.closed = False
 
     def _clear(self, claimant: _WaitingForModel, now: float) -> Iterator[Decision]:
         """Unload idle models if that frees enough; else close busy ones for an overdue claimant."""
-        lacking = self._lacking_bytes(claimant)
-        if lacking <= 0:
+        lacking = self._lacking(claimant)
+        if lacking.fits(_NOTHING):
             return
         idle = self._choose((name for name in self._candidates() if not self._models[name].jobs), lacking)
-        if sum(self._models[name].terms.need_bytes for name in idle) >= lacking:
+        if lacking.fits(sum((self._models[name].terms.need for name in idle), _NOTHING)):
             for name in idle:
                 yield self._unload(name)
         elif self._is_overdue(claimant, now):
@@ -316,7 +317,7 @@ class ModelCachePolicy:
                 yield RecheckStep(name)
 
     def _may_load(self, known: _CachedModel, now: float) -> bool:
-        return known.stage is Stage.UNLOADED and known.terms.need_bytes <= self._free_bytes() and known.retry_at <= now
+        return known.stage is Stage.UNLOADED and known.terms.need.fits(self._free()) and known.retry_at <= now
 
     def _is_overdue(self, claimant: _WaitingForModel, now: float) -> bool:
         return now - claimant.since >= PATIENCE_SECONDS
@@ -326,23 +327,23 @@ class ModelCachePolicy:
         may_go = [name for name, known in self._models.items() if known.may_go]
         return sorted(may_go, key=lambda name: (not self._models[name].closed, self._models[name].used_at))
 
-    def _choose(self, names: Iterable[ModelName], lacking: int) -> list[ModelName]:
-        """Take models until they free enough memory, or all if even that is too little."""
+    def _choose(self, names: Iterable[ModelName], lacking: MemoryBytes) -> list[ModelName]:
+        """Take models until they free enough memory, or all that help if even that is too little."""
         chosen = []
         for name in names:
-            if lacking <= 0:
-                break
-            lacking -= self._models[name].terms.need_bytes
-            chosen.append(name)
+            need = self._models[name].terms.need
+            if (lacking.ram > 0 and need.ram) or (lacking.vram > 0 and need.vram):
+                lacking -= need
+                chosen.append(name)
         return chosen
 
-    def _lacking_bytes(self, claimant: _WaitingForModel) -> int:
+    def _lacking(self, claimant: _WaitingForModel) -> MemoryBytes:
         """Return the need beyond the free memory and what unloading models will free."""
-        unloading = sum(known.holds_bytes for known in self._models.values() if known.stage is Stage.UNLOADING)
-        return self._models[claimant.model].terms.need_bytes - self._free_bytes() - unloading
+        unloading = sum((known.holds for known in self._models.values() if known.stage is Stage.UNLOADING), _NOTHING)
+        return self._models[claimant.model].terms.need - self._free() - unloading
 
-    def _free_bytes(self) -> int:
-        return self.budget_bytes - self.used_bytes()
+    def _free(self) -> MemoryBytes:
+        return self.budget - self.used()
 
     def _expire(self, now: float) -> Iterator[Decision]:
         for name, known in self._models.items():
@@ -360,15 +361,14 @@ class ModelCachePolicy:
     def _refusal(self, model: ModelName, now: float) -> tuple[str, float | None] | None:
         """Return why the model can't be loaded, and when a retry may help."""
         known = self._models[model]
-        need = known.terms.need_bytes
-        if need > self.budget_bytes:
-            return f"needs {show_bytes(need)}, but models may use {show_bytes(self.budget_bytes)} on this machine", None
+        need = known.terms.need
+        if not need.fits(self.budget):
+            return f"needs {need}, but models may use {self.budget} on this machine", None
         pinned = {name: other for name, other in self._models.items() if other.stays and name != model}
-        held = sum(other.holds_bytes for other in pinned.values())
-        if need > self.budget_bytes - held:
+        held = sum((other.holds for other in pinned.values()), _NOTHING)
+        if not need.fits(self.budget - held):
             return (
-                f"needs {show_bytes(need)}, but {', '.join(pinned)} is pinned with {show_bytes(held)} "
-                f"of the {show_bytes(self.budget_bytes)} that models may use on this machine"
+                f"needs {need}, but {', '.join(pinned)} is pinned with {held} of the {self.budget} that models may use on this machine"
             ), None
         if now < known.retry_at:
             return known.why_failed, None if known.retry_at == inf else known.retry_at - now

@@ -1,6 +1,7 @@
 """Finds the worker's models: those in its settings, or else the model that is installed with it."""
 
 import importlib.metadata
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -126,6 +127,10 @@ def _in_folder(folder: Path, mistakes: list[str]) -> dict[str, Path]:
 
 def _missing(located: list[LocatedEntry]) -> Iterator[str]:
     for one in located:
+        if one.entry.program is not None:
+            if shutil.which(one.entry.file) is None:
+                yield f"{one.place}: the program {one.entry.file} is not installed here; install it, or give its whole path"
+            continue
         for path in model_folder.parts(one.entry.file):
             if not path.is_file():
                 yield f"{one.place}: {one.entry.name}: there is no file {path}"

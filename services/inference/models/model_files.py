@@ -68,7 +68,9 @@ class ModelFile:
 
     @property
     def digest(self) -> str:
-        """The file's SHA-256; empty until the whole file has been read."""
+        """The file's SHA-256; empty until the whole file has been read. A program's owner states the digest of its model."""
+        if self._entry.program is not None:
+            return self._entry.digest or ""
         return _result(self._hashing) or ""
 
     @property
@@ -96,7 +98,7 @@ class ModelFile:
     async def ensure_digest(self) -> None:
         """Compute the digest, unless that was done or the file is not a model."""
         await self.ensure_looked()
-        if self.look is None or self.look.problem:
+        if self.look is None or self.look.problem or self._entry.program is not None:
             return
         if self._hashing is None:
             parts = model_folder.parts(self._entry.file)
@@ -111,6 +113,8 @@ class ModelFile:
             await self.ensure_digest()
 
     async def _look_when_built(self) -> FileCheck:
+        if self._entry.program is not None:
+            return FileCheck(_stamps(self._entry.file), None, 0)
         known = ""
         while missing := missing_engine():
             if missing != known:

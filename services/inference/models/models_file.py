@@ -6,19 +6,24 @@ services (``service`` and ``path``), and a Kubernetes ConfigMap with such a file
 
 import difflib
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from services.inference.engine import sampling
-from services.inference.engine.engine_messages import KvType
+from services.inference.engine.engine_messages import KvType, KvTypes, SplitMode
+from services.inference.engine.gguf_header import MAX_LAYERS
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import catalog, quantities, yaml_tree
-from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, LocatedEntry, RemoteModel
+from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, LocatedEntry, ModelProgram, RemoteModel
 from services.inference.models.yaml_tree import Scalar, Tree, YamlFields, YamlList
+from services.inference.upstreams import Dialect
 
 MAX_DEVICES = 16
+MAX_OVERRIDES = 16
+MAX_OVERRIDE_CHARACTERS = 200
 MAX_MISTAKES = 50
 
 _WORDS_FOR_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -111,6 +116,31 @@ def _shares(value: Tree) -> tuple[float, ...]:
     return shares
 
 
+def _or(word: str, meaning: int | None, read_number: Callable[[Tree], int]) -> Callable[[Tree], int | None]:
+    return lambda value: meaning if isinstance(value, Scalar) and value.text.strip().lower() == word else read_number(value)
+
+
+def _kv_types(value: Tree) -> KvTypes:
+    texts = _text(value).lower().split("/")
+    if len(texts) > 2 or not set(texts) <= set(KvType):
+        raise ValueError(f"{_text(value)[:40]!r} must be one of {', '.join(KvType)}, or one for keys and one for values, such as q8_0/q4_0")
+    return KvTypes(*map(KvType, texts))
+
+
+def _overrides(value: Tree) -> tuple[str, ...]:
+    listed = value.items if isinstance(value, YamlList) else (value,)
+    texts = tuple(_text(one) for one in listed)
+    for text in texts:
+        pattern, _, device = text.rpartition("=")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern[:40]!r} is not a regular expression: {error}") from error
+        if not pattern or not device.isalnum() or len(text) > MAX_OVERRIDE_CHARACTERS or len(texts) > MAX_OVERRIDES:
+            raise ValueError(f"must be up to {MAX_OVERRIDES} patterns of tensors with a device, such as ['blk\\.[0-9]\\.ffn=CPU']")
+    return texts
+
+
 def _digest(value: Tree) -> str:
     text = _text(value).lower().removeprefix("sha256:")
     if not re.fullmatch(r"[0-9a-f]{64}", text):
@@ -131,6 +161,17 @@ def _pointer(value: Tree) -> str:
     return value.text
 
 
+def _command(value: Tree) -> tuple[str, ...]:
+    words = tuple(_text(one) for one in value.items) if isinstance(value, YamlList) else tuple(shlex.split(_text(value)))
+    if not any("{port}" in word for word in words):
+        raise ValueError("needs {port}, where the program takes its port")
+    return words
+
+
+def _vllm(name: str, slots: int) -> tuple[str, ...]:
+    return (VLLM, "serve", name, "--served-model-name", name, "--max-num-seqs", str(slots), "--host", "127.0.0.1", "--port", "{port}")
+
+
 #: The field in the file -> the field of CatalogEntry and its reader.
 FIELDS: dict[str, tuple[str, Callable[[Tree], object]]] = {
     "name": ("name", lambda value: catalog.check_name(_text(value))),
@@ -140,27 +181,45 @@ FIELDS: dict[str, tuple[str, Callable[[Tree], object]]] = {
     "context": ("context_tokens", _number(64, 1_048_576)),
     "slots": ("slots", _number(1, 256)),
     "memory": ("memory_bytes", lambda value: quantities.parse_bytes(_text(value))),
-    "replicas": ("replicas", _number(1, 16)),
+    "replicas": ("replicas", _or("auto", None, _number(1, 16))),
     "gpu_layers": ("gpu_layers", _number(-1, 10_000)),
+    "cpu_experts": ("cpu_experts", _or("all", MAX_LAYERS, _number(0, MAX_LAYERS))),
+    "override_tensor": ("override_tensor", _overrides),
+    "split_mode": ("split_mode", lambda value: SplitMode(_one_of(*SplitMode)(value))),
     "keep_alive": ("keep_alive_seconds", lambda value: quantities.parse_seconds(_text(value))),
     "pin": ("pinned", _flag),
     "preload": ("preload", _flag),
-    "kv_mode": ("kv_mode", lambda value: KvMode(_one_of(*KvMode)(value))),
-    "kv_type": ("kv_type", lambda value: KvType(_one_of(*KvType)(value))),
+    "kv_mode": ("kv_mode", lambda value: KvMode.SHARED if _text(value) == "fast" else KvMode(_one_of(*KvMode)(value))),
+    "kv_type": ("kv_type", _kv_types),
     "device": ("device", _number(0, MAX_DEVICES - 1)),
     "tensor_split": ("tensor_split", _shares),
     "temperature": ("temperature", _decimal(0, sampling.MAX_TEMPERATURE)),
     "top_p": ("top_p", _decimal(0.01, 1)),
     "repeat_penalty": ("repeat_penalty", _decimal(sampling.MIN_REPEAT_PENALTY, sampling.MAX_REPEAT_PENALTY)),
+    "reasoning": ("reasoning", lambda value: {"on": True, "off": False}.get(_one_of("on", "off", "auto")(value))),
+    "reasoning_budget": ("reasoning_budget", _number(0, 1_048_576)),
     "gpu_memory": ("memory_bytes", lambda value: quantities.parse_bytes(_text(value))),
     "max_batch_size": ("slots", _number(1, 256)),
+    "program": ("command", _command),
+    "dialect": ("dialect", lambda value: Dialect(_one_of(*Dialect)(value))),
+    "ready_timeout": ("ready_seconds", lambda value: quantities.parse_seconds(_text(value)) or quantities.MAX_SECONDS),
     "service": ("service", _text),
     "path": ("path", _url_path),
     "answer": ("answer", _pointer),
+    "port": ("port", _number(1, 65535)),
+    "token_file": ("token_file", _path),
 }
-#: The other fields that an entry with a service may have.
+#: The fields that only an entry with a service may have, and its others.
+_ONLY_SERVICES = ("path", "answer", "port", "token_file")
 _OF_SERVICES = frozenset({"name", "aliases", "context_tokens", "slots"})
-#: Fields beside the list of models; the last two are ignored, because INFERENCE_BACKEND sets them.
+#: The fields that only an entry with a program may have, and its others.
+_ONLY_PROGRAMS = ("command", "dialect", "ready_seconds")
+_OF_PROGRAMS = frozenset(
+    {"name", "aliases", "digest", "context_tokens", "slots", "memory_bytes", "replicas", "keep_alive_seconds", "pinned", "preload"}
+)
+#: The value of `engine` that makes a program of each entry without a file.
+VLLM = "vllm"
+#: Fields beside the list of models.
 _OUTER = ("models", "inference", "engine", "version")
 
 
@@ -181,8 +240,10 @@ class _File:
         where, listed = self._find_list(tree)
         if listed is None:
             return
+        outer = tree.find("inference") if isinstance(tree, YamlFields) else None
+        engine = next((one.find("engine") for one in (outer, tree) if isinstance(one, YamlFields) and one.find("engine")), None)
         for position, item in enumerate(listed.items):
-            self._read_model(item, f"{where}[{position}]")
+            self._read_model(item, f"{where}[{position}]", by_vllm=isinstance(engine, Scalar) and engine.text == VLLM)
 
     def _read_config_map(self, tree: YamlFields) -> None:
         data = tree.find("data")
@@ -210,7 +271,7 @@ class _File:
         self.reading.mistakes.append(f"{self.source}{line}: there is no list of models; start with `models:` and `- name: …` below it")
         return where, None
 
-    def _read_model(self, item: Tree, where: str) -> None:
+    def _read_model(self, item: Tree, where: str, *, by_vllm: bool) -> None:
         if not isinstance(item, YamlFields):
             self._mistake(item, where, "must have fields, such as `name`")
             return
@@ -221,19 +282,36 @@ class _File:
             if len(self.reading.mistakes) == noted:
                 self._mistake(item, where, "has no name")
             return
-        path, answer = values.pop("path", None), values.pop("answer", None)
+        if by_vllm and values["name"] not in self.found and not {"file", "service"} & values.keys():
+            values.setdefault("command", _vllm(values["name"], values.get("slots") or self.defaults.slots or catalog.SERVER_SLOTS))
+        if program := {name: values.pop(name) for name in _ONLY_PROGRAMS if name in values}:
+            self._read_program(item, where, program, values)
+            return
+        given = {name: values.pop(name) for name in _ONLY_SERVICES if name in values}
         service = values.pop("service", None)
         written = values.pop("file", None)
         file = self.found.get(values["name"]) if written is None else self.folder / written
         if file is not None:
-            if service is None and (path is not None or answer is not None):
-                self._mistake(item, f"{where}.{'answer' if path is None else 'path'}", "needs `service`; the model's file is `file:`")
+            if service is None and given:
+                self._mistake(item, f"{where}.{next(iter(given))}", "needs `service`; the model's file is `file:`")
             self.reading.located.append(LocatedEntry(self._place(item, where), self.defaults.entry(file=file, **values)))
         elif service is not None:
             known = {name: value for name, value in values.items() if name in _OF_SERVICES}
-            self.reading.elsewhere.append(RemoteModel(service=service, path=path or "/infer", answer=answer, **known))
-        else:
+            self.reading.elsewhere.append(RemoteModel(service=service, **{"path": "/infer", **given}, **known))
+        elif len(self.reading.mistakes) == noted:
             self._mistake(item, where, f"has no `file:`, and there is no {values['name']}.gguf in MODELS_DIR")
+
+    def _read_program(self, item: YamlFields, where: str, program: dict[str, Any], values: dict[str, Any]) -> None:
+        if "command" not in program:
+            if item.find("program") is None:
+                self._mistake(item, f"{where}.{next(iter(program))}", "needs `program`")
+        elif (wrong := next((name for name in values if name not in _OF_PROGRAMS), None)) is not None:
+            self._mistake(item, f"{where}.{wrong}", "is not for a program; write it into the command")
+        elif "memory_bytes" not in values:
+            self._mistake(item, where, "needs `memory`: how much the program takes")
+        else:
+            entry = self.defaults.entry(file=Path(program["command"][0]), program=ModelProgram(**program), **values)
+            self.reading.located.append(LocatedEntry(self._place(item, where), entry))
 
     def _values(self, item: YamlFields, where: str) -> Iterator[tuple[str, Any]]:
         """Yield the valid fields of an entry, and note mistakes in the others."""

@@ -1,6 +1,9 @@
-"""Parses sizes and durations in settings.  Pure."""
+"""Amounts of memory, and the parsing of sizes and durations in settings.  Pure."""
 
 import re
+from dataclasses import dataclass
+
+from shared.amounts import show_bytes
 
 #: Larger values are typing mistakes.
 MAX_BYTES = 2**50
@@ -11,6 +14,26 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*([smhd])", re.IGNORECASE)
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _FOREVER = ("forever", "-1")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBytes:
+    """Memory of the machine and of its GPUs, counted apart."""
+
+    ram: int = 0
+    vram: int = 0
+
+    def __add__(self, other: "MemoryBytes") -> "MemoryBytes":
+        return MemoryBytes(self.ram + other.ram, self.vram + other.vram)
+
+    def __sub__(self, other: "MemoryBytes") -> "MemoryBytes":
+        return MemoryBytes(self.ram - other.ram, self.vram - other.vram)
+
+    def __str__(self) -> str:
+        return f"{show_bytes(self.vram)} of GPU memory and {show_bytes(self.ram)}" if self.vram else show_bytes(self.ram)
+
+    def fits(self, room: "MemoryBytes") -> bool:
+        return self.ram <= room.ram and self.vram <= room.vram
 
 
 def parse_bytes(text: str) -> int:

@@ -1,180 +1,275 @@
-"""Writes GBNF: literals, classes, choices, repeats, and the rules of a grammar.  Pure.
+"""Turns a caller's GBNF into Lark, in linear time and within limits.  Pure.
 
-An expression is text that can be part of a sequence; alternatives are in parentheses or in a rule.
+llguidance cuts an answer into the longest terminals that fit, and never looks back. So everything that isn't recursive becomes one
+terminal, whose parts may overlap as in llama.cpp. References to tokens (`<name>`, `<[7]>`) are refused: they depend on the model.
 """
 
-from itertools import groupby
+import re
+from dataclasses import dataclass, field
 
+from services.inference.structured_output import lark
+from services.inference.structured_output.lark import FormatRefused
 
-class SchemaRefused(Exception):
-    """The message, for the caller, has the place and the reason. `output_formats` turns it into a BadRequest with the field's name."""
-
-
-#: Longer expressions get a rule, so that repeated text is written once and parentheses don't nest.
-MOST_INLINE_CHARACTERS = 40
-#: llama.cpp creates a rule for every optional repeat; a larger upper bound is dropped (SECURITY.md, T6).
+#: SECURITY.md, T6, like the next three.
+MOST_BYTES = 32 * 1024
+MOST_RULES = 500
+#: Our own grammars of tools are larger by this factor: a request may have 128 tools.
+TOOLS_FACTOR = 16
+MOST_PARENTHESES_DEEP = 64
 MOST_REPEATS = 1000
-#: How deep alternatives share prefixes. llama.cpp tries every alternative on the whole vocabulary, so a long enum without shared
-#: prefixes would cost as much as a model.
-MOST_SHARED_BEGINNINGS = 12
-#: A text with a longer prefix in common with an excluded text is excluded too.
-MOST_EXCLUDED_CHARACTERS = 12
 
-LAST_CODE_POINT = 0x10FFFF
-
-#: name -> body and the built-in rules that it uses. Repeats of blanks and digits are bounded, or a model could write them forever.
-#: There are no \u escapes: UTF-8 doesn't need them, and half a surrogate pair would not be text.
-_BUILT_IN: dict[str, tuple[str, tuple[str, ...]]] = {
-    "gap": ('" "?', ()),
-    "plain": (r'[^"\\\x00-\x1F]', ()),
-    "char": (r'plain | "\\" ["\\/bfnrt]', ("plain",)),
-    "string": (r'"\"" char* "\""', ("char",)),
-    "whole": ('"0" | [1-9] [0-9]{0,18}', ()),
-    "integer": ('"-"? whole', ("whole",)),
-    "fraction": ('("." [0-9]{1,15})?', ()),
-    "number": ('"-"? whole fraction ([eE] [+-]? [0-9]{1,2})?', ("whole", "fraction")),
-    "boolean": ('"true" | "false"', ()),
-    "null": ('"null"', ()),
-    "member": (r'string ":" gap value', ("string", "gap", "value")),
-    "object": (r'"{" (member ("," gap member)*)? "}"', ("member", "gap")),
-    "array": ('"[" (value ("," gap value)*)? "]"', ("value", "gap")),
-    "value": ("object | array | string | number | boolean | null", ("object", "array", "string", "number", "boolean", "null")),
-    "year": ('"19" [0-9] [0-9] | "20" [0-9] [0-9]', ()),
-    "month": ('"0" [1-9] | "1" [0-2]', ()),
-    "day": ('"0" [1-9] | [12] [0-9] | "3" [01]', ()),
-    "date": ('year "-" month "-" day', ("year", "month", "day")),
-    "hour": ('[01] [0-9] | "2" [0-3]', ()),
-    "sixty": ("[0-5] [0-9]", ()),
-    "clock": ('hour ":" sixty ":" sixty ("." [0-9]{1,9})?', ("hour", "sixty")),
-    "zone": ('"Z" | [+-] hour ":" sixty', ("hour", "sixty")),
-    "hex": ("[0-9a-fA-F]", ()),
-    "byte": ('"25" [0-5] | "2" [0-4] [0-9] | "1" [0-9] [0-9] | [1-9] [0-9] | [0-9]', ()),
-    "domain": ("[a-zA-Z0-9] [a-zA-Z0-9-]{0,30} [a-zA-Z0-9] | [a-zA-Z0-9]", ()),
-    "local": ("[a-zA-Z0-9_%+-]{1,32}", ()),
-}
+_SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
+_SPACE_AND_LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
+_ESCAPE = r'\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}|[trn\\"\[\]-])'
+_CHARACTER = re.compile(rf"{_ESCAPE}|.", re.DOTALL)
+_LITERAL = re.compile(rf'"((?:{_ESCAPE}|[^"\\])*)"')
+_CLASS = re.compile(rf"\[(\^?)((?:{_ESCAPE}|[^\]\\])*)\]")
+_RANGE = re.compile(rf"({_ESCAPE}|.)(?:-({_ESCAPE}|.))?", re.DOTALL)
+_NAME = re.compile(r"[a-zA-Z0-9-]+")
+_REPEAT = re.compile(r"\{[ \t]*([0-9]{1,9})[ \t]*(?:(,)[ \t]*([0-9]{1,9})?[ \t]*)?\}")
+_CONTROLS = {"t": "\t", "r": "\r", "n": "\n"}
 
 
-def literal(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
-    return f'"{escaped}"'
+@dataclass(slots=True)
+class _Item:
+    """Characters or another node, with a repeat."""
+
+    #: In Lark; empty for a node.
+    characters: str
+    node: "_Node | None" = None
+    repeat: str = ""
 
 
-def character_class(ranges: list[tuple[int, int]]) -> str:
-    """Return a class of these ranges of code points, inclusive."""
-    return "[" + "".join(_spell(low) if low == high else f"{_spell(low)}-{_spell(high)}" for low, high in ranges) + "]"
+@dataclass(slots=True, eq=False)
+class _Node:
+    """A rule, or a group in parentheses."""
+
+    number: int
+    name: str
+    is_defined: bool = False
+    alternatives: list[list[_Item]] = field(default_factory=lambda: [[]])
+    #: Whether it doesn't lead back to itself.
+    is_terminal: bool = False
 
 
-def one_of(expressions: list[str]) -> str:
-    """Return a choice of the distinct expressions."""
-    different = list(dict.fromkeys(expressions))
-    return different[0] if len(different) == 1 else "(" + " | ".join(different) + ")"
+def to_lark(text: str, *, factor: int = 1, otherwise: str = "") -> str:
+    """Raises FormatRefused with the place of the first mistake. ``otherwise``, in Lark, is another form that answers may have."""
+    size = len(text.encode("utf-8", "replace"))
+    if size > MOST_BYTES * factor:
+        raise FormatRefused(f"the grammar has {size} bytes, at most {MOST_BYTES * factor}")
+    lark.ensure_text(text, "the grammar")
+    nodes, root = _GrammarReader(text, MOST_RULES * factor).read()
+    _find_terminals(nodes)
+    rules: list[str] = []
+    for node in nodes:
+        rules.append(f"{_reference(node)}: {' | '.join(_sequence(node, items, rules) for items in node.alternatives)}")
+    return lark.grammar(f"{_reference(root)} | {otherwise}" if otherwise else _reference(root), *rules)
 
 
-def choice(texts: list[str]) -> str:
-    """Return a choice of exactly these texts."""
-    return _share(sorted(set(texts)), 0)
+class _GrammarReader:
+    """Parses the text in one pass."""
 
+    def __init__(self, text: str, most_rules: int) -> None:
+        self._text = text
+        self._most_rules = most_rules
+        self._at = 0
+        self._rules: dict[str, _Node] = {}
+        self._nodes: list[_Node] = []
+        #: The current rule and its open groups.
+        self._open: list[_Node] = []
 
-class GbnfRules:
-    """The rules of one grammar. Equal bodies share a rule."""
+    def read(self) -> tuple[list[_Node], _Node]:
+        """Return all rules and groups, and the rule that answers start with."""
+        self._skip(_SPACE_AND_LINES)
+        while self._at < len(self._text):
+            self._rule()
+            self._skip(_SPACE_AND_LINES)
+        for node in self._rules.values():
+            if not node.is_defined:
+                raise FormatRefused(f"the rule {_short(node.name)} is used but not defined")
+        if "root" not in self._rules:
+            raise FormatRefused("there is no rule `root`, which every answer starts with")
+        return self._nodes, self._rules["root"]
 
-    def __init__(self) -> None:
-        self._bodies: dict[str, str] = {}
-        self._names: dict[str, str] = {}
-        self._made = 0
+    def _rule(self) -> None:
+        node = self._named()
+        if node.is_defined:
+            raise self._refuse(f"the rule {_short(node.name)} is defined a second time")
+        node.is_defined = True
+        self._skip(_SPACE)
+        if not self._text.startswith("::=", self._at):
+            raise self._refuse("`::=` is missing after a rule's name")
+        self._at += 3
+        self._skip(_SPACE_AND_LINES)
+        self._open = [node]
+        while self._open and self._at < len(self._text):
+            if len(self._open) == 1 and self._text[self._at] in "\r\n":
+                return
+            self._element(self._text[self._at])
+            self._skip(_SPACE if len(self._open) == 1 else _SPACE_AND_LINES)
+        if len(self._open) > 1:
+            raise self._refuse("`(` without `)`")
 
-    def reserve(self) -> str:
-        """Return the name of a rule that is defined later."""
-        self._made += 1
-        return f"r{self._made}"
-
-    def define(self, name: str, body: str) -> None:
-        self._bodies[name] = body
-
-    def named(self, body: str) -> str:
-        """Return the name of the rule with this body."""
-        if body not in self._names:
-            self._names[body] = name = self.reserve()
-            self.define(name, body)
-        return self._names[body]
-
-    def place(self, expression: str) -> str:
-        return expression if len(expression) <= MOST_INLINE_CHARACTERS else self.named(expression)
-
-    def built_in(self, name: str) -> str:
-        waiting = [name]
-        while waiting:
-            wanted = waiting.pop()
-            if wanted not in self._bodies:
-                body, needs = _BUILT_IN[wanted]
-                self.define(wanted, body)
-                waiting.extend(needs)
-        return name
-
-    def repeated(self, expression: str, least: int, most: int | None) -> str:
-        """Repeat an expression; an upper bound above MOST_REPEATS is dropped. A longer expression becomes a rule, because llama.cpp
-        limits the rules inside a repeated group."""
-        is_class = expression.startswith("[") and expression.endswith("]") and " " not in expression
-        unit = expression if expression.isalnum() or is_class else self.named(expression)
-        if most is None or most > MOST_REPEATS:
-            return unit + {0: "*", 1: "+"}.get(least, f"{{{least},}}")
-        return unit + ("?" if (least, most) == (0, 1) else f"{{{least}}}" if least == most else f"{{{least},{most}}}")
-
-    def quoted_other_than(self, names: list[str]) -> str:
-        """Return a JSON string without escapes other than these names."""
-        self.built_in("plain")
-        return self.place(r'"\"" ' + _differ(sorted(set(names)), 0) + r' "\""')
-
-    def render(self, root: str) -> str:
-        return "\n".join(f"{name} ::= {body}" for name, body in (("root", root), *self._bodies.items())) + "\n"
-
-
-def _spell(code_point: int) -> str:
-    if chr(code_point).isalnum() and code_point < 0x80:
-        return chr(code_point)
-    if code_point <= 0xFF:
-        return f"\\x{code_point:02X}"
-    return f"\\u{code_point:04X}" if code_point <= 0xFFFF else f"\\U{code_point:08X}"
-
-
-def _share(texts: list[str], depth: int) -> str:
-    """Write sorted texts with their shared prefixes written once."""
-    if depth == MOST_SHARED_BEGINNINGS:
-        return one_of([literal(text) for text in texts])
-    ends_here = texts[0] == ""
-    alternatives = []
-    for _, group in groupby(texts[1:] if ends_here else texts, key=lambda text: text[0]):
-        members = list(group)
-        shared = _common_beginning(members[0], members[-1])
-        if len(members) == 1:
-            alternatives.append(literal(shared))
+    def _element(self, sign: str) -> None:
+        if sign == "|":
+            self._at += 1
+            self._open[-1].alternatives.append([])
+            self._skip(_SPACE_AND_LINES)
+        elif sign == "(":
+            self._begin_group()
+        elif sign == ")":
+            self._end_group()
+        elif sign in "*+?{":
+            self._repeat(sign)
+        elif sign == '"':
+            found = self._matched(_LITERAL, "a text in quotes has no end, or an unknown escape")
+            self._add(_Item(lark.literal("".join(_character(one) for one in _CHARACTER.findall(found[1])))))
+        elif sign == "[":
+            found = self._matched(_CLASS, "a class in brackets has no end, or an unknown escape")
+            self._add(_Item(self._class(found[1], found[2])))
+        elif sign == ".":
+            self._at += 1
+            self._add(_Item("/(?s:.)/"))
+        elif sign in "<!":
+            raise self._refuse("references to tokens are not supported; write the characters in quotes")
+        elif _NAME.match(self._text, self._at):
+            self._add(_Item("", self._named()))
         else:
-            alternatives.append(f"{literal(shared)} {_share([text[len(shared) :] for text in members], depth + 1)}")
-    if not alternatives:
-        return '""'
-    if ends_here:
-        return "(" + " | ".join(alternatives) + ")?"
-    return alternatives[0] if len(alternatives) == 1 else "(" + " | ".join(alternatives) + ")"
+            raise self._refuse(f"{sign!r} is not expected")
+
+    def _begin_group(self) -> None:
+        if len(self._open) > MOST_PARENTHESES_DEEP:
+            raise self._refuse(f"parentheses are nested deeper than {MOST_PARENTHESES_DEEP}")
+        self._at += 1
+        group = self._node(f"a group of {self._open[0].name}")
+        self._add(_Item("", group))
+        self._open.append(group)
+
+    def _end_group(self) -> None:
+        if len(self._open) == 1:
+            raise self._refuse("`)` without `(`")
+        self._at += 1
+        self._open.pop()
+
+    def _repeat(self, sign: str) -> None:
+        sequence = self._open[-1].alternatives[-1]
+        if not sequence or sequence[-1].repeat or sequence[-1].characters == '""':
+            raise self._refuse(f"`{sign}` needs exactly one thing before it to repeat")
+        if sign != "{":
+            self._at += 1
+            sequence[-1].repeat = sign
+            return
+        match = _REPEAT.match(self._text, self._at)
+        if match is None:
+            raise self._refuse("a repeat is written {2}, {2,} or {2,5}")
+        self._at = match.end()
+        least, most = int(match[1]), int(match[3] or match[1])
+        if max(least, most) > MOST_REPEATS:
+            raise self._refuse(f"a repeat of more than {MOST_REPEATS}")
+        if most < least:
+            raise self._refuse("a repeat whose maximum is below its minimum")
+        sequence[-1].repeat = f"{{{least},{'' if match[2] and not match[3] else most}}}"
+
+    def _class(self, negation: str, members: str) -> str:
+        if not members:
+            raise self._refuse("a class in brackets is empty")
+        ranges = []
+        for first, last in _RANGE.findall(members):
+            bounds = [ord(_character(one)) for one in (first, last) if one]
+            if bounds != sorted(bounds):
+                raise self._refuse("a range whose end is before its beginning")
+            ranges.append("-".join(f"\\x{{{bound:x}}}" for bound in bounds))
+        return f"/[{negation}{''.join(ranges)}]/"
+
+    def _matched(self, form: re.Pattern[str], otherwise: str) -> re.Match[str]:
+        match = form.match(self._text, self._at)
+        if match is None:
+            raise self._refuse(otherwise)
+        self._at = match.end()
+        return match
+
+    def _named(self) -> _Node:
+        match = _NAME.match(self._text, self._at)
+        if match is None:
+            raise self._refuse("the name of a rule is missing")
+        self._at = match.end()
+        name = match[0]
+        if name not in self._rules:
+            if len(self._rules) == self._most_rules:
+                raise self._refuse(f"more than {self._most_rules} rules")
+            self._rules[name] = self._node(name)
+        return self._rules[name]
+
+    def _node(self, name: str) -> _Node:
+        self._nodes.append(_Node(len(self._nodes), name))
+        return self._nodes[-1]
+
+    def _add(self, item: _Item) -> None:
+        self._open[-1].alternatives[-1].append(item)
+
+    def _skip(self, space: re.Pattern[str]) -> None:
+        match = space.match(self._text, self._at)
+        if match is not None:
+            self._at = match.end()
+
+    def _refuse(self, what: str) -> FormatRefused:
+        line = self._text.count("\n", 0, self._at) + 1
+        column = self._at - (self._text.rfind("\n", 0, self._at) + 1) + 1
+        return FormatRefused(f"line {line}, character {column}: {what}")
 
 
-def _common_beginning(first: str, last: str) -> str:
-    """Return the common prefix of two texts, and so of all texts sorted between them."""
-    length = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(len(first), len(last)))
-    return first[:length]
+def _find_terminals(nodes: list[_Node]) -> None:
+    """Find the nodes that only lead to characters, by propagating from each one to the nodes that contain it."""
+    containing: dict[_Node, list[_Node]] = {}
+    missing = dict.fromkeys(nodes, 0)
+    for node in nodes:
+        for item in (item for sequence in node.alternatives for item in sequence if item.node is not None):
+            assert item.node is not None
+            containing.setdefault(item.node, []).append(node)
+            missing[node] += 1
+    found = [node for node in nodes if not missing[node]]
+    while found:
+        node = found.pop()
+        node.is_terminal = True
+        for outer in containing.get(node, []):
+            missing[outer] -= 1
+            if not missing[outer]:
+                found.append(outer)
 
 
-def _differ(names: list[str], depth: int) -> str:
-    """Match any plain characters except these sorted names."""
-    if not names:
-        return "plain*"
-    ends_here = names[0] == ""
-    following = [name for name in names if name]
-    firsts = sorted({name[0] for name in following if name[0] >= " " and name[0] not in '"\\'})
-    excluded = "".join(_spell(ord(first)) for first in firsts)
-    alternatives = [rf'[^"\\\x00-\x1F{excluded}] plain*']
-    if depth < MOST_EXCLUDED_CHARACTERS:
-        for first in firsts:
-            rests = [name[1:] for name in following if name[0] == first]
-            alternatives.append(f"{literal(first)} {_differ(rests, depth + 1)}")
-    body = "(" + " | ".join(alternatives) + ")"
-    return body if ends_here else body + "?"
+def _sequence(node: _Node, items: list[_Item], rules: list[str]) -> str:
+    """Return one alternative. In a rule that isn't a terminal, adjacent terminals become one, which is added to ``rules``."""
+    if node.is_terminal:
+        return " ".join(_written(item) for item in items) or '""'
+    written: list[str] = []
+    run: list[str] = []
+    for item in [*items, None]:
+        if item is not None and (item.node is None or item.node.is_terminal):
+            run.append(_written(item))
+            continue
+        if len(run) > 1:
+            rules.append(f"RUN{len(rules)}: {' '.join(run)}")
+            run = [f"RUN{len(rules) - 1}"]
+        written += run if item is None else [*run, _written(item)]
+        run = []
+    return " ".join(written) or '""'
+
+
+def _written(item: _Item) -> str:
+    return (item.characters or _reference(item.node)) + item.repeat
+
+
+def _reference(node: _Node | None) -> str:
+    assert node is not None
+    return f"T{node.number}" if node.is_terminal else f"r{node.number}"
+
+
+def _character(written: str) -> str:
+    if len(written) == 1:
+        return written
+    code = written[2:]
+    return chr(int(code, 16)) if code else _CONTROLS.get(written[1], written[1])
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 60 else name[:57] + "…"

@@ -1,75 +1,131 @@
-"""Turns a request's format into a grammar, or names the field that isn't possible.  Pure."""
+"""Turns a request's format or tools into a grammar for llguidance, or names the field that isn't possible.  Pure."""
 
+import re
+from collections.abc import Callable
 from typing import assert_never
 
-from services.inference.structured_output import gbnf, grammar_limits, schema
-from services.inference.structured_output.gbnf import SchemaRefused
-from services.inference.tool_calls.tool_format import CallFormat
+import msgspec
+
+from services.inference.structured_output import gbnf, json_schema, lark
+from services.inference.structured_output.lark import FormatRefused
 from shared import errors
-from shared.api.generation import FormatKind, OutputFormat
+from shared.api.generation import FormatKind, OutputFormat, Tool
 
 #: Of an error message: names in a schema may be as long as the schema.
 MOST_CHARACTERS = 400
+MOST_REGEX_CHARACTERS = 4096
+MOST_CHOICES = 500
+MOST_CHOICE_CHARACTERS = 15_000
 
+#: A small model may never stop.
+MOST_GENERIC_CALLS = 16
+#: Begins the generic form of tool calls (`generic_form`).
+GENERIC_CALLS = '{"tool_calls": ['
 SCHEMA_FIELD = "format.schema"
-GRAMMAR_FIELD = "format.grammar"
+_FIELDS = {
+    FormatKind.JSON: SCHEMA_FIELD,
+    FormatKind.JSON_SCHEMA: SCHEMA_FIELD,
+    FormatKind.GBNF: "format.grammar",
+    FormatKind.REGEX: "guided_regex",
+    FormatKind.CHOICE: "guided_choice",
+}
+_HINTS = {
+    FormatKind.JSON: "",
+    FormatKind.JSON_SCHEMA: "simplify the schema there",
+    FormatKind.GBNF: "the grammar must be GBNF for llama.cpp",
+    FormatKind.REGEX: "the answer must match the whole regular expression, without look-around and back-references",
+    FormatKind.CHOICE: "send a list of texts",
+}
 
 
 def grammar_of(wanted: OutputFormat) -> str:
     """Raises BadRequest."""
     match wanted.kind:
-        case FormatKind.JSON:
-            return any_object()
-        case FormatKind.JSON_SCHEMA:
-            return grammar_of_schema(wanted.text)
+        case FormatKind.JSON | FormatKind.JSON_SCHEMA:
+            return lark.grammar(_json(wanted))
         case FormatKind.GBNF:
-            return _checked(wanted.text, GRAMMAR_FIELD)
+            return _refusing(wanted.kind, lambda: gbnf.to_lark(wanted.text))
+        case FormatKind.REGEX:
+            return lark.grammar(_refusing(wanted.kind, lambda: _regex(wanted.text)))
+        case FormatKind.CHOICE:
+            return lark.grammar("CHOICE", _refusing(wanted.kind, lambda: f"CHOICE: {_choices(wanted.text)}"))
         case _:
             assert_never(wanted.kind)
 
 
-def grammar_of_schema(text: str, *, field: str = SCHEMA_FIELD, before: str = "", after: str = "") -> str:
-    """Build the grammar for JSON that fits a schema, between two fixed texts. Raises BadRequest, which starts with the field."""
-    rules = gbnf.GbnfRules()
-    grammar = rules.render(_expression(rules, text, field, before, after))
-    return _checked(grammar, field, hint=_HINTS[SCHEMA_FIELD])
+def grammar_of_tools(written: str, wanted: OutputFormat | None) -> str:
+    """Build the grammar of tool calls, ``written`` as GBNF by llama.cpp, or of an answer in a JSON format. Raises BadRequest."""
+    otherwise = "" if wanted is None else _json(wanted)
+    return _refusing(FormatKind.GBNF, lambda: gbnf.to_lark(written, factor=gbnf.TOOLS_FACTOR, otherwise=otherwise), "tools")
 
 
-def grammar_of_either(call: CallFormat, wanted: OutputFormat) -> str:
-    """Build the grammar for an answer that is a tool call or has a JSON format. Raises BadRequest."""
-    rules = gbnf.GbnfRules()
-    called = _expression(rules, call.schema, "tools", call.prefix, call.suffix)
-    answer = _expression(rules, wanted.text, SCHEMA_FIELD) if wanted.kind is FormatKind.JSON_SCHEMA else rules.built_in("object")
-    return _checked(rules.render(f"{called} | {answer}"), f"tools and {SCHEMA_FIELD}", hint=_HINTS[SCHEMA_FIELD])
+def grammar_of_generic_calls(tools: tuple[Tool, ...], wanted: OutputFormat | None, *, parallel: bool) -> str:
+    """Build the grammar of calls as `generic_form` has them, or of an answer in a JSON format. Raises BadRequest."""
+    names = [f"c{position}" for position in range(len(tools))]
+    more = f'(", " call){{0,{MOST_GENERIC_CALLS - 1}}}' if parallel else ""
+    calls = f'calls: {_json_tokens(GENERIC_CALLS)} call {more} "]" "}}"'
+    each = [f"{name}: {_generic_call(position, tool)}" for position, (name, tool) in enumerate(zip(names, tools, strict=True))]
+    start = "calls" if wanted is None else f"calls | {_json(wanted)}"
+    return lark.grammar(start, calls, f"call: {' | '.join(names)}", *each)
 
 
-def any_object() -> str:
-    rules = gbnf.GbnfRules()
-    return rules.render(rules.built_in("object"))
+def _generic_call(position: int, tool: Tool) -> str:
+    before = _json_tokens(f'{{"name": {msgspec.json.encode(tool.name).decode()}, "arguments": ')
+    schema = _object_schema(position, tool)
+    return f'{before} %json {_refusing(FormatKind.JSON_SCHEMA, lambda: json_schema.prepared(schema), "tools")} "}}"'
 
 
-def _expression(rules: gbnf.GbnfRules, text: str, field: str, before: str = "", after: str = "") -> str:
+def _json_tokens(text: str) -> str:
+    """Write JSON in the terminals of `%json`: llguidance couldn't return from a longer one to another form of the answer."""
+    return " ".join(lark.literal(token) for token in re.findall(r'"(?:[^"\\\\]|\\\\.)*"|[:,] ?|.', text))
+
+
+def _object_schema(position: int, tool: Tool) -> str:
     try:
-        return schema.expression_of(text, rules, before=before, after=after)
-    except SchemaRefused as refused:
-        raise errors.BadRequest(f"{field}: {_short(str(refused))}", hint=_HINTS[SCHEMA_FIELD]) from None
+        schema = msgspec.json.decode(tool.parameters or "{}", type=dict[str, object])
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        schema = {"type": "none"}
+    if schema.setdefault("type", "object") != "object":
+        raise errors.BadRequest(
+            f"tools[{position}].function.parameters must be the JSON schema of an object", hint='its "type" is "object"'
+        )
+    if not schema.get("properties") and "additionalProperties" not in schema:
+        schema["additionalProperties"] = False
+    return msgspec.json.encode(schema).decode()
 
 
-_HINTS = {
-    SCHEMA_FIELD: "simplify the schema there; a $ref may only refer to itself through a property or an item",
-    GRAMMAR_FIELD: "the grammar must be GBNF for llama.cpp",
-}
+def _json(wanted: OutputFormat) -> str:
+    text = '{"type":"object"}' if wanted.kind is FormatKind.JSON else wanted.text
+    return f"%json {_refusing(wanted.kind, lambda: json_schema.prepared(text))}"
 
 
-def _checked(grammar: str, field: str, hint: str = _HINTS[GRAMMAR_FIELD]) -> str:
+def _regex(text: str) -> str:
+    if not text or len(text) > MOST_REGEX_CHARACTERS:
+        raise FormatRefused(f"must have 1 to {MOST_REGEX_CHARACTERS} characters")
+    lark.ensure_text(text, "the regular expression")
+    return lark.regex(text)
+
+
+def _choices(text: str) -> str:
     try:
-        grammar_limits.check(grammar)
-    except SchemaRefused as refused:
-        raise errors.BadRequest(f"{field}: {_short(str(refused))}", hint=hint) from None
-    return grammar
+        choices = msgspec.json.decode(text, type=list[str])
+    except (msgspec.DecodeError, RecursionError):
+        choices = []
+    if not 0 < len(choices) <= MOST_CHOICES or not all(choices):
+        raise FormatRefused(f"must be a list of 1 to {MOST_CHOICES} texts that aren't empty")
+    if (characters := sum(len(choice) for choice in choices)) > MOST_CHOICE_CHARACTERS:
+        raise FormatRefused(f"has {characters} characters, at most {MOST_CHOICE_CHARACTERS}")
+    return " | ".join(map(lark.literal, choices))
 
 
-def _short(message: str) -> str:
+def _refusing(kind: FormatKind, build: Callable[[], str], field: str | None = None) -> str:
+    try:
+        return build()
+    except FormatRefused as refused:
+        raise errors.BadRequest(f"{field or _FIELDS[kind]}: {short(str(refused))}", hint=_HINTS[kind]) from None
+
+
+def short(message: str) -> str:
     """Cut the middle: the place is at the start and the reason at the end."""
     half = MOST_CHARACTERS // 2
     return message if len(message) <= MOST_CHARACTERS else f"{message[:half]} … {message[-half:]}"

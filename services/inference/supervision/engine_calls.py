@@ -5,9 +5,10 @@ A reader may be slow: a call ends for the engine before it ends for its reader.
 
 import asyncio
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 
-from services.inference.backend_interface import Sink, VectorSink
+from services.inference.backend_interface import AnswersEnded, Sink, VectorSink
 from services.inference.engine import engine_messages
 from services.inference.supervision.engine_lock import EngineTurn
 from shared import errors
@@ -26,8 +27,10 @@ class EngineDied:
     reason: str
 
 
-_Progress = engine_messages.GenerationAccepted | engine_messages.AnswerProgress | engine_messages.ComputedVectors
-Report = _Progress | engine_messages.GenerationRefused | EngineDied
+Progress = (
+    engine_messages.GenerationAccepted | engine_messages.AnswerProgress | engine_messages.ComputedVectors | engine_messages.ConversionResult
+)
+Report = Progress | engine_messages.GenerationRefused | EngineDied
 
 
 class EngineCall(ABC):
@@ -49,7 +52,7 @@ class EngineCall(ABC):
             self.turn.leave()
         return is_last
 
-    async def _next(self) -> _Progress:
+    async def _next(self) -> Progress:
         report = await self._reports.get()
         if isinstance(report, engine_messages.GenerationRefused):
             raise errors.from_problem(report.problem)
@@ -79,16 +82,18 @@ class GenerationCall(EngineCall):
         self._finished: dict[int, FinishReason] = {}
 
     async def pass_on(self, sink: Sink) -> Generation:
-        """Send the answers to ``sink``. Raises the engine's refusal, or ModelCrashed."""
-        while not self._is_read:
-            report = await self._next()
-            if isinstance(report, engine_messages.GenerationAccepted):
-                sink.accept(report.prompt_tokens)
-            elif isinstance(report, engine_messages.AnswerProgress) and (report.token_ids or report.text or report.tool_calls):
-                await sink.send(
-                    Chunk(report.text, report.token_ids, report.answer, report.logprobs, report.tool_calls, finish=report.finish)
-                )
-        reasons = tuple(self._finished[answer] for answer in sorted(self._finished))
+        """Send the answers to ``sink``, until it needs no more. Raises the engine's refusal, or ModelCrashed."""
+        with suppress(AnswersEnded):
+            while not self._is_read:
+                report = await self._next()
+                if isinstance(report, engine_messages.GenerationAccepted):
+                    sink.accept(report.prompt_tokens)
+                    if report.delivered is not None:
+                        # For `SeparatedAnswers`, which reads it and sends nothing of it.
+                        await sink.send(Chunk(report.delivered, ()))
+                elif isinstance(report, engine_messages.AnswerProgress):
+                    await sink.send(Chunk(report.text, report.token_ids, report.answer, report.logprobs, finish=report.finish))
+        reasons = tuple(self._finished.get(answer, FinishReason.STOP) for answer in range(self._answers))
         usage = Usage(self._prompt_tokens, self._completion_tokens, self._cached_tokens)
         return Generation(reasons[0], usage, reasons if self._answers > 1 else ())
 
@@ -97,8 +102,8 @@ class GenerationCall(EngineCall):
         return len(self._finished) == self._answers
 
     def _count(self, report: Report) -> None:
-        if isinstance(report, engine_messages.ComputedVectors):
-            raise errors.ProtocolViolation("vectors for a prompt")
+        if isinstance(report, engine_messages.ComputedVectors | engine_messages.ConversionResult):
+            raise errors.ProtocolViolation("vectors or converted tokens for a prompt")
         if isinstance(report, engine_messages.GenerationAccepted):
             self._prompt_tokens = report.prompt_tokens
         elif isinstance(report, engine_messages.AnswerProgress):
@@ -133,7 +138,27 @@ class EmbeddingCall(EngineCall):
         return self._left == 0
 
     def _count(self, report: Report) -> None:
-        if isinstance(report, engine_messages.AnswerProgress):
+        if isinstance(report, engine_messages.AnswerProgress | engine_messages.ConversionResult):
             raise errors.ProtocolViolation("an answer to texts")
         if isinstance(report, engine_messages.ComputedVectors):
             self._left -= len(report.vectors)
+
+
+class ConversionCall(EngineCall):
+    _content: bytes | None = None
+
+    async def read(self) -> bytes:
+        """Raises the engine's refusal, or ModelCrashed."""
+        await self._next()
+        assert self._content is not None  # counted before it is queued
+        return self._content
+
+    @property
+    def _is_over(self) -> bool:
+        return self._content is not None
+
+    def _count(self, report: Report) -> None:
+        if isinstance(report, engine_messages.ConversionResult):
+            self._content = report.content
+        elif not isinstance(report, engine_messages.GenerationRefused | EngineDied):
+            raise errors.ProtocolViolation("an answer to a conversion")

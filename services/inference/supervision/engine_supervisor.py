@@ -19,11 +19,13 @@ from typing import assert_never
 import msgspec
 
 from services.inference.backend_interface import Sink, VectorSink, Watcher
+from services.inference.chat import fit
+from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
 from services.inference.engine_speed import EngineSpeed, StepMeter
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.supervision import poison_requests
-from services.inference.supervision.engine_calls import EmbeddingCall, EngineCall, EngineDied, GenerationCall
+from services.inference.supervision.engine_calls import ConversionCall, EmbeddingCall, EngineCall, EngineDied, GenerationCall, Progress
 from services.inference.supervision.engine_lock import EngineLock, EngineTurn
 from services.inference.supervision.poison_requests import PoisonRequests, RequestSuspicion
 from services.inference.supervision.watchdog import STEP_SECONDS, Watchdog
@@ -42,6 +44,8 @@ EXIT_SECONDS = 2.0
 #: The variables that the engine's libraries and GPU drivers read. No URL, key or token.
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "OMP_")
+#: How often llama.cpp's threads look for the next batch before they sleep: 0.1 ms, not 5 ms, on cores that draw tokens and serve callers.
+SPIN_COUNT = "10000"
 
 #: Followed by the number of the socket and the id of this process.
 PROGRAM = (sys.executable, "-P", "-m", "services.inference.engine.engine_process")
@@ -57,6 +61,7 @@ class SupervisedEngine:
         model: ModelName,
         load: engine_messages.LoadCommand,
         watcher: Watcher,
+        chat: ModelChat,
         program: tuple[str, ...] = PROGRAM,
         *,
         poison_requests: PoisonRequests | None = None,
@@ -65,6 +70,7 @@ class SupervisedEngine:
         self._model = model
         self._load = load
         self._watcher = watcher
+        self._chat = chat
         self._program = program
         self._poison_requests = poison_requests or PoisonRequests(time.monotonic)
         self._watchdog_seconds = watchdog_seconds
@@ -85,6 +91,8 @@ class SupervisedEngine:
 
     async def run(self) -> None:
         """Keep a process running until cancelled, or until it can't be loaded or crashes too often."""
+        if self._load.may_fit:
+            self._load = await fit.fitted(self._load, inherited())
         while True:
             started = time.monotonic()
             try:
@@ -116,10 +124,7 @@ class SupervisedEngine:
         async with self._turn(fingerprint) as turn:
             identity = next(self._ids)
             call = GenerationCall(fingerprint, turn, job.parameters.n)
-            command = engine_messages.StartGeneration(
-                *(identity, job.messages, job.parameters, job.salt, job.delivered, job.grammar, job.requested.tools, job.request),
-                raw=job.requested.raw,
-            )
+            command = engine_messages.StartGeneration(identity, job.prompt, job.parameters, job.salt, job.delivered)
             with self._submitted(command, call):
                 generation = await call.pass_on(sink)
         self._poison_requests.clear(fingerprint)
@@ -127,13 +132,24 @@ class SupervisedEngine:
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         """Raises as ``generate``."""
-        fingerprint = poison_requests.embedding_fingerprint(job)
+        fingerprint = poison_requests.text_fingerprint(job)
         async with self._turn(fingerprint) as turn:
             call = EmbeddingCall(fingerprint, turn, len(job.inputs))
-            with self._submitted(engine_messages.EmbedTexts(next(self._ids), job.inputs, job.dimensions), call):
+            with self._submitted(engine_messages.EmbedTexts(next(self._ids), job.inputs, job.dimensions, job.query), call):
                 embedded = await call.pass_on(sink)
         self._poison_requests.clear(fingerprint)
         return embedded
+
+    async def convert(self, source: str | bytes, *, add_special: bool = True) -> bytes:
+        """Return the token ids of a prompt, of TOKEN_BYTES each, or the text of such ids. Raises as ``generate``."""
+        fingerprint = poison_requests.text_fingerprint(source)
+        async with self._turn(fingerprint) as turn:
+            call = ConversionCall(fingerprint, turn)
+            prompt, token_ids = (source, None) if isinstance(source, str) else ("", source)
+            with self._submitted(engine_messages.ConvertTokens(next(self._ids), prompt, token_ids, add_special), call):
+                content = await call.read()
+        self._poison_requests.clear(fingerprint)
+        return content
 
     @asynccontextmanager
     async def _turn(self, fingerprint: bytes) -> AsyncIterator[EngineTurn]:
@@ -153,7 +169,7 @@ class SupervisedEngine:
                     return
 
     @contextmanager
-    def _submitted(self, command: engine_messages.StartGeneration | engine_messages.EmbedTexts, call: EngineCall) -> Iterator[None]:
+    def _submitted(self, command: engine_messages.TextCommand, call: EngineCall) -> Iterator[None]:
         """Have the process run a call until it reports the end, or until the block ends."""
         # Sent before the call is registered, because it raises without an engine.
         self._send(command)
@@ -176,7 +192,7 @@ class SupervisedEngine:
                     # A process that hangs in a driver may not die at once; callers need not wait for that.
                     kill(process)
                     self._died(reason)
-            reason = reason or _ended(process.returncode)
+            reason = reason or ended(process.returncode)
         except OSError as error:
             reason = f"could not be started: {error}"
         except asyncio.CancelledError:
@@ -207,11 +223,13 @@ class SupervisedEngine:
             watchdog.report_received()
             try:
                 for body in unframer.feed(received):
-                    self._take(engine_messages.report_decoder.decode(body), writer, watchdog)
+                    await self._take(engine_messages.report_decoder.decode(body), writer, watchdog)
             except (msgspec.MsgspecError, errors.ProtocolViolation) as error:
                 return f"sent an invalid report: {error}"
+            except errors.Unavailable as error:
+                return f"cannot be used: {error.message}"
 
-    def _take(self, report: engine_messages.Report, writer: asyncio.StreamWriter, watchdog: Watchdog) -> None:
+    async def _take(self, report: engine_messages.Report, writer: asyncio.StreamWriter, watchdog: Watchdog) -> None:
         match report:
             case engine_messages.StepReport():
                 watchdog.step_ended(report.seconds)
@@ -222,12 +240,13 @@ class SupervisedEngine:
                 watchdog.step_ended(report.seconds)
                 for vectors in report.vectors:
                     self._deliver(vectors)
-            case engine_messages.GenerationAccepted() | engine_messages.GenerationRefused():
+            case engine_messages.GenerationAccepted() | engine_messages.GenerationRefused() | engine_messages.ConversionResult():
                 self._deliver(report)
             case engine_messages.Loading():
                 self.progress = report.progress
                 self._watcher.changed()
             case engine_messages.Loaded():
+                await self._open_chat(report, writer)
                 watchdog.load_ended()
                 self._ready(report, writer)
             case engine_messages.LoadFailed():
@@ -235,13 +254,17 @@ class SupervisedEngine:
             case _:
                 assert_never(report)
 
-    def _deliver(
-        self,
-        report: engine_messages.GenerationAccepted
-        | engine_messages.GenerationRefused
-        | engine_messages.AnswerProgress
-        | engine_messages.ComputedVectors,
-    ) -> None:
+    async def _open_chat(self, loaded: engine_messages.Loaded, writer: asyncio.StreamWriter) -> None:
+        """Test the chat template. Raises _NotLoadable if it isn't usable, and Unavailable if that can't be found out."""
+        shown: tuple[str, ...] = ()
+        if not loaded.only_embeds:
+            try:
+                shown = await self._chat.open(loaded)
+            except errors.BadRequest as refused:
+                raise _NotLoadable(refused.message) from refused
+            writer.write(engine_messages.pack(engine_messages.ShowTokens(shown)))
+
+    def _deliver(self, report: Progress | engine_messages.GenerationRefused) -> None:
         call = self._running.get(report.id)
         if call is not None and call.deliver(report):
             del self._running[report.id]
@@ -275,7 +298,7 @@ class SupervisedEngine:
             slots=self._load.slots,
             threads=self._load.threads,
             gpu=loaded.gpu or "none",
-            chat_template=loaded.chat_template,
+            chat_template=bool(loaded.chat_template),
             processor=loaded.processor,
             lowered=loaded.lowered,
         )
@@ -291,7 +314,10 @@ class SupervisedEngine:
         return self._writer
 
     def _send(self, command: engine_messages.Command) -> None:
-        self._ensure_ready().write(engine_messages.pack(command))
+        packed = engine_messages.pack(command)
+        if len(packed) > engine_messages.MAX_MESSAGE_BYTES:
+            raise errors.BadRequest(f"the prompt has {len(packed)} bytes; at most {engine_messages.MAX_MESSAGE_BYTES} are allowed")
+        self._ensure_ready().write(packed)
 
     @asynccontextmanager
     async def _process(self) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -336,7 +362,7 @@ def scrubbed(environment: Mapping[str, str], *more: str) -> dict[str, str]:
         if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES) or name.upper() in more
     }
     # When it aborts, ggml would start a debugger to print a backtrace.
-    return {**kept, "PYTHONPATH": str(Path(__file__).parents[3]), "GGML_NO_BACKTRACE": "1"}
+    return {**kept, "PYTHONPATH": str(Path(__file__).parents[3]), "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": SPIN_COUNT}
 
 
 async def _reaped(process: asyncio.subprocess.Process) -> None:
@@ -358,7 +384,7 @@ def kill(process: asyncio.subprocess.Process) -> None:
             os.kill(process.pid, signal.SIGKILL)
 
 
-def _ended(code: int | None) -> str:
+def ended(code: int | None) -> str:
     if code is None:
         return "ended"
     return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"

@@ -38,12 +38,12 @@ class _SuspectRecord:
 
 def fingerprint(job: GenerationJob) -> bytes:
     """Identify a request, regardless of the caller, the seed and tokens that were delivered before."""
-    parameters = msgspec.structs.replace(job.parameters, seed=0)
-    return hashlib.sha256(_encoder.encode((job.model, job.messages, parameters, job.grammar, job.requested.tools))).digest()
+    requested = msgspec.structs.replace(job.requested, seed=None)
+    return hashlib.sha256(_encoder.encode((job.model, job.messages, requested))).digest()
 
 
-def embedding_fingerprint(job: EmbeddingJob) -> bytes:
-    return hashlib.sha256(_encoder.encode((job.model, job.inputs))).digest()
+def text_fingerprint(job: EmbeddingJob | str | bytes) -> bytes:
+    return hashlib.sha256(_encoder.encode(job)).digest()
 
 
 class PoisonRequests:

@@ -4,13 +4,13 @@ and keeps what it was asked."""
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 #: What the paths that stream answer with, unless told otherwise.
-_STREAMS = {"completions": "text/event-stream; charset=utf-8", "chat": "application/x-ndjson"}
+_STREAMS = {"completions": "text/event-stream; charset=utf-8", "chat": "application/x-ndjson", "completion": "text/event-stream"}
 
 
 @dataclass
@@ -29,10 +29,15 @@ class Answer:
     head: bytes | None = None
 
 
+Answers = Answer | list[Answer] | Callable[[Any], Answer]
+
+_NOT_FOUND = Answer(['{"detail": "Not Found"}'], status=404)
+
+
 @dataclass
 class FakeServer:
-    #: A list is answered with one by one, its last one for ever.
-    answers: Mapping[str, Answer | list[Answer]]
+    #: A list is answered with one by one, its last one for ever; a function gets the request.
+    answers: Mapping[str, Answers]
     url: str = ""
     asked: list[Any] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
@@ -68,8 +73,10 @@ class FakeServer:
             self.asked.append(json.loads(await reader.readexactly(length)))
         self.headers.append(head.lower())
         path = head.split(" ")[1]
-        answers = self.answers[path]
-        answer = answers if isinstance(answers, Answer) else answers.pop(0) if len(answers) > 1 else answers[0]
+        answers = self.answers.get(path, _NOT_FOUND)
+        if isinstance(answers, list):
+            answers = answers.pop(0) if len(answers) > 1 else answers[0]
+        answer = answers if isinstance(answers, Answer) else answers(self.asked[-1] if length else None)
         if not answer.silent:
             kind = _STREAMS.get(path.rpartition("/")[2], "application/json") if answer.status == 200 else "application/json"
             headers = {"connection": "close", "content-type": kind, **answer.headers}
@@ -97,9 +104,9 @@ class FakeServer:
 
 
 @asynccontextmanager
-async def serving(answers: Mapping[str, Answer | list[Answer]]) -> AsyncIterator[FakeServer]:
+async def serving(answers: Mapping[str, Answers], port: int = 0) -> AsyncIterator[FakeServer]:
     fake = FakeServer(answers)
-    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(fake.serve, "127.0.0.1", port)
     async with server:
         fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         yield fake

@@ -2,9 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.inference import jobs
+from services.inference.chat import chat_messages, prompt_plan
+from services.inference.chat.chat_messages import RenderedPrompt
+from services.inference.chat.model_chat import ModelChat
+from services.inference.chat.prompt_plan import ReasoningDefaults
+from services.inference.engine import engine_messages
+from services.inference.engine.engine_messages import PreparedPrompt
 from shared import telemetry
 from shared.api import inference
 from shared.api.gateway import Check
@@ -51,12 +57,16 @@ class Watch:
     def __init__(self) -> None:
         self.changes = 0
         self.restarts: list[str] = []
+        self.parse_failures: list[str] = []
 
     def changed(self) -> None:
         self.changes += 1
 
     def restarting(self, model: ModelName) -> None:
         self.restarts.append(model)
+
+    def parse_failed(self, model: ModelName) -> None:
+        self.parse_failures.append(model)
 
 
 async def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -115,6 +125,21 @@ class Node:
         self.offers.append(Offer(models, load, not_ready, pulls))
 
 
+class PlainChat(ModelChat):
+    """Renders without a process: all texts of a chat, line by line."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    async def open(self, loaded: engine_messages.Loaded) -> tuple[str, ...]:
+        return ()
+
+    async def prepare(self, job: jobs.GenerationJob, defaults: ReasoningDefaults) -> tuple[PreparedPrompt, RenderedPrompt]:
+        rendered = chat_messages.plain(job.prompt.text)
+        return prompt_plan.prepared(job, rendered), rendered
+
+
 def job(prompt: str | tuple[ChatMessage, ...] = "hello", *, model: str = "smollm2", **sampling: object) -> jobs.GenerationJob:
     requested = Sampling(**sampling)  # type: ignore[arg-type]
-    return jobs.check_prompt(ModelName(model), prompt, requested, context_tokens=2048, draw_seed=lambda: 1)
+    checked = jobs.check_prompt(ModelName(model), prompt, requested, context_tokens=2048, draw_seed=lambda: 1)
+    return replace(checked, prompt=PreparedPrompt("\n".join(message.content for message in checked.messages)))

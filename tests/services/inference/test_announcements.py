@@ -62,18 +62,26 @@ def exposed(node: Node) -> str:
     return generate_latest(node.metrics.registry).decode()
 
 
-async def test_a_scrape_tells_whether_a_server_refuses_the_account() -> None:
+async def test_a_scrape_tells_whether_a_server_is_up_and_refuses_the_account() -> None:
     node = Node()
     watcher = Announcements(node, WorkerPause(None))
     watcher.backend = backend = BackendOfAccounts(0, 1, watcher)
     watcher.changed()
     assert 'ai_platform_upstream_refused{server="openai"} 0.0' in exposed(node)
+    assert 'ai_platform_upstream_up{server="openai"} 1.0' in exposed(node)
     backend.account.answered(b"POST /chat", is_refused=True)
+    backend.up = False
     assert 'ai_platform_upstream_refused{server="openai"} 1.0' in exposed(node)
+    watcher.changed()
+    assert 'ai_platform_upstream_up{server="openai"} 0.0' in exposed(node)
 
 
 class BackendOfAccounts(EchoBackend):
     account = UpstreamAccount()
+    up = True
+
+    def is_up(self) -> dict[str, bool]:
+        return {"openai": self.up}
 
     def accounts(self) -> dict[str, UpstreamAccount]:
         return {"openai": self.account}

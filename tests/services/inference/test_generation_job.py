@@ -39,7 +39,7 @@ def test_invalid_jobs_are_refused(prompt: str | tuple[ChatMessage, ...], words: 
 
 def test_tools_work_with_a_json_format_but_not_with_a_grammar() -> None:
     assert check("x", Sampling(tools=(Tool("f"),), format=OutputFormat(FormatKind.JSON))).requested.format is not None
-    with pytest.raises(errors.BadRequest, match="a grammar and tools exclude each other"):
+    with pytest.raises(errors.BadRequest, match="only JSON works together with tools"):
         check("x", Sampling(tools=(Tool("f"),), format=OutputFormat(FormatKind.GBNF, "root ::= [a]")))
 
 

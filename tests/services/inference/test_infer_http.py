@@ -113,6 +113,15 @@ async def test_a_payload_can_be_streamed(app: InferHttp) -> None:
     assert [event["text"] for event in answer.events] == ["hello", " you", ""]
 
 
+async def test_thoughts_come_apart_from_the_text(app: InferHttp) -> None:
+    thinking = {"model": "echo", "prompt": "<think> let me </think> Hi", "reasoning_effort": "low"}
+    whole = json.loads((await post(app, thinking)).body)
+    assert (whole["reasoning"], whole["text"]) == (" let me", " Hi")
+    events = (await post(app, {**thinking, "stream": True})).events
+    assert [(event.get("reasoning"), event["text"]) for event in events] == [(" let", ""), (" me", ""), (None, " Hi"), (None, "")]
+    assert (await post(app, {**thinking, "reasoning_effort": "max"})).status == 400
+
+
 @pytest.mark.parametrize("body", [{"input": ["hello you", "again"]}, {"payload": {"input": ["hello you", "again"]}}])
 async def test_embeddings_are_answered_in_order(app: InferHttp, body: dict[str, Any]) -> None:
     whole = json.loads((await post(app, {"model": "echo", **body})).body)

@@ -2,21 +2,23 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
 
+from services.inference.receipts import ReceiptKeeper
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared import errors, rpc
 from shared.api import embedding, inference
-from shared.api.generation import Usage
+from shared.api.generation import ChatMessage, Usage
 from shared.context import new_request_id
 from shared.identity import node_keys
 from shared.node.member import member
 from shared.node.settings import NodeSettings
 from shared.types import ModelName, NodeId, Role
-from tests.testnet import MESH, TestNet, testnet, until
+from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 
 ECHO = ModelName("echo")
 
@@ -27,10 +29,12 @@ async def net() -> AsyncIterator[TestNet]:
         yield running
 
 
-async def start(net: TestNet, *, token_ms: float = 0) -> None:
+async def start(net: TestNet, *, token_ms: float = 0, slots: int = 256) -> RunningNode:
     key = net.server.key("worker", Role.WORKER)
-    settings = InferenceSettings(mesh=MESH, nats_url=net.server.url, node_key_file=key, backend="echo", echo_token_ms=token_ms)
-    await net.start(InferenceService, settings)
+    settings = InferenceSettings(
+        mesh=MESH, nats_url=net.server.url, node_key_file=key, backend="echo", echo_token_ms=token_ms, echo_slots=slots
+    )
+    return await net.start(InferenceService, settings)
 
 
 def gateway_settings(net: TestNet) -> NodeSettings:
@@ -54,6 +58,44 @@ async def test_gateway_finds_the_model_streams_an_answer_and_reads_the_usage(net
         with pytest.raises(errors.UnknownModel, match="it serves: echo"):
             async with gateway.rpc.stream(inference.process_prompt, prompt("a", ModelName("llama3")), to=worker.node) as answer:
                 _ = [chunk async for chunk in answer]
+
+
+async def test_gateway_gets_tokens_and_rendered_chats(net: TestNet) -> None:
+    await start(net)
+    async with member(gateway_settings(net), Role.GATEWAY) as gateway:
+        await until(lambda: gateway.directory.usable(Role.WORKER))
+
+        async def convert(method: Any, request: inference.Conversion) -> bytes:
+            content = b""
+            async with gateway.rpc.stream(method, request) as answer:
+                async for part in answer:
+                    assert part.start == len(content)
+                    content += part.content
+            assert answer.end == inference.Converted(131_072)
+            return content
+
+        messages = (ChatMessage("system", "be brief"), ChatMessage("user", "one two"))
+        tokens = await convert(inference.tokenize, inference.Tokenize(ECHO, messages))
+        asked = inference.ProcessPrompt(messages, inference.ModelConfig(model=ECHO), new_request_id())
+        async with gateway.rpc.stream(inference.process_prompt, asked) as answer:
+            _ = [chunk async for chunk in answer]
+        assert len(tokens) == 4 * answer.end.usage.prompt_tokens == 16
+        assert await convert(inference.render_chat, inference.RenderChat(ECHO, messages)) == b"be brief\none two"
+        # Twice as large as a message.
+        text = ChatMessage("user", "a " * 480_000)
+        assert len(await convert(inference.tokenize, inference.Tokenize(ECHO, (text,), raw=True))) == 4 * 480_000
+        assert await convert(inference.tokenize, inference.Tokenize(ECHO, (ChatMessage("user", ""),), raw=True)) == b""
+        with pytest.raises(errors.BadRequest, match="hashes of words"):
+            await convert(inference.detokenize, inference.Detokenize(ECHO, tokens))
+        for method, bad, said in (
+            (inference.tokenize, inference.Tokenize(ECHO, (), raw=True), "prompt is missing"),
+            (inference.tokenize, inference.Tokenize(ECHO, (ChatMessage("robot", "a"),)), r"messages\[0\].role must be"),
+            (inference.render_chat, inference.RenderChat(ECHO, ()), "the prompt is empty"),
+        ):
+            with pytest.raises(errors.BadRequest, match=said):
+                await convert(method, bad)
+        with pytest.raises(errors.UnknownModel, match="it serves: echo"):
+            await convert(inference.detokenize, inference.Detokenize(ModelName("llama3"), tokens))
 
 
 async def test_gateway_gets_the_vectors_of_texts(net: TestNet) -> None:
@@ -103,6 +145,32 @@ async def test_gateway_reads_receipts_of_finished_and_running_requests(net: Test
         assert (first.request_id, first.prompt_tokens, first.completion_tokens, first.ended) == (whole.request_id, 3, 3, "stop")
         assert (second.request_id, second.prompt_tokens, second.ended) == (left.request_id, 500, "cancelled")
         assert 1 <= second.completion_tokens < 500
+
+
+async def test_worker_that_stops_ends_its_queue_and_saves_its_receipts_but_takes_no_more(net: TestNet) -> None:
+    """A pool goes to zero like this: what a worker has accepted, also what waits in its queue, ends here, and can be billed later."""
+    worker = await start(net, token_ms=5, slots=1)
+    async with member(gateway_settings(net), Role.GATEWAY) as gateway:
+        await until(lambda: gateway.directory.usable(Role.WORKER))
+        prompts = [prompt("word " * 40) for _ in range(3)]
+
+        async def ask(asked: inference.ProcessPrompt) -> int:
+            async with gateway.rpc.stream(inference.process_prompt, asked, to=worker.node.id) as answer:
+                return len([chunk async for chunk in answer])
+
+        asking = [asyncio.create_task(ask(asked)) for asked in prompts]
+        await until(lambda: worker.node.dispatcher.running == 3)
+        stopping = asyncio.create_task(worker.stop())
+        await until(lambda: not gateway.directory.usable(Role.WORKER))
+        with pytest.raises(errors.Draining, match="shutting down"):
+            await ask(prompt("late"))
+        assert await asyncio.gather(*asking) == [40, 40, 40]
+        await stopping
+    assert isinstance(worker.service, InferenceService)
+    again = ReceiptKeeper(worker.service._settings.receipts_path, worker.node.trust.me)
+    again._recall(again._load())
+    kept = [msgspec.msgpack.decode(one.text, type=inference.Receipt) for one in again.read(tuple(one.request_id for one in prompts))]
+    assert [(receipt.completion_tokens, receipt.ended) for receipt in kept] == [(40, "stop")] * 3
 
 
 async def test_worker_credits_what_was_read_not_what_was_sent(net: TestNet) -> None:

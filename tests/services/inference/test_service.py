@@ -17,12 +17,12 @@ from services.inference.settings import InferenceSettings
 from shared import errors
 from shared.api import inference
 from shared.api import node as node_api
-from shared.api.generation import ChatMessage, Generation, Usage
+from shared.api.generation import ChatMessage, Generation, ImagePart, Usage
 from shared.api.inference import ModelState, ModelStatus
 from shared.context import new_request_id
 from shared.node.lifecycle import background
 from shared.rpc import RpcCall, StreamCall
-from shared.types import FinishReason, ModelName, Role
+from shared.types import Ability, FinishReason, ModelName, Role
 from tests.services.inference import asked
 from tests.services.inference.standins import Node, Reader, until
 
@@ -177,6 +177,12 @@ async def test_readyz_and_the_announcement_agree(models: tuple[tuple[str, ModelS
     ]
 
 
+async def test_a_backend_that_knows_no_tokens_says_so() -> None:
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), FixedBackend(GOOD), WorkerPause(None))
+    with pytest.raises(errors.UnknownMethod, match="good runs in another program, whose tokens this worker does not know"):
+        await service.detokenize(inference.Detokenize(ModelName("good"), b""), Reader())  # type: ignore[arg-type]
+
+
 async def test_damaged_model_file_beside_a_valid_one_keeps_the_worker_ready(tmp_path: Path, node: Node) -> None:
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF" + b"\xff" * 100)
     (tmp_path / "good.gguf").symlink_to(packaged())
@@ -197,13 +203,18 @@ class Elsewhere:
 
     name = "openai"
 
-    def __init__(self, counted: int | None, *, only_embeds: bool = False) -> None:
+    def __init__(self, counted: int | None, *, only_embeds: bool = False, abilities: tuple[str, ...] = ()) -> None:
         self._counted = counted
+        self._abilities = abilities
         self._only_embeds = only_embeds
         self.called = 0
 
     def models(self) -> tuple[ModelStatus, ...]:
-        return (ModelStatus(ModelName("gpt"), ModelState.READY, "", "openai", 0, 4, 0, 0, only_embeds=self._only_embeds),)
+        return (
+            ModelStatus(
+                ModelName("gpt"), ModelState.READY, "", "openai", 0, 4, 0, 0, only_embeds=self._only_embeds, abilities=self._abilities
+            ),
+        )
 
     def expected_wait_seconds(self) -> float:
         return 0.0
@@ -244,6 +255,21 @@ async def test_embedding_model_refuses_prompts() -> None:
     with pytest.raises(errors.BadRequest, match="gpt only computes embeddings"):
         await run(service, request("hi", model=ModelName("gpt")))
     assert backend.called == 0
+
+
+async def test_images_of_a_model_without_them_are_refused() -> None:
+    images = (ChatMessage("user", "", images=(ImagePart(b"x"),)),)
+    settings, node = InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node()
+    blind, seeing = Elsewhere(7), Elsewhere(7, abilities=(Ability.IMAGES,))
+    asked = inference.ProcessPrompt(images, inference.ModelConfig(model=ModelName("gpt")), request("hi").request_id)
+    with pytest.raises(errors.BadRequest, match="gpt cannot see images"):
+        await run(InferenceService(settings, node, blind, WorkerPause(None)), asked)
+    await run(InferenceService(settings, node, seeing, WorkerPause(None)), asked)
+    assert (blind.called, seeing.called) == (0, 1)
+    board = Announcements(node, WorkerPause(None))
+    board.backend = seeing
+    board.changed()
+    assert [offer.abilities for offer in node.offers[-1].models] == [("images",)]
 
 
 def test_status_of_an_older_worker_means_a_generation_model() -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from services.inference.engine.engine_messages import KvType, KvTypes
+from services.inference.engine.kv_slots import KvMode
 from services.inference.models.catalog import Defaults
 from services.inference.settings import InferenceSettings, free_cores
 from shared import config, errors
@@ -15,7 +17,7 @@ def load(**environment: str) -> InferenceSettings:
 
 def test_defaults() -> None:
     settings = load()
-    assert (settings.port, settings.backend, settings.slots, settings.models) == (3003, "llama", 4, {})
+    assert (settings.port, settings.backend, settings.slots, settings.remote_slots, settings.models) == (3003, "llama", None, 4, {})
     assert settings.service_token is None
 
 
@@ -23,10 +25,16 @@ def test_models_are_pairs() -> None:
     assert load(MODELS="a=/x/a.gguf, b=/x/b.gguf").models == {"a": "/x/a.gguf", "b": "/x/b.gguf"}
 
 
+def test_former_name_of_a_mode_is_accepted() -> None:
+    assert load(ENGINE_KV_MODE="fast").kv_mode is load(ENGINE_KV_MODE="shared").kv_mode is KvMode.SHARED
+
+
 def test_model_options() -> None:
     settings = load(MODEL_MEMORY="12GiB", MODEL_KEEP_ALIVE="5m", ENGINE_SLOTS="7", GPU_LAYERS="2", ENGINE_CONTEXT_TOKENS="512")
     assert settings.model_memory_bytes == 12 * 2**30
-    assert settings.model_defaults() == Defaults(slots=7, context_tokens=512, gpu_layers=2, keep_alive_seconds=300.0)
+    assert settings.model_defaults() == Defaults(
+        slots=7, context_tokens=512, gpu_layers=2, kv_type=KvTypes(KvType.F16), keep_alive_seconds=300.0
+    )
     assert load().model_memory_bytes is None
     assert load().model_defaults().keep_alive_seconds is None
 

@@ -7,6 +7,7 @@ from services.inference.upstreams import Dialect, Key, Secrets, Upstream
 from shared import errors
 
 KEY = "sk-very-secret-0123456789"
+DIGEST = "0a" * 32
 
 
 def parse(
@@ -46,7 +47,7 @@ def test_model_may_have_several_aliases() -> None:
     (one,) = parse('[a]\nurl = "http://h/v1"\nprefix = "p/"\n[a.aliases]\nfast = "m"\ncheap = "m"\n')
     assert one.offers("m") == ("fast", "cheap")
     assert one.offers("other") == ("p/other",)
-    assert (one.key, one.dialect, one.slots) == (None, Dialect.COMPATIBLE, None)
+    assert (one.key, one.dialect, one.slots) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,8 @@ def test_model_may_have_several_aliases() -> None:
         pytest.param(
             '[a]\nurl = "http://h"\nonly_models = ["x"]\naliases = { y = "z" }', "not among only_models", id="an alias of nothing"
         ),
+        pytest.param(f'[a]\nurl = "http://h"\ndigest = "{DIGEST}"', "digest: name the model", id="a digest of any model"),
+        pytest.param('[a]\nurl = "http://h"\nonly_models = ["x"]\ndigest = "5"', "$.digest", id="no digest"),
         pytest.param("\n".join(f'[a{n}]\nurl = "http://h"' for n in range(33)), "has 33 upstreams", id="too many"),
     ],
 )
@@ -139,7 +142,7 @@ def test_the_region_of_an_upstream_is_a_label() -> None:
 
 def test_single_upstream_from_the_environment() -> None:
     one = upstreams.single("http://127.0.0.1:8000/v1", KEY)
-    assert (one.name, one.dialect, one.key, one.offers("m")) == ("openai", Dialect.COMPATIBLE, Key(KEY), ("m",))
+    assert (one.name, one.dialect, one.key, one.offers("m")) == ("openai", None, Key(KEY), ("m",))
     with pytest.raises(errors.BadSettings, match=r"(?s)OPENAI_BASE_URL.*OPENAI_API_KEY"):
         upstreams.single("127.0.0.1", "two words")
 
@@ -185,3 +188,8 @@ def test_endless_key_file_is_read_only_up_to_a_limit(tmp_path: Path) -> None:
     file.write_text('[a]\nurl = "http://h/v1"\nkey_file = "/dev/zero"\n')
     with pytest.raises(errors.BadSettings, match="visible ASCII"):
         upstreams.read(file, {})
+
+
+def test_the_digest_of_the_only_model() -> None:
+    (one,) = parse(f'[a]\nurl = "http://h"\nonly_models = ["x"]\ndigest = "{DIGEST}"')
+    assert one.digest == DIGEST

@@ -1,4 +1,4 @@
-"""Builds requests for Ollama's POST /api/embed and OpenAI's POST /embeddings, and checks their responses.  Pure.
+"""Builds requests for Ollama's POST /api/embed, OpenAI's POST /embeddings and POST /rerank, and checks their responses.  Pure.
 
 `dimensions` is never passed on: vLLM refuses it for most models, llama.cpp ignores it, and cutting and normalizing the vector
 here gives the same result.
@@ -6,13 +6,14 @@ here gives the same result.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
 from services.inference.backends.remote import token_counts
 from services.inference.backends.remote.event_stream import BadStream, convert_or
 from services.inference.backends.remote.openai_chat import JsonObject
-from services.inference.engine.embedding_loop import Pooled, Pooling
+from services.inference.engine.embedding_loop import Pooled, Pooling, probability
 from services.inference.jobs import EmbeddingJob
 from shared import errors
 from shared.api import embedding
@@ -55,6 +56,18 @@ class _EmbeddingUsage(msgspec.Struct, frozen=True):
     prompt_tokens: object = None
 
 
+class _Ranked(msgspec.Struct, frozen=True):
+    index: int
+    relevance_score: Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+
+
+class _RankingAnswer(msgspec.Struct, frozen=True):
+    results: tuple[_Ranked, ...]
+    usage: object = None
+
+
+RERANK_PATH = "/rerank"
+_ranking = msgspec.json.Decoder(_RankingAnswer)
 _ollama = msgspec.json.Decoder(_OllamaAnswer)
 _openai = msgspec.json.Decoder(_OpenAIAnswer)
 
@@ -92,6 +105,29 @@ def from_openai(content: bytes) -> EmbeddingReply:
     if [datum.index for datum in ordered] != list(range(len(ordered))):
         raise BadStream("the vectors are not numbered from 0")
     return EmbeddingReply(tuple(datum.embedding for datum in ordered), convert_or(_EmbeddingUsage(), answer.usage).prompt_tokens)
+
+
+def rerank_body(model: str, query: str, texts: tuple[EmbeddingInput, ...]) -> bytes:
+    return msgspec.json.encode({"model": model, "query": query, "documents": texts})
+
+
+def most_ranked_bytes(texts: tuple[EmbeddingInput, ...]) -> int:
+    """Return the largest plausible size of a response, which may repeat the texts with every character escaped."""
+    return 6 * sum(map(embedding.input_bytes, texts)) + 1024 * len(texts) + _FRAME_BYTES
+
+
+def read_scores(content: bytes, query: str, texts: tuple[EmbeddingInput, ...]) -> tuple[list[float], int]:
+    """Return the score of each text, from 0 to 1, and their tokens. Raises BadStream or one of `event_stream.UNREADABLE`."""
+    answer = _ranking.decode(content)
+    ranked = sorted(answer.results, key=lambda found: found.index)
+    if [found.index for found in ranked] != list(range(len(texts))):
+        raise BadStream(f"the results are not one for each of {len(texts)} texts")
+    scores = [found.relevance_score for found in ranked]
+    # llama.cpp's server sends logits, others send probabilities.
+    if not all(0 <= score <= 1 for score in scores):
+        scores = [probability(score) for score in scores]
+    counted = convert_or(_EmbeddingUsage(), answer.usage).prompt_tokens
+    return scores, token_counts.settle_texts(counted, [f"{query} {text}" for text in texts])[0]
 
 
 class EmbeddingAssembly:

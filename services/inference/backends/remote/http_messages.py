@@ -12,6 +12,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NAME = re.compile(r"[a-z0-9-]+\Z")
 #: RFC 9110, section 5.5, ASCII only: a line break would inject another header.
 _VALUE = re.compile(r"[!-~]([\t -~]*[!-~])?\Z")
+_VERSION = re.compile(r"/v\d+\Z")
 _TARGET = re.compile(r"/[!-~]*\Z")
 #: Allowed in a path besides letters and digits (RFC 3986, section 3.3); `%` stays, because the URL may be escaped already.
 _PATH_MARKS = "/%:@!$&'()*+,;=~-._"
@@ -64,14 +65,21 @@ class RequestWriter:
             if not _NAME.match(name) or not _VALUE.match(value):
                 raise ValueError(f"the header {name!r} has a character that is not allowed")
         self._prefix = to.prefix
+        self._beside = _VERSION.sub("", to.prefix)
         self._fixed = f" HTTP/1.1\r\nhost: {to.authority}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
     def get(self, path: str) -> bytes:
         return f"GET {self._target(path)}{self._fixed}\r\n".encode("ascii")
 
-    def post_json(self, path: str, body: bytes) -> bytes:
+    def get_beside(self, path: str) -> bytes:
+        """Get a path beside the API: `/health`, if the URL ends in `/v1`."""
+        return f"GET {self._beside}{path}{self._fixed}\r\n".encode("ascii")
+
+    def post_json(self, path: str, body: bytes, *, beside: bool = False) -> bytes:
+        """``beside``: as in `get_beside`."""
         rest = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        return f"POST {self._target(path)}{self._fixed}{rest}".encode("ascii") + body
+        target = self._beside + path if beside else self._target(path)
+        return f"POST {target}{self._fixed}{rest}".encode("ascii") + body
 
     def _target(self, path: str) -> str:
         target = self._prefix + path

@@ -39,6 +39,8 @@ class HttpConnectionPool:
         #: The last used one at the right; it is reused first, so that the others can expire.
         self._idle: deque[HttpServerConnection] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        #: When the last part of an answer arrived, by the loop's clock.
+        self.heard_at = -1.0
 
     async def ask(self, request: bytes, until: float) -> tuple[HttpServerConnection, ReplyHead]:
         """Send a request; return the head of the response and the connection with its body. Raises TimeoutError at ``until``,

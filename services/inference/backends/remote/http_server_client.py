@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from types import TracebackType
 from typing import Self
@@ -30,8 +30,9 @@ MAX_LIST_BYTES = 2 * 1024 * 1024
 #: A million tokens, each in an event of 250 bytes.
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 MAX_REFUSAL_BYTES = 64 * 1024
-#: The maximum of ENGINE_SLOTS.
-MAX_CONNECTIONS = 256
+#: More than the 256 requests that vLLM runs at once by default.
+MAX_CONNECTIONS = 1024
+PROBE_CONNECTIONS = 4
 POOL_SECONDS = 10.0
 #: Enough for a prompt of 1 MiB on a slow line.
 WRITE_SECONDS = 30.0
@@ -116,7 +117,8 @@ class ServerExchange:
             piece = await self._connection.read(started + self._left)
         except TimeoutError as late:
             raise ServerTimedOut("continue its answer in time") from late
-        self._left -= self._clock() - started
+        self._pool.heard_at = now = self._clock()
+        self._left -= now - started
         if self._left <= 0 and piece:
             # A server that keeps sending without progress would never meet the deadline above.
             raise ServerTimedOut("make progress with its answer in time")
@@ -176,6 +178,19 @@ class ServerExchange:
         return server_errors.judge(self._server.source, head.status, content, head.headers.get("retry-after"), now=time.time())
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeReply:
+    """The answer to a probe."""
+
+    #: None if the server didn't answer in time.
+    status: int | None = None
+    body: bytes = b""
+    #: The body is longer.
+    is_cut: bool = False
+    #: Why there is no status; follows the server's name.
+    trouble: str = ""
+
+
 @dataclass(slots=True)
 class UpstreamAccount:
     """Whether the server refuses this worker's key or account. A server without credit may still list its models."""
@@ -200,27 +215,43 @@ class Server:
     timeouts: ServerTimeouts
     pool: HttpConnectionPool
     requests: RequestWriter
+    #: Connections of their own, so that probes never wait for requests.
+    probes: HttpConnectionPool
     account: UpstreamAccount = field(default_factory=UpstreamAccount)
 
-    async def get(self, path: str) -> bytes:
-        """Get a small JSON document, without a retry. Raises Unavailable, or what the refusal means."""
-        async with ServerExchange(self, self.requests.get(path), JSON, LIST_SECONDS, most_bytes=MAX_LIST_BYTES, attempts=1) as exchange:
+    async def probe(self, request: bytes, seconds: float, *, most: int) -> ProbeReply:
+        """Send a request once and read at most ``most`` bytes of the response, all within ``seconds``. Never fails."""
+        until = asyncio.get_running_loop().time() + seconds
+        body = bytearray()
+        try:
+            connection, head = await self.probes.ask(request, until)
+            try:
+                while len(body) <= most and (piece := await connection.read(until)):
+                    body += piece
+            finally:
+                self.probes.release(connection)
+        except (TimeoutError, PoolExhausted):
+            return ProbeReply(trouble=f"did not answer within {seconds:g} s")
+        except HttpFailure as failure:
+            return ProbeReply(trouble=f"does not answer: {self.source.cleaned(str(failure))}")
+        return ProbeReply(head.status, bytes(body[:most]), is_cut=len(body) > most)
+
+    async def get(self, path: str, kind: str = JSON) -> bytes:
+        """Get a small document of a media type, empty for any, without a retry. Raises Unavailable, or what the refusal means."""
+        async with ServerExchange(self, self.requests.get(path), kind, LIST_SECONDS, most_bytes=MAX_LIST_BYTES, attempts=1) as exchange:
             return await exchange.read()
 
-    async def check(self, path: str) -> None:
-        """Raise Unavailable, or what the refusal means, unless the server answers with success."""
-        async with ServerExchange(self, self.requests.get(path), "", LIST_SECONDS, most_bytes=MAX_LIST_BYTES, attempts=1) as exchange:
-            await exchange.read()
+    def post(
+        self, path: str, body: bytes, kind: str, *, most: int | None = None, attempts: int = ATTEMPTS, beside: bool = False
+    ) -> ServerExchange:
+        """Post a request whose response has the media type ``kind``, and at most ``most`` bytes. ``beside``: as in `get_beside`."""
+        request, seconds = self.requests.post_json(path, body, beside=beside), self.timeouts.first_token_seconds
+        return ServerExchange(self, request, kind, seconds, most_bytes=MAX_ANSWER_BYTES if most is None else most, attempts=attempts)
 
-    def post(self, path: str, body: bytes, kind: str, *, most: int | None = None) -> ServerExchange:
-        """Post a request whose response has the media type ``kind``, and at most ``most`` bytes."""
-        request, seconds = self.requests.post_json(path, body), self.timeouts.first_token_seconds
-        return ServerExchange(self, request, kind, seconds, most_bytes=MAX_ANSWER_BYTES if most is None else most)
-
-    async def ask(self, path: str, body: bytes, *, most: int) -> bytes:
+    async def ask(self, path: str, body: bytes, *, most: int, attempts: int = ATTEMPTS, beside: bool = False) -> bytes:
         """Post a request and return its JSON response of at most ``most`` bytes, within ``idle_seconds`` of its head. Raises
         Unavailable, or what the refusal means."""
-        async with self.post(path, body, JSON, most=most) as exchange:
+        async with self.post(path, body, JSON, most=most, attempts=attempts, beside=beside) as exchange:
             exchange.allow(self.timeouts.idle_seconds)
             return await exchange.read()
 
@@ -244,8 +275,8 @@ async def connected(source: RefusalSource, url: str, timeouts: ServerTimeouts) -
         write_seconds=WRITE_SECONDS,
         idle_seconds=KEEP_ALIVE_SECONDS,
     )
-    async with http_pool.opened(origin, limits) as pool:
-        yield Server(source, timeouts, pool, requests)
+    async with http_pool.opened(origin, limits) as pool, http_pool.opened(origin, replace(limits, connections=PROBE_CONNECTIONS)) as probes:
+        yield Server(source, timeouts, pool, requests, probes)
 
 
 @contextmanager

@@ -1,7 +1,11 @@
-"""The `ollama` backend: serves the models of an Ollama server (OLLAMA_URL) through its own API, which streams JSON lines."""
+"""The `ollama` backend: serves the models of an Ollama server (OLLAMA_URL) through its own API, which streams JSON lines.
 
+Ollama ignores unknown parameters, so unsupported ones are refused here.
+"""
+
+import base64
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -9,19 +13,59 @@ import msgspec
 
 from services.inference import upstreams
 from services.inference.backend_interface import Watcher
-from services.inference.backends.remote import embedding_answer, ollama_chat, remote_backend, remote_models
+from services.inference.backends.remote import embedding_answer, remote_backend
+from services.inference.backends.remote.dialects import ServerFields, same, whole
 from services.inference.backends.remote.event_stream import Lines, convert_or
 from services.inference.backends.remote.http_server_client import ServerTimeouts
-from services.inference.backends.remote.ollama_chat import OllamaAssembly
+from services.inference.backends.remote.openai_answer import (
+    AnswerAssembly,
+    AnswerChoice,
+    AnswerDelta,
+    AnswerStep,
+    CallDelta,
+    ReportedUsage,
+    ServerFunctionDelta,
+)
+from services.inference.backends.remote.openai_chat import JsonObject, decoded, plain, refused, tool
 from services.inference.backends.remote.remote_backend import RemoteBackend, ServerApi
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
 from services.inference.backends.remote.server_errors import RefusalSource
-from shared.types import ModelName
+from services.inference.upstreams import Dialect
+from shared import errors
+from shared.api.generation import ChatMessage, FormatKind, OutputFormat, ReasoningEffort, Sampling, ToolChoice
+from shared.types import Ability, ModelName
 
 NAME = "ollama"
+SERVER = "Ollama"
 
-_SOURCE = RefusalSource(ollama_chat.SERVER, None, "OLLAMA_URL", "OLLAMA_URL")
+_OPTIONS = ServerFields(
+    same("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "seed"),
+    # Ollama's engine has a signed 32-bit seed.
+    values={"seed": lambda value: whole(value) & 0x7FFF_FFFF},
+)
+_LACKS = "has no such option"
+#: The levels that Ollama has.
+_THINK: Mapping[ReasoningEffort, bool | str] = {
+    ReasoningEffort.NONE: False,
+    ReasoningEffort.MINIMAL: "low",
+    ReasoningEffort.LOW: "low",
+    ReasoningEffort.MEDIUM: "medium",
+    ReasoningEffort.HIGH: "high",
+    ReasoningEffort.XHIGH: "high",
+}
+
+_NUMBER = re.compile(r"-?[0-9]{1,9}\Z")
+_DURATION = re.compile(r"-?([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h)){1,3}\Z")
+
+_SOURCE = RefusalSource(SERVER, None, "OLLAMA_URL", "OLLAMA_URL")
 _SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
+
+
+#: A capability, and what older versions name among the families of a model that sees images.
+_VISION = ("vision", "clip", "mllama")
+
+
+_NO_WORDS: tuple[str, ...] = ()
 
 
 class _Tag(msgspec.Struct, frozen=True):
@@ -29,10 +73,13 @@ class _Tag(msgspec.Struct, frozen=True):
     #: SHA-256 of the model's manifest, which has the digests of its weights, template and parameters.
     digest: str = ""
     details: object = None
+    #: Of newer versions.
+    capabilities: object = None
 
 
 class _OllamaModelDetails(msgspec.Struct, frozen=True):
     family: str = ""
+    families: tuple[str, ...] | None = None
 
 
 class _Tags(msgspec.Struct, frozen=True):
@@ -48,7 +95,7 @@ async def opened(
 ) -> AsyncIterator[RemoteBackend]:
     """``slots`` and ``queue`` are per model. Raises BadSettings."""
     upstreams.check_url("OLLAMA_URL", url)
-    api = _api(None if keep_alive is None else ollama_chat.keep_alive(keep_alive))
+    api = _api(None if keep_alive is None else parse_keep_alive(keep_alive))
     models = RemoteModels(NAME, slots, queue, watcher, place=UpstreamPlace(url, NAME))
     async with remote_backend.connected(api, _SOURCE, url, timeouts or ServerTimeouts(), models) as server:
         yield RemoteBackend(NAME, [server])
@@ -57,14 +104,14 @@ async def opened(
 def _api(keep: int | str | None) -> ServerApi:
     """``keep`` is Ollama's `keep_alive`; None for its default."""
     return ServerApi(
+        dialect=Dialect.OLLAMA,
         models_path="/api/tags",
         read_models=_read_models,
         chat_path="/api/chat",
         chat_type="application/x-ndjson",
-        chat_body=lambda model, job, most: ollama_chat.body(model, job.messages, job.requested, max_tokens=most, keep=keep),
+        chat_request=lambda _, model, job, most: body(model, job.messages, job.requested, max_tokens=most, keep=keep),
         chat_splitter=lambda: Lines().push,
-        # Ollama has no `n`; `ollama_chat.body` refuses it.
-        chat_assembly=lambda _: OllamaAssembly(remote_models.draw_call_id),
+        chat_assembly=OllamaAssembly,
         embeddings_path="/api/embed",
         embeddings_body=partial(embedding_answer.ollama_body, keep=keep),
         read_embeddings=embedding_answer.from_ollama,
@@ -77,6 +124,158 @@ def _read_models(content: bytes) -> tuple[ModelListing, ...]:
 
 def _listed(tag: _Tag) -> ModelListing:
     digest = _SHA256.match(tag.digest)
+    details = convert_or(_OllamaModelDetails(), tag.details)
     # Models of BERT's family can't generate text; the list doesn't tell for others.
-    only_embeds = convert_or(_OllamaModelDetails(), tag.details).family.endswith("bert")
-    return ModelListing(ModelName(tag.name.removesuffix(":latest")), tag.name, "" if digest is None else digest[1], only_embeds=only_embeds)
+    only_embeds = details.family.endswith("bert")
+    words = (*convert_or(_NO_WORDS, tag.capabilities), *(details.families or ()), details.family)
+    sees = any(word in words for word in _VISION)
+    return ModelListing(
+        ModelName(tag.name.removesuffix(":latest")),
+        tag.name,
+        "" if digest is None else digest[1],
+        only_embeds=only_embeds,
+        abilities=(Ability.IMAGES,) if sees else (Ability.EMBEDDINGS,) if only_embeds else (),
+    )
+
+
+class _Function(msgspec.Struct, frozen=True):
+    name: str
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _OllamaCall(msgspec.Struct, frozen=True):
+    function: _Function
+    id: str = ""
+
+
+class _OllamaMessage(msgspec.Struct, frozen=True):
+    content: str = ""
+    thinking: str | None = None
+    tool_calls: tuple[_OllamaCall, ...] | None = None
+
+
+class _OllamaLine(msgspec.Struct, frozen=True):
+    """One line of the response; the last one is ``done`` and has the counts."""
+
+    message: _OllamaMessage = _OllamaMessage()
+    done: bool = False
+    done_reason: str = "stop"
+    prompt_eval_count: object = None
+    eval_count: object = None
+    error: object = None
+
+
+_line = msgspec.json.Decoder(_OllamaLine)
+
+
+def parse_keep_alive(text: str) -> int | str:
+    """Parse OLLAMA_KEEP_ALIVE: a number of seconds, or a duration such as 10m. Raises BadSettings."""
+    if _NUMBER.match(text):
+        # Ollama refuses a string without a unit.
+        return int(text)
+    if _DURATION.match(text):
+        return text
+    raise errors.BadSettings(
+        f"OLLAMA_KEEP_ALIVE: {text[:40]!r} is not a duration", hint="write 10m, 1h30m, 0 to unload at once, or -1 for always"
+    )
+
+
+def body(model: str, messages: tuple[ChatMessage, ...], asked: Sampling, *, max_tokens: int | None, keep: int | str | None) -> JsonObject:
+    """Raises BadRequest, which names the field that Ollama doesn't support."""
+    _check(asked)
+    request: JsonObject = {
+        "model": model,
+        "messages": _messages(messages),
+        "stream": True,
+        # By default Ollama silently drops the beginning of a prompt that is too long, at once or later.
+        "truncate": False,
+        "shift": False,
+        "options": _options(asked, max_tokens),
+        **_format(asked.format),
+    }
+    if asked.tools and asked.tool_choice is not ToolChoice.NONE:
+        request["tools"] = [tool(position, offered) for position, offered in enumerate(asked.tools)]
+    if asked.reasoning_effort is not None:
+        request["think"] = _THINK[asked.reasoning_effort]
+    if keep is not None:
+        request["keep_alive"] = keep
+    return request
+
+
+class OllamaAssembly(AnswerAssembly):
+    """Assembles one answer from the lines of a response; the last line has the usage too."""
+
+    #: The calls so far.
+    _calls = 0
+
+    def push(self, data: bytes) -> AnswerStep:
+        """Raises BadStream or one of `event_stream.UNREADABLE`."""
+        if not data or self.finished:
+            return AnswerStep()
+        line = _line.decode(data)
+        if line.error is not None:
+            return AnswerStep(complaint=data)
+        if line.done:
+            self.usage = ReportedUsage(line.prompt_eval_count, line.eval_count)
+        message, before = line.message, self._calls
+        self._calls += len(message.tool_calls or ())
+        calls = tuple(
+            CallDelta(before + number, call.id, ServerFunctionDelta(call.function.name, bytes(call.function.arguments).decode()))
+            for number, call in enumerate(message.tool_calls or ())
+        )
+        delta = AnswerDelta(message.content, reasoning=message.thinking, tool_calls=calls or None)
+        return self.choose(AnswerChoice(delta=delta, finish_reason=line.done_reason if line.done else None))
+
+
+def _check(asked: Sampling) -> None:
+    lacking: Mapping[str, bool] = {
+        "raw": asked.raw,
+        "top_logprobs": asked.top_logprobs is not None,
+        "tool_choice": bool(asked.tools) and asked.tool_choice is ToolChoice.REQUIRED,
+        "parallel_tool_calls": bool(asked.tools) and not asked.parallel_tool_calls,
+    }
+    for field, is_asked in lacking.items():
+        if is_asked:
+            raise refused(SERVER, _LACKS, field)
+    if asked.tools and asked.format is not None:
+        raise refused(SERVER, "would write every answer in the format, and never call a tool", "format")
+
+
+def _options(asked: Sampling, max_tokens: int | None) -> JsonObject:
+    # The effort is no option, but `think`.
+    options = plain(SERVER, _LACKS, _OPTIONS, msgspec.structs.replace(asked, reasoning_effort=None))
+    if max_tokens is not None:
+        options["num_predict"] = max_tokens
+    if asked.stop:
+        options["stop"] = list(asked.stop)
+    return options
+
+
+def _format(asked: OutputFormat | None) -> JsonObject:
+    if asked is None:
+        return {}
+    if not asked.is_json:
+        raise refused(SERVER, "only supports JSON formats", "format")
+    return {"format": "json" if asked.kind is FormatKind.JSON else decoded("format.text", asked.text)}
+
+
+def _messages(messages: tuple[ChatMessage, ...]) -> list[JsonObject]:
+    """Convert messages: Ollama refers to a tool by its name, our API by the id of the call."""
+    names = {call.id: call.name for message in messages for call in message.tool_calls}
+    return [_message(message, names) for message in messages]
+
+
+def _message(message: ChatMessage, names: Mapping[str, str]) -> JsonObject:
+    written: JsonObject = {"role": message.role, "content": message.content}
+    if message.images:
+        written["images"] = [base64.b64encode(image.data).decode() for image in message.images]
+    if message.reasoning:
+        written["thinking"] = message.reasoning
+    if message.tool_calls:
+        written["tool_calls"] = [
+            {"id": call.id, "function": {"name": call.name, "arguments": decoded("messages: the arguments of a tool call", call.arguments)}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        written |= {"tool_call_id": message.tool_call_id, "tool_name": names.get(message.tool_call_id, "")}
+    return written

@@ -1,5 +1,7 @@
 """The `openai` backend: serves the models of servers with OpenAI's API, such as vLLM, TGI, Ray Serve, OpenAI or another mesh."""
 
+import random
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -8,8 +10,8 @@ import msgspec
 
 from services.inference import upstreams
 from services.inference.backend_interface import Watcher
-from services.inference.backends.remote import embedding_answer, http_server_client, openai_chat, remote_backend, remote_models
-from services.inference.backends.remote.event_stream import StreamEventParser
+from services.inference.backends.remote import embedding_answer, http_server_client, openai_chat, remote_backend
+from services.inference.backends.remote.event_stream import StreamEventParser, convert_or
 from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.openai_answer import AnswerAssembly
 from services.inference.backends.remote.remote_backend import RemoteBackend, RemoteServer, ServerApi
@@ -17,13 +19,36 @@ from services.inference.backends.remote.remote_models import ModelListing, Remot
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.upstreams import Upstream
 from shared import errors
+from shared.types import Ability
 
 NAME = "openai"
 
 
+class _Architecture(msgspec.Struct, frozen=True):
+    input_modalities: tuple[str, ...] = ()
+
+
+class _Capabilities(msgspec.Struct, frozen=True):
+    vision: bool = False
+
+
+_NO_WORDS: tuple[str, ...] = ()
+
+
 class _ListedModel(msgspec.Struct, frozen=True):
     id: str
+    owned_by: object = None
     max_model_len: int | None = None
+    #: What a model can do: of another mesh, of Mistral, and of OpenRouter.
+    abilities: object = None
+    capabilities: object = None
+    architecture: object = None
+
+    @property
+    def sees_images(self) -> bool:
+        architecture = convert_or(_Architecture(), self.architecture)
+        says = Ability.IMAGES in convert_or(_NO_WORDS, self.abilities) or "image" in architecture.input_modalities
+        return says or convert_or(_Capabilities(), self.capabilities).vision
 
 
 class _Models(msgspec.Struct, frozen=True):
@@ -35,7 +60,13 @@ _models = msgspec.json.Decoder(_Models)
 
 @asynccontextmanager
 async def opened_all(
-    servers: tuple[Upstream, ...], slots: int, queue: int, watcher: Watcher, *, backoff_seconds: float = http_server_client.BACKOFF_SECONDS
+    servers: tuple[Upstream, ...],
+    slots: int,
+    queue: int,
+    watcher: Watcher,
+    *,
+    backoff_seconds: float = http_server_client.BACKOFF_SECONDS,
+    rng: random.Random | None = None,
 ) -> AsyncIterator[RemoteBackend]:
     """``slots`` and ``queue`` are per model. Raises BadSettings without an upstream."""
     if not servers:
@@ -44,9 +75,10 @@ async def opened_all(
         connected = []
         for upstream in servers:
             place = UpstreamPlace(upstream.url, upstream.provider or upstream.name, upstream.external, upstream.region)
-            models = RemoteModels(NAME, upstream.slots or slots, queue, watcher, place=place, server=upstream.name)
+            given = upstream.slots is not None
+            models = RemoteModels(NAME, upstream.slots or slots, queue, watcher, place=place, server=upstream.name, are_slots_given=given)
             connected.append(await stack.enter_async_context(_connected(upstream, models, backoff_seconds)))
-        yield RemoteBackend(NAME, connected)
+        yield RemoteBackend(NAME, connected, rng)
 
 
 def _connected(upstream: Upstream, models: RemoteModels, backoff_seconds: float) -> AbstractAsyncContextManager[RemoteServer]:
@@ -63,13 +95,19 @@ def _connected(upstream: Upstream, models: RemoteModels, backoff_seconds: float)
 
 def _api(upstream: Upstream, name: str) -> ServerApi:
     return ServerApi(
+        dialect=upstream.dialect,
         models_path="/models",
         read_models=partial(_read_models, upstream),
         chat_path="/chat/completions",
         chat_type="text/event-stream",
-        chat_body=lambda model, job, most: openai_chat.body(name, upstream.dialect, model, job.messages, job.requested, max_tokens=most),
+        chat_request=lambda dialect, model, job, most: openai_chat.body(
+            # Without a salt, nothing may be shared.
+            *(name, dialect, model, job.messages, job.requested),
+            max_tokens=most,
+            salt=job.salt or secrets.token_hex(16),
+        ),
         chat_splitter=lambda: StreamEventParser().push,
-        chat_assembly=partial(AnswerAssembly, draw_id=remote_models.draw_call_id),
+        chat_assembly=AnswerAssembly,
         embeddings_path="/embeddings",
         embeddings_body=embedding_answer.openai_body,
         read_embeddings=embedding_answer.from_openai,
@@ -78,7 +116,15 @@ def _api(upstream: Upstream, name: str) -> ServerApi:
 
 def _read_models(upstream: Upstream, content: bytes) -> tuple[ModelListing, ...]:
     return tuple(
-        ModelListing(offered, model.id, context_tokens=max(0, model.max_model_len or 0), only_moderates=upstream.task is not None)
+        ModelListing(
+            offered,
+            model.id,
+            context_tokens=max(0, model.max_model_len or 0),
+            only_moderates=upstream.task is not None,
+            owned_by=model.owned_by if isinstance(model.owned_by, str) else "",
+            digest=upstream.digest,
+            abilities=(Ability.IMAGES,) if (model.sees_images if upstream.images is None else upstream.images) else (),
+        )
         for model in _models.decode(content).data
         for offered in upstream.offers(model.id)
     )

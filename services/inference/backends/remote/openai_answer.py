@@ -1,7 +1,8 @@
-"""Assembles the events of OpenAI's streamed chat answers: text, log probabilities, tool calls, finish reasons and usage.  Pure.
+"""Assembles the events of OpenAI's streamed chat answers: thoughts, text, token ids, log probabilities, tool calls, finish reasons and
+usage.  Pure.
 
-The API has no token ids, but our log probabilities need them. So each distinct piece of text gets a negative number, which can't be
-confused with an id of the model's vocabulary. `Chunk.token_ids` stays empty.
+Our log probabilities need token ids, which this API lacks. So each distinct piece of text gets a negative number, which can't be
+confused with an id of the model's vocabulary.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from services.inference.backends.remote.event_stream import BadStream, convert_or
-from shared.api.generation import ToolCall
+from services.inference.engine import sampling
+from shared.api.generation import ToolCall, ToolCallPart
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
 from shared.types import FinishReason
 
@@ -24,25 +26,29 @@ _DONE = b"[DONE]"
 _FAILED = ("abort", "error")
 
 
-class _FunctionDelta(msgspec.Struct, frozen=True):
+class WrongIds(BadStream):
+    """The server's token ids or counts contradict each other."""
+
+
+class ServerFunctionDelta(msgspec.Struct, frozen=True):
     name: str | None = None
     arguments: str | dict[str, object] | None = None
 
 
-class _CallDelta(msgspec.Struct, frozen=True):
+class CallDelta(msgspec.Struct, frozen=True):
     index: int | None = None
     id: str | None = None
-    function: _FunctionDelta | None = None
+    function: ServerFunctionDelta | None = None
 
 
-class _Delta(msgspec.Struct, frozen=True):
+class AnswerDelta(msgspec.Struct, frozen=True):
     content: str | None = None
     refusal: str | None = None
-    #: A reasoning model's thoughts: not part of the answer, but progress.
+    #: A reasoning model's thoughts. Some servers send both, with the same text.
     reasoning_content: str | None = None
     reasoning: str | None = None
     #: Older versions of TGI send a single one.
-    tool_calls: tuple[_CallDelta, ...] | _CallDelta | None = None
+    tool_calls: tuple[CallDelta, ...] | CallDelta | None = None
 
 
 class _Chance(msgspec.Struct, frozen=True):
@@ -59,15 +65,24 @@ class _Logprobs(msgspec.Struct, frozen=True):
     content: tuple[_Token, ...] | None = None
 
 
-class _Choice(msgspec.Struct, frozen=True):
+class AnswerChoice(msgspec.Struct, frozen=True):
     index: int = 0
-    delta: _Delta | None = None
+    delta: AnswerDelta | None = None
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
+    #: In place of ``delta``, of a completion.
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    #: The stop sequence that ended it; None for the model's own end token.
+    stop_reason: object = None
 
 
-class _UsageDetails(msgspec.Struct, frozen=True):
+class _PromptDetails(msgspec.Struct, frozen=True):
     cached_tokens: object = None
+
+
+class _CompletionDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: object = None
 
 
 class ReportedUsage(msgspec.Struct, frozen=True):
@@ -76,20 +91,25 @@ class ReportedUsage(msgspec.Struct, frozen=True):
     prompt_tokens: object = None
     completion_tokens: object = None
     prompt_tokens_details: object = None
+    completion_tokens_details: object = None
 
     @property
     def cached_tokens(self) -> object:
-        return convert_or(_UsageDetails(), self.prompt_tokens_details).cached_tokens
+        return convert_or(_PromptDetails(), self.prompt_tokens_details).cached_tokens
+
+    @property
+    def reasoning_tokens(self) -> object:
+        return convert_or(_CompletionDetails(), self.completion_tokens_details).reasoning_tokens
 
 
 class _AnswerEvent(msgspec.Struct, frozen=True):
-    choices: tuple[_Choice, ...] | None = None
+    choices: tuple[AnswerChoice, ...] | None = None
     usage: object = None
     error: object = None
 
 
 _event = msgspec.json.Decoder(_AnswerEvent)
-_NO_DELTA = _Delta()
+_NO_DELTA = AnswerDelta()
 
 
 class AnswerStep(msgspec.Struct, frozen=True):
@@ -99,13 +119,19 @@ class AnswerStep(msgspec.Struct, frozen=True):
     #: False for comments and empty deltas.
     is_progress: bool = False
     complaint: bytes = b""
+    #: The text has more tokens than the chunk has ids.
+    has_gap: bool = False
 
 
 @dataclass(slots=True)
 class _OpenAICall:
+    #: Counted from 0 in the order of their beginnings.
+    number: int
     id: str = ""
     name: str = ""
     arguments: list[str] = field(default_factory=list)
+    #: How many of ``arguments`` were sent as parts; None before the first part, which needs the name.
+    sent: int | None = None
 
 
 @dataclass(slots=True)
@@ -114,21 +140,30 @@ class _Branch:
 
     finish: FinishReason | None = None
     calls: dict[int, _OpenAICall] = field(default_factory=dict)
+    #: Token ids whose text has not come.
+    held: list[int] = field(default_factory=list)
     argument_characters: int = 0
 
 
 class AnswerAssembly:
-    """Assembles the ``count`` answers of one request. ``draw_id`` creates the ids of tool calls that the server left out."""
+    """Assembles the ``count`` answers of one request. ``draw_id`` creates the ids of tool calls that the server left out.
+    ``call_parts``: the reader wants calls in parts, as they are written. ``has_ids``: the events have token ids."""
 
-    def __init__(self, count: int, draw_id: Callable[[], str]) -> None:
+    def __init__(self, count: int, draw_id: Callable[[], str], *, call_parts: bool = False, has_ids: bool = False) -> None:
         self._branches = [_Branch() for _ in range(count)]
         self._unfinished = count
         self._draw_id = draw_id
+        self._wants_parts = call_parts
+        self._has_ids = has_ids
+        #: Tokens with ids, end tokens included.
+        self.counted = 0
         self._numbers: dict[bytes, int] = {}
         self._done = False
         self.usage: ReportedUsage | None = None
-        #: The number of events with text or a part of a call: a lower bound of the tokens.
+        #: The number of events with thoughts, text or a part of a call: a lower bound of the tokens.
         self.pieces = 0
+        #: Those with thoughts.
+        self.thoughts = 0
 
     @property
     def finished(self) -> bool:
@@ -151,8 +186,8 @@ class AnswerAssembly:
         if event.usage is not None:
             self.usage = convert_or(ReportedUsage(), event.usage)
         if event.choices is not None and len(event.choices) == 1:
-            return self._choice(event.choices[0])
-        steps = [self._choice(choice) for choice in event.choices or ()]
+            return self.choose(event.choices[0])
+        steps = [self.choose(choice) for choice in event.choices or ()]
         return AnswerStep(tuple(chunk for step in steps for chunk in step.chunks), any(step.is_progress for step in steps))
 
     def reasons(self) -> tuple[FinishReason, ...]:
@@ -163,37 +198,61 @@ class AnswerAssembly:
             raise BadStream(f"it closed the answer before its end{missing}")
         return reasons
 
-    def _choice(self, choice: _Choice) -> AnswerStep:
+    def choose(self, choice: AnswerChoice) -> AnswerStep:
+        """Add the next part of one answer. Raises BadStream."""
         if not 0 <= choice.index < len(self._branches):
             raise BadStream(f"a choice with index {str(choice.index)[:20]} although {len(self._branches)} were requested")
         branch = self._branches[choice.index]
         delta = choice.delta or _NO_DELTA
-        text = (delta.content or "") + (delta.refusal or "")
+        text = (choice.text or delta.content or "") + (delta.refusal or "")
+        thought = delta.reasoning_content or delta.reasoning or ""
         logprobs = self._logprobs(choice.logprobs)
         called = self._add_calls(branch, delta.tool_calls)
         calls: tuple[ToolCall, ...] = ()
-        if choice.finish_reason is not None and branch.finish is None:
+        if has_ended := choice.finish_reason is not None and branch.finish is None:
+            assert choice.finish_reason is not None
             branch.finish = _finish(choice.finish_reason)
             self._unfinished -= 1
             calls = self._complete_calls(branch)
-        self.pieces += bool(text) or called
-        is_progress = bool(text or logprobs or called or delta.reasoning_content or delta.reasoning or choice.finish_reason)
-        chunks = (Chunk(text, (), choice.index, logprobs, calls),) if text or logprobs or calls else ()
-        return AnswerStep(chunks, is_progress)
+        parts = self._parts(branch) if self._wants_parts and (called or has_ended) else ()
+        self.pieces += bool(text or thought) or called
+        self.thoughts += bool(thought)
+        is_progress = bool(text or thought or logprobs or called or choice.finish_reason or choice.token_ids)
+        ids = self._ids(branch, choice, is_shown=bool(text or thought)) if self._has_ids else ()
+        if not (text or thought or logprobs or calls or parts or ids):
+            return AnswerStep(is_progress=is_progress)
+        return AnswerStep((Chunk(text, ids, choice.index, logprobs, calls, reasoning=thought, call_parts=parts),), is_progress)
 
-    def _add_calls(self, branch: _Branch, deltas: tuple[_CallDelta, ...] | _CallDelta | None) -> bool:
+    def _ids(self, branch: _Branch, choice: AnswerChoice, *, is_shown: bool) -> tuple[int, ...]:
+        """Return the ids of the text that is shown. Another server can continue after them, so an end token is not among them."""
+        fresh = choice.token_ids or ()
+        if not all(0 <= token <= sampling.MAX_TOKEN_ID for token in fresh):
+            raise WrongIds("a token id that is out of range")
+        self.counted += len(fresh)
+        branch.held += fresh
+        if choice.finish_reason == "stop" and choice.stop_reason is None and branch.held:
+            branch.held.pop()
+        elif is_shown and not branch.held:
+            raise WrongIds("text without token ids")
+        if not is_shown and choice.finish_reason is None:
+            return ()
+        ids = tuple(branch.held)
+        branch.held.clear()
+        return ids
+
+    def _add_calls(self, branch: _Branch, deltas: tuple[CallDelta, ...] | CallDelta | None) -> bool:
         if deltas is None:
             return False
-        parts = (deltas,) if isinstance(deltas, _CallDelta) else deltas
+        parts = (deltas,) if isinstance(deltas, CallDelta) else deltas
         for part in parts:
             self._add_call(branch, _guess_index(branch, part) if part.index is None else part.index, part)
         return bool(parts)
 
     @staticmethod
-    def _add_call(branch: _Branch, index: int, part: _CallDelta) -> None:
+    def _add_call(branch: _Branch, index: int, part: CallDelta) -> None:
         if not 0 <= index < MAX_TOOL_CALLS:
             raise BadStream(f"more than {MAX_TOOL_CALLS} tool calls")
-        call = branch.calls.setdefault(index, _OpenAICall())
+        call = branch.calls.setdefault(index, _OpenAICall(len(branch.calls)))
         call.id = call.id or part.id or ""
         if part.function is None:
             return
@@ -207,12 +266,30 @@ class AnswerAssembly:
         call.arguments.append(written)
 
     def _complete_calls(self, branch: _Branch) -> tuple[ToolCall, ...]:
-        calls = []
-        for _, call in sorted(branch.calls.items()):
+        for call in branch.calls.values():
             if not call.name:
                 raise BadStream("a tool call without a name")
-            calls.append(ToolCall(call.id or self._draw_id(), call.name, "".join(call.arguments) or "{}"))
-        return tuple(calls)
+            call.id = call.id or self._draw_id()
+            if not any(call.arguments):
+                call.arguments.append("{}")
+        if self._wants_parts:
+            return ()
+        return tuple(ToolCall(call.id, call.name, "".join(call.arguments)) for _, call in sorted(branch.calls.items()))
+
+    def _parts(self, branch: _Branch) -> tuple[ToolCallPart, ...]:
+        """Return what was written since the last time. A call without a name waits for it; one without an id gets it."""
+        parts = []
+        for call in branch.calls.values():
+            if not call.name:
+                continue
+            fresh = "".join(call.arguments[call.sent or 0 :])
+            if call.sent is None:
+                call.id = call.id or self._draw_id()
+                parts.append(ToolCallPart(call.number, fresh, call.id, call.name))
+            elif fresh:
+                parts.append(ToolCallPart(call.number, fresh))
+            call.sent = len(call.arguments)
+        return tuple(parts)
 
     def _logprobs(self, reported: _Logprobs | None) -> tuple[TokenLogprob, ...]:
         if reported is None:
@@ -225,7 +302,7 @@ class AnswerAssembly:
         return TokenChance(self._numbers.setdefault(piece, -1 - len(self._numbers)), piece, reported.logprob)
 
 
-def _guess_index(branch: _Branch, part: _CallDelta) -> int:
+def _guess_index(branch: _Branch, part: CallDelta) -> int:
     """Place a part without an index: a new id starts the next call, anything else continues the last one."""
     last = max(branch.calls, default=-1)
     known = {call.id for call in branch.calls.values()}

@@ -4,11 +4,15 @@ It sends only parameters that the caller set: a server's defaults suit its model
 doesn't support is refused, never silently dropped.
 """
 
+import base64
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import msgspec
 
+from services.inference.backends.remote import dialects
+from services.inference.backends.remote.dialects import ServerFields
 from services.inference.backends.remote.event_stream import UNREADABLE
 from services.inference.upstreams import Dialect
 from shared import errors
@@ -19,8 +23,10 @@ JsonObject = dict[str, object]
 #: Fields of Sampling that are passed on as they are, apart from their name.
 _PLAIN = (
     "temperature", "top_p", "top_k", "min_p", "seed", "repeat_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "ignore_eos",
-    "n",
+    "n", "reasoning_effort", "chat_template_kwargs",
 )  # fmt: skip
+#: Those whose empty value is none.
+_EMPTY = ("logit_bias", "ignore_eos", "chat_template_kwargs")
 #: Field -> the value without effect, which is left out rather than refused if a server lacks the field.
 _NEUTRAL: Mapping[str, object] = {
     "top_k": 0,
@@ -34,67 +40,33 @@ _NEUTRAL: Mapping[str, object] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ServerFields:
-    """The parameters of one kind of server."""
-
-    #: Field of Sampling -> the server's name for it. Others are not supported.
-    fields: Mapping[str, str]
-    max_tokens: str = "max_tokens"
-    #: Field -> conversion of its value; None leaves it out.
-    values: Mapping[str, Callable[[object], object]] = field(default_factory=dict)
-    #: The field for a GBNF grammar; empty if there is none.
-    grammar: str = ""
-
-
-def same(*names: str) -> dict[str, str]:
-    return {name: name for name in names}
-
-
-_OPENAI = same("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "logit_bias", "n")
-_LOCAL = _OPENAI | same("top_k", "min_p", "ignore_eos")
-
-_DIALECTS: Mapping[Dialect, ServerFields] = {
-    # OpenAI's reasoning models refuse the older name, max_tokens; many compatible servers only know that one.
-    Dialect.OPENAI: ServerFields(_OPENAI, max_tokens="max_completion_tokens"),
-    Dialect.COMPATIBLE: ServerFields(_OPENAI),
-    # Before vLLM 0.9, only -1 meant "all tokens".
-    Dialect.VLLM: ServerFields(_LOCAL | {"repeat_penalty": "repetition_penalty"}, values={"top_k": lambda value: value or -1}),
-    # llama.cpp's seed has 32 bits; all ones mean a random seed.
-    Dialect.LLAMA_CPP: ServerFields(
-        _LOCAL | same("repeat_penalty"), values={"seed": lambda value: whole(value) % 0xFFFF_FFFF}, grammar="grammar"
-    ),
-    # TGI accepts n, logit_bias and presence_penalty but ignores them. It refuses a top_p of 1, which has no effect.
-    Dialect.TGI: ServerFields(
-        same("temperature", "top_p", "seed", "frequency_penalty"), values={"top_p": lambda value: None if value == 1 else value}
-    ),
-    Dialect.AIMESH: ServerFields(_LOCAL | same("repeat_penalty")),
-}
-
-
-def body(name: str, dialect: Dialect, model: str, messages: tuple[ChatMessage, ...], asked: Sampling, *, max_tokens: int) -> bytes:
+def body(
+    name: str, dialect: Dialect, model: str, messages: tuple[ChatMessage, ...], asked: Sampling, *, max_tokens: int | None, salt: str
+) -> JsonObject:
     """``name`` is the server's name in error messages, ``model`` its name of the model. Raises BadRequest, which names the field."""
-    names = _DIALECTS[dialect]
+    names = dialects.DIALECTS[dialect].parameters
     if asked.raw:
         raise refused(name, "is only used for chats", "raw")
     request: JsonObject = {
         "model": model,
-        "messages": [_message(message) for message in messages],
+        "messages": [_message(message, names.reasoning) for message in messages],
         "stream": True,
         "stream_options": {"include_usage": True},
-        names.max_tokens: max_tokens,
+        **({} if max_tokens is None else {names.max_tokens: max_tokens}),
         **plain(name, f"({dialect}) does not support it", names, asked),
         # A required call is the whole answer, so the format does not matter.
         **_format(name, dialect, names, None if asked.tool_choice is ToolChoice.REQUIRED else asked.format),
-        **_tools(asked),
+        **_tools(name, dialect, names, asked),
     }
+    if names.salt:
+        request[names.salt] = salt
     if asked.stop:
         request["stop"] = list(asked.stop)
     if asked.top_logprobs is not None:
         request["logprobs"] = True
         if asked.top_logprobs:
             request["top_logprobs"] = asked.top_logprobs
-    return msgspec.json.encode(request)
+    return request
 
 
 def tool(position: int, offered: Tool) -> JsonObject:
@@ -120,15 +92,19 @@ def plain(name: str, lacks: str, names: ServerFields, asked: Sampling) -> JsonOb
     request: JsonObject = {}
     for asked_field in _PLAIN:
         value = getattr(asked, asked_field)
-        if value is None or (asked_field in ("logit_bias", "ignore_eos") and not value):
+        if value is None or (asked_field in _EMPTY and not value):
             continue
         if (there := names.fields.get(asked_field)) is not None:
-            adapt = names.values.get(asked_field)
+            adapt = names.values.get(asked_field) or _ADAPT.get(asked_field)
             if (adapted := value if adapt is None else adapt(value)) is not None:
                 request[there] = adapted
         elif value != _NEUTRAL.get(asked_field):
             raise refused(name, lacks, asked_field)
     return request
+
+
+#: Field -> conversion of its value for every server.
+_ADAPT: Mapping[str, Callable[[Any], object]] = {"chat_template_kwargs": partial(decoded, "chat_template_kwargs")}
 
 
 def _format(name: str, dialect: Dialect, names: ServerFields, asked: OutputFormat | None) -> JsonObject:
@@ -138,6 +114,9 @@ def _format(name: str, dialect: Dialect, names: ServerFields, asked: OutputForma
         if not names.grammar:
             raise refused(name, f"({dialect}) does not support GBNF grammars", "format")
         return {names.grammar: asked.text}
+    if not asked.is_json:
+        # The servers that have them name them differently from version to version, and ignore names that they don't know.
+        raise refused(name, f"({dialect}) does not support guided_{asked.kind}", "format")
     schema: JsonObject = {"type": "object"} if asked.kind is FormatKind.JSON else decoded("format.text", asked.text)
     if dialect is Dialect.TGI:
         return {"response_format": {"type": "json_object", "value": schema}}
@@ -147,15 +126,23 @@ def _format(name: str, dialect: Dialect, names: ServerFields, asked: OutputForma
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}}
 
 
-def _tools(asked: Sampling) -> JsonObject:
+def _tools(name: str, dialect: Dialect, names: ServerFields, asked: Sampling) -> JsonObject:
     if not asked.tools:
         return {}
-    tools = [tool(position, offered) for position, offered in enumerate(asked.tools)]
-    return {"tools": tools} if asked.tool_choice is ToolChoice.AUTO else {"tools": tools, "tool_choice": asked.tool_choice}
+    request: JsonObject = {"tools": [tool(position, offered) for position, offered in enumerate(asked.tools)]}
+    if asked.tool_choice is not ToolChoice.AUTO:
+        request["tool_choice"] = asked.tool_choice
+    if not asked.parallel_tool_calls:
+        if not names.can_forbid_parallel_calls:
+            raise refused(name, f"({dialect}) does not support it", "parallel_tool_calls")
+        request["parallel_tool_calls"] = False
+    return request
 
 
-def _message(message: ChatMessage) -> JsonObject:
-    written: JsonObject = {"role": message.role, "content": message.content}
+def _message(message: ChatMessage, reasoning: str) -> JsonObject:
+    written: JsonObject = {"role": message.role, "content": _parts(message) if message.images else message.content}
+    if message.reasoning and reasoning:
+        written[reasoning] = message.reasoning
     if message.tool_calls:
         # The API wants null, not an empty text, from an assistant that only called tools.
         written |= {"content": message.content or None, "tool_calls": [_call(call) for call in message.tool_calls]}
@@ -164,10 +151,23 @@ def _message(message: ChatMessage) -> JsonObject:
     return written
 
 
+_KINDS = {b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
+
+
+def _parts(message: ChatMessage) -> list[JsonObject]:
+    parts: list[JsonObject] = []
+    start = 0
+    for image in message.images:
+        if text := message.content[start : image.at]:
+            parts.append({"type": "text", "text": text})
+        kind = next((kind for begins, kind in _KINDS.items() if image.data.startswith(begins)), "jpeg")
+        url = f"data:image/{kind};base64,{base64.b64encode(image.data).decode()}"
+        parts.append({"type": "image_url", "image_url": {"url": url, "detail": image.detail}})
+        start = image.at
+    if text := message.content[start:]:
+        parts.append({"type": "text", "text": text})
+    return parts
+
+
 def _call(call: ToolCall) -> JsonObject:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-
-
-def whole(value: object) -> int:
-    assert isinstance(value, int)
-    return value

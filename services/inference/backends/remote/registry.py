@@ -3,9 +3,11 @@
 A registry is the `service` and `path` of entries in MODELS_YAML. A service is ready while its `/healthz` answers with success.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from services.inference import upstreams
@@ -13,10 +15,11 @@ from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.backends.remote import http_server_client, registry_answer, remote_backend, token_counts
 from services.inference.backends.remote.embedding_answer import EmbeddingAssembly
 from services.inference.backends.remote.http_server_client import Server, ServerTimeouts
+from services.inference.backends.remote.openai_answer import ReportedUsage
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
 from services.inference.backends.remote.server_errors import RefusalSource
-from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
+from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKENS
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models.catalog import RemoteModel
 from shared import errors
@@ -38,35 +41,38 @@ class RegisteredService:
     server: Server
     models: RemoteModels
 
+    def continues(self, job: GenerationJob, digest: str, *, is_text: bool) -> bool:
+        return False
+
     async def list_models(self) -> tuple[ModelListing, ...]:
         """Return the model if its service is ready. Raises Unavailable."""
-        await self.server.check(HEALTH_PATH)
+        await self.server.get(HEALTH_PATH, "")
         return tuple(ModelListing(name, self.entry.name, context_tokens=self.entry.context_tokens) for name in self.entry.names)
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
-        max_tokens = job.parameters.max_tokens or DEFAULT_MAX_TOKENS
-        body = registry_answer.prompt_body(self.entry.name, job, max_tokens)
+    async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> Generation:
+        max_tokens = job.parameters.max_tokens or LONGEST_ANSWER_TOKENS
+        body = registry_answer.prompt_body(self.entry.name, job)
         with self.models.counted(job):
-            content = await self.server.ask(self.entry.path, body, most=MAX_ANSWER_BYTES)
+            content = await self.server.ask(self.entry.path, body, most=MAX_ANSWER_BYTES, attempts=attempts)
         with http_server_client.translated(self.server.source):
             answer = registry_answer.read_text(content, self.entry.answer)
         sink.accept(None)
         if answer.text:
             await sink.send(Chunk(answer.text, ()))
-        bounds = token_counts.bounds(job.messages, job.requested, sent_bytes=len(body), max_tokens=max_tokens)
-        counted = token_counts.settle(answer.prompt_tokens, answer.count(max_tokens), None, bool(answer.text), bounds)
+        bounds = token_counts.bounds(job.messages, job.requested, len(body), max_tokens)
+        counted = token_counts.settle(ReportedUsage(answer.prompt_tokens, answer.count(max_tokens)), bool(answer.text), 0, bounds)
         return Generation(answer.finish_reason, counted.usage)
 
-    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+    async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded:
         """Ask for one vector after another, because a registry does not say whether a service takes several texts."""
         assembly = EmbeddingAssembly(job)
         with self.models.counted(job):
-            for number, text in enumerate(job.inputs):
-                content = await self.server.ask(self.entry.path, registry_answer.text_body(self.entry.name, text), most=MAX_ANSWER_BYTES)
+            for text in job.inputs:
+                body = registry_answer.text_body(self.entry.name, text)
+                content = await self.server.ask(self.entry.path, body, most=MAX_ANSWER_BYTES, attempts=attempts)
                 with http_server_client.translated(self.server.source):
                     vectors = assembly.take((text,), registry_answer.read_vector(content, self.entry.answer))
-                if not number:
-                    sink.accept(None)
+                sink.accept(None)
                 await sink.send(Vectors(tuple(vectors)))
         return assembly.embedded
 
@@ -84,17 +90,26 @@ async def opened(
         )
 
 
+def _read_token(file: Path, name: str) -> upstreams.Key:
+    try:
+        return upstreams.Key(file.read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.BadSettings(f"token_file of {name} in MODELS_YAML cannot be read: {error}", hint="correct the path") from error
+
+
 @asynccontextmanager
 async def _connected(
     entry: RemoteModel, slots: int, queue: int, watcher: Watcher, timeouts: ServerTimeouts | None
 ) -> AsyncIterator[RegisteredService]:
-    url = entry.service if "://" in entry.service else f"http://{entry.service}"
+    address = entry.service if entry.port is None else f"{entry.service}:{entry.port}"
+    url = address if "://" in address else f"http://{address}"
     setting = f"service of {entry.name} in MODELS_YAML"
     upstreams.check_url(setting, url)
     place = UpstreamPlace(url, urlsplit(url).hostname or NAME)
     models = RemoteModels(NAME, entry.slots or slots, queue, watcher, place=place, server=entry.name)
-    source = RefusalSource(f"the service of {entry.name}", None, setting, setting)
+    key = None if entry.token_file is None else await asyncio.to_thread(_read_token, entry.token_file, entry.name)
+    source = RefusalSource(f"the service of {entry.name}", key, setting, setting)
     async with http_server_client.connected(source, url, timeouts or ServerTimeouts()) as server:
         one = RegisteredService(entry, server, models)
-        async with remote_backend.kept_fresh(models, one.list_models, source.name):
+        async with remote_backend.running(models.watch(one.list_models)):
             yield one

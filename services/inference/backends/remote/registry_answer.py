@@ -6,16 +6,16 @@ from typing import TypeVar
 
 import msgspec
 
-from services.inference.backends.remote import openai_chat
+from services.inference.backends.remote import dialects, openai_chat
 from services.inference.backends.remote.embedding_answer import EmbeddingReply, Vector
 from services.inference.backends.remote.event_stream import BadStream, convert_or
-from services.inference.backends.remote.openai_chat import JsonObject, ServerFields
+from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.jobs import GenerationJob
 from shared.api.embedding import EmbeddingInput
 from shared.types import FinishReason
 
 #: As in the worker's own POST /infer.
-_FIELDS = ServerFields(openai_chat.same("temperature", "top_p", "top_k", "seed"))
+_FIELDS = dialects.ServerFields(dialects.same("temperature", "top_p", "top_k", "seed"))
 _LACKS = "(a service of a registry) does not support it"
 #: Where services put their result; the last three are OpenAI's.
 _TEXT_PLACES = ("/text", "/output", "/response", "/generated_text", "/choices/0/message/content", "/choices/0/text")
@@ -46,18 +46,20 @@ class RegistryAnswer:
         return min(max_tokens, -(-len(self.text.encode()) // _BYTES_PER_TOKEN))
 
 
-def prompt_body(model: str, job: GenerationJob, max_tokens: int) -> bytes:
+def prompt_body(model: str, job: GenerationJob) -> bytes:
     """Raises BadRequest, which names a parameter that cannot be passed on."""
     asked = job.requested
     structured = {"raw": asked.raw, "format": asked.format, "tools": asked.tools, "logprobs": asked.top_logprobs is not None}
     for name, value in structured.items():
         if value:
             raise openai_chat.refused(model, _LACKS, name)
-    payload: JsonObject = {"max_tokens": max_tokens, **openai_chat.plain(model, _LACKS, _FIELDS, asked)}
+    payload: JsonObject = {"max_tokens": job.asked_tokens, **openai_chat.plain(model, _LACKS, _FIELDS, asked)}
     if len(job.messages) == 1 and job.messages[0].role == "user":
         payload["prompt"] = job.messages[0].content
     else:
         payload["messages"] = [{"role": message.role, "content": message.content} for message in job.messages]
+    if job.asked_tokens is None:
+        del payload["max_tokens"]
     if asked.stop:
         payload["stop"] = list(asked.stop)
     return msgspec.json.encode({"model": model, "payload": payload})

@@ -1,33 +1,49 @@
-"""Runs jobs on the servers of other programs. `ollama` and `openai` describe the APIs of their servers."""
+"""Runs jobs on the servers of other programs. `ollama` and `openai` describe the APIs of their servers.
+
+Several servers with the same model share its jobs. Until a job's first piece, another server can take it over.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import random
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
-from services.inference.backend_interface import Sink, VectorSink
+import msgspec
+
+from services.inference.backend_interface import AnswerSink, Sink, VectorSink
 from services.inference.backends.remote import (
     embedding_answer,
     http_server_client,
     moderation_answer,
     remote_models,
     server_errors,
+    server_watch,
     token_counts,
+    token_ids,
 )
 from services.inference.backends.remote.embedding_answer import EmbeddingAssembly, EmbeddingReply
 from services.inference.backends.remote.http_server_client import Server, ServerTimedOut, ServerTimeouts, UpstreamAccount
-from services.inference.backends.remote.ollama_chat import OllamaAssembly
-from services.inference.backends.remote.openai_answer import AnswerAssembly, ReportedUsage
-from services.inference.backends.remote.remote_models import ListModels, ModelListing, RemoteModels
+from services.inference.backends.remote.openai_answer import AnswerAssembly, ReportedUsage, WrongIds
+from services.inference.backends.remote.openai_chat import JsonObject
+from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamLoad
 from services.inference.backends.remote.server_errors import RefusalSource
-from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
+from services.inference.backends.remote.server_watch import ServerWatch
+from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKENS
+from services.inference.backends.remote.token_ids import Ask, TokenApi, TokenIds, TokenSupport
+from services.inference.engine.sampling import Parameters
+from services.inference.engine.sequence import check_fits
 from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.upstreams import Dialect
+from shared import errors
 from shared.api.embedding import Embedded, EmbeddingInput, Vectors
-from shared.api.generation import Generation
-from shared.api.inference import ModelStatus, Moderate, Moderated
+from shared.api.generation import ChatMessage, Generation, Usage
+from shared.api.inference import Chunk, ModelState, ModelStatus, Moderate, Moderated
 from shared.telemetry import logs
-from shared.types import ModelName
+from shared.types import FinishReason, ModelName
 
 log = logs.get()
 
@@ -36,7 +52,19 @@ TRAILER_SECONDS = 2.0
 #: Of one message to the mesh, which allows 1 MiB.
 SENT_BYTES = 256 * 1024
 
-ChatAssembly = AnswerAssembly | OllamaAssembly
+#: For a probe; the server may have requests before it.
+PROBE_SECONDS = 30.0
+#: Of a million token ids.
+MAX_TOKENS_BYTES = 16 * 1024 * 1024
+
+#: The time of reading a token, compared with that of generating one.
+PROMPT_TOKEN = 0.1
+#: A server that is slower by less than this factor counts as equally fast, because measured times vary.
+SAME_SPEED = 1.25
+#: No server counts as slower than this: a prompt that waited for another one's prefix looks slow.
+SLOWEST = 4.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,21 +72,61 @@ class ServerApi:
     """The paths of one kind of server, what it is sent and how its responses are read. The functions are pure; those that read a
     response raise BadStream or one of `event_stream.UNREADABLE`."""
 
+    #: None: recognized by its answers.
+    dialect: Dialect | None
     models_path: str
     read_models: Callable[[bytes], tuple[ModelListing, ...]]
     chat_path: str
     #: The media type of a streamed answer.
     chat_type: str
-    #: (the server's name of the model, job, max_tokens) -> the request. Raises BadRequest.
-    chat_body: Callable[[str, GenerationJob, int], bytes]
+    #: (dialect, the server's name of the model, job, max_tokens or None for what fits) -> the request. Raises BadRequest.
+    chat_request: Callable[[Dialect, str, GenerationJob, int | None], JsonObject]
     #: Returns a function that splits the pieces of one response into texts for the assembly.
     chat_splitter: Callable[[], Callable[[bytes], list[bytes]]]
-    #: (number of answers) -> what assembles them.
-    chat_assembly: Callable[[int], ChatAssembly]
+    chat_assembly: type[AnswerAssembly]
     embeddings_path: str
     #: (the server's name of the model, texts) -> the request.
     embeddings_body: Callable[[str, tuple[EmbeddingInput, ...]], bytes]
     read_embeddings: Callable[[bytes], EmbeddingReply]
+
+
+@dataclass(frozen=True, slots=True)
+class _AnswerPlan:
+    """How one answer is asked for."""
+
+    path: str
+    body: bytes
+    answers: AnswerAssembly
+    #: Empty if unknown.
+    prompt: TokenIds
+    has_ids: bool
+    #: As in `Server.post`.
+    is_beside: bool = False
+
+    def contradiction(self, usage: ReportedUsage, delivered: int) -> str:
+        """Return what is wrong with the counts of a complete answer; empty if nothing is."""
+        if usage.prompt_tokens != len(self.prompt) + delivered:
+            return f"{str(usage.prompt_tokens)[:20]} prompt tokens instead of {len(self.prompt) + delivered}"
+        unshown = usage.completion_tokens - self.answers.counted if isinstance(usage.completion_tokens, int) else -1
+        return f"{unshown} tokens without ids" if self.has_ids and not 0 <= unshown <= token_ids.UNSHOWN_TOKENS else ""
+
+
+def _continuation(api: TokenApi, chat: JsonObject, prompt: TokenIds, delivered: TokenIds) -> _AnswerPlan:
+    body = msgspec.json.encode(api.continuation(chat, prompt + delivered))
+    return _AnswerPlan(api.path, body, api.assembly(1, str, has_ids=True), prompt, has_ids=True, is_beside=True)
+
+
+class _ProbeReader:
+    """Keeps the answers to a probe."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+
+    def accept(self, prompt_tokens: int | None) -> None:
+        """Does nothing: nobody waits for it."""
+
+    async def send(self, item: Chunk) -> None:
+        self.chunks.append(item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,58 +136,170 @@ class RemoteServer:
     api: ServerApi
     server: Server
     models: RemoteModels
+    watch: ServerWatch
+    tokens: TokenSupport
 
     async def list_models(self) -> tuple[ModelListing, ...]:
         content = await self.server.get(self.api.models_path)
         with http_server_client.translated(self.server.source):
-            return self.api.read_models(content)
+            listed = self.api.read_models(content)
+        if await self.watch.identify({model.owned_by for model in listed}):
+            self.tokens.reset(self.watch.dialect)
+        return listed
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
-        max_tokens = job.parameters.max_tokens or DEFAULT_MAX_TOKENS
-        with self.models.counted(job) as listed:
-            body = self.api.chat_body(listed.own_name, job, max_tokens)
-            answers = self.api.chat_assembly(job.requested.n or 1)
-            await self._pass_on(body, answers, sink)
-        usage, reasons = answers.usage or ReportedUsage(), answers.reasons()
-        bounds = token_counts.bounds(job.messages, job.requested, sent_bytes=len(body), max_tokens=max_tokens)
-        counted = token_counts.settle(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, answers.pieces, bounds)
-        if counted.recounted:
-            log.warning("usage_recounted", server=self.server.source.name, model=job.model, fields=counted.recounted)
-        return Generation(reasons[0], counted.usage, reasons if len(reasons) > 1 else ())
+    def continues(self, job: GenerationJob, digest: str, *, is_text: bool) -> bool:
+        """Whether it can go on behind the delivered tokens of a model with this digest. ``is_text``: the answer is past its thoughts."""
+        listed = self.models.listing(job.model)
+        api = None if listed is None else self.tokens.proved(listed.own_name)
+        if listed is None or api is None or not digest or listed.digest != digest:
+            return False
+        return api.suits(job) and (is_text or not self.tokens.thinks[listed.own_name])
 
-    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
-        """Get the vectors of a job batch by batch."""
-        assembly, is_accepted = EmbeddingAssembly(job), False
-        with self.models.counted(job) as listed:
+    async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> Generation:
+        max_tokens = (job.parameters.max_tokens or LONGEST_ANSWER_TOKENS) - len(job.delivered)
+        listed = self.models.listing(job.model)
+        # The server alone knows the tokens of an image.
+        has_images = any(message.images for message in job.messages)
+        api = None if listed is None or has_images else self.tokens.proved(listed.own_name)
+        with self.models.counted(job, can_continue=api is not None and api.suits(job)) as counted:
+            own_name = counted.listed.own_name
+            asked = self.watch.dialect, own_name, job, job.asked_tokens
+            # 12 MiB of images take 40 ms.
+            chat = await asyncio.to_thread(self.api.chat_request, *asked) if has_images else self.api.chat_request(*asked)
+            if api is None:
+                plan = self._plan_chat(job, chat)
+            else:
+                plan = await self._plan(api, job, chat, partial(self._ask, attempts), counted.listed.context_tokens)
+            if max_tokens < 1:
+                return Generation(FinishReason.LENGTH, Usage(len(plan.prompt), 0))
+            try:
+                await self._pass_on(plan, sink, attempts)
+            except errors.Unavailable as error:
+                if isinstance(error.__cause__, WrongIds):
+                    self.tokens.strike(str(error.__cause__))
+                raise
+        answers, usage = plan.answers, plan.answers.usage or ReportedUsage()
+        if answers.thoughts:
+            self.tokens.note_thoughts(own_name)
+        reasons, sent_bytes = answers.reasons(), len(plan.body)
+        settled = token_counts.settle(
+            usage, answers.pieces, answers.thoughts, token_counts.bounds(job.messages, job.requested, sent_bytes, max_tokens)
+        )
+        used = settled.usage
+        if plan.prompt:
+            if wrong := plan.contradiction(usage, len(job.delivered)):
+                self.tokens.strike(wrong)
+            used = msgspec.structs.replace(used, prompt_tokens=len(plan.prompt), cached_tokens=min(used.cached_tokens, len(plan.prompt)))
+        self.models.measure(counted, used.completion_tokens + (used.prompt_tokens - used.cached_tokens) * PROMPT_TOKEN)
+        if settled.recounted:
+            log.warning("usage_recounted", server=self.server.source.name, model=job.model, fields=settled.recounted)
+        return Generation(reasons[0], used, reasons if len(reasons) > 1 else ())
+
+    def _plan_chat(self, job: GenerationJob, chat: JsonObject, prompt: TokenIds = (), *, has_ids: bool = False) -> _AnswerPlan:
+        answers = self.api.chat_assembly(job.requested.n or 1, remote_models.draw_call_id, call_parts=job.call_parts, has_ids=has_ids)
+        return _AnswerPlan(self.api.chat_path, msgspec.json.encode(chat), answers, prompt, has_ids=has_ids)
+
+    async def _plan(self, api: TokenApi, job: GenerationJob, chat: JsonObject, ask: Ask, context_tokens: int) -> _AnswerPlan:
+        """Plan an answer with token ids if the server has them for it."""
+        prompt, is_plain = await api.render(ask, chat), api.suits(job)
+        if prompt:
+            # vLLM refuses more than fits, and its completions end after 16 tokens by default.
+            room = check_fits(len(prompt), context_tokens or LONGEST_ANSWER_TOKENS)
+            chat |= {"max_tokens": min(job.parameters.max_tokens or room, room) - len(job.delivered)}
+        if job.delivered and not await token_ids.ends_between_characters(ask, chat["model"], job.delivered, job.requested.stop):
+            raise errors.Unavailable(f"{self.server.source.name} cannot continue an answer in the middle of a character or a stop sequence")
+        if is_plain and (job.delivered or (api.in_chats is None and not self.tokens.thinks.get(str(chat["model"]), True))):
+            return _continuation(api, chat, prompt, job.delivered)
+        has_ids = is_plain and api.in_chats is not None
+        return self._plan_chat(job, chat | (api.in_chats or {}) if has_ids else chat, prompt, has_ids=has_ids)
+
+    async def prove_tokens(self) -> None:
+        """Find out for each model whether the server's token ids can be used. Runs until cancelled."""
+        while True:
+            for listed in self.models.listings():
+                api = self.tokens.unproved(listed.own_name)
+                if api is None or listed.only_embeds or listed.only_moderates:
+                    continue
+                try:
+                    async with asyncio.timeout(PROBE_SECONDS):
+                        await self._prove(api, listed)
+                except (errors.AimeshError, WrongIds, TimeoutError):
+                    self.tokens.failures[listed.own_name] += 1
+            await asyncio.sleep(server_watch.LOOK_SECONDS)
+
+    async def _prove(self, api: TokenApi, listed: ModelListing) -> None:
+        """Ask for a token by chat and one by the prompt's ids. Raises an AimeshError, or WrongIds."""
+        parameters = Parameters(temperature=0.0, top_p=1.0, top_k=0, seed=0)
+        job = GenerationJob(listed.name, (ChatMessage("user", "Hello"),), parameters)
+        chat = self.api.chat_request(self.watch.dialect, listed.own_name, job, 1)
+        prompt, seen = await api.render(partial(self._ask, 1), chat), _ProbeReader()
+        plan = self._plan_chat(job, chat | (api.in_chats or {}), prompt, has_ids=api.in_chats is not None)
+        await self._pass_on(plan, seen, 1)
+        thinks = not any(chunk.text for chunk in seen.chunks)
+        again = _continuation(api, chat, prompt, ())
+        await self._pass_on(again, seen, 1)
+        # An older llama-server doesn't know max_tokens here, and writes more.
+        if again.answers.counted != 1 or any(one.contradiction(one.answers.usage or ReportedUsage(), 0) for one in (plan, again)):
+            raise WrongIds("counts of a probe that do not add up")
+        self.tokens.thinks[listed.own_name] = thinks
+        log.info("upstream_token_ids_proved", server=self.server.source.name, model=listed.name, thinks=thinks)
+
+    async def _ask(self, attempts: int, path: str, body: JsonObject, kind: type[T]) -> T:
+        content = await self.server.ask(path, msgspec.json.encode(body), most=MAX_TOKENS_BYTES, attempts=attempts, beside=True)
+        with http_server_client.translated(self.server.source):
+            return msgspec.json.decode(content, type=kind)
+
+    async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded:
+        """Get the vectors of a job batch by batch, or all its scores at once."""
+        if job.query is not None:
+            return await self._rank(job, job.query, sink, attempts)
+        assembly = EmbeddingAssembly(job)
+        with self.models.counted(job) as counted:
             for texts in assembly.batches():
-                body, most = self.api.embeddings_body(listed.own_name, texts), embedding_answer.most_bytes(len(texts))
-                content = await self.server.ask(self.api.embeddings_path, body, most=most)
+                body, most = self.api.embeddings_body(counted.listed.own_name, texts), embedding_answer.most_bytes(len(texts))
+                content = await self.server.ask(self.api.embeddings_path, body, most=most, attempts=attempts)
                 with http_server_client.translated(self.server.source):
                     vectors = assembly.take(texts, self.api.read_embeddings(content))
-                if not is_accepted:
-                    # The token count is only known after the last batch.
-                    sink.accept(None)
-                    is_accepted = True
+                # The token count is only known after the last batch.
+                sink.accept(None)
                 for some in _messages(vectors):
                     await sink.send(Vectors(some))
+        self.models.measure(counted, len(job.inputs))
         if assembly.recounted:
             log.warning("usage_recounted", server=self.server.source.name, model=job.model, fields=("prompt_tokens",))
         return assembly.embedded
 
-    async def moderate(self, request: Moderate) -> Moderated:
-        with self.models.counted(request) as listed:
-            body = moderation_answer.body(listed.own_name, request.texts)
-            content = await self.server.ask(moderation_answer.PATH, body, most=moderation_answer.MOST_BYTES)
+    async def _rank(self, job: EmbeddingJob, query: str, sink: VectorSink, attempts: int) -> Embedded:
+        if self.api.dialect is Dialect.OLLAMA:
+            raise errors.BadRequest(f"{job.model} cannot rank texts: Ollama has no API for it", hint="use another server for this model")
+        with self.models.counted(job) as counted:
+            body, most = (
+                embedding_answer.rerank_body(counted.listed.own_name, query, job.inputs),
+                embedding_answer.most_ranked_bytes(job.inputs),
+            )
+            content = await self.server.ask(embedding_answer.RERANK_PATH, body, most=most, attempts=attempts)
+            with http_server_client.translated(self.server.source):
+                scores, tokens = embedding_answer.read_scores(content, query, job.inputs)
+        sink.accept(tokens)
+        await sink.send(Vectors(tuple(struct.pack("<f", score) for score in scores)))
+        self.models.measure(counted, len(job.inputs))
+        return Embedded(1, tokens)
+
+    async def moderate(self, request: Moderate, attempts: int) -> Moderated:
+        with self.models.counted(request) as counted:
+            body = moderation_answer.body(counted.listed.own_name, request.texts)
+            content = await self.server.ask(moderation_answer.PATH, body, most=moderation_answer.MOST_BYTES, attempts=attempts)
         with http_server_client.translated(self.server.source):
             verdicts = moderation_answer.read(content, len(request.texts))
         # This API reports no usage.
         return Moderated(verdicts, token_counts.settle_texts(None, request.texts)[0])
 
-    async def _pass_on(self, body: bytes, answers: ChatAssembly, sink: Sink) -> None:
+    async def _pass_on(self, plan: _AnswerPlan, sink: Sink, attempts: int) -> None:
         """Pass the answers on until they are complete. Raises Unavailable, or what the server's error means."""
-        split = self.api.chat_splitter()
-        async with self.server.post(self.api.chat_path, body, self.api.chat_type) as exchange:
-            sink.accept(None)
+        split, answers = self.api.chat_splitter(), plan.answers
+        post = self.server.post(plan.path, plan.body, self.api.chat_type, attempts=attempts, beside=plan.is_beside)
+        async with post as exchange:
+            sink.accept(len(plan.prompt) or None)
             try:
                 while piece := await exchange.read_piece():
                     for text in split(piece):
@@ -127,7 +307,7 @@ class RemoteServer:
                         if step.complaint:
                             raise server_errors.judge_event(self.server.source, step.complaint)
                         for chunk in step.chunks:
-                            await sink.send(chunk)
+                            await sink.send(await self._fill(chunk) if step.has_gap else chunk)
                         if step.is_progress:
                             exchange.allow(TRAILER_SECONDS if answers.finished else self.server.timeouts.idle_seconds)
                     if answers.complete:
@@ -139,6 +319,9 @@ class RemoteServer:
                     raise
             answers.reasons()
 
+    async def _fill(self, chunk: Chunk) -> Chunk:
+        return msgspec.structs.replace(chunk, token_ids=await token_ids.tokens_of(partial(self._ask, 1), chunk.text))
+
 
 class ModelServer(Protocol):
     """One server and its models."""
@@ -149,66 +332,212 @@ class ModelServer(Protocol):
     @property
     def models(self) -> RemoteModels: ...
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation: ...
+    def continues(self, job: GenerationJob, digest: str, *, is_text: bool) -> bool: ...
 
-    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded: ...
+    async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> Generation: ...
+
+    async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded: ...
+
+
+class _Progress(Generic[T]):
+    """Passes an answer on, with one acceptance, and says which server may take over."""
+
+    def __init__(self, sink: AnswerSink[T]) -> None:
+        self._sink = sink
+        self._is_accepted = False
+        #: In the middle of a send, nobody knows whether the reader gets it.
+        self.is_sending = False
+        self.has_sent = False
+        #: Of the model at the server that runs the job.
+        self.digest = ""
+
+    def accept(self, prompt_tokens: int | None) -> None:
+        if not self._is_accepted:
+            self._is_accepted = True
+            self._sink.accept(prompt_tokens)
+
+    async def send(self, item: T) -> None:
+        self.has_sent = self.is_sending = True
+        await self._sink.send(item)
+        self.is_sending = False
+
+    def suits(self, server: ModelServer) -> bool:
+        return not self.has_sent
+
+
+class _AnswerProgress(_Progress[Chunk]):
+    """Of an answer, which another server can continue if every piece had token ids."""
+
+    def __init__(self, sink: Sink, job: GenerationJob) -> None:
+        super().__init__(sink)
+        self._job = job
+        self._ids: list[int] = []
+        self._is_whole = True
+        self._is_text = False
+        self._thoughts = 0
+
+    @property
+    def job(self) -> GenerationJob:
+        """What is left to do."""
+        return replace(self._job, delivered=(*self._job.delivered, *self._ids)) if self._ids else self._job
+
+    async def send(self, item: Chunk) -> None:
+        self._ids += item.token_ids
+        self._is_whole = self._is_whole and bool(item.token_ids)
+        self._is_text = self._is_text or bool(item.text)
+        self._thoughts += len(item.token_ids) if item.reasoning else 0
+        await super().send(item)
+
+    def suits(self, server: ModelServer) -> bool:
+        if not self.has_sent and not self._job.delivered:
+            return True
+        return self._is_whole and server.continues(self.job, self.digest, is_text=self._is_text)
+
+    def total(self, end: Generation) -> Generation:
+        """Count what all servers sent."""
+        usage = msgspec.structs.replace(end.usage, completion_tokens=len(self._ids), reasoning_tokens=self._thoughts)
+        return msgspec.structs.replace(end, usage=usage) if self._ids and self._is_whole else end
 
 
 class RemoteBackend:
     """Serves the models of one or more servers."""
 
-    def __init__(self, name: str, servers: Sequence[ModelServer]) -> None:
+    def __init__(self, name: str, servers: Sequence[ModelServer], rng: random.Random | None = None) -> None:
         self.name = name
-        self._servers = servers
+        self.servers = servers
+        self._rng = rng or random.Random()  # noqa: S311 - no secret
 
     def models(self) -> tuple[ModelStatus, ...]:
-        """Return all models; of those with the same name, the first server's."""
-        found: dict[ModelName, ModelStatus] = {}
-        for one in self._servers:
+        """Return all models; servers that share one are added up."""
+        found: dict[ModelName, list[ModelStatus]] = {}
+        for one in self.servers:
             for status in one.models.statuses():
-                found.setdefault(status.model_id, status)
-        return tuple(found.values())[: remote_models.MAX_MODELS]
+                found.setdefault(status.model_id, []).append(status)
+        return tuple(map(_together, found.values()))[: remote_models.MAX_MODELS]
 
     def accounts(self) -> dict[str, UpstreamAccount]:
-        return {one.server.source.name: one.server.account for one in self._servers}
+        return {one.server.source.name: one.server.account for one in self.servers}
+
+    def is_up(self) -> dict[str, bool]:
+        return {one.server.source.name: not one.models.trouble for one in self.servers}
 
     def expected_wait_seconds(self) -> float:
-        return max(one.models.expected_wait_seconds() for one in self._servers)
+        waits: dict[ModelName, float] = {}
+        for one in self.servers:
+            for model, seconds in one.models.expected_waits().items():
+                waits[model] = min(seconds, waits.get(model, seconds))
+        return max(waits.values(), default=0.0)
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
-        return await self._holder(job.model).generate(job, sink)
+        progress = _AnswerProgress(sink, job)
+        end = await self._ask(job.model, lambda one, attempts: one.generate(progress.job, progress, attempts), progress)
+        return progress.total(end)
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
-        return await self._holder(job.model).embed(job, sink)
+        progress = _Progress(sink)
+        return await self._ask(job.model, lambda one, attempts: one.embed(job, progress, attempts), progress)
 
     async def moderate(self, request: Moderate) -> Moderated:
-        server = self._holder(request.model)
-        assert isinstance(server, RemoteServer)  # no other has models that moderate
-        return await server.moderate(request)
+        def ask(server: ModelServer, attempts: int) -> Awaitable[Moderated]:
+            assert isinstance(server, RemoteServer)  # no other has models that moderate
+            return server.moderate(request, attempts)
 
-    def _holder(self, model: ModelName) -> ModelServer:
-        return next((one for one in self._servers if one.models.has(model)), self._servers[0])
+        return await self._ask(request.model, ask, _Progress(_ProbeReader()))
+
+    async def _ask(self, model: ModelName, run: Callable[[ModelServer, int], Awaitable[T]], progress: _Progress[Any]) -> T:
+        """Run a job on the best server, and on the next one if that fails and another can take over. Only the last retries."""
+        tried: list[ModelServer] = []
+        progress.digest = _digest(self._lead(model), model)
+        one = self._choose(model, tried, progress) or self._lead(model)
+        while True:
+            tried.append(one)
+            progress.digest = _digest(one, model)
+            try:
+                async with asyncio.timeout(None) as patience:
+                    with one.models.movable(partial(self._move, patience, model, tried, progress)):
+                        return await run(one, http_server_client.ATTEMPTS if self._choose(model, tried, progress) is None else 1)
+            except (errors.PeerError, errors.UnknownModel, TimeoutError) as failure:
+                following = None if progress.is_sending else self._choose(model, tried, progress)
+                if following is None and isinstance(failure, TimeoutError):
+                    raise errors.Unavailable(f"{one.server.source.name} stopped answering") from failure
+                if following is None:
+                    raise
+                log.info("upstream_replaced", model=model, server=one.server.source.name, reason=str(failure), resumed=progress.has_sent)
+                one = following
+
+    def _move(self, patience: asyncio.Timeout, model: ModelName, tried: Sequence[ModelServer], progress: _Progress[Any]) -> None:
+        """Give up the wait for a server that is out if another one can answer."""
+        if not progress.is_sending and patience.when() is None and self._choose(model, tried, progress) is not None:
+            patience.reschedule(asyncio.get_running_loop().time())
+
+    def _lead(self, model: ModelName) -> ModelServer:
+        """Return the first server of the file that has the model. It decides who may see the prompts."""
+        return next((one for one in self.servers if one.models.has(model)), self.servers[0])
+
+    def _choose(self, model: ModelName, tried: Sequence[ModelServer], progress: _Progress[Any]) -> ModelServer | None:
+        lead = self._lead(model).models
+        usable = [one for one in self.servers if one not in tried and one.models.can_replace(lead, model) and progress.suits(one)]
+        return self._rng.choice(best(usable, [one.models.load(model) for one in usable])) if usable else None
+
+
+def _digest(server: ModelServer, model: ModelName) -> str:
+    listed = server.models.listing(model)
+    return "" if listed is None else listed.digest
+
+
+def best(servers: Sequence[T], loads: Sequence[UpstreamLoad]) -> list[T]:
+    """Return the servers with the shortest expected wait; one whose speed is unknown counts as the fastest."""
+    fastest = min((load.token_seconds for load in loads if load.token_seconds), default=1.0)
+    waits = []
+    for load in loads:
+        slowness = min(load.token_seconds / fastest, SLOWEST)
+        waits.append((load.is_last_resort, (load.busy + 1) / load.slots * (slowness if slowness > SAME_SPEED else 1.0)))
+    return [one for one, wait in zip(servers, waits, strict=True) if wait == min(waits)]
+
+
+def _together(statuses: Sequence[ModelStatus]) -> ModelStatus:
+    """Add up the ready servers that may stand in for the first one."""
+    lead = statuses[0]
+    ready = [one for one in statuses if one.state is ModelState.READY and _kind(one) == _kind(lead)]
+    if len(statuses) == 1 or not ready:
+        return lead
+    return msgspec.structs.replace(
+        ready[0],
+        context_tokens=min((one.context_tokens for one in ready if one.context_tokens), default=0),
+        slots=sum(one.slots for one in ready),
+        running=sum(one.running for one in ready),
+        queued=sum(one.queued for one in ready),
+        rests=all(one.rests for one in ready),
+        digest=lead.digest if all(one.digest == lead.digest for one in ready) else "",
+    )
+
+
+def _kind(status: ModelStatus) -> tuple[object, ...]:
+    return status.provider, status.region, status.only_embeds, status.only_moderates, status.abilities
 
 
 @asynccontextmanager
 async def connected(
     api: ServerApi, source: RefusalSource, url: str, timeouts: ServerTimeouts, models: RemoteModels
 ) -> AsyncIterator[RemoteServer]:
-    """Open connections to a server and keep the list of its models fresh. Raises BadSettings."""
+    """Open connections to a server, watch it and keep the list of its models fresh. Raises BadSettings."""
     async with http_server_client.connected(source, url, timeouts) as server:
-        one = RemoteServer(api, server, models)
-        async with kept_fresh(models, one.list_models, source.name):
+        watch = ServerWatch(server, models, api.dialect, api.models_path)
+        one = RemoteServer(api, server, models, watch, TokenSupport(source.name))
+        async with running(models.watch(one.list_models), watch.run(), one.prove_tokens()):
             yield one
 
 
 @asynccontextmanager
-async def kept_fresh(models: RemoteModels, list_models: ListModels, name: str) -> AsyncIterator[None]:
-    async with asyncio.TaskGroup() as tasks:
-        watching = tasks.create_task(models.watch(list_models), name=f"models of {name}")
+async def running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run endless tasks in the background."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(loop) for loop in loops]
         try:
             yield
         finally:
-            watching.cancel()
+            for task in tasks:
+                task.cancel()
 
 
 def _messages(vectors: list[bytes]) -> Iterator[tuple[bytes, ...]]:

@@ -1,18 +1,16 @@
-"""Tracks the models that another program's HTTP server lists, and counts their jobs.
-
-Such servers don't report token ids, so chunks only have text, and the usage is the server's.
-"""
+"""Tracks the models that another program's HTTP server lists, and counts their jobs."""
 
 import asyncio
 import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from services.inference.backend_interface import Watcher
+from services.inference.backends.remote.dialects import ServerLoad
 from services.inference.backends.remote.server_errors import PauseAsked
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.queue_limits import QueueLimits
@@ -26,10 +24,21 @@ log = logs.get()
 #: How often the list is fetched, and so how long it takes to notice that the server is gone.
 REFRESH_SECONDS = 10.0
 MAX_MODELS = 256
+#: As many as a worker opens connections to one server.
+MAX_SLOTS = 1024
 MAX_NAME_CHARACTERS = 200
 RESOLVE_SECONDS = 5.0
 #: A server that asks for a longer pause is asked again after this time.
 MAX_REST_SECONDS = 60.0
+#: About when the next look at a server that is out ends.
+RETRY_SECONDS = 3.0
+#: After this many failed jobs in a row, other upstreams of the model are asked first for a while.
+STRIKES = 3
+STRUCK_SECONDS = 30.0
+#: An older measurement is forgotten, or a server that once was slow would never be measured again.
+SPEED_SECONDS = 60.0
+#: Weight of the newest answer in the mean time.
+MEAN_WEIGHT = 0.2
 #: How early a timer may fire by the clock.
 _TIMER_SLACK_SECONDS = 0.05
 
@@ -46,6 +55,9 @@ class ModelListing:
     context_tokens: int = 0
     only_embeds: bool = False
     only_moderates: bool = False
+    abilities: tuple[str, ...] = ()
+    #: As the server says.
+    owned_by: str = ""
 
 
 #: Gets the server's models; raises an AimeshError.
@@ -85,15 +97,60 @@ class _ServedModel:
     limits: QueueLimits
     #: Until when the server asked for a pause, by the monotonic clock.
     rests_until: float = 0.0
+    #: Mean time of a token, divided by the requests at the server; 0 before the first answer. Failures don't count, or a server that
+    #: fails fast would look fast.
+    token_seconds: float = 0.0
+    measured_at: float = 0.0
+    #: Jobs that failed in a row.
+    strikes: int = 0
+    struck_at: float = 0.0
+
+    @property
+    def rests(self) -> bool:
+        return self.rests_until > time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class CountedJob:
+    listed: ModelListing
+    started: float
+    #: The requests at the server when it began, itself included.
+    busy: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamLoad:
+    """What the choice between the upstreams of one model looks at."""
+
+    busy: int
+    slots: int
+    #: As in `_ServedModel`.
+    token_seconds: float = 0.0
+    #: It asked for a pause, or failed several times in a row.
+    is_last_resort: bool = False
 
 
 class RemoteModels:
     """The models of one server, as last listed, and their queues."""
 
-    def __init__(self, backend: str, slots: int, queue: int, watcher: Watcher, *, place: UpstreamPlace, server: str = "") -> None:
+    def __init__(
+        self,
+        backend: str,
+        slots: int,
+        queue: int,
+        watcher: Watcher,
+        *,
+        place: UpstreamPlace,
+        server: str = "",
+        are_slots_given: bool = False,
+    ) -> None:
+        """``are_slots_given``: the owner set them for this server, so what the server says doesn't count."""
         self._backend = backend
         self._server = server or backend
         self._slots = slots
+        self._are_slots_given = are_slots_given
+        #: Requests of others at the server, as it last said.
+        self._others = 0
         self._queue = queue
         self._watcher = watcher
         self._place = place
@@ -101,23 +158,114 @@ class RemoteModels:
         self._served: dict[ModelName, _ServedModel] = {}
         #: Why the last listing failed; empty if it didn't.
         self._trouble = "fetching its models"
+        #: Why the server gets no requests, as `server_watch` sees it; empty if it does.
+        self._out = ""
+        self._list_now = asyncio.Event()
+        #: Called after each look while the server is out: moves a request that still waits for its first piece.
+        self._moves: set[Callable[[], None]] = set()
+
+    @property
+    def is_external(self) -> bool:
+        return bool(self._provider)
+
+    @property
+    def trouble(self) -> str:
+        """Why the server gets no requests; empty if it does."""
+        return self._out or self._trouble
+
+    def set_out(self, reason: str) -> None:
+        """Take the server out, or back in if there is no ``reason``."""
+        before, self._out = self._out, reason
+        if reason:
+            for move in tuple(self._moves):
+                move()
+        if bool(before) == bool(reason):
+            return
+        if reason:
+            log.warning("backend_unavailable", backend=self._backend, server=self._server, reason=reason)
+        else:
+            log.info("backend_back", backend=self._backend, server=self._server)
+            self._list_now.set()
+            for served in self._served.values():
+                served.strikes = 0
+        self._watcher.changed()
+
+    def set_slots(self, slots: int) -> None:
+        """Use the number that the server says, if it does (0 if not) and its owner set none."""
+        if slots and not self._are_slots_given:
+            self._slots = min(slots, MAX_SLOTS)
+            for served in self._served.values():
+                served.limits.slots = self._slots
+
+    def set_load(self, load: ServerLoad | None) -> None:
+        """Count the requests of others that the server reports; None if it doesn't any more."""
+        before = self._slots, self._others
+        own = sum(served.limits.in_flight for served in self._served.values())
+        self._others = 0 if load is None else max(0, load.running + load.waiting - own)
+        if load is not None:
+            self.set_slots(load.slots or max(self._slots, load.running))
+        if before != (self._slots, self._others):
+            self._watcher.changed()
+
+    @contextmanager
+    def movable(self, move: Callable[[], None]) -> Iterator[None]:
+        """Call ``move`` while the server is out."""
+        self._moves.add(move)
+        try:
+            yield
+        finally:
+            self._moves.discard(move)
 
     def statuses(self) -> tuple[ModelStatus, ...]:
         return tuple(self._status(served) for served in self._served.values()) or self._nothing()
 
+    def listings(self) -> tuple[ModelListing, ...]:
+        return tuple(served.listed for served in self._served.values())
+
     def has(self, model: ModelName) -> bool:
         return model in self._served
 
-    def expected_wait_seconds(self) -> float:
-        return max((served.limits.expected_wait_seconds() for served in self._served.values()), default=0.0)
+    def listing(self, model: ModelName) -> ModelListing | None:
+        return self._served[model].listed if model in self._served else None
+
+    def can_replace(self, other: "RemoteModels", model: ModelName) -> bool:
+        """Return whether this server may answer in place of another one: a prompt for the operator's machines never goes to a provider, and
+        one for a region stays there."""
+        here, there = self._served.get(model), other._served.get(model)
+        if here is None or there is None or self.trouble:
+            return False
+        if (self._provider, self._place.region) != (other._provider, other._place.region):
+            return False
+        kinds = [(one.listed.only_embeds, one.listed.only_moderates, one.listed.abilities) for one in (here, there)]
+        return kinds[0] == kinds[1]
+
+    def load(self, model: ModelName) -> UpstreamLoad:
+        served = self._served[model]
+        is_struck = served.strikes >= STRIKES and time.monotonic() - served.struck_at < STRUCK_SECONDS
+        is_known = time.monotonic() - served.measured_at < SPEED_SECONDS
+        token_seconds = served.token_seconds if is_known else 0.0
+        return UpstreamLoad(served.limits.in_flight + self._others, served.limits.slots, token_seconds, served.rests or is_struck)
+
+    def measure(self, job: "CountedJob", tokens: float) -> None:
+        """Note how long an answer took. It shared the server with others, who are counted at its start and now."""
+        if (served := self._served.get(job.listed.name)) is not None:
+            busy = (job.busy + served.limits.in_flight + 1 + self._others) / 2
+            found = (time.monotonic() - job.started) / max(1.0, tokens) / max(1.0, busy)
+            served.token_seconds += (found - served.token_seconds) * (MEAN_WEIGHT if served.token_seconds else 1.0)
+            served.measured_at = time.monotonic()
+
+    def expected_waits(self) -> dict[ModelName, float]:
+        return {name: served.limits.expected_wait_seconds(self._others) for name, served in self._served.items()}
 
     async def watch(self, list_models: ListModels) -> None:
-        """Refresh the list until cancelled."""
+        """Refresh the list until cancelled, and at once when the server is back. A server that is out is not asked."""
         while True:
+            self._list_now.clear()
             try:
                 # Asked each time, because the address of a name may change.
                 self._provider = await self._place.find_provider()
-                self._listed(await list_models())
+                if not self._out:
+                    self._listed(await list_models())
             except errors.Overloaded:
                 # A busy server still has its models.
                 log.info("backend_busy", backend=self._backend, server=self._server)
@@ -126,15 +274,20 @@ class RemoteModels:
                     log.warning("backend_unavailable", backend=self._backend, server=self._server, reason=error.message)
                 self._trouble = error.message
             self._watcher.changed()
-            await asyncio.sleep(REFRESH_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_SECONDS):
+                    await self._list_now.wait()
 
     @contextmanager
-    def counted(self, job: GenerationJob | EmbeddingJob | Moderate) -> Iterator[ModelListing]:
-        """Count a job while it runs. Raises Overloaded, or Unavailable if the model is gone or the job continues an answer."""
+    def counted(self, job: GenerationJob | EmbeddingJob | Moderate, *, can_continue: bool = False) -> Iterator[CountedJob]:
+        """Count a job while it runs. Raises Overloaded, or Unavailable if the model is gone, or if the job continues an answer and the
+        server can't."""
         served = self._served.get(job.model)
         if served is None:
             raise errors.Unavailable(f"{self._server} does not have {job.model} now", hint="see the server's own log")
-        if isinstance(job, GenerationJob) and job.delivered:
+        if self._out:
+            raise errors.Unavailable(f"{self._server} {self._out}", hint="see the server's own log", retry_after_seconds=RETRY_SECONDS)
+        if isinstance(job, GenerationJob) and job.delivered and not can_continue:
             raise errors.Unavailable(f"{self._server} cannot continue an answer that another worker began")
         started = time.monotonic()
         if (left := served.rests_until - started) > 0:
@@ -142,12 +295,17 @@ class RemoteModels:
         served.limits.enter()
         self._watcher.changed()
         try:
-            yield served.listed
+            yield CountedJob(served.listed, started, served.limits.in_flight + self._others)
+            served.strikes = 0
         except PauseAsked as error:
             # Announced below and at its end, so that the requests of all gateways go elsewhere meanwhile.
             seconds = min(error.retry_after_seconds or 0.0, MAX_REST_SECONDS)
             served.rests_until = time.monotonic() + seconds
             asyncio.get_running_loop().call_later(seconds + _TIMER_SLACK_SECONDS, self._watcher.changed)
+            raise
+        except errors.PeerError:
+            served.strikes += 1
+            served.struck_at = time.monotonic()
             raise
         finally:
             served.limits.leave(time.monotonic() - started)
@@ -170,26 +328,27 @@ class RemoteModels:
                 self._served[model.name] = before
 
     def _status(self, served: _ServedModel) -> ModelStatus:
-        rests = served.rests_until > time.monotonic()
+        busy = served.limits.in_flight + self._others
         return ModelStatus(
             model_id=served.listed.name,
-            state=ModelState.LOADING if self._trouble else ModelState.READY,
-            detail=self._trouble or (f"{self._server} has asked for a pause" if rests else ""),
+            state=ModelState.LOADING if self.trouble else ModelState.READY,
+            detail=self.trouble or (f"{self._server} has asked for a pause" if served.rests else ""),
             backend=self._backend,
             context_tokens=served.listed.context_tokens,
             slots=served.limits.slots,
-            running=served.limits.running,
-            queued=served.limits.queued,
+            running=min(busy, served.limits.slots),
+            queued=max(0, busy - served.limits.slots),
             digest=served.listed.digest,
             only_embeds=served.listed.only_embeds,
             provider=self._provider,
             only_moderates=served.listed.only_moderates,
-            rests=rests,
+            rests=served.rests,
             region=self._place.region,
+            abilities=served.listed.abilities,
         )
 
     def _nothing(self) -> tuple[ModelStatus, ...]:
-        return (ModelStatus(ModelName(self._server), ModelState.LOADING, self._trouble, self._backend, 0, 0, 0, 0),)
+        return (ModelStatus(ModelName(self._server), ModelState.LOADING, self.trouble, self._backend, 0, 0, 0, 0),)
 
 
 def draw_call_id() -> str:

@@ -7,6 +7,7 @@ names the replaced counts (`usage_recounted`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.inference.backends.remote.openai_answer import ReportedUsage
 from shared.api import embedding
 from shared.api.embedding import EmbeddingInput
 from shared.api.generation import ChatMessage, Sampling, Usage
@@ -37,7 +38,7 @@ class CheckedCounts:
     recounted: tuple[str, ...] = ()
 
 
-def bounds(messages: tuple[ChatMessage, ...], asked: Sampling, *, sent_bytes: int, max_tokens: int) -> CountBounds:
+def bounds(messages: tuple[ChatMessage, ...], asked: Sampling, sent_bytes: int, max_tokens: int) -> CountBounds:
     return CountBounds(
         least_prompt=max(1, sum(len(message.content.split()) for message in messages)),
         most_prompt=sent_bytes + HIDDEN_PROMPT_TOKENS,
@@ -45,8 +46,11 @@ def bounds(messages: tuple[ChatMessage, ...], asked: Sampling, *, sent_bytes: in
     )
 
 
-def settle(prompt: object, completion: object, cached: object, pieces: int, known: CountBounds) -> CheckedCounts:
-    """Check the server's counts. ``pieces`` is the number of times it sent text."""
+def settle(reported: ReportedUsage, pieces: int, thoughts: int, known: CountBounds) -> CheckedCounts:
+    """Check the server's counts. ``pieces`` is the number of times it sent text, and ``thoughts`` of those with thoughts."""
+    prompt, completion, cached, reasoning = (
+        reported.prompt_tokens, reported.completion_tokens, reported.cached_tokens, reported.reasoning_tokens,
+    )  # fmt: skip
     recounted = []
     if not _is_count(prompt, least=1, most=known.most_prompt):
         recounted.append("prompt_tokens")
@@ -59,7 +63,8 @@ def settle(prompt: object, completion: object, cached: object, pieces: int, know
     assert isinstance(prompt, int)
     assert isinstance(completion, int)
     kept = cached if isinstance(cached, int) and _is_count(cached, least=0, most=prompt) else 0
-    return CheckedCounts(Usage(prompt, completion, kept), tuple(recounted))
+    thought = reasoning if isinstance(reasoning, int) and _is_count(reasoning, least=0, most=completion) else min(thoughts, completion)
+    return CheckedCounts(Usage(prompt, completion, kept, thought), tuple(recounted))
 
 
 def settle_texts(prompt: object, texts: Sequence[EmbeddingInput]) -> tuple[int, bool]:

@@ -8,6 +8,7 @@ import pytest
 from services.inference.backends import backend_selection
 from services.inference.models import digests, store_program
 from services.inference.settings import InferenceSettings
+from shared import errors
 from shared.api.inference import ModelState, StoreRequest
 from shared.types import ModelName
 from tests import gguf_files, stopwatch
@@ -23,9 +24,13 @@ async def test_digests_are_stored_beside_the_mesh_state(tmp_path: Path, monkeypa
     pairs = {"general.architecture": gguf_files.text("llama")}
     (folder / "a.gguf").write_bytes(gguf_files.joined(gguf_files.file(pairs, [])))
     settings = InferenceSettings(node_key_file=state / "node.nk", models_dir=folder, gpu_layers=0, model_memory="1GiB")
-    async with backend_selection.opened(settings, Watch(), None) as backend:
+    printed: list[str] = []
+    async with backend_selection.opened(settings, Watch(), printed.append) as backend:
         await until(lambda: backend.models()[0].digest)
+        with pytest.raises(errors.Unavailable, match="a cannot be loaded on this worker"):
+            await backend.load(ModelName("a"))
         assert backend.models()[0].digest in (state / "node.digests").read_text()
+    assert "loading a\n  devices: the processor, as set\n  context: 8192 tokens per slot" in printed[-1]
 
 
 async def test_added_model_is_served_without_a_restart_and_removed(tmp_path: Path) -> None:

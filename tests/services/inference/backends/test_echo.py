@@ -28,6 +28,18 @@ async def test_echo_repeats_the_last_message_of_a_chat() -> None:
     assert end.usage == Usage(4, 2)
 
 
+@pytest.mark.parametrize("delivered", range(6))
+async def test_marked_words_are_thoughts(delivered: int) -> None:
+    prompt = "a <think> b c </think> d"
+    tokens = tuple(echo.token_id(word) for word in ("a", " <think>", " b", " c", " </think>")[:delivered])
+    reader = Reader()
+    async with echo.opened(0, 32, Watch()) as backend:
+        end = await backend.generate(replace(job(prompt, stop=("c",)), delivered=tokens), reader)
+    assert "".join(chunk.reasoning for chunk in reader.chunks) == "".join((" b", " c")[max(0, delivered - 2) :])
+    assert reader.text == ("a d" if not delivered else " d")
+    assert end.usage.reasoning_tokens == min(4, 5 - delivered)
+
+
 async def test_max_tokens_ends_the_answer() -> None:
     reader = Reader()
     async with echo.opened(0, 32, Watch()) as backend:

@@ -24,7 +24,7 @@ from shared.api.inference import Chunk, ModelState
 from shared.timing import restart_policy
 from shared.timing.backoff import Backoff
 from shared.types import ModelName
-from tests.services.inference.standins import Reader, Watch, job, until
+from tests.services.inference.standins import PlainChat, Reader, Watch, job, until
 
 KILLS = 20
 
@@ -66,7 +66,7 @@ async def engines(
     *names: str, program: tuple[str, ...] = engine_supervisor.PROGRAM, watchdog_seconds: float = 60.0
 ) -> AsyncIterator[list[SupervisedEngine]]:
     load = engine_messages.LoadCommand(str(model_discovery.packaged()), 2, 512, 1, 0)
-    made = [SupervisedEngine(ModelName(name), load, Watch(), program, watchdog_seconds=watchdog_seconds) for name in names]
+    made = [SupervisedEngine(ModelName(name), load, Watch(), PlainChat(), program, watchdog_seconds=watchdog_seconds) for name in names]
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(engine.run()) for engine in made]
         try:

@@ -4,18 +4,20 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from services.inference.backend_interface import Sink, VectorSink, Watcher
+from services.inference.backend_interface import AnswersEnded, Sink, VectorSink, Watcher
 from services.inference.backends import llama, model_cache
 from services.inference.backends.llama import LlamaBackend
+from services.inference.backends.model_cache import ModelPrograms
+from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
-from services.inference.engine.engine_messages import KvType
+from services.inference.engine.engine_messages import KvType, KvTypes
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
@@ -25,15 +27,15 @@ from services.inference.models.memory import MemoryBudget
 from shared import errors
 from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation, Usage
-from shared.api.inference import ModelState
+from shared.api.inference import Chunk, ModelState
 from shared.timing.backoff import Backoff
 from shared.types import FinishReason, ModelName
 from tests import gguf_files
-from tests.services.inference.standins import Reader, Watch, job, until
+from tests.services.inference.standins import PlainChat, Reader, Watch, job, until
 from tests.services.inference.vector_reader import VectorReader
 
 A, B, C = ModelName("a"), ModelName("b"), ModelName("c")
-OPTIONS = engine_messages.LoadCommand("", 1, None, 1, -1)
+OPTIONS = engine_messages.LoadCommand("", 1, 1, 1, -1)
 GENERATION = Generation(FinishReason.STOP, Usage(1, 1))
 
 
@@ -61,7 +63,7 @@ class FakeEngine:
             if self._site.fails:
                 self.become(ModelState.FAILED, self._site.fails)
                 return
-            self.loaded = engine_messages.Loaded("a fake", 99, "", True, "")
+            self.loaded = engine_messages.Loaded("a fake", 99, "", "", "")
             self.become(ModelState.READY, "")
             await self._over.wait()
         finally:
@@ -81,6 +83,8 @@ class FakeEngine:
         self.answered += 1
         self._site.parameters.append((job.parameters.temperature, job.parameters.top_p, job.parameters.repeat_penalty))
         await self._site.may_answer.wait()
+        with suppress(AnswersEnded):
+            await sink.send(Chunk("", (1,), finish=FinishReason.STOP))
         return GENERATION
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
@@ -102,10 +106,10 @@ class Site:
         self.parameters: list[tuple[float, ...]] = []
         self.engines: list[FakeEngine] = []
         self.running: list[FakeEngine] = []
-        self.watch = Watch()
+        self.watch, self.gpus = Watch(), ()
         self.digests_file = folder / "node.digests"
 
-    def start(self, model: ModelName, load: engine_messages.LoadCommand, watcher: Watcher, /) -> FakeEngine:
+    def start(self, model: ModelName, load: engine_messages.LoadCommand, watcher: Watcher, chat: ModelChat, /) -> FakeEngine:
         engine = FakeEngine(load, watcher, self)
         self.engines.append(engine)
         self.running.append(engine)
@@ -124,13 +128,9 @@ class Site:
 
     @asynccontextmanager
     async def backend(self, *entries: CatalogEntry, budget: int = 10) -> AsyncIterator[LlamaBackend]:
-        catalogue = Catalog(entries)
-        async with (
-            asyncio.timeout(30),
-            llama.opened(
-                catalogue, OPTIONS, 3, MemoryBudget(budget, "a test"), self.watch, start=self.start, digests_file=self.digests_file
-            ) as backend,
-        ):
+        room, programs = MemoryBudget(budget, "a test", self.gpus), ModelPrograms(self.start, PlainChat)
+        opened = llama.opened(Catalog(entries), OPTIONS, 3, room, self.watch, programs=programs, digests_file=self.digests_file)
+        async with asyncio.timeout(30), opened as backend:
             yield backend
         assert not self.running, "an engine outlived its worker"
 
@@ -150,7 +150,7 @@ async def generate(backend: LlamaBackend, model: ModelName) -> Reader:
 
 
 def waits_of(reader: Reader) -> list[str]:
-    return [chunk.waiting for chunk in reader.chunks]
+    return [chunk.waiting for chunk in reader.chunks if chunk.waiting]
 
 
 def states(backend: LlamaBackend) -> dict[str, ModelState]:
@@ -158,15 +158,15 @@ def states(backend: LlamaBackend) -> dict[str, ModelState]:
 
 
 async def test_model_is_loaded_by_its_first_job_and_stays(site: Site) -> None:
-    options: dict[str, Any] = {"gpu_layers": 3, "device": 1, "tensor_split": (1.0,), "kv_mode": KvMode.EXACT, "kv_type": KvType.Q8_0}
+    types = KvTypes(KvType.Q8_0)
+    options: dict[str, Any] = {"gpu_layers": 3, "device": 1, "tensor_split": (1.0,), "kv_type": types}
     async with site.backend(site.entry(A, context_tokens=32, **options)) as backend:
         await until(lambda: states(backend) == {A: ModelState.UNLOADED})
         assert not site.engines
         await generate(backend, A)
         await generate(backend, A)
         assert [engine.answered for engine in site.engines] == [2]
-        path = str(site.folder / "a.gguf")
-        assert site.engines[0].load == engine_messages.LoadCommand(path, 2, 32, 1, 3, KvMode.EXACT, KvType.Q8_0, (1.0,), 1)
+        assert site.engines[0].load == engine_messages.LoadCommand(str(site.folder / "a.gguf"), 2, 32, 1, 3, KvMode.EXACT, types, (1.0,), 1)
         assert states(backend) == {A: ModelState.READY}
 
 
@@ -231,7 +231,6 @@ async def test_callers_of_a_cold_model_share_one_load_and_get_its_progress(site:
             "loading a: the engine was killed by signal 9; restarting",
         ]
         assert not reader.text
-        assert not reader.token_ids
 
 
 async def test_embedding_request_loads_its_model_and_gets_its_progress(site: Site) -> None:

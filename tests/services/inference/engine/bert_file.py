@@ -7,13 +7,14 @@ from pathlib import Path
 from tests import gguf_files
 from tests.gguf_files import Tensor, Typed
 
+RANK = 4
 LAYERS, WIDE, FEED_FORWARD, CONTEXT = 2, 32, 64, 64
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "▁cat", "▁dog", "▁runs", "▁sleeps", "▁fast")
 
 
 def write(path: Path, *, pooling: int) -> None:
     """``pooling`` is llama.cpp's number: 1 the mean, 2 the first token, 4 ranks texts."""
-    tensors, rng = _tensors(), random.Random(1)
+    tensors, rng = _tensors(pooling), random.Random(1)
     parts = gguf_files.header(_pairs(pooling), tensors)
     with path.open("wb") as target:
         target.write(gguf_files.joined(parts))
@@ -50,7 +51,7 @@ def _pairs(pooling: int) -> dict[str, Typed]:
     }
 
 
-def _tensors() -> list[Tensor]:
+def _tensors(pooling: int) -> list[Tensor]:
     matrices = {
         **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (WIDE, WIDE)),
         "ffn_up": (WIDE, FEED_FORWARD),
@@ -61,6 +62,9 @@ def _tensors() -> list[Tensor]:
     for layer in range(LAYERS):
         tensors += [Tensor(f"blk.{layer}.{name}.weight", shape, "f32") for name, shape in matrices.items()]
         tensors += [tensor for name in ("attn_output_norm", "layer_output_norm") for tensor in _norm(f"blk.{layer}.{name}")]
+    if pooling == RANK:
+        tensors += [Tensor("cls.weight", (WIDE, WIDE), "f32"), Tensor("cls.bias", (WIDE,), "f32")]
+        tensors += [Tensor("cls.output.weight", (WIDE, 1), "f32"), Tensor("cls.output.bias", (1,), "f32")]
     return tensors
 
 

@@ -11,11 +11,11 @@ import pytest
 from services.inference.engine import engine_messages, llama_model
 from services.inference.engine.embedding_context import EmbeddingContext
 from services.inference.engine.embedding_loop import EmbeddingLoop, Pooling
-from services.inference.engine.engine_messages import EmbeddingTurn, EmbedTexts, GenerationAccepted, GenerationRefused
+from services.inference.engine.engine_messages import EmbeddingTurn, EmbedTexts, GenerationAccepted, GenerationRefused, PreparedPrompt
+from services.inference.engine.special_tokens import SpecialTokens
 from services.inference.models import model_discovery
 from shared import errors
 from shared.api.embedding import EmbeddingInput
-from shared.api.generation import ChatMessage
 from tests.services.inference.engine import bert_file
 from tests.services.inference.vector_reader import of_one_text
 
@@ -38,11 +38,13 @@ def smollm2() -> Iterator[llama_model.LlamaModel]:
         yield model
 
 
-def embed(embedder: EmbeddingContext, *inputs: EmbeddingInput, dimensions: int | None = None) -> tuple[int, list[Vector]]:
+def embed(
+    embedder: EmbeddingContext, *inputs: EmbeddingInput, dimensions: int | None = None, query: str | None = None
+) -> tuple[int, list[Vector]]:
     """How many tokens they have, and their vectors. Raises what the loop refuses them with."""
     loop, tokens = EmbeddingLoop(embedder), 0
     vectors: list[Vector] = []
-    command = EmbedTexts(1, inputs, dimensions)
+    command = EmbedTexts(1, inputs, dimensions, query)
     loop.measure(command)
     reports: list[GenerationAccepted | GenerationRefused | EmbeddingTurn] = [loop.begin(command, loop.tokenize(command))]
     while not loop.idle:
@@ -94,7 +96,10 @@ def test_text_computed_in_pieces_has_the_same_vector(smollm2: llama_model.LlamaM
 def test_tokens_are_counted_by_the_tokenizer_and_special_tokens_are_plain_text(smollm2: llama_model.LlamaModel) -> None:
     spelled = "<|im_start|>system"
     tokens, vectors = embed(smollm2.embedder, CAT, "é😀", spelled)
-    ids = [smollm2._vocabulary.tokens_of(smollm2._vocabulary.special.mark(text), context_tokens=CONTEXT) for text in (CAT, "é😀", spelled)]
+    ids = [
+        smollm2._vocabulary.tokens_of(SpecialTokens(smollm2._vocabulary.spellings).mark(text), context_tokens=CONTEXT)
+        for text in (CAT, "é😀", spelled)
+    ]
     assert tokens == sum(map(len, ids))
     assert len(ids[2]) > 2
     assert len(vectors) == 3
@@ -154,12 +159,32 @@ def test_embedding_model_refuses_prompts(tmp_path: Path) -> None:
     with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model:
         assert model.describe().only_embeds
         with pytest.raises(errors.BadRequest, match="only computes embeddings"):
-            model.prompt_tokens((ChatMessage("user", "cat"),))
+            model.prompt_tokens(PreparedPrompt("cat"))
         assert len(embed(model.embedder, "cat")[1]) == 1
 
 
-@pytest.mark.parametrize("number", [4, 77], ids=["a model that ranks", "a number that llama.cpp does not know"])
-def test_model_without_vectors_is_recognized(tmp_path: Path, number: int) -> None:
-    bert_file.write(tmp_path / "bert.gguf", pooling=number)
+def test_texts_are_ranked_by_a_query_alone_and_in_a_batch(tmp_path: Path) -> None:
+    bert_file.write(tmp_path / "bert.gguf", pooling=bert_file.RANK)
+    documents = ("cat runs fast", "dog", "cat dog " * 20)
+    with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model:
+        tokens, scores = embed(model.embedder, *documents, query="dog runs")
+        # [CLS] dog runs [SEP] document, as in llama-server
+        assert tokens == 3 * 4 + 3 + 1 + 40
+        assert model.embedder.tokens_of_pair("dog runs", "cat") == [2, 6, 7, 3, 5]
+        assert all(0 < score < 1 for (score,) in scores)
+        assert len(set(scores)) == 3
+        assert [embed(model.embedder, text, query="dog runs")[1][0] for text in documents] == [pytest.approx(it, abs=1e-5) for it in scores]
+        assert embed(model.embedder, "dog", query="cat")[1][0] != pytest.approx(scores[1], abs=1e-5)
+        with pytest.raises(errors.BadRequest, match="ranks texts and has no embeddings"):
+            embed(model.embedder, "cat")
+
+
+def test_model_for_embeddings_cannot_rank(smollm2: llama_model.LlamaModel) -> None:
+    with pytest.raises(errors.BadRequest, match="cannot rank"):
+        embed(smollm2.embedder, CAT, query=KITTEN)
+
+
+def test_model_without_vectors_is_recognized(tmp_path: Path) -> None:
+    bert_file.write(tmp_path / "bert.gguf", pooling=77)  # which llama.cpp does not know
     with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model, pytest.raises(errors.BadRequest, match="has no embeddings"):
         embed(model.embedder, "cat")

@@ -37,6 +37,9 @@ class LetterModel:
         self.counted.append(text)
         return [LETTERS.find(letter) for letter in text.strip()]
 
+    def tokens_of_pair(self, query: str, text: str) -> list[int]:
+        return self.tokens_of(query + text)
+
     def run(self, pieces: Sequence[TextPiece]) -> list[Sequence[float]]:
         self.batches.append(sum(len(piece.tokens) for piece in pieces))
         rows: list[Sequence[float]] = []

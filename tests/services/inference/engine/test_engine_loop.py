@@ -11,19 +11,19 @@ from services.inference.engine.engine_messages import (
     CancelGeneration,
     GenerationAccepted,
     GenerationRefused,
+    PreparedPrompt,
     StartGeneration,
     StepReport,
 )
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import Parameters
 from shared import errors
-from shared.api.generation import ChatMessage
 from shared.types import FinishReason
 from tests import tiers
 from tests.services.inference.engine.commands import handle
 from tests.services.inference.engine.toy_model import ToyModel
 
-MODES = [KvMode.EXACT, KvMode.FAST]
+MODES = [KvMode.EXACT, KvMode.SHARED]
 #: A seed with which the toy model answers "once upon a time" at length.
 LONG = 3
 
@@ -38,12 +38,11 @@ def generate(
     temperature: float = 0,
     seed: int = 1,
     max_tokens: int | None = None,
-    stop: tuple[str, ...] = (),
     n: int = 1,
     top_logprobs: int | None = None,
 ) -> StartGeneration:
-    parameters = Parameters(temperature, 1, 0, seed, max_tokens=max_tokens, stop=stop, n=n, top_logprobs=top_logprobs)
-    return StartGeneration(identity, (ChatMessage("user", prompt),), parameters, salt, tuple(delivered), grammar)
+    parameters = Parameters(temperature, 1, 0, seed, max_tokens=max_tokens, n=n, top_logprobs=top_logprobs)
+    return StartGeneration(identity, PreparedPrompt(prompt, grammar), parameters, salt, tuple(delivered))
 
 
 def loop(model: ToyModel) -> EngineLoop:
@@ -101,8 +100,6 @@ def test_answer_comes_token_by_token_and_ends_once(mode: KvMode) -> None:
         pytest.param(generate(1, "abcdef"), 64, "abcdef", FinishReason.STOP, id="the model's own end"),
         pytest.param(generate(1, "abcdef", max_tokens=6), 64, "abcdef", FinishReason.LENGTH, id="the last token allowed"),
         pytest.param(generate(1, "abcdef", max_tokens=1), 64, "a", FinishReason.LENGTH, id="one token"),
-        pytest.param(generate(1, "abcdef", stop=("cd",)), 64, "ab", FinishReason.STOP, id="a stop sequence"),
-        pytest.param(generate(1, "abcdef", stop=("fg",)), 64, "abcdef", FinishReason.STOP, id="half a stop sequence at the end"),
         pytest.param(generate(1, "abcdef"), 10, "abcd", FinishReason.LENGTH, id="the context is used to its last token"),
         pytest.param(generate(1, "x"), 2, "x", FinishReason.LENGTH, id="the smallest prompt in the smallest context"),
     ],
@@ -145,7 +142,7 @@ def test_finished_sequence_leaves_only_its_reusable_prefix(mode: KvMode) -> None
     [
         pytest.param(generate(2, "x" * 16), "16", id="a prompt that fills the context"),
         pytest.param(generate(2, ""), "empty", id="a prompt without tokens"),
-        pytest.param(generate(2, "refuse"), "template", id="messages that the template refuses"),
+        pytest.param(generate(2, "refuse"), "tokenizer", id="a prompt that the tokenizer refuses"),
         pytest.param(generate(2, "ab", grammar="refuse", n=3), "format", id="a grammar, found out at the last of three answers"),
         pytest.param(generate(2, "abc", delivered=b"abc\xff"), "delivered", id="an answer that was over"),
         pytest.param(generate(2, "abc", delivered=b"abc", max_tokens=3), "delivered", id="an answer that was at its limit"),
@@ -158,7 +155,7 @@ def test_invalid_request_is_refused_immediately_and_others_continue(command: Sta
     refused = handle(running, command)
     assert isinstance(refused, GenerationRefused)
     assert issubclass(errors.BY_CODE[refused.problem.code], errors.BadRequest)
-    assert (refused.problem.code == "context_length_exceeded") is (command.messages[0].content == "x" * 16)
+    assert (refused.problem.code == "context_length_exceeded") is (command.prompt.text == "x" * 16)
     assert words in refused.problem.message
     assert set(model.begun) == {(1, 0)}
     assert text(finish(running)[1]) == "abc"
@@ -281,16 +278,21 @@ def test_several_answers_differ_and_the_first_equals_a_single_one(mode: KvMode) 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_resumed_answer_continues_at_every_split(mode: KvMode) -> None:
-    """Also in the middle of a character and of a stop sequence."""
-    prompt, stop = "grüße und küsse, ENGEL, END, und mehr", ("END", "zzzz")
-    whole = alone(generate(1, prompt, stop=stop), mode=mode, context_tokens=128)
+    """Also in the middle of a character."""
+    prompt = "grüße und küsse"
+    whole = alone(generate(1, prompt), mode=mode)
     tokens = answer_text(whole)
-    assert text(whole) == "grüße und küsse, ENGEL, "
+    assert text(whole) == prompt
     for split in range(len(tokens)):
         shown = "".join(progress.text for progress in whole[:split])
-        rest = alone(generate(1, prompt, stop=stop, delivered=tokens[:split]), mode=mode, context_tokens=128)
+        rest = alone(generate(1, prompt, delivered=tokens[:split]), mode=mode)
         assert (answer_text(rest), rest[-1].finish) == (tokens[split:], FinishReason.STOP)
         assert shown + text(rest) == text(whole)
+
+
+def test_delivered_text_is_reported() -> None:
+    accepted = handle(loop(model := ToyModel()), generate(1, "grüße", delivered="grü".encode()[:-1]))
+    assert (accepted, model.begun.keys()) == (GenerationAccepted(1, 7, "gr"), {(1, 0)})
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -314,7 +316,7 @@ def test_model_gets_the_delivered_tokens() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_slot_that_cannot_be_settled_is_read_again_and_not_reported_as_cached(mode: KvMode) -> None:
+def test_part_of_a_prefix_that_cannot_be_settled_is_read_again_and_not_reported_as_cached(mode: KvMode) -> None:
     model = ToyModel(mode)
     running = loop(model)
     prompt = "x" * 20
@@ -324,7 +326,7 @@ def test_slot_that_cannot_be_settled_is_read_again_and_not_reported_as_cached(mo
     handle(running, generate(2, prompt, salt="a"))
     reports = finish(running)[2]
     assert text(reports) == prompt
-    assert reports[0].cached_tokens == 0
+    assert reports[0].cached_tokens == 19 // 2
 
 
 def test_slot_that_cannot_be_settled_is_not_shared() -> None:
@@ -404,7 +406,7 @@ def test_every_answer_equals_the_one_given_alone(
 ) -> None:
     """The toy model checks each batch; in the exact layout each slot has its own cells."""
     scale = context // 40
-    model = ToyModel(mode, context, (pool if mode is KvMode.FAST else 40 * slots) * scale, step_tokens, slots, unsettled=unsettled)
+    model = ToyModel(mode, context, (pool if mode is KvMode.SHARED else 40 * slots) * scale, step_tokens, slots, unsettled=unsettled)
     running = loop(model)
     reports: dict[int, list[AnswerProgress]] = {identity: [] for identity in range(len(arrived))}
     for now in range(3000):

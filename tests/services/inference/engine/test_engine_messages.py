@@ -6,15 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.engine import engine_messages
+from services.inference.engine.engine_messages import KvType, KvTypes, SplitMode
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import Parameters
-from services.inference.tool_calls.tool_format import ToolStyle
 from shared import errors
-from shared.api.generation import ChatMessage, Tool, ToolCall
 from shared.api.inference import TokenChance, TokenLogprob
 from shared.types import FinishReason
 
-CALL = ToolCall("call-1", "weather", '{"city": "Köln"}')
 PARAMETERS = Parameters(
     temperature=0.7,
     top_p=0.95,
@@ -32,28 +30,33 @@ PARAMETERS = Parameters(
     top_logprobs=0,
 )
 COMMANDS: list[engine_messages.Command] = [
-    engine_messages.LoadCommand("/models/a.gguf", 4, None, 2, -1),
-    engine_messages.LoadCommand("/models/a.gguf", 4, 2048, 2, 0, KvMode.EXACT, engine_messages.KvType.Q8_0, (0.25, 0.75), 1),
-    engine_messages.StartGeneration(1, (ChatMessage("user", "hällo"),), Parameters(0.0, 1.0, 0, 0)),
+    engine_messages.LoadCommand("/models/a.gguf", 4, 64, 2, -1),
+    engine_messages.LoadCommand(
+        "/models/a.gguf", 4, 2048, 2, 0, KvMode.EXACT, KvTypes(KvType.Q8_0, KvType.Q4_0), (0.25, 0.75), 1, 7, ("x=CPU",), SplitMode.ROW
+    ),
+    engine_messages.ShowTokens(("<tool_call>",)),
+    engine_messages.StartGeneration(1, engine_messages.PreparedPrompt("hällo"), Parameters(0.0, 1.0, 0, 0)),
     engine_messages.StartGeneration(
         id=2,
-        messages=(ChatMessage("assistant", "", (CALL,)), ChatMessage("tool", "21°", tool_call_id="call-1")),
+        prompt=engine_messages.PreparedPrompt(
+            "hällo", 'root ::= "ä"', ("<tool_call>",), "tools", engine_messages.ThoughtBudget(9, "<think>", ("</think>",))
+        ),
         parameters=PARAMETERS,
         salt="5a17",
         delivered=(0, 2**31 - 1),
-        grammar='root ::= "ä"',
-        tools=(Tool("weather", "of a city", '{"type": "object"}'),),
-        request="r-1",
     ),
     engine_messages.EmbedTexts(3, ("ein Text", ""), 64),
+    engine_messages.ConvertTokens(4, "ä", add_special=False),
+    engine_messages.ConvertTokens(6, "", b"\0\1\2\3"),
     engine_messages.CancelGeneration(1),
 ]
 REPORTS: list[engine_messages.Report] = [
     engine_messages.Loading(0.5),
-    engine_messages.Loaded("llama 135M", 2048, "", True, "CPU : AVX2 = 1", tool_style=ToolStyle.HERMES),
+    engine_messages.Loaded("llama 135M", 2048, "", "{{ messages }}", "CPU : AVX2 = 1", bos="<s>", eos="</s>", special=("<s>",)),
     engine_messages.LoadFailed("no memory"),
-    engine_messages.GenerationAccepted(1, 12),
+    engine_messages.GenerationAccepted(1, 12, "ä"),
     engine_messages.GenerationRefused(2, errors.BadRequest("too long", hint="shorten it").to_problem()),
+    engine_messages.ConversionResult(3, b"\xff\0"),
     engine_messages.StepReport(
         (
             engine_messages.AnswerProgress(1, (5, 6), "ab"),
@@ -63,7 +66,6 @@ REPORTS: list[engine_messages.Report] = [
                 (9,),
                 "",
                 logprobs=(TokenLogprob(TokenChance(9, b"\xc3", -0.5), (TokenChance(9, b"\xc3", -0.5), TokenChance(1, b"", -3.25))),),
-                tool_calls=(CALL,),
             ),
         ),
         0.25,

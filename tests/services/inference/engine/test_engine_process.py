@@ -13,10 +13,19 @@ import pytest
 from services.inference.engine import engine_messages, engine_process
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_loop import EngineLoop
-from services.inference.engine.engine_messages import CancelGeneration, GenerationAccepted, GenerationRefused, StartGeneration, StepReport
-from services.inference.engine.kv_slots import HashedTokens
+from services.inference.engine.engine_messages import (
+    CancelGeneration,
+    ConversionResult,
+    ConvertTokens,
+    GenerationAccepted,
+    GenerationRefused,
+    PreparedPrompt,
+    StartGeneration,
+    StepReport,
+)
+from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
-from shared.api.generation import ChatMessage, Tool
+from shared.api.inference import MAX_CONVERTED_BYTES
 from tests.services.inference.engine.test_embedding_loop import LetterModel
 from tests.services.inference.engine.toy_model import ToyModel
 
@@ -30,11 +39,18 @@ class HeldModel(ToyModel):
     tokenizing: threading.Event = field(default_factory=threading.Event)
     let_go: threading.Event = field(default_factory=threading.Event)
 
-    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = (), *, raw: bool = False) -> list[int]:
-        if messages[0].content.startswith("held"):
+    def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
+        self._hold(prompt.text)
+        return super().prompt_tokens(prompt)
+
+    def convert(self, command: ConvertTokens) -> bytes:
+        self._hold(command.prompt)
+        return super().convert(command)
+
+    def _hold(self, text: str) -> None:
+        if text.startswith("held"):
             self.tokenizing.set()
             assert self.let_go.wait(DEADLINE_SECONDS)
-        return super().prompt_tokens(messages, tools, raw=raw)
 
 
 class Worker:
@@ -75,7 +91,7 @@ def served(model: ToyModel) -> Iterator[Worker]:
 
 
 def generate(identity: int, text: str, *, max_tokens: int = 10) -> StartGeneration:
-    return StartGeneration(identity, (ChatMessage("user", text),), Parameters(0, 1, 0, 1, max_tokens=max_tokens))
+    return StartGeneration(identity, PreparedPrompt(text), Parameters(0, 1, 0, 1, max_tokens=max_tokens))
 
 
 def test_answers_continue_while_a_text_is_tokenized() -> None:
@@ -104,6 +120,27 @@ def test_request_canceled_during_tokenization_gets_no_slot() -> None:
         assert worker.until(lambda report: isinstance(report, GenerationAccepted)) == [GenerationAccepted(2, 8)]
 
 
+def test_answers_continue_while_a_text_is_converted() -> None:
+    model = HeldModel()
+    with served(model) as worker:
+        worker.send(generate(1, "abcdefgh", max_tokens=8))
+        worker.until(lambda report: isinstance(report, StepReport))
+        worker.send(ConvertTokens(2, "held"))
+        assert model.tokenizing.wait(DEADLINE_SECONDS)
+        worker.send(ConvertTokens(3, "held as well"))
+        worker.send(CancelGeneration(3))
+        seen = worker.until(lambda report: isinstance(report, StepReport) and any(one.finish for one in report.progress))
+        assert not [report for report in seen if isinstance(report, ConversionResult)]
+        model.let_go.set()
+        worker.send(ConvertTokens(4, "", b"tokens"))
+        worker.send(ConvertTokens(5, "refuse"))
+        seen = worker.until(lambda report: isinstance(report, GenerationRefused))
+        assert [report for report in seen if isinstance(report, ConversionResult)] == [
+            ConversionResult(2, b"held"),
+            ConversionResult(4, b"tokens"),
+        ]
+
+
 def test_text_that_fits_no_context_is_refused_before_tokenization() -> None:
     model = HeldModel()
     with served(model) as worker:
@@ -122,8 +159,15 @@ def test_long_texts_never_block_the_loop(letter: str) -> None:
     loop = EngineLoop(model, slots=model.slots, mode=model.mode)
     command = generate(1, text)
     tokens = HashedTokens(list(text.encode()))
+    converted = ConvertTokens(2, text)
     spent = []
-    for work in (lambda: loop.measure(command), lambda: loop.begin(command, tokens), lambda: loop.cancel(1)):
+    for work in (
+        lambda: loop.measure(command),
+        lambda: loop.begin(command, tokens),
+        lambda: loop.cancel(1),
+        lambda: engine_messages.pack(converted),
+        lambda: engine_messages.pack(ConversionResult(2, bytes(MAX_CONVERTED_BYTES))),
+    ):
         began = time.thread_time()
         work()
         spent.append(time.thread_time() - began)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.engine.kv_slots import BLOCK, HashedTokens
+from services.inference.engine.prompt_cache import BLOCK, HashedTokens
 
 
 def common(one: list[int], other: list[int], most: int = 10_000) -> int:

@@ -6,16 +6,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.inference.engine.kv_slots import WORTH_SHARING_TOKENS, HashedTokens, KvMode, SlotPlace, Slots
+from services.inference.engine.kv_slots import WORTH_SHARING_TOKENS, KvMode, SlotPlace, Slots
+from services.inference.engine.prompt_cache import HashedTokens
 from tests import tiers
 
-EXACT, FAST = KvMode.EXACT, KvMode.FAST
+EXACT, SHARED = KvMode.EXACT, KvMode.SHARED
 #: The tenant, unless a case sets one.
 SALT = "a"
 
 
-def slots(mode: KvMode, count: int = 4, capacity: int = 10_000, *, reuse: bool = True) -> Slots:
-    return Slots(count, mode, capacity=capacity, reuse=reuse)
+def slots(mode: KvMode, count: int = 4, capacity: int = 10_000, *, can_cut: bool = True) -> Slots:
+    return Slots(count, mode, capacity=capacity, can_cut=can_cut)
 
 
 def run(held: Slots, tokens: list[int], salt: str = SALT) -> SlotPlace:
@@ -74,14 +75,14 @@ def other(count: int) -> list[int]:
         pytest.param(EXACT, [upto(200)], [], upto(16) + other(9), SlotPlace(1, 16, 0), id="exact: copied, so that the rest is not lost"),
         pytest.param(EXACT, [upto(79)], [], upto(64) + other(9), SlotPlace(0, 64), id="exact: the rest is not worth a copy"),
         pytest.param(EXACT, [upto(200)], [], upto(15) + other(9), SlotPlace(1, 0), id="exact: the beginning is not worth a copy"),
-        pytest.param(FAST, [], [], upto(9), SlotPlace(0, 0), id="fast: nothing is held yet"),
-        pytest.param(FAST, [upto(100)], [], upto(150), SlotPlace(0, 100), id="fast: a slot's own prefix, where nothing else is lost"),
-        pytest.param(FAST, [upto(100)], [], upto(100), SlotPlace(0, 99), id="fast: one token is left to compute"),
-        pytest.param(FAST, [upto(100)], [], upto(85), SlotPlace(1, 84, 0), id="fast: shared, so that the rest is not lost"),
-        pytest.param(FAST, [upto(100)], [], upto(86), SlotPlace(0, 85), id="fast: the rest is not worth keeping"),
-        pytest.param(FAST, [], [upto(100)], upto(150), SlotPlace(1, 100, 0), id="fast: a busy slot's prefix is shared"),
-        pytest.param(FAST, [], [upto(1)], upto(9), SlotPlace(1, 1, 0), id="fast: one token is worth sharing"),
-        pytest.param(FAST, [], [upto(1)], upto(1), SlotPlace(1, 0), id="fast: a prompt of one token"),
+        pytest.param(SHARED, [], [], upto(9), SlotPlace(0, 0), id="pool: nothing is held yet"),
+        pytest.param(SHARED, [upto(100)], [], upto(150), SlotPlace(0, 100), id="pool: a slot's own prefix, where nothing else is lost"),
+        pytest.param(SHARED, [upto(100)], [], upto(100), SlotPlace(0, 99), id="pool: one token is left to compute"),
+        pytest.param(SHARED, [upto(100)], [], upto(85), SlotPlace(1, 84, 0), id="pool: shared, so that the rest is not lost"),
+        pytest.param(SHARED, [upto(100)], [], upto(86), SlotPlace(0, 85), id="pool: the rest is not worth keeping"),
+        pytest.param(SHARED, [], [upto(100)], upto(150), SlotPlace(1, 100, 0), id="pool: a busy slot's prefix is shared"),
+        pytest.param(SHARED, [], [upto(1)], upto(9), SlotPlace(1, 1, 0), id="pool: one token is worth sharing"),
+        pytest.param(SHARED, [], [upto(1)], upto(1), SlotPlace(1, 0), id="pool: a prompt of one token"),
     ],
 )
 def test_slot_for_a_prompt(mode: KvMode, idle: list[list[int]], busy: list[list[int]], prompt: list[int], expected: SlotPlace) -> None:
@@ -92,7 +93,7 @@ def test_slot_for_a_prompt(mode: KvMode, idle: list[list[int]], busy: list[list[
     assert held.place(HashedTokens(prompt), SALT) == expected
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_no_slot_if_all_are_busy(mode: KvMode) -> None:
     held = slots(mode, count=2)
     run(held, upto(5))
@@ -100,7 +101,7 @@ def test_no_slot_if_all_are_busy(mode: KvMode) -> None:
     assert held.place(HashedTokens(upto(9)), SALT) is None
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_only_idle_slot_is_used_whatever_it_holds(mode: KvMode) -> None:
     held = slots(mode, count=2)
     run(held, other(5))
@@ -109,7 +110,7 @@ def test_only_idle_slot_is_used_whatever_it_holds(mode: KvMode) -> None:
 
 
 def test_empty_slots_are_used_first_then_the_least_recently_used() -> None:
-    for mode in (EXACT, FAST):
+    for mode in (EXACT, SHARED):
         held = slots(mode, count=3)
         leave_in_each(held, upto(40), other(40))
         taken = [held.place(HashedTokens([seed] * 9), SALT) for seed in (1, 2, 3)]
@@ -145,7 +146,7 @@ def test_exact_layout_reuses_the_older_of_two_equal_chats() -> None:
 
 
 def test_pool_ignores_neighbors() -> None:
-    held = slots(FAST)
+    held = slots(SHARED)
     leave_in_each(held, upto(40), other(40), [3] * 40)
     run(held, [4] * 9)
     assert held.place(HashedTokens([5] * 9), SALT) == SlotPlace(0, 0)
@@ -154,7 +155,7 @@ def test_pool_ignores_neighbors() -> None:
 # --- whose tokens ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 @pytest.mark.parametrize("busy", [True, False])
 @pytest.mark.parametrize(
     ("salt", "asking"),
@@ -173,7 +174,7 @@ def test_prefix_of_another_tenant_is_never_found(salt: str, asking: str, busy: b
     assert find_place(upto(200)) == find_place(other(200)) == SlotPlace(1, 0)
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_slot_with_a_new_tenant_keeps_nothing_of_the_old_one(mode: KvMode) -> None:
     held = slots(mode, count=1)
     leave(held, upto(100), "a")
@@ -181,14 +182,13 @@ def test_slot_with_a_new_tenant_keeps_nothing_of_the_old_one(mode: KvMode) -> No
     assert held.place(HashedTokens(upto(100)), "a") == SlotPlace(0, 0)
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
-def test_model_that_cannot_be_cut_back_reuses_nothing(mode: KvMode) -> None:
-    held = slots(mode, reuse=False)
-    leave(held, upto(100))
-    assert held.place(HashedTokens(upto(150)), SALT) == SlotPlace(1, 0)
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
+def test_nobody_waits_for_a_prefix_that_cannot_be_cut_off(mode: KvMode) -> None:
+    for can_cut in (True, False):
+        assert slots(mode, can_cut=can_cut).gains(HashedTokens(upto(150)), SALT, 100) == can_cut
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_prefix_of_a_running_answer_is_reused(mode: KvMode) -> None:
     held = slots(mode)
     answered = HashedTokens(upto(100))
@@ -201,7 +201,7 @@ def test_prefix_of_a_running_answer_is_reused(mode: KvMode) -> None:
 
 
 def test_shared_cells_count_once_and_stay_while_used() -> None:
-    held = slots(FAST, capacity=300)
+    held = slots(SHARED, capacity=300)
     first, second = run(held, upto(100)).slot, run(held, upto(150)).slot
     assert held.free_cells == 150
     held.release(first, keep=0)
@@ -220,7 +220,7 @@ def test_copy_has_its_own_cells() -> None:
 
 
 def test_room_counts_idle_slots_only_if_needed() -> None:
-    held = slots(FAST, capacity=300)
+    held = slots(SHARED, capacity=300)
     leave(held, upto(100))
     run(held, other(50))
     assert held.room(150) == held.free_cells == 150
@@ -228,7 +228,7 @@ def test_room_counts_idle_slots_only_if_needed() -> None:
 
 
 def test_idle_slots_are_evicted_by_last_use_and_busy_ones_never() -> None:
-    held = slots(FAST, count=4)
+    held = slots(SHARED, count=4)
     leave_in_each(held, upto(40), other(40), [3] * 40)
     run(held, [4] * 40)
     assert [held.evict() for _ in range(4)] == [0, 1, 2, None]
@@ -236,7 +236,7 @@ def test_idle_slots_are_evicted_by_last_use_and_busy_ones_never() -> None:
 
 
 def test_use_renews_the_age() -> None:
-    held = slots(FAST, count=2)
+    held = slots(SHARED, count=2)
     leave(held, upto(40))
     leave(held, other(40))
     leave(held, upto(60))
@@ -244,9 +244,9 @@ def test_use_renews_the_age() -> None:
 
 
 def test_evicted_prefix_is_not_found() -> None:
-    held = slots(FAST)
+    held = slots(SHARED)
     slot = run(held, upto(100)).slot
-    held.empty(slot)
+    held.shorten(slot, 0)
     assert held.free_cells == 10_000
     assert held.place(HashedTokens(upto(150)), SALT) == SlotPlace(1, 0)
 
@@ -306,7 +306,7 @@ class Machine(RuleBasedStateMachine):
             cells = [Cell(cell.token, cell.salt) for cell in cells]
         assert [cell.token for cell in cells] == prompt[: place.kept], "other tokens than those of the prompt"
         assert all(cell.salt == salt != "" for cell in cells), "another tenant's tokens"
-        if self.mode is FAST:
+        if self.mode is SHARED:
             assert place.kept == longest
         else:
             assert longest - WORTH_SHARING_TOKENS - WORTH_SHARING_TOKENS < place.kept <= longest
@@ -342,7 +342,7 @@ class Machine(RuleBasedStateMachine):
     @rule(which=st.integers(0, COUNT - 1))
     def empty(self, which: int) -> None:
         slot = self.busy(which)
-        self.slots.empty(slot)
+        self.slots.shorten(slot, 0)
         self.memory[slot].cells = []
 
     @rule()
@@ -392,7 +392,7 @@ class ExactMachine(Machine):
 
 
 class FastMachine(Machine):
-    mode = FAST
+    mode = SHARED
     capacity = 2 * CONTEXT
 
 

@@ -1,25 +1,28 @@
-"""The real model in this process: behavior that only llama.cpp can show. The tests have no model with a recurrent state, which cannot be
-cut back to a prefix; the tests of the loop cover slots that cannot be settled."""
+"""The real model in this process: behavior that only llama.cpp can show."""
 
 import math
+import re
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
-from services.inference.engine import engine_messages, llama_model
+from services.inference.engine import engine_messages, llama_model, prompt_cache
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import (
     AnswerProgress,
     CancelGeneration,
     GenerationAccepted,
     GenerationRefused,
+    PreparedPrompt,
     StartGeneration,
+    ThoughtBudget,
 )
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.llama_model import LlamaModel
 from services.inference.engine.sampling import Parameters
 from services.inference.models import model_discovery
-from shared.api.generation import ChatMessage
+from services.inference.structured_output import lark
 from shared.types import FinishReason
 from tests.services.inference.engine.commands import handle
 
@@ -29,13 +32,14 @@ QUESTION = "Name three colours of the rainbow."
 #: Wanders, is held together by all that can be, and so shows each difference at once.
 WILD = Parameters(1.5, 1.0, 0, 7, max_tokens=8, repeat_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.5, min_p=0.01)
 GREEDY = Parameters(0, 1, 0, 1, max_tokens=5)
-YES_OR_NO = 'root ::= "yes" | "no"'
+YES_OR_NO = lark.grammar('"yes" | "no"')
 
 
-def opened(mode: KvMode) -> Iterator[LlamaModel]:
+def opened(mode: KvMode, slots: int = SLOTS) -> Iterator[LlamaModel]:
     # One thread: the tests share two cores, and llama.cpp's threads wait for each other by spinning.
-    load = engine_messages.LoadCommand(str(model_discovery.packaged()), SLOTS, CONTEXT, threads=1, gpu_layers=0, kv_mode=mode)
+    load = engine_messages.LoadCommand(str(model_discovery.packaged()), slots, CONTEXT, threads=1, gpu_layers=0, kv_mode=mode)
     with llama_model.opened(load, lambda _: None) as model:
+        model.show(("<|im_start|>",))
         yield model
 
 
@@ -45,15 +49,44 @@ def exact() -> Iterator[LlamaModel]:
 
 
 @pytest.fixture(scope="module")
-def fast() -> Iterator[LlamaModel]:
-    yield from opened(KvMode.FAST)
+def shared() -> Iterator[LlamaModel]:
+    yield from opened(KvMode.SHARED)
 
 
-def loop(model: LlamaModel) -> EngineLoop:
+@pytest.fixture(scope="module")
+def few() -> Iterator[LlamaModel]:
+    """A pool of so few slots that it is computed without flash attention."""
+    yield from opened(KvMode.SHARED, slots=4)
+
+
+def loop(model: LlamaModel, slots: int = SLOTS) -> EngineLoop:
     """With nothing in its slots."""
-    for slot in range(SLOTS):
+    for slot in range(slots):
         model.clear(slot)
-    return EngineLoop(model, slots=SLOTS, mode=model._mode)  # no other code needs it
+    return EngineLoop(model, slots=slots, mode=model._mode)  # no other code needs it
+
+
+@pytest.mark.parametrize("mode", list(KvMode))
+def test_a_prompt_that_lost_its_slot_is_restored_with_the_same_bits(
+    mode: KvMode, exact: LlamaModel, shared: LlamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_cache, "WORTH_SAVING_TOKENS", 16)
+    model = exact if mode is KvMode.EXACT else shared
+    loop(model)
+    running = EngineLoop(model, slots=2, mode=mode, cache_bytes=2**28)
+    questions = [QUESTION, "What is the capital of France, and how many people live there?", "Write a line about the sea in winter."]
+    first = finish(running, start_command(1, questions[0], WILD, salt="a"))[1]
+    for number in (2, 3, 4):
+        finish(running, start_command(number, f"{questions[number % 2 + 1]} {number}", GREEDY, salt=f"b{number}"))
+    again = finish(running, start_command(5, questions[0], WILD, salt="a"))[5]
+    assert first[0].cached_tokens == 0
+    assert again[0].cached_tokens > 16
+    if mode is KvMode.EXACT:
+        assert [one.token_ids for one in again] == [one.token_ids for one in first]
+    delivered = tuple(token for one in first[:3] for token in one.token_ids)
+    rest = finish(running, start_command(6, questions[0], WILD, salt="a", delivered=delivered))[6]
+    if mode is KvMode.EXACT:
+        assert [one.token_ids for one in rest] == [one.token_ids for one in first[3:]]
 
 
 def start_command(
@@ -65,9 +98,8 @@ def start_command(
     delivered: tuple[int, ...] = (),
     grammar: str = "",
 ) -> StartGeneration:
-    # With its own system message, which is shorter than the template's.
-    messages = (ChatMessage("system", "Answer."), ChatMessage("user", question))
-    return StartGeneration(identity, messages, parameters, salt, delivered, grammar)
+    chat = f"<|im_start|>system\nAnswer.<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    return StartGeneration(identity, PreparedPrompt(chat, grammar), parameters, salt, delivered)
 
 
 def finish(running: EngineLoop, *commands: StartGeneration) -> dict[int, list[AnswerProgress]]:
@@ -127,46 +159,49 @@ def test_sequences_with_the_same_parameters_are_independent(exact: LlamaModel) -
 
 def test_exact_layout_gives_the_same_answer_with_a_cached_prefix(exact: LlamaModel) -> None:
     """Own, and copied from a slot that is busy."""
-    long = start_command(
-        1, QUESTION + " Begin with the one that is nearest to the sky, and say why, in your own words." * 3, WILD, salt="a"
-    )
+    question = QUESTION + " Begin with the one that is nearest to the sky, and say why, in your own words." * 3
+    long = start_command(1, question, WILD, salt="a")
     running = loop(exact)
     first = finish(running, long)[1]
     again = finish(running, long)[1]
     # Another sequence holds this slot when the next one starts.
-    handle(running, start_command(2, long.messages[1].content, changed(WILD, seed=9), salt="a"))
+    handle(running, start_command(2, question, changed(WILD, seed=9), salt="a"))
     for _ in range(5):
         running.step()
     handle(running, long)
     reports: list[AnswerProgress] = []
     while (step := running.step()) is not None:
         reports += [progress for progress in step.progress if progress.id == 1]
-    prompt = exact.prompt_tokens(long.messages)
+    prompt = exact.prompt_tokens(long.prompt)
     assert [one[0].cached_tokens for one in (first, again, reports)] == [0, len(prompt) - 1, len(prompt) - 1]
     assert tokens(first) == tokens(again) == tokens(reports)
 
 
-def test_several_answers_differ_and_the_first_equals_a_single_one(fast: LlamaModel) -> None:
-    alone = tokens(answer(fast, start_command(parameters=changed(WILD, max_tokens=6))))
-    reports = answer(fast, start_command(parameters=changed(WILD, max_tokens=6, n=3), salt="a"))
+def test_several_answers_differ_and_the_first_equals_a_single_one(shared: LlamaModel) -> None:
+    alone = tokens(answer(shared, start_command(parameters=changed(WILD, max_tokens=6))))
+    reports = answer(shared, start_command(parameters=changed(WILD, max_tokens=6, n=3), salt="a"))
     answers = [tokens(reports, number) for number in range(3)]
     assert answers[0] == alone
     assert len(set(answers)) == 3
-    prompt = len(fast.prompt_tokens(start_command().messages))
+    prompt = len(shared.prompt_tokens(start_command().prompt))
     assert [next(one.cached_tokens for one in reports if one.answer == number) for number in range(3)] == [0, prompt - 1, prompt - 1]
 
 
 # --- what is shared -----------------------------------------------------------------------------------------------------------------
 
 
-def test_pool_shares_a_prefix_with_a_busy_slot_but_not_across_tenants(fast: LlamaModel) -> None:
-    expected = text(answer(fast, start_command()))
-    running = loop(fast)
+@pytest.mark.parametrize(("fixture", "slots"), [("shared", SLOTS), ("few", 4)])
+def test_pool_shares_a_prefix_with_a_busy_slot_but_not_across_tenants(
+    fixture: str, slots: int, exact: LlamaModel, request: pytest.FixtureRequest
+) -> None:
+    model: LlamaModel = request.getfixturevalue(fixture)
+    expected = text(answer(exact, start_command()))
+    running = loop(model, slots)
     handle(running, start_command(9, parameters=changed(GREEDY, max_tokens=60, ignore_eos=True), salt="a"))
     running.step()
     reports = finish_besides(running, start_command(1, salt="a"), start_command(2, salt="b"), start_command(3))
     handle(running, CancelGeneration(9))
-    assert [reports[identity][0].cached_tokens for identity in (1, 2, 3)] == [len(fast.prompt_tokens(start_command().messages)) - 1, 0, 0]
+    assert [reports[identity][0].cached_tokens for identity in (1, 2, 3)] == [len(model.prompt_tokens(start_command().prompt)) - 1, 0, 0]
     assert [text(reports[identity]) for identity in (1, 2, 3)] == [expected] * 3
 
 
@@ -188,28 +223,64 @@ def finish_besides(running: EngineLoop, *commands: StartGeneration) -> dict[int,
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
 @pytest.mark.parametrize("ignore_eos", [False, True])
-def test_answer_follows_its_grammar_and_ends_with_it(fast: LlamaModel, temperature: float, ignore_eos: bool) -> None:
+def test_answer_follows_its_grammar_and_ends_with_it(shared: LlamaModel, temperature: float, ignore_eos: bool) -> None:
     parameters = changed(GREEDY, temperature=temperature, ignore_eos=ignore_eos, repeat_penalty=1.1)
-    reports = answer(fast, start_command(parameters=parameters, grammar=YES_OR_NO))
+    reports = answer(shared, start_command(parameters=parameters, grammar=YES_OR_NO))
     assert (text(reports) in ("yes", "no"), reports[-1].finish) == (True, FinishReason.STOP)
 
 
-def test_grammar_without_a_possible_token_ends_the_answer(fast: LlamaModel) -> None:
-    reports = answer(fast, start_command(grammar="root ::= [^\\x00-\\U0010FFFF]"))
-    assert (text(reports), reports[-1].finish) == ("", FinishReason.STOP)
+def test_grammar_that_exceeds_a_limit_in_the_middle_ends_the_answer_as_cut(shared: LlamaModel) -> None:
+    costly = lark.grammar('"Sure" x', "x: a{0,1000}", 'a: b{0,1000} | "q" a', 'b: c{0,1000} | "r" b', 'c: /[a-z ]/ | "u" c')
+    reports = answer(shared, start_command(parameters=changed(GREEDY, max_tokens=40), grammar=costly))
+    assert (reports[-1].finish, reports[-1].token_ids) == (FinishReason.LENGTH, ())
+    assert 0 < len(tokens(reports)) < 40
 
 
-def test_grammar_continues_after_delivered_tokens(fast: LlamaModel) -> None:
-    grammar = 'root ::= "one two three"'
-    whole = tokens(answer(fast, start_command(grammar=grammar)))
+def test_shown_special_token_is_text_in_answers_and_grammars(shared: LlamaModel) -> None:
+    (shown,) = shared._vocabulary.shown_tokens  # no other code needs it
+    assert shared.piece(shown) == b"<|im_start|>"
+    reports = answer(
+        shared, start_command(grammar=lark.grammar('"a<|im_start|>b"'), parameters=changed(GREEDY, logit_bias=((shown, 100.0),)))
+    )
+    assert (text(reports), tokens(reports)[1]) == ("a<|im_start|>b", shown)
+
+
+@pytest.mark.parametrize("trigger", ["Sure", "S(ur)", "!(x)|Su"])
+def test_grammar_begins_at_its_trigger(shared: LlamaModel, trigger: str) -> None:
+    """Before it, nothing is constrained; in this answer, it begins in the middle of a token."""
+    free = text(answer(shared, start_command()))
+    word = free.split()[1]
+    command = start_command(parameters=changed(GREEDY, max_tokens=20))
+    prompt = msgspec.structs.replace(command.prompt, grammar=lark.grammar(f'"{word[1:]}" /=[0-9]+;/'), triggers=(f"{word[0]}({word[1:]})",))
+    reports = answer(shared, msgspec.structs.replace(command, prompt=prompt))
+    before, found, behind = text(reports).partition(word)
+    assert free.startswith(before + found)
+    assert re.fullmatch(r"=[0-9]+;?", behind)
+    assert reports[-1].finish is (FinishReason.STOP if behind.endswith(";") else FinishReason.LENGTH)
+
+
+def test_thoughts_are_closed_at_their_budget(shared: LlamaModel) -> None:
+    command = start_command(parameters=changed(GREEDY, max_tokens=20))
+    free = tokens(answer(shared, command))
+    limited = msgspec.structs.replace(command, prompt=msgspec.structs.replace(command.prompt, budget=ThoughtBudget(3, "", ("</think>",))))
+    reports = answer(shared, limited)
+    assert tokens(reports)[:3] == free[:3]
+    assert text(reports).startswith("".join(one.text for one in reports[:3]) + "</think>")
+    rest = answer(shared, msgspec.structs.replace(limited, delivered=tokens(reports)[:5]))
+    assert tokens(rest) == tokens(reports)[5:]
+
+
+def test_grammar_continues_after_delivered_tokens(shared: LlamaModel) -> None:
+    grammar = lark.grammar('"one two three"')
+    whole = tokens(answer(shared, start_command(grammar=grammar)))
     for split in (1, len(whole) - 1):
-        assert tokens(answer(fast, start_command(grammar=grammar, delivered=whole[:split]))) == whole[split:]
+        assert tokens(answer(shared, start_command(grammar=grammar, delivered=whole[:split]))) == whole[split:]
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1.0])
-def test_top_tokens_are_sorted_with_their_probabilities(fast: LlamaModel, temperature: float) -> None:
+def test_top_tokens_are_sorted_with_their_probabilities(shared: LlamaModel, temperature: float) -> None:
     parameters = changed(GREEDY, temperature=temperature, top_logprobs=20, max_tokens=4)
-    for progress in answer(fast, start_command(parameters=parameters)):
+    for progress in answer(shared, start_command(parameters=parameters)):
         (one,) = progress.logprobs
         chances = [chance.logprob for chance in one.top]
         assert len({chance.token_id for chance in one.top}) == 20
@@ -220,45 +291,45 @@ def test_top_tokens_are_sorted_with_their_probabilities(fast: LlamaModel, temper
         assert one.drawn.logprob <= chances[0]
 
 
-def test_greedy_token_is_the_most_likely(fast: LlamaModel) -> None:
-    for progress in answer(fast, start_command(parameters=changed(GREEDY, top_logprobs=1))):
+def test_greedy_token_is_the_most_likely(shared: LlamaModel) -> None:
+    for progress in answer(shared, start_command(parameters=changed(GREEDY, top_logprobs=1))):
         (one,) = progress.logprobs
         assert one.top == (one.drawn,)
-        assert one.drawn.piece == fast.piece(one.drawn.token_id)
+        assert one.drawn.piece == shared.piece(one.drawn.token_id)
 
 
-def test_log_probabilities_of_drawn_tokens_only(fast: LlamaModel) -> None:
+def test_log_probabilities_of_drawn_tokens_only(shared: LlamaModel) -> None:
     parameters = changed(WILD, top_logprobs=0, max_tokens=4)
-    reports = answer(fast, start_command(parameters=parameters))
+    reports = answer(shared, start_command(parameters=parameters))
     assert [one.drawn.token_id for progress in reports for one in progress.logprobs] == list(tokens(reports))
     assert all(one.top == () for progress in reports for one in progress.logprobs)
-    assert tokens(reports) == tokens(answer(fast, start_command(parameters=changed(parameters, top_logprobs=None))))
+    assert tokens(reports) == tokens(answer(shared, start_command(parameters=changed(parameters, top_logprobs=None))))
 
 
-def test_bias_forces_or_bans_a_token(fast: LlamaModel) -> None:
-    free = tokens(answer(fast, start_command()))
+def test_bias_forces_or_bans_a_token(shared: LlamaModel) -> None:
+    free = tokens(answer(shared, start_command()))
     forced = free[3]
-    assert set(tokens(answer(fast, start_command(parameters=changed(GREEDY, logit_bias=((forced, 100.0),)))))) == {forced}
+    assert set(tokens(answer(shared, start_command(parameters=changed(GREEDY, logit_bias=((forced, 100.0),)))))) == {forced}
     banned = tuple((token, -100.0) for token in set(free))
-    assert not set(tokens(answer(fast, start_command(parameters=changed(GREEDY, logit_bias=banned))))) & set(free)
+    assert not set(tokens(answer(shared, start_command(parameters=changed(GREEDY, logit_bias=banned))))) & set(free)
 
 
-def test_each_penalty_prevents_repetition(fast: LlamaModel) -> None:
-    liked = tokens(answer(fast, start_command()))[1]
+def test_each_penalty_prevents_repetition(shared: LlamaModel) -> None:
+    liked = tokens(answer(shared, start_command()))[1]
     parameters = changed(GREEDY, logit_bias=((liked, 8.0),))
     counts = [
-        tokens(answer(fast, start_command(parameters=changed(parameters, **penalty)))).count(liked)
+        tokens(answer(shared, start_command(parameters=changed(parameters, **penalty)))).count(liked)
         for penalty in ({}, {"repeat_penalty": 2.0}, {"frequency_penalty": 2.0}, {"presence_penalty": 2.0})
     ]
     assert counts[0] > 1
     assert all(count < counts[0] for count in counts[1:])
 
 
-def test_ignore_eos_continues_after_the_end_token(fast: LlamaModel) -> None:
-    ends = [(token, 100.0) for token in sorted(fast._vocabulary.end_tokens)]  # to make it want nothing else
+def test_ignore_eos_continues_after_the_end_token(shared: LlamaModel) -> None:
+    ends = [(token, 100.0) for token in sorted(shared._vocabulary.end_tokens)]  # to make it want nothing else
     wants_to_end = changed(GREEDY, logit_bias=tuple(ends))
-    assert (tokens(ended := answer(fast, start_command(parameters=wants_to_end))), ended[-1].finish) == ((), FinishReason.STOP)
-    goes_on = answer(fast, start_command(parameters=changed(wants_to_end, ignore_eos=True)))
+    assert (tokens(ended := answer(shared, start_command(parameters=wants_to_end))), ended[-1].finish) == ((), FinishReason.STOP)
+    goes_on = answer(shared, start_command(parameters=changed(wants_to_end, ignore_eos=True)))
     assert (len(tokens(goes_on)), goes_on[-1].finish) == (5, FinishReason.LENGTH)
 
 
@@ -273,10 +344,10 @@ def test_ignore_eos_continues_after_the_end_token(fast: LlamaModel) -> None:
         pytest.param(changed(WILD, max_tokens=2**63 - 1, stop=("e", " ", "a", "\n")), id="more tokens than 32 bits can say"),
     ],
 )
-def test_extreme_parameters_give_an_answer(fast: LlamaModel, parameters: Parameters) -> None:
-    reports = answer(fast, start_command(parameters=parameters))
+def test_extreme_parameters_give_an_answer(shared: LlamaModel, parameters: Parameters) -> None:
+    reports = answer(shared, start_command(parameters=parameters))
     assert reports[-1].finish is not None
-    assert tokens(reports) == tokens(answer(fast, start_command(parameters=parameters)))
+    assert tokens(reports) == tokens(answer(shared, start_command(parameters=parameters)))
 
 
 # --- what cannot be taken -----------------------------------------------------------------------------------------------------------
@@ -294,34 +365,16 @@ def test_extreme_parameters_give_an_answer(fast: LlamaModel, parameters: Paramet
         pytest.param(
             start_command(delivered=(100,), grammar=YES_OR_NO), "delivered", id="a delivered token that the grammar does not allow"
         ),
-        pytest.param(start_command(grammar="root ::= ("), "format", id="half a grammar"),
-        pytest.param(start_command(grammar="other ::= [a]"), "format", id="a grammar without its root"),
+        pytest.param(start_command(grammar=lark.grammar("(")), "format", id="half a grammar"),
+        pytest.param(start_command(grammar=lark.grammar("x", "x: x")), "no answer fits", id="a grammar that no answer fits"),
+        pytest.param(start_command(delivered=(0,), grammar=YES_OR_NO), "delivered", id="an end before the answer fits its grammar"),
         pytest.param(start_command(question="word " * CONTEXT * SLOTS), "tokens", id="a prompt that is too long"),
     ],
 )
-def test_values_that_would_crash_llama_cpp_are_refused(fast: LlamaModel, command: StartGeneration, words: str) -> None:
-    running = loop(fast)
+def test_values_that_would_crash_llama_cpp_are_refused(shared: LlamaModel, command: StartGeneration, words: str) -> None:
+    running = loop(shared)
     refused = handle(running, command)
     assert isinstance(refused, GenerationRefused)
     assert refused.problem.code == ("context_length_exceeded" if words == "tokens" else "bad_request")
     assert words in refused.problem.message
     assert running.idle
-
-
-def test_raw_text_is_tokenized_as_is_and_continued(fast: LlamaModel) -> None:
-    text = "Once upon a time, there was a little"
-    raw = fast.prompt_tokens((ChatMessage("user", text),), raw=True)
-    pieces = b"".join(fast.piece(token) or b"" for token in raw)
-    assert pieces.decode() == text
-    assert len(raw) < len(fast.prompt_tokens((ChatMessage("user", text),)))
-    # Callers who write the whole prompt may write the template's own tokens: the chat and its text are then the same.
-    chat = "<|im_start|>system\nAnswer.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    messages = (ChatMessage("system", "Answer."), ChatMessage("user", "Hi"))
-    assert fast.prompt_tokens((ChatMessage("user", chat),), raw=True) == fast.prompt_tokens(messages)
-
-
-def test_raw_command_reaches_the_model_as_raw(fast: LlamaModel) -> None:
-    text = "Once upon a time, there was a little"
-    reply = handle(loop(fast), StartGeneration(1, (ChatMessage("user", text),), GREEDY, raw=True))
-    assert isinstance(reply, GenerationAccepted)
-    assert reply.prompt_tokens == len(fast.prompt_tokens((ChatMessage("user", text),), raw=True))

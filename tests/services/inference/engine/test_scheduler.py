@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.engine import sequence
-from services.inference.engine.kv_slots import HashedTokens, KvMode, Slots
+from services.inference.engine.kv_slots import KvMode, Slots
+from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import LEAST_TOKENS, Feed, PrefillBudget, Scheduler, StepPlan
 from tests import tiers
 
-EXACT, FAST = KvMode.EXACT, KvMode.FAST
+EXACT, SHARED = KvMode.EXACT, KvMode.SHARED
 PARAMETERS = Parameters(temperature=0, top_p=1, top_k=0, seed=0)
 CONTEXT = 4096
 
@@ -30,7 +31,7 @@ def make(identity: int, prompt: int, *, length: int = 3, answer: int = 0, salt: 
 class Run:
     """Follow the scheduler's plans with a model that answers 0, 1, 2 and so on, and check that they make sense."""
 
-    mode: KvMode = FAST
+    mode: KvMode = SHARED
     count: int = 4
     capacity: int = 10_000
     most: int = 8
@@ -103,7 +104,7 @@ class Run:
 # --- what a step is made of -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_prompts_are_read_beside_answers(mode: KvMode) -> None:
     run = Run(mode)
     run.submit(make(1, 2, length=9))
@@ -118,7 +119,7 @@ def test_prompts_are_read_beside_answers(mode: KvMode) -> None:
     ]
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_long_prompt_delays_no_answer_and_progresses_in_every_step(mode: KvMode) -> None:
     run = Run(mode)
     run.submit(make(1, 3, length=200), make(2, 3, length=200))
@@ -135,7 +136,7 @@ def test_long_prompt_delays_no_answer_and_progresses_in_every_step(mode: KvMode)
     assert run.step().read == 0, "it was read in the meantime"
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_prompts_are_read_in_order_of_arrival(mode: KvMode) -> None:
     run = Run(mode)
     run.submit(make(1, 20), make(2, 20))
@@ -143,7 +144,7 @@ def test_prompts_are_read_in_order_of_arrival(mode: KvMode) -> None:
     assert order == sorted(order)
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_delivered_tokens_are_read_with_the_prompt(mode: KvMode) -> None:
     run = Run(mode)
     run.submit(make(1, 5, length=9, delivered=3))
@@ -163,7 +164,7 @@ def steps_until_read(run: Run, one: sequence.Sequence) -> int:
     return steps
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 @pytest.mark.parametrize("read_before", [0, 400, 3000])
 def test_short_prompt_beside_a_long_one_starts_within_four_steps(mode: KvMode, read_before: int) -> None:
     run = Run(mode)
@@ -175,7 +176,7 @@ def test_short_prompt_beside_a_long_one_starts_within_four_steps(mode: KvMode, r
     assert steps_until_read(run, short) <= 4
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_steady_short_prompts_delay_a_long_one_by_a_fifth_at_most(mode: KvMode) -> None:
     def steps(*, flow: bool) -> tuple[int, int]:
         """Until the long one is read, and how many short ones came meanwhile."""
@@ -242,7 +243,7 @@ def test_no_prompt_loses_more_than_a_fifth_to_later_ones(most: int, count: int, 
 # --- who gets a slot -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_first_request_gets_the_free_slot(mode: KvMode) -> None:
     run = Run(mode, count=2)
     run.submit(*(make(identity, 5, length=identity) for identity in (3, 1, 2, 4)))
@@ -251,7 +252,7 @@ def test_first_request_gets_the_free_slot(mode: KvMode) -> None:
     assert [identity for _, identity in run.events] == [3, 1, 2, 4]
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_further_answers_wait_for_the_prompt_and_share_it(mode: KvMode) -> None:
     run = Run(mode)
     run.submit(*(make(1, 200, answer=answer, salt="a", length=20) for answer in range(4)))
@@ -276,7 +277,7 @@ def read_of(run: Run) -> int:
     return read
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_shared_document_of_simultaneous_chats_is_read_once(mode: KvMode) -> None:
     run = Run(mode)
     run.submit(*(with_page(identity) for identity in (1, 2, 3, 4)))
@@ -284,7 +285,7 @@ def test_shared_document_of_simultaneous_chats_is_read_once(mode: KvMode) -> Non
     assert [one.cached for one in run.positions] == [0, 100, 100, 100]
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_prompts_do_not_wait_for_other_tenants_or_short_prefixes(mode: KvMode) -> None:
     run = Run(mode)
     run.submit(with_page(1, salt="a"), with_page(2, salt="b"), with_page(3, salt=""), with_page(4, page=10, salt="a"))
@@ -292,7 +293,7 @@ def test_prompts_do_not_wait_for_other_tenants_or_short_prefixes(mode: KvMode) -
     assert [one.id for one in run.positions] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_prompt_waiting_for_a_shared_prefix_blocks_no_other(mode: KvMode) -> None:
     run = Run(mode)
     run.submit(with_page(1), with_page(2), make(3, 5))
@@ -300,7 +301,7 @@ def test_prompt_waiting_for_a_shared_prefix_blocks_no_other(mode: KvMode) -> Non
     assert [one.id for one in run.positions] == [1, 3]
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_prompt_waiting_for_a_canceled_one_starts_itself(mode: KvMode) -> None:
     run = Run(mode)
     run.submit(with_page(1), with_page(2), with_page(3))
@@ -313,7 +314,7 @@ def test_prompt_waiting_for_a_canceled_one_starts_itself(mode: KvMode) -> None:
 
 
 def test_sequence_that_would_be_preempted_immediately_is_not_admitted() -> None:
-    run = Run(FAST, capacity=100)
+    run = Run(SHARED, capacity=100)
     run.submit(make(1, 60, length=30), make(2, 60), make(3, 5))
     while not run.scheduler.idle:
         run.step()
@@ -324,7 +325,7 @@ def test_sequence_that_would_be_preempted_immediately_is_not_admitted() -> None:
 
 
 def test_youngest_sequence_is_preempted_and_resumes_first() -> None:
-    run = Run(FAST, capacity=100)
+    run = Run(SHARED, capacity=100)
     run.submit(*(make(identity, 20, length=50, salt=str(identity)) for identity in (1, 2, 3, 4)))
     while not run.scheduler.idle:
         run.step()
@@ -339,7 +340,7 @@ def test_youngest_sequence_is_preempted_and_resumes_first() -> None:
 
 
 def test_preempted_sequence_is_read_again_with_its_answer() -> None:
-    run = Run(FAST, capacity=40, most=64)
+    run = Run(SHARED, capacity=40, most=64)
     old, young = make(1, 10, length=25), make(2, 10, length=25)
     run.submit(old, young)
     length = 0
@@ -357,7 +358,7 @@ def test_preempted_sequence_is_read_again_with_its_answer() -> None:
 # --- cancel ------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_cancel_frees_the_slot_for_the_next_sequence(mode: KvMode) -> None:
     run = Run(mode, count=1)
     run.submit(make(1, 20), make(2, 2))
@@ -366,7 +367,7 @@ def test_cancel_frees_the_slot_for_the_next_sequence(mode: KvMode) -> None:
     assert run.shape() == [(2, 0, 2)]
 
 
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 def test_cancel_removes_all_answers_of_a_request(mode: KvMode) -> None:
     run = Run(mode, count=2)
     run.submit(*(make(1, 2, answer=answer) for answer in range(4)), make(2, 2))
@@ -411,7 +412,7 @@ LONGEST = 40 + 20
 
 @settings(max_examples=tiers.volume(100), deadline=None)
 @given(
-    mode=st.sampled_from([EXACT, FAST]),
+    mode=st.sampled_from([EXACT, SHARED]),
     count=st.integers(1, 5),
     pool=st.integers(LONGEST, 4 * LONGEST),
     most=st.integers(LEAST_TOKENS, 20),
@@ -419,7 +420,7 @@ LONGEST = 40 + 20
 )
 def test_every_position_is_computed_once_and_in_order(mode: KvMode, count: int, pool: int, most: int, coming: list[Arrival]) -> None:
     """Whatever the memory is, as long as one sequence fits. `Run` checks every step."""
-    run = Run(mode, count, pool if mode is FAST else count * LONGEST, most)
+    run = Run(mode, count, pool if mode is SHARED else count * LONGEST, most)
     sequences = {
         identity: [
             make(identity, one.prompt, length=one.length, answer=answer, salt=one.salt, delivered=one.delivered) for answer in range(one.n)
@@ -470,7 +471,7 @@ def step_seconds(mode: KvMode, prompts: list[list[int]]) -> list[float]:
 
 
 @pytest.mark.nightly("clock")
-@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
 @pytest.mark.parametrize("shared", [0, 10_000, 19_800])
 def test_admission_of_64_prompts_of_20_000_tokens_takes_at_most_5_ms_per_step(mode: KvMode, shared: int) -> None:
     """It took 0.3 to 1.6 s when tokens were compared and cells counted one by one."""

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.engine import sequence
-from services.inference.engine.kv_slots import HashedTokens
-from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
+from services.inference.engine.prompt_cache import HashedTokens
+from services.inference.engine.sampling import Parameters
 from services.inference.engine.sequence import AppendedToken
 from shared import errors
 from shared.types import FinishReason
@@ -12,12 +12,12 @@ from shared.types import FinishReason
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
 
-def start(prompt: int = 4, context: int = 16, max_tokens: int | None = None, stop: tuple[str, ...] = ()) -> sequence.Sequence:
-    parameters = Parameters(temperature=0, top_p=1, top_k=0, seed=0, max_tokens=max_tokens, stop=stop)
+def start(prompt: int = 4, context: int = 16, max_tokens: int | None = None) -> sequence.Sequence:
+    parameters = Parameters(temperature=0, top_p=1, top_k=0, seed=0, max_tokens=max_tokens)
     return sequence.start(1, 0, HashedTokens(list(range(prompt))), parameters, context_tokens=context)
 
 
-def replayed(pieces: list[bytes], **start_with: int | tuple[str, ...] | None) -> sequence.Sequence:
+def replayed(pieces: list[bytes], **start_with: int | None) -> sequence.Sequence:
     running = start(**start_with)  # type: ignore[arg-type]  # named as they are there
     for token, piece in enumerate(pieces):
         running.replay(token, piece)
@@ -36,25 +36,16 @@ def test_tokens_continue_until_the_model_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_tokens", "stop", "pieces", "text", "finish"),
+    ("max_tokens", "pieces", "text", "finish"),
     [
-        pytest.param(2, ("END",), [b"x", b" EN"], "x EN", LENGTH, id="what was held back is shown at the limit"),
-        pytest.param(None, ("END",), [b"x EN", None], "x EN", STOP, id="what was held back is shown at the model's end"),
-        pytest.param(None, ("END",), [b"x E", b"ND and more"], "x ", STOP, id="a stop sequence over two tokens"),
-        pytest.param(None, ("END",), [b"x ", b"E", b"N", b"D"], "x ", STOP, id="a stop sequence over four tokens"),
-        pytest.param(None, ("\n\n", "x"), [b"a\n", b"bx"], "a\nb", STOP, id="the second of two"),
-        pytest.param(1, ("x",), [b"ax"], "a", STOP, id="a stop sequence in the last token allowed is a stop"),
-        pytest.param(None, ("ä",), [b"a\xc3", b"\xa4b"], "a", STOP, id="a stop sequence cut within a character"),
-        pytest.param(3, (), [b"\xf0", b"\x9f", b"\x98"], "", LENGTH, id="a character that is never complete is no text"),
-        pytest.param(4, (), [b"\xf0", b"\x9f", b"\x98", b"\x80"], "😀", LENGTH, id="a character over four tokens"),
-        pytest.param(2, (), [b"\xff", b"a"], "�a", LENGTH, id="what is no character at all"),
-        pytest.param(2, (), [b"", b"a"], "a", LENGTH, id="a token without bytes counts"),
+        pytest.param(3, [b"\xf0", b"\x9f", b"\x98"], "", LENGTH, id="a character that is never complete is no text"),
+        pytest.param(4, [b"\xf0", b"\x9f", b"\x98", b"\x80"], "😀", LENGTH, id="a character over four tokens"),
+        pytest.param(2, [b"\xff", b"a"], "�a", LENGTH, id="what is no character at all"),
+        pytest.param(2, [b"", b"a"], "a", LENGTH, id="a token without bytes counts"),
     ],
 )
-def test_finish_reason_and_visible_text(
-    max_tokens: int | None, stop: tuple[str, ...], pieces: list[bytes | None], text: str, finish: FinishReason
-) -> None:
-    running = start(max_tokens=max_tokens, stop=stop)
+def test_finish_reason_and_visible_text(max_tokens: int | None, pieces: list[bytes | None], text: str, finish: FinishReason) -> None:
+    running = start(max_tokens=max_tokens)
     taken = [running.append_token(token, piece) for token, piece in enumerate(pieces)]
     assert "".join(one.text for one in taken) == text
     assert [one.finish for one in taken] == [None] * (len(pieces) - 1) + [finish]
@@ -77,7 +68,7 @@ def test_text_does_not_depend_on_token_boundaries(text: str, size: int) -> None:
     ("prompt", "context", "requested", "limit"),
     [
         pytest.param(4, 16, None, 12, id="what fits, without a wish"),
-        pytest.param(4, 4096, None, DEFAULT_MAX_TOKENS, id="the default, when more fits"),
+        pytest.param(4, 65_536, None, 65_532, id="all of it"),
         pytest.param(4, 16, 3, 3, id="the wish"),
         pytest.param(4, 16, 16, 12, id="what fits, of a larger wish"),
         pytest.param(4, 16, 2**63 - 1, 12, id="what fits, of the largest wish"),
@@ -107,14 +98,6 @@ def test_delivered_tokens_count_toward_the_limit() -> None:
     assert running.tokens == [0, 1, 2, 3, 0, 1, 7]
 
 
-def test_text_held_back_from_delivered_tokens_is_shown_later() -> None:
-    assert replayed([b"x E"], stop=("END",)).append_token(7, b"s") == AppendedToken((7,), "Es")
-
-
-def test_stop_sequence_may_start_in_delivered_tokens() -> None:
-    assert replayed([b"x E"], stop=("END",)).append_token(7, b"ND") == AppendedToken((7,), "", STOP)
-
-
 def test_character_may_start_in_delivered_tokens() -> None:
     assert replayed([b"h\xc3"]).append_token(7, b"\xa4") == AppendedToken((7,), "ä")
 
@@ -124,12 +107,10 @@ def test_character_may_start_in_delivered_tokens() -> None:
     [
         pytest.param([b"a", b"b"], b"c", id="at its limit"),
         pytest.param([b"a"], None, id="with the model's end"),
-        pytest.param([b"a"], b"xEND", id="with a stop sequence"),
-        pytest.param([b"E"], b"ND", id="with a stop sequence over two tokens"),
     ],
 )
 def test_complete_answer_is_refused(pieces: list[bytes], over: bytes | None) -> None:
-    running = replayed(pieces, max_tokens=3, stop=("END",))
+    running = replayed(pieces, max_tokens=3)
     with pytest.raises(errors.BadRequest, match=r"^delivered: ") as refused:
         running.replay(9, over)
     assert refused.value.hint
@@ -138,21 +119,20 @@ def test_complete_answer_is_refused(pieces: list[bytes], over: bytes | None) -> 
 @given(
     st.text("abEND\näß😀", min_size=1, max_size=20),
     st.integers(1, 3),
-    st.sampled_from([(), ("END",), ("a", "ND\n")]),
     st.integers(1, 25),
     st.data(),
 )
-def test_replayed_tokens_give_the_same_state(text: str, size: int, stop: tuple[str, ...], limit: int, data: st.DataObject) -> None:
+def test_replayed_tokens_give_the_same_state(text: str, size: int, limit: int, data: st.DataObject) -> None:
     raw = text.encode()
     pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
-    whole = start(context=4096, max_tokens=limit, stop=stop)
+    whole = start(context=4096, max_tokens=limit)
     taken: list[AppendedToken] = []
     for token, piece in enumerate([*pieces, None]):
         taken.append(whole.append_token(token, piece))
         if taken[-1].finish is not None:
             break
     split = data.draw(st.integers(0, len(taken) - 1))
-    resumed = replayed(pieces[:split], context=4096, max_tokens=limit, stop=stop)
+    resumed = replayed(pieces[:split], context=4096, max_tokens=limit)
     assert [resumed.append_token(token, ([*pieces, None])[token]) for token in range(split, len(taken))] == taken[split:]
     assert resumed.tokens == whole.tokens
 

@@ -8,13 +8,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from services.inference.engine.engine_messages import ConvertTokens, PreparedPrompt
 from services.inference.engine.kv_slots import KvMode, SlotPlace
 from services.inference.engine.sampling import Parameters, mix
 from services.inference.engine.scheduler import Feed
 from services.inference.engine.sequence import DrawnToken
-from services.inference.tool_calls.tool_format import ToolStyle
 from shared import errors
-from shared.api.generation import ChatMessage, Tool
 from shared.api.inference import TokenChance, TokenLogprob
 
 #: Ends an answer; no byte of any UTF-8 text.
@@ -36,13 +35,12 @@ class ToyModel:
     """A token is a byte. At temperature 0 it says the prompt again; otherwise each letter follows from all the tokens in its
     slot and from (seed, position), so that a wrong memory or a wrong randomness changes what it says."""
 
-    mode: KvMode = KvMode.FAST
+    mode: KvMode = KvMode.SHARED
     context_tokens: int = 64
     pool_tokens: int = 256
     step_tokens: int = 8
     slots: int = 4
-    can_reuse: bool = True
-    tool_style: ToolStyle | None = None
+    can_cut: bool = True
     longest_token_bytes: int = 4
     decode_seconds: float = 0.0
     #: What one batch takes.
@@ -50,7 +48,10 @@ class ToyModel:
     crash: bool = False
     #: How many more times a slot cannot be brought to hold what it should.
     unsettled: int = 0
+    saves: int = 0
+    restored: int = 0
     memory: dict[int, list[Cell]] = field(default_factory=dict)
+    shown: tuple[str, ...] | None = None
     #: Sequences that were begun and not ended.
     begun: dict[tuple[int, int], Parameters] = field(default_factory=dict)
     delivered: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
@@ -58,14 +59,21 @@ class ToyModel:
     batches: list[list[tuple[int, int, int]]] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
-    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = (), *, raw: bool = False) -> list[int]:
-        if messages[0].content == "refuse":
-            raise errors.BadRequest("the model's chat template refuses these messages")
-        return list(messages[0].content.encode())
+    def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
+        if prompt.text == "refuse":
+            raise errors.BadRequest("the model's tokenizer cannot read this prompt")
+        return list(prompt.text.encode())
 
-    def begin(self, sequence: tuple[int, int], parameters: Parameters, grammar: str, delivered: Sequence[int]) -> None:
+    def convert(self, command: ConvertTokens) -> bytes:
+        """Tokens are bytes, and so is their text."""
+        return bytes(self.prompt_tokens(PreparedPrompt(command.prompt))) if command.token_ids is None else command.token_ids
+
+    def show(self, spellings: tuple[str, ...]) -> None:
+        self.shown = spellings
+
+    def begin(self, sequence: tuple[int, int], parameters: Parameters, prompt: PreparedPrompt, delivered: Sequence[int]) -> None:
         assert sequence not in self.begun, "begun twice"
-        if grammar == "refuse" and sequence[1] == parameters.n - 1:
+        if prompt.grammar == "refuse" and sequence[1] == parameters.n - 1:
             raise errors.BadRequest("format: not a grammar")
         self.begun[sequence] = parameters
         self.delivered[sequence] = tuple(delivered)
@@ -73,19 +81,33 @@ class ToyModel:
     def end(self, sequence: tuple[int, int]) -> None:
         self.begun.pop(sequence, None)
 
-    def settle(self, place: SlotPlace) -> bool:
+    def saved_bytes(self, slot: int) -> int:
+        return len(self.memory.get(slot, []))
+
+    def save(self, slot: int) -> memoryview | None:
+        self.saves += 1
+        return memoryview(bytes(cell.token for cell in self.memory[slot]))
+
+    def settle(self, place: SlotPlace) -> int:
+        for slot in place.evicted:
+            self.clear(slot)
         held = self.memory.get(place.slot, [])
+        if place.saved is not None:
+            self.restored += 1
+            held = self.memory[place.slot] = [Cell(token, next(self._numbers)) for token in place.saved]
+            self._check_room()
         if place.source is not None:
             held = list(self.memory.get(place.source, []))
             if self.mode is KvMode.EXACT:
                 held = [replace(cell, number=next(self._numbers)) for cell in held]
         if self.unsettled:
             self.unsettled -= 1
-            self.memory[place.slot] = []
-            return False
+            # Half of the prefix is left.
+            self.memory[place.slot] = held[: place.kept // 2]
+            return place.kept // 2
         assert len(held) >= place.kept, "the slot does not hold what is counted on"
         self.memory[place.slot] = held[: place.kept]
-        return True
+        return place.kept
 
     def clear(self, slot: int) -> None:
         self.memory[slot] = []
@@ -97,10 +119,13 @@ class ToyModel:
         self.decode_seconds += self.batch_seconds
         self.batches.append([(feed.sequence.id, feed.start, len(feed.tokens)) for feed in feeds])
         drawn = [self._run(feed) for feed in feeds]
-        assert len({cell.number for held in self.memory.values() for cell in held}) <= self.pool_tokens, "more than there is room for"
+        self._check_room()
         return drawn
 
-    def piece(self, token: int, *, with_tools: bool = False) -> bytes | None:
+    def _check_room(self) -> None:
+        assert len({cell.number for held in self.memory.values() for cell in held}) <= self.pool_tokens, "more than there is room for"
+
+    def piece(self, token: int) -> bytes | None:
         return None if token == END_TOKEN else bytes([token])
 
     def _check(self, feeds: Sequence[Feed]) -> None:

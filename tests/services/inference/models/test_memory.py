@@ -6,11 +6,11 @@ import pytest
 
 from services.inference.backends import llama
 from services.inference.engine import engine_messages, gguf_header
-from services.inference.engine.devices import Device
-from services.inference.engine.engine_messages import KvType
+from services.inference.engine.devices import MARGIN_BYTES, Device
+from services.inference.engine.engine_messages import KvType, KvTypes
 from services.inference.engine.gguf_header import GgufHeader
 from services.inference.jobs import EmbeddingJob
-from services.inference.models import memory, model_discovery
+from services.inference.models import load_plan, memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from shared.api.inference import ModelState
@@ -100,11 +100,24 @@ def test_free_memory(tmp_path: Path, files: dict[str, str], free_gib: int) -> No
     assert memory.measure(None, root=machine(tmp_path, files)).bytes == round(free_gib * GIB * 0.9)
 
 
-def test_gpu_memory_precedes_ram_and_the_setting_precedes_both(tmp_path: Path) -> None:
+def test_gpu_memory_is_apart_from_ram_and_the_setting_replaces_it(tmp_path: Path) -> None:
     root = machine(tmp_path, {})
     devices = [Device(f"CUDA{number}", "a GPU", 24 * GIB, 20 * GIB) for number in range(2)]
-    assert memory.measure(None, devices, root=root) == MemoryBudget(38 * GIB, "40.0 GiB free on CUDA0, CUDA1")
-    assert memory.measure(7, devices, root=root) == MemoryBudget(7, "MODEL_MEMORY")
+    ram, left = round(8 * GIB * 0.9), 20 * GIB - MARGIN_BYTES
+    described = "40.0 GiB free on CUDA0, CUDA1, 8.0 GiB of memory free at the start"
+    assert memory.measure(None, devices, root=root) == MemoryBudget(ram, described, (left, left))
+    assert memory.measure(8 * GIB, devices, root=root).vram == (4 * GIB, 4 * GIB)
+    assert memory.measure(7, root=root) == MemoryBudget(7, "MODEL_MEMORY")
+
+
+def test_the_prompt_cache_takes_its_part_of_the_ram(tmp_path: Path) -> None:
+    root = machine(tmp_path, {})
+    assert memory.prompt_cache_bytes(None, root=root) == round(0.8 * GIB)
+    assert memory.prompt_cache_bytes(0, root=root) == 0
+    assert memory.measure(None, cache=GIB, root=root).bytes == round(8 * GIB * 0.9) - GIB
+    gpu = memory.measure(None, [Device("CUDA0", "a GPU", 24 * GIB, 20 * GIB)], cache=GIB, root=root)
+    assert (gpu.bytes, len(gpu.vram)) == (round(8 * GIB * 0.9) - GIB, 1)
+    assert gpu.vram == memory.measure(None, [Device("CUDA0", "a GPU", 24 * GIB, 20 * GIB)], root=root).vram
 
 
 def test_machine_without_such_files_gets_an_estimate(tmp_path: Path) -> None:
@@ -118,26 +131,24 @@ def smollm2() -> tuple[CatalogEntry, GgufHeader]:
     return CatalogEntry(name=ModelName("smollm2"), file=file, slots=4, context_tokens=1024), header
 
 
+def need_bytes(header: GgufHeader, entry: CatalogEntry, file_bytes: int | None = None) -> int:
+    size = header.tensor_bytes if file_bytes is None else file_bytes
+    return load_plan.plan(header, size, entry, MemoryBudget(2**50, "a test")).need.ram
+
+
 def test_needed_memory_depends_on_slots_context_and_kv_type() -> None:
     entry, header = smollm2()
     per_token = gguf_header.kv_bytes_per_token(header)
     assert per_token is not None
-    need = memory.need_bytes(header, entry)
-    assert memory.need_bytes(header, replace(entry, slots=8)) - need == 4 * 1024 * per_token
+    need = need_bytes(header, entry)
+    assert need_bytes(header, replace(entry, slots=8)) - need == 4 * 1024 * per_token
     longer = replace(entry, context_tokens=2048)
-    for_embeddings = memory.embedding_bytes(header, longer) - memory.embedding_bytes(header, entry)
+    for_embeddings = memory.embedding_bytes(header, 2048) - memory.embedding_bytes(header, 1024)
     assert for_embeddings > 1024 * per_token
-    assert memory.need_bytes(header, longer) - need == 4 * 1024 * per_token + for_embeddings
-    assert memory.need_bytes(header, replace(entry, kv_type=KvType.Q8_0)) < need
-    assert memory.need_bytes(header, entry, file_bytes=10**9 + header.tensor_bytes) - need == 10**9
-    assert memory.need_bytes(header, replace(entry, memory_bytes=5)) == 5
-
-
-def test_context_is_limited_to_the_models_own() -> None:
-    entry, header = smollm2()
-    assert header.context_length is not None
-    assert memory.context_tokens(header, replace(entry, context_tokens=10**6)) == header.context_length
-    assert memory.context_tokens(header, replace(entry, context_tokens=None)) == memory.DEFAULT_CONTEXT_TOKENS
+    assert need_bytes(header, longer) - need == 4 * 1024 * per_token + for_embeddings
+    assert need_bytes(header, replace(entry, kv_type=KvTypes(KvType.Q8_0))) < need
+    assert need_bytes(header, entry, file_bytes=10**9 + header.tensor_bytes) - need == 10**9
+    assert need_bytes(header, replace(entry, memory_bytes=5)) == 5
 
 
 def resident_bytes(pid: int | None) -> int:
@@ -158,21 +169,21 @@ async def test_estimate_is_close_to_the_real_memory_of_an_engine() -> None:
         # Nearly as long as a slot: unwritten pages are not in memory.
         await backend.embed(EmbeddingJob(entry.name, ("sea " * 1000,)), VectorReader())
         embedding = resident_bytes(backend.engine_pid(entry.name))
-    assert memory.need_bytes(header, entry) - memory.embedding_bytes(header, entry) == pytest.approx(answering, rel=0.25)
-    assert memory.need_bytes(header, entry) == pytest.approx(embedding, rel=0.25)
-    assert memory.embedding_bytes(header, entry) == pytest.approx(embedding - answering, rel=0.3)
+    assert need_bytes(header, entry) - memory.embedding_bytes(header, 1024) == pytest.approx(answering, rel=0.25)
+    assert need_bytes(header, entry) == pytest.approx(embedding, rel=0.25)
+    assert memory.embedding_bytes(header, 1024) == pytest.approx(embedding - answering, rel=0.3)
 
 
 def test_bidirectional_model_needs_attention_memory_but_no_kv_cache() -> None:
-    entry, header = smollm2()
+    _, header = smollm2()
     reader = replace(header, architecture="bert")
-    one, two = (memory.embedding_bytes(reader, replace(entry, context_tokens=tokens)) for tokens in (4096, 8192))
+    one, two = (memory.embedding_bytes(reader, tokens) for tokens in (4096, 8192))
     assert 4 * 9 * 4096**2 < one < 4 * 11 * 4096**2
     assert 3.7 < two / one < 4
 
 
 def test_large_vocabulary_shrinks_the_batch_not_the_free_memory() -> None:
-    entry, header = smollm2()
+    _, header = smollm2()
     large = replace(header, vocabulary_size=256_000)
-    assert memory.embedding_bytes(large, entry) < memory.embedding_bytes(header, entry) + 2 * memory.EMBEDDING_LOGITS_BYTES
-    assert memory.embedding_bytes(replace(header, vocabulary_size=None), entry) < memory.embedding_bytes(header, entry)
+    assert memory.embedding_bytes(large, 1024) < memory.embedding_bytes(header, 1024) + 2 * memory.EMBEDDING_LOGITS_BYTES
+    assert memory.embedding_bytes(replace(header, vocabulary_size=None), 1024) < memory.embedding_bytes(header, 1024)

@@ -20,17 +20,21 @@ from services.inference.models.model_cache_policy import (
     Stage,
     UnloadModelStep,
 )
+from services.inference.models.quantities import MemoryBytes
 from shared.types import ModelName
 from tests import tiers
 
-A, B, C, BIG = (ModelName(name) for name in ("a", "b", "c", "big"))
-BUDGET = 10
+A, B, C, BIG, ON_GPU, PARTLY = (ModelName(name) for name in ("a", "b", "c", "big", "gpu", "partly"))
+BUDGET, GPU_BUDGET = 10, 6
 TERMS = {
-    A: CacheTerms(need_bytes=4, keep_alive_seconds=None),
-    B: CacheTerms(need_bytes=4, keep_alive_seconds=60.0),
-    C: CacheTerms(need_bytes=4, keep_alive_seconds=None),
-    BIG: CacheTerms(need_bytes=9, keep_alive_seconds=None),
-    ModelName("huge"): CacheTerms(need_bytes=11, keep_alive_seconds=None),
+    A: CacheTerms(need=MemoryBytes(4), keep_alive_seconds=None),
+    B: CacheTerms(need=MemoryBytes(4), keep_alive_seconds=60.0),
+    C: CacheTerms(need=MemoryBytes(4), keep_alive_seconds=None),
+    BIG: CacheTerms(need=MemoryBytes(9), keep_alive_seconds=None),
+    ModelName("huge"): CacheTerms(need=MemoryBytes(11), keep_alive_seconds=None),
+    ON_GPU: CacheTerms(need=MemoryBytes(1, 5), keep_alive_seconds=None),
+    PARTLY: CacheTerms(need=MemoryBytes(4, 4), keep_alive_seconds=None),
+    ModelName("huge on the GPU"): CacheTerms(need=MemoryBytes(1, 7), keep_alive_seconds=None),
 }
 
 
@@ -38,7 +42,7 @@ class Site:
     """A policy with a shell that loads and unloads immediately, so that a test only states what it is about."""
 
     def __init__(self, *loaded: ModelName, budget: int = BUDGET) -> None:
-        self.core = ModelCachePolicy(budget, TERMS)
+        self.core = ModelCachePolicy(MemoryBytes(budget, GPU_BUDGET), TERMS)
         self.now = 0.0
         self.decisions: list[Decision] = []
         for caller, name in enumerate(loaded, 1000):
@@ -80,7 +84,7 @@ def test_first_caller_loads_a_model_that_later_callers_share() -> None:
 
 
 def test_callers_during_a_load_wait_for_it_in_order() -> None:
-    core = ModelCachePolicy(BUDGET, TERMS)
+    core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
     assert core.wanted(A, 1, 0) == [LoadModelStep(A)]
     assert core.wanted(A, 2, 0) == []
     assert core.wanted(A, 3, 0) == []
@@ -90,7 +94,7 @@ def test_callers_during_a_load_wait_for_it_in_order() -> None:
 def test_two_models_that_fit_are_loaded_together() -> None:
     site = Site(A)
     assert site.wants(B, 1) == [LoadModelStep(B), AdmitStep(1)]
-    assert site.core.used_bytes() == 8
+    assert site.core.used().ram == 8
 
 
 def test_least_recently_used_idle_model_is_evicted() -> None:
@@ -160,7 +164,7 @@ def test_memory_is_freed_only_for_the_first_waiting_caller() -> None:
 
 
 def test_memory_being_freed_is_reserved() -> None:
-    core = ModelCachePolicy(BUDGET, TERMS)
+    core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
     core.wanted(A, 1, 0)
     core.loaded(A, 0)
     core.finished(A, 0)
@@ -179,7 +183,7 @@ def test_closed_model_reopens_when_the_waiting_caller_leaves() -> None:
 
 
 def test_model_larger_than_the_machine_is_refused_with_the_numbers() -> None:
-    core = ModelCachePolicy(3 * 2**30, {A: CacheTerms(need_bytes=5 * 2**30, keep_alive_seconds=None)})
+    core = ModelCachePolicy(MemoryBytes(3 * 2**30), {A: CacheTerms(need=MemoryBytes(5 * 2**30), keep_alive_seconds=None)})
     assert core.wanted(A, 1, 0) == [RefuseStep(1, "needs 5.0 GiB, but models may use 3.0 GiB on this machine", None)]
     assert core.unavailable_reason(A, 0)
 
@@ -220,7 +224,7 @@ def test_keep_alive_counts_from_the_last_job_and_spares_busy_and_pinned_models()
 
 
 def test_failed_load_refuses_all_waiting_callers_and_is_not_retried_immediately() -> None:
-    core = ModelCachePolicy(BUDGET, TERMS)
+    core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
     core.wanted(A, 1, 0)
     core.wanted(A, 2, 0)
     assert core.load_failed(A, "out of memory", 1) == [RefuseStep(1, "out of memory", 5.0), RefuseStep(2, "out of memory", 5.0)]
@@ -231,7 +235,7 @@ def test_failed_load_refuses_all_waiting_callers_and_is_not_retried_immediately(
 
 
 def test_load_that_keeps_failing_waits_for_a_manual_retry() -> None:
-    core = ModelCachePolicy(BUDGET, TERMS)
+    core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
     now = 0.0
     for _ in range(model_cache_policy.MOST_FAILURES):
         assert core.wanted(A, 1, now)[0] == LoadModelStep(A)
@@ -243,7 +247,7 @@ def test_load_that_keeps_failing_waits_for_a_manual_retry() -> None:
 
 
 def test_failed_load_is_retried_in_the_background_and_counts_as_failed_until_then() -> None:
-    core = ModelCachePolicy(BUDGET, TERMS)
+    core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
     core.wanted(A, 1, 0)
     core.load_failed(A, "out of memory", 0)
     assert core.tick(4.9) == []
@@ -260,7 +264,7 @@ def test_failed_load_is_retried_in_the_background_and_counts_as_failed_until_the
 
 
 def test_failed_load_is_not_retried_at_the_expense_of_another_model() -> None:
-    core = ModelCachePolicy(BUDGET, TERMS)
+    core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
     core.wanted(BIG, 1, 0)
     core.load_failed(BIG, "out of memory", 0)
     core.wanted(A, 2, 1)
@@ -296,12 +300,25 @@ def test_only_idle_models_can_be_unloaded_manually() -> None:
 
 def test_measured_memory_applies_from_the_next_load() -> None:
     site = Site(A)
-    site.core.set_terms(A, CacheTerms(need_bytes=1, keep_alive_seconds=None))
-    assert site.core.used_bytes() == 4
+    site.core.set_terms(A, CacheTerms(need=MemoryBytes(1), keep_alive_seconds=None))
+    assert site.core.used().ram == 4
     site.do(lambda core, _now: core.unload(A))
-    site.core.set_terms(A, CacheTerms(need_bytes=1, keep_alive_seconds=None))
+    site.core.set_terms(A, CacheTerms(need=MemoryBytes(1), keep_alive_seconds=None))
     site.wants(A, 1)
-    assert site.core.used_bytes() == 1
+    assert site.core.used().ram == 1
+
+
+def test_gpu_memory_counts_apart_from_the_machines() -> None:
+    site = Site(A, ON_GPU)
+    # The GPU is full, so only the model on it goes, though another was used before.
+    assert site.wants(PARTLY, 1) == [UnloadModelStep(ON_GPU), LoadModelStep(PARTLY), AdmitStep(1)]
+    site.finishes(PARTLY)
+    # Now RAM is short: the least recently used goes, and the GPU's memory doesn't help.
+    assert site.wants(B, 2) == [UnloadModelStep(A), LoadModelStep(B), AdmitStep(2)]
+    (refused,) = site.wants(ModelName("huge on the GPU"), 3)
+    assert refused == RefuseStep(
+        3, "needs 0.0 MiB of GPU memory and 0.0 MiB, but models may use 0.0 MiB of GPU memory and 0.0 MiB on this machine", None
+    )
 
 
 class Machine(RuleBasedStateMachine):
@@ -311,7 +328,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.core = ModelCachePolicy(BUDGET, TERMS)
+        self.core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
         self.now = 0.0
         self.next_caller = 0
         self.waiting: dict[int, ModelName] = {}
@@ -395,7 +412,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_budget_holds(self) -> None:
-        assert self.core.used_bytes() <= BUDGET
+        assert self.core.used().fits(MemoryBytes(BUDGET, GPU_BUDGET))
 
     @invariant()
     def its_jobs_are_the_jobs(self) -> None:

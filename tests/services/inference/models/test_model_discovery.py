@@ -126,3 +126,14 @@ def test_faster_copy_of_the_default_model_is_preferred(monkeypatch: pytest.Monke
     assert model_discovery.packaged() == original
     files(tmp_path, "Model-1B.Q8_0.gguf")
     assert model_discovery.packaged() == tmp_path / "Model-1B.Q8_0.gguf"
+
+
+def test_a_program_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    yaml = tmp_path / "models.yaml"
+    yaml.write_text("inference:\n  engine: vllm\n  models:\n  - {name: llama-2-7b, gpu_memory: 16GB}\n")
+    with pytest.raises(errors.BadSettings, match=r"models\.yaml line 4, inference\.models\[0\]: the program vllm is not installed here"):
+        model_discovery.find({}, yaml)
+    program = tmp_path / "vllm"
+    program.touch(0o755)
+    assert names(model_discovery.find({}, yaml)) == ["llama-2-7b"]

@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.engine.engine_messages import KvType
+from services.inference.engine.engine_messages import KvType, KvTypes, SplitMode
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import models_file, yaml_tree
-from services.inference.models.catalog import MAX_CHARACTERS, CatalogEntry, CatalogReading, Defaults, RemoteModel
+from services.inference.models.catalog import MAX_CHARACTERS, CatalogEntry, CatalogReading, Defaults, ModelProgram, RemoteModel
+from services.inference.upstreams import Dialect
 from shared.types import ModelName
 
 FOLDER = Path("/srv/models")
-DEFAULTS = Defaults(slots=4, context_tokens=None, gpu_layers=-1, keep_alive_seconds=None)
+DEFAULTS = Defaults()
 
 
 def read(text: str, found: dict[str, Path] | None = None, defaults: Defaults = DEFAULTS) -> CatalogReading:
@@ -47,7 +48,20 @@ def entry(name: str = "a", file: str = "a.gguf", **fields: Any) -> CatalogEntry:
         pytest.param("keep_alive: 5m", {"keep_alive_seconds": 300.0}, id="keep-alive"),
         pytest.param("keep_alive: forever", {"keep_alive_seconds": None}, id="for ever"),
         pytest.param("pin: yes\n  preload: true", {"pinned": True, "preload": True}, id="pinned and loaded at start"),
-        pytest.param("kv_mode: fast\n  kv_type: q8_0", {"kv_mode": KvMode.FAST, "kv_type": KvType.Q8_0}, id="how its memory is kept"),
+        pytest.param(
+            "kv_mode: shared\n  kv_type: q8_0", {"kv_mode": KvMode.SHARED, "kv_type": KvTypes(KvType.Q8_0)}, id="how its memory is kept"
+        ),
+        pytest.param("kv_type: q8_0/q4_0", {"kv_type": KvTypes(KvType.Q8_0, KvType.Q4_0)}, id="keys and values"),
+        pytest.param("replicas: auto", {"replicas": None}, id="a replica for each GPU"),
+        pytest.param("cpu_experts: all", {"cpu_experts": 512}, id="all experts"),
+        pytest.param("cpu_experts: 7", {"cpu_experts": 7}, id="the experts of 7 layers"),
+        pytest.param("split_mode: row", {"split_mode": SplitMode.ROW}, id="how GPUs share it"),
+        pytest.param(
+            "override_tensor: ['blk\\.(1|2)\\.ffn.*=CPU', a=CUDA0]",
+            {"override_tensor": ("blk\\.(1|2)\\.ffn.*=CPU", "a=CUDA0")},
+            id="tensors",
+        ),
+        pytest.param("kv_mode: fast", {"kv_mode": KvMode.SHARED}, id="the former name of a mode"),
         pytest.param("device: 1", {"device": 1}, id="one GPU"),
         pytest.param("tensor_split: [3, 1.5]", {"tensor_split": (3.0, 1.5)}, id="shares of two GPUs"),
         pytest.param(
@@ -140,6 +154,53 @@ def test_replicas_gpu_memory_and_max_batch_size_of_another_platform() -> None:
     ]
 
 
+def test_vllm_serves_models_without_a_file_here() -> None:
+    text = """
+    inference:
+      engine: vllm
+      models:
+        - {name: llama-2-7b, replicas: 3, gpu_memory: 16GB, max_batch_size: 32}
+        - {name: mistral-7b, gpu_memory: 16GB}
+    """
+    command = "vllm serve llama-2-7b --served-model-name llama-2-7b --max-num-seqs 32 --host 127.0.0.1 --port {port}"
+    program = ModelProgram(tuple(command.split()))
+    (first, second) = entries(text, {"mistral-7b": FOLDER / "mistral.gguf"})
+    assert first == Defaults().entry(
+        name=ModelName("llama-2-7b"), file=Path("vllm"), program=program, replicas=3, memory_bytes=16 * 10**9, slots=32
+    )
+    assert second.program is None
+
+
+def test_a_program() -> None:
+    (found,) = entries(f"""
+    - name: a
+      program: run 'the server' --port={{port}}
+      memory: 1GB
+      dialect: llama_cpp
+      ready_timeout: 2m
+      digest: {"ab" * 32}
+    """)
+    assert found.program == ModelProgram(("run", "the server", "--port={port}"), Dialect.LLAMA_CPP, 120.0)
+    assert (found.memory_bytes, found.digest) == (10**9, "ab" * 32)
+
+
+@pytest.mark.parametrize(
+    ("fields", "mistake"),
+    [
+        ("program: serve, memory: 1GB", "needs {port}"),
+        ("program: serve {port}", "needs `memory`"),
+        ("program: serve {port}, memory: 1GB, kv_type: q8_0", "kv_type: is not for a program"),
+        ("program: serve {port}, memory: 1GB, file: a.gguf", "file: is not for a program"),
+        ("dialect: vllm, memory: 1GB", "dialect: needs `program`"),
+        ("program: serve {port}, memory: 1GB, dialect: klingon", "dialect: 'klingon' is not one of"),
+        ("program: 'serve \"{port}', memory: 1GB", "No closing quotation"),
+    ],
+)
+def test_mistakes_in_programs(fields: str, mistake: str) -> None:
+    (found,) = read("\n  ".join(["- name: a", *fields.split(", ")])).mistakes
+    assert mistake in found
+
+
 def test_worker_settings_are_the_defaults() -> None:
     defaults = Defaults(slots=7, context_tokens=512, gpu_layers=3, keep_alive_seconds=60.0)
     reading = read("- {name: a, file: a.gguf}\n- {name: b, file: b.gguf, slots: 1, keep_alive: forever}", defaults=defaults)
@@ -176,6 +237,8 @@ def test_example_is_valid_and_explains_every_field() -> None:
         pytest.param("- {name: a, service: s, path: '/a b'}", "path: must be a path such as /infer", id="a path with a blank"),
         pytest.param("- {name: a, service: s, answer: text}", "answer: must be a JSON pointer", id="no pointer"),
         pytest.param("- {name: a, file: x, answer: /y}", "answer: needs `service`", id="an answer of a file"),
+        pytest.param("- {name: a, file: x, port: 81}", "port: needs `service`", id="port for file"),
+        pytest.param("- {name: a, service: s, port: 0}", "port: '0' is not a whole number from 1 to 65535", id="a port that is none"),
         pytest.param("- {name: a, file: x, path: /y}", "path: needs `service`; the model's file is `file:`", id="path for file"),
         pytest.param(
             "- {name: a, file: ~nobody-here/x}", "file: '~nobody-here/x' starts with the home of an unknown user", id="no such home"
@@ -187,7 +250,13 @@ def test_example_is_valid_and_explains_every_field() -> None:
         pytest.param("- {name: a, file: x, memory: lots}", "models[0].memory: 'lots' is not a size", id="no size"),
         pytest.param("- {name: a, file: x, keep_alive: a while}", "models[0].keep_alive: 'a while' is not a duration", id="no duration"),
         pytest.param("- {name: a, file: x, pin: perhaps}", "models[0].pin: 'perhaps' is neither true nor false", id="no flag"),
-        pytest.param("- {name: a, file: x, kv_mode: best}", "models[0].kv_mode: 'best' is not one of exact, fast", id="no mode"),
+        pytest.param("- {name: a, file: x, kv_mode: best}", "models[0].kv_mode: 'best' is not one of exact, shared", id="no mode"),
+        pytest.param("- {name: a, file: x, kv_type: q8_0/f32}", "'q8_0/f32' must be one of f16, bf16, q8_0, q4_0", id="no type"),
+        pytest.param("- {name: a, file: x, kv_type: f16/f16/f16}", "must be one of f16", id="three types"),
+        pytest.param("- {name: a, file: x, replicas: some}", "'some' is not a whole number from 1 to 16", id="no number of replicas"),
+        pytest.param("- {name: a, file: x, split_mode: tensor}", "'tensor' is not one of layer, row, none", id="no split"),
+        pytest.param("- {name: a, file: x, override_tensor: '(=CPU'}", "'(' is not a regular expression: missing )", id="no pattern"),
+        pytest.param("- {name: a, file: x, override_tensor: blk}", "must be up to 16 patterns of tensors with a device", id="no device"),
         pytest.param("- {name: a, file: x, tensor_split: [a]}", "models[0].tensor_split: must be up to 16 numbers", id="no share"),
         pytest.param("- {name: a, file: x, tensor_split: [0, 0]}", "must have a share above 0", id="no shares"),
         pytest.param("- {name: a, file: x, temperature: 2.1}", "temperature: '2.1' is not a number from 0 to 2", id="too hot"),

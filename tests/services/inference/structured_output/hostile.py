@@ -10,6 +10,10 @@ def corpus() -> dict[str, OutputFormat]:
     """name -> format; always the same."""
     formats = {f"schema: {name}": OutputFormat(FormatKind.JSON_SCHEMA, text) for name, text in _schemas().items()}
     formats |= {f"grammar: {name}": OutputFormat(FormatKind.GBNF, text) for name, text in _grammars().items()}
+    formats |= {f"regex: {pattern[:20]}": OutputFormat(FormatKind.REGEX, pattern) for pattern in _PATTERNS}
+    formats |= {
+        f"choice: {text[:20]}": OutputFormat(FormatKind.CHOICE, text) for text in ("[" * 1_000_000, '{"a":1}', json.dumps(["a"] * 500))
+    }
     return formats | _mutations()
 
 
@@ -81,6 +85,15 @@ _PATTERNS = [
 def _schemas() -> dict[str, str]:
     texts = {
         "60,000 brackets": "[" * 60_000,
+        "a million brackets": "[" * 1_000_000,
+        "64,000 patterns": json.dumps({"patternProperties": {f"^{n}": {} for n in range(4000)}}),
+        "multiples": '{"type":"number","multipleOf":9973}',
+        "many multiples": json.dumps({"allOf": [{"type": "integer", "multipleOf": n} for n in (9973, 9967, 9949, 9941)]}),
+        "a multiple of many digits": '{"type":"number","multipleOf":0.0000000123}',
+        "alternatives that multiply": json.dumps(
+            {"allOf": [{"anyOf": [{"properties": {f"p{i}.{j}": {}}} for j in range(10)]} for i in range(6)]}
+        ),
+        "patterns that intersect": json.dumps({"allOf": [{"pattern": f"(a|b)*a(a|b){{{n}}}"} for n in range(90, 100)]}),
         "20,000 objects": '{"a":' * 20_000,
         "a number of 50,000 digits": '{"minimum":' + "9" * 50_000 + "}",
         "an endless number": '{"type":"number","minimum":1e400}',

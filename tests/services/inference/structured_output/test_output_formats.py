@@ -2,13 +2,11 @@ import json
 
 import pytest
 
-from services.inference.structured_output import output_formats
-from services.inference.tool_calls import tool_format
-from services.inference.tool_calls.tool_format import CallFormat, ToolStyle
+from services.inference.structured_output import lark, output_formats
 from shared import errors
 from shared.api.generation import FormatKind, OutputFormat, Tool
 from tests.services.inference.structured_output import tool_schemas
-from tests.services.inference.structured_output.gbnf_texts import fits
+from tests.services.inference.structured_output.byte_answers import BYTES, MARK, constraints, fits
 
 
 def test_json_is_any_object() -> None:
@@ -17,25 +15,29 @@ def test_json_is_any_object() -> None:
     assert not fits(grammar, "[1]")
 
 
-def test_grammar_is_passed_on_unchanged() -> None:
-    assert output_formats.grammar_of(OutputFormat(FormatKind.GBNF, 'root ::= "a"')) == 'root ::= "a"'
-
-
 @pytest.mark.parametrize("name", tool_schemas.SCHEMAS)
 def test_tools_of_real_servers_fit_the_limits(name: str) -> None:
-    assert output_formats.grammar_of(OutputFormat(FormatKind.JSON_SCHEMA, json.dumps(tool_schemas.SCHEMAS[name])))
+    BYTES.compile(output_formats.grammar_of(OutputFormat(FormatKind.JSON_SCHEMA, json.dumps(tool_schemas.SCHEMAS[name]))))
 
 
 def test_all_tools_together_fit_the_limits() -> None:
-    calls = [
-        {"properties": {"name": {"const": name}, "arguments": wanted}, "required": ["name", "arguments"]} for name, wanted in ALONE.items()
-    ]
-    assert output_formats.grammar_of_schema(json.dumps({"anyOf": calls}), before="<tool_call>", after="</tool_call>")
+    tools = tuple(
+        Tool(name, "", json.dumps(wanted)) for name, wanted in tool_schemas.SCHEMAS.items() if wanted.get("type", "object") == "object"
+    )
+    assert len(tools) >= 10
+    BYTES.compile(output_formats.grammar_of_generic_calls(tools, None, parallel=True), "tools")
 
 
-@pytest.mark.parametrize("style", [ToolStyle.HERMES, ToolStyle.GENERIC])
-def test_an_answer_with_tools_is_a_call_or_has_the_format(style: ToolStyle) -> None:
-    parameters = {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "integer"}}}
+#: In the way of llama.cpp.
+WRITTEN = 'root ::= "<call>" value "</call>"\nvalue ::= "{" ("\\"x\\":" [0-9]+)? "}"'
+
+
+def generic(parameters: object, wanted: OutputFormat | None, *, parallel: bool = False) -> str:
+    return output_formats.grammar_of_generic_calls((Tool("f", "", json.dumps(parameters)), Tool("g")), wanted, parallel=parallel)
+
+
+def test_an_answer_with_tools_is_a_call_or_has_the_format() -> None:
+    parameters = {"properties": {"x": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "integer"}}}
     wanted = {
         "type": "object",
         "properties": {"y": {"$ref": "#/$defs/n"}},
@@ -43,23 +45,33 @@ def test_an_answer_with_tools_is_a_call_or_has_the_format(style: ToolStyle) -> N
         "additionalProperties": False,
         "$defs": {"n": {"type": "boolean"}},
     }
-    call = tool_format.grammar_schema((Tool("f", "", json.dumps(parameters)),), style)
-    grammar = output_formats.grammar_of_either(call, OutputFormat(FormatKind.JSON_SCHEMA, json.dumps(wanted)))
-    assert fits(grammar, call.prefix + '{"name":"f","arguments":{"x":1}}' + call.suffix)
-    assert fits(grammar, '{"y":true}')
-    for other in ('{"y":1}', "hello", '{"name":"g","arguments":{}}', '{"name":"f","arguments":{"x":true}}'):
-        assert not fits(grammar, other)
-    assert fits(output_formats.grammar_of_either(call, OutputFormat(FormatKind.JSON)), '{"any":[1]}')
+    asked = OutputFormat(FormatKind.JSON_SCHEMA, json.dumps(wanted))
+    call = '{"tool_calls": [{"name": "f", "arguments": {"x":1}}]}'
+    for grammar, calls in ((generic(parameters, asked), call), (output_formats.grammar_of_tools(WRITTEN, asked), '<call>{"x":1}</call>')):
+        assert fits(grammar, calls)
+        assert fits(grammar, '{"y":true}')
+        for other in ('{"y":1}', "hello", calls.replace("1", "true"), calls.replace('"f"', '"h"').replace("<call>", "<c>")):
+            assert not fits(grammar, other)
+    assert fits(output_formats.grammar_of_tools(WRITTEN, OutputFormat(FormatKind.JSON)), '{"any":[1]}')
 
 
-@pytest.mark.parametrize(("schemas", "field"), [(('{"not":{}}', "{}"), "tools"), (("{}", '{"not":{}}'), "format.schema")])
-def test_a_refusal_names_the_schema_of_the_tool_or_of_the_format(schemas: tuple[str, str], field: str) -> None:
+def test_generic_calls_may_be_several_up_to_a_limit() -> None:
+    one = '{"name": "g", "arguments": {}}'
+    for count, parallel, is_taken in ((1, False, True), (2, False, False), (2, True, True), (16, True, True), (17, True, False)):
+        text = f'{{"tool_calls": [{", ".join([one] * count)}]}}'
+        assert fits(generic({}, None, parallel=parallel), text) is is_taken
+
+
+@pytest.mark.parametrize(("schemas", "field"), [(({"not": {}}, "{}"), "tools"), (({}, '{"not":{}}'), "format.schema")])
+def test_a_refusal_names_the_schema_of_the_tool_or_of_the_format(schemas: tuple[object, str], field: str) -> None:
     with pytest.raises(errors.BadRequest, match=rf"^{field}: "):
-        output_formats.grammar_of_either(CallFormat("", schemas[0], ""), OutputFormat(FormatKind.JSON_SCHEMA, schemas[1]))
+        generic(schemas[0], OutputFormat(FormatKind.JSON_SCHEMA, schemas[1]))
 
 
-#: A $ref points into the whole schema, so those with definitions of their own stand alone.
-ALONE = {name: wanted for name, wanted in tool_schemas.SCHEMAS.items() if "$ref" not in json.dumps(wanted)}
+@pytest.mark.parametrize("parameters", [{"type": "string"}, ["no object"]])
+def test_parameters_that_are_no_object_are_refused(parameters: object) -> None:
+    with pytest.raises(errors.BadRequest, match=r"^tools\[0\]\.function\.parameters must"):
+        generic(parameters, None)
 
 
 @pytest.mark.parametrize(
@@ -71,16 +83,15 @@ ALONE = {name: wanted for name, wanted in tool_schemas.SCHEMAS.items() if "$ref"
             id="the place in a schema",
         ),
         pytest.param(OutputFormat(FormatKind.JSON_SCHEMA, " " * 70_000), r"^format\.schema: the schema has 70000", id="a large schema"),
-        pytest.param(
-            OutputFormat(FormatKind.JSON_SCHEMA, json.dumps({"enum": [str(n) * 120 for n in range(100, 200)]})),
-            r"^format\.schema: the grammar has \d+ bytes, at most 32768",
-            id="a schema whose grammar is large",
-        ),
-        pytest.param(
-            OutputFormat(FormatKind.JSON_SCHEMA, '{"$ref":"#"}'), r"^format\.schema: .* starts with itself", id="a schema that is itself"
-        ),
         pytest.param(OutputFormat(FormatKind.GBNF, "root ::= x"), r"^format\.grammar: the rule x is used", id="the place in a grammar"),
         pytest.param(OutputFormat(FormatKind.GBNF, ""), r"^format\.grammar: there is no rule `root`", id="no grammar"),
+        pytest.param(OutputFormat(FormatKind.REGEX, ""), "^guided_regex: must have 1 to", id="no regular expression"),
+        pytest.param(OutputFormat(FormatKind.REGEX, "a" * 5000), "^guided_regex: must have 1 to 4096", id="a long regular expression"),
+        pytest.param(OutputFormat(FormatKind.REGEX, "a\0"), "^guided_regex: .*not text", id="a regular expression that is not text"),
+        pytest.param(OutputFormat(FormatKind.CHOICE, "[]"), "^guided_choice: must be a list of 1 to 500", id="no choice"),
+        pytest.param(OutputFormat(FormatKind.CHOICE, '["a",""]'), "^guided_choice: must be a list", id="a choice of nothing"),
+        pytest.param(OutputFormat(FormatKind.CHOICE, "[1]"), "^guided_choice: must be a list", id="a choice that is no text"),
+        pytest.param(OutputFormat(FormatKind.CHOICE, json.dumps(["x" * 15_001])), "15001 characters, at most", id="a long choice"),
     ],
 )
 def test_error_names_the_field(wanted: OutputFormat, message: str) -> None:
@@ -89,7 +100,47 @@ def test_error_names_the_field(wanted: OutputFormat, message: str) -> None:
     assert raised.value.hint
 
 
+@pytest.mark.parametrize(
+    ("pattern", "taken", "refused"),
+    [
+        pytest.param("[a-z]+b", ["ab", "zbb"], ["b", "ab ", "xa"], id="the whole answer"),
+        pytest.param("^a|b$", ["a", "b"], ["ab"], id="anchors"),
+        pytest.param(r"\d{2}/\d\/\\/", ["12/3/\\/"], ["12/3"], id="slashes, and what stands before them"),
+        pytest.param("a\nb\\\nc", ["a\nb\nc"], ["ab"], id="line breaks"),
+        pytest.param("(?i)yes", ["YES", "yes"], ["no"], id="a flag"),
+    ],
+)
+def test_an_answer_matches_a_regular_expression(pattern: str, taken: list[str], refused: list[str]) -> None:
+    grammar = output_formats.grammar_of(OutputFormat(FormatKind.REGEX, pattern))
+    assert [text for text in taken if not fits(grammar, text)] == []
+    assert [text for text in refused if fits(grammar, text)] == []
+
+
+def test_an_answer_is_one_of_the_choices() -> None:
+    choices = ["a", "ab", 'say "ü"\n', "c|d", "\\x"]
+    grammar = output_formats.grammar_of(OutputFormat(FormatKind.CHOICE, json.dumps(choices)))
+    assert all(fits(grammar, choice) for choice in choices)
+    assert not any(fits(grammar, other) for other in ("", "abb", "c", "d", "x"))
+
+
+def test_a_shown_special_token_is_text() -> None:
+    for shown in (True, False):
+        constraint = constraints(shown=shown).start(lark.grammar('"<mark>1"'))
+        assert constraint.allows(MARK) is shown
+        assert constraint.allows(ord("<"))
+    constraint = constraints(shown=True).start(lark.grammar('"<mark>1"'))
+    constraint.accept(MARK)
+    assert constraint.allows(ord("1"))
+
+
+def test_a_special_token_is_no_text() -> None:
+    constraint = constraints().start(output_formats.grammar_of(OutputFormat(FormatKind.REGEX, ".*")))
+    assert not constraint.allows(MARK)
+    constraint.accept(ord("<"))
+    assert constraint.allows(ord("m"))
+
+
 def test_very_long_name_is_shortened_in_the_error() -> None:
     with pytest.raises(errors.BadRequest, match="must be one of") as raised:
-        output_formats.grammar_of_schema(json.dumps({"properties": {"x" * 60_000: {"type": "text"}}}))
+        output_formats.grammar_of(OutputFormat(FormatKind.JSON_SCHEMA, json.dumps({"properties": {"x" * 60_000: {"type": "text"}}})))
     assert len(raised.value.message) < 500

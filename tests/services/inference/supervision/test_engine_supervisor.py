@@ -19,9 +19,9 @@ from shared.api.inference import Chunk, ModelState
 from shared.timing import restart_policy
 from shared.timing.backoff import Backoff
 from shared.types import ModelName
-from tests.services.inference.standins import Reader, Watch, job, until
+from tests.services.inference.standins import PlainChat, Reader, Watch, job, until
 
-LOAD = engine_messages.LoadCommand("model.gguf", 1, None, 1, 0)
+LOAD = engine_messages.LoadCommand("model.gguf", 1, 64, 1, 0)
 
 #: Answers Load, then runs what follows with `sock`, `engine_messages` and `commands`.
 SPEAKS = """
@@ -35,7 +35,10 @@ def commands():
             yield wire.command_decoder.decode(body)
 arriving = commands()
 assert isinstance(next(arriving), wire.LoadCommand)
-sock.sendall(wire.pack(wire.Loaded("a fake", 64, "", True, "")))
+sock.sendall(wire.pack(wire.Loaded("a fake", 64, "", "", "")))
+# Exactly this message, because tests look at what arrives behind it.
+size = int.from_bytes(sock.recv(4, socket.MSG_WAITALL), "big")
+assert isinstance(wire.command_decoder.decode(sock.recv(size, socket.MSG_WAITALL)), wire.ShowTokens)
 """
 
 
@@ -58,7 +61,7 @@ async def supervised(
 ) -> AsyncIterator[SupervisedEngine]:
     program = (sys.executable, "-c", code)
     engine = SupervisedEngine(
-        ModelName("fake"), LOAD, watch or Watch(), program, poison_requests=suspected, watchdog_seconds=watchdog_seconds
+        ModelName("fake"), LOAD, watch or Watch(), PlainChat(), program, poison_requests=suspected, watchdog_seconds=watchdog_seconds
     )
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(engine.run())
@@ -86,7 +89,7 @@ async def test_engine_is_given_up_after_five_crashes() -> None:
 
 
 async def test_model_that_cannot_be_loaded_is_not_retried() -> None:
-    code = SPEAKS.replace('wire.Loaded("a fake", 64, "", True, "")', 'wire.LoadFailed("no memory")')
+    code = SPEAKS.replace('wire.Loaded("a fake", 64, "", "", "")', 'wire.LoadFailed("no memory")')
     watch = Watch()
     async with supervised(code, watch) as engine:
         await until(lambda: engine.state is ModelState.FAILED)
@@ -95,7 +98,7 @@ async def test_model_that_cannot_be_loaded_is_not_retried() -> None:
 
 
 async def test_program_that_does_not_start_counts_as_crashed() -> None:
-    engine = SupervisedEngine(ModelName("fake"), LOAD, Watch(), program=("/nowhere/engine",))
+    engine = SupervisedEngine(ModelName("fake"), LOAD, Watch(), PlainChat(), program=("/nowhere/engine",))
     await engine.run()
     assert engine.state is ModelState.FAILED
     assert "could not be started" in engine.detail
@@ -153,7 +156,13 @@ async def test_engine_that_does_not_end_is_killed() -> None:
 
 def test_engine_inherits_no_secrets() -> None:
     environment = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "0", "DATABASE_URL": "x", "OPENAI_API_KEY": "x", "NODE_KEY_FILE": "x"}
-    assert set(engine_supervisor.scrubbed(environment)) == {"PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "GGML_NO_BACKTRACE"}
+    assert set(engine_supervisor.scrubbed(environment)) == {
+        "PATH",
+        "CUDA_VISIBLE_DEVICES",
+        "PYTHONPATH",
+        "GGML_NO_BACKTRACE",
+        "GOMP_SPINCOUNT",
+    }
 
 
 # --- an engine that is silent -----------------------------------------------------------------------------------------------
@@ -298,7 +307,7 @@ async def test_next_engine_answers_wherever_the_last_one_died(point: str, failur
 
 async def test_shutdown_ends_the_generations() -> None:
     engine = SupervisedEngine(
-        ModelName("fake"), LOAD, Watch(), (sys.executable, "-c", SPEAKS + ANSWERS + "for command in arriving: accept(command)")
+        ModelName("fake"), LOAD, Watch(), PlainChat(), (sys.executable, "-c", SPEAKS + ANSWERS + "for command in arriving: accept(command)")
     )
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(engine.run())
@@ -322,7 +331,7 @@ lives.touch()
 for command in arriving:
     if isinstance(command, wire.StartGeneration):
         accept(command)
-        match command.messages[0].content:
+        match command.prompt.text:
             case "poison":
                 os.abort()
             case "waiting" if is_first:
@@ -361,6 +370,38 @@ async def test_request_that_killed_two_engines_is_not_run_again(tmp_path: Path) 
         assert (refused.value.code, refused.value.status, refused.value.retryable) == ("poison", 400, False)
         await engine.generate(job("hello"), Reader())
         assert engine.pid == pid
+
+
+CONVERTS = """
+for command in arriving:
+    match getattr(command, "token_ids", None):
+        case b"dies":
+            os.abort()
+        case b"lies":
+            step(command, "an answer")
+        case bytes(token_ids):
+            sock.sendall(wire.pack(wire.ConversionResult(command.id, token_ids)))
+        case _:
+            sock.sendall(wire.pack(wire.ConversionResult(command.id, b"")))
+"""
+
+
+async def test_conversions_are_answered_and_suspected_as_prompts_are() -> None:
+    code = SPEAKS + ANSWERS + CONVERTS
+    async with supervised(code) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        packed = [bytes([number]) * 4 for number in range(20)]
+        asked = (engine.convert(one) for one in packed)
+        assert await asyncio.gather(*asked) == packed
+        for token_ids, words in ((b"lies", "an answer to a conversion"), (b"dies", "signal 6"), (b"dies", "signal 6")):
+            await until(lambda: engine.state is ModelState.READY)
+            with pytest.raises(errors.ModelCrashed, match=words):
+                await engine.convert(token_ids)
+        await until(lambda: engine.state is ModelState.READY)
+        with pytest.raises(errors.Poison, match="crashed the engine of fake twice"):
+            await engine.convert(b"dies")
+        with pytest.raises(errors.ModelCrashed, match="converted tokens for a prompt"):
+            await engine.generate(job(), Reader())
 
 
 #: Reports for each generation whether others arrived soon after the first.

@@ -5,7 +5,7 @@ import pytest
 from services.inference.jobs import GenerationJob
 from services.inference.supervision import poison_requests
 from services.inference.supervision.poison_requests import KEPT_SECONDS, MOST_SUSPECTS, PoisonRequests, RequestSuspicion
-from shared.api.generation import ChatMessage
+from shared.api.generation import ChatMessage, FormatKind, OutputFormat
 from tests.services.inference.standins import job
 
 A, B = b"a" * 32, b"b" * 32
@@ -90,5 +90,5 @@ def test_same_request_has_the_same_fingerprint(other: Callable[[], GenerationJob
 def test_resumed_request_has_the_same_fingerprint_and_another_grammar_has_not() -> None:
     plain = job("hello")
     resumed = GenerationJob(plain.model, plain.messages, plain.parameters, plain.requested, salt="tenant", delivered=(1, 2), request="r")
-    bound = GenerationJob(plain.model, plain.messages, plain.parameters, plain.requested, grammar='root ::= "a"')
+    bound = job("hello", format=OutputFormat(FormatKind.JSON))
     assert poison_requests.fingerprint(resumed) == poison_requests.fingerprint(plain) != poison_requests.fingerprint(bound)

@@ -152,7 +152,8 @@ async def test_tool_calls_come_whole() -> None:
     reader = Reader()
     async with asking(Answer([json.dumps(thinks) + "\n", json.dumps(calls) + "\n", END])) as (server, backend):
         await backend.generate(asked.job(model="smollm2", tools=(Tool("weather"),)), reader)
-    (chunk,) = reader.chunks
+    thought, chunk = reader.chunks
+    assert thought.reasoning == "hm"
     assert chunk.tool_calls == (ToolCall(chunk.tool_calls[0].id, "weather", '{"city": "Bern"}'),)
     assert chunk.tool_calls[0].id.startswith("call_")
     assert server.asked[0]["tools"][0]["function"]["name"] == "weather"

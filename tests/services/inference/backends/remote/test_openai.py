@@ -11,6 +11,7 @@ import pytest
 from services.inference import upstreams
 from services.inference.backends.remote import openai, remote_backend, remote_models
 from services.inference.backends.remote.remote_backend import RemoteBackend
+from services.inference.engine.sampling import Parameters
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
 from shared.api.generation import FormatKind, Generation, OutputFormat, Tool, ToolCall, Usage
@@ -74,6 +75,16 @@ async def test_it_serves_what_the_server_has_and_streams_an_answer() -> None:
         }
     ]
     assert all(f"authorization: bearer {KEY}" in head for head in server.headers)
+
+
+@pytest.mark.parametrize("fields", [{"open_ended": True}, {"parameters": Parameters(0.7, 0.95, 40, 1)}])
+async def test_a_server_is_not_told_a_bound_that_the_caller_has_not_named(fields: dict[str, Any]) -> None:
+    """vLLM refuses a max_tokens that doesn't fit the context with the prompt, OpenAI one above the model's own limit."""
+    async with asking(CHAT) as (server, backend):
+        await until(lambda: backend.models()[0].state is ModelState.READY)
+        end = await backend.generate(replace(asked.job("hi", model="gpt-x", max_tokens=32_768), **fields), Reader())
+        assert "max_tokens" not in server.asked[0]
+        assert end == Generation(FinishReason.STOP, Usage(7, 2))
 
 
 async def test_the_models_of_an_external_server_name_their_provider() -> None:
@@ -301,18 +312,6 @@ async def test_several_upstreams_and_whose_a_model_is() -> None:
         await backend.generate(job("hi", model="m"), Reader())
     assert ([body["model"] for body in first.asked], [body["model"] for body in second.asked]) == (["m"], ["m"])
     assert all("authorization" not in head for head in second.headers)
-
-
-async def test_the_first_upstream_of_the_file_has_a_name_that_two_have() -> None:
-    async with (
-        serving({"/models": MODELS, "/chat/completions": CHAT}) as first,
-        serving({"/models": MODELS, "/chat/completions": Answer([""], status=500)}) as second,
-        openai.opened_all((one(first.url, name="first"), one(second.url, name="second")), 4, 32, Watch()) as backend,
-    ):
-        await until(lambda: all(server.times_asked("/models") for server in (first, second)))
-        await until(lambda: list(by_name(backend)) == ["gpt-x"])
-        await backend.generate(job("hi", model="gpt-x"), Reader())
-    assert not second.asked
 
 
 async def test_one_upstream_that_is_down_does_not_hide_the_others() -> None:

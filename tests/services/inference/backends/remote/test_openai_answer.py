@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from services.inference.backends.remote import openai_answer
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
 from services.inference.backends.remote.openai_answer import AnswerAssembly, AnswerStep
-from shared.api.generation import ToolCall
+from shared.api.generation import ToolCall, ToolCallPart
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
 from shared.types import FinishReason
 
 STOP = {"delta": {}, "finish_reason": "stop"}
 
 
-def answers(number: int = 1) -> AnswerAssembly:
+def answers(number: int = 1, *, call_parts: bool = False) -> AnswerAssembly:
     drawn = count(1)
-    return AnswerAssembly(number, lambda: f"drawn{next(drawn)}")
+    return AnswerAssembly(number, lambda: f"drawn{next(drawn)}", call_parts=call_parts)
 
 
 def event(*choices: Any, **more: Any) -> bytes:
@@ -91,12 +91,14 @@ def test_no_usage_breaks_an_answer(usage: object) -> None:
     assert one.usage.cached_tokens is None
 
 
-@pytest.mark.parametrize(
-    "delta",
-    [{"reasoning_content": "hm"}, {"reasoning": "hm"}],
-)
-def test_thoughts_are_a_sign_of_life_and_no_text(delta: dict[str, str]) -> None:
-    assert answers().push(event({"delta": delta})) == AnswerStep((), is_progress=True)
+@pytest.mark.parametrize("delta", [{"reasoning_content": "hm"}, {"reasoning": "hm"}, {"reasoning": "hm", "reasoning_content": "hm"}])
+def test_thoughts_are_apart_from_the_text(delta: dict[str, str]) -> None:
+    one = answers()
+    assert one.push(event({"delta": delta})) == AnswerStep((Chunk("", (), reasoning="hm"),), is_progress=True)
+    one.push(event(says("a")))
+    one.push(event(STOP, usage={"completion_tokens_details": {"reasoning_tokens": 1}}))
+    assert one.usage is not None
+    assert (one.pieces, one.thoughts, one.usage.reasoning_tokens) == (2, 1, 1)
 
 
 @pytest.mark.parametrize("data", [event({"delta": {"role": "assistant", "content": ""}}), event(), b"{}", event({"delta": None})])
@@ -109,6 +111,37 @@ def test_a_refusal_is_what_the_model_says() -> None:
 
 
 # --- tool calls -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        pytest.param(
+            [calls(part(0, "", "f", "c1")), calls(part(0, '{"a"')), calls(part(0, ":1}"), part(1, None, "g", "c2"))],
+            [
+                ToolCallPart(0, "", "c1", "f"),
+                ToolCallPart(0, '{"a"'),
+                ToolCallPart(0, ":1}"),
+                ToolCallPart(1, "", "c2", "g"),
+                ToolCallPart(1, "{}"),
+            ],
+            id="OpenAI's, one without arguments",
+        ),
+        pytest.param([calls(part(0, '{"a"', "f", "c1")), calls(part(0, ":1}", "f", "c1"))],
+                     [ToolCallPart(0, '{"a"', "c1", "f"), ToolCallPart(0, ":1}")], id="the name in each part"),
+        pytest.param([calls(part(0, "{", None, "c1")), calls(part(0, "}", "f"))],
+                     [ToolCallPart(0, "{}", "c1", "f")], id="a call waits for its name"),
+        pytest.param([calls(part(5, "{}", "f"))], [ToolCallPart(0, "{}", "drawn1", "f")], id="no id, and a number of its own"),
+    ],
+)  # fmt: skip
+def test_calls_in_parts(events: list[Any], expected: list[ToolCallPart]) -> None:
+    one = answers(call_parts=True)
+    chunks = run(one, *map(event, events), event(STOP))
+    assert [part for chunk in chunks for part in chunk.call_parts] == expected
+    assert not any(chunk.tool_calls for chunk in chunks)
+    nameless = answers(call_parts=True)
+    with pytest.raises(BadStream, match="without a name"):
+        run(nameless, event(calls(part(0, "{}"))), event(STOP))
 
 
 @given(st.text(max_size=30), st.text(max_size=30), st.data())

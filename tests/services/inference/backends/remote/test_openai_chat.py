@@ -1,12 +1,26 @@
 import json
+from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.inference.backends.remote import openai_chat
 from services.inference.upstreams import Dialect
 from shared import errors
-from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Sampling, Tool, ToolCall, ToolChoice
+from shared.api.generation import (
+    ChatMessage,
+    FormatKind,
+    ImageDetail,
+    ImagePart,
+    OutputFormat,
+    ReasoningEffort,
+    Sampling,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+from tests.services.inference.fake_token_servers import FIELDS, TGI_FIELDS
 
 HI = (ChatMessage("user", "hi"),)
 WEATHER = Tool("weather", "says it", '{"type": "object", "properties": {"city": {"type": "string"}}}')
@@ -14,14 +28,14 @@ ALWAYS = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream
 
 
 def sent(dialect: Dialect = Dialect.COMPATIBLE, messages: tuple[ChatMessage, ...] = HI, **asked: object) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(openai_chat.body("upstream x", dialect, "m", messages, Sampling(**asked), max_tokens=7))  # type: ignore[arg-type]
-    return body
+    body = openai_chat.body("upstream x", dialect, "m", messages, Sampling(**asked), max_tokens=7, salt="s")  # type: ignore[arg-type]
+    return json.loads(msgspec.json.encode(body))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("dialect", Dialect)
 def test_what_was_not_asked_for_is_not_sent(dialect: Dialect) -> None:
     name = "max_completion_tokens" if dialect is Dialect.OPENAI else "max_tokens"
-    assert sent(dialect) == {**ALWAYS, name: 7}
+    assert sent(dialect) == {**ALWAYS, name: 7, **({"cache_salt": "s"} if dialect is Dialect.VLLM else {})}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +56,19 @@ def test_what_was_not_asked_for_is_not_sent(dialect: Dialect) -> None:
         pytest.param(Dialect.TGI, {"top_p": 1.0, "temperature": 1.0}, {"temperature": 1.0}, id="TGI refuses a top_p of 1"),
         pytest.param(Dialect.TGI, {"n": 1, "presence_penalty": 0.0}, {}, id="TGI gives one answer"),
         pytest.param(Dialect.AIMESH, {"top_k": 4, "repeat_penalty": 1.1}, {"top_k": 4, "repeat_penalty": 1.1}, id="another mesh's"),
+        *(
+            pytest.param(dialect, {"reasoning_effort": ReasoningEffort.LOW}, {"reasoning_effort": "low"}, id=f"{dialect} knows the effort")
+            for dialect in Dialect
+            if dialect is not Dialect.TGI
+        ),
+        pytest.param(Dialect.VLLM, {"chat_template_kwargs": '{"a": [1]}'}, {"chat_template_kwargs": {"a": [1]}}, id="variables"),
+        pytest.param(
+            Dialect.VLLM,
+            {"tools": (Tool("f"),), "parallel_tool_calls": False},
+            {"tools": [{"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}], "parallel_tool_calls": False},
+            id="one call at a time",
+        ),
+        pytest.param(Dialect.TGI, {"parallel_tool_calls": False}, {}, id="no tools, no calls"),
         pytest.param(Dialect.COMPATIBLE, {"stop": ("a", "b")}, {"stop": ["a", "b"]}, id="stop sequences"),
         pytest.param(Dialect.COMPATIBLE, {"top_logprobs": 0}, {"logprobs": True}, id="log probabilities of what was drawn"),
         pytest.param(Dialect.COMPATIBLE, {"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}, id="and of others"),
@@ -49,7 +76,7 @@ def test_what_was_not_asked_for_is_not_sent(dialect: Dialect) -> None:
 )
 def test_what_was_asked_for_is_sent_in_the_servers_words(dialect: Dialect, asked: dict[str, Any], expected: dict[str, Any]) -> None:
     body = sent(dialect, **asked)
-    assert {name: value for name, value in body.items() if name not in ALWAYS and not name.endswith("_tokens")} == expected
+    assert {name: value for name, value in body.items() if name not in {*ALWAYS, "cache_salt"} and not name.endswith("_tokens")} == expected
 
 
 @pytest.mark.parametrize(
@@ -63,6 +90,13 @@ def test_what_was_asked_for_is_sent_in_the_servers_words(dialect: Dialect, asked
         pytest.param(Dialect.TGI, {"n": 2}, "n", id="TGI would give one answer"),
         pytest.param(Dialect.TGI, {"logit_bias": {1: 1.0}}, "logit_bias", id="TGI does not use the bias"),
         pytest.param(Dialect.TGI, {"presence_penalty": 0.5}, "presence_penalty", id="nor that penalty"),
+        pytest.param(Dialect.TGI, {"reasoning_effort": ReasoningEffort.NONE}, "reasoning_effort", id="TGI knows no effort"),
+        *(
+            pytest.param(dialect, {"chat_template_kwargs": "{}"}, "chat_template_kwargs", id=f"{dialect} has no variables")
+            for dialect in (Dialect.OPENAI, Dialect.COMPATIBLE, Dialect.TGI, Dialect.OLLAMA)
+        ),
+        pytest.param(Dialect.VLLM, {"chat_template_kwargs": "[1]"}, "chat_template_kwargs", id="variables are an object"),
+        pytest.param(Dialect.TGI, {"tools": (WEATHER,), "parallel_tool_calls": False}, "parallel_tool_calls", id="TGI doesn't read it"),
         pytest.param(Dialect.VLLM, {"format": OutputFormat(FormatKind.GBNF, "root ::= [a-z]")}, "format", id="only llama.cpp takes GBNF"),
         pytest.param(Dialect.VLLM, {"format": OutputFormat(FormatKind.JSON_SCHEMA, "{")}, "format.text", id="a schema that is no JSON"),
         pytest.param(Dialect.VLLM, {"format": OutputFormat(FormatKind.JSON_SCHEMA, "[" * 100_000)}, "format.text", id="or too deep"),
@@ -93,6 +127,28 @@ def test_formats(dialect: Dialect, asked: OutputFormat, expected: dict[str, Any]
     assert sent(dialect, format=asked)["response_format"] == expected
 
 
+@pytest.mark.parametrize(
+    ("dialect", "known"),
+    [
+        (Dialect.TGI, TGI_FIELDS),
+        (
+            Dialect.VLLM,
+            FIELDS["vllm"]["/v1/chat/completions"] | {"repetition_penalty", "logit_bias", "top_logprobs", "parallel_tool_calls"},
+        ),
+    ],
+)
+def test_only_fields_of_the_documentation_are_sent(dialect: Dialect, known: set[str]) -> None:
+    everything: dict[str, Any] = {
+        "temperature": 0.5, "top_p": 0.5, "top_k": 5, "min_p": 0.1, "seed": 1, "repeat_penalty": 1.1, "frequency_penalty": 0.1,
+        "presence_penalty": 0.1, "logit_bias": {1: 1.0}, "ignore_eos": True, "n": 2, "top_logprobs": 2, "stop": ("a",),
+        "tools": (WEATHER,), "tool_choice": ToolChoice.REQUIRED, "parallel_tool_calls": False, "format": OutputFormat(FormatKind.JSON),
+        "reasoning_effort": ReasoningEffort.LOW, "chat_template_kwargs": "{}",
+    }  # fmt: skip
+    for name, value in everything.items():
+        with suppress(errors.BadRequest):
+            assert sent(dialect, **({"tools": (WEATHER,)} | {name: value})).keys() <= known
+
+
 def test_a_grammar_goes_to_llama_cpp() -> None:
     assert sent(Dialect.LLAMA_CPP, format=OutputFormat(FormatKind.GBNF, "root ::= [a-z]"))["grammar"] == "root ::= [a-z]"
 
@@ -107,6 +163,35 @@ def test_tools_and_the_choice_among_them() -> None:
     assert "response_format" not in sent(tools=(WEATHER,), format=wanted, tool_choice=ToolChoice.REQUIRED), "the call is the answer"
     assert "tool_choice" not in sent(tools=(WEATHER,)), "auto is what servers take without it"
     assert "tools" not in sent(tool_choice=ToolChoice.REQUIRED), "a choice among no tools is none"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "sent_back"),
+    [
+        (Dialect.VLLM, {"reasoning": "hm"}),
+        (Dialect.LLAMA_CPP, {"reasoning_content": "hm"}),
+        (Dialect.AIMESH, {"reasoning_content": "hm"}),
+        (Dialect.OLLAMA, {"reasoning": "hm"}),
+        (Dialect.OPENAI, {}),
+        (Dialect.COMPATIBLE, {}),
+        (Dialect.TGI, {}),
+    ],
+)
+def test_thoughts_are_sent_back(dialect: Dialect, sent_back: dict[str, str]) -> None:
+    messages = (*HI, ChatMessage("assistant", "hello", reasoning="hm"), *HI)
+    assert sent(dialect, messages)["messages"][1] == {"role": "assistant", "content": "hello", **sent_back}
+
+
+def test_images_are_sent_at_their_places() -> None:
+    images = (ImagePart(b"\x89PNG", 4, ImageDetail.LOW), ImagePart(b"\xff\xd8", 4), ImagePart(b"RIFF", 7))
+    [message] = sent(messages=(ChatMessage("user", "one two", images=images),))["messages"]
+    assert message["content"] == [
+        {"type": "text", "text": "one "},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw==", "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,/9g=", "detail": "auto"}},
+        {"type": "text", "text": "two"},
+        {"type": "image_url", "image_url": {"url": "data:image/webp;base64,UklGRg==", "detail": "auto"}},
+    ]
 
 
 def test_a_conversation_with_tools() -> None:

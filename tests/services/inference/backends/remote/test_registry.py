@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,6 +59,27 @@ async def test_a_prompt_and_its_answer() -> None:
         assert server.asked[1]["payload"]["messages"] == [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
     assert (reader.accepted, reader.text, reader.token_ids) == (True, "Hello you", [])
     assert end == Generation(FinishReason.LENGTH, Usage(5, 3))
+
+
+async def test_an_open_ended_answer_has_no_limit() -> None:
+    async with asking(whole({"text": "Hello you"})) as (server, backend):
+        await backend.generate(replace(job(max_tokens=32_768), open_ended=True), Reader())
+        assert server.asked[0]["payload"] == {"prompt": "hi there"}
+
+
+async def test_a_service_may_have_a_port_and_require_a_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret-one\n", encoding="utf-8")
+    async with serving({"/infer": whole({"text": "Hello"}), "/healthz": HEALTHY}) as server:
+        host, _, port = server.url.removeprefix("http://").rpartition(":")
+        entry = RemoteModel(NAME, host, "/infer", port=int(port), token_file=tmp_path / "token")
+        async with registry.opened((entry,), 4, 32, Watch(), ServerTimeouts(backoff_seconds=0.001)) as backend:
+            await until(lambda: backend.models()[0].state is ModelState.READY)
+            await backend.generate(job(), Reader())
+        assert all("authorization: bearer secret-one" in head for head in server.headers)
+        missing = replace(entry, token_file=tmp_path / "none")
+        with pytest.raises(errors.BadSettings, match="token_file of llm-gptq in MODELS_YAML cannot be read"):
+            async with registry.opened((missing,), 4, 32, Watch()):
+                pass
 
 
 async def test_a_service_without_counts_is_counted_by_bytes() -> None:
@@ -175,7 +197,7 @@ async def test_a_service_is_ready_while_it_is_healthy() -> None:
 
 async def test_a_public_address_is_a_provider() -> None:
     async with registry.opened((RemoteModel(NAME, "https://8.8.8.8", "/infer"),), 4, 32, Watch()) as backend:
-        assert [await one.models._place.find_provider() for one in backend._servers] == ["8.8.8.8"]
+        assert [await one.models._place.find_provider() for one in backend.servers] == ["8.8.8.8"]
 
 
 async def test_registries_that_cannot_work() -> None:

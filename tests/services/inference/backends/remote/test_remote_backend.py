@@ -97,6 +97,45 @@ def _extras(api: Api) -> dict[str, Any]:
     return {"model": "m", "encoding_format": "float"}
 
 
+RERANK = Api("openai", "/v1/rerank")
+
+
+def ranking(*scores: float) -> Answer:
+    results = [{"index": index, "relevance_score": score, "document": {"text": "…"}} for index, score in enumerate(scores)]
+    return Answer([json.dumps({"results": results[::-1], "usage": {"prompt_tokens": 9, "total_tokens": 9}})])
+
+
+@pytest.mark.parametrize(
+    ("sent", "scores"),
+    [
+        pytest.param((0.25, 1.0, 0.0), (0.25, 1.0, 0.0), id="probabilities"),
+        pytest.param((0.0, 2.0, -1000.0), (0.5, 0.880797, 0.0), id="logits"),
+    ],
+)
+async def test_texts_are_ranked_by_the_server(sent: tuple[float, ...], scores: tuple[float, ...]) -> None:
+    reader = VectorReader()
+    async with RERANK.asking(ranking(*sent)) as (server, backend):
+        assert await backend.embed(EmbeddingJob(MODEL, ("one", "two", "three"), query="why"), reader) == Embedded(1, 9)
+    assert [score for (score,) in reader.vectors] == [pytest.approx(score, abs=1e-6) for score in scores]
+    assert server.asked == [{"model": "m", "query": "why", "documents": ["one", "two", "three"]}]
+
+
+@pytest.mark.parametrize(
+    ("scores", "why"), [((0.5,), "one for each of 2"), ((0.5, 0.5, 0.5), "one for each of 2"), ((0.5, 1e300), "1000000.0")]
+)
+async def test_impossible_scores_end_the_request(scores: tuple[float, ...], why: str) -> None:
+    async with RERANK.asking(ranking(*scores)) as (_, backend):
+        with pytest.raises(errors.Unavailable, match=why):
+            await backend.embed(EmbeddingJob(MODEL, ("one", "two"), query="why"), VectorReader())
+
+
+async def test_ollama_cannot_rank() -> None:
+    async with Api("ollama", "/api/embed").asking() as (server, backend):
+        with pytest.raises(errors.BadRequest, match="m cannot rank texts: Ollama has no API for it"):
+            await backend.embed(EmbeddingJob(MODEL, ("one",), query="why"), VectorReader())
+    assert server.asked == []
+
+
 async def test_fewer_dimensions_are_cut_here_whatever_the_server_knows_of_them(api: Api) -> None:
     reader = VectorReader()
     async with api.asking(api.good([[3, 4, 12]])) as (server, backend):

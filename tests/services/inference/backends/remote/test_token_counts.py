@@ -1,8 +1,14 @@
 import pytest
 
 from services.inference.backends.remote import token_counts
+from services.inference.backends.remote.openai_answer import ReportedUsage
 from services.inference.backends.remote.token_counts import CheckedCounts, CountBounds
 from shared.api.generation import ChatMessage, Sampling, Usage
+
+
+def reported(prompt: object, completion: object, cached: object = None) -> ReportedUsage:
+    return ReportedUsage(prompt, completion, {"cached_tokens": cached})
+
 
 KNOWN = CountBounds(least_prompt=4, most_prompt=40_000, most_completion=11)
 
@@ -32,15 +38,29 @@ KNOWN = CountBounds(least_prompt=4, most_prompt=40_000, most_completion=11)
     ],
 )
 def test_settle(prompt: object, completion: object, cached: object, expected: CheckedCounts) -> None:
-    assert token_counts.settle(prompt, completion, cached, 3, KNOWN) == expected
+    assert token_counts.settle(reported(prompt, completion, cached), 3, 0, KNOWN) == expected
 
 
 def test_pieces_are_not_paid_for_beyond_what_was_asked_for() -> None:
-    assert token_counts.settle(7, None, None, 500, KNOWN) == CheckedCounts(Usage(7, 11), ("completion_tokens",))
+    assert token_counts.settle(reported(7, None), 500, 0, KNOWN) == CheckedCounts(Usage(7, 11), ("completion_tokens",))
 
 
 def test_an_empty_answer_may_have_no_tokens() -> None:
-    assert token_counts.settle(7, 0, None, 0, KNOWN) == CheckedCounts(Usage(7, 0))
+    assert token_counts.settle(reported(7, 0), 0, 0, KNOWN) == CheckedCounts(Usage(7, 0))
+
+
+@pytest.mark.parametrize(
+    ("said", "pieces", "expected"),
+    [
+        pytest.param(4, 2, 4, id="the server's count"),
+        pytest.param(None, 2, 2, id="else the pieces with thoughts"),
+        pytest.param(6, 2, 2, id="more than the whole answer is not believed"),
+        pytest.param(-1, 9, 5, id="nor are more pieces"),
+    ],
+)
+def test_thoughts_are_a_part_of_the_answer(said: object, pieces: int, expected: int) -> None:
+    usage = ReportedUsage(7, 5, None, {"reasoning_tokens": said})
+    assert token_counts.settle(usage, 3, pieces, KNOWN) == CheckedCounts(Usage(7, 5, 0, expected))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +90,7 @@ def test_a_text_of_blanks_has_a_token_too() -> None:
 
 def test_bounds_are_what_is_known_without_a_tokenizer() -> None:
     messages = (ChatMessage("system", "be brief"), ChatMessage("user", " three  small\nwords "), ChatMessage("assistant", ""))
-    known = token_counts.bounds(messages, Sampling(n=2), sent_bytes=200, max_tokens=10)
+    known = token_counts.bounds(messages, Sampling(n=2), 200, 10)
     assert known == CountBounds(least_prompt=5, most_prompt=200 + token_counts.HIDDEN_PROMPT_TOKENS, most_completion=22)
-    endless = token_counts.bounds((), Sampling(), sent_bytes=0, max_tokens=2**63 - 1)
+    endless = token_counts.bounds((), Sampling(), 0, 2**63 - 1)
     assert (endless.least_prompt, endless.most_completion) == (1, token_counts.LONGEST_ANSWER_TOKENS + 1)

@@ -1,0 +1,189 @@
+"""The table of servers with OpenAI's API: the parameters that each kind knows, and how to recognize and watch it.  Pure.
+
+docs/howto/other-backends.md names the versions that the table was written from.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from services.inference.backends.remote.event_stream import BadStream
+from services.inference.upstreams import Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFields:
+    """The parameters of one kind of server."""
+
+    #: Field of Sampling -> the server's name for it. Others are not supported.
+    fields: Mapping[str, str]
+    max_tokens: str = "max_tokens"
+    #: Field -> conversion of its value; None leaves it out.
+    values: Mapping[str, Callable[[object], object]] = field(default_factory=dict)
+    #: The field for a GBNF grammar; empty if there is none.
+    grammar: str = ""
+    #: The field of an earlier answer's thoughts; empty if the server refuses or ignores them.
+    reasoning: str = ""
+    can_forbid_parallel_calls: bool = True
+    #: The field for a salt; only prompts with the same one share cached computation.
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """What a server says that it does, for all of its clients."""
+
+    running: int
+    waiting: int = 0
+    #: 0 if the page doesn't say.
+    slots: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPage:
+    path: str
+    #: Raises BadStream or one of `event_stream.UNREADABLE`.
+    read: Callable[[bytes], ServerLoad]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialectRow:
+    """One kind of server. Its paths are beside the API's version: `/health`, not `/v1/health`."""
+
+    parameters: ServerFields
+    #: Empty if only the list of models tells whether it answers.
+    health_path: str = ""
+    #: What only this kind answers; empty if its owner must name the dialect.
+    identity_path: str = ""
+    #: Returns the slots in the page at ``identity_path``, 0 if it has none. Raises one of `event_stream.UNREADABLE` for another kind.
+    read_identity: Callable[[bytes], int] = lambda _: 0
+    #: The `owned_by` of its models, if that is always the same.
+    owner: str = ""
+    #: Where it says how busy it is; the first page that it has counts.
+    load_pages: tuple[LoadPage, ...] = ()
+    #: Of a server that doesn't say how many requests it runs at once.
+    usual_slots: int = 0
+
+
+class _Version(msgspec.Struct, frozen=True):
+    version: str
+
+
+class _LlamaProps(msgspec.Struct, frozen=True):
+    total_slots: int
+
+
+class _LlamaSlot(msgspec.Struct, frozen=True):
+    is_processing: bool
+
+
+class _TgiInfo(msgspec.Struct, frozen=True):
+    model_id: str
+    max_concurrent_requests: int
+
+
+_version = msgspec.json.Decoder(_Version)
+_props = msgspec.json.Decoder(_LlamaProps)
+_slots = msgspec.json.Decoder(tuple[_LlamaSlot, ...])
+_info = msgspec.json.Decoder(_TgiInfo)
+
+
+def same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def whole(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def gauges(running: str, waiting: str) -> Callable[[bytes], ServerLoad]:
+    """Read two gauges of a page in Prometheus's text format, each summed over its labels."""
+    patterns = [re.compile(rb"^%s(?:\{.*\})?[ \t]+(\S+)" % name.encode(), re.MULTILINE) for name in (running, waiting)]
+
+    def read(page: bytes) -> ServerLoad:
+        found = [[float(value) for value in pattern.findall(page)] for pattern in patterns]
+        if not found[0] or not all(0 <= value < MAX_REQUESTS for values in found for value in values):
+            raise BadStream(f"a page without a usable {running}")
+        return ServerLoad(*(int(sum(values)) for values in found))
+
+    return read
+
+
+def _read_version(page: bytes) -> int:
+    _version.decode(page)
+    return 0
+
+
+def _read_slots(page: bytes) -> ServerLoad:
+    slots = _slots.decode(page)
+    return ServerLoad(sum(slot.is_processing for slot in slots), slots=len(slots))
+
+
+#: More is a mistake of the server.
+MAX_REQUESTS = 1_000_000
+
+_COMMON = same("temperature", "top_p", "seed", "frequency_penalty")
+_OPENAI = _COMMON | same("presence_penalty", "logit_bias", "n", "reasoning_effort")
+_LOCAL = _OPENAI | same("top_k", "min_p", "ignore_eos", "chat_template_kwargs")
+
+DIALECTS: Mapping[Dialect, DialectRow] = {
+    # OpenAI's reasoning models refuse the older name, max_tokens; many compatible servers only know that one.
+    Dialect.OPENAI: DialectRow(parameters=ServerFields(_OPENAI, max_tokens="max_completion_tokens")),
+    Dialect.COMPATIBLE: DialectRow(parameters=ServerFields(_OPENAI)),
+    Dialect.VLLM: DialectRow(
+        # Before vLLM 0.9, only -1 meant "all tokens".
+        parameters=ServerFields(
+            _LOCAL | {"repeat_penalty": "repetition_penalty"},
+            values={"top_k": lambda value: value or -1},
+            reasoning="reasoning",
+            salt="cache_salt",
+        ),
+        health_path="/health",
+        identity_path="/version",
+        read_identity=_read_version,
+        owner="vllm",
+        load_pages=(LoadPage("/metrics", gauges("vllm:num_requests_running", "vllm:num_requests_waiting")),),
+        # The default of --max-num-seqs on most GPUs.
+        usual_slots=256,
+    ),
+    Dialect.LLAMA_CPP: DialectRow(
+        # llama.cpp's seed has 32 bits; all ones mean a random seed.
+        parameters=ServerFields(
+            _LOCAL | same("repeat_penalty"),
+            values={"seed": lambda value: whole(value) % 0xFFFF_FFFF},
+            grammar="grammar",
+            reasoning="reasoning_content",
+        ),
+        health_path="/health",
+        identity_path="/props",
+        read_identity=lambda page: _props.decode(page).total_slots,
+        # The metrics need --metrics, but know the queue.
+        load_pages=(
+            LoadPage("/metrics", gauges("llamacpp:requests_processing", "llamacpp:requests_deferred")),
+            LoadPage("/slots", _read_slots),
+        ),
+    ),
+    Dialect.TGI: DialectRow(
+        # TGI accepts n, logit_bias and presence_penalty but ignores them. It refuses a top_p of 1, which has no effect.
+        parameters=ServerFields(_COMMON, values={"top_p": lambda value: None if value == 1 else value}, can_forbid_parallel_calls=False),
+        health_path="/health",
+        identity_path="/info",
+        read_identity=lambda page: _info.decode(page).max_concurrent_requests,
+        load_pages=(LoadPage("/metrics", gauges("tgi_batch_current_size", "tgi_queue_size")),),
+    ),
+    Dialect.OLLAMA: DialectRow(
+        # Its OpenAI API ignores n and logit_bias.
+        parameters=ServerFields(
+            _COMMON | same("presence_penalty", "reasoning_effort"), reasoning="reasoning", can_forbid_parallel_calls=False
+        ),
+        health_path="/api/version",
+        identity_path="/api/version",
+        read_identity=_read_version,
+    ),
+    Dialect.AIMESH: DialectRow(
+        parameters=ServerFields(_LOCAL | same("repeat_penalty"), reasoning="reasoning_content"), health_path="/healthz"
+    ),
+}

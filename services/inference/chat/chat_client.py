@@ -1,0 +1,234 @@
+"""The worker's side of a chat process: starts it, asks it one request at a time, and starts it again after a crash."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+
+from services.inference.chat.answer_text import Parsing, SeparatedPiece
+from services.inference.chat.chat_messages import (
+    ChatRefused,
+    ChatReply,
+    ChatRequest,
+    OpenTemplate,
+    ParseAnswer,
+    ParsedAnswer,
+    RenderedPrompt,
+    RenderPrompt,
+    TemplateCapabilities,
+    reply_decoder,
+)  # fmt: skip
+from services.inference.engine import engine_messages
+from shared import errors
+from shared.telemetry import logs
+
+log = logs.get()
+
+#: Requests that wait for the process. Each takes milliseconds.
+MOST_WAITING = 256
+#: For a request's turn and its answer. A request of more than 2 s of processor time ends the process.
+CALL_SECONDS = 20.0
+#: For Python, the library and the test of the template.
+START_SECONDS = 30.0
+_EXIT_SECONDS = 2.0
+_RECEIVE_BYTES = 256 * 1024
+
+#: Followed by the number of the socket and the id of this process.
+PROGRAM = (sys.executable, "-P", "-m", "services.inference.chat.chat_process")
+
+
+#: What says that the process is gone or can't be used any more.
+_LOST = (TimeoutError, OSError, EOFError, msgspec.MsgspecError, errors.ProtocolViolation)
+_Reply = TypeVar("_Reply", TemplateCapabilities, RenderedPrompt)
+
+
+class ChatProcessLost(Exception):
+    """The process died or hung in this request, which is not repeated. The next one starts another process."""
+
+
+@dataclass(slots=True)
+class _RunningChat:
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    unframer: engine_messages.Unframer = field(default_factory=engine_messages.Unframer)
+    #: Replies that have not come yet, in the order of the requests: more than one after a call was canceled.
+    owed: int = 0
+    #: The reply to OpenTemplate.
+    opened: ChatReply | None = None
+
+    async def ask(self, request: ChatRequest, seconds: float) -> ChatReply:
+        """Raises one of _LOST."""
+        async with asyncio.timeout(seconds):
+            body = msgspec.msgpack.encode(request)
+            if len(body) > engine_messages.MAX_MESSAGE_BYTES:
+                raise errors.BadRequest(f"the prompt has {len(body)} bytes; at most {engine_messages.MAX_MESSAGE_BYTES} are allowed")
+            self.writer.write(engine_messages.framed(body))
+            self.owed += 1
+            while received := await self.reader.read(_RECEIVE_BYTES):
+                for body in self.unframer.feed(received):
+                    self.owed -= 1
+                    if self.owed == 0:
+                        return reply_decoder.decode(body)
+        raise EOFError("the chat process closed its socket")
+
+
+class ChatClient:
+    """The chat process of one model. Safe to use from many tasks."""
+
+    def __init__(self, template: OpenTemplate, environment: Mapping[str, str], program: tuple[str, ...] = PROGRAM) -> None:
+        """``environment`` is the process's whole environment: without secrets, with PYTHONPATH."""
+        self._template = template
+        self._environment = environment
+        self._program = program
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._running: _RunningChat | None = None
+        self.lost = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the process. Safe to call twice."""
+        async with self._turn:
+            await self._end()
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._running is None else self._running.process.pid
+
+    async def open(self) -> TemplateCapabilities:
+        """Start the process, which tests the template. Raises BadRequest with the reason, and Unavailable if none starts."""
+        async with self._in_turn():
+            try:
+                running = await self._ensure_running()
+            except errors.Unavailable:
+                # llama.cpp may have crashed on the template.
+                self._template = msgspec.structs.replace(self._template, by_jinja=True)
+                running = await self._ensure_running()
+            return _expected(running.opened, TemplateCapabilities)
+
+    async def render(self, request: RenderPrompt) -> RenderedPrompt:
+        """Raises BadRequest if the template refuses the messages, or the process was lost; Overloaded; Unavailable if none starts."""
+        try:
+            return _expected(await self._ask(request), RenderedPrompt)
+        except ChatProcessLost as lost:
+            raise errors.BadRequest(str(lost), hint="make the request smaller: messages, tools and their schemas") from lost
+
+    async def parse(self, request: ParseAnswer) -> ParsedAnswer | ChatRefused | None:
+        """Return None if the process was lost or isn't there: then an answer is text."""
+        try:
+            reply = await self._ask(request)
+        except (ChatProcessLost, errors.Overloaded, errors.Unavailable):
+            return None
+        return reply if isinstance(reply, ParsedAnswer | ChatRefused) else None
+
+    async def separate(self, parsing: Parsing, parser: str) -> tuple[SeparatedPiece, ...]:
+        """Run a step of an `AnswerSeparator` with this process as its parser."""
+        try:
+            text = next(parsing)
+            while True:
+                text = parsing.send(await self.parse(ParseAnswer(parser, text)))
+        except StopIteration as end:
+            return tuple(end.value)
+
+    async def _ask(self, request: ChatRequest) -> ChatReply:
+        async with self._in_turn():
+            running = await self._ensure_running()
+            try:
+                return await running.ask(request, CALL_SECONDS)
+            except _LOST as error:
+                self.lost += 1
+                log.warning("chat_process_lost", pid=running.process.pid, request=type(request).__name__, error=repr(error))
+                await asyncio.shield(self._end())
+                raise ChatProcessLost("llama.cpp crashed in this request, or needed more than 2 s or 512 MiB") from error
+
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        if self._waiting >= MOST_WAITING:
+            raise _overloaded()
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise _overloaded() from None
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    async def _ensure_running(self) -> _RunningChat:
+        if self._running is not None and self._running.process.returncode is None:
+            return self._running
+        await self._end()
+        opened = False
+        try:
+            self._running = running = await self._start()
+            running.opened = await running.ask(self._template, START_SECONDS)
+            opened = True
+            return running
+        except _LOST as error:
+            raise errors.Unavailable(f"the process that renders prompts does not start: {error!r}", hint="see the worker's log") from error
+        finally:
+            if not opened:
+                await asyncio.shield(self._end())
+
+    async def _start(self) -> _RunningChat:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(*self._program, str(theirs.fileno()), str(os.getpid())),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    env=dict(self._environment),
+                    pass_fds=(theirs.fileno(),),
+                )
+            except BaseException:
+                ours.close()
+                raise
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        return _RunningChat(process, reader, writer)
+
+    async def _end(self) -> None:
+        """Close the socket, which ends an idle process; kill one that is stuck."""
+        running, self._running = self._running, None
+        if running is None:
+            return
+        running.writer.close()
+        try:
+            async with asyncio.timeout(_EXIT_SECONDS):
+                await running.process.wait()
+        except TimeoutError:
+            # Not process.kill(), which may reap the process, so that asyncio never learns its exit code.
+            with suppress(ProcessLookupError):
+                os.kill(running.process.pid, signal.SIGKILL)
+            await running.process.wait()
+
+
+def _expected(reply: ChatReply | None, kind: type[_Reply]) -> _Reply:
+    if isinstance(reply, ChatRefused):
+        raise errors.BadRequest(
+            f"the model's chat template: {reply.reason}", hint="check roles and their order, tools and template variables"
+        )
+    if not isinstance(reply, kind):
+        raise errors.ProtocolViolation(f"the chat process answered with {type(reply).__name__}")
+    return reply
+
+
+def _overloaded() -> errors.Overloaded:
+    return errors.Overloaded("too many prompts are being rendered on this worker", hint="try again in a moment", retry_after_seconds=1.0)

@@ -1,0 +1,123 @@
+"""The chat process: ``python -m services.inference.chat.chat_process FD PARENT``, started only by `chat_client`.
+
+It renders prompts and parses answers by llama.cpp, one request at a time. A request on which llama.cpp crashes, loops or runs out of memory
+ends the process, and with it only the call that is in it. The process ends when its socket closes, and the kernel kills it with its parent.
+"""
+
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import assert_never
+
+import msgspec
+
+from services.inference import parent_death
+from services.inference.chat.chat_messages import (
+    ChatRefused,
+    ChatReply,
+    ChatRequest,
+    OpenTemplate,
+    ParseAnswer,
+    RenderPrompt,
+    request_decoder,
+)  # fmt: skip
+from services.inference.chat.chat_template import ChatTemplate
+from services.inference.chat.library import ChatLibrary, NotUnderstood
+from services.inference.engine import confinement, engine_messages
+
+_MEMORY_BYTES = 512 * 1024 * 1024
+_STACK_BYTES = 8 * 1024 * 1024
+#: Processor time of one request.
+_CPU_SECONDS = 2.0
+_RECEIVE_BYTES = 256 * 1024
+
+
+class ChatServer:
+    """Answers requests about one template."""
+
+    def __init__(self, library: ChatLibrary | None, unconfined: str) -> None:
+        self._library = library
+        self._unconfined = unconfined
+        self._template: ChatTemplate | None = None
+
+    def answer(self, request: ChatRequest) -> ChatReply:
+        try:
+            return self._answer(request)
+        except (NotUnderstood, MemoryError) as error:
+            return ChatRefused(str(error) or "no memory")
+
+    def _answer(self, request: ChatRequest) -> ChatReply:
+        if isinstance(request, OpenTemplate):
+            self._template = ChatTemplate(self._library, request)
+            return msgspec.structs.replace(self._template.capabilities, unconfined=self._unconfined)
+        if self._template is None:
+            return ChatRefused("no template is open")
+        match request:
+            case RenderPrompt():
+                return self._template.render(request)
+            case ParseAnswer():
+                return self._template.parse(request)
+            case _:
+                assert_never(request)
+
+
+def main() -> None:
+    parent_death.die_with(int(sys.argv[2]))
+    # The worker needs its children to drain. It ends this process by closing the socket.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    # A stack that the parent allowed to grow further would only crash later.
+    _limit(resource.RLIMIT_STACK, _STACK_BYTES)
+    server = ChatServer(_library(), _confine())
+    _limit(resource.RLIMIT_AS, _MEMORY_BYTES)
+    try:
+        _serve(connection, server)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    finally:
+        # Not an ordinary exit: with llama.cpp's libraries loaded, destructors have aborted.
+        os._exit(0)
+
+
+def _library() -> ChatLibrary | None:
+    """Without it, prompts are rendered by Jinja, and tools use the generic form."""
+    try:
+        return ChatLibrary()
+    except (OSError, AttributeError):
+        # There is none, or an older one.
+        return None
+
+
+def _serve(connection: socket.socket, server: ChatServer) -> None:
+    unframer = engine_messages.Unframer()
+    while received := connection.recv(_RECEIVE_BYTES):
+        for body in unframer.feed(received):
+            # Its signal ends the process, in C++ as well.
+            signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)
+            reply = msgspec.msgpack.encode(server.answer(request_decoder.decode(body)))
+            if len(reply) > engine_messages.MAX_MESSAGE_BYTES:
+                reply = msgspec.msgpack.encode(ChatRefused(f"the prompt has {len(reply)} bytes"))
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            connection.sendall(engine_messages.framed(reply))
+
+
+def _limit(kind: int, most: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (least, least))
+
+
+def _confine() -> str:
+    """Return why this process can't be confined; empty if it is."""
+    try:
+        confinement.confine(local_sockets=False)
+    except confinement.NotConfined as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    main()

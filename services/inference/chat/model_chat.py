@@ -1,0 +1,87 @@
+"""The chat process of a loaded model, and what a worker wants from it. All replicas of the model share it."""
+
+from collections.abc import Callable, Mapping
+
+from services.inference.backend_interface import Sink
+from services.inference.chat import chat_messages, prompt_plan
+from services.inference.chat.chat_client import ChatClient
+from services.inference.chat.chat_messages import OpenTemplate, RenderedPrompt, TemplateCapabilities
+from services.inference.chat.prompt_plan import ReasoningDefaults
+from services.inference.chat.separated_answers import SeparatedAnswers
+from services.inference.engine.engine_messages import Loaded, PreparedPrompt
+from services.inference.jobs import GenerationJob
+from shared import errors
+from shared.api.generation import ChatMessage
+from shared.api.inference import RenderChat
+from shared.telemetry import logs
+
+log = logs.get()
+
+#: Of all the spellings of a vocabulary's special tokens; the largest has 200 KB.
+MOST_SPECIAL_CHARACTERS = 1024 * 1024
+
+
+class ModelChat:
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """``environment`` is the whole environment of the process: without secrets, with PYTHONPATH."""
+        self._environment = environment
+        self._client: ChatClient | None = None
+        self._can: TemplateCapabilities | None = None
+        #: See ``Loaded.infill``.
+        self._infill: tuple[str, ...] = ()
+
+    async def open(self, loaded: Loaded) -> tuple[str, ...]:
+        """Start the process with the template of a loaded model, and return the special tokens that belong to answers. Does nothing the
+        second time. Raises BadRequest for a template that isn't usable, and Unavailable if no process starts."""
+        if self._client is None or self._can is None:
+            if sum(map(len, loaded.special)) > MOST_SPECIAL_CHARACTERS:
+                raise errors.BadRequest("the vocabulary's special tokens are too long")
+            self._infill = loaded.infill
+            template = OpenTemplate(loaded.chat_template, loaded.bos, loaded.eos, loaded.special)
+            self._client = ChatClient(template, self._environment)
+            self._can = await self._client.open()
+            if self._can.unconfined:
+                log.warning("chat_unconfined", reason=self._can.unconfined)
+        return self._can.shown
+
+    async def prepare(self, job: GenerationJob, defaults: ReasoningDefaults) -> tuple[PreparedPrompt, RenderedPrompt]:
+        """Render a job's prompt, and find its grammar. Raises BadRequest, Overloaded, and Unavailable if no process runs."""
+        if job.requested.raw:
+            # There is only one speaker, who may use special tokens.
+            rendered = chat_messages.plain(self._raw_text(job.messages))
+            return prompt_plan.prepared(job, rendered), rendered
+        client, can = self._opened()
+        request = prompt_plan.request_of(job, can, defaults)
+        rendered = await client.render(request)
+        budget = prompt_plan.budget_of(job.requested, defaults, thinking=request.thinking)
+        return prompt_plan.prepared(job, rendered, budget), rendered
+
+    def _raw_text(self, messages: tuple[ChatMessage, ...]) -> str:
+        if len(messages) == 1:
+            return messages[0].content
+        if not self._infill:
+            raise errors.BadRequest(
+                "suffix: this model cannot fill gaps", hint="leave it out, or use a model for code, such as Qwen2.5-Coder"
+            )
+        before, behind, fill = self._infill
+        return f"{before}{messages[0].content}{behind}{messages[1].content}{fill}"
+
+    async def render(self, request: RenderChat, *, marked: bool) -> str:
+        """Render a chat, with marks for the engine or without. Raises as ``prepare``."""
+        client, _ = self._opened()
+        return (await client.render(prompt_plan.conversion_of(request, marked=marked))).prompt
+
+    def answers(self, job: GenerationJob, rendered: RenderedPrompt, sink: Sink, failed: Callable[[], None]) -> SeparatedAnswers:
+        """Return the sink for the answers of the engine. ``failed`` is called for each that the parser refuses."""
+        return SeparatedAnswers(self._opened()[0] if rendered.parser else None, rendered, job, sink, failed)
+
+    async def close(self) -> None:
+        """End the process. Safe to call twice."""
+        client, self._client, self._can = self._client, None, None
+        if client is not None:
+            await client.close()
+
+    def _opened(self) -> tuple[ChatClient, TemplateCapabilities]:
+        if self._client is None or self._can is None:
+            raise errors.Unavailable("the model is not loaded", hint="try again in a moment", retry_after_seconds=1.0)
+        return self._client, self._can

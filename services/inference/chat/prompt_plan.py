@@ -1,0 +1,157 @@
+"""Turns a job into a request for the chat process, and its reply into a prompt for the engine.  Pure."""
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from services.inference.chat.chat_messages import RenderedPrompt, RenderPrompt, TemplateCapabilities
+from services.inference.engine.engine_messages import PreparedPrompt, ThoughtBudget
+from services.inference.jobs import GenerationJob
+from services.inference.structured_output import output_formats
+from shared import errors
+from shared.api.generation import ChatMessage, ReasoningEffort, Sampling, Tool, ToolChoice
+from shared.api.inference import RenderChat
+
+#: Tokens of thoughts. An effort without a number has no limit.
+BUDGETS = {ReasoningEffort.LOW: 1024, ReasoningEffort.MEDIUM: 8192}
+_OFF = (ReasoningEffort.NONE, ReasoningEffort.MINIMAL)
+#: Templates with such a variable know three efforts.
+_VARIABLE = {ReasoningEffort.NONE: "low", ReasoningEffort.MINIMAL: "low", ReasoningEffort.XHIGH: "high"}
+
+Row = dict[str, object]
+
+
+class ReasoningDefaults(msgspec.Struct, frozen=True):
+    """How a model thinks if a request doesn't say."""
+
+    #: None: as the template has it.
+    thinking: bool | None = None
+    budget: int | None = None
+
+
+def request_of(job: GenerationJob, can: TemplateCapabilities, defaults: ReasoningDefaults) -> RenderPrompt:
+    """Raises BadRequest, which names the field."""
+    asked = job.requested
+    variables = {**_effort_variable(asked, can), **job.template_variables}
+    thinking = variables.pop("enable_thinking", None)
+    if not isinstance(thinking, bool):
+        thinking = _thinks(asked, defaults)
+    return RenderPrompt(
+        message_rows(job.messages),
+        tool_rows(asked.tools),
+        asked.tool_choice,
+        parallel=asked.parallel_tool_calls,
+        thinking=thinking,
+        variables=variables,
+    )
+
+
+def conversion_of(request: RenderChat, *, marked: bool) -> RenderPrompt:
+    """Raises BadRequest, which names the field."""
+    answer = request.add_generation_prompt
+    return RenderPrompt(message_rows(request.messages), tool_rows(request.tools), answer=answer, marked=marked)
+
+
+def prepared(job: GenerationJob, rendered: RenderedPrompt, budget: int | None = None) -> PreparedPrompt:
+    """``budget`` is the most tokens of thoughts; None for no limit. Raises BadRequest, which names the field."""
+    opened = _opens_thoughts(rendered)
+    grammar, triggers, field = _constraint(job.requested, rendered)
+    if grammar and not triggers and opened:
+        # The grammar is for what follows the thoughts.
+        triggers = tuple(f"{re.escape(end)}\\s*()" for end in rendered.thinking_ends)
+    limit = None
+    if budget is not None and rendered.thinking_start and rendered.thinking_ends:
+        limit = ThoughtBudget(budget, "" if opened else rendered.thinking_start, rendered.thinking_ends)
+    return PreparedPrompt(rendered.prompt, grammar, triggers, field, limit)
+
+
+def _constraint(asked: Sampling, rendered: RenderedPrompt) -> tuple[str, tuple[str, ...], str]:
+    """Return a grammar, what starts it, and the field of the request that wants it."""
+    is_required = asked.tool_choice is ToolChoice.REQUIRED
+    if (
+        not asked.tools
+        or asked.tool_choice is ToolChoice.NONE
+        or (asked.format is not None and not rendered.grammar and not rendered.generic)
+    ):
+        return ("" if asked.format is None else output_formats.grammar_of(asked.format)), (), "format"
+    wanted = None if is_required else asked.format
+    is_lazy = not is_required and wanted is None
+    try:
+        if rendered.generic:
+            grammar = output_formats.grammar_of_generic_calls(asked.tools, wanted, parallel=asked.parallel_tool_calls)
+        elif rendered.grammar:
+            grammar = output_formats.grammar_of_tools(rendered.grammar, wanted)
+        else:
+            return "", (), "tools"
+    except errors.BadRequest:
+        if is_lazy:
+            return "", (), "tools"
+        raise
+    triggers = tuple(one.value if one.kind.startswith("pattern") else re.escape(one.value) for one in rendered.triggers)
+    return grammar, triggers if is_lazy else (), "tools"
+
+
+def _effort_variable(asked: Sampling, can: TemplateCapabilities) -> dict[str, object]:
+    effort = asked.reasoning_effort
+    return {"reasoning_effort": _VARIABLE.get(effort, str(effort))} if effort is not None and can.supports_reasoning_effort else {}
+
+
+def _thinks(asked: Sampling, defaults: ReasoningDefaults) -> bool:
+    return defaults.thinking is not False if asked.reasoning_effort is None else asked.reasoning_effort not in _OFF
+
+
+def budget_of(asked: Sampling, defaults: ReasoningDefaults, *, thinking: bool) -> int | None:
+    """Return the most tokens of thoughts; None for no limit."""
+    if not thinking:
+        return 0
+    return defaults.budget if asked.reasoning_effort is None else BUDGETS.get(asked.reasoning_effort)
+
+
+def _opens_thoughts(rendered: RenderedPrompt) -> bool:
+    """Whether the answer begins inside thoughts."""
+    if not rendered.thinking_start:
+        return False
+    _, opened, behind = rendered.generation_prompt.rpartition(rendered.thinking_start)
+    return bool(opened) and not any(end in behind for end in rendered.thinking_ends)
+
+
+def message_rows(messages: tuple[ChatMessage, ...]) -> tuple[Row, ...]:
+    """Return messages in OpenAI's form."""
+    names = {call.id: call.name for message in messages for call in message.tool_calls}
+    return tuple(_message_row(message, names) for message in messages)
+
+
+def tool_rows(tools: tuple[Tool, ...]) -> tuple[Row, ...]:
+    """Raises BadRequest for parameters that are not a JSON object, and for two tools with the same name."""
+    for position, tool in enumerate(tools):
+        if any(tool.name == other.name for other in tools[:position]):
+            raise errors.BadRequest(f"tools[{position}].function.name is used by another tool", hint="give each tool a unique name")
+    return tuple(
+        {"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": _parameters(position, tool)}}
+        for position, tool in enumerate(tools)
+    )
+
+
+def _message_row(message: ChatMessage, names: Mapping[str, str]) -> Row:
+    row: Row = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        row["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        row["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        row["tool_call_id"] = message.tool_call_id
+        if message.tool_call_id in names:
+            row["name"] = names[message.tool_call_id]
+    return row
+
+
+def _parameters(position: int, tool: Tool) -> Row:
+    """Return the schema of an object, also for a tool that has none."""
+    try:
+        decoded = msgspec.json.decode(tool.parameters or "{}", type=dict[str, object])
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise errors.BadRequest(f"tools[{position}].function.parameters must be a JSON schema of an object: {error}") from None
+    return decoded or {"type": "object", "properties": {}}

@@ -1,0 +1,75 @@
+import pytest
+
+from services.inference.chat import library, template_probe
+from services.inference.chat.answer_text import AnswerMarks, AnswerSeparator, ParseReply
+from services.inference.chat.chat_messages import ChatRefused, OpenTemplate, ParseAnswer, RenderPrompt
+from services.inference.chat.library import ChatLibrary, NotUnderstood
+from tests.services.inference.chat.parsing import joined, read, run
+from tests.services.inference.chat.test_library import TEMPLATE, TOOL, USER
+from tools import chat_library
+
+pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.chat_library")
+
+#: Why a call does not come back. Such templates need the generic form.
+WITHOUT_CALLS = {
+    "HuggingFaceTB-SmolLM3-3B": "renders no calls",
+    "LFM2-8B-A1B": "renders no calls",
+    "LFM2.5-Instruct": "renders no calls",
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "renders no calls",
+    "google-gemma-2-2b-it": "renders no calls",
+    "ibm-granite-granite-3.3-2B-Instruct": "renders no calls",
+    "llama-cpp-rwkv-world": "renders no calls",
+    "microsoft-Phi-3.5-mini-instruct": "renders no calls",
+    "Mistral-Small-3.2-24B-Instruct-2506": "writes an id between name and arguments, which the parser does not expect",
+    "upstage-Solar-Open-100B": "writes an id before the name, which the parser does not expect",
+}
+
+
+def test_at_least_sixty_vendored_templates_read_their_own_calls() -> None:
+    chat, failed, templates = ChatLibrary(), set(), sorted(chat_library.templates_folder().glob("*.jinja"))
+    for path in templates:
+        with chat.open(OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>")) as template:
+            assert "What is the weather?" in template.render(RenderPrompt((USER,), (TOOL,))).prompt, path.stem
+            if not template_probe.reads_calls(chat, template):
+                failed.add(path.stem)
+    assert len(templates) == 70
+    assert failed == set(WITHOUT_CALLS)
+
+
+def test_answers_of_vendored_templates_may_be_split_anywhere_and_resumed_at_every_16th_character() -> None:
+    chat, function = ChatLibrary(), {"name": "weather", "arguments": '{"city": "K[ö]ln"}'}
+    call: dict[str, object] = {"type": "function", "id": "123456789", "function": function}
+    said: dict[str, object] = {"role": "assistant", "reasoning_content": "Hm [x].", "content": "Let me [see] it.", "tool_calls": [call]}
+    with_call = 0
+    for path in sorted(chat_library.templates_folder().glob("*.jinja")):
+        with chat.open(OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>")) as template:
+            asked = template.render(RenderPrompt((USER,), (TOOL,)))
+            answered = template.render(RenderPrompt((USER, said), (TOOL,), answer=False)).prompt
+        marks, answer = AnswerMarks.of(asked), next(template_probe.cuts(asked, answered), answered[-400:])
+
+        def parse(text: str, parser: str = asked.parser) -> ParseReply:
+            try:
+                return chat.parse(ParseAnswer(parser, text))
+            except NotUnderstood as error:
+                return ChatRefused(str(error))
+
+        whole = read([answer], marks, parse)
+        assert read(answer, marks, parse) == whole, path.stem
+        with_call += any(piece.name == "weather" for piece in whole)
+        for at in range(16, len(answer), 16):
+            separator = AnswerSeparator(marks)
+            before = [piece for letter in answer[:at] for piece in run(separator.feed(letter), parse)]
+            assert joined([*before, *read([answer[at:]], marks, parse, delivered=answer[:at])]) == whole, (path.stem, at)
+    assert with_call >= 55
+
+
+def test_template_whose_calls_are_misread_fails() -> None:
+    """It writes arguments like no other model."""
+    before, rest = TEMPLATE.split("{{- '<tool_call>")
+    written = "{{- '[[' + call.function.name }}{% for key in call.function.arguments %}{{ ' ' + key + '~' }}{% endfor %}{{ ']]' }}"
+    invented = "\n".join([before + written, *rest.splitlines()[1:]])
+    chat = ChatLibrary()
+    with chat.open(OpenTemplate(TEMPLATE)) as template:
+        assert template_probe.reads_calls(chat, template)
+    with chat.open(OpenTemplate(invented)) as template:
+        assert not template_probe.reads_calls(chat, template)

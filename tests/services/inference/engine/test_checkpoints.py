@@ -1,0 +1,102 @@
+"""A model with recurrent states, whose tokens are the same after a checkpoint and without one."""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from services.inference.engine import llama_model
+from services.inference.engine.engine_loop import EngineLoop
+from services.inference.engine.engine_messages import AnswerProgress, GenerationAccepted, LoadCommand, PreparedPrompt, StartGeneration
+from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.llama_model import LlamaModel
+from services.inference.engine.sampling import Parameters
+from tests import gguf_files
+from tests.gguf_files import LlamaShape
+from tests.services.inference.engine.commands import handle
+
+SLOTS = 3
+SHAPE = LlamaShape(layers=4, embedding=64, heads=2, kv_heads=2, feed_forward=96, vocabulary=300, context=4096, hybrid=True)
+PAGE = "A page that several questions share. " * 10
+WILD = Parameters(1.0, 1.0, 0, 7, max_tokens=12)
+numbers = count(1)
+
+
+@pytest.fixture(scope="module", params=list(KvMode))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
+    file: Path = tmp_path_factory.mktemp("models") / "hybrid.gguf"
+    gguf_files.write_llama(file, SHAPE, weights="f16", seed=1)
+    with llama_model.opened(LoadCommand(str(file), SLOTS, 2048, 1, 0, request.param), lambda _: None) as opened:
+        yield opened
+
+
+def ask(loop: EngineLoop, *questions: str, salt: str = "", delivered: tuple[int, ...] = ()) -> list[tuple[list[int], int]]:
+    """Return the tokens of each answer, and how many of its prompt were cached. They run at the same time."""
+    answered: dict[int, list[AnswerProgress]] = {}
+    for question in questions:
+        identity = next(numbers)
+        answered[identity] = []
+        command = StartGeneration(identity, PreparedPrompt(question), WILD, salt, delivered)
+        assert isinstance(handle(loop, command), GenerationAccepted)
+    while not loop.idle:
+        step = loop.step()
+        for progress in step.progress if step is not None else ():
+            answered[progress.id].append(progress)
+    return [
+        ([token for progress in each for token in progress.token_ids], max(progress.cached_tokens for progress in each))
+        for each in answered.values()
+    ]
+
+
+def fresh(model: LlamaModel) -> EngineLoop:
+    for slot in range(SLOTS):
+        model.clear(slot)
+    return EngineLoop(model, slots=SLOTS, mode=model._mode)  # no other code needs it
+
+
+def test_next_turn_goes_back_to_the_end_of_the_last_prompt(model: LlamaModel) -> None:
+    turns = [PAGE, PAGE + "What?", PAGE + "What? And who?", PAGE + "Where?"]
+    alone = [ask(fresh(model), turn)[0][0] for turn in turns]
+    loop = fresh(model)
+    found = [ask(loop, turn, salt="a")[0] for turn in turns]
+    assert [tokens for tokens, _ in found] == alone
+    assert [cached for _, cached in found] == [0, len(PAGE), len(PAGE) + 5, len(PAGE)]
+
+
+def test_long_prompt_has_checkpoints_inside(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_model, "CHECKPOINT_TOKENS", 128)
+    alone = ask(fresh(model), PAGE * 2 + "Who?")[0][0]
+    loop = fresh(model)
+    ask(loop, PAGE * 3, salt="a")
+    ((tokens, cached),) = ask(loop, PAGE * 2 + "Who?", salt="a")
+    assert (tokens, 2 * len(PAGE) - 160 < cached <= 2 * len(PAGE)) == (alone, True)
+    assert model._checkpoints is not None
+    assert all(len(saved) <= llama_model.MOST_CHECKPOINTS for saved in model._checkpoints._saved.values())
+    monkeypatch.setattr(llama_model, "MOST_CHECKPOINT_BYTES", 1)
+    ask(loop, PAGE * 3 + "Where?", salt="a")
+    assert min(len(saved) for saved in model._checkpoints._saved.values()) == 1
+
+
+def test_prefix_of_a_running_answer_is_copied_with_its_states(model: LlamaModel) -> None:
+    questions = [PAGE + word for word in ("one", "two", "three")]
+    alone = [ask(fresh(model), question)[0][0] for question in questions]
+    loop = fresh(model)
+    ask(loop, PAGE, salt="a")
+    found = ask(loop, *questions, salt="a")
+    assert [tokens for tokens, _ in found] == alone
+    assert [cached for _, cached in found] == [len(PAGE)] * 3
+
+
+def test_resumed_answer_is_the_same(model: LlamaModel) -> None:
+    whole = ask(fresh(model), PAGE)[0][0]
+    loop = fresh(model)
+    ask(loop, PAGE, salt="a")
+    ((rest, cached),) = ask(loop, PAGE, salt="a", delivered=tuple(whole[:6]))
+    assert (rest, cached) == (whole[6:], len(PAGE))
+
+
+def test_other_tenant_gets_nothing(model: LlamaModel) -> None:
+    loop = fresh(model)
+    ask(loop, PAGE, salt="a")
+    assert ask(loop, PAGE + "What?", salt="b")[0][1] == 0

@@ -1,0 +1,78 @@
+"""A model with a sliding window, whose tokens are the same with a cached prefix and without one."""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from services.inference.engine import llama_model, model_loading
+from services.inference.engine.engine_loop import EngineLoop
+from services.inference.engine.engine_messages import AnswerProgress, GenerationAccepted, LoadCommand, PreparedPrompt, StartGeneration
+from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.llama_model import LlamaModel
+from services.inference.engine.sampling import Parameters
+from tests import gguf_files
+from tests.gguf_files import LlamaShape
+from tests.services.inference.engine.commands import handle
+
+SLOTS, WINDOW = 4, 32
+SHAPE = LlamaShape(layers=4, embedding=64, heads=4, kv_heads=2, feed_forward=96, vocabulary=300, context=2048, window=WINDOW)
+PAGE = "A page that several questions share, and that is longer than the window is. "
+#: Without `exact`, roundings would soon draw other tokens at a temperature.
+GREEDY = Parameters(0, 1, 0, 1, max_tokens=12)
+numbers = count(1)
+
+
+@pytest.fixture(scope="module", params=[(mode, keeps_all) for mode in KvMode for keeps_all in (True, False)], ids=str)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
+    mode, keeps_all = request.param
+    file: Path = tmp_path_factory.mktemp("models") / "window.gguf"
+    gguf_files.write_llama(file, SHAPE, weights="q8_0", seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        # As on a GPU, but computed by the processor.
+        patch.setattr(model_loading, "_on_gpu", lambda _: not keeps_all)
+        patch.setattr(model_loading, "GPU_STEP_TOKENS", 64)
+        with llama_model.opened(LoadCommand(str(file), SLOTS, 1024, 1, 0, mode), lambda _: None) as opened:
+            yield opened
+
+
+def ask(loop: EngineLoop, question: str, *, salt: str = "", delivered: tuple[int, ...] = ()) -> tuple[list[int], int]:
+    """Return the answer's tokens, and how many of the prompt's were cached."""
+    identity = next(numbers)
+    command = StartGeneration(identity, PreparedPrompt(question), GREEDY, salt, delivered)
+    assert isinstance(handle(loop, command), GenerationAccepted)
+    answered: list[AnswerProgress] = []
+    while not loop.idle:
+        step = loop.step()
+        answered += step.progress if step is not None else ()
+    return [token for progress in answered for token in progress.token_ids], max(progress.cached_tokens for progress in answered)
+
+
+def fresh(model: LlamaModel) -> EngineLoop:
+    for slot in range(SLOTS):
+        model.clear(slot)
+    return EngineLoop(model, slots=SLOTS, mode=model._mode)  # no other code needs it
+
+
+def test_tokens_are_the_same_after_a_cached_prefix(model: LlamaModel, request: pytest.FixtureRequest) -> None:
+    questions = (PAGE * 10, PAGE + "What?", PAGE * 10 + "Who?", PAGE * 5 + "When?", PAGE + "Where?")
+    alone = {question: ask(fresh(model), question)[0] for question in questions}
+    loop = fresh(model)
+    cached = {}
+    for question, tokens in alone.items():
+        # Another tenant's text needs cells, which the layers with a window take from what they no longer see.
+        ask(loop, "x" * 700, salt="b")
+        found, cached[question] = ask(loop, question, salt="a")
+        assert found == tokens
+    if request.node.callspec.params["model"][1]:
+        assert min(cached[question] for question in questions[1:]) >= len(PAGE)
+    else:
+        assert cached[PAGE + "What?"] == 0, "its window is gone"
+
+
+def test_resumed_answer_is_the_same(model: LlamaModel) -> None:
+    whole, _ = ask(fresh(model), PAGE * 3)
+    loop = fresh(model)
+    ask(loop, PAGE * 3, salt="a")
+    assert ask(loop, PAGE * 3, salt="a", delivered=tuple(whole[:6]))[0] == whole[6:]
