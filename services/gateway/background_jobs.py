@@ -28,6 +28,7 @@ class UpkeepJob(StrEnum):
     ROLL = "roll"
     RETENTION = "retention"
     PARTITIONS = "partitions"
+    ADOPTION = "adoption"
 
 
 async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:

@@ -4,7 +4,7 @@ An answer whose token ids are known resumes after them, on a worker with the sam
 text twice and misses none. The text needs no check: it is a function of the tokens, and the next worker reads them all first.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic
@@ -216,9 +216,11 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         self._answers = config.n or 1
         self._most_tokens = None if config.max_tokens is None else config.max_tokens * self._answers
         self._delivered: list[int] = []
-        self._tokens = self._characters = 0
+        self._tokens = self._reasoning_tokens = self._characters = 0
         #: Tokens delivered by earlier workers.
-        self._tokens_before = 0
+        self._tokens_before = self._reasoning_tokens_before = 0
+        #: How many calls each answer has begun.
+        self._calls: Counter[int] = Counter()
         self._prompt_tokens: int | None = None
         self._digest = ""
         self._has_ids = True
@@ -239,7 +241,7 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
 
     def record_attempt(self, digest: str) -> None:
         super().record_attempt(digest)
-        self._tokens_before = self._tokens
+        self._tokens_before, self._reasoning_tokens_before = self._tokens, self._reasoning_tokens
         if self.began:
             self._resumed = True
             self.request = msgspec.structs.replace(self.request, delivered=tuple(self._delivered))
@@ -261,13 +263,16 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
             return not self.began
         self._check(item)
         self._tokens += len(item.token_ids)
-        self._characters += len(item.text)
+        self._reasoning_tokens += len(item.token_ids) if item.reasoning else 0
+        self._characters += _characters(item)
+        for part in item.call_parts:
+            self._calls[item.answer] = max(self._calls[item.answer], part.index + 1)
         if self._answers == 1:
             self._delivered.extend(item.token_ids)
             # The end of an answer may bring text without a token, so decide on all tokens so far.
             self._has_ids = self._has_ids and (bool(self._delivered) or item.finish is not None)
             self._finish = item.finish
-        if item.text or item.token_ids or item.tool_calls:
+        if item.text or item.reasoning or item.token_ids or item.tool_calls or item.call_parts:
             self._mark_delivered()
         return True
 
@@ -285,11 +290,12 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         if not self._resumed:
             return end
         prompt_tokens = end.usage.prompt_tokens if self._prompt_tokens is None else self._prompt_tokens
-        return msgspec.structs.replace(end, usage=Usage(prompt_tokens, self._tokens, end.usage.cached_tokens))
+        reasoning_tokens = self._reasoning_tokens_before + end.usage.reasoning_tokens
+        return msgspec.structs.replace(end, usage=Usage(prompt_tokens, self._tokens, end.usage.cached_tokens, reasoning_tokens))
 
     def on_failure(self, node: NodeId, error: errors.AimeshError, *, lost_workers: int = 0) -> RetryOnWorker | Ended[Generation] | GivenUp:
         if self._finish is not None:
-            return Ended(Generation(self._finish, Usage(self._prompt_tokens or 0, self._tokens)))
+            return Ended(Generation(self._finish, Usage(self._prompt_tokens or 0, self._tokens, reasoning_tokens=self._reasoning_tokens)))
         return super().on_failure(node, error, lost_workers=lost_workers)
 
     def final_error(self, error: errors.AimeshError) -> errors.AimeshError:
@@ -308,13 +314,22 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
             raise errors.ProtocolViolation(f"the worker sent answer {chunk.answer} of {self._answers}")
         if any(not 0 <= token <= _MOST_TOKEN_ID for token in chunk.token_ids):
             raise errors.ProtocolViolation("the worker sent an invalid token id")
-        if len(chunk.text) > MOST_CHUNK_CHARACTERS:
-            raise errors.ProtocolViolation(f"the worker sent {len(chunk.text)} characters in one chunk")
+        if (new := _characters(chunk)) > MOST_CHUNK_CHARACTERS:
+            raise errors.ProtocolViolation(f"the worker sent {new} characters in one chunk")
+        begun = self._calls[chunk.answer]
+        for part in chunk.call_parts:
+            if not max(0, begun - 1) <= part.index <= begun or (part.index == begun and not part.name):
+                raise errors.ProtocolViolation(f"the worker sent a part of call {part.index}, which is neither its last nor its next one")
+            begun = max(begun, part.index + 1)
         if self._most_tokens is None:
             return
-        tokens, characters = self._tokens + len(chunk.token_ids), self._characters + len(chunk.text)
+        tokens, characters = self._tokens + len(chunk.token_ids), self._characters + new
         if tokens > self._most_tokens or characters > MOST_CHUNK_CHARACTERS + self._most_tokens * MOST_TOKEN_CHARACTERS:
             raise errors.ProtocolViolation(f"the worker sent more than the requested {self._most_tokens} tokens")
+
+
+def _characters(chunk: inference.Chunk) -> int:
+    return len(chunk.text) + len(chunk.reasoning) + sum(len(part.arguments) for part in chunk.call_parts)
 
 
 class VectorsFailover(FailoverState[embedding.Embed, embedding.Vectors, embedding.Embedded]):
@@ -344,6 +359,16 @@ class ModerationFailover(FailoverState[inference.Moderate, inference.ModerationN
 
     def waiting_notice(self, why: str) -> inference.ModerationNotice:
         return inference.ModerationNotice(why)
+
+
+class ConversionFailover(FailoverState[inference.Conversion, inference.ConvertedPart, inference.Converted]):
+    """Tracks a conversion. Its caller gets nothing before the end, so another worker can begin again."""
+
+    def record_item(self, item: inference.ConvertedPart) -> bool:
+        return True
+
+    def waiting_notice(self, why: str) -> inference.ConvertedPart:
+        return inference.ConvertedPart()
 
 
 def may_try_another_target(error: errors.AimeshError) -> bool:

@@ -10,19 +10,31 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import msgspec
 
+from services.gateway.images import image_tokens
 from services.gateway.scheduling.routing import ModelNames
 from shared import errors
 from shared.api.auth import Principal
-from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, TOKEN_ID_BYTES, EmbeddingInput, EmbeddingRequest, input_bytes
+from shared.api.embedding import (
+    MAX_DIMENSIONS,
+    MAX_DOCUMENTS,
+    MAX_INPUT_BYTES,
+    MAX_INPUTS,
+    TOKEN_ID_BYTES,
+    EmbeddingInput,
+    EmbeddingRequest,
+    RankingRequest,
+    input_bytes,
+)
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, FormatKind, Tool, ToolChoice
-from shared.api.inference import MAX_TEXT_BYTES, MAX_TEXTS
+from shared.api.generation import MAX_TEMPLATE_KWARGS_BYTES, SUFFIX_ROLE, ChatMessage, FormatKind, Tool, ToolChoice
+from shared.api.inference import MAX_TEXT_BYTES, MAX_TEXTS, Conversion, Detokenize, Tokenize
 from shared.types import ModelName, TenantId
 
-#: A mesh message is at most 1 MiB (16 MiB for media), including 64 KiB for roles, ids and parameters.
+#: A mesh message is at most 1 MiB without images, including 64 KiB for roles, ids and parameters.
 MAX_PROMPT_BYTES = 1024 * 1024 - 64 * 1024
 MAX_MESSAGES = 1000
 MAX_MODEL_CHARACTERS = 200
@@ -102,7 +114,7 @@ class AdmittedPrompt:
 def admit(request: InferenceRequest) -> AdmittedPrompt:
     """Validate a prompt. Raises BadRequest that names the field, or TooLarge."""
     messages = _messages(request)
-    for position, message in enumerate(messages):
+    for position, message in enumerate(request.messages):
         if message.role not in ROLES:
             raise BadField(f"messages[{position}].role", f"must be one of {', '.join(ROLES)}")
     size = sum(map(_bytes, messages)) + sum(map(_tool_bytes, request.tools))
@@ -115,10 +127,13 @@ def admit(request: InferenceRequest) -> AdmittedPrompt:
     _check_stop(request.stop)
     _check_tools(request)
     _check_bias(request.logit_bias)
-    if request.model is not None and not 0 < len(request.model) <= MAX_MODEL_CHARACTERS:
-        raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
+    _check_template_kwargs(request.chat_template_kwargs)
+    _check_model(request.model)
     template = _TEMPLATE_TOKENS_PER_MESSAGE * len(messages) + _TEMPLATE_TOKENS_PER_TOOL * len(request.tools)
-    return AdmittedPrompt(messages, size + template + _TEMPLATE_TOKENS, size // BYTES_IN_A_TOKEN + template)
+    images = [image for message in messages for image in message.images]
+    most = size + template + _TEMPLATE_TOKENS + sum(map(image_tokens.most_tokens, images))
+    likely = (size - _forgotten_bytes(messages)) // BYTES_IN_A_TOKEN + template + sum(map(image_tokens.likely_tokens, images))
+    return AdmittedPrompt(messages, most, likely)
 
 
 def _messages(request: InferenceRequest) -> tuple[ChatMessage, ...]:
@@ -126,23 +141,38 @@ def _messages(request: InferenceRequest) -> tuple[ChatMessage, ...]:
     if request.prompt is None and not request.messages:
         raise BadField("prompt", "is missing; send prompt or messages")
     if request.prompt is not None:
-        if request.messages:
-            raise BadField("prompt", "and messages exclude each other; send only one")
-        if not request.prompt.strip():
-            raise BadField("prompt", "is empty")
-        if request.raw and (request.system or request.tools):
-            raise BadField("raw", "allows only a prompt, without system and tools")
-        system = (ChatMessage("system", request.system),) if request.system else ()
-        return (*system, ChatMessage("user", request.prompt))
+        return _prompt_messages(request, request.prompt)
+    if request.suffix:
+        raise BadField("suffix", "requires prompt instead of messages")
     if request.system is not None:
         raise BadField("system", "requires prompt; with messages, use a message with role system")
     if request.raw:
         raise BadField("raw", "requires prompt instead of messages")
     if len(request.messages) > MAX_MESSAGES:
         raise BadField("messages", f"must have at most {MAX_MESSAGES} entries")
-    if not any(message.content.strip() or message.tool_calls for message in request.messages):
+    if not any(message.content.strip() or message.tool_calls or message.images for message in request.messages):
         raise BadField("messages", "have no text")
     return request.messages
+
+
+def _prompt_messages(request: InferenceRequest, prompt: str) -> tuple[ChatMessage, ...]:
+    if request.messages:
+        raise BadField("prompt", "and messages exclude each other; send only one")
+    if not (prompt + request.suffix).strip():
+        raise BadField("prompt", "is empty")
+    if request.suffix:
+        if not request.raw or request.system:
+            raise BadField("suffix", "requires raw, without system")
+        return ChatMessage("user", prompt), ChatMessage(SUFFIX_ROLE, request.suffix)
+    if request.raw and (request.system or request.tools):
+        raise BadField("raw", "allows only a prompt, without system and tools")
+    system = (ChatMessage("system", request.system),) if request.system else ()
+    return (*system, ChatMessage("user", prompt))
+
+
+def _check_model(model: ModelName | None) -> None:
+    if model is not None and not 0 < len(model) <= MAX_MODEL_CHARACTERS:
+        raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
 
 
 def _check_stop(stop: tuple[str, ...]) -> None:
@@ -150,6 +180,10 @@ def _check_stop(stop: tuple[str, ...]) -> None:
         raise BadField("stop", f"must have at most {MAX_STOPS} entries")
     if not all(0 < len(text) <= MAX_STOP_CHARACTERS for text in stop):
         raise BadField("stop", f"must contain texts of 1 to {MAX_STOP_CHARACTERS} characters")
+
+
+#: The field of OpenAI's API for each format that isn't JSON; the last two are vLLM's.
+GUIDES = {FormatKind.GBNF: "grammar", FormatKind.REGEX: "guided_regex", FormatKind.CHOICE: "guided_choice"}
 
 
 def _check_tools(request: InferenceRequest) -> None:
@@ -163,8 +197,8 @@ def _check_tools(request: InferenceRequest) -> None:
         raise BadField("tools", "must have unique names")
     if request.tool_choice is ToolChoice.REQUIRED and not names:
         raise BadField("tool_choice", "requires a call, but tools is empty")
-    if request.tools and request.format is not None and request.format.kind is FormatKind.GBNF:
-        raise BadField("grammar", "and tools exclude each other; send only one")
+    if request.tools and request.format is not None and not request.format.is_json:
+        raise BadField(GUIDES[request.format.kind], "and tools exclude each other; send only one")
 
 
 def _check_bias(bias: dict[int, float]) -> None:
@@ -178,8 +212,26 @@ def _check_bias(bias: dict[int, float]) -> None:
             raise BadField("logit_bias", f"{allowed} for each token")
 
 
+def _check_template_kwargs(encoded: str) -> None:
+    if (size := len(encoded.encode())) > MAX_TEMPLATE_KWARGS_BYTES:
+        raise BadField("chat_template_kwargs", f"must have at most {MAX_TEMPLATE_KWARGS_BYTES} bytes as JSON, not {size}")
+    try:
+        if encoded:
+            msgspec.json.decode(encoded, type=dict[str, object])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadField("chat_template_kwargs", "must be a JSON object") from error
+
+
 def _bytes(message: ChatMessage) -> int:
-    return len(message.content.encode()) + sum(len((call.name + call.arguments).encode()) for call in message.tool_calls)
+    return len((message.content + message.reasoning).encode()) + sum(
+        len((call.name + call.arguments).encode()) for call in message.tool_calls
+    )
+
+
+def _forgotten_bytes(messages: Sequence[ChatMessage]) -> int:
+    """Return the size of the thoughts before the last question, which most templates leave out."""
+    question = max((position for position, message in enumerate(messages) if message.role == "user"), default=0)
+    return sum(len(message.reasoning.encode()) for message in messages[:question])
 
 
 def _tool_bytes(tool: Tool) -> int:
@@ -238,12 +290,36 @@ def admit_texts(request: EmbeddingRequest) -> AdmittedTexts:
         raise errors.TooLarge(f"the texts have {size} bytes; the limit is {MAX_INPUT_BYTES}", hint="send fewer texts per request")
     if request.dimensions is not None and not 0 < request.dimensions <= MAX_DIMENSIONS:
         raise BadField("dimensions", f"must be a whole number from 1 to {MAX_DIMENSIONS}")
-    if request.model is not None and not 0 < len(request.model) <= MAX_MODEL_CHARACTERS:
-        raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
+    _check_model(request.model)
     ids = sum(len(given) for given in request.inputs if not isinstance(given, str))
     text_bytes = size - ids * TOKEN_ID_BYTES
     counted = ids + _ADDED_TOKENS * len(request.inputs)
     return AdmittedTexts(request.inputs, text_bytes + counted, text_bytes // BYTES_IN_A_TOKEN + counted)
+
+
+#: That a template for ranking may add to each pair.
+_PAIR_TOKENS = 256
+
+
+def admit_ranking(request: RankingRequest) -> AdmittedTexts:
+    """Validate a query and documents; ``inputs`` begins with the query. Raises BadRequest that names the field, or TooLarge."""
+    if not request.query:
+        raise BadField("query", "is empty")
+    if not 0 < len(request.documents) <= MAX_DOCUMENTS:
+        raise BadField("documents", f"must have 1 to {MAX_DOCUMENTS} texts, not {len(request.documents)}; send several requests")
+    for position, text in enumerate(request.documents):
+        if not text:
+            raise BadField(f"documents[{position}]", "is empty")
+    if request.top_n is not None and request.top_n < 1:
+        raise BadField("top_n", "must be at least 1")
+    inputs = (request.query, *request.documents)
+    size = sum(map(input_bytes, inputs))
+    if size > MAX_INPUT_BYTES:
+        raise errors.TooLarge(f"the texts have {size} bytes; the limit is {MAX_INPUT_BYTES}", hint="send fewer texts per request")
+    _check_model(request.model)
+    # Each document is read with the query before it.
+    read, pairs = size + input_bytes(request.query) * (len(request.documents) - 1), len(request.documents)
+    return AdmittedTexts(inputs, read + _PAIR_TOKENS * pairs, read // BYTES_IN_A_TOKEN + _ADDED_TOKENS * pairs)
 
 
 #: That Llama Guard's template and verdict may add to each text.
@@ -271,16 +347,38 @@ def admit_moderation(request: ModerationRequest) -> AdmittedTexts:
     size = sum(map(input_bytes, request.texts))
     if size > MAX_TEXT_BYTES:
         raise errors.TooLarge(f"the texts have {size} bytes; the limit is {MAX_TEXT_BYTES}", hint="send fewer texts per request")
-    if request.model is not None and not 0 < len(request.model) <= MAX_MODEL_CHARACTERS:
-        raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
+    _check_model(request.model)
     added = _ADDED_TOKENS * len(request.texts)
     return AdmittedTexts(request.texts, size + added + _GUARD_TOKENS * len(request.texts), size // BYTES_IN_A_TOKEN + added)
+
+
+def check_conversion(request: Conversion) -> None:
+    """Validate a chat, text or token ids, within the bounds of prompts. Raises BadRequest that names the field, or TooLarge."""
+    is_raw = isinstance(request, Tokenize) and request.raw
+    if not isinstance(request, Detokenize) and any(message.images for message in request.messages):
+        raise BadField("messages", "have images, whose tokens only an answer counts; leave them out")
+    if not isinstance(request, Detokenize) and not is_raw:
+        admit(InferenceRequest(messages=request.messages, tools=request.tools))
+        return
+    size = len(request.token_ids) if isinstance(request, Detokenize) else sum(map(_bytes, request.messages))
+    if size > MAX_PROMPT_BYTES:
+        raise errors.TooLarge(f"the prompt has {size} bytes; the limit is {MAX_PROMPT_BYTES}", hint="shorten or split it")
 
 
 def fingerprint(content: Sequence[ChatMessage] | Sequence[EmbeddingInput], secret: str) -> str:
     """Return the keyed hash of a prompt for request_logs: 64 hex digits, equal for equal conversations. A plain hash would not do,
     because a short prompt can be guessed."""
-    return hmac.digest(secret.encode(), msgspec.msgpack.encode(content), "sha256").hex()
+    return hmac.digest(secret.encode(), msgspec.msgpack.encode([without_image_data(each) for each in content]), "sha256").hex()
+
+
+Content = TypeVar("Content")
+
+
+def without_image_data(content: Content) -> Content:
+    """Return a message in which the digests stand for the images; anything else as it is."""
+    if not isinstance(content, ChatMessage) or not content.images:
+        return content
+    return msgspec.structs.replace(content, images=tuple(msgspec.structs.replace(image, data=b"") for image in content.images))
 
 
 @lru_cache(maxsize=4096)  # active tenants; an entry takes about 200 bytes

@@ -10,11 +10,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, closing, suppress
 from dataclasses import replace
-from typing import Generic
+from typing import Any, Generic
 
 from services.gateway import node_interface
 from services.gateway.failover import (
     AnswerFailover,
+    ConversionFailover,
     Ended,
     FailoverState,
     GivenUp,
@@ -42,13 +43,21 @@ STALL_SECONDS = 15.0
 AnswerItem = inference.PromptAccepted | inference.Chunk | Generation
 Embedding = inference.PromptAccepted | embedding.Vectors | embedding.Embedded
 ModerationItem = inference.PromptAccepted | inference.ModerationNotice | inference.Moderated
+ConversionItem = inference.PromptAccepted | inference.ConvertedPart | inference.Converted
 #: Counts a retry by kind and outcome.
 Count = Callable[[str, str], object]
 #: Called before each worker is asked, with the number of answer tokens that the caller already has.
 OnClaim = Callable[[Claim, int], object]
 
 #: Operation names of OpenTelemetry.
-_OPERATIONS = {inference.process_prompt.name: "chat", embedding.embed.name: "embeddings", inference.moderate.name: "moderation"}
+_CONVERSIONS: dict[type[inference.Conversion], StreamMethod[Any, inference.ConvertedPart, inference.Converted]] = {
+    inference.Tokenize: inference.tokenize,
+    inference.Detokenize: inference.detokenize,
+    inference.RenderChat: inference.render_chat,
+}
+_OPERATIONS = {method.name: "tokenize" for method in _CONVERSIONS.values()}
+_OPERATIONS |= {inference.process_prompt.name: "chat", embedding.embed.name: "embeddings", embedding.rank.name: "rerank"}
+_OPERATIONS |= {inference.moderate.name: "moderation"}
 
 _log = logs.get(part="relay")
 
@@ -92,8 +101,9 @@ class Relay:
     def embed(
         self, texts: embedding.Embed, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
     ) -> AsyncGenerator[Embedding]:
-        """Yield vectors; otherwise like ``generate``. Some vectors may arrive before it raises a worker's error."""
-        return _RunningCall(self, embedding.embed, VectorsFailover(texts), requirements, seconds, on_claim=on_claim).stream_response()
+        """Yield vectors, or scores if there is a query; otherwise like ``generate``. Some may arrive before it raises a worker's error."""
+        method = embedding.embed if texts.query is None else embedding.rank
+        return _RunningCall(self, method, VectorsFailover(texts), requirements, seconds, on_claim=on_claim).stream_response()
 
     def moderate(
         self, texts: inference.Moderate, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
@@ -101,6 +111,13 @@ class Relay:
         """Yield the verdicts on all texts at the end; otherwise like ``embed``."""
         state = ModerationFailover(texts)
         return _RunningCall(self, inference.moderate, state, requirements, seconds, on_claim=on_claim).stream_response()
+
+    def convert(
+        self, request: inference.Conversion, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
+    ) -> AsyncGenerator[ConversionItem]:
+        """Yield the parts, which may begin again; otherwise like ``embed``."""
+        method, state = _CONVERSIONS[type(request)], ConversionFailover(request)
+        return _RunningCall(self, method, state, requirements, seconds, on_claim=on_claim).stream_response()
 
 
 class _RunningCall(Generic[Request, Item, End]):
@@ -133,6 +150,8 @@ class _RunningCall(Generic[Request, Item, End]):
         budget, clock = self._relay.budget, self._relay.clock
         self._ends_at = clock() + self._seconds
         budget.begin(clock())
+        if self._requirements.takes_slot:
+            self._relay.dispatch.record_arrival(self._requirements.model)
         try:
             while True:
                 claim = self._claim_now()
@@ -144,6 +163,7 @@ class _RunningCall(Generic[Request, Item, End]):
                             elif not self._state.began:
                                 yield self._state.waiting_notice(step.why)
                 assert claim is not None  # the generator ends with one
+                self._ends_at += claim.held_seconds
                 outcome = "left"
                 try:
                     async with aclosing(self._stream_from(claim)) as answers:
@@ -192,6 +212,8 @@ class _RunningCall(Generic[Request, Item, End]):
                 if selecting is not None:
                     selecting.error = errors.code_of(error)
                     selecting.end()
+                if isinstance(error, errors.NotStarted):
+                    raise  # it has waited long enough
                 if self._requirements.has_alternative and not state.began:
                     # The worker's own error says more than that no other worker is there.
                     raise state.last_failure or error from None

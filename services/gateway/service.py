@@ -3,12 +3,13 @@
 import asyncio
 import random
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID
 
 from services.gateway import background_jobs, node_rows, prompt_admission
@@ -17,10 +18,11 @@ from services.gateway.billing import orphan_settlement, route_metrics
 from services.gateway.billing.account_rpc import AccountRpc
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner
-from services.gateway.billing.journal import held_journal
+from services.gateway.billing.journal import OrphanedJournals, held_journal
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.usage_recorder import UsageRecorder
+from services.gateway.call_parts import CallParts
 from services.gateway.callers import Callers
 from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.configuration.config_store import ConfigStore
@@ -44,14 +46,19 @@ from services.gateway.idempotency.response_cache import CacheBounds, ResponseCac
 from services.gateway.limits import limit_rules
 from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
+from services.gateway.openai_api import rerank_route
+from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
 from services.gateway.openai_api.openai_routes import OpenAi
+from services.gateway.openai_api.rerank_route import RerankRoute
+from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.pull_orders import PullOrders
 from services.gateway.recovery import kinds as recovery_kinds
 from services.gateway.recovery.gateway_recovery import GatewayRecovery
 from services.gateway.relay import Relay
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.requests.image_admission import ImageLimits
 from services.gateway.requests.pipeline import Pipeline
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.rollouts.rollout_brake import RolloutBrake
@@ -66,19 +73,20 @@ from services.gateway.scheduling.quarantine import Quarantine, QuarantineStore
 from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.route_choice import Route
 from services.gateway.scheduling.worker_records import WorkerPresence
+from services.gateway.scheduling.worker_starts import WorkerStarts
 from services.gateway.settings import GatewaySettings, GatewayShown
 from services.gateway.site_lease import SiteGate
 from services.gateway.store import GatewayStore
 from services.gateway.store import opened as database_of
 from services.gateway.usage_reports import BusinessReports, UsageReports
 from services.gateway.usage_store import DaysStore, UsageStore
-from shared import access_table, client_address, context, errors
+from shared import access_table, client_address, context, errors, worker_pools
 from shared.access_table import Permission
 from shared.api import auth, embedding, gateway
 from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.api.usage_report import UserUsage
-from shared.node import Node
+from shared.node import Node, lifecycle
 from shared.protocol.directory import DirectoryEntry
 from shared.recovery import recovery_log
 from shared.recovery.recovery_store import RecoveryStore
@@ -86,7 +94,15 @@ from shared.rpc import RpcCall, StreamCall, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.rpc.authorization import Authorizer, CallerIdentity
 from shared.stores.cache import Cache
+from shared.stores.recent_writes import RecentWrites
+from shared.stores.replica_reads import DatabaseOptions, ReplicaPlan
+from shared.telemetry import logs
+from shared.telemetry.database_metrics import DatabaseMetrics
 from shared.types import Credential, ModelName, RequestId, Role, TenantId, UserId
+from shared.worker_pools import PoolsFile
+
+if TYPE_CHECKING:
+    from shared.stores.database import Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +122,17 @@ class OpenedGateway:
     quarantine: Quarantine
     site: SiteGate
     recovery: GatewayRecovery
+    pools: PoolsFile
 
 
 #: Anonymous callers see only the models that everybody may use.
 _ANONYMOUS = TenantId(UUID(int=0))
 #: Time to discover workers after start, before the list of models is complete.
 _DISCOVERY_SECONDS = 3.0
+#: How often POOLS_FILE is looked at.
+_POOLS_SECONDS = 5.0
+
+_log = logs.get(part="gateway")
 
 
 class GatewayService:
@@ -135,10 +156,12 @@ class GatewayService:
         self._quotas = Quotas(
             opened.cache, lambda: read_config().limits, node.metrics, self._gateways, without_valkey=settings.limiter_without_valkey
         )
-        queueing = QueueSettings(settings.queue_seconds, settings.queue_most, settings.queue_per_user)
+        queueing = QueueSettings(settings.queue_seconds, settings.queue_most, settings.queue_per_user, settings.start_seconds)
         rng = random.Random()  # noqa: S311 - the choice of a worker needs no cryptographic randomness
         name = f"{time.time_ns() // 1_000_000:013d}.{node.id}"
-        worker_stats = WorkerStats(dishonest_workers=opened.quarantine.dishonest_workers)
+        self._pools = opened.pools
+        node.tasks.create_task(lifecycle.every(_POOLS_SECONDS, self.reload_pools))
+        worker_stats = WorkerStats(dishonest_workers=opened.quarantine.dishonest_workers, starts=WorkerStarts(lambda: opened.pools.pools))
         self._dispatch = Dispatch(node.directory, rng, queueing, node.metrics, name=name, worker_stats=worker_stats)
         self.queue_sharing = QueueSharing(opened.cache, self._dispatch, name)
         retries, auth_failures = node.metrics.retries, node.metrics.auth_failures
@@ -161,6 +184,7 @@ class GatewayService:
             quotas=self._quotas,
             ledger=opened.ledger,
             dispatch=self._dispatch,
+            tasks=node.tasks,
             directory=node.directory,
             read_config=read_config,
             read_guardrails=opened.configuration.guardrails_at,
@@ -185,8 +209,10 @@ class GatewayService:
         self.rollouts.requests = self._pipeline.running
         self._idempotency = opened.idempotency
         self.reports = opened.reports
-        self._deduplicated = DeduplicatedInference(self._pipeline, opened.idempotency)
+        images = ImageLimits(settings.image_max_count, settings.image_max_bytes)
+        self._deduplicated = DeduplicatedInference(self._pipeline, opened.idempotency, images)
         self._http = self._http_app()
+        self._http.memory, self._http.images = node.dispatcher.memory, images
         self._http.cors = CorsPolicy(settings.cors_origins)
         self._http.ensure_open = opened.site.ensure_open
 
@@ -194,12 +220,12 @@ class GatewayService:
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
         async with (
-            database_of(settings.database_url, settings.database_pool, migrate=settings.migrate == "on") as database,
             Cache.open(settings.redis_url) as cache,
+            _database(settings, node, cache) as database,
             GatewayRecovery.open(settings, node, RecoveryStore(database, "gateway"), cache) as recovery,
         ):
             checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
-            requests, ledger_store = GatewayStore(database), LedgerStore(database, checkpoints)
+            requests, ledger_store, pools = GatewayStore(database), LedgerStore(database, checkpoints), PoolsFile(settings.pools_file)
             await ledger_store.ensure_default_price(*settings.default_price())
             config_store = ConfigStore(database)
             configuration = LiveConfiguration(config_store)
@@ -211,9 +237,11 @@ class GatewayService:
             find_receipts = partial(orphan_settlement.collect_receipts, node.rpc, node.directory, strike=quarantine.strike)
             metrics = node.metrics
             async with (
-                held_journal(settings.journal, requests.find_unknown) as journal,
+                held_journal(settings.journal, node.id, requests.find_unknown) as journal,
                 quarantine.running(),
                 UsageRecorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,
+                # Ends before the recorder, so that no rows arrive in a journal that is closed.
+                OrphanedJournals(settings.journal, node.id, requests.find_unknown, recorder.take_over).running(metrics),
                 ledger.running(recorder, requests.write_requests, find_receipts),
                 # Inside the others, so that canceled answers still get their rows and free their keys.
                 AnswerRuns().running() as answer_runs,
@@ -228,7 +256,7 @@ class GatewayService:
                 rollouts = RolloutStore(database)
                 opened = OpenedGateway(
                     requests, ledger_store, configuration, rollouts, cache, recorder, ledger, answer_runs, idempotency, reports,
-                    quarantine, site, recovery,
+                    quarantine, site, recovery, pools,
                 )  # fmt: skip
                 service = cls(settings, node, opened)
                 node.dispatcher.add(
@@ -270,6 +298,13 @@ class GatewayService:
     def _gateways(self) -> int:
         return 1 + len(self._node.directory.usable(Role.GATEWAY))
 
+    async def reload_pools(self) -> None:
+        if await asyncio.to_thread(self._pools.refresh):
+            if self._pools.trouble:
+                _log.error("POOLS_FILE can't be used; the earlier pools stay", reason=self._pools.trouble)
+            else:
+                _log.info("pools loaded", pools=[pool.name for pool in self._pools.pools])
+
     def watch_workers(self) -> None:
         presence = WorkerPresence()
 
@@ -285,10 +320,10 @@ class GatewayService:
         auth_is_available = bool(self._node.directory.usable(Role.AUTH))
         detail = "" if auth_is_available else "no auth service on the mesh; start it with `aicli stack restart auth`"
         async with asyncio.TaskGroup() as tasks:
-            database, cache = tasks.create_task(self._store.check()), tasks.create_task(self._cache.check())
+            database, cache = tasks.create_task(self._store.checks()), tasks.create_task(self._cache.check())
         closed = self._site.find_refusal()
         site = Check("site", closed is None, "" if closed is None else closed.message)
-        return database.result(), cache.result(), Check("auth", auth_is_available, detail), site, await self._recorder.check()
+        return *database.result(), cache.result(), Check("auth", auth_is_available, detail), site, await self._recorder.check()
 
     def asgi(self) -> client_address.ClientAddress:
         return client_address.ClientAddress(self._http, self._web_hop_secret)
@@ -302,6 +337,9 @@ class GatewayService:
             OpenAi(self._deduplicated, self._catalogue, request_seconds=seconds),
             OpenAiEmbeddings(self._deduplicated, request_seconds=seconds),
             OpenAiModerations(self._pipeline, request_seconds=seconds),
+            TokenRoutes(self._pipeline, request_seconds=seconds),
+            RerankRoute(self._pipeline, request_seconds=seconds),
+            InfillRoute(self._deduplicated, request_seconds=seconds),
         )
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id, self._finish).routes()
@@ -337,14 +375,26 @@ class GatewayService:
             raise prompt_admission.BadField("rest", "requires a stream; omit it to get the whole answer")
         repeat = RepeatedRequest(key=request.idempotency_key, rest=request.rest)
         cache = cache_keys.CacheRequest.OFF if request.fresh else cache_keys.CacheRequest.NOTHING
+        wants_parts = request.call_parts and not stream.is_whole
+        # The rest of a call needs its earlier parts.
+        whole = stream.is_whole or bool(request.request.tools)
+        calls: defaultdict[int, CallParts] = defaultdict(CallParts)
+        asked = await self._deduplicated.admit_images(request.request)
         run = self._deduplicated.run(
-            principal, request.request, seconds=seconds, repeat=repeat, cache=cache, whole=stream.is_whole, streamed=not stream.is_whole
+            principal, asked, seconds=seconds, repeat=repeat, cache=cache, whole=whole, streamed=not stream.is_whole
         )
         async with run as answer:
             first_id: RequestId | None = answer.request_id
             async for number, chunk in answer:
-                reply = gateway.InferenceChunk(chunk.text, chunk.answer, chunk.logprobs, chunk.tool_calls, chunk.waiting, number, first_id)
-                await stream.send(reply)
+                followed = calls[chunk.answer]
+                parts, complete = (tuple(followed.add(chunk)), ()) if wants_parts else ((), followed.complete(chunk))
+                if request.rest is not None and 0 < number <= request.rest.after:
+                    continue
+                await stream.send(
+                    gateway.InferenceChunk(
+                        chunk.text, chunk.answer, chunk.logprobs, complete, chunk.waiting, number, first_id, chunk.reasoning, parts
+                    )
+                )
                 first_id = None
         return answer.result
 
@@ -363,6 +413,15 @@ class GatewayService:
             async for _, vectors in answer:
                 await stream.send(vectors)
         return answer.result
+
+    @serves(embedding.request_ranking)
+    async def rank(self, request: embedding.RequestRanking, stream: StreamCall[embedding.RankingNotice]) -> embedding.Ranking:
+        if stream.caller_role is not Role.CLIENT:
+            context.another()
+        seconds = min(self._seconds, stream.remaining_seconds())
+        async with self._pipeline.rank(stream.principal, request.request, seconds=seconds) as running:
+            scores = await rerank_route.read_scores(running, lambda waiting: stream.send(embedding.RankingNotice(waiting)))
+        return rerank_route.rank(running, scores, request.request.top_n)
 
     # --- models and nodes ---------------------------------------------------------------------------------------------
 
@@ -386,6 +445,12 @@ class GatewayService:
     async def list_nodes(self, _request: gateway.ListNodes, call: RpcCall) -> gateway.NodeRows:
         return gateway.NodeRows(node_rows.of_mesh(self._node, self._dispatch))
 
+    @serves(gateway.give_up_pool)
+    async def give_up_pool(self, request: gateway.GiveUpPool, call: RpcCall) -> Nothing:
+        """Refuse what waits for a machine that won't come. Only metrics, which orders machines, may call this."""
+        self._dispatch.give_up(worker_pools.find(self._pools.pools, request.pool).name, request.reason, request.seconds)
+        return Nothing()
+
     @serves(gateway.pardon_node)
     async def pardon_node(self, request: gateway.PardonNode, call: RpcCall) -> gateway.PardonedNode:
         node = await self._quarantine.pardon(request.node)
@@ -399,7 +464,8 @@ class GatewayService:
         policy = config.policies.find(None) if caller is None else config.policies.of(caller)
         names = config.names_for(policy)
         workers = policies.open_to(tenant, policy, self._node.directory.usable(Role.WORKER))
-        served = routing.catalogue(workers, names, policy.allows_name)
+        startable = () if caller is None else self._dispatch.worker_stats.starts.pools
+        served = routing.catalogue(workers, names, policy.allows_name, startable)
         return served if caller is None else tuple(model for model in served if prompt_admission.is_listed(caller, model.name, names))
 
     def routes(self) -> tuple[Route, ...]:
@@ -443,8 +509,20 @@ class GatewayService:
 
 def _idempotency(settings: GatewaySettings, node: Node, store: IdempotencyStore, answer_runs: AnswerRuns) -> IdempotentRequests:
     return IdempotentRequests(
-        store, answer_runs, node.id, secret=settings.prompt_hash_secret, most_seconds=settings.request_timeout_seconds
+        store,
+        answer_runs,
+        node.id,
+        secret=settings.prompt_hash_secret,
+        most_seconds=settings.request_timeout_seconds,
+        start_seconds=settings.start_seconds,
     )
+
+
+def _database(settings: GatewaySettings, node: Node, cache: Cache) -> "AbstractAsyncContextManager[Database]":
+    read_url, lag_seconds = settings.database_read_url, settings.database_read_lag_seconds
+    replica = None if read_url is None else ReplicaPlan(read_url, lag_seconds, RecentWrites(cache, "gateway", lag_seconds))
+    options = DatabaseOptions(replica, DatabaseMetrics(node.metrics))
+    return database_of(settings.database_url, pool_size=settings.database_pool, migrate=settings.migrate == "on", options=options)
 
 
 def _responses(settings: GatewaySettings, node: Node, cache: Cache, answer_runs: AnswerRuns) -> ResponseCache | None:
@@ -454,5 +532,6 @@ def _responses(settings: GatewaySettings, node: Node, cache: Cache, answer_runs:
         keep_seconds=settings.response_cache_seconds,
         most_bytes=settings.response_cache_megabytes * 2**20,
         most_seconds=settings.request_timeout_seconds,
+        start_seconds=settings.start_seconds,
     )
     return ResponseCache(cache, answer_runs, node.metrics, bounds, secret=settings.prompt_hash_secret)

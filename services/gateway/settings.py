@@ -17,8 +17,9 @@ from shared.api import service_settings as api
 from shared.api.ledger import MICRO
 from shared.config import Port, Variable
 from shared.config_documents import Provider
-from shared.node.settings import Migrate, list_settings
+from shared.node.settings import READ_URL, Migrate, ReadLagSeconds, list_settings
 from shared.rpc import RpcCall, serves
+from shared.stores import replica_files
 from shared.types import ModelName, Tier
 
 _NUMBERS = ", ".join(tiers.NUMBERS)
@@ -30,6 +31,10 @@ _OLD_RATE_LIMIT = "if it is set, there is no limit per minute unless TIER_… se
 class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("GATEWAY_SERVICE_PORT", "the port of the public HTTP API")] = 3002
     database_url: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="GATEWAY_DATABASE_URL")]
+    database_read_url: Annotated[str | None, Variable("DATABASE_READ_URL", READ_URL, secret=True, override="GATEWAY_DATABASE_READ_URL")] = (
+        None
+    )
+    database_read_lag_seconds: ReadLagSeconds = 10.0
     migrate: Migrate = "on"
     database_pool: Annotated[int, Meta(ge=1, le=100), Variable("DATABASE_POOL", "most connections to PostgreSQL, of each replica")] = 10
     redis_url: Annotated[str, Variable("REDIS_URL", "Redis or Valkey, Sentinel or cluster, for the limits", secret=True)]
@@ -43,6 +48,12 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Meta(ge=1, le=10_000),
         Variable("RESPONSE_CACHE_MEGABYTES", "limit for all cached answers; Valkey's own limit must leave room for them"),
     ] = 64
+    image_max_count: Annotated[int, Meta(ge=0, le=64), Variable("IMAGE_MAX_COUNT", "images of one request")] = 8
+    image_max_bytes: Annotated[
+        int,
+        Meta(ge=1, le=15 * 1024 * 1024),
+        Variable("IMAGE_MAX_BYTES", "all images of one request, as JPEG, PNG, WebP or GIF; in base64 they are a third longer"),
+    ] = 12 * 1024 * 1024
     prompt_hash_secret: Annotated[
         str,
         Meta(min_length=16),
@@ -102,7 +113,11 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     ] = 0
     journal_file: Annotated[
         Path | None,
-        Variable("JOURNAL_FILE", "stores ended requests while PostgreSQL is down; by default beside MESH_STATE_FILE"),
+        Variable(
+            "JOURNAL_FILE",
+            "stores ended requests while PostgreSQL is down; by default beside MESH_STATE_FILE. Replicas that share a volume use"
+            " /folder/{node}/name, and adopt the files of replicas that are gone",
+        ),
     ] = None
     recovery_log_dir: Annotated[
         Path | None,
@@ -119,6 +134,14 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     queue_seconds: Annotated[
         float, Meta(gt=0, le=600), Variable("QUEUE_SECONDS", "longest wait for a worker; then the request is refused with 503")
     ] = 30
+    queue_start_seconds: Annotated[
+        float,
+        Meta(gt=0, le=3600),
+        Variable("QUEUE_START_SECONDS", "longest wait for a worker of a pool to start; it doesn't count into the request's time limit"),
+    ] = 300
+    pools_file: Annotated[
+        Path | None, Variable("POOLS_FILE", "pools.yaml: the pools of workers that can grow and shrink; see docs/howto/autoscaling.md")
+    ] = None
     queue_most: Annotated[
         int,
         Meta(ge=1, le=100_000),
@@ -174,12 +197,18 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         )
 
     @property
+    def start_seconds(self) -> float:
+        """Return how long a request may wait for a worker to start; without pools, none is started."""
+        return 0.0 if self.pools_file is None else self.queue_start_seconds
+
+    @property
     def journal(self) -> Path:
         return self.journal_file or self.state_file.with_suffix(".journal")
 
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
         yield from self._mistakes_of_limits()
+        yield from replica_files.mistakes("JOURNAL_FILE", self.journal_file)
         for origin in self.cors_origins:
             if not cors.is_origin(origin):
                 yield f"CORS_ORIGINS: {origin[:100]!r} is not an origin; write https://example.org, without a path, or *"

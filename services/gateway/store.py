@@ -1,7 +1,7 @@
 """Reads and writes request_logs and usage_stats."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -15,15 +15,8 @@ from shared.recovery import recovery_store
 from shared.stores import database
 from shared.types import MicroCredits, RequestId, TenantId, UserId
 
-
-@asynccontextmanager
-async def opened(url: str, pool_size: int = 10, *, migrate: bool = True) -> AsyncIterator[database.Database]:
-    """Open the gateway's database for all of its stores."""
-    package, more = Path(__file__).parent, (recovery_store.QUERIES,)
-    async with database.Database.open(
-        url, schema="gateway", package=package, more_queries=more, pool_size=pool_size, migrate=migrate
-    ) as found:
-        yield found
+#: Opens the gateway's database for all of its stores.
+opened = partial(database.Database.open, schema="gateway", package=Path(__file__).parent, more_queries=(recovery_store.QUERIES,))
 
 
 class GatewayStore:
@@ -39,6 +32,7 @@ class GatewayStore:
         try:
             if not any(row.guard for row in rows):
                 await self._database.rows("write_requests", *columns)
+                await self._note_writes(rows)
                 return
             async with self._database.transaction() as transaction:
                 written = {row["id"] for row in await transaction.rows("write_requests", *columns)}
@@ -50,9 +44,13 @@ class GatewayStore:
                 ]
                 if found:
                     await transaction.rows("count_guard_matches", *zip(*found, strict=True))
+            await self._note_writes(rows)
         except database.Refusal as error:
             # Without the error's text, which may quote the row.
             raise RowsRefused(f"{type(error).__name__} ({getattr(error, 'sqlstate', None) or 'of the driver'})") from error
+
+    async def _note_writes(self, rows: Sequence[RequestRow]) -> None:
+        await self._database.written(*(row.tenant_id for row in rows))
 
     async def find_unknown(self, requests: Sequence[RequestId]) -> set[RequestId]:
         """Return those that this database has never seen."""
@@ -78,8 +76,8 @@ class GatewayStore:
         rows = await self._database.rows("list_spending")
         return {(row["route"], row["target"]): (row["spent_micro"], row["reserved_micro"]) for row in rows}
 
-    async def check(self) -> Check:
-        return await self._database.check()
+    async def checks(self) -> tuple[Check, ...]:
+        return await self._database.check(), *self._database.check_replica()
 
 
 def _columns(row: RequestRow) -> tuple[object, ...]:

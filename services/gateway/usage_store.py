@@ -68,11 +68,14 @@ class UsageStore:
         """Rate an answer; return False if this user has no such request that delivered something."""
         async with self._database.bound(tenant) as transaction:
             await transaction.run("judge_rating", request, tenant, user, rating)
-            return bool(await transaction.run("rate_request", request, tenant, user, rating))
+            rated = bool(await transaction.run("rate_request", request, tenant, user, rating))
+        await self._database.written(tenant)
+        return rated
 
     async def unrate(self, tenant: TenantId, user: UserId, request: RequestId) -> None:
         async with self._database.bound(tenant) as transaction:
             await transaction.run("unrate_request", request, tenant, user)
+        await self._database.written(tenant)
 
     async def delete_old(self, days: int, most: int) -> int:
         """Delete old rows in partitions that can't be dropped; return their number."""

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import msgspec
 
+from services.gateway import background_jobs
+from services.gateway.background_jobs import UpkeepJob
 from services.gateway.billing.request_record import RequestRow
-from shared.stores import file_lock, signed_lines
-from shared.telemetry import logs
-from shared.types import RequestId
+from shared.node import lifecycle
+from shared.stores import file_lock, replica_files, signed_lines
+from shared.telemetry import Metrics, logs
+from shared.types import NodeId, RequestId
 
 #: Returns those of the requests that the database has never seen.
 FindUnknown = Callable[[Sequence[RequestId]], Awaitable[set[RequestId]]]
@@ -87,23 +90,71 @@ class Journal:
 
 
 @asynccontextmanager
-async def held_journal(path: Path, find_unknown: FindUnknown) -> AsyncIterator[Journal]:
-    """Lock the journal, and report rows whose requests the database doesn't know, because it was restored to an earlier time.
+async def held_journal(template: Path, node: NodeId, find_unknown: FindUnknown) -> AsyncIterator[Journal]:
+    """Lock this gateway's journal, and report its unknown rows. Raises BadSettings and Unavailable."""
+    async with replica_files.held(template, node) as path:
+        journal = Journal(path)
+        await _report_unknown(await asyncio.to_thread(journal.read), template, find_unknown)
+        yield journal
+
+
+class OrphanedJournals:
+    """The journals of gateways that are gone, on the volume that this gateway shared with them.
+
+    ``take_over`` writes rows to this gateway's journal and queues them. It returns False if it can't.
+    """
+
+    def __init__(
+        self, template: Path, node: NodeId, find_unknown: FindUnknown, take_over: Callable[[Sequence[RequestRow]], Awaitable[bool]]
+    ) -> None:
+        self._template = template
+        self._node = node
+        self._find_unknown = find_unknown
+        self._take_over = take_over
+
+    @asynccontextmanager
+    async def running(self, metrics: Metrics) -> AsyncIterator[None]:
+        """Adopt journals at the start of the block and every minute."""
+        async with lifecycle.background() as tasks:
+            tasks.create_task(background_jobs.repeat(UpkeepJob.ADOPTION, replica_files.ADOPT_SECONDS, self.adopt, metrics))
+            yield
+
+    async def adopt(self) -> None:
+        """Raises Unavailable; the next round continues."""
+        for path in await asyncio.to_thread(replica_files.find_others, self._template, self._node):
+            with file_lock.try_hold(path) as is_held:
+                try:
+                    if is_held:
+                        await self._adopt(path)
+                except OSError as error:
+                    _log.warning("cannot adopt a journal", file=str(path), reason=error.strerror)
+
+    async def _adopt(self, path: Path) -> None:
+        rows = await asyncio.to_thread(Journal(path).read)
+        if rows:
+            await _report_unknown(rows, self._template, self._find_unknown)
+            # After a crash in between, the rows are in both journals, and writing them twice changes nothing.
+            if not await self._take_over(rows):
+                return
+            _log.warning("adopted the journal of a gateway that is gone", file=str(path), rows=len(rows))
+        await asyncio.to_thread(replica_files.remove, path)
+
+
+async def _report_unknown(rows: Sequence[RequestRow], template: Path, find_unknown: FindUnknown) -> None:
+    """Report rows whose requests the database doesn't know, because it was restored to an earlier time.
 
     Such a row is written to the request log without a cost: a row without its reservation proves nothing. ``<journal>.unknown.jsonl`` keeps
     what it would have cost. Raises Unavailable.
     """
-    async with file_lock.hold(path):
-        journal = Journal(path)
-        rows = {row.id: row for row in await asyncio.to_thread(journal.read) if row.cost_micro}
-        if rows and (unknown := await find_unknown(list(rows))):
-            report = path.with_name(f"{path.name}.unknown.jsonl")
-            lines = [msgspec.json.encode(_report_line(rows[each])) + b"\n" for each in unknown]
-            await asyncio.to_thread(signed_lines.append, report, b"".join(lines))
-            _log.warning(
-                "settle_journal.unknown: the database doesn't know these requests; they cost nothing", rows=len(unknown), file=str(report)
-            )
-        yield journal
+    costs = {row.id: row for row in rows if row.cost_micro}
+    if costs and (unknown := await find_unknown(list(costs))):
+        journal = replica_files.without_folder(template)
+        report = journal.with_name(f"{journal.name}.unknown.jsonl")
+        lines = [msgspec.json.encode(_report_line(costs[each])) + b"\n" for each in unknown]
+        await asyncio.to_thread(signed_lines.append, report, b"".join(lines))
+        _log.warning(
+            "settle_journal.unknown: the database doesn't know these requests; they cost nothing", rows=len(unknown), file=str(report)
+        )
 
 
 def _report_line(row: RequestRow) -> dict[str, object]:

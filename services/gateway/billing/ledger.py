@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
@@ -18,7 +18,14 @@ from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.prices import Price, PriceList
 from services.gateway.billing.query_batching import QueryBatching
 from services.gateway.billing.request_record import RequestRow
-from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
+from services.gateway.billing.reservations import (
+    GrantedReservation,
+    HoldExtension,
+    InsufficientCredits,
+    OpenReservation,
+    ReservationRequest,
+    WorkerClaim,
+)
 from services.gateway.config_snapshot import ReadConfig
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import TierPlan
@@ -44,6 +51,9 @@ LEAST_TOKENS = 16
 _SWEEP_SECONDS, _SWEEP_MOST = 15.0, 100
 _PRICES_SECONDS = 5.0
 _VERIFY_SECONDS = 60.0
+
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
 
 _log = logs.get(part="ledger")
 
@@ -120,6 +130,7 @@ class Ledger:
         metrics.ledger_open_reservations.set_function(lambda: len(self._open))
         metrics.ledger_oldest_reservation.set_function(self._oldest_seconds)
         self._batches = QueryBatching(self._reserve_all)
+        self._extensions = QueryBatching(store.extend_holds)
         self._suspend_detector = SuspendDetector()
         self._claims = WorkerClaims(store.record_claims)
         #: Since when all heartbeats have succeeded; None after a failure.
@@ -129,7 +140,7 @@ class Ledger:
     async def running(self, rows: LedgerRows, write: WriteRows, find_receipts: FindReceipts) -> AsyncIterator["Ledger"]:
         """Run the background work. Raises Unavailable if the prices can't be read."""
         await self.refresh_prices()
-        async with self._batches.running(), lifecycle.background() as tasks:
+        async with self._batches.running(), self._extensions.running(), lifecycle.background() as tasks:
             tasks.create_task(lifecycle.every(_PRICES_SECONDS, self.refresh_prices))
             tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, lambda: self.heartbeat(rows.waiting)))
             tasks.create_task(lifecycle.every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts)))
@@ -165,6 +176,27 @@ class Ledger:
             if not cheaper:
                 raise _exhausted(answer, request)
             prices = cheaper
+
+    async def extend(
+        self, principal: Principal, held: HeldCredits, model: ModelName, *, max_tokens: int, answers: int, target: TargetHold | None
+    ) -> HeldCredits:
+        """Hold the cost of ``max_tokens`` for each answer of this model, or of what the credits cover. Safe to repeat, and after the end of
+        the request, which it doesn't change. Raises LedgerUnavailable if PostgreSQL is down for more than 2 s."""
+        extension = HoldExtension(
+            request_id=held.request_id,
+            owner=principal.tenant_id,
+            max_tokens=max_tokens,
+            least_more=min(LEAST_TOKENS, max_tokens - held.max_tokens),
+            answers=answers,
+            micro_per_million=held.prices[model].price.output_micro_per_million,
+            monthly_micro=self.plan_of(principal).monthly_micro,
+            key_budget_micro=principal.key_limits.budget_micro,
+            target=target,
+        )
+        answer, _ = await self._ask(self._extensions, extension)
+        if answer.max_tokens is None or answer.is_over_ceiling:
+            return held
+        return replace(held, max_tokens=answer.max_tokens, clamped=answer.max_tokens < max_tokens)
 
     def _request(
         self, principal: Principal, request_id: RequestId, bounds: CostBounds, model: ModelName, price: Price, *, in_full: bool
@@ -240,24 +272,27 @@ class Ledger:
         return orphan_settlement.build_row(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC), upstream=upstream)
 
     async def _reserve(self, request: ReservationRequest) -> GrantedReservation | InsufficientCredits:
+        answer, has_retried = await self._ask(self._batches, request)
+        # After a lost connection, the repeated reservation may be our own.
+        if isinstance(answer, GrantedReservation) and answer.is_repeated and not has_retried:
+            raise errors.Internal("a request id was used twice", hint="retry the request")
+        return answer
+
+    async def _ask(self, batches: QueryBatching[Question, Answer], question: Question) -> tuple[Answer, bool]:
+        """Return the answer, and whether PostgreSQL was asked more than once."""
         gives_up_at, suspensions = self._clock() + RESERVE_SECONDS, self._suspend_detector.suspensions
         has_retried = was_suspended = False
         while True:
             try:
-                answer = await self._batches.ask(request)
+                return await batches.ask(question), has_retried
             except errors.Unavailable as error:
                 if not was_suspended and self._suspend_detector.suspensions > suspensions:
                     # This process was suspended, so give PostgreSQL its time once more.
                     was_suspended, gives_up_at = True, self._clock() + RESERVE_SECONDS
                 if self._clock() >= gives_up_at:
                     raise LedgerUnavailable("the ledger can't be reached", hint="retry soon", retry_after_seconds=2) from error
-                has_retried = True
-                await asyncio.sleep(0.1)
-                continue
-            # After a lost connection, the repeated reservation may be our own.
-            if isinstance(answer, GrantedReservation) and answer.is_repeated and not has_retried:
-                raise errors.Internal("a request id was used twice", hint="retry the request")
-            return answer
+            has_retried = True
+            await asyncio.sleep(0.1)
 
     async def _reserve_all(self, requests: Sequence[ReservationRequest]) -> list[GrantedReservation | InsufficientCredits]:
         began = time.perf_counter()

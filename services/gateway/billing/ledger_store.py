@@ -11,7 +11,15 @@ from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import LedgerCheckpoint
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RouteUse
-from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
+from services.gateway.billing.reservations import (
+    ExtendedHold,
+    GrantedReservation,
+    HoldExtension,
+    InsufficientCredits,
+    OpenReservation,
+    ReservationRequest,
+    WorkerClaim,
+)
 from shared.api.ledger import LedgerReport, ModelPrice
 from shared.stores import database
 from shared.types import KeyId, MicroCredits, NodeId, RequestId, TenantId
@@ -50,6 +58,14 @@ class LedgerStore:
             raise await site_lease.read_refusal(self._database)
         answers = {row["request_id"]: _answer(row) for row in rows}
         return [answers[reservation.request_id] for reservation in requests]
+
+    async def extend_holds(self, extensions: Sequence[HoldExtension]) -> list[ExtendedHold]:
+        """Raise what running requests hold, in one transaction; answer in order. Safe to repeat. If the site's lease is over, no request
+        is open."""
+        columns = zip(*(_extension_columns(extension) for extension in extensions), strict=True)
+        rows = await self._database.rows("extend_holds", *columns, deadline_seconds=2)
+        answers = {row["request_id"]: ExtendedHold(row["granted_tokens"], row["is_over_ceiling"]) for row in rows}
+        return [answers.get(extension.request_id, ExtendedHold(None)) for extension in extensions]
 
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
         await self._database.run("extend_leases", list(requests), seconds)
@@ -99,6 +115,8 @@ class LedgerStore:
             owner: TenantId | None = await self._database.value("revert", request_id, note)
         except database.UniqueViolation as error:
             raise AlreadyReverted from error
+        if owner is not None:
+            await self._database.written(owner)
         return owner
 
     async def read_key_spending(self, owner: TenantId, key: KeyId) -> tuple[MicroCredits, MicroCredits]:
@@ -189,6 +207,22 @@ def _columns(request: ReservationRequest) -> tuple[object, ...]:
         *(request.request_id, request.owner, request.key_id, request.model, request.price_id),
         *(request.prompt_tokens, request.max_tokens, request.least_tokens, request.answers, request.fixed_micro, request.micro_per_million),
         *(request.monthly_micro, request.monthly_micro is not None, request.key_budget_micro),
+    )
+
+
+def _extension_columns(extension: HoldExtension) -> tuple[object, ...]:
+    target = extension.target
+    return (
+        *(
+            extension.request_id,
+            extension.owner,
+            extension.max_tokens,
+            extension.least_more,
+            extension.answers,
+            extension.micro_per_million,
+        ),
+        *(extension.monthly_micro, extension.monthly_micro is not None, extension.key_budget_micro),
+        *((None, None, None) if target is None else (target.target, target.micro, target.ceiling_micro)),
     )
 
 

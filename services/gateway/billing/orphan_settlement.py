@@ -3,13 +3,13 @@
 The worker's receipt says how many tokens the dead gateway acknowledged, and so how many the caller got. Only these are billed. Without a
 receipt, nothing is billed.
 
-Only the last worker of a request is asked, and only its receipt counts. A worker that was replaced after a failure may still have a
-receipt for its part. Any other receipt is an attempt to bill another worker's work, and earns a strike. The ledger bills at most what was
-reserved.
+Only the last worker of a request is asked, and only its receipt counts. If that worker is gone, another one may have adopted its receipts,
+which it signed. A worker that was replaced after a failure may still have a receipt for its part. Any other receipt is an attempt to bill
+another worker's work, and earns a strike. The ledger bills at most what was reserved.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -106,19 +106,21 @@ async def collect_receipts(
     doesn't respond or sends invalid receipts."""
     # Paused and draining workers keep their receipts, too.
     alive = {worker.node for worker in directory.entries(Role.WORKER) if worker.alive}
-    reservations_by_id = {reservation.request_id: reservation for reservation in reservations}
+    last_workers = {reservation.request_id: reservation.workers[-1] for reservation in reservations if reservation.workers}
+    workers = {reservation.request_id: reservation.workers for reservation in reservations}
     request_ids_by_worker: dict[NodeId, list[RequestId]] = {}
-    for reservation in reservations:
-        if reservation.workers and reservation.workers[-1] in alive:
-            request_ids_by_worker.setdefault(reservation.workers[-1], []).append(reservation.request_id)
+    for request_id, last in last_workers.items():
+        # Any worker may have adopted the receipts of a worker that is gone.
+        for node in (last,) if last in alive else alive:
+            request_ids_by_worker.setdefault(node, []).append(request_id)
     found: dict[RequestId, Receipt] = {}
 
     async def ask(node: NodeId, request_ids: Sequence[RequestId]) -> None:
         for signed in await _read(rpc, node, request_ids):
-            receipt = _verified(signed, node)
-            if receipt is not None and _ran_last(node, receipt.request_id, reservations_by_id):
+            receipt = _decoded(signed)
+            if receipt is not None and receipt.request_id in request_ids and _is_signed(signed, last_workers[receipt.request_id]):
                 found[receipt.request_id] = receipt
-            elif receipt is None or not _ran_before(node, receipt.request_id, reservations_by_id):
+            elif receipt is None or not any(_is_signed(signed, each) for each in workers.get(receipt.request_id, ())):
                 _log.warning("worker sent a receipt for a request that it did not run", worker=node)
                 strike(node)
 
@@ -135,29 +137,21 @@ async def _read(rpc: node_interface.NodeRpc, node: NodeId, request_ids: Sequence
             for first in range(0, len(request_ids), inference.MOST_RECEIPTS):
                 request = inference.ReadReceipts(tuple(request_ids[first : first + inference.MOST_RECEIPTS]))
                 reply = await rpc.call(inference.read_receipts, request, to=node, deadline_seconds=DEADLINE_SECONDS)
-                # One receipt too many is enough to prove a worker wrong, so the rest isn't checked.
-                found += reply.receipts[: len(request.request_ids) + 1]
+                # Its own and an adopted one; one too many is enough to prove a worker wrong, so the rest isn't checked.
+                found += reply.receipts[: 2 * len(request.request_ids) + 1]
     except (errors.AimeshError, TimeoutError):
         return found
     return found
 
 
-def _verified(signed: SignedReceipt, node: NodeId) -> Receipt | None:
-    """Return None for a bad signature or impossible values."""
-    if not node_keys.verify(node, inference.RECEIPT_PURPOSE, signed.text, signed.signature):
-        return None
+def _is_signed(signed: SignedReceipt, signer: NodeId) -> bool:
+    return node_keys.verify(signer, inference.RECEIPT_PURPOSE, signed.text, signed.signature)
+
+
+def _decoded(signed: SignedReceipt) -> Receipt | None:
+    """Return None for impossible values."""
     try:
         receipt = _decode(signed.text)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     return receipt if min(receipt.prompt_tokens, receipt.completion_tokens, receipt.credited_tokens) >= 0 else None
-
-
-def _ran_last(node: NodeId, request_id: RequestId, reservations: Mapping[RequestId, OpenReservation]) -> bool:
-    reservation = reservations.get(request_id)
-    return reservation is not None and reservation.workers[-1:] == (node,)
-
-
-def _ran_before(node: NodeId, request_id: RequestId, reservations: Mapping[RequestId, OpenReservation]) -> bool:
-    reservation = reservations.get(request_id)
-    return reservation is not None and node in reservation.workers

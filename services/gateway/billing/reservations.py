@@ -52,6 +52,33 @@ class InsufficientCredits:
     of_key: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldExtension:
+    """How much a running request asks the ledger to hold in all."""
+
+    request_id: RequestId
+    owner: TenantId
+    #: For each answer.
+    max_tokens: int
+    #: A smaller raise is useless.
+    least_more: int
+    answers: int
+    micro_per_million: int
+    #: As in ``ReservationRequest``.
+    monthly_micro: MicroCredits | None
+    key_budget_micro: MicroCredits | None
+    #: Of the target that serves it, in all; None without a ceiling.
+    target: TargetHold | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendedHold:
+    #: For each answer: what it already held if nothing more is granted; None if the request is not open.
+    max_tokens: int | None
+    #: The target would exceed its ceiling. The credits are held nevertheless.
+    is_over_ceiling: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class OpenReservation:
     """A reservation whose gateway has been silent for too long."""

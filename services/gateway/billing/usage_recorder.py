@@ -167,6 +167,21 @@ class UsageRecorder:
         self._arrived.set()
         return pending
 
+    async def take_over(self, rows: Sequence[RequestRow]) -> bool:
+        """Write rows that another gateway left to the journal, and queue them. Return False if there is no room or the disk fails."""
+        if len(self._unwritten) + self._reserved + len(rows) > self._capacity:
+            return False
+        # Held until the rows are queued, so that nothing empties the journal before.
+        async with self._journal_lock:
+            try:
+                await asyncio.to_thread(self._journal.append, rows)
+            except OSError:
+                return False
+            self._waiting += [PendingRow(row, in_journal=True) for row in rows]
+        self._count()
+        self._arrived.set()
+        return True
+
     async def written(self, pending: PendingRow) -> None:
         """Return as soon as the row is in PostgreSQL or the journal."""
         if self._store_is_healthy:

@@ -1,9 +1,10 @@
 """Guards an answer chunk by chunk. Pure: the same chunks give the same result, so that a resumed stream continues exactly."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import msgspec
 
+from services.gateway.call_parts import CallParts
 from services.gateway.guard.guard_rules import GuardScan
 from services.gateway.guard.guarded_text import GuardedText, GuardMatches, guard_json
 from shared.api.generation import Generation, ToolCall
@@ -13,12 +14,14 @@ from shared.types import FinishReason
 
 
 class AnswerGuard:
-    """Guards one request's answers, each with its own text."""
+    """Guards one request's answers, each with its own text and thoughts."""
 
     def __init__(self, scan: GuardScan) -> None:
         self._scan = scan
         self.matches: GuardMatches = GuardMatches()
-        self._texts: dict[int, GuardedText] = {}
+        #: By answer, and whether it is the answer's text rather than its thoughts.
+        self._texts: dict[tuple[int, bool], GuardedText] = {}
+        self._parts: dict[int, CallParts] = {}
         #: The answers that end early, and the kinds that were found there.
         self.refused: dict[int, GuardKind] = {}
 
@@ -28,57 +31,54 @@ class AnswerGuard:
             return chunk
         if chunk.answer in self.refused:
             return None
+        # Arguments are guarded as a whole.
+        calls = self._parts.setdefault(chunk.answer, CallParts()).complete(chunk)
+        ends = chunk.finish is not None or bool(chunk.tool_calls or chunk.call_parts)
+        # Thoughts come before the text, and calls behind it.
+        reasoning = self._feed(chunk.answer, chunk.reasoning, is_text=False, ends=ends or bool(chunk.text))
+        shown = self._feed(chunk.answer, chunk.text, is_text=True, ends=ends)
+        guarded = tuple(self._calls(chunk.answer, calls))
         if not self._scan.changes_text:
-            self._text(chunk.answer).feed(chunk.text)
-            for call in chunk.tool_calls:
-                guard_json(call.arguments, self._scan, self.matches)
             return chunk
-        text = self._text(chunk.answer)
-        shown = text.feed(chunk.text) if chunk.text else ""
-        if chunk.finish is not None or chunk.tool_calls:
-            # Calls come behind the text.
-            shown += self._end(chunk.answer)
-        self._note(chunk.answer, text)
-        calls = () if chunk.answer in self.refused else tuple(self._calls(chunk))
-        if not shown and not calls:
+        if not shown and not reasoning and not guarded:
             return None
         # Token ids would tell what is masked.
-        return Chunk(shown, (), answer=chunk.answer, tool_calls=calls, finish=chunk.finish)
+        return Chunk(shown, (), answer=chunk.answer, tool_calls=guarded, finish=chunk.finish, reasoning=reasoning)
 
     def end(self) -> list[Chunk]:
         """Return the rest of each answer."""
         found = []
-        for answer in sorted(self._texts):
-            text = self._texts[answer]
-            shown = self._end(answer)
-            self._note(answer, text)
+        for answer, is_text in sorted(self._texts):
+            shown = self._feed(answer, "", is_text=is_text, ends=True)
             if shown:
-                found.append(Chunk(shown, (), answer=answer))
+                found.append(Chunk(shown if is_text else "", (), answer=answer, reasoning="" if is_text else shown))
         return found
 
     def ended(self, generation: Generation) -> Generation:
         """Return the end as the caller sees it."""
         return filtered(generation, self.refused)
 
-    def _text(self, answer: int) -> GuardedText:
-        if answer not in self._texts:
-            self._texts[answer] = GuardedText(self._scan, self.matches)
-        return self._texts[answer]
-
-    def _end(self, answer: int) -> str:
-        # What comes after a tool call is another text.
-        return self._texts.pop(answer).end()
-
-    def _note(self, answer: int, text: GuardedText) -> None:
+    def _feed(self, answer: int, piece: str, *, is_text: bool, ends: bool) -> str:
+        key = answer, is_text
+        if answer in self.refused or not (piece or key in self._texts):
+            return ""
+        if key not in self._texts:
+            self._texts[key] = GuardedText(self._scan, self.matches)
+        text = self._texts[key]
+        shown = text.feed(piece) if piece else ""
+        if ends:
+            # What comes after a tool call is another text.
+            shown += self._texts.pop(key).end()
         if text.refused is not None:
             self.refused[answer] = text.refused
+        return shown
 
-    def _calls(self, chunk: Chunk) -> list[ToolCall]:
-        calls = []
-        for call in chunk.tool_calls:
+    def _calls(self, answer: int, complete: Iterable[ToolCall]) -> list[ToolCall]:
+        calls: list[ToolCall] = []
+        for call in complete if answer not in self.refused else ():
             arguments, refused = guard_json(call.arguments, self._scan, self.matches)
             if refused is not None:
-                self.refused[chunk.answer] = refused
+                self.refused[answer] = refused
                 break
             calls.append(ToolCall(call.id, call.name, arguments))
         return calls

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
+from services.gateway.call_parts import pieces_of
 from services.gateway.guard.guard_counts import MODERATION, GuardPlace
 from services.gateway.guard.guard_rules import LeveledModeration
 from services.gateway.guard.guarded_text import GuardMatches
@@ -44,7 +45,8 @@ class Moderation:
         self.matches = GuardMatches()
         #: The answers that are not sent.
         self.refused: set[int] = set()
-        self._texts: dict[int, list[str]] = {}
+        #: The thoughts of each answer, and what it says.
+        self._texts: dict[int, tuple[list[str], list[str]]] = {}
         self._held: list[Chunk] = []
         self._checks_answer = bool(_rules(levels, GuardPlace.ANSWER))
         #: No part of an answer may be sent before all of it is checked.
@@ -66,7 +68,9 @@ class Moderation:
     def take(self, chunk: Chunk) -> bool:
         """Read a part of an answer; return whether it is held until the end."""
         if self._checks_answer:
-            self._texts.setdefault(chunk.answer, []).extend((chunk.text, *(call.arguments for call in chunk.tool_calls)))
+            thoughts, texts = self._texts.setdefault(chunk.answer, ([], []))
+            thoughts.append(chunk.reasoning)
+            texts += (chunk.text, *(call.arguments for call in pieces_of(chunk)))
         if self.holds:
             self._held.append(chunk)
         return self.holds
@@ -75,7 +79,7 @@ class Moderation:
         """Check the answers, of which ``rest`` is the end, and return what isn't sent yet and may be. Raises Unavailable if they can't be
         checked."""
         unsent = [chunk for chunk in rest if not self.take(chunk)]
-        texts = {answer: text for answer, parts in sorted(self._texts.items()) if (text := "".join(parts)).strip()}
+        texts = {answer: text for answer, parts in sorted(self._texts.items()) if (text := "\n".join(map("".join, parts)).strip())}
         held, self._held, self._texts = self._held, [], {}
         for answer, (action, _) in zip(texts, await self._judge(GuardPlace.ANSWER, list(texts.values())), strict=True):
             if action is not GuardAction.OFF:
@@ -122,7 +126,8 @@ def _action(rule: ModerationRule, place: GuardPlace) -> GuardAction:
 
 
 def _parts(message: ChatMessage) -> Iterable[tuple[str, str]]:
-    parts = (("content", message.content), *((f"tool_calls[{number}]", call.arguments) for number, call in enumerate(message.tool_calls)))
+    calls = ((f"tool_calls[{number}]", call.arguments) for number, call in enumerate(message.tool_calls))
+    parts = (("reasoning", message.reasoning), ("content", message.content), *calls)
     return ((field, text) for field, text in parts if text.strip())
 
 

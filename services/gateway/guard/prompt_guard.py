@@ -9,7 +9,7 @@ from services.gateway.guard.guard_rules import GuardScan
 from services.gateway.guard.guarded_text import GuardedText, GuardMatches, guard_json
 from shared import errors
 from shared.api.embedding import EmbeddingInput
-from shared.api.generation import ChatMessage
+from shared.api.generation import ChatMessage, ImagePart
 from shared.config_documents import GuardAction, GuardKind
 
 #: At most 17 ms, usually 0.2; then other requests get their turn.
@@ -24,14 +24,23 @@ async def guard_messages(messages: Sequence[ChatMessage], scan: GuardScan, match
 async def _guarded_messages(messages: Sequence[ChatMessage], scan: GuardScan, matches: GuardMatches) -> AsyncIterator[ChatMessage]:
     for position, message in enumerate(messages):
         content = await _guard_text(message.content, scan, matches, f"messages[{position}].content")
+        reasoning = await _guard_text(message.reasoning, scan, matches, f"messages[{position}].reasoning")
         calls = []
         for number, call in enumerate(message.tool_calls):
             arguments, refused = await _guard_arguments(call.arguments, scan, matches)
             if refused is not None:
                 raise _refusal(matches, f"messages[{position}].tool_calls[{number}]")
             calls.append(call if arguments == call.arguments else msgspec.structs.replace(call, arguments=arguments))
-        is_same = content == message.content and tuple(calls) == message.tool_calls
-        yield message if is_same else msgspec.structs.replace(message, content=content, tool_calls=tuple(calls))
+        images = message.images
+        if content != message.content:
+            # Masks change the length of the text before an image.
+            images = tuple([await _moved(image, message.content, scan, len(content)) for image in images])
+        yield msgspec.structs.replace(message, content=content, reasoning=reasoning, tool_calls=tuple(calls), images=images)
+
+
+async def _moved(image: ImagePart, content: str, scan: GuardScan, most: int) -> ImagePart:
+    before = await _guard_text(content[: image.at], scan, GuardMatches(), "messages")
+    return msgspec.structs.replace(image, at=min(len(before), most))
 
 
 async def guard_inputs(inputs: Sequence[EmbeddingInput], scan: GuardScan, matches: GuardMatches) -> tuple[EmbeddingInput, ...]:

@@ -20,6 +20,7 @@ async def answer(
     call: HttpCall, deduplicated: DeduplicatedInference, request: InferenceRequest, form: AnswerFormat, *, stream: bool, seconds: float
 ) -> None:
     """Run the request and answer the call. Raises what ``DeduplicatedInference.run`` raises."""
+    request = await deduplicated.admit_images(request, call.images)
     if stream:
         call.expect_events(form.failed)
     repeat = read_repeat(call)

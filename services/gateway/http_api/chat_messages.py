@@ -6,7 +6,17 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from services.gateway.prompt_admission import BadField
-from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Tool, ToolCall, ToolChoice
+from shared.api.generation import (
+    ChatMessage,
+    FormatKind,
+    ImageDetail,
+    ImagePart,
+    OutputFormat,
+    ReasoningEffort,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 
 #: Aliases of roles.
 _ROLES = {"developer": "system"}
@@ -18,6 +28,18 @@ class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
 class RefusalPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="refusal"):
     refusal: str
+
+
+class ImageUrl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: A data URL with the image in base64.
+    url: str
+    #: low: the model sees a smaller image, for fewer tokens.
+    detail: ImageDetail = ImageDetail.AUTO
+
+
+class ImageUrlPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="image_url"):
+    image_url: str | ImageUrl
+    detail: ImageDetail = ImageDetail.AUTO
 
 
 class FunctionCallBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,21 +59,24 @@ class ToolCallBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ChatBodyMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: system (or its newer name developer), user, assistant or tool.
     role: str
-    #: May be null with tool calls or a refusal. Text parts are joined.
-    content: str | tuple[TextPart | RefusalPart, ...] | None = None
+    #: May be null with tool calls, a refusal or thoughts. Text parts are joined.
+    content: str | tuple[TextPart | RefusalPart | ImageUrlPart, ...] | None = None
     tool_calls: tuple[ToolCallBody, ...] = ()
     tool_call_id: str | None = None
     #: From an earlier answer.
     refusal: str | None = None
+    #: The thoughts of an earlier answer; the other name is vLLM's and OpenRouter's.
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     #: Accepted and ignored: models see roles, not names.
     name: str | None = None
 
 
 #: Fields that clients copy from an answer with a null or empty value.
-_EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id", "reasoning_content")
+_EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id")
 #: Added by OpenAI's Python client to an answer, and sent back with it.
 _PARSED, _PARSED_ARGUMENTS = "parsed", "parsed_arguments"
-_TEXTS = ("text", "refusal", None)
+_PARTS = ("text", "refusal", "image_url", None)
 #: Hints for the prompt caches of OpenAI and Anthropic; the cache here needs none.
 _CACHE_HINTS = ("prompt_cache_breakpoint", "cache_control")
 
@@ -94,8 +119,8 @@ def _call(call: object) -> object:
 def _part(field: str, part: object) -> object:
     if not isinstance(part, dict):
         return part
-    if part.get("type") not in _TEXTS:
-        raise BadField(field, "must be a text part; images, audio and files are not supported")
+    if part.get("type") not in _PARTS:
+        raise BadField(field, "must be a text or image_url part; audio and files are not supported")
     return {name: value for name, value in part.items() if name not in _CACHE_HINTS}
 
 
@@ -104,21 +129,49 @@ def _message(position: int, message: ChatBodyMessage) -> ChatMessage:
     if role == "tool" and not message.tool_call_id:
         raise BadField(f"messages[{position}].tool_call_id", "is missing; it names the call that this answers")
     calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
-    return ChatMessage(role, _content(position, message), calls, message.tool_call_id)
+    reasoning = (message.reasoning_content or message.reasoning or "") if role == "assistant" else ""
+    images = _images(f"messages[{position}].content", message)
+    return ChatMessage(role, _content(position, message), calls, message.tool_call_id, reasoning, images)
 
 
 def _content(position: int, message: ChatBodyMessage) -> str:
     if message.content is None:
-        if not message.tool_calls and message.refusal is None:
+        if not message.tool_calls and message.refusal is None and not (message.reasoning_content or message.reasoning):
             raise BadField(f"messages[{position}].content", "is missing")
         return message.refusal or ""
     if isinstance(message.content, str):
         return message.content
-    return "".join(part.text if isinstance(part, TextPart) else part.refusal for part in message.content)
+    return "".join(map(_text, message.content))
+
+
+def _text(part: TextPart | RefusalPart | ImageUrlPart) -> str:
+    return part.text if isinstance(part, TextPart) else part.refusal if isinstance(part, RefusalPart) else ""
+
+
+def image_part(field: str, url: str, at: int, detail: ImageDetail) -> ImagePart:
+    """Return an image as it is written. Raises BadField for a URL of another place."""
+    if ":" in url[:16] and not url.startswith("data:"):
+        raise BadField(field, "is not a data URL; send the image itself")
+    return ImagePart(url.encode(), at, detail)
+
+
+def _images(field: str, message: ChatBodyMessage) -> tuple[ImagePart, ...]:
+    """Return the images as they are written, at their places in the text."""
+    if message.content is None or isinstance(message.content, str):
+        return ()
+    found: list[ImagePart] = []
+    at = 0
+    for index, part in enumerate(message.content):
+        if isinstance(part, ImageUrlPart):
+            image = ImageUrl(part.image_url, part.detail) if isinstance(part.image_url, str) else part.image_url
+            found.append(image_part(f"{field}[{index}]", image.url, at, image.detail))
+        at += len(_text(part))
+    return tuple(found)
 
 
 #: JSON schemas are passed on unparsed.
 JsonObject: TypeAlias = dict[str, Any]
+_EFFORTS = tuple(ReasoningEffort)
 
 
 class FunctionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -194,6 +247,16 @@ def wanted_logprobs(logprobs: bool, top: int | None) -> int | None:
     if top and not logprobs:
         raise BadField("top_logprobs", "requires logprobs=true")
     return (top or 0) if logprobs else None
+
+
+def ensure_effort(effort: object, field: str = "reasoning_effort") -> None:
+    """Raise BadField for an unknown reasoning effort."""
+    if effort is not None and effort not in _EFFORTS:
+        raise BadField(field, f"must be one of {', '.join(_EFFORTS)}")
+
+
+def template_kwargs(found: JsonObject | None) -> str:
+    return "" if not found else json_text(found)
 
 
 def ensure_functions(tools: object) -> None:

@@ -8,19 +8,22 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
 
 from services.gateway.callers import Callers
-from services.gateway.http_api import http_errors
+from services.gateway.http_api import http_call, http_errors
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
+from services.gateway.images import image_strings
 from services.gateway.limits.limit_rules import LimitKind, RequestLimit
+from services.gateway.requests.image_admission import ImageLimits
 from shared import access_table, addresses, context, errors
 from shared.access_table import AccessRule, Audience
 from shared.api.auth import Principal
+from shared.rpc.request_memory import RequestMemory
 from shared.spans import OpenSpan
 from shared.telemetry import Metrics, logs, tracing
 from shared.telemetry.metrics_registry import Exemplars
@@ -67,6 +70,8 @@ class HttpRoute:
     streams: bool = False
     #: The handler observes the duration, because it knows the model.
     runs_a_model: bool = False
+    #: The body may have images, and be longer than others.
+    takes_images: bool = False
     #: The handler watches for a disconnect if the call takes long.
     watches: bool = False
     access: AccessRule = field(init=False, compare=False)
@@ -93,6 +98,9 @@ class HttpApp:
         self.cors = CorsPolicy()
         #: See ``SiteGate.ensure_open``.
         self.ensure_open: Callable[[], Awaitable[object]] = _stay_open
+        #: For long bodies. The service sets both.
+        self.memory = RequestMemory()
+        self.images = ImageLimits()
         self._traces = traces or tracing.Traces(ratio=0.0)
         self._routes: dict[str, dict[str, HttpRoute]] = {}
         self._heartbeat_seconds = heartbeat_seconds
@@ -199,14 +207,33 @@ class HttpApp:
 
     async def _run(self, route: HttpRoute, call: HttpCall) -> None:
         if route.body is not None:
-            with self._concurrency.count_request(
-                self._limits_of(call.principal) if call.principal is not None and _runs_a_model(route) else ()
+            with (
+                self._concurrency.count_request(
+                    self._limits_of(call.principal) if call.principal is not None and _runs_a_model(route) else ()
+                ),
+                ExitStack() as stack,
             ):
-                await call.read_body()
+                await self._read_body(route, call, stack)
                 handling = route.handler(call)
                 await (handling if route.watches else until_disconnect(call, handling, self._heartbeat_seconds))
         else:
             await route.handler(call)
+
+    async def _read_body(self, route: HttpRoute, call: HttpCall, stack: ExitStack) -> None:
+        """Read the body, without its images if it is long. Raises Overloaded if there is no memory for it, before it is read."""
+        if not route.takes_images:
+            await call.read_body()
+            return
+        # In base64, with the text of the request beside them.
+        most_bytes = http_call.MAX_BODY_BYTES + self.images.most_bytes * 4 // 3
+        await call.read_body(most_bytes=most_bytes, hold=lambda size: stack.enter_context(self.memory.hold(size)))
+        if len(call.body) > http_call.MAX_BODY_BYTES:
+            cut = await asyncio.to_thread(image_strings.cut, call.body, http_call.MAX_BODY_BYTES)
+            if len(cut.body) > http_call.MAX_BODY_BYTES:
+                raise errors.TooLarge(
+                    f"the body without images is larger than {http_call.MAX_BODY_BYTES} bytes", hint="shorten or split the prompt"
+                )
+            call.body, call.images = cut.body, cut.images
 
     async def _admit(self, route: HttpRoute, call: HttpCall) -> Principal:
         principal: Principal | None = None

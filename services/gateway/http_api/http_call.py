@@ -15,6 +15,7 @@ from services.gateway.prompt_admission import BadField
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import MAX_CONVERSATION_CHARACTERS
+from shared.rpc.request_memory import HeldRequest
 from shared.timing.bounded_waits import BoundedWaits
 from shared.types import Credential, RequestId
 
@@ -24,8 +25,10 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-#: The limit of a mesh message; a longer prompt could not be sent to a worker.
+#: The limit of a mesh message, images apart; a longer prompt could not be sent to a worker.
 MAX_BODY_BYTES = 1024 * 1024
+#: For a longer body, with images: 17 MiB at 1.2 Mbit/s.
+LONG_BODY_SECONDS = 120.0
 #: 1 MiB at 0.3 Mbit/s; anything slower is an attack or hopeless.
 BODY_SECONDS = 30.0
 #: Minimum rate after the first seconds, against clients that only hold connections.
@@ -69,6 +72,8 @@ class HttpCall:
         #: The part of the path matched by the route's braces.
         self.rest_of_path = ""
         self.body = b""
+        #: In base64 or as data URLs, by the names that stand for them in the body. See ``image_strings``.
+        self.images: dict[str, bytes] = {}
         #: Set for routes with a credential.
         self.principal: Principal | None = None
         self.started = False
@@ -126,6 +131,11 @@ class HttpCall:
         """Raises BadRequest unless it has 1 to 255 printable ASCII characters."""
         return self._token(b"idempotency-key", "Idempotency-Key")
 
+    def refuse_idempotency_key(self) -> None:
+        """Raise BadField if the call has one."""
+        if self.idempotency_key is not None:
+            raise BadField("Idempotency-Key", "is not supported here; send the request again without it")
+
     @property
     def cache_request(self) -> cache_keys.CacheRequest:
         """What `Cache-Control` and `X-Cache` ask for."""
@@ -162,25 +172,32 @@ class HttpCall:
         if b"transfer-encoding" in self._headers and b"content-length" in self._headers:
             raise errors.BadRequest("the request has both Content-Length and Transfer-Encoding", hint="send only one of them")
 
-    async def read_body(self, *, most_bytes: int = MAX_BODY_BYTES, most_seconds: float | None = None) -> None:
-        """Read the body. Raises UnsupportedMedia, or TooLarge as soon as it is known."""
+    async def read_body(
+        self, *, most_bytes: int = MAX_BODY_BYTES, most_seconds: float | None = None, hold: Callable[[int], HeldRequest] | None = None
+    ) -> None:
+        """Read the body. A body over MAX_BODY_BYTES is held in memory by ``hold``. Raises UnsupportedMedia, or TooLarge as soon as it is
+        known, and what ``hold`` raises."""
         if self._headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise errors.UnsupportedMedia("compressed bodies are not supported", hint="send the body without Content-Encoding")
         media_type, _, _ = self._headers.get(b"content-type", b"").partition(b";")
         if media_type.strip().lower() != b"application/json":
             raise errors.UnsupportedMedia("the body must be JSON", hint="send `Content-Type: application/json`")
-        most_seconds = BODY_SECONDS if most_seconds is None else most_seconds
         announced = self._headers.get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > most_bytes:
+        size = int(announced) if announced.isdigit() else 0
+        if size > most_bytes:
             raise _too_large(most_bytes)
+        if hold is not None and size > MAX_BODY_BYTES:
+            hold(size)
+            hold = None
+        most_seconds = most_seconds or (LONG_BODY_SECONDS if size > MAX_BODY_BYTES else BODY_SECONDS)
         try:
             async with asyncio.timeout(min(BODY_GRACE_SECONDS, most_seconds)) as limit:
-                self.body = await self._read(limit, most_bytes, most_seconds)
+                self.body = await self._read(limit, most_bytes, most_seconds, hold)
         except TimeoutError:
             slow = f"the body took longer than {most_seconds:.0f} s, or arrived at less than {BODY_BYTES_PER_SECOND} bytes/s"
             raise errors.BadRequest(slow, hint="send the whole body immediately") from None
 
-    async def _read(self, limit: asyncio.Timeout, most_bytes: int, most_seconds: float) -> bytes:
+    async def _read(self, limit: asyncio.Timeout, most_bytes: int, most_seconds: float, hold: Callable[[int], HeldRequest] | None) -> bytes:
         parts: list[bytes] = []
         size = 0
         began = asyncio.get_running_loop().time()
@@ -195,6 +212,10 @@ class HttpCall:
             size += len(part)
             if size > most_bytes:
                 raise _too_large(most_bytes)
+            if hold is not None and size > MAX_BODY_BYTES:
+                # It did not say how long it is.
+                hold(most_bytes)
+                hold = None
             parts.append(part)
             if not message.get("more_body", False):
                 return b"".join(parts)
@@ -292,7 +313,13 @@ class HttpCall:
 
 
 def _too_large(most_bytes: int) -> errors.TooLarge:
-    hint = "shorten or split the prompt" if most_bytes == MAX_BODY_BYTES else ""
+    hint = (
+        "shorten or split the prompt"
+        if most_bytes == MAX_BODY_BYTES
+        else "send fewer or smaller images"
+        if most_bytes > MAX_BODY_BYTES
+        else ""
+    )
     return errors.TooLarge(f"the body is larger than {most_bytes} bytes", hint=hint)
 
 

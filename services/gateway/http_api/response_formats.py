@@ -9,7 +9,7 @@ import msgspec
 
 from services.gateway.prompt_admission import BadField
 from shared.api.gateway import InferenceResult, Rest
-from shared.api.generation import ToolCall
+from shared.api.generation import ToolCall, ToolCallPart
 from shared.api.inference import Chunk, TokenLogprob
 from shared.types import FinishReason, ModelName, RequestId
 
@@ -68,12 +68,32 @@ class AnswerToolCall(msgspec.Struct, frozen=True):
     id: str
     function: CalledFunction
     type: str = "function"
-    #: Position of the call in its answer; only in streams.
-    index: int | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
-    def of(cls, call: ToolCall, index: int | msgspec.UnsetType = msgspec.UNSET) -> "AnswerToolCall":
-        return cls(call.id, CalledFunction(call.name, call.arguments), index=index)
+    def of(cls, call: ToolCall) -> "AnswerToolCall":
+        return cls(call.id, CalledFunction(call.name, call.arguments))
+
+
+class FunctionDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    #: Only in a call's first part.
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The next part of a call."""
+
+    #: Position of the call in its answer.
+    index: int
+    #: These two are only in a call's first part.
+    id: str | None = None
+    type: str | None = None
+    function: FunctionDelta
+
+    @classmethod
+    def of(cls, part: ToolCallPart) -> "ToolCallDelta":
+        function = FunctionDelta(name=part.name or None, arguments=part.arguments)
+        return cls(index=part.index, id=part.id or None, type="function" if part.name else None, function=function)
 
 
 class Alternative(msgspec.Struct, frozen=True):

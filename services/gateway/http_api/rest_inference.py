@@ -4,8 +4,9 @@ from typing import cast
 
 import msgspec
 
+from services.gateway.call_parts import CallParts
 from services.gateway.http_api import answer_delivery, chat_messages, request_bodies, response_formats
-from services.gateway.http_api.chat_messages import ChatBodyMessage, ResponseFormat, ToolBody, ToolChoiceBody
+from services.gateway.http_api.chat_messages import ChatBodyMessage, JsonObject, ResponseFormat, ToolBody, ToolChoiceBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFacts, AnswerToolCall, ErrorBody, ServerSentEvent, TokenChoice
@@ -13,7 +14,7 @@ from services.gateway.prompt_admission import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.api.generation import Usage
+from shared.api.generation import ReasoningEffort, Usage
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName, RequestId
 
@@ -30,12 +31,15 @@ class PayloadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     top_k: int | None = None
     stop: str | tuple[str, ...] | None = None
     seed: int | None = None
-    #: The next five are as in OpenAI's chat API.
+    #: The next eight are as in OpenAI's chat API.
     tools: tuple[ToolBody, ...] | None = None
     tool_choice: ToolChoiceBody | None = None
     response_format: ResponseFormat | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
+    parallel_tool_calls: bool = True
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: JsonObject | None = None
     #: Stream server-sent events.
     stream: bool = False
 
@@ -58,14 +62,16 @@ class InferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: ModelName | None = None
 
 
-class UsageView(msgspec.Struct, frozen=True):
+class UsageView(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    #: The completion tokens that were spent on thoughts; omitted if there are none.
+    reasoning_tokens: int = 0
 
     @classmethod
     def of(cls, usage: Usage) -> "UsageView":
-        return cls(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
+        return cls(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.reasoning_tokens)
 
 
 class InferenceAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -75,8 +81,10 @@ class InferenceAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     finish_reason: str
     usage: UsageView
     response_time_ms: int
-    #: The next three are omitted at the end of a stream, which had them in its pieces.
+    #: The next four are omitted at the end of a stream, which had them in its pieces.
     response: str | None = None
+    #: The model's thoughts before the response.
+    reasoning: str = ""
     tool_calls: tuple[AnswerToolCall, ...] = ()
     logprobs: tuple[TokenChoice, ...] = ()
 
@@ -90,6 +98,7 @@ class ModelAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     response_time_ms: int
     finish_reason: str | None = None
     response: str | None = None
+    reasoning: str = ""
     tool_calls: tuple[AnswerToolCall, ...] = ()
     logprobs: tuple[TokenChoice, ...] = ()
     #: One vector per input, in the same order.
@@ -103,11 +112,12 @@ class WithdrawnAnswer(msgspec.Struct, frozen=True):
 
 
 class TextEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A piece of a streamed answer: the next text, complete tool calls, and the log probabilities of its tokens."""
+    """A piece of a streamed answer: the next text or thoughts, complete tool calls, and the log probabilities of its tokens."""
 
     text: str
     tool_calls: tuple[AnswerToolCall, ...] = ()
     logprobs: tuple[TokenChoice, ...] = ()
+    reasoning: str = ""
 
 
 _NO_TEXT = TextEvent("")
@@ -116,23 +126,26 @@ _NO_TEXT = TextEvent("")
 class RestFormat:
     """Formats the answer to one request."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, parallel_calls: bool = True) -> None:
         self._texts: list[str] = []
+        self._reasoning: list[str] = []
         self._logprobs: list[TokenChoice] = []
         self._calls: list[AnswerToolCall] = []
+        self._parts = CallParts(parallel=parallel_calls)
 
     def begin(self, about: AnswerFacts) -> None:
         """Do nothing: the facts are at the end of the answer."""
 
     def gather(self, chunk: Chunk) -> None:
         self._texts.append(chunk.text)
+        self._reasoning.append(chunk.reasoning)
         self._logprobs += response_formats.logprobs_of(chunk.logprobs)
-        self._calls += map(AnswerToolCall.of, chunk.tool_calls)
+        self._calls += map(AnswerToolCall.of, self._parts.complete(chunk))
 
     def events(self, chunk: Chunk) -> tuple[ServerSentEvent, ...]:
-        calls = tuple(map(AnswerToolCall.of, chunk.tool_calls))
+        calls = tuple(map(AnswerToolCall.of, self._parts.complete(chunk)))
         self._calls += calls
-        event = TextEvent(chunk.text, calls, response_formats.logprobs_of(chunk.logprobs))
+        event = TextEvent(chunk.text, calls, response_formats.logprobs_of(chunk.logprobs), chunk.reasoning)
         return () if event == _NO_TEXT else (ServerSentEvent(event),)
 
     def last_events(self, result: InferenceResult) -> tuple[ServerSentEvent, ...]:
@@ -143,8 +156,13 @@ class RestFormat:
 
     def whole(self, result: InferenceResult) -> InferenceAnswer:
         found = self._answer(result)
-        parts = {"response": "".join(self._texts), "tool_calls": tuple(self._calls), "logprobs": tuple(self._logprobs)}
-        return msgspec.structs.replace(found, **parts)
+        return msgspec.structs.replace(
+            found,
+            response="".join(self._texts),
+            reasoning="".join(self._reasoning),
+            tool_calls=tuple(self._calls),
+            logprobs=tuple(self._logprobs),
+        )
 
     def _answer(self, result: InferenceResult) -> InferenceAnswer:
         waits = bool(self._calls) and result.finish_reason is FinishReason.STOP
@@ -216,14 +234,15 @@ class RestInference:
         await call.answer(ModelAnswer(result.request_id, result.model, usage, result.response_time_ms, embeddings=embeddings))
 
     async def _run(self, call: HttpCall, body: PayloadBody, model: ModelName | None) -> None:
-        request = to_request(body, model)
-        await answer_delivery.answer(call, self._deduplicated, request, RestFormat(), stream=body.stream, seconds=self._request_seconds)
+        request, form = to_request(body, model), RestFormat(parallel_calls=body.parallel_tool_calls)
+        await answer_delivery.answer(call, self._deduplicated, request, form, stream=body.stream, seconds=self._request_seconds)
 
 
 def _read_payload(found: dict[str, object]) -> dict[str, object]:
     """Rename fields in camelCase, and tidy messages as OpenAI's API does. Raises BadField."""
     renamed = request_bodies.snake_names(found)
     chat_messages.ensure_functions(renamed.get("tools"))
+    chat_messages.ensure_effort(renamed.get("reasoning_effort"))
     if isinstance(messages := renamed.get("messages"), list):
         renamed["messages"] = chat_messages.tidy(
             [request_bodies.snake_names(message) if isinstance(message, dict) else message for message in messages]
@@ -251,6 +270,9 @@ def to_request(body: PayloadBody, model: ModelName | None) -> InferenceRequest:
         format=None if body.response_format is None else chat_messages.wanted_format(body.response_format),
         tools=tools,
         tool_choice=tool_choice,
+        parallel_tool_calls=body.parallel_tool_calls,
+        reasoning_effort=body.reasoning_effort,
+        chat_template_kwargs=chat_messages.template_kwargs(body.chat_template_kwargs),
         top_logprobs=chat_messages.wanted_logprobs(body.logprobs, body.top_logprobs),
     )
 

@@ -32,7 +32,7 @@ from shared.timing.bounded_waits import BoundedWait
 from shared.types import NodeId, Peer, RequestId, Role
 
 _CALL_SECONDS, _STREAM_SECONDS = 10.0, 300.0
-_RUN_MODELS = frozenset({gateway.process_inference_request.name, embedding.request_embeddings.name})
+_RUN_MODELS = frozenset({gateway.process_inference_request.name, embedding.request_embeddings.name, embedding.request_ranking.name})
 
 _encode = msgspec.json.Encoder().encode
 

@@ -7,6 +7,7 @@ one is kept, until the next chunk.
 from dataclasses import dataclass
 from typing import Generic, NewType, TypeVar
 
+from services.gateway.call_parts import pieces_of
 from shared import errors
 from shared.api.embedding import Vectors
 from shared.api.inference import Chunk, TokenLogprob
@@ -156,9 +157,9 @@ def size_of(chunk: Chunk | Vectors) -> int:
     """Estimate the memory of the chunk's objects; never too low."""
     if isinstance(chunk, Vectors):
         return _CHUNK_BYTES + sum(_VECTOR_BYTES + len(vector) for vector in chunk.vectors)
-    calls = sum(_CALL_BYTES + _CHARACTER_BYTES * len(call.name + call.arguments) for call in chunk.tool_calls)
+    calls = sum(_CALL_BYTES + _CHARACTER_BYTES * len(call.name + call.arguments) for call in pieces_of(chunk))
     logprobs = sum(map(_logprob_bytes, chunk.logprobs))
-    return _CHUNK_BYTES + _CHARACTER_BYTES * len(chunk.text) + _TOKEN_BYTES * len(chunk.token_ids) + logprobs + calls
+    return _CHUNK_BYTES + _CHARACTER_BYTES * len(chunk.text + chunk.reasoning) + _TOKEN_BYTES * len(chunk.token_ids) + logprobs + calls
 
 
 def _logprob_bytes(logprob: TokenLogprob) -> int:

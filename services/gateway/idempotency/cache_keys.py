@@ -6,11 +6,13 @@ says so.
 
 import hashlib
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import msgspec
 
+from services.gateway.prompt_admission import without_image_data
+from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Sampling
 from shared.api.inference import ModelConfig
 from shared.types import TenantId
@@ -86,10 +88,15 @@ def is_deterministic(sampling: Sampling) -> bool:
 
 def name(question: CacheQuestion, secret: str) -> str:
     """Return the cache key. It differs for every tenant and reveals neither tenant nor content."""
+    if not isinstance(question.prompt, str):
+        question = replace(question, prompt=tuple(map(without_image_data, question.prompt)))
     content = _encoder.encode((str(question.tenant), question.digest, question.external, question.keep_seconds, question.prompt))
     return PREFIX + hmac.new(secret.encode(), b"answer:" + content + canonical(question.config), hashlib.sha256).hexdigest()
 
 
 def canonical(request: Sampling) -> bytes:
-    """Serialize every field; equal requests give equal bytes, whatever their order of fields."""
-    return _encoder.encode(msgspec.structs.replace(request, logit_bias=dict(sorted(request.logit_bias.items()))))
+    """Serialize every field; equal requests give equal bytes, whatever their order of fields. Digests stand for images."""
+    request = msgspec.structs.replace(request, logit_bias=dict(sorted(request.logit_bias.items())))
+    if isinstance(request, InferenceRequest):
+        request = msgspec.structs.replace(request, messages=tuple(map(without_image_data, request.messages)))
+    return _encoder.encode(request)

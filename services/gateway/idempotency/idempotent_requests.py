@@ -85,14 +85,16 @@ class IdempotentRequests:
         *,
         secret: str,
         most_seconds: float,
+        start_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``most_seconds``: time limit for an answer, independent of its readers' deadlines."""
+        """``most_seconds``: time limit for an answer, independent of its readers' deadlines; it may wait ``start_seconds`` more."""
         self._store = store
         self._runs = runs
         self._node = node
         self._secret = secret
         self.most_seconds = most_seconds
+        self._start_seconds = start_seconds
         self._clock = clock
         #: Requests claimed by this process, or being claimed, whose end is not saved yet.
         self._own_requests: dict[RequestId, IdempotentRequest] = {}
@@ -191,7 +193,8 @@ class IdempotentRequests:
         async def run_and_save(run: AnswerRun[Head, Piece, End]) -> End:
             return await self._run_and_save(request, claimed, run, produce)
 
-        return self._runs.start(_name(request, request.request_id), run_and_save, seconds=self.most_seconds, kept=True)
+        seconds = self.most_seconds + self._start_seconds
+        return self._runs.start(_name(request, request.request_id), run_and_save, seconds=seconds, kept=True)
 
     def _open_ended(
         self, request: IdempotentRequest, request_id: RequestId, answer: bytes | None, after: int

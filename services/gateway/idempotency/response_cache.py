@@ -80,6 +80,8 @@ class CacheBounds:
     most_bytes: int
     #: Time limit for a shared answer; each reader has its own deadline.
     most_seconds: float
+    #: Added to it for the start of a worker.
+    start_seconds: float = 0.0
 
 
 class ResponseCache:
@@ -144,7 +146,7 @@ class ResponseCache:
     def _join(self, run_id: AnswerRunId, seconds: float) -> "AnswerRunReader[PromptAccepted, Chunk, Generation] | None":
         run: AnswerRun[PromptAccepted, Chunk, Generation] | None = self._runs.find(run_id)
         # A run that is near its deadline could fail with an error that isn't this request's.
-        if run is None or run.ends_at - self._clock() < seconds / 2:
+        if run is None or run.ends_at - self._bounds.start_seconds - self._clock() < seconds / 2:
             return None
         try:
             return run.reader()
@@ -171,7 +173,7 @@ class ResponseCache:
             await self._keep(question, name, run.buffer.whole, generation)
             return generation
 
-        return self._runs.start(run_id, produce, seconds=self._bounds.most_seconds)
+        return self._runs.start(run_id, produce, seconds=self._bounds.most_seconds + self._bounds.start_seconds)
 
     # --- Valkey -----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Counts limits with three Lua scripts, in Valkey or in this process. Only this module knows their arguments."""
+"""Counts limits with four Lua scripts, in Valkey or in this process. Only this module knows their arguments."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from shared.types import RequestId
 ANSWER_SECONDS = 0.25
 #: Lease of a concurrency slot without an extension, as in ``admit_request.lua``.
 SLOT_SECONDS = 30.0
-_ADMIT, _SETTLE, _EXTEND = "admit_request", "settle_request", "extend_slots"
+_ADMIT, _SETTLE, _EXTEND, _EXTEND_TOKENS = "admit_request", "settle_request", "extend_slots", "extend_tokens"
 
 Argument = str | int | float | bytes
 
@@ -40,7 +40,7 @@ class LimitScripts:
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        for name in (_ADMIT, _SETTLE, _EXTEND):
+        for name in (_ADMIT, _SETTLE, _EXTEND, _EXTEND_TOKENS):
             counters.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"), urgent=True)
 
     async def connect(self) -> None:
@@ -67,6 +67,12 @@ class LimitScripts:
         """Extend the leases of running requests."""
         args: list[Argument] = [_time(now), SLOT_SECONDS, *(str(request_id) for _, request_id in slots)]
         await self._counters.run(_EXTEND, [counter for counter, _ in slots], args, seconds=ANSWER_SECONDS)
+
+    async def extend_tokens(self, held: Sequence[RequestLimit], request_id: RequestId, *, tokens: int, now: float | None = None) -> bool:
+        """Reserve so many tokens in all; return whether the token limits ``held`` have them. Safe to repeat."""
+        keys = [limit_rules.hold(f"{request_id}"), *(limit.counter for limit in held)]
+        args: list[Argument] = [_time(now), tokens, *(limit.most for limit in held)]
+        return bool(await self._counters.run(_EXTEND_TOKENS, keys, args, seconds=ANSWER_SECONDS))
 
     async def _ask(self, hold: str, found: Sequence[RequestLimit], args: Sequence[Argument]) -> LimitVerdict:
         keys = [hold, *(limit.counter for limit in found)]

@@ -139,6 +139,17 @@ class Quotas:
                 self._settle_later(LimitUsage(CountedRequest.NOWHERE, request_id, held, TightestLimit()), 0)
                 raise errors.Unavailable("requests can't be counted: Valkey is down", hint="retry soon", retry_after_seconds=1)
 
+    async def extend(self, usage: LimitUsage, *, tokens: int) -> bool:
+        """Count the running request with so many tokens in all; return whether its limits have them. Safe to repeat. While Valkey is down,
+        a request that it has counted is refused only if the setting is "closed"; ``settle`` counts what it used."""
+        held = tuple(limit for limit in usage.held if limit.kind is LimitKind.TOKENS_PER_MINUTE)
+        if not held or usage.counted is CountedRequest.NOWHERE:
+            return True
+        if usage.counted is CountedRequest.HERE:
+            return await self._local.extend_tokens(held, usage.request_id, tokens=tokens)
+        granted = await self._ask(lambda: self._valkey.extend_tokens(held, usage.request_id, tokens=tokens))
+        return self._without_valkey != "closed" if granted is None else granted
+
     async def settle(self, usage: LimitUsage, *, tokens: int) -> None:
         """Return what the request did not use. Never raises; safe to call twice. If Valkey is down, it is settled later."""
         if not usage.held:

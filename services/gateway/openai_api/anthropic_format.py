@@ -4,16 +4,21 @@ from collections.abc import Sequence
 
 import msgspec
 
+from services.gateway.call_parts import CallParts
 from services.gateway.http_api import http_errors
 from services.gateway.http_api.chat_messages import JsonObject, TextPart
 from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent
-from services.gateway.openai_api.anthropic_request import MessagesBody, ToolUseBlock
+from services.gateway.openai_api.anthropic_request import MessagesBody, ThinkingBlock, ToolUseBlock
 from shared.api.gateway import InferenceResult
-from shared.api.generation import ToolCall, Usage
+from shared.api.generation import Usage
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName
 
-Block = TextPart | ToolUseBlock
+Block = TextPart | ToolUseBlock | ThinkingBlock
+
+
+class ThinkingDetails(msgspec.Struct, frozen=True):
+    thinking_tokens: int
 
 
 class MessagesUsage(msgspec.Struct, frozen=True):
@@ -21,10 +26,12 @@ class MessagesUsage(msgspec.Struct, frozen=True):
     input_tokens: int
     output_tokens: int
     cache_read_input_tokens: int = 0
+    output_tokens_details: ThinkingDetails = ThinkingDetails(0)
 
     @classmethod
     def of(cls, usage: Usage) -> "MessagesUsage":
-        return cls(usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens, usage.cached_tokens)
+        details = ThinkingDetails(usage.reasoning_tokens)
+        return cls(usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens, usage.cached_tokens, details)
 
 
 class AnthropicMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +49,7 @@ class AnthropicMessage(msgspec.Struct, frozen=True, kw_only=True):
 class EventDelta(msgspec.Struct, frozen=True, kw_only=True):
     type: str | msgspec.UnsetType = msgspec.UNSET
     text: str | msgspec.UnsetType = msgspec.UNSET
+    thinking: str | msgspec.UnsetType = msgspec.UNSET
     partial_json: str | msgspec.UnsetType = msgspec.UNSET
     stop_reason: str | msgspec.UnsetType = msgspec.UNSET
     stop_sequence: msgspec.UnsetType | None = msgspec.UNSET
@@ -62,11 +70,13 @@ class MessagesFormat:
     """Formats the answer to one request."""
 
     def __init__(self, body: MessagesBody) -> None:
-        self._parallel_calls = body.tool_choice is None or not body.tool_choice.disable_parallel_tool_use
+        self._shows_thoughts = body.shows_thoughts
         self._blocks: list[Block] = []
-        #: Of the text block that is not in ``_blocks`` yet.
-        self._texts: list[str] = []
-        self._called = self._is_begun = False
+        #: The block that is not in ``_blocks`` yet, and what it has so far.
+        self._open: Block | None = None
+        self._pieces: list[str] = []
+        self._calls = CallParts(parallel=body.parallel_calls)
+        self._is_begun = False
         self._about: AnswerFacts | None = None
 
     def begin(self, about: AnswerFacts) -> None:
@@ -77,23 +87,32 @@ class MessagesFormat:
 
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
         events = self._beginning()
+        if chunk.reasoning and self._shows_thoughts:
+            events += self._add(ThinkingBlock(""), chunk.reasoning, EventDelta(type="thinking_delta", thinking=chunk.reasoning))
         if chunk.text:
-            events += self._text(chunk.text)
-        for call in chunk.tool_calls:
-            if self._parallel_calls or not self._called:
-                events += self._call(call)
+            events += self._add(TextPart(""), chunk.text, EventDelta(type="text_delta", text=chunk.text))
+        for part in self._calls.add(chunk):
+            # The first part of a call names it.
+            block = ToolUseBlock(part.id, part.name, {}) if part.name else self._open
+            delta = EventDelta(type="input_json_delta", partial_json=part.arguments)
+            events += [] if block is None else self._add(block, part.arguments, delta, begins=bool(part.name))
         return [ServerSentEvent(event, event.type) for event in events]
 
     def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
         delta = EventDelta(stop_reason=self._stop_reason(result), stop_sequence=None)
         end = (MessagesEvent("message_delta", delta=delta, usage=MessagesUsage.of(result.usage)), MessagesEvent("message_stop"))
-        return [ServerSentEvent(event, event.type) for event in (*self._beginning(), *self._text_end(), *end)]
+        return [ServerSentEvent(event, event.type) for event in (*self._beginning(), *self._close(), *end)]
 
     def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
         return (ServerSentEvent(http_errors.anthropic_body(error), "error"),)
 
     def whole(self, result: InferenceResult) -> AnthropicMessage:
-        self._text_end()
+        cut_off = isinstance(self._open, ToolUseBlock) and result.finish_reason is not FinishReason.STOP
+        arguments = "".join(self._pieces)
+        self._close()
+        if cut_off and _input(arguments) is None:
+            # Nobody should run a call without its end.
+            del self._blocks[-1]
         return self._message(tuple(self._blocks), self._stop_reason(result), MessagesUsage.of(result.usage))
 
     def _beginning(self) -> list[MessagesEvent]:
@@ -103,36 +122,39 @@ class MessagesFormat:
         # The counts are known at the end.
         return [MessagesEvent("message_start", message=self._message((), None, MessagesUsage(0, 0)))]
 
-    def _text(self, text: str) -> list[MessagesEvent]:
-        index = len(self._blocks)
-        events = [] if self._texts else [MessagesEvent("content_block_start", index, TextPart(""))]
-        self._texts.append(text)
-        return [*events, MessagesEvent("content_block_delta", index, delta=EventDelta(type="text_delta", text=text))]
+    def _add(self, block: Block, piece: str, delta: EventDelta, *, begins: bool = False) -> list[MessagesEvent]:
+        """Add a piece to the open block, or to a new one."""
+        events: list[MessagesEvent] = []
+        if begins or type(block) is not type(self._open):
+            events = [*self._close(), MessagesEvent("content_block_start", len(self._blocks), block)]
+            self._open = block
+        if piece:
+            self._pieces.append(piece)
+            events.append(MessagesEvent("content_block_delta", len(self._blocks), delta=delta))
+        return events
 
-    def _text_end(self) -> list[MessagesEvent]:
-        if not self._texts:
-            return []
-        self._blocks.append(TextPart("".join(self._texts)))
-        self._texts.clear()
+    def _close(self) -> list[MessagesEvent]:
+        block, text = self._open, "".join(self._pieces)
+        self._open = None
+        self._pieces.clear()
+        match block:
+            case None:
+                return []
+            case ToolUseBlock():
+                # Another server's model may have written no JSON object.
+                self._blocks.append(ToolUseBlock(block.id, block.name, _input(text) or {}))
+            case TextPart():
+                self._blocks.append(TextPart(text))
+            case ThinkingBlock():
+                self._blocks.append(ThinkingBlock(text))
         return [MessagesEvent("content_block_stop", len(self._blocks) - 1)]
-
-    def _call(self, call: ToolCall) -> list[MessagesEvent]:
-        events, index = self._text_end(), len(self._blocks)
-        self._called = True
-        self._blocks.append(ToolUseBlock(call.id, call.name, _input(call)))
-        return [
-            *events,
-            MessagesEvent("content_block_start", index, ToolUseBlock(call.id, call.name, {})),
-            MessagesEvent("content_block_delta", index, delta=EventDelta(type="input_json_delta", partial_json=call.arguments)),
-            MessagesEvent("content_block_stop", index),
-        ]
 
     def _stop_reason(self, result: InferenceResult) -> str:
         if result.finish_reason is FinishReason.LENGTH:
             return "max_tokens"
         if result.finish_reason is FinishReason.CONTENT_FILTER:
             return "refusal"
-        return "tool_use" if self._called else "end_turn"
+        return "tool_use" if self._calls.calls else "end_turn"
 
     def _message(self, content: tuple[Block, ...], stop_reason: str | None, usage: MessagesUsage) -> AnthropicMessage:
         about = self._about
@@ -140,9 +162,8 @@ class MessagesFormat:
         return AnthropicMessage(id=f"msg_{about.request_id.hex}", model=about.model, content=content, stop_reason=stop_reason, usage=usage)
 
 
-def _input(call: ToolCall) -> JsonObject:
-    """Return the arguments; empty if another server's model wrote no JSON object."""
+def _input(arguments: str) -> JsonObject | None:
     try:
-        return msgspec.json.decode(call.arguments, type=JsonObject)
+        return msgspec.json.decode(arguments, type=JsonObject)
     except (msgspec.DecodeError, RecursionError):
-        return {}
+        return None

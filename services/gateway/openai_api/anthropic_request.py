@@ -1,17 +1,29 @@
 """Parses requests to Anthropic's Messages API. Pure."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from services.gateway.http_api import chat_messages, request_bodies
 from services.gateway.http_api.chat_messages import Chosen, JsonObject, TextPart
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.prompt_admission import MAX_STOPS, BadField
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, ToolCall
+from shared.api.generation import ChatMessage, ImagePart, ReasoningEffort, ToolCall
 from shared.types import ModelName
+
+
+class ImageSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["base64"]
+    media_type: str
+    #: In base64.
+    data: str
+
+
+class ImageBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="image"):
+    source: ImageSource
 
 
 class ToolUseBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="tool_use"):
@@ -26,9 +38,15 @@ class ToolResultBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
     is_error: bool = False
 
 
+class ThinkingBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="thinking"):
+    thinking: str
+    #: Empty in answers of this API, and ignored in requests.
+    signature: str = ""
+
+
 class MessageParam(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["user", "assistant"]
-    content: str | tuple[TextPart | ToolUseBlock | ToolResultBlock, ...]
+    content: str | tuple[TextPart | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, ...]
 
 
 class MessagesTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,12 +59,24 @@ class MessagesTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MessagesToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
-    #: Return only the first call of an answer.
+    #: An answer has at most one call.
     disable_parallel_tool_use: bool = False
 
 
+class ThinkingBody(msgspec.Struct, frozen=True):
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
+    #: Up to 1,024 is low effort, up to 8,192 medium, above high.
+    budget_tokens: Annotated[int, Meta(ge=1)] | None = None
+    #: ``omitted`` leaves thoughts out of the answer.
+    display: str | None = None
+
+
+class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+
+
 class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request. Other parameters that have no effect here (metadata, thinking, …) are accepted; see ``parameters``."""
+    """A request. Other parameters that have no effect here (metadata, …) are accepted; see ``parameters``."""
 
     messages: tuple[MessageParam, ...]
     max_tokens: int
@@ -58,17 +88,38 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     top_k: int | None = None
     tools: tuple[MessagesTool, ...] = ()
     tool_choice: MessagesToolChoice | None = None
+    #: As at Anthropic, a model thinks only if this says so.
+    thinking: ThinkingBody = ThinkingBody("disabled")
+    output_config: OutputConfig = OutputConfig()
     stream: bool = False
 
+    @property
+    def shows_thoughts(self) -> bool:
+        return self.thinking.type != "disabled" and self.thinking.display != "omitted"
 
-_BLOCKS = ("text", "tool_use", "tool_result")
-#: Thoughts of other models, which are encrypted or for people.
-_SKIPPED = ("thinking", "redacted_thinking")
+    @property
+    def parallel_calls(self) -> bool:
+        return self.tool_choice is None or not self.tool_choice.disable_parallel_tool_use
+
+    @property
+    def effort(self) -> ReasoningEffort | None:
+        if self.thinking.type == "disabled":
+            return ReasoningEffort.NONE
+        if (budget := self.thinking.budget_tokens) is not None:
+            return next((effort for most, effort in _BUDGETS.items() if budget <= most), ReasoningEffort.HIGH)
+        chosen = self.output_config.effort
+        return None if chosen is None else ReasoningEffort.XHIGH if chosen == "max" else ReasoningEffort(chosen)
+
+
+_BUDGETS = {1024: ReasoningEffort.LOW, 8192: ReasoningEffort.MEDIUM}
+_BLOCKS = ("text", "image", "tool_use", "tool_result", "thinking")
+#: Thoughts of other models, which are encrypted.
+_SKIPPED = ("redacted_thinking",)
 #: Fields that clients copy from an answer, and hints for Anthropic's cache.
 _SILENT = ("cache_control", "citations", "caller")
 #: Of a tool; the arguments of a required call always match its schema.
 _SILENT_IN_TOOLS = ("type", "cache_control", "strict")
-_ROLE_OF = {ToolUseBlock: "assistant", ToolResultBlock: "user"}
+_ROLE_OF = {ToolUseBlock: "assistant", ToolResultBlock: "user", ThinkingBlock: "assistant"}
 
 
 def read(content: bytes) -> MessagesBody:
@@ -79,6 +130,8 @@ def read(content: bytes) -> MessagesBody:
             found[name] = _tidy(name, found[name])
     if isinstance(tools := found.get("tools"), list):
         found["tools"] = [_tool(index, tool) if isinstance(tool, dict) else tool for index, tool in enumerate(tools)]
+    if isinstance(wanted := found.get("output_config"), dict) and wanted.get("format") is not None:
+        raise BadField("output_config.format", "is not supported; for JSON, offer a tool with the schema and force its call")
     return request_bodies.convert(found, MessagesBody)
 
 
@@ -101,11 +154,13 @@ def to_request(body: MessagesBody) -> InferenceRequest:
         top_k=body.top_k,
         tools=tools,
         tool_choice=tool_choice,
+        parallel_tool_calls=body.parallel_calls,
+        reasoning_effort=body.effort,
     )
 
 
 def _tidy(field: str, content: object) -> object:
-    """Remove what has no meaning for a model from messages or blocks. Raises BadField for images and other blocks."""
+    """Remove what has no meaning for a model from messages or blocks. Raises BadField for other blocks."""
     if not isinstance(content, list):
         return content
     entries = enumerate(content)
@@ -118,7 +173,9 @@ def _entry(field: str, entry: object) -> object:
     if not isinstance(entry, dict):
         return entry
     if "role" not in entry and entry.get("type") not in _BLOCKS:
-        raise BadField(field, f"must be {', '.join(_BLOCKS[:-1])} or {_BLOCKS[-1]}; images and documents are not supported")
+        raise BadField(field, f"must be {', '.join(_BLOCKS[:-1])} or {_BLOCKS[-1]}; documents are not supported")
+    if isinstance(source := entry.get("source"), dict) and source.get("type") == "url":
+        raise BadField(field, "is a URL; send the image itself")
     return {
         name: _tidy(f"{field}.content", value) if name == "content" else value
         for name, value in entry.items()
@@ -137,6 +194,8 @@ def _messages(index: int, message: MessageParam) -> Iterator[ChatMessage]:
     blocks = (TextPart(message.content),) if isinstance(message.content, str) else message.content
     texts: list[TextPart] = []
     calls: list[ToolCall] = []
+    thoughts: list[str] = []
+    images: list[ImagePart] = []
     for at, block in enumerate(blocks):
         role = _ROLE_OF.get(type(block), message.role)
         if role != message.role:
@@ -144,12 +203,16 @@ def _messages(index: int, message: MessageParam) -> Iterator[ChatMessage]:
         match block:
             case TextPart():
                 texts.append(block)
+            case ImageBlock():
+                images.append(ImagePart(block.source.data.encode(), len(_text(tuple(texts)))))
+            case ThinkingBlock():
+                thoughts.append(block.thinking)
             case ToolUseBlock():
                 calls.append(ToolCall(block.id, block.name, chat_messages.json_text(block.input)))
             case ToolResultBlock():
                 yield ChatMessage("tool", ("Error: " if block.is_error else "") + _text(block.content), (), block.tool_use_id)
-    if texts or calls:
-        yield ChatMessage(message.role, _text(tuple(texts)), tuple(calls))
+    if texts or calls or images or any(thoughts):
+        yield ChatMessage(message.role, _text(tuple(texts)), tuple(calls), reasoning="".join(thoughts), images=tuple(images))
 
 
 def _text(content: str | tuple[TextPart, ...]) -> str:

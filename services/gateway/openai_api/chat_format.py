@@ -4,8 +4,17 @@ from collections.abc import Sequence
 
 import msgspec
 
+from services.gateway.call_parts import CallParts
 from services.gateway.http_api import response_formats
-from services.gateway.http_api.response_formats import AnswerFacts, AnswerToolCall, ErrorBody, ServerSentEvent, TokenChoice, logprobs_of
+from services.gateway.http_api.response_formats import (
+    AnswerFacts,
+    AnswerToolCall,
+    ErrorBody,
+    ServerSentEvent,
+    TokenChoice,
+    ToolCallDelta,
+    logprobs_of,
+)
 from services.gateway.openai_api.chat_request import ChatBody
 from shared.api.gateway import InferenceResult
 from shared.api.generation import Usage
@@ -17,15 +26,21 @@ class UsageDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int
+
+
 class ChatUsage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: UsageDetails
+    completion_tokens_details: CompletionDetails
 
     @classmethod
     def of(cls, usage: Usage) -> "ChatUsage":
-        return cls(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, UsageDetails(usage.cached_tokens))
+        details = UsageDetails(usage.cached_tokens), CompletionDetails(usage.reasoning_tokens)
+        return cls(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, *details)
 
 
 class ChoiceLogprobs(msgspec.Struct, frozen=True):
@@ -38,6 +53,8 @@ class AnswerMessage(msgspec.Struct, frozen=True):
     content: str | None
     role: str = "assistant"
     refusal: None = None
+    #: The model's thoughts before the content, as DeepSeek's API has them.
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     tool_calls: tuple[AnswerToolCall, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -77,7 +94,8 @@ class ChatCompletion(msgspec.Struct, frozen=True):
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str | None = None
     content: str | None = None
-    tool_calls: tuple[AnswerToolCall, ...] = ()
+    reasoning_content: str | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
@@ -106,6 +124,8 @@ class Model(msgspec.Struct, frozen=True):
     created: int
     #: The model only works with /v1/embeddings.
     only_embeds: bool = False
+    #: tools, reasoning, images, embeddings, rerank, infill.
+    abilities: tuple[str, ...] = ()
     object: str = "model"
     owned_by: str = "aimesh"
 
@@ -200,29 +220,29 @@ class _GatheredChat:
     """Collects one answer."""
 
     def __init__(self, *, parallel_calls: bool) -> None:
-        self._parallel_calls = parallel_calls
         self._texts: list[str] = []
-        self._calls: list[AnswerToolCall] = []
+        self._reasoning: list[str] = []
+        self._calls = CallParts(parallel=parallel_calls)
         self._logprobs: list[TokenChoice] = []
 
     def add(self, chunk: Chunk) -> Delta:
         """Add a chunk; return the delta."""
-        first = len(self._calls)
-        wanted = chunk.tool_calls if self._parallel_calls else chunk.tool_calls[: max(0, 1 - first)]
-        calls = tuple(AnswerToolCall.of(call, index=first + offset) for offset, call in enumerate(wanted))
+        calls = tuple(map(ToolCallDelta.of, self._calls.add(chunk)))
         self._texts.append(chunk.text)
-        self._calls += calls
+        self._reasoning.append(chunk.reasoning)
         if chunk.logprobs:
             self._logprobs += logprobs_of(chunk.logprobs)
-        return Delta(content=chunk.text or None, tool_calls=calls)
+        return Delta(content=chunk.text or None, reasoning_content=chunk.reasoning or None, tool_calls=calls)
 
     def finish_reason(self, reason: FinishReason) -> str:
-        return "tool_calls" if self._calls and reason is FinishReason.STOP else finish_word(reason)
+        return "tool_calls" if self._calls.calls and reason is FinishReason.STOP else finish_word(reason)
 
     def choice(self, index: int, reason: FinishReason, *, with_logprobs: bool) -> Choice:
-        text = "".join(self._texts)
-        calls = tuple(AnswerToolCall(call.id, call.function) for call in self._calls)
-        message = AnswerMessage(text or None, tool_calls=calls) if calls else AnswerMessage(text)
+        text, reasoning = "".join(self._texts), "".join(self._reasoning)
+        calls = tuple(map(AnswerToolCall.of, self._calls.calls))
+        message = AnswerMessage(
+            text or None if calls else text, reasoning_content=reasoning or msgspec.UNSET, tool_calls=calls or msgspec.UNSET
+        )
         logprobs = ChoiceLogprobs(tuple(self._logprobs)) if with_logprobs else None
         return Choice(message, self.finish_reason(reason), index, logprobs)
 

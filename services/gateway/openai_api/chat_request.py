@@ -6,11 +6,11 @@ from typing import Any
 import msgspec
 
 from services.gateway.http_api import chat_messages, request_bodies
-from services.gateway.http_api.chat_messages import ChatBodyMessage, ResponseFormat, ToolBody, ToolChoiceBody
+from services.gateway.http_api.chat_messages import ChatBodyMessage, JsonObject, ResponseFormat, ToolBody, ToolChoiceBody, json_text
 from services.gateway.openai_api import parameters as openai_parameters
-from services.gateway.prompt_admission import BadField
+from services.gateway.prompt_admission import GUIDES, BadField
 from shared.api.gateway import MAX_CONVERSATION_CHARACTERS, InferenceRequest
-from shared.api.generation import FormatKind, OutputFormat
+from shared.api.generation import FormatKind, OutputFormat, ReasoningEffort
 from shared.types import ModelName
 
 #: No vocabulary is this large, and longer keys are not worth parsing.
@@ -36,13 +36,16 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     #: Logit bias by token id.
     logit_bias: dict[str, float] | None = None
     n: int | None = None
-    #: The next five are extensions of local engines, not OpenAI's.
+    #: The next seven are extensions of local engines, not OpenAI's.
     top_k: int | None = None
     min_p: float | None = None
     repeat_penalty: float | None = None
     ignore_eos: bool = False
     #: GBNF.
     grammar: str | None = None
+    #: A regular expression that the whole answer matches, or the texts of which it is one.
+    guided_regex: str | None = None
+    guided_choice: tuple[str, ...] | None = None
     stop: str | tuple[str, ...] | None = None
     seed: int | None = None
     stream: bool = False
@@ -63,8 +66,12 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     response_format: ResponseFormat | None = None
     tools: tuple[ToolBody, ...] | None = None
     tool_choice: ToolChoiceBody | None = None
-    #: If false, only the first call of an answer is returned.
+    #: If false, an answer has at most one call.
     parallel_tool_calls: bool = True
+    #: How much a model that can think thinks before it answers.
+    reasoning_effort: ReasoningEffort | None = None
+    #: Further variables of the model's chat template, at most 4 KiB.
+    chat_template_kwargs: JsonObject | None = None
     #: Only ``conversation_id`` has an effect.
     metadata: dict[str, Any] | None = None
 
@@ -73,6 +80,7 @@ def read(body: bytes) -> ChatBody:
     """Parse the body. Raises BadRequest that names the field."""
     found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.CHAT, ChatBody)
     chat_messages.ensure_functions(found.get("tools"))
+    chat_messages.ensure_effort(found.get("reasoning_effort"))
     if "messages" in found:
         found["messages"] = chat_messages.tidy(found["messages"])
     chat = request_bodies.convert(found, ChatBody)
@@ -95,6 +103,9 @@ def to_request(chat: ChatBody) -> InferenceRequest:
         format=_format(chat) or request.format,
         tools=tools,
         tool_choice=tool_choice,
+        parallel_tool_calls=chat.parallel_tool_calls,
+        reasoning_effort=chat.reasoning_effort,
+        chat_template_kwargs=chat_messages.template_kwargs(chat.chat_template_kwargs),
         conversation_id=named_conversation(chat.metadata),
     )
 
@@ -132,7 +143,7 @@ def sampled_request(body: SamplingBody) -> InferenceRequest:
         logit_bias=_biases(body.logit_bias),
         ignore_eos=body.ignore_eos,
         n=body.n,
-        format=None if body.grammar is None else OutputFormat(FormatKind.GBNF, body.grammar),
+        format=_guide(body),
     )
 
 
@@ -144,10 +155,20 @@ def _biases(biases: dict[str, float] | None) -> dict[int, float]:
     return {int(token): value for token, value in biases.items()}
 
 
+def _guide(body: SamplingBody) -> OutputFormat | None:
+    """Return the format that isn't JSON, if any. Raises BadField for more than one."""
+    choices = None if body.guided_choice is None else json_text(list(body.guided_choice))
+    texts = {FormatKind.GBNF: body.grammar, FormatKind.REGEX: body.guided_regex, FormatKind.CHOICE: choices}
+    found = [OutputFormat(kind, text) for kind, text in texts.items() if text is not None]
+    if len(found) > 1:
+        raise BadField(GUIDES[found[1].kind], f"and {GUIDES[found[0].kind]} exclude each other; send only one")
+    return found[0] if found else None
+
+
 def _format(chat: ChatBody) -> OutputFormat | None:
     requested = chat.response_format
     if requested is None:
         return None
-    if chat.grammar is not None:
-        raise BadField("grammar", "and response_format exclude each other; send only one")
+    if (guide := _guide(chat)) is not None:
+        raise BadField(GUIDES[guide.kind], "and response_format exclude each other; send only one")
     return chat_messages.wanted_format(requested)

@@ -177,4 +177,5 @@ def _sum(first: Usage, second: Usage) -> Usage:
         first.prompt_tokens + second.prompt_tokens,
         first.completion_tokens + second.completion_tokens,
         first.cached_tokens + second.cached_tokens,
+        first.reasoning_tokens + second.reasoning_tokens,
     )

@@ -25,6 +25,8 @@ class CompletionBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fie
     best_of: int | None = None
     #: Repeat the prompt before each answer.
     echo: bool = False
+    #: The answer is the text between a prompt and this, by models that were trained to fill gaps.
+    suffix: str = ""
     #: Number of likeliest tokens to return at each position.
     logprobs: int | None = None
 
@@ -55,7 +57,9 @@ def to_requests(body: CompletionBody) -> tuple[InferenceRequest, ...]:
     """Return one request for each prompt. Raises BadRequest that names the field."""
     request = openai_chat.sampled_request(body)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    if body.suffix and body.echo:
+        raise BadField("suffix", "and echo exclude each other")
     return tuple(
-        msgspec.structs.replace(request, prompt=prompt, raw=True, max_tokens=max_tokens, top_logprobs=body.logprobs)
+        msgspec.structs.replace(request, prompt=prompt, suffix=body.suffix, raw=True, max_tokens=max_tokens, top_logprobs=body.logprobs)
         for prompt in body.prompts
     )

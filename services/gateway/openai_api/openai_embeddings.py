@@ -78,9 +78,7 @@ class OpenAiEmbeddings:
 
 def read(body: bytes) -> EmbeddingBody:
     """Parse the body. Raises BadRequest that names the field."""
-    # In OpenAI's API, null counts as absent.
-    found = {name: value for name, value in request_bodies.read_object(body).items() if value is not None}
-    return request_bodies.convert(found, EmbeddingBody)
+    return request_bodies.convert(request_bodies.read_given(body), EmbeddingBody)
 
 
 def to_request(body: EmbeddingBody) -> EmbeddingRequest:

@@ -5,7 +5,7 @@ import msgspec
 from services.gateway.http_api import answer_delivery, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.prompt_admission import BadField, ModerationRequest
+from services.gateway.prompt_admission import ModerationRequest
 from services.gateway.requests.pipeline import Pipeline
 from shared.api import inference
 from shared.api.inference import ModerationVerdict
@@ -60,8 +60,7 @@ class OpenAiModerations:
 
     async def _moderate(self, call: HttpCall) -> None:
         body = request_bodies.convert(request_bodies.read_object(call.body), ModerationBody)
-        if call.idempotency_key is not None:
-            raise BadField("Idempotency-Key", "is not supported here; send the request again without it")
+        call.refuse_idempotency_key()
         texts = (body.input,) if isinstance(body.input, str) else body.input
         request = ModerationRequest(texts, body.model, forbid_external=call.forbids_external)
         async with self._pipeline.moderate(call.caller, request, seconds=self._request_seconds) as running:

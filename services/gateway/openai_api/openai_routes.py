@@ -47,7 +47,7 @@ class OpenAi:
             HttpRoute(
                 verb="POST", path="/v1/chat/completions", handler=self._chat, method=_METHOD,
                 summary="OpenAI's chat completions", body=ChatBody, answer=ChatCompletion,
-                streams=True, events=(ChatChunk,),
+                streams=True, takes_images=True, events=(ChatChunk,),
             ),
             HttpRoute(
                 verb="POST", path="/v1/completions", handler=self._complete, method=_METHOD,
@@ -57,12 +57,12 @@ class OpenAi:
             HttpRoute(
                 verb="POST", path="/v1/responses", handler=self._respond, method=_METHOD,
                 summary="OpenAI's responses, without storage", body=ResponseBody, answer=Response,
-                streams=True, events=(*get_args(StreamEvent), ErrorEvent),
+                streams=True, takes_images=True, events=(*get_args(StreamEvent), ErrorEvent),
             ),
             HttpRoute(
                 verb="POST", path="/v1/messages", handler=self._message, method=_METHOD,
                 summary="Anthropic's messages", body=MessagesBody, answer=AnthropicMessage,
-                streams=True, events=(MessagesEvent, AnthropicErrorBody),
+                streams=True, takes_images=True, events=(MessagesEvent, AnthropicErrorBody),
             ),
             HttpRoute(
                 verb="GET", path="/v1/models", handler=self._models, method="listModels",
@@ -149,7 +149,7 @@ class OpenAi:
         await call.answer(self._shown(found))
 
     def _shown(self, model: ServedModel) -> Model:
-        return Model(model.name, self._started_at, model.only_embeds, owned_by=", ".join(model.providers) or "aimesh")
+        return Model(model.name, self._started_at, model.only_embeds, model.abilities, owned_by=", ".join(model.providers) or "aimesh")
 
 
 def _parts(repeat: RepeatedRequest, requests: tuple[InferenceRequest, ...]) -> tuple[RepeatedRequest, ...]:

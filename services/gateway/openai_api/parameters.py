@@ -55,7 +55,6 @@ CHAT: Mapping[str, ParameterRule] = {
     "function_call": _only("is deprecated; use tool_choice", "none", "auto"),
     "service_tier": _SERVICE_TIER,
     "modalities": _only('must be ["text"]; models only generate text', ["text"]),
-    "reasoning_effort": _ignored(str, "the thinking time of a model cannot be set"),
     "verbosity": _VERBOSITY,
     "audio": ParameterRule("is not supported; models only generate text"),
     "prediction": _ignored(dict, "it only makes answers faster, not different"),
@@ -65,7 +64,6 @@ CHAT: Mapping[str, ParameterRule] = {
 
 COMPLETIONS: Mapping[str, ParameterRule] = {
     "user": _USER,
-    "suffix": ParameterRule("is not supported; models continue a text and cannot fill gaps"),
 }
 
 #: Values of `include`; encrypted reasoning is accepted, but there never is any.
@@ -97,8 +95,6 @@ MESSAGES: Mapping[str, ParameterRule] = {
     "metadata": _METADATA,
     "cache_control": _CACHE_OPTIONS,
     "service_tier": _SERVICE_TIER,
-    "thinking": _ignored(dict, "the thinking time of a model cannot be set"),
-    "output_config": ParameterRule("is not supported; for JSON, offer a tool with the schema and force its call"),
     "context_management": _only("is not supported; shorten the conversation yourself", {}),
     "mcp_servers": _only("must be empty; connect to the servers yourself and offer their tools", []),
 }

@@ -4,15 +4,14 @@ import msgspec
 
 from services.gateway.http_api.response_formats import TokenChoice
 from services.gateway.openai_api.response_request import FunctionTool, TextBody, ToolChoiceBody
-from shared.api.generation import Usage
+from shared.api.generation import ReasoningEffort, Usage
 from shared.types import ModelName
 
 
-class OutputTextPart(msgspec.Struct, frozen=True):
+class OutputTextPart(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
     text: str
     annotations: tuple[()] = ()
     logprobs: tuple[TokenChoice, ...] = ()
-    type: str = "output_text"
 
 
 class OutputMessage(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
@@ -31,7 +30,21 @@ class OutputCall(msgspec.Struct, frozen=True, tag_field="type", tag="function_ca
     arguments: str
 
 
-OutputItem = OutputMessage | OutputCall
+class ReasoningTextPart(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
+    text: str
+
+
+class OutputReasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
+    """The model's thoughts, whole. Send them back with the answer behind them."""
+
+    id: str
+    status: str
+    content: tuple[ReasoningTextPart, ...]
+    #: Always empty: nothing is summarized.
+    summary: tuple[()] = ()
+
+
+OutputItem = OutputMessage | OutputCall | OutputReasoning
 
 
 class InputDetails(msgspec.Struct, frozen=True):
@@ -53,7 +66,8 @@ class ResponseUsage(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, usage: Usage) -> "ResponseUsage":
         cached = InputDetails(usage.cached_tokens)
-        return cls(usage.prompt_tokens, cached, usage.completion_tokens, OutputDetails(), usage.total_tokens)
+        details = OutputDetails(usage.reasoning_tokens)
+        return cls(usage.prompt_tokens, cached, usage.completion_tokens, details, usage.total_tokens)
 
 
 class ResponseProblem(msgspec.Struct, frozen=True):
@@ -67,7 +81,7 @@ class Incomplete(msgspec.Struct, frozen=True):
 
 
 class Reasoning(msgspec.Struct, frozen=True):
-    effort: None = None
+    effort: ReasoningEffort | None = None
     summary: None = None
 
 
@@ -122,7 +136,7 @@ class PartEvent(msgspec.Struct, frozen=True):
     sequence_number: int
     item_id: str
     output_index: int
-    part: OutputTextPart
+    part: OutputTextPart | ReasoningTextPart
     content_index: int = 0
 
 
@@ -143,6 +157,24 @@ class TextDone(msgspec.Struct, frozen=True):
     output_index: int
     text: str
     logprobs: tuple[TokenChoice, ...] = ()
+    content_index: int = 0
+
+
+class ReasoningDelta(msgspec.Struct, frozen=True):
+    type: str
+    sequence_number: int
+    item_id: str
+    output_index: int
+    delta: str
+    content_index: int = 0
+
+
+class ReasoningDone(msgspec.Struct, frozen=True):
+    type: str
+    sequence_number: int
+    item_id: str
+    output_index: int
+    text: str
     content_index: int = 0
 
 
@@ -172,4 +204,4 @@ class ErrorEvent(msgspec.Struct, frozen=True):
 
 
 #: All stream events; their names are in the `event:` lines, too.
-StreamEvent = ResponseEvent | ItemEvent | PartEvent | TextDelta | TextDone | ArgumentsDelta | ArgumentsDone
+StreamEvent = ResponseEvent | ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | ArgumentsDelta | ArgumentsDone

@@ -1,13 +1,23 @@
 """Formats answers for OpenAI's Responses API. Pure."""
 
 from collections.abc import Sequence
+from typing import Literal
 
+from services.gateway.call_parts import CallParts
 from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent, TokenChoice, logprobs_of
 from services.gateway.openai_api import response_events
-from services.gateway.openai_api.response_events import OutputCall, OutputItem, OutputMessage, OutputTextPart, Response
+from services.gateway.openai_api.response_events import (
+    OutputCall,
+    OutputItem,
+    OutputMessage,
+    OutputReasoning,
+    OutputTextPart,
+    ReasoningTextPart,
+    Response,
+)
 from services.gateway.openai_api.response_request import ResponseBody, TextBody, TextFormat
 from shared.api.gateway import InferenceResult
-from shared.api.generation import ToolCall
+from shared.api.generation import ToolCallPart
 from shared.api.inference import Chunk
 from shared.types import FinishReason
 
@@ -17,44 +27,53 @@ _CODES = {"rate_limit_error": "rate_limit_exceeded", "insufficient_quota": "rate
 _INCOMPLETE = {FinishReason.LENGTH: "max_output_tokens", FinishReason.CONTENT_FILTER: "content_filter"}
 
 
+#: An item: its kind, and its number among them.
+_Item = tuple[Literal["reasoning", "message", "call"], int]
+_MESSAGE: _Item = ("message", 0)
+
+
 class ResponsesFormat:
-    """Formats one answer: the text is one message, and each call an item; items are in order of their start."""
+    """Formats one answer: thoughts are an item, the text is one message, and each call an item; items are in order of their start."""
 
     def __init__(self, body: ResponseBody) -> None:
         self._body = body
         self._about: AnswerFacts | None = None
         self._sequence = 0
-        #: Items in order; None stands for the message.
-        self._items: list[OutputCall | None] = []
+        self._items: list[_Item] = []
+        #: Thoughts or a call that end when something else begins. The message ends with the answer.
+        self._open: _Item | None = None
+        #: Of the items that have ended.
+        self._statuses: dict[_Item, str] = {}
+        self._thoughts: list[list[str]] = []
         self._texts: list[str] = []
         self._logprobs: list[TokenChoice] = []
+        self._calls = CallParts(parallel=body.parallel_tool_calls)
         self._is_begun = False
 
     def begin(self, about: AnswerFacts) -> None:
         self._about = about
 
     def gather(self, chunk: Chunk) -> None:
-        self._add(chunk)
+        self.events(chunk)
 
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
         if chunk.answer:
             return ()
         events = self._beginning()
-        if chunk.text or chunk.logprobs:
-            events += self._message_beginning()
-            item, index = self._message_id, self._items.index(None)
-            logprobs = logprobs_of(chunk.logprobs)
-            events.append(_event(response_events.TextDelta("response.output_text.delta", self._next(), item, index, chunk.text, logprobs)))
-        for call in self._add(chunk):
-            events += self._call_events(call)
+        if chunk.reasoning:
+            events += self._think(chunk.reasoning)
+        if chunk.text or (chunk.logprobs and not chunk.reasoning):
+            events += self._say(chunk.text, logprobs_of(chunk.logprobs))
+        for part in self._calls.add(chunk):
+            events += self._call(part)
         return events
 
     def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
-        events = self._beginning()
+        status = _status(result)
+        events = [*self._beginning(), *self._close(status)]
         if not self._items:
             events += self._message_beginning()
-        status = _status(result)
-        if None in self._items:
+        if _MESSAGE in self._items:
             events += self._message_end(status)
         name = f"response.{status}"
         return (*events, _event(response_events.ResponseEvent(name, self._next(), self.whole(result))))
@@ -68,9 +87,10 @@ class ResponsesFormat:
         return (*self._beginning(), _event(response_events.ResponseEvent("response.failed", self._next(), response)))
 
     def whole(self, result: InferenceResult) -> Response:
-        if not self._items:
-            self._items.append(None)
         status = _status(result)
+        self._close(status)
+        if not self._items:
+            self._items.append(_MESSAGE)
         return self._response(
             status,
             output=self._output(status),
@@ -79,24 +99,6 @@ class ResponsesFormat:
             completed_at=self._facts().created + result.response_time_ms // 1000 if status == "completed" else None,
         )
 
-    def _add(self, chunk: Chunk) -> Sequence[OutputCall]:
-        if chunk.answer:
-            return ()
-        self._texts.append(chunk.text)
-        self._logprobs += logprobs_of(chunk.logprobs)
-        if chunk.text and None not in self._items:
-            self._items.append(None)
-        calls: list[OutputCall] = []
-        for call in chunk.tool_calls:
-            if self._body.parallel_tool_calls or not any(self._items):
-                calls.append(self._call(call))
-                self._items.append(calls[-1])
-        return calls
-
-    def _call(self, call: ToolCall) -> OutputCall:
-        number = sum(item is not None for item in self._items)
-        return OutputCall(f"fc_{self._facts().request_id.hex}{number:03d}", "completed", call.id, call.name, call.arguments)
-
     def _beginning(self) -> list[ServerSentEvent]:
         if self._is_begun:
             return []
@@ -104,49 +106,106 @@ class ResponsesFormat:
         names = ("response.created", "response.in_progress")
         return [_event(response_events.ResponseEvent(name, self._next(), self._response("in_progress"))) for name in names]
 
-    def _message_beginning(self) -> list[ServerSentEvent]:
-        if None in self._items:
-            return []
-        self._items.append(None)
-        index = len(self._items) - 1
-        message = OutputMessage(self._message_id, "in_progress", ())
-        part = OutputTextPart("")
+    def _think(self, text: str) -> list[ServerSentEvent]:
+        events = []
+        if self._open is None or self._open[0] != "reasoning":
+            item: _Item = ("reasoning", len(self._thoughts))
+            self._thoughts.append([])
+            events = self._open_item(item, OutputReasoning(self._id(item), "in_progress", ()))
+            events.append(self._part_event("added", item, ReasoningTextPart("")))
+        assert self._open is not None
+        self._thoughts[-1].append(text)
+        name = "response.reasoning_text.delta"
+        return [*events, _event(response_events.ReasoningDelta(name, self._next(), *self._place(self._open), text))]
+
+    def _say(self, text: str, logprobs: tuple[TokenChoice, ...]) -> list[ServerSentEvent]:
+        events = [*self._close(), *self._message_beginning()]
+        self._texts.append(text)
+        self._logprobs += logprobs
         return [
-            _event(response_events.ItemEvent("response.output_item.added", self._next(), index, message)),
-            _event(response_events.PartEvent("response.content_part.added", self._next(), self._message_id, index, part)),
+            *events,
+            _event(response_events.TextDelta("response.output_text.delta", self._next(), *self._place(_MESSAGE), text, logprobs)),
+        ]
+
+    def _call(self, part: ToolCallPart) -> list[ServerSentEvent]:
+        item: _Item = ("call", part.index)
+        events = []
+        if item not in self._items:
+            events = self._open_item(item, OutputCall(self._id(item), "in_progress", part.id, part.name, ""))
+        if part.arguments:
+            name = "response.function_call_arguments.delta"
+            events.append(_event(response_events.ArgumentsDelta(name, self._next(), *self._place(item), part.arguments)))
+        return events
+
+    def _open_item(self, item: _Item, shown: OutputItem) -> list[ServerSentEvent]:
+        events = self._close()
+        self._open = item
+        self._items.append(item)
+        return [*events, _event(response_events.ItemEvent("response.output_item.added", self._next(), len(self._items) - 1, shown))]
+
+    def _close(self, status: str = "completed") -> list[ServerSentEvent]:
+        """End the open thoughts or call."""
+        item, self._open = self._open, None
+        if item is None:
+            return []
+        self._statuses[item] = status
+        shown, place = self._shown(item, status), self._place(item)
+        events: list[ServerSentEvent] = []
+        if isinstance(shown, OutputCall):
+            name = "response.function_call_arguments.done"
+            events.append(_event(response_events.ArgumentsDone(name, self._next(), *place, shown.name, shown.arguments)))
+        elif isinstance(shown, OutputReasoning):
+            (part,) = shown.content
+            events.append(_event(response_events.ReasoningDone("response.reasoning_text.done", self._next(), *place, part.text)))
+            events.append(self._part_event("done", item, part))
+        return [*events, _event(response_events.ItemEvent("response.output_item.done", self._next(), place[1], shown))]
+
+    def _message_beginning(self) -> list[ServerSentEvent]:
+        if _MESSAGE in self._items:
+            return []
+        self._items.append(_MESSAGE)
+        message = OutputMessage(self._id(_MESSAGE), "in_progress", ())
+        return [
+            _event(response_events.ItemEvent("response.output_item.added", self._next(), len(self._items) - 1, message)),
+            self._part_event("added", _MESSAGE, OutputTextPart("")),
         ]
 
     def _message_end(self, status: str) -> list[ServerSentEvent]:
-        index, item = self._items.index(None), self._message_id
-        message = self._message(status)
+        place, message = self._place(_MESSAGE), self._message(status)
         (part,) = message.content
         return [
-            _event(response_events.TextDone("response.output_text.done", self._next(), item, index, part.text, part.logprobs)),
-            _event(response_events.PartEvent("response.content_part.done", self._next(), item, index, part)),
-            _event(response_events.ItemEvent("response.output_item.done", self._next(), index, message)),
+            _event(response_events.TextDone("response.output_text.done", self._next(), *place, part.text, part.logprobs)),
+            self._part_event("done", _MESSAGE, part),
+            _event(response_events.ItemEvent("response.output_item.done", self._next(), place[1], message)),
         ]
 
-    def _call_events(self, call: OutputCall) -> list[ServerSentEvent]:
-        index = self._items.index(call)
-        started = OutputCall(call.id, "in_progress", call.call_id, call.name, "")
-        name = "response.function_call_arguments"
-        return [
-            _event(response_events.ItemEvent("response.output_item.added", self._next(), index, started)),
-            _event(response_events.ArgumentsDelta(f"{name}.delta", self._next(), call.id, index, call.arguments)),
-            _event(response_events.ArgumentsDone(f"{name}.done", self._next(), call.id, index, call.name, call.arguments)),
-            _event(response_events.ItemEvent("response.output_item.done", self._next(), index, call)),
-        ]
+    def _part_event(self, what: str, item: _Item, part: OutputTextPart | ReasoningTextPart) -> ServerSentEvent:
+        return _event(response_events.PartEvent(f"response.content_part.{what}", self._next(), *self._place(item), part))
 
-    @property
-    def _message_id(self) -> str:
-        return f"msg_{self._facts().request_id.hex}"
+    def _id(self, item: _Item) -> str:
+        kind, number = item
+        name = self._facts().request_id.hex
+        return f"msg_{name}" if kind == "message" else f"{'rs' if kind == 'reasoning' else 'fc'}_{name}{number:03d}"
+
+    def _place(self, item: _Item) -> tuple[str, int]:
+        """Return the item's id and index."""
+        return self._id(item), self._items.index(item)
+
+    def _shown(self, item: _Item, status: str) -> OutputItem:
+        kind, number = item
+        if kind == "message":
+            return self._message(status)
+        if kind == "reasoning":
+            return OutputReasoning(self._id(item), status, (ReasoningTextPart("".join(self._thoughts[number])),))
+        call = self._calls.calls[number]
+        return OutputCall(self._id(item), status, call.id, call.name, call.arguments)
 
     def _message(self, status: str) -> OutputMessage:
         logprobs = tuple(self._logprobs) if self._body.with_logprobs else ()
-        return OutputMessage(self._message_id, status, (OutputTextPart("".join(self._texts), logprobs=logprobs),))
+        return OutputMessage(self._id(_MESSAGE), status, (OutputTextPart("".join(self._texts), logprobs=logprobs),))
 
     def _output(self, status: str) -> tuple[OutputItem, ...]:
-        return tuple(self._message(status) if item is None else item for item in self._items)
+        return tuple(self._shown(item, self._statuses.get(item, status)) for item in self._items)
 
     def _response(
         self,
@@ -171,6 +230,7 @@ class ResponsesFormat:
             model=about.model,
             output=output,
             parallel_tool_calls=body.parallel_tool_calls,
+            reasoning=response_events.Reasoning(body.effort),
             temperature=body.temperature,
             text=TextBody(body.text.format or TextFormat(), body.text.verbosity or "medium"),
             tool_choice=body.tool_choice,

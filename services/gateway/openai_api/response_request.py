@@ -13,7 +13,7 @@ from services.gateway.openai_api import chat_request
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.prompt_admission import BadField
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, OutputFormat, ToolCall
+from shared.api.generation import ChatMessage, ImageDetail, ImagePart, OutputFormat, ReasoningEffort, ToolCall
 from shared.types import ModelName
 
 #: The role to use for each of the API's roles.
@@ -22,6 +22,12 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 
 class InputText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="input_text"):
     text: str
+
+
+class InputImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="input_image"):
+    #: A data URL with the image in base64.
+    image_url: str
+    detail: ImageDetail = ImageDetail.AUTO
 
 
 class OutputText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="output_text"):
@@ -37,7 +43,7 @@ class MessageItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
 
     #: system (or its newer name developer), user or assistant.
     role: str
-    content: str | tuple[InputText | OutputText | Refusal, ...]
+    content: str | tuple[InputText | InputImage | OutputText | Refusal, ...]
     id: str | None = None
     status: str | None = None
 
@@ -58,10 +64,20 @@ class FunctionOutputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     status: str | None = None
 
 
-Item = MessageItem | FunctionCallItem | FunctionOutputItem
+class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
+    text: str
 
-_ITEMS = ("message", "function_call", "function_call_output")
-_PARTS = ("input_text", "output_text", "refusal")
+
+class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
+    """The thoughts before an answer. Those of other models, which are encrypted or summarized, are ignored."""
+
+    content: tuple[ReasoningText, ...] = ()
+
+
+Item = MessageItem | FunctionCallItem | FunctionOutputItem | ReasoningItem
+
+_ITEMS = ("message", "function_call", "function_call_output", "reasoning")
+_PARTS = ("input_text", "input_image", "output_text", "refusal", "reasoning_text")
 #: Fields that clients copy from an answer, without meaning for a model.
 _SILENT = ("annotations", "logprobs", "prompt_cache_breakpoint", "phase")
 
@@ -70,8 +86,7 @@ def tidy(items: object) -> object:
     """Remove what has no meaning for a model. Raises BadField for unsupported items."""
     if not isinstance(items, list):
         return items
-    # Skip reasoning items of other models, which are encrypted or for people.
-    return [_tidy(f"input[{index}]", item) for index, item in enumerate(items) if not _is(item, "reasoning")]
+    return [_tidy(f"input[{index}]", item) for index, item in enumerate(items)]
 
 
 def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
@@ -86,7 +101,13 @@ def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
             case MessageItem():
                 if item.role not in _ROLES:
                     raise BadField(f"input[{index}].role", f"must be one of {', '.join(_ROLES)}")
-                messages.append(ChatMessage(_ROLES[item.role], _text(item.content)))
+                reasoning = _pop_thoughts(messages) if item.role == "assistant" else ""
+                images = _images(f"input[{index}].content", item.content)
+                messages.append(ChatMessage(_ROLES[item.role], _text(item.content), reasoning=reasoning, images=images))
+            case ReasoningItem():
+                # They are one turn with what the model says behind them.
+                if thoughts := "".join(part.text for part in item.content):
+                    messages.append(ChatMessage("assistant", "", reasoning=thoughts))
             case FunctionOutputItem():
                 messages.append(ChatMessage("tool", _text(item.output), (), item.call_id))
             case FunctionCallItem():
@@ -97,8 +118,12 @@ def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
     return tuple(messages)
 
 
-def _is(item: object, kind: str) -> bool:
-    return isinstance(item, dict) and item.get("type") == kind
+def _pop_thoughts(messages: list[ChatMessage]) -> str:
+    """Remove the last message if it only has thoughts, and return them."""
+    last = messages[-1] if messages else ChatMessage("", "")
+    if not last.reasoning or last.content or last.tool_calls:
+        return ""
+    return messages.pop().reasoning
 
 
 def _tidy(field: str, item: object) -> object:
@@ -120,14 +145,30 @@ def _part(field: str, part: object) -> object:
     if not isinstance(part, dict):
         return part
     if part.get("type") not in _PARTS:
-        raise BadField(field, "must be a text; images, audio and files are not supported")
-    return {name: value for name, value in part.items() if name not in _SILENT}
+        raise BadField(field, "must be a text or an image; audio and files are not supported")
+    return {name: value for name, value in part.items() if name not in _SILENT and value is not None}
 
 
-def _text(content: str | tuple[InputText | OutputText | Refusal, ...]) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part.refusal if isinstance(part, Refusal) else part.text for part in content)
+_Part = InputText | InputImage | OutputText | Refusal
+
+
+def _text(content: str | tuple[_Part, ...]) -> str:
+    return content if isinstance(content, str) else "".join(map(_part_text, content))
+
+
+def _part_text(part: _Part) -> str:
+    return part.refusal if isinstance(part, Refusal) else "" if isinstance(part, InputImage) else part.text
+
+
+def _images(field: str, content: str | tuple[_Part, ...]) -> tuple[ImagePart, ...]:
+    """Return the images as they are written, at their places in the text."""
+    found: list[ImagePart] = []
+    at = 0
+    for index, part in enumerate(content if isinstance(content, tuple) else ()):
+        if isinstance(part, InputImage):
+            found.append(chat_messages.image_part(f"{field}[{index}]", part.image_url, at, part.detail))
+        at += len(_part_text(part))
+    return tuple(found)
 
 
 class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -165,6 +206,12 @@ class TextBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+class ReasoningBody(msgspec.Struct, frozen=True):
+    """Other fields, such as ``summary``, are accepted and ignored."""
+
+    effort: ReasoningEffort | None = None
+
+
 class ResponseStreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Accepted and ignored.
     include_obfuscation: bool | None = None
@@ -189,14 +236,17 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     text: TextBody = TextBody()
     tools: tuple[FunctionTool, ...] = ()
     tool_choice: ToolChoiceBody = "auto"
-    #: If false, only the first call is returned.
+    #: If false, an answer has at most one call.
     parallel_tool_calls: bool = True
     #: Returned with the response; ``conversation_id`` keeps a conversation at one target of a route.
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
-    #: Accepted and ignored.
-    reasoning: JsonObject | None = None
+    reasoning: ReasoningBody | None = None
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
+
+    @property
+    def effort(self) -> ReasoningEffort | None:
+        return None if self.reasoning is None else self.reasoning.effort
 
     @property
     def with_logprobs(self) -> bool:
@@ -207,6 +257,8 @@ def read(content: bytes) -> ResponseBody:
     """Parse the body. Raises BadRequest that names the field."""
     found = openai_parameters.without(request_bodies.read_object(content), openai_parameters.RESPONSES, ResponseBody)
     chat_messages.ensure_functions(found.get("tools"))
+    if isinstance(reasoning := found.get("reasoning"), dict):
+        chat_messages.ensure_effort(reasoning.get("effort"), "reasoning.effort")
     if "input" in found:
         found["input"] = tidy(found["input"])
     body = request_bodies.convert(found, ResponseBody)
@@ -233,6 +285,8 @@ def to_request(body: ResponseBody) -> InferenceRequest:
         format=_format(body.text.format),
         tools=tools,
         tool_choice=tool_choice,
+        parallel_tool_calls=body.parallel_tool_calls,
+        reasoning_effort=body.effort,
         conversation_id=chat_request.named_conversation(body.metadata),
     )
 

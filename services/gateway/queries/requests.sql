@@ -110,6 +110,7 @@ SELECT route, target, spent_micro, reserved_micro FROM target_spending WHERE day
 
 -- name: list_usage_days
 -- List one tenant's usage of each day in the last year, newest first.
+-- replica
 SELECT date, api_key_id, sum(request_count)::bigint AS request_count, sum(tokens_used)::bigint AS tokens_used, sum(cost_micro)::bigint AS cost_micro
 FROM usage_stats
 WHERE tenant_id = $1 AND date > (now() AT TIME ZONE 'UTC')::date - 365
@@ -118,6 +119,7 @@ ORDER BY date DESC, api_key_id NULLS LAST;
 
 -- name: sum_usage
 -- Sum up one tenant's usage.
+-- replica
 SELECT coalesce(sum(request_count), 0)::bigint AS request_count, coalesce(sum(tokens_used), 0)::bigint AS tokens_used,
        coalesce(sum(cost_micro), 0)::bigint AS cost_micro
 FROM usage_stats
@@ -161,6 +163,38 @@ over_ceiling AS MATERIALIZED (
     GROUP BY over_request
 )
 SELECT reserved.*, coalesce(over_ceiling.targets, '{}') AS over_ceiling FROM reserved LEFT JOIN over_ceiling USING (request_id);
+
+-- name: extend_holds
+-- Raise what running requests hold, as far as their credits cover it; granted_tokens is NULL if a request is not open. No rows if the site's
+-- lease is over.
+WITH wanted AS (
+    SELECT * FROM unnest(
+        $1::uuid[], $2::uuid[], $3::integer[], $4::integer[], $5::integer[], $6::bigint[], $7::bigint[], $8::boolean[], $9::bigint[],
+        $10::text[], $11::bigint[], $12::bigint[]
+    ) AS row (
+        request_id, owner, max_tokens, least_more, answers, micro_per_million, monthly_micro, is_bounded, key_budget_micro,
+        target, target_micro, target_ceiling
+    )
+    WHERE (SELECT site_may_reserve())
+    -- As in reserve.
+    ORDER BY owner, request_id
+),
+extended AS MATERIALIZED (
+    SELECT request_id, target, target_micro, target_ceiling, held.granted_tokens
+    FROM wanted, LATERAL extend_hold(
+        request_id, max_tokens, least_more, answers, micro_per_million, monthly_micro, is_bounded, key_budget_micro
+    ) AS held
+),
+holds AS (
+    SELECT array_agg(request_id) AS requests, array_agg(target) AS targets, array_agg(target_micro) AS micros,
+        array_agg(target_ceiling) AS ceilings
+    FROM extended WHERE granted_tokens IS NOT NULL AND target IS NOT NULL
+),
+over_ceiling AS MATERIALIZED (
+    SELECT over_request FROM holds, LATERAL extend_targets(requests, targets, micros, ceilings)
+)
+SELECT request_id, granted_tokens, over_request IS NOT NULL AS is_over_ceiling
+FROM extended LEFT JOIN over_ceiling ON over_request = request_id;
 
 -- name: extend_leases
 -- Extend the leases of running requests. A locked row is being settled; waiting for it could deadlock.
@@ -456,6 +490,7 @@ WHERE (owner, key) IN (
 
 -- name: sum_time
 -- Sum up a tenant's requests, or everybody's for NULL, in time buckets; requests refused by limits don't count.
+-- replica
 SELECT date_trunc($4, created_at AT TIME ZONE 'UTC') AS at,
     count(*) AS requests, count(*) FILTER (WHERE status IN ('error', 'timeout')) AS errors,
     coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens, coalesce(sum(completion_tokens), 0)::bigint AS completion_tokens,
@@ -469,6 +504,7 @@ ORDER BY 1;
 
 -- name: sum_groups
 -- Sum up the same period in total, by model and by key.
+-- replica
 SELECT grouping(model_used) = 0 AS is_model, grouping(api_key_id) = 0 AS is_key, model_used, api_key_id,
     count(*) AS requests, count(*) FILTER (WHERE status IN ('error', 'timeout')) AS errors,
     coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens, coalesce(sum(completion_tokens), 0)::bigint AS completion_tokens,
@@ -483,6 +519,7 @@ LIMIT 1000;
 
 -- name: sum_feedback
 -- Count ratings by model.
+-- replica
 SELECT model, count(*) FILTER (WHERE rating > 0) AS up, count(*) FILTER (WHERE rating < 0) AS down
 FROM feedback
 WHERE ($1::uuid IS NULL OR tenant_id = $1) AND at >= $2 AND at < $3
@@ -495,11 +532,13 @@ SELECT set_config('plan_cache_mode', 'force_custom_plan', true);
 -- name: plan_pages
 -- Read pages in index order in this transaction. PostgreSQL overestimates how selective row-level security is, and would otherwise read and
 -- sort all rows of a filter.
+-- replica
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_bitmapscan', 'off', true),
     set_config('enable_sort', 'off', true);
 
 -- name: list_requests
 -- List a tenant's requests, newest first.
+-- replica
 SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.prompt_tokens,
     log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
 FROM request_logs AS log
@@ -511,6 +550,7 @@ LIMIT $6;
 
 -- name: export_requests
 -- List a tenant's requests after the last one read, oldest first.
+-- replica
 SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.prompt_tokens,
     log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
 FROM request_logs AS log
@@ -626,6 +666,7 @@ WHERE NOT is_stale AND NOT is_final AND day::timestamp AT TIME ZONE 'UTC' < now(
 
 -- name: report_days
 -- Report on a period, in total and by one dimension.
+-- replica
 WITH named AS (
     SELECT used.*, CASE $3
         WHEN 'day' THEN day::text
@@ -656,6 +697,7 @@ LIMIT $5;
 
 -- name: sum_refunds
 -- Sum up a period's refunds.
+-- replica
 SELECT coalesce(-sum(amount_micro), 0)::bigint
 FROM entries
 WHERE kind = 'reversal' AND account = 'revenue'
@@ -663,6 +705,7 @@ WHERE kind = 'reversal' AND account = 'revenue'
 
 -- name: count_active_users
 -- Count users with requests that were not refused: in the last hour and 24 hours, and on the last 7 and 30 UTC days.
+-- replica
 WITH recent AS (
     SELECT user_id, created_at FROM request_logs WHERE created_at > now() - interval '24 hours' AND status NOT IN ('limited', 'rejected')
 ),

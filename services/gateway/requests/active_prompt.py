@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
+from services.gateway.call_parts import pieces_of
 from services.gateway.guard import answer_guard
 from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guarded_text import GuardMatches
@@ -32,13 +33,16 @@ class ActivePrompt(ActiveRequest):
         super().__init__(clock)
         self._first_text: float | None = None
         self._prompt_tokens = 0
-        self._tokens = 0
+        self._tokens = self._reasoning_tokens = 0
         self._generation: Generation | None = None
         self._admitted: AdmittedPrompt | None = None
-        self._wanted_answers = 1
-        #: Bytes of the delivered text and tool calls.
+        #: How many the request asked for.
+        self.wanted_answers = 1
+        #: Bytes of the delivered text, thoughts and tool calls.
         self._bytes = 0
         self._chunks = 0
+        #: Answers that have parts of calls, and no end yet.
+        self._open_calls: set[int] = set()
         self._origin = AnswerOrigin.MISS
         #: None if nothing is looked for in the answer.
         self.guard: AnswerGuard | None = None
@@ -59,11 +63,15 @@ class ActivePrompt(ActiveRequest):
         self._origin = origin
 
     def record_admission(self, prompt: AdmittedPrompt, answers: int, prompt_hash: str) -> None:
-        self._admitted, self._wanted_answers, self.prompt_hash = prompt, answers, prompt_hash
+        self._admitted, self.wanted_answers, self.prompt_hash = prompt, answers, prompt_hash
 
     @property
     def likely_prompt_tokens(self) -> int:
         return 0 if self._admitted is None else self._admitted.likely_prompt_tokens
+
+    @property
+    def most_prompt_tokens(self) -> int:
+        return 0 if self._admitted is None else self._admitted.most_prompt_tokens
 
     def __aiter__(self) -> "ActivePrompt":
         return self
@@ -90,21 +98,34 @@ class ActivePrompt(ActiveRequest):
                 continue
             if answer.waiting:
                 return 0, answer
-            self._count(answer)
-            shown = answer if self.guard is None else self._guarded(answer, self.guard)
-            if shown is not None and (shown.text or shown.tool_calls or shown.logprobs):
-                if self.moderation is not None and self.moderation.take(shown):
-                    continue
-                self._number += 1
-                return self._number, shown
+            shown = self._take(answer)
+            if shown is None or (self.moderation is not None and self.moderation.take(shown)):
+                continue
+            self._number += 1
+            return self._number, shown
         self._number += 1
         return self._number, self._ready.popleft()
 
+    def _take(self, chunk: Chunk) -> Chunk | None:
+        """Return what the reader gets; None for nothing."""
+        self._count(chunk)
+        shown = chunk if self.guard is None else self._guarded(chunk, self.guard)
+        if chunk.finish is not None and chunk.answer in self._open_calls:
+            # The end of an answer completes its calls.
+            self._open_calls.remove(chunk.answer)
+            return shown
+        return shown if shown is not None and _has_content(shown) else None
+
     def _count(self, chunk: Chunk) -> None:
         self._tokens += len(chunk.token_ids)
-        self._chunks += bool(chunk.text or chunk.tool_calls)
-        self._bytes += len(chunk.text.encode()) + sum(len((call.name + call.arguments).encode()) for call in chunk.tool_calls)
-        if self._first_text is None and (chunk.text or chunk.tool_calls):
+        self._reasoning_tokens += len(chunk.token_ids) if chunk.reasoning else 0
+        calls = pieces_of(chunk)
+        has_text = bool(chunk.text or chunk.reasoning or calls)
+        self._chunks += has_text
+        self._bytes += len((chunk.text + chunk.reasoning).encode()) + sum(len((call.name + call.arguments).encode()) for call in calls)
+        if chunk.call_parts:
+            self._open_calls.add(chunk.answer)
+        if self._first_text is None and has_text:
             self._first_text = self._clock()
 
     def _guarded(self, chunk: Chunk, guard: AnswerGuard) -> Chunk | None:
@@ -117,6 +138,11 @@ class ActivePrompt(ActiveRequest):
 
     def _take_end(self, generation: Generation) -> None:
         self._prompt_tokens = generation.usage.prompt_tokens
+        reasons = generation.finish_reasons or (generation.finish_reason,)
+        for answer in sorted(self._open_calls):
+            chunk = Chunk("", (), answer=answer, finish=reasons[answer] if answer < len(reasons) else reasons[0])
+            shown = chunk if self.guard is None else self.guard.read(chunk)
+            self._ready.extend([] if shown is None else [shown])
         if self.guard is not None:
             self._ready.extend(self.guard.end())
             generation = self.guard.ended(generation)
@@ -142,7 +168,7 @@ class ActivePrompt(ActiveRequest):
     @property
     def _is_refused(self) -> bool:
         """Whether a policy has ended all answers."""
-        return self.guard is not None and len(self.guard.refused) == self._wanted_answers
+        return self.guard is not None and len(self.guard.refused) == self.wanted_answers
 
     def _usage(self) -> Usage:
         """Count output by the received token ids rather than the worker's claim."""
@@ -152,16 +178,17 @@ class ActivePrompt(ActiveRequest):
         prompt_tokens = min(max(self._prompt_tokens, 0), self._admitted.most_prompt_tokens)
         if self._generation is None:
             # Without token ids, a chunk has at least one token.
-            return Usage(prompt_tokens, self._tokens or self.chunks)
+            return Usage(prompt_tokens, self._tokens or self.chunks, reasoning_tokens=self._reasoning_tokens)
         claimed = self._generation.usage
         # Backends without token ids (HTTP APIs) leave only the worker's claim. A token has at least one byte of text, apart from the few
         # that mark calls and ends.
         completion = self._tokens or min(max(claimed.completion_tokens, 0), self._bytes + _UNSEEN_TOKENS, self._most_tokens)
-        return Usage(prompt_tokens, completion, min(max(claimed.cached_tokens, 0), prompt_tokens))
+        reasoning = min(max(claimed.reasoning_tokens, 0), completion)
+        return Usage(prompt_tokens, completion, min(max(claimed.cached_tokens, 0), prompt_tokens), reasoning)
 
     @property
     def _most_tokens(self) -> int:
-        return 0 if self.held is None else self.held.max_tokens * self._wanted_answers
+        return 0 if self.held is None else self.held.max_tokens * self.wanted_answers
 
     @property
     def answer_count(self) -> int:
@@ -208,3 +235,7 @@ class ActivePrompt(ActiveRequest):
     @property
     def complete(self) -> bool:
         return self._generation is not None
+
+
+def _has_content(chunk: Chunk) -> bool:
+    return bool(chunk.text or chunk.reasoning or chunk.tool_calls or chunk.call_parts or chunk.logprobs)

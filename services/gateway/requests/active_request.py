@@ -146,6 +146,11 @@ class ActiveRequest(ABC):
         return len(self._claims)
 
     @property
+    def held_seconds(self) -> float:
+        """Return how long it waited for workers that were starting."""
+        return sum(claim.held_seconds for _, claim in self._claims)
+
+    @property
     def provider(self) -> str | None:
         """Return who got the prompt last; None if it stayed on the operator's machines."""
         return self._claims[-1][1].provider if self._claims else None

@@ -1,17 +1,18 @@
-"""Holds the state of one running request for embeddings or moderation."""
+"""Holds the state of one running request for embeddings, moderation or a conversion of tokens."""
 
 import math
 import struct
 from collections.abc import AsyncGenerator
 
 from services.gateway.prompt_admission import AdmittedTexts
-from services.gateway.relay import Embedding, ModerationItem
+from services.gateway.relay import ConversionItem, Embedding, ModerationItem
 from services.gateway.requests.active_request import ActiveRequest
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.embedding import Embedded, EmbeddingResult, Vectors
 from shared.api.generation import Usage
-from shared.api.inference import Moderated, ModerationVerdict
+from shared.api.inference import MAX_CONVERTED_BYTES, Converted, ConvertedPart, Moderated, ModerationVerdict
+from shared.types import RequestStatus
 
 #: Bytes of one number in a vector.
 NUMBER_BYTES = 4
@@ -97,6 +98,13 @@ class ActiveEmbedding(ActiveTexts):
         self._complete = True
 
 
+class ActiveRanking(ActiveEmbedding):
+    """Tracks one request that ranks texts: a vector of one number for each."""
+
+    method = embedding.request_ranking.name.partition(".")[2]
+    wanted_dimensions = 1
+
+
 class ActiveModeration(ActiveTexts):
     """Tracks one moderation request."""
 
@@ -117,3 +125,31 @@ class ActiveModeration(ActiveTexts):
             )
         self._complete = True
         return verdicts
+
+
+class ActiveConversion(ActiveTexts):
+    """Tracks one conversion of tokens, which has no usage."""
+
+    method = inference.tokenize.name.partition(".")[2]
+    answers: AsyncGenerator[ConversionItem] | None
+    #: Of the model; 0 if unknown.
+    context_tokens = 0
+
+    def variant_failed(self, status: RequestStatus, failure: errors.AimeshError | None) -> bool | None:
+        return None  # it says nothing about the answers of a target
+
+    async def read(self) -> bytes:
+        """Return token ids or a text. Raises ProtocolViolation for parts out of order, or too many."""
+        assert self.answers is not None  # `convert` sets it before the reader gets this object
+        content = bytearray()
+        async for answer in self.answers:
+            if isinstance(answer, Converted):
+                self.context_tokens = max(0, answer.context_tokens)
+            elif isinstance(answer, ConvertedPart):
+                if answer.start == 0:
+                    content.clear()
+                if answer.start != len(content) or answer.start + len(answer.content) > MAX_CONVERTED_BYTES:
+                    raise errors.ProtocolViolation("the worker sent parts out of order, or too many", hint="retry the request")
+                content += answer.content
+        self._complete = True
+        return bytes(content)

@@ -10,8 +10,8 @@ Partial embeddings are useless, so an embedding request that fails halfway frees
 """
 
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -22,12 +22,14 @@ from services.gateway.idempotency.answer_runs import AnswerRun
 from services.gateway.idempotency.idempotency_keys import FIELD, End, IdempotentRequest, NewKeyUse, Orphaned
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.prompt_admission import BadField
+from services.gateway.requests.image_admission import ImageLimits
 from services.gateway.requests.pipeline import Pipeline
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
 from shared.api.inference import Chunk
+from shared.rpc import request_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +67,17 @@ class InferenceReply(ReplyFacts, Protocol[Piece_co, End_co]):
 class DeduplicatedInference:
     """Runs requests through the pipeline, deduplicated by idempotency key."""
 
-    def __init__(self, pipeline: Pipeline, idempotency: IdempotentRequests) -> None:
+    def __init__(self, pipeline: Pipeline, idempotency: IdempotentRequests, images: ImageLimits = ImageLimits()) -> None:  # noqa: B008 - frozen
         self._pipeline = pipeline
+        self._images = images
         self._idempotency = idempotency
+
+    async def admit_images(self, request: InferenceRequest, written: MutableMapping[str, bytes] | None = None) -> InferenceRequest:
+        """Return the request as ``run`` takes it. See ``ImageLimits.admit``."""
+        request = await self._images.admit(request, written)
+        if (held := request_memory.current.get()) is not None:
+            held.shrink(sum(len(image.data) for message in request.messages for image in message.images))
+        return request
 
     def run(
         self,
@@ -126,7 +136,9 @@ class DeduplicatedInference:
             running = self._pipeline.run(
                 principal, request, seconds=left, claim=claim, cache=cache, continues_elsewhere=lambda: not run.was_stopped
             )
-            return await _record_answer(run, running)
+            # Other readers may need it longer than the call that brought it.
+            with request_memory.current.get() or nullcontext():
+                return await _record_answer(run, running)
 
         async with self._idempotency.answer(keyed_request, produce, seconds=seconds, whole=whole) as answer:
             try:

@@ -30,10 +30,12 @@ from services.gateway.idempotency.cache_keys import CacheUse
 from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.prompt_admission import ModerationRequest
-from services.gateway.relay import AnswerItem, Embedding, ModerationItem, OnClaim, Relay
+from services.gateway.relay import AnswerItem, ConversionItem, Embedding, ModerationItem, OnClaim, Relay
+from services.gateway.requests import bounded_answers
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import ActiveRequest, ServingTarget, milliseconds
-from services.gateway.requests.active_texts import ActiveEmbedding, ActiveModeration
+from services.gateway.requests.active_texts import ActiveConversion, ActiveEmbedding, ActiveModeration, ActiveRanking
+from services.gateway.requests.bounded_answers import AnswerBounds
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.requests.target_choice import TargetCall
 from services.gateway.scheduling import routing
@@ -41,9 +43,9 @@ from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
 from shared.api import embedding, events, inference
 from shared.api.auth import Principal
-from shared.api.embedding import EmbeddingRequest, Vectors
+from shared.api.embedding import EmbeddingRequest, RankingRequest, Vectors
 from shared.api.gateway import InferenceRequest
-from shared.api.inference import ModerationNotice, ModerationVerdict
+from shared.api.inference import ConvertedPart, ModerationNotice, ModerationVerdict
 from shared.spans import REQUEST_ID
 from shared.telemetry import logs, tracing
 from shared.telemetry.answer_metrics import GatewayAnswers, MeasuredAnswer
@@ -52,10 +54,16 @@ from shared.types import MicroCredits, ModelName, RequestStatus, Role
 _MAX_ROW_NUMBER = 2**31 - 1
 #: How early a deadline may fire by our clock.
 _CLOCK_SLACK_SECONDS = 0.05
+#: How long before its deadline an answer that is not streamed ends, so that its caller gets what there is instead of an error; less if the
+#: caller has less time than ten times as much.
+DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE = 1.0, 0.1
 #: How long a request waits for one check by a moderation model.
 CHECK_SECONDS = 30.0
 #: Operation names of OpenTelemetry.
-_OPERATIONS: dict[type[ActiveRequest], str] = {ActivePrompt: "chat", ActiveEmbedding: "embeddings", ActiveModeration: "moderation"}
+_OPERATIONS: dict[type[ActiveRequest], str] = {
+    ActivePrompt: "chat", ActiveEmbedding: "embeddings", ActiveRanking: "rerank", ActiveModeration: "moderation",
+    ActiveConversion: "tokenize",
+}  # fmt: skip
 
 Running = TypeVar("Running", bound=ActiveRequest)
 Call = TypeVar("Call")
@@ -124,7 +132,8 @@ class Pipeline:
         running.moderate = partial(self._moderate_for, principal, request)
 
         def answers(call: TargetCall[inference.ProcessPrompt], seconds: float) -> AsyncGenerator[AnswerItem]:
-            return self._answers(running, call, seconds=seconds, claim=claim, cache=cache)
+            answers = self._answers(running, call, seconds=seconds, claim=claim, cache=cache)
+            return self._bounded(answers, running, call, principal, seconds)
 
         def admit() -> Admitting[inference.ProcessPrompt]:
             return self._admission.admit_prompt(running, principal, request, seconds, claim)
@@ -134,15 +143,14 @@ class Pipeline:
     def embed(self, principal: Principal, request: EmbeddingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveEmbedding]:
         """Compute embeddings; otherwise like ``run``."""
         running = ActiveEmbedding(self.clock)
+        admit = partial(self._admission.admit_texts, running, principal, request, seconds)
+        return self._recorded(running, principal, seconds, admit, partial(self._vectors, running))
 
-        def vectors(call: TargetCall[embedding.Embed], seconds: float) -> AsyncGenerator[Embedding]:
-            on_claim = self._on_claim(running, call.target, is_paced=False)
-            return self._relay.embed(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
-
-        def admit() -> Admitting[embedding.Embed]:
-            return self._admission.admit_texts(running, principal, request, seconds)
-
-        return self._recorded(running, principal, seconds, admit, vectors)
+    def rank(self, principal: Principal, request: RankingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveRanking]:
+        """Rank texts by their relevance to a query; otherwise like ``embed``."""
+        running = ActiveRanking(self.clock)
+        admit = partial(self._admission.admit_ranking, running, principal, request, seconds)
+        return self._recorded(running, principal, seconds, admit, partial(self._vectors, running))
 
     def moderate(
         self, principal: Principal, request: ModerationRequest, *, seconds: float
@@ -158,6 +166,23 @@ class Pipeline:
             return self._admission.admit_moderation(running, principal, request, seconds)
 
         return self._recorded(running, principal, seconds, admit, verdicts)
+
+    def convert(
+        self, principal: Principal, request: inference.Conversion, *, seconds: float, forbids_external: bool
+    ) -> AbstractAsyncContextManager[ActiveConversion]:
+        """Convert tokens by a model, for free; otherwise like ``run``. An empty model is the default. Call ``read`` in the block."""
+        running = ActiveConversion(self.clock)
+
+        def parts(call: TargetCall[inference.Conversion], seconds: float) -> AsyncGenerator[ConversionItem]:
+            on_claim = self._on_claim(running, call.target, is_paced=False)
+            return self._relay.convert(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
+
+        admit = partial(self._admission.admit_conversion, running, principal, request, seconds, forbids_external=forbids_external)
+        return self._recorded(running, principal, seconds, admit, parts)
+
+    def _vectors(self, running: ActiveEmbedding, call: TargetCall[embedding.Embed], seconds: float) -> AsyncGenerator[Embedding]:
+        on_claim = self._on_claim(running, call.target, is_paced=False)
+        return self._relay.embed(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
 
     async def _moderate_for(
         self, principal: Principal, checked: InferenceRequest, route: ModelName, texts: Sequence[str]
@@ -196,7 +221,8 @@ class Pipeline:
             raise
         except asyncio.CancelledError:
             # A deadline reaches a handler as a cancellation, too.
-            status = RequestStatus.TIMEOUT if running.seconds_so_far >= seconds - _CLOCK_SLACK_SECONDS else RequestStatus.CANCELLED
+            is_late = running.seconds_so_far - running.held_seconds >= seconds - _CLOCK_SLACK_SECONDS
+            status = RequestStatus.TIMEOUT if is_late else RequestStatus.CANCELLED
             is_taken_over = status is RequestStatus.CANCELLED and running.continues_elsewhere()
             raise
         finally:
@@ -298,6 +324,35 @@ class Pipeline:
 
         return responses.answer(question, generate, use=use, seconds=seconds, set_origin=running.set_origin)
 
+    def _bounded(
+        self,
+        answers: AsyncGenerator[AnswerItem],
+        running: ActivePrompt,
+        call: TargetCall[inference.ProcessPrompt],
+        principal: Principal,
+        seconds: float,
+    ) -> AsyncGenerator[AnswerItem]:
+        """Bound an answer that is not streamed by its time, and one without ``max_tokens`` by what is reserved."""
+        held, most, is_open_ended = running.held, call.call.model_config.max_tokens, call.call.open_ended
+        if not (running.is_unstreamed or is_open_ended):
+            return answers
+        assert held is not None  # admitted before
+        assert most is not None  # admission sets it
+        margin = min(DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE * seconds)
+        # A start of a worker doesn't count.
+        ends_at = self.clock() + seconds - margin - running.held_seconds
+
+        def seconds_left() -> float:
+            return ends_at + running.held_seconds - self.clock()
+
+        return bounded_answers.bounded(
+            answers,
+            AnswerBounds(held=held.max_tokens, most=most, answers=running.wanted_answers, is_open_ended=is_open_ended),
+            partial(self._admission.extend_hold, running, principal, call.target),
+            seconds_left=seconds_left if running.is_unstreamed else None,
+            is_free=lambda: running.cached,
+        )
+
     def _plan_cache(
         self, cache: cache_keys.CacheRequest, config: inference.ModelConfig, target: ServingTarget, claim: NewKeyUse | Orphaned | None
     ) -> CacheUse:
@@ -371,6 +426,7 @@ class Pipeline:
             first_text_seconds=running.first_text_seconds,
             input_tokens=row.prompt_tokens,
             output_tokens=row.completion_tokens,
+            reasoning_tokens=running.usage.reasoning_tokens,
             at_once=running.answer_count,
             chunks=running.chunks,
             error=row.error_code or "",
@@ -393,5 +449,5 @@ class Pipeline:
 
 def _is_delivery(item: object) -> bool:
     """Whether the caller gets a part of the answer."""
-    waits = isinstance(item, ModerationNotice) or (isinstance(item, (inference.Chunk, Vectors)) and item.waiting)
+    waits = isinstance(item, (ModerationNotice, ConvertedPart)) or (isinstance(item, (inference.Chunk, Vectors)) and item.waiting)
     return not (waits or isinstance(item, inference.PromptAccepted))

@@ -23,32 +23,33 @@ from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import LimitReached, Quotas
-from services.gateway.limits.upstream_prices import UpstreamPrices
+from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
 from services.gateway.prompt_admission import MAX_ANSWER_TOKENS, AdmittedPrompt, AdmittedTexts, BadField, ModerationRequest
 from services.gateway.requests import target_choice
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import ActiveRequest, ServingTarget
-from services.gateway.requests.active_texts import ActiveEmbedding, ActiveModeration, ActiveTexts
+from services.gateway.requests.active_texts import ActiveConversion, ActiveEmbedding, ActiveModeration, ActiveRanking, ActiveTexts
+from services.gateway.requests.bounded_answers import STEP_TOKENS
 from services.gateway.requests.target_choice import Caller, TargetCall, TargetChoice
-from services.gateway.scheduling import prefix_affinity, route_choice, routing
+from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.route_choice import DropReason, RequestFacts, Route, RouteDecision
+from services.gateway.scheduling.route_choice import DropReason, ModelFacts, RequestFacts, Route, RouteDecision
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
-from shared.api import embedding, inference
+from shared.api import embedding, generation, inference
 from shared.api.auth import Principal
-from shared.api.embedding import EmbeddingRequest
+from shared.api.embedding import EmbeddingRequest, RankingRequest
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Sampling, Usage
 from shared.config_documents import Sticky
-from shared.telemetry import Metrics, tracing
+from shared.telemetry import Metrics, logs, tracing
 from shared.types import ModelName, Role
 
-#: Default for max_tokens if the context allows it: about a page of text, at a bounded price.
-DEFAULT_MAX_TOKENS = 4096
 #: How often a waiting request checks the directory for workers.
 _LOOK_SECONDS = 0.1
 _SAMPLED = Sampling.__struct_fields__
+
+_log = logs.get(part="admission")
 
 Call = TypeVar("Call")
 
@@ -61,6 +62,8 @@ class RequestAdmission:
     quotas: Quotas
     ledger: Ledger
     dispatch: Dispatch
+    #: Runs what goes on beside answers.
+    tasks: asyncio.TaskGroup
     directory: node_interface.NodeDirectory
     read_config: ReadConfig
     #: See ``LiveConfiguration.guardrails_at``.
@@ -90,6 +93,7 @@ class RequestAdmission:
             guard = await self.read_guardrails(claim.config_revision, principal)
         admitted = await self._guard_prompt(running, prompt_admission.admit(request), guard, request.top_logprobs)
         answers = request.n or 1
+        has_images = any(message.images for message in admitted.messages)
         running.record_admission(admitted, answers, prompt_admission.fingerprint(admitted.messages, self.prompt_hash_secret))
 
         def describe(route: Route) -> RequestFacts:
@@ -99,20 +103,22 @@ class RequestAdmission:
                 wants_answer=True,
                 has_tools=bool(request.tools),
                 has_format=request.format is not None,
+                has_images=has_images,
                 tier=principal.tier,
                 key_name=principal.key_name,
                 organization=principal.tenant_id,
                 now=datetime.now(UTC),
             )
 
-        choice = (await self._find_targets(running, caller, request.model, describe)).continuing(claim)
+        choice = (await self._find_targets(running, caller, request.model, describe, has_images=has_images)).continuing(claim)
         models = choice.models
         limits = self._limits(running, principal, models[0])
+        most = self._most_max_tokens(models)
         if request.max_tokens is None:
-            most = limit_rules.most_tokens(limits)
-            max_tokens = self._default_max_tokens(most, models[0], admitted.likely_prompt_tokens, answers)
+            max_tokens = self._first_step(limit_rules.most_tokens(limits), models[0], admitted.likely_prompt_tokens, answers)
+            most = most if self._knows_open_ends(models) else max_tokens
         else:
-            max_tokens = min(request.max_tokens, self._most_max_tokens(models))
+            most = max_tokens = min(request.max_tokens, most)
         bounds = CostBounds(
             models=models,
             prompt_tokens=admitted.most_prompt_tokens,
@@ -129,18 +135,48 @@ class RequestAdmission:
             limited_as=principal.limited_as,
             prompt_tokens=admitted.likely_prompt_tokens,
             max_tokens=max_tokens * answers,
-            prefix_hashes=prefix_affinity.hash_prefixes(admitted.messages, salt, request.tools),
+            prefix_hashes=generation.hash_prefixes(admitted.messages, salt, request.tools),
             placement=caller.policy.placement,
+            has_images=has_images,
         )
         held = await self._admit(running, principal, limits, choice.requirements(requirements), bounds)
-        sampling = {field: getattr(request, field) for field in _SAMPLED} | {"max_tokens": held.max_tokens}
+        is_open_ended = request.max_tokens is None and not held.clamped and self._knows_open_ends(models)
+        # See ``bounded_answers`` for more than is held.
+        limit = most if is_open_ended else held.max_tokens
+        sampling = {field: getattr(request, field) for field in _SAMPLED} | {"max_tokens": limit}
 
         def call(target: ServingTarget) -> inference.ProcessPrompt:
-            return inference.ProcessPrompt(
-                admitted.messages, inference.ModelConfig(**sampling, model=target.model), running.request_id, salt
-            )
+            config = inference.ModelConfig(**sampling, model=target.model)
+            return inference.ProcessPrompt(admitted.messages, config, running.request_id, salt, call_parts=True, open_ended=is_open_ended)
 
         return choice.affordable(held).calls(requirements, call)
+
+    def extend_hold(self, running: ActivePrompt, principal: Principal, target: ServingTarget, max_tokens: int) -> asyncio.Task[int]:
+        """Count and reserve so many tokens for each answer, or as many as the credits cover. The task returns how many are reserved, and
+        never raises."""
+
+        async def extended() -> int:
+            # Raised in this group, a failure would end the gateway.
+            (failure,) = await asyncio.gather(self._extend_hold(running, principal, target, max_tokens), return_exceptions=True)
+            if failure is not None and not isinstance(failure, errors.Unavailable):
+                _log.error("a reservation could not be extended", exc_info=failure)
+            assert running.held is not None  # admitted before
+            return running.held.max_tokens
+
+        return self.tasks.create_task(extended())
+
+    async def _extend_hold(self, running: ActivePrompt, principal: Principal, target: ServingTarget, max_tokens: int) -> None:
+        answers, usage = running.wanted_answers, Usage(running.most_prompt_tokens, max_tokens * running.wanted_answers)
+        ceiling, hold = target.ceiling_micro, None
+        if ceiling is not None:
+            hold = TargetHold(*target.place, target.model, running.upstream.cost(target.model, usage), ceiling)
+        assert running.held is not None  # admitted before
+        assert running.limit_usage is not None
+        with tracing.span("ledger.extend"):
+            if await self.quotas.extend(running.limit_usage, tokens=running.likely_prompt_tokens + usage.completion_tokens):
+                running.held = await self.ledger.extend(
+                    principal, running.held, target.model, max_tokens=max_tokens, answers=answers, target=hold
+                )
 
     async def admit_texts(
         self, running: ActiveEmbedding, principal: Principal, request: EmbeddingRequest, seconds: float
@@ -152,6 +188,20 @@ class RequestAdmission:
 
         def call(target: ServingTarget) -> embedding.Embed:
             return embedding.Embed(target.model, admitted.inputs, running.request_id, request.dimensions)
+
+        return await self._admit_texts(running, caller, request.model, seconds, call)
+
+    async def admit_ranking(
+        self, running: ActiveRanking, principal: Principal, request: RankingRequest, seconds: float
+    ) -> tuple[TargetCall[embedding.Embed], ...]:
+        """Admit texts to rank; otherwise like ``admit_prompt``."""
+        caller = self._caller(running, principal, forbids_external=request.forbid_external)
+        admitted = await self._guard_texts(running, prompt_admission.admit_ranking(request), caller.policy.guard)
+        query, *documents = admitted.inputs
+        running.admitted = replace(admitted, inputs=tuple(documents))
+
+        def call(target: ServingTarget) -> embedding.Embed:
+            return embedding.Embed(target.model, tuple(documents), running.request_id, query=str(query))
 
         return await self._admit_texts(running, caller, request.model, seconds, call)
 
@@ -174,6 +224,24 @@ class RequestAdmission:
         wanted = request.model or routing.find_moderation(caller.names, caller.policy.allows_name)
         return await self._admit_texts(running, caller, wanted, seconds, call)
 
+    async def admit_conversion(
+        self, running: ActiveConversion, principal: Principal, request: inference.Conversion, seconds: float, *, forbids_external: bool
+    ) -> tuple[TargetCall[inference.Conversion], ...]:
+        """Admit a conversion for the model that it names, if any. It counts as a request, but costs neither credits nor tokens, and needs
+        no capacity; otherwise like ``admit_prompt``."""
+        caller = self._caller(running, principal, forbids_external=forbids_external)
+        prompt_admission.check_conversion(request)
+        scan = caller.policy.guard.prompt
+        if scan and not isinstance(request, inference.Detokenize):
+            running.prompt_matches = GuardMatches()
+            messages = await prompt_guard.guard_messages(request.messages, scan, running.prompt_matches)
+            request = msgspec.structs.replace(request, messages=messages)
+        running.admitted = AdmittedTexts((), 0, 0)
+        named = request
+        return await self._admit_texts(
+            running, caller, named.model or None, seconds, lambda target: msgspec.structs.replace(named, model=target.model)
+        )
+
     async def _guard_texts(self, running: ActiveTexts, admitted: AdmittedTexts, guard: Guardrails) -> AdmittedTexts:
         """Return the texts as workers may see them. Raises ContentFiltered."""
         if guard.prompt:
@@ -191,7 +259,7 @@ class RequestAdmission:
         call: Callable[[ServingTarget], Call],
     ) -> tuple[TargetCall[Call], ...]:
         principal, admitted = caller.principal, running.admitted
-        assert admitted is not None  # by `_guard_texts`
+        assert admitted is not None  # set before
 
         def describe(route: Route) -> RequestFacts:
             return RequestFacts(
@@ -221,8 +289,12 @@ class RequestAdmission:
             prompt_tokens=admitted.likely_prompt_tokens,
             max_tokens=0,
             placement=caller.policy.placement,
+            takes_slot=not isinstance(running, ActiveConversion),
         )
         limits = self._limits(running, principal, choice.models[0]) if caller.is_limited else ()
+        if not requirements.takes_slot:
+            await self._count(running, principal, limits, requirements, bounds)
+            return choice.calls(requirements, call)
         held = await self._admit(running, principal, limits, choice.requirements(requirements), bounds)
         return choice.affordable(held).calls(requirements, call)
 
@@ -257,7 +329,13 @@ class RequestAdmission:
         return Caller(principal, policy, config, config.names_for(policy))
 
     async def _find_targets(
-        self, running: ActiveRequest, caller: Caller, wanted: ModelName | None, describe: Callable[[Route], RequestFacts]
+        self,
+        running: ActiveRequest,
+        caller: Caller,
+        wanted: ModelName | None,
+        describe: Callable[[Route], RequestFacts],
+        *,
+        has_images: bool = False,
     ) -> TargetChoice:
         """Wait briefly if the model's workers may return soon. Raises UnknownModel, NotReachable, NotAllowed or PolicyForbidden, and
         BadRequest for another task than that of the model or route."""
@@ -276,21 +354,34 @@ class RequestAdmission:
         while True:
             try:
                 if route is None or facts is None:
-                    return self._find_served(running, caller, wanted)
+                    return self._find_served(running, caller, wanted, has_images=has_images)
                 running.model, running.unit = ModelName(route.name), facts.unit
-                return target_choice.serving(self._choose(route, facts, caller), caller, self.directory.usable(Role.WORKER))
+                decision = self._choose(route, facts, caller)
+                if not decision.candidates:
+                    # Wait for a start, of the first one only.
+                    decision = self._choose(route, facts, caller, self.dispatch.worker_stats.starts.pools)
+                    decision = replace(decision, candidates=decision.candidates[:1])
+                lacks = {dropped.reason for dropped in decision.dropped} == {DropReason.LACKS_CAPABILITY}
+                if has_images and lacks and not decision.candidates:
+                    raise errors.BadRequest(
+                        f"{route.name} has no target that can see images", hint="leave them out, or choose another model"
+                    )
+                return target_choice.serving(decision, caller, self.directory.usable(Role.WORKER))
             except errors.NotReachable:
                 now, workers = self.clock(), self.directory.entries(Role.WORKER)
                 if now >= gives_up_at or not (now < self.discovery_ends_at or routing.any_recently_lost(workers, datetime.now(UTC))):
                     raise
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _find_served(self, running: ActiveRequest, caller: Caller, wanted: ModelName | None) -> TargetChoice:
+    def _find_served(self, running: ActiveRequest, caller: Caller, wanted: ModelName | None, *, has_images: bool) -> TargetChoice:
         just_started = self.clock() < self.discovery_ends_at
         entries, usable = self.directory.entries(Role.WORKER), self.directory.usable(Role.WORKER)
-        model = routing.resolve(wanted, entries, caller.names, just_started=just_started, allows=caller.policy.allows_name)
+        startable = self.dispatch.worker_stats.starts.pools
+        model = routing.resolve(
+            wanted, entries, caller.names, just_started=just_started, allows=caller.policy.allows_name, startable=startable
+        )
         running.model, running.served_model = caller.names.public_name(wanted, model), model
-        routing.ensure_capable(model, usable, wants_answer=isinstance(running, ActivePrompt))
+        routing.ensure_capable(model, usable, wants_answer=isinstance(running, ActivePrompt), has_images=has_images)
         prompt_admission.check_open(caller.principal, model, caller.names)
         reason = self._policy_refusal(caller, model, model) or route_choice.find_forbidden(
             usable, model, caller.principal.tenant_id, caller.policy.placement
@@ -299,9 +390,10 @@ class RequestAdmission:
             raise target_choice.forbidden(caller.policy, running.model, {model: reason}, usable)
         return TargetChoice((ServingTarget(model),))
 
-    def _choose(self, route: Route, facts: RequestFacts, caller: Caller) -> RouteDecision:
+    def _choose(self, route: Route, facts: RequestFacts, caller: Caller, startable: Iterable[ModelName] = ()) -> RouteDecision:
         principal = caller.principal
-        offered = route_choice.served_models(self.directory.usable(Role.WORKER), principal.tenant_id, caller.policy.placement)
+        served = route_choice.served_models(self.directory.usable(Role.WORKER), principal.tenant_id, caller.policy.placement)
+        offered = {model: ModelFacts() for model in startable} | served
         is_listed = route.name in principal.models
 
         def find_refusal(model: ModelName) -> DropReason | None:
@@ -347,17 +439,7 @@ class RequestAdmission:
         """Check for capacity at one target, count the request against the limits, and reserve its maximum cost. Raises Overloaded, Limited
         or TokensTooLarge, BudgetExhausted or LedgerUnavailable, in this order."""
         self._ensure_capacity(requirements)
-        first = requirements[0]
-        tokens = first.prompt_tokens + first.max_tokens
-        try:
-            with tracing.span("ratelimit.acquire"):
-                running.limit_usage = await self.quotas.spend(
-                    limits, running.request_id, tier=principal.tier, tokens=tokens, seconds=bounds.seconds
-                )
-        except LimitReached as error:
-            labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": first.model}
-            self.metrics.rate_limit_violations.labels(**labels).inc()
-            raise
+        await self._count(running, principal, limits, requirements[0], bounds)
         try:
             with tracing.span("ledger.reserve"):
                 running.held = await self.ledger.reserve(principal, running.request_id, bounds)
@@ -365,6 +447,22 @@ class RequestAdmission:
             limit_rules.attach_limits(error, running.allowance)
             raise
         return running.held
+
+    async def _count(
+        self, running: ActiveRequest, principal: Principal, limits: Sequence[RequestLimit], first: WorkerRequirements, bounds: CostBounds
+    ) -> None:
+        """Count the request against the limits. Raises Limited or TokensTooLarge."""
+        seconds = bounds.seconds + self.dispatch.longest_start_seconds(bounds.models)
+        tokens = first.prompt_tokens + first.max_tokens
+        try:
+            with tracing.span("ratelimit.acquire"):
+                running.limit_usage = await self.quotas.spend(
+                    limits, running.request_id, tier=principal.tier, tokens=tokens, seconds=seconds
+                )
+        except LimitReached as error:
+            labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": first.model}
+            self.metrics.rate_limit_violations.labels(**labels).inc()
+            raise
 
     def _ensure_capacity(self, requirements: Sequence[WorkerRequirements]) -> None:
         """Raise Overloaded if the queues of all targets are too long."""
@@ -387,7 +485,13 @@ class RequestAdmission:
         contexts = [tokens or MAX_ANSWER_TOKENS for model in models for tokens in routing.contexts(model, usable)]
         return min(MAX_ANSWER_TOKENS, max(contexts, default=MAX_ANSWER_TOKENS))
 
-    def _default_max_tokens(self, limit: int | None, model: ModelName, prompt_tokens: int, answers: int) -> int:
+    def _knows_open_ends(self, models: Sequence[ModelName]) -> bool:
+        """Return whether all workers know ``ProcessPrompt.open_ended``. Older ones pass a max_tokens on that servers may refuse."""
+        workers = self.directory.usable(Role.WORKER)
+        return all(offer.open_ended for worker in workers for offer in worker.announcement.models if offer.ready and offer.name in models)
+
+    def _first_step(self, limit: int | None, model: ModelName, prompt_tokens: int, answers: int) -> int:
+        """Return what is reserved for each answer at first if the caller names no number."""
         context_tokens = min(routing.contexts(model, self.directory.usable(Role.WORKER)), default=0)
-        most = min(DEFAULT_MAX_TOKENS, context_tokens or DEFAULT_MAX_TOKENS)
+        most = min(STEP_TOKENS, context_tokens or STEP_TOKENS)
         return most if limit is None else max(1, min(most, (limit - prompt_tokens) // answers))

@@ -13,6 +13,7 @@ from services.gateway.scheduling.prefix_affinity import PrefixAffinity
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import Occupancy, WorkerCapacity
 from services.gateway.scheduling.worker_records import DishonestWorkers, Outliers, SlowStart
+from services.gateway.scheduling.worker_starts import WorkerStarts
 from shared.protocol.directory import ANNOUNCE_SECONDS, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
 
@@ -60,12 +61,14 @@ class WorkerStats:
     outliers: Outliers = field(default_factory=Outliers)
     prefix_affinity: PrefixAffinity = field(default_factory=PrefixAffinity)
     dishonest_workers: DishonestWorkers = field(default_factory=DishonestWorkers)
+    starts: WorkerStarts = field(default_factory=WorkerStarts)
     #: Start time of each live worker's process.
     processes: dict[NodeId, datetime] = field(default_factory=dict)
     #: When a worker appeared as a new process while the old one was still considered alive.
     replaced_at: dict[NodeId, float] = field(default_factory=dict)
 
     def apply_change(self, worker: DirectoryEntry, clock: float, now: datetime) -> None:
+        self.starts.apply_change(worker)
         if not worker.alive:
             self.occupancy.forget(worker.node)
             self.slow_start.forget(worker.node)
@@ -93,6 +96,8 @@ class WorkerStats:
     ) -> list[Candidate]:
         """Return the ``workers`` with the model ready; with ``or_soon``, all that have it."""
         found = list(offering(requirements.model, workers, or_soon=or_soon))
+        if requirements.has_images:
+            found = [(worker, offer) for worker, offer in found if offer.sees_images]
         since = {worker.node: self.slow_start.arrived_at(worker.node) or 0.0 for worker, _ in found} if requirements.prefix_hashes else {}
         read = self.prefix_affinity.shares(requirements.model, requirements.prefix_hashes, since, clock)
         rows = []

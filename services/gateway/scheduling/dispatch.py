@@ -8,12 +8,13 @@ change, and once a second.
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence, Set
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from services.gateway import node_interface
-from services.gateway.scheduling import candidates, policies, worker_choice
+from services.gateway.scheduling import candidates, policies, worker_choice, worker_starts
 from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.fair_queue import ModelQueue, QueueSettings
 from services.gateway.scheduling.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport
@@ -47,6 +48,9 @@ class _Waiter:
     def __init__(self, requirements: WorkerRequirements, entered_at: float) -> None:
         self.requirements = requirements
         self.entered_at = entered_at
+        #: When it began to wait for the start of a worker, and when it last did; None if it didn't.
+        self.held_since: float | None = None
+        self.held_at = entered_at
         self.outcome: asyncio.Future[Claim | errors.NotReachable] = asyncio.get_running_loop().create_future()
 
 
@@ -98,30 +102,42 @@ class Dispatch:
         """Return the number of requests queued at all gateways, as far as known."""
         return sum(len(model_queue.queue) for model_queue in self._queues.values())
 
+    def oldest_wait(self, model: ModelName) -> float:
+        """Return how long this gateway's oldest waiting request has waited, in seconds."""
+        found = self._queues.get(model)
+        oldest = None if found is None else found.queue.oldest_local()
+        return self.clock() - oldest.entered_at if isinstance(oldest, _Waiter) else 0.0
+
+    def record_arrival(self, model: ModelName, *, refused: bool = False) -> None:
+        """Count a request; call it once, however often the request is retried."""
+        self._metrics.model_requests.labels(model=model, result="refused" if refused else "arrived").inc()
+
     def claim_now(self, requirements: WorkerRequirements) -> Claim | None:
         """Claim a worker if the queue is empty and one has capacity. Raises NotReachable if no worker can run the request."""
         model_queue = self.model_queue(requirements.model)
-        if model_queue.queue:
+        if model_queue.queue and requirements.takes_slot:
             return None
         rows = self._workers.rows(requirements)
         row = worker_choice.choose_worker(requirements, rows, self._rng)
         if row is None:
             return None
+        if not requirements.takes_slot:
+            return Claim(self, row.worker, requirements, 0.0)
         waiter = _Waiter(requirements, self.clock())
         model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), kind=requirements.kind)
         return self._claim(waiter, row)
 
     async def find(self, requirements: WorkerRequirements) -> AsyncGenerator[WaitingRequests | Claim]:
         """Yield what the request waits for, when that changes, and finally its claim. Raises NotReachable if no worker can run it now or
-        soon, and Overloaded if the queue is full. Iterate it to its end, or close it with ``aclose``, which leaves the queue."""
+        soon, NotStarted, or Overloaded if the queue is full. Iterate it to the end, or close it with ``aclose``, which leaves the queue."""
         waiter = self._enter(requirements)
         handed_over = False
         try:
             last_notice, pause = "", FIRST_NOTICE_SECONDS
             while not waiter.outcome.done():
-                left = waiter.entered_at + self._rules.most_wait(requirements) - self.clock()
+                left = self._waits_until(waiter) - self.clock()
                 if left <= 0:
-                    raise self._rules.wait_exceeded(self.model_queue(requirements.model), requirements)
+                    raise self._wait_exceeded(requirements)
                 await asyncio.wait((waiter.outcome,), timeout=min(pause, left))
                 why = self._describe_wait(waiter)
                 if why not in ("", last_notice):
@@ -142,7 +158,7 @@ class Dispatch:
         """Raise Overloaded if the queue is too long, before anything is reserved for the request. ``find`` may still refuse it."""
         model_queue = self.model_queue(requirements.model)
         try:
-            self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 1)
+            self._check_bounds(model_queue, requirements, 1)
         except errors.Overloaded:
             # Workers may have arrived or become free since the last check.
             if not model_queue.queue.has_waiting(requirements.limited_as, requirements.kind):
@@ -150,7 +166,11 @@ class Dispatch:
                 if worker_choice.choose_worker(requirements, rows, self._rng) is not None:
                     return
                 model_queue.slots = sum(row.capacity.slots for row in rows)
-            self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 1)
+            try:
+                self._check_bounds(model_queue, requirements, 1)
+            except errors.Overloaded:
+                self.record_arrival(requirements.model, refused=True)
+                raise
 
     def ensure_allowed(self, node: NodeId, requirements: WorkerRequirements) -> None:
         """Raise NotReachable if the worker may not see the prompt, by what it announces now."""
@@ -172,6 +192,7 @@ class Dispatch:
                 self._workers.forget_room()
             found = self._queues[model] = ModelQueue()
             self._peers[model] = PeerQueues(self._name, model, found)
+            self._metrics.oldest_wait.labels(model=model).set_function(partial(self.oldest_wait, model))
         return found
 
     def release_slot(self, claim: Claim, model: ModelName, seconds: float | None) -> None:
@@ -184,6 +205,16 @@ class Dispatch:
         # The worker's other models may be waiting for it, too.
         for name in [name for name, model_queue in self._queues.items() if model_queue.queue]:
             self._assign_slots(name, freed=node)
+
+    def give_up(self, pool: str, reason: str, seconds: float) -> None:
+        """Refuse what waits for a worker of the pool, and new requests for ``seconds``, unless one becomes ready."""
+        self.worker_stats.starts.give_up(pool, reason, self.clock() + seconds)
+        for model in [model for model, model_queue in self._queues.items() if model_queue.queue]:
+            self._refuse_unservable(model)
+
+    def longest_start_seconds(self, models: Iterable[ModelName]) -> float:
+        """Return how long a request for one of the models may wait for a start."""
+        return self._rules.start_seconds if any(model in self.worker_stats.starts.pools for model in models) else 0.0
 
     def record_answer_length(self, model: ModelName, tokens: int) -> None:
         self.model_queue(model).record_length(tokens)
@@ -233,7 +264,7 @@ class Dispatch:
         urgent = requirements.digest is not None or bool(requirements.excluded)
         if not urgent and model_queue.queue.has_waiting(requirements.limited_as, requirements.kind):
             # If a request of the same kind waits, no worker has room: refuse a flood before the expensive steps.
-            self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 1)
+            self._check_bounds(model_queue, requirements, 1)
         rows = self._workers.rows(requirements)
         model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), urgent=urgent, kind=requirements.kind)
         # Queued requests found no free slot, so room found now suits only this request, unless it was left to another gateway's request.
@@ -243,19 +274,46 @@ class Dispatch:
         model_queue.slots = sum(row.capacity.slots for row in rows)
         try:
             if not urgent:
-                self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 0)
+                self._check_bounds(model_queue, requirements, 0)
         except errors.Overloaded:
             model_queue.queue.leave(waiter)
             raise
         self._measure(requirements.model)
         return waiter
 
+    def _check_bounds(self, model_queue: ModelQueue[QueuedRequest], requirements: WorkerRequirements, more: int) -> None:
+        start_seconds = self._start_seconds(requirements)
+        self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, more, start_seconds=start_seconds)
+
+    def _start_seconds(self, requirements: WorkerRequirements) -> float | None:
+        """Return the usual rest of the start that the request waits for; None if it waits for no start."""
+        is_ready = self.model_queue(requirements.model).slots
+        return None if is_ready else self.worker_stats.starts.seconds_left(requirements, self.clock())
+
+    def _waits_until(self, waiter: _Waiter) -> float:
+        most = self._rules.most_wait(waiter.requirements)
+        if self._start_seconds(waiter.requirements) is not None:
+            waiter.held_at = self.clock()
+            waiter.held_since = waiter.held_at if waiter.held_since is None else waiter.held_since
+            return waiter.held_since + self._rules.start_seconds
+        # The first worker that is ready can't serve all of them at once.
+        held_until = 0.0 if waiter.held_since is None else waiter.held_since + self._rules.start_seconds
+        return max(held_until, waiter.held_at + most)
+
+    def _wait_exceeded(self, requirements: WorkerRequirements) -> errors.AimeshError:
+        if self._start_seconds(requirements) is not None:
+            return self.worker_stats.starts.not_ready(requirements, self._rules.start_seconds)
+        return self._rules.wait_exceeded(self.model_queue(requirements.model), requirements)
+
     def _describe_wait(self, waiter: _Waiter) -> str:
         """Return the notice for a request that still waits. Also look for slots, because the end of an ejection is not announced."""
         model_queue, now = self.model_queue(waiter.requirements.model), self.clock()
         if not waiter.outcome.done() and now - model_queue.looked_at >= NOTICE_SECONDS:
             self._assign_slots(waiter.requirements.model)
-        return "" if waiter.outcome.done() else model_queue.waiting_notice(waiter, now)
+        if waiter.outcome.done():
+            return ""
+        start_seconds = self._start_seconds(waiter.requirements)
+        return model_queue.waiting_notice(waiter, now) if start_seconds is None else worker_starts.describe(start_seconds)
 
     def _leave(self, waiter: _Waiter) -> None:
         if waiter.outcome.done() and isinstance(claim := waiter.outcome.result(), Claim):
@@ -285,6 +343,7 @@ class Dispatch:
         self.worker_stats.prefix_affinity.record(requirements.model, requirements.prefix_hashes, row.node, self.clock())
         self._metrics.queue_wait_seconds.labels(model=requirements.model).observe(self.clock() - waiter.entered_at)
         claim = Claim(self, row.worker, requirements, charged, waits_there=row.capacity.free <= 0)
+        claim.held_seconds = 0.0 if waiter.held_since is None else self.clock() - waiter.held_since
         if row.capacity.free <= 0:
             self._held.hold(row.node, requirements.model, claim)
         return claim
@@ -295,6 +354,7 @@ class Dispatch:
         model_queue.looked_at = self.clock()
         is_shared = self._peers[model].has_peers
         if is_shared and freed is None and not self._workers.room_lasts(model):
+            self._has_room(model, model_queue)
             return
         only_at = freed if is_shared else None
         began = True

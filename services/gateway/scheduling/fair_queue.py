@@ -64,6 +64,10 @@ class FairQueue(Generic[Ticket]):
     def __contains__(self, ticket: Ticket) -> bool:
         return ticket in self._queued
 
+    def __iter__(self) -> Iterator[Ticket]:
+        """Yield the waiting requests in the order of their arrival."""
+        return iter(self._queued)
+
     def waiting_of(self, tenant: TenantId) -> int:
         """Return the tenant's waiting requests without urgent ones."""
         return len(self._waiting.get(tenant, ()))
@@ -72,6 +76,10 @@ class FairQueue(Generic[Ticket]):
         """Return whether a non-urgent request of this kind waits at this gateway."""
         waiting = (self._queued[ticket] for ticket in self._waiting.get(tenant, ()))
         return any(queued.is_local and queued.kind == kind for queued in waiting)
+
+    def oldest_local(self) -> Ticket | None:
+        """Return this gateway's request that waits longest."""
+        return next((ticket for ticket, queued in self._queued.items() if queued.is_local), None)
 
     @property
     def local(self) -> Mapping[WaitingKey, int]:
@@ -214,7 +222,7 @@ class ModelQueue(Generic[Ticket]):
     #: From the start on a worker to the end; 0 until a request has ended.
     mean_seconds: float = 0.0
     mean_tokens: float = _FIRST_GUESS_TOKENS
-    #: Total slots of the eligible workers.
+    #: Total slots of the eligible workers; 0 if none is ready.
     slots: int = 1
     #: When free slots were last looked for.
     looked_at: float = float("-inf")
@@ -266,22 +274,34 @@ class QueueSettings:
     queue_most: int = 1000
     #: One tenant can't fill the queue: at least ten tenants fit.
     queue_per_tenant: int = 100
+    #: Longest wait for the start of a worker, before the wait above.
+    start_seconds: float = 300.0
 
-    def check_bounds(self, model_queue: ModelQueue[Ticket], requirements: WorkerRequirements, waiting_anywhere: int, more: int) -> None:
-        """Check the bounds for a queued request, or for one ``more``. Raises Overloaded."""
+    def check_bounds(
+        self,
+        model_queue: ModelQueue[Ticket],
+        requirements: WorkerRequirements,
+        waiting_anywhere: int,
+        more: int,
+        *,
+        start_seconds: float | None = None,
+    ) -> None:
+        """Check the bounds for a queued request, or for one ``more``. ``start_seconds``: the rest of the start that it waits for. Raises
+        Overloaded."""
         own = model_queue.queue.waiting_of(requirements.limited_as) + more
         position = model_queue.queue.position_of_last(requirements.limited_as) + more
-        retry = model_queue.retry_seconds(position)
+        retry = model_queue.retry_seconds(position) if start_seconds is None else max(1.0, start_seconds)
+        busy = f"all workers of {requirements.model} are busy" if start_seconds is None else f"a worker of {requirements.model} is starting"
         if own > self.queue_per_tenant:
             full = f"{own - 1} of your requests are already queued for {requirements.model}, which is the limit"
             raise errors.Overloaded(full, hint="send fewer requests at the same time", retry_after_seconds=retry)
         if waiting_anywhere + more > self.queue_most:
-            full = f"all workers of {requirements.model} are busy and {self.queue_most} requests are already queued"
+            full = f"{busy} and {self.queue_most} requests are already queued"
             raise errors.Overloaded(full, hint="retry later, or add a worker", retry_after_seconds=retry)
         expected = model_queue.expected_seconds(position)
         most = self.most_wait(requirements)
-        if expected is not None and expected > most:
-            full = f"all workers of {requirements.model} are busy: the expected wait is {expected:.0f} s, and the limit is {most:g} s"
+        if start_seconds is None and expected is not None and expected > most:
+            full = f"{busy}: the expected wait is {expected:.0f} s, and the limit is {most:g} s"
             raise errors.Overloaded(full, hint="retry later, or add a worker", retry_after_seconds=max(1.0, expected - most))
 
     def most_wait(self, requirements: WorkerRequirements) -> float:

@@ -180,6 +180,7 @@ class RequestFacts:
     wants_answer: bool
     has_tools: bool = False
     has_format: bool = False
+    has_images: bool = False
     tier: Tier
     key_name: str | None
     organization: TenantId
@@ -198,6 +199,8 @@ class ModelFacts:
     forbidden: DropReason | None = None
     #: The servers of all of them have asked for a pause.
     rests: bool = False
+    #: One of them does. A worker that has not started may.
+    sees_images: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,12 +242,20 @@ def served_models(usable: Iterable[DirectoryEntry], tenant: TenantId, placement:
                 if known is None and barrier in _FORBIDDEN:
                     found[offer.name] = _FORBIDDEN[barrier]
             elif known is None or known.forbidden is not None:
-                found[offer.name] = ModelFacts(offer.context_tokens, offer.only_embeds, offer.only_moderates, rests=offer.rests)
+                found[offer.name] = ModelFacts(
+                    offer.context_tokens, offer.only_embeds, offer.only_moderates, rests=offer.rests, sees_images=offer.sees_images
+                )
             else:
                 # An unknown context may be the largest.
                 context = max(known.context_tokens, offer.context_tokens) if known.context_tokens and offer.context_tokens else 0
                 only_embeds, only_moderates = known.only_embeds and offer.only_embeds, known.only_moderates and offer.only_moderates
-                found[offer.name] = ModelFacts(context, only_embeds, only_moderates, rests=known.rests and offer.rests)
+                found[offer.name] = ModelFacts(
+                    context,
+                    only_embeds,
+                    only_moderates,
+                    rests=known.rests and offer.rests,
+                    sees_images=known.sees_images or offer.sees_images,
+                )
     return found
 
 
@@ -340,7 +351,8 @@ def _why_not(route: Route, target: RouteTarget, facts: RequestFacts, offered: Mo
     if offered.forbidden is not None:
         return offered.forbidden
     has_own_api = route.moderates and target.format is None
-    if offered.only_moderates != has_own_api or (offered.only_embeds and (facts.wants_answer or route.moderates)):
+    answers_nothing = offered.only_embeds and (facts.wants_answer or route.moderates)
+    if offered.only_moderates != has_own_api or answers_nothing or (facts.has_images and not offered.sees_images):
         return DropReason.LACKS_CAPABILITY
     if 0 < offered.context_tokens < facts.prompt_tokens * _LEAST_OF_ESTIMATE:
         return DropReason.CONTEXT_TOO_SMALL

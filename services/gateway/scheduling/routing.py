@@ -1,7 +1,7 @@
 """Resolves the model that a request names, and describes what its worker must fulfill. Pure."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -67,6 +67,7 @@ class QueuedKind(msgspec.Struct, frozen=True, array_like=True):
 
     tenant: TenantId
     placement: Placement
+    has_images: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,14 @@ class WorkerRequirements:
     has_alternative: bool = False
     #: Longest wait in the queue.
     most_wait_seconds: float = math.inf
+    #: False for conversions, which a worker does beside its answers.
+    takes_slot: bool = True
+    #: Only for workers that can see images.
+    has_images: bool = False
 
     @property
     def kind(self) -> QueuedKind:
-        return QueuedKind(self.tenant, self.placement)
+        return QueuedKind(self.tenant, self.placement, self.has_images)
 
 
 def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelName, ...]:
@@ -112,12 +117,16 @@ def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelN
 
 
 def catalogue(
-    workers: Sequence[DirectoryEntry], names: ModelNames, allows: Callable[[str], bool] = lambda _name: True
+    workers: Sequence[DirectoryEntry],
+    names: ModelNames,
+    allows: Callable[[str], bool] = lambda _name: True,
+    startable: Iterable[ModelName] = (),
 ) -> tuple[ServedModel, ...]:
     """Return the routes, and the served models with their aliases; if only routes may be named, each alias as a model. The default is the
-    first. Moderation is left out. ``allows``: whether the caller may use this name."""
+    first. Moderation is left out. ``allows``: whether the caller may use this name. ``startable``: models whose workers can be started."""
     chatting = {offer.name for worker in workers for offer in worker.announcement.models if offer.ready and not offer.only_moderates}
-    found = [model for model in served(workers, names) if model in chatting]
+    ready = served(workers, names)
+    found = [*(model for model in ready if model in chatting), *(model for model in startable if model not in ready)]
     shown = (route for route in names.routes.values() if not route.moderates)
     routes = [(ModelName(route.name), [model for model in found if model in route.models], ()) for route in shown]
     rows: list[tuple[ModelName, list[ModelName], tuple[str, ...]]] = [row for row in routes if row[1] and allows(row[0])]
@@ -137,11 +146,12 @@ def _served_model(workers: Sequence[DirectoryEntry], name: ModelName, models: Se
         name=name,
         workers=sum(any(_serves(worker, model) for model in models) for worker in workers),
         # The least over its workers.
-        context_tokens=min(offer.context_tokens for offer in offers),
+        context_tokens=min((offer.context_tokens for offer in offers), default=0),
         aliases=aliases,
-        only_embeds=all(offer.only_embeds for offer in offers),
+        only_embeds=bool(offers) and all(offer.only_embeds for offer in offers),
         providers=tuple(sorted({offer.provider for offer in offers if offer.provider})),
         regions=tuple(sorted({offer.region for offer in offers if offer.region})),
+        abilities=tuple(sorted(set.intersection(*(set(offer.abilities) for offer in offers)))) if offers else (),
     )
 
 
@@ -152,25 +162,26 @@ def resolve(
     *,
     just_started: bool = False,
     allows: Callable[[str], bool] = lambda _name: True,
+    startable: Collection[ModelName] = (),
 ) -> ModelName:
     """Return the served model that ``wanted`` names. Another model is never substituted, but ``name:latest`` and ``name`` are the same.
 
     ``allows``: whether the caller may use this name; others don't exist for the caller. ``workers`` are all known workers, gone ones
-    included: they tell a missing worker from a misspelled model, unless this gateway has ``just_started``. Raises UnknownModel, or
-    NotReachable if the model may exist but no worker can run it now.
+    included: they tell a missing worker from a misspelled model, unless this gateway has ``just_started``. ``startable``: models whose
+    workers can be started. Raises UnknownModel, or NotReachable if the model may exist but no worker can run it now.
     """
     usable = [worker for worker in workers if not worker.why_not]
     models = served(usable, names)
-    shown = {name: model for model in models for name in _public_names(model, names, allows)}
+    # Without a name, a model that is served comes first.
+    shown = {name: model for model in models or startable for name in _public_names(model, names, allows)}
     if wanted is None and names.default is None:
         if not shown:
             raise _no_worker(workers)
         return next(iter(shown.values()))
     requested = str(wanted or names.default)
     meanings = _meanings(requested, names) if any(map(allows, _spellings(requested))) else ()
-    for model in meanings:
-        if model in models:
-            return model
+    if (found := next((model for known in (models, startable) for model in meanings if model in known), None)) is not None:
+        return found
     if not models:
         raise _no_worker(workers)
     for model in meanings:
@@ -214,12 +225,17 @@ def any_recently_lost(workers: Iterable[DirectoryEntry], now: datetime) -> bool:
     return any(not worker.alive and (now - worker.since).total_seconds() < RECENTLY_LOST_SECONDS for worker in workers)
 
 
-def ensure_capable(model: ModelName, usable: Sequence[DirectoryEntry], *, wants_answer: bool) -> None:
-    """Raise BadRequest if the model only moderates, or only embeds and a prompt wants an answer."""
+def ensure_capable(model: ModelName, usable: Sequence[DirectoryEntry], *, wants_answer: bool, has_images: bool = False) -> None:
+    """Raise BadRequest if the model only moderates, only embeds and a prompt wants an answer, or can't see the prompt's images. Before a
+    worker has started, any may."""
+    if not any(_serves(worker, model) for worker in usable):
+        return
     if _only_moderates(usable, model):
         raise errors.BadRequest(f"{model} is a moderation model", hint="name it in a route for /v1/moderations, or choose another model")
     if wants_answer and not _answers(usable, model):
         raise errors.BadRequest(f"{model} is an embedding model", hint="request embeddings, or choose another model")
+    if has_images and not any(offer.sees_images for worker in usable for offer in worker.announcement.models if offer.name == model):
+        raise errors.BadRequest(f"{model} cannot see images", hint="leave them out, or choose a model with images among its abilities")
 
 
 def ensure_task(route: Route, *, moderates: bool) -> None:

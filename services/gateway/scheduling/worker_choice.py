@@ -108,7 +108,7 @@ PREFERENCE_STEPS: tuple[PreferenceStep, ...] = (_starting_immediately, _with_cac
 def choose_worker(requirements: WorkerRequirements, rows: Rows, rng: random.Random) -> Candidate | None:
     """Return a row with room from the eligible ``rows``; None if all are full. The last step draws two and takes the better one, because
     other gateways see the same announcements and would otherwise all pick the same least loaded worker."""
-    with_room: Rows = [row for row in without_outliers(rows) if row.capacity.has_room] if rows else ()
+    with_room: Rows = [row for row in without_outliers(rows) if row.capacity.has_room or not requirements.takes_slot] if rows else ()
     if not with_room:
         return None
     for step in PREFERENCE_STEPS:
@@ -137,8 +137,8 @@ class EligibleWorkers:
         self._room: dict[ModelName, dict[NodeId, float]] = {}
 
     def rows(self, requirements: WorkerRequirements) -> Sequence[Candidate]:
-        """Return the workers that may run the request now; none if one is loading the model or restarting its engine. Raises NotReachable
-        if there is no such worker either."""
+        """Return the workers that may run the request now; none if one is loading the model or restarting its engine, or if a machine can
+        be started. Raises NotReachable if there is no such worker either, or NotStarted."""
         table = self._worker_stats.table(requirements, self._usable(), self._clock())
         try:
             return eligible(requirements, table)
@@ -149,6 +149,8 @@ class EligibleWorkers:
                 with contextlib.suppress(errors.NotReachable):
                     eligible(requirements, [row for row in usable_soon if not row.offer.ready])
                     return ()
+            if not table and self._worker_stats.starts.begin(requirements, self._clock()):
+                return ()
             raise
 
     def refusal(self, requirements: WorkerRequirements) -> errors.NotReachable | None:

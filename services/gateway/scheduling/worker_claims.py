@@ -1,4 +1,4 @@
-"""Holds a slot on a worker for one request, and reports its outcome to the dispatch."""
+"""Holds a slot on a worker for one request, if it takes one, and reports its outcome to the dispatch."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -43,6 +43,8 @@ class Claim:
         self.worker = worker
         #: The worker has accepted the request, and read its prompt.
         self.was_accepted = False
+        #: How long the request waited for a worker's start, which doesn't count into its deadline.
+        self.held_seconds = 0.0
         self._tracker = tracker
         self._requirements = requirements
         self._charged = charged
@@ -92,7 +94,8 @@ class Claim:
             if self._works_since is not None:
                 self._worked_seconds, self._works_since = self._tracker.clock() - self._works_since, None
             seconds = self._tracker.clock() - self._began_at if self._entered and not self._failed else None
-            self._tracker.release_slot(self, self._requirements.model, seconds)
+            if self._requirements.takes_slot:
+                self._tracker.release_slot(self, self._requirements.model, seconds)
 
     def record_delivery(self) -> None:
         """Record that the worker delivered tokens. Safe to call for every chunk."""
@@ -125,4 +128,5 @@ class Claim:
         if not self._held:
             self._held = True
             self._began_at = self._tracker.clock()
-            self._tracker.worker_stats.occupancy.begin(self.worker.node, self._requirements.model)
+            if self._requirements.takes_slot:
+                self._tracker.worker_stats.occupancy.begin(self.worker.node, self._requirements.model)

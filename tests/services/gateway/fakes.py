@@ -13,7 +13,15 @@ from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RequestRow
-from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
+from services.gateway.billing.reservations import (
+    ExtendedHold,
+    GrantedReservation,
+    HoldExtension,
+    InsufficientCredits,
+    OpenReservation,
+    ReservationRequest,
+    WorkerClaim,
+)
 from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder, Writer
 from services.gateway.callers import Callers
 from services.gateway.config_snapshot import ConfigSnapshot
@@ -33,30 +41,38 @@ from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.limits import tiers
 from services.gateway.limits.quotas import Quotas
 from services.gateway.limits.tiers import LimitRules
+from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
 from services.gateway.openai_api.openai_routes import OpenAi
+from services.gateway.openai_api.rerank_route import RerankRoute
+from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.relay import Relay
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from services.gateway.requests.pipeline import Pipeline
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.scheduling import policies, routing
+from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import Policies
+from services.gateway.scheduling.worker_starts import WorkerStarts
 from shared import errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
 from shared.api.gateway import KeyBudget, ServedModel
 from shared.api.generation import Generation, Usage
-from shared.api.inference import Moderated, Receipt
+from shared.api.inference import Converted, Moderated, Receipt
 from shared.api.ledger import MICRO, Account, LedgerReport, ModelPrice
 from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
 from shared.config_documents import PolicyDocument
 from shared.identity import credentials
+from shared.node import lifecycle
 from shared.protocol.directory import Announcement, Directory, ModelOffer, WorkerLoad
 from shared.rpc import Handler, RpcCall
+from shared.rpc.request_memory import RequestMemory
 from shared.telemetry import Metrics
 from shared.types import Credential, FinishReason, KeyId, MicroCredits, ModelName, NodeId, Peer, RequestId, Role, Tier, UserId, UserRole
+from shared.worker_pools import WorkerPool
 from tests.services.gateway.fake_counters import FakeCounters
 
 USER = UserId(UUID(int=1))
@@ -86,10 +102,20 @@ def announcement(
     only_moderates: bool = False,
     context_tokens: int = 2048,
     provider: str = "",
+    open_ended: bool = False,
+    abilities: tuple[str, ...] = (),
     **more: Any,
 ) -> Announcement:
     offers = tuple(
-        ModelOffer(ModelName(name), context_tokens, only_embeds=only_embeds, provider=provider, only_moderates=only_moderates)
+        ModelOffer(
+            ModelName(name),
+            context_tokens,
+            only_embeds=only_embeds,
+            provider=provider,
+            only_moderates=only_moderates,
+            open_ended=open_ended,
+            abilities=abilities,
+        )
         for name in models
     )
     return Announcement(Role.WORKER, node_id(number), "1", datetime(2026, 1, 1, tzinfo=UTC), offers, load or WorkerLoad(slots=4), **more)
@@ -143,7 +169,7 @@ class _Answer:
         self,
         items: AsyncIterator[Any],
         accepted: inference.PromptAccepted | None = None,
-        ends: tuple[type, ...] = (Generation, Embedded, Moderated),
+        ends: tuple[type, ...] = (Generation, Embedded, Moderated, Converted),
     ) -> None:
         self._items = items
         self._ends = ends
@@ -216,7 +242,12 @@ class FakeLedgerStore(LedgerStore):
 
     def __init__(self) -> None:
         self.reserved: list[ReservationRequest] = []
+        self.extended: list[HoldExtension] = []
+        #: Of each answer.
         self.most_tokens: int | None = None
+        #: Not set: extensions wait.
+        self.may_extend = asyncio.Event()
+        self.may_extend.set()
         self.refuses: InsufficientCredits | None = None
         self.away = False
         self.claims: list[WorkerClaim] = []
@@ -251,6 +282,13 @@ class FakeLedgerStore(LedgerStore):
             self.refuses or GrantedReservation(min(one.max_tokens, self.most_tokens or one.max_tokens), over_ceiling=self.over_ceiling)
             for one in wanted
         ]
+
+    async def extend_holds(self, extensions: Sequence[HoldExtension]) -> list[ExtendedHold]:
+        self.extended += extensions
+        await self.may_extend.wait()
+        if self.away:
+            raise errors.Unavailable("PostgreSQL does not answer")
+        return [ExtendedHold(min(one.max_tokens, self.most_tokens or one.max_tokens)) for one in extensions]
 
 
 @dataclass
@@ -380,7 +418,15 @@ class RunningService:
     """A whole gateway with a fake mesh and store, and one worker that serves smollm2."""
 
     def __init__(
-        self, recorder: UsageRecorder, store: FakeStore, ledger: Ledger, books: FakeLedgerStore, runs: AnswerRuns, *, free: int = 100
+        self,
+        recorder: UsageRecorder,
+        store: FakeStore,
+        ledger: Ledger,
+        books: FakeLedgerStore,
+        runs: AnswerRuns,
+        *,
+        tasks: asyncio.TaskGroup,
+        free: int = 100,
     ) -> None:
         self.books = books
         self.store = store
@@ -397,15 +443,20 @@ class RunningService:
         plans = {tier: replace(tiers.NO_LIMITS, requests_per_hour=most) for tier, most in per_hour.items()}
         self.config = ConfigSnapshot(names=self.names, limits=LimitRules(plans), policies=ALLOWING)
         self.quotas = Quotas(self.counters, lambda: self.config.limits, self.metrics)
-        self.dispatch = Dispatch(self.directory, random.Random(1))
+        self.pools: tuple[WorkerPool, ...] = ()
+        self.dispatch = Dispatch(
+            self.directory, random.Random(1), metrics=self.metrics, worker_stats=WorkerStats(starts=WorkerStarts(lambda: self.pools))
+        )
         self.relay = Relay(self.rpc, self.dispatch)
         self.callers = Callers(self.rpc)
         self.reports = FakeReports()
         self.accounts = FakeAccounts()
+        self.memory = RequestMemory()
         self.admission = RequestAdmission(
             quotas=self.quotas,
             ledger=ledger,
             dispatch=self.dispatch,
+            tasks=tasks,
             directory=self.directory,
             read_config=lambda: self.config,
             read_guardrails=_no_guardrails,
@@ -413,6 +464,7 @@ class RunningService:
             prompt_hash_secret="s" * 16,
         )
         self.pipeline = self.new_pipeline()
+        self.runs = runs
         keys = IdempotentRequests(FakeKeys(), runs, node_id(99), secret="s" * 16, most_seconds=30)
         self.once = DeduplicatedInference(self.pipeline, keys)
         #: The gateway's own methods, by name.
@@ -438,11 +490,15 @@ class RunningService:
             OpenAi(self.once, self._served, request_seconds=30),
             OpenAiEmbeddings(self.once, request_seconds=30),
             OpenAiModerations(self.pipeline, request_seconds=30),
+            TokenRoutes(self.pipeline, request_seconds=30),
+            RerankRoute(self.pipeline, request_seconds=30),
+            InfillRoute(self.once, request_seconds=30),
         )
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99), self._finish).routes()
         every = (*routes, *rpc_routes, *Reference.routes_for(routes))
         app = HttpApp(every, self.callers, self.metrics, limits_of=self.quotas.limits_of)
+        app.memory = self.memory
         app.cors = cors or CorsPolicy()
         return app
 
@@ -479,8 +535,9 @@ async def running_service(**more: Any) -> AsyncIterator[RunningService]:
         new_recorder(store).running() as recorder,
         ledger.running(recorder, store.write_requests, _no_receipts),
         AnswerRuns().running() as runs,
+        lifecycle.background() as tasks,
     ):
-        yield RunningService(recorder, store, ledger, books, runs, **more)
+        yield RunningService(recorder, store, ledger, books, runs, tasks=tasks, **more)
 
 
 async def _no_guardrails(_revision: int, _caller: auth.Principal) -> Guardrails:

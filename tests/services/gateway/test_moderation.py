@@ -25,12 +25,13 @@ from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import ChatMessage, ToolCall
-from shared.api.inference import MAX_TEXT_BYTES, Moderate, Moderated, ModerationNotice, ModerationVerdict
+from shared.api.inference import MAX_TEXT_BYTES, Chunk, Moderate, Moderated, ModerationNotice, ModerationVerdict
 from shared.config_documents import PolicyDocument, RouteDocument
 from shared.types import FinishReason, KeyId, ModelName, RequestStatus
 from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService
 from tests.services.gateway.guard.test_guarded_requests import CARD, Acts
+from tests.services.gateway.thinking import Thinks
 from tests.testnet import until
 
 SAFE = ModerationVerdict(flagged=False, scores={"violence": 0.1})
@@ -415,6 +416,18 @@ async def test_a_harmful_answer_is_never_sent_and_is_billed(moderating: Moderati
     assert (moderating.row.status, moderating.row.completion_tokens) == (RequestStatus.SUCCESS, 3)
     assert moderating.row.cost_micro > 0
     assert moderating.counts == [("answer", "moderation", "refuse", 1)]
+
+
+async def test_a_harmful_thought_is_never_sent(moderating: Moderating) -> None:
+    moderating.check(answer="refuse")
+    chunks = (Chunk("", (1,), reasoning="I will"), Chunk("", (2,), reasoning=" hurt you."), Chunk("Hello", (3,)))
+    moderating.service.add_worker(1, Thinks(chunks=chunks), "smollm2")
+    text, result = await moderating.ask()
+    assert (text, result.finish_reason) == ("", FinishReason.CONTENT_FILTER)
+    assert moderating.guard.received[0].texts == ("I will hurt you.\nHello",)
+    moderating.check(prompt="refuse")
+    with pytest.raises(errors.ContentFiltered, match=r"messages\[0\].reasoning"):
+        await moderating.ask(messages=(ChatMessage("assistant", "hi", reasoning="hurt"), ChatMessage("user", "hi")))
 
 
 async def test_an_answer_is_released_after_its_check(moderating: Moderating) -> None:

@@ -27,6 +27,26 @@ def test_a_number_out_of_range_or_of_the_wrong_type_is_refused_by_name() -> None
             assert refused.value.field == field
 
 
+def test_template_variables_are_a_small_json_object() -> None:
+    for good in ("", "{}", '{"enable_thinking":false}', '{"a":"%s"}' % ("x" * 4088)):
+        prompt_admission.admit(request(chat_template_kwargs=good))
+    for bad in ("[]", "x", '"{}"', "[" * 4000, '{"a":"%s"}' % ("x" * 4089), '{"a":"%s"}' % ("é" * 2045)):
+        with pytest.raises(prompt_admission.BadField, match=r"chat_template_kwargs must (be a JSON object|have at most 4096 bytes)"):
+            prompt_admission.admit(request(chat_template_kwargs=bad))
+
+
+def test_thoughts_of_earlier_answers_count_as_prompt() -> None:
+    def sizes(reasoning: str, role: str) -> tuple[int, int]:
+        messages = (ChatMessage("user", "a"), ChatMessage("assistant", "b", reasoning=reasoning), ChatMessage(role, "c"))
+        admitted = prompt_admission.admit(InferenceRequest(messages=messages))
+        return admitted.most_prompt_tokens, admitted.likely_prompt_tokens
+
+    most, likely = sizes("", "user")
+    # Templates leave the thoughts before a question out, and keep those before the result of a tool.
+    assert sizes("é" * 150, "user") == (most + 300, likely)
+    assert sizes("é" * 150, "tool") == (most + 300, likely + 100)
+
+
 @pytest.mark.parametrize("field", prompt_admission.RANGES)
 def test_a_four_hundred_digit_number_is_refused_not_an_internal_error(field: str) -> None:
     """math.isfinite raises OverflowError for it."""

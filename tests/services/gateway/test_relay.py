@@ -50,6 +50,8 @@ async def test_another_worker_takes_over_before_the_first_token(error: type[erro
     assert await harness.text() == "Hello world!."
     assert (len(broken.received), len(good.received)) == (1, 1)
     assert harness.dispatch.in_flight == 0
+    arrived = harness.dispatch._metrics.model_requests.labels(model="m", result="arrived")
+    assert arrived._value.get() == 1, "a retried request has arrived once"
 
 
 async def test_after_three_attempts_the_last_error_is_returned() -> None:

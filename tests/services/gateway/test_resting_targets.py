@@ -73,7 +73,7 @@ class Mesh:
         return self.upstream.times_asked("/v1/chat/completions")
 
     def end_pause(self) -> None:
-        for served in self.backend._servers[0].models._served.values():
+        for served in self.backend.servers[0].models._served.values():
             served.rests_until = 0.0
         self.announcements.changed()
 

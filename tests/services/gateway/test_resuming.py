@@ -12,19 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.failover import RESUME_WAIT_SECONDS, WINDOW_SECONDS, AnswerFailover, GivenUp, RetryPause
+from services.gateway.failover import MOST_CHUNK_CHARACTERS, RESUME_WAIT_SECONDS, WINDOW_SECONDS, AnswerFailover, GivenUp, RetryPause
 from services.gateway.relay import Relay
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import inference
-from shared.api.generation import Generation, Usage
+from shared.api.generation import Generation, Tool, ToolCallPart, Usage
 from shared.api.inference import Chunk, PromptAccepted
 from shared.context import new_request_id
 from shared.protocol.directory import Announcement, ModelOffer, WorkerLoad
 from shared.types import FinishReason, ModelName
+from tests.services.gateway import thinking
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, announcement, node_id
+from tests.services.gateway.thinking import Thinks
 
 MODEL = ModelName("m")
 DIGEST = "d" * 64
@@ -124,6 +126,35 @@ async def test_another_worker_resumes_after_the_last_token(position: int, kind: 
     assert second.received[0].delivered == tuple(range(1, position + 1))
     assert second.received[0].model_config.seed == first.received[0].model_config.seed
     assert harness.counted == {("resumption", "answered"): 1}
+
+
+@pytest.mark.parametrize("position", range(1, len(thinking.ANSWER) + 1))
+@pytest.mark.parametrize("second", [thinking.ANSWER, thinking.WHOLE_CALLS])
+async def test_thoughts_and_calls_are_neither_lost_nor_doubled(position: int, second: tuple[Chunk, ...]) -> None:
+    harness = ResumingHarness(Thinks(falls=[position]), Thinks(chunks=second))
+    *_, end = await harness.collect(make_prompt(tools=(Tool("look_up"),)))
+    chunks = [one for one in harness.received if isinstance(one, Chunk)]
+    assert thinking.read(chunks) == (thinking.THOUGHTS, thinking.TEXT, thinking.CALLS)
+    assert end == Generation(FinishReason.STOP, Usage(7, 7, reasoning_tokens=2))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (ToolCallPart(1, "{}", "c", "f"),),
+        (ToolCallPart(-1, "{}"),),
+        (ToolCallPart(0, "{}"),),
+        (ToolCallPart(0, "{}", "c", "f"), ToolCallPart(1, "{}", "c", "f"), ToolCallPart(0, "{}")),
+        (ToolCallPart(0, "x" * (MOST_CHUNK_CHARACTERS + 1), "c", "f"),),
+    ],
+)
+def test_wrong_parts_of_calls_are_refused(parts: tuple[ToolCallPart, ...]) -> None:
+    state = AnswerFailover(make_prompt())
+    state.record_attempt(DIGEST)
+    with pytest.raises(errors.ProtocolViolation, match=r"call|characters"):
+        state.record_item(Chunk("", (1,), call_parts=parts))
+    with pytest.raises(errors.ProtocolViolation, match="characters"):
+        state.record_item(Chunk("", (1,), reasoning="x" * (MOST_CHUNK_CHARACTERS + 1)))
 
 
 async def test_losing_a_worker_after_the_last_token_needs_no_resumption() -> None:

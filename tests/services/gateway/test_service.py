@@ -21,7 +21,7 @@ from services.gateway.settings import GatewaySettings
 from shared import errors
 from shared.api import audit, auth, configuration, gateway, inference, ledger, usage_report
 from shared.api.gateway import Check, InferenceRequest, ProcessInferenceRequest
-from shared.api.generation import Generation, Usage
+from shared.api.generation import Generation, Tool, Usage
 from shared.api.method import Nothing
 from shared.node import Node, NodeSettings
 from shared.node.client_node import ClientNode
@@ -30,6 +30,7 @@ from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.types import Credential, FinishReason, MicroCredits, ModelName, Role, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer
+from tests.services.gateway import thinking
 from tests.services.gateway.fakes import KEY, OWNER, TOKEN, USER, announcement, node_id
 from tests.stopwatch import HANG_SECONDS
 from tests.testnet import MESH, RunningNode, TestNet, testnet, until
@@ -111,6 +112,7 @@ class StandInWorker(StandIn):
         self.ran = 0
         self.cancelled = 0
         self.hangs = False
+        self.chunks: tuple[inference.Chunk, ...] = (inference.Chunk("Hello", (0,)), inference.Chunk(" world", (1,)))
         #: Not set: answers wait behind their first word.
         self.pause = asyncio.Event()
         self.pause.set()
@@ -120,15 +122,15 @@ class StandInWorker(StandIn):
     async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> Generation:
         self.ran += 1
         try:
-            for number, word in enumerate(("Hello", " world")):
-                await stream.send(inference.Chunk(word, (number,)))
+            for chunk in self.chunks:
+                await stream.send(chunk)
                 await self.pause.wait()
                 if self.hangs:
                     await asyncio.Event().wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return Generation(FinishReason.STOP, Usage(5, 2))
+        return Generation(FinishReason.STOP, Usage(5, len(self.chunks), reasoning_tokens=sum(bool(one.reasoning) for one in self.chunks)))
 
 
 class GatewayMesh:
@@ -514,6 +516,30 @@ async def test_the_first_chunk_has_the_request_id_so_that_a_canceled_answer_can_
             await asyncio.sleep(0.01)
     await mesh.client.rpc.call(usage_report.give_feedback, usage_report.GiveFeedback(stopped, -1), credential=KEY)
     assert [tuple(row) for row in await mesh.rows("SELECT request_id, rating FROM gateway.feedback")] == [(stopped, -1)]
+
+
+@pytest.mark.parametrize("wants_parts", [True, False])
+async def test_calls_come_complete_to_readers_that_know_no_parts(mesh: GatewayMesh, wants_parts: bool) -> None:
+    worker: StandInWorker = mesh.nodes["worker"].service  # type: ignore[assignment]
+    worker.chunks = thinking.ANSWER
+    question = InferenceRequest(prompt="hi", tools=(Tool("look_up"),))
+    request = ProcessInferenceRequest(question, idempotency_key="k", call_parts=wants_parts)
+    async with mesh.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
+        whole = [chunk async for chunk in answer]
+    assert [chunk.sequence for chunk in whole] == [*range(1, len(whole) + 1)]
+    assert "".join(chunk.reasoning for chunk in whole) == thinking.THOUGHTS
+    assert answer.end.usage.reasoning_tokens == 2
+    parts = [part for chunk in whole for part in chunk.call_parts]
+    assert parts == [part for chunk in thinking.ANSWER for part in chunk.call_parts if wants_parts]
+    assert [call for chunk in whole for call in chunk.tool_calls] == [call for call in thinking.CALLS if not wants_parts]
+    for after in range(1, len(whole)):
+        rest = msgspec.structs.replace(request, rest=gateway.Rest(after))
+        async with mesh.client.rpc.stream(gateway.process_inference_request, rest, credential=KEY) as answer:
+            found = [msgspec.structs.replace(chunk, request_id=None) async for chunk in answer]
+        assert found == whole[after:]
+    async with mesh.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
+        assert [chunk async for chunk in answer] == whole
+    assert worker.ran == 1
 
 
 async def test_a_revoked_key_stops_working_immediately(mesh: GatewayMesh) -> None:

@@ -235,7 +235,7 @@ async def test_a_too_large_prompt_is_refused_with_its_size(harness: StockClientH
 async def test_a_stream_is_billed_once(harness: StockClientHarness) -> None:
     *items, end = await harness.read({"request": {"prompt": "hi"}})
     assert "".join(json.loads(item.data)["text"] for item in items) == "Hello world"
-    assert json.loads(end.data)["usage"] == {"promptTokens": 5, "completionTokens": 2, "cachedTokens": 0}
+    assert json.loads(end.data)["usage"] == {"promptTokens": 5, "completionTokens": 2, "cachedTokens": 0, "reasoningTokens": 0}
     assert await harness.rows() == [("success", None, 2, True)]
     whole = json.loads((await harness.ask()).data)
     assert whole["costMicro"] == json.loads(end.data)["costMicro"] > 0

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.gateway import store
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
 from services.gateway.billing.request_record import ReservationState
-from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits
+from services.gateway.billing.reservations import ExtendedHold, GrantedReservation, HoldExtension, InsufficientCredits
 from services.gateway.store import GatewayStore
 from shared.types import KeyId, MicroCredits, RequestId, UserId
 from tests.servers import PostgresServer
@@ -41,6 +41,8 @@ class Reservation:
     owner: int
     with_key: bool
     held: int
+    tokens: int
+    per_token: int
     cost: int | None = None
     reverted: bool = False
 
@@ -103,7 +105,36 @@ class Machine(RuleBasedStateMachine):
         held = fixed + granted * per_token
         account.reserved += held
         account.key_reserved += held if with_key else 0
-        self.reservations[request] = Reservation(number, with_key, held)
+        self.reservations[request] = Reservation(number, with_key, held, granted, per_token)
+
+    @precondition(lambda self: self.reservations)
+    @rule(which=st.integers(0, 50), tokens=st.integers(0, 1500), least=st.integers(1, 300), again=st.booleans())
+    def extend(self, which: int, tokens: int, least: int, again: bool) -> None:
+        request = self.some(which)
+        held = self.reservations[request]
+        account, with_key = self.accounts[held.owner], held.with_key
+        extension = HoldExtension(
+            request_id=request, owner=self.owners[held.owner], max_tokens=tokens, least_more=least, answers=1,
+            micro_per_million=held.per_token * 1_000_000, monthly_micro=MicroCredits(MONTHLY),
+            key_budget_micro=MicroCredits(BUDGET) if with_key else None,
+        )  # fmt: skip
+        for _ in range(2 if again else 1):
+            (answer,) = self.run(self.books.ledger.extend_holds([extension]))
+            if held.cost is not None:
+                assert answer == ExtendedHold(None)
+                return
+            room = max(0, account.included + account.balance - account.reserved)
+            if with_key:
+                room = max(0, min(room, BUDGET - account.key_spent - account.key_reserved))
+            more = tokens - held.tokens
+            if more * held.per_token > room:
+                more = room // held.per_token
+            if more >= least:
+                held.tokens += more
+                held.held += more * held.per_token
+                account.reserved += more * held.per_token
+                account.key_reserved += more * held.per_token if with_key else 0
+            assert answer == ExtendedHold(held.tokens)
 
     @precondition(lambda self: self.reservations)
     @rule(which=st.lists(st.tuples(st.integers(0, 50), amounts), min_size=1, max_size=4), state=st.sampled_from(ReservationState))

@@ -25,6 +25,7 @@ from shared.api.gateway import InferenceRequest
 from shared.api.generation import Generation
 from shared.api.inference import Receipt
 from shared.config_documents import RouteDocument, TargetDocument, UpstreamPriceDocument
+from shared.node import lifecycle
 from shared.stores.database import Database
 from shared.telemetry import Metrics
 from shared.types import ModelName, RequestId
@@ -142,8 +143,9 @@ async def running_gateway(url: str) -> AsyncIterator[Gateway]:
             fakes.new_recorder(requests).running() as recorder,
             ledger.running(recorder, requests.write_requests, fakes._no_receipts),
             AnswerRuns().running() as runs,
+            lifecycle.background() as tasks,
         ):
-            service = RunningService(recorder, FakeStore(), ledger, FakeLedgerStore(), runs, free=10**9)
+            service = RunningService(recorder, FakeStore(), ledger, FakeLedgerStore(), runs, tasks=tasks, free=10**9)
             stubs = {model: Stub() for model in MODELS}
             for number, (model, stub) in enumerate(stubs.items()):
                 service.add_worker(30 + number, stub, model, provider="" if model == "local" else "acme")

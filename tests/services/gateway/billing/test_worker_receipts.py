@@ -108,6 +108,28 @@ async def test_a_worker_that_claimed_a_request_again_is_its_last_worker() -> Non
     assert await mesh.of(claimed(one, first, second, first)) == {one: make_receipt(one, before=4)}
 
 
+async def test_the_receipts_of_a_worker_that_is_gone_come_from_the_one_that_adopted_them() -> None:
+    one, two, three = (new_request_id() for _ in range(3))
+    gone, other = Worker(), Worker()
+    # It also ran the first part of one, and has a receipt of that.
+    adopter = Worker(make_receipt(one, completion=3))
+    texts = {each: msgspec.msgpack.encode(make_receipt(each, completion=8)) for each in (one, two)}
+    own = adopter.answer
+
+    async def answer(request: inference.ReadReceipts) -> inference.Receipts:
+        asked = [text for each, text in texts.items() if each in request.request_ids]
+        adopted = tuple(SignedReceipt(text, gone.key.sign("receipt", text)) for text in asked)
+        return inference.Receipts((*(await own(request)).receipts, *adopted))
+
+    mesh = Mesh(other)
+    mesh.add(adopter.key, answer)
+    receipts = await mesh.of(claimed(one, adopter, gone), claimed(two, gone), claimed(three, other))
+    assert receipts == {each: make_receipt(each, completion=8) for each in (one, two)}
+    # It is also asked for its own receipt of a request that the lost worker began.
+    assert await mesh.of(claimed(one, gone, adopter)) == {one: make_receipt(one, completion=3)}
+    assert mesh.struck == []
+
+
 async def test_a_receipt_signed_by_another_key_is_ignored_and_a_strike() -> None:
     one = new_request_id()
     worker = Worker(make_receipt(one), signed_by=node_keys.NodeKey(node_keys.new_seed()))

@@ -17,13 +17,15 @@ from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.api.generation import ChatMessage, ToolCall
+from shared.api.generation import ChatMessage, Tool, ToolCall, ToolCallPart
+from shared.api.inference import Chunk
 from shared.config_documents import PolicyDocument
 from shared.stores.cache import Cache
 from shared.types import FinishReason, KeyId, ModelName, RequestStatus
-from tests.services.gateway import fakes
+from tests.services.gateway import fakes, thinking
 from tests.services.gateway.fakes import OWNER, RunningService
 from tests.services.gateway.requests.test_embedding_pipeline import EmbeddingWorker
+from tests.services.gateway.thinking import Thinks
 from tests.stopwatch import HANG_SECONDS
 from tests.testnet import until
 
@@ -122,6 +124,59 @@ async def test_an_answer_is_masked_over_its_chunks_and_billed_as_sent(guarded: G
     assert text == "Pay [card] now."
     assert (result.finish_reason, result.usage.completion_tokens) == (FinishReason.STOP, 7)
     assert guarded.counts == [("answer", "card", "mask", 1)]
+
+
+SECRET_CALL = f'{{"card":"{CARD}"}}'
+THOUGHTS = (
+    Chunk("", (1,), reasoning="Their card is 4111 1111"),
+    Chunk("", (2,), reasoning=" 1111 1111"),
+    Chunk("Pay", (3,), reasoning=". So"),
+    Chunk("", (4,), call_parts=(ToolCallPart(0, SECRET_CALL[:20], "c", "pay"),)),
+    Chunk("", (5,), call_parts=(ToolCallPart(0, SECRET_CALL[20:]),)),
+)
+
+
+async def read_all(guarded: Guarded, **fields: Any) -> tuple[tuple[str, str, tuple[ToolCall, ...]], FinishReason]:
+    context.start()
+    request = InferenceRequest(prompt="hi", tools=(Tool("pay"),), **fields)
+    async with guarded.pipeline.run(OWNER, request, seconds=10) as running:
+        found = thinking.read([chunk async for _, chunk in running])
+    return found, running.result.finish_reason
+
+
+@pytest.mark.parametrize("last", [(), (Chunk("", (6,), finish=FinishReason.STOP),)])
+async def test_thoughts_and_arguments_in_parts_are_masked(guarded: Guarded, last: tuple[Chunk, ...]) -> None:
+    guarded.use(mesh={"answer": {"card": "mask"}})
+    guarded.service.add_worker(1, Thinks(chunks=(*THOUGHTS, *last)), "smollm2")
+    masked = ("Their card is [card]. So", "Pay", (ToolCall("c", "pay", '{"card":"[card]"}'),))
+    assert await read_all(guarded) == (masked, FinishReason.STOP)
+    assert guarded.counts == [("answer", "card", "mask", 2)]
+    guarded.use(mesh={"answer": {"card": "report"}})
+    as_sent = ("Their card is 4111 1111 1111 1111. So", "Pay", (ToolCall("c", "pay", SECRET_CALL),))
+    assert await read_all(guarded) == (as_sent, FinishReason.STOP)
+    assert guarded.counts == [("answer", "card", "report", 2)]
+
+
+async def test_a_refused_thought_ends_the_answer(guarded: Guarded) -> None:
+    guarded.use(mesh={"answer": {"card": "refuse"}})
+    guarded.service.add_worker(1, Thinks(chunks=THOUGHTS), "smollm2")
+    assert await read_all(guarded) == (("Their card is ", "", ()), FinishReason.CONTENT_FILTER)
+    guarded.service.add_worker(1, Thinks(chunks=THOUGHTS[3:]), "smollm2")
+    assert await read_all(guarded) == (("", "", ()), FinishReason.CONTENT_FILTER)
+
+
+async def test_thoughts_that_are_sent_back_are_masked(guarded: Guarded) -> None:
+    guarded.use(mesh={"prompt": {"card": "mask"}})
+    await guarded.ask(messages=(ChatMessage("assistant", "yes", reasoning=f"it is {CARD}"), ChatMessage("user", "hi")))
+    assert guarded.service.worker.received[0].prompt[0] == ChatMessage("assistant", "yes", reasoning="it is [card]")
+
+
+async def test_a_cached_answer_has_its_thoughts_and_calls(guarded: Guarded) -> None:
+    guarded.service.add_worker(1, worker := Thinks(), "smollm2")
+    answers = [await read_all(guarded, seed=7) for _ in range(2)]
+    assert answers == [((thinking.THOUGHTS, thinking.TEXT, thinking.CALLS), FinishReason.STOP)] * 2
+    assert 'ai_platform_reasoning_tokens_total{model="smollm2"} 4.0' in guarded.service.metrics.render()
+    assert len(worker.received) == 1
 
 
 async def test_a_refused_answer_ends_before_the_match_and_the_worker_stops(guarded: Guarded) -> None:

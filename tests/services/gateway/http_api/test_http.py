@@ -29,6 +29,7 @@ from tests.cases import case
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, TOKEN, USER, RunningService
 from tests.services.gateway.http_answers import BEARER, CHAT, events, problem
+from tests.services.gateway.thinking import Thinks
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ async def test_a_body_that_is_not_the_expected_json_is_a_400(http: httpx.AsyncCl
             problem(await http.post(path, content=body, headers={"content-type": "application/json"}), 400, "bad_request")
 
 
-async def test_a_ten_megabyte_prompt_is_refused_without_reading_it(running_service: RunningService) -> None:
+async def test_a_prompt_of_20_megabytes_is_refused_without_reading_it(running_service: RunningService) -> None:
     app, read = running_service.app(), 0
     sent: list[Any] = []
 
@@ -76,10 +77,15 @@ async def test_a_ten_megabyte_prompt_is_refused_without_reading_it(running_servi
 
     headers = [(b"authorization", BEARER["authorization"].encode()), (b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
-    await app({**scope, "headers": [*headers, (b"content-length", b"10485760")]}, receive, send)
+    await app({**scope, "headers": [*headers, (b"content-length", b"20000000")]}, receive, send)
     assert (sent[0]["status"], read) == (413, 0)
     sent.clear()
     await app(scope, receive, send)
+    assert sent[0]["status"] == 413
+    assert read <= 17 * MAX_BODY_BYTES + 65_536, "16 MiB of images in base64"
+    sent.clear()
+    read = 0
+    await app({**scope, "path": "/v1/embeddings"}, receive, send)
     assert sent[0]["status"] == 413
     assert read <= MAX_BODY_BYTES + 65_536
 
@@ -105,7 +111,8 @@ async def test_a_compressed_body_is_a_415(http: httpx.AsyncClient) -> None:
 
 NEED_CREDENTIAL = [
     ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("POST", "/v1/embeddings"),
-    ("POST", "/v1/messages"), ("POST", "/v1/moderations"),
+    ("POST", "/v1/messages"), ("POST", "/v1/moderations"), ("POST", "/v1/tokenize"), ("POST", "/v1/detokenize"),
+    ("POST", "/v1/apply-template"), ("POST", "/v1/rerank"), ("POST", "/infill"),
     ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/api/inference"), ("POST", "/api/infer"),
     ("DELETE", "/api/inference"), ("POST", "/api/auth/api-keys"), ("GET", "/api/usage"), ("GET", "/api/quota"),
     ("GET", "/api/auth/api-keys"), ("DELETE", "/api/auth/api-keys/{key}"), ("POST", "/api/auth/confirm"), ("GET", "/api/requests"),
@@ -205,6 +212,22 @@ async def test_infer_takes_both_spellings(http: httpx.AsyncClient, running_servi
     assert running_service.worker.received[0].model_config.max_tokens == 9
 
 
+async def test_thoughts_and_calls_are_in_the_answer_and_in_its_events(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.add_worker(1, worker := Thinks(), "smollm2")
+    body = {"prompt": "x", "reasoningEffort": "low", "tools": [{"type": "function", "function": {"name": "look_up"}}]}
+    whole = (await http.post("/api/inference", json=body)).json()
+    assert worker.received[-1].model_config.reasoning_effort == "low"
+    assert (whole["reasoning"], whole["response"], whole["usage"]["reasoning_tokens"]) == ("Let me think.", "I look.", 2)
+    assert [call["function"]["arguments"] for call in whole["tool_calls"]] == ['{"a":1}', "{}"]
+    blocks = (await http.post("/api/inference", json={**body, "stream": True})).text.strip().split("\n\n")
+    events = [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
+    pieces = [(json.loads(event["data"]), "id" in event) for event in events[:-2]]
+    assert "".join(piece.get("reasoning", "") for piece, _ in pieces) == "Let me think."
+    # Each is complete, and has an id to resume after.
+    assert [call for piece, _ in pieces for call in piece.get("tool_calls", ())] == whole["tool_calls"]
+    assert all(has_id for _, has_id in pieces)
+
+
 async def test_infer_takes_a_prompt_alone(http: httpx.AsyncClient) -> None:
     assert (await http.post("/api/infer", json={"payload": "hi"})).json()["response"] == "Hello world!"
 
@@ -215,7 +238,8 @@ async def test_infer_takes_a_prompt_alone(http: httpx.AsyncClient) -> None:
         ({"prompt": "x", "maxTokens": 1, "max_tokens": 2}, "max_tokens"), ({"prompt": "x", "n_discard": -1}, "n_discard"),
         ({"prompt": ""}, "prompt"), ({}, "prompt"), ({"prompt": 5}, "prompt"),
         ({"prompt": "x", "messages": [{"role": "user", "content": "y"}]}, "prompt"),
-        ({"prompt": "x", "topP": 7}, "top_p"),
+        ({"prompt": "x", "topP": 7}, "top_p"), ({"prompt": "x", "reasoningEffort": "max"}, "reasoning_effort"),
+        ({"prompt": "x", "chatTemplateKwargs": {"a": "x" * 4089}}, "chat_template_kwargs"),
     ],
 )  # fmt: skip
 async def test_a_wrong_field_is_a_400_that_names_it(http: httpx.AsyncClient, body: dict[str, object], param: str) -> None:
@@ -403,12 +427,11 @@ async def test_too_many_requests_of_one_caller_are_refused_before_their_bodies_a
 
 @pytest.mark.parametrize("words", [0, 2])
 async def test_requests_that_outlast_the_drain_are_told_to_retry(
-    running_service: RunningService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, words: int
+    running_service: RunningService, caplog: pytest.LogCaptureFixture, words: int
 ) -> None:
-    monkeypatch.setattr(http_server, "DRAIN_SECONDS", 0)
     running_service.worker.hangs_after = words
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        server = http_server.HttpServer(running_service.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
+        server = http_server.HttpServer(running_service.app(), sock, NodeSettings(node_key_file=Path("/nowhere"), drain_seconds=0))
         async with asyncio.TaskGroup() as tasks, asyncio.timeout(30):
             tasks.create_task(server.run())
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", headers=BEARER) as http:

@@ -12,6 +12,7 @@ from shared.api.generation import Generation
 from shared.api.inference import Chunk, ProcessPrompt
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
+from tests.services.gateway.thinking import Thinks
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 STREAM = {**CHAT, "stream": True}
@@ -66,6 +67,36 @@ async def test_a_stream_is_resumed(http: httpx.AsyncClient, running_service: Run
     assert '" world"' in rest.text
     assert whole.text.endswith(rest.text[rest.text.index(f"id: {second}") :])
     assert len(running_service.worker.received) == 1
+
+
+FUNCTION = {"name": "look_up", "parameters": {"type": "object"}}
+THINKING = {
+    "/v1/chat/completions": {**CHAT, "tools": [{"type": "function", "function": FUNCTION}]},
+    "/v1/responses": {"input": "hi", "tools": [{"type": "function", **FUNCTION}]},
+    "/v1/messages": {
+        **CHAT, "max_tokens": 9, "thinking": {"type": "adaptive"}, "tools": [{"name": "look_up", "input_schema": {"type": "object"}}],
+    },
+    "/api/inference": {**CHAT, "tools": [{"type": "function", "function": FUNCTION}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", THINKING)
+async def test_a_stream_is_resumed_in_a_thought_or_call(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
+    running_service.add_worker(1, worker := Thinks(), "smollm2")
+    body = {**THINKING[path], "stream": True}
+    whole = await http.post(path, json=body, headers=WITH_KEY)
+    assert "Let me" in whole.text
+    *all_but_last, last = ids(whole)
+    for event_id in all_but_last:
+        rest = await http.post(path, json=body, headers={**WITH_KEY, "last-event-id": event_id})
+        # One chunk may be several events.
+        _, _, expected = whole.text.rpartition(f"id: {event_id}\n")
+        assert rest.text.rstrip().endswith(expected.partition("\n\n")[2].rstrip()), rest.text
+        assert last in ids(rest)
+    repeated, fresh = [await http.post(path, json=THINKING[path], headers=headers) for headers in (WITH_KEY, {})]
+    for whole_answer in (repeated, fresh):
+        assert all(word in whole_answer.text for word in ("Let me think.", "I look.", "c1", "c2"))
+    assert len(worker.received) == 2
 
 
 async def test_resuming_a_stream_without_its_key_is_refused(http: httpx.AsyncClient, running_service: RunningService) -> None:

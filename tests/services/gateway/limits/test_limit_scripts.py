@@ -39,7 +39,8 @@ reads = st.tuples(st.just("read"), steps, st.integers(0, 60), st.just(0.0))
 #: Of one of the last requests, with fewer tokens than reserved, or more, or none.
 settles = st.tuples(st.just("settle"), steps, st.integers(0, 70), st.integers(0, 5))
 extends = st.tuples(st.just("extend"), steps, st.just(0), st.integers(0, 5))
-moves = st.lists(st.one_of(admits, admits, settles, reads, extends), max_size=40)
+raises = st.tuples(st.just("raise"), steps, st.integers(0, 200), st.integers(0, 5))
+moves = st.lists(st.one_of(admits, admits, settles, reads, extends, raises), max_size=40)
 sets_of_limits = st.lists(
     st.one_of(
         st.tuples(st.just(LimitKind.REQUESTS_PER_HOUR), st.integers(1, 8)),
@@ -75,6 +76,11 @@ def test_local_counters_give_the_same_answers_as_valkey(
                     slots = [(rule.counter, mine) for rule in held if rule.kind is LimitKind.CONCURRENCY]
                     await local.extend(slots, now=now)
                     await valkey.extend(slots, now=now)
+                elif move == "raise":
+                    mine = request_ids[-1 - int(more) % len(request_ids)]
+                    of_tokens = [rule for rule in held if rule.kind is LimitKind.TOKENS_PER_MINUTE]
+                    fits = await local.extend_tokens(of_tokens, mine, tokens=tokens, now=now)
+                    assert await valkey.extend_tokens(of_tokens, mine, tokens=tokens, now=now) == fits
                 elif move == "read":
                     assert await valkey.read(limits, tokens=tokens, now=now) == await local.read(limits, tokens=tokens, now=now)
                 else:

@@ -1,5 +1,6 @@
 """Limits counted in this process. ``test_limit_scripts`` checks that the answers are the same as Valkey's."""
 
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -44,6 +45,39 @@ async def test_unused_tokens_are_returned_once() -> None:
     assert await local.ask(rule, tokens=500)
     assert [await local.limits.settle([rule], mine, tokens=100) for _ in range(2)] == [True, False]
     assert await local.left(rule) == 400
+
+
+async def test_a_running_request_reserves_more_tokens_once_and_returns_them_all() -> None:
+    local, rule, model = (
+        LocalLimits(),
+        limit(LimitKind.TOKENS_PER_MINUTE, 1000),
+        replace(limit(LimitKind.TOKENS_PER_MINUTE, 700), counter="m"),
+    )
+    mine = await local.ask(rule, model, tokens=100)
+    assert mine
+    for total, left in ((400, 600), (400, 600), (300, 600), (700, 300)):
+        assert await local.limits.extend_tokens([rule, model], mine, tokens=total)
+        assert await local.left(rule) == left
+    assert not await local.limits.extend_tokens([rule, model], mine, tokens=701), "the model has none left, so none are taken from the user"
+    assert (await local.left(rule), await local.left(model)) == (300, 0)
+    assert await local.limits.settle([rule, model], mine, tokens=650)
+    assert (await local.left(rule), await local.left(model)) == (350, 50)
+    assert await local.limits.extend_tokens([rule, model], mine, tokens=999), "it has ended, so nothing is counted"
+    assert (await local.left(rule), await local.left(model)) == (350, 50)
+    assert not await local.limits.settle([rule, model], mine, tokens=0)
+
+
+async def test_time_restores_extended_tokens_too() -> None:
+    local, rule = LocalLimits(), limit(LimitKind.TOKENS_PER_MINUTE, 600)
+    mine = await local.ask(rule, tokens=600, lease_seconds=20)
+    assert mine
+    assert not await local.limits.extend_tokens([rule], mine, tokens=700)
+    local.now += 10
+    assert await local.limits.extend_tokens([rule], mine, tokens=700)
+    assert await local.left(rule) == 0
+    local.now += 9
+    assert await local.limits.settle([rule], mine, tokens=700), "the hold's lease is as long as before"
+    assert await local.left(rule) == 90
 
 
 async def test_a_reservation_ends_with_its_lease() -> None:

@@ -92,6 +92,43 @@ def counters() -> FakeCounters:
 # --- Valkey is up -------------------------------------------------------------------------------------------------------
 
 
+async def tokens_left(api_client: ApiClient) -> int:
+    (left,) = await api_client.quotas.read(ADA)
+    return left.remaining
+
+
+async def test_a_running_request_counts_more_tokens_and_is_settled_with_them(counters: FakeCounters) -> None:
+    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000))
+    usage = await api_client.spend(tokens=100)
+    assert [await api_client.quotas.extend(usage, tokens=tokens) for tokens in (600, 600, 1001)] == [True, True, False]
+    assert await tokens_left(api_client) == 400
+    await api_client.quotas.settle(usage, tokens=550)
+    assert await tokens_left(api_client) == 450
+
+
+@pytest.mark.parametrize(("mode", "granted"), [("degrade", True), ("open", True), ("closed", False)])
+async def test_while_valkey_is_down_a_counted_request_is_extended_by_the_setting(
+    counters: FakeCounters, mode: WithoutValkey, granted: bool
+) -> None:
+    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000), mode=mode)
+    usage = await api_client.spend(tokens=100)
+    counters.away = True
+    assert await api_client.quotas.extend(usage, tokens=500) is granted
+    counters.away = False
+    await api_client.quotas.settle(usage, tokens=300)
+    assert await tokens_left(api_client) == 700, "settled by what it used"
+
+
+async def test_a_request_that_is_counted_here_is_extended_here(counters: FakeCounters) -> None:
+    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000))
+    counters.away = True
+    usage = await api_client.spend(tokens=100)
+    assert usage.counted is CountedRequest.HERE
+    assert [await api_client.quotas.extend(usage, tokens=tokens) for tokens in (900, 1001)] == [True, False]
+    await api_client.quotas.settle(usage, tokens=500)
+    assert await tokens_left(api_client) == 500
+
+
 async def test_a_refusal_names_the_limit_and_the_wait(counters: FakeCounters) -> None:
     api_client = ApiClient(counters, TierPlan(100, 10, None, None, None))
     usage = [await api_client.spend() for _ in range(10)]

@@ -13,6 +13,7 @@ from shared.api.generation import ChatMessage, Generation, ToolCall, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
+from tests.services.gateway.thinking import Thinks
 
 KEYED = {"x-api-key": KEY, "anthropic-version": "2023-06-01", "anthropic-beta": "x"}
 TOOL = {"name": "look_up", "description": "Look it up.", "input_schema": {"type": "object", "properties": {"what": {"type": "string"}}}}
@@ -76,7 +77,7 @@ async def test_a_plain_answer(http: httpx.AsyncClient, running_service: RunningS
         "content": [{"type": "text", "text": "Hello world!"}],
         "stop_reason": "end_turn",
         "stop_sequence": None,
-        "usage": {"input_tokens": 7, "output_tokens": 3, "cache_read_input_tokens": 0},
+        "usage": {"input_tokens": 7, "output_tokens": 3, "cache_read_input_tokens": 0, "output_tokens_details": {"thinking_tokens": 0}},
     }
     (prompt,) = running_service.worker.received
     config = prompt.model_config
@@ -95,7 +96,7 @@ async def test_the_events_of_a_text(http: httpx.AsyncClient) -> None:
         {
             "type": "message_delta",
             "delta": {"stop_reason": "end_turn", "stop_sequence": None},
-            "usage": {"input_tokens": 7, "output_tokens": 3, "cache_read_input_tokens": 0},
+            "usage": {"input_tokens": 7, "output_tokens": 3, "cache_read_input_tokens": 0, "output_tokens_details": {"thinking_tokens": 0}},
         },
         {"type": "message_stop"},
     ]
@@ -109,7 +110,10 @@ async def test_calls_are_blocks_of_their_own(http: httpx.AsyncClient, running_se
     blocks = [{"type": "tool_use", "id": one, "name": name, "input": given} for one, name, given in calls]
     whole = (await post(http, **fields)).json()
     assert whole["content"] == [{"type": "text", "text": "Let me see."}, *blocks]
-    assert (whole["stop_reason"], whole["usage"]) == ("tool_use", {"input_tokens": 5, "output_tokens": 3, "cache_read_input_tokens": 2})
+    assert (whole["stop_reason"], whole["usage"]) == (
+        "tool_use",
+        {"input_tokens": 5, "output_tokens": 3, "cache_read_input_tokens": 2, "output_tokens_details": {"thinking_tokens": 0}},
+    )
     events = await streamed(http, **fields)
     assert [event["type"].removeprefix("content_block_") for event in events] == [
         "message_start", "start", "delta", "delta", "stop", *["start", "delta", "stop"] * len(calls), "message_delta", "message_stop",
@@ -119,6 +123,47 @@ async def test_calls_are_blocks_of_their_own(http: httpx.AsyncClient, running_se
     inputs = [event["delta"]["partial_json"] for event in events if event.get("delta", {}).get("type") == "input_json_delta"]
     assert [json.loads(given) for given in inputs] == [given for _, _, given in calls]
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
+
+
+async def test_thoughts_and_arguments_are_streamed(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.add_worker(1, Thinks(), "smollm2")
+    fields = {"tools": [{**TOOL, "name": "look_up"}], "thinking": {"type": "adaptive"}}
+    whole = (await post(http, **fields)).json()
+    assert whole["content"] == [
+        {"type": "thinking", "thinking": "Let me think.", "signature": ""},
+        {"type": "text", "text": "I look."},
+        {"type": "tool_use", "id": "c1", "name": "look_up", "input": {"a": 1}},
+        {"type": "tool_use", "id": "c2", "name": "look_up", "input": {}},
+    ]
+    assert whole["usage"]["output_tokens_details"] == {"thinking_tokens": 2}
+    events = await streamed(http, **fields)
+    assert [event["content_block"]["type"] for event in events if event["type"] == "content_block_start"] == [
+        "thinking", "text", "tool_use", "tool_use",
+    ]  # fmt: skip
+    deltas = [(event["index"], *list(event["delta"].values())[1:]) for event in events if event["type"] == "content_block_delta"]
+    assert deltas == [(0, "Let me"), (0, " think."), (1, "I look."), (2, '{"a":'), (2, "1}"), (3, "{}")]
+    assert [event["index"] for event in events if event["type"] == "content_block_stop"] == [0, 1, 2, 3]
+    hidden = (await post(http, thinking={"type": "adaptive", "display": "omitted"})).json()
+    assert [block["type"] for block in hidden["content"]] == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "effort"),
+    [
+        ({}, "none"),
+        ({"thinking": {"type": "disabled"}, "output_config": {"effort": "high"}}, "none"),
+        ({"thinking": {"type": "adaptive"}}, None),
+        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}}, "xhigh"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "low"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1025}}, "medium"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 8193}}, "high"),
+    ],
+)
+async def test_the_budget_is_an_effort(
+    http: httpx.AsyncClient, running_service: RunningService, fields: dict[str, Any], effort: str | None
+) -> None:
+    assert (await post(http, **fields)).status_code == 200
+    assert running_service.worker.received[-1].model_config.reasoning_effort == effort
 
 
 async def test_an_answer_cut_off_has_its_reason(http: httpx.AsyncClient, running_service: RunningService) -> None:
@@ -165,7 +210,7 @@ async def test_a_conversation_with_tools_reaches_the_worker(http: httpx.AsyncCli
     assert prompt.prompt == (
         ChatMessage("system", "s"),
         ChatMessage("user", "ab"),
-        ChatMessage("assistant", "c", (ToolCall("c1", "look_up", '{"what":"x"}'),)),
+        ChatMessage("assistant", "c", (ToolCall("c1", "look_up", '{"what":"x"}'),), reasoning="hm"),
         ChatMessage("tool", "found", (), "c1"),
         ChatMessage("tool", "Error: broken", (), "c2"),
         ChatMessage("tool", "", (), "c3"),
@@ -201,7 +246,9 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x"}}
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice"), ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
-        ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config"), ({"thinking": True}, "thinking"),
+        ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config.format"),
+        ({"thinking": True}, "thinking"), ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "deep"}}, "thinking.type"), ({"output_config": {"effort": "minimal"}}, "output_config.effort"),
     ],
 )  # fmt: skip
 async def test_a_wrong_parameter_is_a_400_that_names_it(

@@ -9,10 +9,11 @@ import pytest
 
 from shared import errors
 from shared.api import inference
-from shared.api.generation import Generation, ToolCall, Usage
+from shared.api.generation import ChatMessage, Generation, ReasoningEffort, ToolCall, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import TOKEN, FakeWorker, RunningService
+from tests.services.gateway.thinking import Thinks
 
 
 @pytest.fixture
@@ -107,6 +108,75 @@ async def test_the_client_assembles_a_chat_from_its_stream(client: openai.AsyncO
     result: Any = {"role": "tool", "tool_call_id": choice.message.tool_calls[0].id, "content": "1"}
     for sent in (choice.message, choice.message.to_dict()):
         await client.chat.completions.create(model="smollm2", messages=[*messages, sent, result], tools=[tool])
+
+
+TOOL: Any = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+
+
+async def test_thoughts_come_apart_and_are_taken_back(client: openai.AsyncOpenAI, running_service: RunningService) -> None:
+    running_service.add_worker(1, worker := Thinks(), "smollm2")
+    messages: Any = [{"role": "user", "content": "hi"}]
+    answer = await client.chat.completions.create(model="smollm2", messages=messages, reasoning_effort="low")
+    message: Any = answer.choices[0].message
+    assert (message.reasoning_content, message.content) == ("Let me think.", "I look.")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert (answer.usage.completion_tokens, answer.usage.completion_tokens_details.reasoning_tokens) == (3, 2)
+    assert worker.received[-1].model_config.reasoning_effort is ReasoningEffort.LOW
+    for sent in (message.to_dict(), {"role": "assistant", "content": "I look.", "reasoning": "Let me think."}):
+        more: Any = {"chat_template_kwargs": {"enable_thinking": False}}
+        await client.chat.completions.create(model="smollm2", messages=[*messages, sent, *messages], extra_body=more)
+        assert worker.received[-1].prompt[1] == ChatMessage("assistant", "I look.", reasoning="Let me think.")
+        assert worker.received[-1].model_config.chat_template_kwargs == '{"enable_thinking":false}'
+
+
+async def test_thoughts_and_arguments_are_streamed(client: openai.AsyncOpenAI, running_service: RunningService) -> None:
+    running_service.add_worker(1, Thinks(), "smollm2")
+    messages: Any = [{"role": "user", "content": "hi"}]
+    stream = await client.chat.completions.create(model="smollm2", messages=messages, tools=[TOOL], stream=True)
+    deltas: list[Any] = [choice.delta async for chunk in stream for choice in chunk.choices]
+    assert [text for delta in deltas if (text := getattr(delta, "reasoning_content", None))] == ["Let me", " think."]
+    calls = [call.to_dict() for delta in deltas for call in delta.tool_calls or ()]
+    assert calls == [
+        {"index": 0, "id": "c1", "type": "function", "function": {"name": "look_up", "arguments": ""}},
+        {"index": 0, "function": {"arguments": '{"a":'}},
+        {"index": 0, "function": {"arguments": "1}"}},
+        {"index": 1, "id": "c2", "type": "function", "function": {"name": "look_up", "arguments": "{}"}},
+    ]
+    async with client.chat.completions.stream(model="smollm2", messages=messages, tools=[TOOL]) as parsed:
+        completion = await parsed.get_final_completion()
+    whole = await client.chat.completions.create(model="smollm2", messages=messages, tools=[TOOL])
+    for choice in (completion.choices[0], whole.choices[0]):
+        assert choice.finish_reason == "tool_calls"
+        assert [(call.id, call.function.arguments) for call in choice.message.tool_calls or ()] == [("c1", '{"a":1}'), ("c2", "{}")]
+    one = await client.chat.completions.create(model="smollm2", messages=messages, tools=[TOOL], parallel_tool_calls=False)
+    assert [call.id for call in one.choices[0].message.tool_calls or ()] == ["c1"]
+
+
+async def test_the_client_assembles_thoughts_and_calls_of_a_response(client: openai.AsyncOpenAI, running_service: RunningService) -> None:
+    running_service.add_worker(1, worker := Thinks(), "smollm2")
+    tool: Any = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}, "strict": True}
+    asked: Any = {"role": "user", "content": "hi"}
+    async with client.responses.stream(model="smollm2", input=[asked], tools=[tool], reasoning={"effort": "minimal"}) as stream:
+        events = [event async for event in stream]
+        response = await stream.get_final_response()
+    assert "".join(event.delta for event in events if event.type == "response.reasoning_text.delta") == "Let me think."
+    assert [event.snapshot for event in events if event.type == "response.function_call_arguments.delta"] == ['{"a":', '{"a":1}', "{}"]
+    assert [(item.type, item.status) for item in response.output] == [
+        ("reasoning", "completed"), ("message", "completed"), ("function_call", "completed"), ("function_call", "completed"),
+    ]  # fmt: skip
+    done = [event.item for event in events if event.type == "response.output_item.done"]
+    assert {item.id: item.type for item in done} == {item.id: item.type for item in response.output}, "each item has its end"
+    assert response.usage is not None
+    assert response.usage.output_tokens_details.reasoning_tokens == 2
+    assert response.reasoning is not None
+    assert response.reasoning.effort == "minimal"
+    whole = await client.responses.create(model="smollm2", input=[asked], tools=[tool])
+    assert [item.type for item in whole.output] == [item.type for item in response.output]
+    sent: Any = [item.to_dict() for item in whole.output]
+    await client.responses.create(model="smollm2", input=[asked, *sent, {"type": "function_call_output", "call_id": "c1", "output": "1"}])
+    calls = (ToolCall("c1", "look_up", '{"a":1}'), ToolCall("c2", "look_up", "{}"))
+    assert worker.received[-1].prompt[1] == ChatMessage("assistant", "I look.", calls, reasoning="Let me think.")
 
 
 class Calls(FakeWorker):

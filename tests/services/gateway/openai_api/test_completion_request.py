@@ -10,7 +10,7 @@ from openai.types import Completion
 
 from shared import errors
 from shared.api import inference
-from shared.api.generation import ChatMessage, FormatKind, Generation, Usage
+from shared.api.generation import SUFFIX_ROLE, ChatMessage, FormatKind, Generation, OutputFormat, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
@@ -47,6 +47,18 @@ def text_of(events: list[dict[str, Any]], index: int) -> str:
     return "".join(choice["text"] for event in events for choice in event["choices"] if choice["index"] == index)
 
 
+@pytest.mark.parametrize(
+    ("extra", "kind", "text"),
+    [({"guided_regex": "[a-z]"}, FormatKind.REGEX, "[a-z]"), ({"guided_choice": ["a", "ü"]}, FormatKind.CHOICE, '["a","ü"]')],
+)
+async def test_guided_answers_are_formats(
+    http: httpx.AsyncClient, running_service: RunningService, extra: dict[str, object], kind: FormatKind, text: str
+) -> None:
+    await complete(http, model="llama3", **extra)
+    (prompt,) = running_service.worker.received
+    assert prompt.model_config.format == OutputFormat(kind, text)
+
+
 async def test_a_completion_sends_its_text_unchanged_to_the_model(http: httpx.AsyncClient, running_service: RunningService) -> None:
     completion = await complete(http, model="llama3", grammar="root ::= [a]")
     assert (completion.object, completion.model, completion.choices[0].text, completion.choices[0].finish_reason) == (
@@ -61,6 +73,52 @@ async def test_a_completion_sends_its_text_unchanged_to_the_model(http: httpx.As
     assert (config.raw, config.max_tokens) == (True, 16)
     assert config.format is not None
     assert config.format.kind is FormatKind.GBNF
+
+
+GAP = (ChatMessage("user", "def add(a, b):"), ChatMessage(SUFFIX_ROLE, "print(add(1, 2))"))
+
+
+async def test_a_gap_is_filled(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    completion = await complete(http, prompt=GAP[0].content, suffix=GAP[1].content)
+    assert completion.choices[0].text == "Hello world!"
+    (sent,) = running_service.worker.received
+    assert (sent.prompt, sent.model_config.raw) == (GAP, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"prompt": "a", "suffix": "b", "echo": True}, "suffix and echo exclude each other"),
+        ({"prompt": "", "suffix": "  "}, "prompt is empty"),
+        ({"prompt": "a", "suffix": "x" * 1_000_000}, "the prompt has 1000001 bytes"),
+    ],
+)
+async def test_a_gap_that_cannot_be_filled(http: httpx.AsyncClient, body: dict[str, object], says: str) -> None:
+    assert says in (await http.post("/v1/completions", json=body)).json()["error"]["message"]
+
+
+async def test_infill_as_editors_ask_for_it(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    extra = [{"filename": "other.py", "text": "x = 1"}]
+    body = {"input_prefix": "def add", "prompt": "(a, b):", "input_suffix": GAP[1].content, "n_predict": 64, "top_k": 40, "stop": ["\n\n"]}
+    editor = {"samplers": ["top_k"], "cache_prompt": True, "t_max_predict_ms": 1000, "response_fields": ["content"], "n_indent": 0}
+    answer = (await http.post("/infill", json=body | editor)).json()
+    assert answer == {
+        "content": "Hello world!", "stop": True, "model": "smollm2", "index": 0, "stop_type": "eos", "tokens_predicted": 3,
+        "tokens_evaluated": 7,
+    }  # fmt: skip
+    (sent,) = running_service.worker.received
+    assert (sent.prompt, sent.model_config.max_tokens, sent.model_config.stop, sent.model_config.top_k) == (GAP, 64, ("\n\n",), 40)
+    await http.post("/infill", json=body | {"input_extra": extra, "n_predict": -1})
+    assert running_service.worker.received[1].prompt[0].content == "other.py\nx = 1\n\ndef add(a, b):"
+
+
+async def test_infill_streams(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/infill", json={"input_prefix": "a", "input_suffix": "b", "stream": True})
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n") if line.startswith("data: ")]
+    assert "".join(event["content"] for event in events) == "Hello world!"
+    assert [event["stop"] for event in events] == [False] * (len(events) - 1) + [True]
+    refused = await http.post("/infill", json={"n_predict": -2, "input_prefix": "a"})
+    assert refused.json()["error"]["param"] == "n_predict"
 
 
 async def test_a_chat_is_not_raw(http: httpx.AsyncClient, running_service: RunningService) -> None:
@@ -159,7 +217,8 @@ async def test_log_probabilities_use_the_legacy_format(http: httpx.AsyncClient, 
     [
         ({"prompt": [1, 2]}, "prompt"), ({"prompt": [[1], [2]]}, "prompt"), ({"prompt": None}, "prompt"), ({"prompt": ""}, "prompt"),
         ({"prompt": []}, "prompt"), ({"prompt": ["a"] * 17}, "prompt"), ({"prompt": 5}, "prompt"), ({"prompt": ["a", None]}, "prompt[1]"),
-        ({"best_of": 2}, "best_of"), ({"n": 2, "best_of": 1}, "best_of"), ({"suffix": "x"}, "suffix"), ({"logprobs": 6}, "logprobs"),
+        ({"best_of": 2}, "best_of"), ({"n": 2, "best_of": 1}, "best_of"), ({"suffix": "x", "echo": True}, "suffix"),
+        ({"logprobs": 6}, "logprobs"),
         ({"logprobs": -1}, "logprobs"), ({"logprobs": True}, "logprobs"), ({"echo": True, "logprobs": 1}, "echo"), ({"echo": 1}, "echo"),
         ({"stream_options": {"include_usage": True}}, "stream_options"), ({"max_tokens": 0}, "max_tokens"), ({"messages": []}, "messages"),
         ({"tools": []}, "tools"), ({"temperature": 3}, "temperature"), ({"logit_bias": {"x": 1}}, "logit_bias"), ({"user": 5}, "user"),

@@ -52,7 +52,13 @@ async def test_chat(http: httpx.AsyncClient, running_service: RunningService) ->
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "Hello world!", "refusal": None}
     assert body["choices"][0]["finish_reason"] == "stop"
     assert (body["object"], body["model"]) == ("chat.completion", "llama3"), "as the caller named it"
-    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 0}}
+    assert body["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
     row = running_service.store.only_row
     assert row.tokens_used == 10
     assert answer.headers["x-request-id"] == str(row.id)
@@ -284,6 +290,7 @@ async def test_without_workers_it_is_a_503(http: httpx.AsyncClient, running_serv
         {"frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"1": 5}}, {"logprobs": True, "top_logprobs": 3},
         {"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
         {"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": "required"}, {"grammar": "root ::= [a]"},
+        {"guided_regex": "[a-z]+"}, {"guided_choice": ["a", "b"]}, {"guided_regex": None, "grammar": None, "guided_choice": ["a"]},
         {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT]},
         {"stream": None, "logprobs": None, "parallel_tool_calls": None, "ignore_eos": None},
         {"tools": [TOOL], "parallel_tool_calls": False}, {"tools": [TOOL], "response_format": {"type": "json_object"}},
@@ -315,6 +322,11 @@ async def test_supported_parameters_are_accepted(http: httpx.AsyncClient, harmle
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
         ({"tools": [TOOL], "grammar": "root ::= [a]"}, "grammar"),
+        ({"tools": [TOOL], "guided_regex": "a"}, "guided_regex"), ({"tools": [TOOL], "guided_choice": ["a"]}, "guided_choice"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
+        ({"guided_regex": "a", "grammar": "root ::= [a]"}, "guided_regex"),
+        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex"),
+        ({"guided_choice": "a"}, "guided_choice"), ({"guided_choice": [1]}, "guided_choice[0]"),
         ({"surprise": 1}, "surprise"), ({"temperature": "1"}, "temperature"), ({"temperature": True}, "temperature"),
         ({"temperature": 2.5}, "temperature"), ({"temperature": -1}, "temperature"), ({"top_p": 0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -324,7 +336,7 @@ async def test_supported_parameters_are_accepted(http: httpx.AsyncClient, harmle
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "bad": 1}]}, "messages[0].bad"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}, "messages[0].content[0].text"),
         ({"stream_options": {"include_usage": True}}, "stream_options"), ({"model": 5}, "model"), ({"model": ""}, "model"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]}, "messages[0].content[0]"),
@@ -337,7 +349,10 @@ async def test_supported_parameters_are_accepted(http: httpx.AsyncClient, harmle
         ({"audio": {"voice": "x", "format": "wav"}}, "audio"), ({"modalities": ["text", "audio"]}, "modalities"),
         ({"functions": [{"name": "f"}]}, "functions"), ({"function_call": {"name": "f"}}, "function_call"), ({"metadata": 5}, "metadata"),
         ({"web_search_options": {}}, "web_search_options"), ({"prediction": "x"}, "prediction"), ({"service_tier": 1}, "service_tier"),
-        ({"reasoning_effort": 1}, "reasoning_effort"), ({"verbosity": {}}, "verbosity"), ({"store": "no"}, "store"),
+        ({"reasoning_effort": 1}, "reasoning_effort"), ({"reasoning_effort": "max"}, "reasoning_effort"),
+        ({"reasoning_effort": ["low"]}, "reasoning_effort"), ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": "{}"}, "chat_template_kwargs"), ({"chat_template_kwargs": {"a": "x" * 4089}}, "chat_template_kwargs"),
+        ({"verbosity": {}}, "verbosity"), ({"store": "no"}, "store"),
         ({"cache_control": "ephemeral"}, "cache_control"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"moderation": {"model": "x"}}, "moderation"), ({"surprise": None}, "surprise"), ({"messages": None}, "messages"),

@@ -165,7 +165,7 @@ async def test_requests_of_the_journal_that_the_database_does_not_know_are_repor
     for _ in range(2):
         async with stored.running() as gateway:
             metrics, requests = gateway.node.metrics, gateway.books.requests
-            async with held_journal(path, requests.find_unknown) as journal:
+            async with held_journal(path, gateway.node.id, requests.find_unknown) as journal:
                 async with UsageRecorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running():
                     pass  # the rows are written at the end
                 assert journal.read() == []

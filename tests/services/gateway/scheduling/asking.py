@@ -9,15 +9,18 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.dispatch import Dispatch, WaitingRequests
 from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
+from services.gateway.scheduling.worker_starts import WorkerStarts
 from shared import errors
 from shared.protocol.directory import WorkerLoad
 from shared.telemetry import Metrics
 from shared.types import ModelName, NodeId, UserId
+from shared.worker_pools import WorkerPool
 from tests.services.gateway.fakes import FakeDirectory
 
 M = ModelName("m")
@@ -87,11 +90,13 @@ class Caller:
 
 
 class DispatchHarness:
-    def __init__(self, tasks: asyncio.TaskGroup, rules: QueueSettings) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, rules: QueueSettings, pools: tuple[WorkerPool, ...]) -> None:
         self.tasks = tasks
         self.directory = FakeDirectory()
         self.metrics = Metrics("gateway")
-        self.dispatch = Dispatch(self.directory, random.Random(5), rules, self.metrics)
+        self.pools = pools
+        stats = WorkerStats(starts=WorkerStarts(lambda: self.pools))
+        self.dispatch = Dispatch(self.directory, random.Random(5), rules, self.metrics, worker_stats=stats)
         self.began: list[Caller] = []
 
     def worker(self, number: int, slots: int = 1, **more: Any) -> None:
@@ -114,10 +119,10 @@ async def settled() -> None:
 
 
 @asynccontextmanager
-async def dispatch_harness(**rules: Any) -> AsyncIterator[DispatchHarness]:
+async def dispatch_harness(*pools: WorkerPool, **rules: Any) -> AsyncIterator[DispatchHarness]:
     """Cancels what still runs at the end."""
     async with asyncio.TaskGroup() as tasks:
-        harness = DispatchHarness(tasks, QueueSettings(**rules))
+        harness = DispatchHarness(tasks, QueueSettings(**rules), pools)
         try:
             yield harness
         finally:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from services.gateway.scheduling.peer_queues import PeerOffer, QueueReport
+from services.gateway.scheduling.peer_queues import PeerOffer, PeerWaiting, QueueReport
 from services.gateway.scheduling.policies import Placement
 from shared import errors
 from shared.config_documents import Machines
@@ -312,3 +312,24 @@ async def test_an_offered_slot_goes_to_the_next_request_if_the_first_is_refused(
         assert isinstance(hopeless.error, errors.NotReachable)
         assert waiting.began.is_set()
         assert waiting.node == node_id(1)
+
+
+async def test_oldest_wait_and_refusals_are_measured_for_autoscaling() -> None:
+    async with dispatch_harness(queue_most=1) as harness:
+        now = 1000.0
+        harness.dispatch.clock = lambda: now
+        harness.worker(1)
+        for _ in range(2):  # one runs, and the worker queues one
+            await harness.ask()
+        harness.dispatch.apply_report(QueueReport("other", M, (PeerWaiting(tenant(2), 1, 0),)))
+        now += 3
+        assert harness.dispatch.oldest_wait(M) == 0, "another gateway's request is measured there"
+        harness.dispatch.forget_peers()
+        waiting = await harness.ask()
+        now += 7
+        assert 'ai_platform_oldest_wait_seconds{model="m"} 7.0' in harness.metrics.render()
+        with pytest.raises(errors.Overloaded, match="1 requests are already queued"):
+            harness.dispatch.ensure_capacity(requirements())
+        assert 'ai_platform_model_requests_total{model="m",result="refused"} 1.0' in harness.metrics.render()
+        await waiting.cancel()
+        assert harness.dispatch.oldest_wait(M) == 0

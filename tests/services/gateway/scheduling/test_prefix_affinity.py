@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.scheduling import prefix_affinity
-from services.gateway.scheduling.prefix_affinity import BLOCK_BYTES, PrefixAffinity
-from shared.api.generation import ChatMessage, Tool
+from services.gateway.scheduling.prefix_affinity import PrefixAffinity
+from shared.api import generation
+from shared.api.generation import BLOCK_BYTES, ChatMessage, Tool
 from shared.types import ModelName
 from tests.services.gateway.fakes import node_id
 
@@ -18,25 +19,25 @@ SINCE = {node_id(number): 0.0 for number in range(10)}
 def test_the_next_turn_of_a_conversation_shares_its_prefix() -> None:
     first = (SYSTEM, ChatMessage("user", "hello " * 100))
     then = (*first, ChatMessage("assistant", "hi " * 100), ChatMessage("user", "and now?"))
-    shorter, longer = prefix_affinity.hash_prefixes(first, "salt"), prefix_affinity.hash_prefixes(then, "salt")
+    shorter, longer = generation.hash_prefixes(first, "salt"), generation.hash_prefixes(then, "salt")
     assert longer[: len(shorter)] == shorter
     assert len(longer) > len(shorter)
 
 
 def test_an_extended_text_keeps_its_prefixes() -> None:
-    short, long = (prefix_affinity.hash_prefixes((ChatMessage("user", "word " * count),), "salt") for count in (200, 300))
+    short, long = (generation.hash_prefixes((ChatMessage("user", "word " * count),), "salt") for count in (200, 300))
     assert long[: len(short)] == short
 
 
 def test_two_tenants_share_no_prefix_hashes() -> None:
-    assert not set(prefix_affinity.hash_prefixes((SYSTEM,), "one")) & set(prefix_affinity.hash_prefixes((SYSTEM,), "two"))
+    assert not set(generation.hash_prefixes((SYSTEM,), "one")) & set(generation.hash_prefixes((SYSTEM,), "two"))
 
 
 def test_roles_and_tools_are_part_of_the_prefix() -> None:
     text = "word " * 200
     tools = (Tool("search"),)
     names = [
-        prefix_affinity.hash_prefixes((ChatMessage(role, text),), "salt", with_tools)
+        generation.hash_prefixes((ChatMessage(role, text),), "salt", with_tools)
         for role in ("user", "system")
         for with_tools in ((), tools)
     ]
@@ -44,27 +45,25 @@ def test_roles_and_tools_are_part_of_the_prefix() -> None:
 
 
 def test_a_prompt_shorter_than_a_block_has_no_prefixes() -> None:
-    assert prefix_affinity.hash_prefixes((ChatMessage("user", "hi"),), "salt") == ()
+    assert generation.hash_prefixes((ChatMessage("user", "hi"),), "salt") == ()
 
 
 def test_lone_surrogates_are_hashed_too() -> None:
-    assert prefix_affinity.hash_prefixes((ChatMessage("user", "\ud800" * 200),), "salt")
+    assert generation.hash_prefixes((ChatMessage("user", "\ud800" * 200),), "salt")
 
 
 @given(st.integers(1, 400), st.integers(1, 400))
 def test_a_long_prompt_has_few_prefixes_and_matches_its_last_turn(blocks: int, more: int) -> None:
     text = "".join(f"{number:07d} " for number in range((blocks + more) * BLOCK_BYTES // 8))
-    last, now = (
-        prefix_affinity.hash_prefixes((ChatMessage("user", text[: count * BLOCK_BYTES]),), "salt") for count in (blocks, blocks + more)
-    )
-    assert 0 < len(last) <= prefix_affinity.MAX_BLOCKS
-    assert len(now) <= prefix_affinity.MAX_BLOCKS
+    last, now = (generation.hash_prefixes((ChatMessage("user", text[: count * BLOCK_BYTES]),), "salt") for count in (blocks, blocks + more))
+    assert 0 < len(last) <= generation.MAX_BLOCKS
+    assert len(now) <= generation.MAX_BLOCKS
     readers = PrefixAffinity()
     readers.record(M, last, node_id(1), now=0)
     share = readers.shares(M, now, SINCE, now=1).get(node_id(1), 0.0)
     # The common part, rounded down to a hashed prefix.
     assert share == pytest.approx(
-        blocks / (blocks + more), abs=2.5 / prefix_affinity.MAX_BLOCKS if blocks + more > prefix_affinity.MAX_BLOCKS else 1 / len(now)
+        blocks / (blocks + more), abs=2.5 / generation.MAX_BLOCKS if blocks + more > generation.MAX_BLOCKS else 1 / len(now)
     )
 
 

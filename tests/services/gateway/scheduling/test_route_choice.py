@@ -201,7 +201,7 @@ def test_what_a_model_cannot_do() -> None:
 
 def test_models_are_described_over_all_their_workers() -> None:
     directory = FakeDirectory()
-    directory.worker(1, "a", context_tokens=100)
+    directory.worker(1, "a", context_tokens=100, abilities=("images",))
     directory.worker(2, "a", "b", context_tokens=300)
     directory.worker(3, "b", context_tokens=0)
     directory.worker(4, "c", only_embeds=True)
@@ -210,6 +210,6 @@ def test_models_are_described_over_all_their_workers() -> None:
     directory.apply_announcement(msgspec.structs.replace(announcement(5), models=offers), "nats")
     directory.apply_announcement(msgspec.structs.replace(announcement(6), models=resting), "nats")
     assert route_choice.served_models(directory.entries(), OWNER.tenant_id, ANYWHERE) == {
-        "a": ModelFacts(300, only_embeds=False), "b": ModelFacts(0, only_embeds=False), "c": ModelFacts(2048, only_embeds=False),
-        "r": ModelFacts(100, rests=True),
+        "a": ModelFacts(300, sees_images=True), "b": ModelFacts(0, sees_images=False), "c": ModelFacts(2048, sees_images=False),
+        "r": ModelFacts(100, rests=True, sees_images=False),
     }  # fmt: skip

@@ -3,9 +3,10 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from services.gateway.scheduling import routing
+from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.routing import ModelNames
 from shared import errors
+from shared.config_documents import RouteDocument, TargetDocument
 from shared.protocol.directory import DirectoryEntry, ModelOffer
 from shared.types import ModelName, Role
 from tests.services.gateway.fakes import FakeDirectory, announcement, node_id
@@ -165,3 +166,14 @@ def test_if_only_routes_may_be_named_models_are_hidden() -> None:
     with pytest.raises(errors.NotReachable, match="no worker serves a model now"):
         routing.resolve(None, workers("secret"), names)
     assert [(model.name, model.aliases, model.workers) for model in routing.catalogue(served, names)] == [("assistant", (), 1)]
+
+
+def test_models_whose_workers_can_be_started_are_listed_without_workers() -> None:
+    document = RouteDocument(targets=(TargetDocument(name="own", model=ModelName("big"), order=1),))
+    names = ModelNames({"large": "big"}, None, routes={"assistant": route_choice.compile_route("assistant", 1, document)})
+    found = routing.catalogue(workers("smollm2"), names, startable=(ModelName("smollm2"), ModelName("big")))
+    assert [(model.name, model.workers, model.aliases, model.context_tokens, model.only_embeds) for model in found] == [
+        ("assistant", 0, (), 0, False),
+        ("smollm2", 1, (), 2048, False),
+        ("big", 0, ("large",), 0, False),
+    ]

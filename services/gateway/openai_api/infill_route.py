@@ -1,0 +1,137 @@
+"""Serves POST /infill, which completes the text at a cursor, in the form of llama.cpp's server and its editor plugins."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from services.gateway.http_api import answer_delivery, request_bodies
+from services.gateway.http_api.http_app import HttpRoute
+from services.gateway.http_api.http_call import HttpCall
+from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent
+from services.gateway.openai_api.parameters import ensure_tokens
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference
+from shared.api.gateway import InferenceRequest, InferenceResult
+from shared.api.inference import Chunk
+from shared.types import FinishReason, ModelName
+
+
+class ExtraFile(msgspec.Struct, frozen=True):
+    """Text of another file."""
+
+    text: str
+    filename: str = ""
+
+
+class InfillBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A text with a gap. Other parameters of llama.cpp's server are ignored."""
+
+    model: ModelName | None = None
+    #: Before the gap.
+    input_prefix: str = ""
+    #: Between ``input_prefix`` and the gap.
+    prompt: str = ""
+    #: Behind the gap.
+    input_suffix: str = ""
+    #: Texts of other files.
+    input_extra: tuple[ExtraFile, ...] = ()
+    n_predict: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+
+
+class InfillAnswer(msgspec.Struct, frozen=True):
+    """A whole answer, or an event of a stream."""
+
+    content: str
+    #: False in all events but the last.
+    stop: bool
+    model: ModelName
+    index: int = 0
+    #: ``eos`` or ``limit``; empty before the end.
+    stop_type: str = ""
+    tokens_predicted: int = 0
+    #: Of the prompt.
+    tokens_evaluated: int = 0
+
+
+class InfillRoute:
+    def __init__(self, deduplicated: DeduplicatedInference, *, request_seconds: float) -> None:
+        self._deduplicated = deduplicated
+        self._request_seconds = request_seconds
+
+    def routes(self) -> tuple[HttpRoute, ...]:
+        return (
+            HttpRoute(verb="POST", path="/infill", handler=self._infill, method="processInferenceRequest",
+                      summary="Complete the text at a cursor, as llama.cpp's server does", body=InfillBody, answer=InfillAnswer,
+                      streams=True, events=(InfillAnswer,)),
+        )  # fmt: skip
+
+    async def _infill(self, call: HttpCall) -> None:
+        body = request_bodies.convert(request_bodies.read_given(call.body), InfillBody)
+        request = to_request(body)
+        await answer_delivery.answer(call, self._deduplicated, request, InfillFormat(), stream=body.stream, seconds=self._request_seconds)
+
+
+def to_request(body: InfillBody) -> InferenceRequest:
+    """Convert the request. Raises BadField."""
+    # The server means "until the end of the answer" by -1.
+    max_tokens = None if body.n_predict == -1 else body.n_predict
+    ensure_tokens("n_predict", max_tokens)
+    extra = "".join(f"{file.filename}\n{file.text}\n\n" for file in body.input_extra)
+    return InferenceRequest(
+        model=body.model,
+        prompt=extra + body.input_prefix + body.prompt,
+        suffix=body.input_suffix,
+        raw=True,
+        max_tokens=max_tokens,
+        temperature=body.temperature,
+        top_k=body.top_k,
+        top_p=body.top_p,
+        min_p=body.min_p,
+        repeat_penalty=body.repeat_penalty,
+        seed=body.seed,
+        stop=body.stop,
+    )
+
+
+class InfillFormat:
+    """Formats the answer."""
+
+    def __init__(self) -> None:
+        self._model = ModelName("")
+        self._texts: list[str] = []
+
+    def begin(self, about: AnswerFacts) -> None:
+        self._model = about.model
+
+    def gather(self, chunk: Chunk) -> None:
+        self._texts.append(chunk.text)
+
+    def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
+        return (ServerSentEvent(InfillAnswer(chunk.text, stop=False, model=self._model)),) if chunk.text else ()
+
+    def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
+        return (ServerSentEvent(self._end(result, "")),)
+
+    def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
+        return (ServerSentEvent(error),)
+
+    def whole(self, result: InferenceResult) -> InfillAnswer:
+        return self._end(result, "".join(self._texts))
+
+    def _end(self, result: InferenceResult, content: str) -> InfillAnswer:
+        kind = "limit" if result.finish_reason is FinishReason.LENGTH else "eos"
+        return InfillAnswer(
+            content,
+            stop=True,
+            model=self._model,
+            stop_type=kind,
+            tokens_predicted=result.usage.completion_tokens,
+            tokens_evaluated=result.usage.prompt_tokens,
+        )

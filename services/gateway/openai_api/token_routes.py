@@ -1,0 +1,122 @@
+"""Serves POST /v1/tokenize, /v1/detokenize and /v1/apply-template, in the forms of vLLM and llama.cpp's server."""
+
+from array import array
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from services.gateway.http_api import answer_delivery, chat_messages, request_bodies
+from services.gateway.http_api.chat_messages import ChatBodyMessage, ToolBody
+from services.gateway.http_api.http_app import HttpRoute
+from services.gateway.http_api.http_call import HttpCall
+from services.gateway.prompt_admission import MAX_MODEL_CHARACTERS, BadField
+from services.gateway.requests.active_texts import ActiveConversion
+from services.gateway.requests.pipeline import Pipeline
+from shared.api.generation import ChatMessage
+from shared.api.inference import TOKEN_BYTES, Conversion, Detokenize, RenderChat, Tokenize
+from shared.types import ModelName
+
+#: Empty for the default model.
+NamedModel = Annotated[ModelName, Meta(max_length=MAX_MODEL_CHARACTERS)]
+
+
+class TemplateBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A chat to render."""
+
+    model: NamedModel = ModelName("")
+    messages: tuple[ChatBodyMessage, ...]
+    tools: tuple[ToolBody, ...] = ()
+    #: End with the beginning of the model's answer.
+    add_generation_prompt: bool = True
+
+
+class TokenizeBody(TemplateBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A text or a chat to tokenize."""
+
+    #: Either this, in which special tokens count, or messages.
+    prompt: str | None = None
+    messages: tuple[ChatBodyMessage, ...] = ()
+    #: Begin with the model's first token, as prompts do.
+    add_special_tokens: bool = True
+
+
+class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: NamedModel = ModelName("")
+    tokens: tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...]
+
+
+class TokenList(msgspec.Struct, frozen=True):
+    count: int
+    #: The model's context; 0 if unknown.
+    max_model_len: int
+    tokens: list[int]
+
+
+class PromptText(msgspec.Struct, frozen=True):
+    prompt: str
+
+
+class TokenRoutes:
+    """The handlers for conversions of tokens."""
+
+    def __init__(self, pipeline: Pipeline, *, request_seconds: float) -> None:
+        self._pipeline = pipeline
+        self._request_seconds = request_seconds
+
+    def routes(self) -> tuple[HttpRoute, ...]:
+        return (
+            HttpRoute(verb="POST", path="/v1/tokenize", handler=self._tokenize, method="tokenize", summary="The tokens of a text or chat",
+                      body=TokenizeBody, answer=TokenList, runs_a_model=True),
+            HttpRoute(verb="POST", path="/v1/detokenize", handler=self._detokenize, method="detokenize", summary="The text of tokens",
+                      body=DetokenizeBody, answer=PromptText, runs_a_model=True),
+            HttpRoute(verb="POST", path="/v1/apply-template", handler=self._apply_template, method="renderChat",
+                      summary="A chat as the model reads it", body=TemplateBody, answer=PromptText, runs_a_model=True),
+        )  # fmt: skip
+
+    async def _tokenize(self, call: HttpCall) -> None:
+        running, content = await self._convert(call, to_tokenize(request_bodies.convert(_read(call.body), TokenizeBody)))
+        ids = array("i", content[: len(content) // TOKEN_BYTES * TOKEN_BYTES])
+        await call.answer(TokenList(len(ids), running.context_tokens, ids.tolist()))
+
+    async def _detokenize(self, call: HttpCall) -> None:
+        body = request_bodies.convert(_read(call.body), DetokenizeBody)
+        await self._answer_text(call, Detokenize(body.model, array("i", body.tokens).tobytes()))
+
+    async def _apply_template(self, call: HttpCall) -> None:
+        await self._answer_text(call, to_render(request_bodies.convert(_read(call.body), TemplateBody)))
+
+    async def _answer_text(self, call: HttpCall, request: Conversion) -> None:
+        _, content = await self._convert(call, request)
+        await call.answer(PromptText(content.decode("utf-8", "replace")))
+
+    async def _convert(self, call: HttpCall, request: Conversion) -> tuple[ActiveConversion, bytes]:
+        call.refuse_idempotency_key()
+        conversion = self._pipeline.convert(call.caller, request, seconds=self._request_seconds, forbids_external=call.forbids_external)
+        async with conversion as running:
+            call.add_headers(answer_delivery.headers(running))
+            return running, await running.read()
+
+
+def to_render(body: TemplateBody) -> RenderChat:
+    """Convert the request. Raises BadField."""
+    tools, _ = chat_messages.chosen_tools(body.tools, None)
+    return RenderChat(body.model, chat_messages.to_messages(body.messages), tools, body.add_generation_prompt)
+
+
+def to_tokenize(body: TokenizeBody) -> Tokenize:
+    """Convert the request. Raises BadField."""
+    with_special = body.add_special_tokens
+    if body.prompt is None:
+        chat = to_render(body)
+        return Tokenize(chat.model, chat.messages, chat.tools, chat.add_generation_prompt, add_special_tokens=with_special)
+    if body.messages or body.tools:
+        raise BadField("prompt", "and messages exclude each other; send only one")
+    return Tokenize(body.model, (ChatMessage("user", body.prompt),), raw=True, add_special_tokens=with_special)
+
+
+def _read(body: bytes) -> dict[str, object]:
+    """Parse the body. Raises BadRequest that names the field."""
+    found = request_bodies.read_given(body)
+    chat_messages.ensure_functions(found.get("tools"))
+    return found | {"messages": chat_messages.tidy(found["messages"])} if "messages" in found else found

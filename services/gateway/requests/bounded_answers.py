@@ -1,0 +1,173 @@
+"""Ends an answer where its reservation or its time ends, and extends the reservation while the answer runs.
+
+An answer without ``max_tokens`` may take what fits the model's context, so its worker gets a high limit. This gateway holds the cost of one
+step, asks for the next one early, and cuts the answer off where a step is refused. What was cut off is neither delivered nor billed.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from services.gateway import call_parts
+from services.gateway.prompt_admission import BYTES_IN_A_TOKEN
+from services.gateway.relay import AnswerItem
+from shared.api.generation import Generation, Usage
+from shared.api.inference import Chunk, PromptAccepted
+from shared.types import FinishReason
+
+#: Of each answer. A page of text fits, so most answers need no second step.
+STEP_TOKENS = 4096
+#: A first step may be smaller, but each step costs a call.
+_LEAST_STEP = 256
+#: The next step is asked for when this share of a step is left: 512 tokens, seconds before they are needed.
+_LEAD_SHARE = 8
+
+#: Begins to hold so many tokens for each answer. The task returns how many are held then, and never raises.
+Extend = Callable[[int], asyncio.Task[int]]
+
+
+class AnswerBounds:
+    """Counts what was delivered against what is held. Pure.
+
+    An answer without token ids is counted by its bytes, which gives more tokens than most texts have; for its last step by its pieces,
+    which have at least a token.
+    """
+
+    def __init__(self, *, held: int, most: int, answers: int, is_open_ended: bool = True) -> None:
+        """``held`` and ``most`` are tokens of each answer. Unless it is open-ended, the worker ends it."""
+        self._is_open_ended = is_open_ended
+        self._held, self._most, self._answers = held, most, answers
+        self._step = max(held, _LEAST_STEP)
+        self._is_refused = False
+        self._tokens = self._reasoning_tokens = self._pieces = self._prompt_tokens = 0
+        self._has_ids = False
+        self._finished: dict[int, FinishReason] = {}
+
+    @property
+    def has_delivered(self) -> bool:
+        return self._tokens > 0
+
+    @property
+    def wanted(self) -> int:
+        """Return how many tokens of each answer to hold next."""
+        return min(self._held + self._step, self._most)
+
+    @property
+    def _is_last(self) -> bool:
+        return self._held >= self._most
+
+    @property
+    def needs_step(self) -> bool:
+        """Whether it is time to ask for the next step."""
+        return self.can_grow and self._tokens >= (self._held - self._step // _LEAD_SHARE) * self._answers
+
+    @property
+    def can_grow(self) -> bool:
+        return not (self._is_refused or self._is_last)
+
+    def extended(self, held: int) -> None:
+        """Record the answer to ``wanted``. Less is the last step."""
+        self._is_refused = held < self.wanted
+        self._held = max(self._held, held)
+
+    def accepted(self, prompt_tokens: int) -> None:
+        self._prompt_tokens = prompt_tokens
+
+    def take(self, chunk: Chunk) -> bool:
+        """Count the chunk; return False, and count nothing, if it doesn't fit."""
+        self._has_ids = self._has_ids or bool(chunk.token_ids)
+        tokens = len(chunk.token_ids) if self._has_ids else _likely_tokens(chunk)
+        counted = self._pieces + (tokens > 0) if self._is_last and not self._has_ids else self._tokens + tokens
+        if self._is_open_ended and counted > self._held * self._answers:
+            return False
+        self._tokens += tokens
+        self._reasoning_tokens += len(chunk.token_ids) if chunk.reasoning else 0
+        self._pieces += tokens > 0
+        if chunk.finish is not None:
+            self._finished[chunk.answer] = chunk.finish
+        return True
+
+    def cut_off(self) -> Generation:
+        """Return the end of an answer that ends here."""
+        reasons = tuple(self._finished.get(answer, FinishReason.LENGTH) for answer in range(self._answers))
+        # Without token ids, a chunk has at least one token.
+        tokens = self._tokens if self._has_ids else self._pieces
+        usage = Usage(self._prompt_tokens, tokens, reasoning_tokens=self._reasoning_tokens)
+        return Generation(reasons[0], usage, reasons if self._answers > 1 else ())
+
+
+def _likely_tokens(chunk: Chunk) -> int:
+    calls = call_parts.pieces_of(chunk)
+    size = len((chunk.text + chunk.reasoning).encode()) + sum(len((call.name + call.arguments).encode()) for call in calls)
+    return -(-size // BYTES_IN_A_TOKEN)
+
+
+class _Steps:
+    """Asks for the steps of one answer, one at a time."""
+
+    def __init__(self, bounds: AnswerBounds, extend: Extend) -> None:
+        self._bounds = bounds
+        self._extend = extend
+        self._extending: asyncio.Task[int] | None = None
+
+    async def take(self, chunk: Chunk) -> bool:
+        """Count the chunk, and ask for the next step if it is time; wait for a late one. Return False if the chunk doesn't fit."""
+        while not self._bounds.take(chunk):
+            if self._extending is None and not self._bounds.can_grow:
+                return False
+            self._extending = self._extending or self._extend(self._bounds.wanted)
+            self._bounds.extended(await self._extending)
+            self._extending = None
+        if self._extending is not None and self._extending.done():
+            self._bounds.extended(self._extending.result())
+            self._extending = None
+        if self._extending is None and self._bounds.needs_step:
+            self._extending = self._extend(self._bounds.wanted)
+        return True
+
+    async def stop(self) -> None:
+        if self._extending is not None:
+            self._extending.cancel()
+            await asyncio.wait([self._extending])
+
+
+async def bounded(
+    answers: AsyncGenerator[AnswerItem],
+    bounds: AnswerBounds,
+    extend: Extend,
+    *,
+    seconds_left: Callable[[], float] | None = None,
+    is_free: Callable[[], bool] = lambda: False,
+) -> AsyncGenerator[AnswerItem]:
+    """Yield the answers' items, up to the end or to where they are cut off. ``seconds_left``: None for an answer that is read as it comes.
+    ``is_free``: known at the first item. Raises what ``answers`` raises. Close it with ``aclose``."""
+    steps = _Steps(bounds, extend)
+    try:
+        async with aclosing(answers):
+            while True:
+                try:
+                    item = await _next(answers, seconds_left if bounds.has_delivered else None)
+                except TimeoutError:
+                    yield bounds.cut_off()
+                    return
+                if item is None:
+                    return
+                if isinstance(item, PromptAccepted):
+                    bounds.accepted(item.prompt_tokens)
+                elif isinstance(item, Chunk) and not (item.waiting or is_free() or await steps.take(item)):
+                    yield bounds.cut_off()
+                    return
+                yield item
+    finally:
+        await steps.stop()
+
+
+async def _next(answers: AsyncGenerator[AnswerItem], seconds_left: Callable[[], float] | None) -> AnswerItem | None:
+    """Return None at the end. Raises TimeoutError if no time is left."""
+    if seconds_left is None:
+        return await anext(answers, None)
+    left = seconds_left()
+    if left <= 0:
+        raise TimeoutError
+    async with asyncio.timeout(left):
+        return await anext(answers, None)

@@ -1,0 +1,106 @@
+"""Checks the images of a request: their number, size, format and pixels, and the URLs that carry them."""
+
+import asyncio
+import binascii
+import hashlib
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from services.gateway.images import image_headers
+from services.gateway.prompt_admission import BadField
+from shared.api.gateway import InferenceRequest
+from shared.api.generation import ChatMessage, ImagePart
+
+MAX_PIXELS = 40_000_000
+MAX_SIDE = 16_384
+_MEDIA = "image/"
+#: Decoded at a time: base64 takes the interpreter's lock. A multiple of 4.
+_CHUNK_BYTES = 256 * 1024
+_LONGEST_PLACE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    most_images: int = 8
+    most_bytes: int = 12 * 1024 * 1024
+
+    async def admit(self, request: InferenceRequest, written: MutableMapping[str, bytes] | None = None) -> InferenceRequest:
+        """Return the request with the digests of its images. ``written``: they are data URLs or base64, or the names of those cut out of a
+        body, which are removed from it. Raises BadField."""
+        images = [image for message in request.messages for image in message.images]
+        if not images:
+            if written:
+                raise BadField("messages", "has a long text in base64 that is not an image")
+            return request
+        if len(images) > self.most_images:
+            raise BadField("messages", f"has {len(images)} images; the limit is {self.most_images}")
+        if not all(0 <= image.at <= len(message.content) for message in request.messages for image in message.images):
+            raise BadField("messages", "has an image outside of its text")
+        # Other requests continue meanwhile.
+        messages = await asyncio.to_thread(self._check, request.messages, written)
+        return msgspec.structs.replace(request, messages=messages)
+
+    def _check(self, messages: Sequence[ChatMessage], written: MutableMapping[str, bytes] | None) -> tuple[ChatMessage, ...]:
+        checked: list[ChatMessage] = []
+        left = self.most_bytes
+        for position, message in enumerate(messages):
+            parts: list[ImagePart] = []
+            for number, image in enumerate(message.images):
+                field = f"messages[{position}].images[{number}]"
+                data = image.data
+                if message.role != "user":
+                    raise BadField(field, "must be in a message of the user")
+                if written is not None:
+                    data = _decoded(field, image.data, written)
+                left -= len(data)
+                if left < 0:
+                    raise BadField(field, f"is too large: all images together have at most {self.most_bytes} bytes")
+                _check_header(field, data)
+                parts.append(msgspec.structs.replace(image, data=data, digest=hashlib.sha256(data).digest()))
+            checked.append(msgspec.structs.replace(message, images=tuple(parts)) if parts else message)
+        if written:
+            raise BadField("messages", "has a long text in base64 that is not an image")
+        return tuple(checked)
+
+
+def _check_header(field: str, data: bytes) -> None:
+    try:
+        header = image_headers.read(data)
+    except image_headers.BadImage as error:
+        raise BadField(field, str(error)) from None
+    width, height = header.width, header.height
+    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
+        most = f"sides have at most {MAX_SIDE} pixels, and an image {MAX_PIXELS:,}"
+        raise BadField(field, f"has {width} x {height} pixels; {most}")
+
+
+def _decoded(field: str, url: bytes, written: MutableMapping[str, bytes]) -> bytes:
+    """Return the data of a data URL or of plain base64."""
+    text = _written(url, written)
+    if text[:5] == b"data:":
+        head, comma, text = text[5:].partition(b",")
+        if not comma or not head.startswith(_MEDIA.encode()) or not head.endswith(b";base64"):
+            raise BadField(field, "must be a URL that begins with data:image/TYPE;base64,")
+    return _from_base64(field, text)
+
+
+def _written(url: bytes, written: MutableMapping[str, bytes]) -> bytes:
+    found = written.pop(url.decode(errors="replace"), None) if len(url) < _LONGEST_PLACE else None
+    if found is None:
+        return url
+    return found.replace(b"\\/", b"/") if b"\\" in found else found
+
+
+def _from_base64(field: str, text: bytes) -> bytes:
+    data = bytearray()
+    view = memoryview(text)
+    try:
+        if text.find(b"=", 0, -2) >= 0:
+            raise binascii.Error
+        for start in range(0, len(text), _CHUNK_BYTES):
+            data += binascii.a2b_base64(view[start : start + _CHUNK_BYTES], strict_mode=True)
+    except binascii.Error:
+        raise BadField(field, "is not valid base64") from None
+    return bytes(data)
