@@ -27,6 +27,7 @@ SECTIONS = {
     "Ask": {
         "infer": "cli.ask.infer:infer",
         "chat": "cli.ask.chat:chat",
+        "rerank": "cli.ask.rerank:rerank",
         "models": "cli.ask.models:models",
         "trace": "cli.ask.trace:trace",
     },

@@ -15,6 +15,7 @@ import click
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.text import Text
 
 from cli.output import printing
 from cli.output.stdout_writer import StdoutWriter
@@ -43,13 +44,14 @@ def finished_length(text: str) -> int:
 
 
 class AnswerView:
-    """One answer. Its text so far is ``text``."""
+    """One answer. Its text so far is ``text``, after ``thoughts``."""
 
-    def __init__(self, writer: StdoutWriter) -> None:
+    def __init__(self, writer: StdoutWriter, *, shows_thoughts: bool = True) -> None:
         self._writer = writer
+        self._shows_thoughts = shows_thoughts
         self._is_dumb = os.environ.get("TERM", "dumb") == "dumb"
-        self.text = ""
-        self._finished = 0
+        self.text = self.thoughts = ""
+        self._finished = self._finished_thoughts = 0
         #: The painted lines below the finished blocks.
         self._lines: list[str] = []
         self._has_blocks = False
@@ -59,6 +61,10 @@ class AnswerView:
     def add(self, text: str) -> None:
         self.text += printing.printable(text)
         self.show_note("")
+
+    def think(self, text: str) -> None:
+        self.thoughts += printing.printable(text) if self.thoughts else printing.printable(text).lstrip("\n")
+        self.show_note("" if self._shows_thoughts else "Thinking …")
 
     def show_note(self, text: str) -> None:
         """Show a line below the answer until the next change."""
@@ -84,10 +90,15 @@ class AnswerView:
         text = self.text[self._finished :]
         length = len(text) if is_last else finished_length(text)
         rest = "" if is_last or self._is_dumb else _last_lines(text[length:])
+        thoughts = self.thoughts[self._finished_thoughts :] if self._shows_thoughts else ""
+        thought_length = len(thoughts) if is_last or self.text else thoughts.rstrip("\n").rfind("\n") + 1
+        thinking = "" if self._is_dumb else _last_lines(thoughts[thought_length:])
         # A long answer takes a moment, during which the connection must stay alive.
         kept, shown = await asyncio.to_thread(lambda: (_render(text[:length], size.columns), _render(rest, size.columns)))
-        kept = _separated(kept, self._has_blocks)
-        shown = _separated(shown, self._has_blocks or bool(kept))
+        thought = _dimmed_lines(thoughts[:thought_length], size.columns)
+        has_before = self._has_blocks or self._finished_thoughts > 0 or bool(thought)
+        kept = [*thought, *_separated(kept, has_before)]
+        shown = [*_dimmed_lines(thinking, size.columns), *_separated(shown, has_before or bool(kept))]
         if self._note and not self._is_dumb:
             shown.append(click.style(self._note[: size.columns - 1], dim=True))
         # What has left the screen cannot be painted again.
@@ -97,7 +108,8 @@ class AnswerView:
         await self._writer.write(_erase(self._lines[same:], size.columns) + "".join(f"{line}\n" for line in painted[same:]))
         self._lines = shown
         self._finished += length
-        self._has_blocks |= bool(kept)
+        self._finished_thoughts += thought_length
+        self._has_blocks |= len(kept) > len(thought)
 
 
 def _last_lines(text: str) -> str:
@@ -122,6 +134,16 @@ def _render(text: str, columns: int) -> list[str]:
     lines = [line.rstrip(" ") for line in capture.get().split("\n")]
     visible = [number for number, line in enumerate(lines) if click.unstyle(line).strip()]
     return lines[visible[0] : visible[-1] + 1] if visible else []
+
+
+def _dimmed_lines(text: str, columns: int) -> list[str]:
+    text = text.rstrip("\n")
+    if not text:
+        return []
+    console = Console(file=io.StringIO(), force_terminal=True, width=columns, legacy_windows=False, highlight=False)
+    with console.capture() as capture:
+        console.print(Text(text, style="dim"))
+    return capture.get().removesuffix("\n").split("\n")
 
 
 def _erase(lines: list[str], columns: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from cli import value_completion
-from cli.ask.infer import model_option, refuse_bad_text
+from cli.ask.infer import effort_option, model_option, refuse_bad_text, thoughts_option
 from cli.cli_context import CliContext
 
 if TYPE_CHECKING:
@@ -31,12 +31,26 @@ def _complete_names(context: click.Context, parameter: click.Parameter, incomple
 @click.option("-s", "--system", metavar="TEXT", help="System prompt.")
 @click.option("-c", "--continue", "continues", is_flag=True, help="Continue the latest conversation.")
 @click.option("--load", "name", metavar="NAME", shell_complete=_complete_names, help="Continue the conversation that `/save NAME` named.")
+@effort_option
+@thoughts_option
 @click.pass_obj
-def chat(here: CliContext, /, *, model: str | None, system: str | None, continues: bool, name: str | None) -> None:
-    """Chat with a model. Answers stream as Markdown; each one is followed by its speed and cost.
+def chat(
+    here: CliContext,
+    /,
+    *,
+    model: str | None,
+    system: str | None,
+    continues: bool,
+    name: str | None,
+    reasoning_effort: str | None,
+    no_thoughts: bool,
+) -> None:
+    """Chat with a model. Answers stream as Markdown, after the model's thoughts; each one is followed by its speed and cost.
 
     Type /help for the commands. Ctrl-C stops an answer, Ctrl-D leaves. Conversations are kept in $XDG_STATE_HOME/aimesh/chats.
     """
+    from msgspec.structs import replace
+
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError("aicli chat needs a terminal; in scripts and pipes, use aicli infer")
     if continues and name:
@@ -44,8 +58,12 @@ def chat(here: CliContext, /, *, model: str | None, system: str | None, continue
     for text in (model, system):
         refuse_bad_text(text or "")
     profile = here.profile(key_needed=True)
+    file = _open_file(here, model=model, system=system, latest=continues, name=name)
+    if reasoning_effort is not None:
+        settings = file.conversation.settings.with_setting("reasoning_effort", reasoning_effort)
+        file.conversation = replace(file.conversation, settings=settings)
     with _typing_ahead(sys.stdin):
-        _run(here, profile, _open_file(here, model=model, system=system, latest=continues, name=name))
+        _run(here, profile, file, shows_thoughts=not no_thoughts)
 
 
 def _open_file(here: CliContext, *, model: str | None, system: str | None, latest: bool, name: str | None) -> "ChatFile":
@@ -66,11 +84,11 @@ def _open_file(here: CliContext, *, model: str | None, system: str | None, lates
     return file
 
 
-def _run(here: CliContext, profile: "Profile", file: "ChatFile") -> None:
+def _run(here: CliContext, profile: "Profile", file: "ChatFile", *, shows_thoughts: bool) -> None:
     from cli.ask.chat_session import ChatSession
 
     async def work(connection: "CliConnection") -> None:
-        await ChatSession(connection, file).run()
+        await ChatSession(connection, file, shows_thoughts=shows_thoughts).run()
 
     here.run_with(profile, work)
 

@@ -33,8 +33,9 @@ _LISTED = 20
 
 
 class ChatSession:
-    def __init__(self, connection: CliConnection, file: ChatFile) -> None:
+    def __init__(self, connection: CliConnection, file: ChatFile, *, shows_thoughts: bool) -> None:
         self._connection = connection
+        self._shows_thoughts = shows_thoughts
         self._folder = file.folder
         self._file = file
         self._models: tuple[ServedModel, ...] = ()
@@ -101,7 +102,7 @@ class ChatSession:
     async def _ask(self, conversation: ChatConversation, *, fresh: bool = False) -> None:
         """Stream the answer to the last question. What arrived before Ctrl-C or an error is kept."""
         self._keep(conversation)
-        view = AnswerView(self._writer)
+        view = AnswerView(self._writer, shows_thoughts=self._shows_thoughts)
         try:
             try:
                 result = await self._stream(
@@ -110,7 +111,7 @@ class ChatSession:
             finally:
                 await view.finish()
                 if view.text:
-                    self._keep(conversation.with_answer(view.text))
+                    self._keep(conversation.with_answer(view.text, view.thoughts))
         except asyncio.CancelledError:
             self._note("Stopped. /retry answers again.\n")
             raise
@@ -141,11 +142,13 @@ class ChatSession:
         stream = StreamRequest(self._connection, random.Random())  # noqa: S311 - spreads load
         async with stream.ask(request, seconds=_DEADLINE_SECONDS, lost=lost) as answer:
             async for chunk in answer:
+                if chunk.reasoning:
+                    view.think(chunk.reasoning)
                 if chunk.text:
                     view.add(chunk.text)
-                else:
+                elif not chunk.reasoning:
                     view.show_note(chunk.waiting)
-                if len(view.text) > MAX_BYTES:
+                if len(view.text) + len(view.thoughts) > MAX_BYTES:
                     raise errors.TooLarge(f"the answer is longer than {MAX_BYTES // 1024} KiB")
             return answer.end
 
@@ -203,7 +206,8 @@ class ChatSession:
         if value:
             self._file.conversation = replace(self._conversation, settings=self._conversation.settings.with_setting(name, value.strip()))
         chosen = self._conversation.settings.chosen()
-        self._note(", ".join(f"{name} {value:g}" for name, value in chosen.items()) or "All parameters have their defaults.")
+        shown = (f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in chosen.items())
+        self._note(", ".join(shown) or "All parameters have their defaults.")
 
     def _load(self, name: str) -> None:
         if name:

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from shared import errors
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage
+from shared.api.generation import ChatMessage, ReasoningEffort
 from shared.types import ModelName
 
 #: The gateway takes 960 KiB and 1000 messages.
@@ -26,6 +26,7 @@ _RULES = {
     "repeat_penalty": "a number from 0.1 to 2",
     "frequency_penalty": "a number from -2 to 2",
     "presence_penalty": "a number from -2 to 2",
+    "reasoning_effort": "none, minimal, low, medium, high or xhigh",
 }
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
@@ -42,8 +43,9 @@ class ChatSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=2)] | None = None
     frequency_penalty: _Penalty | None = None
     presence_penalty: _Penalty | None = None
+    reasoning_effort: ReasoningEffort | None = None
 
-    def chosen(self) -> dict[str, float]:
+    def chosen(self) -> dict[str, float | str]:
         return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
 
     def with_setting(self, name: str, text: str) -> "ChatSettings":
@@ -61,6 +63,8 @@ class ConversationTurn(msgspec.Struct, frozen=True):
     question: str
     #: Empty until the answer arrives. A question without an answer is not sent with later ones.
     answer: str = ""
+    #: What the model thought before it; its template decides how much of that it reads again.
+    reasoning: str = ""
 
 
 class ChatConversation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -78,15 +82,15 @@ class ChatConversation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=
         if len(text.encode()) > MAX_QUESTION_BYTES:
             raise errors.TooLarge(f"the message is longer than {MAX_QUESTION_BYTES // 1024} KiB", hint="shorten or split it")
         turns = (*(turn for turn in self.turns if turn.answer), ConversationTurn(text))
-        size = sum(len(turn.question.encode()) + len(turn.answer.encode()) for turn in turns) + len((self.system or "").encode())
+        size = sum(len((turn.question + turn.reasoning + turn.answer).encode()) for turn in turns) + len((self.system or "").encode())
         if size > MAX_BYTES or len(turns) > MAX_TURNS:
             raise errors.TooLarge("the conversation is too long to be continued", hint="start a new one with /new")
         return msgspec.structs.replace(self, turns=turns)
 
-    def with_answer(self, text: str) -> "ChatConversation":
+    def with_answer(self, text: str, reasoning: str = "") -> "ChatConversation":
         """Answer the last question."""
         *before, last = self.turns
-        return msgspec.structs.replace(self, turns=(*before, msgspec.structs.replace(last, answer=text)))
+        return msgspec.structs.replace(self, turns=(*before, msgspec.structs.replace(last, answer=text, reasoning=reasoning)))
 
     def without_last_answer(self) -> "ChatConversation":
         """Raises BadRequest if nothing was asked yet."""
@@ -100,6 +104,6 @@ class ChatConversation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=
         for turn in self.turns:
             messages.append(ChatMessage("user", turn.question))
             if turn.answer:
-                messages.append(ChatMessage("assistant", turn.answer))
+                messages.append(ChatMessage("assistant", turn.answer, reasoning=turn.reasoning))
         chosen: dict[str, Any] = self.settings.chosen()
         return InferenceRequest(messages=tuple(messages), model=None if self.model is None else ModelName(self.model), **chosen)

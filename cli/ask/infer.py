@@ -6,7 +6,7 @@ import select
 import stat
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, TypedDict, Unpack
 from uuid import uuid4
 
@@ -20,11 +20,14 @@ from shared import errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
+    from cli.output.stdout_writer import StdoutWriter
     from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
     from shared.api.generation import OutputFormat
 
 #: A message of the mesh is at most 1 MiB, so a longer prompt need not be read to its end.
 _MAX_PROMPT_BYTES = 1024 * 1024
+#: A request with images has at most 16 MiB. The gateway's own limit may be lower.
+_MAX_IMAGE_BYTES = 15 * 1024 * 1024
 #: A worker may be loading its model, and long answers take time; Ctrl-C cancels.
 _DEADLINE_SECONDS = 600
 #: Without input for so long, say that it is waited for.
@@ -38,8 +41,18 @@ class _Shown:
     """What is shown during the answer."""
 
     answer: bool
+    #: Before the answer, dimmed.
+    thoughts: bool
     #: On stderr, as text or, with --json, as objects.
     notes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    #: Empty if they were shown during the answer.
+    text: str
+    thoughts: str
+    result: "InferenceResult"
 
 
 class _Parameters(TypedDict):
@@ -53,6 +66,7 @@ class _Parameters(TypedDict):
     top_k: int | None
     stop: tuple[str, ...]
     seed: int | None
+    reasoning_effort: str | None
     output_format: str | None
 
 
@@ -65,10 +79,26 @@ model_option = click.option(
 )
 
 
+effort_option = click.option(
+    "--reasoning-effort",
+    metavar="EFFORT",
+    type=click.Choice(("none", "minimal", "low", "medium", "high", "xhigh")),
+    help="How long the model thinks before it answers: none, minimal, low, medium, high or xhigh. Default: the model's own.",
+)
+thoughts_option = click.option("--no-thoughts", is_flag=True, help="Don't show what the model thinks before it answers.")
+
+
 @click.command(cls=NumberTakingCommand)
 @click.argument("words", metavar="PROMPT...", nargs=-1)
 @click.option(
     "-f", "--file", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Append a text file. Can be repeated."
+)
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="Show the model an image: JPEG, PNG, WebP or GIF. Can be repeated.",
 )
 @model_option
 @click.option("-s", "--system", metavar="TEXT", help="System prompt.")
@@ -78,6 +108,8 @@ model_option = click.option(
 @click.option("--top-k", type=click.IntRange(0), help="Sample from this many of the most likely tokens; 0 means all.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Can be repeated.")
 @click.option("--seed", type=int, help="Random seed, for reproducible answers.")
+@effort_option
+@thoughts_option
 @click.option(
     "--format",
     "output_format",
@@ -91,7 +123,7 @@ model_option = click.option(
 )
 @click.option("--no-resume", is_flag=True, help="Don't resume a broken stream.")
 @click.option("--no-stream", is_flag=True, help="Print the answer only when it is complete.")
-@print_format.output_options("Print a JSON object: text, model, usage, finish_reason, request_id.")
+@print_format.output_options("Print a JSON object: text, reasoning, model, usage, finish_reason, request_id.")
 @click.option("-v", "--verbose", is_flag=True, help="Print the model, token counts and speed after the answer (terminals only).")
 @click.pass_obj
 def infer(
@@ -100,9 +132,11 @@ def infer(
     words: tuple[str, ...],
     *,
     files: tuple[str, ...],
+    images: tuple[str, ...],
     idempotency_key: str | None,
     no_resume: bool,
     no_stream: bool,
+    no_thoughts: bool,
     as_json: bool,
     verbose: bool,
     **parameters: Unpack[_Parameters],
@@ -114,30 +148,32 @@ def infer(
     git diff | aicli infer Review this change
 
 
-    The answer streams to stdout. If the connection breaks, the stream resumes where it stopped; aicli retries for up to 30 seconds if no
-    gateway answers. Ctrl-C cancels the request on the worker.
+    The answer streams to stdout; at a terminal, the model's thoughts come before it, dimmed. If the connection breaks, the stream resumes
+    where it stopped; aicli retries for up to 30 seconds if no gateway answers. Ctrl-C cancels the request on the worker.
     """
     from shared.api.gateway import ProcessInferenceRequest
 
-    request = _request(_prompt(words, files), parameters)
+    request = _with_images(_request(_prompt(words, files), parameters), images)
     if idempotency_key is not None:
         refuse_bad_text(idempotency_key)
     message = ProcessInferenceRequest(request, idempotency_key=idempotency_key or (None if no_resume else str(uuid4())))
-    shown = _Shown(answer=not (no_stream or as_json), notes=not as_json)
+    thoughts = not no_thoughts and sys.stdout.isatty()
+    shown = _Shown(answer=not (no_stream or as_json), thoughts=thoughts, notes=not as_json)
 
-    async def work(connection: "CliConnection") -> "tuple[str, InferenceResult]":
+    async def work(connection: "CliConnection") -> _Answer:
         return await _stream_answer(connection, message, shown, resume=not no_resume)
 
     from cli.ask import answer_summary
 
-    text, result = here.run(work)
+    answer = here.run(work)
+    text, result = answer.text, answer.result
     if as_json:
-        _show_object(text, result)
-    elif no_stream:
-        click.echo(_for_stdout(text), nl=not text.endswith("\n"))
-    if as_json:
+        _show_object(replace(answer, thoughts="") if no_thoughts else answer)
         return
-
+    if no_stream:
+        if thoughts and answer.thoughts:
+            click.echo(_dimmed(answer.thoughts.strip("\n")) + "\n")
+        click.echo(_for_stdout(text), nl=not text.endswith("\n"))
     if note := answer_summary.describe_credit_limit(result):
         printing.note(note)
     if verbose and sys.stderr.isatty():
@@ -149,10 +185,10 @@ def _prompt(words: tuple[str, ...], files: tuple[str, ...]) -> str:
     parts = [" ".join(word for word in words if word != "-")]
     for name in files:
         with click.open_file(name, "rb") as file:
-            parts.append(_read(file, name))
+            parts.append(read_text(file, name))
     if "-" in words or is_piped(sys.stdin):
         _note_slow_pipe()
-        parts.append(_read(sys.stdin.buffer, "stdin"))
+        parts.append(read_text(sys.stdin.buffer, "stdin"))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -172,7 +208,7 @@ def _note_slow_pipe() -> None:
             printing.note("Waiting for the rest of the prompt on stdin; to leave it out: </dev/null")
 
 
-def _read(file: "IO[bytes]", name: str) -> str:
+def read_text(file: "IO[bytes]", name: str) -> str:
     text = file.read(_MAX_PROMPT_BYTES + 1)
     if len(text) > _MAX_PROMPT_BYTES:
         raise errors.TooLarge(f"{name} is longer than {_MAX_PROMPT_BYTES // 1024} KiB", hint="shorten or split it")
@@ -184,12 +220,13 @@ def _read(file: "IO[bytes]", name: str) -> str:
 
 def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
     from shared.api.gateway import InferenceRequest
+    from shared.api.generation import ReasoningEffort
     from shared.types import ModelName
 
     if not prompt.strip():
         talk = "; to talk to a model: aicli chat" if sys.stdin.isatty() else ""
         raise click.UsageError(f"the prompt is empty{talk}")
-    model = parameters["model"]
+    model, effort = parameters["model"], parameters["reasoning_effort"]
     for text in (prompt, model or "", parameters["system"] or "", *parameters["stop"]):
         refuse_bad_text(text)
     for number in (parameters["max_tokens"], parameters["top_k"], parameters["seed"]):
@@ -205,8 +242,30 @@ def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
         top_k=parameters["top_k"],
         stop=parameters["stop"],
         seed=parameters["seed"],
+        reasoning_effort=None if effort is None else ReasoningEffort(effort),
         format=_format(parameters["output_format"]),
     )
+
+
+def _with_images(request: "InferenceRequest", names: tuple[str, ...]) -> "InferenceRequest":
+    """Show the images before the prompt."""
+    from pathlib import Path
+
+    import msgspec
+
+    from shared.api.generation import ChatMessage, ImagePart
+
+    if not names:
+        return request
+    images: list[ImagePart] = []
+    for name in names:
+        with Path(name).open("rb") as file:
+            images.append(ImagePart(file.read(_MAX_IMAGE_BYTES)))
+    if sum(len(image.data) for image in images) >= _MAX_IMAGE_BYTES:
+        raise errors.TooLarge(f"the images have more than {_MAX_IMAGE_BYTES >> 20} MiB", hint="send smaller ones")
+    system = () if request.system is None else (ChatMessage("system", request.system),)
+    messages = (*system, ChatMessage("user", request.prompt or "", images=tuple(images)))
+    return msgspec.structs.replace(request, prompt=None, system=None, messages=messages)
 
 
 def _format(choice: str | None) -> "OutputFormat | None":
@@ -239,9 +298,7 @@ def refuse_bad_text(text: str) -> None:
         raise click.UsageError("the command line is not UTF-8; pipe the prompt in") from error
 
 
-async def _stream_answer(
-    connection: "CliConnection", request: "ProcessInferenceRequest", shown: _Shown, *, resume: bool
-) -> "tuple[str, InferenceResult]":
+async def _stream_answer(connection: "CliConnection", request: "ProcessInferenceRequest", shown: _Shown, *, resume: bool) -> _Answer:
     """Return the answer. If it is shown, it goes to stdout immediately, and the returned text is empty."""
     from cli.output.stdout_writer import StdoutWriter
     from shared.resumable_stream import StreamRequest
@@ -249,7 +306,9 @@ async def _stream_answer(
 
     writer = StdoutWriter(sys.stdout)
     waiting = _WaitingNotice()
+    thoughts = _ThoughtsWriter(writer)
     parts: list[str] = []
+    thought: list[str] = []
 
     def lost(began: bool, error: errors.AimeshError) -> None:
         waiting.show("")
@@ -260,11 +319,15 @@ async def _stream_answer(
     async with stream_request.ask(request, seconds=_DEADLINE_SECONDS, lost=lost) as answer:
         try:
             async for chunk in answer:
-                waiting.show(chunk.waiting)
-                if shown.answer:
-                    await writer.write(_for_stdout(chunk.text))
-                else:
+                shows_thoughts = shown.answer and shown.thoughts
+                waiting.show(chunk.waiting or ("Thinking …" if chunk.reasoning and shown.notes and not shows_thoughts else ""))
+                if not shown.answer:
                     parts.append(chunk.text)
+                    thought.append(chunk.reasoning)
+                    continue
+                if shows_thoughts:
+                    await thoughts.write(chunk.reasoning, ends=bool(chunk.text))
+                await writer.write(_for_stdout(chunk.text))
         finally:
             waiting.show("")
             # At a terminal, end the line before an error or ^C is printed.
@@ -272,7 +335,7 @@ async def _stream_answer(
                 await writer.end_line()
         if shown.answer:
             await writer.end_line()
-        return "".join(parts), answer.end
+        return _Answer("".join(parts), "".join(thought), answer.end)
 
 
 def _note_lost(text: str, *, in_line: bool) -> None:
@@ -294,11 +357,36 @@ class _WaitingNotice:
             self._shown = text
 
 
+class _ThoughtsWriter:
+    """Shows thoughts, and an empty line between them and the answer."""
+
+    def __init__(self, writer: "StdoutWriter") -> None:
+        self._writer = writer
+        #: Line breaks that may be the last ones.
+        self._breaks = ""
+        self._has_begun = False
+
+    async def write(self, text: str, *, ends: bool) -> None:
+        text = self._breaks + text if self._has_begun else text.lstrip("\n")
+        shown = text.rstrip("\n")
+        self._breaks = text[len(shown) :]
+        self._has_begun = self._has_begun or bool(shown)
+        await self._writer.write(_dimmed(shown))
+        if ends and self._has_begun:
+            await self._writer.write("\n\n")
+            self._breaks, self._has_begun = "", False
+
+
+def _dimmed(text: str) -> str:
+    return printing.styled(printing.printable(text), "dim", sys.stdout) if text else ""
+
+
 def _for_stdout(text: str) -> str:
     return printing.printable(text) if sys.stdout.isatty() else text
 
 
-def _show_object(text: str, result: "InferenceResult") -> None:
+def _show_object(answer: _Answer) -> None:
+    result = answer.result
     shown = printing.plain(result)
     assert isinstance(shown, dict)
     if not result.finish_reasons:
@@ -306,4 +394,5 @@ def _show_object(text: str, result: "InferenceResult") -> None:
     usage = shown["usage"]
     assert isinstance(usage, dict)
     usage["total_tokens"] = result.usage.total_tokens
-    printing.show_json({"text": text, **shown})
+    thoughts = {"reasoning": answer.thoughts} if answer.thoughts else {}
+    printing.show_json({"text": answer.text, **thoughts, **shown})

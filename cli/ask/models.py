@@ -94,6 +94,8 @@ def _list(here: CliContext, *, as_json: bool) -> None:
         TableColumn("SERVES", lambda model: "embeddings" if model.only_embeds else "answers", rank=4),
         TableColumn("ALIASES", lambda model: printing.names(model.aliases), rank=5, wraps=True),
     ]
+    if any(model.abilities for model in served.models):
+        columns.append(TableColumn("ABILITIES", lambda model: printing.names(model.abilities), rank=4, wraps=True))
     if any(model.providers for model in served.models):
         columns.append(TableColumn("PROVIDERS", lambda model: printing.names(model.providers), rank=6))
     if any(model.regions for model in served.models):

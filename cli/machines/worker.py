@@ -62,6 +62,7 @@ COMMANDS = {
 )
 @click.option("--slots", type=click.IntRange(1, 256), help="Number of requests that each model runs concurrently.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Loopback port of its HTTP endpoints. Default: a free port.")
+@click.option("--plan", metavar="MODEL", help="Print how this machine would load a model or .gguf file, with reasons, and exit.")
 @click.pass_context
 def worker(
     context: click.Context,
@@ -77,6 +78,7 @@ def worker(
     state: str | None,
     slots: int | None,
     port: int | None,
+    plan: str | None,
 ) -> None:
     """Run a worker on this machine, in the foreground.
 
@@ -93,6 +95,9 @@ def worker(
     if (labels or name or no_serve) and not ticket:
         raise click.UsageError("--label, --name and --no-serve require --join")
     options = _read_options(here.folder, backend, [*_in_folder(here.folder, models_folder), *models], slots)
+    if plan:
+        file = here.folder / Path(plan).expanduser()
+        _become({**here.environment, **options}, "services.inference.backends.plan_program", str(file) if file.is_file() else plan)
     folder = _find_folder(here, state, joining=ticket is not None)
     if folder is None:
         environment = plan_environment(here.environment, options, for_people=sys.stdout.isatty())
@@ -275,8 +280,8 @@ def _free_port() -> int:
     return ports.find_free()
 
 
-def _become(environment: Mapping[str, str]) -> NoReturn:
-    command = [sys.executable, "-m", "services.inference"]
+def _become(environment: Mapping[str, str], *program: str) -> NoReturn:
+    command = [sys.executable, "-m", *(program or ("services.inference",))]
     checkout = Path(__file__).resolve().parents[2]
     # A checkout need not be installed. PYTHONPATH instead of chdir keeps relative paths valid.
     path = os.pathsep.join(filter(None, [str(checkout), environment.get("PYTHONPATH", "")]))

@@ -61,6 +61,8 @@ export type Message = { role: 'system' | 'user'; content: string } | AssistantMe
 export interface AssistantMessage {
   role: 'assistant'
   content: string | null
+  /** What the model thought before the content. */
+  reasoning_content?: string | null
   tool_calls?: { id: string; type: 'function'; function: { name: string; arguments: string } }[]
 }
 
@@ -107,12 +109,20 @@ export interface InferenceRequest extends CallOptions {
   logprobs?: boolean
   /** With `logprobs`: also return this many likely tokens in the place of each. */
   topLogprobs?: number
+  /** False: an answer has at most one call. */
+  parallelToolCalls?: boolean
+  /** How long a model that can think does so. */
+  reasoningEffort?: 'none' | 'minimal' | 'low' | 'medium' | 'high' | 'xhigh'
+  /** Further variables of the model's chat template, at most 4 KiB. */
+  chatTemplateKwargs?: Record<string, unknown>
 }
 
 export interface TokenUsage {
   promptTokens: number
   completionTokens: number
   totalTokens: number
+  /** The completion tokens that were spent on thoughts. */
+  reasoningTokens: number
 }
 
 /** A call that the model asks you to run. */
@@ -138,6 +148,8 @@ export interface Answer {
   toolCalls: ToolCall[]
   /** Empty unless `logprobs` asked for them. */
   logprobs: LogProbability[]
+  /** What the model thought before the text; empty if it doesn't think. */
+  reasoning: string
   /** The answer as a message, to put into `messages` before the results of its calls. */
   message: AssistantMessage
   /** The name of the model that answered. */
@@ -150,17 +162,29 @@ export interface Answer {
   responseTimeMs: number
 }
 
+/** A piece of a streamed answer; its calls are complete. */
+export interface AnswerPiece {
+  text: string
+  reasoning: string
+  toolCalls: ToolCall[]
+  logprobs: LogProbability[]
+}
+
 /** Iterate it to get the text in pieces. The request is sent on the first read; you can iterate once. */
 export declare class AnswerStream implements AsyncIterableIterator<string> {
   private constructor()
   /** The text read so far. */
   get text(): string
+  /** What the model thought so far. */
+  get reasoning(): string
   /** The calls read so far; each is complete. */
   get toolCalls(): ToolCall[]
   /** Set when the stream has been read to its end. */
   get answer(): Answer | null
   [Symbol.asyncIterator](): this
   next(): Promise<IteratorResult<string, undefined>>
+  /** Yields thoughts and calls, too, as they arrive. Iterate either this or the stream. */
+  pieces(): AsyncGenerator<AnswerPiece, void, void>
   /** Called when a loop is left early; see `abort`. */
   return(): Promise<IteratorResult<string, undefined>>
   /** Reads the rest. Throws an AbortError if the stream was aborted. */

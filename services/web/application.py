@@ -22,6 +22,7 @@ from services.web.pages.admin import (
     all_organizations,
     audit_log,
     backups,
+    capacity,
     charts,
     colleagues,
     health,
@@ -78,6 +79,7 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *rollouts.ROUTES,
     *audit_log.ROUTES,
     *backups.ROUTES,
+    *capacity.ROUTES,
     *mesh_settings.ROUTES,
 )
 

@@ -39,8 +39,9 @@ class WebService:
             renderer=rendering.Renderer.load(),
             now=lambda: datetime.now(UTC),
         )
+        seconds = settings.request_timeout_seconds + settings.queue_start_seconds
         opening = passthrough.Passthrough.open(
-            settings.gateway_url, settings.gateway_ca_file, settings.web_hop_secret, request_seconds=settings.request_timeout_seconds
+            settings.gateway_url, settings.gateway_ca_file, settings.web_hop_secret, request_seconds=seconds
         )
         async with opening as gateway, background() as tasks:
             tasks.create_task(app.alert_poller.run(node.rpc))

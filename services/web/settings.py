@@ -37,6 +37,9 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             "REQUEST_TIMEOUT_SECONDS", "the same value as for the gateway; web waits 30 s longer, so that the gateway times out first"
         ),
     ] = 300
+    queue_start_seconds: Annotated[
+        float, Meta(gt=0, le=3600), Variable("QUEUE_START_SECONDS", "the same value as for the gateway; web waits that much longer, too")
+    ] = 300
     public_url: Annotated[str, Variable("PUBLIC_URL", "the URL that users open, if a proxy is in front of web")] = ""
     password_min_length: Annotated[int, Variable("PASSWORD_MIN_LENGTH", "the minimum length of passwords")] = 8
 

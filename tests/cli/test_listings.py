@@ -104,8 +104,12 @@ def test_models(shell: Shell) -> None:
             "only_embeds": False,
             "providers": [],
             "regions": [],
+            "abilities": [],
         },
     ]
+    shell.mesh.answer(gateway.list_models, gateway.ServedModels((msgspec.structs.replace(model, abilities=("images", "tools")),)))
+    assert shell("models").stdout.splitlines()[1].endswith("llama3   images, tools")
+    shell.mesh.answer(gateway.list_models, gateway.ServedModels((model,)))
     assert shell("models").stdout == "MODEL    WORKERS  CONTEXT      SERVES   ALIASES\nsmollm2  2        2048 tokens  answers  llama3\n"
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((msgspec.structs.replace(model, only_embeds=True),)))
     assert "  embeddings  " in shell("models").stdout

@@ -7,7 +7,7 @@ import { AimeshError, ConnectionFailed, fromAnswer } from './errors.js'
 import { EventStreamParser } from './event_stream.js'
 import { canResumeAfter } from './retries.js'
 
-/** @import {Answer, LogProbability, ToolCall} from '../index.d.ts' */
+/** @import {Answer, AnswerPiece, LogProbability, ToolCall} from '../index.d.ts' */
 /** @import {Content} from './answers.js' */
 /** @import {Call} from './calls.js' */
 /** @import {ServerEvent} from './event_stream.js' */
@@ -34,6 +34,7 @@ export class AnswerStream {
   #isUnnumbered = false
   #hasContent = false
   #text = ''
+  #reasoning = ''
   /** @type {ToolCall[]} */
   #toolCalls = []
   /** @type {LogProbability[]} */
@@ -57,6 +58,11 @@ export class AnswerStream {
     return this.#text
   }
 
+  /** @returns {string} what the model thought so far */
+  get reasoning() {
+    return this.#reasoning
+  }
+
   /** @returns {ToolCall[]} the calls read so far; each is complete */
   get toolCalls() {
     return [...this.#toolCalls]
@@ -73,6 +79,31 @@ export class AnswerStream {
 
   /** @returns {Promise<IteratorResult<string, undefined>>} */
   async next() {
+    for (;;) {
+      const { done, value } = await this.#next()
+      if (done || !value) return { done: true, value: undefined }
+      if (value.text !== '') return { done: false, value: value.text }
+    }
+  }
+
+  /**
+   * Yield thoughts and calls, too, as they arrive. Iterate either this or the stream.
+   * @returns {AsyncGenerator<AnswerPiece, void, void>}
+   */
+  async *pieces() {
+    try {
+      for (;;) {
+        const { done, value } = await this.#next()
+        if (done || !value) return
+        yield value
+      }
+    } finally {
+      await this.return()
+    }
+  }
+
+  /** @returns {Promise<IteratorResult<AnswerPiece, void>>} */
+  async #next() {
     try {
       return await this.#pieces.next()
     } catch (error) {
@@ -110,7 +141,7 @@ export class AnswerStream {
     this.#call.cancelUnlessAnswered(this.#call.signal.reason)
   }
 
-  /** @returns {AsyncGenerator<string, undefined, void>} */
+  /** @returns {AsyncGenerator<AnswerPiece, undefined, void>} */
   async *#run() {
     try {
       while (this.#answer === null) {
@@ -136,7 +167,7 @@ export class AnswerStream {
 
   /**
    * Yield the new pieces of one connection.
-   * @returns {AsyncGenerator<string, void, void>}
+   * @returns {AsyncGenerator<AnswerPiece, void, void>}
    */
   async *#attempt() {
     const silence = new Deadline(this.#silenceMs, this.#call.signal, silenceError)
@@ -151,7 +182,7 @@ export class AnswerStream {
         silence.hold()
         for (const event of parser.feed(bytes)) {
           const piece = this.#handleEvent(event)
-          if (piece !== '') yield piece
+          if (piece !== null) yield piece
           this.#call.signal.throwIfAborted()
         }
         silence.renew(this.#answer === null ? this.#silenceMs : LINGER_MS)
@@ -172,40 +203,46 @@ export class AnswerStream {
 
   /**
    * @param {ServerEvent} event
-   * @returns {string} the new text; empty for none
+   * @returns {AnswerPiece | null} the new piece, if there is one
    */
   #handleEvent({ data, id }) {
-    if (this.#answer !== null || data === '[DONE]') return ''
+    if (this.#answer !== null || data === '[DONE]') return null
     const payload = object(readJson(data), 'an event')
     if (Object.hasOwn(payload, 'error')) throw fromAnswer(null, payload)
     if (Object.hasOwn(payload, 'text')) return this.#addContent(readContent(payload, 'text'), id)
     // Ignore unknown events of newer gateways.
     if (Object.hasOwn(payload, 'finish_reason')) {
-      this.#answer = readAnswer(payload, { text: this.#text, toolCalls: this.#toolCalls, logprobs: this.#logprobs })
+      this.#answer = readAnswer(payload, {
+        text: this.#text,
+        toolCalls: this.#toolCalls,
+        logprobs: this.#logprobs,
+        reasoning: this.#reasoning,
+      })
     }
-    return ''
+    return null
   }
 
   /**
    * @param {Content} content
    * @param {string | null} id
-   * @returns {string} the new text; empty for none
+   * @returns {AnswerPiece | null} the new piece, if there is one
    */
-  #addContent({ text, toolCalls, logprobs }, id) {
-    if (text === '' && toolCalls.length === 0 && logprobs.length === 0) return ''
+  #addContent({ text, toolCalls, logprobs, reasoning }, id) {
+    if (text === '' && reasoning === '' && toolCalls.length === 0 && logprobs.length === 0) return null
     const number = Number(EVENT_ID.exec(id ?? '')?.[1] ?? 0)
     if (number > 0) {
       // The gateway repeats text instead of resuming.
-      if (number <= this.#lastNumber) return ''
+      if (number <= this.#lastNumber) return null
       this.#lastId = id
       this.#lastNumber = number
     } else this.#isUnnumbered = true
     this.#hasContent = true
     this.#text += text
+    this.#reasoning += reasoning
     this.#toolCalls.push(...toolCalls)
     for (const token of logprobs) this.#logprobs.push(token)
     this.#call.resetFailures()
-    return text
+    return { text, reasoning, toolCalls, logprobs }
   }
 }
 

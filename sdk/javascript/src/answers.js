@@ -18,6 +18,7 @@ import { AnswerBroken } from './errors.js'
  * @property {string} text
  * @property {ToolCall[]} toolCalls
  * @property {LogProbability[]} logprobs
+ * @property {string} reasoning
  */
 
 /**
@@ -28,17 +29,20 @@ import { AnswerBroken } from './errors.js'
 export function readAnswer(json, content = null) {
   const answer = object(json, 'the answer')
   const usage = object(answer.usage, 'usage')
-  const { text, toolCalls, logprobs } = content ?? readContent(answer, 'response')
+  const { text, toolCalls, logprobs, reasoning } = content ?? readContent(answer, 'response')
   return {
     text,
     toolCalls,
     logprobs,
-    message: messageOf(text, toolCalls),
+    reasoning,
+    message: messageOf(text, toolCalls, reasoning),
     model: field(answer, 'model', 'string'),
     usage: {
       promptTokens: field(usage, 'prompt_tokens', 'number'),
       completionTokens: field(usage, 'completion_tokens', 'number'),
       totalTokens: field(usage, 'total_tokens', 'number'),
+      // Older gateways send none.
+      reasoningTokens: usage.reasoning_tokens == null ? 0 : field(usage, 'reasoning_tokens', 'number'),
     },
     finishReason: field(answer, 'finish_reason', 'string'),
     requestId: field(answer, 'request_id', 'string'),
@@ -56,6 +60,7 @@ export function readContent(record, name) {
     text: field(record, name, 'string'),
     toolCalls: list(record.tool_calls ?? [], 'tool_calls').map(readCall),
     logprobs: list(record.logprobs ?? [], 'logprobs').map(readLogprob),
+    reasoning: record.reasoning == null ? '' : field(record, 'reasoning', 'string'),
   }
 }
 
@@ -86,16 +91,19 @@ function readLogprob(json) {
 /**
  * @param {string} text
  * @param {ToolCall[]} toolCalls
+ * @param {string} reasoning
  * @returns {AssistantMessage}
  */
-function messageOf(text, toolCalls) {
-  if (toolCalls.length === 0) return { role: 'assistant', content: text }
+function messageOf(text, toolCalls, reasoning) {
+  /** @type {AssistantMessage} */
+  const message = { role: 'assistant', content: text, ...(reasoning === '' ? {} : { reasoning_content: reasoning }) }
+  if (toolCalls.length === 0) return message
   const calls = toolCalls.map(({ id, name, arguments: written }) => ({
     id,
     type: /** @type {const} */ ('function'),
     function: { name, arguments: written },
   }))
-  return { role: 'assistant', content: text, tool_calls: calls }
+  return { ...message, tool_calls: calls }
 }
 
 /**

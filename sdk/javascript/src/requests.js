@@ -4,7 +4,16 @@
 
 const CALL_OPTIONS = ['signal', 'timeoutMs']
 const SAMPLING_OPTIONS = ['maxTokens', 'temperature', 'topP', 'topK', 'stop', 'seed']
-const OUTPUT_OPTIONS = ['tools', 'toolChoice', 'responseFormat', 'logprobs', 'topLogprobs']
+const OUTPUT_OPTIONS = [
+  'tools',
+  'toolChoice',
+  'responseFormat',
+  'logprobs',
+  'topLogprobs',
+  'parallelToolCalls',
+  'reasoningEffort',
+  'chatTemplateKwargs',
+]
 const INFERENCE_OPTIONS = ['prompt', 'messages', 'system', 'model', ...SAMPLING_OPTIONS, ...OUTPUT_OPTIONS]
 const LOGIN_OPTIONS = ['username', 'email', 'password', 'code']
 const EMBEDDING_OPTIONS = ['input', 'model', 'dimensions']

@@ -46,6 +46,34 @@ test('yields each piece, then the whole answer', async (context) => {
   assert.deepEqual(withdrawn, [])
 })
 
+test('thoughts come apart from the text', async (context) => {
+  const thoughts = [event({ text: '', reasoning: 'Let me' }, 1), event({ text: '', reasoning: ' see.' }, 2)]
+  const { client, withdrawn } = await scripted(context, events([...thoughts, event({ text: '42' }, 3), ...END]))
+  const stream = client.stream(ASKED)
+  const pieces = await piecesOf(stream.pieces())
+  assert.deepEqual(
+    pieces.map(({ text, reasoning }) => [text, reasoning]),
+    [
+      ['', 'Let me'],
+      ['', ' see.'],
+      ['42', ''],
+    ],
+  )
+  assert.deepEqual([stream.reasoning, stream.answer.reasoning, stream.answer.text], ['Let me see.', 'Let me see.', '42'])
+  assert.deepEqual(withdrawn, [])
+})
+
+test('leaving the pieces early stops the generation', async (context) => {
+  const { client } = await scripted(context, events(ALL, 'hang'))
+  const stream = client.stream(ASKED)
+  for await (const piece of stream.pieces()) {
+    assert.equal(piece.text, 'one')
+    break
+  }
+  assert.equal(stream.answer, null)
+  assert.deepEqual(await piecesOf(stream), [])
+})
+
 test('the end alone, for who wants no pieces', async (context) => {
   const { client } = await scripted(context, events([...ALL, ...END]))
   assert.equal((await client.stream(ASKED).finish()).text, TEXT)

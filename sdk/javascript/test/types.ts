@@ -23,6 +23,11 @@ export async function program(client: declared.AIInferenceClient): Promise<strin
   const tools: declared.Tool[] = [{ type: 'function', function: { name: 'f', parameters: { type: 'object' } } }]
   const called = await client.inference({ messages, tools, toolChoice: 'required', logprobs: true, topLogprobs: 2 })
   messages.push(called.message, ...called.toolCalls.map(({ id }) => ({ role: 'tool' as const, tool_call_id: id, content: '5' })))
+  const thought: string = called.reasoning + stream.reasoning
+  for await (const { text: said, reasoning } of client.stream({ prompt: 'hi', reasoningEffort: 'low' }).pieces())
+    reasoning.concat(said, thought)
+  // @ts-expect-error there is no such effort
+  await client.inference({ prompt: 'hi', reasoningEffort: 'max' })
   const likeliest: number | undefined = called.logprobs[0]?.top[0]?.logprob
   const { credits, budget } = await client.quota()
   const left: string | undefined = budget?.available ?? credits?.available

@@ -37,9 +37,16 @@ const camel = (name) => name.replace(/_[a-z]/g, (hump) => hump[1].toUpperCase())
 const camelKeys = (record) => record && Object.fromEntries(Object.entries(record).map(([name, value]) => [camel(name), value]))
 
 /** What an answer has, in the form of the vectors. */
-function plainAnswer({ text, finishReason, toolCalls, logprobs, message }) {
+function plainAnswer({ text, finishReason, toolCalls, logprobs, message, reasoning }) {
   const plain = ({ token, logprob, bytes, top }) => ({ token, logprob, bytes: [...bytes], top: top.map(plain) })
-  return { text, finish_reason: finishReason, tool_calls: toolCalls, logprobs: logprobs.map(plain), message }
+  return {
+    text,
+    finish_reason: finishReason,
+    tool_calls: toolCalls,
+    logprobs: logprobs.map(plain),
+    message,
+    ...(reasoning ? { reasoning } : {}),
+  }
 }
 
 for (const vector of vectors.answers) {

@@ -23,6 +23,7 @@ WORDS: Mapping[Permission, str] = {
     Permission.WRITE_MODELS: "load and unload models",
     Permission.OWN_NODES: "manage own nodes",
     Permission.READ_USAGE: "read usage",
+    Permission.READ_SCALING: "read autoscaling",
     Permission.WRITE_KEYS: "create and revoke keys",
     Permission.WRITE_ACCOUNT: "manage account",
     Permission.EVERYTHING: "full access",
@@ -131,6 +132,7 @@ SCOPES: Mapping[str, Permission] = {
     "may_write_models": Permission.WRITE_MODELS,
     "may_own_nodes": Permission.OWN_NODES,
     "may_read_usage": Permission.READ_USAGE,
+    "may_read_scaling": Permission.READ_SCALING,
     "may_write_keys": Permission.WRITE_KEYS,
     "may_write_account": Permission.WRITE_ACCOUNT,
 }
@@ -156,6 +158,7 @@ class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     may_write_models: str = ""
     may_own_nodes: str = ""
     may_read_usage: str = ""
+    may_read_scaling: str = ""
     may_write_keys: str = ""
     may_write_account: str = ""
 

@@ -20,14 +20,15 @@ from services.web.request_context import Page, PageRequest
 from shared import amounts, errors
 from shared.api import accounts, gateway, usage_report
 from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
-from shared.api.generation import ChatMessage
+from shared.api.generation import ChatMessage, ReasoningEffort
 from shared.api.method import End, Item, Method, Reply, Request, StreamAnswer, StreamMethod
 from shared.resumable_stream import StreamRequest
 from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId
 
 #: More than the context of most models can hold.
 MOST_MESSAGES = 200
-MAX_BODY_BYTES = 256 * 1024
+#: As much as a message of the mesh; thoughts are sent back, too.
+MAX_BODY_BYTES = 1024 * 1024
 #: Enough to upload a pasted text over a slow connection.
 _QUESTION_SECONDS = 60.0
 #: Long enough for a worker to load its model and write a long answer. Users can press Stop.
@@ -42,6 +43,8 @@ class Speaker(StrEnum):
 class ChatTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Speaker
     content: str
+    #: The model's thoughts before it.
+    reasoning: str = ""
 
 
 class ChatQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +57,7 @@ class ChatQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_tokens: int | None = None
     top_p: float | None = None
     seed: int | None = None
+    reasoning_effort: ReasoningEffort | None = None
 
 
 class Thumb(StrEnum):
@@ -75,6 +79,7 @@ class PlaygroundPage:
     chosen: ModelName | None
     #: The API's URL, for "view as code".
     address: str
+    efforts: tuple[str, ...] = tuple(ReasoningEffort)
 
 
 @get("/playground")
@@ -116,12 +121,13 @@ def read_question(question: ChatQuestion) -> InferenceRequest:
         raise errors.BadRequest("the chat does not end with a message from you", hint="type a message and send it")
     system = (ChatMessage("system", question.system),) if question.system else ()
     return InferenceRequest(
-        messages=(*system, *(ChatMessage(each.role.value, each.content) for each in question.messages)),
+        messages=(*system, *(ChatMessage(each.role.value, each.content, reasoning=each.reasoning) for each in question.messages)),
         model=ModelName(question.model) if question.model else None,
         temperature=question.temperature,
         max_tokens=question.max_tokens,
         top_p=question.top_p,
         seed=question.seed,
+        reasoning_effort=question.reasoning_effort,
     )
 
 
@@ -133,7 +139,7 @@ async def rate(page_request: NamedDependency[PageRequest]) -> None:
     await page_request.call(usage_report.give_feedback, usage_report.GiveFeedback(rating.request_id, thumb))
 
 
-# An answer: the request runs with the user's credential. If a gateway fails, another one resumes the answer (shared/resumable_stream.py).
+# An answer: it runs with the user's credential. If a gateway fails, another one resumes it (shared/resumable_stream.py).
 # Closing the stream early stops the worker.
 
 
@@ -195,6 +201,8 @@ async def answer_events(caller: UserCaller, request: InferenceRequest, slot: Abs
                         yield event("began", AnswerBegan(chunk.request_id))
                     if chunk.waiting:
                         yield event("waiting", {"message": chunk.waiting})
+                    if chunk.reasoning:
+                        yield event("thought", {"text": chunk.reasoning})
                     if chunk.text:
                         yield event("chunk", {"text": chunk.text})
                 yield event("usage", describe_usage(answer.end))

@@ -1,6 +1,6 @@
 """`aicli chat` with a fake mesh, as a program that the tests start at a terminal: python -m tests.cli.ask.chat_program FOLDER ARGUMENTS.
 
-The model repeats the question. `slow …` never ends, `pause …` ends when the test writes to the
+The model repeats the question. `think …` thinks before, `slow …` never ends, `pause …` ends when the test writes to the
 FIFO `go`, `full` does not fit the context, `lost` breaks and is resumed, `down` has no worker.
 """
 
@@ -46,6 +46,9 @@ async def answer(request: ProcessInferenceRequest) -> AsyncIterator[InferenceChu
     if question == "lost":
         yield InferenceChunk("second", sequence=2)
         return
+    if question.startswith("think"):
+        yield InferenceChunk("", reasoning="\nfirst of all\nth")
+        yield InferenceChunk("", reasoning="en")
     for number, word in enumerate(question.split(" "), 1):
         yield InferenceChunk(f"{word} ", sequence=number)
     if question.startswith("pause"):
@@ -68,7 +71,16 @@ def run() -> None:
             for call in mesh.calls
             if isinstance(call.request, ProcessInferenceRequest)
         ]
-        seen = {"calls": [call.method for call in mesh.calls], "left_early": mesh.left_early, "messages": messages}
+        asked = [call.request.request for call in mesh.calls if isinstance(call.request, ProcessInferenceRequest)]
+        thoughts = [[message.reasoning for message in one.messages if message.reasoning] for one in asked]
+        efforts = [one.reasoning_effort for one in asked]
+        seen = {
+            "calls": [call.method for call in mesh.calls],
+            "left_early": mesh.left_early,
+            "messages": messages,
+            "thoughts": thoughts,
+            "efforts": efforts,
+        }
         (folder / "seen.json").write_text(json.dumps(seen))
 
 

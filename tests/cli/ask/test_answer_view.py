@@ -104,6 +104,25 @@ async def test_every_character_is_its_own_piece_on_a_small_screen(monkeypatch: p
     assert await show(Screen(monkeypatch, 20, 3), list(DOCUMENT)) == whole
 
 
+async def test_thoughts_come_before_the_answer_however_they_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    thoughts = "\nFirst \x1b[2J**of** all\n\nthen " + "more " * 20 + "\n\n"
+    expected = ["First [2J**of** all", *["then " + "more " * 11, "more " * 9], "Hello"]
+    for pieces in ([thoughts], list(thoughts), thoughts.split(" ")):
+        joiner = " " if len(pieces) > 1 and "".join(pieces) != thoughts else ""
+        screen = Screen(monkeypatch)
+        for number, piece in enumerate(pieces):
+            screen.view.think((joiner if number else "") + piece)
+            await screen.view._paint()
+        assert await show(screen, ["Hello"]) == [row.rstrip() for row in expected]
+        assert "\x1b[2J" not in screen.out.getvalue()
+        assert click.unstyle(screen.out.getvalue()).endswith("\n\nHello\n"), "one empty line between"
+        assert "\n\n\n" not in click.unstyle(screen.out.getvalue())
+    stopped = Screen(monkeypatch, term="dumb")
+    stopped.view.think("one\ntwo")
+    await stopped.view.finish()
+    assert stopped.rows() == ["one", "two"]
+
+
 async def test_answer_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Screen(monkeypatch)
     await show(screen, ["a\x1b]0;title\x07b &#27;[2J &#x1b;[2J [x](javascript:1)\x9b31m `\x1b[2J` \x1b"])

@@ -77,6 +77,25 @@ def test_ctrl_c_stops_the_answer_and_the_chat_continues(shell: Shell, chat: Chat
     assert seen["messages"][-1] == ["slow answer", "slow answer ", "next"]
 
 
+@pytest.mark.parametrize("options", [(), ("--no-thoughts",)])
+def test_thoughts_are_dimmed_and_sent_back(shell: Shell, chat: Chat, options: tuple[str, ...]) -> None:
+    with chat("--reasoning-effort", "low", *options) as terminal:
+        terminal.sees(READY)
+        terminal.sends("think hard")
+        terminal.sees(SUMMARY)
+        terminal.sends("/set")
+        terminal.sees("reasoning_effort low")
+        terminal.sends("next")
+        terminal.sees(SUMMARY)
+        terminal.types(CTRL_D)
+        assert terminal.ends() == 0
+    assert ("\x1b[2mfirst of all\x1b[0m" in terminal.raw) is not bool(options)
+    assert ("\x1b[2mthen\x1b[0m" in terminal.raw) is not bool(options)
+    seen = seen_by(shell)
+    assert seen["thoughts"] == [[], ["first of all\nthen"]]
+    assert seen["efforts"] == ["low", "low"]
+
+
 def test_commands(shell: Shell, chat: Chat) -> None:
     with chat() as terminal:
         terminal.sees(READY)
@@ -174,7 +193,8 @@ def test_killed_chat_leaves_a_file_that_continues(shell: Shell, chat: Chat) -> N
         os.kill(child_of(terminal), signal.SIGKILL)
         terminal.ends()
     (path,) = chats_of(shell)
-    assert json.loads(path.read_text())["turns"] == [{"question": "one", "answer": "one "}, {"question": "slow two", "answer": ""}]
+    kept = [(turn["question"], turn["answer"]) for turn in json.loads(path.read_text())["turns"]]
+    assert kept == [("one", "one "), ("slow two", "")]
     with chat("--continue") as terminal:
         terminal.sees("with 2 messages. The last one:")
         terminal.sees("> slow two")

@@ -16,7 +16,7 @@ from cli.ask import infer
 from shared import errors
 from shared.api import gateway
 from shared.api.gateway import InferenceChunk, InferenceRequest, InferenceResult, ProcessInferenceRequest
-from shared.api.generation import Usage
+from shared.api.generation import ReasoningEffort, Usage
 from shared.api.method import Nothing
 from shared.timing import retry_policy
 from shared.timing.retry_policy import RetryPolicy
@@ -54,6 +54,34 @@ def test_stdout_has_only_the_answer(infer_shell: Shell) -> None:
     assert infer_shell.mesh.left_early == []
 
 
+def thinking(shell: Shell) -> Shell:
+    shell.mesh.stream_answer(
+        METHOD, [InferenceChunk("", reasoning="\nLet me"), InferenceChunk("", reasoning=" see.\n"), InferenceChunk("42")], RESULT
+    )
+    return shell
+
+
+def test_a_pipe_gets_no_thoughts(shell: Shell) -> None:
+    assert thinking(shell)("infer", "hi").stdout == "42\n"
+    assert json.loads(shell("infer", "hi", "--json").stdout)["reasoning"] == "\nLet me see.\n"
+    assert "reasoning" not in json.loads(shell("infer", "hi", "--json", "--no-thoughts").stdout)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"), [((), "Let me see.\n\n42\n"), (("--no-thoughts",), "42\n"), (("--no-stream",), "Let me see.\n\n42\n")]
+)
+def test_a_terminal_gets_thoughts_and_an_empty_line(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], shown: str
+) -> None:
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _stream: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert thinking(shell)("infer", "hi", *options).stdout == shown
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "xterm")
+    # Click's runner removes the styles of `echo`.
+    assert ("\x1b[2m" in thinking(shell)("infer", "hi", *options).stdout) is (not options)
+
+
 def test_no_stream_prints_the_same(infer_shell: Shell) -> None:
     assert infer_shell("infer", "hi", "--no-stream").stdout == "Hello world\n"
 
@@ -69,7 +97,7 @@ def test_json_is_one_object(infer_shell: Shell) -> None:
         "request_id": "00000000-0000-0000-0000-000000000007",
         "model": "smollm2",
         "finish_reason": "stop",
-        "usage": {"prompt_tokens": 4, "completion_tokens": 2, "cached_tokens": 0, "total_tokens": 6},
+        "usage": {"prompt_tokens": 4, "completion_tokens": 2, "cached_tokens": 0, "reasoning_tokens": 0, "total_tokens": 6},
         "response_time_ms": 30,
         "first_token_ms": 10,
         "cost_micro": 0,
@@ -93,7 +121,7 @@ def test_answer_cut_short_by_credits_says_so(shell: Shell) -> None:
 
 def test_every_option_reaches_the_gateway(infer_shell: Shell) -> None:
     options = ["--model", "m", "--system", "s", "--stop", "a", "--stop", "b"]
-    numbers = ["--max-tokens", "5", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "3", "--seed", "-1"]
+    numbers = ["--max-tokens", "5", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "3", "--seed", "-1", "--reasoning-effort", "low"]
     assert infer_shell("infer", *options, *numbers, "--", "-x").exit_code == 0
     assert request_of(infer_shell) == InferenceRequest(
         prompt="-x",
@@ -105,6 +133,7 @@ def test_every_option_reaches_the_gateway(infer_shell: Shell) -> None:
         top_k=3,
         stop=("a", "b"),
         seed=-1,
+        reasoning_effort=ReasoningEffort.LOW,
     )
 
 
@@ -132,6 +161,21 @@ def test_words_files_and_a_pipe_make_one_prompt(monkeypatch: pytest.MonkeyPatch,
     assert "Did you mean '--model'?" in infer_shell("infer", "What", "is", "-5", "--seed", "-1", "--modl", "echo").stderr
     result = infer_shell("infer", "--file", str(tmp_path / "none.txt"), "hi")
     assert (result.exit_code, "none.txt" in result.stderr) == (2, True)
+
+
+def test_images_are_shown_before_the_prompt(infer_shell: Shell, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode())
+    result = infer_shell("infer", "--image", str(tmp_path / "a"), "--image", str(tmp_path / "b"), "-s", "Be brief.", "what", "is", "it?")
+    assert result.exit_code == 0, result.output
+    request = request_of(infer_shell)
+    assert (request.prompt, request.system) == (None, None)
+    system, user = request.messages
+    assert (system.role, system.content, user.content) == ("system", "Be brief.", "what is it?")
+    assert [(image.data, image.at) for image in user.images] == [(b"a", 0), (b"b", 0)]
+    (tmp_path / "a").write_bytes(bytes(16 * 1024 * 1024))
+    result = infer_shell("infer", "--image", str(tmp_path / "a"), "hi")
+    assert (result.exit_code, "more than 15 MiB" in result.stderr) == (2, True), result.output
 
 
 def test_silent_pipe_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

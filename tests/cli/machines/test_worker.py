@@ -3,7 +3,7 @@
 import errno
 import os
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import NoReturn, get_args, get_type_hints
 
 import pytest
 
@@ -145,6 +145,21 @@ def test_backend_choices_match_the_implementation() -> None:
 def test_options_are_worker_settings() -> None:
     variables = {setting.variable.name for setting in config.settings_of(InferenceSettings)}
     assert {"INFERENCE_BACKEND", "MODELS", "ENGINE_SLOTS", "INFERENCE_SERVICE_PORT", "NODE_KEY_FILE", "MESH_NAME", "NATS_URL"} <= variables
+
+
+@pytest.mark.parametrize("file", ["mine.gguf", "smollm2"])
+def test_plan_runs_its_program_without_a_mesh(shell: Shell, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    (shell.folder / "mine.gguf").touch()
+    started: list[tuple[list[str], str | None]] = []
+
+    def become(_: str, command: list[str], environment: dict[str, str]) -> NoReturn:
+        started.append((command[1:], environment.get("ENGINE_SLOTS")))
+        raise SystemExit(0)
+
+    monkeypatch.setattr("os.execve", become)
+    assert shell("worker", "--slots", "3", "--plan", file).exit_code == 0
+    model = str(shell.folder / file) if file == "mine.gguf" else file
+    assert started == [(["-m", "services.inference.backends.plan_program", model], "3")]
 
 
 def folder_with(folder: Path, *names: str) -> Path:

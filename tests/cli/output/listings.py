@@ -62,6 +62,8 @@ LISTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {
     ("doctor",): ((), SHOWN_NAME),
     ("alerts",): ((), ALERT.id),
     ("alerts", "list"): (("--all",), ALERT.id),
+    ("scale", "status"): ((), SHOWN_NAME),
+    ("scale", "history"): ((), SHOWN_NAME),
     ("report", "cost"): (("--by", "model"), SHOWN_NAME),
     ("report", "usage"): (("--by", "model"), SHOWN_NAME),
     ("admin", "access-review"): ((), SHOWN_NAME),
@@ -95,6 +97,9 @@ def answer_all(mesh: FakeMesh) -> None:
     mesh.answer(auth.list_users, auth.Users((USER_ROW,)))
     mesh.answer(metrics.get_trace, metrics.FoundTrace((metrics.TracedSpan("gateway", "node", SPAN),)))
     mesh.answer(alerts.list_alerts, alerts.Alerts((ALERT,), (alerts.Silence("1", "", {}, NOW, "ann", NAME),)))
+    pool = metrics.PoolScaling(pool=NAME, ready=2, wanted=3, reason=NAME, as_of=NOW, fresh=True, max=5)
+    call = metrics.ScaleCallEntry(NAME, NOW, 2, 3, NAME, metrics.ScaleCallState.FAILED, 2, NAME)
+    mesh.answer(metrics.get_scaling, metrics.Scaling((pool,), (call,)))
     mesh.answer(audit.list_audit, audit.AuditRows((audit.AuditRow("house", 1, ACT, "alice", "0", False, "0", "0", "0"),)))
     refusal = membership.LoginRefusal(NODE, "10.0.0.9", NAME, datetime(2026, 11, 25, tzinfo=UTC))
     mesh.answer(membership.list_login_refusals, membership.LoginRefusals((refusal,)))

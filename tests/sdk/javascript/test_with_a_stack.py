@@ -25,7 +25,8 @@ PRINTED = (
     r"Explain quantum computing\n",
     r"one two three\n3 tokens\n",
     r"stopped: true\n",
-    r"get_weather: (Kyiv|Lima)\ntrue\n",
+    r" one two three\n4 tokens of thoughts\n",
+    r"(get_weather: (Kyiv|Lima)\n)+true\n",
     r"no such model; there are .*\becho\b.*\n",
     r"\{[^}]*dimensions: 16,[^}]*limits: [1-9][^}]*\}\n[0-9.]+ credits, budget of this key: none\n",
     r"pro: true\n",
@@ -80,7 +81,7 @@ async def test_answer_streams_in_order(stack: RunningStack, ann: Person, tmp_pat
         tmp_path, "tell(await client.inference({ prompt: 'a b c', model: 'echo', maxTokens: 2 }))", stack.url("web"), ann.key.secret
     )
     assert (answer["text"], answer["model"], answer["finishReason"]) == ("a b", "echo", "length")
-    assert answer["usage"] == {"promptTokens": 3, "completionTokens": 2, "totalTokens": 5}
+    assert answer["usage"] == {"promptTokens": 3, "completionTokens": 2, "totalTokens": 5, "reasoningTokens": 0}
     await stack.recorded(ann.id, 1)
     async with stack.database("gateway") as database:
         row = await database.fetchrow("SELECT user_id, tokens_used FROM request_logs WHERE id = $1", answer["requestId"])

@@ -32,6 +32,8 @@ class EitherClient(Protocol):
     async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, seen: list[str] | None = None, **more: Any) -> Got:
         """Collect the pieces, in `seen` too if it is passed."""
 
+    async def pieces(self, prompt: str) -> tuple[list[aimesh.AnswerPiece], aimesh.Answer]: ...
+
     async def do(self, name: str, *arguments: Any) -> Any: ...
 
 
@@ -57,6 +59,10 @@ class WithThreads:
             assert stream.text == "".join(texts)
             return Got(texts, stream.answer)
 
+    async def pieces(self, prompt: str) -> tuple[list[aimesh.AnswerPiece], aimesh.Answer]:
+        with self._client.stream(prompt) as stream:
+            return list(stream.pieces()), stream.answer
+
     async def do(self, name: str, *arguments: Any) -> Any:
         return await asyncio.to_thread(getattr(self._client, name), *arguments)
 
@@ -80,6 +86,10 @@ class WithAsyncio:
                     await asyncio.sleep(0.05)
             assert stream.text == "".join(texts)
             return Got(texts, stream.answer)
+
+    async def pieces(self, prompt: str) -> tuple[list[aimesh.AnswerPiece], aimesh.Answer]:
+        async with self._client.stream(prompt) as stream:
+            return [piece async for piece in stream.pieces()], stream.answer
 
     async def do(self, name: str, *arguments: Any) -> Any:
         return await getattr(self._client, name)(*arguments)

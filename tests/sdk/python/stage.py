@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from aimesh import calls, conversations
-from aimesh.actions import Action, AnswerHead, EmitText, OpenRequest, PauseAction, Read, Renew, WireLost
+from aimesh.actions import Action, AnswerHead, EmitPiece, OpenRequest, PauseAction, Read, Renew, WireLost
 from aimesh.answers import Answer
 from aimesh.conversations import CallTerms, ClientContext, Conversation
 from aimesh.errors import AimeshError
@@ -96,8 +96,9 @@ class Stage:
                     action = conversation.reply(None)
                 case Renew(spent):
                     action = self._renew(conversation, spent)
-                case EmitText(text):
-                    self.played.texts.append(text)
+                case EmitPiece(piece):
+                    if piece.text:
+                        self.played.texts.append(piece.text)
                     action = conversation.reply(None)
         return conversation.result
 

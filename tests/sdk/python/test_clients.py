@@ -15,7 +15,7 @@ import pytest
 from tests import stopwatch
 from tests.sdk.python import scripted_server
 from tests.sdk.python.either_client import KEY, Got, WithAsyncio, WithThreads, both, staged
-from tests.sdk.python.scripted_server import COMMENT, END, ID, Reply, Then, events, failed, text, whole
+from tests.sdk.python.scripted_server import COMMENT, END, ID, Reply, Then, event, events, failed, text, whole
 
 # --- answers --------------------------------------------------------------------------------------------------------
 
@@ -109,6 +109,15 @@ async def test_interrupted_stream_continues_without_gap_or_repetition(kind: str)
         assert [one.headers.get("last-event-id") for one in stage.server.received] == [None, None, f"{ID}-1", f"{ID}-2"]
         assert len({one.headers["idempotency-key"] for one in stage.server.received}) == 1
         assert not stage.server.withdrawn
+
+
+@both
+async def test_thoughts_come_apart_from_the_text(kind: str) -> None:
+    thoughts = [f"id: {ID}-{number}\n".encode() + event({"text": "", "reasoning": said}) for number, said in ((1, "Let me"), (2, " see."))]
+    async with staged(kind, events(thoughts[0], then=Then.BREAK), events(thoughts[1], text(3, "42"), END)) as stage:
+        pieces, answer = await stage.client.pieces("hi")
+    assert [(piece.reasoning, piece.text) for piece in pieces] == [("Let me", ""), (" see.", ""), ("", "42")]
+    assert (answer.reasoning, answer.text) == ("Let me see.", "42")
 
 
 @both

@@ -6,7 +6,7 @@ from dataclasses import replace
 import aimesh
 import pytest
 from aimesh import calls, conversations
-from aimesh.actions import AnswerHead, EmitText, OpenRequest, Read, WireLost
+from aimesh.actions import AnswerHead, EmitPiece, OpenRequest, Read, WireLost
 from aimesh.answers import Answer
 from aimesh.conversations import CallTerms, Conversation
 
@@ -260,7 +260,7 @@ def test_leaving_early_cancels_once_with_the_same_key() -> None:
     stage = Stage()
     conversation = begun(stage)
     assert isinstance(conversation.reply(AnswerHead(200, EVENTS)), Read)
-    assert isinstance(conversation.reply(text(1, "a")), EmitText)
+    assert isinstance(conversation.reply(text(1, "a")), EmitPiece)
     cancellation = conversation.take_cancellation()
     assert cancellation is not None
     action = cancellation.reply(None)

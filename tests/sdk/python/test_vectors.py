@@ -87,6 +87,7 @@ def content_of(answer: aimesh.Answer) -> dict[str, Any]:
     logprobs = plain(answer.logprobs)
     return {
         "text": answer.text, "finish_reason": answer.finish_reason, "tool_calls": calls, "logprobs": logprobs, "message": answer.message,
+        **({"reasoning": answer.reasoning} if answer.reasoning else {}),
     }  # fmt: skip
 
 

@@ -88,7 +88,7 @@ TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": CI
 async def test_calls_of_tools_are_the_same_in_a_broken_stream(stack: RunningStack, ann: Person, address: str) -> None:
     wanted: dict[str, Any] = {
         "model": "smollm2", "messages": [{"role": "user", "content": "What is the weather in Kyiv?"}], "tools": [TOOL],
-        "tool_choice": "required", "logprobs": True, "top_logprobs": 2, "max_tokens": 60, "seed": 7,
+        "tool_choice": "required", "parallel_tool_calls": False, "logprobs": True, "top_logprobs": 2, "max_tokens": 60, "seed": 7,
     }  # fmt: skip
     async with (
         cutting_proxy.before(stack.url(address), [700, 2000]) as broken,

@@ -147,6 +147,15 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
             self.steps[token] = Step.ENTER_CODE
         return contract.OidcEnd(self._session(token), wanted.then)
 
+    def _login_by_iap(self, request: contract.LoginByIap, _: Credential | None) -> contract.IapEnd:
+        if request.assertion != GOOD_CODE:
+            raise errors.NotAuthenticated("the header of IAP is invalid: it has expired; check the clocks", hint="reload the page")
+        if request.session_token is not None:
+            self._check_fresh("auth.changePassword")
+            self.provider_links.append(contract.OidcLink("https://cloud.google.com/iap", "subject-1", "alice@corp.example", NOW))
+            return contract.IapEnd(None)
+        return contract.IapEnd(self._session(self.add_session(self.accounts[self.vouched_for].user)))
+
     def _leave_oidc(self, _: contract.LeaveOidc, __: Credential | None) -> contract.LeftOidc:
         return contract.LeftOidc(self.ends_at)
 

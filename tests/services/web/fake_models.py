@@ -33,6 +33,8 @@ class FakeModels:
         self.gate.set()
         #: Each is raised once, behind this many pieces.
         self.failures: list[tuple[int, errors.AimeshError]] = []
+        #: How many of the first pieces are thoughts.
+        self.thoughts = 0
         #: The end of an answer that ends.
         self.result = RESULT
         self.running = 0
@@ -54,7 +56,8 @@ class FakeModels:
                     await self.gate.wait()
                 if number > known:
                     is_first = number == known + 1 and (known or not self.waiting)
-                    yield InferenceChunk(piece, sequence=number, request_id=named if is_first else None)
+                    text, thought = ("", piece) if number <= self.thoughts else (piece, "")
+                    yield InferenceChunk(text, sequence=number, request_id=named if is_first else None, reasoning=thought)
             if failure is not None:
                 raise failure
         except (asyncio.CancelledError, GeneratorExit):

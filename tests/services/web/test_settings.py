@@ -14,11 +14,11 @@ def test_default_settings() -> None:
 
 
 def test_one_setting_limits_a_request_at_web_and_gateway() -> None:
-    overrides = {"REQUEST_TIMEOUT_SECONDS": "450"}
+    overrides = {"REQUEST_TIMEOUT_SECONDS": "450", "QUEUE_START_SECONDS": "200"}
     stores = {"DATABASE_URL": "postgresql://host/name", "REDIS_URL": "unix:///nowhere/valkey.sock", "PROMPT_HASH_SECRET": "s" * 32}
     found = [config.load(WebSettings, GOOD | overrides), config.load(GatewaySettings, GOOD | stores | overrides)]
-    assert [one.request_timeout_seconds for one in found] == [450, 450]
-    assert PASSED["REQUEST_TIMEOUT_SECONDS"] == ("gateway", "web")
+    assert [(one.request_timeout_seconds, one.queue_start_seconds) for one in found] == [(450, 200), (450, 200)]
+    assert PASSED["REQUEST_TIMEOUT_SECONDS"] == PASSED["QUEUE_START_SECONDS"] == ("gateway", "web")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ with aimesh.Client() as client:
 
 from aimesh.answers import (
     Answer,
+    AnswerPiece,
     ApiKey,
     Budget,
     Credits,
@@ -58,8 +59,8 @@ from aimesh.errors import (
 from aimesh.version import __version__
 
 __all__ = [
-    "AimeshError", "AlreadyExists", "Answer", "AnswerBroken", "AnswerGone", "ApiKey", "AsyncClient", "AsyncKeys", "AsyncStream",
-    "BadRequest", "Budget", "BudgetExhausted", "Cancelled", "Client", "ConfirmationNeeded", "Conflict", "ConnectionFailed",
+    "AimeshError", "AlreadyExists", "Answer", "AnswerBroken", "AnswerGone", "AnswerPiece", "ApiKey", "AsyncClient", "AsyncKeys",
+    "AsyncStream", "BadRequest", "Budget", "BudgetExhausted", "Cancelled", "Client", "ConfirmationNeeded", "Conflict", "ConnectionFailed",
     "ContextExceeded", "Credits", "DeadlineExceeded", "Embeddings", "IdempotencyConflict", "InProgress", "KeyLimits", "Keys", "Limit",
     "LogProbability", "Message", "Model", "NewApiKey", "NotAllowed", "NotAuthenticated", "NotFound", "Options", "Overloaded",
     "ProtocolError", "Quota", "RateLimited", "SecondFactorNeeded", "ServerFailed", "Session", "SessionEnded", "Stream", "TooLarge",

@@ -4,6 +4,8 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from aimesh.answers import AnswerPiece
+
 T = TypeVar("T")
 
 
@@ -44,10 +46,10 @@ class Renew:
 
 
 @dataclass(frozen=True, slots=True)
-class EmitText:
-    """Give the caller a piece of the text."""
+class EmitPiece:
+    """Give the caller a piece of the answer."""
 
-    text: str
+    piece: AnswerPiece
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class AnswerHead:
     headers: Mapping[str, str]
 
 
-Action = OpenRequest | Read | PauseAction | Renew | EmitText
+Action = OpenRequest | Read | PauseAction | Renew | EmitPiece
 #: AnswerHead for OpenRequest, bytes for Read, None for the others.
 Reply = AnswerHead | bytes | None
 Steps = Generator[Action, Reply, T]

@@ -22,6 +22,8 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    #: The completion tokens that were spent on thoughts.
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Answer:
     tool_calls: tuple[ToolCall, ...] = ()
     #: Empty unless ``logprobs`` asked for them.
     logprobs: tuple[LogProbability, ...] = ()
+    #: What the model thought before the text; empty if it doesn't think.
+    reasoning: str = ""
 
     @property
     def message(self) -> dict[str, object]:
@@ -70,7 +74,8 @@ class Answer:
         calls = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in self.tool_calls
         ]
-        return {"role": "assistant", "content": self.text, **({"tool_calls": calls} if calls else {})}
+        thoughts = {"reasoning_content": self.reasoning} if self.reasoning else {}
+        return {"role": "assistant", "content": self.text, **thoughts, **({"tool_calls": calls} if calls else {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ class AnswerPiece:
     text: str
     tool_calls: tuple[ToolCall, ...]
     logprobs: tuple[LogProbability, ...]
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +244,10 @@ def read_piece(found: JsonFields) -> AnswerPiece:
     return AnswerPiece(found.text("text"), *_parts(found))
 
 
-def _parts(found: JsonFields) -> tuple[tuple[ToolCall, ...], tuple[LogProbability, ...]]:
+def _parts(found: JsonFields) -> tuple[tuple[ToolCall, ...], tuple[LogProbability, ...], str]:
     called = found.children("tool_calls") if found.has("tool_calls") else ()
     drawn = found.children("logprobs") if found.has("logprobs") else ()
-    return tuple(map(_read_call, called)), tuple(map(_read_logprob, drawn))
+    return tuple(map(_read_call, called)), tuple(map(_read_logprob, drawn)), found.maybe_text("reasoning") or ""
 
 
 def _read_call(found: JsonFields) -> ToolCall:
@@ -260,12 +266,18 @@ def ended_answer(found: JsonFields, content: AnswerPiece) -> Answer:
     return Answer(
         text=content.text,
         model=found.text("model"),
-        usage=Usage(usage.integer("prompt_tokens"), usage.integer("completion_tokens"), usage.integer("total_tokens")),
+        usage=Usage(
+            usage.integer("prompt_tokens"),
+            usage.integer("completion_tokens"),
+            usage.integer("total_tokens"),
+            usage.maybe_integer("reasoning_tokens") or 0,
+        ),
         finish_reason=found.text("finish_reason"),
         request_id=found.text("request_id"),
         response_time_ms=found.integer("response_time_ms"),
         tool_calls=content.tool_calls,
         logprobs=content.logprobs,
+        reasoning=content.reasoning,
     )
 
 

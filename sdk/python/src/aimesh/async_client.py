@@ -7,7 +7,7 @@ from typing import TypeVar, Unpack
 import httpx
 
 from aimesh import calls, conversations, settings
-from aimesh.answers import Answer, Embeddings, Model, NewApiKey, Quota, Session, ToolCall, UsageReport, User
+from aimesh.answers import Answer, AnswerPiece, Embeddings, Model, NewApiKey, Quota, Session, ToolCall, UsageReport, User
 from aimesh.async_wire import AsyncRenewal, AsyncWire
 from aimesh.calls import ApiCall, KeyLimits, Options
 from aimesh.conversations import CallTerms, Conversation
@@ -165,8 +165,19 @@ class AsyncStream:
 
     async def __anext__(self) -> str:
         """Raises AimeshError; the text so far stays in ``text``."""
+        while (piece := await self._next()) is not None:
+            if piece.text:
+                return piece.text
+        raise StopAsyncIteration
+
+    async def pieces(self) -> AsyncIterator[AnswerPiece]:
+        """Yield thoughts and calls, too, as they arrive. Iterate either this or the stream."""
+        while (piece := await self._next()) is not None:
+            yield piece
+
+    async def _next(self) -> AnswerPiece | None:
         if self._is_over:
-            raise StopAsyncIteration
+            return None
         try:
             piece = await self._wire.advance()
         except BaseException:
@@ -174,7 +185,6 @@ class AsyncStream:
             raise
         if piece is None:
             await self.close()
-            raise StopAsyncIteration
         return piece
 
     async def close(self) -> None:
@@ -186,6 +196,11 @@ class AsyncStream:
     def text(self) -> str:
         """The text so far."""
         return self._conversation.text
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought so far."""
+        return self._conversation.reasoning
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:

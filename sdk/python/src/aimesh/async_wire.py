@@ -7,7 +7,8 @@ from typing import Generic, TypeVar
 import httpx
 
 from aimesh import async_io, calls, conversations
-from aimesh.actions import Action, EmitText, OpenRequest, PauseAction, Read, Renew, Reply, WireLost
+from aimesh.actions import Action, EmitPiece, OpenRequest, PauseAction, Read, Renew, Reply, WireLost
+from aimesh.answers import AnswerPiece
 from aimesh.async_io import AsyncConnection, AsyncSingleFlight
 from aimesh.conversations import CallTerms, ClientContext, Conversation
 from aimesh.errors import AimeshError, NotAuthenticated
@@ -35,17 +36,17 @@ class AsyncWire(Generic[T]):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         await self.close()
 
-    async def advance(self) -> str | None:
-        """Return the next piece of text; None at the end. Raises AimeshError."""
+    async def advance(self) -> AnswerPiece | None:
+        """Return the next piece of the answer; None at the end. Raises AimeshError."""
         action = self._conversation.reply(None)
-        while action is not None and not isinstance(action, EmitText):
+        while action is not None and not isinstance(action, EmitPiece):
             try:
                 reply = await self._perform(action)
             except (WireLost, AimeshError) as fault:
                 action = self._conversation.fail(fault)
             else:
                 action = self._conversation.reply(reply)
-        return None if action is None else action.text
+        return None if action is None else action.piece
 
     async def close(self) -> None:
         """Safe to call twice. Takes up to a second if the gateway has to be told to stop."""
@@ -74,7 +75,7 @@ class AsyncWire(Generic[T]):
                 assert self._renew is not None  # only a conversation with a login asks for it
                 await self._renew(action)
                 return None
-            case EmitText():
+            case EmitPiece():
                 return None
 
 

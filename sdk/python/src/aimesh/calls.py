@@ -24,6 +24,8 @@ class Message(TypedDict):
     #: system, user, assistant or tool.
     role: str
     content: NotRequired[str | None]
+    #: What the model thought before an earlier answer.
+    reasoning_content: NotRequired[str | None]
     #: The calls of an earlier answer.
     tool_calls: NotRequired[Sequence[JsonObject]]
     #: In a message with the result of a call: the call's id.
@@ -61,6 +63,12 @@ class Options(TypedDict, total=False):
     logprobs: bool | None
     #: With ``logprobs``: also return this many likely tokens in the place of each.
     top_logprobs: int | None
+    #: False: an answer has at most one call.
+    parallel_tool_calls: bool | None
+    #: How long a model that can think does so: none, minimal, low, medium, high or xhigh.
+    reasoning_effort: str | None
+    #: Further variables of the model's chat template, at most 4 KiB.
+    chat_template_kwargs: JsonObject | None
 
 
 class KeyLimits(TypedDict, total=False):

@@ -8,7 +8,7 @@ from typing import TypeVar, Unpack
 import httpx
 
 from aimesh import calls, conversations, settings
-from aimesh.answers import Answer, Embeddings, Model, NewApiKey, Quota, Session, ToolCall, UsageReport, User
+from aimesh.answers import Answer, AnswerPiece, Embeddings, Model, NewApiKey, Quota, Session, ToolCall, UsageReport, User
 from aimesh.calls import ApiCall, KeyLimits, Options
 from aimesh.conversations import CallTerms, Conversation
 from aimesh.wire import Renewal, Wire
@@ -166,8 +166,19 @@ class Stream:
 
     def __next__(self) -> str:
         """Raises AimeshError; the text so far stays in ``text``."""
+        while (piece := self._next()) is not None:
+            if piece.text:
+                return piece.text
+        raise StopIteration
+
+    def pieces(self) -> Iterator[AnswerPiece]:
+        """Yield thoughts and calls, too, as they arrive. Iterate either this or the stream."""
+        while (piece := self._next()) is not None:
+            yield piece
+
+    def _next(self) -> AnswerPiece | None:
         if self._is_over:
-            raise StopIteration
+            return None
         try:
             piece = self._wire.advance()
         except BaseException:
@@ -175,7 +186,6 @@ class Stream:
             raise
         if piece is None:
             self.close()
-            raise StopIteration
         return piece
 
     def close(self) -> None:
@@ -187,6 +197,11 @@ class Stream:
     def text(self) -> str:
         """The text so far."""
         return self._conversation.text
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought so far."""
+        return self._conversation.reasoning
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from aimesh import answers, calls, errors, retry_policy
-from aimesh.actions import Action, AnswerHead, EmitText, OpenRequest, PauseAction, Read, Renew, Reply, Steps, WireLost
+from aimesh.actions import Action, AnswerHead, EmitPiece, OpenRequest, PauseAction, Read, Renew, Reply, Steps, WireLost
 from aimesh.answers import Answer, AnswerPiece, ToolCall
 from aimesh.calls import ApiCall
 from aimesh.errors import AimeshError, AnswerBroken, BadRequest, ConnectionFailed, DeadlineExceeded, ProtocolError
@@ -107,6 +107,11 @@ class Conversation(Generic[T]):
         return "".join(piece.text for piece in self._progress.pieces)
 
     @property
+    def reasoning(self) -> str:
+        """The thoughts so far."""
+        return "".join(piece.reasoning for piece in self._progress.pieces)
+
+    @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The calls so far."""
         return tuple(call for piece in self._progress.pieces for call in piece.tool_calls)
@@ -163,7 +168,7 @@ def whole(call: ApiCall[T], context: ClientContext, terms: CallTerms) -> Convers
 
 
 def streamed(call: ApiCall[Answer], context: ClientContext, terms: CallTerms) -> Conversation[Answer]:
-    """Begin a call whose answer arrives in pieces, each with an ``EmitText``."""
+    """Begin a call whose answer arrives in pieces, each with an ``EmitPiece``."""
     progress = StreamProgress()
     exchange = _Exchange(call, context, terms, progress)
     return Conversation(_streamed(exchange), progress)
@@ -350,15 +355,15 @@ def _events(exchange: _Exchange[Answer]) -> Steps[Answer]:
                 return _joined(found, progress.pieces)
             if found is not None and progress.is_new(event):
                 progress.add(found, len(event.data))
-                if found.text:
-                    yield EmitText(found.text)
+                yield EmitPiece(found)
     raise WireLost("the stream ended before the answer did")
 
 
 def _joined(end: Answer, pieces: Sequence[AnswerPiece]) -> Answer:
     calls = tuple(call for piece in pieces for call in piece.tool_calls)
     drawn = tuple(token for piece in pieces for token in piece.logprobs)
-    return replace(end, text="".join(piece.text for piece in pieces), tool_calls=calls, logprobs=drawn)
+    text, reasoning = ("".join(getattr(piece, name) for piece in pieces) for name in ("text", "reasoning"))
+    return replace(end, text=text, tool_calls=calls, logprobs=drawn, reasoning=reasoning)
 
 
 def _discard_rest(exchange: _Exchange[Answer]) -> Steps[None]:

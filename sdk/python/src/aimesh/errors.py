@@ -172,6 +172,7 @@ BY_CODE: dict[str, type[AimeshError]] = {
     "link_lost": Unavailable,
     "model_crashed": Unavailable,
     "not_reachable": Unavailable,
+    "not_started": Unavailable,
     "peer_failed": Unavailable,
     "protocol_violation": Unavailable,
     "worker_lost": Unavailable,

@@ -11,7 +11,7 @@ from litestar.params import FromQuery
 
 from services.web import rendering
 from services.web.http import forms
-from services.web.pages.account import forgotten_password, provider_login, provider_redirect, second_factor, signing_in
+from services.web.pages.account import forgotten_password, iap_login, provider_login, provider_redirect, second_factor, signing_in
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts
@@ -71,6 +71,8 @@ class SecurityPage:
     sessions: tuple[SessionLine, ...] | None
     #: None if unavailable.
     links: tuple[OidcLink, ...] | None
+    #: The login provider's name, or IAP's where the browser comes by it; None without either.
+    provider: str | None
     problem: errors.AimeshError | None = None
 
 
@@ -143,6 +145,12 @@ async def end_session(page_request: NamedDependency[PageRequest]) -> Page:
 @post(f"{_HERE}/providers/link")
 async def link_provider(page_request: NamedDependency[PageRequest]) -> Page:
     await page_request.read_form(forms.Confirmation)
+    if (assertion := iap_login.find_assertion(page_request, await signing_in.find_options(page_request))) is not None:
+        try:
+            await iap_login.link(page_request, assertion)
+        except errors.CallerError as error:
+            return await _page(page_request, problem=error)
+        return page_request.redirect(f"{_HERE}?done=linked")
     wanted = accounts.BeginOidc(provider_redirect.callback(page_request), then=_HERE, session_token=page_request.session_token)
     try:
         start = await page_request.submit(accounts.begin_oidc, wanted, deadline_seconds=provider_login.PROVIDER_CALL_SECONDS)
@@ -174,6 +182,7 @@ async def _page(page_request: PageRequest, *, problem: errors.CallerError | None
         is_admin=account.user.role is UserRole.ADMIN,
         sessions=None if sessions is None else session_lines(sessions.sessions),
         links=None if links is None else links.links,
+        provider="Google" if iap_login.find_assertion(page_request, options) is not None else account.oidc_name,
         problem=problem,
     )
     return page_request.page("settings/security.html", view, here="settings", problem=problem, notice=notice)

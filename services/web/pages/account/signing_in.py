@@ -12,7 +12,7 @@ from litestar.params import FromQuery
 from services.web import rendering, request_context
 from services.web.http import forms, json_errors
 from services.web.pages import join, overview
-from services.web.pages.account import provider_redirect
+from services.web.pages.account import iap_login, provider_redirect
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts, auth, organizations
@@ -101,9 +101,18 @@ async def show_login(page_request: NamedDependency[PageRequest], then: FromQuery
     session = await page_request.find_session()
     if session is not None:
         return page_request.redirect(after_login(session, then))
+    problem = None
+    if (assertion := iap_login.find_assertion(page_request, await find_options(page_request))) is not None:
+        try:
+            session = await iap_login.log_in(page_request, assertion)
+        except errors.CallerError as error:
+            problem = error
+    if session is not None:
+        page_request.sign_in(session)
+        return page_request.redirect(after_login(session, then))
     notice = rendering.Notice(_DONE[done], "good" if done == "reset" else "warn") if done in _DONE else None
-    view = await _login_page(page_request, then=then if request_context.own_page(then) == then else "")
-    return page_request.page("login.html", view, here="login", notice=notice)
+    view = await _login_page(page_request, then=then if request_context.own_page(then) == then else "", problem=problem)
+    return page_request.page("login.html", view, here="login", notice=notice, problem=problem)
 
 
 @post("/login", status_code=HTTPStatus.OK)

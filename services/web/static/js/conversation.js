@@ -3,7 +3,7 @@
 /**
  * @typedef {{request_id: string, prompt_tokens: number, completion_tokens: number, cost?: string, tokens_per_second?: number, note?: string}} Usage
  * @typedef {{code: string, message: string, hint: string}} Problem
- * @typedef {{role: 'user' | 'assistant', text: string, state: 'done' | 'writing' | 'stopped' | 'failed',
+ * @typedef {{role: 'user' | 'assistant', text: string, reasoning: string, state: 'done' | 'writing' | 'stopped' | 'failed',
  *   waiting: string, usage: Usage | null, problem: Problem | null, requestId: string, rating: '' | 'up' | 'down'}} Message
  * @typedef {{messages: readonly Message[]}} Conversation
  */
@@ -11,7 +11,17 @@
 /** @type {Conversation} */
 export const EMPTY = Object.freeze({ messages: [] })
 /** @type {Message} */
-const BLANK = { role: 'assistant', text: '', state: 'done', waiting: '', usage: null, problem: null, requestId: '', rating: '' }
+const BLANK = {
+  role: 'assistant',
+  text: '',
+  reasoning: '',
+  state: 'done',
+  waiting: '',
+  usage: null,
+  problem: null,
+  requestId: '',
+  rating: '',
+}
 
 /** @param {Conversation} chat */
 export const isWriting = (chat) => chat.messages.at(-1)?.state === 'writing'
@@ -47,6 +57,8 @@ export function receive(chat, event, facts) {
   switch (event) {
     case 'began':
       return changeLast(chat, { requestId: facts.request_id })
+    case 'thought':
+      return changeLast(chat, { reasoning: last.reasoning + facts.text, waiting: '' })
     case 'chunk':
       return changeLast(chat, { text: last.text + facts.text, waiting: '' })
     case 'waiting':
@@ -77,11 +89,11 @@ export function rate(chat, requestId, rating) {
 /** Returns the messages for the model, without unanswered questions and empty answers. @param {Conversation} chat */
 export function toMessages(chat) {
   const { messages } = chat
-  return messages.flatMap(({ role, text }, index) => {
+  return messages.flatMap(({ role, text, reasoning }, index) => {
     const answer = messages[index + 1]
     const isUnanswered = role === 'user' && answer && !answer.text && answer.state !== 'writing'
     return text && !isUnanswered && !(role === 'assistant' && index === messages.length - 1 && isWriting(chat))
-      ? [{ role, content: text }]
+      ? [{ role, content: text, ...(reasoning ? { reasoning } : {}) }]
       : []
   })
 }

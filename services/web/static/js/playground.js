@@ -13,6 +13,7 @@ import { TEXTS } from './texts.js'
 /** Screen readers announce at most this many characters of an answer. */
 const MOST_READ_OUT = 2000
 const NUMBERS = ['temperature', 'max_tokens', 'top_p', 'seed']
+const EFFORT = 'reasoning_effort'
 
 class Playground {
   chat = conversation.EMPTY
@@ -63,11 +64,11 @@ class Playground {
 
   /** Shows the parameters of the next request, also while their fields are collapsed. */
   #showParameters() {
-    const { system, numbers } = this.#settings()
-    const fields = /** @type {HTMLInputElement[]} */ ([...NUMBERS, 'system'].map((name) => this.form.elements.namedItem(name)))
-    const set = fields.filter(({ name }) => name in numbers || (name === 'system' && system))
+    const { system, options } = this.#settings()
+    const fields = /** @type {HTMLInputElement[]} */ ([...NUMBERS, EFFORT, 'system'].map((name) => this.form.elements.namedItem(name)))
+    const set = fields.filter(({ name }) => name in options || (name === 'system' && system))
     const summary = this.#part('params')
-    const texts = set.map(({ name, labels }) => `${labels?.[0]?.textContent?.trim() ?? name} ${numbers[name] ?? ''}`.trim())
+    const texts = set.map(({ name, labels }) => `${labels?.[0]?.textContent?.trim() ?? name} ${options[name] ?? ''}`.trim())
     summary.textContent = texts.join(' · ') || (summary.dataset.defaults ?? '')
   }
 
@@ -136,16 +137,18 @@ class Playground {
   /** Reads the current settings. */
   #settings() {
     const fields = new FormData(this.form)
-    /** @type {Record<string, number>} */
-    const numbers = {}
+    /** @type {Record<string, number | string>} */
+    const options = {}
     for (const name of NUMBERS) {
       // Accept a decimal comma.
       const written = String(fields.get(name) ?? '')
         .trim()
         .replace(',', '.')
-      if (written !== '' && Number.isFinite(Number(written))) numbers[name] = Number(written)
+      if (written !== '' && Number.isFinite(Number(written))) options[name] = Number(written)
     }
-    return { model: String(fields.get('model') ?? ''), system: String(fields.get('system') ?? '').trim(), numbers }
+    const effort = String(fields.get(EFFORT) ?? '')
+    if (effort) options[EFFORT] = effort
+    return { model: String(fields.get('model') ?? ''), system: String(fields.get('system') ?? '').trim(), options }
   }
 
   async #answer() {
@@ -178,8 +181,8 @@ class Playground {
 
   /** @param {AbortSignal} signal */
   async #read(signal) {
-    const { model, system, numbers } = this.#settings()
-    const body = JSON.stringify({ model, messages: conversation.toMessages(this.chat), ...numbers, ...(system ? { system } : {}) })
+    const { model, system, options } = this.#settings()
+    const body = JSON.stringify({ model, messages: conversation.toMessages(this.chat), ...options, ...(system ? { system } : {}) })
     const events = readEvents('/playground/answer', { method: 'POST', body, headers: this.#headers(), signal })
     for await (const { event, data } of events) {
       if (signal.aborted) return
@@ -194,8 +197,27 @@ class Playground {
   /** @param {string} event @param {any} facts */
   #take(event, facts) {
     this.chat = conversation.receive(this.chat, event, facts)
-    if (event === 'chunk') this.#writing?.append(facts.text)
+    if (event === 'thought') this.#think(facts.text)
+    if (event === 'chunk') this.#say(facts.text)
     this.#refreshLast()
+  }
+
+  /** Adds to the thoughts, which are open while the model thinks. @param {string} text */
+  #think(text) {
+    const row = this.#rows.at(-1)
+    if (!row) return
+    const thoughts = /** @type {HTMLDetailsElement} */ (this.#part('thoughts', row))
+    if (thoughts.hidden) thoughts.open = true
+    thoughts.hidden = false
+    this.#part('thought', row).append(text)
+    this.follower.keepUp()
+  }
+
+  /** Adds to the answer; its first word folds the thoughts. @param {string} text */
+  #say(text) {
+    const row = this.#rows.at(-1)
+    if (row && this.chat.messages.at(-1)?.text === text) /** @type {HTMLDetailsElement} */ (this.#part('thoughts', row)).open = false
+    this.#writing?.append(text)
   }
 
   /** @param {'user' | 'answer'} kind @returns {HTMLElement} The element for its text. */
@@ -254,8 +276,8 @@ class Playground {
   }
 
   #showCode() {
-    const { model, system, numbers } = this.#settings()
-    const past = conversation.toMessages(this.chat)
+    const { model, system, options } = this.#settings()
+    const past = conversation.toMessages(this.chat).map(({ role, content }) => ({ role, content }))
     const open = this.question.value.trim()
     const messages = [
       ...(system ? [{ role: 'system', content: system }] : []),
@@ -264,7 +286,7 @@ class Playground {
     ]
     // Drop a final answer, so that the code sends the question before it.
     if (messages.at(-1)?.role === 'assistant') messages.pop()
-    const samples = toSamples(this.root.dataset.address ?? location.origin, { model, messages, ...numbers })
+    const samples = toSamples(this.root.dataset.address ?? location.origin, { model, messages, ...options })
     const dialog = /** @type {HTMLDialogElement} */ (this.#part('code'))
     for (const [name, code] of Object.entries(samples)) this.#part(`sample-${name}`, dialog).textContent = code
     dialog.showModal()

@@ -2,10 +2,11 @@
 
 /**
  * @typedef {{role: string, content: string}} ChatMessage
- * @typedef {{model: string, messages: ChatMessage[], temperature?: number, max_tokens?: number, top_p?: number, seed?: number}} Request
+ * @typedef {{model: string, messages: ChatMessage[], temperature?: number, max_tokens?: number, top_p?: number, seed?: number,
+ *   reasoning_effort?: string}} Request
  */
 
-const OPTIONS = /** @type {const} */ (['temperature', 'max_tokens', 'top_p', 'seed'])
+const OPTIONS = /** @type {const} */ (['temperature', 'max_tokens', 'top_p', 'seed', 'reasoning_effort'])
 
 /**
  * @param {string} address  The API's URL, without `/v1`.
@@ -39,7 +40,7 @@ function toCurl(address, request) {
 
 /** JSON strings and numbers are valid Python. @param {string} address @param {Request} request */
 function toPython(address, request) {
-  const given = OPTIONS.flatMap((name) => (request[name] === undefined ? [] : [`    ${name}=${request[name]},`]))
+  const given = OPTIONS.flatMap((name) => (request[name] === undefined ? [] : [`    ${name}=${JSON.stringify(request[name])},`]))
   return [
     'import os',
     'from openai import OpenAI',
@@ -58,8 +59,8 @@ function toPython(address, request) {
 }
 
 /** @param {string} address @param {Request} request */
-function toJavascript(address, { max_tokens, top_p, ...request }) {
-  const options = { ...request, maxTokens: max_tokens, topP: top_p }
+function toJavascript(address, { max_tokens, top_p, reasoning_effort, ...request }) {
+  const options = { ...request, maxTokens: max_tokens, topP: top_p, reasoningEffort: reasoning_effort }
   return [
     "import { AIInferenceClient } from 'aimesh-client'",
     '',

@@ -22,6 +22,17 @@ test('a question is followed by an answer that grows', () => {
   assert.equal(chat.messages[1].usage.completion_tokens, 2)
 })
 
+test('thoughts are kept apart from the answer, and sent back with it', () => {
+  let chat = conversation.addPrompt(conversation.EMPTY, 'Why?')
+  for (const text of ['Let me', ' see.']) chat = conversation.receive(chat, 'thought', { text })
+  chat = conversation.end(conversation.receive(chat, 'chunk', { text: 'Because' }), 'done')
+  assert.deepEqual(conversation.toMessages(conversation.addPrompt(chat, 'And?')), [
+    { role: 'user', content: 'Why?' },
+    { role: 'assistant', content: 'Because', reasoning: 'Let me see.' },
+    { role: 'user', content: 'And?' },
+  ])
+})
+
 test('nothing is asked while an answer is written, and nothing blank', () => {
   const chat = conversation.addPrompt(conversation.EMPTY, 'one')
   assert.equal(conversation.addPrompt(chat, 'two'), chat)
@@ -98,6 +109,7 @@ const REQUEST = {
   ],
   temperature: 0.2,
   max_tokens: 64,
+  reasoning_effort: 'low',
 }
 
 test('the samples name model, address and parameters, and no key', () => {
@@ -109,7 +121,8 @@ test('the samples name model, address and parameters, and no key', () => {
     assert.doesNotMatch(code, /aip_/)
   }
   assert.match(samples.javascript, /"maxTokens": 64/)
-  assert.match(samples.aicli, /^aicli infer -m llama-3 --temperature 0\.2 --max-tokens 64 -s 'Be brief' /)
+  assert.match(samples.python, /reasoning_effort="low",/)
+  assert.match(samples.aicli, /^aicli infer -m llama-3 --temperature 0\.2 --max-tokens 64 --reasoning-effort low -s 'Be brief' /)
   assert.match(toSamples('x', { model: 'm', messages: [{ role: 'user', content: '-v' }] }).aicli, / -- -v$/)
 })
 

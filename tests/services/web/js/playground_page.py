@@ -19,6 +19,8 @@ def playground() -> str:
   <details><summary>Settings <span data-chat="params" data-defaults="Model defaults"></span></summary>
     <label>Model <select name="model" form="chat">{MODELS}</select></label>
     <label>System <textarea name="system" form="chat"></textarea></label>{fields}
+    <label>Reasoning effort <select name="reasoning_effort" form="chat"><option value="">Default</option>
+      <option value="low">low</option></select></label>
   </details>
   <p class="actions">
     <button type="button" class="quiet" data-chat-act="clear">New chat</button>
@@ -38,6 +40,7 @@ def playground() -> str:
   </form>
   <template data-chat="user-template"><li class="chat-question" data-chat="text"></li></template>
   <template data-chat="answer-template"><li>
+    <details class="chat-thoughts" data-chat="thoughts" hidden><summary>Thoughts</summary><div data-chat="thought"></div></details>
     <div class="markdown" data-chat="text"></div>
     <p class="chat-note" data-chat="waiting" hidden></p>
     <p class="chat-problem" data-chat="problem" role="alert" hidden></p>

@@ -81,10 +81,11 @@ async def test_javascript_sample_sends_any_request(made: Any, tmp_path: Path) ->
     given, asked = json.loads(await run(str(find_node()), str(sample), AIMESH_API_KEY="aip_x"))
     assert given == {"apiKey": "aip_x", "baseUrl": "https://ai.example"}
     expected = dict(made["request"])
-    assert asked == {"maxTokens": expected.pop("max_tokens"), **expected}
+    assert asked == {"maxTokens": expected.pop("max_tokens"), "reasoningEffort": expected.pop("reasoning_effort"), **expected}
 
 
 async def test_aicli_sample_sends_any_prompt(made: Any) -> None:
     words = (await run("bash", stdin=AICLI + made["samples"]["aicli"])).split("\0")[:-1]
     system, question = (message["content"] for message in made["request"]["messages"])
-    assert words == ["infer", "-m", "llama-3", "--temperature", "0.2", "--max-tokens", "64", "-s", system, question]
+    options = ["--temperature", "0.2", "--max-tokens", "64", "--reasoning-effort", "low"]
+    assert words == ["infer", "-m", "llama-3", *options, "-s", system, question]

@@ -133,6 +133,31 @@ async def test_answer_is_rendered_as_markdown_while_it_streams(chrome: Browser) 
         await chat.answer(page_request, "So.")
 
 
+async def test_thoughts_are_open_while_the_model_thinks(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        await chat.page.evaluate("document.querySelector('[name=reasoning_effort]').value = 'low'")
+        page_request = await chat.send("Why?")
+        assert page_request.sent["reasoning_effort"] == "low"
+        thoughts = f"{LAST}.querySelector('[data-chat=thoughts]')"
+        assert await chat.page.evaluate(f"{thoughts}.hidden") is True
+        await page_request.event({"text": "Let me "}, "thought")
+        await page_request.event({"text": "<b>think</b>."}, "thought")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=thought]').textContent === 'Let me <b>think</b>.'")
+        assert await chat.page.evaluate(f"[{thoughts}.open, {thoughts}.hidden]") == [True, False]
+        await page_request.event({"text": "Because"}, "chunk")
+        await wait_for(chat.page, f"{thoughts}.open === false")
+        # A reader who opens them again keeps them open.
+        await press(chat.page, "[data-chat=thoughts] summary")
+        await chat.answer(page_request, " so.")
+        assert await chat.page.evaluate(f"{thoughts}.open") is True
+        assert await chat.part("text") == "Because so."
+        assert await chat.page.evaluate("document.querySelector('[data-chat=announcement]').textContent") == "Because so."
+        page_request = await chat.send("And?")
+        assert page_request.sent["messages"][1] == {"role": "assistant", "content": "Because so.", "reasoning": "Let me <b>think</b>."}
+        await chat.answer(page_request, "So.")
+        assert await chat.page.evaluate(f"{thoughts}.hidden") is True
+
+
 async def test_enter_sends_and_shift_enter_does_not(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
         await chat.page.evaluate("document.getElementById('message').focus()")

@@ -16,6 +16,7 @@ from services.web.request_context import App
 from shared import errors
 from shared.api import accounts, gateway
 from shared.api.gateway import ProcessInferenceRequest, ServedModel
+from shared.api.generation import ReasoningEffort
 from shared.types import FinishReason, ModelName
 from tests.services.web.browser import SAME_ORIGIN, Browser
 from tests.services.web.fake_mesh import FakeMesh
@@ -69,7 +70,7 @@ def inference_calls(mesh: FakeMesh) -> list[ProcessInferenceRequest]:
 
 
 def options(page: httpx.Response) -> list[tuple[str, bool]]:
-    return [(name, bool(chosen)) for name, chosen in re.findall(r'<option value="([^"]+)"( selected)?>', page.text)]
+    return [(name, bool(chosen)) for name, chosen in re.findall(r'<option value="([^"]+)"( selected)?>', page.text.split("</select>")[0])]
 
 
 async def test_available_models_are_listed_with_the_default_chosen(alice: Browser, mesh: FakeMesh) -> None:
@@ -167,6 +168,19 @@ async def test_waiting_messages_are_streamed(alice: Browser, mesh: FakeMesh) -> 
     mesh.waiting = "loading smollm2 …"
     (named, _), waiting, *_ = read_events((await send(alice)).text)
     assert (named, waiting) == ("began", ("waiting", {"message": "loading smollm2 …"}))
+
+
+async def test_thoughts_are_events_and_are_sent_back(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.pieces, mesh.thoughts = ("Let me ", "think.", "Hi"), 2
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "reasoning": "hm"},
+        {"role": "user", "content": "c"},
+    ]
+    events = read_events((await send(alice, HELLO | {"messages": messages, "reasoning_effort": "low"})).text)
+    assert [(name, facts["text"]) for name, facts in events[1:-1]] == [("thought", "Let me "), ("thought", "think."), ("chunk", "Hi")]
+    (sent,) = inference_calls(mesh)
+    assert (sent.request.messages[1].reasoning, sent.request.reasoning_effort) == ("hm", ReasoningEffort.LOW)
 
 
 async def test_refusal_of_the_gateway_is_streamed_with_its_hint(alice: Browser, mesh: FakeMesh) -> None:

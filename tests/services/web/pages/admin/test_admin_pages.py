@@ -32,6 +32,7 @@ PATHS = (
     "/admin/routes",
     "/admin/audit",
     "/admin/backups",
+    "/admin/capacity",
     "/admin/settings",
     "/admin/setup",
     "/admin/invitations",
@@ -43,7 +44,8 @@ _READING = {
     "auth.getSignInOptions", "auth.getSigningKeys", "gateway.listNodes", "gateway.getServiceHealth", "gateway.listModels",
     "gateway.listPrices", "gateway.readAccount", "gateway.getUserQuota", "gateway.getUsageReport", "gateway.getBusinessReport",
     "auth.countNewAccounts", "auth.nameUsers", "auth.getSetup", "auth.getBackups", "auth.listColleagueInvitations",
-    "gateway.listRoutes", "gateway.listRollouts", "metrics.getSystemHealth", "metrics.getHistory", "metrics.listAlerts",
+    "gateway.listRoutes", "gateway.listRollouts", "metrics.getSystemHealth", "metrics.getHistory",
+    "metrics.getScaling", "metrics.listAlerts",
 }  # fmt: skip
 
 
@@ -107,6 +109,7 @@ NAVIGATION = {
         "Health": "/admin",
         "Alerts": "/admin/alerts",
         "Charts": "/admin/charts",
+        "Capacity": "/admin/capacity",
         "Nodes": "/admin/nodes",
         "Routes": "/admin/routes",
     },
