@@ -38,7 +38,7 @@ async def _burst(rows: Rows, _shared: object, options: Options) -> None:
 
 
 async def _decisions(rows: Rows, _shared: object, options: Options) -> None:
-    workers = [WorkerReading(f"w{number}", ("simulated",), {}, ready=True, slots=4, slots_used=2) for number in range(WORKERS)]
+    workers = [WorkerReading(f"w{number}", ("simulated",), {}, ready=("simulated",), slots=4, slots_used=2) for number in range(WORKERS)]
     snapshots = [ScalingSnapshot(at, tuple(workers)) for at in range(0, 301, 15)]
     pool, state = make_pool(150), ScalingState()
     began = time.perf_counter()

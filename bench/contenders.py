@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -20,18 +20,37 @@ from bench import http_load, rivals
 from bench.http_load import Client
 from services.inference import jobs
 from services.inference.backends import llama
+from services.inference.backends.remote import openai
+from services.inference.backends.remote.remote_backend import RemoteServer
 from services.inference.engine import engine_messages
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import catalog, memory, model_discovery
-from shared.api.generation import Sampling
+from services.inference.upstreams import Upstream
+from shared.api.generation import FormatKind, OutputFormat, Sampling
 from shared.api.inference import Chunk
 from shared.types import ModelName
 from tests.testnet import free_port, until
 
 #: The same sampling for all: our defaults, given explicitly to the others.
 SAMPLING = Sampling(temperature=0.7, top_k=40, top_p=0.95, min_p=0.0, repeat_penalty=1.0, ignore_eos=True)
+SCHEMA = json.dumps(
+    {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 40},
+                "kind": {"enum": ["keeper", "ship", "storm"]},
+                "age": {"type": "integer", "minimum": 0, "maximum": 120},
+                "notes": {"type": "array", "items": {"type": "string", "pattern": "^[A-Z][a-z ]+$", "maxLength": 60}, "maxItems": 3},
+            },
+            "required": ["name", "kind", "age", "notes"],
+        },
+        "minItems": 100,
+    }
+)
 #: The engine's modes; the first is its default.
-MODES = (KvMode.EXACT, KvMode.FAST)
+MODES = (KvMode.EXACT, KvMode.SHARED)
 #: A load takes about a second, including Python's start.
 START_SECONDS = 60.0
 #: A prompt of 4,000 tokens beside four streams takes 20 s, and up to twenty times that on a shared machine.
@@ -83,6 +102,9 @@ class _EngineEvents:
     def restarting(self, model: ModelName) -> None:
         raise AssertionError(f"the engine of {model} died; the log above says why")
 
+    def parse_failed(self, model: ModelName) -> None:
+        pass
+
 
 class _Arrivals:
     """Only reports that something arrived."""
@@ -99,7 +121,7 @@ class _Arrivals:
 
 
 @asynccontextmanager
-async def _our_engine(mode: KvMode, shape: Shape) -> AsyncIterator[Generate]:
+async def _our_engine(mode: KvMode, shape: Shape, sampling: Sampling = SAMPLING) -> AsyncIterator[Generate]:
     """Run our engine in its process, called as a worker does: through its backend and the socketpair."""
     found = model_discovery.find({}, defaults=catalog.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
     load = engine_messages.LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
@@ -107,7 +129,7 @@ async def _our_engine(mode: KvMode, shape: Shape) -> AsyncIterator[Generate]:
     async with llama.opened(found, load, shape.slots, memory.measure(None), _EngineEvents()) as backend:
 
         async def generate(prompt: str, max_tokens: int, on_token: OnToken) -> Counts:
-            asked = msgspec.structs.replace(SAMPLING, max_tokens=max_tokens, seed=next(seeds))
+            asked = msgspec.structs.replace(sampling, max_tokens=max_tokens, seed=next(seeds))
             job = jobs.check_prompt(model_discovery.DEFAULT_MODEL, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
             async with asyncio.timeout(ANSWER_SECONDS):
                 # One tenant, as in llama-server, so that both may reuse prefixes of earlier prompts.
@@ -144,6 +166,32 @@ def counts_of(body: bytes | bytearray, pieces: int) -> Counts:
 
 @asynccontextmanager
 async def _llama_server(shape: Shape) -> AsyncIterator[Generate]:
+    async with _running_llama_server(shape) as port:
+        yield chat(port, {"ignore_eos": True, "samplers": ("top_k", "top_p", "temperature")})
+
+
+@asynccontextmanager
+async def fronted(shape: Shape) -> AsyncIterator[tuple[Generate, Generate]]:
+    """Run llama-server. Yields how to ask it directly, and by a worker's backend in front of it, with the same sampling."""
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(_running_llama_server(shape))
+        upstream = Upstream(name="rival", url=f"http://127.0.0.1:{port}/v1")
+        backend = await stack.enter_async_context(openai.opened_all((upstream,), shape.slots, shape.slots, _EngineEvents()))
+        await until(lambda: any(isinstance(one, RemoteServer) and one.tokens.thinks for one in backend.servers), seconds=START_SECONDS)
+        (status,) = backend.models()
+
+        async def by_worker(prompt: str, max_tokens: int, on_token: OnToken) -> Counts:
+            asked = msgspec.structs.replace(SAMPLING, max_tokens=max_tokens)
+            job = jobs.check_prompt(status.model_id, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                usage = (await backend.generate(job, _Arrivals(on_token))).usage
+            return Counts(usage.prompt_tokens, usage.completion_tokens)
+
+        yield chat(port, {"ignore_eos": True, "repeat_penalty": 1.0}), by_worker
+
+
+@asynccontextmanager
+async def _running_llama_server(shape: Shape) -> AsyncIterator[int]:
     """Run llama.cpp's own server, with our context, slots and threads, and its own defaults for the rest.
 
     Its default batch sizes are larger than ours and better for it. It keeps no copies of idle prompts in memory (--cache-ram): nothing here
@@ -156,7 +204,7 @@ async def _llama_server(shape: Shape) -> AsyncIterator[Generate]:
         "--ctx-size", shape.slots * shape.context_tokens, "--cache-ram", 0, "--no-webui", "--offline",
     )  # fmt: skip
     async with rivals.program(words, port, "/health", START_SECONDS):
-        yield chat(port, {"ignore_eos": True, "samplers": ("top_k", "top_p", "temperature")})
+        yield port
 
 
 @asynccontextmanager
@@ -174,6 +222,15 @@ async def _python_server(shape: Shape) -> AsyncIterator[Generate]:
 
 
 OURS = {mode: Contender(f"ours, {mode}", partial(_our_engine, mode)) for mode in MODES}
+#: Follows a schema that no answer of the bench is long enough to complete.
+CONSTRAINED = Contender(
+    "ours, with a schema",
+    partial(
+        _our_engine,
+        MODES[0],
+        sampling=msgspec.structs.replace(SAMPLING, ignore_eos=False, format=OutputFormat(FormatKind.JSON_SCHEMA, SCHEMA)),
+    ),
+)
 LLAMA_SERVER = Contender("llama-server", _llama_server)
 #: Takes part in one measurement only.
 PYTHON_SERVER = Contender("llama_cpp.server", _python_server)

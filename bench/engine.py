@@ -2,9 +2,13 @@
 
 throughput     tokens a second of SmolLM2-135M, 64 new tokens each, temperature 0.7
 first_token    the time to the first token
+constrained    the throughput of answers that follow a JSON schema, against that of free ones
 shared_prefix  the same behind a prefix that is known, and one that is not
 reuse          chats that begin with one of a few pages: the total time, and each wait
-gaps           the time between two tokens of running streams while another prompt is read
+long_prompt    the time to the first token behind a long prompt, with nobody else
+gaps           the time between two tokens of running streams while another prompt is read, and the wait for that prompt
+sampling       drawing the tokens of 64 answers from a large vocabulary with two threads
+upstream       llama-server behind a worker's backend, against llama-server alone: the throughput, and the time to the first token
 worker         the memory of a worker and its engine, and the engine's own time
 
 All contenders take turns in each round, one at a time. A ratio is the median of the rounds' ratios, with its range behind it. Our engine is
@@ -25,12 +29,18 @@ import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import NamedTuple, cast
+
+import numpy as np
 
 from bench import calls, contenders, processes, report, rivals, tenants
-from bench.contenders import EVERYONE, LLAMA_SERVER, MODES, OURS, PYTHON_SERVER, Generate, Shape
+from bench.contenders import CONSTRAINED, EVERYONE, LLAMA_SERVER, MODES, OURS, PYTHON_SERVER, Generate, Shape
 from bench.report import Options, Rows
 from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.sampling import Parameters
+from services.inference.engine.token_sampler import StepSampler, TokenSampler
+from services.inference.engine.vocabulary import ModelVocabulary
 from services.inference.models import model_discovery
 from tools import setup
 
@@ -43,6 +53,7 @@ NEW_TOKENS = 64
 LEVELS = (1, 8, 16, 32)
 SLOTS, SLOT_TOKENS = 32, 1024
 PYTHON_SERVER_LEVEL = 16
+CONSTRAINED_LEVEL = 8
 BATCHED_BENCH = "llama-batched-bench"
 
 
@@ -192,6 +203,17 @@ async def measure_first_token(rows: Rows, _shared: None, options: Options) -> No
         rows.paired(f"{name}: {claim}", ours, "ms", RIVAL, theirs, at_most=1.1)
 
 
+async def measure_constrained(rows: Rows, _shared: None, options: Options) -> None:
+    rates: dict[str, list[float]] = defaultdict(list)
+    for _ in range(options.rounds):
+        for contender in (OURS[MODES[0]], CONSTRAINED):
+            async with contenders.opened(contender, Shape(CONSTRAINED_LEVEL, SLOT_TOKENS, options.threads)) as generate:
+                prompts = [PROMPT.format(number) for number in STORIES[: 2 * CONSTRAINED_LEVEL]]
+                rates[contender.name].append((await measure_rate(generate, prompts, CONSTRAINED_LEVEL)).answering)
+    free, bound = rates.values()
+    rows.paired(f"with a JSON schema: {CONSTRAINED_LEVEL} streams", bound, "tokens/s", "free", free, at_least=0.9)
+
+
 async def measure_shared_prefix(rows: Rows, _shared: None, options: Options) -> None:
     for contender in EVERYONE:
         first, second = list[float](), list[float]()
@@ -265,23 +287,92 @@ def _gap(came: list[list[float]], start: float) -> float:
     return report.percentile(gaps, 0.99)
 
 
+async def measure_long_prompt(rows: Rows, _shared: None, options: Options) -> None:
+    took = defaultdict[str, list[float]](list)
+    for number in range(options.rounds):
+        for contender in report.in_turn(EVERYONE, number):
+            async with contenders.opened(contender, Shape(STREAMS + 1, LONG_CONTEXT, options.threads)) as generate:
+                milliseconds, _ = await first_token(generate, message(LONG_PROMPT, random.Random(number)))
+            took[contender.name].append(milliseconds)
+    theirs = took.pop(RIVAL)
+    for (mode, contender), ours in zip(OURS.items(), took.values(), strict=True):
+        claim = f"{contender.name}: first token, prompt of {LONG_PROMPT} tokens"
+        rows.paired(claim, ours, "ms", RIVAL, theirs, at_most=1.2 if mode is KvMode.SHARED else None)
+
+
 async def measure_gaps(rows: Rows, _shared: None, options: Options) -> None:
-    for contender in EVERYONE:
-        quiet, beside, took = list[float](), list[float](), list[float]()
-        for number in range(options.rounds):
+    quiet, beside, took = (defaultdict[str, list[float]](list) for _ in range(3))
+    for number in range(options.rounds):
+        for contender in report.in_turn(EVERYONE, number):
             shape = Shape(STREAMS + 1, LONG_CONTEXT, options.threads)
             async with contenders.opened(contender, shape) as generate, _streams(generate) as came:
                 start = time.perf_counter()
                 # At 30 steps a second, 700 gaps of four streams: enough for a 99th percentile.
                 await asyncio.sleep(6.0)
-                quiet.append(_gap(came, start))
+                quiet[contender.name].append(_gap(came, start))
                 start = time.perf_counter()
                 milliseconds, _ = await first_token(generate, message(LONG_PROMPT, random.Random(number)))
-                beside.append(_gap(came, start))
-                took.append(milliseconds)
+                beside[contender.name].append(_gap(came, start))
+                took[contender.name].append(milliseconds)
+    for contender in EVERYONE:
         claim = f"{contender.name}: gap between tokens, p99, beside a prompt of {LONG_PROMPT} tokens"
-        rows.paired(claim, beside, "ms", "quiet", quiet, at_most=None if contender.name == RIVAL else 3)
-        rows.alone("  its first token", statistics.median(took), "ms")
+        at_most = None if contender.name == RIVAL else 4
+        rows.paired(claim, beside[contender.name], "ms", "quiet", quiet[contender.name], at_most=at_most)
+    for mode, contender in OURS.items():
+        claim = f"{contender.name}: its first token beside {STREAMS} streams"
+        rows.paired(claim, took[contender.name], "ms", RIVAL, took[RIVAL], at_most=1.75 if mode is KvMode.SHARED else 5)
+
+
+# --- drawing tokens ------------------------------------------------------------------------------------------------------
+
+ROWS, VOCABULARY = 64, 152_000
+#: Steps of each round; the fastest counts, because drawing takes 10 ms.
+DRAWS = 30
+
+
+async def measure_sampling(rows: Rows, _shared: None, options: Options) -> None:
+    vocabulary = cast("ModelVocabulary", SimpleNamespace(size=VOCABULARY, end_tokens=frozenset[int]()))
+    sequences = [TokenSampler(vocabulary, Parameters(0.7, 0.95, 40, seed)) for seed in range(ROWS)]
+    logits = np.random.default_rng(1).normal(0, 3, (ROWS, VOCABULARY)).astype(np.float32)
+    samplers = {threads: StepSampler(VOCABULARY, threads) for threads in (1, 2)}
+    rates = defaultdict[int, list[float]](list)
+    for _ in range(options.rounds):
+        took = defaultdict[int, list[float]](list)
+        for step in range(DRAWS):
+            for threads, sampler in samplers.items():
+                start = time.perf_counter()
+                sampler.draw(sequences, logits, [step] * ROWS)
+                took[threads].append(time.perf_counter() - start)
+        for threads in samplers:
+            rates[threads].append(ROWS / min(took[threads]))
+    claim = f"{ROWS} tokens of a vocabulary of {VOCABULARY} with two threads"
+    rows.paired(claim, rates[2], "tokens/s", "one thread", rates[1], at_least=1.6)
+
+
+# --- a worker in front of llama-server -----------------------------------------------------------------------------------
+
+FRONTED_LEVEL = 16
+#: Of a known prompt, whose first token takes 20 ms.
+FIRST_TOKENS = 40
+
+
+async def measure_upstream(rows: Rows, _shared: None, options: Options) -> None:
+    rates, took = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    stories = map(PROMPT.format, itertools.cycle(STORIES))
+    async with contenders.fronted(Shape(FRONTED_LEVEL, SLOT_TOKENS, options.threads)) as ways:
+        both = tuple(zip((RIVAL, "by a worker"), ways, strict=True))
+        for number in range(options.rounds):
+            prompts = list(itertools.islice(stories, 2 * FRONTED_LEVEL))
+            for name, generate in report.in_turn(both, number):
+                rates[name].append((await measure_rate(generate, prompts, FRONTED_LEVEL)).whole)
+        for number in range(FIRST_TOKENS):
+            for name, generate in report.in_turn(both, number):
+                milliseconds, _ = await first_token(generate, "Say hello.")
+                took[name].append(milliseconds)
+    direct, by_worker = both[0][0], both[1][0]
+    rows.paired(f"by a worker: {FRONTED_LEVEL} streams", rates[by_worker], "tokens/s", direct, rates[direct], at_least=0.97)
+    added = statistics.median(took[by_worker]) - statistics.median(took[direct])
+    rows.alone("what a worker adds to the first token, p50", added, "ms", at_most=5)
 
 
 # --- a worker ------------------------------------------------------------------------------------------------------------
@@ -311,9 +402,13 @@ async def measure_worker(rows: Rows, _shared: None, options: Options) -> None:
 PARTS: dict[str, report.Part] = {
     "throughput": measure_throughput,
     "first_token": measure_first_token,
+    "constrained": measure_constrained,
     "shared_prefix": measure_shared_prefix,
     "reuse": measure_reuse,
+    "long_prompt": measure_long_prompt,
     "gaps": measure_gaps,
+    "sampling": measure_sampling,
+    "upstream": measure_upstream,
     "worker": measure_worker,
 }
 #: The others take a minute or more, even for one round.

@@ -8,8 +8,9 @@ committed INSERT of a row for each request.
 import asyncio
 import itertools
 import statistics
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,10 +28,15 @@ from services.gateway.billing.journal import Journal
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.query_batching import QueryBatching
 from services.gateway.billing.request_record import RequestRow, ReservationState, RouteUse
-from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
+from services.gateway.billing.reservations import GrantedReservation, HoldExtension, InsufficientCredits, ReservationRequest
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.limits.upstream_prices import TargetHold, TargetSpending
+from services.gateway.prompt_admission import MAX_ANSWER_TOKENS
+from services.gateway.relay import AnswerItem
+from services.gateway.requests import bounded_answers
+from services.gateway.requests.bounded_answers import STEP_TOKENS, AnswerBounds
 from services.gateway.store import GatewayStore
+from shared.api.inference import Chunk
 from shared.stores.database import Database
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, NodeId, RequestId, RequestStatus, TenantId, UserId
@@ -40,6 +46,8 @@ CLIENTS = 32
 TENANTS = 50
 #: Room for 7 of 64.
 ROOM, EACH, AT_ONCE = 3500, 500, 64
+#: Tokens of an answer within the first step, and of one with two more.
+SHORT, LONG = 3500, 10_000
 MODEL = ModelName("smollm2")
 GATEWAY = NodeId("U" * 56)
 PLENTY = MicroCredits(10**15)
@@ -110,6 +118,7 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
                     await pool.execute("INSERT INTO plain_rows VALUES ($1, $2, 300)", uuid4(), owner)
 
                 await _measure_rates(rows, ours, plain, options.seconds / ROUNDS)
+            await _measure_steps(rows, ledger, options.seconds / ROUNDS)
             await _measure_races(rows, ledger, options.rounds)
             async with asyncpg.create_pool(url, min_size=1, max_size=1, server_settings={"search_path": "gateway"}) as pool:
                 await _measure_site_lease(rows, ledger, pool, options.seconds / ROUNDS)
@@ -165,6 +174,44 @@ async def _measure_rates(rows: Rows, ours: One, plain: One, seconds: float) -> N
         rows.paired(f"reserve + settle, four targets, {name}", rates[name], "requests/s", "one target", rates["50"], at_least=0.9)
     for name in ("50", "1"):
         rows.waits(f"reserve + settle, {name} tenants, {CLIENTS} at once", waits[name])
+
+
+async def _measure_steps(rows: Rows, ledger: LedgerStore, seconds: float) -> None:
+    """Count the extensions of an answer without max_tokens, and how long one takes."""
+
+    async def answer(length: int) -> AsyncGenerator[AnswerItem]:
+        for token in range(length):
+            yield Chunk("word", (token,))
+
+    took = 0.0
+    async with asyncio.TaskGroup() as tasks:
+        for length in (SHORT, LONG):
+            asked: list[int] = []
+
+            def extend(total: int, asked: list[int] = asked) -> asyncio.Task[int]:
+                asked.append(total)
+                return tasks.create_task(asyncio.sleep(0, total))
+
+            began = time.perf_counter()
+            bounds = AnswerBounds(held=STEP_TOKENS, most=MAX_ANSWER_TOKENS, answers=1)
+            delivered = sum([1 async for _ in bounded_answers.bounded(answer(length), bounds, extend)])
+            took = time.perf_counter() - began
+            assert delivered == length
+            rows.alone(f"extensions of an answer of {length} tokens", len(asked), "calls", at_most=length // STEP_TOKENS)
+        rows.alone("the gateway's own time for each token of it", 1e6 * took / LONG, "us", at_most=20)
+    owner, totals = UserId(uuid4()), itertools.count(EACH + 1)
+    running_request = reservation_of(RequestId(uuid4()), owner)
+    await ledger.reserve([running_request], gateway=GATEWAY, lease_seconds=90)
+
+    async def one() -> None:
+        extension = HoldExtension(
+            request_id=running_request.request_id, owner=running_request.owner, max_tokens=next(totals), least_more=1, answers=1,
+            micro_per_million=1_000_000, monthly_micro=PLENTY, key_budget_micro=None,
+        )  # fmt: skip
+        await ledger.extend_holds([extension])
+
+    _, took_each = await calls.for_seconds(one, 1, seconds)
+    rows.waits("extend", took_each)
 
 
 async def _measure_races(rows: Rows, ledger: LedgerStore, rounds: int) -> None:

@@ -12,7 +12,6 @@ import hashlib
 import os
 import signal
 import sys
-import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -23,7 +22,7 @@ from bench import http_load, openai_upstream, processes
 from bench.http_load import Client
 from stack.processes import dies_with_parent
 from tests.testnet import free_port
-from tools import setup, setup_steps
+from tools import chat_library, setup, setup_steps
 
 PROGRAMS = ("llama-server", "llama-batched-bench")
 OPTIONS = (
@@ -84,17 +83,7 @@ def ensure() -> Rivals:
 
 def _build(place: Path) -> Path:
     """Build the programs with the versions of CMake and Ninja that build the wheel."""
-    tools, download, target = place / "tools" / "bin", place / "sdist", place / "build"
-    setup_steps.run("preparing the build of the rivals", sys.executable, "-m", "venv", str(tools.parent))
-    pip = (str(tools / "python"), "-m", "pip", "--disable-pip-version-check")
-    setup_steps.run("installing its build tools", *pip, "install", "--require-hashes", "-r", str(setup.LOCKS / "engine-build.lock"))
-    # pip asks the sdist for its metadata, which needs the build tools of the lock.
-    fetch = (*pip, "download", "--no-build-isolation", "--no-deps", "--no-binary", setup.ENGINE, "--require-hashes", "-d", str(download))
-    setup_steps.run(f"fetching the source of {setup.ENGINE} {setup.engine_version()}", *fetch, "-r", str(setup.only(setup.ENGINE, place)))
-    (sdist,) = download.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(place, filter="data")
-    (source,) = place.glob("llama_cpp_python-*/vendor/llama.cpp")
+    (tools, source), target = chat_library.fetch_engine_source(place), place / "build"
     environment = {**setup.build_environment(), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
     configure = (str(tools / "cmake"), "-S", str(source), "-B", str(target), "-G", "Ninja", *OPTIONS)
     setup_steps.run("configuring the rivals", *configure, *os.environ.get("CMAKE_ARGS", "").split(), environment=environment)

@@ -8,14 +8,18 @@ import difflib
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from tests.nat import topology
 
-#: Where Debian puts programs that users have no PATH to.
-_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"))
+#: Where `make deploy-tools` puts programs, and where Debian puts those that users have no PATH to.
+_TOOLS = Path(__file__).resolve().parent.parent / ".tools"
+SEARCH_PATH = os.pathsep.join((str(_TOOLS / "bin"), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"))
 VARIABLE = "AIMESH_REQUIRE"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 #: How the reason of such a skip begins.
@@ -24,15 +28,26 @@ _NEEDS = "needs {}: "
 
 def find_program(*names: str) -> str | None:
     """The path of the first of these programs that is installed. Debian gives some another name than upstream."""
-    return next((path for name in names if (path := shutil.which(name, path=_PATH)) is not None), None)
+    return next((path for name in names if (path := shutil.which(name, path=SEARCH_PATH)) is not None), None)
 
 
 def find_browser() -> str | None:
     return find_program(*BROWSERS)
 
 
+def find_package(name: str) -> Path | None:
+    """The folder of an npm package of `make deploy-tools`."""
+    folder = _TOOLS / "node_modules" / name
+    return folder if folder.is_dir() else None
+
+
 def find_alertmanager() -> str | None:
     return find_program("alertmanager", "prometheus-alertmanager")
+
+
+def _proxy(*names: str) -> str:
+    """A proxy, and the ACME server that its certificate is from."""
+    return _programs({name: find_program(name) for name in (*names, "pebble", "pebble-challtestsrv")})
 
 
 def _programs(found: dict[str, str | None]) -> str:
@@ -48,16 +63,53 @@ def _alertmanager() -> str:
     return _programs({"alertmanager": find_alertmanager(), "amtool": find_program("amtool")})
 
 
+def _hcl() -> str:
+    names = ("@cdktf/hcl2json", "@cdktf/provider-google")
+    found = {name: str(found) if (found := find_package(name)) else None for name in names}
+    return _programs({"node": find_program("node"), **found})
+
+
+def _kubernetes_schemas() -> str:
+    found = {name: str(found) if (found := find_package(name)) else None for name in ("@kubernetes-models/keda", "@kubernetes-models/gke")}
+    return _programs({"kubernetes-validate": find_program("kubernetes-validate"), "node": find_program("node"), **found})
+
+
+def find_rego() -> str | None:
+    """The Python of `make deploy-tools`, which has the library regopy."""
+    python = shutil.which("python", path=str(_TOOLS / "bin"))
+    found = python and subprocess.run([python, "-c", "import regopy"], capture_output=True, check=False, timeout=60).returncode == 0
+    return python if found else None
+
+
+def _containers() -> str:
+    if os.geteuid() != 0:
+        return "the tests do not run as root"
+    names = ("dockerd", "docker", "debootstrap", "iptables-save", "docker-compose", "podman", "podman-compose")
+    return _programs({name: find_program(name) for name in names})
+
+
 #: name -> says why this machine lacks the capability; empty if it has it.
 CAPABILITIES: dict[str, Callable[[], str]] = {
+    "actionlint": lambda: _programs({"actionlint": find_program("actionlint")}),
     "alertmanager": _alertmanager,
     "browser": lambda: _programs({"chromium": find_browser()}),
+    "caddy": partial(_proxy, "caddy"),
+    "checkov": lambda: _programs({"checkov": find_program("checkov")}),
+    "containers": _containers,
+    "haproxy": partial(_proxy, "haproxy", "certbot"),
+    "hcl": _hcl,
+    "helm": lambda: _programs({"helm": find_program("helm")}),
+    "kubernetes_schemas": _kubernetes_schemas,
     "nat": topology.why_not,
+    "nginx": partial(_proxy, "nginx", "certbot"),
     "pgbouncer": lambda: _programs({"pgbouncer": find_program("pgbouncer")}),
     "prometheus": _prometheus,
+    "rego": lambda: "" if find_rego() else "not installed: regopy",
     "registry": lambda: _programs({"docker-registry": find_program("docker-registry")}),
     "root": lambda: "" if os.geteuid() == 0 else "the tests do not run as root",
     "systemd": lambda: _programs({"systemd-analyze": find_program("systemd-analyze")}),
+    "terraform": lambda: _programs({"terraform": find_program("terraform")}),
+    "traefik": partial(_proxy, "traefik"),
 }
 
 

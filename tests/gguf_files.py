@@ -147,6 +147,17 @@ class LlamaShape:
     #: At least 259.
     vocabulary: int
     context: int
+    #: With experts, two compute each token.
+    experts: int = 0
+    #: With a window, every second layer only sees so many tokens: the model is a gemma2.
+    window: int = 0
+
+    #: Every second layer has a recurrent state: the model is an lfm2.
+    hybrid: bool = False
+
+    @property
+    def architecture(self) -> str:
+        return "gemma2" if self.window else "lfm2" if self.hybrid else "llama"
 
 
 def write_llama(path: Path, shape: LlamaShape, *, weights: Weights, seed: int) -> None:
@@ -177,13 +188,25 @@ def _llama_pairs(shape: LlamaShape, weights: Weights) -> dict[str, Typed]:
         "attention.head_count_kv": shape.kv_heads,
         "rope.dimension_count": shape.embedding // shape.heads,
     }
+    if shape.window:
+        head = shape.embedding // shape.heads
+        numbers |= {"attention.sliding_window": shape.window, "attention.key_length": head, "attention.value_length": head}
+    if shape.hybrid:
+        numbers["shortconv.l_cache"] = 3
+    if shape.experts:
+        numbers |= {"expert_count": shape.experts, "expert_used_count": 2}
     return {
-        "general.architecture": text("llama"),
-        "general.name": text(f"random llama, {shape.layers} layers of {shape.embedding}"),
+        "general.architecture": text(shape.architecture),
+        "general.name": text(f"random {shape.architecture}, {shape.layers} layers of {shape.embedding}"),
         "general.file_type": single("u32", {"q8_0": 7, "f16": 1}[weights]),
-        **{f"llama.{key}": single("u32", number) for key, number in numbers.items()},
-        "llama.attention.layer_norm_rms_epsilon": single("f32", 1e-5),
-        "llama.rope.freq_base": single("f32", 10_000.0),
+        **{f"{shape.architecture}.{key}": single("u32", number) for key, number in numbers.items()},
+        **(
+            {"lfm2.attention.head_count_kv": array("i32", [layer % 2 * shape.kv_heads for layer in range(shape.layers)])}
+            if shape.hybrid
+            else {}
+        ),
+        f"{shape.architecture}.attention.layer_norm_rms_epsilon": single("f32", 1e-5),
+        f"{shape.architecture}.rope.freq_base": single("f32", 10_000.0),
         "tokenizer.ggml.model": text("gpt2"),
         "tokenizer.ggml.pre": text("default"),
         "tokenizer.ggml.tokens": texts(tokens),
@@ -209,20 +232,36 @@ def _byte_letters() -> Iterator[str]:
 
 def _llama_tensors(shape: LlamaShape, weights: Weights) -> list[Tensor]:
     wide, keys = shape.embedding, shape.embedding // shape.heads * shape.kv_heads
-    matrices = {
+    matrices: dict[str, tuple[int, ...]] = {
         "attn_q": (wide, wide),
         "attn_k": (wide, keys),
         "attn_v": (wide, keys),
         "attn_output": (wide, wide),
-        "ffn_gate": (wide, shape.feed_forward),
-        "ffn_up": (wide, shape.feed_forward),
-        "ffn_down": (shape.feed_forward, wide),
     }
-    tensors = [Tensor("token_embd.weight", (wide, shape.vocabulary), weights), Tensor("output.weight", (wide, shape.vocabulary), weights)]
+    ending, each = ("_exps", (shape.experts,)) if shape.experts else ("", ())
+    matrices |= {f"ffn_{name}{ending}": (wide, shape.feed_forward, *each) for name in ("gate", "up")}
+    matrices[f"ffn_down{ending}"] = (shape.feed_forward, wide, *each)
+    tensors = [Tensor("token_embd.weight", (wide, shape.vocabulary), weights)]
+    norms = ["attn_norm", "ffn_norm"]
+    if shape.window:
+        norms += ["post_attention_norm", "post_ffw_norm"]
+    else:
+        tensors.append(Tensor("output.weight", (wide, shape.vocabulary), weights))
     for layer in range(shape.layers):
-        tensors += [Tensor(f"blk.{layer}.{name}.weight", (wide,), "f32") for name in ("attn_norm", "ffn_norm")]
-        tensors += [Tensor(f"blk.{layer}.{name}.weight", matrix, weights) for name, matrix in matrices.items()]
-    return [*tensors, Tensor("output_norm.weight", (wide,), "f32")]
+        tensors += [Tensor(f"blk.{layer}.{name}.weight", (wide,), "f32") for name in norms]
+        mixing = {name: matrix for name, matrix in matrices.items() if not (shape.hybrid and layer % 2 == 0 and name.startswith("attn"))}
+        tensors += [Tensor(f"blk.{layer}.{name}.weight", matrix, weights) for name, matrix in mixing.items()]
+        if shape.hybrid and layer % 2 == 0:
+            tensors += [
+                Tensor(f"blk.{layer}.shortconv.{name}.weight", (wide, wide * times), weights)
+                for name, times in (("in_proj", 3), ("out_proj", 1))
+            ]
+            tensors.append(Tensor(f"blk.{layer}.shortconv.conv.weight", (3, wide), "f32"))
+        elif shape.hybrid:
+            tensors += [Tensor(f"blk.{layer}.attn_{name}_norm.weight", (wide // shape.heads,), "f32") for name in "qk"]
+        if shape.experts:
+            tensors.append(Tensor(f"blk.{layer}.ffn_gate_inp.weight", (wide, shape.experts), "f32"))
+    return [*tensors, Tensor("token_embd_norm.weight" if shape.hybrid else "output_norm.weight", (wide,), "f32")]
 
 
 def _write_weights(target: BinaryIO, tensor: Tensor, pools: dict[tuple[str, int], bytes], rng: random.Random) -> None:

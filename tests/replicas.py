@@ -1,4 +1,5 @@
-"""Further processes of a running stack's services: replicas with keys that they do not share, or twins that show the same key.
+"""Further processes of a running stack's services: replicas with keys that they do not share or that join with a ticket, or twins that
+show the same key.
 
 async with replicas.replica(stack, "gateway") as second:
     await second.ready()
@@ -37,10 +38,14 @@ _LEAVE_SECONDS = 15
 @dataclass(frozen=True, slots=True)
 class Replica:
     service: str
-    node: NodeId
+    key_file: Path
     url: str
     process: "subprocess.Popen[bytes]"
     log_file: Path
+
+    @property
+    def node(self) -> NodeId:
+        return node_keys.load(self.key_file).id
 
     @property
     def log(self) -> str:
@@ -77,27 +82,30 @@ async def replica(
     words: Sequence[str] = (),
     release: Release = HEAD,
 ) -> AsyncIterator[Replica]:
-    """One more process of a service, with its own key unless ``settings`` has another. Its files are in ``folder``. ``words`` run it
-    otherwise than ``python -m``."""
+    """One more process of a service, with its own key unless ``settings`` has another; it makes it if they have a ticket. Its files are
+    in ``folder``. ``words`` run it otherwise than ``python -m``."""
     home, name, settings = stack.place, name or f"{service}-replica", settings or {}
     if "NODE_KEY_FILE" in settings:
         key_file = Path(settings["NODE_KEY_FILE"])
+    elif "JOIN_TICKET_FILE" in settings:
+        key_file = folder / f"{name}.nk"
     elif home.enrollment.exists():
         key_file = await asyncio.to_thread(nats_server.add_node, home, MESH, name, ROLES[service])
     else:
         # A stack of the release before: its NATS server has a static list, which only that release writes.
         added = await stack.aicli("stack", "add-node", name, ROLES[service], "--json")
         key_file = Path(added.json()["key_file"])
-    port, log_file = free_port(), folder / f"{name}.log"
+    port_setting = f"{service.upper()}_SERVICE_PORT"
+    port, log_file = settings.get(port_setting) or free_port(), folder / f"{name}.log"
     environment = _environment(stack, service) | {
         "NODE_KEY_FILE": str(key_file),
         "MESH_STATE_FILE": str(folder / f"{name}.mesh"),
-        f"{service.upper()}_SERVICE_PORT": str(port),
+        port_setting: str(port),
         **settings,
     }
     process = _start(release, words or ("-m", f"services.{service}"), environment, log_file)
     try:
-        yield Replica(service, node_keys.load(key_file).id, f"http://127.0.0.1:{port}", process, log_file)
+        yield Replica(service, key_file, f"http://127.0.0.1:{port}", process, log_file)
     finally:
         # Peers ask a killed node for some seconds more, which would fail the requests of the next test.
         process.terminate()

@@ -116,7 +116,7 @@ class PostgresServer(Server):
 
     def __init__(self, folder: Path, *, durable: bool = False, primary: "PostgresServer | None" = None) -> None:
         self.server = postgres.Postgres(folder, folder, "admin", folder / "password")
-        password = secrets.token_urlsafe(16) if primary is None else primary.server.admin_password.read_text(encoding="ascii")
+        password = secrets.token_urlsafe(16) if primary is None else primary.server.admin_password.read_text(encoding="ascii").strip()
         self.server.admin_password.write_text(password, encoding="ascii")
         #: By service: the password of the role that owns the tables of its template.
         self._templates: dict[str, str] = {}
@@ -133,10 +133,11 @@ class PostgresServer(Server):
 
     def _copy(self, primary: "PostgresServer") -> None:
         """As administrators make a standby; ``-R`` writes down whom it follows."""
-        words = ["-h", str(primary.folder), "-U", "admin", "-D", str(self.server.data), "-R", "-X", "stream", "-c", "fast", "--no-sync"]
+        place = ["-h", str(primary.folder), "-U", primary.server.admin, "-D", str(self.server.data)]
+        words = [*place, "-R", "-X", "stream", "-c", "fast", "--no-sync"]
         subprocess.run(
             postgres.unprivileged(str(postgres.binaries() / "pg_basebackup"), *words),
-            env={**_ENVIRONMENT, "PGPASSWORD": primary.server.admin_password.read_text(encoding="ascii")},
+            env={**_ENVIRONMENT, "PGPASSWORD": primary.server.admin_password.read_text(encoding="ascii").strip()},
             check=True, timeout=60, capture_output=True,
         )  # fmt: skip
 

@@ -44,6 +44,8 @@ READS_ENVIRONMENT = {
     "tools": "set-up, before there is a program",
     "shared/stores/recovery_check.py": "loads the settings of the programs that check a restored database, once",
     "shared/transports/hyperswarm/sidecar_process.py": "finds the machine's Node.js",
+    "services/metrics/scaling/hooks.py": "hands the machine's variables on to a hook, without secrets",
+    "services/inference/backends/plan_program.py": "a program that loads the worker's settings, once",
     "services/inference/supervision/engine_supervisor.py": "hands the machine's variables on to the engine's process, without secrets",
 }
 #: Where SQL stands, besides queries.sql and migrations.
@@ -200,9 +202,9 @@ MAX_FOLDER_MODULES = 20
 #: folder -> how many modules it may still have. These numbers may only fall.
 LARGE_FOLDERS: dict[str, int] = {}
 #: Modules without the packages' own __init__. This number may only fall, or grow by one for 170 lines of new work.
-MAX_MODULES = 698
+MAX_MODULES = 737
 #: Python lines of SOURCE without generated files; the goal is 85,600. This number may only fall, or grow by the line budget of new work.
-MAX_SOURCE_LINES = 122_844
+MAX_SOURCE_LINES = 131_385
 SOURCE = ("shared", "services", "cli", "stack", "sdk", "tools", "bench")
 GENERATED = {"sdk/python/src/aimesh/client.py", "sdk/python/src/aimesh/wire.py"}
 #: Imports in the longest chain of modules inside `shared`, each package's __init__ counted; the goal is 10. This number may only fall.

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from aimesh.version import __version__
+
+from tests import capabilities
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -54,6 +57,24 @@ def test_it_has_the_form_that_github_expects(path: Path, schema: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_actionlint_finds_nothing() -> None:
+    capabilities.require("actionlint")
+    done = subprocess.run([capabilities.find_program("actionlint") or "", *WORKFLOWS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_image_is_built() -> None:
+    shown = subprocess.run(["make", "-n", "images", "PUSH=1", "ARCH=-arm64"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (names,) = re.findall(r"for image in (.*);", shown)
+    stages = re.findall(r"^FROM \S+ AS (\S+)", (ROOT / "deploy/docker/Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = [name.removeprefix("aimesh-") for name in names.split()]
+    assert targets == ["aimesh", "worker", "worker-cuda", "dht", "backup"]
+    assert set(targets) <= set(stages)
+    assert f":{__version__}-arm64" in shown
+    for wanted in ("--push", "--sbom=true", "--provenance=mode=max"):
+        assert wanted in shown
+
+
 def test_every_make_target_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+(?: [a-z-]+)*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     known = {word for line in targets for word in line.split()}
@@ -80,7 +101,9 @@ def test_a_workflow_may_only_read(path: Path) -> None:
     document = read(path)
     assert document["permissions"] == {"contents": "read"}
     wider = {name: job["permissions"] for name, job in document["jobs"].items() if "permissions" in job}
-    assert wider == ({"release": {"contents": "write"}} if path.name == "release.yml" else {})
+    pushes = {"contents": "read", "packages": "write"}
+    allowed = {"release": {"contents": "write"}, "images": pushes, "charts": pushes}
+    assert wider == (allowed if path.name == "release.yml" else {})
     assert "secrets." not in path.read_text(encoding="utf-8")
     checkouts = [step for step in steps(path) if step.get("uses", "").startswith("actions/checkout")]
     assert [step for step in checkouts if step.get("with", {}).get("persist-credentials") is not False] == []

@@ -32,6 +32,7 @@ NIGHTLY = {
     "nat": "machines behind NATs of several kinds",
     "outages": "alerts and pages while a machine is away",
     "rolling": "the release before this one, beside it and in its place",
+    "containers": "images, Compose, podman and Swarm with real engines, which have to be installed: make deploy-tools",
     "clients": "OpenAI's and Anthropic's clients, and frameworks on them, as installed from their indexes",
     "pages": "every page in every theme and width",
     "access": "every caller against every method of a whole stack",
@@ -48,6 +49,7 @@ FOLDERS = {
     "tests/chaos/test_invariants.py": "",
     "tests/chaos/test_oracle.py": "",
     "tests/clients": "clients",
+    "tests/deploy/real": "containers",
     "tests/drill": "drill",
     "tests/nat": "nat",
     "tests/outages": "outages",
@@ -62,6 +64,7 @@ SHARED = {
     # On a second one like it, so that the first isn't the last to end.
     "tests/sdk": "second stack",
     "tests/clients": "second stack",
+    "tests/deploy/proxies": "second stack",
     "tests/integration/test_joining.py": "second stack",
     "tests/integration/test_metrics.py": "second stack",
     "tests/integration/test_second_worker.py": "second stack",
@@ -84,14 +87,12 @@ SHARED = {
     "tests/services/inference/backends/test_llama.py": "model",
     "tests/services/inference/engine/test_embedding_context.py": "model",
     "tests/services/inference/engine/test_llama_model.py": "model",
-    "tests/services/inference/structured_output/test_with_llama.py": "model",
 }
 #: Begun before all others, because they take longest in one process: begun last, one of them would run alone. In this order, so that
 #: no more than two stacks run beside the models.
 FIRST = (
     *("stack", "browser", "model"),
-    "tests/services/inference/structured_output/test_grammar_checker.py",
-    "tests/services/inference/tool_calls/test_tool_call_parser.py",
+    "tests/services/inference/chat/test_prompt_plan.py",
     "tests/shared/rpc/test_swarm_mesh.py",
     "tests/cli/machines/test_join.py",
     "second stack",

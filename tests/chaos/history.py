@@ -67,6 +67,15 @@ class Call:
         return self.began <= moment < self.ended
 
 
+def service_level(calls: Sequence[Call]) -> str:
+    """The two objectives of the mesh: the average time to the first text below 5 s, and the share of calls that did not fail."""
+    waits = [call.pieces[0].at - call.began for call in calls if call.pieces]
+    if not calls or not waits:
+        return "no answers"
+    share = 1 - sum(call.failed for call in calls) / len(calls)
+    return f"average response {sum(waits) / len(waits):.2f} s (objective: below 5 s), availability {share:.2%}"
+
+
 def outcomes(calls: Iterable[Call]) -> dict[str, int]:
     """How often each end was met, the most frequent first."""
     return dict(Counter("+".join(call.ends) or "nothing" for call in calls).most_common())

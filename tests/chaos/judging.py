@@ -37,3 +37,19 @@ async def _written(stack: RunningStack, person: Person, history: History, fault:
         return (found, (sums[0], sums[1])) if wanted <= found.keys() else None
 
     return await until(all_written, seconds=60, what="every success has its row")
+
+
+async def check_the_books(stack: RunningStack) -> None:
+    """Nothing is held, nothing drifts, and the audit log is a chain."""
+
+    async def rests() -> bool:
+        async with stack.database("gateway") as database:
+            return await database.fetchval("SELECT count(*) FROM reservations WHERE state = 'reserved'") == 0
+
+    await until(rests, seconds=30, what="no reservation is open")
+    ledger = (await stack.aicli("admin", "ledger", "verify", "--json")).json()
+    assert {name: ledger[name] for name in ("drift_micro", "sum_micro", "reserved_drift_micro", "overdue")} == {
+        "drift_micro": 0, "sum_micro": 0, "reserved_drift_micro": 0, "overdue": 0,
+    }  # fmt: skip
+    audit = await stack.aicli("admin", "audit", "verify")
+    assert audit.status == 0, audit.out + audit.err

@@ -195,6 +195,7 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     outcome = asyncio.run(_storm(seed, options.minutes))
     print(f"{outcome.what}: {outcome.calls:,} requests, {outcome.ends}; broken: {outcome.more}; {outcome.books}")
+    print(outcome.service_level)
     for what in outcome.violations[:50]:
         print(f"  {what}")
     print("all held" if not outcome.violations else f"{len(outcome.violations)} WRONG")

@@ -84,6 +84,8 @@ class Outcome:
     violations: tuple[str, ...] = ()
     #: Figures of this fault alone.
     more: str = ""
+    #: Average response time and availability, over all calls.
+    service_level: str = ""
 
 
 @dataclass(slots=True)
@@ -188,6 +190,7 @@ class World:
             books=books.summary(),
             violations=tuple(found),
             more=more,
+            service_level=history.service_level(seen.calls),
         )
 
     async def _at_rest(self, seen: Clients, allowed: Allowed) -> tuple[Books, list[str]]:

@@ -32,6 +32,7 @@ from shared.api import (
     usage_report,
 )
 from shared.api.gateway import InferenceRequest
+from shared.api.generation import ChatMessage
 from shared.api.method import Method, StreamMethod
 from shared.config_documents import ConfigKind
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
@@ -99,6 +100,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.disableMfa": lambda: accounts.DisableMfa("wrong"),
     "auth.renewRecoveryCodes": accounts.RenewRecoveryCodes,
     "auth.beginOidc": lambda: accounts.BeginOidc("http://127.0.0.1/none"),
+    "auth.loginByIap": lambda: accounts.LoginByIap("none"),
     "auth.finishOidc": lambda: accounts.FinishOidc("none", "none"),
     "auth.leaveOidc": lambda: accounts.LeaveOidc("none", "http://127.0.0.1/none"),
     "auth.getSignInOptions": accounts.GetSignInOptions,
@@ -188,10 +190,12 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.revokeNode": lambda: membership.RevokeMember("none"),
     "gateway.processInferenceRequest": lambda: gateway.ProcessInferenceRequest(InferenceRequest(prompt="hi", model=ModelName("echo"))),
     "gateway.cancelInference": lambda: gateway.CancelInference("nothing-runs-under-it"),
+    "gateway.rerank": lambda: embedding.RequestRanking(embedding.RankingRequest("hi", ("hi",), ModelName("echo"))),
     "gateway.embed": lambda: embedding.RequestEmbeddings(embedding.EmbeddingRequest(("hi",), ModelName("echo"))),
     "gateway.getServiceHealth": gateway.GetServiceHealth,
     "gateway.getUserQuota": gateway.GetUserQuota,
     "gateway.listModels": gateway.ListModels,
+    "gateway.giveUpPool": lambda: gateway.GiveUpPool("no-such-pool", "none", 0),
     "gateway.loadModel": lambda: gateway.LoadOnWorker(NO_MODEL),
     "gateway.unloadModel": lambda: gateway.UnloadOnWorkers(NO_MODEL),
     "gateway.pullModel": lambda: gateway.PullOnWorkers("https://example.org/x.gguf", NodeId("nobody-at-all")),
@@ -214,6 +218,10 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.pardonNode": lambda: gateway.PardonNode("nobody-at-all"),
     "inference.processPrompt": lambda: inference.ProcessPrompt("hi", inference.ModelConfig(model=NO_MODEL), RequestId(uuid4())),
     "inference.moderate": lambda: inference.Moderate(NO_MODEL, ("hi",), RequestId(uuid4())),
+    "inference.tokenize": lambda: inference.Tokenize(NO_MODEL, (ChatMessage("user", "hi"),)),
+    "inference.detokenize": lambda: inference.Detokenize(NO_MODEL, b""),
+    "inference.renderChat": lambda: inference.RenderChat(NO_MODEL, (ChatMessage("user", "hi"),)),
+    "inference.rerank": lambda: embedding.Embed(NO_MODEL, ("hi",), RequestId(uuid4()), query="hi"),
     "inference.embed": lambda: embedding.Embed(NO_MODEL, ("hi",), RequestId(uuid4())),
     "inference.listAvailableModels": inference.ListAvailableModels,
     "inference.getModelStatus": lambda: inference.GetModelStatus(NO_MODEL),
@@ -228,6 +236,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "metrics.getHistory": lambda: metrics.GetHistory(
         ("ai_platform_node_up",), datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(hours=1)
     ),
+    "metrics.getScaling": metrics.GetScaling,
     "metrics.getTrace": lambda: metrics.GetTrace("f" * 32),
     "metrics.listAlerts": alerts.ListAlerts,
     "metrics.acknowledgeAlert": lambda: alerts.AcknowledgeAlert("there is none"),
@@ -288,8 +297,13 @@ BODIES: Mapping[str, Callable[[], Any]] = {
     "POST /v1/completions": lambda: {"prompt": "hi", "model": "echo"},
     "POST /v1/responses": lambda: {"input": "hi", "model": "echo"},
     "POST /v1/messages": lambda: {"messages": _CHAT, "model": "echo", "max_tokens": 5},
+    "POST /infill": lambda: {"input_prefix": "hi", "input_suffix": "there", "model": "echo"},
+    "POST /v1/rerank": lambda: {"query": "hi", "documents": ["hi"], "model": "echo"},
     "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},
     "POST /v1/moderations": lambda: {"input": "hi"},
+    "POST /v1/tokenize": lambda: {"prompt": "hi", "model": "echo"},
+    "POST /v1/detokenize": lambda: {"tokens": [1], "model": "echo"},
+    "POST /v1/apply-template": lambda: {"messages": _CHAT, "model": "echo"},
     "GET /v1/models": lambda: None,
     "GET /v1/models/{model}": lambda: None,
 }

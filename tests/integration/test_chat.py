@@ -20,6 +20,9 @@ def talk(environment: Mapping[str, str]) -> None:
         terminal.sees(READY)
         terminal.sends("hello **there**")
         terminal.sees("\nhello there\r\n")
+        terminal.sends("<think> first this </think> then that")
+        terminal.sees(" first this\r\n\r\n")
+        terminal.sees("then that\r\n")
         assert "tokens/s" in terminal.sees("credits")
         # As a pasted text, which the terminal does not echo in pieces.
         terminal.types(f"\x1b[200~begin {LONG}\x1b[201~\r")

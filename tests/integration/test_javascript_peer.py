@@ -39,7 +39,18 @@ REVOKED_SECONDS = 5
 #: Far less than a call may take.
 GONE_SECONDS = 5
 MODELS = {
-    "models": [{"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": [], "onlyEmbeds": False, "providers": [], "regions": []}]
+    "models": [
+        {
+            "name": "echo",
+            "workers": 1,
+            "contextTokens": 4096,
+            "aliases": [],
+            "onlyEmbeds": False,
+            "providers": [],
+            "regions": [],
+            "abilities": [],
+        }
+    ]
 }
 
 

@@ -125,8 +125,12 @@ async def test_a_machine_joins_serves_is_paused_and_revoked_in_mid_stream(
         assert revoked.status == 0, revoked.err
         *_, last = await whole(lines)
     assert last["error"]["code"] == "worker_lost", last
-    row = await row_of(stack, model, usable=False)
-    assert "revoked" in row["why_not"]
+
+    async def is_revoked() -> bool:
+        return "revoked" in (await row_of(stack, model, usable=False))["why_not"]
+
+    # The worker may stop before the gateway has the new list.
+    await until(is_revoked, seconds=CUT_SECONDS, what="the gateway knows why it is gone")
 
     async def nothing_runs() -> bool:
         return model.running == 0

@@ -1,10 +1,18 @@
 """Credits, prices and the books on a whole stack, as administrators and users handle them."""
 
+import asyncio
+import json
+from contextlib import suppress
 from uuid import uuid4
 
+import asyncpg
+import httpx
+import pytest
+
+from services.gateway.requests.bounded_answers import STEP_TOKENS
 from tests.integration import asking
 from tests.people import ApiClient, Person
-from tests.stacks import RunningStack
+from tests.stacks import RunningStack, until
 
 #: Every word of the echo is a token; the first price of all models is .0001 for input and .0002 for output.
 ASK = {"model": "echo", "prompt": "one two three"}
@@ -73,6 +81,59 @@ async def test_a_key_with_a_budget_spends_no_more_than_that(stack: RunningStack,
     spent = sum(day["cost_micro"] for day in left["days"] if day["api_key_id"] == made.json()["id"])
     assert left["key_budget"] == {"budget_micro": 40_000, "spent_micro": spent, "reserved_micro": 0}
     assert 0 < spent <= 40_000
+
+
+@pytest.mark.nightly("long")
+async def test_two_long_answers_share_what_a_budget_covers(stack: RunningStack, ann: Person) -> None:
+    """Each holds 1.95 credits at first. A second step costs 0.82, of which 0.9 are left for both."""
+    made = await stack.aicli("keys", "create", "long", "--budget", "4.8", "--json", AICLI_API_KEY=ann.key.secret)
+    words = 5500
+    async with stack.http(made.json()["key"]) as http:
+        asked = (http.post("/v1/chat/completions", json=asking.chat_body("a " * words), timeout=120) for _ in range(2))
+        answers = [answer.json() for answer in await asyncio.gather(*asked)]
+    ends = sorted((answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) for answer in answers)
+    assert ends[1] == (words, "stop")
+    assert ends[0][1] == "length"
+    assert STEP_TOKENS <= ends[0][0] < STEP_TOKENS + 1000
+    await stack.recorded(ann.id, 2)
+    left = (await stack.aicli("usage", "--json", AICLI_API_KEY=made.json()["key"])).json()
+    spent = sum(100 * answer["usage"]["prompt_tokens"] + 200 * answer["usage"]["completion_tokens"] for answer in answers)
+    assert left["key_budget"] == {"budget_micro": 4_800_000, "spent_micro": spent, "reserved_micro": 0}
+    assert (await _admin(stack, "ledger", "verify"))["findings"] == []
+
+
+@pytest.mark.nightly("long")
+async def test_a_gateway_that_is_killed_after_a_second_step_bills_what_its_caller_got(stack: RunningStack, ann: Person) -> None:
+    read, pid = 0, None
+    body = asking.chat_body("a " * 9000, stream=True)
+    async with stack.http(ann.key.secret) as http:
+        with suppress(httpx.HTTPError):
+            async with http.stream("POST", "/v1/chat/completions", json=body, timeout=120) as answer:
+                async for line in answer.aiter_lines():
+                    if '"delta"' in line:
+                        read += sum(len(choice["delta"].get("content", "").split()) for choice in json.loads(line[6:])["choices"])
+                    if pid is None and read >= STEP_TOKENS + 900:
+                        pid = await stack.kill("gateway")
+    assert pid is not None
+    await stack.restarted("gateway", pid, seconds=60)
+    held = "SELECT completion_tokens FROM reservations WHERE owner = $1 AND state = 'reserved'"
+    async with stack.database("gateway") as database:
+        assert await database.fetchval(held, ann.id) == 2 * STEP_TOKENS
+        # As after 90 s.
+        await database.execute("UPDATE reservations SET lease_until = now() - interval '1 hour' WHERE owner = $1", ann.id)
+
+    async def find_row() -> asyncpg.Record | None:
+        async with stack.database("gateway") as database:
+            columns = "completion_tokens, cost_micro, error_code, prompt_tokens"
+            row: asyncpg.Record | None = await database.fetchrow(f"SELECT {columns} FROM request_logs WHERE user_id = $1", ann.id)
+        return row
+
+    row = await until(find_row, seconds=100, what="the restarted gateway settles the request")
+    assert row["error_code"] == "gateway_lost"
+    # Of 64 items that the gateway gave credit for, some may not have arrived.
+    assert STEP_TOKENS < row["completion_tokens"] <= read + 64
+    assert row["cost_micro"] == 100 * row["prompt_tokens"] + 200 * row["completion_tokens"]
+    assert (await _admin(stack, "ledger", "verify"))["findings"] == []
 
 
 async def _answers(stack: RunningStack, person: Person) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import openai
 import pytest
@@ -22,6 +23,22 @@ async def test_a_plain_answer(client: openai.AsyncOpenAI) -> None:
     assert (answer.model, answer.choices[0].message.content, answer.choices[0].finish_reason) == ("echo", "three small words", "stop")
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 3, 6)
+
+
+async def test_thoughts_come_apart_from_the_answer(client: openai.AsyncOpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "<think> one two </think> three small words"}]
+    answer = await client.chat.completions.create(model="echo", messages=messages, reasoning_effort="low")
+    message: Any = answer.choices[0].message
+    assert (message.reasoning_content, message.content) == (" one two", " three small words")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert (answer.usage.completion_tokens, answer.usage.completion_tokens_details.reasoning_tokens) == (7, 4)
+    stream = await client.chat.completions.create(model="echo", messages=[message.to_dict(), *messages], stream=True)
+    deltas: list[Any] = [choice.delta async for chunk in stream for choice in chunk.choices]
+    assert [text for delta in deltas if (text := getattr(delta, "reasoning_content", None))] == [" one", " two"]
+    assert "".join(delta.content or "" for delta in deltas) == " three small words"
+    with pytest.raises(openai.BadRequestError, match="must be one of none, minimal, low, medium, high, xhigh"):
+        await client.chat.completions.create(model="echo", messages=messages, reasoning_effort="endless")  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("include_usage", [True, False])
@@ -142,8 +159,8 @@ async def test_vectors_of_texts_in_both_encodings(client: openai.AsyncOpenAI) ->
         return sum(a * b for a, b in zip(one, other, strict=True))
 
     assert nearness(cat, kitten) > nearness(cat, markets)
-    with pytest.raises(openai.BadRequestError, match=r"input\[1\] has \d+ tokens; this model allows 2048"):
-        await client.embeddings.create(model="smollm2", input=["short", "word " * 5000])
+    with pytest.raises(openai.BadRequestError, match=r"input\[1\] has \d+ tokens; this model allows 8192"):
+        await client.embeddings.create(model="smollm2", input=["short", "word " * 9000])
 
 
 async def test_vectors_under_a_key_are_made_and_paid_once(client: openai.AsyncOpenAI, stack: RunningStack, ann: Person) -> None:

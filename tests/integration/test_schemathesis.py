@@ -194,6 +194,9 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
         "POST /v1/messages": lambda: {"messages": [message], "model": "echo", "max_tokens": 5},
         "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},
         "POST /v1/moderations": lambda: {"input": "hi"},
+        "POST /v1/tokenize": lambda: {"prompt": "hi", "model": "echo"},
+        "POST /v1/detokenize": lambda: {"tokens": [1], "model": "smollm2"},
+        "POST /v1/apply-template": lambda: {"messages": [message], "model": "echo"},
         "GET /v1/models/{model}": lambda: {"model": "echo"},
     }
 

@@ -1,10 +1,11 @@
-"""An upgrade and its way back: each service is replaced by the new release in turn, and by the old one again, while streams run."""
+"""An upgrade and its way back: each service is replaced by the new release in turn, and by the old one again, under load."""
 
 import asyncio
 import os
 import shutil
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,19 +15,20 @@ import httpx
 import pytest
 
 from shared.types import Tier
-from stack import probes, settings, stack_plan, supervisor
+from stack import probes, secret_files, settings, stack_plan, supervisor
 from stack.recovery import upgrade
 from stack.servers.program import Program
 from stack.stack_home import StackHome
-from tests import people, replicas
+from tests import people, replicas, stopwatch
+from tests.chaos import world
 from tests.integration import asking
 from tests.replicas import Replica
 from tests.rolling import previous_release
 from tests.rolling.test_rolling_upgrade import count_rows
 from tests.stacks import HEAD, REPOSITORY, Outcome, Release, RunningStack, stack, until
 
-STREAMS = 200
-#: A stream takes about five seconds, so that each replacement meets most of them in the middle.
+STREAMS, CALLS = 200, 40
+#: An answer takes about five seconds, so that each replacement meets most of them in the middle.
 SETTINGS = {"INFERENCE_BACKEND": "echo", "ECHO_TOKEN_MS": "200", "HYPERSWARM": "off", "DEFAULT_RATE_LIMIT": "1000000"}
 PROMPT = " ".join(f"word{number}" for number in range(24))
 POST = "9000_post_rolling.sql"
@@ -52,7 +54,9 @@ async def has_point(home: StackHome) -> bool:
 
 @asynccontextmanager
 async def servers_of(home: StackHome) -> AsyncIterator[None]:
-    """PostgreSQL, Valkey and NATS of a stack, without its services."""
+    """PostgreSQL, Valkey and NATS of a stack, without its services. NATS keeps the static users of the release before."""
+    # Of roles that the release before did not have.
+    secret_files.ensure(home)
     recorded = settings.read_recorded(home)
     chosen = settings.load(recorded)
     planned = stack_plan.make(home, chosen, recorded, os.environ)
@@ -71,43 +75,67 @@ async def servers_of(home: StackHome) -> AsyncIterator[None]:
             await task
 
 
+#: Asks the gateway with this URL, and returns the text. Calls the function once the gateway has the request.
+Ask = Callable[[httpx.AsyncClient, str, Callable[[], None]], Awaitable[str]]
+
+
+async def read_stream(http: httpx.AsyncClient, url: str, on_sent: Callable[[], None]) -> str:
+    async with http.stream("POST", f"{url}/v1/chat/completions", json=asking.chat_body(PROMPT, stream=True)) as answer:
+        on_sent()
+        await answer.aread()
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in asking.events(answer))
+    assert text == PROMPT, f"{text!r} {answer.text[-500:]}"
+    return text
+
+
+async def read_whole(http: httpx.AsyncClient, url: str, on_sent: Callable[[], None]) -> str:
+    async def follow(event: str, _: object) -> None:
+        if event == "http11.send_request_body.complete":
+            on_sent()
+
+    answer = await http.post(f"{url}/v1/chat/completions", json=asking.chat_body(PROMPT), extensions={"trace": follow})
+    assert answer.status_code == 200, answer.text[-500:]
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
 @dataclass
 class Traffic:
-    """Streams to the gateway in ``url``, as a load balancer would send them."""
+    """Requests to the gateway in ``url``, as a load balancer would send them."""
 
     url: str = ""
     opening: Counter[str] = field(default_factory=Counter)
-    finished: int = 0
+    finished: Counter[Ask] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     is_over: bool = False
 
-    async def keep_asking(self, http: httpx.AsyncClient) -> None:
+    async def keep_asking(self, http: httpx.AsyncClient, ask: Ask) -> None:
         while not self.is_over:
-            url = self.url
-            self.opening[url] += 1
-            is_open = False
+            opening = [self.url]
+            self.opening[self.url] += 1
+
+            def sent(opening: list[str] = opening) -> None:
+                if opening:
+                    self.opening[opening.pop()] -= 1
+
             try:
-                body = asking.chat_body(PROMPT, stream=True)
-                async with http.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
-                    self.opening[url] -= 1
-                    is_open = True
-                    await answer.aread()
-                text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in asking.events(answer))
-                assert text == PROMPT, f"{text!r} {answer.text[-500:]}"
-                self.finished += 1
+                assert await ask(http, opening[0], sent) == PROMPT
+                self.finished[ask] += 1
             except (AssertionError, httpx.HTTPError, ValueError, LookupError) as error:
-                self.opening[url] -= not is_open
-                self.failures.append(f"{url}: {error!r}")
+                if world.BUSY in str(error) and not stopwatch.bounds_hold:
+                    continue  # refused with Retry-After before it ran
+                self.failures.append(f"{time.monotonic():.1f} {ask.__name__} {error!r}")
                 return
+            finally:
+                sent()
 
     async def move(self, url: str) -> None:
-        """Send new streams there. Running ones stay; returns when none is being opened at the old gateway."""
+        """Send new requests there. Running ones stay; returns when the old gateway has all that were sent to it."""
         before, self.url = self.url, url
 
         async def is_quiet() -> bool:
             return self.opening[before] == 0
 
-        await until(is_quiet, seconds=30, what="streams at the old gateway are open")
+        await until(is_quiet, seconds=30, what="the old gateway has its requests")
 
 
 class Fleet:
@@ -118,10 +146,13 @@ class Fleet:
         self._folder = folder
         self._serving: dict[str, tuple[Replica, AsyncExitStack]] = {}
         self._started = 0
+        #: What was done when.
+        self.steps: list[str] = []
 
     async def start(self, service: str, release: Release, traffic: Traffic) -> Replica:
         """Start a replica of this release, then stop the present one gracefully."""
         self._started += 1
+        self.steps.append(f"{time.monotonic():.1f} {service} of {release.folder.name}")
         opened = AsyncExitStack()
         name = f"{service}-{self._started}"
         started = await opened.enter_async_context(
@@ -152,7 +183,7 @@ class Fleet:
 
 
 @pytest.mark.timeout(600)
-async def test_each_service_is_replaced_and_taken_back_under_streams(tmp_path: Path) -> None:
+async def test_each_service_is_replaced_and_taken_back_under_load(tmp_path: Path) -> None:
     previous = await asyncio.to_thread(previous_release.find)
     head = await asyncio.to_thread(with_post_migration, tmp_path / "head")
     async with stack(previous, **SETTINGS) as old, people.api_client(old) as api_client:
@@ -168,7 +199,9 @@ async def test_each_service_is_replaced_and_taken_back_under_streams(tmp_path: P
                 assert point.name.startswith("before-")
                 async with old.http(ann.key.secret) as http, asyncio.TaskGroup() as tasks:
                     for _ in range(STREAMS):
-                        tasks.create_task(traffic.keep_asking(http))
+                        tasks.create_task(traffic.keep_asking(http, read_stream))
+                    for _ in range(CALLS):
+                        tasks.create_task(traffic.keep_asking(http, read_whole))
                     for service in replicas.ROLES:
                         await fleet.start(service, head, traffic)
                         if service == "auth":
@@ -178,9 +211,10 @@ async def test_each_service_is_replaced_and_taken_back_under_streams(tmp_path: P
                     for service in reversed(list(replicas.ROLES)):
                         await fleet.start(service, previous, traffic)
                     traffic.is_over = True
-                assert traffic.failures == []
-                assert traffic.finished > 3 * STREAMS
-                await count_rows(old, ann, traffic.finished)
+                assert traffic.failures == [], fleet.steps
+                assert traffic.finished[read_stream] > 3 * STREAMS
+                assert traffic.finished[read_whole] > 3 * CALLS
+                await count_rows(old, ann, traffic.finished.total())
                 verified = await old.aicli("admin", "ledger", "verify")
                 assert verified.status == 0, verified.err
                 assert pending_post(await new.aicli("stack", "migrate", "--status", "--json")) == [POST]

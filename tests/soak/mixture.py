@@ -85,7 +85,7 @@ def _with_schema(number: int, words: tuple[str, ...], **more: object) -> Body:
 
 
 def _with_impossible_schema(number: int) -> Body:
-    schema = {"type": "object", "patternProperties": {"a": {}}}
+    schema = {"type": "object", "not": {}}
     return _real(number, response_format={"type": "json_schema", "json_schema": {"name": "thing", "schema": schema}})
 
 

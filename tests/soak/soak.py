@@ -40,9 +40,7 @@ START_SECONDS = 30.0
 
 SERVICES = ("auth", "gateway", "metrics", "web", "inference", "inference-echo")
 #: Text in the command of a child process -> its name.
-CHILDREN = {"engine.engine_process": "engine", "structured_output.checker_process": "grammars", "sidecar": "sidecar"}
-#: This process may end: it starts with a new grammar and exits after a minute without one.
-COMES_AND_GOES = "inference: grammars"
+CHILDREN = {"engine.engine_process": "engine", "sidecar": "sidecar"}
 #: How many errors are shown.
 MOST_SHOWN = 20
 
@@ -146,10 +144,10 @@ def compare(rows: Rows, first: Mapping[str, Reading], last: Mapping[str, Reading
     """Compare each process by name. A new or restarted process makes its figures meaningless. Pure."""
     for name in sorted(first.keys() | last.keys()):
         before, after = first.get(name), last.get(name)
-        if before is not None and after is not None and (before.pid == after.pid or name == COMES_AND_GOES):
+        if before is not None and after is not None and before.pid == after.pid:
             rows.against(f"{name}: RSS", after.rss, "MB", RIVAL, before.rss, at_most=MOST_GROWTH)
             rows.against(f"{name}: USS", after.uss, "MB", RIVAL, before.uss)
-        elif name != COMES_AND_GOES:
+        else:
             rows.append(report.Row(f"{name}: is not the process it was", math.nan, "MB", RIVAL, target="it lives", met=False))
 
 

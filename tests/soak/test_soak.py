@@ -34,12 +34,6 @@ def test_a_process_that_was_started_again_has_forgotten_what_it_held() -> None:
     assert list(_by_claim(first, last).values()) == [False, False, False]
 
 
-def test_the_process_that_comes_and_goes_may_do_so() -> None:
-    name, reading = soak.COMES_AND_GOES, Reading(1, 100.0, 50.0)
-    assert _by_claim({name: reading}, {}) == {}
-    assert _by_claim({name: reading}, {name: Reading(2, 101.0, 50.0)}) == {f"{name}: RSS": True, f"{name}: USS": None}
-
-
 def test_the_median_of_readings() -> None:
     readings = [Reading(7, 100.0, 10.0), Reading(7, 300.0, 30.0), Reading(7, 200.0, 20.0)]
     assert soak.median(readings) == Reading(7, 200.0, 20.0)

@@ -104,7 +104,7 @@ async def test_a_promoted_standby_is_used_and_no_service_ends(place: Place) -> N
     assert await stack.pids() == before
     assert await stack.metric("gateway", "ai_platform_settle_failures_total", reason="unavailable") > 0
     assert stack.log("gateway").count("request rows are waiting") == 1
-    await _check_the_books(stack)
+    await judging.check_the_books(stack)
 
 
 async def _says_why(stack: RunningStack) -> bool:
@@ -115,19 +115,3 @@ async def _says_why(stack: RunningStack) -> bool:
 
 async def _were_refused(history: History) -> bool:
     return sum(attempt.ends == ("ledger_unavailable",) for attempt in list(history.attempts)) >= 5
-
-
-async def _check_the_books(stack: RunningStack) -> None:
-    """Nothing is held, nothing drifts, and the audit log is a chain."""
-
-    async def rests() -> bool:
-        async with stack.database("gateway") as database:
-            return await database.fetchval("SELECT count(*) FROM reservations WHERE state = 'reserved'") == 0
-
-    await until(rests, seconds=30, what="no reservation is open")
-    ledger = (await stack.aicli("admin", "ledger", "verify", "--json")).json()
-    assert {name: ledger[name] for name in ("drift_micro", "sum_micro", "reserved_drift_micro", "overdue")} == {
-        "drift_micro": 0, "sum_micro": 0, "reserved_drift_micro": 0, "overdue": 0,
-    }  # fmt: skip
-    audit = await stack.aicli("admin", "audit", "verify")
-    assert audit.status == 0, audit.out + audit.err
