@@ -9,11 +9,10 @@ from math import inf
 from types import TracebackType
 from typing import Self
 
-from services.inference.backends.remote import http_messages, http_pool, server_errors
+from services.inference.backends.remote import http_connection, http_messages, server_errors
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
-from services.inference.backends.remote.http_connection import HttpServerConnection
+from services.inference.backends.remote.http_connection import HttpConnectionPool, HttpServerConnection, PoolExhausted, PoolLimits
 from services.inference.backends.remote.http_messages import HttpFailure, ReplyHead, RequestWriter
-from services.inference.backends.remote.http_pool import HttpConnectionPool, PoolExhausted, PoolLimits
 from services.inference.backends.remote.server_errors import RefusalSource, ServerRefusal
 from shared import errors
 from shared.errors import AimeshError
@@ -275,7 +274,10 @@ async def connected(source: RefusalSource, url: str, timeouts: ServerTimeouts) -
         write_seconds=WRITE_SECONDS,
         idle_seconds=KEEP_ALIVE_SECONDS,
     )
-    async with http_pool.opened(origin, limits) as pool, http_pool.opened(origin, replace(limits, connections=PROBE_CONNECTIONS)) as probes:
+    async with (
+        http_connection.opened(origin, limits) as pool,
+        http_connection.opened(origin, replace(limits, connections=PROBE_CONNECTIONS)) as probes,
+    ):
         yield Server(source, timeouts, pool, requests, probes)
 
 

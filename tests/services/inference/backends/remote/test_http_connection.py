@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from services.inference.backends.remote import http_connection, http_pool
-from services.inference.backends.remote.http_connection import ConnectFailed, HttpServerConnection, StaleConnection, WriteTimedOut
+from services.inference.backends.remote import http_connection
+from services.inference.backends.remote.http_connection import (
+    ConnectFailed,
+    HttpServerConnection,
+    PoolLimits,
+    StaleConnection,
+    WriteTimedOut,
+)
 from services.inference.backends.remote.http_messages import BrokenReply, ReplyHead, ServerOrigin
-from services.inference.backends.remote.http_pool import PoolLimits
 from tests.services.inference.raw_http import ASKED, KEPT, RawServer, Serve, asked, once, raw_server, saying, silent
 from tests.services.inference.standins import until
 from tests.shared.transports.nats.test_tls import make_certificate
@@ -333,17 +338,17 @@ def test_certificates_are_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
             tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             tls.load_cert_chain(Path(folder) / "cert.pem", Path(folder) / "key.pem")
             async with raw_server(saying(CHUNKED), tls) as server:
-                async with http_pool.opened(server.origin, limits) as pool:
+                async with http_connection.opened(server.origin, limits) as pool:
                     with pytest.raises(ConnectFailed, match="certificate is not trusted"):
                         await pool.ask(ASKED, soon())
                 monkeypatch.setenv("SSL_CERT_FILE", str(Path(folder) / "cert.pem"))
-                async with http_pool.opened(server.origin, limits) as pool:
+                async with http_connection.opened(server.origin, limits) as pool:
                     for _ in range(2):
                         connection, head = await pool.ask(ASKED, soon())
                         assert (head.status, await read(connection)) == (200, b"helloworld")
                         pool.release(connection)
                     elsewhere = ServerOrigin("localhost", server.origin.port, True, "localhost", "")
-                    async with http_pool.opened(elsewhere, limits) as other:
+                    async with http_connection.opened(elsewhere, limits) as other:
                         with pytest.raises(ConnectFailed, match="certificate is not trusted"):
                             await other.ask(ASKED, soon())
 

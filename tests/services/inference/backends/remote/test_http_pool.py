@@ -6,10 +6,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from services.inference.backends.remote import http_pool
-from services.inference.backends.remote.http_connection import MAX_WAITING_BYTES, ConnectFailed, HttpServerConnection
+from services.inference.backends.remote import http_connection
+from services.inference.backends.remote.http_connection import (
+    MAX_WAITING_BYTES,
+    ConnectFailed,
+    HttpConnectionPool,
+    HttpServerConnection,
+    PoolExhausted,
+    PoolLimits,
+)
 from services.inference.backends.remote.http_messages import BrokenReply, ServerOrigin
-from services.inference.backends.remote.http_pool import HttpConnectionPool, PoolExhausted, PoolLimits
 from tests.services.inference.raw_http import ASKED, KEPT, RawServer, Serve, asked, once, raw_server, saying, silent
 from tests.services.inference.standins import until
 from tests.testnet import free_port
@@ -20,7 +26,7 @@ async def pooled(
     serve: Serve, connections: int = 2, *, turn_seconds: float = 10, idle_seconds: float = 10
 ) -> AsyncIterator[tuple[RawServer, HttpConnectionPool]]:
     limits = PoolLimits(connections=connections, connect_seconds=5, turn_seconds=turn_seconds, write_seconds=5, idle_seconds=idle_seconds)
-    async with raw_server(serve) as server, http_pool.opened(server.origin, limits) as pool:
+    async with raw_server(serve) as server, http_connection.opened(server.origin, limits) as pool:
         yield server, pool
 
 
@@ -209,7 +215,7 @@ async def test_waiting_ends_with_the_patience_of_the_request() -> None:
 
 async def test_a_server_that_is_not_there_takes_no_place() -> None:
     limits = PoolLimits(connections=1, connect_seconds=5, turn_seconds=0.01, write_seconds=5, idle_seconds=5)
-    async with http_pool.opened(ServerOrigin("127.0.0.1", free_port(), False, "x", ""), limits) as pool:
+    async with http_connection.opened(ServerOrigin("127.0.0.1", free_port(), False, "x", ""), limits) as pool:
         for _ in range(3):
             with pytest.raises(ConnectFailed):
                 await ask(pool)
@@ -217,7 +223,7 @@ async def test_a_server_that_is_not_there_takes_no_place() -> None:
 
 async def test_closing_the_pool_ends_what_is_under_way() -> None:
     async with raw_server(silent) as server:
-        async with http_pool.opened(
+        async with http_connection.opened(
             server.origin, PoolLimits(connections=2, connect_seconds=5, turn_seconds=5, write_seconds=5, idle_seconds=5)
         ) as pool:
             asking = asyncio.create_task(ask(pool))
