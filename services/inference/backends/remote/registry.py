@@ -4,18 +4,23 @@ A registry is the `service` and `path` of entries in MODELS_YAML. A service is r
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
+
+import msgspec
 
 from services.inference import upstreams
 from services.inference.backend_interface import Sink, VectorSink, Watcher
-from services.inference.backends.remote import http_server_client, registry_answer, remote_backend, token_counts
-from services.inference.backends.remote.embedding_answer import EmbeddingAssembly
+from services.inference.backends.remote import dialects, http_server_client, openai_chat, remote_backend, token_counts
+from services.inference.backends.remote.embedding_answer import EmbeddingAssembly, EmbeddingReply, Vector
+from services.inference.backends.remote.event_stream import BadStream, convert_or
 from services.inference.backends.remote.http_server_client import Server, ServerTimeouts
 from services.inference.backends.remote.openai_answer import ReportedUsage
+from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
 from services.inference.backends.remote.server_errors import RefusalSource
@@ -23,14 +28,26 @@ from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKEN
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models.catalog import RemoteModel
 from shared import errors
-from shared.api.embedding import Embedded, Vectors
+from shared.api.embedding import Embedded, EmbeddingInput, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk
+from shared.types import FinishReason
 
 NAME = "http"
 HEALTH_PATH = "/healthz"
 #: Of a whole answer: a million tokens.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
+
+#: As in the worker's own POST /infer.
+_FIELDS = dialects.ServerFields(dialects.same("temperature", "top_p", "top_k", "seed"))
+_LACKS = "(a service of a registry) does not support it"
+#: Where services put their result; the last three are OpenAI's.
+_TEXT_PLACES = ("/text", "/output", "/response", "/generated_text", "/choices/0/message/content", "/choices/0/text")
+_VECTOR_PLACES = ("/embedding", "/embeddings/0", "/data/0/embedding", "/output")
+#: A token has about four bytes.
+_BYTES_PER_TOKEN = 4
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +68,20 @@ class RegisteredService:
 
     async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> Generation:
         max_tokens = job.parameters.max_tokens or LONGEST_ANSWER_TOKENS
-        body = registry_answer.prompt_body(self.entry.name, job)
+        body = prompt_body(self.entry.name, job)
         with self.models.counted(job):
             content = await self.server.ask(self.entry.path, body, most=MAX_ANSWER_BYTES, attempts=attempts)
         with http_server_client.translated(self.server.source):
-            answer = registry_answer.read_text(content, self.entry.answer)
+            answer = read_text(content, self.entry.answer)
         sink.accept(None)
         if answer.text:
             await sink.send(Chunk(answer.text, ()))
         bounds = token_counts.bounds(job.messages, job.requested, len(body), max_tokens)
-        counted = token_counts.settle(ReportedUsage(answer.prompt_tokens, answer.count(max_tokens)), bool(answer.text), 0, bounds)
+        usage = answer.usage
+        if usage.completion_tokens is None:
+            estimated = min(max_tokens, -(-len(answer.text.encode()) // _BYTES_PER_TOKEN))
+            usage = msgspec.structs.replace(usage, completion_tokens=estimated)
+        counted = token_counts.settle(usage, bool(answer.text), 0, bounds)
         return Generation(answer.finish_reason, counted.usage)
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded:
@@ -68,10 +89,10 @@ class RegisteredService:
         assembly = EmbeddingAssembly(job)
         with self.models.counted(job):
             for text in job.inputs:
-                body = registry_answer.text_body(self.entry.name, text)
+                body = text_body(self.entry.name, text)
                 content = await self.server.ask(self.entry.path, body, most=MAX_ANSWER_BYTES, attempts=attempts)
                 with http_server_client.translated(self.server.source):
-                    vectors = assembly.take((text,), registry_answer.read_vector(content, self.entry.answer))
+                    vectors = assembly.take((text,), read_vector(content, self.entry.answer))
                 sink.accept(None)
                 await sink.send(Vectors(tuple(vectors)))
         return assembly.embedded
@@ -113,3 +134,88 @@ async def _connected(
         one = RegisteredService(entry, server, models)
         async with remote_backend.running(models.watch(one.list_models)):
             yield one
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryAnswer:
+    text: str
+    finish_reason: FinishReason
+    #: As the service reports it.
+    usage: ReportedUsage
+
+
+def prompt_body(model: str, job: GenerationJob) -> bytes:
+    """Raises BadRequest, which names a parameter that cannot be passed on."""
+    asked = job.requested
+    structured = {"raw": asked.raw, "format": asked.format, "tools": asked.tools, "logprobs": asked.top_logprobs is not None}
+    for name, value in structured.items():
+        if value:
+            raise openai_chat.refused(model, _LACKS, name)
+    payload: JsonObject = openai_chat.plain(model, _LACKS, _FIELDS, asked)
+    if len(job.messages) == 1 and job.messages[0].role == "user":
+        payload["prompt"] = job.messages[0].content
+    else:
+        payload["messages"] = [{"role": message.role, "content": message.content} for message in job.messages]
+    if job.asked_tokens is not None:
+        payload["max_tokens"] = job.asked_tokens
+    if asked.stop:
+        payload["stop"] = list(asked.stop)
+    return msgspec.json.encode({"model": model, "payload": payload})
+
+
+def text_body(model: str, text: EmbeddingInput) -> bytes:
+    return msgspec.json.encode({"model": model, "payload": {"input": text}})
+
+
+def read_text(content: bytes, pointer: str | None) -> RegistryAnswer:
+    """``pointer`` is a JSON pointer to the text; None looks at the usual places. Raises BadStream or one of `event_stream.UNREADABLE`."""
+    answer = _decode(content)
+    text = _first(answer, _TEXT_PLACES if pointer is None else (pointer,), lambda found: found if isinstance(found, str) else None)
+    if text is None:
+        raise BadStream(_nothing("text", pointer))
+    said = _at(answer, "/finish_reason") or _at(answer, "/choices/0/finish_reason")
+    reason = FinishReason.LENGTH if said == "length" else FinishReason.STOP
+    return RegistryAnswer(text, reason, convert_or(ReportedUsage(), _at(answer, "/usage")))
+
+
+def read_vector(content: bytes, pointer: str | None) -> EmbeddingReply:
+    """Raises BadStream or one of `event_stream.UNREADABLE`."""
+    answer = _decode(content)
+    vector = _first(answer, _VECTOR_PLACES if pointer is None else (pointer,), _as_vector)
+    if vector is None:
+        raise BadStream(_nothing("vector", pointer))
+    return EmbeddingReply((vector,), convert_or(ReportedUsage(), _at(answer, "/usage")).prompt_tokens)
+
+
+def _decode(content: bytes) -> object:
+    answer = msgspec.json.decode(content)
+    # As Hugging Face's pipelines: a list of one answer.
+    return answer[0] if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], dict) else answer
+
+
+def _first(answer: object, places: Sequence[str], accept: Callable[[object], Found | None]) -> Found | None:
+    return next((found for place in places if (found := accept(_at(answer, place))) is not None), None)
+
+
+def _as_vector(found: object) -> Vector | None:
+    try:
+        return msgspec.convert(found, Vector, strict=True) or None
+    except msgspec.ValidationError:
+        return None
+
+
+def _at(value: object, pointer: str) -> object:
+    """Return what a JSON pointer (RFC 6901) leads to; None if there is nothing."""
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return None
+    return value
+
+
+def _nothing(what: str, pointer: str | None) -> str:
+    return f"no {what} at {pointer!r}" if pointer is not None else f"no {what} in its answer; set `answer` to the JSON pointer of it"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.inference.backends.remote import registry, registry_answer
+from services.inference.backends.remote import registry
 from services.inference.backends.remote.event_stream import BadStream
 from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.remote_backend import RemoteBackend
@@ -117,7 +117,7 @@ async def test_vectors_come_one_by_one() -> None:
     ],
 )
 def test_where_the_text_is(body: object, pointer: str | None, text: str) -> None:
-    assert registry_answer.read_text(json.dumps(body).encode(), pointer).text == text
+    assert registry.read_text(json.dumps(body).encode(), pointer).text == text
 
 
 @pytest.mark.parametrize(
@@ -131,17 +131,17 @@ def test_where_the_text_is(body: object, pointer: str | None, text: str) -> None
     ],
 )
 def test_where_the_vector_is(body: object, pointer: str | None, vector: tuple[float, ...]) -> None:
-    assert registry_answer.read_vector(json.dumps(body).encode(), pointer).vectors == (vector,)
+    assert registry.read_vector(json.dumps(body).encode(), pointer).vectors == (vector,)
 
 
 def test_answers_without_what_was_asked_for() -> None:
     with pytest.raises(BadStream, match="no text in its answer; set `answer`"):
-        registry_answer.read_text(b'{"embedding": [1]}', None)
+        registry.read_text(b'{"embedding": [1]}', None)
     with pytest.raises(BadStream, match="no text at '/a/7'"):
-        registry_answer.read_text(b'{"a": ["x"]}', "/a/7")
+        registry.read_text(b'{"a": ["x"]}', "/a/7")
     for wrong in (b'{"embedding": []}', b'{"embedding": ["1"]}', b'{"text": "x"}', b"[]", b"null"):
         with pytest.raises(BadStream, match="no vector in its answer"):
-            registry_answer.read_vector(wrong, None)
+            registry.read_vector(wrong, None)
 
 
 @pytest.mark.parametrize(
