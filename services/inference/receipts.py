@@ -2,6 +2,9 @@
 
 A receipt is readable as soon as its request ends, and in the file some milliseconds later. `kill -9` loses the receipts of those
 milliseconds, a power cut also what the system hadn't written yet. Requests without a receipt are not charged.
+
+The receipts of workers that are gone, on a volume that this worker shared with them, are served until they expire. A worker's key lies
+beside its receipts, because a gateway accepts only receipts that the worker itself has signed.
 """
 
 import asyncio
@@ -11,7 +14,7 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,8 +26,9 @@ from shared.api import inference
 from shared.api.generation import Generation
 from shared.api.inference import Receipt, SignedReceipt
 from shared.identity import node_keys, private_file
+from shared.stores import file_lock, replica_files
 from shared.telemetry import logs
-from shared.types import RequestId
+from shared.types import NodeId, RequestId
 
 KEPT_FOR = timedelta(hours=24)
 #: About 300 bytes each in memory; 150 in the file, which holds at most twice as many: 30 MB of each.
@@ -33,6 +37,8 @@ CAPACITY = 100_000
 _MOST_BYTES = 4096
 #: CRC-32 and length, before each receipt in the file.
 _HEAD_BYTES = 8
+#: Others stay on the volume for another worker, or until they expire. Each needs up to 30 MB.
+MOST_ADOPTED = 32
 
 #: Returns how many of the sent items the caller's side has given credit for.
 CreditedItems = Callable[[], int]
@@ -260,3 +266,63 @@ def _append(path: Path, body: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(body)
+
+
+def keep_key(path: Path, key_file: Path) -> None:
+    """Store the key beside the receipts, for a worker that adopts them. Blocks."""
+    try:
+        private_file.create(replica_files.key_of(path), lambda: key_file.read_bytes().strip())
+    except OSError as error:
+        log.warning("receipts_not_saved", file=str(path), reason=error.strerror)
+
+
+class AdoptedReceipts:
+    def __init__(self, template: Path, node: NodeId) -> None:
+        self._template = template
+        self._node = node
+        self._held: dict[Path, tuple[ReceiptKeeper, ExitStack]] = {}
+
+    def read(self, request_ids: tuple[RequestId, ...]) -> tuple[SignedReceipt, ...]:
+        return tuple(receipt for keeper, _ in self._held.values() for receipt in keeper.read(request_ids))
+
+    async def run(self) -> None:
+        """Adopt receipts until cancelled; then let other workers have them."""
+        try:
+            while True:
+                await self.adopt()
+                await asyncio.sleep(replica_files.ADOPT_SECONDS)
+        finally:
+            for _, lock in self._held.values():
+                lock.close()
+            self._held.clear()
+
+    async def adopt(self) -> None:
+        for path, (keeper, lock) in list(self._held.items()):
+            if not keeper.forget_old():
+                await asyncio.to_thread(replica_files.remove, path)
+                del self._held[path]
+                lock.close()
+        for path in await asyncio.to_thread(replica_files.find_others, self._template, self._node):
+            if path not in self._held and len(self._held) < MOST_ADOPTED:
+                await self._adopt(path)
+
+    async def _adopt(self, path: Path) -> None:
+        with ExitStack() as stack:
+            if not stack.enter_context(file_lock.try_hold(path)):
+                return
+            keeper = await asyncio.to_thread(_load, path)
+            if keeper is None or not keeper.forget_old():
+                await asyncio.to_thread(replica_files.remove, path)
+                return
+            self._held[path] = keeper, stack.pop_all()
+            log.info("adopted the receipts of a worker that is gone", file=str(path))
+
+
+def _load(path: Path) -> ReceiptKeeper | None:
+    """Return None without a key: nobody can sign these receipts."""
+    try:
+        keeper = ReceiptKeeper(path, node_keys.load(replica_files.key_of(path)))
+    except errors.BadSettings:
+        return None
+    keeper.recall()
+    return keeper

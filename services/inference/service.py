@@ -12,13 +12,12 @@ from typing import ClassVar, Generic, TypeVar
 import msgspec
 
 from services.inference import announcements, backend_interface, console_status, infer_http, jobs, moderation
-from services.inference.adopted_receipts import AdoptedReceipts, keep_key
 from services.inference.announcements import PAUSED, Announcements, WorkerNode, WorkerPause
 from services.inference.backend_interface import Backend, EmbeddingBackend, ModelLoader, ModerationBackend, Sink, VectorSink
 from services.inference.backends import backend_selection
 from services.inference.model_pulls import ModelPulls
 from services.inference.models.model_store import ModelStore
-from services.inference.receipts import ReceiptKeeper
+from services.inference.receipts import AdoptedReceipts, ReceiptKeeper, keep_key
 from services.inference.settings import InferenceSettings
 from shared import context, errors, spans, telemetry
 from shared.api import embedding, inference

@@ -12,9 +12,8 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from services.inference import adopted_receipts
-from services.inference.adopted_receipts import AdoptedReceipts
-from services.inference.receipts import KEPT_FOR, ReceiptKeeper
+from services.inference import receipts
+from services.inference.receipts import KEPT_FOR, AdoptedReceipts, ReceiptKeeper, keep_key
 from shared.api.inference import Receipt
 from shared.identity import node_keys, private_file
 from shared.node.lifecycle import background
@@ -27,8 +26,7 @@ from tests.services.inference.test_receipts import work
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-from services.inference.adopted_receipts import keep_key
-from services.inference.receipts import ReceiptKeeper
+from services.inference.receipts import ReceiptKeeper, keep_key
 from shared.identity import node_keys
 from shared.stores import replica_files
 from tests.services.inference.test_receipts import work
@@ -146,7 +144,7 @@ async def test_the_receipts_of_the_version_without_folders_are_adopted(template:
 
 
 async def test_only_so_many_are_adopted_at_a_time(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adopted_receipts, "MOST_ADOPTED", 1)
+    monkeypatch.setattr(receipts, "MOST_ADOPTED", 1)
     requests = [(await write(template, tmp_path))[1] for _ in range(2)]
     one, two = adopter(template), adopter(template)
     for peer in (one, two):
@@ -161,7 +159,7 @@ async def write(template: Path, tmp_path: Path) -> tuple[NodeId, RequestId]:
     private_file.create(key_file, node_keys.new_seed)
     key = node_keys.load(key_file)
     async with replica_files.held(template, key.id) as path:
-        adopted_receipts.keep_key(path, key_file)
+        keep_key(path, key_file)
         receipts = ReceiptKeeper(path, key)
         async with background() as tasks:
             running = tasks.create_task(receipts.run())
