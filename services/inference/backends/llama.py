@@ -20,7 +20,7 @@ from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models import catalog, memory
 from services.inference.models.catalog import Catalog, CatalogEntry
-from services.inference.models.digests import KnownDigests
+from services.inference.models.model_files import KnownDigests
 from services.inference.supervision import engine_supervisor
 from shared import errors
 from shared.api import generation

@@ -21,7 +21,6 @@ from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models import load_plan, memory
 from services.inference.models.catalog import CatalogEntry
-from services.inference.models.digests import KnownDigests
 from services.inference.models.load_plan import LoadPlan
 from services.inference.models.model_cache_policy import (
     AdmitStep,
@@ -34,7 +33,7 @@ from services.inference.models.model_cache_policy import (
     Stage,
     UnloadModelStep,
 )
-from services.inference.models.model_files import ModelFile
+from services.inference.models.model_files import KnownDigests, ModelFile
 from services.inference.models.quantities import MemoryBytes
 from services.inference.queue_limits import QueueLimits
 from shared import errors

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from services.inference.backends import backend_selection
-from services.inference.models import digests, store_program
+from services.inference.models import model_files, store_program
 from services.inference.settings import InferenceSettings
 from shared import errors
 from shared.api.inference import ModelState, StoreRequest
@@ -17,7 +17,7 @@ from tests.services.inference.standins import Watch, until
 
 
 async def test_digests_are_stored_beside_the_mesh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digests, "TICK_NS", 0)
+    monkeypatch.setattr(model_files, "TICK_NS", 0)
     folder, state = tmp_path / "models", tmp_path / "state"
     folder.mkdir()
     state.mkdir()

@@ -21,7 +21,7 @@ from services.inference.engine.engine_messages import KvType, KvTypes
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
-from services.inference.models import catalog, digests, model_cache_policy
+from services.inference.models import catalog, model_cache_policy, model_files
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from shared import errors
@@ -355,7 +355,7 @@ async def test_file_with_a_wrong_digest_is_never_loaded(site: Site) -> None:
 
 async def test_digest_is_known_to_the_next_worker_without_reading_the_file(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     # Files that were written just now count as being at rest.
-    monkeypatch.setattr(digests, "TICK_NS", 0)
+    monkeypatch.setattr(model_files, "TICK_NS", 0)
     entry = site.entry(A)
     right = hashlib.sha256(entry.file.read_bytes()).hexdigest()
     async with site.backend(entry) as backend:

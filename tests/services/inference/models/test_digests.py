@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.models import digests
-from services.inference.models.digests import KnownDigests
+from services.inference.models import model_files
+from services.inference.models.model_files import KnownDigests
 
 DAY_NS = 86_400 * 10**9
 DIGEST = "ab" * 32
@@ -96,7 +96,7 @@ def test_changed_file_is_read_again_and_remembered(model: Path, kept: Path, chan
     assert digest_of(kept, model) == (right, 0)
 
 
-@pytest.mark.parametrize("field", digests.Stamp.__struct_encode_fields__)
+@pytest.mark.parametrize("field", model_files.Stamp.__struct_encode_fields__)
 def test_stored_digest_is_ignored_if_any_part_of_the_stamp_differs(model: Path, kept: Path, field: str) -> None:
     digest_of(kept, model)
     written = json.loads(kept.read_bytes())
@@ -124,7 +124,7 @@ def test_all_parts_of_a_split_model_count(model: Path, kept: Path) -> None:
         pytest.param(b"\x00\xff" * 40, id="noise"),
         pytest.param(b'{"models":7}', id="another shape"),
         pytest.param(b"[" * 100_000, id="nested without end"),
-        pytest.param(b'{"models":[],"x":"' + b" " * digests.MOST_BYTES + b'"}', id="larger than it ever is"),
+        pytest.param(b'{"models":[],"x":"' + b" " * model_files.MOST_BYTES + b'"}', id="larger than it ever is"),
     ],
 )
 def test_damaged_digest_file_is_ignored(model: Path, kept: Path, content: bytes) -> None:
@@ -146,8 +146,8 @@ def test_missing_model_has_no_digest(model: Path, kept: Path) -> None:
 
 
 def test_stamp_matches_the_file_system(model: Path) -> None:
-    (stamp,), found = digests.stamps_of((model,)), model.stat()
-    assert stamp == digests.Stamp(str(model), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    (stamp,), found = model_files.stamps_of((model,)), model.stat()
+    assert stamp == model_files.Stamp(str(model), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 def test_digest_file_writable_by_others_is_ignored(model: Path, kept: Path) -> None:
@@ -160,9 +160,9 @@ def test_digest_file_writable_by_others_is_ignored(model: Path, kept: Path) -> N
 def test_recently_changed_file_is_never_remembered(model: Path, kept: Path) -> None:
     """What is written in the same tick of the file system's clock would show the same time."""
     just_now = max(model.stat().st_mtime_ns, model.stat().st_ctime_ns)
-    KnownDigests(kept, lambda: just_now + digests.TICK_NS).digest((model,), Reading())
+    KnownDigests(kept, lambda: just_now + model_files.TICK_NS).digest((model,), Reading())
     assert not kept.exists()
-    KnownDigests(kept, lambda: just_now + digests.TICK_NS + 1).digest((model,), Reading())
+    KnownDigests(kept, lambda: just_now + model_files.TICK_NS + 1).digest((model,), Reading())
     assert kept.exists()
 
 
@@ -193,17 +193,17 @@ def test_file_name_that_is_not_unicode_is_remembered(model: Path, kept: Path) ->
 
 def test_digest_file_stays_small_and_keeps_the_latest(model: Path, kept: Path) -> None:
     known = KnownDigests(kept, tomorrow)
-    paths = [model.with_name(f"{number}.gguf") for number in range(digests.MOST_MODELS + 3)]
+    paths = [model.with_name(f"{number}.gguf") for number in range(model_files.MOST_MODELS + 3)]
     for path in paths:
         path.touch()
         known.digest((path,), Reading())
-    assert len(json.loads(kept.read_bytes())["models"]) == digests.MOST_MODELS
+    assert len(json.loads(kept.read_bytes())["models"]) == model_files.MOST_MODELS
     assert digest_of(kept, paths[-1])[1] == 0
     assert digest_of(kept, paths[0])[1] == 1
     # A model with too many parts to store beside others.
     many = tuple(paths[:100]) * 60
     digest_of(kept, *many)
-    assert kept.stat().st_size <= digests.MOST_BYTES
+    assert kept.stat().st_size <= model_files.MOST_BYTES
 
 
 def test_models_read_concurrently_are_all_remembered(model: Path, kept: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.models import digests, model_discovery, model_files
+from services.inference.models import model_discovery, model_files
 from services.inference.models.catalog import CatalogEntry
 from shared.types import ModelName
 
@@ -44,7 +44,7 @@ async def test_file_is_read_when_the_engine_is_built(monkeypatch: pytest.MonkeyP
     changes: asyncio.Queue[str] = asyncio.Queue()
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         entry = CatalogEntry(name=ModelName("a"), file=file)
-        model = model_files.ModelFile(entry, tasks, lambda: changes.put_nowait(model.step), digests.KnownDigests(tmp_path / "digests"))
+        model = model_files.ModelFile(entry, tasks, lambda: changes.put_nowait(model.step), model_files.KnownDigests(tmp_path / "digests"))
         waiting = tasks.create_task(model.ensure_served())
         assert await changes.get() == BUILDING
         missing[0] = "the engine is being built, less than a minute left"
