@@ -1,16 +1,17 @@
-"""Passes an engine's reports on to the readers of its calls.
+"""Gives calls their turns at an engine, and passes the engine's reports on to their readers.
 
 A reader may be slow: a call ends for the engine before it ends for its reader.
 """
 
 import asyncio
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from services.inference.backend_interface import AnswersEnded, Sink, VectorSink
 from services.inference.engine import engine_messages
-from services.inference.supervision.engine_lock import EngineTurn
 from shared import errors
 from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation, Usage
@@ -33,22 +34,71 @@ Progress = (
 Report = Progress | engine_messages.GenerationRefused | EngineDied
 
 
-class EngineCall(ABC):
-    """One call, from the moment in which the process gets its command."""
+class EngineTurn:
+    """The right to use the engine, from ``begun`` until ``leave``."""
 
-    def __init__(self, fingerprint: bytes, turn: EngineTurn) -> None:
+    def __init__(self, lock: "EngineLock", *, alone: bool) -> None:
+        self._lock = lock
+        self.alone = alone
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def leave(self) -> None:
+        """Safe to call twice, and before it has begun."""
+        self._lock.remove(self)
+
+
+class EngineLock:
+    """A call that waits to be alone delays later ones, or else it might wait forever. The callers bound the queue."""
+
+    def __init__(self) -> None:
+        self._inside: set[EngineTurn] = set()
+        self._waiting: deque[EngineTurn] = deque()
+
+    @asynccontextmanager
+    async def entered(self, *, alone: bool) -> AsyncIterator[EngineTurn]:
+        """Wait for a turn, without a limit; canceling gives up the place in the queue."""
+        turn = EngineTurn(self, alone=alone)
+        self._waiting.append(turn)
+        self._admit()
+        try:
+            await turn.begun
+            yield turn
+        finally:
+            turn.leave()
+
+    def remove(self, turn: EngineTurn) -> None:
+        """Only a turn calls it."""
+        self._inside.discard(turn)
+        if turn in self._waiting:
+            self._waiting.remove(turn)
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and not any(one.alone or self._waiting[0].alone for one in self._inside):
+            turn = self._waiting.popleft()
+            self._inside.add(turn)
+            # A canceled one is about to leave.
+            if not turn.begun.cancelled():
+                turn.begun.set_result(None)
+
+
+class EngineCall(ABC):
+    """One call, from the moment in which the process gets its command. ``left`` is the number of ends that the engine will report."""
+
+    def __init__(self, fingerprint: bytes, turn: EngineTurn, left: int = 1) -> None:
         self.fingerprint = fingerprint
         self.turn = turn
+        self._left = left
         #: Bounded by the call: one report per token or text, one before and one at the end.
         self._reports: asyncio.Queue[Report] = asyncio.Queue()
 
     def deliver(self, report: Report) -> bool:
         """Queue a report for the reader. Return whether it is the call's last; the turn then ends.
         Raises ProtocolViolation for a report of another kind of call."""
-        self._count(report)
+        is_failure = isinstance(report, engine_messages.GenerationRefused | EngineDied)
+        self._left -= 0 if is_failure else self._ends(report)
         self._reports.put_nowait(report)
-        is_last = isinstance(report, engine_messages.GenerationRefused | EngineDied) or self._is_over
-        if is_last:
+        if is_last := is_failure or self._left == 0:
             self.turn.leave()
         return is_last
 
@@ -62,19 +112,16 @@ class EngineCall(ABC):
 
     @property
     def _is_read(self) -> bool:
-        return self._is_over and self._reports.empty()
-
-    @property
-    @abstractmethod
-    def _is_over(self) -> bool: ...
+        return self._left == 0 and self._reports.empty()
 
     @abstractmethod
-    def _count(self, report: Report) -> None: ...
+    def _ends(self, report: Report) -> int:
+        """Return how many ends are in a report. Raises ProtocolViolation."""
 
 
 class GenerationCall(EngineCall):
     def __init__(self, fingerprint: bytes, turn: EngineTurn, answers: int) -> None:
-        super().__init__(fingerprint, turn)
+        super().__init__(fingerprint, turn, answers)
         self._answers = answers
         self._prompt_tokens = 0
         self._completion_tokens = 0
@@ -97,29 +144,22 @@ class GenerationCall(EngineCall):
         usage = Usage(self._prompt_tokens, self._completion_tokens, self._cached_tokens)
         return Generation(reasons[0], usage, reasons if self._answers > 1 else ())
 
-    @property
-    def _is_over(self) -> bool:
-        return len(self._finished) == self._answers
-
-    def _count(self, report: Report) -> None:
-        if isinstance(report, engine_messages.ComputedVectors | engine_messages.ConversionResult):
-            raise errors.ProtocolViolation("vectors or converted tokens for a prompt")
+    def _ends(self, report: Report) -> int:
         if isinstance(report, engine_messages.GenerationAccepted):
             self._prompt_tokens = report.prompt_tokens
-        elif isinstance(report, engine_messages.AnswerProgress):
-            self._completion_tokens += len(report.token_ids)
-            if report.answer == 0:
-                # The other answers reuse what the first has read, which is not a cached prompt.
-                self._cached_tokens = report.cached_tokens
-            if report.finish is not None:
-                self._finished[report.answer] = report.finish
+            return 0
+        if not isinstance(report, engine_messages.AnswerProgress):
+            raise errors.ProtocolViolation("vectors or converted tokens for a prompt")
+        self._completion_tokens += len(report.token_ids)
+        if report.answer == 0:
+            # The other answers reuse what the first has read, which is not a cached prompt.
+            self._cached_tokens = report.cached_tokens
+        if report.finish is not None:
+            self._finished[report.answer] = report.finish
+        return report.finish is not None
 
 
 class EmbeddingCall(EngineCall):
-    def __init__(self, fingerprint: bytes, turn: EngineTurn, texts: int) -> None:
-        super().__init__(fingerprint, turn)
-        self._left = texts
-
     async def pass_on(self, sink: VectorSink) -> Embedded:
         """Send the vectors to ``sink``. Raises the engine's refusal, or ModelCrashed."""
         prompt_tokens = dimensions = 0
@@ -133,32 +173,22 @@ class EmbeddingCall(EngineCall):
                 dimensions = len(report.vectors[-1]) // _NUMBER_BYTES
         return Embedded(dimensions, prompt_tokens)
 
-    @property
-    def _is_over(self) -> bool:
-        return self._left == 0
-
-    def _count(self, report: Report) -> None:
-        if isinstance(report, engine_messages.AnswerProgress | engine_messages.ConversionResult):
-            raise errors.ProtocolViolation("an answer to texts")
+    def _ends(self, report: Report) -> int:
         if isinstance(report, engine_messages.ComputedVectors):
-            self._left -= len(report.vectors)
+            return len(report.vectors)
+        if not isinstance(report, engine_messages.GenerationAccepted):
+            raise errors.ProtocolViolation("an answer to texts")
+        return 0
 
 
 class ConversionCall(EngineCall):
-    _content: bytes | None = None
-
     async def read(self) -> bytes:
         """Raises the engine's refusal, or ModelCrashed."""
-        await self._next()
-        assert self._content is not None  # counted before it is queued
-        return self._content
+        report = await self._next()
+        assert isinstance(report, engine_messages.ConversionResult)  # checked before it is queued
+        return report.content
 
-    @property
-    def _is_over(self) -> bool:
-        return self._content is not None
-
-    def _count(self, report: Report) -> None:
-        if isinstance(report, engine_messages.ConversionResult):
-            self._content = report.content
-        elif not isinstance(report, engine_messages.GenerationRefused | EngineDied):
+    def _ends(self, report: Report) -> int:
+        if not isinstance(report, engine_messages.ConversionResult):
             raise errors.ProtocolViolation("an answer to a conversion")
+        return 1

@@ -1,7 +1,7 @@
 """Runs one engine process: starts it, sends it commands, and restarts it when it dies or hangs.
 
 One task owns the process (``run``); calls only write commands and read their own queue of reports. A request during which an engine
-died runs alone when it is retried (`poison_requests`, `engine_lock`).
+died runs alone when it is retried (`poison_requests`, `engine_calls`).
 """
 
 import asyncio
@@ -24,11 +24,8 @@ from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
 from services.inference.engine_speed import EngineSpeed, StepMeter
 from services.inference.jobs import EmbeddingJob, GenerationJob
-from services.inference.supervision import poison_requests
-from services.inference.supervision.engine_calls import ConversionCall, EmbeddingCall, EngineCall, EngineDied, GenerationCall, Progress
-from services.inference.supervision.engine_lock import EngineLock, EngineTurn
+from services.inference.supervision import engine_calls, poison_requests
 from services.inference.supervision.poison_requests import PoisonRequests, RequestSuspicion
-from services.inference.supervision.watchdog import STEP_SECONDS, Watchdog
 from shared import errors
 from shared.api.embedding import Embedded
 from shared.api.generation import Generation
@@ -47,14 +44,55 @@ KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "OMP_")
 #: How often llama.cpp's threads look for the next batch before they sleep: 0.1 ms, not 5 ms, on cores that draw tokens and serve callers.
 SPIN_COUNT = "10000"
 
+#: Without progress during a load; a large file on a slow disk may stall for minutes.
+LOAD_SECONDS = 900.0
+#: The first step reads the model's file into memory and compiles GPU programs.
+FIRST_STEP_SECONDS = 600.0
+STEP_SECONDS = 60.0
+#: A step that reads much of a prompt may take this many times the longest step so far.
+PATIENCE = 30.0
+#: The resolution; a busy engine reports more often.
+TICK_SECONDS = 1.0
+
 #: Followed by the number of the socket and the id of this process.
 PROGRAM = (sys.executable, "-P", "-m", "services.inference.engine.engine_process")
+
+
+class Watchdog:
+    """Decides when a silent engine hangs. Gets every report and every tick.  Pure.
+
+    It counts ticks of the worker's loop instead of time: a worker that was suspended sees one tick where the clock shows hours, and
+    then reads what its engine reported meanwhile."""
+
+    def __init__(self, step_seconds: float = STEP_SECONDS) -> None:
+        self._step_seconds = step_seconds
+        self.tick_seconds = min(TICK_SECONDS, step_seconds / 4)
+        self.limit_seconds = LOAD_SECONDS
+        self._silent_ticks = 0
+        self._longest_seconds = 0.0
+
+    def report_received(self) -> None:
+        self._silent_ticks = 0
+
+    def load_ended(self) -> None:
+        """The next step is the first."""
+        self.limit_seconds = max(FIRST_STEP_SECONDS, self._step_seconds)
+
+    def step_ended(self, seconds: float) -> None:
+        """A step ended; ``seconds`` is by the engine's clock."""
+        self._longest_seconds = max(self._longest_seconds, seconds)
+        self.limit_seconds = max(self._step_seconds, min(PATIENCE * self._longest_seconds, FIRST_STEP_SECONDS))
+
+    def tick(self) -> bool:
+        """A busy engine was silent for a tick. Return whether it hangs."""
+        self._silent_ticks += 1
+        return self._silent_ticks * self.tick_seconds >= self.limit_seconds
 
 
 class SupervisedEngine:
     """The engine of one model. ``run`` must run in a TaskGroup as long as it is used.
 
-    The engines of a worker share their ``poison_requests``. ``watchdog_seconds`` bounds a step (`watchdog`)."""
+    The engines of a worker share their ``poison_requests``. ``watchdog_seconds`` bounds a step (`Watchdog`)."""
 
     def __init__(
         self,
@@ -74,12 +112,12 @@ class SupervisedEngine:
         self._program = program
         self._poison_requests = poison_requests or PoisonRequests(time.monotonic)
         self._watchdog_seconds = watchdog_seconds
-        self._lock = EngineLock()
+        self._lock = engine_calls.EngineLock()
         self._steps = StepMeter()
         self._history = restart_policy.RestartHistory()
         self._writer: asyncio.StreamWriter | None = None
         self._ids = itertools.count(1)
-        self._running: dict[int, EngineCall] = {}
+        self._running: dict[int, engine_calls.EngineCall] = {}
         self.state = ModelState.LOADING
         self.detail = "loading"
         self.progress = 0.0
@@ -123,36 +161,30 @@ class SupervisedEngine:
         fingerprint = poison_requests.fingerprint(job)
         async with self._turn(fingerprint) as turn:
             identity = next(self._ids)
-            call = GenerationCall(fingerprint, turn, job.parameters.n)
+            call = engine_calls.GenerationCall(fingerprint, turn, job.parameters.n)
             command = engine_messages.StartGeneration(identity, job.prompt, job.parameters, job.salt, job.delivered)
             with self._submitted(command, call):
-                generation = await call.pass_on(sink)
-        self._poison_requests.clear(fingerprint)
-        return generation
+                return await call.pass_on(sink)
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         """Raises as ``generate``."""
         fingerprint = poison_requests.text_fingerprint(job)
         async with self._turn(fingerprint) as turn:
-            call = EmbeddingCall(fingerprint, turn, len(job.inputs))
+            call = engine_calls.EmbeddingCall(fingerprint, turn, len(job.inputs))
             with self._submitted(engine_messages.EmbedTexts(next(self._ids), job.inputs, job.dimensions, job.query), call):
-                embedded = await call.pass_on(sink)
-        self._poison_requests.clear(fingerprint)
-        return embedded
+                return await call.pass_on(sink)
 
     async def convert(self, source: str | bytes, *, add_special: bool = True) -> bytes:
         """Return the token ids of a prompt, of TOKEN_BYTES each, or the text of such ids. Raises as ``generate``."""
         fingerprint = poison_requests.text_fingerprint(source)
         async with self._turn(fingerprint) as turn:
-            call = ConversionCall(fingerprint, turn)
+            call = engine_calls.ConversionCall(fingerprint, turn)
             prompt, token_ids = (source, None) if isinstance(source, str) else ("", source)
             with self._submitted(engine_messages.ConvertTokens(next(self._ids), prompt, token_ids, add_special), call):
-                content = await call.read()
-        self._poison_requests.clear(fingerprint)
-        return content
+                return await call.read()
 
     @asynccontextmanager
-    async def _turn(self, fingerprint: bytes) -> AsyncIterator[EngineTurn]:
+    async def _turn(self, fingerprint: bytes) -> AsyncIterator[engine_calls.EngineTurn]:
         """Wait for a turn. Raises Poison, and Unavailable if no engine runs."""
         while True:
             suspicion = self._poison_requests.suspicion(fingerprint)
@@ -166,10 +198,12 @@ class SupervisedEngine:
                 # During the wait, the same request from another caller may have crashed the engine.
                 if self._poison_requests.suspicion(fingerprint) in (suspicion, RequestSuspicion.CLEAR):
                     yield turn
+                    # It ended without a crash.
+                    self._poison_requests.clear(fingerprint)
                     return
 
     @contextmanager
-    def _submitted(self, command: engine_messages.TextCommand, call: EngineCall) -> Iterator[None]:
+    def _submitted(self, command: engine_messages.TextCommand, call: engine_calls.EngineCall) -> Iterator[None]:
         """Have the process run a call until it reports the end, or until the block ends."""
         # Sent before the call is registered, because it raises without an engine.
         self._send(command)
@@ -264,7 +298,7 @@ class SupervisedEngine:
                 raise _NotLoadable(refused.message) from refused
             writer.write(engine_messages.pack(engine_messages.ShowTokens(shown)))
 
-    def _deliver(self, report: Progress | engine_messages.GenerationRefused) -> None:
+    def _deliver(self, report: engine_calls.Progress | engine_messages.GenerationRefused) -> None:
         call = self._running.get(report.id)
         if call is not None and call.deliver(report):
             del self._running[report.id]
@@ -283,7 +317,7 @@ class SupervisedEngine:
         calls = list(self._running.values())
         self._running.clear()
         for call in calls:
-            call.deliver(EngineDied(f"the engine of {self._model} {reason}"))
+            call.deliver(engine_calls.EngineDied(f"the engine of {self._model} {reason}"))
 
     def _ready(self, loaded: engine_messages.Loaded, writer: asyncio.StreamWriter) -> None:
         if loaded.unconfined and self.loaded is None:

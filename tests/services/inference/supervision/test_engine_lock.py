@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from services.inference.supervision.engine_lock import EngineLock, EngineTurn
+from services.inference.supervision.engine_calls import EngineLock, EngineTurn
 
 
 class LockUser:

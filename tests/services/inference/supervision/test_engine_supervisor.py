@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.inference.engine import engine_messages
-from services.inference.supervision import engine_supervisor, poison_requests, watchdog
+from services.inference.supervision import engine_supervisor, poison_requests
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from services.inference.supervision.poison_requests import PoisonRequests, RequestSuspicion
 from shared import errors
@@ -57,7 +57,7 @@ async def supervised(
     watch: Watch | None = None,
     *,
     suspected: PoisonRequests | None = None,
-    watchdog_seconds: float = watchdog.STEP_SECONDS,
+    watchdog_seconds: float = engine_supervisor.STEP_SECONDS,
 ) -> AsyncIterator[SupervisedEngine]:
     program = (sys.executable, "-c", code)
     engine = SupervisedEngine(
@@ -190,7 +190,7 @@ async def test_hung_engine_is_killed_and_restarted(code: str) -> None:
 
 
 async def test_engine_that_never_loads_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "LOAD_SECONDS", 0.02)
+    monkeypatch.setattr(engine_supervisor, "LOAD_SECONDS", 0.02)
     async with supervised("import time; time.sleep(60)", watchdog_seconds=0.02) as engine:
         await until(lambda: engine.state is ModelState.FAILED)
         assert "did not report progress with loading" in engine.detail

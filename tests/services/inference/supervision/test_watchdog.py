@@ -1,6 +1,13 @@
 import pytest
 
-from services.inference.supervision.watchdog import FIRST_STEP_SECONDS, LOAD_SECONDS, PATIENCE, STEP_SECONDS, TICK_SECONDS, Watchdog
+from services.inference.supervision.engine_supervisor import (
+    FIRST_STEP_SECONDS,
+    LOAD_SECONDS,
+    PATIENCE,
+    STEP_SECONDS,
+    TICK_SECONDS,
+    Watchdog,
+)
 
 
 def ticks_to_the_end(watchdog: Watchdog) -> int:
