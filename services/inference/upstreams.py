@@ -66,40 +66,44 @@ class Key:
         return text.replace(self.text, "…")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upstream:
-    """One server with OpenAI's API."""
+class _ServerTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of one server's table that are taken as they are."""
 
-    name: str
     #: Includes the API version, as in http://127.0.0.1:8000/v1.
     url: str
     #: None: recognized by its answers.
     dialect: Dialect | None = None
     #: Who gets the prompts, if the server is external.
-    provider: str = ""
+    provider: Annotated[str, Meta(pattern=f"^{_NAME.pattern}")] = ""
     #: None: by its address.
     external: bool | None = None
     #: moderation: its models only moderate.
     task: TargetTask | None = None
     #: Where the server is, for people.
-    region: str = ""
-    key: Key | None = None
-    key_setting: str = "OPENAI_API_KEY"
-    prefix: str = ""
+    region: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,31}\Z")] = ""
+    prefix: Annotated[str, Meta(max_length=64)] = ""
     #: The offered name -> the server's name for the model.
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases: dict[str, str] = {}
     #: The server's names; empty offers all of its models.
     only_models: tuple[str, ...] = ()
     #: SHA-256 of its only model, as the owner states it; empty if unknown.
-    digest: str = ""
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] = ""
     #: Whether its models see images; None: as its list of models says.
     images: bool | None = None
     #: Concurrent answers per model; None for ENGINE_SLOTS.
-    slots: int | None = None
-    connect_seconds: float = 10.0
+    slots: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    connect_seconds: Annotated[float, Meta(ge=0.1, le=60)] = 10.0
     #: Until the first piece of an answer; a server may need minutes to load the model.
-    first_token_seconds: float = 300.0
-    idle_seconds: float = 60.0
+    first_token_seconds: Annotated[float, Meta(ge=1, le=3600)] = 300.0
+    idle_seconds: Annotated[float, Meta(ge=1, le=3600)] = 60.0
+
+
+class Upstream(_ServerTerms, frozen=True, kw_only=True):
+    """One server with OpenAI's API."""
+
+    name: str
+    key: Key | None = None
+    key_setting: str = "OPENAI_API_KEY"
 
     def offers(self, own_name: str) -> tuple[ModelName, ...]:
         """Return the names under which this worker offers the server's model ``own_name``; empty if it doesn't."""
@@ -109,26 +113,11 @@ class Upstream:
         return aliases or (ModelName(self.prefix + own_name),)
 
 
-class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Table(_ServerTerms, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One table of the file."""
 
-    url: str
-    dialect: Dialect | None = None
-    provider: Annotated[str, Meta(pattern=f"^{_NAME.pattern}")] | None = None
-    external: bool | None = None
-    task: TargetTask | None = None
-    region: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,31}\Z")] | None = None
     key: str | None = None
     key_file: str | None = None
-    prefix: Annotated[str, Meta(max_length=64)] = ""
-    aliases: dict[str, str] = {}
-    only_models: tuple[str, ...] = ()
-    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
-    images: bool | None = None
-    slots: Annotated[int, Meta(ge=1, le=1024)] | None = None
-    connect_seconds: Annotated[float, Meta(ge=0.1, le=60)] = 10.0
-    first_token_seconds: Annotated[float, Meta(ge=1, le=3600)] = 300.0
-    idle_seconds: Annotated[float, Meta(ge=1, le=3600)] = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,16 +199,14 @@ def _upstream(name: str, table: object, secrets: Secrets) -> Upstream:
     wrong += [] if key is None else [f"{setting}: {mistake}" for mistake in _key_mistakes(key)]
     if fields.only_models:
         wrong += [f"aliases: {named!r} is not among only_models" for named in fields.aliases.values() if named not in fields.only_models]
-    if fields.digest is not None and len(fields.only_models) != 1:
+    if fields.digest and len(fields.only_models) != 1:
         wrong.append("digest: name the model that has it in only_models, and no other")
     if wrong:
         raise ValueError("; ".join(wrong))
-    given = {each: value for each, value in msgspec.structs.asdict(fields).items() if value is not None and each not in ("key", "key_file")}
-    return Upstream(
-        **{"name": name, "dialect": _dialect_of(fields.url), "provider": name, **given},
-        key=None if key is None else Key(key),
-        key_setting=setting or f"key_file of {name}",
-    )
+    given = {each: value for each, value in msgspec.structs.asdict(fields).items() if value not in (None, "")}
+    given |= {"key": None if key is None else Key(key), "key_setting": setting or f"key_file of {name}"}
+    given.pop("key_file", None)
+    return Upstream(**{"name": name, "dialect": _dialect_of(fields.url), "provider": name, **given})
 
 
 def _key_places(name: str, fields: _Table, secrets: Secrets) -> Iterator[str]:
