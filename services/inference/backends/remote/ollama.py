@@ -13,7 +13,7 @@ import msgspec
 
 from services.inference import upstreams
 from services.inference.backend_interface import Watcher
-from services.inference.backends.remote import embedding_answer, remote_backend
+from services.inference.backends.remote import remote_backend, text_answers
 from services.inference.backends.remote.dialects import ServerFields, same, whole
 from services.inference.backends.remote.event_stream import Lines, convert_or
 from services.inference.backends.remote.http_server_client import ServerTimeouts
@@ -23,13 +23,13 @@ from services.inference.backends.remote.openai_answer import (
     AnswerDelta,
     AnswerStep,
     CallDelta,
-    ReportedUsage,
     ServerFunctionDelta,
 )
 from services.inference.backends.remote.openai_chat import JsonObject, decoded, plain, refused, tool
 from services.inference.backends.remote.remote_backend import RemoteBackend, ServerApi
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
 from services.inference.backends.remote.server_errors import RefusalSource
+from services.inference.backends.remote.token_counts import ReportedUsage
 from services.inference.upstreams import Dialect
 from shared import errors
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, ReasoningEffort, Sampling, ToolChoice
@@ -113,8 +113,8 @@ def _api(keep: int | str | None) -> ServerApi:
         chat_splitter=lambda: Lines().push,
         chat_assembly=OllamaAssembly,
         embeddings_path="/api/embed",
-        embeddings_body=partial(embedding_answer.ollama_body, keep=keep),
-        read_embeddings=embedding_answer.from_ollama,
+        embeddings_body=partial(text_answers.ollama_body, keep=keep),
+        read_embeddings=text_answers.from_ollama,
     )
 
 

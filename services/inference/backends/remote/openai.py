@@ -10,7 +10,7 @@ import msgspec
 
 from services.inference import upstreams
 from services.inference.backend_interface import Watcher
-from services.inference.backends.remote import embedding_answer, http_server_client, openai_chat, remote_backend
+from services.inference.backends.remote import http_server_client, openai_chat, remote_backend, text_answers
 from services.inference.backends.remote.event_stream import StreamEventParser, convert_or
 from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.openai_answer import AnswerAssembly
@@ -109,8 +109,8 @@ def _api(upstream: Upstream, name: str) -> ServerApi:
         chat_splitter=lambda: StreamEventParser().push,
         chat_assembly=AnswerAssembly,
         embeddings_path="/embeddings",
-        embeddings_body=embedding_answer.openai_body,
-        read_embeddings=embedding_answer.from_openai,
+        embeddings_body=text_answers.openai_body,
+        read_embeddings=text_answers.from_openai,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from services.inference.backends.remote.event_stream import BadStream, convert_or
+from services.inference.backends.remote.token_counts import ReportedUsage
 from services.inference.engine import sampling
 from shared.api.generation import ToolCall, ToolCallPart
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
@@ -75,31 +76,6 @@ class AnswerChoice(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...] | None = None
     #: The stop sequence that ended it; None for the model's own end token.
     stop_reason: object = None
-
-
-class _PromptDetails(msgspec.Struct, frozen=True):
-    cached_tokens: object = None
-
-
-class _CompletionDetails(msgspec.Struct, frozen=True):
-    reasoning_tokens: object = None
-
-
-class ReportedUsage(msgspec.Struct, frozen=True):
-    """The server's counts, unchecked."""
-
-    prompt_tokens: object = None
-    completion_tokens: object = None
-    prompt_tokens_details: object = None
-    completion_tokens_details: object = None
-
-    @property
-    def cached_tokens(self) -> object:
-        return convert_or(_PromptDetails(), self.prompt_tokens_details).cached_tokens
-
-    @property
-    def reasoning_tokens(self) -> object:
-        return convert_or(_CompletionDetails(), self.completion_tokens_details).reasoning_tokens
 
 
 class _AnswerEvent(msgspec.Struct, frozen=True):

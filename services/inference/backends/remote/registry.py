@@ -16,15 +16,14 @@ import msgspec
 from services.inference import upstreams
 from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.backends.remote import dialects, http_server_client, openai_chat, remote_backend, token_counts
-from services.inference.backends.remote.embedding_answer import EmbeddingAssembly, EmbeddingReply, Vector
 from services.inference.backends.remote.event_stream import BadStream, convert_or
 from services.inference.backends.remote.http_server_client import Server, ServerTimeouts
-from services.inference.backends.remote.openai_answer import ReportedUsage
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
 from services.inference.backends.remote.server_errors import RefusalSource
-from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKENS
+from services.inference.backends.remote.text_answers import EmbeddingAssembly, EmbeddingReply, Vector
+from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKENS, ReportedUsage
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models.catalog import RemoteModel
 from shared import errors

@@ -16,23 +16,22 @@ import msgspec
 
 from services.inference.backend_interface import AnswerSink, Sink, VectorSink
 from services.inference.backends.remote import (
-    embedding_answer,
     http_server_client,
-    moderation_answer,
     remote_models,
     server_errors,
     server_watch,
+    text_answers,
     token_counts,
     token_ids,
 )
-from services.inference.backends.remote.embedding_answer import EmbeddingAssembly, EmbeddingReply
 from services.inference.backends.remote.http_server_client import Server, ServerTimedOut, ServerTimeouts, UpstreamAccount
-from services.inference.backends.remote.openai_answer import AnswerAssembly, ReportedUsage, WrongIds
+from services.inference.backends.remote.openai_answer import AnswerAssembly, WrongIds
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamLoad
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.backends.remote.server_watch import ServerWatch
-from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKENS
+from services.inference.backends.remote.text_answers import EmbeddingAssembly, EmbeddingReply
+from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKENS, ReportedUsage
 from services.inference.backends.remote.token_ids import Ask, TokenApi, TokenIds, TokenSupport
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.sequence import check_fits
@@ -256,7 +255,7 @@ class RemoteServer:
         assembly = EmbeddingAssembly(job)
         with self.models.counted(job) as counted:
             for texts in assembly.batches():
-                body, most = self.api.embeddings_body(counted.listed.own_name, texts), embedding_answer.most_bytes(len(texts))
+                body, most = self.api.embeddings_body(counted.listed.own_name, texts), text_answers.most_bytes(len(texts))
                 content = await self.server.ask(self.api.embeddings_path, body, most=most, attempts=attempts)
                 with http_server_client.translated(self.server.source):
                     vectors = assembly.take(texts, self.api.read_embeddings(content))
@@ -274,12 +273,12 @@ class RemoteServer:
             raise errors.BadRequest(f"{job.model} cannot rank texts: Ollama has no API for it", hint="use another server for this model")
         with self.models.counted(job) as counted:
             body, most = (
-                embedding_answer.rerank_body(counted.listed.own_name, query, job.inputs),
-                embedding_answer.most_ranked_bytes(job.inputs),
+                text_answers.rerank_body(counted.listed.own_name, query, job.inputs),
+                text_answers.most_ranked_bytes(job.inputs),
             )
-            content = await self.server.ask(embedding_answer.RERANK_PATH, body, most=most, attempts=attempts)
+            content = await self.server.ask(text_answers.RERANK_PATH, body, most=most, attempts=attempts)
             with http_server_client.translated(self.server.source):
-                scores, tokens = embedding_answer.read_scores(content, query, job.inputs)
+                scores, tokens = text_answers.read_scores(content, query, job.inputs)
         sink.accept(tokens)
         await sink.send(Vectors(tuple(struct.pack("<f", score) for score in scores)))
         self.models.measure(counted, len(job.inputs))
@@ -287,10 +286,10 @@ class RemoteServer:
 
     async def moderate(self, request: Moderate, attempts: int) -> Moderated:
         with self.models.counted(request) as counted:
-            body = moderation_answer.body(counted.listed.own_name, request.texts)
-            content = await self.server.ask(moderation_answer.PATH, body, most=moderation_answer.MOST_BYTES, attempts=attempts)
+            body = text_answers.moderation_body(counted.listed.own_name, request.texts)
+            content = await self.server.ask(text_answers.MODERATION_PATH, body, most=text_answers.MODERATION_BYTES, attempts=attempts)
         with http_server_client.translated(self.server.source):
-            verdicts = moderation_answer.read(content, len(request.texts))
+            verdicts = text_answers.read_verdicts(content, len(request.texts))
         # This API reports no usage.
         return Moderated(verdicts, token_counts.settle_texts(None, request.texts)[0])
 

@@ -7,7 +7,9 @@ names the replaced counts (`usage_recounted`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.inference.backends.remote.openai_answer import ReportedUsage
+import msgspec
+
+from services.inference.backends.remote.event_stream import convert_or
 from shared.api import embedding
 from shared.api.embedding import EmbeddingInput
 from shared.api.generation import ChatMessage, Sampling, Usage
@@ -17,6 +19,28 @@ HIDDEN_PROMPT_TOKENS = 32_768
 #: Tokens that an embedding model may add around a text.
 ADDED_TOKENS = 4
 LONGEST_ANSWER_TOKENS = 10_000_000
+
+
+class _TokenDetails(msgspec.Struct, frozen=True):
+    cached_tokens: object = None
+    reasoning_tokens: object = None
+
+
+class ReportedUsage(msgspec.Struct, frozen=True):
+    """The server's counts, unchecked."""
+
+    prompt_tokens: object = None
+    completion_tokens: object = None
+    prompt_tokens_details: object = None
+    completion_tokens_details: object = None
+
+    @property
+    def cached_tokens(self) -> object:
+        return convert_or(_TokenDetails(), self.prompt_tokens_details).cached_tokens
+
+    @property
+    def reasoning_tokens(self) -> object:
+        return convert_or(_TokenDetails(), self.completion_tokens_details).reasoning_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 
-from services.inference.backends.remote.openai_answer import AnswerAssembly, AnswerChoice, AnswerStep, ReportedUsage, WrongIds
+from services.inference.backends.remote.openai_answer import AnswerAssembly, AnswerChoice, AnswerStep, WrongIds
 from services.inference.backends.remote.openai_chat import JsonObject
+from services.inference.backends.remote.token_counts import ReportedUsage
 from services.inference.jobs import GenerationJob
 from services.inference.upstreams import Dialect
 from shared.telemetry import logs

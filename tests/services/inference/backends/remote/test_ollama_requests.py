@@ -7,7 +7,8 @@ import pytest
 from services.inference.backends.remote import ollama
 from services.inference.backends.remote.event_stream import BadStream
 from services.inference.backends.remote.ollama import OllamaAssembly
-from services.inference.backends.remote.openai_answer import AnswerStep, ReportedUsage
+from services.inference.backends.remote.openai_answer import AnswerStep
+from services.inference.backends.remote.token_counts import ReportedUsage
 from shared import errors
 from shared.api.generation import (
     ChatMessage,

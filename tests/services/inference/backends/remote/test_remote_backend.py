@@ -12,7 +12,7 @@ import pytest
 
 from services.inference import service
 from services.inference.backend_interface import EmbeddingBackend
-from services.inference.backends.remote import embedding_answer, ollama, openai
+from services.inference.backends.remote import ollama, openai, text_answers
 from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.jobs import EmbeddingJob
 from services.inference.upstreams import Dialect, Key, Upstream
@@ -309,4 +309,4 @@ async def test_a_count_is_believed_or_made_up_for_and_measured(api: Api, said: o
 def test_an_answer_as_long_as_the_contract_allows_fits_the_limit() -> None:
     longest = -2.2250738585072014e-308
     answer = json.dumps({"embeddings": [[longest] * 16_384] * 32})
-    assert len(answer) < embedding_answer.most_bytes(32)
+    assert len(answer) < text_answers.most_bytes(32)

@@ -1,8 +1,7 @@
 import pytest
 
 from services.inference.backends.remote import token_counts
-from services.inference.backends.remote.openai_answer import ReportedUsage
-from services.inference.backends.remote.token_counts import CheckedCounts, CountBounds
+from services.inference.backends.remote.token_counts import CheckedCounts, CountBounds, ReportedUsage
 from shared.api.generation import ChatMessage, Sampling, Usage
 
 

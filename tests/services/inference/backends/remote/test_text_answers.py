@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.backends.remote import embedding_answer
-from services.inference.backends.remote.embedding_answer import BATCH_TEXTS, EmbeddingAssembly, EmbeddingReply
+from services.inference.backends.remote import text_answers
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
+from services.inference.backends.remote.text_answers import BATCH_TEXTS, EmbeddingAssembly, EmbeddingReply
 from services.inference.jobs import EmbeddingJob
 from shared import errors
 from shared.api.embedding import MAX_DIMENSIONS, Embedded
@@ -27,34 +27,34 @@ def unpacked(vector: bytes) -> tuple[float, ...]:
 
 
 def test_the_bodies_say_what_the_servers_would_do_otherwise() -> None:
-    assert json.loads(embedding_answer.ollama_body("m", ("a", "b"), keep=None)) == {"model": "m", "input": ["a", "b"], "truncate": False}
-    assert json.loads(embedding_answer.ollama_body("m", ("a",), keep="10m"))["keep_alive"] == "10m"
-    assert json.loads(embedding_answer.openai_body("m", ("a",))) == {"model": "m", "input": ["a"], "encoding_format": "float"}
+    assert json.loads(text_answers.ollama_body("m", ("a", "b"), keep=None)) == {"model": "m", "input": ["a", "b"], "truncate": False}
+    assert json.loads(text_answers.ollama_body("m", ("a",), keep="10m"))["keep_alive"] == "10m"
+    assert json.loads(text_answers.openai_body("m", ("a",))) == {"model": "m", "input": ["a"], "encoding_format": "float"}
 
 
 def test_token_ids_are_passed_on_to_openai_and_refused_for_ollama() -> None:
-    assert json.loads(embedding_answer.openai_body("m", ((1, 2), (3,))))["input"] == [[1, 2], [3]]
+    assert json.loads(text_answers.openai_body("m", ((1, 2), (3,))))["input"] == [[1, 2], [3]]
     with pytest.raises(errors.BadRequest, match="Ollama does not support token ids"):
-        embedding_answer.ollama_body("m", ("a", (1, 2)), keep=None)
+        text_answers.ollama_body("m", ("a", (1, 2)), keep=None)
 
 
 def test_openais_numbers_give_the_order() -> None:
     data = [{"index": 2, "embedding": [3]}, {"embedding": [1.0]}, {"index": 1, "embedding": [2e0], "object": "embedding"}]
-    answered = embedding_answer.from_openai(json.dumps({"data": data, "usage": {"prompt_tokens": 7, "total_tokens": 9}}).encode())
+    answered = text_answers.from_openai(json.dumps({"data": data, "usage": {"prompt_tokens": 7, "total_tokens": 9}}).encode())
     assert answered == EmbeddingReply(((1.0,), (2.0,), (3.0,)), 7)
 
 
 @pytest.mark.parametrize("usage", [None, 3, [], {"prompt_tokens": None}, {}])
 def test_vectors_without_usage_are_vectors(usage: object) -> None:
     content = json.dumps({"data": [{"index": 0, "embedding": [1]}], "usage": usage}).encode()
-    assert embedding_answer.from_openai(content) == EmbeddingReply(((1.0,),), None)
+    assert text_answers.from_openai(content) == EmbeddingReply(((1.0,),), None)
 
 
 @pytest.mark.parametrize("indices", [(1, 2), (0, 0), (0, 2), (-1, 0), (10**30, 0), (0.5, 0), ("0", "1")])
 def test_numbers_that_give_no_order_are_refused(indices: tuple[object, ...]) -> None:
     content = json.dumps({"data": [{"index": index, "embedding": [1.0]} for index in indices]}).encode()
     with pytest.raises((BadStream, msgspec.MsgspecError)):
-        embedding_answer.from_openai(content)
+        text_answers.from_openai(content)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_numbers_that_give_no_order_are_refused(indices: tuple[object, ...]) -> 
 )
 def test_what_is_no_vector_is_refused(vector: str) -> None:
     with pytest.raises(UNREADABLE):
-        embedding_answer.from_ollama(f'{{"embeddings": [{vector}]}}'.encode())
+        text_answers.from_ollama(f'{{"embeddings": [{vector}]}}'.encode())
     with pytest.raises(UNREADABLE):
-        embedding_answer.from_openai(f'{{"data": [{{"index": 0, "embedding": {vector}}}]}}'.encode())
+        text_answers.from_openai(f'{{"data": [{{"index": 0, "embedding": {vector}}}]}}'.encode())
 
 
 @given(st.lists(st.lists(NUMBERS, min_size=3, max_size=3), min_size=1, max_size=100), st.sampled_from([None, 1, 2, 3]))

@@ -1,4 +1,5 @@
-"""Builds requests for Ollama's POST /api/embed, OpenAI's POST /embeddings and POST /rerank, and checks their responses.  Pure.
+"""Builds requests about texts, and checks their responses: Ollama's POST /api/embed, OpenAI's POST /embeddings and /moderations, and
+POST /rerank.  Pure.
 
 `dimensions` is never passed on: vLLM refuses it for most models, llama.cpp ignores it, and cutting and normalizing the vector
 here gives the same result.
@@ -13,17 +14,22 @@ import msgspec
 from services.inference.backends.remote import token_counts
 from services.inference.backends.remote.event_stream import BadStream, convert_or
 from services.inference.backends.remote.openai_chat import JsonObject
+from services.inference.backends.remote.token_counts import ReportedUsage
 from services.inference.engine.embedding_loop import Pooled, Pooling, probability
 from services.inference.jobs import EmbeddingJob
 from shared import errors
 from shared.api import embedding
 from shared.api.embedding import Embedded, EmbeddingInput
+from shared.api.inference import CategoryName, ModerationVerdict, Score
 
 #: The limit of Text Embeddings Inference; parsing a response of this size doesn't block the loop for long.
 BATCH_TEXTS = 32
 #: A JSON number with its comma: JavaScript's longest has 25 characters.
 _NUMBER_BYTES = 32
 _FRAME_BYTES = 64 * 1024
+RERANK_PATH, MODERATION_PATH = "/rerank", "/moderations"
+#: 32 results with 13 categories and long numbers have 50 KB.
+MODERATION_BYTES = 1024 * 1024
 
 Vector = tuple[float, ...]
 
@@ -52,10 +58,6 @@ class _OpenAIAnswer(msgspec.Struct, frozen=True):
     usage: object = None
 
 
-class _EmbeddingUsage(msgspec.Struct, frozen=True):
-    prompt_tokens: object = None
-
-
 class _Ranked(msgspec.Struct, frozen=True):
     index: int
     relevance_score: Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
@@ -66,10 +68,15 @@ class _RankingAnswer(msgspec.Struct, frozen=True):
     usage: object = None
 
 
-RERANK_PATH = "/rerank"
-_ranking = msgspec.json.Decoder(_RankingAnswer)
-_ollama = msgspec.json.Decoder(_OllamaAnswer)
-_openai = msgspec.json.Decoder(_OpenAIAnswer)
+class _Result(msgspec.Struct, frozen=True):
+    flagged: bool
+    #: OpenAI writes null for categories that don't apply to the input.
+    categories: dict[CategoryName, bool | None] = {}
+    category_scores: dict[CategoryName, Score | None] = {}
+
+
+class _Moderation(msgspec.Struct, frozen=True):
+    results: tuple[_Result, ...]
 
 
 def ollama_body(model: str, texts: tuple[EmbeddingInput, ...], *, keep: int | str | None) -> bytes:
@@ -94,17 +101,17 @@ def most_bytes(texts: int) -> int:
 
 def from_ollama(content: bytes) -> EmbeddingReply:
     """Raises one of `event_stream.UNREADABLE`."""
-    answer = _ollama.decode(content)
+    answer = msgspec.json.decode(content, type=_OllamaAnswer)
     return EmbeddingReply(answer.embeddings, answer.prompt_eval_count)
 
 
 def from_openai(content: bytes) -> EmbeddingReply:
     """Raises BadStream or one of `event_stream.UNREADABLE`."""
-    answer = _openai.decode(content)
+    answer = msgspec.json.decode(content, type=_OpenAIAnswer)
     ordered = sorted(answer.data, key=lambda datum: datum.index)
     if [datum.index for datum in ordered] != list(range(len(ordered))):
         raise BadStream("the vectors are not numbered from 0")
-    return EmbeddingReply(tuple(datum.embedding for datum in ordered), convert_or(_EmbeddingUsage(), answer.usage).prompt_tokens)
+    return EmbeddingReply(tuple(datum.embedding for datum in ordered), convert_or(ReportedUsage(), answer.usage).prompt_tokens)
 
 
 def rerank_body(model: str, query: str, texts: tuple[EmbeddingInput, ...]) -> bytes:
@@ -118,7 +125,7 @@ def most_ranked_bytes(texts: tuple[EmbeddingInput, ...]) -> int:
 
 def read_scores(content: bytes, query: str, texts: tuple[EmbeddingInput, ...]) -> tuple[list[float], int]:
     """Return the score of each text, from 0 to 1, and their tokens. Raises BadStream or one of `event_stream.UNREADABLE`."""
-    answer = _ranking.decode(content)
+    answer = msgspec.json.decode(content, type=_RankingAnswer)
     ranked = sorted(answer.results, key=lambda found: found.index)
     if [found.index for found in ranked] != list(range(len(texts))):
         raise BadStream(f"the results are not one for each of {len(texts)} texts")
@@ -126,8 +133,28 @@ def read_scores(content: bytes, query: str, texts: tuple[EmbeddingInput, ...]) -
     # llama.cpp's server sends logits, others send probabilities.
     if not all(0 <= score <= 1 for score in scores):
         scores = [probability(score) for score in scores]
-    counted = convert_or(_EmbeddingUsage(), answer.usage).prompt_tokens
+    counted = convert_or(ReportedUsage(), answer.usage).prompt_tokens
     return scores, token_counts.settle_texts(counted, [f"{query} {text}" for text in texts])[0]
+
+
+def moderation_body(model: str, texts: tuple[str, ...]) -> bytes:
+    return msgspec.json.encode({"model": model, "input": texts})
+
+
+def read_verdicts(content: bytes, count: int) -> tuple[ModerationVerdict, ...]:
+    """Return a verdict for each of ``count`` texts. Raises BadStream or one of `event_stream.UNREADABLE`."""
+    results = msgspec.json.decode(content, type=_Moderation).results
+    if len(results) != count:
+        raise BadStream(f"{len(results)} results for {count} texts")
+    return tuple(map(_verdict, results))
+
+
+def _verdict(result: _Result) -> ModerationVerdict:
+    flagged = tuple(name for name, is_flagged in result.categories.items() if is_flagged)
+    scores = {name: score for name, score in result.category_scores.items() if score is not None}
+    # Other servers send flags without scores.
+    missing = {name: float(bool(is_flagged)) for name, is_flagged in result.categories.items() if name not in result.category_scores}
+    return ModerationVerdict(result.flagged, flagged, scores | missing)
 
 
 class EmbeddingAssembly:
