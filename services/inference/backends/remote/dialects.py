@@ -84,12 +84,6 @@ class _TgiInfo(msgspec.Struct, frozen=True):
     max_concurrent_requests: int
 
 
-_version = msgspec.json.Decoder(_Version)
-_props = msgspec.json.Decoder(_LlamaProps)
-_slots = msgspec.json.Decoder(tuple[_LlamaSlot, ...])
-_info = msgspec.json.Decoder(_TgiInfo)
-
-
 def same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
@@ -113,12 +107,12 @@ def gauges(running: str, waiting: str) -> Callable[[bytes], ServerLoad]:
 
 
 def _read_version(page: bytes) -> int:
-    _version.decode(page)
+    msgspec.json.decode(page, type=_Version)
     return 0
 
 
 def _read_slots(page: bytes) -> ServerLoad:
-    slots = _slots.decode(page)
+    slots = msgspec.json.decode(page, type=tuple[_LlamaSlot, ...])
     return ServerLoad(sum(slot.is_processing for slot in slots), slots=len(slots))
 
 
@@ -159,7 +153,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         ),
         health_path="/health",
         identity_path="/props",
-        read_identity=lambda page: _props.decode(page).total_slots,
+        read_identity=lambda page: msgspec.json.decode(page, type=_LlamaProps).total_slots,
         # The metrics need --metrics, but know the queue.
         load_pages=(
             LoadPage("/metrics", gauges("llamacpp:requests_processing", "llamacpp:requests_deferred")),
@@ -171,7 +165,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         parameters=ServerFields(_COMMON, values={"top_p": lambda value: None if value == 1 else value}, can_forbid_parallel_calls=False),
         health_path="/health",
         identity_path="/info",
-        read_identity=lambda page: _info.decode(page).max_concurrent_requests,
+        read_identity=lambda page: msgspec.json.decode(page, type=_TgiInfo).max_concurrent_requests,
         load_pages=(LoadPage("/metrics", gauges("tgi_batch_current_size", "tgi_queue_size")),),
     ),
     Dialect.OLLAMA: DialectRow(

@@ -86,9 +86,6 @@ class _Tags(msgspec.Struct, frozen=True):
     models: tuple[_Tag, ...]
 
 
-_tags = msgspec.json.Decoder(_Tags)
-
-
 @asynccontextmanager
 async def opened(
     url: str, slots: int, queue: int, watcher: Watcher, *, keep_alive: str | None = None, timeouts: ServerTimeouts | None = None
@@ -119,7 +116,7 @@ def _api(keep: int | str | None) -> ServerApi:
 
 
 def _read_models(content: bytes) -> tuple[ModelListing, ...]:
-    return tuple(_listed(tag) for tag in _tags.decode(content).models)
+    return tuple(_listed(tag) for tag in msgspec.json.decode(content, type=_Tags).models)
 
 
 def _listed(tag: _Tag) -> ModelListing:

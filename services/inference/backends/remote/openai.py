@@ -55,9 +55,6 @@ class _Models(msgspec.Struct, frozen=True):
     data: tuple[_ListedModel, ...]
 
 
-_models = msgspec.json.Decoder(_Models)
-
-
 @asynccontextmanager
 async def opened_all(
     servers: tuple[Upstream, ...],
@@ -125,6 +122,6 @@ def _read_models(upstream: Upstream, content: bytes) -> tuple[ModelListing, ...]
             digest=upstream.digest,
             abilities=(Ability.IMAGES,) if (model.sees_images if upstream.images is None else upstream.images) else (),
         )
-        for model in _models.decode(content).data
+        for model in msgspec.json.decode(content, type=_Models).data
         for offered in upstream.offers(model.id)
     )

@@ -63,8 +63,6 @@ class _ErrorObject(msgspec.Struct, frozen=True):
     code: object = None
 
 
-_complaint = msgspec.json.Decoder(_Complaint)
-
 _TOO_LONG = re.compile("exceeds (the|maximum) context length|maximum context length is|exceeds the available context size")
 _OF_ACCOUNT = frozenset({401, 402, 403})
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "budget_exhausted")
@@ -72,7 +70,7 @@ _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "budget_exhaus
 
 def judge(source: RefusalSource, status: int, body: bytes, retry_after: str | None = None, *, now: float = 0.0) -> ServerRefusal:
     """``now`` is the Unix time, for a Retry-After that is a date."""
-    if status == 429 and _code(body) in _NO_CREDIT:
+    if status == 429 and _read(body)[1].code in _NO_CREDIT:
         status = 402
     reason = words(source, body)
     if (error := _needs_change(source, status, reason)) is not None:
@@ -94,7 +92,7 @@ def judge(source: RefusalSource, status: int, body: bytes, retry_after: str | No
 
 def judge_event(source: RefusalSource, body: bytes) -> AimeshError:
     """Translate an error in the middle of a stream, which may have a code like an HTTP status."""
-    code = _code(body)
+    code = _read(body)[1].code
     if isinstance(code, int) and 400 <= code < 600:
         return judge(source, code, body).error
     return errors.Unavailable(f"{source.name} failed: {words(source, body) or 'it gave no reason'}")
@@ -102,22 +100,19 @@ def judge_event(source: RefusalSource, body: bytes) -> AimeshError:
 
 def words(source: RefusalSource, body: bytes) -> str:
     """Return the message in an error body, or the beginning of a body of unknown form."""
-    try:
-        complaint = _complaint.decode(body)
-    except UNREADABLE:
-        return source.cleaned(body.decode("utf-8", "replace"))
-    inner = convert_or(_ErrorObject(), complaint.error)
+    complaint, inner = _read(body)
     for reason in (inner.message, complaint.error, complaint.message, complaint.detail):
         if isinstance(reason, str) and reason:
             return source.cleaned(reason)
     return source.cleaned(body.decode("utf-8", "replace"))
 
 
-def _code(body: bytes) -> object:
+def _read(body: bytes) -> tuple[_Complaint, _ErrorObject]:
     try:
-        return convert_or(_ErrorObject(), _complaint.decode(body).error).code
+        complaint = msgspec.json.decode(body, type=_Complaint)
     except UNREADABLE:
-        return None
+        complaint = _Complaint()
+    return complaint, convert_or(_ErrorObject(), complaint.error)
 
 
 def _needs_change(source: RefusalSource, status: int, reason: str) -> AimeshError | None:

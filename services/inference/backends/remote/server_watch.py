@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
 
-from services.inference.backends.remote.dialects import DIALECTS, DialectRow, LoadPage, ServerLoad
+from services.inference.backends.remote.dialects import DIALECTS, DialectRow, LoadPage
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
 from services.inference.backends.remote.http_server_client import ProbeReply, Server
+from services.inference.backends.remote.remote_models import RemoteModels
 from services.inference.upstreams import Dialect
 from shared.telemetry import logs
 
@@ -48,23 +48,10 @@ class ServerHealth:
                 self.out = f"fails with status {reply.status}"
 
 
-class WatchedModels(Protocol):
-    """Those who act on what the watch sees."""
-
-    @property
-    def is_external(self) -> bool: ...
-
-    def set_out(self, reason: str) -> None: ...
-
-    def set_load(self, load: ServerLoad | None) -> None: ...
-
-    def set_slots(self, slots: int) -> None: ...
-
-
 class ServerWatch:
     """``given`` is the dialect that the owner named; None recognizes the server by its answers, unless it is a provider's."""
 
-    def __init__(self, server: Server, models: WatchedModels, given: Dialect | None, models_path: str) -> None:
+    def __init__(self, server: Server, models: RemoteModels, given: Dialect | None, models_path: str) -> None:
         self._server = server
         self._models = models
         self._given = given
