@@ -45,18 +45,22 @@ Sink: TypeAlias = AnswerSink[Chunk]
 VectorSink: TypeAlias = AnswerSink[Vectors]
 
 
+class UncountedSink:
+    """The base of sinks that don't need the count of a prompt's tokens, or get it from the usage at the end."""
+
+    def accept(self, prompt_tokens: int | None) -> None:
+        """Does nothing."""
+
+
 class AnswersEnded(Exception):
     """All answers have ended for their reader, perhaps before they ended for the engine."""
 
 
-class WaitingSink:
-    """Passes the progress messages of a model's load on to a reader of vectors."""
+class WaitingSink(UncountedSink):
+    """Passes the progress messages of a model's load on to a reader of vectors, whose own sink accepts them."""
 
     def __init__(self, sink: VectorSink) -> None:
         self._sink = sink
-
-    def accept(self, prompt_tokens: int | None) -> None:
-        """Does nothing: texts are accepted by their own sink."""
 
     async def send(self, item: Chunk) -> None:
         await self._sink.send(Vectors(waiting=item.waiting))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from services.inference.backend_interface import Sink, VectorSink
+from services.inference.backend_interface import Sink, UncountedSink, VectorSink
 from shared import errors
 from shared.api import embedding
 from shared.api.embedding import Embedded, GivenInput, Vectors
@@ -203,43 +203,34 @@ class _ClientGone(Exception):
     """The client closed the connection."""
 
 
-class _CollectedAnswer:
+class _CollectedAnswer(UncountedSink):
     """Collects an answer; ``max_tokens`` bounds its size."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.thoughts: list[str] = []
 
-    def accept(self, prompt_tokens: int | None) -> None:
-        """Does nothing: the usage at the end has the count."""
-
     async def send(self, item: Chunk) -> None:
         self.texts.append(item.text)
         self.thoughts.append(item.reasoning)
 
 
-class _CollectedVectors:
+class _CollectedVectors(UncountedSink):
     """Collects vectors; the limits on inputs and dimensions bound their size."""
 
     def __init__(self) -> None:
         self.vectors: list[msgspec.Raw] = []
 
-    def accept(self, prompt_tokens: int | None) -> None:
-        """Does nothing: the usage at the end has the count."""
-
     async def send(self, item: Vectors) -> None:
         self.vectors += [msgspec.Raw(msgspec.json.encode(embedding.decode_vector(vector))) for vector in item.vectors]
 
 
-class _Events:
+class _Events(UncountedSink):
     """Sends an answer as server-sent events."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.begun = False
-
-    def accept(self, prompt_tokens: int | None) -> None:
-        """Does nothing: the usage at the end has the count."""
 
     async def send(self, item: Chunk) -> None:
         if item.text or item.reasoning:

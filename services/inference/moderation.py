@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from services.inference import jobs
-from services.inference.backend_interface import Sink
+from services.inference.backend_interface import Sink, UncountedSink
 from shared import errors
 from shared.api.generation import ChatMessage, Generation, Sampling
 from shared.api.inference import Chunk, Moderate, Moderated, ModerationNotice, ModerationVerdict
@@ -33,15 +33,12 @@ _VERDICT = Sampling(temperature=0.0, max_tokens=VERDICT_TOKENS)
 Generate = Callable[[ModelName, tuple[ChatMessage, ...], Sampling, Sink, jobs.JobOrigin], Awaitable[Generation]]
 
 
-class _VerdictSink:
+class _VerdictSink(UncountedSink):
     """Collects an answer, and passes on what it waits for."""
 
     def __init__(self, send: Callable[[ModerationNotice], Awaitable[None]]) -> None:
         self._send = send
         self.text = ""
-
-    def accept(self, prompt_tokens: int | None) -> None:
-        """Does nothing: the texts have no count of their own."""
 
     async def send(self, item: Chunk) -> None:
         self.text += item.text
