@@ -21,7 +21,7 @@ from bench.http_load import Client
 from services.inference import jobs
 from services.inference.backends import llama
 from services.inference.backends.remote import openai
-from services.inference.backends.remote.remote_backend import RemoteServer
+from services.inference.backends.remote.remote_server import RemoteServer
 from services.inference.engine import engine_messages
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import catalog, memory, model_discovery

@@ -22,7 +22,7 @@ UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
 class BadStream(Exception):
-    """The server breaks its protocol. Caught by `http_server_client.translated`."""
+    """The server breaks its protocol. Caught by `http_server_client.ServerExchange`."""
 
 
 def convert_or(default: T, value: object) -> T:

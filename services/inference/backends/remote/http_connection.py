@@ -230,7 +230,7 @@ class PoolLimits:
 
 
 class PoolExhausted(Exception):
-    """No connection became free in time. Caught by `http_server_client.translated`."""
+    """No connection became free in time. Caught by `http_server_client.ServerExchange`."""
 
 
 class HttpConnectionPool:

@@ -98,7 +98,7 @@ _SWITCHING_PROTOCOLS = 101
 class HttpFailure(Exception):
     """Why there is no response, or only a part; the message follows "the server does not answer:".
 
-    Caught by `http_server_client.translated`.
+    Caught by `http_server_client.ServerExchange`.
     """
 
     #: A retry may help if no head has arrived.

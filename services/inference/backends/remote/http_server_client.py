@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from math import inf
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from services.inference.backends.remote import http_connection, http_messages, server_errors
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
@@ -22,6 +22,7 @@ from shared.timing.backoff import Backoff
 log = logs.get()
 
 JSON = "application/json"
+T = TypeVar("T")
 
 LIST_SECONDS = 10.0
 #: OpenRouter's list of 400 models has half of it.
@@ -56,10 +57,10 @@ class ServerTimeouts:
 
 
 class ServerTimedOut(Exception):
-    """The server took too long; the message follows "the server did not". Caught by `translated`."""
+    """The server took too long; the message follows "the server did not". Caught by `ServerExchange`."""
 
 
-#: What `translated` turns into an AimeshError.
+#: What `ServerExchange` turns into an AimeshError.
 _FAILURES = (PoolExhausted, HttpFailure, ServerTimedOut, BadStream, *UNREADABLE)
 
 
@@ -86,16 +87,17 @@ class ServerExchange:
     async def __aenter__(self) -> Self:
         """Raises what the refusal means, or Unavailable."""
         until = self._clock() + self._seconds
-        with translated(self._server.source):
-            try:
-                self._connection, head = await self._begin(until)
-            except TimeoutError as late:
-                raise ServerTimedOut(f"begin its answer within {self._seconds:g} s") from late
+        try:
+            self._connection, head = await self._begin(until)
             try:
                 _check_type(head, self._kind)
             except BadStream:
                 self._pool.release(self._connection)
                 raise
+        except TimeoutError as late:
+            raise _meaning(self._server.source, ServerTimedOut(f"begin its answer within {self._seconds:g} s")) from late
+        except _FAILURES as failure:
+            raise _meaning(self._server.source, failure) from failure
         self._left = until - self._clock()
         return self
 
@@ -235,10 +237,11 @@ class Server:
             return ProbeReply(trouble=f"does not answer: {self.source.cleaned(str(failure))}")
         return ProbeReply(head.status, bytes(body[:most]), is_cut=len(body) > most)
 
-    async def get(self, path: str, kind: str = JSON) -> bytes:
-        """Get a small document of a media type, empty for any, without a retry. Raises Unavailable, or what the refusal means."""
+    async def get(self, path: str, read: Callable[[bytes], T], kind: str = JSON) -> T:
+        """Get a small document of a media type, empty for any, without a retry, and ``read`` it. Raises Unavailable, or what the refusal
+        means."""
         async with ServerExchange(self, self.requests.get(path), kind, LIST_SECONDS, most_bytes=MAX_LIST_BYTES, attempts=1) as exchange:
-            return await exchange.read()
+            return read(await exchange.read())
 
     def post(
         self, path: str, body: bytes, kind: str, *, most: int | None = None, attempts: int = ATTEMPTS, beside: bool = False
@@ -247,12 +250,14 @@ class Server:
         request, seconds = self.requests.post_json(path, body, beside=beside), self.timeouts.first_token_seconds
         return ServerExchange(self, request, kind, seconds, most_bytes=MAX_ANSWER_BYTES if most is None else most, attempts=attempts)
 
-    async def ask(self, path: str, body: bytes, *, most: int, attempts: int = ATTEMPTS, beside: bool = False) -> bytes:
-        """Post a request and return its JSON response of at most ``most`` bytes, within ``idle_seconds`` of its head. Raises
-        Unavailable, or what the refusal means."""
+    async def ask(
+        self, path: str, body: bytes, read: Callable[[bytes], T], *, most: int, attempts: int = ATTEMPTS, beside: bool = False
+    ) -> T:
+        """Post a request and ``read`` its JSON response of at most ``most`` bytes, within ``idle_seconds`` of its head. Raises
+        Unavailable, or what the refusal means; ``read`` may raise BadStream or one of `event_stream.UNREADABLE`."""
         async with self.post(path, body, JSON, most=most, attempts=attempts, beside=beside) as exchange:
             exchange.allow(self.timeouts.idle_seconds)
-            return await exchange.read()
+            return read(await exchange.read())
 
 
 @asynccontextmanager
@@ -281,16 +286,8 @@ async def connected(source: RefusalSource, url: str, timeouts: ServerTimeouts) -
         yield Server(source, timeouts, pool, requests, probes)
 
 
-@contextmanager
-def translated(source: RefusalSource) -> Iterator[None]:
-    """Turn the errors of connections, msgspec and the parsers into Unavailable, and a full pool into Overloaded."""
-    try:
-        yield
-    except _FAILURES as error:
-        raise _meaning(source, error) from error
-
-
 def _meaning(source: RefusalSource, error: Exception) -> AimeshError:
+    """Turn the errors of connections, msgspec and the parsers into Unavailable, and a full pool into Overloaded."""
     reason = source.cleaned(str(error))
     match error:
         case PoolExhausted():

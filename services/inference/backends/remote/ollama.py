@@ -13,7 +13,7 @@ import msgspec
 
 from services.inference import upstreams
 from services.inference.backend_interface import Watcher
-from services.inference.backends.remote import remote_backend, text_answers
+from services.inference.backends.remote import remote_server, text_answers
 from services.inference.backends.remote.dialects import ServerFields, same, whole
 from services.inference.backends.remote.event_stream import Lines, convert_or
 from services.inference.backends.remote.http_server_client import ServerTimeouts
@@ -26,8 +26,9 @@ from services.inference.backends.remote.openai_answer import (
     ServerFunctionDelta,
 )
 from services.inference.backends.remote.openai_chat import JsonObject, decoded, plain, refused, tool
-from services.inference.backends.remote.remote_backend import RemoteBackend, ServerApi
+from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
+from services.inference.backends.remote.remote_server import ServerApi
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.backends.remote.token_counts import ReportedUsage
 from services.inference.upstreams import Dialect
@@ -94,7 +95,7 @@ async def opened(
     upstreams.check_url("OLLAMA_URL", url)
     api = _api(None if keep_alive is None else parse_keep_alive(keep_alive))
     models = RemoteModels(NAME, slots, queue, watcher, place=UpstreamPlace(url, NAME))
-    async with remote_backend.connected(api, _SOURCE, url, timeouts or ServerTimeouts(), models) as server:
+    async with remote_server.connected(api, _SOURCE, url, timeouts or ServerTimeouts(), models) as server:
         yield RemoteBackend(NAME, [server])
 
 

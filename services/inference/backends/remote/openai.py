@@ -10,12 +10,13 @@ import msgspec
 
 from services.inference import upstreams
 from services.inference.backend_interface import Watcher
-from services.inference.backends.remote import http_server_client, openai_chat, remote_backend, text_answers
+from services.inference.backends.remote import http_server_client, openai_chat, remote_server, text_answers
 from services.inference.backends.remote.event_stream import StreamEventParser, convert_or
 from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.openai_answer import AnswerAssembly
-from services.inference.backends.remote.remote_backend import RemoteBackend, RemoteServer, ServerApi
+from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
+from services.inference.backends.remote.remote_server import RemoteServer, ServerApi
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.upstreams import Upstream
 from shared import errors
@@ -87,7 +88,7 @@ def _connected(upstream: Upstream, models: RemoteModels, backoff_seconds: float)
         url_setting="OPENAI_BASE_URL" if is_only else f"url of {upstream.name} in OPENAI_UPSTREAMS",
     )
     timeouts = ServerTimeouts(upstream.connect_seconds, upstream.first_token_seconds, upstream.idle_seconds, backoff_seconds)
-    return remote_backend.connected(_api(upstream, source.name), source, upstream.url, timeouts, models)
+    return remote_server.connected(_api(upstream, source.name), source, upstream.url, timeouts, models)
 
 
 def _api(upstream: Upstream, name: str) -> ServerApi:

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ import msgspec
 
 from services.inference import upstreams
 from services.inference.backend_interface import Sink, VectorSink, Watcher
-from services.inference.backends.remote import dialects, http_server_client, openai_chat, remote_backend, token_counts
+from services.inference.backends.remote import dialects, http_server_client, openai_chat, token_counts
 from services.inference.backends.remote.event_stream import BadStream, convert_or
 from services.inference.backends.remote.http_server_client import Server, ServerTimeouts
 from services.inference.backends.remote.openai_chat import JsonObject
@@ -30,6 +31,7 @@ from shared import errors
 from shared.api.embedding import Embedded, EmbeddingInput, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk
+from shared.node import lifecycle
 from shared.types import FinishReason
 
 NAME = "http"
@@ -62,16 +64,15 @@ class RegisteredService:
 
     async def list_models(self) -> tuple[ModelListing, ...]:
         """Return the model if its service is ready. Raises Unavailable."""
-        await self.server.get(HEALTH_PATH, "")
+        await self.server.get(HEALTH_PATH, bytes, "")
         return tuple(ModelListing(name, self.entry.name, context_tokens=self.entry.context_tokens) for name in self.entry.names)
 
     async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> Generation:
         max_tokens = job.parameters.max_tokens or LONGEST_ANSWER_TOKENS
         body = prompt_body(self.entry.name, job)
         with self.models.counted(job):
-            content = await self.server.ask(self.entry.path, body, most=MAX_ANSWER_BYTES, attempts=attempts)
-        with http_server_client.translated(self.server.source):
-            answer = read_text(content, self.entry.answer)
+            read = partial(read_text, pointer=self.entry.answer)
+            answer = await self.server.ask(self.entry.path, body, read, most=MAX_ANSWER_BYTES, attempts=attempts)
         sink.accept(None)
         if answer.text:
             await sink.send(Chunk(answer.text, ()))
@@ -85,13 +86,13 @@ class RegisteredService:
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded:
         """Ask for one vector after another, because a registry does not say whether a service takes several texts."""
-        assembly = EmbeddingAssembly(job)
+        assembly, read = EmbeddingAssembly(job), partial(read_vector, pointer=self.entry.answer)
         with self.models.counted(job):
             for text in job.inputs:
                 body = text_body(self.entry.name, text)
-                content = await self.server.ask(self.entry.path, body, most=MAX_ANSWER_BYTES, attempts=attempts)
-                with http_server_client.translated(self.server.source):
-                    vectors = assembly.take((text,), read_vector(content, self.entry.answer))
+                vectors = await self.server.ask(
+                    self.entry.path, body, assembly.reader((text,), read), most=MAX_ANSWER_BYTES, attempts=attempts
+                )
                 sink.accept(None)
                 await sink.send(Vectors(tuple(vectors)))
         return assembly.embedded
@@ -131,7 +132,8 @@ async def _connected(
     source = RefusalSource(f"the service of {entry.name}", key, setting, setting)
     async with http_server_client.connected(source, url, timeouts or ServerTimeouts()) as server:
         one = RegisteredService(entry, server, models)
-        async with remote_backend.running(models.watch(one.list_models)):
+        async with lifecycle.background() as tasks:
+            tasks.create_task(models.watch(one.list_models))
             yield one
 
 

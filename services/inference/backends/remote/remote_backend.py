@@ -1,325 +1,39 @@
-"""Runs jobs on the servers of other programs. `ollama` and `openai` describe the APIs of their servers.
+"""Divides jobs among servers of other programs.
 
-Several servers with the same model share its jobs. Until a job's first piece, another server can take it over.
+Several servers with the same model share its jobs. Until a job's first piece, another server can take it over; later it can if it has the
+tokens of what was sent.
 """
 
 import asyncio
 import random
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from services.inference.backend_interface import AnswerSink, Sink, VectorSink
-from services.inference.backends.remote import (
-    http_server_client,
-    remote_models,
-    server_errors,
-    server_watch,
-    text_answers,
-    token_counts,
-    token_ids,
-)
-from services.inference.backends.remote.http_server_client import Server, ServerTimedOut, ServerTimeouts, UpstreamAccount
-from services.inference.backends.remote.openai_answer import AnswerAssembly, WrongIds
-from services.inference.backends.remote.openai_chat import JsonObject
-from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamLoad
-from services.inference.backends.remote.server_errors import RefusalSource
-from services.inference.backends.remote.server_watch import ServerWatch
-from services.inference.backends.remote.text_answers import EmbeddingAssembly, EmbeddingReply
-from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKENS, ReportedUsage
-from services.inference.backends.remote.token_ids import Ask, TokenApi, TokenIds, TokenSupport
-from services.inference.engine.sampling import Parameters
-from services.inference.engine.sequence import check_fits
+from services.inference.backends.remote import http_server_client, remote_models
+from services.inference.backends.remote.http_server_client import Server, UpstreamAccount
+from services.inference.backends.remote.remote_models import RemoteModels, UpstreamLoad
+from services.inference.backends.remote.remote_server import ProbeReader, RemoteServer
 from services.inference.jobs import EmbeddingJob, GenerationJob
-from services.inference.upstreams import Dialect
 from shared import errors
-from shared.api.embedding import Embedded, EmbeddingInput, Vectors
-from shared.api.generation import ChatMessage, Generation, Usage
+from shared.api.embedding import Embedded
+from shared.api.generation import Generation
 from shared.api.inference import Chunk, ModelState, ModelStatus, Moderate, Moderated
 from shared.telemetry import logs
-from shared.types import FinishReason, ModelName
+from shared.types import ModelName
 
 log = logs.get()
 
-#: After the last answer's end, for the usage and `[DONE]`, which some servers never send.
-TRAILER_SECONDS = 2.0
-#: Of one message to the mesh, which allows 1 MiB.
-SENT_BYTES = 256 * 1024
-
-#: For a probe; the server may have requests before it.
-PROBE_SECONDS = 30.0
-#: Of a million token ids.
-MAX_TOKENS_BYTES = 16 * 1024 * 1024
-
-#: The time of reading a token, compared with that of generating one.
-PROMPT_TOKEN = 0.1
 #: A server that is slower by less than this factor counts as equally fast, because measured times vary.
 SAME_SPEED = 1.25
 #: No server counts as slower than this: a prompt that waited for another one's prefix looks slow.
 SLOWEST = 4.0
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerApi:
-    """The paths of one kind of server, what it is sent and how its responses are read. The functions are pure; those that read a
-    response raise BadStream or one of `event_stream.UNREADABLE`."""
-
-    #: None: recognized by its answers.
-    dialect: Dialect | None
-    models_path: str
-    read_models: Callable[[bytes], tuple[ModelListing, ...]]
-    chat_path: str
-    #: The media type of a streamed answer.
-    chat_type: str
-    #: (dialect, the server's name of the model, job, max_tokens or None for what fits) -> the request. Raises BadRequest.
-    chat_request: Callable[[Dialect, str, GenerationJob, int | None], JsonObject]
-    #: Returns a function that splits the pieces of one response into texts for the assembly.
-    chat_splitter: Callable[[], Callable[[bytes], list[bytes]]]
-    chat_assembly: type[AnswerAssembly]
-    embeddings_path: str
-    #: (the server's name of the model, texts) -> the request.
-    embeddings_body: Callable[[str, tuple[EmbeddingInput, ...]], bytes]
-    read_embeddings: Callable[[bytes], EmbeddingReply]
-
-
-@dataclass(frozen=True, slots=True)
-class _AnswerPlan:
-    """How one answer is asked for."""
-
-    path: str
-    body: bytes
-    answers: AnswerAssembly
-    #: Empty if unknown.
-    prompt: TokenIds
-    has_ids: bool
-    #: As in `Server.post`.
-    is_beside: bool = False
-
-    def contradiction(self, usage: ReportedUsage, delivered: int) -> str:
-        """Return what is wrong with the counts of a complete answer; empty if nothing is."""
-        if usage.prompt_tokens != len(self.prompt) + delivered:
-            return f"{str(usage.prompt_tokens)[:20]} prompt tokens instead of {len(self.prompt) + delivered}"
-        unshown = usage.completion_tokens - self.answers.counted if isinstance(usage.completion_tokens, int) else -1
-        return f"{unshown} tokens without ids" if self.has_ids and not 0 <= unshown <= token_ids.UNSHOWN_TOKENS else ""
-
-
-def _continuation(api: TokenApi, chat: JsonObject, prompt: TokenIds, delivered: TokenIds) -> _AnswerPlan:
-    body = msgspec.json.encode(api.continuation(chat, prompt + delivered))
-    return _AnswerPlan(api.path, body, api.assembly(1, str, has_ids=True), prompt, has_ids=True, is_beside=True)
-
-
-class _ProbeReader:
-    """Keeps the answers to a probe."""
-
-    def __init__(self) -> None:
-        self.chunks: list[Chunk] = []
-
-    def accept(self, prompt_tokens: int | None) -> None:
-        """Does nothing: nobody waits for it."""
-
-    async def send(self, item: Chunk) -> None:
-        self.chunks.append(item)
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteServer:
-    """One server, its connections and its models."""
-
-    api: ServerApi
-    server: Server
-    models: RemoteModels
-    watch: ServerWatch
-    tokens: TokenSupport
-
-    async def list_models(self) -> tuple[ModelListing, ...]:
-        content = await self.server.get(self.api.models_path)
-        with http_server_client.translated(self.server.source):
-            listed = self.api.read_models(content)
-        if await self.watch.identify({model.owned_by for model in listed}):
-            self.tokens.reset(self.watch.dialect)
-        return listed
-
-    def continues(self, job: GenerationJob, digest: str, *, is_text: bool) -> bool:
-        """Whether it can go on behind the delivered tokens of a model with this digest. ``is_text``: the answer is past its thoughts."""
-        listed = self.models.listing(job.model)
-        api = None if listed is None else self.tokens.proved(listed.own_name)
-        if listed is None or api is None or not digest or listed.digest != digest:
-            return False
-        return api.suits(job) and (is_text or not self.tokens.thinks[listed.own_name])
-
-    async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> Generation:
-        max_tokens = (job.parameters.max_tokens or LONGEST_ANSWER_TOKENS) - len(job.delivered)
-        listed = self.models.listing(job.model)
-        # The server alone knows the tokens of an image.
-        has_images = any(message.images for message in job.messages)
-        api = None if listed is None or has_images else self.tokens.proved(listed.own_name)
-        with self.models.counted(job, can_continue=api is not None and api.suits(job)) as counted:
-            own_name = counted.listed.own_name
-            asked = self.watch.dialect, own_name, job, job.asked_tokens
-            # 12 MiB of images take 40 ms.
-            chat = await asyncio.to_thread(self.api.chat_request, *asked) if has_images else self.api.chat_request(*asked)
-            if api is None:
-                plan = self._plan_chat(job, chat)
-            else:
-                plan = await self._plan(api, job, chat, partial(self._ask, attempts), counted.listed.context_tokens)
-            if max_tokens < 1:
-                return Generation(FinishReason.LENGTH, Usage(len(plan.prompt), 0))
-            try:
-                await self._pass_on(plan, sink, attempts)
-            except errors.Unavailable as error:
-                if isinstance(error.__cause__, WrongIds):
-                    self.tokens.strike(str(error.__cause__))
-                raise
-        answers, usage = plan.answers, plan.answers.usage or ReportedUsage()
-        if answers.thoughts:
-            self.tokens.note_thoughts(own_name)
-        reasons, sent_bytes = answers.reasons(), len(plan.body)
-        settled = token_counts.settle(
-            usage, answers.pieces, answers.thoughts, token_counts.bounds(job.messages, job.requested, sent_bytes, max_tokens)
-        )
-        used = settled.usage
-        if plan.prompt:
-            if wrong := plan.contradiction(usage, len(job.delivered)):
-                self.tokens.strike(wrong)
-            used = msgspec.structs.replace(used, prompt_tokens=len(plan.prompt), cached_tokens=min(used.cached_tokens, len(plan.prompt)))
-        self.models.measure(counted, used.completion_tokens + (used.prompt_tokens - used.cached_tokens) * PROMPT_TOKEN)
-        if settled.recounted:
-            log.warning("usage_recounted", server=self.server.source.name, model=job.model, fields=settled.recounted)
-        return Generation(reasons[0], used, reasons if len(reasons) > 1 else ())
-
-    def _plan_chat(self, job: GenerationJob, chat: JsonObject, prompt: TokenIds = (), *, has_ids: bool = False) -> _AnswerPlan:
-        answers = self.api.chat_assembly(job.requested.n or 1, remote_models.draw_call_id, call_parts=job.call_parts, has_ids=has_ids)
-        return _AnswerPlan(self.api.chat_path, msgspec.json.encode(chat), answers, prompt, has_ids=has_ids)
-
-    async def _plan(self, api: TokenApi, job: GenerationJob, chat: JsonObject, ask: Ask, context_tokens: int) -> _AnswerPlan:
-        """Plan an answer with token ids if the server has them for it."""
-        prompt, is_plain = await api.render(ask, chat), api.suits(job)
-        if prompt:
-            # vLLM refuses more than fits, and its completions end after 16 tokens by default.
-            room = check_fits(len(prompt), context_tokens or LONGEST_ANSWER_TOKENS)
-            chat |= {"max_tokens": min(job.parameters.max_tokens or room, room) - len(job.delivered)}
-        if job.delivered and not await token_ids.ends_between_characters(ask, chat["model"], job.delivered, job.requested.stop):
-            raise errors.Unavailable(f"{self.server.source.name} cannot continue an answer in the middle of a character or a stop sequence")
-        if is_plain and (job.delivered or (api.in_chats is None and not self.tokens.thinks.get(str(chat["model"]), True))):
-            return _continuation(api, chat, prompt, job.delivered)
-        has_ids = is_plain and api.in_chats is not None
-        return self._plan_chat(job, chat | (api.in_chats or {}) if has_ids else chat, prompt, has_ids=has_ids)
-
-    async def prove_tokens(self) -> None:
-        """Find out for each model whether the server's token ids can be used. Runs until cancelled."""
-        while True:
-            for listed in self.models.listings():
-                api = self.tokens.unproved(listed.own_name)
-                if api is None or listed.only_embeds or listed.only_moderates:
-                    continue
-                try:
-                    async with asyncio.timeout(PROBE_SECONDS):
-                        await self._prove(api, listed)
-                except (errors.AimeshError, WrongIds, TimeoutError):
-                    self.tokens.failures[listed.own_name] += 1
-            await asyncio.sleep(server_watch.LOOK_SECONDS)
-
-    async def _prove(self, api: TokenApi, listed: ModelListing) -> None:
-        """Ask for a token by chat and one by the prompt's ids. Raises an AimeshError, or WrongIds."""
-        parameters = Parameters(temperature=0.0, top_p=1.0, top_k=0, seed=0)
-        job = GenerationJob(listed.name, (ChatMessage("user", "Hello"),), parameters)
-        chat = self.api.chat_request(self.watch.dialect, listed.own_name, job, 1)
-        prompt, seen = await api.render(partial(self._ask, 1), chat), _ProbeReader()
-        plan = self._plan_chat(job, chat | (api.in_chats or {}), prompt, has_ids=api.in_chats is not None)
-        await self._pass_on(plan, seen, 1)
-        thinks = not any(chunk.text for chunk in seen.chunks)
-        again = _continuation(api, chat, prompt, ())
-        await self._pass_on(again, seen, 1)
-        # An older llama-server doesn't know max_tokens here, and writes more.
-        if again.answers.counted != 1 or any(one.contradiction(one.answers.usage or ReportedUsage(), 0) for one in (plan, again)):
-            raise WrongIds("counts of a probe that do not add up")
-        self.tokens.thinks[listed.own_name] = thinks
-        log.info("upstream_token_ids_proved", server=self.server.source.name, model=listed.name, thinks=thinks)
-
-    async def _ask(self, attempts: int, path: str, body: JsonObject, kind: type[T]) -> T:
-        content = await self.server.ask(path, msgspec.json.encode(body), most=MAX_TOKENS_BYTES, attempts=attempts, beside=True)
-        with http_server_client.translated(self.server.source):
-            return msgspec.json.decode(content, type=kind)
-
-    async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded:
-        """Get the vectors of a job batch by batch, or all its scores at once."""
-        if job.query is not None:
-            return await self._rank(job, job.query, sink, attempts)
-        assembly = EmbeddingAssembly(job)
-        with self.models.counted(job) as counted:
-            for texts in assembly.batches():
-                body, most = self.api.embeddings_body(counted.listed.own_name, texts), text_answers.most_bytes(len(texts))
-                content = await self.server.ask(self.api.embeddings_path, body, most=most, attempts=attempts)
-                with http_server_client.translated(self.server.source):
-                    vectors = assembly.take(texts, self.api.read_embeddings(content))
-                # The token count is only known after the last batch.
-                sink.accept(None)
-                for some in _messages(vectors):
-                    await sink.send(Vectors(some))
-        self.models.measure(counted, len(job.inputs))
-        if assembly.recounted:
-            log.warning("usage_recounted", server=self.server.source.name, model=job.model, fields=("prompt_tokens",))
-        return assembly.embedded
-
-    async def _rank(self, job: EmbeddingJob, query: str, sink: VectorSink, attempts: int) -> Embedded:
-        if self.api.dialect is Dialect.OLLAMA:
-            raise errors.BadRequest(f"{job.model} cannot rank texts: Ollama has no API for it", hint="use another server for this model")
-        with self.models.counted(job) as counted:
-            body, most = (
-                text_answers.rerank_body(counted.listed.own_name, query, job.inputs),
-                text_answers.most_ranked_bytes(job.inputs),
-            )
-            content = await self.server.ask(text_answers.RERANK_PATH, body, most=most, attempts=attempts)
-            with http_server_client.translated(self.server.source):
-                scores, tokens = text_answers.read_scores(content, query, job.inputs)
-        sink.accept(tokens)
-        await sink.send(Vectors(tuple(struct.pack("<f", score) for score in scores)))
-        self.models.measure(counted, len(job.inputs))
-        return Embedded(1, tokens)
-
-    async def moderate(self, request: Moderate, attempts: int) -> Moderated:
-        with self.models.counted(request) as counted:
-            body = text_answers.moderation_body(counted.listed.own_name, request.texts)
-            content = await self.server.ask(text_answers.MODERATION_PATH, body, most=text_answers.MODERATION_BYTES, attempts=attempts)
-        with http_server_client.translated(self.server.source):
-            verdicts = text_answers.read_verdicts(content, len(request.texts))
-        # This API reports no usage.
-        return Moderated(verdicts, token_counts.settle_texts(None, request.texts)[0])
-
-    async def _pass_on(self, plan: _AnswerPlan, sink: Sink, attempts: int) -> None:
-        """Pass the answers on until they are complete. Raises Unavailable, or what the server's error means."""
-        split, answers = self.api.chat_splitter(), plan.answers
-        post = self.server.post(plan.path, plan.body, self.api.chat_type, attempts=attempts, beside=plan.is_beside)
-        async with post as exchange:
-            sink.accept(len(plan.prompt) or None)
-            try:
-                while piece := await exchange.read_piece():
-                    for text in split(piece):
-                        step = answers.push(text)
-                        if step.complaint:
-                            raise server_errors.judge_event(self.server.source, step.complaint)
-                        for chunk in step.chunks:
-                            await sink.send(await self._fill(chunk) if step.has_gap else chunk)
-                        if step.is_progress:
-                            exchange.allow(TRAILER_SECONDS if answers.finished else self.server.timeouts.idle_seconds)
-                    if answers.complete:
-                        await exchange.drain()
-                        break
-            except ServerTimedOut:
-                # A complete answer is usable without its usage.
-                if not answers.finished:
-                    raise
-            answers.reasons()
-
-    async def _fill(self, chunk: Chunk) -> Chunk:
-        return msgspec.structs.replace(chunk, token_ids=await token_ids.tokens_of(partial(self._ask, 1), chunk.text))
 
 
 class ModelServer(Protocol):
@@ -441,7 +155,7 @@ class RemoteBackend:
             assert isinstance(server, RemoteServer)  # no other has models that moderate
             return server.moderate(request, attempts)
 
-        return await self._ask(request.model, ask, _Progress(_ProbeReader()))
+        return await self._ask(request.model, ask, _Progress(ProbeReader()))
 
     async def _ask(self, model: ModelName, run: Callable[[ModelServer, int], Awaitable[T]], progress: _Progress[Any]) -> T:
         """Run a job on the best server, and on the next one if that fails and another can take over. Only the last retries."""
@@ -513,33 +227,3 @@ def _together(statuses: Sequence[ModelStatus]) -> ModelStatus:
 
 def _kind(status: ModelStatus) -> tuple[object, ...]:
     return status.provider, status.region, status.only_embeds, status.only_moderates, status.abilities
-
-
-@asynccontextmanager
-async def connected(
-    api: ServerApi, source: RefusalSource, url: str, timeouts: ServerTimeouts, models: RemoteModels
-) -> AsyncIterator[RemoteServer]:
-    """Open connections to a server, watch it and keep the list of its models fresh. Raises BadSettings."""
-    async with http_server_client.connected(source, url, timeouts) as server:
-        watch = ServerWatch(server, models, api.dialect, api.models_path)
-        one = RemoteServer(api, server, models, watch, TokenSupport(source.name))
-        async with running(models.watch(one.list_models), watch.run(), one.prove_tokens()):
-            yield one
-
-
-@asynccontextmanager
-async def running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run endless tasks in the background."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(loop) for loop in loops]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-
-
-def _messages(vectors: list[bytes]) -> Iterator[tuple[bytes, ...]]:
-    together = max(1, SENT_BYTES // len(vectors[0]))
-    for start in range(0, len(vectors), together):
-        yield tuple(vectors[start : start + together])

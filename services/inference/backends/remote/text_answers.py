@@ -5,7 +5,7 @@ POST /rerank.  Pure.
 here gives the same result.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -172,6 +172,10 @@ class EmbeddingAssembly:
     def batches(self) -> Iterator[tuple[EmbeddingInput, ...]]:
         for start in range(0, len(self._job.inputs), BATCH_TEXTS):
             yield self._job.inputs[start : start + BATCH_TEXTS]
+
+    def reader(self, texts: tuple[EmbeddingInput, ...], read: Callable[[bytes], EmbeddingReply]) -> Callable[[bytes], list[bytes]]:
+        """Return what reads the response to the next batch, as ``take``."""
+        return lambda content: self.take(texts, read(content))
 
     def take(self, texts: tuple[EmbeddingInput, ...], answered: EmbeddingReply) -> list[bytes]:
         """Return the packed vectors of the next batch. Raises BadStream for impossible ones, BadRequest if the job asks for more

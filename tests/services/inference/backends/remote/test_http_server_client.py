@@ -100,7 +100,7 @@ async def test_a_small_answer_that_would_be_huge_is_not_unpacked() -> None:
     for headers in ({"content-encoding": "gzip"}, {"content-encoding": "deflate"}):
         async with asking(Answer([bomb if "gzip" in headers.values() else zlib.compress(bomb)], headers=headers)) as (_, server):
             with pytest.raises(errors.Unavailable, match="compressed"):
-                await server.get("/models")
+                await server.get("/models", bytes)
     refusal = Answer([bomb], status=500, headers={"content-encoding": "gzip"})
     async with asking(refusal) as (_, server):
         with pytest.raises(errors.Unavailable, match=r"failed with status 500\Z"):
@@ -119,7 +119,7 @@ async def test_an_answer_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch)
 async def test_a_list_that_never_ends_is_cut() -> None:
     async with asking(Answer(["x" * 65536], endless=True)) as (_, server):
         with pytest.raises(errors.Unavailable, match="an answer of more than 2097152 bytes"):
-            await server.get("/models")
+            await server.get("/models", bytes)
 
 
 async def test_a_refusal_that_never_ends_is_cut() -> None:
@@ -270,7 +270,7 @@ async def test_a_prompt_that_the_server_does_not_read_is_not_sent_again(monkeypa
     monkeypatch.setattr(http_server_client, "WRITE_SECONDS", 0.02)
     async with raw_server(deaf) as raw, http_server_client.connected(SOURCE, f"http://{raw.origin.authority}", PATIENT) as server:
         with pytest.raises(errors.Unavailable, match="did not read the request"):
-            await server.ask("/completions", bytes(32 * 1024 * 1024), most=1)
+            await server.ask("/completions", bytes(32 * 1024 * 1024), bytes, most=1)
         assert raw.connections == 1
 
 

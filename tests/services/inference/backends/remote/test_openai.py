@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.inference import upstreams
-from services.inference.backends.remote import openai, remote_backend, remote_models
+from services.inference.backends.remote import openai, remote_models, remote_server
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.engine.sampling import Parameters
 from services.inference.upstreams import Dialect, Key, Upstream
@@ -239,7 +239,7 @@ async def test_usage_is_believed_or_recounted(usage: object, expected: Usage, re
 
 
 async def test_a_complete_answer_does_not_wait_for_a_server_that_keeps_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_backend, "TRAILER_SECONDS", 0.05)
+    monkeypatch.setattr(remote_server, "TRAILER_SECONDS", 0.05)
     finished = events({"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}, mark=False)
     async with asking(Answer(finished, hang=True)) as (_, backend):
         end = await backend.generate(job("hi", model="gpt-x"), Reader())

@@ -11,7 +11,8 @@ import pytest
 
 from services.inference.backends.remote import openai, server_watch, token_ids
 from services.inference.backends.remote.openai_answer import WrongIds
-from services.inference.backends.remote.remote_backend import RemoteBackend, RemoteServer
+from services.inference.backends.remote.remote_backend import RemoteBackend
+from services.inference.backends.remote.remote_server import RemoteServer
 from services.inference.upstreams import Upstream
 from shared import errors
 from shared.api.generation import FormatKind, Generation, OutputFormat, ReasoningEffort, Tool, Usage

@@ -12,7 +12,8 @@ import pytest
 from bench import rivals
 from services.inference.backends import llama
 from services.inference.backends.remote import openai
-from services.inference.backends.remote.remote_backend import RemoteBackend, RemoteServer
+from services.inference.backends.remote.remote_backend import RemoteBackend
+from services.inference.backends.remote.remote_server import RemoteServer
 from services.inference.engine import engine_messages
 from services.inference.engine.sampling import Parameters
 from services.inference.jobs import GenerationJob
