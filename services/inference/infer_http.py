@@ -18,6 +18,7 @@ from shared.api.embedding import Embedded, GivenInput, Vectors
 from shared.api.generation import ChatMessage, Generation, ReasoningEffort, Sampling, Usage
 from shared.api.inference import Chunk
 from shared.api.method import field_name
+from shared.node import lifecycle
 from shared.telemetry import logs
 from shared.types import FinishReason, ModelName
 
@@ -176,8 +177,7 @@ class InferHttp:
 
     async def _answer_embeddings(self, body: WorkerInferBody, receive: Receive, send: Send) -> None:
         collected = _CollectedVectors()
-        running = _in_time(self._embed(body.model, body.embedding_inputs(), body.dimensions, collected))
-        embedded = await _while_connected(running, receive)
+        embedded = await _while_connected(self._embed(body.model, body.embedding_inputs(), body.dimensions, collected), receive)
         usage = InferUsage(embedded.prompt_tokens, 0, embedded.prompt_tokens)
         await _send_json(send, 200, EmbedAnswer(tuple(collected.vectors), usage))
 
@@ -195,8 +195,8 @@ class InferHttp:
             await events.write(InferAnswer("", generation.finish_reason, _usage(generation.usage)))
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
-    async def _run(self, body: WorkerInferBody, sink: Sink) -> Generation:
-        return await _in_time(self._generate(body.model, body.words(), body.sampling(), sink))
+    def _run(self, body: WorkerInferBody, sink: Sink) -> Awaitable[Generation]:
+        return self._generate(body.model, body.words(), body.sampling(), sink)
 
 
 class _ClientGone(Exception):
@@ -250,41 +250,25 @@ class _Events(UncountedSink):
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _in_time(run: Awaitable[Outcome]) -> Outcome:
+async def _while_connected(run: Awaitable[Outcome], receive: Receive) -> Outcome:
+    """Await ``run``, and cancel it after DEADLINE_SECONDS, or with _ClientGone when the client disconnects."""
+    is_gone = False
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        deadline.reschedule(0.0)
+
     try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(DEADLINE_SECONDS) as deadline, lifecycle.background() as tasks:
+            tasks.create_task(watch())
             return await run
     except TimeoutError:
+        if is_gone:
+            raise _ClientGone from None
         raise errors.DeadlineExceeded(f"the answer took more than {DEADLINE_SECONDS:g} s", hint="request less at once") from None
-
-
-async def _while_connected(run: Awaitable[Outcome], receive: Receive) -> Outcome:
-    """Await ``run``; cancel it and raise _ClientGone when the client disconnects."""
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(_settled(run))
-        watching = tasks.create_task(_cancel_when_gone(running, receive))
-        await asyncio.wait((running,))
-        watching.cancel()
-    if running.cancelled():
-        raise _ClientGone
-    outcome = running.result()
-    if isinstance(outcome, errors.AimeshError):
-        raise outcome
-    return outcome
-
-
-async def _settled(run: Awaitable[Outcome]) -> Outcome | errors.AimeshError:
-    """Return an expected failure, so that the task group above doesn't wrap it in an ExceptionGroup."""
-    try:
-        return await run
-    except errors.AimeshError as error:
-        return error
-
-
-async def _cancel_when_gone(running: "asyncio.Task[Outcome | errors.AimeshError]", receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    running.cancel()
 
 
 async def _read(receive: Receive) -> bytes:

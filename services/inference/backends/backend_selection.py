@@ -1,6 +1,5 @@
 """Opens the backend that the settings select."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -18,6 +17,7 @@ from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings, free_cores
 from services.inference.supervision import engine_supervisor
 from services.inference.supervision.poison_requests import PoisonRequests
+from shared.node import lifecycle
 from shared.telemetry import logs
 
 log = logs.get()
@@ -84,10 +84,7 @@ async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Call
     digests_file = settings.state_file.with_suffix(".digests")
     read_store = partial(model_discovery.in_store, ModelStore(settings.store_path), settings.model_defaults())
     opened_llama = llama.opened(catalog, load, settings.queue, budget, watcher, programs=programs, digests_file=digests_file)
-    async with opened_llama as backend, asyncio.TaskGroup() as tasks:
+    async with opened_llama as backend, lifecycle.background() as tasks:
         backend.print_plans(print_line)
-        following = tasks.create_task(backend.follow(read_store), name="model store")
-        try:
-            yield backend
-        finally:
-            following.cancel()
+        tasks.create_task(backend.follow(read_store), name="model store")
+        yield backend
