@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from services.inference import console_status
-from services.inference.backend_interface import Backend, BackendWithAccounts, MeasuredBackend
+from services.inference.backend_interface import Backend
 from shared import telemetry
 from shared.api import inference
 from shared.api.inference import ModelStatus
@@ -90,12 +90,11 @@ class Announcements:
             not_ready=why_not_ready(statuses, is_paused=self._pause.is_on),
             pulls=self._pulls,
         )
-        if isinstance(self.backend, BackendWithAccounts):
-            for server, is_up in self.backend.is_up().items():
-                self._node.metrics.upstream_up.labels(server=server).set(is_up)
-            for server, account in self.backend.accounts().items():
-                # Asked at each scrape.
-                self._node.metrics.upstream_refused.labels(server=server).set_function(partial(getattr, account, "is_refused"))
+        for server, is_up in self.backend.is_up().items():
+            self._node.metrics.upstream_up.labels(server=server).set(is_up)
+        for server, account in self.backend.accounts().items():
+            # Asked at each scrape.
+            self._node.metrics.upstream_refused.labels(server=server).set_function(partial(getattr, account, "is_refused"))
         for status in statuses:
             self._measure(status)
         for model in self._measured - {status.model_id for status in statuses}:
@@ -129,7 +128,7 @@ class Announcements:
 
     def _register_speed(self, model: ModelName) -> None:
         metrics = self._node.metrics
-        if isinstance(self.backend, MeasuredBackend):
+        if self.backend is not None and self.backend.has_engines:
             look = partial(self.backend.figures, model)
             metrics.engine_overhead.labels(model=model).set_function(lambda: look().overhead)
             metrics.engine_step_seconds.labels(model=model).set_function(lambda: look().step_seconds)

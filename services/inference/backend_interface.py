@@ -1,10 +1,12 @@
 """The interface between the service and the backends, which run the models."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar
 
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
+from shared import errors
 from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, Conversion, ModelStatus, Moderate, Moderated
@@ -66,90 +68,64 @@ class WaitingSink(UncountedSink):
         await self._sink.send(Vectors(waiting=item.waiting))
 
 
-class Backend(Protocol):
-    """Runs models. Each backend module's ``opened`` is an async context manager that creates one."""
-
-    name: str
-
-    def models(self) -> tuple[ModelStatus, ...]:
-        """Return the status of every configured model, failed ones included. Never blocks."""
-        ...
-
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
-        """Run one of its models. Raises BadRequest, Overloaded (queue full), Unavailable (not loaded) or ModelCrashed.
-        Cancelling the task stops the generation within one step; ``max_tokens`` bounds what it may buffer."""
-        ...
-
-    def expected_wait_seconds(self) -> float:
-        """Estimate the queueing time of a new job on the busiest model."""
-        ...
-
-
-@runtime_checkable
-class EmbeddingBackend(Protocol):
-    """A backend that computes embeddings."""
-
-    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
-        """Compute the vectors of all texts, in order. Raises BadRequest, Overloaded, Unavailable or ModelCrashed. Cancelling the
-        task stops it within one batch."""
-        ...
-
-
-@runtime_checkable
-class ModerationBackend(Protocol):
-    """A backend with models that only moderate."""
-
-    async def moderate(self, request: Moderate) -> Moderated:
-        """Say whether the texts are harmful. Raises BadRequest, Overloaded or Unavailable. Cancelling the task stops it."""
-        ...
-
-
-@runtime_checkable
-class ConvertingBackend(Protocol):
-    """A backend that knows the tokens of its models."""
-
-    async def convert(self, request: Conversion) -> bytes:
-        """Return token ids, of TOKEN_BYTES each, or a text in UTF-8; at most MAX_CONVERTED_BYTES. Raises BadRequest, Overloaded,
-        Unavailable or ModelCrashed. Needs no slot."""
-        ...
-
-
-@runtime_checkable
-class ModelLoader(Protocol):
-    """A backend whose models people can load and unload."""
-
-    async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
-        """Return when the model is loaded; raises Unavailable with the reason. ``pin`` sets or removes its pin.
-        Cancelling stops the waiting, not the load."""
-        ...
-
-    async def unload(self, model: ModelName) -> ModelStatus:
-        """Return when the model's memory is free; raises Overloaded while it has requests."""
-        ...
-
-
 class BackendAccount(Protocol):
     @property
     def is_refused(self) -> bool: ...
 
 
-@runtime_checkable
-class BackendWithAccounts(Protocol):
-    """A backend whose servers know this worker by a key."""
+class Backend(ABC):
+    """Runs models. Each backend module's ``opened`` is an async context manager that creates one. What only some can do is refused here."""
+
+    name: str
+    #: Whether the models run in this worker's own processes: people can load and unload them, and their speed is known.
+    has_engines = False
+
+    @abstractmethod
+    def models(self) -> tuple[ModelStatus, ...]:
+        """Return the status of every configured model, failed ones included. Never blocks."""
+
+    @abstractmethod
+    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+        """Run one of its models. Raises BadRequest, Overloaded (queue full), Unavailable (not loaded) or ModelCrashed.
+        Cancelling the task stops the generation within one step; ``max_tokens`` bounds what it may buffer."""
+
+    @abstractmethod
+    def expected_wait_seconds(self) -> float:
+        """Estimate the queueing time of a new job on the busiest model."""
+
+    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+        """Compute the vectors of all texts, in order. Raises BadRequest, Overloaded, Unavailable or ModelCrashed. Cancelling the
+        task stops it within one batch."""
+        raise errors.UnknownMethod(f"the backend {self.name} has no embeddings", hint="use a worker with another backend")
+
+    async def moderate(self, request: Moderate) -> Moderated:
+        """Say whether the texts are harmful, by a model that only moderates. Raises BadRequest, Overloaded or Unavailable. Cancelling the
+        task stops it."""
+        raise NotImplementedError
+
+    async def convert(self, request: Conversion) -> bytes:
+        """Return token ids, of TOKEN_BYTES each, or a text in UTF-8; at most MAX_CONVERTED_BYTES. Raises BadRequest, Overloaded,
+        Unavailable or ModelCrashed. Needs no slot."""
+        what = f"{request.model} runs in another program, whose tokens this worker does not know"
+        raise errors.UnknownMethod(what, hint="ask the server itself, or use a model of another backend")
+
+    async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
+        """Return when the model is loaded; raises Unavailable with the reason. ``pin`` sets or removes its pin.
+        Cancelling stops the waiting, not the load. Only if it ``has_engines``."""
+        raise NotImplementedError
+
+    async def unload(self, model: ModelName) -> ModelStatus:
+        """Return when the model's memory is free; raises Overloaded while it has requests. Only if it ``has_engines``."""
+        raise NotImplementedError
+
+    def figures(self, model: ModelName) -> EngineSpeed:
+        """Return the model's speed over the last seconds. Never blocks. Only if it ``has_engines``."""
+        raise NotImplementedError
 
     def accounts(self) -> Mapping[str, BackendAccount]:
-        """Return the account at each server, by the server's name."""
-        ...
+        """Return the account at each server that knows this worker by a key, by the server's name."""
+        return {}
 
     def is_up(self) -> Mapping[str, bool]:
         """Return whether each server answers, by its name."""
-        ...
-
-
-@runtime_checkable
-class MeasuredBackend(Protocol):
-    """A backend that measures its own speed."""
-
-    def figures(self, model: ModelName) -> EngineSpeed:
-        """Return the model's speed over the last seconds. Never blocks."""
-        ...
+        return {}

@@ -11,9 +11,9 @@ from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 
-from services.inference import announcements, backend_interface, console_status, infer_http, jobs, moderation
+from services.inference import announcements, console_status, infer_http, jobs, moderation
 from services.inference.announcements import PAUSED, Announcements, WorkerNode, WorkerPause
-from services.inference.backend_interface import Backend, EmbeddingBackend, ModelLoader, ModerationBackend, Sink, VectorSink
+from services.inference.backend_interface import Backend, Sink, VectorSink
 from services.inference.backends import backend_selection
 from services.inference.model_pulls import ModelPulls
 from services.inference.models.model_store import ModelStore
@@ -79,7 +79,7 @@ class InferenceService:
             if replica_files.is_shared(settings.receipts_path):
                 await asyncio.to_thread(keep_key, receipts, settings.node_key_file)
                 node.tasks.create_task(service._adopted.run(), name="adoption of receipts")
-            if isinstance(backend, ModelLoader):
+            if backend.has_engines:
                 node.tasks.create_task(watcher.follow_pulls(ModelStore(settings.store_path).pulls))
             yield service
 
@@ -134,7 +134,7 @@ class InferenceService:
             try:
                 if request.format is not None:
                     moderated = await moderation.by_chat(request, self.generate, stream.send)
-                elif status.only_moderates and isinstance(self._backend, ModerationBackend):
+                elif status.only_moderates:
                     moderated = await self._backend.moderate(request)
                     served.input_tokens = moderated.prompt_tokens
                 else:
@@ -159,9 +159,6 @@ class InferenceService:
         """Raises UnknownMethod if the backend can't, and what the backend raises."""
         model = self._status(request.model).model_id
         jobs.check_conversion(request)
-        if not isinstance(self._backend, backend_interface.ConvertingBackend):
-            hint = "ask the server itself, or use a model of another backend"
-            raise errors.UnknownMethod(f"{model} runs in another program, whose tokens this worker does not know", hint=hint)
         content = await self._backend.convert(msgspec.structs.replace(request, model=model))
         for start in range(0, max(1, len(content)), PART_BYTES):
             await stream.send(ConvertedPart(start, content[start : start + PART_BYTES]))
@@ -235,8 +232,8 @@ class InferenceService:
         request = embedding.Embed(model, inputs, context.new_request_id(), dimensions)
         return await run_embedding(self._backend, self._embedder(model), request, sink, self._metrics)
 
-    def _loader(self) -> ModelLoader:
-        if not isinstance(self._backend, ModelLoader):
+    def _loader(self) -> Backend:
+        if not self._backend.has_engines:
             raise errors.BadRequest(
                 f"the models of the backend {self._backend.name} are loaded by another program", hint="load the model there"
             )
@@ -349,10 +346,8 @@ class _TimedSink:
 async def run_embedding(
     backend: Backend, model: ModelName, request: embedding.Embed, sink: VectorSink, metrics: telemetry.Metrics
 ) -> Embedded:
-    """Run a request for embeddings. Raises BadRequest, UnknownMethod if the backend has no embeddings, and what the backend raises."""
+    """Run a request for embeddings. Raises BadRequest, and what the backend raises."""
     job = jobs.check_texts(model, request)
-    if not isinstance(backend, EmbeddingBackend):
-        raise errors.UnknownMethod(f"the backend {backend.name} has no embeddings", hint="use a worker with another backend")
     method = embedding.embed.name.partition(".")[2]
     with WorkerAnswers(metrics, backend.name).serving("embeddings", method, model) as served:
         try:

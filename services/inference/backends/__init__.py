@@ -1,1 +1,1 @@
-"""The backends, one module each; they implement the Protocol in `backend_interface`."""
+"""The backends, one module each; they implement the interface in `backend_interface`."""

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.inference.backend_interface import Sink, VectorSink, Watcher
+from services.inference.backend_interface import Backend, Sink, VectorSink, Watcher
 from services.inference.chat.stop_sequences import StopSequences
 from services.inference.engine import sampling, sequence
 from services.inference.engine.embedding_loop import Pooled, Pooling
@@ -34,7 +34,7 @@ _WORDS = re.compile(r"\s*\S+")
 _THOUGHT_TAGS = "<think>", "</think>"
 
 
-class EchoBackend:
+class EchoBackend(Backend):
     name = "echo"
 
     def __init__(self, token_seconds: float, queue: int, watcher: Watcher, slots: int = SLOTS) -> None:

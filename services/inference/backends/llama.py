@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from services.inference import engine_speed
-from services.inference.backend_interface import Sink, VectorSink, WaitingSink, Watcher
+from services.inference.backend_interface import Backend, Sink, VectorSink, WaitingSink, Watcher
 from services.inference.backends.model_cache import CachedModel, EngineInterface, ModelCache, ModelPrograms
 from services.inference.chat.model_chat import ModelChat
 from services.inference.chat.prompt_plan import ReasoningDefaults
@@ -22,7 +22,6 @@ from services.inference.models import catalog, memory
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.model_files import KnownDigests
 from services.inference.supervision import engine_supervisor
-from shared import errors
 from shared.api import generation
 from shared.api.embedding import Embedded
 from shared.api.generation import Generation
@@ -39,8 +38,9 @@ PROGRAMS = ModelPrograms(engine_supervisor.SupervisedEngine, lambda: ModelChat(e
 STORE_LOOK_SECONDS = 1.0
 
 
-class LlamaBackend:
+class LlamaBackend(Backend):
     name = "llama"
+    has_engines = True
 
     def __init__(self, cache: ModelCache, watcher: Watcher) -> None:
         self._cache = cache
@@ -112,7 +112,7 @@ class LlamaBackend:
     async def convert(self, request: Conversion) -> bytes:
         cached = self._cache.get(request.model)
         if cached.entry.program is not None:
-            raise errors.UnknownMethod(f"{request.model} runs in another program, whose tokens this worker does not know")
+            return await super().convert(request)
         async with self._cache.place(request.model, None) as engine:
             if isinstance(request, Detokenize):
                 return await engine.convert(request.token_ids)
@@ -147,12 +147,10 @@ class LlamaBackend:
         return engine_speed.together(replica.engine.figures() for replica in self._cache.get(model).replicas)
 
     async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
-        """Load a model now. Raises Unavailable. ``pin`` sets or removes its pin."""
         await self._cache.load(model, pin=pin)
         return self._status(self._cache.get(model))
 
     async def unload(self, model: ModelName) -> ModelStatus:
-        """Unload a model, pinned or not. Raises Overloaded while it has requests."""
         await self._cache.unload(model)
         return self._status(self._cache.get(model))
 

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from services.inference import service
-from services.inference.backend_interface import EmbeddingBackend
+from services.inference.backend_interface import Backend
 from services.inference.backends import echo, llama
 from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
@@ -20,7 +20,7 @@ from services.inference.models.catalog import Defaults
 from services.inference.models.model_discovery import DEFAULT_MODEL
 from shared import errors, telemetry
 from shared.api.embedding import Embed, Embedded
-from shared.api.inference import ModelState, ModelStatus
+from shared.api.inference import ModelState
 from shared.context import new_request_id
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
@@ -59,7 +59,6 @@ async def backend(running: LlamaBackend) -> LlamaBackend:
 
 
 async def test_echo_vectors_depend_on_the_words(echoing: echo.EchoBackend) -> None:
-    assert isinstance(echoing, EmbeddingBackend)
     reader = VectorReader()
     texts = ("one two three", "three  one\ntwo", "four five six", "one")
     embedded = await echoing.embed(EmbeddingJob(echo.MODEL, texts), reader)
@@ -97,15 +96,13 @@ async def test_embedding_request_is_measured(echoing: echo.EchoBackend) -> None:
 
 
 async def test_backend_without_vectors_refuses() -> None:
-    class Answers:
+    class Answers(echo.EchoBackend):
         name = "openai"
-
-        def models(self) -> tuple[ModelStatus, ...]:
-            return ()
+        embed = Backend.embed
 
     request = Embed(ModelName("m"), ("one",), new_request_id())
     with pytest.raises(errors.UnknownMethod, match="openai has no embeddings"):
-        await service.run_embedding(Answers(), ModelName("m"), request, VectorReader(), telemetry.Metrics("inference"))  # type: ignore[arg-type] # it only answers
+        await service.run_embedding(Answers(0, 1, Watch()), ModelName("m"), request, VectorReader(), telemetry.Metrics("inference"))
 
 
 # --- SmolLM2 in its process -----------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from services.inference.announcements import Announcements, WorkerPause
-from services.inference.backend_interface import Sink
+from services.inference.backend_interface import Backend, Sink
+from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import GenerationJob
 from services.inference.models.model_discovery import packaged
 from services.inference.service import InferenceService
@@ -127,7 +128,7 @@ async def test_worker_is_ready_with_its_model(service: InferenceService) -> None
     assert [(check.name, check.ok) for check in await service.checks()] == [("model echo", True)]
 
 
-class FixedBackend:
+class FixedBackend(Backend):
     """A backend with a given list of models."""
 
     name = "llama"
@@ -198,7 +199,7 @@ async def test_damaged_model_file_beside_a_valid_one_keeps_the_worker_ready(tmp_
         assert checks["model good"].ok
 
 
-class Elsewhere:
+class Elsewhere(Backend):
     """A backend whose server sends text and counts but no token ids; it breaks off if ``counted`` is None."""
 
     name = "openai"
@@ -281,7 +282,7 @@ def test_status_of_an_older_worker_means_a_generation_model() -> None:
     assert msgspec.convert(fields, ModelStatus) == msgspec.structs.replace(status, only_embeds=False)
 
 
-class Restarting:
+class Restarting(Backend):
     """A backend whose only engine has just died."""
 
     name = "llama"
@@ -307,10 +308,11 @@ def test_restarting_worker_keeps_its_model_so_callers_get_503_not_404() -> None:
     assert offer.load.slots == 0
 
 
-class OnDisk:
+class OnDisk(Backend):
     """A backend with a model that is loaded on request."""
 
     name = "llama"
+    has_engines = True
 
     def __init__(self) -> None:
         self.called: list[str] = []
@@ -333,6 +335,9 @@ class OnDisk:
     async def unload(self, model: ModelName) -> ModelStatus:
         self.called.append(f"unload {model}")
         return self.models()[0]
+
+    def figures(self, model: ModelName) -> EngineSpeed:
+        return EngineSpeed()
 
 
 def test_worker_with_models_on_disk_is_ready_and_offers_all_names() -> None:

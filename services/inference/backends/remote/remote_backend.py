@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from services.inference.backend_interface import AnswerSink, Sink, VectorSink
+from services.inference.backend_interface import AnswerSink, Backend, Sink, VectorSink
 from services.inference.backends.remote import http_server_client, remote_models
 from services.inference.backends.remote.http_server_client import Server, UpstreamAccount
 from services.inference.backends.remote.remote_models import RemoteModels, UpstreamLoad
@@ -112,7 +112,7 @@ class _AnswerProgress(_Progress[Chunk]):
         return msgspec.structs.replace(end, usage=usage) if self._ids and self._is_whole else end
 
 
-class RemoteBackend:
+class RemoteBackend(Backend):
     """Serves the models of one or more servers."""
 
     def __init__(self, name: str, servers: Sequence[ModelServer], rng: random.Random | None = None) -> None:
