@@ -94,7 +94,8 @@ def _standing(facts: WorkerFacts) -> Iterator[str]:
 def _mesh(facts: WorkerFacts, *, was_there: bool) -> list[str]:
     """Name the connected gateways, or say why there are none."""
     if facts.gateways:
-        return [_connected(gateway) for gateway in facts.gateways[:_NAMED]] + _others(facts)
+        more = len(facts.gateways) - _NAMED
+        return [*map(_connected, facts.gateways[:_NAMED]), *([f"and to {more} more"] if more > 0 else [])]
     lost = f"lost the mesh ({facts.why_lost}); reconnecting …" if facts.why_lost else "lost the mesh; reconnecting …"
     looking = lost if was_there else f"looking for the mesh {facts.mesh} …"
     if facts.trouble and not facts.is_attached:
@@ -120,11 +121,6 @@ def _mesh_changes(before: WorkerFacts, now: WorkerFacts) -> list[str]:
 
 def _connected(gateway: Reached) -> str:
     return f"connected to gateway {_short(gateway.node)} ({_path(gateway)})"
-
-
-def _others(facts: WorkerFacts) -> list[str]:
-    more = len(facts.gateways) - _NAMED
-    return [f"and to {more} more"] if more > 0 else []
 
 
 def _path(gateway: Reached) -> str:
@@ -233,7 +229,7 @@ class ConsoleStatus:
                 # A terminal stopped with Ctrl-S blocks the write, and must block nothing else.
                 await asyncio.to_thread(self._write, line)
         if self._status_file is not None and (
-            self._written is None or _differ(self._written, facts) or now - self._written_at >= WRITE_EVERY_SECONDS
+            self._written is None or _rounded(self._written) != _rounded(facts) or now - self._written_at >= WRITE_EVERY_SECONDS
         ):
             self._written, self._written_at = facts, now
             # A full disk must not stop the worker; the age of the file shows it.
@@ -266,11 +262,7 @@ class ConsoleStatus:
         )  # fmt: skip
 
 
-def _differ(one: WorkerFacts, other: WorkerFacts) -> bool:
-    """Compare without the round trips, which change with every PONG."""
-    return _rounded(one) != _rounded(other)
-
-
 def _rounded(facts: WorkerFacts) -> WorkerFacts:
+    """Leave out the round trips, which change with every PONG."""
     gateways = tuple(Reached(each.role, each.node, each.path, None) for each in facts.gateways)
     return replace(facts, now=0.0, gateways=gateways)
