@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from services.inference.backend_interface import Backend, Sink, VectorSink, Watcher
 from services.inference.chat.stop_sequences import StopSequences
 from services.inference.engine import sampling, sequence
-from services.inference.engine.embedding_loop import Pooled, Pooling
+from services.inference.engine.embedding_loop import Pooled
+from services.inference.engine.gguf_header import PoolingKind
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.queue_limits import QueueLimits
 from shared import errors
@@ -166,7 +167,7 @@ def _vector(tokens: tuple[int, ...], dimensions: int) -> bytes:
     counts = [1.0] * DIMENSIONS
     for token in tokens:
         counts[token % DIMENSIONS] += 1
-    pooled = Pooled(Pooling.MEAN)
+    pooled = Pooled(PoolingKind.MEAN)
     pooled.add(counts, len(tokens))
     vector = pooled.packed(dimensions)
     assert vector is not None  # no count is zero

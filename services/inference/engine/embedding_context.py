@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import llama_cpp.llama_cpp as native
 
-from services.inference.engine.embedding_loop import Pooling, TextPiece, probability
+from services.inference.engine.embedding_loop import TextPiece, probability
+from services.inference.engine.gguf_header import PoolingKind
 from shared import errors
 
 #: For the logits that llama.cpp computes for every token: 1 MB each with a vocabulary of 256,000.
@@ -21,14 +22,6 @@ SLOTS = 32
 SLOTS_WITH_STATE = 4
 
 _FLOAT_BYTES = 4
-_POOLINGS = {
-    native.LLAMA_POOLING_TYPE_MEAN: Pooling.MEAN,
-    native.LLAMA_POOLING_TYPE_CLS: Pooling.FIRST,
-    native.LLAMA_POOLING_TYPE_LAST: Pooling.LAST,
-    native.LLAMA_POOLING_TYPE_RANK: Pooling.RANK,
-}
-
-
 _NO_TOKEN = -1
 
 
@@ -49,7 +42,7 @@ class EmbeddingContext:
         # llama.cpp aborts if a batch has fewer tokens than slots.
         self.slots = min(SLOTS_WITH_STATE if keeps_state else SLOTS, self.step_tokens)
         self.dimensions = int(native.llama_model_n_embd_out(model))
-        self.pooling = Pooling.MEAN
+        self.pooling = PoolingKind.MEAN
         self.whole = False
         #: Models with several classes compute probabilities themselves; the first class is "relevant".
         self._gives_logits = False
@@ -62,10 +55,10 @@ class EmbeddingContext:
             return
         kind = self._pooling_type()
         # Encoder-decoder models are not supported.
-        if native.llama_model_has_encoder(self._model) or kind not in _POOLINGS:
+        if native.llama_model_has_encoder(self._model) or not 0 < kind <= max(PoolingKind):
             raise errors.BadRequest("this model has no embeddings", hint="use a model for embeddings or for text generation")
-        self.pooling = _POOLINGS[kind]
-        if self.pooling is Pooling.RANK:
+        self.pooling = PoolingKind(kind)
+        if self.pooling is PoolingKind.RANK:
             self.dimensions = 1
             self._gives_logits = native.llama_model_n_cls_out(self._model) == 1
         context = self._create(self.step_tokens, kind)

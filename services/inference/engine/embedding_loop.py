@@ -11,7 +11,6 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 from services.inference.engine.engine_messages import (
@@ -22,19 +21,10 @@ from services.inference.engine.engine_messages import (
     GenerationRefused,
     StepReport,
 )
+from services.inference.engine.gguf_header import PoolingKind
 from services.inference.engine.scheduler import PrefillBudget
 from shared import errors
 from shared.api import embedding
-
-
-class Pooling(StrEnum):
-    """Which tokens make up a text's vector; set in the model's file."""
-
-    MEAN = "mean"
-    FIRST = "first"
-    LAST = "last"
-    #: The model ranks texts: a vector is one number.
-    RANK = "rank"
 
 
 def probability(logit: float) -> float:
@@ -45,23 +35,23 @@ def probability(logit: float) -> float:
 class Pooled:
     """The vector of one text, assembled from pooled pieces."""
 
-    def __init__(self, pooling: Pooling) -> None:
+    def __init__(self, pooling: PoolingKind) -> None:
         self._pooling = pooling
         self._vector: list[float] = []
         self._tokens = 0
 
     def add(self, vector: Sequence[float], tokens: int) -> None:
         """Add the vector of the text's next piece, which has ``tokens`` tokens."""
-        if not self._tokens or self._pooling in (Pooling.LAST, Pooling.RANK):
+        if not self._tokens or self._pooling in (PoolingKind.LAST, PoolingKind.RANK):
             self._vector = list(vector)
-        elif self._pooling is Pooling.MEAN:
+        elif self._pooling is PoolingKind.MEAN:
             old, new = self._tokens / (self._tokens + tokens), tokens / (self._tokens + tokens)
             self._vector = [one * old + other * new for one, other in zip(self._vector, vector, strict=True)]
         self._tokens += tokens
 
     def packed(self, dimensions: int) -> bytes | None:
         """Return the first ``dimensions`` numbers, normalized; None if the vector has no direction. A score stays as it is."""
-        if self._pooling is Pooling.RANK:
+        if self._pooling is PoolingKind.RANK:
             return struct.pack("<f", self._vector[0]) if math.isfinite(self._vector[0]) else None
         kept = self._vector[:dimensions]
         length = math.hypot(*kept)
@@ -160,7 +150,7 @@ class EmbedderInterface(Protocol):
     vocabulary_size: int
     #: The model is bidirectional, so it can't compute a text in pieces.
     whole: bool
-    pooling: Pooling
+    pooling: PoolingKind
 
     def prepare(self) -> None:
         """Set the fields above. Safe to call twice. Raises BadRequest if the model has no embeddings, and Unavailable."""
@@ -201,7 +191,7 @@ class EmbeddingLoop:
     def measure(self, command: EmbedTexts) -> int:
         """Return the size of a command's texts. Raises BadRequest if the model has no such vectors, and Unavailable."""
         self._prepare()
-        ranks = self._embedder.pooling is Pooling.RANK
+        ranks = self._embedder.pooling is PoolingKind.RANK
         if ranks and command.query is None:
             raise errors.BadRequest("this model ranks texts and has no embeddings", hint="use a model for embeddings")
         if command.query is not None and not ranks:

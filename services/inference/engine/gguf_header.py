@@ -48,6 +48,7 @@ class PoolingKind(IntEnum):
     MEAN = 1
     CLS = 2
     LAST = 3
+    #: The model ranks texts: a vector is one number.
     RANK = 4
 
 

@@ -15,7 +15,8 @@ from services.inference.backends.remote import token_counts
 from services.inference.backends.remote.event_stream import BadStream, convert_or
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.token_counts import ReportedUsage
-from services.inference.engine.embedding_loop import Pooled, Pooling, probability
+from services.inference.engine.embedding_loop import Pooled, probability
+from services.inference.engine.gguf_header import PoolingKind
 from services.inference.jobs import EmbeddingJob
 from shared import errors
 from shared.api import embedding
@@ -202,7 +203,7 @@ class EmbeddingAssembly:
             raise errors.BadRequest(
                 f"dimensions is {dimensions}; this model's vectors have {self._full}", hint="request fewer, or leave it out"
             )
-        pooled = Pooled(Pooling.MEAN)
+        pooled = Pooled(PoolingKind.MEAN)
         pooled.add(vector, 1)
         if (packed := pooled.packed(dimensions)) is None:
             raise errors.Unavailable(f"the model computed no vector for input[{number}]", hint="use another model")

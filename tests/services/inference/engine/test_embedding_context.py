@@ -10,8 +10,9 @@ import pytest
 
 from services.inference.engine import engine_messages, llama_model
 from services.inference.engine.embedding_context import EmbeddingContext
-from services.inference.engine.embedding_loop import EmbeddingLoop, Pooling
+from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_messages import EmbeddingTurn, EmbedTexts, GenerationAccepted, GenerationRefused, PreparedPrompt
+from services.inference.engine.gguf_header import PoolingKind
 from services.inference.engine.special_tokens import SpecialTokens
 from services.inference.models import model_discovery
 from shared import errors
@@ -130,8 +131,8 @@ def test_fewer_dimensions_are_a_prefix(smollm2: llama_model.LlamaModel) -> None:
         embed(smollm2.embedder, CAT, dimensions=577)
 
 
-@pytest.mark.parametrize(("number", "pooling"), [(1, Pooling.MEAN), (2, Pooling.FIRST), (3, Pooling.LAST)])
-def test_bidirectional_model_gets_each_text_whole(tmp_path: Path, number: int, pooling: Pooling) -> None:
+@pytest.mark.parametrize(("number", "pooling"), [(1, PoolingKind.MEAN), (2, PoolingKind.CLS), (3, PoolingKind.LAST)])
+def test_bidirectional_model_gets_each_text_whole(tmp_path: Path, number: int, pooling: PoolingKind) -> None:
     bert_file.write(tmp_path / "bert.gguf", pooling=number)
     with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model:
         embedder = EmbeddingContext(model._model, context_tokens=50, step_tokens=16, threads=1, why=str)

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
-from services.inference.engine.embedding_loop import LEAST_TOKENS, EmbeddingLoop, Pooling, TextPiece
+from services.inference.engine.embedding_loop import LEAST_TOKENS, EmbeddingLoop, TextPiece
 from services.inference.engine.engine_messages import EmbeddingTurn, EmbedTexts, GenerationAccepted, GenerationRefused, StepReport
+from services.inference.engine.gguf_header import PoolingKind
 from shared import errors
 
 LETTERS = "abcd"
@@ -21,7 +22,7 @@ class LetterModel:
     vocabulary_size = len(LETTERS)
     slots = 3
     whole = False
-    pooling = Pooling.MEAN
+    pooling = PoolingKind.MEAN
 
     def __init__(self, refuses: errors.AimeshError | None = None) -> None:
         self.refuses = refuses
