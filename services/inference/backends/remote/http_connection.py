@@ -18,6 +18,8 @@ from services.inference.backends.remote.http_messages import BrokenReply, HttpFa
 
 #: Buffered for a slow reader, plus one piece of at most 256 KiB.
 MAX_WAITING_BYTES = 128 * 1024
+#: A slow line: 1.2 Mbit/s, as for bodies with images at the gateway.
+LEAST_BYTES_PER_SECOND = 150_000
 
 
 class ConnectFailed(HttpFailure):
@@ -225,6 +227,7 @@ class PoolLimits:
     connections: int
     connect_seconds: float
     turn_seconds: float
+    #: To send a request, beside the time for its bytes.
     write_seconds: float
     idle_seconds: float
 
@@ -303,7 +306,8 @@ class HttpConnectionPool:
     async def _send(self, connection: HttpServerConnection, request: bytes, until: float) -> tuple[HttpServerConnection, ReplyHead]:
         self._used.add(connection)
         try:
-            return connection, await connection.ask(request, until, write_seconds=self._limits.write_seconds)
+            seconds = self._limits.write_seconds + len(request) / LEAST_BYTES_PER_SECOND
+            return connection, await connection.ask(request, until, write_seconds=seconds)
         except BaseException:
             self._used.discard(connection)
             connection.abort()

@@ -34,7 +34,7 @@ MAX_REFUSAL_BYTES = 64 * 1024
 MAX_CONNECTIONS = 1024
 PROBE_CONNECTIONS = 4
 POOL_SECONDS = 10.0
-#: Enough for a prompt of 1 MiB on a slow line.
+#: See ``PoolLimits``.
 WRITE_SECONDS = 30.0
 #: Less than the 5 s after which uvicorn, and so vLLM, closes an idle connection.
 KEEP_ALIVE_SECONDS = 4.0

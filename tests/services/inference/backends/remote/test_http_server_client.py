@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from services.inference.backends.remote import http_server_client
+from services.inference.backends.remote import http_connection, http_server_client
 from services.inference.backends.remote.event_stream import StreamEventParser
 from services.inference.backends.remote.http_server_client import Server, ServerTimeouts
 from services.inference.backends.remote.server_errors import RefusalSource
@@ -268,8 +268,10 @@ async def test_a_prompt_that_the_server_does_not_read_is_not_sent_again(monkeypa
         await asyncio.Event().wait()
 
     monkeypatch.setattr(http_server_client, "WRITE_SECONDS", 0.02)
+    # Images on a slow line take longer than a text.
+    monkeypatch.setattr(http_connection, "LEAST_BYTES_PER_SECOND", 32 * 1024 * 1024 / 0.25)
     async with raw_server(deaf) as raw, http_server_client.connected(SOURCE, f"http://{raw.origin.authority}", PATIENT) as server:
-        with pytest.raises(errors.Unavailable, match="did not read the request"):
+        with pytest.raises(errors.Unavailable, match=r"did not read the request within 0\.27"):
             await server.ask("/completions", bytes(32 * 1024 * 1024), bytes, most=1)
         assert raw.connections == 1
 
