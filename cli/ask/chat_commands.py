@@ -24,6 +24,7 @@ COMMANDS = {
     "model": _CommandHelp("[NAME]", "choose the model; without NAME, list the models"),
     "system": _CommandHelp("[TEXT]", "set the system prompt, - removes it; without TEXT, show it"),
     "set": _CommandHelp("[NAME VALUE]", "set a parameter such as temperature, - means default; alone, show all"),
+    "image": _CommandHelp("[FILE]", "show an image with the next message, - removes them; without FILE, list them"),
     "retry": _CommandHelp("", "answer the last message again"),
     "new": _CommandHelp("", "start a new conversation with the same settings"),
     "save": _CommandHelp("NAME", "keep this conversation under a name", is_argument_needed=True),

@@ -19,8 +19,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Conversations without a name of the user's.
 _AUTOMATIC = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 MAX_AUTOMATIC = 100
-#: JSON takes up to six bytes for one of ours.
-_MAX_BYTES = 8 * 1024 * 1024
+#: JSON takes up to six bytes for one of ours, and four for three of an image.
+_MAX_BYTES = 28 * 1024 * 1024
 #: Of a write that kill -9 interrupted.
 _TEMPORARY_SECONDS = 3600
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyPressEvent
 
 MAX_ENTRIES = 1000
+_IMAGE = "/image "
 #: Longer texts are pasted, and nobody looks for them in the history.
 _MAX_ENTRY_CHARACTERS = 16 * 1024
 _MAX_BYTES = 16 * 1024 * 1024
@@ -56,9 +57,12 @@ class ChatHistory(History):
 class _ChatCompleter(Completer):
     def __init__(self, values: "Callable[[], Mapping[str, Iterable[str]]]") -> None:
         self._values = values
+        self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         text = document.text
+        if text.startswith(_IMAGE):
+            yield from self._paths.get_completions(Document(text.removeprefix(_IMAGE)), complete_event)
         start = text.rfind(" ") + 1
         for found in chat_commands.complete(text, self._values()):
             yield Completion(found, start_position=start - len(text))

@@ -5,13 +5,14 @@ import base64
 import random
 import sys
 from contextlib import suppress
+from pathlib import Path
 from uuid import uuid4
 
 import click
 from msgspec.structs import replace
 
 from cli import interrupts
-from cli.ask import answer_summary, chat_commands
+from cli.ask import answer_summary, chat_commands, infer
 from cli.ask.answer_view import AnswerView
 from cli.ask.chat_commands import ChatCommand
 from cli.ask.chat_files import ChatFile
@@ -24,6 +25,7 @@ from shared import errors
 from shared.api import gateway
 from shared.api.gateway import InferenceResult, ProcessInferenceRequest, ServedModel
 from shared.resumable_stream import StreamRequest
+from shared.types import Ability
 
 #: As `aicli infer`: a worker may be loading its model, and long answers take time; Ctrl-C stops them.
 _DEADLINE_SECONDS = 600
@@ -39,6 +41,8 @@ class ChatSession:
         self._folder = file.folder
         self._file = file
         self._models: tuple[ServedModel, ...] = ()
+        #: Of the next message, by their names.
+        self._images: dict[str, bytes] = {}
         self._writer = StdoutWriter(sys.stdout)
         self._input = ChatInput(file.folder.path.parent / "chat-history", self._completions)
 
@@ -67,7 +71,9 @@ class ChatSession:
             if isinstance(action, ChatCommand):
                 await self._obey(action)
             elif action:
-                await self._ask(self._conversation.with_question(action))
+                question = self._conversation.with_question(action, tuple(self._images.values()))
+                self._images = {}
+                await self._ask(question)
         except errors.AimeshError as error:
             self._show_error(error)
         return True
@@ -168,6 +174,8 @@ class ChatSession:
                 self._set_system(command.argument)
             case "set":
                 self._set(command.argument)
+            case "image":
+                self._attach(command.argument)
             case "retry":
                 await self._ask(self._conversation.without_last_answer(), fresh=True)
             case "new":
@@ -208,6 +216,19 @@ class ChatSession:
         chosen = self._conversation.settings.chosen()
         shown = (f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in chosen.items())
         self._note(", ".join(shown) or "All parameters have their defaults.")
+
+    def _attach(self, name: str) -> None:
+        model = self._find_model()
+        if name == UNSET:
+            self._images = {}
+        elif name and model is not None and Ability.IMAGES not in model.abilities:
+            raise errors.BadRequest(f"{model.name} cannot see images", hint="choose another model with /model")
+        elif name:
+            if not Path(name).expanduser().is_file():  # a pipe may never end
+                raise errors.BadRequest(f"there is no file {name}")
+            images = infer.read_images([name], [data for other, data in self._images.items() if other != name])
+            self._images[name] = images[-1]
+        self._note(f"Images of the next message: {', '.join(self._images) or 'none'}")
 
     def _load(self, name: str) -> None:
         if name:

@@ -1,5 +1,6 @@
 """A conversation of `aicli chat`: its turns, its settings, and the request that continues it. Pure."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -7,13 +8,15 @@ from msgspec import Meta
 
 from shared import errors
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, ReasoningEffort
+from shared.api.generation import ChatMessage, ImagePart, ReasoningEffort
 from shared.types import ModelName
 
 #: The gateway takes 960 KiB and 1000 messages.
 MAX_BYTES, MAX_TURNS = 900 * 1024, 400
 #: Of one question, so that there is room for others.
 MAX_QUESTION_BYTES = 256 * 1024
+#: Of all images; a request with images has at most 16 MiB. The gateway's own limit may be lower.
+MAX_IMAGE_BYTES = 15 * 1024 * 1024
 #: Means "back to the default" where a text or a number is expected.
 UNSET = "-"
 _RULES = {
@@ -65,6 +68,8 @@ class ConversationTurn(msgspec.Struct, frozen=True):
     answer: str = ""
     #: What the model thought before it; its template decides how much of that it reads again.
     reasoning: str = ""
+    #: Shown before the question; their data.
+    images: tuple[bytes, ...] = ()
 
 
 class ChatConversation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -77,14 +82,19 @@ class ChatConversation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=
     def last_answer(self) -> str:
         return next((turn.answer for turn in reversed(self.turns) if turn.answer), "")
 
-    def with_question(self, text: str) -> "ChatConversation":
+    def with_question(self, text: str, images: Sequence[bytes] = ()) -> "ChatConversation":
         """Raises TooLarge if the conversation would be longer than a request may be."""
         if len(text.encode()) > MAX_QUESTION_BYTES:
             raise errors.TooLarge(f"the message is longer than {MAX_QUESTION_BYTES // 1024} KiB", hint="shorten or split it")
-        turns = (*(turn for turn in self.turns if turn.answer), ConversationTurn(text))
+        turns = (*(turn for turn in self.turns if turn.answer), ConversationTurn(text, images=tuple(images)))
         size = sum(len((turn.question + turn.reasoning + turn.answer).encode()) for turn in turns) + len((self.system or "").encode())
         if size > MAX_BYTES or len(turns) > MAX_TURNS:
             raise errors.TooLarge("the conversation is too long to be continued", hint="start a new one with /new")
+        if sum(len(image) for turn in turns for image in turn.images) > MAX_IMAGE_BYTES:
+            raise errors.TooLarge(
+                f"the images of the conversation have more than {MAX_IMAGE_BYTES >> 20} MiB",
+                hint="start a new one with /new, or send smaller ones",
+            )
         return msgspec.structs.replace(self, turns=turns)
 
     def with_answer(self, text: str, reasoning: str = "") -> "ChatConversation":
@@ -102,7 +112,7 @@ class ChatConversation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=
         """Return the request that answers the last question."""
         messages = [ChatMessage("system", self.system)] if self.system else []
         for turn in self.turns:
-            messages.append(ChatMessage("user", turn.question))
+            messages.append(ChatMessage("user", turn.question, images=tuple(map(ImagePart, turn.images))))
             if turn.answer:
                 messages.append(ChatMessage("assistant", turn.answer, reasoning=turn.reasoning))
         chosen: dict[str, Any] = self.settings.chosen()

@@ -19,6 +19,8 @@ from cli.output.option_values import NumberTakingCommand
 from shared import errors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from cli.connection import CliConnection
     from cli.output.stdout_writer import StdoutWriter
     from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
 
 #: A message of the mesh is at most 1 MiB, so a longer prompt need not be read to its end.
 _MAX_PROMPT_BYTES = 1024 * 1024
-#: A request with images has at most 16 MiB. The gateway's own limit may be lower.
-_MAX_IMAGE_BYTES = 15 * 1024 * 1024
 #: A worker may be loading its model, and long answers take time; Ctrl-C cancels.
 _DEADLINE_SECONDS = 600
 #: Without input for so long, say that it is waited for.
@@ -247,24 +247,35 @@ def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
     )
 
 
-def _with_images(request: "InferenceRequest", names: tuple[str, ...]) -> "InferenceRequest":
-    """Show the images before the prompt."""
+def read_images(names: "Iterable[str]", read: "Sequence[bytes]" = ()) -> list[bytes]:
+    """Return the images that were ``read`` before, and those of the files. Raises BadRequest or TooLarge."""
     from pathlib import Path
 
+    from cli.ask.conversation import MAX_IMAGE_BYTES
+
+    images = list(read)
+    for name in names:
+        try:
+            with Path(name).expanduser().open("rb") as file:
+                images.append(file.read(MAX_IMAGE_BYTES + 1))
+        except (OSError, RuntimeError) as error:
+            raise errors.BadRequest(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
+        if sum(map(len, images)) > MAX_IMAGE_BYTES:
+            raise errors.TooLarge(f"the images have more than {MAX_IMAGE_BYTES >> 20} MiB", hint="send smaller ones")
+    return images
+
+
+def _with_images(request: "InferenceRequest", names: tuple[str, ...]) -> "InferenceRequest":
+    """Show the images before the prompt."""
     import msgspec
 
     from shared.api.generation import ChatMessage, ImagePart
 
     if not names:
         return request
-    images: list[ImagePart] = []
-    for name in names:
-        with Path(name).open("rb") as file:
-            images.append(ImagePart(file.read(_MAX_IMAGE_BYTES)))
-    if sum(len(image.data) for image in images) >= _MAX_IMAGE_BYTES:
-        raise errors.TooLarge(f"the images have more than {_MAX_IMAGE_BYTES >> 20} MiB", hint="send smaller ones")
+    images = tuple(map(ImagePart, read_images(names)))
     system = () if request.system is None else (ChatMessage("system", request.system),)
-    messages = (*system, ChatMessage("user", request.prompt or "", images=tuple(images)))
+    messages = (*system, ChatMessage("user", request.prompt or "", images=images))
     return msgspec.structs.replace(request, prompt=None, system=None, messages=messages)
 
 

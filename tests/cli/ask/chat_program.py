@@ -31,7 +31,11 @@ RESULT = InferenceResult(
     first_token_ms=10,
     cost_micro=MicroCredits(800),
 )
-MODELS = (ServedModel(ModelName("echo"), 1, 2048, ("llama3",)), ServedModel(ModelName("vectors"), 1, 512, only_embeds=True))
+MODELS = (
+    ServedModel(ModelName("echo"), 1, 2048, ("llama3",), abilities=("images",)),
+    ServedModel(ModelName("blind"), 1, 2048),
+    ServedModel(ModelName("vectors"), 1, 512, only_embeds=True),
+)
 
 
 async def answer(request: ProcessInferenceRequest) -> AsyncIterator[InferenceChunk]:
@@ -74,12 +78,14 @@ def run() -> None:
         asked = [call.request.request for call in mesh.calls if isinstance(call.request, ProcessInferenceRequest)]
         thoughts = [[message.reasoning for message in one.messages if message.reasoning] for one in asked]
         efforts = [one.reasoning_effort for one in asked]
+        images = [[len(image.data) for message in one.messages for image in message.images] for one in asked]
         seen = {
             "calls": [call.method for call in mesh.calls],
             "left_early": mesh.left_early,
             "messages": messages,
             "thoughts": thoughts,
             "efforts": efforts,
+            "images": images,
         }
         (folder / "seen.json").write_text(json.dumps(seen))
 

@@ -96,13 +96,54 @@ def test_thoughts_are_dimmed_and_sent_back(shell: Shell, chat: Chat, options: tu
     assert seen["efforts"] == ["low", "low"]
 
 
+def test_images_go_with_the_next_message_and_stay_in_the_conversation(shell: Shell, chat: Chat) -> None:
+    (shell.folder / "my cat.png").write_bytes(b"cat")
+    (shell.folder / "dog.png").write_bytes(b"a dog")
+    (shell.folder / "huge.png").write_bytes(bytes((15 << 20) + 1))
+    os.mkfifo(shell.folder / "pipe")
+    with chat() as terminal:
+        terminal.sees(READY)
+        terminal.types("/image ~/my\t")
+        terminal.sees("cat.png")
+        terminal.types("\r")
+        terminal.sees("Images of the next message: ~/my cat.png\r\n")
+        for name in ("~/nothing.png", "~", "~/pipe", "~nobody/x"):
+            terminal.sends(f"/image {name}")
+            terminal.sees(f"error: there is no file {name}")
+        terminal.sends("/image ~/huge.png")
+        terminal.sees("error: the images have more than 15 MiB – send smaller ones")
+        terminal.sends("/image ~/dog.png")
+        terminal.sees("Images of the next message: ~/my cat.png, ~/dog.png")
+        terminal.sends("/image -")
+        terminal.sees("Images of the next message: none")
+        terminal.sends("/image ~/dog.png")
+        terminal.sends("what is it?")
+        terminal.sees(SUMMARY)
+        terminal.sends("/model blind")
+        terminal.sends("/image ~/dog.png")
+        terminal.sees("error: blind cannot see images – choose another model with /model")
+        terminal.sends("/model echo")
+        terminal.sends("/retry")
+        terminal.sees(SUMMARY)
+        terminal.types(CTRL_D)
+        assert terminal.ends() == 0
+    with chat("--continue") as terminal:
+        terminal.sees(READY)
+        terminal.sends("and?")
+        terminal.sees(SUMMARY)
+        terminal.types(CTRL_D)
+        assert terminal.ends() == 0
+    assert seen_by(shell)["images"] == [[5]]
+    assert seen_by(shell)["messages"] == [["what is it?", "what is it? ", "and?"]]
+
+
 def test_commands(shell: Shell, chat: Chat) -> None:
     with chat() as terminal:
         terminal.sees(READY)
         terminal.sends("/modle")
         terminal.sees("error: there is no command /modle – did you mean /model?")
         terminal.sends("/model vectors")
-        terminal.sees("error: no worker serves 'vectors' – models: echo")
+        terminal.sees("error: no worker serves 'vectors' – models: echo, blind")
         terminal.sends("/model llama3")
         terminal.sees("Model: llama3")
         terminal.sends("/set temperature 9")

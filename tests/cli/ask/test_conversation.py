@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from cli.ask import conversation
-from cli.ask.conversation import ChatConversation, ChatSettings, ConversationTurn
+from cli.ask.conversation import MAX_IMAGE_BYTES, ChatConversation, ChatSettings, ConversationTurn
 from shared import errors
 from shared.api.generation import ChatMessage
 from shared.types import ModelName
@@ -20,6 +20,14 @@ def test_request_has_the_system_prompt_the_turns_and_the_settings() -> None:
         ChatMessage("user", "two"),
     )
     assert (request.model, request.temperature, request.max_tokens) == (ModelName("m"), 0.5, None)
+
+
+def test_images_are_sent_before_their_question_and_bounded() -> None:
+    asked = ChatConversation().with_question("what?", (b"cat",)).with_answer("a cat")
+    first, _, last = asked.with_question("and?", (b"dog",)).request().messages
+    assert [[image.data for image in message.images] for message in (first, last)] == [[b"cat"], [b"dog"]]
+    with pytest.raises(errors.TooLarge, match="the images of the conversation have more than 15 MiB"):
+        asked.with_question("and?", (bytes(MAX_IMAGE_BYTES - 2),))
 
 
 def test_question_without_an_answer_is_not_sent_with_the_next_one() -> None:
