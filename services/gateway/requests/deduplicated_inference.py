@@ -134,7 +134,13 @@ class DeduplicatedInference:
             # The maximum, because every reader has its own deadline.
             left = self._idempotency.most_seconds
             running = self._pipeline.run(
-                principal, request, seconds=left, claim=claim, cache=cache, continues_elsewhere=lambda: not run.was_stopped
+                principal,
+                request,
+                seconds=left,
+                claim=claim,
+                cache=cache,
+                whole_seconds=None if streamed else seconds,
+                continues_elsewhere=lambda: not run.was_stopped,
             )
             # Other readers may need it longer than the call that brought it.
             with request_memory.current.get() or nullcontext():

@@ -8,18 +8,21 @@ from typing import Any
 import pytest
 
 from services.gateway.billing.request_record import ReservationState
+from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import LimitRules
 from services.gateway.relay import AnswerItem
 from services.gateway.requests import bounded_answers
 from services.gateway.requests.bounded_answers import STEP_TOKENS, AnswerBounds
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from shared import context
 from shared.api import inference
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk
 from shared.types import FinishReason, RequestStatus
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
+from tests.services.gateway.fakes import OWNER, FakeKeys, FakeWorker, RunningService, node_id
 from tests.testnet import until
 
 CONTEXT = 131_072
@@ -335,6 +338,20 @@ async def test_an_unstreamed_answer_ends_before_its_deadline_with_what_there_is(
     row = long.service.store.only_row
     assert (row.status, row.cost_micro, row.response_time_ms < 500) == (RequestStatus.SUCCESS, 7 + 2 * 1500, True)
     assert long.worker.left_early == 1
+
+
+async def test_under_a_key_an_unstreamed_answer_ends_before_its_deadline_too(long: LongService) -> None:
+    """Under a key it still ended with a 504, although streams may repeat it."""
+    long.worker.length, long.worker.waits_after = 10_000, 1500
+    keys = IdempotentRequests(FakeKeys(), long.service.runs, node_id(99), secret="s" * 16, most_seconds=0.5)
+    deduplicated = DeduplicatedInference(long.service.pipeline, keys)
+    context.start()
+    for streamed in (False, True):
+        asking = deduplicated.run(OWNER, InferenceRequest(prompt="hi"), seconds=0.5, repeat=RepeatedRequest(key="k"), streamed=streamed)
+        async with asking as answer:
+            length = sum([len(chunk.text) async for _, chunk in answer])
+        assert (length, answer.result.finish_reason, answer.result.usage) == (1500, LENGTH, Usage(7, 1500))
+    assert long.service.store.only_row.status is RequestStatus.SUCCESS
 
 
 async def test_an_unstreamed_answer_that_has_not_begun_keeps_its_time(long: LongService) -> None:
