@@ -24,6 +24,7 @@ from services.web.settings import WebSettings
 from shared import addresses, errors
 from shared.api import accounts, auth
 from shared.api.method import Method, Reply, Request
+from shared.rpc.request_memory import RequestMemory
 from shared.timing.admission_semaphore import AdmissionSemaphore
 from shared.timing.concurrency_limit import ConcurrencyLimit
 from shared.types import UserRole
@@ -97,6 +98,9 @@ class App:
     followers: ConcurrencyLimit = field(default_factory=live_updates.follower_limit)
     #: Limits concurrent answers in the playground, in total and per user. The gateway has its own limits.
     answers: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(200, most_of_one=4))
+    #: Limits how many questions are uploaded at once, in total and per user, and the memory of them and of running ones.
+    uploads: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(200, most_of_one=4))
+    memory: RequestMemory = field(default_factory=RequestMemory)
     runbooks: Mapping[str, str] = field(default_factory=runbooks.load)
     alert_poller: AlertPoller = field(default_factory=lambda: AlertPoller(time.monotonic))
     #: Limits concurrent registrations and sign-ins, so that a burst of them does not slow other requests.

@@ -20,17 +20,19 @@ from services.web.request_context import Page, PageRequest
 from shared import amounts, errors
 from shared.api import accounts, gateway, usage_report
 from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
-from shared.api.generation import ChatMessage, ReasoningEffort
+from shared.api.generation import ChatMessage, ImagePart, ReasoningEffort
 from shared.api.method import End, Item, Method, Reply, Request, StreamAnswer, StreamMethod
 from shared.resumable_stream import StreamRequest
-from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId
+from shared.rpc.request_memory import HeldRequest
+from shared.types import Ability, Credential, FinishReason, ModelName, NodeId, RequestId
 
 #: More than the context of most models can hold.
 MOST_MESSAGES = 200
-#: As much as a message of the mesh; thoughts are sent back, too.
-MAX_BODY_BYTES = 1024 * 1024
-#: Enough to upload a pasted text over a slow connection.
-_QUESTION_SECONDS = 60.0
+#: As much as a message of the mesh (thoughts are sent back, too), and 12 MiB of images in base64.
+_TEXT_BYTES = 1024 * 1024
+MAX_BODY_BYTES = _TEXT_BYTES + 16 * 1024 * 1024
+#: Enough to upload a pasted text over a slow connection; the gateway's time for a body with images.
+_QUESTION_SECONDS, _IMAGES_SECONDS = 60.0, 120.0
 #: Long enough for a worker to load its model and write a long answer. Users can press Stop.
 _ANSWER_SECONDS = 600.0
 
@@ -43,6 +45,8 @@ class Speaker(StrEnum):
 class ChatTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Speaker
     content: str
+    #: Before the content, in base64.
+    images: tuple[bytes, ...] = ()
     #: The model's thoughts before it.
     reasoning: str = ""
 
@@ -74,6 +78,8 @@ class Rating(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PlaygroundPage:
     #: Their names; None if the gateway did not respond.
     models: tuple[ModelName, ...] | None
+    #: Those that can see images.
+    seeing: frozenset[ModelName]
     #: Why there are none, if the gateway knows.
     why_none: str
     chosen: ModelName | None
@@ -90,6 +96,7 @@ async def show_playground(page_request: NamedDependency[PageRequest], model: Fro
     preferred = None if account is None else account.preferences.default_model
     view = PlaygroundPage(
         models=None if served is None else tuple(each.name for each in served.models if not each.only_embeds),
+        seeing=frozenset() if served is None else frozenset(each.name for each in served.models if Ability.IMAGES in each.abilities),
         why_none="" if served is None else served.why_none,
         chosen=None if served is None else choose(served, ModelName(model), preferred),
         address=page_request.address,
@@ -106,11 +113,16 @@ def choose(served: gateway.ServedModels, *wanted: ModelName | None) -> ModelName
 @post("/playground/answer", request_max_body_size=MAX_BODY_BYTES)
 async def answer(page_request: NamedDependency[PageRequest]) -> EventResponse:
     """Stream an answer. An invalid request gets an error status; later errors are events."""
-    request = read_question(await page_request.read_json(ChatQuestion, seconds=_QUESTION_SECONDS))
-    caller = UserCaller(page_request.app.caller, page_request.person.access_token)
+    app, user = page_request.app, str(page_request.person.user.id)
     refusal = errors.Overloaded("you have too many running answers", hint="stop one, or wait until it ends", retry_after_seconds=5)
-    slot = page_request.app.answers.one_more(str(page_request.person.user.id), refusal)
-    return EventResponse(lambda: aclosing(answer_events(caller, request, slot)))
+    announced = page_request.request.headers.get("content-length", "")
+    size = min(int(announced), MAX_BODY_BYTES) if announced.isdecimal() and len(announced) < 10 else MAX_BODY_BYTES
+    with app.uploads.one_more(user, refusal), app.memory.hold(size) as memory:
+        seconds = _QUESTION_SECONDS if size <= _TEXT_BYTES else _IMAGES_SECONDS
+        request = read_question(await page_request.read_json(ChatQuestion, seconds=seconds))
+    caller = UserCaller(app.caller, page_request.person.access_token)
+    slot = app.answers.one_more(user, refusal)
+    return EventResponse(lambda: aclosing(answer_events(caller, request, slot, memory)))
 
 
 def read_question(question: ChatQuestion) -> InferenceRequest:
@@ -121,7 +133,7 @@ def read_question(question: ChatQuestion) -> InferenceRequest:
         raise errors.BadRequest("the chat does not end with a message from you", hint="type a message and send it")
     system = (ChatMessage("system", question.system),) if question.system else ()
     return InferenceRequest(
-        messages=(*system, *(ChatMessage(each.role.value, each.content, reasoning=each.reasoning) for each in question.messages)),
+        messages=(*system, *map(_message, question.messages)),
         model=ModelName(question.model) if question.model else None,
         temperature=question.temperature,
         max_tokens=question.max_tokens,
@@ -129,6 +141,10 @@ def read_question(question: ChatQuestion) -> InferenceRequest:
         seed=question.seed,
         reasoning_effort=question.reasoning_effort,
     )
+
+
+def _message(turn: ChatTurn) -> ChatMessage:
+    return ChatMessage(turn.role.value, turn.content, reasoning=turn.reasoning, images=tuple(map(ImagePart, turn.images)))
 
 
 @post("/playground/feedback", status_code=HTTPStatus.NO_CONTENT)
@@ -188,12 +204,14 @@ class UserCaller:
         return self.caller.stream(method, request, deadline_seconds=deadline_seconds, credential=self.credential)
 
 
-async def answer_events(caller: UserCaller, request: InferenceRequest, slot: AbstractContextManager[None]) -> AsyncGenerator[bytes]:
+async def answer_events(
+    caller: UserCaller, request: InferenceRequest, slot: AbstractContextManager[None], memory: HeldRequest
+) -> AsyncGenerator[bytes]:
     """Yield all events of one answer. Errors are events too, so this raises none."""
     wanted = ProcessInferenceRequest(request, idempotency_key=str(uuid4()))
     asking = StreamRequest(caller, random.Random())  # noqa: S311 - spreads load
     try:
-        with slot:
+        with slot, memory:
             async with asking.ask(wanted, seconds=_ANSWER_SECONDS, lost=lambda *_why: None) as answer:
                 async for chunk in answer:
                     # Sent again when another gateway resumes the answer under a new id.

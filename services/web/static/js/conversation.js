@@ -1,9 +1,12 @@
 // A chat and its state changes. Pure: every function returns a new conversation.
 
+import { toBase64 } from './images.js'
+
 /**
  * @typedef {{request_id: string, prompt_tokens: number, completion_tokens: number, cost?: string, tokens_per_second?: number, note?: string}} Usage
  * @typedef {{code: string, message: string, hint: string}} Problem
- * @typedef {{role: 'user' | 'assistant', text: string, reasoning: string, state: 'done' | 'writing' | 'stopped' | 'failed',
+ * @typedef {import('./images.js').Picture} Picture
+ * @typedef {{role: 'user' | 'assistant', text: string, images: readonly Picture[], reasoning: string, state: 'done' | 'writing' | 'stopped' | 'failed',
  *   waiting: string, usage: Usage | null, problem: Problem | null, requestId: string, rating: '' | 'up' | 'down'}} Message
  * @typedef {{messages: readonly Message[]}} Conversation
  */
@@ -14,6 +17,7 @@ export const EMPTY = Object.freeze({ messages: [] })
 const BLANK = {
   role: 'assistant',
   text: '',
+  images: [],
   reasoning: '',
   state: 'done',
   waiting: '',
@@ -26,10 +30,10 @@ const BLANK = {
 /** @param {Conversation} chat */
 export const isWriting = (chat) => chat.messages.at(-1)?.state === 'writing'
 
-/** @param {Conversation} chat @param {string} text @returns {Conversation} */
-export function addPrompt(chat, text) {
+/** @param {Conversation} chat @param {string} text @param {readonly Picture[]} [images] @returns {Conversation} */
+export function addPrompt(chat, text, images = []) {
   if (isWriting(chat) || !text.trim()) return chat
-  return { messages: [...chat.messages, { ...BLANK, role: 'user', text }, { ...BLANK, state: 'writing' }] }
+  return { messages: [...chat.messages, { ...BLANK, role: 'user', text, images }, { ...BLANK, state: 'writing' }] }
 }
 
 /** Asks the last question again, without its answer. @param {Conversation} chat @returns {Conversation} */
@@ -87,13 +91,23 @@ export function rate(chat, requestId, rating) {
 }
 
 /** Returns the messages for the model, without unanswered questions and empty answers. @param {Conversation} chat */
-export function toMessages(chat) {
+export function toSent(chat) {
   const { messages } = chat
-  return messages.flatMap(({ role, text, reasoning }, index) => {
+  return messages.filter(({ role, text }, index) => {
     const answer = messages[index + 1]
     const isUnanswered = role === 'user' && answer && !answer.text && answer.state !== 'writing'
     return text && !isUnanswered && !(role === 'assistant' && index === messages.length - 1 && isWriting(chat))
-      ? [{ role, content: text, ...(reasoning ? { reasoning } : {}) }]
-      : []
   })
 }
+
+/** Returns them as the server reads them. @param {Conversation} chat */
+export const toMessages = (chat) =>
+  toSent(chat).map(({ role, text, images, reasoning }) => ({
+    role,
+    content: text,
+    ...(images.length ? { images: images.map(toBase64) } : {}),
+    ...(reasoning ? { reasoning } : {}),
+  }))
+
+/** Returns the images that the next request has already. @param {Conversation} chat */
+export const toPictures = (chat) => toSent(chat).flatMap(({ images }) => images)

@@ -3,8 +3,9 @@
 import * as conversation from './conversation.js'
 import { copy } from './copy.js'
 import { Follower } from './follower.js'
+import { ImageTray, toThumbnails, watchFiles } from './images.js'
 import { Writing } from './markdown_view.js'
-import { toSamples } from './samples.js'
+import { toContent, toSamples } from './samples.js'
 import { Refused, readEvents, toRefused } from './stream.js'
 import { TEXTS } from './texts.js'
 
@@ -31,11 +32,21 @@ class Playground {
     this.question = /** @type {HTMLTextAreaElement} */ (this.form.elements.namedItem('message'))
     this.log = this.#part('log')
     this.follower = new Follower(this.log, this.#part('latest'))
+    this.model = /** @type {HTMLSelectElement} */ (this.form.elements.namedItem('model'))
+    this.files = /** @type {HTMLInputElement} */ (this.#part('files'))
+    const template = /** @type {HTMLTemplateElement} */ (this.#part('image-template'))
+    const parts = { list: this.#part('images'), template, problem: this.#part('image-problem') }
+    this.tray = new ImageTray(parts, (text) => this.#announce(text))
   }
 
   /** @param {string} name @param {ParentNode} [within] */
   #part(name, within = this.root) {
     return /** @type {HTMLElement} */ (within.querySelector(`[data-chat="${name}"]`))
+  }
+
+  /** @param {string} act */
+  #button(act) {
+    return /** @type {HTMLButtonElement} */ (this.root.querySelector(`[data-chat-act="${act}"]`))
   }
 
   start() {
@@ -58,8 +69,16 @@ class Playground {
       if (button instanceof HTMLElement) this.#act(button)
     })
     this.root.addEventListener('input', () => this.#showParameters())
+    watchFiles(this.root, this.files, (files) => {
+      if (this.#seesImages) this.tray.add(files, conversation.toPictures(this.chat))
+      else this.tray.show(`${this.model.value} ${TEXTS.noImages}`)
+    })
     this.#showParameters()
     this.#refresh()
+  }
+
+  get #seesImages() {
+    return this.model.selectedOptions[0]?.dataset.images !== undefined
   }
 
   /** Shows the parameters of the next request, also while their fields are collapsed. */
@@ -70,6 +89,7 @@ class Playground {
     const summary = this.#part('params')
     const texts = set.map(({ name, labels }) => `${labels?.[0]?.textContent?.trim() ?? name} ${options[name] ?? ''}`.trim())
     summary.textContent = texts.join(' · ') || (summary.dataset.defaults ?? '')
+    this.#button('attach').hidden = !this.#seesImages
   }
 
   /** @param {HTMLElement} button */
@@ -86,6 +106,12 @@ class Playground {
       case 'regenerate':
         this.#regenerate()
         break
+      case 'attach':
+        this.files.click()
+        break
+      case 'detach':
+        ;(this.tray.remove(button) ?? this.question).focus()
+        break
       case 'copy':
         if (row) copy(button, this.#part('text', row), this.chat.messages[this.#rows.indexOf(row)]?.text)
         break
@@ -98,13 +124,15 @@ class Playground {
     }
   }
 
-  #sendPrompt() {
+  async #sendPrompt() {
+    await this.tray.ready()
     const text = this.question.value
-    const next = conversation.addPrompt(this.chat, text)
+    const next = conversation.addPrompt(this.chat, text, this.tray.pictures)
     if (next === this.chat) return
+    if (this.tray.pictures.length && !this.#seesImages) return this.tray.show(`${this.model.value} ${TEXTS.noImages}`)
     this.chat = next
     this.question.value = ''
-    this.#addRow('user').append(text)
+    this.#addRow('user').append(toThumbnails(this.tray.take()), text)
     this.#answer()
   }
 
@@ -119,6 +147,7 @@ class Playground {
   #clear() {
     this.#stop()
     this.chat = conversation.EMPTY
+    this.tray.take()
     for (const row of this.#rows.splice(0)) row.remove()
     this.#refresh()
     this.question.focus()
@@ -176,7 +205,7 @@ class Playground {
     this.#writing = null
     this.chat = conversation.end(this.chat, state)
     this.#refresh()
-    this.#announce()
+    this.#announceAnswer()
   }
 
   /** @param {AbortSignal} signal */
@@ -267,22 +296,27 @@ class Playground {
     part.hidden = text === ''
   }
 
+  /** @param {string} text */
+  #announce(text) {
+    this.#part('announcement').textContent = text
+  }
+
   /** Announces the complete answer to screen readers. */
-  #announce() {
+  #announceAnswer() {
     const message = this.chat.messages.at(-1)
     const text = this.#rows.at(-1)?.querySelector('[data-chat="text"]')?.textContent ?? ''
     const spoken = message?.problem ? message.problem.message : message?.state === 'stopped' ? TEXTS.stopped : text
-    this.#part('announcement').textContent = spoken.slice(0, MOST_READ_OUT)
+    this.#announce(spoken.slice(0, MOST_READ_OUT))
   }
 
   #showCode() {
     const { model, system, options } = this.#settings()
-    const past = conversation.toMessages(this.chat).map(({ role, content }) => ({ role, content }))
+    const past = conversation.toSent(this.chat).map(({ role, text, images }) => ({ role, content: toContent(text, images) }))
     const open = this.question.value.trim()
     const messages = [
       ...(system ? [{ role: 'system', content: system }] : []),
       ...past,
-      ...(open || !past.length ? [{ role: 'user', content: open || TEXTS.example }] : []),
+      ...(open || !past.length ? [{ role: 'user', content: toContent(open || TEXTS.example, this.tray.pictures) }] : []),
     ]
     // Drop a final answer, so that the code sends the question before it.
     if (messages.at(-1)?.role === 'assistant') messages.pop()
@@ -303,10 +337,10 @@ class Playground {
       const answer = await fetch('/playground/feedback', { method: 'POST', body, headers: this.#headers(), redirect: 'manual' })
       if (!answer.ok) throw await toRefused(answer)
       this.chat = conversation.rate(this.chat, requestId, rating)
-      this.#part('announcement').textContent = TEXTS.thanks
+      this.#announce(TEXTS.thanks)
     } catch {
       this.#mark(row, this.chat.messages[index]?.rating ?? '')
-      this.#part('announcement').textContent = TEXTS.notSaved
+      this.#announce(TEXTS.notSaved)
     }
   }
 

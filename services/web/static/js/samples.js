@@ -1,7 +1,8 @@
 // Writes the current request as curl, Python, JavaScript and aicli code. Pure; never contains a key.
 
 /**
- * @typedef {{role: string, content: string}} ChatMessage
+ * @typedef {{type: 'text', text: string} | {type: 'image_url', image_url: {url: string}}} Part
+ * @typedef {{role: string, content: string | Part[]}} ChatMessage
  * @typedef {{model: string, messages: ChatMessage[], temperature?: number, max_tokens?: number, top_p?: number, seed?: number,
  *   reasoning_effort?: string}} Request
  */
@@ -20,6 +21,16 @@ export function toSamples(address, request) {
     javascript: toJavascript(address, request),
     aicli: toAicli(request),
   }
+}
+
+/**
+ * Returns the content of a message. The name of a file stands for its data.
+ * @param {string} text @param {readonly {name: string, url: string}[]} images @returns {string | Part[]}
+ */
+export function toContent(text, images) {
+  if (!images.length) return text
+  const urls = images.map(({ name, url }) => `${url.slice(0, url.indexOf(',') + 1)}<${name}>`)
+  return [...urls.map((url) => /** @type {const} */ ({ type: 'image_url', image_url: { url } })), { type: 'text', text }]
 }
 
 /** Quotes a word for a POSIX shell. @param {string} text */
@@ -71,13 +82,23 @@ function toJavascript(address, { max_tokens, top_p, reasoning_effort, ...request
   ].join('\n')
 }
 
+/** @param {string | Part[]} content @returns {{text: string, files: string[]}} */
+function fromContent(content) {
+  if (typeof content === 'string') return { text: content, files: [] }
+  const urls = content.flatMap((part) => (part.type === 'text' ? [] : [part.image_url.url]))
+  const text = content.map((part) => (part.type === 'text' ? part.text : '')).join('')
+  return { text, files: urls.map((url) => url.slice(url.indexOf('<') + 1, -1)) }
+}
+
 /** aicli sends only the last question. @param {Request} request */
 function toAicli(request) {
   const { messages } = request
   const system = messages.find((message) => message.role === 'system')
-  const question = messages.findLast((message) => message.role === 'user')?.content ?? ''
+  const { text, files } = fromContent(messages.findLast((message) => message.role === 'user')?.content ?? '')
   const given = OPTIONS.flatMap((name) => (request[name] === undefined ? [] : [`--${name.replace('_', '-')} ${request[name]}`]))
+  const images = files.map((file) => `--image ${quote(file)}`)
   // `--` before a question that starts with a dash, which would parse as an option.
-  const words = ['aicli infer', `-m ${quote(request.model)}`, ...given, ...(system ? [`-s ${quote(system.content)}`] : [])]
-  return [...words, `${question.startsWith('-') ? '-- ' : ''}${quote(question)}`].join(' ')
+  const words = ['aicli infer', `-m ${quote(request.model)}`, ...given, ...images]
+  if (system) words.push(`-s ${quote(fromContent(system.content).text)}`)
+  return [...words, `${text.startsWith('-') ? '-- ' : ''}${quote(text)}`].join(' ')
 }

@@ -25,5 +25,12 @@ export const TEXTS = {
   credits: 'credits',
   example: 'Say hello',
   noOffer: 'We can’t show the details of this invitation right now. You can still join.',
+  images: 'Images',
+  remove: 'Remove',
+  noImages: 'can’t see images. Choose another model, or send only text.',
+  imageFormat: 'is not a JPEG, PNG, WebP or GIF.',
+  imageCount: 'A chat can have at most 8 images. Start a new chat to send more.',
+  imageSize: 'is too large: all images of a chat together can have at most 12 MiB.',
+  imageBroken: 'can’t be read as an image.',
   notSaved: 'The rating couldn’t be saved.',
 }

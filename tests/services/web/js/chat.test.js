@@ -3,7 +3,8 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import * as conversation from '../../../../services/web/static/js/conversation.js'
-import { toSamples } from '../../../../services/web/static/js/samples.js'
+import { findProblem, MAX_BYTES, MAX_IMAGES } from '../../../../services/web/static/js/images.js'
+import { toContent, toSamples } from '../../../../services/web/static/js/samples.js'
 import { EventParser, MAX_EVENT_CHARACTERS } from '../../../../services/web/static/js/stream.js'
 
 const texts = (chat) => chat.messages.map(({ role, text, state }) => [role, text, state])
@@ -31,6 +32,25 @@ test('thoughts are kept apart from the answer, and sent back with it', () => {
     { role: 'assistant', content: 'Because', reasoning: 'Let me see.' },
     { role: 'user', content: 'And?' },
   ])
+})
+
+const PHOTO = { name: "my 'photo'.png", url: 'data:image/png;base64,aGk=', bytes: 2 }
+
+test('images are sent with their question, as long as it is sent', () => {
+  let chat = conversation.addPrompt(conversation.EMPTY, 'What?', [PHOTO])
+  assert.deepEqual(conversation.toMessages(chat), [{ role: 'user', content: 'What?', images: ['aGk='] }])
+  assert.deepEqual(conversation.toPictures(chat), [PHOTO])
+  chat = conversation.receive(chat, 'problem', { code: 'x', message: 'y' })
+  assert.deepEqual(conversation.toPictures(chat), [])
+})
+
+test('images have a known format, and are bounded together', () => {
+  const file = { name: 'a.png', type: 'image/png', size: MAX_BYTES - 2 }
+  assert.equal(findProblem(file, [PHOTO]), '')
+  assert.match(findProblem({ ...file, size: MAX_BYTES - 1 }, [PHOTO]), /^a\.png is too large/)
+  assert.match(findProblem({ ...file, type: 'image/heic' }, []), /^a\.png is not a JPEG, PNG, WebP or GIF/)
+  assert.equal(findProblem({ ...file, size: 1 }, Array(MAX_IMAGES - 1).fill(PHOTO)), '')
+  assert.match(findProblem({ ...file, size: 1 }, Array(MAX_IMAGES).fill(PHOTO)), /at most 8 images/)
 })
 
 test('nothing is asked while an answer is written, and nothing blank', () => {
@@ -124,6 +144,16 @@ test('the samples name model, address and parameters, and no key', () => {
   assert.match(samples.python, /reasoning_effort="low",/)
   assert.match(samples.aicli, /^aicli infer -m llama-3 --temperature 0\.2 --max-tokens 64 --reasoning-effort low -s 'Be brief' /)
   assert.match(toSamples('x', { model: 'm', messages: [{ role: 'user', content: '-v' }] }).aicli, / -- -v$/)
+})
+
+test('the samples name the file of an image instead of its data', () => {
+  const messages = [{ role: 'user', content: toContent('What is it?', [PHOTO]) }]
+  assert.deepEqual(messages[0].content, [
+    { type: 'image_url', image_url: { url: "data:image/png;base64,<my 'photo'.png>" } },
+    { type: 'text', text: 'What is it?' },
+  ])
+  assert.equal(toContent('hi', []), 'hi')
+  assert.equal(toSamples('x', { model: 'm', messages }).aicli, `aicli infer -m m --image 'my '\\''photo'\\''.png' 'What is it?'`)
 })
 
 if (process.env.SAMPLES_TO) {

@@ -1,6 +1,6 @@
 """The markup that playground.js works on, as the template must produce it."""
 
-MODELS = '<option value="small">small</option><option value="large">large</option>'
+MODELS = '<option value="small" data-images>small</option><option value="large">large</option>'
 NUMBERS = (("temperature", "Temperature"), ("max_tokens", "Max tokens"), ("top_p", "Top p"), ("seed", "Seed"))
 SAMPLES = (("curl", "curl"), ("python", "Python"), ("javascript", "JavaScript"), ("aicli", "aicli"))
 
@@ -32,12 +32,17 @@ def playground() -> str:
     <button type="button" class="quiet chat-latest" data-chat="latest" hidden>To the end</button>
   </div>
   <div class="unseen" data-chat="announcement" role="status"></div>
-  <form id="chat" data-chat="form">
+  <form id="chat" class="chat-form" data-chat="form">
+    <ul class="chat-images" data-chat="images" aria-label="Images" hidden></ul>
+    <p class="chat-problem" data-chat="image-problem" role="alert" hidden></p>
+    <input type="file" data-chat="files" accept="image/jpeg,image/png,image/webp,image/gif" multiple hidden>
+    <button type="button" class="quiet icon" data-chat-act="attach" aria-label="Add images" title="Add images" hidden><svg></svg></button>
     <label class="unseen" for="message">Message</label>
     <textarea id="message" name="message" rows="1" required placeholder="Message the model"></textarea>
     <button type="submit" data-chat="send">Send</button>
     <button type="button" class="icon" data-chat-act="stop" aria-label="Stop" title="Stop" hidden><svg></svg></button>
   </form>
+  <template data-chat="image-template"><li><button type="button" class="icon" data-chat-act="detach" aria-label="Remove" title="Remove"><svg></svg></button></li></template>
   <template data-chat="user-template"><li class="chat-question" data-chat="text"></li></template>
   <template data-chat="answer-template"><li>
     <details class="chat-thoughts" data-chat="thoughts" hidden><summary>Thoughts</summary><div data-chat="thought"></div></details>

@@ -1,13 +1,16 @@
 """The chat page in a real browser: what users type, see, hear and stop, and what the server gets."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from tests.acceptance.chromium import Browser, Page
+from tests.services.gateway.images import pictures
 from tests.services.web.js import axe
 from tests.services.web.js.playground_page import playground
 from tests.services.web.js.site import PATIENCE_SECONDS, ReceivedRequest, Site, key, opened, press, wait_for, write
@@ -15,6 +18,7 @@ from tests.services.web.js.site import PATIENCE_SECONDS, ReceivedRequest, Site, 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 USAGE = {"prompt_tokens": 1200, "completion_tokens": 34, "cost": "0.0012", "tokens_per_second": 41.26}
+PICTURE = pictures.png(1, 1)
 LAST = "[...document.querySelectorAll('[data-chat-message=answer]')].at(-1)"
 
 
@@ -156,6 +160,142 @@ async def test_thoughts_are_open_while_the_model_thinks(chrome: Browser) -> None
         assert page_request.sent["messages"][1] == {"role": "assistant", "content": "Because so.", "reasoning": "Let me <b>think</b>."}
         await chat.answer(page_request, "So.")
         assert await chat.page.evaluate(f"{thoughts}.hidden") is True
+
+
+def a_file(name: str, kind: str = "image/png", *, size: int = 0) -> str:
+    """A JavaScript expression for a file of this size; without one, a picture."""
+    data = (
+        f"new Uint8Array({size})" if size else f"Uint8Array.from(atob('{base64.b64encode(PICTURE).decode()}'), each => each.charCodeAt())"
+    )
+    return f"new File([{data}], '{name}', {{type: '{kind}'}})"
+
+
+async def give(chat: Chat, way: str, *files: str, text: str = "") -> None:
+    """Paste or drop files."""
+    made = "const data = new DataTransfer();" + "".join(f"data.items.add({each});" for each in files)
+    made += f"for (const kind of ['text/plain', 'text/html']) data.setData(kind, '{text}');" if text else ""
+    target, event = (
+        ("getElementById('message')", "new ClipboardEvent('paste', {clipboardData: data, bubbles: true})")
+        if way == "paste"
+        else ("body", "new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})")
+    )
+    await chat.page.evaluate(f"(() => {{ {made} document.{target}.dispatchEvent({event}) }})()")
+
+
+TRAY = "[...document.querySelectorAll('[data-chat=images] img')]"
+IMAGE_PROBLEM = "document.querySelector('[data-chat=image-problem]').textContent"
+
+
+async def choose(chat: Chat, *paths: Path) -> None:
+    """Choose files with the button; a browser without a window can't show its dialog."""
+    await chat.page.evaluate("document.querySelector('[data-chat=files]').click = () => { window.asked = true }")
+    await press(chat.page, "[data-chat-act=attach]")
+    assert await chat.page.evaluate("window.asked") is True
+    found = await chat.page.send("Runtime.evaluate", expression="document.querySelector('[data-chat=files]')")
+    await chat.page.send("DOM.setFileInputFiles", files=[str(path) for path in paths], objectId=found["result"]["objectId"])
+
+
+@pytest.mark.parametrize("way", ["paste", "drop", "choose"])
+async def test_images_of_any_way_are_sent_with_the_question(chrome: Browser, way: str, tmp_path: Path) -> None:
+    async with chatting(chrome) as chat:
+        if way == "choose":
+            for name in ("cat.png", "dog.png"):
+                (tmp_path / name).write_bytes(PICTURE)
+            await choose(chat, tmp_path / "cat.png", tmp_path / "dog.png")
+        else:
+            await give(chat, way, a_file("cat.png"), a_file("dog.png"))
+        await wait_for(chat.page, f"{TRAY}.map(each => each.alt).join() === 'cat.png,dog.png'")
+        await wait_for(chat.page, f"{TRAY}.every(each => each.naturalWidth === 1)")
+        assert await chat.page.evaluate("document.querySelector('[data-chat=announcement]').textContent") == "Images: 2"
+        page_request = await chat.send("What is it?")
+        data = base64.b64encode(PICTURE).decode()
+        assert page_request.sent["messages"] == [{"role": "user", "content": "What is it?", "images": [data, data]}]
+        await chat.answer(page_request, "A cat.")
+        assert await chat.page.evaluate(f"{TRAY}.length") == 0
+        assert await chat.page.evaluate("[...document.querySelectorAll('.chat-question img')].map(each => each.alt)") == [
+            "cat.png",
+            "dog.png",
+        ]
+        assert await chat.page.evaluate("document.querySelector('.chat-question').textContent") == "What is it?"
+        page_request = await chat.send("Sure?")
+        assert [each.get("images") for each in page_request.sent["messages"]] == [[data, data], None, None]
+        await chat.answer(page_request, "Yes.")
+        await press(chat.page, "[data-chat-act=code]")
+        assert "data:image/png;base64,<cat.png>" in await chat.page.evaluate(
+            "document.querySelector('[data-chat=sample-curl]').textContent"
+        )
+
+
+async def test_image_can_be_removed_by_the_keyboard(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        await give(chat, "paste", a_file("cat.png"), a_file("dog.png"))
+        await wait_for(chat.page, f"{TRAY}.length === 2")
+        buttons = "[...document.querySelectorAll('[data-chat-act=detach]')]"
+        assert await chat.page.evaluate(f"{buttons}.map(each => each.ariaLabel)") == ["Remove cat.png", "Remove dog.png"]
+        await chat.page.evaluate(f"{buttons}[0].focus()")
+        await key(chat.page, "Enter", text="\r")
+        assert await chat.page.evaluate(
+            "[document.activeElement.ariaLabel, document.querySelector('[data-chat=announcement]').textContent]"
+        ) == [
+            "Remove dog.png",
+            "Images: 1",
+        ]
+        await key(chat.page, "Enter", text="\r")
+        assert await chat.page.evaluate("document.activeElement.id") == "message"
+        assert await chat.page.evaluate("document.querySelector('[data-chat=images]').hidden") is True
+        await give(chat, "paste", a_file("cat.png"))
+        await wait_for(chat.page, f"{TRAY}.length === 1")
+        await press(chat.page, "[data-chat-act=clear]")
+        page_request = await chat.send("hi")
+        assert page_request.sent["messages"] == [{"role": "user", "content": "hi"}]
+        await chat.answer(page_request, "hi")
+
+
+@pytest.mark.parametrize(
+    ("before", "file", "problem"),
+    [
+        (1, a_file("photo.heic", "image/heic"), "photo.heic is not a JPEG, PNG, WebP or GIF."),
+        (1, a_file("noise.png", size=100), "noise.png can’t be read as an image."),
+        (1, a_file("big.png", size=12 << 20), "big.png is too large: all images of a chat together can have at most 12 MiB."),
+        (8, a_file("ninth.png"), "A chat can have at most 8 images. Start a new chat to send more."),
+    ],
+)
+async def test_refused_image_says_why_and_keeps_the_others(chrome: Browser, before: int, file: str, problem: str) -> None:
+    async with chatting(chrome) as chat:
+        await give(chat, "paste", *[a_file("cat.png")] * before)
+        await wait_for(chat.page, f"{TRAY}.length === {before}")
+        await give(chat, "drop", file)
+        await wait_for(chat.page, f"{IMAGE_PROBLEM} === '{problem}'")
+        assert await chat.page.evaluate(f"{TRAY}.length") == before
+
+
+async def test_only_models_that_see_images_take_them(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        hidden = "document.querySelector('[data-chat-act=attach]').hidden"
+        assert await chat.page.evaluate(hidden) is False
+        await give(chat, "paste", a_file("cat.png"))
+        await wait_for(chat.page, f"{TRAY}.length === 1")
+        switch = "(() => { const found = document.querySelector('[name=model]'); found.value = '%s';"
+        switch += " found.dispatchEvent(new Event('input', {bubbles: true})) })()"
+        await chat.page.evaluate(switch % "large")
+        assert await chat.page.evaluate(hidden) is True
+        await chat.page.evaluate("document.getElementById('message').focus()")
+        await write(chat.page, "What?")
+        await key(chat.page, "Enter", text="\r")
+        await wait_for(chat.page, f"{IMAGE_PROBLEM} === 'large can’t see images. Choose another model, or send only text.'")
+        assert chat.answers.numbers == 0
+        await give(chat, "drop", a_file("dog.png"))
+        assert await chat.page.evaluate(f"{TRAY}.length") == 1
+        await chat.page.evaluate(switch % "small")
+        await key(chat.page, "Enter", text="\r")
+        page_request = await chat.answers.next()
+        assert len(page_request.sent["messages"][0]["images"]) == 1
+        await chat.answer(page_request, "A cat.")
+        # Text that was copied in an office program, with its picture.
+        await give(chat, "paste", a_file("cells.png"), text="1 2")
+        page_request = await chat.send("And?")
+        assert "images" not in page_request.sent["messages"][2]
+        await chat.answer(page_request, "So.")
 
 
 async def test_enter_sends_and_shift_enter_does_not(chrome: Browser) -> None:
@@ -406,7 +546,12 @@ async def test_page_scrolls_to_the_end_until_the_reader_scrolls_up(chrome: Brows
 async def test_page_is_accessible_and_fits_a_phone(chrome: Browser) -> None:
     for dark, width in ((False, 1280), (True, 400)):
         async with chatting(chrome, dark=dark, width=width) as chat:
-            await chat.answer(await chat.send("q"), "text with `code` and [a link](https://example.org/)\n\n```\ncode\n```")
+            await give(chat, "paste", a_file("cat.png"))
+            await wait_for(chat.page, f"{TRAY}.length === 1")
+            page_request = await chat.send("q")
+            await give(chat, "paste", a_file("dog.png"), a_file("mouse.heic", "image/heic"))
+            await wait_for(chat.page, f"{IMAGE_PROBLEM} !== ''")
+            await chat.answer(page_request, "text with `code` and [a link](https://example.org/)\n\n```\ncode\n```")
             assert await axe.violations(chat.page) == []
             assert await chat.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 

@@ -26,7 +26,7 @@ PAGES = {
     "overview": (("live.js", "chart.js", "copy.js", "dialog.js", "theme.js"), ("/uplot.js", "/uplot.css", "/scripts.css"), 40_000),
     "charts": (("live.js", "chart.js", "copy.js", "dialog.js", "theme.js", "nav.js"), ("/uplot.js", "/uplot.css", "/scripts.css"), 40_000),
     "playground": (("playground.js", "copy.js", "dialog.js", "theme.js"), ("/scripts.css",), 28_000),
-    "invitation": (("invitation.js", "copy.js", "dialog.js", "theme.js"), ("/scripts.css",), 9_000),
+    "invitation": (("invitation.js", "copy.js", "dialog.js", "theme.js"), ("/scripts.css",), 9_300),
     "keys": (("copy.js", "dialog.js", "theme.js"), ("/scripts.css",), 6_000),
 }
 

@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import json
 import re
 from collections.abc import AsyncIterator, Callable
@@ -83,7 +84,7 @@ async def test_every_icon_has_a_name(alice: Browser, mesh: FakeMesh) -> None:
     text = (await alice.get("/playground")).text
     icons = re.findall(r"<button[^>]* class=\"[^\"]*\bicon\b[^\"]*\"[^>]*>.*?</button>", text, re.DOTALL)
     names = [re.search(r' aria-label="([^"]+)" title="([^"]+)"', each) for each in icons]
-    assert [found[1] for found in names if found] == ["Stop", "Copy answer", "Regenerate", "Good answer", "Bad answer"]
+    assert [found[1] for found in names if found] == ["Add images", "Stop", "Remove", "Copy answer", "Regenerate", "Good answer", "Bad answer"]
     assert all(found and found[1] == found[2] for found in names)
     assert all('<svg viewBox="0 0 24 24" aria-hidden="true"' in each for each in icons)
 
@@ -104,6 +105,12 @@ async def test_link_chooses_the_model_before_the_preference(
     mesh.served = SERVED
     mesh.preferences = accounts.Preferences(default_model=ModelName(preferred) if preferred else None)
     assert (chosen, True) in options(await alice.get(f"/playground{link}"))
+
+
+async def test_models_that_see_images_are_marked(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.served = (SERVED[0], ServedModel(ModelName("eyes"), 1, 2048, abilities=("images",)))
+    text = (await alice.get("/playground")).text
+    assert re.findall(r'<option value="(\w+)"[^>]* data-images>', text) == ["eyes"]
 
 
 async def test_missing_models_are_reported(alice: Browser, mesh: FakeMesh) -> None:
@@ -181,6 +188,23 @@ async def test_thoughts_are_events_and_are_sent_back(alice: Browser, mesh: FakeM
     assert [(name, facts["text"]) for name, facts in events[1:-1]] == [("thought", "Let me "), ("thought", "think."), ("chunk", "Hi")]
     (sent,) = inference_calls(mesh)
     assert (sent.request.messages[1].reasoning, sent.request.reasoning_effort) == ("hm", ReasoningEffort.LOW)
+
+
+async def test_images_reach_the_gateway_before_their_text(alice: Browser, mesh: FakeMesh, site: App) -> None:
+    image = bytes(4 << 20)
+    messages = [{"role": "user", "content": "What?", "images": [base64.b64encode(image).decode(), "aGk="]}]
+    assert read_events((await send(alice, HELLO | {"messages": messages})).text)[-1][0] == "usage"
+    (sent,) = inference_calls(mesh)
+    assert [(each.data, each.at) for each in sent.request.messages[0].images] == [(image, 0), (b"hi", 0)]
+    assert (site.memory.held_bytes, len(site.uploads)) == (0, 0)
+
+
+async def test_images_are_refused_if_too_many_are_in_progress(alice: Browser, mesh: FakeMesh, site: App) -> None:
+    with site.memory.hold(256 << 20):
+        answer = await send(alice, HELLO)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, errors.Overloaded.code)
+    assert answer.headers["retry-after"] == "2"
+    assert inference_calls(mesh) == []
 
 
 async def test_refusal_of_the_gateway_is_streamed_with_its_hint(alice: Browser, mesh: FakeMesh) -> None:
@@ -301,6 +325,7 @@ async def test_fifth_concurrent_answer_is_refused_until_one_ends(real: Browser, 
         pytest.param(HELLO | {"messages": [{"role": "assistant", "content": "hi"}]}, id="no question at the end"),
         pytest.param(HELLO | {"messages": [{"role": "system", "content": "x"}]}, id="a role that nobody has here"),
         pytest.param(HELLO | {"messages": [{"role": "user", "content": "x"}] * (MOST_MESSAGES + 1)}, id="too many messages"),
+        pytest.param(HELLO | {"messages": [{"role": "user", "content": "x", "images": ["no base64"]}]}, id="no image"),
         pytest.param(HELLO | {"max_tokens": 1.5}, id="half a token"),
         pytest.param(HELLO | {"temperature": "hot"}, id="a word for a number"),
         pytest.param(HELLO | {"tools": []}, id="a field that it does not have"),
