@@ -174,6 +174,49 @@ def write_llama(path: Path, shape: LlamaShape, *, weights: Weights, seed: int) -
             _write_weights(target, tensor, pools, rng)
 
 
+AdapterWeights = Literal["f32", "f16", "q8_0"]
+
+
+def write_adapter(
+    path: Path,
+    shape: LlamaShape,
+    *,
+    weights: AdapterWeights = "f16",
+    seed: int,
+    rank: int = 32,
+    changed: Mapping[str, Typed] | None = None,
+    names: Sequence[str] = ("attn_q", "attn_v", "ffn_down"),
+) -> None:
+    """A LoRA adapter for a model of this shape, which changes it as much as its own weights do. ``changed``: pairs of the header."""
+    pairs = {
+        "general.architecture": text(shape.architecture),
+        "general.type": text("adapter"),
+        "adapter.type": text("lora"),
+        "adapter.lora.alpha": single("f32", float(rank)),
+        **(changed or {}),
+    }
+    targets = [one for one in _llama_tensors(shape, "f16") if one.name.split(".")[-2] in names]
+    tensors = [
+        Tensor(f"{target.name}.lora_{matrix}", lengths, weights)
+        for target in targets
+        for matrix, lengths in (("a", (target.shape[0], rank)), ("b", (rank, target.shape[1])))
+    ]
+    rng = random.Random(seed)
+    with path.open("wb") as target_file:
+        target_file.write(joined(header(pairs, tensors)))
+        for tensor in tensors:
+            target_file.write(_random(tensor, rng) + bytes(-tensor.bytes % 32))
+
+
+def _random(tensor: Tensor, rng: random.Random) -> bytes:
+    spread, (_, elements, _) = tensor.shape[0] ** -0.5, STORAGE[tensor.storage]
+    if tensor.storage == "q8_0":
+        count = tensor.shape[0] * tensor.shape[1] // elements
+        return b"".join(struct.pack("<e", spread / 73) + rng.randbytes(elements) for _ in range(count))
+    count = tensor.shape[0] * tensor.shape[1]
+    return struct.pack(f"<{count}{'f' if tensor.storage == 'f32' else 'e'}", *(rng.uniform(-1.7, 1.7) * spread for _ in range(count)))
+
+
 def _llama_pairs(shape: LlamaShape, weights: Weights) -> dict[str, Typed]:
     words = [f"word{number}" for number in range(shape.vocabulary - _BYTES - len(_SPECIAL))]
     tokens = [*_byte_letters(), *_SPECIAL, *words]

@@ -78,13 +78,15 @@ class Announcements:
         if self.backend is None:
             return
         statuses = self.backend.models()
-        ready = [status for status in statuses if status.state in inference.SERVED]
+        # Adapters share the slots of their model.
+        models = [status for status in statuses if status.parent is None]
+        ready = [status for status in models if status.state in inference.SERVED]
         self._node.offer(
             models=tuple(_offer(name, status) for status in statuses for name in (status.model_id, *status.aliases)),
             load=directory.WorkerLoad(
                 slots=sum(status.slots for status in ready),
-                running=sum(status.running for status in statuses),
-                queued=sum(status.queued for status in statuses),
+                running=sum(status.running for status in models),
+                queued=sum(status.queued for status in models),
                 expected_wait_seconds=self.backend.expected_wait_seconds(),
             ),
             not_ready=why_not_ready(statuses, is_paused=self._pause.is_on),
@@ -108,15 +110,18 @@ class Announcements:
 
     def _measure(self, status: ModelStatus) -> None:
         metrics, model = self._node.metrics, status.model_id
+        is_new = model not in self._measured
         # Prometheus only sees a counter grow that it has seen before.
         metrics.engine_restarts.labels(model=model).inc(0)
         metrics.answer_parse_failures.labels(model=model).inc(0)
         metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)
+        self._measured.add(model)
+        if status.parent is not None:
+            return
         metrics.worker_slots.labels(model=model, state="busy").set(status.running)
         metrics.worker_slots.labels(model=model, state="free").set(status.slots - status.running)
         metrics.queue_depth.labels(model=model).set(status.queued)
-        if model not in self._measured:
-            self._measured.add(model)
+        if is_new:
             self._register_speed(model)
 
     def _forget(self, model: ModelName) -> None:
@@ -160,4 +165,5 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         region=status.region,
         open_ended=True,
         abilities=status.abilities,
+        parent=status.parent,
     )

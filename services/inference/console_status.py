@@ -58,11 +58,11 @@ class WorkerFacts:
 
     @property
     def running(self) -> int:
-        return sum(status.running for status in self.models)
+        return sum(status.running for status in self.models if status.parent is None)
 
     @property
     def queued(self) -> int:
-        return sum(status.queued for status in self.models)
+        return sum(status.queued for status in self.models if status.parent is None)
 
 
 def describe(facts: WorkerFacts) -> list[str]:

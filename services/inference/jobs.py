@@ -40,6 +40,8 @@ class GenerationJob:
     open_ended: bool = False
     #: Further variables of the chat template.
     template_variables: Mapping[str, object] = field(default_factory=dict)
+    #: The number of the model's adapter that answers; 0 for none.
+    adapter: int = 0
     #: For the engine, once the chat process has rendered it.
     prompt: PreparedPrompt = field(default=PreparedPrompt(""))
 

@@ -250,6 +250,8 @@ class ServedModel(Body, frozen=True, omit_defaults=False):
     regions: tuple[str, ...] = ()
     #: What each of its workers can do besides answering text with text.
     abilities: tuple[str, ...] = ()
+    #: The model whose adapter this is.
+    parent: ModelName | None = None
 
 
 class ServedModels(Body, frozen=True):

@@ -219,6 +219,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     region: str = ""
     #: What it can do besides answering text with text; empty from an older worker.
     abilities: tuple[str, ...] = ()
+    #: The model whose adapter this is; they share slots.
+    parent: ModelName | None = None
 
 
 class ListAvailableModels(Body, frozen=True):

@@ -50,6 +50,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     open_ended: bool = False
     #: ``Ability`` or newer ones; empty from an older worker.
     abilities: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=32)], ...], msgspec.Meta(max_length=32)] = ()
+    #: The model whose adapter this is.
+    parent: Annotated[ModelName, msgspec.Meta(max_length=200)] | None = None
 
     @property
     def sees_images(self) -> bool:

@@ -126,6 +126,8 @@ class Model(msgspec.Struct, frozen=True):
     only_embeds: bool = False
     #: tools, reasoning, images, embeddings, rerank, infill.
     abilities: tuple[str, ...] = ()
+    #: The model whose adapter this is.
+    parent: ModelName | None = None
     object: str = "model"
     owned_by: str = "aimesh"
 

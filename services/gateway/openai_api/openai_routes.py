@@ -149,7 +149,8 @@ class OpenAi:
         await call.answer(self._shown(found))
 
     def _shown(self, model: ServedModel) -> Model:
-        return Model(model.name, self._started_at, model.only_embeds, model.abilities, owned_by=", ".join(model.providers) or "aimesh")
+        owner = ", ".join(model.providers) or "aimesh"
+        return Model(model.name, self._started_at, model.only_embeds, model.abilities, model.parent, owned_by=owner)
 
 
 def _parts(repeat: RepeatedRequest, requests: tuple[InferenceRequest, ...]) -> tuple[RepeatedRequest, ...]:

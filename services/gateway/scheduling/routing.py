@@ -152,6 +152,7 @@ def _served_model(workers: Sequence[DirectoryEntry], name: ModelName, models: Se
         providers=tuple(sorted({offer.provider for offer in offers if offer.provider})),
         regions=tuple(sorted({offer.region for offer in offers if offer.region})),
         abilities=tuple(sorted(set.intersection(*(set(offer.abilities) for offer in offers)))) if offers else (),
+        parent=next((offer.parent for offer in offers if len(models) == 1), None),
     )
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+
+import msgspec
 
 from services.inference import engine_speed
 from services.inference.backend_interface import Backend, Sink, VectorSink, WaitingSink, Watcher
@@ -25,7 +27,7 @@ from services.inference.supervision import engine_supervisor
 from shared.api import generation
 from shared.api.embedding import Embedded
 from shared.api.generation import Generation
-from shared.api.inference import Conversion, Detokenize, ModelStatus, Tokenize
+from shared.api.inference import Conversion, Detokenize, ModelState, ModelStatus, Tokenize
 from shared.telemetry import logs
 from shared.types import Ability, ModelName
 
@@ -79,7 +81,7 @@ class LlamaBackend(Backend):
                 self._cache.add(entry)
 
     def models(self) -> tuple[ModelStatus, ...]:
-        return tuple(self._status(cached) for cached in self._cache.all())
+        return tuple(status for cached in self._cache.all() for status in self._statuses(cached))
 
     def expected_wait_seconds(self) -> float:
         return max((cached.limits.expected_wait_seconds() for cached in self._cache.all()), default=0.0)
@@ -92,7 +94,9 @@ class LlamaBackend(Backend):
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
         cached = self._cache.get(job.model)
         entry, chat = cached.entry, cached.chat
-        job = job.with_defaults(temperature=entry.temperature, top_p=entry.top_p, repeat_penalty=entry.repeat_penalty)
+        job = replace(job, adapter=cached.adapter_number(job.model)).with_defaults(
+            temperature=entry.temperature, top_p=entry.top_p, repeat_penalty=entry.repeat_penalty
+        )
 
         async def work(engine: EngineInterface) -> Generation:
             if entry.program is not None:
@@ -103,17 +107,20 @@ class LlamaBackend(Backend):
             return answers.complete(await engine.generate(replace(job, prompt=prompt), answers))
 
         # Prompts without a salt share nothing.
-        prefixes = generation.hash_prefixes(job.messages, job.salt, job.requested.tools) if job.salt and entry.replicas != 1 else ()
+        salt = f"{job.adapter}:{job.salt}"
+        prefixes = generation.hash_prefixes(job.messages, salt, job.requested.tools) if job.salt and entry.replicas != 1 else ()
         return await self._run(job.model, sink, work, prefixes)
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+        if (base := self._cache.get(job.model).entry.name) != job.model:
+            raise errors.BadRequest(f"{job.model} is an adapter, which only generates text", hint=f"use {base}")
         return await self._run(job.model, WaitingSink(sink), lambda engine: engine.embed(job, sink))
 
     async def convert(self, request: Conversion) -> bytes:
         cached = self._cache.get(request.model)
         if cached.entry.program is not None:
             return await super().convert(request)
-        async with self._cache.place(request.model, None) as engine:
+        async with self._cache.place(cached.entry.name, None) as engine:
             if isinstance(request, Detokenize):
                 return await engine.convert(request.token_ids)
             if isinstance(request, Tokenize) and request.raw:
@@ -127,7 +134,8 @@ class LlamaBackend(Backend):
         self, model: ModelName, sink: Sink, work: Callable[[EngineInterface], Awaitable[Done]], prefixes: Sequence[bytes] = ()
     ) -> Done:
         """Run one job on an engine when it is its turn. ``sink`` gets messages about the wait."""
-        limits = self._cache.get(model).limits
+        cached = self._cache.get(model)
+        model, limits = cached.entry.name, cached.limits
         limits.enter()
         self._watcher.changed()
         # A load doesn't count, because the next job won't need it; a job that never started counts with the mean.
@@ -147,12 +155,32 @@ class LlamaBackend(Backend):
         return engine_speed.together(replica.engine.figures() for replica in self._cache.get(model).replicas)
 
     async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
-        await self._cache.load(model, pin=pin)
-        return self._status(self._cache.get(model))
+        cached = self._cache.get(model)
+        await self._cache.load(cached.entry.name, pin=pin)
+        return next(status for status in self._statuses(cached) if status.model_id == model)
 
     async def unload(self, model: ModelName) -> ModelStatus:
-        await self._cache.unload(model)
-        return self._status(self._cache.get(model))
+        cached = self._cache.get(model)
+        await self._cache.unload(cached.entry.name)
+        return next(status for status in self._statuses(cached) if status.model_id == model)
+
+    def _statuses(self, cached: CachedModel) -> Iterator[ModelStatus]:
+        """Yield the status of the model, and of its adapters, which share its slots."""
+        base = self._status(cached)
+        yield base
+        for adapter in cached.adapters:
+            problem = adapter.problem or ("its model generates no text" if base.only_embeds else "")
+            is_failed = problem and base.state is not ModelState.FAILED
+            yield msgspec.structs.replace(
+                base,
+                model_id=adapter.adapter.name,
+                state=ModelState.FAILED if problem else base.state,
+                detail=problem if is_failed else base.detail,
+                digest=adapter.digest_with(base.digest),
+                aliases=(),
+                memory_bytes=0,
+                parent=base.model_id,
+            )
 
     def _status(self, cached: CachedModel) -> ModelStatus:
         state, detail = self._cache.state(cached)
@@ -198,13 +226,9 @@ async def opened(
         yield LlamaBackend(cache, watcher)
 
 
-def _loaded(cached: CachedModel) -> engine_messages.Loaded | None:
-    return next((replica.engine.loaded for replica in cached.replicas if replica.engine.loaded is not None), None)
-
-
 def _only_embeds(cached: CachedModel) -> bool:
     """Ask the loaded model, or else its file; False if unknown."""
-    loaded = _loaded(cached)
+    loaded = cached.loaded
     if loaded is not None:
         return loaded.only_embeds
     look = cached.file.look
@@ -226,7 +250,7 @@ def abilities(pooling: PoolingKind | None, *, only_embeds: bool) -> tuple[str, .
 
 def _context_tokens(cached: CachedModel) -> int:
     """Ask the loaded model, or else its plan; 0 if unknown."""
-    loaded = _loaded(cached)
+    loaded = cached.loaded
     if loaded is not None:
         return loaded.context_tokens
     return 0 if cached.plan is None else cached.plan.context_tokens

@@ -33,7 +33,7 @@ from services.inference.models.model_cache_policy import (
     Stage,
     UnloadModelStep,
 )
-from services.inference.models.model_files import KnownDigests, ModelFile
+from services.inference.models.model_files import AdapterFile, KnownDigests, ModelFile
 from services.inference.models.quantities import MemoryBytes
 from services.inference.queue_limits import QueueLimits
 from shared import errors
@@ -119,6 +119,7 @@ class CachedModel:
     limits: QueueLimits
     #: Its process runs while the model is loaded.
     chat: ModelChat
+    adapters: tuple[AdapterFile, ...] = ()
     #: None until the header is read.
     plan: LoadPlan | None = None
     replicas: list[Replica] = field(default_factory=list)
@@ -132,6 +133,35 @@ class CachedModel:
     leaves: bool = False
     #: Reads the file of an added model, or forgets a removed one.
     change: asyncio.Task[None] | None = None
+
+    @property
+    def loaded(self) -> engine_messages.Loaded | None:
+        return next((replica.engine.loaded for replica in self.replicas if replica.engine.loaded is not None), None)
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of the files that are known, of adapters too."""
+        return sum(file.look.size for file in (self.file, *self.adapters) if file.look is not None)
+
+    async def ensure_served(self) -> None:
+        """Check the files, as far as a load needs it."""
+        await self.file.ensure_served()
+        for adapter in self.adapters:
+            await adapter.ensure_looked()
+
+    async def ensure_digests(self) -> None:
+        """Compute the digests of the files, unless that was done."""
+        for file in (self.file, *self.adapters):
+            await file.ensure_digest()
+
+    def adapter_number(self, model: ModelName) -> int:
+        """Return the number of the adapter with this name; 0 for the model itself. Raises Unavailable if the adapter can't be used."""
+        for number, adapter in enumerate(self.adapters, start=1):
+            if adapter.adapter.name == model:
+                if adapter.problem:
+                    raise errors.Unavailable(f"{model} cannot be served here: {adapter.problem}", hint="another worker may have it")
+                return number
+        return 0
 
     def best(self, prefixes: Sequence[bytes] = ()) -> Replica:
         """Return the replica for the next job: of the ready ones that with the longest known prefix, unless it has many more jobs than
@@ -173,18 +203,25 @@ class ModelCache:
         self.print_line: Callable[[str], None] | None = None
         self._core = ModelCachePolicy(budget.total, {})
         self._models: dict[ModelName, CachedModel] = {}
+        #: The name of each adapter's model.
+        self._bases: dict[ModelName, ModelName] = {}
         for entry in entries:
             self._enter(entry)
 
     def _enter(self, entry: CatalogEntry) -> CachedModel:
+        def changed() -> None:
+            self._file_changed(cached)
+
         name = entry.name
         self._models[name] = cached = CachedModel(
             entry,
-            ModelFile(entry, self._tasks, lambda: self._file_changed(cached), self._known),
+            ModelFile(entry, self._tasks, changed, self._known),
             QueueLimits(name, (entry.slots or load_plan.CPU_SLOTS) * (entry.replicas or 1), self._queue),
             self._programs.chat(),
+            tuple(AdapterFile(adapter, entry.file, self._tasks, changed, self._known) for adapter in entry.adapters),
             awaits_preload=entry.preload,
         )
+        self._bases |= {adapter.name: name for adapter in entry.adapters}
         # The need is known after reading the header; no job is admitted before.
         self._core.add(name, CacheTerms(need=MemoryBytes()))
         self._core.pin(name, pinned=entry.pinned)
@@ -199,7 +236,8 @@ class ModelCache:
                 yield self
             finally:
                 for cached in self._models.values():
-                    cached.file.stop()
+                    for file in (cached.file, *cached.adapters):
+                        file.stop()
                     background += [task for task in (cached.engines_task, cached.recheck, cached.change) if task is not None]
                 for task in background:
                     task.cancel()
@@ -240,7 +278,8 @@ class ModelCache:
                 task.cancel()
 
     def get(self, model: ModelName) -> CachedModel:
-        return self._models[model]
+        """Return a model, or the one that an adapter belongs to."""
+        return self._models[self._bases.get(model, model)]
 
     @asynccontextmanager
     async def place(self, model: ModelName, sink: Sink | None, prefixes: Sequence[bytes] = ()) -> AsyncIterator[EngineInterface]:
@@ -331,6 +370,9 @@ class ModelCache:
         now = time.monotonic()
         for cached in self._models.values():
             name, states = cached.entry.name, {replica.engine.state for replica in cached.replicas}
+            if (loaded := cached.loaded) is not None:
+                for adapter, problem in zip(cached.adapters, loaded.adapter_problems, strict=False):
+                    adapter.refused = problem
             if ModelState.READY in states and self._core.stage(name) is Stage.LOADING:
                 self._act(self._core.loaded(name, now))
             elif states == {ModelState.FAILED} and self._core.stage(name) in (Stage.LOADING, Stage.LOADED):
@@ -351,14 +393,14 @@ class ModelCache:
             await cached.file.ensure_looked()
         for cached in configured:
             if cached.entry.preload:
-                await cached.file.ensure_served()
+                await cached.ensure_served()
                 cached.awaits_preload = False
                 if not cached.file.problem:
                     self._act(self._core.preload(cached.entry.name, time.monotonic()))
                 self._watcher.changed()
         # One after the other: a disk reads one large file faster than ten at once.
         for cached in configured:
-            await cached.file.ensure_digest()
+            await cached.ensure_digests()
 
     def _file_changed(self, cached: CachedModel) -> None:
         if self._models.get(cached.entry.name) is cached:
@@ -375,14 +417,14 @@ class ModelCache:
         if entry.program is not None:
             cached.plan = load_plan.of_program(entry, self._budget)
         elif look is not None and look.header is not None:
-            others = [other.file.look.size for other in self.all() if other is not cached and other.file.look is not None]
-            cached.plan = load_plan.plan(look.header, look.size, entry, self._budget, others)
+            others = [other.file_bytes for other in self.all() if other is not cached and other.file.look is not None]
+            cached.plan = load_plan.plan(look.header, cached.file_bytes, entry, self._budget, others)
         if cached.plan is not None:
             self._core.set_terms(entry.name, CacheTerms(need=cached.plan.total, keep_alive_seconds=entry.keep_alive_seconds))
 
     async def _ensure_served(self, cached: CachedModel, sink: Sink | None) -> None:
         """Wait for the checks of the model's file. Raises Unavailable if it can't be served."""
-        looking = self._tasks.create_task(cached.file.ensure_served())
+        looking = self._tasks.create_task(cached.ensure_served())
         try:
             await self._report_waiting(looking, sink, lambda: f"{cached.entry.name}: {cached.file.step}")
         finally:
@@ -480,6 +522,7 @@ class ModelCache:
             override_tensor=entry.override_tensor,
             split_mode=entry.split_mode,
             may_fit=plan.may_fit,
+            adapters=tuple(engine_messages.LoadedAdapter(str(one.file), one.scale) for one in entry.adapters),
         )
         cached.limits.slots = plan.slots * len(plan.devices)
         loads = [msgspec.structs.replace(load, device=device) for device in plan.devices]
@@ -508,7 +551,7 @@ class ModelCache:
             cached.recheck = self._tasks.create_task(self._recheck(cached), name=f"recheck {cached.entry.name}")
 
     async def _recheck(self, cached: CachedModel) -> None:
-        await cached.file.ensure_served()
+        await cached.ensure_served()
         if not cached.file.problem and not cached.leaves:
             self._act(self._core.retry(cached.entry.name, time.monotonic()))
 

@@ -32,6 +32,9 @@ def describe(settings: InferenceSettings, model: str, budget: MemoryBudget) -> I
     plan = load_plan.plan(header, _size(entry), entry, budget, [_size(other) for other in others])
     yield f"{entry.name}: {entry.file}"
     yield from plan.reasons
+    for adapter, problem in zip(entry.adapters, gguf_header.check_adapters(entry.file, [one.file for one in entry.adapters]), strict=True):
+        if problem:
+            yield f"{adapter.name} will fail: {problem}"
     if not plan.need.fits(budget.total):
         yield f"it will be refused: it needs {plan.need}, but models may use {budget.total}"
 
@@ -51,7 +54,8 @@ def _find(settings: InferenceSettings, model: str) -> tuple[CatalogEntry, list[C
 
 
 def _size(entry: CatalogEntry) -> int:
-    return sum(part.stat().st_size for part in model_folder.parts(entry.file) if part.is_file())
+    files = (*model_folder.parts(entry.file), *(adapter.file for adapter in entry.adapters))
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 async def _run(model: str) -> None:

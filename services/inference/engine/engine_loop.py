@@ -53,6 +53,10 @@ class EngineModel(Protocol):
         """Spell these special tokens out in answers. Call it before the first prompt."""
         ...
 
+    def check_adapter(self, number: int) -> None:
+        """Raises Unavailable if there is no usable adapter of this number."""
+        ...
+
     def settle(self, place: SlotPlace) -> int:
         """Make a slot hold exactly the tokens in ``place``, or else fewer of them; return how many."""
         ...
@@ -107,7 +111,9 @@ class EngineLoop:
         return self._scheduler.idle
 
     def measure(self, command: StartGeneration) -> int:
-        """Return the size of a command's text. Raises ContextExceeded if it can't fit the context, before any work is done."""
+        """Return the size of a command's text. Raises ContextExceeded if it can't fit the context, and Unavailable if the engine doesn't
+        have its adapter, before any work is done."""
+        self._compute.check_adapter(command.adapter)
         size = len(command.prompt.text.encode("utf-8", "replace"))
         context = self._compute.context_tokens
         if size > (most := context * self._compute.longest_token_bytes):
@@ -177,7 +183,9 @@ class EngineLoop:
         """Return the sequence, and the text that was delivered."""
         parameters = sampling.of_answer(command.parameters, answer)
         context_tokens = self._compute.context_tokens
-        started = sequence.start(command.id, answer, prompt, parameters, context_tokens=context_tokens, salt=command.salt)
+        # What an adapter computed is of no use to another one.
+        salt = f"{command.adapter}:{command.salt}" if command.salt else ""
+        started = sequence.start(command.id, answer, prompt, parameters, context_tokens=context_tokens, salt=salt, adapter=command.adapter)
         delivered = "".join(started.replay(token, self._compute.piece(token)) for token in command.delivered)
         # Samplers reserve memory for max_tokens, so pass the real limit.
         limited = msgspec.structs.replace(parameters, max_tokens=started.limit)

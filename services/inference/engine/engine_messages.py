@@ -55,6 +55,13 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 # --- worker to engine: LoadCommand first, then the others in any order ------------------------------------------------
 
 
+class LoadedAdapter(msgspec.Struct, frozen=True, array_like=True):
+    """A LoRA adapter's file, and the factor of its effect."""
+
+    path: str
+    scale: float
+
+
 class LoadCommand(_Message, frozen=True):
     path: str
     slots: int
@@ -76,6 +83,8 @@ class LoadCommand(_Message, frozen=True):
     may_fit: bool = False
     #: Memory for prompts that lose their slots.
     prompt_cache_bytes: int = 0
+    #: Numbered from 1; 0 is the model alone.
+    adapters: tuple[LoadedAdapter, ...] = ()
 
 
 class ShowTokens(_Message, frozen=True):
@@ -118,6 +127,8 @@ class StartGeneration(_Message, frozen=True):
     salt: str = ""
     #: Tokens that another worker already delivered.
     delivered: tuple[int, ...] = ()
+    #: Its number in LoadCommand.
+    adapter: int = 0
 
 
 class ConvertTokens(_Message, frozen=True):
@@ -182,6 +193,8 @@ class Loaded(_Message, frozen=True):
     infill: tuple[str, ...] = ()
     #: It is bidirectional without a KV cache, so it can't generate text.
     only_embeds: bool = False
+    #: For each adapter why it can't be used; empty if it can.
+    adapter_problems: tuple[str, ...] = ()
 
 
 class LoadFailed(_Message, frozen=True):

@@ -6,10 +6,10 @@ llama-cpp-python 0.3.36's reader (SECURITY.md, T24).
 
 import math
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 #: 2 and 3 have the same layout; llama.cpp no longer reads 1.
 VERSIONS = (2, 3)
@@ -133,6 +133,10 @@ class Value:
     raw: bytes | None
 
 
+#: The name of a tensor's type, and its shape.
+StoredTensor: TypeAlias = tuple[str, tuple[int, ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class Tensors:
     """Totals of a file's tensors."""
@@ -142,6 +146,7 @@ class Tensors:
     bytes: int
     #: The part of a mixture's experts, which compute a part of the tokens each.
     expert_bytes: int = 0
+    each: Mapping[str, StoredTensor] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,15 +351,16 @@ def _alignment(values: dict[str, Value]) -> int:
 
 def _read_tensors(reader: _GgufReader, count: int, alignment: int) -> Tensors:
     """Check the tensors. Like llama.cpp, it requires them in order and without gaps, so that none can overlap."""
-    seen: set[str] = set()
+    seen: dict[str, StoredTensor] = {}
     elements = total = experts = due = end = 0
     for _ in range(count):
         name = reader.name("tensor", MAX_TENSOR_NAME_BYTES)
         if name in seen:
             raise NotAModel(f"it has the tensor {name!r} twice")
-        seen.add(name)
         shape = _read_shape(reader, name)
-        size = _size_of(reader.number(4), shape, name)
+        stored = _type_of(reader.number(4), shape, name)
+        seen[name] = stored.name, shape
+        size = stored.bytes_of(math.prod(shape))
         if (offset := reader.length()) != due:
             raise NotAModel(f"the tensor {name!r} is at byte {_shown(offset)} of the tensors, but should be at {_shown(due)}")
         end = due + size
@@ -364,7 +370,7 @@ def _read_tensors(reader: _GgufReader, count: int, alignment: int) -> Tensors:
         experts += size if _EXPERTS in name else 0
     if count and (file_end := _padded(reader.position, alignment) + end) > reader.size:
         raise NotAModel(f"it is truncated or damaged: its tensors end at byte {_shown(file_end)}, but the file has {reader.size} bytes")
-    return Tensors(count, elements, total, experts)
+    return Tensors(count, elements, total, experts, seen)
 
 
 def _read_shape(reader: _GgufReader, name: str) -> tuple[int, ...]:
@@ -377,13 +383,13 @@ def _read_shape(reader: _GgufReader, name: str) -> tuple[int, ...]:
     return shape
 
 
-def _size_of(number: int, shape: tuple[int, ...], name: str) -> int:
+def _type_of(number: int, shape: tuple[int, ...], name: str) -> TensorType:
     stored = TENSOR_TYPES.get(number)
     if stored is None:
         raise NotAModel(f"the tensor {name!r} has the unknown type {number}: the file is damaged, or newer than this llama.cpp")
     if shape[0] % stored.block_elements:
         raise NotAModel(f"the tensor {name!r} has rows of {shape[0]}, but {stored.name} stores blocks of {stored.block_elements}")
-    return stored.bytes_of(math.prod(shape))
+    return stored
 
 
 def _padded(position: int, alignment: int) -> int:

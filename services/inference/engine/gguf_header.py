@@ -5,16 +5,18 @@ more used experts than there are. They are refused here with a message. llama.cp
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 from services.inference.engine import gguf_container
-from services.inference.engine.gguf_container import NotAModel, Value, ValueKind
+from services.inference.engine.gguf_container import GgufContainer, NotAModel, StoredTensor, Value, ValueKind
 
-__all__ = ["CacheType", "GgufHeader", "NotAModel", "PoolingKind", "check_parts", "kv_bytes_per_token", "read_header"]
+__all__ = ["CacheType", "GgufHeader", "NotAModel", "PoolingKind", "check_adapters", "check_parts", "kv_bytes_per_token", "read_header"]
+
+Done = TypeVar("Done")
 
 #: LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS; beyond them llama.cpp aborts.
 MAX_LAYERS = 512
@@ -39,6 +41,10 @@ _WITHOUT_CACHE = frozenset(
 )
 #: llama.cpp ignores a single expert in these.
 _SINGLE_EXPERT_ALLOWED = frozenset({"hunyuan-dense", "hunyuan_vl"})
+#: What llama.cpp's converter writes.
+_ADAPTER_TYPES = ("f32", "f16", "bf16", "q8_0")
+_INVOCATION = "adapter.alora.invocation_tokens"
+_EMBEDDINGS, _OUTPUT = "token_embd.weight", "output.weight"
 
 
 class PoolingKind(IntEnum):
@@ -84,7 +90,10 @@ class GgufHeader:
 
 def read_header(file: BinaryIO, size: int) -> GgufHeader:
     """Read and check the header of a file of ``size`` bytes. Raises NotAModel."""
-    container = gguf_container.read(file, size, distinct=_TOKENS)
+    return _interpret(gguf_container.read(file, size, distinct=_TOKENS))
+
+
+def _interpret(container: GgufContainer) -> GgufHeader:
     facts = _Facts(container.values)
     split_count, split_number = _split(facts)
     if facts.architecture is None and split_number == 0:
@@ -167,13 +176,99 @@ def _part_suffix(number: int, count: int) -> str:
     return f"-{number:05}-of-{count:05}.gguf"
 
 
+def check_adapters(model: Path, adapters: Sequence[Path]) -> tuple[str, ...]:
+    """Return for each LoRA adapter why llama.cpp can't apply it to a model; empty if it can. On much of it, llama.cpp would abort."""
+    try:
+        base = _read_container(model)
+        parts = [base, *(_read_container(part) for part in _further_parts(model, _interpret(base)))]
+    except NotAModel as error:
+        return (str(error),) * len(adapters)
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.each.items()}
+    return tuple(_adapter_problem(path, _Facts(base.values).architecture, tensors) for path in adapters)
+
+
+def _adapter_problem(path: Path, architecture: str | None, model: Mapping[str, StoredTensor]) -> str:
+    def check(file: BinaryIO, size: int) -> None:
+        for wrong in _wrong_parts(gguf_container.read(file, size, distinct=_TOKENS), architecture, model):
+            raise NotAModel(wrong)
+
+    try:
+        _read(path, check)
+    except NotAModel as error:
+        return str(error)
+    return ""
+
+
+def _wrong_parts(adapter: GgufContainer, architecture: str | None, model: Mapping[str, StoredTensor]) -> Iterator[str]:
+    facts = _Facts(adapter.values)
+    kind, method = facts.text("general.type"), facts.text("adapter.type")
+    facts.number("adapter.lora.alpha", kind=ValueKind.FLOAT32)
+    if (kind, method) != ("adapter", "lora"):
+        yield f"it is not a LoRA adapter: general.type is {kind!r}, and adapter.type is {method!r}"
+    if facts.architecture != architecture:
+        yield f"it is for models of the architecture {facts.architecture}, but the model's is {architecture}"
+    if _INVOCATION in adapter.values:
+        yield "it only applies after certain tokens (aLoRA), which isn't supported"
+    yield from _wrong_pairs(adapter.tensors.each, model)
+
+
+def _wrong_pairs(adapter: Mapping[str, StoredTensor], model: Mapping[str, StoredTensor]) -> Iterator[str]:
+    """An adapter adds the product of two matrices to a tensor: ``b`` of its height times ``a`` of its width, with a rank between them."""
+    if not adapter:
+        yield "it has no tensors"
+    for name, (stored, shape) in adapter.items():
+        target, _, matrix = name.rpartition(".lora_")
+        other = adapter.get(f"{target}.lora_{'b' if matrix == 'a' else 'a'}")
+        if name.endswith("_norm.weight"):
+            continue  # llama.cpp ignores these
+        if matrix not in ("a", "b"):
+            yield f"its tensor {name!r} is not a part of a LoRA adapter"
+        elif other is None:
+            yield f"the other matrix of its tensor {name!r} is missing"
+        elif stored not in _ADAPTER_TYPES:
+            yield f"its tensor {name!r} is stored as {stored}, but must be one of {', '.join(_ADAPTER_TYPES)}"
+        else:
+            a, b = (shape, other[1]) if matrix == "a" else (other[1], shape)
+            yield from _wrong_target(target, a, b, model)
+
+
+def _wrong_target(name: str, a: tuple[int, ...], b: tuple[int, ...], model: Mapping[str, StoredTensor]) -> Iterator[str]:
+    stored, shape = model.get(name, ("", ()))
+    if not stored:
+        yield f"it changes the tensor {name!r}, which the model doesn't have; it is for another model"
+    elif stored == "nvfp4":
+        yield f"llama.cpp can't apply it to the tensor {name!r} of the type nvfp4"
+    elif name == _EMBEDDINGS and _OUTPUT not in model:
+        yield f"it changes {name!r}, which this model also uses for its output"
+    elif not _is_pair(a, b, shape, embeds=name == _EMBEDDINGS):
+        yield f"its matrices for {name!r} have the shapes {a} and {b}, but the model's tensor has {shape}; it is for another model"
+
+
+def _is_pair(a: tuple[int, ...], b: tuple[int, ...], wanted: tuple[int, ...], *, embeds: bool) -> bool:
+    if not len(a) == len(b) == len(wanted) >= 2:
+        return False
+    if embeds:
+        # Its rows are looked up, so ``a`` is transposed.
+        return a[0] == b[0] and (b[1], a[1]) == wanted
+    return a[1] == b[0] and (a[0], b[1]) == wanted[:2] and a[2:] == b[2:] == wanted[2:]
+
+
+def _read_container(path: Path) -> GgufContainer:
+    return _read(path, lambda file, size: gguf_container.read(file, size, distinct=_TOKENS))
+
+
 def _read_file(path: Path) -> GgufHeader:
+    return _read(path, read_header)
+
+
+def _read(path: Path, read: Callable[[BinaryIO, int], Done]) -> Done:
+    """Raises NotAModel, which names the file."""
     try:
         # Opening a pipe would block.
         if not path.is_file():
             raise NotAModel("there is no such file")
         with path.open("rb") as file:
-            return read_header(file, os.fstat(file.fileno()).st_size)
+            return read(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise NotAModel(f"{path}: it cannot be read: {error.strerror}") from error
     except NotAModel as error:
@@ -231,7 +326,7 @@ class _Facts:
         return value.count
 
     def _find(self, key: str) -> tuple[str, Value] | None:
-        name = key if key.startswith(("general.", "tokenizer.", "split.")) else f"{self.architecture}.{key}"
+        name = key if key.startswith(("general.", "tokenizer.", "split.", "adapter.")) else f"{self.architecture}.{key}"
         value = self._values.get(name)
         return None if value is None else (name, value)
 

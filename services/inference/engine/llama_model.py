@@ -42,6 +42,7 @@ class LlamaModel:
     def __init__(self, loaded: NativeModel, load: LoadCommand, log: NativeLog) -> None:
         model, context = loaded.model, loaded.context
         self._lowered = loaded.lowered
+        self._adapters = loaded.adapters
         self._model = model
         self._context = context
         self._vocab = native.llama_model_get_vocab(model)
@@ -85,7 +86,15 @@ class LlamaModel:
             infill=self._vocabulary.infill,
             lowered=self._lowered,
             only_embeds=not self._memory,
+            adapter_problems=tuple(adapter.problem for adapter in self._adapters),
         )
+
+    def check_adapter(self, number: int) -> None:
+        """Raises Unavailable if there is no usable adapter of this number."""
+        if not 0 <= number <= len(self._adapters):
+            raise errors.Unavailable(f"this engine has no adapter {number}")
+        if number and (problem := self._adapters[number - 1].problem):
+            raise errors.Unavailable(f"the adapter cannot be used here: {problem}", hint="another worker may have it")
 
     def show(self, spellings: tuple[str, ...]) -> None:
         """Spell these special tokens out in answers. It takes up to three seconds, so call it before the first prompt."""
@@ -200,6 +209,8 @@ class LlamaModel:
         """Compute one batch and return the next token for each feed that samples. Raises ModelCrashed; the process must then end,
         because the state of the model's memory after a failed decode is unknown."""
         self._batch.fill(feeds)
+        if self._adapters:
+            self._use_adapter(feeds[0].sequence.adapter)
         began = time.perf_counter()
         status = native.llama_decode(self._context, self._batch.native)
         if status == 0:
@@ -210,6 +221,12 @@ class LlamaModel:
         if self._checkpoints is not None:
             self._checkpoints.save(feeds)
         return self._draw(feeds)
+
+    def _use_adapter(self, number: int) -> None:
+        """Have the next batches computed with it. llama.cpp plans its memory anew if it is another one than before."""
+        used = self._adapters[number - 1 : number] if number else ()
+        adapters = (native.llama_adapter_lora_p_ctypes * 1)(*(adapter.adapter for adapter in used))
+        native.llama_set_adapters_lora(self._context, adapters, len(used), (ctypes.c_float * 1)(*(adapter.scale for adapter in used)))
 
     def free(self) -> None:
         for sequence in list(self._samplers):

@@ -76,13 +76,35 @@ class NativeModel:
     slot_tokens: int
     #: What was reduced for lack of memory, for people; empty if nothing was.
     lowered: str
+    adapters: tuple["NativeAdapter", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NativeAdapter:
+    #: None if it can't be used.
+    adapter: Any
+    scale: float
+    #: Why it can't be used.
+    problem: str = ""
 
 
 @contextmanager
 def loaded(load: LoadCommand, log: NativeLog, progressed: Callable[[float], None]) -> Iterator[NativeModel]:
     """Raises LoadRefused."""
-    with _model(load, log, progressed) as (model, fewer_layers), _context(model, load, log) as (context, tokens, shorter):
-        yield NativeModel(model, context, tokens, "; ".join(one for one in (fewer_layers, shorter) if one))
+    with _model(load, log, progressed) as (model, fewer_layers):
+        # A context reserves memory for the adapters that its model has.
+        adapters = tuple(_adapters(model, load, log))
+        with _context(model, load, log) as (context, tokens, shorter):
+            lowered = "; ".join(one for one in (fewer_layers, shorter) if one)
+            yield NativeModel(model, context, tokens, lowered, adapters)
+
+
+def _adapters(model: "native.llama_model_p", load: LoadCommand, log: NativeLog) -> Iterator[NativeAdapter]:
+    """Load the adapters, which are freed with the model."""
+    problems = gguf_header.check_adapters(Path(load.path), [Path(adapter.path) for adapter in load.adapters]) if load.adapters else ()
+    for wanted, problem in zip(load.adapters, problems, strict=True):
+        adapter = None if problem else native.llama_adapter_lora_init(model, wanted.path.encode())
+        yield NativeAdapter(adapter or None, wanted.scale, problem or ("" if adapter else f"llama.cpp refused {wanted.path}: {log.why()}"))
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 In every step, each answering sequence gets one token, and the sequences that read their prompts share a budget that doesn't slow the
 answers too much (`PrefillBudget`). All of it is one batch. Short prompts overtake long ones, but each prompt only by a share of its
 length (`sequence.OVERTAKEN`), so that a steady flow of short ones can't starve it.
+
+llama.cpp applies the same adapters to a whole batch, so a step has sequences of one adapter, or of none (`AdapterTurns`).
 """
 
 import math
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from services.inference.engine.kv_slots import SlotPlace, Slots
@@ -111,6 +113,30 @@ def _mean(before: float, now: float, weight: float = _WEIGHT) -> float:
     return now if before == 0 else (1 - weight) * before + weight * now
 
 
+#: An adapter with work gets at least every so many-th step, if no more adapters have work.
+TURN_STEPS = 4
+
+
+class AdapterTurns:
+    """Chooses the adapter of the next step: the one whose sequences have waited most in all, but no adapter waits too long."""
+
+    def __init__(self) -> None:
+        #: The steps since each one's last; only of those with work.
+        self._waited: dict[int, int] = {}
+
+    def choose(self, work: Mapping[int, int]) -> int:
+        """``work`` has the number of sequences of each adapter that has any."""
+        waited = {adapter: self._waited.get(adapter, 0) for adapter in work}
+        oldest = sorted(work, key=lambda adapter: -waited[adapter])
+        most = max(TURN_STEPS, len(work)) - 1
+        if any(waited[adapter] + before >= most for before, adapter in enumerate(oldest)):
+            return oldest[0]
+        return max(oldest, key=lambda adapter: work[adapter] * (waited[adapter] + 1))
+
+    def record_step(self, chosen: int, work: Mapping[int, int]) -> None:
+        self._waited = {adapter: 0 if adapter == chosen else self._waited.get(adapter, 0) + 1 for adapter in work}
+
+
 @dataclass(frozen=True, slots=True)
 class Feed:
     """Tokens of one sequence in a batch."""
@@ -130,6 +156,7 @@ class StepPlan:
     feeds: tuple[Feed, ...]
     answering: int
     read: int
+    adapter: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +188,7 @@ class Scheduler:
     def __init__(self, slots: Slots, pace: PrefillBudget) -> None:
         self._slots = slots
         self._pace = pace
+        self._turns = AdapterTurns()
         #: Of the last step.
         self.step_seconds = 0.0
         self._waiting: deque[Sequence] = deque()
@@ -206,19 +234,39 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """Plan the next step, which the caller computes and reports with ``complete_step``; None if a sequence must be preempted first."""
-        answers = [_feed(slot, sequence, sequence.fed + 1) for slot, sequence in self._running.items() if not sequence.reading]
-        budget = self._pace.budget(len(answers), len(self._running) - len(answers))
+        work = self._work()
+        while work:
+            adapter = self._turns.choose(work)
+            if (plan := self._plan_for(adapter)) is not None:
+                return plan
+            del work[adapter]
+        return None if self._running else StepPlan((), 0, 0)
+
+    def _work(self) -> Counter[int]:
+        return Counter(sequence.adapter for sequence in self._running.values())
+
+    def _plan_for(self, adapter: int) -> StepPlan | None:
+        """Plan a step of one adapter's sequences; None if the memory doesn't suffice."""
+        mine = {slot: sequence for slot, sequence in self._running.items() if sequence.adapter == adapter}
+        answers = [_feed(slot, sequence, sequence.fed + 1) for slot, sequence in mine.items() if not sequence.reading]
+        # A step without answers delays those of the other adapters.
+        delayed = Counter(sequence.adapter for sequence in self._running.values() if not sequence.reading)
+        budget = self._pace.budget(len(answers) or max(delayed.values(), default=0), len(mine) - len(answers))
+        if not answers:
+            # There is nothing to measure.
+            budget = max(budget, LEAST_TOKENS)
         room = self._slots.room(len(answers) + budget) - len(answers)
-        reads = list(self._reads(min(budget, room)))
-        if room < 0 or (self._running and not answers and not reads):
+        reads = list(self._reads(mine, min(budget, room)))
+        if room < 0 or (not answers and not reads):
             return None
         # In the EXACT layout, llama.cpp computes adjacent slots together if they come in order.
         feeds = sorted((*answers, *reads), key=lambda feed: feed.slot)
-        return StepPlan(tuple(feeds), len(answers), sum(len(feed.tokens) for feed in reads))
+        return StepPlan(tuple(feeds), len(answers), sum(len(feed.tokens) for feed in reads), adapter)
 
     def complete_step(self, plan: StepPlan, seconds: float) -> None:
         """The step has been computed."""
         self._charge(plan)
+        self._turns.record_step(plan.adapter, self._work())
         for feed in plan.feeds:
             feed.sequence.fed += len(feed.tokens)
             self._slots.extend(feed.slot, len(feed.tokens))
@@ -267,7 +315,7 @@ class Scheduler:
         read = {feed.slot: len(feed.tokens) for feed in plan.feeds if feed.sequence.reading}
         after = sum(read.values())
         for slot, sequence in self._running.items():
-            if sequence.reading:
+            if sequence.reading and sequence.adapter == plan.adapter:
                 after -= read.get(slot, 0)
                 sequence.overtaken += after
 
@@ -298,9 +346,9 @@ class Scheduler:
         wanted = unread + len(sequence.tokens) + len(self._running) + 1
         return self._slots.room(wanted) >= wanted
 
-    def _reads(self, budget: int) -> Iterator[Feed]:
+    def _reads(self, running: Mapping[int, Sequence], budget: int) -> Iterator[Feed]:
         """Share the budget: the shortest prompts first, as far as earlier ones may be overtaken."""
-        readers = [_PromptReader(slot, sequence) for slot, sequence in self._running.items() if sequence.reading]
+        readers = [_PromptReader(slot, sequence) for slot, sequence in running.items() if sequence.reading]
         # A prompt's last tokens may be fewer than the minimum.
         while (at := _next_reader(readers, budget)) is not None and budget >= min(LEAST_TOKENS, readers[at].unread):
             reader = readers.pop(at)

@@ -89,6 +89,8 @@ class Sequence:
     limit: int
     parameters: Parameters
     salt: str = ""
+    #: The number of the adapter that computes it; 0 for none.
+    adapter: int = 0
     #: The tokens that existed when it got its slot, and can be computed many at a time.
     bulk: int = 0
     fed: int = 0
@@ -146,11 +148,12 @@ def start(
     *,
     context_tokens: int,
     salt: str = "",
+    adapter: int = 0,
 ) -> Sequence:
     """Create a sequence. Raises ContextExceeded if not even one token fits the context after the prompt."""
     room = check_fits(len(prompt.tokens), context_tokens)
     limit = min(parameters.max_tokens or room, room)
-    return Sequence(identity, answer, prompt.copy(), len(prompt.tokens), limit, parameters, salt)
+    return Sequence(identity, answer, prompt.copy(), len(prompt.tokens), limit, parameters, salt, adapter)
 
 
 def already_complete() -> errors.BadRequest:

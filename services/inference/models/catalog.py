@@ -13,6 +13,8 @@ from shared.types import ModelName
 #: Names and aliases together: each takes about 200 bytes of the announcement, which may have 16 KiB.
 MAX_NAMES = 64
 MAX_NAME_CHARACTERS = 100
+#: Of one model.
+MAX_ADAPTERS = 16
 #: Of a model in another server, if nothing names them.
 SERVER_SLOTS = 4
 #: Of a models.yaml; a hundred models with comments need a tenth of it.
@@ -29,6 +31,15 @@ class ModelProgram:
     dialect: Dialect | None = None
     #: From its start until it must answer.
     ready_seconds: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogAdapter:
+    """A LoRA adapter, served as a model of its own."""
+
+    name: ModelName
+    file: Path
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +84,11 @@ class CatalogEntry:
     reasoning_budget: int | None = None
     #: What runs it; None for the built-in engine.
     program: ModelProgram | None = None
+    adapters: tuple[CatalogAdapter, ...] = ()
 
     @property
     def names(self) -> tuple[ModelName, ...]:
-        return (self.name, *self.aliases)
+        return (self.name, *self.aliases, *(adapter.name for adapter in self.adapters))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,8 +63,8 @@ class _Cut:
 
 
 def plan(header: GgufHeader, file_bytes: int, entry: CatalogEntry, budget: MemoryBudget, others: Sequence[int] = ()) -> LoadPlan:
-    """``file_bytes`` is the size of all parts of a split model, whose header only describes the first; ``others`` are the sizes of the
-    worker's other models."""
+    """``file_bytes`` is the size of all parts of a split model, whose header only describes the first, and of its adapters; ``others`` are
+    the sizes of the worker's other models."""
     device = 0 if entry.device is None and entry.split_mode is SplitMode.NONE else entry.device
     gpus = tuple(range(len(budget.vram))) if device is None else (device,)
     if entry.gpu_layers == 0 or not any(budget.vram[gpu : gpu + 1] for gpu in gpus):
@@ -160,6 +160,7 @@ class _Planner:
                 self._placing(cut),
                 self._why_context(context, most, own),
                 f"slots: {slots}, {why_slots}",
+                *((f"adapters: {len(self._entry.adapters)}, in memory with the model",) if self._entry.adapters else ()),
                 f"context in memory: {self._kv}, {self._token_bytes / 1024:.1f} KiB per token",
                 f"memory: {need} of {self._room}" + ("" if self._entry.memory_bytes is None else ", as set"),
             ),

@@ -34,7 +34,8 @@ def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None
         else:
             _add(reading, "MODELS", name, filled.entry(name=ModelName(name), file=path, preload=True))
     # A file that an entry names is not served a second time under the file's name.
-    taken = {name for one in reading.located for name in one.entry.names} | {one.entry.file for one in reading.located}
+    entries = [one.entry for one in reading.located]
+    taken = {named for entry in entries for named in (*entry.names, entry.file, *(adapter.file for adapter in entry.adapters))}
     for name, path in found.items():
         if not {name, path} & taken:
             _add(reading, "MODELS_DIR", name, filled.entry(name=ModelName(name), file=path))

@@ -27,7 +27,7 @@ from msgspec import Meta
 
 from services.inference.engine import gguf_header
 from services.inference.engine.gguf_header import GgufHeader
-from services.inference.models.catalog import CatalogEntry
+from services.inference.models.catalog import CatalogAdapter, CatalogEntry
 from shared import model_folder
 from shared.identity import private_file
 from shared.telemetry import logs
@@ -229,7 +229,10 @@ class ModelFile:
                 known = missing
                 self._changed()
             await asyncio.sleep(_LOOK_SECONDS)
-        return await asyncio.to_thread(_look, self._entry.file)
+        return await asyncio.to_thread(self._check)
+
+    def _check(self) -> FileCheck:
+        return _look(self._entry.file)
 
     def stop(self) -> None:
         """End the threads that read; they can't be canceled."""
@@ -239,6 +242,34 @@ class ModelFile:
         task = self._tasks.create_task(work)
         task.add_done_callback(lambda _task: self._changed())
         return task
+
+
+class AdapterFile(ModelFile):
+    """The file of a LoRA adapter, which is loaded with its model."""
+
+    def __init__(
+        self, adapter: CatalogAdapter, model: Path, tasks: asyncio.TaskGroup, changed: Callable[[], None], known: KnownDigests
+    ) -> None:
+        super().__init__(CatalogEntry(name=adapter.name, file=adapter.file), tasks, changed, known)
+        self.adapter = adapter
+        self._model = model
+        #: Why the engine couldn't use it when it last loaded the model; empty if it could.
+        self.refused = ""
+
+    @property
+    def problem(self) -> str:
+        return super().problem or self.refused
+
+    def digest_with(self, base: str) -> str:
+        """Return the digest of what a model with the digest ``base`` computes with it; empty until both files have been read."""
+        if not base or not self.digest:
+            return ""
+        return hashlib.sha256(f"{base}:{self.digest}:{self.adapter.scale}".encode()).hexdigest()
+
+    def _check(self) -> FileCheck:
+        stamps, self.refused = _stamps(self.adapter.file), ""
+        problem = gguf_header.check_adapters(self._model, [self.adapter.file])[0]
+        return FileCheck(stamps, None, sum(stamp.size for stamp in stamps), problem)
 
 
 def missing_engine(environment: Path = Path(sys.prefix)) -> str:

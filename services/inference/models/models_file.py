@@ -17,9 +17,18 @@ from services.inference.engine.engine_messages import KvType, KvTypes, SplitMode
 from services.inference.engine.gguf_header import MAX_LAYERS
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import catalog, quantities, yaml_tree
-from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, LocatedEntry, ModelProgram, RemoteModel
+from services.inference.models.catalog import (
+    MAX_CHARACTERS,
+    CatalogAdapter,
+    CatalogReading,
+    Defaults,
+    LocatedEntry,
+    ModelProgram,
+    RemoteModel,
+)
 from services.inference.models.yaml_tree import Scalar, Tree, YamlFields, YamlList
 from services.inference.upstreams import Dialect
+from shared.types import ModelName
 
 MAX_DEVICES = 16
 MAX_OVERRIDES = 16
@@ -141,6 +150,28 @@ def _overrides(value: Tree) -> tuple[str, ...]:
     return texts
 
 
+def _adapters(value: Tree) -> tuple[CatalogAdapter, ...]:
+    """Read the adapters with their own names and relative files."""
+    if not isinstance(value, YamlFields):
+        raise ValueError("must have a field for each adapter, such as `sql: {file: sql.gguf, scale: 1}`")
+    if len(value.pairs) > catalog.MAX_ADAPTERS:
+        raise ValueError(f"has {len(value.pairs)} adapters; at most {catalog.MAX_ADAPTERS} are allowed")
+    adapters = {key.text: _adapter(key.text, fields) for key, fields in value.pairs}
+    if len(adapters) < len(value.pairs):
+        raise ValueError("has an adapter twice")
+    return tuple(adapters.values())
+
+
+def _adapter(name: str, value: Tree) -> CatalogAdapter:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "latest":
+        raise ValueError(f"{name[:40]!r}: the name of an adapter has letters, digits, dots, dashes and underscores, and isn't `latest`")
+    pairs = value.pairs if isinstance(value, YamlFields) else ()
+    fields = {key.text: one for key, one in pairs}
+    if "file" not in fields or fields.keys() - {"file", "scale"} or len(fields) < len(pairs):
+        raise ValueError(f"{name}: an adapter has the fields `file` and `scale`")
+    return CatalogAdapter(ModelName(name), _path(fields["file"]), _decimal(0.001, 100)(fields["scale"]) if "scale" in fields else 1.0)
+
+
 def _digest(value: Tree) -> str:
     text = _text(value).lower().removeprefix("sha256:")
     if not re.fullmatch(r"[0-9a-f]{64}", text):
@@ -184,6 +215,7 @@ FIELDS: dict[str, tuple[str, Callable[[Tree], object]]] = {
     "replicas": ("replicas", _or("auto", None, _number(1, 16))),
     "gpu_layers": ("gpu_layers", _number(-1, 10_000)),
     "cpu_experts": ("cpu_experts", _or("all", MAX_LAYERS, _number(0, MAX_LAYERS))),
+    "adapters": ("adapters", _adapters),
     "override_tensor": ("override_tensor", _overrides),
     "split_mode": ("split_mode", lambda value: SplitMode(_one_of(*SplitMode)(value))),
     "keep_alive": ("keep_alive_seconds", lambda value: quantities.parse_seconds(_text(value))),
@@ -287,6 +319,7 @@ class _File:
         if program := {name: values.pop(name) for name in _ONLY_PROGRAMS if name in values}:
             self._read_program(item, where, program, values)
             return
+        values["adapters"] = tuple(self._placed(adapter, values["name"], item, where) for adapter in values.get("adapters", ()))
         given = {name: values.pop(name) for name in _ONLY_SERVICES if name in values}
         service = values.pop("service", None)
         written = values.pop("file", None)
@@ -312,6 +345,15 @@ class _File:
         else:
             entry = self.defaults.entry(file=Path(program["command"][0]), program=ModelProgram(**program), **values)
             self.reading.located.append(LocatedEntry(self._place(item, where), entry))
+
+    def _placed(self, adapter: CatalogAdapter, model: ModelName, item: YamlFields, where: str) -> CatalogAdapter:
+        """Return an adapter with the name under which it is served, and its whole path."""
+        name = ModelName(f"{model}:{adapter.name}")
+        try:
+            catalog.check_name(name)
+        except ValueError as error:
+            self._mistake(item, f"{where}.adapters", str(error))
+        return CatalogAdapter(name, self.folder / adapter.file, adapter.scale)
 
     def _values(self, item: YamlFields, where: str) -> Iterator[tuple[str, Any]]:
         """Yield the valid fields of an entry, and note mistakes in the others."""

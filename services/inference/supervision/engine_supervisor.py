@@ -162,7 +162,7 @@ class SupervisedEngine:
         async with self._turn(fingerprint) as turn:
             identity = next(self._ids)
             call = engine_calls.GenerationCall(fingerprint, turn, job.parameters.n)
-            command = engine_messages.StartGeneration(identity, job.prompt, job.parameters, job.salt, job.delivered)
+            command = engine_messages.StartGeneration(identity, job.prompt, job.parameters, job.salt, job.delivered, job.adapter)
             with self._submitted(command, call):
                 return await call.pass_on(sink)
 

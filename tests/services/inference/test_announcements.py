@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 from prometheus_client import generate_latest
 
@@ -11,6 +12,7 @@ from services.inference.backends.echo import EchoBackend
 from services.inference.backends.remote.http_server_client import UpstreamAccount
 from shared.api.inference import ModelStatus
 from shared.protocol import directory
+from shared.types import ModelName
 from tests.services.inference.standins import Node, until
 
 
@@ -51,11 +53,38 @@ async def test_removed_model_leaves_no_gauges() -> None:
     assert 'ai_platform_worker_slots{model="echo"' not in exposed(node)
 
 
+async def test_adapters_are_offered_and_share_the_slots_of_their_model() -> None:
+    node = Node()
+    watcher = Announcements(node, WorkerPause(None))
+    watcher.backend = backend = BackendWithAdapter(0, 1, watcher)
+    watcher.changed()
+    base = backend.models()[0]
+    assert [(offer.name, offer.parent, offer.slots) for offer in node.offers[-1].models] == [
+        ("echo", None, base.slots),
+        ("echo:sql", "echo", base.slots),
+    ]
+    assert node.offers[-1].load.slots == base.slots
+    assert 'ai_platform_worker_up{model="echo:sql"} 1.0' in exposed(node)
+    assert 'ai_platform_worker_slots{model="echo:sql"' not in exposed(node)
+    backend.is_empty = True
+    watcher.changed()
+    assert 'ai_platform_worker_up{model="echo:sql"' not in exposed(node)
+
+
 class ShrinkingBackend(EchoBackend):
     is_empty = False
 
     def models(self) -> tuple[ModelStatus, ...]:
         return () if self.is_empty else super().models()
+
+
+class BackendWithAdapter(ShrinkingBackend):
+    def models(self) -> tuple[ModelStatus, ...]:
+        return tuple(
+            each
+            for status in super().models()
+            for each in (status, msgspec.structs.replace(status, model_id=ModelName("echo:sql"), parent=status.model_id))
+        )
 
 
 def exposed(node: Node) -> str:

@@ -35,6 +35,8 @@ def workers(*models: str, **more: object) -> list[DirectoryEntry]:
         pytest.param("smollm2:latest", ["smollm2"], NAMES, "smollm2", id="latest is the model without a tag"),
         pytest.param("smollm2", ["smollm2:latest"], NAMES, "smollm2:latest", id="without a tag is the latest"),
         pytest.param("smollm2:latest", ["smollm2", "smollm2:latest"], NAMES, "smollm2:latest", id="the exact name comes first"),
+        pytest.param("smollm2:sql", ["smollm2", "smollm2:sql"], NAMES, "smollm2:sql", id="an adapter"),
+        pytest.param("smollm2", ["smollm2:sql", "smollm2"], NAMES, "smollm2", id="the model of an adapter"),
         pytest.param("llama3:latest", ["smollm2"], NAMES, "smollm2", id="an alias with the tag latest"),
         pytest.param("llama3", ["smollm2:latest"], NAMES, "smollm2:latest", id="an alias of a model with the tag latest"),
         pytest.param("llama3:8b", ["smollm2"], ModelNames({"llama3:8b": "smollm2"}, None), "smollm2", id="an alias can have a tag"),

@@ -63,7 +63,7 @@ class FakeEngine:
             if self._site.fails:
                 self.become(ModelState.FAILED, self._site.fails)
                 return
-            self.loaded = engine_messages.Loaded("a fake", 99, "", "", "")
+            self.loaded = engine_messages.Loaded("a fake", 99, "", "", "", adapter_problems=self._site.adapter_problems)
             self.become(ModelState.READY, "")
             await self._over.wait()
         finally:
@@ -81,7 +81,7 @@ class FakeEngine:
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
         self.answered += 1
-        self._site.parameters.append((job.parameters.temperature, job.parameters.top_p, job.parameters.repeat_penalty))
+        self._site.jobs.append(job)
         await self._site.may_answer.wait()
         with suppress(AnswersEnded):
             await sink.send(Chunk("", (1,), finish=FinishReason.STOP))
@@ -103,7 +103,8 @@ class Site:
         self.may_answer.set()
         #: Why the next load fails.
         self.fails = ""
-        self.parameters: list[tuple[float, ...]] = []
+        self.adapter_problems: tuple[str, ...] = ()
+        self.jobs: list[GenerationJob] = []
         self.engines: list[FakeEngine] = []
         self.running: list[FakeEngine] = []
         self.watch, self.gpus = Watch(), ()

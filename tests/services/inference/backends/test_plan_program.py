@@ -40,6 +40,21 @@ def test_model_of_the_settings_is_planned_beside_the_others(tmp_path: Path) -> N
     assert lines[2:4] == ["context: 64 tokens per slot, as set", "slots: 8, as set"]
 
 
+def test_adapters_count_and_are_checked(tmp_path: Path) -> None:
+    gguf_files.write_llama(tmp_path / "a.gguf", SHAPE, weights="q8_0", seed=1)
+    gguf_files.write_adapter(tmp_path / "b.gguf", SHAPE, seed=2)
+    models = tmp_path / "models.yaml"
+    models.write_text("- {name: a, file: a.gguf}")
+    plain = list(plan_program.describe(settings(tmp_path, models_yaml=models), "a", MemoryBudget(GIB, "a test")))
+    models.write_text("- {name: a, file: a.gguf, adapters: {b: {file: b.gguf}, c: {file: a.gguf}}}")
+    lines = list(plan_program.describe(settings(tmp_path, models_yaml=models), "a:b", MemoryBudget(GIB, "a test")))
+    assert "adapters: 2, in memory with the model" in lines
+    assert lines[-1].startswith("a:c will fail: ")
+    assert lines[-1].endswith("it is not a LoRA adapter: general.type is None, and adapter.type is None")
+    (memory,), (more,) = ([line for line in each if line.startswith("memory: ")] for each in (plain, lines))
+    assert memory != more
+
+
 def test_model_that_will_be_refused(tmp_path: Path) -> None:
     lines = list(plan_program.describe(settings(tmp_path), model_discovery.DEFAULT_MODEL, MemoryBudget(2**20, "a test")))
     assert lines[-1].startswith("it will be refused: it needs ")

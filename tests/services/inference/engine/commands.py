@@ -12,6 +12,6 @@ def handle(loop: EngineLoop, command: StartGeneration | CancelGeneration) -> Gen
     try:
         loop.measure(command)
         tokens = loop.tokenize(command)
-    except errors.BadRequest as error:
+    except (errors.BadRequest, errors.Unavailable) as error:
         return GenerationRefused(command.id, error.to_problem())
     return loop.begin(command, tokens)

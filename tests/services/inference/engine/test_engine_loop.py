@@ -1,6 +1,7 @@
 import itertools
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -365,6 +366,29 @@ def test_prompt_of_any_length_runs_with_all_the_memory(length: int, step_tokens:
     assert sum(count for batch in model.batches for _, _, count in batch) < 32, "something was computed twice"
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_adapters_share_no_prefix_and_take_turns(mode: KvMode) -> None:
+    model, prompt = ToyModel(mode), "once upon a time there was"
+    running = loop(model)
+    commands = [msgspec.structs.replace(generate(number, prompt, salt="a"), adapter=number % 3) for number in range(6)]
+    for command in commands[:3]:
+        handle(running, command)
+    reports = finish(running)
+    assert [reports[number][0].cached_tokens for number in range(3)] == [0, 0, 0]
+    assert all(adapter in model.adapters[at : at + 4] for adapter in range(3) for at in range(6, 30))
+    for command in commands[3:]:
+        handle(running, command)
+    reports = finish(running)
+    assert [reports[number][0].cached_tokens for number in range(3, 6)] == [len(prompt) - 1] * 3
+    assert all(text(each) == prompt for each in reports.values())
+
+
+def test_unknown_adapter_is_refused() -> None:
+    refused = handle(loop(ToyModel()), msgspec.structs.replace(generate(1, "once"), adapter=17))
+    assert isinstance(refused, GenerationRefused)
+    assert refused.problem.message == "there is no such adapter"
+
+
 @dataclass(frozen=True)
 class Arrival:
     #: In fortieths of the context: a beginning that all have, and an end.
@@ -375,6 +399,7 @@ class Arrival:
     n: int
     #: Canceled after this many steps; None for never.
     cancelled: int | None
+    adapter: int
 
     def prompt_text(self, scale: int) -> str:
         return "h" * self.prompt[0] * scale + "t" * self.prompt[1] * scale
@@ -388,6 +413,7 @@ arrivals = st.builds(
     at=st.integers(0, 40),
     n=st.integers(1, 3),
     cancelled=st.one_of(st.none(), st.integers(0, 30)),
+    adapter=st.integers(0, 2),
 )
 
 
@@ -414,7 +440,8 @@ def test_every_answer_equals_the_one_given_alone(
             break
         for identity, one in enumerate(arrived):
             if one.at == now:
-                handle(running, generate(identity, one.prompt_text(scale), salt=one.salt, seed=one.seed, temperature=1, n=one.n))
+                asked = generate(identity, one.prompt_text(scale), salt=one.salt, seed=one.seed, temperature=1, n=one.n)
+                handle(running, msgspec.structs.replace(asked, adapter=one.adapter))
             if one.cancelled is not None and one.at + one.cancelled == now:
                 handle(running, CancelGeneration(identity))
         for progress in (running.step() or StepReport(())).progress:
@@ -424,7 +451,7 @@ def test_every_answer_equals_the_one_given_alone(
     for identity, one in enumerate(arrived):
         for answer in range(one.n):
             command = generate(9, one.prompt_text(scale), seed=one.seed + answer, temperature=1)
-            expected = alone(command, mode=mode, context_tokens=context)
+            expected = alone(msgspec.structs.replace(command, adapter=one.adapter), mode=mode, context_tokens=context)
             got = answer_text(reports[identity], answer)
             assert answer_text(expected)[: len(got)] == got
             if one.cancelled is None:

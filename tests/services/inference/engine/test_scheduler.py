@@ -10,7 +10,7 @@ from services.inference.engine import sequence
 from services.inference.engine.kv_slots import KvMode, Slots
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
-from services.inference.engine.scheduler import LEAST_TOKENS, Feed, PrefillBudget, Scheduler, StepPlan
+from services.inference.engine.scheduler import LEAST_TOKENS, TURN_STEPS, AdapterTurns, Feed, PrefillBudget, Scheduler, StepPlan
 from tests import tiers
 
 EXACT, SHARED = KvMode.EXACT, KvMode.SHARED
@@ -18,9 +18,13 @@ PARAMETERS = Parameters(temperature=0, top_p=1, top_k=0, seed=0)
 CONTEXT = 4096
 
 
-def make(identity: int, prompt: int, *, length: int = 3, answer: int = 0, salt: str = "", delivered: int = 0) -> sequence.Sequence:
+def make(
+    identity: int, prompt: int, *, length: int = 3, answer: int = 0, salt: str = "", delivered: int = 0, adapter: int = 0
+) -> sequence.Sequence:
     """Its prompt is its own number, again and again; ``length`` counts what was delivered."""
-    made = sequence.start(identity, answer, HashedTokens([identity] * prompt), PARAMETERS, context_tokens=CONTEXT, salt=salt)
+    made = sequence.start(
+        identity, answer, HashedTokens([identity] * prompt), PARAMETERS, context_tokens=CONTEXT, salt=salt, adapter=adapter
+    )
     made.limit = length
     for token in range(delivered):
         made.replay(token, b"x")
@@ -96,6 +100,7 @@ class Run:
     def _check_batch(self, batch: tuple[Feed, ...]) -> None:
         slots = [feed.slot for feed in batch]
         assert slots == sorted(set(slots))
+        assert len({feed.sequence.adapter for feed in batch}) <= 1, "llama.cpp has one adapter for a batch"
         reads = [feed for feed in batch if feed.sequence.reading]
         assert sum(len(feed.tokens) for feed in reads) <= self.most
         assert all(len(feed.tokens) == 1 for feed in batch if not feed.sequence.reading)
@@ -381,6 +386,64 @@ def test_cancel_of_a_finished_request_does_nothing() -> None:
     assert Run().cancel(5) == []
 
 
+# --- adapters -----------------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=tiers.volume(200), deadline=None)
+@given(work=st.lists(st.dictionaries(st.integers(0, 6), st.integers(1, 9), min_size=1), min_size=1, max_size=60))
+def test_no_adapter_with_work_waits_too_long(work: list[dict[int, int]]) -> None:
+    turns, waited, most = AdapterTurns(), dict[int, int](), 0
+    for now in work:
+        chosen = turns.choose(now)
+        assert chosen in now
+        turns.record_step(chosen, now)
+        waited = {adapter: 0 if adapter == chosen else waited.get(adapter, 0) + 1 for adapter in now}
+        # When others have ended, those that are left may have waited for more turns than they now may.
+        most = max(most, TURN_STEPS, len(now))
+        assert max(waited.values()) < most
+
+
+def test_adapters_take_turns_by_their_work() -> None:
+    turns, work = AdapterTurns(), {0: 6, 1: 2, 2: 1}
+    chosen = []
+    for _ in range(400):
+        chosen.append(turns.choose(work))
+        turns.record_step(chosen[-1], work)
+    assert [chosen.count(adapter) for adapter in range(3)] == [200, 100, 100]
+    assert turns.choose({1: 1}) == 1
+
+
+@pytest.mark.parametrize("mode", [EXACT, SHARED])
+def test_answers_of_all_adapters_progress_beside_a_long_prompt(mode: KvMode) -> None:
+    run = Run(mode)
+    answers = [make(number, 3, length=300, adapter=number) for number in range(3)]
+    run.submit(*answers)
+    while any(len(one.tokens) == one.prompt_tokens for one in answers):
+        run.step()
+    run.submit(long := make(3, 400, length=300, adapter=3))
+    read = 0
+    for _ in range(60):
+        before = {one: one.fed for one in (*answers, long)}
+        for _ in range(4):
+            read += run.step().read
+        assert all(one.fed > before[one] for one in before)
+    assert read == 400
+
+
+def test_adapter_without_room_for_its_prompt_lets_the_others_go_on() -> None:
+    run = Run(SHARED, capacity=40, most=8)
+    run.submit(make(1, 10, length=12))
+    run.step()
+    run.step()
+    run.submit(make(2, 12, length=2, adapter=1))
+    for _ in range(40):
+        if run.scheduler.idle:
+            break
+        run.step()
+    assert run.scheduler.idle
+    assert ("goes", 1) not in run.events
+
+
 # --- all of it -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -394,6 +457,7 @@ class Arrival:
     at: int
     #: Canceled after this many steps; None for never.
     cancelled: int | None
+    adapter: int
 
 
 arrivals = st.builds(
@@ -405,6 +469,7 @@ arrivals = st.builds(
     salt=st.sampled_from(["", "a", "b"]),
     at=st.integers(0, 40),
     cancelled=st.one_of(st.none(), st.integers(0, 40)),
+    adapter=st.integers(0, 3),
 )
 #: The longest of these sequences.
 LONGEST = 40 + 20
@@ -423,7 +488,15 @@ def test_every_position_is_computed_once_and_in_order(mode: KvMode, count: int, 
     run = Run(mode, count, pool if mode is SHARED else count * LONGEST, most)
     sequences = {
         identity: [
-            make(identity, one.prompt, length=one.length, answer=answer, salt=one.salt, delivered=one.delivered) for answer in range(one.n)
+            make(
+                *(identity, one.prompt),
+                length=one.length,
+                answer=answer,
+                salt=one.salt,
+                delivered=one.delivered,
+                adapter=one.adapter,
+            )
+            for answer in range(one.n)
         ]
         for identity, one in enumerate(coming)
     }

@@ -18,6 +18,7 @@ from shared.api.inference import TokenChance, TokenLogprob
 
 #: Ends an answer; no byte of any UTF-8 text.
 END_TOKEN = 0xFF
+MOST_ADAPTERS = 16
 #: With a temperature, one in this many answer tokens ends the answer.
 _ENDS = 40
 
@@ -28,6 +29,7 @@ class Cell:
 
     token: int
     number: int
+    adapter: int = 0
 
 
 @dataclass
@@ -57,7 +59,11 @@ class ToyModel:
     delivered: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     #: (request, start, count) of every feed, batch by batch.
     batches: list[list[tuple[int, int, int]]] = field(default_factory=list)
+    #: The adapter of every batch.
+    adapters: list[int] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+    #: What was saved, by the id of what it gave, with that.
+    _states: dict[int, tuple[memoryview, list[Cell]]] = field(default_factory=dict)
 
     def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
         if prompt.text == "refuse":
@@ -86,7 +92,13 @@ class ToyModel:
 
     def save(self, slot: int) -> memoryview | None:
         self.saves += 1
-        return memoryview(bytes(cell.token for cell in self.memory[slot]))
+        state = memoryview(bytes(cell.token for cell in self.memory[slot]))
+        self._states[id(state)] = state, list(self.memory[slot])
+        return state
+
+    def check_adapter(self, number: int) -> None:
+        if number > MOST_ADAPTERS:
+            raise errors.Unavailable("there is no such adapter")
 
     def settle(self, place: SlotPlace) -> int:
         for slot in place.evicted:
@@ -94,7 +106,7 @@ class ToyModel:
         held = self.memory.get(place.slot, [])
         if place.saved is not None:
             self.restored += 1
-            held = self.memory[place.slot] = [Cell(token, next(self._numbers)) for token in place.saved]
+            held = self.memory[place.slot] = [replace(cell, number=next(self._numbers)) for cell in self._states[id(place.saved)][1]]
             self._check_room()
         if place.source is not None:
             held = list(self.memory.get(place.source, []))
@@ -117,6 +129,8 @@ class ToyModel:
             raise errors.ModelCrashed("llama_decode gave -3")
         self._check(feeds)
         self.decode_seconds += self.batch_seconds
+        (adapter,) = {feed.sequence.adapter for feed in feeds}
+        self.adapters.append(adapter)
         self.batches.append([(feed.sequence.id, feed.start, len(feed.tokens)) for feed in feeds])
         drawn = [self._run(feed) for feed in feeds]
         self._check_room()
@@ -141,7 +155,8 @@ class ToyModel:
         held = self.memory.setdefault(feed.slot, [])
         sequence = feed.sequence
         assert [cell.token for cell in held] == sequence.tokens[: feed.start], "other tokens in the slot, a gap, or fed twice"
-        held.extend(Cell(token, next(self._numbers)) for token in feed.tokens)
+        held.extend(Cell(token, next(self._numbers), sequence.adapter) for token in feed.tokens)
+        assert {cell.adapter for cell in held} == {sequence.adapter}, "computed with another adapter"
         assert [cell.token for cell in held] == sequence.tokens[: len(held)]
         assert len(held) <= self.context_tokens
         if not feed.sample:
@@ -152,7 +167,7 @@ class ToyModel:
     def _draw(self, feed: Feed, held: list[int]) -> DrawnToken:
         prompt = feed.sequence.prompt_tokens
         parameters = self.begun[feed.sequence.id, feed.sequence.answer]
-        token = self._echo(held, prompt) if parameters.temperature == 0 else _letter(held, parameters.seed)
+        token = self._echo(held, prompt) if parameters.temperature == 0 else _letter(held, parameters.seed + feed.sequence.adapter)
         if parameters.top_logprobs is None:
             return DrawnToken(token)
         return DrawnToken(token, TokenLogprob(TokenChance(token, self.piece(token) or b"", -float(len(held)))))

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from services.inference.engine.engine_messages import KvType, KvTypes, SplitMode
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import models_file, yaml_tree
-from services.inference.models.catalog import MAX_CHARACTERS, CatalogEntry, CatalogReading, Defaults, ModelProgram, RemoteModel
+from services.inference.models.catalog import (
+    MAX_CHARACTERS,
+    CatalogAdapter,
+    CatalogEntry,
+    CatalogReading,
+    Defaults,
+    ModelProgram,
+    RemoteModel,
+)
 from services.inference.upstreams import Dialect
 from shared.types import ModelName
 
@@ -30,6 +38,10 @@ def entries(text: str, found: dict[str, Path] | None = None) -> list[CatalogEntr
 
 def entry(name: str = "a", file: str = "a.gguf", **fields: Any) -> CatalogEntry:
     return CatalogEntry(name=ModelName(name), file=FOLDER / file, **fields)
+
+
+def adapter(name: str, file: Path, scale: float = 1.0) -> CatalogAdapter:
+    return CatalogAdapter(ModelName(name), file, scale)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +72,11 @@ def entry(name: str = "a", file: str = "a.gguf", **fields: Any) -> CatalogEntry:
             "override_tensor: ['blk\\.(1|2)\\.ffn.*=CPU', a=CUDA0]",
             {"override_tensor": ("blk\\.(1|2)\\.ffn.*=CPU", "a=CUDA0")},
             id="tensors",
+        ),
+        pytest.param(
+            "adapters: {sql: {file: sql.gguf, scale: 0.5}, law-2: {file: /l.gguf}}",
+            {"adapters": (adapter("a:sql", FOLDER / "sql.gguf", 0.5), adapter("a:law-2", Path("/l.gguf")))},
+            id="adapters",
         ),
         pytest.param("kv_mode: fast", {"kv_mode": KvMode.SHARED}, id="the former name of a mode"),
         pytest.param("device: 1", {"device": 1}, id="one GPU"),
@@ -191,6 +208,7 @@ def test_a_program() -> None:
         ("program: serve {port}", "needs `memory`"),
         ("program: serve {port}, memory: 1GB, kv_type: q8_0", "kv_type: is not for a program"),
         ("program: serve {port}, memory: 1GB, file: a.gguf", "file: is not for a program"),
+        ("program: serve {port}, memory: 1GB, adapters: {b: {file: x}}", "adapters: is not for a program"),
         ("dialect: vllm, memory: 1GB", "dialect: needs `program`"),
         ("program: serve {port}, memory: 1GB, dialect: klingon", "dialect: 'klingon' is not one of"),
         ("program: 'serve \"{port}', memory: 1GB", "No closing quotation"),
@@ -256,6 +274,23 @@ def test_example_is_valid_and_explains_every_field() -> None:
         pytest.param("- {name: a, file: x, replicas: some}", "'some' is not a whole number from 1 to 16", id="no number of replicas"),
         pytest.param("- {name: a, file: x, split_mode: tensor}", "'tensor' is not one of layer, row, none", id="no split"),
         pytest.param("- {name: a, file: x, override_tensor: '(=CPU'}", "'(' is not a regular expression: missing )", id="no pattern"),
+        pytest.param("- {name: a, file: x, adapters: [b]}", "adapters: must have a field for each adapter", id="a list of adapters"),
+        pytest.param("- {name: a, file: x, adapters: {b: b.gguf}}", "b: an adapter has the fields `file` and `scale`", id="no fields"),
+        pytest.param("- {name: a, file: x, adapters: {b: {scale: 1}}}", "b: an adapter has the fields `file` and `scale`", id="no adapter"),
+        pytest.param("- {name: a, file: x, adapters: {b: {file: x, scale: 0}}}", "'0' is not a number from 0.001 to 100", id="no scale"),
+        pytest.param("- {name: a, file: x, adapters: {'b:c': {file: x}}}", "'b:c': the name of an adapter has letters", id="a colon"),
+        pytest.param("- {name: a, file: x, adapters: {latest: {file: x}}}", "and isn't `latest`", id="the latest adapter"),
+        pytest.param("- {name: a, file: x, adapters: {b: {file: x}, b: {file: y}}}", "has an adapter twice", id="an adapter twice"),
+        pytest.param(
+            f"- {{name: a, file: x, adapters: {{{', '.join(f'b{at}: {{file: x}}' for at in range(17))}}}}}",
+            "has 17 adapters; at most 16 are allowed",
+            id="too many adapters",
+        ),
+        pytest.param(
+            f"- {{name: a, file: x, adapters: {{{'b' * 100}: {{file: x}}}}}}",
+            "adapters: a name has 1 to 100 characters",
+            id="a long adapter",
+        ),
         pytest.param("- {name: a, file: x, override_tensor: blk}", "must be up to 16 patterns of tensors with a device", id="no device"),
         pytest.param("- {name: a, file: x, tensor_split: [a]}", "models[0].tensor_split: must be up to 16 numbers", id="no share"),
         pytest.param("- {name: a, file: x, tensor_split: [0, 0]}", "must have a share above 0", id="no shares"),
