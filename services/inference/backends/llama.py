@@ -24,6 +24,7 @@ from services.inference.models import catalog, memory
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.model_files import KnownDigests
 from services.inference.supervision import engine_supervisor
+from shared import errors
 from shared.api import generation
 from shared.api.embedding import Embedded
 from shared.api.generation import Generation
