@@ -47,6 +47,15 @@ def parts(file: Path) -> tuple[Path, ...]:
     return tuple(file.with_name(f"{part['name']}-{number:05}-of-{part['count']}{file.suffix}") for number in range(1, count + 1))
 
 
+def find_projector(model: Path) -> Path | None:
+    """Return the projector beside a model, if there is exactly one."""
+    try:
+        found = [path for path in model.parent.glob("*.gguf") if path.name.lower().startswith(_PROJECTOR) and path != model]
+    except OSError:
+        return None
+    return found[0] if len(found) == 1 else None
+
+
 def _name_of(path: Path) -> str | None:
     if path.suffix.lower() != ".gguf" or path.name.lower().startswith(_PROJECTOR):
         return None

@@ -155,9 +155,12 @@ class LlamaShape:
     #: Every second layer has a recurrent state: the model is an lfm2.
     hybrid: bool = False
 
+    #: Positions have several coordinates (M-RoPE): the model is a qwen2vl.
+    sections: tuple[int, ...] = ()
+
     @property
     def architecture(self) -> str:
-        return "gemma2" if self.window else "lfm2" if self.hybrid else "llama"
+        return "gemma2" if self.window else "lfm2" if self.hybrid else "qwen2vl" if self.sections else "llama"
 
 
 def write_llama(path: Path, shape: LlamaShape, *, weights: Weights, seed: int) -> None:
@@ -217,6 +220,77 @@ def _random(tensor: Tensor, rng: random.Random) -> bytes:
     return struct.pack(f"<{count}{'f' if tensor.storage == 'f32' else 'e'}", *(rng.uniform(-1.7, 1.7) * spread for _ in range(count)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectorShape:
+    """Makes embeddings of images."""
+
+    #: llama.cpp's name of its kind: mlp (LLaVA), gemma3 (rows that see each other), or qwen2vl_merger (any size, for M-RoPE).
+    kind: Literal["mlp", "gemma3", "qwen2vl_merger"]
+    #: The model's.
+    width: int
+    image: int = 32
+    patch: int = 8
+    embedding: int = 32
+    layers: int = 2
+
+
+def write_projector(path: Path, shape: ProjectorShape, *, seed: int) -> None:
+    rng, pools = random.Random(seed), dict[tuple[str, int], bytes]()
+    tensors = list(_projector_tensors(shape))
+    numbers = {
+        "embedding_length": shape.embedding,
+        "feed_forward_length": 2 * shape.embedding,
+        "block_count": shape.layers,
+        "projection_dim": shape.width,
+        "attention.head_count": 2,
+        "image_size": shape.image,
+        "patch_size": shape.patch,
+        "projector.scale_factor": 2,
+    }
+    pairs = {
+        "general.architecture": text("clip"),
+        "clip.projector_type": text(shape.kind),
+        "clip.has_vision_encoder": single("bool", True),
+        "clip.use_gelu": single("bool", True),
+        **{f"clip.vision.{key}": single("u32", number) for key, number in numbers.items()},
+        "clip.vision.attention.layer_norm_epsilon": single("f32", 1e-5),
+        "clip.vision.image_mean": array("f32", [0.5] * 3),
+        "clip.vision.image_std": array("f32", [0.5] * 3),
+    }
+    with path.open("wb") as target:
+        target.write(joined(header(pairs, tensors)))
+        for tensor in tensors:
+            _write_weights(target, tensor, pools, rng)
+
+
+def _projector_tensors(shape: ProjectorShape) -> Iterator[Tensor]:
+    wide = shape.embedding
+    is_grid = shape.kind == "qwen2vl_merger"
+    for name in ("v.patch_embd.weight", *(("v.patch_embd.weight.1",) if is_grid else ())):
+        yield Tensor(name, (shape.patch, shape.patch, 3, wide), "f16")
+    if not is_grid:
+        yield Tensor("v.position_embd.weight", (wide, (shape.image // shape.patch) ** 2), "f32")
+    for layer in range(shape.layers):
+        for name, matrix in {
+            **{f"attn_{each}": (wide, wide) for each in ("q", "k", "v", "out")},
+            "ffn_up": (wide, 2 * wide),
+            "ffn_down": (2 * wide, wide),
+        }.items():
+            yield Tensor(f"v.blk.{layer}.{name}.weight", matrix, "f16")
+        for name in ("ln1.weight", "ln2.weight", *(f"attn_{each}.bias" for each in ("q", "k", "v", "out"))):
+            yield Tensor(f"v.blk.{layer}.{name}", (wide,), "f32")
+    yield Tensor("v.post_ln.weight", (wide,), "f32")
+    if shape.kind == "gemma3":
+        # Of two dimensions: the model's, then the encoder's.
+        yield Tensor("mm.input_projection.weight", (shape.width, wide), "f16")
+        yield Tensor("mm.soft_emb_norm.weight", (wide,), "f32")
+        return
+    inner = 4 * wide if is_grid else wide
+    for number, matrix in ((0, (inner, inner)), (2, (inner, shape.width))):
+        yield Tensor(f"mm.{number}.weight", matrix, "f16")
+        yield Tensor(f"mm.{number}.bias", matrix[1:], "f32")
+
+
 def _llama_pairs(shape: LlamaShape, weights: Weights) -> dict[str, Typed]:
     words = [f"word{number}" for number in range(shape.vocabulary - _BYTES - len(_SPECIAL))]
     tokens = [*_byte_letters(), *_SPECIAL, *words]
@@ -248,6 +322,7 @@ def _llama_pairs(shape: LlamaShape, weights: Weights) -> dict[str, Typed]:
             if shape.hybrid
             else {}
         ),
+        **({f"{shape.architecture}.rope.dimension_sections": array("i32", shape.sections)} if shape.sections else {}),
         f"{shape.architecture}.attention.layer_norm_rms_epsilon": single("f32", 1e-5),
         f"{shape.architecture}.rope.freq_base": single("f32", 10_000.0),
         "tokenizer.ggml.model": text("gpt2"),

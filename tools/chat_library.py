@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,7 +43,8 @@ LINKER_FLAGS = ("-shared", "-s", "-Wl,--gc-sections", "-Wl,-z,defs", "-Wl,--as-n
 EXPORTS = "{ global: aimesh_chat_*; local: *; };\n"
 NICE = ("nice", "-n", "5")
 _WAITING = """Now llama.cpp's library of chat templates is being built in the background (2 minutes). Models that are loaded after it show
-their thoughts apart and use tools in their own format: aicli models unload NAME, or make down and make up."""
+their thoughts apart and use tools in their own format: aicli models unload NAME, or make down and make up.
+"""
 
 
 def cache_folder() -> Path:
@@ -83,9 +85,14 @@ def ensure() -> None:
             with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as place:
                 _, fetched = fetch_engine_source(Path(place), KEPT)
                 fetched.rename(source)
+        common = source / "common"
+        headers = [source / each for each in ("common", "vendor", "include", "ggml/include")]
         with setup_steps.progress("building libaimesh_chat, llama.cpp's library of chat templates"):
-            objects = _compile(source, folder)
-            _link(objects, source, folder)
+            wanted = [common / name for name in SOURCES] + sorted(path for each in FOLDERS for path in (common / each).glob("*.cpp"))
+            objects = compile_all(wanted, common, folder, FLAGS, headers)
+            own = folder / f"{key()}.o"
+            _compile_one(BINDING, own, FLAGS, headers)
+            link([*objects, own], folder, EXPORTS, LIBRARY)
     STAMP.write_text(key(), encoding="utf-8")
 
 
@@ -106,33 +113,30 @@ def fetch_engine_source(place: Path, kept: tuple[str, ...] = ("",)) -> tuple[Pat
     return tools, source
 
 
-def _compile(source: Path, folder: Path) -> list[Path]:
-    """Compile what has no object file yet, one file per processor at a time."""
-    common = source / "common"
-    wanted = [common / name for name in SOURCES] + sorted(path for each in FOLDERS for path in (common / each).glob("*.cpp"))
-    objects = {path: folder / f"{path.relative_to(common).as_posix().replace('/', '_')}.o" for path in wanted}
-    missing = [path for path in wanted if not objects[path].exists()]
+def compile_all(files: Sequence[Path], base: Path, folder: Path, flags: Sequence[str], headers: Sequence[Path]) -> list[Path]:
+    """Compile what has no object file in ``folder`` yet, one file per processor at a time."""
+    objects = {path: folder / f"{path.relative_to(base).as_posix().replace('/', '_')}.o" for path in files}
+    missing = [path for path in files if not objects[path].exists()]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        list(threads.map(lambda path: _compile_one(path, objects[path], source), missing))
+        list(threads.map(lambda path: _compile_one(path, objects[path], flags, headers), missing))
     return list(objects.values())
 
 
-def _compile_one(path: Path, target: Path, source: Path) -> None:
+def _compile_one(path: Path, target: Path, flags: Sequence[str], headers: Sequence[Path]) -> None:
     # An object file appears whole or not at all.
     new = target.with_suffix(".new")
-    headers = [f"-I{source / each}" for each in ("common", "vendor", "include", "ggml/include")]
-    _run(*NICE, compiler(), *FLAGS, *headers, "-c", str(path), "-o", str(new))
+    _run(*NICE, compiler(), *flags, *(f"-I{each}" for each in headers), "-c", str(path), "-o", str(new))
     new.replace(target)
 
 
-def _link(objects: list[Path], source: Path, folder: Path) -> None:
-    own, exports, new = folder / f"{key()}.o", folder / "exports", LIBRARY.with_suffix(".new")
-    _compile_one(BINDING, own, source)
-    exports.write_text(EXPORTS, encoding="utf-8")
+def link(objects: Sequence[Path], folder: Path, exports: str, library: Path) -> None:
+    """Link a library against those of the engine's wheel."""
+    listed, new = folder / "exports", library.with_suffix(".new")
+    listed.write_text(exports, encoding="utf-8")
     wheel = setup.packages_folder() / "llama_cpp" / "lib"
-    words = (*map(str, objects), str(own), f"-L{wheel}", "-lllama", "-lggml", "-lggml-base", f"-Wl,--version-script={exports}")
+    words = (*map(str, objects), f"-L{wheel}", "-lllama", "-lggml", "-lggml-base", f"-Wl,--version-script={listed}")
     _run(*NICE, compiler(), *LINKER_FLAGS, "-o", str(new), *words)
-    new.replace(LIBRARY)
+    new.replace(library)
 
 
 def _run(*command: str) -> None:
@@ -146,21 +150,26 @@ def _begin(*command: str) -> None:
     subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603 - our own command
 
 
-def main() -> int:
+def run(module: str, is_built: Callable[[], bool], build: Callable[[], None], waiting: str) -> int:
+    """Build a library, or begin to in the background."""
     if not sys.platform.startswith("linux") or shutil.which(compiler()) is None:
-        # With a wheel of the engine, a machine may have no compiler. Then tools use the generic form.
+        # With a wheel of the engine, a machine may have no compiler. Then it does without the library.
         return 0
     if "--background" in sys.argv[1:]:
-        if not is_current():
-            _begin(sys.executable, "-m", "tools.chat_library")
-            print(_WAITING)
+        if not is_built():
+            _begin(sys.executable, "-m", module)
+            print(waiting, end="")
         return 0
     try:
-        ensure()
+        build()
     except (SetupFailed, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
+
+
+def main() -> int:
+    return run("tools.chat_library", is_current, ensure, _WAITING)
 
 
 if __name__ == "__main__":

@@ -108,12 +108,16 @@ class Announcements:
     def parse_failed(self, model: ModelName) -> None:
         self._node.metrics.answer_parse_failures.labels(model=model).inc()
 
+    def images_encoded(self, model: ModelName, seconds: float) -> None:
+        self._node.metrics.image_seconds.labels(model=model).inc(seconds)
+
     def _measure(self, status: ModelStatus) -> None:
         metrics, model = self._node.metrics, status.model_id
         is_new = model not in self._measured
         # Prometheus only sees a counter grow that it has seen before.
         metrics.engine_restarts.labels(model=model).inc(0)
         metrics.answer_parse_failures.labels(model=model).inc(0)
+        metrics.image_seconds.labels(model=model).inc(0)
         metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)
         self._measured.add(model)
         if status.parent is not None:

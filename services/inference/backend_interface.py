@@ -30,6 +30,10 @@ class Watcher(Protocol):
         """An answer was not what the model's chat template describes, or its parser was lost. The rest of it is text."""
         ...
 
+    def images_encoded(self, model: ModelName, seconds: float) -> None:
+        """A prompt's images were encoded."""
+        ...
+
 
 class AnswerSink(Protocol[Sent_contra]):
     """Receives an answer in pieces: a mesh stream or an HTTP response."""

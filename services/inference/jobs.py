@@ -19,6 +19,8 @@ MAX_TOOLS = 128
 #: A mesh message has at most 1 MiB.
 MAX_PROMPT_CHARACTERS = 1024 * 1024
 MAX_MESSAGES = 1024
+#: Of a message. A gateway has a limit of its own, which is not above this.
+MAX_IMAGES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ def check_prompt(
     _check_together(requested, parameters, origin)
     if requested.raw and tuple(message.role for message in messages[1:]) not in ((), (SUFFIX_ROLE,)):
         raise errors.BadRequest("raw allows one message, and messages has more", hint="send prompt, not messages")
+    if requested.raw and any(message.images for message in messages):
+        raise errors.BadRequest("raw and images exclude each other: images are for chats", hint="send messages")
     variables = _template_variables(requested.chat_template_kwargs)
     return GenerationJob(model, messages, parameters, requested, **asdict(origin), template_variables=variables)
 
@@ -128,6 +132,9 @@ def _check_messages(messages: tuple[ChatMessage, ...], *, is_raw: bool = False) 
     if characters > MAX_PROMPT_CHARACTERS:
         raise errors.BadRequest(f"the prompt has {characters} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
     for position, message in enumerate(messages):
+        places = [0, *(image.at for image in message.images), len(message.content)]
+        if len(message.images) > MAX_IMAGES or places != sorted(places):
+            raise errors.BadRequest(f"messages[{position}].images: at most {MAX_IMAGES} are allowed, in the order of their places")
         if message.role not in ROLES and not (is_raw and message.role == SUFFIX_ROLE):
             raise errors.BadRequest(f"messages[{position}].role must be one of {', '.join(ROLES)}, not {message.role[:40]!r}")
 

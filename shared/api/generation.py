@@ -44,6 +44,10 @@ class ImageDetail(StrEnum):
     HIGH = "high"
 
 
+#: The long side of what a model sees, and for ``low``: workers shrink larger images.
+LONG_SIDE, LOW_LONG_SIDE = 1568, 512
+
+
 class ImagePart(Body, frozen=True):
     #: An encoded JPEG, PNG, WebP or GIF.
     data: bytes

@@ -352,6 +352,9 @@ WORKER_SLOTS = gauge(
 ANSWER_PARSE_FAILURES = counter(
     "ai_platform_answer_parse_failures_total", "Answers that the model's chat template doesn't describe, delivered as text", ("model",)
 )
+IMAGE_SECONDS = counter(
+    "ai_platform_image_seconds_total", "Time in which the engine turned images into embeddings", ("model",), unit="seconds"
+)
 ENGINE_RESTARTS = counter("ai_platform_engine_restarts_total", "How often the engine process died and was restarted", ("model",))
 ENGINE_OVERHEAD = gauge(
     "ai_platform_engine_overhead_ratio",

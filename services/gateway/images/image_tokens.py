@@ -8,10 +8,8 @@ those tiles. Requests reserve it. The worker's exact count is billed, and no mor
 import math
 
 from services.gateway.images import image_headers
-from shared.api.generation import ImageDetail, ImagePart
+from shared.api.generation import LONG_SIDE, LOW_LONG_SIDE, ImageDetail, ImagePart
 
-#: The long side of what a model sees, and for ``low``.
-LONG_SIDE, LOW_LONG_SIDE = 1568, 512
 _PATCH = 14
 #: Of encoders with a fixed number of tiles.
 _FIXED_TOKENS = 4 * 1601

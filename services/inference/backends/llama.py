@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from services.inference import engine_speed
+from services.inference import engine_speed, images
 from services.inference.backend_interface import Backend, Sink, VectorSink, WaitingSink, Watcher
 from services.inference.backends.model_cache import CachedModel, EngineInterface, ModelCache, ModelPrograms
 from services.inference.chat.model_chat import ModelChat
@@ -200,7 +200,7 @@ class LlamaBackend(Backend):
             pinned=self._cache.is_pinned(cached),
             memory_bytes=need.ram + need.vram,
             only_embeds=_only_embeds(cached),
-            abilities=abilities(_pooling(cached), only_embeds=_only_embeds(cached)),
+            abilities=abilities(_pooling(cached), only_embeds=_only_embeds(cached), sees_images=_sees_images(cached)),
         )
 
 
@@ -242,11 +242,20 @@ def _pooling(cached: CachedModel) -> PoolingKind | None:
     return None if look is None or look.header is None else look.header.pooling_type
 
 
-def abilities(pooling: PoolingKind | None, *, only_embeds: bool) -> tuple[str, ...]:
+def _sees_images(cached: CachedModel) -> bool:
+    """Ask the loaded model, or else its entry."""
+    loaded = cached.loaded
+    if loaded is not None:
+        return loaded.sees_images
+    return cached.entry.projector is not None and images.LIBRARY.exists()
+
+
+def abilities(pooling: PoolingKind | None, *, only_embeds: bool, sees_images: bool = False) -> tuple[str, ...]:
     """Return what a model can do besides answering text with text, as far as its file tells."""
     if pooling is PoolingKind.RANK:
         return (Ability.RERANK,)
-    return (Ability.EMBEDDINGS,) if pooling is not None or only_embeds else ()
+    embeds = pooling is not None or only_embeds
+    return (*((Ability.EMBEDDINGS,) if embeds else ()), *((Ability.IMAGES,) if sees_images else ()))
 
 
 def _context_tokens(cached: CachedModel) -> int:

@@ -387,6 +387,9 @@ class ModelCache:
     def parse_failed(self, model: ModelName) -> None:
         self._watcher.parse_failed(model)
 
+    def images_encoded(self, model: ModelName, seconds: float) -> None:
+        self._watcher.images_encoded(model, seconds)
+
     async def _prepare(self) -> None:
         configured = list(self._models.values())
         for cached in configured:
@@ -418,7 +421,7 @@ class ModelCache:
             cached.plan = load_plan.of_program(entry, self._budget)
         elif look is not None and look.header is not None:
             others = [other.file_bytes for other in self.all() if other is not cached and other.file.look is not None]
-            cached.plan = load_plan.plan(look.header, cached.file_bytes, entry, self._budget, others)
+            cached.plan = load_plan.plan(look.header, cached.file_bytes, entry, self._budget, others, projector_bytes=look.projector_bytes)
         if cached.plan is not None:
             self._core.set_terms(entry.name, CacheTerms(need=cached.plan.total, keep_alive_seconds=entry.keep_alive_seconds))
 
@@ -523,6 +526,8 @@ class ModelCache:
             split_mode=entry.split_mode,
             may_fit=plan.may_fit,
             adapters=tuple(engine_messages.LoadedAdapter(str(one.file), one.scale) for one in entry.adapters),
+            projector="" if entry.projector is None else str(entry.projector),
+            projector_is_optional=entry.projector_is_optional,
         )
         cached.limits.slots = plan.slots * len(plan.devices)
         loads = [msgspec.structs.replace(load, device=device) for device in plan.devices]

@@ -18,6 +18,8 @@ from services.inference.chat.chat_messages import (
     ChatRefused,
     ChatReply,
     ChatRequest,
+    DecodedImage,
+    DecodeImage,
     OpenTemplate,
     ParseAnswer,
     ParsedAnswer,
@@ -47,7 +49,7 @@ PROGRAM = (sys.executable, "-P", "-m", "services.inference.chat.chat_process")
 
 #: What says that the process is gone or can't be used any more.
 _LOST = (TimeoutError, OSError, EOFError, msgspec.MsgspecError, errors.ProtocolViolation)
-_Reply = TypeVar("_Reply", TemplateCapabilities, RenderedPrompt)
+_Reply = TypeVar("_Reply", TemplateCapabilities, RenderedPrompt, DecodedImage)
 
 
 class ChatProcessLost(Exception):
@@ -126,6 +128,16 @@ class ChatClient:
             return _expected(await self._ask(request), RenderedPrompt)
         except ChatProcessLost as lost:
             raise errors.BadRequest(str(lost), hint="make the request smaller: messages, tools and their schemas") from lost
+
+    async def decode(self, request: DecodeImage) -> DecodedImage:
+        """Raises BadRequest, whose text completes "the image …"; Overloaded; Unavailable if no process starts."""
+        try:
+            reply = await self._ask(request)
+        except ChatProcessLost as lost:
+            raise errors.BadRequest("crashes its decoder, or needs more than 2 s or 512 MiB") from lost
+        if isinstance(reply, ChatRefused):
+            raise errors.BadRequest(reply.reason)
+        return _expected(reply, DecodedImage)
 
     async def parse(self, request: ParseAnswer) -> ParsedAnswer | ChatRefused | None:
         """Return None if the process was lost or isn't there: then an answer is text."""

@@ -30,7 +30,7 @@ class OpenTemplate(_Tagged, frozen=True):
 class RenderPrompt(_Tagged, frozen=True):
     """Answered with RenderedPrompt."""
 
-    #: In OpenAI's form. For a named tool, only that tool and ToolChoice.REQUIRED.
+    #: In OpenAI's form, but with the places of ``images`` in the content. For a named tool, only that tool and ToolChoice.REQUIRED.
     messages: tuple[dict[str, object], ...]
     tools: tuple[dict[str, object], ...] = ()
     choice: ToolChoice = ToolChoice.AUTO
@@ -55,7 +55,15 @@ class ParseAnswer(_Tagged, frozen=True):
     text: str
 
 
-ChatRequest = OpenTemplate | RenderPrompt | ParseAnswer
+class DecodeImage(_Tagged, frozen=True):
+    """Answered with DecodedImage."""
+
+    data: bytes
+    #: Larger images are shrunk to it.
+    long_side: int
+
+
+ChatRequest = OpenTemplate | RenderPrompt | ParseAnswer | DecodeImage
 
 
 # --- chat process to worker -------------------------------------------------------------------------------------------
@@ -142,7 +150,14 @@ class ChatRefused(_Tagged, frozen=True):
     reason: str
 
 
-ChatReply = TemplateCapabilities | RenderedPrompt | ParsedAnswer | ChatRefused
+class DecodedImage(_Tagged, frozen=True):
+    width: int
+    height: int
+    #: Three bytes for each pixel, row by row.
+    rgb: bytes
+
+
+ChatReply = TemplateCapabilities | RenderedPrompt | ParsedAnswer | DecodedImage | ChatRefused
 
 request_decoder: msgspec.msgpack.Decoder[ChatRequest] = msgspec.msgpack.Decoder(ChatRequest)
 reply_decoder: msgspec.msgpack.Decoder[ChatReply] = msgspec.msgpack.Decoder(ChatReply)

@@ -1,7 +1,8 @@
 """The chat process: ``python -m services.inference.chat.chat_process FD PARENT``, started only by `chat_client`.
 
-It renders prompts and parses answers by llama.cpp, one request at a time. A request on which llama.cpp crashes, loops or runs out of memory
-ends the process, and with it only the call that is in it. The process ends when its socket closes, and the kernel kills it with its parent.
+It renders prompts and parses answers by llama.cpp, and decodes images by Pillow, one request at a time. A request on which one of them
+crashes, loops or runs out of memory ends the process, and with it only the call that is in it. The process ends when its socket closes,
+and the kernel kills it with its parent.
 """
 
 import os
@@ -18,6 +19,8 @@ from services.inference.chat.chat_messages import (
     ChatRefused,
     ChatReply,
     ChatRequest,
+    DecodedImage,
+    DecodeImage,
     OpenTemplate,
     ParseAnswer,
     RenderPrompt,
@@ -52,6 +55,8 @@ class ChatServer:
         if isinstance(request, OpenTemplate):
             self._template = ChatTemplate(self._library, request)
             return msgspec.structs.replace(self._template.capabilities, unconfined=self._unconfined)
+        if isinstance(request, DecodeImage):
+            return _decoded(request)
         if self._template is None:
             return ChatRefused("no template is open")
         match request:
@@ -61,6 +66,17 @@ class ChatServer:
                 return self._template.parse(request)
             case _:
                 assert_never(request)
+
+
+def _decoded(request: DecodeImage) -> ChatReply:
+    # Imported late: Pillow takes 8 MB, and most models see no images.
+    from services.inference.images import image_decoding  # noqa: PLC0415
+
+    try:
+        pixels = image_decoding.decode(request.data, request.long_side)
+    except image_decoding.BadImage as error:
+        return ChatRefused(str(error))
+    return DecodedImage(pixels.width, pixels.height, pixels.rgb)
 
 
 def main() -> None:

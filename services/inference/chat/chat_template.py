@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 
 import msgspec
 
@@ -19,7 +20,7 @@ from services.inference.chat.chat_messages import (
 )  # fmt: skip
 from services.inference.chat.library import ChatLibrary, NotUnderstood, OpenedTemplate
 from services.inference.chat.plain_template import PlainTemplate
-from services.inference.engine.special_tokens import MARK, SpecialTokens
+from services.inference.engine.special_tokens import IMAGE_MARK, MARK, SpecialTokens
 from shared.api.generation import ToolChoice
 
 _GENERIC = "generic:"
@@ -125,6 +126,9 @@ class ChatTemplate:
         mark, marked = self._special.mark, dict(row)
         for key in _CALLERS_TEXTS & row.keys():
             marked[key] = mark(str(row[key]))
+        if places := marked.pop("images", ()):
+            ends = pairwise((0, *places, None))  # type: ignore[misc]
+            marked["content"] = IMAGE_MARK.join(mark(str(row["content"])[begin:end]) for begin, end in ends)
         if "tool_call_id" in row:
             marked["tool_call_id"] = mark(self._id(str(row["tool_call_id"])))
         if "tool_calls" in row:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from services.inference.backend_interface import Sink
 from services.inference.chat import chat_messages, prompt_plan
 from services.inference.chat.chat_client import ChatClient
-from services.inference.chat.chat_messages import OpenTemplate, RenderedPrompt, TemplateCapabilities
+from services.inference.chat.chat_messages import DecodedImage, DecodeImage, OpenTemplate, RenderedPrompt, TemplateCapabilities
 from services.inference.chat.prompt_plan import ReasoningDefaults
 from services.inference.chat.separated_answers import SeparatedAnswers
 from services.inference.engine.engine_messages import Loaded, PreparedPrompt
 from services.inference.jobs import GenerationJob
 from shared import errors
-from shared.api.generation import ChatMessage
+from shared.api.generation import LONG_SIDE, LOW_LONG_SIDE, ChatMessage, ImageDetail, ImagePart
 from shared.api.inference import RenderChat
 from shared.telemetry import logs
 
@@ -66,9 +66,19 @@ class ModelChat:
         before, behind, fill = self._infill
         return f"{before}{messages[0].content}{behind}{messages[1].content}{fill}"
 
+    async def decode(self, image: ImagePart, number: int) -> DecodedImage:
+        """Return the pixels that a model looks at. Raises as ``prepare``; BadRequest names the image by its ``number``."""
+        side = LOW_LONG_SIDE if image.detail is ImageDetail.LOW else LONG_SIDE
+        try:
+            return await self._opened()[0].decode(DecodeImage(image.data, side))
+        except errors.BadRequest as refused:
+            raise errors.BadRequest(f"image {number} {refused.message}", hint="send a JPEG, PNG, WebP or GIF") from refused
+
     async def render(self, request: RenderChat, *, marked: bool) -> str:
         """Render a chat, with marks for the engine or without. Raises as ``prepare``."""
         client, _ = self._opened()
+        if any(message.images for message in request.messages):
+            raise errors.BadRequest("messages: the tokens of images are only known to a model that looks at them", hint="leave them out")
         return (await client.render(prompt_plan.conversion_of(request, marked=marked))).prompt
 
     def answers(self, job: GenerationJob, rendered: RenderedPrompt, sink: Sink, failed: Callable[[], None]) -> SeparatedAnswers:

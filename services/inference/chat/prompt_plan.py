@@ -135,6 +135,8 @@ def tool_rows(tools: tuple[Tool, ...]) -> tuple[Row, ...]:
 
 def _message_row(message: ChatMessage, names: Mapping[str, str]) -> Row:
     row: Row = {"role": message.role, "content": message.content}
+    if message.images:
+        row["images"] = [image.at for image in message.images]
     if message.reasoning:
         row["reasoning_content"] = message.reasoning
     if message.tool_calls:

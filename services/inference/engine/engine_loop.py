@@ -8,6 +8,7 @@ import msgspec
 
 from services.inference.engine import sampling, sequence
 from services.inference.engine.engine_messages import (
+    AddImage,
     AnswerProgress,
     ConvertTokens,
     GenerationAccepted,
@@ -20,7 +21,7 @@ from services.inference.engine.kv_slots import KvMode, SlotPlace, Slots
 from services.inference.engine.prompt_cache import HashedTokens, PromptCache, SavedPrompt
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed, PrefillBudget, Scheduler, StepPlan
-from services.inference.engine.sequence import AppendedToken, DrawnToken
+from services.inference.engine.sequence import AppendedToken, DrawnToken, ImagePrompt
 from shared import errors
 from shared.types import FinishReason
 
@@ -39,6 +40,10 @@ class EngineModel(Protocol):
     def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
         """Compile the prompt's grammar for ``begin``, and tokenize its text. Raises BadRequest for a text that is too long, or a grammar
         that isn't possible. May run in another thread than the rest, one call at a time."""
+        ...
+
+    def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
+        """The same for a prompt with images, which it encodes until the prompt isn't wanted. Runs in a thread of its own."""
         ...
 
     def convert(self, command: ConvertTokens) -> bytes:
@@ -99,7 +104,7 @@ class EngineLoop:
     ) -> None:
         """``cache_bytes``: for prompts that lose their slot."""
         self._compute = compute
-        self.convert, self.show = compute.convert, compute.show
+        self.convert, self.show, self.read_images = compute.convert, compute.show, compute.read_images
         self._clock = clock
         self._cache = PromptCache(cache_bytes)
         held = Slots(slots, mode, capacity=compute.pool_tokens, can_cut=compute.can_cut, cache=self._cache)
@@ -128,6 +133,9 @@ class EngineLoop:
         return HashedTokens(self._compute.prompt_tokens(command.prompt))
 
     def begin(self, command: StartGeneration, prompt: HashedTokens) -> GenerationAccepted | GenerationRefused:
+        return self.begin_with_images(command, ImagePrompt(prompt))
+
+    def begin_with_images(self, command: StartGeneration, prompt: ImagePrompt) -> GenerationAccepted | GenerationRefused:
         try:
             started, delivered = [], ""
             for answer in range(command.parameters.n):
@@ -139,7 +147,8 @@ class EngineLoop:
             return GenerationRefused(command.id, error.to_problem())
         for one in started:
             self._scheduler.submit(one)
-        return GenerationAccepted(command.id, len(prompt.tokens), delivered if command.delivered else None)
+        said = delivered if command.delivered else None
+        return GenerationAccepted(command.id, len(prompt.hashed.tokens), said, prompt.seconds)
 
     def cancel(self, identity: int) -> None:
         """Forget a request; unknown ones have already ended."""
@@ -179,13 +188,19 @@ class EngineLoop:
                 self._compute.clear(slot)
             return plan
 
-    def _start(self, command: StartGeneration, prompt: HashedTokens, answer: int) -> tuple[sequence.Sequence, str]:
+    def _start(self, command: StartGeneration, prompt: ImagePrompt, answer: int) -> tuple[sequence.Sequence, str]:
         """Return the sequence, and the text that was delivered."""
         parameters = sampling.of_answer(command.parameters, answer)
         context_tokens = self._compute.context_tokens
         # What an adapter computed is of no use to another one.
         salt = f"{command.adapter}:{command.salt}" if command.salt else ""
-        started = sequence.start(command.id, answer, prompt, parameters, context_tokens=context_tokens, salt=salt, adapter=command.adapter)
+        started = sequence.start(
+            *(command.id, answer, prompt.hashed, parameters),
+            context_tokens=context_tokens,
+            salt=salt,
+            adapter=command.adapter,
+            rows=prompt.rows,
+        )
         delivered = "".join(started.replay(token, self._compute.piece(token)) for token in command.delivered)
         # Samplers reserve memory for max_tokens, so pass the real limit.
         limited = msgspec.structs.replace(parameters, max_tokens=started.limit)

@@ -17,7 +17,8 @@ from shared.api.embedding import EmbeddingInput
 from shared.api.inference import TokenLogprob
 from shared.types import FinishReason
 
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+#: An image has up to 8 MiB of pixels, and the images of a request up to 12 MiB.
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 _LENGTH = struct.Struct(">I")
 
@@ -85,6 +86,10 @@ class LoadCommand(_Message, frozen=True):
     prompt_cache_bytes: int = 0
     #: Numbered from 1; 0 is the model alone.
     adapters: tuple[LoadedAdapter, ...] = ()
+    #: The file that makes embeddings of images; empty for none.
+    projector: str = ""
+    #: Load the model without it if it doesn't fit: nobody has named it.
+    projector_is_optional: bool = False
 
 
 class ShowTokens(_Message, frozen=True):
@@ -104,7 +109,7 @@ class ThoughtBudget(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PreparedPrompt(msgspec.Struct, frozen=True, array_like=True):
-    #: With marks in callers' texts (`special_tokens`).
+    #: With marks in callers' texts, and for images (`special_tokens`).
     text: str
     #: A grammar for the answer, in llguidance's Lark; empty for none.
     grammar: str = ""
@@ -129,6 +134,16 @@ class StartGeneration(_Message, frozen=True):
     delivered: tuple[int, ...] = ()
     #: Its number in LoadCommand.
     adapter: int = 0
+
+
+class AddImage(_Message, frozen=True):
+    """The next image of a StartGeneration that follows, or of a CancelGeneration."""
+
+    id: int
+    width: int
+    height: int
+    #: Three bytes for each pixel, row by row.
+    rgb: bytes
 
 
 class ConvertTokens(_Message, frozen=True):
@@ -160,7 +175,7 @@ class EmbedTexts(_Message, frozen=True):
 
 #: With texts to tokenize.
 TextCommand = StartGeneration | EmbedTexts | ConvertTokens
-Command = LoadCommand | ShowTokens | TextCommand | CancelGeneration
+Command = LoadCommand | ShowTokens | AddImage | TextCommand | CancelGeneration
 
 
 # --- engine to worker: Loading, then Loaded or LoadFailed, then the others --------------------------------------------
@@ -195,6 +210,8 @@ class Loaded(_Message, frozen=True):
     only_embeds: bool = False
     #: For each adapter why it can't be used; empty if it can.
     adapter_problems: tuple[str, ...] = ()
+    #: It has a projector for images.
+    sees_images: bool = False
 
 
 class LoadFailed(_Message, frozen=True):
@@ -206,6 +223,8 @@ class GenerationAccepted(_Message, frozen=True):
     prompt_tokens: int
     #: The text of the tokens that another worker delivered; None if there were none.
     delivered: str | None = None
+    #: How long its images were encoded.
+    image_seconds: float = 0.0
 
 
 class GenerationRefused(_Message, frozen=True):
@@ -258,7 +277,13 @@ class EmbeddingTurn(_Message, frozen=True):
     tokens: int = 0
 
 
-Report = Loading | Loaded | LoadFailed | GenerationAccepted | GenerationRefused | ConversionResult | StepReport | EmbeddingTurn
+class EncodingImages(_Message, frozen=True):
+    """Shows that the engine lives while it encodes images and computes nothing else."""
+
+
+Report = (
+    Loading | Loaded | LoadFailed | EncodingImages | GenerationAccepted | GenerationRefused | ConversionResult | StepReport | EmbeddingTurn
+)
 
 _encoder = msgspec.msgpack.Encoder()
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

@@ -7,13 +7,16 @@ Before it opens the model's file, it drops the privileges that it doesn't need (
 checks the header (`gguf_header`).
 """
 
+import os
 import select
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import assert_never
@@ -26,10 +29,18 @@ from services.inference.engine import confinement, engine_messages, gguf_header,
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.gguf_header import NotAModel
-from services.inference.engine.tokenize_queue import TokenizeQueue
+from services.inference.engine.tokenize_queue import TextReport, TokenizeQueue
 from shared import errors
 
 _RECEIVE_BYTES = 256 * 1024
+#: Reads between two steps: 4 MiB of images take a few milliseconds.
+_MOST_READS = 16
+#: Of images that wait for their encoder.
+MOST_IMAGE_BYTES = 256 * 1024 * 1024
+#: Answers get most of the processor while images are encoded.
+_NICENESS = 5
+#: How often an engine that only encodes images shows that it lives.
+_ALIVE_SECONDS = 10.0
 #: How long tokenizing may hold the GIL while the loop waits, which releases it dozens of times in a step.
 SWITCH_SECONDS = 0.0002
 
@@ -54,13 +65,15 @@ class Channel:
             for command in self._receive():
                 return command
 
-    def commands(self, *, wait_for: TokenizeQueue | None) -> list[engine_messages.Command]:
-        """Return the commands that have arrived. With ``wait_for``, block until one arrives or the queue has results.
-        Raises WorkerGone."""
-        readable: list[socket.socket | TokenizeQueue] = [self._connection] if wait_for is None else [self._connection, wait_for]
+    def commands(self, *, wait_for: Sequence[TokenizeQueue], seconds: float | None) -> list[engine_messages.Command]:
+        """Return commands that have arrived. Block so long, or without end, until one arrives or a queue has results. Raises WorkerGone."""
+        readable: list[socket.socket | TokenizeQueue] = [self._connection, *wait_for]
         received: list[engine_messages.Command] = []
-        while self._connection in select.select(readable, [], [], 0 if wait_for is None or received else None)[0]:
+        for _ in range(_MOST_READS):
+            if self._connection not in select.select(readable, [], [], 0 if received else seconds)[0]:
+                break
             received += self._receive()
+            seconds = 0
         return received
 
     def _receive(self) -> Iterator[engine_messages.Command]:
@@ -115,29 +128,43 @@ def _confine() -> str:
 
 
 def run(channel: Channel, loop: EngineLoop, embeddings: EmbeddingLoop) -> None:
-    """Run the loop in a thread and tokenize in this one. Raises WorkerGone in the end."""
-    with TokenizeQueue() as texts, ThreadPoolExecutor(1, "loop") as threads:
-        ended = threads.submit(_run_loop, channel, loop, embeddings, texts)
-        ended.add_done_callback(lambda _: texts.close())
+    """Run the loop in a thread, encode images in another and tokenize in this one. Raises WorkerGone in the end."""
+    with TokenizeQueue() as texts, TokenizeQueue(MOST_IMAGE_BYTES) as images, ThreadPoolExecutor(2, "loop") as threads:
+        queues = CommandQueues(loop, embeddings, texts, images)
+        ended = [threads.submit(_run_loop, channel, queues), threads.submit(_run_images, images)]
+        for one in ended:
+            one.add_done_callback(lambda _: queues.close())
         try:
             texts.run()
         finally:
-            texts.close()
-        ended.result()
+            queues.close()
+        for one in ended:
+            one.result()
 
 
-def _run_loop(channel: Channel, loop: EngineLoop, embeddings: EmbeddingLoop, texts: TokenizeQueue) -> None:
+def _run_images(images: TokenizeQueue) -> None:
+    with suppress(OSError):
+        # Of this thread, and of those that llama.cpp starts for it.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    images.run()
+
+
+def _run_loop(channel: Channel, queues: "CommandQueues") -> None:
     began = time.perf_counter()
+    loop, embeddings = queues.loop, queues.embeddings
     while True:
         # Without work, block on the socket; with work, poll it between two steps.
         asleep = loop.idle and embeddings.idle
-        commands = channel.commands(wait_for=texts if asleep else None)
+        wait = None if not queues.images.is_busy else _ALIVE_SECONDS
+        commands = channel.commands(wait_for=(queues.texts, queues.images), seconds=wait if asleep else 0)
         if asleep:
             began = time.perf_counter()
+            if queues.images.is_busy:
+                channel.send(engine_messages.EncodingImages())
         for command in commands:
-            if (refused := _handled(command, loop, embeddings, texts)) is not None:
+            if (refused := queues.handle(command)) is not None:
                 channel.send(refused)
-        for report in texts.results():
+        for report in queues.results():
             channel.send(report)
         if (step := loop.step()) is not None:
             ended = time.perf_counter()
@@ -149,36 +176,64 @@ def _run_loop(channel: Channel, loop: EngineLoop, embeddings: EmbeddingLoop, tex
             began = time.perf_counter()
 
 
-def _handled(
-    command: engine_messages.Command, loop: EngineLoop, embeddings: EmbeddingLoop, texts: TokenizeQueue
-) -> engine_messages.GenerationRefused | None:
-    match command:
-        case engine_messages.StartGeneration() | engine_messages.EmbedTexts() | engine_messages.ConvertTokens():
-            try:
-                _queue_text(command, loop, embeddings, texts)
-            except (errors.BadRequest, errors.Overloaded, errors.Unavailable) as error:
-                return engine_messages.GenerationRefused(command.id, error.to_problem())
-        case engine_messages.CancelGeneration():
-            texts.cancel(command.id)
-            embeddings.cancel(command.id)
-            loop.cancel(command.id)
-        case engine_messages.ShowTokens():
-            loop.show(command.spellings)
-        case engine_messages.LoadCommand():
-            raise errors.ProtocolViolation("an engine loads one model, once")
-        case _:
-            assert_never(command)
-    return None
+class CommandQueues:
+    """Passes commands on to the loops, or to the threads that read their texts and images first."""
 
+    def __init__(self, loop: EngineLoop, embeddings: EmbeddingLoop, texts: TokenizeQueue, images: TokenizeQueue) -> None:
+        self.loop = loop
+        self.embeddings = embeddings
+        self.texts = texts
+        self.images = images
+        #: Of commands that have not come yet.
+        self._received: dict[int, list[engine_messages.AddImage]] = {}
 
-def _queue_text(command: engine_messages.TextCommand, loop: EngineLoop, embeddings: EmbeddingLoop, texts: TokenizeQueue) -> None:
-    if isinstance(command, engine_messages.StartGeneration):
-        texts.submit(command.id, loop.measure(command), partial(loop.tokenize, command), partial(loop.begin, command))
-    elif isinstance(command, engine_messages.ConvertTokens):
-        converted = partial(engine_messages.ConversionResult, command.id)
-        texts.submit(command.id, len(engine_messages.pack(command)), partial(loop.convert, command), converted)
-    else:
-        texts.submit(command.id, embeddings.measure(command), partial(embeddings.tokenize, command), partial(embeddings.begin, command))
+    def close(self) -> None:
+        self.texts.close()
+        self.images.close()
+
+    def results(self) -> Iterator[TextReport]:
+        yield from self.texts.results()
+        yield from self.images.results()
+
+    def handle(self, command: engine_messages.Command) -> engine_messages.GenerationRefused | None:
+        match command:
+            case engine_messages.StartGeneration() | engine_messages.EmbedTexts() | engine_messages.ConvertTokens():
+                try:
+                    self._queue_text(command)
+                except (errors.BadRequest, errors.Overloaded, errors.Unavailable) as error:
+                    return engine_messages.GenerationRefused(command.id, error.to_problem())
+            case engine_messages.AddImage():
+                self._received.setdefault(command.id, []).append(command)
+            case engine_messages.CancelGeneration():
+                self._received.pop(command.id, None)
+                self.texts.cancel(command.id)
+                self.images.cancel(command.id)
+                self.embeddings.cancel(command.id)
+                self.loop.cancel(command.id)
+            case engine_messages.ShowTokens():
+                self.loop.show(command.spellings)
+            case engine_messages.LoadCommand():
+                raise errors.ProtocolViolation("an engine loads one model, once")
+            case _:
+                assert_never(command)
+        return None
+
+    def _queue_text(self, command: engine_messages.TextCommand) -> None:
+        loop, embeddings = self.loop, self.embeddings
+        if isinstance(command, engine_messages.StartGeneration):
+            images = self._received.pop(command.id, None)
+            size = loop.measure(command)
+            if images is None:
+                self.texts.submit(command.id, size, partial(loop.tokenize, command), partial(loop.begin, command))
+                return
+            read = partial(loop.read_images, command, images, partial(self.images.is_current, command.id))
+            self.images.submit(command.id, sum(len(image.rgb) for image in images), read, partial(loop.begin_with_images, command))
+        elif isinstance(command, engine_messages.ConvertTokens):
+            converted = partial(engine_messages.ConversionResult, command.id)
+            self.texts.submit(command.id, len(engine_messages.pack(command)), partial(loop.convert, command), converted)
+        else:
+            measured = embeddings.measure(command)
+            self.texts.submit(command.id, measured, partial(embeddings.tokenize, command), partial(embeddings.begin, command))
 
 
 if __name__ == "__main__":

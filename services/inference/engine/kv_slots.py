@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from services.inference.engine.prompt_cache import HashedTokens, PromptCache, SavedPrompt
+from services.inference.engine.prompt_cache import HashedTokens, ImageSpan, PromptCache, SavedPrompt, position_of
 
 #: A shared prefix of this length is worth copying a slot, which takes as long as computing a few tokens, or waiting a step or two
 #: for a prompt that is being read.
@@ -45,6 +45,12 @@ class SlotPlace:
     saved: memoryview | None = None
     #: Slots to clear before that.
     evicted: tuple[int, ...] = ()
+    #: The images of the prompt.
+    spans: tuple[ImageSpan, ...] = ()
+
+    def position(self, count: int) -> int:
+        """Return llama.cpp's position behind the prompt's first ``count`` tokens."""
+        return position_of(count, self.spans)
 
 
 #: Called with a slot that loses these tokens, before it does, and with the number of them that other slots hold.
@@ -128,7 +134,7 @@ class Slots:
         self._take(target, salt, [])
         target.tokens, target.count = wanted, kept
         self._add_cells(target, kept)
-        return SlotPlace(target.number, kept, None if source is target else source.number)
+        return SlotPlace(target.number, kept, None if source is target else source.number, spans=wanted.spans)
 
     def extend(self, slot: int, count: int) -> None:
         """The next ``count`` tokens of the slot have been computed."""
@@ -196,7 +202,7 @@ class Slots:
             evicted.append(slot)
         target.tokens, target.count = wanted, kept
         self._add_cells(target, kept)
-        return SlotPlace(target.number, kept, saved=saved.state, evicted=tuple(evicted))
+        return SlotPlace(target.number, kept, saved=saved.state, evicted=tuple(evicted), spans=wanted.spans)
 
     def _report_loss(self, slot: _Slot, keep: int) -> None:
         """The slot will lose all but its first ``keep`` tokens."""
@@ -217,7 +223,7 @@ class Slots:
         self._report_loss(target, kept if source is target else 0)
         self._take(target, salt, self._first_cells(source, kept))
         target.tokens, target.count = wanted, kept
-        return SlotPlace(target.number, kept, None if target is source or not kept else source.number)
+        return SlotPlace(target.number, kept, None if target is source or not kept else source.number, spans=wanted.spans)
 
     def _beside(self, idle: list[_Slot], best: _Slot, found: dict[int, int]) -> tuple[_Slot, _Slot]:
         """Choose a slot and the source of its prefix, which may be the same, in the EXACT layout."""

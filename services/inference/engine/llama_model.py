@@ -15,14 +15,17 @@ import numpy as np
 
 from services.inference.engine import model_loading
 from services.inference.engine.embedding_context import EmbeddingContext
-from services.inference.engine.engine_messages import ConvertTokens, LoadCommand, Loaded, PreparedPrompt
+from services.inference.engine.engine_messages import AddImage, ConvertTokens, LoadCommand, Loaded, PreparedPrompt, StartGeneration
 from services.inference.engine.kv_slots import KvMode, SlotPlace
 from services.inference.engine.model_loading import NativeLog, NativeModel
+from services.inference.engine.prompt_cache import position_of
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed
-from services.inference.engine.sequence import DrawnToken, ThoughtLimit
+from services.inference.engine.sequence import DrawnToken, ImagePrompt, ThoughtLimit
+from services.inference.engine.special_tokens import IMAGE_MARK
 from services.inference.engine.token_sampler import StepSampler, TokenSampler
 from services.inference.engine.vocabulary import ModelVocabulary
+from services.inference.images.image_encoder import ImageRows
 from services.inference.structured_output.constraint import Constraint, Constraints
 from shared import errors
 from shared.api.inference import MAX_CONVERTED_BYTES
@@ -54,11 +57,14 @@ class LlamaModel:
         #: In the SHARED layout, a sequence may use all of it.
         self.pool_tokens = int(native.llama_n_ctx(context))
         self.context_tokens = min(int(native.llama_n_ctx_seq(context)), int(native.llama_model_n_ctx_train(model)))
-        self.step_tokens = int(native.llama_n_batch(context)) - load.slots
+        batch = int(native.llama_n_batch(context))
+        self.step_tokens = min(batch, model_loading.step_tokens(load) + load.slots) - load.slots
+        self._images = loaded.images
         is_recurrent = bool(native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
         self.can_cut = not is_recurrent
         self._checkpoints = _Checkpoints(context) if is_recurrent else None
-        self._batch = _Batch(int(native.llama_n_batch(context)))
+        self._batch = _Batch(batch)
+        self._image_batch = _ImageBatch(batch)
         self._samplers: dict[tuple[int, int], TokenSampler] = {}
         self._vocabulary = ModelVocabulary(self._vocab)
         self.longest_token_bytes = self._vocabulary.longest_token_bytes
@@ -87,6 +93,7 @@ class LlamaModel:
             lowered=self._lowered,
             only_embeds=not self._memory,
             adapter_problems=tuple(adapter.problem for adapter in self._adapters),
+            sees_images=self._images is not None,
         )
 
     def check_adapter(self, number: int) -> None:
@@ -108,6 +115,23 @@ class LlamaModel:
             raise errors.BadRequest("this model only computes embeddings", hint="request embeddings, or use another model")
         self._compile(prompt)
         return self._vocabulary.tokens_of(prompt.text, context_tokens=self.context_tokens)
+
+    def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
+        """Tokenize a prompt with images, and encode them. Raises BadRequest. Runs in a thread of its own."""
+        if self._images is None:
+            raise errors.BadRequest("this model cannot see images", hint="leave them out, or use another model")
+        self._compile(command.prompt)
+        texts = command.prompt.text.split(IMAGE_MARK)
+        if len(texts) != len(images) + 1:
+            raise errors.BadRequest("the model's chat template does not show each image once", hint="put images into messages of the user")
+        return self._images.read(
+            [self._vocabulary.cut(text) for text in texts],
+            images,
+            bos=self._vocabulary.first,
+            context_tokens=self.context_tokens,
+            salt=command.salt,
+            is_wanted=is_wanted,
+        )
 
     def _compile(self, prompt: PreparedPrompt) -> Constraint | None:
         """Raises BadRequest, which starts with the field."""
@@ -156,16 +180,16 @@ class LlamaModel:
             return 0
         if place.source is not None:
             # Between streams, only whole slots can be copied; in one pool, cells are shared.
-            until = place.kept if self._mode is KvMode.SHARED else -1
+            until = place.position(place.kept) if self._mode is KvMode.SHARED else -1
             if self._mode is KvMode.SHARED:
                 native.llama_memory_seq_rm(self._memory, place.slot, -1, -1)
             native.llama_memory_seq_cp(self._memory, place.source, place.slot, -1 if until < 0 else 0, until)
         if self._checkpoints is not None:
             self._checkpoints.take_over(place)
-        if native.llama_memory_seq_rm(self._memory, place.slot, place.kept, -1) and self._has_window(place):
+        if native.llama_memory_seq_rm(self._memory, place.slot, place.position(place.kept), -1) and self._has_window(place):
             return place.kept
         last = 0 if self._checkpoints is None else self._checkpoints.restore(place.slot)
-        if last and native.llama_memory_seq_rm(self._memory, place.slot, last, -1):
+        if last and native.llama_memory_seq_rm(self._memory, place.slot, place.position(last), -1):
             return last
         self.clear(place.slot)
         return 0
@@ -175,7 +199,8 @@ class LlamaModel:
         if not self._window or not place.kept:
             return True
         # -1 if nothing is left.
-        return 0 <= int(native.llama_memory_seq_pos_min(self._memory, place.slot)) <= max(0, place.kept - self._window)
+        oldest = max(0, place.position(place.kept) - self._window)
+        return 0 <= int(native.llama_memory_seq_pos_min(self._memory, place.slot)) <= oldest
 
     def clear(self, slot: int) -> None:
         if self._checkpoints is not None:
@@ -208,19 +233,30 @@ class LlamaModel:
     def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
         """Compute one batch and return the next token for each feed that samples. Raises ModelCrashed; the process must then end,
         because the state of the model's memory after a failed decode is unknown."""
-        self._batch.fill(feeds)
         if self._adapters:
             self._use_adapter(feeds[0].sequence.adapter)
+        # A batch has tokens, or rows of one image.
+        for feed in feeds:
+            if feed.image is not None:
+                native.llama_set_causal_attn(self._context, not feed.image.is_whole)
+                self._decode(self._image_batch.filled(feed))
+                native.llama_set_causal_attn(self._context, True)
+        texts = [feed for feed in feeds if feed.image is None]
+        if texts:
+            self._batch.fill(texts)
+            self._decode(self._batch.native)
+        if self._checkpoints is not None:
+            self._checkpoints.save(texts)
+        return self._draw(feeds)
+
+    def _decode(self, batch: native.llama_batch) -> None:
         began = time.perf_counter()
-        status = native.llama_decode(self._context, self._batch.native)
+        status = native.llama_decode(self._context, batch)
         if status == 0:
             native.llama_synchronize(self._context)
         self.decode_seconds += time.perf_counter() - began
         if status != 0:
             raise errors.ModelCrashed(f"llama_decode gave {status}: {self._log.why()}")
-        if self._checkpoints is not None:
-            self._checkpoints.save(feeds)
-        return self._draw(feeds)
 
     def _use_adapter(self, number: int) -> None:
         """Have the next batches computed with it. llama.cpp plans its memory anew if it is another one than before."""
@@ -263,9 +299,9 @@ class _Batch:
         at = 0
         for feed in feeds:
             count = len(feed.tokens)
-            end = at + count
+            end, position = at + count, position_of(feed.start, feed.sequence.hashed.spans)
             self._token[at:end] = list(feed.tokens)
-            self._position[at:end] = list(range(feed.start, feed.start + count))
+            self._position[at:end] = list(range(position, position + count))
             self._logits[at:end] = [0] * count
             for row in range(at, end):
                 self._slots[row][0] = feed.slot
@@ -275,6 +311,36 @@ class _Batch:
 
     def free(self) -> None:
         native.llama_batch_free(self.native)
+
+
+class _ImageBatch:
+    """llama.cpp's arrays of one batch with embeddings of an image."""
+
+    def __init__(self, rows: int) -> None:
+        self._counts = (ctypes.c_int32 * rows)(*[1] * rows)
+        self._slot = (native.llama_seq_id * 1)()
+        self._slots = (ctypes.POINTER(native.llama_seq_id) * rows)(*[ctypes.cast(self._slot, ctypes.POINTER(native.llama_seq_id))] * rows)
+        self._logits = (ctypes.c_int8 * rows)()
+        #: Kept while llama.cpp reads them.
+        self._positions = np.empty(0, np.int32)
+
+    def filled(self, feed: Feed) -> native.llama_batch:
+        assert feed.image is not None
+        image, spans = feed.image, feed.sequence.hashed.spans
+        rows = feed.sequence.rows[image.start]
+        assert isinstance(rows, ImageRows)
+        begin = feed.start - image.start
+        end = begin + len(feed.tokens)
+        values, positions = rows.values[begin:end], rows.positions(position_of(image.start, spans), begin, end)
+        self._slot[0], self._positions = feed.slot, positions
+        return native.llama_batch(
+            n_tokens=end - begin,
+            embd=values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            pos=positions.ctypes.data_as(ctypes.POINTER(native.llama_pos)),
+            n_seq_id=self._counts,
+            seq_id=self._slots,
+            logits=self._logits,
+        )
 
 
 class _Checkpoints:

@@ -15,8 +15,9 @@ import llama_cpp.llama_cpp as native
 
 from services.inference.engine import devices, gguf_header
 from services.inference.engine.engine_messages import KvType, LoadCommand
-from services.inference.engine.gguf_header import GgufHeader
+from services.inference.engine.gguf_header import GgufHeader, NotAModel
 from services.inference.engine.kv_slots import KvMode
+from services.inference.images.image_encoder import ImageEncoder, NotUsable
 
 #: A context that doesn't fit is halved down to this.
 LEAST_CONTEXT_TOKENS = 512
@@ -36,6 +37,8 @@ _KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.BF16: 30, KvType.Q8_0: nat
 _KV_BLOCKS = {KvType.Q8_0: 32, KvType.Q4_0: 32}
 #: The names of a layer's experts.
 _EXPERTS = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
+#: The architecture in the header of files that make embeddings of images.
+_PROJECTOR = "clip"
 #: The length of llama.cpp's arrays with one number per GPU.
 _MOST_DEVICES = 16
 
@@ -64,8 +67,11 @@ class NativeLog:
 
     def forget(self) -> None:
         """Drop the lines of a failed try."""
-        self._errors.clear()
+        self.forget_errors()
         self.gpu.clear()
+
+    def forget_errors(self) -> None:
+        self._errors.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,8 @@ class NativeModel:
     #: What was reduced for lack of memory, for people; empty if nothing was.
     lowered: str
     adapters: tuple["NativeAdapter", ...] = ()
+    #: None for a model that sees no images.
+    images: ImageEncoder | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +99,14 @@ class NativeAdapter:
 @contextmanager
 def loaded(load: LoadCommand, log: NativeLog, progressed: Callable[[float], None]) -> Iterator[NativeModel]:
     """Raises LoadRefused."""
-    with _model(load, log, progressed) as (model, fewer_layers):
+    """Raises LoadRefused."""
+    with _model(load, log, progressed) as (model, fewer_layers), _image_encoder(model, load, log) as (images, blind):
         # A context reserves memory for the adapters that its model has.
         adapters = tuple(_adapters(model, load, log))
-        with _context(model, load, log) as (context, tokens, shorter):
-            lowered = "; ".join(one for one in (fewer_layers, shorter) if one)
-            yield NativeModel(model, context, tokens, lowered, adapters)
+        most_rows = 0 if images is None or not images.is_whole else images.most_rows()
+        with _context(model, load, log, most_rows) as (context, tokens, shorter):
+            lowered = "; ".join(one for one in (fewer_layers, blind, shorter) if one)
+            yield NativeModel(model, context, tokens, lowered, adapters, images)
 
 
 def _adapters(model: "native.llama_model_p", load: LoadCommand, log: NativeLog) -> Iterator[NativeAdapter]:
@@ -105,6 +115,28 @@ def _adapters(model: "native.llama_model_p", load: LoadCommand, log: NativeLog) 
     for wanted, problem in zip(load.adapters, problems, strict=True):
         adapter = None if problem else native.llama_adapter_lora_init(model, wanted.path.encode())
         yield NativeAdapter(adapter or None, wanted.scale, problem or ("" if adapter else f"llama.cpp refused {wanted.path}: {log.why()}"))
+
+
+@contextmanager
+def _image_encoder(model: "native.llama_model_p", load: LoadCommand, log: NativeLog) -> Iterator[tuple[ImageEncoder | None, str]]:
+    """Raises LoadRefused for a projector that was named."""
+    if not load.projector:
+        yield None, ""
+        return
+    try:
+        if gguf_header.check_parts(Path(load.projector)).architecture != _PROJECTOR:
+            raise NotUsable(f"{load.projector} is not a projector")
+        encoder = ImageEncoder(model, load, log.record, log.why)
+    except (NotUsable, NotAModel) as error:
+        if not load.projector_is_optional:
+            raise LoadRefused(str(error)) from error
+        log.forget_errors()
+        yield None, f"it sees no images: {error}"
+        return
+    try:
+        yield encoder, ""
+    finally:
+        encoder.free()
 
 
 @contextmanager
@@ -192,9 +224,12 @@ def _fewer_layers(load: LoadCommand) -> list[int]:
 
 
 @contextmanager
-def _context(model: "native.llama_model_p", load: LoadCommand, log: NativeLog) -> Iterator[tuple["native.llama_context_p", int, str]]:
+def _context(
+    model: "native.llama_model_p", load: LoadCommand, log: NativeLog, whole: int
+) -> Iterator[tuple["native.llama_context_p", int, str]]:
+    """``whole`` is the number of tokens that a batch must hold in addition to the usual ones."""
     wanted = tokens = min(load.context_tokens, native.llama_model_n_ctx_train(model))
-    while not (context := native.llama_init_from_model(model, _context_parameters(load, tokens))):
+    while not (context := native.llama_init_from_model(model, _context_parameters(load, tokens, whole))):
         if tokens <= LEAST_CONTEXT_TOKENS:
             raise LoadRefused(
                 f"not enough memory for {load.slots} slots of {tokens} tokens: {log.why()}; lower ENGINE_SLOTS, or use a smaller model"
@@ -207,12 +242,11 @@ def _context(model: "native.llama_model_p", load: LoadCommand, log: NativeLog) -
         native.llama_free(context)
 
 
-def _context_parameters(load: LoadCommand, tokens: int) -> native.llama_context_params:
+def _context_parameters(load: LoadCommand, tokens: int, whole: int = 0) -> native.llama_context_params:
     parameters: native.llama_context_params = native.llama_context_default_params()
     parameters.n_ctx = tokens * load.slots
-    step = GPU_STEP_TOKENS if _on_gpu(load) else CPU_STEP_TOKENS
     # In a step, each slot may add a token of its answer to what is read.
-    parameters.n_batch = parameters.n_ubatch = step + load.slots
+    parameters.n_batch = parameters.n_ubatch = max(step_tokens(load) + load.slots, whole)
     parameters.n_seq_max = load.slots
     parameters.n_outputs_max = load.slots
     parameters.n_threads = parameters.n_threads_batch = load.threads
@@ -233,6 +267,10 @@ def _context_parameters(load: LoadCommand, tokens: int) -> native.llama_context_
             if values is None and _FAST_BF16 in native.llama_print_system_info():
                 parameters.type_k = parameters.type_v = _KV_TYPES[KvType.BF16]
     return parameters
+
+
+def step_tokens(load: LoadCommand) -> int:
+    return GPU_STEP_TOKENS if _on_gpu(load) else CPU_STEP_TOKENS
 
 
 def _on_gpu(load: LoadCommand) -> bool:

@@ -13,11 +13,30 @@ BLOCK = 64
 _HASH_BYTES = 16
 
 
+@dataclass(frozen=True, slots=True)
+class ImageSpan:
+    """Tokens that stand for an image, or for a part of one. They are kept or dropped together."""
+
+    start: int
+    end: int
+    #: How many positions they take: with M-RoPE, fewer than tokens.
+    positions: int
+    #: They must be computed in one batch.
+    is_whole: bool = False
+
+
+def position_of(index: int, spans: tuple[ImageSpan, ...]) -> int:
+    """Return llama.cpp's position of a token that isn't in an image, or begins one."""
+    return index - sum(span.end - span.start - span.positions for span in spans if span.end <= index)
+
+
 class HashedTokens:
     """A list of tokens with a hash per block, to compare long prompts. Its owner may only append to it."""
 
-    def __init__(self, tokens: list[int]) -> None:
+    def __init__(self, tokens: list[int], spans: tuple[ImageSpan, ...] = ()) -> None:
         self.tokens = tokens
+        #: In the order of the tokens.
+        self.spans = spans
         self._hashes: list[bytes] = []
         self.hash_blocks()
 
@@ -34,12 +53,25 @@ class HashedTokens:
 
     def first(self, count: int) -> "HashedTokens":
         """Return a copy of the first ``count`` tokens."""
-        found = HashedTokens([])
+        found = HashedTokens([], self.spans)
         found.tokens, found._hashes = self.tokens[:count], self._hashes[: count // BLOCK]
         return found
 
+    def piece(self, start: int, end: int) -> tuple[ImageSpan | None, int]:
+        """Return where the tokens from ``start`` end, up to ``end``, that a batch can hold: those of one image, or of no image."""
+        for span in self.spans:
+            if start < span.start:
+                return None, min(end, span.start)
+            if start < span.end:
+                return span, span.end if span.is_whole else min(end, span.end)
+        return None, end
+
     def common(self, other: "HashedTokens", most: int, guess: int = 0) -> int:
-        """Return the length of the common prefix, at most ``most``. A good ``guess`` makes it faster."""
+        """Return the length of the common prefix, at most ``most`` and without a part of an image. A good ``guess`` makes it faster."""
+        common = self._common(other, most, guess)
+        return next((span.start for span in self.spans if span.start < common < span.end), common)
+
+    def _common(self, other: "HashedTokens", most: int, guess: int) -> int:
         most = min(most, len(self.tokens), len(other.tokens))
         at = BLOCK * _common_blocks(self._hashes, other._hashes, most // BLOCK, guess // BLOCK)
         end = min(at + BLOCK, most)

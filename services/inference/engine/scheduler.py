@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from services.inference.engine.kv_slots import SlotPlace, Slots
+from services.inference.engine.prompt_cache import ImageSpan
 from services.inference.engine.sequence import Sequence
 
 #: Sequences admitted per step: finding a cached prefix takes up to half a millisecond, copying it much more.
@@ -147,6 +148,8 @@ class Feed:
     tokens: tuple[int, ...]
     #: Whether to sample the sequence's next token after these.
     sample: bool
+    #: The tokens stand for rows of this image.
+    image: ImageSpan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +259,7 @@ class Scheduler:
             # There is nothing to measure.
             budget = max(budget, LEAST_TOKENS)
         room = self._slots.room(len(answers) + budget) - len(answers)
-        reads = list(self._reads(mine, min(budget, room)))
+        reads = list(self._reads(mine, min(budget, room), room))
         if room < 0 or (not answers and not reads):
             return None
         # In the EXACT layout, llama.cpp computes adjacent slots together if they come in order.
@@ -346,17 +349,21 @@ class Scheduler:
         wanted = unread + len(sequence.tokens) + len(self._running) + 1
         return self._slots.room(wanted) >= wanted
 
-    def _reads(self, running: Mapping[int, Sequence], budget: int) -> Iterator[Feed]:
-        """Share the budget: the shortest prompts first, as far as earlier ones may be overtaken."""
+    def _reads(self, running: Mapping[int, Sequence], budget: int, room: int) -> Iterator[Feed]:
+        """Share the budget: the shortest prompts first, as far as earlier ones may be overtaken. An image that must be read at once may
+        exceed the budget, but not ``room``."""
         readers = [_PromptReader(slot, sequence) for slot, sequence in running.items() if sequence.reading]
         # A prompt's last tokens may be fewer than the minimum.
         while (at := _next_reader(readers, budget)) is not None and budget >= min(LEAST_TOKENS, readers[at].unread):
             reader = readers.pop(at)
-            count = min(reader.unread, budget)
+            feed = _feed(reader.slot, reader.sequence, reader.sequence.fed + min(reader.unread, budget))
+            count = len(feed.tokens)
+            if count > room:
+                continue
             for earlier in readers[:at]:
                 earlier.spare -= count
-            budget -= count
-            yield _feed(reader.slot, reader.sequence, reader.sequence.fed + count)
+            budget, room = budget - count, room - count
+            yield feed
 
 
 def _next_reader(readers: list[_PromptReader], budget: int) -> int | None:
@@ -370,4 +377,5 @@ def _next_reader(readers: list[_PromptReader], budget: int) -> int | None:
 
 
 def _feed(slot: int, sequence: Sequence, end: int) -> Feed:
-    return Feed(slot, sequence, sequence.fed, tuple(sequence.tokens[sequence.fed : end]), sample=end == len(sequence.tokens))
+    image, end = sequence.hashed.piece(sequence.fed, end)
+    return Feed(slot, sequence, sequence.fed, tuple(sequence.tokens[sequence.fed : end]), sample=end == len(sequence.tokens), image=image)

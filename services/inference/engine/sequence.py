@@ -1,7 +1,9 @@
 """One answer in the engine: its tokens and text, how many tokens are computed, and when it ends.  Pure."""
 
 import codecs
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from services.inference.engine.engine_messages import ThoughtBudget
 from services.inference.engine.prompt_cache import HashedTokens
@@ -32,6 +34,17 @@ class AppendedToken:
     token_ids: tuple[int, ...]
     text: str
     finish: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePrompt:
+    """A prompt with images, or without."""
+
+    hashed: HashedTokens
+    #: For the model: the embeddings of images, by their first token.
+    rows: Mapping[int, object] = field(default_factory=dict)
+    #: How long they were computed.
+    seconds: float = 0.0
 
 
 class ThoughtLimit:
@@ -91,6 +104,8 @@ class Sequence:
     salt: str = ""
     #: The number of the adapter that computes it; 0 for none.
     adapter: int = 0
+    #: For the model: the embeddings of the prompt's images, by their first token.
+    rows: Mapping[int, object] = field(default_factory=dict)
     #: The tokens that existed when it got its slot, and can be computed many at a time.
     bulk: int = 0
     fed: int = 0
@@ -149,11 +164,12 @@ def start(
     context_tokens: int,
     salt: str = "",
     adapter: int = 0,
+    rows: Mapping[int, object] = MappingProxyType({}),
 ) -> Sequence:
     """Create a sequence. Raises ContextExceeded if not even one token fits the context after the prompt."""
     room = check_fits(len(prompt.tokens), context_tokens)
     limit = min(parameters.max_tokens or room, room)
-    return Sequence(identity, answer, prompt.copy(), len(prompt.tokens), limit, parameters, salt, adapter)
+    return Sequence(identity, answer, prompt.copy(), len(prompt.tokens), limit, parameters, salt, adapter, rows)
 
 
 def already_complete() -> errors.BadRequest:

@@ -14,8 +14,10 @@ _SEARCHED_AT_ONCE = 16 * 1024
 #: Special tokens in a part; the time grows with their square.
 _SPECIAL_AT_ONCE = 512
 
-#: A noncharacter, which Unicode reserves for internal use; it is removed from callers' texts.
+#: Noncharacters, which Unicode reserves for internal use; they are removed from callers' texts.
 MARK = "\ufdd0"
+#: Stands for an image.
+IMAGE_MARK = "\ufdd1"
 
 
 class SpecialTokens:
@@ -31,7 +33,7 @@ class SpecialTokens:
     def mark(self, text: str) -> str:
         """Put a MARK after the first character of every special token in the text, and of every possible start of one at its end, to
         which a template may append other text."""
-        text = text.replace(MARK, "")
+        text = text.replace(MARK, "").replace(IMAGE_MARK, "")
         places = {*self._whole(text), *self._begun(text.rstrip())}
         pieces, before = [], 0
         for place in sorted(places):

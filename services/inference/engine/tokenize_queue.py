@@ -30,7 +30,8 @@ class _Text:
 class TokenizeQueue:
     """Call ``run`` in the main thread, ``close`` in any thread, and everything else in the loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int = MAX_WAITING_BYTES) -> None:
+        self._most_bytes = most_bytes
         #: Guards everything below.
         self._changed = threading.Condition()
         #: By the command's id, in order of arrival.
@@ -64,7 +65,7 @@ class TokenizeQueue:
             return lambda: then(tokens)
 
         with self._changed:
-            if self._waiting_bytes + size > MAX_WAITING_BYTES:
+            if self._waiting_bytes + size > self._most_bytes:
                 raise errors.Overloaded(f"prompts of {self._waiting_bytes} bytes are queued", hint="try again later", retry_after_seconds=5)
             self._waiting[identity] = _Text(size, work)
             self._waiting_bytes += size
@@ -78,6 +79,16 @@ class TokenizeQueue:
             if self._current == identity:
                 self._current = None
             self._tokenized.pop(identity, None)
+
+    @property
+    def is_busy(self) -> bool:
+        with self._changed:
+            return bool(self._waiting) or self._current is not None
+
+    def is_current(self, identity: int) -> bool:
+        """Whether the text that is being read is still wanted. Safe to call in any thread."""
+        with self._changed:
+            return self._current == identity
 
     def results(self) -> Iterator[TextReport]:
         """Continue the commands with tokenized texts. Raises Internal if the main thread has stopped tokenizing."""

@@ -56,13 +56,22 @@ class ModelVocabulary:
 
     def tokens_of(self, rendered: str, *, context_tokens: int) -> list[int]:
         """Tokenize a prompt with marked callers' texts. Raises ContextExceeded if it doesn't fit the context."""
-        parts = [self._tokenize(part) for part in self._special.cut(rendered)]
+        parts = [self._tokenize(part) for part in self.cut(rendered)]
         # Check before creating a list, which would hold the GIL for 20 ms for a million tokens.
         sequence.check_fits(max(1, sum(count for _, count in parts)), context_tokens)
         tokens = [token for native_tokens, count in parts for token in native_tokens[:count]]
         if self._bos != NO_TOKEN and tokens[:1] != [self._bos]:
             tokens.insert(0, self._bos)
         return tokens
+
+    def cut(self, rendered: str) -> list[str]:
+        """Split a prompt with marked callers' texts into parts to tokenize."""
+        return self._special.cut(rendered)
+
+    @property
+    def first(self) -> int | None:
+        """The token with which prompts begin; None for models that need none."""
+        return None if self._bos == NO_TOKEN else self._bos
 
     def tokens_in(self, text: str) -> list[int]:
         """Tokenize a part of an answer, such as the mark that ends thoughts."""

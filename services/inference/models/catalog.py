@@ -82,6 +82,10 @@ class CatalogEntry:
     reasoning: bool | None = None
     #: Tokens of thoughts if a request doesn't say; None for no limit.
     reasoning_budget: int | None = None
+    #: A file that makes embeddings of images; None for a model that sees none.
+    projector: Path | None = None
+    #: It was found beside the model. If it doesn't fit, the model is served without it.
+    projector_is_optional: bool = False
     #: What runs it; None for the built-in engine.
     program: ModelProgram | None = None
     adapters: tuple[CatalogAdapter, ...] = ()

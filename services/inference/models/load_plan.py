@@ -62,9 +62,11 @@ class _Cut:
     cpu_experts: int
 
 
-def plan(header: GgufHeader, file_bytes: int, entry: CatalogEntry, budget: MemoryBudget, others: Sequence[int] = ()) -> LoadPlan:
+def plan(
+    header: GgufHeader, file_bytes: int, entry: CatalogEntry, budget: MemoryBudget, others: Sequence[int] = (), *, projector_bytes: int = 0
+) -> LoadPlan:
     """``file_bytes`` is the size of all parts of a split model, whose header only describes the first, and of its adapters; ``others`` are
-    the sizes of the worker's other models."""
+    the sizes of the worker's other models, and ``projector_bytes`` is that of its file for images."""
     device = 0 if entry.device is None and entry.split_mode is SplitMode.NONE else entry.device
     gpus = tuple(range(len(budget.vram))) if device is None else (device,)
     if entry.gpu_layers == 0 or not any(budget.vram[gpu : gpu + 1] for gpu in gpus):
@@ -72,11 +74,11 @@ def plan(header: GgufHeader, file_bytes: int, entry: CatalogEntry, budget: Memor
     if entry.replicas is None and len(gpus) > 1 and not entry.tensor_split:
         # The smallest GPU must do for a whole model.
         smallest = min(gpus, key=lambda gpu: budget.vram[gpu])
-        alone = _Planner(header, file_bytes, entry, budget, others=others, gpus=(smallest,)).plan()
+        alone = _Planner(header, file_bytes, entry, budget, others=others, projector=projector_bytes, gpus=(smallest,)).plan()
         if alone.need.vram and (alone.gpu_layers, alone.cpu_experts) == (-1, 0):
             reasons = (*alone.reasons, f"replicas: {len(gpus)}, one for each GPU, because a GPU has room for the model")
             return replace(alone, devices=gpus, reasons=reasons)
-    one = _Planner(header, file_bytes, entry, budget, others=others, gpus=gpus).plan()
+    one = _Planner(header, file_bytes, entry, budget, others=others, projector=projector_bytes, gpus=gpus).plan()
     return _repeated(one, entry, budget, device if gpus else entry.device)
 
 
@@ -114,6 +116,7 @@ class _Planner:
         budget: MemoryBudget,
         *,
         others: Sequence[int],
+        projector: int,
         gpus: tuple[int, ...],
     ) -> None:
         self._header = header
@@ -121,6 +124,7 @@ class _Planner:
         self._gpus = gpus
         self._room = MemoryBytes(budget.bytes, sum(budget.vram[gpu] for gpu in gpus if gpu < len(budget.vram)))
         self._weights = max(file_bytes, 1)
+        self._projector = projector
         #: A part's header only describes its own tensors, so their sizes are scaled.
         scale = self._weights / max(1, header.tensor_bytes) if header.split_count > 1 else 1.0
         self._layers = header.block_count or 1
@@ -217,7 +221,11 @@ class _Planner:
         on_gpu = max(0, round(self._weights * share) - experts)
         kv = slots * context * self._token_bytes
         kv_on_gpu = round(kv * cut.layers / self._layers)
-        buffers = memory.compute_bytes(self._header, on_gpu=bool(cut.layers), slots=slots) + memory.embedding_bytes(self._header, context)
+        buffers = (
+            memory.compute_bytes(self._header, on_gpu=bool(cut.layers), slots=slots)
+            + memory.embedding_bytes(self._header, context)
+            + self._projector
+        )
         ram = self._weights - on_gpu + kv - kv_on_gpu + memory.PROCESS_BYTES
         return MemoryBytes(ram, on_gpu + kv_on_gpu + buffers) if cut.layers else MemoryBytes(ram + buffers, 0)
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from services.inference.models import catalog, model_files
@@ -45,8 +46,14 @@ def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None
     if wrong:
         hint = "deploy/models.example.yaml explains every field; MODELS is name=path,…"
         raise errors.BadSettings("the models cannot be served:\n  " + "\n  ".join(wrong), hint=hint)
+    reading.located = [replace(one, entry=_with_projector(one.entry)) for one in reading.located]
     # A registry whose services have all the models leaves none for this worker.
     return reading.catalog() if reading.located else Catalog((_default(filled),), tuple(reading.elsewhere))
+
+
+def _with_projector(entry: CatalogEntry) -> CatalogEntry:
+    found = model_folder.find_projector(entry.file) if entry.projector is None and entry.program is None else None
+    return entry if found is None else replace(entry, projector=found, projector_is_optional=True)
 
 
 def _default(defaults: Defaults) -> CatalogEntry:
@@ -132,7 +139,7 @@ def _missing(located: list[LocatedEntry]) -> Iterator[str]:
             if shutil.which(one.entry.file) is None:
                 yield f"{one.place}: the program {one.entry.file} is not installed here; install it, or give its whole path"
             continue
-        for path in model_folder.parts(one.entry.file):
+        for path in (*model_folder.parts(one.entry.file), *([] if one.entry.projector is None else [one.entry.projector])):
             if not path.is_file():
                 yield f"{one.place}: {one.entry.name}: there is no file {path}"
                 break

@@ -148,6 +148,8 @@ class FileCheck:
     stamps: Stamps
     header: GgufHeader | None
     size: int
+    #: Of the file for images.
+    projector_bytes: int = 0
     #: Why the model can't be served; empty if it can.
     problem: str = ""
 
@@ -232,7 +234,7 @@ class ModelFile:
         return await asyncio.to_thread(self._check)
 
     def _check(self) -> FileCheck:
-        return _look(self._entry.file)
+        return _look(self._entry.file, self._entry.projector)
 
     def stop(self) -> None:
         """End the threads that read; they can't be canceled."""
@@ -269,7 +271,7 @@ class AdapterFile(ModelFile):
     def _check(self) -> FileCheck:
         stamps, self.refused = _stamps(self.adapter.file), ""
         problem = gguf_header.check_adapters(self._model, [self.adapter.file])[0]
-        return FileCheck(stamps, None, sum(stamp.size for stamp in stamps), problem)
+        return FileCheck(stamps, None, sum(stamp.size for stamp in stamps), problem=problem)
 
 
 def missing_engine(environment: Path = Path(sys.prefix)) -> str:
@@ -296,19 +298,19 @@ def _stamps(file: Path) -> Stamps:
     return stamps_of(model_folder.parts(file))
 
 
-def _look(file: Path) -> FileCheck:
+def _look(file: Path, projector: Path | None) -> FileCheck:
     stamps = _stamps(file)
     size = sum(stamp.size for stamp in stamps)
     try:
         with file.open("rb") as opened:
             header = gguf_header.read_header(opened, file.stat().st_size)
     except gguf_header.NotAModel as error:
-        return FileCheck(stamps, None, size, f"{file} is not a usable model: {error}")
+        return FileCheck(stamps, None, size, problem=f"{file} is not a usable model: {error}")
     except OSError as error:
-        return FileCheck(stamps, None, size, f"{file} cannot be read: {error.strerror}")
+        return FileCheck(stamps, None, size, problem=f"{file} cannot be read: {error.strerror}")
     if not stamps:
-        return FileCheck(stamps, None, size, f"{file} is one of several parts, and some are missing")
-    return FileCheck(stamps, header, size)
+        return FileCheck(stamps, None, size, problem=f"{file} is one of several parts, and some are missing")
+    return FileCheck(stamps, header, size, 0 if projector is None else sum(stamp.size for stamp in _stamps(projector)))
 
 
 def _sha256(stopped: threading.Event, parts: tuple[Path, ...]) -> str:

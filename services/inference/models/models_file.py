@@ -223,6 +223,7 @@ FIELDS: dict[str, tuple[str, Callable[[Tree], object]]] = {
     "preload": ("preload", _flag),
     "kv_mode": ("kv_mode", lambda value: KvMode.SHARED if _text(value) == "fast" else KvMode(_one_of(*KvMode)(value))),
     "kv_type": ("kv_type", _kv_types),
+    "projector": ("projector", _path),
     "device": ("device", _number(0, MAX_DEVICES - 1)),
     "tensor_split": ("tensor_split", _shares),
     "temperature": ("temperature", _decimal(0, sampling.MAX_TEMPERATURE)),
@@ -367,7 +368,8 @@ class _File:
                 self._mistake(key, f"{where}.{key.text}", f"means the same as {spellings[field]}; keep one of them")
                 continue
             try:
-                yield field, read_value(value)
+                read = read_value(value)
+                yield field, self.folder / read if field == "projector" and isinstance(read, Path) else read
             except ValueError as error:
                 self._mistake(value, f"{where}.{key.text}", str(error))
 

@@ -65,6 +65,9 @@ class Watch:
     def restarting(self, model: ModelName) -> None:
         self.restarts.append(model)
 
+    def images_encoded(self, model: ModelName, seconds: float) -> None:
+        """Not used by these tests."""
+
     def parse_failed(self, model: ModelName) -> None:
         self.parse_failures.append(model)
 

@@ -45,6 +45,7 @@ COMMANDS: list[engine_messages.Command] = [
         salt="5a17",
         delivered=(0, 2**31 - 1),
     ),
+    engine_messages.AddImage(2, 1, 2, b"\0\1\2\3\4\5"),
     engine_messages.EmbedTexts(3, ("ein Text", ""), 64),
     engine_messages.ConvertTokens(4, "ä", add_special=False),
     engine_messages.ConvertTokens(6, "", b"\0\1\2\3"),
@@ -55,6 +56,8 @@ REPORTS: list[engine_messages.Report] = [
     engine_messages.Loaded("llama 135M", 2048, "", "{{ messages }}", "CPU : AVX2 = 1", bos="<s>", eos="</s>", special=("<s>",)),
     engine_messages.LoadFailed("no memory"),
     engine_messages.GenerationAccepted(1, 12, "ä"),
+    engine_messages.GenerationAccepted(1, 300, None, 0.5),
+    engine_messages.EncodingImages(),
     engine_messages.GenerationRefused(2, errors.BadRequest("too long", hint="shorten it").to_problem()),
     engine_messages.ConversionResult(3, b"\xff\0"),
     engine_messages.StepReport(

@@ -5,14 +5,16 @@ It is strict: it accepts only the sequence's own tokens, in order, without a gap
 
 import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from services.inference.engine.engine_messages import ConvertTokens, PreparedPrompt
+from services.inference.engine.engine_messages import AddImage, ConvertTokens, PreparedPrompt, StartGeneration
 from services.inference.engine.kv_slots import KvMode, SlotPlace
+from services.inference.engine.prompt_cache import HashedTokens, ImageSpan
 from services.inference.engine.sampling import Parameters, mix
 from services.inference.engine.scheduler import Feed
-from services.inference.engine.sequence import DrawnToken
+from services.inference.engine.sequence import DrawnToken, ImagePrompt
+from services.inference.engine.special_tokens import IMAGE_MARK
 from shared import errors
 from shared.api.inference import TokenChance, TokenLogprob
 
@@ -69,6 +71,16 @@ class ToyModel:
         if prompt.text == "refuse":
             raise errors.BadRequest("the model's tokenizer cannot read this prompt")
         return list(prompt.text.encode())
+
+    def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
+        """An image is four tokens, the first bytes of its pixels, which are computed together."""
+        first, *others = command.prompt.text.split(IMAGE_MARK)
+        tokens, spans = list(first.encode()), []
+        for image, text in zip(images, others, strict=True):
+            assert is_wanted()
+            spans.append(ImageSpan(len(tokens), len(tokens) + 4, 4, is_whole=True))
+            tokens += [*image.rgb[:4], *text.encode()]
+        return ImagePrompt(HashedTokens(tokens, tuple(spans)), {span.start: span for span in spans}, seconds=0.5)
 
     def convert(self, command: ConvertTokens) -> bytes:
         """Tokens are bytes, and so is their text."""
@@ -149,6 +161,10 @@ class ToyModel:
         assert slots == sorted(set(slots))
         assert len(slots) <= self.slots
         assert all(feed.tokens for feed in feeds)
+        for feed in feeds:
+            inside = [span for span in feed.sequence.hashed.spans if span.start < feed.start + len(feed.tokens) and feed.start < span.end]
+            assert inside == ([] if feed.image is None else [feed.image]), "tokens and rows of an image in one feed"
+            assert feed.image is None or (feed.start, len(feed.tokens)) == (feed.image.start, 4), "an image in pieces"
         assert sum(len(feed.tokens) for feed in feeds) <= self.step_tokens + self.slots
 
     def _run(self, feed: Feed) -> DrawnToken | None:

@@ -1,0 +1,7 @@
+"""Images for models that see: decoded in the chat process, and turned into embeddings in the engine's process."""
+
+import sys
+from pathlib import Path
+
+#: Where tools/image_library.py builds llama.cpp's library for images.
+LIBRARY = Path(sys.prefix) / "lib" / "libaimesh_images.so"

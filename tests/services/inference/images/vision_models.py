@@ -1,0 +1,78 @@
+"""Tiny random models that see images, and images for them."""
+
+import io
+import random
+from pathlib import Path
+
+from PIL import Image
+
+from services.inference.engine import sampling
+from services.inference.engine.engine_loop import EngineLoop
+from services.inference.engine.engine_messages import AddImage, AnswerProgress, LoadCommand, PreparedPrompt, StartGeneration
+from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.sequence import ImagePrompt
+from services.inference.engine.special_tokens import IMAGE_MARK
+from tests import gguf_files
+from tests.gguf_files import LlamaShape, ProjectorShape
+
+SLOTS, CONTEXT, WIDTH = 8, 512, 64
+#: LLaVA's and two others, whose rows see each other, or whose positions have several coordinates.
+KINDS = ("mlp", "gemma3", "qwen2vl_merger")
+GREEDY = sampling.Parameters(0, 1, 0, 1, max_tokens=12, ignore_eos=True)
+
+
+def write(folder: Path, kind: str, *, width: int = WIDTH) -> LoadCommand:
+    """Write a model and its projector, which is for models of this width."""
+    sections = (2, 3, 3, 0) if kind == "qwen2vl_merger" else ()
+    shape = LlamaShape(layers=2, embedding=WIDTH, heads=4, kv_heads=2, feed_forward=96, vocabulary=300, context=2048, sections=sections)
+    gguf_files.write_llama(folder / "model.gguf", shape, weights="q8_0", seed=1)
+    gguf_files.write_projector(folder / "mmproj-model.gguf", ProjectorShape(kind=kind, width=width), seed=2)  # type: ignore[arg-type]
+    return LoadCommand(str(folder / "model.gguf"), SLOTS, CONTEXT, 1, 0, KvMode.SHARED, projector=str(folder / "mmproj-model.gguf"))
+
+
+def picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:
+    """Four random colors, side by side."""
+    rng = random.Random(seed)
+    image = Image.new("RGB", (2, 2))
+    image.putdata([(rng.randrange(256), rng.randrange(256), rng.randrange(256)) for _ in range(4)])
+    return image.resize((width, height), Image.Resampling.NEAREST)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    target = io.BytesIO()
+    image.save(target, kind, **options)
+    return target.getvalue()
+
+
+def added(identity: int, image: Image.Image) -> AddImage:
+    return AddImage(identity, *image.size, image.tobytes())
+
+
+class Asked:
+    """Asks a loop one prompt at a time."""
+
+    def __init__(self, loop: EngineLoop) -> None:
+        self.loop = loop
+        self._identity = 0
+
+    def begin(self, text: str, *images: Image.Image, salt: str = "", delivered: tuple[int, ...] = ()) -> ImagePrompt:
+        """``#`` in the text stands for an image."""
+        self._identity += 1
+        command = StartGeneration(self._identity, PreparedPrompt(text.replace("#", IMAGE_MARK)), GREEDY, salt, delivered)
+        listed = [added(self._identity, image) for image in images]
+        prompt = self.loop.read_images(command, listed, lambda: True) if listed else ImagePrompt(self.loop.tokenize(command))
+        self.loop.begin_with_images(command, prompt)
+        return prompt
+
+    def finish(self) -> list[AnswerProgress]:
+        answered: list[AnswerProgress] = []
+        while not self.loop.idle:
+            step = self.loop.step()
+            answered += step.progress if step is not None else ()
+        return answered
+
+    def ask(self, text: str, *images: Image.Image, salt: str = "", delivered: tuple[int, ...] = ()) -> tuple[list[int], int]:
+        """Return the answer's tokens, and how many of the prompt's were cached."""
+        self.begin(text, *images, salt=salt, delivered=delivered)
+        answered = self.finish()
+        return [token for one in answered for token in one.token_ids], max(one.cached_tokens for one in answered)
