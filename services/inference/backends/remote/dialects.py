@@ -26,7 +26,8 @@ class ServerFields:
     grammar: str = ""
     #: The field of an earlier answer's thoughts; empty if the server refuses or ignores them.
     reasoning: str = ""
-    can_forbid_parallel_calls: bool = True
+    #: What it doesn't know or doesn't obey of the fields that `openai_chat.check` names.
+    ignored: tuple[str, ...] = ()
     #: The field for a salt; only prompts with the same one share cached computation.
     salt: str = ""
 
@@ -162,7 +163,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
     ),
     Dialect.TGI: DialectRow(
         # TGI accepts n, logit_bias and presence_penalty but ignores them. It refuses a top_p of 1, which has no effect.
-        parameters=ServerFields(_COMMON, values={"top_p": lambda value: None if value == 1 else value}, can_forbid_parallel_calls=False),
+        parameters=ServerFields(_COMMON, values={"top_p": lambda value: None if value == 1 else value}, ignored=("parallel_tool_calls",)),
         health_path="/health",
         identity_path="/info",
         read_identity=lambda page: msgspec.json.decode(page, type=_TgiInfo).max_concurrent_requests,
@@ -171,7 +172,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
     Dialect.OLLAMA: DialectRow(
         # Its OpenAI API ignores n and logit_bias.
         parameters=ServerFields(
-            _COMMON | same("presence_penalty", "reasoning_effort"), reasoning="reasoning", can_forbid_parallel_calls=False
+            _COMMON | same("presence_penalty", "reasoning_effort"), reasoning="reasoning", ignored=("parallel_tool_calls",)
         ),
         health_path="/api/version",
         identity_path="/api/version",

@@ -13,7 +13,7 @@ import msgspec
 
 from services.inference import upstreams
 from services.inference.backend_interface import Watcher
-from services.inference.backends.remote import remote_server, text_answers
+from services.inference.backends.remote import openai_chat, remote_server, text_answers
 from services.inference.backends.remote.dialects import ServerFields, same, whole
 from services.inference.backends.remote.event_stream import Lines, convert_or
 from services.inference.backends.remote.http_server_client import ServerTimeouts
@@ -180,7 +180,9 @@ def parse_keep_alive(text: str) -> int | str:
 
 def body(model: str, messages: tuple[ChatMessage, ...], asked: Sampling, *, max_tokens: int | None, keep: int | str | None) -> JsonObject:
     """Raises BadRequest, which names the field that Ollama doesn't support."""
-    _check(asked)
+    openai_chat.check(SERVER, _LACKS, ("raw", "top_logprobs", "tool_choice", "parallel_tool_calls"), asked)
+    if asked.tools and asked.format is not None:
+        raise refused(SERVER, "would write every answer in the format, and never call a tool", "format")
     request: JsonObject = {
         "model": model,
         "messages": _messages(messages),
@@ -223,20 +225,6 @@ class OllamaAssembly(AnswerAssembly):
         )
         delta = AnswerDelta(message.content, reasoning=message.thinking, tool_calls=calls or None)
         return self.choose(AnswerChoice(delta=delta, finish_reason=line.done_reason if line.done else None))
-
-
-def _check(asked: Sampling) -> None:
-    lacking: Mapping[str, bool] = {
-        "raw": asked.raw,
-        "top_logprobs": asked.top_logprobs is not None,
-        "tool_choice": bool(asked.tools) and asked.tool_choice is ToolChoice.REQUIRED,
-        "parallel_tool_calls": bool(asked.tools) and not asked.parallel_tool_calls,
-    }
-    for field, is_asked in lacking.items():
-        if is_asked:
-            raise refused(SERVER, _LACKS, field)
-    if asked.tools and asked.format is not None:
-        raise refused(SERVER, "would write every answer in the format, and never call a tool", "format")
 
 
 def _options(asked: Sampling, max_tokens: int | None) -> JsonObject:

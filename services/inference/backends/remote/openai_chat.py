@@ -5,7 +5,7 @@ doesn't support is refused, never silently dropped.
 """
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -45,8 +45,8 @@ def body(
 ) -> JsonObject:
     """``name`` is the server's name in error messages, ``model`` its name of the model. Raises BadRequest, which names the field."""
     names = dialects.DIALECTS[dialect].parameters
-    if asked.raw:
-        raise refused(name, "is only used for chats", "raw")
+    check(name, "is only used for chats", ("raw",), asked)
+    check(name, f"({dialect}) does not support it", names.ignored, asked)
     request: JsonObject = {
         "model": model,
         "messages": [_message(message, names.reasoning) for message in messages],
@@ -56,7 +56,7 @@ def body(
         **plain(name, f"({dialect}) does not support it", names, asked),
         # A required call is the whole answer, so the format does not matter.
         **_format(name, dialect, names, None if asked.tool_choice is ToolChoice.REQUIRED else asked.format),
-        **_tools(name, dialect, names, asked),
+        **_tools(asked),
     }
     if names.salt:
         request[names.salt] = salt
@@ -85,6 +85,22 @@ def decoded(field: str, text: str) -> JsonObject:
 
 def refused(name: str, what: str, field: str) -> errors.BadRequest:
     return errors.BadRequest(f"{field} cannot be passed on: {name} {what}", hint="leave it out, or use a model of another backend")
+
+
+def check(name: str, lacks: str, lacking: Iterable[str], asked: Sampling) -> None:
+    """Raises BadRequest, which says what the server ``lacks``, if one of the fields ``lacking`` is asked for. They are those that ``plain``
+    doesn't convert."""
+    wanted = {
+        "raw": asked.raw,
+        "format": asked.format is not None,
+        "tools": bool(asked.tools),
+        "tool_choice": bool(asked.tools) and asked.tool_choice is ToolChoice.REQUIRED,
+        "parallel_tool_calls": bool(asked.tools) and not asked.parallel_tool_calls,
+        "top_logprobs": asked.top_logprobs is not None,
+    }
+    for asked_field in lacking:
+        if wanted[asked_field]:
+            raise refused(name, lacks, asked_field)
 
 
 def plain(name: str, lacks: str, names: ServerFields, asked: Sampling) -> JsonObject:
@@ -126,15 +142,13 @@ def _format(name: str, dialect: Dialect, names: ServerFields, asked: OutputForma
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}}
 
 
-def _tools(name: str, dialect: Dialect, names: ServerFields, asked: Sampling) -> JsonObject:
+def _tools(asked: Sampling) -> JsonObject:
     if not asked.tools:
         return {}
     request: JsonObject = {"tools": [tool(position, offered) for position, offered in enumerate(asked.tools)]}
     if asked.tool_choice is not ToolChoice.AUTO:
         request["tool_choice"] = asked.tool_choice
     if not asked.parallel_tool_calls:
-        if not names.can_forbid_parallel_calls:
-            raise refused(name, f"({dialect}) does not support it", "parallel_tool_calls")
         request["parallel_tool_calls"] = False
     return request
 

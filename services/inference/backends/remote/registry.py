@@ -148,10 +148,7 @@ class RegistryAnswer:
 def prompt_body(model: str, job: GenerationJob) -> bytes:
     """Raises BadRequest, which names a parameter that cannot be passed on."""
     asked = job.requested
-    structured = {"raw": asked.raw, "format": asked.format, "tools": asked.tools, "logprobs": asked.top_logprobs is not None}
-    for name, value in structured.items():
-        if value:
-            raise openai_chat.refused(model, _LACKS, name)
+    openai_chat.check(model, _LACKS, ("raw", "format", "tools", "top_logprobs"), asked)
     payload: JsonObject = openai_chat.plain(model, _LACKS, _FIELDS, asked)
     if len(job.messages) == 1 and job.messages[0].role == "user":
         payload["prompt"] = job.messages[0].content
