@@ -49,6 +49,11 @@ class Dialect(StrEnum):
     COMPATIBLE = "compatible"
     #: Also Ray Serve's LLM applications, which use vLLM.
     VLLM = "vllm"
+    SGLANG = "sglang"
+    #: trtllm-serve.
+    TENSORRT_LLM = "tensorrt_llm"
+    #: mlx_lm.server.
+    MLX = "mlx"
     LLAMA_CPP = "llama_cpp"
     TGI = "tgi"
     OLLAMA = "ollama"

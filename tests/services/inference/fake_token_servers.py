@@ -39,6 +39,30 @@ TGI_FIELDS = {
 }  # fmt: skip
 
 
+_OPENAI_FIELDS = {"model", "messages", "top_logprobs", "logit_bias", *_SAMPLING, *_STREAM, *_CHAT}
+#: SGLang 0.5.4, TensorRT-LLM 1.2 and mlx-lm 0.32.2, as far as their requests have such fields. The first and the last ignore others.
+SGLANG_FIELDS = {"repetition_penalty", "cache_salt", *_OPENAI_FIELDS}
+TENSORRT_FIELDS = {"repetition_penalty", "cache_salt", *_OPENAI_FIELDS}
+MLX_FIELDS = {
+    "model", "messages", "tools", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "logit_bias", "seed", "chat_template_kwargs", "stop",
+}  # fmt: skip
+
+
+def strict_pages(owner: str | None, known: set[str], more: dict[str, Answers]) -> dict[str, Answers]:
+    """A server that has one model, refuses unknown fields, and answers \"Hello\"."""
+
+    def chat(request: Any) -> Answer:
+        if unknown := set(request) - known:
+            return Answer([json.dumps({"error": {"message": f"unknown fields: {sorted(unknown)}", "code": 400}})], status=400)
+        choice = {"index": 0, "delta": {"content": "Hello"}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 3, "completion_tokens": 2}
+        return Answer([_data({"choices": [choice]}), _data({"choices": [], "usage": usage}), "data: [DONE]\n\n"])
+
+    listed = {"id": MODEL, **({} if owner is None else {"owned_by": owner})}
+    return {"/v1/models": Answer([json.dumps({"data": [listed]})]), "/v1/chat/completions": chat, **more}
+
+
 def ids_of(text: str) -> list[int]:
     return [FIRST + byte for byte in text.encode()]
 

@@ -5,7 +5,7 @@ docs/howto/other-backends.md names the versions that the table was written from.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -24,6 +24,8 @@ class ServerFields:
     values: Mapping[str, Callable[[object], object]] = field(default_factory=dict)
     #: The field for a GBNF grammar; empty if there is none.
     grammar: str = ""
+    #: The type and the field of `response_format` for a JSON schema; None for OpenAI's.
+    schema_form: tuple[str, str] | None = None
     #: The field of an earlier answer's thoughts; empty if the server refuses or ignores them.
     reasoning: str = ""
     #: What it doesn't know or doesn't obey of the fields that `openai_chat.check` names.
@@ -72,6 +74,18 @@ class _Version(msgspec.Struct, frozen=True):
     version: str
 
 
+class _SglangInfo(msgspec.Struct, frozen=True):
+    model_path: str
+    #: None: as many as its memory allows.
+    max_running_requests: int | None
+
+
+class _SglangLoad(msgspec.Struct, frozen=True):
+    #: Of one engine, the waiting ones included.
+    num_reqs: int
+    num_waiting_reqs: int
+
+
 class _LlamaProps(msgspec.Struct, frozen=True):
     total_slots: int
 
@@ -112,6 +126,11 @@ def _read_version(page: bytes) -> int:
     return 0
 
 
+def _read_sglang_load(page: bytes) -> ServerLoad:
+    engines = msgspec.json.decode(page, type=tuple[_SglangLoad, ...])
+    return ServerLoad(sum(one.num_reqs - one.num_waiting_reqs for one in engines), sum(one.num_waiting_reqs for one in engines))
+
+
 def _read_slots(page: bytes) -> ServerLoad:
     slots = msgspec.json.decode(page, type=tuple[_LlamaSlot, ...])
     return ServerLoad(sum(slot.is_processing for slot in slots), slots=len(slots))
@@ -123,19 +142,16 @@ MAX_REQUESTS = 1_000_000
 _COMMON = same("temperature", "top_p", "seed", "frequency_penalty")
 _OPENAI = _COMMON | same("presence_penalty", "logit_bias", "n", "reasoning_effort")
 _LOCAL = _OPENAI | same("top_k", "min_p", "ignore_eos", "chat_template_kwargs")
+_REPETITION = _LOCAL | {"repeat_penalty": "repetition_penalty"}
+# Before vLLM 0.9, only -1 meant "all tokens"; SGLang still refuses 0.
+_VLLM = ServerFields(_REPETITION, values={"top_k": lambda value: value or -1}, reasoning="reasoning", salt="cache_salt")
 
 DIALECTS: Mapping[Dialect, DialectRow] = {
     # OpenAI's reasoning models refuse the older name, max_tokens; many compatible servers only know that one.
     Dialect.OPENAI: DialectRow(parameters=ServerFields(_OPENAI, max_tokens="max_completion_tokens")),
     Dialect.COMPATIBLE: DialectRow(parameters=ServerFields(_OPENAI)),
     Dialect.VLLM: DialectRow(
-        # Before vLLM 0.9, only -1 meant "all tokens".
-        parameters=ServerFields(
-            _LOCAL | {"repeat_penalty": "repetition_penalty"},
-            values={"top_k": lambda value: value or -1},
-            reasoning="reasoning",
-            salt="cache_salt",
-        ),
+        parameters=_VLLM,
         health_path="/health",
         identity_path="/version",
         read_identity=_read_version,
@@ -143,6 +159,39 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         load_pages=(LoadPage("/metrics", gauges("vllm:num_requests_running", "vllm:num_requests_waiting")),),
         # The default of --max-num-seqs on most GPUs.
         usual_slots=256,
+    ),
+    Dialect.SGLANG: DialectRow(
+        parameters=replace(_VLLM, reasoning="reasoning_content", ignored=("parallel_tool_calls",)),
+        # Its /health generates a token, which takes a second or more.
+        health_path="/get_model_info",
+        identity_path="/get_server_info",
+        read_identity=lambda page: msgspec.json.decode(page, type=_SglangInfo).max_running_requests or 0,
+        owner="sglang",
+        # The metrics need --enable-metrics.
+        load_pages=(
+            LoadPage("/metrics", gauges("sglang:num_running_reqs", "sglang:num_queue_reqs")),
+            LoadPage("/get_load", _read_sglang_load),
+        ),
+    ),
+    Dialect.TENSORRT_LLM: DialectRow(
+        parameters=replace(
+            _VLLM, values={}, reasoning="reasoning_content", ignored=("tool_choice", "parallel_tool_calls"), schema_form=("json", "schema")
+        ),
+        # Each reader of its /metrics takes the numbers away from the others.
+        health_path="/health",
+        identity_path="/version",
+        read_identity=_read_version,
+        owner="tensorrt_llm",
+    ),
+    Dialect.MLX: DialectRow(
+        # It ignores unknown fields. Its log probabilities have another form.
+        parameters=ServerFields(
+            _COMMON
+            | same("presence_penalty", "logit_bias", "top_k", "min_p", "chat_template_kwargs")
+            | {"repeat_penalty": "repetition_penalty"},
+            ignored=("format", "tool_choice", "parallel_tool_calls", "top_logprobs"),
+        ),
+        health_path="/health",
     ),
     Dialect.LLAMA_CPP: DialectRow(
         # llama.cpp's seed has 32 bits; all ones mean a random seed.
@@ -163,7 +212,12 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
     ),
     Dialect.TGI: DialectRow(
         # TGI accepts n, logit_bias and presence_penalty but ignores them. It refuses a top_p of 1, which has no effect.
-        parameters=ServerFields(_COMMON, values={"top_p": lambda value: None if value == 1 else value}, ignored=("parallel_tool_calls",)),
+        parameters=ServerFields(
+            _COMMON,
+            values={"top_p": lambda value: None if value == 1 else value},
+            ignored=("parallel_tool_calls",),
+            schema_form=("json_object", "value"),
+        ),
         health_path="/health",
         identity_path="/info",
         read_identity=lambda page: msgspec.json.decode(page, type=_TgiInfo).max_concurrent_requests,

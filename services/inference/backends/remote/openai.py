@@ -1,4 +1,4 @@
-"""The `openai` backend: serves the models of servers with OpenAI's API, such as vLLM, TGI, Ray Serve, OpenAI or another mesh."""
+"""The `openai` backend: serves the models of servers with OpenAI's API, such as vLLM, SGLang, Ray Serve, OpenAI or another mesh."""
 
 import random
 import secrets

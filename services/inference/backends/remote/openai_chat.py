@@ -134,8 +134,9 @@ def _format(name: str, dialect: Dialect, names: ServerFields, asked: OutputForma
         # The servers that have them name them differently from version to version, and ignore names that they don't know.
         raise refused(name, f"({dialect}) does not support guided_{asked.kind}", "format")
     schema: JsonObject = {"type": "object"} if asked.kind is FormatKind.JSON else decoded("format.text", asked.text)
-    if dialect is Dialect.TGI:
-        return {"response_format": {"type": "json_object", "value": schema}}
+    if names.schema_form is not None:
+        kind, place = names.schema_form
+        return {"response_format": {"type": kind, place: schema}}
     if asked.kind is FormatKind.JSON:
         return {"response_format": {"type": "json_object"}}
     # Without strict, OpenAI may ignore the schema.

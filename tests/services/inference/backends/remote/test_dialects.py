@@ -18,7 +18,17 @@ vllm:request_success_total{engine="0",finished_reason="stop"} 1.0e+06
 """
 LLAMA_METRICS = b"llamacpp:requests_processing 3\nllamacpp:requests_deferred 2\nllamacpp:prompt_tokens_total 9\n"
 LLAMA_SLOTS = b'[{"id": 0, "n_ctx": 2048, "is_processing": true, "params": {"n": 1}}, {"id": 1, "is_processing": false}]'
+#: As in the source of SGLang 0.5.4, with two engines.
+SGLANG = b'sglang:num_running_reqs{model_name="m",tp_rank="0"} 3.0\nsglang:num_queue_reqs{model_name="m",tp_rank="0"} 2.0\n'
+SGLANG_LOAD = b"""[
+    {"rid": null, "dp_rank": 0, "num_reqs": 5, "num_waiting_reqs": 2, "num_tokens": 900},
+    {"rid": null, "dp_rank": 1, "num_reqs": 1, "num_waiting_reqs": 0, "num_tokens": 9}
+]"""
 TGI = b"# TYPE tgi_queue_size gauge\ntgi_queue_size 4\n# TYPE tgi_batch_current_size gauge\ntgi_batch_current_size 8\n"
+
+
+#: They differ by the path, and by the owner of the models.
+VERSIONED = {Dialect.VLLM: 0, Dialect.TENSORRT_LLM: 0, Dialect.OLLAMA: 0}
 
 
 def test_every_dialect_has_a_row() -> None:
@@ -32,6 +42,8 @@ def test_every_dialect_has_a_row() -> None:
         (Dialect.LLAMA_CPP, "/metrics", LLAMA_METRICS, ServerLoad(3, 2)),
         (Dialect.LLAMA_CPP, "/slots", LLAMA_SLOTS, ServerLoad(1, slots=2)),
         (Dialect.TGI, "/metrics", TGI, ServerLoad(8, 4)),
+        (Dialect.SGLANG, "/metrics", SGLANG, ServerLoad(3, 2)),
+        (Dialect.SGLANG, "/get_load", SGLANG_LOAD, ServerLoad(4, 2)),
     ],
 )
 def test_the_load_on_a_page(dialect: Dialect, path: str, page: bytes, load: ServerLoad) -> None:
@@ -66,14 +78,15 @@ def test_other_slots_are_refused(page: bytes) -> None:
     ("page", "dialects"),
     [
         (b'{"default_generation_settings": {}, "total_slots": 300, "model_path": "m.gguf"}', {Dialect.LLAMA_CPP: 300}),
-        (b'{"version": "0.9.1"}', {Dialect.VLLM: 0, Dialect.OLLAMA: 0}),
-        (b'{"model_id": "m", "max_concurrent_requests": 128, "version": "3.3.5"}', {Dialect.VLLM: 0, Dialect.OLLAMA: 0, Dialect.TGI: 128}),
+        (b'{"version": "0.9.1"}', {**VERSIONED}),
+        (b'{"model_id": "m", "max_concurrent_requests": 128, "version": "3.3.5"}', {**VERSIONED, Dialect.TGI: 128}),
+        (b'{"model_path": "m", "max_running_requests": 48, "status": "ready", "version": "0.5.4"}', {**VERSIONED, Dialect.SGLANG: 48}),
+        (b'{"model_path": "m", "max_running_requests": null, "version": "0.5.4"}', {**VERSIONED, Dialect.SGLANG: 0}),
         (b'{"detail": "Not Found"}', {}),
         (b"<html>", {}),
     ],
 )
 def test_what_a_page_tells_of_its_server(page: bytes, dialects: dict[Dialect, int]) -> None:
-    """vLLM and Ollama differ by the path, and by the owner of the models."""
     found = {}
     for dialect, row in DIALECTS.items():
         if row.identity_path:

@@ -20,7 +20,7 @@ from shared.api.generation import (
     ToolCall,
     ToolChoice,
 )
-from tests.services.inference.fake_token_servers import FIELDS, TGI_FIELDS
+from tests.services.inference.fake_token_servers import FIELDS, MLX_FIELDS, SGLANG_FIELDS, TENSORRT_FIELDS, TGI_FIELDS
 
 HI = (ChatMessage("user", "hi"),)
 WEATHER = Tool("weather", "says it", '{"type": "object", "properties": {"city": {"type": "string"}}}')
@@ -35,7 +35,8 @@ def sent(dialect: Dialect = Dialect.COMPATIBLE, messages: tuple[ChatMessage, ...
 @pytest.mark.parametrize("dialect", Dialect)
 def test_what_was_not_asked_for_is_not_sent(dialect: Dialect) -> None:
     name = "max_completion_tokens" if dialect is Dialect.OPENAI else "max_tokens"
-    assert sent(dialect) == {**ALWAYS, name: 7, **({"cache_salt": "s"} if dialect is Dialect.VLLM else {})}
+    salted = dialect in (Dialect.VLLM, Dialect.SGLANG, Dialect.TENSORRT_LLM)
+    assert sent(dialect) == {**ALWAYS, name: 7, **({"cache_salt": "s"} if salted else {})}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,9 @@ def test_what_was_not_asked_for_is_not_sent(dialect: Dialect) -> None:
             Dialect.VLLM, {"top_k": 5, "min_p": 0.1, "ignore_eos": True}, {"top_k": 5, "min_p": 0.1, "ignore_eos": True}, id="vLLM's"
         ),
         pytest.param(Dialect.VLLM, {"repeat_penalty": 1.2, "top_k": 0}, {"repetition_penalty": 1.2, "top_k": -1}, id="vLLM's words"),
+        pytest.param(Dialect.SGLANG, {"repeat_penalty": 1.2, "top_k": 0}, {"repetition_penalty": 1.2, "top_k": -1}, id="SGLang's words"),
+        pytest.param(Dialect.TENSORRT_LLM, {"top_k": 0, "ignore_eos": True}, {"top_k": 0, "ignore_eos": True}, id="TensorRT-LLM's words"),
+        pytest.param(Dialect.MLX, {"repeat_penalty": 1.2, "min_p": 0.1}, {"repetition_penalty": 1.2, "min_p": 0.1}, id="MLX's words"),
         pytest.param(Dialect.LLAMA_CPP, {"repeat_penalty": 1.2, "top_k": 0}, {"repeat_penalty": 1.2, "top_k": 0}, id="llama.cpp's words"),
         pytest.param(Dialect.LLAMA_CPP, {"seed": 2**32 + 6}, {"seed": 7}, id="llama.cpp's seed has 32 bits"),
         pytest.param(Dialect.TGI, {"top_p": 1.0, "temperature": 1.0}, {"temperature": 1.0}, id="TGI refuses a top_p of 1"),
@@ -59,7 +63,7 @@ def test_what_was_not_asked_for_is_not_sent(dialect: Dialect) -> None:
         *(
             pytest.param(dialect, {"reasoning_effort": ReasoningEffort.LOW}, {"reasoning_effort": "low"}, id=f"{dialect} knows the effort")
             for dialect in Dialect
-            if dialect is not Dialect.TGI
+            if dialect not in (Dialect.TGI, Dialect.MLX)
         ),
         pytest.param(Dialect.VLLM, {"chat_template_kwargs": '{"a": [1]}'}, {"chat_template_kwargs": {"a": [1]}}, id="variables"),
         pytest.param(
@@ -96,7 +100,17 @@ def test_what_was_asked_for_is_sent_in_the_servers_words(dialect: Dialect, asked
             for dialect in (Dialect.OPENAI, Dialect.COMPATIBLE, Dialect.TGI, Dialect.OLLAMA)
         ),
         pytest.param(Dialect.VLLM, {"chat_template_kwargs": "[1]"}, "chat_template_kwargs", id="variables are an object"),
-        pytest.param(Dialect.TGI, {"tools": (WEATHER,), "parallel_tool_calls": False}, "parallel_tool_calls", id="TGI doesn't read it"),
+        *(
+            pytest.param(dialect, {"tools": (WEATHER,), "parallel_tool_calls": False}, "parallel_tool_calls", id=f"{dialect} calls many")
+            for dialect in (Dialect.TGI, Dialect.OLLAMA, Dialect.SGLANG, Dialect.TENSORRT_LLM, Dialect.MLX)
+        ),
+        *(
+            pytest.param(dialect, {"tools": (WEATHER,), "tool_choice": ToolChoice.REQUIRED}, "tool_choice", id=f"{dialect} forces no call")
+            for dialect in (Dialect.TENSORRT_LLM, Dialect.MLX)
+        ),
+        pytest.param(Dialect.MLX, {"format": OutputFormat(FormatKind.JSON)}, "format", id="MLX has no formats"),
+        pytest.param(Dialect.MLX, {"top_logprobs": 0}, "top_logprobs", id="MLX's log probabilities have another form"),
+        pytest.param(Dialect.MLX, {"n": 2}, "n", id="MLX gives one answer"),
         pytest.param(Dialect.VLLM, {"format": OutputFormat(FormatKind.GBNF, "root ::= [a-z]")}, "format", id="only llama.cpp takes GBNF"),
         pytest.param(Dialect.VLLM, {"format": OutputFormat(FormatKind.JSON_SCHEMA, "{")}, "format.text", id="a schema that is no JSON"),
         pytest.param(Dialect.VLLM, {"format": OutputFormat(FormatKind.JSON_SCHEMA, "[" * 100_000)}, "format.text", id="or too deep"),
@@ -116,6 +130,12 @@ def test_what_cannot_be_honoured_is_refused_and_named(dialect: Dialect, asked: d
             Dialect.TGI, OutputFormat(FormatKind.JSON), {"type": "json_object", "value": {"type": "object"}}, id="TGI wants a schema"
         ),
         pytest.param(
+            Dialect.TENSORRT_LLM,
+            OutputFormat(FormatKind.JSON_SCHEMA, '{"type": "array"}'),
+            {"type": "json", "schema": {"type": "array"}},
+            id="TensorRT-LLM takes the bare schema",
+        ),
+        pytest.param(
             Dialect.OPENAI,
             OutputFormat(FormatKind.JSON_SCHEMA, '{"type": "array"}'),
             {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "array"}, "strict": True}},
@@ -131,6 +151,9 @@ def test_formats(dialect: Dialect, asked: OutputFormat, expected: dict[str, Any]
     ("dialect", "known"),
     [
         (Dialect.TGI, TGI_FIELDS),
+        (Dialect.SGLANG, SGLANG_FIELDS),
+        (Dialect.TENSORRT_LLM, TENSORRT_FIELDS),
+        (Dialect.MLX, MLX_FIELDS),
         (
             Dialect.VLLM,
             FIELDS["vllm"]["/v1/chat/completions"] | {"repetition_penalty", "logit_bias", "top_logprobs", "parallel_tool_calls"},
@@ -172,6 +195,9 @@ def test_tools_and_the_choice_among_them() -> None:
         (Dialect.LLAMA_CPP, {"reasoning_content": "hm"}),
         (Dialect.AIMESH, {"reasoning_content": "hm"}),
         (Dialect.OLLAMA, {"reasoning": "hm"}),
+        (Dialect.SGLANG, {"reasoning_content": "hm"}),
+        (Dialect.TENSORRT_LLM, {"reasoning_content": "hm"}),
+        (Dialect.MLX, {}),
         (Dialect.OPENAI, {}),
         (Dialect.COMPATIBLE, {}),
         (Dialect.TGI, {}),

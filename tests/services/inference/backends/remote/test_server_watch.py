@@ -18,8 +18,10 @@ from services.inference.upstreams import Dialect, Upstream
 from shared import errors
 from shared.api.inference import ModelState
 from shared.types import ModelName
+from tests.services.inference import asked
 from tests.services.inference.backends.remote.test_upstream_failover import HANGS, HELLO
-from tests.services.inference.fake_http import Answer, FakeServer, serving
+from tests.services.inference.fake_http import Answer, Answers, FakeServer, serving
+from tests.services.inference.fake_token_servers import MLX_FIELDS, MODEL, SGLANG_FIELDS, TENSORRT_FIELDS, strict_pages
 from tests.services.inference.standins import Reader, Watch, job, until
 from tests.shared.timing.virtual_time import VirtualLoop, pass_time
 
@@ -341,3 +343,38 @@ async def test_the_owners_number_of_slots_counts() -> None:
     async with serving(pages(HELLO, slots=300)) as server, openai.opened_all((upstream(server, "a", slots=2),), 4, 32, Watch()) as backend:
         await until(lambda: server.times_asked("/props") and backend.models()[0].state is ModelState.READY)
         assert backend.models()[0].slots == 2
+
+
+SGLANG = {
+    "/get_model_info": Answer(['{"model_path": "m"}']),
+    "/get_server_info": Answer(['{"model_path": "m", "max_running_requests": 48, "version": "0.5.4"}']),
+    "/get_load": Answer(['[{"dp_rank": 0, "num_reqs": 5, "num_waiting_reqs": 2, "num_tokens": 9}]']),
+    # Its /health is too slow to be asked.
+    "/health": HANGS,
+}
+TENSORRT = {"/health": Answer([""]), "/version": Answer(['{"version": "1.2.0"}'])}
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize(
+    ("owner", "known", "more", "named", "seen"),
+    [
+        pytest.param("sglang", SGLANG_FIELDS, SGLANG, None, (48, 5, True), id="SGLang"),
+        pytest.param("tensorrt_llm", TENSORRT_FIELDS, TENSORRT, None, (4, 0, True), id="TensorRT-LLM"),
+        pytest.param(None, MLX_FIELDS, {"/health": Answer(['{"status": "ok"}'])}, Dialect.MLX, (4, 0, False), id="MLX, by its name"),
+    ],
+)
+async def test_a_strict_server_is_recognized_and_gets_only_what_it_knows(
+    owner: str | None, known: set[str], more: dict[str, Answers], named: Dialect | None, seen: tuple[int, int, bool]
+) -> None:
+    slots, running, is_salted = seen
+    async with (
+        serving(strict_pages(owner, known, more)) as server,
+        openai.opened_all((upstream(server, "a", dialect=named),), 4, 32, Watch()) as backend,
+    ):
+        await until(lambda: [(one.state, one.slots, one.running) for one in backend.models()] == [(ModelState.READY, slots, running)])
+        reader = Reader()
+        end = await backend.generate(asked.job("hi", model=MODEL, top_k=0, repeat_penalty=1.1, min_p=0.1, seed=3, stop=("x",)), reader)
+        assert (reader.text, end.usage.prompt_tokens, end.usage.completion_tokens) == ("Hello", 3, 2)
+        assert ("cache_salt" in server.asked[-1], server.asked[-1]["repetition_penalty"]) == (is_salted, 1.1)
+        assert outs(backend) == [False]
