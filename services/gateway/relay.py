@@ -49,15 +49,20 @@ Count = Callable[[str, str], object]
 #: Called before each worker is asked, with the number of answer tokens that the caller already has.
 OnClaim = Callable[[Claim, int], object]
 
-#: Operation names of OpenTelemetry.
-_CONVERSIONS: dict[type[inference.Conversion], StreamMethod[Any, inference.ConvertedPart, inference.Converted]] = {
-    inference.Tokenize: inference.tokenize,
-    inference.Detokenize: inference.detokenize,
-    inference.RenderChat: inference.render_chat,
+#: A request that workers only read.
+TextRequest = embedding.Embed | inference.Moderate | inference.Conversion
+_TEXTS: dict[type[TextRequest], tuple[StreamMethod[Any, Any, Any], type[FailoverState[Any, Any, Any]]]] = {
+    embedding.Embed: (embedding.embed, VectorsFailover),
+    inference.Moderate: (inference.moderate, ModerationFailover),
+    inference.Tokenize: (inference.tokenize, ConversionFailover),
+    inference.Detokenize: (inference.detokenize, ConversionFailover),
+    inference.RenderChat: (inference.render_chat, ConversionFailover),
 }
-_OPERATIONS = {method.name: "tokenize" for method in _CONVERSIONS.values()}
-_OPERATIONS |= {inference.process_prompt.name: "chat", embedding.embed.name: "embeddings", embedding.rank.name: "rerank"}
-_OPERATIONS |= {inference.moderate.name: "moderation"}
+#: Operation names of OpenTelemetry.
+_OPERATIONS = dict.fromkeys((method.name for method, _ in _TEXTS.values()), "tokenize") | {
+    inference.process_prompt.name: "chat", embedding.embed.name: "embeddings", embedding.rank.name: "rerank",
+    inference.moderate.name: "moderation",
+}  # fmt: skip
 
 _log = logs.get(part="relay")
 
@@ -98,26 +103,15 @@ class Relay:
         state = AnswerFailover(prompt)
         return _RunningCall(self, inference.process_prompt, state, requirements, seconds, on_claim=on_claim).stream_response()
 
-    def embed(
-        self, texts: embedding.Embed, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
-    ) -> AsyncGenerator[Embedding]:
-        """Yield vectors, or scores if there is a query; otherwise like ``generate``. Some may arrive before it raises a worker's error."""
-        method = embedding.embed if texts.query is None else embedding.rank
-        return _RunningCall(self, method, VectorsFailover(texts), requirements, seconds, on_claim=on_claim).stream_response()
-
-    def moderate(
-        self, texts: inference.Moderate, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
-    ) -> AsyncGenerator[ModerationItem]:
-        """Yield the verdicts on all texts at the end; otherwise like ``embed``."""
-        state = ModerationFailover(texts)
-        return _RunningCall(self, inference.moderate, state, requirements, seconds, on_claim=on_claim).stream_response()
-
-    def convert(
-        self, request: inference.Conversion, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
-    ) -> AsyncGenerator[ConversionItem]:
-        """Yield the parts, which may begin again; otherwise like ``embed``."""
-        method, state = _CONVERSIONS[type(request)], ConversionFailover(request)
-        return _RunningCall(self, method, state, requirements, seconds, on_claim=on_claim).stream_response()
+    def read(
+        self, request: TextRequest, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
+    ) -> AsyncGenerator[Embedding | ModerationItem | ConversionItem]:
+        """Yield vectors (scores if there is a query), all verdicts at the end, or parts, which may begin again; otherwise like
+        ``generate``. Some may arrive before it raises a worker's error."""
+        method, state = _TEXTS[type(request)]
+        if isinstance(request, embedding.Embed) and request.query is not None:
+            method = embedding.rank
+        return _RunningCall(self, method, state(request), requirements, seconds, on_claim=on_claim).stream_response()
 
 
 class _RunningCall(Generic[Request, Item, End]):

@@ -30,7 +30,7 @@ from services.gateway.idempotency.cache_keys import CacheUse
 from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.prompt_admission import ModerationRequest
-from services.gateway.relay import AnswerItem, ConversionItem, Embedding, ModerationItem, OnClaim, Relay
+from services.gateway.relay import AnswerItem, OnClaim, Relay, TextRequest
 from services.gateway.requests import bounded_answers
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import ActiveRequest, ServingTarget, milliseconds
@@ -41,7 +41,7 @@ from services.gateway.requests.target_choice import TargetCall
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
-from shared.api import embedding, events, inference
+from shared.api import events, inference
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest, RankingRequest, Vectors
 from shared.api.gateway import InferenceRequest
@@ -67,6 +67,7 @@ _OPERATIONS: dict[type[ActiveRequest], str] = {
 
 Running = TypeVar("Running", bound=ActiveRequest)
 Call = TypeVar("Call")
+Texts = TypeVar("Texts", bound=TextRequest)
 Item = TypeVar("Item")
 #: Starts an answer at one target, which takes at most so many seconds.
 Start = Callable[[TargetCall[Call], float], AsyncGenerator[Item]]
@@ -145,46 +146,36 @@ class Pipeline:
     def embed(self, principal: Principal, request: EmbeddingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveEmbedding]:
         """Compute embeddings; otherwise like ``run``."""
         running = ActiveEmbedding(self.clock)
-        admit = partial(self._admission.admit_texts, running, principal, request, seconds)
-        return self._recorded(running, principal, seconds, admit, partial(self._vectors, running))
+        return self._read(running, principal, seconds, partial(self._admission.admit_texts, running, principal, request, seconds))
 
     def rank(self, principal: Principal, request: RankingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveRanking]:
         """Rank texts by their relevance to a query; otherwise like ``embed``."""
         running = ActiveRanking(self.clock)
-        admit = partial(self._admission.admit_ranking, running, principal, request, seconds)
-        return self._recorded(running, principal, seconds, admit, partial(self._vectors, running))
+        return self._read(running, principal, seconds, partial(self._admission.admit_ranking, running, principal, request, seconds))
 
     def moderate(
         self, principal: Principal, request: ModerationRequest, *, seconds: float
     ) -> AbstractAsyncContextManager[ActiveModeration]:
         """Say whether texts are harmful; otherwise like ``run``. Call ``read`` in the block."""
         running = ActiveModeration(self.clock)
-
-        def verdicts(call: TargetCall[inference.Moderate], seconds: float) -> AsyncGenerator[ModerationItem]:
-            on_claim = self._on_claim(running, call.target, is_paced=False)
-            return self._relay.moderate(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
-
-        def admit() -> Admitting[inference.Moderate]:
-            return self._admission.admit_moderation(running, principal, request, seconds)
-
-        return self._recorded(running, principal, seconds, admit, verdicts)
+        return self._read(running, principal, seconds, partial(self._admission.admit_moderation, running, principal, request, seconds))
 
     def convert(
         self, principal: Principal, request: inference.Conversion, *, seconds: float, forbids_external: bool
     ) -> AbstractAsyncContextManager[ActiveConversion]:
         """Convert tokens by a model, for free; otherwise like ``run``. An empty model is the default. Call ``read`` in the block."""
         running = ActiveConversion(self.clock)
-
-        def parts(call: TargetCall[inference.Conversion], seconds: float) -> AsyncGenerator[ConversionItem]:
-            on_claim = self._on_claim(running, call.target, is_paced=False)
-            return self._relay.convert(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
-
         admit = partial(self._admission.admit_conversion, running, principal, request, seconds, forbids_external=forbids_external)
-        return self._recorded(running, principal, seconds, admit, parts)
+        return self._read(running, principal, seconds, admit)
 
-    def _vectors(self, running: ActiveEmbedding, call: TargetCall[embedding.Embed], seconds: float) -> AsyncGenerator[Embedding]:
-        on_claim = self._on_claim(running, call.target, is_paced=False)
-        return self._relay.embed(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
+    def _read(
+        self, running: Running, principal: Principal, seconds: float, admit: Callable[[], Admitting[Texts]]
+    ) -> AbstractAsyncContextManager[Running]:
+        def start(call: TargetCall[Texts], seconds: float) -> AsyncGenerator[object]:
+            on_claim = self._on_claim(running, call.target, is_paced=False)
+            return self._relay.read(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
+
+        return self._recorded(running, principal, seconds, admit, start)
 
     async def _moderate_for(
         self, principal: Principal, checked: InferenceRequest, route: ModelName, texts: Sequence[str]
