@@ -276,18 +276,23 @@ class AdmittedTexts:
     likely_prompt_tokens: int
 
 
+def _check_texts(field: str, texts: Sequence[EmbeddingInput], most_bytes: int, more_bytes: int = 0) -> int:
+    """Return their size with ``more_bytes``. Raises BadField or TooLarge."""
+    for position, text in enumerate(texts):
+        if not text:
+            raise BadField(f"{field}[{position}]" if len(texts) > 1 else field, "is empty")
+    if (size := sum(map(input_bytes, texts)) + more_bytes) > most_bytes:
+        raise errors.TooLarge(f"the texts have {size} bytes; the limit is {most_bytes}", hint="send fewer texts per request")
+    return size
+
+
 def admit_texts(request: EmbeddingRequest) -> AdmittedTexts:
     """Validate texts. Raises BadRequest that names the field, or TooLarge."""
     if not request.inputs:
         raise BadField("input", "is empty")
     if len(request.inputs) > MAX_INPUTS:
         raise BadField("input", f"must have at most {MAX_INPUTS} entries, not {len(request.inputs)}; send several requests")
-    for position, text in enumerate(request.inputs):
-        if not text:
-            raise BadField(f"input[{position}]" if len(request.inputs) > 1 else "input", "is empty")
-    size = sum(map(input_bytes, request.inputs))
-    if size > MAX_INPUT_BYTES:
-        raise errors.TooLarge(f"the texts have {size} bytes; the limit is {MAX_INPUT_BYTES}", hint="send fewer texts per request")
+    size = _check_texts("input", request.inputs, MAX_INPUT_BYTES)
     if request.dimensions is not None and not 0 < request.dimensions <= MAX_DIMENSIONS:
         raise BadField("dimensions", f"must be a whole number from 1 to {MAX_DIMENSIONS}")
     _check_model(request.model)
@@ -307,19 +312,13 @@ def admit_ranking(request: RankingRequest) -> AdmittedTexts:
         raise BadField("query", "is empty")
     if not 0 < len(request.documents) <= MAX_DOCUMENTS:
         raise BadField("documents", f"must have 1 to {MAX_DOCUMENTS} texts, not {len(request.documents)}; send several requests")
-    for position, text in enumerate(request.documents):
-        if not text:
-            raise BadField(f"documents[{position}]", "is empty")
     if request.top_n is not None and request.top_n < 1:
         raise BadField("top_n", "must be at least 1")
-    inputs = (request.query, *request.documents)
-    size = sum(map(input_bytes, inputs))
-    if size > MAX_INPUT_BYTES:
-        raise errors.TooLarge(f"the texts have {size} bytes; the limit is {MAX_INPUT_BYTES}", hint="send fewer texts per request")
-    _check_model(request.model)
+    query, pairs = input_bytes(request.query), len(request.documents)
     # Each document is read with the query before it.
-    read, pairs = size + input_bytes(request.query) * (len(request.documents) - 1), len(request.documents)
-    return AdmittedTexts(inputs, read + _PAIR_TOKENS * pairs, read // BYTES_IN_A_TOKEN + _ADDED_TOKENS * pairs)
+    read = _check_texts("documents", request.documents, MAX_INPUT_BYTES, query) + query * (pairs - 1)
+    _check_model(request.model)
+    return AdmittedTexts((request.query, *request.documents), read + _PAIR_TOKENS * pairs, read // BYTES_IN_A_TOKEN + _ADDED_TOKENS * pairs)
 
 
 #: That Llama Guard's template and verdict may add to each text.
@@ -341,12 +340,7 @@ def admit_moderation(request: ModerationRequest) -> AdmittedTexts:
     """Validate texts. Raises BadRequest that names the field, or TooLarge."""
     if not 0 < len(request.texts) <= MAX_TEXTS:
         raise BadField("input", f"must have 1 to {MAX_TEXTS} texts, not {len(request.texts)}; send several requests")
-    for position, text in enumerate(request.texts):
-        if not text:
-            raise BadField(f"input[{position}]" if len(request.texts) > 1 else "input", "is empty")
-    size = sum(map(input_bytes, request.texts))
-    if size > MAX_TEXT_BYTES:
-        raise errors.TooLarge(f"the texts have {size} bytes; the limit is {MAX_TEXT_BYTES}", hint="send fewer texts per request")
+    size = _check_texts("input", request.texts, MAX_TEXT_BYTES)
     _check_model(request.model)
     added = _ADDED_TOKENS * len(request.texts)
     return AdmittedTexts(request.texts, size + added + _GUARD_TOKENS * len(request.texts), size // BYTES_IN_A_TOKEN + added)
