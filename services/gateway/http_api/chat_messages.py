@@ -1,6 +1,6 @@
 """Converts messages, tools and output formats as OpenAI's APIs write them; `/api` takes the same. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -72,6 +72,8 @@ class ChatBodyMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str | None = None
 
 
+WrittenContent: TypeAlias = tuple[str, tuple[ImagePart, ...]]
+
 #: Fields that clients copy from an answer with a null or empty value.
 _EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id")
 #: Added by OpenAI's Python client to an answer, and sent back with it.
@@ -130,43 +132,35 @@ def _message(position: int, message: ChatBodyMessage) -> ChatMessage:
         raise BadField(f"messages[{position}].tool_call_id", "is missing; it names the call that this answers")
     calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
     reasoning = (message.reasoning_content or message.reasoning or "") if role == "assistant" else ""
-    images = _images(f"messages[{position}].content", message)
-    return ChatMessage(role, _content(position, message), calls, message.tool_call_id, reasoning, images)
+    text, images = _content(f"messages[{position}].content", message)
+    return ChatMessage(role, text, calls, message.tool_call_id, reasoning, images)
 
 
-def _content(position: int, message: ChatBodyMessage) -> str:
+def _content(field: str, message: ChatBodyMessage) -> WrittenContent:
     if message.content is None:
         if not message.tool_calls and message.refusal is None and not (message.reasoning_content or message.reasoning):
-            raise BadField(f"messages[{position}].content", "is missing")
-        return message.refusal or ""
-    if isinstance(message.content, str):
-        return message.content
-    return "".join(map(_text, message.content))
+            raise BadField(field, "is missing")
+        return message.refusal or "", ()
+    return to_content(field, (message.content,) if isinstance(message.content, str) else map(_written, message.content))
 
 
-def _text(part: TextPart | RefusalPart | ImageUrlPart) -> str:
-    return part.text if isinstance(part, TextPart) else part.refusal if isinstance(part, RefusalPart) else ""
+def _written(part: TextPart | RefusalPart | ImageUrlPart) -> str | ImageUrl:
+    if isinstance(part, ImageUrlPart):
+        return ImageUrl(part.image_url, part.detail) if isinstance(part.image_url, str) else part.image_url
+    return part.text if isinstance(part, TextPart) else part.refusal
 
 
-def image_part(field: str, url: str, at: int, detail: ImageDetail) -> ImagePart:
-    """Return an image as it is written. Raises BadField for a URL of another place."""
-    if ":" in url[:16] and not url.startswith("data:"):
-        raise BadField(field, "is not a data URL; send the image itself")
-    return ImagePart(url.encode(), at, detail)
-
-
-def _images(field: str, message: ChatBodyMessage) -> tuple[ImagePart, ...]:
-    """Return the images as they are written, at their places in the text."""
-    if message.content is None or isinstance(message.content, str):
-        return ()
-    found: list[ImagePart] = []
-    at = 0
-    for index, part in enumerate(message.content):
-        if isinstance(part, ImageUrlPart):
-            image = ImageUrl(part.image_url, part.detail) if isinstance(part.image_url, str) else part.image_url
-            found.append(image_part(f"{field}[{index}]", image.url, at, image.detail))
-        at += len(_text(part))
-    return tuple(found)
+def to_content(field: str, parts: Iterable[str | ImageUrl]) -> WrittenContent:
+    """Return the text, and the images as they are written, at their places in it. Raises BadField for a URL of another place."""
+    text, images = "", []
+    for index, part in enumerate(parts):
+        if isinstance(part, str):
+            text += part
+        elif ":" in part.url[:16] and not part.url.startswith("data:"):
+            raise BadField(f"{field}[{index}]", "is not a data URL; send the image itself")
+        else:
+            images.append(ImagePart(part.url.encode(), len(text), part.detail))
+    return text, tuple(images)
 
 
 #: JSON schemas are passed on unparsed.

@@ -8,12 +8,12 @@ from typing import Literal
 import msgspec
 
 from services.gateway.http_api import chat_messages, request_bodies
-from services.gateway.http_api.chat_messages import Chosen, JsonObject
+from services.gateway.http_api.chat_messages import Chosen, ImageUrl, JsonObject, RefusalPart, WrittenContent
 from services.gateway.openai_api import chat_request
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.prompt_admission import BadField
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, ImageDetail, ImagePart, OutputFormat, ReasoningEffort, ToolCall
+from shared.api.generation import ChatMessage, ImageDetail, OutputFormat, ReasoningEffort, ToolCall
 from shared.types import ModelName
 
 #: The role to use for each of the API's roles.
@@ -34,8 +34,7 @@ class OutputText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
     text: str
 
 
-class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="refusal"):
-    refusal: str
+_Part = InputText | InputImage | OutputText | RefusalPart
 
 
 class MessageItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="message"):
@@ -43,7 +42,7 @@ class MessageItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
 
     #: system (or its newer name developer), user or assistant.
     role: str
-    content: str | tuple[InputText | InputImage | OutputText | Refusal, ...]
+    content: str | tuple[_Part, ...]
     id: str | None = None
     status: str | None = None
 
@@ -102,14 +101,14 @@ def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
                 if item.role not in _ROLES:
                     raise BadField(f"input[{index}].role", f"must be one of {', '.join(_ROLES)}")
                 reasoning = _pop_thoughts(messages) if item.role == "assistant" else ""
-                images = _images(f"input[{index}].content", item.content)
-                messages.append(ChatMessage(_ROLES[item.role], _text(item.content), reasoning=reasoning, images=images))
+                text, images = _content(f"input[{index}].content", item.content)
+                messages.append(ChatMessage(_ROLES[item.role], text, reasoning=reasoning, images=images))
             case ReasoningItem():
                 # They are one turn with what the model says behind them.
                 if thoughts := "".join(part.text for part in item.content):
                     messages.append(ChatMessage("assistant", "", reasoning=thoughts))
             case FunctionOutputItem():
-                messages.append(ChatMessage("tool", _text(item.output), (), item.call_id))
+                messages.append(ChatMessage("tool", _content("", item.output)[0], tool_call_id=item.call_id))
             case FunctionCallItem():
                 # Join the calls with the preceding text: they are one turn of the model.
                 previous = messages.pop() if messages and messages[-1].role == "assistant" else ChatMessage("assistant", "")
@@ -149,26 +148,14 @@ def _part(field: str, part: object) -> object:
     return {name: value for name, value in part.items() if name not in _SILENT and value is not None}
 
 
-_Part = InputText | InputImage | OutputText | Refusal
+def _content(field: str, content: str | tuple[_Part, ...]) -> WrittenContent:
+    return chat_messages.to_content(field, (content,) if isinstance(content, str) else map(_written, content))
 
 
-def _text(content: str | tuple[_Part, ...]) -> str:
-    return content if isinstance(content, str) else "".join(map(_part_text, content))
-
-
-def _part_text(part: _Part) -> str:
-    return part.refusal if isinstance(part, Refusal) else "" if isinstance(part, InputImage) else part.text
-
-
-def _images(field: str, content: str | tuple[_Part, ...]) -> tuple[ImagePart, ...]:
-    """Return the images as they are written, at their places in the text."""
-    found: list[ImagePart] = []
-    at = 0
-    for index, part in enumerate(content if isinstance(content, tuple) else ()):
-        if isinstance(part, InputImage):
-            found.append(chat_messages.image_part(f"{field}[{index}]", part.image_url, at, part.detail))
-        at += len(_part_text(part))
-    return tuple(found)
+def _written(part: _Part) -> str | ImageUrl:
+    if isinstance(part, InputImage):
+        return ImageUrl(part.image_url, part.detail)
+    return part.refusal if isinstance(part, RefusalPart) else part.text
 
 
 class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
