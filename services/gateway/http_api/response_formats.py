@@ -116,11 +116,20 @@ DONE = ServerSentEvent(b"[DONE]")
 class AnswerFormat(Protocol):
     """Formats one answer. The same chunks always give the same events, so that a reader can resume."""
 
+    _about: AnswerFacts | None = None
+
     def begin(self, about: AnswerFacts) -> None:
         """Start, before the first chunk."""
+        self._about = about
+
+    @property
+    def about(self) -> AnswerFacts:
+        assert self._about is not None  # `begin` was called
+        return self._about
 
     def gather(self, chunk: Chunk) -> None:
         """Add a chunk to a whole answer."""
+        self.events(chunk)
 
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
         """Add a chunk, and return its events."""
@@ -130,6 +139,7 @@ class AnswerFormat(Protocol):
 
     def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
         """Return the end of a failed stream; ``begin`` may not have been called."""
+        return (ServerSentEvent(error),)
 
     def whole(self, result: InferenceResult) -> msgspec.Struct:
         """Return the whole answer."""

@@ -9,7 +9,7 @@ from services.gateway.http_api import answer_delivery, chat_messages, request_bo
 from services.gateway.http_api.chat_messages import ChatBodyMessage, JsonObject, ResponseFormat, ToolBody, ToolChoiceBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.http_api.response_formats import AnswerFacts, AnswerToolCall, ErrorBody, ServerSentEvent, TokenChoice
+from services.gateway.http_api.response_formats import AnswerFormat, AnswerToolCall, ServerSentEvent, TokenChoice
 from services.gateway.prompt_admission import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
@@ -123,7 +123,7 @@ class TextEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 _NO_TEXT = TextEvent("")
 
 
-class RestFormat:
+class RestFormat(AnswerFormat):
     """Formats the answer to one request."""
 
     def __init__(self, *, parallel_calls: bool = True) -> None:
@@ -133,26 +133,17 @@ class RestFormat:
         self._calls: list[AnswerToolCall] = []
         self._parts = CallParts(parallel=parallel_calls)
 
-    def begin(self, about: AnswerFacts) -> None:
-        """Do nothing: the facts are at the end of the answer."""
-
-    def gather(self, chunk: Chunk) -> None:
+    def events(self, chunk: Chunk) -> tuple[ServerSentEvent, ...]:
+        calls, logprobs = tuple(map(AnswerToolCall.of, self._parts.complete(chunk))), response_formats.logprobs_of(chunk.logprobs)
         self._texts.append(chunk.text)
         self._reasoning.append(chunk.reasoning)
-        self._logprobs += response_formats.logprobs_of(chunk.logprobs)
-        self._calls += map(AnswerToolCall.of, self._parts.complete(chunk))
-
-    def events(self, chunk: Chunk) -> tuple[ServerSentEvent, ...]:
-        calls = tuple(map(AnswerToolCall.of, self._parts.complete(chunk)))
         self._calls += calls
-        event = TextEvent(chunk.text, calls, response_formats.logprobs_of(chunk.logprobs), chunk.reasoning)
+        self._logprobs += logprobs
+        event = TextEvent(chunk.text, calls, logprobs, chunk.reasoning)
         return () if event == _NO_TEXT else (ServerSentEvent(event),)
 
     def last_events(self, result: InferenceResult) -> tuple[ServerSentEvent, ...]:
         return ServerSentEvent(self._answer(result)), response_formats.DONE
-
-    def failed(self, error: ErrorBody) -> tuple[ServerSentEvent, ...]:
-        return (ServerSentEvent(error),)
 
     def whole(self, result: InferenceResult) -> InferenceAnswer:
         found = self._answer(result)

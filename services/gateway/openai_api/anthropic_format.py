@@ -7,7 +7,7 @@ import msgspec
 from services.gateway.call_parts import CallParts
 from services.gateway.http_api import http_errors
 from services.gateway.http_api.chat_messages import JsonObject, TextPart
-from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent
+from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, ServerSentEvent
 from services.gateway.openai_api.anthropic_request import MessagesBody, ThinkingBlock, ToolUseBlock
 from shared.api.gateway import InferenceResult
 from shared.api.generation import Usage
@@ -66,7 +66,7 @@ class MessagesEvent(msgspec.Struct, frozen=True):
     usage: MessagesUsage | msgspec.UnsetType = msgspec.UNSET
 
 
-class MessagesFormat:
+class MessagesFormat(AnswerFormat):
     """Formats the answer to one request."""
 
     def __init__(self, body: MessagesBody) -> None:
@@ -77,13 +77,6 @@ class MessagesFormat:
         self._pieces: list[str] = []
         self._calls = CallParts(parallel=body.parallel_calls)
         self._is_begun = False
-        self._about: AnswerFacts | None = None
-
-    def begin(self, about: AnswerFacts) -> None:
-        self._about = about
-
-    def gather(self, chunk: Chunk) -> None:
-        self.events(chunk)
 
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
         events = self._beginning()
@@ -157,9 +150,9 @@ class MessagesFormat:
         return "tool_use" if self._calls.calls else "end_turn"
 
     def _message(self, content: tuple[Block, ...], stop_reason: str | None, usage: MessagesUsage) -> AnthropicMessage:
-        about = self._about
-        assert about is not None  # `begin` was called
-        return AnthropicMessage(id=f"msg_{about.request_id.hex}", model=about.model, content=content, stop_reason=stop_reason, usage=usage)
+        return AnthropicMessage(
+            id=f"msg_{self.about.request_id.hex}", model=self.about.model, content=content, stop_reason=stop_reason, usage=usage
+        )
 
 
 def _input(arguments: str) -> JsonObject | None:

@@ -8,8 +8,8 @@ from services.gateway.call_parts import CallParts
 from services.gateway.http_api import response_formats
 from services.gateway.http_api.response_formats import (
     AnswerFacts,
+    AnswerFormat,
     AnswerToolCall,
-    ErrorBody,
     ServerSentEvent,
     TokenChoice,
     ToolCallDelta,
@@ -147,7 +147,7 @@ def finish_word(reason: FinishReason) -> str:
 _NOTHING = Delta()
 
 
-class ChatFormat:
+class ChatFormat(AnswerFormat):
     """Formats the answers to one request."""
 
     def __init__(self, chat: ChatBody) -> None:
@@ -156,17 +156,9 @@ class ChatFormat:
         self._include_usage = chat.include_usage
         #: Answers with at least one event.
         self._begun: set[int] = set()
-        self._about: AnswerFacts | None = None
-
-    def begin(self, about: AnswerFacts) -> None:
-        self._about = about
-
-    def gather(self, chunk: Chunk) -> None:
-        # A worker may send more answers than requested.
-        if chunk.answer < len(self._gathered):
-            self._gathered[chunk.answer].add(chunk)
 
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
+        # A worker may send more answers than requested.
         if chunk.answer >= len(self._gathered):
             return ()
         delta = self._gathered[chunk.answer].add(chunk)
@@ -187,11 +179,8 @@ class ChatFormat:
         events[-1] = msgspec.structs.replace(events[-1], x_aimesh=served_by(result))
         return (*map(ServerSentEvent, events), response_formats.DONE)
 
-    def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
-        return (ServerSentEvent(error),)
-
     def whole(self, result: InferenceResult) -> ChatCompletion:
-        about = self._facts()
+        about = self.about
         choices = tuple(
             gathered.choice(index, reason, with_logprobs=self._with_logprobs)
             for index, (gathered, reason) in enumerate(
@@ -209,13 +198,9 @@ class ChatFormat:
         return [ChunkChoice(Delta(role="assistant", content=""), index=index)]
 
     def _chunk(self, choices: tuple[ChunkChoice, ...], usage: ChatUsage | None = None) -> ChatChunk:
-        about = self._facts()
+        about = self.about
         shown_usage = usage if self._include_usage else msgspec.UNSET
         return ChatChunk(_id(about), about.created, about.model, choices, shown_usage, about.fingerprint)
-
-    def _facts(self) -> AnswerFacts:
-        assert self._about is not None  # `begin` was called
-        return self._about
 
 
 class _GatheredChat:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import msgspec
 
 from services.gateway.http_api import response_formats
-from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent, piece_text
+from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat, ServerSentEvent, piece_text
 from services.gateway.openai_api.chat_format import ChatUsage, ShownServedBy, finish_word, served_by
 from services.gateway.openai_api.completion_request import CompletionBody
 from shared.api.gateway import InferenceResult
@@ -50,13 +50,12 @@ class Completion(msgspec.Struct, frozen=True):
     x_aimesh: ShownServedBy = msgspec.UNSET
 
 
-class CompletionFormat:
+class CompletionFormat(AnswerFormat):
     """Formats the answers. Call ``begin`` for each prompt, and ``close`` (or ``end`` in a stream) after each but the last."""
 
     def __init__(self, body: CompletionBody) -> None:
         self._body = body
         self._answers = body.n or 1
-        self._about: AnswerFacts | None = None
         self._prompt = -1
         self._usage = Usage(0, 0)
         self._gathered: list[_GatheredCompletion] = []
@@ -105,9 +104,6 @@ class CompletionFormat:
         events[-1] = msgspec.structs.replace(events[-1], x_aimesh=served_by(result))
         return (*map(ServerSentEvent, events), response_formats.DONE)
 
-    def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
-        return (ServerSentEvent(error),)
-
     def whole(self, result: InferenceResult) -> Completion:
         self.close(result)
         choices = tuple(
@@ -129,8 +125,7 @@ class CompletionFormat:
         return self._completion(choices, usage if self._body.include_usage else msgspec.UNSET)
 
     def _completion(self, choices: tuple[CompletionChoice, ...], usage: ChatUsage | msgspec.UnsetType | None) -> Completion:
-        about = self._about
-        assert about is not None  # `begin` was called
+        about = self.about
         return Completion(f"cmpl-{about.request_id.hex}", about.created, about.model, choices, usage, about.fingerprint)
 
 

@@ -7,7 +7,7 @@ import msgspec
 from services.gateway.http_api import answer_delivery, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent
+from services.gateway.http_api.response_formats import AnswerFormat, ServerSentEvent
 from services.gateway.openai_api.parameters import ensure_tokens
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api.gateway import InferenceRequest, InferenceResult
@@ -100,27 +100,18 @@ def to_request(body: InfillBody) -> InferenceRequest:
     )
 
 
-class InfillFormat:
+class InfillFormat(AnswerFormat):
     """Formats the answer."""
 
     def __init__(self) -> None:
-        self._model = ModelName("")
         self._texts: list[str] = []
 
-    def begin(self, about: AnswerFacts) -> None:
-        self._model = about.model
-
-    def gather(self, chunk: Chunk) -> None:
-        self._texts.append(chunk.text)
-
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
-        return (ServerSentEvent(InfillAnswer(chunk.text, stop=False, model=self._model)),) if chunk.text else ()
+        self._texts.append(chunk.text)
+        return (ServerSentEvent(InfillAnswer(chunk.text, stop=False, model=self.about.model)),) if chunk.text else ()
 
     def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
         return (ServerSentEvent(self._end(result, "")),)
-
-    def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
-        return (ServerSentEvent(error),)
 
     def whole(self, result: InferenceResult) -> InfillAnswer:
         return self._end(result, "".join(self._texts))
@@ -130,7 +121,7 @@ class InfillFormat:
         return InfillAnswer(
             content,
             stop=True,
-            model=self._model,
+            model=self.about.model,
             stop_type=kind,
             tokens_predicted=result.usage.completion_tokens,
             tokens_evaluated=result.usage.prompt_tokens,

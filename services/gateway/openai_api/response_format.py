@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from services.gateway.call_parts import CallParts
-from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody, ServerSentEvent, TokenChoice, logprobs_of
+from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, ServerSentEvent, TokenChoice, logprobs_of
 from services.gateway.openai_api import response_events
 from services.gateway.openai_api.response_events import (
     OutputCall,
@@ -32,12 +32,11 @@ _Item = tuple[Literal["reasoning", "message", "call"], int]
 _MESSAGE: _Item = ("message", 0)
 
 
-class ResponsesFormat:
+class ResponsesFormat(AnswerFormat):
     """Formats one answer: thoughts are an item, the text is one message, and each call an item; items are in order of their start."""
 
     def __init__(self, body: ResponseBody) -> None:
         self._body = body
-        self._about: AnswerFacts | None = None
         self._sequence = 0
         self._items: list[_Item] = []
         #: Thoughts or a call that end when something else begins. The message ends with the answer.
@@ -49,12 +48,6 @@ class ResponsesFormat:
         self._logprobs: list[TokenChoice] = []
         self._calls = CallParts(parallel=body.parallel_tool_calls)
         self._is_begun = False
-
-    def begin(self, about: AnswerFacts) -> None:
-        self._about = about
-
-    def gather(self, chunk: Chunk) -> None:
-        self.events(chunk)
 
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
         if chunk.answer:
@@ -74,7 +67,7 @@ class ResponsesFormat:
         if not self._items:
             events += self._message_beginning()
         if _MESSAGE in self._items:
-            events += self._message_end(status)
+            events += self._end(_MESSAGE, status)
         name = f"response.{status}"
         return (*events, _event(response_events.ResponseEvent(name, self._next(), self.whole(result))))
 
@@ -96,7 +89,7 @@ class ResponsesFormat:
             output=self._output(status),
             usage=response_events.ResponseUsage.of(result.usage),
             incomplete_details=response_events.Incomplete(_INCOMPLETE[result.finish_reason]) if status == "incomplete" else None,
-            completed_at=self._facts().created + result.response_time_ms // 1000 if status == "completed" else None,
+            completed_at=self.about.created + result.response_time_ms // 1000 if status == "completed" else None,
         )
 
     def _beginning(self) -> list[ServerSentEvent]:
@@ -140,8 +133,11 @@ class ResponsesFormat:
     def _open_item(self, item: _Item, shown: OutputItem) -> list[ServerSentEvent]:
         events = self._close()
         self._open = item
+        return [*events, self._begin(item, shown)]
+
+    def _begin(self, item: _Item, shown: OutputItem) -> ServerSentEvent:
         self._items.append(item)
-        return [*events, _event(response_events.ItemEvent("response.output_item.added", self._next(), len(self._items) - 1, shown))]
+        return _event(response_events.ItemEvent("response.output_item.added", self._next(), len(self._items) - 1, shown))
 
     def _close(self, status: str = "completed") -> list[ServerSentEvent]:
         """End the open thoughts or call."""
@@ -149,42 +145,37 @@ class ResponsesFormat:
         if item is None:
             return []
         self._statuses[item] = status
+        return self._end(item, status)
+
+    def _end(self, item: _Item, status: str) -> list[ServerSentEvent]:
         shown, place = self._shown(item, status), self._place(item)
-        events: list[ServerSentEvent] = []
-        if isinstance(shown, OutputCall):
-            name = "response.function_call_arguments.done"
-            events.append(_event(response_events.ArgumentsDone(name, self._next(), *place, shown.name, shown.arguments)))
-        elif isinstance(shown, OutputReasoning):
-            (part,) = shown.content
-            events.append(_event(response_events.ReasoningDone("response.reasoning_text.done", self._next(), *place, part.text)))
-            events.append(self._part_event("done", item, part))
+        done: response_events.StreamEvent
+        match shown:
+            case OutputCall():
+                name = "response.function_call_arguments.done"
+                done = response_events.ArgumentsDone(name, self._next(), *place, shown.name, shown.arguments)
+            case OutputReasoning():
+                done = response_events.ReasoningDone("response.reasoning_text.done", self._next(), *place, shown.content[0].text)
+            case OutputMessage():
+                part = shown.content[0]
+                done = response_events.TextDone("response.output_text.done", self._next(), *place, part.text, part.logprobs)
+        events = [_event(done)]
+        if not isinstance(shown, OutputCall):
+            events.append(self._part_event("done", item, shown.content[0]))
         return [*events, _event(response_events.ItemEvent("response.output_item.done", self._next(), place[1], shown))]
 
     def _message_beginning(self) -> list[ServerSentEvent]:
         if _MESSAGE in self._items:
             return []
-        self._items.append(_MESSAGE)
         message = OutputMessage(self._id(_MESSAGE), "in_progress", ())
-        return [
-            _event(response_events.ItemEvent("response.output_item.added", self._next(), len(self._items) - 1, message)),
-            self._part_event("added", _MESSAGE, OutputTextPart("")),
-        ]
-
-    def _message_end(self, status: str) -> list[ServerSentEvent]:
-        place, message = self._place(_MESSAGE), self._message(status)
-        (part,) = message.content
-        return [
-            _event(response_events.TextDone("response.output_text.done", self._next(), *place, part.text, part.logprobs)),
-            self._part_event("done", _MESSAGE, part),
-            _event(response_events.ItemEvent("response.output_item.done", self._next(), place[1], message)),
-        ]
+        return [self._begin(_MESSAGE, message), self._part_event("added", _MESSAGE, OutputTextPart(""))]
 
     def _part_event(self, what: str, item: _Item, part: OutputTextPart | ReasoningTextPart) -> ServerSentEvent:
         return _event(response_events.PartEvent(f"response.content_part.{what}", self._next(), *self._place(item), part))
 
     def _id(self, item: _Item) -> str:
         kind, number = item
-        name = self._facts().request_id.hex
+        name = self.about.request_id.hex
         return f"msg_{name}" if kind == "message" else f"{'rs' if kind == 'reasoning' else 'fc'}_{name}{number:03d}"
 
     def _place(self, item: _Item) -> tuple[str, int]:
@@ -194,15 +185,12 @@ class ResponsesFormat:
     def _shown(self, item: _Item, status: str) -> OutputItem:
         kind, number = item
         if kind == "message":
-            return self._message(status)
+            logprobs = tuple(self._logprobs) if self._body.with_logprobs else ()
+            return OutputMessage(self._id(item), status, (OutputTextPart("".join(self._texts), logprobs=logprobs),))
         if kind == "reasoning":
             return OutputReasoning(self._id(item), status, (ReasoningTextPart("".join(self._thoughts[number])),))
         call = self._calls.calls[number]
         return OutputCall(self._id(item), status, call.id, call.name, call.arguments)
-
-    def _message(self, status: str) -> OutputMessage:
-        logprobs = tuple(self._logprobs) if self._body.with_logprobs else ()
-        return OutputMessage(self._id(_MESSAGE), status, (OutputTextPart("".join(self._texts), logprobs=logprobs),))
 
     def _output(self, status: str) -> tuple[OutputItem, ...]:
         return tuple(self._shown(item, self._statuses.get(item, status)) for item in self._items)
@@ -217,7 +205,7 @@ class ResponsesFormat:
         incomplete_details: response_events.Incomplete | None = None,
         completed_at: int | None = None,
     ) -> Response:
-        about, body = self._facts(), self._body
+        about, body = self.about, self._body
         return Response(
             id=f"resp_{about.request_id.hex}",
             created_at=about.created,
@@ -245,10 +233,6 @@ class ResponsesFormat:
         number = self._sequence
         self._sequence += 1
         return number
-
-    def _facts(self) -> AnswerFacts:
-        assert self._about is not None  # `begin` was called
-        return self._about
 
 
 def _event(content: response_events.StreamEvent) -> ServerSentEvent:
