@@ -7,7 +7,7 @@ from typing import get_args
 from services.gateway.http_api import answer_delivery
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.http_api.response_formats import AnthropicErrorBody
+from services.gateway.http_api.response_formats import AnswerFormat, AnthropicErrorBody
 from services.gateway.idempotency import idempotency_keys
 from services.gateway.openai_api import anthropic_request
 from services.gateway.openai_api import chat_request as openai_chat
@@ -75,30 +75,26 @@ class OpenAi:
         )  # fmt: skip
 
     async def _chat(self, call: HttpCall) -> None:
-        chat = openai_chat.read(call.body)
-        request = openai_chat.to_request(chat)
-        await answer_delivery.answer(call, self._deduplicated, request, ChatFormat(chat), stream=chat.stream, seconds=self._request_seconds)
+        body = openai_chat.read(call.body)
+        await self._answer(call, openai_chat.to_request(body), ChatFormat(body), stream=body.stream)
 
     async def _respond(self, call: HttpCall) -> None:
         body = openai_responses.read(call.body)
-        request = openai_responses.to_request(body)
-        await answer_delivery.answer(
-            call, self._deduplicated, request, ResponsesFormat(body), stream=body.stream, seconds=self._request_seconds
-        )
+        await self._answer(call, openai_responses.to_request(body), ResponsesFormat(body), stream=body.stream)
 
     async def _message(self, call: HttpCall) -> None:
         body = anthropic_request.read(call.body)
-        request = anthropic_request.to_request(body)
-        await answer_delivery.answer(
-            call, self._deduplicated, request, MessagesFormat(body), stream=body.stream, seconds=self._request_seconds
-        )
+        await self._answer(call, anthropic_request.to_request(body), MessagesFormat(body), stream=body.stream)
+
+    async def _answer(self, call: HttpCall, request: InferenceRequest, form: AnswerFormat, *, stream: bool) -> None:
+        await answer_delivery.answer(call, self._deduplicated, request, form, stream=stream, seconds=self._request_seconds)
 
     async def _complete(self, call: HttpCall) -> None:
         body = openai_completions.read(call.body)
         requests = openai_completions.to_requests(body)
         form = CompletionFormat(body)
         if len(requests) == 1:
-            await answer_delivery.answer(call, self._deduplicated, requests[0], form, stream=body.stream, seconds=self._request_seconds)
+            await self._answer(call, requests[0], form, stream=body.stream)
             return
         *earlier, last = zip(requests, _parts(answer_delivery.read_repeat(call), requests), strict=True)
         ends_at = time.monotonic() + self._request_seconds

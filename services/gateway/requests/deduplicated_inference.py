@@ -79,7 +79,8 @@ class DeduplicatedInference:
             held.shrink(sum(len(image.data) for message in request.messages for image in message.images))
         return request
 
-    def run(
+    @asynccontextmanager
+    async def run(
         self,
         principal: Principal,
         request: InferenceRequest,
@@ -89,45 +90,18 @@ class DeduplicatedInference:
         whole: bool = False,
         cache: cache_keys.CacheRequest = cache_keys.CacheRequest.NOTHING,
         streamed: bool = True,
-    ) -> AbstractAsyncContextManager[InferenceReply[Chunk, InferenceResult]]:
+    ) -> AsyncIterator[InferenceReply[Chunk, InferenceResult]]:
         """Return the answer after ``repeat.rest``, or the ``whole`` answer; in larger chunks if it is neither ``streamed`` nor under a key.
         If TooLarge leaves the block of an unstreamed request, the generation ends, at no cost without a key. Raises what
         ``Pipeline.run`` and ``IdempotentRequests.answer`` raise."""
-        if repeat.key is not None:
-            return self._run_under_key(principal, request, repeat, seconds=seconds, whole=whole, cache=cache, streamed=streamed)
-        if repeat.rest is not None:
-            raise BadField("Last-Event-ID", f"requires the {FIELD} of the original request; without one, an answer ends with its stream")
-        return self._pipeline.run(principal, request, seconds=seconds, cache=cache, streamed=streamed)
-
-    def embed(
-        self, principal: Principal, request: EmbeddingRequest, *, seconds: float, key: str | None = None
-    ) -> AbstractAsyncContextManager[InferenceReply[Vectors, EmbeddingResult]]:
-        """Raises what ``Pipeline.embed`` and ``IdempotentRequests.answer`` raise."""
-        if key is None:
-            return self._pipeline.embed(principal, request, seconds=seconds)
-
-        async def produce(run: AnswerRun[Any, Vectors, EmbeddingResult], _claim: NewKeyUse | Orphaned) -> EmbeddingResult:
-            return await _record_answer(run, self._pipeline.embed(principal, request, seconds=self._idempotency.most_seconds))
-
-        return self._idempotency.answer(_keyed(key, principal, request, NO_REPEAT), produce, seconds=seconds, whole=True)
-
-    async def withdraw(self, principal: Principal, key: str) -> None:
-        """Cancel the request under this key. Does nothing if no gateway runs it. Raises Unavailable."""
-        await self._idempotency.cancel(principal.tenant_id, key)
-
-    @asynccontextmanager
-    async def _run_under_key(
-        self,
-        principal: Principal,
-        request: InferenceRequest,
-        repeat: RepeatedRequest,
-        *,
-        seconds: float,
-        whole: bool,
-        cache: cache_keys.CacheRequest,
-        streamed: bool,
-    ) -> AsyncIterator[InferenceReply[Chunk, InferenceResult]]:
-        assert repeat.key is not None
+        if repeat.key is None:
+            if repeat.rest is not None:
+                raise BadField(
+                    "Last-Event-ID", f"requires the {FIELD} of the original request; without one, an answer ends with its stream"
+                )
+            async with self._pipeline.run(principal, request, seconds=seconds, cache=cache, streamed=streamed) as running:
+                yield running
+            return
         keyed_request = replace(_keyed(repeat.key, principal, request, repeat), config_revision=self._pipeline.config_revision)
 
         async def produce(run: AnswerRun[Any, Chunk, InferenceResult], claim: NewKeyUse | Orphaned) -> InferenceResult:
@@ -155,6 +129,22 @@ class DeduplicatedInference:
                     with suppress(errors.Unavailable):
                         await self.withdraw(principal, repeat.key)
                 raise
+
+    def embed(
+        self, principal: Principal, request: EmbeddingRequest, *, seconds: float, key: str | None = None
+    ) -> AbstractAsyncContextManager[InferenceReply[Vectors, EmbeddingResult]]:
+        """Raises what ``Pipeline.embed`` and ``IdempotentRequests.answer`` raise."""
+        if key is None:
+            return self._pipeline.embed(principal, request, seconds=seconds)
+
+        async def produce(run: AnswerRun[Any, Vectors, EmbeddingResult], _claim: NewKeyUse | Orphaned) -> EmbeddingResult:
+            return await _record_answer(run, self._pipeline.embed(principal, request, seconds=self._idempotency.most_seconds))
+
+        return self._idempotency.answer(_keyed(key, principal, request, NO_REPEAT), produce, seconds=seconds, whole=True)
+
+    async def withdraw(self, principal: Principal, key: str) -> None:
+        """Cancel the request under this key. Does nothing if no gateway runs it. Raises Unavailable."""
+        await self._idempotency.cancel(principal.tenant_id, key)
 
 
 async def _record_answer(run: AnswerRun[Any, Piece, End], running: AbstractAsyncContextManager[InferenceReply[Piece, End]]) -> End:
