@@ -90,6 +90,11 @@ def pieces_of(chunk: Chunk) -> tuple[ToolCall | ToolCallPart, ...]:
     return (*chunk.tool_calls, *chunk.call_parts)
 
 
+def bytes_of(chunk: Chunk) -> int:
+    """Return the size of its text, thoughts and calls."""
+    return len("".join((chunk.text, chunk.reasoning, *(call.name + call.arguments for call in pieces_of(chunk)))).encode())
+
+
 def _is_json(text: str) -> bool:
     try:
         msgspec.json.decode(text, type=msgspec.Raw)

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
-from services.gateway.call_parts import pieces_of
+from services.gateway.call_parts import bytes_of
 from services.gateway.guard import answer_guard
 from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guarded_text import GuardMatches
@@ -119,10 +119,9 @@ class ActivePrompt(ActiveRequest):
     def _count(self, chunk: Chunk) -> None:
         self._tokens += len(chunk.token_ids)
         self._reasoning_tokens += len(chunk.token_ids) if chunk.reasoning else 0
-        calls = pieces_of(chunk)
-        has_text = bool(chunk.text or chunk.reasoning or calls)
+        has_text = bool(chunk.text or chunk.reasoning or chunk.tool_calls or chunk.call_parts)
         self._chunks += has_text
-        self._bytes += len((chunk.text + chunk.reasoning).encode()) + sum(len((call.name + call.arguments).encode()) for call in calls)
+        self._bytes += bytes_of(chunk)
         if chunk.call_parts:
             self._open_calls.add(chunk.answer)
         if self._first_text is None and has_text:

@@ -76,7 +76,7 @@ class AnswerBounds:
     def take(self, chunk: Chunk) -> bool:
         """Count the chunk; return False, and count nothing, if it doesn't fit."""
         self._has_ids = self._has_ids or bool(chunk.token_ids)
-        tokens = len(chunk.token_ids) if self._has_ids else _likely_tokens(chunk)
+        tokens = len(chunk.token_ids) if self._has_ids else -(-call_parts.bytes_of(chunk) // BYTES_IN_A_TOKEN)
         counted = self._pieces + (tokens > 0) if self._is_last and not self._has_ids else self._tokens + tokens
         if self._is_open_ended and counted > self._held * self._answers:
             return False
@@ -94,12 +94,6 @@ class AnswerBounds:
         tokens = self._tokens if self._has_ids else self._pieces
         usage = Usage(self._prompt_tokens, tokens, reasoning_tokens=self._reasoning_tokens)
         return Generation(reasons[0], usage, reasons if self._answers > 1 else ())
-
-
-def _likely_tokens(chunk: Chunk) -> int:
-    calls = call_parts.pieces_of(chunk)
-    size = len((chunk.text + chunk.reasoning).encode()) + sum(len((call.name + call.arguments).encode()) for call in calls)
-    return -(-size // BYTES_IN_A_TOKEN)
 
 
 class _Steps:
