@@ -78,9 +78,7 @@ async def record(stack: RunningStack) -> list[Shown]:
 async def output(stack: RunningStack, *words: str) -> AsyncIterator[tuple[float, str]]:
     """Return a command's output in pieces, each with the time since the previous one."""
     process = await stack.start_aicli(*words, COLUMNS=str(COLUMNS), PYTHONUNBUFFERED="1")
-    assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.close()
     before = time.monotonic()
     try:
         async with asyncio.timeout(COMMAND_SECONDS):
