@@ -348,12 +348,12 @@ async def run_embedding(
 ) -> Embedded:
     """Run a request for embeddings. Raises BadRequest, and what the backend raises."""
     job = jobs.check_texts(model, request)
-    method = embedding.embed.name.partition(".")[2]
-    with WorkerAnswers(metrics, backend.name).serving("embeddings", method, model) as served:
+    called, operation = (embedding.embed, "embeddings") if request.query is None else (embedding.rank, "rerank")
+    with WorkerAnswers(metrics, backend.name).serving(operation, called.name.partition(".")[2], model) as served:
         try:
             embedded = await backend.embed(job, sink)
         finally:
-            log.info("embedding ended", model=model, texts=len(job.inputs), milliseconds=round(served.seconds * 1000))
+            log.info("embedding ended", operation=operation, model=model, texts=len(job.inputs), milliseconds=round(served.seconds * 1000))
         served.input_tokens = embedded.prompt_tokens
     return embedded
 

@@ -44,7 +44,7 @@ Family = TypeVar("Family", Counter, Histogram)
 class MeasuredAnswer:
     """The measurements of one request to a model, successful or not."""
 
-    #: OpenTelemetry's name: chat or embeddings; ours: moderation.
+    #: OpenTelemetry's name: chat or embeddings; ours: rerank and moderation.
     operation: str
     #: The method label of the platform's metrics.
     method: str
