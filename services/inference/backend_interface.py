@@ -58,6 +58,10 @@ class UncountedSink:
         """Does nothing."""
 
 
+class AnswerStopped(Exception):
+    """One of several answers has ended for its reader, before it ended for the engine."""
+
+
 class AnswersEnded(Exception):
     """All answers have ended for their reader, perhaps before they ended for the engine."""
 

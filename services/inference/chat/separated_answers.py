@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from services.inference.backend_interface import AnswersEnded, Sink
+from services.inference.backend_interface import AnswersEnded, AnswerStopped, Sink
 from services.inference.chat.answer_text import AnswerMarks, AnswerSeparator, SeparatedPiece, TextChannel
 from services.inference.chat.chat_client import ChatClient
 from services.inference.chat.chat_messages import RenderedPrompt
@@ -168,7 +168,8 @@ class SeparatedAnswers:
         self._sink.accept(prompt_tokens)
 
     async def send(self, item: Chunk) -> None:
-        """Raises AnswersEnded behind the last of them, and BadRequest if what was delivered is the whole answer."""
+        """Raises AnswerStopped behind one that a stop sequence ended, AnswersEnded behind the last of them, and BadRequest if what was
+        delivered is the whole answer."""
         answer = self._answers[item.answer]
         if answer.finish is not None:
             return
@@ -194,6 +195,8 @@ class SeparatedAnswers:
             )
         if all(one.finish is not None for one in self._answers):
             raise AnswersEnded
+        if answer.finish is not None and not is_last:
+            raise AnswerStopped
 
     def complete(self, generation: Generation) -> Generation:
         """Return the result of the engine with the counts and reasons of what was sent."""

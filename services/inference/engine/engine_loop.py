@@ -72,8 +72,8 @@ class EngineModel(Protocol):
         """Return the size of ``save``; 0 if a slot can't be saved."""
         ...
 
-    def save(self, slot: int) -> memoryview | None:
-        """Return what restores all tokens of a slot; None without memory for it."""
+    def save(self, slot: int, size: int) -> memoryview | None:
+        """Return what restores all tokens of a slot, of ``saved_bytes``; None without memory for it."""
         ...
 
     def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
@@ -150,9 +150,9 @@ class EngineLoop:
         said = delivered if command.delivered else None
         return GenerationAccepted(command.id, len(prompt.hashed.tokens), said, prompt.seconds)
 
-    def cancel(self, identity: int) -> None:
-        """Forget a request; unknown ones have already ended."""
-        for cancelled in self._scheduler.cancel(identity):
+    def cancel(self, identity: int, answer: int | None = None) -> None:
+        """Forget a request, or one of its answers; unknown ones have already ended."""
+        for cancelled in self._scheduler.cancel(identity, answer):
             self._compute.end((cancelled.id, cancelled.answer))
 
     def step(self) -> StepReport | None:
@@ -172,7 +172,7 @@ class EngineLoop:
         if not size or not self._cache.wants(tokens, salt, above, size, self._scheduler.step_seconds):
             return
         began = self._clock()
-        if (state := self._compute.save(slot)) is not None:
+        if (state := self._compute.save(slot, size)) is not None:
             self._cache.put(SavedPrompt(salt, tokens, state), self._clock() - began)
 
     def _plan(self) -> StepPlan:

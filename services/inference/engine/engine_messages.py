@@ -161,6 +161,8 @@ class CancelGeneration(_Message, frozen=True):
     """Cancels any of the others. The engine ignores unknown ids, which have just ended."""
 
     id: int
+    #: Only this answer of a generation.
+    answer: int | None = None
 
 
 class EmbedTexts(_Message, frozen=True):

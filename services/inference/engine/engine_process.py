@@ -209,7 +209,7 @@ class CommandQueues:
                 self.texts.cancel(command.id)
                 self.images.cancel(command.id)
                 self.embeddings.cancel(command.id)
-                self.loop.cancel(command.id)
+                self.loop.cancel(command.id, command.answer)
             case engine_messages.ShowTokens():
                 self.loop.show(command.spellings)
             case engine_messages.LoadCommand():

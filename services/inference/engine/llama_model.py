@@ -211,9 +211,8 @@ class LlamaModel:
         """Return the size of ``save``."""
         return int(native.llama_state_seq_get_size_ext(self._context, slot, 0))
 
-    def save(self, slot: int) -> memoryview | None:
-        """Return what ``settle`` restores; None without memory for it."""
-        size = self.saved_bytes(slot)
+    def save(self, slot: int, size: int) -> memoryview | None:
+        """Return what ``settle`` restores, of ``saved_bytes``; None without memory for it."""
         try:
             # Unlike an array of ctypes, it isn't cleared first.
             state = memoryview(mmap.mmap(-1, size))

@@ -287,10 +287,14 @@ class Scheduler:
         sequence.cached = 0
         sequence.begin(kept)
 
-    def cancel(self, identity: int) -> list[Sequence]:
-        """Forget a request's sequences and return them. Unknown requests have already ended."""
-        waiting = [sequence for sequence in self._waiting if sequence.id == identity]
-        running = [(slot, sequence) for slot, sequence in self._running.items() if sequence.id == identity]
+    def cancel(self, identity: int, answer: int | None = None) -> list[Sequence]:
+        """Forget the sequences of a request, or of one of its answers, and return them. Unknown ones have already ended."""
+
+        def is_meant(sequence: Sequence) -> bool:
+            return sequence.id == identity and answer in (None, sequence.answer)
+
+        waiting = [sequence for sequence in self._waiting if is_meant(sequence)]
+        running = [(slot, sequence) for slot, sequence in self._running.items() if is_meant(sequence)]
         for sequence in waiting:
             self._waiting.remove(sequence)
             self._ahead.pop(sequence, None)

@@ -6,11 +6,11 @@ A reader may be slow: a call ends for the engine before it ends for its reader.
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from services.inference.backend_interface import AnswersEnded, Sink, VectorSink
+from services.inference.backend_interface import AnswersEnded, AnswerStopped, Sink, VectorSink
 from services.inference.engine import engine_messages
 from shared import errors
 from shared.api.embedding import Embedded, Vectors
@@ -120,9 +120,11 @@ class EngineCall(ABC):
 
 
 class GenerationCall(EngineCall):
-    def __init__(self, fingerprint: bytes, turn: EngineTurn, answers: int) -> None:
+    def __init__(self, fingerprint: bytes, turn: EngineTurn, answers: int, cancel: Callable[[int], None]) -> None:
+        """``cancel`` ends one of several answers in the engine, which then reports no more of it."""
         super().__init__(fingerprint, turn, answers)
         self._answers = answers
+        self._cancel = cancel
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._cached_tokens = 0
@@ -139,7 +141,11 @@ class GenerationCall(EngineCall):
                         # For `SeparatedAnswers`, which reads it and sends nothing of it.
                         await sink.send(Chunk(report.delivered, ()))
                 elif isinstance(report, engine_messages.AnswerProgress):
-                    await sink.send(Chunk(report.text, report.token_ids, report.answer, report.logprobs, finish=report.finish))
+                    try:
+                        await sink.send(Chunk(report.text, report.token_ids, report.answer, report.logprobs, finish=report.finish))
+                    except AnswerStopped:
+                        self._finished.setdefault(report.answer, FinishReason.STOP)
+                        self._cancel(report.answer)
         reasons = tuple(self._finished.get(answer, FinishReason.STOP) for answer in range(self._answers))
         usage = Usage(self._prompt_tokens, self._completion_tokens, self._cached_tokens)
         return Generation(reasons[0], usage, reasons if self._answers > 1 else ())

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -167,7 +168,7 @@ class SupervisedEngine:
         async with self._turn(fingerprint) as turn:
             identity = next(self._ids)
             await self._send_images(identity, job)
-            call = engine_calls.GenerationCall(fingerprint, turn, job.parameters.n)
+            call = engine_calls.GenerationCall(fingerprint, turn, job.parameters.n, partial(self._cancel_answer, identity))
             command = engine_messages.StartGeneration(identity, job.prompt, job.parameters, job.salt, job.delivered, job.adapter)
             with self._submitted(command, call):
                 return await call.pass_on(sink)
@@ -243,6 +244,11 @@ class SupervisedEngine:
         finally:
             if self._running.pop(command.id, None) is not None and self._writer is not None:
                 self._send(engine_messages.CancelGeneration(command.id))
+
+    def _cancel_answer(self, identity: int, answer: int) -> None:
+        """End one answer of a call in the process; does nothing if the process has ended the call."""
+        if identity in self._running and self._writer is not None:
+            self._send(engine_messages.CancelGeneration(identity, answer))
 
     async def _run_process(self) -> str:
         """Start a process and return why it ended. Raises _NotLoadable."""

@@ -367,6 +367,23 @@ def test_prompt_of_any_length_runs_with_all_the_memory(length: int, step_tokens:
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_one_answer_of_a_request_can_be_canceled(mode: KvMode) -> None:
+    model = ToyModel(mode, slots=2)
+    running = loop(model)
+    handle(running, generate(1, "abcdefgh", n=2, salt="a"))
+    for _ in range(5):
+        running.step()
+    handle(running, generate(2, "xyz", max_tokens=1))
+    running.cancel(1, 0)
+    assert model.begun.keys() == {(1, 1), (2, 0)}
+    for _ in range(2):
+        running.step()
+    assert {identity for identity, _, _ in model.batches[-1]} == {1, 2}, "the next request has its slot"
+    reports = finish(running)
+    assert text(reports[1], 0) == ""
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_adapters_share_no_prefix_and_take_turns(mode: KvMode) -> None:
     model, prompt = ToyModel(mode), "once upon a time there was"
     running = loop(model)

@@ -102,8 +102,9 @@ class ToyModel:
     def saved_bytes(self, slot: int) -> int:
         return len(self.memory.get(slot, []))
 
-    def save(self, slot: int) -> memoryview | None:
+    def save(self, slot: int, size: int) -> memoryview | None:
         self.saves += 1
+        assert size == self.saved_bytes(slot)
         state = memoryview(bytes(cell.token for cell in self.memory[slot]))
         self._states[id(state)] = state, list(self.memory[slot])
         return state

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from services.inference.chat import chat_messages
+from services.inference.chat.separated_answers import SeparatedAnswers
 from services.inference.engine import engine_messages
 from services.inference.supervision import engine_supervisor, poison_requests
 from services.inference.supervision.engine_supervisor import SupervisedEngine
@@ -18,7 +20,8 @@ from shared import errors
 from shared.api.inference import Chunk, ModelState
 from shared.timing import restart_policy
 from shared.timing.backoff import Backoff
-from shared.types import ModelName
+from shared.types import FinishReason, ModelName
+from tests import stopwatch
 from tests.services.inference.standins import PlainChat, Reader, Watch, job, until
 
 LOAD = engine_messages.LoadCommand("model.gguf", 1, 64, 1, 0)
@@ -118,6 +121,26 @@ async def test_engine_that_sends_nonsense_fails_its_generations(code: str, words
         await until(lambda: engine.state is ModelState.READY)
         with pytest.raises(errors.ModelCrashed, match=words):
             await engine.generate(job(), Reader())
+
+
+async def test_a_stopped_answer_is_canceled_while_the_others_continue() -> None:
+    code = """
+command = next(arriving)
+accept(command)
+progress = wire.AnswerProgress(command.id, (1,), "a stop b"), wire.AnswerProgress(command.id, (2,), "c", answer=1)
+sock.sendall(wire.pack(wire.StepReport(progress)))
+cancel = next(arriving)
+last = "d" if cancel == wire.CancelGeneration(command.id, 0) else repr(cancel)
+sock.sendall(wire.pack(wire.StepReport((wire.AnswerProgress(command.id, (3,), last, "length", 1),))))
+next(arriving)
+"""
+    async with supervised(SPEAKS + ANSWERS + code) as engine, asyncio.timeout(stopwatch.patience(10)):
+        await until(lambda: engine.state is ModelState.READY)
+        reader, asked = Reader(), job(n=2, stop=("stop",))
+        answers = SeparatedAnswers(None, chat_messages.plain("p"), asked, reader, lambda: None)
+        end = answers.complete(await engine.generate(asked, answers))
+        assert end.finish_reasons == (FinishReason.STOP, FinishReason.LENGTH)
+        assert [(chunk.answer, chunk.text) for chunk in reader.chunks] == [(0, "a "), (1, "c"), (1, "d")]
 
 
 async def test_reports_of_a_canceled_generation_are_ignored() -> None:
