@@ -133,8 +133,6 @@ json rendering(const common_chat_params & params) {
     return json{
         {"prompt", params.prompt},
         {"generation_prompt", params.generation_prompt},
-        {"grammar", params.grammar},
-        {"lazy", params.grammar_lazy},
         {"triggers", triggers},
         {"thinks", params.supports_thinking},
         {"thinking_start", params.thinking_start_tag},

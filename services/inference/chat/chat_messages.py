@@ -96,10 +96,7 @@ class RenderedPrompt(_Tagged, frozen=True):
     prompt: str
     #: The end of the prompt that begins the answer.
     generation_prompt: str
-    #: GBNF of a tool call; empty for none.
-    grammar: str
-    #: The grammar applies from a trigger on.
-    lazy: bool
+    #: What begins a call.
     triggers: tuple[Trigger, ...]
     thinks: bool
     thinking_start: str
@@ -115,7 +112,7 @@ class RenderedPrompt(_Tagged, frozen=True):
 
 def plain(prompt: str) -> RenderedPrompt:
     """Return a prompt whose answer is only content."""
-    return RenderedPrompt(prompt, "", "", False, (), False, "", (), (), (), "")
+    return RenderedPrompt(prompt, "", (), False, "", (), (), (), "")
 
 
 class ParsedCall(msgspec.Struct, frozen=True):

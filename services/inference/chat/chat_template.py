@@ -1,7 +1,6 @@
 """A model's chat template in the chat process: by llama.cpp if it understands the template, or else by Jinja."""
 
 import hashlib
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -21,18 +20,13 @@ from services.inference.chat.chat_messages import (
 from services.inference.chat.library import ChatLibrary, NotUnderstood, OpenedTemplate
 from services.inference.chat.plain_template import PlainTemplate
 from services.inference.engine.special_tokens import IMAGE_MARK, MARK, SpecialTokens
+from services.inference.structured_output import call_grammar
 from shared.api.generation import ToolChoice
 
 _GENERIC = "generic:"
 #: Templates of Mistral's models require call ids of exactly so many letters and digits.
 _SHORT_ID_CHARACTERS = 9
 _HELLO: dict[str, object] = {"role": "user", "content": "Hello."}
-#: In llama.cpp's grammars of calls: what allows none or any number, and what lets text come first.
-_NO_CALL = "(tool-call? space)+"
-#: Kimi's rule for calls accepts the mark of their end alone.
-_MAYBE_CALL = re.compile(r"^(tool-calls? ::= \((?:[^()]|\([^()]*\))*\))([?*])(?= |$)", re.MULTILINE)
-_TEXT_FIRST = re.compile(r'^root ::= "(?:[^"\\]|\\.)*" space until-\d+\? ', re.MULTILINE)
-
 _CALLERS_TEXTS = frozenset({"content", "reasoning_content", "name"})
 
 Row = dict[str, object]
@@ -88,10 +82,10 @@ class ChatTemplate:
             messages = generic_form.rows(messages, tools, with_system=self._shows_system)
         variables = _mapped(request.variables, self._special.mark)
         given = msgspec.structs.replace(request, messages=messages, tools=() if is_generic else tools, variables=variables)
-        rendered = self._rendered(given, request.choice)
+        rendered = self._rendered(given)
         if is_generic and request.tools:
             triggers = (Trigger("word", generic_form.TRIGGER),)
-            rendered = msgspec.structs.replace(rendered, generic=True, parser=_GENERIC + rendered.parser, grammar="", triggers=triggers)
+            rendered = msgspec.structs.replace(rendered, generic=True, parser=_GENERIC + rendered.parser, triggers=triggers)
         elif _is_content(rendered, has_tools=bool(request.tools)):
             rendered = msgspec.structs.replace(rendered, parser="")
         return rendered if request.marked else msgspec.structs.replace(rendered, prompt=rendered.prompt.replace(MARK, ""))
@@ -105,22 +99,12 @@ class ChatTemplate:
             read = ParsedAnswer(content=request.text, end=len(request.text.rstrip()))
         return generic_form.separated(request.text, read) if request.parser.startswith(_GENERIC) else read
 
-    def _rendered(self, request: RenderPrompt, choice: ToolChoice) -> RenderedPrompt:
-        """Render, and find the grammar of calls. That of a forced call would let the model write any text first, so the grammar that
-        follows a trigger is preferred."""
-        automatic = msgspec.structs.replace(request, choice=ToolChoice.NONE if choice is ToolChoice.NONE else ToolChoice.AUTO)
-        rendered = self._template.render(automatic)
-        if choice is ToolChoice.REQUIRED and request.tools and not rendered.grammar:
-            rendered = self._template.render(request)
-        calls = "(tool-call space)+" if request.parallel else "tool-call space"
-        grammar = _TEXT_FIRST.sub("root ::= ", rendered.grammar.replace(_NO_CALL, calls))
-        # A small model would count on and on.
-        grammar = grammar.replace('":" [0-9]+)', '":" [0-9]{1,3})')
-        if choice is ToolChoice.REQUIRED:
-            grammar = _MAYBE_CALL.sub(lambda found: found[1] + ("+" if found[2] == "*" else ""), grammar)
+    def _rendered(self, request: RenderPrompt) -> RenderedPrompt:
+        # The parser of a forced call would refuse other answers, such as one that was cut off.
+        choice = ToolChoice.NONE if request.choice is ToolChoice.NONE else ToolChoice.AUTO
+        rendered = self._template.render(msgspec.structs.replace(request, choice=choice))
         triggers = tuple(msgspec.structs.replace(one, value=one.value.replace(MARK, "")) for one in rendered.triggers)
-        parser = rendered.parser.replace(MARK, "")
-        return msgspec.structs.replace(rendered, grammar=grammar.replace(MARK, ""), triggers=triggers, parser=parser)
+        return msgspec.structs.replace(rendered, triggers=triggers, parser=rendered.parser.replace(MARK, ""))
 
     def _marked_message(self, row: Row) -> Row:
         mark, marked = self._special.mark, dict(row)
@@ -166,10 +150,10 @@ class ChatTemplate:
             return False
 
     def _shown(self, special: tuple[str, ...]) -> tuple[str, ...]:
-        tools = (template_probe.TOOL,) if self._reads_calls else ()
-        rendered = self._template.render(RenderPrompt((_HELLO,), tools))
+        rendered = self._template.render(RenderPrompt((_HELLO,), (template_probe.TOOL,) if self._reads_calls else ()))
         triggers = [trigger.value.replace("\\", "") for trigger in rendered.triggers]
-        texts = "\n".join((*rendered.preserved, rendered.thinking_start, *rendered.thinking_ends, *triggers))
+        calls = call_grammar.literals(rendered.parser) if self._reads_calls else ()
+        texts = "\n".join((*rendered.preserved, rendered.thinking_start, *rendered.thinking_ends, *triggers, *calls))
         return tuple(spelling for spelling in special if spelling.strip() and spelling in texts)
 
 

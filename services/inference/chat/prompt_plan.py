@@ -69,26 +69,23 @@ def prepared(job: GenerationJob, rendered: RenderedPrompt, budget: int | None = 
 def _constraint(asked: Sampling, rendered: RenderedPrompt) -> tuple[str, tuple[str, ...], str]:
     """Return a grammar, what starts it, and the field of the request that wants it."""
     is_required = asked.tool_choice is ToolChoice.REQUIRED
-    if (
-        not asked.tools
-        or asked.tool_choice is ToolChoice.NONE
-        or (asked.format is not None and not rendered.grammar and not rendered.generic)
-    ):
+    if not asked.tools or asked.tool_choice is ToolChoice.NONE:
         return ("" if asked.format is None else output_formats.grammar_of(asked.format)), (), "format"
     wanted = None if is_required else asked.format
     is_lazy = not is_required and wanted is None
+    triggers = tuple(one.value if one.kind.startswith("pattern") else re.escape(one.value) for one in rendered.triggers)
+    if is_lazy and not triggers:
+        return "", (), "tools"
     try:
         if rendered.generic:
             grammar = output_formats.grammar_of_generic_calls(asked.tools, wanted, parallel=asked.parallel_tool_calls)
-        elif rendered.grammar:
-            grammar = output_formats.grammar_of_tools(rendered.grammar, wanted)
         else:
-            return "", (), "tools"
+            parallel, strict = asked.parallel_tool_calls, not is_lazy
+            grammar = output_formats.grammar_of_calls(rendered.parser, asked.tools, wanted, parallel=parallel, strict=strict)
     except errors.BadRequest:
         if is_lazy:
             return "", (), "tools"
         raise
-    triggers = tuple(one.value if one.kind.startswith("pattern") else re.escape(one.value) for one in rendered.triggers)
     return grammar, triggers if is_lazy else (), "tools"
 
 

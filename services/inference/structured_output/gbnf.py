@@ -5,6 +5,7 @@ terminal, whose parts may overlap as in llama.cpp. References to tokens (`<name>
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.inference.structured_output import lark
@@ -48,21 +49,25 @@ class _Node:
     name: str
     is_defined: bool = False
     alternatives: list[list[_Item]] = field(default_factory=lambda: [[]])
+    #: Its definition in Lark.
+    given: str = ""
     #: Whether it doesn't lead back to itself.
     is_terminal: bool = False
 
 
-def to_lark(text: str, *, factor: int = 1, otherwise: str = "") -> str:
-    """Raises FormatRefused with the place of the first mistake. ``otherwise``, in Lark, is another form that answers may have."""
+def to_lark(text: str, *, factor: int = 1, otherwise: str = "", given: Mapping[str, str] | None = None) -> str:
+    """Raises FormatRefused with the place of the first mistake. ``otherwise``, in Lark, is another form that answers may have; ``given``
+    are definitions in Lark by name, which begin with a colon or options."""
     size = len(text.encode("utf-8", "replace"))
     if size > MOST_BYTES * factor:
         raise FormatRefused(f"the grammar has {size} bytes, at most {MOST_BYTES * factor}")
     lark.ensure_text(text, "the grammar")
-    nodes, root = _GrammarReader(text, MOST_RULES * factor).read()
+    nodes, root = _GrammarReader(text, MOST_RULES * factor).read(given or {})
     _find_terminals(nodes)
     rules: list[str] = []
     for node in nodes:
-        rules.append(f"{_reference(node)}: {' | '.join(_sequence(node, items, rules) for items in node.alternatives)}")
+        written = node.given or f": {' | '.join(_sequence(node, items, rules) for items in node.alternatives)}"
+        rules.append(f"{_reference(node)}{written}")
     return lark.grammar(f"{_reference(root)} | {otherwise}" if otherwise else _reference(root), *rules)
 
 
@@ -78,13 +83,15 @@ class _GrammarReader:
         #: The current rule and its open groups.
         self._open: list[_Node] = []
 
-    def read(self) -> tuple[list[_Node], _Node]:
+    def read(self, given: Mapping[str, str]) -> tuple[list[_Node], _Node]:
         """Return all rules and groups, and the rule that answers start with."""
         self._skip(_SPACE_AND_LINES)
         while self._at < len(self._text):
             self._rule()
             self._skip(_SPACE_AND_LINES)
         for node in self._rules.values():
+            if node.name in given:
+                node.is_defined, node.given = True, given[node.name]
             if not node.is_defined:
                 raise FormatRefused(f"the rule {_short(node.name)} is used but not defined")
         if "root" not in self._rules:
@@ -221,7 +228,7 @@ class _GrammarReader:
 def _find_terminals(nodes: list[_Node]) -> None:
     """Find the nodes that only lead to characters, by propagating from each one to the nodes that contain it."""
     containing: dict[_Node, list[_Node]] = {}
-    missing = dict.fromkeys(nodes, 0)
+    missing = {node: int(node.given != "") for node in nodes}
     for node in nodes:
         for item in (item for sequence in node.alternatives for item in sequence if item.node is not None):
             assert item.node is not None

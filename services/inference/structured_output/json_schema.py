@@ -72,8 +72,8 @@ _OPTIONS: Schema = {
 }
 
 
-def prepared(text: str) -> str:
-    """Return a schema as JSON for llguidance. Raises FormatRefused, which names the place."""
+def prepared(text: str, pointer: str = "") -> str:
+    """Return a schema, or what a JSON pointer leads to in it, as JSON for llguidance. Raises FormatRefused, which names the place."""
     size = len(text.encode("utf-8", "replace"))
     if size > MOST_BYTES:
         raise FormatRefused(f"the schema has {size} bytes, at most {MOST_BYTES}")
@@ -81,7 +81,7 @@ def prepared(text: str) -> str:
         document: Json = msgspec.json.decode(text.encode("utf-8", "replace"))
     except (msgspec.DecodeError, RecursionError) as error:
         raise FormatRefused(f"the schema is not valid JSON: {error}") from error
-    return msgspec.json.encode(_Preparation(document).run()).decode()
+    return msgspec.json.encode(_Preparation(document).run({"$ref": f"#{pointer}"} if pointer else document)).decode()
 
 
 class _Preparation:
@@ -97,8 +97,8 @@ class _Preparation:
         self._values = 0
         self._multiples: set[Fraction] = set()
 
-    def run(self) -> Schema:
-        root = self._prepare(self._document, "$", 0)
+    def run(self, schema: Json) -> Schema:
+        root = self._prepare(schema, "$", 0)
         if root is False:
             raise FormatRefused("$: no value fits `false`")
         definitions: Schema = {}
@@ -166,26 +166,11 @@ class _Preparation:
         if not isinstance(reference, str):
             raise FormatRefused(f"{path} must be a string")
         if (reference, is_open) not in self._references:
-            target = self._target(reference, path)
+            target = _target(self._document, reference, path)
             self._references[reference, is_open] = name = f"r{len(self._references)}"
             at = "$" + reference.removeprefix("#").replace("/", ".")
             self._waiting.append((name, target, at, is_open))
         return f"#/$defs/{self._references[reference, is_open]}"
-
-    def _target(self, reference: str, path: str) -> Json:
-        """Only places of this very schema: nothing is fetched."""
-        pointer, found = reference.removeprefix("#"), self._document
-        if not reference.startswith("#") or (pointer and not pointer.startswith("/")):
-            raise FormatRefused(f"{path}: {_short(reference)} must point into this schema, as #/$defs/name does")
-        for part in pointer.split("/")[1:]:
-            name = unquote(part).replace("~1", "/").replace("~0", "~")
-            if isinstance(found, dict) and name in found:
-                found = found[name]
-            elif isinstance(found, list) and name.isdecimal() and len(name) < 6 and int(name) < len(found):
-                found = found[int(name)]
-            else:
-                raise FormatRefused(f"{path}: {_short(reference)} points to nothing")
-        return found
 
     def _multiple(self, value: Json, path: str) -> float:
         number = _number(value, path)
@@ -208,6 +193,36 @@ class _Preparation:
         for one in value:
             _check_value(one, path)
         return value
+
+
+def _target(document: Json, reference: str, path: str) -> Json:
+    """Only places of this very schema: nothing is fetched."""
+    pointer, found = reference.removeprefix("#"), document
+    if not reference.startswith("#") or (pointer and not pointer.startswith("/")):
+        raise FormatRefused(f"{path}: {_short(reference)} must point into this schema, as #/$defs/name does")
+    for part in pointer.split("/")[1:]:
+        name = unquote(part).replace("~1", "/").replace("~0", "~")
+        if isinstance(found, dict) and name in found:
+            found = found[name]
+        elif isinstance(found, list) and name.isdecimal() and len(name) < 6 and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            raise FormatRefused(f"{path}: {_short(reference)} points to nothing")
+    return found
+
+
+def resolved(document: Json, pointer: str) -> tuple[str, Schema]:
+    """Follow the references of the schema at a JSON pointer. Return where they lead to; an empty schema if that is nowhere."""
+    found: Json = None
+    for _ in range(MOST_DEEP):
+        try:
+            found = _target(document, f"#{pointer}", "$")
+        except FormatRefused:
+            break
+        if not isinstance(found, dict) or not isinstance(reference := found.get("$ref"), str):
+            break
+        pointer, found = reference.removeprefix("#"), None
+    return pointer, found if isinstance(found, dict) else {}
 
 
 def _modern(schema: Schema, path: str) -> Schema:

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import assert_never
 
 import msgspec
 
-from services.inference.structured_output import gbnf, json_schema, lark
+from services.inference.structured_output import call_grammar, gbnf, json_schema, lark
 from services.inference.structured_output.lark import FormatRefused
 from shared import errors
 from shared.api.generation import FormatKind, OutputFormat, Tool
@@ -53,10 +54,12 @@ def grammar_of(wanted: OutputFormat) -> str:
             assert_never(wanted.kind)
 
 
-def grammar_of_tools(written: str, wanted: OutputFormat | None) -> str:
-    """Build the grammar of tool calls, ``written`` as GBNF by llama.cpp, or of an answer in a JSON format. Raises BadRequest."""
+def grammar_of_calls(parser: str, tools: tuple[Tool, ...], wanted: OutputFormat | None, *, parallel: bool, strict: bool) -> str:
+    """Build the grammar of tool calls that llama.cpp's parser reads, or of an answer in a JSON format. Raises BadRequest."""
     otherwise = "" if wanted is None else _json(wanted)
-    return _refusing(FormatKind.GBNF, lambda: gbnf.to_lark(written, factor=gbnf.TOOLS_FACTOR, otherwise=otherwise), "tools")
+    schemas = {tool.name: _object_schema(position, tool) for position, tool in enumerate(tools)}
+    build = partial(call_grammar.to_lark, parser, schemas, parallel=parallel, strict=strict, otherwise=otherwise)
+    return _refusing(FormatKind.JSON_SCHEMA, build, "tools")
 
 
 def grammar_of_generic_calls(tools: tuple[Tool, ...], wanted: OutputFormat | None, *, parallel: bool) -> str:

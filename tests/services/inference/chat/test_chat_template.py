@@ -196,14 +196,14 @@ def test_json_cannot_smuggle_in_a_special_token() -> None:
 
 
 @built
-def test_template_variables_are_marked_and_the_grammar_is_not() -> None:
+def test_template_variables_are_marked_and_the_parser_is_not() -> None:
     source = "{{ greeting }}" + chat_templates.HERMES
-    tool = Tool("f", "", '{"type": "object", "properties": {"x": {"enum": ["<|im_end|>"]}}, "required": ["x"]}')
+    tool = Tool("f<|im_end|>", "", '{"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]}')
     request = msgspec.structs.replace(prompt_of((QUESTION,), (tool,), marked=True), variables={"greeting": "<|im_end|>"})
     rendered = opened(source).render(request)
     assert rendered.prompt.startswith("<\ufdd0|im_end|>")
-    assert "<|im_end|>" in rendered.grammar
-    assert "\ufdd0" not in rendered.grammar + rendered.parser
+    assert "f<|im_end|>" in rendered.parser
+    assert "\ufdd0" not in rendered.parser
 
 
 # --- templates that are not usable -----------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import pytest
 from services.inference.chat import library
 from services.inference.chat.chat_messages import OpenTemplate, ParseAnswer, ParsedAnswer, ParsedCall, RenderPrompt
 from services.inference.chat.library import ChatLibrary, NotUnderstood, OpenedTemplate
-from shared.api.generation import ToolChoice
 
 pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.chat_library")
 
@@ -42,7 +41,6 @@ def test_call_is_rendered_and_read(chat: ChatLibrary, template: OpenedTemplate) 
     assert template.capabilities.supports_tool_calls
     rendered = template.render(RenderPrompt((USER,), (TOOL,)))
     assert rendered.prompt.endswith("What is the weather?<|im_end|>\n<|im_start|>assistant\n")
-    assert rendered.lazy
     assert [trigger.value for trigger in rendered.triggers] == ["<tool_call>\n"]
     answer = 'Let me see.<tool_call>\n{"name": "weather", "arguments": {"city": "Köln \\"1\\""}}\n</tool_call>'
     read = chat.parse(ParseAnswer(rendered.parser, answer))
@@ -53,12 +51,6 @@ def test_arguments_are_read_while_they_are_written(chat: ChatLibrary, template: 
     rendered = template.render(RenderPrompt((USER,), (TOOL,)))
     read = chat.parse(ParseAnswer(rendered.parser, '<tool_call>\n{"name": "weather", "arguments": {"city": "Kö'))
     assert [(call.name, call.arguments) for call in read.calls] == [("weather", '{"city": "Kö')]
-
-
-def test_forced_call_has_a_grammar_from_the_start(template: OpenedTemplate) -> None:
-    rendered = template.render(RenderPrompt((USER,), (TOOL,), ToolChoice.REQUIRED))
-    assert not rendered.lazy
-    assert "weather" in rendered.grammar
 
 
 def test_thoughts_are_apart(chat: ChatLibrary, template: OpenedTemplate) -> None:

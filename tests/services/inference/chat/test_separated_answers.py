@@ -20,7 +20,7 @@ from tests.services.inference.chat.parsing import run
 from tests.services.inference.chat.test_answer_text import CALL, DONE, ENOUGH, THINK, parse
 from tests.services.inference.standins import Reader, job
 
-RENDERED = RenderedPrompt("p", "", "", True, (Trigger("word", CALL),), True, THINK, (ENOUGH,), (DONE,), (), "parser")
+RENDERED = RenderedPrompt("p", "", (Trigger("word", CALL),), True, THINK, (ENOUGH,), (DONE,), (), "parser")
 ANSWER = f"{THINK}Hm, [x].{ENOUGH}So: 'END' {CALL}f{{1}}{DONE}\n{CALL}g{{}}{DONE}"
 #: With a text behind the calls, which is held back until it's no mark.
 LONG = f"{THINK}Hm.{ENOUGH}é So <3: {CALL}f{{1}}{DONE} after <"

@@ -29,7 +29,22 @@ def test_all_tools_together_fit_the_limits() -> None:
 
 
 #: In the way of llama.cpp.
-WRITTEN = 'root ::= "<call>" value "</call>"\nvalue ::= "{" ("\\"x\\":" [0-9]+)? "}"'
+PARTS: list[dict[str, object]] = [
+    {"type": "literal", "literal": "<call>"},
+    {"type": "literal", "literal": "f"},
+    {"type": "tag", "tag": "tool-name", "child": 1},
+    {"type": "schema", "child": 0},
+    {"type": "tag", "tag": "tool-args", "child": 3},
+    {"type": "literal", "literal": "</call>"},
+    {"type": "sequence", "children": [0, 2, 4, 5]},
+    {"type": "rule", "name": "call", "child": 6, "trigger": True},
+]
+PARSER = json.dumps({"arena": json.dumps({"parsers": PARTS, "rules": {"call": 7}})})
+
+
+def tagged(parameters: object, wanted: OutputFormat | None) -> str:
+    tools = (Tool("f", "", json.dumps(parameters)),)
+    return output_formats.grammar_of_calls(PARSER, tools, wanted, parallel=False, strict=True)
 
 
 def generic(parameters: object, wanted: OutputFormat | None, *, parallel: bool = False) -> str:
@@ -47,12 +62,12 @@ def test_an_answer_with_tools_is_a_call_or_has_the_format() -> None:
     }
     asked = OutputFormat(FormatKind.JSON_SCHEMA, json.dumps(wanted))
     call = '{"tool_calls": [{"name": "f", "arguments": {"x":1}}]}'
-    for grammar, calls in ((generic(parameters, asked), call), (output_formats.grammar_of_tools(WRITTEN, asked), '<call>{"x":1}</call>')):
+    for grammar, calls in ((generic(parameters, asked), call), (tagged(parameters, asked), '<call>f{"x":1}</call>')):
         assert fits(grammar, calls)
         assert fits(grammar, '{"y":true}')
-        for other in ('{"y":1}', "hello", calls.replace("1", "true"), calls.replace('"f"', '"h"').replace("<call>", "<c>")):
+        for other in ('{"y":1}', "hello", calls.replace("1", "true"), calls.replace('"f"', '"h"').replace("<call>f", "<call>h")):
             assert not fits(grammar, other)
-    assert fits(output_formats.grammar_of_tools(WRITTEN, OutputFormat(FormatKind.JSON)), '{"any":[1]}')
+    assert fits(tagged(parameters, OutputFormat(FormatKind.JSON)), '{"any":[1]}')
 
 
 def test_generic_calls_may_be_several_up_to_a_limit() -> None:

@@ -1,0 +1,237 @@
+"""Grammars of the calls of llama.cpp's vendored templates: what a template writes is accepted only if it fits the tool's schema."""
+
+import copy
+import json
+import re
+from functools import cache
+
+import pytest
+
+from services.inference.chat import library, template_probe
+from services.inference.chat.chat_messages import OpenTemplate, RenderedPrompt, RenderPrompt
+from services.inference.chat.library import ChatLibrary
+from services.inference.structured_output import output_formats
+from shared import errors
+from shared.api.generation import Tool
+from tests.services.inference.chat.test_template_probe import WITHOUT_CALLS
+from tests.services.inference.structured_output.byte_answers import BYTES, END, fits
+from tools import chat_library
+
+pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.chat_library")
+
+Arguments = dict[str, object]
+
+PLACE = {
+    "type": "object",
+    "properties": {"zip": {"type": "integer", "minimum": 1000, "maximum": 9999}, "kind": {"enum": ["home", "work"]}},
+    "required": ["zip", "kind"],
+}
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "enum": ["Rome", "Oslo"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 7},
+        "place": PLACE,
+        "note": {"type": "string", "maxLength": 12},
+        "unit": {"type": "string", "enum": ["C", "F"]},
+        "hours": {"type": "number", "minimum": 0.5},
+    },
+    "required": ["city", "days", "place"],
+}
+OTHER = Tool("get_time", "Says the time.", '{"type": "object", "properties": {"zone": {"type": "string"}}}')
+WEATHER = Tool("get_weather", "Says the weather.", json.dumps(PARAMETERS))
+GOOD: Arguments = {"city": "Oslo", "days": 3, "place": {"zip": 1234, "kind": "work"}}
+MORE: Arguments = {**GOOD, "note": "a <b> &c", "hours": 1.5}
+USER: dict[str, object] = {"role": "user", "content": "What is the weather?"}
+
+
+def changed(**arguments: object) -> Arguments:
+    return {**copy.deepcopy(GOOD), **arguments}
+
+
+#: By what is wrong.
+WRONG = {
+    "enum": changed(city="city"),
+    "empty enum": changed(city=""),
+    "below the minimum": changed(days=0),
+    "above the maximum": changed(days=10),
+    "no integer": changed(days=3.5),
+    "another type": changed(days="three"),
+    "nested bound": changed(place={"zip": 12, "kind": "work"}),
+    "nested enum": changed(place={"zip": 1234, "kind": "elsewhere"}),
+    "nested required": changed(place={"zip": 1234}),
+    "no object": changed(place="Oslo"),
+    "required": {"city": "Oslo", "place": GOOD["place"]},
+    "optional enum": changed(unit="K"),
+    "optional bound": changed(hours=0.25),
+    "long text": changed(note="a" * 13),
+    "unknown": changed(more=1),
+}
+
+
+def as_models_write(name: str, text: str, arguments: Arguments | None = None) -> str:
+    """Some templates write arguments in another form than llama.cpp reads and models write: most of it is Python's."""
+    match name:
+        case "ByteDance-Seed-OSS" | "LFM2.5-8B-A1B":
+            return text.replace("'", '"')
+        case "CohereForAI-c4ai-command-r-plus-tool_use":
+            return re.sub(r"\n +", "", text)
+        case "openbmb-MiniCPM5-1B" if arguments is not None:
+            return text.replace('name="place"></', f'name="place">{json.dumps(arguments["place"])}</')
+        case _:
+            return text
+
+
+@cache
+def chat() -> ChatLibrary:
+    return ChatLibrary()
+
+
+class Written:
+    """What a template writes for calls, and the grammar."""
+
+    def __init__(self, name: str) -> None:
+        path = chat_library.templates_folder() / f"{name}.jinja"
+        self.template = chat().open(OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>"))
+        self.name = name
+        self.tools: tuple[dict[str, object], ...] = tuple(
+            {
+                "type": "function",
+                "function": {"name": tool.name, "description": tool.description, "parameters": json.loads(tool.parameters)},
+            }
+            for tool in (OTHER, WEATHER)
+        )
+        self.asked: RenderedPrompt = self.template.render(RenderPrompt((USER,), self.tools, thinking=False))
+        #: Of `template_probe.cuts`, where answers begin.
+        self.cut: int | None = None
+        self.grammar = output_formats.grammar_of_calls(self.asked.parser, (OTHER, WEATHER), None, parallel=True, strict=True)
+
+    def call(self, arguments: Arguments) -> str:
+        """Return the call as the model should write it, and what may follow it."""
+        function = {"name": WEATHER.name, "arguments": json.dumps(arguments)}
+        call = {"type": "function", "id": template_probe.SHORT_ID, "function": function}
+        said: dict[str, object] = {"role": "assistant", "content": "", "tool_calls": [call]}
+        answered = self.template.render(RenderPrompt((USER, said), self.tools, thinking=False, answer=False)).prompt
+        answers = list(template_probe.cuts(self.asked, answered))
+        if self.cut is None:
+            self.cut = next((index for index, answer in enumerate(answers) if self.read(answer)), None)
+            assert self.cut is not None, answers
+        text = self.from_trigger(answers[self.cut])
+        return as_models_write(self.name, text, arguments)
+
+    def read(self, answer: str) -> bool:
+        return bool(template_probe._longest(chat(), self.asked.parser, answer).calls)
+
+    def from_trigger(self, answer: str) -> str:
+        for trigger in self.asked.triggers:
+            found = re.search(trigger.value if trigger.kind.startswith("pattern") else re.escape(trigger.value), answer)
+            if found is not None:
+                return answer[found.start(1 if found.re.groups else 0) :]
+        return answer
+
+
+@cache
+def written(name: str) -> Written:
+    return Written(name)
+
+
+def begins_with_a_call(grammar: str, text: str) -> bool:
+    """Whether a beginning of the text is all that the grammar wants."""
+    constraint = BYTES.start(grammar)
+    for token in text.encode():
+        if constraint.allows(END):
+            return True
+        if not constraint.allows(token):
+            return False
+        constraint.accept(token)
+    return constraint.allows(END)
+
+
+NAMES = [path.stem for path in sorted(chat_library.templates_folder().glob("*.jinja")) if path.stem not in WITHOUT_CALLS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grammar_accepts_only_arguments_that_fit_the_schema(name: str) -> None:
+    template = written(name)
+    for right in (GOOD, MORE):
+        text = template.call(right)
+        assert begins_with_a_call(template.grammar, text), text
+    for wrong, arguments in WRONG.items():
+        text = template.call(arguments)
+        assert not begins_with_a_call(template.grammar, text), (wrong, text)
+
+
+TREE = {"type": "object", "properties": {"n": {"type": "integer"}, "sub": {"$ref": "#/$defs/tree"}}, "required": ["n"]}
+DEFINITIONS = {"tree": TREE, "size": {"enum": ["S", "L"]}}
+#: Of one argument: texts that fit for MiniMax-M2, and that don't; the same for Gemma.
+VALUES: dict[str, tuple[dict[str, object], list[str], list[str], list[str], list[str]]] = {
+    "union with null": (
+        {"anyOf": [{"enum": ["a", "b"]}, {"type": "null"}]},
+        *(["a"], ["c", "", "null"], ['<|"|>b<|"|>', "null"], ['<|"|>c<|"|>', "a", "1"]),
+    ),
+    "list": (
+        {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2},
+        *(["[1]", "[1, 2]"], ["[]", "[1,2,3]", '["a"]'], ["[1]", "[1,2]"], ["[]", "[1,2,3]", '[<|"|>a<|"|>]']),
+    ),
+    "list of texts": (
+        {"type": "array", "items": {"type": "string", "enum": ["a"]}},
+        *(["[]", '["a","a","a"]'], ['["b"]'], ["[]", '[<|"|>a<|"|>,<|"|>a<|"|>]'], ['[<|"|>b<|"|>]']),
+    ),
+    "recursive": (
+        {"$ref": "#/$defs/tree"},
+        *(['{"n":1,"sub":{"n":2}}'], ['{"sub":{"n":2}}', '{"n":1,"sub":{}}'], ["{n:1,sub:{n:2}}"], ["{sub:{n:2}}", "{n:1,sub:{}}"]),
+    ),
+    "reference in a list of one": (
+        {"allOf": [{"$ref": "#/$defs/size"}], "default": "S"},
+        *(["S"], ["M"], ['<|"|>L<|"|>'], ['<|"|>M<|"|>']),
+    ),
+    "any object": ({"type": "object"}, ['{"a":[1]}'], ["1"], ["{a:[1,{b:null}]}", "{}"], ["1", "[]"]),
+    "no properties": ({"type": "object", "additionalProperties": False}, ["{}"], ['{"a":1}'], ["{}"], ["{a:1}"]),
+    "anything": ({}, ['"a"', "[1]"], ["a"], ['<|"|>a<|"|>', "[1,true]"], ["a"]),
+    "constant": ({"const": "k"}, ["k"], ["l"], ['<|"|>k<|"|>'], ['<|"|>l<|"|>']),
+    "constant object": ({"const": {"a": [1, "b"]}}, ['{"a":[1,"b"]}'], ['{"a":[1,"c"]}'], ['{a:[1,<|"|>b<|"|>]}'], ["{a:[1]}"]),
+    "lengths": (
+        {"type": "string", "minLength": 2, "maxLength": 3},
+        *(["ab", "abc"], ["a", "abcd", ""], ['<|"|>ab<|"|>'], ['<|"|>a<|"|>', '<|"|>abcd<|"|>']),
+    ),
+    "several types": ({"type": ["integer", "boolean"]}, ["1", "true"], ["a"], ["1", "true"], ['<|"|>1<|"|>', "null"]),
+    "long text": ({"type": "string", "maxLength": 5000}, ["ab </parameter c" * 200], ["ab" * 3000], ['<|"|>' + "ab" * 2000 + '<|"|>'], []),
+}
+
+
+def grammar_of_value(name: str, schema: dict[str, object], *, strict: bool = True) -> str:
+    parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"], "$defs": DEFINITIONS}
+    tool: dict[str, object] = {"type": "function", "function": {"name": "f", "description": "", "parameters": parameters}}
+    parser = written(name).template.render(RenderPrompt((USER,), (tool,))).parser
+    tools = (Tool("f", "", json.dumps(parameters)),)
+    return output_formats.grammar_of_calls(parser, tools, None, parallel=False, strict=strict)
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_argument_between_tags_fits_its_schema(case: str) -> None:
+    schema, right, wrong, gemma_right, gemma_wrong = VALUES[case]
+    frame = '<minimax:tool_call>\n<invoke name="f">\n<parameter name="x">{}</parameter>\n</invoke>\n</minimax:tool_call>'
+    grammar = grammar_of_value("MiniMax-M2", schema)
+    assert [text for text in right if not fits(grammar, frame.replace("{}", text, 1))] == []
+    assert [text for text in wrong if fits(grammar, frame.replace("{}", text, 1))] == []
+    frame = "<|tool_call>call:f{x:@}<tool_call|>"
+    grammar = grammar_of_value("google-gemma-4-31B-it", schema)
+    assert [text for text in gemma_right if not fits(grammar, frame.replace("@", text))] == []
+    assert [text for text in gemma_wrong if fits(grammar, frame.replace("@", text))] == []
+
+
+def test_schema_that_is_not_supported_allows_any_json_unless_a_call_is_forced() -> None:
+    frame = '<minimax:tool_call>\n<invoke name="f">\n<parameter name="x">{}</parameter>\n</invoke>\n</minimax:tool_call>'
+    grammar = grammar_of_value("MiniMax-M2", {"type": "integer", "not": {"const": 1}}, strict=False)
+    assert fits(grammar, frame.replace("{}", "[1]"))
+    assert not fits(grammar, frame.replace("{}", "one"))
+    with pytest.raises(errors.BadRequest, match=r"tools: .*`not` is not supported"):
+        grammar_of_value("MiniMax-M2", {"type": "integer", "not": {"const": 1}})
+
+
+def test_text_or_a_number_is_read_as_the_template_reads_it() -> None:
+    frame = "<tool_call>\n<function=f>\n<parameter=x>\n{}\n</parameter>\n</function>\n</tool_call>"
+    grammar = grammar_of_value("Qwen3-Coder", {"enum": ["a", 5, None]})
+    assert [text for text in ("a", "5", "null") if not fits(grammar, frame.replace("{}", text))] == []
+    assert not fits(grammar, frame.replace("{}", "6"))
+    assert fits(grammar_of_value("Qwen3-Coder", {"type": ["string", "integer"]}), frame.replace("{}", "any"))
