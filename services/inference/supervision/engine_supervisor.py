@@ -183,19 +183,22 @@ class SupervisedEngine:
             async with self._image_turn:
                 for number, image in enumerate(images, 1):
                     decoded = await self._chat.decode(image, number)
-                    if self._writer is not writer:
-                        raise errors.Unavailable(
-                            f"the engine of {self._model} was started again", hint="try again", retry_after_seconds=1.0
-                        )
+                    self._ensure_same(writer)
                     self._send(engine_messages.AddImage(identity, decoded.width, decoded.height, decoded.rgb))
                     async with asyncio.timeout(SEND_SECONDS):
                         await writer.drain()
+            self._ensure_same(writer)
             is_sent = True
         except (TimeoutError, ConnectionError) as error:
             raise errors.Unavailable(f"the engine of {self._model} reads no images", hint="try again", retry_after_seconds=1.0) from error
         finally:
             if not is_sent and self._writer is writer:
                 self._send(engine_messages.CancelGeneration(identity))
+
+    def _ensure_same(self, writer: asyncio.StreamWriter) -> None:
+        """Raises Unavailable if the process that got a prompt's images is gone."""
+        if self._writer is not writer:
+            raise errors.Unavailable(f"the engine of {self._model} was started again", hint="try again", retry_after_seconds=1.0)
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         """Raises as ``generate``."""
@@ -237,7 +240,12 @@ class SupervisedEngine:
     def _submitted(self, command: engine_messages.TextCommand, call: engine_calls.EngineCall) -> Iterator[None]:
         """Have the process run a call until it reports the end, or until the block ends."""
         # Sent before the call is registered, because it raises without an engine.
-        self._send(command)
+        try:
+            self._send(command)
+        except errors.BadRequest:
+            # Its images have been sent.
+            self._send(engine_messages.CancelGeneration(command.id))
+            raise
         self._running[command.id] = call
         try:
             yield
