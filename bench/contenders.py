@@ -105,6 +105,9 @@ class _EngineEvents:
     def parse_failed(self, model: ModelName) -> None:
         pass
 
+    def images_encoded(self, model: ModelName, seconds: float) -> None:
+        pass
+
 
 class _Arrivals:
     """Only reports that something arrived."""

@@ -42,7 +42,9 @@ def playground() -> str:
     <button type="submit" data-chat="send">Send</button>
     <button type="button" class="icon" data-chat-act="stop" aria-label="Stop" title="Stop" hidden><svg></svg></button>
   </form>
-  <template data-chat="image-template"><li><button type="button" class="icon" data-chat-act="detach" aria-label="Remove" title="Remove"><svg></svg></button></li></template>
+  <template data-chat="image-template"><li>
+    <button type="button" class="icon" data-chat-act="detach" aria-label="Remove" title="Remove"><svg></svg></button>
+  </li></template>
   <template data-chat="user-template"><li class="chat-question" data-chat="text"></li></template>
   <template data-chat="answer-template"><li>
     <details class="chat-thoughts" data-chat="thoughts" hidden><summary>Thoughts</summary><div data-chat="thought"></div></details>
