@@ -19,7 +19,7 @@ from services.inference.model_pulls import ModelPulls
 from services.inference.models.model_store import ModelStore
 from services.inference.receipts import AdoptedReceipts, ReceiptKeeper, keep_key
 from services.inference.settings import InferenceSettings
-from shared import context, errors, spans, telemetry
+from shared import context, errors, spans
 from shared.api import embedding, inference
 from shared.api.embedding import Embedded, Vectors
 from shared.api.gateway import Check
@@ -50,7 +50,6 @@ class InferenceService:
     def __init__(self, settings: InferenceSettings, node: WorkerNode, backend: Backend, pause: WorkerPause) -> None:
         self._settings = settings
         self._pause = pause
-        self._metrics = node.metrics
         self._answers = WorkerAnswers(node.metrics, backend.name)
         self._backend = backend
         self._receipts = ReceiptKeeper(replica_files.path_of(settings.receipts_path, node.trust.me.id), node.trust.me)
@@ -117,7 +116,7 @@ class InferenceService:
 
     @serves(embedding.embed)
     async def embed(self, request: embedding.Embed, stream: StreamCall[Vectors]) -> Embedded:
-        return await run_embedding(self._backend, self._embedder(request.model), request, _MeshSink(stream), self._metrics)
+        return await self.run_embedding(request, _MeshSink(stream))
 
     @serves(embedding.rank)
     async def rank(self, request: embedding.Embed, stream: StreamCall[Vectors]) -> Embedded:
@@ -229,8 +228,25 @@ class InferenceService:
     async def _embed_inputs(
         self, model: ModelName, inputs: tuple[embedding.EmbeddingInput, ...], dimensions: int | None, sink: VectorSink
     ) -> Embedded:
-        request = embedding.Embed(model, inputs, context.new_request_id(), dimensions)
-        return await run_embedding(self._backend, self._embedder(model), request, sink, self._metrics)
+        return await self.run_embedding(embedding.Embed(model, inputs, context.new_request_id(), dimensions), sink)
+
+    async def run_embedding(self, request: embedding.Embed, sink: VectorSink) -> Embedded:
+        """Run a request for embeddings. Raises UnknownModel and BadRequest, and what the backend raises."""
+        status = self._status(request.model)
+        model = status.model_id
+        if status.only_moderates:
+            raise errors.BadRequest(f"{model} only moderates", hint="use another model")
+        job = jobs.check_texts(model, request)
+        called, operation = (embedding.embed, "embeddings") if request.query is None else (embedding.rank, "rerank")
+        with self._answers.serving(operation, called.name.partition(".")[2], model) as served:
+            try:
+                embedded = await self._backend.embed(job, sink)
+            finally:
+                log.info(
+                    "embedding ended", operation=operation, model=model, texts=len(job.inputs), milliseconds=round(served.seconds * 1000)
+                )
+            served.input_tokens = embedded.prompt_tokens
+        return embedded
 
     def _loader(self) -> Backend:
         if not self._backend.has_engines:
@@ -238,13 +254,6 @@ class InferenceService:
                 f"the models of the backend {self._backend.name} are loaded by another program", hint="load the model there"
             )
         return self._backend
-
-    def _embedder(self, model: ModelName) -> ModelName:
-        """Raises UnknownModel, and BadRequest for a model that only moderates."""
-        status = self._status(model)
-        if status.only_moderates:
-            raise errors.BadRequest(f"{status.model_id} only moderates", hint="use another model")
-        return status.model_id
 
     def _status(self, model: ModelName) -> ModelStatus:
         statuses = self._backend.models()
@@ -341,21 +350,6 @@ class _TimedSink:
 
     def seconds(self) -> float:
         return time.monotonic() - self._started
-
-
-async def run_embedding(
-    backend: Backend, model: ModelName, request: embedding.Embed, sink: VectorSink, metrics: telemetry.Metrics
-) -> Embedded:
-    """Run a request for embeddings. Raises BadRequest, and what the backend raises."""
-    job = jobs.check_texts(model, request)
-    called, operation = (embedding.embed, "embeddings") if request.query is None else (embedding.rank, "rerank")
-    with WorkerAnswers(metrics, backend.name).serving(operation, called.name.partition(".")[2], model) as served:
-        try:
-            embedded = await backend.embed(job, sink)
-        finally:
-            log.info("embedding ended", operation=operation, model=model, texts=len(job.inputs), milliseconds=round(served.seconds * 1000))
-        served.input_tokens = embedded.prompt_tokens
-    return embedded
 
 
 def _console_status(settings: InferenceSettings, node: WorkerNode, backend: Backend, pause: WorkerPause) -> console_status.ConsoleStatus:

@@ -3,14 +3,19 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from services.inference import jobs
+from services.inference.announcements import WorkerPause
+from services.inference.backend_interface import Backend
 from services.inference.chat import chat_messages, prompt_plan
 from services.inference.chat.chat_messages import RenderedPrompt
 from services.inference.chat.model_chat import ModelChat
 from services.inference.chat.prompt_plan import ReasoningDefaults
 from services.inference.engine import engine_messages
 from services.inference.engine.engine_messages import PreparedPrompt
+from services.inference.service import InferenceService
+from services.inference.settings import InferenceSettings
 from shared import telemetry
 from shared.api import inference
 from shared.api.gateway import Check
@@ -146,3 +151,7 @@ def job(prompt: str | tuple[ChatMessage, ...] = "hello", *, model: str = "smollm
     requested = Sampling(**sampling)  # type: ignore[arg-type]
     checked = jobs.check_prompt(ModelName(model), prompt, requested, context_tokens=2048, draw_seed=lambda: 1)
     return replace(checked, prompt=PreparedPrompt("\n".join(message.content for message in checked.messages)))
+
+
+def worker(node: Node, backend: Backend) -> InferenceService:
+    return InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, backend, WorkerPause(None))

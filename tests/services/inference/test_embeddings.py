@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from services.inference import service
 from services.inference.backend_interface import Backend
 from services.inference.backends import echo, llama
 from services.inference.backends.llama import LlamaBackend
@@ -18,12 +17,11 @@ from services.inference.jobs import EmbeddingJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Defaults
 from services.inference.models.model_discovery import DEFAULT_MODEL
-from shared import errors, telemetry
+from shared import errors
 from shared.api.embedding import Embed, Embedded
 from shared.api.inference import ModelState
 from shared.context import new_request_id
-from shared.types import ModelName
-from tests.services.inference.standins import Reader, Watch, job, until
+from tests.services.inference.standins import Node, Reader, Watch, job, until, worker
 from tests.services.inference.vector_reader import VectorReader, of_one_text
 
 
@@ -87,10 +85,9 @@ async def test_echo_refuses_like_a_model(echoing: echo.EchoBackend, job: Embeddi
 
 
 async def test_embedding_request_is_measured(echoing: echo.EchoBackend) -> None:
-    metrics = telemetry.Metrics("inference")
-    request = Embed(ModelName("an alias"), ("one two",), new_request_id())
-    await service.run_embedding(echoing, echo.MODEL, request, VectorReader(), metrics)
-    text = metrics.render()
+    node = Node()
+    await worker(node, echoing).run_embedding(Embed(echo.MODEL, ("one two",), new_request_id()), VectorReader())
+    text = node.metrics.render()
     assert 'ai_platform_tokens_total{model="echo",type="input"} 2.0' in text
     assert 'method="embed",model="echo"' in text
 
@@ -109,9 +106,9 @@ async def test_backend_without_vectors_refuses() -> None:
         name = "openai"
         embed = Backend.embed
 
-    request = Embed(ModelName("m"), ("one",), new_request_id())
+    request = Embed(echo.MODEL, ("one",), new_request_id())
     with pytest.raises(errors.UnknownMethod, match="openai has no embeddings"):
-        await service.run_embedding(Answers(0, 1, Watch()), ModelName("m"), request, VectorReader(), telemetry.Metrics("inference"))
+        await worker(Node(), Answers(0, 1, Watch())).run_embedding(request, VectorReader())
 
 
 # --- SmolLM2 in its process -----------------------------------------------------------------------------------------------

@@ -10,19 +10,18 @@ from typing import Any
 
 import pytest
 
-from services.inference import service
 from services.inference.backends.remote import ollama, openai, text_answers
 from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.jobs import EmbeddingJob
 from services.inference.upstreams import Dialect, Key, Upstream
-from shared import errors, telemetry
+from shared import errors
 from shared.api.embedding import MAX_INPUTS, Embed, Embedded, Vectors
 from shared.api.inference import ModelState
 from shared.context import new_request_id
 from shared.types import ModelName
 from tests.services.inference import asked
 from tests.services.inference.fake_http import Answer, FakeServer, serving
-from tests.services.inference.standins import Watch, until
+from tests.services.inference.standins import Node, Watch, until, worker
 from tests.services.inference.vector_reader import VectorReader
 
 MODEL = ModelName("m")
@@ -294,13 +293,13 @@ async def test_a_model_that_the_server_does_not_have_is_said_before_it_is_asked(
     [(7, 7, False), (2, 2, False), (1, 4, True), (None, 4, True), (-7, 4, True), ("7", 4, True), (10**9, 4, True)],
 )
 async def test_a_count_is_believed_or_made_up_for_and_measured(api: Api, said: object, expected: int, is_recounted: bool) -> None:
-    metrics = telemetry.Metrics("inference")
+    node = Node()
     request = Embed(MODEL, ("one two three", "four"), new_request_id())
     with asked.logged() as logged:
         async with api.asking(api.good([[1.0], [1.0]], said)) as (_, backend):
-            embedded = await service.run_embedding(backend, MODEL, request, VectorReader(), metrics)
+            embedded = await worker(node, backend).run_embedding(request, VectorReader())
     assert embedded == Embedded(1, expected)
-    assert f'ai_platform_tokens_total{{model="m",type="input"}} {expected}.0' in metrics.render()
+    assert f'ai_platform_tokens_total{{model="m",type="input"}} {expected}.0' in node.metrics.render()
     assert ("usage_recounted" in [event for event, _ in logged]) == is_recounted
 
 
