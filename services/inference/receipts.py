@@ -263,8 +263,7 @@ def _records(body: bytes) -> Iterator[bytes]:
 
 
 def _append(path: Path, body: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "wb") as file:
+    with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(body)
 
 
