@@ -259,7 +259,8 @@ async def _while_connected(run: Awaitable[Outcome], receive: Receive) -> Outcome
         while (await receive())["type"] != "http.disconnect":
             pass
         is_gone = True
-        deadline.reschedule(0.0)
+        if not deadline.expired():
+            deadline.reschedule(0.0)
 
     try:
         async with asyncio.timeout(DEADLINE_SECONDS) as deadline, lifecycle.background() as tasks:
