@@ -13,7 +13,7 @@ import msgspec
 
 from services.inference import engine_speed, images
 from services.inference.backend_interface import Backend, Sink, VectorSink, WaitingSink, Watcher
-from services.inference.backends.model_cache import CachedModel, EngineInterface, ModelCache, ModelPrograms
+from services.inference.backends.model_cache import CachedModel, ModelCache, ModelPrograms
 from services.inference.chat.model_chat import ModelChat
 from services.inference.chat.prompt_plan import ReasoningDefaults
 from services.inference.engine import engine_messages, gguf_header
@@ -24,6 +24,7 @@ from services.inference.models import catalog, memory
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.model_files import KnownDigests
 from services.inference.supervision import engine_supervisor
+from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api import generation
 from shared.api.embedding import Embedded
@@ -36,7 +37,7 @@ log = logs.get()
 
 Done = TypeVar("Done")
 
-PROGRAMS = ModelPrograms(engine_supervisor.SupervisedEngine, lambda: ModelChat(engine_supervisor.inherited()))
+PROGRAMS = ModelPrograms(SupervisedEngine, lambda: ModelChat(engine_supervisor.inherited()))
 #: How often the store is read.
 STORE_LOOK_SECONDS = 1.0
 
@@ -99,7 +100,7 @@ class LlamaBackend(Backend):
             temperature=entry.temperature, top_p=entry.top_p, repeat_penalty=entry.repeat_penalty
         )
 
-        async def work(engine: EngineInterface) -> Generation:
+        async def work(engine: SupervisedEngine) -> Generation:
             if entry.program is not None:
                 # It has formats and tools of its own.
                 return await engine.generate(job, sink)
@@ -132,7 +133,7 @@ class LlamaBackend(Backend):
             return rendered.encode("utf-8", "replace")
 
     async def _run(
-        self, model: ModelName, sink: Sink, work: Callable[[EngineInterface], Awaitable[Done]], prefixes: Sequence[bytes] = ()
+        self, model: ModelName, sink: Sink, work: Callable[[SupervisedEngine], Awaitable[Done]], prefixes: Sequence[bytes] = ()
     ) -> Done:
         """Run one job on an engine when it is its turn. ``sink`` gets messages about the wait."""
         cached = self._cache.get(model)

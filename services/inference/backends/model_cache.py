@@ -10,15 +10,13 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import msgspec
 
-from services.inference.backend_interface import Sink, VectorSink, Watcher
+from services.inference.backend_interface import Sink, Watcher
 from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
-from services.inference.engine_speed import EngineSpeed
-from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models import load_plan, memory
 from services.inference.models.catalog import CatalogEntry
 from services.inference.models.load_plan import LoadPlan
@@ -36,9 +34,8 @@ from services.inference.models.model_cache_policy import (
 from services.inference.models.model_files import AdapterFile, KnownDigests, ModelFile
 from services.inference.models.quantities import MemoryBytes
 from services.inference.queue_limits import QueueLimits
+from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
-from shared.api.embedding import Embedded
-from shared.api.generation import Generation
 from shared.api.inference import Chunk, ModelState
 from shared.telemetry import logs
 from shared.types import ModelName
@@ -57,27 +54,7 @@ MAX_PREFIXES = 6_400
 _Answer = AdmitStep | RefuseStep
 
 
-class EngineInterface(Protocol):
-    """Implemented by `engine_supervisor.SupervisedEngine` and by fakes in tests."""
-
-    state: ModelState
-    detail: str
-    progress: float
-    loaded: engine_messages.Loaded | None
-    pid: int | None
-
-    async def run(self) -> None: ...
-
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation: ...
-
-    def figures(self) -> EngineSpeed: ...
-
-    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded: ...
-
-    async def convert(self, source: str | bytes, *, add_special: bool = True) -> bytes: ...
-
-
-StartEngine = Callable[[ModelName, engine_messages.LoadCommand, Watcher, ModelChat], EngineInterface]
+StartEngine = Callable[[ModelName, engine_messages.LoadCommand, Watcher, ModelChat], SupervisedEngine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +70,7 @@ class ModelPrograms:
 class Replica:
     """One engine and its number of jobs."""
 
-    engine: EngineInterface
+    engine: SupervisedEngine
     jobs: int = 0
     #: Of the last prompts, which its slots may still hold; see `shared.api.generation`.
     prefixes: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
@@ -282,7 +259,7 @@ class ModelCache:
         return self._models[self._bases.get(model, model)]
 
     @asynccontextmanager
-    async def place(self, model: ModelName, sink: Sink | None, prefixes: Sequence[bytes] = ()) -> AsyncIterator[EngineInterface]:
+    async def place(self, model: ModelName, sink: Sink | None, prefixes: Sequence[bytes] = ()) -> AsyncIterator[SupervisedEngine]:
         """Wait for a loaded engine for one job with these prefixes; ``sink`` gets messages about the wait. Raises Unavailable."""
         with self._using(model) as cached:
             if self._core.stage(model) in (Stage.UNLOADED, Stage.UNLOADING):
@@ -292,7 +269,7 @@ class ModelCache:
                 yield engine
 
     @asynccontextmanager
-    async def _admitted(self, cached: CachedModel, prefixes: Sequence[bytes]) -> AsyncIterator[EngineInterface]:
+    async def _admitted(self, cached: CachedModel, prefixes: Sequence[bytes]) -> AsyncIterator[SupervisedEngine]:
         model = cached.entry.name
         replica = cached.best(prefixes) if cached.replicas else None
         try:
@@ -537,7 +514,7 @@ class ModelCache:
             self.print_line("\n  ".join([f"loading {entry.name}", *plan.reasons]))
         cached.engines_task = self._tasks.create_task(self._run_engines(cached, cached.replicas), name=f"engine {entry.name}")
 
-    def _engine(self, cached: CachedModel, load: engine_messages.LoadCommand) -> EngineInterface:
+    def _engine(self, cached: CachedModel, load: engine_messages.LoadCommand) -> SupervisedEngine:
         entry = cached.entry
         if entry.program is None:
             return self._programs.engine(entry.name, load, self, cached.chat)
