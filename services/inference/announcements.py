@@ -4,37 +4,16 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from services.inference import console_status
 from services.inference.backend_interface import Backend
-from shared import telemetry
 from shared.api import inference
 from shared.api.inference import ModelStatus
+from shared.node import Node
 from shared.protocol import directory
 from shared.types import ModelName
 
 LOOK_SECONDS = 0.5
 PAUSED = "paused by its owner"
-
-
-class WorkerNode(console_status.ConsoleNode, Protocol):
-    """The part of a node that the service uses."""
-
-    metrics: telemetry.Metrics
-    tasks: asyncio.TaskGroup
-
-    @property
-    def drain_started(self) -> asyncio.Event: ...
-
-    def offer(
-        self,
-        *,
-        models: tuple[directory.ModelOffer, ...],
-        load: directory.WorkerLoad,
-        not_ready: str = "",
-        pulls: tuple[directory.ModelPull, ...] = (),
-    ) -> None: ...
 
 
 class WorkerPause:
@@ -57,7 +36,7 @@ class WorkerPause:
 class Announcements:
     """Updates the node's announcement and gauges whenever the backend changes: the backend's watcher."""
 
-    def __init__(self, node: WorkerNode, pause: WorkerPause) -> None:
+    def __init__(self, node: Node, pause: WorkerPause) -> None:
         self._node = node
         self._pause = pause
         self.backend: Backend | None = None

@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from shared.api import node
-from shared.api.gateway import Check
 from shared.api.inference import SERVED, ModelStatus
 from shared.api.node import Reached, WorkerStatus
 from shared.identity import private_file
-from shared.identity.trust import Trust
+from shared.node import Node
 from shared.protocol import directory
-from shared.protocol.directory import Directory
 from shared.types import MeshName, NodeId, Role
 
 LOOK_SECONDS = 1.0
@@ -152,27 +149,7 @@ def _short(node: NodeId) -> str:
     return f"{node[:9]}…"
 
 
-class NodePaths(Protocol):
-    """A node's transports."""
-
-    def checks(self) -> tuple[Check, ...]: ...
-
-    def round_trip_seconds(self, node: NodeId) -> float | None: ...
-
-
-class ConsoleNode(Protocol):
-    """The part of a node that is shown."""
-
-    id: NodeId
-    mesh: MeshName
-    directory: Directory
-    trust: Trust
-
-    @property
-    def node_transports(self) -> NodePaths: ...
-
-
-def read_facts(node: ConsoleNode, statuses: tuple[ModelStatus, ...], *, is_paused: bool, now: float) -> WorkerFacts:
+def read_facts(node: Node, statuses: tuple[ModelStatus, ...], *, is_paused: bool, now: float) -> WorkerFacts:
     standing = node.trust.standing()
     checks = node.node_transports.checks()
     known = node.directory.entries()
@@ -193,7 +170,7 @@ def read_facts(node: ConsoleNode, statuses: tuple[ModelStatus, ...], *, is_pause
     )
 
 
-def _reached(node: ConsoleNode, entry: directory.DirectoryEntry) -> Reached:
+def _reached(node: Node, entry: directory.DirectoryEntry) -> Reached:
     seconds = node.node_transports.round_trip_seconds(entry.node)
     return Reached(entry.role, entry.node, entry.path, None if seconds is None else seconds * 1000)
 

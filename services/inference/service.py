@@ -12,7 +12,7 @@ from typing import ClassVar, Generic, TypeVar
 import msgspec
 
 from services.inference import announcements, console_status, infer_http, jobs, moderation
-from services.inference.announcements import PAUSED, Announcements, WorkerNode, WorkerPause
+from services.inference.announcements import PAUSED, Announcements, WorkerPause
 from services.inference.backend_interface import Backend, Sink, VectorSink
 from services.inference.backends import backend_selection
 from services.inference.model_pulls import ModelPulls
@@ -25,6 +25,7 @@ from shared.api.embedding import Embedded, Vectors
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Generation, Sampling, Usage
 from shared.api.inference import Chunk, Conversion, Converted, ConvertedPart, ModelStatus, Moderate, Moderated, ModerationNotice
+from shared.node import Node
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.stores import replica_files
 from shared.telemetry import logs, tracing
@@ -47,7 +48,7 @@ Item = TypeVar("Item", Chunk, Vectors)
 class InferenceService:
     role: ClassVar[Role] = Role.WORKER
 
-    def __init__(self, settings: InferenceSettings, node: WorkerNode, backend: Backend, pause: WorkerPause) -> None:
+    def __init__(self, settings: InferenceSettings, node: Node, backend: Backend, pause: WorkerPause) -> None:
         self._settings = settings
         self._pause = pause
         self._answers = WorkerAnswers(node.metrics, backend.name)
@@ -58,7 +59,7 @@ class InferenceService:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: InferenceSettings, node: WorkerNode) -> AsyncIterator["InferenceService"]:
+    async def open(cls, settings: InferenceSettings, node: Node) -> AsyncIterator["InferenceService"]:
         """Start the backend; the service is up at once and ready when a model is. Raises BadSettings."""
         pause = WorkerPause(settings.pause_file)
         watcher = Announcements(node, pause)
@@ -352,7 +353,7 @@ class _TimedSink:
         return time.monotonic() - self._started
 
 
-def _console_status(settings: InferenceSettings, node: WorkerNode, backend: Backend, pause: WorkerPause) -> console_status.ConsoleStatus:
+def _console_status(settings: InferenceSettings, node: Node, backend: Backend, pause: WorkerPause) -> console_status.ConsoleStatus:
     def look() -> console_status.WorkerFacts:
         return console_status.read_facts(node, backend.models(), is_paused=pause.is_on, now=time.time())
 
