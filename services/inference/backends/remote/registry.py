@@ -18,10 +18,11 @@ from services.inference import upstreams
 from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.backends.remote import dialects, http_server_client, openai_chat, token_counts
 from services.inference.backends.remote.event_stream import BadStream, convert_or
-from services.inference.backends.remote.http_server_client import Server, ServerTimeouts
+from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
+from services.inference.backends.remote.remote_server import ModelServer
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.backends.remote.text_answers import EmbeddingAssembly, EmbeddingReply, Vector
 from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKENS, ReportedUsage
@@ -52,15 +53,10 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
-class RegisteredService:
+class RegisteredService(ModelServer):
     """One model of the registry, and the service that runs it."""
 
     entry: RemoteModel
-    server: Server
-    models: RemoteModels
-
-    def continues(self, job: GenerationJob, digest: str, *, is_text: bool) -> bool:
-        return False
 
     async def list_models(self) -> tuple[ModelListing, ...]:
         """Return the model if its service is ready. Raises Unavailable."""
@@ -131,7 +127,7 @@ async def _connected(
     key = None if entry.token_file is None else await asyncio.to_thread(_read_token, entry.token_file, entry.name)
     source = RefusalSource(f"the service of {entry.name}", key, setting, setting)
     async with http_server_client.connected(source, url, timeouts or ServerTimeouts()) as server:
-        one = RegisteredService(entry, server, models)
+        one = RegisteredService(server, models, entry)
         async with lifecycle.background() as tasks:
             tasks.create_task(models.watch(one.list_models))
             yield one

@@ -9,15 +9,15 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from services.inference.backend_interface import AnswerSink, Backend, Sink, VectorSink
 from services.inference.backends.remote import http_server_client, remote_models
-from services.inference.backends.remote.http_server_client import Server, UpstreamAccount
-from services.inference.backends.remote.remote_models import RemoteModels, UpstreamLoad
-from services.inference.backends.remote.remote_server import ProbeReader, RemoteServer
+from services.inference.backends.remote.http_server_client import UpstreamAccount
+from services.inference.backends.remote.remote_models import UpstreamLoad
+from services.inference.backends.remote.remote_server import ModelServer, ProbeReader
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from shared import errors
 from shared.api.embedding import Embedded
@@ -34,22 +34,6 @@ SAME_SPEED = 1.25
 SLOWEST = 4.0
 
 T = TypeVar("T")
-
-
-class ModelServer(Protocol):
-    """One server and its models."""
-
-    @property
-    def server(self) -> Server: ...
-
-    @property
-    def models(self) -> RemoteModels: ...
-
-    def continues(self, job: GenerationJob, digest: str, *, is_text: bool) -> bool: ...
-
-    async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> Generation: ...
-
-    async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded: ...
 
 
 class _Progress(Generic[T]):
@@ -151,11 +135,7 @@ class RemoteBackend(Backend):
         return await self._ask(job.model, lambda one, attempts: one.embed(job, progress, attempts), progress)
 
     async def moderate(self, request: Moderate) -> Moderated:
-        def ask(server: ModelServer, attempts: int) -> Awaitable[Moderated]:
-            assert isinstance(server, RemoteServer)  # no other has models that moderate
-            return server.moderate(request, attempts)
-
-        return await self._ask(request.model, ask, _Progress(ProbeReader()))
+        return await self._ask(request.model, lambda one, attempts: one.moderate(request, attempts), _Progress(ProbeReader()))
 
     async def _ask(self, model: ModelName, run: Callable[[ModelServer, int], Awaitable[T]], progress: _Progress[Any]) -> T:
         """Run a job on the best server, and on the next one if that fails and another can take over. Only the last retries."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -118,12 +119,32 @@ class ProbeReader(UncountedSink):
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteServer:
+class ModelServer(ABC):
     """One server, its connections and its models."""
 
-    api: ServerApi
     server: Server
     models: RemoteModels
+
+    def continues(self, job: GenerationJob, digest: str, *, is_text: bool) -> bool:
+        """Whether it can go on behind the delivered tokens of a model with this digest. ``is_text``: the answer is past its thoughts."""
+        return False
+
+    @abstractmethod
+    async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> Generation: ...
+
+    @abstractmethod
+    async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded: ...
+
+    async def moderate(self, request: Moderate, attempts: int) -> Moderated:
+        """Only asked of a server with models that moderate."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteServer(ModelServer):
+    """A server with an API that others have too."""
+
+    api: ServerApi
     watch: ServerWatch
     tokens: TokenSupport
 
@@ -134,7 +155,6 @@ class RemoteServer:
         return listed
 
     def continues(self, job: GenerationJob, digest: str, *, is_text: bool) -> bool:
-        """Whether it can go on behind the delivered tokens of a model with this digest. ``is_text``: the answer is past its thoughts."""
         listed = self.models.listing(job.model)
         api = None if listed is None else self.tokens.proved(listed.own_name)
         if listed is None or api is None or not digest or listed.digest != digest:
@@ -309,7 +329,7 @@ async def connected(
     """Open connections to a server, watch it and keep the list of its models fresh. Raises BadSettings."""
     async with http_server_client.connected(source, url, timeouts) as server:
         watch = ServerWatch(server, models, api.dialect, api.models_path)
-        one = RemoteServer(api, server, models, watch, TokenSupport(source.name))
+        one = RemoteServer(server, models, api, watch, TokenSupport(source.name))
         async with lifecycle.background() as tasks:
             for loop in (models.watch(one.list_models), watch.run(), one.prove_tokens()):
                 tasks.create_task(loop)
