@@ -74,7 +74,7 @@ def _decoded(request: DecodeImage) -> ChatReply:
 
     try:
         pixels = image_decoding.decode(request.data, request.long_side)
-    except image_decoding.BadImage as error:
+    except image_decoding.NotDecodable as error:
         return ChatRefused(str(error))
     return DecodedImage(pixels.width, pixels.height, pixels.rgb)
 

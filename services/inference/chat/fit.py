@@ -8,6 +8,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -48,7 +49,8 @@ def main() -> None:
     library = ChatLibrary()
     native.llama_backend_init()
     model, context = model_loading.parameters_of(msgspec.structs.replace(load, gpu_layers=-1, cpu_experts=0))
-    answer = library.fit(load.path, ctypes.byref(model), ctypes.byref(context), devices.MARGIN_BYTES)
+    margin = devices.MARGIN_BYTES + (Path(load.projector).stat().st_size if load.projector else 0)
+    answer = library.fit(load.path, ctypes.byref(model), ctypes.byref(context), margin)
     sys.stdout.buffer.write(msgspec.json.encode(answer))
     sys.stdout.flush()
     # Beside llama-cpp-python's module, the library may abort at exit.

@@ -38,7 +38,7 @@ _TURNS = {
 Image.MAX_IMAGE_PIXELS = None
 
 
-class BadImage(Exception):
+class NotDecodable(Exception):
     """The text completes "the image …"."""
 
 
@@ -51,7 +51,7 @@ class Pixels:
 
 
 def decode(data: bytes, long_side: int) -> Pixels:
-    """Shrink the image to ``long_side`` if it is larger. Raises BadImage."""
+    """Shrink the image to ``long_side`` if it is larger. Raises NotDecodable."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size)
@@ -59,21 +59,21 @@ def decode(data: bytes, long_side: int) -> Pixels:
             flat = _on_white(image, long_side)
         upright = flat if turn is None else flat.transpose(turn)
         return Pixels(*upright.size, upright.tobytes())
-    except BadImage:
+    except NotDecodable:
         raise
     except UnidentifiedImageError:
-        raise BadImage("is not a JPEG, PNG, WebP or GIF") from None
+        raise NotDecodable("is not a JPEG, PNG, WebP or GIF") from None
     except MemoryError:
-        raise BadImage("needs too much memory") from None
+        raise NotDecodable("needs too much memory") from None
     except _FAULTS as error:
-        raise BadImage(f"is damaged: {error}"[:_REASON_CHARACTERS]) from None
+        raise NotDecodable(f"is damaged: {error}"[:_REASON_CHARACTERS]) from None
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise BadImage(f"has {width} x {height} pixels; at most {MAX_PIXELS} and {MAX_SIDE} on a side are allowed")
+        raise NotDecodable(f"has {width} x {height} pixels; at most {MAX_PIXELS} and {MAX_SIDE} on a side are allowed")
     if not min(width, height) or max(width, height) > MAX_RATIO * min(width, height):
-        raise BadImage(f"has {width} x {height} pixels; a side may be at most {MAX_RATIO} times as long as the other")
+        raise NotDecodable(f"has {width} x {height} pixels; a side may be at most {MAX_RATIO} times as long as the other")
 
 
 def _on_white(image: Image.Image, long_side: int) -> Image.Image:

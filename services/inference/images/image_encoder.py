@@ -22,7 +22,7 @@ from services.inference.engine.engine_messages import AddImage, LoadCommand
 from services.inference.engine.prompt_cache import HashedTokens, ImageSpan
 from services.inference.engine.sequence import ImagePrompt
 from services.inference.images import image_library
-from services.inference.images.image_library import IMAGE_CHUNK, TEXT_CHUNK, InputPart, InputText
+from services.inference.images.image_library import IMAGE_CHUNK, TEXT_CHUNK, NativePart, NativeText
 from shared import errors
 from shared.api.generation import LONG_SIDE
 
@@ -197,20 +197,20 @@ class ImageEncoder:
     def _chunks(self, parts: Sequence[str | AddImage]) -> Iterator[Iterator[int]]:
         """Yield libmtmd's chunks of texts and images; an image without pixels only has a size. Raises BadRequest."""
         library = self._library
-        listed: list[InputPart] = []
+        listed: list[NativePart] = []
         bitmaps: list[int] = []
         chunks = library.mtmd_input_chunks_init()
         try:
             for part in parts:
                 if isinstance(part, str):
                     raw = part.encode("utf-8", "replace")
-                    listed.append(InputPart(ctypes.pointer(InputText(raw, len(raw), False, True)), None))
+                    listed.append(NativePart(ctypes.pointer(NativeText(raw, len(raw), False, True)), None))
                 else:
                     bitmap = library.mtmd_bitmap_init(part.width, part.height, part.rgb or None)
                     library.mtmd_bitmap_set_id(bitmap, b"%d" % len(bitmaps))
                     bitmaps.append(bitmap)
-                    listed.append(InputPart(None, bitmap))
-            array_of = (ctypes.POINTER(InputPart) * len(listed))(*map(ctypes.pointer, listed))
+                    listed.append(NativePart(None, bitmap))
+            array_of = (ctypes.POINTER(NativePart) * len(listed))(*map(ctypes.pointer, listed))
             if library.mtmd_tokenize_from_parts(self._context, chunks, array_of, len(listed), False):
                 raise errors.BadRequest("messages: this model cannot read the images")
             yield iter([library.mtmd_input_chunks_get(chunks, at) for at in range(library.mtmd_input_chunks_size(chunks))])

@@ -37,16 +37,16 @@ class ContextParameters(ctypes.Structure):
     )
 
 
-class InputText(ctypes.Structure):
+class NativeText(ctypes.Structure):
     """mtmd_input_text."""
 
     _fields_ = (("text", c_char_p), ("text_len", c_size_t), ("add_special", c_bool), ("parse_special", c_bool))
 
 
-class InputPart(ctypes.Structure):
+class NativePart(ctypes.Structure):
     """mtmd_input_part: a text or a bitmap."""
 
-    _fields_ = (("text", POINTER(InputText)), ("bitmap", c_void_p))
+    _fields_ = (("text", POINTER(NativeText)), ("bitmap", c_void_p))
 
 
 class RowPosition(ctypes.Structure):
@@ -71,7 +71,7 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "mtmd_input_chunks_free": (None, (c_void_p,)),
     "mtmd_input_chunks_size": (c_size_t, (c_void_p,)),
     "mtmd_input_chunks_get": (c_void_p, (c_void_p, c_size_t)),
-    "mtmd_tokenize_from_parts": (c_int32, (c_void_p, c_void_p, POINTER(POINTER(InputPart)), c_size_t, c_bool)),
+    "mtmd_tokenize_from_parts": (c_int32, (c_void_p, c_void_p, POINTER(POINTER(NativePart)), c_size_t, c_bool)),
     "mtmd_input_chunk_get_type": (c_int, (c_void_p,)),
     "mtmd_input_chunk_get_n_tokens": (c_size_t, (c_void_p,)),
     "mtmd_input_chunk_get_n_pos": (c_int32, (c_void_p,)),

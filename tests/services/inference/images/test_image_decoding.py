@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from services.inference.images import image_decoding
-from services.inference.images.image_decoding import MAX_PIXELS, BadImage, Pixels
+from services.inference.images.image_decoding import MAX_PIXELS, NotDecodable, Pixels
 from tests import tiers
 from tests.services.inference.images.vision_models import encoded, picture
 
@@ -109,12 +109,12 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_images_are_refused_with_the_reason(name: str) -> None:
     data, reason = BAD[name]
-    with pytest.raises(BadImage, match=reason):
+    with pytest.raises(NotDecodable, match=reason):
         image_decoding.decode(data(), SIDE)
 
 
 def test_mutated_files_are_decoded_or_refused() -> None:
-    """Anything but BadImage would be a crash."""
+    """Anything but NotDecodable would be a crash."""
     rng = random.Random(19)
     files = [encoded(picture(1, 60, 50), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF")]
     files.append(encoded(picture(2), "GIF", save_all=True, append_images=[picture(3), picture(4)]))
@@ -126,7 +126,7 @@ def test_mutated_files_are_decoded_or_refused() -> None:
         del data[rng.choice((len(data), rng.randrange(len(data)))) :]
         try:
             pixels = image_decoding.decode(bytes(data), SIDE)
-        except BadImage:
+        except NotDecodable:
             refused += 1
         else:
             assert len(pixels.rgb) == 3 * pixels.width * pixels.height
