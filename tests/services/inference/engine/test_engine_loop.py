@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import (
+    AddImage,
     AnswerProgress,
     CancelGeneration,
     GenerationAccepted,
@@ -18,6 +19,7 @@ from services.inference.engine.engine_messages import (
 )
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import Parameters
+from services.inference.engine.special_tokens import IMAGE_MARK
 from shared import errors
 from shared.types import FinishReason
 from tests import tiers
@@ -473,3 +475,51 @@ def test_every_answer_equals_the_one_given_alone(
             assert answer_text(expected)[: len(got)] == got
             if one.cancelled is None:
                 assert got == answer_text(expected)
+
+
+# --- images -------------------------------------------------------------------------------------------------------------------
+
+
+def begin_with_images(running: EngineLoop, command: StartGeneration, *pixels: bytes) -> GenerationAccepted:
+    """``#`` in the prompt stands for an image."""
+    command = msgspec.structs.replace(command, prompt=PreparedPrompt(command.prompt.text.replace("#", IMAGE_MARK)))
+    prompt = running.read_images(command, [AddImage(command.id, 1, len(each) // 3, each) for each in pixels], lambda: True)
+    accepted = running.begin_with_images(command, prompt)
+    assert isinstance(accepted, GenerationAccepted)
+    return accepted
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_images_are_fed_apart_and_never_in_part(mode: KvMode) -> None:
+    """The toy model checks each feed."""
+    running = loop(ToyModel(mode=mode))
+    accepted = begin_with_images(running, generate(1, "#abcdefghijklm#no", salt="s"), b"123456", b"ABC456")
+    assert (accepted.prompt_tokens, accepted.image_seconds) == (23, 0.5)
+    assert answer_text(finish(running)[1]) == b"1234abcdefghijklmABC4no"
+    # The second image begins like the other one, which is not enough.
+    begin_with_images(running, generate(2, "#abcdefghijklm#no", salt="s"), b"123456", b"ABC756")
+    reports = finish(running)[2]
+    assert (answer_text(reports), max(report.cached_tokens for report in reports)) == (b"1234abcdefghijklmABC7no", 17)
+    begin_with_images(running, generate(3, "#abcdefghijklm#no more", salt="s"), b"123456", b"ABC456")
+    assert max(report.cached_tokens for report in finish(running)[3]) == 23
+
+
+@given(
+    st.sampled_from(MODES),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), min_size=1, max_size=12),
+    st.integers(8, 24),
+)
+def test_answers_to_images_are_those_alone(mode: KvMode, asked: list[tuple[int, int, bool]], step_tokens: int) -> None:
+    """Whatever is in the batch, and however little room the pool has."""
+    pool = 64 if mode is KvMode.SHARED else 256
+    running = loop(ToyModel(mode=mode, pool_tokens=pool, step_tokens=step_tokens))
+    expected, steps = {}, []
+    for identity, (one, two, is_shared) in enumerate(asked, 1):
+        text = "x" * one + "#" + "y" * two + "#z"
+        begin_with_images(running, generate(identity, text, salt="s" if is_shared else ""), b"123456", b"ab%d456" % two)
+        expected[identity] = b"x" * one + b"1234" + b"y" * two + b"ab%d4" % two + b"z"
+        if two == 1 and (step := running.step()) is not None:
+            steps += step.progress
+    rest = finish(running)
+    said = {identity: answer_text([one for one in steps if one.id == identity] + rest.get(identity, [])) for identity in expected}
+    assert said == expected

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,9 +14,11 @@ from services.inference.engine import engine_messages, engine_process
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import (
+    AddImage,
     CancelGeneration,
     ConversionResult,
     ConvertTokens,
+    EncodingImages,
     GenerationAccepted,
     GenerationRefused,
     PreparedPrompt,
@@ -25,6 +27,10 @@ from services.inference.engine.engine_messages import (
 )
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
+from services.inference.engine.sequence import ImagePrompt
+from services.inference.engine.special_tokens import IMAGE_MARK
+from services.inference.engine.tokenize_queue import TokenizeQueue
+from shared import errors
 from shared.api.inference import MAX_CONVERTED_BYTES
 from tests.services.inference.engine.test_embedding_loop import LetterModel
 from tests.services.inference.engine.toy_model import ToyModel
@@ -38,6 +44,7 @@ class HeldModel(ToyModel):
 
     tokenizing: threading.Event = field(default_factory=threading.Event)
     let_go: threading.Event = field(default_factory=threading.Event)
+    gave_up: threading.Event = field(default_factory=threading.Event)
 
     def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
         self._hold(prompt.text)
@@ -46,6 +53,13 @@ class HeldModel(ToyModel):
     def convert(self, command: ConvertTokens) -> bytes:
         self._hold(command.prompt)
         return super().convert(command)
+
+    def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
+        self._hold(command.prompt.text)
+        if not is_wanted():
+            self.gave_up.set()
+            raise errors.BadRequest("the request was canceled")
+        return super().read_images(command, images, is_wanted)
 
     def _hold(self, text: str) -> None:
         if text.startswith("held"):
@@ -172,3 +186,67 @@ def test_long_texts_never_block_the_loop(letter: str) -> None:
         work()
         spent.append(time.thread_time() - began)
     assert max(spent) < 0.05
+
+
+def test_answers_and_texts_continue_while_images_are_encoded() -> None:
+    model = HeldModel()
+    with served(model) as worker:
+        worker.send(AddImage(1, 1, 2, b"ABCDEF"))
+        worker.send(generate(1, f"held {IMAGE_MARK} up"))
+        assert model.tokenizing.wait(DEADLINE_SECONDS)
+        worker.send(generate(2, "abcdefgh", max_tokens=8))
+        seen = worker.until(lambda report: isinstance(report, StepReport) and any(one.finish for one in report.progress))
+        assert [report.id for report in seen if isinstance(report, GenerationAccepted)] == [2]
+        model.let_go.set()
+        worker.until(lambda report: report == GenerationAccepted(1, 5 + 4 + 3, None, 0.5))
+
+
+def test_an_engine_that_only_encodes_images_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "_ALIVE_SECONDS", 0.01)
+    model = HeldModel()
+    with served(model) as worker:
+        worker.send(AddImage(1, 1, 2, b"ABCDEF"))
+        worker.send(generate(1, f"held {IMAGE_MARK} up"))
+        for _ in range(3):
+            worker.until(lambda report: report == EncodingImages())
+        model.let_go.set()
+        worker.until(lambda report: isinstance(report, StepReport) and any(one.finish for one in report.progress))
+
+
+def test_request_canceled_while_its_images_are_encoded_stops_behind_the_current_one() -> None:
+    model = HeldModel()
+    with served(model) as worker:
+        worker.send(AddImage(1, 1, 2, b"ABCDEF"))
+        worker.send(generate(1, f"held {IMAGE_MARK} up"))
+        assert model.tokenizing.wait(DEADLINE_SECONDS)
+        worker.send(CancelGeneration(1))
+        worker.send(generate(3, "x" * 1000))  # is refused at once, so what came before it is known
+        worker.until(lambda report: isinstance(report, GenerationRefused))
+        model.let_go.set()
+        assert model.gave_up.wait(DEADLINE_SECONDS)
+        worker.send(generate(4, "abc"))
+        seen = worker.until(lambda report: isinstance(report, GenerationAccepted))
+        assert seen[-1] == GenerationAccepted(4, 3)
+
+
+def test_images_of_a_request_that_never_comes_are_forgotten() -> None:
+    loop = EngineLoop(ToyModel(), slots=4, mode=ToyModel().mode)
+    with TokenizeQueue() as texts, TokenizeQueue() as images:
+        queues = engine_process.CommandQueues(loop, EmbeddingLoop(LetterModel()), texts, images)
+        for identity, end in ((1, CancelGeneration(1)), (2, generate(2, "x" * 1000))):
+            for _ in range(2):
+                assert queues.handle(AddImage(identity, 1, 2, b"ABCDEF")) is None
+            queues.handle(end)
+        assert queues._received == {}
+
+
+def test_more_pixels_than_fit_are_refused() -> None:
+    loop = EngineLoop(ToyModel(), slots=4, mode=ToyModel().mode)
+    with TokenizeQueue() as texts, TokenizeQueue(9) as images:
+        queues = engine_process.CommandQueues(loop, EmbeddingLoop(LetterModel()), texts, images)
+        for identity in (1, 2):
+            queues.handle(AddImage(identity, 1, 2, b"ABCDEF"))
+            refused = queues.handle(generate(identity, IMAGE_MARK))
+            assert (refused is not None) is (identity == 2)
+    assert refused is not None
+    assert refused.problem.code == "overloaded"
