@@ -13,12 +13,12 @@ from contextlib import contextmanager
 import llama_cpp.llama_cpp as native
 import numpy as np
 
-from services.inference.engine import model_loading
+from services.inference.engine import model_loading, sequence
 from services.inference.engine.embedding_context import EmbeddingContext
 from services.inference.engine.engine_messages import AddImage, ConvertTokens, LoadCommand, Loaded, PreparedPrompt, StartGeneration
 from services.inference.engine.kv_slots import KvMode, SlotPlace
 from services.inference.engine.model_loading import NativeLog, NativeModel
-from services.inference.engine.prompt_cache import position_of
+from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed
 from services.inference.engine.sequence import DrawnToken, ImagePrompt, ThoughtLimit
@@ -26,6 +26,7 @@ from services.inference.engine.special_tokens import IMAGE_MARK
 from services.inference.engine.token_sampler import StepSampler, TokenSampler
 from services.inference.engine.vocabulary import ModelVocabulary
 from services.inference.images.image_encoder import ImageRows
+from services.inference.images.image_spans import position_of
 from services.inference.structured_output.constraint import Constraint, Constraints
 from shared import errors
 from shared.api.inference import MAX_CONVERTED_BYTES
@@ -124,14 +125,11 @@ class LlamaModel:
         texts = command.prompt.text.split(IMAGE_MARK)
         if len(texts) != len(images) + 1:
             raise errors.BadRequest("the model's chat template does not show each image once", hint="put images into messages of the user")
-        return self._images.read(
-            [self._vocabulary.cut(text) for text in texts],
-            images,
-            bos=self._vocabulary.first,
-            context_tokens=self.context_tokens,
-            salt=command.salt,
-            is_wanted=is_wanted,
-        )
+        prompt = self._images.lay_out([self._vocabulary.cut(text) for text in texts], images, bos=self._vocabulary.first)
+        sequence.check_fits(max(1, len(prompt.tokens)), self.context_tokens)
+        began = time.perf_counter()
+        rows = self._images.encode(prompt, images, salt=command.salt, is_wanted=is_wanted)
+        return ImagePrompt(HashedTokens(prompt.tokens, tuple(prompt.spans)), rows, time.perf_counter() - began)
 
     def _compile(self, prompt: PreparedPrompt) -> Constraint | None:
         """Raises BadRequest, which starts with the field."""
@@ -264,8 +262,8 @@ class LlamaModel:
         native.llama_set_adapters_lora(self._context, adapters, len(used), (ctypes.c_float * 1)(*(adapter.scale for adapter in used)))
 
     def free(self) -> None:
-        for sequence in list(self._samplers):
-            self.end(sequence)
+        for key in list(self._samplers):
+            self.end(key)
         self._step_sampler.free()
         self.embedder.free()
         self._batch.free()

@@ -126,7 +126,7 @@ def _image_encoder(model: "native.llama_model_p", load: LoadCommand, log: Native
     try:
         if gguf_header.check_parts(Path(load.projector)).architecture != _PROJECTOR:
             raise NotUsable(f"{load.projector} is not a projector")
-        encoder = ImageEncoder(model, load, log.record, log.why)
+        encoder = ImageEncoder(model, load.projector, log.record, log.why, threads=load.threads, on_gpu=_on_gpu(load))
     except (NotUsable, NotAModel) as error:
         if not load.projector_is_optional:
             raise LoadRefused(str(error)) from error

@@ -8,26 +8,11 @@ from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from services.inference.images.image_spans import ImageSpan
+
 #: Tokens per hash. It covers all blocks before its own and has 128 bits of BLAKE2, so equal hashes mean equal tokens.
 BLOCK = 64
 _HASH_BYTES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSpan:
-    """Tokens that stand for an image, or for a part of one. They are kept or dropped together."""
-
-    start: int
-    end: int
-    #: How many positions they take: with M-RoPE, fewer than tokens.
-    positions: int
-    #: They must be computed in one batch.
-    is_whole: bool = False
-
-
-def position_of(index: int, spans: tuple[ImageSpan, ...]) -> int:
-    """Return llama.cpp's position of a token that isn't in an image, or begins one."""
-    return index - sum(span.end - span.start - span.positions for span in spans if span.end <= index)
 
 
 class HashedTokens:

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from services.inference.engine.kv_slots import SlotPlace, Slots
-from services.inference.engine.prompt_cache import ImageSpan
 from services.inference.engine.sequence import Sequence
+from services.inference.images.image_spans import ImageSpan
 
 #: Sequences admitted per step: finding a cached prefix takes up to half a millisecond, copying it much more.
 ADMITTED_AT_ONCE = 4

@@ -5,24 +5,20 @@ Only the engine's process imports this module. Not thread-safe: its thread reads
 
 import ctypes
 import hashlib
-import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeAlias
 
 import llama_cpp.llama_cpp as native
 import numpy as np
 import numpy.typing as npt
 
-from services.inference.engine import sequence
-from services.inference.engine.engine_messages import AddImage, LoadCommand
-from services.inference.engine.prompt_cache import HashedTokens, ImageSpan
-from services.inference.engine.sequence import ImagePrompt
 from services.inference.images import image_library
 from services.inference.images.image_library import IMAGE_CHUNK, TEXT_CHUNK, NativePart, NativeText
+from services.inference.images.image_spans import ImageSpan
 from shared import errors
 from shared.api.generation import LONG_SIDE
 
@@ -33,6 +29,27 @@ _FIRST_BIT = -(2**31)
 
 Rows: TypeAlias = npt.NDArray[np.float32]
 Record: TypeAlias = Callable[[int, bytes, object], None]
+
+
+class RawImage(Protocol):
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def rgb(self) -> bytes:
+        """Three bytes for each pixel, row by row."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of an image whose pixels don't matter."""
+
+    width: int
+    height: int
 
 
 class NotUsable(Exception):
@@ -56,9 +73,11 @@ class ImageRows:
 
 
 @dataclass(slots=True)
-class _Layout:
-    """The tokens of a prompt, before an image was encoded."""
+class PromptLayout:
+    """The tokens of a prompt with images, before one is encoded."""
 
+    #: Of the images.
+    digests: Sequence[bytes]
     tokens: list[int] = field(default_factory=list)
     spans: list[ImageSpan] = field(default_factory=list)
     #: Of each span: the number of its image, and its coordinates.
@@ -67,7 +86,9 @@ class _Layout:
 
 
 class ImageEncoder:
-    def __init__(self, model: "native.llama_model_p", load: LoadCommand, record: Record, why: Callable[[], str]) -> None:
+    def __init__(
+        self, model: "native.llama_model_p", path: str, record: Record, why: Callable[[], str], *, threads: int, on_gpu: bool
+    ) -> None:
         """``record`` gets the lines of the log, and ``why`` returns its errors. Raises NotUsable."""
         try:
             self._library = library = image_library.load()
@@ -77,15 +98,15 @@ class ImageEncoder:
         self._callback = native.llama_log_callback(record)
         library.mtmd_log_set(self._callback, None)
         parameters = library.mtmd_context_params_default()
-        parameters.use_gpu = bool(load.gpu_layers)
+        parameters.use_gpu = on_gpu
         parameters.print_timings = parameters.warmup = False
-        parameters.n_threads = load.threads
-        self._context = library.mtmd_init_from_file(load.projector.encode(), model, parameters)
+        parameters.n_threads = threads
+        self._context = library.mtmd_init_from_file(path.encode(), model, parameters)
         if not self._context:
-            raise NotUsable(f"{load.projector} does not fit the model: {why()}")
+            raise NotUsable(f"{path} does not fit the model: {why()}")
         if not library.mtmd_support_vision(self._context):
             library.mtmd_free(self._context)
-            raise NotUsable(f"{load.projector} is not for images")
+            raise NotUsable(f"{path} is not for images")
         self._width = int(native.llama_model_n_embd_inp(model))
         self._has_grid = bool(library.mtmd_decode_use_mrope(self._context))
         #: The rows of an image see each other, and so must be in one batch.
@@ -99,45 +120,40 @@ class ImageEncoder:
 
     def most_rows(self) -> int:
         """Return how many rows an image has that is as large as an image gets."""
-        layout = self._lay_out([[], []], [AddImage(0, LONG_SIDE, LONG_SIDE, b"")], [b""], bos=None)
-        return max((span.end - span.start for span in layout.spans), default=0)
+        return max((span.end - span.start for span in self._lay_out([Size(LONG_SIDE, LONG_SIDE)], [b""]).spans), default=0)
 
-    def read(
-        self,
-        texts: Sequence[Sequence[str]],
-        images: Sequence[AddImage],
-        *,
-        bos: int | None,
-        context_tokens: int,
-        salt: str,
-        is_wanted: Callable[[], bool],
-    ) -> ImagePrompt:
-        """Tokenize a prompt, whose images are between its ``texts``, each of which is in parts (`special_tokens`), and encode the images.
-        Raises BadRequest, and ContextExceeded before an image is encoded."""
+    def lay_out(self, texts: Sequence[Sequence[str]], images: Sequence[RawImage], *, bos: int | None) -> PromptLayout:
+        """Find all tokens of a prompt without looking at a pixel. The images are between its ``texts``, each of which is in parts
+        (`special_tokens`). Raises BadRequest."""
         digests = [hashlib.sha256(b"%d %d " % (image.width, image.height) + image.rgb).digest() for image in images]
-        layout = self._lay_out(texts, images, digests, bos=bos)
-        sequence.check_fits(max(1, len(layout.tokens)), context_tokens)
+        parts: list[str | Size] = [*texts[0]]
+        for text, image in zip(texts[1:], images, strict=True):
+            parts += [Size(image.width, image.height), *text]
+        layout = self._lay_out(parts, digests)
+        if bos is not None and layout.tokens[:1] != [bos]:
+            layout.tokens.insert(0, bos)
+            layout.spans = [replace(span, start=span.start + 1, end=span.end + 1) for span in layout.spans]
         if layout.spans and layout.spans[-1].end == len(layout.tokens):
             raise errors.BadRequest("messages: a text must follow the last image")
-        began, encoded = time.perf_counter(), []
+        return layout
+
+    def encode(self, layout: PromptLayout, images: Sequence[RawImage], *, salt: str, is_wanted: Callable[[], bool]) -> dict[int, ImageRows]:
+        """Return the rows of each span, by its start. Raises BadRequest."""
+        encoded = []
         for number, image in enumerate(images):
             if not is_wanted():
                 raise errors.BadRequest("the request was canceled")
-            encoded.append(iter(self._rows(image, salt, digests[number], number)))
+            encoded.append(iter(self._rows(image, salt, layout.digests[number], number)))
         rows = {}
         for span, number, place in zip(layout.spans, layout.images, layout.places, strict=True):
             values = next(encoded[number], None)
             if values is None or len(values) != span.end - span.start:
                 raise _unreadable(number)
             rows[span.start] = ImageRows(values, *place)
-        return ImagePrompt(HashedTokens(layout.tokens, tuple(layout.spans)), rows, time.perf_counter() - began)
+        return rows
 
-    def _lay_out(self, texts: Sequence[Sequence[str]], images: Sequence[AddImage], digests: Sequence[bytes], *, bos: int | None) -> _Layout:
-        """Find all tokens without looking at a pixel."""
-        layout = _Layout()
-        parts: list[str | AddImage] = [*texts[0]]
-        for text, image in zip(texts[1:], images, strict=True):
-            parts += [AddImage(0, image.width, image.height, b""), *text]
+    def _lay_out(self, parts: Sequence[str | Size], digests: Sequence[bytes]) -> PromptLayout:
+        layout = PromptLayout(digests)
         parts_of: dict[int, int] = {}
         with self._chunks(parts) as chunks:
             for chunk in chunks:
@@ -149,12 +165,9 @@ class ImageEncoder:
                     number = int(self._library.mtmd_input_chunk_get_id(chunk) or b"0")
                     part = parts_of[number] = parts_of.get(number, -1) + 1
                     self._add_image(layout, chunk, number, digests[number] + b"%d" % part)
-        if bos is not None and layout.tokens[:1] != [bos]:
-            layout.tokens.insert(0, bos)
-            layout.spans = [ImageSpan(one.start + 1, one.end + 1, one.positions, one.is_whole) for one in layout.spans]
         return layout
 
-    def _add_image(self, layout: _Layout, chunk: int, number: int, digest: bytes) -> None:
+    def _add_image(self, layout: PromptLayout, chunk: int, number: int, digest: bytes) -> None:
         start, count = len(layout.tokens), int(self._library.mtmd_input_chunk_get_n_tokens(chunk))
         # Another image has other tokens, and so nothing of it is ever taken for this one.
         layout.tokens += [token | _FIRST_BIT for token in array("i", hashlib.shake_128(digest).digest(4 * count))]
@@ -170,7 +183,7 @@ class ImageEncoder:
         )
         return origin, next_one - origin
 
-    def _rows(self, image: AddImage, salt: str, digest: bytes, number: int) -> tuple[Rows, ...]:
+    def _rows(self, image: RawImage, salt: str, digest: bytes, number: int) -> tuple[Rows, ...]:
         """Encode an image, unless it was lately for the same tenant."""
         key = (salt, digest)
         if salt and key in self._cached:
@@ -194,7 +207,7 @@ class ImageEncoder:
         return np.ctypeslib.as_array(self._library.mtmd_get_output_embd(self._context), (count, self._width)).copy()
 
     @contextmanager
-    def _chunks(self, parts: Sequence[str | AddImage]) -> Iterator[Iterator[int]]:
+    def _chunks(self, parts: Sequence[str | Size | RawImage]) -> Iterator[Iterator[int]]:
         """Yield libmtmd's chunks of texts and images; an image without pixels only has a size. Raises BadRequest."""
         library = self._library
         listed: list[NativePart] = []
@@ -206,7 +219,7 @@ class ImageEncoder:
                     raw = part.encode("utf-8", "replace")
                     listed.append(NativePart(ctypes.pointer(NativeText(raw, len(raw), False, True)), None))
                 else:
-                    bitmap = library.mtmd_bitmap_init(part.width, part.height, part.rgb or None)
+                    bitmap = library.mtmd_bitmap_init(part.width, part.height, None if isinstance(part, Size) else part.rgb)
                     library.mtmd_bitmap_set_id(bitmap, b"%d" % len(bitmaps))
                     bitmaps.append(bitmap)
                     listed.append(NativePart(None, bitmap))

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 
 from services.inference.engine.engine_messages import AddImage, ConvertTokens, PreparedPrompt, StartGeneration
 from services.inference.engine.kv_slots import KvMode, SlotPlace
-from services.inference.engine.prompt_cache import HashedTokens, ImageSpan
+from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters, mix
 from services.inference.engine.scheduler import Feed
 from services.inference.engine.sequence import DrawnToken, ImagePrompt
 from services.inference.engine.special_tokens import IMAGE_MARK
+from services.inference.images.image_spans import ImageSpan
 from shared import errors
 from shared.api.inference import TokenChance, TokenLogprob
 
