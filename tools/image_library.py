@@ -14,7 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tools import chat_library, setup, setup_steps
+from stack import chat_library
+from tools import chat_library as builds
+from tools import setup, setup_steps
 from tools.setup_steps import VENV
 
 #: Where services/inference/images/image_library.py loads it from.
@@ -51,15 +53,15 @@ def ensure() -> None:
         source = folder / "source"
         if not source.is_dir():
             with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as place:
-                _, fetched = chat_library.fetch_engine_source(Path(place), KEPT)
+                _, fetched = builds.fetch_engine_source(Path(place), KEPT)
                 fetched.rename(source)
         with setup_steps.progress("building libaimesh_images, llama.cpp's library for images"):
             files = sorted(path for each in SOURCES for path in (source / FOLDER).glob(each))
             headers = [source / each for each in HEADERS]
             objects = chat_library.compile_all(files, source / FOLDER, folder, FLAGS, headers)
-            chat_library.link(objects, folder, EXPORTS, LIBRARY)
+            chat_library.link_all(objects, EXPORTS, setup.packages_folder() / "llama_cpp" / "lib", LIBRARY)
     STAMP.write_text(folder.name, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(chat_library.run("tools.image_library", is_current, ensure, ""))
+    sys.exit(builds.run("tools.image_library", is_current, ensure, ""))

@@ -70,7 +70,7 @@ def test_compose_builds_every_image_but_no_stage_that_is_none() -> None:
 
 
 def test_it_is_short_and_a_real_parser_finds_nothing_wrong() -> None:
-    assert len(DOCKERFILE.read_text(encoding="utf-8").splitlines()) <= 90
+    assert len(DOCKERFILE.read_text(encoding="utf-8").splitlines()) <= 100
     hadolint = Path(sys.executable).parent / "hadolint"
     # DL3008: Debian keeps only the newest version of a package, so naming one fails after its next fix.
     done = subprocess.run([hadolint, "--no-color", "--ignore=DL3008", str(DOCKERFILE)], capture_output=True, text=True, check=False)
@@ -100,6 +100,24 @@ def test_all_images_but_the_agents_share_the_base_and_the_packages() -> None:
         # Nothing runs in them after that, so no layer has a secret or a cache.
         assert "RUN" not in [word for word, _ in image(target)[len(stages()["base"]) :]]
     assert last("backup", "FROM") == "$POSTGRES AS backup"
+
+
+@pytest.mark.parametrize(("target", "stage"), [("worker", "engine"), ("worker-cuda", "engine-cuda")])
+def test_workers_have_the_chat_library_but_no_compiler(target: str, stage: str) -> None:
+    """`services.inference.chat.library` loads it from the virtual environment's folder lib."""
+    assert ("COPY", f"--from={stage} /build/lib /venv/lib") in image(target)
+    (built,) = (rest for word, rest in stages()[stage] if word == "RUN" and "chat_library.py" in rest)
+    assert built.endswith("python /build/stack/chat_library.py --source /build/engine.tar.gz --engine /engine/llama_cpp/lib --into /build")
+    assert "/build/engine.tar.gz" in (ROOT / "deploy/docker/build_engine.sh").read_text(encoding="utf-8")
+    assert any("g++" in rest for word, rest in image(stage) if word == "RUN")
+    assert not any("g++" in rest for _, rest in image(target))
+    # With the sources where it looks for them.
+    assert ("COPY", "stack/chat_library.py /build/stack/") in image(stage)
+    copied = [rest for word, rest in image(stage) if word == "COPY"]
+    assert {
+        "services/inference /build/services/inference",
+        "services/inference/chat/aimesh_chat.cpp /build/services/inference/chat/",
+    } & set(copied)
 
 
 def test_what_is_copied_exists_and_is_not_ignored() -> None:

@@ -1,0 +1,64 @@
+"""How libaimesh_chat is built for an installed engine, with a compiler that only notes what it is asked for."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from services.inference.chat import library
+from stack import chat_library
+
+COMPILER = """#!/bin/sh
+echo "$@" >>"$ASKED"
+while [ $# -gt 1 ]; do [ "$1" = -o ] && echo built >"$2"; shift; done
+"""
+
+
+def sdist(path: Path) -> None:
+    names = [f"common/{name}" for name in (*chat_library.SOURCES, "parsers/gemma4.cpp", "jinja/lexer.cpp")]
+    with tarfile.open(path, "w:gz") as archive:
+        for name in (*names, "tools/server.cpp", "models/templates/a.jinja"):
+            archive.addfile(tarfile.TarInfo(f"llama_cpp_python-0.1/vendor/llama.cpp/{name}"), io.BytesIO())
+
+
+def build(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    given = ("--source", f"{folder}/engine.tar.gz", "--engine", "/engine", "--into", f"{folder}/venv", *more)
+    environment = {**os.environ, "CXX": f"{folder}/c++", "ASKED": f"{folder}/asked"}
+    command = (sys.executable, str(chat_library.__file__), *given)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60, cwd="/")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "c++").write_text(COMPILER)
+    (tmp_path / "c++").chmod(0o700)
+    return tmp_path
+
+
+def test_library_is_built_where_the_chat_process_loads_it(folder: Path) -> None:
+    sdist(folder / "engine.tar.gz")
+    done = build(folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.relative_to(folder / "venv") for path in folder.glob("venv/**/*.*")] == [chat_library.LIBRARY]
+    assert Path(sys.prefix) / chat_library.LIBRARY == library.PATH
+    asked = (folder / "asked").read_text().splitlines()
+    compiled = {word.rpartition("/")[2] for line in asked for word in line.split() if word.endswith(".cpp")}
+    assert compiled == {*chat_library.SOURCES, "gemma4.cpp", "lexer.cpp", "aimesh_chat.cpp"}
+    (linked,) = (line for line in asked if "-lllama" in line)
+    assert "-L/engine" in linked
+    assert linked.count(".o ") == len(compiled), "every object"
+
+
+def test_source_that_lacks_a_file_is_refused_and_leaves_no_library(folder: Path) -> None:
+    (folder / "engine.tar.gz").write_bytes(b"no archive")
+    done = build(folder)
+    assert done.returncode == 1
+    assert "not a gzip file" in done.stderr
+    sdist(folder / "engine.tar.gz")
+    (folder / "c++").write_text("#!/bin/sh\necho it is wrong >&2; exit 1")
+    done = build(folder)
+    assert (done.returncode, "it is wrong" in done.stderr, list(folder.glob("venv/**/*.so"))) == (1, True, [])
