@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import assert_never
 
 import msgspec
@@ -30,6 +31,7 @@ from services.inference.chat.chat_template import ChatTemplate
 from services.inference.chat.library import ChatLibrary, NotUnderstood
 from services.inference.engine import confinement, engine_messages
 
+#: Beside what libraries have mapped: those of CUDA alone take more.
 _MEMORY_BYTES = 512 * 1024 * 1024
 _STACK_BYTES = 8 * 1024 * 1024
 #: Processor time of one request.
@@ -87,8 +89,10 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     # A stack that the parent allowed to grow further would only crash later.
     _limit(resource.RLIMIT_STACK, _STACK_BYTES)
-    server = ChatServer(_library(), _confine())
-    _limit(resource.RLIMIT_AS, _MEMORY_BYTES)
+    library = _library()
+    mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    server = ChatServer(library, _confine())
+    _limit(resource.RLIMIT_AS, mapped + _MEMORY_BYTES)
     try:
         _serve(connection, server)
     except (BrokenPipeError, ConnectionResetError):

@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -126,6 +129,19 @@ async def test_template_that_crashes_llama_cpp_is_tried_by_jinja() -> None:
     async with client("{{ " + "[" * 60_000 + "]" * 60_000 + " }}") as chat:
         with pytest.raises(errors.BadRequest, match=r"recursion|nested"):
             await chat.open()
+
+
+@built
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+async def test_large_libraries_leave_the_process_its_memory(tmp_path: Path) -> None:
+    """Those of CUDA map more than the process may take besides."""
+    (tmp_path / "large.c").write_text("char large[600 << 20];")
+    command = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / "large.so"), str(tmp_path / "large.c")]
+    await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
+    loading = ChatClient(OpenTemplate(TEMPLATE), {**engine_supervisor.scrubbed(os.environ), "LD_PRELOAD": f"{tmp_path}/large.so"})
+    async with loading as chat:
+        await chat.open()
+        assert (await chat.render(PROMPT)).prompt
 
 
 @built
