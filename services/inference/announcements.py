@@ -5,7 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from prometheus_client import Gauge
+
 from services.inference.backend_interface import Backend
+from services.inference.engine_speed import EngineSpeed
 from shared.api import inference
 from shared.api.inference import ModelStatus
 from shared.node import Node
@@ -110,17 +113,32 @@ class Announcements:
     def _forget(self, model: ModelName) -> None:
         metrics = self._node.metrics
         self._measured.discard(model)
-        speed = (metrics.engine_overhead, metrics.engine_step_seconds, metrics.engine_tokens_per_second)
-        for gauge in (metrics.worker_up, metrics.worker_slots, metrics.queue_depth, *speed):
+        for gauge in (metrics.worker_up, metrics.worker_slots, metrics.queue_depth, *(gauge for gauge, _, _ in self._figures())):
             gauge.remove_by_labels({"model": model})
 
-    def _register_speed(self, model: ModelName) -> None:
+    def _figures(self) -> tuple[tuple[Gauge, dict[str, str], str], ...]:
+        """Return the gauges of an engine's figures, with more labels and the figure."""
         metrics = self._node.metrics
+        return (
+            (metrics.engine_overhead, {}, "overhead"),
+            (metrics.engine_step_seconds, {}, "step_seconds"),
+            (metrics.engine_tokens_per_second, {}, "tokens_per_second"),
+            (metrics.model_cpu_seconds, {}, "cpu_seconds"),
+            (metrics.model_memory, {"type": "ram"}, "ram_bytes"),
+            (metrics.model_memory, {"type": "vram"}, "vram_bytes"),
+            (metrics.prompt_cache_bytes, {}, "cache_bytes"),
+            (metrics.prompt_cache_hits, {}, "cache_hits"),
+        )
+
+    def _register_speed(self, model: ModelName) -> None:
         if self.backend is not None and self.backend.has_engines:
             look = partial(self.backend.figures, model)
-            metrics.engine_overhead.labels(model=model).set_function(lambda: look().overhead)
-            metrics.engine_step_seconds.labels(model=model).set_function(lambda: look().step_seconds)
-            metrics.engine_tokens_per_second.labels(model=model).set_function(lambda: look().tokens_per_second)
+            for gauge, labels, name in self._figures():
+                gauge.labels(model=model, **labels).set_function(partial(_figure, look, name))
+
+
+def _figure(look: Callable[[], EngineSpeed], name: str) -> float:
+    return float(getattr(look(), name))
 
 
 def why_not_ready(statuses: tuple[ModelStatus, ...], *, is_paused: bool) -> str:

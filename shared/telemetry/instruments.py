@@ -373,6 +373,24 @@ ENGINE_TOKENS_PER_SECOND = gauge(
     ("model",),
     unit="tokens",
 )
+MODEL_CPU_SECONDS = gauge(
+    "ai_platform_model_cpu_seconds",
+    "Processor time that the running engines of a model have used; it falls when one is restarted",
+    ("model",),
+    unit="seconds",
+)
+MODEL_MEMORY = gauge(
+    "ai_platform_model_memory_bytes",
+    "Memory of a model by type: ram is what its engines use, and vram what their plan takes of the GPUs",
+    ("model", "type"),
+    unit="bytes",
+)
+PROMPT_CACHE_BYTES = gauge(
+    "ai_platform_prompt_cache_bytes", "RAM of prompts that have lost their slots in the engines of a model", ("model",), unit="bytes"
+)
+PROMPT_CACHE_HITS = gauge(
+    "ai_platform_prompt_cache_hits", "Prompts that the running engines of a model have taken back from RAM", ("model",)
+)
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
 

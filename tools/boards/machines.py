@@ -64,6 +64,36 @@ WORKERS = Dashboard(
             PanelUnit.PER_SECOND,
             "sum by (node, model) (ai_platform_engine_tokens_per_second)",
         ),
+        lines(
+            "Model CPU",
+            "Processors that the engines of each model use",
+            PanelUnit.NUMBER,
+            "sum by (node, model) (rate(ai_platform_model_cpu_seconds[$__rate_interval]))",
+        ),
+        lines(
+            "Model memory",
+            "RAM that the engines use, and GPU memory that they plan to",
+            PanelUnit.BYTES,
+            "sum by (node, model, type) (ai_platform_model_memory_bytes)",
+        ),
+        lines(
+            "Prompt cache",
+            "RAM of prompts that have lost their slots",
+            PanelUnit.BYTES,
+            "sum by (node, model) (ai_platform_prompt_cache_bytes)",
+        ),
+        lines(
+            "Prompt cache hits",
+            "Prompts that were taken back from RAM",
+            PanelUnit.PER_SECOND,
+            "sum by (node, model) (rate(ai_platform_prompt_cache_hits[$__rate_interval]))",
+        ),
+        lines(
+            "Answers delivered as text",
+            "Answers that the model's chat template doesn't describe",
+            PanelUnit.PER_SECOND,
+            rate("ai_platform_answer_parse_failures_total", "node", "model"),
+        ),
         lines("GPU", "Share of time the GPU is busy", PanelUnit.SHARE, "max by (node, gpu) (ai_platform_gpu_usage_ratio)", bad_from=0.9),
         lines(
             "GPU memory",

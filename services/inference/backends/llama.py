@@ -154,7 +154,9 @@ class LlamaBackend(Backend):
             self._watcher.changed()
 
     def figures(self, model: ModelName) -> EngineSpeed:
-        return engine_speed.together(replica.engine.figures() for replica in self._cache.get(model).replicas)
+        cached = self._cache.get(model)
+        figures = engine_speed.together(replica.engine.figures() for replica in cached.replicas)
+        return replace(figures, vram_bytes=self._cache.need(cached).vram if cached.replicas else 0)
 
     async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
         cached = self._cache.get(model)

@@ -165,7 +165,8 @@ class EngineLoop:
         progress = [(feed, token) for feed, token in zip(plan.feeds, drawn, strict=True) if token is not None]
         self._scheduler.complete_step(plan, self._clock() - began)
         answers = tuple(self._progress(progress))
-        return StepReport(answers, self._clock() - began, self._compute.decode_seconds - decoded, plan.answering, plan.read)
+        seconds, decoding = self._clock() - began, self._compute.decode_seconds - decoded
+        return StepReport(answers, seconds, decoding, plan.answering, plan.read, self._cache.bytes, self._cache.hits)
 
     def _save(self, slot: int, salt: str, tokens: HashedTokens, above: int) -> None:
         size = self._compute.saved_bytes(slot)

@@ -261,6 +261,9 @@ class StepReport(_Message, frozen=True):
     decode_seconds: float = 0.0
     answering: int = 0
     read: int = 0
+    #: Of the prompt cache, since the engine started.
+    cache_bytes: int = 0
+    cache_hits: int = 0
 
 
 class ComputedVectors(_Message, frozen=True):

@@ -108,6 +108,7 @@ class PromptCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.bytes = 0
+        self.hits = 0
         self._prompts: OrderedDict[SavedPrompt, None] = OrderedDict()
         self._rate = _BYTES_PER_SECOND
 
@@ -121,6 +122,7 @@ class PromptCache:
         if best is None:
             return None
         self._prompts.move_to_end(best)
+        self.hits += 1
         return best, longest
 
     def wants(self, tokens: HashedTokens, salt: str, above: int, size: int, spare_seconds: float) -> bool:

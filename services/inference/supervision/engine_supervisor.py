@@ -7,12 +7,14 @@ died runs alone when it is retried (`poison_requests`, `engine_calls`).
 import asyncio
 import itertools
 import os
+import resource
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import assert_never
@@ -129,7 +131,8 @@ class SupervisedEngine:
         self.pid: int | None = None
 
     def figures(self) -> EngineSpeed:
-        return self._steps.figures(time.monotonic())
+        cpu_seconds, ram_bytes = _used(self.pid)
+        return replace(self._steps.figures(time.monotonic()), cpu_seconds=cpu_seconds, ram_bytes=ram_bytes)
 
     async def run(self) -> None:
         """Keep a process running until cancelled, or until it can't be loaded or crashes too often."""
@@ -435,6 +438,16 @@ class _NotLoadable(Exception):
 def inherited(*more: str) -> dict[str, str]:
     """Return the environment for a child process of this worker, with ``more`` variables in upper or lower case."""
     return scrubbed(os.environ, *more)
+
+
+def _used(pid: int | None) -> tuple[float, int]:
+    """Return a process's processor time and its bytes of RAM; 0 if it is gone, or on a system without /proc."""
+    try:
+        # Behind the program's name, which may contain anything.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0.0, 0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(fields[21]) * resource.getpagesize()
 
 
 def scrubbed(environment: Mapping[str, str], *more: str) -> dict[str, str]:

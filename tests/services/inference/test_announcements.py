@@ -10,6 +10,7 @@ from prometheus_client import generate_latest
 from services.inference.announcements import Announcements, WorkerPause
 from services.inference.backends.echo import EchoBackend
 from services.inference.backends.remote.http_server_client import UpstreamAccount
+from services.inference.engine_speed import EngineSpeed
 from shared.api.inference import ModelStatus
 from shared.protocol import directory
 from shared.types import ModelName
@@ -46,11 +47,20 @@ async def test_removed_model_leaves_no_gauges() -> None:
     watcher.backend = backend = ShrinkingBackend(0, 1, watcher)
     watcher.changed()
     assert 'ai_platform_worker_up{model="echo"' in exposed(node)
+    for line in (
+        'model_cpu_seconds{model="echo"} 1.5',
+        'model_memory_bytes{model="echo",type="ram"} 2.0',
+        'model_memory_bytes{model="echo",type="vram"} 3.0',
+        'prompt_cache_bytes{model="echo"} 4.0',
+        'prompt_cache_hits{model="echo"} 5.0',
+    ):
+        assert f"ai_platform_{line}" in exposed(node)
     backend.is_empty = True
     watcher.changed()
     assert node.offers[-1].models == ()
     assert 'ai_platform_worker_up{model="echo"' not in exposed(node)
     assert 'ai_platform_worker_slots{model="echo"' not in exposed(node)
+    assert [line for line in exposed(node).splitlines() if "model_memory_bytes{" in line or "cache_hits{" in line] == []
 
 
 async def test_adapters_are_offered_and_share_the_slots_of_their_model() -> None:
@@ -73,6 +83,9 @@ async def test_adapters_are_offered_and_share_the_slots_of_their_model() -> None
 
 class ShrinkingBackend(EchoBackend):
     is_empty = False
+
+    def figures(self, _: ModelName) -> EngineSpeed:
+        return EngineSpeed(cpu_seconds=1.5, ram_bytes=2, vram_bytes=3, cache_bytes=4, cache_hits=5)
 
     def models(self) -> tuple[ModelStatus, ...]:
         return () if self.is_empty else super().models()

@@ -60,3 +60,14 @@ def test_speeds_of_replicas_are_added() -> None:
     assert both.steps == 40
     assert (both.overhead, both.step_seconds, both.tokens_per_second) == pytest.approx((0.2, 0.1, 100.0))
     assert measured.together([EngineSpeed(), EngineSpeed()]) == EngineSpeed()
+
+
+def test_use_of_replicas_is_added_and_that_of_the_cache_is_the_last_reported() -> None:
+    meter = StepMeter()
+    for hits in (1, 3):
+        meter.record(engine_messages.StepReport((), 0.1, 0.1, 1, 0, 500, hits), 0.0)
+    assert (meter.figures(0.0).cache_bytes, meter.figures(0.0).cache_hits) == (500, 3)
+    idle = meter.figures(3 * WINDOW_SECONDS)
+    assert idle == EngineSpeed(cache_bytes=500, cache_hits=3)
+    other = EngineSpeed(cpu_seconds=1.5, ram_bytes=7, cache_bytes=1)
+    assert measured.together([idle, other, other]) == EngineSpeed(cpu_seconds=3.0, ram_bytes=14, cache_bytes=502, cache_hits=3)

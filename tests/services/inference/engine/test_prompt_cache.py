@@ -38,6 +38,7 @@ def test_the_longest_prefix_of_the_same_salt_is_found() -> None:
     assert find(cache, long, above=601 - WORTH) == 0, "not worth a copy"
     assert find(cache, long[:600]) == 599, "one token is left to compute"
     assert find(cache, long, salt="c") == 0
+    assert cache.hits == 3
 
 
 def test_the_least_recently_used_goes_first_and_nothing_is_over_the_limit() -> None:

@@ -264,8 +264,11 @@ async def test_speed_is_measured_from_the_steps() -> None:
         await until(lambda: engine.state is ModelState.READY)
         await engine.generate(job(), Reader())
         figures = engine.figures()
+        assert 0 < figures.cpu_seconds < 60
+        assert 1e6 < figures.ram_bytes < 1e9
     assert figures.steps == 2
     assert (figures.overhead, figures.step_seconds, figures.tokens_per_second) == pytest.approx((0.5, 0.4, 2.5))
+    assert (engine.figures().cpu_seconds, engine.figures().ram_bytes) == (0.0, 0)
 
 
 # --- an engine that dies ------------------------------------------------------------------------------------------------------
