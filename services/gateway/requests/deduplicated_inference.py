@@ -105,15 +105,15 @@ class DeduplicatedInference:
         keyed_request = replace(_keyed(repeat.key, principal, request, repeat), config_revision=self._pipeline.config_revision)
 
         async def produce(run: AnswerRun[Any, Chunk, InferenceResult], claim: NewKeyUse | Orphaned) -> InferenceResult:
-            # The maximum, because every reader has its own deadline.
-            left = self._idempotency.most_seconds
+            # The maximum, because every reader has its own deadline; but a whole answer has to be there at that of its first one.
+            left = self._idempotency.most_seconds if streamed else min(seconds, self._idempotency.most_seconds)
             running = self._pipeline.run(
                 principal,
                 request,
                 seconds=left,
                 claim=claim,
                 cache=cache,
-                whole_seconds=None if streamed else seconds,
+                streamed=streamed,
                 continues_elsewhere=lambda: not run.was_stopped,
             )
             # Other readers may need it longer than the call that brought it.

@@ -123,20 +123,19 @@ class Pipeline:
         claim: NewKeyUse | Orphaned | None = None,
         cache: cache_keys.CacheRequest = cache_keys.CacheRequest.NOTHING,
         streamed: bool = True,
-        whole_seconds: float | None = None,
         continues_elsewhere: Callable[[], bool] = lambda: False,
     ) -> AbstractAsyncContextManager[ActivePrompt]:
         """Run a prompt. ``claim``: of an idempotency key; its seed, model and guardrails make the answer reproducible. ``streamed``: the
-        caller reads token by token. ``whole_seconds``: its caller gets the whole answer within so many seconds, though others may read it
-        as a stream. ``continues_elsewhere``: see ``ActiveRequest``. Raises what ``RequestAdmission`` raises, or the
-        worker's error. Leaving the block with an exception, cancellation included, ends the generation on the worker."""
+        caller reads token by token; under a key, others may. ``continues_elsewhere``: see ``ActiveRequest``. Raises what
+        ``RequestAdmission`` raises, or the worker's error. Leaving the block with an exception, cancellation included, ends the generation
+        on the worker."""
         running = ActivePrompt(self.clock)
-        running.is_unstreamed, running.continues_elsewhere = not streamed, continues_elsewhere
+        running.is_unstreamed, running.continues_elsewhere = not streamed and claim is None, continues_elsewhere
         running.moderate = partial(self._moderate_for, principal, request)
 
         def answers(call: TargetCall[inference.ProcessPrompt], seconds: float) -> AsyncGenerator[AnswerItem]:
             answers = self._answers(running, call, seconds=seconds, claim=claim, cache=cache)
-            return self._bounded(answers, running, call, principal, seconds, whole_seconds=whole_seconds)
+            return self._bounded(answers, running, call, principal, seconds, is_whole=not streamed or running.is_unstreamed)
 
         def admit() -> Admitting[inference.ProcessPrompt]:
             return self._admission.admit_prompt(running, principal, request, seconds, claim)
@@ -325,16 +324,14 @@ class Pipeline:
         principal: Principal,
         seconds: float,
         *,
-        whole_seconds: float | None,
+        is_whole: bool,
     ) -> AsyncGenerator[AnswerItem]:
         """Bound an answer that is not streamed by its time, and one without ``max_tokens`` by what is reserved."""
         held, most, is_open_ended = running.held, call.call.model_config.max_tokens, call.call.open_ended
-        is_whole = running.is_unstreamed or whole_seconds is not None
         if not (is_whole or is_open_ended):
             return answers
         assert held is not None  # admitted before
         assert most is not None  # admission sets it
-        seconds = min(seconds, whole_seconds or seconds)
         margin = min(DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE * seconds)
         # A start of a worker doesn't count.
         ends_at = self.clock() + seconds - margin - running.held_seconds

@@ -54,7 +54,7 @@ export class ImageTray {
     this.announce = announce
   }
 
-  /** Adds files; after the first one that can't be added, the others are not. @param {Iterable<File>} files @param {readonly Picture[]} sent */
+  /** Adds files, up to the first that can't be added. @param {Iterable<File>} files @param {readonly Picture[]} sent */
   add(files, sent) {
     const all = [...files]
     this.#reading = this.#reading.then(() => this.#add(all, sent))
