@@ -7,11 +7,11 @@ import msgspec
 from msgspec import Meta
 
 from services.gateway.http_api import chat_messages, request_bodies
-from services.gateway.http_api.chat_messages import Chosen, JsonObject, TextPart
+from services.gateway.http_api.chat_messages import Chosen, ImageUrl, JsonObject, TextPart
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.prompt_admission import MAX_STOPS, BadField
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, ImagePart, ReasoningEffort, ToolCall
+from shared.api.generation import ChatMessage, ReasoningEffort, ToolCall
 from shared.types import ModelName
 
 
@@ -192,27 +192,27 @@ def _tool(index: int, tool: dict[str, object]) -> dict[str, object]:
 def _messages(index: int, message: MessageParam) -> Iterator[ChatMessage]:
     """Return the results of tools as separate messages, before the text."""
     blocks = (TextPart(message.content),) if isinstance(message.content, str) else message.content
-    texts: list[TextPart] = []
+    parts: list[str | ImageUrl] = []
     calls: list[ToolCall] = []
     thoughts: list[str] = []
-    images: list[ImagePart] = []
     for at, block in enumerate(blocks):
         role = _ROLE_OF.get(type(block), message.role)
         if role != message.role:
             raise BadField(f"messages[{index}].content[{at}]", f"must be in a message of the {role}")
         match block:
             case TextPart():
-                texts.append(block)
+                parts.append(block.text)
             case ImageBlock():
-                images.append(ImagePart(block.source.data.encode(), len(_text(tuple(texts)))))
+                parts.append(ImageUrl(block.source.data))
             case ThinkingBlock():
                 thoughts.append(block.thinking)
             case ToolUseBlock():
                 calls.append(ToolCall(block.id, block.name, chat_messages.json_text(block.input)))
             case ToolResultBlock():
                 yield ChatMessage("tool", ("Error: " if block.is_error else "") + _text(block.content), (), block.tool_use_id)
-    if texts or calls or images or any(thoughts):
-        yield ChatMessage(message.role, _text(tuple(texts)), tuple(calls), reasoning="".join(thoughts), images=tuple(images))
+    if parts or calls or any(thoughts):
+        text, images = chat_messages.to_content(f"messages[{index}].content", parts)
+        yield ChatMessage(message.role, text, tuple(calls), reasoning="".join(thoughts), images=images)
 
 
 def _text(content: str | tuple[TextPart, ...]) -> str:
