@@ -105,6 +105,7 @@ def test_models(shell: Shell) -> None:
             "providers": [],
             "regions": [],
             "abilities": [],
+            "parent": None,
         },
     ]
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((msgspec.structs.replace(model, abilities=("images", "tools")),)))

@@ -228,14 +228,20 @@ def test_an_announcement_survives_encoding_even_a_longer_one_of_a_newer_version(
 
 def test_an_offer_is_read_by_versions_without_its_newest_fields() -> None:
     offer = ModelOffer(
-        ModelName("gpt-x"), 2048, "abc", provider="acme", only_moderates=True, rests=True, region="eu", abilities=("images",)
+        *(ModelName("gpt-x"), 2048, "abc"),
+        provider="acme",
+        only_moderates=True,
+        rests=True,
+        region="eu",
+        abilities=("images",),
+        parent=ModelName("gpt"),
     )
     announcement = make_announcement(models=(offer,))
     assert directory.decode(directory.encode(announcement)).models == (offer,)
     fields = msgspec.structs.fields(ModelOffer)
-    newest = ["provider", "only_moderates", "rests", "region", "open_ended", "abilities"]
-    assert [field.name for field in fields[-6:]] == newest, "fields of an array may only be appended"
-    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-5]], array_like=True)
+    newest = ["provider", "only_moderates", "rests", "region", "open_ended", "abilities", "parent"]
+    assert [field.name for field in fields[-7:]] == newest, "fields of an array may only be appended"
+    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-6]], array_like=True)
     read = msgspec.msgpack.decode(msgspec.msgpack.encode(offer), type=older)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(read), type=ModelOffer) == ModelOffer(
         ModelName("gpt-x"), 2048, "abc", provider="acme"
