@@ -99,20 +99,22 @@ class NativeAdapter:
 @contextmanager
 def loaded(load: LoadCommand, log: NativeLog, progressed: Callable[[float], None]) -> Iterator[NativeModel]:
     """Raises LoadRefused."""
-    """Raises LoadRefused."""
     with _model(load, log, progressed) as (model, fewer_layers), _image_encoder(model, load, log) as (images, blind):
         # A context reserves memory for the adapters that its model has.
-        adapters = tuple(_adapters(model, load, log))
+        adapters = tuple(_adapters(model, load, log, progressed))
         most_rows = 0 if images is None or not images.is_whole else images.most_rows()
         with _context(model, load, log, most_rows) as (context, tokens, shorter):
             lowered = "; ".join(one for one in (fewer_layers, blind, shorter) if one)
             yield NativeModel(model, context, tokens, lowered, adapters, images)
 
 
-def _adapters(model: "native.llama_model_p", load: LoadCommand, log: NativeLog) -> Iterator[NativeAdapter]:
+def _adapters(
+    model: "native.llama_model_p", load: LoadCommand, log: NativeLog, progressed: Callable[[float], None]
+) -> Iterator[NativeAdapter]:
     """Load the adapters, which are freed with the model."""
     problems = gguf_header.check_adapters(Path(load.path), [Path(adapter.path) for adapter in load.adapters]) if load.adapters else ()
     for wanted, problem in zip(load.adapters, problems, strict=True):
+        progressed(1.0)
         adapter = None if problem else native.llama_adapter_lora_init(model, wanted.path.encode())
         yield NativeAdapter(adapter or None, wanted.scale, problem or ("" if adapter else f"llama.cpp refused {wanted.path}: {log.why()}"))
 
