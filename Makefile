@@ -32,14 +32,12 @@ setup: ## install everything that runs aimesh into .venv (make up does it by its
 setup-dev:
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m tools.setup dev
-	@$(PYTHON) -m tools.chat_library
-	@$(PYTHON) -m tools.image_library
+	@$(PYTHON) -m tools.engine_libraries
 
 up: ## start all five services in the background and ask the model something
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m tools.setup runtime --then $(BIN)/aicli stack up --ask "Say hello"
-	@$(PYTHON) -m tools.chat_library --background
-	@$(PYTHON) -m tools.image_library --background
+	@$(PYTHON) -m tools.engine_libraries --background
 
 down: ## stop everything; the data stays
 	@test -x $(BIN)/aicli || { echo "nothing is installed here, so nothing runs"; exit 0; }; $(BIN)/aicli stack down

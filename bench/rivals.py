@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 from bench import http_load, openai_upstream, processes
 from bench.http_load import Client
 from stack.processes import dies_with_parent
+from stack.servers import engine_libraries as library_builds
 from tests.testnet import free_port
-from tools import chat_library, setup, setup_steps
+from tools import engine_libraries, setup, setup_steps
 
 PROGRAMS = ("llama-server", "llama-batched-bench")
 OPTIONS = (
@@ -83,7 +84,8 @@ def ensure() -> Rivals:
 
 def _build(place: Path) -> Path:
     """Build the programs with the versions of CMake and Ninja that build the wheel."""
-    (tools, source), target = chat_library.fetch_engine_source(place), place / "build"
+    tools, sdist = engine_libraries.fetch_engine_source(place)
+    source, target = library_builds.unpack(sdist, place, ("",)), place / "build"
     environment = {**setup.build_environment(), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
     configure = (str(tools / "cmake"), "-S", str(source), "-B", str(target), "-G", "Ninja", *OPTIONS)
     setup_steps.run("configuring the rivals", *configure, *os.environ.get("CMAKE_ARGS", "").split(), environment=environment)

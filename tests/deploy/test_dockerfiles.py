@@ -103,16 +103,18 @@ def test_all_images_but_the_agents_share_the_base_and_the_packages() -> None:
 
 
 @pytest.mark.parametrize(("target", "stage"), [("worker", "engine"), ("worker-cuda", "engine-cuda")])
-def test_workers_have_the_chat_library_but_no_compiler(target: str, stage: str) -> None:
+def test_workers_have_the_engines_libraries_but_no_compiler(target: str, stage: str) -> None:
     """`services.inference.chat.library` loads it from the virtual environment's folder lib."""
     assert ("COPY", f"--from={stage} /build/lib /venv/lib") in image(target)
-    (built,) = (rest for word, rest in stages()[stage] if word == "RUN" and "chat_library.py" in rest)
-    assert built.endswith("python /build/stack/chat_library.py --source /build/engine.tar.gz --engine /engine/llama_cpp/lib --into /build")
+    (built,) = (rest for word, rest in stages()[stage] if word == "RUN" and "engine_libraries.py" in rest)
+    assert built.endswith(
+        "python /build/stack/servers/engine_libraries.py --source /build/engine.tar.gz --engine /engine/llama_cpp/lib --into /build"
+    )
     assert "/build/engine.tar.gz" in (ROOT / "deploy/docker/build_engine.sh").read_text(encoding="utf-8")
     assert any("g++" in rest for word, rest in image(stage) if word == "RUN")
     assert not any("g++" in rest for _, rest in image(target))
     # With the sources where it looks for them.
-    assert ("COPY", "stack/chat_library.py /build/stack/") in image(stage)
+    assert ("COPY", "stack/servers/engine_libraries.py /build/stack/servers/") in image(stage)
     copied = [rest for word, rest in image(stage) if word == "COPY"]
     assert {
         "services/inference /build/services/inference",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stack import chat_library
+from stack.servers import engine_libraries
 from tests.deploy import wheels
 
 SIDECAR = "shared/transports/hyperswarm/sidecar/"
@@ -58,10 +58,10 @@ def test_together_they_hold_every_file_of_ours_and_no_tool(names: dict[str, set[
     assert {name.split("/")[0] for name in shipped} == set(PACKAGES)
 
 
-def test_the_chat_library_can_be_built_from_the_servers_wheel(names: dict[str, set[str]]) -> None:
-    """It depends on the engine that is installed, so no wheel contains it."""
-    assert {"stack/chat_library.py", "services/inference/chat/aimesh_chat.cpp"} <= names["aimesh_server"]
-    assert chat_library.BINDING == wheels.ROOT / "services/inference/chat/aimesh_chat.cpp"
+def test_the_engines_libraries_can_be_built_from_the_servers_wheel(names: dict[str, set[str]]) -> None:
+    """They depend on the engine that is installed, so no wheel contains them."""
+    assert {"stack/servers/engine_libraries.py", "services/inference/chat/aimesh_chat.cpp"} <= names["aimesh_server"]
+    assert engine_libraries.CHAT.binding == wheels.ROOT / "services/inference/chat/aimesh_chat.cpp"
 
 
 def test_each_needs_the_others_in_its_own_version(built: dict[str, Path]) -> None:

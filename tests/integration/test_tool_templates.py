@@ -25,11 +25,11 @@ from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import FakeWorker
 from tests.services.inference.backends.test_reasoning_model import with_template
 from tests.services.inference.standins import Watch
-from tools import chat_library
+from tools import engine_libraries
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.chat_library"),
+    pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries"),
 ]
 
 #: By the name of the model.
@@ -102,7 +102,7 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[open
     folder, entries = tmp_path_factory.mktemp("models"), []
     for model, template in TEMPLATES.items():
         path = folder / f"{model}.gguf"
-        with_template(path, (chat_library.templates_folder() / f"{template}.jinja").read_text(encoding="utf-8"))
+        with_template(path, (engine_libraries.templates_folder() / f"{template}.jinja").read_text(encoding="utf-8"))
         entries.append(CatalogEntry(name=ModelName(model), file=path, slots=2, context_tokens=2048, reasoning_budget=4))
     options = engine_messages.LoadCommand(path="", slots=2, context_tokens=2048, threads=1, gpu_layers=0)
     budget = memory.MemoryBudget(2**32, "a test")

@@ -21,7 +21,7 @@ from services.inference.chat.chat_messages import (
     TemplateCapabilities,
 )
 
-#: Where stack/chat_library.py builds it.
+#: Where stack/servers/engine_libraries.py builds it.
 PATH = Path(sys.prefix) / "lib" / "libaimesh_chat.so"
 #: It links against these libraries of the engine's wheel, in this order.
 _ENGINE_LIBRARIES = ("libggml-base.so", "libggml-cpu.so", "libggml.so", "libllama.so")

@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-#: Where tools/image_library.py builds llama.cpp's library for images.
+#: Where stack/servers/engine_libraries.py builds llama.cpp's library for images.
 LIBRARY = Path(sys.prefix) / "lib" / "libaimesh_images.so"

@@ -1,4 +1,4 @@
-"""The binding of libmtmd, llama.cpp's library that makes embeddings of images (tools/image_library.py).
+"""The binding of libmtmd, llama.cpp's library that makes embeddings of images (stack/servers/engine_libraries.py).
 
 Only the engine's process and tests load it. llama-cpp-python's own binding needs functions that we don't build.
 """

@@ -93,12 +93,12 @@ async def test_embedding_request_is_measured(echoing: echo.EchoBackend) -> None:
 
 
 async def test_rankings_are_not_counted_as_embeddings(echoing: echo.EchoBackend) -> None:
-    metrics = telemetry.Metrics("inference")
-    request = Embed(echo.MODEL, ("one two",), new_request_id(), query="one")
-    await service.run_embedding(echoing, echo.MODEL, request, VectorReader(), metrics)
-    assert 'gen_ai_operation_name="rerank"' in metrics.render()
-    assert 'method="rerank",model="echo"' in metrics.render()
-    assert '"embeddings"' not in metrics.render()
+    node = Node()
+    await worker(node, echoing).run_embedding(Embed(echo.MODEL, ("one two",), new_request_id(), query="one"), VectorReader())
+    text = node.metrics.render()
+    assert 'gen_ai_operation_name="rerank"' in text
+    assert 'method="rerank",model="echo"' in text
+    assert '"embeddings"' not in text
 
 
 async def test_backend_without_vectors_refuses() -> None:

@@ -21,7 +21,7 @@ from tests.services.inference.standins import Reader, Watch, job
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.chat_library"),
+    pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries"),
 ]
 
 TEMPLATE = """\

@@ -19,7 +19,7 @@ from shared import errors
 from tests.services.inference.chat.parsing import joined
 from tests.services.inference.chat.test_library import TEMPLATE, TOOL, USER
 
-built = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.chat_library")
+built = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
 PROMPT = RenderPrompt((USER,), (TOOL,))
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
 

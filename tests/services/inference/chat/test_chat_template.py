@@ -17,9 +17,9 @@ from services.inference.chat.library import ChatLibrary, NotUnderstood
 from services.inference.engine.special_tokens import SpecialTokens
 from shared.api.generation import ChatMessage, Tool, ToolCall, ToolChoice
 from tests.services.inference.chat import chat_templates
-from tools import chat_library as tools_chat_library
+from tools import engine_libraries
 
-built = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.chat_library")
+built = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
 
 WEATHER = Tool("get_weather", "Says the weather.", '{"type": "object", "properties": {"city": {"type": "string"}}}')
 CALL = ToolCall("call_abcdefghijklmnopqrstuvwx", "get_weather", '{"city": "Zürich"}')
@@ -133,7 +133,7 @@ def test_tools_and_calls_in_hermes_format() -> None:
 @built
 def test_short_ids_match_between_a_call_and_its_answer() -> None:
     name = "mistralai-Mistral-Nemo-Instruct-2407.jinja"
-    chat = opened((tools_chat_library.templates_folder() / name).read_text(encoding="utf-8"))
+    chat = opened((engine_libraries.templates_folder() / name).read_text(encoding="utf-8"))
     rendered = chat.render(prompt_of((*CONVERSATION, ChatMessage("assistant", "Warm."), QUESTION), (WEATHER,))).prompt
     called, answered = (re.search(pattern, rendered) for pattern in (r'"id": "(\w{9})"', r'"call_id": "(\w{9})"'))
     assert called is not None

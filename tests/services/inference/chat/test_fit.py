@@ -18,7 +18,7 @@ from shared.types import ModelName
 from tests.services.inference.standins import PlainChat, Watch, until
 
 LOAD = LoadCommand("model.gguf", 2, 128, 1, 20, cpu_experts=3, may_fit=True)
-built = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.chat_library")
+built = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
 
 
 def program(monkeypatch: pytest.MonkeyPatch, code: str) -> None:

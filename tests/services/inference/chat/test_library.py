@@ -6,7 +6,7 @@ from services.inference.chat import library
 from services.inference.chat.chat_messages import OpenTemplate, ParseAnswer, ParsedAnswer, ParsedCall, RenderPrompt
 from services.inference.chat.library import ChatLibrary, NotUnderstood, OpenedTemplate
 
-pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.chat_library")
+pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
 
 #: A template of our own, in the form that many models use.
 TEMPLATE = """\

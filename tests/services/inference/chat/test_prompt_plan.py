@@ -20,9 +20,9 @@ from shared.api.generation import FormatKind, OutputFormat, ReasoningEffort, Too
 from tests.services.inference.standins import job
 from tests.services.inference.structured_output.byte_answers import BYTES, END
 from tests.services.inference.structured_output.test_call_grammar import as_models_write
-from tools import chat_library
+from tools import engine_libraries
 
-built = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.chat_library")
+built = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
 WEATHER = Tool("weather", "Weather.", '{"type":"object","properties":{"city":{"type":"string","maxLength":9}},"required":["city"]}')
 ADD = Tool("add", "Adds.", '{"type":"object","properties":{"a":{"type":"integer"},"b":{"enum":["x","y"]}},"required":["a","b"]}')
 
@@ -82,7 +82,7 @@ def forced(path: Path) -> str:
 
 @built
 def test_all_vendored_templates_give_a_call_when_it_is_forced() -> None:
-    templates = sorted(chat_library.templates_folder().glob("*.jinja"))
+    templates = sorted(engine_libraries.templates_folder().glob("*.jinja"))
     assert len(templates) == 70
     wrong = []
     for path in templates:
@@ -100,7 +100,7 @@ def test_all_vendored_templates_give_a_call_when_it_is_forced() -> None:
 @built
 @pytest.mark.parametrize("parallel", [False, True])
 def test_the_mark_behind_calls_is_no_call(parallel: bool) -> None:
-    path = chat_library.templates_folder() / "moonshotai-Kimi-K2.jinja"
+    path = engine_libraries.templates_folder() / "moonshotai-Kimi-K2.jinja"
     _, prompt = prepared(path, tools=(WEATHER,), tool_choice=ToolChoice.REQUIRED, parallel_tool_calls=parallel)
     allowed = BYTES.start(prompt.grammar, prompt.triggers, prompt.field)
     for token in b"<|tool_call":
@@ -116,7 +116,7 @@ def test_the_mark_behind_calls_is_no_call(parallel: bool) -> None:
 def test_arguments_are_constrained_from_the_trigger_on() -> None:
     """Llama 3 has no trigger. The others write any text before."""
     free = []
-    for path in sorted(chat_library.templates_folder().glob("*.jinja")):
+    for path in sorted(engine_libraries.templates_folder().glob("*.jinja")):
         rendered, prompt = prepared(path, tools=(WEATHER, ADD))
         if not prompt.grammar:
             free.append(path.stem)

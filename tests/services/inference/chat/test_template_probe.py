@@ -6,9 +6,9 @@ from services.inference.chat.chat_messages import ChatRefused, OpenTemplate, Par
 from services.inference.chat.library import ChatLibrary, NotUnderstood
 from tests.services.inference.chat.parsing import joined, read, run
 from tests.services.inference.chat.test_library import TEMPLATE, TOOL, USER
-from tools import chat_library
+from tools import engine_libraries
 
-pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.chat_library")
+pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
 
 #: Why a call does not come back. Such templates need the generic form.
 WITHOUT_CALLS = {
@@ -26,7 +26,7 @@ WITHOUT_CALLS = {
 
 
 def test_at_least_sixty_vendored_templates_read_their_own_calls() -> None:
-    chat, failed, templates = ChatLibrary(), set(), sorted(chat_library.templates_folder().glob("*.jinja"))
+    chat, failed, templates = ChatLibrary(), set(), sorted(engine_libraries.templates_folder().glob("*.jinja"))
     for path in templates:
         with chat.open(OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>")) as template:
             assert "What is the weather?" in template.render(RenderPrompt((USER,), (TOOL,))).prompt, path.stem
@@ -41,7 +41,7 @@ def test_answers_of_vendored_templates_may_be_split_anywhere_and_resumed_at_ever
     call: dict[str, object] = {"type": "function", "id": "123456789", "function": function}
     said: dict[str, object] = {"role": "assistant", "reasoning_content": "Hm [x].", "content": "Let me [see] it.", "tool_calls": [call]}
     with_call = 0
-    for path in sorted(chat_library.templates_folder().glob("*.jinja")):
+    for path in sorted(engine_libraries.templates_folder().glob("*.jinja")):
         with chat.open(OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>")) as template:
             asked = template.render(RenderPrompt((USER,), (TOOL,)))
             answered = template.render(RenderPrompt((USER, said), (TOOL,), answer=False)).prompt

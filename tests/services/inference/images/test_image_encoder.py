@@ -16,7 +16,7 @@ from shared import errors
 from tests.services.inference.images import vision_models
 from tests.services.inference.images.vision_models import GREEDY, KINDS, SLOTS, Asked, picture
 
-pytestmark = pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.image_library")
+pytestmark = pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.engine_libraries")
 
 ONE, TWO = picture(1), picture(2, 90, 30)
 QUESTION = "Two pictures # and # are here, with a text behind them that is long enough. Which?"

@@ -29,7 +29,7 @@ from tests.services.inference.standins import Reader, Watch, job, until
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.image_library"),
+    pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.engine_libraries"),
 ]
 
 NAME = ModelName("sees")

@@ -19,7 +19,7 @@ from tests.services.inference.images import vision_models
 from tests.services.inference.images.vision_models import encoded, picture
 from tests.testnet import MESH, testnet, until
 
-pytestmark = pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.image_library")
+pytestmark = pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.engine_libraries")
 NAME = ModelName("sees")
 
 

@@ -23,7 +23,7 @@ from tools import setup
 SERVER = rivals.cache_folder() / setup.build_key() / "bin" / rivals.PROGRAMS[0]
 pytestmark = [
     pytest.mark.skipif(not SERVER.exists(), reason="needs llama-server, which `python -m bench.rivals` builds in 10 minutes"),
-    pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.image_library"),
+    pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.engine_libraries"),
 ]
 START_SECONDS = 60.0
 PROMPTS = (

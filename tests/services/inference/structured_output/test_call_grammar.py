@@ -15,9 +15,9 @@ from shared import errors
 from shared.api.generation import Tool
 from tests.services.inference.chat.test_template_probe import WITHOUT_CALLS
 from tests.services.inference.structured_output.byte_answers import BYTES, END, fits
-from tools import chat_library
+from tools import engine_libraries
 
-pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.chat_library")
+pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
 
 Arguments = dict[str, object]
 
@@ -91,7 +91,7 @@ class Written:
     """What a template writes for calls, and the grammar."""
 
     def __init__(self, name: str) -> None:
-        path = chat_library.templates_folder() / f"{name}.jinja"
+        path = engine_libraries.templates_folder() / f"{name}.jinja"
         self.template = chat().open(OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>"))
         self.name = name
         self.tools: tuple[dict[str, object], ...] = tuple(
@@ -147,7 +147,7 @@ def begins_with_a_call(grammar: str, text: str) -> bool:
     return constraint.allows(END)
 
 
-NAMES = [path.stem for path in sorted(chat_library.templates_folder().glob("*.jinja")) if path.stem not in WITHOUT_CALLS]
+NAMES = [path.stem for path in sorted(engine_libraries.templates_folder().glob("*.jinja")) if path.stem not in WITHOUT_CALLS]
 
 
 @pytest.mark.parametrize("name", NAMES)

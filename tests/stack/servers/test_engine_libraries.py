@@ -1,4 +1,4 @@
-"""How libaimesh_chat is built for an installed engine, with a compiler that only notes what it is asked for."""
+"""How llama.cpp's libraries are built for an installed engine, with a compiler that only notes what it is asked for."""
 
 import io
 import os
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from services.inference import images
 from services.inference.chat import library
-from stack import chat_library
+from stack.servers import engine_libraries
+from stack.servers.engine_libraries import CHAT, IMAGES, LIBRARIES
 
 COMPILER = """#!/bin/sh
 echo "$@" >>"$ASKED"
@@ -18,17 +20,20 @@ while [ $# -gt 1 ]; do [ "$1" = -o ] && echo built >"$2"; shift; done
 """
 
 
+def sources() -> list[str]:
+    return [f"{library.folder}/{name.replace('*', 'one')}" for library in LIBRARIES for name in library.sources]
+
+
 def sdist(path: Path) -> None:
-    names = [f"common/{name}" for name in (*chat_library.SOURCES, "parsers/gemma4.cpp", "jinja/lexer.cpp")]
     with tarfile.open(path, "w:gz") as archive:
-        for name in (*names, "tools/server.cpp", "models/templates/a.jinja"):
+        for name in (*sources(), "tools/server.cpp", "models/templates/a.jinja"):
             archive.addfile(tarfile.TarInfo(f"llama_cpp_python-0.1/vendor/llama.cpp/{name}"), io.BytesIO())
 
 
 def build(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     given = ("--source", f"{folder}/engine.tar.gz", "--engine", "/engine", "--into", f"{folder}/venv", *more)
     environment = {**os.environ, "CXX": f"{folder}/c++", "ASKED": f"{folder}/asked"}
-    command = (sys.executable, str(chat_library.__file__), *given)
+    command = (sys.executable, str(engine_libraries.__file__), *given)
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60, cwd="/")
 
 
@@ -39,18 +44,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_library_is_built_where_the_chat_process_loads_it(folder: Path) -> None:
+def test_libraries_are_built_where_the_worker_loads_them(folder: Path) -> None:
     sdist(folder / "engine.tar.gz")
     done = build(folder)
     assert (done.returncode, done.stderr) == (0, "")
-    assert [path.relative_to(folder / "venv") for path in folder.glob("venv/**/*.*")] == [chat_library.LIBRARY]
-    assert Path(sys.prefix) / chat_library.LIBRARY == library.PATH
+    assert {path.relative_to(folder / "venv") for path in folder.glob("venv/**/*.*")} == {CHAT.file, IMAGES.file}
+    assert (Path(sys.prefix) / CHAT.file, Path(sys.prefix) / IMAGES.file) == (library.PATH, images.LIBRARY)
     asked = (folder / "asked").read_text().splitlines()
-    compiled = {word.rpartition("/")[2] for line in asked for word in line.split() if word.endswith(".cpp")}
-    assert compiled == {*chat_library.SOURCES, "gemma4.cpp", "lexer.cpp", "aimesh_chat.cpp"}
-    (linked,) = (line for line in asked if "-lllama" in line)
-    assert "-L/engine" in linked
-    assert linked.count(".o ") == len(compiled), "every object"
+    compiled = [word.partition("/llama.cpp/")[2] for line in asked for word in line.split() if word.endswith(".cpp")]
+    assert sorted(compiled) == sorted(["", *sources()]), "and our own file"
+    chat, images_line = (line for line in asked if "-lllama" in line)
+    assert "-L/engine" in chat
+    assert "-L/engine" in images_line
+    assert (chat.count(".o "), images_line.count(".o ")) == (len(CHAT.sources) + 1, len(IMAGES.sources)), "every object"
 
 
 def test_source_that_lacks_a_file_is_refused_and_leaves_no_library(folder: Path) -> None:

@@ -1,0 +1,115 @@
+"""Build libaimesh_chat and libaimesh_images (stack/servers/engine_libraries.py) from the sdist that the engine's wheel is built from.
+
+    python -m tools.engine_libraries [--background]
+
+does nothing if both in .venv are current. Otherwise it compiles what is missing in the cache (100 files of llama.cpp, once, 4 minutes of
+processor time) and our own file. With --background it returns at once, and models that are loaded later use them. The cache also keeps the
+templates of the sdist, for tests.
+"""
+
+import fcntl
+import hashlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from stack.servers import engine_libraries
+from stack.servers.engine_libraries import FLAGS, LIBRARIES, LINKER_FLAGS, BuildFailed, EngineLibrary
+from tools import setup, setup_steps
+from tools.setup_steps import VENV, SetupFailed
+
+_WAITING = """Now two libraries of llama.cpp are being built in the background (4 minutes). Models that are loaded after it show their
+thoughts apart, use tools in their own format and see images: aicli models unload NAME, or make down and make up.
+"""
+
+
+def cache_folder() -> Path:
+    """Return the folder of the source and of what is compiled, named by everything that they are made of."""
+    facts = "\n".join(
+        [*FLAGS, *(word for each in LIBRARIES for word in (*each.flags, *each.sources, *each.kept)), engine_libraries.compiler()]
+    )
+    name = f"{setup.engine_version()}-{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    return setup.cache_folder().parent / "libraries" / name
+
+
+def templates_folder() -> Path:
+    """Return the folder of the templates in llama.cpp's source; it exists once the libraries were built."""
+    return cache_folder() / "source" / "models" / "templates"
+
+
+def is_current(library: EngineLibrary) -> bool:
+    stamp = _stamp(library)
+    return (VENV / library.file).exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == _key(library)
+
+
+def ensure() -> None:
+    """Build the libraries in .venv that are not current. Raises SetupFailed and BuildFailed."""
+    missing = [library for library in LIBRARIES if not is_current(library)]
+    if not missing:
+        return
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        source = folder / "source"
+        if not source.is_dir():
+            with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as place:
+                _, sdist = fetch_engine_source(Path(place))
+                engine_libraries.unpack(sdist, Path(place)).rename(source)
+        for library in missing:
+            with setup_steps.progress(f"building {library.file.stem}, {library.purpose}"):
+                objects = library.compile(source, folder / library.name)
+                library.link(objects, source, setup.packages_folder() / "llama_cpp" / "lib", VENV / library.file)
+            _stamp(library).write_text(_key(library), encoding="utf-8")
+
+
+def fetch_engine_source(place: Path) -> tuple[Path, Path]:
+    """Fetch the engine's sdist. Return the programs of its build tools, and the sdist."""
+    tools, download = place / "tools" / "bin", place / "sdist"
+    setup_steps.run("preparing the source of llama.cpp", sys.executable, "-m", "venv", str(tools.parent))
+    pip = (str(tools / "python"), "-m", "pip", "--disable-pip-version-check")
+    setup_steps.run("installing its build tools", *pip, "install", "--require-hashes", "-r", str(setup.LOCKS / "engine-build.lock"))
+    # pip asks the sdist for its metadata, which needs the build tools of the lock.
+    fetch = (*pip, "download", "--no-build-isolation", "--no-deps", "--no-binary", setup.ENGINE, "--require-hashes", "-d", str(download))
+    setup_steps.run(f"fetching the source of {setup.ENGINE} {setup.engine_version()}", *fetch, "-r", str(setup.only(setup.ENGINE, place)))
+    (sdist,) = download.glob("*.tar.gz")
+    return tools, sdist
+
+
+def _stamp(library: EngineLibrary) -> Path:
+    """Return the file with the key of the library in .venv."""
+    return VENV / f".aimesh-{library.name}"
+
+
+def _key(library: EngineLibrary) -> str:
+    own = b"" if library.binding is None else library.binding.read_bytes()
+    return f"{cache_folder().name}-{hashlib.sha256(own + ' '.join(LINKER_FLAGS).encode()).hexdigest()[:12]}"
+
+
+def _begin(*command: str) -> None:
+    quiet = subprocess.DEVNULL
+    subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603 - our own command
+
+
+def main() -> int:
+    if not sys.platform.startswith("linux") or shutil.which(engine_libraries.compiler()) is None:
+        # With a wheel of the engine, a machine may have no compiler. Then it does without the libraries.
+        return 0
+    if "--background" in sys.argv[1:]:
+        if not all(map(is_current, LIBRARIES)):
+            _begin(sys.executable, "-m", "tools.engine_libraries")
+            print(_WAITING, end="")
+        return 0
+    try:
+        ensure()
+    except (SetupFailed, BuildFailed, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
