@@ -29,7 +29,8 @@ def describe(settings: InferenceSettings, model: str, budget: MemoryBudget) -> I
         header = gguf_header.check_parts(entry.file)
     except NotAModel as error:
         raise errors.BadSettings(f"{model} can't be loaded: {error}", hint="name another file or model") from error
-    plan = load_plan.plan(header, _size(entry), entry, budget, [_size(other) for other in others])
+    projector_bytes = entry.projector.stat().st_size if entry.projector is not None else 0
+    plan = load_plan.plan(header, _size(entry), entry, budget, [_size(other) for other in others], projector_bytes=projector_bytes)
     yield f"{entry.name}: {entry.file}"
     yield from plan.reasons
     for adapter, problem in zip(entry.adapters, gguf_header.check_adapters(entry.file, [one.file for one in entry.adapters]), strict=True):

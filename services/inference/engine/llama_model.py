@@ -127,6 +127,8 @@ class LlamaModel:
             raise errors.BadRequest("the model's chat template does not show each image once", hint="put images into messages of the user")
         prompt = self._images.lay_out([self._vocabulary.cut(text) for text in texts], images, bos=self._vocabulary.first)
         sequence.check_fits(max(1, len(prompt.tokens)), self.context_tokens)
+        if any(span.is_whole and span.end - span.start > self._image_batch.rows for span in prompt.spans):
+            raise errors.BadRequest("messages: an image takes more tokens than this model reads at once", hint="send it in another shape")
         began = time.perf_counter()
         rows = self._images.encode(prompt, images, salt=command.salt, is_wanted=is_wanted)
         return ImagePrompt(HashedTokens(prompt.tokens, tuple(prompt.spans)), rows, time.perf_counter() - began)
@@ -314,6 +316,7 @@ class _ImageBatch:
     """llama.cpp's arrays of one batch with embeddings of an image."""
 
     def __init__(self, rows: int) -> None:
+        self.rows = rows
         self._counts = (ctypes.c_int32 * rows)(*[1] * rows)
         self._slot = (native.llama_seq_id * 1)()
         self._slots = (ctypes.POINTER(native.llama_seq_id) * rows)(*[ctypes.cast(self._slot, ctypes.POINTER(native.llama_seq_id))] * rows)

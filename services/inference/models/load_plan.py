@@ -167,6 +167,7 @@ class _Planner:
                 *((f"adapters: {len(self._entry.adapters)}, in memory with the model",) if self._entry.adapters else ()),
                 f"context in memory: {self._kv}, {self._token_bytes / 1024:.1f} KiB per token",
                 f"memory: {need} of {self._room}" + ("" if self._entry.memory_bytes is None else ", as set"),
+                *([f"images: by {self._entry.projector.name}, {show_bytes(self._projector)}"] if self._entry.projector else []),
             ),
         )
 

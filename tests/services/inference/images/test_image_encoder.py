@@ -46,7 +46,8 @@ def test_tokens_are_the_same_with_a_cached_prefix(model: LlamaModel) -> None:
         cached.append(count)
     spans = asked.begin(QUESTION, ONE, TWO, salt="a").hashed.spans
     assert cached[0] == 0
-    assert min(cached[1], cached[2]) > spans[-1].end, "the images were read again"
+    # A recurrent state only goes back to its last copy.
+    assert min(cached[1], cached[2] if model.can_cut else cached[1]) > spans[-1].end, "the images were read again"
 
 
 def test_another_image_is_never_a_hit(model: LlamaModel) -> None:
@@ -131,7 +132,8 @@ def test_prompts_with_images_come_back_from_the_prompt_cache(model: LlamaModel, 
         asked.ask(f"{number} is another text of another tenant, which needs a slot of its own", salt=f"b{number}")
     tokens, cached = asked.ask(QUESTION, ONE, TWO, salt="a")
     assert tokens == expected
-    assert cached > 40
+    # Slots with a recurrent state or a window are not restored.
+    assert (cached > 40) is (model.can_cut and not model._window)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,7 +2,9 @@
 
 import io
 import random
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -16,17 +18,38 @@ from tests import gguf_files
 from tests.gguf_files import LlamaShape, ProjectorShape
 
 SLOTS, CONTEXT, WIDTH = 8, 512, 64
-#: LLaVA's and two others, whose rows see each other, or whose positions have several coordinates.
-KINDS = ("mlp", "gemma3", "qwen2vl_merger")
+#: Projectors: LLaVA's and two others, whose rows see each other, or whose positions have several coordinates. Then models with a sliding
+#: window, and with recurrent states.
+KINDS = ("mlp", "gemma3", "qwen2vl_merger", "window", "hybrid")
 GREEDY = sampling.Parameters(0, 1, 0, 1, max_tokens=12, ignore_eos=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    projector: Literal["mlp", "gemma3", "qwen2vl_merger"]
+    sections: tuple[int, ...] = ()
+    window: int = 0
+    hybrid: bool = False
+
+
+_MODELS = {
+    "mlp": _Model("mlp"),
+    "gemma3": _Model("gemma3"),
+    "qwen2vl_merger": _Model("qwen2vl_merger", (2, 3, 3, 0)),
+    "window": _Model("gemma3", window=32),
+    "hybrid": _Model("mlp", hybrid=True),
+}
 
 
 def write(folder: Path, kind: str, *, width: int = WIDTH) -> LoadCommand:
     """Write a model and its projector, which is for models of this width."""
-    sections = (2, 3, 3, 0) if kind == "qwen2vl_merger" else ()
-    shape = LlamaShape(layers=2, embedding=WIDTH, heads=4, kv_heads=2, feed_forward=96, vocabulary=300, context=2048, sections=sections)
+    own = _MODELS[kind]
+    shape = LlamaShape(
+        layers=2, embedding=WIDTH, heads=4, kv_heads=2, feed_forward=96, vocabulary=300, context=2048,
+        sections=own.sections, window=own.window, hybrid=own.hybrid,
+    )  # fmt: skip
     gguf_files.write_llama(folder / "model.gguf", shape, weights="q8_0", seed=1)
-    gguf_files.write_projector(folder / "mmproj-model.gguf", ProjectorShape(kind=kind, width=width), seed=2)  # type: ignore[arg-type]
+    gguf_files.write_projector(folder / "mmproj-model.gguf", ProjectorShape(kind=own.projector, width=width), seed=2)
     return LoadCommand(str(folder / "model.gguf"), SLOTS, CONTEXT, 1, 0, KvMode.SHARED, projector=str(folder / "mmproj-model.gguf"))
 
 

@@ -133,6 +133,15 @@ def test_replicas(found: LoadPlan, devices: tuple[int | None, ...]) -> None:
     assert found.devices == devices, found.reasons
 
 
+def test_projector_counts_where_the_model_is() -> None:
+    for vram in ((), (24,)):
+        budget = MemoryBudget(64 * GIB, "a test", tuple(each * GIB for each in vram))
+        entry = CatalogEntry(name=ModelName("m"), file=Path("m.gguf"), slots=2, context_tokens=2048, projector=Path("mmproj.gguf"))
+        without, with_images = (load_plan.plan(LLAMA, 5 * GIB, entry, budget, projector_bytes=size) for size in (0, GIB))
+        assert (with_images.need.vram - without.need.vram, with_images.need.ram - without.need.ram) == ((GIB, 0) if vram else (0, GIB))
+        assert with_images.reasons[-2] == "images: by mmproj.gguf, 1.0 GiB"
+
+
 def test_smallest_gpu_sets_the_size_of_all_replicas() -> None:
     assert shape(plan(vram=(80, 12), replicas=None)) == shape(plan(vram=(12,)))
 

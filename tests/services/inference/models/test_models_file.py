@@ -219,6 +219,12 @@ def test_mistakes_in_programs(fields: str, mistake: str) -> None:
     assert mistake in found
 
 
+def test_projector_is_relative_to_the_file() -> None:
+    (found,) = entries("- {name: a, file: a.gguf, projector: mmproj-a.gguf}")
+    assert found.projector == found.file.with_name("mmproj-a.gguf")
+    assert not found.projector_is_optional
+
+
 def test_worker_settings_are_the_defaults() -> None:
     defaults = Defaults(slots=7, context_tokens=512, gpu_layers=3, keep_alive_seconds=60.0)
     reading = read("- {name: a, file: a.gguf}\n- {name: b, file: b.gguf, slots: 1, keep_alive: forever}", defaults=defaults)
