@@ -145,7 +145,7 @@ def run(channel: Channel, loop: EngineLoop, embeddings: EmbeddingLoop) -> None:
 def _run_images(images: TokenizeQueue) -> None:
     with suppress(OSError):
         # Of this thread, and of those that llama.cpp starts for it.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
     images.run()
 
 

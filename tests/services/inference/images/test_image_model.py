@@ -109,6 +109,17 @@ async def test_a_further_turn_reads_only_its_own_tokens(backend: LlamaBackend) -
     assert again.usage.cached_tokens < 80
 
 
+def niceness_of_threads(pid: int | None) -> set[int]:
+    # The 19th field of proc(5), behind a name in brackets.
+    return {int(stat.read_text().rpartition(")")[2].split()[16]) for stat in Path(f"/proc/{pid}/task").glob("*/stat")}
+
+
+async def test_answers_come_before_images_on_the_processor(backend: LlamaBackend) -> None:
+    await backend.generate(look(encoded(picture(1))), Reader())
+    found = niceness_of_threads(backend.engine_pid(NAME))
+    assert sorted(found) == [min(found), min(19, min(found) + 5)]
+
+
 async def test_text_answers_continue_while_images_are_read(backend: LlamaBackend) -> None:
     jobs = [look(encoded(picture(number, 200, 160)), text=f"Look {number}") for number in range(10, 16)]
     texts = [look(text=f"Only text {number}") for number in range(6)]
