@@ -84,8 +84,7 @@ def answers(loop: EngineLoop, *commands: StartGeneration) -> list[list[TokenLogp
 
 
 def is_same(mode: KvMode, alone: list[TokenLogprob], tokens: tuple[int, ...]) -> bool:
-    """Whether it is the same answer. In the SHARED layout, the batch may change last bits, and so the choice between tokens that are
-    equally likely."""
+    """Whether it is the same answer. In the SHARED layout, last bits depend on the batch, so equally likely tokens may be swapped."""
     for expected, token in zip(alone, tokens, strict=True):
         if token != expected.drawn.token_id:
             chances = {chance.token_id: chance.logprob for chance in expected.top}
