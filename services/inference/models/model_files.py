@@ -199,7 +199,7 @@ class ModelFile:
     async def ensure_looked(self) -> None:
         """Read the header, unless the file is unchanged since the last time."""
         looking, look = self._looking, self.look
-        if look is not None and look.stamps != await asyncio.to_thread(_stamps, self._entry.file) and self._looking is looking:
+        if look is not None and look.stamps != await asyncio.to_thread(self._stamps) and self._looking is looking:
             self._looking = self._hashing = None
         if self._looking is None:
             self._looking = self._begin(self._look_when_built())
@@ -232,6 +232,10 @@ class ModelFile:
                 self._changed()
             await asyncio.sleep(_LOOK_SECONDS)
         return await asyncio.to_thread(self._check)
+
+    def _stamps(self) -> Stamps:
+        """Identify what ``_check`` reads."""
+        return _stamps(self._entry.file)
 
     def _check(self) -> FileCheck:
         return _look(self._entry.file, self._entry.projector)
@@ -268,10 +272,13 @@ class AdapterFile(ModelFile):
             return ""
         return hashlib.sha256(f"{base}:{self.digest}:{self.adapter.scale}".encode()).hexdigest()
 
+    def _stamps(self) -> Stamps:
+        return super()._stamps() + _stamps(self._model)
+
     def _check(self) -> FileCheck:
-        stamps, self.refused = _stamps(self.adapter.file), ""
-        problem = gguf_header.check_adapters(self._model, [self.adapter.file])[0]
-        return FileCheck(stamps, None, sum(stamp.size for stamp in stamps), problem=problem)
+        stamps, self.refused = self._stamps(), ""
+        size = sum(stamp.size for stamp in super()._stamps())
+        return FileCheck(stamps, None, size, problem=gguf_header.check_adapters(self._model, [self.adapter.file])[0])
 
 
 def missing_engine(environment: Path = Path(sys.prefix)) -> str:

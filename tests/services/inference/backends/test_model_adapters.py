@@ -91,6 +91,16 @@ async def test_what_the_engine_refuses_is_known_until_the_file_is_another(site: 
         await generate(backend, SQL)
 
 
+async def test_an_adapter_is_checked_again_with_another_file_of_its_model(site: Site) -> None:
+    gguf_files.write_adapter(site.folder / "sql.gguf", replace(SHAPE, embedding=128), seed=2)
+    served = entry(site.folder)
+    async with site.backend(served) as backend:
+        await until(lambda: statuses(backend)[SQL].state is ModelState.FAILED)
+        gguf_files.write_llama(served.file, replace(SHAPE, embedding=128), weights="q8_0", seed=1)
+        await backend.load(A)
+        assert (statuses(backend)[SQL].state, statuses(backend)[SQL].detail) == (ModelState.READY, "")
+
+
 async def test_a_missing_adapter_and_a_missing_model(site: Site) -> None:
     gguf_files.write_adapter(site.folder / "law.gguf", SHAPE, seed=3)
     served = entry(site.folder)
