@@ -116,6 +116,8 @@ def _mean(before: float, now: float, weight: float = _WEIGHT) -> float:
 
 #: An adapter with work gets at least every so many-th step, if no more adapters have work.
 TURN_STEPS = 4
+#: How much more the others must have waited: a change of adapters takes several milliseconds, because llama.cpp plans its memory anew.
+_STAY = 3
 
 
 class AdapterTurns:
@@ -132,7 +134,7 @@ class AdapterTurns:
         most = max(TURN_STEPS, len(work)) - 1
         if any(waited[adapter] + before >= most for before, adapter in enumerate(oldest)):
             return oldest[0]
-        return max(oldest, key=lambda adapter: work[adapter] * (waited[adapter] + 1))
+        return max(oldest, key=lambda adapter: work[adapter] * (waited[adapter] + 1) * (_STAY if self._waited.get(adapter) == 0 else 1))
 
     def record_step(self, chosen: int, work: Mapping[int, int]) -> None:
         self._waited = {adapter: 0 if adapter == chosen else self._waited.get(adapter, 0) + 1 for adapter in work}

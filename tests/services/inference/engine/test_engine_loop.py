@@ -397,7 +397,7 @@ def test_adapters_share_no_prefix_and_take_turns(mode: KvMode) -> None:
     assert all(adapter in model.adapters[at : at + 4] for adapter in range(3) for at in range(6, 30))
     for command in commands[3:]:
         handle(running, command)
-    reports = finish(running)
+        reports |= finish(running)
     assert [reports[number][0].cached_tokens for number in range(3, 6)] == [len(prompt) - 1] * 3
     assert all(text(each) == prompt for each in reports.values())
 

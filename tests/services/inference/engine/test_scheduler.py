@@ -404,13 +404,19 @@ def test_no_adapter_with_work_waits_too_long(work: list[dict[int, int]]) -> None
 
 
 def test_adapters_take_turns_by_their_work() -> None:
-    turns, work = AdapterTurns(), {0: 6, 1: 2, 2: 1}
-    chosen = []
-    for _ in range(400):
-        chosen.append(turns.choose(work))
-        turns.record_step(chosen[-1], work)
-    assert [chosen.count(adapter) for adapter in range(3)] == [200, 100, 100]
-    assert turns.choose({1: 1}) == 1
+    assert turns_of({0: 6, 1: 2, 2: 1}, 400) == "0012" * 100
+    assert turns_of({0: 6, 1: 1}, 12) == "000100010001"
+    assert turns_of({0: 1, 1: 1}, 12) == "001100110011", "a change takes time"
+    assert turns_of(dict.fromkeys(range(6), 1), 18) == "012345" * 3
+
+
+def turns_of(work: dict[int, int], steps: int) -> str:
+    turns, chosen = AdapterTurns(), ""
+    for _ in range(steps):
+        adapter = turns.choose(work)
+        turns.record_step(adapter, work)
+        chosen += str(adapter)
+    return chosen
 
 
 @pytest.mark.parametrize("mode", [EXACT, SHARED])
