@@ -17,15 +17,7 @@ from services.inference.engine.engine_messages import KvType, KvTypes, SplitMode
 from services.inference.engine.gguf_header import MAX_LAYERS
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import catalog, quantities, yaml_tree
-from services.inference.models.catalog import (
-    MAX_CHARACTERS,
-    CatalogAdapter,
-    CatalogReading,
-    Defaults,
-    LocatedEntry,
-    ModelProgram,
-    RemoteModel,
-)
+from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, LocatedEntry, ModelProgram, RemoteModel
 from services.inference.models.yaml_tree import Scalar, Tree, YamlFields, YamlList
 from services.inference.upstreams import Dialect
 from shared.types import ModelName
@@ -150,7 +142,7 @@ def _overrides(value: Tree) -> tuple[str, ...]:
     return texts
 
 
-def _adapters(value: Tree) -> tuple[CatalogAdapter, ...]:
+def _adapters(value: Tree) -> tuple[catalog.CatalogAdapter, ...]:
     """Read the adapters with their own names and relative files."""
     if not isinstance(value, YamlFields):
         raise ValueError("must have a field for each adapter, such as `sql: {file: sql.gguf, scale: 1}`")
@@ -162,14 +154,16 @@ def _adapters(value: Tree) -> tuple[CatalogAdapter, ...]:
     return tuple(adapters.values())
 
 
-def _adapter(name: str, value: Tree) -> CatalogAdapter:
+def _adapter(name: str, value: Tree) -> catalog.CatalogAdapter:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "latest":
         raise ValueError(f"{name[:40]!r}: the name of an adapter has letters, digits, dots, dashes and underscores, and isn't `latest`")
     pairs = value.pairs if isinstance(value, YamlFields) else ()
     fields = {key.text: one for key, one in pairs}
     if "file" not in fields or fields.keys() - {"file", "scale"} or len(fields) < len(pairs):
         raise ValueError(f"{name}: an adapter has the fields `file` and `scale`")
-    return CatalogAdapter(ModelName(name), _path(fields["file"]), _decimal(0.001, 100)(fields["scale"]) if "scale" in fields else 1.0)
+    return catalog.CatalogAdapter(
+        ModelName(name), _path(fields["file"]), _decimal(0.001, 100)(fields["scale"]) if "scale" in fields else 1.0
+    )
 
 
 def _digest(value: Tree) -> str:
@@ -347,14 +341,14 @@ class _File:
             entry = self.defaults.entry(file=Path(program["command"][0]), program=ModelProgram(**program), **values)
             self.reading.located.append(LocatedEntry(self._place(item, where), entry))
 
-    def _placed(self, adapter: CatalogAdapter, model: ModelName, item: YamlFields, where: str) -> CatalogAdapter:
+    def _placed(self, adapter: catalog.CatalogAdapter, model: ModelName, item: YamlFields, where: str) -> catalog.CatalogAdapter:
         """Return an adapter with the name under which it is served, and its whole path."""
         name = ModelName(f"{model}:{adapter.name}")
         try:
             catalog.check_name(name)
         except ValueError as error:
             self._mistake(item, f"{where}.adapters", str(error))
-        return CatalogAdapter(name, self.folder / adapter.file, adapter.scale)
+        return catalog.CatalogAdapter(name, self.folder / adapter.file, adapter.scale)
 
     def _values(self, item: YamlFields, where: str) -> Iterator[tuple[str, Any]]:
         """Yield the valid fields of an entry, and note mistakes in the others."""
