@@ -258,7 +258,7 @@ class LlamaModel:
             raise errors.ModelCrashed(f"llama_decode gave {status}: {self._log.why()}")
 
     def _use_adapter(self, number: int) -> None:
-        """Have the next batches computed with it. llama.cpp plans its memory anew if it is another one than before."""
+        """Have the next batches computed with it. llama.cpp plans its memory again if it is another one than before."""
         used = self._adapters[number - 1 : number] if number else ()
         adapters = (native.llama_adapter_lora_p_ctypes * 1)(*(adapter.adapter for adapter in used))
         native.llama_set_adapters_lora(self._context, adapters, len(used), (ctypes.c_float * 1)(*(adapter.scale for adapter in used)))

@@ -116,7 +116,7 @@ def _mean(before: float, now: float, weight: float = _WEIGHT) -> float:
 
 #: An adapter with work gets at least every so many-th step, if no more adapters have work.
 TURN_STEPS = 4
-#: How much more the others must have waited: a change of adapters takes several milliseconds, because llama.cpp plans its memory anew.
+#: How much more the others must have waited: a change of adapters takes several milliseconds, because llama.cpp plans its memory again.
 _STAY = 3
 
 
