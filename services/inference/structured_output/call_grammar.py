@@ -5,7 +5,7 @@ schema and comes at most once, in the schema's order. What is around the argumen
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
@@ -161,9 +161,13 @@ class _CallWriter:
         return written.get(part.type, "")
 
     def _choice(self, at: int, place: _Place, forced: bool) -> str:
-        kept = [one for one in self._inside(at) if place.only is None or place.only in self.find(one, "tool-arg")]
+        kept = [one for one in self._alternatives(at) if place.only is None or place.only in self.find(one, "tool-arg")]
         calling = [one for one in kept if forced and self.find(one, "tool-name")]
         return _either(self._write(one, place, forced=forced) for one in calling or kept)
+
+    def _alternatives(self, at: int) -> Iterator[int]:
+        for one in self._inside(at):
+            yield from self._alternatives(one) if self.parts[one].type == "choice" else (one,)
 
     def _rule(self, at: int, place: _Place, forced: bool) -> str:
         rule = self._inside(at)[0] if self.parts[at].type == "ref" else at
@@ -176,8 +180,8 @@ class _CallWriter:
 
     def _sequence(self, at: int, place: _Place, forced: bool) -> str:
         children = self._inside(at)
-        arguments = self.find(children[0], "tool-arg") if len(children) == 2 else ()
-        if arguments and arguments == self.find(children[1], "tool-arg"):
+        arguments = self.find(children[0], "tool-arg") if len(children) == 2 and place.tool else ()
+        if arguments and not self.find(children[0], "tool-name") and arguments == self.find(children[1], "tool-arg"):
             # Python's way: one or more with commas between them.
             behind = self._inside(children[1])[0]
             places = [replace(place, only=one) for one in arguments]
@@ -251,14 +255,16 @@ class _CallWriter:
             self._written.append(f"{self._made[key]} ::= {write()}")
         return self._made[key]
 
+    def _text_rule(self, written: str) -> str:
+        return self._named(written, lambda: written)
+
     def _list(self, pairs: list[tuple[str, str]], required: list[bool]) -> str:
         """Write one or more of these in their order: how each is written as the first, and behind another."""
         begin, rest = "", ""
         for (first, behind), is_required in zip(reversed(pairs), reversed(required), strict=True):
             start = f"{first} {rest}"
-            begin = start if is_required or not begin else f"({start} | {begin})"
-            written = f"({behind}){'' if is_required else '?'} {rest}"
-            rest = self._named(written, lambda written=written: written)  # type: ignore[misc]
+            begin = self._text_rule(start if is_required or not begin else f"{start} | {begin}")
+            rest = self._text_rule(f"({behind}){'' if is_required else '?'} {rest}")
         return begin
 
     # --- arguments ---

@@ -235,3 +235,27 @@ def test_text_or_a_number_is_read_as_the_template_reads_it() -> None:
     assert [text for text in ("a", "5", "null") if not fits(grammar, frame.replace("{}", text))] == []
     assert not fits(grammar, frame.replace("{}", "6"))
     assert fits(grammar_of_value("Qwen3-Coder", {"type": ["string", "integer"]}), frame.replace("{}", "any"))
+
+
+@pytest.mark.parametrize(
+    "name", ["MiniMax-M2", "Qwen3-Coder", "google-gemma-4-31B-it", "MiniMax-M3", "NousResearch-Hermes-3-Llama-3.1-8B-tool_use"]
+)
+def test_as_many_tools_as_a_request_may_have_fit_the_limits(name: str) -> None:
+    tools = tuple(Tool(f"tool_{number}", "", WEATHER.parameters) for number in range(128))
+    request = RenderPrompt(
+        (USER,), tuple({"type": "function", "function": {"name": tool.name, "parameters": PARAMETERS}} for tool in tools)
+    )
+    parser = written(name).template.render(request).parser
+    BYTES.compile(output_formats.grammar_of_calls(parser, tools, None, parallel=True, strict=True), "tools")
+
+
+def test_call_may_follow_another_one_of_the_same_tool() -> None:
+    call = written("Qwen3-Coder").call(GOOD).removesuffix("<|im_end|>\n")
+    assert fits(written("Qwen3-Coder").grammar, call * 3)
+
+
+def test_objects_of_gemma_may_have_many_properties() -> None:
+    schema: dict[str, object] = {"type": "object", "properties": {f"p{number:03}": {"type": "integer"} for number in range(200)}}
+    grammar = grammar_of_value("google-gemma-4-31B-it", schema)
+    for text, is_right in (("{}", True), ("{p003:1,p150:2}", True), ("{p150:2,p003:1}", False), ("{p003:1,p003:1}", False)):
+        assert fits(grammar, f"<|tool_call>call:f{{x:{text}}}<tool_call|>") is is_right
