@@ -1,5 +1,6 @@
 """The chat process of a loaded model, and what a worker wants from it. All replicas of the model share it."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from services.inference.backend_interface import Sink
@@ -54,7 +55,8 @@ class ModelChat:
         request = prompt_plan.request_of(job, can, defaults)
         rendered = await client.render(request)
         budget = prompt_plan.budget_of(job.requested, defaults, thinking=request.thinking)
-        return prompt_plan.prepared(job, rendered, budget), rendered
+        # The grammar of many tools takes half a second of processor time.
+        return await asyncio.to_thread(prompt_plan.prepared, job, rendered, budget), rendered
 
     def _raw_text(self, messages: tuple[ChatMessage, ...]) -> str:
         if len(messages) == 1:

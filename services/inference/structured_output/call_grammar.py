@@ -20,6 +20,8 @@ MOST_CALLS, _MOST_DIGITS, _MOST_CHARACTERS = 16, 3, 64
 #: As in llama.cpp. Not a part of other terminals: where it could belong to two, llguidance would see only the longer one.
 _SPACE = r": / |\n{1,2}[ \t]{0,20}/"
 _UNIONS = ("anyOf", "oneOf", "allOf")
+#: A maxLength that no answer reaches.
+_UNLIMITED = 1_000_000
 _ANY_OBJECT = '{"type":"object"}'
 _GEMMA_QUOTE = '<|"|>'
 
@@ -273,22 +275,24 @@ class _CallWriter:
         """Return where a schema's references lead to, and what is there; an empty schema for anything."""
         return json_schema.resolved(self._schemas.get(place.tool, True), place.pointer)
 
-    def _members(self, place: _Place) -> Iterable[tuple[str, Schema]]:
-        """Yield the schema at a place, or those that it combines."""
-        pointer, schema = self._resolved(place)
-        parts = [f"{pointer}/{key}/{index}" for key in _UNIONS for index in range(len(_list(schema.get(key))))]
-        if not parts or "properties" in schema:
-            yield pointer, schema
-        for part in parts:
-            yield from self._members(replace(place, pointer=part))
+    def _members(self, place: _Place) -> dict[str, Schema]:
+        """Return the schema at a place, or those that it combines, by their place. Each once: they may refer to each other."""
+        found: dict[str, Schema] = {}
+        waiting = [place.pointer]
+        while waiting:
+            pointer, schema = json_schema.resolved(self._schemas.get(place.tool, True), waiting.pop())
+            if pointer not in found:
+                found[pointer] = schema
+                waiting += (f"{pointer}/{key}/{index}" for key in _UNIONS for index in range(len(_list(schema.get(key)))))
+        return {pointer: schema for pointer, schema in found.items() if "properties" in schema or not schema.keys() & set(_UNIONS)}
 
     def _argument(self, place: _Place, name: str) -> _Place:
-        owners = (pointer for pointer, schema in self._members(place) if name in _dict(schema.get("properties")))
+        owners = (pointer for pointer, schema in self._members(place).items() if name in _dict(schema.get("properties")))
         return _Place(place.tool, f"{next(owners, '/unknown')}/properties/{_escaped(name)}")
 
     def _is_required(self, place: _Place, argument: int) -> bool:
         name = self._name(argument, "tool-arg-name")
-        return any(name in _list(schema.get("required")) for _, schema in self._members(place))
+        return any(name in _list(schema.get("required")) for schema in self._members(place).values())
 
     def _json(self, _: int, place: _Place, _forced: bool = False) -> str:
         return self._checked_json(self._texts.get(place.tool, "{}"), place.pointer)
@@ -308,13 +312,15 @@ class _CallWriter:
         """Write a text and the delimiter that ends it."""
         if not delimiter:
             raise FormatRefused("the template's texts have no end")
-        members = list(self._members(place)) if is_argument else [("", {"maxLength": _MOST_CHARACTERS})]
-        schema, never = members[0][1] if len(members) == 1 else {}, place.never
+        members = list(self._members(place).values()) if is_argument else [{"maxLength": _MOST_CHARACTERS}]
+        schema, never = members[0] if len(members) == 1 else {}, place.never
         least, most = _count(schema.get("minLength"), 0), _count(schema.get("maxLength"), -1)
+        if least > json_schema.MOST_REPEATS:
+            raise FormatRefused(f"${place.pointer}.minLength: {least} is more than the maximum of {json_schema.MOST_REPEATS}")
         count = max(least, 1 if never else 0)
         # The delimiter can't begin where the text may not end yet.
         begin = f"[^{re.escape(delimiter[0] + never[:1])}]{{{count}}}" if count else ""
-        text = f"({begin}(?s:.{{0,{max(0, most - count) if most >= 0 else ''}}})){'?' if never and not least else ''}"
+        text = f"({begin}(?s:.{{0,{max(0, most - count) if 0 <= most < _UNLIMITED else ''}}})){'?' if never and not least else ''}"
         return self._give(f"[lazy]: {lark.regex(text + re.escape(delimiter))}")
 
     def _one_of(self, place: _Place) -> str:
@@ -327,7 +333,7 @@ class _CallWriter:
     def _values(self, place: _Place) -> list[Json] | None:
         """Return the values that a text may have; None for any."""
         found: list[Json] = []
-        for _, schema in self._members(place):
+        for schema in self._members(place).values():
             types = schema.get("type", "string")
             if "const" in schema or "enum" in schema:
                 found += _fixed(schema)

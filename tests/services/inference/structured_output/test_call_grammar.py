@@ -259,3 +259,30 @@ def test_objects_of_gemma_may_have_many_properties() -> None:
     grammar = grammar_of_value("google-gemma-4-31B-it", schema)
     for text, is_right in (("{}", True), ("{p003:1,p150:2}", True), ("{p150:2,p003:1}", False), ("{p003:1,p003:1}", False)):
         assert fits(grammar, f"<|tool_call>call:f{{x:{text}}}<tool_call|>") is is_right
+
+
+@pytest.mark.parametrize("name", ["MiniMax-M2", "google-gemma-4-31B-it", "MiniMax-M3", "Qwen3-Coder"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_schemas_that_refer_to_each_other_take_no_exponential_time(name: str, strict: bool) -> None:
+    """Each of 40 leads to the next one twice, so there are 2**40 paths."""
+    links = {f"a{level}": {"anyOf": [{"$ref": f"#/$defs/a{level + 1}"}] * 2} for level in range(40)}
+    definitions = {
+        **links,
+        "a40": {"type": "string", "enum": ["end"]},
+        "loop": {"anyOf": [{"$ref": "#/$defs/loop"}, {"$ref": "#/$defs/a40"}]},
+    }
+    for first in ("a0", "loop"):
+        parameters = {"type": "object", "properties": {"x": {"$ref": f"#/$defs/{first}"}}, "required": ["x"], "$defs": definitions}
+        # llama.cpp itself is asked for something simple: it would follow every path, in a process that may end.
+        simple = {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]}
+        tool: dict[str, object] = {"type": "function", "function": {"name": "f", "parameters": simple}}
+        parser = written(name).template.render(RenderPrompt((USER,), (tool,))).parser
+        grammar = output_formats.grammar_of_calls(parser, (Tool("f", "", json.dumps(parameters)),), None, parallel=False, strict=strict)
+        assert len(grammar) < 50_000
+
+
+@pytest.mark.parametrize("least", [1001, 10**9])
+def test_long_least_texts_are_refused(least: int) -> None:
+    for name in ("MiniMax-M2", "google-gemma-4-31B-it"):
+        with pytest.raises(errors.BadRequest, match=f"{least} is more than the maximum of 1000"):
+            grammar_of_value(name, {"type": "string", "minLength": least}, strict=False)
