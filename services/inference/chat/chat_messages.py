@@ -70,12 +70,7 @@ ChatRequest = OpenTemplate | RenderPrompt | ParseAnswer | DecodeImage
 
 
 class TemplateCapabilities(_Tagged, frozen=True):
-    supports_tools: bool
-    supports_tool_calls: bool
-    supports_parallel_tool_calls: bool
-    supports_system_role: bool
     supports_reasoning_effort: bool
-    supports_thinking: bool
     #: A call that the template wrote was read back (`template_probe`). Else tools need the generic form.
     reads_calls: bool = False
     #: Special tokens whose text belongs to answers.

@@ -56,7 +56,7 @@ class PlainTemplate:
             with suppress(NotUnderstood):
                 self.render(RenderPrompt(({"role": "user", "content": "Hello."},), variables={"tools": None}))
                 self._given["tools"] = None
-        self.capabilities = TemplateCapabilities(False, False, False, False, False, False)
+        self.capabilities = TemplateCapabilities(supports_reasoning_effort=False)
 
     def render(self, request: RenderPrompt) -> RenderedPrompt:
         """Raises NotUnderstood, with the line."""

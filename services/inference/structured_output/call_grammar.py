@@ -73,7 +73,7 @@ def to_lark(parser: str, schemas: Mapping[str, str], *, parallel: bool, strict: 
     ``strict``, one that is not supported allows any JSON. ``otherwise``: see `gbnf.to_lark`. Raises FormatRefused."""
     try:
         return _CallWriter(_arena(parser), schemas, parallel=parallel, strict=strict).write(otherwise)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, RecursionError, LookupError) as error:
         raise FormatRefused(f"the grammar of calls can't be written: {error}") from error
 
 

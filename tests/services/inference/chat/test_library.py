@@ -37,8 +37,6 @@ def template(chat: ChatLibrary) -> Iterator[OpenedTemplate]:
 
 
 def test_call_is_rendered_and_read(chat: ChatLibrary, template: OpenedTemplate) -> None:
-    assert template.capabilities.supports_tools
-    assert template.capabilities.supports_tool_calls
     rendered = template.render(RenderPrompt((USER,), (TOOL,)))
     assert rendered.prompt.endswith("What is the weather?<|im_end|>\n<|im_start|>assistant\n")
     assert [trigger.value for trigger in rendered.triggers] == ["<tool_call>\n"]
@@ -54,7 +52,7 @@ def test_arguments_are_read_while_they_are_written(chat: ChatLibrary, template: 
 
 
 def test_thoughts_are_apart(chat: ChatLibrary, template: OpenedTemplate) -> None:
-    assert template.capabilities.supports_thinking
+    assert not template.capabilities.supports_reasoning_effort
     rendered = template.render(RenderPrompt((USER,)))
     assert (rendered.thinking_start, "</think>" in rendered.thinking_ends) == ("<think>", True)
     read = chat.parse(ParseAnswer(rendered.parser, "<think>\nHm.\n</think>\n\nRain."))

@@ -136,7 +136,7 @@ def test_arguments_are_constrained_from_the_trigger_on() -> None:
 
 @pytest.fixture
 def can() -> TemplateCapabilities:
-    return TemplateCapabilities(True, True, True, True, True, True)
+    return TemplateCapabilities(supports_reasoning_effort=True)
 
 
 THINKS = RenderedPrompt("p", "<think>", (), True, "<think>", ("</think>",), (), (), "x")
