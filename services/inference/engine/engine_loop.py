@@ -128,14 +128,11 @@ class EngineLoop:
             )
         return size
 
-    def tokenize(self, command: StartGeneration) -> HashedTokens:
+    def tokenize(self, command: StartGeneration) -> ImagePrompt:
         """Tokenize the prompt and compile the grammar for ``begin``. Raises BadRequest."""
-        return HashedTokens(self._compute.prompt_tokens(command.prompt))
+        return ImagePrompt(HashedTokens(self._compute.prompt_tokens(command.prompt)))
 
-    def begin(self, command: StartGeneration, prompt: HashedTokens) -> GenerationAccepted | GenerationRefused:
-        return self.begin_with_images(command, ImagePrompt(prompt))
-
-    def begin_with_images(self, command: StartGeneration, prompt: ImagePrompt) -> GenerationAccepted | GenerationRefused:
+    def begin(self, command: StartGeneration, prompt: ImagePrompt) -> GenerationAccepted | GenerationRefused:
         try:
             started, delivered = [], ""
             for answer in range(command.parameters.n):
@@ -195,13 +192,7 @@ class EngineLoop:
         context_tokens = self._compute.context_tokens
         # What an adapter computed is of no use to another one.
         salt = f"{command.adapter}:{command.salt}" if command.salt else ""
-        started = sequence.start(
-            *(command.id, answer, prompt.hashed, parameters),
-            context_tokens=context_tokens,
-            salt=salt,
-            adapter=command.adapter,
-            rows=prompt.rows,
-        )
+        started = sequence.start(command.id, answer, prompt, parameters, context_tokens=context_tokens, salt=salt, adapter=command.adapter)
         delivered = "".join(started.replay(token, self._compute.piece(token)) for token in command.delivered)
         # Samplers reserve memory for max_tokens, so pass the real limit.
         limited = msgspec.structs.replace(parameters, max_tokens=started.limit)

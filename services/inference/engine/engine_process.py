@@ -227,7 +227,7 @@ class CommandQueues:
                 self.texts.submit(command.id, size, partial(loop.tokenize, command), partial(loop.begin, command))
                 return
             read = partial(loop.read_images, command, images, partial(self.images.is_current, command.id))
-            self.images.submit(command.id, sum(len(image.rgb) for image in images), read, partial(loop.begin_with_images, command))
+            self.images.submit(command.id, sum(len(image.rgb) for image in images), read, partial(loop.begin, command))
         elif isinstance(command, engine_messages.ConvertTokens):
             converted = partial(engine_messages.ConversionResult, command.id)
             self.texts.submit(command.id, len(engine_messages.pack(command)), partial(loop.convert, command), converted)

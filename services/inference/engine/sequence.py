@@ -3,7 +3,6 @@
 import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from services.inference.engine.engine_messages import ThoughtBudget
 from services.inference.engine.prompt_cache import HashedTokens
@@ -158,18 +157,18 @@ class Sequence:
 def start(
     identity: int,
     answer: int,
-    prompt: HashedTokens,
+    prompt: ImagePrompt,
     parameters: Parameters,
     *,
     context_tokens: int,
     salt: str = "",
     adapter: int = 0,
-    rows: Mapping[int, object] = MappingProxyType({}),
 ) -> Sequence:
     """Create a sequence. Raises ContextExceeded if not even one token fits the context after the prompt."""
-    room = check_fits(len(prompt.tokens), context_tokens)
+    hashed = prompt.hashed.copy()
+    room = check_fits(len(hashed.tokens), context_tokens)
     limit = min(parameters.max_tokens or room, room)
-    return Sequence(identity, answer, prompt.copy(), len(prompt.tokens), limit, parameters, salt, adapter, rows)
+    return Sequence(identity, answer, hashed, len(hashed.tokens), limit, parameters, salt, adapter, prompt.rows)
 
 
 def already_complete() -> errors.BadRequest:

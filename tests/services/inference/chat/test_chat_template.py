@@ -303,7 +303,7 @@ def test_choice_of_a_tool_is_no_part_of_the_prompt() -> None:
 
 @built
 def test_special_tokens_in_calls_are_text_of_answers() -> None:
-    source = (tools_chat_library.templates_folder() / "google-gemma-4-31B-it.jinja").read_text(encoding="utf-8")
+    source = (engine_libraries.templates_folder() / "google-gemma-4-31B-it.jinja").read_text(encoding="utf-8")
     special = ("<bos>", "<eos>", "<|tool_call>", "<tool_call|>", '<|"|>', "<|image>")
     shown = ChatTemplate(chat_library(), OpenTemplate(source, "<bos>", "<eos>", special)).capabilities.shown
     assert shown == ("<|tool_call>", "<tool_call|>", '<|"|>')

@@ -484,7 +484,7 @@ def begin_with_images(running: EngineLoop, command: StartGeneration, *pixels: by
     """``#`` in the prompt stands for an image."""
     command = msgspec.structs.replace(command, prompt=PreparedPrompt(command.prompt.text.replace("#", IMAGE_MARK)))
     prompt = running.read_images(command, [AddImage(command.id, 1, len(each) // 3, each) for each in pixels], lambda: True)
-    accepted = running.begin_with_images(command, prompt)
+    accepted = running.begin(command, prompt)
     assert isinstance(accepted, GenerationAccepted)
     return accepted
 

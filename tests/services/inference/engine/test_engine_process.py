@@ -172,7 +172,7 @@ def test_long_texts_never_block_the_loop(letter: str) -> None:
     model = HeldModel(context_tokens=2**20, pool_tokens=2**21)
     loop = EngineLoop(model, slots=model.slots, mode=model.mode)
     command = generate(1, text)
-    tokens = HashedTokens(list(text.encode()))
+    tokens = ImagePrompt(HashedTokens(list(text.encode())))
     converted = ConvertTokens(2, text)
     spent = []
     for work in (

@@ -11,6 +11,7 @@ from services.inference.engine.kv_slots import KvMode, Slots
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import LEAST_TOKENS, TURN_STEPS, AdapterTurns, Feed, PrefillBudget, Scheduler, StepPlan
+from services.inference.engine.sequence import ImagePrompt
 from tests import tiers
 
 EXACT, SHARED = KvMode.EXACT, KvMode.SHARED
@@ -23,7 +24,7 @@ def make(
 ) -> sequence.Sequence:
     """Its prompt is its own number, again and again; ``length`` counts what was delivered."""
     made = sequence.start(
-        identity, answer, HashedTokens([identity] * prompt), PARAMETERS, context_tokens=CONTEXT, salt=salt, adapter=adapter
+        identity, answer, ImagePrompt(HashedTokens([identity] * prompt)), PARAMETERS, context_tokens=CONTEXT, salt=salt, adapter=adapter
     )
     made.limit = length
     for token in range(delivered):
@@ -272,7 +273,8 @@ def test_further_answers_wait_for_the_prompt_and_share_it(mode: KvMode) -> None:
 
 def with_page(identity: int, *, page: int = 100, own: int = 20, salt: str = "a") -> sequence.Sequence:
     """A chat that begins with the same page as all others."""
-    return sequence.start(identity, 0, HashedTokens([7] * page + [100 + identity] * own), PARAMETERS, context_tokens=CONTEXT, salt=salt)
+    prompt = ImagePrompt(HashedTokens([7] * page + [100 + identity] * own))
+    return sequence.start(identity, 0, prompt, PARAMETERS, context_tokens=CONTEXT, salt=salt)
 
 
 def read_of(run: Run) -> int:
@@ -530,7 +532,7 @@ def step_seconds(mode: KvMode, prompts: list[list[int]]) -> list[float]:
     held = Slots(len(prompts), mode, capacity=len(prompts) * 21_000)
     scheduler = Scheduler(held, PrefillBudget(1024))
     for identity, prompt in enumerate(prompts):
-        one = sequence.start(identity, 0, HashedTokens(prompt), PARAMETERS, context_tokens=21_000, salt="a")
+        one = sequence.start(identity, 0, ImagePrompt(HashedTokens(prompt)), PARAMETERS, context_tokens=21_000, salt="a")
         one.limit = 200
         scheduler.submit(one)
     spent = []

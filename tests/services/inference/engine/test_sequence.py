@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from services.inference.engine import sequence
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
-from services.inference.engine.sequence import AppendedToken
+from services.inference.engine.sequence import AppendedToken, ImagePrompt
 from shared import errors
 from shared.types import FinishReason
 
@@ -14,7 +14,7 @@ STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
 def start(prompt: int = 4, context: int = 16, max_tokens: int | None = None) -> sequence.Sequence:
     parameters = Parameters(temperature=0, top_p=1, top_k=0, seed=0, max_tokens=max_tokens)
-    return sequence.start(1, 0, HashedTokens(list(range(prompt))), parameters, context_tokens=context)
+    return sequence.start(1, 0, ImagePrompt(HashedTokens(list(range(prompt)))), parameters, context_tokens=context)
 
 
 def replayed(pieces: list[bytes], **start_with: int | None) -> sequence.Sequence:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from services.inference.engine import tokenize_queue
 from services.inference.engine.engine_messages import GenerationAccepted, GenerationRefused
 from services.inference.engine.tokenize_queue import TokenizeQueue
 from shared import errors
@@ -112,9 +111,8 @@ def test_text_canceled_after_tokenization_has_no_result() -> None:
         assert not select.select([tokenizer.queue], [], [], 0)[0]
 
 
-def test_queued_texts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenize_queue, "MAX_WAITING_BYTES", 10)
-    with TokenizeQueue() as queue:
+def test_queued_texts_are_bounded() -> None:
+    with TokenizeQueue(10) as queue:
         tokenizer = Tokenizer(queue)
         tokenizer.submit(1, 6)
         tokenizer.submit(2, 4)

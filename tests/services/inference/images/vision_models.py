@@ -83,8 +83,8 @@ class Asked:
         self._identity += 1
         command = StartGeneration(self._identity, PreparedPrompt(text.replace("#", IMAGE_MARK)), GREEDY, salt, delivered)
         listed = [added(self._identity, image) for image in images]
-        prompt = self.loop.read_images(command, listed, lambda: True) if listed else ImagePrompt(self.loop.tokenize(command))
-        self.loop.begin_with_images(command, prompt)
+        prompt = self.loop.read_images(command, listed, lambda: True) if listed else self.loop.tokenize(command)
+        self.loop.begin(command, prompt)
         return prompt
 
     def finish(self) -> list[AnswerProgress]:
