@@ -166,5 +166,5 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         region=status.region,
         open_ended=True,
         abilities=status.abilities,
-        parent=status.parent,
+        is_adapter=status.parent is not None,
     )

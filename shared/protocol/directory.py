@@ -50,8 +50,13 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     open_ended: bool = False
     #: ``Ability`` or newer ones; empty from an older worker.
     abilities: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=32)], ...], msgspec.Meta(max_length=32)] = ()
-    #: The model whose adapter this is.
-    parent: Annotated[ModelName, msgspec.Meta(max_length=200)] | None = None
+    #: Its name is that of a model, a colon and that of an adapter.
+    is_adapter: bool = False
+
+    @property
+    def parent(self) -> ModelName | None:
+        """The model whose adapter this is. Not a field: 64 long names would not fit an announcement twice."""
+        return ModelName(self.name.rpartition(":")[0]) if self.is_adapter else None
 
     @property
     def sees_images(self) -> bool:

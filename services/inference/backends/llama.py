@@ -203,7 +203,7 @@ class LlamaBackend(Backend):
             pinned=self._cache.is_pinned(cached),
             memory_bytes=need.ram + need.vram,
             only_embeds=_only_embeds(cached),
-            abilities=abilities(_pooling(cached), only_embeds=_only_embeds(cached), sees_images=_sees_images(cached)),
+            abilities=_abilities(cached),
         )
 
 
@@ -240,11 +240,6 @@ def _only_embeds(cached: CachedModel) -> bool:
     return look is not None and look.header is not None and gguf_header.kv_bytes_per_token(look.header) == 0
 
 
-def _pooling(cached: CachedModel) -> PoolingKind | None:
-    look = cached.file.look
-    return None if look is None or look.header is None else look.header.pooling_type
-
-
 def _sees_images(cached: CachedModel) -> bool:
     """Ask the loaded model, or else its entry."""
     loaded = cached.loaded
@@ -253,12 +248,23 @@ def _sees_images(cached: CachedModel) -> bool:
     return cached.entry.projector is not None and images.LIBRARY.exists()
 
 
-def abilities(pooling: PoolingKind | None, *, only_embeds: bool, sees_images: bool = False) -> tuple[str, ...]:
-    """Return what a model can do besides answering text with text, as far as its file tells."""
+def _abilities(cached: CachedModel) -> tuple[str, ...]:
+    """Ask the loaded model, or else its file, which doesn't tell whether it thinks or fills gaps."""
+    look, only_embeds = cached.file.look, _only_embeds(cached)
+    header = None if look is None else look.header
+    found = cached.chat.abilities | ({Ability.IMAGES} if _sees_images(cached) else set())
+    return abilities(
+        None if header is None else header.pooling_type, found, writes=header is not None and not only_embeds, embeds=only_embeds
+    )
+
+
+def abilities(pooling: PoolingKind | None, found: Collection[Ability], *, writes: bool, embeds: bool) -> tuple[str, ...]:
+    """Return what a model can do besides answering text with text."""
     if pooling is PoolingKind.RANK:
         return (Ability.RERANK,)
-    embeds = pooling is not None or only_embeds
-    return (*((Ability.EMBEDDINGS,) if embeds else ()), *((Ability.IMAGES,) if sees_images else ()))
+    # A template without tools gets a generic form of them.
+    more = ({Ability.TOOLS} if writes else set()) | ({Ability.EMBEDDINGS} if pooling is not None or embeds else set())
+    return tuple(ability for ability in Ability if ability in more or ability in found)
 
 
 def _context_tokens(cached: CachedModel) -> int:

@@ -71,6 +71,8 @@ ChatRequest = OpenTemplate | RenderPrompt | ParseAnswer | DecodeImage
 
 class TemplateCapabilities(_Tagged, frozen=True):
     supports_reasoning_effort: bool
+    #: It shows thoughts apart from answers.
+    supports_thinking: bool = False
     #: A call that the template wrote was read back (`template_probe`). Else tools need the generic form.
     reads_calls: bool = False
     #: Special tokens whose text belongs to answers.

@@ -15,6 +15,7 @@ from shared import errors
 from shared.api.generation import LONG_SIDE, LOW_LONG_SIDE, ChatMessage, ImageDetail, ImagePart
 from shared.api.inference import RenderChat
 from shared.telemetry import logs
+from shared.types import Ability
 
 log = logs.get()
 
@@ -30,6 +31,8 @@ class ModelChat:
         self._can: TemplateCapabilities | None = None
         #: See ``Loaded.infill``.
         self._infill: tuple[str, ...] = ()
+        #: What the template and the vocabulary are for, also after the model was unloaded.
+        self.abilities: frozenset[Ability] = frozenset()
 
     async def open(self, loaded: Loaded) -> tuple[str, ...]:
         """Start the process with the template of a loaded model, and return the special tokens that belong to answers. Does nothing the
@@ -41,6 +44,8 @@ class ModelChat:
             template = OpenTemplate(loaded.chat_template, loaded.bos, loaded.eos, loaded.special)
             self._client = ChatClient(template, self._environment)
             self._can = await self._client.open()
+            thinks, fills = self._can.supports_thinking, bool(loaded.infill)
+            self.abilities = frozenset(({Ability.REASONING} if thinks else set()) | ({Ability.INFILL} if fills else set()))
             if self._can.unconfined:
                 log.warning("chat_unconfined", reason=self._can.unconfined)
         return self._can.shown

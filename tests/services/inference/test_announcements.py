@@ -7,14 +7,17 @@ import msgspec
 import pytest
 from prometheus_client import generate_latest
 
+from services.inference import announcements
 from services.inference.announcements import Announcements, WorkerPause
 from services.inference.backends.echo import EchoBackend
 from services.inference.backends.remote.http_server_client import UpstreamAccount
 from services.inference.engine_speed import EngineSpeed
-from shared.api.inference import ModelStatus
+from services.inference.models import catalog
+from shared.api.inference import ModelState, ModelStatus
 from shared.protocol import directory
-from shared.types import ModelName
+from shared.types import Ability, ModelName
 from tests.services.inference.standins import Node, until
+from tests.shared.protocol.test_directory import make_announcement
 
 
 def test_pause_survives_a_restart(tmp_path: Path) -> None:
@@ -39,6 +42,15 @@ async def test_pause_and_resume_are_reported_once_each(tmp_path: Path) -> None:
 
 async def test_without_a_file_there_is_nothing_to_watch() -> None:
     await WorkerPause(None).watch(lambda: None)
+
+
+def test_as_many_adapters_as_there_may_be_fit_an_announcement() -> None:
+    long = ModelName("m" * (catalog.MAX_NAME_CHARACTERS - 5))
+    status = ModelStatus(long, ModelState.READY, "", "llama", 32_768, 32, 32, 999, digest="d" * 64, abilities=tuple(Ability), parent=long)
+    offers = tuple(announcements._offer(ModelName(f"{long}:{number:04}"), status) for number in range(catalog.MAX_NAMES))
+    announced = make_announcement(models=offers)
+    assert directory.decode(directory.encode(announced)).models == offers
+    assert {offer.parent for offer in offers} == {long}
 
 
 async def test_removed_model_leaves_no_gauges() -> None:
@@ -82,6 +94,7 @@ async def test_adapters_are_offered_and_share_the_slots_of_their_model() -> None
 
 
 class ShrinkingBackend(EchoBackend):
+    has_engines = True
     is_empty = False
 
     def figures(self, _: ModelName) -> EngineSpeed:

@@ -234,12 +234,12 @@ def test_an_offer_is_read_by_versions_without_its_newest_fields() -> None:
         rests=True,
         region="eu",
         abilities=("images",),
-        parent=ModelName("gpt"),
+        is_adapter=True,
     )
     announcement = make_announcement(models=(offer,))
     assert directory.decode(directory.encode(announcement)).models == (offer,)
     fields = msgspec.structs.fields(ModelOffer)
-    newest = ["provider", "only_moderates", "rests", "region", "open_ended", "abilities", "parent"]
+    newest = ["provider", "only_moderates", "rests", "region", "open_ended", "abilities", "is_adapter"]
     assert [field.name for field in fields[-7:]] == newest, "fields of an array may only be appended"
     older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-6]], array_like=True)
     read = msgspec.msgpack.decode(msgspec.msgpack.encode(offer), type=older)

@@ -27,7 +27,7 @@ from services.inference.models.model_discovery import DEFAULT_MODEL
 from shared import errors
 from shared.api.generation import ChatMessage, FormatKind, Generation, OutputFormat, Tool, ToolCall, ToolChoice
 from shared.api.inference import Chunk, Detokenize, ModelState, RenderChat, Tokenize
-from shared.types import FinishReason, ModelName
+from shared.types import Ability, FinishReason, ModelName
 from tests import stopwatch
 from tests.services.inference.standins import Reader, Watch, job, until
 
@@ -454,14 +454,16 @@ async def test_two_models_alternate_in_memory_for_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pooling", "only_embeds", "expected"),
+    ("pooling", "found", "writes", "expected"),
     [
-        pytest.param(PoolingKind.RANK, True, ("rerank",), id="a model that only ranks"),
-        pytest.param(PoolingKind.RANK, False, ("rerank",), id="a decoder that ranks"),
-        pytest.param(PoolingKind.CLS, True, ("embeddings",), id="an embedding model"),
-        pytest.param(None, True, ("embeddings",), id="one without a word in its file"),
-        pytest.param(None, False, (), id="a model that answers"),
+        pytest.param(PoolingKind.RANK, (), False, ("rerank",), id="a model that only ranks"),
+        pytest.param(PoolingKind.RANK, (), True, ("rerank",), id="a decoder that ranks"),
+        pytest.param(PoolingKind.CLS, (), False, ("embeddings",), id="an embedding model"),
+        pytest.param(None, (), False, ("embeddings",), id="one without a word in its file"),
+        pytest.param(None, (), True, ("tools",), id="a model that answers"),
+        pytest.param(None, (Ability.IMAGES, Ability.REASONING), True, ("tools", "reasoning", "images"), id="one that thinks and sees"),
+        pytest.param(None, (Ability.INFILL,), True, ("tools", "infill"), id="one for code"),
     ],
 )
-async def test_abilities(pooling: PoolingKind | None, only_embeds: bool, expected: tuple[str, ...]) -> None:
-    assert llama.abilities(pooling, only_embeds=only_embeds) == expected
+async def test_abilities(pooling: PoolingKind | None, found: tuple[Ability, ...], writes: bool, expected: tuple[str, ...]) -> None:
+    assert llama.abilities(pooling, found, writes=writes, embeds=not writes) == expected
