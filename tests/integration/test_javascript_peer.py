@@ -49,6 +49,7 @@ MODELS = {
             "providers": [],
             "regions": [],
             "abilities": [],
+            "parent": None,
         }
     ]
 }
