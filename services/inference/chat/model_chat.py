@@ -60,6 +60,8 @@ class ModelChat:
         request = prompt_plan.request_of(job, can, defaults)
         rendered = await client.render(request)
         budget = prompt_plan.budget_of(job.requested, defaults, thinking=request.thinking)
+        if not job.requested.tools:
+            return prompt_plan.prepared(job, rendered, budget), rendered
         # The grammar of many tools takes half a second of processor time.
         return await asyncio.to_thread(prompt_plan.prepared, job, rendered, budget), rendered
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,9 @@ from shared.identity import private_file
 from shared.telemetry import logs
 
 T = TypeVar("T")
+
+#: Reading whole files takes minutes. In asyncio's own pool, which has few threads, a few large models would hold everything that needs one.
+_HASHING = ThreadPoolExecutor(thread_name_prefix="digests")
 
 log = logs.get()
 
@@ -212,7 +216,8 @@ class ModelFile:
             return
         if self._hashing is None:
             parts = model_folder.parts(self._entry.file)
-            self._hashing = self._begin(asyncio.to_thread(self._known.digest, parts, partial(_sha256, self._stopped)))
+            compute = partial(_sha256, self._stopped)
+            self._hashing = self._begin(_in_own_pool(self._known.digest, parts, compute))
         await asyncio.shield(self._hashing)
 
     async def ensure_served(self) -> None:
@@ -295,6 +300,10 @@ def missing_engine(environment: Path = Path(sys.prefix)) -> str:
         pass
     importlib.invalidate_caches()
     return "" if importlib.util.find_spec("llama_cpp") else "the engine is not installed; run `make up`"
+
+
+async def _in_own_pool(work: Callable[..., T], *arguments: object) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_HASHING, work, *arguments)
 
 
 def _result(task: asyncio.Task[T] | None) -> T | None:

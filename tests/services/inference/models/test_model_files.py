@@ -3,6 +3,8 @@
 import asyncio
 import fcntl
 import importlib.util
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from services.inference.models import model_discovery, model_files
 from services.inference.models.catalog import CatalogEntry
 from shared.types import ModelName
+from tests.services.inference.standins import until
 
 BUILDING = "the engine is being built, 41 of 83 steps, about 2 min left"
 
@@ -57,3 +60,29 @@ async def test_file_is_read_when_the_engine_is_built(monkeypatch: pytest.MonkeyP
     assert model.problem == ""
     assert model.look is not None
     assert model.look.header is not None
+
+
+async def test_files_that_are_being_read_hold_no_thread_that_others_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A request with tools or images needs one of asyncio's threads, of which there are six on two cores."""
+    released, entered = threading.Event(), list[int]()
+
+    def read_for_long(*_: object) -> str:
+        entered.append(1)
+        assert released.wait(60)
+        return "f" * 64
+
+    monkeypatch.setattr(model_files, "_sha256", read_for_long)
+    known = model_files.KnownDigests(None)
+    threads = min(32, (os.cpu_count() or 1) + 4)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        for number in range(threads):
+            file = tmp_path / f"{number}.gguf"
+            file.symlink_to(model_discovery.installed())
+            model = model_files.ModelFile(CatalogEntry(name=ModelName(f"m{number}"), file=file), tasks, lambda: None, known)
+            tasks.create_task(model.ensure_digest())
+        try:
+            await until(lambda: len(entered) == threads)
+            async with asyncio.timeout(20):
+                await asyncio.gather(*(asyncio.to_thread(int) for _ in range(threads)))
+        finally:
+            released.set()
