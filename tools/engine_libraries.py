@@ -3,8 +3,7 @@
     python -m tools.engine_libraries [--background]
 
 does nothing if both in .venv are current. Otherwise it compiles what is missing in the cache (100 files of llama.cpp, once, 4 minutes of
-processor time) and our own file. With --background it returns at once, and models that are loaded later use them. The cache also keeps the
-templates of the sdist, for tests.
+processor time) and our own file. With --background it returns at once, and models that are loaded later use them.
 """
 
 import fcntl

@@ -42,7 +42,7 @@ _STALE = frozenset({"MOVED", "CLUSTERDOWN", "READONLY", "LOADING", "MASTERDOWN"}
 def lanes(
     where: ValkeyUrl, trusted: ssl.SSLContext | None, tasks: asyncio.TaskGroup, number: int
 ) -> "Sequence[ValkeyConnection | ClusterLane]":
-    """Return so many lanes, each with connections of its own."""
+    """Return so many lanes, each with its own connections."""
     if not where.is_cluster:
         return [ValkeyConnection(where, trusted, tasks, partial(_find_primary, where)) for _ in range(number)]
     servers = _ClusterMap(where, tasks)

@@ -4,8 +4,7 @@
 
 takes 4 minutes of processor time and needs g++, on Linux. Run it after `pip install aimesh-server llama-cpp-python`, in the same virtual
 environment: without libaimesh_chat, thoughts stay in the text, and tools use a form that models don't know; without libaimesh_images, no
-model sees images. Container images have both, and `make up` builds them in a checkout (tools/engine_libraries.py). This needs only
-Python's own modules, because container images are built with it.
+model sees images. In a checkout, `make up` builds them. Only Python's own modules are imported, because container images are built with it.
 """
 
 import argparse
@@ -37,7 +36,6 @@ class EngineLibrary:
     """How a library is built. Its paths are below llama.cpp's folder."""
 
     name: str
-    #: For people.
     purpose: str
     folder: str
     #: Patterns below ``folder``.
@@ -55,11 +53,6 @@ class EngineLibrary:
     def file(self) -> Path:
         """Where the worker loads it from: below the virtual environment."""
         return Path("lib") / f"libaimesh_{self.name}.so"
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """What is unpacked for it."""
-        return (f"{self.folder}/", *(f"{folder}/" for folder in self.headers), *self.kept)
 
     def compile(self, source: Path, objects: Path) -> list[Path]:
         """Compile what has no file in ``objects`` yet, one file per processor at a time. Raises BuildFailed."""
@@ -138,7 +131,7 @@ def compiler() -> str:
 
 def unpack(sdist: Path, into: Path, kept: tuple[str, ...] = ()) -> Path:
     """Unpack these parts of llama.cpp, or those that the libraries need. Return its folder."""
-    kept = kept or tuple(part for library in LIBRARIES for part in library.parts)
+    kept = kept or tuple(part for library in LIBRARIES for part in (library.folder, *library.headers, *library.kept))
     with tarfile.open(sdist) as archive:
         members = [member for member in archive if member.name.partition("/vendor/llama.cpp/")[2].startswith(kept)]
         archive.extractall(into, members, filter="data")

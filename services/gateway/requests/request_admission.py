@@ -62,7 +62,7 @@ class RequestAdmission:
     quotas: Quotas
     ledger: Ledger
     dispatch: Dispatch
-    #: Runs what goes on beside answers.
+    #: Runs work beside answers.
     tasks: asyncio.TaskGroup
     directory: node_interface.NodeDirectory
     read_config: ReadConfig

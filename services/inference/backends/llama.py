@@ -253,9 +253,8 @@ def _abilities(cached: CachedModel) -> tuple[str, ...]:
     look, only_embeds = cached.file.look, _only_embeds(cached)
     header = None if look is None else look.header
     found = cached.chat.abilities | ({Ability.IMAGES} if _sees_images(cached) else set())
-    return abilities(
-        None if header is None else header.pooling_type, found, writes=header is not None and not only_embeds, embeds=only_embeds
-    )
+    pooling = None if header is None else header.pooling_type
+    return abilities(pooling, found, writes=header is not None and not only_embeds, embeds=only_embeds)
 
 
 def abilities(pooling: PoolingKind | None, found: Collection[Ability], *, writes: bool, embeds: bool) -> tuple[str, ...]:

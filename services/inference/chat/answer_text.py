@@ -122,7 +122,7 @@ class AnswerSeparator:
         return (yield from self._settle(text, len(text), last=last))
 
     def resume(self, delivered: str) -> Parsing:
-        """Go on behind a text of which all pieces were sent. The returned pieces are those, and must not be sent again."""
+        """Continue behind a text of which all pieces were sent. The returned pieces are those, and must not be sent again."""
         limit = self._find_limit(delivered)
         self._fresh.append(delivered)
         return (yield from self._settle(self._whole(), len(delivered) if limit is None else limit, last=False))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from services.inference.backend_interface import Sink
 from services.inference.chat import chat_messages, prompt_plan
@@ -60,10 +61,9 @@ class ModelChat:
         request = prompt_plan.request_of(job, can, defaults)
         rendered = await client.render(request)
         budget = prompt_plan.budget_of(job.requested, defaults, thinking=request.thinking)
-        if not job.requested.tools:
-            return prompt_plan.prepared(job, rendered, budget), rendered
+        prepare = partial(prompt_plan.prepared, job, rendered, budget)
         # The grammar of many tools takes half a second of processor time.
-        return await asyncio.to_thread(prompt_plan.prepared, job, rendered, budget), rendered
+        return (await asyncio.to_thread(prepare) if job.requested.tools else prepare()), rendered
 
     def _raw_text(self, messages: tuple[ChatMessage, ...]) -> str:
         if len(messages) == 1:

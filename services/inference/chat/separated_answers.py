@@ -1,7 +1,7 @@
 """Passes an engine's answers on to their reader: thoughts, content and tool calls apart, and only up to a stop sequence.
 
 A token is sent with the text that it settled, so that another worker can resume the answer behind any token: it reads the delivered text
-again, sends nothing of it, and goes on.
+again, sends nothing of it, and continues.
 """
 
 import hashlib

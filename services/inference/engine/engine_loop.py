@@ -43,7 +43,7 @@ class EngineModel(Protocol):
         ...
 
     def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
-        """The same for a prompt with images, which it encodes until the prompt isn't wanted. Runs in a thread of its own."""
+        """The same for a prompt with images, which it encodes until the prompt isn't wanted. Runs in its own thread."""
         ...
 
     def convert(self, command: ConvertTokens) -> bytes:

@@ -118,7 +118,7 @@ class LlamaModel:
         return self._vocabulary.tokens_of(prompt.text, context_tokens=self.context_tokens)
 
     def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
-        """Tokenize a prompt with images, and encode them. Raises BadRequest. Runs in a thread of its own."""
+        """Tokenize a prompt with images, and encode them. Raises BadRequest. Runs in its own thread."""
         if self._images is None:
             raise errors.BadRequest("this model cannot see images", hint="leave them out, or use another model")
         self._compile(command.prompt)
@@ -369,7 +369,7 @@ class _Checkpoints:
         return sum(len(state) for saved in self._saved.values() for state in saved.values())
 
     def take_over(self, place: SlotPlace) -> None:
-        """A slot gets the beginning of another one, or of its own tokens."""
+        """A slot gets the beginning of another slot, or keeps its own."""
         source = self._saved.get(place.slot if place.source is None else place.source, {})
         self._saved[place.slot] = {end: state for end, state in source.items() if end <= place.kept}
 

@@ -184,7 +184,7 @@ class ImageEncoder:
         return origin, next_one - origin
 
     def _rows(self, image: RawImage, salt: str, digest: bytes, number: int) -> tuple[Rows, ...]:
-        """Encode an image, unless it was lately for the same tenant."""
+        """Encode an image, unless it was encoded recently for the same tenant."""
         key = (salt, digest)
         if salt and key in self._cached:
             self._cached.move_to_end(key)

@@ -215,10 +215,12 @@ class ModelFile:
         if self.look is None or self.look.problem or self._entry.program is not None:
             return
         if self._hashing is None:
-            parts = model_folder.parts(self._entry.file)
-            compute = partial(_sha256, self._stopped)
-            self._hashing = self._begin(_in_own_pool(self._known.digest, parts, compute))
+            self._hashing = self._begin(self._hash())
         await asyncio.shield(self._hashing)
+
+    async def _hash(self) -> str:
+        parts, compute = model_folder.parts(self._entry.file), partial(_sha256, self._stopped)
+        return await asyncio.get_running_loop().run_in_executor(_HASHING, self._known.digest, parts, compute)
 
     async def ensure_served(self) -> None:
         """Make all checks that a load needs, and so set ``problem``."""
@@ -300,10 +302,6 @@ def missing_engine(environment: Path = Path(sys.prefix)) -> str:
         pass
     importlib.invalidate_caches()
     return "" if importlib.util.find_spec("llama_cpp") else "the engine is not installed; run `make up`"
-
-
-async def _in_own_pool(work: Callable[..., T], *arguments: object) -> T:
-    return await asyncio.get_running_loop().run_in_executor(_HASHING, work, *arguments)
 
 
 def _result(task: asyncio.Task[T] | None) -> T | None:

@@ -126,7 +126,7 @@ class ModelServer(ABC):
     models: RemoteModels
 
     def continues(self, job: GenerationJob, digest: str, *, is_text: bool) -> bool:
-        """Whether it can go on behind the delivered tokens of a model with this digest. ``is_text``: the answer is past its thoughts."""
+        """Whether it can continue behind the delivered tokens of a model with this digest. ``is_text``: the answer is past its thoughts."""
         return False
 
     @abstractmethod
