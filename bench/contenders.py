@@ -23,7 +23,7 @@ from services.inference.backends import llama
 from services.inference.backends.remote import openai
 from services.inference.backends.remote.remote_server import RemoteServer
 from services.inference.engine import engine_messages
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import KvMode
 from services.inference.models import catalog, memory, model_discovery
 from services.inference.upstreams import Upstream
 from shared.api.generation import FormatKind, OutputFormat, Sampling

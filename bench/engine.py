@@ -37,7 +37,7 @@ import numpy as np
 from bench import calls, contenders, processes, report, rivals, tenants
 from bench.contenders import CONSTRAINED, EVERYONE, LLAMA_SERVER, MODES, OURS, PYTHON_SERVER, Generate, Shape
 from bench.report import Options, Rows
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import KvMode
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.token_sampler import StepSampler, TokenSampler
 from services.inference.engine.vocabulary import ModelVocabulary

@@ -9,8 +9,7 @@ import msgspec
 import psutil
 from msgspec import Meta
 
-from services.inference.engine.engine_messages import KvType, KvTypes
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import KvMode, KvType, KvTypes
 from services.inference.models import quantities
 from services.inference.models.catalog import SERVER_SLOTS, Defaults
 from shared import model_sources, node
@@ -87,7 +86,7 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         KvMode,
         Variable(
             "ENGINE_KV_MODE",
-            "exact: the same seed always gives the same answer; shared: all answers share one pool of memory, and long prompts are faster",
+            "exact: the same seed always gives the same answer; shared: long prompts are faster with few slots, many slots share their memory",
         ),
     ] = KvMode.EXACT
     kv_type: Annotated[

@@ -17,7 +17,7 @@ from services.inference.engine.engine_messages import (
     StartGeneration,
     StepReport,
 )  # fmt: skip
-from services.inference.engine.kv_slots import KvMode, SlotPlace, Slots
+from services.inference.engine.kv_slots import KvLayout, SlotPlace, Slots
 from services.inference.engine.prompt_cache import HashedTokens, PromptCache, SavedPrompt
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed, PrefillBudget, Scheduler, StepPlan
@@ -29,6 +29,7 @@ from shared.types import FinishReason
 class EngineModel(Protocol):
     """The part of a model that the loop uses, implemented by `LlamaModel`. All methods block."""
 
+    layout: KvLayout
     context_tokens: int
     pool_tokens: int
     longest_token_bytes: int
@@ -98,7 +99,6 @@ class EngineLoop:
         compute: EngineModel,
         *,
         slots: int,
-        mode: KvMode,
         cache_bytes: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -107,7 +107,7 @@ class EngineLoop:
         self.convert, self.show, self.read_images = compute.convert, compute.show, compute.read_images
         self._clock = clock
         self._cache = PromptCache(cache_bytes)
-        held = Slots(slots, mode, capacity=compute.pool_tokens, can_cut=compute.can_cut, cache=self._cache)
+        held = Slots(slots, compute.layout, capacity=compute.pool_tokens, can_cut=compute.can_cut, cache=self._cache)
         held.on_loss = self._save
         self._scheduler = Scheduler(held, PrefillBudget(compute.step_tokens))
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import Parameters
 from shared import errors
 from shared.api.embedding import EmbeddingInput
@@ -21,6 +20,15 @@ from shared.types import FinishReason
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 _LENGTH = struct.Struct(">I")
+
+
+class KvMode(StrEnum):
+    EXACT = "exact"
+    SHARED = "shared"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "KvMode | None":
+        return cls.SHARED if value == "fast" else None  # the name of releases up to 0.2
 
 
 class KvType(StrEnum):

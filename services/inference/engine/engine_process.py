@@ -110,7 +110,7 @@ def _serve(channel: Channel) -> None:
         model_loading.check(gguf_header.check_parts(Path(load.path)), load)
         with llama_model.opened(load, lambda progress: channel.send(engine_messages.Loading(progress))) as model:
             channel.send(msgspec.structs.replace(model.describe(), unconfined=unconfined))
-            loop = EngineLoop(model, slots=load.slots, mode=load.kv_mode, cache_bytes=load.prompt_cache_bytes)
+            loop = EngineLoop(model, slots=load.slots, cache_bytes=load.prompt_cache_bytes)
             run(channel, loop, EmbeddingLoop(model.embedder))
     except (model_loading.LoadRefused, NotAModel) as refused:
         channel.send(engine_messages.LoadFailed(str(refused)))

@@ -3,9 +3,9 @@
 A slot is one of llama.cpp's sequence ids. The tokens of a finished answer stay in its slot as a cache until the slot is needed; a
 later prompt of the same tenant with the same prefix reuses them. There are two layouts:
 
-- ``EXACT``: every slot has its own cells. A prefix in another slot is copied with the whole slot, because llama.cpp can't copy parts
+- ``STREAMS``: every slot has its own cells. A prefix in another slot is copied with the whole slot, because llama.cpp can't copy parts
   between streams.
-- ``SHARED``: all slots share one pool of cells. A prefix in another slot is shared by reference; the pool may run out.
+- ``POOL``: all slots share one pool of cells. A prefix in another slot is shared by reference; the pool may run out.
 """
 
 import itertools
@@ -21,13 +21,9 @@ from services.inference.images.image_spans import ImageSpan, position_of
 WORTH_SHARING_TOKENS = 16
 
 
-class KvMode(StrEnum):
-    EXACT = "exact"
-    SHARED = "shared"
-
-    @classmethod
-    def _missing_(cls, value: object) -> "KvMode | None":
-        return cls.SHARED if value == "fast" else None  # the name of releases up to 0.2
+class KvLayout(StrEnum):
+    STREAMS = "streams"
+    POOL = "pool"
 
 
 #: The last token of a prompt is always computed: the answer is drawn from its logits.
@@ -83,11 +79,11 @@ class _Slot:
 class Slots:
     """After each decision, the caller must update llama.cpp's memory at once."""
 
-    def __init__(self, count: int, mode: KvMode, *, capacity: int, can_cut: bool = True, cache: PromptCache | None = None) -> None:
+    def __init__(self, count: int, layout: KvLayout, *, capacity: int, can_cut: bool = True, cache: PromptCache | None = None) -> None:
         """``cache``: what slots have lost; ``on_loss`` fills it."""
         self.on_loss: OnLoss = lambda slot, salt, tokens, held: None
         self._cache = cache or PromptCache(0)
-        self._mode = mode
+        self._layout = layout
         self._slots = [_Slot(number) for number in range(count)]
         #: Whether the model's memory can be cut back to any prefix. A recurrent state can't.
         self._can_cut = can_cut
@@ -127,7 +123,7 @@ class Slots:
         source = max(self._slots, key=lambda slot: (found[slot.number], -slot.number))
         if (saved := self._find_saved(wanted, salt, found[source.number])) is not None:
             return self._restore(idle, *saved, wanted, salt)
-        if self._mode is KvMode.SHARED:
+        if self._layout is KvLayout.POOL:
             return self._share(idle, source, found, wanted, salt)
         target, source = self._beside(idle, source, found)
         kept = found[source.number]
@@ -188,7 +184,7 @@ class Slots:
     def _find_saved(self, wanted: HashedTokens, salt: str, above: int) -> tuple[SavedPrompt, int] | None:
         most = len(wanted.tokens) - _LEFT
         saved = self._cache.find(wanted, salt, most, above) if self._can_cut and salt else None
-        if saved is None or self._mode is KvMode.EXACT:
+        if saved is None or self._layout is KvLayout.STREAMS:
             return saved
         # All of it needs cells at first. Only idle slots can be emptied for it.
         count = len(saved[0].tokens.tokens)
@@ -199,7 +195,7 @@ class Slots:
         self._report_loss(target, 0)
         self._take(target, salt, [])
         target.count, evicted = 0, []
-        while self._mode is KvMode.SHARED and self.free_cells < len(saved.tokens.tokens) and (slot := self.evict()) is not None:
+        while self._layout is KvLayout.POOL and self.free_cells < len(saved.tokens.tokens) and (slot := self.evict()) is not None:
             evicted.append(slot)
         target.tokens, target.count = wanted, kept
         self._add_cells(target, kept)
@@ -215,7 +211,7 @@ class Slots:
         self.on_loss(slot.number, slot.salt, tokens, held)
 
     def _share(self, idle: list[_Slot], source: _Slot, found: dict[int, int], wanted: HashedTokens, salt: str) -> SlotPlace:
-        """Choose a slot in the SHARED layout: the one whose loss costs least."""
+        """Choose a slot in the POOL layout: the one whose loss costs least."""
         kept = found[source.number]
         if kept and not source.busy and _is_spent(source, found):
             target = source
@@ -227,7 +223,7 @@ class Slots:
         return SlotPlace(target.number, kept, None if target is source or not kept else source.number, spans=wanted.spans)
 
     def _beside(self, idle: list[_Slot], best: _Slot, found: dict[int, int]) -> tuple[_Slot, _Slot]:
-        """Choose a slot and the source of its prefix, which may be the same, in the EXACT layout."""
+        """Choose a slot and the source of its prefix, which may be the same, in the STREAMS layout."""
         near = self._least_missed(idle)
         if found[best.number] < found[near.number] + WORTH_SHARING_TOKENS:
             return near, near
@@ -245,7 +241,7 @@ class Slots:
 
     def _is_lonely(self, slot: _Slot, busy: set[int]) -> bool:
         """Whether no neighbor is busy: in a step, llama.cpp only computes adjacent streams together."""
-        return self._mode is KvMode.EXACT and bool(busy) and not busy & {slot.number - 1, slot.number + 1}
+        return self._layout is KvLayout.STREAMS and bool(busy) and not busy & {slot.number - 1, slot.number + 1}
 
     def _busy(self) -> set[int]:
         return {slot.number for slot in self._slots if slot.busy}

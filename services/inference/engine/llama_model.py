@@ -16,7 +16,7 @@ import numpy as np
 from services.inference.engine import model_loading, sequence
 from services.inference.engine.embedding_context import EmbeddingContext
 from services.inference.engine.engine_messages import AddImage, ConvertTokens, LoadCommand, Loaded, PreparedPrompt, StartGeneration
-from services.inference.engine.kv_slots import KvMode, SlotPlace
+from services.inference.engine.kv_slots import KvLayout, SlotPlace
 from services.inference.engine.model_loading import NativeLog, NativeModel
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
@@ -52,10 +52,12 @@ class LlamaModel:
         self._vocab = native.llama_model_get_vocab(model)
         self._memory = native.llama_get_memory(context)
         self._log = log
-        self._mode = load.kv_mode
+        self.layout = model_loading.layout_of(load)
+        #: Without flash attention, the answers in a batch would also pass over the cells of the prompts there.
+        self._divides = model_loading.reads_fast(load)
         #: The tokens that some layers see; 0 for all.
         self._window = int(native.llama_model_n_swa(model))
-        #: In the SHARED layout, a sequence may use all of it.
+        #: In the POOL layout, a sequence may use all of it.
         self.pool_tokens = int(native.llama_n_ctx(context))
         self.context_tokens = min(int(native.llama_n_ctx_seq(context)), int(native.llama_model_n_ctx_train(model)))
         batch = int(native.llama_n_batch(context))
@@ -180,8 +182,8 @@ class LlamaModel:
             return 0
         if place.source is not None:
             # Between streams, only whole slots can be copied; in one pool, cells are shared.
-            until = place.position(place.kept) if self._mode is KvMode.SHARED else -1
-            if self._mode is KvMode.SHARED:
+            until = place.position(place.kept) if self.layout is KvLayout.POOL else -1
+            if self.layout is KvLayout.POOL:
                 native.llama_memory_seq_rm(self._memory, place.slot, -1, -1)
             native.llama_memory_seq_cp(self._memory, place.source, place.slot, -1 if until < 0 else 0, until)
         if self._checkpoints is not None:
@@ -234,19 +236,23 @@ class LlamaModel:
         because the state of the model's memory after a failed decode is unknown."""
         if self._adapters:
             self._use_adapter(feeds[0].sequence.adapter)
-        # A batch has tokens, or rows of one image.
+        # A batch has tokens, or rows of one image, after which nothing is drawn.
         for feed in feeds:
             if feed.image is not None:
                 native.llama_set_causal_attn(self._context, not feed.image.is_whole)
                 self._decode(self._image_batch.filled(feed))
                 native.llama_set_causal_attn(self._context, True)
+        drawn: dict[int, DrawnToken] = {}
         texts = [feed for feed in feeds if feed.image is None]
-        if texts:
-            self._batch.fill(texts)
-            self._decode(self._batch.native)
+        batches = [[feed for feed in texts if feed.sequence.reading is reads] for reads in (True, False)] if self._divides else [texts]
+        for batch in batches:
+            if batch:
+                self._batch.fill(batch)
+                self._decode(self._batch.native)
+                drawn |= self._draw(batch)
         if self._checkpoints is not None:
             self._checkpoints.save(texts)
-        return self._draw(feeds)
+        return [drawn.get(feed.slot) for feed in feeds]
 
     def _decode(self, batch: native.llama_batch) -> None:
         began = time.perf_counter()
@@ -270,15 +276,16 @@ class LlamaModel:
         self.embedder.free()
         self._batch.free()
 
-    def _draw(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
+    def _draw(self, feeds: Sequence[Feed]) -> dict[int, DrawnToken]:
+        """Draw the next tokens after a batch; return them by slot."""
         drawing = [feed for feed in feeds if feed.sample]
         if not drawing:
-            return [None] * len(feeds)
+            return {}
         # In the order of the batch.
         logits = np.ctypeslib.as_array(native.llama_get_logits(self._context), (len(drawing), self._vocabulary.size))
         samplers = [self._samplers[feed.sequence.id, feed.sequence.answer] for feed in drawing]
-        drawn = iter(self._step_sampler.draw(samplers, logits, [feed.start + len(feed.tokens) for feed in drawing]))
-        return [next(drawn) if feed.sample else None for feed in feeds]
+        drawn = self._step_sampler.draw(samplers, logits, [feed.start + len(feed.tokens) for feed in drawing])
+        return dict(zip((feed.slot for feed in drawing), drawn, strict=True))
 
 
 class _Batch:

@@ -14,9 +14,9 @@ from typing import Any
 import llama_cpp.llama_cpp as native
 
 from services.inference.engine import devices, gguf_header
-from services.inference.engine.engine_messages import KvType, LoadCommand
+from services.inference.engine.engine_messages import KvMode, KvType, LoadCommand
 from services.inference.engine.gguf_header import GgufHeader, NotAModel
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.kv_slots import KvLayout
 from services.inference.images.image_encoder import ImageEncoder, NotUsable
 
 #: A context that doesn't fit is halved down to this.
@@ -24,8 +24,7 @@ LEAST_CONTEXT_TOKENS = 512
 GPU_SHARES = (0.75, 0.5, 0.25, 0.0)
 #: Prompt tokens in a step without answers. Unlike a GPU, a processor isn't faster with more.
 CPU_STEP_TOKENS = 128
-#: From this number of slots on, flash attention is worth its slow prompts: without it, attention also passes over the tokens of the
-#: other answers (docs/decisions/0011).
+#: From this number of slots on, flash attention is worth its slow prompts (docs/decisions/0011).
 FLASH_ATTENTION_SLOTS = 8
 #: In llama.cpp's list of instructions: this processor multiplies bf16 faster than f16.
 _FAST_BF16 = b"AVX512_BF16 = 1"
@@ -78,7 +77,7 @@ class NativeLog:
 class NativeModel:
     model: "native.llama_model_p"
     context: "native.llama_context_p"
-    #: The context of a slot; in the SHARED layout a sequence may have more.
+    #: The context of a slot; in the POOL layout a sequence may have more.
     slot_tokens: int
     #: What was reduced for lack of memory, for people; empty if nothing was.
     lowered: str
@@ -252,23 +251,34 @@ def _context_parameters(load: LoadCommand, tokens: int, whole: int = 0) -> nativ
     parameters.n_seq_max = load.slots
     parameters.n_outputs_max = load.slots
     parameters.n_threads = parameters.n_threads_batch = load.threads
-    parameters.kv_unified = load.kv_mode is KvMode.SHARED
+    parameters.kv_unified = layout_of(load) is KvLayout.POOL
     # On a GPU, layers with a window only keep that. It saves memory, but few prompts that begin alike find their prefix. A processor reads
     # prompts slowly, and in `exact` the order of sums must not depend on reused cells.
     parameters.swa_full = not _on_gpu(load)
     keys, values = load.kv_type
     parameters.type_k, parameters.type_v = _KV_TYPES[keys], _KV_TYPES[values or keys]
-    if keys is KvType.F16 and not _on_gpu(load):
-        if load.kv_mode is KvMode.EXACT and values is None:
-            # If keys are f16 and values aren't, a processor computes the attention of each token separately and in the same order,
-            # whatever else is in the batch (docs/decisions/0011).
-            parameters.type_v = _KV_TYPES[KvType.BF16]
-        elif load.kv_mode is KvMode.SHARED and values in (None, KvType.F16) and load.slots < FLASH_ATTENTION_SLOTS:
-            # Flash attention is slow for pieces of less than 64 tokens, and pieces beside answers are shorter.
-            parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            if values is None and _FAST_BF16 in native.llama_print_system_info():
-                parameters.type_k = parameters.type_v = _KV_TYPES[KvType.BF16]
+    if reads_fast(load):
+        parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if values is None and _FAST_BF16 in native.llama_print_system_info():
+            parameters.type_k = parameters.type_v = _KV_TYPES[KvType.BF16]
+    elif load.kv_mode is KvMode.EXACT and load.kv_type == (KvType.F16, None) and not _on_gpu(load):
+        # If keys are f16 and values aren't, a processor computes the attention of each token separately and in the same order,
+        # whatever else is in the batch (docs/decisions/0011).
+        parameters.type_v = _KV_TYPES[KvType.BF16]
     return parameters
+
+
+def layout_of(load: LoadCommand) -> KvLayout:
+    # Without flash attention, each token of a step would pass over the cells of all slots in a pool.
+    return KvLayout.POOL if load.kv_mode is KvMode.SHARED and not reads_fast(load) else KvLayout.STREAMS
+
+
+def reads_fast(load: LoadCommand) -> bool:
+    """Whether to go without flash attention: on a processor it is slow for pieces of less than 64 tokens, and pieces of prompts beside
+    answers are shorter."""
+    keys, values = load.kv_type
+    is_f16 = keys is KvType.F16 and values in (None, KvType.F16)
+    return load.kv_mode is KvMode.SHARED and is_f16 and load.slots < FLASH_ATTENTION_SLOTS and not _on_gpu(load)
 
 
 def step_tokens(load: LoadCommand) -> int:

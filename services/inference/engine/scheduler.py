@@ -70,15 +70,17 @@ class PrefillBudget:
             return self._most
         self._slowdown = max(SLOWDOWN, SLOWDOWN_PER_PROMPT * reading / answering)
         bucket = _bucket(answering)
-        if not self._step_seconds:
+        since = self._steps_since.get(bucket, 0)
+        if not self._step_seconds and since < QUIET_EVERY:
             return min(FIRST_TOKENS, self._most)
-        if bucket not in self._step_seconds or self._steps_since.get(bucket, 0) >= QUIET_EVERY:
+        if bucket not in self._step_seconds or since >= QUIET_EVERY:
             return 0
         if self._token_seconds == 0:
             return min(FIRST_TOKENS, self._most)
         alone = self._step_seconds[bucket]
         rest = max(self._aim * self._limit(bucket) - alone, LEAST_SHARE * alone)
-        return max(LEAST_TOKENS, min(self._most, int(rest / self._token_seconds)))
+        # Rounded up: a piece has a price of its own, which makes the tokens of short pieces look dear.
+        return max(LEAST_TOKENS, min(self._most, int(rest / self._token_seconds) + 1))
 
     def record_step(self, seconds: float, *, answering: int, read: int) -> None:
         """Record the time of a step."""
@@ -264,7 +266,7 @@ class Scheduler:
         reads = list(self._reads(mine, min(budget, room), room))
         if room < 0 or (not answers and not reads):
             return None
-        # In the EXACT layout, llama.cpp computes adjacent slots together if they come in order.
+        # In the STREAMS layout, llama.cpp computes adjacent slots together if they come in order.
         feeds = sorted((*answers, *reads), key=lambda feed: feed.slot)
         return StepPlan(tuple(feeds), len(answers), sum(len(feed.tokens) for feed in reads), adapter)
 

@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from services.inference.engine.engine_messages import KvTypes, SplitMode
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import KvMode, KvTypes, SplitMode
 from services.inference.upstreams import Dialect
 from shared.types import ModelName
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from services.inference.engine import sampling
-from services.inference.engine.engine_messages import KvType, KvTypes, SplitMode
+from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, SplitMode
 from services.inference.engine.gguf_header import MAX_LAYERS
-from services.inference.engine.kv_slots import KvMode
 from services.inference.models import catalog, quantities, yaml_tree
 from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, LocatedEntry, ModelProgram, RemoteModel
 from services.inference.models.yaml_tree import Scalar, Tree, YamlFields, YamlList

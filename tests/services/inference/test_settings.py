@@ -4,8 +4,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.inference.engine.engine_messages import KvType, KvTypes
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import KvMode, KvType, KvTypes
 from services.inference.models.catalog import Defaults
 from services.inference.settings import InferenceSettings, free_cores
 from shared import config, errors

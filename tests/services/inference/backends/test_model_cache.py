@@ -17,8 +17,7 @@ from services.inference.backends.llama import LlamaBackend
 from services.inference.backends.model_cache import ModelPrograms
 from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
-from services.inference.engine.engine_messages import KvType, KvTypes
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import KvMode, KvType, KvTypes
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models import catalog, model_cache_policy, model_files

@@ -15,6 +15,7 @@ from services.inference.engine.engine_messages import (
     AnswerProgress,
     GenerationAccepted,
     GenerationRefused,
+    KvMode,
     KvType,
     KvTypes,
     LoadCommand,
@@ -22,7 +23,6 @@ from services.inference.engine.engine_messages import (
     PreparedPrompt,
     StartGeneration,
 )
-from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.llama_model import LlamaModel
 from services.inference.engine.sampling import Parameters
 from shared.api.inference import TokenLogprob
@@ -59,7 +59,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def fresh(model: LlamaModel, cache_bytes: int = 0) -> EngineLoop:
     for slot in range(SLOTS):
         model.clear(slot)
-    return EngineLoop(model, slots=SLOTS, mode=model._mode, cache_bytes=cache_bytes)  # no other code needs it
+    return EngineLoop(model, slots=SLOTS, cache_bytes=cache_bytes)
 
 
 def command(prompt: str, adapter: int = 0, *, salt: str = "", delivered: tuple[int, ...] = (), tokens: int = 16) -> StartGeneration:
@@ -83,12 +83,12 @@ def answers(loop: EngineLoop, *commands: StartGeneration) -> list[list[TokenLogp
     return [[token for one in answered if one.id == wanted.id for token in one.logprobs] for wanted in commands]
 
 
-def is_same(mode: KvMode, alone: list[TokenLogprob], tokens: tuple[int, ...]) -> bool:
-    """Whether it is the same answer. In the SHARED layout, last bits depend on the batch, so equally likely tokens may be swapped."""
+def is_same(model: LlamaModel, alone: list[TokenLogprob], tokens: tuple[int, ...]) -> bool:
+    """Whether it is the same answer. Without flash attention, last bits depend on the batch, so equally likely tokens may be swapped."""
     for expected, token in zip(alone, tokens, strict=True):
         if token != expected.drawn.token_id:
             chances = {chance.token_id: chance.logprob for chance in expected.top}
-            return mode is KvMode.SHARED and abs(chances.get(token, -9.0) - expected.drawn.logprob) < NEARLY_EQUAL
+            return model._divides and abs(chances.get(token, -9.0) - expected.drawn.logprob) < NEARLY_EQUAL
     return True
 
 
@@ -106,12 +106,12 @@ def test_tokens_in_turn_are_those_alone(model: LlamaModel, asked: int) -> None:
     together: list[tuple[int, ...]] = []
     for at in range(0, asked, 7):
         together += run(loop, *(command(prompt, adapter, salt="a") for prompt, adapter in wanted[at : at + 7]))
-    assert all(is_same(model._mode, one, tokens) for one, tokens in zip(alone, together, strict=True))
+    assert all(is_same(model, one, tokens) for one, tokens in zip(alone, together, strict=True))
     resumed = [
         command(prompt, adapter, salt="a", delivered=tuple(token.drawn.token_id for token in one[:7]))
         for (prompt, adapter), one in zip(wanted, alone, strict=True)
     ]
-    assert all(is_same(model._mode, one[7:], tokens) for one, tokens in zip(alone, run(loop, *resumed), strict=True))
+    assert all(is_same(model, one[7:], tokens) for one, tokens in zip(alone, run(loop, *resumed), strict=True))
 
 
 def test_each_adapter_has_its_own_answers_and_the_model_keeps_its_own(model: LlamaModel, tmp_path: Path) -> None:
@@ -119,7 +119,8 @@ def test_each_adapter_has_its_own_answers_and_the_model_keeps_its_own(model: Lla
     answers = {adapter: run(fresh(model), *(command(prompt, adapter) for prompt in questions)) for adapter in range(3)}
     assert all(len({answers[adapter][at] for adapter in range(3)}) == 3 for at in range(4))
     base, _ = write_files(tmp_path, adapters=0)
-    with llama_model.opened(LoadCommand(base, SLOTS, CONTEXT, 1, 0, model._mode), lambda _: None) as plain:
+    mode = KvMode.SHARED if model._divides else KvMode.EXACT
+    with llama_model.opened(LoadCommand(base, SLOTS, CONTEXT, 1, 0, mode), lambda _: None) as plain:
         assert run(fresh(plain), *(command(prompt) for prompt in questions)) == answers[0]
 
 
@@ -184,7 +185,7 @@ def test_unusable_adapters_are_refused_and_the_others_answer(tmp_path: Path) -> 
         assert "the shapes (128, 32) and (32, 128), but the model's tensor has (64, 64); it is for another model" in problems[0]
         assert problems[1].endswith("there is no such file")
         assert problems[2] == ""
-        loop = EngineLoop(opened, slots=2, mode=KvMode.EXACT)
+        loop = EngineLoop(opened, slots=2)
         refused = handle(loop, command("What?", 1))
         assert isinstance(refused, GenerationRefused)
         assert (refused.problem.code, refused.problem.message) == ("unavailable", f"the adapter cannot be used here: {problems[0]}")

@@ -8,15 +8,22 @@ import pytest
 
 from services.inference.engine import llama_model
 from services.inference.engine.engine_loop import EngineLoop
-from services.inference.engine.engine_messages import AnswerProgress, GenerationAccepted, LoadCommand, PreparedPrompt, StartGeneration
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import (
+    AnswerProgress,
+    GenerationAccepted,
+    KvMode,
+    LoadCommand,
+    PreparedPrompt,
+    StartGeneration,
+)
 from services.inference.engine.llama_model import LlamaModel
 from services.inference.engine.sampling import Parameters
 from tests import gguf_files
 from tests.gguf_files import LlamaShape
 from tests.services.inference.engine.commands import handle
 
-SLOTS = 3
+#: So many that `shared` has a pool.
+SLOTS = 8
 SHAPE = LlamaShape(layers=4, embedding=64, heads=2, kv_heads=2, feed_forward=96, vocabulary=300, context=4096, hybrid=True)
 PAGE = "A page that several questions share. " * 10
 WILD = Parameters(1.0, 1.0, 0, 7, max_tokens=12)
@@ -52,7 +59,7 @@ def ask(loop: EngineLoop, *questions: str, salt: str = "", delivered: tuple[int,
 def fresh(model: LlamaModel) -> EngineLoop:
     for slot in range(SLOTS):
         model.clear(slot)
-    return EngineLoop(model, slots=SLOTS, mode=model._mode)  # no other code needs it
+    return EngineLoop(model, slots=SLOTS)
 
 
 def test_next_turn_goes_back_to_the_end_of_the_last_prompt(model: LlamaModel) -> None:

@@ -17,7 +17,7 @@ from services.inference.engine.engine_messages import (
     StartGeneration,
     StepReport,
 )
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.kv_slots import KvLayout
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.special_tokens import IMAGE_MARK
 from shared import errors
@@ -26,7 +26,7 @@ from tests import tiers
 from tests.services.inference.engine.commands import handle
 from tests.services.inference.engine.toy_model import ToyModel
 
-MODES = [KvMode.EXACT, KvMode.SHARED]
+LAYOUTS = [KvLayout.STREAMS, KvLayout.POOL]
 #: A seed with which the toy model answers "once upon a time" at length.
 LONG = 3
 
@@ -49,7 +49,7 @@ def generate(
 
 
 def loop(model: ToyModel) -> EngineLoop:
-    return EngineLoop(model, slots=model.slots, mode=model.mode, clock=lambda: 0.0)
+    return EngineLoop(model, slots=model.slots, clock=lambda: 0.0)
 
 
 def finish(running: EngineLoop) -> dict[int, list[AnswerProgress]]:
@@ -74,7 +74,7 @@ def answer_text(reports: list[AnswerProgress], answer: int = 0) -> bytes:
     return bytes(token for progress in reports if progress.answer == answer for token in progress.token_ids)
 
 
-def alone(command: StartGeneration, **model: int | KvMode) -> list[AnswerProgress]:
+def alone(command: StartGeneration, **model: int | KvLayout) -> list[AnswerProgress]:
     running = loop(ToyModel(**model))  # type: ignore[arg-type]  # fields of one dataclass
     assert isinstance(handle(running, command), GenerationAccepted)
     return finish(running)[command.id]
@@ -83,9 +83,9 @@ def alone(command: StartGeneration, **model: int | KvMode) -> list[AnswerProgres
 # --- one answer ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_answer_comes_token_by_token_and_ends_once(mode: KvMode) -> None:
-    running = loop(ToyModel(mode))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_answer_comes_token_by_token_and_ends_once(layout: KvLayout) -> None:
+    running = loop(ToyModel(layout))
     assert handle(running, generate(1, "häl")) == GenerationAccepted(1, 4)
     reports = finish(running)[1]
     assert [(progress.token_ids, progress.text, progress.finish) for progress in reports] == [
@@ -107,9 +107,9 @@ def test_answer_comes_token_by_token_and_ends_once(mode: KvMode) -> None:
         pytest.param(generate(1, "x"), 2, "x", FinishReason.LENGTH, id="the smallest prompt in the smallest context"),
     ],
 )
-@pytest.mark.parametrize("mode", MODES)
-def test_finish_reasons(command: StartGeneration, context: int, expected: str, reason: FinishReason, mode: KvMode) -> None:
-    reports = alone(command, mode=mode, context_tokens=context)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_finish_reasons(command: StartGeneration, context: int, expected: str, reason: FinishReason, layout: KvLayout) -> None:
+    reports = alone(command, layout=layout, context_tokens=context)
     assert text(reports) == expected
     assert [progress.finish for progress in reports if progress.finish] == [reason]
     assert reports[-1].finish is reason
@@ -121,9 +121,9 @@ def test_log_probabilities_come_with_their_tokens() -> None:
     assert all(progress.logprobs == () for progress in alone(generate(1, "ab")))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_finished_sequence_leaves_only_its_reusable_prefix(mode: KvMode) -> None:
-    model = ToyModel(mode)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_finished_sequence_leaves_only_its_reusable_prefix(layout: KvLayout) -> None:
+    model = ToyModel(layout)
     running = loop(model)
     prompt = "a prompt that is worth to be found again"
     handle(running, generate(1, prompt, salt="a", max_tokens=5))
@@ -196,11 +196,11 @@ def test_all_answers_of_a_step_are_in_one_report() -> None:
     assert [progress.id for progress in step.progress] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_step_report_has_the_counts_and_times(mode: KvMode) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_step_report_has_the_counts_and_times(layout: KvLayout) -> None:
     clock = itertools.count()
-    model = ToyModel(mode, batch_seconds=0.25)
-    running = EngineLoop(model, slots=4, mode=mode, clock=lambda: float(next(clock)))
+    model = ToyModel(layout, batch_seconds=0.25)
+    running = EngineLoop(model, slots=4, clock=lambda: float(next(clock)))
     handle(running, generate(1, "abc"))
     running.step()
     handle(running, generate(2, "twelve bytes"))
@@ -226,10 +226,10 @@ def test_cancel_frees_the_slot_before_the_next_step() -> None:
     assert set(model.begun) == {(2, 0)}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("steps", range(8))
-def test_cancel_at_any_moment_ends_all_answers_of_that_request_only(steps: int, mode: KvMode) -> None:
-    model = ToyModel(mode, slots=3)
+def test_cancel_at_any_moment_ends_all_answers_of_that_request_only(steps: int, layout: KvLayout) -> None:
+    model = ToyModel(layout, slots=3)
     running = loop(model)
     handle(running, generate(1, "a prompt of some length", salt="a", n=4))
     handle(running, generate(2, "another one", salt="a"))
@@ -254,11 +254,11 @@ def test_cancel_of_a_finished_or_unknown_request_does_nothing() -> None:
 # --- the same seed ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_same_seed_gives_the_same_answer_alone_and_in_a_batch(mode: KvMode) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_seed_gives_the_same_answer_alone_and_in_a_batch(layout: KvLayout) -> None:
     command = generate(1, "once upon a time", temperature=1, seed=LONG, salt="a")
-    expected = text(alone(command, mode=mode))
-    others = loop(ToyModel(mode, slots=3))
+    expected = text(alone(command, layout=layout))
+    others = loop(ToyModel(layout, slots=3))
     for identity in range(2, 8):
         handle(others, generate(identity, "once upon" + "x" * identity * 4, temperature=1, seed=identity, salt="ab"[identity % 2]))
     handle(others, command)
@@ -266,10 +266,10 @@ def test_same_seed_gives_the_same_answer_alone_and_in_a_batch(mode: KvMode) -> N
     assert text(finish(others)[1]) == expected
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_several_answers_differ_and_the_first_equals_a_single_one(mode: KvMode) -> None:
-    expected = text(alone(generate(1, "once upon a time", temperature=1, seed=LONG), mode=mode))
-    model = ToyModel(mode, slots=3)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_several_answers_differ_and_the_first_equals_a_single_one(layout: KvLayout) -> None:
+    expected = text(alone(generate(1, "once upon a time", temperature=1, seed=LONG), layout=layout))
+    model = ToyModel(layout, slots=3)
     running = loop(model)
     handle(running, generate(1, "once upon a time", temperature=1, seed=LONG, salt="a", n=4))
     reports = finish(running)[1]
@@ -279,16 +279,16 @@ def test_several_answers_differ_and_the_first_equals_a_single_one(mode: KvMode) 
     assert [sum(1 for one in reports if one.answer == answer and one.finish) for answer in range(4)] == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_resumed_answer_continues_at_every_split(mode: KvMode) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_resumed_answer_continues_at_every_split(layout: KvLayout) -> None:
     """Also in the middle of a character."""
     prompt = "grüße und küsse"
-    whole = alone(generate(1, prompt), mode=mode)
+    whole = alone(generate(1, prompt), layout=layout)
     tokens = answer_text(whole)
     assert text(whole) == prompt
     for split in range(len(tokens)):
         shown = "".join(progress.text for progress in whole[:split])
-        rest = alone(generate(1, prompt, delivered=tokens[:split]), mode=mode)
+        rest = alone(generate(1, prompt, delivered=tokens[:split]), layout=layout)
         assert (answer_text(rest), rest[-1].finish) == (tokens[split:], FinishReason.STOP)
         assert shown + text(rest) == text(whole)
 
@@ -298,14 +298,14 @@ def test_delivered_text_is_reported() -> None:
     assert (accepted, model.begun.keys()) == (GenerationAccepted(1, 7, "gr"), {(1, 0)})
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_resumed_answer_keeps_the_limit_of_the_whole_answer(mode: KvMode) -> None:
-    whole = alone(generate(1, "once upon a time", temperature=1, seed=LONG, max_tokens=12), mode=mode)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_resumed_answer_keeps_the_limit_of_the_whole_answer(layout: KvLayout) -> None:
+    whole = alone(generate(1, "once upon a time", temperature=1, seed=LONG, max_tokens=12), layout=layout)
     tokens = answer_text(whole)
     assert len(tokens) == 12
     for split in range(12):
         command = generate(1, "once upon a time", temperature=1, seed=LONG, max_tokens=12, delivered=tokens[:split])
-        rest = alone(command, mode=mode)
+        rest = alone(command, layout=layout)
         assert (answer_text(rest), rest[-1].finish) == (tokens[split:], FinishReason.LENGTH)
 
 
@@ -318,9 +318,9 @@ def test_model_gets_the_delivered_tokens() -> None:
 # --- memory -----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_part_of_a_prefix_that_cannot_be_settled_is_read_again_and_not_reported_as_cached(mode: KvMode) -> None:
-    model = ToyModel(mode)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_part_of_a_prefix_that_cannot_be_settled_is_read_again_and_not_reported_as_cached(layout: KvLayout) -> None:
+    model = ToyModel(layout)
     running = loop(model)
     prompt = "x" * 20
     handle(running, generate(1, prompt, salt="a"))
@@ -345,9 +345,9 @@ def test_slot_that_cannot_be_settled_is_not_shared() -> None:
     assert {identity: text(reports) for identity, reports in finish(running).items()} == {3: prompt, 4: prompt, 5: prompt}
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_prompt_starts_from_the_prefix_of_a_running_answer(mode: KvMode) -> None:
-    model = ToyModel(mode, context_tokens=256, pool_tokens=1024)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_prompt_starts_from_the_prefix_of_a_running_answer(layout: KvLayout) -> None:
+    model = ToyModel(layout, context_tokens=256, pool_tokens=1024)
     running = loop(model)
     prompt = "p" * 80
     handle(running, generate(1, prompt, salt="a"))
@@ -357,20 +357,20 @@ def test_prompt_starts_from_the_prefix_of_a_running_answer(mode: KvMode) -> None
     assert finish(running)[2][0].cached_tokens == 100
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("length", range(1, 32))
 @pytest.mark.parametrize("step_tokens", [4, 5, 8, 13])
-def test_prompt_of_any_length_runs_with_all_the_memory(length: int, step_tokens: int, mode: KvMode) -> None:
-    model = ToyModel(mode, context_tokens=32, pool_tokens=32, step_tokens=step_tokens, slots=1)
+def test_prompt_of_any_length_runs_with_all_the_memory(length: int, step_tokens: int, layout: KvLayout) -> None:
+    model = ToyModel(layout, context_tokens=32, pool_tokens=32, step_tokens=step_tokens, slots=1)
     running = loop(model)
     handle(running, generate(1, "x" * length, salt="a"))
     assert text(finish(running)[1]) == "x" * min(length, 32 - length)
     assert sum(count for batch in model.batches for _, _, count in batch) < 32, "something was computed twice"
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_one_answer_of_a_request_can_be_canceled(mode: KvMode) -> None:
-    model = ToyModel(mode, slots=2)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_answer_of_a_request_can_be_canceled(layout: KvLayout) -> None:
+    model = ToyModel(layout, slots=2)
     running = loop(model)
     handle(running, generate(1, "abcdefgh", n=2, salt="a"))
     for _ in range(5):
@@ -385,9 +385,9 @@ def test_one_answer_of_a_request_can_be_canceled(mode: KvMode) -> None:
     assert text(reports[1], 0) == ""
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_adapters_share_no_prefix_and_take_turns(mode: KvMode) -> None:
-    model, prompt = ToyModel(mode), "once upon a time there was"
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_adapters_share_no_prefix_and_take_turns(layout: KvLayout) -> None:
+    model, prompt = ToyModel(layout), "once upon a time there was"
     running = loop(model)
     commands = [msgspec.structs.replace(generate(number, prompt, salt="a"), adapter=number % 3) for number in range(6)]
     for command in commands[:3]:
@@ -438,7 +438,7 @@ arrivals = st.builds(
 
 @settings(max_examples=tiers.volume(150), deadline=None)
 @given(
-    mode=st.sampled_from(MODES),
+    layout=st.sampled_from(LAYOUTS),
     slots=st.integers(1, 4),
     context=st.sampled_from([40, 160]),
     pool=st.integers(40, 110),
@@ -447,11 +447,11 @@ arrivals = st.builds(
     unsettled=st.integers(0, 2),
 )
 def test_every_answer_equals_the_one_given_alone(
-    *, mode: KvMode, slots: int, context: int, pool: int, step_tokens: int, arrived: list[Arrival], unsettled: int
+    *, layout: KvLayout, slots: int, context: int, pool: int, step_tokens: int, arrived: list[Arrival], unsettled: int
 ) -> None:
     """The toy model checks each batch; in the exact layout each slot has its own cells."""
     scale = context // 40
-    model = ToyModel(mode, context, (pool if mode is KvMode.SHARED else 40 * slots) * scale, step_tokens, slots, unsettled=unsettled)
+    model = ToyModel(layout, context, (pool if layout is KvLayout.POOL else 40 * slots) * scale, step_tokens, slots, unsettled=unsettled)
     running = loop(model)
     reports: dict[int, list[AnswerProgress]] = {identity: [] for identity in range(len(arrived))}
     for now in range(3000):
@@ -470,7 +470,7 @@ def test_every_answer_equals_the_one_given_alone(
     for identity, one in enumerate(arrived):
         for answer in range(one.n):
             command = generate(9, one.prompt_text(scale), seed=one.seed + answer, temperature=1)
-            expected = alone(msgspec.structs.replace(command, adapter=one.adapter), mode=mode, context_tokens=context)
+            expected = alone(msgspec.structs.replace(command, adapter=one.adapter), layout=layout, context_tokens=context)
             got = answer_text(reports[identity], answer)
             assert answer_text(expected)[: len(got)] == got
             if one.cancelled is None:
@@ -489,10 +489,10 @@ def begin_with_images(running: EngineLoop, command: StartGeneration, *pixels: by
     return accepted
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_images_are_fed_apart_and_never_in_part(mode: KvMode) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_are_fed_apart_and_never_in_part(layout: KvLayout) -> None:
     """The toy model checks each feed."""
-    running = loop(ToyModel(mode=mode))
+    running = loop(ToyModel(layout=layout))
     accepted = begin_with_images(running, generate(1, "#abcdefghijklm#no", salt="s"), b"123456", b"ABC456")
     assert (accepted.prompt_tokens, accepted.image_seconds) == (23, 0.5)
     assert answer_text(finish(running)[1]) == b"1234abcdefghijklmABC4no"
@@ -505,14 +505,14 @@ def test_images_are_fed_apart_and_never_in_part(mode: KvMode) -> None:
 
 
 @given(
-    st.sampled_from(MODES),
+    st.sampled_from(LAYOUTS),
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), min_size=1, max_size=12),
     st.integers(8, 24),
 )
-def test_answers_to_images_are_those_alone(mode: KvMode, asked: list[tuple[int, int, bool]], step_tokens: int) -> None:
+def test_answers_to_images_are_those_alone(layout: KvLayout, asked: list[tuple[int, int, bool]], step_tokens: int) -> None:
     """Whatever is in the batch, and however little room the pool has."""
-    pool = 64 if mode is KvMode.SHARED else 256
-    running = loop(ToyModel(mode=mode, pool_tokens=pool, step_tokens=step_tokens))
+    pool = 64 if layout is KvLayout.POOL else 256
+    running = loop(ToyModel(layout=layout, pool_tokens=pool, step_tokens=step_tokens))
     expected, steps = {}, []
     for identity, (one, two, is_shared) in enumerate(asked, 1):
         text = "x" * one + "#" + "y" * two + "#z"

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.engine import engine_messages
-from services.inference.engine.engine_messages import KvType, KvTypes, SplitMode
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, SplitMode
 from services.inference.engine.sampling import Parameters
 from shared import errors
 from shared.api.inference import TokenChance, TokenLogprob

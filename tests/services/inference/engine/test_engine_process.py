@@ -96,7 +96,7 @@ def served(model: ToyModel) -> Iterator[Worker]:
     ours, theirs = socket.socketpair()
     ours.settimeout(DEADLINE_SECONDS)
     with theirs, ThreadPoolExecutor(1) as threads:
-        loop = EngineLoop(model, slots=model.slots, mode=model.mode)
+        loop = EngineLoop(model, slots=model.slots)
         ended = threads.submit(engine_process.run, engine_process.Channel(theirs), loop, EmbeddingLoop(LetterModel()))
         with ours:
             yield Worker(ours)
@@ -170,7 +170,7 @@ def test_long_texts_never_block_the_loop(letter: str) -> None:
     """Counted in processor time of the loop's thread, because the machine may be busy."""
     text = letter * 900_000
     model = HeldModel(context_tokens=2**20, pool_tokens=2**21)
-    loop = EngineLoop(model, slots=model.slots, mode=model.mode)
+    loop = EngineLoop(model, slots=model.slots)
     command = generate(1, text)
     tokens = ImagePrompt(HashedTokens(list(text.encode())))
     converted = ConvertTokens(2, text)
@@ -230,7 +230,7 @@ def test_request_canceled_while_its_images_are_encoded_stops_behind_the_current_
 
 
 def test_images_of_a_request_that_never_comes_are_forgotten() -> None:
-    loop = EngineLoop(ToyModel(), slots=4, mode=ToyModel().mode)
+    loop = EngineLoop(ToyModel(), slots=4)
     with TokenizeQueue() as texts, TokenizeQueue() as images:
         queues = engine_process.CommandQueues(loop, EmbeddingLoop(LetterModel()), texts, images)
         for identity, end in ((1, CancelGeneration(1)), (2, generate(2, "x" * 1000))):
@@ -241,7 +241,7 @@ def test_images_of_a_request_that_never_comes_are_forgotten() -> None:
 
 
 def test_more_pixels_than_fit_are_refused() -> None:
-    loop = EngineLoop(ToyModel(), slots=4, mode=ToyModel().mode)
+    loop = EngineLoop(ToyModel(), slots=4)
     with TokenizeQueue() as texts, TokenizeQueue(9) as images:
         queues = engine_process.CommandQueues(loop, EmbeddingLoop(LetterModel()), texts, images)
         for identity in (1, 2):

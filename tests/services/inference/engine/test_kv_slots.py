@@ -6,17 +6,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.inference.engine.kv_slots import WORTH_SHARING_TOKENS, KvMode, SlotPlace, Slots
+from services.inference.engine.kv_slots import WORTH_SHARING_TOKENS, KvLayout, SlotPlace, Slots
 from services.inference.engine.prompt_cache import HashedTokens
 from tests import tiers
 
-EXACT, SHARED = KvMode.EXACT, KvMode.SHARED
+STREAMS, POOL = KvLayout.STREAMS, KvLayout.POOL
 #: The tenant, unless a case sets one.
 SALT = "a"
 
 
-def slots(mode: KvMode, count: int = 4, capacity: int = 10_000, *, can_cut: bool = True) -> Slots:
-    return Slots(count, mode, capacity=capacity, can_cut=can_cut)
+def slots(layout: KvLayout, count: int = 4, capacity: int = 10_000, *, can_cut: bool = True) -> Slots:
+    return Slots(count, layout, capacity=capacity, can_cut=can_cut)
 
 
 def run(held: Slots, tokens: list[int], salt: str = SALT) -> SlotPlace:
@@ -52,69 +52,69 @@ def other(count: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "idle", "busy", "prompt", "expected"),
+    ("layout", "idle", "busy", "prompt", "expected"),
     [
-        pytest.param(EXACT, [], [], upto(9), SlotPlace(0, 0), id="exact: nothing is held yet"),
-        pytest.param(EXACT, [upto(100)], [], upto(150), SlotPlace(0, 100), id="exact: a slot's own prefix"),
-        pytest.param(EXACT, [upto(100)], [], upto(100), SlotPlace(0, 99), id="exact: one token is left to compute"),
-        pytest.param(EXACT, [upto(100)], [], upto(90), SlotPlace(0, 89), id="exact: the beginning of what is held"),
-        pytest.param(EXACT, [], [upto(100)], upto(150), SlotPlace(1, 100, 0), id="exact: a busy slot's prefix is copied"),
-        pytest.param(EXACT, [], [upto(16)], upto(90), SlotPlace(1, 16, 0), id="exact: just worth copying"),
-        pytest.param(EXACT, [], [upto(15)], upto(90), SlotPlace(1, 0), id="exact: not worth copying"),
+        pytest.param(STREAMS, [], [], upto(9), SlotPlace(0, 0), id="streams: nothing is held yet"),
+        pytest.param(STREAMS, [upto(100)], [], upto(150), SlotPlace(0, 100), id="streams: a slot's own prefix"),
+        pytest.param(STREAMS, [upto(100)], [], upto(100), SlotPlace(0, 99), id="streams: one token is left to compute"),
+        pytest.param(STREAMS, [upto(100)], [], upto(90), SlotPlace(0, 89), id="streams: the beginning of what is held"),
+        pytest.param(STREAMS, [], [upto(100)], upto(150), SlotPlace(1, 100, 0), id="streams: a busy slot's prefix is copied"),
+        pytest.param(STREAMS, [], [upto(16)], upto(90), SlotPlace(1, 16, 0), id="streams: just worth copying"),
+        pytest.param(STREAMS, [], [upto(15)], upto(90), SlotPlace(1, 0), id="streams: not worth copying"),
         pytest.param(
-            EXACT,
+            STREAMS,
             [upto(50) + other(9)],
             [upto(66)],
             upto(150),
             SlotPlace(2, 66, 1),
-            id="exact: copied from the slot with the longer prefix",
+            id="streams: copied from the slot with the longer prefix",
         ),
-        pytest.param(EXACT, [upto(15)], [], upto(90), SlotPlace(1, 0), id="exact: an empty slot rather than one for a few tokens"),
-        pytest.param(EXACT, [upto(16)], [], upto(90), SlotPlace(0, 16), id="exact: enough tokens to take it"),
-        pytest.param(EXACT, [], [upto(1)], upto(1), SlotPlace(1, 0), id="exact: a prompt of one token"),
-        pytest.param(EXACT, [upto(200)], [], upto(16) + other(9), SlotPlace(1, 16, 0), id="exact: copied, so that the rest is not lost"),
-        pytest.param(EXACT, [upto(79)], [], upto(64) + other(9), SlotPlace(0, 64), id="exact: the rest is not worth a copy"),
-        pytest.param(EXACT, [upto(200)], [], upto(15) + other(9), SlotPlace(1, 0), id="exact: the beginning is not worth a copy"),
-        pytest.param(SHARED, [], [], upto(9), SlotPlace(0, 0), id="pool: nothing is held yet"),
-        pytest.param(SHARED, [upto(100)], [], upto(150), SlotPlace(0, 100), id="pool: a slot's own prefix, where nothing else is lost"),
-        pytest.param(SHARED, [upto(100)], [], upto(100), SlotPlace(0, 99), id="pool: one token is left to compute"),
-        pytest.param(SHARED, [upto(100)], [], upto(85), SlotPlace(1, 84, 0), id="pool: shared, so that the rest is not lost"),
-        pytest.param(SHARED, [upto(100)], [], upto(86), SlotPlace(0, 85), id="pool: the rest is not worth keeping"),
-        pytest.param(SHARED, [], [upto(100)], upto(150), SlotPlace(1, 100, 0), id="pool: a busy slot's prefix is shared"),
-        pytest.param(SHARED, [], [upto(1)], upto(9), SlotPlace(1, 1, 0), id="pool: one token is worth sharing"),
-        pytest.param(SHARED, [], [upto(1)], upto(1), SlotPlace(1, 0), id="pool: a prompt of one token"),
+        pytest.param(STREAMS, [upto(15)], [], upto(90), SlotPlace(1, 0), id="streams: an empty slot rather than one for a few tokens"),
+        pytest.param(STREAMS, [upto(16)], [], upto(90), SlotPlace(0, 16), id="streams: enough tokens to take it"),
+        pytest.param(STREAMS, [], [upto(1)], upto(1), SlotPlace(1, 0), id="streams: a prompt of one token"),
+        pytest.param(STREAMS, [upto(200)], [], upto(16) + other(9), SlotPlace(1, 16, 0), id="streams: copied, so the rest is not lost"),
+        pytest.param(STREAMS, [upto(79)], [], upto(64) + other(9), SlotPlace(0, 64), id="streams: the rest is not worth a copy"),
+        pytest.param(STREAMS, [upto(200)], [], upto(15) + other(9), SlotPlace(1, 0), id="streams: the beginning is not worth a copy"),
+        pytest.param(POOL, [], [], upto(9), SlotPlace(0, 0), id="pool: nothing is held yet"),
+        pytest.param(POOL, [upto(100)], [], upto(150), SlotPlace(0, 100), id="pool: a slot's own prefix, where nothing else is lost"),
+        pytest.param(POOL, [upto(100)], [], upto(100), SlotPlace(0, 99), id="pool: one token is left to compute"),
+        pytest.param(POOL, [upto(100)], [], upto(85), SlotPlace(1, 84, 0), id="pool: shared, so that the rest is not lost"),
+        pytest.param(POOL, [upto(100)], [], upto(86), SlotPlace(0, 85), id="pool: the rest is not worth keeping"),
+        pytest.param(POOL, [], [upto(100)], upto(150), SlotPlace(1, 100, 0), id="pool: a busy slot's prefix is shared"),
+        pytest.param(POOL, [], [upto(1)], upto(9), SlotPlace(1, 1, 0), id="pool: one token is worth sharing"),
+        pytest.param(POOL, [], [upto(1)], upto(1), SlotPlace(1, 0), id="pool: a prompt of one token"),
     ],
 )
-def test_slot_for_a_prompt(mode: KvMode, idle: list[list[int]], busy: list[list[int]], prompt: list[int], expected: SlotPlace) -> None:
-    held = slots(mode)
+def test_slot_for_a_prompt(layout: KvLayout, idle: list[list[int]], busy: list[list[int]], prompt: list[int], expected: SlotPlace) -> None:
+    held = slots(layout)
     places = [run(held, tokens) for tokens in (*idle, *busy)]
     for place, tokens in zip(places, idle, strict=False):
         held.release(place.slot, keep=len(tokens))
     assert held.place(HashedTokens(prompt), SALT) == expected
 
 
-@pytest.mark.parametrize("mode", [EXACT, SHARED])
-def test_no_slot_if_all_are_busy(mode: KvMode) -> None:
-    held = slots(mode, count=2)
+@pytest.mark.parametrize("layout", [STREAMS, POOL])
+def test_no_slot_if_all_are_busy(layout: KvLayout) -> None:
+    held = slots(layout, count=2)
     run(held, upto(5))
     run(held, other(5))
     assert held.place(HashedTokens(upto(9)), SALT) is None
 
 
-@pytest.mark.parametrize("mode", [EXACT, SHARED])
-def test_only_idle_slot_is_used_whatever_it_holds(mode: KvMode) -> None:
-    held = slots(mode, count=2)
+@pytest.mark.parametrize("layout", [STREAMS, POOL])
+def test_only_idle_slot_is_used_whatever_it_holds(layout: KvLayout) -> None:
+    held = slots(layout, count=2)
     run(held, other(5))
     leave(held, upto(100))
     assert held.place(HashedTokens(upto(50) + other(9)), SALT) == SlotPlace(1, 50)
 
 
 def test_empty_slots_are_used_first_then_the_least_recently_used() -> None:
-    for mode in (EXACT, SHARED):
-        held = slots(mode, count=3)
+    for layout in (STREAMS, POOL):
+        held = slots(layout, count=3)
         leave_in_each(held, upto(40), other(40))
         taken = [held.place(HashedTokens([seed] * 9), SALT) for seed in (1, 2, 3)]
-        assert [place.slot for place in taken if place] == ([2, 1, 0] if mode is EXACT else [2, 0, 1])
+        assert [place.slot for place in taken if place] == ([2, 1, 0] if layout is STREAMS else [2, 0, 1])
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_empty_slots_are_used_first_then_the_least_recently_used() -> None:
 )
 def test_exact_layout_prefers_a_neighbor_of_a_busy_slot(kept_near: int, expected: SlotPlace) -> None:
     """llama.cpp computes only neighbours in one go."""
-    held = slots(EXACT)
+    held = slots(STREAMS)
     prompts = [upto(100), other(50), upto(kept_near), [7] * 9]
     places = [run(held, tokens) for tokens in prompts]
     assert [place.slot for place in places] == [0, 1, 2, 3]
@@ -138,7 +138,7 @@ def test_exact_layout_prefers_a_neighbor_of_a_busy_slot(kept_near: int, expected
 def test_exact_layout_reuses_the_older_of_two_equal_chats() -> None:
     old, new = [5] * 300, upto(300)
     for first, second, expected in ((old, new, SlotPlace(0, 100, 1)), (new, old, SlotPlace(0, 100))):
-        held = slots(EXACT, count=2)
+        held = slots(STREAMS, count=2)
         leave_in_each(held, [8], [9])
         for place, tokens in [(run(held, tokens), tokens) for tokens in (first, second)]:
             held.release(place.slot, keep=len(tokens))
@@ -146,7 +146,7 @@ def test_exact_layout_reuses_the_older_of_two_equal_chats() -> None:
 
 
 def test_pool_ignores_neighbors() -> None:
-    held = slots(SHARED)
+    held = slots(POOL)
     leave_in_each(held, upto(40), other(40), [3] * 40)
     run(held, [4] * 9)
     assert held.place(HashedTokens([5] * 9), SALT) == SlotPlace(0, 0)
@@ -155,17 +155,17 @@ def test_pool_ignores_neighbors() -> None:
 # --- whose tokens ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [EXACT, SHARED])
+@pytest.mark.parametrize("layout", [STREAMS, POOL])
 @pytest.mark.parametrize("busy", [True, False])
 @pytest.mark.parametrize(
     ("salt", "asking"),
     [pytest.param("a", "b", id="another tenant"), pytest.param("", "", id="nobody's"), pytest.param("a", "", id="a tenant's, for nobody")],
 )
-def test_prefix_of_another_tenant_is_never_found(salt: str, asking: str, busy: bool, mode: KvMode) -> None:
+def test_prefix_of_another_tenant_is_never_found(salt: str, asking: str, busy: bool, layout: KvLayout) -> None:
     """Not even its existence shows: the answer is the same as for any other content of that length."""
 
     def find_place(tokens: list[int]) -> SlotPlace | None:
-        held = slots(mode)
+        held = slots(layout)
         place = run(held, tokens, salt)
         if not busy:
             held.release(place.slot, keep=len(tokens))
@@ -174,23 +174,23 @@ def test_prefix_of_another_tenant_is_never_found(salt: str, asking: str, busy: b
     assert find_place(upto(200)) == find_place(other(200)) == SlotPlace(1, 0)
 
 
-@pytest.mark.parametrize("mode", [EXACT, SHARED])
-def test_slot_with_a_new_tenant_keeps_nothing_of_the_old_one(mode: KvMode) -> None:
-    held = slots(mode, count=1)
+@pytest.mark.parametrize("layout", [STREAMS, POOL])
+def test_slot_with_a_new_tenant_keeps_nothing_of_the_old_one(layout: KvLayout) -> None:
+    held = slots(layout, count=1)
     leave(held, upto(100), "a")
     leave(held, upto(50), "b")
     assert held.place(HashedTokens(upto(100)), "a") == SlotPlace(0, 0)
 
 
-@pytest.mark.parametrize("mode", [EXACT, SHARED])
-def test_nobody_waits_for_a_prefix_that_cannot_be_cut_off(mode: KvMode) -> None:
+@pytest.mark.parametrize("layout", [STREAMS, POOL])
+def test_nobody_waits_for_a_prefix_that_cannot_be_cut_off(layout: KvLayout) -> None:
     for can_cut in (True, False):
-        assert slots(mode, can_cut=can_cut).gains(HashedTokens(upto(150)), SALT, 100) == can_cut
+        assert slots(layout, can_cut=can_cut).gains(HashedTokens(upto(150)), SALT, 100) == can_cut
 
 
-@pytest.mark.parametrize("mode", [EXACT, SHARED])
-def test_prefix_of_a_running_answer_is_reused(mode: KvMode) -> None:
-    held = slots(mode)
+@pytest.mark.parametrize("layout", [STREAMS, POOL])
+def test_prefix_of_a_running_answer_is_reused(layout: KvLayout) -> None:
+    held = slots(layout)
     answered = HashedTokens(upto(100))
     assert held.place(answered, SALT) == SlotPlace(0, 0)
     held.extend(0, 100)
@@ -201,7 +201,7 @@ def test_prefix_of_a_running_answer_is_reused(mode: KvMode) -> None:
 
 
 def test_shared_cells_count_once_and_stay_while_used() -> None:
-    held = slots(SHARED, capacity=300)
+    held = slots(POOL, capacity=300)
     first, second = run(held, upto(100)).slot, run(held, upto(150)).slot
     assert held.free_cells == 150
     held.release(first, keep=0)
@@ -213,14 +213,14 @@ def test_shared_cells_count_once_and_stay_while_used() -> None:
 
 
 def test_copy_has_its_own_cells() -> None:
-    held = slots(EXACT, capacity=400)
+    held = slots(STREAMS, capacity=400)
     run(held, upto(100))
     run(held, upto(150))
     assert held.free_cells == 150
 
 
 def test_room_counts_idle_slots_only_if_needed() -> None:
-    held = slots(SHARED, capacity=300)
+    held = slots(POOL, capacity=300)
     leave(held, upto(100))
     run(held, other(50))
     assert held.room(150) == held.free_cells == 150
@@ -228,7 +228,7 @@ def test_room_counts_idle_slots_only_if_needed() -> None:
 
 
 def test_idle_slots_are_evicted_by_last_use_and_busy_ones_never() -> None:
-    held = slots(SHARED, count=4)
+    held = slots(POOL, count=4)
     leave_in_each(held, upto(40), other(40), [3] * 40)
     run(held, [4] * 40)
     assert [held.evict() for _ in range(4)] == [0, 1, 2, None]
@@ -236,7 +236,7 @@ def test_idle_slots_are_evicted_by_last_use_and_busy_ones_never() -> None:
 
 
 def test_use_renews_the_age() -> None:
-    held = slots(SHARED, count=2)
+    held = slots(POOL, count=2)
     leave(held, upto(40))
     leave(held, other(40))
     leave(held, upto(60))
@@ -244,7 +244,7 @@ def test_use_renews_the_age() -> None:
 
 
 def test_evicted_prefix_is_not_found() -> None:
-    held = slots(SHARED)
+    held = slots(POOL)
     slot = run(held, upto(100)).slot
     held.shorten(slot, 0)
     assert held.free_cells == 10_000
@@ -277,13 +277,13 @@ prompts = st.builds(lambda head, tail: [0] * head + [1] * tail, st.integers(0, 1
 class Machine(RuleBasedStateMachine):
     """Drive the slots like the loop, beside a simple memory that knows the owner of each cell."""
 
-    mode: KvMode
+    layout: KvLayout
     #: Less than all slots could fill, where they share.
     capacity: int
 
     def __init__(self) -> None:
         super().__init__()
-        self.slots = Slots(COUNT, self.mode, capacity=self.capacity)
+        self.slots = Slots(COUNT, self.layout, capacity=self.capacity)
         self.memory = [Held() for _ in range(COUNT)]
         self.prompts: dict[int, list[int]] = {}
         self.salts: dict[int, str] = {}
@@ -302,11 +302,11 @@ class Machine(RuleBasedStateMachine):
         assert not target.busy
         assert place.source != place.slot
         cells = (target if place.source is None else self.memory[place.source]).cells[: place.kept]
-        if self.mode is EXACT:
+        if self.layout is STREAMS:
             cells = [Cell(cell.token, cell.salt) for cell in cells]
         assert [cell.token for cell in cells] == prompt[: place.kept], "other tokens than those of the prompt"
         assert all(cell.salt == salt != "" for cell in cells), "another tenant's tokens"
-        if self.mode is SHARED:
+        if self.layout is POOL:
             assert place.kept == longest
         else:
             assert longest - WORTH_SHARING_TOKENS - WORTH_SHARING_TOKENS < place.kept <= longest
@@ -387,12 +387,12 @@ class Machine(RuleBasedStateMachine):
 
 
 class ExactMachine(Machine):
-    mode = EXACT
+    layout = STREAMS
     capacity = COUNT * CONTEXT
 
 
 class FastMachine(Machine):
-    mode = SHARED
+    layout = POOL
     capacity = 2 * CONTEXT
 
 

@@ -14,11 +14,11 @@ from services.inference.engine.engine_messages import (
     CancelGeneration,
     GenerationAccepted,
     GenerationRefused,
+    KvMode,
     PreparedPrompt,
     StartGeneration,
     ThoughtBudget,
 )
-from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.llama_model import LlamaModel
 from services.inference.engine.sampling import Parameters
 from services.inference.models import model_discovery
@@ -55,7 +55,7 @@ def shared() -> Iterator[LlamaModel]:
 
 @pytest.fixture(scope="module")
 def few() -> Iterator[LlamaModel]:
-    """A pool of so few slots that it is computed without flash attention."""
+    """So few slots that they have their own cells, and answers and prompts their own batches, without flash attention."""
     yield from opened(KvMode.SHARED, slots=4)
 
 
@@ -63,7 +63,7 @@ def loop(model: LlamaModel, slots: int = SLOTS) -> EngineLoop:
     """With nothing in its slots."""
     for slot in range(slots):
         model.clear(slot)
-    return EngineLoop(model, slots=slots, mode=model._mode)  # no other code needs it
+    return EngineLoop(model, slots=slots)
 
 
 @pytest.mark.parametrize("mode", list(KvMode))
@@ -73,7 +73,7 @@ def test_a_prompt_that_lost_its_slot_is_restored_with_the_same_bits(
     monkeypatch.setattr(prompt_cache, "WORTH_SAVING_TOKENS", 16)
     model = exact if mode is KvMode.EXACT else shared
     loop(model)
-    running = EngineLoop(model, slots=2, mode=mode, cache_bytes=2**28)
+    running = EngineLoop(model, slots=2, cache_bytes=2**28)
     questions = [QUESTION, "What is the capital of France, and how many people live there?", "Write a line about the sea in winter."]
     first = finish(running, start_command(1, questions[0], WILD, salt="a"))[1]
     for number in (2, 3, 4):
@@ -191,7 +191,7 @@ def test_several_answers_differ_and_the_first_equals_a_single_one(shared: LlamaM
 
 
 @pytest.mark.parametrize(("fixture", "slots"), [("shared", SLOTS), ("few", 4)])
-def test_pool_shares_a_prefix_with_a_busy_slot_but_not_across_tenants(
+def test_prefix_is_shared_with_a_busy_slot_but_not_across_tenants(
     fixture: str, slots: int, exact: LlamaModel, request: pytest.FixtureRequest
 ) -> None:
     model: LlamaModel = request.getfixturevalue(fixture)
@@ -203,6 +203,31 @@ def test_pool_shares_a_prefix_with_a_busy_slot_but_not_across_tenants(
     handle(running, CancelGeneration(9))
     assert [reports[identity][0].cached_tokens for identity in (1, 2, 3)] == [len(model.prompt_tokens(start_command().prompt)) - 1, 0, 0]
     assert [text(reports[identity]) for identity in (1, 2, 3)] == [expected] * 3
+
+
+def test_without_flash_attention_answers_do_not_share_a_batch_with_prompts(
+    few: LlamaModel, exact: LlamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = text(answer(exact, start_command(question=f"{QUESTION} {QUESTION}")))
+    running, sizes = loop(few, 4), list[list[int]]()
+    decode = few._decode
+    monkeypatch.setattr(few, "_decode", lambda batch: (sizes[-1].append(batch.n_tokens), decode(batch)))
+    handle(running, start_command(8, parameters=changed(GREEDY, max_tokens=99, ignore_eos=True)))
+    handle(running, start_command(9, parameters=changed(WILD, max_tokens=99, ignore_eos=True)))
+    reports = list[AnswerProgress]()
+    for step in range(60):
+        if step == 20:
+            handle(running, start_command(1, f"{QUESTION} {QUESTION}"))
+        sizes.append([])
+        report = running.step()
+        reports += [one for one in report.progress if one.id == 1] if report else []
+    for identity in (8, 9):
+        handle(running, CancelGeneration(identity))
+    assert text(reports) == expected
+    assert {batch[-1] for batch in sizes[20:] if len(batch) == 2} == {2}, "the two answers"
+    assert sum(batch[0] for batch in sizes[20:] if len(batch) == 2) == len(
+        few.prompt_tokens(start_command(1, f"{QUESTION} {QUESTION}").prompt)
+    )
 
 
 def finish_besides(running: EngineLoop, *commands: StartGeneration) -> dict[int, list[AnswerProgress]]:

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from services.inference.engine import gguf_header, model_loading
-from services.inference.engine.engine_messages import KvType, KvTypes, LoadCommand, SplitMode
-from services.inference.engine.kv_slots import KvMode
-from services.inference.engine.model_loading import FLASH_ATTENTION_SLOTS, LoadRefused, NativeLog
+from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, LoadCommand, SplitMode
+from services.inference.engine.kv_slots import KvLayout
+from services.inference.engine.model_loading import FLASH_ATTENTION_SLOTS, LoadRefused, NativeLog, layout_of
 from tests import gguf_files
 from tests.gguf_files import LlamaShape
 
@@ -118,7 +118,9 @@ OFF, AUTO = native.LLAMA_FLASH_ATTN_TYPE_DISABLED, native.LLAMA_FLASH_ATTN_TYPE_
 def test_attention_on_a_processor(mode: KvMode, slots: int, kv_type: KvTypes, values: int, flash: int) -> None:
     load = LoadCommand("", slots, 512, 1, 0, kv_mode=mode, kv_type=kv_type)
     parameters = model_loading._context_parameters(load, 512)
-    assert (parameters.type_v, parameters.flash_attn_type, parameters.kv_unified) == (values, flash, mode is KvMode.SHARED)
+    has_pool = mode is KvMode.SHARED and flash is AUTO
+    assert (parameters.type_v, parameters.flash_attn_type, parameters.kv_unified) == (values, flash, has_pool)
+    assert (layout_of(load) is KvLayout.POOL) is has_pool
 
 
 @pytest.mark.parametrize(

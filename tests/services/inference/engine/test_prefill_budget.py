@@ -31,6 +31,14 @@ def test_first_steps_read_a_few_tokens(answering: int) -> None:
     assert pace.budget(answering) == FIRST_TOKENS
 
 
+def test_answers_that_never_were_alone_are_measured_too() -> None:
+    pace = PrefillBudget(MOST)
+    for _ in range(QUIET_EVERY):
+        assert pace.budget(4) == FIRST_TOKENS
+        pace.record_step(STEP_SECONDS, answering=4, read=FIRST_TOKENS)
+    assert pace.budget(4) == 0
+
+
 def test_after_many_reading_steps_one_step_reads_nothing() -> None:
     pace = trained()
     budgets = []
@@ -93,6 +101,17 @@ def test_one_step_in_a_hundred_may_exceed_the_allowed_slowdown_on_a_noisy_machin
 def test_noise_does_not_mislead_the_budget(step_seconds: float, token_seconds: float) -> None:
     right = min(MOST, (0.8 * SLOWDOWN - 1) * step_seconds / token_seconds)
     assert 0.6 * right <= trained(step_seconds, token_seconds, noise=0.1).budget(4) <= 1.5 * right
+
+
+def test_pieces_become_long_again_although_each_has_a_price_of_its_own() -> None:
+    pace, planned = PrefillBudget(MOST), list[int]()
+    for step in range(400):
+        read = pace.budget(4)
+        piece_seconds = (3 if step < 200 else 1.5) * STEP_SECONDS
+        pace.record_step(STEP_SECONDS + (piece_seconds + read * TOKEN_SECONDS if read else 0), answering=4, read=read)
+        planned += [read] if read else []
+    assert planned[150] == LEAST_TOKENS
+    assert planned[-1] > 3 * LEAST_TOKENS
 
 
 def test_doubling_the_time_per_token_halves_the_budget() -> None:

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from services.inference.engine import prompt_cache
 from services.inference.engine.engine_loop import EngineLoop
-from services.inference.engine.kv_slots import KvMode, SlotPlace, Slots
+from services.inference.engine.kv_slots import KvLayout, SlotPlace, Slots
 from services.inference.engine.prompt_cache import HashedTokens, PromptCache, SavedPrompt
 from tests.services.inference.engine.commands import handle
 from tests.services.inference.engine.test_engine_loop import finish, generate, text
 from tests.services.inference.engine.toy_model import ToyModel
 
-MODES = list(KvMode)
+LAYOUTS = list(KvLayout)
 WORTH = prompt_cache.WORTH_SAVING_TOKENS
 
 
@@ -94,7 +94,7 @@ def test_a_copy_that_would_delay_answers_is_not_made_while_they_run() -> None:
 
 
 def engine(model: ToyModel, cache_bytes: int) -> EngineLoop:
-    return EngineLoop(model, slots=model.slots, mode=model.mode, cache_bytes=cache_bytes, clock=lambda: 0.0)
+    return EngineLoop(model, slots=model.slots, cache_bytes=cache_bytes, clock=lambda: 0.0)
 
 
 @pytest.fixture
@@ -103,9 +103,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("mode", MODES)
-def test_a_prompt_comes_back_after_others_took_its_slot(mode: KvMode) -> None:
-    model = ToyModel(mode, slots=2, pool_tokens=64 if mode is KvMode.SHARED else 128)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_prompt_comes_back_after_others_took_its_slot(layout: KvLayout) -> None:
+    model = ToyModel(layout, slots=2, pool_tokens=64 if layout is KvLayout.POOL else 128)
     running = engine(model, 10_000)
     prompts = ["a story about a cat", "the weather in May", "how tides come about"]
     for number, prompt in enumerate(prompts):
@@ -122,10 +122,10 @@ def test_a_prompt_comes_back_after_others_took_its_slot(mode: KvMode) -> None:
 
 
 @pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("mode", MODES)
-def test_another_tenant_and_an_engine_without_reuse_get_nothing(mode: KvMode) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_another_tenant_and_an_engine_without_reuse_get_nothing(layout: KvLayout) -> None:
     for can_cut, salt in ((True, "b"), (False, "a")):
-        model = ToyModel(mode, slots=1, can_cut=can_cut)
+        model = ToyModel(layout, slots=1, can_cut=can_cut)
         running, cached = engine(model, 10_000), -1
         for number, (prompt, who) in enumerate([("a story about a cat", "a"), ("the weather in May", "a"), ("a story about a cat", salt)]):
             handle(running, generate(number, prompt, salt=who, max_tokens=4))
@@ -135,9 +135,9 @@ def test_another_tenant_and_an_engine_without_reuse_get_nothing(mode: KvMode) ->
 
 
 @pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("mode", MODES)
-def test_what_cannot_be_restored_is_read_again(mode: KvMode) -> None:
-    model = ToyModel(mode, slots=1)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_cannot_be_restored_is_read_again(layout: KvLayout) -> None:
+    model = ToyModel(layout, slots=1)
     running = engine(model, 10_000)
     for number, prompt in enumerate(["a story about a cat", "the weather in May"]):
         handle(running, generate(number, prompt, salt="a", max_tokens=4))
@@ -150,7 +150,7 @@ def test_what_cannot_be_restored_is_read_again(mode: KvMode) -> None:
 
 @pytest.mark.usefixtures("soon")
 def test_a_restored_prompt_takes_the_cells_of_idle_slots_only() -> None:
-    model = ToyModel(KvMode.SHARED, slots=3, pool_tokens=70, context_tokens=70)
+    model = ToyModel(KvLayout.POOL, slots=3, pool_tokens=70, context_tokens=70)
     running = engine(model, 10_000)
     prompts = ["a story about a black cat", "the weather in late May", "how the tides come about", "a long way to Tipperary"]
     for number, prompt in enumerate(prompts):
@@ -163,7 +163,7 @@ def test_a_restored_prompt_takes_the_cells_of_idle_slots_only() -> None:
 
 def test_a_prompt_that_does_not_fit_beside_busy_slots_is_not_restored(soon: None) -> None:
     cache = PromptCache(10_000)
-    held = Slots(2, KvMode.SHARED, capacity=100, cache=cache)
+    held = Slots(2, KvLayout.POOL, capacity=100, cache=cache)
     cache.put(saved(list(range(40))), 1)
     busy = held.place(HashedTokens([7] * 61), "b")
     assert busy is not None
@@ -182,11 +182,11 @@ REQUESTS = st.lists(st.tuples(st.lists(WORDS, min_size=1, max_size=3).map("".joi
 
 
 @pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @given(requests=REQUESTS, cache_bytes=st.sampled_from([0, 40, 10_000]))
-def test_answers_do_not_depend_on_the_cache(mode: KvMode, requests: list[tuple[str, str, int]], cache_bytes: int) -> None:
+def test_answers_do_not_depend_on_the_cache(layout: KvLayout, requests: list[tuple[str, str, int]], cache_bytes: int) -> None:
     # A small pool, so that slots are emptied for others and answers are preempted. The toy model checks what a slot holds.
-    model = ToyModel(mode, slots=3, pool_tokens=96 if mode is KvMode.SHARED else 192)
+    model = ToyModel(layout, slots=3, pool_tokens=96 if layout is KvLayout.POOL else 192)
     running = engine(model, cache_bytes)
     found: dict[int, str] = {}
     for number, (prompt, salt, steps) in enumerate(requests):
@@ -198,7 +198,7 @@ def test_answers_do_not_depend_on_the_cache(mode: KvMode, requests: list[tuple[s
     for number, reports in finish(running).items():
         found[number] = found.get(number, "") + text(reports)
     for number, (prompt, _, _) in enumerate(requests):
-        alone = engine(ToyModel(mode), 0)
+        alone = engine(ToyModel(layout), 0)
         handle(alone, generate(number, prompt, temperature=1, seed=number, max_tokens=6))
         assert found.get(number, "") == text(finish(alone).get(number, []))
     assert model.begun == {}

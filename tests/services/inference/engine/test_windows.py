@@ -8,8 +8,14 @@ import pytest
 
 from services.inference.engine import llama_model, model_loading
 from services.inference.engine.engine_loop import EngineLoop
-from services.inference.engine.engine_messages import AnswerProgress, GenerationAccepted, LoadCommand, PreparedPrompt, StartGeneration
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import (
+    AnswerProgress,
+    GenerationAccepted,
+    KvMode,
+    LoadCommand,
+    PreparedPrompt,
+    StartGeneration,
+)
 from services.inference.engine.llama_model import LlamaModel
 from services.inference.engine.sampling import Parameters
 from tests import gguf_files
@@ -52,7 +58,7 @@ def ask(loop: EngineLoop, question: str, *, salt: str = "", delivered: tuple[int
 def fresh(model: LlamaModel) -> EngineLoop:
     for slot in range(SLOTS):
         model.clear(slot)
-    return EngineLoop(model, slots=SLOTS, mode=model._mode)  # no other code needs it
+    return EngineLoop(model, slots=SLOTS)
 
 
 def test_tokens_are_the_same_after_a_cached_prefix(model: LlamaModel, request: pytest.FixtureRequest) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.inference.engine.engine_messages import AddImage, ConvertTokens, PreparedPrompt, StartGeneration
-from services.inference.engine.kv_slots import KvMode, SlotPlace
+from services.inference.engine.kv_slots import KvLayout, SlotPlace
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters, mix
 from services.inference.engine.scheduler import Feed
@@ -40,7 +40,7 @@ class ToyModel:
     """A token is a byte. At temperature 0 it says the prompt again; otherwise each letter follows from all the tokens in its
     slot and from (seed, position), so that a wrong memory or a wrong randomness changes what it says."""
 
-    mode: KvMode = KvMode.SHARED
+    layout: KvLayout = KvLayout.POOL
     context_tokens: int = 64
     pool_tokens: int = 256
     step_tokens: int = 8
@@ -124,7 +124,7 @@ class ToyModel:
             self._check_room()
         if place.source is not None:
             held = list(self.memory.get(place.source, []))
-            if self.mode is KvMode.EXACT:
+            if self.layout is KvLayout.STREAMS:
                 held = [replace(cell, number=next(self._numbers)) for cell in held]
         if self.unsettled:
             self.unsettled -= 1

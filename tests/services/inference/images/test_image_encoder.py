@@ -9,7 +9,8 @@ import pytest
 from services.inference import images
 from services.inference.engine import llama_model, model_loading, prompt_cache
 from services.inference.engine.engine_loop import EngineLoop
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import KvMode
+from services.inference.engine.kv_slots import KvLayout
 from services.inference.engine.llama_model import LlamaModel
 from services.inference.images import image_encoder
 from shared import errors
@@ -33,7 +34,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def fresh(model: LlamaModel, cache_bytes: int = 0) -> Asked:
     for slot in range(SLOTS):
         model.clear(slot)
-    return Asked(EngineLoop(model, slots=SLOTS, mode=model._mode, cache_bytes=cache_bytes))  # no other code needs it
+    return Asked(EngineLoop(model, slots=SLOTS, cache_bytes=cache_bytes))
 
 
 def test_tokens_are_the_same_with_a_cached_prefix(model: LlamaModel) -> None:
@@ -118,7 +119,7 @@ def test_answers_at_the_same_time_are_those_alone(model: LlamaModel) -> None:
     for progress in asked.finish():
         together.setdefault(progress.id, []).extend(progress.token_ids)
     assert {number: len(tokens) for number, tokens in together.items()} == dict.fromkeys(prompts, GREEDY.max_tokens)
-    if model._mode is KvMode.EXACT:
+    if model.layout is KvLayout.STREAMS:
         assert together == alone
 
 
@@ -145,7 +146,7 @@ def test_projector_of_another_width(kind: str, tmp_path: Path) -> None:
     with llama_model.opened(msgspec.structs.replace(load, projector_is_optional=True), lambda _: None) as model:
         described = model.describe()
         assert (described.sees_images, "it sees no images" in described.lowered) == (False, True)
-        asked = Asked(EngineLoop(model, slots=SLOTS, mode=KvMode.SHARED))
+        asked = Asked(EngineLoop(model, slots=SLOTS))
         assert len(asked.ask("Only text.")[0]) == GREEDY.max_tokens
         with pytest.raises(errors.BadRequest, match="this model cannot see images"):
             asked.begin("#?", ONE)

@@ -13,7 +13,7 @@ from services.inference import images
 from services.inference.backends import llama
 from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import KvMode
 from services.inference.jobs import GenerationJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry

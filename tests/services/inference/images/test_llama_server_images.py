@@ -14,7 +14,6 @@ from services.inference import images
 from services.inference.engine import llama_model
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import KvType, KvTypes
-from services.inference.engine.kv_slots import KvMode
 from tests.services.inference.images import vision_models
 from tests.services.inference.images.vision_models import KINDS, SLOTS, Asked, encoded, picture
 from tests.testnet import free_port
@@ -39,7 +38,7 @@ async def test_tokens_are_those_of_llama_server(kind: str, tmp_path: Path) -> No
     load = vision_models.write(tmp_path, kind)
     load = msgspec.structs.replace(load, kv_type=KvTypes(KvType.F16, KvType.F16))
     with llama_model.opened(load, lambda _: None) as model:
-        asked = Asked(EngineLoop(model, slots=SLOTS, mode=KvMode.SHARED))
+        asked = Asked(EngineLoop(model, slots=SLOTS))
         ours = [asked.ask(text, *pictures)[0] for text, pictures in PROMPTS]
     port = free_port()
     words = (SERVER, "--model", load.path, "--mmproj", load.projector, "--host", "127.0.0.1", "--port", port, "-np", 1, "-c", 512, "-t", 1)

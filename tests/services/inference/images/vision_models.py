@@ -10,8 +10,7 @@ from PIL import Image
 
 from services.inference.engine import sampling
 from services.inference.engine.engine_loop import EngineLoop
-from services.inference.engine.engine_messages import AddImage, AnswerProgress, LoadCommand, PreparedPrompt, StartGeneration
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import AddImage, AnswerProgress, KvMode, LoadCommand, PreparedPrompt, StartGeneration
 from services.inference.engine.sequence import ImagePrompt
 from services.inference.engine.special_tokens import IMAGE_MARK
 from tests import gguf_files

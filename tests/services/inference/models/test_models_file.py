@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.engine.engine_messages import KvType, KvTypes, SplitMode
-from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, SplitMode
 from services.inference.models import models_file, yaml_tree
 from services.inference.models.catalog import (
     MAX_CHARACTERS,
