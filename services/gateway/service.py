@@ -61,6 +61,7 @@ from services.gateway.requests.deduplicated_inference import DeduplicatedInferen
 from services.gateway.requests.image_admission import ImageLimits
 from services.gateway.requests.pipeline import Pipeline
 from services.gateway.requests.request_admission import RequestAdmission
+from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
@@ -180,18 +181,21 @@ class GatewayService:
         self._site = opened.site
         node.dispatcher.add(opened.site)
         node.dispatcher.gate = Authorizer(self._identify, self._on_refusal)
-        admission = RequestAdmission(
-            quotas=self._quotas,
+        search = TargetSearch(
             ledger=opened.ledger,
             dispatch=self._dispatch,
-            tasks=node.tasks,
             directory=node.directory,
             read_config=read_config,
-            read_guardrails=opened.configuration.guardrails_at,
-            metrics=node.metrics,
             prompt_hash_secret=settings.prompt_hash_secret,
             worker_wait_seconds=_DISCOVERY_SECONDS,
             discovery_ends_at=time.monotonic() + _DISCOVERY_SECONDS,
+        )
+        admission = RequestAdmission(
+            search=search,
+            quotas=self._quotas,
+            tasks=node.tasks,
+            read_guardrails=opened.configuration.guardrails_at,
+            metrics=node.metrics,
             while_open=opened.site.while_open,
         )
         self.rollouts = RolloutRunner(opened.configuration, opened.rollouts, self.audit_reporting, node.metrics)

@@ -26,24 +26,20 @@ _UNSEEN_TOKENS = 64
 class ActivePrompt(ActiveRequest):
     """Tracks one prompt. Iterate it for the chunks; read ``result`` after the block of ``Pipeline.run``."""
 
-    method = gateway.process_inference_request.name.partition(".")[2]
+    method, operation = gateway.process_inference_request.name.partition(".")[2], "chat"
     answers: AsyncGenerator[AnswerItem] | None
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock)
-        self._first_text: float | None = None
         self._prompt_tokens = 0
         self._tokens = self._reasoning_tokens = 0
         self._generation: Generation | None = None
-        self._admitted: AdmittedPrompt | None = None
         #: How many the request asked for.
         self.wanted_answers = 1
         #: Bytes of the delivered text, thoughts and tool calls.
         self._bytes = 0
-        self._chunks = 0
         #: Answers that have parts of calls, and no end yet.
         self._open_calls: set[int] = set()
-        self._origin = AnswerOrigin.MISS
         #: None if nothing is looked for in the answer.
         self.guard: AnswerGuard | None = None
         #: What the guard has let through, but the reader doesn't have yet.
@@ -60,18 +56,12 @@ class ActivePrompt(ActiveRequest):
         return self.guard.matches + self._moderated
 
     def set_origin(self, origin: AnswerOrigin) -> None:
-        self._origin = origin
+        self.cached = origin is AnswerOrigin.HIT
 
     def record_admission(self, prompt: AdmittedPrompt, answers: int, prompt_hash: str) -> None:
-        self._admitted, self.wanted_answers, self.prompt_hash = prompt, answers, prompt_hash
-
-    @property
-    def likely_prompt_tokens(self) -> int:
-        return 0 if self._admitted is None else self._admitted.likely_prompt_tokens
-
-    @property
-    def most_prompt_tokens(self) -> int:
-        return 0 if self._admitted is None else self._admitted.most_prompt_tokens
+        self.most_prompt_tokens, self.likely_prompt_tokens = prompt.most_prompt_tokens, prompt.likely_prompt_tokens
+        self.wanted_answers, self.prompt_hash = answers, prompt_hash
+        self.begins_conversation = all(message.role != "assistant" for message in prompt.messages)
 
     def __aiter__(self) -> "ActivePrompt":
         return self
@@ -120,19 +110,19 @@ class ActivePrompt(ActiveRequest):
         self._tokens += len(chunk.token_ids)
         self._reasoning_tokens += len(chunk.token_ids) if chunk.reasoning else 0
         has_text = bool(chunk.text or chunk.reasoning or chunk.tool_calls or chunk.call_parts)
-        self._chunks += has_text
+        self.chunks += has_text
         self._bytes += bytes_of(chunk)
         if chunk.call_parts:
             self._open_calls.add(chunk.answer)
-        if self._first_text is None and has_text:
-            self._first_text = self._clock()
+        if self.first_text_seconds is None and has_text:
+            self.first_text_seconds = self.seconds_so_far
 
     def _guarded(self, chunk: Chunk, guard: AnswerGuard) -> Chunk | None:
         began = time.perf_counter()
         shown = guard.read(chunk)
         self.guard_seconds += time.perf_counter() - began
         if self._is_refused:
-            self._generation = guard.ended(Generation(FinishReason.CONTENT_FILTER, self._usage()))
+            self._finish(guard.ended(Generation(FinishReason.CONTENT_FILTER, self._usage())))
         return shown
 
     def _take_end(self, generation: Generation) -> None:
@@ -145,7 +135,11 @@ class ActivePrompt(ActiveRequest):
         if self.guard is not None:
             self._ready.extend(self.guard.end())
             generation = self.guard.ended(generation)
-        self._generation = generation
+        self._finish(generation)
+
+    def _finish(self, generation: Generation) -> None:
+        self._generation, self.complete = generation, True
+        self.answer_count = max(1, len(generation.finish_reasons))
 
     async def _moderate_answer(self) -> None:
         """Check the answers once they are complete, and release what was held. Raises Unavailable if they can't be checked."""
@@ -162,7 +156,7 @@ class ActivePrompt(ActiveRequest):
         ready, self._ready = self._ready, deque()
         self._ready.extend(await checked.end(ready))
         self._moderated = checked.matches
-        self._generation = answer_guard.filtered(self._generation, checked.refused)
+        self._finish(answer_guard.filtered(self._generation, checked.refused))
 
     @property
     def _is_refused(self) -> bool:
@@ -171,43 +165,18 @@ class ActivePrompt(ActiveRequest):
 
     def _usage(self) -> Usage:
         """Count output by the received token ids rather than the worker's claim."""
-        if self._admitted is None:
-            return Usage(prompt_tokens=0, completion_tokens=0)
         # Don't trust a claim above the bound.
-        prompt_tokens = min(max(self._prompt_tokens, 0), self._admitted.most_prompt_tokens)
+        prompt_tokens = min(max(self._prompt_tokens, 0), self.most_prompt_tokens)
         if self._generation is None:
             # Without token ids, a chunk has at least one token.
             return Usage(prompt_tokens, self._tokens or self.chunks, reasoning_tokens=self._reasoning_tokens)
         claimed = self._generation.usage
         # Backends without token ids (HTTP APIs) leave only the worker's claim. A token has at least one byte of text, apart from the few
         # that mark calls and ends.
-        completion = self._tokens or min(max(claimed.completion_tokens, 0), self._bytes + _UNSEEN_TOKENS, self._most_tokens)
+        most = 0 if self.held is None else self.held.max_tokens * self.wanted_answers
+        completion = self._tokens or min(max(claimed.completion_tokens, 0), self._bytes + _UNSEEN_TOKENS, most)
         reasoning = min(max(claimed.reasoning_tokens, 0), completion)
         return Usage(prompt_tokens, completion, min(max(claimed.cached_tokens, 0), prompt_tokens), reasoning)
-
-    @property
-    def _most_tokens(self) -> int:
-        return 0 if self.held is None else self.held.max_tokens * self.wanted_answers
-
-    @property
-    def answer_count(self) -> int:
-        return 1 if self._generation is None else max(1, len(self._generation.finish_reasons))
-
-    @property
-    def clamped_to(self) -> int | None:
-        return self.held.max_tokens if self.held is not None and self.held.clamped else None
-
-    @property
-    def begins_conversation(self) -> bool:
-        return self._admitted is not None and all(message.role != "assistant" for message in self._admitted.messages)
-
-    @property
-    def chunks(self) -> int:
-        return self._chunks
-
-    @property
-    def cached(self) -> bool:
-        return self._origin is AnswerOrigin.HIT
 
     @property
     def result(self) -> InferenceResult:
@@ -219,21 +188,13 @@ class ActivePrompt(ActiveRequest):
             finish_reason=self._generation.finish_reason,
             usage=self.usage,
             response_time_ms=self.response_time_ms,
-            first_token_ms=self.response_time_ms if self._first_text is None else milliseconds(self._first_text - self._began),
+            first_token_ms=self.response_time_ms if self.first_text_seconds is None else milliseconds(self.first_text_seconds),
             finish_reasons=self._generation.finish_reasons,
             cost_micro=self.cost_micro,
             clamped_to=self.clamped_to,
             cached=self.cached,
             target=self.route.target if self.route is not None and self.shows_target else None,
         )
-
-    @property
-    def first_text_seconds(self) -> float | None:
-        return None if self._first_text is None else self._first_text - self._began
-
-    @property
-    def complete(self) -> bool:
-        return self._generation is not None
 
 
 def _has_content(chunk: Chunk) -> bool:

@@ -43,8 +43,26 @@ class ServingTarget:
 class ActiveRequest(ABC):
     """Tracks one request from its arrival in the pipeline to its row."""
 
-    #: The method name in metrics, the same for all APIs.
+    #: The method name in metrics, the same for all APIs, and the operation name of OpenTelemetry.
     method: ClassVar[str]
+    operation: ClassVar[str]
+
+    #: This request has its own run.
+    is_repeat = False
+    #: The answer comes from the response cache.
+    cached = False
+    #: The worker has sent the end of the answer.
+    complete = False
+    #: From the start to the first text; None if none was delivered.
+    first_text_seconds: float | None = None
+    #: Number of chunks with text.
+    chunks = 0
+    #: Number of answers that the worker has reported.
+    answer_count = 1
+    #: The messages contain no earlier answer.
+    begins_conversation = False
+    #: The largest size of the prompt that is believed, and an estimate; 0 until it is admitted.
+    most_prompt_tokens = likely_prompt_tokens = 0
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -185,11 +203,6 @@ class ActiveRequest(ABC):
         return self.complete or self.usage.completion_tokens > 0
 
     @property
-    @abstractmethod
-    def likely_prompt_tokens(self) -> int:
-        """Return the estimated size of the prompt."""
-
-    @property
     def compute_seconds(self) -> float:
         """Return how long workers computed what was delivered. Waiting in the queue is free."""
         if self._computed is not None:
@@ -211,43 +224,9 @@ class ActiveRequest(ABC):
     def _usage(self) -> Usage: ...
 
     @property
-    @abstractmethod
-    def complete(self) -> bool:
-        """Whether the worker has sent the end of the answer."""
-
-    @property
-    def first_text_seconds(self) -> float | None:
-        """None if no text was delivered."""
-        return None
-
-    @property
-    def chunks(self) -> int:
-        """Number of chunks with text."""
-        return 0
-
-    @property
-    def answer_count(self) -> int:
-        """Number of answers that the worker has reported."""
-        return 1
-
-    @property
     def clamped_to(self) -> int | None:
         """The lowered max_tokens, if the credits didn't cover the requested value."""
-        return None
-
-    @property
-    def is_repeat(self) -> bool:
-        """Always false: this request has its own run."""
-        return False
-
-    @property
-    def cached(self) -> bool:
-        return False
-
-    @property
-    def begins_conversation(self) -> bool:
-        """Whether the messages contain no earlier answer."""
-        return False
+        return self.held.max_tokens if self.held is not None and self.held.clamped else None
 
     @property
     def saved_micro(self) -> MicroCredits:

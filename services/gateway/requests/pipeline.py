@@ -34,7 +34,7 @@ from services.gateway.relay import AnswerItem, OnClaim, Relay, TextRequest
 from services.gateway.requests import bounded_answers
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import ActiveRequest, ServingTarget, milliseconds
-from services.gateway.requests.active_texts import ActiveConversion, ActiveEmbedding, ActiveModeration, ActiveRanking
+from services.gateway.requests.active_texts import ActiveConversion, ActiveEmbedding, ActiveModeration, ActiveRanking, ActiveTexts
 from services.gateway.requests.bounded_answers import AnswerBounds
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.requests.target_choice import TargetCall
@@ -59,15 +59,10 @@ _CLOCK_SLACK_SECONDS = 0.05
 DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE = 1.0, 0.1
 #: How long a request waits for one check by a moderation model.
 CHECK_SECONDS = 30.0
-#: Operation names of OpenTelemetry.
-_OPERATIONS: dict[type[ActiveRequest], str] = {
-    ActivePrompt: "chat", ActiveEmbedding: "embeddings", ActiveRanking: "rerank", ActiveModeration: "moderation",
-    ActiveConversion: "tokenize",
-}  # fmt: skip
 
 Running = TypeVar("Running", bound=ActiveRequest)
 Call = TypeVar("Call")
-Texts = TypeVar("Texts", bound=TextRequest)
+Texts = TypeVar("Texts", bound=ActiveTexts[Any, Any])
 Item = TypeVar("Item")
 #: Starts an answer at one target, which takes at most so many seconds.
 Start = Callable[[TargetCall[Call], float], AsyncGenerator[Item]]
@@ -95,7 +90,7 @@ class Pipeline:
     ) -> None:
         """``responses`` is None if the cache is disabled."""
         self._admission = admission
-        self._quotas, self._ledger = admission.quotas, admission.ledger
+        self._quotas, self._ledger = admission.quotas, admission.search.ledger
         self._relay = relay
         self._recorder = recorder
         self._publish = publish
@@ -104,7 +99,7 @@ class Pipeline:
         self._on_ended = on_ended
         #: Requests that run now, with their callers.
         self.running: dict[ActiveRequest, Principal] = {}
-        self.clock = admission.clock
+        self.clock = admission.search.clock
         self._answers_ended = GatewayAnswers(admission.metrics)
         self._endings = CompletionCounters(admission.metrics)
         self._routes = RouteCounters(admission.metrics)
@@ -112,7 +107,7 @@ class Pipeline:
     @property
     def config_revision(self) -> int:
         """Return the revision of the configuration that new requests use."""
-        return self._admission.read_config().revision
+        return self._admission.search.read_config().revision
 
     def run(
         self,
@@ -144,33 +139,29 @@ class Pipeline:
 
     def embed(self, principal: Principal, request: EmbeddingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveEmbedding]:
         """Compute embeddings; otherwise like ``run``."""
-        running = ActiveEmbedding(self.clock)
-        return self._read(running, principal, seconds, partial(self._admission.admit_texts, running, principal, request, seconds))
+        return self._read(ActiveEmbedding(self.clock, request, forbids_external=request.forbid_external), principal, seconds)
 
     def rank(self, principal: Principal, request: RankingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveRanking]:
         """Rank texts by their relevance to a query; otherwise like ``embed``."""
-        running = ActiveRanking(self.clock)
-        return self._read(running, principal, seconds, partial(self._admission.admit_ranking, running, principal, request, seconds))
+        return self._read(ActiveRanking(self.clock, request, forbids_external=request.forbid_external), principal, seconds)
 
     def moderate(
         self, principal: Principal, request: ModerationRequest, *, seconds: float
     ) -> AbstractAsyncContextManager[ActiveModeration]:
         """Say whether texts are harmful; otherwise like ``run``. Call ``read`` in the block."""
-        running = ActiveModeration(self.clock)
-        return self._read(running, principal, seconds, partial(self._admission.admit_moderation, running, principal, request, seconds))
+        return self._read(ActiveModeration(self.clock, request, forbids_external=request.forbid_external), principal, seconds)
 
     def convert(
         self, principal: Principal, request: inference.Conversion, *, seconds: float, forbids_external: bool
     ) -> AbstractAsyncContextManager[ActiveConversion]:
         """Convert tokens by a model, for free; otherwise like ``run``. An empty model is the default. Call ``read`` in the block."""
-        running = ActiveConversion(self.clock)
-        admit = partial(self._admission.admit_conversion, running, principal, request, seconds, forbids_external=forbids_external)
-        return self._read(running, principal, seconds, admit)
+        return self._read(ActiveConversion(self.clock, request, forbids_external=forbids_external), principal, seconds)
 
-    def _read(
-        self, running: Running, principal: Principal, seconds: float, admit: Callable[[], Admitting[Texts]]
-    ) -> AbstractAsyncContextManager[Running]:
-        def start(call: TargetCall[Texts], seconds: float) -> AsyncGenerator[object]:
+    def _read(self, running: Texts, principal: Principal, seconds: float) -> AbstractAsyncContextManager[Texts]:
+        def admit() -> Admitting[TextRequest]:
+            return self._admission.admit_texts(running, principal, seconds)
+
+        def start(call: TargetCall[TextRequest], seconds: float) -> AsyncGenerator[object]:
             on_claim = self._on_claim(running, call.target, is_paced=False)
             return self._relay.read(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
 
@@ -305,7 +296,7 @@ class Pipeline:
         on_claim = self._on_claim(running, target_call.target, is_paced=paced)
         if responses is None:
             return self._relay.generate(prompt, requirements, seconds=seconds, on_claim=on_claim)
-        digest = routing.digest_of(requirements.model, self._admission.directory.usable(Role.WORKER))
+        digest = routing.digest_of(requirements.model, self._admission.search.directory.usable(Role.WORKER))
         assert not isinstance(admitted.prompt, str)  # admission converts it to messages
         question = cache_keys.CacheQuestion(
             requirements.tenant, admitted.prompt, config, digest, requirements.placement.external, target_call.target.cache_seconds
@@ -413,7 +404,7 @@ class Pipeline:
 
     def _count(self, row: RequestRow, running: ActiveRequest) -> None:
         answer = MeasuredAnswer(
-            operation=_OPERATIONS[type(running)],
+            operation=running.operation,
             method=running.method,
             model=row.model_used,
             seconds=row.response_time_ms / 1000,

@@ -1,26 +1,35 @@
-"""The targets that may serve a request, in the order in which they are tried. Pure."""
+"""Finds the targets that may serve a request, in the order in which they are tried."""
 
+import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
-from services.gateway import prompt_admission
-from services.gateway.billing.ledger import HeldCredits
+from services.gateway import node_interface, prompt_admission
+from services.gateway.billing.ledger import HeldCredits, Ledger
 from services.gateway.billing.request_record import RouteUse
-from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.config_snapshot import ConfigSnapshot, ReadConfig
 from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
-from services.gateway.requests.active_request import ServingTarget
-from services.gateway.scheduling import route_choice
+from services.gateway.requests.active_request import ActiveRequest, ServingTarget
+from services.gateway.requests.active_texts import ActiveModeration
+from services.gateway.scheduling import route_choice, routing
+from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import Policy
-from services.gateway.scheduling.route_choice import POLICY_REASONS, DropReason, Route, RouteDecision
+from services.gateway.scheduling.route_choice import POLICY_REASONS, DropReason, ModelFacts, RequestFacts, Route, RouteDecision
 from services.gateway.scheduling.routing import ModelNames, WorkerRequirements
 from shared import errors
 from shared.api.auth import Principal
-from shared.api.generation import Usage
+from shared.api.generation import ChatMessage, Usage
+from shared.config_documents import Sticky
 from shared.protocol.directory import DirectoryEntry
-from shared.types import ModelName
+from shared.types import ModelName, Role
+
+#: How often a waiting request checks the directory for workers.
+_LOOK_SECONDS = 0.1
 
 Call = TypeVar("Call")
 
@@ -106,8 +115,118 @@ class Caller:
     policy: Policy
     config: ConfigSnapshot
     names: ModelNames
-    #: Whether the request counts against limits.
-    is_limited: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSearch:
+    """Finds targets by the current configuration and workers. For the first ``worker_wait_seconds`` after start, a model may have workers
+    that aren't discovered yet; a request waits equally long for workers that left a moment ago."""
+
+    ledger: Ledger
+    dispatch: Dispatch
+    directory: node_interface.NodeDirectory
+    read_config: ReadConfig
+    prompt_hash_secret: str
+    clock: Callable[[], float] = time.monotonic
+    worker_wait_seconds: float = 0.0
+    discovery_ends_at: float = -math.inf
+
+    def caller(self, running: ActiveRequest, principal: Principal, *, forbids_external: bool) -> Caller:
+        config = self.read_config()
+        policy = config.policies.of(principal, forbids_external=forbids_external)
+        running.shows_target = policy.show_targets.value
+        return Caller(principal, policy, config, config.names_for(policy))
+
+    async def find(
+        self,
+        running: ActiveRequest,
+        caller: Caller,
+        wanted: ModelName | None,
+        facts: RequestFacts,
+        conversation: str | Sequence[ChatMessage],
+    ) -> TargetChoice:
+        """Wait briefly if the model's workers may return soon. ``facts`` has no unit yet. Raises UnknownModel, NotReachable, NotAllowed or
+        PolicyForbidden, and BadRequest for another task than that of the model or route."""
+        gives_up_at = self.clock() + self.worker_wait_seconds
+        prices, moderates = caller.config.upstream_prices, isinstance(running, ActiveModeration)
+        route = caller.names.find_route(wanted)
+        if route is not None and not caller.policy.allows_name(route.name):
+            route = None
+        if route is not None:
+            routing.ensure_task(route, moderates=moderates)
+            running.model, running.unit = ModelName(route.name), self._unit(route.sticky, running, caller.principal, conversation)
+            facts = replace(facts, unit=running.unit)
+        elif moderates:
+            raise routing.no_moderation(wanted)
+        running.upstream = UpstreamPrices(prices, None if route is None or route.compared_with is None else prices.get(route.compared_with))
+        while True:
+            try:
+                return self._find_served(running, caller, wanted, facts) if route is None else self._find_targets(route, facts, caller)
+            except errors.NotReachable:
+                now, workers = self.clock(), self.directory.entries(Role.WORKER)
+                if now >= gives_up_at or not (now < self.discovery_ends_at or routing.any_recently_lost(workers, datetime.now(UTC))):
+                    raise
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _find_served(self, running: ActiveRequest, caller: Caller, wanted: ModelName | None, facts: RequestFacts) -> TargetChoice:
+        just_started = self.clock() < self.discovery_ends_at
+        entries, usable = self.directory.entries(Role.WORKER), self.directory.usable(Role.WORKER)
+        startable = self.dispatch.worker_stats.starts.pools
+        model = routing.resolve(
+            wanted, entries, caller.names, just_started=just_started, allows=caller.policy.allows_name, startable=startable
+        )
+        running.model, running.served_model = caller.names.public_name(wanted, model), model
+        routing.ensure_capable(model, usable, wants_answer=facts.wants_answer, has_images=facts.has_images)
+        prompt_admission.check_open(caller.principal, model, caller.names)
+        reason = self._policy_refusal(caller, model, model) or route_choice.find_forbidden(
+            usable, model, caller.principal.tenant_id, caller.policy.placement
+        )
+        if reason is not None:
+            raise forbidden(caller.policy, running.model, {model: reason}, usable)
+        return TargetChoice((ServingTarget(model),))
+
+    def _find_targets(self, route: Route, facts: RequestFacts, caller: Caller) -> TargetChoice:
+        decision = self._choose(route, facts, caller)
+        if not decision.candidates:
+            # Wait for a start, of the first one only.
+            decision = self._choose(route, facts, caller, self.dispatch.worker_stats.starts.pools)
+            decision = replace(decision, candidates=decision.candidates[:1])
+        lacks = {dropped.reason for dropped in decision.dropped} == {DropReason.LACKS_CAPABILITY}
+        if facts.has_images and lacks and not decision.candidates:
+            raise errors.BadRequest(f"{route.name} has no target that can see images", hint="leave them out, or choose another model")
+        return serving(decision, caller, self.directory.usable(Role.WORKER))
+
+    def _choose(self, route: Route, facts: RequestFacts, caller: Caller, startable: Iterable[ModelName] = ()) -> RouteDecision:
+        principal = caller.principal
+        served = route_choice.served_models(self.directory.usable(Role.WORKER), principal.tenant_id, caller.policy.placement)
+        offered = {model: ModelFacts() for model in startable} | served
+        is_listed = route.name in principal.models
+
+        def find_refusal(model: ModelName) -> DropReason | None:
+            if not is_listed and not prompt_admission.is_open(principal, model, caller.names):
+                return DropReason.POLICY_MODEL
+            return self._policy_refusal(caller, model, ModelName(route.name) if route.has_own_price else model)
+
+        return route_choice.choose(route, facts, offered.get, find_refusal)
+
+    def _policy_refusal(self, caller: Caller, model: ModelName, priced_as: ModelName) -> DropReason | None:
+        return route_choice.find_refusal(caller.policy, model, self.ledger.price_of(priced_as))
+
+    def _unit(self, sticky: Sticky, running: ActiveRequest, principal: Principal, conversation: str | Sequence[ChatMessage]) -> bytes:
+        """Return what sticks to one target."""
+        match sticky:
+            case Sticky.USER:
+                return principal.user_id.bytes
+            case Sticky.ORGANIZATION:
+                return principal.tenant_id.bytes
+            case Sticky.REQUEST:
+                return running.request_id.bytes
+        if not isinstance(conversation, str):
+            # The system message and the first question stay the same during a conversation.
+            system = [message for message in conversation[:1] if message.role == "system"]
+            question = next((message for message in conversation if message.role == "user"), None)
+            conversation = prompt_admission.fingerprint([*system, *([] if question is None else [question])], self.prompt_hash_secret)
+        return principal.tenant_id.bytes + conversation.encode()
 
 
 def serving(decision: RouteDecision, caller: Caller, usable: Sequence[DirectoryEntry]) -> TargetChoice:

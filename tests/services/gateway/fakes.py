@@ -51,6 +51,7 @@ from services.gateway.relay import Relay
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from services.gateway.requests.pipeline import Pipeline
 from services.gateway.requests.request_admission import RequestAdmission
+from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.scheduling import policies, routing
 from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.dispatch import Dispatch
@@ -452,16 +453,15 @@ class RunningService:
         self.reports = FakeReports()
         self.accounts = FakeAccounts()
         self.memory = RequestMemory()
-        self.admission = RequestAdmission(
-            quotas=self.quotas,
+        search = TargetSearch(
             ledger=ledger,
             dispatch=self.dispatch,
-            tasks=tasks,
             directory=self.directory,
             read_config=lambda: self.config,
-            read_guardrails=_no_guardrails,
-            metrics=self.metrics,
             prompt_hash_secret="s" * 16,
+        )
+        self.admission = RequestAdmission(
+            search=search, quotas=self.quotas, tasks=tasks, read_guardrails=_no_guardrails, metrics=self.metrics
         )
         self.pipeline = self.new_pipeline()
         self.runs = runs

@@ -96,7 +96,7 @@ async def policed() -> AsyncIterator[Policed]:
             Price(1, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO))),
             Price(2, ModelPrice(API, MicroCredits(10 * MICRO), MicroCredits(20 * MICRO))),
         )
-        await service.admission.ledger.refresh_prices()
+        await service.admission.search.ledger.refresh_prices()
         yield Policed(service)
 
 

@@ -85,7 +85,7 @@ class Routed:
 async def routed() -> AsyncIterator[Routed]:
     async with fakes.running_service(free=10_000) as service:
         service.books.prices = PRICES
-        await service.admission.ledger.refresh_prices()
+        await service.admission.search.ledger.refresh_prices()
         yield Routed(service)
 
 
@@ -420,7 +420,7 @@ async def test_a_prompt_that_a_provider_read_costs_also_if_its_answer_never_came
 async def test_a_route_may_have_one_price(routed: Routed) -> None:
     named = Price(3, ModelPrice(ModelName("assistant"), MicroCredits(0), MicroCredits(MICRO)))
     routed.service.books.prices = (*PRICES, named)
-    await routed.service.admission.ledger.refresh_prices()
+    await routed.service.admission.search.ledger.refresh_prices()
     routed.use(more={"price": "route"})
     assert (await routed.ask())[1].cost_micro == 3
     routed.local.fails_with = errors.Unavailable("down")
@@ -562,7 +562,7 @@ async def test_what_the_credits_do_not_cover_is_left_out_from_the_dearest_down(r
 
 async def test_targets_of_one_price_are_kept_together(routed: Routed) -> None:
     routed.service.books.prices = PRICES[:1]
-    await routed.service.admission.ledger.refresh_prices()
+    await routed.service.admission.search.ledger.refresh_prices()
     routed.service.books.most_tokens = 40
     _, result = await routed.ask(max_tokens=1000)
     assert (result.clamped_to, len(routed.service.books.reserved)) == (40, 1)

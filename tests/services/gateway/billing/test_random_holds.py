@@ -104,5 +104,5 @@ async def test_after_a_long_walk_nothing_is_held_and_the_books_balance(plain_url
         assert min(shares) >= 3, shares
         sums = "SELECT sum(abs(reserved_micro)) FROM accounts"
         assert (await gateway.number(sums), await gateway.number("SELECT count(*) FROM reservations WHERE state = 'reserved'")) == (0, 0)
-        report = await gateway.service.admission.ledger.verify(full=True)
+        report = await gateway.service.admission.search.ledger.verify(full=True)
         assert report.findings == ()

@@ -119,7 +119,7 @@ class Gateway:
             await connection.execute("UPDATE reservations SET lease_until = now() - interval '1 h' WHERE state = 'reserved'")
         finally:
             await connection.close()
-        ledger = self.service.admission.ledger
+        ledger = self.service.admission.search.ledger
         ledger._healthy_since = 0.0
         while await self.number("SELECT count(*) FROM reservations WHERE state = 'reserved'"):
             # A batch of them.
@@ -165,7 +165,7 @@ async def test_upstream_money_is_what_the_providers_counted_and_the_ledger_adds_
                 leaves_after=rng.choice([None, None, 1, 2]), dies_after=dies_after, streamed=dies_after is not None or rng.random() < 0.5
             )
         await gateway.settle_dead_requests()
-        ledger = gateway.service.admission.ledger
+        ledger = gateway.service.admission.search.ledger
         report = await ledger.verify(full=True)
         assert (report.findings, report.drift_micro, report.sum_micro, report.reserved_drift_micro) == ((), 0, 0, 0)
         assert await gateway.number("SELECT count(*) FROM request_logs") == rounds, "one row for each, also of a dead gateway"

@@ -198,7 +198,8 @@ async def _written(running_service: RunningService, rows: int = 1) -> None:
 
 
 async def test_a_request_waits_for_a_worker_that_just_left(running_service: RunningService) -> None:
-    admission = replace(running_service.admission, worker_wait_seconds=5.0, discovery_ends_at=time.monotonic() + 5.0)
+    search = replace(running_service.admission.search, worker_wait_seconds=5.0, discovery_ends_at=time.monotonic() + 5.0)
+    admission = replace(running_service.admission, search=search)
     patient = running_service.new_pipeline(admission)
     announced = running_service.directory.entries(Role.WORKER)[0].announcement
     running_service.directory.mark_gone(announced.node, "its link was lost")
@@ -220,7 +221,8 @@ async def test_a_request_waits_for_a_worker_that_just_left(running_service: Runn
 async def test_a_worker_that_left_long_ago_is_not_waited_for(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "RECENTLY_LOST_SECONDS", 0.0)
     clock = iter(range(0, 10_000, 100)).__next__
-    quick = running_service.new_pipeline(replace(running_service.admission, clock=clock, worker_wait_seconds=50.0, discovery_ends_at=50.0))
+    search = replace(running_service.admission.search, clock=clock, worker_wait_seconds=50.0, discovery_ends_at=50.0)
+    quick = running_service.new_pipeline(replace(running_service.admission, search=search))
     running_service.directory.mark_gone(running_service.directory.entries(Role.WORKER)[0].node, "its link was lost")
     with pytest.raises(errors.NotReachable):
         async with quick.run(OWNER, InferenceRequest(prompt="hi"), seconds=10):

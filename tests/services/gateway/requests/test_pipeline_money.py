@@ -128,7 +128,7 @@ async def test_compute_seconds_exclude_time_in_the_queue(running_service: Runnin
     """Before, 48 equal requests cost between 1.11 and 5.44."""
     price = Price(1, ModelPrice(None, MicroCredits(0), MicroCredits(0), compute_second_micro=MicroCredits(1000)))
     running_service.books.prices = (price,)
-    await running_service.admission.ledger.refresh_prices()
+    await running_service.admission.search.ledger.refresh_prices()
     worker, now = Slots(), 1000.0
     running_service.add_worker(1, worker, "smollm2", load=WorkerLoad(slots=4))
     running_service.pipeline.clock = running_service.dispatch.clock = lambda: now
