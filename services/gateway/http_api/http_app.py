@@ -47,7 +47,7 @@ Handler = Callable[[HttpCall], Coroutine[None, None, None]]
 OnRefusal = Callable[[str, Principal | None, str, errors.AimeshError], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class HttpRoute:
     """One row of the route table, used for dispatch and for the reference."""
 
@@ -68,7 +68,7 @@ class HttpRoute:
     status: int = 200
     #: Runs a model, and streams events if the body has `stream`.
     streams: bool = False
-    #: The handler observes the duration, because it knows the model.
+    #: The handler observes the duration, because it knows the model. True if it ``streams``.
     runs_a_model: bool = False
     #: The body may have images, and be longer than others.
     takes_images: bool = False
@@ -79,6 +79,7 @@ class HttpRoute:
     def __post_init__(self) -> None:
         """Raises ValueError if the access table has no rule for it."""
         object.__setattr__(self, "access", access_table.of_route(self.verb, self.path))
+        object.__setattr__(self, "runs_a_model", self.runs_a_model or self.streams)
 
 
 class HttpApp:
@@ -148,7 +149,7 @@ class HttpApp:
             if preflight:
                 await call.answer_bytes(b"", b"text/plain")
                 return ""
-            method, runs_a_model = route.method, _runs_a_model(route)
+            method, runs_a_model = route.method, route.runs_a_model
             span.name = f"{route.verb} {route.path}"
             await self._serve(route, call)
         except errors.AimeshError as error:
@@ -209,7 +210,7 @@ class HttpApp:
         if route.body is not None:
             with (
                 self._concurrency.count_request(
-                    self._limits_of(call.principal) if call.principal is not None and _runs_a_model(route) else ()
+                    self._limits_of(call.principal) if call.principal is not None and route.runs_a_model else ()
                 ),
                 ExitStack() as stack,
             ):
@@ -259,10 +260,6 @@ def _missing(path: str) -> errors.AimeshError:
     if name in access_table.METHODS:
         return errors.WrongRole(f"{name} is for nodes of the mesh, not for people", hint=hint)
     return errors.UnknownMethod(f"there is no method {name[:80]!r}", hint=hint)
-
-
-def _runs_a_model(route: HttpRoute) -> bool:
-    return route.streams or route.runs_a_model
 
 
 async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None], heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:

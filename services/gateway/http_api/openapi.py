@@ -116,7 +116,7 @@ def _operation(route: HttpRoute) -> Json:
 
 
 def _responses(route: HttpRoute) -> Json:
-    headers = {**_REQUEST_ID, **_ALLOWANCE} if _runs(route) else _REQUEST_ID
+    headers = {**_REQUEST_ID, **_ALLOWANCE} if route.runs_a_model else _REQUEST_ID
     done: Json = {"description": "Done", "headers": headers}
     if route.answer is not None:
         content: Json = {"application/json": {"schema": _ref(route.answer)}}
@@ -128,7 +128,7 @@ def _responses(route: HttpRoute) -> Json:
         *(_OF_CALLERS if route.access.who is Audience.PERSON else ()),
         *(_OF_BODIES if route.body is not None else ()),
         *((400,) if route.query is not None or route.method in _NEEDED_HEADERS else ()),
-        *(_OF_MODELS if _runs(route) else ()),
+        *(_OF_MODELS if route.runs_a_model else ()),
         *((404,) if "{" in route.path else ()),
     }
     errors = {str(status): {"$ref": f"#/components/responses/{_error_name(status)}"} for status in sorted(statuses)}
@@ -153,7 +153,7 @@ def _parameters(route: HttpRoute) -> list[Json]:
         found.append({"name": name.rstrip("}"), "in": "path", "required": True, "schema": {"type": "string"}})
     if route.query is not None:
         found += [_query_parameter(route.query, field) for field in msgspec.structs.fields(route.query)]
-    if _runs(route):
+    if route.runs_a_model:
         found.append(_header(*_KEY_HEADER, required=False))
     if route.streams:
         found.append(_header(*_REST_HEADER, required=False))
@@ -205,10 +205,6 @@ def _operation_id(verb: str, path: str) -> str:
     return verb.lower() + "".join(word.title() for word in words)
 
 
-def _runs(route: HttpRoute) -> bool:
-    return route.streams or route.runs_a_model
-
-
 def _ref(kind: type[msgspec.Struct]) -> Json:
     return {"$ref": _REFERENCE.format(name=kind.__name__)}
 
@@ -233,13 +229,8 @@ class Reference:
     def routes_for(routes: Sequence[HttpRoute]) -> tuple[HttpRoute, ...]:
         reference = Reference(routes)
         return (
-            HttpRoute(
-                verb="GET", path="/openapi.json", handler=reference._send_openapi, method="openapi",
-                summary="The OpenAPI document",
-            ),
-            HttpRoute(
-                verb="GET", path="/docs", handler=reference._send_page, method="docs", summary="This reference",
-            ),
+            HttpRoute("GET", "/openapi.json", reference._send_openapi, "openapi", "The OpenAPI document"),
+            HttpRoute("GET", "/docs", reference._send_page, "docs", "This reference"),
         )  # fmt: skip
 
     async def _send_openapi(self, call: HttpCall) -> None:

@@ -211,42 +211,24 @@ class RestAccounts:
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
-            HttpRoute(
-                verb="POST", path="/api/auth/register", handler=self._register, method="registerUser",
-                summary="Create an account", body=RegisterBody, answer=UserAnswer, status=201,
-            ),
-            HttpRoute(
-                verb="POST", path="/api/auth/login", handler=self._login, method="loginUser",
-                summary="Exchange a password for an access token", body=LoginBody, answer=SessionAnswer,
-            ),
-            HttpRoute(
-                verb="POST", path="/api/auth/confirm", handler=self._confirm, method="confirmLogin",
-                summary="Complete a login with a code", body=CodeBody, answer=SessionAnswer,
-            ),
-            HttpRoute(
-                verb="POST", path="/api/auth/refresh", handler=self._refresh, method="refreshSession",
-                summary="Get a new access token, and a new session token that replaces this one", body=SessionBody, answer=SessionAnswer,
-            ),
-            HttpRoute(
-                verb="POST", path="/api/auth/logout", handler=self._logout, method="logoutUser",
-                summary="End a session", body=SessionBody, answer=Done,
-            ),
-            HttpRoute(
-                verb="POST", path="/api/auth/api-keys", handler=self._make_key, method="generateApiKey",
-                summary="Create an API key (shown once)", body=ApiKeyBody, answer=ApiKeyAnswer, status=201,
-            ),
-            HttpRoute(
-                verb="GET", path="/api/auth/api-keys", handler=self._list_keys, method="listApiKeys",
-                summary="List your API keys, without their secrets", answer=ApiKeysAnswer,
-            ),
-            HttpRoute(
-                verb="DELETE", path="/api/auth/api-keys/{key}", handler=self._revoke_key, method="revokeApiKey",
-                summary="Revoke an API key by its id or name", query=RevokeQuery, answer=ApiKeyView,
-            ),
-            HttpRoute(
-                verb="GET", path="/.well-known/jwks.json", handler=self._jwks, method="getSigningKeys",
-                summary="Get the public keys of access tokens", answer=PublicKeys,
-            ),
+            HttpRoute("POST", "/api/auth/register", self._register, "registerUser", "Create an account",
+                      body=RegisterBody, answer=UserAnswer, status=201),
+            HttpRoute("POST", "/api/auth/login", self._login, "loginUser", "Exchange a password for an access token",
+                      body=LoginBody, answer=SessionAnswer),
+            HttpRoute("POST", "/api/auth/confirm", self._confirm, "confirmLogin", "Complete a login with a code",
+                      body=CodeBody, answer=SessionAnswer),
+            HttpRoute("POST", "/api/auth/refresh", self._refresh, "refreshSession",
+                      "Get a new access token, and a new session token that replaces this one",
+                      body=SessionBody, answer=SessionAnswer),
+            HttpRoute("POST", "/api/auth/logout", self._logout, "logoutUser", "End a session", body=SessionBody, answer=Done),
+            HttpRoute("POST", "/api/auth/api-keys", self._make_key, "generateApiKey", "Create an API key (shown once)",
+                      body=ApiKeyBody, answer=ApiKeyAnswer, status=201),
+            HttpRoute("GET", "/api/auth/api-keys", self._list_keys, "listApiKeys", "List your API keys, without their secrets",
+                      answer=ApiKeysAnswer),
+            HttpRoute("DELETE", "/api/auth/api-keys/{key}", self._revoke_key, "revokeApiKey", "Revoke an API key by its id or name",
+                      query=RevokeQuery, answer=ApiKeyView),
+            HttpRoute("GET", "/.well-known/jwks.json", self._jwks, "getSigningKeys", "Get the public keys of access tokens",
+                      answer=PublicKeys),
         )  # fmt: skip
 
     async def _register(self, call: HttpCall) -> None:

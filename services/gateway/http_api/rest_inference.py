@@ -170,20 +170,13 @@ class RestInference:
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
-            HttpRoute(
-                verb="POST", path="/api/inference", handler=self._inference, method="processInferenceRequest",
-                summary="Run a prompt", body=InferenceBody, answer=InferenceAnswer,
-                streams=True, events=(TextEvent, InferenceAnswer),
-            ),
-            HttpRoute(
-                verb="POST", path="/api/infer", handler=self._infer, method="processInferenceRequest",
-                summary="Run a prompt or compute embeddings, given as a model and a payload", body=InferBody, answer=ModelAnswer,
-                streams=True, events=(TextEvent, InferenceAnswer),
-            ),
-            HttpRoute(
-                verb="DELETE", path="/api/inference", handler=self._withdraw, method="cancelInference",
-                summary="Cancel the request under an Idempotency-Key", answer=WithdrawnAnswer,
-            ),
+            HttpRoute("POST", "/api/inference", self._inference, "processInferenceRequest", "Run a prompt",
+                      body=InferenceBody, answer=InferenceAnswer, streams=True, events=(TextEvent, InferenceAnswer)),
+            HttpRoute("POST", "/api/infer", self._infer, "processInferenceRequest",
+                      "Run a prompt or compute embeddings, given as a model and a payload",
+                      body=InferBody, answer=ModelAnswer, streams=True, events=(TextEvent, InferenceAnswer)),
+            HttpRoute("DELETE", "/api/inference", self._withdraw, "cancelInference", "Cancel the request under an Idempotency-Key",
+                      answer=WithdrawnAnswer),
         )  # fmt: skip
 
     async def _withdraw(self, call: HttpCall) -> None:

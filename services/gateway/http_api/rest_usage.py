@@ -180,22 +180,11 @@ class RestUsage:
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
-            HttpRoute(
-                verb="GET", path="/api/usage", handler=self._usage, method="readUsage",
-                summary="Get your usage by day", answer=UsageAnswer,
-            ),
-            HttpRoute(
-                verb="GET", path="/api/quota", handler=self._quota, method="getUserQuota",
-                summary="Get your remaining quota for this hour", answer=QuotaAnswer,
-            ),
-            HttpRoute(
-                verb="GET", path="/api/requests", handler=self._requests, method="listRequests",
-                summary="List your requests, without prompts and answers", query=RequestsQuery, answer=RequestsAnswer,
-            ),
-            HttpRoute(
-                verb="POST", path="/api/feedback", handler=self._feedback, method="giveFeedback",
-                summary="Rate an answer", body=FeedbackBody, answer=Given,
-            ),
+            HttpRoute("GET", "/api/usage", self._usage, "readUsage", "Get your usage by day", answer=UsageAnswer),
+            HttpRoute("GET", "/api/quota", self._quota, "getUserQuota", "Get your remaining quota for this hour", answer=QuotaAnswer),
+            HttpRoute("GET", "/api/requests", self._requests, "listRequests", "List your requests, without prompts and answers",
+                      query=RequestsQuery, answer=RequestsAnswer),
+            HttpRoute("POST", "/api/feedback", self._feedback, "giveFeedback", "Rate an answer", body=FeedbackBody, answer=Given),
         )  # fmt: skip
 
     async def _usage(self, call: HttpCall) -> None:

@@ -67,9 +67,9 @@ class InfillRoute:
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
-            HttpRoute(verb="POST", path="/infill", handler=self._infill, method="processInferenceRequest",
-                      summary="Complete the text at a cursor, as llama.cpp's server does", body=InfillBody, answer=InfillAnswer,
-                      streams=True, events=(InfillAnswer,)),
+            HttpRoute("POST", "/infill", self._infill, "processInferenceRequest",
+                      "Complete the text at a cursor, as llama.cpp's server does",
+                      body=InfillBody, answer=InfillAnswer, streams=True, events=(InfillAnswer,)),
         )  # fmt: skip
 
     async def _infill(self, call: HttpCall) -> None:

@@ -56,11 +56,8 @@ class OpenAiEmbeddings:
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
-            HttpRoute(
-                verb="POST", path="/v1/embeddings", handler=self._embed,
-                method=embedding.request_embeddings.name.partition(".")[2], summary="OpenAI's embeddings",
-                body=EmbeddingBody, answer=EmbeddingList, runs_a_model=True,
-            ),
+            HttpRoute("POST", "/v1/embeddings", self._embed, embedding.request_embeddings.name.partition(".")[2], "OpenAI's embeddings",
+                      body=EmbeddingBody, answer=EmbeddingList, runs_a_model=True),
         )  # fmt: skip
 
     async def _embed(self, call: HttpCall) -> None:

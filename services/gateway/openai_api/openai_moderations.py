@@ -51,11 +51,8 @@ class OpenAiModerations:
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
-            HttpRoute(
-                verb="POST", path="/v1/moderations", handler=self._moderate,
-                method=inference.moderate.name.partition(".")[2], summary="OpenAI's moderations",
-                body=ModerationBody, answer=ModerationList, runs_a_model=True,
-            ),
+            HttpRoute("POST", "/v1/moderations", self._moderate, inference.moderate.name.partition(".")[2], "OpenAI's moderations",
+                      body=ModerationBody, answer=ModerationList, runs_a_model=True),
         )  # fmt: skip
 
     async def _moderate(self, call: HttpCall) -> None:

@@ -44,34 +44,18 @@ class OpenAi:
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
-            HttpRoute(
-                verb="POST", path="/v1/chat/completions", handler=self._chat, method=_METHOD,
-                summary="OpenAI's chat completions", body=ChatBody, answer=ChatCompletion,
-                streams=True, takes_images=True, events=(ChatChunk,),
-            ),
-            HttpRoute(
-                verb="POST", path="/v1/completions", handler=self._complete, method=_METHOD,
-                summary="OpenAI's older completions, which continue a text without a chat template",
-                body=CompletionBody, answer=Completion, streams=True, events=(Completion,),
-            ),
-            HttpRoute(
-                verb="POST", path="/v1/responses", handler=self._respond, method=_METHOD,
-                summary="OpenAI's responses, without storage", body=ResponseBody, answer=Response,
-                streams=True, takes_images=True, events=(*get_args(StreamEvent), ErrorEvent),
-            ),
-            HttpRoute(
-                verb="POST", path="/v1/messages", handler=self._message, method=_METHOD,
-                summary="Anthropic's messages", body=MessagesBody, answer=AnthropicMessage,
-                streams=True, takes_images=True, events=(MessagesEvent, AnthropicErrorBody),
-            ),
-            HttpRoute(
-                verb="GET", path="/v1/models", handler=self._models, method="listModels",
-                summary="List the served models, the default first", answer=Models,
-            ),
-            HttpRoute(
-                verb="GET", path="/v1/models/{model}", handler=self._model, method="listModels",
-                summary="Get a served model by its name or alias", answer=Model,
-            ),
+            HttpRoute("POST", "/v1/chat/completions", self._chat, _METHOD, "OpenAI's chat completions",
+                      body=ChatBody, answer=ChatCompletion, streams=True, takes_images=True, events=(ChatChunk,)),
+            HttpRoute("POST", "/v1/completions", self._complete, _METHOD,
+                      "OpenAI's older completions, which continue a text without a chat template",
+                      body=CompletionBody, answer=Completion, streams=True, events=(Completion,)),
+            HttpRoute("POST", "/v1/responses", self._respond, _METHOD, "OpenAI's responses, without storage",
+                      body=ResponseBody, answer=Response, streams=True, takes_images=True, events=(*get_args(StreamEvent), ErrorEvent)),
+            HttpRoute("POST", "/v1/messages", self._message, _METHOD, "Anthropic's messages",
+                      body=MessagesBody, answer=AnthropicMessage, streams=True, takes_images=True,
+                      events=(MessagesEvent, AnthropicErrorBody)),
+            HttpRoute("GET", "/v1/models", self._models, "listModels", "List the served models, the default first", answer=Models),
+            HttpRoute("GET", "/v1/models/{model}", self._model, "listModels", "Get a served model by its name or alias", answer=Model),
         )  # fmt: skip
 
     async def _chat(self, call: HttpCall) -> None:

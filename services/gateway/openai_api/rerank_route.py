@@ -60,8 +60,9 @@ class RerankRoute:
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
-            HttpRoute(verb="POST", path="/v1/rerank", handler=self._rerank, method=embedding.request_ranking.name.partition(".")[2],
-                      summary="Rank texts by their relevance to a query", body=RerankBody, answer=RerankAnswer, runs_a_model=True),
+            HttpRoute("POST", "/v1/rerank", self._rerank, embedding.request_ranking.name.partition(".")[2],
+                      "Rank texts by their relevance to a query",
+                      body=RerankBody, answer=RerankAnswer, runs_a_model=True),
         )  # fmt: skip
 
     async def _rerank(self, call: HttpCall) -> None:

@@ -66,12 +66,12 @@ class TokenRoutes:
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
-            HttpRoute(verb="POST", path="/v1/tokenize", handler=self._tokenize, method="tokenize", summary="The tokens of a text or chat",
+            HttpRoute("POST", "/v1/tokenize", self._tokenize, "tokenize", "The tokens of a text or chat",
                       body=TokenizeBody, answer=TokenList, runs_a_model=True),
-            HttpRoute(verb="POST", path="/v1/detokenize", handler=self._detokenize, method="detokenize", summary="The text of tokens",
+            HttpRoute("POST", "/v1/detokenize", self._detokenize, "detokenize", "The text of tokens",
                       body=DetokenizeBody, answer=PromptText, runs_a_model=True),
-            HttpRoute(verb="POST", path="/v1/apply-template", handler=self._apply_template, method="renderChat",
-                      summary="A chat as the model reads it", body=TemplateBody, answer=PromptText, runs_a_model=True),
+            HttpRoute("POST", "/v1/apply-template", self._apply_template, "renderChat", "A chat as the model reads it",
+                      body=TemplateBody, answer=PromptText, runs_a_model=True),
         )  # fmt: skip
 
     async def _tokenize(self, call: HttpCall) -> None:
