@@ -1,6 +1,7 @@
 """Executes administrators' orders to load and unload models on workers."""
 
 import asyncio
+from dataclasses import dataclass
 
 from services.gateway import node_interface
 from services.gateway.config_snapshot import ReadConfig
@@ -24,31 +25,25 @@ _RETRYABLE = (errors.PeerError, errors.UnknownModel, errors.UnknownMethod)
 _log = logs.get(part="model orders")
 
 
+@dataclass(frozen=True, slots=True)
 class ModelOrders:
-    def __init__(
-        self,
-        rpc: node_interface.NodeRpc,
-        nodes: node_interface.NodeDirectory,
-        read_config: ReadConfig,
-        audit_reporting: AuditReporting,
-    ) -> None:
-        self._rpc = rpc
-        self._nodes = nodes
-        self._read_config = read_config
-        self._audit_reporting = audit_reporting
+    rpc: node_interface.NodeRpc
+    nodes: node_interface.NodeDirectory
+    read_config: ReadConfig
+    audit_reporting: AuditReporting
 
     @serves(gateway.load_model)
     async def load(self, request: LoadOnWorker, call: RpcCall) -> ModelPlaces:
         """Load the model on one worker. Raises UnknownModel, or the last worker's error."""
         place = await self._load_on_one(request, call.remaining_seconds())
-        self._audit_reporting.report_action("model.load", call.principal, target=request.model, worker=str(request.worker or ""))
+        self.audit_reporting.report_action("model.load", call.principal, target=request.model, worker=str(request.worker or ""))
         return ModelPlaces((place,))
 
     @serves(gateway.unload_model)
     async def unload(self, request: UnloadOnWorkers, call: RpcCall) -> ModelPlaces:
         """Unload the model; return each worker's state. Raises UnknownModel, or the error of the only worker."""
         places = await self._unload_everywhere(request, call.remaining_seconds())
-        self._audit_reporting.report_action("model.unload", call.principal, target=request.model, worker=str(request.worker or ""))
+        self.audit_reporting.report_action("model.unload", call.principal, target=request.model, worker=str(request.worker or ""))
         return ModelPlaces(places)
 
     async def _load_on_one(self, request: LoadOnWorker, seconds: float) -> ModelPlace:
@@ -73,11 +68,11 @@ class ModelOrders:
         return tuple(task.result() for task in unloads)
 
     async def _load(self, worker: DirectoryEntry, order: inference.LoadModel, seconds: float) -> ModelPlace:
-        status = await self._rpc.call(inference.load_model, order, to=worker.node, deadline_seconds=seconds)
+        status = await self.rpc.call(inference.load_model, order, to=worker.node, deadline_seconds=seconds)
         return _place(worker.node, status)
 
     async def _unload(self, worker: DirectoryEntry, order: inference.UnloadModel, seconds: float) -> ModelPlace:
-        status = await self._rpc.call(inference.unload_model, order, to=worker.node, deadline_seconds=seconds)
+        status = await self.rpc.call(inference.unload_model, order, to=worker.node, deadline_seconds=seconds)
         return _place(worker.node, status)
 
     async def _try_unload(self, worker: DirectoryEntry, order: inference.UnloadModel, seconds: float) -> ModelPlace:
@@ -89,10 +84,10 @@ class ModelOrders:
 
     def _find(self, requested: ModelName, id_prefix: NodeId | None) -> tuple[ModelName, list[DirectoryEntry]]:
         """Find the model by name or alias, and its workers in any state, to retry failed ones. Raises UnknownModel or NotFound."""
-        alive = [entry for entry in self._nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
+        alive = [entry for entry in self.nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
         model = requested
         if not any(routing.has_model(entry, model) for entry in alive):
-            model = self._read_config().names.resolve(requested)
+            model = self.read_config().names.resolve(requested)
         holders = [entry for entry in alive if routing.has_model(entry, model)]
         if not holders:
             raise errors.UnknownModel(f"no worker has the model {requested[:80]!r}", hint="see `aicli models` and `aicli nodes`")

@@ -1,5 +1,6 @@
 """Serves accounts to their owners, and the administration of accounts and prices."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -42,28 +43,21 @@ MAX_NOTE_CHARACTERS = 500
 _log = logs.get(part="accounts")
 
 
+@dataclass(frozen=True, slots=True)
 class AccountRpc:
     """Implements the account methods. The authorizer has already checked administrator permissions."""
 
-    def __init__(
-        self,
-        store: LedgerStore,
-        ledger: Ledger,
-        read_config: ReadConfig,
-        rpc: node_interface.NodeRpc,
-        audit_reporting: AuditReporting,
-    ) -> None:
-        self._store = store
-        self._ledger = ledger
-        self._read_config = read_config
-        self._rpc = rpc
-        self._audit_reporting = audit_reporting
+    store: LedgerStore
+    ledger: Ledger
+    read_config: ReadConfig
+    rpc: node_interface.NodeRpc
+    audit_reporting: AuditReporting
 
     async def account_of(self, caller: Principal) -> Account:
-        return await self._account(caller.tenant_id, self._ledger.plan_of(caller))
+        return await self._account(caller.tenant_id, self.ledger.plan_of(caller))
 
     async def _account(self, owner: TenantId, plan: TierPlan) -> Account:
-        row = await self._store.read_account(owner, plan.monthly_micro)
+        row = await self.store.read_account(owner, plan.monthly_micro)
         year, month = divmod(row.month.year * 12 + row.month.month, 12)
         renews_at = datetime(year, month + 1, 1, tzinfo=UTC)
         return Account(row.included_micro, row.balance_micro, row.reserved_micro, plan.monthly_micro, renews_at)
@@ -72,7 +66,7 @@ class AccountRpc:
         """Return the remaining budget of the caller's key; None if it has none."""
         if caller.key_id is None or caller.key_limits.budget_micro is None:
             return None
-        spent, reserved = await self._store.read_key_spending(caller.tenant_id, caller.key_id)
+        spent, reserved = await self.store.read_key_spending(caller.tenant_id, caller.key_id)
         return KeyBudget(caller.key_limits.budget_micro, spent, reserved)
 
     @serves(ledgers.read_account)
@@ -94,34 +88,32 @@ class AccountRpc:
         _check_note(request.note)
         owner, plan = await self._find_owner(request.user, call.credential)
         transfer_id = request.transfer_id or RequestId(uuid4())
-        if await self._store.top_up(transfer_id, owner, request.amount_micro, request.note, plan.monthly_micro):
+        if await self.store.top_up(transfer_id, owner, request.amount_micro, request.note, plan.monthly_micro):
             _log.info("credits moved", owner=owner, micro=request.amount_micro, transfer_id=transfer_id, by=call.principal.user_id)
         account = await self._account(owner, plan)
-        self._audit_reporting.report_action(
-            "credits.move", call.principal, target=owner, micro=str(request.amount_micro), note=request.note
-        )
+        self.audit_reporting.report_action("credits.move", call.principal, target=owner, micro=str(request.amount_micro), note=request.note)
         return account
 
     @serves(ledgers.list_prices)
     async def list_prices(self, request: ListPrices, call: RpcCall) -> ModelPrices:
-        return ModelPrices(tuple(row.price for row in await self._store.list_prices(history=request.history)))
+        return ModelPrices(tuple(row.price for row in await self.store.list_prices(history=request.history)))
 
     @serves(ledgers.set_price)
     async def set_price(self, request: SetPrice, call: RpcCall) -> ModelPrices:
         prices.check(request.price)
-        await self._store.add_price(request.price)
-        await self._ledger.refresh_prices()
+        await self.store.add_price(request.price)
+        await self.ledger.refresh_prices()
         _log.info("price set", model=request.price.model, by=call.principal.user_id)
         listed = await self.list_prices(ListPrices(), call)
         price = msgspec.json.encode(request.price).decode()
-        self._audit_reporting.report_action("price.set", call.principal, target=request.price.model or "default", price=price)
+        self.audit_reporting.report_action("price.set", call.principal, target=request.price.model or "default", price=price)
         return listed
 
     @serves(ledgers.revert_request)
     async def revert(self, request: RevertRequest, call: RpcCall) -> Account:
         _check_note(request.note)
         try:
-            owner = await self._store.revert(request.request_id, request.note)
+            owner = await self.store.revert(request.request_id, request.note)
         except AlreadyReverted:
             raise errors.AlreadyExists("the cost of this request was already refunded") from None
         if owner is None:
@@ -130,37 +122,37 @@ class AccountRpc:
             )
         _log.info("request reverted", request_id=request.request_id, user_id=owner, by=call.principal.user_id)
         account = await self._account(owner, await self._plan_of(owner, call.credential))
-        self._audit_reporting.report_action("credits.revert", call.principal, target=request.request_id, note=request.note)
+        self.audit_reporting.report_action("credits.revert", call.principal, target=request.request_id, note=request.note)
         return account
 
     @serves(ledgers.verify_ledger)
     async def verify(self, request: VerifyLedger, call: RpcCall) -> LedgerReport:
-        return await self._ledger.verify(full=request.full)
+        return await self.ledger.verify(full=request.full)
 
     async def _find_owner(self, text: str, credential: Credential | None) -> tuple[TenantId, TierPlan]:
         try:
-            user = await self._rpc.call(auth.get_user_called, auth.GetUserCalled(text), credential=credential)
+            user = await self.rpc.call(auth.get_user_called, auth.GetUserCalled(text), credential=credential)
         except errors.NotFound:
             owner = _tenant_id(text)
             if owner is None:
                 raise
             return owner, await self._plan_of_organisation(owner, credential)
-        return TenantId(user.id), self._read_config().limits.plans[user.tier]
+        return TenantId(user.id), self.read_config().limits.plans[user.tier]
 
     async def _plan_of(self, tenant: TenantId, credential: Credential | None) -> TierPlan:
         try:
-            return self._read_config().limits.plans[
-                (await self._rpc.call(auth.get_user, auth.GetUser(UserId(tenant)), credential=credential)).tier
+            return self.read_config().limits.plans[
+                (await self.rpc.call(auth.get_user, auth.GetUser(UserId(tenant)), credential=credential)).tier
             ]
         except errors.NotFound:
             return await self._plan_of_organisation(tenant, credential)
 
     async def _plan_of_organisation(self, tenant: TenantId, credential: Credential | None) -> TierPlan:
         try:
-            found = await self._rpc.call(organizations.get_organisation, organizations.GetOrganization(tenant), credential=credential)
+            found = await self.rpc.call(organizations.get_organisation, organizations.GetOrganization(tenant), credential=credential)
         except errors.NotFound:
             raise errors.NotFound(f"no user or organization has the id {tenant}", hint="check the id") from None
-        return tiers.plan_of(self._read_config().limits.plans, found.organisation.tier, shares_limits=found.organisation.shares_limits)
+        return tiers.plan_of(self.read_config().limits.plans, found.organisation.tier, shares_limits=found.organisation.shares_limits)
 
 
 def _tenant_id(text: str) -> TenantId | None:

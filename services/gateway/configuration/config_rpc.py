@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 import msgspec
 
@@ -25,25 +26,16 @@ _MOST_REPLY_CHARACTERS = 2**18
 _MOST_BODIES = 10
 
 
+@dataclass(frozen=True, slots=True)
 class ConfigRpc:
     """``served`` returns the models that workers serve now."""
 
-    def __init__(
-        self,
-        live: LiveConfiguration,
-        store: ConfigStore,
-        settings: GatewaySettings,
-        rpc: node_interface.NodeRpc,
-        *,
-        audit_reporting: AuditReporting,
-        served: Callable[[], Collection[ModelName]],
-    ) -> None:
-        self._live = live
-        self._store = store
-        self._settings = settings
-        self._rpc = rpc
-        self._audit_reporting = audit_reporting
-        self._served = served
+    live: LiveConfiguration
+    store: ConfigStore
+    settings: GatewaySettings
+    rpc: node_interface.NodeRpc
+    audit_reporting: AuditReporting
+    served: Callable[[], Collection[ModelName]]
 
     @serves(api.apply_config)
     async def apply(self, request: api.ApplyConfig, call: RpcCall) -> api.AppliedConfig:
@@ -65,7 +57,7 @@ class ConfigRpc:
     @serves(api.rollback_config)
     async def roll_back(self, request: api.RollbackConfig, call: RpcCall) -> api.AppliedConfig:
         key = request.kind, request.name
-        found = await self._store.versions(*key, request.version, limit=1)
+        found = await self.store.versions(*key, request.version, limit=1)
         if not found:
             raise errors.NotFound(
                 f"there is no version {request.version} of {request.kind.value} {request.name[:100]!r}",
@@ -82,7 +74,7 @@ class ConfigRpc:
 
     @serves(api.import_environment)
     async def import_environment(self, request: api.ImportEnvironment, call: RpcCall) -> api.AppliedConfig:
-        wanted = environment.read_documents(self._settings)
+        wanted = environment.read_documents(self.settings)
 
         def find_changes(current: Mapping[DocumentKey, StoredDocument]) -> Bodies:
             return environment.find_changes(wanted, current, force=True)
@@ -91,20 +83,20 @@ class ConfigRpc:
 
     @serves(api.export_config)
     async def export(self, _request: api.ExportConfig, _call: RpcCall) -> api.ExportedConfig:
-        await self._live.reload()
-        documents = self._live.documents
+        await self.live.reload()
+        documents = self.live.documents
         bodies = {key: stored.body for key, stored in documents.items() if stored.body is not None}
         text = await asyncio.to_thread(config_file.write, bodies)
-        return api.ExportedConfig(self._live.current().revision, text, tuple(environment.ignored_settings(self._settings, documents)))
+        return api.ExportedConfig(self.live.current().revision, text, tuple(environment.ignored_settings(self.settings, documents)))
 
     @serves(api.list_config_versions)
     async def list_versions(self, request: api.ListConfigVersions, call: RpcCall) -> api.ConfigVersions:
         limit = min(request.limit, _MOST_BODIES) if request.bodies else request.limit
-        versions = await self._store.versions(request.kind, request.name, request.version, only_current=request.only_current, limit=limit)
+        versions = await self.store.versions(request.kind, request.name, request.version, only_current=request.only_current, limit=limit)
         names: Mapping[str, str] = {}
         if authors := tuple({version.author for version in versions if version.author is not None}):
             with suppress(errors.PeerError):
-                names = (await self._rpc.call(business.name_users, business.NameUsers(authors), credential=call.credential)).names
+                names = (await self.rpc.call(business.name_users, business.NameUsers(authors), credential=call.credential)).names
         return api.ConfigVersions(tuple(_wire(version, names, body=request.bodies) for version in versions))
 
     async def _change(
@@ -128,10 +120,10 @@ class ConfigRpc:
             return find_changes(current)
 
         author, is_dry = call.principal.user_id, request.dry_run
-        done = await self._live.change(check, origin=origin, author=author, note=note, is_dry=is_dry)
+        done = await self.live.change(check, origin=origin, author=author, note=note, is_dry=is_dry)
         if done.written:
             targets = ", ".join(f"{kind.value} {name}" for kind, name in done.changed)
-            self._audit_reporting.report_action(
+            self.audit_reporting.report_action(
                 "config.apply"
                 if isinstance(request, api.ApplyConfig)
                 else "config.rollback"
@@ -145,7 +137,7 @@ class ConfigRpc:
         return api.AppliedConfig(
             done.revision,
             tuple(_compare(done)),
-            tuple(config_checks.warnings(done.changed, routes, self._served())),
+            tuple(config_checks.warnings(done.changed, routes, self.served())),
         )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -26,23 +26,17 @@ _NOBODY = TenantId(UUID(int=0))
 _NO_SPENDING = (MicroCredits(0), MicroCredits(0))
 
 
+@dataclass(frozen=True, slots=True)
 class RoutesRpc:
-    def __init__(
-        self,
-        live: LiveConfiguration,
-        nodes: node_interface.NodeDirectory,
-        read_spending: ReadSpending,
-        price_of: Callable[[ModelName], ModelPrice],
-    ) -> None:
-        self._live = live
-        self._nodes = nodes
-        self._read_spending = read_spending
-        self._price_of = price_of
+    live: LiveConfiguration
+    nodes: node_interface.NodeDirectory
+    read_spending: ReadSpending
+    price_of: Callable[[ModelName], ModelPrice]
 
     @serves(api.list_routes)
     async def list_routes(self, _request: api.ListRoutes, _call: RpcCall) -> api.RouteStates:
-        workers = Counter(model for worker in self._nodes.usable(Role.WORKER) for model in _ready(worker))
-        spending = await self._read_spending()
+        workers = Counter(model for worker in self.nodes.usable(Role.WORKER) for model in _ready(worker))
+        spending = await self.read_spending()
         return api.RouteStates(tuple(_state(name, version, route, workers, spending) for name, version, route in self._routes()))
 
     @serves(api.try_route)
@@ -52,11 +46,11 @@ class RoutesRpc:
         if found is None:
             raise errors.NotFound(f"there is no route {request.name!r}", hint="see `aicli admin routes list`")
         name, version, document = found
-        used = self._live.current().names.find_route(ModelName(name))
+        used = self.live.current().names.find_route(ModelName(name))
         route = route_choice.compile_route(name, version, document, None if used is None else used.rollout)
-        policy = self._live.current().policies.find(request.organization, request.key)
+        policy = self.live.current().policies.find(request.organization, request.key)
         tenant = request.organization or _NOBODY
-        offered = route_choice.served_models(self._nodes.usable(Role.WORKER), tenant, policy.placement)
+        offered = route_choice.served_models(self.nodes.usable(Role.WORKER), tenant, policy.placement)
         facts = RequestFacts(
             unit=b"",
             prompt_tokens=request.prompt_tokens,
@@ -72,16 +66,16 @@ class RoutesRpc:
         def find_refusal(model: ModelName) -> DropReason | None:
             if not policy.allows_name(name):
                 return DropReason.POLICY_MODEL
-            return route_choice.find_refusal(policy, model, self._price_of(ModelName(name) if route.has_own_price else model))
+            return route_choice.find_refusal(policy, model, self.price_of(ModelName(name) if route.has_own_price else model))
 
         decision = route_choice.choose(route, facts, offered.get, find_refusal)
-        decision = _without_exhausted(decision, await self._read_spending())
+        decision = _without_exhausted(decision, await self.read_spending())
         # Up to 20 ms, which would stop the event loop.
         drawn = await asyncio.to_thread(_draw, route, request.count)
         return _tried(decision, drawn)
 
     def _routes(self) -> Iterator[tuple[str, int, RouteDocument]]:
-        for (kind, name), stored in sorted(self._live.documents.items()):
+        for (kind, name), stored in sorted(self.live.documents.items()):
             if kind is ConfigKind.ROUTE and isinstance(stored.body, RouteDocument):
                 yield name, stored.version, stored.body
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 from uuid import uuid4
@@ -28,37 +28,30 @@ _LEAST_ANSWERS: Final = 30
 _SEE = "see `aicli admin rollouts list`"
 
 
+@dataclass(frozen=True, slots=True)
 class RolloutsRpc:
-    def __init__(
-        self,
-        live: LiveConfiguration,
-        config_store: ConfigStore,
-        store: RolloutStore,
-        rpc: node_interface.NodeRpc,
-        audit_reporting: AuditReporting,
-    ) -> None:
-        self._live = live
-        self._config_store = config_store
-        self._store = store
-        self._rpc = rpc
-        self._audit_reporting = audit_reporting
+    live: LiveConfiguration
+    config_store: ConfigStore
+    store: RolloutStore
+    rpc: node_interface.NodeRpc
+    audit_reporting: AuditReporting
 
     @serves(api.start_rollout)
     async def start(self, request: api.StartRollout, call: RpcCall) -> api.RolloutSummary:
         """Raises NotFound without such a route or target, AlreadyExists while the route has an open rollout, and BadRequest."""
-        await self._live.reload()
-        stored = self._live.documents.get((ConfigKind.ROUTE, request.route))
+        await self.live.reload()
+        stored = self.live.documents.get((ConfigKind.ROUTE, request.route))
         if stored is None or not isinstance(stored.body, RouteDocument):
             raise errors.NotFound(f"there is no route {request.route!r}", hint="see `aicli admin routes list`")
         plan = _plan(request, stored.body)
-        answers, p95_ms = await self._store.first_token_p95(request.route, plan.baseline)
+        answers, p95_ms = await self.store.first_token_p95(request.route, plan.baseline)
         limit = rollout_evidence.first_token_limit(p95_ms) if p95_ms is not None and answers >= _LEAST_ANSWERS else None
-        async with self._config_store.lock() as locked:
+        async with self.config_store.lock() as locked:
             if request.route in await locked.open_rollouts():
                 raise errors.AlreadyExists(
                     f"the route {request.route!r} has an open rollout", hint=f"end it with `aicli admin rollouts abort {request.route}`"
                 )
-            current = (await self._live.read_locked(locked)).get((ConfigKind.ROUTE, request.route))
+            current = (await self.live.read_locked(locked)).get((ConfigKind.ROUTE, request.route))
             if current is None or current.body != stored.body:
                 raise errors.AlreadyExists(f"the route {request.route!r} has just been changed", hint="check it, then start the rollout")
             tables = OpenRollouts(locked.transaction)
@@ -74,28 +67,28 @@ class RolloutsRpc:
             )
             await tables.start(rollout)
             await tables.add_event(rollout, call.principal.user_id)
-        await self._live.reload()
-        self._audit_reporting.report_action("rollout.start", call.principal, target=rollout.route)
+        await self.live.reload()
+        self.audit_reporting.report_action("rollout.start", call.principal, target=rollout.route)
         return rollout_report.summarize(rollout)
 
     @serves(api.change_rollout)
     async def change(self, request: api.ChangeRollout, call: RpcCall) -> api.RolloutSummary:
         """Raises NotFound without an open rollout, and BadRequest if it can't be changed so."""
-        async with self._store.change() as tables:
+        async with self.store.change() as tables:
             found = await tables.take(request.route)
             if found is None:
                 raise errors.NotFound(f"the route {request.route!r} has no open rollout", hint=_SEE)
             rollout = _change(*found, request)
             await tables.save(rollout)
-            await rollout_runner.apply(tables, self._live, rollout, call.principal.user_id)
+            await rollout_runner.apply(tables, self.live, rollout, call.principal.user_id)
         # This gateway uses it before the caller hears of it.
-        await self._live.reload()
-        self._audit_reporting.report_action("rollout.change", call.principal, target=rollout.route, change=request.action.value)
+        await self.live.reload()
+        self.audit_reporting.report_action("rollout.change", call.principal, target=rollout.route, change=request.action.value)
         return rollout_report.summarize(rollout)
 
     @serves(api.list_rollouts)
     async def list_all(self, request: api.ListRollouts, _call: RpcCall) -> api.Rollouts:
-        found = await self._store.find(route=request.route, only_open=request.only_open, limit=request.limit)
+        found = await self.store.find(route=request.route, only_open=request.only_open, limit=request.limit)
         return api.Rollouts(tuple(map(rollout_report.summarize, found)))
 
     @serves(api.get_rollout)
@@ -103,15 +96,15 @@ class RolloutsRpc:
         """Raises NotFound, and BadRequest without a route and an id."""
         if request.route is None and request.id is None:
             raise errors.BadRequest("send a route or an id")
-        found = await self._store.find(route=request.route, rollout=request.id, limit=1)
+        found = await self.store.find(route=request.route, rollout=request.id, limit=1)
         if not found:
             raise errors.NotFound("there is no such rollout", hint=_SEE)
-        rollout, changes = found[0], await self._store.events(found[0].id)
+        rollout, changes = found[0], await self.store.events(found[0].id)
         authors = tuple({author for *_, author in changes if author is not None})
         names: Mapping[str, str] = {}
         if authors:
             with suppress(errors.PeerError):
-                names = (await self._rpc.call(business.name_users, business.NameUsers(authors), credential=call.credential)).names
+                names = (await self.rpc.call(business.name_users, business.NameUsers(authors), credential=call.credential)).names
         return api.RolloutDetails(
             rollout=rollout_report.summarize(rollout),
             arms=rollout_report.describe_arms(rollout),
@@ -121,7 +114,7 @@ class RolloutsRpc:
                 for at, state, share, reason, author in changes
             ),
             first_token_limit_ms=rollout.progress.first_token_limit_ms,
-            points=tuple(await self._store.points(rollout.id)) if request.points else (),
+            points=tuple(await self.store.points(rollout.id)) if request.points else (),
         )
 
 
