@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
@@ -26,6 +26,7 @@ from services.gateway.billing.reservations import (
     ReservationRequest,
     WorkerClaim,
 )
+from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.config_snapshot import ReadConfig
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import TierPlan
@@ -96,13 +97,6 @@ class HeldCredits:
     over_ceiling: frozenset[str] = frozenset()
 
 
-class LedgerRows(Protocol):
-    """The queue of ended requests, as ``usage_recorder.UsageRecorder``."""
-
-    @property
-    def waiting(self) -> Sequence[RequestId]: ...
-
-
 #: Returns the receipts of the last workers. Never raises.
 FindReceipts = Callable[[Sequence[OpenReservation]], Awaitable[Mapping[RequestId, Receipt]]]
 WriteRows = Callable[[Sequence[RequestRow]], Awaitable[None]]
@@ -137,7 +131,7 @@ class Ledger:
         self._healthy_since: float | None = None
 
     @asynccontextmanager
-    async def running(self, rows: LedgerRows, write: WriteRows, find_receipts: FindReceipts) -> AsyncIterator["Ledger"]:
+    async def running(self, rows: UsageRecorder, write: WriteRows, find_receipts: FindReceipts) -> AsyncIterator["Ledger"]:
         """Run the background work. Raises Unavailable if the prices can't be read."""
         await self.refresh_prices()
         async with self._batches.running(), self._extensions.running(), lifecycle.background() as tasks:

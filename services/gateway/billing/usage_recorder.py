@@ -16,6 +16,7 @@ from typing import Protocol
 
 from prometheus_client import Counter, Gauge
 
+from services.gateway.billing.journal import Journal
 from services.gateway.billing.request_record import RequestRow
 from shared import errors
 from shared.telemetry import logs
@@ -52,18 +53,6 @@ class Writer(Protocol):
         ...
 
 
-class Disk(Protocol):
-    """The fallback destination of rows, as ``journal.Journal``. Its methods block."""
-
-    def read(self) -> list[RequestRow]: ...
-
-    def append(self, rows: Sequence[RequestRow]) -> None: ...
-
-    def clear(self) -> None: ...
-
-    def probe(self) -> None: ...
-
-
 @dataclass(slots=True, eq=False)
 class PendingRow:
     row: RequestRow
@@ -75,7 +64,7 @@ class PendingRow:
 class UsageRecorder:
     """Use ``running``. Follow every successful ``reserve`` with one ``add`` or ``release``."""
 
-    def __init__(self, store: Writer, journal: Disk, queue_rows: Gauge, failures: Counter, *, capacity: int = CAPACITY) -> None:
+    def __init__(self, store: Writer, journal: Journal, queue_rows: Gauge, failures: Counter, *, capacity: int = CAPACITY) -> None:
         self._store = store
         self._journal = journal
         # One write at a time, so that many rows cost one sync.

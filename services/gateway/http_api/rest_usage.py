@@ -1,22 +1,25 @@
 """Serves the /api routes for usage: by day, by request, remaining quota; and accepts feedback."""
 
 from datetime import date, datetime
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+from services.gateway.billing.account_rpc import AccountRpc
 from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.limits import limit_rules
 from services.gateway.limits.quotas import Quotas
+from services.gateway.store import GatewayStore
+from services.gateway.usage_reports import UsageReports
 from shared import amounts, errors
 from shared.api.auth import Principal
 from shared.api.gateway import KeyBudget
 from shared.api.ledger import Account
-from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
-from shared.types import KeyId, ModelName, RequestId, RequestStatus, TenantId, Tier, UserId
+from shared.api.usage_report import ListRequests, LoggedRequest
+from shared.types import KeyId, ModelName, RequestId, RequestStatus, Tier, UserId
 
 
 class UsageDayAnswer(msgspec.Struct, frozen=True):
@@ -147,33 +150,11 @@ class Given(msgspec.Struct, frozen=True):
     rating: int
 
 
-class UsageReader(Protocol):
-    """See ``GatewayStore``."""
-
-    async def read_usage(self, tenant: TenantId) -> UserUsage: ...
-
-
-class Reports(Protocol):
-    """See ``UsageReports``."""
-
-    async def requests(self, caller: Principal, query: ListRequests) -> tuple[LoggedRequest, ...]: ...
-
-    async def rate(self, caller: Principal, request: RequestId, rating: int) -> None: ...
-
-
-class Accounts(Protocol):
-    """See ``AccountRpc``."""
-
-    async def account_of(self, caller: Principal, /) -> Account: ...
-
-    async def find_key_budget(self, caller: Principal, /) -> KeyBudget | None: ...
-
-
 class RestUsage:
     """Handlers for usage and feedback."""
 
-    def __init__(self, usage: UsageReader, reports: Reports, quotas: Quotas, accounts: Accounts) -> None:
-        self._usage_of = usage.read_usage
+    def __init__(self, store: GatewayStore, reports: UsageReports, quotas: Quotas, accounts: AccountRpc) -> None:
+        self._store = store
         self._accounts = accounts
         self._reports = reports
         self._quotas = quotas
@@ -188,7 +169,7 @@ class RestUsage:
         )  # fmt: skip
 
     async def _usage(self, call: HttpCall) -> None:
-        usage = await self._usage_of(call.caller.tenant_id)
+        usage = await self._store.read_usage(call.caller.tenant_id)
         await call.answer(msgspec.convert(usage, UsageAnswer, from_attributes=True))
 
     async def _quota(self, call: HttpCall) -> None:

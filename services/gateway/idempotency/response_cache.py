@@ -11,7 +11,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
 
 import msgspec
 
@@ -23,7 +22,7 @@ from services.gateway.relay import AnswerItem
 from shared import errors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, PromptAccepted
-from shared.stores.cache import CacheRefuses
+from shared.stores.cache import Cache, CacheRefuses
 from shared.telemetry import Metrics, logs
 from shared.types import FinishReason
 
@@ -54,16 +53,6 @@ class AnswerOrigin(StrEnum):
     HIT = "hit"
 
 
-class CacheValues(Protocol):
-    """See ``shared.stores.cache``."""
-
-    def script(self, name: str, lua: str) -> None: ...
-
-    async def run(
-        self, script: str, keys: Sequence[str], args: Sequence[str | int | float | bytes], *, seconds: float | None = None
-    ) -> Any: ...
-
-
 class _CachedAnswer(msgspec.Struct, frozen=True, array_like=True):
     chunks: tuple[Chunk, ...]
     generation: Generation
@@ -89,7 +78,7 @@ class ResponseCache:
 
     def __init__(
         self,
-        values: CacheValues,
+        values: Cache,
         runs: AnswerRuns,
         metrics: Metrics,
         bounds: CacheBounds,

@@ -4,12 +4,11 @@ Without Valkey, each gateway schedules alone. Nothing is sent while no request w
 """
 
 import asyncio
-from typing import Protocol
 
 from services.gateway.scheduling import peer_queues
 from services.gateway.scheduling.dispatch import Dispatch
 from shared import errors
-from shared.stores.cache import UnexpectedReply
+from shared.stores.cache import Cache, UnexpectedReply
 from shared.telemetry import logs
 
 LOG = "gateway:queues"
@@ -22,20 +21,10 @@ _RETRY_SECONDS = 1.0
 _log = logs.get(part="queue_sharing")
 
 
-class ReportLog(Protocol):
-    """See ``shared.stores.cache.Cache``."""
-
-    async def append(self, log: str, entry: bytes, *, most: int) -> None: ...
-
-    async def log_end(self, log: str) -> bytes: ...
-
-    async def read_log(self, log: str, after: bytes) -> tuple[list[bytes], bytes]: ...
-
-
 class QueueSharing:
     """Sends and receives queue reports."""
 
-    def __init__(self, log: ReportLog, dispatch: Dispatch, name: str) -> None:
+    def __init__(self, log: Cache, dispatch: Dispatch, name: str) -> None:
         self._log = log
         self._dispatch = dispatch
         self._name = name
