@@ -234,14 +234,7 @@ class GatewayShown:
     async def list_tiers(self, request: api.ListTiers, call: RpcCall) -> api.Tiers:
         return api.Tiers(
             tuple(
-                api.TierTerms(
-                    tier,
-                    requests_per_hour=plan.requests_per_hour,
-                    requests_per_minute=plan.requests_per_minute,
-                    tokens_per_minute=plan.tokens_per_minute,
-                    concurrency=plan.concurrency,
-                    monthly_micro=plan.monthly_micro,
-                )
+                api.TierTerms(tier, **{name: getattr(plan, name) for name in tiers.LIMITS}, monthly_micro=plan.monthly_micro)
                 for tier, plan in self._read_plans().items()
             )
         )

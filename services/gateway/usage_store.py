@@ -16,7 +16,7 @@ from shared.api.usage_report import (
     UsageSummary,
 )
 from shared.stores import database
-from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
+from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 
 _FIRST = UUID(int=0)
 #: A report on a busy year sorts a million response times.
@@ -93,7 +93,7 @@ async def _sums(transaction: database.Transaction, time: tuple[TenantId | None, 
         total,
         tuple(UsageBucket(row["at"].replace(tzinfo=UTC), _sum(row)) for row in pieces),
         tuple(_of_model(row, thumbs.get(row["model_used"])) for row in models),
-        tuple(UsageOfKey(_key(row["api_key_id"]), _sum(row)) for row in groups if row["is_key"]),
+        tuple(UsageOfKey(row["api_key_id"], _sum(row)) for row in groups if row["is_key"]),
     )
 
 
@@ -103,38 +103,12 @@ def _of_model(row: database.DatabaseRow, thumbs: database.DatabaseRow | None) ->
 
 
 def _sum(row: database.DatabaseRow) -> UsageSum:
-    return UsageSum(
-        requests=row["requests"],
-        errors=row["errors"],
-        prompt_tokens=row["prompt_tokens"],
-        completion_tokens=row["completion_tokens"],
-        cost_micro=MicroCredits(row["cost_micro"]),
-        cached=row["cached"],
-        p50_ms=row["p50_ms"],
-        p95_ms=row["p95_ms"],
-    )
+    return UsageSum(**{name: row[name] for name in UsageSum.__struct_fields__})
 
 
 def _logged(row: database.DatabaseRow) -> LoggedRequest:
-    return LoggedRequest(
-        id=RequestId(row["id"]),
-        created_at=row["created_at"],
-        user_id=UserId(row["user_id"]),
-        key_id=_key(row["api_key_id"]),
-        model=None if row["model_used"] is None else ModelName(row["model_used"]),
-        status=RequestStatus(row["status"]),
-        error_code=row["error_code"],
-        prompt_tokens=row["prompt_tokens"],
-        completion_tokens=row["completion_tokens"],
-        response_time_ms=row["response_time_ms"],
-        cost_micro=MicroCredits(row["cost_micro"]),
-        cached=row["cached"],
-        rating=row["rating"],
-    )
-
-
-def _key(found: UUID | None) -> KeyId | None:
-    return None if found is None else KeyId(found)
+    renamed = {"key_id": row["api_key_id"], "model": row["model_used"], "status": RequestStatus(row["status"])}
+    return LoggedRequest(**{name: row[name] for name in LoggedRequest.__struct_fields__ if name not in renamed}, **renamed)
 
 
 def last_of(rows: Sequence[LoggedRequest]) -> tuple[datetime, RequestId]:

@@ -1,7 +1,7 @@
 """Administrators' RPC for the configuration: apply, export, history and rollback."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from shared.api import configuration as api
 from shared.config_documents import BODIES, ConfigKind, Document, RouteDocument
 from shared.rpc import RpcCall, serves
 from shared.rpc.audit_reporting import AuditReporting
-from shared.types import ModelName
+from shared.types import ModelName, UserId
 
 #: A message of the mesh has 1 MiB.
 _MOST_REPLY_CHARACTERS = 2**18
@@ -93,11 +93,8 @@ class ConfigRpc:
     async def list_versions(self, request: api.ListConfigVersions, call: RpcCall) -> api.ConfigVersions:
         limit = min(request.limit, _MOST_BODIES) if request.bodies else request.limit
         versions = await self.store.versions(request.kind, request.name, request.version, only_current=request.only_current, limit=limit)
-        names: Mapping[str, str] = {}
-        if authors := tuple({version.author for version in versions if version.author is not None}):
-            with suppress(errors.PeerError):
-                names = (await self.rpc.call(business.name_users, business.NameUsers(authors), credential=call.credential)).names
-        return api.ConfigVersions(tuple(_wire(version, names, body=request.bodies) for version in versions))
+        names = await name_authors(self.rpc, {version.author for version in versions}, call)
+        return api.ConfigVersions(tuple(_wire(version, names[version.author], body=request.bodies) for version in versions))
 
     async def _change(
         self,
@@ -141,6 +138,15 @@ class ConfigRpc:
         )
 
 
+async def name_authors(rpc: node_interface.NodeRpc, authors: Set[UserId | None], call: RpcCall) -> dict[UserId | None, str]:
+    """Return each author's name, which is empty for None; the id if auth can't be reached or doesn't know it."""
+    users, names = tuple(author for author in authors if author is not None), dict[str, str]()
+    if users:
+        with suppress(errors.PeerError):
+            names = (await rpc.call(business.name_users, business.NameUsers(users), credential=call.credential)).names
+    return {author: "" if author is None else names.get(str(author), str(author)) for author in authors}
+
+
 def _decode(kind: ConfigKind, body: str | None) -> Document | None:
     return None if body is None else msgspec.json.decode(body, type=BODIES[kind])
 
@@ -166,7 +172,7 @@ def _yaml(body: object) -> str | None:
     return None if body is None else yaml_text.render(msgspec.to_builtins(body))
 
 
-def _wire(version: StoredVersion, names: Mapping[str, str], *, body: bool) -> api.ConfigVersion:
+def _wire(version: StoredVersion, author: str, *, body: bool) -> api.ConfigVersion:
     return api.ConfigVersion(
         kind=version.kind,
         name=version.name,
@@ -175,7 +181,7 @@ def _wire(version: StoredVersion, names: Mapping[str, str], *, body: bool) -> ap
         body=_yaml(_readable(version)) if body else None,
         removes=version.body is None,
         origin=version.origin,
-        author="" if version.author is None else names.get(str(version.author), str(version.author)),
+        author=author,
         note=version.note,
         created_at=version.created_at,
         is_current=version.is_current,

@@ -101,28 +101,9 @@ def to_key_answer(created: auth.CreatedApiKey) -> ApiKeyAnswer:
 
 
 def to_key_view(key: auth.ApiKey) -> ApiKeyView:
-    limits = key.limits
-    return ApiKeyView(
-        id=key.id,
-        user_id=key.user_id,
-        name=key.name,
-        preview=key.preview,
-        is_active=key.is_active,
-        created_at=key.created_at,
-        requests_per_hour=limits.requests_per_hour,
-        requests_per_minute=limits.requests_per_minute,
-        tokens_per_minute=limits.tokens_per_minute,
-        concurrency=limits.concurrency,
-        budget=None if limits.budget_micro is None else amounts.written(limits.budget_micro),
-        kind=key.kind,
-        scopes=key.bounds.scopes,
-        models=key.bounds.models,
-        networks=key.bounds.networks,
-        last_used_at=key.last_used_at,
-        expires_at=key.expires_at,
-        made_by=key.made_by,
-        logged=key.logged,
-    )
+    fields = {name: value for part in (key, key.limits, key.bounds) for name, value in msgspec.structs.asdict(part).items()}
+    budget = key.limits.budget_micro
+    return msgspec.convert(fields | {"budget": None if budget is None else amounts.written(budget)}, ApiKeyView)
 
 
 def _micro(budget: str | int | float | None) -> MicroCredits | None:

@@ -205,17 +205,5 @@ class RestUsage:
 
 
 def _answer(request: LoggedRequest) -> RequestAnswer:
-    return RequestAnswer(
-        id=request.id,
-        created_at=request.created_at,
-        api_key_id=request.key_id,
-        model=request.model,
-        status=request.status,
-        error_code=request.error_code,
-        prompt_tokens=request.prompt_tokens,
-        completion_tokens=request.completion_tokens,
-        response_time_ms=request.response_time_ms,
-        cost=amounts.written(request.cost_micro),
-        cached=request.cached,
-        rating=request.rating,
-    )
+    written = {"api_key_id": request.key_id, "cost": amounts.written(request.cost_micro)}
+    return msgspec.convert(msgspec.structs.asdict(request) | written, RequestAnswer)

@@ -131,66 +131,47 @@ class ItemEvent(msgspec.Struct, frozen=True):
     item: OutputItem
 
 
-class PartEvent(msgspec.Struct, frozen=True):
+class PlacedEvent(msgspec.Struct, frozen=True):
+    """An event about an item."""
+
     type: str
     sequence_number: int
     item_id: str
     output_index: int
+
+
+class PartEvent(PlacedEvent, frozen=True):
     part: OutputTextPart | ReasoningTextPart
     content_index: int = 0
 
 
-class TextDelta(msgspec.Struct, frozen=True):
-    type: str
-    sequence_number: int
-    item_id: str
-    output_index: int
+class TextDelta(PlacedEvent, frozen=True):
     delta: str
     logprobs: tuple[TokenChoice, ...] = ()
     content_index: int = 0
 
 
-class TextDone(msgspec.Struct, frozen=True):
-    type: str
-    sequence_number: int
-    item_id: str
-    output_index: int
+class TextDone(PlacedEvent, frozen=True):
     text: str
     logprobs: tuple[TokenChoice, ...] = ()
     content_index: int = 0
 
 
-class ReasoningDelta(msgspec.Struct, frozen=True):
-    type: str
-    sequence_number: int
-    item_id: str
-    output_index: int
+class ReasoningDelta(PlacedEvent, frozen=True):
     delta: str
     content_index: int = 0
 
 
-class ReasoningDone(msgspec.Struct, frozen=True):
-    type: str
-    sequence_number: int
-    item_id: str
-    output_index: int
+class ReasoningDone(PlacedEvent, frozen=True):
     text: str
     content_index: int = 0
 
 
-class ArgumentsDelta(msgspec.Struct, frozen=True):
-    type: str
-    sequence_number: int
-    item_id: str
-    output_index: int
+class ArgumentsDelta(PlacedEvent, frozen=True):
     delta: str
 
 
-class ArgumentsDone(msgspec.Struct, frozen=True):
-    type: str
-    sequence_number: int
-    item_id: str
-    output_index: int
+class ArgumentsDone(PlacedEvent, frozen=True):
     name: str
     arguments: str
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import msgspec
+
 from services.gateway.call_parts import CallParts
 from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, ServerSentEvent, TokenChoice, logprobs_of
 from services.gateway.openai_api import response_events
@@ -76,7 +78,7 @@ class ResponsesFormat(AnswerFormat):
         if self._about is None:
             return (ServerSentEvent(response_events.ErrorEvent(self._next(), found.code, found.message, found.param), "error"),)
         problem = response_events.ResponseProblem(_CODES.get(found.type, "server_error"), found.message)
-        response = self._response("failed", output=self._output("incomplete"), error=problem)
+        response = msgspec.structs.replace(self._response("failed"), output=self._output("incomplete"), error=problem)
         return (*self._beginning(), _event(response_events.ResponseEvent("response.failed", self._next(), response)))
 
     def whole(self, result: InferenceResult) -> Response:
@@ -84,8 +86,8 @@ class ResponsesFormat(AnswerFormat):
         self._close(status)
         if not self._items:
             self._items.append(_MESSAGE)
-        return self._response(
-            status,
+        return msgspec.structs.replace(
+            self._response(status),
             output=self._output(status),
             usage=response_events.ResponseUsage.of(result.usage),
             incomplete_details=response_events.Incomplete(_INCOMPLETE[result.finish_reason]) if status == "incomplete" else None,
@@ -195,28 +197,16 @@ class ResponsesFormat(AnswerFormat):
     def _output(self, status: str) -> tuple[OutputItem, ...]:
         return tuple(self._shown(item, self._statuses.get(item, status)) for item in self._items)
 
-    def _response(
-        self,
-        status: str,
-        *,
-        output: tuple[OutputItem, ...] = (),
-        usage: response_events.ResponseUsage | None = None,
-        error: response_events.ResponseProblem | None = None,
-        incomplete_details: response_events.Incomplete | None = None,
-        completed_at: int | None = None,
-    ) -> Response:
+    def _response(self, status: str) -> Response:
+        """Return the response without its output."""
         about, body = self.about, self._body
         return Response(
             id=f"resp_{about.request_id.hex}",
             created_at=about.created,
             status=status,
-            completed_at=completed_at,
-            error=error,
-            incomplete_details=incomplete_details,
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
             model=about.model,
-            output=output,
             parallel_tool_calls=body.parallel_tool_calls,
             reasoning=response_events.Reasoning(body.effort),
             temperature=body.temperature,
@@ -225,7 +215,6 @@ class ResponsesFormat(AnswerFormat):
             tools=body.tools,
             top_logprobs=body.top_logprobs or 0,
             top_p=body.top_p,
-            usage=usage,
             metadata=body.metadata,
         )
 

@@ -1,13 +1,12 @@
 """Administrators' RPC for rollouts and comparisons."""
 
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 from uuid import uuid4
 
 from services.gateway import node_interface
+from services.gateway.configuration import config_rpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.rollouts import rollout_evidence, rollout_report, rollout_rules, rollout_runner
@@ -16,7 +15,6 @@ from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
 from services.gateway.scheduling.route_choice import WHOLE, hundredths
 from shared import errors
-from shared.api import business
 from shared.api import configuration as api
 from shared.api.configuration import RolloutAction, RolloutPlan, RolloutState
 from shared.config_documents import ConfigKind, RouteDocument
@@ -100,19 +98,12 @@ class RolloutsRpc:
         if not found:
             raise errors.NotFound("there is no such rollout", hint=_SEE)
         rollout, changes = found[0], await self.store.events(found[0].id)
-        authors = tuple({author for *_, author in changes if author is not None})
-        names: Mapping[str, str] = {}
-        if authors:
-            with suppress(errors.PeerError):
-                names = (await self.rpc.call(business.name_users, business.NameUsers(authors), credential=call.credential)).names
+        names = await config_rpc.name_authors(self.rpc, {author for *_, author in changes}, call)
         return api.RolloutDetails(
             rollout=rollout_report.summarize(rollout),
             arms=rollout_report.describe_arms(rollout),
             conditions=rollout_report.describe_conditions(rollout),
-            events=tuple(
-                api.RolloutEvent(at, state, share, reason, "" if author is None else names.get(str(author), str(author)))
-                for at, state, share, reason, author in changes
-            ),
+            events=tuple(api.RolloutEvent(at, state, share, reason, names[author]) for at, state, share, reason, author in changes),
             first_token_limit_ms=rollout.progress.first_token_limit_ms,
             points=tuple(await self.store.points(rollout.id)) if request.points else (),
         )
