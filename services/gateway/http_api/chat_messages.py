@@ -236,6 +236,18 @@ def chosen_tools(tools: Sequence[ToolBody], choice: ToolChoiceBody | None) -> Ch
             return choose(known, word)
 
 
+#: What a request has under the same name in all APIs that have it.
+_ALIKE = (
+    *("model", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "ignore_eos"),
+    *("repeat_penalty", "frequency_penalty", "presence_penalty", "parallel_tool_calls", "reasoning_effort"),
+)
+
+
+def alike(body: msgspec.Struct) -> dict[str, Any]:
+    """Return the body's parameters that ``InferenceRequest`` has, too, by their name."""
+    return {name: getattr(body, name) for name in _ALIKE if name in body.__struct_fields__}
+
+
 def wanted_logprobs(logprobs: bool, top: int | None) -> int | None:
     """Return how many alternatives each token needs; None for no log probabilities. Raises BadField."""
     if top and not logprobs:

@@ -241,21 +241,14 @@ def to_request(body: PayloadBody, model: ModelName | None) -> InferenceRequest:
         raise BadField("prompt", "and messages exclude each other; send only one")
     tools, tool_choice = chat_messages.chosen_tools(body.tools or (), body.tool_choice)
     return InferenceRequest(
+        **chat_messages.alike(body) | {"model": model},
         prompt=body.prompt,
         messages=chat_messages.to_messages(body.messages) if body.messages else (),
         system=body.system,
-        model=model,
-        max_tokens=body.max_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
         stop=(body.stop,) if isinstance(body.stop, str) else body.stop or (),
-        seed=body.seed,
         format=None if body.response_format is None else chat_messages.wanted_format(body.response_format),
         tools=tools,
         tool_choice=tool_choice,
-        parallel_tool_calls=body.parallel_tool_calls,
-        reasoning_effort=body.reasoning_effort,
         chat_template_kwargs=chat_messages.template_kwargs(body.chat_template_kwargs),
         top_logprobs=chat_messages.wanted_logprobs(body.logprobs, body.top_logprobs),
     )

@@ -145,13 +145,9 @@ def to_request(body: MessagesBody) -> InferenceRequest:
     tools, tool_choice = _tools(body)
     system = (ChatMessage("system", _text(body.system)),) if body.system else ()
     return InferenceRequest(
+        **chat_messages.alike(body),
         messages=(*system, *(said for index, message in enumerate(body.messages) for said in _messages(index, message))),
-        model=body.model,
-        max_tokens=body.max_tokens,
         stop=body.stop_sequences,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
         tools=tools,
         tool_choice=tool_choice,
         parallel_tool_calls=body.parallel_calls,

@@ -103,8 +103,6 @@ def to_request(chat: ChatBody) -> InferenceRequest:
         format=_format(chat) or request.format,
         tools=tools,
         tool_choice=tool_choice,
-        parallel_tool_calls=chat.parallel_tool_calls,
-        reasoning_effort=chat.reasoning_effort,
         chat_template_kwargs=chat_messages.template_kwargs(chat.chat_template_kwargs),
         conversation_id=named_conversation(chat.metadata),
     )
@@ -128,23 +126,8 @@ def ensure_streamed(body: SamplingBody) -> None:
 
 def sampled_request(body: SamplingBody) -> InferenceRequest:
     """Return a request with the shared parameters. Raises BadField."""
-    return InferenceRequest(
-        model=body.model,
-        max_tokens=body.max_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        stop=(body.stop,) if isinstance(body.stop, str) else body.stop or (),
-        seed=body.seed,
-        min_p=body.min_p,
-        repeat_penalty=body.repeat_penalty,
-        frequency_penalty=body.frequency_penalty,
-        presence_penalty=body.presence_penalty,
-        logit_bias=_biases(body.logit_bias),
-        ignore_eos=body.ignore_eos,
-        n=body.n,
-        format=_guide(body),
-    )
+    stop = (body.stop,) if isinstance(body.stop, str) else body.stop or ()
+    return InferenceRequest(**chat_messages.alike(body), stop=stop, logit_bias=_biases(body.logit_bias), format=_guide(body))
 
 
 def _biases(biases: dict[str, float] | None) -> dict[int, float]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from services.gateway.http_api import answer_delivery, request_bodies
+from services.gateway.http_api import answer_delivery, chat_messages, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, ServerSentEvent
@@ -85,17 +85,11 @@ def to_request(body: InfillBody) -> InferenceRequest:
     ensure_tokens("n_predict", max_tokens)
     extra = "".join(f"{file.filename}\n{file.text}\n\n" for file in body.input_extra)
     return InferenceRequest(
-        model=body.model,
+        **chat_messages.alike(body),
         prompt=extra + body.input_prefix + body.prompt,
         suffix=body.input_suffix,
         raw=True,
         max_tokens=max_tokens,
-        temperature=body.temperature,
-        top_k=body.top_k,
-        top_p=body.top_p,
-        min_p=body.min_p,
-        repeat_penalty=body.repeat_penalty,
-        seed=body.seed,
         stop=body.stop,
     )
 

@@ -263,16 +263,13 @@ def to_request(body: ResponseBody) -> InferenceRequest:
     tools, tool_choice = _tools(body)
     instructions = (ChatMessage("system", body.instructions),) if body.instructions else ()
     return InferenceRequest(
+        **chat_messages.alike(body),
         messages=(*instructions, *to_messages(body.input)),
-        model=body.model,
         max_tokens=body.max_output_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
         top_logprobs=(body.top_logprobs or 0) if body.with_logprobs else None,
         format=_format(body.text.format),
         tools=tools,
         tool_choice=tool_choice,
-        parallel_tool_calls=body.parallel_tool_calls,
         reasoning_effort=body.effort,
         conversation_id=chat_request.named_conversation(body.metadata),
     )
