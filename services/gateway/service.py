@@ -388,7 +388,7 @@ class GatewayService:
             principal, asked, seconds=seconds, repeat=repeat, cache=cache, whole=whole, streamed=not stream.is_whole
         )
         async with run as answer:
-            first_id: RequestId | None = answer.request_id
+            first_id: RequestId | None = answer.head.request_id
             async for number, chunk in answer:
                 followed = calls[chunk.answer]
                 parts, complete = (tuple(followed.add(chunk)), ()) if wants_parts else ((), followed.complete(chunk))

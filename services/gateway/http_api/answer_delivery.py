@@ -63,8 +63,9 @@ async def send_chunks(
     Nothing is sent before the first text or waiting notice: until then, an error can have its own status.
     """
     call.add_headers(headers(reply))
-    assert reply.model is not None  # known before the first chunk
-    form.begin(AnswerFacts(reply.request_id, reply.model, int(reply.began_at.timestamp()), _fingerprint(reply.model)))
+    head = reply.head
+    assert head.model is not None  # known before the first chunk
+    form.begin(AnswerFacts(head.request_id, head.model, int(head.began_at.timestamp()), _fingerprint(head.model)))
     async for number, chunk in reply:
         if not number:
             if stream:
@@ -76,29 +77,33 @@ async def send_chunks(
             events = form.events(chunk)
             if number > after:
                 _add_cache_header(call, reply)
-                await call.send_events(events, response_formats.write_event_id(reply.request_id, number) if with_ids else None)
+                await call.send_events(events, response_formats.write_event_id(head.request_id, number) if with_ids else None)
 
     _add_cache_header(call, reply)
 
 
 def _add_cache_header(call: HttpCall, reply: InferenceReply[Chunk, InferenceResult]) -> None:
     """Add it before the first event, or before a whole answer: it isn't known earlier."""
-    if reply.cached and not call.started:
+    if reply.head.cached and not call.started:
         call.add_headers([(b"x-aimesh-cache", b"hit")])
 
 
 def headers(reply: ReplyFacts) -> Headers:
     """Return the headers about limits and repeats."""
-    found: Headers = [] if reply.allowance is None else http_errors.allowance_headers(reply.allowance)
-    if reply.clamped_to is not None:
-        found.append((b"x-budget-clamped", b"%d" % reply.clamped_to))
-    if (route := reply.shown_route) is not None:
+    found: Headers = []
+    head = reply.head
+    # A repeat isn't limited.
+    if not reply.is_repeat and head.allowance is not None:
+        found += http_errors.allowance_headers(head.allowance)
+    if not reply.is_repeat and head.clamped_to is not None:
+        found.append((b"x-budget-clamped", b"%d" % head.clamped_to))
+    if (route := head.shown_route) is not None:
         found.append((b"x-aimesh-route", f"{route.route}@{route.version}".encode()))
         if route.variant is not None:
             found.append((b"x-aimesh-variant", route.variant.encode()))
     if reply.is_repeat:
         # As Stripe does: this call has its own id in the log; the answer and its cost belong to the first call.
-        found += [(b"idempotent-replayed", b"true"), (b"x-original-request-id", str(reply.request_id).encode())]
+        found += [(b"idempotent-replayed", b"true"), (b"x-original-request-id", str(head.request_id).encode())]
     return found
 
 

@@ -1,6 +1,7 @@
 """Reads an answer under an idempotency key, from its run or from the store."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
@@ -17,7 +18,8 @@ class RepeatedAnswerFacts(Protocol):
     """What is known about an answer before its first chunk."""
 
     @property
-    def request_id(self) -> RequestId: ...
+    def request_id(self) -> RequestId:
+        """The id of the call that started the answer."""
 
     @property
     def model(self) -> ModelName | None: ...
@@ -66,59 +68,23 @@ class StoredAnswers(Generic[Piece, End]):
         return self.answer.result
 
 
+@dataclass(frozen=True, slots=True)
 class AnswerReader(Generic[Head, Piece, End]):
     """The answer to a request under a key, generated for this call or an earlier call. Iterate it for its numbered chunks; number 0 is a
     waiting notice. Read ``result`` after them."""
 
-    def __init__(
-        self,
-        source: AnswerRunReader[Head, Piece, End] | StoredAnswers[Piece, End],
-        head: Head | KeptAnswer[Piece, End],
-        *,
-        is_repeat: bool,
-    ) -> None:
-        self._source = source
-        self._head = head
-        #: The answer was made for another call.
-        self.is_repeat = is_repeat
-
-    @property
-    def request_id(self) -> RequestId:
-        """The id of the call that started the answer."""
-        return self._head.request_id
-
-    @property
-    def model(self) -> ModelName | None:
-        return self._head.model
-
-    @property
-    def began_at(self) -> datetime:
-        return self._head.began_at
-
-    @property
-    def shown_route(self) -> RouteUse | None:
-        return self._head.shown_route
-
-    @property
-    def cached(self) -> bool:
-        return self._head.cached
-
-    @property
-    def allowance(self) -> TightestLimit | None:
-        """None for a repeat, which isn't limited."""
-        return None if self.is_repeat else self._head.allowance
-
-    @property
-    def clamped_to(self) -> int | None:
-        return None if self.is_repeat else self._head.clamped_to
+    source: AnswerRunReader[Head, Piece, End] | StoredAnswers[Piece, End]
+    head: Head | KeptAnswer[Piece, End]
+    #: The answer was made for another call.
+    is_repeat: bool
 
     def __aiter__(self) -> "AnswerReader[Head, Piece, End]":
         return self
 
     async def __anext__(self) -> tuple[int, Piece]:
         """Raise what the run raised, after the chunks before it."""
-        return await anext(self._source)
+        return await anext(self.source)
 
     @property
     def result(self) -> End:
-        return self._source.end
+        return self.source.end

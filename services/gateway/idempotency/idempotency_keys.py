@@ -130,22 +130,9 @@ class KeptAnswer(msgspec.Struct, Generic[Piece, End], frozen=True, array_like=Tr
     result: End | None = None
     problem: Problem | None = None
 
-    @property
-    def shown_route(self) -> None:
-        """None: not stored."""
-
-    @property
-    def cached(self) -> bool:
-        """False: only the first response reports it."""
-        return False
-
-    @property
-    def allowance(self) -> None:
-        """None: a stored answer isn't limited."""
-
-    @property
-    def clamped_to(self) -> None:
-        """None: only the first response reports it."""
+    #: Only the first response reports these.
+    shown_route = allowance = clamped_to = None
+    cached = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,6 +111,10 @@ class ActiveRequest(ABC):
         #: The current worker; None before one is claimed, and for cached answers.
         self.worker: DirectoryEntry | None = None
 
+    @property
+    def head(self) -> "ActiveRequest":
+        return self
+
     def try_target(self, target: ServingTarget) -> None:
         """Record which target serves the request from now on."""
         self._target, self.served_model, self.route = target, target.model, target.route

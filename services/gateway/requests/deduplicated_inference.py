@@ -49,7 +49,10 @@ Piece_co = TypeVar("Piece_co", covariant=True)
 End_co = TypeVar("End_co", covariant=True)
 
 
-class ReplyFacts(RepeatedAnswerFacts, Protocol):
+class ReplyFacts(Protocol):
+    @property
+    def head(self) -> RepeatedAnswerFacts: ...
+
     @property
     def is_repeat(self) -> bool:
         """Whether another call started this answer."""
@@ -149,7 +152,7 @@ class DeduplicatedInference:
 
 async def _record_answer(run: AnswerRun[Any, Piece, End], running: AbstractAsyncContextManager[InferenceReply[Piece, End]]) -> End:
     async with running as answer:
-        run.set_head(answer)
+        run.set_head(answer.head)
         async for _, chunk in answer:
             await run.add(chunk)
     return answer.result

@@ -104,7 +104,7 @@ async def test_a_resumed_stream_gets_the_rest_without_duplicates(running_service
         repeat = RepeatedRequest(key="k", rest=Rest(after) if after else None)
         async with running_service.once.run(principal, request, seconds=5, repeat=repeat, whole=True) as reply:
             await answer_delivery.send_chunks(call, reply, FORMS[path](), stream=True, after=after)
-        return reply.request_id, b"".join(message.get("body", b"") for message in reader.sent)
+        return reply.head.request_id, b"".join(message.get("body", b"") for message in reader.sent)
 
     whole_id, whole = await read_stream(0)
     mark = f"id: {response_formats.write_event_id(whole_id, after)}\n".encode()

@@ -10,11 +10,12 @@ from typing import Any
 import asyncpg
 import pytest
 
+from services.gateway.http_api import answer_delivery
 from services.gateway.idempotency import answer_buffer, idempotent_requests
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest, ReplyFacts
 from services.gateway.store import opened
 from shared import context, errors
 from shared.api.embedding import Embed, Embedded, EmbeddingRequest, EmbeddingResult, Vectors
@@ -59,6 +60,10 @@ class ReceivedAnswer:
     has_allowance: bool
 
 
+def _has_allowance(answer: ReplyFacts) -> bool:
+    return any(name.startswith(b"x-ratelimit") for name, _ in answer_delivery.headers(answer))
+
+
 class Gateways:
     """Two gateways that share only PostgreSQL and one worker."""
 
@@ -78,7 +83,7 @@ class Gateways:
         request = EmbeddingRequest(inputs or ("a", "bb"), **fields)
         async with self.gateways[index].embed(OWNER, request, seconds=seconds, key=key) as answer:
             vectors = [vector async for _, vectors in answer for vector in vectors.vectors]
-        return ReceivedAnswer(vectors, answer.result, answer.is_repeat, answer.allowance is not None)
+        return ReceivedAnswer(vectors, answer.result, answer.is_repeat, _has_allowance(answer))
 
     async def stored(self) -> list[Any]:
         connection = await asyncpg.connect(self._url, server_settings={"search_path": "gateway"})

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.gateway.http_api import answer_delivery
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
@@ -68,7 +69,7 @@ async def test_without_a_key_requests_run_independently(caller: Caller) -> None:
     assert first.numbers == [1, 2, 3]
     assert first.answer is not None
     assert not first.answer.is_repeat
-    assert first.answer.allowance is not None
+    assert first.answer.head.allowance is not None
     assert (caller.runs, len(caller.running_service.store.rows)) == (2, 2)
 
 
@@ -85,10 +86,11 @@ async def test_with_a_key_a_request_runs_is_limited_and_is_written_once(caller: 
     assert first.answer is not None
     assert again.answer is not None
     assert (first.answer.is_repeat, again.answer.is_repeat) == (False, True)
-    assert first.answer.allowance is not None
-    assert again.answer.allowance is None
-    assert first.answer.request_id == again.answer.request_id == caller.running_service.store.only_row.id
-    assert (first.answer.model, first.answer.began_at) == (again.answer.model, again.answer.began_at)
+    names = [{name for name, _ in answer_delivery.headers(each.answer)} for each in (first, again)]
+    assert [b"x-ratelimit-limit-requests" in found for found in names] == [True, False]
+    heads = first.answer.head, again.answer.head
+    assert heads[0].request_id == heads[1].request_id == caller.running_service.store.only_row.id
+    assert (heads[0].model, heads[0].began_at) == (heads[1].model, heads[1].began_at)
     assert caller.runs == 1
 
 
