@@ -14,11 +14,11 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from services.gateway import node_interface
 from shared import errors
 from shared.api import auth
 from shared.api.auth import Change, Principal
 from shared.identity import credentials
+from shared.rpc import RpcClient
 from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
 from shared.timing.backoff import Backoff
@@ -49,7 +49,7 @@ class Callers:
 
     def __init__(
         self,
-        rpc: node_interface.NodeRpc,
+        rpc: RpcClient,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         *,

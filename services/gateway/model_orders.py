@@ -3,7 +3,6 @@
 import asyncio
 from dataclasses import dataclass
 
-from services.gateway import node_interface
 from services.gateway.config_snapshot import ReadConfig
 from services.gateway.scheduling import routing
 from shared import errors
@@ -11,8 +10,8 @@ from shared.api import gateway, inference
 from shared.api.gateway import LoadOnWorker, ModelPlace, ModelPlaces, UnloadOnWorkers
 from shared.api.inference import ModelStatus
 from shared.protocol import directory
-from shared.protocol.directory import DirectoryEntry
-from shared.rpc import RpcCall, serves
+from shared.protocol.directory import Directory, DirectoryEntry
+from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import logs
 from shared.types import ModelName, NodeId, Role
@@ -27,8 +26,8 @@ _log = logs.get(part="model orders")
 
 @dataclass(frozen=True, slots=True)
 class ModelOrders:
-    rpc: node_interface.NodeRpc
-    nodes: node_interface.NodeDirectory
+    rpc: RpcClient
+    nodes: Directory
     read_config: ReadConfig
     audit_reporting: AuditReporting
 

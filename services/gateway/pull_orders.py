@@ -1,12 +1,11 @@
 """Executes administrators' orders to pull models into the stores of workers."""
 
-from services.gateway import node_interface
 from shared import errors, model_sources
 from shared.api import gateway, inference
 from shared.api.gateway import PulledPlace, PulledPlaces, PullOnWorkers, WorkerPull
 from shared.node import lifecycle
-from shared.protocol.directory import DirectoryEntry
-from shared.rpc import StreamCall, serves
+from shared.protocol.directory import Directory, DirectoryEntry
+from shared.rpc import RpcClient, StreamCall, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import NodeId, Role
 
@@ -15,7 +14,7 @@ MOST_WORKERS = 64
 
 
 class PullOrders:
-    def __init__(self, rpc: node_interface.NodeRpc, nodes: node_interface.NodeDirectory, audit_reporting: AuditReporting) -> None:
+    def __init__(self, rpc: RpcClient, nodes: Directory, audit_reporting: AuditReporting) -> None:
         self._rpc = rpc
         self._nodes = nodes
         self._audit_reporting = audit_reporting

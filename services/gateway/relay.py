@@ -12,7 +12,6 @@ from contextlib import aclosing, closing, suppress
 from dataclasses import replace
 from typing import Any, Generic
 
-from services.gateway import node_interface
 from services.gateway.failover import (
     AnswerFailover,
     ConversionFailover,
@@ -32,6 +31,7 @@ from shared.api import embedding, inference
 from shared.api.generation import Generation
 from shared.api.method import End, Item, Request, StreamMethod
 from shared.protocol.directory import DirectoryEntry
+from shared.rpc import RpcClient
 from shared.telemetry import logs, tracing
 from shared.telemetry.instruments import node_label
 from shared.timing.bounded_waits import BoundedWaits
@@ -75,7 +75,7 @@ class Relay:
 
     def __init__(
         self,
-        rpc: node_interface.NodeRpc,
+        rpc: RpcClient,
         dispatch: Dispatch,
         clock: Callable[[], float] = time.monotonic,
         *,

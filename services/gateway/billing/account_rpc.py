@@ -6,7 +6,6 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from services.gateway import node_interface
 from services.gateway.billing import prices
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
@@ -31,7 +30,7 @@ from shared.api.ledger import (
     TopUp,
     VerifyLedger,
 )
-from shared.rpc import RpcCall, serves
+from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import logs
 from shared.types import Credential, RequestId, TenantId, UserId
@@ -50,7 +49,7 @@ class AccountRpc:
     store: LedgerStore
     ledger: Ledger
     read_config: ReadConfig
-    rpc: node_interface.NodeRpc
+    rpc: RpcClient
     audit_reporting: AuditReporting
 
     async def account_of(self, caller: Principal) -> Account:

@@ -14,7 +14,6 @@ from datetime import datetime
 
 import msgspec
 
-from services.gateway import node_interface
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import OpenReservation
@@ -24,6 +23,8 @@ from shared.api import inference
 from shared.api.generation import Usage
 from shared.api.inference import Receipt, SignedReceipt
 from shared.identity import node_keys
+from shared.protocol.directory import Directory
+from shared.rpc import RpcClient
 from shared.telemetry import logs
 from shared.types import MicroCredits, NodeId, RequestId, RequestStatus, Role, UserId
 
@@ -100,7 +101,7 @@ def _within(claimed: int, most: int) -> int:
 
 
 async def collect_receipts(
-    rpc: node_interface.NodeRpc, directory: node_interface.NodeDirectory, reservations: Sequence[OpenReservation], strike: Strike
+    rpc: RpcClient, directory: Directory, reservations: Sequence[OpenReservation], strike: Strike
 ) -> dict[RequestId, Receipt]:
     """Return the receipts of these requests; ``inference.RUNNING`` for a request that still runs. Never raises for a worker that
     doesn't respond or sends invalid receipts."""
@@ -130,7 +131,7 @@ async def collect_receipts(
     return found
 
 
-async def _read(rpc: node_interface.NodeRpc, node: NodeId, request_ids: Sequence[RequestId]) -> Iterable[SignedReceipt]:
+async def _read(rpc: RpcClient, node: NodeId, request_ids: Sequence[RequestId]) -> Iterable[SignedReceipt]:
     found: list[SignedReceipt] = []
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):

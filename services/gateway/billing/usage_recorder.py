@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge
 
@@ -24,6 +24,9 @@ from shared.telemetry.readiness import OwnCheck
 from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import BoundedWait
 from shared.types import RequestId
+
+if TYPE_CHECKING:
+    from services.gateway.store import GatewayStore
 
 #: Waiting rows plus requests that still get one. A row takes about 1 KB, so this is about 10 MB.
 CAPACITY = 10_000
@@ -45,14 +48,6 @@ class RowsRefused(errors.Unavailable):
     """PostgreSQL refused these rows with an error, which the message contains."""
 
 
-class Writer(Protocol):
-    """The primary destination of rows."""
-
-    async def write_requests(self, rows: Sequence[RequestRow]) -> None:
-        """Write all rows or none; writing a row again changes nothing. Raises Unavailable, or RowsRefused if the rows are at fault."""
-        ...
-
-
 @dataclass(slots=True, eq=False)
 class PendingRow:
     row: RequestRow
@@ -64,7 +59,7 @@ class PendingRow:
 class UsageRecorder:
     """Use ``running``. Follow every successful ``reserve`` with one ``add`` or ``release``."""
 
-    def __init__(self, store: Writer, journal: Journal, queue_rows: Gauge, failures: Counter, *, capacity: int = CAPACITY) -> None:
+    def __init__(self, store: "GatewayStore", journal: Journal, queue_rows: Gauge, failures: Counter, *, capacity: int = CAPACITY) -> None:
         self._store = store
         self._journal = journal
         # One write at a time, so that many rows cost one sync.

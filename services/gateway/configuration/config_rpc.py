@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from services.gateway import node_interface
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks, config_file, environment
 from services.gateway.configuration.config_store import ConfigStore, StoredVersion
@@ -17,7 +16,7 @@ from shared import errors, yaml_text
 from shared.api import business
 from shared.api import configuration as api
 from shared.config_documents import BODIES, ConfigKind, Document, RouteDocument
-from shared.rpc import RpcCall, serves
+from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import ModelName, UserId
 
@@ -33,7 +32,7 @@ class ConfigRpc:
     live: LiveConfiguration
     store: ConfigStore
     settings: GatewaySettings
-    rpc: node_interface.NodeRpc
+    rpc: RpcClient
     audit_reporting: AuditReporting
     served: Callable[[], Collection[ModelName]]
 
@@ -138,7 +137,7 @@ class ConfigRpc:
         )
 
 
-async def name_authors(rpc: node_interface.NodeRpc, authors: Set[UserId | None], call: RpcCall) -> dict[UserId | None, str]:
+async def name_authors(rpc: RpcClient, authors: Set[UserId | None], call: RpcCall) -> dict[UserId | None, str]:
     """Return each author's name, which is empty for None; the id if auth can't be reached or doesn't know it."""
     users, names = tuple(author for author in authors if author is not None), dict[str, str]()
     if users:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from uuid import UUID
 
-from services.gateway import node_interface
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks
 from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
@@ -24,7 +23,7 @@ from shared.config_documents import (
     ModerationRule,
     PolicyDocument,
 )
-from shared.rpc import RpcCall, serves
+from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import KeyId, TenantId
 
@@ -33,7 +32,7 @@ _WHO_MAY = "owners of the organization, the key's creator and administrators may
 
 
 class PolicyRpc:
-    def __init__(self, live: LiveConfiguration, rpc: node_interface.NodeRpc, audit_reporting: AuditReporting) -> None:
+    def __init__(self, live: LiveConfiguration, rpc: RpcClient, audit_reporting: AuditReporting) -> None:
         self._live = live
         self._rpc = rpc
         self._audit_reporting = audit_reporting

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
-from services.gateway import node_interface
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.limits import upstream_prices
 from services.gateway.limits.upstream_prices import ReadSpending, TargetsSpending
@@ -17,7 +16,7 @@ from shared import errors
 from shared.api import configuration as api
 from shared.api.ledger import ModelPrice
 from shared.config_documents import ConfigKind, RouteDocument
-from shared.protocol.directory import DirectoryEntry
+from shared.protocol.directory import Directory, DirectoryEntry
 from shared.rpc import RpcCall, serves
 from shared.types import MicroCredits, ModelName, Role, TenantId
 
@@ -29,7 +28,7 @@ _NO_SPENDING = (MicroCredits(0), MicroCredits(0))
 @dataclass(frozen=True, slots=True)
 class RoutesRpc:
     live: LiveConfiguration
-    nodes: node_interface.NodeDirectory
+    nodes: Directory
     read_spending: ReadSpending
     price_of: Callable[[ModelName], ModelPrice]
 

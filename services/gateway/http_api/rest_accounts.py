@@ -5,13 +5,13 @@ from typing import Annotated
 
 import msgspec
 
-from services.gateway import node_interface
 from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.prompt_admission import BadField
 from shared import amounts
 from shared.api import auth
+from shared.rpc import RpcClient
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Tier, UserId, UserRole
 
 #: The range of auth's columns.
@@ -187,7 +187,7 @@ class PublicKeys(msgspec.Struct, frozen=True):
 class RestAccounts:
     """Handlers that forward every call to auth with the caller's credential."""
 
-    def __init__(self, rpc: node_interface.NodeRpc) -> None:
+    def __init__(self, rpc: RpcClient) -> None:
         self._rpc = rpc
 
     def routes(self) -> tuple[HttpRoute, ...]:

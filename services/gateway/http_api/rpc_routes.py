@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import msgspec
 
-from services.gateway import node_interface
 from services.gateway.http_api import http_app, request_bodies, response_formats
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
@@ -26,7 +25,7 @@ from shared.api.gateway import InferenceChunk, ProcessInferenceRequest
 from shared.api.method import Method, StreamMethod
 from shared.node.stock_clients import stock_calls
 from shared.protocol import wire
-from shared.rpc import Handler, RpcCall, StreamCall, authorization
+from shared.rpc import Handler, RpcCall, RpcClient, StreamCall, authorization
 from shared.rpc.serving import AnyMethod
 from shared.timing.bounded_waits import BoundedWait
 from shared.types import NodeId, Peer, RequestId, Role
@@ -58,7 +57,7 @@ def methods() -> Iterator[AnyMethod]:
 
 
 class RpcRoutes:
-    def __init__(self, rpc: node_interface.NodeRpc, own: Callable[[str, Peer], Handler], node: NodeId, finish: Finish) -> None:
+    def __init__(self, rpc: RpcClient, own: Callable[[str, Peer], Handler], node: NodeId, finish: Finish) -> None:
         """``own`` finds the handlers of ``node``, this gateway. It raises Draining. ``finish`` follows each of them."""
         self._rpc = rpc
         self._own = own

@@ -6,12 +6,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lupa import lua51  # the version of Lua that Valkey runs
 
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import ConcurrencySlot, Count, LimitVerdict, RequestLimit
+from shared.stores.cache import Cache
 from shared.types import RequestId
 
 #: A call takes 0.2 ms, but a busy machine sometimes doesn't schedule Valkey for 60 ms. This allows for four such pauses, because counting
@@ -24,21 +25,11 @@ _ADMIT, _SETTLE, _EXTEND, _EXTEND_TOKENS = "admit_request", "settle_request", "e
 Argument = str | int | float | bytes
 
 
-class Counters(Protocol):
-    """See ``shared.stores.cache``."""
-
-    async def connect(self) -> None: ...
-
-    def script(self, name: str, lua: str, *, urgent: bool = False) -> None: ...
-
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float | None = None) -> Any: ...
-
-
 class LimitScripts:
     """Runs the scripts, by the clock of their server. Every method raises Unavailable if Valkey does not answer within 250 ms, but it may
     have counted. ``now`` is for tests."""
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: "Cache | LocalCounters") -> None:
         self._counters = counters
         for name in (_ADMIT, _SETTLE, _EXTEND, _EXTEND_TOKENS):
             counters.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"), urgent=True)

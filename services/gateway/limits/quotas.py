@@ -23,12 +23,12 @@ from services.gateway.limits.limit_rules import (
     TightestLimit,
     WithoutValkey,
 )
-from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Counters, LimitScripts, LocalCounters
+from services.gateway.limits.limit_scripts import ANSWER_SECONDS, LimitScripts, LocalCounters
 from services.gateway.limits.tiers import LimitRules
 from shared import errors
 from shared.api.auth import Principal
 from shared.node import lifecycle
-from shared.stores.cache import CacheRefuses
+from shared.stores.cache import Cache, CacheRefuses
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, RequestId, Tier
 
@@ -72,7 +72,7 @@ class Quotas:
 
     def __init__(
         self,
-        counters: Counters,
+        counters: Cache,
         read_rules: Callable[[], LimitRules],
         metrics: Metrics,
         gateways: Callable[[], int] = lambda: 1,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
-from services.gateway import node_interface, prompt_admission
+from services.gateway import prompt_admission
 from services.gateway.billing.ledger import HeldCredits, Ledger
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.config_snapshot import ConfigSnapshot, ReadConfig
@@ -25,7 +25,7 @@ from shared import errors
 from shared.api.auth import Principal
 from shared.api.generation import ChatMessage, Usage
 from shared.config_documents import Sticky
-from shared.protocol.directory import DirectoryEntry
+from shared.protocol.directory import Directory, DirectoryEntry
 from shared.types import ModelName, Role
 
 #: How often a waiting request checks the directory for workers.
@@ -124,7 +124,7 @@ class TargetSearch:
 
     ledger: Ledger
     dispatch: Dispatch
-    directory: node_interface.NodeDirectory
+    directory: Directory
     read_config: ReadConfig
     prompt_hash_secret: str
     clock: Callable[[], float] = time.monotonic

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from typing import Final
 from uuid import uuid4
 
-from services.gateway import node_interface
 from services.gateway.configuration import config_rpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
@@ -18,7 +17,7 @@ from shared import errors
 from shared.api import configuration as api
 from shared.api.configuration import RolloutAction, RolloutPlan, RolloutState
 from shared.config_documents import ConfigKind, RouteDocument
-from shared.rpc import RpcCall, serves
+from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
 
 #: A baseline with fewer answers in a day says little.
@@ -31,7 +30,7 @@ class RolloutsRpc:
     live: LiveConfiguration
     config_store: ConfigStore
     store: RolloutStore
-    rpc: node_interface.NodeRpc
+    rpc: RpcClient
     audit_reporting: AuditReporting
 
     @serves(api.start_rollout)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from services.gateway import node_interface
 from services.gateway.scheduling import candidates, policies, worker_choice, worker_starts
 from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.fair_queue import ModelQueue, QueueSettings
@@ -24,7 +23,7 @@ from services.gateway.scheduling.worker_capacity import HeldClaims
 from services.gateway.scheduling.worker_choice import EligibleWorkers
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
-from shared.protocol.directory import DirectoryEntry
+from shared.protocol.directory import Directory, DirectoryEntry
 from shared.telemetry import Metrics
 from shared.types import ModelName, NodeId, Role, TenantId
 
@@ -59,7 +58,7 @@ class Dispatch:
 
     def __init__(
         self,
-        directory: node_interface.NodeDirectory,
+        directory: Directory,
         rng: random.Random,
         rules: QueueSettings | None = None,
         metrics: Metrics | None = None,

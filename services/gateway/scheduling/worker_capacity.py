@@ -6,10 +6,13 @@ is other gateways' calls until the next one. A slot that we release is free imme
 
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from shared.protocol.directory import Announcement, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
+
+if TYPE_CHECKING:
+    from services.gateway.scheduling.worker_claims import Claim
 
 #: A worker may queue this share of its slots, and at least one call, so that a slot has work while the end of one answer and the next
 #: prompt are on their way. Measured with answers of 0.5 s on 4 slots: without it, slots are idle 5 % of the time at a round trip of
@@ -106,16 +109,6 @@ class Occupancy:
         return sum(running.values()) if model is None else running.get(model, 0)
 
 
-class Holdable(Protocol):
-    """See ``worker_claims.Claim``."""
-
-    @property
-    def has_started(self) -> bool: ...
-
-    def mark_started(self) -> None:
-        """Record that the worker has started the call. Safe to call twice."""
-
-
 class HeldClaims:
     """Tracks this gateway's calls that wait for a slot at a worker; this wait is not billed.
 
@@ -124,13 +117,13 @@ class HeldClaims:
     """
 
     def __init__(self) -> None:
-        self._held: dict[tuple[NodeId, ModelName], deque[Holdable]] = {}
+        self._held: dict[tuple[NodeId, ModelName], deque[Claim]] = {}
 
-    def hold(self, node: NodeId, model: ModelName, claim: Holdable) -> None:
+    def hold(self, node: NodeId, model: ModelName, claim: "Claim") -> None:
         """Record a call for which the worker has no free slot."""
         self._held.setdefault((node, model), deque()).append(claim)
 
-    def release(self, node: NodeId, model: ModelName, claim: Holdable) -> None:
+    def release(self, node: NodeId, model: ModelName, claim: "Claim") -> None:
         """Release the slot of a claim, held or not."""
         held = self._held.get((node, model))
         if held is None:

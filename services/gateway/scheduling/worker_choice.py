@@ -10,13 +10,12 @@ import contextlib
 import random
 from collections.abc import Callable, Sequence
 
-from services.gateway import node_interface
 from services.gateway.scheduling import candidates, policies, prefix_affinity, worker_records
 from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import WorkerCapacity
 from shared import errors
-from shared.protocol.directory import DirectoryEntry
+from shared.protocol.directory import Directory, DirectoryEntry
 from shared.types import ModelName, NodeId, Role
 
 Rows = Sequence[Candidate]
@@ -126,7 +125,7 @@ class EligibleWorkers:
 
     def __init__(
         self,
-        directory: node_interface.NodeDirectory,
+        directory: Directory,
         worker_stats: WorkerStats,
         clock: Callable[[], float],
     ) -> None:

@@ -1,43 +1,24 @@
 """Holds a slot on a worker for one request, if it takes one, and reports its outcome to the dispatch."""
 
-from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from services.gateway.scheduling import fair_queue
-from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import logs
-from shared.types import ModelName
+
+if TYPE_CHECKING:
+    from services.gateway.scheduling.dispatch import Dispatch
 
 _log = logs.get(part="dispatch")
-
-
-class ClaimTracker(Protocol):
-    """See ``dispatch.Dispatch``."""
-
-    @property
-    def clock(self) -> Callable[[], float]: ...
-
-    @property
-    def worker_stats(self) -> WorkerStats: ...
-
-    def release_slot(self, claim: "Claim", model: ModelName, seconds: float | None) -> None:
-        """Release the claim's slot; ``seconds`` is how long it ran, None if that isn't representative."""
-
-    def charge(self, requirements: WorkerRequirements, cost: float) -> None:
-        """Correct the charge of the request's tenant."""
-
-    def record_answer_length(self, model: ModelName, tokens: int) -> None:
-        """Record the length of an answer."""
 
 
 class Claim:
     """A slot on a worker. Use it with ``with`` while the worker runs the request."""
 
     def __init__(
-        self, tracker: ClaimTracker, worker: DirectoryEntry, requirements: WorkerRequirements, charged: float, *, waits_there: bool = False
+        self, tracker: "Dispatch", worker: DirectoryEntry, requirements: WorkerRequirements, charged: float, *, waits_there: bool = False
     ) -> None:
         """``waits_there``: the worker must finish another request first."""
         self.worker = worker
