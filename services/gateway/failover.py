@@ -69,13 +69,6 @@ class GivenUp:
     error: errors.AimeshError
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPause:
-    """No worker is available; look again after ``seconds``."""
-
-    seconds: float
-
-
 class FailoverState(Generic[Request, Item, End]):
     """Tracks one request across workers. This base class can't resume: once begun, the request fails with its worker."""
 
@@ -177,8 +170,8 @@ class FailoverState(Generic[Request, Item, End]):
             return GivenUp(self.final_error(error))
         return RetryOnWorker(self.began, is_free)
 
-    def on_no_worker(self, error: errors.AimeshError, now: float, draw: Callable[[], float]) -> RetryPause | GivenUp:
-        """Decide what to do when no worker is available. ``draw`` returns numbers from 0 to 1."""
+    def on_no_worker(self, error: errors.AimeshError, now: float, draw: Callable[[], float]) -> float | GivenUp:
+        """Return in how many seconds to look again for a worker. ``draw`` returns numbers from 0 to 1."""
         patience = RESUME_WAIT_SECONDS if self.began else FIRST_WAIT_SECONDS if isinstance(self._last, _MAY_BE_BACK) else 0.0
         if self._waiting_since is None:
             self._waiting_since = now
@@ -188,7 +181,7 @@ class FailoverState(Generic[Request, Item, End]):
         # Try all workers again: a failed worker may be back.
         self._failed.clear()
         self._waits += 1
-        return RetryPause(BACKOFF.pause(self._waits, draw))
+        return BACKOFF.pause(self._waits, draw)
 
     def final_error(self, error: errors.AimeshError) -> errors.AimeshError:
         return error

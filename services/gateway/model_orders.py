@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import TypeVar
 
 from services.gateway.config_snapshot import ReadConfig
 from services.gateway.scheduling import routing
@@ -9,6 +10,7 @@ from shared import errors
 from shared.api import gateway, inference
 from shared.api.gateway import LoadOnWorker, ModelPlace, ModelPlaces, UnloadOnWorkers
 from shared.api.inference import ModelStatus
+from shared.api.method import Method
 from shared.protocol import directory
 from shared.protocol.directory import Directory, DirectoryEntry
 from shared.rpc import RpcCall, RpcClient, serves
@@ -20,6 +22,8 @@ from shared.types import ModelName, NodeId, Role
 ATTEMPTS = 3
 #: Another worker may have memory, or be reachable.
 _RETRYABLE = (errors.PeerError, errors.UnknownModel, errors.UnknownMethod)
+
+Order = TypeVar("Order", inference.LoadModel, inference.UnloadModel)
 
 _log = logs.get(part="model orders")
 
@@ -52,32 +56,28 @@ class ModelOrders:
         *others, last = workers[:ATTEMPTS]
         for worker in others:
             try:
-                return await self._load(worker, order, seconds)
+                return await self._send(inference.load_model, worker, order, seconds)
             except _RETRYABLE as error:
                 _log.info("worker did not load a model", worker=worker.node, model=model, code=errors.code_of(error))
-        return await self._load(last, order, seconds)
+        return await self._send(inference.load_model, last, order, seconds)
 
     async def _unload_everywhere(self, request: UnloadOnWorkers, seconds: float) -> tuple[ModelPlace, ...]:
         model, workers = self._find(request.model, request.worker)
         order = inference.UnloadModel(model)
         if len(workers) == 1:
-            return (await self._unload(workers[0], order, seconds),)
+            return (await self._send(inference.unload_model, workers[0], order, seconds),)
         async with asyncio.TaskGroup() as tasks:
             unloads = [tasks.create_task(self._try_unload(worker, order, seconds)) for worker in workers]
         return tuple(task.result() for task in unloads)
 
-    async def _load(self, worker: DirectoryEntry, order: inference.LoadModel, seconds: float) -> ModelPlace:
-        status = await self.rpc.call(inference.load_model, order, to=worker.node, deadline_seconds=seconds)
-        return _place(worker.node, status)
-
-    async def _unload(self, worker: DirectoryEntry, order: inference.UnloadModel, seconds: float) -> ModelPlace:
-        status = await self.rpc.call(inference.unload_model, order, to=worker.node, deadline_seconds=seconds)
-        return _place(worker.node, status)
+    async def _send(self, method: Method[Order, ModelStatus], worker: DirectoryEntry, order: Order, seconds: float) -> ModelPlace:
+        status = await self.rpc.call(method, order, to=worker.node, deadline_seconds=seconds)
+        return ModelPlace(worker.node, status.model_id, status.state.value, status.detail, status.pinned, status.memory_bytes)
 
     async def _try_unload(self, worker: DirectoryEntry, order: inference.UnloadModel, seconds: float) -> ModelPlace:
         """Return an error as a state, so that it doesn't stop the other workers."""
         try:
-            return await self._unload(worker, order, seconds)
+            return await self._send(inference.unload_model, worker, order, seconds)
         except errors.AimeshError as error:
             return ModelPlace(worker.node, order.model_id, "", error.message)
 
@@ -97,7 +97,3 @@ class ModelOrders:
             many = "several workers have" if matching else "no worker with the model has"
             raise errors.NotFound(f"{many} an id that starts with {id_prefix[:60]!r}", hint="see `aicli nodes` for the ids")
         return model, matching
-
-
-def _place(worker: NodeId, status: ModelStatus) -> ModelPlace:
-    return ModelPlace(worker, status.model_id, status.state.value, status.detail, status.pinned, status.memory_bytes)

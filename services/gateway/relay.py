@@ -211,13 +211,12 @@ class _RunningCall(Generic[Request, Item, End]):
                 if self._requirements.has_alternative and not state.began:
                     # The worker's own error says more than that no other worker is there.
                     raise state.last_failure or error from None
-                decision = state.on_no_worker(error, clock(), self._relay.draw)
-            if isinstance(decision, GivenUp):
-                raise decision.error from None
-            left = self._ends_at - clock()
-            if left <= decision.seconds:
+                pause = state.on_no_worker(error, clock(), self._relay.draw)
+            if isinstance(pause, GivenUp):
+                raise pause.error from None
+            if self._ends_at - clock() <= pause:
                 raise errors.DeadlineExceeded("no worker could resume the answer in time", hint="retry with a longer timeout")
-            await asyncio.sleep(decision.seconds)
+            await asyncio.sleep(pause)
 
     async def _stream_from(self, claim: Claim) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
         state, left = self._state, self._ends_at - self._relay.clock()

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from services.gateway.guard.guard_counts import GuardCount
 from shared.api.auth import Principal
@@ -13,31 +13,15 @@ from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
 from shared.types import KeyId, RequestId, TenantId
 
+if TYPE_CHECKING:
+    from services.gateway.billing.request_record import RequestRow
+    from services.gateway.requests.active_request import ActiveRequest
+
 FLUSH_SECONDS = 60.0
 #: Example requests of one report.
 _MOST_REQUESTS = 5
 #: Reports that wait for the end of their minute. Beyond that, they end early.
 _MOST_WAITING = 5_000
-
-
-class TimedRequest(Protocol):
-    guard_seconds: float
-
-
-class EndedRow(Protocol):
-    """See ``RequestRow``."""
-
-    @property
-    def id(self) -> RequestId: ...
-
-    @property
-    def tenant_id(self) -> TenantId: ...
-
-    @property
-    def api_key_id(self) -> KeyId | None: ...
-
-    @property
-    def guard(self) -> tuple[GuardCount, ...]: ...
 
 
 @dataclass(slots=True)
@@ -58,7 +42,7 @@ class GuardReporting:
         self._audit_reporting = audit_reporting
         self._masked: dict[tuple[TenantId, KeyId | None, str], _Masked] = {}
 
-    def ended(self, running: TimedRequest, principal: Principal, row: EndedRow | None) -> None:
+    def ended(self, running: "ActiveRequest", principal: Principal, row: "RequestRow | None") -> None:
         # Nearly all requests have none.
         if row is not None and (row.guard or running.guard_seconds):
             self._metrics.guard_seconds.inc(running.guard_seconds)
@@ -79,7 +63,7 @@ class GuardReporting:
             )  # fmt: skip
         self._masked.clear()
 
-    def _report(self, row: EndedRow, principal: Principal) -> None:
+    def _report(self, row: "RequestRow", principal: Principal) -> None:
         for one in row.guard:
             self._metrics.guard_matches.labels(kind=one.kind, action=one.action, place=one.place).inc(one.matches)
         refused = [one for one in row.guard if one.action is GuardAction.REFUSE]

@@ -29,11 +29,15 @@ async def answer(
     ) as reply:
         await send_chunks(call, reply, form, stream=stream, after=0 if repeat.rest is None else repeat.rest.after)
     # The row is written before the caller learns how the request ended.
+    await finish(call, form, reply.result, stream=stream)
+
+
+async def finish(call: HttpCall, form: AnswerFormat, result: InferenceResult, *, stream: bool) -> None:
     if stream:
-        await call.send_events(form.last_events(reply.result))
+        await call.send_events(form.last_events(result))
         await call.end_events()
     else:
-        await call.answer(form.whole(reply.result))
+        await call.answer(form.whole(result))
 
 
 def with_headers(call: HttpCall, request: InferenceRequest) -> InferenceRequest:

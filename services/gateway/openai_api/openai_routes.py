@@ -26,7 +26,7 @@ from services.gateway.prompt_admission import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from shared import context, errors
 from shared.api.auth import Principal
-from shared.api.gateway import InferenceRequest, InferenceResult, ServedModel
+from shared.api.gateway import InferenceRequest, ServedModel
 
 _METHOD = "processInferenceRequest"
 
@@ -80,40 +80,31 @@ class OpenAi:
         if len(requests) == 1:
             await self._answer(call, requests[0], form, stream=body.stream)
             return
-        *earlier, last = zip(requests, _parts(answer_delivery.read_repeat(call), requests), strict=True)
+        repeats = _parts(answer_delivery.read_repeat(call), requests)
         ends_at = time.monotonic() + self._request_seconds
-        for request, repeat in earlier:
-            result = await self._complete_one(call, request, repeat, form, stream=body.stream, seconds=ends_at - time.monotonic())
+        if body.stream:
+            call.expect_events(form.failed)
+        for number, (request, repeat) in enumerate(zip(requests, repeats, strict=True), 1):
+            async with self._deduplicated.run(
+                call.caller,
+                answer_delivery.with_headers(call, request),
+                seconds=ends_at - time.monotonic(),
+                repeat=repeat,
+                whole=True,
+                cache=call.cache_request,
+                streamed=body.stream,
+            ) as reply:
+                # Without ids: after a lost stream, the caller repeats the request under the same key.
+                await answer_delivery.send_chunks(call, reply, form, stream=body.stream, with_ids=False)
+            if number == len(requests):
+                await answer_delivery.finish(call, form, reply.result, stream=body.stream)
+                return
             if body.stream:
-                await call.send_events(form.end(result))
+                await call.send_events(form.end(reply.result))
             else:
-                form.close(result)
+                form.close(reply.result)
             # Each request has its own row and id.
             context.another()
-        result = await self._complete_one(call, *last, form, stream=body.stream, seconds=ends_at - time.monotonic())
-        if body.stream:
-            await call.send_events(form.last_events(result))
-            await call.end_events()
-        else:
-            await call.answer(form.whole(result))
-
-    async def _complete_one(
-        self, call: HttpCall, request: InferenceRequest, repeat: RepeatedRequest, form: CompletionFormat, *, stream: bool, seconds: float
-    ) -> InferenceResult:
-        """Run one of several prompts. Its events have no ids: after a lost stream, the caller repeats the request under the same key."""
-        if stream:
-            call.expect_events(form.failed)
-        async with self._deduplicated.run(
-            call.caller,
-            answer_delivery.with_headers(call, request),
-            seconds=seconds,
-            repeat=repeat,
-            whole=True,
-            cache=call.cache_request,
-            streamed=stream,
-        ) as reply:
-            await answer_delivery.send_chunks(call, reply, form, stream=stream, with_ids=False)
-        return reply.result
 
     async def _models(self, call: HttpCall) -> None:
         await call.answer(Models(tuple(self._shown(model) for model in self._served(call.caller))))
