@@ -22,8 +22,6 @@ class _WrittenCall:
 
 
 class CallParts:
-    """The calls of one answer."""
-
     def __init__(self, *, parallel: bool = True) -> None:
         """``parallel``: False ignores all calls but the first."""
         self._parallel = parallel
@@ -91,7 +89,6 @@ def pieces_of(chunk: Chunk) -> tuple[ToolCall | ToolCallPart, ...]:
 
 
 def bytes_of(chunk: Chunk) -> int:
-    """Return the size of its text, thoughts and calls."""
     return len("".join((chunk.text, chunk.reasoning, *(call.name + call.arguments for call in pieces_of(chunk)))).encode())
 
 

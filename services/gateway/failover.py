@@ -326,8 +326,6 @@ def _characters(chunk: inference.Chunk) -> int:
 
 
 class VectorsFailover(FailoverState[embedding.Embed, embedding.Vectors, embedding.Embedded]):
-    """Tracks an embedding request."""
-
     def __init__(self, texts: embedding.Embed) -> None:
         super().__init__(texts)
         self._prompt_tokens: int | None = None
@@ -382,8 +380,6 @@ _PIECE_SECONDS = 0.5
 
 
 class _Window:
-    """Counts events in the last WINDOW_SECONDS."""
-
     __slots__ = ("_pieces", "_total")
 
     def __init__(self) -> None:

@@ -26,8 +26,6 @@ _log, _report_log = logs.get(part="usage"), logs.get(part="reports")
 
 
 class UsageReports:
-    """Handlers without state."""
-
     def __init__(self, store: UsageStore, *, request_log_days: int) -> None:
         self._store = store
         self._days = request_log_days

@@ -348,7 +348,6 @@ class WorkerClaims:
         self._pending.pop(request_id, None)
 
     async def write(self) -> None:
-        """Run until canceled."""
         while True:
             if not self._pending:
                 self._arrived.clear()

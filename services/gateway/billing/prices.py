@@ -17,8 +17,6 @@ MOST_OTHER = MICRO * MICRO
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One row of the price table."""
-
     id: int
     price: ModelPrice
 

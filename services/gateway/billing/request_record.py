@@ -14,8 +14,6 @@ _NOTHING = MicroCredits(0)
 
 
 class ReservationState(StrEnum):
-    """How a reservation ends."""
-
     #: The delivered tokens are billed.
     SETTLED = "settled"
     #: Nothing was delivered or billed.

@@ -56,8 +56,6 @@ class PhoneBudget:
 
 
 class PhoneForms:
-    """Knows the numbers of some countries."""
-
     def __init__(self, countries: Iterable[str]) -> None:
         self._forms = {country: re.compile(_national_form(country)) for country in countries if knows_country(country)}
         self._national = re.compile("|".join(form.pattern for form in self._forms.values()) or "(?!)")

@@ -49,8 +49,6 @@ Part = str | Found
 
 
 class TextFilter:
-    """Reads one text."""
-
     def __init__(self, detector: Detector, own: OwnPatterns | None = None, *, before: str = "") -> None:
         """``before``: what a reader knows about the text, such as the name of a field."""
         self._detector = detector
@@ -169,7 +167,6 @@ _ORDER = {kind: number for number, kind in enumerate(GuardKind)}
 
 
 def _merge(matches: Sequence[Match]) -> list[list[Match]]:
-    """Group overlapping matches."""
     groups: list[list[Match]] = []
     end = -1
     for match in sorted(matches, key=lambda match: match.start):

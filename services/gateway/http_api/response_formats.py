@@ -52,8 +52,6 @@ class AnswerFacts:
 
 @dataclass(frozen=True, slots=True)
 class ServerSentEvent:
-    """One server-sent event."""
-
     content: msgspec.Struct | bytes
     #: For the `event:` line; empty for none.
     name: str = ""

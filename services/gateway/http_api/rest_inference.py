@@ -124,8 +124,6 @@ _NO_TEXT = TextEvent("")
 
 
 class RestFormat(AnswerFormat):
-    """Formats the answer to one request."""
-
     def __init__(self, *, parallel_calls: bool = True) -> None:
         self._texts: list[str] = []
         self._reasoning: list[str] = []
@@ -162,8 +160,6 @@ class RestFormat(AnswerFormat):
 
 
 class RestInference:
-    """Handlers for prompts."""
-
     def __init__(self, deduplicated: DeduplicatedInference, *, request_seconds: float) -> None:
         self._deduplicated = deduplicated
         self._request_seconds = request_seconds

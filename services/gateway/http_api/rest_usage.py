@@ -151,8 +151,6 @@ class Given(msgspec.Struct, frozen=True):
 
 
 class RestUsage:
-    """Handlers for usage and feedback."""
-
     def __init__(self, store: GatewayStore, reports: UsageReports, quotas: Quotas, accounts: AccountRpc) -> None:
         self._store = store
         self._accounts = accounts

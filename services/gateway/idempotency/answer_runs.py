@@ -113,7 +113,6 @@ class AnswerRun(Generic[Head, Piece, End]):
             self._cancel()
 
     async def wait(self) -> None:
-        """Wait for a change."""
         self._changed.clear()
         await self._changed.wait()
 

@@ -37,8 +37,6 @@ class CacheRequest(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CacheUse:
-    """How a request uses the cache."""
-
     read: bool
     write: bool
 

@@ -92,8 +92,6 @@ class Orphaned:
 
 @dataclass(frozen=True, slots=True)
 class EndedRequest:
-    """The request has ended."""
-
     request_id: RequestId
     answer: bytes | None
 

@@ -74,8 +74,6 @@ class CacheBounds:
 
 
 class ResponseCache:
-    """Answers requests from the cache."""
-
     def __init__(
         self,
         values: Cache,

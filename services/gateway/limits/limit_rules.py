@@ -202,7 +202,6 @@ def refusal(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> LimitRef
 
 
 def describe(allowance: Allowance, tier: Tier) -> str:
-    """Describe the limit for people."""
     owner = {LimitScope.USER: f"the {tier} tier's", LimitScope.KEY: "this key's", LimitScope.MODEL: "the model's"}[allowance.scope]
     unit = {
         LimitKind.REQUESTS_PER_HOUR: "requests per hour",
@@ -220,7 +219,6 @@ def hourly(found: Sequence[Allowance]) -> Allowance:
 
 
 def states(found: Iterable[Allowance]) -> tuple[LimitState, ...]:
-    """Convert allowances to wire types."""
     return tuple(LimitState(one.scope, one.kind, one.limit, one.remaining, one.resets_in_seconds, one.name, one.source) for one in found)
 
 

@@ -67,8 +67,6 @@ class MessagesEvent(msgspec.Struct, frozen=True):
 
 
 class MessagesFormat(AnswerFormat):
-    """Formats the answer to one request."""
-
     def __init__(self, body: MessagesBody) -> None:
         self._shows_thoughts = body.shows_thoughts
         self._blocks: list[Block] = []

@@ -148,8 +148,6 @@ _NOTHING = Delta()
 
 
 class ChatFormat(AnswerFormat):
-    """Formats the answers to one request."""
-
     def __init__(self, chat: ChatBody) -> None:
         self._gathered = [_GatheredChat(parallel_calls=chat.parallel_tool_calls) for _ in range(chat.n or 1)]
         self._with_logprobs = chat.logprobs
@@ -204,8 +202,6 @@ class ChatFormat(AnswerFormat):
 
 
 class _GatheredChat:
-    """Collects one answer."""
-
     def __init__(self, *, parallel_calls: bool) -> None:
         self._texts: list[str] = []
         self._reasoning: list[str] = []

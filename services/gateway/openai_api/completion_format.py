@@ -130,8 +130,6 @@ class CompletionFormat(AnswerFormat):
 
 
 class _GatheredCompletion:
-    """Collects one answer."""
-
     def __init__(self, top: int | None) -> None:
         self._top = top
         self._texts: list[str] = []

@@ -95,8 +95,6 @@ def to_request(body: InfillBody) -> InferenceRequest:
 
 
 class InfillFormat(AnswerFormat):
-    """Formats the answer."""
-
     def __init__(self) -> None:
         self._texts: list[str] = []
 

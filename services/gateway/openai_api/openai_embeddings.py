@@ -48,8 +48,6 @@ class EmbeddingList(msgspec.Struct, frozen=True):
 
 
 class OpenAiEmbeddings:
-    """The handler for embeddings."""
-
     def __init__(self, deduplicated: DeduplicatedInference, *, request_seconds: float) -> None:
         self._deduplicated = deduplicated
         self._request_seconds = request_seconds

@@ -43,8 +43,6 @@ class ModerationList(msgspec.Struct, frozen=True):
 
 
 class OpenAiModerations:
-    """The handler for moderations."""
-
     def __init__(self, pipeline: Pipeline, *, request_seconds: float) -> None:
         self._pipeline = pipeline
         self._request_seconds = request_seconds

@@ -52,8 +52,6 @@ class RerankAnswer(msgspec.Struct, frozen=True):
 
 
 class RerankRoute:
-    """The handler for ranking texts."""
-
     def __init__(self, pipeline: Pipeline, *, request_seconds: float) -> None:
         self._pipeline = pipeline
         self._request_seconds = request_seconds

@@ -58,8 +58,6 @@ class PromptText(msgspec.Struct, frozen=True):
 
 
 class TokenRoutes:
-    """The handlers for conversions of tokens."""
-
     def __init__(self, pipeline: Pipeline, *, request_seconds: float) -> None:
         self._pipeline = pipeline
         self._request_seconds = request_seconds

@@ -32,8 +32,6 @@ Call = TypeVar("Call", bound=TextRequest)
 
 
 class ActiveTexts(ActiveRequest, Generic[Asked, Call]):
-    """Tracks a request that only reads texts."""
-
     #: As workers may see them; empty before the admission, and for a conversion.
     inputs: tuple[EmbeddingInput, ...] = ()
     _prompt_tokens = 0
@@ -114,8 +112,6 @@ class _ActiveVectors(ActiveTexts[Asked, Embed]):
 
 
 class ActiveEmbedding(_ActiveVectors[EmbeddingRequest]):
-    """Tracks one embedding request."""
-
     method, operation = embedding.request_embeddings.name.partition(".")[2], "embeddings"
 
     def validate(self) -> AdmittedTexts:
@@ -142,8 +138,6 @@ class ActiveRanking(_ActiveVectors[RankingRequest]):
 
 
 class ActiveModeration(ActiveTexts[ModerationRequest, Moderate]):
-    """Tracks one moderation request."""
-
     method, operation = inference.moderate.name.partition(".")[2], "moderation"
     answers: AsyncGenerator[ModerationItem] | None
 

@@ -75,8 +75,6 @@ _log = logs.get(part="pipeline")
 
 
 class Pipeline:
-    """Runs any number of requests concurrently."""
-
     def __init__(
         self,
         admission: RequestAdmission,

@@ -22,8 +22,6 @@ _log = logs.get(part="queue_sharing")
 
 
 class QueueSharing:
-    """Sends and receives queue reports."""
-
     def __init__(self, log: Cache, dispatch: Dispatch, name: str) -> None:
         self._log = log
         self._dispatch = dispatch
@@ -33,7 +31,6 @@ class QueueSharing:
         dispatch.on_change = self._changed.set
 
     async def run(self) -> None:
-        """Run until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._send_reports())
             tasks.create_task(self._read_reports())

@@ -123,8 +123,6 @@ class _StrikeRecord:
 
 
 class DishonestWorkers:
-    """Tracks strikes and quarantines in memory."""
-
     def __init__(self) -> None:
         #: Only workers with strikes; few, because each needs a certificate.
         self._records: dict[NodeId, _StrikeRecord] = {}
