@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
 from services.gateway.failover import (
@@ -23,7 +23,7 @@ from services.gateway.failover import (
     RetryOnWorker,
     VectorsFailover,
 )
-from services.gateway.scheduling.dispatch import Dispatch, WaitingRequests
+from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors, spans
@@ -70,29 +70,20 @@ _log = logs.get(part="relay")
 def _ignore(*_: object) -> None: ...
 
 
+@dataclass(slots=True)
 class Relay:
-    """Runs requests on workers, with failover. Its attributes are for ``_RunningCall``."""
+    """Runs requests on workers, with failover."""
 
-    def __init__(
-        self,
-        rpc: RpcClient,
-        dispatch: Dispatch,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        draw: Callable[[], float] = random.random,
-        count: Count = _ignore,
-        flag: Callable[[NodeId], object] = _ignore,
-        stall_seconds: float = STALL_SECONDS,
-    ) -> None:
-        """``draw`` returns numbers from 0 to 1; ``flag`` counts a worker that reports wrong token counts."""
-        self.rpc = rpc
-        self.dispatch = dispatch
-        self.clock = clock
-        self.draw = draw
-        self.count = count
-        self.flag = flag
-        self.stall_seconds = stall_seconds
-        self.budget = RetryBudget()
+    rpc: RpcClient
+    dispatch: Dispatch
+    clock: Callable[[], float] = time.monotonic
+    #: Returns numbers from 0 to 1.
+    draw: Callable[[], float] = random.random
+    count: Count = _ignore
+    #: Counts a worker that reports wrong token counts.
+    flag: Callable[[NodeId], object] = _ignore
+    stall_seconds: float = STALL_SECONDS
+    budget: RetryBudget = field(default_factory=RetryBudget)
 
     def generate(
         self, prompt: inference.ProcessPrompt, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
@@ -155,7 +146,7 @@ class _RunningCall(Generic[Request, Item, End]):
                             if isinstance(step, Claim):
                                 claim = step
                             elif not self._state.began:
-                                yield self._state.waiting_notice(step.why)
+                                yield self._state.waiting_notice(step)
                 assert claim is not None  # the generator ends with one
                 self._ends_at += claim.held_seconds
                 outcome = "left"
@@ -189,7 +180,7 @@ class _RunningCall(Generic[Request, Item, End]):
             selecting.end()
         return claim
 
-    async def _wait_for_claim(self) -> AsyncGenerator[WaitingRequests | Claim]:
+    async def _wait_for_claim(self) -> AsyncGenerator[str | Claim]:
         """Wait in the queue; search again while no worker can resume the answer."""
         state, clock = self._state, self._relay.clock
         while True:

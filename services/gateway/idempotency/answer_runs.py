@@ -42,14 +42,6 @@ class AnswerRunId:
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome(Generic[End]):
-    """How a run ended: exactly one field is set."""
-
-    end: End | None
-    failure: BaseException | None
-
-
 class AnswerRun(Generic[Head, Piece, End]):
     """One answer being generated. The producer calls ``set_head`` once and ``add`` for each chunk; others open a reader."""
 
@@ -130,12 +122,15 @@ class AnswerRun(Generic[Head, Piece, End]):
         assert self._end is not None  # the run succeeded
         return self._end
 
-    def set_task(self, task: "asyncio.Task[_Outcome[End]]") -> None:
+    def set_task(self, task: asyncio.Task[End | BaseException]) -> None:
         self._cancel = task.cancel
 
-    def finish(self, task: "asyncio.Task[_Outcome[End]]") -> None:
-        outcome = _Outcome(None, self._why_stopped or _cancelled()) if task.cancelled() else task.result()
-        self._end, self.failure = outcome.end, outcome.failure
+    def finish(self, task: asyncio.Task[End | BaseException]) -> None:
+        outcome = self._why_stopped or _cancelled() if task.cancelled() else task.result()
+        if isinstance(outcome, BaseException):
+            self.failure = outcome
+        else:
+            self._end = outcome
         if not (self.failure is None or self.buffer.is_read or isinstance(self.failure, errors.AimeshError)):
             _log.error("answer failed unexpectedly without a reader", exc_info=self.failure)
         self.is_over = True
@@ -252,7 +247,7 @@ class AnswerRuns:
 
     async def _produce_outcome(
         self, run: AnswerRun[Head, Piece, End], produce: Produce[Head, Piece, End], seconds: float
-    ) -> "_Outcome[End]":
+    ) -> End | BaseException:
         async def within() -> End:
             try:
                 async with asyncio.timeout(seconds):
@@ -263,13 +258,11 @@ class AnswerRuns:
                 ) from None
 
         # Readers raise a failure; raised here, it would end all other answers.
-        (result,) = await asyncio.gather(within(), return_exceptions=True)
-        if not isinstance(result, BaseException):
-            return _Outcome(result, None)
+        (outcome,) = await asyncio.gather(within(), return_exceptions=True)
         # Raised as CancelledError, it would cancel the reader's task.
-        return _Outcome(None, _cancelled() if isinstance(result, asyncio.CancelledError) else result)
+        return _cancelled() if isinstance(outcome, asyncio.CancelledError) else outcome
 
-    def _ended(self, run: AnswerRun[Head, Piece, End], task: "asyncio.Task[_Outcome[End]]") -> None:
+    def _ended(self, run: AnswerRun[Head, Piece, End], task: asyncio.Task[End | BaseException]) -> None:
         run.finish(task)
         if self._runs.get(run.name) is not run:
             return

@@ -180,10 +180,8 @@ class ChatFormat(AnswerFormat):
     def whole(self, result: InferenceResult) -> ChatCompletion:
         about = self.about
         choices = tuple(
-            gathered.choice(index, reason, with_logprobs=self._with_logprobs)
-            for index, (gathered, reason) in enumerate(
-                zip(self._gathered, response_formats.reasons(result, len(self._gathered)), strict=True)
-            )
+            self._gathered[index].choice(index, reason, with_logprobs=self._with_logprobs)
+            for index, reason in enumerate(response_formats.reasons(result, len(self._gathered)))
         )
         return ChatCompletion(
             _id(about), about.created, about.model, choices, ChatUsage.of(result.usage), about.fingerprint, x_aimesh=served_by(result)

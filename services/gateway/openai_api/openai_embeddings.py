@@ -86,7 +86,7 @@ def to_request(body: EmbeddingBody) -> EmbeddingRequest:
 
 def encode(body: EmbeddingBody, index: int, vector: bytes) -> msgspec.Raw:
     """Encode one vector of the answer as JSON."""
-    numbers = _base64(vector) if body.encoding_format == "base64" else embedding.decode_vector(vector)
+    numbers = base64.b64encode(vector).decode() if body.encoding_format == "base64" else embedding.decode_vector(vector)
     return msgspec.Raw(msgspec.json.encode(EmbeddingObject(numbers, index)))
 
 
@@ -94,7 +94,3 @@ def answer(encoded: Sequence[msgspec.Raw], result: EmbeddingResult) -> Embedding
     return EmbeddingList(
         cast("tuple[EmbeddingObject, ...]", tuple(encoded)), result.model, EmbeddingUsage(result.prompt_tokens, result.prompt_tokens)
     )
-
-
-def _base64(vector: bytes) -> str:
-    return base64.b64encode(vector).decode()

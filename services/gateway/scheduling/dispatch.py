@@ -9,7 +9,6 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
@@ -32,13 +31,6 @@ FIRST_NOTICE_SECONDS = 0.1
 NOTICE_SECONDS = 1.0
 #: Model queues kept; above this, empty ones are dropped with their means.
 _MAX_QUEUES = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingRequests:
-    """Tells a person what a request waits for."""
-
-    why: str
 
 
 class _Waiter:
@@ -126,9 +118,10 @@ class Dispatch:
         model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), kind=requirements.kind)
         return self._claim(waiter, row)
 
-    async def find(self, requirements: WorkerRequirements) -> AsyncGenerator[WaitingRequests | Claim]:
-        """Yield what the request waits for, when that changes, and finally its claim. Raises NotReachable if no worker can run it now or
-        soon, NotStarted, or Overloaded if the queue is full. Iterate it to the end, or close it with ``aclose``, which leaves the queue."""
+    async def find(self, requirements: WorkerRequirements) -> AsyncGenerator[str | Claim]:
+        """Yield what the request waits for, for people, when that changes, and finally its claim. Raises NotReachable if no worker can run
+        it now or soon, NotStarted, or Overloaded if the queue is full. Iterate it to the end, or close it with ``aclose``, which leaves the
+        queue."""
         waiter = self._enter(requirements)
         handed_over = False
         try:
@@ -140,7 +133,7 @@ class Dispatch:
                 await asyncio.wait((waiter.outcome,), timeout=min(pause, left))
                 why = self._describe_wait(waiter)
                 if why not in ("", last_notice):
-                    yield WaitingRequests(why)
+                    yield why
                     last_notice = why
                 pause = NOTICE_SECONDS
             outcome = waiter.outcome.result()

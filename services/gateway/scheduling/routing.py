@@ -229,13 +229,15 @@ def any_recently_lost(workers: Iterable[DirectoryEntry], now: datetime) -> bool:
 def ensure_capable(model: ModelName, usable: Sequence[DirectoryEntry], *, wants_answer: bool, has_images: bool = False) -> None:
     """Raise BadRequest if the model only moderates, only embeds and a prompt wants an answer, or can't see the prompt's images. Before a
     worker has started, any may."""
-    if not any(_serves(worker, model) for worker in usable):
+    offers = [offer for worker in usable for offer in worker.announcement.models if offer.name == model]
+    ready = [offer for offer in offers if offer.ready]
+    if not ready:
         return
-    if _only_moderates(usable, model):
+    if all(offer.only_moderates for offer in ready):
         raise errors.BadRequest(f"{model} is a moderation model", hint="name it in a route for /v1/moderations, or choose another model")
-    if wants_answer and not _answers(usable, model):
+    if wants_answer and not any(map(_has_answers, ready)):
         raise errors.BadRequest(f"{model} is an embedding model", hint="request embeddings, or choose another model")
-    if has_images and not any(offer.sees_images for worker in usable for offer in worker.announcement.models if offer.name == model):
+    if has_images and not any(offer.sees_images for offer in offers):
         raise errors.BadRequest(f"{model} cannot see images", hint="leave them out, or choose a model with images among its abilities")
 
 
@@ -281,17 +283,8 @@ def _spellings(name: str) -> tuple[str, ...]:
     return (name,) if ":" in name else (name, name + _LATEST)
 
 
-def _answers(workers: Iterable[DirectoryEntry], model: ModelName) -> bool:
-    return any(offer.name == model and offer.ready and _has_answers(offer) for worker in workers for offer in worker.announcement.models)
-
-
 def _has_answers(offer: ModelOffer) -> bool:
     return not (offer.only_embeds or offer.only_moderates)
-
-
-def _only_moderates(workers: Iterable[DirectoryEntry], model: ModelName) -> bool:
-    offers = [offer for worker in workers for offer in worker.announcement.models if offer.name == model and offer.ready]
-    return bool(offers) and all(offer.only_moderates for offer in offers)
 
 
 def _serves(worker: DirectoryEntry, model: ModelName) -> bool:

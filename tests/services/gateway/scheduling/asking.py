@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from services.gateway.scheduling.candidates import WorkerStats
-from services.gateway.scheduling.dispatch import Dispatch, WaitingRequests
+from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements
@@ -54,8 +54,8 @@ class Caller:
         try:
             async with aclosing(self._harness.dispatch.find(wanted)) as steps:
                 async for step in steps:
-                    if isinstance(step, WaitingRequests):
-                        self.notices.append(step.why)
+                    if isinstance(step, str):
+                        self.notices.append(step)
                         async with self._noticed:
                             self._noticed.notify_all()
                     else:
