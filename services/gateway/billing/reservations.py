@@ -91,7 +91,6 @@ class OpenReservation:
     prompt_tokens: int
     completion_tokens: int
     created_at: datetime
-    lease_until: datetime
     #: In order of their claims; the last one runs it.
     workers: tuple[NodeId, ...] = ()
     #: Answer tokens that the caller had when the last worker claimed it.

@@ -54,10 +54,6 @@ class AnswerGuard:
                 found.append(Chunk(shown if is_text else "", (), answer=answer, reasoning="" if is_text else shown))
         return found
 
-    def ended(self, generation: Generation) -> Generation:
-        """Return the end as the caller sees it."""
-        return filtered(generation, self.refused)
-
     def _feed(self, answer: int, piece: str, *, is_text: bool, ends: bool) -> str:
         key = answer, is_text
         if answer in self.refused or not (piece or key in self._texts):

@@ -93,7 +93,6 @@ class HttpApp:
         *,
         limits_of: Callable[[Principal], Sequence[RequestLimit]] = lambda _caller: (),
         on_refusal: OnRefusal = lambda *_what: None,
-        heartbeat_seconds: float = HEARTBEAT_SECONDS,
         traces: tracing.Traces | None = None,
     ) -> None:
         self.cors = CorsPolicy()
@@ -104,7 +103,6 @@ class HttpApp:
         self.images = ImageLimits()
         self._traces = traces or tracing.Traces(ratio=0.0)
         self._routes: dict[str, dict[str, HttpRoute]] = {}
-        self._heartbeat_seconds = heartbeat_seconds
         for route in routes:
             if route.verb in self._routes.setdefault(route.path, {}):
                 raise ValueError(f"{route.verb} {route.path} is defined twice")
@@ -198,7 +196,7 @@ class HttpApp:
         elif route.body is not None:
             # Read the body before taking a slot, which a slow sender must not hold.
             await call.read_body(most_bytes=SIGN_IN_BODY_BYTES, most_seconds=SIGN_IN_BODY_SECONDS)
-            await until_disconnect(call, self._run_sign_in(route, call), self._heartbeat_seconds)
+            await until_disconnect(call, self._run_sign_in(route, call))
         else:
             await self._run(route, call)
 
@@ -216,7 +214,7 @@ class HttpApp:
             ):
                 await self._read_body(route, call, stack)
                 handling = route.handler(call)
-                await (handling if route.watches else until_disconnect(call, handling, self._heartbeat_seconds))
+                await (handling if route.watches else until_disconnect(call, handling))
         else:
             await route.handler(call)
 
@@ -262,12 +260,12 @@ def _missing(path: str) -> errors.AimeshError:
     return errors.UnknownMethod(f"there is no method {name[:80]!r}", hint=hint)
 
 
-async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None], heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None]) -> None:
     """Run the handler; cancel it, and so the generation on the worker, if the client disconnects. Send heartbeats on a stream."""
     try:
         async with asyncio.TaskGroup() as tasks:
             work = tasks.create_task(handling)
-            watch = tasks.create_task(_cancel_when_gone(call, work, heartbeat_seconds))
+            watch = tasks.create_task(_cancel_when_gone(call, work))
             work.add_done_callback(lambda _: watch.cancel())
     except ExceptionGroup as group:
         # Only the handler can fail, with one error.
@@ -276,8 +274,8 @@ async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None]
         raise errors.Cancelled("the client disconnected")
 
 
-async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None], heartbeat_seconds: float) -> None:
-    wait_seconds = heartbeat_seconds
+async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None]) -> None:
+    wait_seconds = HEARTBEAT_SECONDS
     while True:
         try:
             with BoundedWait(wait_seconds):
@@ -285,10 +283,10 @@ async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None], heartbeat_
             break
         except TimeoutError:
             idle_seconds = call.idle_seconds()
-        if idle_seconds is not None and idle_seconds >= heartbeat_seconds:
+        if idle_seconds is not None and idle_seconds >= HEARTBEAT_SECONDS:
             await call.send_heartbeat()
             idle_seconds = 0.0
-        wait_seconds = heartbeat_seconds - (idle_seconds or 0.0)
+        wait_seconds = HEARTBEAT_SECONDS - (idle_seconds or 0.0)
     # Servers report the end of the response as a disconnect, too.
     if not call.ended:
         work.cancel()

@@ -122,7 +122,7 @@ class ActivePrompt(ActiveRequest):
         shown = guard.read(chunk)
         self.guard_seconds += time.perf_counter() - began
         if self._is_refused:
-            self._finish(guard.ended(Generation(FinishReason.CONTENT_FILTER, self._usage())))
+            self._finish(answer_guard.filtered(Generation(FinishReason.CONTENT_FILTER, self._usage()), guard.refused))
         return shown
 
     def _take_end(self, generation: Generation) -> None:
@@ -134,7 +134,7 @@ class ActivePrompt(ActiveRequest):
             self._ready.extend([] if shown is None else [shown])
         if self.guard is not None:
             self._ready.extend(self.guard.end())
-            generation = self.guard.ended(generation)
+            generation = answer_guard.filtered(generation, self.guard.refused)
         self._finish(generation)
 
     def _finish(self, generation: Generation) -> None:

@@ -17,7 +17,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PRICE = Price(3, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO), compute_second_micro=MicroCredits(5)))
 OPEN = OpenReservation(
     ID, UserId(UUID(int=1)), None, ModelName("m"), 3, prompt_tokens=100, completion_tokens=50,
-    created_at=NOW - timedelta(minutes=3), lease_until=NOW - timedelta(minutes=1), claimed_at=NOW - timedelta(minutes=3),
+    created_at=NOW - timedelta(minutes=3), claimed_at=NOW - timedelta(minutes=3),
 )  # fmt: skip
 
 

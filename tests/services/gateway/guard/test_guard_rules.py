@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.gateway.guard import guard_rules
+from services.gateway.guard import answer_guard, guard_rules
 from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guard_rules import Guardrails, GuardScan
 from services.gateway.guard.guarded_text import GuardMatches, guard_json, guard_whole
@@ -89,7 +89,7 @@ def test_a_refused_answer_ends_and_others_go_on() -> None:
     answers = AnswerGuard(scan(card="refuse"))
     chunks = [Chunk(f"see {CARD} and then ", (1,), answer=1), Chunk("fine ", (1,)), Chunk("more", (2,), answer=1), Chunk("too", (2,))]
     assert shown(answers, *chunks) == [(1, "see "), (0, "fine "), (0, "too")]
-    ended = answers.ended(msgspec.structs.replace(DONE, finish_reasons=(FinishReason.STOP, FinishReason.STOP)))
+    ended = answer_guard.filtered(msgspec.structs.replace(DONE, finish_reasons=(FinishReason.STOP, FinishReason.STOP)), answers.refused)
     assert ended.finish_reasons == (FinishReason.STOP, FinishReason.CONTENT_FILTER)
     assert answers.refused == {1: GuardKind.CARD}
 
@@ -103,7 +103,7 @@ def test_arguments_of_tools_are_masked_and_what_is_held_comes_before_them() -> N
     assert chunk.token_ids == (), "they would tell what is masked"
     refusing = AnswerGuard(scan(email="refuse"))
     assert refusing.read(Chunk("", (1,), tool_calls=(call,))) is None
-    assert refusing.ended(DONE).finish_reason is FinishReason.CONTENT_FILTER
+    assert answer_guard.filtered(DONE, refusing.refused).finish_reason is FinishReason.CONTENT_FILTER
 
 
 def test_reports_change_nothing() -> None:

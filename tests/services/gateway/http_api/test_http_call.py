@@ -8,7 +8,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from services.gateway.http_api import answer_delivery, http_call, response_formats
+from services.gateway.http_api import answer_delivery, http_app, http_call, response_formats
 from services.gateway.http_api.http_app import HttpApp, HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, ServerSentEvent
@@ -166,11 +166,11 @@ class Reader:
 
 
 @pytest.mark.parametrize("path", STREAMS)
-async def test_an_idle_stream_gets_heartbeats(running_service: RunningService, path: str) -> None:
+async def test_an_idle_stream_gets_heartbeats(running_service: RunningService, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Slow()
     running_service.add_worker(1, worker, "smollm2")
     app = running_service.app()
-    app._heartbeat_seconds = 0.01
+    monkeypatch.setattr(http_app, "HEARTBEAT_SECONDS", 0.01)
     reader = Reader(path, STREAMS[path])
     serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
     await reader.until(lambda text: text.count(": still here\n\n") >= 3)
@@ -197,11 +197,11 @@ async def test_a_late_heartbeat_sends_nothing() -> None:
     assert len(reader.sent) == before
 
 
-async def test_an_unstreamed_answer_gets_no_heartbeats(running_service: RunningService) -> None:
+async def test_an_unstreamed_answer_gets_no_heartbeats(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Slow()
     running_service.add_worker(1, worker, "smollm2")
     app = running_service.app()
-    app._heartbeat_seconds = 0.005
+    monkeypatch.setattr(http_app, "HEARTBEAT_SECONDS", 0.005)
     reader = Reader("/v1/chat/completions", {**STREAMS["/v1/chat/completions"], "stream": False})
     serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
     await asyncio.sleep(0.03)  # several heartbeats' time
@@ -220,11 +220,13 @@ class Failing(Slow):
 
 
 @pytest.mark.parametrize("path", STREAMS)
-async def test_a_failure_after_a_heartbeat_is_the_streams_last_event(running_service: RunningService, path: str) -> None:
+async def test_a_failure_after_a_heartbeat_is_the_streams_last_event(
+    running_service: RunningService, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = Failing()
     running_service.add_worker(1, worker, "smollm2")
     app = running_service.app()
-    app._heartbeat_seconds = 0.01
+    monkeypatch.setattr(http_app, "HEARTBEAT_SECONDS", 0.01)
     reader = Reader(path, STREAMS[path])
     serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
     await reader.until(lambda text: "still here" in text)
