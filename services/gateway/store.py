@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -80,34 +81,15 @@ class GatewayStore:
         return await self._database.check(), *self._database.check_replica()
 
 
+#: The columns of a row before its labels and route, and behind them.
+_BEFORE = attrgetter(
+    *("id", "user_id", "api_key_id", "prompt_hash", "model_used", "response_time_ms", "prompt_tokens", "completion_tokens"),
+    *("status.value", "error_code", "created_at", "cost_micro", "reservation.value", "cached", "tenant_id", "worker_owner"),
+)
+_BEHIND = attrgetter("provider", "attempts", "upstream_micro", "avoided_micro", "first_token_ms", "variant_failed")
+
+
 def _columns(row: RequestRow) -> tuple[object, ...]:
-    return (
-        row.id,
-        row.user_id,
-        row.api_key_id,
-        row.prompt_hash,
-        row.model_used,
-        row.response_time_ms,
-        row.prompt_tokens,
-        row.completion_tokens,
-        row.status.value,
-        row.error_code,
-        row.created_at,
-        row.cost_micro,
-        row.reservation.value,
-        row.cached,
-        row.tenant_id,
-        row.worker_owner,
-        msgspec.json.encode(dict(row.worker_labels)).decode(),
-        row.begins_conversation,
-        row.saved_micro,
-        *request_record.route_columns(row.route),
-        row.provider,
-        row.attempts,
-        row.upstream_micro,
-        row.avoided_micro,
-        row.first_token_ms,
-        row.variant_failed,
-        row.route is not None and row.route.is_compared,
-        row.is_counted_late,
-    )
+    labels, is_compared = msgspec.json.encode(dict(row.worker_labels)).decode(), row.route is not None and row.route.is_compared
+    use = (labels, row.begins_conversation, row.saved_micro, *request_record.route_columns(row.route))
+    return (*_BEFORE(row), *use, *_BEHIND(row), is_compared, row.is_counted_late)

@@ -4,6 +4,7 @@ a reservation together with its request's row."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from operator import attrgetter
 
 from services.gateway import site_lease
 from services.gateway.billing import request_record
@@ -76,21 +77,7 @@ class LedgerStore:
 
     async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
         """Record at most one claim per request; return the recorded ones. The others are locked right now, or not open."""
-        columns = zip(
-            *(
-                (
-                    claim.request_id,
-                    claim.worker,
-                    claim.delivered_before,
-                    claim.model,
-                    claim.price_id,
-                    *request_record.route_columns(claim.route),
-                    claim.provider,
-                )
-                for claim in claims
-            ),
-            strict=True,
-        )
+        columns = zip(*((*_CLAIM(claim), *request_record.route_columns(claim.route), claim.provider) for claim in claims), strict=True)
         return {RequestId(row["request_id"]) for row in await self._database.rows("record_claims", *columns, deadline_seconds=2)}
 
     async def read_account(self, owner: TenantId, monthly_micro: MicroCredits | None) -> AccountRow:
@@ -202,28 +189,22 @@ class AlreadyReverted(Exception):
     """The request was already refunded."""
 
 
+_RESERVATION = attrgetter(
+    *("request_id", "owner", "key_id", "model", "price_id", "prompt_tokens", "max_tokens", "least_tokens", "answers"),
+    *("fixed_micro", "micro_per_million"),
+)
+_EXTENSION = attrgetter("request_id", "owner", "max_tokens", "least_more", "answers", "micro_per_million")
+_CLAIM = attrgetter("request_id", "worker", "delivered_before", "model", "price_id")
+
+
 def _columns(request: ReservationRequest) -> tuple[object, ...]:
-    return (
-        *(request.request_id, request.owner, request.key_id, request.model, request.price_id),
-        *(request.prompt_tokens, request.max_tokens, request.least_tokens, request.answers, request.fixed_micro, request.micro_per_million),
-        *(request.monthly_micro, request.monthly_micro is not None, request.key_budget_micro),
-    )
+    return (*_RESERVATION(request), request.monthly_micro, request.monthly_micro is not None, request.key_budget_micro)
 
 
 def _extension_columns(extension: HoldExtension) -> tuple[object, ...]:
-    target = extension.target
-    return (
-        *(
-            extension.request_id,
-            extension.owner,
-            extension.max_tokens,
-            extension.least_more,
-            extension.answers,
-            extension.micro_per_million,
-        ),
-        *(extension.monthly_micro, extension.monthly_micro is not None, extension.key_budget_micro),
-        *((None, None, None) if target is None else (target.target, target.micro, target.ceiling_micro)),
-    )
+    target, monthly_micro = extension.target, extension.monthly_micro
+    hold = (None, None, None) if target is None else (target.target, target.micro, target.ceiling_micro)
+    return (*_EXTENSION(extension), monthly_micro, monthly_micro is not None, extension.key_budget_micro, *hold)
 
 
 def _open_reservation(row: database.DatabaseRow) -> OpenReservation:

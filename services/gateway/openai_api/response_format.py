@@ -1,6 +1,6 @@
 """Formats answers for OpenAI's Responses API. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -110,17 +110,13 @@ class ResponsesFormat(AnswerFormat):
             events.append(self._part_event("added", item, ReasoningTextPart("")))
         assert self._open is not None
         self._thoughts[-1].append(text)
-        name = "response.reasoning_text.delta"
-        return [*events, _event(response_events.ReasoningDelta(name, self._next(), *self._place(self._open), text))]
+        return [*events, self._placed(response_events.ReasoningDelta, "response.reasoning_text.delta", self._open, text)]
 
     def _say(self, text: str, logprobs: tuple[TokenChoice, ...]) -> list[ServerSentEvent]:
         events = [*self._close(), *self._message_beginning()]
         self._texts.append(text)
         self._logprobs += logprobs
-        return [
-            *events,
-            _event(response_events.TextDelta("response.output_text.delta", self._next(), *self._place(_MESSAGE), text, logprobs)),
-        ]
+        return [*events, self._placed(response_events.TextDelta, "response.output_text.delta", _MESSAGE, text, logprobs)]
 
     def _call(self, part: ToolCallPart) -> list[ServerSentEvent]:
         item: _Item = ("call", part.index)
@@ -129,7 +125,7 @@ class ResponsesFormat(AnswerFormat):
             events = self._open_item(item, OutputCall(self._id(item), "in_progress", part.id, part.name, ""))
         if part.arguments:
             name = "response.function_call_arguments.delta"
-            events.append(_event(response_events.ArgumentsDelta(name, self._next(), *self._place(item), part.arguments)))
+            events.append(self._placed(response_events.ArgumentsDelta, name, item, part.arguments))
         return events
 
     def _open_item(self, item: _Item, shown: OutputItem) -> list[ServerSentEvent]:
@@ -150,21 +146,20 @@ class ResponsesFormat(AnswerFormat):
         return self._end(item, status)
 
     def _end(self, item: _Item, status: str) -> list[ServerSentEvent]:
-        shown, place = self._shown(item, status), self._place(item)
-        done: response_events.StreamEvent
+        shown = self._shown(item, status)
         match shown:
             case OutputCall():
                 name = "response.function_call_arguments.done"
-                done = response_events.ArgumentsDone(name, self._next(), *place, shown.name, shown.arguments)
+                done = self._placed(response_events.ArgumentsDone, name, item, shown.name, shown.arguments)
             case OutputReasoning():
-                done = response_events.ReasoningDone("response.reasoning_text.done", self._next(), *place, shown.content[0].text)
+                done = self._placed(response_events.ReasoningDone, "response.reasoning_text.done", item, shown.content[0].text)
             case OutputMessage():
                 part = shown.content[0]
-                done = response_events.TextDone("response.output_text.done", self._next(), *place, part.text, part.logprobs)
-        events = [_event(done)]
+                done = self._placed(response_events.TextDone, "response.output_text.done", item, part.text, part.logprobs)
+        events = [done]
         if not isinstance(shown, OutputCall):
             events.append(self._part_event("done", item, shown.content[0]))
-        return [*events, _event(response_events.ItemEvent("response.output_item.done", self._next(), place[1], shown))]
+        return [*events, _event(response_events.ItemEvent("response.output_item.done", self._next(), self._items.index(item), shown))]
 
     def _message_beginning(self) -> list[ServerSentEvent]:
         if _MESSAGE in self._items:
@@ -173,16 +168,15 @@ class ResponsesFormat(AnswerFormat):
         return [self._begin(_MESSAGE, message), self._part_event("added", _MESSAGE, OutputTextPart(""))]
 
     def _part_event(self, what: str, item: _Item, part: OutputTextPart | ReasoningTextPart) -> ServerSentEvent:
-        return _event(response_events.PartEvent(f"response.content_part.{what}", self._next(), *self._place(item), part))
+        return self._placed(response_events.PartEvent, f"response.content_part.{what}", item, part)
+
+    def _placed(self, kind: Callable[..., response_events.StreamEvent], name: str, item: _Item, *content: object) -> ServerSentEvent:
+        return _event(kind(name, self._next(), self._id(item), self._items.index(item), *content))
 
     def _id(self, item: _Item) -> str:
         kind, number = item
         name = self.about.request_id.hex
         return f"msg_{name}" if kind == "message" else f"{'rs' if kind == 'reasoning' else 'fc'}_{name}{number:03d}"
-
-    def _place(self, item: _Item) -> tuple[str, int]:
-        """Return the item's id and index."""
-        return self._id(item), self._items.index(item)
 
     def _shown(self, item: _Item, status: str) -> OutputItem:
         kind, number = item
