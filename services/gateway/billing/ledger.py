@@ -106,12 +106,7 @@ class Ledger:
     """The ledger of this gateway, for any number of concurrent requests. Use ``running``."""
 
     def __init__(
-        self,
-        store: LedgerStore,
-        read_config: ReadConfig,
-        gateway: NodeId,
-        metrics: Metrics,
-        clock: Callable[[], float] = time.monotonic,
+        self, store: LedgerStore, read_config: ReadConfig, gateway: NodeId, metrics: Metrics, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store = store
         self._read_config = read_config

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -148,11 +148,9 @@ class LiveConfiguration:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen(wake))
             while True:
-                try:
+                with suppress(TimeoutError):
                     async with asyncio.timeout(self._poll_seconds):
                         await wake.wait()
-                except TimeoutError:
-                    pass
                 wake.clear()
                 try:
                     await self.reload()

@@ -74,7 +74,7 @@ class PolicyRpc:
     @serves(api.explain_policy)
     async def explain(self, request: api.ExplainPolicy, call: RpcCall) -> api.PolicyExplanation:
         """Raises NotFound for an organization or key of others."""
-        return api.PolicyExplanation(explain(await self._find_policy(request.organization, request.key, call)))
+        return api.PolicyExplanation(tuple(explain(await self._find_policy(request.organization, request.key, call))))
 
     @serves(api.test_guard)
     async def test_guard(self, request: api.GuardText, call: RpcCall) -> api.GuardTest:
@@ -159,12 +159,8 @@ def _check_ceiling(wanted: PolicyDocument, mesh: PolicyDocument | None) -> None:
 # --- explanations ---------------------------------------------------------------------------------------------------------
 
 
-def explain(policy: Policy) -> tuple[api.PolicyRule, ...]:
-    """Return the rules for people."""
-    return tuple(_rules(policy))
-
-
-def _rules(policy: Policy) -> Iterator[api.PolicyRule]:
+def explain(policy: Policy) -> Iterator[api.PolicyRule]:
+    """Yield the rules for people."""
     providers = policy.placement.external
     yield api.PolicyRule("external", "all" if ANY_PROVIDER in providers else ", ".join(providers) or "none", _levels(policy.external))
     yield api.PolicyRule("machines", policy.machines.value, (policy.machines.level,))

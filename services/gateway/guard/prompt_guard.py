@@ -18,10 +18,7 @@ _AT_ONCE = 2048
 
 async def guard_messages(messages: Sequence[ChatMessage], scan: GuardScan, matches: GuardMatches) -> tuple[ChatMessage, ...]:
     """Return the messages as a worker may see them. Raises ContentFiltered that names the message."""
-    return tuple([message async for message in _guarded_messages(messages, scan, matches)])
-
-
-async def _guarded_messages(messages: Sequence[ChatMessage], scan: GuardScan, matches: GuardMatches) -> AsyncIterator[ChatMessage]:
+    guarded: list[ChatMessage] = []
     for position, message in enumerate(messages):
         content = await _guard_text(message.content, scan, matches, f"messages[{position}].content")
         reasoning = await _guard_text(message.reasoning, scan, matches, f"messages[{position}].reasoning")
@@ -35,7 +32,8 @@ async def _guarded_messages(messages: Sequence[ChatMessage], scan: GuardScan, ma
         if content != message.content:
             # Masks change the length of the text before an image.
             images = tuple([await _moved(image, message.content, scan, len(content)) for image in images])
-        yield msgspec.structs.replace(message, content=content, reasoning=reasoning, tool_calls=tuple(calls), images=images)
+        guarded.append(msgspec.structs.replace(message, content=content, reasoning=reasoning, tool_calls=tuple(calls), images=images))
+    return tuple(guarded)
 
 
 async def _moved(image: ImagePart, content: str, scan: GuardScan, most: int) -> ImagePart:

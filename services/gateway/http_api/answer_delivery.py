@@ -1,6 +1,7 @@
 """Runs a request and sends its answer in one API's format, as a whole or as a stream of events."""
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 
 import msgspec
@@ -10,6 +11,7 @@ from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.http_errors import Headers
 from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, InferenceReply, RepeatedRequest, ReplyFacts
+from shared.api.embedding import EmbeddingRequest, EmbeddingResult
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.inference import Chunk
 from shared.telemetry.metrics_registry import version
@@ -38,6 +40,25 @@ async def finish(call: HttpCall, form: AnswerFormat, result: InferenceResult, *,
         await call.end_events()
     else:
         await call.answer(form.whole(result))
+
+
+async def embed(
+    call: HttpCall,
+    deduplicated: DeduplicatedInference,
+    request: EmbeddingRequest,
+    encode: Callable[[int, bytes], msgspec.Raw],
+    *,
+    seconds: float,
+) -> tuple[list[msgspec.Raw], EmbeddingResult]:
+    """Run the request; ``encode`` gets the number of each vector. Raises what ``DeduplicatedInference.embed`` raises."""
+    request = msgspec.structs.replace(request, forbid_external=call.forbids_external)
+    encoded: list[msgspec.Raw] = []
+    async with deduplicated.embed(call.caller, request, seconds=seconds, key=call.idempotency_key) as reply:
+        call.add_headers(headers(reply))
+        async for _, item in reply:
+            # Encoding all vectors at once would delay other streams.
+            encoded += [encode(index, vector) for index, vector in enumerate(item.vectors, len(encoded))]
+    return encoded, reply.result
 
 
 def with_headers(call: HttpCall, request: InferenceRequest) -> InferenceRequest:

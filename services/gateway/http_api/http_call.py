@@ -313,13 +313,9 @@ class HttpCall:
 
 
 def _too_large(most_bytes: int) -> errors.TooLarge:
-    hint = (
-        "shorten or split the prompt"
-        if most_bytes == MAX_BODY_BYTES
-        else "send fewer or smaller images"
-        if most_bytes > MAX_BODY_BYTES
-        else ""
-    )
+    hint = "shorten or split the prompt" if most_bytes == MAX_BODY_BYTES else ""
+    if most_bytes > MAX_BODY_BYTES:
+        hint = "send fewer or smaller images"
     return errors.TooLarge(f"the body is larger than {most_bytes} bytes", hint=hint)
 
 

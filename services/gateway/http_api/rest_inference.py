@@ -200,15 +200,10 @@ class RestInference:
             await self._run(call, payload, body.model)
 
     async def _embed(self, call: HttpCall, request: embedding.EmbeddingRequest) -> None:
-        vectors: list[msgspec.Raw] = []
-        request = msgspec.structs.replace(request, forbid_external=call.forbids_external)
-        running = self._deduplicated.embed(call.caller, request, seconds=self._request_seconds, key=call.idempotency_key)
-        async with running as reply:
-            call.add_headers(answer_delivery.headers(reply))
-            async for _, item in reply:
-                # Encoding all vectors at once would delay other streams.
-                vectors += [msgspec.Raw(msgspec.json.encode(embedding.decode_vector(vector))) for vector in item.vectors]
-        result = reply.result
+        def encode(_index: int, vector: bytes) -> msgspec.Raw:
+            return msgspec.Raw(msgspec.json.encode(embedding.decode_vector(vector)))
+
+        vectors, result = await answer_delivery.embed(call, self._deduplicated, request, encode, seconds=self._request_seconds)
         usage = UsageView(result.prompt_tokens, 0, result.prompt_tokens)
         embeddings = cast("tuple[tuple[float, ...], ...]", tuple(vectors))
         await call.answer(ModelAnswer(result.request_id, result.model, usage, result.response_time_ms, embeddings=embeddings))

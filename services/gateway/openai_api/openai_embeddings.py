@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, cast
 
 import msgspec
@@ -60,15 +61,8 @@ class OpenAiEmbeddings:
 
     async def _embed(self, call: HttpCall) -> None:
         body = read(call.body)
-        encoded: list[msgspec.Raw] = []
-        request = msgspec.structs.replace(to_request(body), forbid_external=call.forbids_external)
-        running = self._deduplicated.embed(call.caller, request, seconds=self._request_seconds, key=call.idempotency_key)
-        async with running as reply:
-            call.add_headers(answer_delivery.headers(reply))
-            async for _, vectors in reply:
-                # Encoding all vectors at once would delay other streams.
-                encoded += [encode(body, index, vector) for index, vector in enumerate(vectors.vectors, len(encoded))]
-        await call.answer(answer(encoded, reply.result))
+        request, seconds = to_request(body), self._request_seconds
+        await call.answer(answer(*await answer_delivery.embed(call, self._deduplicated, request, partial(encode, body), seconds=seconds)))
 
 
 def read(body: bytes) -> EmbeddingBody:

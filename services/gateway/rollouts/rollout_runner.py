@@ -6,6 +6,7 @@ rollout first, then the configuration.
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 from uuid import UUID
@@ -71,11 +72,9 @@ class RolloutRunner:
                 await self._measure()
             except errors.Unavailable as error:
                 _log.warning("rollouts can't be judged", reason=error.message)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._look_seconds):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
             self._wake.clear()
 
     async def look(self) -> None:

@@ -4,6 +4,7 @@ Without Valkey, each gateway schedules alone. Nothing is sent while no request w
 """
 
 import asyncio
+from contextlib import suppress
 
 from services.gateway.scheduling import peer_queues
 from services.gateway.scheduling.dispatch import Dispatch
@@ -50,11 +51,9 @@ class QueueSharing:
                 await self._schedule_alone("append", error)
 
     async def _wait_for_change(self) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_SECONDS if self._dispatch.waiting_anywhere else None):
                 await self._changed.wait()
-        except TimeoutError:
-            pass
         self._changed.clear()
 
     async def _read_reports(self) -> None:

@@ -123,12 +123,7 @@ _ROOM_SECONDS = 0.1
 class EligibleWorkers:
     """Filters the directory's workers by what a request requires."""
 
-    def __init__(
-        self,
-        directory: Directory,
-        worker_stats: WorkerStats,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, directory: Directory, worker_stats: WorkerStats, clock: Callable[[], float]) -> None:
         self._directory = directory
         self._worker_stats = worker_stats
         self._clock = clock
