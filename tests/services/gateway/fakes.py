@@ -22,7 +22,7 @@ from services.gateway.billing.reservations import (
     ReservationRequest,
     WorkerClaim,
 )
-from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder, Writer
+from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder
 from services.gateway.callers import Callers
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.guard.guard_rules import Guardrails
@@ -521,7 +521,7 @@ class RunningService:
         return PERSON
 
 
-def new_recorder(store: Writer, journal: FakeJournal | None = None, **more: int) -> UsageRecorder:
+def new_recorder(store: Any, journal: FakeJournal | None = None, **more: int) -> UsageRecorder:
     metrics = Metrics("gateway")
     return UsageRecorder(store, journal or FakeJournal(), metrics.usage_queue_rows, metrics.settle_failures, **more)
 

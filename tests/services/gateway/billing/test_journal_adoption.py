@@ -5,13 +5,14 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from services.gateway.billing.journal import FindUnknown, Journal, OrphanedJournals, held_journal
 from services.gateway.billing.request_record import RequestRow
-from services.gateway.billing.usage_recorder import UsageRecorder, Writer
+from services.gateway.billing.usage_recorder import UsageRecorder
 from shared.identity import node_keys
 from shared.stores import file_lock, replica_files
 from shared.telemetry import Metrics
@@ -27,6 +28,7 @@ __all__ = ["books"]
 OWNER = """
 import asyncio, sys
 from pathlib import Path
+from typing import Any
 import msgspec
 from services.gateway.billing.journal import held_journal
 from services.gateway.billing.request_record import RequestRow
@@ -69,7 +71,7 @@ async def know_all(_ids: object) -> set[RequestId]:
 
 @asynccontextmanager
 async def gateway(
-    template: Path, store: Writer, find_unknown: FindUnknown = know_all, *, capacity: int = 100
+    template: Path, store: Any, find_unknown: FindUnknown = know_all, *, capacity: int = 100
 ) -> AsyncIterator[OrphanedJournals]:
     node, metrics = new_node(), Metrics("gateway")
     async with (

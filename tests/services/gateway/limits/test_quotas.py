@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
@@ -14,7 +15,7 @@ import pytest
 
 from services.gateway.limits import limit_rules, quotas, tiers
 from services.gateway.limits.limit_rules import CountedRequest, LimitKind, LimitUsage, WithoutValkey
-from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Argument, Counters
+from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Argument
 from services.gateway.limits.quotas import SLOT_HEARTBEAT_SECONDS, LimitReached, Quotas
 from services.gateway.limits.tiers import LimitRules, TierPlan
 from shared import errors
@@ -41,7 +42,7 @@ class ApiClient:
 
     def __init__(
         self,
-        counters: Counters,
+        counters: Any,
         plan: TierPlan,
         *,
         models: dict[ModelName, TierPlan] | None = None,
@@ -361,7 +362,7 @@ async def test_a_slow_call_opens_the_breaker_unless_others_are_answered(others_a
 
 
 @asynccontextmanager
-async def watched_quotas(valkey_url: str, counters: Callable[[Cache], Counters]) -> AsyncIterator[ApiClient]:
+async def watched_quotas(valkey_url: str, counters: Callable[[Cache], Any]) -> AsyncIterator[ApiClient]:
     async with Cache.open(valkey_url) as cache:
         api_client = ApiClient(counters(cache), TierPlan(100, None, None, 1000, None))
         await api_client.quotas.connect()
