@@ -496,7 +496,7 @@ async def test_a_request_that_waits_too_long_counts_at_once_and_once(gateway: Ga
     running: dict[ActiveRequest, Principal] = {}
     gateway.runner.requests = running
     hung, answers = waiting("next", 0.7), waiting("next", 0.7)
-    answers._first_text = 0.5
+    answers.first_text_seconds = 0.5
     others = waiting("next", 0.5), waiting("local", 0.7), waiting("next", 0.7, is_compared=False), waiting("next", 0.7, target="local")
     running |= dict.fromkeys((hung, answers, *others), PERSON)
     for _ in range(2):
