@@ -64,7 +64,7 @@ async def test_the_cache_of_a_route_is_listed(directory: FakeDirectory) -> None:
     targets = (TargetDocument(name="x", model="a"),)
     for name, more in (("hour", {}), ("minute", {"cache_seconds": 60})):
         document = RouteDocument(targets=targets, cache="same_request", **more)
-        routes_rpc._live.documents[ConfigKind.ROUTE, name] = StoredDocument(1, 1, "applied", document)  # type: ignore[index]
+        routes_rpc.live.documents[ConfigKind.ROUTE, name] = StoredDocument(1, 1, "applied", document)  # type: ignore[index]
     listed = (await routes_rpc.list_routes(ListRoutes(), CALL)).routes
     assert {route.name: route.cache_seconds for route in listed} == {"off": None, "hour": 3600, "minute": 60}
 
