@@ -15,6 +15,7 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 
@@ -24,6 +25,7 @@ from bench.report import Options, Rows
 from bench.tenants import REFUSALS, Tenants
 from services.gateway.callers import Callers
 from shared.api import auth
+from shared.rpc import RpcClient
 from shared.types import Credential
 from tests.people import ApiClient
 from tests.services.gateway.fakes import OWNER, FakeRpc
@@ -78,7 +80,7 @@ async def _remembered(keys: Sequence[Credential]) -> list[float]:
         return OWNER
 
     rpc.answers["auth.validateApiKey"] = validate
-    callers = Callers(rpc, clock=lambda: 0.0)
+    callers = Callers(cast("RpcClient", rpc), clock=lambda: 0.0)
     took = await calls.one_by_one(lambda: callers.identify(next(turns)), 100_000)
     assert len(rpc.called) == len(keys), "auth was asked for a key that is known"
     return [microseconds / 1e6 for microseconds in took]

@@ -226,7 +226,8 @@ class AnswerRuns:
             self.forget(other)
         run: AnswerRun[Head, Piece, End] = AnswerRun(name, AnswerBuffer(kept=kept), self._clock() + seconds, self)
         self._runs[name] = run
-        task = self._tasks.create_task(self._produce_outcome(run, produce, seconds))
+        outcome = self._produce_outcome(run, produce, seconds)
+        task = self._tasks.create_task(outcome)
         run.set_task(task)
         task.add_done_callback(lambda task: self._ended(run, task))
         return run

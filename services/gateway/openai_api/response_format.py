@@ -147,6 +147,7 @@ class ResponsesFormat(AnswerFormat):
 
     def _end(self, item: _Item, status: str) -> list[ServerSentEvent]:
         shown = self._shown(item, status)
+        done: ServerSentEvent
         match shown:
             case OutputCall():
                 name = "response.function_call_arguments.done"

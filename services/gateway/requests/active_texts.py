@@ -27,7 +27,7 @@ NUMBER_BYTES = 4
 #: In all vectors of a request, 16 MiB: OpenAI's most inputs for a model with 2,048 dimensions. As JSON it is five times as much.
 MAX_NUMBERS = 2048 * 2048
 
-Asked = TypeVar("Asked", EmbeddingRequest, RankingRequest, ModerationRequest, Conversion)
+Asked = TypeVar("Asked", bound=EmbeddingRequest | RankingRequest | ModerationRequest | Conversion)
 Call = TypeVar("Call", bound=TextRequest)
 
 
