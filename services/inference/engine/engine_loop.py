@@ -22,6 +22,7 @@ from services.inference.engine.prompt_cache import HashedTokens, PromptCache, Sa
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed, PrefillBudget, Scheduler, StepPlan
 from services.inference.engine.sequence import AppendedToken, DrawnToken, ImagePrompt
+from services.inference.images.image_spans import position_of
 from shared import errors
 from shared.types import FinishReason
 
@@ -36,6 +37,8 @@ class EngineModel(Protocol):
     step_tokens: int
     #: Whether a slot can be cut back to a prefix of its tokens.
     can_cut: bool
+    #: The same for a slot that was saved.
+    can_cut_saved: bool
     decode_seconds: float
 
     def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
@@ -69,12 +72,16 @@ class EngineModel(Protocol):
 
     def clear(self, slot: int) -> None: ...
 
-    def saved_bytes(self, slot: int) -> int:
-        """Return the size of ``save``; 0 if a slot can't be saved."""
+    def saved_tokens(self, slot: int, tokens: HashedTokens) -> int:
+        """Return how many of a slot's tokens can be saved."""
         ...
 
-    def save(self, slot: int, size: int) -> memoryview | None:
-        """Return what restores all tokens of a slot, of ``saved_bytes``; None without memory for it."""
+    def saved_bytes(self, slot: int) -> int:
+        """Return the size of all tokens of a slot."""
+        ...
+
+    def save(self, slot: int, position: int) -> memoryview | None:
+        """Cut a slot to ``saved_tokens``, which end at this position, and return what restores them; None without memory for it."""
         ...
 
     def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
@@ -106,7 +113,7 @@ class EngineLoop:
         self._compute = compute
         self.convert, self.show, self.read_images = compute.convert, compute.show, compute.read_images
         self._clock = clock
-        self._cache = PromptCache(cache_bytes)
+        self._cache = PromptCache(cache_bytes, can_cut=compute.can_cut_saved)
         held = Slots(slots, compute.layout, capacity=compute.pool_tokens, can_cut=compute.can_cut, cache=self._cache)
         held.on_loss = self._save
         self._scheduler = Scheduler(held, PrefillBudget(compute.step_tokens))
@@ -166,11 +173,13 @@ class EngineLoop:
         return StepReport(answers, seconds, decoding, plan.answering, plan.read, self._cache.bytes, self._cache.hits)
 
     def _save(self, slot: int, salt: str, tokens: HashedTokens, above: int) -> None:
+        tokens = tokens.first(self._compute.saved_tokens(slot, tokens))
         size = self._compute.saved_bytes(slot)
+        # More than what is held elsewhere, or will be kept, so the slot may be cut.
         if not size or not self._cache.wants(tokens, salt, above, size, self._scheduler.step_seconds):
             return
         began = self._clock()
-        if (state := self._compute.save(slot, size)) is not None:
+        if (state := self._compute.save(slot, position_of(len(tokens.tokens), tokens.spans))) is not None:
             self._cache.put(SavedPrompt(salt, tokens, state), self._clock() - began)
 
     def _plan(self) -> StepPlan:

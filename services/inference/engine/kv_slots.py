@@ -183,7 +183,7 @@ class Slots:
 
     def _find_saved(self, wanted: HashedTokens, salt: str, above: int) -> tuple[SavedPrompt, int] | None:
         most = len(wanted.tokens) - _LEFT
-        saved = self._cache.find(wanted, salt, most, above) if self._can_cut and salt else None
+        saved = self._cache.find(wanted, salt, most, above) if salt else None
         if saved is None or self._layout is KvLayout.STREAMS:
             return saved
         # All of it needs cells at first. Only idle slots can be emptied for it.
@@ -203,7 +203,7 @@ class Slots:
 
     def _report_loss(self, slot: _Slot, keep: int) -> None:
         """The slot will lose all but its first ``keep`` tokens."""
-        if not self._cache.capacity or not slot.salt or not self._can_cut or slot.count <= keep:
+        if not self._cache.capacity or not slot.salt or slot.count <= keep:
             return
         tokens = slot.tokens.first(slot.count)
         others = [other for other in self._slots if other is not slot and other.salt == slot.salt]

@@ -65,7 +65,11 @@ class LlamaModel:
         self._images = loaded.images
         is_recurrent = bool(native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
         self.can_cut = not is_recurrent
+        #: llama.cpp only saves the end of a window, and a recurrent state.
+        self.can_cut_saved = self.can_cut and not self._window
         self._checkpoints = _Checkpoints(context) if is_recurrent else None
+        #: Of each slot with a window: the tokens of the last prompt that was read.
+        self._prompt_tokens: dict[int, int] = {}
         self._batch = _Batch(batch)
         self._image_batch = _ImageBatch(batch)
         self._samplers: dict[tuple[int, int], TokenSampler] = {}
@@ -178,8 +182,10 @@ class LlamaModel:
         checkpoint has, or nothing."""
         for slot in place.evicted:
             self.clear(slot)
-        if place.saved is not None and not self._restore(place.slot, place.saved):
-            return 0
+        if place.saved is not None:
+            self.clear(place.slot)
+            if not self._restore(place.slot, place.saved):
+                return 0
         if place.source is not None:
             # Between streams, only whole slots can be copied; in one pool, cells are shared.
             until = place.position(place.kept) if self.layout is KvLayout.POOL else -1
@@ -188,7 +194,8 @@ class LlamaModel:
             native.llama_memory_seq_cp(self._memory, place.source, place.slot, -1 if until < 0 else 0, until)
         if self._checkpoints is not None:
             self._checkpoints.take_over(place)
-        if native.llama_memory_seq_rm(self._memory, place.slot, place.position(place.kept), -1) and self._has_window(place):
+        end = place.position(place.kept)
+        if native.llama_memory_seq_rm(self._memory, place.slot, end, -1) and self._has_window(place.slot, end):
             return place.kept
         last = 0 if self._checkpoints is None else self._checkpoints.restore(place.slot)
         if last and native.llama_memory_seq_rm(self._memory, place.slot, place.position(last), -1):
@@ -196,13 +203,12 @@ class LlamaModel:
         self.clear(place.slot)
         return 0
 
-    def _has_window(self, place: SlotPlace) -> bool:
-        """Whether the slot still has the tokens that a sliding window shows to the next one."""
-        if not self._window or not place.kept:
+    def _has_window(self, slot: int, position: int) -> bool:
+        """Whether the slot still has the tokens that a sliding window shows to the one at this position."""
+        if not self._window or not position:
             return True
-        # -1 if nothing is left.
-        oldest = max(0, place.position(place.kept) - self._window)
-        return 0 <= int(native.llama_memory_seq_pos_min(self._memory, place.slot)) <= oldest
+        # -1 if nothing is left. A token sees itself as a part of the window.
+        return 0 <= int(native.llama_memory_seq_pos_min(self._memory, slot)) <= max(0, position - self._window + 1)
 
     def clear(self, slot: int) -> None:
         if self._checkpoints is not None:
@@ -210,11 +216,24 @@ class LlamaModel:
         native.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
     def saved_bytes(self, slot: int) -> int:
-        """Return the size of ``save``."""
+        """Return the size of ``save``, or a little more."""
         return int(native.llama_state_seq_get_size_ext(self._context, slot, 0))
 
-    def save(self, slot: int, size: int) -> memoryview | None:
-        """Return what ``settle`` restores, of ``saved_bytes``; None without memory for it."""
+    def saved_tokens(self, slot: int, tokens: HashedTokens) -> int:
+        """Return how many of a slot's tokens can be saved. If all of them must be restored: those that the next prompt likely shares."""
+        if self._checkpoints is not None:
+            return self._checkpoints.last(slot)
+        count = len(tokens.tokens)
+        # The same prompt once more computes its last token again.
+        end = min(count, self._prompt_tokens.get(slot, count + 1) - 1)
+        return end if self._has_window(slot, position_of(end, tokens.spans)) else count
+
+    def save(self, slot: int, position: int) -> memoryview | None:
+        """Cut a slot to ``saved_tokens``, which end at this position, and return what ``settle`` restores; None without memory for it."""
+        if self._checkpoints is not None and not self._checkpoints.restore(slot):
+            raise errors.ModelCrashed(f"the state of slot {slot} could not be restored: {self._log.why()}")
+        native.llama_memory_seq_rm(self._memory, slot, position, -1)
+        size = self.saved_bytes(slot)
         try:
             # Unlike an array of ctypes, it isn't cleared first.
             state = memoryview(mmap.mmap(-1, size))
@@ -252,6 +271,8 @@ class LlamaModel:
                 drawn |= self._draw(batch)
         if self._checkpoints is not None:
             self._checkpoints.save(texts)
+        if self._window:
+            self._prompt_tokens |= {feed.slot: len(feed.sequence.tokens) for feed in texts if feed.sample and feed.sequence.reading}
         return [drawn.get(feed.slot) for feed in feeds]
 
     def _decode(self, batch: native.llama_batch) -> None:
@@ -379,6 +400,10 @@ class _Checkpoints:
         """A slot gets the beginning of another slot, or keeps its own."""
         source = self._saved.get(place.slot if place.source is None else place.source, {})
         self._saved[place.slot] = {end: state for end, state in source.items() if end <= place.kept}
+
+    def last(self, slot: int) -> int:
+        """Return the number of tokens of a slot's last copy, or 0."""
+        return next(reversed(self._saved.get(slot, {})), 0)
 
     def restore(self, slot: int) -> int:
         """Bring back a slot's last copy; return its number of tokens, or 0 if there is none."""

@@ -105,8 +105,10 @@ class SavedPrompt:
 class PromptCache:
     """Drops the least recently used prompts beyond ``capacity`` bytes; 0 keeps nothing."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, can_cut: bool = True) -> None:
+        """``can_cut``: a part of a saved prompt can be restored, too."""
         self.capacity = capacity
+        self._can_cut = can_cut
         self.bytes = 0
         self.hits = 0
         self._prompts: OrderedDict[SavedPrompt, None] = OrderedDict()
@@ -117,7 +119,8 @@ class PromptCache:
         ``above``."""
         best, longest = None, above + WORTH_SAVING_TOKENS - 1
         for prompt in self._prompts:
-            if prompt.salt == salt and (common := prompt.tokens.common(wanted, most, guess=longest)) > longest:
+            common = prompt.tokens.common(wanted, most, guess=longest) if prompt.salt == salt else 0
+            if common > longest and (self._can_cut or common == len(prompt.tokens.tokens)):
                 best, longest = prompt, common
         if best is None:
             return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine import llama_model
+from services.inference.engine import llama_model, prompt_cache
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import (
     AnswerProgress,
@@ -56,10 +56,10 @@ def ask(loop: EngineLoop, *questions: str, salt: str = "", delivered: tuple[int,
     ]
 
 
-def fresh(model: LlamaModel) -> EngineLoop:
+def fresh(model: LlamaModel, cache_bytes: int = 0) -> EngineLoop:
     for slot in range(SLOTS):
         model.clear(slot)
-    return EngineLoop(model, slots=SLOTS)
+    return EngineLoop(model, slots=SLOTS, cache_bytes=cache_bytes)
 
 
 def test_next_turn_goes_back_to_the_end_of_the_last_prompt(model: LlamaModel) -> None:
@@ -101,6 +101,23 @@ def test_resumed_answer_is_the_same(model: LlamaModel) -> None:
     ask(loop, PAGE, salt="a")
     ((rest, cached),) = ask(loop, PAGE, salt="a", delivered=tuple(whole[:6]))
     assert (rest, cached) == (whole[6:], len(PAGE))
+
+
+def test_prompts_come_back_from_the_prompt_cache(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_cache, "WORTH_SAVING_TOKENS", 16)
+    monkeypatch.setattr(prompt_cache, "COPY_SECONDS", 10.0)
+    whole = tuple(ask(fresh(model), PAGE)[0][0])
+    asked = [(PAGE + "What?", ()), (PAGE, whole[:6]), (PAGE[:-9] + "Who?", ()), (PAGE + "What? And who?", ())]
+    alone = [ask(fresh(model), question, delivered=delivered)[0][0] for question, delivered in asked]
+    loop, others, cached = fresh(model, 2**26), count(), []
+    for (question, delivered), tokens in zip(asked, alone, strict=True):
+        ask(loop, PAGE, salt="a")
+        for _ in range(2 * SLOTS):
+            ask(loop, f"{next(others)} is another text, which needs a slot of its own", salt=f"{next(others)}")
+        ((found, kept),) = ask(loop, question, salt="a", delivered=delivered)
+        assert found == tokens
+        cached.append(kept)
+    assert cached == [len(PAGE), len(PAGE), 0, len(PAGE)]
 
 
 def test_other_tenant_gets_nothing(model: LlamaModel) -> None:

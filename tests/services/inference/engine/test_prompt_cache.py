@@ -125,7 +125,7 @@ def test_a_prompt_comes_back_after_others_took_its_slot(layout: KvLayout) -> Non
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_another_tenant_and_an_engine_without_reuse_get_nothing(layout: KvLayout) -> None:
     for can_cut, salt in ((True, "b"), (False, "a")):
-        model = ToyModel(layout, slots=1, can_cut=can_cut)
+        model = ToyModel(layout, slots=1, can_cut_saved=can_cut)
         running, cached = engine(model, 10_000), -1
         for number, (prompt, who) in enumerate([("a story about a cat", "a"), ("the weather in May", "a"), ("a story about a cat", salt)]):
             handle(running, generate(number, prompt, salt=who, max_tokens=4))

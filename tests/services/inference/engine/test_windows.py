@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from services.inference.engine import llama_model, model_loading
+from services.inference.engine import llama_model, model_loading, prompt_cache
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import (
     AnswerProgress,
@@ -26,7 +27,7 @@ SLOTS, WINDOW = 4, 32
 SHAPE = LlamaShape(layers=4, embedding=64, heads=4, kv_heads=2, feed_forward=96, vocabulary=300, context=2048, window=WINDOW)
 PAGE = "A page that several questions share, and that is longer than the window is. "
 #: Without `exact`, roundings would soon draw other tokens at a temperature.
-GREEDY = Parameters(0, 1, 0, 1, max_tokens=12)
+GREEDY = Parameters(0, 1, 0, 1, max_tokens=12, ignore_eos=True)
 numbers = count(1)
 
 
@@ -43,10 +44,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield opened
 
 
-def ask(loop: EngineLoop, question: str, *, salt: str = "", delivered: tuple[int, ...] = ()) -> tuple[list[int], int]:
+def ask(loop: EngineLoop, question: str, *, salt: str = "", delivered: tuple[int, ...] = (), most: int = 12) -> tuple[list[int], int]:
     """Return the answer's tokens, and how many of the prompt's were cached."""
     identity = next(numbers)
-    command = StartGeneration(identity, PreparedPrompt(question), GREEDY, salt, delivered)
+    command = StartGeneration(identity, PreparedPrompt(question), msgspec.structs.replace(GREEDY, max_tokens=most), salt, delivered)
     assert isinstance(handle(loop, command), GenerationAccepted)
     answered: list[AnswerProgress] = []
     while not loop.idle:
@@ -55,10 +56,10 @@ def ask(loop: EngineLoop, question: str, *, salt: str = "", delivered: tuple[int
     return [token for progress in answered for token in progress.token_ids], max(progress.cached_tokens for progress in answered)
 
 
-def fresh(model: LlamaModel) -> EngineLoop:
+def fresh(model: LlamaModel, cache_bytes: int = 0) -> EngineLoop:
     for slot in range(SLOTS):
         model.clear(slot)
-    return EngineLoop(model, slots=SLOTS)
+    return EngineLoop(model, slots=SLOTS, cache_bytes=cache_bytes)
 
 
 def test_tokens_are_the_same_after_a_cached_prefix(model: LlamaModel, request: pytest.FixtureRequest) -> None:
@@ -82,3 +83,27 @@ def test_resumed_answer_is_the_same(model: LlamaModel) -> None:
     loop = fresh(model)
     ask(loop, PAGE * 3, salt="a")
     assert ask(loop, PAGE * 3, salt="a", delivered=tuple(whole[:6]))[0] == whole[6:]
+
+
+def test_prompts_come_back_from_the_prompt_cache(
+    model: LlamaModel, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(prompt_cache, "WORTH_SAVING_TOKENS", 16)
+    monkeypatch.setattr(prompt_cache, "COPY_SECONDS", 10.0)
+    page = PAGE * 3
+    whole = ask(fresh(model), page, most=20)[0]
+    others, cached = count(), []
+    for question, delivered in ((page, ()), (page + "Who?", ()), (page, tuple(whole[:6])), (page, tuple(whole[:12]))):
+        tokens = ask(fresh(model), question, delivered=delivered, most=20)[0]
+        loop = fresh(model, 2**26)
+        ask(loop, page, salt="a")
+        for _ in range(SLOTS):
+            ask(loop, f"{next(others)}" + "x" * 300, salt=f"{next(others)}")
+        found, kept = ask(loop, question, salt="a", delivered=delivered, most=20)
+        assert found == tokens
+        cached.append(kept)
+    if request.node.callspec.params["model"] != (KvMode.SHARED, False):
+        assert cached == [len(page) - 1] * 4
+    else:
+        # Only the window behind the answer was left when the slot was lost.
+        assert cached == [0, 0, 0, len(page)]

@@ -46,6 +46,7 @@ class ToyModel:
     step_tokens: int = 8
     slots: int = 4
     can_cut: bool = True
+    can_cut_saved: bool = True
     longest_token_bytes: int = 4
     decode_seconds: float = 0.0
     #: What one batch takes.
@@ -103,9 +104,12 @@ class ToyModel:
     def saved_bytes(self, slot: int) -> int:
         return len(self.memory.get(slot, []))
 
-    def save(self, slot: int, size: int) -> memoryview | None:
+    def saved_tokens(self, slot: int, tokens: HashedTokens) -> int:
+        return len(tokens.tokens)
+
+    def save(self, slot: int, position: int) -> memoryview | None:
         self.saves += 1
-        assert size == self.saved_bytes(slot)
+        assert position == len(self.memory[slot])
         state = memoryview(bytes(cell.token for cell in self.memory[slot]))
         self._states[id(state)] = state, list(self.memory[slot])
         return state
