@@ -198,7 +198,7 @@ class LlamaBackend(Backend):
             slots=cached.limits.slots,
             running=cached.limits.running,
             queued=cached.limits.queued,
-            digest=cached.file.digest,
+            digest=cached.file.digest_with_projector if _sees_images(cached) else cached.file.digest,
             aliases=cached.entry.aliases,
             pinned=self._cache.is_pinned(cached),
             memory_bytes=need.ram + need.vram,

@@ -168,7 +168,8 @@ class ModelFile:
         self._known = known
         self._stopped = threading.Event()
         self._looking: asyncio.Task[FileCheck] | None = None
-        self._hashing: asyncio.Task[str] | None = None
+        #: Gives the digests of the model and of its projector.
+        self._hashing: asyncio.Task[tuple[str, ...]] | None = None
 
     @property
     def step(self) -> str:
@@ -185,7 +186,12 @@ class ModelFile:
         """The file's SHA-256; empty until the whole file has been read. A program's owner states the digest of its model."""
         if self._entry.program is not None:
             return self._entry.digest or ""
-        return _result(self._hashing) or ""
+        return (_result(self._hashing) or ("",))[0]
+
+    @property
+    def digest_with_projector(self) -> str:
+        """The digest of what the model computes if it sees images: another projector makes other tokens of them."""
+        return self.digest if self._entry.projector is None else _joined(_result(self._hashing) or ("",))
 
     @property
     def problem(self) -> str:
@@ -193,8 +199,8 @@ class ModelFile:
         look = self.look
         if look is not None and look.problem:
             return look.problem
-        wanted, found = self._entry.digest, _result(self._hashing)
-        if wanted is None or found is None or found == wanted:
+        wanted, found = self._entry.digest, self.digest
+        if wanted is None or _result(self._hashing) is None or found == wanted:
             return ""
         if not found:
             return f"{self._entry.file} could not be read to its end, so its SHA-256 is unknown; the catalog expects {wanted}"
@@ -218,9 +224,10 @@ class ModelFile:
             self._hashing = self._begin(self._hash())
         await asyncio.shield(self._hashing)
 
-    async def _hash(self) -> str:
-        parts, compute = model_folder.parts(self._entry.file), partial(_sha256, self._stopped)
-        return await asyncio.get_running_loop().run_in_executor(_HASHING, self._known.digest, parts, compute)
+    async def _hash(self) -> tuple[str, ...]:
+        files, compute = (self._entry.file, self._entry.projector), partial(_sha256, self._stopped)
+        read = partial(asyncio.get_running_loop().run_in_executor, _HASHING, self._known.digest)
+        return tuple([await read(model_folder.parts(file), compute) for file in files if file is not None])
 
     async def ensure_served(self) -> None:
         """Make all checks that a load needs, and so set ``problem``."""
@@ -242,7 +249,7 @@ class ModelFile:
 
     def _stamps(self) -> Stamps:
         """Identify what ``_check`` reads."""
-        return _stamps(self._entry.file)
+        return _stamps(self._entry.file) + _stamps(self._entry.projector)
 
     def _check(self) -> FileCheck:
         return _look(self._entry.file, self._entry.projector)
@@ -275,9 +282,7 @@ class AdapterFile(ModelFile):
 
     def digest_with(self, base: str) -> str:
         """Return the digest of what a model with the digest ``base`` computes with it; empty until both files have been read."""
-        if not base or not self.digest:
-            return ""
-        return hashlib.sha256(f"{base}:{self.digest}:{self.adapter.scale}".encode()).hexdigest()
+        return _joined((base, self.digest, str(self.adapter.scale)))
 
     def _stamps(self) -> Stamps:
         return super()._stamps() + _stamps(self._model)
@@ -308,13 +313,18 @@ def _result(task: asyncio.Task[T] | None) -> T | None:
     return task.result() if task is not None and task.done() and not task.cancelled() else None
 
 
-def _stamps(file: Path) -> Stamps:
-    return stamps_of(model_folder.parts(file))
+def _stamps(file: Path | None) -> Stamps:
+    return () if file is None else stamps_of(model_folder.parts(file))
+
+
+def _joined(digests: tuple[str, ...]) -> str:
+    """Return the digest of several; empty if one is."""
+    return hashlib.sha256(":".join(digests).encode()).hexdigest() if all(digests) else ""
 
 
 def _look(file: Path, projector: Path | None) -> FileCheck:
-    stamps = _stamps(file)
-    size = sum(stamp.size for stamp in stamps)
+    own, other = _stamps(file), _stamps(projector)
+    stamps, size = own + other, sum(stamp.size for stamp in own)
     try:
         with file.open("rb") as opened:
             header = gguf_header.read_header(opened, file.stat().st_size)
@@ -322,9 +332,9 @@ def _look(file: Path, projector: Path | None) -> FileCheck:
         return FileCheck(stamps, None, size, problem=f"{file} is not a usable model: {error}")
     except OSError as error:
         return FileCheck(stamps, None, size, problem=f"{file} cannot be read: {error.strerror}")
-    if not stamps:
+    if not own:
         return FileCheck(stamps, None, size, problem=f"{file} is one of several parts, and some are missing")
-    return FileCheck(stamps, header, size, 0 if projector is None else sum(stamp.size for stamp in _stamps(projector)))
+    return FileCheck(stamps, header, size, sum(stamp.size for stamp in other))
 
 
 def _sha256(stopped: threading.Event, parts: tuple[Path, ...]) -> str:

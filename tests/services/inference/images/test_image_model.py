@@ -1,6 +1,7 @@
 """A tiny model with a projector in its real processes: from encoded images to answers."""
 
 import asyncio
+import hashlib
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -84,6 +85,11 @@ async def test_an_image_is_looked_at(backend: LlamaBackend) -> None:
     # 9 rows of 16 x 16 pixels, between two marks of 42 letters.
     assert answers["png"][1] == without.usage.prompt_tokens + 9 + len("<|vision_start|><|vision_end|>")
     assert WATCH.image_seconds > before
+
+
+async def test_projector_is_a_part_of_the_digest(backend: LlamaBackend, tmp_path: Path) -> None:
+    await until(lambda: backend.models()[0].digest != "")
+    assert backend.models()[0].digest != hashlib.sha256(seeing(tmp_path).file.read_bytes()).hexdigest()
 
 
 async def test_detail_low_takes_fewer_tokens(backend: LlamaBackend) -> None:
@@ -192,6 +198,8 @@ async def test_lone_projector_beside_the_model_is_found_and_left_out_if_it_does_
     async with llama.opened(Catalog((entry,)), OPTIONS, 4, ROOM, Watch()) as opened:
         await until(lambda: opened.models()[0].state is ModelState.READY)
         assert Ability.IMAGES not in opened.models()[0].abilities
+        await until(lambda: opened.models()[0].digest != "")
+        assert opened.models()[0].digest == hashlib.sha256(entry.file.read_bytes()).hexdigest()
         assert (await opened.generate(look(), Reader())).usage.completion_tokens == 8
         with pytest.raises(errors.BadRequest, match="this model cannot see images"):
             await opened.generate(look(encoded(picture(1))), Reader())

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import hashlib
 import importlib.util
 import os
 import threading
@@ -86,3 +87,31 @@ async def test_files_that_are_being_read_hold_no_thread_that_others_need(monkeyp
                 await asyncio.gather(*(asyncio.to_thread(int) for _ in range(threads)))
         finally:
             released.set()
+
+
+async def test_another_projector_makes_another_digest(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    model.symlink_to(model_discovery.installed())
+    projectors = [tmp_path / f"mmproj-{name}.gguf" for name in ("one", "two", "same")]
+    for projector, content in zip(projectors, (b"one", b"two", b"one"), strict=True):
+        projector.write_bytes(content)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+
+        async def read(projector: Path | None) -> model_files.ModelFile:
+            entry = CatalogEntry(name=ModelName("m"), file=model, projector=projector)
+            file = model_files.ModelFile(entry, tasks, lambda: None, model_files.KnownDigests(None))
+            assert file.digest_with_projector == ""
+            await file.ensure_digest()
+            return file
+
+        alone = await read(None)
+        one, two, same = [await read(projector) for projector in projectors]
+        assert {alone.digest} == {file.digest for file in (one, two, same)} == {hashlib.sha256(model.read_bytes()).hexdigest()}
+        assert alone.digest_with_projector == alone.digest
+        assert one.digest_with_projector == same.digest_with_projector
+        assert len({file.digest_with_projector for file in (alone, one, two)}) == 3
+        # It is read again when it changes.
+        projectors[0].write_bytes(b"three")
+        before = one.digest_with_projector
+        await one.ensure_digest()
+        assert one.digest_with_projector not in {before, ""}
