@@ -110,6 +110,10 @@ def test_models(shell: Shell) -> None:
     ]
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((msgspec.structs.replace(model, abilities=("images", "tools")),)))
     assert shell("models").stdout.splitlines()[1].endswith("llama3   images, tools")
+    adapter = msgspec.structs.replace(model, name=ModelName("smollm2:sql"), parent=ModelName("smollm2"))
+    shell.mesh.answer(gateway.list_models, gateway.ServedModels((model, adapter)))
+    heading, base, other = shell("models").stdout.splitlines()
+    assert [line.split()[-1] for line in (heading, base, other)] == ["OF", "–", "smollm2"]
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((model,)))
     assert shell("models").stdout == "MODEL    WORKERS  CONTEXT      SERVES   ALIASES\nsmollm2  2        2048 tokens  answers  llama3\n"
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((msgspec.structs.replace(model, only_embeds=True),)))
