@@ -29,11 +29,15 @@ _store = click.option(
 )
 _json = print_format.output_options("Print a JSON list.")
 _name = click.option("--name", metavar="NAME", help="Name of the model. Default: the file's name without .gguf.")
+_projector = click.option(
+    "--projector", metavar="SOURCE", default="", help="File for images. Default: the one beside the model; `none` leaves it out."
+)
 
 
 @click.command()
 @click.argument("source")
 @_name
+@_projector
 @click.option("--node", metavar="ID", help="Pull on this worker instead: its ID or unique prefix. Admins only.")
 @click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="Pull on all workers with this label. Admins only.")
 @click.option("--token-file", metavar="FILE", help="File with a token, or user:password, for the server.")
@@ -47,6 +51,7 @@ def pull(
     source: str,
     *,
     name: str | None,
+    projector: str,
     node: str | None,
     labels: tuple[str, ...],
     token_file: str | None,
@@ -60,12 +65,14 @@ def pull(
     oci://REGISTRY/NAME:TAG. An interrupted download resumes when you run the same command again.
     """
     if node or labels:
-        if token_file or store:
-            raise errors.BadRequest("--token-file and --store are for this machine only", hint="other workers use their own settings")
+        if token_file or store or projector:
+            text = "--token-file, --store and --projector are for this machine only"
+            raise errors.BadRequest(text, hint="other workers use their own settings")
         _pull_elsewhere(here, source, node, labels, name=name, insecure=insecure, as_json=as_json)
         return
     token = None if token_file is None else _absolute(here, token_file)
-    _show_stored(_run(here, store, command="pull", target=source, name=name, insecure=insecure, token_file=token), as_json=as_json)
+    wanted = {"target": source, "projector": projector, "name": name, "insecure": insecure, "token_file": token}
+    _show_stored(_run(here, store, command="pull", **wanted), as_json=as_json)
 
 
 def _pull_elsewhere(
@@ -110,12 +117,14 @@ def _done(model: str, size: int, digest: str, *, is_old: bool) -> str:
 @click.command()
 @click.argument("file")
 @_name
+@_projector
 @_store
 @_json
 @click.pass_obj
-def add(here: CliContext, /, file: str, *, name: str | None, store: str | None, as_json: bool) -> None:
+def add(here: CliContext, /, file: str, *, name: str | None, projector: str, store: str | None, as_json: bool) -> None:
     """Copy a GGUF file into the store of the worker on this machine."""
-    _show_stored(_run(here, store, command="add", target=_absolute(here, file), name=name), as_json=as_json)
+    seen = projector if projector in ("", "none") else _absolute(here, projector)
+    _show_stored(_run(here, store, command="add", target=_absolute(here, file), name=name, projector=seen), as_json=as_json)
 
 
 @click.command()

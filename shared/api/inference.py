@@ -360,6 +360,8 @@ class StoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     target: str = ""
     #: The name to serve it under; None: named after the file.
     name: str | None = None
+    #: The source, or the file, of what makes embeddings of images; empty: the one beside the model, `none`: without it.
+    projector: str = ""
     #: Allow HTTP without TLS to other machines.
     insecure: bool = False
     token_file: str | None = None
@@ -372,6 +374,7 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     name: ModelName
     #: The SHA-256 of the file, in hex; of several parts, that of their digests.
     digest: str
+    #: Of all files.
     size: int
     #: Where it came from, without a query, which may hold a secret.
     source: str
@@ -379,6 +382,8 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     #: Identifies the source with its query.
     source_key: str
     parts: int = 1
+    #: The SHA-256 of its file for images; empty without one.
+    projector: str = ""
 
 
 class StoreResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,6 +30,8 @@ MAX_PARTS = 512
 #: llama.cpp's formats of the KV cache.
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
+#: The architecture in the header of files that make embeddings of images.
+PROJECTOR = "clip"
 _TOKENS = "tokenizer.ggml.tokens"
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 #: Models without a KV cache, which read a text at once.

@@ -36,8 +36,6 @@ _KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.BF16: 30, KvType.Q8_0: nat
 _KV_BLOCKS = {KvType.Q8_0: 32, KvType.Q4_0: 32}
 #: The names of a layer's experts.
 _EXPERTS = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
-#: The architecture in the header of files that make embeddings of images.
-_PROJECTOR = "clip"
 #: The length of llama.cpp's arrays with one number per GPU.
 _MOST_DEVICES = 16
 
@@ -125,7 +123,7 @@ def _image_encoder(model: "native.llama_model_p", load: LoadCommand, log: Native
         yield None, ""
         return
     try:
-        if gguf_header.check_parts(Path(load.projector)).architecture != _PROJECTOR:
+        if gguf_header.check_parts(Path(load.projector)).architecture != gguf_header.PROJECTOR:
             raise NotUsable(f"{load.projector} is not a projector")
         encoder = ImageEncoder(model, load.projector, log.record, log.why, threads=load.threads, on_gpu=_on_gpu(load))
     except (NotUsable, NotAModel) as error:

@@ -63,7 +63,10 @@ def _default(defaults: Defaults) -> CatalogEntry:
 
 def in_store(store: ModelStore, defaults: Defaults) -> tuple[CatalogEntry, ...]:
     """Return the models that people pulled or added. Blocks."""
-    return tuple(defaults.entry(name=model.name, file=store.file(model)) for model in store.models())
+    return tuple(
+        defaults.entry(name=model.name, file=store.file(model), projector=store.projector(model), projector_is_optional=True)
+        for model in store.models()
+    )
 
 
 def packaged() -> Path:

@@ -25,6 +25,7 @@ _HUB = re.compile(r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w./-]+))?",
 #: OCI distribution specification, "Pulling manifests": the name and the tag or digest.
 _OCI = re.compile(r"([a-z0-9]+(?:[._/-]+[a-z0-9]+)*)(?:@(sha256:[0-9a-f]{64})|:(\w[\w.-]{0,127}))?", re.ASCII)
 _MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+_OLLAMA_MODEL, _OLLAMA_PROJECTOR = "application/vnd.ollama.image.model", "application/vnd.ollama.image.projector"
 #: A file's path in a repository of the hub.
 _PATH = re.compile(r"(?!.*(?:^|/)\.\.?(?:/|$))[^\x00-\x1f\\/]+(?:/[^\x00-\x1f\\/]+)*")
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
@@ -59,6 +60,8 @@ class PullPlan:
     name: str
     #: The parts of one model.
     files: tuple[RemoteFile, ...]
+    #: Its file for images.
+    projector: RemoteFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +149,22 @@ def _plan_hub(target: str, token: str | None, sources: ModelSources, insecure: b
 def _choose_from_hub(base: RemoteFile, quant: str, body: bytes, headers: Mapping[str, str]) -> PullPlan:
     repository = _decode(body, _HubRepository, base)
     models: dict[str, list[_HubFile]] = {}
+    projectors: dict[str, _HubFile] = {}
     for file in repository.siblings:
         stem, suffix = file.path[:-5], file.path[-5:].lower()
-        if suffix == ".gguf" and "mmproj" not in stem.lower():
+        if suffix == ".gguf" and _is_projector(stem) and not _is_projector(quant):
+            projectors[stem] = file
+        elif suffix == ".gguf" and _is_projector(stem) is _is_projector(quant):
             models.setdefault(_split(stem)[0], []).append(file)
     name = _choose_quant(models, quant, base)
     files = _in_order([(file.path[:-5], file) for file in models[name]], base)
+    # In the model's folder, or the repository's. Of several, the one in the usual precision.
+    beside = [stem for stem in projectors if stem.rpartition("/")[0] in ("", name.rpartition("/")[0])]
+    usual = beside if len(beside) == 1 else [stem for stem in beside if _word("f16").search(stem.lower())]
+    files += [projectors[stem] for stem in usual if len(usual) == 1]
     if not all(_PATH.fullmatch(file.path) for file in files) or not re.fullmatch("[0-9a-f]{40}", repository.sha):
         raise errors.PeerError(f"{base.url} lists a file with an unusable name")
-    found = (
+    found = [
         replace(
             base,
             url=f"{base.url}{repository.sha}/{urllib.parse.quote(file.path)}",
@@ -163,15 +173,24 @@ def _choose_from_hub(base: RemoteFile, quant: str, body: bytes, headers: Mapping
             headers=headers,
         )
         for file in files
-    )
-    return PullPlan(name.rpartition("/")[2], tuple(found))
+    ]
+    count = len(models[name])
+    return PullPlan(name.rpartition("/")[2], tuple(found[:count]), next(iter(found[count:]), None))
+
+
+def _is_projector(name: str) -> bool:
+    return "mmproj" in name.lower()
+
+
+def _word(text: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![a-z0-9]){re.escape(text)}(?![a-z0-9_])")
 
 
 def _choose_quant(models: Iterable[str], quant: str, base: RemoteFile) -> str:
     """Return the model whose file has this word in its name. Raises NotFound, which lists the models."""
     names, matching = sorted(models), list[str]()
     for wanted in [quant.removesuffix(".gguf")] if quant else _PREFERRED:
-        word = re.compile(rf"(?<![a-z0-9]){re.escape(wanted.lower())}(?![a-z0-9_])")
+        word = _word(wanted.lower())
         matching = [name for name in names if name == wanted] or [name for name in names if word.search(name.lower())]
         if len(matching) == 1:
             return matching[0]
@@ -201,18 +220,24 @@ def _plan_registry(where: str, name: str, secret: str | None, sources: ModelSour
 def _choose_layers(base: RemoteFile, name: str, body: bytes, headers: Mapping[str, str]) -> PullPlan:
     if base.sha256 is not None and hashlib.sha256(body).hexdigest() != base.sha256:
         raise errors.PeerError(f"{base.url}: the manifest does not have the digest that you gave")
-    layers = [(layer.title.removesuffix(".gguf"), layer) for layer in _decode(body, _Manifest, base).layers if _is_model(layer)]
+    listed = _decode(body, _Manifest, base).layers
+    layers = [(layer.title.removesuffix(".gguf"), layer) for layer in listed if _is_gguf(layer) and not _sees_images(layer)]
+    projectors = [layer for layer in listed if _is_gguf(layer) and _sees_images(layer)]
     if not layers:
         raise errors.NotFound(f"{base.url.removesuffix('blobs/')} has no GGUF file under this tag", hint="choose another tag")
-    found = ((_sha256(layer.digest, base), layer.size) for layer in _in_order(layers, base))
-    files = (replace(base, url=f"{base.url}sha256:{digest}", sha256=digest, size=size, headers=headers) for digest, size in found)
-    return PullPlan(name, tuple(files))
+    found = [*_in_order(layers, base), *(projectors if len(projectors) == 1 else ())]
+    digests = ((_sha256(layer.digest, base), layer.size) for layer in found)
+    files = [replace(base, url=f"{base.url}sha256:{digest}", sha256=digest, size=size, headers=headers) for digest, size in digests]
+    return PullPlan(name, tuple(files[: len(layers)]), next(iter(files[len(layers) :]), None))
 
 
-def _is_model(layer: _Layer) -> bool:
+def _is_gguf(layer: _Layer) -> bool:
     what = layer.media_type.lower()
-    is_gguf = what == "application/vnd.ollama.image.model" or "gguf" in what or layer.title.endswith(".gguf")
-    return is_gguf and "mmproj" not in what + layer.title.lower()
+    return what in (_OLLAMA_MODEL, _OLLAMA_PROJECTOR) or "gguf" in what or layer.title.endswith(".gguf")
+
+
+def _sees_images(layer: _Layer) -> bool:
+    return layer.media_type == _OLLAMA_PROJECTOR or _is_projector(layer.media_type + layer.title)
 
 
 def _split(stem: str) -> tuple[str, int, int]:

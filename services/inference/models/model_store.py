@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from services.inference.engine import gguf_header
+from services.inference.engine.gguf_header import NotAModel
 from shared import errors
 from shared.amounts import show_bytes
 from shared.api.inference import PullProgress, StoredModel
@@ -64,6 +65,9 @@ class ModelStore:
     def file(self, model: StoredModel) -> Path:
         """Return the file to open: the first part of several, which are in a folder under the names that llama.cpp expects."""
         return self.blob(model.digest) if model.parts == 1 else self.blob(model.digest) / _part(1, model.parts)
+
+    def projector(self, model: StoredModel) -> Path | None:
+        return self.blob(model.projector) if model.projector else None
 
     def models(self) -> tuple[StoredModel, ...]:
         """Return all models by name, without damaged references; empty if there is no store."""
@@ -128,27 +132,33 @@ class ModelStore:
             raise errors.TooLarge(text, hint=f"{_HINT}increase MODEL_STORE_QUOTA")
 
     def commit(self, partials: Sequence[Path], model: StoredModel) -> None:
-        """Move complete and synced parts to their place and let the name refer to them. Raises BadRequest if they are not a model."""
+        """Move complete and synced parts, and behind them the projector, to their place and let the name refer to them. Raises BadRequest
+        if they are not a model."""
+        parts, projectors = partials[: model.parts], partials[model.parts :]
         try:
-            check_model(partials[0], len(partials))
+            check_model(parts[0], len(parts))
+            for projector in projectors:
+                _check_projector(projector)
         except errors.BadRequest:
             for partial in partials:
                 partial.unlink()
             raise
         with _locked(self._root / "lock"):
             before, blob = self.find(model.name), self.blob(model.digest)
-            if len(partials) == 1:
-                partials[0].replace(blob)
+            if len(parts) == 1:
+                parts[0].replace(blob)
             else:
                 blob.mkdir(exist_ok=True)
-                for number, partial in enumerate(partials, 1):
-                    partial.replace(blob / _part(number, len(partials)))
+                for number, partial in enumerate(parts, 1):
+                    partial.replace(blob / _part(number, len(parts)))
                 _sync(blob)
+            for projector in projectors:
+                projector.replace(self.blob(model.projector))
             _sync(self._blobs)
             private_file.replace(self._reference(model.name), msgspec.json.encode(model), synced=True)
             _sync(self._names)
             if before is not None:
-                self._drop_unnamed({before.digest})
+                self._drop_unnamed(_digests(before))
 
     def remove(self, name: str) -> tuple[StoredModel, int]:
         """Remove a name, and its blob if no other name refers to it. Returns the bytes freed; raises NotFound."""
@@ -156,7 +166,7 @@ class ModelStore:
             model = self.get(name)
             self._reference(name).unlink()
             _sync(self._names)
-            return model, self._drop_unnamed({model.digest})
+            return model, self._drop_unnamed(_digests(model))
 
     def prune(self) -> int:
         """Remove partial downloads that no process continues, and blobs without a name. Returns the bytes freed."""
@@ -168,7 +178,7 @@ class ModelStore:
             return freed + self._drop_unnamed({file.name for file in self._blobs.iterdir()})
 
     def _drop_unnamed(self, digests: set[str]) -> int:
-        return sum(_unlink(self._blobs / digest) for digest in digests - {model.digest for model in self.models()})
+        return sum(_unlink(self._blobs / digest) for digest in digests.difference(*map(_digests, self.models())))
 
     def _read(self, file: Path) -> StoredModel | None:
         try:
@@ -176,7 +186,7 @@ class ModelStore:
                 model = msgspec.json.decode(opened.read(_MAX_REFERENCE_BYTES), type=StoredModel)
         except (OSError, ValueError):
             return None
-        is_sound = _NAME.fullmatch(model.name) and _DIGEST.fullmatch(model.digest) and self._reference(model.name) == file
+        is_sound = _NAME.fullmatch(model.name) and all(map(_DIGEST.fullmatch, _digests(model))) and self._reference(model.name) == file
         return model if is_sound else None
 
     def _reference(self, name: str) -> Path:
@@ -188,13 +198,27 @@ def check_model(file: Path, parts: int = 1) -> None:
     try:
         with file.open("rb") as opened:
             header = gguf_header.read_header(opened, file.stat().st_size)
-    except gguf_header.NotAModel as error:
+    except NotAModel as error:
         raise errors.BadRequest(f"the file is not a usable model: {error}", hint="models are files in the format GGUF") from error
     if max(1, header.split_count) != parts:
         raise errors.BadRequest(
             f"the file is one of {header.split_count} parts of a model, not of {parts}",
             hint="pull it from a hub or registry, which list all parts, or serve it from a folder: MODELS_DIR",
         )
+
+
+def _check_projector(file: Path) -> None:
+    """Raises BadRequest."""
+    try:
+        with file.open("rb") as opened:
+            if gguf_header.read_header(opened, file.stat().st_size).architecture != gguf_header.PROJECTOR:
+                raise NotAModel("it is not a projector")
+    except NotAModel as error:
+        raise errors.BadRequest(f"the file for images is not usable: {error}", hint="name another one with --projector, or none") from error
+
+
+def _digests(model: StoredModel) -> set[str]:
+    return {model.digest, *([model.projector] if model.projector else [])}
 
 
 def _part(number: int, count: int) -> str:

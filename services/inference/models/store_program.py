@@ -26,7 +26,7 @@ from services.inference.models.download import Challenged, PartialFile, Progress
 from services.inference.models.model_reference import PullPlan, RemoteFile
 from services.inference.models.model_store import ModelStore
 from services.inference.models.quantities import parse_bytes
-from shared import errors, model_sources
+from shared import errors, model_folder, model_sources
 from shared.api.inference import PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
 from shared.types import ModelName
 
@@ -73,23 +73,24 @@ class _Pull:
         plans = 0
         while True:
             plan, plans = find_plan(self._request), plans + 1
-            name = model_store.check_store_name(self._request.name or plan.name)
+            name, files = model_store.check_store_name(self._request.name or plan.name), _with_projector(plan, self._request)
             self._show.has_received = False
             try:
                 with ExitStack() as locks, self._show.shown():
                     waits = partial(self._show, "waiting for another download of it", 0, None)
-                    partials = [locks.enter_context(self._store.partial(file.key, waits)) for file in plan.files]
-                    self._show.note = partial(self._store.note_progress, plan.files[0].key, name)
-                    return self._download(name, plan.files, partials)
+                    partials = [locks.enter_context(self._store.partial(file.key, waits)) for file in files]
+                    self._show.note = partial(self._store.note_progress, files[0].key, name)
+                    return self._download(name, files, partials, len(plan.files))
             except errors.NotAllowed:
                 # A registry's token expires after minutes.
                 if plans == MOST_PLANS or not self._show.has_received:
                     raise
 
-    def _download(self, name: ModelName, files: Sequence[RemoteFile], partials: Sequence[Path]) -> StoreResult:
+    def _download(self, name: ModelName, files: Sequence[RemoteFile], partials: Sequence[Path], parts: int) -> StoreResult:
+        """The file behind the ``parts`` is the projector."""
         known, key = self._store.find(name), _join([file.key for file in files])
-        wanted = [file.sha256 for file in files if file.sha256 is not None]
-        is_same = known is not None and len(wanted) == len(files) and known.digest == _join(wanted)
+        wanted = [file.sha256 or "" for file in files]
+        is_same = known is not None and all(wanted) and (known.digest, known.projector) == _joined(wanted, parts)
         # Another process may just have pulled it.
         if known is not None and known.source_key == key and (is_same or known.stored_at >= self._began):
             return StoreResult(models=(known,), unchanged=True)
@@ -100,7 +101,10 @@ class _Pull:
             done += size
             digests.append(digest)
         source, now = model_sources.redact(self._request.target), datetime.now(UTC)
-        model = StoredModel(name=name, digest=_join(digests), size=done, source=source, stored_at=now, source_key=key, parts=len(digests))
+        digest, projector = _joined(digests, parts)
+        model = StoredModel(
+            name=name, digest=digest, size=done, source=source, stored_at=now, source_key=key, parts=parts, projector=projector
+        )
         self._store.commit(partials, model)
         return StoreResult(models=(model,))
 
@@ -109,22 +113,46 @@ def _join(digests: list[str]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
+def _joined(digests: list[str], parts: int) -> tuple[str, str]:
+    """Return the digest of a model, and that of its projector."""
+    return _join(digests[:parts]), "".join(digests[parts:])
+
+
+def _with_projector(plan: PullPlan, request: StoreRequest) -> tuple[RemoteFile, ...]:
+    """Find the file for images that a person wants to pull, too. Raises what ``find_plan`` raises."""
+    if request.projector == "none":
+        return plan.files
+    if not request.projector:
+        return (*plan.files, *([] if plan.projector is None else [plan.projector]))
+    found = find_plan(msgspec.structs.replace(request, target=request.projector)).files
+    if len(found) != 1:
+        raise errors.BadRequest(f"{request.projector[:200]} is not one file", hint="write --projector hf:OWNER/REPO:FILE, or a URL")
+    return (*plan.files, *found)
+
+
 def _add(request: StoreRequest, store: ModelStore) -> StoreResult:
     file, show = Path(request.target), _ProgressLines()
-    name, key = model_store.check_store_name(request.name or file.stem), RemoteFile(url=file.as_uri()).key
+    projector = Path(request.projector) if request.projector else model_folder.find_projector(file)
+    files = [file, *([] if projector is None or request.projector == "none" else [projector])]
+    name, keys = model_store.check_store_name(request.name or file.stem), [RemoteFile(url=one.absolute().as_uri()).key for one in files]
     model_store.check_model(file)
-    with store.partial(key, lambda: show("waiting", 0, None)) as copied, show.shown():
-        copied.unlink(missing_ok=True)
-        total = file.stat().st_size
+    digests, done, total = [], 0, sum(one.stat().st_size for one in files)
+    with ExitStack() as locks, show.shown():
+        partials = [locks.enter_context(store.partial(key, lambda: show("waiting", 0, None))) for key in keys]
+        for each in partials:
+            each.unlink(missing_ok=True)
         store.check_room(total)
-        with file.open("rb") as source, PartialFile(copied, show).opened() as copy:
-            while chunk := source.read(download.CHUNK_BYTES):
-                copy.write(chunk)
-                show("copying", copy.size, total)
-            copy.sync()
-        now = datetime.now(UTC)
-        model = StoredModel(name=name, digest=copy.digest(), size=copy.size, source=str(file), stored_at=now, source_key=key)
-        store.commit([copied], model)
+        for one, copied in zip(files, partials, strict=True):
+            with one.open("rb") as source, PartialFile(copied, show).opened() as copy:
+                while chunk := source.read(download.CHUNK_BYTES):
+                    copy.write(chunk)
+                    show("copying", done + copy.size, total)
+                copy.sync()
+            done += copy.size
+            digests.append(copy.digest())
+        now, (digest, seen) = datetime.now(UTC), _joined(digests, 1)
+        model = StoredModel(name=name, digest=digest, size=done, source=str(file), stored_at=now, source_key=keys[0], projector=seen)
+        store.commit(partials, model)
     return StoreResult(models=(model,))
 
 

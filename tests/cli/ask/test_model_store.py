@@ -1,5 +1,6 @@
 """`aicli models pull`, `add`, `show`, `remove` and `prune`, with the real program behind them."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from shared.api import gateway
 from shared.api.gateway import PulledPlace, PulledPlaces, PullOnWorkers, WorkerPull
 from shared.api.inference import PulledModel, PullProgress
 from shared.types import ModelName, NodeId
+from tests import gguf_files
 from tests.cli.fake_mesh import Shell
+from tests.gguf_files import ProjectorShape
 from tests.services.inference.models import ranged_server
 
 
@@ -43,6 +46,20 @@ def test_file_is_added(shell: Shell, tmp_path: Path) -> None:
     refused = shell("models", "add", str(Path(__file__)), *store)
     assert refused.exit_code == ExitCode.USAGE
     assert "not a usable model" in refused.stderr
+
+
+def test_file_is_added_with_the_projector_beside_it(shell: Shell, tmp_path: Path) -> None:
+    file, beside, other = tmp_path / "m.gguf", tmp_path / "mmproj-m.gguf", tmp_path / "images.gguf"
+    file.write_bytes(ranged_server.model_bytes(2000))
+    for projector in (beside, other):
+        gguf_files.write_projector(projector, ProjectorShape(kind="mlp", width=32), seed=len(projector.name))
+    store = ("--store", str(tmp_path / "store"))
+    for options, wanted in (((), beside), (("--projector", str(other)), other), (("--projector", "none"), None)):
+        assert shell("models", "add", str(file), *options, *store).exit_code == 0
+        (shown,) = json.loads(shell("models", "show", "--json", *store).stdout)
+        assert shown["projector"] == ("" if wanted is None else hashlib.sha256(wanted.read_bytes()).hexdigest())
+    refused = shell("models", "pull", "hf:a/b", "--projector", "none", "--node", "U")
+    assert "--projector are for this machine only" in refused.stderr
 
 
 def test_plain_http_is_refused_with_a_code(shell: Shell, tmp_path: Path) -> None:
@@ -84,8 +101,8 @@ def test_refused_pull_on_another_worker_is_an_error(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (("--node", "U", "--token-file", "x"), "--token-file and --store are for this machine only"),
-        (("--label", "a=b", "--store", "x"), "--token-file and --store are for this machine only"),
+        (("--node", "U", "--token-file", "x"), "--token-file, --store and --projector are for this machine only"),
+        (("--label", "a=b", "--store", "x"), "--token-file, --store and --projector are for this machine only"),
         (("--label", "room"), "a label has the form KEY=VALUE"),
     ],
 )

@@ -38,6 +38,13 @@ def part(number: int, count: int) -> bytes:
 PARTS = [part(number, 3) for number in (1, 2, 3)]
 
 
+def projector(number: int = 1) -> bytes:
+    return gguf_files.joined(gguf_files.file({"general.architecture": gguf_files.text("clip")}, [])) + bytes([number]) * 10_000
+
+
+SEES = "application/vnd.ollama.image.projector"
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "BACKOFF", Backoff(first_seconds=0.001, longest_seconds=0.001))
@@ -75,7 +82,7 @@ def token_file(tmp_path: Path, text: str) -> str:
 
 
 def test_file_of_the_hub_is_chosen_by_its_quantization_and_checked(store: ModelStore, hub: FakeHub) -> None:
-    hub.add_repository("org/model-GGUF", {"model-Q4_K_M.gguf": OTHER, "model-Q8_0.gguf": BODY, "mmproj-Q8_0.gguf": b"x", "IQ8_0.txt": b""})
+    hub.add_repository("org/model-GGUF", {"model-Q4_K_M.gguf": OTHER, "model-Q8_0.gguf": BODY, "IQ8_0.txt": b""})
     pulled = pull(store, hub, "hf:org/model-GGUF:q8_0")
     assert (pulled.name, pulled.digest, pulled.source) == ("model-Q8_0", hashlib.sha256(BODY).hexdigest(), "hf:org/model-GGUF:q8_0")
     assert hub.paths() == ["/api/models/org/model-GGUF?blobs=true", f"/org/model-GGUF/resolve/{'a' * 40}/model-Q8_0.gguf"]
@@ -118,6 +125,39 @@ def test_parts_are_pulled_together_resumed_and_served_from_one_folder(store: Mod
     assert run(store, hub, "hf:org/big:Q4_0").unchanged
     assert store.remove("big-Q4_0")[1] == pulled.size
     assert [path for path in store._root.rglob("*") if path.is_file() and path.name != "lock"] == []
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({"m-Q8_0.gguf": BODY, "mmproj.gguf": projector()}, 1),
+        ({"m-Q8_0.gguf": BODY, "m-mmproj-BF16.gguf": projector(), "m-mmproj-F16.gguf": projector(2), "mmproj-F32.gguf": projector(3)}, 2),
+        ({"m-Q8_0.gguf": BODY, "mmproj-Q8_0.gguf": projector(), "mmproj-F32.gguf": projector(2)}, 0),
+        ({"Q8_0/m.gguf": BODY, "mmproj.gguf": projector(), "other/mmproj.gguf": projector(2)}, 1),
+        ({f"Q8_0/m-{number:05}-of-00003.gguf": body for number, body in enumerate(PARTS, 1)} | {"mmproj-m.gguf": projector()}, 1),
+    ],
+)
+def test_projector_of_the_hub_is_pulled_with_its_model(store: ModelStore, hub: FakeHub, files: dict[str, bytes], wanted: int) -> None:
+    hub.add_repository("org/sees", files)
+    pulled = pull(store, hub, "hf:org/sees:Q8_0")
+    (entry,) = model_discovery.in_store(store, Defaults())
+    assert (entry.projector and entry.projector.read_bytes()) == (projector(wanted) if wanted else None)
+    assert pulled.size == sum(len(body) for path, body in files.items() if "mmproj" not in path) + len(projector()) * bool(wanted)
+    assert run(store, hub, "hf:org/sees:Q8_0").unchanged
+    assert store.remove(pulled.name)[1] == pulled.size
+    assert [path for path in store._root.rglob("*") if path.is_file() and path.name != "lock"] == []
+
+
+def test_projector_is_named_or_left_out(store: ModelStore, hub: FakeHub) -> None:
+    hub.add_repository("org/sees", {"m.gguf": BODY, "mmproj-a.gguf": projector(1), "mmproj-b.gguf": projector(2)})
+    hub.add_repository("org/other", {"n.gguf": BODY, "mmproj-n.gguf": projector(3)})
+    assert pull(store, hub, "hf:org/other", name="n", projector="none").projector == ""
+    for wanted, number in (("hf:org/sees:mmproj-b.gguf", 2), (f"{hub.url}/org/other/resolve/{'a' * 40}/mmproj-n.gguf", 3)):
+        assert pull(store, hub, "hf:org/sees", projector=wanted).projector == hashlib.sha256(projector(number)).hexdigest()
+    assert len(list(store._blobs.iterdir())) == 2, "the model is stored once, and the first projector is gone"
+    with pytest.raises(errors.BadRequest, match="the file for images is not usable: it is not a projector"):
+        pull(store, hub, "hf:org/sees", projector="hf:org/other:n.gguf", name="wrong")
+    assert [model.name for model in store.models()] == ["m", "n"]
 
 
 def test_incomplete_parts_are_refused(store: ModelStore, hub: FakeHub) -> None:
@@ -230,6 +270,15 @@ def test_model_of_ollama_is_its_layer_of_that_type(store: ModelStore, hub: FakeH
     assert (pulled.name, pulled.digest, pulled.source) == ("tiny:1b", hashlib.sha256(BODY).hexdigest(), "ollama:tiny:1b")
     assert pull(store, hub, "ollama:someone/tiny").name == "someone/tiny"
     assert run(store, hub, "ollama:tiny:1b").unchanged
+
+
+def test_projector_of_ollama_is_pulled_with_its_model(store: ModelStore, hub: FakeHub) -> None:
+    hub.add_manifest("library/sees", "4b", [{"mediaType": OLLAMA}, {"mediaType": SEES}], [BODY, projector()])
+    titled = [{"mediaType": "application/x", "annotations": {TITLE: name}} for name in ("mmproj-m.gguf", "m.gguf")]
+    hub.add_manifest("team/m", "1", titled, [projector(2), BODY])
+    assert pull(store, hub, "ollama:sees:4b").projector == hashlib.sha256(projector()).hexdigest()
+    assert pull(store, hub, f"oci://{hub.host}/team/m:1").projector == hashlib.sha256(projector(2)).hexdigest()
+    assert {model.digest for model in store.models()} == {hashlib.sha256(BODY).hexdigest()}
 
 
 def test_model_of_a_registry_is_found_by_its_type_or_title(store: ModelStore, hub: FakeHub) -> None:
