@@ -13,7 +13,7 @@ from pathlib import Path
 from services.inference.backends import backend_selection
 from services.inference.engine import gguf_header
 from services.inference.engine.gguf_header import NotAModel
-from services.inference.models import load_plan, model_discovery
+from services.inference.models import load_plan, memory, model_discovery
 from services.inference.models.catalog import CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from services.inference.models.model_store import ModelStore
@@ -29,8 +29,8 @@ def describe(settings: InferenceSettings, model: str, budget: MemoryBudget) -> I
         header = gguf_header.check_parts(entry.file)
     except NotAModel as error:
         raise errors.BadSettings(f"{model} can't be loaded: {error}", hint="name another file or model") from error
-    projector_bytes = entry.projector.stat().st_size if entry.projector is not None else 0
-    plan = load_plan.plan(header, _size(entry), entry, budget, [_size(other) for other in others], projector_bytes=projector_bytes)
+    projector = memory.projector_bytes(entry.projector)
+    plan = load_plan.plan(header, _size(entry), entry, budget, [_size(other) for other in others], projector_bytes=projector)
     yield f"{entry.name}: {entry.file}"
     yield from plan.reasons
     for adapter, problem in zip(entry.adapters, gguf_header.check_adapters(entry.file, [one.file for one in entry.adapters]), strict=True):

@@ -60,6 +60,17 @@ class PoolingKind(IntEnum):
     RANK = 4
 
 
+@dataclass(frozen=True, slots=True)
+class ProjectorFacts:
+    """How a file computes embeddings of images; 0 if it doesn't say."""
+
+    kind: str
+    image_size: int
+    patch_size: int
+    width: int
+    feed_forward: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHeader:
     """None and () mean that the file has no value."""
@@ -88,6 +99,8 @@ class GgufHeader:
     split_number: int
     #: Of the tensors, what only some tokens use, in a mixture of experts.
     expert_bytes: int = 0
+    #: Only of a file that makes embeddings of images.
+    projector: ProjectorFacts | None = None
 
 
 def read_header(file: BinaryIO, size: int) -> GgufHeader:
@@ -126,7 +139,14 @@ def _interpret(container: GgufContainer) -> GgufHeader:
         expert_bytes=container.tensors.expert_bytes,
         split_count=split_count,
         split_number=split_number,
+        projector=_projector(facts) if facts.architecture == PROJECTOR else None,
     )
+
+
+def _projector(facts: "_Facts") -> ProjectorFacts:
+    names = ("image_size", "patch_size", "embedding_length", "feed_forward_length")
+    numbers = (facts.number(f"vision.{name}", most=MAX_WIDTH) or 0 for name in names)
+    return ProjectorFacts(facts.text("projector_type") or facts.text("vision.projector_type") or "", *numbers)
 
 
 def kv_bytes_per_token(header: GgufHeader, type_k: CacheType = "f16", type_v: CacheType = "f16") -> int | None:

@@ -66,7 +66,7 @@ def plan(
     header: GgufHeader, file_bytes: int, entry: CatalogEntry, budget: MemoryBudget, others: Sequence[int] = (), *, projector_bytes: int = 0
 ) -> LoadPlan:
     """``file_bytes`` is the size of all parts of a split model, whose header only describes the first, and of its adapters; ``others`` are
-    the sizes of the worker's other models, and ``projector_bytes`` is that of its file for images."""
+    the sizes of the worker's other models, and ``projector_bytes`` is what its file for images needs."""
     device = 0 if entry.device is None and entry.split_mode is SplitMode.NONE else entry.device
     gpus = tuple(range(len(budget.vram))) if device is None else (device,)
     if entry.gpu_layers == 0 or not any(budget.vram[gpu : gpu + 1] for gpu in gpus):

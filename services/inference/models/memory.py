@@ -7,9 +7,10 @@ from pathlib import Path
 
 from services.inference.engine import gguf_header
 from services.inference.engine.devices import MARGIN_BYTES, Device
-from services.inference.engine.gguf_header import GgufHeader
+from services.inference.engine.gguf_header import GgufHeader, NotAModel
 from services.inference.models.quantities import MemoryBytes
 from shared import amounts
+from shared.api.generation import LONG_SIDE
 
 #: Share of the free memory that is left to the rest of the machine.
 HEADROOM_SHARE = 0.1
@@ -25,6 +26,13 @@ GPU_STEP_TOKENS = 1024
 EMBEDDING_STEP_TOKENS = 128
 EMBEDDING_LOGITS_BYTES = 64 * 1024 * 1024
 
+#: llama.cpp's names of projectors that make one size of each image, or of each piece of it.
+_ONE_SIZE = frozenset(
+    (
+        *("mlp", "mlp_norm", "ldp", "ldpv2", "adapter", "resampler", "cogvlm", "janus_pro", "gemma3", "gemma3nv", "idefics3"),
+        *("internvl", "llama4", "nemotron_v2_vl", "yasa2"),
+    )
+)
 _FLOAT_BYTES = 4
 #: A cgroup without a limit shows the largest multiple of a page.
 _NO_LIMIT_BYTES = 2**60
@@ -88,6 +96,20 @@ def embedding_bytes(header: GgufHeader, longest: int) -> int:
     cells = longest + batch
     # The logits of a batch exist twice: where they are computed and in the output.
     return cells * (per_token or 0) + batch * (2 * words + 8 * width + heads * cells) * _FLOAT_BYTES
+
+
+def projector_bytes(file: Path | None) -> int:
+    """Estimate what a file for images needs, with llama.cpp's buffers for the largest image. Blocks."""
+    try:
+        header = None if file is None else gguf_header.check_parts(file)
+    except NotAModel:
+        return 0  # a load says why
+    if file is None or header is None or (facts := header.projector) is None:
+        return 0
+    side = facts.image_size if facts.kind in _ONE_SIZE else LONG_SIDE
+    patches = (side // max(1, facts.patch_size) + 1) ** 2
+    # Measured in floats: 3 widths and one feed-forward layer, of which some models have two, and the pixels.
+    return file.stat().st_size + patches * (3 * facts.width + 2 * facts.feed_forward + 3 * facts.patch_size**2) * _FLOAT_BYTES
 
 
 def _free_ram(root: Path) -> int:

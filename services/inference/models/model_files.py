@@ -28,6 +28,7 @@ from msgspec import Meta
 
 from services.inference.engine import gguf_header
 from services.inference.engine.gguf_header import GgufHeader
+from services.inference.models import memory
 from services.inference.models.catalog import CatalogAdapter, CatalogEntry
 from shared import model_folder
 from shared.identity import private_file
@@ -152,7 +153,7 @@ class FileCheck:
     stamps: Stamps
     header: GgufHeader | None
     size: int
-    #: Of the file for images.
+    #: What the file for images needs.
     projector_bytes: int = 0
     #: Why the model can't be served; empty if it can.
     problem: str = ""
@@ -323,8 +324,8 @@ def _joined(digests: tuple[str, ...]) -> str:
 
 
 def _look(file: Path, projector: Path | None) -> FileCheck:
-    own, other = _stamps(file), _stamps(projector)
-    stamps, size = own + other, sum(stamp.size for stamp in own)
+    own = _stamps(file)
+    stamps, size = own + _stamps(projector), sum(stamp.size for stamp in own)
     try:
         with file.open("rb") as opened:
             header = gguf_header.read_header(opened, file.stat().st_size)
@@ -334,7 +335,7 @@ def _look(file: Path, projector: Path | None) -> FileCheck:
         return FileCheck(stamps, None, size, problem=f"{file} cannot be read: {error.strerror}")
     if not own:
         return FileCheck(stamps, None, size, problem=f"{file} is one of several parts, and some are missing")
-    return FileCheck(stamps, header, size, sum(stamp.size for stamp in other))
+    return FileCheck(stamps, header, size, memory.projector_bytes(projector))
 
 
 def _sha256(stopped: threading.Event, parts: tuple[Path, ...]) -> str:

@@ -1,5 +1,6 @@
 """Tiny random models with projectors, in this process: what is shared, and that sharing changes no token."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import KvMode
 from services.inference.engine.kv_slots import KvLayout
 from services.inference.engine.llama_model import LlamaModel
+from services.inference.engine.model_loading import NativeLog
 from services.inference.images import image_encoder
+from services.inference.models import memory
 from shared import errors
 from tests.services.inference.images import vision_models
 from tests.services.inference.images.vision_models import GREEDY, KINDS, SLOTS, Asked, picture
@@ -135,6 +138,20 @@ def test_prompts_with_images_come_back_from_the_prompt_cache(model: LlamaModel, 
         asked.ask(f"{number} is another text of another tenant, which needs a slot of its own", salt=f"b{number}")
     tokens, cached = asked.ask(again, ONE, TWO, salt="a")
     assert (tokens, cached > 40) == (expected, True)
+
+
+@pytest.mark.parametrize(("kind", "side"), [("mlp", 32), ("gemma3", 32), ("qwen2vl_merger", 256)])
+def test_buffers_of_the_largest_image_are_planned(kind: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(NativeLog, "record", lambda _log, _level, text, _user: lines.append(text.decode()))
+    monkeypatch.setattr(memory, "LONG_SIDE", side)
+    load = vision_models.write(tmp_path, kind)
+    with llama_model.opened(load, lambda _: None) as model:
+        asked = Asked(EngineLoop(model, slots=SLOTS, mode=KvMode.SHARED))
+        asked.begin("#?", picture(1, 256, 256))
+    (used,) = re.findall(r"reserve_compute_meta: .* compute buffer size = +([\d.]+) MiB", "".join(lines))
+    planned = memory.projector_bytes(Path(load.projector)) - Path(load.projector).stat().st_size
+    assert planned / 4 < float(used) * 2**20 <= planned
 
 
 @pytest.mark.parametrize("kind", KINDS)
