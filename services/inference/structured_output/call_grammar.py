@@ -314,6 +314,8 @@ class _CallWriter:
             raise FormatRefused("the template's texts have no end")
         members = list(self._members(place).values()) if is_argument else [{"maxLength": _MOST_CHARACTERS}]
         schema, never = members[0] if len(members) == 1 else {}, place.never
+        if delimiter == _GEMMA_QUOTE:
+            schema = {**schema, "type": "string"}
         least, most = _count(schema.get("minLength"), 0), _count(schema.get("maxLength"), -1)
         if least > json_schema.MOST_REPEATS:
             raise FormatRefused(f"${place.pointer}.minLength: {least} is more than the maximum of {json_schema.MOST_REPEATS}")
@@ -321,7 +323,20 @@ class _CallWriter:
         # The delimiter can't begin where the text may not end yet.
         begin = f"[^{re.escape(delimiter[0] + never[:1])}]{{{count}}}" if count else ""
         text = f"({begin}(?s:.{{0,{max(0, most - count) if 0 <= most < _UNLIMITED else ''}}})){'?' if never and not least else ''}"
-        return self._give(f"[lazy]: {lark.regex(text + re.escape(delimiter))}")
+        written = f"[lazy]: {lark.regex(text + re.escape(delimiter))}"
+        if matching := self._regexes(schema, place):
+            # A text that doesn't match would go on behind its delimiter.
+            ended = lark.regex(f"(?s:.*){re.escape(delimiter)}(?s:.+)")
+            written = " & ".join((written, *(f"({lark.regex(one)} {lark.literal(delimiter)})" for one in matching), f"~{ended}"))
+        return self._give(written)
+
+    def _regexes(self, schema: Schema, place: _Place) -> list[str]:
+        try:
+            return json_schema.regexes(schema, f"${place.pointer}")
+        except FormatRefused:
+            if self._strict:
+                raise
+            return []
 
     def _one_of(self, place: _Place) -> str:
         kept = [one for one in self._values(place) or () if isinstance(one, str) or place.is_mixed]

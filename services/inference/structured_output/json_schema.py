@@ -51,7 +51,30 @@ UNSUPPORTED = {
     #: An option of llguidance's own, which could switch checks off.
     "x-guidance",
 }
-FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+_DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\.[0-9]+)?([zZ]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_DAYS = "([0-9]+Y([0-9]+M([0-9]+D)?)?|[0-9]+M([0-9]+D)?|[0-9]+D)"
+_HOURS = "T([0-9]+H([0-9]+M([0-9]+S)?)?|[0-9]+M([0-9]+S)?|[0-9]+S)"
+_HOST = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_ATOM = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_HEX = "[0-9A-Fa-f]{1,4}"
+#: With what a text of the format matches.
+FORMATS = {
+    "date-time": f"{_DATE}[tT]{_TIME}",
+    "time": _TIME,
+    "date": _DATE,
+    "duration": f"P([0-9]+W|{_DAYS}({_HOURS})?|{_HOURS})",
+    "email": rf"{_ATOM}(\.{_ATOM})*@{_HOST}(\.{_HOST})*",
+    "hostname": rf"{_HOST}(\.{_HOST})*",
+    "ipv4": rf"({_OCTET}\.){{3}}{_OCTET}",
+    "ipv6": "|".join((
+        *(f"({_HEX}:){{1,{7 - count}}}(:{_HEX}){{1,{count}}}" for count in range(1, 7)),
+        *(f"({_HEX}:){{7}}{_HEX}", f"({_HEX}:){{1,7}}:", f":(:{_HEX}){{1,7}}", "::"),
+    )),
+    "uuid": "[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
+    "uri": r"[A-Za-z][A-Za-z0-9+.-]*:([!#$&'()*+,/:;=?@\[\]A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+",
+}  # fmt: skip
 _KEYWORDS_BY_TYPE = {
     "object": {"properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"},
     "array": {"items", "prefixItems", "minItems", "maxItems"},
@@ -62,6 +85,11 @@ TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 #: Keywords about the same value as the schema that contains them.
 _IN_PLACE = {"allOf", "anyOf", "oneOf", "$ref"}
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
+#: Of a regular expression: an escape, a class, or another character. Then what looks at places, and is only supported at the ends.
+_PIECES = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+_PLACES = {"^", "$", r"\b", r"\B", r"\A", r"\z", r"\Z"}
+#: As in JavaScript.
+_ASCII = {r"\d": "0-9", r"\w": "0-9A-Za-z_"}
 _OPTIONS: Schema = {
     "item_separator": ", ?",
     "key_separator": ": ?",
@@ -348,6 +376,37 @@ def _check_pattern(value: Json, path: str) -> str:
     if _LOOK_AROUND.search(value):
         raise FormatRefused(f"{path}: look-around is not supported")
     return value
+
+
+def regexes(schema: Schema, path: str) -> list[str]:
+    """Return what a whole text must match that has these keywords. Raises FormatRefused."""
+    if schema.get("type", "string") != "string":
+        return []
+    found = [_whole(_check_pattern(schema["pattern"], path), path)] if "pattern" in schema else []
+    return [*found, FORMATS[kind]] if "format" in schema and (kind := _format(schema, path)) else found
+
+
+def _whole(pattern: str, path: str) -> str:
+    """Rewrite what is searched in a text for the whole text."""
+    alternatives: list[list[str]] = [[]]
+    depth = 0
+    for piece in _PIECES.findall(pattern):
+        depth += (piece == "(") - (piece == ")")
+        if piece == "|" and not depth:
+            alternatives.append([])
+        elif piece in _ASCII:
+            alternatives[-1].append(f"[{_ASCII[piece]}]")
+        else:
+            is_class = piece.startswith("[")
+            alternatives[-1].append(re.sub(r"\\.", lambda found: _ASCII.get(found[0], found[0]), piece) if is_class else piece)
+    written = []
+    for pieces in alternatives:
+        begins, ends = pieces[:1] == ["^"], pieces[-1:] == ["$"]
+        inside = pieces[begins : len(pieces) - ends]
+        if _PLACES.intersection(inside):
+            raise FormatRefused(f"{path}.pattern: ^ and $ are only supported at its ends, and \\b isn't")
+        written.append(f"{'' if begins else '(?s:.*)'}{''.join(inside)}{'' if ends else '(?s:.*)'}")
+    return "|".join(written)
 
 
 def _format(schema: Schema, path: str) -> str | None:

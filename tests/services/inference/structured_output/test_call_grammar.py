@@ -14,7 +14,7 @@ from services.inference.structured_output import output_formats
 from shared import errors
 from shared.api.generation import Tool
 from tests.services.inference.chat.test_template_probe import WITHOUT_CALLS
-from tests.services.inference.structured_output.byte_answers import BYTES, END, fits
+from tests.services.inference.structured_output.byte_answers import BYTES, END, fits, grammar_of
 from tools import engine_libraries
 
 pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
@@ -194,6 +194,26 @@ VALUES: dict[str, tuple[dict[str, object], list[str], list[str], list[str], list
         {"type": "string", "minLength": 2, "maxLength": 3},
         *(["ab", "abc"], ["a", "abcd", ""], ['<|"|>ab<|"|>'], ['<|"|>a<|"|>', '<|"|>abcd<|"|>']),
     ),
+    "pattern": (
+        {"type": "string", "pattern": r"^[A-Z]{2}-\d+$", "maxLength": 6},
+        *(["AB-1", "AB-123"], ["AB-", "ab-1", "xAB-1", "AB-1x", "AB-1234", "AB-٣"], ['<|"|>AB-1<|"|>'], ['<|"|>AB<|"|>', '<|"|><|"|>']),
+    ),
+    "pattern anywhere": (
+        {"type": "string", "pattern": r"a/|^b|[|\]]$"},
+        *(["xa/x", "a/", "b", "bx", "x|", "x]", "a\na/"], ["", "xb", "a", "|x"], ['<|"|>xa/<|"|>'], ['<|"|>x<|"|>']),
+    ),
+    "pattern and the end of the text": (
+        {"type": "string", "pattern": "b$"},
+        *(["b", "</parameterb"], ["a", "a</parameter>\n<parameter>b"], ['<|"|>b<|"|>'], ['<|"|>a<|"|>b<|"|>']),
+    ),
+    "format": (
+        {"type": "string", "format": "date"},
+        *(["2024-02-29"], ["2024-13-01", "today", "2024-02-29 "], ['<|"|>2024-02-29<|"|>'], ['<|"|>x<|"|>']),
+    ),
+    "pattern of several types": (
+        {"type": ["string", "null"], "pattern": "^a$"},
+        *(["a", "null"], [], ['<|"|>a<|"|>', "null"], ['<|"|>b<|"|>']),
+    ),
     "several types": ({"type": ["integer", "boolean"]}, ["1", "true"], ["a"], ["1", "true"], ['<|"|>1<|"|>', "null"]),
     "long text": ({"type": "string", "maxLength": 5000}, ["ab </parameter c" * 200], ["ab" * 3000], ['<|"|>' + "ab" * 2000 + '<|"|>'], []),
 }
@@ -229,6 +249,40 @@ def test_schema_that_is_not_supported_allows_any_json_unless_a_call_is_forced() 
         grammar_of_value("MiniMax-M2", {"type": "integer", "not": {"const": 1}})
 
 
+@pytest.mark.parametrize("pattern", [r"\bword", "a(^b)", "(?=a)b"])
+def test_pattern_that_is_not_supported_allows_any_text_unless_a_call_is_forced(pattern: str) -> None:
+    frame = '<minimax:tool_call>\n<invoke name="f">\n<parameter name="x">{}</parameter>\n</invoke>\n</minimax:tool_call>'
+    grammar = grammar_of_value("MiniMax-M2", {"type": "string", "pattern": pattern}, strict=False)
+    assert fits(grammar, frame.replace("{}", "any"))
+    with pytest.raises(errors.BadRequest, match=r"tools: .*(only supported at its ends|look-around)"):
+        grammar_of_value("MiniMax-M2", {"type": "string", "pattern": pattern})
+
+
+FITTING = {
+    "date-time": (["2024-02-29T23:59:60.5Z", "2024-02-29t00:00:00+01:00"], ["2024-02-29", "2024-02-29T24:00:00Z", "2024-02-29T10:00:00"]),
+    "time": (["10:00:00Z", "10:00:00.123-09:30"], ["10:00", "25:00:00Z"]),
+    "duration": (["P1Y2M3D", "P3W", "PT1H", "P1DT2H3M4S", "PT5S"], ["P", "PT", "1D", "P1DT"]),
+    "email": (["a.b+c@example.org"], ["a@", "@b", "a b@c"]),
+    "hostname": (["example.org", "a-b"], ["-a", "a-", "a..b", ""]),
+    "ipv4": (["127.0.0.1", "255.255.255.255"], ["256.0.0.1", "1.2.3", "01.2.3.4"]),
+    "ipv6": (
+        ["::", "::1", "1::", "fe80::1:2", "1:2:3:4:5:6:7:8", "1:2:3:4:5:6:7::"],
+        ["1", ":::", "1:2:3:4:5:6:7:8:9", "12345::", "1::2::3"],
+    ),
+    "uuid": (["123e4567-e89b-12d3-a456-426614174000"], ["123e4567e89b12d3a456426614174000", "123e4567-e89b-12d3-a456-42661417400g"]),
+    "uri": (["https://example.org/a?b=%20#c", "urn:a"], ["example", "https://a b", "a:%zz"]),
+}
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_formats_between_tags_are_those_in_json(name: str) -> None:
+    frame = '<minimax:tool_call>\n<invoke name="f">\n<parameter name="x">{}</parameter>\n</invoke>\n</minimax:tool_call>'
+    tagged, in_json = grammar_of_value("MiniMax-M2", {"type": "string", "format": name}), grammar_of({"type": "string", "format": name})
+    for texts, is_right in zip(FITTING[name], (True, False), strict=True):
+        for text in texts:
+            assert (text, fits(tagged, frame.replace("{}", text)), fits(in_json, f'"{text}"')) == (text, is_right, is_right)
+
+
 def test_text_or_a_number_is_read_as_the_template_reads_it() -> None:
     frame = "<tool_call>\n<function=f>\n<parameter=x>\n{}\n</parameter>\n</function>\n</tool_call>"
     grammar = grammar_of_value("Qwen3-Coder", {"enum": ["a", 5, None]})
@@ -241,9 +295,11 @@ def test_text_or_a_number_is_read_as_the_template_reads_it() -> None:
     "name", ["MiniMax-M2", "Qwen3-Coder", "google-gemma-4-31B-it", "MiniMax-M3", "NousResearch-Hermes-3-Llama-3.1-8B-tool_use"]
 )
 def test_as_many_tools_as_a_request_may_have_fit_the_limits(name: str) -> None:
-    tools = tuple(Tool(f"tool_{number}", "", WEATHER.parameters) for number in range(128))
+    texts = {"at": {"type": "string", "format": "date-time"}, "code": {"type": "string", "pattern": "^[A-Z]{2}[0-9]+$"}}
+    parameters = {**PARAMETERS, "properties": {**PARAMETERS["properties"], **texts}}  # type: ignore[dict-item]  # they are dicts
+    tools = tuple(Tool(f"tool_{number}", "", json.dumps(parameters)) for number in range(128))
     request = RenderPrompt(
-        (USER,), tuple({"type": "function", "function": {"name": tool.name, "parameters": PARAMETERS}} for tool in tools)
+        (USER,), tuple({"type": "function", "function": {"name": tool.name, "parameters": parameters}} for tool in tools)
     )
     parser = written(name).template.render(request).parser
     BYTES.compile(output_formats.grammar_of_calls(parser, tools, None, parallel=True, strict=True), "tools")
