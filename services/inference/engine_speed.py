@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from services.inference.engine import engine_messages
 
@@ -14,12 +14,11 @@ _SHARE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpeed:
-    """Averages over the last WINDOW_SECONDS, all 0 if no step ran; and what the engines of a model use."""
+    """Totals of the steps of the last WINDOW_SECONDS, and what the engines of a model use."""
 
     steps: int = 0
-    #: Share of the step time spent outside llama_decode, from 0 to 1.
-    overhead: float = 0.0
-    step_seconds: float = 0.0
+    seconds: float = 0.0
+    decode_seconds: float = 0.0
     tokens_per_second: float = 0.0
     #: Since the engine started, like cache_hits.
     cpu_seconds: float = 0.0
@@ -28,6 +27,15 @@ class EngineSpeed:
     #: Of prompts that lost their slots.
     cache_bytes: int = 0
     cache_hits: int = 0
+
+    @property
+    def overhead(self) -> float:
+        """The share of the step time spent outside llama_decode, from 0 to 1."""
+        return min(1.0, max(0.0, 1 - self.decode_seconds / self.seconds)) if self.seconds > 0 else 0.0
+
+    @property
+    def step_seconds(self) -> float:
+        return self.seconds / self.steps if self.steps else 0.0
 
 
 @dataclass(slots=True)
@@ -58,36 +66,17 @@ class StepMeter:
 
     def figures(self, now: float) -> EngineSpeed:
         shares = [share for share in self._shares if now - share.began < WINDOW_SECONDS]
-        steps = sum(share.steps for share in shares)
         seconds = sum(share.seconds for share in shares)
-        if seconds <= 0:
-            return replace(self._used, steps=steps)
         return replace(
             self._used,
-            steps=steps,
-            overhead=min(1.0, max(0.0, 1 - sum(share.decode_seconds for share in shares) / seconds)),
-            step_seconds=seconds / steps,
-            tokens_per_second=sum(share.tokens for share in shares) / seconds,
+            steps=sum(share.steps for share in shares),
+            seconds=seconds,
+            decode_seconds=sum(share.decode_seconds for share in shares),
+            tokens_per_second=sum(share.tokens for share in shares) / seconds if seconds > 0 else 0.0,
         )
 
 
 def together(replicas: Iterable[EngineSpeed]) -> EngineSpeed:
     """Combine the speeds of several engines that run the same model."""
     engines = list(replicas)
-    worked = [one for one in engines if one.steps]
-    seconds = sum(one.steps * one.step_seconds for one in worked)
-    used = EngineSpeed(
-        steps=sum(one.steps for one in worked),
-        cpu_seconds=sum(one.cpu_seconds for one in engines),
-        ram_bytes=sum(one.ram_bytes for one in engines),
-        cache_bytes=sum(one.cache_bytes for one in engines),
-        cache_hits=sum(one.cache_hits for one in engines),
-    )
-    if seconds <= 0:
-        return used
-    return replace(
-        used,
-        overhead=sum(one.overhead * one.steps * one.step_seconds for one in worked) / seconds,
-        step_seconds=seconds / used.steps,
-        tokens_per_second=sum(one.tokens_per_second for one in worked),
-    )
+    return EngineSpeed(**{figure.name: sum(getattr(engine, figure.name) for engine in engines) for figure in fields(EngineSpeed)})

@@ -28,7 +28,7 @@ def test_old_steps_do_not_count() -> None:
     meter = StepMeter()
     meter.record(step(0.1, 0.0), 0.0)
     meter.record(step(0.1, 0.1), WINDOW_SECONDS)
-    assert meter.figures(WINDOW_SECONDS) == EngineSpeed(steps=1, overhead=0.0, step_seconds=0.1, tokens_per_second=10.0)
+    assert meter.figures(WINDOW_SECONDS) == EngineSpeed(steps=1, seconds=0.1, decode_seconds=0.1, tokens_per_second=10.0)
     assert meter.figures(3 * WINDOW_SECONDS) == EngineSpeed()
 
 
@@ -54,8 +54,8 @@ def test_fast_engine_is_measured_over_the_window_only() -> None:
 
 
 def test_speeds_of_replicas_are_added() -> None:
-    busy = EngineSpeed(steps=30, overhead=0.1, step_seconds=0.1, tokens_per_second=80.0)
-    slow = EngineSpeed(steps=10, overhead=0.5, step_seconds=0.1, tokens_per_second=20.0)
+    busy = EngineSpeed(steps=30, seconds=3.0, decode_seconds=2.7, tokens_per_second=80.0)
+    slow = EngineSpeed(steps=10, seconds=1.0, decode_seconds=0.5, tokens_per_second=20.0)
     both = measured.together([busy, slow, EngineSpeed()])
     assert both.steps == 40
     assert (both.overhead, both.step_seconds, both.tokens_per_second) == pytest.approx((0.2, 0.1, 100.0))
