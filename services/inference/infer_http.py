@@ -6,36 +6,30 @@ It is bare ASGI, because a framework for one route would cost memory in every wo
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 
 from services.inference.backend_interface import Sink, UncountedSink, VectorSink
-from shared import errors
+from shared import context, errors
 from shared.api import embedding
 from shared.api.embedding import Embedded, GivenInput, Vectors
 from shared.api.generation import ChatMessage, Generation, ReasoningEffort, Sampling, Usage
 from shared.api.inference import Chunk
 from shared.api.method import field_name
-from shared.node import lifecycle
-from shared.telemetry import logs
+from shared.node import http_server, lifecycle
+from shared.node.http_server import Receive, Scope, Send
 from shared.types import FinishReason, ModelName
-
-log = logs.get()
 
 #: The size of the mesh's largest message.
 MAX_BODY_BYTES = 1024 * 1024
 #: The deadline of a call over the mesh.
 DEADLINE_SECONDS = 300.0
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Outcome = TypeVar("Outcome")
 GenerateCall = Callable[[ModelName, str | tuple[ChatMessage, ...], Sampling, Sink], Awaitable[Generation]]
-EmbedCall = Callable[[ModelName, tuple[embedding.EmbeddingInput, ...], int | None, VectorSink], Awaitable[Embedded]]
+EmbedCall = Callable[[embedding.Embed, VectorSink], Awaitable[Embedded]]
 
 
 class InferMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,14 +54,15 @@ class WorkerInferBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     input: GivenInput | None = None
     dimensions: int | None = None
 
-    def embedding_inputs(self) -> tuple[embedding.EmbeddingInput, ...]:
-        """Return the inputs for embeddings. Raises BadRequest if there are other fields."""
+    def embedding_request(self) -> embedding.Embed:
+        """Raises BadRequest if there are fields for answers."""
         if self != WorkerInferBody(model=self.model, input=self.input, dimensions=self.dimensions) or self.input is None:
             raise errors.BadRequest("input and dimensions ask for embeddings; send only model and dimensions with input")
         try:
-            return embedding.separate_inputs(self.input)
+            inputs = embedding.separate_inputs(self.input)
         except ValueError as error:
             raise errors.BadRequest(f"input {error}") from error
+        return embedding.Embed(self.model, inputs, context.new_request_id(), self.dimensions)
 
     def words(self) -> str | tuple[ChatMessage, ...]:
         """Return the prompt or the messages. Raises BadRequest unless exactly one of the two is given."""
@@ -88,11 +83,11 @@ class InferUsage(msgspec.Struct, frozen=True):
 
 
 class InferAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The answer; also the last event of a stream, with an empty ``text``."""
+    """The answer, or a piece of a stream, whose last one has the reason and the usage."""
 
     text: str
-    finish_reason: FinishReason
-    usage: InferUsage
+    finish_reason: FinishReason | None = None
+    usage: InferUsage | None = None
     #: The model's thoughts.
     reasoning: str = ""
 
@@ -101,24 +96,6 @@ class EmbedAnswer(msgspec.Struct, frozen=True):
     #: The vectors in the order of the inputs, each encoded when it arrived.
     embeddings: tuple[msgspec.Raw, ...]
     usage: InferUsage
-
-
-class InferPiece(msgspec.Struct, frozen=True, omit_defaults=True):
-    text: str
-    reasoning: str = ""
-
-
-class ErrorFields(msgspec.Struct, frozen=True):
-    message: str
-    type: str
-    code: str
-    param: str | None = None
-
-
-class InferErrorBody(msgspec.Struct, frozen=True):
-    """The error format of OpenAI's API, which clients know."""
-
-    error: ErrorFields
 
 
 class InferHttp:
@@ -160,7 +137,7 @@ class InferHttp:
             raise errors.NotFound("/infer is disabled: no service token is set", hint="set SERVICE_TOKEN_FILE and restart the worker")
         if scope["method"] != "POST":
             raise errors.MethodNotAllowed("/infer only accepts POST")
-        headers = {name: value for name, value in scope["headers"] if name in (b"authorization", b"content-type")}
+        headers = dict(scope["headers"])
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token.encode()):
             raise errors.NotAuthenticated("the service token is missing or wrong", hint="send Authorization: Bearer <service token>")
@@ -173,13 +150,13 @@ class InferHttp:
         generation = await _while_connected(self._run(body, collected), receive)
         text, thoughts = "".join(collected.texts), "".join(collected.thoughts)
         answer = InferAnswer(text, generation.finish_reason, _usage(generation.usage), thoughts)
-        await _send_json(send, 200, answer)
+        await http_server.respond(send, 200, msgspec.json.encode(answer))
 
     async def _answer_embeddings(self, body: WorkerInferBody, receive: Receive, send: Send) -> None:
         collected = _CollectedVectors()
-        embedded = await _while_connected(self._embed(body.model, body.embedding_inputs(), body.dimensions, collected), receive)
-        usage = InferUsage(embedded.prompt_tokens, 0, embedded.prompt_tokens)
-        await _send_json(send, 200, EmbedAnswer(tuple(collected.vectors), usage))
+        embedded = await _while_connected(self._embed(body.embedding_request(), collected), receive)
+        answer = EmbedAnswer(tuple(collected.vectors), _usage(Usage(embedded.prompt_tokens, 0)))
+        await http_server.respond(send, 200, msgspec.json.encode(answer))
 
     async def _stream(self, body: WorkerInferBody, receive: Receive, send: Send) -> None:
         events = _Events(send)
@@ -192,7 +169,7 @@ class InferHttp:
             await events.write(_error_body(error))
         else:
             await events.begin()
-            await events.write(InferAnswer("", generation.finish_reason, _usage(generation.usage)))
+            await events.write(msgspec.json.encode(InferAnswer("", generation.finish_reason, _usage(generation.usage))))
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     def _run(self, body: WorkerInferBody, sink: Sink) -> Awaitable[Generation]:
@@ -235,7 +212,7 @@ class _Events(UncountedSink):
     async def send(self, item: Chunk) -> None:
         if item.text or item.reasoning:
             await self.begin()
-            await self.write(InferPiece(item.text, item.reasoning))
+            await self.write(msgspec.json.encode(InferAnswer(item.text, reasoning=item.reasoning)))
 
     async def begin(self) -> None:
         """Send the status, once."""
@@ -245,9 +222,8 @@ class _Events(UncountedSink):
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def write(self, event: msgspec.Struct) -> None:
-        body = b"data: " + msgspec.json.encode(event) + b"\n\n"
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+    async def write(self, event: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": b"data: " + event + b"\n\n", "more_body": True})
 
 
 async def _while_connected(run: Awaitable[Outcome], receive: Receive) -> Outcome:
@@ -320,23 +296,16 @@ def _usage(usage: Usage) -> InferUsage:
     return InferUsage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
 
 
-def _error_body(error: errors.AimeshError) -> InferErrorBody:
+def _error_body(error: errors.AimeshError) -> bytes:
     message = f"{error.message}; {error.hint}" if error.hint else error.message
     kind = "invalid_request_error" if error.fault is errors.Fault.CALLER else "server_error"
-    return InferErrorBody(ErrorFields(message, kind, errors.code_of(error)))
+    return http_server.error_body(errors.code_of(error), message, kind)
 
 
 async def _send_error(send: Send, error: errors.AimeshError) -> None:
-    headers = []
+    headers = {}
     if error.retry_after_seconds is not None:
-        headers.append((b"retry-after", str(max(1, round(error.retry_after_seconds))).encode()))
+        headers[b"retry-after"] = str(max(1, round(error.retry_after_seconds))).encode()
     if isinstance(error, errors.MethodNotAllowed):
-        headers.append((b"allow", b"POST"))
-    await _send_json(send, error.status, _error_body(error), headers)
-
-
-async def _send_json(send: Send, status: int, body: msgspec.Struct, headers: list[tuple[bytes, bytes]] | None = None) -> None:
-    encoded = msgspec.json.encode(body)
-    fixed = [(b"content-type", b"application/json"), (b"content-length", str(len(encoded)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": fixed + (headers or [])})
-    await send({"type": "http.response.body", "body": encoded})
+        headers[b"allow"] = b"POST"
+    await http_server.respond(send, error.status, _error_body(error), headers=headers)

@@ -19,7 +19,7 @@ from services.inference.model_pulls import ModelPulls
 from services.inference.models.model_store import ModelStore
 from services.inference.receipts import AdoptedReceipts, ReceiptKeeper, keep_key
 from services.inference.settings import InferenceSettings
-from shared import context, errors, spans
+from shared import errors, spans
 from shared.api import embedding, inference
 from shared.api.embedding import Embedded, Vectors
 from shared.api.gateway import Check
@@ -63,17 +63,24 @@ class InferenceService:
         """Start the backend; the service is up at once and ready when a model is. Raises BadSettings."""
         pause = WorkerPause(settings.pause_file)
         watcher = Announcements(node, pause)
+        print_line = _print_line if settings.console == "plain" else None
         async with (
             replica_files.held(settings.receipts_path, node.trust.me.id) as receipts,
-            backend_selection.opened(settings, watcher, _line_printer(settings)) as backend,
+            backend_selection.opened(settings, watcher, print_line) as backend,
         ):
             watcher.backend = backend
             watcher.changed()
             log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])
             if settings.pause_file is not None:
                 node.tasks.create_task(pause.watch(watcher.changed))
-            if settings.console == "plain" or settings.status_file is not None:
-                node.tasks.create_task(_console_status(settings, node, backend, pause).run())
+            if print_line is not None or settings.status_file is not None:
+                console = console_status.ConsoleStatus(
+                    node.id,
+                    lambda: console_status.read_facts(node, backend.models(), is_paused=pause.is_on, now=time.time()),
+                    print_line,
+                    settings.status_file,
+                )
+                node.tasks.create_task(console.run())
             service = cls(settings, node, backend, pause)
             node.tasks.create_task(service._receipts.run())
             if replica_files.is_shared(settings.receipts_path):
@@ -85,23 +92,27 @@ class InferenceService:
 
     async def checks(self) -> tuple[Check, ...]:
         """Report the same readiness as the announcement, and every model with its problem."""
-        paused = (OwnCheck(name="owner", ok=False, detail=PAUSED),) if self._pause.is_on else ()
-        return paused + self._model_checks()
-
-    def _model_checks(self) -> tuple[Check, ...]:
         statuses = self._backend.models()
-        needed = bool(announcements.why_not_ready(statuses, is_paused=False))
-        return tuple(
-            OwnCheck(name=f"model {status.model_id}", ok=status.state in inference.SERVED, detail=status.detail, needed=needed)
+        why = announcements.why_not_ready(statuses, is_paused=False)
+        checks = [
+            OwnCheck(name=f"model {status.model_id}", ok=status.state in inference.SERVED, detail=status.detail, needed=bool(why))
             for status in statuses
-        ) or (OwnCheck(name="models", ok=False, detail=announcements.why_not_ready((), is_paused=False)),)
+        ]
+        paused = [OwnCheck(name="owner", ok=False, detail=PAUSED)] if self._pause.is_on else []
+        return (*paused, *(checks or [OwnCheck(name="models", ok=False, detail=why)]))
 
     def asgi(self) -> infer_http.InferHttp:
-        return infer_http.InferHttp(self.generate, self._embed_inputs, self._settings.service_token)
+        return infer_http.InferHttp(self.generate, self.run_embedding, self._settings.service_token)
 
     @serves(inference.process_prompt)
     async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
-        origin = jobs.JobOrigin(str(request.request_id), request.salt, request.delivered, request.call_parts, request.open_ended)
+        origin = jobs.JobOrigin(
+            request=str(request.request_id),
+            salt=request.salt,
+            delivered=request.delivered,
+            call_parts=request.call_parts,
+            open_ended=request.open_ended,
+        )
         credited_items = (lambda: stream.credited_items) if request.reader_paced else None
         with self._receipts.meter(request.request_id, len(request.delivered), _MeshSink(stream), credited_items) as meter:
             gathered = None if request.streamed else CoalescedChunks(meter)
@@ -175,13 +186,11 @@ class InferenceService:
 
     @serves(inference.load_model)
     async def load_model(self, request: inference.LoadModel, call: RpcCall) -> ModelStatus:
-        loader, model = self._loader(), self._status(request.model_id).model_id
-        return await loader.load(model, pin=request.pin)
+        return await self._loader().load(self._status(request.model_id).model_id, pin=request.pin)
 
     @serves(inference.unload_model)
     async def unload_model(self, request: inference.UnloadModel, call: RpcCall) -> ModelStatus:
-        loader, model = self._loader(), self._status(request.model_id).model_id
-        return await loader.unload(model)
+        return await self._loader().unload(self._status(request.model_id).model_id)
 
     @serves(inference.pull_model)
     async def pull_model(self, request: inference.PullModel, stream: StreamCall[inference.PullProgress]) -> inference.PulledModel:
@@ -222,14 +231,9 @@ class InferenceService:
                         timed.trace(span)
             finally:
                 served.first_text_seconds, served.output_tokens = timed.first_text_seconds, timed.tokens
-                log.info("generation ended", model=model, completion_tokens=timed.tokens, milliseconds=round(timed.seconds() * 1000))
+                log.info("generation ended", model=model, completion_tokens=timed.tokens, milliseconds=round(served.seconds * 1000))
             served.input_tokens = generation.usage.prompt_tokens
         return generation
-
-    async def _embed_inputs(
-        self, model: ModelName, inputs: tuple[embedding.EmbeddingInput, ...], dimensions: int | None, sink: VectorSink
-    ) -> Embedded:
-        return await self.run_embedding(embedding.Embed(model, inputs, context.new_request_id(), dimensions), sink)
 
     async def run_embedding(self, request: embedding.Embed, sink: VectorSink) -> Embedded:
         """Run a request for embeddings. Raises UnknownModel and BadRequest, and what the backend raises."""
@@ -308,14 +312,13 @@ class _TimedSink:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._started = time.monotonic()
         self._token_ids = 0
         self._pieces = 0
         self._settled: int | None = None
-        self.first_text_seconds: float | None = None
         self._started_ns = spans.now_ns()
         self._accepted_ns: int | None = None
         self._first_ns: int | None = None
+        self.first_text_seconds: float | None = None
 
     def accept(self, prompt_tokens: int | None) -> None:
         self._accepted_ns = spans.now_ns()
@@ -325,10 +328,10 @@ class _TimedSink:
         if self._first_ns is None:
             self._first_ns = spans.now_ns()
         self._token_ids += len(item.token_ids)
-        is_shown = bool(item.text or item.reasoning or item.tool_calls or item.call_parts)
-        self._pieces += is_shown
-        if self.first_text_seconds is None and is_shown:
-            self.first_text_seconds = self.seconds()
+        if item.text or item.reasoning or item.tool_calls or item.call_parts:
+            self._pieces += 1
+            if self.first_text_seconds is None:
+                self.first_text_seconds = (spans.now_ns() - self._started_ns) / 1e9
         await self._sink.send(item)
 
     def trace(self, span: tracing.span) -> None:
@@ -348,20 +351,6 @@ class _TimedSink:
     def tokens(self) -> int:
         """Fall back to a lower bound for an answer that was cut off: without token ids, each piece has at least one token."""
         return self._token_ids or self._pieces if self._settled is None else self._settled
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-
-def _console_status(settings: InferenceSettings, node: Node, backend: Backend, pause: WorkerPause) -> console_status.ConsoleStatus:
-    def look() -> console_status.WorkerFacts:
-        return console_status.read_facts(node, backend.models(), is_paused=pause.is_on, now=time.time())
-
-    return console_status.ConsoleStatus(node.id, look, _line_printer(settings), settings.status_file)
-
-
-def _line_printer(settings: InferenceSettings) -> Callable[[str], None] | None:
-    return _print_line if settings.console == "plain" else None
 
 
 def _print_line(line: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import hmac
 import socket
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -88,15 +88,15 @@ class Operations:
         route = self._routes.get(scope["path"])
         if route is not None and scope["method"] in {"GET", "HEAD"}:
             status, body, content_type = await route(scope)
-            await _respond(send, status, body, content_type)
+            await respond(send, status, body, content_type)
         elif route is not None:
-            await _respond(send, 405, _problem("method_not_allowed", f"{scope['path']} answers GET"))
+            await respond(send, 405, _problem("method_not_allowed", f"{scope['path']} answers GET"))
         elif self._app is not None:
             await self._app(scope, receive, send)
         elif not self._is_open:
-            await _respond(send, 503, _problem("unavailable", "this service is starting; /readyz says what it waits for"))
+            await respond(send, 503, _problem("unavailable", "this service is starting; /readyz says what it waits for"))
         else:
-            await _respond(send, 404, _problem("not_found", f"this port has {', '.join(self._routes)}; the API is on the gateway's port"))
+            await respond(send, 404, _problem("not_found", f"this port has {', '.join(self._routes)}; the API is on the gateway's port"))
 
     async def _healthz(self, _: Scope) -> tuple[int, bytes, str]:
         service, dead = self._node.service_name, self._node.dead_tasks
@@ -211,15 +211,21 @@ def _accept_waiting(sock: socket.socket) -> Iterator[socket.socket]:
 
 
 def _problem(code: str, message: str) -> bytes:
-    kind = "service_unavailable_error" if code == errors.Unavailable.code else "invalid_request_error"
+    return error_body(code, message, "service_unavailable_error" if code == errors.Unavailable.code else "invalid_request_error")
+
+
+def error_body(code: str, message: str, kind: str) -> bytes:
+    """Return an error in the format of OpenAI's API, which clients know."""
     return _json({"error": {"message": message, "type": kind, "code": code, "param": None}})
 
 
-async def _respond(send: Send, status: int, body: bytes, content_type: str = "application/json") -> None:
-    headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
+async def respond(
+    send: Send, status: int, body: bytes, content_type: str = "application/json", headers: Mapping[bytes, bytes] | None = None
+) -> None:
+    fixed = {b"content-type": content_type.encode(), b"content-length": str(len(body)).encode(), b"cache-control": b"no-store"}
     if status == 503:
-        headers.append((b"retry-after", b"1"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+        fixed[b"retry-after"] = b"1"
+    await send({"type": "http.response.start", "status": status, "headers": list({**fixed, **(headers or {})}.items())})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from services.inference.infer_http import InferHttp, Message
+from services.inference.infer_http import InferHttp
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared.node.lifecycle import background
@@ -22,16 +22,16 @@ class Exchange:
     """One request, and what came back."""
 
     def __init__(self, body: bytes) -> None:
-        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         half = len(body) // 2
         self._messages.put_nowait({"type": "http.request", "body": body[:half], "more_body": True})
         self._messages.put_nowait({"type": "http.request", "body": body[half:]})
-        self.sent: list[Message] = []
+        self.sent: list[MutableMapping[str, Any]] = []
 
-    async def receive(self) -> Message:
+    async def receive(self) -> dict[str, Any]:
         return await self._messages.get()
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: MutableMapping[str, Any]) -> None:
         self.sent.append(message)
 
     def disconnect(self) -> None:
