@@ -45,9 +45,7 @@ class WorkerFacts:
     models: tuple[ModelStatus, ...] = ()
     is_paused: bool = False
     is_revoked: bool = False
-    #: Unix time; None without a certificate.
-    certified_until: float | None = None
-    now: float = 0.0
+    is_expired: bool = False
 
     @property
     def ready(self) -> tuple[str, ...]:
@@ -77,14 +75,10 @@ def describe_changes(before: WorkerFacts, now: WorkerFacts) -> list[str]:
     return lines
 
 
-def describe_load_change(before: WorkerFacts, now: WorkerFacts) -> list[str]:
-    return [] if (before.running, before.queued) == (now.running, now.queued) else [_load(now)]
-
-
 def _standing(facts: WorkerFacts) -> Iterator[str]:
     if facts.is_revoked:
         yield "an administrator has revoked this machine; to join again, use a new ticket (aicli worker --join TICKET)"
-    elif facts.certified_until is not None and facts.certified_until < facts.now:
+    elif facts.is_expired:
         yield "the certificate has expired; requesting a new one …"
 
 
@@ -97,7 +91,7 @@ def _mesh(facts: WorkerFacts, *, was_there: bool) -> list[str]:
     looking = lost if was_there else f"looking for the mesh {facts.mesh} …"
     if facts.trouble and not facts.is_attached:
         looking += f" ({facts.trouble})"
-    return [looking, *(_unreached(node, why) for node, why in facts.unreached[:_NAMED])]
+    return [looking, *(f"cannot connect to {_short(node)}: {why}" for node, why in facts.unreached[:_NAMED])]
 
 
 def _mesh_changes(before: WorkerFacts, now: WorkerFacts) -> list[str]:
@@ -123,10 +117,6 @@ def _connected(gateway: Reached) -> str:
 def _path(gateway: Reached) -> str:
     words = _PATHS.get(gateway.path, gateway.path)
     return words if gateway.round_trip_ms is None else f"{words}, {gateway.round_trip_ms:.0f} ms"
-
-
-def _unreached(node: NodeId, why: str) -> str:
-    return f"cannot connect to {_short(node)}: {why}"
 
 
 def _models(facts: WorkerFacts) -> list[str]:
@@ -165,8 +155,7 @@ def read_facts(node: Node, statuses: tuple[ModelStatus, ...], *, is_paused: bool
         models=statuses,
         is_paused=is_paused,
         is_revoked=node.trust.is_revoked,
-        certified_until=None if standing is None else float(standing.not_after),
-        now=now,
+        is_expired=standing is not None and standing.not_after < now,
     )
 
 
@@ -186,7 +175,7 @@ class ConsoleStatus:
         self._write = write
         self._status_file = status_file
         self._reported: WorkerFacts | None = None
-        self._reported_load: WorkerFacts | None = None
+        self._reported_load = (0, 0)
         self._load_at = 0.0
         self._seen: dict[NodeId, float] = {}
         self._written: WorkerFacts | None = None
@@ -220,16 +209,16 @@ class ConsoleStatus:
         return replace(facts, gateways=tuple(each for each in facts.gateways if each.round_trip_ms is not None or each.node not in fresh))
 
     def _changes(self, facts: WorkerFacts, now: float) -> list[str]:
+        load = facts.running, facts.queued
         if self._reported is None:
             lines = [*_mesh(facts, was_there=False), *_standing(facts), *_models(facts), *_pause(facts)]
-            self._reported_load = facts
+            self._reported_load = load
         else:
             lines = describe_changes(self._reported, facts)
         self._reported = facts
-        load = describe_load_change(self._reported_load or facts, facts)
-        if load and now - self._load_at >= LOAD_EVERY_SECONDS:
-            self._reported_load, self._load_at = facts, now
-            lines += load
+        if load != self._reported_load and now - self._load_at >= LOAD_EVERY_SECONDS:
+            self._reported_load, self._load_at = load, now
+            lines.append(_load(facts))
         return lines
 
     def _status(self, facts: WorkerFacts) -> WorkerStatus:
@@ -242,4 +231,4 @@ class ConsoleStatus:
 def _rounded(facts: WorkerFacts) -> WorkerFacts:
     """Leave out the round trips, which change with every PONG."""
     gateways = tuple(Reached(each.role, each.node, each.path, None) for each in facts.gateways)
-    return replace(facts, now=0.0, gateways=gateways)
+    return replace(facts, gateways=gateways)

@@ -30,7 +30,7 @@ def reached(node: NodeId = GATEWAY, path: str = "punched", milliseconds: float |
     return Reached(Role.GATEWAY, node, path, milliseconds)
 
 
-ALONE = WorkerFacts(mesh=MeshName("home"), is_attached=True, models=(model("echo"),), now=1000.0)
+ALONE = WorkerFacts(mesh=MeshName("home"), is_attached=True, models=(model("echo"),))
 THERE = replace(ALONE, gateways=(reached(),))
 
 
@@ -74,7 +74,7 @@ THERE = replace(ALONE, gateways=(reached(),))
             id="one of three loads",
         ),
         pytest.param(
-            replace(THERE, is_paused=True, certified_until=999.0),
+            replace(THERE, is_paused=True, is_expired=True),
             [
                 "the certificate has expired; requesting a new one …",
                 "connected to gateway UGATEWAYA… (punched through the NAT, 12 ms)",
@@ -85,7 +85,7 @@ THERE = replace(ALONE, gateways=(reached(),))
             id="paused, and late with its certificate",
         ),
         pytest.param(
-            replace(ALONE, is_revoked=True, certified_until=999.0, models=()),
+            replace(ALONE, is_revoked=True, is_expired=True, models=()),
             [
                 "an administrator has revoked this machine; to join again, use a new ticket (aicli worker --join TICKET)",
                 "looking for the mesh home …",
@@ -166,8 +166,8 @@ def test_worker_description(facts: WorkerFacts, lines: list[str]) -> None:
         ),
         pytest.param(replace(THERE, is_paused=True), THERE, ["resumed: accepting new requests"], id="resumed"),
         pytest.param(
-            replace(THERE, certified_until=999.0),
-            replace(THERE, certified_until=2000.0),
+            replace(THERE, is_expired=True),
+            THERE,
             [],
             id="a renewed certificate is nothing to talk about",
         ),
@@ -253,7 +253,8 @@ def test_facts_come_from_the_node() -> None:
     assert facts.gateways == (Reached(Role.GATEWAY, GATEWAY, "punched", 12.0),)
     assert facts.unreached == (("UGW2", "no path"),)
     assert facts.why_lost == ""
-    assert (facts.is_attached, facts.trouble, facts.certified_until) == (True, "", 1_000_000.0 + 24 * 3600)
+    assert (facts.is_attached, facts.trouble, facts.is_expired) == (True, "", False)
+    assert console_status.read_facts(node, (), is_paused=False, now=1_000_001.0 + 24 * 3600).is_expired
     node.node_transports.trouble = "Hyperswarm is starting"
     node.trust.take_list(certificates.issue_list(ca, 1, 1, (node.id,), 1_000_000))
     facts = console_status.read_facts(node, (), is_paused=True, now=5.0)
