@@ -1,6 +1,6 @@
 """Checks requests and turns them into jobs for a backend.  Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import msgspec
@@ -23,23 +23,32 @@ MAX_MESSAGES = 1024
 MAX_IMAGES = 64
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOrigin:
+    """What a request over the mesh has and one over HTTP lacks."""
+
+    #: The request's id, the same on every worker.
+    request: str = ""
+    #: Prompts with the same salt may share their KV cache; empty shares with none.
+    salt: str = ""
+    #: Token ids that another worker already delivered.
+    delivered: tuple[int, ...] = ()
+    #: The reader wants tool calls in parts, as they are written.
+    call_parts: bool = False
+    #: ``max_tokens`` is only the gateway's own bound.
+    open_ended: bool = False
+
+
+NO_ORIGIN = JobOrigin()
+
+
 @dataclass(frozen=True, slots=True)
-class GenerationJob:
+class GenerationJob(JobOrigin):
     model: ModelName
     messages: tuple[ChatMessage, ...]
     parameters: Parameters
     #: The caller's own parameters, without our defaults.
     requested: Sampling = field(default_factory=Sampling)
-    #: Prompts with the same salt may share their KV cache; empty shares with none.
-    salt: str = ""
-    #: Token ids that another worker already delivered.
-    delivered: tuple[int, ...] = ()
-    #: The request's id, the same on every worker.
-    request: str = ""
-    #: The reader wants tool calls in parts, as they are written.
-    call_parts: bool = False
-    #: ``max_tokens`` is only the gateway's own bound.
-    open_ended: bool = False
     #: Further variables of the chat template.
     template_variables: Mapping[str, object] = field(default_factory=dict)
     #: The number of the model's adapter that answers; 0 for none.
@@ -57,20 +66,6 @@ class GenerationJob:
         """Set the parameters that the model's catalog entry has and the caller has not."""
         unset = {name: value for name, value in defaults.items() if value is not None and getattr(self.requested, name) is None}
         return replace(self, parameters=msgspec.structs.replace(self.parameters, **unset)) if unset else self
-
-
-@dataclass(frozen=True, slots=True)
-class JobOrigin:
-    """The fields that a request over the mesh has and one over HTTP lacks; `GenerationJob` explains them."""
-
-    request: str = ""
-    salt: str = ""
-    delivered: tuple[int, ...] = ()
-    call_parts: bool = False
-    open_ended: bool = False
-
-
-NO_ORIGIN = JobOrigin()
 
 
 def check_prompt(
@@ -152,14 +147,9 @@ def check_texts(model: ModelName, request: embedding.Embed) -> EmbeddingJob:
     """Raises BadRequest, which names the field. The gateway checks the same, but a worker trusts no caller."""
     if not 0 < len(request.inputs) <= embedding.MAX_INPUTS:
         raise errors.BadRequest(f"input holds {len(request.inputs)} texts; 1 to {embedding.MAX_INPUTS} are allowed")
-    for number, text in enumerate(request.inputs):
-        if not text:
-            raise errors.BadRequest(f"input[{number}] is empty", hint="leave empty texts out")
+    _check_inputs(request.inputs, embedding.MAX_INPUT_BYTES, request.query or "")
     if request.query is not None and (not request.query or not all(isinstance(text, str) for text in request.inputs)):
         raise errors.BadRequest("query and documents must be texts, and query must not be empty")
-    size = sum(map(embedding.input_bytes, (request.query or "", *request.inputs)))
-    if size > embedding.MAX_INPUT_BYTES:
-        raise errors.BadRequest(f"input has {size} bytes; at most {embedding.MAX_INPUT_BYTES} are allowed", hint="send fewer texts at once")
     if request.dimensions is not None and not 0 < request.dimensions <= embedding.MAX_DIMENSIONS:
         raise errors.BadRequest(f"dimensions must be from 1 to {embedding.MAX_DIMENSIONS}, not {request.dimensions}")
     return EmbeddingJob(model, request.inputs, request.dimensions, request.query)
@@ -167,12 +157,16 @@ def check_texts(model: ModelName, request: embedding.Embed) -> EmbeddingJob:
 
 def check_moderation(request: inference.Moderate) -> None:
     """Raises BadRequest, which names the field. The gateway checks the same, but a worker trusts no caller."""
-    for number, text in enumerate(request.texts):
+    _check_inputs(request.texts, inference.MAX_TEXT_BYTES)
+
+
+def _check_inputs(inputs: Sequence[EmbeddingInput], most_bytes: int, query: str = "") -> None:
+    for number, text in enumerate(inputs):
         if not text:
             raise errors.BadRequest(f"input[{number}] is empty", hint="leave empty texts out")
-    size = sum(map(embedding.input_bytes, request.texts))
-    if size > inference.MAX_TEXT_BYTES:
-        raise errors.BadRequest(f"input has {size} bytes; at most {inference.MAX_TEXT_BYTES} are allowed", hint="send fewer texts at once")
+    size = sum(map(embedding.input_bytes, (query, *inputs)))
+    if size > most_bytes:
+        raise errors.BadRequest(f"input has {size} bytes; at most {most_bytes} are allowed", hint="send fewer texts at once")
 
 
 def check_conversion(request: inference.Conversion) -> None:

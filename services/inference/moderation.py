@@ -51,7 +51,7 @@ async def by_chat(request: Moderate, generate: Generate, send: Callable[[Moderat
     verdicts, tokens = [], 0
     for text in request.texts:
         sink = _VerdictSink(send)
-        origin = jobs.JobOrigin(str(request.request_id))
+        origin = jobs.JobOrigin(request=str(request.request_id))
         usage = (await generate(request.model, (ChatMessage("user", text),), _VERDICT, sink, origin)).usage
         verdicts.append(read_llama_guard(request.model, sink.text))
         tokens += usage.prompt_tokens + usage.completion_tokens
@@ -61,14 +61,10 @@ async def by_chat(request: Moderate, generate: Generate, send: Callable[[Moderat
 def read_llama_guard(model: ModelName, answer: str) -> ModerationVerdict:
     """Read the first line, and the codes in the second. Raises Unavailable."""
     verdict, _, rest = answer.strip().partition("\n")
-    match verdict.strip().lower():
-        case "safe":
-            return ModerationVerdict(flagged=False, scores=dict.fromkeys(CATEGORIES.values(), 0.0))
-        case "unsafe":
-            codes = {code.strip().upper() for code in rest.partition("\n")[0].split(",")}
-            flagged = tuple(name for code, name in CATEGORIES.items() if code in codes)
-            return ModerationVerdict(
-                flagged=True, categories=flagged, scores={name: float(name in flagged) for name in CATEGORIES.values()}
-            )
-    # Not the answer itself, which may repeat the text.
-    raise errors.Unavailable(f"{model} answered neither safe nor unsafe", hint="use a model with the format of Llama Guard")
+    is_flagged = verdict.strip().lower() == "unsafe"
+    if not is_flagged and verdict.strip().lower() != "safe":
+        # Not the answer itself, which may repeat the text.
+        raise errors.Unavailable(f"{model} answered neither safe nor unsafe", hint="use a model with the format of Llama Guard")
+    codes = {code.strip().upper() for code in rest.partition("\n")[0].split(",")} if is_flagged else set[str]()
+    flagged = tuple(name for code, name in CATEGORIES.items() if code in codes)
+    return ModerationVerdict(flagged=is_flagged, categories=flagged, scores={name: float(name in flagged) for name in CATEGORIES.values()})
