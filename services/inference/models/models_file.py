@@ -8,16 +8,17 @@ import difflib
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 from services.inference.engine import sampling
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, SplitMode
 from services.inference.engine.gguf_header import MAX_LAYERS
 from services.inference.models import catalog, quantities, yaml_tree
-from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, LocatedEntry, ModelProgram, RemoteModel
-from services.inference.models.yaml_tree import Scalar, Tree, YamlFields, YamlList
+from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, ModelProgram, RemoteModel
 from services.inference.upstreams import Dialect
 from shared.types import ModelName
 
@@ -26,7 +27,10 @@ MAX_OVERRIDES = 16
 MAX_OVERRIDE_CHARACTERS = 200
 MAX_MISTAKES = 50
 
-_WORDS_FOR_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_FLAG = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_NOT_A_DIGEST = "must be a SHA-256 of 64 hexadecimal digits; `sha256sum FILE` shows it"
+
+Choice = TypeVar("Choice")
 
 
 def read(text: str, *, source: str, folder: Path, found: Mapping[str, Path], defaults: Defaults) -> CatalogReading:
@@ -49,24 +53,33 @@ def read(text: str, *, source: str, folder: Path, found: Mapping[str, Path], def
 # --- readers of a field's value; they raise ValueError with a message for people --------------------------------------------
 
 
-def _text(value: Tree) -> str:
-    if not isinstance(value, Scalar):
+def _text(value: Node) -> str:
+    if not isinstance(value, ScalarNode):
         raise ValueError("must be one value, not a list or fields")
-    if not value.text.strip():
+    if not (text := str(value.value).strip()):
         raise ValueError("is empty")
-    return value.text.strip()
+    return text
 
 
-def _path(value: Tree) -> Path:
+def _texts(value: Node) -> tuple[str, ...]:
+    """Read a list, or one value."""
+    return tuple(map(_text, value.value if isinstance(value, SequenceNode) else [value]))
+
+
+def _path(value: Node) -> Path:
     try:
         return Path(_text(value)).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{_text(value)[:80]!r} starts with the home of an unknown user") from error
 
 
-def _number(low: int, high: int) -> Callable[[Tree], int]:
-    def read_number(value: Tree) -> int:
+def _number(low: int, high: int, **words: int | None) -> Callable[[Node], int | None]:
+    """``words`` may stand for a number."""
+
+    def read_number(value: Node) -> int | None:
         text = _text(value)
+        if text.lower() in words:
+            return words[text.lower()]
         if not re.fullmatch(r"-?[0-9]{1,12}", text) or not low <= int(text) <= high:
             raise ValueError(f"{text[:40]!r} is not a whole number from {low} to {high}")
         return int(text)
@@ -74,8 +87,8 @@ def _number(low: int, high: int) -> Callable[[Tree], int]:
     return read_number
 
 
-def _decimal(low: float, high: float) -> Callable[[Tree], float]:
-    def read_decimal(value: Tree) -> float:
+def _decimal(low: float, high: float) -> Callable[[Node], float]:
+    def read_decimal(value: Node) -> float:
         text = _text(value)
         if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", text) or not low <= float(text) <= high:
             raise ValueError(f"{text[:40]!r} is not a number from {low:g} to {high:g}")
@@ -84,52 +97,43 @@ def _decimal(low: float, high: float) -> Callable[[Tree], float]:
     return read_decimal
 
 
-def _one_of(*choices: str) -> Callable[[Tree], str]:
-    def read_choice(value: Tree) -> str:
+def _one_of(choices: Mapping[str, Choice]) -> Callable[[Node], Choice]:
+    def read_choice(value: Node) -> Choice:
         text = _text(value).lower()
         if text not in choices:
             raise ValueError(f"{text[:40]!r} is not one of {', '.join(choices)}")
-        return text
+        return choices[text]
 
     return read_choice
 
 
-def _flag(value: Tree) -> bool:
-    text = _text(value).lower()
-    if text not in _WORDS_FOR_BOOL:
-        raise ValueError(f"{text[:40]!r} is neither true nor false")
-    return _WORDS_FOR_BOOL[text]
+def _matching(pattern: str, mistake: str) -> Callable[[Node], str]:
+    def read_text(value: Node) -> str:
+        if not re.fullmatch(pattern, text := _text(value)):
+            raise ValueError(mistake)
+        return text
+
+    return read_text
 
 
-def _names(value: Tree) -> tuple[str, ...]:
-    listed = value.items if isinstance(value, YamlList) else (value,)
-    return tuple(catalog.check_name(_text(one)) for one in listed)
-
-
-def _shares(value: Tree) -> tuple[float, ...]:
-    listed = value.items if isinstance(value, YamlList) else (value,)
-    texts = [_text(one) for one in listed]
+def _shares(value: Node) -> tuple[float, ...]:
+    texts = _texts(value)
     if not all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) for text in texts) or not 0 < len(texts) <= MAX_DEVICES:
         raise ValueError(f"must be up to {MAX_DEVICES} numbers, one share per GPU, such as [3, 1]")
-    if not any(shares := tuple(float(text) for text in texts)):
+    if not any(shares := tuple(map(float, texts))):
         raise ValueError("must have a share above 0")
     return shares
 
 
-def _or(word: str, meaning: int | None, read_number: Callable[[Tree], int]) -> Callable[[Tree], int | None]:
-    return lambda value: meaning if isinstance(value, Scalar) and value.text.strip().lower() == word else read_number(value)
-
-
-def _kv_types(value: Tree) -> KvTypes:
+def _kv_types(value: Node) -> KvTypes:
     texts = _text(value).lower().split("/")
     if len(texts) > 2 or not set(texts) <= set(KvType):
         raise ValueError(f"{_text(value)[:40]!r} must be one of {', '.join(KvType)}, or one for keys and one for values, such as q8_0/q4_0")
     return KvTypes(*map(KvType, texts))
 
 
-def _overrides(value: Tree) -> tuple[str, ...]:
-    listed = value.items if isinstance(value, YamlList) else (value,)
-    texts = tuple(_text(one) for one in listed)
+def _overrides(value: Node) -> tuple[str, ...]:
+    texts = _texts(value)
     for text in texts:
         pattern, _, device = text.rpartition("=")
         try:
@@ -141,52 +145,37 @@ def _overrides(value: Tree) -> tuple[str, ...]:
     return texts
 
 
-def _adapters(value: Tree) -> tuple[catalog.CatalogAdapter, ...]:
+def _adapters(value: Node) -> tuple[catalog.CatalogAdapter, ...]:
     """Read the adapters with their own names and relative files."""
-    if not isinstance(value, YamlFields):
+    if not isinstance(value, MappingNode):
         raise ValueError("must have a field for each adapter, such as `sql: {file: sql.gguf, scale: 1}`")
-    if len(value.pairs) > catalog.MAX_ADAPTERS:
-        raise ValueError(f"has {len(value.pairs)} adapters; at most {catalog.MAX_ADAPTERS} are allowed")
-    adapters = {key.text: _adapter(key.text, fields) for key, fields in value.pairs}
-    if len(adapters) < len(value.pairs):
+    if len(value.value) > catalog.MAX_ADAPTERS:
+        raise ValueError(f"has {len(value.value)} adapters; at most {catalog.MAX_ADAPTERS} are allowed")
+    adapters = {key.value: _adapter(key.value, fields) for key, fields in value.value}
+    if len(adapters) < len(value.value):
         raise ValueError("has an adapter twice")
     return tuple(adapters.values())
 
 
-def _adapter(name: str, value: Tree) -> catalog.CatalogAdapter:
+def _adapter(name: str, value: Node) -> catalog.CatalogAdapter:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "latest":
         raise ValueError(f"{name[:40]!r}: the name of an adapter has letters, digits, dots, dashes and underscores, and isn't `latest`")
-    pairs = value.pairs if isinstance(value, YamlFields) else ()
-    fields = {key.text: one for key, one in pairs}
+    pairs = value.value if isinstance(value, MappingNode) else []
+    fields = {key.value: one for key, one in pairs}
     if "file" not in fields or fields.keys() - {"file", "scale"} or len(fields) < len(pairs):
         raise ValueError(f"{name}: an adapter has the fields `file` and `scale`")
-    return catalog.CatalogAdapter(
-        ModelName(name), _path(fields["file"]), _decimal(0.001, 100)(fields["scale"]) if "scale" in fields else 1.0
-    )
+    scale = _decimal(0.001, 100)(fields["scale"]) if "scale" in fields else 1.0
+    return catalog.CatalogAdapter(ModelName(name), _path(fields["file"]), scale)
 
 
-def _digest(value: Tree) -> str:
-    text = _text(value).lower().removeprefix("sha256:")
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise ValueError("must be a SHA-256 of 64 hexadecimal digits; `sha256sum FILE` shows it")
-    return text
-
-
-def _url_path(value: Tree) -> str:
-    text = _text(value)
-    if not re.fullmatch(r"/[!-~]{0,499}", text):
-        raise ValueError("must be a path such as /infer")
-    return text
-
-
-def _pointer(value: Tree) -> str:
-    if not isinstance(value, Scalar) or not re.fullmatch(r"(/[^/]{1,100}){0,10}", value.text):
+def _pointer(value: Node) -> str:
+    if not isinstance(value, ScalarNode) or not re.fullmatch(r"(/[^/]{1,100}){0,10}", value.value):
         raise ValueError("must be a JSON pointer such as /output/0/text")
-    return value.text
+    return str(value.value)
 
 
-def _command(value: Tree) -> tuple[str, ...]:
-    words = tuple(_text(one) for one in value.items) if isinstance(value, YamlList) else tuple(shlex.split(_text(value)))
+def _command(value: Node) -> tuple[str, ...]:
+    words = _texts(value) if isinstance(value, SequenceNode) else tuple(shlex.split(_text(value)))
     if not any("{port}" in word for word in words):
         raise ValueError("needs {port}, where the program takes its port")
     return words
@@ -197,24 +186,27 @@ def _vllm(name: str, slots: int) -> tuple[str, ...]:
 
 
 #: The field in the file -> the field of CatalogEntry and its reader.
-FIELDS: dict[str, tuple[str, Callable[[Tree], object]]] = {
+FIELDS: dict[str, tuple[str, Callable[[Node], object]]] = {
     "name": ("name", lambda value: catalog.check_name(_text(value))),
     "file": ("file", _path),
-    "digest": ("digest", _digest),
-    "aliases": ("aliases", _names),
+    "digest": ("digest", lambda value: _matching("(?i:sha256:)?[0-9a-fA-F]{64}", _NOT_A_DIGEST)(value).lower()[-64:]),
+    "aliases": ("aliases", lambda value: tuple(map(catalog.check_name, _texts(value)))),
     "context": ("context_tokens", _number(64, 1_048_576)),
     "slots": ("slots", _number(1, 256)),
     "memory": ("memory_bytes", lambda value: quantities.parse_bytes(_text(value))),
-    "replicas": ("replicas", _or("auto", None, _number(1, 16))),
+    "replicas": ("replicas", _number(1, 16, auto=None)),
     "gpu_layers": ("gpu_layers", _number(-1, 10_000)),
-    "cpu_experts": ("cpu_experts", _or("all", MAX_LAYERS, _number(0, MAX_LAYERS))),
+    "cpu_experts": ("cpu_experts", _number(0, MAX_LAYERS, all=MAX_LAYERS)),
     "adapters": ("adapters", _adapters),
     "override_tensor": ("override_tensor", _overrides),
-    "split_mode": ("split_mode", lambda value: SplitMode(_one_of(*SplitMode)(value))),
+    "split_mode": ("split_mode", _one_of({mode.value: mode for mode in SplitMode})),
     "keep_alive": ("keep_alive_seconds", lambda value: quantities.parse_seconds(_text(value))),
-    "pin": ("pinned", _flag),
-    "preload": ("preload", _flag),
-    "kv_mode": ("kv_mode", lambda value: KvMode.SHARED if _text(value) == "fast" else KvMode(_one_of(*KvMode)(value))),
+    "pin": ("pinned", _one_of(_FLAG)),
+    "preload": ("preload", _one_of(_FLAG)),
+    "kv_mode": (
+        "kv_mode",
+        lambda value: KvMode.SHARED if _text(value) == "fast" else _one_of({mode.value: mode for mode in KvMode})(value),
+    ),
     "kv_type": ("kv_type", _kv_types),
     "projector": ("projector", _path),
     "device": ("device", _number(0, MAX_DEVICES - 1)),
@@ -222,15 +214,15 @@ FIELDS: dict[str, tuple[str, Callable[[Tree], object]]] = {
     "temperature": ("temperature", _decimal(0, sampling.MAX_TEMPERATURE)),
     "top_p": ("top_p", _decimal(0.01, 1)),
     "repeat_penalty": ("repeat_penalty", _decimal(sampling.MIN_REPEAT_PENALTY, sampling.MAX_REPEAT_PENALTY)),
-    "reasoning": ("reasoning", lambda value: {"on": True, "off": False}.get(_one_of("on", "off", "auto")(value))),
+    "reasoning": ("reasoning", _one_of({"on": True, "off": False, "auto": None})),
     "reasoning_budget": ("reasoning_budget", _number(0, 1_048_576)),
     "gpu_memory": ("memory_bytes", lambda value: quantities.parse_bytes(_text(value))),
     "max_batch_size": ("slots", _number(1, 256)),
     "program": ("command", _command),
-    "dialect": ("dialect", lambda value: Dialect(_one_of(*Dialect)(value))),
+    "dialect": ("dialect", _one_of({dialect.value: dialect for dialect in Dialect})),
     "ready_timeout": ("ready_seconds", lambda value: quantities.parse_seconds(_text(value)) or quantities.MAX_SECONDS),
     "service": ("service", _text),
-    "path": ("path", _url_path),
+    "path": ("path", _matching(r"/[!-~]{0,499}", "must be a path such as /infer")),
     "answer": ("answer", _pointer),
     "port": ("port", _number(1, 65535)),
     "token_file": ("token_file", _path),
@@ -260,45 +252,42 @@ class _File:
     def read(self, text: str, *, inner: bool = False) -> None:
         """Raises NotReadable."""
         tree = yaml_tree.read(text)
-        if not inner and isinstance(tree, YamlFields) and _is_config_map(tree):
+        if tree is not None and not inner and _word(tree, "kind") == "ConfigMap":
             self._read_config_map(tree)
             return
         where, listed = self._find_list(tree)
-        if listed is None:
-            return
-        outer = tree.find("inference") if isinstance(tree, YamlFields) else None
-        engine = next((one.find("engine") for one in (outer, tree) if isinstance(one, YamlFields) and one.find("engine")), None)
-        for position, item in enumerate(listed.items):
-            self._read_model(item, f"{where}[{position}]", by_vllm=isinstance(engine, Scalar) and engine.text == VLLM)
+        outer = yaml_tree.find(tree, "inference")
+        engine = _word(outer, "engine") or _word(tree, "engine")
+        for position, item in enumerate(listed):
+            self._read_model(item, f"{where}[{position}]", by_vllm=engine == VLLM)
 
-    def _read_config_map(self, tree: YamlFields) -> None:
-        data = tree.find("data")
-        texts = [value.text for _, value in data.pairs if isinstance(value, Scalar)] if isinstance(data, YamlFields) else []
+    def _read_config_map(self, tree: Node) -> None:
+        data = yaml_tree.find(tree, "data")
+        values = [value for _, value in data.value] if isinstance(data, MappingNode) else []
+        texts = [value.value for value in values if isinstance(value, ScalarNode)]
         if len(texts) != 1:
             self._mistake(tree, "data", "a ConfigMap must contain exactly one text, the models.yaml")
-            return
-        named = _File(f"{self.source} (the text in data)", self.folder, self.found, self.defaults, self.reading)
-        named.read(texts[0], inner=True)
+        else:
+            replace(self, source=f"{self.source} (the text in data)").read(texts[0], inner=True)
 
-    def _find_list(self, tree: Tree | None) -> tuple[str, YamlList | None]:
-        """Return the list of models and its name in messages; None after noting a mistake."""
+    def _find_list(self, tree: Node | None) -> tuple[str, list[Node]]:
+        """Return the list of models and its name in messages; empty after noting a mistake."""
         where = "models"
-        if isinstance(tree, YamlFields):
+        if isinstance(tree, MappingNode):
             self._check_names(tree, _OUTER, "")
-            inner = tree.find("inference")
-            if isinstance(inner, YamlFields):
+            inner = yaml_tree.find(tree, "inference")
+            if isinstance(inner, MappingNode):
                 self._check_names(inner, _OUTER, "inference.")
-                where, tree = "inference.models", inner.find("models")
-            else:
-                tree = tree.find("models")
-        if isinstance(tree, YamlList):
-            return where, tree
-        line = "" if tree is None else f" line {tree.line}"
+                where, tree = "inference.models", inner
+            tree = yaml_tree.find(tree, "models")
+        if isinstance(tree, SequenceNode):
+            return where, tree.value
+        line = "" if tree is None else f" line {yaml_tree.line(tree)}"
         self.reading.mistakes.append(f"{self.source}{line}: there is no list of models; start with `models:` and `- name: …` below it")
-        return where, None
+        return where, []
 
-    def _read_model(self, item: Tree, where: str, *, by_vllm: bool) -> None:
-        if not isinstance(item, YamlFields):
+    def _read_model(self, item: Node, where: str, *, by_vllm: bool) -> None:
+        if not isinstance(item, MappingNode):
             self._mistake(item, where, "must have fields, such as `name`")
             return
         self._check_names(item, tuple(FIELDS), f"{where}.")
@@ -321,26 +310,26 @@ class _File:
         if file is not None:
             if service is None and given:
                 self._mistake(item, f"{where}.{next(iter(given))}", "needs `service`; the model's file is `file:`")
-            self.reading.located.append(LocatedEntry(self._place(item, where), self.defaults.entry(file=file, **values)))
+            self.reading.entries.append(self.defaults.entry(file=file, place=self._place(item, where), **values))
         elif service is not None:
             known = {name: value for name, value in values.items() if name in _OF_SERVICES}
             self.reading.elsewhere.append(RemoteModel(service=service, **{"path": "/infer", **given}, **known))
         elif len(self.reading.mistakes) == noted:
             self._mistake(item, where, f"has no `file:`, and there is no {values['name']}.gguf in MODELS_DIR")
 
-    def _read_program(self, item: YamlFields, where: str, program: dict[str, Any], values: dict[str, Any]) -> None:
+    def _read_program(self, item: MappingNode, where: str, program: dict[str, Any], values: dict[str, Any]) -> None:
         if "command" not in program:
-            if item.find("program") is None:
+            if yaml_tree.find(item, "program") is None:
                 self._mistake(item, f"{where}.{next(iter(program))}", "needs `program`")
         elif (wrong := next((name for name in values if name not in _OF_PROGRAMS), None)) is not None:
             self._mistake(item, f"{where}.{wrong}", "is not for a program; write it into the command")
         elif "memory_bytes" not in values:
             self._mistake(item, where, "needs `memory`: how much the program takes")
         else:
-            entry = self.defaults.entry(file=Path(program["command"][0]), program=ModelProgram(**program), **values)
-            self.reading.located.append(LocatedEntry(self._place(item, where), entry))
+            values |= {"file": Path(program["command"][0]), "program": ModelProgram(**program), "place": self._place(item, where)}
+            self.reading.entries.append(self.defaults.entry(**values))
 
-    def _placed(self, adapter: catalog.CatalogAdapter, model: ModelName, item: YamlFields, where: str) -> catalog.CatalogAdapter:
+    def _placed(self, adapter: catalog.CatalogAdapter, model: ModelName, item: MappingNode, where: str) -> catalog.CatalogAdapter:
         """Return an adapter with the name under which it is served, and its whole path."""
         name = ModelName(f"{model}:{adapter.name}")
         try:
@@ -349,42 +338,42 @@ class _File:
             self._mistake(item, f"{where}.adapters", str(error))
         return catalog.CatalogAdapter(name, self.folder / adapter.file, adapter.scale)
 
-    def _values(self, item: YamlFields, where: str) -> Iterator[tuple[str, Any]]:
+    def _values(self, item: MappingNode, where: str) -> Iterator[tuple[str, Any]]:
         """Yield the valid fields of an entry, and note mistakes in the others."""
         spellings: dict[str, str] = {}
-        for key, value in item.pairs:
-            known = FIELDS.get(key.text)
-            if known is None or (isinstance(value, Scalar) and value.is_null):
+        for key, value in item.value:
+            if key.value not in FIELDS or yaml_tree.is_null(value):
                 continue
-            field, read_value = known
-            if spellings.setdefault(field, key.text) != key.text:
-                self._mistake(key, f"{where}.{key.text}", f"means the same as {spellings[field]}; keep one of them")
+            field, read_value = FIELDS[key.value]
+            if spellings.setdefault(field, key.value) != key.value:
+                self._mistake(key, f"{where}.{key.value}", f"means the same as {spellings[field]}; keep one of them")
                 continue
             try:
                 read = read_value(value)
                 yield field, self.folder / read if field == "projector" and isinstance(read, Path) else read
             except ValueError as error:
-                self._mistake(value, f"{where}.{key.text}", str(error))
+                self._mistake(value, f"{where}.{key.value}", str(error))
 
-    def _check_names(self, fields: YamlFields, known: tuple[str, ...], where: str) -> None:
+    def _check_names(self, fields: MappingNode, known: tuple[str, ...], where: str) -> None:
         seen: set[str] = set()
-        for key, _ in fields.pairs:
-            if key.text in seen:
-                self._mistake(key, f"{where}{key.text[:40]}", "appears twice")
-            elif key.text not in known:
-                self._mistake(key, f"{where}{key.text[:40]}", f"is not a field; {_nearest(key.text, known)}")
-            seen.add(key.text)
+        for key, _ in fields.value:
+            if key.value in seen:
+                self._mistake(key, f"{where}{key.value[:40]}", "appears twice")
+            elif key.value not in known:
+                self._mistake(key, f"{where}{key.value[:40]}", f"is not a field; {_nearest(key.value, known)}")
+            seen.add(key.value)
 
-    def _mistake(self, at: Tree, where: str, sentence: str) -> None:
+    def _mistake(self, at: Node, where: str, sentence: str) -> None:
         self.reading.mistakes.append(f"{self._place(at, where)}: {sentence}")
 
-    def _place(self, at: Tree, where: str) -> str:
-        return f"{self.source} line {at.line}, {where}"
+    def _place(self, at: Node, where: str) -> str:
+        return f"{self.source} line {yaml_tree.line(at)}, {where}"
 
 
-def _is_config_map(tree: YamlFields) -> bool:
-    kind = tree.find("kind")
-    return isinstance(kind, Scalar) and kind.text == "ConfigMap"
+def _word(fields: Node | None, name: str) -> str:
+    """Return the text of a field; empty if it is missing, or no text."""
+    value = yaml_tree.find(fields, name)
+    return value.value if isinstance(value, ScalarNode) else ""
 
 
 def _nearest(name: str, known: tuple[str, ...]) -> str:

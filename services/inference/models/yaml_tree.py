@@ -1,12 +1,12 @@
-"""Parses YAML into a small tree with line numbers, safe against bombs of aliases and brackets.  Pure.
+"""Parses YAML into nodes with their lines, within limits against bombs of aliases and brackets.  Pure.
 
 Every scalar stays text, so that no tag can construct an object, and each field decides what ``no`` or ``1_000`` means.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import yaml
+from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 #: A catalog of a hundred models has a tenth of it.
 MAX_NODES = 10_000
@@ -20,39 +20,12 @@ class NotReadable(Exception):
     """The text is not YAML or exceeds a limit; the message, for people, says where."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scalar:
-    line: int
-    text: str
-    #: Empty, ``null`` or ``~``, without quotes.
-    is_null: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class YamlList:
-    line: int
-    items: tuple["Tree", ...]
-
-
-@dataclass(frozen=True, slots=True)
-class YamlFields:
-    line: int
-    #: In order; the reader must refuse repeated names.
-    pairs: tuple[tuple[Scalar, "Tree"], ...]
-
-    def find(self, name: str) -> "Tree | None":
-        return next((value for key, value in self.pairs if key.text == name), None)
-
-
-Tree = Scalar | YamlList | YamlFields
-
-
-def read(text: str) -> Tree | None:
-    """Parse the document in ``text``; None if it is empty. Raises NotReadable."""
+def read(text: str) -> Node | None:
+    """Parse the document in ``text``; None if it is empty. The names of fields are scalars. Raises NotReadable."""
     try:
         loader = _Loader(text)
         try:
-            node = loader.get_single_node()
+            root = loader.get_single_node()
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
@@ -61,7 +34,24 @@ def read(text: str) -> Tree | None:
         raise NotReadable(f"{where}{error.problem or error.context or 'it is not YAML'}") from error
     except yaml.YAMLError as error:
         raise NotReadable(f"it is not YAML: {' '.join(str(error).split())[:200]}") from error
-    return None if node is None else _YamlConversion().convert(node, depth=0)
+    # An alias's nodes count each time it is used: nine aliases of nine aliases are quick to parse but endless to walk.
+    for count, (_, depth) in enumerate([] if root is None else _walk(root, 0), start=1):
+        _check_size(count, depth)
+    return root
+
+
+def line(node: Node) -> int:
+    return node.start_mark.line + 1
+
+
+def is_null(node: Node) -> bool:
+    """Return whether a field has no value: empty, ``null`` or ``~``, without quotes."""
+    return node.tag == _NULL_TAG
+
+
+def find(fields: Node | None, name: str) -> Node | None:
+    """Return the value of a field; None if it is missing, or if there are no fields."""
+    return next((value for key, value in fields.value if key.value == name), None) if isinstance(fields, MappingNode) else None
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,7 +62,7 @@ class _Loader(yaml.SafeLoader):
         self._nodes = 0
         self._depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
         self._nodes += 1
         self._depth += 1
         _check_size(self._nodes, self._depth)
@@ -82,29 +72,17 @@ class _Loader(yaml.SafeLoader):
             self._depth -= 1
 
 
-class _YamlConversion:
-    """Counts an alias's nodes each time it is used: nine aliases of nine aliases are quick to parse but endless to walk."""
-
-    def __init__(self) -> None:
-        self._nodes = 0
-
-    def convert(self, node: yaml.Node, depth: int) -> Tree:
-        self._nodes += 1
-        _check_size(self._nodes, depth)
-        line = node.start_mark.line + 1
-        if isinstance(node, yaml.ScalarNode):
-            return Scalar(line, str(node.value), node.tag == _NULL_TAG)
-        if isinstance(node, yaml.SequenceNode):
-            return YamlList(line, tuple(self.convert(item, depth + 1) for item in node.value))
-        assert isinstance(node, yaml.MappingNode)
-        return YamlFields(line, tuple(self._pairs(node, depth + 1)))
-
-    def _pairs(self, node: yaml.MappingNode, depth: int) -> Iterator[tuple[Scalar, Tree]]:
-        for key, value in node.value:
-            name = self.convert(key, depth)
-            if not isinstance(name, Scalar):
-                raise NotReadable(f"line {name.line}: a field's name must be a single value")
-            yield name, self.convert(value, depth)
+def _walk(node: Node, depth: int) -> Iterator[tuple[Node, int]]:
+    """Yield the nodes with their depth. Raises NotReadable."""
+    yield node, depth
+    children = node.value if isinstance(node, SequenceNode) else ()
+    if isinstance(node, MappingNode):
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode):
+                raise NotReadable(f"line {line(key)}: a field's name must be a single value")
+        children = [child for pair in node.value for child in pair]
+    for child in children:
+        yield from _walk(child, depth + 1)
 
 
 def _check_size(nodes: int, depth: int) -> None:

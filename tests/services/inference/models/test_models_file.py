@@ -32,7 +32,7 @@ def read(text: str, found: dict[str, Path] | None = None, defaults: Defaults = D
 def entries(text: str, found: dict[str, Path] | None = None) -> list[CatalogEntry]:
     reading = read(text, found)
     assert not reading.mistakes
-    return [located.entry for located in reading.located]
+    return reading.entries
 
 
 def entry(name: str = "a", file: str = "a.gguf", **fields: Any) -> CatalogEntry:
@@ -118,7 +118,7 @@ def test_registry_of_services_is_accepted_as_is() -> None:
     reading = read(text, {"embeddings": FOLDER / "embeddings.gguf"})
     assert not reading.mistakes
     assert reading.elsewhere == [RemoteModel(ModelName("llm-gptq"), "llm-gptq-service.ai-models.svc.cluster.local", "/infer")]
-    assert [located.entry for located in reading.located] == [entry("embeddings", "embeddings.gguf")]
+    assert reading.entries == [entry("embeddings", "embeddings.gguf")]
 
 
 def test_an_entry_of_a_registry_with_its_options() -> None:
@@ -227,7 +227,7 @@ def test_projector_is_relative_to_the_file() -> None:
 def test_worker_settings_are_the_defaults() -> None:
     defaults = Defaults(slots=7, context_tokens=512, gpu_layers=3, keep_alive_seconds=60.0)
     reading = read("- {name: a, file: a.gguf}\n- {name: b, file: b.gguf, slots: 1, keep_alive: forever}", defaults=defaults)
-    assert [located.entry for located in reading.located] == [
+    assert reading.entries == [
         entry(slots=7, context_tokens=512, gpu_layers=3, keep_alive_seconds=60.0),
         entry("b", "b.gguf", slots=1, context_tokens=512, gpu_layers=3, keep_alive_seconds=None),
     ]
@@ -272,7 +272,9 @@ def test_example_is_valid_and_explains_every_field() -> None:
         pytest.param("- {name: a, file: x, digest: abc}", "models[0].digest: must be a SHA-256", id="a short digest"),
         pytest.param("- {name: a, file: x, memory: lots}", "models[0].memory: 'lots' is not a size", id="no size"),
         pytest.param("- {name: a, file: x, keep_alive: a while}", "models[0].keep_alive: 'a while' is not a duration", id="no duration"),
-        pytest.param("- {name: a, file: x, pin: perhaps}", "models[0].pin: 'perhaps' is neither true nor false", id="no flag"),
+        pytest.param(
+            "- {name: a, file: x, pin: perhaps}", "models[0].pin: 'perhaps' is not one of true, yes, on, false, no, off", id="no flag"
+        ),
         pytest.param("- {name: a, file: x, kv_mode: best}", "models[0].kv_mode: 'best' is not one of exact, shared", id="no mode"),
         pytest.param("- {name: a, file: x, kv_type: q8_0/f32}", "'q8_0/f32' must be one of f16, bf16, q8_0, q4_0", id="no type"),
         pytest.param("- {name: a, file: x, kv_type: f16/f16/f16}", "must be one of f16", id="three types"),
@@ -359,4 +361,4 @@ def test_yaml_bomb_is_refused(text: str) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     reading = read(text)
     assert all(mistake.startswith("models.yaml") for mistake in reading.mistakes)
-    assert all(located.entry.name.isprintable() for located in reading.located)
+    assert all(found.name.isprintable() for found in reading.entries)
