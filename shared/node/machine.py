@@ -5,6 +5,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -85,22 +86,41 @@ class CounterRate:
 
 OWN_GROUP = Path("/proc/self/cgroup")
 MOUNT = Path("/sys/fs/cgroup")
+#: The controller of cgroup v1, or none for v2 -> the files with a group's limit and use, and the part of it that is freed on demand.
+_MEMORY_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
-def find_cgroups(own_group: Path = OWN_GROUP, mount: Path = MOUNT) -> tuple[Path, ...]:
-    """Return the folders of our cgroup and its parents, whose limits also apply; empty without cgroup v2, where no limits are found."""
+def find_cgroups(own_group: Path = OWN_GROUP, mount: Path = MOUNT, controller: str = "") -> tuple[Path, ...]:
+    """Return the folders of our cgroup and its parents, whose limits also apply: in cgroup v2, or those of a controller of v1. Empty if
+    there are none."""
     try:
-        lines = own_group.read_text(encoding="utf-8").splitlines()
+        groups = [line.split(":", 2) for line in own_group.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return ()
-    path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
+    path = next((group[2] for group in groups if len(group) == 3 and controller in group[1].split(",")), None)
     if path is None:
         return ()
+    mount /= controller
     own = mount / path.lstrip("/")
     if ".." in own.parts or not own.is_dir():
         # A container that is given its path on the host, but only its own part of the tree.
         own = mount
     return tuple(folder for folder in (own, *own.parents) if folder.is_relative_to(mount))
+
+
+def free_memory(own_group: Path = OWN_GROUP, mount: Path = MOUNT) -> int:
+    """Return the bytes that this process can still use: what is left of the machine's memory and under each limit."""
+    left = [psutil.virtual_memory().available]
+    for controller, (limit, used, reclaimable) in _MEMORY_FILES.items():
+        for folder in find_cgroups(own_group, mount, controller):
+            # The root has no limit file, and a group without a limit says "max".
+            with suppress(OSError, ValueError):
+                allowed, taken = (int((folder / name).read_text(encoding="ascii")) for name in (limit, used))
+                left.append(allowed - taken + _field(folder / "memory.stat", reclaimable))
+    return max(0, min(left))
 
 
 def cgroup_memory(folders: Iterable[Path], machine_bytes: int) -> Space | None:

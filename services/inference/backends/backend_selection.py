@@ -59,9 +59,8 @@ async def find_devices(settings: InferenceSettings) -> tuple[list[str], MemoryBu
     wanted = devices.flavour() if settings.gpu_layers else None
     found = None if wanted is None else await devices.probe(engine_supervisor.inherited())
     lines = list(devices.describe(found, wanted, settings.threads or free_cores()))
-    cache = memory.prompt_cache_bytes(settings.prompt_cache_bytes)
-    budget = memory.measure(settings.model_memory_bytes, () if found is None else found.devices, cache=cache)
-    return lines, replace(budget, prompt_cache=cache)
+    gpus = () if found is None else found.devices
+    return lines, memory.measure(settings.model_memory_bytes, gpus, cache=settings.prompt_cache_bytes)
 
 
 @asynccontextmanager

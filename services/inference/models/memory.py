@@ -1,9 +1,7 @@
 """Measures the memory for models, and estimates how much a model needs."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from services.inference.engine import gguf_header
 from services.inference.engine.devices import MARGIN_BYTES, Device
@@ -11,6 +9,7 @@ from services.inference.engine.gguf_header import GgufHeader, NotAModel
 from services.inference.models.quantities import MemoryBytes
 from shared import amounts
 from shared.api.generation import LONG_SIDE
+from shared.node import machine
 
 #: Share of the free memory that is left to the rest of the machine.
 HEADROOM_SHARE = 0.1
@@ -34,8 +33,6 @@ _ONE_SIZE = frozenset(
     )
 )
 _FLOAT_BYTES = 4
-#: A cgroup without a limit shows the largest multiple of a page.
-_NO_LIMIT_BYTES = 2**60
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +52,23 @@ class MemoryBudget:
         return MemoryBytes(self.bytes, sum(self.vram))
 
 
-def prompt_cache_bytes(setting: int | None, *, root: Path = Path("/")) -> int:
-    """Return ``setting`` (PROMPT_CACHE_RAM) if it is set, else a share of the free memory."""
-    return setting if setting is not None else min(MAX_PROMPT_CACHE_BYTES, round(_free_ram(root) * PROMPT_CACHE_SHARE))
-
-
-def measure(setting: int | None, devices: Sequence[Device] = (), *, cache: int = 0, root: Path = Path("/")) -> MemoryBudget:
+def measure(setting: int | None, devices: Sequence[Device] = (), *, cache: int | None = 0) -> MemoryBudget:
     """Return the free RAM within the container's limits, and the GPUs' free memory. ``setting`` (MODEL_MEMORY) replaces the RAM, or with
-    GPUs theirs. ``cache`` is the part of the RAM that prompts take. ``root`` holds /proc and /sys."""
+    GPUs theirs. ``cache`` (PROMPT_CACHE_RAM) is the part of the RAM that prompts take, None for a share of it."""
+    free = machine.free_memory()
+    cache = min(MAX_PROMPT_CACHE_BYTES, round(free * PROMPT_CACHE_SHARE)) if cache is None else cache
     if setting is not None and not devices:
-        return MemoryBudget(setting, "MODEL_MEMORY")
-    free = _free_ram(root)
+        return MemoryBudget(setting, "MODEL_MEMORY", prompt_cache=cache)
     ram, source = max(0, round(free * (1 - HEADROOM_SHARE)) - cache), f"{amounts.show_bytes(free)} of memory free at the start"
     if not devices:
-        return MemoryBudget(ram, source)
+        return MemoryBudget(ram, source, prompt_cache=cache)
     left = tuple(max(0, device.free_bytes - MARGIN_BYTES) for device in devices)
     if setting is not None:
         shares = tuple(setting * each // max(1, sum(left)) for each in left)
-        return MemoryBudget(ram, f"MODEL_MEMORY, {source}", shares)
+        return MemoryBudget(ram, f"MODEL_MEMORY, {source}", shares, cache)
     names = ", ".join(device.name for device in devices)
-    return MemoryBudget(ram, f"{amounts.show_bytes(sum(device.free_bytes for device in devices))} free on {names}, {source}", left)
+    free_vram = amounts.show_bytes(sum(device.free_bytes for device in devices))
+    return MemoryBudget(ram, f"{free_vram} free on {names}, {source}", left, cache)
 
 
 def compute_bytes(header: GgufHeader, *, on_gpu: bool, slots: int) -> int:
@@ -110,59 +104,3 @@ def projector_bytes(file: Path | None) -> int:
     patches = (side // max(1, facts.patch_size) + 1) ** 2
     # Measured in floats: 3 widths and one feed-forward layer, of which some models have two, and the pixels.
     return file.stat().st_size + patches * (3 * facts.width + 2 * facts.feed_forward + 3 * facts.patch_size**2) * _FLOAT_BYTES
-
-
-def _free_ram(root: Path) -> int:
-    return max(0, min([_free_bytes(root), *_container_limits(root)]))
-
-
-def _free_bytes(root: Path) -> int:
-    found = _table(root / "proc/meminfo").get("MemAvailable")
-    if found is not None:
-        return found * 1024
-    # Not Linux: half of the RAM is a careful guess; MODEL_MEMORY overrides it.
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _container_limits(root: Path) -> Iterator[int]:
-    """Yield what is left under each memory limit of this process, in cgroup v2 or v1."""
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            yield from _spare(root / "sys/fs/cgroup", path, limit="memory.max", used="memory.current", reclaimable="inactive_file")
-        elif "memory" in controllers.split(","):
-            yield from _spare(
-                root / "sys/fs/cgroup/memory",
-                path,
-                limit="memory.limit_in_bytes",
-                used="memory.usage_in_bytes",
-                reclaimable="total_inactive_file",
-            )
-
-
-def _spare(mount: Path, path: str, *, limit: str, used: str, reclaimable: str) -> Iterator[int]:
-    """Look at the group and each one above it. In a container, the path may be the host's and not exist; the root is then ours."""
-    below = Path(path.strip("/"))
-    for folder in (mount / below, *((mount / below).parents[: len(below.parts)])):
-        most, taken = _number(folder / limit), _number(folder / used)
-        if most is None or taken is None or most >= _NO_LIMIT_BYTES:
-            continue
-        # Page cache counts as used, but is freed on demand.
-        yield most - taken + _table(folder / "memory.stat").get(reclaimable, 0)
-
-
-def _number(path: Path) -> int | None:
-    text = "".join(_lines(path)).strip()
-    return int(text) if text.isdecimal() else None
-
-
-def _table(path: Path) -> dict[str, int]:
-    rows = (line.replace(":", " ").split() for line in _lines(path))
-    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdecimal()}
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return []

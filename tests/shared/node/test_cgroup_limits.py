@@ -1,5 +1,7 @@
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from shared.node import machine
@@ -75,3 +77,39 @@ def test_an_unknown_file_format_is_reported_and_not_guessed(tmp_path: Path) -> N
     own = tree(tmp_path, cpu_max="50000 100000\n", cpu_stat="user_usec 5\n")
     with pytest.raises(ValueError, match="usage_usec"):
         machine.cgroup_processors((own,), 4, 0.0)
+
+
+V2, V1 = "a/b", "memory/docker/x"
+
+
+@pytest.mark.parametrize(
+    ("own_group", "files", "free_gib"),
+    [
+        pytest.param(None, {}, 8, id="no container: what the kernel calls available"),
+        pytest.param("0::/a/b", {V2: (4 * GIB, GIB, 0)}, 3, id="a limit of cgroup v2"),
+        pytest.param("0::/a/b", {V2: ("max", 5, 0), "a": (4 * GIB, 2 * GIB, 0)}, 2, id="the limit of a group above"),
+        pytest.param("0::/a/b", {V2: (4 * GIB, 3 * GIB, 2 * GIB)}, 3, id="pages of files are given back when somebody needs them"),
+        pytest.param("9:cpu:/\n4:memory:/docker/x", {V1: (4 * GIB, GIB, 0)}, 3, id="a limit of cgroup v1"),
+        pytest.param("4:memory:/docker/x", {V1: (9223372036854771712, GIB, 0)}, 8, id="cgroup v1 without a limit"),
+        pytest.param("4:memory:/docker/of-the-host", {"memory": (5 * GIB, 0, 0)}, 5, id="a path of the host's that is not there"),
+        pytest.param("what is this\n\n0::", {V2: ("?", "?", 0)}, 8, id="files of another kernel"),
+        pytest.param("0::/a/b", {V2: (5, GIB, 0)}, 0, id="a full container"),
+    ],
+)
+def test_free_memory(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own_group: str | None,
+    files: dict[str, tuple[int | str, int | str, int]],
+    free_gib: int,
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GIB))
+    if own_group is not None:
+        (tmp_path / "cgroup").write_text(f"{own_group}\n", encoding="ascii")
+    for folder, (limit, used, reclaimable) in files.items():
+        if folder.startswith("memory"):
+            written = {"memory_limit_in_bytes": f"{limit}\n", "memory_usage_in_bytes": f"{used}\n"}
+            tree(tmp_path / folder, **written, memory_stat=f"cache 1\ntotal_inactive_file {reclaimable}\n")
+        else:
+            tree(tmp_path / folder, memory_max=f"{limit}\n", memory_current=f"{used}\n", memory_stat=f"inactive_file {reclaimable}\n")
+    assert machine.free_memory(tmp_path / "cgroup", tmp_path) == free_gib * GIB

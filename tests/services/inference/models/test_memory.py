@@ -1,4 +1,3 @@
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from services.inference.models import load_plan, memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from shared.api.inference import ModelState
+from shared.node import machine
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
 from tests.services.inference.vector_reader import VectorReader
@@ -21,107 +21,32 @@ from tests.services.inference.vector_reader import VectorReader
 GIB = 2**30
 
 
-def machine(root: Path, files: Mapping[str, str]) -> Path:
-    for name, text in {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   8388608 kB\n", **files}.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
+@pytest.fixture(autouse=True)
+def free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "free_memory", lambda: 8 * GIB)
 
 
-V2 = "sys/fs/cgroup/a/b"
-V1 = "sys/fs/cgroup/memory/docker/x"
-
-
-@pytest.mark.parametrize(
-    ("files", "free_gib"),
-    [
-        pytest.param({}, 8, id="no container: what the kernel calls available"),
-        pytest.param(
-            {"proc/self/cgroup": "0::/a/b\n", f"{V2}/memory.max": f"{4 * GIB}\n", f"{V2}/memory.current": f"{GIB}\n"},
-            3,
-            id="a limit of cgroup v2",
-        ),
-        pytest.param(
-            {
-                "proc/self/cgroup": "0::/a/b\n",
-                f"{V2}/memory.max": "max\n",
-                f"{V2}/memory.current": "5\n",
-                "sys/fs/cgroup/a/memory.max": f"{4 * GIB}",
-                "sys/fs/cgroup/a/memory.current": f"{2 * GIB}",
-            },
-            2,
-            id="the limit of a group above",
-        ),
-        pytest.param(
-            {
-                "proc/self/cgroup": "0::/a/b\n",
-                f"{V2}/memory.max": f"{4 * GIB}\n",
-                f"{V2}/memory.current": f"{3 * GIB}\n",
-                f"{V2}/memory.stat": f"anon 7\ninactive_file {2 * GIB}\n",
-            },
-            3,
-            id="pages of files are given back when somebody needs them",
-        ),
-        pytest.param(
-            {
-                "proc/self/cgroup": "9:cpu:/\n4:memory:/docker/x\n",
-                f"{V1}/memory.limit_in_bytes": f"{4 * GIB}\n",
-                f"{V1}/memory.usage_in_bytes": f"{GIB}\n",
-            },
-            3,
-            id="a limit of cgroup v1",
-        ),
-        pytest.param(
-            {
-                "proc/self/cgroup": "4:memory:/docker/x\n",
-                f"{V1}/memory.limit_in_bytes": "9223372036854771712\n",
-                f"{V1}/memory.usage_in_bytes": f"{GIB}\n",
-            },
-            8,
-            id="cgroup v1 without a limit",
-        ),
-        pytest.param(
-            {
-                "proc/self/cgroup": "4:memory:/docker/of-the-host\n",
-                "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{5 * GIB}\n",
-                "sys/fs/cgroup/memory/memory.usage_in_bytes": "0\n",
-            },
-            5,
-            id="a path of the host's that is not there",
-        ),
-        pytest.param({"proc/self/cgroup": "what is this\n\n0::\n", f"{V2}/memory.max": "?"}, 8, id="files of another kernel"),
-        pytest.param(
-            {"proc/self/cgroup": "0::/a/b\n", f"{V2}/memory.max": "5\n", f"{V2}/memory.current": f"{GIB}\n"}, 0, id="a full container"
-        ),
-    ],
-)
-def test_free_memory(tmp_path: Path, files: dict[str, str], free_gib: int) -> None:
-    assert memory.measure(None, root=machine(tmp_path, files)).bytes == round(free_gib * GIB * 0.9)
-
-
-def test_gpu_memory_is_apart_from_ram_and_the_setting_replaces_it(tmp_path: Path) -> None:
-    root = machine(tmp_path, {})
+def test_gpu_memory_is_apart_from_ram_and_the_setting_replaces_it() -> None:
     devices = [Device(f"CUDA{number}", "a GPU", 24 * GIB, 20 * GIB) for number in range(2)]
     ram, left = round(8 * GIB * 0.9), 20 * GIB - MARGIN_BYTES
     described = "40.0 GiB free on CUDA0, CUDA1, 8.0 GiB of memory free at the start"
-    assert memory.measure(None, devices, root=root) == MemoryBudget(ram, described, (left, left))
-    assert memory.measure(8 * GIB, devices, root=root).vram == (4 * GIB, 4 * GIB)
-    assert memory.measure(7, root=root) == MemoryBudget(7, "MODEL_MEMORY")
+    assert memory.measure(None, devices) == MemoryBudget(ram, described, (left, left))
+    assert memory.measure(None) == MemoryBudget(ram, "8.0 GiB of memory free at the start")
+    assert memory.measure(8 * GIB, devices).vram == (4 * GIB, 4 * GIB)
+    assert memory.measure(7) == MemoryBudget(7, "MODEL_MEMORY")
 
 
-def test_the_prompt_cache_takes_its_part_of_the_ram(tmp_path: Path) -> None:
-    root = machine(tmp_path, {})
-    assert memory.prompt_cache_bytes(None, root=root) == round(0.8 * GIB)
-    assert memory.prompt_cache_bytes(0, root=root) == 0
-    assert memory.measure(None, cache=GIB, root=root).bytes == round(8 * GIB * 0.9) - GIB
-    gpu = memory.measure(None, [Device("CUDA0", "a GPU", 24 * GIB, 20 * GIB)], cache=GIB, root=root)
-    assert (gpu.bytes, len(gpu.vram)) == (round(8 * GIB * 0.9) - GIB, 1)
-    assert gpu.vram == memory.measure(None, [Device("CUDA0", "a GPU", 24 * GIB, 20 * GIB)], root=root).vram
-
-
-def test_machine_without_such_files_gets_an_estimate(tmp_path: Path) -> None:
-    assert memory.measure(None, root=tmp_path).bytes > 0
+def test_the_prompt_cache_takes_its_part_of_the_ram(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Device("CUDA0", "a GPU", 24 * GIB, 20 * GIB)
+    assert memory.measure(None, cache=None).prompt_cache == memory.measure(7, cache=None).prompt_cache == round(0.8 * GIB)
+    assert memory.measure(None).prompt_cache == 0
+    for devices in ((), (gpu,)):
+        budget = memory.measure(None, devices, cache=GIB)
+        assert (budget.bytes, budget.prompt_cache) == (round(8 * GIB * 0.9) - GIB, GIB)
+        assert budget.vram == memory.measure(None, devices).vram
+    assert memory.measure(8 * GIB, (gpu,), cache=GIB).prompt_cache == GIB
+    monkeypatch.setattr(machine, "free_memory", lambda: 200 * GIB)
+    assert memory.measure(None, cache=None).prompt_cache == memory.MAX_PROMPT_CACHE_BYTES
 
 
 def smollm2() -> tuple[CatalogEntry, GgufHeader]:
