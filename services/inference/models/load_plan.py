@@ -11,6 +11,7 @@ The rules, unless the model's entry or the worker's settings decide:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from services.inference.engine import gguf_header
 from services.inference.engine.engine_messages import KvType, KvTypes, SplitMode
@@ -67,6 +68,7 @@ def plan(
 ) -> LoadPlan:
     """``file_bytes`` is the size of all parts of a split model, whose header only describes the first, and of its adapters; ``others`` are
     the sizes of the worker's other models, and ``projector_bytes`` is what its file for images needs."""
+    planner = partial(_Planner, header, file_bytes, entry, budget, others=others, projector_bytes=projector_bytes)
     device = 0 if entry.device is None and entry.split_mode is SplitMode.NONE else entry.device
     gpus = tuple(range(len(budget.vram))) if device is None else (device,)
     if entry.gpu_layers == 0 or not any(budget.vram[gpu : gpu + 1] for gpu in gpus):
@@ -74,12 +76,11 @@ def plan(
     if entry.replicas is None and len(gpus) > 1 and not entry.tensor_split:
         # The smallest GPU must do for a whole model.
         smallest = min(gpus, key=lambda gpu: budget.vram[gpu])
-        alone = _Planner(header, file_bytes, entry, budget, others=others, projector=projector_bytes, gpus=(smallest,)).plan()
+        alone = planner(gpus=(smallest,)).plan()
         if alone.need.vram and (alone.gpu_layers, alone.cpu_experts) == (-1, 0):
             reasons = (*alone.reasons, f"replicas: {len(gpus)}, one for each GPU, because a GPU has room for the model")
             return replace(alone, devices=gpus, reasons=reasons)
-    one = _Planner(header, file_bytes, entry, budget, others=others, projector=projector_bytes, gpus=gpus).plan()
-    return _repeated(one, entry, budget, device if gpus else entry.device)
+    return _repeated(planner(gpus=gpus).plan(), entry, budget, device if gpus else entry.device)
 
 
 def _repeated(one: LoadPlan, entry: CatalogEntry, budget: MemoryBudget, device: int | None) -> LoadPlan:
@@ -94,68 +95,56 @@ def _repeated(one: LoadPlan, entry: CatalogEntry, budget: MemoryBudget, device: 
 def of_program(entry: CatalogEntry, budget: MemoryBudget) -> LoadPlan:
     """Plan a model that another server runs, in the memory that its entry states."""
     need = MemoryBytes(0, entry.memory_bytes or 0) if any(budget.vram) else MemoryBytes(entry.memory_bytes or 0)
-    one = LoadPlan(
-        context_tokens=entry.context_tokens or 0,
-        slots=entry.slots or SERVER_SLOTS,
-        gpu_layers=-1,
-        cpu_experts=0,
-        devices=(None,),
-        need=need,
-    )
+    context, slots = entry.context_tokens or 0, entry.slots or SERVER_SLOTS
+    one = LoadPlan(context_tokens=context, slots=slots, gpu_layers=-1, cpu_experts=0, devices=(None,), need=need)
     return _repeated(one, entry, budget, None)
 
 
+@dataclass
 class _Planner:
     """Plans one replica on these GPUs."""
 
-    def __init__(
-        self,
-        header: GgufHeader,
-        file_bytes: int,
-        entry: CatalogEntry,
-        budget: MemoryBudget,
-        *,
-        others: Sequence[int],
-        projector: int,
-        gpus: tuple[int, ...],
-    ) -> None:
-        self._header = header
-        self._entry = entry
-        self._gpus = gpus
-        self._room = MemoryBytes(budget.bytes, sum(budget.vram[gpu] for gpu in gpus if gpu < len(budget.vram)))
-        self._weights = max(file_bytes, 1)
-        self._projector = projector
-        #: A part's header only describes its own tensors, so their sizes are scaled.
-        scale = self._weights / max(1, header.tensor_bytes) if header.split_count > 1 else 1.0
-        self._layers = header.block_count or 1
+    header: GgufHeader
+    file_bytes: int
+    entry: CatalogEntry
+    budget: MemoryBudget
+    others: Sequence[int]
+    projector_bytes: int
+    gpus: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self._room = MemoryBytes(self.budget.bytes, sum(self.budget.vram[gpu] for gpu in self.gpus if gpu < len(self.budget.vram)))
+        self._weights = max(self.file_bytes, 1)
+        # A part's header only describes its own tensors, so their sizes are scaled.
+        scale = self._weights / max(1, self.header.tensor_bytes) if self.header.split_count > 1 else 1.0
+        self._layers = self.header.block_count or 1
         #: The experts of one layer; 0 without experts.
-        self._experts = round(header.expert_bytes * scale) // self._layers
-        self._kv = entry.kv_type or KvTypes(KvType.F16)
-        self._token_bytes = gguf_header.kv_bytes_per_token(header, self._kv.keys.value, (self._kv.values or self._kv.keys).value) or 0
-        self._others = sum(others)
-        self._sharers = 1 + len(others)
+        self._experts = round(self.header.expert_bytes * scale) // self._layers
+        self._kv = self.entry.kv_type or KvTypes(KvType.F16)
+        self._token_bytes = gguf_header.kv_bytes_per_token(self.header, self._kv.keys.value, (self._kv.values or self._kv.keys).value) or 0
+        self._others = sum(self.others)
 
     def plan(self) -> LoadPlan:
-        cap = CPU_CONTEXT_TOKENS if not self._gpus else GPU_CONTEXT_TOKENS
-        own = self._header.context_length or cap
-        context = min(self._entry.context_tokens or cap, own)
-        least = context if self._entry.context_tokens else min(LEAST_CONTEXT_TOKENS, context)
+        cap = CPU_CONTEXT_TOKENS if not self.gpus else GPU_CONTEXT_TOKENS
+        own = self.header.context_length or cap
+        context = min(self.entry.context_tokens or cap, own)
+        least = context if self.entry.context_tokens else min(LEAST_CONTEXT_TOKENS, context)
         cut = self._choose_cut(least, max(least, min(context, CPU_CONTEXT_TOKENS)))
-        if not cut.layers and not self._entry.context_tokens:
+        if not cut.layers and not self.entry.context_tokens:
             context = min(context, CPU_CONTEXT_TOKENS)
         most = context
-        while context > least and not self._fits(cut, context, self._entry.slots or LEAST_SLOTS, shared=True):
+        while context > least and not self._fits(cut, context, self.entry.slots or LEAST_SLOTS, shared=True):
             context = max(least, context // 2)
         slots, why_slots = self._slots(cut, context)
         need = self._need(cut, context, slots)
         is_whole = cut.layers == self._layers
-        is_set = self._is_set or self._entry.tensor_split or self._entry.override_tensor or self._entry.split_mode is SplitMode.ROW
-        if self._entry.memory_bytes is not None:
-            need = MemoryBytes(0, self._entry.memory_bytes) if cut.layers else MemoryBytes(self._entry.memory_bytes, 0)
+        is_set = self._is_set or self.entry.tensor_split or self.entry.override_tensor or self.entry.split_mode is SplitMode.ROW
+        if self.entry.memory_bytes is not None:
+            need = MemoryBytes(0, self.entry.memory_bytes) if cut.layers else MemoryBytes(self.entry.memory_bytes, 0)
         return LoadPlan(
             context_tokens=context,
             slots=slots,
-            gpu_layers=(-1 if is_whole else cut.layers) if self._gpus else self._entry.gpu_layers,
+            gpu_layers=(-1 if is_whole else cut.layers) if self.gpus else self.entry.gpu_layers,
             cpu_experts=cut.cpu_experts,
             devices=(None,),
             need=need,
@@ -164,42 +153,42 @@ class _Planner:
                 self._placing(cut),
                 self._why_context(context, most, own),
                 f"slots: {slots}, {why_slots}",
-                *((f"adapters: {len(self._entry.adapters)}, in memory with the model",) if self._entry.adapters else ()),
+                *((f"adapters: {len(self.entry.adapters)}, in memory with the model",) if self.entry.adapters else ()),
                 f"context in memory: {self._kv}, {self._token_bytes / 1024:.1f} KiB per token",
-                f"memory: {need} of {self._room}" + ("" if self._entry.memory_bytes is None else ", as set"),
-                *([f"images: by {self._entry.projector.name}, {show_bytes(self._projector)}"] if self._entry.projector else []),
+                f"memory: {need} of {self._room}" + ("" if self.entry.memory_bytes is None else ", as set"),
+                *([f"images: by {self.entry.projector.name}, {show_bytes(self.projector_bytes)}"] if self.entry.projector else []),
             ),
         )
 
     @property
     def _is_set(self) -> bool:
-        return self._entry.gpu_layers >= 0 or self._entry.cpu_experts is not None
+        return self.entry.gpu_layers >= 0 or self.entry.cpu_experts is not None
 
     def _cuts(self) -> Iterator[_Cut]:
         """Yield the ways to divide the model, the fastest first."""
-        if not self._gpus:
+        if not self.gpus:
             yield _Cut(0, 0)
             return
-        given = self._entry.cpu_experts
+        given = self.entry.cpu_experts
         most = min(given, self._layers) if given is not None else (self._layers if self._experts else 0)
-        layers = self._layers if self._entry.gpu_layers < 0 else min(self._entry.gpu_layers, self._layers)
+        layers = self._layers if self.entry.gpu_layers < 0 else min(self.entry.gpu_layers, self._layers)
         yield from (_Cut(layers, experts) for experts in range(most if given is not None else 0, most + 1))
-        if self._entry.gpu_layers < 0:
+        if self.entry.gpu_layers < 0:
             yield from (_Cut(fewer, most) for fewer in range(layers - 1, -1, -1))
 
     def _choose_cut(self, least: int, useful: int) -> _Cut:
         """A model that doesn't fit with the ``least`` context is slower anyway, and so gets a ``useful`` one."""
         cut, whole = _Cut(0, 0), _Cut(self._layers, 0)
         for cut in self._cuts():
-            if self._fits(cut, least if cut == whole else useful, self._entry.slots or LEAST_SLOTS):
+            if self._fits(cut, least if cut == whole else useful, self.entry.slots or LEAST_SLOTS):
                 break
         # The last is the processor alone, or what is set; the budget says whether it may be loaded.
         return cut
 
     def _slots(self, cut: _Cut, context: int) -> tuple[int, str]:
         """Return the slots and the reason."""
-        if self._entry.slots:
-            return self._entry.slots, "as set"
+        if self.entry.slots:
+            return self.entry.slots, "as set"
         most, where = (GPU_SLOTS, "GPU") if cut.layers == self._layers else (CPU_SLOTS, "processor")
         fit = next((count for count in range(most, 1, -1) if self._fits(cut, context, count, shared=True)), 1)
         return fit, f"the most on a {where}" if fit == most else "as many as fit"
@@ -210,8 +199,8 @@ class _Planner:
         if shared:
             total = room.vram if cut.layers else room.ram
             left = total - self._weights - self._others
-            total = total - self._others - left + left // self._sharers if self._others and left > 0 else total
-            total = min(total // (self._entry.replicas or 1), self._entry.memory_bytes or total)
+            total = total - self._others - left + left // (1 + len(self.others)) if self._others and left > 0 else total
+            total = min(total // (self.entry.replicas or 1), self.entry.memory_bytes or total)
             room = MemoryBytes(room.ram, total) if cut.layers else MemoryBytes(total, room.vram)
         return need.fits(room)
 
@@ -223,17 +212,17 @@ class _Planner:
         kv = slots * context * self._token_bytes
         kv_on_gpu = round(kv * cut.layers / self._layers)
         buffers = (
-            memory.compute_bytes(self._header, on_gpu=bool(cut.layers), slots=slots)
-            + memory.embedding_bytes(self._header, context)
-            + self._projector
+            memory.compute_bytes(self.header, on_gpu=bool(cut.layers), slots=slots)
+            + memory.embedding_bytes(self.header, context)
+            + self.projector_bytes
         )
         ram = self._weights - on_gpu + kv - kv_on_gpu + memory.PROCESS_BYTES
         return MemoryBytes(ram, on_gpu + kv_on_gpu + buffers) if cut.layers else MemoryBytes(ram + buffers, 0)
 
     def _placing(self, cut: _Cut) -> str:
-        if not self._gpus:
-            return "devices: the processor, " + ("as set" if self._entry.gpu_layers == 0 else "because there is no GPU for llama.cpp")
-        place = f"GPU {self._gpus[0]}" if len(self._gpus) == 1 else f"{len(self._gpus)} GPUs"
+        if not self.gpus:
+            return "devices: the processor, " + ("as set" if self.entry.gpu_layers == 0 else "because there is no GPU for llama.cpp")
+        place = f"GPU {self.gpus[0]}" if len(self.gpus) == 1 else f"{len(self.gpus)} GPUs"
         size = show_bytes(self._weights)
         if not cut.layers:
             return f"devices: the processor, because the model's {size} don't fit {place} in part either"
@@ -247,8 +236,8 @@ class _Planner:
 
     def _why_context(self, context: int, most: int, own: int) -> str:
         text = f"context: {context} tokens per slot, "
-        if self._entry.context_tokens:
-            return text + ("as set" if context == self._entry.context_tokens else "the model's own")
+        if self.entry.context_tokens:
+            return text + ("as set" if context == self.entry.context_tokens else "the model's own")
         if context < most:
-            return f"{text}reduced from {most}, so that {self._entry.slots or LEAST_SLOTS} slots fit"
+            return f"{text}reduced from {most}, so that {self.entry.slots or LEAST_SLOTS} slots fit"
         return text + ("the model's own" if context == own else "the default")
