@@ -86,7 +86,11 @@ def stamps_of(files: Iterable[Path]) -> Stamps:
         found = [(path, path.stat()) for path in files]
     except OSError:
         return ()
-    return tuple(Stamp(_text_of(path), one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino) for path, one in found)
+    return tuple(
+        # JSON can't hold bytes that are not UTF-8.
+        Stamp(os.fsencode(path).decode("utf-8", "backslashreplace"), one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino)
+        for path, one in found
+    )
 
 
 class KnownDigests:
@@ -100,16 +104,14 @@ class KnownDigests:
     def digest(self, files: tuple[Path, ...], compute: Callable[[tuple[Path, ...]], str]) -> str:
         """Return the digest, cached or computed. ``compute`` returns an empty text on failure."""
         looked_at, before = self._clock_ns(), stamps_of(files)
-        if before and (found := self._find(before)) is not None:
-            return found
+        for known in self._read() if before else ():
+            if known.stamps == before:
+                return known.sha256
         computed = compute(files)
         is_settled = all(max(stamp.modified_ns, stamp.changed_ns) < looked_at - TICK_NS for stamp in before)
         if computed and before and is_settled and stamps_of(files) == before:
             self._remember(_Known(before, computed))
         return computed
-
-    def _find(self, stamps: Stamps) -> str | None:
-        return next((known.sha256 for known in self._read() if known.stamps == stamps), None)
 
     def _remember(self, known: _Known) -> None:
         if self._file is None:
@@ -138,11 +140,6 @@ class KnownDigests:
             return _decode(body).models[-MOST_MODELS:] if len(body) <= MOST_BYTES else ()
         except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
             return ()
-
-
-def _text_of(path: Path) -> str:
-    """Escape bytes that are not UTF-8, which JSON can't hold."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +250,13 @@ class ModelFile:
         return _stamps(self._entry.file) + _stamps(self._entry.projector)
 
     def _check(self) -> FileCheck:
-        return _look(self._entry.file, self._entry.projector)
+        file, projector = self._entry.file, self._entry.projector
+        own, header, problem = _stamps(file), None, ""
+        try:
+            header = gguf_header.check_parts(file)
+        except gguf_header.NotAModel as error:
+            problem = f"{file} is not a usable model: {str(error).removeprefix(f'{file}: ')}"
+        return FileCheck(own + _stamps(projector), header, _size(own), memory.projector_bytes(projector), problem)
 
     def stop(self) -> None:
         """End the threads that read; they can't be canceled."""
@@ -290,8 +293,8 @@ class AdapterFile(ModelFile):
 
     def _check(self) -> FileCheck:
         stamps, self.refused = self._stamps(), ""
-        size = sum(stamp.size for stamp in super()._stamps())
-        return FileCheck(stamps, None, size, problem=gguf_header.check_adapters(self._model, [self.adapter.file])[0])
+        (problem,) = gguf_header.check_adapters(self._model, [self.adapter.file])
+        return FileCheck(stamps, None, _size(super()._stamps()), problem=problem)
 
 
 def missing_engine(environment: Path = Path(sys.prefix)) -> str:
@@ -323,19 +326,8 @@ def _joined(digests: tuple[str, ...]) -> str:
     return hashlib.sha256(":".join(digests).encode()).hexdigest() if all(digests) else ""
 
 
-def _look(file: Path, projector: Path | None) -> FileCheck:
-    own = _stamps(file)
-    stamps, size = own + _stamps(projector), sum(stamp.size for stamp in own)
-    try:
-        with file.open("rb") as opened:
-            header = gguf_header.read_header(opened, file.stat().st_size)
-    except gguf_header.NotAModel as error:
-        return FileCheck(stamps, None, size, problem=f"{file} is not a usable model: {error}")
-    except OSError as error:
-        return FileCheck(stamps, None, size, problem=f"{file} cannot be read: {error.strerror}")
-    if not own:
-        return FileCheck(stamps, None, size, problem=f"{file} is one of several parts, and some are missing")
-    return FileCheck(stamps, header, size, memory.projector_bytes(projector))
+def _size(stamps: Stamps) -> int:
+    return sum(stamp.size for stamp in stamps)
 
 
 def _sha256(stopped: threading.Event, parts: tuple[Path, ...]) -> str:

@@ -374,7 +374,7 @@ async def test_invalid_or_missing_file_fails_with_its_reason(site: Site) -> None
     async with site.backend(noise, gone) as backend:
         await until(lambda: set(states(backend).values()) == {ModelState.FAILED})
         assert "a.gguf is not a usable model" in backend.models()[0].detail
-        assert "b.gguf cannot be read: No such file" in backend.models()[1].detail
+        assert "b.gguf is not a usable model: there is no such file" in backend.models()[1].detail
         with pytest.raises(errors.Unavailable, match="not a usable model"):
             await generate(backend, A)
 
