@@ -38,11 +38,8 @@ class ModelPulls:
             raise errors.Overloaded(f"this worker runs {MOST_AT_ONCE} pulls already", hint="try again when one of them is done")
         self._running += 1
         try:
-            async with self._program(request) as program, lifecycle.background() as tasks:
-                lines = _ProgramLines()
-                reading = tasks.create_task(lines.read(program.stdout))
-                draining = tasks.create_task(self._drain_started.wait())
-                result = await self._follow(lines, reading, draining, stream)
+            async with self._program(request) as program:
+                result = await self._follow(program, stream)
         finally:
             self._running -= 1
         if result is None:
@@ -52,19 +49,28 @@ class ModelPulls:
         (model,) = result.models
         return PulledModel(model.name, model.digest, model.size, result.unchanged)
 
-    async def _follow(
-        self, lines: "_ProgramLines", reading: asyncio.Task[None], draining: asyncio.Task[bool], stream: StreamCall[PullProgress]
-    ) -> StoreResult | None:
+    async def _follow(self, program: asyncio.subprocess.Process, stream: StreamCall[PullProgress]) -> StoreResult | None:
+        """Pass the program's progress on until it ends. Raises Draining."""
+        last = StoreLine()
         sent: PullProgress | None = None
-        while not reading.done():
-            if draining.done():
-                raise errors.Draining("this worker is shutting down", hint="run the same command again; it resumes")
+
+        async def read() -> None:
+            nonlocal last
+            assert program.stdout is not None
+            async for line in program.stdout:
+                last = msgspec.json.decode(line, type=StoreLine)
+
+        async with lifecycle.background() as tasks:
             # The program never waits for a slow reader of the stream.
-            if lines.progress is not None and lines.progress is not sent:
-                sent = lines.progress
-                await stream.send(sent)
-            await asyncio.wait({reading, draining}, timeout=REPORT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        return lines.result
+            reading, draining = tasks.create_task(read()), tasks.create_task(self._drain_started.wait())
+            while not reading.done():
+                if draining.done():
+                    raise errors.Draining("this worker is shutting down", hint="run the same command again; it resumes")
+                if last.progress is not None and last.progress is not sent:
+                    sent = last.progress
+                    await stream.send(sent)
+                await asyncio.wait({reading, draining}, timeout=REPORT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        return last.result
 
     @asynccontextmanager
     async def _program(self, request: PullModel) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -92,17 +98,3 @@ class ModelPulls:
             # It needs no chance to clean up: what it leaves can be resumed.
             engine_supervisor.kill(program)
             await program.wait()
-
-
-class _ProgramLines:
-    """The last progress and the result of the program."""
-
-    def __init__(self) -> None:
-        self.progress: PullProgress | None = None
-        self.result: StoreResult | None = None
-
-    async def read(self, lines: asyncio.StreamReader | None) -> None:
-        assert lines is not None
-        async for line in lines:
-            decoded = msgspec.json.decode(line, type=StoreLine)
-            self.progress, self.result = decoded.progress or self.progress, decoded.result

@@ -99,8 +99,10 @@ class ModelStore:
         """Let other processes see the progress of the download whose partial file this process has locked."""
         pull = ModelPull(name, progress.done_bytes, progress.total_bytes, progress.bytes_per_second)
         # Overwritten in place: ext4 writes out a file that replaces another, which waits for the download's own data.
-        with contextlib.suppress(OSError), open(self._partial / f"{key}.progress", "r+b", 0, opener=_create) as file:
-            file.write(msgspec.json.encode(pull).ljust(_PROGRESS_BYTES))
+        with contextlib.suppress(OSError):
+            handle = os.open(self._partial / f"{key}.progress", os.O_WRONLY | os.O_CREAT, 0o600)
+            with os.fdopen(handle, "wb", 0) as file:
+                file.write(msgspec.json.encode(pull).ljust(_PROGRESS_BYTES))
 
     def pulls(self) -> tuple[ModelPull, ...]:
         """Return the progress of the downloads that run in any process."""
@@ -239,10 +241,6 @@ def _locked(file: Path, waits: Callable[[], None] = lambda: None) -> Iterator[No
             if file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat()):
                 yield
                 return
-
-
-def _create(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CREAT, 0o600)
 
 
 def _refuse_to_wait() -> None:

@@ -164,17 +164,16 @@ def find_plan(request: StoreRequest) -> PullPlan:
         return planned
     document = planned.document
     try:
-        body = download.read_document(document)
-    except Challenged as challenge:
-        where = model_reference.plan_token(str(challenge), document)
-        if where is None:
-            raise errors.NotAllowed(f"the server of {document.shown} refused access", hint="use --token-file") from None
         try:
+            body = download.read_document(document)
+        except Challenged as challenge:
+            if (where := model_reference.plan_token(str(challenge), document)) is None:
+                raise
             granted = model_reference.read_token(download.read_document(where), where)
             document = replace(document, headers={**document.headers, **granted})
             body = download.read_document(document)
-        except Challenged:
-            raise errors.NotAllowed(f"the server of {document.shown} refused access", hint="use --token-file") from None
+    except Challenged:
+        raise errors.NotAllowed(f"the server of {document.shown} refused access", hint="use --token-file") from None
     return planned.choose(body, document.headers)
 
 
