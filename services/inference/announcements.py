@@ -97,9 +97,8 @@ class Announcements:
         metrics, model = self._node.metrics, status.model_id
         is_new = model not in self._measured
         # Prometheus only sees a counter grow that it has seen before.
-        metrics.engine_restarts.labels(model=model).inc(0)
-        metrics.answer_parse_failures.labels(model=model).inc(0)
-        metrics.image_seconds.labels(model=model).inc(0)
+        for counter in (metrics.engine_restarts, metrics.answer_parse_failures, metrics.image_seconds):
+            counter.labels(model=model).inc(0)
         metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)
         self._measured.add(model)
         if status.parent is not None:
@@ -107,8 +106,10 @@ class Announcements:
         metrics.worker_slots.labels(model=model, state="busy").set(status.running)
         metrics.worker_slots.labels(model=model, state="free").set(status.slots - status.running)
         metrics.queue_depth.labels(model=model).set(status.queued)
-        if is_new:
-            self._register_speed(model)
+        if is_new and self.backend is not None and self.backend.has_engines:
+            look = partial(self.backend.figures, model)
+            for gauge, labels, name in self._figures():
+                gauge.labels(model=model, **labels).set_function(partial(_figure, look, name))
 
     def _forget(self, model: ModelName) -> None:
         metrics = self._node.metrics
@@ -129,12 +130,6 @@ class Announcements:
             (metrics.prompt_cache_bytes, {}, "cache_bytes"),
             (metrics.prompt_cache_hits, {}, "cache_hits"),
         )
-
-    def _register_speed(self, model: ModelName) -> None:
-        if self.backend is not None and self.backend.has_engines:
-            look = partial(self.backend.figures, model)
-            for gauge, labels, name in self._figures():
-                gauge.labels(model=model, **labels).set_function(partial(_figure, look, name))
 
 
 def _figure(look: Callable[[], EngineSpeed], name: str) -> float:

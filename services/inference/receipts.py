@@ -9,6 +9,7 @@ beside its receipts, because a gateway accepts only receipts that the worker its
 
 import asyncio
 import os
+import struct
 import time
 import zlib
 from collections import OrderedDict, deque
@@ -36,7 +37,7 @@ CAPACITY = 100_000
 #: A longer receipt in the file is damaged.
 _MOST_BYTES = 4096
 #: CRC-32 and length, before each receipt in the file.
-_HEAD_BYTES = 8
+_HEAD = struct.Struct(">II")
 #: Others stay on the volume for another worker, or until they expire. Each needs up to 30 MB.
 MOST_ADOPTED = 32
 
@@ -221,10 +222,9 @@ class ReceiptKeeper:
 
     def _load(self) -> list[bytes]:
         try:
-            body = b"" if self._file is None else self._file.read_bytes()
+            return [] if self._file is None else list(_records(self._file.read_bytes()))
         except OSError:
             return []
-        return list(_records(body))
 
     def _write(self, texts: list[bytes], anew: bool) -> None:
         if self._file is None or not (texts or anew):
@@ -234,7 +234,8 @@ class ReceiptKeeper:
             if anew:
                 private_file.replace(self._file, body)
             else:
-                _append(self._file, body)
+                with open(self._file, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                    file.write(body)
             self._is_well = True
         except OSError as error:
             if self._is_well:
@@ -243,28 +244,23 @@ class ReceiptKeeper:
 
 
 def _record(text: bytes) -> bytes:
-    return zlib.crc32(text).to_bytes(4, "big") + len(text).to_bytes(4, "big") + text
+    return _HEAD.pack(zlib.crc32(text), len(text)) + text
 
 
 def _records(body: bytes) -> Iterator[bytes]:
     """Yield the receipts up to the first damaged one, which a power cut may leave."""
     at = 0
-    while at + _HEAD_BYTES <= len(body):
-        crc, size = int.from_bytes(body[at : at + 4], "big"), int.from_bytes(body[at + 4 : at + _HEAD_BYTES], "big")
-        text = body[at + _HEAD_BYTES : at + _HEAD_BYTES + size]
-        if size > _MOST_BYTES or len(text) < size or zlib.crc32(text) != crc:
+    while at + _HEAD.size <= len(body):
+        crc, size = _HEAD.unpack_from(body, at)
+        text = body[at + _HEAD.size : at + _HEAD.size + size]
+        if size > _MOST_BYTES or zlib.crc32(text) != crc:
             return
         try:
             _decode(text)
         except msgspec.MsgspecError:
             return
         yield text
-        at += _HEAD_BYTES + size
-
-
-def _append(path: Path, body: bytes) -> None:
-    with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(body)
+        at += _HEAD.size + size
 
 
 def keep_key(path: Path, key_file: Path) -> None:

@@ -54,13 +54,12 @@ def parse_seconds(text: str) -> float | None:
     written = text.strip().lower()
     if written in _FOREVER:
         return None
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,3})?", written):
-        seconds = float(written)
-    else:
-        parts = _DURATION.findall(written)
-        if not parts or _DURATION.sub("", written).strip():
-            raise ValueError(f"{text[:40]!r} is not a duration; write 5m, 1h30m, a number of seconds, or forever")
-        seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if re.fullmatch(r"[0-9.]+", written):
+        written += "s"
+    parts = _DURATION.findall(written)
+    if not parts or _DURATION.sub("", written).strip():
+        raise ValueError(f"{text[:40]!r} is not a duration; write 5m, 1h30m, a number of seconds, or forever")
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if seconds > MAX_SECONDS:
         raise ValueError(f"{text[:40]!r} is more than a year; write forever")
     return seconds
