@@ -1,4 +1,4 @@
-"""Downloads a file over HTTP into a partial file, which a later call resumes, and hashes it on the way.
+"""Downloads a file over HTTP, or copies it, into a partial file, which a later call resumes, and hashes it on the way.
 
 It blocks and runs in a separate program (`store_program`), with Python's urllib: httpx takes three times as long for large files.
 """
@@ -239,7 +239,7 @@ def _receive(response: http.client.HTTPResponse, remote: RemoteFile, partial: Pa
         if not partial.size and not b"GGUF".startswith(chunk[:4]):
             raise errors.BadRequest(f"{remote.shown} is not a GGUF file{', but a web page' if chunk[:1] == b'<' else ''}")
         partial.write(chunk)
-        partial.report("downloading")
+        partial.report("copying" if remote.is_local else "downloading")
     if partial.size != (whole.size or partial.size):
         raise _Interrupted(f"it ended after {partial.size} of {whole.size} bytes")
 
@@ -310,11 +310,13 @@ class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener(remote: RemoteFile) -> urllib.request.OpenerDirector:
-    """Without the handlers for files, FTP and data that urllib would add. Proxies and certificates come from the environment."""
+    """Without the handlers for FTP and data that urllib would add. Proxies and certificates come from the environment."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         *(urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()),
         *(urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(), _CarefulRedirects(remote)),
     ):
         opener.add_handler(handler)
+    if remote.is_local:
+        opener.add_handler(urllib.request.FileHandler())
     return opener

@@ -44,6 +44,10 @@ class RemoteFile:
     insecure: bool = False
 
     @property
+    def is_local(self) -> bool:
+        return self.url.startswith("file:")
+
+    @property
     def key(self) -> str:
         """Identifies it among partial files."""
         return hashlib.sha256(self.url.encode()).hexdigest()[:32]

@@ -22,7 +22,7 @@ import msgspec
 
 from services.inference import parent_death
 from services.inference.models import download, model_reference, model_store
-from services.inference.models.download import Challenged, PartialFile, Progress
+from services.inference.models.download import Challenged, Progress
 from services.inference.models.model_reference import PullPlan, RemoteFile
 from services.inference.models.model_store import ModelStore
 from services.inference.models.quantities import parse_bytes
@@ -47,10 +47,8 @@ def carry_out(request: StoreRequest) -> StoreResult:
     store = ModelStore(Path(request.folder), parse_bytes(request.quota) if request.quota else None)
     store.ensure_folders()
     match request.command:
-        case "pull":
+        case "pull" | "add":
             return _Pull(request, store).run()
-        case "add":
-            return _add(request, store)
         case "remove":
             model, freed_bytes = store.remove(request.target)
             return StoreResult(models=(model,), freed_bytes=freed_bytes)
@@ -100,7 +98,8 @@ class _Pull:
             digest, size = download.fetch(file, each, self._store.check_room, self._show.behind(done, total))
             done += size
             digests.append(digest)
-        source, now = model_sources.redact(self._request.target), datetime.now(UTC)
+        target, now = self._request.target, datetime.now(UTC)
+        source = target if self._request.command == "add" else model_sources.redact(target)
         digest, projector = _joined(digests, parts)
         model = StoredModel(
             name=name, digest=digest, size=done, source=source, stored_at=now, source_key=key, parts=parts, projector=projector
@@ -124,40 +123,25 @@ def _with_projector(plan: PullPlan, request: StoreRequest) -> tuple[RemoteFile, 
         return plan.files
     if not request.projector:
         return (*plan.files, *([] if plan.projector is None else [plan.projector]))
+    if request.command == "add":
+        return (*plan.files, _local(Path(request.projector)))
     found = find_plan(msgspec.structs.replace(request, target=request.projector)).files
     if len(found) != 1:
         raise errors.BadRequest(f"{request.projector[:200]} is not one file", hint="write --projector hf:OWNER/REPO:FILE, or a URL")
     return (*plan.files, *found)
 
 
-def _add(request: StoreRequest, store: ModelStore) -> StoreResult:
-    file, show = Path(request.target), _ProgressLines()
-    projector = Path(request.projector) if request.projector else model_folder.find_projector(file)
-    files = [file, *([] if projector is None or request.projector == "none" else [projector])]
-    name, keys = model_store.check_store_name(request.name or file.stem), [RemoteFile(url=one.absolute().as_uri()).key for one in files]
-    model_store.check_model(file)
-    digests, done, total = [], 0, sum(one.stat().st_size for one in files)
-    with ExitStack() as locks, show.shown():
-        partials = [locks.enter_context(store.partial(key, lambda: show("waiting", 0, None))) for key in keys]
-        for each in partials:
-            each.unlink(missing_ok=True)
-        store.check_room(total)
-        for one, copied in zip(files, partials, strict=True):
-            with one.open("rb") as source, PartialFile(copied, show).opened() as copy:
-                while chunk := source.read(download.CHUNK_BYTES):
-                    copy.write(chunk)
-                    show("copying", done + copy.size, total)
-                copy.sync()
-            done += copy.size
-            digests.append(copy.digest())
-        now, (digest, seen) = datetime.now(UTC), _joined(digests, 1)
-        model = StoredModel(name=name, digest=digest, size=done, source=str(file), stored_at=now, source_key=keys[0], projector=seen)
-        store.commit(partials, model)
-    return StoreResult(models=(model,))
+def _local(file: Path) -> RemoteFile:
+    return RemoteFile(url=file.absolute().as_uri(), size=file.stat().st_size)
 
 
 def find_plan(request: StoreRequest) -> PullPlan:
-    """Find the files of what a person wants to pull. Raises what ``download.read_document`` and ``model_reference.plan`` raise."""
+    """Find the files of what a person wants to pull or add. Raises what ``download.read_document`` and ``model_reference.plan`` raise."""
+    if request.command == "add":
+        file = Path(request.target)
+        model_store.check_model(file)
+        projector = model_folder.find_projector(file)
+        return PullPlan(file.stem, (_local(file),), None if projector is None else _local(projector))
     secret = None if request.token_file is None else _read_token(Path(request.token_file))
     planned = model_reference.plan(request.target, secret, request.sources, insecure=request.insecure)
     if isinstance(planned, PullPlan):
