@@ -150,6 +150,9 @@ def fetch(remote: RemoteFile, path: Path, check_room: Callable[[int], None], pro
     Raises BadRequest, NotFound, NotAllowed, TooLarge, PeerError, Unavailable and DeadlineExceeded.
     """
     opener = _opener(remote)
+    if remote.is_local:
+        # It may have changed since a copy was broken off.
+        path.unlink(missing_ok=True)
     with PartialFile(path, progress).opened() as partial:
 
         def receive() -> None:

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from services.inference.models import download, model_store, store_program
+from services.inference.models.model_reference import RemoteFile
 from services.inference.models.model_store import ModelStore
 from shared import errors
 from shared.api.inference import StoredModel, StoreLine, StoreRequest, StoreResult
@@ -263,6 +264,19 @@ def _fails_once_full(real: Callable[..., None], most: int) -> Callable[..., None
         real(self, chunk)
 
     return write
+
+
+def test_file_that_changed_since_a_copy_was_broken_off_is_copied_anew(store: ModelStore, tmp_path: Path) -> None:
+    file = tmp_path / "mine #1.gguf"
+    file.write_bytes(BODY)
+    key = RemoteFile(url=file.as_uri()).key
+    store.ensure_folders()
+    (store._root / "partial" / key).write_bytes(OTHER)
+    (store._root / "partial" / f"{key}.json").write_text(json.dumps({"etag": "", "size": len(OTHER)}))
+    added = run(store, "add", str(file), name="mine").models[0]
+    assert (added.size, added.source) == (len(BODY), str(file))
+    assert store.blob(added.digest).read_bytes() == BODY
+    assert leftovers(store) == []
 
 
 def test_quota_counts_what_is_there(store: ModelStore, server: RangedServer) -> None:
