@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from services.inference.engine import gguf_header
 from services.inference.engine.devices import MARGIN_BYTES, Device
