@@ -156,7 +156,7 @@ class LlamaBackend(Backend):
     def figures(self, model: ModelName) -> EngineSpeed:
         cached = self._cache.get(model)
         figures = engine_speed.together(replica.engine.figures() for replica in cached.replicas)
-        return replace(figures, vram_bytes=self._cache.need(cached).vram if cached.replicas else 0)
+        return replace(figures, vram_bytes=cached.managed.need.vram if cached.replicas else 0)
 
     async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
         cached = self._cache.get(model)
@@ -188,7 +188,7 @@ class LlamaBackend(Backend):
 
     def _status(self, cached: CachedModel) -> ModelStatus:
         state, detail = self._cache.state(cached)
-        need = self._cache.need(cached)
+        need = cached.managed.need
         return ModelStatus(
             model_id=cached.entry.name,
             state=state,
@@ -200,7 +200,7 @@ class LlamaBackend(Backend):
             queued=cached.limits.queued,
             digest=cached.file.digest_with_projector if _sees_images(cached) else cached.file.digest,
             aliases=cached.entry.aliases,
-            pinned=self._cache.is_pinned(cached),
+            pinned=cached.managed.pinned,
             memory_bytes=need.ram + need.vram,
             only_embeds=_only_embeds(cached),
             abilities=_abilities(cached),

@@ -22,9 +22,9 @@ from services.inference.models.catalog import CatalogEntry
 from services.inference.models.load_plan import LoadPlan
 from services.inference.models.model_cache_policy import (
     AdmitStep,
-    CacheTerms,
     Decision,
     LoadModelStep,
+    ManagedModel,
     ModelCachePolicy,
     RecheckStep,
     RefuseStep,
@@ -52,8 +52,6 @@ TICK_SECONDS = 1.0
 MAX_PREFIXES = 6_400
 
 _Answer = AdmitStep | RefuseStep
-
-
 StartEngine = Callable[[ModelName, engine_messages.LoadCommand, Watcher, ModelChat], SupervisedEngine]
 
 
@@ -79,12 +77,19 @@ class Replica:
         """Return how many of a prompt's prefixes it has read."""
         return next((count for count in range(len(prefixes), 0, -1) if prefixes[count - 1] in self.prefixes), 0)
 
-    def read(self, prefixes: Sequence[bytes]) -> None:
+    @contextmanager
+    def counted(self, prefixes: Sequence[bytes]) -> Iterator[SupervisedEngine]:
+        """Count a job with these prefixes for the block."""
         for prefix in prefixes:
             self.prefixes[prefix] = None
             self.prefixes.move_to_end(prefix)
         while len(self.prefixes) > MAX_PREFIXES:
             self.prefixes.popitem(last=False)
+        self.jobs += 1
+        try:
+            yield self.engine
+        finally:
+            self.jobs -= 1
 
 
 @dataclass(slots=True, eq=False)
@@ -96,6 +101,8 @@ class CachedModel:
     limits: QueueLimits
     #: Its process runs while the model is loaded.
     chat: ModelChat
+    #: Its need is known after reading the header; no job is admitted before.
+    managed: ManagedModel
     adapters: tuple[AdapterFile, ...] = ()
     #: None until the header is read.
     plan: LoadPlan | None = None
@@ -178,7 +185,7 @@ class ModelCache:
         self._known = known
         #: Gets the plan of each load, if someone watches.
         self.print_line: Callable[[str], None] | None = None
-        self._core = ModelCachePolicy(budget.total, {})
+        self._core = ModelCachePolicy(budget.total)
         self._models: dict[ModelName, CachedModel] = {}
         #: The name of each adapter's model.
         self._bases: dict[ModelName, ModelName] = {}
@@ -195,13 +202,11 @@ class ModelCache:
             ModelFile(entry, self._tasks, changed, self._known),
             QueueLimits(name, (entry.slots or load_plan.CPU_SLOTS) * (entry.replicas or 1), self._queue),
             self._programs.chat(),
+            self._core.add(name, MemoryBytes(), entry.keep_alive_seconds, pinned=entry.pinned),
             tuple(AdapterFile(adapter, entry.file, self._tasks, changed, self._known) for adapter in entry.adapters),
             awaits_preload=entry.preload,
         )
         self._bases |= {adapter.name: name for adapter in entry.adapters}
-        # The need is known after reading the header; no job is admitted before.
-        self._core.add(name, CacheTerms(need=MemoryBytes()))
-        self._core.pin(name, pinned=entry.pinned)
         return cached
 
     @asynccontextmanager
@@ -245,7 +250,7 @@ class ModelCache:
         name = cached.entry.name
         cached.file.stop()
         self._core.pin(name, pinned=False)
-        while cached.users or self._core.stage(name) is not Stage.UNLOADED:
+        while cached.users or cached.managed.stage is not Stage.UNLOADED:
             self._act(self._core.unload(name))
             await asyncio.sleep(LEAVE_SECONDS)
         del self._models[name]
@@ -262,26 +267,16 @@ class ModelCache:
     async def place(self, model: ModelName, sink: Sink | None, prefixes: Sequence[bytes] = ()) -> AsyncIterator[SupervisedEngine]:
         """Wait for a loaded engine for one job with these prefixes; ``sink`` gets messages about the wait. Raises Unavailable."""
         with self._using(model) as cached:
-            if self._core.stage(model) in (Stage.UNLOADED, Stage.UNLOADING):
+            if cached.managed.stage in (Stage.UNLOADED, Stage.UNLOADING):
                 await self._ensure_served(cached, sink)
-            await self._admit(model, sink)
-            async with self._admitted(cached, prefixes) as engine:
-                yield engine
-
-    @asynccontextmanager
-    async def _admitted(self, cached: CachedModel, prefixes: Sequence[bytes]) -> AsyncIterator[SupervisedEngine]:
-        model = cached.entry.name
-        replica = cached.best(prefixes) if cached.replicas else None
-        try:
-            if replica is None:
-                raise errors.Unavailable(f"{model} just failed: {self.state(cached)[1]}", hint="try again", retry_after_seconds=1.0)
-            replica.jobs += 1
-            replica.read(prefixes)
-            yield replica.engine
-        finally:
-            if replica is not None:
-                replica.jobs -= 1
-            self._act(self._core.finished(model, time.monotonic()))
+            await self._admit(cached, sink)
+            try:
+                if not cached.replicas:
+                    raise errors.Unavailable(f"{model} just failed: {self.state(cached)[1]}", hint="try again", retry_after_seconds=1.0)
+                with cached.best(prefixes).counted(prefixes) as engine:
+                    yield engine
+            finally:
+                self._act(self._core.finished(model, time.monotonic()))
 
     async def load(self, model: ModelName, *, pin: bool | None) -> None:
         """Return when the model is loaded. Raises Unavailable, with the reason."""
@@ -293,9 +288,10 @@ class ModelCache:
 
     async def unload(self, model: ModelName) -> None:
         """Return when the model is unloaded. Raises Overloaded while it has requests or is loading."""
-        if self._core.stage(model) is Stage.LOADING or self._core.jobs(model):
+        managed = self._models[model].managed
+        if managed.stage is Stage.LOADING or managed.jobs:
             raise errors.Overloaded(
-                f"{model} is in use: {self._core.jobs(model) or 'it is being loaded for'} requests",
+                f"{model} is in use: {managed.jobs or 'it is being loaded for'} requests",
                 hint="retry when they have finished; `aicli worker pause` stops new ones",
                 retry_after_seconds=5.0,
             )
@@ -317,12 +313,11 @@ class ModelCache:
 
     def state(self, cached: CachedModel) -> tuple[ModelState, str]:
         """Return the model's state and a detail for people."""
-        name = cached.entry.name
         if cached.file.problem:
             return ModelState.FAILED, cached.file.problem
-        if cached.file.look is None or (cached.awaits_preload and self._core.stage(name) is Stage.UNLOADED):
+        if cached.file.look is None or (cached.awaits_preload and cached.managed.stage is Stage.UNLOADED):
             return ModelState.LOADING, cached.file.step
-        match self._core.stage(name):
+        match cached.managed.stage:
             case Stage.LOADED:
                 engine = cached.best().engine
                 return engine.state, engine.detail
@@ -332,27 +327,21 @@ class ModelCache:
             case Stage.UNLOADING:
                 return ModelState.UNLOADED, "unloading"
             case Stage.UNLOADED:
-                reason = self._core.unavailable_reason(name, time.monotonic())
+                reason = self._core.unavailable_reason(cached.entry.name, time.monotonic())
                 return (ModelState.FAILED, reason) if reason else (ModelState.UNLOADED, "on disk; loaded on demand")
             case stage:
                 assert_never(stage)
 
-    def is_pinned(self, cached: CachedModel) -> bool:
-        return self._core.is_pinned(cached.entry.name)
-
-    def need(self, cached: CachedModel) -> MemoryBytes:
-        return self._core.need(cached.entry.name)
-
     def changed(self) -> None:
         now = time.monotonic()
         for cached in self._models.values():
-            name, states = cached.entry.name, {replica.engine.state for replica in cached.replicas}
+            name, stage, states = cached.entry.name, cached.managed.stage, {replica.engine.state for replica in cached.replicas}
             if (loaded := cached.loaded) is not None:
                 for adapter, problem in zip(cached.adapters, loaded.adapter_problems, strict=False):
                     adapter.refused = problem
-            if ModelState.READY in states and self._core.stage(name) is Stage.LOADING:
+            if ModelState.READY in states and stage is Stage.LOADING:
                 self._act(self._core.loaded(name, now))
-            elif states == {ModelState.FAILED} and self._core.stage(name) in (Stage.LOADING, Stage.LOADED):
+            elif states == {ModelState.FAILED} and stage in (Stage.LOADING, Stage.LOADED):
                 reason = cached.replicas[0].engine.detail
                 cached.replicas.clear()
                 self._act(self._core.load_failed(name, reason, now))
@@ -392,7 +381,7 @@ class ModelCache:
     def _plan(self, cached: CachedModel) -> None:
         """Plan the next load of a model, unless it is in memory."""
         look, entry = cached.file.look, cached.entry
-        if self._core.stage(entry.name) is not Stage.UNLOADED:
+        if cached.managed.stage is not Stage.UNLOADED:
             return
         if entry.program is not None:
             cached.plan = load_plan.of_program(entry, self._budget)
@@ -400,7 +389,7 @@ class ModelCache:
             others = [other.file_bytes for other in self.all() if other is not cached and other.file.look is not None]
             cached.plan = load_plan.plan(look.header, cached.file_bytes, entry, self._budget, others, projector_bytes=look.projector_bytes)
         if cached.plan is not None:
-            self._core.set_terms(entry.name, CacheTerms(need=cached.plan.total, keep_alive_seconds=entry.keep_alive_seconds))
+            self._core.set_need(entry.name, cached.plan.total)
 
     async def _ensure_served(self, cached: CachedModel, sink: Sink | None) -> None:
         """Wait for the checks of the model's file. Raises Unavailable if it can't be served."""
@@ -412,33 +401,26 @@ class ModelCache:
         if problem := cached.file.problem:
             raise errors.Unavailable(f"{cached.entry.name} cannot be served here: {problem}", hint="another worker may have it")
 
-    async def _admit(self, model: ModelName, sink: Sink | None) -> None:
+    async def _admit(self, cached: CachedModel, sink: Sink | None) -> None:
         """Wait until the model is loaded and the caller's job is counted. Raises Unavailable."""
-        caller = next(self._numbers)
+        model, caller = cached.entry.name, next(self._numbers)
         answer = self._callers[caller] = asyncio.get_running_loop().create_future()
         self._act(self._core.wanted(model, caller, time.monotonic()))
-        is_answered = False
         try:
-            await self._report_waiting(answer, sink, lambda: self._waits_for(self._models[model]))
-            is_answered = True
-        finally:
-            if not is_answered:
-                self._withdraw(model, caller, answer)
+            await self._report_waiting(answer, sink, lambda: self._waits_for(cached))
+        except BaseException:
+            # The caller is gone, perhaps at the moment when it was admitted.
+            if self._callers.pop(caller, None) is not None:
+                self._act(self._core.withdrawn(caller, time.monotonic()))
+            elif isinstance(answer.result(), AdmitStep):
+                self._act(self._core.finished(model, time.monotonic()))
+            raise
         if isinstance(refused := answer.result(), RefuseStep):
             raise errors.Unavailable(
                 f"{model} cannot be loaded on this worker: {refused.reason}",
                 hint="another worker may have room; `aicli models` shows which workers have it",
                 retry_after_seconds=refused.retry_after_seconds,
             )
-
-    def _withdraw(self, model: ModelName, caller: int, answer: "asyncio.Future[_Answer]") -> None:
-        """Remove a caller that is gone, perhaps at the moment when it was admitted."""
-        self._callers.pop(caller, None)
-        now = time.monotonic()
-        if not answer.done():
-            self._act(self._core.withdrawn(caller, now))
-        elif isinstance(answer.result(), AdmitStep):
-            self._act(self._core.finished(model, now))
 
     async def _report_waiting(
         self, awaited: "asyncio.Future[_Answer] | asyncio.Task[None]", sink: Sink | None, describe: Callable[[], str]
@@ -453,7 +435,7 @@ class ModelCache:
 
     def _waits_for(self, cached: CachedModel) -> str:
         name = cached.entry.name
-        match self._core.stage(name):
+        match cached.managed.stage:
             case Stage.LOADING:
                 return _progress(cached, step=1).replace("loading", f"loading {name}", 1)
             case Stage.LOADED:
@@ -473,14 +455,18 @@ class ModelCache:
     def _act(self, decisions: list[Decision]) -> None:
         for decision in decisions:
             match decision:
-                case LoadModelStep():
-                    self._start_engines(self._models[decision.model])
-                case UnloadModelStep():
-                    self._stop_engines(self._models[decision.model])
-                case RecheckStep():
-                    self._start_recheck(self._models[decision.model])
-                case AdmitStep() | RefuseStep():
-                    self._callers.pop(decision.caller).set_result(decision)
+                case LoadModelStep(model):
+                    self._start_engines(self._models[model])
+                case UnloadModelStep(model):
+                    log.info("model_unloading", model=model)
+                    if (engines := self._models[model].engines_task) is not None:
+                        engines.cancel()
+                case RecheckStep(model):
+                    cached = self._models[model]
+                    if cached.recheck is None or cached.recheck.done():
+                        cached.recheck = self._tasks.create_task(self._recheck(cached), name=f"recheck {model}")
+                case AdmitStep(caller) | RefuseStep(caller):
+                    self._callers.pop(caller).set_result(decision)
                 case _:
                     assert_never(decision)
         if decisions:
@@ -523,15 +509,6 @@ class ModelCache:
 
         return ProgramEngine(entry, load, self._queue, self, cached.chat)
 
-    def _stop_engines(self, cached: CachedModel) -> None:
-        log.info("model_unloading", model=cached.entry.name)
-        if cached.engines_task is not None:
-            cached.engines_task.cancel()
-
-    def _start_recheck(self, cached: CachedModel) -> None:
-        if cached.recheck is None or cached.recheck.done():
-            cached.recheck = self._tasks.create_task(self._recheck(cached), name=f"recheck {cached.entry.name}")
-
     async def _recheck(self, cached: CachedModel) -> None:
         await cached.ensure_served()
         if not cached.file.problem and not cached.leaves:
@@ -544,7 +521,7 @@ class ModelCache:
                     engines.create_task(replica.engine.run())
         finally:
             await cached.chat.close()
-            if self._models.get(cached.entry.name) is cached and self._core.stage(cached.entry.name) is Stage.UNLOADING:
+            if self._models.get(cached.entry.name) is cached and cached.managed.stage is Stage.UNLOADING:
                 cached.replicas = []
                 self._act(self._core.unloaded(cached.entry.name, time.monotonic()))
 

@@ -14,7 +14,7 @@ The rules:
   because the gateway sends no requests to the model until a load succeeds.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
@@ -36,15 +36,6 @@ class Stage(Enum):
     LOADING = "loading"
     LOADED = "loaded"
     UNLOADING = "unloading"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheTerms:
-    """A model's memory need and keep-alive."""
-
-    need: MemoryBytes
-    #: None: until another model needs the memory.
-    keep_alive_seconds: float | None = None
 
 
 # --- decisions, which the owner carries out in order ----------------------------------------------------------------------
@@ -89,12 +80,17 @@ Decision = LoadModelStep | UnloadModelStep | AdmitStep | RefuseStep | RecheckSte
 
 
 @dataclass(slots=True)
-class _CachedModel:
-    terms: CacheTerms
+class ManagedModel:
+    """What the policy knows of a model. Only the policy changes it."""
+
+    need: MemoryBytes
+    #: None: until another model needs the memory.
+    keep_alive_seconds: float | None
+    #: Stays in memory once it is loaded.
+    pinned: bool = False
     stage: Stage = Stage.UNLOADED
     jobs: int = 0
     used_at: float = 0.0
-    pinned: bool = False
     #: Gets no new jobs until the claimant is served.
     closed: bool = False
     failures: int = 0
@@ -103,7 +99,7 @@ class _CachedModel:
 
     @property
     def holds(self) -> MemoryBytes:
-        return _NOTHING if self.stage is Stage.UNLOADED else self.terms.need
+        return _NOTHING if self.stage is Stage.UNLOADED else self.need
 
     @property
     def stays(self) -> bool:
@@ -125,26 +121,27 @@ class _WaitingForModel:
 class ModelCachePolicy:
     """Has one owner, which carries out the returned decisions at once and in order."""
 
-    def __init__(self, budget: MemoryBytes, terms: Mapping[ModelName, CacheTerms]) -> None:
+    def __init__(self, budget: MemoryBytes) -> None:
         self.budget = budget
-        self._models = {name: _CachedModel(one) for name, one in terms.items()}
+        self.models: dict[ModelName, ManagedModel] = {}
         #: In order of arrival; the models' QueueLimits bound it.
         self._waiting: list[_WaitingForModel] = []
 
     # --- facts ------------------------------------------------------------------------------------------------------------
 
-    def add(self, model: ModelName, terms: CacheTerms) -> None:
-        self._models[model] = _CachedModel(terms)
+    def add(self, model: ModelName, need: MemoryBytes, keep_alive_seconds: float | None = None, *, pinned: bool = False) -> ManagedModel:
+        added = self.models[model] = ManagedModel(need, keep_alive_seconds, pinned)
+        return added
 
     def remove(self, model: ModelName) -> None:
         """Forget a model that is unloaded and has no callers."""
-        del self._models[model]
+        del self.models[model]
 
-    def set_terms(self, model: ModelName, terms: CacheTerms) -> None:
-        """Update a model's terms, unless it is in memory."""
-        known = self._models[model]
+    def set_need(self, model: ModelName, need: MemoryBytes) -> None:
+        """Update a model's need, unless it is in memory."""
+        known = self.models[model]
         if known.stage is Stage.UNLOADED:
-            known.terms = terms
+            known.need = need
 
     def wanted(self, model: ModelName, caller: int, now: float) -> list[Decision]:
         """A job arrived. The caller is admitted or refused, now or later, unless it is ``withdrawn`` first."""
@@ -158,19 +155,19 @@ class ModelCachePolicy:
 
     def finished(self, model: ModelName, now: float) -> list[Decision]:
         """An admitted job has ended."""
-        known = self._models[model]
+        known = self.models[model]
         known.jobs -= 1
         known.used_at = now
         return list(self._advance(now))
 
     def loaded(self, model: ModelName, now: float) -> list[Decision]:
-        known = self._models[model]
+        known = self.models[model]
         known.stage, known.used_at, known.failures, known.why_failed = Stage.LOADED, now, 0, ""
         return list(self._advance(now))
 
     def load_failed(self, model: ModelName, reason: str, now: float) -> list[Decision]:
         """The load failed, or the engine gave up; the model's memory is free."""
-        known = self._models[model]
+        known = self.models[model]
         known.stage, known.closed = Stage.UNLOADED, False
         known.failures += 1
         known.why_failed = reason
@@ -178,7 +175,7 @@ class ModelCachePolicy:
         return list(self._advance(now))
 
     def unloaded(self, model: ModelName, now: float) -> list[Decision]:
-        self._models[model].stage = Stage.UNLOADED
+        self.models[model].stage = Stage.UNLOADED
         return list(self._advance(now))
 
     def tick(self, now: float) -> list[Decision]:
@@ -189,7 +186,7 @@ class ModelCachePolicy:
 
     def preload(self, model: ModelName, now: float) -> list[Decision]:
         """Load a model if it fits without unloading another."""
-        known = self._models[model]
+        known = self.models[model]
         if not self._may_load(known, now):
             return []
         known.stage = Stage.LOADING
@@ -197,53 +194,39 @@ class ModelCachePolicy:
 
     def retry(self, model: ModelName, now: float) -> list[Decision]:
         """Load a rechecked model, unless a caller waits for the free memory."""
-        return self.preload(model, now) if self._models[model].why_failed and not self._waiting else []
+        return self.preload(model, now) if self.models[model].why_failed and not self._waiting else []
 
     def reset_failures(self, model: ModelName) -> None:
         """Allow a retry at once, because a person requested it."""
-        known = self._models[model]
+        known = self.models[model]
         known.failures, known.retry_at, known.why_failed = 0, 0.0, ""
 
     def pin(self, model: ModelName, *, pinned: bool) -> None:
-        """Keep a model in memory once it is loaded."""
-        self._models[model].pinned = pinned
+        self.models[model].pinned = pinned
 
     def unload(self, model: ModelName) -> list[Decision]:
         """Unload an idle model; does nothing if it isn't loaded or has jobs."""
-        known = self._models[model]
+        known = self.models[model]
         if known.stage is not Stage.LOADED or known.jobs:
             return []
         return [self._unload(model)]
 
     # --- queries ------------------------------------------------------------------------------------------------------------
 
-    def stage(self, model: ModelName) -> Stage:
-        return self._models[model].stage
-
-    def jobs(self, model: ModelName) -> int:
-        return self._models[model].jobs
-
-    def is_pinned(self, model: ModelName) -> bool:
-        return self._models[model].pinned
-
-    def need(self, model: ModelName) -> MemoryBytes:
-        return self._models[model].terms.need
-
     def used(self) -> MemoryBytes:
-        return sum((known.holds for known in self._models.values()), _NOTHING)
+        return sum((known.holds for known in self.models.values()), _NOTHING)
 
     def unavailable_reason(self, model: ModelName, now: float) -> str:
         """Return why a load would be refused or is likely to fail; empty if it may succeed."""
-        refusal = self._refusal(model, now)
-        if refusal is not None:
+        if (refusal := self._refusal(model, now)) is not None:
             return refusal[0]
-        known = self._models[model]
+        known = self.models[model]
         # If other models hold the memory, only a request unloads them, so the model must be offered.
-        return known.why_failed if known.terms.need.fits(self._free()) else ""
+        return known.why_failed if known.need.fits(self._free()) else ""
 
     def busy_models(self) -> tuple[ModelName, ...]:
         """Return the models whose jobs delay the claimants."""
-        return tuple(name for name, known in self._models.items() if known.may_go and known.jobs)
+        return tuple(name for name, known in self.models.items() if known.may_go and known.jobs)
 
     # --- the rules ------------------------------------------------------------------------------------------------------------
 
@@ -257,7 +240,7 @@ class ModelCachePolicy:
         """Admit callers whose model is loaded, and refuse those whose model can't be."""
         left: list[_WaitingForModel] = []
         for waiting in self._waiting:
-            known = self._models[waiting.model]
+            known = self.models[waiting.model]
             if known.stage is Stage.LOADED and not known.closed:
                 known.jobs += 1
                 known.used_at = now
@@ -271,8 +254,8 @@ class ModelCachePolicy:
     def _make_room(self, now: float) -> Iterator[Decision]:
         is_blocked = False
         for claimant in self._claimants():
-            known = self._models[claimant.model]
-            if known.terms.need.fits(self._free()):
+            known = self.models[claimant.model]
+            if known.need.fits(self._free()):
                 known.stage = Stage.LOADING
                 yield LoadModelStep(claimant.model)
             elif not is_blocked:
@@ -286,7 +269,7 @@ class ModelCachePolicy:
         """Return the first caller of each model that is neither loaded nor loading, in order."""
         first: dict[ModelName, _WaitingForModel] = {}
         for waiting in self._waiting:
-            if self._models[waiting.model].stage is Stage.UNLOADED:
+            if self.models[waiting.model].stage is Stage.UNLOADED:
                 first.setdefault(waiting.model, waiting)
         return list(first.values())
 
@@ -294,7 +277,7 @@ class ModelCachePolicy:
         """Open closed models again when no overdue claimant needs their memory."""
         if any(self._is_overdue(claimant, now) and not self._lacking(claimant).fits(_NOTHING) for claimant in self._claimants()):
             return
-        for known in self._models.values():
+        for known in self.models.values():
             known.closed = False
 
     def _clear(self, claimant: _WaitingForModel, now: float) -> Iterator[Decision]:
@@ -302,36 +285,36 @@ class ModelCachePolicy:
         lacking = self._lacking(claimant)
         if lacking.fits(_NOTHING):
             return
-        idle = self._choose((name for name in self._candidates() if not self._models[name].jobs), lacking)
-        if lacking.fits(sum((self._models[name].terms.need for name in idle), _NOTHING)):
+        idle = self._choose((name for name in self._candidates() if not self.models[name].jobs), lacking)
+        if lacking.fits(sum((self.models[name].need for name in idle), _NOTHING)):
             for name in idle:
                 yield self._unload(name)
         elif self._is_overdue(claimant, now):
             chosen = self._choose(self._candidates(), lacking)
-            for name, known in self._models.items():
+            for name, known in self.models.items():
                 known.closed = name in chosen
 
     def _recheck(self, now: float) -> Iterator[Decision]:
-        for name, known in self._models.items():
+        for name, known in self.models.items():
             if known.why_failed and not self._waiting and self._may_load(known, now):
                 yield RecheckStep(name)
 
-    def _may_load(self, known: _CachedModel, now: float) -> bool:
-        return known.stage is Stage.UNLOADED and known.terms.need.fits(self._free()) and known.retry_at <= now
+    def _may_load(self, known: ManagedModel, now: float) -> bool:
+        return known.stage is Stage.UNLOADED and known.need.fits(self._free()) and known.retry_at <= now
 
     def _is_overdue(self, claimant: _WaitingForModel, now: float) -> bool:
         return now - claimant.since >= PATIENCE_SECONDS
 
     def _candidates(self) -> list[ModelName]:
         """Return the models to unload, in order: closed ones first, or else busy models would be closed in turns forever."""
-        may_go = [name for name, known in self._models.items() if known.may_go]
-        return sorted(may_go, key=lambda name: (not self._models[name].closed, self._models[name].used_at))
+        may_go = [name for name, known in self.models.items() if known.may_go]
+        return sorted(may_go, key=lambda name: (not self.models[name].closed, self.models[name].used_at))
 
     def _choose(self, names: Iterable[ModelName], lacking: MemoryBytes) -> list[ModelName]:
         """Take models until they free enough memory, or all that help if even that is too little."""
         chosen = []
         for name in names:
-            need = self._models[name].terms.need
+            need = self.models[name].need
             if (lacking.ram > 0 and need.ram) or (lacking.vram > 0 and need.vram):
                 lacking -= need
                 chosen.append(name)
@@ -339,32 +322,30 @@ class ModelCachePolicy:
 
     def _lacking(self, claimant: _WaitingForModel) -> MemoryBytes:
         """Return the need beyond the free memory and what unloading models will free."""
-        unloading = sum((known.holds for known in self._models.values() if known.stage is Stage.UNLOADING), _NOTHING)
-        return self._models[claimant.model].terms.need - self._free() - unloading
+        unloading = sum((known.holds for known in self.models.values() if known.stage is Stage.UNLOADING), _NOTHING)
+        return self.models[claimant.model].need - self._free() - unloading
 
     def _free(self) -> MemoryBytes:
         return self.budget - self.used()
 
     def _expire(self, now: float) -> Iterator[Decision]:
-        for name, known in self._models.items():
-            keep_alive = known.terms.keep_alive_seconds
-            if keep_alive is None or not known.may_go or known.jobs:
-                continue
-            if now - known.used_at >= keep_alive:
+        for name, known in self.models.items():
+            keep_alive = known.keep_alive_seconds
+            if keep_alive is not None and known.may_go and not known.jobs and now - known.used_at >= keep_alive:
                 yield self._unload(name)
 
     def _unload(self, model: ModelName) -> UnloadModelStep:
-        known = self._models[model]
+        known = self.models[model]
         known.stage, known.closed = Stage.UNLOADING, False
         return UnloadModelStep(model)
 
     def _refusal(self, model: ModelName, now: float) -> tuple[str, float | None] | None:
         """Return why the model can't be loaded, and when a retry may help."""
-        known = self._models[model]
-        need = known.terms.need
+        known = self.models[model]
+        need = known.need
         if not need.fits(self.budget):
             return f"needs {need}, but models may use {self.budget} on this machine", None
-        pinned = {name: other for name, other in self._models.items() if other.stays and name != model}
+        pinned = {name: other for name, other in self.models.items() if other.stays and name != model}
         held = sum((other.holds for other in pinned.values()), _NOTHING)
         if not need.fits(self.budget - held):
             return (

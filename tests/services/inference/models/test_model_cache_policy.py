@@ -11,7 +11,6 @@ from services.inference.models import model_cache_policy
 from services.inference.models.model_cache_policy import (
     PATIENCE_SECONDS,
     AdmitStep,
-    CacheTerms,
     Decision,
     LoadModelStep,
     ModelCachePolicy,
@@ -26,23 +25,31 @@ from tests import tiers
 
 A, B, C, BIG, ON_GPU, PARTLY = (ModelName(name) for name in ("a", "b", "c", "big", "gpu", "partly"))
 BUDGET, GPU_BUDGET = 10, 6
-TERMS = {
-    A: CacheTerms(need=MemoryBytes(4), keep_alive_seconds=None),
-    B: CacheTerms(need=MemoryBytes(4), keep_alive_seconds=60.0),
-    C: CacheTerms(need=MemoryBytes(4), keep_alive_seconds=None),
-    BIG: CacheTerms(need=MemoryBytes(9), keep_alive_seconds=None),
-    ModelName("huge"): CacheTerms(need=MemoryBytes(11), keep_alive_seconds=None),
-    ON_GPU: CacheTerms(need=MemoryBytes(1, 5), keep_alive_seconds=None),
-    PARTLY: CacheTerms(need=MemoryBytes(4, 4), keep_alive_seconds=None),
-    ModelName("huge on the GPU"): CacheTerms(need=MemoryBytes(1, 7), keep_alive_seconds=None),
+NEEDS = {
+    A: MemoryBytes(4),
+    B: MemoryBytes(4),
+    C: MemoryBytes(4),
+    BIG: MemoryBytes(9),
+    ModelName("huge"): MemoryBytes(11),
+    ON_GPU: MemoryBytes(1, 5),
+    PARTLY: MemoryBytes(4, 4),
+    ModelName("huge on the GPU"): MemoryBytes(1, 7),
 }
+KEEP_ALIVE_SECONDS = {B: 60.0}
+
+
+def policy(budget: int = BUDGET) -> ModelCachePolicy:
+    core = ModelCachePolicy(MemoryBytes(budget, GPU_BUDGET))
+    for model, need in NEEDS.items():
+        core.add(model, need, KEEP_ALIVE_SECONDS.get(model))
+    return core
 
 
 class Site:
     """A policy with a shell that loads and unloads immediately, so that a test only states what it is about."""
 
     def __init__(self, *loaded: ModelName, budget: int = BUDGET) -> None:
-        self.core = ModelCachePolicy(MemoryBytes(budget, GPU_BUDGET), TERMS)
+        self.core = policy(budget)
         self.now = 0.0
         self.decisions: list[Decision] = []
         for caller, name in enumerate(loaded, 1000):
@@ -84,7 +91,7 @@ def test_first_caller_loads_a_model_that_later_callers_share() -> None:
 
 
 def test_callers_during_a_load_wait_for_it_in_order() -> None:
-    core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
+    core = policy()
     assert core.wanted(A, 1, 0) == [LoadModelStep(A)]
     assert core.wanted(A, 2, 0) == []
     assert core.wanted(A, 3, 0) == []
@@ -106,7 +113,7 @@ def test_only_as_many_models_are_evicted_as_needed() -> None:
     site = Site(A, B)
     site.wants(A, 1)
     assert site.wants(BIG, 2) == []
-    assert site.core.stage(B) is Stage.LOADED
+    assert site.core.models[B].stage is Stage.LOADED
 
 
 def test_busy_model_is_waited_for() -> None:
@@ -164,7 +171,7 @@ def test_memory_is_freed_only_for_the_first_waiting_caller() -> None:
 
 
 def test_memory_being_freed_is_reserved() -> None:
-    core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
+    core = policy()
     core.wanted(A, 1, 0)
     core.loaded(A, 0)
     core.finished(A, 0)
@@ -183,7 +190,8 @@ def test_closed_model_reopens_when_the_waiting_caller_leaves() -> None:
 
 
 def test_model_larger_than_the_machine_is_refused_with_the_numbers() -> None:
-    core = ModelCachePolicy(MemoryBytes(3 * 2**30), {A: CacheTerms(need=MemoryBytes(5 * 2**30), keep_alive_seconds=None)})
+    core = ModelCachePolicy(MemoryBytes(3 * 2**30))
+    core.add(A, MemoryBytes(5 * 2**30))
     assert core.wanted(A, 1, 0) == [RefuseStep(1, "needs 5.0 GiB, but models may use 3.0 GiB on this machine", None)]
     assert core.unavailable_reason(A, 0)
 
@@ -224,7 +232,7 @@ def test_keep_alive_counts_from_the_last_job_and_spares_busy_and_pinned_models()
 
 
 def test_failed_load_refuses_all_waiting_callers_and_is_not_retried_immediately() -> None:
-    core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
+    core = policy()
     core.wanted(A, 1, 0)
     core.wanted(A, 2, 0)
     assert core.load_failed(A, "out of memory", 1) == [RefuseStep(1, "out of memory", 5.0), RefuseStep(2, "out of memory", 5.0)]
@@ -235,7 +243,7 @@ def test_failed_load_refuses_all_waiting_callers_and_is_not_retried_immediately(
 
 
 def test_load_that_keeps_failing_waits_for_a_manual_retry() -> None:
-    core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
+    core = policy()
     now = 0.0
     for _ in range(model_cache_policy.MOST_FAILURES):
         assert core.wanted(A, 1, now)[0] == LoadModelStep(A)
@@ -247,7 +255,7 @@ def test_load_that_keeps_failing_waits_for_a_manual_retry() -> None:
 
 
 def test_failed_load_is_retried_in_the_background_and_counts_as_failed_until_then() -> None:
-    core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
+    core = policy()
     core.wanted(A, 1, 0)
     core.load_failed(A, "out of memory", 0)
     assert core.tick(4.9) == []
@@ -264,7 +272,7 @@ def test_failed_load_is_retried_in_the_background_and_counts_as_failed_until_the
 
 
 def test_failed_load_is_not_retried_at_the_expense_of_another_model() -> None:
-    core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
+    core = policy()
     core.wanted(BIG, 1, 0)
     core.load_failed(BIG, "out of memory", 0)
     core.wanted(A, 2, 1)
@@ -300,10 +308,10 @@ def test_only_idle_models_can_be_unloaded_manually() -> None:
 
 def test_measured_memory_applies_from_the_next_load() -> None:
     site = Site(A)
-    site.core.set_terms(A, CacheTerms(need=MemoryBytes(1), keep_alive_seconds=None))
+    site.core.set_need(A, MemoryBytes(1))
     assert site.core.used().ram == 4
     site.do(lambda core, _now: core.unload(A))
-    site.core.set_terms(A, CacheTerms(need=MemoryBytes(1), keep_alive_seconds=None))
+    site.core.set_need(A, MemoryBytes(1))
     site.wants(A, 1)
     assert site.core.used().ram == 1
 
@@ -324,11 +332,11 @@ def test_gpu_memory_counts_apart_from_the_machines() -> None:
 class Machine(RuleBasedStateMachine):
     """Callers, jobs, slow and failing loads, pins and clocks in any order, with a shell that follows the decisions."""
 
-    models = st.sampled_from(sorted(TERMS))
+    models = st.sampled_from(sorted(NEEDS))
 
     def __init__(self) -> None:
         super().__init__()
-        self.core = ModelCachePolicy(MemoryBytes(BUDGET, GPU_BUDGET), TERMS)
+        self.core = policy()
         self.now = 0.0
         self.next_caller = 0
         self.waiting: dict[int, ModelName] = {}
@@ -346,7 +354,7 @@ class Machine(RuleBasedStateMachine):
                     self.loading.append(model)
                 case UnloadModelStep(model):
                     assert model not in self.jobs, "a busy model was unloaded"
-                    assert not self.core.is_pinned(model) or self.unpinned_order
+                    assert not self.core.models[model].pinned or self.unpinned_order
                     self.leaving.append(model)
                 case AdmitStep(caller):
                     self.jobs.append(self.waiting.pop(caller))
@@ -416,12 +424,12 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def its_jobs_are_the_jobs(self) -> None:
-        for model in TERMS:
-            assert self.core.jobs(model) == self.jobs.count(model)
+        for model in NEEDS:
+            assert self.core.models[model].jobs == self.jobs.count(model)
 
     def teardown(self) -> None:
         """When jobs and loads end and time passes, every waiting caller is admitted or refused."""
-        for _ in range(4 * len(TERMS) + len(self.waiting)):
+        for _ in range(4 * len(NEEDS) + len(self.waiting)):
             while self.jobs:
                 self.finish(0)
             while self.loading:
