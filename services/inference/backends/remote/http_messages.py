@@ -57,7 +57,9 @@ def origin(url: str) -> ServerOrigin:
 
 
 class RequestWriter:
-    """Builds requests to one origin with the same headers. Its repr hides them: one has the key."""
+    """Builds requests to one origin with the same headers. Its repr hides them: one has the key.
+
+    Paths are below the URL. With a leading slash they are beside the API's version: `/health` if the URL ends in `/v1`."""
 
     def __init__(self, to: ServerOrigin, headers: Mapping[str, str]) -> None:
         """Raises ValueError for an invalid header; the message doesn't show its value."""
@@ -71,18 +73,12 @@ class RequestWriter:
     def get(self, path: str) -> bytes:
         return f"GET {self._target(path)}{self._fixed}\r\n".encode("ascii")
 
-    def get_beside(self, path: str) -> bytes:
-        """Get a path beside the API: `/health`, if the URL ends in `/v1`."""
-        return f"GET {self._beside}{path}{self._fixed}\r\n".encode("ascii")
-
-    def post_json(self, path: str, body: bytes, *, beside: bool = False) -> bytes:
-        """``beside``: as in `get_beside`."""
+    def post_json(self, path: str, body: bytes) -> bytes:
         rest = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        target = self._beside + path if beside else self._target(path)
-        return f"POST {target}{self._fixed}{rest}".encode("ascii") + body
+        return f"POST {self._target(path)}{self._fixed}{rest}".encode("ascii") + body
 
     def _target(self, path: str) -> str:
-        target = self._prefix + path
+        target = self._beside + path if path.startswith("/") else f"{self._prefix}/{path}"
         if not _TARGET.match(target):
             raise ValueError("the path has a character that is not allowed")
         return target

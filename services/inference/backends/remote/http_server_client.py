@@ -220,12 +220,12 @@ class Server:
     probes: HttpConnectionPool
     account: UpstreamAccount = field(default_factory=UpstreamAccount)
 
-    async def probe(self, request: bytes, seconds: float, *, most: int) -> ProbeReply:
-        """Send a request once and read at most ``most`` bytes of the response, all within ``seconds``. Never fails."""
+    async def probe(self, path: str, seconds: float, *, most: int) -> ProbeReply:
+        """Get a page once and read at most ``most`` bytes of it, all within ``seconds``. Never fails."""
         until = asyncio.get_running_loop().time() + seconds
         body = bytearray()
         try:
-            connection, head = await self.probes.ask(request, until)
+            connection, head = await self.probes.ask(self.requests.get(path), until)
             try:
                 while len(body) <= most and (piece := await connection.read(until)):
                     body += piece
@@ -243,19 +243,15 @@ class Server:
         async with ServerExchange(self, self.requests.get(path), kind, LIST_SECONDS, most_bytes=MAX_LIST_BYTES, attempts=1) as exchange:
             return read(await exchange.read())
 
-    def post(
-        self, path: str, body: bytes, kind: str, *, most: int | None = None, attempts: int = ATTEMPTS, beside: bool = False
-    ) -> ServerExchange:
-        """Post a request whose response has the media type ``kind``, and at most ``most`` bytes. ``beside``: as in `get_beside`."""
-        request, seconds = self.requests.post_json(path, body, beside=beside), self.timeouts.first_token_seconds
-        return ServerExchange(self, request, kind, seconds, most_bytes=MAX_ANSWER_BYTES if most is None else most, attempts=attempts)
+    def post(self, path: str, body: bytes, kind: str, *, most: int = MAX_ANSWER_BYTES, attempts: int = ATTEMPTS) -> ServerExchange:
+        """Post a request whose response has the media type ``kind``, and at most ``most`` bytes."""
+        request, seconds = self.requests.post_json(path, body), self.timeouts.first_token_seconds
+        return ServerExchange(self, request, kind, seconds, most_bytes=most, attempts=attempts)
 
-    async def ask(
-        self, path: str, body: bytes, read: Callable[[bytes], T], *, most: int, attempts: int = ATTEMPTS, beside: bool = False
-    ) -> T:
+    async def ask(self, path: str, body: bytes, read: Callable[[bytes], T], *, most: int, attempts: int = ATTEMPTS) -> T:
         """Post a request and ``read`` its JSON response of at most ``most`` bytes, within ``idle_seconds`` of its head. Raises
         Unavailable, or what the refusal means; ``read`` may raise BadStream or one of `event_stream.UNREADABLE`."""
-        async with self.post(path, body, JSON, most=most, attempts=attempts, beside=beside) as exchange:
+        async with self.post(path, body, JSON, most=most, attempts=attempts) as exchange:
             exchange.allow(self.timeouts.idle_seconds)
             return read(await exchange.read())
 

@@ -27,11 +27,11 @@ from services.inference.backends.remote.openai_answer import (
 )
 from services.inference.backends.remote.openai_chat import JsonObject, decoded, plain, refused, tool
 from services.inference.backends.remote.remote_backend import RemoteBackend
-from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
+from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
 from services.inference.backends.remote.remote_server import ServerApi
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.backends.remote.token_counts import ReportedUsage
-from services.inference.upstreams import Dialect
+from services.inference.upstreams import Dialect, Upstream
 from shared import errors
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, ReasoningEffort, Sampling, ToolChoice
 from shared.types import Ability, ModelName
@@ -94,7 +94,7 @@ async def opened(
     """``slots`` and ``queue`` are per model. Raises BadSettings."""
     upstreams.check_url("OLLAMA_URL", url)
     api = _api(None if keep_alive is None else parse_keep_alive(keep_alive))
-    models = RemoteModels(NAME, slots, queue, watcher, place=UpstreamPlace(url, NAME))
+    models = RemoteModels(NAME, Upstream(name=NAME, url=url), slots, queue, watcher)
     async with remote_server.connected(api, _SOURCE, url, timeouts or ServerTimeouts(), models) as server:
         yield RemoteBackend(NAME, [server])
 
@@ -103,14 +103,14 @@ def _api(keep: int | str | None) -> ServerApi:
     """``keep`` is Ollama's `keep_alive`; None for its default."""
     return ServerApi(
         dialect=Dialect.OLLAMA,
-        models_path="/api/tags",
+        models_path="api/tags",
         read_models=_read_models,
-        chat_path="/api/chat",
+        chat_path="api/chat",
         chat_type="application/x-ndjson",
         chat_request=lambda _, model, job, most: body(model, job.messages, job.requested, max_tokens=most, keep=keep),
         chat_splitter=lambda: Lines().push,
         chat_assembly=OllamaAssembly,
-        embeddings_path="/api/embed",
+        embeddings_path="api/embed",
         embeddings_body=partial(text_answers.ollama_body, keep=keep),
         read_embeddings=text_answers.from_ollama,
     )

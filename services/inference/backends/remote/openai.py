@@ -15,7 +15,7 @@ from services.inference.backends.remote.event_stream import StreamEventParser, c
 from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.openai_answer import AnswerAssembly
 from services.inference.backends.remote.remote_backend import RemoteBackend
-from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
+from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
 from services.inference.backends.remote.remote_server import RemoteServer, ServerApi
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.upstreams import Upstream
@@ -72,9 +72,7 @@ async def opened_all(
     async with AsyncExitStack() as stack:
         connected = []
         for upstream in servers:
-            place = UpstreamPlace(upstream.url, upstream.provider or upstream.name, upstream.external, upstream.region)
-            given = upstream.slots is not None
-            models = RemoteModels(NAME, upstream.slots or slots, queue, watcher, place=place, server=upstream.name, are_slots_given=given)
+            models = RemoteModels(NAME, upstream, slots, queue, watcher)
             connected.append(await stack.enter_async_context(_connected(upstream, models, backoff_seconds)))
         yield RemoteBackend(NAME, connected, rng)
 
@@ -94,9 +92,9 @@ def _connected(upstream: Upstream, models: RemoteModels, backoff_seconds: float)
 def _api(upstream: Upstream, name: str) -> ServerApi:
     return ServerApi(
         dialect=upstream.dialect,
-        models_path="/models",
+        models_path="models",
         read_models=partial(_read_models, upstream),
-        chat_path="/chat/completions",
+        chat_path="chat/completions",
         chat_type="text/event-stream",
         chat_request=lambda dialect, model, job, most: openai_chat.body(
             # Without a salt, nothing may be shared.
@@ -106,7 +104,7 @@ def _api(upstream: Upstream, name: str) -> ServerApi:
         ),
         chat_splitter=lambda: StreamEventParser().push,
         chat_assembly=AnswerAssembly,
-        embeddings_path="/embeddings",
+        embeddings_path="embeddings",
         embeddings_body=text_answers.openai_body,
         read_embeddings=text_answers.from_openai,
     )

@@ -21,13 +21,14 @@ from services.inference.backends.remote.event_stream import BadStream, convert_o
 from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.remote_backend import RemoteBackend
-from services.inference.backends.remote.remote_models import ModelListing, RemoteModels, UpstreamPlace
+from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
 from services.inference.backends.remote.remote_server import ModelServer
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.backends.remote.text_answers import EmbeddingAssembly, EmbeddingReply, Vector
 from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKENS, ReportedUsage
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models.catalog import RemoteModel
+from services.inference.upstreams import Upstream
 from shared import errors
 from shared.api.embedding import Embedded, EmbeddingInput, Vectors
 from shared.api.generation import Generation
@@ -36,7 +37,7 @@ from shared.node import lifecycle
 from shared.types import FinishReason
 
 NAME = "http"
-HEALTH_PATH = "/healthz"
+HEALTH_PATH = "healthz"
 #: Of a whole answer: a million tokens.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 
@@ -58,6 +59,10 @@ class RegisteredService(ModelServer):
 
     entry: RemoteModel
 
+    @property
+    def _path(self) -> str:
+        return self.entry.path.removeprefix("/")
+
     async def list_models(self) -> tuple[ModelListing, ...]:
         """Return the model if its service is ready. Raises Unavailable."""
         await self.server.get(HEALTH_PATH, bytes, "")
@@ -68,17 +73,16 @@ class RegisteredService(ModelServer):
         body = prompt_body(self.entry.name, job)
         with self.models.counted(job):
             read = partial(read_text, pointer=self.entry.answer)
-            answer = await self.server.ask(self.entry.path, body, read, most=MAX_ANSWER_BYTES, attempts=attempts)
+            answer = await self.server.ask(self._path, body, read, most=MAX_ANSWER_BYTES, attempts=attempts)
         sink.accept(None)
         if answer.text:
             await sink.send(Chunk(answer.text, ()))
-        bounds = token_counts.bounds(job.messages, job.requested, len(body), max_tokens)
         usage = answer.usage
         if usage.completion_tokens is None:
             estimated = min(max_tokens, -(-len(answer.text.encode()) // _BYTES_PER_TOKEN))
             usage = msgspec.structs.replace(usage, completion_tokens=estimated)
-        counted = token_counts.settle(usage, bool(answer.text), 0, bounds)
-        return Generation(answer.finish_reason, counted.usage)
+        used, _ = token_counts.settle(usage, job, pieces=bool(answer.text), thoughts=0, sent_bytes=len(body), max_tokens=max_tokens)
+        return Generation(answer.finish_reason, used)
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded:
         """Ask for one vector after another, because a registry does not say whether a service takes several texts."""
@@ -87,7 +91,7 @@ class RegisteredService(ModelServer):
             for text in job.inputs:
                 body = text_body(self.entry.name, text)
                 vectors = await self.server.ask(
-                    self.entry.path, body, assembly.reader((text,), read), most=MAX_ANSWER_BYTES, attempts=attempts
+                    self._path, body, assembly.reader((text,), read), most=MAX_ANSWER_BYTES, attempts=attempts
                 )
                 sink.accept(None)
                 await sink.send(Vectors(tuple(vectors)))
@@ -122,8 +126,8 @@ async def _connected(
     url = address if "://" in address else f"http://{address}"
     setting = f"service of {entry.name} in MODELS_YAML"
     upstreams.check_url(setting, url)
-    place = UpstreamPlace(url, urlsplit(url).hostname or NAME)
-    models = RemoteModels(NAME, entry.slots or slots, queue, watcher, place=place, server=entry.name)
+    upstream = Upstream(name=entry.name, url=url, provider=urlsplit(url).hostname or NAME, slots=entry.slots)
+    models = RemoteModels(NAME, upstream, slots, queue, watcher)
     key = None if entry.token_file is None else await asyncio.to_thread(_read_token, entry.token_file, entry.name)
     source = RefusalSource(f"the service of {entry.name}", key, setting, setting)
     async with http_server_client.connected(source, url, timeouts or ServerTimeouts()) as server:

@@ -165,11 +165,11 @@ class RemoteBackend(Backend):
 
     def _lead(self, model: ModelName) -> ModelServer:
         """Return the first server of the file that has the model. It decides who may see the prompts."""
-        return next((one for one in self.servers if one.models.has(model)), self.servers[0])
+        return next((one for one in self.servers if one.models.listing(model) is not None), self.servers[0])
 
     def _choose(self, model: ModelName, tried: Sequence[ModelServer], progress: _Progress[Any]) -> ModelServer | None:
-        lead = self._lead(model).models
-        usable = [one for one in self.servers if one not in tried and one.models.can_replace(lead, model) and progress.suits(one)]
+        lead = self._lead(model).models.status(model)
+        usable = [one for one in self.servers if one not in tried and _can_replace(one.models.status(model), lead) and progress.suits(one)]
         return self._rng.choice(best(usable, [one.models.load(model) for one in usable])) if usable else None
 
 
@@ -191,7 +191,7 @@ def best(servers: Sequence[T], loads: Sequence[UpstreamLoad]) -> list[T]:
 def _together(statuses: Sequence[ModelStatus]) -> ModelStatus:
     """Add up the ready servers that may stand in for the first one."""
     lead = statuses[0]
-    ready = [one for one in statuses if one.state is ModelState.READY and _kind(one) == _kind(lead)]
+    ready = [one for one in statuses if _can_replace(one, lead)]
     if len(statuses) == 1 or not ready:
         return lead
     return msgspec.structs.replace(
@@ -203,6 +203,12 @@ def _together(statuses: Sequence[ModelStatus]) -> ModelStatus:
         rests=all(one.rests for one in ready),
         digest=lead.digest if all(one.digest == lead.digest for one in ready) else "",
     )
+
+
+def _can_replace(status: ModelStatus | None, lead: ModelStatus | None) -> bool:
+    """Whether a server may answer in place of another one: a prompt for the operator's machines never goes to a provider, and one for a
+    region stays there."""
+    return status is not None and lead is not None and status.state is ModelState.READY and _kind(status) == _kind(lead)
 
 
 def _kind(status: ModelStatus) -> tuple[object, ...]:

@@ -14,6 +14,7 @@ from services.inference.backends.remote.dialects import ServerLoad
 from services.inference.backends.remote.server_errors import PauseAsked
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.queue_limits import QueueLimits
+from services.inference.upstreams import Upstream
 from shared import addresses, errors
 from shared.api.inference import ModelState, ModelStatus, Moderate
 from shared.telemetry import logs
@@ -64,21 +65,10 @@ class ModelListing:
 ListModels = Callable[[], Awaitable[tuple[ModelListing, ...]]]
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamPlace:
-    """Where a server is, and so whether it belongs to a provider."""
-
-    url: str
-    #: Who gets the prompts, if it is external.
-    provider: str
-    #: None: by its address.
-    external: bool | None = None
-    #: A label; it decides nothing.
-    region: str = ""
-
-    async def find_provider(self) -> str:
-        """Return the provider; empty if prompts stay on the operator's machines."""
-        return self.provider if self.external or (self.external is None and await is_outside(self.url)) else ""
+async def find_provider(upstream: Upstream) -> str:
+    """Return who gets the prompts; empty if they stay on the operator's machines."""
+    is_external = await is_outside(upstream.url) if upstream.external is None else upstream.external
+    return (upstream.provider or upstream.name) if is_external else ""
 
 
 async def is_outside(url: str) -> bool:
@@ -133,27 +123,15 @@ class UpstreamLoad:
 class RemoteModels:
     """The models of one server, as last listed, and their queues."""
 
-    def __init__(
-        self,
-        backend: str,
-        slots: int,
-        queue: int,
-        watcher: Watcher,
-        *,
-        place: UpstreamPlace,
-        server: str = "",
-        are_slots_given: bool = False,
-    ) -> None:
-        """``are_slots_given``: the owner set them for this server, so what the server says doesn't count."""
+    def __init__(self, backend: str, upstream: Upstream, slots: int, queue: int, watcher: Watcher) -> None:
         self._backend = backend
-        self._server = server or backend
-        self._slots = slots
-        self._are_slots_given = are_slots_given
+        self._upstream = upstream
+        self._server = upstream.name
+        self._slots = upstream.slots or slots
         #: Requests of others at the server, as it last said.
         self._others = 0
         self._queue = queue
         self._watcher = watcher
-        self._place = place
         self._provider = ""
         self._served: dict[ModelName, _ServedModel] = {}
         #: Why the last listing failed; empty if it didn't.
@@ -192,7 +170,7 @@ class RemoteModels:
 
     def set_slots(self, slots: int) -> None:
         """Use the number that the server says, if it does (0 if not) and its owner set none."""
-        if slots and not self._are_slots_given:
+        if slots and self._upstream.slots is None:
             self._slots = min(slots, MAX_SLOTS)
             for served in self._served.values():
                 served.limits.slots = self._slots
@@ -222,22 +200,11 @@ class RemoteModels:
     def listings(self) -> tuple[ModelListing, ...]:
         return tuple(served.listed for served in self._served.values())
 
-    def has(self, model: ModelName) -> bool:
-        return model in self._served
-
     def listing(self, model: ModelName) -> ModelListing | None:
         return self._served[model].listed if model in self._served else None
 
-    def can_replace(self, other: "RemoteModels", model: ModelName) -> bool:
-        """Return whether this server may answer in place of another one: a prompt for the operator's machines never goes to a provider, and
-        one for a region stays there."""
-        here, there = self._served.get(model), other._served.get(model)
-        if here is None or there is None or self.trouble:
-            return False
-        if (self._provider, self._place.region) != (other._provider, other._place.region):
-            return False
-        kinds = [(one.listed.only_embeds, one.listed.only_moderates, one.listed.abilities) for one in (here, there)]
-        return kinds[0] == kinds[1]
+    def status(self, model: ModelName) -> ModelStatus | None:
+        return self._status(self._served[model]) if model in self._served else None
 
     def load(self, model: ModelName) -> UpstreamLoad:
         served = self._served[model]
@@ -263,7 +230,7 @@ class RemoteModels:
             self._list_now.clear()
             try:
                 # Asked each time, because the address of a name may change.
-                self._provider = await self._place.find_provider()
+                self._provider = await find_provider(self._upstream)
                 if not self._out:
                     self._listed(await list_models())
             except errors.Overloaded:
@@ -343,7 +310,7 @@ class RemoteModels:
             provider=self._provider,
             only_moderates=served.listed.only_moderates,
             rests=served.rests,
-            region=self._place.region,
+            region=self._upstream.region,
             abilities=served.listed.abilities,
         )
 

@@ -92,8 +92,6 @@ class _AnswerPlan:
     #: Empty if unknown.
     prompt: TokenIds
     has_ids: bool
-    #: As in `Server.post`.
-    is_beside: bool = False
 
     def contradiction(self, usage: ReportedUsage, delivered: int) -> str:
         """Return what is wrong with the counts of a complete answer; empty if nothing is."""
@@ -105,7 +103,7 @@ class _AnswerPlan:
 
 def _continuation(api: TokenApi, chat: JsonObject, prompt: TokenIds, delivered: TokenIds) -> _AnswerPlan:
     body = msgspec.json.encode(api.continuation(chat, prompt + delivered))
-    return _AnswerPlan(api.path, body, api.assembly(1, str, has_ids=True), prompt, has_ids=True, is_beside=True)
+    return _AnswerPlan(api.path, body, api.assembly(1, str, has_ids=True), prompt, has_ids=True)
 
 
 class ProbeReader(UncountedSink):
@@ -187,18 +185,17 @@ class RemoteServer(ModelServer):
         answers, usage = plan.answers, plan.answers.usage or ReportedUsage()
         if answers.thoughts:
             self.tokens.note_thoughts(own_name)
-        reasons, sent_bytes = answers.reasons(), len(plan.body)
-        settled = token_counts.settle(
-            usage, answers.pieces, answers.thoughts, token_counts.bounds(job.messages, job.requested, sent_bytes, max_tokens)
+        reasons = answers.reasons()
+        used, recounted = token_counts.settle(
+            *(usage, job), pieces=answers.pieces, thoughts=answers.thoughts, sent_bytes=len(plan.body), max_tokens=max_tokens
         )
-        used = settled.usage
         if plan.prompt:
             if wrong := plan.contradiction(usage, len(job.delivered)):
                 self.tokens.strike(wrong)
             used = msgspec.structs.replace(used, prompt_tokens=len(plan.prompt), cached_tokens=min(used.cached_tokens, len(plan.prompt)))
         self.models.measure(counted, used.completion_tokens + (used.prompt_tokens - used.cached_tokens) * PROMPT_TOKEN)
-        if settled.recounted:
-            log.warning("usage_recounted", server=self.server.source.name, model=job.model, fields=settled.recounted)
+        if recounted:
+            log.warning("usage_recounted", server=self.server.source.name, model=job.model, fields=recounted)
         return Generation(reasons[0], used, reasons if len(reasons) > 1 else ())
 
     def _plan_chat(self, job: GenerationJob, chat: JsonObject, prompt: TokenIds = (), *, has_ids: bool = False) -> _AnswerPlan:
@@ -252,7 +249,7 @@ class RemoteServer(ModelServer):
 
     async def _ask(self, attempts: int, path: str, body: JsonObject, kind: type[T]) -> T:
         read = partial(msgspec.json.decode, type=kind)
-        return await self.server.ask(path, msgspec.json.encode(body), read, most=MAX_TOKENS_BYTES, attempts=attempts, beside=True)
+        return await self.server.ask(path, msgspec.json.encode(body), read, most=MAX_TOKENS_BYTES, attempts=attempts)
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded:
         """Get the vectors of a job batch by batch, or all its scores at once."""
@@ -296,8 +293,7 @@ class RemoteServer(ModelServer):
     async def _pass_on(self, plan: _AnswerPlan, sink: Sink, attempts: int) -> None:
         """Pass the answers on until they are complete. Raises Unavailable, or what the server's error means."""
         split, answers = self.api.chat_splitter(), plan.answers
-        post = self.server.post(plan.path, plan.body, self.api.chat_type, attempts=attempts, beside=plan.is_beside)
-        async with post as exchange:
+        async with self.server.post(plan.path, plan.body, self.api.chat_type, attempts=attempts) as exchange:
             sink.accept(len(plan.prompt) or None)
             try:
                 while piece := await exchange.read_piece():

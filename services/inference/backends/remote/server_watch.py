@@ -78,9 +78,8 @@ class ServerWatch:
         if not self._row.health_path and self._models.is_external:
             # Providers limit requests. Their list of models is fetched anyway, less often.
             return
-        started, requests = asyncio.get_running_loop().time(), self._server.requests
-        request = requests.get_beside(self._row.health_path) if self._row.health_path else requests.get(self._models_path)
-        reply = await self._server.probe(request, HEALTH_SECONDS, most=MAX_PAGE_BYTES)
+        started = asyncio.get_running_loop().time()
+        reply = await self._server.probe(self._row.health_path or self._models_path, HEALTH_SECONDS, most=MAX_PAGE_BYTES)
         self._health.judge(reply, was_heard=self._server.pool.heard_at >= started)
         self._models.set_out(self._health.out)
         if self._health.out:
@@ -107,7 +106,7 @@ class ServerWatch:
 
     async def _ask_identity(self, row: DialectRow) -> int | None:
         """Return the server's slots, 0 if unknown; None if it is something else."""
-        reply = await self._server.probe(self._server.requests.get_beside(row.identity_path), IDENTITY_SECONDS, most=MAX_PAGE_BYTES)
+        reply = await self._server.probe(row.identity_path, IDENTITY_SECONDS, most=MAX_PAGE_BYTES)
         if reply.status is None:
             # Too busy now: ask again with the next list.
             self._is_identified = False
@@ -121,7 +120,7 @@ class ServerWatch:
     async def _look_at_load(self) -> None:
         if not self._pages:
             return
-        reply = await self._server.probe(self._server.requests.get_beside(self._pages[0].path), LOAD_SECONDS, most=MAX_PAGE_BYTES)
+        reply = await self._server.probe(self._pages[0].path, LOAD_SECONDS, most=MAX_PAGE_BYTES)
         if reply.status is None:
             # Busy, so the last load is the best guess.
             return

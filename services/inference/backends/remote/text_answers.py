@@ -28,7 +28,7 @@ BATCH_TEXTS = 32
 #: A JSON number with its comma: JavaScript's longest has 25 characters.
 _NUMBER_BYTES = 32
 _FRAME_BYTES = 64 * 1024
-RERANK_PATH, MODERATION_PATH = "/rerank", "/moderations"
+RERANK_PATH, MODERATION_PATH = "rerank", "moderations"
 #: 32 results with 13 categories and long numbers have 50 KB.
 MODERATION_BYTES = 1024 * 1024
 

@@ -5,14 +5,14 @@ names the replaced counts (`usage_recounted`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
 from services.inference.backends.remote.event_stream import convert_or
+from services.inference.jobs import GenerationJob
 from shared.api import embedding
 from shared.api.embedding import EmbeddingInput
-from shared.api.generation import ChatMessage, Sampling, Usage
+from shared.api.generation import Usage
 
 #: Tokens that a server may add to a prompt: its own instructions and the template.
 HIDDEN_PROMPT_TOKENS = 32_768
@@ -43,61 +43,37 @@ class ReportedUsage(msgspec.Struct, frozen=True):
         return convert_or(_TokenDetails(), self.completion_tokens_details).reasoning_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class CountBounds:
-    """The plausible token counts of a request, estimated without a tokenizer."""
-
-    #: No tokenizer in use joins two words into one token.
-    least_prompt: int
-    #: A token covers at least one byte of the request, or is hidden.
-    most_prompt: int
-    #: No one pays for more than was requested, plus one end token per answer, which some servers count.
-    most_completion: int
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedCounts:
-    usage: Usage
-    #: The counts that were replaced: prompt_tokens, completion_tokens.
-    recounted: tuple[str, ...] = ()
-
-
-def bounds(messages: tuple[ChatMessage, ...], asked: Sampling, sent_bytes: int, max_tokens: int) -> CountBounds:
-    return CountBounds(
-        least_prompt=max(1, sum(len(message.content.split()) for message in messages)),
-        most_prompt=sent_bytes + HIDDEN_PROMPT_TOKENS,
-        most_completion=(asked.n or 1) * (min(max_tokens, LONGEST_ANSWER_TOKENS) + 1),
-    )
-
-
-def settle(reported: ReportedUsage, pieces: int, thoughts: int, known: CountBounds) -> CheckedCounts:
-    """Check the server's counts. ``pieces`` is the number of times it sent text, and ``thoughts`` of those with thoughts."""
-    prompt, completion, cached, reasoning = (
-        reported.prompt_tokens, reported.completion_tokens, reported.cached_tokens, reported.reasoning_tokens,
-    )  # fmt: skip
+def settle(
+    reported: ReportedUsage, job: GenerationJob, *, pieces: int, thoughts: int, sent_bytes: int, max_tokens: int
+) -> tuple[Usage, tuple[str, ...]]:
+    """Return the checked counts, and the names of those that were replaced. ``pieces`` is the number of times that the server sent text,
+    and ``thoughts`` of those with thoughts."""
     recounted = []
-    if not _is_count(prompt, least=1, most=known.most_prompt):
+    # A token covers at least one byte of the request, or is hidden.
+    prompt = _plausible(reported.prompt_tokens, least=1, most=sent_bytes + HIDDEN_PROMPT_TOKENS)
+    if prompt is None:
         recounted.append("prompt_tokens")
-        prompt = known.least_prompt
+        # No tokenizer in use joins two words into one token.
+        prompt = max(1, sum(len(message.content.split()) for message in job.messages))
+    # No one pays for more than was requested, plus one end token per answer, which some servers count.
+    most = (job.requested.n or 1) * (min(max_tokens, LONGEST_ANSWER_TOKENS) + 1)
     # A piece has at least one token. Of several answers, llama.cpp's server only counts one.
-    at_least = min(pieces, known.most_completion)
-    if not _is_count(completion, least=at_least, most=known.most_completion):
+    completion = _plausible(reported.completion_tokens, least=min(pieces, most), most=most)
+    if completion is None:
         recounted.append("completion_tokens")
-        completion = at_least
-    assert isinstance(prompt, int)
-    assert isinstance(completion, int)
-    kept = cached if isinstance(cached, int) and _is_count(cached, least=0, most=prompt) else 0
-    thought = reasoning if isinstance(reasoning, int) and _is_count(reasoning, least=0, most=completion) else min(thoughts, completion)
-    return CheckedCounts(Usage(prompt, completion, kept, thought), tuple(recounted))
+        completion = min(pieces, most)
+    cached = _plausible(reported.cached_tokens, least=0, most=prompt) or 0
+    reasoning = _plausible(reported.reasoning_tokens, least=0, most=completion)
+    return Usage(prompt, completion, cached, min(thoughts, completion) if reasoning is None else reasoning), tuple(recounted)
 
 
 def settle_texts(prompt: object, texts: Sequence[EmbeddingInput]) -> tuple[int, bool]:
     """Return the token count of embedded texts, and whether the server's count was replaced."""
     most = sum(embedding.input_bytes(text) + ADDED_TOKENS for text in texts)
-    if isinstance(prompt, int) and _is_count(prompt, least=len(texts), most=most):
-        return prompt, False
+    if (counted := _plausible(prompt, least=len(texts), most=most)) is not None:
+        return counted, False
     return sum(max(1, len(text.split() if isinstance(text, str) else text)) for text in texts), True
 
 
-def _is_count(value: object, *, least: int, most: int) -> bool:
-    return type(value) is int and least <= value <= most
+def _plausible(value: object, *, least: int, most: int) -> int | None:
+    return value if type(value) is int and least <= value <= most else None

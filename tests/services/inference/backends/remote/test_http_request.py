@@ -36,11 +36,12 @@ def test_what_is_no_address_is_refused_without_showing_it(url: str) -> None:
 
 def test_the_bytes_of_requests() -> None:
     requests = RequestWriter(http_messages.origin("http://h:8000/v1"), {"authorization": "Bearer key"})
-    assert requests.get("/models") == b"GET /v1/models HTTP/1.1\r\nhost: h:8000\r\nauthorization: Bearer key\r\n\r\n"
-    assert requests.post_json("/chat", b'{"a": 1}') == (
+    assert requests.get("models") == b"GET /v1/models HTTP/1.1\r\nhost: h:8000\r\nauthorization: Bearer key\r\n\r\n"
+    assert requests.post_json("chat", b'{"a": 1}') == (
         b"POST /v1/chat HTTP/1.1\r\nhost: h:8000\r\nauthorization: Bearer key\r\n"
         b'content-type: application/json\r\ncontent-length: 8\r\n\r\n{"a": 1}'
     )
+    assert requests.get("/health").startswith(b"GET /health HTTP/1.1\r\n"), "beside the API"
     assert "key" not in repr(requests)
 
 
@@ -59,7 +60,7 @@ def test_nor_does_a_name(name: str) -> None:
         RequestWriter(http_messages.origin("http://h"), {name: "a"})
 
 
-@pytest.mark.parametrize("path", ["/a b", "/a\r\nx: y", "models", "/ü"])
+@pytest.mark.parametrize("path", ["/a b", "/a\r\nx: y", "a b", "/ü"])
 def test_nor_a_path(path: str) -> None:
     requests = RequestWriter(http_messages.origin("http://h"), {})
     with pytest.raises(ValueError, match="the path"):

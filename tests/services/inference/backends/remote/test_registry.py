@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.inference.backends.remote import registry
+from services.inference.backends.remote import registry, remote_models
 from services.inference.backends.remote.event_stream import BadStream
 from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.remote_backend import RemoteBackend
@@ -197,7 +197,7 @@ async def test_a_service_is_ready_while_it_is_healthy() -> None:
 
 async def test_a_public_address_is_a_provider() -> None:
     async with registry.opened((RemoteModel(NAME, "https://8.8.8.8", "/infer"),), 4, 32, Watch()) as backend:
-        assert [await one.models._place.find_provider() for one in backend.servers] == ["8.8.8.8"]
+        assert [await remote_models.find_provider(one.models._upstream) for one in backend.servers] == ["8.8.8.8"]
 
 
 async def test_registries_that_cannot_work() -> None:

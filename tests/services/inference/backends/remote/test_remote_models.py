@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services.inference.backends.remote import remote_models
-from services.inference.backends.remote.remote_models import UpstreamPlace
+from services.inference.upstreams import Upstream
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,5 @@ async def test_a_name_with_one_public_address_is_outside(monkeypatch: pytest.Mon
     ],
 )
 async def test_who_gets_the_prompts(url: str, *, external: bool | None, provider: str) -> None:
-    assert await UpstreamPlace(url, "acme", external).find_provider() == provider
+    upstream = Upstream(name="x", url=url, provider="acme", external=external)
+    assert await remote_models.find_provider(upstream) == provider

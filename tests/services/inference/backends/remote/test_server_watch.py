@@ -10,7 +10,6 @@ import pytest
 
 from services.inference.backends.remote import openai, remote_models, server_watch
 from services.inference.backends.remote.dialects import ServerLoad
-from services.inference.backends.remote.http_messages import RequestWriter, origin
 from services.inference.backends.remote.http_server_client import ProbeReply
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.server_watch import ServerHealth, ServerWatch
@@ -88,12 +87,10 @@ class FakeProbes:
     def __init__(self) -> None:
         self.pages: dict[str, ProbeReply | None] = {}
         self.asked: list[str] = []
-        self.requests = RequestWriter(origin("http://h/v1"), {})
         self.pool = SimpleNamespace(heard_at=-1.0)
         self.source = SimpleNamespace(name="upstream x", cleaned=str)
 
-    async def probe(self, request: bytes, seconds: float, *, most: int) -> ProbeReply:
-        path = request.split(b" ")[1].decode()
+    async def probe(self, path: str, seconds: float, *, most: int) -> ProbeReply:
         self.asked.append(path)
         reply = self.pages.get(path, ProbeReply(404))
         if reply is None:
@@ -104,7 +101,7 @@ class FakeProbes:
 
 def watched(given: Dialect | None = None) -> tuple[ServerWatch, FakeProbes, Models]:
     probes, models = FakeProbes(), Models()
-    return ServerWatch(probes, models, given, "/models"), probes, models  # type: ignore[arg-type]
+    return ServerWatch(probes, models, given, "models"), probes, models  # type: ignore[arg-type]
 
 
 def in_virtual_time(run: Callable[[], Any]) -> None:
@@ -171,9 +168,9 @@ async def test_a_provider_is_neither_probed_nor_asked_every_two_seconds() -> Non
 
 async def test_a_plain_server_is_watched_by_its_list_of_models() -> None:
     watch, probes, models = watched()
-    probes.pages["/v1/models"] = None
+    probes.pages["models"] = None
     await watch.look()
-    assert (probes.asked, models.outs[-1][1]) == (["/v1/models"], True)
+    assert (probes.asked, models.outs[-1][1]) == (["models"], True)
 
 
 async def test_the_load_is_read_from_the_first_page_that_the_server_has() -> None:

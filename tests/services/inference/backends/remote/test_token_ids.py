@@ -48,7 +48,7 @@ async def worker(*servers: TokenServer, digest: str = DIGEST, proved: bool = Tru
             openai.opened_all(tuple(upstreams), 4, 32, Watch(), backoff_seconds=0.001, rng=FirstOfTie())
         )
         await until(lambda: all(tokens(backend, number).proved(MODEL) for number in range(len(servers) if proved else 0)))
-        await until(lambda: all(server.models.has(ModelName(MODEL)) for server in backend.servers))
+        await until(lambda: all(server.models.listing(ModelName(MODEL)) for server in backend.servers))
         yield backend
 
 

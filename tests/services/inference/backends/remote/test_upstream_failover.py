@@ -61,7 +61,7 @@ async def two(
             (upstream(one, "first"), upstream(other, "second", **more)), 4, 32, Watch(), backoff_seconds=0.001, rng=FirstOfTie()
         ) as backend,
     ):
-        await until(lambda: all(server.models.has(ModelName("m")) for server in backend.servers))
+        await until(lambda: all(server.models.listing(ModelName("m")) for server in backend.servers))
         yield one, other, backend
 
 
