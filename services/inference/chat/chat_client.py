@@ -8,26 +8,13 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import msgspec
 
+from services.inference.chat import chat_messages
 from services.inference.chat.answer_text import Parsing, SeparatedPiece
-from services.inference.chat.chat_messages import (
-    ChatRefused,
-    ChatReply,
-    ChatRequest,
-    DecodedImage,
-    DecodeImage,
-    OpenTemplate,
-    ParseAnswer,
-    ParsedAnswer,
-    RenderedPrompt,
-    RenderPrompt,
-    TemplateCapabilities,
-    reply_decoder,
-)  # fmt: skip
+from services.inference.chat.chat_messages import ChatRefused, ChatReply, ChatRequest, DecodedImage, ParsedAnswer, RenderedPrompt
 from services.inference.engine import engine_messages
 from shared import errors
 from shared.telemetry import logs
@@ -49,7 +36,7 @@ PROGRAM = (sys.executable, "-P", "-m", "services.inference.chat.chat_process")
 
 #: What says that the process is gone or can't be used any more.
 _LOST = (TimeoutError, OSError, EOFError, msgspec.MsgspecError, errors.ProtocolViolation)
-_Reply = TypeVar("_Reply", TemplateCapabilities, RenderedPrompt, DecodedImage)
+_Reply = TypeVar("_Reply", chat_messages.TemplateCapabilities, RenderedPrompt, DecodedImage)
 
 
 class ChatProcessLost(Exception):
@@ -79,14 +66,14 @@ class _RunningChat:
                 for body in self.unframer.feed(received):
                     self.owed -= 1
                     if self.owed == 0:
-                        return reply_decoder.decode(body)
+                        return chat_messages.reply_decoder.decode(body)
         raise EOFError("the chat process closed its socket")
 
 
 class ChatClient:
     """The chat process of one model. Safe to use from many tasks."""
 
-    def __init__(self, template: OpenTemplate, environment: Mapping[str, str], program: tuple[str, ...] = PROGRAM) -> None:
+    def __init__(self, template: chat_messages.OpenTemplate, environment: Mapping[str, str], program: tuple[str, ...] = PROGRAM) -> None:
         """``environment`` is the process's whole environment: without secrets, with PYTHONPATH."""
         self._template = template
         self._environment = environment
@@ -94,13 +81,8 @@ class ChatClient:
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._running: _RunningChat | None = None
+        #: Processes that died or hung.
         self.lost = 0
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """End the process. Safe to call twice."""
@@ -111,7 +93,7 @@ class ChatClient:
     def pid(self) -> int | None:
         return None if self._running is None else self._running.process.pid
 
-    async def open(self) -> TemplateCapabilities:
+    async def open(self) -> chat_messages.TemplateCapabilities:
         """Start the process, which tests the template. Raises BadRequest with the reason, and Unavailable if none starts."""
         async with self._in_turn():
             try:
@@ -120,16 +102,16 @@ class ChatClient:
                 # llama.cpp may have crashed on the template.
                 self._template = msgspec.structs.replace(self._template, by_jinja=True)
                 running = await self._ensure_running()
-            return _expected(running.opened, TemplateCapabilities)
+            return _expected(running.opened, chat_messages.TemplateCapabilities)
 
-    async def render(self, request: RenderPrompt) -> RenderedPrompt:
+    async def render(self, request: chat_messages.RenderPrompt) -> RenderedPrompt:
         """Raises BadRequest if the template refuses the messages, or the process was lost; Overloaded; Unavailable if none starts."""
         try:
             return _expected(await self._ask(request), RenderedPrompt)
         except ChatProcessLost as lost:
             raise errors.BadRequest(str(lost), hint="make the request smaller: messages, tools and their schemas") from lost
 
-    async def decode(self, request: DecodeImage) -> DecodedImage:
+    async def decode(self, request: chat_messages.DecodeImage) -> DecodedImage:
         """Raises BadRequest, whose text completes "the image …"; Overloaded; Unavailable if no process starts."""
         try:
             reply = await self._ask(request)
@@ -139,7 +121,7 @@ class ChatClient:
             raise errors.BadRequest(reply.reason)
         return _expected(reply, DecodedImage)
 
-    async def parse(self, request: ParseAnswer) -> ParsedAnswer | ChatRefused | None:
+    async def parse(self, request: chat_messages.ParseAnswer) -> ParsedAnswer | ChatRefused | None:
         """Return None if the process was lost or isn't there: then an answer is text."""
         try:
             reply = await self._ask(request)
@@ -152,7 +134,7 @@ class ChatClient:
         try:
             text = next(parsing)
             while True:
-                text = parsing.send(await self.parse(ParseAnswer(parser, text)))
+                text = parsing.send(await self.parse(chat_messages.ParseAnswer(parser, text)))
         except StopIteration as end:
             return tuple(end.value)
 

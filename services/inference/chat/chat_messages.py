@@ -92,24 +92,18 @@ class Trigger(msgspec.Struct, frozen=True):
 class RenderedPrompt(_Tagged, frozen=True):
     prompt: str
     #: The end of the prompt that begins the answer.
-    generation_prompt: str
+    generation_prompt: str = ""
     #: What begins a call.
-    triggers: tuple[Trigger, ...]
-    thinks: bool
-    thinking_start: str
-    thinking_ends: tuple[str, ...]
+    triggers: tuple[Trigger, ...] = ()
+    thinking_start: str = ""
+    thinking_ends: tuple[str, ...] = ()
     #: Special tokens whose text belongs to the answer.
-    preserved: tuple[str, ...]
-    stops: tuple[str, ...]
+    preserved: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
     #: Opaque, for ParseAnswer. Empty if all of the answer is content.
-    parser: str
+    parser: str = ""
     #: Tools are in the generic form, whose grammar isn't here.
     generic: bool = False
-
-
-def plain(prompt: str) -> RenderedPrompt:
-    """Return a prompt whose answer is only content."""
-    return RenderedPrompt(prompt, "", (), False, "", (), (), (), "")
 
 
 class ParsedCall(msgspec.Struct, frozen=True):

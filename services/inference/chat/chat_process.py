@@ -16,17 +16,8 @@ from typing import assert_never
 import msgspec
 
 from services.inference import parent_death
-from services.inference.chat.chat_messages import (
-    ChatRefused,
-    ChatReply,
-    ChatRequest,
-    DecodedImage,
-    DecodeImage,
-    OpenTemplate,
-    ParseAnswer,
-    RenderPrompt,
-    request_decoder,
-)  # fmt: skip
+from services.inference.chat import chat_messages
+from services.inference.chat.chat_messages import ChatRefused, ChatReply, ChatRequest
 from services.inference.chat.chat_template import ChatTemplate
 from services.inference.chat.library import ChatLibrary, NotUnderstood
 from services.inference.engine import confinement, engine_messages
@@ -49,28 +40,28 @@ class ChatServer:
 
     def answer(self, request: ChatRequest) -> ChatReply:
         try:
-            return self._answer(request)
+            match request:
+                case chat_messages.OpenTemplate():
+                    self._template = ChatTemplate(self._library, request)
+                    return msgspec.structs.replace(self._template.capabilities, unconfined=self._unconfined)
+                case chat_messages.DecodeImage():
+                    return _decoded(request)
+                case chat_messages.RenderPrompt():
+                    return self._opened().render(request)
+                case chat_messages.ParseAnswer():
+                    return self._opened().parse(request)
+                case _:
+                    assert_never(request)
         except (NotUnderstood, MemoryError) as error:
             return ChatRefused(str(error) or "no memory")
 
-    def _answer(self, request: ChatRequest) -> ChatReply:
-        if isinstance(request, OpenTemplate):
-            self._template = ChatTemplate(self._library, request)
-            return msgspec.structs.replace(self._template.capabilities, unconfined=self._unconfined)
-        if isinstance(request, DecodeImage):
-            return _decoded(request)
+    def _opened(self) -> ChatTemplate:
         if self._template is None:
-            return ChatRefused("no template is open")
-        match request:
-            case RenderPrompt():
-                return self._template.render(request)
-            case ParseAnswer():
-                return self._template.parse(request)
-            case _:
-                assert_never(request)
+            raise NotUnderstood("no template is open")
+        return self._template
 
 
-def _decoded(request: DecodeImage) -> ChatReply:
+def _decoded(request: chat_messages.DecodeImage) -> ChatReply:
     # Imported late: Pillow takes 8 MB, and most models see no images.
     from services.inference.images import image_decoding  # noqa: PLC0415
 
@@ -78,7 +69,7 @@ def _decoded(request: DecodeImage) -> ChatReply:
         pixels = image_decoding.decode(request.data, request.long_side)
     except image_decoding.NotDecodable as error:
         return ChatRefused(str(error))
-    return DecodedImage(pixels.width, pixels.height, pixels.rgb)
+    return chat_messages.DecodedImage(pixels.width, pixels.height, pixels.rgb)
 
 
 def main() -> None:
@@ -117,7 +108,7 @@ def _serve(connection: socket.socket, server: ChatServer) -> None:
         for body in unframer.feed(received):
             # Its signal ends the process, in C++ as well.
             signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)
-            reply = msgspec.msgpack.encode(server.answer(request_decoder.decode(body)))
+            reply = msgspec.msgpack.encode(server.answer(chat_messages.request_decoder.decode(body)))
             if len(reply) > engine_messages.MAX_MESSAGE_BYTES:
                 reply = msgspec.msgpack.encode(ChatRefused(f"the prompt has {len(reply)} bytes"))
             signal.setitimer(signal.ITIMER_PROF, 0)

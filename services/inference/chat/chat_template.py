@@ -7,16 +7,8 @@ from itertools import pairwise
 
 import msgspec
 
-from services.inference.chat import generic_form, template_probe
-from services.inference.chat.chat_messages import (
-    OpenTemplate,
-    ParseAnswer,
-    ParsedAnswer,
-    RenderedPrompt,
-    RenderPrompt,
-    TemplateCapabilities,
-    Trigger,
-)  # fmt: skip
+from services.inference.chat import chat_messages, generic_form, template_probe
+from services.inference.chat.chat_messages import ParseAnswer, ParsedAnswer, RenderedPrompt, RenderPrompt
 from services.inference.chat.library import ChatLibrary, NotUnderstood, OpenedTemplate
 from services.inference.chat.plain_template import PlainTemplate
 from services.inference.engine.special_tokens import IMAGE_MARK, MARK, SpecialTokens
@@ -33,7 +25,7 @@ Row = dict[str, object]
 
 
 class ChatTemplate:
-    def __init__(self, library: ChatLibrary | None, opened: OpenTemplate) -> None:
+    def __init__(self, library: ChatLibrary | None, opened: chat_messages.OpenTemplate) -> None:
         """Raises NotUnderstood, with the line, if nothing can render a chat with the template."""
         self._library = library
         self._special = SpecialTokens(opened.special)
@@ -57,7 +49,7 @@ class ChatTemplate:
             self._reads_calls = self._shows(template_probe.messages(template_probe.SHORT_ID))
             self._short_ids = not self._shows(template_probe.messages("call_0123456789abcdefghijklmn"))
         shown = self._shown(opened.special)
-        self.capabilities: TemplateCapabilities = msgspec.structs.replace(
+        self.capabilities: chat_messages.TemplateCapabilities = msgspec.structs.replace(
             self._template.capabilities, reads_calls=self._reads_calls, shown=shown
         )
 
@@ -84,7 +76,7 @@ class ChatTemplate:
         given = msgspec.structs.replace(request, messages=messages, tools=() if is_generic else tools, variables=variables)
         rendered = self._rendered(given)
         if is_generic and request.tools:
-            triggers = (Trigger("word", generic_form.TRIGGER),)
+            triggers = (chat_messages.Trigger("word", generic_form.TRIGGER),)
             rendered = msgspec.structs.replace(rendered, generic=True, parser=_GENERIC + rendered.parser, triggers=triggers)
         elif _is_content(rendered, has_tools=bool(request.tools)):
             rendered = msgspec.structs.replace(rendered, parser="")

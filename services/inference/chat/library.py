@@ -7,26 +7,18 @@ import ctypes
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from services.inference.chat.chat_messages import (
-    FittedModel,
-    OpenTemplate,
-    ParseAnswer,
-    ParsedAnswer,
-    RenderedPrompt,
-    RenderPrompt,
-    TemplateCapabilities,
-)
+from services.inference.chat import chat_messages
 
 #: Where stack/servers/engine_libraries.py builds it.
 PATH = Path(sys.prefix) / "lib" / "libaimesh_chat.so"
 #: It links against these libraries of the engine's wheel, in this order.
 _ENGINE_LIBRARIES = ("libggml-base.so", "libggml-cpu.so", "libggml.so", "libllama.so")
 
-_Reply = TypeVar("_Reply", TemplateCapabilities, RenderedPrompt, ParsedAnswer, FittedModel)
+_Reply = TypeVar("_Reply")
 
 
 class NotUnderstood(Exception):
@@ -48,42 +40,29 @@ class ChatLibrary:
             # Not c_char_p, which ctypes copies and whose pointer it loses.
             getattr(self._native, name).restype = ctypes.c_void_p
 
-    def open(self, request: OpenTemplate) -> "OpenedTemplate":
+    def open(self, request: chat_messages.OpenTemplate) -> "OpenedTemplate":
         """Raises NotUnderstood if llama.cpp can't read the template."""
         handle = ctypes.c_void_p()
-        reply = self._call("aimesh_chat_open", request, ctypes.byref(handle))
-        return OpenedTemplate(self, handle, self.read(reply, TemplateCapabilities))
+        capabilities = self.ask(chat_messages.TemplateCapabilities, "aimesh_chat_open", *_encoded(request), ctypes.byref(handle))
+        return OpenedTemplate(self, handle, capabilities)
 
-    def parse(self, request: ParseAnswer) -> ParsedAnswer:
+    def parse(self, request: chat_messages.ParseAnswer) -> chat_messages.ParsedAnswer:
         """Raises NotUnderstood if the text isn't what the template's model should write."""
-        return self.read(self._call("aimesh_chat_parse", request), ParsedAnswer)
+        return self.ask(chat_messages.ParsedAnswer, "aimesh_chat_parse", *_encoded(request))
 
-    def render(self, handle: ctypes.c_void_p, request: RenderPrompt) -> RenderedPrompt:
-        return self.read(self._call("aimesh_chat_apply", request, first=handle), RenderedPrompt)
-
-    def close(self, handle: ctypes.c_void_p) -> None:
-        self._native.aimesh_chat_close(handle)
-
-    def fit(self, path: str, model: object, context: object, margin: int) -> FittedModel:
+    def fit(self, path: str, model: object, context: object, margin: int) -> chat_messages.FittedModel:
         """``model`` and ``context`` point to llama.cpp's parameters. Raises NotUnderstood if llama.cpp can't open the model."""
-        return self.read(self._reply("aimesh_chat_fit", path.encode(), model, context, ctypes.c_size_t(margin)), FittedModel)
+        return self.ask(chat_messages.FittedModel, "aimesh_chat_fit", path.encode(), model, context, ctypes.c_size_t(margin))
 
-    def _call(self, name: str, request: msgspec.Struct, *last: object, first: ctypes.c_void_p | None = None) -> bytes:
-        body = msgspec.json.encode(request)
-        leading = () if first is None else (first,)
-        return self._reply(name, *leading, body, ctypes.c_size_t(len(body)), *last)
-
-    def _reply(self, name: str, *arguments: object) -> bytes:
+    def ask(self, kind: type[_Reply], name: str, *arguments: object) -> _Reply:
+        """Call a function of the library and decode its reply. Raises NotUnderstood."""
         pointer = getattr(self._native, name)(*arguments)
         if not pointer:
             raise MemoryError(f"{name} has no memory for its reply")
         try:
-            return ctypes.string_at(pointer)
+            reply = ctypes.string_at(pointer)
         finally:
             self._native.aimesh_chat_free(ctypes.c_void_p(pointer))
-
-    @staticmethod
-    def read(reply: bytes, kind: type[_Reply]) -> _Reply:
         fields = msgspec.json.decode(reply, type=dict[str, msgspec.Raw])
         if "error" in fields:
             raise NotUnderstood(msgspec.json.decode(fields["error"], type=str))
@@ -91,22 +70,18 @@ class ChatLibrary:
 
 
 class OpenedTemplate:
-    """An opened template; it must be closed before the library is."""
+    """A template that llama.cpp reads, until the process ends."""
 
-    def __init__(self, library: ChatLibrary, handle: ctypes.c_void_p, capabilities: TemplateCapabilities) -> None:
+    def __init__(self, library: ChatLibrary, handle: ctypes.c_void_p, capabilities: chat_messages.TemplateCapabilities) -> None:
         self._library = library
         self._handle = handle
         self.capabilities = capabilities
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._library.close(self._handle)
-
-    def render(self, request: RenderPrompt) -> RenderedPrompt:
+    def render(self, request: chat_messages.RenderPrompt) -> chat_messages.RenderedPrompt:
         """Raises NotUnderstood if the template refuses the messages."""
-        return self._library.render(self._handle, request)
+        return self._library.ask(chat_messages.RenderedPrompt, "aimesh_chat_apply", self._handle, *_encoded(request))
+
+
+def _encoded(request: msgspec.Struct) -> tuple[bytes, ctypes.c_size_t]:
+    body = msgspec.json.encode(request)
+    return body, ctypes.c_size_t(len(body))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from services.inference.backend_interface import Sink
-from services.inference.chat import chat_messages, prompt_plan
+from services.inference.chat import prompt_plan
 from services.inference.chat.chat_client import ChatClient
 from services.inference.chat.chat_messages import DecodedImage, DecodeImage, OpenTemplate, RenderedPrompt, TemplateCapabilities
 from services.inference.chat.prompt_plan import ReasoningDefaults
@@ -55,7 +55,7 @@ class ModelChat:
         """Render a job's prompt, and find its grammar. Raises BadRequest, Overloaded, and Unavailable if no process runs."""
         if job.requested.raw:
             # There is only one speaker, who may use special tokens.
-            rendered = chat_messages.plain(self._raw_text(job.messages))
+            rendered = RenderedPrompt(self._raw_text(job.messages))
             return prompt_plan.prepared(job, rendered), rendered
         client, can = self._opened()
         request = prompt_plan.request_of(job, can, defaults)

@@ -17,7 +17,6 @@ from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from services.inference.chat import chat_messages
 from services.inference.chat.chat_messages import OpenTemplate, RenderedPrompt, RenderPrompt, TemplateCapabilities
 from services.inference.chat.library import NotUnderstood
 
@@ -64,7 +63,7 @@ class PlainTemplate:
         if compiled is None:
             if len(request.messages) > 1:
                 raise NotUnderstood("this model has no chat template and only supports plain prompts; send prompt, not messages")
-            return chat_messages.plain(str(request.messages[0]["content"]))
+            return RenderedPrompt(str(request.messages[0]["content"]))
         variables = {
             **self._given,
             "messages": request.messages,
@@ -73,7 +72,7 @@ class PlainTemplate:
             "strftime_now": lambda form: time.strftime(form, time.gmtime(request.now or None)),
             **request.variables,
         }
-        return chat_messages.plain(_understood(lambda: compiled.render(variables)))
+        return RenderedPrompt(_understood(lambda: compiled.render(variables)))
 
 
 def _understood(make: Callable[[], Made]) -> Made:

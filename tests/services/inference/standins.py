@@ -8,7 +8,7 @@ from pathlib import Path
 from services.inference import jobs
 from services.inference.announcements import WorkerPause
 from services.inference.backend_interface import Backend
-from services.inference.chat import chat_messages, prompt_plan
+from services.inference.chat import prompt_plan
 from services.inference.chat.chat_messages import RenderedPrompt
 from services.inference.chat.model_chat import ModelChat
 from services.inference.chat.prompt_plan import ReasoningDefaults
@@ -143,7 +143,7 @@ class PlainChat(ModelChat):
         return ()
 
     async def prepare(self, job: jobs.GenerationJob, defaults: ReasoningDefaults) -> tuple[PreparedPrompt, RenderedPrompt]:
-        rendered = chat_messages.plain(job.prompt.text)
+        rendered = RenderedPrompt(job.prompt.text)
         return prompt_plan.prepared(job, rendered), rendered
 
 

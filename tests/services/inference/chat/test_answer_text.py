@@ -120,7 +120,7 @@ def test_text_in_which_no_mark_can_begin_is_not_parsed() -> None:
 
 
 def test_pattern_that_starts_a_call_has_every_piece_parsed() -> None:
-    rendered = RenderedPrompt("", "", (Trigger("pattern", "^ to="), Trigger("word", CALL)), True, THINK, (ENOUGH,), (), ("<end>",), "")
+    rendered = RenderedPrompt("", "", (Trigger("pattern", "^ to="), Trigger("word", CALL)), THINK, (ENOUGH,), (), ("<end>",), "")
     assert AnswerMarks.of(rendered) == AnswerMarks((THINK, ENOUGH, CALL, "<end>"), unknown=True)
     answer = AnswerSeparator(AnswerMarks.of(rendered))
     run(answer.feed("Hi"), parse)

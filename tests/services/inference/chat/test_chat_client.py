@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -24,8 +26,13 @@ PROMPT = RenderPrompt((USER,), (TOOL,))
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
 
 
-def client(template: str = TEMPLATE, program: tuple[str, ...] = chat_client.PROGRAM) -> ChatClient:
-    return ChatClient(OpenTemplate(template), engine_supervisor.scrubbed(os.environ), program)
+@asynccontextmanager
+async def client(template: str = TEMPLATE, program: tuple[str, ...] = chat_client.PROGRAM, **environment: str) -> AsyncIterator[ChatClient]:
+    chat = ChatClient(OpenTemplate(template), engine_supervisor.scrubbed(os.environ) | environment, program)
+    try:
+        yield chat
+    finally:
+        await chat.close()
 
 
 @built
@@ -138,8 +145,7 @@ async def test_large_libraries_leave_the_process_its_memory(tmp_path: Path) -> N
     (tmp_path / "large.c").write_text("char large[600 << 20];")
     command = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / "large.so"), str(tmp_path / "large.c")]
     await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
-    loading = ChatClient(OpenTemplate(TEMPLATE), {**engine_supervisor.scrubbed(os.environ), "LD_PRELOAD": f"{tmp_path}/large.so"})
-    async with loading as chat:
+    async with client(LD_PRELOAD=f"{tmp_path}/large.so") as chat:
         await chat.open()
         assert (await chat.render(PROMPT)).prompt
 

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 
 from services.inference.chat import library
@@ -31,9 +29,8 @@ def chat() -> ChatLibrary:
 
 
 @pytest.fixture
-def template(chat: ChatLibrary) -> Iterator[OpenedTemplate]:
-    with chat.open(OpenTemplate(TEMPLATE)) as opened:
-        yield opened
+def template(chat: ChatLibrary) -> OpenedTemplate:
+    return chat.open(OpenTemplate(TEMPLATE))
 
 
 def test_call_is_rendered_and_read(chat: ChatLibrary, template: OpenedTemplate) -> None:

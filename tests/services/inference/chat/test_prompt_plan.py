@@ -139,7 +139,7 @@ def can() -> TemplateCapabilities:
     return TemplateCapabilities(supports_reasoning_effort=True)
 
 
-THINKS = RenderedPrompt("p", "<think>", (), True, "<think>", ("</think>",), (), (), "x")
+THINKS = RenderedPrompt("p", "<think>", (), "<think>", ("</think>",), (), (), "x")
 FORMAT = OutputFormat(FormatKind.JSON)
 
 

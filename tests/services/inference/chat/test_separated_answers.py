@@ -20,7 +20,7 @@ from tests.services.inference.chat.parsing import run
 from tests.services.inference.chat.test_answer_text import CALL, DONE, ENOUGH, THINK, parse
 from tests.services.inference.standins import Reader, job
 
-RENDERED = RenderedPrompt("p", "", (Trigger("word", CALL),), True, THINK, (ENOUGH,), (DONE,), (), "parser")
+RENDERED = RenderedPrompt("p", "", (Trigger("word", CALL),), THINK, (ENOUGH,), (DONE,), (), "parser")
 ANSWER = f"{THINK}Hm, [x].{ENOUGH}So: 'END' {CALL}f{{1}}{DONE}\n{CALL}g{{}}{DONE}"
 #: With a text behind the calls, which is held back until it's no mark.
 LONG = f"{THINK}Hm.{ENOUGH}é So <3: {CALL}f{{1}}{DONE} after <"
@@ -58,7 +58,7 @@ async def send(
     reader, failures, client = Reader(), [], FakeClient(lost_at)
     asked = job(logit_bias={}, **sampling)
     asked = type(asked)(asked.model, asked.messages, asked.parameters, asked.requested, "", (1,) * len(delivered), "request", call_parts)
-    plain = chat_messages.plain("p")
+    plain = RenderedPrompt("p")
     answers = SeparatedAnswers(client if rendered else None, rendered or plain, asked, reader, lambda: failures.append(None))
     answers.accept(3)
     assert reader.prompt_tokens == 3

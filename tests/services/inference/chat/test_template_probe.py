@@ -69,7 +69,5 @@ def test_template_whose_calls_are_misread_fails() -> None:
     written = "{{- '[[' + call.function.name }}{% for key in call.function.arguments %}{{ ' ' + key + '~' }}{% endfor %}{{ ']]' }}"
     invented = "\n".join([before + written, *rest.splitlines()[1:]])
     chat = ChatLibrary()
-    with chat.open(OpenTemplate(TEMPLATE)) as template:
-        assert template_probe.reads_calls(chat, template)
-    with chat.open(OpenTemplate(invented)) as template:
-        assert not template_probe.reads_calls(chat, template)
+    assert template_probe.reads_calls(chat, chat.open(OpenTemplate(TEMPLATE)))
+    assert not template_probe.reads_calls(chat, chat.open(OpenTemplate(invented)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.chat import chat_messages
+from services.inference.chat.chat_messages import RenderedPrompt
 from services.inference.chat.separated_answers import SeparatedAnswers
 from services.inference.engine import engine_messages
 from services.inference.supervision import engine_supervisor, poison_requests
@@ -137,7 +137,7 @@ next(arriving)
     async with supervised(SPEAKS + ANSWERS + code) as engine, asyncio.timeout(stopwatch.patience(10)):
         await until(lambda: engine.state is ModelState.READY)
         reader, asked = Reader(), job(n=2, stop=("stop",))
-        answers = SeparatedAnswers(None, chat_messages.plain("p"), asked, reader, lambda: None)
+        answers = SeparatedAnswers(None, RenderedPrompt("p"), asked, reader, lambda: None)
         end = answers.complete(await engine.generate(asked, answers))
         assert end.finish_reasons == (FinishReason.STOP, FinishReason.LENGTH)
         assert [(chunk.answer, chunk.text) for chunk in reader.chunks] == [(0, "a "), (1, "c"), (1, "d")]
