@@ -84,7 +84,7 @@ async def running_mesh(*answers: Answer) -> AsyncIterator[Mesh]:
         gateways = [await stack.enter_async_context(fakes.running_service(free=10_000)) for _ in range(2)]
         announcements = Announcements(Place(gateways), WorkerPause(None))
         upstream = await stack.enter_async_context(serving({"/v1/models": MODELS, "/v1/chat/completions": list(answers)}))
-        opened = openai.opened_all((one(f"{upstream.url}/v1"),), 4, 32, announcements, backoff_seconds=0.001)
+        opened = openai.opened_all((one(f"{upstream.url}/v1"),), 4, 32, announcements)
         backend = announcements.backend = await stack.enter_async_context(opened)
         await until(lambda: backend.models()[0].state is ModelState.READY)
         announcements.changed()

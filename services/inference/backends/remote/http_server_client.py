@@ -47,15 +47,6 @@ ATTEMPTS = 3
 BACKOFF_SECONDS = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class ServerTimeouts:
-    connect_seconds: float = 10.0
-    #: Until the first piece of an answer; a server may need minutes to load the model.
-    first_token_seconds: float = 300.0
-    idle_seconds: float = 60.0
-    backoff_seconds: float = BACKOFF_SECONDS
-
-
 class ServerTimedOut(Exception):
     """The server took too long; the message follows "the server did not". Caught by `ServerExchange`."""
 
@@ -162,7 +153,7 @@ class ServerExchange:
                     raise refusal.error
                 asked_seconds = refusal.retry_after_seconds or 0.0
             log.info("backend_retried", server=self._server.source.name, attempt=attempt)
-            backoff = Backoff(self._server.timeouts.backoff_seconds, inf, jitter=0.5)
+            backoff = Backoff(BACKOFF_SECONDS, inf, jitter=0.5)
             async with asyncio.timeout_at(until):
                 await asyncio.sleep(max(backoff.pause(attempt), asked_seconds))
         raise AssertionError("the last attempt returns or raises")
@@ -213,7 +204,6 @@ class Server:
     """One server and its pool of connections."""
 
     source: RefusalSource
-    timeouts: ServerTimeouts
     pool: HttpConnectionPool
     requests: RequestWriter
     #: Connections of their own, so that probes never wait for requests.
@@ -245,32 +235,33 @@ class Server:
 
     def post(self, path: str, body: bytes, kind: str, *, most: int = MAX_ANSWER_BYTES, attempts: int = ATTEMPTS) -> ServerExchange:
         """Post a request whose response has the media type ``kind``, and at most ``most`` bytes."""
-        request, seconds = self.requests.post_json(path, body), self.timeouts.first_token_seconds
+        request, seconds = self.requests.post_json(path, body), self.source.upstream.first_token_seconds
         return ServerExchange(self, request, kind, seconds, most_bytes=most, attempts=attempts)
 
     async def ask(self, path: str, body: bytes, read: Callable[[bytes], T], *, most: int, attempts: int = ATTEMPTS) -> T:
         """Post a request and ``read`` its JSON response of at most ``most`` bytes, within ``idle_seconds`` of its head. Raises
         Unavailable, or what the refusal means; ``read`` may raise BadStream or one of `event_stream.UNREADABLE`."""
         async with self.post(path, body, JSON, most=most, attempts=attempts) as exchange:
-            exchange.allow(self.timeouts.idle_seconds)
+            exchange.allow(self.source.upstream.idle_seconds)
             return read(await exchange.read())
 
 
 @asynccontextmanager
-async def connected(source: RefusalSource, url: str, timeouts: ServerTimeouts) -> AsyncIterator[Server]:
-    """Open a pool of connections to ``url``; every request has the source's key. It uses no proxy from the environment and
+async def connected(source: RefusalSource) -> AsyncIterator[Server]:
+    """Open a pool of connections to a server; every request has its key. It uses no proxy from the environment and
     follows no redirect, because the key and the prompt are only for this address. Raises BadSettings."""
-    key = {} if source.key is None else {"authorization": f"Bearer {source.key.text}"}
+    upstream = source.upstream
+    key = {} if upstream.key is None else {"authorization": f"Bearer {upstream.key.text}"}
     # A compressed answer could grow a thousandfold, and text in small pieces gains nothing.
     headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "aimesh", **key}
     try:
-        origin = http_messages.origin(url)
+        origin = http_messages.origin(upstream.url)
         requests = RequestWriter(origin, headers)
     except ValueError as error:
         raise errors.BadSettings(f"{source.url_setting}: {error}", hint="see docs/howto/other-backends.md") from error
     limits = PoolLimits(
         connections=MAX_CONNECTIONS,
-        connect_seconds=timeouts.connect_seconds,
+        connect_seconds=upstream.connect_seconds,
         turn_seconds=POOL_SECONDS,
         write_seconds=WRITE_SECONDS,
         idle_seconds=KEEP_ALIVE_SECONDS,
@@ -279,7 +270,7 @@ async def connected(source: RefusalSource, url: str, timeouts: ServerTimeouts) -
         http_connection.opened(origin, limits) as pool,
         http_connection.opened(origin, replace(limits, connections=PROBE_CONNECTIONS)) as probes,
     ):
-        yield Server(source, timeouts, pool, requests, probes)
+        yield Server(source, pool, requests, probes)
 
 
 def _meaning(source: RefusalSource, error: Exception) -> AimeshError:

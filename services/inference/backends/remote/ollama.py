@@ -16,7 +16,6 @@ from services.inference.backend_interface import Watcher
 from services.inference.backends.remote import openai_chat, remote_server, text_answers
 from services.inference.backends.remote.dialects import ServerFields, same, whole
 from services.inference.backends.remote.event_stream import Lines, convert_or
-from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.openai_answer import (
     AnswerAssembly,
     AnswerChoice,
@@ -58,7 +57,6 @@ _THINK: Mapping[ReasoningEffort, bool | str] = {
 _NUMBER = re.compile(r"-?[0-9]{1,9}\Z")
 _DURATION = re.compile(r"-?([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h)){1,3}\Z")
 
-_SOURCE = RefusalSource(SERVER, None, "OLLAMA_URL", "OLLAMA_URL")
 _SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
 
 
@@ -88,14 +86,13 @@ class _Tags(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def opened(
-    url: str, slots: int, queue: int, watcher: Watcher, *, keep_alive: str | None = None, timeouts: ServerTimeouts | None = None
-) -> AsyncIterator[RemoteBackend]:
+async def opened(url: str, slots: int, queue: int, watcher: Watcher, *, keep_alive: str | None = None) -> AsyncIterator[RemoteBackend]:
     """``slots`` and ``queue`` are per model. Raises BadSettings."""
     upstreams.check_url("OLLAMA_URL", url)
     api = _api(None if keep_alive is None else parse_keep_alive(keep_alive))
-    models = RemoteModels(NAME, Upstream(name=NAME, url=url), slots, queue, watcher)
-    async with remote_server.connected(api, _SOURCE, url, timeouts or ServerTimeouts(), models) as server:
+    upstream = Upstream(name=NAME, url=url, key_setting="OLLAMA_URL")
+    models = RemoteModels(NAME, upstream, slots, queue, watcher)
+    async with remote_server.connected(api, RefusalSource(SERVER, "OLLAMA_URL", upstream), models) as server:
         yield RemoteBackend(NAME, [server])
 
 

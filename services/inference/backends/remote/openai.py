@@ -10,9 +10,8 @@ import msgspec
 
 from services.inference import upstreams
 from services.inference.backend_interface import Watcher
-from services.inference.backends.remote import http_server_client, openai_chat, remote_server, text_answers
+from services.inference.backends.remote import openai_chat, remote_server, text_answers
 from services.inference.backends.remote.event_stream import StreamEventParser, convert_or
-from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.openai_answer import AnswerAssembly
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
@@ -58,13 +57,7 @@ class _Models(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def opened_all(
-    servers: tuple[Upstream, ...],
-    slots: int,
-    queue: int,
-    watcher: Watcher,
-    *,
-    backoff_seconds: float = http_server_client.BACKOFF_SECONDS,
-    rng: random.Random | None = None,
+    servers: tuple[Upstream, ...], slots: int, queue: int, watcher: Watcher, *, rng: random.Random | None = None
 ) -> AsyncIterator[RemoteBackend]:
     """``slots`` and ``queue`` are per model. Raises BadSettings without an upstream."""
     if not servers:
@@ -73,20 +66,18 @@ async def opened_all(
         connected = []
         for upstream in servers:
             models = RemoteModels(NAME, upstream, slots, queue, watcher)
-            connected.append(await stack.enter_async_context(_connected(upstream, models, backoff_seconds)))
+            connected.append(await stack.enter_async_context(_connected(upstream, models)))
         yield RemoteBackend(NAME, connected, rng)
 
 
-def _connected(upstream: Upstream, models: RemoteModels, backoff_seconds: float) -> AbstractAsyncContextManager[RemoteServer]:
+def _connected(upstream: Upstream, models: RemoteModels) -> AbstractAsyncContextManager[RemoteServer]:
     is_only = upstream.name == upstreams.ONLY and upstream.key_setting == "OPENAI_API_KEY"
     source = RefusalSource(
         name="the OpenAI-compatible server" if is_only else f"upstream {upstream.name}",
-        key=upstream.key,
-        key_setting=upstream.key_setting,
         url_setting="OPENAI_BASE_URL" if is_only else f"url of {upstream.name} in OPENAI_UPSTREAMS",
+        upstream=upstream,
     )
-    timeouts = ServerTimeouts(upstream.connect_seconds, upstream.first_token_seconds, upstream.idle_seconds, backoff_seconds)
-    return remote_server.connected(_api(upstream, source.name), source, upstream.url, timeouts, models)
+    return remote_server.connected(_api(upstream, source.name), source, models)
 
 
 def _api(upstream: Upstream, name: str) -> ServerApi:

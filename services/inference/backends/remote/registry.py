@@ -18,7 +18,6 @@ from services.inference import upstreams
 from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.backends.remote import dialects, http_server_client, openai_chat, token_counts
 from services.inference.backends.remote.event_stream import BadStream, convert_or
-from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
@@ -99,16 +98,12 @@ class RegisteredService(ModelServer):
 
 
 @asynccontextmanager
-async def opened(
-    entries: Sequence[RemoteModel], slots: int, queue: int, watcher: Watcher, timeouts: ServerTimeouts | None = None
-) -> AsyncIterator[RemoteBackend]:
+async def opened(entries: Sequence[RemoteModel], slots: int, queue: int, watcher: Watcher) -> AsyncIterator[RemoteBackend]:
     """``slots`` and ``queue`` are per model. Raises BadSettings."""
     if not entries:
         raise errors.BadSettings("MODELS_YAML has no entry with `service`", hint="see docs/howto/other-backends.md")
     async with AsyncExitStack() as stack:
-        yield RemoteBackend(
-            NAME, [await stack.enter_async_context(_connected(entry, slots, queue, watcher, timeouts)) for entry in entries]
-        )
+        yield RemoteBackend(NAME, [await stack.enter_async_context(_connected(entry, slots, queue, watcher)) for entry in entries])
 
 
 def _read_token(file: Path, name: str) -> upstreams.Key:
@@ -119,18 +114,17 @@ def _read_token(file: Path, name: str) -> upstreams.Key:
 
 
 @asynccontextmanager
-async def _connected(
-    entry: RemoteModel, slots: int, queue: int, watcher: Watcher, timeouts: ServerTimeouts | None
-) -> AsyncIterator[RegisteredService]:
+async def _connected(entry: RemoteModel, slots: int, queue: int, watcher: Watcher) -> AsyncIterator[RegisteredService]:
     address = entry.service if entry.port is None else f"{entry.service}:{entry.port}"
     url = address if "://" in address else f"http://{address}"
     setting = f"service of {entry.name} in MODELS_YAML"
     upstreams.check_url(setting, url)
-    upstream = Upstream(name=entry.name, url=url, provider=urlsplit(url).hostname or NAME, slots=entry.slots)
-    models = RemoteModels(NAME, upstream, slots, queue, watcher)
     key = None if entry.token_file is None else await asyncio.to_thread(_read_token, entry.token_file, entry.name)
-    source = RefusalSource(f"the service of {entry.name}", key, setting, setting)
-    async with http_server_client.connected(source, url, timeouts or ServerTimeouts()) as server:
+    upstream = Upstream(
+        name=entry.name, url=url, provider=urlsplit(url).hostname or NAME, slots=entry.slots, key=key, key_setting=setting
+    )
+    models = RemoteModels(NAME, upstream, slots, queue, watcher)
+    async with http_server_client.connected(RefusalSource(f"the service of {entry.name}", setting, upstream)) as server:
         one = RegisteredService(server, models, entry)
         async with lifecycle.background() as tasks:
             tasks.create_task(models.watch(one.list_models))

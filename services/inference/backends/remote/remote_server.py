@@ -21,7 +21,7 @@ from services.inference.backends.remote import (
     token_counts,
     token_ids,
 )
-from services.inference.backends.remote.http_server_client import Server, ServerTimedOut, ServerTimeouts
+from services.inference.backends.remote.http_server_client import Server, ServerTimedOut
 from services.inference.backends.remote.openai_answer import AnswerAssembly, WrongIds
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
@@ -304,7 +304,7 @@ class RemoteServer(ModelServer):
                         for chunk in step.chunks:
                             await sink.send(await self._fill(chunk) if step.has_gap else chunk)
                         if step.is_progress:
-                            exchange.allow(TRAILER_SECONDS if answers.finished else self.server.timeouts.idle_seconds)
+                            exchange.allow(TRAILER_SECONDS if answers.finished else self.server.source.upstream.idle_seconds)
                     if answers.complete:
                         await exchange.drain()
                         break
@@ -319,11 +319,9 @@ class RemoteServer(ModelServer):
 
 
 @asynccontextmanager
-async def connected(
-    api: ServerApi, source: RefusalSource, url: str, timeouts: ServerTimeouts, models: RemoteModels
-) -> AsyncIterator[RemoteServer]:
+async def connected(api: ServerApi, source: RefusalSource, models: RemoteModels) -> AsyncIterator[RemoteServer]:
     """Open connections to a server, watch it and keep the list of its models fresh. Raises BadSettings."""
-    async with http_server_client.connected(source, url, timeouts) as server:
+    async with http_server_client.connected(source) as server:
         watch = ServerWatch(server, models, api.dialect, api.models_path)
         one = RemoteServer(server, models, api, watch, TokenSupport(source.name))
         async with lifecycle.background() as tasks:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from services.inference.backends.remote.event_stream import UNREADABLE, convert_or
-from services.inference.upstreams import Key
+from services.inference.upstreams import Upstream
 from shared import errors
 from shared.errors import AimeshError
 
@@ -25,14 +25,14 @@ class RefusalSource:
     """A server, as error messages name it."""
 
     name: str
-    key: Key | None
-    #: The names of the settings with its key and its address.
-    key_setting: str
+    #: The name of the setting with its address.
     url_setting: str
+    upstream: Upstream
 
     def cleaned(self, words: str) -> str:
         """Return a server's message on one line, shortened and without the key."""
-        shown = words if self.key is None else self.key.hidden_in(words)
+        key = self.upstream.key
+        shown = words if key is None else key.hidden_in(words)
         return "".join(letter if letter.isprintable() else " " for letter in shown[: MAX_WORDS * 2]).strip()[:MAX_WORDS]
 
 
@@ -132,7 +132,7 @@ def _needs_change(source: RefusalSource, status: int, reason: str) -> AimeshErro
     message, hint = "", ""
     if status in (401, 403):
         # Not the server's message: some repeat a part of the key.
-        message, hint = f"refuses this worker's key (status {status})", f"check {source.key_setting}"
+        message, hint = f"refuses this worker's key (status {status})", f"check {source.upstream.key_setting}"
     elif status == 402:
         message, hint = f"requires payment{suffix}", "check your account there"
     elif status == 404:

@@ -10,28 +10,31 @@ import pytest
 
 from services.inference.backends.remote import http_connection, http_server_client
 from services.inference.backends.remote.event_stream import StreamEventParser
-from services.inference.backends.remote.http_server_client import Server, ServerTimeouts
+from services.inference.backends.remote.http_server_client import Server
 from services.inference.backends.remote.server_errors import RefusalSource
-from services.inference.upstreams import Key
+from services.inference.upstreams import Key, Upstream
 from shared import errors
 from tests.services.inference.fake_http import Answer, FakeServer, serving
 from tests.services.inference.raw_http import raw_server
 
 KEY = "sk-very-secret-0123456789"
-SOURCE = RefusalSource("upstream x", Key(KEY), "key_file of x", "url of x")
 #: Short, because these servers say nothing for as long as they are given.
 #: On a busy machine, a head may take more than a second.
-BRIEF = ServerTimeouts(first_token_seconds=3.0, idle_seconds=1.0, backoff_seconds=0.001)
-PATIENT = ServerTimeouts(backoff_seconds=0.001)
+BRIEF = {"first_token_seconds": 3.0, "idle_seconds": 1.0}
 KIND = "text/event-stream"
 GOOD = Answer(["data: hello\n\n"])
 
 
+def source(url: str, key: str = KEY, **timeouts: float) -> RefusalSource:
+    upstream = Upstream(name="x", url=url, key=Key(key), key_setting="key_file of x", **timeouts)  # type: ignore[arg-type]
+    return RefusalSource("upstream x", "url of x", upstream)
+
+
 @asynccontextmanager
-async def asking(*answers: Answer, timeouts: ServerTimeouts = PATIENT) -> AsyncIterator[tuple[FakeServer, Server]]:
+async def asking(*answers: Answer, **timeouts: float) -> AsyncIterator[tuple[FakeServer, Server]]:
     async with (
         serving({"/completions": list(answers), "/models": list(answers)}) as fake,
-        http_server_client.connected(SOURCE, fake.url, timeouts) as server,
+        http_server_client.connected(source(fake.url, **timeouts)) as server,
     ):
         yield fake, server
 
@@ -43,7 +46,7 @@ async def read(server: Server) -> bytes:
         while piece := await answer.read_piece():
             for event in events.push(piece):
                 found += event
-                answer.allow(server.timeouts.idle_seconds)
+                answer.allow(server.source.upstream.idle_seconds)
     return found
 
 
@@ -65,7 +68,7 @@ async def test_the_key_goes_along_and_nothing_is_compressed() -> None:
     ],
 )
 async def test_a_server_that_says_nothing_is_not_waited_for_for_ever(answer: Answer, said: str) -> None:
-    async with asking(answer, timeouts=BRIEF) as (_, server):
+    async with asking(answer, **BRIEF) as (_, server):
         with pytest.raises(errors.Unavailable, match=said):
             await read(server)
 
@@ -140,7 +143,7 @@ async def test_a_redirect_is_not_followed() -> None:
 async def test_nobody_there_is_said() -> None:
     async with serving({}) as gone:
         url = gone.url
-    async with http_server_client.connected(SOURCE, url, PATIENT) as server:
+    async with http_server_client.connected(source(url)) as server:
         with pytest.raises(errors.Unavailable, match="does not answer") as failed:
             await read(server)
     assert "url of x" in failed.value.hint
@@ -218,11 +221,12 @@ async def test_a_connection_is_used_again_after_a_complete_answer() -> None:
     assert (fake.times_asked("/completions"), fake.connections) == (3, 1)
 
 
-async def test_a_connection_that_the_server_closed_meanwhile_is_asked_again_without_a_pause() -> None:
+async def test_a_connection_that_the_server_closed_meanwhile_is_asked_again_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Answer(["data: hello\n\n"], headers={"connection": "keep-alive", "content-length": "13"})
     # On the connection that is used again: closed without an answer.
     answers = (kept, Answer([], silent=True), GOOD)
-    async with asking(*answers, timeouts=ServerTimeouts(backoff_seconds=3600)) as (fake, server):
+    monkeypatch.setattr(http_server_client, "BACKOFF_SECONDS", 3600)
+    async with asking(*answers) as (fake, server):
         assert [await read(server) for _ in range(2)] == [b"hello", b"hello"]
     assert (fake.times_asked("/completions"), fake.connections) == (3, 2)
 
@@ -242,13 +246,9 @@ async def test_more_requests_than_connections_wait_for_one_and_not_for_ever(monk
 
 
 async def test_a_header_that_would_bring_another_along_is_a_mistake_in_the_settings() -> None:
-    for source, url in (
-        (RefusalSource("upstream x", Key(f"{KEY}\r\nx-evil: 1"), "key_file of x", "url of x"), "http://h"),
-        (SOURCE, "http://me:hunter2@h"),
-        (SOURCE, "http://" + "a" * 64),
-    ):
+    for wrong in (source("http://h", f"{KEY}\r\nx-evil: 1"), source("http://me:hunter2@h"), source("http://" + "a" * 64)):
         with pytest.raises(errors.BadSettings, match="url of x: the") as refused:
-            async with http_server_client.connected(source, url, PATIENT):
+            async with http_server_client.connected(wrong):
                 pass
         assert KEY not in str(refused.value)
         assert "hunter2" not in str(refused.value)
@@ -270,7 +270,7 @@ async def test_a_prompt_that_the_server_does_not_read_is_not_sent_again(monkeypa
     monkeypatch.setattr(http_server_client, "WRITE_SECONDS", 0.02)
     # Images on a slow line take longer than a text.
     monkeypatch.setattr(http_connection, "LEAST_BYTES_PER_SECOND", 32 * 1024 * 1024 / 0.25)
-    async with raw_server(deaf) as raw, http_server_client.connected(SOURCE, f"http://{raw.origin.authority}", PATIENT) as server:
+    async with raw_server(deaf) as raw, http_server_client.connected(source(f"http://{raw.origin.authority}")) as server:
         with pytest.raises(errors.Unavailable, match=r"did not read the request within 0\.27"):
             await server.ask("/completions", bytes(32 * 1024 * 1024), bytes, most=1)
         assert raw.connections == 1

@@ -2,13 +2,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
 from services.inference.backends.remote import ollama
-from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.remote_backend import RemoteBackend
+from services.inference.upstreams import Upstream
 from shared import errors
 from shared.api.generation import Generation, Tool, ToolCall, Usage
 from shared.api.inference import ModelState
@@ -33,7 +34,6 @@ CHAT = Answer(
 @asynccontextmanager
 async def asking(chat: Answer | list[Answer], **more: Any) -> AsyncIterator[tuple[FakeServer, RemoteBackend]]:
     """A backend whose models are listed."""
-    more = {"timeouts": ServerTimeouts(backoff_seconds=0.001), **more}
     async with (
         serving({"/api/tags": TAGS, "/api/chat": chat}) as server,
         ollama.opened(server.url, 4, 32, Watch(), **more) as backend,
@@ -117,9 +117,10 @@ async def test_whatever_the_server_does_is_one_clear_error(answer: Answer, kind:
         assert backend.models()[0].running == 0
 
 
-async def test_a_server_that_says_nothing_is_given_up() -> None:
+async def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ollama, "Upstream", partial(Upstream, first_token_seconds=0.3))
     quiet = Answer(['{"message": {"content": ""}, "done": false}\n'], endless=True)
-    async with asking(quiet, timeouts=ServerTimeouts(first_token_seconds=0.3)) as (server, backend):
+    async with asking(quiet) as (server, backend):
         with pytest.raises(errors.Unavailable, match="did not"):
             await backend.generate(job("hi"), Reader())
         async with asyncio.timeout(30):

@@ -48,7 +48,7 @@ async def asking(chat: Answer | list[Answer], *, models: Answer = MODELS, **more
     """A backend with one upstream, whose models are listed."""
     async with (
         serving({"/v1/models": models, "/v1/chat/completions": chat}) as server,
-        openai.opened_all((one(f"{server.url}/v1", **more),), 4, 32, Watch(), backoff_seconds=0.001) as backend,
+        openai.opened_all((one(f"{server.url}/v1", **more),), 4, 32, Watch()) as backend,
     ):
         await until(lambda: backend.models()[0].state is ModelState.READY)
         yield server, backend
@@ -196,7 +196,7 @@ async def test_a_pause_is_announced_and_so_is_its_end(monkeypatch: pytest.Monkey
     watch = Watch()
     async with (
         serving({"/v1/models": MODELS, "/v1/chat/completions": [Answer(["{}"], status=503, headers={"retry-after": "40"})]}) as server,
-        openai.opened_all((one(f"{server.url}/v1"),), 4, 32, watch, backoff_seconds=0.001) as backend,
+        openai.opened_all((one(f"{server.url}/v1"),), 4, 32, watch) as backend,
     ):
         await until(lambda: backend.models()[0].state is ModelState.READY)
         assert not backend.models()[0].rests
@@ -319,7 +319,7 @@ async def test_one_upstream_that_is_down_does_not_hide_the_others() -> None:
         url = gone.url
     async with (
         serving({"/models": MODELS, "/chat/completions": CHAT}) as server,
-        openai.opened_all((one(url, name="gone"), one(server.url, name="here")), 4, 32, Watch(), backoff_seconds=0.001) as backend,
+        openai.opened_all((one(url, name="gone"), one(server.url, name="here")), 4, 32, Watch()) as backend,
     ):
         await until(lambda: "gpt-x" in by_name(backend) and "does not answer" in by_name(backend)["gone"].detail)
         assert by_name(backend)["gpt-x"].state is ModelState.READY

@@ -11,7 +11,6 @@ import pytest
 
 from services.inference.backends.remote import registry, remote_models
 from services.inference.backends.remote.event_stream import BadStream
-from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.jobs import EmbeddingJob
 from services.inference.models.catalog import RemoteModel
@@ -34,7 +33,7 @@ async def asking(
 ) -> AsyncIterator[tuple[FakeServer, RemoteBackend]]:
     async with serving({"/infer": answer, "/healthz": health}) as server:
         entry = RemoteModel(NAME, server.url.removeprefix("http://"), "/infer", **more)
-        async with registry.opened((entry,), 4, 32, Watch(), ServerTimeouts(backoff_seconds=0.001)) as backend:
+        async with registry.opened((entry,), 4, 32, Watch()) as backend:
             await until(lambda: backend.models()[0].state is ModelState.READY)
             yield server, backend
 
@@ -72,7 +71,7 @@ async def test_a_service_may_have_a_port_and_require_a_token(tmp_path: Path) -> 
     async with serving({"/infer": whole({"text": "Hello"}), "/healthz": HEALTHY}) as server:
         host, _, port = server.url.removeprefix("http://").rpartition(":")
         entry = RemoteModel(NAME, host, "/infer", port=int(port), token_file=tmp_path / "token")
-        async with registry.opened((entry,), 4, 32, Watch(), ServerTimeouts(backoff_seconds=0.001)) as backend:
+        async with registry.opened((entry,), 4, 32, Watch()) as backend:
             await until(lambda: backend.models()[0].state is ModelState.READY)
             await backend.generate(job(), Reader())
         assert all("authorization: bearer secret-one" in head for head in server.headers)

@@ -6,12 +6,12 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 
 from services.inference.backends.remote import ollama, openai, text_answers
-from services.inference.backends.remote.http_server_client import ServerTimeouts
 from services.inference.jobs import EmbeddingJob
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
@@ -57,17 +57,19 @@ class Api:
             "/v1/models": Answer(['{"data": [{"id": "m"}]}']),
             self.path: list(answers),
         }
-        async with serving(listed) as server, self._opened(server.url, seconds) as backend:
-            await until(lambda: backend.models()[0].state is ModelState.READY)
-            yield server, backend
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ollama, "Upstream", partial(Upstream, first_token_seconds=seconds, idle_seconds=seconds))
+            async with serving(listed) as server, self._opened(server.url, seconds) as backend:
+                await until(lambda: backend.models()[0].state is ModelState.READY)
+                yield server, backend
 
     def _opened(self, url: str, seconds: float) -> Any:
         if self.name == "ollama":
-            return ollama.opened(url, 4, 32, Watch(), keep_alive="10m", timeouts=ServerTimeouts(10, seconds, seconds, 0.001))
+            return ollama.opened(url, 4, 32, Watch(), keep_alive="10m")
         upstream = Upstream(
             name="rack", url=f"{url}/v1", dialect=Dialect.VLLM, key=Key("sk-very-secret"), first_token_seconds=seconds, idle_seconds=seconds
         )
-        return openai.opened_all((upstream,), 4, 32, Watch(), backoff_seconds=0.001)
+        return openai.opened_all((upstream,), 4, 32, Watch())
 
 
 @pytest.fixture(params=[Api("ollama", "/api/embed"), Api("openai", "/v1/embeddings")], ids=lambda api: api.name)

@@ -58,7 +58,7 @@ async def two(
         serving({"/models": MODELS, path: first}) as one,
         serving({"/models": MODELS, path: second}) as other,
         openai.opened_all(
-            (upstream(one, "first"), upstream(other, "second", **more)), 4, 32, Watch(), backoff_seconds=0.001, rng=FirstOfTie()
+            (upstream(one, "first"), upstream(other, "second", **more)), 4, 32, Watch(), rng=FirstOfTie()
         ) as backend,
     ):
         await until(lambda: all(server.models.listing(ModelName("m")) for server in backend.servers))
