@@ -45,13 +45,13 @@ SAFE = {"flagged": False, "categories": {"violence": False, "hate": None}, "cate
 
 def test_the_results_of_an_upstream() -> None:
     content = json.dumps({"results": [HARMFUL, SAFE, {"flagged": True, "categories": {"hate": True, "spam": False}}, {"flagged": True}]})
-    assert text_answers.read_verdicts(content.encode(), 4) == (
+    assert text_answers.moderation("m", tuple("abcd")).read(content.encode()) == (
         ModerationVerdict(flagged=True, categories=("violence",), scores={"violence": 0.9, "hate": 0.1}),
         ModerationVerdict(flagged=False, scores={"violence": 0.2}),
         ModerationVerdict(flagged=True, categories=("hate",), scores={"hate": 1.0, "spam": 0.0}),
         ModerationVerdict(flagged=True),
     )
-    assert json.loads(text_answers.moderation_body("m", ("a", "b"))) == {"model": "m", "input": ["a", "b"]}
+    assert json.loads(text_answers.moderation("m", ("a", "b")).body) == {"model": "m", "input": ["a", "b"]}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_results_of_an_upstream() -> None:
 )  # fmt: skip
 def test_other_results_are_refused(content: bytes) -> None:
     with pytest.raises((BadStream, *UNREADABLE)):
-        text_answers.read_verdicts(content, 1)
+        text_answers.moderation("m", ("a",)).read(content)
 
 
 # --- Llama Guard ----------------------------------------------------------------------------------------------------------

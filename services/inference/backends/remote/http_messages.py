@@ -1,12 +1,14 @@
 """Parses the URL of an HTTP server, builds requests to it, and parses its responses.  Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httptools
+
+T = TypeVar("T")
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NAME = re.compile(r"[a-z0-9-]+\Z")
@@ -54,6 +56,19 @@ def origin(url: str) -> ServerOrigin:
         authority=shown if port == default else f"{shown}:{port}",
         prefix=quote(parts.path.rstrip("/"), safe=_PATH_MARKS),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class JsonRequest(Generic[T]):
+    """A request, and how its whole response is read."""
+
+    #: As in `RequestWriter`.
+    path: str
+    body: bytes
+    #: Raises BadStream or one of `event_stream.UNREADABLE`.
+    read: Callable[[bytes], T]
+    #: The most bytes of a plausible response.
+    most: int
 
 
 class RequestWriter:

@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 from services.inference.backends.remote import http_connection, http_messages, server_errors
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
 from services.inference.backends.remote.http_connection import HttpConnectionPool, HttpServerConnection, PoolExhausted, PoolLimits
-from services.inference.backends.remote.http_messages import HttpFailure, ReplyHead, RequestWriter
+from services.inference.backends.remote.http_messages import HttpFailure, JsonRequest, ReplyHead, RequestWriter
 from services.inference.backends.remote.server_errors import RefusalSource, ServerRefusal
 from shared import errors
 from shared.errors import AimeshError
@@ -238,12 +238,11 @@ class Server:
         request, seconds = self.requests.post_json(path, body), self.source.upstream.first_token_seconds
         return ServerExchange(self, request, kind, seconds, most_bytes=most, attempts=attempts)
 
-    async def ask(self, path: str, body: bytes, read: Callable[[bytes], T], *, most: int, attempts: int = ATTEMPTS) -> T:
-        """Post a request and ``read`` its JSON response of at most ``most`` bytes, within ``idle_seconds`` of its head. Raises
-        Unavailable, or what the refusal means; ``read`` may raise BadStream or one of `event_stream.UNREADABLE`."""
-        async with self.post(path, body, JSON, most=most, attempts=attempts) as exchange:
+    async def ask(self, request: JsonRequest[T], *, attempts: int = ATTEMPTS) -> T:
+        """Post a request and read its JSON response, within ``idle_seconds`` of its head. Raises Unavailable, or what the refusal means."""
+        async with self.post(request.path, request.body, JSON, most=request.most, attempts=attempts) as exchange:
             exchange.allow(self.source.upstream.idle_seconds)
-            return read(await exchange.read())
+            return request.read(await exchange.read())
 
 
 @asynccontextmanager

@@ -107,9 +107,7 @@ def _api(keep: int | str | None) -> ServerApi:
         chat_request=lambda _, model, job, most: body(model, job.messages, job.requested, max_tokens=most, keep=keep),
         chat_splitter=lambda: Lines().push,
         chat_assembly=OllamaAssembly,
-        embeddings_path="api/embed",
-        embeddings_body=partial(text_answers.ollama_body, keep=keep),
-        read_embeddings=text_answers.from_ollama,
+        embedding=partial(text_answers.ollama_embedding, keep=keep),
     )
 
 

@@ -95,9 +95,7 @@ def _api(upstream: Upstream, name: str) -> ServerApi:
         ),
         chat_splitter=lambda: StreamEventParser().push,
         chat_assembly=AnswerAssembly,
-        embeddings_path="embeddings",
-        embeddings_body=text_answers.openai_body,
-        read_embeddings=text_answers.from_openai,
+        embedding=text_answers.openai_embedding,
     )
 
 

@@ -18,6 +18,7 @@ from services.inference import upstreams
 from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.backends.remote import dialects, http_server_client, openai_chat, token_counts
 from services.inference.backends.remote.event_stream import BadStream, convert_or
+from services.inference.backends.remote.http_messages import JsonRequest
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
@@ -29,7 +30,7 @@ from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models.catalog import RemoteModel
 from services.inference.upstreams import Upstream
 from shared import errors
-from shared.api.embedding import Embedded, EmbeddingInput, Vectors
+from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk
 from shared.node import lifecycle
@@ -58,9 +59,8 @@ class RegisteredService(ModelServer):
 
     entry: RemoteModel
 
-    @property
-    def _path(self) -> str:
-        return self.entry.path.removeprefix("/")
+    def _request(self, body: bytes, read: Callable[[bytes, str | None], Found]) -> JsonRequest[Found]:
+        return JsonRequest(self.entry.path.removeprefix("/"), body, partial(read, pointer=self.entry.answer), MAX_ANSWER_BYTES)
 
     async def list_models(self) -> tuple[ModelListing, ...]:
         """Return the model if its service is ready. Raises Unavailable."""
@@ -71,8 +71,7 @@ class RegisteredService(ModelServer):
         max_tokens = job.parameters.max_tokens or LONGEST_ANSWER_TOKENS
         body = prompt_body(self.entry.name, job)
         with self.models.counted(job):
-            read = partial(read_text, pointer=self.entry.answer)
-            answer = await self.server.ask(self._path, body, read, most=MAX_ANSWER_BYTES, attempts=attempts)
+            answer = await self.server.ask(self._request(body, read_text), attempts=attempts)
         sink.accept(None)
         if answer.text:
             await sink.send(Chunk(answer.text, ()))
@@ -85,13 +84,11 @@ class RegisteredService(ModelServer):
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded:
         """Ask for one vector after another, because a registry does not say whether a service takes several texts."""
-        assembly, read = EmbeddingAssembly(job), partial(read_vector, pointer=self.entry.answer)
+        assembly = EmbeddingAssembly(job)
         with self.models.counted(job):
             for text in job.inputs:
-                body = text_body(self.entry.name, text)
-                vectors = await self.server.ask(
-                    self._path, body, assembly.reader((text,), read), most=MAX_ANSWER_BYTES, attempts=attempts
-                )
+                body = msgspec.json.encode({"model": self.entry.name, "payload": {"input": text}})
+                vectors = await self.server.ask(assembly.packing((text,), self._request(body, read_vector)), attempts=attempts)
                 sink.accept(None)
                 await sink.send(Vectors(tuple(vectors)))
         return assembly.embedded
@@ -153,10 +150,6 @@ def prompt_body(model: str, job: GenerationJob) -> bytes:
     if asked.stop:
         payload["stop"] = list(asked.stop)
     return msgspec.json.encode({"model": model, "payload": payload})
-
-
-def text_body(model: str, text: EmbeddingInput) -> bytes:
-    return msgspec.json.encode({"model": model, "payload": {"input": text}})
 
 
 def read_text(content: bytes, pointer: str | None) -> RegistryAnswer:

@@ -21,6 +21,7 @@ from services.inference.backends.remote import (
     token_counts,
     token_ids,
 )
+from services.inference.backends.remote.http_messages import JsonRequest
 from services.inference.backends.remote.http_server_client import Server, ServerTimedOut
 from services.inference.backends.remote.openai_answer import AnswerAssembly, WrongIds
 from services.inference.backends.remote.openai_chat import JsonObject
@@ -76,10 +77,8 @@ class ServerApi:
     #: Returns a function that splits the pieces of one response into texts for the assembly.
     chat_splitter: Callable[[], Callable[[bytes], list[bytes]]]
     chat_assembly: type[AnswerAssembly]
-    embeddings_path: str
     #: (the server's name of the model, texts) -> the request.
-    embeddings_body: Callable[[str, tuple[EmbeddingInput, ...]], bytes]
-    read_embeddings: Callable[[bytes], EmbeddingReply]
+    embedding: Callable[[str, tuple[EmbeddingInput, ...]], JsonRequest[EmbeddingReply]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +247,8 @@ class RemoteServer(ModelServer):
         log.info("upstream_token_ids_proved", server=self.server.source.name, model=listed.name, thinks=thinks)
 
     async def _ask(self, attempts: int, path: str, body: JsonObject, kind: type[T]) -> T:
-        read = partial(msgspec.json.decode, type=kind)
-        return await self.server.ask(path, msgspec.json.encode(body), read, most=MAX_TOKENS_BYTES, attempts=attempts)
+        request = JsonRequest(path, msgspec.json.encode(body), partial(msgspec.json.decode, type=kind), MAX_TOKENS_BYTES)
+        return await self.server.ask(request, attempts=attempts)
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded:
         """Get the vectors of a job batch by batch, or all its scores at once."""
@@ -258,9 +257,8 @@ class RemoteServer(ModelServer):
         assembly = EmbeddingAssembly(job)
         with self.models.counted(job) as counted:
             for texts in assembly.batches():
-                body, most = self.api.embeddings_body(counted.listed.own_name, texts), text_answers.most_bytes(len(texts))
-                read = assembly.reader(texts, self.api.read_embeddings)
-                vectors = await self.server.ask(self.api.embeddings_path, body, read, most=most, attempts=attempts)
+                request = assembly.packing(texts, self.api.embedding(counted.listed.own_name, texts))
+                vectors = await self.server.ask(request, attempts=attempts)
                 # The token count is only known after the last batch.
                 sink.accept(None)
                 for some in _messages(vectors):
@@ -274,9 +272,8 @@ class RemoteServer(ModelServer):
         if self.api.dialect is Dialect.OLLAMA:
             raise errors.BadRequest(f"{job.model} cannot rank texts: Ollama has no API for it", hint="use another server for this model")
         with self.models.counted(job) as counted:
-            body, most = text_answers.rerank_body(counted.listed.own_name, query, job.inputs), text_answers.most_ranked_bytes(job.inputs)
-            read = partial(text_answers.read_scores, query=query, texts=job.inputs)
-            scores, tokens = await self.server.ask(text_answers.RERANK_PATH, body, read, most=most, attempts=attempts)
+            request = text_answers.ranking(counted.listed.own_name, query, job.inputs)
+            scores, tokens = await self.server.ask(request, attempts=attempts)
         sink.accept(tokens)
         await sink.send(Vectors(tuple(struct.pack("<f", score) for score in scores)))
         self.models.measure(counted, len(job.inputs))
@@ -284,9 +281,7 @@ class RemoteServer(ModelServer):
 
     async def moderate(self, request: Moderate, attempts: int) -> Moderated:
         with self.models.counted(request) as counted:
-            body = text_answers.moderation_body(counted.listed.own_name, request.texts)
-            read, most = partial(text_answers.read_verdicts, count=len(request.texts)), text_answers.MODERATION_BYTES
-            verdicts = await self.server.ask(text_answers.MODERATION_PATH, body, read, most=most, attempts=attempts)
+            verdicts = await self.server.ask(text_answers.moderation(counted.listed.own_name, request.texts), attempts=attempts)
         # This API reports no usage.
         return Moderated(verdicts, token_counts.settle_texts(None, request.texts)[0])
 

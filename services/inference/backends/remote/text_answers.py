@@ -5,7 +5,7 @@ POST /rerank.  Pure.
 here gives the same result.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,6 +13,7 @@ import msgspec
 
 from services.inference.backends.remote import token_counts
 from services.inference.backends.remote.event_stream import BadStream, convert_or
+from services.inference.backends.remote.http_messages import JsonRequest
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.token_counts import ReportedUsage
 from services.inference.engine.embedding_loop import Pooled, probability
@@ -28,9 +29,8 @@ BATCH_TEXTS = 32
 #: A JSON number with its comma: JavaScript's longest has 25 characters.
 _NUMBER_BYTES = 32
 _FRAME_BYTES = 64 * 1024
-RERANK_PATH, MODERATION_PATH = "rerank", "moderations"
 #: 32 results with 13 categories and long numbers have 50 KB.
-MODERATION_BYTES = 1024 * 1024
+_MODERATION_BYTES = 1024 * 1024
 
 Vector = tuple[float, ...]
 
@@ -80,7 +80,7 @@ class _Moderation(msgspec.Struct, frozen=True):
     results: tuple[_Result, ...]
 
 
-def ollama_body(model: str, texts: tuple[EmbeddingInput, ...], *, keep: int | str | None) -> bytes:
+def ollama_embedding(model: str, texts: tuple[EmbeddingInput, ...], *, keep: int | str | None) -> JsonRequest[EmbeddingReply]:
     """Raises BadRequest for token ids."""
     if not all(isinstance(text, str) for text in texts):
         raise errors.BadRequest("input cannot be passed on: Ollama does not support token ids", hint="send text")
@@ -88,26 +88,20 @@ def ollama_body(model: str, texts: tuple[EmbeddingInput, ...], *, keep: int | st
     request: JsonObject = {"model": model, "input": texts, "truncate": False}
     if keep is not None:
         request["keep_alive"] = keep
-    return msgspec.json.encode(request)
+    return JsonRequest("api/embed", msgspec.json.encode(request), _read_ollama, _most_bytes(len(texts)))
 
 
-def openai_body(model: str, texts: tuple[EmbeddingInput, ...]) -> bytes:
-    return msgspec.json.encode({"model": model, "input": texts, "encoding_format": "float"})
-
-
-def most_bytes(texts: int) -> int:
-    """Return the largest plausible size of a response."""
-    return texts * embedding.MAX_DIMENSIONS * _NUMBER_BYTES + _FRAME_BYTES
-
-
-def from_ollama(content: bytes) -> EmbeddingReply:
-    """Raises one of `event_stream.UNREADABLE`."""
+def _read_ollama(content: bytes) -> EmbeddingReply:
     answer = msgspec.json.decode(content, type=_OllamaAnswer)
     return EmbeddingReply(answer.embeddings, answer.prompt_eval_count)
 
 
-def from_openai(content: bytes) -> EmbeddingReply:
-    """Raises BadStream or one of `event_stream.UNREADABLE`."""
+def openai_embedding(model: str, texts: tuple[EmbeddingInput, ...]) -> JsonRequest[EmbeddingReply]:
+    body = msgspec.json.encode({"model": model, "input": texts, "encoding_format": "float"})
+    return JsonRequest("embeddings", body, _read_openai, _most_bytes(len(texts)))
+
+
+def _read_openai(content: bytes) -> EmbeddingReply:
     answer = msgspec.json.decode(content, type=_OpenAIAnswer)
     ordered = sorted(answer.data, key=lambda datum: datum.index)
     if [datum.index for datum in ordered] != list(range(len(ordered))):
@@ -115,39 +109,40 @@ def from_openai(content: bytes) -> EmbeddingReply:
     return EmbeddingReply(tuple(datum.embedding for datum in ordered), convert_or(ReportedUsage(), answer.usage).prompt_tokens)
 
 
-def rerank_body(model: str, query: str, texts: tuple[EmbeddingInput, ...]) -> bytes:
-    return msgspec.json.encode({"model": model, "query": query, "documents": texts})
+def _most_bytes(texts: int) -> int:
+    return texts * embedding.MAX_DIMENSIONS * _NUMBER_BYTES + _FRAME_BYTES
 
 
-def most_ranked_bytes(texts: tuple[EmbeddingInput, ...]) -> int:
-    """Return the largest plausible size of a response, which may repeat the texts with every character escaped."""
-    return 6 * sum(map(embedding.input_bytes, texts)) + 1024 * len(texts) + _FRAME_BYTES
+def ranking(model: str, query: str, texts: tuple[EmbeddingInput, ...]) -> JsonRequest[tuple[list[float], int]]:
+    """Ask for the score of each text, from 0 to 1, and their tokens."""
+
+    def read(content: bytes) -> tuple[list[float], int]:
+        answer = msgspec.json.decode(content, type=_RankingAnswer)
+        ranked = sorted(answer.results, key=lambda found: found.index)
+        if [found.index for found in ranked] != list(range(len(texts))):
+            raise BadStream(f"the results are not one for each of {len(texts)} texts")
+        scores = [found.relevance_score for found in ranked]
+        # llama.cpp's server sends logits, others send probabilities.
+        if not all(0 <= score <= 1 for score in scores):
+            scores = [probability(score) for score in scores]
+        counted = convert_or(ReportedUsage(), answer.usage).prompt_tokens
+        return scores, token_counts.settle_texts(counted, [f"{query} {text}" for text in texts])[0]
+
+    # It may repeat the texts with every character escaped.
+    most = 6 * sum(map(embedding.input_bytes, texts)) + 1024 * len(texts) + _FRAME_BYTES
+    return JsonRequest("rerank", msgspec.json.encode({"model": model, "query": query, "documents": texts}), read, most)
 
 
-def read_scores(content: bytes, query: str, texts: tuple[EmbeddingInput, ...]) -> tuple[list[float], int]:
-    """Return the score of each text, from 0 to 1, and their tokens. Raises BadStream or one of `event_stream.UNREADABLE`."""
-    answer = msgspec.json.decode(content, type=_RankingAnswer)
-    ranked = sorted(answer.results, key=lambda found: found.index)
-    if [found.index for found in ranked] != list(range(len(texts))):
-        raise BadStream(f"the results are not one for each of {len(texts)} texts")
-    scores = [found.relevance_score for found in ranked]
-    # llama.cpp's server sends logits, others send probabilities.
-    if not all(0 <= score <= 1 for score in scores):
-        scores = [probability(score) for score in scores]
-    counted = convert_or(ReportedUsage(), answer.usage).prompt_tokens
-    return scores, token_counts.settle_texts(counted, [f"{query} {text}" for text in texts])[0]
+def moderation(model: str, texts: tuple[str, ...]) -> JsonRequest[tuple[ModerationVerdict, ...]]:
+    """Ask for a verdict for each text."""
 
+    def read(content: bytes) -> tuple[ModerationVerdict, ...]:
+        results = msgspec.json.decode(content, type=_Moderation).results
+        if len(results) != len(texts):
+            raise BadStream(f"{len(results)} results for {len(texts)} texts")
+        return tuple(map(_verdict, results))
 
-def moderation_body(model: str, texts: tuple[str, ...]) -> bytes:
-    return msgspec.json.encode({"model": model, "input": texts})
-
-
-def read_verdicts(content: bytes, count: int) -> tuple[ModerationVerdict, ...]:
-    """Return a verdict for each of ``count`` texts. Raises BadStream or one of `event_stream.UNREADABLE`."""
-    results = msgspec.json.decode(content, type=_Moderation).results
-    if len(results) != count:
-        raise BadStream(f"{len(results)} results for {count} texts")
-    return tuple(map(_verdict, results))
+    return JsonRequest("moderations", msgspec.json.encode({"model": model, "input": texts}), read, _MODERATION_BYTES)
 
 
 def _verdict(result: _Result) -> ModerationVerdict:
@@ -174,9 +169,9 @@ class EmbeddingAssembly:
         for start in range(0, len(self._job.inputs), BATCH_TEXTS):
             yield self._job.inputs[start : start + BATCH_TEXTS]
 
-    def reader(self, texts: tuple[EmbeddingInput, ...], read: Callable[[bytes], EmbeddingReply]) -> Callable[[bytes], list[bytes]]:
-        """Return what reads the response to the next batch, as ``take``."""
-        return lambda content: self.take(texts, read(content))
+    def packing(self, texts: tuple[EmbeddingInput, ...], request: JsonRequest[EmbeddingReply]) -> JsonRequest[list[bytes]]:
+        """Return the request for the next batch, read as by ``take``."""
+        return JsonRequest(request.path, request.body, lambda content: self.take(texts, request.read(content)), request.most)
 
     def take(self, texts: tuple[EmbeddingInput, ...], answered: EmbeddingReply) -> list[bytes]:
         """Return the packed vectors of the next batch. Raises BadStream for impossible ones, BadRequest if the job asks for more

@@ -10,6 +10,7 @@ import pytest
 
 from services.inference.backends.remote import http_connection, http_server_client
 from services.inference.backends.remote.event_stream import StreamEventParser
+from services.inference.backends.remote.http_messages import JsonRequest
 from services.inference.backends.remote.http_server_client import Server
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.upstreams import Key, Upstream
@@ -272,7 +273,7 @@ async def test_a_prompt_that_the_server_does_not_read_is_not_sent_again(monkeypa
     monkeypatch.setattr(http_connection, "LEAST_BYTES_PER_SECOND", 32 * 1024 * 1024 / 0.25)
     async with raw_server(deaf) as raw, http_server_client.connected(source(f"http://{raw.origin.authority}")) as server:
         with pytest.raises(errors.Unavailable, match=r"did not read the request within 0\.27"):
-            await server.ask("/completions", bytes(32 * 1024 * 1024), bytes, most=1)
+            await server.ask(JsonRequest("/completions", bytes(32 * 1024 * 1024), bytes, most=1))
         assert raw.connections == 1
 
 

@@ -15,6 +15,7 @@ from shared import errors
 from shared.api.embedding import MAX_DIMENSIONS, Embedded
 from shared.types import ModelName
 
+OPENAI, OLLAMA = text_answers.openai_embedding("m", ("a",)), text_answers.ollama_embedding("m", ("a",), keep=None)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -27,34 +28,34 @@ def unpacked(vector: bytes) -> tuple[float, ...]:
 
 
 def test_the_bodies_say_what_the_servers_would_do_otherwise() -> None:
-    assert json.loads(text_answers.ollama_body("m", ("a", "b"), keep=None)) == {"model": "m", "input": ["a", "b"], "truncate": False}
-    assert json.loads(text_answers.ollama_body("m", ("a",), keep="10m"))["keep_alive"] == "10m"
-    assert json.loads(text_answers.openai_body("m", ("a",))) == {"model": "m", "input": ["a"], "encoding_format": "float"}
+    assert json.loads(text_answers.ollama_embedding("m", ("a", "b"), keep=None).body) == {"model": "m", "input": ["a", "b"], "truncate": False}
+    assert json.loads(text_answers.ollama_embedding("m", ("a",), keep="10m").body)["keep_alive"] == "10m"
+    assert json.loads(text_answers.openai_embedding("m", ("a",)).body) == {"model": "m", "input": ["a"], "encoding_format": "float"}
 
 
 def test_token_ids_are_passed_on_to_openai_and_refused_for_ollama() -> None:
-    assert json.loads(text_answers.openai_body("m", ((1, 2), (3,))))["input"] == [[1, 2], [3]]
+    assert json.loads(text_answers.openai_embedding("m", ((1, 2), (3,))).body)["input"] == [[1, 2], [3]]
     with pytest.raises(errors.BadRequest, match="Ollama does not support token ids"):
-        text_answers.ollama_body("m", ("a", (1, 2)), keep=None)
+        text_answers.ollama_embedding("m", ("a", (1, 2)), keep=None)
 
 
 def test_openais_numbers_give_the_order() -> None:
     data = [{"index": 2, "embedding": [3]}, {"embedding": [1.0]}, {"index": 1, "embedding": [2e0], "object": "embedding"}]
-    answered = text_answers.from_openai(json.dumps({"data": data, "usage": {"prompt_tokens": 7, "total_tokens": 9}}).encode())
+    answered = OPENAI.read(json.dumps({"data": data, "usage": {"prompt_tokens": 7, "total_tokens": 9}}).encode())
     assert answered == EmbeddingReply(((1.0,), (2.0,), (3.0,)), 7)
 
 
 @pytest.mark.parametrize("usage", [None, 3, [], {"prompt_tokens": None}, {}])
 def test_vectors_without_usage_are_vectors(usage: object) -> None:
     content = json.dumps({"data": [{"index": 0, "embedding": [1]}], "usage": usage}).encode()
-    assert text_answers.from_openai(content) == EmbeddingReply(((1.0,),), None)
+    assert OPENAI.read(content) == EmbeddingReply(((1.0,),), None)
 
 
 @pytest.mark.parametrize("indices", [(1, 2), (0, 0), (0, 2), (-1, 0), (10**30, 0), (0.5, 0), ("0", "1")])
 def test_numbers_that_give_no_order_are_refused(indices: tuple[object, ...]) -> None:
     content = json.dumps({"data": [{"index": index, "embedding": [1.0]} for index in indices]}).encode()
     with pytest.raises((BadStream, msgspec.MsgspecError)):
-        text_answers.from_openai(content)
+        OPENAI.read(content)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +63,9 @@ def test_numbers_that_give_no_order_are_refused(indices: tuple[object, ...]) -> 
 )
 def test_what_is_no_vector_is_refused(vector: str) -> None:
     with pytest.raises(UNREADABLE):
-        text_answers.from_ollama(f'{{"embeddings": [{vector}]}}'.encode())
+        OLLAMA.read(f'{{"embeddings": [{vector}]}}'.encode())
     with pytest.raises(UNREADABLE):
-        text_answers.from_openai(f'{{"data": [{{"index": 0, "embedding": {vector}}}]}}'.encode())
+        OPENAI.read(f'{{"data": [{{"index": 0, "embedding": {vector}}}]}}'.encode())
 
 
 @given(st.lists(st.lists(NUMBERS, min_size=3, max_size=3), min_size=1, max_size=100), st.sampled_from([None, 1, 2, 3]))
