@@ -159,14 +159,15 @@ class LlamaBackend(Backend):
         return replace(figures, vram_bytes=cached.managed.need.vram if cached.replicas else 0)
 
     async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
-        cached = self._cache.get(model)
-        await self._cache.load(cached.entry.name, pin=pin)
-        return next(status for status in self._statuses(cached) if status.model_id == model)
+        await self._cache.load(self._cache.get(model).entry.name, pin=pin)
+        return self._status_of(model)
 
     async def unload(self, model: ModelName) -> ModelStatus:
-        cached = self._cache.get(model)
-        await self._cache.unload(cached.entry.name)
-        return next(status for status in self._statuses(cached) if status.model_id == model)
+        await self._cache.unload(self._cache.get(model).entry.name)
+        return self._status_of(model)
+
+    def _status_of(self, model: ModelName) -> ModelStatus:
+        return next(status for status in self._statuses(self._cache.get(model)) if status.model_id == model)
 
     def _statuses(self, cached: CachedModel) -> Iterator[ModelStatus]:
         """Yield the status of the model, and of its adapters, which share its slots."""
@@ -188,13 +189,17 @@ class LlamaBackend(Backend):
 
     def _status(self, cached: CachedModel) -> ModelStatus:
         state, detail = self._cache.state(cached)
-        need = cached.managed.need
+        context_tokens, only_embeds, sees_images = _facts(cached)
+        need, look = cached.managed.need, cached.file.look
+        header = None if look is None else look.header
+        found = cached.chat.abilities | ({Ability.IMAGES} if sees_images else set())
+        pooling = None if header is None else header.pooling_type
         return ModelStatus(
             model_id=cached.entry.name,
             state=state,
             detail=detail,
             backend=self.name,
-            context_tokens=_context_tokens(cached),
+            context_tokens=context_tokens,
             slots=cached.limits.slots,
             running=cached.limits.running,
             queued=cached.limits.queued,
@@ -202,8 +207,8 @@ class LlamaBackend(Backend):
             aliases=cached.entry.aliases,
             pinned=cached.managed.pinned,
             memory_bytes=need.ram + need.vram,
-            only_embeds=_only_embeds(cached),
-            abilities=_abilities(cached),
+            only_embeds=only_embeds,
+            abilities=abilities(pooling, found, writes=header is not None and not only_embeds, embeds=only_embeds),
         )
 
 
@@ -230,31 +235,16 @@ async def opened(
         yield LlamaBackend(cache, watcher)
 
 
-def _only_embeds(cached: CachedModel) -> bool:
-    """Ask the loaded model, or else its file; False if unknown."""
-    loaded = cached.loaded
-    if loaded is not None:
-        return loaded.only_embeds
+def _facts(cached: CachedModel) -> tuple[int, bool, bool]:
+    """Return the model's context, 0 if unknown, and whether it only embeds and sees images: as the loaded model says, or else as far as its
+    file, plan and entry tell."""
+    if (loaded := cached.loaded) is not None:
+        return loaded.context_tokens, loaded.only_embeds, loaded.sees_images
     look = cached.file.look
     # A model without a KV cache can't generate text.
-    return look is not None and look.header is not None and gguf_header.kv_bytes_per_token(look.header) == 0
-
-
-def _sees_images(cached: CachedModel) -> bool:
-    """Ask the loaded model, or else its entry."""
-    loaded = cached.loaded
-    if loaded is not None:
-        return loaded.sees_images
-    return cached.entry.projector is not None and images.LIBRARY.exists()
-
-
-def _abilities(cached: CachedModel) -> tuple[str, ...]:
-    """Ask the loaded model, or else its file, which doesn't tell whether it thinks or fills gaps."""
-    look, only_embeds = cached.file.look, _only_embeds(cached)
-    header = None if look is None else look.header
-    found = cached.chat.abilities | ({Ability.IMAGES} if _sees_images(cached) else set())
-    pooling = None if header is None else header.pooling_type
-    return abilities(pooling, found, writes=header is not None and not only_embeds, embeds=only_embeds)
+    only_embeds = look is not None and look.header is not None and gguf_header.kv_bytes_per_token(look.header) == 0
+    sees_images = cached.entry.projector is not None and images.LIBRARY.exists()
+    return 0 if cached.plan is None else cached.plan.context_tokens, only_embeds, sees_images
 
 
 def abilities(pooling: PoolingKind | None, found: Collection[Ability], *, writes: bool, embeds: bool) -> tuple[str, ...]:
@@ -264,11 +254,3 @@ def abilities(pooling: PoolingKind | None, found: Collection[Ability], *, writes
     # A template without tools gets a generic form of them.
     more = ({Ability.TOOLS} if writes else set()) | ({Ability.EMBEDDINGS} if pooling is not None or embeds else set())
     return tuple(ability for ability in Ability if ability in more or ability in found)
-
-
-def _context_tokens(cached: CachedModel) -> int:
-    """Ask the loaded model, or else its plan; 0 if unknown."""
-    loaded = cached.loaded
-    if loaded is not None:
-        return loaded.context_tokens
-    return 0 if cached.plan is None else cached.plan.context_tokens

@@ -16,14 +16,7 @@ from services.inference.backend_interface import Watcher
 from services.inference.backends.remote import openai_chat, remote_server, text_answers
 from services.inference.backends.remote.dialects import ServerFields, same, whole
 from services.inference.backends.remote.event_stream import Lines, convert_or
-from services.inference.backends.remote.openai_answer import (
-    AnswerAssembly,
-    AnswerChoice,
-    AnswerDelta,
-    AnswerStep,
-    CallDelta,
-    ServerFunctionDelta,
-)
+from services.inference.backends.remote.openai_answer import AnswerAssembly, AnswerChoice, AnswerDelta, AnswerStep
 from services.inference.backends.remote.openai_chat import JsonObject, decoded, plain, refused, tool
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
@@ -131,26 +124,10 @@ def _listed(tag: _Tag) -> ModelListing:
     )
 
 
-class _Function(msgspec.Struct, frozen=True):
-    name: str
-    arguments: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-class _OllamaCall(msgspec.Struct, frozen=True):
-    function: _Function
-    id: str = ""
-
-
-class _OllamaMessage(msgspec.Struct, frozen=True):
-    content: str = ""
-    thinking: str | None = None
-    tool_calls: tuple[_OllamaCall, ...] | None = None
-
-
 class _OllamaLine(msgspec.Struct, frozen=True):
     """One line of the response; the last one is ``done`` and has the counts."""
 
-    message: _OllamaMessage = _OllamaMessage()
+    message: AnswerDelta = AnswerDelta()
     done: bool = False
     done_reason: str = "stop"
     prompt_eval_count: object = None
@@ -212,13 +189,10 @@ class OllamaAssembly(AnswerAssembly):
             return AnswerStep(complaint=data)
         if line.done:
             self.usage = ReportedUsage(line.prompt_eval_count, line.eval_count)
-        message, before = line.message, self._calls
-        self._calls += len(message.tool_calls or ())
-        calls = tuple(
-            CallDelta(before + number, call.id, ServerFunctionDelta(call.function.name, bytes(call.function.arguments).decode()))
-            for number, call in enumerate(message.tool_calls or ())
-        )
-        delta = AnswerDelta(message.content, reasoning=message.thinking, tool_calls=calls or None)
+        # Its calls are whole, and have no numbers.
+        calls = tuple(msgspec.structs.replace(call, index=self._calls + number) for number, call in enumerate(line.message.calls))
+        self._calls += len(calls)
+        delta = msgspec.structs.replace(line.message, tool_calls=calls)
         return self.choose(AnswerChoice(delta=delta, finish_reason=line.done_reason if line.done else None))
 
 

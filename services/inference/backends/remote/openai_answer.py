@@ -45,11 +45,16 @@ class CallDelta(msgspec.Struct, frozen=True):
 class AnswerDelta(msgspec.Struct, frozen=True):
     content: str | None = None
     refusal: str | None = None
-    #: A reasoning model's thoughts. Some servers send both, with the same text.
+    #: A reasoning model's thoughts. Some servers send the first two, with the same text; the last is Ollama's.
     reasoning_content: str | None = None
     reasoning: str | None = None
+    thinking: str | None = None
     #: Older versions of TGI send a single one.
     tool_calls: tuple[CallDelta, ...] | CallDelta | None = None
+
+    @property
+    def calls(self) -> tuple[CallDelta, ...]:
+        return (self.tool_calls,) if isinstance(self.tool_calls, CallDelta) else self.tool_calls or ()
 
 
 class _Chance(msgspec.Struct, frozen=True):
@@ -181,9 +186,11 @@ class AnswerAssembly:
         branch = self._branches[choice.index]
         delta = choice.delta or _NO_DELTA
         text = (choice.text or delta.content or "") + (delta.refusal or "")
-        thought = delta.reasoning_content or delta.reasoning or ""
+        thought = delta.reasoning_content or delta.reasoning or delta.thinking or ""
         logprobs = self._logprobs(choice.logprobs)
-        called = self._add_calls(branch, delta.tool_calls)
+        for part in delta.calls:
+            self._add_call(branch, _guess_index(branch, part) if part.index is None else part.index, part)
+        called = bool(delta.calls)
         calls: tuple[ToolCall, ...] = ()
         if has_ended := choice.finish_reason is not None and branch.finish is None:
             assert choice.finish_reason is not None
@@ -215,14 +222,6 @@ class AnswerAssembly:
         ids = tuple(branch.held)
         branch.held.clear()
         return ids
-
-    def _add_calls(self, branch: _Branch, deltas: tuple[CallDelta, ...] | CallDelta | None) -> bool:
-        if deltas is None:
-            return False
-        parts = (deltas,) if isinstance(deltas, CallDelta) else deltas
-        for part in parts:
-            self._add_call(branch, _guess_index(branch, part) if part.index is None else part.index, part)
-        return bool(parts)
 
     @staticmethod
     def _add_call(branch: _Branch, index: int, part: CallDelta) -> None:
