@@ -37,6 +37,7 @@ from services.inference.queue_limits import QueueLimits
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api.inference import Chunk, ModelState
+from shared.node import lifecycle
 from shared.telemetry import logs
 from shared.types import ModelName
 
@@ -174,11 +175,12 @@ class ModelCache:
         programs: ModelPrograms,
         known: KnownDigests,
     ) -> None:
+        self._entries = tuple(entries)
         self._options = options
         self._budget = budget
         self._watcher = watcher
         self._programs = programs
-        self._tasks = asyncio.TaskGroup()
+        self._tasks: asyncio.TaskGroup
         self._numbers = itertools.count(1)
         self._callers: dict[int, asyncio.Future[_Answer]] = {}
         self._queue = queue
@@ -189,8 +191,6 @@ class ModelCache:
         self._models: dict[ModelName, CachedModel] = {}
         #: The name of each adapter's model.
         self._bases: dict[ModelName, ModelName] = {}
-        for entry in entries:
-            self._enter(entry)
 
     def _enter(self, entry: CatalogEntry) -> CachedModel:
         def changed() -> None:
@@ -212,17 +212,17 @@ class ModelCache:
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["ModelCache"]:
         """Read the files, preload models, and end all engines on leaving."""
-        async with self._tasks as tasks:
-            background = [tasks.create_task(self._prepare(), name="models"), tasks.create_task(self._tick(), name="model cache")]
+        async with lifecycle.background() as self._tasks:
+            for entry in self._entries:
+                self._enter(entry)
+            self._tasks.create_task(self._prepare(), name="models")
+            self._tasks.create_task(self._tick(), name="model cache")
             try:
                 yield self
             finally:
                 for cached in self._models.values():
                     for file in (cached.file, *cached.adapters):
                         file.stop()
-                    background += [task for task in (cached.engines_task, cached.recheck, cached.change) if task is not None]
-                for task in background:
-                    task.cancel()
 
     def all(self) -> Iterable[CachedModel]:
         """Return the models without removed ones."""

@@ -11,7 +11,6 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 from services.inference.backends.remote.http_messages import BrokenReply, HttpFailure, HttpReply, ReplyHead, ServerOrigin
@@ -20,10 +19,12 @@ from services.inference.backends.remote.http_messages import BrokenReply, HttpFa
 MAX_WAITING_BYTES = 128 * 1024
 #: A slow line: 1.2 Mbit/s, as for bodies with images at the gateway.
 LEAST_BYTES_PER_SECOND = 150_000
-
-
-class ConnectFailed(HttpFailure):
-    """No connection could be opened."""
+#: For a connection to become free.
+TURN_SECONDS = 10.0
+#: To send a request, beside the time for its bytes.
+WRITE_SECONDS = 30.0
+#: Less than the 5 s after which uvicorn, and so vLLM, closes an idle connection.
+IDLE_SECONDS = 4.0
 
 
 class WriteTimedOut(HttpFailure):
@@ -199,7 +200,7 @@ class HttpServerConnection(asyncio.Protocol):
 
 
 async def connect(to: ServerOrigin, tls: ssl.SSLContext | None, seconds: float) -> HttpServerConnection:
-    """Try every address of the host. Raises ConnectFailed."""
+    """Try every address of the host. Raises HttpFailure."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):
@@ -207,11 +208,11 @@ async def connect(to: ServerOrigin, tls: ssl.SSLContext | None, seconds: float) 
                 lambda: HttpServerConnection(loop), to.host, to.port, ssl=tls, server_hostname=to.host.partition("%")[0] if tls else None
             )
     except ssl.SSLCertVerificationError as error:
-        raise ConnectFailed(f"its certificate is not trusted ({error.verify_message}); SSL_CERT_FILE adds authorities") from error
+        raise HttpFailure(f"its certificate is not trusted ({error.verify_message}); SSL_CERT_FILE adds authorities") from error
     except TimeoutError as error:
-        raise ConnectFailed(f"no connection within {seconds:g} s") from error
+        raise HttpFailure(f"no connection within {seconds:g} s") from error
     except OSError as error:
-        raise ConnectFailed(f"no connection ({_reason(error)})") from error
+        raise HttpFailure(f"no connection ({_reason(error)})") from error
     return connection
 
 
@@ -222,16 +223,6 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or "") or str(error) or type(error).__name__
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolLimits:
-    connections: int
-    connect_seconds: float
-    turn_seconds: float
-    #: To send a request, beside the time for its bytes.
-    write_seconds: float
-    idle_seconds: float
-
-
 class PoolExhausted(Exception):
     """No connection became free in time. Caught by `http_server_client.ServerExchange`."""
 
@@ -239,13 +230,13 @@ class PoolExhausted(Exception):
 class HttpConnectionPool:
     """Created by `opened`. ``release`` every connection that ``ask`` returns."""
 
-    def __init__(self, to: ServerOrigin, tls: ssl.SSLContext | None, limits: PoolLimits) -> None:
+    def __init__(self, to: ServerOrigin, tls: ssl.SSLContext | None, connections: int, connect_seconds: float) -> None:
         self._to = to
         self._tls = tls
-        self._limits = limits
+        self._connect_seconds = connect_seconds
         self._loop = asyncio.get_running_loop()
         #: One place per connection in use. An idle connection needs none: a new one is only opened if no other is idle.
-        self._places = asyncio.Semaphore(limits.connections)
+        self._places = asyncio.Semaphore(connections)
         self._used: set[HttpServerConnection] = set()
         #: The last used one at the right; it is reused first, so that the others can expire.
         self._idle: deque[HttpServerConnection] = deque()
@@ -264,7 +255,7 @@ class HttpConnectionPool:
                 except StaleConnection:
                     pass
             async with asyncio.timeout_at(until):
-                connection = await connect(self._to, self._tls, self._limits.connect_seconds)
+                connection = await connect(self._to, self._tls, self._connect_seconds)
             return await self._send(connection, request, until)
         except BaseException:
             self._places.release()
@@ -294,7 +285,7 @@ class HttpConnectionPool:
         if not self._places.locked():
             await self._places.acquire()
             return
-        turn = self._loop.time() + self._limits.turn_seconds
+        turn = self._loop.time() + TURN_SECONDS
         try:
             async with asyncio.timeout_at(min(until, turn)):
                 await self._places.acquire()
@@ -306,7 +297,7 @@ class HttpConnectionPool:
     async def _send(self, connection: HttpServerConnection, request: bytes, until: float) -> tuple[HttpServerConnection, ReplyHead]:
         self._used.add(connection)
         try:
-            seconds = self._limits.write_seconds + len(request) / LEAST_BYTES_PER_SECOND
+            seconds = WRITE_SECONDS + len(request) / LEAST_BYTES_PER_SECOND
             return connection, await connection.ask(request, until, write_seconds=seconds)
         except BaseException:
             self._used.discard(connection)
@@ -322,11 +313,11 @@ class HttpConnectionPool:
         return None
 
     def _expire_at(self, oldest: HttpServerConnection) -> None:
-        self._timer = self._loop.call_at(oldest.idle_since + self._limits.idle_seconds, self._expire)
+        self._timer = self._loop.call_at(oldest.idle_since + IDLE_SECONDS, self._expire)
 
     def _expire(self) -> None:
         self._timer = None
-        too_old = self._loop.time() - self._limits.idle_seconds
+        too_old = self._loop.time() - IDLE_SECONDS
         while self._idle and self._idle[0].idle_since <= too_old:
             self._idle.popleft().abort()
         if self._idle:
@@ -334,13 +325,13 @@ class HttpConnectionPool:
 
 
 @asynccontextmanager
-async def opened(to: ServerOrigin, limits: PoolLimits) -> AsyncIterator[HttpConnectionPool]:
+async def opened(to: ServerOrigin, connections: int, connect_seconds: float) -> AsyncIterator[HttpConnectionPool]:
     """Certificates are checked against the system's authorities, or those in SSL_CERT_FILE."""
     tls = None
     if to.is_tls:
         tls = ssl.create_default_context()
         tls.set_alpn_protocols(["http/1.1"])
-    pool = HttpConnectionPool(to, tls, limits)
+    pool = HttpConnectionPool(to, tls, connections, connect_seconds)
     try:
         yield pool
     finally:

@@ -4,14 +4,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 from types import TracebackType
 from typing import Self, TypeVar
 
 from services.inference.backends.remote import http_connection, http_messages, server_errors
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
-from services.inference.backends.remote.http_connection import HttpConnectionPool, HttpServerConnection, PoolExhausted, PoolLimits
+from services.inference.backends.remote.http_connection import HttpConnectionPool, HttpServerConnection, PoolExhausted
 from services.inference.backends.remote.http_messages import HttpFailure, JsonRequest, ReplyHead, RequestWriter
 from services.inference.backends.remote.server_errors import RefusalSource, ServerRefusal
 from shared import errors
@@ -33,11 +33,6 @@ MAX_REFUSAL_BYTES = 64 * 1024
 #: More than the 256 requests that vLLM runs at once by default.
 MAX_CONNECTIONS = 1024
 PROBE_CONNECTIONS = 4
-POOL_SECONDS = 10.0
-#: See ``PoolLimits``.
-WRITE_SECONDS = 30.0
-#: Less than the 5 s after which uvicorn, and so vLLM, closes an idle connection.
-KEEP_ALIVE_SECONDS = 4.0
 #: For the bytes after an answer's end; a connection can only be reused after the last byte.
 DRAIN_SECONDS = 0.25
 
@@ -258,16 +253,9 @@ async def connected(source: RefusalSource) -> AsyncIterator[Server]:
         requests = RequestWriter(origin, headers)
     except ValueError as error:
         raise errors.BadSettings(f"{source.url_setting}: {error}", hint="see docs/howto/other-backends.md") from error
-    limits = PoolLimits(
-        connections=MAX_CONNECTIONS,
-        connect_seconds=upstream.connect_seconds,
-        turn_seconds=POOL_SECONDS,
-        write_seconds=WRITE_SECONDS,
-        idle_seconds=KEEP_ALIVE_SECONDS,
-    )
     async with (
-        http_connection.opened(origin, limits) as pool,
-        http_connection.opened(origin, replace(limits, connections=PROBE_CONNECTIONS)) as probes,
+        http_connection.opened(origin, MAX_CONNECTIONS, upstream.connect_seconds) as pool,
+        http_connection.opened(origin, PROBE_CONNECTIONS, upstream.connect_seconds) as probes,
     ):
         yield Server(source, pool, requests, probes)
 
@@ -278,7 +266,7 @@ def _meaning(source: RefusalSource, error: Exception) -> AimeshError:
     match error:
         case PoolExhausted():
             message = f"{source.name} has {MAX_CONNECTIONS} requests of this worker open"
-            return errors.Overloaded(message, retry_after_seconds=POOL_SECONDS)
+            return errors.Overloaded(message, retry_after_seconds=http_connection.TURN_SECONDS)
         case HttpFailure():
             hint = f"is it running? see {source.url_setting}"
             return errors.Unavailable(f"{source.name} does not answer: {reason}", hint=hint, retry_after_seconds=5.0)

@@ -12,14 +12,8 @@ import pytest
 import uvloop
 
 from services.inference.backends.remote import http_connection
-from services.inference.backends.remote.http_connection import (
-    ConnectFailed,
-    HttpServerConnection,
-    PoolLimits,
-    StaleConnection,
-    WriteTimedOut,
-)
-from services.inference.backends.remote.http_messages import BrokenReply, ReplyHead, ServerOrigin
+from services.inference.backends.remote.http_connection import HttpServerConnection, StaleConnection, WriteTimedOut
+from services.inference.backends.remote.http_messages import BrokenReply, HttpFailure, ReplyHead, ServerOrigin
 from tests.services.inference.raw_http import ASKED, KEPT, RawServer, Serve, asked, once, raw_server, saying, silent
 from tests.services.inference.standins import until
 from tests.shared.transports.nats.test_tls import make_certificate
@@ -308,9 +302,9 @@ def test_a_used_connection_that_was_closed_meanwhile_is_stale_and_a_new_one_is_b
 
 def test_nobody_there(run: Run) -> None:
     async def talk() -> None:
-        with pytest.raises(ConnectFailed, match="refused"):
+        with pytest.raises(HttpFailure, match="refused"):
             await http_connection.connect(ServerOrigin("127.0.0.1", free_port(), False, "x", ""), None, 5)
-        with pytest.raises(ConnectFailed, match="no connection"):
+        with pytest.raises(HttpFailure, match="no connection"):
             await http_connection.connect(ServerOrigin("nowhere.invalid", 80, False, "x", ""), None, 5)
 
     run(talk())
@@ -330,26 +324,24 @@ async def test_every_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_certificates_are_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = PoolLimits(connections=1, connect_seconds=5, turn_seconds=5, write_seconds=5, idle_seconds=5)
-
     async def talk() -> None:
         with tempfile.TemporaryDirectory() as folder:
             make_certificate(Path(folder), "127.0.0.1")
             tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             tls.load_cert_chain(Path(folder) / "cert.pem", Path(folder) / "key.pem")
             async with raw_server(saying(CHUNKED), tls) as server:
-                async with http_connection.opened(server.origin, limits) as pool:
-                    with pytest.raises(ConnectFailed, match="certificate is not trusted"):
+                async with http_connection.opened(server.origin, 1, 5) as pool:
+                    with pytest.raises(HttpFailure, match="certificate is not trusted"):
                         await pool.ask(ASKED, soon())
                 monkeypatch.setenv("SSL_CERT_FILE", str(Path(folder) / "cert.pem"))
-                async with http_connection.opened(server.origin, limits) as pool:
+                async with http_connection.opened(server.origin, 1, 5) as pool:
                     for _ in range(2):
                         connection, head = await pool.ask(ASKED, soon())
                         assert (head.status, await read(connection)) == (200, b"helloworld")
                         pool.release(connection)
                     elsewhere = ServerOrigin("localhost", server.origin.port, True, "localhost", "")
-                    async with http_connection.opened(elsewhere, limits) as other:
-                        with pytest.raises(ConnectFailed, match="certificate is not trusted"):
+                    async with http_connection.opened(elsewhere, 1, 5) as other:
+                        with pytest.raises(HttpFailure, match="certificate is not trusted"):
                             await other.ask(ASKED, soon())
 
     run(talk())
@@ -358,7 +350,7 @@ def test_certificates_are_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_handshake_that_never_ends_is_given_up(run: Run) -> None:
     async def talk() -> None:
         async with raw_server(silent) as server:
-            with pytest.raises(ConnectFailed, match=r"within 0.05 s"):
+            with pytest.raises(HttpFailure, match=r"within 0.05 s"):
                 await http_connection.connect(server.origin, ssl.create_default_context(), 0.05)
 
     run(talk())

@@ -9,13 +9,11 @@ import pytest
 from services.inference.backends.remote import http_connection
 from services.inference.backends.remote.http_connection import (
     MAX_WAITING_BYTES,
-    ConnectFailed,
     HttpConnectionPool,
     HttpServerConnection,
     PoolExhausted,
-    PoolLimits,
 )
-from services.inference.backends.remote.http_messages import BrokenReply, ServerOrigin
+from services.inference.backends.remote.http_messages import BrokenReply, HttpFailure, ServerOrigin
 from tests.services.inference.raw_http import ASKED, KEPT, RawServer, Serve, asked, once, raw_server, saying, silent
 from tests.services.inference.standins import until
 from tests.testnet import free_port
@@ -25,9 +23,11 @@ from tests.testnet import free_port
 async def pooled(
     serve: Serve, connections: int = 2, *, turn_seconds: float = 10, idle_seconds: float = 10
 ) -> AsyncIterator[tuple[RawServer, HttpConnectionPool]]:
-    limits = PoolLimits(connections=connections, connect_seconds=5, turn_seconds=turn_seconds, write_seconds=5, idle_seconds=idle_seconds)
-    async with raw_server(serve) as server, http_connection.opened(server.origin, limits) as pool:
-        yield server, pool
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http_connection, "TURN_SECONDS", turn_seconds)
+        patch.setattr(http_connection, "IDLE_SECONDS", idle_seconds)
+        async with raw_server(serve) as server, http_connection.opened(server.origin, connections, 5) as pool:
+            yield server, pool
 
 
 def soon(seconds: float = 10) -> float:
@@ -213,19 +213,17 @@ async def test_waiting_ends_with_the_patience_of_the_request() -> None:
         await asyncio.wait([first])
 
 
-async def test_a_server_that_is_not_there_takes_no_place() -> None:
-    limits = PoolLimits(connections=1, connect_seconds=5, turn_seconds=0.01, write_seconds=5, idle_seconds=5)
-    async with http_connection.opened(ServerOrigin("127.0.0.1", free_port(), False, "x", ""), limits) as pool:
+async def test_a_server_that_is_not_there_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connection, "TURN_SECONDS", 0.01)
+    async with http_connection.opened(ServerOrigin("127.0.0.1", free_port(), False, "x", ""), 1, 5) as pool:
         for _ in range(3):
-            with pytest.raises(ConnectFailed):
+            with pytest.raises(HttpFailure, match="no connection"):
                 await ask(pool)
 
 
 async def test_closing_the_pool_ends_what_is_under_way() -> None:
     async with raw_server(silent) as server:
-        async with http_connection.opened(
-            server.origin, PoolLimits(connections=2, connect_seconds=5, turn_seconds=5, write_seconds=5, idle_seconds=5)
-        ) as pool:
+        async with http_connection.opened(server.origin, 2, 5) as pool:
             asking = asyncio.create_task(ask(pool))
             await until(lambda: server.connections)
         with pytest.raises(BrokenReply, match="closed here"):

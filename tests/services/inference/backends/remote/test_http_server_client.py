@@ -233,7 +233,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_asked_again_with
 
 
 async def test_more_requests_than_connections_wait_for_one_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server_client, "POOL_SECONDS", 0.05)
+    monkeypatch.setattr(http_connection, "TURN_SECONDS", 0.05)
     monkeypatch.setattr(http_server_client, "MAX_CONNECTIONS", 64)
     async with asking(Answer(["data: a\n\n"], hang=True)) as (fake, server):
         tasks = [asyncio.create_task(read(server)) for _ in range(http_server_client.MAX_CONNECTIONS)]
@@ -268,7 +268,7 @@ async def test_a_prompt_that_the_server_does_not_read_is_not_sent_again(monkeypa
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # it is a whole transport
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(http_server_client, "WRITE_SECONDS", 0.02)
+    monkeypatch.setattr(http_connection, "WRITE_SECONDS", 0.02)
     # Images on a slow line take longer than a text.
     monkeypatch.setattr(http_connection, "LEAST_BYTES_PER_SECOND", 32 * 1024 * 1024 / 0.25)
     async with raw_server(deaf) as raw, http_server_client.connected(source(f"http://{raw.origin.authority}")) as server:
