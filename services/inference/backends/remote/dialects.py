@@ -60,8 +60,8 @@ class DialectRow:
     health_path: str = ""
     #: What only this kind answers; empty if its owner must name the dialect.
     identity_path: str = ""
-    #: Returns the slots in the page at ``identity_path``, 0 if it has none. Raises one of `event_stream.UNREADABLE` for another kind.
-    read_identity: Callable[[bytes], int] = lambda _: 0
+    #: The field of that page that no other kind has there; its number of slots, if it says that.
+    identity_field: str = ""
     #: The `owned_by` of its models, if that is always the same.
     owner: str = ""
     #: Where it says how busy it is; the first page that it has counts.
@@ -69,15 +69,14 @@ class DialectRow:
     #: Of a server that doesn't say how many requests it runs at once.
     usual_slots: int = 0
 
-
-class _Version(msgspec.Struct, frozen=True):
-    version: str
-
-
-class _SglangInfo(msgspec.Struct, frozen=True):
-    model_path: str
-    #: None: as many as its memory allows.
-    max_running_requests: int | None
+    def read_identity(self, page: bytes) -> int | None:
+        """Return the slots in the page at ``identity_path``, 0 if it has none, None for another kind. Raises one of
+        `event_stream.UNREADABLE`."""
+        fields = msgspec.json.decode(page, type=dict[str, object])
+        if self.identity_field not in fields:
+            return None
+        slots = fields[self.identity_field]
+        return slots if isinstance(slots, int) and slots > 0 else 0
 
 
 class _SglangLoad(msgspec.Struct, frozen=True):
@@ -86,17 +85,8 @@ class _SglangLoad(msgspec.Struct, frozen=True):
     num_waiting_reqs: int
 
 
-class _LlamaProps(msgspec.Struct, frozen=True):
-    total_slots: int
-
-
 class _LlamaSlot(msgspec.Struct, frozen=True):
     is_processing: bool
-
-
-class _TgiInfo(msgspec.Struct, frozen=True):
-    model_id: str
-    max_concurrent_requests: int
 
 
 def same(*names: str) -> dict[str, str]:
@@ -119,11 +109,6 @@ def gauges(running: str, waiting: str) -> Callable[[bytes], ServerLoad]:
         return ServerLoad(*(int(sum(values)) for values in found))
 
     return read
-
-
-def _read_version(page: bytes) -> int:
-    msgspec.json.decode(page, type=_Version)
-    return 0
 
 
 def _read_sglang_load(page: bytes) -> ServerLoad:
@@ -154,7 +139,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         parameters=_VLLM,
         health_path="/health",
         identity_path="/version",
-        read_identity=_read_version,
+        identity_field="version",
         owner="vllm",
         load_pages=(LoadPage("/metrics", gauges("vllm:num_requests_running", "vllm:num_requests_waiting")),),
         # The default of --max-num-seqs on most GPUs.
@@ -165,7 +150,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         # Its /health generates a token, which takes a second or more.
         health_path="/get_model_info",
         identity_path="/get_server_info",
-        read_identity=lambda page: msgspec.json.decode(page, type=_SglangInfo).max_running_requests or 0,
+        identity_field="max_running_requests",
         owner="sglang",
         # The metrics need --enable-metrics.
         load_pages=(
@@ -180,7 +165,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         # Each reader of its /metrics takes the numbers away from the others.
         health_path="/health",
         identity_path="/version",
-        read_identity=_read_version,
+        identity_field="version",
         owner="tensorrt_llm",
     ),
     Dialect.MLX: DialectRow(
@@ -203,7 +188,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         ),
         health_path="/health",
         identity_path="/props",
-        read_identity=lambda page: msgspec.json.decode(page, type=_LlamaProps).total_slots,
+        identity_field="total_slots",
         # The metrics need --metrics, but know the queue.
         load_pages=(
             LoadPage("/metrics", gauges("llamacpp:requests_processing", "llamacpp:requests_deferred")),
@@ -220,7 +205,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         ),
         health_path="/health",
         identity_path="/info",
-        read_identity=lambda page: msgspec.json.decode(page, type=_TgiInfo).max_concurrent_requests,
+        identity_field="max_concurrent_requests",
         load_pages=(LoadPage("/metrics", gauges("tgi_batch_current_size", "tgi_queue_size")),),
     ),
     Dialect.OLLAMA: DialectRow(
@@ -230,7 +215,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         ),
         health_path="/api/version",
         identity_path="/api/version",
-        read_identity=_read_version,
+        identity_field="version",
     ),
     Dialect.AIMESH: DialectRow(
         parameters=ServerFields(_LOCAL | same("repeat_penalty"), reasoning="reasoning_content"), health_path="/healthz"

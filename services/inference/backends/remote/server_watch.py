@@ -113,7 +113,7 @@ class ServerWatch:
         if reply.status != 200 or reply.is_cut:
             return None
         try:
-            return max(0, row.read_identity(reply.body))
+            return row.read_identity(reply.body)
         except UNREADABLE:
             return None
 

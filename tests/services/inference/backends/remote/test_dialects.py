@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import msgspec
 import pytest
 
@@ -90,8 +92,6 @@ def test_what_a_page_tells_of_its_server(page: bytes, dialects: dict[Dialect, in
     found = {}
     for dialect, row in DIALECTS.items():
         if row.identity_path:
-            try:
+            with suppress(msgspec.MsgspecError):
                 found[dialect] = row.read_identity(page)
-            except msgspec.MsgspecError:
-                pass
-    assert found == dialects
+    assert {dialect: slots for dialect, slots in found.items() if slots is not None} == dialects
