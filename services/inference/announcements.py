@@ -74,11 +74,9 @@ class Announcements:
             not_ready=why_not_ready(statuses, is_paused=self._pause.is_on),
             pulls=self._pulls,
         )
-        for server, is_up in self.backend.is_up().items():
-            self._node.metrics.upstream_up.labels(server=server).set(is_up)
-        for server, account in self.backend.accounts().items():
-            # Asked at each scrape.
-            self._node.metrics.upstream_refused.labels(server=server).set_function(partial(getattr, account, "is_refused"))
+        for server, seen in self.backend.server_states().items():
+            self._node.metrics.upstream_up.labels(server=server).set(seen.is_up)
+            self._node.metrics.upstream_refused.labels(server=server).set(seen.is_refused)
         for status in statuses:
             self._measure(status)
         for model in self._measured - {status.model_id for status in statuses}:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
 
 from services.inference.engine_speed import EngineSpeed
@@ -76,9 +77,12 @@ class WaitingSink(UncountedSink):
         await self._sink.send(Vectors(waiting=item.waiting))
 
 
-class BackendAccount(Protocol):
-    @property
-    def is_refused(self) -> bool: ...
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    #: Whether it answers.
+    is_up: bool
+    #: Whether it refuses this worker's key or account.
+    is_refused: bool
 
 
 class Backend(ABC):
@@ -130,10 +134,6 @@ class Backend(ABC):
         """Return the model's speed over the last seconds. Never blocks. Only if it ``has_engines``."""
         raise NotImplementedError
 
-    def accounts(self) -> Mapping[str, BackendAccount]:
-        """Return the account at each server that knows this worker by a key, by the server's name."""
-        return {}
-
-    def is_up(self) -> Mapping[str, bool]:
-        """Return whether each server answers, by its name."""
+    def server_states(self) -> Mapping[str, ServerState]:
+        """Return the state of each server of another program, by its name."""
         return {}

@@ -9,8 +9,8 @@ from prometheus_client import generate_latest
 
 from services.inference import announcements
 from services.inference.announcements import Announcements, WorkerPause
+from services.inference.backend_interface import ServerState
 from services.inference.backends.echo import EchoBackend
-from services.inference.backends.remote.http_server_client import UpstreamAccount
 from services.inference.engine_speed import EngineSpeed
 from services.inference.models import catalog
 from shared.api.inference import ModelState, ModelStatus
@@ -124,22 +124,17 @@ async def test_a_scrape_tells_whether_a_server_is_up_and_refuses_the_account() -
     watcher.changed()
     assert 'ai_platform_upstream_refused{server="openai"} 0.0' in exposed(node)
     assert 'ai_platform_upstream_up{server="openai"} 1.0' in exposed(node)
-    backend.account.answered(b"POST /chat", is_refused=True)
-    backend.up = False
-    assert 'ai_platform_upstream_refused{server="openai"} 1.0' in exposed(node)
+    backend.seen = ServerState(is_up=False, is_refused=True)
     watcher.changed()
+    assert 'ai_platform_upstream_refused{server="openai"} 1.0' in exposed(node)
     assert 'ai_platform_upstream_up{server="openai"} 0.0' in exposed(node)
 
 
 class BackendOfAccounts(EchoBackend):
-    account = UpstreamAccount()
-    up = True
+    seen = ServerState(is_up=True, is_refused=False)
 
-    def is_up(self) -> dict[str, bool]:
-        return {"openai": self.up}
-
-    def accounts(self) -> dict[str, UpstreamAccount]:
-        return {"openai": self.account}
+    def server_states(self) -> dict[str, ServerState]:
+        return {"openai": self.seen}
 
 
 async def test_running_downloads_are_announced_when_they_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,11 +139,11 @@ class ServerExchange:
                     raise
             else:
                 if head.is_success:
-                    self._server.account.answered(self._request, is_refused=False)
+                    self._server.note_account(self._request, is_refused=False)
                     return connection, head
                 refusal = await self._refusal(connection, head, until)
                 if refusal.is_for_account:
-                    self._server.account.answered(self._request, is_refused=True)
+                    self._server.note_account(self._request, is_refused=True)
                 if not refusal.retryable or attempt == self._attempts:
                     raise refusal.error
                 asked_seconds = refusal.retry_after_seconds or 0.0
@@ -178,22 +178,6 @@ class ProbeReply:
     trouble: str = ""
 
 
-@dataclass(slots=True)
-class UpstreamAccount:
-    """Whether the server refuses this worker's key or account. A server without credit may still list its models."""
-
-    _refused: dict[bytes, bool] = field(default_factory=dict)
-
-    def answered(self, request: bytes, *, is_refused: bool) -> None:
-        method, _, _ = request.partition(b" ")
-        self._refused[method] = is_refused
-
-    @property
-    def is_refused(self) -> bool:
-        """By the last answer to any kind of request."""
-        return any(self._refused.values())
-
-
 @dataclass(frozen=True, slots=True)
 class Server:
     """One server and its pool of connections."""
@@ -203,7 +187,17 @@ class Server:
     requests: RequestWriter
     #: Connections of their own, so that probes never wait for requests.
     probes: HttpConnectionPool
-    account: UpstreamAccount = field(default_factory=UpstreamAccount)
+    #: By method, because a server without credit may still list its models.
+    refused: dict[bytes, bool] = field(default_factory=dict)
+
+    def note_account(self, request: bytes, *, is_refused: bool) -> None:
+        """Note whether the server refused this worker's key or account."""
+        self.refused[request.partition(b" ")[0]] = is_refused
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it refuses the key or account, by the last answer to any kind of request."""
+        return any(self.refused.values())
 
     async def probe(self, path: str, seconds: float, *, most: int) -> ProbeReply:
         """Get a page once and read at most ``most`` bytes of it, all within ``seconds``. Never fails."""

@@ -96,9 +96,7 @@ def _api(keep: int | str | None) -> ServerApi:
         models_path="api/tags",
         read_models=_read_models,
         chat_path="api/chat",
-        chat_type="application/x-ndjson",
         chat_request=lambda _, model, job, most: body(model, job.messages, job.requested, max_tokens=most, keep=keep),
-        chat_splitter=lambda: Lines().push,
         chat_assembly=OllamaAssembly,
         embedding=partial(text_answers.ollama_embedding, keep=keep),
     )
@@ -177,6 +175,7 @@ def body(model: str, messages: tuple[ChatMessage, ...], asked: Sampling, *, max_
 class OllamaAssembly(AnswerAssembly):
     """Assembles one answer from the lines of a response; the last line has the usage too."""
 
+    media_type, splitter = "application/x-ndjson", Lines
     #: The calls so far.
     _calls = 0
 

@@ -11,7 +11,7 @@ import msgspec
 from services.inference import upstreams
 from services.inference.backend_interface import Watcher
 from services.inference.backends.remote import openai_chat, remote_server, text_answers
-from services.inference.backends.remote.event_stream import StreamEventParser, convert_or
+from services.inference.backends.remote.event_stream import convert_or
 from services.inference.backends.remote.openai_answer import AnswerAssembly
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
@@ -86,14 +86,12 @@ def _api(upstream: Upstream, name: str) -> ServerApi:
         models_path="models",
         read_models=partial(_read_models, upstream),
         chat_path="chat/completions",
-        chat_type="text/event-stream",
         chat_request=lambda dialect, model, job, most: openai_chat.body(
             # Without a salt, nothing may be shared.
             *(name, dialect, model, job.messages, job.requested),
             max_tokens=most,
             salt=job.salt or secrets.token_hex(16),
         ),
-        chat_splitter=lambda: StreamEventParser().push,
         chat_assembly=AnswerAssembly,
         embedding=text_answers.openai_embedding,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from services.inference.backends.remote.event_stream import BadStream, convert_or
+from services.inference.backends.remote.event_stream import BadStream, Lines, StreamEventParser, convert_or
 from services.inference.backends.remote.token_counts import ReportedUsage
 from services.inference.engine import sampling
 from shared.api.generation import ToolCall, ToolCallPart
@@ -129,6 +129,10 @@ class _Branch:
 class AnswerAssembly:
     """Assembles the ``count`` answers of one request. ``draw_id`` creates the ids of tool calls that the server left out.
     ``call_parts``: the reader wants calls in parts, as they are written. ``has_ids``: the events have token ids."""
+
+    #: Of the response, and what splits its pieces into texts for ``push``.
+    media_type = "text/event-stream"
+    splitter: type[StreamEventParser | Lines] = StreamEventParser
 
     def __init__(self, count: int, draw_id: Callable[[], str], *, call_parts: bool = False, has_ids: bool = False) -> None:
         self._branches = [_Branch() for _ in range(count)]

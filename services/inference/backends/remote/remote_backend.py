@@ -13,9 +13,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from services.inference.backend_interface import AnswerSink, Backend, Sink, VectorSink
+from services.inference.backend_interface import AnswerSink, Backend, ServerState, Sink, VectorSink
 from services.inference.backends.remote import http_server_client, remote_models
-from services.inference.backends.remote.http_server_client import UpstreamAccount
 from services.inference.backends.remote.remote_models import UpstreamLoad
 from services.inference.backends.remote.remote_server import ModelServer, ProbeReader
 from services.inference.jobs import EmbeddingJob, GenerationJob
@@ -112,11 +111,8 @@ class RemoteBackend(Backend):
                 found.setdefault(status.model_id, []).append(status)
         return tuple(map(_together, found.values()))[: remote_models.MAX_MODELS]
 
-    def accounts(self) -> dict[str, UpstreamAccount]:
-        return {one.server.source.name: one.server.account for one in self.servers}
-
-    def is_up(self) -> dict[str, bool]:
-        return {one.server.source.name: not one.models.trouble for one in self.servers}
+    def server_states(self) -> dict[str, ServerState]:
+        return {one.server.source.name: ServerState(not one.models.trouble, one.server.is_refused) for one in self.servers}
 
     def expected_wait_seconds(self) -> float:
         waits: dict[ModelName, float] = {}

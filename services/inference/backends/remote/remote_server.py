@@ -70,12 +70,8 @@ class ServerApi:
     models_path: str
     read_models: Callable[[bytes], tuple[ModelListing, ...]]
     chat_path: str
-    #: The media type of a streamed answer.
-    chat_type: str
     #: (dialect, the server's name of the model, job, max_tokens or None for what fits) -> the request. Raises BadRequest.
     chat_request: Callable[[Dialect, str, GenerationJob, int | None], JsonObject]
-    #: Returns a function that splits the pieces of one response into texts for the assembly.
-    chat_splitter: Callable[[], Callable[[bytes], list[bytes]]]
     chat_assembly: type[AnswerAssembly]
     #: (the server's name of the model, texts) -> the request.
     embedding: Callable[[str, tuple[EmbeddingInput, ...]], JsonRequest[EmbeddingReply]]
@@ -287,8 +283,8 @@ class RemoteServer(ModelServer):
 
     async def _pass_on(self, plan: _AnswerPlan, sink: Sink, attempts: int) -> None:
         """Pass the answers on until they are complete. Raises Unavailable, or what the server's error means."""
-        split, answers = self.api.chat_splitter(), plan.answers
-        async with self.server.post(plan.path, plan.body, self.api.chat_type, attempts=attempts) as exchange:
+        answers, split = plan.answers, plan.answers.splitter().push
+        async with self.server.post(plan.path, plan.body, answers.media_type, attempts=attempts) as exchange:
             sink.accept(len(plan.prompt) or None)
             try:
                 while piece := await exchange.read_piece():

@@ -281,12 +281,12 @@ async def test_it_is_known_whether_the_server_refuses_the_account() -> None:
     refused, broke = Answer(["{}"], status=401), Answer(['{"error": {"code": "insufficient_quota"}}'], status=429)
     listed = Answer(['{"data": []}'], headers={"content-type": "application/json"})
     async with asking(refused, GOOD, broke) as (_, server):
-        assert not server.account.is_refused
+        assert not server.is_refused
         for is_refused in (True, False, True):
             with suppress(errors.Unavailable):
                 await read(server)
-            assert server.account.is_refused == is_refused
+            assert server.is_refused == is_refused
     async with asking(broke, listed, Answer(["busy"], status=503)) as (_, server):
         with suppress(errors.Unavailable):
             await read(server)
-        assert server.account.is_refused, "a server without credit still lists its models"
+        assert server.is_refused, "a server without credit still lists its models"

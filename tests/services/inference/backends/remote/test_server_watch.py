@@ -264,7 +264,7 @@ async def test_models_of_a_server_that_is_out_are_not_offered() -> None:
         one["/health"] = Answer(["{}"], status=503)
         await until(lambda: outs(backend) == [True])
         assert backend.models()[0].detail == "is not ready (status 503)"
-        assert backend.is_up() == {"upstream a": False}
+        assert not backend.server_states()["upstream a"].is_up
         with pytest.raises(errors.Unavailable, match="a is not ready"):
             await backend.generate(job("hi", model="m"), Reader())
         assert not server.times_asked("/v1/chat/completions")
