@@ -136,7 +136,6 @@ class AnswerAssembly:
 
     def __init__(self, count: int, draw_id: Callable[[], str], *, call_parts: bool = False, has_ids: bool = False) -> None:
         self._branches = [_Branch() for _ in range(count)]
-        self._unfinished = count
         self._draw_id = draw_id
         self._wants_parts = call_parts
         self._has_ids = has_ids
@@ -153,7 +152,7 @@ class AnswerAssembly:
     @property
     def finished(self) -> bool:
         """Every answer has ended; the usage may still follow."""
-        return not self._unfinished
+        return all(branch.finish is not None for branch in self._branches)
 
     @property
     def complete(self) -> bool:
@@ -199,7 +198,6 @@ class AnswerAssembly:
         if has_ended := choice.finish_reason is not None and branch.finish is None:
             assert choice.finish_reason is not None
             branch.finish = _finish(choice.finish_reason)
-            self._unfinished -= 1
             calls = self._complete_calls(branch)
         parts = self._parts(branch) if self._wants_parts and (called or has_ended) else ()
         self.pieces += bool(text or thought) or called

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -60,7 +59,8 @@ class RegisteredService(ModelServer):
     entry: RemoteModel
 
     def _request(self, body: bytes, read: Callable[[bytes, str | None], Found]) -> JsonRequest[Found]:
-        return JsonRequest(self.entry.path.removeprefix("/"), body, partial(read, pointer=self.entry.answer), MAX_ANSWER_BYTES)
+        path, pointer = self.entry.path.removeprefix("/"), self.entry.answer
+        return JsonRequest(path, body, lambda content: read(content, pointer), MAX_ANSWER_BYTES)
 
     async def list_models(self) -> tuple[ModelListing, ...]:
         """Return the model if its service is ready. Raises Unavailable."""

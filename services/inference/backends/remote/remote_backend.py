@@ -44,8 +44,6 @@ class _Progress(Generic[T]):
         #: In the middle of a send, nobody knows whether the reader gets it.
         self.is_sending = False
         self.has_sent = False
-        #: Of the model at the server that runs the job.
-        self.digest = ""
 
     def accept(self, prompt_tokens: int | None) -> None:
         if not self._is_accepted:
@@ -57,7 +55,8 @@ class _Progress(Generic[T]):
         await self._sink.send(item)
         self.is_sending = False
 
-    def suits(self, server: ModelServer) -> bool:
+    def suits(self, server: ModelServer, digest: str) -> bool:
+        """Whether the server can take over from one with a model of this digest."""
         return not self.has_sent
 
 
@@ -84,10 +83,10 @@ class _AnswerProgress(_Progress[Chunk]):
         self._thoughts += len(item.token_ids) if item.reasoning else 0
         await super().send(item)
 
-    def suits(self, server: ModelServer) -> bool:
+    def suits(self, server: ModelServer, digest: str) -> bool:
         if not self.has_sent and not self._job.delivered:
             return True
-        return self._is_whole and server.continues(self.job, self.digest, is_text=self._is_text)
+        return self._is_whole and server.continues(self.job, digest, is_text=self._is_text)
 
     def total(self, end: Generation) -> Generation:
         """Count what all servers sent."""
@@ -136,11 +135,9 @@ class RemoteBackend(Backend):
     async def _ask(self, model: ModelName, run: Callable[[ModelServer, int], Awaitable[T]], progress: _Progress[Any]) -> T:
         """Run a job on the best server, and on the next one if that fails and another can take over. Only the last retries."""
         tried: list[ModelServer] = []
-        progress.digest = _digest(self._lead(model), model)
         one = self._choose(model, tried, progress) or self._lead(model)
         while True:
             tried.append(one)
-            progress.digest = _digest(one, model)
             try:
                 async with asyncio.timeout(None) as patience:
                     with one.models.movable(partial(self._move, patience, model, tried, progress)):
@@ -164,14 +161,12 @@ class RemoteBackend(Backend):
         return next((one for one in self.servers if one.models.listing(model) is not None), self.servers[0])
 
     def _choose(self, model: ModelName, tried: Sequence[ModelServer], progress: _Progress[Any]) -> ModelServer | None:
-        lead = self._lead(model).models.status(model)
-        usable = [one for one in self.servers if one not in tried and _can_replace(one.models.status(model), lead) and progress.suits(one)]
+        lead = self._lead(model)
+        status, last = lead.models.status(model), (tried[-1] if tried else lead).models.listing(model)
+        digest = "" if last is None else last.digest
+        others = [one for one in self.servers if one not in tried and _can_replace(one.models.status(model), status)]
+        usable = [one for one in others if progress.suits(one, digest)]
         return self._rng.choice(best(usable, [one.models.load(model) for one in usable])) if usable else None
-
-
-def _digest(server: ModelServer, model: ModelName) -> str:
-    listed = server.models.listing(model)
-    return "" if listed is None else listed.digest
 
 
 def best(servers: Sequence[T], loads: Sequence[UpstreamLoad]) -> list[T]:
