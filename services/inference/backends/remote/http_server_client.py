@@ -50,6 +50,7 @@ class ServerTimedOut(Exception):
 _FAILURES = (PoolExhausted, HttpFailure, ServerTimedOut, BadStream, *UNREADABLE)
 
 
+@dataclass(slots=True)
 class ServerExchange:
     """One request and its response: `async with` sends the request and retries failures before a successful head. Leaving it early,
     or being cancelled, closes the connection, which stops the server.
@@ -57,40 +58,41 @@ class ServerExchange:
     A class, because the loop tracks async generators, which takes as long as the rest of a small request.
     """
 
-    def __init__(self, server: "Server", request: bytes, kind: str, seconds: float, *, most_bytes: int, attempts: int = ATTEMPTS) -> None:
-        self._server = server
-        self._pool = server.pool
-        self._request = request
-        self._kind = kind
-        self._seconds = seconds
-        self._most_bytes = most_bytes
-        self._attempts = attempts
-        self._clock = asyncio.get_running_loop().time
-        self._connection: HttpServerConnection
-        self._left = 0.0
-        self._bytes = 0
+    server: "Server"
+    request: bytes
+    #: The media type of the response; empty for any.
+    kind: str
+    #: Until the head of the response.
+    seconds: float
+    most_bytes: int
+    attempts: int = ATTEMPTS
+    _clock: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
+    _connection: HttpServerConnection = field(init=False)
+    #: Seconds for what comes next.
+    _left: float = 0.0
+    _bytes: int = 0
 
     async def __aenter__(self) -> Self:
         """Raises what the refusal means, or Unavailable."""
-        until = self._clock() + self._seconds
+        until = self._clock() + self.seconds
         try:
             self._connection, head = await self._begin(until)
             try:
-                _check_type(head, self._kind)
+                _check_type(head, self.kind)
             except BadStream:
-                self._pool.release(self._connection)
+                self.server.pool.release(self._connection)
                 raise
         except TimeoutError as late:
-            raise _meaning(self._server.source, ServerTimedOut(f"begin its answer within {self._seconds:g} s")) from late
+            raise _meaning(self.server.source, ServerTimedOut(f"begin its answer within {self.seconds:g} s")) from late
         except _FAILURES as failure:
-            raise _meaning(self._server.source, failure) from failure
+            raise _meaning(self.server.source, failure) from failure
         self._left = until - self._clock()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._pool.release(self._connection)
+        self.server.pool.release(self._connection)
         if isinstance(error, _FAILURES):
-            raise _meaning(self._server.source, error) from error
+            raise _meaning(self.server.source, error) from error
 
     def allow(self, seconds: float) -> None:
         """Set the time for what comes next. Only call it on progress: comments in a stream are none."""
@@ -104,14 +106,14 @@ class ServerExchange:
             piece = await self._connection.read(started + self._left)
         except TimeoutError as late:
             raise ServerTimedOut("continue its answer in time") from late
-        self._pool.heard_at = now = self._clock()
+        self.server.pool.heard_at = now = self._clock()
         self._left -= now - started
         if self._left <= 0 and piece:
             # A server that keeps sending without progress would never meet the deadline above.
             raise ServerTimedOut("make progress with its answer in time")
         self._bytes += len(piece)
-        if self._bytes > self._most_bytes:
-            raise BadStream(f"an answer of more than {self._most_bytes} bytes")
+        if self._bytes > self.most_bytes:
+            raise BadStream(f"an answer of more than {self.most_bytes} bytes")
         return piece
 
     async def read(self) -> bytes:
@@ -130,24 +132,24 @@ class ServerExchange:
 
     async def _begin(self, until: float) -> tuple[HttpServerConnection, ReplyHead]:
         """Return the head of a successful response and the connection with its body. Raises TimeoutError at ``until``."""
-        for attempt in range(1, self._attempts + 1):
+        for attempt in range(1, self.attempts + 1):
             asked_seconds = 0.0
             try:
-                connection, head = await self._pool.ask(self._request, until)
+                connection, head = await self.server.pool.ask(self.request, until)
             except HttpFailure as failure:
-                if not failure.retryable or attempt == self._attempts:
+                if not failure.retryable or attempt == self.attempts:
                     raise
             else:
                 if head.is_success:
-                    self._server.note_account(self._request, is_refused=False)
+                    self.server.note_account(self.request, is_refused=False)
                     return connection, head
                 refusal = await self._refusal(connection, head, until)
                 if refusal.is_for_account:
-                    self._server.note_account(self._request, is_refused=True)
-                if not refusal.retryable or attempt == self._attempts:
+                    self.server.note_account(self.request, is_refused=True)
+                if not refusal.retryable or attempt == self.attempts:
                     raise refusal.error
                 asked_seconds = refusal.retry_after_seconds or 0.0
-            log.info("backend_retried", server=self._server.source.name, attempt=attempt)
+            log.info("backend_retried", server=self.server.source.name, attempt=attempt)
             backoff = Backoff(BACKOFF_SECONDS, inf, jitter=0.5)
             async with asyncio.timeout_at(until):
                 await asyncio.sleep(max(backoff.pause(attempt), asked_seconds))
@@ -160,9 +162,9 @@ class ServerExchange:
                 while len(body) < MAX_REFUSAL_BYTES and (piece := await connection.read(until)):
                     body += piece
         finally:
-            self._pool.release(connection)
+            self.server.pool.release(connection)
         content = bytes(body[:MAX_REFUSAL_BYTES])
-        return server_errors.judge(self._server.source, head.status, content, head.headers.get("retry-after"), now=time.time())
+        return server_errors.judge(self.server.source, head.status, content, head.headers.get("retry-after"), now=time.time())
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,11 +195,10 @@ class AnswerAssembly:
             self._add_call(branch, _guess_index(branch, part) if part.index is None else part.index, part)
         called = bool(delta.calls)
         calls: tuple[ToolCall, ...] = ()
-        if has_ended := choice.finish_reason is not None and branch.finish is None:
-            assert choice.finish_reason is not None
+        if choice.finish_reason is not None and branch.finish is None:
             branch.finish = _finish(choice.finish_reason)
             calls = self._complete_calls(branch)
-        parts = self._parts(branch) if self._wants_parts and (called or has_ended) else ()
+        parts = self._parts(branch) if self._wants_parts else ()
         self.pieces += bool(text or thought) or called
         self.thoughts += bool(thought)
         is_progress = bool(text or thought or logprobs or called or choice.finish_reason or choice.token_ids)

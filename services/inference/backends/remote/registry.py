@@ -117,9 +117,7 @@ async def _connected(entry: RemoteModel, slots: int, queue: int, watcher: Watche
     setting = f"service of {entry.name} in MODELS_YAML"
     upstreams.check_url(setting, url)
     key = None if entry.token_file is None else await asyncio.to_thread(_read_token, entry.token_file, entry.name)
-    upstream = Upstream(
-        name=entry.name, url=url, provider=urlsplit(url).hostname or NAME, slots=entry.slots, key=key, key_setting=setting
-    )
+    upstream = Upstream(name=entry.name, url=url, provider=urlsplit(url).hostname or NAME, slots=entry.slots, key=key, key_setting=setting)
     models = RemoteModels(NAME, upstream, slots, queue, watcher)
     async with http_server_client.connected(RefusalSource(f"the service of {entry.name}", setting, upstream)) as server:
         one = RegisteredService(server, models, entry)

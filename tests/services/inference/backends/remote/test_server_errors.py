@@ -6,9 +6,7 @@ from services.inference.upstreams import Key, Upstream
 from shared import errors
 
 KEY = "sk-very-secret-0123456789"
-SOURCE = RefusalSource(
-    "upstream vllm", "url of vllm", Upstream(name="vllm", url="http://h", key=Key(KEY), key_setting="key_file of vllm")
-)
+SOURCE = RefusalSource("upstream vllm", "url of vllm", Upstream(name="vllm", url="http://h", key=Key(KEY), key_setting="key_file of vllm"))
 #: 2026-11-20 12:00:00 UTC
 NOON = 1795176000.0
 

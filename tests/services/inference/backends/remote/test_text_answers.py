@@ -28,7 +28,11 @@ def unpacked(vector: bytes) -> tuple[float, ...]:
 
 
 def test_the_bodies_say_what_the_servers_would_do_otherwise() -> None:
-    assert json.loads(text_answers.ollama_embedding("m", ("a", "b"), keep=None).body) == {"model": "m", "input": ["a", "b"], "truncate": False}
+    assert json.loads(text_answers.ollama_embedding("m", ("a", "b"), keep=None).body) == {
+        "model": "m",
+        "input": ["a", "b"],
+        "truncate": False,
+    }
     assert json.loads(text_answers.ollama_embedding("m", ("a",), keep="10m").body)["keep_alive"] == "10m"
     assert json.loads(text_answers.openai_embedding("m", ("a",)).body) == {"model": "m", "input": ["a"], "encoding_format": "float"}
 

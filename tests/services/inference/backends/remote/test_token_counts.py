@@ -30,19 +30,13 @@ def settle(
         pytest.param(7, 5, 8, (Usage(7, 5), ()), id="more cached than there was is nothing cached"),
         pytest.param(7, 5, -1, (Usage(7, 5), ()), id="less than nothing cached is nothing cached"),
         pytest.param(7, 2, None, (Usage(7, 3), COMPLETION), id="fewer tokens than pieces are too few"),
-        pytest.param(
-            None, None, None, (Usage(4, 3), BOTH), id="absent counts are made up for"
-        ),
-        pytest.param(
-            -1, -1, None, (Usage(4, 3), BOTH), id="negative counts are not believed"
-        ),
+        pytest.param(None, None, None, (Usage(4, 3), BOTH), id="absent counts are made up for"),
+        pytest.param(-1, -1, None, (Usage(4, 3), BOTH), id="negative counts are not believed"),
         pytest.param(7, 0, None, (Usage(7, 3), COMPLETION), id="text without tokens is not believed"),
         pytest.param(7, 12, None, (Usage(7, 3), COMPLETION), id="nobody pays for more than was asked for"),
         pytest.param(40_001, 5, None, (Usage(4, 5), PROMPT), id="more tokens than bytes are not believed"),
         pytest.param(0, 5, None, (Usage(4, 5), PROMPT), id="a prompt has at least one"),
-        pytest.param(
-            10**400, True, "5", (Usage(4, 3), BOTH), id="nor what is no count at all"
-        ),
+        pytest.param(10**400, True, "5", (Usage(4, 3), BOTH), id="nor what is no count at all"),
         pytest.param(7.0, 2.5, None, (Usage(4, 3), BOTH), id="nor fractions"),
     ],
 )
@@ -102,9 +96,7 @@ def test_bounds_are_what_is_known_without_a_tokenizer() -> None:
     asked = replace(job(), messages=messages, requested=Sampling(n=2))
 
     def least(max_tokens: int, prompt: int = 0) -> tuple[Usage, tuple[str, ...]]:
-        return token_counts.settle(
-            ReportedUsage(prompt), asked, pieces=10**9, thoughts=0, sent_bytes=200, max_tokens=max_tokens
-        )
+        return token_counts.settle(ReportedUsage(prompt), asked, pieces=10**9, thoughts=0, sent_bytes=200, max_tokens=max_tokens)
 
     assert least(10) == (Usage(5, 22), BOTH)
     hidden = token_counts.HIDDEN_PROMPT_TOKENS

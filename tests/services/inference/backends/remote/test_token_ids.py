@@ -44,9 +44,7 @@ async def worker(*servers: TokenServer, digest: str = DIGEST, proved: bool = Tru
         for number, server in enumerate(servers):
             fake = await stack.enter_async_context(serving(server.pages()))
             upstreams.append(Upstream(name=f"u{number}", url=f"{fake.url}/v1", only_models=(MODEL,), digest=digest, slots=4))
-        backend = await stack.enter_async_context(
-            openai.opened_all(tuple(upstreams), 4, 32, Watch(), rng=FirstOfTie())
-        )
+        backend = await stack.enter_async_context(openai.opened_all(tuple(upstreams), 4, 32, Watch(), rng=FirstOfTie()))
         await until(lambda: all(tokens(backend, number).proved(MODEL) for number in range(len(servers) if proved else 0)))
         await until(lambda: all(server.models.listing(ModelName(MODEL)) for server in backend.servers))
         yield backend

@@ -57,9 +57,7 @@ async def two(
     async with (
         serving({"/models": MODELS, path: first}) as one,
         serving({"/models": MODELS, path: second}) as other,
-        openai.opened_all(
-            (upstream(one, "first"), upstream(other, "second", **more)), 4, 32, Watch(), rng=FirstOfTie()
-        ) as backend,
+        openai.opened_all((upstream(one, "first"), upstream(other, "second", **more)), 4, 32, Watch(), rng=FirstOfTie()) as backend,
     ):
         await until(lambda: all(server.models.listing(ModelName("m")) for server in backend.servers))
         yield one, other, backend
