@@ -7,6 +7,10 @@ import msgspec
 from shared.api.generation import ToolChoice
 
 
+#: A message or a tool in OpenAI's form.
+Row = dict[str, object]
+
+
 class _Tagged(msgspec.Struct, frozen=True, tag=True):
     pass
 
@@ -30,9 +34,9 @@ class OpenTemplate(_Tagged, frozen=True):
 class RenderPrompt(_Tagged, frozen=True):
     """Answered with RenderedPrompt."""
 
-    #: In OpenAI's form, but with the places of ``images`` in the content. For a named tool, only that tool and ToolChoice.REQUIRED.
-    messages: tuple[dict[str, object], ...]
-    tools: tuple[dict[str, object], ...] = ()
+    #: With the places of ``images`` in the content. For a named tool, only that tool and ToolChoice.REQUIRED.
+    messages: tuple[Row, ...]
+    tools: tuple[Row, ...] = ()
     choice: ToolChoice = ToolChoice.AUTO
     parallel: bool = True
     thinking: bool = True

@@ -8,7 +8,7 @@ from itertools import pairwise
 import msgspec
 
 from services.inference.chat import chat_messages, generic_form, template_probe
-from services.inference.chat.chat_messages import ParseAnswer, ParsedAnswer, RenderedPrompt, RenderPrompt
+from services.inference.chat.chat_messages import ParseAnswer, ParsedAnswer, RenderedPrompt, RenderPrompt, Row
 from services.inference.chat.library import ChatLibrary, NotUnderstood, OpenedTemplate
 from services.inference.chat.plain_template import PlainTemplate
 from services.inference.engine.special_tokens import IMAGE_MARK, MARK, SpecialTokens
@@ -18,10 +18,7 @@ from shared.api.generation import ToolChoice
 _GENERIC = "generic:"
 #: Templates of Mistral's models require call ids of exactly so many letters and digits.
 _SHORT_ID_CHARACTERS = 9
-_HELLO: dict[str, object] = {"role": "user", "content": "Hello."}
 _CALLERS_TEXTS = frozenset({"content", "reasoning_content", "name"})
-
-Row = dict[str, object]
 
 
 class ChatTemplate:
@@ -29,7 +26,7 @@ class ChatTemplate:
         """Raises NotUnderstood, with the line, if nothing can render a chat with the template."""
         self._library = library
         self._special = SpecialTokens(opened.special)
-        hello = RenderPrompt((_HELLO,))
+        hello = RenderPrompt((template_probe.HELLO,))
         self._template: OpenedTemplate | PlainTemplate
         try:
             if library is None or opened.by_jinja or not opened.template:
@@ -43,7 +40,7 @@ class ChatTemplate:
             library is not None and isinstance(self._template, OpenedTemplate) and template_probe.reads_calls(library, self._template)
         )
         self._short_ids = False
-        self._shows_system = self._shows((_row("system", template_probe.THOUGHT), _HELLO))
+        self._shows_system = self._shows(({"role": "system", "content": template_probe.THOUGHT}, template_probe.HELLO))
         if self._reads_calls:
             # llama.cpp loses what a template writes before `continue`.
             self._reads_calls = self._shows(template_probe.messages(template_probe.SHORT_ID))
@@ -142,15 +139,11 @@ class ChatTemplate:
             return False
 
     def _shown(self, special: tuple[str, ...]) -> tuple[str, ...]:
-        rendered = self._template.render(RenderPrompt((_HELLO,), (template_probe.TOOL,) if self._reads_calls else ()))
+        rendered = self._template.render(RenderPrompt((template_probe.HELLO,), (template_probe.TOOL,) if self._reads_calls else ()))
         triggers = [trigger.value.replace("\\", "") for trigger in rendered.triggers]
         calls = call_grammar.literals(rendered.parser) if self._reads_calls else ()
         texts = "\n".join((*rendered.preserved, rendered.thinking_start, *rendered.thinking_ends, *triggers, *calls))
         return tuple(spelling for spelling in special if spelling.strip() and spelling in texts)
-
-
-def _row(role: str, content: str) -> Row:
-    return {"role": role, "content": content}
 
 
 def _mapped(value: object, change: Callable[[str], str]) -> object:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable
 
-from services.inference.chat.chat_messages import ParsedAnswer, ParsedCall
+from services.inference.chat.chat_messages import ParsedAnswer, ParsedCall, Row
 
 #: Begins a call, for `ParsedAnswer` and for the grammar.
 TRIGGER = '{"tool_calls"'
@@ -21,8 +21,6 @@ _BEGINNING = re.compile(r'\{"tool_calls"\s*:\s*\[')
 _NAME = re.compile(r'[\s,]*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
 _END_OF_CALL = re.compile(r"\s*\}")
 _decoder = json.JSONDecoder()
-
-Row = dict[str, object]
 
 
 def rows(messages: Iterable[Row], tools: tuple[Row, ...], *, with_system: bool) -> tuple[Row, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from services.inference.chat.chat_messages import RenderedPrompt, RenderPrompt, TemplateCapabilities
+from services.inference.chat.chat_messages import RenderedPrompt, RenderPrompt, Row, TemplateCapabilities
 from services.inference.engine.engine_messages import PreparedPrompt, ThoughtBudget
 from services.inference.jobs import GenerationJob
 from services.inference.structured_output import output_formats
@@ -18,8 +18,6 @@ BUDGETS = {ReasoningEffort.LOW: 1024, ReasoningEffort.MEDIUM: 8192}
 _OFF = (ReasoningEffort.NONE, ReasoningEffort.MINIMAL)
 #: Templates with such a variable know three efforts.
 _VARIABLE = {ReasoningEffort.NONE: "low", ReasoningEffort.MINIMAL: "low", ReasoningEffort.XHIGH: "high"}
-
-Row = dict[str, object]
 
 
 class ReasoningDefaults(msgspec.Struct, frozen=True):

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import msgspec
 
-from services.inference.chat.chat_messages import ParseAnswer, ParsedAnswer, RenderedPrompt, RenderPrompt
+from services.inference.chat.chat_messages import ParseAnswer, ParsedAnswer, RenderedPrompt, RenderPrompt, Row
 from services.inference.chat.library import ChatLibrary, NotUnderstood, OpenedTemplate
 
 _NAME, _ARGUMENTS, THOUGHT = "probe_tool", {"text": "a b", "count": 3}, "I think so."
 _PROPERTIES = {"text": {"type": "string"}, "count": {"type": "integer"}}
 _SCHEMA = {"type": "object", "properties": _PROPERTIES, "required": [*_PROPERTIES]}
-TOOL: dict[str, object] = {"type": "function", "function": {"name": _NAME, "description": "Probes.", "parameters": _SCHEMA}}
-_USER: dict[str, object] = {"role": "user", "content": "Go."}
+TOOL: Row = {"type": "function", "function": {"name": _NAME, "description": "Probes.", "parameters": _SCHEMA}}
+HELLO: Row = {"role": "user", "content": "Hello."}
 #: Some templates take only ids of this form.
 SHORT_ID = "123456789"
 
@@ -24,22 +24,22 @@ def reads_calls(library: ChatLibrary, template: OpenedTemplate) -> bool:
         return False
 
 
-def messages(call_id: str) -> tuple[dict[str, object], ...]:
+def messages(call_id: str) -> tuple[Row, ...]:
     """Return a chat with a call of the probe tool, and its result."""
     function = {"name": _NAME, "arguments": msgspec.json.encode(_ARGUMENTS).decode()}
-    called: dict[str, object] = {
+    called: Row = {
         "role": "assistant",
         "content": "",
         "tool_calls": [{"type": "function", "id": call_id, "function": function}],
     }
-    return (_USER, called, {"role": "tool", "content": THOUGHT, "tool_call_id": call_id, "name": _NAME})
+    return (HELLO, called, {"role": "tool", "content": THOUGHT, "tool_call_id": call_id, "name": _NAME})
 
 
 def _comes_back(library: ChatLibrary, template: OpenedTemplate, *, thinking: bool) -> bool:
     said = messages(SHORT_ID)[:2]
     if thinking:
         said[1]["reasoning_content"] = THOUGHT
-    asked = template.render(RenderPrompt((_USER,), (TOOL,), thinking=thinking))
+    asked = template.render(RenderPrompt((HELLO,), (TOOL,), thinking=thinking))
     answered = template.render(RenderPrompt(said, (TOOL,), thinking=thinking, answer=False)).prompt
     return any(_is_call(_longest(library, asked.parser, answer), answer) for answer in cuts(asked, answered))
 

@@ -117,31 +117,33 @@ def _read(body: bytes) -> tuple[_Complaint, _ErrorObject]:
 
 def _needs_change(source: RefusalSource, status: int, reason: str) -> AimeshError | None:
     """Return the error if a retry can't help: the caller must change the request, or the owner the settings or the account."""
-    suffix = _suffix(reason)
+    name, suffix = source.name, _suffix(reason)
+    # Where another worker may do better, it isn't the caller's error.
     match status:
         case 400 | 422 | 500 if _TOO_LONG.search(reason):
             # Older versions of Ollama send 500 for a text that is too long for the model.
-            return errors.ContextExceeded(f"{source.name} refuses the request{suffix}", hint="shorten the prompt")
+            return errors.ContextExceeded(f"{name} refuses the request{suffix}", hint="shorten the prompt")
         case 400 | 422:
-            return errors.BadRequest(f"{source.name} refuses the request{suffix}")
+            return errors.BadRequest(f"{name} refuses the request{suffix}")
         case 413:
-            return errors.TooLarge(f"{source.name} accepts no request of this size{suffix}")
+            return errors.TooLarge(f"{name} accepts no request of this size{suffix}")
         case 404 if "model" in reason.lower():
             # Only the message tells a missing model from a wrong address.
-            return errors.UnknownModel(f"{source.name} does not have this model now{suffix}", hint="`aicli models` lists what is served")
-    message, hint = "", ""
-    if status in (401, 403):
-        # Not the server's message: some repeat a part of the key.
-        message, hint = f"refuses this worker's key (status {status})", f"check {source.upstream.key_setting}"
-    elif status == 402:
-        message, hint = f"requires payment{suffix}", "check your account there"
-    elif status == 404:
-        message, hint = f"does not know this path{suffix}", f"check {source.url_setting}: does it end in the API's version?"
-    elif 300 <= status < 400:
-        # Never followed: the key and the prompt are only for this address.
-        message, hint = f"redirects to another address (status {status})", f"set that address as {source.url_setting}"
-    # Another worker may do better, so this isn't the caller's error.
-    return errors.Unavailable(f"{source.name} {message}", hint=hint) if message else None
+            return errors.UnknownModel(f"{name} does not have this model now{suffix}", hint="`aicli models` lists what is served")
+        case 404:
+            hint = f"check {source.url_setting}: does it end in the API's version?"
+            return errors.Unavailable(f"{name} does not know this path{suffix}", hint=hint)
+        case 401 | 403:
+            # Not the server's message: some repeat a part of the key.
+            hint = f"check {source.upstream.key_setting}"
+            return errors.Unavailable(f"{name} refuses this worker's key (status {status})", hint=hint)
+        case 402:
+            return errors.Unavailable(f"{name} requires payment{suffix}", hint="check your account there")
+        case _ if 300 <= status < 400:
+            # Never followed: the key and the prompt are only for this address.
+            hint = f"set that address as {source.url_setting}"
+            return errors.Unavailable(f"{name} redirects to another address (status {status})", hint=hint)
+    return None
 
 
 def _suffix(reason: str) -> str:
