@@ -6,7 +6,6 @@ import msgspec
 
 from shared.api.generation import ToolChoice
 
-
 #: A message or a tool in OpenAI's form.
 Row = dict[str, object]
 

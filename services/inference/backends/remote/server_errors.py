@@ -117,33 +117,33 @@ def _read(body: bytes) -> tuple[_Complaint, _ErrorObject]:
 
 def _needs_change(source: RefusalSource, status: int, reason: str) -> AimeshError | None:
     """Return the error if a retry can't help: the caller must change the request, or the owner the settings or the account."""
-    name, suffix = source.name, _suffix(reason)
-    # Where another worker may do better, it isn't the caller's error.
+    # Another worker may do better, so most of these aren't the caller's error.
+    kind: type[AimeshError] = errors.Unavailable
+    suffix, hint = _suffix(reason), ""
     match status:
         case 400 | 422 | 500 if _TOO_LONG.search(reason):
             # Older versions of Ollama send 500 for a text that is too long for the model.
-            return errors.ContextExceeded(f"{name} refuses the request{suffix}", hint="shorten the prompt")
+            kind, what, hint = errors.ContextExceeded, f"refuses the request{suffix}", "shorten the prompt"
         case 400 | 422:
-            return errors.BadRequest(f"{name} refuses the request{suffix}")
+            kind, what = errors.BadRequest, f"refuses the request{suffix}"
         case 413:
-            return errors.TooLarge(f"{name} accepts no request of this size{suffix}")
+            kind, what = errors.TooLarge, f"accepts no request of this size{suffix}"
         case 404 if "model" in reason.lower():
             # Only the message tells a missing model from a wrong address.
-            return errors.UnknownModel(f"{name} does not have this model now{suffix}", hint="`aicli models` lists what is served")
+            kind, what, hint = errors.UnknownModel, f"does not have this model now{suffix}", "`aicli models` lists what is served"
         case 404:
-            hint = f"check {source.url_setting}: does it end in the API's version?"
-            return errors.Unavailable(f"{name} does not know this path{suffix}", hint=hint)
+            what, hint = f"does not know this path{suffix}", f"check {source.url_setting}: does it end in the API's version?"
         case 401 | 403:
             # Not the server's message: some repeat a part of the key.
-            hint = f"check {source.upstream.key_setting}"
-            return errors.Unavailable(f"{name} refuses this worker's key (status {status})", hint=hint)
+            what, hint = f"refuses this worker's key (status {status})", f"check {source.upstream.key_setting}"
         case 402:
-            return errors.Unavailable(f"{name} requires payment{suffix}", hint="check your account there")
+            what, hint = f"requires payment{suffix}", "check your account there"
         case _ if 300 <= status < 400:
             # Never followed: the key and the prompt are only for this address.
-            hint = f"set that address as {source.url_setting}"
-            return errors.Unavailable(f"{name} redirects to another address (status {status})", hint=hint)
-    return None
+            what, hint = f"redirects to another address (status {status})", f"set that address as {source.url_setting}"
+        case _:
+            return None
+    return kind(f"{source.name} {what}", hint=hint)
 
 
 def _suffix(reason: str) -> str:
