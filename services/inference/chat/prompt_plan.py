@@ -30,11 +30,12 @@ class ReasoningDefaults(msgspec.Struct, frozen=True):
 
 def request_of(job: GenerationJob, can: TemplateCapabilities, defaults: ReasoningDefaults) -> RenderPrompt:
     """Raises BadRequest, which names the field."""
-    asked = job.requested
-    variables = {**_effort_variable(asked, can), **job.template_variables}
+    asked, effort, variables = job.requested, job.requested.reasoning_effort, dict(job.template_variables)
+    if effort is not None and can.supports_reasoning_effort:
+        variables.setdefault("reasoning_effort", _VARIABLE.get(effort, str(effort)))
     thinking = variables.pop("enable_thinking", None)
     if not isinstance(thinking, bool):
-        thinking = _thinks(asked, defaults)
+        thinking = defaults.thinking is not False if effort is None else effort not in _OFF
     return RenderPrompt(
         message_rows(job.messages),
         tool_rows(asked.tools),
@@ -85,15 +86,6 @@ def _constraint(asked: Sampling, rendered: RenderedPrompt) -> tuple[str, tuple[s
             return "", (), "tools"
         raise
     return grammar, triggers if is_lazy else (), "tools"
-
-
-def _effort_variable(asked: Sampling, can: TemplateCapabilities) -> dict[str, object]:
-    effort = asked.reasoning_effort
-    return {"reasoning_effort": _VARIABLE.get(effort, str(effort))} if effort is not None and can.supports_reasoning_effort else {}
-
-
-def _thinks(asked: Sampling, defaults: ReasoningDefaults) -> bool:
-    return defaults.thinking is not False if asked.reasoning_effort is None else asked.reasoning_effort not in _OFF
 
 
 def budget_of(asked: Sampling, defaults: ReasoningDefaults, *, thinking: bool) -> int | None:

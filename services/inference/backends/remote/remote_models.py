@@ -195,7 +195,9 @@ class RemoteModels:
             self._moves.discard(move)
 
     def statuses(self) -> tuple[ModelStatus, ...]:
-        return tuple(self._status(served) for served in self._served.values()) or self._nothing()
+        if not self._served:
+            return (ModelStatus(ModelName(self._server), ModelState.LOADING, self.trouble, self._backend, 0, 0, 0, 0),)
+        return tuple(map(self._status, self._served.values()))
 
     def listings(self) -> tuple[ModelListing, ...]:
         return tuple(served.listed for served in self._served.values())
@@ -283,16 +285,13 @@ class RemoteModels:
         if self._trouble:
             log.info("backend_models", backend=self._backend, server=self._server, models=[model.name for model in usable])
         self._trouble = "" if usable else "it has no models"
-        known = self._served
-        self._served = {}
+        known, self._served = self._served, {}
         for model in usable:
-            before = known.get(model.name)
-            if before is None:
-                before = _ServedModel(model, QueueLimits(model.name, self._slots, self._queue))
             if model.name not in self._served:
+                served = known.get(model.name) or _ServedModel(model, QueueLimits(model.name, self._slots, self._queue))
                 # The same object, because running jobs may still record a pause in it.
-                before.listed = model
-                self._served[model.name] = before
+                served.listed = model
+                self._served[model.name] = served
 
     def _status(self, served: _ServedModel) -> ModelStatus:
         busy = served.limits.in_flight + self._others
@@ -313,9 +312,6 @@ class RemoteModels:
             region=self._upstream.region,
             abilities=served.listed.abilities,
         )
-
-    def _nothing(self) -> tuple[ModelStatus, ...]:
-        return (ModelStatus(ModelName(self._server), ModelState.LOADING, self.trouble, self._backend, 0, 0, 0, 0),)
 
 
 def draw_call_id() -> str:
