@@ -58,11 +58,11 @@ class LlamaBackend(Backend):
         """Print how each model will be loaded, from now on."""
         self._cache.print_line = print_line
 
-    async def follow(self, read_store: Callable[[], tuple[CatalogEntry, ...]], look_seconds: float = STORE_LOOK_SECONDS) -> None:
+    async def follow(self, read_store: Callable[[], tuple[CatalogEntry, ...]]) -> None:
         """Serve the models that ``read_store``, which blocks, returns, as they change; runs until cancelled."""
         while True:
             await self.update(await asyncio.to_thread(read_store))
-            await asyncio.sleep(look_seconds)
+            await asyncio.sleep(STORE_LOOK_SECONDS)
 
     async def update(self, entries: Collection[CatalogEntry]) -> None:
         """Serve these models besides the configured ones. A changed model is removed first and added by a later call."""

@@ -83,7 +83,7 @@ async def opened(url: str, slots: int, queue: int, watcher: Watcher, *, keep_ali
     """``slots`` and ``queue`` are per model. Raises BadSettings."""
     upstreams.check_url("OLLAMA_URL", url)
     api = _api(None if keep_alive is None else parse_keep_alive(keep_alive))
-    upstream = Upstream(name=NAME, url=url, key_setting="OLLAMA_URL")
+    upstream = Upstream(name=NAME, url=url, dialect=Dialect.OLLAMA, key_setting="OLLAMA_URL")
     models = RemoteModels(NAME, upstream, slots, queue, watcher)
     async with remote_server.connected(api, RefusalSource(SERVER, "OLLAMA_URL", upstream), models) as server:
         yield RemoteBackend(NAME, [server])
@@ -92,7 +92,6 @@ async def opened(url: str, slots: int, queue: int, watcher: Watcher, *, keep_ali
 def _api(keep: int | str | None) -> ServerApi:
     """``keep`` is Ollama's `keep_alive`; None for its default."""
     return ServerApi(
-        dialect=Dialect.OLLAMA,
         models_path="api/tags",
         read_models=_read_models,
         chat_path="api/chat",

@@ -82,7 +82,6 @@ def _connected(upstream: Upstream, models: RemoteModels) -> AbstractAsyncContext
 
 def _api(upstream: Upstream, name: str) -> ServerApi:
     return ServerApi(
-        dialect=upstream.dialect,
         models_path="models",
         read_models=partial(_read_models, upstream),
         chat_path="chat/completions",

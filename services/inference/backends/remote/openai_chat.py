@@ -25,8 +25,7 @@ _PLAIN = (
     "temperature", "top_p", "top_k", "min_p", "seed", "repeat_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "ignore_eos",
     "n", "reasoning_effort", "chat_template_kwargs",
 )  # fmt: skip
-#: Those whose empty value is none.
-_EMPTY = ("logit_bias", "ignore_eos", "chat_template_kwargs")
+_UNSET = Sampling()
 #: Field -> the value without effect, which is left out rather than refused if a server lacks the field.
 _NEUTRAL: Mapping[str, object] = {
     "top_k": 0,
@@ -34,8 +33,6 @@ _NEUTRAL: Mapping[str, object] = {
     "repeat_penalty": 1,
     "frequency_penalty": 0,
     "presence_penalty": 0,
-    "logit_bias": {},
-    "ignore_eos": False,
     "n": 1,
 }
 
@@ -108,7 +105,7 @@ def plain(name: str, lacks: str, names: ServerFields, asked: Sampling) -> JsonOb
     request: JsonObject = {}
     for asked_field in _PLAIN:
         value = getattr(asked, asked_field)
-        if value is None or (asked_field in _EMPTY and not value):
+        if value == getattr(_UNSET, asked_field):
             continue
         if (there := names.fields.get(asked_field)) is not None:
             adapt = names.values.get(asked_field) or _ADAPT.get(asked_field)

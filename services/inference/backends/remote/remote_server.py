@@ -65,8 +65,6 @@ class ServerApi:
     """The paths of one kind of server, what it is sent and how its responses are read. The functions are pure; those that read a
     response raise BadStream or one of `event_stream.UNREADABLE`."""
 
-    #: None: recognized by its answers.
-    dialect: Dialect | None
     models_path: str
     read_models: Callable[[bytes], tuple[ModelListing, ...]]
     chat_path: str
@@ -265,7 +263,7 @@ class RemoteServer(ModelServer):
         return assembly.embedded
 
     async def _rank(self, job: EmbeddingJob, query: str, sink: VectorSink, attempts: int) -> Embedded:
-        if self.api.dialect is Dialect.OLLAMA:
+        if self.watch.dialect is Dialect.OLLAMA:
             raise errors.BadRequest(f"{job.model} cannot rank texts: Ollama has no API for it", hint="use another server for this model")
         with self.models.counted(job) as counted:
             request = text_answers.ranking(counted.listed.own_name, query, job.inputs)
@@ -313,7 +311,7 @@ class RemoteServer(ModelServer):
 async def connected(api: ServerApi, source: RefusalSource, models: RemoteModels) -> AsyncIterator[RemoteServer]:
     """Open connections to a server, watch it and keep the list of its models fresh. Raises BadSettings."""
     async with http_server_client.connected(source) as server:
-        watch = ServerWatch(server, models, api.dialect, api.models_path)
+        watch = ServerWatch(server, models, api.models_path)
         one = RemoteServer(server, models, api, watch, TokenSupport(source.name))
         async with lifecycle.background() as tasks:
             for loop in (models.watch(one.list_models), watch.run(), one.prove_tokens()):

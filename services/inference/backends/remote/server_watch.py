@@ -49,18 +49,18 @@ class ServerHealth:
 
 
 class ServerWatch:
-    """``given`` is the dialect that the owner named; None recognizes the server by its answers, unless it is a provider's."""
+    """Recognizes the server by its answers, unless its owner named the dialect or it is a provider's."""
 
-    def __init__(self, server: Server, models: RemoteModels, given: Dialect | None, models_path: str) -> None:
+    def __init__(self, server: Server, models: RemoteModels, models_path: str) -> None:
         self._server = server
         self._models = models
-        self._given = given
+        self._given = server.source.upstream.dialect
         self._models_path = models_path
         self._health = ServerHealth()
         self._is_identified = False
         self._pages: tuple[LoadPage, ...] = ()
         self._strikes = 0
-        self.dialect = given or Dialect.COMPATIBLE
+        self.dialect = self._given or Dialect.COMPATIBLE
 
     @property
     def _row(self) -> DialectRow:

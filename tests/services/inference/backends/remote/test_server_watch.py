@@ -84,11 +84,11 @@ class Models:
 class FakeProbes:
     """A server whose pages are replies, or None while it hangs."""
 
-    def __init__(self) -> None:
+    def __init__(self, given: Dialect | None) -> None:
         self.pages: dict[str, ProbeReply | None] = {}
         self.asked: list[str] = []
         self.pool = SimpleNamespace(heard_at=-1.0)
-        self.source = SimpleNamespace(name="upstream x", cleaned=str)
+        self.source = SimpleNamespace(name="upstream x", cleaned=str, upstream=SimpleNamespace(dialect=given))
 
     async def probe(self, path: str, seconds: float, *, most: int) -> ProbeReply:
         self.asked.append(path)
@@ -100,8 +100,8 @@ class FakeProbes:
 
 
 def watched(given: Dialect | None = None) -> tuple[ServerWatch, FakeProbes, Models]:
-    probes, models = FakeProbes(), Models()
-    return ServerWatch(probes, models, given, "models"), probes, models  # type: ignore[arg-type]
+    probes, models = FakeProbes(given), Models()
+    return ServerWatch(probes, models, "models"), probes, models  # type: ignore[arg-type]
 
 
 def in_virtual_time(run: Callable[[], Any]) -> None:
