@@ -23,6 +23,7 @@ from services.inference.backends.remote.remote_models import ModelListing, Remot
 from services.inference.backends.remote.remote_server import ServerApi
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.backends.remote.token_counts import ReportedUsage
+from services.inference.jobs import GenerationJob
 from services.inference.upstreams import Dialect, Upstream
 from shared import errors
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, ReasoningEffort, Sampling, ToolChoice
@@ -95,7 +96,7 @@ def _api(keep: int | str | None) -> ServerApi:
         models_path="api/tags",
         read_models=_read_models,
         chat_path="api/chat",
-        chat_request=lambda _, model, job, most: body(model, job.messages, job.requested, max_tokens=most, keep=keep),
+        chat_request=lambda _, model, job, most: body(model, job, most, keep=keep),
         chat_assembly=OllamaAssembly,
         embedding=partial(text_answers.ollama_embedding, keep=keep),
     )
@@ -147,14 +148,15 @@ def parse_keep_alive(text: str) -> int | str:
     )
 
 
-def body(model: str, messages: tuple[ChatMessage, ...], asked: Sampling, *, max_tokens: int | None, keep: int | str | None) -> JsonObject:
+def body(model: str, job: GenerationJob, max_tokens: int | None, *, keep: int | str | None) -> JsonObject:
     """Raises BadRequest, which names the field that Ollama doesn't support."""
+    asked = job.requested
     openai_chat.check(SERVER, _LACKS, ("raw", "top_logprobs", "tool_choice", "parallel_tool_calls"), asked)
     if asked.tools and asked.format is not None:
         raise refused(SERVER, "would write every answer in the format, and never call a tool", "format")
     request: JsonObject = {
         "model": model,
-        "messages": _messages(messages),
+        "messages": _messages(job.messages),
         "stream": True,
         # By default Ollama silently drops the beginning of a prompt that is too long, at once or later.
         "truncate": False,

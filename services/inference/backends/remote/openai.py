@@ -85,12 +85,8 @@ def _api(upstream: Upstream, name: str) -> ServerApi:
         models_path="models",
         read_models=partial(_read_models, upstream),
         chat_path="chat/completions",
-        chat_request=lambda dialect, model, job, most: openai_chat.body(
-            # Without a salt, nothing may be shared.
-            *(name, dialect, model, job.messages, job.requested),
-            max_tokens=most,
-            salt=job.salt or secrets.token_hex(16),
-        ),
+        # Without a salt, nothing may be shared.
+        chat_request=lambda *asked: openai_chat.body(name, *asked, salt=secrets.token_hex(16)),
         chat_assembly=AnswerAssembly,
         embedding=text_answers.openai_embedding,
     )

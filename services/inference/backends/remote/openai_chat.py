@@ -14,6 +14,7 @@ import msgspec
 from services.inference.backends.remote import dialects
 from services.inference.backends.remote.dialects import ServerFields
 from services.inference.backends.remote.event_stream import UNREADABLE
+from services.inference.jobs import GenerationJob
 from services.inference.upstreams import Dialect
 from shared import errors
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Sampling, Tool, ToolCall, ToolChoice
@@ -37,16 +38,16 @@ _NEUTRAL: Mapping[str, object] = {
 }
 
 
-def body(
-    name: str, dialect: Dialect, model: str, messages: tuple[ChatMessage, ...], asked: Sampling, *, max_tokens: int | None, salt: str
-) -> JsonObject:
-    """``name`` is the server's name in error messages, ``model`` its name of the model. Raises BadRequest, which names the field."""
+def body(name: str, dialect: Dialect, model: str, job: GenerationJob, max_tokens: int | None, *, salt: str) -> JsonObject:
+    """``name`` is the server's name in error messages, ``model`` its name of the model, and ``salt`` that of a job without one. Raises
+    BadRequest, which names the field."""
+    asked = job.requested
     names = dialects.DIALECTS[dialect].parameters
     check(name, "is only used for chats", ("raw",), asked)
     check(name, f"({dialect}) does not support it", names.ignored, asked)
     request: JsonObject = {
         "model": model,
-        "messages": [_message(message, names.reasoning) for message in messages],
+        "messages": [_message(message, names.reasoning) for message in job.messages],
         "stream": True,
         "stream_options": {"include_usage": True},
         **({} if max_tokens is None else {names.max_tokens: max_tokens}),
@@ -56,7 +57,7 @@ def body(
         **_tools(asked),
     }
     if names.salt:
-        request[names.salt] = salt
+        request[names.salt] = job.salt or salt
     if asked.stop:
         request["stop"] = list(asked.stop)
     if asked.top_logprobs is not None:

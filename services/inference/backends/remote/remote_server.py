@@ -180,7 +180,7 @@ class RemoteServer(ModelServer):
             self.tokens.note_thoughts(own_name)
         reasons = answers.reasons()
         used, recounted = token_counts.settle(
-            *(usage, job), pieces=answers.pieces, thoughts=answers.thoughts, sent_bytes=len(plan.body), max_tokens=max_tokens
+            usage, job, pieces=answers.pieces, thoughts=answers.thoughts, sent_bytes=len(plan.body), max_tokens=max_tokens
         )
         if plan.prompt:
             if wrong := plan.contradiction(usage, len(job.delivered)):

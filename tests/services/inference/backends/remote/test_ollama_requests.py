@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -24,12 +25,13 @@ from shared.api.generation import (
 )
 from shared.api.inference import Chunk
 from shared.types import FinishReason
+from tests.services.inference.standins import job
 
 HI = (ChatMessage("user", "hi"),)
 
 
 def sent(messages: tuple[ChatMessage, ...] = HI, keep: int | str | None = None, **asked: object) -> dict[str, Any]:
-    body = ollama.body("m", messages, Sampling(**asked), max_tokens=7, keep=keep)  # type: ignore[arg-type]
+    body = ollama.body("m", replace(job(), messages=messages, requested=Sampling(**asked)), 7, keep=keep)  # type: ignore[arg-type]
     return json.loads(msgspec.json.encode(body))  # type: ignore[no-any-return]
 
 
@@ -45,7 +47,7 @@ def test_what_was_not_asked_for_is_not_sent() -> None:
 
 
 def test_an_open_ended_answer_has_no_limit() -> None:
-    assert ollama.body("m", HI, Sampling(), max_tokens=None, keep=None)["options"] == {}
+    assert ollama.body("m", job(), None, keep=None)["options"] == {}
 
 
 def test_images_are_sent_beside_the_text() -> None:

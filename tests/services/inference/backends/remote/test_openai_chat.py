@@ -1,5 +1,6 @@
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from shared.api.generation import (
     ToolChoice,
 )
 from tests.services.inference.fake_token_servers import FIELDS, MLX_FIELDS, SGLANG_FIELDS, TENSORRT_FIELDS, TGI_FIELDS
+from tests.services.inference.standins import job
 
 HI = (ChatMessage("user", "hi"),)
 WEATHER = Tool("weather", "says it", '{"type": "object", "properties": {"city": {"type": "string"}}}')
@@ -28,7 +30,8 @@ ALWAYS = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream
 
 
 def sent(dialect: Dialect = Dialect.COMPATIBLE, messages: tuple[ChatMessage, ...] = HI, **asked: object) -> dict[str, Any]:
-    body = openai_chat.body("upstream x", dialect, "m", messages, Sampling(**asked), max_tokens=7, salt="s")  # type: ignore[arg-type]
+    given = replace(job(), messages=messages, requested=Sampling(**asked))  # type: ignore[arg-type]
+    body = openai_chat.body("upstream x", dialect, "m", given, 7, salt="s")
     return json.loads(msgspec.json.encode(body))  # type: ignore[no-any-return]
 
 
