@@ -38,13 +38,10 @@ _OPTIONS = ServerFields(
     values={"seed": lambda value: whole(value) & 0x7FFF_FFFF},
 )
 _LACKS = "has no such option"
-#: The levels that Ollama has.
+#: Ollama has three levels.
 _THINK: Mapping[ReasoningEffort, bool | str] = {
     ReasoningEffort.NONE: False,
     ReasoningEffort.MINIMAL: "low",
-    ReasoningEffort.LOW: "low",
-    ReasoningEffort.MEDIUM: "medium",
-    ReasoningEffort.HIGH: "high",
     ReasoningEffort.XHIGH: "high",
 }
 
@@ -52,12 +49,8 @@ _NUMBER = re.compile(r"-?[0-9]{1,9}\Z")
 _DURATION = re.compile(r"-?([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h)){1,3}\Z")
 
 _SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
-
-
 #: A capability, and what older versions name among the families of a model that sees images.
 _VISION = ("vision", "clip", "mllama")
-
-
 _NO_WORDS: tuple[str, ...] = ()
 
 
@@ -167,7 +160,7 @@ def body(model: str, job: GenerationJob, max_tokens: int | None, *, keep: int | 
     if asked.tools and asked.tool_choice is not ToolChoice.NONE:
         request["tools"] = [tool(position, offered) for position, offered in enumerate(asked.tools)]
     if asked.reasoning_effort is not None:
-        request["think"] = _THINK[asked.reasoning_effort]
+        request["think"] = _THINK.get(asked.reasoning_effort, str(asked.reasoning_effort))
     if keep is not None:
         request["keep_alive"] = keep
     return request

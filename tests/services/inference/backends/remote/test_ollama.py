@@ -155,7 +155,7 @@ async def test_tool_calls_come_whole() -> None:
         await backend.generate(asked.job(model="smollm2", tools=(Tool("weather"),)), reader)
     thought, chunk = reader.chunks
     assert thought.reasoning == "hm"
-    assert chunk.tool_calls == (ToolCall(chunk.tool_calls[0].id, "weather", '{"city": "Bern"}'),)
+    assert chunk.tool_calls == (ToolCall(chunk.tool_calls[0].id, "weather", '{"city":"Bern"}'),)
     assert chunk.tool_calls[0].id.startswith("call_")
     assert server.asked[0]["tools"][0]["function"]["name"] == "weather"
 
