@@ -224,10 +224,10 @@ class Server:
         async with ServerExchange(self, self.requests.get(path), kind, LIST_SECONDS, most_bytes=MAX_LIST_BYTES, attempts=1) as exchange:
             return read(await exchange.read())
 
-    def post(self, path: str, body: bytes, kind: str, *, most: int = MAX_ANSWER_BYTES, attempts: int = ATTEMPTS) -> ServerExchange:
+    def post(self, path: str, body: bytes, kind: str, *, most: int | None = None, attempts: int = ATTEMPTS) -> ServerExchange:
         """Post a request whose response has the media type ``kind``, and at most ``most`` bytes."""
         request, seconds = self.requests.post_json(path, body), self.source.upstream.first_token_seconds
-        return ServerExchange(self, request, kind, seconds, most_bytes=most, attempts=attempts)
+        return ServerExchange(self, request, kind, seconds, MAX_ANSWER_BYTES if most is None else most, attempts)
 
     async def ask(self, request: JsonRequest[T], *, attempts: int = ATTEMPTS) -> T:
         """Post a request and read its JSON response, within ``idle_seconds`` of its head. Raises Unavailable, or what the refusal means."""
