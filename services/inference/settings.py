@@ -86,7 +86,7 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         KvMode,
         Variable(
             "ENGINE_KV_MODE",
-            "exact: the same seed always gives the same answer; shared: long prompts are faster with few slots, many slots share their memory",
+            "exact: the same seed always gives the same answer; shared: few slots read long prompts faster, many share their memory",
         ),
     ] = KvMode.EXACT
     kv_type: Annotated[
