@@ -23,11 +23,23 @@ _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _SPACE_AND_LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
 _ESCAPE = r'\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}|[trn\\"\[\]-])'
 _CHARACTER = re.compile(rf"{_ESCAPE}|.", re.DOTALL)
-_LITERAL = re.compile(rf'"((?:{_ESCAPE}|[^"\\])*)"')
-_CLASS = re.compile(rf"\[(\^?)((?:{_ESCAPE}|[^\]\\])*)\]")
 _RANGE = re.compile(rf"({_ESCAPE}|.)(?:-({_ESCAPE}|.))?", re.DOTALL)
 _NAME = re.compile(r"[a-zA-Z0-9-]+")
-_REPEAT = re.compile(r"\{[ \t]*([0-9]{1,9})[ \t]*(?:(,)[ \t]*([0-9]{1,9})?[ \t]*)?\}")
+_ELEMENT = re.compile(
+    rf'"(?P<text>(?:{_ESCAPE}|[^"\\])*)"'
+    rf"|\[(?P<negation>\^?)(?P<members>(?:{_ESCAPE}|[^\]\\])*)\]"
+    r"|\{[ \t]*(?P<least>[0-9]{1,9})[ \t]*(?P<rest>,[ \t]*(?P<most>[0-9]{1,9})?[ \t]*)?\}"
+    r"|(?P<name>[a-zA-Z0-9-]+)|(?P<sign>[|()*+?.])"
+)
+_TOKENS = "references to tokens are not supported; write the characters in quotes"
+#: By the character where no element is.
+_MISTAKES = {
+    '"': "a text in quotes has no end, or an unknown escape",
+    "[": "a class in brackets has no end, or an unknown escape",
+    "{": "a repeat is written {2}, {2,} or {2,5}",
+    "<": _TOKENS,
+    "!": _TOKENS,
+}
 _CONTROLS = {"t": "\t", "r": "\r", "n": "\n"}
 
 
@@ -46,9 +58,8 @@ class _Node:
     """A rule, or a group in parentheses."""
 
     number: int
-    name: str
-    is_defined: bool = False
-    alternatives: list[list[_Item]] = field(default_factory=lambda: [[]])
+    #: Empty until it is defined.
+    alternatives: list[list[_Item]] = field(default_factory=list)
     #: Its definition in Lark.
     given: str = ""
     #: Whether it doesn't lead back to itself.
@@ -89,93 +100,87 @@ class _GrammarReader:
         while self._at < len(self._text):
             self._rule()
             self._skip(_SPACE_AND_LINES)
-        for node in self._rules.values():
-            if node.name in given:
-                node.is_defined, node.given = True, given[node.name]
-            if not node.is_defined:
-                raise FormatRefused(f"the rule {_short(node.name)} is used but not defined")
+        for name, node in self._rules.items():
+            node.given = given.get(name, "")
+            if not node.given and not node.alternatives:
+                raise FormatRefused(f"the rule {name} is used but not defined")
         if "root" not in self._rules:
             raise FormatRefused("there is no rule `root`, which every answer starts with")
         return self._nodes, self._rules["root"]
 
     def _rule(self) -> None:
-        node = self._named()
-        if node.is_defined:
-            raise self._refuse(f"the rule {_short(node.name)} is defined a second time")
-        node.is_defined = True
+        name = _NAME.match(self._text, self._at)
+        if name is None:
+            raise self._refuse("the name of a rule is missing")
+        node = self._named(name[0])
+        if node.alternatives:
+            raise self._refuse(f"the rule {name[0]} is defined a second time")
+        node.alternatives = [[]]
+        self._at = name.end()
         self._skip(_SPACE)
         if not self._text.startswith("::=", self._at):
             raise self._refuse("`::=` is missing after a rule's name")
         self._at += 3
         self._skip(_SPACE_AND_LINES)
         self._open = [node]
-        while self._open and self._at < len(self._text):
-            if len(self._open) == 1 and self._text[self._at] in "\r\n":
-                return
-            self._element(self._text[self._at])
-            self._skip(_SPACE if len(self._open) == 1 else _SPACE_AND_LINES)
+        while self._at < len(self._text) and not (len(self._open) == 1 and self._text[self._at] in "\r\n"):
+            self._element()
         if len(self._open) > 1:
             raise self._refuse("`(` without `)`")
 
-    def _element(self, sign: str) -> None:
-        if sign == "|":
-            self._at += 1
-            self._open[-1].alternatives.append([])
-            self._skip(_SPACE_AND_LINES)
-        elif sign == "(":
-            self._begin_group()
-        elif sign == ")":
-            self._end_group()
-        elif sign in "*+?{":
-            self._repeat(sign)
-        elif sign == '"':
-            found = self._matched(_LITERAL, "a text in quotes has no end, or an unknown escape")
-            self._add(_Item(lark.literal("".join(_character(one) for one in _CHARACTER.findall(found[1])))))
-        elif sign == "[":
-            found = self._matched(_CLASS, "a class in brackets has no end, or an unknown escape")
-            self._add(_Item(self._class(found[1], found[2])))
-        elif sign == ".":
-            self._at += 1
-            self._add(_Item("/(?s:.)/"))
-        elif sign in "<!":
-            raise self._refuse("references to tokens are not supported; write the characters in quotes")
-        elif _NAME.match(self._text, self._at):
-            self._add(_Item("", self._named()))
-        else:
-            raise self._refuse(f"{sign!r} is not expected")
+    def _element(self) -> None:
+        found = _ELEMENT.match(self._text, self._at)
+        if found is None:
+            sign = self._text[self._at]
+            raise self._refuse(_MISTAKES.get(sign, f"{sign!r} is not expected"))
+        match found.lastgroup:
+            case "text":
+                self._add(_Item(lark.literal("".join(map(_character, _CHARACTER.findall(found["text"]))))))
+            case "members":
+                self._add(_Item(self._class(found["negation"], found["members"])))
+            case "name":
+                self._add(_Item("", self._named(found["name"])))
+            case "least" | "rest":
+                self._repeat(self._bounds(found))
+            case _:
+                self._sign(found["sign"])
+        self._at = found.end()
+        may_end = len(self._open) == 1 and found["sign"] != "|"
+        self._skip(_SPACE if may_end else _SPACE_AND_LINES)
 
-    def _begin_group(self) -> None:
-        if len(self._open) > MOST_PARENTHESES_DEEP:
-            raise self._refuse(f"parentheses are nested deeper than {MOST_PARENTHESES_DEEP}")
-        self._at += 1
-        group = self._node(f"a group of {self._open[0].name}")
-        self._add(_Item("", group))
-        self._open.append(group)
+    def _sign(self, sign: str) -> None:
+        match sign:
+            case "|":
+                self._open[-1].alternatives.append([])
+            case "(":
+                if len(self._open) > MOST_PARENTHESES_DEEP:
+                    raise self._refuse(f"parentheses are nested deeper than {MOST_PARENTHESES_DEEP}")
+                group = self._node()
+                group.alternatives = [[]]
+                self._add(_Item("", group))
+                self._open.append(group)
+            case ")":
+                if len(self._open) == 1:
+                    raise self._refuse("`)` without `(`")
+                self._open.pop()
+            case ".":
+                self._add(_Item("/(?s:.)/"))
+            case _:
+                self._repeat(sign)
 
-    def _end_group(self) -> None:
-        if len(self._open) == 1:
-            raise self._refuse("`)` without `(`")
-        self._at += 1
-        self._open.pop()
-
-    def _repeat(self, sign: str) -> None:
+    def _repeat(self, repeat: str) -> None:
         sequence = self._open[-1].alternatives[-1]
         if not sequence or sequence[-1].repeat or sequence[-1].characters == '""':
-            raise self._refuse(f"`{sign}` needs exactly one thing before it to repeat")
-        if sign != "{":
-            self._at += 1
-            sequence[-1].repeat = sign
-            return
-        match = _REPEAT.match(self._text, self._at)
-        if match is None:
-            raise self._refuse("a repeat is written {2}, {2,} or {2,5}")
-        self._at = match.end()
-        least, most = int(match[1]), int(match[3] or match[1])
+            raise self._refuse(f"`{repeat[0]}` needs exactly one thing before it to repeat")
+        sequence[-1].repeat = repeat
+
+    def _bounds(self, found: re.Match[str]) -> str:
+        least, most = int(found["least"]), int(found["most"] or found["least"])
         if max(least, most) > MOST_REPEATS:
             raise self._refuse(f"a repeat of more than {MOST_REPEATS}")
         if most < least:
             raise self._refuse("a repeat whose maximum is below its minimum")
-        sequence[-1].repeat = f"{{{least},{'' if match[2] and not match[3] else most}}}"
+        return f"{{{least},{'' if found['rest'] and not found['most'] else most}}}"
 
     def _class(self, negation: str, members: str) -> str:
         if not members:
@@ -188,27 +193,15 @@ class _GrammarReader:
             ranges.append("-".join(f"\\x{{{bound:x}}}" for bound in bounds))
         return f"/[{negation}{''.join(ranges)}]/"
 
-    def _matched(self, form: re.Pattern[str], otherwise: str) -> re.Match[str]:
-        match = form.match(self._text, self._at)
-        if match is None:
-            raise self._refuse(otherwise)
-        self._at = match.end()
-        return match
-
-    def _named(self) -> _Node:
-        match = _NAME.match(self._text, self._at)
-        if match is None:
-            raise self._refuse("the name of a rule is missing")
-        self._at = match.end()
-        name = match[0]
+    def _named(self, name: str) -> _Node:
         if name not in self._rules:
             if len(self._rules) == self._most_rules:
                 raise self._refuse(f"more than {self._most_rules} rules")
-            self._rules[name] = self._node(name)
+            self._rules[name] = self._node()
         return self._rules[name]
 
-    def _node(self, name: str) -> _Node:
-        self._nodes.append(_Node(len(self._nodes), name))
+    def _node(self) -> _Node:
+        self._nodes.append(_Node(len(self._nodes)))
         return self._nodes[-1]
 
     def _add(self, item: _Item) -> None:
@@ -276,7 +269,3 @@ def _character(written: str) -> str:
         return written
     code = written[2:]
     return chr(int(code, 16)) if code else _CONTROLS.get(written[1], written[1])
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 60 else name[:57] + "…"
