@@ -19,13 +19,14 @@ def test_a_made_model_is_loaded_and_decoded_by_llama(tmp_path: Path, weights: We
 
 def test_a_made_model_has_the_shape_that_was_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    gguf_files.write_llama(path, TINY, weights="q8_0", seed=1)
+    gguf_files.write_llama(path, TINY, weights="f16", seed=1)
     with path.open("rb") as file:
         header = gguf_header.read_header(file, path.stat().st_size)
     assert header.architecture == "llama"
     assert (header.block_count, header.embedding_length, header.context_length, header.vocabulary_size) == (2, 64, 128, 300)
     assert (header.head_counts, header.kv_head_counts, header.key_length) == ((4, 4), (2, 2), 16)
-    assert header.parameter_count == 2 * 64 * 300 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
+    in_two_bytes, in_four = 2 * 64 * 300 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128), 2 * 2 * 64 + 64
+    assert header.tensor_bytes == 2 * in_two_bytes + 4 * in_four
 
 
 def test_the_same_seed_makes_the_same_model(tmp_path: Path) -> None:

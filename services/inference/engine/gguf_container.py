@@ -7,7 +7,7 @@ llama-cpp-python 0.3.36's reader (SECURITY.md, T24).
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import BinaryIO, TypeAlias
 
@@ -138,22 +138,12 @@ StoredTensor: TypeAlias = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Tensors:
-    """Totals of a file's tensors."""
-
-    count: int
-    elements: int
-    bytes: int
-    #: The part of a mixture's experts, which compute a part of the tokens each.
-    expert_bytes: int = 0
-    each: Mapping[str, StoredTensor] = field(default_factory=dict, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
 class GgufContainer:
-    version: int
-    values: dict[str, Value]
-    tensors: Tensors
+    values: Mapping[str, Value]
+    tensors: Mapping[str, StoredTensor]
+    tensor_bytes: int
+    #: The part of a mixture's experts, which compute a part of the tokens each.
+    expert_bytes: int
 
 
 def read(file: BinaryIO, size: int, *, distinct: str) -> GgufContainer:
@@ -162,11 +152,10 @@ def read(file: BinaryIO, size: int, *, distinct: str) -> GgufContainer:
     Reads at most the header and one chunk, and needs a few times the header's size in memory.
     """
     reader = _GgufReader(file, size)
-    version = _read_version(reader)
+    _check_version(reader)
     tensor_count = reader.count("tensors", MAX_TENSORS)
     values = _Pairs(reader, distinct).read(reader.count("pairs", MAX_PAIRS))
-    tensors = _read_tensors(reader, tensor_count, _alignment(values))
-    return GgufContainer(version, values, tensors)
+    return GgufContainer(values, *_read_tensors(reader, tensor_count, _alignment(values)))
 
 
 class _GgufReader:
@@ -270,7 +259,7 @@ class _GgufReader:
         self._start, self._at, self._window = self.position, 0, b"".join(parts)
 
 
-def _read_version(reader: _GgufReader) -> int:
+def _check_version(reader: _GgufReader) -> None:
     magic = reader.take(min(4, reader.size))
     if magic != b"GGUF":
         raise NotAModel(f"it is not a GGUF file: it starts with {magic!r}")
@@ -279,7 +268,6 @@ def _read_version(reader: _GgufReader) -> int:
         raise NotAModel("it is a big-endian GGUF file, for another kind of processor")
     if version not in VERSIONS:
         raise NotAModel(f"it is GGUF version {version}; versions {' and '.join(map(str, VERSIONS))} are supported")
-    return version
 
 
 class _Pairs:
@@ -349,10 +337,11 @@ def _alignment(values: dict[str, Value]) -> int:
     return alignment
 
 
-def _read_tensors(reader: _GgufReader, count: int, alignment: int) -> Tensors:
-    """Check the tensors. Like llama.cpp, it requires them in order and without gaps, so that none can overlap."""
+def _read_tensors(reader: _GgufReader, count: int, alignment: int) -> tuple[dict[str, StoredTensor], int, int]:
+    """Return the tensors, and the bytes of all and of the experts. Like llama.cpp, it requires them in order and without gaps, so that
+    none can overlap."""
     seen: dict[str, StoredTensor] = {}
-    elements = total = experts = due = end = 0
+    total = experts = due = end = 0
     for _ in range(count):
         name = reader.name("tensor", MAX_TENSOR_NAME_BYTES)
         if name in seen:
@@ -365,12 +354,11 @@ def _read_tensors(reader: _GgufReader, count: int, alignment: int) -> Tensors:
             raise NotAModel(f"the tensor {name!r} is at byte {_shown(offset)} of the tensors, but should be at {_shown(due)}")
         end = due + size
         due = _padded(end, alignment)
-        elements += math.prod(shape)
         total += size
         experts += size if _EXPERTS in name else 0
     if count and (file_end := _padded(reader.position, alignment) + end) > reader.size:
         raise NotAModel(f"it is truncated or damaged: its tensors end at byte {_shown(file_end)}, but the file has {reader.size} bytes")
-    return Tensors(count, elements, total, experts, seen)
+    return seen, total, experts
 
 
 def _read_shape(reader: _GgufReader, name: str) -> tuple[int, ...]:

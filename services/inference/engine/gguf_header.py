@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, TypeVar
 
 from services.inference.engine import gguf_container
 from services.inference.engine.gguf_container import GgufContainer, NotAModel, StoredTensor, Value, ValueKind
 
-__all__ = ["CacheType", "GgufHeader", "NotAModel", "PoolingKind", "check_adapters", "check_parts", "kv_bytes_per_token", "read_header"]
+__all__ = ["GgufHeader", "NotAModel", "PoolingKind", "check_adapters", "check_parts", "kv_bytes_per_token", "read_header"]
 
 Done = TypeVar("Done")
 
@@ -26,9 +26,6 @@ MAX_CONTEXT_TOKENS = 1 << 30
 MAX_WIDTH = 1 << 24
 #: llama.cpp opens all parts at once; less than confinement.MAX_OPEN_FILES.
 MAX_PARTS = 512
-
-#: llama.cpp's formats of the KV cache.
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 #: The architecture in the header of files that make embeddings of images.
 PROJECTOR = "clip"
@@ -75,12 +72,8 @@ class ProjectorFacts:
 class GgufHeader:
     """None and () mean that the file has no value."""
 
-    version: int
     #: None only in later parts of a split model.
     architecture: str | None
-    name: str | None
-    #: llama.cpp's number of the quantization, LLAMA_FTYPE.
-    file_type: int | None
     context_length: int | None
     block_count: int | None
     embedding_length: int | None
@@ -91,8 +84,6 @@ class GgufHeader:
     value_length: int | None
     vocabulary_size: int | None
     pooling_type: PoolingKind | None
-    tensor_count: int
-    parameter_count: int
     tensor_bytes: int
     #: 1 for a model in one file.
     split_count: int
@@ -120,10 +111,7 @@ def _interpret(container: GgufContainer) -> GgufHeader:
     heads = facts.per_block("attention.head_count", blocks)
     head_length = embedding_length // heads[0] if embedding_length and heads and heads[0] else None
     return GgufHeader(
-        version=container.version,
         architecture=facts.architecture,
-        name=facts.text("general.name"),
-        file_type=facts.number("general.file_type"),
         context_length=facts.number("context_length", least=1, most=MAX_CONTEXT_TOKENS),
         block_count=blocks,
         embedding_length=embedding_length,
@@ -131,12 +119,10 @@ def _interpret(container: GgufContainer) -> GgufHeader:
         kv_head_counts=facts.per_block("attention.head_count_kv", blocks) or heads,
         key_length=facts.number("attention.key_length", most=MAX_WIDTH) or head_length,
         value_length=facts.number("attention.value_length", most=MAX_WIDTH) or head_length,
-        vocabulary_size=facts.array_length(_TOKENS, ValueKind.STRING),
+        vocabulary_size=facts.count_texts(_TOKENS),
         pooling_type=_pooling(facts),
-        tensor_count=container.tensors.count,
-        parameter_count=container.tensors.elements,
-        tensor_bytes=container.tensors.bytes,
-        expert_bytes=container.tensors.expert_bytes,
+        tensor_bytes=container.tensor_bytes,
+        expert_bytes=container.expert_bytes,
         split_count=split_count,
         split_number=split_number,
         projector=_projector(facts) if facts.architecture == PROJECTOR else None,
@@ -149,7 +135,7 @@ def _projector(facts: "_Facts") -> ProjectorFacts:
     return ProjectorFacts(facts.text("projector_type") or facts.text("vision.projector_type") or "", *numbers)
 
 
-def kv_bytes_per_token(header: GgufHeader, type_k: CacheType = "f16", type_v: CacheType = "f16") -> int | None:
+def kv_bytes_per_token(header: GgufHeader, type_k: str = "f16", type_v: str = "f16") -> int | None:
     """Return the most memory that one token of context needs; None if unknown.
 
     Models with windows, shared or compressed keys need less. The fixed state of a recurrent model doesn't count, so None for a
@@ -168,9 +154,9 @@ def kv_bytes_per_token(header: GgufHeader, type_k: CacheType = "f16", type_v: Ca
 
 def check_parts(path: Path) -> GgufHeader:
     """Check the headers of all parts of the model at ``path``, and return the first. Raises NotAModel, which names the file."""
-    first = _read_file(path)
+    first = _read(path, _interpret)
     for number, part in enumerate(_further_parts(path, first), start=1):
-        header = _read_file(part)
+        header = _read(part, _interpret)
         if (header.split_number, header.split_count) != (number, first.split_count):
             raise NotAModel(
                 f"{part}: its header says part {header.split_number + 1} of {header.split_count}, "
@@ -201,24 +187,24 @@ def _part_suffix(number: int, count: int) -> str:
 def check_adapters(model: Path, adapters: Sequence[Path]) -> tuple[str, ...]:
     """Return for each LoRA adapter why llama.cpp can't apply it to a model; empty if it can. On much of it, llama.cpp would abort."""
     try:
-        base = _read_container(model)
-        parts = [base, *(_read_container(part) for part in _further_parts(model, _interpret(base)))]
+        base, header = _read(model, lambda container: (container, _interpret(container)))
+        parts = [base, *(_read(part, lambda container: container) for part in _further_parts(model, header))]
     except NotAModel as error:
         return (str(error),) * len(adapters)
-    tensors = {name: tensor for part in parts for name, tensor in part.tensors.each.items()}
-    return tuple(_adapter_problem(path, _Facts(base.values).architecture, tensors) for path in adapters)
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+
+    def check(adapter: GgufContainer) -> str:
+        return next(_wrong_parts(adapter, header.architecture, tensors), "")
+
+    return tuple(_adapter_problem(path, check) for path in adapters)
 
 
-def _adapter_problem(path: Path, architecture: str | None, model: Mapping[str, StoredTensor]) -> str:
-    def check(file: BinaryIO, size: int) -> None:
-        for wrong in _wrong_parts(gguf_container.read(file, size, distinct=_TOKENS), architecture, model):
-            raise NotAModel(wrong)
-
+def _adapter_problem(path: Path, check: Callable[[GgufContainer], str]) -> str:
     try:
-        _read(path, check)
+        problem = _read(path, check)
     except NotAModel as error:
         return str(error)
-    return ""
+    return problem and f"{path}: {problem}"
 
 
 def _wrong_parts(adapter: GgufContainer, architecture: str | None, model: Mapping[str, StoredTensor]) -> Iterator[str]:
@@ -231,7 +217,7 @@ def _wrong_parts(adapter: GgufContainer, architecture: str | None, model: Mappin
         yield f"it is for models of the architecture {facts.architecture}, but the model's is {architecture}"
     if _INVOCATION in adapter.values:
         yield "it only applies after certain tokens (aLoRA), which isn't supported"
-    yield from _wrong_pairs(adapter.tensors.each, model)
+    yield from _wrong_pairs(adapter.tensors, model)
 
 
 def _wrong_pairs(adapter: Mapping[str, StoredTensor], model: Mapping[str, StoredTensor]) -> Iterator[str]:
@@ -275,22 +261,14 @@ def _is_pair(a: tuple[int, ...], b: tuple[int, ...], wanted: tuple[int, ...], *,
     return a[1] == b[0] and (a[0], b[1]) == wanted[:2] and a[2:] == b[2:] == wanted[2:]
 
 
-def _read_container(path: Path) -> GgufContainer:
-    return _read(path, lambda file, size: gguf_container.read(file, size, distinct=_TOKENS))
-
-
-def _read_file(path: Path) -> GgufHeader:
-    return _read(path, read_header)
-
-
-def _read(path: Path, read: Callable[[BinaryIO, int], Done]) -> Done:
+def _read(path: Path, interpret: Callable[[GgufContainer], Done]) -> Done:
     """Raises NotAModel, which names the file."""
     try:
         # Opening a pipe would block.
         if not path.is_file():
             raise NotAModel("there is no such file")
         with path.open("rb") as file:
-            return read(file, os.fstat(file.fileno()).st_size)
+            return interpret(gguf_container.read(file, os.fstat(file.fileno()).st_size, distinct=_TOKENS))
     except OSError as error:
         raise NotAModel(f"{path}: it cannot be read: {error.strerror}") from error
     except NotAModel as error:
@@ -305,52 +283,49 @@ class _Facts:
         self.architecture = self.text("general.architecture")
 
     def text(self, key: str) -> str | None:
-        found = self._find(key)
-        if found is None:
-            return None
-        name, value = found
-        if value.kind is not ValueKind.STRING or value.count is not None or value.raw is None:
-            raise NotAModel(f"{name} is not a text, or has more than {gguf_container.MAX_KEPT_TEXT_BYTES} bytes")
+        raw = self._single(key, ValueKind.STRING, f"a text, or has more than {gguf_container.MAX_KEPT_TEXT_BYTES} bytes")
         try:
-            return value.raw.decode()
+            return None if raw is None else raw.decode()
         except UnicodeDecodeError:
-            raise NotAModel(f"{name} is not UTF-8") from None
+            raise NotAModel(f"{self._name(key)} is not UTF-8") from None
 
     def number(self, key: str, *, least: int = 0, most: int = (1 << 32) - 1, kind: ValueKind = ValueKind.UINT32) -> int | None:
-        found = self._find(key)
-        if found is None:
-            return None
-        name, value = found
-        if value.kind is not kind or value.count is not None or value.raw is None:
-            raise NotAModel(f"{name} is not a number of the type {kind.name.lower()}")
-        return _within(name, int.from_bytes(value.raw, "little"), least, most)
+        raw = self._single(key, kind, f"a number of the type {kind.name.lower()}")
+        return None if raw is None else _within(self._name(key), int.from_bytes(raw, "little"), least, most)
 
     def per_block(self, key: str, blocks: int | None, *, most: int = MAX_WIDTH) -> tuple[int, ...]:
         """Read one number per block, or one for all; empty if the key is missing."""
-        found = self._find(key)
-        if found is None or blocks is None:
+        value = self._find(key)
+        if value is None or blocks is None:
             return ()
-        name, value = found
         if value.count is None:
             return (self.number(key, most=most) or 0,) * blocks
         if value.count != blocks or value.kind not in (ValueKind.INT32, ValueKind.UINT32) or value.raw is None:
-            raise NotAModel(f"{name} is not an array of {blocks} 32-bit numbers, one per block")
+            raise NotAModel(f"{self._name(key)} is not an array of {blocks} 32-bit numbers, one per block")
         numbers = (int.from_bytes(value.raw[at : at + 4], "little") for at in range(0, len(value.raw), 4))
-        return tuple(_within(name, number, 0, most) for number in numbers)
+        return tuple(_within(self._name(key), number, 0, most) for number in numbers)
 
-    def array_length(self, key: str, kind: ValueKind) -> int | None:
-        found = self._find(key)
-        if found is None:
+    def count_texts(self, key: str) -> int | None:
+        value = self._find(key)
+        if value is None:
             return None
-        name, value = found
-        if value.kind is not kind or value.count is None:
-            raise NotAModel(f"{name} is not an array of the type {kind.name.lower()}")
+        if value.kind is not ValueKind.STRING or value.count is None:
+            raise NotAModel(f"{self._name(key)} is not an array of texts")
         return value.count
 
-    def _find(self, key: str) -> tuple[str, Value] | None:
-        name = key if key.startswith(("general.", "tokenizer.", "split.", "adapter.")) else f"{self.architecture}.{key}"
-        value = self._values.get(name)
-        return None if value is None else (name, value)
+    def _single(self, key: str, kind: ValueKind, what: str) -> bytes | None:
+        value = self._find(key)
+        if value is None:
+            return None
+        if value.kind is not kind or value.count is not None or value.raw is None:
+            raise NotAModel(f"{self._name(key)} is not {what}")
+        return value.raw
+
+    def _find(self, key: str) -> Value | None:
+        return self._values.get(self._name(key))
+
+    def _name(self, key: str) -> str:
+        return key if key.startswith(("general.", "tokenizer.", "split.", "adapter.")) else f"{self.architecture}.{key}"
 
 
 def _within(name: str, number: int, least: int, most: int) -> int:

@@ -216,9 +216,7 @@ def check(header: GgufHeader, load: LoadCommand) -> None:
 
 
 def _fewer_layers(load: LoadCommand) -> list[int]:
-    path = Path(load.path)
-    with path.open("rb") as file:
-        blocks = gguf_header.read_header(file, path.stat().st_size).block_count or 0
+    blocks = gguf_header.check_parts(Path(load.path)).block_count or 0
     return sorted({int(blocks * share) for share in GPU_SHARES}, reverse=True)
 
 

@@ -20,10 +20,7 @@ from shared.types import ModelName
 GIB = 2**30
 #: Llama 3.1 8B in Q4_K_M: a token of context takes 128 KiB.
 LLAMA = GgufHeader(
-    version=3,
     architecture="llama",
-    name=None,
-    file_type=15,
     context_length=131_072,
     block_count=32,
     embedding_length=4096,
@@ -33,8 +30,6 @@ LLAMA = GgufHeader(
     value_length=128,
     vocabulary_size=128_256,
     pooling_type=None,
-    tensor_count=291,
-    parameter_count=8_000_000_000,
     tensor_bytes=5 * GIB,
     expert_bytes=0,
     split_count=1,
