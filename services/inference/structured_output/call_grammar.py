@@ -283,7 +283,7 @@ class _CallWriter:
             pointer, schema = json_schema.resolved(self._schemas.get(place.tool, True), waiting.pop())
             if pointer not in found:
                 found[pointer] = schema
-                waiting += (f"{pointer}/{key}/{index}" for key in _UNIONS for index in range(len(_list(schema.get(key)))))
+                waiting += (f"{pointer}/{key}/{index}" for key in _UNIONS for index in range(len(json_schema.list_of(schema.get(key)))))
         return {pointer: schema for pointer, schema in found.items() if "properties" in schema or not schema.keys() & set(_UNIONS)}
 
     def _argument(self, place: _Place, name: str) -> _Place:
@@ -292,7 +292,7 @@ class _CallWriter:
 
     def _is_required(self, place: _Place, argument: int) -> bool:
         name = self._name(argument, "tool-arg-name")
-        return any(name in _list(schema.get("required")) for schema in self._members(place).values())
+        return any(name in json_schema.list_of(schema.get("required")) for schema in self._members(place).values())
 
     def _json(self, _: int, place: _Place, _forced: bool = False) -> str:
         return self._checked_json(self._texts.get(place.tool, "{}"), place.pointer)
@@ -369,7 +369,7 @@ class _CallWriter:
         if "const" in schema or "enum" in schema:
             return _either(_quoted(_gemma_written(value)) for value in _fixed(schema))
         for key in _UNIONS:
-            if parts := _list(schema.get(key)):
+            if parts := json_schema.list_of(schema.get(key)):
                 count = 1 if key == "allOf" else len(parts)
                 return _either(self._gemma(replace(place, pointer=f"{place.pointer}/{key}/{index}")) for index in range(count))
         types = schema.get("type", "object" if "properties" in schema else None)
@@ -382,7 +382,7 @@ class _CallWriter:
                 names = sorted(properties, key=str.lower)
                 places = [replace(place, pointer=f"{place.pointer}/properties/{_escaped(name)}") for name in names]
                 written = [f"{_quoted(f'{name}:')} {self._gemma(one)}" for name, one in zip(names, places, strict=True)]
-                required = [name in _list(schema.get("required")) for name in names]
+                required = [name in json_schema.list_of(schema.get("required")) for name in names]
                 pairs = self._list([(one, f'"," {one}') for one in written], required)
                 return f'"{{" ({pairs}){"" if any(required) else "?"} "}}"'
             case "object" if schema.get("additionalProperties") is False:
@@ -430,15 +430,11 @@ def _count(value: Json, default: int) -> int:
 
 
 def _fixed(schema: Schema) -> list[Json]:
-    return [schema["const"]] if "const" in schema else _list(schema["enum"])
+    return [schema["const"]] if "const" in schema else json_schema.list_of(schema["enum"])
 
 
 def _escaped(name: str) -> str:
     return quote(name.replace("~", "~0").replace("/", "~1"), safe="~")
-
-
-def _list(value: Json) -> list[Json]:
-    return value if isinstance(value, list) else []
 
 
 def _dict(value: Json) -> Schema:

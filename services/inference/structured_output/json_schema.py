@@ -6,6 +6,7 @@ additionalProperties allows them. Without `type`, other keywords imply it. oneOf
 
 import math
 import re
+import sys
 from collections import deque
 from collections.abc import Mapping
 from fractions import Fraction
@@ -169,10 +170,9 @@ class _Preparation:
         if keyword in _ONE:
             return self._prepare(value, path, depth + 1)
         if keyword in _LISTS:
-            if not isinstance(value, list) or not value:
-                raise FormatRefused(f"{path} must be a list with at least one element")
             inner = is_open and keyword in _IN_PLACE
-            return [self._prepare(one, f"{path}[{index}]", depth + 1, is_open=inner) for index, one in enumerate(value)]
+            listed = enumerate(_elements(value, path))
+            return [self._prepare(one, f"{path}[{index}]", depth + 1, is_open=inner) for index, one in listed]
         if keyword in _NAMED:
             return self._named(value, keyword, path, depth)
         if keyword == "$ref":
@@ -211,23 +211,28 @@ class _Preparation:
         return number
 
     def _enum(self, value: Json, path: str) -> Json:
-        if not isinstance(value, list) or not value:
-            raise FormatRefused(f"{path} must be a list with at least one element")
-        if len(value) > MOST_ENUM_VALUES:
-            raise FormatRefused(f"{path} has {len(value)} values, at most {MOST_ENUM_VALUES}")
-        self._values += len(value)
+        values = _elements(value, path)
+        if len(values) > MOST_ENUM_VALUES:
+            raise FormatRefused(f"{path} has {len(values)} values, at most {MOST_ENUM_VALUES}")
+        self._values += len(values)
         if self._values > MOST_VALUES:
             raise FormatRefused(f"{path}: more than {MOST_VALUES} values in all enums of the schema")
-        for one in value:
+        for one in values:
             _check_value(one, path)
-        return value
+        return values
+
+
+def _elements(value: Json, path: str) -> list[Json]:
+    if not isinstance(value, list) or not value:
+        raise FormatRefused(f"{path} must be a list with at least one element")
+    return value
 
 
 def _target(document: Json, reference: str, path: str) -> Json:
     """Only places of this very schema: nothing is fetched."""
     pointer, found = reference.removeprefix("#"), document
     if not reference.startswith("#") or (pointer and not pointer.startswith("/")):
-        raise FormatRefused(f"{path}: {_short(reference)} must point into this schema, as #/$defs/name does")
+        raise FormatRefused(f"{path}: {reference!r} must point into this schema, as #/$defs/name does")
     for part in pointer.split("/")[1:]:
         name = unquote(part).replace("~1", "/").replace("~0", "~")
         if isinstance(found, dict) and name in found:
@@ -235,7 +240,7 @@ def _target(document: Json, reference: str, path: str) -> Json:
         elif isinstance(found, list) and name.isdecimal() and len(name) < 6 and int(name) < len(found):
             found = found[int(name)]
         else:
-            raise FormatRefused(f"{path}: {_short(reference)} points to nothing")
+            raise FormatRefused(f"{path}: {reference!r} points to nothing")
     return found
 
 
@@ -312,7 +317,7 @@ def _plain(schema: Schema, keyword: str, path: str) -> Json:
 
 
 def _number(value: Json, path: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(_float(value)):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         raise FormatRefused(f"{path} must be a number")
     return value
 
@@ -342,7 +347,7 @@ def _several(schema: Schema) -> bool:
 
 def _is_closed(schema: Schema) -> bool:
     """Whether the schema has all properties of its value: none are in the schemas beside it."""
-    parts = [part for keyword in ("allOf", "anyOf", "oneOf") for part in _list(schema.get(keyword))]
+    parts = [part for keyword in ("allOf", "anyOf", "oneOf") for part in list_of(schema.get(keyword))]
     elsewhere = _IN_PLACE | {"properties", "patternProperties", "additionalProperties"}
     beside = any(isinstance(part, dict) and part.keys() & elsewhere for part in parts)
     return not beside and not schema.keys() & {"$ref", "additionalProperties", "patternProperties"}
@@ -354,7 +359,7 @@ def _close(found: Schema) -> None:
     found["additionalProperties"] = False
 
 
-def _list(value: Json) -> list[Json]:
+def list_of(value: Json) -> list[Json]:
     return value if isinstance(value, list) else []
 
 
@@ -415,25 +420,19 @@ def _format(schema: Schema, path: str) -> str | None:
     if types != "string" and not (isinstance(types, list) and "string" in types):
         return None
     if value not in FORMATS:
-        raise FormatRefused(f"{path} must be one of {', '.join(FORMATS)}, not {_short(str(value))}")
+        raise FormatRefused(f"{path} must be one of {', '.join(FORMATS)}, not {value!r}")
     return str(value)
 
 
 def _check_value(value: Json, path: str, depth: int = 0) -> None:
     if depth > MOST_DEEP:
         raise FormatRefused(f"{path}: a value is nested deeper than {MOST_DEEP} levels")
-    if isinstance(value, int | float) and not math.isfinite(_float(value)):
+    if isinstance(value, int | float) and not _is_finite(value):
         raise FormatRefused(f"{path}: a number is too large")
     for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
         _check_value(inner, path, depth + 1)
 
 
-def _float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "…")
+def _is_finite(value: float) -> bool:
+    """Also of whole numbers, which may be too large for a float."""
+    return abs(value) <= sys.float_info.max
