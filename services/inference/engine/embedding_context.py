@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import llama_cpp.llama_cpp as native
 
+from services.inference.engine import vocabulary
 from services.inference.engine.embedding_loop import TextPiece, probability
 from services.inference.engine.gguf_header import PoolingKind
 from shared import errors
@@ -22,11 +23,10 @@ SLOTS = 32
 SLOTS_WITH_STATE = 4
 
 _FLOAT_BYTES = 4
-_NO_TOKEN = -1
 
 
 class EmbeddingContext:
-    """Valid as long as the model is. Not thread-safe."""
+    """Implements `EmbedderInterface`. Valid as long as the model is. Not thread-safe."""
 
     def __init__(self, model: native.llama_model_p, *, context_tokens: int, step_tokens: int, threads: int, why: Callable[[], str]) -> None:
         self._model = model
@@ -50,7 +50,6 @@ class EmbeddingContext:
         self._query: tuple[str, list[int]] = ("", [])
 
     def prepare(self) -> None:
-        """Create the context, if there is none. Raises BadRequest if this model has no embeddings, and Unavailable without memory."""
         if self._context is not None:
             return
         kind = self._pooling_type()
@@ -71,7 +70,7 @@ class EmbeddingContext:
         self._batch = native.llama_batch_init(int(native.llama_n_batch(context)), 0, 1)
 
     def tokens_of(self, text: str) -> list[int]:
-        """Tokenize a text, with the model's start and end tokens; special tokens in the text are plain text. Raises BadRequest."""
+        """With the model's start and end tokens; special tokens in the text are plain text."""
         return self._tokens(text, add_special=True)
 
     def tokens_of_pair(self, query: str, text: str) -> list[int]:
@@ -82,7 +81,7 @@ class EmbeddingContext:
             given = {"{query}": self._tokens_of_query(query), "{document}": self._tokens(text)}
             return [token for part in parts for token in given.get(part) or self._tokens(part, spelled=True)]
         end = native.llama_vocab_eos(self._vocab)
-        end = native.llama_vocab_sep(self._vocab) if end == _NO_TOKEN else end
+        end = native.llama_vocab_sep(self._vocab) if end == vocabulary.NO_TOKEN else end
         ends = [end] if native.llama_vocab_get_add_eos(self._vocab) else []
         begins = [native.llama_vocab_bos(self._vocab)] if native.llama_vocab_get_add_bos(self._vocab) else []
         parted = [native.llama_vocab_sep(self._vocab)] if native.llama_vocab_get_add_sep(self._vocab) else []
@@ -95,16 +94,10 @@ class EmbeddingContext:
 
     def _tokens(self, text: str, *, add_special: bool = False, spelled: bool = False) -> list[int]:
         """``spelled``: special tokens in the text count."""
-        raw = text.encode("utf-8", "replace")
-        room = len(raw) + 8
-        tokens = (native.llama_token * room)()
-        count = native.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, spelled)
-        if count < 0:
-            raise errors.BadRequest("the model's tokenizer cannot read this text")
+        tokens, count = vocabulary.tokenize(self._vocab, text, add_special=add_special, parse_special=spelled)
         return tokens[:count]
 
     def run(self, pieces: Sequence[TextPiece]) -> list[Sequence[float]]:
-        """Compute one batch and return the pooled vector of each piece. Clears the slots of texts that end. Raises ModelCrashed."""
         assert self._context is not None  # `prepare` created it
         status = native.llama_decode(self._context, self._filled(pieces))
         if status != 0:

@@ -88,10 +88,10 @@ class TextPiece:
 class EmbeddingQueue:
     """At most one text is unfinished, so the model's memory must fit only that text and one batch."""
 
-    def __init__(self, slots: int, *, whole: bool) -> None:
+    def __init__(self, slots: int, *, whole: bool = False) -> None:
         self._slots = slots
         #: Compute texts at once, regardless of the budget.
-        self._whole = whole
+        self.whole = whole
         self._waiting: deque[EmbeddingText] = deque()
         #: The slot of the first waiting text, and the number of its computed tokens.
         self._slot = 0
@@ -111,9 +111,9 @@ class EmbeddingQueue:
         while self._waiting and len(pieces) < self._slots and (budget > 0 or not pieces):
             text = self._waiting[0]
             left = len(text.tokens) - self._begun
-            if self._whole and pieces and left > budget:
+            if self.whole and pieces and left > budget:
                 break
-            count = left if self._whole else min(left, max(1, budget))
+            count = left if self.whole else min(left, max(1, budget))
             piece = TextPiece(self._slot, text, self._begun, text.tokens[self._begun : self._begun + count])
             pieces.append(piece)
             budget -= count
@@ -153,7 +153,8 @@ class EmbedderInterface(Protocol):
     pooling: PoolingKind
 
     def prepare(self) -> None:
-        """Set the fields above. Safe to call twice. Raises BadRequest if the model has no embeddings, and Unavailable."""
+        """Set ``dimensions``, ``whole`` and ``pooling``. Safe to call twice. Raises BadRequest if the model has no embeddings, and
+        Unavailable without memory."""
         ...
 
     def tokens_of(self, text: str) -> list[int]:
@@ -179,18 +180,19 @@ class EmbeddingLoop:
     def __init__(self, embedder: EmbedderInterface, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._embedder = embedder
         self._clock = clock
-        self._queue: EmbeddingQueue | None = None
-        self._pace = PrefillBudget(LEAST_TOKENS)
+        self._queue = EmbeddingQueue(embedder.slots)
+        self._pace = PrefillBudget(embedder.step_tokens)
         #: Of an unfinished text.
         self._pooled: Pooled | None = None
 
     @property
     def idle(self) -> bool:
-        return self._queue is None or self._queue.idle
+        return self._queue.idle
 
     def measure(self, command: EmbedTexts) -> int:
         """Return the size of a command's texts. Raises BadRequest if the model has no such vectors, and Unavailable."""
-        self._prepare()
+        self._embedder.prepare()
+        self._queue.whole = self._embedder.whole
         ranks = self._embedder.pooling is PoolingKind.RANK
         if ranks and command.query is None:
             raise errors.BadRequest("this model ranks texts and has no embeddings", hint="use a model for embeddings")
@@ -209,13 +211,12 @@ class EmbeddingLoop:
         return [self._tokenize_one(command, number) for number in range(len(command.inputs))]
 
     def begin(self, command: EmbedTexts, texts: list[EmbeddingText]) -> GenerationAccepted:
-        assert self._queue is not None  # `measure` created it
         self._queue.submit(texts)
         return GenerationAccepted(command.id, sum(len(text.tokens) for text in texts))
 
     def cancel(self, request: int) -> None:
         """Forget a request; unknown ones have already ended."""
-        if self._queue is not None and (slot := self._queue.cancel(request)) is not None:
+        if (slot := self._queue.cancel(request)) is not None:
             self._embedder.clear(slot)
             self._pooled = None
 
@@ -223,26 +224,18 @@ class EmbeddingLoop:
         """Compute a batch that doesn't slow the answers too much. ``step`` is their last step; None if there are none."""
         if step is not None and step.read == 0:
             self._pace.record_step(step.seconds, answering=step.answering, read=0)
-        if self._queue is None or self.idle:
-            return []
-        return self._compute(self._queue, step)
-
-    def _prepare(self) -> None:
-        if self._queue is None:
-            self._embedder.prepare()
-            self._queue = EmbeddingQueue(self._embedder.slots, whole=self._embedder.whole)
-            self._pace = PrefillBudget(self._embedder.step_tokens)
+        return [] if self.idle else self._compute(step)
 
     def _tokenize_one(self, command: EmbedTexts, number: int) -> EmbeddingText:
         # A list would take nine times the memory of an array.
         given = command.inputs[number]
         if not isinstance(given, str):
             self._check_ids(number, given)
-        if isinstance(given, str):
-            ids = self._embedder.tokens_of(given) if command.query is None else self._embedder.tokens_of_pair(command.query, given)
+            tokens = array("i", given)
+        elif command.query is None:
+            tokens = array("i", self._embedder.tokens_of(given))
         else:
-            ids = list(given)
-        tokens = array("i", ids)
+            tokens = array("i", self._embedder.tokens_of_pair(command.query, given))
         if not tokens:
             raise errors.BadRequest(f"input[{number}] has no tokens", hint="leave empty texts out")
         if len(tokens) > self._embedder.context_tokens:
@@ -261,10 +254,8 @@ class EmbeddingLoop:
                 hint="send text: ids of another tokenizer (tiktoken) mean something else here; LangChain: check_embedding_ctx_length=False",
             )
 
-    def _compute(self, queue: EmbeddingQueue, step: StepReport | None) -> list[GenerationRefused | EmbeddingTurn]:
-        pieces = queue.take(self._budget(step))
-        if not pieces:
-            return []
+    def _compute(self, step: StepReport | None) -> list[GenerationRefused | EmbeddingTurn]:
+        pieces = self._queue.take(self._budget(step))
         began = self._clock()
         rows = self._embedder.run(pieces)
         seconds, tokens = self._clock() - began, sum(len(piece.tokens) for piece in pieces)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from services.inference.engine.engine_messages import ConversionResult, GenerationAccepted, GenerationRefused
@@ -59,15 +60,10 @@ class TokenizeQueue:
 
     def submit(self, identity: int, size: int, tokenize: Callable[[], Tokens], then: Callable[[Tokens], TextReport]) -> None:
         """Queue a command's text of ``size`` bytes; ``then`` runs in ``results``. Raises Overloaded if too much is queued."""
-
-        def work() -> Continue:
-            tokens = tokenize()
-            return lambda: then(tokens)
-
         with self._changed:
             if self._waiting_bytes + size > self._most_bytes:
                 raise errors.Overloaded(f"prompts of {self._waiting_bytes} bytes are queued", hint="try again later", retry_after_seconds=5)
-            self._waiting[identity] = _Text(size, work)
+            self._waiting[identity] = _Text(size, lambda: partial(then, tokenize()))
             self._waiting_bytes += size
             self._changed.notify()
 
@@ -108,7 +104,7 @@ class TokenizeQueue:
             try:
                 proceed = text.tokenize()
             except (errors.BadRequest, errors.Unavailable) as error:
-                proceed = _returning(GenerationRefused(identity, error.to_problem()))
+                proceed = partial(GenerationRefused, identity, error.to_problem())
             self._finish(identity, proceed)
 
     def close(self) -> None:
@@ -141,7 +137,3 @@ class TokenizeQueue:
     def _wake(self) -> None:
         with suppress(BlockingIOError):
             os.write(self._wake_writer, b"!")
-
-
-def _returning(refused: GenerationRefused) -> Continue:
-    return lambda: refused

@@ -28,16 +28,17 @@ class ModelVocabulary:
         self.longest_token_bytes = max((len(native.llama_vocab_get_text(vocab, token)) for token in range(self.size)), default=1)
         self.control_tokens = frozenset(token for token in range(self.size) if native.llama_vocab_get_attr(vocab, token) & _SPECIAL)
         self.spellings = tuple(self._spelling(token) for token in sorted(self.control_tokens))
-        self._special = SpecialTokens(self.spellings)
+        #: Splits a prompt with marked callers' texts into parts to tokenize.
+        self.cut = SpecialTokens(self.spellings).cut
         self.end_tokens = frozenset(token for token in range(self.size) if native.llama_vocab_is_eog(vocab, token))
-        self._bos = native.llama_vocab_bos(vocab) if native.llama_vocab_get_add_bos(vocab) else NO_TOKEN
+        bos = int(native.llama_vocab_bos(vocab))
+        self.bos = self._spelling(bos)
+        self.eos = self._spelling(native.llama_vocab_eos(vocab))
+        #: The token with which prompts begin; None for models that need none.
+        self.first = bos if bos != NO_TOKEN and native.llama_vocab_get_add_bos(vocab) else None
         self.piece = lru_cache(_PIECES_KEPT)(self._piece)
         #: Special tokens that are text in answers, such as the marks of tool calls.
         self.shown_tokens: frozenset[int] = frozenset()
-
-    @property
-    def bos(self) -> str:
-        return self._spelling(native.llama_vocab_bos(self._vocab))
 
     @property
     def infill(self) -> tuple[str, ...]:
@@ -46,46 +47,31 @@ class ModelVocabulary:
         spellings = tuple(self._spelling(kind(self._vocab)) for kind in kinds)
         return spellings if all(spellings) else ()
 
-    @property
-    def eos(self) -> str:
-        return self._spelling(native.llama_vocab_eos(self._vocab))
-
     def show(self, spellings: tuple[str, ...]) -> None:
         self.shown_tokens = frozenset(token for token in self.control_tokens - self.end_tokens if self._spelling(token) in spellings)
         self.piece.cache_clear()
 
     def tokens_of(self, rendered: str, *, context_tokens: int) -> list[int]:
         """Tokenize a prompt with marked callers' texts. Raises ContextExceeded if it doesn't fit the context."""
-        parts = [self._tokenize(part) for part in self.cut(rendered)]
+        parts = [tokenize(self._vocab, part) for part in self.cut(rendered)]
         # Check before creating a list, which would hold the GIL for 20 ms for a million tokens.
         sequence.check_fits(max(1, sum(count for _, count in parts)), context_tokens)
         tokens = [token for native_tokens, count in parts for token in native_tokens[:count]]
-        if self._bos != NO_TOKEN and tokens[:1] != [self._bos]:
-            tokens.insert(0, self._bos)
+        if self.first is not None and tokens[:1] != [self.first]:
+            tokens.insert(0, self.first)
         return tokens
-
-    def cut(self, rendered: str) -> list[str]:
-        """Split a prompt with marked callers' texts into parts to tokenize."""
-        return self._special.cut(rendered)
-
-    @property
-    def first(self) -> int | None:
-        """The token with which prompts begin; None for models that need none."""
-        return None if self._bos == NO_TOKEN else self._bos
 
     def tokens_in(self, text: str) -> list[int]:
         """Tokenize a part of an answer, such as the mark that ends thoughts."""
-        tokens, count = self._tokenize(text)
+        tokens, count = tokenize(self._vocab, text)
         return tokens[:count]
 
     def packed_tokens_of(self, rendered: str, *, add_special: bool) -> bytes:
         """Tokenize as ``tokens_of``, but return the ids as TOKEN_BYTES each: a list of a million would hold the GIL."""
-        parts = [self._tokenize(part) for part in self._special.cut(rendered)]
-        first = next((native_tokens[0] for native_tokens, count in parts if count), NO_TOKEN)
-        packed = [ctypes.string_at(native_tokens, count * TOKEN_BYTES) for native_tokens, count in parts]
-        if add_special and self._bos not in (NO_TOKEN, first):
-            packed.insert(0, self._bos.to_bytes(TOKEN_BYTES, "little"))
-        return b"".join(packed)
+        parts = [tokenize(self._vocab, part) for part in self.cut(rendered)]
+        packed = b"".join(ctypes.string_at(native_tokens, count * TOKEN_BYTES) for native_tokens, count in parts)
+        first = b"" if self.first is None or not add_special else self.first.to_bytes(TOKEN_BYTES, "little")
+        return packed if packed.startswith(first) else first + packed
 
     def text_of(self, packed: bytes) -> bytes:
         """Return the text of token ids, with special tokens spelled out. Raises BadRequest."""
@@ -119,14 +105,18 @@ class ModelVocabulary:
                 return buffer.raw[:length]
             size = -length
 
-    def _tokenize(self, part: str) -> "tuple[ctypes.Array[ctypes.c_int32], int]":
-        raw = part.encode("utf-8", "replace")
-        room = len(raw) + 8
-        tokens = (native.llama_token * room)()
-        count = native.llama_tokenize(self._vocab, raw, len(raw), tokens, room, False, True)
-        if count < 0:
-            raise errors.BadRequest("the model's tokenizer cannot read this prompt")
-        return tokens, count
-
     def _spelling(self, token: int) -> str:
         return "" if token == NO_TOKEN else native.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace")
+
+
+def tokenize(
+    vocab: native.llama_vocab_p, text: str, *, add_special: bool = False, parse_special: bool = True
+) -> "tuple[ctypes.Array[ctypes.c_int32], int]":
+    """Return an array whose first items are the tokens, and their number. ``parse_special``: special tokens in the text count."""
+    raw = text.encode("utf-8", "replace")
+    room = len(raw) + 8
+    tokens = (native.llama_token * room)()
+    count = native.llama_tokenize(vocab, raw, len(raw), tokens, room, add_special, parse_special)
+    if count < 0:
+        raise errors.BadRequest("the model's tokenizer cannot read this text")
+    return tokens, count

@@ -10,12 +10,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import llama_cpp.llama_cpp as native
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from services.inference.engine.engine_messages import AddImage
 from services.inference.images import image_library
 from services.inference.images.image_library import IMAGE_CHUNK, TEXT_CHUNK, NativePart, NativeText
 from services.inference.images.image_spans import ImageSpan
@@ -28,28 +30,9 @@ MOST_CACHED_BYTES = 256 * 2**20
 _FIRST_BIT = -(2**31)
 
 Rows: TypeAlias = npt.NDArray[np.float32]
+#: For M-RoPE: four coordinates of each row if the image is at position 0, and how much each grows with its position.
+Grid: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 Record: TypeAlias = Callable[[int, bytes, object], None]
-
-
-class RawImage(Protocol):
-    @property
-    def width(self) -> int: ...
-
-    @property
-    def height(self) -> int: ...
-
-    @property
-    def rgb(self) -> bytes:
-        """Three bytes for each pixel, row by row."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Of an image whose pixels don't matter."""
-
-    width: int
-    height: int
 
 
 class NotUsable(Exception):
@@ -61,15 +44,14 @@ class ImageRows:
     """The embeddings of an image, or of a part of one."""
 
     values: Rows
-    #: For M-RoPE: four coordinates of each row if the image is at position 0, and how much each grows with its position.
-    origin: npt.NDArray[np.int32] | None = None
-    slope: npt.NDArray[np.int32] | None = None
+    grid: Grid | None
 
     def positions(self, start: int, begin: int, end: int) -> npt.NDArray[np.int32]:
         """Return those of the rows from ``begin`` to ``end`` of an image at ``start``, in llama.cpp's order."""
-        if self.origin is None or self.slope is None:
+        if self.grid is None:
             return np.arange(start + begin, start + end, dtype=np.int32)
-        return (self.origin + self.slope * start)[:, begin:end].ravel()
+        origin, slope = self.grid
+        return (origin + slope * start)[:, begin:end].ravel()
 
 
 @dataclass(slots=True)
@@ -81,8 +63,7 @@ class PromptLayout:
     tokens: list[int] = field(default_factory=list)
     spans: list[ImageSpan] = field(default_factory=list)
     #: Of each span: the number of its image, and its coordinates.
-    images: list[int] = field(default_factory=list)
-    places: list[tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.int32] | None]] = field(default_factory=list)
+    places: list[tuple[int, Grid | None]] = field(default_factory=list)
 
 
 class ImageEncoder:
@@ -120,15 +101,16 @@ class ImageEncoder:
 
     def most_rows(self) -> int:
         """Return how many rows an image has that is as large as an image gets."""
-        return max((span.end - span.start for span in self._lay_out([Size(LONG_SIDE, LONG_SIDE)], [b""]).spans), default=0)
+        layout = self._lay_out([AddImage(0, LONG_SIDE, LONG_SIDE, b"")], [b""])
+        return max((span.end - span.start for span in layout.spans), default=0)
 
-    def lay_out(self, texts: Sequence[Sequence[str]], images: Sequence[RawImage], *, bos: int | None) -> PromptLayout:
+    def lay_out(self, texts: Sequence[Sequence[str]], images: Sequence[AddImage], *, bos: int | None) -> PromptLayout:
         """Find all tokens of a prompt without looking at a pixel. The images are between its ``texts``, each of which is in parts
         (`special_tokens`). Raises BadRequest."""
         digests = [hashlib.sha256(b"%d %d " % (image.width, image.height) + image.rgb).digest() for image in images]
-        parts: list[str | Size] = [*texts[0]]
+        parts: list[str | AddImage] = [*texts[0]]
         for text, image in zip(texts[1:], images, strict=True):
-            parts += [Size(image.width, image.height), *text]
+            parts += [msgspec.structs.replace(image, rgb=b""), *text]
         layout = self._lay_out(parts, digests)
         if bos is not None and layout.tokens[:1] != [bos]:
             layout.tokens.insert(0, bos)
@@ -137,7 +119,7 @@ class ImageEncoder:
             raise errors.BadRequest("messages: a text must follow the last image")
         return layout
 
-    def encode(self, layout: PromptLayout, images: Sequence[RawImage], *, salt: str, is_wanted: Callable[[], bool]) -> dict[int, ImageRows]:
+    def encode(self, layout: PromptLayout, images: Sequence[AddImage], *, salt: str, is_wanted: Callable[[], bool]) -> dict[int, ImageRows]:
         """Return the rows of each span, by its start. Raises BadRequest."""
         encoded = []
         for number, image in enumerate(images):
@@ -145,14 +127,14 @@ class ImageEncoder:
                 raise errors.BadRequest("the request was canceled")
             encoded.append(iter(self._rows(image, salt, layout.digests[number], number)))
         rows = {}
-        for span, number, place in zip(layout.spans, layout.images, layout.places, strict=True):
+        for span, (number, grid) in zip(layout.spans, layout.places, strict=True):
             values = next(encoded[number], None)
             if values is None or len(values) != span.end - span.start:
                 raise _unreadable(number)
-            rows[span.start] = ImageRows(values, *place)
+            rows[span.start] = ImageRows(values, grid)
         return rows
 
-    def _lay_out(self, parts: Sequence[str | Size], digests: Sequence[bytes]) -> PromptLayout:
+    def _lay_out(self, parts: Sequence[str | AddImage], digests: Sequence[bytes]) -> PromptLayout:
         layout = PromptLayout(digests)
         parts_of: dict[int, int] = {}
         with self._chunks(parts) as chunks:
@@ -172,10 +154,9 @@ class ImageEncoder:
         # Another image has other tokens, and so nothing of it is ever taken for this one.
         layout.tokens += [token | _FIRST_BIT for token in array("i", hashlib.shake_128(digest).digest(4 * count))]
         layout.spans.append(ImageSpan(start, start + count, int(self._library.mtmd_input_chunk_get_n_pos(chunk)), is_whole=self.is_whole))
-        layout.images.append(number)
-        layout.places.append(self._grid(chunk, count) if self._has_grid else (None, None))
+        layout.places.append((number, self._grid(chunk, count) if self._has_grid else None))
 
-    def _grid(self, chunk: int, count: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    def _grid(self, chunk: int, count: int) -> Grid:
         tokens = self._library.mtmd_input_chunk_get_tokens_image(chunk)
         origin, next_one = (
             np.array([_coordinates(self._library.mtmd_image_tokens_get_decoder_pos(tokens, at, row)) for row in range(count)], np.int32).T
@@ -183,7 +164,7 @@ class ImageEncoder:
         )
         return origin, next_one - origin
 
-    def _rows(self, image: RawImage, salt: str, digest: bytes, number: int) -> tuple[Rows, ...]:
+    def _rows(self, image: AddImage, salt: str, digest: bytes, number: int) -> tuple[Rows, ...]:
         """Encode an image, unless it was encoded recently for the same tenant."""
         key = (salt, digest)
         if salt and key in self._cached:
@@ -207,8 +188,8 @@ class ImageEncoder:
         return np.ctypeslib.as_array(self._library.mtmd_get_output_embd(self._context), (count, self._width)).copy()
 
     @contextmanager
-    def _chunks(self, parts: Sequence[str | Size | RawImage]) -> Iterator[Iterator[int]]:
-        """Yield libmtmd's chunks of texts and images; an image without pixels only has a size. Raises BadRequest."""
+    def _chunks(self, parts: Sequence[str | AddImage]) -> Iterator[Iterator[int]]:
+        """Yield libmtmd's chunks of texts and images; one without pixels is only measured. Raises BadRequest."""
         library = self._library
         listed: list[NativePart] = []
         bitmaps: list[int] = []
@@ -219,7 +200,7 @@ class ImageEncoder:
                     raw = part.encode("utf-8", "replace")
                     listed.append(NativePart(ctypes.pointer(NativeText(raw, len(raw), False, True)), None))
                 else:
-                    bitmap = library.mtmd_bitmap_init(part.width, part.height, None if isinstance(part, Size) else part.rgb)
+                    bitmap = library.mtmd_bitmap_init(part.width, part.height, part.rgb or None)
                     library.mtmd_bitmap_set_id(bitmap, b"%d" % len(bitmaps))
                     bitmaps.append(bitmap)
                     listed.append(NativePart(None, bitmap))
