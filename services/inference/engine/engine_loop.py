@@ -51,7 +51,8 @@ class EngineModel(Protocol):
         ...
 
     def convert(self, command: ConvertTokens) -> bytes:
-        """Return token ids, or a text in UTF-8. Raises BadRequest. May run in another thread, as ``prompt_tokens``."""
+        """Return token ids, or a text in UTF-8, also of more tokens than the context has. Raises BadRequest. May run in another thread, as
+        ``prompt_tokens``."""
         ...
 
     def begin(self, sequence: tuple[int, int], parameters: Parameters, prompt: PreparedPrompt, delivered: Sequence[int]) -> None:
@@ -59,7 +60,7 @@ class EngineModel(Protocol):
         ...
 
     def show(self, spellings: tuple[str, ...]) -> None:
-        """Spell these special tokens out in answers. Call it before the first prompt."""
+        """Spell these special tokens out in answers. It takes up to three seconds, so call it before the first prompt."""
         ...
 
     def check_adapter(self, number: int) -> None:
@@ -85,7 +86,8 @@ class EngineModel(Protocol):
         ...
 
     def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
-        """Compute one batch and return the next token for each feed that samples. Raises ModelCrashed; the process must then end."""
+        """Compute one batch and return the next token for each feed that samples. Raises ModelCrashed; the process must then end,
+        because the state of the model's memory is unknown."""
         ...
 
     def piece(self, token: int) -> bytes | None:

@@ -41,7 +41,7 @@ _PARTIAL = native.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 
 
 class LlamaModel:
-    """A loaded model. ``opened`` creates and frees it."""
+    """A loaded model, the `EngineModel` of its loop. ``opened`` creates and frees it."""
 
     def __init__(self, loaded: NativeModel, load: LoadCommand, log: NativeLog) -> None:
         model, context = loaded.model, loaded.context
@@ -104,19 +104,16 @@ class LlamaModel:
         )
 
     def check_adapter(self, number: int) -> None:
-        """Raises Unavailable if there is no usable adapter of this number."""
         if not 0 <= number <= len(self._adapters):
             raise errors.Unavailable(f"this engine has no adapter {number}")
         if number and (problem := self._adapters[number - 1].problem):
             raise errors.Unavailable(f"the adapter cannot be used here: {problem}", hint="another worker may have it")
 
     def show(self, spellings: tuple[str, ...]) -> None:
-        """Spell these special tokens out in answers. It takes up to three seconds, so call it before the first prompt."""
         self._vocabulary.show(spellings)
         self._constraints = Constraints(self._vocabulary)
 
     def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
-        """Compile the prompt's grammar, and tokenize its text. Raises BadRequest."""
         if not self._memory:
             # llama.cpp would abort when a bidirectional model should sample a token.
             raise errors.BadRequest("this model only computes embeddings", hint="request embeddings, or use another model")
@@ -124,7 +121,6 @@ class LlamaModel:
         return self._vocabulary.tokens_of(prompt.text, context_tokens=self.context_tokens)
 
     def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
-        """Tokenize a prompt with images, and encode them. Raises BadRequest. Runs in its own thread."""
         if self._images is None:
             raise errors.BadRequest("this model cannot see images", hint="leave them out, or use another model")
         self._compile(command.prompt)
@@ -151,7 +147,6 @@ class LlamaModel:
             raise
 
     def convert(self, command: ConvertTokens) -> bytes:
-        """Return token ids, or a text in UTF-8, also of more tokens than the context has. Raises BadRequest."""
         if command.token_ids is not None:
             return self._vocabulary.text_of(command.token_ids)
         content = self._vocabulary.packed_tokens_of(command.prompt, add_special=command.add_special)
@@ -160,11 +155,9 @@ class LlamaModel:
         return content
 
     def piece(self, token: int) -> bytes | None:
-        """Return the bytes of a token; None for an end token."""
         return self._vocabulary.piece(token)
 
     def begin(self, sequence: tuple[int, int], parameters: Parameters, prompt: PreparedPrompt, delivered: Sequence[int]) -> None:
-        """Set up sampling for a sequence. Raises BadRequest."""
         budget = prompt.budget
         limit = None if budget is None else ThoughtLimit(budget, self._vocabulary.tokens_in(budget.ends[0]))
         sampler = TokenSampler(self._vocabulary, parameters, self._compile(prompt), limit)
@@ -173,13 +166,11 @@ class LlamaModel:
             sampler.replay(token)
 
     def end(self, sequence: tuple[int, int]) -> None:
-        """Safe to call twice."""
         if (sampler := self._samplers.pop(sequence, None)) is not None:
             sampler.free()
 
     def settle(self, place: SlotPlace) -> int:
-        """Make a slot hold exactly the tokens in ``place``; return how many. If the model's memory can't be cut there, hold what its last
-        checkpoint has, or nothing."""
+        """If the model's memory can't be cut there, hold what its last checkpoint has, or nothing."""
         for slot in place.evicted:
             self.clear(slot)
         if place.saved is not None:
@@ -251,8 +242,6 @@ class LlamaModel:
         return False
 
     def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
-        """Compute one batch and return the next token for each feed that samples. Raises ModelCrashed; the process must then end,
-        because the state of the model's memory after a failed decode is unknown."""
         if self._adapters:
             self._use_adapter(feeds[0].sequence.adapter)
         # A batch has tokens, or rows of one image, after which nothing is drawn.

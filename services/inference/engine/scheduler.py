@@ -10,7 +10,7 @@ llama.cpp applies the same adapters to a whole batch, so a step has sequences of
 import math
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from services.inference.engine.kv_slots import SlotPlace, Slots
 from services.inference.engine.sequence import Sequence
@@ -180,13 +180,9 @@ class _PromptReader:
 
     slot: int
     sequence: Sequence
-    unread: int = field(init=False)
+    unread: int
     #: How many more tokens of later prompts may be read first.
-    spare: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.unread = self.sequence.bulk - self.sequence.fed
-        self.spare = self.sequence.spare
+    spare: int
 
 
 class Scheduler:
@@ -206,14 +202,6 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         return not self._running and not self._waiting
-
-    @property
-    def running(self) -> int:
-        return len(self._running)
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
 
     def submit(self, sequence: Sequence) -> None:
         sequence.hashed.hash_blocks()
@@ -360,7 +348,7 @@ class Scheduler:
     def _reads(self, running: Mapping[int, Sequence], budget: int, room: int) -> Iterator[Feed]:
         """Share the budget: the shortest prompts first, as far as earlier ones may be overtaken. An image that must be read at once may
         exceed the budget, but not ``room``."""
-        readers = [_PromptReader(slot, sequence) for slot, sequence in running.items() if sequence.reading]
+        readers = [_PromptReader(slot, one, one.bulk - one.fed, one.spare) for slot, one in running.items() if one.reading]
         # A prompt's last tokens may be fewer than the minimum.
         while (at := _next_reader(readers, budget)) is not None and budget >= min(LEAST_TOKENS, readers[at].unread):
             reader = readers.pop(at)

@@ -92,7 +92,7 @@ class Run:
             if plan is not None:
                 assert plan.feeds or self.scheduler.idle, "nothing is done although there is work"
                 return plan
-            assert self.scheduler.running > 1, "the only one has all the memory, and to take it away can never help"
+            assert len(self.scheduler._running) > 1, "the only one has all the memory, and to take it away can never help"
             youngest = list(self.positions)[-1]
             self.scheduler.preempt()
             del self.positions[youngest]
@@ -191,7 +191,7 @@ def test_steady_short_prompts_delay_a_long_one_by_a_fifth_at_most(layout: KvLayo
         taken = came = 0
         while len(long.tokens) == 3000:
             # There is always a prompt waiting to be read.
-            if flow and not any(one.reading for one in run.positions if one is not long) and not run.scheduler.waiting:
+            if flow and not any(one.reading for one in run.positions if one is not long) and not run.scheduler._waiting:
                 came += 1
                 run.submit(make(1 + came, 20))
             run.step()
@@ -280,7 +280,7 @@ def with_page(identity: int, *, page: int = 100, own: int = 20, salt: str = "a")
 
 def read_of(run: Run) -> int:
     read = 0
-    while any(one.reading for one in run.positions) or not run.positions or run.scheduler.waiting:
+    while any(one.reading for one in run.positions) or not run.positions or run.scheduler._waiting:
         read += run.step().read
     return read
 
