@@ -95,12 +95,11 @@ class EngineCall(ABC):
     def deliver(self, report: Report) -> bool:
         """Queue a report for the reader. Return whether it is the call's last; the turn then ends.
         Raises ProtocolViolation for a report of another kind of call."""
-        is_failure = isinstance(report, engine_messages.GenerationRefused | EngineDied)
-        self._left -= 0 if is_failure else self._ends(report)
+        self._left = 0 if isinstance(report, engine_messages.GenerationRefused | EngineDied) else self._left - self._ends(report)
         self._reports.put_nowait(report)
-        if is_last := is_failure or self._left == 0:
+        if self._left == 0:
             self.turn.leave()
-        return is_last
+        return self._left == 0
 
     async def _next(self) -> Progress:
         report = await self._reports.get()

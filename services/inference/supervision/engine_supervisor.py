@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -339,13 +339,13 @@ class SupervisedEngine:
 
     async def _open_chat(self, loaded: engine_messages.Loaded, writer: asyncio.StreamWriter) -> None:
         """Test the chat template. Raises _NotLoadable if it isn't usable, and Unavailable if that can't be found out."""
-        shown: tuple[str, ...] = ()
-        if not loaded.only_embeds:
-            try:
-                shown = await self._chat.open(loaded)
-            except errors.BadRequest as refused:
-                raise _NotLoadable(refused.message) from refused
-            writer.write(engine_messages.pack(engine_messages.ShowTokens(shown)))
+        if loaded.only_embeds:
+            return
+        try:
+            shown = await self._chat.open(loaded)
+        except errors.BadRequest as refused:
+            raise _NotLoadable(refused.message) from refused
+        writer.write(engine_messages.pack(engine_messages.ShowTokens(shown)))
 
     def _deliver(self, report: engine_calls.Progress | engine_messages.GenerationRefused) -> None:
         if isinstance(report, engine_messages.GenerationAccepted) and report.image_seconds:
@@ -436,8 +436,14 @@ class _NotLoadable(Exception):
 
 
 def inherited(*more: str) -> dict[str, str]:
-    """Return the environment for a child process of this worker, with ``more`` variables in upper or lower case."""
-    return scrubbed(os.environ, *more)
+    """Return the environment for a child process of this worker: what an engine needs, and ``more`` variables in upper or lower case."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES) or name.upper() in more
+    }
+    # When it aborts, ggml would start a debugger to print a backtrace.
+    return {**kept, "PYTHONPATH": str(Path(__file__).parents[3]), "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": SPIN_COUNT}
 
 
 def _used(pid: int | None) -> tuple[float, int]:
@@ -448,17 +454,6 @@ def _used(pid: int | None) -> tuple[float, int]:
     except OSError:
         return 0.0, 0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(fields[21]) * resource.getpagesize()
-
-
-def scrubbed(environment: Mapping[str, str], *more: str) -> dict[str, str]:
-    """Remove everything but what an engine needs from an environment."""
-    kept = {
-        name: value
-        for name, value in environment.items()
-        if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES) or name.upper() in more
-    }
-    # When it aborts, ggml would start a debugger to print a backtrace.
-    return {**kept, "PYTHONPATH": str(Path(__file__).parents[3]), "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": SPIN_COUNT}
 
 
 async def _reaped(process: asyncio.subprocess.Process) -> None:

@@ -28,7 +28,7 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool
 
 @asynccontextmanager
 async def client(template: str = TEMPLATE, program: tuple[str, ...] = chat_client.PROGRAM, **environment: str) -> AsyncIterator[ChatClient]:
-    chat = ChatClient(OpenTemplate(template), engine_supervisor.scrubbed(os.environ) | environment, program)
+    chat = ChatClient(OpenTemplate(template), engine_supervisor.inherited() | environment, program)
     try:
         yield chat
     finally:
