@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from services.inference.settings import InferenceSettings
-from services.inference.supervision import engine_supervisor
+from services.inference.supervision import child_process
 from shared import errors
 from shared.api.inference import ModelSources, PulledModel, PullModel, PullProgress, StoreLine, StoreRequest, StoreResult
 from shared.node import lifecycle
@@ -87,7 +87,7 @@ class ModelPulls:
             parent=os.getpid(),
         )
         program = await asyncio.create_subprocess_exec(
-            *PROGRAM, stdin=pipe, stdout=pipe, env=engine_supervisor.inherited(*_NETWORK), limit=_MOST_LINE_BYTES
+            *PROGRAM, stdin=pipe, stdout=pipe, env=child_process.inherited(*_NETWORK), limit=_MOST_LINE_BYTES
         )
         try:
             assert program.stdin is not None
@@ -96,5 +96,5 @@ class ModelPulls:
             yield program
         finally:
             # It needs no chance to clean up: what it leaves can be resumed.
-            engine_supervisor.kill(program)
+            child_process.kill(program)
             await program.wait()

@@ -15,7 +15,7 @@ from services.inference.models import memory, model_discovery
 from services.inference.models.memory import MemoryBudget
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings, free_cores
-from services.inference.supervision import engine_supervisor
+from services.inference.supervision import child_process, engine_supervisor
 from services.inference.supervision.poison_requests import PoisonRequests
 from shared.node import lifecycle
 from shared.telemetry import logs
@@ -57,7 +57,7 @@ def opened(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[
 async def find_devices(settings: InferenceSettings) -> tuple[list[str], MemoryBudget]:
     """Return sentences about the devices, and the memory for models."""
     wanted = devices.flavour() if settings.gpu_layers else None
-    found = None if wanted is None else await devices.probe(engine_supervisor.inherited())
+    found = None if wanted is None else await devices.probe(child_process.inherited())
     lines = list(devices.describe(found, wanted, settings.threads or free_cores()))
     gpus = () if found is None else found.devices
     return lines, memory.measure(settings.model_memory_bytes, gpus, cache=settings.prompt_cache_bytes)

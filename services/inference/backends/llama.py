@@ -23,7 +23,7 @@ from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models import catalog, memory
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.model_files import KnownDigests
-from services.inference.supervision import engine_supervisor
+from services.inference.supervision import child_process
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api import generation
@@ -37,7 +37,7 @@ log = logs.get()
 
 Done = TypeVar("Done")
 
-PROGRAMS = ModelPrograms(SupervisedEngine, lambda: ModelChat(engine_supervisor.inherited()))
+PROGRAMS = ModelPrograms(SupervisedEngine, lambda: ModelChat(child_process.inherited()))
 #: How often the store is read.
 STORE_LOOK_SECONDS = 1.0
 

@@ -15,7 +15,7 @@ from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models.catalog import CatalogEntry
-from services.inference.supervision import engine_supervisor
+from services.inference.supervision import child_process
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from services.inference.upstreams import Upstream
 from shared import errors
@@ -83,14 +83,14 @@ class ProgramEngine(SupervisedEngine):
                         self._set_state(ModelState.READY, "")
                 elif clock() - heard > limit:
                     return f"was not ready for {limit:g} s"
-        return engine_supervisor.ended(process.returncode)
+        return child_process.reason_of_end(process.returncode)
 
     @asynccontextmanager
     async def _started(self, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
         """Run the program in a process group, which ends with the block."""
         assert self._entry.program is not None
         words = [word.replace("{port}", str(port)) for word in self._entry.program.command]
-        environment = engine_supervisor.inherited(*VARIABLES)
+        environment = child_process.inherited(*VARIABLES)
         del environment["PYTHONPATH"]
         process = await asyncio.create_subprocess_exec(
             *("/bin/sh", "-c", GUARD, words[0], *words), stdin=asyncio.subprocess.PIPE, stdout=2, env=environment, start_new_session=True

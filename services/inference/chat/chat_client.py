@@ -1,12 +1,9 @@
 """The worker's side of a chat process: starts it, asks it one request at a time, and starts it again after a crash."""
 
 import asyncio
-import os
-import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -16,6 +13,7 @@ from services.inference.chat import chat_messages
 from services.inference.chat.answer_text import Parsing, SeparatedPiece
 from services.inference.chat.chat_messages import ChatRefused, ChatReply, ChatRequest, DecodedImage, ParsedAnswer, RenderedPrompt
 from services.inference.engine import engine_messages
+from services.inference.supervision import child_process
 from shared import errors
 from shared.telemetry import logs
 
@@ -27,7 +25,6 @@ MOST_WAITING = 256
 CALL_SECONDS = 20.0
 #: For Python, the library and the test of the template.
 START_SECONDS = 30.0
-_EXIT_SECONDS = 2.0
 _RECEIVE_BYTES = 256 * 1024
 
 #: Followed by the number of the socket and the id of this process.
@@ -172,7 +169,7 @@ class ChatClient:
         await self._end()
         opened = False
         try:
-            self._running = running = await self._start()
+            self._running = running = _RunningChat(*await child_process.start(self._program, self._environment))
             running.opened = await running.ask(self._template, START_SECONDS)
             opened = True
             return running
@@ -182,36 +179,10 @@ class ChatClient:
             if not opened:
                 await asyncio.shield(self._end())
 
-    async def _start(self) -> _RunningChat:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *(*self._program, str(theirs.fileno()), str(os.getpid())),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    env=dict(self._environment),
-                    pass_fds=(theirs.fileno(),),
-                )
-            except BaseException:
-                ours.close()
-                raise
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        return _RunningChat(process, reader, writer)
-
     async def _end(self) -> None:
-        """Close the socket, which ends an idle process; kill one that is stuck."""
         running, self._running = self._running, None
-        if running is None:
-            return
-        running.writer.close()
-        try:
-            async with asyncio.timeout(_EXIT_SECONDS):
-                await running.process.wait()
-        except TimeoutError:
-            # Not process.kill(), which may reap the process, so that asyncio never learns its exit code.
-            with suppress(ProcessLookupError):
-                os.kill(running.process.pid, signal.SIGKILL)
-            await running.process.wait()
+        if running is not None:
+            await child_process.end(running.process, running.writer)
 
 
 def _expected(reply: ChatReply | None, kind: type[_Reply]) -> _Reply:

@@ -82,7 +82,7 @@ def main() -> None:
     _limit(resource.RLIMIT_STACK, _STACK_BYTES)
     library = _library()
     mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    server = ChatServer(library, _confine())
+    server = ChatServer(library, confinement.confine(local_sockets=False))
     _limit(resource.RLIMIT_AS, mapped + _MEMORY_BYTES)
     try:
         _serve(connection, server)
@@ -119,15 +119,6 @@ def _limit(kind: int, most: int) -> None:
     _, hard = resource.getrlimit(kind)
     least = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(kind, (least, least))
-
-
-def _confine() -> str:
-    """Return why this process can't be confined; empty if it is."""
-    try:
-        confinement.confine(local_sockets=False)
-    except confinement.NotConfined as error:
-        return str(error)
-    return ""
 
 
 if __name__ == "__main__":

@@ -85,21 +85,17 @@ MACHINES = {
 _X32_NUMBERS = 0x40000000
 
 
-class NotConfined(Exception):
-    """This system has no support; the message says why. The process catches it and tells its worker."""
-
-
-def confine(*, local_sockets: bool) -> None:
-    """Drop what an engine doesn't need, for good. Raises NotConfined.
+def confine(*, local_sockets: bool) -> str:
+    """Drop what an engine doesn't need, for good. Return why this system doesn't support it; empty if it does.
 
     ``local_sockets`` allows Unix sockets, through which GPU drivers talk to their services; else no socket can be opened."""
     _limit()
     if not sys.platform.startswith("linux"):
-        raise NotConfined(f"{sys.platform} has no supported filter for system calls")
+        return f"{sys.platform} has no supported filter for system calls"
     machine = MACHINES.get(platform.machine())
     if machine is None or sys.byteorder != "little":
-        raise NotConfined(f"the system calls of {platform.machine()} are not known")
-    _install(filter_program(machine, own_pid=os.getpid(), local_sockets=local_sockets), machine)
+        return f"the system calls of {platform.machine()} are not known"
+    return _install(filter_program(machine, own_pid=os.getpid(), local_sockets=local_sockets), machine)
 
 
 def filter_program(machine: CpuArchitecture, *, own_pid: int, local_sockets: bool) -> bytes:
@@ -164,12 +160,12 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
 
 
-def _install(steps: bytes, machine: CpuArchitecture) -> None:
+def _install(steps: bytes, machine: CpuArchitecture) -> str:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise NotConfined(f"PR_SET_NO_NEW_PRIVS: {os.strerror(ctypes.get_errno())}")
+        return f"PR_SET_NO_NEW_PRIVS: {os.strerror(ctypes.get_errno())}"
     program = _Program(len(steps) // _INSTRUCTION.size, steps)
     status = libc.syscall(machine.seccomp, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FLAGS, ctypes.byref(program))
-    if status != 0:
-        # A positive status is the id of a thread that can't be filtered.
-        raise NotConfined("seccomp: " + (f"thread {status} cannot be filtered" if status > 0 else os.strerror(ctypes.get_errno())))
+    if status > 0:
+        return f"seccomp: thread {status} cannot be filtered"
+    return f"seccomp: {os.strerror(ctypes.get_errno())}" if status else ""

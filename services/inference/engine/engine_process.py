@@ -105,7 +105,9 @@ def _serve(channel: Channel) -> None:
     load = channel.load()
     if not isinstance(load, engine_messages.LoadCommand):
         raise errors.ProtocolViolation("the engine's first message must be LoadCommand")
-    unconfined = _confine()
+    # Asking for a GPU starts its driver, which may need to run a program first.
+    has_gpu = bool(native.llama_supports_gpu_offload())
+    unconfined = confinement.confine(local_sockets=has_gpu)
     try:
         model_loading.check(gguf_header.check_parts(Path(load.path)), load)
         with llama_model.opened(load, lambda progress: channel.send(engine_messages.Loading(progress))) as model:
@@ -114,17 +116,6 @@ def _serve(channel: Channel) -> None:
             run(channel, loop, EmbeddingLoop(model.embedder))
     except (model_loading.LoadRefused, NotAModel) as refused:
         channel.send(engine_messages.LoadFailed(str(refused)))
-
-
-def _confine() -> str:
-    """Return why this process can't be confined; empty if it is."""
-    # Asking for a GPU starts its driver, which may need to run a program first.
-    has_gpu = bool(native.llama_supports_gpu_offload())
-    try:
-        confinement.confine(local_sockets=has_gpu)
-    except confinement.NotConfined as error:
-        return str(error)
-    return ""
 
 
 def run(channel: Channel, loop: EngineLoop, embeddings: EmbeddingLoop) -> None:

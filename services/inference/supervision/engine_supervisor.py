@@ -8,12 +8,10 @@ import asyncio
 import itertools
 import os
 import resource
-import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +25,7 @@ from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
 from services.inference.engine_speed import EngineSpeed, StepMeter
 from services.inference.jobs import EmbeddingJob, GenerationJob
-from services.inference.supervision import engine_calls, poison_requests
+from services.inference.supervision import child_process, engine_calls, poison_requests
 from services.inference.supervision.poison_requests import PoisonRequests, RequestSuspicion
 from shared import errors
 from shared.api.embedding import Embedded
@@ -39,16 +37,8 @@ from shared.types import ModelName
 
 log = logs.get()
 
-#: After its socket closes, the process ends when its current step is done.
-EXIT_SECONDS = 2.0
 #: For an engine to read an image, between two steps.
 SEND_SECONDS = 60.0
-#: The variables that the engine's libraries and GPU drivers read. No URL, key or token.
-KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
-KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "OMP_")
-#: How often llama.cpp's threads look for the next batch before they sleep: 0.1 ms, not 5 ms, on cores that draw tokens and serve callers.
-SPIN_COUNT = "10000"
-
 #: Without progress during a load; a large file on a slow disk may stall for minutes.
 LOAD_SECONDS = 900.0
 #: The first step reads the model's file into memory and compiles GPU programs.
@@ -137,7 +127,7 @@ class SupervisedEngine:
     async def run(self) -> None:
         """Keep a process running until cancelled, or until it can't be loaded or crashes too often."""
         if self._load.may_fit:
-            self._load = await fit.fitted(self._load, inherited())
+            self._load = await fit.fitted(self._load, child_process.inherited())
         while True:
             started = time.monotonic()
             try:
@@ -271,9 +261,9 @@ class SupervisedEngine:
                 self._set_state(ModelState.LOADING, f"the engine {reason or 'ended'}")
                 if reason:
                     # A process that hangs in a driver may not die at once; callers need not wait for that.
-                    kill(process)
+                    child_process.kill(process)
                     self._died(reason)
-            reason = reason or ended(process.returncode)
+            reason = reason or child_process.reason_of_end(process.returncode)
         except OSError as error:
             reason = f"could not be started: {error}"
         except asyncio.CancelledError:
@@ -407,43 +397,17 @@ class SupervisedEngine:
 
     @asynccontextmanager
     async def _process(self) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.StreamWriter]]:
-        ours, theirs = socket.socketpair()
-        with ExitStack() as unconnected:
-            unconnected.callback(ours.close)
-            with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    *(*self._program, str(theirs.fileno()), str(os.getpid())),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    env=inherited(),
-                    pass_fds=(theirs.fileno(),),
-                )
-            self.pid = process.pid
-            try:
-                reader, writer = await asyncio.open_unix_connection(sock=ours)
-                unconnected.pop_all()
-                try:
-                    yield process, reader, writer
-                finally:
-                    self._writer = None
-                    writer.close()
-            finally:
-                self.pid = None
-                await _reaped(process)
+        process, reader, writer = await child_process.start(self._program, child_process.inherited())
+        self.pid = process.pid
+        try:
+            yield process, reader, writer
+        finally:
+            self._writer = self.pid = None
+            await child_process.end(process, writer)
 
 
 class _NotLoadable(Exception):
     """The model can't be loaded; a restart wouldn't help."""
-
-
-def inherited(*more: str) -> dict[str, str]:
-    """Return the environment for a child process of this worker: what an engine needs, and ``more`` variables in upper or lower case."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES) or name.upper() in more
-    }
-    # When it aborts, ggml would start a debugger to print a backtrace.
-    return {**kept, "PYTHONPATH": str(Path(__file__).parents[3]), "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": SPIN_COUNT}
 
 
 def _used(pid: int | None) -> tuple[float, int]:
@@ -454,28 +418,3 @@ def _used(pid: int | None) -> tuple[float, int]:
     except OSError:
         return 0.0, 0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(fields[21]) * resource.getpagesize()
-
-
-async def _reaped(process: asyncio.subprocess.Process) -> None:
-    """Wait for a process whose socket is closed; kill it if it is stuck, or if the wait is canceled."""
-    try:
-        async with asyncio.timeout(EXIT_SECONDS):
-            await process.wait()
-    except (TimeoutError, asyncio.CancelledError) as error:
-        kill(process)
-        await process.wait()
-        if isinstance(error, asyncio.CancelledError):
-            raise
-
-
-def kill(process: asyncio.subprocess.Process) -> None:
-    """Not process.kill(), which may reap the process, so that asyncio never learns its exit code."""
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-
-
-def ended(code: int | None) -> str:
-    if code is None:
-        return "ended"
-    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"

@@ -16,7 +16,7 @@ from services.inference.chat import chat_client, library
 from services.inference.chat.answer_text import MAX_NESTING, AnswerMarks, AnswerSeparator, SeparatedPiece, TextChannel
 from services.inference.chat.chat_client import ChatClient
 from services.inference.chat.chat_messages import OpenTemplate, ParseAnswer, ParsedAnswer, RenderPrompt
-from services.inference.supervision import engine_supervisor
+from services.inference.supervision import child_process
 from shared import errors
 from tests.services.inference.chat.parsing import joined
 from tests.services.inference.chat.test_library import TEMPLATE, TOOL, USER
@@ -28,7 +28,7 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool
 
 @asynccontextmanager
 async def client(template: str = TEMPLATE, program: tuple[str, ...] = chat_client.PROGRAM, **environment: str) -> AsyncIterator[ChatClient]:
-    chat = ChatClient(OpenTemplate(template), engine_supervisor.inherited() | environment, program)
+    chat = ChatClient(OpenTemplate(template), child_process.inherited() | environment, program)
     try:
         yield chat
     finally:

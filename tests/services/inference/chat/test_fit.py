@@ -11,7 +11,7 @@ import pytest
 from services.inference.chat import fit, library
 from services.inference.engine.engine_messages import LoadCommand
 from services.inference.models import model_discovery
-from services.inference.supervision import engine_supervisor
+from services.inference.supervision import child_process
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared.api.inference import ModelState
 from shared.types import ModelName
@@ -58,7 +58,7 @@ async def test_our_estimate_stays_without_a_better_one(monkeypatch: pytest.Monke
 @built
 async def test_llama_cpp_leaves_a_model_on_the_processor_alone() -> None:
     """The real program and library, which find no GPU."""
-    environment = engine_supervisor.inherited()
+    environment = child_process.inherited()
     load = msgspec.structs.replace(LOAD, path=str(model_discovery.packaged()))
     fitted = await fit.fitted(load, environment)
     assert (fitted.gpu_layers, fitted.cpu_experts, fitted.tensor_split, fitted.override_tensor) == (-1, 0, (), ())

@@ -115,7 +115,7 @@ def test_pooling_of_an_embedding_model_is_read(pooling: PoolingKind | None) -> N
         pytest.param(
             {"general.architecture": text(b"ll\xffma")}, "general.architecture is not UTF-8", id="an architecture that is not a text"
         ),
-        pytest.param(LLAMA | {"llama.rope.scaling.type": text("x" * 4097)}, "type is not a text, or has more than 4096", id="a text of pages"),
+        pytest.param(LLAMA | {"llama.rope.scaling.type": text("x" * 4097)}, "is not a text, or has more than 4096", id="a text of pages"),
         pytest.param(LLAMA | {"llama.rope.scaling.type": texts(["x"])}, "scaling.type is not a text", id="several texts"),
         pytest.param(
             LLAMA | {"llama.context_length": single("u64", 4096)}, "is not a number of the type uint32", id="a number that is too wide"
@@ -127,9 +127,7 @@ def test_pooling_of_an_embedding_model_is_read(pooling: PoolingKind | None) -> N
         pytest.param(LLAMA | {"llama.attention.head_count": array("i32", [4])}, "not an array of 2", id="heads of one block of two"),
         pytest.param(LLAMA | {"llama.attention.head_count": array("i64", [4, 4])}, "not an array of 2", id="heads that are too wide"),
         pytest.param(LLAMA | {"llama.attention.head_count": array("i32", [4, -4])}, "head_count is 4294967292", id="negative heads"),
-        pytest.param(
-            LLAMA | {"tokenizer.ggml.tokens": array("u32", [1])}, "tokens is not an array of texts", id="words that are numbers"
-        ),
+        pytest.param(LLAMA | {"tokenizer.ggml.tokens": array("u32", [1])}, "tokens is not an array of texts", id="words that are numbers"),
         pytest.param(LLAMA | {"tokenizer.ggml.tokens": text("a")}, "tokens is not an array", id="one word"),
         pytest.param(LLAMA | {"tokenizer.ggml.tokens": texts(["a", "b", "a"])}, "has b'a' twice", id="a word twice"),
         pytest.param(

@@ -13,7 +13,7 @@ import pytest
 from services.inference.chat.chat_messages import RenderedPrompt
 from services.inference.chat.separated_answers import SeparatedAnswers
 from services.inference.engine import engine_messages
-from services.inference.supervision import engine_supervisor, poison_requests
+from services.inference.supervision import child_process, engine_supervisor, poison_requests
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from services.inference.supervision.poison_requests import PoisonRequests, RequestSuspicion
 from shared import errors
@@ -77,7 +77,7 @@ async def supervised(
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart_policy, "BACKOFF", Backoff(0.001, 0.001))
-    monkeypatch.setattr(engine_supervisor, "EXIT_SECONDS", 0.2)
+    monkeypatch.setattr(child_process, "EXIT_SECONDS", 0.2)
 
 
 async def test_engine_is_given_up_after_five_crashes() -> None:
@@ -180,7 +180,7 @@ async def test_engine_that_does_not_end_is_killed() -> None:
 def test_engine_inherits_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "0", "DATABASE_URL": "x", "OPENAI_API_KEY": "x", "NODE_KEY_FILE": "x"}
     monkeypatch.setattr(os, "environ", environment)
-    assert set(engine_supervisor.inherited()) == {
+    assert set(child_process.inherited()) == {
         "PATH",
         "CUDA_VISIBLE_DEVICES",
         "PYTHONPATH",
