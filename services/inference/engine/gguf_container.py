@@ -154,7 +154,7 @@ def read(file: BinaryIO, size: int, *, distinct: str) -> GgufContainer:
     reader = _GgufReader(file, size)
     _check_version(reader)
     tensor_count = reader.count("tensors", MAX_TENSORS)
-    values = _Pairs(reader, distinct).read(reader.count("pairs", MAX_PAIRS))
+    values = _read_pairs(reader, reader.count("pairs", MAX_PAIRS), distinct)
     return GgufContainer(values, *_read_tensors(reader, tensor_count, _alignment(values)))
 
 
@@ -170,6 +170,7 @@ class _GgufReader:
         self._at = 0
         #: The window's position in the file.
         self._start = 0
+        self._strings_left = MAX_STRINGS
         file.seek(0)
 
     @property
@@ -233,8 +234,18 @@ class _GgufReader:
             raise NotAModel(f"the name {raw[:MAX_TENSOR_NAME_BYTES]!r} of a {what} has unprintable characters")
         return name
 
-    def strings(self, count: int) -> Iterator[bytes]:
-        """Yield ``count`` texts. Don't use the reader before the last one: for speed, its position is only updated now and then."""
+    def kept(self, length: int, most: int) -> bytes | None:
+        """Return the next bytes; None for more than ``most``, which are skipped."""
+        if length <= most:
+            return self.take(length)
+        self.skip(length)
+        return None
+
+    def strings(self, key: str, count: int) -> Iterator[bytes]:
+        """Yield the texts of an array. Don't use the reader before the last one: for speed, its position is only updated now and then."""
+        if count > self._strings_left:
+            raise NotAModel(f"{key!r} claims {_shown(count)} texts, but all arrays together may have {MAX_STRINGS}")
+        self._strings_left -= count
         while count:
             window, at, begin = self._window, self._at, self._at + 8
             while count and begin <= len(window) and (end := begin + _LENGTH.unpack_from(window, at)[0]) <= len(window):
@@ -270,59 +281,36 @@ def _check_version(reader: _GgufReader) -> None:
         raise NotAModel(f"it is GGUF version {version}; versions {' and '.join(map(str, VERSIONS))} are supported")
 
 
-class _Pairs:
-    """Reads the pairs of key and value, and limits their texts."""
-
-    def __init__(self, reader: _GgufReader, distinct: str) -> None:
-        self._reader = reader
-        self._distinct = distinct
-        self._strings_left = MAX_STRINGS
-
-    def read(self, count: int) -> dict[str, Value]:
-        values: dict[str, Value] = {}
-        for _ in range(count):
-            key = self._reader.name("pair", MAX_KEY_BYTES)
-            if key in values:
-                raise NotAModel(f"it has the key {key!r} twice")
-            kind = self._reader.kind(key)
-            values[key] = self._array(key) if kind is ValueKind.ARRAY else self._single(kind)
-        return values
-
-    def _single(self, kind: ValueKind) -> Value:
-        length = self._reader.length() if kind is ValueKind.STRING else _WIDTHS[kind]
-        return Value(kind, None, self._kept(length, most=MAX_KEPT_TEXT_BYTES))
-
-    def _array(self, key: str) -> Value:
-        kind = self._reader.kind(key)
-        count = self._reader.length()
+def _read_pairs(reader: _GgufReader, count: int, distinct: str) -> dict[str, Value]:
+    values: dict[str, Value] = {}
+    for _ in range(count):
+        key = reader.name("pair", MAX_KEY_BYTES)
+        if key in values:
+            raise NotAModel(f"it has the key {key!r} twice")
+        kind = reader.kind(key)
         if kind is ValueKind.ARRAY:
-            raise NotAModel(f"{key!r} is an array of arrays, which llama.cpp does not read")
-        if kind is ValueKind.STRING:
-            self._skip_strings(key, count)
-            return Value(kind, count, None)
-        return Value(kind, count, self._kept(count * _WIDTHS[kind], most=MAX_KEPT_ELEMENTS * _WIDTHS[kind]))
+            values[key] = _read_array(reader, key, distinct)
+        else:
+            length = reader.length() if kind is ValueKind.STRING else _WIDTHS[kind]
+            values[key] = Value(kind, None, reader.kept(length, MAX_KEPT_TEXT_BYTES))
+    return values
 
-    def _skip_strings(self, key: str, count: int) -> None:
-        if count > self._strings_left:
-            raise NotAModel(f"{key!r} claims {_shown(count)} texts, but all arrays together may have {MAX_STRINGS}")
-        self._strings_left -= count
-        if key != self._distinct:
-            for _ in self._reader.strings(count):
-                pass
-            return
-        seen: set[bytes] = set()
-        for number, text in enumerate(self._reader.strings(count)):
+
+def _read_array(reader: _GgufReader, key: str, distinct: str) -> Value:
+    kind, count = reader.kind(key), reader.length()
+    if kind is ValueKind.ARRAY:
+        raise NotAModel(f"{key!r} is an array of arrays, which llama.cpp does not read")
+    if kind is not ValueKind.STRING:
+        return Value(kind, count, reader.kept(count * _WIDTHS[kind], MAX_KEPT_ELEMENTS * _WIDTHS[kind]))
+    seen: set[bytes] = set()
+    for number, text in enumerate(reader.strings(key, count)):
+        if key == distinct:
             # Like llama.cpp: a text ends at a zero byte, and an empty one gets a unique name.
             word = text.partition(b"\0")[0] or b"[EMPTY_%d]" % number
             if word in seen:
                 raise NotAModel(f"{key!r} has {word[:64]!r} twice")
             seen.add(word)
-
-    def _kept(self, length: int, *, most: int) -> bytes | None:
-        if length <= most:
-            return self._reader.take(length)
-        self._reader.skip(length)
-        return None
+    return Value(kind, count, None)
 
 
 def _alignment(values: dict[str, Value]) -> int:
