@@ -21,10 +21,9 @@ from services.inference.engine.kv_slots import KvLayout, SlotPlace, Slots
 from services.inference.engine.prompt_cache import HashedTokens, PromptCache, SavedPrompt
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed, PrefillBudget, Scheduler, StepPlan
-from services.inference.engine.sequence import AppendedToken, DrawnToken, ImagePrompt
+from services.inference.engine.sequence import DrawnToken, ImagePrompt
 from services.inference.images.image_spans import position_of
 from shared import errors
-from shared.types import FinishReason
 
 
 class EngineModel(Protocol):
@@ -213,17 +212,8 @@ class EngineLoop:
     def _progress(self, drawn: list[tuple[Feed, DrawnToken]]) -> Iterator[AnswerProgress]:
         for feed, token in drawn:
             running = feed.sequence
-            cut = AppendedToken((), "", FinishReason.LENGTH)
-            taken = cut if token.is_cut else running.append_token(token.token, self._compute.piece(token.token))
-            if taken.finish is not None:
+            progress = running.append(token, self._compute.piece(token.token))
+            if progress.finish is not None:
                 self._scheduler.finish(feed.slot)
                 self._compute.end((running.id, running.answer))
-            yield AnswerProgress(
-                running.id,
-                taken.token_ids,
-                taken.text,
-                taken.finish,
-                running.answer,
-                running.cached,
-                (token.logprob,) if token.logprob is not None and taken.token_ids else (),
-            )
+            yield progress

@@ -6,7 +6,7 @@ Only the engine's process imports this module.
 import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,13 +96,19 @@ class NativeAdapter:
 @contextmanager
 def loaded(load: LoadCommand, log: NativeLog, progressed: Callable[[float], None]) -> Iterator[NativeModel]:
     """Raises LoadRefused."""
-    with _model(load, log, progressed) as (model, fewer_layers), _image_encoder(model, load, log) as (images, blind):
+    with ExitStack() as opened:
+        model, fewer_layers = _model(load, log, progressed)
+        opened.callback(native.llama_model_free, model)
+        images, blind = _image_encoder(model, load, log)
+        if images is not None:
+            opened.callback(images.free)
         # A context reserves memory for the adapters that its model has.
         adapters = tuple(_adapters(model, load, log, progressed))
         most_rows = 0 if images is None or not images.is_whole else images.most_rows()
-        with _context(model, load, log, most_rows) as (context, tokens, shorter):
-            lowered = "; ".join(one for one in (fewer_layers, blind, shorter) if one)
-            yield NativeModel(model, context, tokens, lowered, adapters, images)
+        context, tokens, shorter = _context(model, load, log, most_rows)
+        opened.callback(native.llama_free, context)
+        lowered = "; ".join(one for one in (fewer_layers, blind, shorter) if one)
+        yield NativeModel(model, context, tokens, lowered, adapters, images)
 
 
 def _adapters(
@@ -116,30 +122,24 @@ def _adapters(
         yield NativeAdapter(adapter or None, wanted.scale, problem or ("" if adapter else f"llama.cpp refused {wanted.path}: {log.why()}"))
 
 
-@contextmanager
-def _image_encoder(model: "native.llama_model_p", load: LoadCommand, log: NativeLog) -> Iterator[tuple[ImageEncoder | None, str]]:
-    """Raises LoadRefused for a projector that was named."""
+def _image_encoder(model: "native.llama_model_p", load: LoadCommand, log: NativeLog) -> tuple[ImageEncoder | None, str]:
+    """Return also why there is none for a projector that nobody named. Raises LoadRefused for one that was named."""
     if not load.projector:
-        yield None, ""
-        return
+        return None, ""
     try:
         if gguf_header.check_parts(Path(load.projector)).architecture != gguf_header.PROJECTOR:
             raise NotUsable(f"{load.projector} is not a projector")
-        encoder = ImageEncoder(model, load.projector, log.record, log.why, threads=load.threads, on_gpu=_on_gpu(load))
+        return ImageEncoder(model, load.projector, log.record, log.why, threads=load.threads, on_gpu=_on_gpu(load)), ""
     except (NotUsable, NotAModel) as error:
         if not load.projector_is_optional:
             raise LoadRefused(str(error)) from error
         log.forget_errors()
-        yield None, f"it sees no images: {error}"
-        return
-    try:
-        yield encoder, ""
-    finally:
-        encoder.free()
+        return None, f"it sees no images: {error}"
 
 
-@contextmanager
-def _model(load: LoadCommand, log: NativeLog, progressed: Callable[[float], None]) -> Iterator[tuple["native.llama_model_p", str]]:
+def _model(load: LoadCommand, log: NativeLog, progressed: Callable[[float], None]) -> tuple["native.llama_model_p", str]:
+    """Return also what was reduced."""
+
     def report(progress: float, _user: object) -> bool:
         progressed(progress)
         return True
@@ -155,10 +155,7 @@ def _model(load: LoadCommand, log: NativeLog, progressed: Callable[[float], None
                 break
     if not model:
         raise LoadRefused(f"llama.cpp cannot load {load.path}: {log.why()}")
-    try:
-        yield model, lowered
-    finally:
-        native.llama_model_free(model)
+    return model, lowered
 
 
 def parameters_of(load: LoadCommand) -> tuple[Any, native.llama_context_params]:
@@ -220,11 +217,8 @@ def _fewer_layers(load: LoadCommand) -> list[int]:
     return sorted({int(blocks * share) for share in GPU_SHARES}, reverse=True)
 
 
-@contextmanager
-def _context(
-    model: "native.llama_model_p", load: LoadCommand, log: NativeLog, whole: int
-) -> Iterator[tuple["native.llama_context_p", int, str]]:
-    """``whole`` is the number of tokens that a batch must hold in addition to the usual ones."""
+def _context(model: "native.llama_model_p", load: LoadCommand, log: NativeLog, whole: int) -> tuple["native.llama_context_p", int, str]:
+    """Return also a slot's tokens, and what was reduced. ``whole`` is the number of tokens that a batch must hold at least."""
     wanted = tokens = min(load.context_tokens, native.llama_model_n_ctx_train(model))
     while not (context := native.llama_init_from_model(model, _context_parameters(load, tokens, whole))):
         if tokens <= LEAST_CONTEXT_TOKENS:
@@ -233,10 +227,7 @@ def _context(
             )
         log.forget()
         tokens = max(LEAST_CONTEXT_TOKENS, tokens // 2)
-    try:
-        yield context, tokens, "" if tokens == wanted else f"a context has {tokens} instead of {wanted} tokens, for lack of memory"
-    finally:
-        native.llama_free(context)
+    return context, tokens, "" if tokens == wanted else f"a context has {tokens} instead of {wanted} tokens, for lack of memory"
 
 
 def _context_parameters(load: LoadCommand, tokens: int, whole: int = 0) -> native.llama_context_params:

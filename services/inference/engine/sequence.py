@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.inference.engine.engine_messages import ThoughtBudget
+from services.inference.engine.engine_messages import AnswerProgress, ThoughtBudget
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
 from shared import errors
@@ -23,16 +23,6 @@ class DrawnToken:
     logprob: TokenLogprob | None = None
     #: The answer's grammar exceeded a limit, so the answer ends without this token.
     is_cut: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AppendedToken:
-    """The effect of a sampled token."""
-
-    #: Empty for an end token, which is not part of the answer.
-    token_ids: tuple[int, ...]
-    text: str
-    finish: FinishReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +128,14 @@ class Sequence:
             raise errors.BadRequest("delivered: the answer is complete with these tokens", hint="nothing is left to generate")
         return self._characters.decode(piece)
 
-    def append_token(self, token: int, piece: bytes | None) -> AppendedToken:
-        """Add the model's next token; ``piece`` has its bytes, or None for an end token."""
-        if piece is None:
-            return AppendedToken((), "", FinishReason.STOP)
-        self.tokens.append(token)
-        is_last = len(self.tokens) - self.prompt_tokens >= self.limit
-        return AppendedToken((token,), self._characters.decode(piece), FinishReason.LENGTH if is_last else None)
+    def append(self, drawn: DrawnToken, piece: bytes | None) -> AnswerProgress:
+        """Add the model's next token; ``piece`` has its bytes, or None for an end token, which is not a part of the answer."""
+        if drawn.is_cut or piece is None:
+            return AnswerProgress(self.id, (), "", FinishReason.LENGTH if drawn.is_cut else FinishReason.STOP, self.answer, self.cached)
+        self.tokens.append(drawn.token)
+        finish = FinishReason.LENGTH if len(self.tokens) - self.prompt_tokens >= self.limit else None
+        logprobs = () if drawn.logprob is None else (drawn.logprob,)
+        return AnswerProgress(self.id, (drawn.token,), self._characters.decode(piece), finish, self.answer, self.cached, logprobs)
 
     def begin(self, kept: int) -> None:
         """The sequence got a slot with its first ``kept`` tokens."""

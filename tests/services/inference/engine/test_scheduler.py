@@ -11,7 +11,7 @@ from services.inference.engine.kv_slots import KvLayout, Slots
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import LEAST_TOKENS, TURN_STEPS, AdapterTurns, Feed, PrefillBudget, Scheduler, StepPlan
-from services.inference.engine.sequence import ImagePrompt
+from services.inference.engine.sequence import DrawnToken, ImagePrompt
 from tests import tiers
 
 STREAMS, POOL = KvLayout.STREAMS, KvLayout.POOL
@@ -67,7 +67,8 @@ class Run:
         self.scheduler.complete_step(plan, 0.0)
         assert self.slots.free_cells >= 0
         for feed in plan.feeds:
-            if feed.sample and feed.sequence.append_token(len(feed.sequence.tokens) - feed.sequence.prompt_tokens, b"x").finish is not None:
+            drawn = DrawnToken(len(feed.sequence.tokens) - feed.sequence.prompt_tokens)
+            if feed.sample and feed.sequence.append(drawn, b"x").finish is not None:
                 self.scheduler.finish(feed.slot)
                 del self.positions[feed.sequence]
         return plan
@@ -547,7 +548,7 @@ def step_seconds(layout: KvLayout, prompts: list[list[int]]) -> list[float]:
         scheduler.complete_step(plan, 0.0)
         spent.append(time.thread_time() - began)
         for feed in plan.feeds:
-            if feed.sample and feed.sequence.append_token(0, b"x").finish is not None:
+            if feed.sample and feed.sequence.append(DrawnToken(0), b"x").finish is not None:
                 scheduler.finish(feed.slot)
     return spent
 

@@ -3,9 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.engine import sequence
+from services.inference.engine.engine_messages import AnswerProgress
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
-from services.inference.engine.sequence import AppendedToken, ImagePrompt
+from services.inference.engine.sequence import DrawnToken, ImagePrompt
 from shared import errors
 from shared.types import FinishReason
 
@@ -26,9 +27,9 @@ def replayed(pieces: list[bytes], **start_with: int | None) -> sequence.Sequence
 
 def test_tokens_continue_until_the_model_ends() -> None:
     running = start()
-    assert running.append_token(7, b"Hi") == AppendedToken((7,), "Hi")
-    assert running.append_token(8, b" you") == AppendedToken((8,), " you")
-    assert running.append_token(2, None) == AppendedToken((), "", STOP)
+    assert running.append(DrawnToken(7), b"Hi") == AnswerProgress(1, (7,), "Hi")
+    assert running.append(DrawnToken(8), b" you") == AnswerProgress(1, (8,), " you")
+    assert running.append(DrawnToken(2), None) == AnswerProgress(1, (), "", STOP)
     assert running.tokens == [0, 1, 2, 3, 7, 8]
 
 
@@ -46,7 +47,7 @@ def test_tokens_continue_until_the_model_ends() -> None:
 )
 def test_finish_reason_and_visible_text(max_tokens: int | None, pieces: list[bytes | None], text: str, finish: FinishReason) -> None:
     running = start(max_tokens=max_tokens)
-    taken = [running.append_token(token, piece) for token, piece in enumerate(pieces)]
+    taken = [running.append(DrawnToken(token), piece) for token, piece in enumerate(pieces)]
     assert "".join(one.text for one in taken) == text
     assert [one.finish for one in taken] == [None] * (len(pieces) - 1) + [finish]
     assert [one.token_ids for one in taken] == [() if piece is None else (token,) for token, piece in enumerate(pieces)]
@@ -57,7 +58,7 @@ def test_text_does_not_depend_on_token_boundaries(text: str, size: int) -> None:
     raw = text.encode("utf-8", "surrogatepass")
     pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
     running = start(context=4096)
-    shown = "".join(running.append_token(1, piece).text for piece in pieces) + running.append_token(2, None).text
+    shown = "".join(running.append(DrawnToken(1), piece).text for piece in pieces) + running.append(DrawnToken(2), None).text
     assert shown == raw.decode("utf-8", "replace")
 
 
@@ -94,12 +95,12 @@ def test_prompt_without_tokens_is_refused() -> None:
 
 def test_delivered_tokens_count_toward_the_limit() -> None:
     running = replayed([b"a", b"b"], max_tokens=3)
-    assert running.append_token(7, b"c") == AppendedToken((7,), "c", LENGTH)
+    assert running.append(DrawnToken(7), b"c") == AnswerProgress(1, (7,), "c", LENGTH)
     assert running.tokens == [0, 1, 2, 3, 0, 1, 7]
 
 
 def test_character_may_start_in_delivered_tokens() -> None:
-    assert replayed([b"h\xc3"]).append_token(7, b"\xa4") == AppendedToken((7,), "ä")
+    assert replayed([b"h\xc3"]).append(DrawnToken(7), b"\xa4") == AnswerProgress(1, (7,), "ä")
 
 
 @pytest.mark.parametrize(
@@ -126,14 +127,14 @@ def test_replayed_tokens_give_the_same_state(text: str, size: int, limit: int, d
     raw = text.encode()
     pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
     whole = start(context=4096, max_tokens=limit)
-    taken: list[AppendedToken] = []
+    taken: list[AnswerProgress] = []
     for token, piece in enumerate([*pieces, None]):
-        taken.append(whole.append_token(token, piece))
+        taken.append(whole.append(DrawnToken(token), piece))
         if taken[-1].finish is not None:
             break
     split = data.draw(st.integers(0, len(taken) - 1))
     resumed = replayed(pieces[:split], context=4096, max_tokens=limit)
-    assert [resumed.append_token(token, ([*pieces, None])[token]) for token in range(split, len(taken))] == taken[split:]
+    assert [resumed.append(DrawnToken(token), ([*pieces, None])[token]) for token in range(split, len(taken))] == taken[split:]
     assert resumed.tokens == whole.tokens
 
 
