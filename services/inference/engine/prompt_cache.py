@@ -33,9 +33,6 @@ class HashedTokens:
             last = hashlib.blake2b(last + array("i", tokens[at : at + BLOCK]).tobytes(), digest_size=_HASH_BYTES).digest()
             hashes.append(last)
 
-    def copy(self) -> "HashedTokens":
-        return self.first(len(self.tokens))
-
     def first(self, count: int) -> "HashedTokens":
         """Return a copy of the first ``count`` tokens."""
         found = HashedTokens([], self.spans)

@@ -156,7 +156,7 @@ def start(
     adapter: int = 0,
 ) -> Sequence:
     """Create a sequence. Raises ContextExceeded if not even one token fits the context after the prompt."""
-    hashed = prompt.hashed.copy()
+    hashed = prompt.hashed.first(len(prompt.hashed.tokens))
     room = check_fits(len(hashed.tokens), context_tokens)
     limit = min(parameters.max_tokens or room, room)
     return Sequence(identity, answer, hashed, len(hashed.tokens), limit, parameters, salt, adapter, prompt.rows)

@@ -20,24 +20,15 @@ MOST_CHOICE_CHARACTERS = 15_000
 
 #: Grammars of calls: an agent always sends the same tools, and 128 of them take 0.7 s of processor time.
 MOST_REMEMBERED = 16
-#: A small model may never stop.
-MOST_GENERIC_CALLS = 16
 #: Begins the generic form of tool calls (`generic_form`).
 GENERIC_CALLS = '{"tool_calls": ['
-SCHEMA_FIELD = "format.schema"
+#: The field that asks for a kind, and what helps if it isn't possible.
 _FIELDS = {
-    FormatKind.JSON: SCHEMA_FIELD,
-    FormatKind.JSON_SCHEMA: SCHEMA_FIELD,
-    FormatKind.GBNF: "format.grammar",
-    FormatKind.REGEX: "guided_regex",
-    FormatKind.CHOICE: "guided_choice",
-}
-_HINTS = {
-    FormatKind.JSON: "",
-    FormatKind.JSON_SCHEMA: "simplify the schema there",
-    FormatKind.GBNF: "the grammar must be GBNF for llama.cpp",
-    FormatKind.REGEX: "the answer must match the whole regular expression, without look-around and back-references",
-    FormatKind.CHOICE: "send a list of texts",
+    FormatKind.JSON: ("format.schema", ""),
+    FormatKind.JSON_SCHEMA: ("format.schema", "simplify the schema there"),
+    FormatKind.GBNF: ("format.grammar", "the grammar must be GBNF for llama.cpp"),
+    FormatKind.REGEX: ("guided_regex", "the answer must match the whole regular expression, without look-around and back-references"),
+    FormatKind.CHOICE: ("guided_choice", "send a list of texts"),
 }
 
 
@@ -68,7 +59,7 @@ def grammar_of_calls(parser: str, tools: tuple[Tool, ...], wanted: OutputFormat 
 def grammar_of_generic_calls(tools: tuple[Tool, ...], wanted: OutputFormat | None, *, parallel: bool) -> str:
     """Build the grammar of calls as `generic_form` has them, or of an answer in a JSON format. Raises BadRequest."""
     names = [f"c{position}" for position in range(len(tools))]
-    more = f'(", " call){{0,{MOST_GENERIC_CALLS - 1}}}' if parallel else ""
+    more = f'(", " call){{0,{call_grammar.MOST_CALLS - 1}}}' if parallel else ""
     calls = f'calls: {_json_tokens(GENERIC_CALLS)} call {more} "]" "}}"'
     each = [f"{name}: {_generic_call(position, tool)}" for position, (name, tool) in enumerate(zip(names, tools, strict=True))]
     start = "calls" if wanted is None else f"calls | {_json(wanted)}"
@@ -125,10 +116,11 @@ def _choices(text: str) -> str:
 
 
 def _refusing(kind: FormatKind, build: Callable[[], str], field: str | None = None) -> str:
+    own_field, hint = _FIELDS[kind]
     try:
         return build()
     except FormatRefused as refused:
-        raise errors.BadRequest(f"{field or _FIELDS[kind]}: {short(str(refused))}", hint=_HINTS[kind]) from None
+        raise errors.BadRequest(f"{field or own_field}: {short(str(refused))}", hint=hint) from None
 
 
 def short(message: str) -> str:
