@@ -8,6 +8,7 @@ import ctypes
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import llama_cpp.llama_cpp as native
 
@@ -46,8 +47,8 @@ class EmbeddingContext:
         self.whole = False
         #: Models with several classes compute probabilities themselves; the first class is "relevant".
         self._gives_logits = False
-        #: The last one and its tokens; each document repeats it.
-        self._query: tuple[str, list[int]] = ("", [])
+        #: Remembers the last one, which each document repeats.
+        self._tokens_of_query = lru_cache(1)(self._tokens)
 
     def prepare(self) -> None:
         if self._context is not None:
@@ -86,11 +87,6 @@ class EmbeddingContext:
         begins = [native.llama_vocab_bos(self._vocab)] if native.llama_vocab_get_add_bos(self._vocab) else []
         parted = [native.llama_vocab_sep(self._vocab)] if native.llama_vocab_get_add_sep(self._vocab) else []
         return [*begins, *self._tokens_of_query(query), *ends, *parted, *self._tokens(text), *ends]
-
-    def _tokens_of_query(self, query: str) -> list[int]:
-        if self._query[0] != query:
-            self._query = query, self._tokens(query)
-        return self._query[1]
 
     def _tokens(self, text: str, *, add_special: bool = False, spelled: bool = False) -> list[int]:
         """``spelled``: special tokens in the text count."""

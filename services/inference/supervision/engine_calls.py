@@ -5,7 +5,6 @@ A reader may be slow: a call ends for the engine before it ends for its reader.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -35,15 +34,14 @@ Report = Progress | engine_messages.GenerationRefused | EngineDied
 
 
 class EngineTurn:
-    """The right to use the engine, from ``begun`` until ``leave``."""
+    """The right to use the engine, until ``leave``."""
 
     def __init__(self, lock: "EngineLock", *, alone: bool) -> None:
         self._lock = lock
         self.alone = alone
-        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def leave(self) -> None:
-        """Safe to call twice, and before it has begun."""
+        """Safe to call twice."""
         self._lock.remove(self)
 
 
@@ -52,16 +50,20 @@ class EngineLock:
 
     def __init__(self) -> None:
         self._inside: set[EngineTurn] = set()
-        self._waiting: deque[EngineTurn] = deque()
+        #: Held by the next call; the others wait for it in their order.
+        self._next = asyncio.Lock()
+        self._left = asyncio.Event()
 
     @asynccontextmanager
     async def entered(self, *, alone: bool) -> AsyncIterator[EngineTurn]:
         """Wait for a turn, without a limit; canceling gives up the place in the queue."""
         turn = EngineTurn(self, alone=alone)
-        self._waiting.append(turn)
-        self._admit()
+        async with self._next:
+            while any(alone or other.alone for other in self._inside):
+                self._left.clear()
+                await self._left.wait()
+            self._inside.add(turn)
         try:
-            await turn.begun
             yield turn
         finally:
             turn.leave()
@@ -69,17 +71,7 @@ class EngineLock:
     def remove(self, turn: EngineTurn) -> None:
         """Only a turn calls it."""
         self._inside.discard(turn)
-        if turn in self._waiting:
-            self._waiting.remove(turn)
-        self._admit()
-
-    def _admit(self) -> None:
-        while self._waiting and not any(one.alone or self._waiting[0].alone for one in self._inside):
-            turn = self._waiting.popleft()
-            self._inside.add(turn)
-            # A canceled one is about to leave.
-            if not turn.begun.cancelled():
-                turn.begun.set_result(None)
+        self._left.set()
 
 
 class EngineCall(ABC):
