@@ -155,23 +155,18 @@ class EmbedderInterface(Protocol):
     def prepare(self) -> None:
         """Set ``dimensions``, ``whole`` and ``pooling``. Safe to call twice. Raises BadRequest if the model has no embeddings, and
         Unavailable without memory."""
-        ...
 
     def tokens_of(self, text: str) -> list[int]:
         """Raises BadRequest. May run in another thread than the rest, one call at a time."""
-        ...
 
     def tokens_of_pair(self, query: str, text: str) -> list[int]:
         """Return the tokens of a query and a text to rank, as ``tokens_of``."""
-        ...
 
     def run(self, pieces: Sequence[TextPiece]) -> list[Sequence[float]]:
         """Compute one batch and return the pooled vector of each piece. Clears the slots of texts that end. Raises ModelCrashed."""
-        ...
 
     def clear(self, slot: int) -> None:
         """Forget an unfinished text."""
-        ...
 
 
 class EmbeddingLoop:

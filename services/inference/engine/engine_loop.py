@@ -43,59 +43,46 @@ class EngineModel(Protocol):
     def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
         """Compile the prompt's grammar for ``begin``, and tokenize its text. Raises BadRequest for a text that is too long, or a grammar
         that isn't possible. May run in another thread than the rest, one call at a time."""
-        ...
 
     def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
         """The same for a prompt with images, which it encodes until the prompt isn't wanted. Runs in its own thread."""
-        ...
 
     def convert(self, command: ConvertTokens) -> bytes:
         """Return token ids, or a text in UTF-8, also of more tokens than the context has. Raises BadRequest. May run in another thread, as
         ``prompt_tokens``."""
-        ...
 
     def begin(self, sequence: tuple[int, int], parameters: Parameters, prompt: PreparedPrompt, delivered: Sequence[int]) -> None:
         """Set up sampling for a sequence. Raises BadRequest."""
-        ...
 
     def show(self, spellings: tuple[str, ...]) -> None:
         """Spell these special tokens out in answers. It takes up to three seconds, so call it before the first prompt."""
-        ...
 
     def check_adapter(self, number: int) -> None:
         """Raises Unavailable if there is no usable adapter of this number."""
-        ...
 
     def settle(self, place: SlotPlace) -> int:
         """Make a slot hold exactly the tokens in ``place``, or else fewer of them; return how many."""
-        ...
 
     def clear(self, slot: int) -> None: ...
 
     def saved_tokens(self, slot: int, tokens: HashedTokens) -> int:
         """Return how many of a slot's tokens can be saved."""
-        ...
 
     def saved_bytes(self, slot: int) -> int:
         """Return the size of all tokens of a slot."""
-        ...
 
     def save(self, slot: int, position: int) -> memoryview | None:
         """Cut a slot to ``saved_tokens``, which end at this position, and return what restores them; None without memory for it."""
-        ...
 
     def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
         """Compute one batch and return the next token for each feed that samples. Raises ModelCrashed; the process must then end,
         because the state of the model's memory is unknown."""
-        ...
 
     def piece(self, token: int) -> bytes | None:
         """Return the bytes of a token; None for an end token."""
-        ...
 
     def end(self, sequence: tuple[int, int]) -> None:
         """Safe to call twice."""
-        ...
 
 
 class EngineLoop:
