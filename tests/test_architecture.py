@@ -46,7 +46,7 @@ READS_ENVIRONMENT = {
     "shared/transports/hyperswarm/sidecar_process.py": "finds the machine's Node.js",
     "services/metrics/scaling/hooks.py": "hands the machine's variables on to a hook, without secrets",
     "services/inference/backends/plan_program.py": "a program that loads the worker's settings, once",
-    "services/inference/supervision/child_process.py": "hands the machine's variables on to child processes, without secrets",
+    "services/inference/child_process.py": "hands the machine's variables on to child processes, without secrets",
 }
 #: Where SQL stands, besides queries.sql and migrations.
 HOLDS_SQL = {"shared/stores/database": "settings of a session", "shared/stores/migrations": "the migration runner's own table"}

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from services.inference import child_process
 from services.inference.settings import InferenceSettings
-from services.inference.supervision import child_process
 from shared import errors
 from shared.api.inference import ModelSources, PulledModel, PullModel, PullProgress, StoreLine, StoreRequest, StoreResult
 from shared.node import lifecycle

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
-from services.inference import parent_death
+from services.inference import child_process, parent_death
 from services.inference.backend_interface import Backend, Watcher
 from services.inference.backends import echo, llama
 from services.inference.engine import devices, engine_messages
@@ -15,7 +15,7 @@ from services.inference.models import memory, model_discovery
 from services.inference.models.memory import MemoryBudget
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings, free_cores
-from services.inference.supervision import child_process, engine_supervisor
+from services.inference.supervision import engine_supervisor
 from services.inference.supervision.poison_requests import PoisonRequests
 from shared.node import lifecycle
 from shared.telemetry import logs

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from services.inference import engine_speed, images
+from services.inference import child_process, engine_speed, images
 from services.inference.backend_interface import Backend, Sink, VectorSink, WaitingSink, Watcher
 from services.inference.backends.model_cache import CachedModel, ModelCache, ModelPrograms
 from services.inference.chat.model_chat import ModelChat
@@ -23,7 +23,6 @@ from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models import catalog, memory
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.model_files import KnownDigests
-from services.inference.supervision import child_process
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api import generation

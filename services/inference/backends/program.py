@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
+from services.inference import child_process
 from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.backends.remote import openai
 from services.inference.backends.remote.remote_backend import RemoteBackend
@@ -15,7 +16,6 @@ from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from services.inference.models.catalog import CatalogEntry
-from services.inference.supervision import child_process
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from services.inference.upstreams import Upstream
 from shared import errors

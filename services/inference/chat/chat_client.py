@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import msgspec
 
+from services.inference import child_process
 from services.inference.chat import chat_messages
 from services.inference.chat.answer_text import Parsing, SeparatedPiece
 from services.inference.chat.chat_messages import ChatRefused, ChatReply, ChatRequest, DecodedImage, ParsedAnswer, RenderedPrompt
 from services.inference.engine import engine_messages
-from services.inference.supervision import child_process
 from shared import errors
 from shared.telemetry import logs
 

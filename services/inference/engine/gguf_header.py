@@ -278,7 +278,7 @@ def _read(path: Path, interpret: Callable[[GgufContainer], Done]) -> Done:
 class _Facts:
     """Typed access to the pairs. A key without a section, such as `context_length`, belongs to the architecture."""
 
-    def __init__(self, values: dict[str, Value]) -> None:
+    def __init__(self, values: Mapping[str, Value]) -> None:
         self._values = values
         self.architecture = self.text("general.architecture")
 

@@ -125,7 +125,7 @@ class Sequence:
         """Add a token that another worker delivered, and return its text. Raises BadRequest if the answer ended with it."""
         self.tokens.append(token)
         if piece is None or len(self.tokens) - self.prompt_tokens >= self.limit:
-            raise errors.BadRequest("delivered: the answer is complete with these tokens", hint="nothing is left to generate")
+            raise already_complete()
         return self._characters.decode(piece)
 
     def append(self, drawn: DrawnToken, piece: bytes | None) -> AnswerProgress:
@@ -160,6 +160,10 @@ def start(
     room = check_fits(len(hashed.tokens), context_tokens)
     limit = min(parameters.max_tokens or room, room)
     return Sequence(identity, answer, hashed, len(hashed.tokens), limit, parameters, salt, adapter, prompt.rows)
+
+
+def already_complete() -> errors.BadRequest:
+    return errors.BadRequest("delivered: the answer is complete with these tokens", hint="nothing is left to generate")
 
 
 def check_fits(prompt_tokens: int, context_tokens: int) -> int:

@@ -19,13 +19,14 @@ from typing import assert_never
 
 import msgspec
 
+from services.inference import child_process
 from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.chat import fit
 from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
 from services.inference.engine_speed import EngineSpeed, StepMeter
 from services.inference.jobs import EmbeddingJob, GenerationJob
-from services.inference.supervision import child_process, engine_calls, poison_requests
+from services.inference.supervision import engine_calls, poison_requests
 from services.inference.supervision.poison_requests import PoisonRequests, RequestSuspicion
 from shared import errors
 from shared.api.embedding import Embedded

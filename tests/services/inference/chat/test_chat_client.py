@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from services.inference import child_process
 from services.inference.chat import chat_client, library
 from services.inference.chat.answer_text import MAX_NESTING, AnswerMarks, AnswerSeparator, SeparatedPiece, TextChannel
 from services.inference.chat.chat_client import ChatClient
 from services.inference.chat.chat_messages import OpenTemplate, ParseAnswer, ParsedAnswer, RenderPrompt
-from services.inference.supervision import child_process
 from shared import errors
 from tests.services.inference.chat.parsing import joined
 from tests.services.inference.chat.test_library import TEMPLATE, TOOL, USER

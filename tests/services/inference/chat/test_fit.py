@@ -8,10 +8,10 @@ from contextlib import suppress
 import msgspec
 import pytest
 
+from services.inference import child_process
 from services.inference.chat import fit, library
 from services.inference.engine.engine_messages import LoadCommand
 from services.inference.models import model_discovery
-from services.inference.supervision import child_process
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared.api.inference import ModelState
 from shared.types import ModelName

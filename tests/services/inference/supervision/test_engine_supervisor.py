@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from services.inference import child_process
 from services.inference.chat.chat_messages import RenderedPrompt
 from services.inference.chat.separated_answers import SeparatedAnswers
 from services.inference.engine import engine_messages
-from services.inference.supervision import child_process, engine_supervisor, poison_requests
+from services.inference.supervision import engine_supervisor, poison_requests
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from services.inference.supervision.poison_requests import PoisonRequests, RequestSuspicion
 from shared import errors

@@ -25,7 +25,7 @@ def inherited(*more: str) -> dict[str, str]:
         if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES) or name.upper() in more
     }
     # When it aborts, ggml would start a debugger to print a backtrace.
-    return {**kept, "PYTHONPATH": str(Path(__file__).parents[3]), "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": SPIN_COUNT}
+    return {**kept, "PYTHONPATH": str(Path(__file__).parents[2]), "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": SPIN_COUNT}
 
 
 async def start(
