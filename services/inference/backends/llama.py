@@ -202,7 +202,7 @@ class LlamaBackend(Backend):
             slots=cached.limits.slots,
             running=cached.limits.running,
             queued=cached.limits.queued,
-            digest=cached.file.digest_with_projector if _sees_images(cached) else cached.file.digest,
+            digest=cached.file.digest_with_projector if sees_images else cached.file.digest,
             aliases=cached.entry.aliases,
             pinned=cached.managed.pinned,
             memory_bytes=need.ram + need.vram,

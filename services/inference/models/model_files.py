@@ -224,8 +224,8 @@ class ModelFile:
 
     async def _hash(self) -> tuple[str, ...]:
         files, compute = (self._entry.file, self._entry.projector), partial(_sha256, self._stopped)
-        read = partial(asyncio.get_running_loop().run_in_executor, _HASHING, self._known.digest)
-        return tuple([await read(model_folder.parts(file), compute) for file in files if file is not None])
+        run, known = asyncio.get_running_loop().run_in_executor, self._known
+        return tuple([await run(_HASHING, known.digest, model_folder.parts(file), compute) for file in files if file is not None])
 
     async def ensure_served(self) -> None:
         """Make all checks that a load needs, and so set ``problem``."""

@@ -312,7 +312,7 @@ class _CallWriter:
         """Write a text and the delimiter that ends it."""
         if not delimiter:
             raise FormatRefused("the template's texts have no end")
-        members = list(self._members(place).values()) if is_argument else [{"maxLength": _MOST_CHARACTERS}]
+        members: list[Schema] = list(self._members(place).values()) if is_argument else [{"maxLength": _MOST_CHARACTERS}]
         schema, never = members[0] if len(members) == 1 else {}, place.never
         if delimiter == _GEMMA_QUOTE:
             schema = {**schema, "type": "string"}
