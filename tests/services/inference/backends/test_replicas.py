@@ -77,7 +77,9 @@ async def test_gpus_get_a_replica_each(site: Site) -> None:
 
 async def test_few_prefixes_are_remembered(site: Site) -> None:
     replica = Replica(FakeEngine.__new__(FakeEngine))
-    replica.read([number.to_bytes(4, "big") for number in range(MAX_PREFIXES + 7)])
+    with replica.counted([number.to_bytes(4, "big") for number in range(MAX_PREFIXES + 7)]):
+        assert replica.jobs == 1
+    assert replica.jobs == 0
     assert len(replica.prefixes) == MAX_PREFIXES
     assert replica.known([(3).to_bytes(4, "big")]) == 0
     assert replica.known([(7).to_bytes(4, "big"), b"unknown"]) == 1
