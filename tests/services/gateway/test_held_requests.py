@@ -116,7 +116,7 @@ async def test_the_wait_for_a_start_does_not_count_into_the_deadline() -> None:
         starts = WorkerStarts(lambda: (POOL,))
         waiting = Dispatch(service.directory, random.Random(1), clock=lambda: now, worker_stats=WorkerStats(starts=starts))
         service.dispatch = waiting
-        admission = replace(service.admission, dispatch=waiting)
+        admission = replace(service.admission, search=replace(service.admission.search, dispatch=waiting))
         service.pipeline = service.new_pipeline(admission, Relay(service.rpc, waiting, clock=lambda: now))
         asking = asyncio.create_task(ask(service))
         await waits(service)

@@ -179,7 +179,7 @@ async def test_leases_are_extended_for_running_requests_and_unwritten_rows(harne
 
 def overdue(request: RequestId) -> OpenReservation:
     long_ago = datetime.now(UTC) - timedelta(minutes=5)
-    return OpenReservation(request, USER, None, ModelName("m"), 1, 100, 50, long_ago, long_ago)
+    return OpenReservation(request, USER, None, ModelName("m"), 1, 100, 50, long_ago)
 
 
 async def test_orphans_are_settled_but_not_right_after_an_outage_of_postgresql(harness: LedgerHarness) -> None:

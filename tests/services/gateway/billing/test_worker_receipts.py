@@ -66,7 +66,7 @@ def make_receipt(request_id: RequestId, *, prompt: int = 7, before: int = 0, com
 
 def claimed(request_id: RequestId, *workers: Worker) -> OpenReservation:
     nodes = tuple(worker.key.id for worker in workers)
-    return OpenReservation(request_id, USER, None, ModelName("m"), 1, 10, 50, NOW, NOW, workers=nodes)
+    return OpenReservation(request_id, USER, None, ModelName("m"), 1, 10, 50, NOW, workers=nodes)
 
 
 async def test_only_the_worker_that_claimed_a_request_is_asked_for_its_receipt() -> None:

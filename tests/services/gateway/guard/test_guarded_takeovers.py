@@ -85,7 +85,8 @@ async def _gateway(url: str, name: str) -> AsyncIterator[Gateway]:
     async with store.opened(url) as database, fakes.running_service() as service, AnswerRuns().running() as runs:
         live = LiveConfiguration(ConfigStore(database))
         await live.start(config.load(GatewaySettings, GIVEN))
-        admission = replace(service.admission, read_config=live.current, read_guardrails=live.guardrails_at)
+        search = replace(service.admission.search, read_config=live.current)
+        admission = replace(service.admission, search=search, read_guardrails=live.guardrails_at)
         keys = IdempotentRequests(IdempotencyStore(database), runs, NodeId(name), secret="s" * 16, most_seconds=30)
         service.worker.words = WORDS
         yield Gateway(service, live, DeduplicatedInference(service.new_pipeline(admission), keys))
