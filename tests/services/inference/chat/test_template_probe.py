@@ -28,10 +28,10 @@ WITHOUT_CALLS = {
 def test_at_least_sixty_vendored_templates_read_their_own_calls() -> None:
     chat, failed, templates = ChatLibrary(), set(), sorted(engine_libraries.templates_folder().glob("*.jinja"))
     for path in templates:
-        with chat.open(OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>")) as template:
-            assert "What is the weather?" in template.render(RenderPrompt((USER,), (TOOL,))).prompt, path.stem
-            if not template_probe.reads_calls(chat, template):
-                failed.add(path.stem)
+        template = chat.open(OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>"))
+        assert "What is the weather?" in template.render(RenderPrompt((USER,), (TOOL,))).prompt, path.stem
+        if not template_probe.reads_calls(chat, template):
+            failed.add(path.stem)
     assert len(templates) == 70
     assert failed == set(WITHOUT_CALLS)
 
@@ -42,9 +42,9 @@ def test_answers_of_vendored_templates_may_be_split_anywhere_and_resumed_at_ever
     said: dict[str, object] = {"role": "assistant", "reasoning_content": "Hm [x].", "content": "Let me [see] it.", "tool_calls": [call]}
     with_call = 0
     for path in sorted(engine_libraries.templates_folder().glob("*.jinja")):
-        with chat.open(OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>")) as template:
-            asked = template.render(RenderPrompt((USER,), (TOOL,)))
-            answered = template.render(RenderPrompt((USER, said), (TOOL,), answer=False)).prompt
+        template = chat.open(OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>"))
+        asked = template.render(RenderPrompt((USER,), (TOOL,)))
+        answered = template.render(RenderPrompt((USER, said), (TOOL,), answer=False)).prompt
         marks, answer = AnswerMarks.of(asked), next(template_probe.cuts(asked, answered), answered[-400:])
 
         def parse(text: str, parser: str = asked.parser) -> ParseReply:
