@@ -107,3 +107,11 @@ def test_prompts_come_back_from_the_prompt_cache(
     else:
         # Only the window behind the answer was left when the slot was lost.
         assert cached == [0, 0, 0, len(page)]
+
+
+def test_shared_prefix_leaves_room_for_others(model: LlamaModel) -> None:
+    """llama.cpp doesn't reuse cells of several sequences when their windows have passed them."""
+    questions = (PAGE * 3, PAGE * 3, "x" * 600)
+    alone = [ask(fresh(model), question, most=30)[0] for question in questions]
+    loop = fresh(model)
+    assert [ask(loop, question, salt=question[0], most=30)[0] for question in questions] == alone
