@@ -61,10 +61,11 @@ async def by_chat(request: Moderate, generate: Generate, send: Callable[[Moderat
 def read_llama_guard(model: ModelName, answer: str) -> ModerationVerdict:
     """Read the first line, and the codes in the second. Raises Unavailable."""
     verdict, _, rest = answer.strip().partition("\n")
-    is_flagged = verdict.strip().lower() == "unsafe"
-    if not is_flagged and verdict.strip().lower() != "safe":
+    word = verdict.strip().lower()
+    if word not in ("safe", "unsafe"):
         # Not the answer itself, which may repeat the text.
         raise errors.Unavailable(f"{model} answered neither safe nor unsafe", hint="use a model with the format of Llama Guard")
-    codes = {code.strip().upper() for code in rest.partition("\n")[0].split(",")} if is_flagged else set[str]()
+    codes = {code.strip().upper() for code in rest.partition("\n")[0].split(",")} if word == "unsafe" else set[str]()
     flagged = tuple(name for code, name in CATEGORIES.items() if code in codes)
-    return ModerationVerdict(flagged=is_flagged, categories=flagged, scores={name: float(name in flagged) for name in CATEGORIES.values()})
+    scores = {name: float(name in flagged) for name in CATEGORIES.values()}
+    return ModerationVerdict(flagged=word == "unsafe", categories=flagged, scores=scores)
