@@ -70,7 +70,7 @@ class LlamaModel:
         self._checkpoints = _Checkpoints(context) if is_recurrent else None
         #: llama.cpp doesn't reuse cells of several sequences when their windows have passed them, so a pool of windows would run out.
         has_all = bool(model_loading.parameters_of(load)[1].swa_full)
-        self._can_share = load.kv_mode is KvMode.EXACT or not self._window or has_all
+        self._can_share = self.layout is KvLayout.STREAMS or not self._window or has_all
         #: Of each slot with a window: the tokens of the last prompt that was read.
         self._prompt_tokens: dict[int, int] = {}
         self._batch = _Batch(batch)
