@@ -134,7 +134,6 @@ json rendering(const common_chat_params & params) {
         {"prompt", params.prompt},
         {"generation_prompt", params.generation_prompt},
         {"triggers", triggers},
-        {"thinks", params.supports_thinking},
         {"thinking_start", params.thinking_start_tag},
         {"thinking_ends", params.thinking_end_tags},
         {"preserved", params.preserved_tokens},
@@ -238,10 +237,6 @@ EXPORTED char * aimesh_chat_open(const char * request, size_t size, common_chat_
         *handle              = templates.release();
         return reply;
     });
-}
-
-EXPORTED void aimesh_chat_close(common_chat_templates * handle) {
-    common_chat_templates_free(handle);
 }
 
 // In: messages, tools, choice, parallel, thinking, answer, variables, now (seconds since 1970).

@@ -57,7 +57,7 @@ async def send(
 ) -> tuple[list[Chunk], Generation, list[None]]:
     reader, failures, client = Reader(), [], FakeClient(lost_at)
     asked = job(logit_bias={}, **sampling)
-    asked = type(asked)(asked.model, asked.messages, asked.parameters, asked.requested, "", (1,) * len(delivered), "request", call_parts)
+    asked = replace(asked, delivered=(1,) * len(delivered), request="request", call_parts=call_parts)
     plain = RenderedPrompt("p")
     answers = SeparatedAnswers(client if rendered else None, rendered or plain, asked, reader, lambda: failures.append(None))
     answers.accept(3)

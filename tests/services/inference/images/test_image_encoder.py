@@ -147,7 +147,7 @@ def test_buffers_of_the_largest_image_are_planned(kind: str, side: int, tmp_path
     monkeypatch.setattr(memory, "LONG_SIDE", side)
     load = vision_models.write(tmp_path, kind)
     with llama_model.opened(load, lambda _: None) as model:
-        asked = Asked(EngineLoop(model, slots=SLOTS, mode=KvMode.SHARED))
+        asked = Asked(EngineLoop(model, slots=SLOTS))
         asked.begin("#?", picture(1, 256, 256))
     (used,) = re.findall(r"reserve_compute_meta: .* compute buffer size = +([\d.]+) MiB", "".join(lines))
     planned = memory.projector_bytes(Path(load.projector)) - Path(load.projector).stat().st_size
