@@ -22,8 +22,7 @@ from services.inference import jobs
 from services.inference.backends import llama
 from services.inference.backends.remote import openai
 from services.inference.backends.remote.remote_server import RemoteServer
-from services.inference.engine import engine_messages
-from services.inference.engine.engine_messages import KvMode
+from services.inference.engine.engine_messages import KvMode, LoadCommand
 from services.inference.models import catalog, memory, model_discovery
 from services.inference.upstreams import Upstream
 from shared.api.generation import FormatKind, OutputFormat, Sampling
@@ -127,7 +126,7 @@ class _Arrivals:
 async def _our_engine(mode: KvMode, shape: Shape, sampling: Sampling = SAMPLING) -> AsyncIterator[Generate]:
     """Run our engine in its process, called as a worker does: through its backend and the socketpair."""
     found = model_discovery.find({}, defaults=catalog.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
-    load = engine_messages.LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
+    load = LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
     seeds = itertools.count(1)
     async with llama.opened(found, load, shape.slots, memory.measure(None), _EngineEvents()) as backend:
 

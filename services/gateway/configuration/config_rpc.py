@@ -23,8 +23,6 @@ from shared.types import ModelName, UserId
 #: A message of the mesh has 1 MiB.
 _MOST_REPLY_CHARACTERS = 2**18
 _MOST_BODIES = 10
-#: The action of the audit log for each origin.
-_ACTIONS = {"applied": "config.apply", "rollback": "config.rollback", environment.ENVIRONMENT: "config.import"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,12 @@ class ConfigRpc:
         done = await self.live.change(check, origin=origin, author=author, note=note, is_dry=is_dry)
         if done.written:
             targets = ", ".join(f"{kind.value} {name}" for kind, name in done.changed)
-            self.audit_reporting.report_action(_ACTIONS[origin], call.principal, target=targets[:200], revision=str(done.revision))
+            self.audit_reporting.report_action(
+                "config.import" if origin == environment.ENVIRONMENT else "config.rollback" if origin == "rollback" else "config.apply",
+                call.principal,
+                target=targets[:200],
+                revision=str(done.revision),
+            )
         routes = [name for (_, name), body in ({**done.before, **done.changed}).items() if isinstance(body, RouteDocument)]
         return api.AppliedConfig(
             done.revision,

@@ -69,8 +69,7 @@ class LlamaModel:
         self.can_cut_saved = self.can_cut and not self._window
         self._checkpoints = _Checkpoints(context) if is_recurrent else None
         #: llama.cpp doesn't reuse cells of several sequences when their windows have passed them, so a pool of windows would run out.
-        has_all = bool(model_loading.parameters_of(load)[1].swa_full)
-        self._can_share = self.layout is KvLayout.STREAMS or not self._window or has_all
+        self._can_share = self.layout is KvLayout.STREAMS or not self._window or model_loading.parameters_of(load)[1].swa_full
         #: Of each slot with a window: the tokens of the last prompt that was read.
         self._prompt_tokens: dict[int, int] = {}
         self._batch = _Batch(batch)
@@ -260,11 +259,10 @@ class LlamaModel:
         drawn: dict[int, DrawnToken] = {}
         texts = [feed for feed in feeds if feed.image is None]
         batches = [[feed for feed in texts if feed.sequence.reading is reads] for reads in (True, False)] if self._divides else [texts]
-        for batch in batches:
-            if batch:
-                self._batch.fill(batch)
-                self._decode(self._batch.native)
-                drawn |= self._draw(batch)
+        for batch in filter(None, batches):
+            self._batch.fill(batch)
+            self._decode(self._batch.native)
+            drawn |= self._draw(batch)
         if self._checkpoints is not None:
             self._checkpoints.save(texts)
         if self._window:
