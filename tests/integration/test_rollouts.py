@@ -72,11 +72,16 @@ class Mesh:
     async def ask(self, http: httpx.AsyncClient) -> None:
         number = next(self._numbers)
         urls = [self.stack.url("gateway"), *(gateway.url for gateway in self.gateways if gateway.process.poll() is None)]
-        answer = await http.post(
-            f"{urls[number % len(urls)]}/v1/chat/completions",
-            json={"model": "assistant", "messages": [{"role": "user", "content": f"hi {number}"}], "max_tokens": 3},
-            headers={"Authorization": f"Bearer {self.caller.key.secret}", "X-Conversation-Id": str(number)},
-        )
+        try:
+            answer = await http.post(
+                f"{urls[number % len(urls)]}/v1/chat/completions",
+                json={"model": "assistant", "messages": [{"role": "user", "content": f"hi {number}"}], "max_tokens": 3},
+                headers={"Authorization": f"Bearer {self.caller.key.secret}", "X-Conversation-Id": str(number)},
+            )
+        except httpx.TransportError:
+            # Its gateway was killed. The others must still be asked.
+            self.statuses.append(0)
+            return
         self.statuses.append(answer.status_code)
 
     @asynccontextmanager

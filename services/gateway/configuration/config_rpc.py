@@ -119,8 +119,9 @@ class ConfigRpc:
         done = await self.live.change(check, origin=origin, author=author, note=note, is_dry=is_dry)
         if done.written:
             targets = ", ".join(f"{kind.value} {name}" for kind, name in done.changed)
+            imports, reverts = origin == environment.ENVIRONMENT, origin == "rollback"
             self.audit_reporting.report_action(
-                "config.import" if origin == environment.ENVIRONMENT else "config.rollback" if origin == "rollback" else "config.apply",
+                "config.import" if imports else "config.rollback" if reverts else "config.apply",
                 call.principal,
                 target=targets[:200],
                 revision=str(done.revision),

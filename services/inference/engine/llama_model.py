@@ -47,8 +47,7 @@ class LlamaModel:
         model, context = loaded.model, loaded.context
         self._lowered = loaded.lowered
         self._adapters = loaded.adapters
-        self._model = model
-        self._context = context
+        self._model, self._context = model, context
         self._vocab = native.llama_model_get_vocab(model)
         self._memory = native.llama_get_memory(context)
         self._log = log
