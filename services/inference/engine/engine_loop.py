@@ -39,6 +39,8 @@ class EngineModel(Protocol):
     #: The same for a slot that was saved.
     can_cut_saved: bool
     decode_seconds: float
+    #: An image is being encoded, which slows the steps.
+    is_encoding: bool
 
     def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
         """Compile the prompt's grammar for ``begin``, and tokenize its text. Raises BadRequest for a text that is too long, or a grammar
@@ -149,13 +151,13 @@ class EngineLoop:
 
     def step(self) -> StepReport | None:
         """Compute one step; None if nothing runs."""
-        began, decoded = self._clock(), self._compute.decode_seconds
+        began, decoded, was_encoding = self._clock(), self._compute.decode_seconds, self._compute.is_encoding
         plan = self._plan()
         if not plan.feeds:
             return None
         drawn = self._compute.run(plan.feeds)
         progress = [(feed, token) for feed, token in zip(plan.feeds, drawn, strict=True) if token is not None]
-        self._scheduler.complete_step(plan, self._clock() - began)
+        self._scheduler.complete_step(plan, self._clock() - began, is_usual=not was_encoding and not self._compute.is_encoding)
         answers = tuple(self._progress(progress))
         seconds, decoding = self._clock() - began, self._compute.decode_seconds - decoded
         return StepReport(answers, seconds, decoding, plan.answering, plan.read, self._cache.bytes, self._cache.hits)

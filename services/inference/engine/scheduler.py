@@ -258,15 +258,16 @@ class Scheduler:
         feeds = sorted((*answers, *reads), key=lambda feed: feed.slot)
         return StepPlan(tuple(feeds), len(answers), sum(len(feed.tokens) for feed in reads), adapter)
 
-    def complete_step(self, plan: StepPlan, seconds: float) -> None:
-        """The step has been computed."""
+    def complete_step(self, plan: StepPlan, seconds: float, *, is_usual: bool = True) -> None:
+        """The step has been computed. Its time only counts if it ``is_usual``."""
         self._charge(plan)
         self._turns.record_step(plan.adapter, self._work())
         for feed in plan.feeds:
             feed.sequence.fed += len(feed.tokens)
             self._slots.extend(feed.slot, len(feed.tokens))
         self.step_seconds = seconds
-        self._pace.record_step(seconds, answering=plan.answering, read=plan.read)
+        if is_usual:
+            self._pace.record_step(seconds, answering=plan.answering, read=plan.read)
 
     def finish(self, slot: int) -> None:
         """The sequence in ``slot`` has ended."""

@@ -19,6 +19,7 @@ from services.inference.engine.engine_messages import (
 )
 from services.inference.engine.kv_slots import KvLayout
 from services.inference.engine.sampling import Parameters
+from services.inference.engine.scheduler import PrefillBudget
 from services.inference.engine.special_tokens import IMAGE_MARK
 from shared import errors
 from shared.types import FinishReason
@@ -523,3 +524,16 @@ def test_answers_to_images_are_those_alone(layout: KvLayout, asked: list[tuple[i
     rest = finish(running)
     said = {identity: answer_text([one for one in steps if one.id == identity] + rest.get(identity, [])) for identity in expected}
     assert said == expected
+
+
+def test_steps_beside_the_encoding_of_an_image_say_nothing_about_the_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = list[int]()
+    monkeypatch.setattr(PrefillBudget, "record_step", lambda _, seconds, answering, read: recorded.append(answering))
+    model = ToyModel()
+    running = loop(model)
+    handle(running, generate(1, "once upon a time", max_tokens=20))
+    for encoding, counted in ((False, 2), (True, 2), (False, 4)):
+        model.is_encoding = encoding
+        running.step()
+        running.step()
+        assert len(recorded) == counted
