@@ -79,22 +79,23 @@ class PrefillBudget:
             return min(FIRST_TOKENS, self._most)
         alone = self._step_seconds[bucket]
         rest = max(self._aim * self._limit(bucket) - alone, LEAST_SHARE * alone)
-        # Rounded up: a piece has a price of its own, which makes the tokens of short pieces look dear.
+        # Rounded up: each piece also has a fixed cost, so the tokens of short pieces seem more expensive than they are.
         return max(LEAST_TOKENS, min(self._most, int(rest / self._token_seconds) + 1))
 
-    def record_step(self, seconds: float, *, answering: int, read: int) -> None:
-        """Record the time of a step."""
+    def record_step(self, seconds: float, *, answering: int, read: int, is_usual: bool = True) -> None:
+        """Record the time of a step. If something else slowed it, so that it isn't usual, it only counts until a better time is known."""
         bucket = _bucket(answering)
         since = self._steps_since.get(bucket, 0)
+        self._steps_since[bucket] = since + 1 if read else 0
+        if not is_usual and (self._token_seconds if read else bucket in self._quiet_seconds):
+            return
         if read == 0:
             quiet = self._quiet_seconds.get(bucket, 0.0)
             if quiet and not since:
                 self._variations.append(seconds / quiet)
             self._quiet_seconds[bucket] = _mean(quiet, seconds, _WEIGHT_AMID_READING if since >= QUIET_EVERY else _WEIGHT)
             self._step_seconds[bucket] = _mean(self._step_seconds.get(bucket, 0.0), seconds)
-            self._steps_since[bucket] = 0
             return
-        self._steps_since[bucket] = since + 1
         alone = self._step_seconds.get(bucket, 0.0)
         if alone < seconds:
             self._token_seconds = _mean(self._token_seconds, (seconds - alone) / read)
@@ -259,15 +260,14 @@ class Scheduler:
         return StepPlan(tuple(feeds), len(answers), sum(len(feed.tokens) for feed in reads), adapter)
 
     def complete_step(self, plan: StepPlan, seconds: float, *, is_usual: bool = True) -> None:
-        """The step has been computed. Its time only counts if it ``is_usual``."""
+        """The step has been computed; for ``is_usual`` see ``PrefillBudget``."""
         self._charge(plan)
         self._turns.record_step(plan.adapter, self._work())
         for feed in plan.feeds:
             feed.sequence.fed += len(feed.tokens)
             self._slots.extend(feed.slot, len(feed.tokens))
         self.step_seconds = seconds
-        if is_usual:
-            self._pace.record_step(seconds, answering=plan.answering, read=plan.read)
+        self._pace.record_step(seconds, answering=plan.answering, read=plan.read, is_usual=is_usual)
 
     def finish(self, slot: int) -> None:
         """The sequence in ``slot`` has ended."""

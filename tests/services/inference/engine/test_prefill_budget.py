@@ -31,6 +31,21 @@ def test_first_steps_read_a_few_tokens(answering: int) -> None:
     assert pace.budget(answering) == FIRST_TOKENS
 
 
+@pytest.mark.parametrize("read", [0, 40])
+def test_steps_that_something_else_slowed_change_no_known_times(read: int) -> None:
+    pace = trained()
+    before = pace.budget(4)
+    for _ in range(20):
+        pace.record_step(5 * STEP_SECONDS, answering=4, read=read, is_usual=False)
+    assert pace.budget(4) == before
+    # They still count as steps since, and to, a measurement.
+    for _ in range(QUIET_EVERY):
+        pace.record_step(STEP_SECONDS, answering=4, read=1, is_usual=False)
+    assert pace.budget(4) == 0
+    pace.record_step(5 * STEP_SECONDS, answering=4, read=0, is_usual=False)
+    assert pace.budget(4) == before
+
+
 def test_answers_that_never_were_alone_are_measured_too() -> None:
     pace = PrefillBudget(MOST)
     for _ in range(QUIET_EVERY):
@@ -103,7 +118,7 @@ def test_noise_does_not_mislead_the_budget(step_seconds: float, token_seconds: f
     assert 0.6 * right <= trained(step_seconds, token_seconds, noise=0.1).budget(4) <= 1.5 * right
 
 
-def test_pieces_become_long_again_although_each_has_a_price_of_its_own() -> None:
+def test_pieces_become_long_again_although_each_has_a_fixed_cost() -> None:
     pace, planned = PrefillBudget(MOST), list[int]()
     for step in range(400):
         read = pace.budget(4)
