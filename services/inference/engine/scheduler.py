@@ -1,15 +1,15 @@
 """Plans the next step: which sequences run, and which tokens they compute.  Pure.
 
 In every step, each answering sequence gets one token, and the sequences that read their prompts share a budget that doesn't slow the
-answers too much (`PrefillBudget`). All of it is one batch. Short prompts overtake long ones, but each prompt only by a share of its
-length (`sequence.OVERTAKEN`), so that a steady flow of short ones can't starve it.
+answers too much (`PrefillBudget`). Short prompts overtake long ones, but each prompt only by a share of its length (`sequence.OVERTAKEN`),
+so that a steady flow of short ones can't starve it.
 
 llama.cpp applies the same adapters to a whole batch, so a step has sequences of one adapter, or of none (`AdapterTurns`).
 """
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from services.inference.engine.kv_slots import SlotPlace, Slots
@@ -29,38 +29,37 @@ LEAST_SHARE = 0.7
 FIRST_TOKENS = 16
 #: After this many reading steps, one step reads nothing and measures the answers alone.
 QUIET_EVERY = 50
-#: Weight of the newest step in a mean.
+#: Weight of the newest step in the mean time of a token.
 _WEIGHT = 0.2
-#: The same in the time that `SLOWDOWN` multiplies, for a step between two that read: the answers of a long prompt's neighbors get slower
-#: because of the prompt, which must not raise the limit.
-_WEIGHT_AMID_READING = 0.01
 #: The planned share of the limit, and how much it falls after a step over the limit, which one in a hundred may be. Below the least,
 #: reading less doesn't help: the machine is slow for other reasons.
-_FIRST_AIM, _LEAST_AIM, _FALL = 0.9, 0.7, 0.05
-#: Steps without reading whose variation is known, and the most of it that counts. Its 98th percentile is a part of the limit.
-_VARIATIONS, _MOST_VARIATION = 200, 1.5
+_FIRST_AIM, _LEAST_AIM, _FALL = 0.9, 0.8, 0.05
+#: How many times of quiet steps are known, and how far above their median the limit may begin.
+_QUIET_STEPS, _MOST_VARIATION = 200, 1.5
+#: As many of them may be from between two steps that read. More would raise the limit, because a long prompt slows the answers beside it.
+_MEASURED_AMID_READING = 10
+#: As many steps that read nothing tell the time of the answers now. One that something slowed, such as the arrival of a prompt, isn't it.
+_LAST_STEPS = 5
 
 
 class PrefillBudget:
     """Limits how many prompt tokens a step may read. Gets the time of every step, and returns the budget of the next.
 
     It models the time of a step as the time for the answers, which depends on their number, plus the time for the tokens that are read.
-    It learns both from the steps, because processors and GPUs differ by a factor of a thousand. For that, some steps read nothing. It
-    plans a share of the limit, which it lowers after a step over the limit and raises after the others. If many more prompts wait than
-    answers run, the limit is higher in proportion.
+    It learns both from the steps, because processors and GPUs differ by a factor of a thousand. For that, some steps read nothing. The
+    limit is a multiple of the 98th percentile of quiet steps. It plans a share of that, which it lowers after a step over the limit and
+    raises after the others. If many more prompts wait than answers run, the limit is higher in proportion.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        #: Number of answers, rounded up to a power of two -> seconds of a step that reads nothing.
-        self._step_seconds: dict[int, float] = {}
-        #: The same, but hardly changed by steps between two that read.
-        self._quiet_seconds: dict[int, float] = {}
+        #: Number of answers, rounded up to a power of two -> seconds of the last steps that read nothing.
+        self._alone: dict[int, deque[float]] = {}
+        #: The same, of more steps, but hardly any of them between two that read.
+        self._quiet: dict[int, deque[float]] = {}
         #: The same -> steps that read, since the last step that didn't.
         self._steps_since: dict[int, int] = {}
         self._token_seconds = 0.0
-        #: Quiet steps, as multiples of their mean.
-        self._variations: deque[float] = deque(maxlen=_VARIATIONS)
         self._aim = _FIRST_AIM
         self._slowdown = SLOWDOWN
 
@@ -71,13 +70,13 @@ class PrefillBudget:
         self._slowdown = max(SLOWDOWN, SLOWDOWN_PER_PROMPT * reading / answering)
         bucket = _bucket(answering)
         since = self._steps_since.get(bucket, 0)
-        if not self._step_seconds and since < QUIET_EVERY:
+        if not self._alone and since < QUIET_EVERY:
             return min(FIRST_TOKENS, self._most)
-        if bucket not in self._step_seconds or since >= QUIET_EVERY:
+        if bucket not in self._alone or since >= QUIET_EVERY:
             return 0
         if self._token_seconds == 0:
             return min(FIRST_TOKENS, self._most)
-        alone = self._step_seconds[bucket]
+        alone = _median(self._alone[bucket])
         rest = max(self._aim * self._limit(bucket) - alone, LEAST_SHARE * alone)
         # Rounded up: each piece also has a fixed cost, so the tokens of short pieces seem more expensive than they are.
         return max(LEAST_TOKENS, min(self._most, int(rest / self._token_seconds) + 1))
@@ -87,34 +86,35 @@ class PrefillBudget:
         bucket = _bucket(answering)
         since = self._steps_since.get(bucket, 0)
         self._steps_since[bucket] = since + 1 if read else 0
-        if not is_usual and (self._token_seconds if read else bucket in self._quiet_seconds):
+        if not is_usual and (self._token_seconds if read else bucket in self._alone):
             return
         if read == 0:
-            quiet = self._quiet_seconds.get(bucket, 0.0)
-            if quiet and not since:
-                self._variations.append(seconds / quiet)
-            self._quiet_seconds[bucket] = _mean(quiet, seconds, _WEIGHT_AMID_READING if since >= QUIET_EVERY else _WEIGHT)
-            self._step_seconds[bucket] = _mean(self._step_seconds.get(bucket, 0.0), seconds)
+            self._alone.setdefault(bucket, deque(maxlen=_LAST_STEPS)).append(seconds)
+            quiet = self._quiet.setdefault(bucket, deque(maxlen=_QUIET_STEPS))
+            if since < QUIET_EVERY or len(quiet) < _MEASURED_AMID_READING:
+                quiet.append(seconds)
             return
-        alone = self._step_seconds.get(bucket, 0.0)
+        alone = _median(self._alone[bucket]) if bucket in self._alone else 0.0
         if alone < seconds:
-            self._token_seconds = _mean(self._token_seconds, (seconds - alone) / read)
+            token_seconds = (seconds - alone) / read
+            self._token_seconds += (_WEIGHT if self._token_seconds else 1.0) * (token_seconds - self._token_seconds)
         if alone:
             change = -_FALL if seconds > self._limit(bucket) else _FALL / 100
             self._aim = min(1.0, max(_LEAST_AIM, self._aim + change))
 
     def _limit(self, bucket: int) -> float:
-        ordered = sorted(self._variations)
-        variation = ordered[int(0.98 * len(ordered))] if ordered else 1.0
-        return self._slowdown * min(_MOST_VARIATION, max(1.0, variation)) * self._quiet_seconds[bucket]
+        ordered = sorted(self._quiet[bucket])
+        return self._slowdown * min(_MOST_VARIATION * _median(ordered), ordered[int(0.98 * len(ordered))])
 
 
 def _bucket(answering: int) -> int:
     return 1 << (answering - 1).bit_length() if answering else 0
 
 
-def _mean(before: float, now: float, weight: float = _WEIGHT) -> float:
-    return now if before == 0 else (1 - weight) * before + weight * now
+def _median(seconds: Iterable[float]) -> float:
+    """Return the lower one of two."""
+    ordered = sorted(seconds)
+    return ordered[(len(ordered) - 1) // 2]
 
 
 #: An adapter with work gets at least every so many-th step, if no more adapters have work.

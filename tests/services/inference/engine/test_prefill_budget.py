@@ -146,6 +146,19 @@ def test_slowdown_and_recovery_of_the_machine_are_noticed() -> None:
     assert abs(pace.budget(4) - before) <= 2
 
 
+def test_a_step_that_the_arrival_of_a_prompt_slows_is_not_the_limit() -> None:
+    usual, slowed = trained(), trained()
+    slowed.record_step(8 * STEP_SECONDS, answering=4, read=0)
+    assert slowed.budget(4) == usual.budget(4)
+    assert max(gaps(slowed, 300, noise=0)) <= 1.05 * SLOWDOWN
+
+
+def test_steps_measured_beside_a_long_prompt_are_not_quiet_ones() -> None:
+    pace = trained()
+    gaps(pace, 60 * QUIET_EVERY, noise=0, growth=1)
+    assert max(gaps(pace, 100, noise=0)) <= 1.1 * SLOWDOWN
+
+
 def test_prompt_makes_progress_however_slow_reading_is() -> None:
     assert trained(token_seconds=1000).budget(4) == LEAST_TOKENS
 
