@@ -52,8 +52,9 @@ class LlamaModel:
         self._memory = native.llama_get_memory(context)
         self._log = log
         self.layout = model_loading.layout_of(load)
-        #: Without flash attention, the answers in a batch would also pass over the cells of the prompts there.
-        self._divides = model_loading.reads_fast(load)
+        #: Whether answers and prompts are computed in batches of their own. On a processor, this divides the work on the cells of a prompt
+        #: equally between the threads, and without flash attention, answers beside prompts would also pass over their cells.
+        self._divides = self.layout is KvLayout.STREAMS and not model_loading.on_gpu(load)
         #: The tokens that some layers see; 0 for all.
         self._window = int(native.llama_model_n_swa(model))
         #: In the POOL layout, a sequence may use all of it.

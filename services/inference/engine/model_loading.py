@@ -129,7 +129,7 @@ def _image_encoder(model: "native.llama_model_p", load: LoadCommand, log: Native
     try:
         if gguf_header.check_parts(Path(load.projector)).architecture != gguf_header.PROJECTOR:
             raise NotUsable(f"{load.projector} is not a projector")
-        return ImageEncoder(model, load.projector, log.record, log.why, threads=load.threads, on_gpu=_on_gpu(load)), ""
+        return ImageEncoder(model, load.projector, log.record, log.why, threads=load.threads, on_gpu=on_gpu(load)), ""
     except (NotUsable, NotAModel) as error:
         if not load.projector_is_optional:
             raise LoadRefused(str(error)) from error
@@ -241,14 +241,14 @@ def _context_parameters(load: LoadCommand, tokens: int, whole: int = 0) -> nativ
     parameters.kv_unified = layout_of(load) is KvLayout.POOL
     # On a GPU, layers with a window only keep that. It saves memory, but few prompts that begin alike find their prefix. A processor reads
     # prompts slowly, and in `exact` the order of sums must not depend on reused cells.
-    parameters.swa_full = not _on_gpu(load)
+    parameters.swa_full = not on_gpu(load)
     keys, values = load.kv_type
     parameters.type_k, parameters.type_v = _KV_TYPES[keys], _KV_TYPES[values or keys]
     if reads_fast(load):
         parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if values is None and _FAST_BF16 in native.llama_print_system_info():
             parameters.type_k = parameters.type_v = _KV_TYPES[KvType.BF16]
-    elif load.kv_mode is KvMode.EXACT and load.kv_type == (KvType.F16, None) and not _on_gpu(load):
+    elif load.kv_mode is KvMode.EXACT and load.kv_type == (KvType.F16, None) and not on_gpu(load):
         # If keys are f16 and values aren't, a processor computes the attention of each token separately and in the same order,
         # whatever else is in the batch (docs/decisions/0011).
         parameters.type_v = _KV_TYPES[KvType.BF16]
@@ -265,12 +265,12 @@ def reads_fast(load: LoadCommand) -> bool:
     answers are shorter."""
     keys, values = load.kv_type
     is_f16 = keys is KvType.F16 and values in (None, KvType.F16)
-    return load.kv_mode is KvMode.SHARED and is_f16 and load.slots < FLASH_ATTENTION_SLOTS and not _on_gpu(load)
+    return load.kv_mode is KvMode.SHARED and is_f16 and load.slots < FLASH_ATTENTION_SLOTS and not on_gpu(load)
 
 
 def step_tokens(load: LoadCommand) -> int:
-    return GPU_STEP_TOKENS if _on_gpu(load) else CPU_STEP_TOKENS
+    return GPU_STEP_TOKENS if on_gpu(load) else CPU_STEP_TOKENS
 
 
-def _on_gpu(load: LoadCommand) -> bool:
+def on_gpu(load: LoadCommand) -> bool:
     return bool(native.llama_supports_gpu_offload() and load.gpu_layers)

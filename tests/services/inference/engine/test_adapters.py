@@ -50,9 +50,14 @@ def write_files(folder: Path, adapters: int = 2, weights: gguf_files.AdapterWeig
 
 
 @pytest.fixture(scope="module", params=list(KvMode))
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
+def mode(request: pytest.FixtureRequest) -> KvMode:
+    return KvMode(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(mode: KvMode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
     base, adapters = write_files(tmp_path_factory.mktemp("models"))
-    with llama_model.opened(LoadCommand(base, SLOTS, CONTEXT, 1, 0, request.param, adapters=adapters), lambda _: None) as opened:
+    with llama_model.opened(LoadCommand(base, SLOTS, CONTEXT, 1, 0, mode, adapters=adapters), lambda _: None) as opened:
         yield opened
 
 
@@ -83,12 +88,12 @@ def answers(loop: EngineLoop, *commands: StartGeneration) -> list[list[TokenLogp
     return [[token for one in answered if one.id == wanted.id for token in one.logprobs] for wanted in commands]
 
 
-def is_same(model: LlamaModel, alone: list[TokenLogprob], tokens: tuple[int, ...]) -> bool:
+def is_same(mode: KvMode, alone: list[TokenLogprob], tokens: tuple[int, ...]) -> bool:
     """Whether it is the same answer. Without flash attention, last bits depend on the batch, so equally likely tokens may be swapped."""
     for expected, token in zip(alone, tokens, strict=True):
         if token != expected.drawn.token_id:
             chances = {chance.token_id: chance.logprob for chance in expected.top}
-            return model._divides and abs(chances.get(token, -9.0) - expected.drawn.logprob) < NEARLY_EQUAL
+            return mode is KvMode.SHARED and abs(chances.get(token, -9.0) - expected.drawn.logprob) < NEARLY_EQUAL
     return True
 
 
@@ -99,27 +104,26 @@ def prompts(number: int) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("asked", [21, pytest.param(210, marks=pytest.mark.nightly("long"))])
-def test_tokens_in_turn_are_those_alone(model: LlamaModel, asked: int) -> None:
+def test_tokens_in_turn_are_those_alone(model: LlamaModel, mode: KvMode, asked: int) -> None:
     wanted = prompts(asked)
     alone = [answers(fresh(model), command(prompt, adapter))[0] for prompt, adapter in wanted]
     loop = fresh(model, cache_bytes=2**26)
     together: list[tuple[int, ...]] = []
     for at in range(0, asked, 7):
         together += run(loop, *(command(prompt, adapter, salt="a") for prompt, adapter in wanted[at : at + 7]))
-    assert all(is_same(model, one, tokens) for one, tokens in zip(alone, together, strict=True))
+    assert all(is_same(mode, one, tokens) for one, tokens in zip(alone, together, strict=True))
     resumed = [
         command(prompt, adapter, salt="a", delivered=tuple(token.drawn.token_id for token in one[:7]))
         for (prompt, adapter), one in zip(wanted, alone, strict=True)
     ]
-    assert all(is_same(model, one[7:], tokens) for one, tokens in zip(alone, run(loop, *resumed), strict=True))
+    assert all(is_same(mode, one[7:], tokens) for one, tokens in zip(alone, run(loop, *resumed), strict=True))
 
 
-def test_each_adapter_has_its_own_answers_and_the_model_keeps_its_own(model: LlamaModel, tmp_path: Path) -> None:
+def test_each_adapter_has_its_own_answers_and_the_model_keeps_its_own(model: LlamaModel, mode: KvMode, tmp_path: Path) -> None:
     questions = [prompt for prompt, _ in prompts(4)]
     answers = {adapter: run(fresh(model), *(command(prompt, adapter) for prompt in questions)) for adapter in range(3)}
     assert all(len({answers[adapter][at] for adapter in range(3)}) == 3 for at in range(4))
     base, _ = write_files(tmp_path, adapters=0)
-    mode = KvMode.SHARED if model._divides else KvMode.EXACT
     with llama_model.opened(LoadCommand(base, SLOTS, CONTEXT, 1, 0, mode), lambda _: None) as plain:
         assert run(fresh(plain), *(command(prompt) for prompt in questions)) == answers[0]
 

@@ -38,7 +38,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     gguf_files.write_llama(file, SHAPE, weights="q8_0", seed=1)
     with pytest.MonkeyPatch.context() as patch:
         # As on a GPU, but computed by the processor.
-        patch.setattr(model_loading, "_on_gpu", lambda _: not keeps_all)
+        patch.setattr(model_loading, "on_gpu", lambda _: not keeps_all)
         patch.setattr(model_loading, "GPU_STEP_TOKENS", 64)
         with llama_model.opened(LoadCommand(str(file), SLOTS, 1024, 1, 0, mode), lambda _: None) as opened:
             yield opened
