@@ -76,6 +76,15 @@ def test_the_worker_has_an_engine_and_a_model(engine: DockerEngine, images: dict
     assert re.search(r"Q8_0\.gguf .*'completion_tokens': 2", in_image(engine, images["worker"], "python", "-c", script))
 
 
+@pytest.mark.parametrize("target", ["worker", "worker-cuda"])
+def test_the_worker_has_the_libraries_for_templates_and_images(engine: DockerEngine, images: dict[str, str], target: str) -> None:
+    script = (
+        "import llama_cpp; from services.inference.chat.library import ChatLibrary; from services.inference.images import image_library;"
+        "ChatLibrary(); image_library.load(); print('loaded')"
+    )
+    assert in_image(engine, images[target], "python", "-c", script).strip() == "loaded"
+
+
 def test_the_agent_has_the_tools_of_the_server(engine: DockerEngine, images: dict[str, str]) -> None:
     wanted = stand_ins.VERSIONS["servers"]["postgres"]["version"]
     for name in ("postgres", "pg_basebackup", "pg_receivewal", "psql", "pg_ctl"):
