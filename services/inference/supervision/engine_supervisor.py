@@ -233,17 +233,12 @@ class SupervisedEngine:
     @contextmanager
     def _submitted(self, command: engine_messages.TextCommand, call: engine_calls.EngineCall) -> Iterator[None]:
         """Have the process run a call until it reports the end, or until the block ends."""
-        # Sent before the call is registered, because it raises without an engine.
-        try:
-            self._send(command)
-        except errors.BadRequest:
-            # Its images have been sent.
-            self._send(engine_messages.CancelGeneration(command.id))
-            raise
         self._running[command.id] = call
         try:
+            self._send(command)
             yield
         finally:
+            # Also if the command is too large to be sent: its images have been.
             if self._running.pop(command.id, None) is not None and self._writer is not None:
                 self._send(engine_messages.CancelGeneration(command.id))
 

@@ -144,6 +144,23 @@ next(arriving)
         assert [(chunk.answer, chunk.text) for chunk in reader.chunks] == [(0, "a "), (1, "c"), (1, "d")]
 
 
+async def test_too_large_prompt_is_refused_and_what_was_sent_for_it_is_canceled(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+cancel, command = next(arriving), next(arriving)
+accept(command)
+step(command, repr(cancel), "stop")
+next(arriving)
+"""
+    monkeypatch.setattr(engine_messages, "MAX_MESSAGE_BYTES", 1000)
+    async with supervised(SPEAKS + ANSWERS + code) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        with pytest.raises(errors.BadRequest, match=r"the prompt has [0-9]{4} bytes; at most 1000 are allowed"):
+            await engine.generate(job("x" * 1000), Reader())
+        reader = Reader()
+        await engine.generate(job(), reader)
+    assert reader.text == repr(engine_messages.CancelGeneration(1))
+
+
 async def test_reports_of_a_canceled_generation_are_ignored() -> None:
     code = """
 for command in arriving:
