@@ -215,11 +215,12 @@ class EmbeddingLoop:
             self._embedder.clear(slot)
             self._pooled = None
 
-    def turn(self, step: StepReport | None) -> list[GenerationRefused | EmbeddingTurn]:
-        """Compute a batch that doesn't slow the answers too much. ``step`` is their last step; None if there are none."""
+    def turn(self, step: StepReport | None, *, is_usual: bool = True) -> list[GenerationRefused | EmbeddingTurn]:
+        """Compute a batch that doesn't slow the answers too much. ``step`` is their last step; None if there are none. For ``is_usual``,
+        which is about both, see ``PrefillBudget``."""
         if step is not None and step.read == 0:
-            self._pace.record_step(step.seconds, answering=step.answering, read=0)
-        return [] if self.idle else self._compute(step)
+            self._pace.record_step(step.seconds, answering=step.answering, read=0, is_usual=is_usual)
+        return [] if self.idle else self._compute(step, is_usual=is_usual)
 
     def _tokenize_one(self, command: EmbedTexts, number: int) -> EmbeddingText:
         # A list would take nine times the memory of an array.
@@ -249,12 +250,12 @@ class EmbeddingLoop:
                 hint="send text: ids of another tokenizer (tiktoken) mean something else here; LangChain: check_embedding_ctx_length=False",
             )
 
-    def _compute(self, step: StepReport | None) -> list[GenerationRefused | EmbeddingTurn]:
+    def _compute(self, step: StepReport | None, *, is_usual: bool) -> list[GenerationRefused | EmbeddingTurn]:
         pieces = self._queue.take(self._budget(step))
         began = self._clock()
         rows = self._embedder.run(pieces)
         seconds, tokens = self._clock() - began, sum(len(piece.tokens) for piece in pieces)
-        self._pace.record_step(seconds, answering=0, read=tokens)
+        self._pace.record_step(seconds, answering=0, read=tokens, is_usual=is_usual)
         computed: dict[int, list[bytes]] = {}
         failed: dict[int, GenerationRefused] = {}
         for piece, row in zip(pieces, rows, strict=True):

@@ -39,8 +39,6 @@ class EngineModel(Protocol):
     #: The same for a slot that was saved.
     can_cut_saved: bool
     decode_seconds: float
-    #: An image is being encoded, which slows the steps.
-    is_encoding: bool
 
     def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
         """Compile the prompt's grammar for ``begin``, and tokenize its text. Raises BadRequest for a text that is too long, or a grammar
@@ -149,15 +147,15 @@ class EngineLoop:
         for cancelled in self._scheduler.cancel(identity, answer):
             self._compute.end((cancelled.id, cancelled.answer))
 
-    def step(self) -> StepReport | None:
-        """Compute one step; None if nothing runs."""
-        began, decoded, was_encoding = self._clock(), self._compute.decode_seconds, self._compute.is_encoding
+    def step(self, *, is_usual: bool = True) -> StepReport | None:
+        """Compute one step; None if nothing runs. For ``is_usual`` see ``PrefillBudget``."""
+        began, decoded = self._clock(), self._compute.decode_seconds
         plan = self._plan()
         if not plan.feeds:
             return None
         drawn = self._compute.run(plan.feeds)
         progress = [(feed, token) for feed, token in zip(plan.feeds, drawn, strict=True) if token is not None]
-        self._scheduler.complete_step(plan, self._clock() - began, is_usual=not was_encoding and not self._compute.is_encoding)
+        self._scheduler.complete_step(plan, self._clock() - began, is_usual=is_usual)
         answers = tuple(self._progress(progress))
         seconds, decoding = self._clock() - began, self._compute.decode_seconds - decoded
         return StepReport(answers, seconds, decoding, plan.answering, plan.read, self._cache.bytes, self._cache.hits)

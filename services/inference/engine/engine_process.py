@@ -157,12 +157,14 @@ def _run_loop(channel: Channel, queues: "CommandQueues") -> None:
                 channel.send(refused)
         for report in queues.results():
             channel.send(report)
-        if (step := loop.step()) is not None:
+        # Encoding slows what is computed beside it. An image that is encoded during the next step is queued already.
+        is_usual = not queues.images.is_busy
+        if (step := loop.step(is_usual=is_usual)) is not None:
             ended = time.perf_counter()
             # Includes the time between two steps, for starting sequences and sending reports.
             channel.send(msgspec.structs.replace(step, seconds=ended - began))
             began = ended
-        for turned in embeddings.turn(step):
+        for turned in embeddings.turn(step, is_usual=is_usual):
             channel.send(turned)
             began = time.perf_counter()
 

@@ -80,7 +80,7 @@ class LlamaModel:
         self._step_sampler = StepSampler(self._vocabulary.size, load.threads)
         #: Made by ``show``.
         self._constraints: Constraints | None = None
-        self.decode_seconds, self.is_encoding = 0.0, False
+        self.decode_seconds = 0.0
         # An embedded text must fit a slot, not the whole pool.
         longest = loaded.slot_tokens
         self.embedder = EmbeddingContext(model, context_tokens=longest, step_tokens=self.step_tokens, threads=load.threads, why=log.why)
@@ -135,11 +135,7 @@ class LlamaModel:
         if any(span.is_whole and span.end - span.start > self._image_batch.rows for span in prompt.spans):
             raise errors.BadRequest("messages: an image takes more tokens than this model reads at once", hint="send it in another shape")
         began = time.perf_counter()
-        self.is_encoding = True
-        try:
-            rows = self._images.encode(prompt, raw, salt=command.salt, is_wanted=is_wanted)
-        finally:
-            self.is_encoding = False
+        rows = self._images.encode(prompt, raw, salt=command.salt, is_wanted=is_wanted)
         return ImagePrompt(HashedTokens(prompt.tokens, tuple(prompt.spans)), rows, time.perf_counter() - began)
 
     def _compile(self, prompt: PreparedPrompt) -> Constraint | None:

@@ -38,8 +38,9 @@ class TokenizeQueue:
         #: By the command's id, in order of arrival.
         self._waiting: dict[int, _Text] = {}
         self._waiting_bytes = 0
-        #: The id of the current text; None if its command was canceled.
+        #: The id of the current text, and whether its command was not canceled.
         self._current: int | None = None
+        self._is_wanted = False
         self._oldest_next = False
         self._tokenized: dict[int, Continue] = {}
         self._closed = False
@@ -73,7 +74,7 @@ class TokenizeQueue:
             if (text := self._waiting.pop(identity, None)) is not None:
                 self._waiting_bytes -= text.size
             if self._current == identity:
-                self._current = None
+                self._is_wanted = False
             self._tokenized.pop(identity, None)
 
     @property
@@ -84,7 +85,7 @@ class TokenizeQueue:
     def is_current(self, identity: int) -> bool:
         """Whether the text that is being read is still wanted. Safe to call in any thread."""
         with self._changed:
-            return self._current == identity
+            return self._current == identity and self._is_wanted
 
     def results(self) -> Iterator[TextReport]:
         """Continue the commands with tokenized texts. Raises Internal if the main thread has stopped tokenizing."""
@@ -124,12 +125,12 @@ class TokenizeQueue:
             identity = next(iter(self._waiting)) if self._oldest_next else min(self._waiting, key=lambda one: self._waiting[one].size)
             text = self._waiting.pop(identity)
             self._waiting_bytes -= text.size
-            self._current = identity
+            self._current, self._is_wanted = identity, True
             return identity, text
 
     def _finish(self, identity: int, proceed: Continue) -> None:
         with self._changed:
-            if self._current == identity:
+            if self._is_wanted:
                 self._tokenized[identity] = proceed
                 self._wake()
             self._current = None

@@ -19,7 +19,6 @@ from services.inference.engine.engine_messages import (
 )
 from services.inference.engine.kv_slots import KvLayout
 from services.inference.engine.sampling import Parameters
-from services.inference.engine.scheduler import PrefillBudget
 from services.inference.engine.special_tokens import IMAGE_MARK
 from shared import errors
 from shared.types import FinishReason
@@ -526,29 +525,14 @@ def test_answers_to_images_are_those_alone(layout: KvLayout, asked: list[tuple[i
     assert said == expected
 
 
-def test_steps_beside_the_encoding_of_an_image_are_not_usual(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded = list[bool]()
-    monkeypatch.setattr(PrefillBudget, "record_step", lambda _, seconds, answering, read, is_usual: recorded.append(is_usual))
-    model = ToyModel()
-    running = loop(model)
-    handle(running, generate(1, "once upon a time", max_tokens=20))
-    for encoding in (False, True, False):
-        model.is_encoding = encoding
-        running.step()
-        running.step()
-    assert recorded == [True, True, False, False, True, True]
-
-
 def test_prompts_are_read_while_images_are_encoded_all_the_time() -> None:
-    model = ToyModel()
-    running = loop(model)
+    running = loop(ToyModel())
     handle(running, generate(1, "once upon a time", temperature=1, seed=LONG, max_tokens=40))
     for _ in range(4):
         running.step()
-    model.is_encoding = True
     # Two answers together are new, so a step measures them alone.
     handle(running, generate(2, "once", temperature=1, seed=LONG, max_tokens=40))
-    running.step()
+    running.step(is_usual=False)
     handle(running, generate(3, "a third prompt", max_tokens=4))
-    answered = {progress.id for _ in range(10) if (step := running.step()) for progress in step.progress}
+    answered = {progress.id for _ in range(10) if (step := running.step(is_usual=False)) for progress in step.progress}
     assert answered == {1, 2, 3}

@@ -18,6 +18,8 @@ from services.inference.engine.engine_messages import (
     CancelGeneration,
     ConversionResult,
     ConvertTokens,
+    EmbeddingTurn,
+    EmbedTexts,
     EncodingImages,
     GenerationAccepted,
     GenerationRefused,
@@ -27,6 +29,7 @@ from services.inference.engine.engine_messages import (
 )
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
+from services.inference.engine.scheduler import PrefillBudget
 from services.inference.engine.sequence import ImagePrompt
 from services.inference.engine.special_tokens import IMAGE_MARK
 from services.inference.engine.tokenize_queue import TokenizeQueue
@@ -199,6 +202,40 @@ def test_answers_and_texts_continue_while_images_are_encoded() -> None:
         assert [report.id for report in seen if isinstance(report, GenerationAccepted)] == [2]
         model.let_go.set()
         worker.until(lambda report: report == GenerationAccepted(1, 5 + 4 + 3, None, 0.5))
+
+
+def test_steps_and_embeddings_beside_the_encoding_of_an_image_are_not_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = list[tuple[int, bool]]()
+
+    def record(_: PrefillBudget, seconds: float, *, answering: int, read: int, is_usual: bool = True) -> None:
+        recorded.append((answering, is_usual))
+
+    monkeypatch.setattr(PrefillBudget, "record_step", record)
+    model = HeldModel()
+
+    def compute(first: int) -> set[tuple[int, bool]]:
+        """Return the kinds of steps, by whether there is an answer, and whether they are usual."""
+        recorded.clear()
+        worker.send(generate(first, "abcdefgh", max_tokens=8))
+        worker.until(lambda report: isinstance(report, StepReport) and any(one.finish for one in report.progress))
+        worker.send(EmbedTexts(first + 1, ("a",)))
+        worker.until(lambda report: isinstance(report, EmbeddingTurn))
+        return {(min(answering, 1), is_usual) for answering, is_usual in recorded}
+
+    with served(model) as worker:
+        assert compute(1) == {(0, True), (1, True)}
+        worker.send(AddImage(9, 1, 2, b"ABCDEF"))
+        worker.send(generate(9, f"held {IMAGE_MARK} up"))
+        assert model.tokenizing.wait(DEADLINE_SECONDS)
+        assert compute(3) == {(0, False), (1, False)}
+        # Its image is encoded to its end.
+        worker.send(CancelGeneration(9))
+        assert compute(5) == {(0, False), (1, False)}
+        model.let_go.set()
+        worker.send(AddImage(10, 1, 2, b"ABCDEF"))
+        worker.send(generate(10, IMAGE_MARK))
+        worker.until(lambda report: isinstance(report, StepReport) and any(one.finish for one in report.progress))
+        assert compute(7) == {(0, True), (1, True)}
 
 
 def test_an_engine_that_only_encodes_images_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:

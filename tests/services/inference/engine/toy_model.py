@@ -49,7 +49,6 @@ class ToyModel:
     can_cut_saved: bool = True
     longest_token_bytes: int = 4
     decode_seconds: float = 0.0
-    is_encoding: bool = False
     #: What one batch takes.
     batch_seconds: float = 0.0
     crash: bool = False
