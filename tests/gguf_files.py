@@ -152,6 +152,9 @@ class LlamaShape:
     #: With a window, every second layer only sees so many tokens: the model is a gemma2.
     window: int = 0
 
+    #: Three of four layers only see their chunk of 8,192 tokens: the model is a llama4, without experts in any layer.
+    chunked: bool = False
+
     #: Every second layer has a recurrent state: the model is an lfm2.
     hybrid: bool = False
 
@@ -160,7 +163,8 @@ class LlamaShape:
 
     @property
     def architecture(self) -> str:
-        return "gemma2" if self.window else "lfm2" if self.hybrid else "qwen2vl" if self.sections else "llama"
+        kinds = {"gemma2": self.window, "llama4": self.chunked, "lfm2": self.hybrid, "qwen2vl": self.sections, "llama": True}
+        return next(name for name, is_used in kinds.items() if is_used)
 
 
 def write_llama(path: Path, shape: LlamaShape, *, weights: Weights, seed: int) -> None:
@@ -312,6 +316,8 @@ def _llama_pairs(shape: LlamaShape, weights: Weights) -> dict[str, Typed]:
         numbers["shortconv.l_cache"] = 3
     if shape.experts:
         numbers |= {"expert_count": shape.experts, "expert_used_count": 2}
+    if shape.chunked:
+        numbers |= {"expert_count": 2, "expert_used_count": 1, "expert_feed_forward_length": 32, "interleave_moe_layer_step": 0}
     return {
         "general.architecture": text(shape.architecture),
         "general.name": text(f"random {shape.architecture}, {shape.layers} layers of {shape.embedding}"),

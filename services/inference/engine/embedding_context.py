@@ -4,7 +4,6 @@ Only the engine's process imports this module. The context for answers can't do 
 has a row of logits for each, so its batches must be small if the vocabulary is large.
 """
 
-import ctypes
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from functools import lru_cache
 
 import llama_cpp.llama_cpp as native
 
-from services.inference.engine import vocabulary
+from services.inference.engine import model_loading, vocabulary
 from services.inference.engine.embedding_loop import TextPiece, probability
 from services.inference.engine.gguf_header import PoolingKind
 from shared import errors
@@ -146,15 +145,10 @@ class EmbeddingContext:
 
     def _pooling_type(self) -> int:
         """Return the pooling in the model's file, or the mean if there is none, as in models that generate text."""
-        kind = self._metadata("general.architecture")
-        written = self._metadata(f"{kind}.pooling_type")
+        kind = model_loading.metadata(self._model, "general.architecture")
+        written = model_loading.metadata(self._model, f"{kind}.pooling_type")
         number = int(written) if written.isdigit() else native.LLAMA_POOLING_TYPE_NONE
         return int(native.LLAMA_POOLING_TYPE_MEAN if number == native.LLAMA_POOLING_TYPE_NONE else number)
-
-    def _metadata(self, key: str) -> str:
-        value = ctypes.create_string_buffer(64)
-        found = native.llama_model_meta_val_str(self._model, key.encode(), value, len(value))
-        return value.value.decode("utf-8", "replace") if found >= 0 else ""
 
     def _filled(self, pieces: Sequence[TextPiece]) -> native.llama_batch:
         batch = self._batch

@@ -57,6 +57,8 @@ class LlamaModel:
         self._divides = self.layout is KvLayout.STREAMS and not model_loading.on_gpu(load)
         #: The tokens that some layers see; 0 for all.
         self._window = int(native.llama_model_n_swa(model))
+        #: They see their own chunk of so many tokens, instead of the last ones.
+        self._has_chunks = model_loading.metadata(model, "general.architecture") == "llama4"
         #: In the POOL layout, a sequence may use all of it.
         self.pool_tokens = int(native.llama_n_ctx(context))
         self.context_tokens = min(int(native.llama_n_ctx_seq(context)), int(native.llama_model_n_ctx_train(model)))
@@ -204,8 +206,10 @@ class LlamaModel:
         """Whether the slot still has the tokens that a sliding window shows to the one at this position."""
         if not self._window or not position:
             return True
-        # -1 if nothing is left. A token sees itself as a part of the window.
-        return 0 <= int(native.llama_memory_seq_pos_min(self._memory, slot)) <= max(0, position - self._window + 1)
+        # A token sees itself as a part of the window.
+        first = position - (position % self._window if self._has_chunks else self._window - 1)
+        # -1 if nothing is left.
+        return 0 <= int(native.llama_memory_seq_pos_min(self._memory, slot)) <= max(0, first)
 
     def clear(self, slot: int) -> None:
         if self._checkpoints is not None:

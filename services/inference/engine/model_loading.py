@@ -202,6 +202,13 @@ def _overrides(load: LoadCommand) -> "ctypes.Array[_Override]":
     return listed
 
 
+def metadata(model: "native.llama_model_p", key: str) -> str:
+    """Return a short value of the model's header; empty if it has none."""
+    value = ctypes.create_string_buffer(64)
+    found = native.llama_model_meta_val_str(model, key.encode(), value, len(value))
+    return value.value.decode("utf-8", "replace") if found >= 0 else ""
+
+
 def check(header: GgufHeader, load: LoadCommand) -> None:
     """Raises LoadRefused if the cache can't have the wanted types."""
     keys, values = load.kv_type

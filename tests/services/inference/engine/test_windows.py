@@ -1,6 +1,7 @@
 """A model with a sliding window, whose tokens are the same with a cached prefix and without one."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -25,23 +26,38 @@ from tests.services.inference.engine.commands import handle
 
 SLOTS, WINDOW = 4, 32
 SHAPE = LlamaShape(layers=4, embedding=64, heads=4, kv_heads=2, feed_forward=96, vocabulary=300, context=2048, window=WINDOW)
+CHUNK = 8192
+CHUNKED = LlamaShape(layers=4, embedding=32, heads=2, kv_heads=1, feed_forward=32, vocabulary=300, context=CHUNK + 256, chunked=True)
 PAGE = "A page that several questions share, and that is longer than the window is. "
 #: Without `exact`, roundings would soon draw other tokens at a temperature.
 GREEDY = Parameters(0, 1, 0, 1, max_tokens=12, ignore_eos=True)
 numbers = count(1)
 
 
-@pytest.fixture(scope="module", params=[(mode, keeps_all) for mode in KvMode for keeps_all in (True, False)], ids=str)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
-    mode, keeps_all = request.param
-    file: Path = tmp_path_factory.mktemp("models") / "window.gguf"
-    gguf_files.write_llama(file, SHAPE, weights="q8_0", seed=1)
+@contextmanager
+def opened(folder: Path, shape: LlamaShape, context: int, mode: KvMode, *, keeps_all: bool) -> Iterator[LlamaModel]:
+    file = folder / "model.gguf"
+    gguf_files.write_llama(file, shape, weights="q8_0", seed=1)
     with pytest.MonkeyPatch.context() as patch:
         # As on a GPU, but computed by the processor.
         patch.setattr(model_loading, "on_gpu", lambda _: not keeps_all)
         patch.setattr(model_loading, "GPU_STEP_TOKENS", 64)
-        with llama_model.opened(LoadCommand(str(file), SLOTS, 1024, 1, 0, mode), lambda _: None) as opened:
-            yield opened
+        with llama_model.opened(LoadCommand(str(file), SLOTS, context, 1, 0, mode), lambda _: None) as model:
+            yield model
+
+
+@pytest.fixture(scope="module", params=[(mode, keeps_all) for mode in KvMode for keeps_all in (True, False)], ids=str)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
+    mode, keeps_all = request.param
+    with opened(tmp_path_factory.mktemp("models"), SHAPE, 1024, mode, keeps_all=keeps_all) as model:
+        yield model
+
+
+@pytest.fixture(scope="module", params=[(KvMode.SHARED, True), (KvMode.EXACT, False)], ids=str)
+def chunked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
+    mode, keeps_all = request.param
+    with opened(tmp_path_factory.mktemp("models"), CHUNKED, CHUNKED.context, mode, keeps_all=keeps_all) as model:
+        yield model
 
 
 def ask(loop: EngineLoop, question: str, *, salt: str = "", delivered: tuple[int, ...] = (), most: int = 12) -> tuple[list[int], int]:
@@ -107,6 +123,16 @@ def test_prompts_come_back_from_the_prompt_cache(
     else:
         # Only the window behind the answer was left when the slot was lost.
         assert cached == [0, 0, 0, len(page)]
+
+
+def test_prompts_that_are_longer_than_a_chunk_come_back_too(chunked: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_cache, "COPY_SECONDS", 10.0)
+    prompt = PAGE * (CHUNK // len(PAGE) + 2)
+    loop = fresh(chunked, 2**28)
+    whole = ask(loop, prompt, salt="a")
+    for number in range(SLOTS):
+        ask(loop, f"{number}" + "x" * 300, salt=f"{number}")
+    assert ask(loop, prompt, salt="a") == (whole[0], len(prompt) - 1)
 
 
 def test_shared_prefix_leaves_room_for_others(model: LlamaModel) -> None:
