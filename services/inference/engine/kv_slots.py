@@ -86,7 +86,7 @@ class Slots:
         self._layout = layout
         self._slots = [_Slot(number) for number in range(count)]
         #: Whether the model's memory can be cut back to any prefix. A recurrent state can't.
-        self._can_cut = can_cut
+        self.can_cut = can_cut
         self._capacity = capacity
         self._ticks = itertools.count(1)
         self._used = 0
@@ -110,7 +110,7 @@ class Slots:
     def gains(self, wanted: HashedTokens, salt: str, until: int) -> bool:
         """Return whether it is worth waiting until another sequence has read the first ``until`` of these tokens."""
         enough = min(until, len(wanted.tokens) - _LEFT) - WORTH_SHARING_TOKENS
-        if enough < 0 or not self._can_cut or not salt:
+        if enough < 0 or not salt:
             return False
         return max(self._find(wanted, salt).values()) <= enough
 

@@ -31,7 +31,7 @@ from services.inference.structured_output.constraint import Constraint, Constrai
 from shared import errors
 from shared.api.inference import MAX_CONVERTED_BYTES
 
-#: A state is copied at the end of a prompt, and each time so many tokens were read.
+#: A state is copied near the end of a prompt, and each time so many tokens were read.
 CHECKPOINT_TOKENS = 2048
 MOST_CHECKPOINTS = 8
 #: Of all slots. States of large models have dozens of MiB.
@@ -268,7 +268,7 @@ class LlamaModel:
             self._decode(self._batch.native)
             drawn |= self._draw(batch)
         if self._checkpoints is not None:
-            self._checkpoints.save(texts)
+            self._checkpoints.save(feeds)
         if self._window:
             self._prompt_tokens |= {feed.slot: len(feed.sequence.tokens) for feed in texts if feed.sample and feed.sequence.reading}
         return [drawn.get(feed.slot) for feed in feeds]
@@ -378,10 +378,11 @@ class _Checkpoints:
         self._saved: dict[int, dict[int, ctypes.Array[ctypes.c_uint8]]] = {}
 
     def save(self, feeds: Sequence[Feed]) -> None:
-        """A batch was computed; copy the states of prompts that end with it or have become long."""
+        """A batch was computed; copy the states of prompts that pause or have become long."""
         for feed in feeds:
             end = feed.start + len(feed.tokens)
-            if feed.sequence.reading and (feed.sample or end // CHECKPOINT_TOKENS > feed.start // CHECKPOINT_TOKENS):
+            is_long = feed.image is None and end // CHECKPOINT_TOKENS > feed.start // CHECKPOINT_TOKENS
+            if feed.sequence.reading and (is_long or end == feed.sequence.pause):
                 size = native.llama_state_seq_get_size_ext(self._context, feed.slot, _PARTIAL)
                 state = (ctypes.c_uint8 * size)()
                 if native.llama_state_seq_get_data_ext(self._context, state, size, feed.slot, _PARTIAL) == size:

@@ -224,7 +224,7 @@ class Scheduler:
                 return
             admitted += 1
             self._waiting.remove(sequence)
-            sequence.begin(place.kept)
+            self._begin(sequence, place.kept)
             self._running[place.slot] = sequence
             yield place
 
@@ -278,7 +278,7 @@ class Scheduler:
         self._slots.shorten(slot, kept)
         sequence = self._running[slot]
         sequence.cached = 0
-        sequence.begin(kept)
+        self._begin(sequence, kept)
 
     def cancel(self, identity: int, answer: int | None = None) -> list[Sequence]:
         """Forget the sequences of a request, or of one of its answers, and return them. Unknown ones have already ended."""
@@ -310,6 +310,9 @@ class Scheduler:
         self._waiting.appendleft(sequence)
         return slot
 
+    def _begin(self, sequence: Sequence, kept: int) -> None:
+        sequence.begin(kept, pauses=not self._slots.can_cut)
+
     def _charge(self, plan: StepPlan) -> None:
         """Record how many tokens of later prompts were read before each reader's."""
         read = {feed.slot: len(feed.tokens) for feed in plan.feeds if feed.sequence.reading}
@@ -335,6 +338,8 @@ class Scheduler:
     def _find_ahead(self, sequence: Sequence) -> _Ahead | None:
         readers = [other for other in self._running.values() if other.reading and other.salt == sequence.salt]
         shared = [_Ahead(other, other.hashed.common(sequence.hashed, other.bulk)) for other in readers]
+        if not self._slots.can_cut:
+            shared = [_Ahead(ahead.reader, ahead.reader.pause) for ahead in shared if ahead.until >= ahead.reader.pause]
         best = max(shared, key=lambda ahead: ahead.until, default=None)
         return best if best is not None and self._slots.gains(sequence.hashed, sequence.salt, best.until) else None
 
@@ -374,5 +379,5 @@ def _next_reader(readers: list[_PromptReader], budget: int) -> int | None:
 
 
 def _feed(slot: int, sequence: Sequence, end: int) -> Feed:
-    image, end = sequence.hashed.piece(sequence.fed, end)
+    image, end = sequence.hashed.piece(sequence.fed, min(end, sequence.pause) if sequence.fed < sequence.pause else end)
     return Feed(slot, sequence, sequence.fed, tuple(sequence.tokens[sequence.fed : end]), sample=end == len(sequence.tokens), image=image)

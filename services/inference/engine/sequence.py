@@ -13,6 +13,8 @@ from shared.types import FinishReason
 
 #: Later, shorter prompts may delay a prompt by this share of the tokens that it has to read.
 OVERTAKEN = 0.2
+#: Of a prompt: they begin an answer, perhaps with a tag for thoughts, and so the next turn of a chat often has others.
+LAST_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ class Sequence:
     rows: Mapping[int, object] = field(default_factory=dict)
     #: The tokens that existed when it got its slot, and can be computed many at a time.
     bulk: int = 0
+    #: A step ends there, so that the state can be copied; 0 for nowhere.
+    pause: int = 0
     fed: int = 0
     cached: int = 0
     #: Tokens in the slot when it was admitted.
@@ -137,11 +141,13 @@ class Sequence:
         logprobs = () if drawn.logprob is None else (drawn.logprob,)
         return AnswerProgress(self.id, (drawn.token,), self._characters.decode(piece), finish, self.answer, self.cached, logprobs)
 
-    def begin(self, kept: int) -> None:
-        """The sequence got a slot with its first ``kept`` tokens."""
+    def begin(self, kept: int, *, pauses: bool = False) -> None:
+        """The sequence got a slot with its first ``kept`` tokens. ``pauses``: set ``pause``."""
         self.fed = self.kept = kept
         self.overtaken = 0
         self.bulk = len(self.tokens)
+        near = max(0, self.bulk - LAST_TOKENS)
+        self.pause = next((span.end for span in self.hashed.spans if span.start < near < span.end), near) if pauses else 0
         self.cached = max(self.cached, min(kept, self.prompt_tokens))
 
 

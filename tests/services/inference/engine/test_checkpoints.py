@@ -18,6 +18,7 @@ from services.inference.engine.engine_messages import (
 )
 from services.inference.engine.llama_model import LlamaModel
 from services.inference.engine.sampling import Parameters
+from services.inference.engine.sequence import LAST_TOKENS
 from tests import gguf_files
 from tests.gguf_files import LlamaShape
 from tests.services.inference.engine.commands import handle
@@ -26,6 +27,8 @@ from tests.services.inference.engine.commands import handle
 SLOTS = 8
 SHAPE = LlamaShape(layers=4, embedding=64, heads=2, kv_heads=2, feed_forward=96, vocabulary=300, context=4096, hybrid=True)
 PAGE = "A page that several questions share. " * 10
+#: What is left of it for others.
+LEFT = len(PAGE) - LAST_TOKENS
 WILD = Parameters(1.0, 1.0, 0, 7, max_tokens=12)
 numbers = count(1)
 
@@ -62,13 +65,14 @@ def fresh(model: LlamaModel, cache_bytes: int = 0) -> EngineLoop:
     return EngineLoop(model, slots=SLOTS, cache_bytes=cache_bytes)
 
 
-def test_next_turn_goes_back_to_the_end_of_the_last_prompt(model: LlamaModel) -> None:
-    turns = [PAGE, PAGE + "What?", PAGE + "What? And who?", PAGE + "Where?"]
+def test_same_prompt_and_next_turn_go_back_to_near_the_end_of_the_last_prompt(model: LlamaModel) -> None:
+    # The next turn of a chat may have other tokens where the answer began.
+    turns = [PAGE, PAGE, PAGE[:-7] + "next", PAGE + "What?", PAGE + "What? And who?", PAGE + "What?", PAGE + "Where?"]
     alone = [ask(fresh(model), turn)[0][0] for turn in turns]
     loop = fresh(model)
     found = [ask(loop, turn, salt="a")[0] for turn in turns]
     assert [tokens for tokens, _ in found] == alone
-    assert [cached for _, cached in found] == [0, len(PAGE), len(PAGE) + 5, len(PAGE)]
+    assert [cached for _, cached in found] == [0, LEFT, LEFT, LEFT, LEFT + 5, LEFT + 5, LEFT + 5]
 
 
 def test_long_prompt_has_checkpoints_inside(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +96,15 @@ def test_prefix_of_a_running_answer_is_copied_with_its_states(model: LlamaModel)
     ask(loop, PAGE, salt="a")
     found = ask(loop, *questions, salt="a")
     assert [tokens for tokens, _ in found] == alone
-    assert [cached for _, cached in found] == [len(PAGE)] * 3
+    assert [cached for _, cached in found] == [LEFT] * 3
+
+
+def test_same_prompts_at_the_same_time_are_read_once(model: LlamaModel) -> None:
+    questions = [PAGE, PAGE, PAGE + "What?"]
+    alone = [ask(fresh(model), question)[0][0] for question in questions]
+    found = ask(fresh(model), *questions, salt="a")
+    assert [tokens for tokens, _ in found] == alone
+    assert [cached for _, cached in found] == [0, LEFT, LEFT]
 
 
 def test_resumed_answer_is_the_same(model: LlamaModel) -> None:
@@ -100,14 +112,14 @@ def test_resumed_answer_is_the_same(model: LlamaModel) -> None:
     loop = fresh(model)
     ask(loop, PAGE, salt="a")
     ((rest, cached),) = ask(loop, PAGE, salt="a", delivered=tuple(whole[:6]))
-    assert (rest, cached) == (whole[6:], len(PAGE))
+    assert (rest, cached) == (whole[6:], LEFT)
 
 
 def test_prompts_come_back_from_the_prompt_cache(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_cache, "WORTH_SAVING_TOKENS", 16)
     monkeypatch.setattr(prompt_cache, "COPY_SECONDS", 10.0)
     whole = tuple(ask(fresh(model), PAGE)[0][0])
-    asked = [(PAGE + "What?", ()), (PAGE, whole[:6]), (PAGE[:-9] + "Who?", ()), (PAGE + "What? And who?", ())]
+    asked = [(PAGE, ()), (PAGE + "What?", ()), (PAGE, whole[:6]), (PAGE[:-9] + "Who?", ()), (PAGE + "What? And who?", ())]
     alone = [ask(fresh(model), question, delivered=delivered)[0][0] for question, delivered in asked]
     loop, others, cached = fresh(model, 2**26), count(), []
     for (question, delivered), tokens in zip(asked, alone, strict=True):
@@ -117,7 +129,7 @@ def test_prompts_come_back_from_the_prompt_cache(model: LlamaModel, monkeypatch:
         ((found, kept),) = ask(loop, question, salt="a", delivered=delivered)
         assert found == tokens
         cached.append(kept)
-    assert cached == [len(PAGE), len(PAGE), 0, len(PAGE)]
+    assert cached == [LEFT, LEFT, LEFT, 0, LEFT]
 
 
 def test_other_tenant_gets_nothing(model: LlamaModel) -> None:

@@ -1,4 +1,5 @@
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 import msgspec
@@ -366,6 +367,32 @@ def test_prompt_of_any_length_runs_with_all_the_memory(length: int, step_tokens:
     handle(running, generate(1, "x" * length, salt="a"))
     assert text(finish(running)[1]) == "x" * min(length, 32 - length)
     assert sum(count for batch in model.batches for _, _, count in batch) < 32, "something was computed twice"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_last_tokens_of_a_prompt_take_a_step_of_their_own_if_slots_cannot_be_cut(layout: KvLayout) -> None:
+    model = ToyModel(layout, can_cut=False, step_tokens=64)
+    running = loop(model)
+    for identity in (1, 2):
+        handle(running, generate(identity, "a" * 20, salt="a", max_tokens=1))
+        assert text(finish(running)[identity]) == "a"
+    assert model.batches == [[(1, 0, 12)], [(1, 12, 8)], [(2, 19, 1)]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_prompts_wait_for_the_same_prompt_if_slots_cannot_be_cut(layout: KvLayout) -> None:
+    model = ToyModel(layout, can_cut=False, context_tokens=128)
+    running = loop(model)
+    handle(running, generate(1, "a" * 40, salt="a", max_tokens=1, n=2))
+    handle(running, generate(2, "a" * 41, salt="a", max_tokens=1))
+    # It begins alike, but there is no state to go on from.
+    handle(running, generate(3, "a" * 24 + "b" * 16, salt="a", max_tokens=1))
+    reports = finish(running)
+    assert [reports[identity][0].cached_tokens for identity in (1, 2, 3)] == [0, 32, 0]
+    computed = Counter[int]()
+    for identity, _, count in itertools.chain(*model.batches):
+        computed[identity] += count
+    assert computed == {1: 48, 2: 9, 3: 40}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

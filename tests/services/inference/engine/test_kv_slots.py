@@ -15,8 +15,8 @@ STREAMS, POOL = KvLayout.STREAMS, KvLayout.POOL
 SALT = "a"
 
 
-def slots(layout: KvLayout, count: int = 4, capacity: int = 10_000, *, can_cut: bool = True) -> Slots:
-    return Slots(count, layout, capacity=capacity, can_cut=can_cut)
+def slots(layout: KvLayout, count: int = 4, capacity: int = 10_000) -> Slots:
+    return Slots(count, layout, capacity=capacity)
 
 
 def run(held: Slots, tokens: list[int], salt: str = SALT) -> SlotPlace:
@@ -180,12 +180,6 @@ def test_slot_with_a_new_tenant_keeps_nothing_of_the_old_one(layout: KvLayout) -
     leave(held, upto(100), "a")
     leave(held, upto(50), "b")
     assert held.place(HashedTokens(upto(100)), "a") == SlotPlace(0, 0)
-
-
-@pytest.mark.parametrize("layout", [STREAMS, POOL])
-def test_nobody_waits_for_a_prefix_that_cannot_be_cut_off(layout: KvLayout) -> None:
-    for can_cut in (True, False):
-        assert slots(layout, can_cut=can_cut).gains(HashedTokens(upto(150)), SALT, 100) == can_cut
 
 
 @pytest.mark.parametrize("layout", [STREAMS, POOL])

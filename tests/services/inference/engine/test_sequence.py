@@ -7,6 +7,7 @@ from services.inference.engine.engine_messages import AnswerProgress
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.sequence import DrawnToken, ImagePrompt
+from services.inference.images.image_spans import ImageSpan
 from shared import errors
 from shared.types import FinishReason
 
@@ -31,6 +32,23 @@ def test_tokens_continue_until_the_model_ends() -> None:
     assert running.append(DrawnToken(8), b" you") == AnswerProgress(1, (8,), " you")
     assert running.append(DrawnToken(2), None) == AnswerProgress(1, (), "", STOP)
     assert running.tokens == [0, 1, 2, 3, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "image", "pause"),
+    [
+        pytest.param(20, None, 12, id="before its last tokens"),
+        pytest.param(20, ImageSpan(10, 12, 2), 12, id="behind an image"),
+        pytest.param(20, ImageSpan(10, 14, 4), 14, id="not in an image"),
+        pytest.param(8, None, 0, id="a short prompt"),
+    ],
+)
+def test_reading_pauses_near_the_end(tokens: int, image: ImageSpan | None, pause: int) -> None:
+    prompt = ImagePrompt(HashedTokens(list(range(tokens)), () if image is None else (image,)))
+    running = sequence.start(1, 0, prompt, Parameters(temperature=0, top_p=1, top_k=0, seed=0), context_tokens=64)
+    for pauses in (True, False):
+        running.begin(0, pauses=pauses)
+        assert running.pause == pauses * pause
 
 
 # --- why it ends ------------------------------------------------------------------------------------------------------------------
