@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -25,7 +26,7 @@ from services.inference.backends.remote.remote_server import RemoteServer
 from services.inference.engine.engine_messages import KvMode, LoadCommand
 from services.inference.models import catalog, memory, model_discovery
 from services.inference.upstreams import Upstream
-from shared.api.generation import FormatKind, OutputFormat, Sampling
+from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Sampling
 from shared.api.inference import Chunk
 from shared.types import ModelName
 from tests.testnet import free_port, until
@@ -76,6 +77,8 @@ class Counts(NamedTuple):
 OnToken = Callable[[], None]
 #: Answers one user message with so many tokens, ignoring the model's own end. Cancelling ends the generation.
 Generate = Callable[[str, int, OnToken], Awaitable[Counts]]
+#: The same also for messages, which may have images.
+GenerateChat = Callable[[str | tuple[ChatMessage, ...], int, OnToken], Awaitable[Counts]]
 
 
 class Contender(NamedTuple):
@@ -123,14 +126,17 @@ class _Arrivals:
 
 
 @asynccontextmanager
-async def _our_engine(mode: KvMode, shape: Shape, sampling: Sampling = SAMPLING) -> AsyncIterator[Generate]:
+async def our_engine(
+    mode: KvMode, shape: Shape, sampling: Sampling = SAMPLING, projector: Path | None = None
+) -> AsyncIterator[GenerateChat]:
     """Run our engine in its process, called as a worker does: through its backend and the socketpair."""
     found = model_discovery.find({}, defaults=catalog.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
+    found = replace(found, entries=tuple(replace(entry, projector=projector) for entry in found.entries))
     load = LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
     seeds = itertools.count(1)
     async with llama.opened(found, load, shape.slots, memory.measure(None), _EngineEvents()) as backend:
 
-        async def generate(prompt: str, max_tokens: int, on_token: OnToken) -> Counts:
+        async def generate(prompt: str | tuple[ChatMessage, ...], max_tokens: int, on_token: OnToken) -> Counts:
             asked = msgspec.structs.replace(sampling, max_tokens=max_tokens, seed=next(seeds))
             job = jobs.check_prompt(model_discovery.DEFAULT_MODEL, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -223,12 +229,12 @@ async def _python_server(shape: Shape) -> AsyncIterator[Generate]:
         yield chat(port, {})
 
 
-OURS = {mode: Contender(f"ours, {mode}", partial(_our_engine, mode)) for mode in MODES}
+OURS = {mode: Contender(f"ours, {mode}", partial(our_engine, mode)) for mode in MODES}
 #: Follows a schema that no answer of the bench is long enough to complete.
 CONSTRAINED = Contender(
     "ours, with a schema",
     partial(
-        _our_engine,
+        our_engine,
         MODES[0],
         sampling=msgspec.structs.replace(SAMPLING, ignore_eos=False, format=OutputFormat(FormatKind.JSON_SCHEMA, SCHEMA)),
     ),

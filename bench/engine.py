@@ -7,6 +7,7 @@ shared_prefix  the same behind a prefix that is known, and one that is not
 reuse          chats that begin with one of a few pages: the total time, and each wait
 long_prompt    the time to the first token behind a long prompt, with nobody else
 gaps           the time between two tokens of running streams while another prompt is read, and the wait for that prompt
+image_gaps     the same time while images are encoded and read, by a projector of the size of CLIP's (ViT-B/16) with random weights
 sampling       drawing the tokens of 64 answers from a large vocabulary with two threads
 upstream       llama-server behind a worker's backend, against llama-server alone: the throughput, and the time to the first token
 worker         the memory of a worker and its engine, and the engine's own time
@@ -25,24 +26,32 @@ import math
 import os
 import random
 import statistics
+import tempfile
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from bench import calls, contenders, processes, report, rivals, tenants
-from bench.contenders import CONSTRAINED, EVERYONE, LLAMA_SERVER, MODES, OURS, PYTHON_SERVER, Generate, Shape
+from bench.contenders import CONSTRAINED, EVERYONE, LLAMA_SERVER, MODES, OURS, PYTHON_SERVER, Generate, GenerateChat, Shape
 from bench.report import Options, Rows
 from services.inference.engine.engine_messages import KvMode
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.token_sampler import StepSampler, TokenSampler
 from services.inference.engine.vocabulary import ModelVocabulary
 from services.inference.models import model_discovery
+from shared.api.generation import ChatMessage, ImagePart
+from tests import gguf_files
+from tests.gguf_files import ProjectorShape
+from tests.services.inference.images import vision_models
 from tools import setup
+
+T = TypeVar("T")
 
 #: llama.cpp's own server, in all comparisons.
 RIVAL = LLAMA_SERVER.name
@@ -172,6 +181,10 @@ SHARED_PREFIX, LONG_PROMPT = 1000, 4000
 CHATS, CHATS_AT_ONCE, PAGES, PAGE, CHAT_PROMPT, CHAT_TOKENS = 200, 16, 10, 192, 256, 32
 #: Streams that run while another prompt is read.
 STREAMS, LONG_CONTEXT = 4, 8192
+#: At 30 steps a second, 700 gaps of four streams: enough for a 99th percentile.
+GAP_SECONDS = 6.0
+#: Of 196 rows for SmolLM2.
+PROJECTOR = ProjectorShape(kind="mlp", width=576, image=224, patch=16, embedding=768, heads=12, layers=12)
 
 
 def message(tokens: int, source: random.Random) -> str:
@@ -281,10 +294,12 @@ async def _streams(generate: Generate) -> AsyncIterator[list[list[float]]]:
             stream.cancel()
 
 
-def _gap(came: list[list[float]], start: float) -> float:
-    """Return the 99th percentile of the gaps that ended after ``start``, in milliseconds."""
+async def _gap(came: list[list[float]], meanwhile: Awaitable[T]) -> tuple[float, T]:
+    """Return the 99th percentile of the gaps that end meanwhile, in milliseconds, and what the awaited returns."""
+    start = time.perf_counter()
+    done = await meanwhile
     gaps = [(now - last) * 1000 for times in came for last, now in itertools.pairwise(times) if now > start]
-    return report.percentile(gaps, 0.99)
+    return report.percentile(gaps, 0.99), done
 
 
 async def measure_long_prompt(rows: Rows, _shared: None, options: Options) -> None:
@@ -306,13 +321,9 @@ async def measure_gaps(rows: Rows, _shared: None, options: Options) -> None:
         for contender in report.in_turn(EVERYONE, number):
             shape = Shape(STREAMS + 1, LONG_CONTEXT, options.threads)
             async with contenders.opened(contender, shape) as generate, _streams(generate) as came:
-                start = time.perf_counter()
-                # At 30 steps a second, 700 gaps of four streams: enough for a 99th percentile.
-                await asyncio.sleep(6.0)
-                quiet[contender.name].append(_gap(came, start))
-                start = time.perf_counter()
-                milliseconds, _ = await first_token(generate, message(LONG_PROMPT, random.Random(number)))
-                beside[contender.name].append(_gap(came, start))
+                quiet[contender.name].append((await _gap(came, asyncio.sleep(GAP_SECONDS)))[0])
+                gap, (milliseconds, _) = await _gap(came, first_token(generate, message(LONG_PROMPT, random.Random(number))))
+                beside[contender.name].append(gap)
                 took[contender.name].append(milliseconds)
     for contender in EVERYONE:
         claim = f"{contender.name}: gap between tokens, p99, beside a prompt of {LONG_PROMPT} tokens"
@@ -321,6 +332,29 @@ async def measure_gaps(rows: Rows, _shared: None, options: Options) -> None:
     for mode, contender in OURS.items():
         claim = f"{contender.name}: its first token beside {STREAMS} streams"
         rows.paired(claim, took[contender.name], "ms", RIVAL, took[RIVAL], at_most=1.75 if mode is KvMode.SHARED else 5)
+
+
+async def measure_image_gaps(rows: Rows, _shared: None, options: Options) -> None:
+    quiet, beside = (defaultdict[str, list[float]](list) for _ in range(2))
+    shape, pictures = Shape(STREAMS + 1, LONG_CONTEXT, options.threads), itertools.count()
+
+    async def look(generate: GenerateChat) -> None:
+        end = time.perf_counter() + GAP_SECONDS
+        while time.perf_counter() < end:
+            image = ImagePart(vision_models.encoded(vision_models.picture(next(pictures), PROJECTOR.image, PROJECTOR.image)))
+            await generate((ChatMessage("user", "What is this?", images=(image,)),), 1, lambda: None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        projector = Path(folder) / "projector.gguf"
+        gguf_files.write_projector(projector, PROJECTOR, seed=1)
+        for number in range(options.rounds):
+            for mode in report.in_turn(MODES, number):
+                async with contenders.our_engine(mode, shape, projector=projector) as generate, _streams(generate) as came:
+                    quiet[mode].append((await _gap(came, asyncio.sleep(GAP_SECONDS)))[0])
+                    beside[mode].append((await _gap(came, look(generate)))[0])
+    for mode in MODES:
+        claim = f"{OURS[mode].name}: gap between tokens, p99, while images are encoded and read"
+        rows.paired(claim, beside[mode], "ms", "quiet", quiet[mode], at_most=4)
 
 
 # --- drawing tokens ------------------------------------------------------------------------------------------------------
@@ -407,6 +441,7 @@ PARTS: dict[str, report.Part] = {
     "reuse": measure_reuse,
     "long_prompt": measure_long_prompt,
     "gaps": measure_gaps,
+    "image_gaps": measure_image_gaps,
     "sampling": measure_sampling,
     "upstream": measure_upstream,
     "worker": measure_worker,

@@ -235,6 +235,7 @@ class ProjectorShape:
     image: int = 32
     patch: int = 8
     embedding: int = 32
+    heads: int = 2
     layers: int = 2
 
 
@@ -246,7 +247,7 @@ def write_projector(path: Path, shape: ProjectorShape, *, seed: int) -> None:
         "feed_forward_length": 2 * shape.embedding,
         "block_count": shape.layers,
         "projection_dim": shape.width,
-        "attention.head_count": 2,
+        "attention.head_count": shape.heads,
         "image_size": shape.image,
         "patch_size": shape.patch,
         "projector.scale_factor": 2,
