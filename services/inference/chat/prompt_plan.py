@@ -56,13 +56,15 @@ def prepared(job: GenerationJob, rendered: RenderedPrompt, budget: int | None = 
     """``budget`` is the most tokens of thoughts; None for no limit. Raises BadRequest, which names the field."""
     opened = _opens_thoughts(rendered)
     grammar, triggers, field = _constraint(job.requested, rendered)
-    if grammar and not triggers and opened:
+    is_optional = bool(triggers)
+    must_continue = bool(grammar) and not triggers and opened
+    if must_continue:
         # The grammar is for what follows the thoughts.
         triggers = tuple(f"{re.escape(end)}\\s*()" for end in rendered.thinking_ends)
     limit = None
-    if budget is not None and rendered.thinking_start and rendered.thinking_ends:
-        limit = ThoughtBudget(budget, "" if opened else rendered.thinking_start, rendered.thinking_ends)
-    return PreparedPrompt(rendered.prompt, grammar, triggers, field, limit)
+    if (budget is not None or must_continue) and rendered.thinking_start and rendered.thinking_ends:
+        limit = ThoughtBudget(budget, "" if opened else rendered.thinking_start, rendered.thinking_ends, must_continue)
+    return PreparedPrompt(rendered.prompt, grammar, triggers, field, limit, is_optional)
 
 
 def _constraint(asked: Sampling, rendered: RenderedPrompt) -> tuple[str, tuple[str, ...], str]:

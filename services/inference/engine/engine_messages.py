@@ -107,13 +107,16 @@ class ShowTokens(_Message, frozen=True):
 
 
 class ThoughtBudget(msgspec.Struct, frozen=True, array_like=True):
-    """The engine ends an answer's thoughts after so many tokens."""
+    """When the engine ends an answer's thoughts, by writing the tag that closes them."""
 
-    tokens: int
+    #: After so many tokens; None for no limit.
+    tokens: int | None
     #: What begins thoughts; empty if the prompt did.
     start: str
     #: The engine writes the first one.
     ends: tuple[str, ...]
+    #: Something must follow them, such as a call: they also end where the model would end its answer.
+    must_continue: bool = False
 
 
 class PreparedPrompt(msgspec.Struct, frozen=True, array_like=True):
@@ -123,13 +126,11 @@ class PreparedPrompt(msgspec.Struct, frozen=True, array_like=True):
     grammar: str = ""
     #: Regular expressions. The grammar applies from where one of them matches, or else from the beginning.
     triggers: tuple[str, ...] = ()
-    #: What asked for the grammar. One for tools that has a trigger is dropped if it doesn't compile.
+    #: What asked for the grammar.
     field: str = "format"
     budget: ThoughtBudget | None = None
-
-    @property
-    def is_optional(self) -> bool:
-        return self.field == "tools" and bool(self.triggers)
+    #: Whether the grammar is dropped if it doesn't compile: nobody forced a call.
+    is_optional: bool = False
 
 
 class StartGeneration(_Message, frozen=True):

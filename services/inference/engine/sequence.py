@@ -1,6 +1,7 @@
 """One answer in the engine: its tokens and text, how many tokens are computed, and when it ends.  Pure."""
 
 import codecs
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -39,13 +40,14 @@ class ImagePrompt:
 
 
 class ThoughtLimit:
-    """Ends the thoughts of an answer after a number of tokens, by writing their closing tag."""
+    """Ends the thoughts of an answer by writing their closing tag."""
 
     def __init__(self, budget: ThoughtBudget, closing: list[int]) -> None:
         """``closing`` are the tokens of the closing tag."""
         self._start = budget.start.encode()
         self._ends = [end.encode() for end in budget.ends]
-        self._left = budget.tokens
+        self._left = math.inf if budget.tokens is None else budget.tokens
+        self._must_continue = budget.must_continue
         self._closing = closing
         self._text = b""
         self._is_over = False
@@ -55,6 +57,12 @@ class ThoughtLimit:
         """The token that must come next; None if the model may draw one."""
         is_spent = not self._start and self._left <= 0 and not self._is_over
         return self._closing[0] if is_spent and self._closing else None
+
+    def end(self) -> int | None:
+        """The model ends its answer. Return the token that must come instead, if there is one."""
+        if self._must_continue:
+            self._left = 0
+        return self.next_token
 
     def accept(self, piece: bytes) -> None:
         """A token with these bytes was added."""

@@ -84,6 +84,8 @@ class TokenSampler:
             native.llama_sampler_free(dist)
         else:
             token = self._draw(candidates, logits, (self._chain,))
+        if self._thoughts is not None and token in self._vocabulary.end_tokens and (forced := self._thoughts.end()) is not None:
+            token = forced
         self._accept(token)
         if self._constraint is not None and self._constraint.is_too_costly:
             return DrawnToken(token, is_cut=True)

@@ -178,7 +178,9 @@ def test_request_goes_before_the_models_own_defaults(can: TemplateCapabilities) 
 
 def test_thoughts_that_the_prompt_began_come_before_the_format() -> None:
     prompt = prompt_plan.prepared(job(format=FORMAT), THINKS, 5)
-    assert (prompt.triggers, prompt.budget) == ((r"</think>\s*()",), ThoughtBudget(5, "", ("</think>",)))
+    assert (prompt.triggers, prompt.budget) == ((r"</think>\s*()",), ThoughtBudget(5, "", ("</think>",), must_continue=True))
+    assert prompt_plan.prepared(job(format=FORMAT), THINKS).budget == ThoughtBudget(None, "", ("</think>",), must_continue=True)
+    assert prompt_plan.prepared(job(), THINKS).budget is None
     constraint = BYTES.start(prompt.grammar, prompt.triggers)
     for token in b"Hm {</think>":
         assert not constraint.applies
@@ -195,6 +197,13 @@ def test_schema_that_is_not_supported_is_refused_only_if_a_call_is_forced() -> N
     assert prompt_plan.prepared(job(tools=(tool,)), rendered).grammar == ""
     with pytest.raises(errors.BadRequest, match=r"^tools: .*not"):
         prompt_plan.prepared(job(tools=(tool,), tool_choice=ToolChoice.REQUIRED), rendered)
+
+
+def test_grammar_of_a_forced_call_behind_thoughts_is_not_optional() -> None:
+    tool = Tool("f", "", '{"type": "object", "properties": {"x": {"type": "integer"}}}')
+    prompt = prompt_plan.prepared(job(tools=(tool,), tool_choice=ToolChoice.REQUIRED), msgspec.structs.replace(THINKS, generic=True))
+    assert prompt.triggers == (r"</think>\s*()",)
+    assert not prompt.is_optional
 
 
 @pytest.mark.parametrize(

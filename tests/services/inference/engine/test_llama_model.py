@@ -295,6 +295,16 @@ def test_thoughts_are_closed_at_their_budget(shared: LlamaModel) -> None:
     assert tokens(rest) == tokens(reports)[5:]
 
 
+def test_model_that_ends_in_its_thoughts_still_follows_the_grammar_behind_them(shared: LlamaModel) -> None:
+    ending = tuple((token, 100.0) for token in shared._vocabulary.end_tokens)
+    command = start_command(parameters=changed(GREEDY, max_tokens=20, logit_bias=ending))
+    assert text(answer(shared, command)) == ""
+    budget = ThoughtBudget(None, "", ("</think>",), must_continue=True)
+    prompt = msgspec.structs.replace(command.prompt, grammar=lark.grammar('"one two"'), triggers=(r"</think>()",), budget=budget)
+    reports = answer(shared, msgspec.structs.replace(command, prompt=prompt))
+    assert (text(reports), reports[-1].finish) == ("</think>one two", FinishReason.STOP)
+
+
 def test_grammar_continues_after_delivered_tokens(shared: LlamaModel) -> None:
     grammar = lark.grammar('"one two three"')
     whole = tokens(answer(shared, start_command(grammar=grammar)))

@@ -32,3 +32,20 @@ def written(budget: int, start: str, pieces: list[str]) -> list[str | int]:
 )
 def test_thoughts_are_closed(budget: int, start: str, pieces: list[str], expected: list[str | int]) -> None:
     assert written(budget, start, pieces) == expected
+
+
+def test_the_end_of_an_answer_that_must_continue_only_ends_its_thoughts() -> None:
+    limit = ThoughtLimit(ThoughtBudget(None, "", ("</think>",), must_continue=True), CLOSING)
+    limit.accept(b"a")
+    assert limit.next_token is None
+    for token in CLOSING:
+        assert (limit.end(), limit.next_token) == (token, token)
+        limit.accept(b"")
+    assert (limit.end(), limit.next_token) == (None, None)
+
+
+@pytest.mark.parametrize("budget", [ThoughtBudget(9, "", ("</think>",)), ThoughtBudget(9, "<think>", ("</think>",), must_continue=True)])
+def test_an_answer_that_need_not_continue_or_has_no_thoughts_ends(budget: ThoughtBudget) -> None:
+    limit = ThoughtLimit(budget, CLOSING)
+    limit.accept(b"a")
+    assert limit.end() is None
