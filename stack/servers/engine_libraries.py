@@ -134,7 +134,9 @@ def unpack(sdist: Path, into: Path, kept: tuple[str, ...] = ()) -> Path:
     kept = kept or tuple(part for library in LIBRARIES for part in (library.folder, *library.headers, *library.kept))
     with tarfile.open(sdist) as archive:
         members = [member for member in archive if member.name.partition("/vendor/llama.cpp/")[2].startswith(kept)]
-        archive.extractall(into, members, filter="data")
+        # Python before 3.11.4, such as Debian 12's, has no filters.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(into, members)
     (source,) = into.glob("llama_cpp_python-*/vendor/llama.cpp")
     return source
 

@@ -102,7 +102,9 @@ class Cluster:
         if (kept := self._ask("GET", f"{namespace}/secrets/{name}-home")) is not None:
             homes.ensure_folders(home)
             with tarfile.open(fileobj=io.BytesIO(base64.b64decode(json.loads(kept)["data"]["home.tar"]))) as archive:
-                archive.extractall(home.root, filter="data")
+                # Python before 3.11.4 has no filters.
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                archive.extractall(home.root)
 
     def apply(self, manifest: dict[str, Any]) -> None:
         namespace, name = (manifest["metadata"][key] for key in ("namespace", "name"))

@@ -68,3 +68,16 @@ def test_source_that_lacks_a_file_is_refused_and_leaves_no_library(folder: Path)
     (folder / "c++").write_text("#!/bin/sh\necho it is wrong >&2; exit 1")
     done = build(folder)
     assert (done.returncode, "it is wrong" in done.stderr, list(folder.glob("venv/**/*.so"))) == (1, True, [])
+
+
+@pytest.mark.usefixtures("old_tarfile")
+def test_the_source_is_unpacked_by_a_python_without_filters(tmp_path: Path) -> None:
+    sdist(tmp_path / "engine.tar.gz")
+    assert (engine_libraries.unpack(tmp_path / "engine.tar.gz", tmp_path / "to") / "common" / "chat.cpp").exists()
+
+
+def test_the_source_is_not_unpacked_outside_its_folder(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "engine.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("llama_cpp_python-0.1/vendor/llama.cpp/common/../../../../../outside"), io.BytesIO())
+    with pytest.raises(tarfile.OutsideDestinationError, match="outside"):
+        engine_libraries.unpack(tmp_path / "engine.tar.gz", tmp_path / "to")

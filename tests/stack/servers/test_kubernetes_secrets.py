@@ -106,6 +106,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     server.server_close()
 
 
+@pytest.mark.usefixtures("old_tarfile")
 def test_a_second_run_keeps_the_keys_of_the_first(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes_secrets, "Cluster", lambda: cluster)
     # The Job starts with an empty home each time.

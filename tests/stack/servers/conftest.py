@@ -1,0 +1,19 @@
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def old_tarfile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have tarfile as in Python 3.11.2, which is Debian 12's."""
+    extract = tarfile.TarFile.extractall
+
+    def extractall(
+        self: tarfile.TarFile, path: str | Path = ".", members: Iterable[tarfile.TarInfo] | None = None, *, numeric_owner: bool = False
+    ) -> None:
+        extract(self, path, members, numeric_owner=numeric_owner)
+
+    monkeypatch.delattr(tarfile, "data_filter")
+    monkeypatch.setattr(tarfile.TarFile, "extractall", extractall)
