@@ -136,7 +136,7 @@ def unpack(sdist: Path, into: Path, kept: tuple[str, ...] = ()) -> Path:
         members = [member for member in archive if member.name.partition("/vendor/llama.cpp/")[2].startswith(kept)]
         # Python before 3.11.4, such as Debian 12's, has no filters.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
-        archive.extractall(into, members)
+        archive.extractall(into, members)  # noqa: S202 - it has a filter where there are any
     (source,) = into.glob("llama_cpp_python-*/vendor/llama.cpp")
     return source
 
