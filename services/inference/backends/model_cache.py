@@ -179,6 +179,7 @@ class ModelCache:
         self._options = options
         self._budget = budget
         self._watcher = watcher
+        self.restarting, self.parse_failed, self.images_encoded = watcher.restarting, watcher.parse_failed, watcher.images_encoded
         self._programs = programs
         self._tasks: asyncio.TaskGroup
         self._numbers = itertools.count(1)
@@ -346,15 +347,6 @@ class ModelCache:
                 cached.replicas.clear()
                 self._act(self._core.load_failed(name, reason, now))
         self._watcher.changed()
-
-    def restarting(self, model: ModelName) -> None:
-        self._watcher.restarting(model)
-
-    def parse_failed(self, model: ModelName) -> None:
-        self._watcher.parse_failed(model)
-
-    def images_encoded(self, model: ModelName, seconds: float) -> None:
-        self._watcher.images_encoded(model, seconds)
 
     async def _prepare(self) -> None:
         configured = list(self._models.values())

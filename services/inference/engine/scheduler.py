@@ -224,7 +224,7 @@ class Scheduler:
                 return
             admitted += 1
             self._waiting.remove(sequence)
-            self._begin(sequence, place.kept)
+            sequence.begin(place.kept, pauses=not self._slots.can_cut)
             self._running[place.slot] = sequence
             yield place
 
@@ -278,7 +278,7 @@ class Scheduler:
         self._slots.shorten(slot, kept)
         sequence = self._running[slot]
         sequence.cached = 0
-        self._begin(sequence, kept)
+        sequence.begin(kept, pauses=not self._slots.can_cut)
 
     def cancel(self, identity: int, answer: int | None = None) -> list[Sequence]:
         """Forget the sequences of a request, or of one of its answers, and return them. Unknown ones have already ended."""
@@ -309,9 +309,6 @@ class Scheduler:
         sequence.hashed.hash_blocks()
         self._waiting.appendleft(sequence)
         return slot
-
-    def _begin(self, sequence: Sequence, kept: int) -> None:
-        sequence.begin(kept, pauses=not self._slots.can_cut)
 
     def _charge(self, plan: StepPlan) -> None:
         """Record how many tokens of later prompts were read before each reader's."""

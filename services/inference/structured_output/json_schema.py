@@ -145,7 +145,7 @@ class _Preparation:
             raise FormatRefused(f"{path}: a schema must be an object, true or false")
         self._enter(path, depth)
         schema = _modern({key: value for key, value in schema.items() if value is not None or key == "const"}, path)
-        is_shared = is_open or bool(schema.keys() & _IN_PLACE and schema.keys() - _IN_PLACE) or _several(schema)
+        is_shared = is_open or bool(schema.keys() & _IN_PLACE and schema.keys() - _IN_PLACE) or len(list_of(schema.get("allOf"))) > 1
         found: Schema = {}
         for keyword, value in schema.items():
             if (kept := self._keyword(schema, keyword, f"{path}.{keyword}", depth, is_open=is_shared)) is not None or value is None:
@@ -338,11 +338,6 @@ def _types(schema: Schema, path: str) -> list[str]:
     if not types or not all(isinstance(name, str) and name in TYPES for name in types):
         raise FormatRefused(f"{path}.type must be one of {', '.join(TYPES)}, or a list of some of them")
     return cast("list[str]", types)
-
-
-def _several(schema: Schema) -> bool:
-    parts = schema.get("allOf")
-    return isinstance(parts, list) and len(parts) > 1
 
 
 def _is_closed(schema: Schema) -> bool:

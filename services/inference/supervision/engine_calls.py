@@ -33,16 +33,12 @@ Progress = (
 Report = Progress | engine_messages.GenerationRefused | EngineDied
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class EngineTurn:
-    """The right to use the engine, until ``leave``."""
+    """The right to use the engine, until ``leave``, which is safe to call twice."""
 
-    def __init__(self, lock: "EngineLock", *, alone: bool) -> None:
-        self._lock = lock
-        self.alone = alone
-
-    def leave(self) -> None:
-        """Safe to call twice."""
-        self._lock.remove(self)
+    alone: bool
+    leave: Callable[[], None]
 
 
 class EngineLock:
@@ -57,7 +53,7 @@ class EngineLock:
     @asynccontextmanager
     async def entered(self, *, alone: bool) -> AsyncIterator[EngineTurn]:
         """Wait for a turn, without a limit; canceling gives up the place in the queue."""
-        turn = EngineTurn(self, alone=alone)
+        turn = EngineTurn(alone, lambda: self._remove(turn))
         async with self._next:
             while any(alone or other.alone for other in self._inside):
                 self._left.clear()
@@ -68,8 +64,7 @@ class EngineLock:
         finally:
             turn.leave()
 
-    def remove(self, turn: EngineTurn) -> None:
-        """Only a turn calls it."""
+    def _remove(self, turn: EngineTurn) -> None:
         self._inside.discard(turn)
         self._left.set()
 
