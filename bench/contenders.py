@@ -20,6 +20,7 @@ import msgspec
 from bench import http_load, rivals
 from bench.http_load import Client
 from services.inference import jobs
+from services.inference.backend_interface import Backend, UncountedSink
 from services.inference.backends import llama
 from services.inference.backends.remote import openai
 from services.inference.backends.remote.remote_server import RemoteServer
@@ -29,6 +30,7 @@ from services.inference.upstreams import Upstream
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Sampling
 from shared.api.inference import Chunk
 from shared.types import ModelName
+from tests.services.inference.standins import Watch
 from tests.testnet import free_port, until
 
 #: The same sampling for all: our defaults, given explicitly to the others.
@@ -95,30 +97,16 @@ async def opened(contender: Contender, shape: Shape) -> AsyncIterator[Generate]:
         yield generate
 
 
-class _EngineEvents:
-    """Only reports the end of the engine."""
-
-    def changed(self) -> None:
-        pass
-
+class _EngineEvents(Watch):
     def restarting(self, model: ModelName) -> None:
         raise AssertionError(f"the engine of {model} died; the log above says why")
 
-    def parse_failed(self, model: ModelName) -> None:
-        pass
 
-    def images_encoded(self, model: ModelName, seconds: float) -> None:
-        pass
-
-
-class _Arrivals:
+class _Arrivals(UncountedSink):
     """Only reports that something arrived."""
 
     def __init__(self, on_token: OnToken) -> None:
         self._on_token = on_token
-
-    def accept(self, prompt_tokens: int | None) -> None:
-        pass
 
     async def send(self, item: Chunk) -> None:
         if item.token_ids:
@@ -133,21 +121,25 @@ async def our_engine(
     found = model_discovery.find({}, defaults=catalog.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
     found = replace(found, entries=tuple(replace(entry, projector=projector) for entry in found.entries))
     load = LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
-    seeds = itertools.count(1)
     async with llama.opened(found, load, shape.slots, memory.measure(None), _EngineEvents()) as backend:
-
-        async def generate(prompt: str | tuple[ChatMessage, ...], max_tokens: int, on_token: OnToken) -> Counts:
-            asked = msgspec.structs.replace(sampling, max_tokens=max_tokens, seed=next(seeds))
-            job = jobs.check_prompt(model_discovery.DEFAULT_MODEL, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
-            async with asyncio.timeout(ANSWER_SECONDS):
-                # One tenant, as in llama-server, so that both may reuse prefixes of earlier prompts.
-                usage = (await backend.generate(replace(job, salt="bench"), _Arrivals(on_token))).usage
-            return Counts(usage.prompt_tokens, usage.completion_tokens)
-
         await backend.load(model_discovery.DEFAULT_MODEL)
         # Without a digest, a thread of this process is still reading the file.
         await until(lambda: all(status.digest for status in backend.models()), seconds=START_SECONDS)
-        yield generate
+        yield _asking(backend, model_discovery.DEFAULT_MODEL, sampling)
+
+
+def _asking(backend: Backend, model: ModelName, sampling: Sampling) -> GenerateChat:
+    seeds = itertools.count(1)
+
+    async def generate(prompt: str | tuple[ChatMessage, ...], max_tokens: int, on_token: OnToken) -> Counts:
+        asked = msgspec.structs.replace(sampling, max_tokens=max_tokens, seed=next(seeds))
+        job = jobs.check_prompt(model, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            # One tenant, as in llama-server, so that both may reuse prefixes of earlier prompts.
+            usage = (await backend.generate(replace(job, salt="bench"), _Arrivals(on_token))).usage
+        return Counts(usage.prompt_tokens, usage.completion_tokens)
+
+    return generate
 
 
 def chat(port: int, fields: Mapping[str, object], *headers: str) -> Generate:
@@ -187,15 +179,7 @@ async def fronted(shape: Shape) -> AsyncIterator[tuple[Generate, Generate]]:
         backend = await stack.enter_async_context(openai.opened_all((upstream,), shape.slots, shape.slots, _EngineEvents()))
         await until(lambda: any(isinstance(one, RemoteServer) and one.tokens.thinks for one in backend.servers), seconds=START_SECONDS)
         (status,) = backend.models()
-
-        async def by_worker(prompt: str, max_tokens: int, on_token: OnToken) -> Counts:
-            asked = msgspec.structs.replace(SAMPLING, max_tokens=max_tokens)
-            job = jobs.check_prompt(status.model_id, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
-            async with asyncio.timeout(ANSWER_SECONDS):
-                usage = (await backend.generate(job, _Arrivals(on_token))).usage
-            return Counts(usage.prompt_tokens, usage.completion_tokens)
-
-        yield chat(port, {"ignore_eos": True, "repeat_penalty": 1.0}), by_worker
+        yield chat(port, {"ignore_eos": True, "repeat_penalty": 1.0}), _asking(backend, status.model_id, SAMPLING)
 
 
 @asynccontextmanager
