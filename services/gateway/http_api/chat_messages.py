@@ -104,7 +104,7 @@ def _tidy(position: int, message: dict[str, object]) -> dict[str, object]:
         if name not in (_PARSED, *_CACHE_HINTS) and not (name in _EMPTY and value in (None, [], ""))
     }
     if tidied.get("function_call") is not None or message.get("role") == "function":
-        raise BadField(f"messages[{position}]", "uses a deprecated form; use tool_calls and the role tool")
+        raise _deprecated(position)
     if isinstance(calls := tidied.get("tool_calls"), list):
         tidied["tool_calls"] = [_call(call) for call in calls]
     if isinstance(content := tidied.get("content"), list):
@@ -128,20 +128,26 @@ def _part(field: str, part: object) -> object:
 
 def _message(position: int, message: ChatBodyMessage) -> ChatMessage:
     role = _ROLES.get(message.role, message.role)
+    if role == "function":
+        raise _deprecated(position)
     if role == "tool" and not message.tool_call_id:
         raise BadField(f"messages[{position}].tool_call_id", "is missing; it names the call that this answers")
     calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
     reasoning = (message.reasoning_content or message.reasoning or "") if role == "assistant" else ""
     text, images = _content(f"messages[{position}].content", message)
-    return ChatMessage(role, text, calls, message.tool_call_id, reasoning, images)
+    return ChatMessage(role, text, calls, message.tool_call_id or None, reasoning, images)
+
+
+def _deprecated(position: int) -> BadField:
+    return BadField(f"messages[{position}]", "uses a deprecated form; use tool_calls and the role tool")
 
 
 def _content(field: str, message: ChatBodyMessage) -> WrittenContent:
     if message.content is None:
-        if not message.tool_calls and message.refusal is None and not (message.reasoning_content or message.reasoning):
+        if not (message.tool_calls or message.refusal or message.reasoning_content or message.reasoning):
             raise BadField(field, "is missing")
         return message.refusal or "", ()
-    return to_content(field, (message.content,) if isinstance(message.content, str) else map(_written, message.content))
+    return (message.content, ()) if isinstance(message.content, str) else to_content(field, map(_written, message.content))
 
 
 def _written(part: TextPart | RefusalPart | ImageUrlPart) -> str | ImageUrl:
@@ -226,6 +232,8 @@ def tool(name: str, description: str | None, parameters: JsonObject | None) -> T
 
 def chosen_tools(tools: Sequence[ToolBody], choice: ToolChoiceBody | None) -> Chosen:
     """Return the callable tools, and whether a call is required. Raises BadField."""
+    if not tools and choice is None:
+        return (), ToolChoice.AUTO
     known = tuple(tool(body.function.name, body.function.description, body.function.parameters) for body in tools)
     match choice:
         case NamedTool(function=named):

@@ -14,7 +14,8 @@ from shared.api.method import field_name
 S = TypeVar("S", bound=msgspec.Struct)
 
 _AT = re.compile(r"(?P<what>.*?) - at `\$\.?(?P<path>.*)`$", re.DOTALL)
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+#: May be more than the mesh's messages can hold.
+LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _FIELD = re.compile(r"Object (?P<what>contains unknown|missing required) field `(?P<field>[^`]*)`")
 
 
@@ -28,7 +29,7 @@ def read_object(body: bytes) -> dict[str, object]:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise errors.BadRequest(f"the body is not valid JSON: {why}") from error
-    if _LONG_NUMBER.search(body):
+    if LONG_NUMBER.search(body):
         _check_numbers(found)
     return found
 

@@ -76,23 +76,39 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     metadata: dict[str, Any] | None = None
 
 
+_decode_strictly = msgspec.json.Decoder(ChatBody).decode
+
+
 def read(body: bytes) -> ChatBody:
     """Parse the body. Raises BadRequest that names the field."""
+    try:
+        # Most bodies have only what a ``ChatBody`` has, and need no more work.
+        chat = None if request_bodies.LONG_NUMBER.search(body) else _decode_strictly(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        chat = None
+    if chat is None:
+        chat = read_leniently(body)
+    if chat.stream_options is not None:
+        ensure_streamed(chat)
+    return chat
+
+
+def read_leniently(body: bytes) -> ChatBody:
+    """Leave out what has no effect, and find the mistake if there is one."""
     found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.CHAT, ChatBody)
     chat_messages.ensure_functions(found.get("tools"))
     chat_messages.ensure_effort(found.get("reasoning_effort"))
     if "messages" in found:
         found["messages"] = chat_messages.tidy(found["messages"])
-    chat = request_bodies.convert(found, ChatBody)
-    ensure_streamed(chat)
-    return chat
+    return request_bodies.convert(found, ChatBody)
 
 
 def to_request(chat: ChatBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
-    if chat.max_tokens is not None and chat.max_completion_tokens not in {None, chat.max_tokens}:
-        raise BadField("max_tokens", "and max_completion_tokens differ; send only one")
-    openai_parameters.ensure_tokens("max_completion_tokens", chat.max_completion_tokens)
+    if chat.max_completion_tokens is not None:
+        if chat.max_tokens not in {None, chat.max_completion_tokens}:
+            raise BadField("max_tokens", "and max_completion_tokens differ; send only one")
+        openai_parameters.ensure_tokens("max_completion_tokens", chat.max_completion_tokens)
     tools, tool_choice = chat_messages.chosen_tools(chat.tools or (), chat.tool_choice)
     request = sampled_request(chat)
     return msgspec.structs.replace(
@@ -100,11 +116,11 @@ def to_request(chat: ChatBody) -> InferenceRequest:
         messages=chat_messages.to_messages(chat.messages),
         max_tokens=chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
         top_logprobs=chat_messages.wanted_logprobs(chat.logprobs, chat.top_logprobs),
-        format=_format(chat) or request.format,
+        format=request.format if chat.response_format is None else _json_format(chat.response_format, request.format),
         tools=tools,
         tool_choice=tool_choice,
-        chat_template_kwargs=chat_messages.template_kwargs(chat.chat_template_kwargs),
-        conversation_id=named_conversation(chat.metadata),
+        chat_template_kwargs=chat_messages.template_kwargs(chat.chat_template_kwargs) if chat.chat_template_kwargs else "",
+        conversation_id=named_conversation(chat.metadata) if chat.metadata else None,
     )
 
 
@@ -127,12 +143,12 @@ def ensure_streamed(body: SamplingBody) -> None:
 def sampled_request(body: SamplingBody) -> InferenceRequest:
     """Return a request with the shared parameters. Raises BadField."""
     stop = (body.stop,) if isinstance(body.stop, str) else body.stop or ()
-    return InferenceRequest(**chat_messages.alike(body), stop=stop, logit_bias=_biases(body.logit_bias), format=_guide(body))
+    biases = _biases(body.logit_bias) if body.logit_bias else {}
+    return InferenceRequest(**chat_messages.alike(body), stop=stop, logit_bias=biases, format=_guide(body))
 
 
-def _biases(biases: dict[str, float] | None) -> dict[int, float]:
+def _biases(biases: dict[str, float]) -> dict[int, float]:
     """Convert token ids. Raises BadField."""
-    biases = biases or {}
     if not all(token.isascii() and token.isdecimal() and len(token) <= _TOKEN_DIGITS for token in biases):
         raise BadField("logit_bias", "must have token ids as its keys")
     return {int(token): value for token, value in biases.items()}
@@ -148,10 +164,7 @@ def _guide(body: SamplingBody) -> OutputFormat | None:
     return found[0] if found else None
 
 
-def _format(chat: ChatBody) -> OutputFormat | None:
-    requested = chat.response_format
-    if requested is None:
-        return None
-    if (guide := _guide(chat)) is not None:
+def _json_format(requested: ResponseFormat, guide: OutputFormat | None) -> OutputFormat | None:
+    if guide is not None:
         raise BadField(GUIDES[guide.kind], "and response_format exclude each other; send only one")
     return chat_messages.wanted_format(requested)
