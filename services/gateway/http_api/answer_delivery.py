@@ -6,11 +6,11 @@ from functools import lru_cache
 
 import msgspec
 
-from services.gateway.http_api import http_errors, response_formats
+from services.gateway.http_api import response_formats
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.http_api.http_errors import Headers
-from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference, InferenceReply, RepeatedRequest, ReplyFacts
+from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat, Headers
+from services.gateway.idempotency.cache_keys import CacheRequest
+from services.gateway.requests.deduplicated_inference import NO_REPEAT, DeduplicatedInference, InferenceReply, RepeatedRequest, ReplyFacts
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.inference import Chunk
@@ -19,16 +19,16 @@ from shared.types import ModelName
 
 
 async def answer(
-    call: HttpCall, deduplicated: DeduplicatedInference, request: InferenceRequest, form: AnswerFormat, *, stream: bool, seconds: float
+    deduplicated: DeduplicatedInference, seconds: float, call: HttpCall, request: InferenceRequest, form: AnswerFormat, *, stream: bool
 ) -> None:
     """Run the request and answer the call. Raises what ``DeduplicatedInference.run`` raises."""
     request = await deduplicated.admit_images(request, call.images)
     if stream:
         call.expect_events(form.failed)
-    repeat = read_repeat(call)
-    async with deduplicated.run(
-        call.caller, with_headers(call, request), seconds=seconds, repeat=repeat, whole=True, cache=call.cache_request, streamed=stream
-    ) as reply:
+    repeat, cache = NO_REPEAT, CacheRequest.NOTHING
+    if call.has_options:
+        repeat, request, cache = read_repeat(call), with_headers(call, request), call.cache_request
+    async with deduplicated.run(call.caller, request, seconds=seconds, repeat=repeat, whole=True, cache=cache, streamed=stream) as reply:
         await send_chunks(call, reply, form, stream=stream, after=0 if repeat.rest is None else repeat.rest.after)
     # The row is written before the caller learns how the request ended.
     await finish(call, form, reply.result, stream=stream)
@@ -101,15 +101,16 @@ async def send_chunks(
             # The format needs to see the earlier chunks, too.
             events = form.events(chunk)
             if number > after:
-                _add_cache_header(call, reply)
+                if head.cached:
+                    _add_cache_header(call)
                 await call.send_events(events, response_formats.write_event_id(head.request_id, number) if with_ids else None)
+    if head.cached:
+        _add_cache_header(call)
 
-    _add_cache_header(call, reply)
 
-
-def _add_cache_header(call: HttpCall, reply: InferenceReply[Chunk, InferenceResult]) -> None:
+def _add_cache_header(call: HttpCall) -> None:
     """Add it before the first event, or before a whole answer: it isn't known earlier."""
-    if reply.head.cached and not call.started:
+    if not call.started:
         call.add_headers([(b"x-aimesh-cache", b"hit")])
 
 
@@ -119,7 +120,7 @@ def headers(reply: ReplyFacts) -> Headers:
     head = reply.head
     # A repeat isn't limited.
     if not reply.is_repeat and head.allowance is not None:
-        found += http_errors.allowance_headers(head.allowance)
+        found += response_formats.allowance_headers(head.allowance)
     if not reply.is_repeat and head.clamped_to is not None:
         found.append((b"x-budget-clamped", b"%d" % head.clamped_to))
     if (route := head.shown_route) is not None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from services.gateway.http_api.http_errors import Headers
+from services.gateway.http_api.response_formats import Headers
 
 _PATHS = ("/v1/", "/api/")
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")

@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 
 from services.gateway.http_api import http_errors
-from services.gateway.http_api.http_errors import Headers
-from services.gateway.http_api.response_formats import ErrorBody, ServerSentEvent
+from services.gateway.http_api.response_formats import ErrorBody, Headers, ServerSentEvent
 from services.gateway.idempotency import cache_keys
 from services.gateway.prompt_admission import BadField
 from shared import errors
@@ -47,6 +46,9 @@ _SINGLE = frozenset(
     {b"authorization", b"x-api-key", b"content-type", b"content-encoding", b"content-length", b"idempotency-key", b"last-event-id"}
 )
 
+#: Headers that change what the body of a prompt asks for.
+_OPTIONS = frozenset({b"idempotency-key", b"last-event-id", b"cache-control", b"x-cache", b"x-conversation-id", b"x-aimesh-external"})
+
 _LONGEST_AGENT = 200
 _COMMON: Headers = [
     (b"cache-control", b"no-store"),
@@ -69,6 +71,8 @@ class HttpCall:
             if name in self._headers and name in _SINGLE:
                 self._repeated = name
             self._headers.setdefault(name, value)
+        #: Whether its headers say anything about a prompt. Few calls have any.
+        self.has_options = not _OPTIONS.isdisjoint(self._headers)
         #: The part of the path matched by the route's braces.
         self.rest_of_path = ""
         self.body = b""
@@ -253,12 +257,14 @@ class HttpCall:
         """Send events; wait up to 30 s for a slow reader. The last event carries the id: a client that knows the id has all of them."""
         if not events:
             return
-        await self._begin_events()
+        if not self.started:
+            await self._begin_events()
         await self._write(b"".join(_written(event, event_id if event is events[-1] else None) for event in events), more=True)
 
     async def send_comment(self, text: str) -> None:
         """Send a comment, which clients of server-sent events ignore and people can read."""
-        await self._begin_events()
+        if not self.started:
+            await self._begin_events()
         await self._write(b": " + " ".join(text.split()).encode() + b"\n\n", more=True)
 
     def idle_seconds(self) -> float | None:
@@ -286,9 +292,8 @@ class HttpCall:
         return None if found is None else found.decode("ascii")
 
     async def _begin_events(self) -> None:
-        if not self.started:
-            # Without x-accel-buffering, proxies like nginx would collect the tokens.
-            await self._start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")])
+        # Without x-accel-buffering, proxies like nginx would collect the tokens.
+        await self._start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")])
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.started = True

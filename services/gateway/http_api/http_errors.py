@@ -5,16 +5,14 @@ import re
 
 import msgspec
 
-from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorObject
+from services.gateway.http_api import response_formats
+from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorObject, Headers
 from services.gateway.limits import limit_rules
-from services.gateway.limits.limit_rules import Allowance, TightestLimit
 from services.gateway.limits.quotas import LimitReached
 from services.gateway.prompt_admission import BadField
 from shared import errors
 from shared.errors import AimeshError, Fault
 from shared.types import RequestId
-
-Headers = list[tuple[bytes, bytes]]
 
 #: OpenAI's error type for each status.
 _TYPES = {
@@ -104,33 +102,5 @@ def headers(error: AimeshError) -> Headers:
         found.append((b"x-should-retry", b"false"))
     tightest = error.tightest if isinstance(error, LimitReached) else limit_rules.attached_limits(error)
     if tightest is not None:
-        found += allowance_headers(tightest)
+        found += response_formats.allowance_headers(tightest)
     return found
-
-
-def allowance_headers(tightest: TightestLimit) -> Headers:
-    """Return the remaining limits under OpenAI's names; empty if there is no limit."""
-    return [*_remaining(b"requests", tightest.requests), *_remaining(b"tokens", tightest.tokens)]
-
-
-def _remaining(what: bytes, allowance: Allowance | None) -> Headers:
-    if allowance is None:
-        return []
-    return [
-        (b"x-ratelimit-limit-" + what, b"%d" % allowance.limit),
-        (b"x-ratelimit-remaining-" + what, b"%d" % allowance.remaining),
-        (b"x-ratelimit-reset-" + what, duration(allowance.resets_in_seconds).encode()),
-    ]
-
-
-def duration(seconds: float) -> str:
-    """Format a duration as OpenAI does: 1h2m3s, 6m0s, 1.5s, 120ms."""
-    milliseconds = math.ceil(seconds * 1000 - 0.001)
-    if milliseconds < 1000:
-        return f"{max(0, milliseconds)}ms"
-    minutes, rest = divmod(milliseconds, 60_000)
-    hours, minutes = divmod(minutes, 60)
-    text = f"{rest / 1000:g}s"
-    if minutes or hours:
-        text = f"{minutes}m{text}"
-    return f"{hours}h{text}" if hours else text

@@ -1,5 +1,6 @@
-"""Defines how an API formats an answer, and OpenAI's error object. Pure."""
+"""Defines how an API formats an answer, the headers about limits, and OpenAI's error object. Pure."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +8,14 @@ from typing import Protocol
 
 import msgspec
 
+from services.gateway.limits.limit_rules import TightestLimit
 from services.gateway.prompt_admission import BadField
 from shared.api.gateway import InferenceResult, Rest
 from shared.api.generation import ToolCall, ToolCallPart
 from shared.api.inference import Chunk, TokenLogprob
 from shared.types import FinishReason, ModelName, RequestId
+
+Headers = list[tuple[bytes, bytes]]
 
 
 class ErrorObject(msgspec.Struct, frozen=True):
@@ -163,6 +167,32 @@ def reasons(result: InferenceResult, answers: int) -> tuple[FinishReason, ...]:
     """Return one reason for each requested answer, however many the worker reports."""
     found = result.finish_reasons or (result.finish_reason,)
     return tuple(found[index] if index < len(found) else found[0] for index in range(answers))
+
+
+def allowance_headers(tightest: TightestLimit) -> Headers:
+    """Return the remaining limits under OpenAI's names; empty if there is no limit."""
+    found: Headers = []
+    for what, allowance in ((b"requests", tightest.requests), (b"tokens", tightest.tokens)):
+        if allowance is not None:
+            found += [
+                (b"x-ratelimit-limit-" + what, b"%d" % allowance.limit),
+                (b"x-ratelimit-remaining-" + what, b"%d" % allowance.remaining),
+                (b"x-ratelimit-reset-" + what, duration(allowance.resets_in_seconds).encode()),
+            ]
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Format a duration as OpenAI does: 1h2m3s, 6m0s, 1.5s, 120ms."""
+    milliseconds = math.ceil(seconds * 1000 - 0.001)
+    if milliseconds < 1000:
+        return f"{max(0, milliseconds)}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{rest / 1000:g}s"
+    if minutes or hours:
+        text = f"{minutes}m{text}"
+    return f"{hours}h{text}" if hours else text
 
 
 #: Event ids name the request and the chunk number. A client that lost its stream sends the last one as `Last-Event-ID`.

@@ -210,7 +210,7 @@ class RestInference:
 
     async def _run(self, call: HttpCall, body: PayloadBody, model: ModelName | None) -> None:
         request, form = to_request(body, model), RestFormat(parallel_calls=body.parallel_tool_calls)
-        await answer_delivery.answer(call, self._deduplicated, request, form, stream=body.stream, seconds=self._request_seconds)
+        await answer_delivery.answer(self._deduplicated, self._request_seconds, call, request, form, stream=body.stream)
 
 
 def _read_payload(found: dict[str, object]) -> dict[str, object]:

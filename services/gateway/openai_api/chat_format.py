@@ -203,12 +203,17 @@ class _GatheredChat:
     def __init__(self, *, parallel_calls: bool) -> None:
         self._texts: list[str] = []
         self._reasoning: list[str] = []
-        self._calls = CallParts(parallel=parallel_calls)
+        self._parallel_calls = parallel_calls
+        #: None until the answer has a call.
+        self._calls: CallParts | None = None
         self._logprobs: list[TokenChoice] = []
 
     def add(self, chunk: Chunk) -> Delta:
         """Add a chunk; return the delta."""
-        calls = tuple(map(ToolCallDelta.of, self._calls.add(chunk)))
+        calls: tuple[ToolCallDelta, ...] = ()
+        if self._calls is not None or chunk.tool_calls or chunk.call_parts:
+            self._calls = self._calls or CallParts(parallel=self._parallel_calls)
+            calls = tuple(map(ToolCallDelta.of, self._calls.add(chunk)))
         self._texts.append(chunk.text)
         self._reasoning.append(chunk.reasoning)
         if chunk.logprobs:
@@ -216,11 +221,11 @@ class _GatheredChat:
         return Delta(content=chunk.text or None, reasoning_content=chunk.reasoning or None, tool_calls=calls)
 
     def finish_reason(self, reason: FinishReason) -> str:
-        return "tool_calls" if self._calls.calls and reason is FinishReason.STOP else finish_word(reason)
+        return "tool_calls" if self._calls is not None and self._calls.calls and reason is FinishReason.STOP else finish_word(reason)
 
     def choice(self, index: int, reason: FinishReason, *, with_logprobs: bool) -> Choice:
         text, reasoning = "".join(self._texts), "".join(self._reasoning)
-        calls = tuple(map(AnswerToolCall.of, self._calls.calls))
+        calls = () if self._calls is None else tuple(map(AnswerToolCall.of, self._calls.calls))
         message = AnswerMessage(
             text or None if calls else text, reasoning_content=reasoning or msgspec.UNSET, tool_calls=calls or msgspec.UNSET
         )

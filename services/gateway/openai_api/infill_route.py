@@ -75,7 +75,7 @@ class InfillRoute:
     async def _infill(self, call: HttpCall) -> None:
         body = request_bodies.convert(request_bodies.read_given(call.body), InfillBody)
         request = to_request(body)
-        await answer_delivery.answer(call, self._deduplicated, request, InfillFormat(), stream=body.stream, seconds=self._request_seconds)
+        await answer_delivery.answer(self._deduplicated, self._request_seconds, call, request, InfillFormat(), stream=body.stream)
 
 
 def to_request(body: InfillBody) -> InferenceRequest:

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import get_args
 
 from services.gateway.http_api import answer_delivery
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.http_api.response_formats import AnswerFormat, AnthropicErrorBody
+from services.gateway.http_api.response_formats import AnthropicErrorBody
 from services.gateway.idempotency import idempotency_keys
 from services.gateway.openai_api import anthropic_request
 from services.gateway.openai_api import chat_request as openai_chat
@@ -40,6 +41,7 @@ class OpenAi:
         self._deduplicated = deduplicated
         self._served = served
         self._request_seconds = request_seconds
+        self._answer = partial(answer_delivery.answer, deduplicated, request_seconds)
         self._started_at = int(time.time())
 
     def routes(self) -> tuple[HttpRoute, ...]:
@@ -69,9 +71,6 @@ class OpenAi:
     async def _message(self, call: HttpCall) -> None:
         body = anthropic_request.read(call.body)
         await self._answer(call, anthropic_request.to_request(body), MessagesFormat(body), stream=body.stream)
-
-    async def _answer(self, call: HttpCall, request: InferenceRequest, form: AnswerFormat, *, stream: bool) -> None:
-        await answer_delivery.answer(call, self._deduplicated, request, form, stream=stream, seconds=self._request_seconds)
 
     async def _complete(self, call: HttpCall) -> None:
         body = openai_completions.read(call.body)

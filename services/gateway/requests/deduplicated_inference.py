@@ -77,13 +77,14 @@ class DeduplicatedInference:
 
     async def admit_images(self, request: InferenceRequest, written: MutableMapping[str, bytes] | None = None) -> InferenceRequest:
         """Return the request as ``run`` takes it. See ``ImageLimits.admit``."""
+        if not written and not any(message.images for message in request.messages):
+            return request
         request = await self._images.admit(request, written)
         if (held := request_memory.current.get()) is not None:
             held.shrink(sum(len(image.data) for message in request.messages for image in message.images))
         return request
 
-    @asynccontextmanager
-    async def run(
+    def run(
         self,
         principal: Principal,
         request: InferenceRequest,
@@ -93,19 +94,31 @@ class DeduplicatedInference:
         whole: bool = False,
         cache: cache_keys.CacheRequest = cache_keys.CacheRequest.NOTHING,
         streamed: bool = True,
-    ) -> AsyncIterator[InferenceReply[Chunk, InferenceResult]]:
+    ) -> AbstractAsyncContextManager[InferenceReply[Chunk, InferenceResult]]:
         """Return the answer after ``repeat.rest``, or the ``whole`` answer; in larger chunks if it is neither ``streamed`` nor under a key.
         If TooLarge leaves the block of an unstreamed request, the generation ends, at no cost without a key. Raises what
         ``Pipeline.run`` and ``IdempotentRequests.answer`` raise."""
-        if repeat.key is None:
-            if repeat.rest is not None:
-                raise BadField(
-                    "Last-Event-ID", f"requires the {FIELD} of the original request; without one, an answer ends with its stream"
-                )
-            async with self._pipeline.run(principal, request, seconds=seconds, cache=cache, streamed=streamed) as running:
-                yield running
-            return
-        keyed_request = replace(_keyed(repeat.key, principal, request, repeat), config_revision=self._pipeline.config_revision)
+        if repeat.key is not None:
+            return self._run_once(principal, request, repeat, seconds=seconds, whole=whole, cache=cache, streamed=streamed)
+        if repeat.rest is not None:
+            raise BadField("Last-Event-ID", f"requires the {FIELD} of the original request; without one, an answer ends with its stream")
+        return self._pipeline.run(principal, request, seconds=seconds, cache=cache, streamed=streamed)
+
+    @asynccontextmanager
+    async def _run_once(
+        self,
+        principal: Principal,
+        request: InferenceRequest,
+        repeat: RepeatedRequest,
+        *,
+        seconds: float,
+        whole: bool,
+        cache: cache_keys.CacheRequest,
+        streamed: bool,
+    ) -> AsyncIterator[InferenceReply[Chunk, InferenceResult]]:
+        key = repeat.key
+        assert key is not None
+        keyed_request = replace(_keyed(key, principal, request, repeat), config_revision=self._pipeline.config_revision)
 
         async def produce(run: AnswerRun[Any, Chunk, InferenceResult], claim: NewKeyUse | Orphaned) -> InferenceResult:
             # The maximum, because every reader has its own deadline; but a whole answer has to be there at that of its first one.
@@ -130,7 +143,7 @@ class DeduplicatedInference:
                 if not streamed and not answer.is_repeat:
                     # It is still billed: other callers may have read it as a stream.
                     with suppress(errors.Unavailable):
-                        await self.withdraw(principal, repeat.key)
+                        await self.withdraw(principal, key)
                 raise
 
     def embed(

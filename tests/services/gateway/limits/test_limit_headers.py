@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from services.gateway.billing.reservations import InsufficientCredits
-from services.gateway.http_api import http_errors
+from services.gateway.http_api import http_errors, response_formats
 from services.gateway.limits.limit_rules import Allowance, LimitKind, LimitRefusal, LimitScope, TightestLimit
 from services.gateway.limits.quotas import LimitReached
 from shared import errors
@@ -24,11 +24,11 @@ TOKENS = Allowance(LimitScope.KEY, LimitKind.TOKENS_PER_MINUTE, 90_000, 85_904, 
     [(0, "0ms"), (0.0004, "1ms"), (0.12, "120ms"), (1, "1s"), (1.5, "1.5s"), (59.9999, "1m0s"), (360, "6m0s"), (3723.25, "1h2m3.25s")],
 )
 def test_durations_are_formatted_like_openais(seconds: float, text: str) -> None:
-    assert http_errors.duration(seconds) == text
+    assert response_formats.duration(seconds) == text
 
 
 def test_both_limits_are_in_the_headers_and_none_without_limits() -> None:
-    assert dict(http_errors.allowance_headers(TightestLimit(REQUESTS, TOKENS))) == {
+    assert dict(response_formats.allowance_headers(TightestLimit(REQUESTS, TOKENS))) == {
         b"x-ratelimit-limit-requests": b"10",
         b"x-ratelimit-remaining-requests": b"0",
         b"x-ratelimit-reset-requests": b"59.2s",
@@ -36,7 +36,7 @@ def test_both_limits_are_in_the_headers_and_none_without_limits() -> None:
         b"x-ratelimit-remaining-tokens": b"85904",
         b"x-ratelimit-reset-tokens": b"2.731s",
     }
-    assert http_errors.allowance_headers(TightestLimit()) == []
+    assert response_formats.allowance_headers(TightestLimit()) == []
 
 
 def test_a_refusal_has_a_retry_time_in_milliseconds() -> None:
