@@ -25,8 +25,8 @@ from bench import calls, report
 from bench.report import Options, Rows
 from services.gateway import store
 from services.gateway.billing.journal import Journal
+from services.gateway.billing.ledger import QueryBatching
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.query_batching import QueryBatching
 from services.gateway.billing.request_record import RequestRow, ReservationState, RouteUse
 from services.gateway.billing.reservations import GrantedReservation, HoldExtension, InsufficientCredits, ReservationRequest
 from services.gateway.billing.usage_recorder import UsageRecorder

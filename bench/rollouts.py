@@ -186,7 +186,7 @@ async def _propagate(gateways: Sequence[LiveConfiguration], tables: ConfigStore,
                     origin="applied",
                 )
             began = time.monotonic()
-            while min(gateway.current().revision for gateway in gateways) < wanted:  # noqa: ASYNC110 - they tell nobody
+            while min(gateway.config.revision for gateway in gateways) < wanted:  # noqa: ASYNC110 - they tell nobody
                 await asyncio.sleep(0.002)
             waited.append(time.monotonic() - began)
         for task in watching:

@@ -71,14 +71,14 @@ class Callers:
             raise errors.NotAuthenticated(
                 "no credential: send `Authorization: Bearer <API key or access token>` or `X-API-Key`", hint=_KEY_HINT
             )
+        digest = hashlib.sha256(credential.encode()).digest()
+        if principal := self._cache.find(digest, self._clock()):
+            return principal
         try:
             _check_form(credential)
         except errors.NotAuthenticated:
             self._count_refusal("malformed")
             raise
-        digest = hashlib.sha256(credential.encode()).digest()
-        if principal := self._cache.find(digest, self._clock()):
-            return principal
         lock = self._locks.get(digest) or self._locks.setdefault(digest, asyncio.Lock())
         async with lock:
             return self._cache.find(digest, self._clock()) or await self._ask(credential, digest)

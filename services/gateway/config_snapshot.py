@@ -1,8 +1,9 @@
 """The configuration of one revision, as requests use it. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Protocol
 
 from services.gateway.limits import tiers, upstream_prices
 from services.gateway.limits.tiers import LimitRules, TierPlan
@@ -57,8 +58,12 @@ class ConfigSnapshot:
 
 NO_ROLLOUTS: Mapping[str, OpenRollout] = MappingProxyType({})
 
-#: Returns the current snapshot. A request calls it once, and uses the same snapshot to its end.
-ReadConfig = Callable[[], ConfigSnapshot]
+
+class ConfigSource(Protocol):
+    """Has the current snapshot. A request reads it once, and uses the same snapshot to its end."""
+
+    @property
+    def config(self) -> ConfigSnapshot: ...
 
 
 def build(

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TypeVar
 
-from services.gateway.config_snapshot import ReadConfig
+from services.gateway.config_snapshot import ConfigSource
 from services.gateway.scheduling import routing
 from shared import errors
 from shared.api import gateway, inference
@@ -32,7 +32,7 @@ _log = logs.get(part="model orders")
 class ModelOrders:
     rpc: RpcClient
     nodes: Directory
-    read_config: ReadConfig
+    source: ConfigSource
     audit_reporting: AuditReporting
 
     @serves(gateway.load_model)
@@ -86,7 +86,7 @@ class ModelOrders:
         alive = [entry for entry in self.nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
         model = requested
         if not any(routing.has_model(entry, model) for entry in alive):
-            model = self.read_config().names.resolve(requested)
+            model = self.source.config.names.resolve(requested)
         holders = [entry for entry in alive if routing.has_model(entry, model)]
         if not holders:
             raise errors.UnknownModel(f"no worker has the model {requested[:80]!r}", hint="see `aicli models` and `aicli nodes`")

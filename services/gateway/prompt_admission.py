@@ -124,10 +124,14 @@ def admit(request: InferenceRequest) -> AdmittedPrompt:
         value = getattr(request, field)
         if value is not None and not allowed.holds(value):
             raise BadField(field, str(allowed))
-    _check_stop(request.stop)
-    _check_tools(request)
-    _check_bias(request.logit_bias)
-    _check_template_kwargs(request.chat_template_kwargs)
+    if request.stop:
+        _check_stop(request.stop)
+    if request.tools or request.tool_choice is ToolChoice.REQUIRED:
+        _check_tools(request)
+    if request.logit_bias:
+        _check_bias(request.logit_bias)
+    if request.chat_template_kwargs:
+        _check_template_kwargs(request.chat_template_kwargs)
     _check_model(request.model)
     template = _TEMPLATE_TOKENS_PER_MESSAGE * len(messages) + _TEMPLATE_TOKENS_PER_TOOL * len(request.tools)
     images = [image for message in messages for image in message.images]
@@ -216,8 +220,7 @@ def _check_template_kwargs(encoded: str) -> None:
     if (size := len(encoded.encode())) > MAX_TEMPLATE_KWARGS_BYTES:
         raise BadField("chat_template_kwargs", f"must have at most {MAX_TEMPLATE_KWARGS_BYTES} bytes as JSON, not {size}")
     try:
-        if encoded:
-            msgspec.json.decode(encoded, type=dict[str, object])
+        msgspec.json.decode(encoded, type=dict[str, object])
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadField("chat_template_kwargs", "must be a JSON object") from error
 

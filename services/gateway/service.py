@@ -149,20 +149,20 @@ class GatewayService:
         self._finish = node.dispatcher.finish = opened.recovery.log.finish
         node.dispatcher.add(opened.recovery)
         opened.recovery.report(self.audit_reporting)
-        self._read_config = read_config = opened.configuration.current
-        self._accounts = AccountRpc(opened.ledger_store, opened.ledger, read_config, node.rpc, self.audit_reporting)
+        self._live = live = opened.configuration
+        self._accounts = AccountRpc(opened.ledger_store, opened.ledger, live, node.rpc, self.audit_reporting)
         node.dispatcher.add(self._accounts)
         self._seconds = settings.request_timeout_seconds
         self._web_hop_secret = settings.web_hop_secret
         self._quotas = Quotas(
-            opened.cache, lambda: read_config().limits, node.metrics, self._gateways, without_valkey=settings.limiter_without_valkey
+            opened.cache, lambda: live.config.limits, node.metrics, self._gateways, without_valkey=settings.limiter_without_valkey
         )
         queueing = QueueSettings(settings.queue_seconds, settings.queue_most, settings.queue_per_user, settings.start_seconds)
         rng = random.Random()  # noqa: S311 - the choice of a worker needs no cryptographic randomness
         name = f"{time.time_ns() // 1_000_000:013d}.{node.id}"
         self._pools = opened.pools
         node.tasks.create_task(lifecycle.every(_POOLS_SECONDS, self.reload_pools))
-        worker_stats = WorkerStats(dishonest_workers=opened.quarantine.dishonest_workers, starts=WorkerStarts(lambda: opened.pools.pools))
+        worker_stats = WorkerStats(dishonest_workers=opened.quarantine.dishonest_workers, starts=WorkerStarts(opened.pools))
         self._dispatch = Dispatch(node.directory, rng, queueing, node.metrics, name=name, worker_stats=worker_stats)
         self.queue_sharing = QueueSharing(opened.cache, self._dispatch, name)
         retries, auth_failures = node.metrics.retries, node.metrics.auth_failures
@@ -172,7 +172,7 @@ class GatewayService:
             count=lambda kind, outcome: retries.labels(kind=kind, outcome=outcome).inc(),
             flag=opened.quarantine.report,
         )
-        node.dispatcher.add(ModelOrders(node.rpc, node.directory, read_config, self.audit_reporting))
+        node.dispatcher.add(ModelOrders(node.rpc, node.directory, live, self.audit_reporting))
         node.dispatcher.add(PullOrders(node.rpc, node.directory, self.audit_reporting))
         self.callers = Callers(
             node.rpc,
@@ -185,7 +185,7 @@ class GatewayService:
             ledger=opened.ledger,
             dispatch=self._dispatch,
             directory=node.directory,
-            read_config=read_config,
+            source=live,
             prompt_hash_secret=settings.prompt_hash_secret,
             worker_wait_seconds=_DISCOVERY_SECONDS,
             discovery_ends_at=time.monotonic() + _DISCOVERY_SECONDS,
@@ -205,10 +205,11 @@ class GatewayService:
             admission,
             relay,
             opened.recorder,
-            node.publish,
+            node.events_of_mesh.publish,
             responses=_responses(settings, node, opened.cache, opened.answer_runs),
             cache_only_when_asked=settings.response_cache == "asked",
-            on_ended=(brake.ended, self.guard_reporting.ended),
+            on_compared=brake.ended,
+            on_guarded=self.guard_reporting.ended,
         )
         self.rollouts.requests = self._pipeline.running
         self._idempotency = opened.idempotency
@@ -229,14 +230,18 @@ class GatewayService:
             GatewayRecovery.open(settings, node, RecoveryStore(database, "gateway"), cache) as recovery,
         ):
             checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
-            requests, ledger_store, pools = GatewayStore(database), LedgerStore(database, checkpoints), PoolsFile(settings.pools_file)
+            requests, ledger_store, pools = (
+                GatewayStore(database, has_replica=settings.database_read_url is not None),
+                LedgerStore(database, checkpoints),
+                PoolsFile(settings.pools_file),
+            )
             await ledger_store.ensure_default_price(*settings.default_price())
             config_store = ConfigStore(database)
             configuration = LiveConfiguration(config_store)
             site, *_ = await asyncio.gather(
                 SiteGate.start(database, settings.site_term, node.tasks), configuration.start(settings), asyncio.to_thread(detectors.load)
             )
-            ledger = Ledger(ledger_store, configuration.current, node.id, node.metrics)
+            ledger = Ledger(ledger_store, configuration, node.id, node.metrics)
             quarantine = Quarantine(QuarantineStore(database), node.metrics.wrong_counts)
             find_receipts = partial(orphan_settlement.collect_receipts, node.rpc, node.directory, strike=quarantine.strike)
             metrics = node.metrics
@@ -256,7 +261,7 @@ class GatewayService:
                 business = BusinessReports(DaysStore(database), request_log_days=settings.request_log_days)
                 node.dispatcher.add(reports)
                 node.dispatcher.add(business)
-                node.dispatcher.add(GatewayShown(settings, lambda: configuration.current().limits.plans))
+                node.dispatcher.add(GatewayShown(settings, lambda: configuration.config.limits.plans))
                 rollouts = RolloutStore(database)
                 opened = OpenedGateway(
                     requests, ledger_store, configuration, rollouts, cache, recorder, ledger, answer_runs, idempotency, reports,
@@ -272,7 +277,7 @@ class GatewayService:
                 node.dispatcher.add(RoutesRpc(configuration, node.directory, requests.read_spending, ledger.price_of))
                 node.dispatcher.add(RolloutsRpc(configuration, config_store, rollouts, node.rpc, service.audit_reporting))
                 service.watch_workers()
-                metrics.config_revision.set_function(lambda: configuration.current().revision)
+                metrics.config_revision.set_function(lambda: configuration.config.revision)
                 metrics.config_age.set_function(configuration.age_seconds)
                 node.tasks.create_task(route_metrics.measure_targets(metrics, service.routes, lambda: node.directory.usable(Role.WORKER)))
                 node.tasks.create_task(route_metrics.measure_spending(metrics, service.routes, requests.read_spending))
@@ -352,7 +357,7 @@ class GatewayService:
             all_routes,
             self.callers,
             self._node.metrics,
-            limits_of=self._quotas.limits_of,
+            limits_of=self._quotas.limits,
             on_refusal=self.audit_reporting.report_refusal,
             traces=self._node.traces,
         )
@@ -442,7 +447,7 @@ class GatewayService:
         models = self._catalogue(caller)
         if models or caller is None:
             return gateway.ServedModels(models)
-        workers = policies.open_to(caller.tenant_id, self._read_config().policies.of(caller), self._node.directory.entries(Role.WORKER))
+        workers = policies.open_to(caller.tenant_id, self._live.config.policies.of(caller), self._node.directory.entries(Role.WORKER))
         return gateway.ServedModels((), "" if any(not worker.why_not for worker in workers) else routing.reasons(workers))
 
     @serves(gateway.list_nodes)
@@ -464,7 +469,7 @@ class GatewayService:
     def _catalogue(self, caller: auth.Principal | None) -> tuple[gateway.ServedModel, ...]:
         """Return the models for this caller; for an anonymous one, those that everybody may use."""
         tenant = _ANONYMOUS if caller is None else caller.tenant_id
-        config = self._read_config()
+        config = self._live.config
         policy = config.policies.find(None) if caller is None else config.policies.of(caller)
         names = config.names_for(policy)
         workers = policies.open_to(tenant, policy, self._node.directory.usable(Role.WORKER))
@@ -473,10 +478,10 @@ class GatewayService:
         return served if caller is None else tuple(model for model in served if prompt_admission.is_listed(caller, model.name, names))
 
     def routes(self) -> tuple[Route, ...]:
-        return tuple(self._read_config().names.routes.values())
+        return tuple(self._live.config.names.routes.values())
 
     def _served(self) -> tuple[ModelName, ...]:
-        return routing.served(self._node.directory.usable(Role.WORKER), self._read_config().names)
+        return routing.served(self._node.directory.usable(Role.WORKER), self._live.config.names)
 
     # --- quota and usage ----------------------------------------------------------------------------------------------
 
@@ -487,7 +492,7 @@ class GatewayService:
             if not access_table.may(principal, Permission.EVERYTHING):
                 raise errors.NotAllowed("only an administrator can read another user's quota", hint="omit userId to read your own")
             principal = await self._read_principal(request.user_id, call.credential)
-        found = await self._quotas.read(principal, lambda model: prompt_admission.is_listed(principal, model, self._read_config().names))
+        found = await self._quotas.read(principal, lambda model: prompt_admission.is_listed(principal, model, self._live.config.names))
         hour = limit_rules.hourly(found)
         return gateway.UserQuota(
             user_id=principal.user_id,

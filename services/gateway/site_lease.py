@@ -65,7 +65,9 @@ class SiteGate:
 
     async def ensure_open(self) -> None:
         """Raises SiteReplaced and SiteSuspended."""
-        if self._lease is not None and self._clock() - self._tried_at > _STALE_SECONDS:
+        if self._lease is None:
+            return
+        if self._clock() - self._tried_at > _STALE_SECONDS:
             with suppress(errors.Unavailable):
                 await self.reload()
         if error := self.find_refusal():

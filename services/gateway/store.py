@@ -23,8 +23,9 @@ opened = partial(database.Database.open, schema="gateway", package=Path(__file__
 class GatewayStore:
     """Access to requests and usage. Every method may raise Unavailable."""
 
-    def __init__(self, opened: database.Database) -> None:
+    def __init__(self, opened: database.Database, *, has_replica: bool = True) -> None:
         self._database = opened
+        self._has_replica = has_replica
 
     async def write_requests(self, rows: Sequence[RequestRow]) -> None:
         """Write all rows or none; writing a row again changes nothing. Raises RowsRefused, too."""
@@ -33,25 +34,25 @@ class GatewayStore:
         try:
             if not any(row.guard for row in rows):
                 await self._database.rows("write_requests", *columns)
-                await self._note_writes(rows)
-                return
-            async with self._database.transaction() as transaction:
-                written = {row["id"] for row in await transaction.rows("write_requests", *columns)}
-                found = [
-                    (row.created_at, row.tenant_id, row.api_key_id, str(one.kind), one.action.value, one.place.value, one.matches)
-                    for row in rows
-                    if row.id in written
-                    for one in row.guard
-                ]
-                if found:
-                    await transaction.rows("count_guard_matches", *zip(*found, strict=True))
-            await self._note_writes(rows)
+            else:
+                await self._write_guarded(rows, columns)
+            if self._has_replica:
+                await self._database.written(*(row.tenant_id for row in rows))
         except database.Refusal as error:
             # Without the error's text, which may quote the row.
             raise RowsRefused(f"{type(error).__name__} ({getattr(error, 'sqlstate', None) or 'of the driver'})") from error
 
-    async def _note_writes(self, rows: Sequence[RequestRow]) -> None:
-        await self._database.written(*(row.tenant_id for row in rows))
+    async def _write_guarded(self, rows: Sequence[RequestRow], columns: Sequence[object]) -> None:
+        async with self._database.transaction() as transaction:
+            written = {row["id"] for row in await transaction.rows("write_requests", *columns)}
+            found = [
+                (row.created_at, row.tenant_id, row.api_key_id, str(one.kind), one.action.value, one.place.value, one.matches)
+                for row in rows
+                if row.id in written
+                for one in row.guard
+            ]
+            if found:
+                await transaction.rows("count_guard_matches", *zip(*found, strict=True))
 
     async def find_unknown(self, requests: Sequence[RequestId]) -> set[RequestId]:
         """Return those that this database has never seen."""

@@ -160,6 +160,10 @@ class Sampling(Body, frozen=True):
     #: Complete the prompt as plain text, without the model's chat template.
     raw: bool = False
 
+    @property
+    def is_deterministic(self) -> bool:
+        return self.temperature == 0 or self.seed is not None
+
 
 class Usage(Body, frozen=True, omit_defaults=False):
     """Exact counts in the model's own tokens."""

@@ -9,7 +9,7 @@ import msgspec
 from services.gateway.billing import prices
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
-from services.gateway.config_snapshot import ReadConfig
+from services.gateway.config_snapshot import ConfigSource
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import TierPlan
 from shared import access_table, errors
@@ -48,7 +48,7 @@ class AccountRpc:
 
     store: LedgerStore
     ledger: Ledger
-    read_config: ReadConfig
+    source: ConfigSource
     rpc: RpcClient
     audit_reporting: AuditReporting
 
@@ -136,11 +136,11 @@ class AccountRpc:
             if owner is None:
                 raise
             return owner, await self._plan_of_organisation(owner, credential)
-        return TenantId(user.id), self.read_config().limits.plans[user.tier]
+        return TenantId(user.id), self.source.config.limits.plans[user.tier]
 
     async def _plan_of(self, tenant: TenantId, credential: Credential | None) -> TierPlan:
         try:
-            return self.read_config().limits.plans[
+            return self.source.config.limits.plans[
                 (await self.rpc.call(auth.get_user, auth.GetUser(UserId(tenant)), credential=credential)).tier
             ]
         except errors.NotFound:
@@ -151,7 +151,7 @@ class AccountRpc:
             found = await self.rpc.call(organizations.get_organisation, organizations.GetOrganization(tenant), credential=credential)
         except errors.NotFound:
             raise errors.NotFound(f"no user or organization has the id {tenant}", hint="check the id") from None
-        return tiers.plan_of(self.read_config().limits.plans, found.organisation.tier, shares_limits=found.organisation.shares_limits)
+        return tiers.plan_of(self.source.config.limits.plans, found.organisation.tier, shares_limits=found.organisation.shares_limits)
 
 
 def _tenant_id(text: str) -> TenantId | None:

@@ -5,18 +5,18 @@ A request's own reservation is settled with its row (``usage_recorder``).
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
 from services.gateway.billing import orphan_settlement
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.prices import Price, PriceList
-from services.gateway.billing.query_batching import QueryBatching
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.reservations import (
     GrantedReservation,
@@ -27,7 +27,7 @@ from services.gateway.billing.reservations import (
     WorkerClaim,
 )
 from services.gateway.billing.usage_recorder import UsageRecorder
-from services.gateway.config_snapshot import ReadConfig
+from services.gateway.config_snapshot import ConfigSource
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import TierPlan
 from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
@@ -37,7 +37,7 @@ from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, LedgerReport, ModelPrice
 from shared.node import lifecycle
 from shared.telemetry import Metrics, logs
-from shared.types import MicroCredits, ModelName, NodeId, RequestId
+from shared.types import ModelName, NodeId, RequestId
 
 #: How long a reservation lasts without a heartbeat, and the heartbeat interval.
 LEASE_SECONDS, HEARTBEAT_SECONDS = 90.0, 30.0
@@ -106,10 +106,10 @@ class Ledger:
     """The ledger of this gateway, for any number of concurrent requests. Use ``running``."""
 
     def __init__(
-        self, store: LedgerStore, read_config: ReadConfig, gateway: NodeId, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+        self, store: LedgerStore, source: ConfigSource, gateway: NodeId, metrics: Metrics, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store = store
-        self._read_config = read_config
+        self._source = source
         self._gateway = gateway
         self._metrics = metrics
         self._clock = clock
@@ -139,7 +139,8 @@ class Ledger:
             yield self
 
     def plan_of(self, principal: Principal) -> TierPlan:
-        return tiers.plan_of(self._read_config().limits.plans, principal.tier, shares_limits=principal.founder_id is not None)
+        plans = self._source.config.limits.plans
+        return plans[principal.tier] if principal.founder_id is None else tiers.plan_of(plans, principal.tier, shares_limits=True)
 
     def price_of(self, model: ModelName) -> ModelPrice:
         return self._prices.find(model).price
@@ -150,13 +151,11 @@ class Ledger:
         call that doesn't raise with ``ended``."""
         prices = {model: self._prices.find(bounds.priced_as or model) for model in bounds.models}
         while True:
-            costs = {model: _most_micro(price, bounds) for model, price in prices.items()}
+            most = bounds.prompt_tokens, bounds.max_tokens * bounds.answers, bounds.seconds
+            costs = {model: price.cost(*most) for model, price in prices.items()}
             dearest = max(costs, key=costs.__getitem__)
             cheaper = {model: price for model, price in prices.items() if costs[model] < costs[dearest]}
-            request = replace(
-                self._request(principal, request_id, bounds, dearest, prices[dearest], in_full=bool(cheaper)),
-                holds=tuple(hold for hold in bounds.holds if hold.model in prices),
-            )
+            request = self._request(principal, request_id, bounds, dearest, prices, in_full=bool(cheaper))
             answer = await self._reserve(request)
             if isinstance(answer, GrantedReservation):
                 self._open[request_id] = self._clock()
@@ -188,8 +187,16 @@ class Ledger:
         return replace(held, max_tokens=answer.max_tokens, clamped=answer.max_tokens < max_tokens)
 
     def _request(
-        self, principal: Principal, request_id: RequestId, bounds: CostBounds, model: ModelName, price: Price, *, in_full: bool
+        self,
+        principal: Principal,
+        request_id: RequestId,
+        bounds: CostBounds,
+        model: ModelName,
+        prices: Mapping[ModelName, Price],
+        *,
+        in_full: bool,
     ) -> ReservationRequest:
+        price = prices[model]
         return ReservationRequest(
             request_id=request_id,
             owner=principal.tenant_id,
@@ -200,10 +207,11 @@ class Ledger:
             max_tokens=bounds.max_tokens,
             least_tokens=bounds.max_tokens if in_full else LEAST_TOKENS,
             answers=bounds.answers,
-            fixed_micro=price.fixed(bounds.prompt_tokens, bounds.seconds),
+            fixed_micro=price.cost(bounds.prompt_tokens, 0, bounds.seconds),
             micro_per_million=price.price.output_micro_per_million,
             monthly_micro=self.plan_of(principal).monthly_micro,
             key_budget_micro=principal.key_limits.budget_micro,
+            holds=tuple(hold for hold in bounds.holds if hold.model in prices),
         )
 
     def claimed(self, claim: WorkerClaim) -> None:
@@ -257,7 +265,7 @@ class Ledger:
     async def _row(self, reservation: OpenReservation, receipt: Receipt | None) -> RequestRow | None:
         price = await self._store.find_price(reservation.price_id)
         assert price is not None  # a foreign key, and prices are never deleted
-        upstream = UpstreamPrices(self._read_config().upstream_prices)
+        upstream = UpstreamPrices(self._source.config.upstream_prices)
         return orphan_settlement.build_row(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC), upstream=upstream)
 
     async def _reserve(self, request: ReservationRequest) -> GrantedReservation | InsufficientCredits:
@@ -267,7 +275,7 @@ class Ledger:
             raise errors.Internal("a request id was used twice", hint="retry the request")
         return answer
 
-    async def _ask(self, batches: QueryBatching[Question, Answer], question: Question) -> tuple[Answer, bool]:
+    async def _ask(self, batches: "QueryBatching[Question, Answer]", question: Question) -> tuple[Answer, bool]:
         """Return the answer, and whether PostgreSQL was asked more than once."""
         gives_up_at, suspensions = self._clock() + RESERVE_SECONDS, self._suspend_detector.suspensions
         has_retried = was_suspended = False
@@ -291,10 +299,6 @@ class Ledger:
             self._metrics.ledger_reserve_seconds.observe(time.perf_counter() - began)
 
 
-def _most_micro(price: Price, bounds: CostBounds) -> MicroCredits:
-    return price.cost(bounds.prompt_tokens, bounds.max_tokens * bounds.answers, bounds.seconds)
-
-
 def _exhausted(answer: InsufficientCredits, request: ReservationRequest) -> errors.BudgetExhausted:
     least = request.fixed_micro + -(-min(LEAST_TOKENS, request.max_tokens) * request.answers * request.micro_per_million // MICRO)
     left = f"{_credits(answer.room_micro)} left, this request needs at least {_credits(least)}"
@@ -308,6 +312,63 @@ def _exhausted(answer: InsufficientCredits, request: ReservationRequest) -> erro
 
 def _credits(micro: int) -> str:
     return f"{amounts.written(max(0, micro))} credits"
+
+
+#: Maximum batch size, so that the first query doesn't wait too long for the last.
+MOST_TOGETHER = 200
+#: Concurrent batches: one is computed while another commits.
+WRITERS = 2
+#: Limit on waiting for the answer after a cancellation; stores have shorter deadlines.
+CANCEL_SECONDS = 5.0
+
+
+class QueryBatching(Generic[Question, Answer]):
+    """Batches small queries to a store: those that arrive while one batch runs form the next. Use ``running``. ``ask_all`` answers all
+    questions in order, or raises for all of them."""
+
+    def __init__(self, ask_all: Callable[[Sequence[Question]], Awaitable[Sequence[Answer]]]) -> None:
+        self._ask_all = ask_all
+        self._waiting: deque[tuple[Question, asyncio.Future[Answer]]] = deque()
+        self._arrived = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["QueryBatching[Question, Answer]"]:
+        async with lifecycle.background() as tasks:
+            for _ in range(WRITERS):
+                tasks.create_task(self._run_batches())
+            yield self
+
+    async def ask(self, question: Question) -> Answer:
+        """Return the answer, or raise what ``ask_all`` raised. A cancellation takes effect after the answer, so that a cleanup follows
+        whatever the query did."""
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, answer))
+        self._arrived.set()
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            await asyncio.wait([answer], timeout=CANCEL_SECONDS)
+            raise
+
+    async def _run_batches(self) -> None:
+        while True:
+            while not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            batch = [self._waiting.popleft() for _ in range(min(MOST_TOGETHER, len(self._waiting)))]
+            try:
+                answers = await self._ask_all([question for question, _ in batch])
+            except (errors.AimeshError, asyncio.CancelledError) as error:
+                refused = error if isinstance(error, errors.AimeshError) else errors.Draining("this gateway is stopping")
+                for _, future in batch:
+                    future.set_exception(refused)
+                    # Mark it as retrieved: the caller may be gone.
+                    future.exception()
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                continue
+            for (_, future), answer in zip(batch, answers, strict=True):
+                future.set_result(answer)
 
 
 #: Claims per statement.

@@ -27,10 +27,6 @@ class Price:
         compute = -int(-compute_seconds * price.compute_second_micro // 1)
         return MicroCredits(_rounded_up(millionths) + price.request_micro + compute)
 
-    def fixed(self, prompt_tokens: int, most_seconds: float) -> MicroCredits:
-        """Return the maximum cost of everything but the output."""
-        return self.cost(prompt_tokens, 0, most_seconds)
-
 
 @dataclass(frozen=True, slots=True)
 class PriceList:

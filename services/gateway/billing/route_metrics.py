@@ -1,10 +1,8 @@
-"""Counts what requests and targets of routes do and cost, and measures which targets are left."""
+"""Counts what routes and their targets do and cost, and measures which targets are left."""
 
 import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final
-
-from prometheus_client import Counter
 
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.limits.upstream_prices import ReadSpending
@@ -12,8 +10,6 @@ from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import Metrics, logs
-from shared.telemetry.answer_metrics import MAX_MODELS, OTHER
-from shared.types import ModelName
 
 #: Of targets: the alert about a route without any waits for a minute.
 TARGETS_SECONDS: Final = 5.0
@@ -45,43 +41,6 @@ class RouteCounters:
         code = errors.code_of(error)
         reason = code if code in errors.BY_CODE else "other"
         self._metrics.route_fallbacks.labels(route=route, target=target, reason=reason).inc()
-
-
-#: Replaces codes unknown to this version: a peer could otherwise create any number of series.
-OTHER_REASON = "other"
-
-
-class CompletionCounters:
-    """Counts costs and aborted streams. Keeps the labeled series, because looking labels up costs more than counting."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._cost = metrics.cost
-        self._aborted = metrics.streams_aborted
-        self._cost_of: dict[ModelName, Counter] = {}
-        self._aborted_for: dict[str, Counter] = {}
-
-    def ended(self, row: RequestRow, *, was_read: bool, complete: bool) -> None:
-        """Call it once for each request. ``was_read``: the reader got the start of the answer; ``complete``: the whole answer was there."""
-        if row.cost_micro and row.model_used is not None:
-            self._cost_for(row.model_used).inc(row.cost_micro)
-        if was_read and not complete and row.error_code is not None:
-            self._aborts_for(row.error_code).inc()
-
-    def _cost_for(self, model: ModelName) -> Counter:
-        found = self._cost_of.get(model)
-        if found is None:
-            # A worker may announce any model name.
-            if len(self._cost_of) >= MAX_MODELS:
-                return self._cost.labels(model=OTHER)
-            found = self._cost_of[model] = self._cost.labels(model=model)
-        return found
-
-    def _aborts_for(self, code: str) -> Counter:
-        reason = code if code in errors.BY_CODE else OTHER_REASON
-        found = self._aborted_for.get(reason)
-        if found is None:
-            found = self._aborted_for[reason] = self._aborted.labels(reason=reason)
-        return found
 
 
 async def measure_targets(metrics: Metrics, read_routes: ReadRoutes, usable: Callable[[], Iterable[DirectoryEntry]]) -> None:

@@ -86,7 +86,7 @@ class ConfigRpc:
         documents = self.live.documents
         bodies = {key: stored.body for key, stored in documents.items() if stored.body is not None}
         text = await asyncio.to_thread(config_file.write, bodies)
-        return api.ExportedConfig(self.live.current().revision, text, tuple(environment.ignored_settings(self.settings, documents)))
+        return api.ExportedConfig(self.live.config.revision, text, tuple(environment.ignored_settings(self.settings, documents)))
 
     @serves(api.list_config_versions)
     async def list_versions(self, request: api.ListConfigVersions, call: RpcCall) -> api.ConfigVersions:

@@ -53,13 +53,11 @@ class LiveConfiguration:
         self._rollouts: Mapping[str, OpenRollout] = {}
         #: Rollouts that this gateway has stopped by itself.
         self._stopped: set[UUID] = set()
-        self._snapshot = ConfigSnapshot()
+        #: The current one.
+        self.config = ConfigSnapshot()
         self._reloading = asyncio.Lock()
         #: By the monotonic clock; the snapshot was current then.
         self._read_at = time.monotonic()
-
-    def current(self) -> ConfigSnapshot:
-        return self._snapshot
 
     def age_seconds(self) -> float:
         """Return how long ago the snapshot was known to be current."""
@@ -92,9 +90,9 @@ class LiveConfiguration:
             began = time.monotonic()
             # Before the documents: those of a rollout that has just been promoted, with its last share, mean the same.
             rollouts = await self._store.open_rollouts()
-            changes = await self._store.changes_since(self._snapshot.revision)
-            if changes.revision != self._snapshot.revision or rollouts != self._rollouts:
-                if changes.revision != self._snapshot.revision:
+            changes = await self._store.changes_since(self.config.revision)
+            if changes.revision != self.config.revision or rollouts != self._rollouts:
+                if changes.revision != self.config.revision:
                     _log.info("configuration in use", revision=changes.revision)
                 self._documents = {**self._documents, **changes.documents}
                 self._rollouts = rollouts
@@ -105,17 +103,17 @@ class LiveConfiguration:
     def stop_rollout(self, rollout: UUID) -> None:
         """Give its candidate nothing at this gateway, until the rollout has ended."""
         self._stopped.add(rollout)
-        self._build(self._snapshot.revision)
+        self._build(self.config.revision)
 
     def _build(self, revision: int) -> None:
         moving = {route: rollout for route, rollout in self._rollouts.items() if rollout.id not in self._stopped}
-        self._snapshot = config_snapshot.build(revision, self._documents, moving)
+        self.config = config_snapshot.build(revision, self._documents, moving)
 
     async def guardrails_at(self, revision: int, caller: Principal) -> Guardrails:
         """Return the caller's guardrails at a revision, which may be newer than this gateway's; the current ones if the versions of then
         are deleted. Raises Unavailable."""
         documents = await self._store.policies_at(revision, policies.names_of(caller.tenant_id, caller.key_id))
-        return (self._snapshot.policies if documents is None else Policies(documents)).of(caller).guard
+        return (self.config.policies if documents is None else Policies(documents)).of(caller).guard
 
     async def change(
         self, find_changes: FindChanges, *, origin: str, author: UserId | None, note: str = "", is_dry: bool = False
@@ -140,7 +138,7 @@ class LiveConfiguration:
 
     async def read_locked(self, locked: LockedConfig) -> dict[DocumentKey, StoredDocument]:
         """Return the documents as the lock's holder must see them."""
-        return {**self._documents, **(await locked.changes_since(self._snapshot.revision)).documents}
+        return {**self._documents, **(await locked.changes_since(self.config.revision)).documents}
 
     async def watch(self) -> None:
         """Follow changes forever."""

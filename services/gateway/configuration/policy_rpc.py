@@ -92,7 +92,7 @@ class PolicyRpc:
                 tenant = _tenant_of(await self._find_key(key, call))
             elif tenant is not None:
                 await self._role_in(tenant, call)
-        return self._live.current().policies.find(tenant, key)
+        return self._live.config.policies.find(tenant, key)
 
     def _state(self, name: str, *, may_change: bool) -> api.PolicyState:
         stored = self._live.documents.get((ConfigKind.POLICY, name))

@@ -45,9 +45,9 @@ class RoutesRpc:
         if found is None:
             raise errors.NotFound(f"there is no route {request.name!r}", hint="see `aicli admin routes list`")
         name, version, document = found
-        used = self.live.current().names.find_route(ModelName(name))
+        used = self.live.config.names.find_route(ModelName(name))
         route = route_choice.compile_route(name, version, document, None if used is None else used.rollout)
-        policy = self.live.current().policies.find(request.organization, request.key)
+        policy = self.live.config.policies.find(request.organization, request.key)
         tenant = request.organization or _NOBODY
         offered = route_choice.served_models(self.nodes.usable(Role.WORKER), tenant, policy.placement)
         facts = RequestFacts(

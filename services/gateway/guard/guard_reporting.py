@@ -15,7 +15,6 @@ from shared.types import KeyId, RequestId, TenantId
 
 if TYPE_CHECKING:
     from services.gateway.billing.request_record import RequestRow
-    from services.gateway.requests.active_request import ActiveRequest
 
 FLUSH_SECONDS = 60.0
 #: Example requests of one report.
@@ -42,11 +41,10 @@ class GuardReporting:
         self._audit_reporting = audit_reporting
         self._masked: dict[tuple[TenantId, KeyId | None, str], _Masked] = {}
 
-    def ended(self, running: "ActiveRequest", principal: Principal, row: "RequestRow | None") -> None:
-        # Nearly all requests have none.
-        if row is not None and (row.guard or running.guard_seconds):
-            self._metrics.guard_seconds.inc(running.guard_seconds)
-            self._report(row, principal)
+    def ended(self, row: "RequestRow", principal: Principal, seconds: float) -> None:
+        """``seconds``: how long guardrails took."""
+        self._metrics.guard_seconds.inc(seconds)
+        self._report(row, principal)
 
     async def run(self) -> None:
         """Report once a minute, forever."""

@@ -44,6 +44,9 @@ class CacheUse:
         return self.read or self.write
 
 
+NO_USE = CacheUse(read=False, write=False)
+
+
 @dataclass(frozen=True, slots=True)
 class CacheQuestion:
     """Everything that determines an answer."""
@@ -74,14 +77,10 @@ def read_headers(cache_control: str | None, x_cache: str | None) -> CacheRequest
 
 def plan(request: CacheRequest, sampling: Sampling, *, only_when_asked: bool, same_requests: bool = False) -> CacheUse:
     """``same_requests``: the route answers equal requests from the cache, deterministic or not, unless the caller declines."""
-    is_usable = same_requests or (is_deterministic(sampling) and not (only_when_asked and request is CacheRequest.NOTHING))
+    is_usable = same_requests or (sampling.is_deterministic and not (only_when_asked and request is CacheRequest.NOTHING))
     if not is_usable or request is CacheRequest.OFF:
-        return CacheUse(read=False, write=False)
+        return NO_USE
     return CacheUse(read=request is not CacheRequest.FRESH, write=True)
-
-
-def is_deterministic(sampling: Sampling) -> bool:
-    return sampling.temperature == 0 or sampling.seed is not None
 
 
 def name(question: CacheQuestion, secret: str) -> str:

@@ -8,18 +8,18 @@ class Breaker:
 
     def __init__(self) -> None:
         self.is_open = False
-        self._failed_at: list[float] = []
+        self.failed_at: list[float] = []
 
     def succeeded(self) -> bool:
         """Return whether this closes it. A success clears earlier failures: slow answers among thousands must not add up."""
         was_open, self.is_open = self.is_open, False
-        self._failed_at.clear()
+        self.failed_at.clear()
         return was_open
 
     def failed(self, now: float, *, times: int = 1) -> bool:
         """Return whether this opens it. ``times``: how many failures to count."""
         if self.is_open:
             return False
-        self._failed_at = [at for at in self._failed_at if now - at < WITHIN_SECONDS] + [now] * times
-        self.is_open = len(self._failed_at) >= FAILURES
+        self.failed_at = [at for at in self.failed_at if now - at < WITHIN_SECONDS] + [now] * times
+        self.is_open = len(self.failed_at) >= FAILURES
         return self.is_open

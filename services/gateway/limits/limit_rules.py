@@ -189,10 +189,17 @@ def allowances(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> tuple
 
 
 def tightest(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> TightestLimit:
-    found = allowances(limits, counts)
-    requests = [allowance for allowance in found if allowance.kind in {LimitKind.REQUESTS_PER_HOUR, LimitKind.REQUESTS_PER_MINUTE}]
-    tokens = [allowance for allowance in found if allowance.kind is LimitKind.TOKENS_PER_MINUTE]
-    return TightestLimit(_least(requests), _least(tokens))
+    requests: Allowance | None = None
+    tokens: Allowance | None = None
+    for limit, count in zip(limits, counts, strict=True):
+        if limit.kind is LimitKind.CONCURRENCY:
+            continue
+        found = _allowance(limit, count)
+        if limit.kind is LimitKind.TOKENS_PER_MINUTE:
+            tokens = found if tokens is None or found.remaining < tokens.remaining else tokens
+        else:
+            requests = found if requests is None or found.remaining < requests.remaining else requests
+    return TightestLimit(requests, tokens)
 
 
 def refusal(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> LimitRefusal:
@@ -215,7 +222,8 @@ def describe(allowance: Allowance, tier: Tier) -> str:
 def hourly(found: Sequence[Allowance]) -> Allowance:
     """Return the caller's tightest hourly limit; UNLIMITED if there is none."""
     hours = [allowance for allowance in found if allowance.kind is LimitKind.REQUESTS_PER_HOUR and allowance.scope is not LimitScope.MODEL]
-    return _least(hours) or Allowance(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, UNLIMITED, UNLIMITED, 0)
+    nothing = Allowance(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, UNLIMITED, UNLIMITED, 0)
+    return min(hours, key=lambda allowance: allowance.remaining, default=nothing)
 
 
 def states(found: Iterable[Allowance]) -> tuple[LimitState, ...]:
@@ -242,7 +250,3 @@ def shares(limits: Iterable[RequestLimit], gateways: int) -> tuple[RequestLimit,
 def _allowance(limit: RequestLimit, count: Count) -> Allowance:
     left = max(0, min(limit.most, count.left))
     return Allowance(limit.scope, limit.kind, limit.most, left, count.resets_in_seconds, limit.name, limit.source)
-
-
-def _least(found: Iterable[Allowance]) -> Allowance | None:
-    return min(found, key=lambda allowance: allowance.remaining, default=None)

@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
@@ -116,7 +117,7 @@ class Quotas:
         lease_seconds = seconds + _LEASE_SLACK_SECONDS
         held = tuple(limit for limit in found if limit.kind in limit_rules.HELD)
         try:
-            verdict = await self._ask(lambda: self._valkey.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds))
+            verdict = await self._ask(partial(self._valkey.admit, found, request_id, tokens=tokens, lease_seconds=lease_seconds))
         except asyncio.CancelledError:
             # Valkey may have counted it, so settle it.
             self._settle_later(LimitUsage(CountedRequest.VALKEY, request_id, held, TightestLimit()), 0)
@@ -147,7 +148,7 @@ class Quotas:
             return True
         if usage.counted is CountedRequest.HERE:
             return await self._local.extend_tokens(held, usage.request_id, tokens=tokens)
-        granted = await self._ask(lambda: self._valkey.extend_tokens(held, usage.request_id, tokens=tokens))
+        granted = await self._ask(partial(self._valkey.extend_tokens, held, usage.request_id, tokens=tokens))
         return self._without_valkey != "closed" if granted is None else granted
 
     async def settle(self, usage: LimitUsage, *, tokens: int) -> None:
@@ -160,7 +161,7 @@ class Quotas:
         settled: bool | None = None
         try:
             # Even if counted here: Valkey may have counted it, too, and answered too late.
-            settled = await self._ask(lambda: self._valkey.settle(usage.held, usage.request_id, tokens=tokens))
+            settled = await self._ask(partial(self._valkey.settle, usage.held, usage.request_id, tokens=tokens))
         finally:
             if settled is None:
                 self._settle_later(usage, tokens)
@@ -192,24 +193,21 @@ class Quotas:
     async def read(self, principal: Principal, is_open: Callable[[ModelName], bool] = lambda _model: False) -> tuple[Allowance, ...]:
         """Return what is left of this caller's limits and of each limited model that ``is_open`` to it, without counting."""
         limited = self._read_rules().models
-        models = (limit for model in limited if is_open(model) for limit in limit_rules.model_limits(model, limited))
-        found = (*self.limits_of(principal), *models)
-        verdict = await self._ask(lambda: self._valkey.read(found, tokens=0)) if found else LimitVerdict(admitted=True, counts=())
+        found = self.limits(principal, *(model for model in limited if is_open(model)))
+        verdict = await self._ask(partial(self._valkey.read, found, tokens=0)) if found else LimitVerdict(admitted=True, counts=())
         if verdict is None:
             found = limit_rules.shares(found, self._gateways())
             verdict = await self._local.read(found, tokens=0)
         return limit_rules.allowances(found, verdict.counts)
 
-    def limits_of(self, principal: Principal) -> tuple[RequestLimit, ...]:
-        """Return the caller's limits without those of models."""
-        return limit_rules.caller_limits(principal, self._read_rules().plans[principal.tier])
-
-    def limits(self, principal: Principal, model: ModelName) -> tuple[RequestLimit, ...]:
-        """Return every limit that a request of this caller to this model counts against."""
-        return (*self.limits_of(principal), *self.limits_of_model(model))
-
-    def limits_of_model(self, model: ModelName) -> tuple[RequestLimit, ...]:
-        return tuple(limit_rules.model_limits(model, self._read_rules().models))
+    def limits(self, principal: Principal, *models: ModelName) -> tuple[RequestLimit, ...]:
+        """Return every limit that a request of this caller to these models counts against."""
+        rules = self._read_rules()
+        limits = limit_rules.caller_limits(principal, rules.plans[principal.tier])
+        for model in models:
+            if model in rules.models:
+                limits += limit_rules.model_limits(model, rules.models)
+        return limits
 
     async def connect(self) -> None:
         """Connect before the first request, so that a burst doesn't wait for it. Never raises."""
@@ -258,7 +256,7 @@ class Quotas:
                 self._failed(error, began)
                 return None
         self._answered_at = self._clock()
-        if not self._breaker.is_open:
+        if self._breaker.failed_at and not self._breaker.is_open:
             self._breaker.succeeded()
         return answer
 
@@ -289,7 +287,7 @@ class Quotas:
     async def _settle_pending(self) -> None:
         while self._unsettled:
             usage, tokens = self._unsettled.popleft()
-            if await self._ask(lambda: self._valkey.settle(usage.held, usage.request_id, tokens=tokens)) is None:  # noqa: B023 - awaited now
+            if await self._ask(partial(self._valkey.settle, usage.held, usage.request_id, tokens=tokens)) is None:
                 self._unsettled.appendleft((usage, tokens))
                 return
         if not self._breaker.is_open:

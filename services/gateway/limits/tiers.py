@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from shared.api.ledger import MICRO
 from shared.types import MicroCredits, ModelName, Tier
@@ -27,14 +28,15 @@ class TierPlan:
     credits: int | None
     #: The setting that defines each number; missing ones are defaults.
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+    #: The credits, in the ledger's unit.
+    monthly_micro: MicroCredits | None = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "monthly_micro", None if self.credits is None else MicroCredits(self.credits * MICRO))
 
     def source_of(self, name: str) -> str:
         """Return the setting that defines the number, for people."""
         return self.sources.get(name, "default")
-
-    @property
-    def monthly_micro(self) -> MicroCredits | None:
-        return None if self.credits is None else MicroCredits(self.credits * MICRO)
 
 
 DEFAULTS = {
@@ -87,7 +89,8 @@ def changed(plan: TierPlan, numbers: Mapping[str, str], allowed: Sequence[str] =
 
 
 def with_numbers(plan: TierPlan, numbers: Mapping[str, int | None], source: str) -> TierPlan:
-    return replace(plan, **numbers, sources={**plan.sources, **dict.fromkeys(numbers, source)})
+    changes: dict[str, Any] = {**numbers, "sources": {**plan.sources, **dict.fromkeys(numbers, source)}}
+    return replace(plan, **changes)
 
 
 def of_models(numbers: Mapping[str, str]) -> dict[ModelName, TierPlan]:

@@ -78,6 +78,3 @@ class UpstreamPrices:
         """Return what a provider asks; 0 if the price isn't known."""
         price = self.prices.get(model)
         return _NOTHING if price is None else price.cost(usage)
-
-    def avoided(self, usage: Usage) -> MicroCredits:
-        return _NOTHING if self.compared is None else self.compared.cost(usage)

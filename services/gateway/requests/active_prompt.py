@@ -36,7 +36,7 @@ class ActivePrompt(ActiveRequest):
         self._generation: Generation | None = None
         #: How many the request asked for.
         self.wanted_answers = 1
-        #: Bytes of the delivered text, thoughts and tool calls.
+        #: Bytes of the delivered text, thoughts and tool calls that came without token ids.
         self._bytes = 0
         #: Answers that have parts of calls, and no end yet.
         self._open_calls: set[int] = set()
@@ -70,11 +70,11 @@ class ActivePrompt(ActiveRequest):
         """Return the next chunk with its number, from 1; number 0 is a waiting notice."""
         assert self.answers is not None  # `run` sets it before the reader gets this object
         while not self._ready:
-            if self._is_refused:
+            if self.guard is not None and self._is_refused:
                 if self.moderation is None:
                     # Closing the worker's stream ends the generation there.
                     raise StopAsyncIteration
-                await self._moderate_answer()
+                await self._moderate_answer(self.moderation)
                 continue
             answer = await anext(self.answers)
             if self._first_item is None and not (isinstance(answer, Chunk) and answer.waiting):
@@ -84,7 +84,8 @@ class ActivePrompt(ActiveRequest):
                 continue
             if isinstance(answer, Generation):
                 self._take_end(answer)
-                await self._moderate_answer()
+                if self.moderation is not None:
+                    await self._moderate_answer(self.moderation)
                 continue
             if answer.waiting:
                 return 0, answer
@@ -98,24 +99,24 @@ class ActivePrompt(ActiveRequest):
 
     def _take(self, chunk: Chunk) -> Chunk | None:
         """Return what the reader gets; None for nothing."""
-        self._count(chunk)
+        has_text = bool(chunk.text or chunk.reasoning or chunk.tool_calls or chunk.call_parts)
+        if chunk.token_ids:
+            self._tokens += len(chunk.token_ids)
+            self._reasoning_tokens += len(chunk.token_ids) if chunk.reasoning else 0
+        else:
+            self._bytes += bytes_of(chunk)
+        if has_text:
+            self.chunks += 1
+            if self.first_text_seconds is None:
+                self.first_text_seconds = self.seconds_so_far
+        if chunk.call_parts:
+            self._open_calls.add(chunk.answer)
         shown = chunk if self.guard is None else self._guarded(chunk, self.guard)
         if chunk.finish is not None and chunk.answer in self._open_calls:
             # The end of an answer completes its calls.
             self._open_calls.remove(chunk.answer)
             return shown
         return shown if shown is not None and _has_content(shown) else None
-
-    def _count(self, chunk: Chunk) -> None:
-        self._tokens += len(chunk.token_ids)
-        self._reasoning_tokens += len(chunk.token_ids) if chunk.reasoning else 0
-        has_text = bool(chunk.text or chunk.reasoning or chunk.tool_calls or chunk.call_parts)
-        self.chunks += has_text
-        self._bytes += bytes_of(chunk)
-        if chunk.call_parts:
-            self._open_calls.add(chunk.answer)
-        if self.first_text_seconds is None and has_text:
-            self.first_text_seconds = self.seconds_so_far
 
     def _guarded(self, chunk: Chunk, guard: AnswerGuard) -> Chunk | None:
         began = time.perf_counter()
@@ -141,10 +142,8 @@ class ActivePrompt(ActiveRequest):
         self._generation, self.complete = generation, True
         self.answer_count = max(1, len(generation.finish_reasons))
 
-    async def _moderate_answer(self) -> None:
+    async def _moderate_answer(self, checked: Moderation) -> None:
         """Check the answers once they are complete, and release what was held. Raises Unavailable if they can't be checked."""
-        if self.moderation is None:
-            return
         assert self._generation is not None
         assert self.answers is not None
         # The request occupies its worker until its stream has ended, and the same worker may have to moderate.
@@ -152,7 +151,7 @@ class ActivePrompt(ActiveRequest):
             await self.answers.aclose()
         async for _ in self.answers:
             pass
-        checked, self.moderation = self.moderation, None
+        self.moderation = None
         ready, self._ready = self._ready, deque()
         self._ready.extend(await checked.end(ready))
         self._moderated = checked.matches

@@ -63,6 +63,18 @@ class ActiveRequest(ABC):
     begins_conversation = False
     #: The largest size of the prompt that is believed, and an estimate; 0 until it is admitted.
     most_prompt_tokens = likely_prompt_tokens = 0
+    #: Guardrails look at it.
+    is_guarded = False
+    #: The number of workers that ran it.
+    attempts = 0
+    #: Who got the prompt last; None if it stayed on the operator's machines.
+    provider: str | None = None
+    #: The next five are set by ``end``: what was delivered, and its cost; 0 for a cached answer, which has saved that cost.
+    usage = Usage(0, 0)
+    cost_micro = saved_micro = MicroCredits(0)
+    #: What it has cost upstream, and what an answer of our own machines would have cost where its route compares it.
+    spending: tuple[TargetSpending, ...] = ()
+    avoided_micro = MicroCredits(0)
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -99,11 +111,9 @@ class ActiveRequest(ABC):
         self.answers: AsyncGenerator[object] | None = None
         #: Number of items returned to the reader.
         self._number = 0
-        self._final_usage: Usage | None = None
         self._claims: list[tuple[ServingTarget, Claim]] = []
         #: When the first item of any kind arrived.
         self._first_item: float | None = None
-        self._computed: float | None = None
         #: Called on cancellation: whether another gateway continues the request and writes its row.
         self.continues_elsewhere: Callable[[], bool] = lambda: False
         #: The caller gets the whole answer at the end, or an error.
@@ -159,32 +169,22 @@ class ActiveRequest(ABC):
 
     def add_claim(self, claim: Claim) -> None:
         assert self._target is not None  # tried before
-        self.worker = claim.worker
+        self.worker, self.provider = claim.worker, claim.provider
+        self.attempts += 1
         self._claims.append((self._target, claim))
-
-    @property
-    def attempts(self) -> int:
-        """Return the number of workers that ran it."""
-        return len(self._claims)
 
     @property
     def held_seconds(self) -> float:
         """Return how long it waited for workers that were starting."""
         return sum(claim.held_seconds for _, claim in self._claims)
 
-    @property
-    def provider(self) -> str | None:
-        """Return who got the prompt last; None if it stayed on the operator's machines."""
-        return self._claims[-1][1].provider if self._claims else None
-
-    @property
-    def spending(self) -> tuple[TargetSpending, ...]:
+    def _spending(self, *, has_delivered: bool) -> tuple[TargetSpending, ...]:
         """Return what it has cost upstream: the last attempt by its usage, earlier ones by their prompt if it was read."""
         found = []
         for number, (target, claim) in enumerate(self._claims, 1):
             if claim.provider is None:
                 continue
-            if number == len(self._claims) and self._has_delivered:
+            if number == len(self._claims) and has_delivered:
                 # Other servers count the prompt at the end only.
                 prompt = self.usage.prompt_tokens or self.likely_prompt_tokens
                 usage = Usage(prompt, self.usage.completion_tokens, self.usage.cached_tokens)
@@ -197,35 +197,12 @@ class ActiveRequest(ABC):
         return tuple(found)
 
     @property
-    def avoided_micro(self) -> MicroCredits:
-        """Return what an answer of our own machines would have cost where its route compares it."""
-        is_internal = bool(self._claims) and self.provider is None and self._has_delivered
-        return self.upstream.avoided(self.usage) if is_internal else MicroCredits(0)
-
-    @property
-    def _has_delivered(self) -> bool:
-        return self.complete or self.usage.completion_tokens > 0
-
-    @property
-    def compute_seconds(self) -> float:
-        """Return how long workers computed what was delivered. Waiting in the queue is free."""
-        if self._computed is not None:
-            return self._computed
-        # A request that joined another's answer has no worker: count from its first item.
-        joined = 0.0 if self._claims or self._first_item is None else self._clock() - self._first_item
-        return joined + sum(claim.seconds for _, claim in self._claims)
-
-    @property
     def allowance(self) -> TightestLimit | None:
         return None if self.limit_usage is None else self.limit_usage.tightest
 
-    @property
-    def usage(self) -> Usage:
-        """Return the tokens delivered so far."""
-        return self._final_usage or self._usage()
-
     @abstractmethod
-    def _usage(self) -> Usage: ...
+    def _usage(self) -> Usage:
+        """Return the tokens delivered so far."""
 
     @property
     def clamped_to(self) -> int | None:
@@ -233,32 +210,28 @@ class ActiveRequest(ABC):
         return self.held.max_tokens if self.held is not None and self.held.clamped else None
 
     @property
-    def saved_micro(self) -> MicroCredits:
-        """Return what a cached answer would have cost."""
-        if not (self.cached and self.complete):
-            return MicroCredits(0)
-        return self._cost_of(0)
-
-    @property
-    def cost_micro(self) -> MicroCredits:
-        """Return the cost of what was delivered so far; 0 for a cached answer."""
-        if self.cached or not self._has_delivered:
-            return MicroCredits(0)
-        return self._cost_of(self.compute_seconds)
-
-    def _cost_of(self, compute_seconds: float) -> MicroCredits:
-        if self.held is None or self.served_model is None:
-            return MicroCredits(0)
-        return self.held.prices[self.served_model].cost(self.usage.prompt_tokens, self.usage.completion_tokens, compute_seconds)
-
-    @property
     def response_time_ms(self) -> int:
         """Return the same number for the answer and the row: it is fixed when the request ends."""
         return milliseconds((self._ended if self._ended is not None else self._clock()) - self._began)
 
     def end(self) -> None:
-        self._computed, self._final_usage = self.compute_seconds, self._usage()
-        self._ended = self._clock()
+        """Fix what was delivered, and what it costs."""
+        now = self._ended = self._clock()
+        usage = self.usage = self._usage()
+        has_delivered = self.complete or usage.completion_tokens > 0
+        if self.held is not None and self.served_model is not None and has_delivered:
+            price = self.held.prices[self.served_model]
+            if not self.cached:
+                # Waiting in the queue is free. A request that joined another's answer has no worker: count from its first item.
+                joined = 0.0 if self._claims or self._first_item is None else now - self._first_item
+                computed = joined + sum(claim.seconds for _, claim in self._claims)
+                self.cost_micro = price.cost(usage.prompt_tokens, usage.completion_tokens, computed)
+            elif self.complete:
+                self.saved_micro = price.cost(usage.prompt_tokens, usage.completion_tokens, 0)
+        if any(claim.provider is not None for _, claim in self._claims):
+            self.spending = self._spending(has_delivered=has_delivered)
+        if self.upstream.compared is not None and self._claims and self.provider is None and has_delivered:
+            self.avoided_micro = self.upstream.compared.cost(usage)
 
     @property
     def seconds_so_far(self) -> float:

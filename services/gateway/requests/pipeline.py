@@ -18,19 +18,20 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
+from prometheus_client import Counter
 
 from services.gateway import failover
 from services.gateway.billing import request_record
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import WorkerClaim
-from services.gateway.billing.route_metrics import CompletionCounters, RouteCounters
+from services.gateway.billing.route_metrics import RouteCounters
 from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
 from services.gateway.idempotency import cache_keys
-from services.gateway.idempotency.cache_keys import CacheUse
+from services.gateway.idempotency.cache_keys import NO_USE, CacheUse
 from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.prompt_admission import ModerationRequest
-from services.gateway.relay import AnswerItem, OnClaim, Relay, TextRequest
+from services.gateway.relay import AnswerItem, Relay, TextRequest
 from services.gateway.requests import bounded_answers
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import ActiveRequest, ServingTarget, milliseconds
@@ -47,8 +48,8 @@ from shared.api.embedding import EmbeddingRequest, RankingRequest, Vectors
 from shared.api.gateway import InferenceRequest
 from shared.api.inference import ConvertedPart, ModerationNotice, ModerationVerdict
 from shared.spans import REQUEST_ID
-from shared.telemetry import logs, tracing
-from shared.telemetry.answer_metrics import GatewayAnswers, MeasuredAnswer
+from shared.telemetry import Metrics, logs, tracing
+from shared.telemetry.answer_metrics import MAX_MODELS, OTHER, GatewayAnswers, MeasuredAnswer
 from shared.types import MicroCredits, ModelName, RequestStatus, Role
 
 _MAX_ROW_NUMBER = 2**31 - 1
@@ -68,8 +69,10 @@ Item = TypeVar("Item")
 Start = Callable[[TargetCall[Call], float], AsyncGenerator[Item]]
 #: Ends with what to send to each target.
 Admitting = Awaitable[Sequence[TargetCall[Call]]]
-#: Called when a request ends, with its row, or with None if another gateway writes it.
-OnEnded = Callable[[ActiveRequest, Principal, RequestRow | None], None]
+#: Called when a request that says something about a rollout ends, with what stays at its target.
+OnCompared = Callable[[RequestRow, bytes], object]
+#: Called when a request ends that guardrails have looked at, with the seconds that they took.
+OnGuarded = Callable[[RequestRow, Principal, float], object]
 
 _log = logs.get(part="pipeline")
 
@@ -84,7 +87,8 @@ class Pipeline:
         *,
         responses: ResponseCache | None = None,
         cache_only_when_asked: bool = False,
-        on_ended: Sequence[OnEnded] = (),
+        on_compared: OnCompared = lambda _row, _unit: None,
+        on_guarded: OnGuarded = lambda _row, _caller, _seconds: None,
     ) -> None:
         """``responses`` is None if the cache is disabled."""
         self._admission = admission
@@ -94,7 +98,7 @@ class Pipeline:
         self._publish = publish
         self._responses = responses
         self._cache_only_when_asked = cache_only_when_asked
-        self._on_ended = on_ended
+        self._on_compared, self._on_guarded = on_compared, on_guarded
         #: Requests that run now, with their callers.
         self.running: dict[ActiveRequest, Principal] = {}
         self.clock = admission.search.clock
@@ -105,7 +109,7 @@ class Pipeline:
     @property
     def config_revision(self) -> int:
         """Return the revision of the configuration that new requests use."""
-        return self._admission.search.read_config().revision
+        return self._admission.search.source.config.revision
 
     def run(
         self,
@@ -126,14 +130,15 @@ class Pipeline:
         running.is_unstreamed, running.continues_elsewhere = not streamed and claim is None, continues_elsewhere
         running.moderate = partial(self._moderate_for, principal, request)
 
-        def answers(call: TargetCall[inference.ProcessPrompt], seconds: float) -> AsyncGenerator[AnswerItem]:
+        def start(call: TargetCall[inference.ProcessPrompt], seconds: float) -> AsyncGenerator[AnswerItem]:
             answers = self._answers(running, call, seconds=seconds, claim=claim, cache=cache)
-            return self._bounded(answers, running, call, principal, seconds, is_whole=not streamed or running.is_unstreamed)
+            is_whole = not streamed or running.is_unstreamed
+            if not (is_whole or call.call.open_ended):
+                return answers
+            return self._bounded(answers, running, call, principal, seconds, is_whole=is_whole)
 
-        def admit() -> Admitting[inference.ProcessPrompt]:
-            return self._admission.admit_prompt(running, principal, request, seconds, claim)
-
-        return self._recorded(running, principal, seconds, admit, answers)
+        admit = partial(self._admission.admit_prompt, running, principal, request, seconds, claim)
+        return self._recorded(running, principal, seconds, admit, start)
 
     def embed(self, principal: Principal, request: EmbeddingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveEmbedding]:
         """Compute embeddings; otherwise like ``run``."""
@@ -156,14 +161,11 @@ class Pipeline:
         return self._read(ActiveConversion(self.clock, request, forbids_external=forbids_external), principal, seconds)
 
     def _read(self, running: Texts, principal: Principal, seconds: float) -> AbstractAsyncContextManager[Texts]:
-        def admit() -> Admitting[TextRequest]:
-            return self._admission.admit_texts(running, principal, seconds)
-
         def start(call: TargetCall[TextRequest], seconds: float) -> AsyncGenerator[object]:
-            on_claim = self._on_claim(running, call.target, is_paced=False)
+            on_claim = partial(self._claimed, running, call.target, is_paced=False)
             return self._relay.read(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
 
-        return self._recorded(running, principal, seconds, admit, start)
+        return self._recorded(running, principal, seconds, partial(self._admission.admit_texts, running, principal, seconds), start)
 
     async def _moderate_for(
         self, principal: Principal, checked: InferenceRequest, route: ModelName, texts: Sequence[str]
@@ -193,7 +195,11 @@ class Pipeline:
             # Inside, so that a request that ends with its site gets its row, too.
             with tracing.span("inference", {REQUEST_ID: str(running.request_id)}):
                 async with self._admission.while_open():
-                    running.answers = self._first_to_answer(running, await admit(), start, seconds)
+                    calls = await admit()
+                    # Now, because the headers of the answer name the route.
+                    running.try_target(calls[0].target)
+                    is_only = len(calls) == 1
+                    running.answers = start(calls[0], seconds) if is_only else self._first_to_answer(running, calls, start, seconds)
                     yield running
             status = RequestStatus.SUCCESS if running.complete else RequestStatus.CANCELLED
         except errors.AimeshError as error:
@@ -214,10 +220,10 @@ class Pipeline:
                 # No await between here and `add`: the row is queued even if this task is canceled.
                 running.end()
                 del self.running[running]
-                written = None if is_taken_over else self._record(running, principal, status, failure)
-                for on_ended in self._on_ended:
-                    on_ended(running, principal, None if written is None else written.row)
-                if is_taken_over:
+                written = None
+                if not is_taken_over:
+                    written = self._record(running, principal, status, failure)
+                else:
                     # The gateway that continues the request, or settles its overdue reservation, writes the row.
                     self._recorder.release()
                     self._ledger.ended(running.request_id)
@@ -227,19 +233,11 @@ class Pipeline:
                 with tracing.span("ledger.settle"):
                     await self._recorder.written(written)
 
-    def _first_to_answer(
+    async def _first_to_answer(
         self, running: Running, calls: Sequence[TargetCall[Call]], start: Start[Call, Item], seconds: float
     ) -> AsyncGenerator[Item]:
         """Answer from the first target that delivers something."""
-        # Now, because the headers of the answer name the route.
-        running.try_target(calls[0].target)
-        if len(calls) == 1:
-            return start(calls[0], seconds)
-        return self._with_fallback(running, calls, start, self.clock() + seconds)
-
-    async def _with_fallback(
-        self, running: Running, calls: Sequence[TargetCall[Call]], start: Start[Call, Item], ends_at: float
-    ) -> AsyncGenerator[Item]:
+        ends_at = self.clock() + seconds
         for call in calls:
             running.try_target(call.target)
             has_begun = False
@@ -259,17 +257,14 @@ class Pipeline:
             else:
                 return
 
-    def _on_claim(self, running: ActiveRequest, target: ServingTarget, *, is_paced: bool) -> OnClaim:
-        def on_claim(claim: Claim, delivered_tokens: int) -> None:
-            running.add_claim(claim)
-            if running.held is not None:
-                price = running.held.prices[target.model]
-                delivered = delivered_tokens if is_paced else 0
-                self._ledger.claimed(
-                    WorkerClaim(running.request_id, claim.worker.node, delivered, target.model, price.id, target.route, claim.provider)
-                )
-
-        return on_claim
+    def _claimed(self, running: ActiveRequest, target: ServingTarget, claim: Claim, delivered_tokens: int, *, is_paced: bool) -> None:
+        running.add_claim(claim)
+        if running.held is not None:
+            price = running.held.prices[target.model]
+            delivered = delivered_tokens if is_paced else 0
+            self._ledger.claimed(
+                WorkerClaim(running.request_id, claim.worker.node, delivered, target.model, price.id, target.route, claim.provider)
+            )
 
     def _answers(
         self,
@@ -282,8 +277,11 @@ class Pipeline:
     ) -> AsyncGenerator[AnswerItem]:
         admitted, requirements = target_call.call, target_call.requirements
         config, streamed = admitted.model_config, not running.is_unstreamed
-        use = self._plan_cache(cache, config, target_call.target, claim)
-        responses = self._responses if use else None
+        responses: ResponseCache | None = None
+        use = NO_USE
+        if config.is_deterministic or target_call.target.cache_seconds is not None:
+            use = self._plan_cache(cache, config, target_call.target, claim)
+            responses = self._responses if use else None
         # Cached and idempotent answers have several readers and run ahead of them; an unstreamed answer is read at its end.
         paced = responses is None and streamed and claim is None
         seeded = config
@@ -291,7 +289,7 @@ class Pipeline:
             # Set by the gateway, so that another worker can draw the same tokens after a failover.
             seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if claim is None else claim.seed)
         prompt = msgspec.structs.replace(admitted, model_config=seeded, streamed=streamed, reader_paced=paced)
-        on_claim = self._on_claim(running, target_call.target, is_paced=paced)
+        on_claim = partial(self._claimed, running, target_call.target, is_paced=paced)
         if responses is None:
             return self._relay.generate(prompt, requirements, seconds=seconds, on_claim=on_claim)
         digest = routing.digest_of(requirements.model, self._admission.search.directory.usable(Role.WORKER))
@@ -317,8 +315,6 @@ class Pipeline:
     ) -> AsyncGenerator[AnswerItem]:
         """Bound an answer that is not streamed by its time, and one without ``max_tokens`` by what is reserved."""
         held, most, is_open_ended = running.held, call.call.model_config.max_tokens, call.call.open_ended
-        if not (is_whole or is_open_ended):
-            return answers
         assert held is not None  # admitted before
         assert most is not None  # admission sets it
         margin = min(DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE * seconds)
@@ -342,7 +338,7 @@ class Pipeline:
         """Raises AnswerGone if the caller has a part of an answer that can't be had again."""
         same_requests = target.cache_seconds is not None
         use = cache_keys.plan(cache, config, only_when_asked=self._cache_only_when_asked, same_requests=same_requests)
-        if not use.read or cache_keys.is_deterministic(config) or not isinstance(claim, Orphaned):
+        if not use.read or config.is_deterministic or not isinstance(claim, Orphaned):
             return use
         if claim.model is None and claim.is_resumed:
             # It came from the cache, which may have another answer by now.
@@ -371,7 +367,7 @@ class Pipeline:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             status=status,
-            error_code=request_record.error_code_of(status, failure),
+            error_code=None if status is RequestStatus.SUCCESS else request_record.error_code_of(status, failure),
             created_at=running.began_at,
             cost_micro=MicroCredits(0) if is_free else running.cost_micro,
             cached=running.cached,
@@ -386,9 +382,9 @@ class Pipeline:
             spending=running.spending,
             avoided_micro=running.avoided_micro,
             first_token_ms=None if running.first_text_seconds is None else min(milliseconds(running.first_text_seconds), _MAX_ROW_NUMBER),
-            variant_failed=running.variant_failed(status, failure),
+            variant_failed=None if running.route is None else running.variant_failed(status, failure),
             is_counted_late=running.is_counted_late,
-            guard=running.guard_counts,
+            guard=running.guard_counts if running.is_guarded else (),
         )
         written = self._recorder.add(row)
         self._ledger.ended(row.id)
@@ -397,10 +393,10 @@ class Pipeline:
             "request ended", status=row.status, error_code=row.error_code, model=row.model_used, milliseconds=row.response_time_ms,
             prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens,
         )  # fmt: skip
-        self._count(row, running)
+        self._count(row, running, principal)
         return written
 
-    def _count(self, row: RequestRow, running: ActiveRequest) -> None:
+    def _count(self, row: RequestRow, running: ActiveRequest, principal: Principal) -> None:
         answer = MeasuredAnswer(
             operation=running.operation,
             method=running.method,
@@ -416,7 +412,12 @@ class Pipeline:
         )
         self._answers_ended.ended(answer, asked=running.held is not None and not row.cached)
         self._endings.ended(row, was_read=running.first_text_seconds is not None, complete=running.complete)
-        self._routes.ended(row, running.first_text_seconds)
+        if row.route is not None or row.spending:
+            self._routes.ended(row, running.first_text_seconds)
+        if row.route is not None and row.route.is_compared:
+            self._on_compared(row, running.unit)
+        if row.guard or running.guard_seconds:
+            self._on_guarded(row, principal, running.guard_seconds)
         self._publish(
             events.RequestCompleted(
                 at=datetime.now(UTC),
@@ -434,3 +435,40 @@ def _is_delivery(item: object) -> bool:
     """Whether the caller gets a part of the answer."""
     waits = isinstance(item, (ModerationNotice, ConvertedPart)) or (isinstance(item, (inference.Chunk, Vectors)) and item.waiting)
     return not (waits or isinstance(item, inference.PromptAccepted))
+
+
+#: Replaces codes unknown to this version: a peer could otherwise create any number of series.
+OTHER_REASON = "other"
+
+
+class CompletionCounters:
+    """Counts costs and aborted streams. Keeps the labeled series, because looking labels up costs more than counting."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._cost = metrics.cost
+        self._aborted = metrics.streams_aborted
+        self._cost_of: dict[ModelName, Counter] = {}
+        self._aborted_for: dict[str, Counter] = {}
+
+    def ended(self, row: RequestRow, *, was_read: bool, complete: bool) -> None:
+        """Call it once for each request. ``was_read``: the reader got the start of the answer; ``complete``: the whole answer was there."""
+        if row.cost_micro and row.model_used is not None:
+            self._cost_for(row.model_used).inc(row.cost_micro)
+        if was_read and not complete and row.error_code is not None:
+            self._aborts_for(row.error_code).inc()
+
+    def _cost_for(self, model: ModelName) -> Counter:
+        found = self._cost_of.get(model)
+        if found is None:
+            # A worker may announce any model name.
+            if len(self._cost_of) >= MAX_MODELS:
+                return self._cost.labels(model=OTHER)
+            found = self._cost_of[model] = self._cost.labels(model=model)
+        return found
+
+    def _aborts_for(self, code: str) -> Counter:
+        reason = code if code in errors.BY_CODE else OTHER_REASON
+        found = self._aborted_for.get(reason)
+        if found is None:
+            found = self._aborted_for[reason] = self._aborted.labels(reason=reason)
+        return found

@@ -76,7 +76,9 @@ class RequestAdmission:
         if claim is not None and claim.config_revision not in {None, caller.config.revision}:
             # A request keeps its guardrails at every gateway: others would move what the caller has already read.
             guard = await self.read_guardrails(claim.config_revision, principal)
-        admitted = await self._guard_prompt(running, prompt_admission.admit(request), guard, request.top_logprobs)
+        admitted = prompt_admission.admit(request)
+        if guard is not NO_GUARD:
+            admitted = await self._guard_prompt(running, admitted, guard, request.top_logprobs)
         answers = request.n or 1
         running.record_admission(admitted, answers, prompt_admission.fingerprint(admitted.messages, secret))
         facts = RequestFacts(
@@ -92,7 +94,9 @@ class RequestAdmission:
             now=datetime.now(UTC),
         )
         conversation = request.conversation_id or admitted.messages
-        choice = (await search.find(running, caller, request.model, facts, conversation)).continuing(claim)
+        choice = await search.find(running, caller, request.model, facts, conversation)
+        if isinstance(claim, Orphaned):
+            choice = choice.continuing(claim)
         models = choice.models
         limits, workers = self._limits(running, principal, models[0]), search.directory.usable(Role.WORKER)
         most = _most_max_tokens(models, workers)
@@ -114,6 +118,7 @@ class RequestAdmission:
         )
         bounds = _bounds(running, choice, seconds, max_tokens, answers)
         held = await self._reserve(running, principal, limits, choice.requirements(requirements), bounds)
+        choice = choice.affordable(held)
         is_open_ended = is_open_ended and not held.clamped
         # See ``bounded_answers`` for more than is held.
         limit = most if is_open_ended else held.max_tokens
@@ -123,7 +128,7 @@ class RequestAdmission:
             config = inference.ModelConfig(**sampling, model=target.model)
             return inference.ProcessPrompt(admitted.messages, config, running.request_id, salt, call_parts=True, open_ended=is_open_ended)
 
-        return choice.affordable(held).calls(requirements, call)
+        return choice.calls(requirements, call)
 
     def extend_hold(self, running: ActivePrompt, principal: Principal, target: ServingTarget, max_tokens: int) -> asyncio.Task[int]:
         """Count and reserve so many tokens for each answer, or as many as the credits cover. The task returns how many are reserved, and
@@ -165,7 +170,7 @@ class RequestAdmission:
             policy = replace(caller.policy, guard=NO_GUARD, models=())
             caller = replace(caller, principal=msgspec.structs.replace(principal, models=()), policy=policy)
         if scan := caller.policy.guard.prompt:
-            running.prompt_matches = GuardMatches()
+            running.is_guarded, running.prompt_matches = True, GuardMatches()
             await running.guard(scan, running.prompt_matches)
         if running.inputs:
             running.prompt_hash = prompt_admission.fingerprint(running.inputs, search.prompt_hash_secret)
@@ -203,6 +208,7 @@ class RequestAdmission:
     ) -> AdmittedPrompt:
         """Return the prompt as workers may see it. Raises ContentFiltered, BadRequest for log probabilities of masked answers,
         and what ``Moderation.check_prompt`` raises."""
+        running.is_guarded = True
         if guard.answer:
             if guard.answer.changes_text and top_logprobs is not None:
                 raise BadField("logprobs", "can't be returned: your policy masks or refuses parts of answers")
@@ -225,8 +231,7 @@ class RequestAdmission:
     def _limits(self, running: ActiveRequest, principal: Principal, first: ModelName) -> Sequence[RequestLimit]:
         """Return the limits of the caller, of the model that it named, and of the model that is tried first."""
         assert running.model is not None  # found before
-        limits = self.quotas.limits(principal, first)
-        return limits if running.model == first else (*limits, *self.quotas.limits_of_model(running.model))
+        return self.quotas.limits(principal, *dict.fromkeys((first, running.model)))
 
     async def _reserve(
         self,

@@ -11,12 +11,12 @@ from typing import Generic, TypeVar
 from services.gateway import prompt_admission
 from services.gateway.billing.ledger import HeldCredits, Ledger
 from services.gateway.billing.request_record import RouteUse
-from services.gateway.config_snapshot import ConfigSnapshot, ReadConfig
-from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
+from services.gateway.config_snapshot import ConfigSnapshot, ConfigSource
+from services.gateway.idempotency.idempotency_keys import Orphaned
 from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
 from services.gateway.requests.active_request import ActiveRequest, ServingTarget
 from services.gateway.requests.active_texts import ActiveModeration
-from services.gateway.scheduling import route_choice, routing
+from services.gateway.scheduling import candidates, policies, route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import Policy
 from services.gateway.scheduling.route_choice import POLICY_REASONS, DropReason, ModelFacts, RequestFacts, Route, RouteDecision
@@ -55,10 +55,10 @@ class TargetChoice:
     def models(self) -> tuple[ModelName, ...]:
         return tuple(target.model for target in self.targets)
 
-    def continuing(self, claim: NewKeyUse | Orphaned | None) -> "TargetChoice":
+    def continuing(self, claim: Orphaned) -> "TargetChoice":
         """Keep to the model that began the answer: another one would write another text. Raises AnswerGone if the caller has a part, and
         that model is no target any more."""
-        if not isinstance(claim, Orphaned) or claim.model is None:
+        if claim.model is None:
             return self
         targets = tuple(target for target in self.targets if target.model == claim.model)
         if not targets and claim.is_resumed:
@@ -70,6 +70,8 @@ class TargetChoice:
 
     def affordable(self, held: HeldCredits) -> "TargetChoice":
         """Raise NotReachable if all that the credits cover have reached their ceilings."""
+        if len(self.targets) == 1 and not held.over_ceiling:
+            return self
         covered = tuple(target for target in self.targets if target.model in held.prices)
         left = tuple(target for target in covered if target.route is None or target.route.target not in held.over_ceiling)
         if not left:
@@ -93,6 +95,8 @@ class TargetChoice:
 
     def requirements(self, common: WorkerRequirements) -> tuple[WorkerRequirements, ...]:
         *others, last = self.models
+        if not others and common.model == last:
+            return (common,)
         spill = None if self.route is None else self.route.spill_after_seconds
         return (
             *(
@@ -125,14 +129,14 @@ class TargetSearch:
     ledger: Ledger
     dispatch: Dispatch
     directory: Directory
-    read_config: ReadConfig
+    source: ConfigSource
     prompt_hash_secret: str
     clock: Callable[[], float] = time.monotonic
     worker_wait_seconds: float = 0.0
     discovery_ends_at: float = -math.inf
 
     def caller(self, running: ActiveRequest, principal: Principal, *, forbids_external: bool) -> Caller:
-        config = self.read_config()
+        config = self.source.config
         policy = config.policies.of(principal, forbids_external=forbids_external)
         running.shows_target = policy.show_targets.value
         return Caller(principal, policy, config, config.names_for(policy))
@@ -149,7 +153,7 @@ class TargetSearch:
         PolicyForbidden, and BadRequest for another task than that of the model or route."""
         gives_up_at = self.clock() + self.worker_wait_seconds
         prices, moderates = caller.config.upstream_prices, isinstance(running, ActiveModeration)
-        route = caller.names.find_route(wanted)
+        route = caller.names.find_route(wanted) if caller.names.routes else None
         if route is not None and not caller.policy.allows_name(route.name):
             route = None
         if route is not None:
@@ -171,18 +175,24 @@ class TargetSearch:
     def _find_served(self, running: ActiveRequest, caller: Caller, wanted: ModelName | None, facts: RequestFacts) -> TargetChoice:
         just_started = self.clock() < self.discovery_ends_at
         entries, usable = self.directory.entries(Role.WORKER), self.directory.usable(Role.WORKER)
-        startable = self.dispatch.worker_stats.starts.pools
+        starts = self.dispatch.worker_stats.starts
+        startable = starts.pools if starts.source.pools else {}
         model = routing.resolve(
             wanted, entries, caller.names, just_started=just_started, allows=caller.policy.allows_name, startable=startable
         )
         running.model, running.served_model = caller.names.public_name(wanted, model), model
         routing.ensure_capable(model, usable, wants_answer=facts.wants_answer, has_images=facts.has_images)
-        prompt_admission.check_open(caller.principal, model, caller.names)
-        reason = self._policy_refusal(caller, model, model) or route_choice.find_forbidden(
-            usable, model, caller.principal.tenant_id, caller.policy.placement
-        )
+        if caller.principal.models:
+            prompt_admission.check_open(caller.principal, model, caller.names)
+        tenant, policy = caller.principal.tenant_id, caller.policy
+        reason = self._policy_refusal(caller, model, model) if policy.limits_targets else None
+        if reason is None and all(
+            policies.barrier(tenant, policy.placement, worker.announcement, offer) is not None
+            for worker, offer in candidates.offering(model, usable)
+        ):
+            reason = route_choice.find_forbidden(usable, model, tenant, policy.placement)
         if reason is not None:
-            raise forbidden(caller.policy, running.model, {model: reason}, usable)
+            raise forbidden(policy, running.model, {model: reason}, usable)
         return TargetChoice((ServingTarget(model),))
 
     def _find_targets(self, route: Route, facts: RequestFacts, caller: Caller) -> TargetChoice:

@@ -8,12 +8,10 @@ from typing import Final
 from uuid import UUID
 
 from services.gateway.billing.request_record import RequestRow
-from services.gateway.requests.active_request import ActiveRequest
 from services.gateway.rollouts import rollout_evidence, rollout_rules
 from services.gateway.rollouts.rollout_evidence import Progress, RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.scheduling.route_choice import OpenRollout
-from shared.api.auth import Principal
 from shared.api.configuration import RolloutState
 from shared.config_documents import Sticky
 
@@ -52,9 +50,10 @@ class RolloutBrake:
         self._stop = stop
         self._watched: dict[UUID, _Watched] = {}
 
-    def ended(self, running: ActiveRequest, _principal: Principal, row: RequestRow | None) -> None:
-        used = None if row is None else row.route
-        if row is None or used is None or not used.is_compared or row.variant_failed is None:
+    def ended(self, row: RequestRow, unit: bytes) -> None:
+        """``unit``: see ``ActiveRequest``."""
+        used = row.route
+        if used is None or not used.is_compared or row.variant_failed is None:
             return
         rollouts = self._open_rollouts()
         rollout = rollouts.get(used.route)
@@ -65,7 +64,7 @@ class RolloutBrake:
             ids = {each.id for each in rollouts.values()}
             self._watched = {known: each for known, each in self._watched.items() if known in ids}
             watched = self._watched[rollout.id] = _Watched(_begin(used.route, rollout, row.created_at))
-        reason = _judge(watched, row, running.unit, is_candidate=used.variant == rollout.plan.candidate)
+        reason = _judge(watched, row, unit, is_candidate=used.variant == rollout.plan.candidate)
         if reason:
             self._stop(rollout.id, used.route, reason)
             # Its last requests are still running.

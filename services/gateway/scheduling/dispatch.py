@@ -206,7 +206,8 @@ class Dispatch:
 
     def longest_start_seconds(self, models: Iterable[ModelName]) -> float:
         """Return how long a request for one of the models may wait for a start."""
-        return self._rules.start_seconds if any(model in self.worker_stats.starts.pools for model in models) else 0.0
+        starts = self.worker_stats.starts
+        return self._rules.start_seconds if starts.source.pools and any(model in starts.pools for model in models) else 0.0
 
     def record_answer_length(self, model: ModelName, tokens: int) -> None:
         self.model_queue(model).record_length(tokens)

@@ -151,6 +151,11 @@ class Policy:
     max_output: Rule[int | None] = field(default_factory=lambda: Rule(None))
     guard: Guardrails = NO_GUARD
 
+    @property
+    def limits_targets(self) -> bool:
+        """Whether it allows only some models to serve a request."""
+        return bool(self.targets) or self.max_input.value is not None or self.max_output.value is not None
+
     def allows_name(self, name: str) -> bool:
         """Whether the caller may name this model."""
         return all(allowed.has(name) for allowed in self.models)

@@ -172,15 +172,15 @@ def resolve(
     workers can be started. Raises UnknownModel, or NotReachable if the model may exist but no worker can run it now.
     """
     usable = [worker for worker in workers if not worker.why_not]
-    models = served(usable, names)
-    # Without a name, a model that is served comes first.
-    shown = {name: model for model in models or startable for name in _public_names(model, names, allows)}
     if wanted is None and names.default is None:
-        if not shown:
+        # A model that is served comes first.
+        found = next((model for model in served(usable, names) or startable if _public_names(model, names, allows)), None)
+        if found is None:
             raise _no_worker(workers)
-        return next(iter(shown.values()))
+        return found
     requested = str(wanted or names.default)
     meanings = _meanings(requested, names) if any(map(allows, _spellings(requested))) else ()
+    models = {offer.name for worker in usable for offer in worker.announcement.models if offer.ready}
     if (found := next((model for known in (models, startable) for model in meanings if model in known), None)) is not None:
         return found
     if not models:
@@ -188,6 +188,7 @@ def resolve(
     for model in meanings:
         if absent := [worker for worker in workers if has_model(worker, model)]:
             raise errors.NotReachable(f"no worker can run {model} now: {reasons(absent)}", hint=_NO_WORKER_HINT)
+    shown = [name for model in served(usable, names) for name in _public_names(model, names, allows)]
     if not meanings:
         raise _unknown(requested, "", shown)
     model = names.resolve(ModelName(requested))

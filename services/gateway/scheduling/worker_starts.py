@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.protocol.directory import DirectoryEntry
 from shared.types import ModelName
-from shared.worker_pools import WorkerPool
+from shared.worker_pools import PoolsFile, WorkerPool
 
 #: Of a pool whose workers have labels: more models than such workers serve.
 _MOST_MODELS = 100
@@ -17,10 +17,10 @@ _STALE_STARTS = 2
 
 
 class WorkerStarts:
-    """Tracks the starts that requests wait for. ``read_pools`` returns the pools of now."""
+    """Tracks the starts that requests wait for."""
 
-    def __init__(self, read_pools: Callable[[], Sequence[WorkerPool]] = tuple) -> None:
-        self._read_pools = read_pools
+    def __init__(self, source: PoolsFile | None = None) -> None:
+        self.source = source or PoolsFile(None)
         #: The models that workers with a pool's labels have had.
         self._labeled: dict[str, dict[ModelName, None]] = {}
         self._indexed: Sequence[WorkerPool] | None = None
@@ -33,7 +33,7 @@ class WorkerStarts:
     @property
     def pools(self) -> Mapping[ModelName, WorkerPool]:
         """The pool of each model whose workers can be started."""
-        if self._indexed is not (pools := self._read_pools()):
+        if self._indexed is not (pools := self.source.pools):
             named = {ModelName(model): pool for pool in pools for model in pool.models}
             labeled = {model: pool for pool in pools if pool.labels for model in self._labeled.get(pool.name, ())}
             self._indexed, self._by_model = pools, labeled | named
@@ -42,7 +42,7 @@ class WorkerStarts:
     def apply_change(self, worker: DirectoryEntry) -> None:
         """Learn the models of its pool, and whether the start is over."""
         offers = worker.announcement.models
-        for pool in self._read_pools():
+        for pool in self.source.pools:
             if pool.labels and pool.labels.items() <= worker.announcement.labels.items():
                 known = self._labeled.setdefault(pool.name, {})
                 if new := {offer.name: None for offer in offers if offer.name not in known}:

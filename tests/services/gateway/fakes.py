@@ -293,6 +293,11 @@ class FakeLedgerStore(LedgerStore):
 
 
 @dataclass
+class FixedConfig:
+    config: ConfigSnapshot = field(default_factory=ConfigSnapshot)
+
+
+@dataclass
 class FakeJournal:
     """A journal in memory; may be full."""
 
@@ -446,7 +451,7 @@ class RunningService:
         self.quotas = Quotas(self.counters, lambda: self.config.limits, self.metrics)
         self.pools: tuple[WorkerPool, ...] = ()
         self.dispatch = Dispatch(
-            self.directory, random.Random(1), metrics=self.metrics, worker_stats=WorkerStats(starts=WorkerStarts(lambda: self.pools))
+            self.directory, random.Random(1), metrics=self.metrics, worker_stats=WorkerStats(starts=WorkerStarts(self))
         )
         self.relay = Relay(self.rpc, self.dispatch)
         self.callers = Callers(self.rpc)
@@ -457,7 +462,7 @@ class RunningService:
             ledger=ledger,
             dispatch=self.dispatch,
             directory=self.directory,
-            read_config=lambda: self.config,
+            source=self,
             prompt_hash_secret="s" * 16,
         )
         self.admission = RequestAdmission(
@@ -497,7 +502,7 @@ class RunningService:
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99), self._finish).routes()
         every = (*routes, *rpc_routes, *Reference.routes_for(routes))
-        app = HttpApp(every, self.callers, self.metrics, limits_of=self.quotas.limits_of)
+        app = HttpApp(every, self.callers, self.metrics, limits_of=self.quotas.limits)
         app.memory = self.memory
         app.cors = cors or CorsPolicy()
         return app
@@ -530,7 +535,7 @@ def new_recorder(store: Any, journal: FakeJournal | None = None, **more: int) ->
 async def running_service(**more: Any) -> AsyncIterator[RunningService]:
     store = FakeStore()
     books = FakeLedgerStore()
-    ledger = Ledger(books, ConfigSnapshot, node_id(99), Metrics("gateway"))
+    ledger = Ledger(books, FixedConfig(), node_id(99), Metrics("gateway"))
     async with (
         new_recorder(store).running() as recorder,
         ledger.running(recorder, store.write_requests, _no_receipts),

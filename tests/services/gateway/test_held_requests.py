@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -113,7 +114,7 @@ async def test_a_client_that_disconnects_frees_its_place(http: httpx.AsyncClient
 async def test_the_wait_for_a_start_does_not_count_into_the_deadline() -> None:
     now = 1000.0
     async with fakes.running_service() as service:
-        starts = WorkerStarts(lambda: (POOL,))
+        starts = WorkerStarts(SimpleNamespace(pools=(POOL,)))
         waiting = Dispatch(service.directory, random.Random(1), clock=lambda: now, worker_stats=WorkerStats(starts=starts))
         service.dispatch = waiting
         admission = replace(service.admission, search=replace(service.admission.search, dispatch=waiting))

@@ -15,7 +15,7 @@ from shared.api.inference import ModelState, ModelStatus
 from shared.protocol.directory import WorkerLoad
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import ModelName, NodeId, Tier, UserRole
-from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, node_id, rpc_call
+from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FixedConfig, node_id, rpc_call
 
 ADMIN = auth.Principal(USER, "root", UserRole.ADMIN, Tier.FREE)
 M = ModelName("m")
@@ -44,7 +44,7 @@ class ModelOrdersHarness:
             # The first is the least loaded, so it is asked first.
             self.nodes.worker(number, *models, load=WorkerLoad(slots=1, running=number))
         self.orders = ModelOrders(
-            self.rpc, self.nodes, lambda: ConfigSnapshot(names=ModelNames({"alias": "m"}, None)), AuditReporting(self.rpc)
+            self.rpc, self.nodes, FixedConfig(ConfigSnapshot(names=ModelNames({"alias": "m"}, None))), AuditReporting(self.rpc)
         )
 
     async def load(self, model: str = "m", worker: str | None = None, pin: bool | None = None) -> tuple[ModelPlace, ...]:

@@ -12,7 +12,6 @@ from services.gateway import store
 from services.gateway.billing.account_rpc import MOST_TOP_UP, AccountRpc
 from services.gateway.billing.ledger import CostBounds, Ledger
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.limits import tiers
 from services.gateway.store import GatewayStore
 from shared import errors
@@ -24,7 +23,7 @@ from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, RequestId, TenantId, Tier, UserId, UserRole
 from tests.services.gateway.billing.test_ledger_store import row
-from tests.services.gateway.fakes import OWNER, FakeRpc, node_id, rpc_call
+from tests.services.gateway.fakes import OWNER, FakeRpc, FixedConfig, node_id, rpc_call
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 ADA = auth.User(OWNER.user_id, "ada", "ada@example.org", UserRole.USER, Tier.FREE, is_active=True, created_at=LONG_AGO)
@@ -41,7 +40,7 @@ class AccountRpcHarness:
         rpc.answers[audit.record_acts.name] = self._record
         self.acts: list[audit.AuditedAct] = []
         self.audit_reporting = AuditReporting(rpc)
-        self.account_rpc = AccountRpc(ledger_store, ledger, ConfigSnapshot, rpc, self.audit_reporting)
+        self.account_rpc = AccountRpc(ledger_store, ledger, FixedConfig(), rpc, self.audit_reporting)
 
     @staticmethod
     async def _user(request: Any) -> auth.User:
@@ -69,7 +68,7 @@ async def harness(postgres_url: str) -> AsyncIterator[AccountRpcHarness]:
     async with store.opened(postgres_url) as opened:
         ledger_store, requests = LedgerStore(opened), GatewayStore(opened)
         await ledger_store.ensure_default_price(100_000_000, 200_000_000)
-        ledger = Ledger(ledger_store, ConfigSnapshot, node_id(1), Metrics("gateway"))
+        ledger = Ledger(ledger_store, FixedConfig(), node_id(1), Metrics("gateway"))
 
         async def no_receipts(_: object) -> dict[RequestId, Any]:
             return {}

@@ -13,14 +13,13 @@ from services.gateway.billing.ledger import CostBounds, Ledger, LedgerUnavailabl
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest
-from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.limits import tiers
 from shared import errors
 from shared.api.inference import RUNNING, Receipt
 from shared.api.ledger import LedgerReport
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, NodeId, RequestId, TenantId
-from tests.services.gateway.fakes import OWNER, USER, FakeLedgerStore, node_id
+from tests.services.gateway.fakes import OWNER, USER, FakeLedgerStore, FixedConfig, node_id
 
 BOUNDS = CostBounds(models=(ModelName("m"),), prompt_tokens=100, max_tokens=1000, answers=1, seconds=60.0)
 
@@ -32,7 +31,7 @@ class LedgerHarness(FakeLedgerStore):
         super().__init__()
         self.now = 0.0
         self.metrics = Metrics("gateway")
-        self.ledger = Ledger(self, ConfigSnapshot, node_id(1), self.metrics, lambda: self.now)
+        self.ledger = Ledger(self, FixedConfig(), node_id(1), self.metrics, lambda: self.now)
         self.failures = 0
         #: This process is stopped for so long while PostgreSQL is asked.
         self.stops_for = 0.0

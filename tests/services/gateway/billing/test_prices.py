@@ -22,7 +22,7 @@ SEED = price("llama", 100_000_000, 200_000_000)
 def test_the_seed_prices_give_the_documented_example() -> None:
     # 1,000 tokens in for .1 credits, 500 out for .1
     assert SEED.cost(1000, 500, 60.0) == 200_000
-    assert SEED.fixed(1000, 60.0) == 100_000
+    assert SEED.cost(1000, 0, 60.0) == 100_000
 
 
 @given(

@@ -3,8 +3,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from services.gateway.billing import query_batching
-from services.gateway.billing.query_batching import QueryBatching
+from services.gateway.billing import ledger
+from services.gateway.billing.ledger import QueryBatching
 from shared import errors
 
 
@@ -27,17 +27,17 @@ class Store:
 async def test_queries_that_arrive_during_a_batch_form_the_next_batch() -> None:
     store = Store()
     async with QueryBatching(store.ask_all).running() as batching, asyncio.TaskGroup() as tasks:
-        first = [tasks.create_task(batching.ask(number)) for number in range(query_batching.WRITERS)]
+        first = [tasks.create_task(batching.ask(number)) for number in range(ledger.WRITERS)]
         while len(store.received) < 1:  # noqa: ASYNC110
             await asyncio.sleep(0)
-        rest = [tasks.create_task(batching.ask(number)) for number in range(100, 100 + 3 * query_batching.MOST)]
+        rest = [tasks.create_task(batching.ask(number)) for number in range(100, 100 + 3 * ledger.MOST_TOGETHER)]
         await asyncio.sleep(0)
         store.open.set()
         assert [await task for task in first + rest] == [
-            2 * number for number in (*range(query_batching.WRITERS), *range(100, 100 + 3 * query_batching.MOST))
+            2 * number for number in (*range(ledger.WRITERS), *range(100, 100 + 3 * ledger.MOST_TOGETHER))
         ]
-    assert max(map(len, store.received)) == query_batching.MOST
-    assert len(store.received) <= query_batching.WRITERS + 4
+    assert max(map(len, store.received)) == ledger.MOST_TOGETHER
+    assert len(store.received) <= ledger.WRITERS + 4
 
 
 async def test_a_failure_fails_the_whole_batch_but_not_the_next() -> None:

@@ -31,7 +31,7 @@ from shared.telemetry import Metrics
 from shared.types import ModelName, RequestId
 from tests import tiers
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import OWNER, FakeLedgerStore, FakeStore, FakeWorker, RunningService, node_id
+from tests.services.gateway.fakes import OWNER, FakeLedgerStore, FakeStore, FakeWorker, FixedConfig, RunningService, node_id
 
 MODELS = ("local", "cloud", "other")
 #: A request costs 1,000 micro-credits, and each token 5.
@@ -138,7 +138,7 @@ async def running_gateway(url: str) -> AsyncIterator[Gateway]:
     async with store.opened(url) as database:
         requests, ledger_store = GatewayStore(database), LedgerStore(database)
         await ledger_store.ensure_default_price(1_000_000, 2_000_000)
-        ledger = Ledger(ledger_store, lambda: service.config, node_id(99), Metrics("gateway"))
+        ledger = Ledger(ledger_store, FixedConfig(), node_id(99), Metrics("gateway"))
         async with (
             fakes.new_recorder(requests).running() as recorder,
             ledger.running(recorder, requests.write_requests, fakes._no_receipts),
@@ -146,6 +146,7 @@ async def running_gateway(url: str) -> AsyncIterator[Gateway]:
             lifecycle.background() as tasks,
         ):
             service = RunningService(recorder, FakeStore(), ledger, FakeLedgerStore(), runs, tasks=tasks, free=10**9)
+            ledger._source = service
             stubs = {model: Stub() for model in MODELS}
             for number, (model, stub) in enumerate(stubs.items()):
                 service.add_worker(30 + number, stub, model, provider="" if model == "local" else "acme")

@@ -41,7 +41,7 @@ class Gateway:
 
     @property
     def aliases(self) -> dict[str, str]:
-        return dict(self.live.current().names.aliases)
+        return dict(self.live.config.names.aliases)
 
     async def apply(self, text: str, **more: Any) -> api.AppliedConfig:
         return await self.rpc.apply(api.ApplyConfig(text, **more), CALL)
@@ -92,7 +92,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 async def test_an_applied_file_is_used_at_every_gateway(opened: OpenGateway) -> None:
     async with opened() as one, opened() as two:
-        before = one.live.current()
+        before = one.live.config
         applied = await one.apply(f"{ROUTE}\nplans: {{free: {{credits: 5}}}}\ndefault_model: assistant", note="first")
         assert [(str(change.kind), change.name, change.version) for change in applied.changes] == [
             ("route", "assistant", 1), ("plan", "free", 2), ("default_model", "default", 1)
@@ -101,10 +101,10 @@ async def test_an_applied_file_is_used_at_every_gateway(opened: OpenGateway) -> 
         assert applied.changes[0].after == "targets:\n  - name: local\n    model: smollm2\n"
         assert one.aliases == {"llama3": "smollm2", "assistant": "smollm2"}, "at once where it was applied"
         assert dict(before.names.aliases) == {"llama3": "smollm2"}, "running requests keep their snapshot"
-        await until(lambda: two.live.current().revision == applied.revision)
+        await until(lambda: two.live.config.revision == applied.revision)
         assert two.aliases == one.aliases
-        assert two.live.current().limits.plans[Tier.FREE].credits == 5
-        assert two.live.current().names.default == "assistant"
+        assert two.live.config.limits.plans[Tier.FREE].credits == 5
+        assert two.live.config.names.default == "assistant"
         await one.reporting.send()
         assert [(act.action, act.actor, act.target, act.details) for act in one.acts] == [
             ("config.apply", ADMIN.user_id, "route assistant, plan free, default_model default", {"revision": str(applied.revision)})
@@ -159,7 +159,7 @@ async def test_mistakes_change_nothing(opened: OpenGateway) -> None:
 
 async def test_of_two_administrators_the_second_is_told_the_newer_revision(opened: OpenGateway) -> None:
     async with opened() as one, opened() as two:
-        revision = one.live.current().revision
+        revision = one.live.config.revision
         outcomes = await asyncio.gather(
             one.apply("default_model: a", expected_revision=revision), two.apply("default_model: b", expected_revision=revision),
             return_exceptions=True,
@@ -233,16 +233,16 @@ async def test_prune_removes_what_the_file_does_not_name(opened: OpenGateway) ->
     async with opened(TIER_FREE="credits=3") as one:
         await one.apply(ROUTE, prune=True)
         assert one.aliases == {"assistant": "smollm2"}
-        assert one.live.current().limits.plans[Tier.FREE].credits == 100_000, "the built-in default"
+        assert one.live.config.limits.plans[Tier.FREE].credits == 100_000, "the built-in default"
     async with opened(TIER_FREE="credits=3") as one:
         assert one.aliases == {"assistant": "smollm2"}, "the environment does not bring back what was removed by hand"
 
 
 async def test_the_environment_seeds_and_follows_until_somebody_edits(opened: OpenGateway) -> None:
     async with opened(MODEL_ALIASES="a=m") as one:
-        revision = one.live.current().revision
+        revision = one.live.config.revision
     async with opened(MODEL_ALIASES="a=m") as one:
-        assert one.live.current().revision == revision, "an unchanged environment writes nothing"
+        assert one.live.config.revision == revision, "an unchanged environment writes nothing"
     async with opened(MODEL_ALIASES="b=m") as one:
         assert one.aliases == {"b": "m"}
         await one.apply("routes: {b: {targets: [{name: x, model: edited}]}}")
@@ -264,7 +264,7 @@ async def test_gateways_that_start_at_once_seed_once(opened: OpenGateway) -> Non
 
 async def _revision_of(opened: OpenGateway) -> int:
     async with opened(watches=False) as gateway:
-        return int(gateway.live.current().revision)
+        return int(gateway.live.config.revision)
 
 
 async def test_old_versions_are_deleted(opened: OpenGateway, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +273,7 @@ async def test_old_versions_are_deleted(opened: OpenGateway, monkeypatch: pytest
         for number in range(6):
             await one.apply(f"default_model: m{number}")
         assert [version for _, version, _, _ in await one.history(kind=ConfigKind.DEFAULT_MODEL)] == [6, 5, 4]
-        assert one.live.current().names.default == "m5"
+        assert one.live.config.names.default == "m5"
 
 
 async def test_a_document_of_a_newer_release_is_left_out(opened: OpenGateway, postgres_url: str) -> None:
@@ -297,7 +297,7 @@ async def test_a_document_of_a_newer_release_is_left_out(opened: OpenGateway, po
         await one.live.reload()
         assert one.aliases["assistant"] == "smollm2", "the last version that this release can read"
         await one.apply("default_model: assistant")
-        assert one.live.current().names.default == "assistant"
+        assert one.live.config.names.default == "assistant"
 
 
 async def test_while_postgresql_is_away_the_last_snapshot_serves(opened: OpenGateway, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,4 +321,4 @@ async def test_while_postgresql_is_away_the_last_snapshot_serves(opened: OpenGat
         assert one.aliases["assistant"] == "smollm2"
         monkeypatch.undo()
         await one.apply("default_model: smollm2")
-        await until(lambda: one.live.current().names.default == "smollm2")
+        await until(lambda: one.live.config.names.default == "smollm2")

@@ -93,7 +93,7 @@ async def test_administrators_change_every_level_and_owners_only_tighten(governe
     state = await governed.set(TEAM_POLICY, external=["acme"], machines="internal")
     assert (state.version, state.may_change, state.policy) == (1, True, PolicyDocument(external=("acme",), machines="internal"))
     assert await governed.rpc.get(api.GetPolicy(TEAM_POLICY), rpc_call(PERSON)) == state
-    assert governed.live.current().policies.find(TEAM).placement.external == ("acme",)
+    assert governed.live.config.policies.find(TEAM).placement.external == ("acme",)
     with pytest.raises(errors.NotAllowed, match="the mesh's policy does not allow the provider other; it allows acme"):
         await governed.set(TEAM_POLICY, external=["acme", "other"])
     with pytest.raises(errors.NotAllowed, match="the mesh's policy allows no more machines than trusted"):
@@ -167,7 +167,7 @@ async def test_a_change_is_audited(postgres_url: str) -> None:
 
 async def test_providers_of_the_environment_are_allowed_until_somebody_edits_the_policy(postgres_url: str) -> None:
     async with open_gateway(postgres_url, EXTERNAL_PROVIDERS="acme") as governed:
-        assert governed.live.current().policies.find(None).placement.external == ("acme",)
+        assert governed.live.config.policies.find(None).placement.external == ("acme",)
         await governed.set("default", ADMIN, external=[])
     async with open_gateway(postgres_url, EXTERNAL_PROVIDERS="acme,more") as governed:
         assert (await governed.explain())["external"] == ("none", ("mesh", "default"))

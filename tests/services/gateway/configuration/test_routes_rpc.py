@@ -26,7 +26,8 @@ class Live:
         self.policies = ALLOWING
         self.documents[ConfigKind.ROUTE, "removed"] = StoredDocument(2, 3, "applied", None)
 
-    def current(self) -> ConfigSnapshot:
+    @property
+    def config(self) -> ConfigSnapshot:
         return ConfigSnapshot(policies=self.policies)
 
 

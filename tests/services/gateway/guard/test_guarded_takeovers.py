@@ -85,7 +85,7 @@ async def _gateway(url: str, name: str) -> AsyncIterator[Gateway]:
     async with store.opened(url) as database, fakes.running_service() as service, AnswerRuns().running() as runs:
         live = LiveConfiguration(ConfigStore(database))
         await live.start(config.load(GatewaySettings, GIVEN))
-        search = replace(service.admission.search, read_config=live.current)
+        search = replace(service.admission.search, source=live)
         admission = replace(service.admission, search=search, read_guardrails=live.guardrails_at)
         keys = IdempotentRequests(IdempotencyStore(database), runs, NodeId(name), secret="s" * 16, most_seconds=30)
         service.worker.words = WORDS
@@ -132,7 +132,7 @@ async def test_a_loosened_policy_shows_nothing_more_of_a_running_stream(mesh: Me
     await dying.apply(ORGANIZATION)
     await mesh.the_lease_ends()
     # This gateway still has the configuration from before all of this.
-    assert other.live.current().revision < dying.live.current().revision
+    assert other.live.config.revision < dying.live.config.revision
     assert received + await other.ask("k", after=received[-1][0]) == whole
     await other.live.reload()
     assert "4111" in "".join(text for _, text in await other.ask("next"))
@@ -156,7 +156,7 @@ async def test_a_second_takeover_keeps_the_policy_too(mesh: Mesh) -> None:
 
 async def test_guardrails_of_a_revision(mesh: Mesh) -> None:
     gateway = await mesh.gateway("Uone")
-    empty = gateway.live.current().revision
+    empty = gateway.live.config.revision
     first = await gateway.apply("mesh", answer={"card": "mask"})
     second = await gateway.apply(ORGANIZATION, answer={"card": "refuse"})
     third = await gateway.apply(ORGANIZATION)

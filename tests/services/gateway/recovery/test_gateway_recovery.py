@@ -105,13 +105,13 @@ async def test_replaying_twice_changes_nothing(stored: RestorableGateway) -> Non
         await gateway.set_policy("mesh", PolicyDocument(machines=Machines.GROUP))
         await gateway.set_policy("mesh", tight)
         assert await gateway.recovery.log.is_written()
-        account, revision = await gateway.books.account(ann), gateway.live.current().revision
+        account, revision = await gateway.books.account(ann), gateway.live.config.revision
         replay = Replay(gateway.recovery._rows, kinds.KINDS)
         async with gateway.recovery._rows.replaying() as (transaction, _):
             for line in lines_in(stored.file):
                 await replay._apply(transaction, line.kind, [line])
         await gateway.live.reload()
-        assert (await gateway.books.account(ann), gateway.live.current().revision) == (account, revision)
+        assert (await gateway.books.account(ann), gateway.live.config.revision) == (account, revision)
         assert gateway.policy("mesh") == tight
 
 

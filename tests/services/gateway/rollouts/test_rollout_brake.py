@@ -1,18 +1,15 @@
 """A gateway stops a candidate by its own requests."""
 
 import random
-import time
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 from services.gateway.billing.request_record import RequestRow, RouteUse
-from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.scheduling.route_choice import OpenRollout
 from shared.api.configuration import RolloutPlan
 from shared.types import ModelName, RequestId, RequestStatus, UserId
-from tests.services.gateway.fakes import PERSON
 
 ROLLOUT = UUID(int=1)
 
@@ -46,9 +43,7 @@ class Watched:
             route=RouteUse(**given),
             variant_failed=failed,
         )
-        running = ActivePrompt(time.monotonic)
-        running.unit = b"%d" % (self.count if unit is None else unit)
-        self.brake.ended(running, PERSON, row)
+        self.brake.ended(row, b"%d" % (self.count if unit is None else unit))
 
     @property
     def reasons(self) -> list[str]:

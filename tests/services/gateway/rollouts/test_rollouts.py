@@ -85,7 +85,7 @@ class Gateway:
 
     @property
     def snapshot(self) -> ConfigSnapshot:
-        return self.live.current()
+        return self.live.config
 
     @property
     def step(self) -> float | None:

@@ -95,7 +95,7 @@ class DispatchHarness:
         self.directory = FakeDirectory()
         self.metrics = Metrics("gateway")
         self.pools = pools
-        stats = WorkerStats(starts=WorkerStarts(lambda: self.pools))
+        stats = WorkerStats(starts=WorkerStarts(self))
         self.dispatch = Dispatch(self.directory, random.Random(5), rules, self.metrics, worker_stats=stats)
         self.began: list[Caller] = []
 

@@ -1,5 +1,7 @@
 """Requests that wait for the first worker of a pool."""
 
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 
@@ -9,7 +11,7 @@ from services.gateway.scheduling.worker_starts import WorkerStarts
 from shared import errors
 from shared.protocol.directory import WorkerLoad
 from shared.types import ModelName
-from shared.worker_pools import WorkerPool
+from shared.worker_pools import PoolsFile, WorkerPool
 from tests.services.gateway.fakes import FakeDirectory, node_id
 from tests.services.gateway.scheduling.asking import DispatchHarness, M, dispatch_harness, finish, requirements, settled, tenant
 
@@ -154,7 +156,7 @@ async def test_each_gateway_holds_its_own_requests_within_one_bound() -> None:
 
 def test_a_pool_of_labels_has_the_models_that_its_workers_had() -> None:
     directory, pool = FakeDirectory(), WorkerPool(name="t4", labels={"gpu": "t4"}, min=0, max=3)
-    starts = WorkerStarts(lambda: (pool,))
+    starts = WorkerStarts(SimpleNamespace(pools=(pool,)))
     directory.watch(starts.apply_change)
     assert starts.pools == {}
     directory.worker(1, "m", labels={"gpu": "t4", "zone": "a"})
@@ -166,7 +168,7 @@ def test_a_pool_of_labels_has_the_models_that_its_workers_had() -> None:
 
 
 def test_the_time_that_is_left_is_of_the_start_and_not_of_the_request() -> None:
-    starts = WorkerStarts(lambda: POOLS)
+    starts = WorkerStarts(SimpleNamespace(pools=POOLS))
     assert starts.seconds_left(requirements(), 1000.0) == 90
     assert starts.begin(requirements(), 1000.0)
     assert starts.begin(requirements(2), 1030.0)
@@ -177,10 +179,10 @@ def test_the_time_that_is_left_is_of_the_start_and_not_of_the_request() -> None:
 
 
 def test_pools_are_read_again_when_they_change() -> None:
-    pools: tuple[WorkerPool, ...] = ()
-    starts = WorkerStarts(lambda: pools)
+    file = PoolsFile(None)
+    starts = WorkerStarts(file)
     assert not starts.begin(requirements(), 0.0)
-    pools = POOLS
+    file.pools = POOLS
     assert starts.pools == {ModelName("m"): POOL}
     assert starts.begin(requirements(), 0.0)
 
