@@ -11,7 +11,6 @@ from typing import Generic
 
 import msgspec
 
-from services.gateway.scheduling import worker_records
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import embedding, inference
@@ -34,6 +33,10 @@ MOST_CHUNK_CHARACTERS = 64 * 1024
 #: The longest known tokens are runs of blanks.
 MOST_TOKEN_CHARACTERS = 256
 _MOST_TOKEN_ID = 2**32 - 1
+#: Tolerance for each answer: some backends count the end token, which has no text.
+_SLACK_SHARE, _SLACK_TOKENS = 0.02, 1
+#: More than any admitted prompt, plus what a template or server may add.
+MOST_PROMPT_TOKENS = 4 * 1024 * 1024
 
 #: The worker did no work; a later attempt may succeed.
 _REFUSALS = (errors.NotReachable, errors.Draining, errors.Overloaded, errors.Unavailable, errors.UnknownMethod)
@@ -80,7 +83,8 @@ class FailoverState(Generic[Request, Item, End]):
         self._attempts = self._crashes = 0
         #: One entry for each worker lost during this request: whether it had sent anything.
         self._losses: list[bool] = []
-        self._has_responded = False
+        #: The current worker has sent something.
+        self.has_responded = False
         self._failed: dict[NodeId, errors.AimeshError] = {}
         self._last: errors.AimeshError | None = None
         #: When the last worker failed and no other was available.
@@ -116,10 +120,7 @@ class FailoverState(Generic[Request, Item, End]):
 
     def record_attempt(self, digest: str) -> None:
         """Record that a worker with this model file is asked; the digest is empty if unknown."""
-        self._has_delivered = self._has_responded = False
-
-    def record_response(self) -> None:
-        self._has_responded = True
+        self._has_delivered = self.has_responded = False
 
     def record_acceptance(self, accepted: inference.PromptAccepted) -> bool:
         """Return whether to tell the caller. Later workers' prompt counts are ignored, because the first one's are billed."""
@@ -191,8 +192,8 @@ class FailoverState(Generic[Request, Item, End]):
         after another had begun, may have been disconnected before it was asked, as in a network partition."""
         if not lost_workers:
             self._losses.clear()
-        if self._has_responded or not any(self._losses):
-            self._losses.append(self._has_responded)
+        if self.has_responded or not any(self._losses):
+            self._losses.append(self.has_responded)
         return len(self._losses) >= MOST_CRASHES
 
     def _mark_delivered(self) -> None:
@@ -254,10 +255,9 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
     def record_item(self, item: inference.Chunk) -> bool:
         if item.waiting:
             return not self.began
-        self._check(item)
+        self._characters += self._check(item)
         self._tokens += len(item.token_ids)
         self._reasoning_tokens += len(item.token_ids) if item.reasoning else 0
-        self._characters += _characters(item)
         for part in item.call_parts:
             self._calls[item.answer] = max(self._calls[item.answer], part.index + 1)
         if self._answers == 1:
@@ -265,7 +265,7 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
             # The end of an answer may bring text without a token, so decide on all tokens so far.
             self._has_ids = self._has_ids and (bool(self._delivered) or item.finish is not None)
             self._finish = item.finish
-        if item.text or item.reasoning or item.token_ids or item.tool_calls or item.call_parts:
+        if not self._has_delivered and (item.text or item.reasoning or item.token_ids or item.tool_calls or item.call_parts):
             self._mark_delivered()
         return True
 
@@ -275,8 +275,8 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
     def has_wrong_counts(self, end: Generation, requirements: WorkerRequirements) -> bool:
         claimed, received = end.usage, self._tokens - self._tokens_before
         # The worker counts only its own tokens.
-        return worker_records.is_wrong(claimed.completion_tokens, received, self._answers) or any(
-            worker_records.is_impossible(requirements, tokens) for tokens in (claimed.prompt_tokens, self._prompt_tokens or 0)
+        return is_wrong(claimed.completion_tokens, received, self._answers) or any(
+            is_impossible(requirements, tokens) for tokens in (claimed.prompt_tokens, self._prompt_tokens or 0)
         )
 
     def with_total_usage(self, end: Generation) -> Generation:
@@ -300,14 +300,16 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
             retry_after_seconds=1.0,
         )
 
-    def _check(self, chunk: inference.Chunk) -> None:
+    def _check(self, chunk: inference.Chunk) -> int:
+        """Return its number of characters. Raises ProtocolViolation."""
         if self._finish is not None:
             raise errors.ProtocolViolation("the worker continued after the end of its answer")
         if not 0 <= chunk.answer < self._answers:
             raise errors.ProtocolViolation(f"the worker sent answer {chunk.answer} of {self._answers}")
         if any(not 0 <= token <= _MOST_TOKEN_ID for token in chunk.token_ids):
             raise errors.ProtocolViolation("the worker sent an invalid token id")
-        if (new := _characters(chunk)) > MOST_CHUNK_CHARACTERS:
+        new = len(chunk.text) + len(chunk.reasoning) + sum(len(part.arguments) for part in chunk.call_parts)
+        if new > MOST_CHUNK_CHARACTERS:
             raise errors.ProtocolViolation(f"the worker sent {new} characters in one chunk")
         begun = self._calls[chunk.answer]
         for part in chunk.call_parts:
@@ -315,14 +317,11 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
                 raise errors.ProtocolViolation(f"the worker sent a part of call {part.index}, which is neither its last nor its next one")
             begun = max(begun, part.index + 1)
         if self._most_tokens is None:
-            return
+            return new
         tokens, characters = self._tokens + len(chunk.token_ids), self._characters + new
         if tokens > self._most_tokens or characters > MOST_CHUNK_CHARACTERS + self._most_tokens * MOST_TOKEN_CHARACTERS:
             raise errors.ProtocolViolation(f"the worker sent more than the requested {self._most_tokens} tokens")
-
-
-def _characters(chunk: inference.Chunk) -> int:
-    return len(chunk.text) + len(chunk.reasoning) + sum(len(part.arguments) for part in chunk.call_parts)
+        return new
 
 
 class VectorsFailover(FailoverState[embedding.Embed, embedding.Vectors, embedding.Embedded]):
@@ -339,7 +338,7 @@ class VectorsFailover(FailoverState[embedding.Embed, embedding.Vectors, embeddin
         return super().record_acceptance(accepted)
 
     def has_wrong_counts(self, end: embedding.Embedded, requirements: WorkerRequirements) -> bool:
-        return worker_records.is_impossible(requirements, end.prompt_tokens)
+        return is_impossible(requirements, end.prompt_tokens)
 
     def waiting_notice(self, why: str) -> embedding.Vectors:
         return embedding.Vectors((), waiting=why)
@@ -360,6 +359,18 @@ class ConversionFailover(FailoverState[inference.Conversion, inference.Converted
 
     def waiting_notice(self, why: str) -> inference.ConvertedPart:
         return inference.ConvertedPart()
+
+
+def is_wrong(claimed: int, received: int, answers: int) -> bool:
+    """Return whether the claimed count contradicts the tokens that came. ``received`` 0: the backend sends no ids, so this can't tell."""
+    if claimed < 0:
+        return True
+    return received > 0 and abs(claimed - received) > max(_SLACK_TOKENS * answers, _SLACK_SHARE * received)
+
+
+def is_impossible(requirements: WorkerRequirements, prompt_tokens: int) -> bool:
+    """Return whether no prompt could have so many tokens. The worker's tokenizer and template count, so only extremes are wrong."""
+    return not 0 <= prompt_tokens <= max(requirements.prompt_tokens, MOST_PROMPT_TOKENS)
 
 
 def may_try_another_target(error: errors.AimeshError) -> bool:
@@ -388,6 +399,8 @@ class _Window:
 
     def add(self, now: float) -> None:
         piece, count = int(now // _PIECE_SECONDS), 0
+        if self._pieces and self._pieces[0][0] <= piece - WINDOW_SECONDS / _PIECE_SECONDS:
+            self.total(now)  # drops old buckets
         if self._pieces and self._pieces[-1][0] >= piece:
             piece, count = self._pieces.pop()
         self._pieces.append((piece, count + 1))
@@ -408,7 +421,6 @@ class RetryBudget:
         self._running = 0
 
     def begin(self, now: float) -> None:
-        self._requests.total(now)  # drops old buckets
         self._requests.add(now)
         self._running += 1
 

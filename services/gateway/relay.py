@@ -140,6 +140,7 @@ class _RunningCall(Generic[Request, Item, End]):
         try:
             while True:
                 claim = self._claim_now()
+                has_waited = claim is None
                 if claim is None:
                     async with aclosing(self._wait_for_claim()) as steps:
                         async for step in steps:
@@ -151,7 +152,7 @@ class _RunningCall(Generic[Request, Item, End]):
                 self._ends_at += claim.held_seconds
                 outcome = "left"
                 try:
-                    async with aclosing(self._stream_from(claim)) as answers:
+                    async with aclosing(self._stream_from(claim, has_waited=has_waited)) as answers:
                         async for item in answers:
                             yield item
                     outcome = "answered"
@@ -209,12 +210,14 @@ class _RunningCall(Generic[Request, Item, End]):
                 raise errors.DeadlineExceeded("no worker could resume the answer in time", hint="retry with a longer timeout")
             await asyncio.sleep(pause)
 
-    async def _stream_from(self, claim: Claim) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
+    async def _stream_from(self, claim: Claim, *, has_waited: bool) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
         state, left = self._state, self._ends_at - self._relay.clock()
-        state.record_attempt(_digest(claim.worker, self._requirements))
+        state.record_attempt(claim.offer.digest)
         silence = BoundedWaits(self._relay.stall_seconds)
         with claim, closing(silence):
-            self._relay.dispatch.ensure_allowed(claim.worker.node, self._requirements)
+            if has_waited:
+                # The worker may have announced something else since the choice.
+                self._relay.dispatch.ensure_allowed(claim.worker.node, self._requirements)
             self._on_claim(claim, state.delivered_tokens)
             try:
                 call = self._relay.rpc.stream(self._method, state.request, to=claim.worker.node, deadline_seconds=left)
@@ -223,7 +226,7 @@ class _RunningCall(Generic[Request, Item, End]):
                     try:
                         # If no other worker can resume, keep waiting for this one.
                         while (item := await self._next(items, silence if state.began and state.can_resume else None)) is not None:
-                            state.record_response()
+                            state.has_responded = True
                             if not is_accepted and isinstance(answer.accepted, inference.PromptAccepted):
                                 is_accepted = True
                                 if state.record_acceptance(answer.accepted):
@@ -233,8 +236,7 @@ class _RunningCall(Generic[Request, Item, End]):
                             if state.began:
                                 claim.record_delivery()
                     except errors.LinkLost:
-                        if answer.accepted is not None:
-                            state.record_response()
+                        state.has_responded = state.has_responded or answer.accepted is not None
                         raise
                     finally:
                         claim.was_accepted = answer.accepted is not None
@@ -298,7 +300,3 @@ class _RunningCall(Generic[Request, Item, End]):
 
 def _kind(retry: RetryOnWorker) -> str:
     return "resumption" if retry.is_resumption else "retry"
-
-
-def _digest(worker: DirectoryEntry, requirements: WorkerRequirements) -> str:
-    return next((offer.digest for offer in worker.announcement.models if offer.name == requirements.model), "")

@@ -67,13 +67,12 @@ from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
 from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
 from services.gateway.scheduling import model_coverage, policies, routing
-from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.quarantine import Quarantine, QuarantineStore
 from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.route_choice import Route
-from services.gateway.scheduling.worker_records import WorkerPresence
+from services.gateway.scheduling.worker_records import WorkerPresence, WorkerStats
 from services.gateway.scheduling.worker_starts import WorkerStarts
 from services.gateway.settings import GatewaySettings, GatewayShown
 from services.gateway.site_lease import SiteGate

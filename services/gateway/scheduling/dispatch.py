@@ -12,15 +12,15 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence, Set
 from datetime import UTC, datetime
 from functools import partial
 
-from services.gateway.scheduling import candidates, policies, worker_choice, worker_starts
-from services.gateway.scheduling.candidates import Candidate, WorkerStats
+from services.gateway.scheduling import policies, worker_choice, worker_starts
 from services.gateway.scheduling.fair_queue import ModelQueue, QueueSettings
 from services.gateway.scheduling.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport
 from services.gateway.scheduling.policies import Placement
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import HeldClaims
-from services.gateway.scheduling.worker_choice import EligibleWorkers
+from services.gateway.scheduling.worker_choice import Candidate, EligibleWorkers
 from services.gateway.scheduling.worker_claims import Claim
+from services.gateway.scheduling.worker_records import WorkerStats
 from shared import errors
 from shared.protocol.directory import Directory, DirectoryEntry
 from shared.telemetry import Metrics
@@ -108,15 +108,12 @@ class Dispatch:
         model_queue = self.model_queue(requirements.model)
         if model_queue.queue and requirements.takes_slot:
             return None
-        rows = self._workers.rows(requirements)
-        row = worker_choice.choose_worker(requirements, rows, self._rng)
-        if row is None:
-            return None
-        if not requirements.takes_slot:
-            return Claim(self, row.worker, requirements, 0.0)
-        waiter = _Waiter(requirements, self.clock())
-        model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), kind=requirements.kind)
-        return self._claim(waiter, row)
+        row = worker_choice.choose_worker(requirements, self._workers.rows(requirements), self._rng)
+        if row is None or not requirements.takes_slot:
+            return None if row is None else Claim(self, row, requirements, 0.0)
+        charged = model_queue.cost(requirements)
+        model_queue.queue.pass_by(requirements.limited_as, charged)
+        return self._claim(requirements, row, charged)
 
     async def find(self, requirements: WorkerRequirements) -> AsyncGenerator[str | Claim]:
         """Yield what the request waits for, for people, when that changes, and finally its claim. Raises NotReachable if no worker can run
@@ -209,15 +206,15 @@ class Dispatch:
         starts = self.worker_stats.starts
         return self._rules.start_seconds if starts.source.pools and any(model in starts.pools for model in models) else 0.0
 
-    def record_answer_length(self, model: ModelName, tokens: int) -> None:
-        self.model_queue(model).record_length(tokens)
-
-    def charge(self, requirements: WorkerRequirements, cost: float) -> None:
-        """Correct the charge of a request's tenant by ``cost``."""
+    def charge(self, requirements: WorkerRequirements, cost: float, *, answer_tokens: int | None = None) -> None:
+        """Correct the charge of a request's tenant by ``cost``. ``answer_tokens``: the length of its answer, if that is known."""
         model_queue = self.model_queue(requirements.model)
-        model_queue.queue.correct(requirements.limited_as, cost)
-        self._peers[requirements.model].record_charge(requirements.limited_as, cost)
-        self.on_change()
+        model_queue.queue.charge(requirements.limited_as, cost)
+        if answer_tokens is not None:
+            model_queue.record_length(answer_tokens)
+        if model_queue.queue:
+            # The others order what waits by it.
+            self.on_change()
 
     # --- the other gateways -------------------------------------------------------------------------------------------
 
@@ -275,7 +272,7 @@ class Dispatch:
         return waiter
 
     def _check_bounds(self, model_queue: ModelQueue[QueuedRequest], requirements: WorkerRequirements, more: int) -> None:
-        start_seconds = self._start_seconds(requirements)
+        start_seconds = None if model_queue.slots else self._start_seconds(requirements)
         self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, more, start_seconds=start_seconds)
 
     def _start_seconds(self, requirements: WorkerRequirements) -> float | None:
@@ -324,21 +321,22 @@ class Dispatch:
     def _begin(self, waiter: _Waiter, rows: Sequence[Candidate]) -> bool:
         row = worker_choice.choose_worker(waiter.requirements, rows, self._rng)
         if row is not None:
-            waiter.outcome.set_result(self._claim(waiter, row))
+            requirements, now = waiter.requirements, self.clock()
+            model_queue = self.model_queue(requirements.model)
+            charged = model_queue.cost(requirements)
+            model_queue.queue.dequeue(waiter, charged)
+            claim = self._claim(requirements, row, charged, waited_seconds=now - waiter.entered_at)
+            claim.held_seconds = 0.0 if waiter.held_since is None else now - waiter.held_since
+            waiter.outcome.set_result(claim)
         return row is not None
 
-    def _claim(self, waiter: _Waiter, row: Candidate) -> Claim:
-        requirements = waiter.requirements
-        model_queue = self.model_queue(requirements.model)
-        charged = model_queue.cost(requirements)
-        model_queue.queue.dequeue(waiter, charged)
-        self._peers[requirements.model].record_charge(requirements.limited_as, charged)
-        self.worker_stats.prefix_affinity.record(requirements.model, requirements.prefix_hashes, row.node, self.clock())
-        self._metrics.queue_wait_seconds.labels(model=requirements.model).observe(self.clock() - waiter.entered_at)
-        claim = Claim(self, row.worker, requirements, charged, waits_there=row.capacity.free <= 0)
-        claim.held_seconds = 0.0 if waiter.held_since is None else self.clock() - waiter.held_since
-        if row.capacity.free <= 0:
-            self._held.hold(row.node, requirements.model, claim)
+    def _claim(self, requirements: WorkerRequirements, row: Candidate, charged: float, *, waited_seconds: float = 0.0) -> Claim:
+        if requirements.prefix_hashes:
+            self.worker_stats.prefix_affinity.record(requirements.model, requirements.prefix_hashes, row.worker.node, self.clock())
+        self._metrics.queue_wait_seconds.labels(model=requirements.model).observe(waited_seconds)
+        claim = Claim(self, row, requirements, charged)
+        if claim.waits_there:
+            self._held.hold(row.worker.node, requirements.model, claim)
         return claim
 
     def _assign_slots(self, model: ModelName, freed: NodeId | None = None) -> None:
@@ -414,7 +412,7 @@ class Dispatch:
             return
         self.worker_stats.apply_change(entry, self.clock(), datetime.now(UTC))
         for model in [model for model, model_queue in self._queues.items() if model_queue.queue]:
-            offers = candidates.offering(model, self._directory.entries(Role.WORKER), or_soon=True)
+            offers = worker_choice.offering(model, self._directory.entries(Role.WORKER), or_soon=True)
             offering = frozenset((worker.node, not worker.why_not, worker.announcement.draining, offer.ready) for worker, offer in offers)
             if offering != self._offering.get(model):
                 self._offering[model] = offering

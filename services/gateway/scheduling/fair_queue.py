@@ -21,6 +21,8 @@ INPUT_WEIGHT = 1
 OUTPUT_WEIGHT = 2
 #: Counters kept, about 200 bytes each. Dropping the longest idle tenant forgives it at most one request.
 MAX_TENANTS = 10_000
+#: Tenants with unreported charges; the longest unchanged is dropped.
+MOST_UNREPORTED = 1_000
 
 Ticket = TypeVar("Ticket", bound=Hashable)
 #: Tenant, kind, and whether it resumes an answer.
@@ -52,6 +54,8 @@ class FairQueue(Generic[Ticket]):
         self._waiting: dict[TenantId, dict[Ticket, None]] = {}
         self._urgent: dict[Ticket, None] = {}
         self._counters: OrderedDict[TenantId, float] = OrderedDict()
+        #: This gateway's charges that the others don't know yet.
+        self.unreported: dict[TenantId, float] = {}
         #: When each tenant last had a turn, counted in arrivals and turns.
         self._had_turn: dict[TenantId, int] = {}
         #: Counter of the last tenant whose queue became empty.
@@ -133,11 +137,27 @@ class FairQueue(Generic[Ticket]):
     def dequeue(self, ticket: Ticket, cost: float) -> None:
         """Remove a request that is served now, and charge its tenant the estimated ``cost``; ``correct`` adjusts it later."""
         queued = self._queued[ticket]
-        self.correct(queued.tenant, cost)
+        self.charge(queued.tenant, cost)
         self._arrivals += 1
         if not queued.urgent:
             self._had_turn[queued.tenant] = self._arrivals
         self.leave(ticket)
+
+    def pass_by(self, tenant: TenantId, cost: float) -> None:
+        """Record a request that is served at once, because none waits: the same as ``enter`` and ``dequeue``."""
+        self._arrivals += 2
+        counter = self._counters.get(tenant, 0.0)
+        if self._last_left > counter:
+            self.correct(tenant, self._last_left - counter)
+        self.charge(tenant, cost)
+        self._had_turn[tenant], self._last_left = self._arrivals, self._counters[tenant]
+
+    def charge(self, tenant: TenantId, cost: float) -> None:
+        """Charge a tenant for what it gets here."""
+        self.correct(tenant, cost)
+        self.unreported[tenant] = self.unreported.pop(tenant, 0.0) + cost
+        if len(self.unreported) > MOST_UNREPORTED:
+            del self.unreported[next(iter(self.unreported))]
 
     def correct(self, tenant: TenantId, by: float) -> None:
         self._counters[tenant] = self._counters.pop(tenant, 0.0) + by
@@ -290,6 +310,10 @@ class QueueSettings:
         Overloaded."""
         own = model_queue.queue.waiting_of(requirements.limited_as) + more
         position = model_queue.queue.position_of_last(requirements.limited_as) + more
+        expected, most = model_queue.expected_seconds(position), min(self.queue_seconds, requirements.most_wait_seconds)
+        is_too_slow = start_seconds is None and expected is not None and expected > most
+        if own <= self.queue_per_tenant and waiting_anywhere + more <= self.queue_most and not is_too_slow:
+            return
         retry = model_queue.retry_seconds(position) if start_seconds is None else max(1.0, start_seconds)
         busy = f"all workers of {requirements.model} are busy" if start_seconds is None else f"a worker of {requirements.model} is starting"
         if own > self.queue_per_tenant:
@@ -298,11 +322,9 @@ class QueueSettings:
         if waiting_anywhere + more > self.queue_most:
             full = f"{busy} and {self.queue_most} requests are already queued"
             raise errors.Overloaded(full, hint="retry later, or add a worker", retry_after_seconds=retry)
-        expected = model_queue.expected_seconds(position)
-        most = self.most_wait(requirements)
-        if start_seconds is None and expected is not None and expected > most:
-            full = f"{busy}: the expected wait is {expected:.0f} s, and the limit is {most:g} s"
-            raise errors.Overloaded(full, hint="retry later, or add a worker", retry_after_seconds=max(1.0, expected - most))
+        assert expected is not None  # it is too slow
+        full = f"{busy}: the expected wait is {expected:.0f} s, and the limit is {most:g} s"
+        raise errors.Overloaded(full, hint="retry later, or add a worker", retry_after_seconds=max(1.0, expected - most))
 
     def most_wait(self, requirements: WorkerRequirements) -> float:
         return min(self.queue_seconds, requirements.most_wait_seconds)

@@ -22,8 +22,6 @@ WHOLE_SECONDS = 1.0
 SILENT_SECONDS = 3.0
 #: How long a slot is reserved for another gateway.
 DELEGATION_SECONDS = 0.5
-#: Tenants with unreported charges; the longest unchanged is dropped.
-MOST_UNREPORTED = 1_000
 #: Limit for a peer's claim of one tenant's waiting requests: many times what the queue bounds allow.
 _MOST_WAITING = 10_000
 #: Makes the cost of a peer's request the mean of this gateway.
@@ -119,7 +117,6 @@ class _UnsentReport:
     #: Waiting requests, as of the last report.
     reported: dict[WaitingKey, int] = field(default_factory=dict)
     whole_at: float = float("-inf")
-    charges: dict[TenantId, float] = field(default_factory=dict)
     offers: list[PeerOffer] = field(default_factory=list)
 
 
@@ -143,12 +140,6 @@ class PeerQueues:
 
     # --- what this gateway does -----------------------------------------------------------------------------------------
 
-    def record_charge(self, tenant: TenantId, cost: float) -> None:
-        charges = self._unsent.charges
-        charges[tenant] = charges.pop(tenant, 0.0) + cost
-        if len(charges) > MOST_UNREPORTED:
-            del charges[next(iter(charges))]
-
     def delegate_slot(self, ticket: PeerTicket, worker: NodeId, now: float, *, is_ours: bool) -> None:
         """Leave a free slot to the gateway of ``ticket``. ``is_ours``: only this gateway knows that it is free."""
         tenant, queue = ticket.requirements.limited_as, self._model_queue.queue
@@ -169,7 +160,7 @@ class PeerQueues:
         whole = bool(queue.local) and now - unsent.whole_at >= WHOLE_SECONDS
         reported = unsent.reported
         changed = queue.local if whole else {key for key in {*reported, *queue.local} if reported.get(key, 0) != queue.local.get(key, 0)}
-        if not (whole or changed or unsent.charges or unsent.offers):
+        if not (whole or changed or queue.unreported or unsent.offers):
             return None
         kinds = {(tenant, kind) for tenant, kind, _ in changed}
         report = QueueReport(
@@ -180,11 +171,12 @@ class PeerQueues:
                 for tenant, kind in kinds
             ),
             whole,
-            tuple(Charge(tenant, cost) for tenant, cost in unsent.charges.items()),
+            tuple(Charge(tenant, cost) for tenant, cost in queue.unreported.items()),
             tuple(Charge(tenant, cost) for tenant, cost in queue.counters().items()) if whole else (),
             tuple(unsent.offers),
         )
         self._unsent = _UnsentReport(dict(queue.local), now if whole else unsent.whole_at)
+        queue.unreported.clear()
         return report
 
     # --- what the others do ---------------------------------------------------------------------------------------------
@@ -226,6 +218,7 @@ class PeerQueues:
             self._forget(gateway)
         self._last_report_at.clear()
         self._unsent = _UnsentReport()
+        self._model_queue.queue.unreported.clear()
 
     def _forget(self, gateway: str) -> None:
         for key in list(self._tickets.get(gateway, ())):
@@ -262,6 +255,6 @@ class PeerQueues:
         own_counters = queue.counters()
         for counter in report.counters:
             if counter.tenant in own_counters:
-                unknown_there = self._unsent.charges.get(counter.tenant, 0.0)
+                unknown_there = queue.unreported.get(counter.tenant, 0.0)
                 unknown_there += sum(slot.cost for slot in self._delegated if slot.tenant == counter.tenant)
                 queue.correct(counter.tenant, counter.cost + unknown_there - own_counters[counter.tenant])

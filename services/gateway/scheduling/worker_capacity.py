@@ -134,6 +134,7 @@ class HeldClaims:
         while had_slot and held:
             next_claim = held.popleft()
             had_slot = next_claim.has_started
-            next_claim.mark_started()
+            if not had_slot:
+                next_claim.mark_started()
         if not held:
             del self._held[node, model]

@@ -1,22 +1,58 @@
 """Chooses the worker for a request: first filters the eligible candidates, then ranks them. Pure.
 
-Both are lists of small steps. ELIGIBILITY_STEPS return a reason against one candidate, or an empty text; since they only exclude, a
-retry never reaches a worker that the first attempt couldn't use. PREFERENCE_STEPS narrow the rows to the better ones, or return them
-all. A canary, or local workers before a paid API, would be a preference step; a new restriction is an eligibility step.
-``EligibleWorkers`` applies them to the directory.
+A table has a row for each worker of the model, with every fact that the choice needs. Both parts are lists of small steps.
+ELIGIBILITY_STEPS return a reason against one candidate, or an empty text; since they only exclude, a retry never reaches a worker that the
+first attempt couldn't use. PREFERENCE_STEPS narrow the rows to the better ones, or return them all. A canary, or local workers before a
+paid API, would be a preference step; a new restriction is an eligibility step; each with its field of ``Candidate``. ``EligibleWorkers``
+applies them to the directory.
 """
 
 import contextlib
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from services.gateway.scheduling import candidates, policies, prefix_affinity, worker_records
-from services.gateway.scheduling.candidates import Candidate, WorkerStats
+from services.gateway.scheduling import policies, prefix_affinity, worker_records
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import WorkerCapacity
+from services.gateway.scheduling.worker_records import WorkerStats
 from shared import errors
-from shared.protocol.directory import Directory, DirectoryEntry
+from shared.protocol.directory import Directory, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId, Role
+
+#: Time to load a model of a few gigabytes from disk, added to the expected wait of a worker without it.
+LOADING_SECONDS = 10.0
+#: Longer than any other wait, added for a worker that would refuse the request because its server has asked for a pause.
+RESTING_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One worker, as seen by one request."""
+
+    worker: DirectoryEntry
+    offer: ModelOffer
+    capacity: WorkerCapacity
+    #: Estimated seconds until the request would start; only good for comparing.
+    wait: float
+    #: Share of the prompt that the worker has processed recently.
+    cached_share: float
+    #: Since its arrival.
+    age_seconds: float
+    #: Seconds left of its ejection for failures; 0 if none.
+    ejection_seconds: float
+    #: Seconds left of its quarantine; 0 if none.
+    quarantine_seconds: float = 0.0
+
+    @property
+    def node(self) -> NodeId:
+        return self.worker.node
+
+    @property
+    def begins_immediately(self) -> bool:
+        return self.offer.loaded and self.capacity.free > 0 and not self.offer.rests
+
 
 Rows = Sequence[Candidate]
 
@@ -24,6 +60,44 @@ Rows = Sequence[Candidate]
 #: and this many times as many.
 _MORE_CALLS = 2
 _TIMES_AS_MANY = 1.5
+
+
+def table(
+    stats: WorkerStats, requirements: WorkerRequirements, workers: Iterable[DirectoryEntry], clock: float, *, or_soon: bool = False
+) -> list[Candidate]:
+    """Return the ``workers`` with the model ready; with ``or_soon``, all that have it."""
+    found = list(offering(requirements.model, workers, or_soon=or_soon))
+    if requirements.has_images:
+        found = [(worker, offer) for worker, offer in found if offer.sees_images]
+    read: Mapping[NodeId, float] = {}
+    if requirements.prefix_hashes:
+        since = {worker.node: stats.slow_start.arrivals.get(worker.node, 0.0) for worker, _ in found}
+        read = stats.prefix_affinity.shares(requirements.model, requirements.prefix_hashes, since, clock)
+    rows = []
+    for worker, offer in found:
+        node, capacity = worker.node, stats.occupancy.capacity_of(worker, offer)
+        # Nearly always, no worker has a record of either kind.
+        ejection = stats.outliers.ejection_seconds(node, requirements.model, clock) if stats.outliers.records else 0.0
+        quarantine = stats.dishonest_workers.seconds_left(node, clock) if stats.dishonest_workers.records else 0.0
+        age = clock - stats.slow_start.arrivals.get(node, -math.inf)
+        rows.append(Candidate(worker, offer, capacity, _wait(worker, offer, capacity), read.get(node, 0.0), age, ejection, quarantine))
+    return rows
+
+
+def offering(model: ModelName, workers: Iterable[DirectoryEntry], *, or_soon: bool = False) -> Iterator[tuple[DirectoryEntry, ModelOffer]]:
+    for worker in workers:
+        for offer in worker.announcement.models:
+            if offer.name == model and (offer.ready or or_soon):
+                yield worker, offer
+                break
+
+
+def _wait(worker: DirectoryEntry, offer: ModelOffer, capacity: WorkerCapacity) -> float:
+    """Estimate the wait for one model; the worker announces it only for its busiest model (see ``directory.expected_wait``)."""
+    full = capacity.free <= 0 or not offer.slots
+    expected_wait = worker.announcement.load.expected_wait_seconds if full else 0.0
+    delay = (0.0 if offer.loaded else LOADING_SECONDS) + (RESTING_SECONDS if offer.rests else 0.0)
+    return expected_wait + capacity.busy / capacity.slots + delay
 
 
 # --- eligibility --------------------------------------------------------------------------------------------------------
@@ -39,11 +113,11 @@ def _by_file(requirements: WorkerRequirements, row: Candidate) -> str:
 
 
 def _by_failure(requirements: WorkerRequirements, row: Candidate) -> str:
-    return "has failed this request" if row.node in requirements.excluded else ""
+    return "has failed this request" if row.worker.node in requirements.excluded else ""
 
 
 def _by_quarantine(_requirements: WorkerRequirements, row: Candidate) -> str:
-    return worker_records.why_not(row.quarantine_seconds)
+    return worker_records.why_not(row.quarantine_seconds) if row.quarantine_seconds else ""
 
 
 EligibilityStep = Callable[[WorkerRequirements, Candidate], str]
@@ -95,9 +169,10 @@ def _with_cached_prefix(_requirements: WorkerRequirements, rows: Rows, _rng: ran
 
 def _in_slow_start(_requirements: WorkerRequirements, rows: Rows, rng: random.Random) -> Rows:
     """Include a new worker in a tenth of the draws at first, then in more and more."""
-    if all(row.share == 1.0 for row in rows):
+    shares = [worker_records.slow_start_share(row.age_seconds) for row in rows]
+    if all(share == 1.0 for share in shares):
         return rows
-    return [row for row in rows if rng.random() < row.share] or rows
+    return [row for row, share in zip(rows, shares, strict=True) if rng.random() < share] or rows
 
 
 PreferenceStep = Callable[[WorkerRequirements, Rows, random.Random], Rows]
@@ -108,8 +183,8 @@ def choose_worker(requirements: WorkerRequirements, rows: Rows, rng: random.Rand
     """Return a row with room from the eligible ``rows``; None if all are full. The last step draws two and takes the better one, because
     other gateways see the same announcements and would otherwise all pick the same least loaded worker."""
     with_room: Rows = [row for row in without_outliers(rows) if row.capacity.has_room or not requirements.takes_slot] if rows else ()
-    if not with_room:
-        return None
+    if len(with_room) <= 1:
+        return with_room[0] if with_room else None
     for step in PREFERENCE_STEPS:
         with_room = step(requirements, with_room, rng)
     first, second = rng.sample(with_room, 2) if len(with_room) > 1 else (with_room[0], with_room[0])
@@ -133,17 +208,17 @@ class EligibleWorkers:
     def rows(self, requirements: WorkerRequirements) -> Sequence[Candidate]:
         """Return the workers that may run the request now; none if one is loading the model or restarting its engine, or if a machine can
         be started. Raises NotReachable if there is no such worker either, or NotStarted."""
-        table = self._worker_stats.table(requirements, self._usable(), self._clock())
+        rows = table(self._worker_stats, requirements, self._directory.usable(Role.WORKER), self._clock())
         try:
-            return eligible(requirements, table)
+            return eligible(requirements, rows)
         except errors.NotReachable:
             present = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
-            usable_soon = self._worker_stats.table(requirements, present, self._clock(), or_soon=True)
+            usable_soon = table(self._worker_stats, requirements, present, self._clock(), or_soon=True)
             if any(not row.offer.ready for row in usable_soon):
                 with contextlib.suppress(errors.NotReachable):
                     eligible(requirements, [row for row in usable_soon if not row.offer.ready])
                     return ()
-            if not table and self._worker_stats.starts.begin(requirements, self._clock()):
+            if not rows and self._worker_stats.starts.begin(requirements, self._clock()):
                 return ()
             raise
 
@@ -156,11 +231,11 @@ class EligibleWorkers:
         return None
 
     def owners(self) -> set[str]:
-        return {entry.announcement.owner for entry in self._usable()}
+        return {entry.announcement.owner for entry in self._directory.usable(Role.WORKER)}
 
     def capacity(self, model: ModelName) -> dict[NodeId, WorkerCapacity]:
-        occupancy = self._worker_stats.occupancy
-        return {worker.node: occupancy.capacity_of(worker, offer) for worker, offer in candidates.offering(model, self._usable())}
+        found = offering(model, self._directory.usable(Role.WORKER))
+        return {worker.node: self._worker_stats.occupancy.capacity_of(worker, offer) for worker, offer in found}
 
     def room_lasts(self, model: ModelName) -> bool:
         """Return whether some worker has had room for a while."""
@@ -171,6 +246,3 @@ class EligibleWorkers:
     def forget_room(self) -> None:
         """Reset what ``room_lasts`` has seen."""
         self._room.clear()
-
-    def _usable(self) -> Sequence[DirectoryEntry]:
-        return self._directory.usable(Role.WORKER)

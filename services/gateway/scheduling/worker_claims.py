@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from services.gateway.scheduling import fair_queue
 from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.scheduling.worker_choice import Candidate
 from shared import errors
-from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import logs
 
 if TYPE_CHECKING:
@@ -17,11 +17,14 @@ _log = logs.get(part="dispatch")
 class Claim:
     """A slot on a worker. Use it with ``with`` while the worker runs the request."""
 
-    def __init__(
-        self, tracker: "Dispatch", worker: DirectoryEntry, requirements: WorkerRequirements, charged: float, *, waits_there: bool = False
-    ) -> None:
-        """``waits_there``: the worker must finish another request first."""
-        self.worker = worker
+    def __init__(self, tracker: "Dispatch", row: Candidate, requirements: WorkerRequirements, charged: float) -> None:
+        self.worker = row.worker
+        #: What the worker announced about the model.
+        self.offer = row.offer
+        #: Who gets the prompt; None if it stays on the operator's machines.
+        self.provider = row.offer.provider or None
+        #: The worker must finish another request first.
+        self.waits_there = requirements.takes_slot and row.capacity.free <= 0
         #: The worker has accepted the request, and read its prompt.
         self.was_accepted = False
         #: How long the request waited for a worker's start, which doesn't count into its deadline.
@@ -36,8 +39,8 @@ class Claim:
         self._failed = False
         self._has_token_counts = False
         self._hold()
-        self._works_since = None if waits_there else tracker.clock()
-        self.has_started = not waits_there
+        self._works_since = None if self.waits_there else self._began_at
+        self.has_started = not self.waits_there
         self._worked_seconds = 0.0
 
     @property
@@ -47,17 +50,10 @@ class Claim:
             return 0.0
         return self._worked_seconds if self._works_since is None else self._tracker.clock() - self._works_since
 
-    @property
-    def provider(self) -> str | None:
-        """Who gets the prompt; None if it stays on the operator's machines."""
-        offers = self.worker.announcement.models
-        return next((offer.provider or None for offer in offers if offer.name == self._requirements.model), None)
-
     def mark_started(self) -> None:
-        """Record that the worker has started the call. Safe to call twice."""
-        if not self.has_started:
-            self.has_started = True
-            self._works_since = self._tracker.clock()
+        """Record that the worker has started the call, for which it had no free slot before."""
+        self.has_started = True
+        self._works_since = self._tracker.clock()
 
     def __enter__(self) -> "Claim":
         self._hold()
@@ -82,8 +78,10 @@ class Claim:
         """Record that the worker delivered tokens. Safe to call for every chunk."""
         if not self._delivered:
             self._delivered = True
-            self.mark_started()
-            self._tracker.worker_stats.outliers.record_delivery(self.worker.node, self._requirements.model)
+            if not self.has_started:
+                self.mark_started()
+            if self._tracker.worker_stats.outliers.records:
+                self._tracker.worker_stats.outliers.record_delivery(self.worker.node, self._requirements.model)
 
     def record_failure(self, error: errors.AimeshError) -> None:
         """Record the worker's failure. The tenant is charged only for what ``record_tokens`` reported."""
@@ -98,11 +96,10 @@ class Claim:
     def record_tokens(self, prompt: int, completion: int) -> None:
         """Replace the estimated cost by the actual one. A prompt longer than the request's bound is not believed."""
         self._has_token_counts = True
-        self._charge(fair_queue.cost(min(max(prompt, 0), self._requirements.prompt_tokens), completion))
-        self._tracker.record_answer_length(self._requirements.model, completion)
+        self._charge(fair_queue.cost(min(max(prompt, 0), self._requirements.prompt_tokens), completion), completion)
 
-    def _charge(self, cost: float) -> None:
-        self._tracker.charge(self._requirements, cost - self._charged)
+    def _charge(self, cost: float, answer_tokens: int | None = None) -> None:
+        self._tracker.charge(self._requirements, cost - self._charged, answer_tokens=answer_tokens)
         self._charged = cost
 
     def _hold(self) -> None:

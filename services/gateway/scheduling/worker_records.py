@@ -6,17 +6,21 @@
 - ``DishonestWorkers`` quarantines workers that report wrong token counts. Wrong counts are never billed (``active_request``), but such a
   worker may lie about more. A restart of the worker doesn't end a quarantine; time or an administrator's pardon does. ``quarantine``
   shares it between gateways and persists it.
+- ``WorkerStats`` is all that this gateway has observed about the workers.
 """
 
+import math
 from collections import deque
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.scheduling.prefix_affinity import PrefixAffinity
+from services.gateway.scheduling.worker_capacity import Occupancy
+from services.gateway.scheduling.worker_starts import WorkerStarts
 from shared import errors
 from shared.api import events
-from shared.protocol.directory import DirectoryEntry
+from shared.protocol.directory import ANNOUNCE_SECONDS, DirectoryEntry
 from shared.types import ModelName, NodeId, Role
 
 FAILURES = 5
@@ -42,13 +46,13 @@ class Outliers:
 
     def __init__(self) -> None:
         #: Only for workers that have failed and are still present.
-        self._records: dict[tuple[NodeId, ModelName], _FailureRecord] = {}
+        self.records: dict[tuple[NodeId, ModelName], _FailureRecord] = {}
 
     def record_failure(self, node: NodeId, model: ModelName, error: errors.AimeshError, now: float) -> bool:
         """Record a failure; return whether it ejects the worker."""
         if not isinstance(error, _FAULTS):
             return False
-        record = self._records.setdefault((node, model), _FailureRecord())
+        record = self.records.setdefault((node, model), _FailureRecord())
         if now < record.until:
             return False  # the call started before the ejection
         record.failures += 1
@@ -60,17 +64,17 @@ class Outliers:
         return True
 
     def record_delivery(self, node: NodeId, model: ModelName) -> None:
-        if record := self._records.get((node, model)):
+        if record := self.records.get((node, model)):
             record.failures = 0
 
     def forget(self, node: NodeId) -> None:
         """Forget a worker that left or restarted."""
-        for key in [key for key in self._records if key[0] == node]:
-            del self._records[key]
+        for key in [key for key in self.records if key[0] == node]:
+            del self.records[key]
 
     def ejection_seconds(self, node: NodeId, model: ModelName, now: float) -> float:
         """Return the seconds left of an ejection; 0 if none."""
-        record = self._records.get((node, model))
+        record = self.records.get((node, model))
         return 0.0 if record is None else max(0.0, record.until - now)
 
 
@@ -82,38 +86,32 @@ _FIRST_SHARE = 0.1
 
 class SlowStart:
     def __init__(self) -> None:
-        self._since: dict[NodeId, tuple[datetime, float]] = {}
+        #: When each worker arrived, by the caller's clock.
+        self.arrivals: dict[NodeId, float] = {}
+        self._since: dict[NodeId, datetime] = {}
 
     def record_start(self, worker: DirectoryEntry, clock: float, now: datetime) -> bool:
         """Return whether the worker is new or has restarted."""
-        before = self._since.get(worker.node)
-        if before is not None and before[0] == worker.since:
+        if self._since.get(worker.node) == worker.since:
             return False
+        self._since[worker.node] = worker.since
         # A worker first seen now has been present since it started.
-        self._since[worker.node] = (worker.since, clock - max(0.0, (now - worker.since).total_seconds()))
+        self.arrivals[worker.node] = clock - max(0.0, (now - worker.since).total_seconds())
         return True
 
     def forget(self, node: NodeId) -> None:
         self._since.pop(node, None)
+        self.arrivals.pop(node, None)
 
-    def arrived_at(self, node: NodeId) -> float | None:
-        """Return the arrival by the caller's clock; None for an unknown worker."""
-        found = self._since.get(node)
-        return None if found is None else found[1]
 
-    def share(self, node: NodeId, clock: float) -> float:
-        """Return a number from 0.1 to 1."""
-        arrived_at = self.arrived_at(node)
-        return 1.0 if arrived_at is None else min(1.0, _FIRST_SHARE + (1 - _FIRST_SHARE) * (clock - arrived_at) / SLOW_START_SECONDS)
+def slow_start_share(age_seconds: float) -> float:
+    """Return a number from 0.1 to 1."""
+    return min(1.0, _FIRST_SHARE + (1 - _FIRST_SHARE) * age_seconds / SLOW_START_SECONDS)
 
 
 #: Number of strikes that start a quarantine, and for how long a strike counts.
 STRIKES, WITHIN_SECONDS = 3, 3600.0
 QUARANTINE_SECONDS = 3600.0
-#: Tolerance for each answer: some backends count the end token, which has no text.
-_SLACK_SHARE, _SLACK_TOKENS = 0.02, 1
-#: More than any admitted prompt, plus what a template or server may add.
-MOST_PROMPT_TOKENS = 4 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -125,11 +123,11 @@ class _StrikeRecord:
 class DishonestWorkers:
     def __init__(self) -> None:
         #: Only workers with strikes; few, because each needs a certificate.
-        self._records: dict[NodeId, _StrikeRecord] = {}
+        self.records: dict[NodeId, _StrikeRecord] = {}
 
     def strike(self, node: NodeId, now: float) -> bool:
         """Record a wrong count; return whether it starts a quarantine."""
-        record = self._records.setdefault(node, _StrikeRecord())
+        record = self.records.setdefault(node, _StrikeRecord())
         if now < record.until:
             return False  # the call started before the quarantine
         record.struck_at.append(now)
@@ -141,8 +139,8 @@ class DishonestWorkers:
 
     def learn(self, left: Mapping[NodeId, float], now: float, *, unless: Set[NodeId] = frozenset()) -> None:
         """Apply the quarantines of all gateways, except for the workers of ``unless``."""
-        for node in (self._records.keys() | left.keys()) - unless:
-            record = self._records.setdefault(node, _StrikeRecord())
+        for node in (self.records.keys() | left.keys()) - unless:
+            record = self.records.setdefault(node, _StrikeRecord())
             seconds = left.get(node, 0.0)
             if seconds or now < record.until:
                 # Quarantined elsewhere, or pardoned.
@@ -151,7 +149,7 @@ class DishonestWorkers:
 
     def seconds_left(self, node: NodeId, now: float) -> float:
         """Return the seconds left of a quarantine; 0 if none."""
-        record = self._records.get(node)
+        record = self.records.get(node)
         return 0.0 if record is None else max(0.0, record.until - now)
 
 
@@ -160,18 +158,6 @@ def why_not(seconds_left: float) -> str:
     if not seconds_left:
         return ""
     return f"is in quarantine for {max(1, round(seconds_left / 60))} min: it reported wrong token counts {STRIKES} times"
-
-
-def is_wrong(claimed: int, received: int, answers: int) -> bool:
-    """Return whether the claimed count contradicts the tokens that came. ``received`` 0: the backend sends no ids, so this can't tell."""
-    if claimed < 0:
-        return True
-    return received > 0 and abs(claimed - received) > max(_SLACK_TOKENS * answers, _SLACK_SHARE * received)
-
-
-def is_impossible(requirements: WorkerRequirements, prompt_tokens: int) -> bool:
-    """Return whether no prompt could have so many tokens. The worker's tokenizer and template count, so only extremes are wrong."""
-    return not 0 <= prompt_tokens <= max(requirements.prompt_tokens, MOST_PROMPT_TOKENS)
 
 
 class WorkerPresence:
@@ -189,3 +175,47 @@ class WorkerPresence:
             return events.WorkerJoined(at=now, node=entry.node, models=tuple(offer.name for offer in entry.announcement.models))
         self._alive.remove(entry.node)
         return events.WorkerLeft(at=now, node=entry.node, why=entry.why_gone)
+
+
+#: Two processes with the same key announce themselves in turn within this time.
+TWIN_SECONDS = ANNOUNCE_SECONDS + 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """What this gateway has observed about the workers."""
+
+    occupancy: Occupancy = field(default_factory=Occupancy)
+    slow_start: SlowStart = field(default_factory=SlowStart)
+    outliers: Outliers = field(default_factory=Outliers)
+    prefix_affinity: PrefixAffinity = field(default_factory=PrefixAffinity)
+    dishonest_workers: DishonestWorkers = field(default_factory=DishonestWorkers)
+    starts: WorkerStarts = field(default_factory=WorkerStarts)
+    #: Start time of each live worker's process.
+    processes: dict[NodeId, datetime] = field(default_factory=dict)
+    #: When a worker appeared as a new process while the old one was still considered alive.
+    replaced_at: dict[NodeId, float] = field(default_factory=dict)
+
+    def apply_change(self, worker: DirectoryEntry, clock: float, now: datetime) -> None:
+        self.starts.apply_change(worker)
+        if not worker.alive:
+            self.occupancy.forget(worker.node)
+            self.slow_start.forget(worker.node)
+            self.outliers.forget(worker.node)
+            self.processes.pop(worker.node, None)
+            self.replaced_at.pop(worker.node, None)
+            return
+        started_at = worker.announcement.started_at
+        if self.processes.get(worker.node, started_at) != started_at:
+            self.replaced_at[worker.node] = clock
+        self.processes[worker.node] = started_at
+        self.occupancy.apply_announcement(worker.announcement)
+        if self.slow_start.record_start(worker, clock, now):
+            self.outliers.forget(worker.node)
+
+    def may_be_running(self, worker: DirectoryEntry, clock: float) -> bool:
+        """Return whether the same process may still run. Two processes with one key announce themselves in turn, so neither is gone."""
+        started_at = self.processes.get(worker.node)
+        if started_at in (None, worker.announcement.started_at):
+            return started_at is not None
+        return clock - self.replaced_at.get(worker.node, -math.inf) < TWIN_SECONDS

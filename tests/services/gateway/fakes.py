@@ -53,9 +53,9 @@ from services.gateway.requests.pipeline import Pipeline
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.scheduling import policies, routing
-from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import Policies
+from services.gateway.scheduling.worker_records import WorkerStats
 from services.gateway.scheduling.worker_starts import WorkerStarts
 from shared import errors
 from shared.api import auth, events, inference

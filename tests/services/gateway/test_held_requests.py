@@ -15,9 +15,9 @@ from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.relay import Relay
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.scheduling import dispatch, route_choice, routing
-from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
+from services.gateway.scheduling.worker_records import WorkerStats
 from services.gateway.scheduling.worker_starts import WorkerStarts
 from shared import context, errors
 from shared.api.embedding import EmbeddingRequest

@@ -196,7 +196,7 @@ def test_which_lost_workers_make_a_request_poison(heard: tuple[bool, bool], lost
     for number, was_heard in enumerate(heard):
         state.record_attempt("d")
         if was_heard:
-            state.record_response()
+            state.has_responded = True
         decisions.append(state.on_failure(node_id(number), errors.LinkLost("gone"), lost_workers=lost_workers * number))
     assert decisions[0] == RetryOnWorker(is_resumption=False, is_free=False)
     assert isinstance(decisions[1], GivenUp) == poison

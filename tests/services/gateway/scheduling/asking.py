@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
+from services.gateway.scheduling.worker_records import WorkerStats
 from services.gateway.scheduling.worker_starts import WorkerStarts
 from shared import errors
 from shared.protocol.directory import WorkerLoad

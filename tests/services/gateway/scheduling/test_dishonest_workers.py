@@ -2,11 +2,11 @@ import random
 
 import pytest
 
+from services.gateway import failover
 from services.gateway.scheduling import worker_choice, worker_records
-from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements
-from services.gateway.scheduling.worker_records import QUARANTINE_SECONDS, WITHIN_SECONDS, DishonestWorkers
+from services.gateway.scheduling.worker_records import QUARANTINE_SECONDS, WITHIN_SECONDS, DishonestWorkers, WorkerStats
 from shared import errors
 from shared.types import ModelName, Role
 from tests.services.gateway.fakes import USER, FakeDirectory, node_id
@@ -65,7 +65,7 @@ def test_quarantines_of_other_gateways_apply() -> None:
     ],
 )
 def test_which_counts_are_wrong(claimed: int, came: int, answers: int, wrong: bool) -> None:
-    assert worker_records.is_wrong(claimed, came, answers) == wrong
+    assert failover.is_wrong(claimed, came, answers) == wrong
 
 
 def test_a_quarantined_worker_is_not_eligible_and_the_error_says_why() -> None:
@@ -78,13 +78,13 @@ def test_a_quarantined_worker_is_not_eligible_and_the_error_says_why() -> None:
         directory.worker(number, "m")
     for _ in range(worker_records.STRIKES):
         known.dishonest_workers.strike(DISHONEST, 10.0)
-    rows = worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0))
+    rows = worker_choice.eligible(requirements, worker_choice.table(known, requirements, directory.usable(Role.WORKER), 11.0))
     assert [row.node for row in rows] == [OTHER]
     # Unlike a failing worker, the last one is excluded too. The error names the reason, and so does `aicli nodes`.
     directory.mark_gone(OTHER, "stopped")
     with pytest.raises(errors.NotReachable, match="in quarantine for 60 min: it reported wrong token counts"):
-        worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0))
-    after = known.table(requirements, directory.usable(Role.WORKER), 10.0 + QUARANTINE_SECONDS)
+        worker_choice.eligible(requirements, worker_choice.table(known, requirements, directory.usable(Role.WORKER), 11.0))
+    after = worker_choice.table(known, requirements, directory.usable(Role.WORKER), 10.0 + QUARANTINE_SECONDS)
     assert worker_choice.choose_worker(requirements, worker_choice.eligible(requirements, after), random.Random(1)) is not None
 
 

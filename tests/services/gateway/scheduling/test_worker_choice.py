@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.scheduling import worker_choice, worker_records
-from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.policies import ANYWHERE, Placement
 from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.scheduling.worker_choice import Candidate
+from services.gateway.scheduling.worker_records import WorkerStats
 from shared import errors
 from shared.config_documents import Machines
 from shared.protocol.directory import ModelOffer, WorkerLoad
@@ -54,7 +55,7 @@ class WorkerPool:
         return node_id(number)
 
     def table(self, requirements: WorkerRequirements = WISH, clock: float = 1000.0) -> list[Candidate]:
-        return self.known.table(requirements, self.directory.usable(Role.WORKER), clock)
+        return worker_choice.table(self.known, requirements, self.directory.usable(Role.WORKER), clock)
 
     def nodes(self, requirements: WorkerRequirements = WISH) -> list[NodeId]:
         return [row.node for row in worker_choice.eligible(requirements, self.table(requirements))]
@@ -304,7 +305,7 @@ def test_a_new_gateway_does_not_take_all_workers_for_new() -> None:
     directory.worker(1, "m")  # it started months ago
     [entry] = directory.entries(Role.WORKER)
     assert seen.record_start(entry, 5.0, datetime.now(UTC))
-    assert seen.share(entry.node, 5.0) == 1.0
+    assert worker_records.slow_start_share(5.0 - seen.arrivals[entry.node]) == 1.0
 
 
 # --- outliers -----------------------------------------------------------------------------------------------------------

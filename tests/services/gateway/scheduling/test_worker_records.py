@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from services.gateway.scheduling.candidates import TWIN_SECONDS, WorkerStats
+from services.gateway.scheduling.worker_records import TWIN_SECONDS, WorkerStats
 from shared.protocol.directory import Announcement
 from shared.types import Role
 from tests.services.gateway.fakes import FakeDirectory, node_id
