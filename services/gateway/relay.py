@@ -92,7 +92,7 @@ class Relay:
         WorkerLost if a part was delivered, or Poison if two engines crashed. ``on_claim`` gets each worker that is asked. Close it with
         ``aclose``."""
         state = AnswerFailover(prompt)
-        return _RunningCall(self, inference.process_prompt, state, requirements, seconds, on_claim=on_claim).stream_response()
+        return _RunningCall(self, inference.process_prompt, state, requirements, seconds, on_claim).stream_response()
 
     def read(
         self, request: TextRequest, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
@@ -102,41 +102,31 @@ class Relay:
         method, state = _TEXTS[type(request)]
         if isinstance(request, embedding.Embed) and request.query is not None:
             method = embedding.rank
-        return _RunningCall(self, method, state(request), requirements, seconds, on_claim=on_claim).stream_response()
+        return _RunningCall(self, method, state(request), requirements, seconds, on_claim).stream_response()
 
 
+@dataclass(slots=True)
 class _RunningCall(Generic[Request, Item, End]):
     """Runs one request on one worker after another."""
 
-    def __init__(
-        self,
-        relay: Relay,
-        method: StreamMethod[Request, Item, End],
-        state: FailoverState[Request, Item, End],
-        requirements: WorkerRequirements,
-        seconds: float,
-        *,
-        on_claim: OnClaim,
-    ) -> None:
-        self._relay = relay
-        self._method = method
-        self._state = state
-        self._requirements = requirements
-        self._seconds = seconds
-        self._on_claim = on_claim
-        self._operation = _OPERATIONS[method.name]
-        self._ends_at = 0.0
-        #: Why another worker is asked; None for the first.
-        self._retry: RetryOnWorker | None = None
-        #: Workers lost during this request.
-        self._lost: list[DirectoryEntry] = []
+    relay: Relay
+    method: StreamMethod[Request, Item, End]
+    state: FailoverState[Request, Item, End]
+    requirements: WorkerRequirements
+    seconds: float
+    on_claim: OnClaim
+    ends_at: float = 0.0
+    #: Why another worker is asked; None for the first.
+    retry: RetryOnWorker | None = None
+    #: Workers lost during this request.
+    lost: list[DirectoryEntry] = field(default_factory=list)
 
     async def stream_response(self) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
-        budget, clock = self._relay.budget, self._relay.clock
-        self._ends_at = clock() + self._seconds
+        budget, clock = self.relay.budget, self.relay.clock
+        self.ends_at = clock() + self.seconds
         budget.begin(clock())
-        if self._requirements.takes_slot:
-            self._relay.dispatch.record_arrival(self._requirements.model)
+        if self.requirements.takes_slot:
+            self.relay.dispatch.record_arrival(self.requirements.model)
         try:
             while True:
                 claim = self._claim_now()
@@ -146,10 +136,10 @@ class _RunningCall(Generic[Request, Item, End]):
                         async for step in steps:
                             if isinstance(step, Claim):
                                 claim = step
-                            elif not self._state.began:
-                                yield self._state.waiting_notice(step)
+                            elif not self.state.began:
+                                yield self.state.waiting_notice(step)
                 assert claim is not None  # the generator ends with one
-                self._ends_at += claim.held_seconds
+                self.ends_at += claim.held_seconds
                 outcome = "left"
                 try:
                     async with aclosing(self._stream_from(claim, has_waited=has_waited)) as answers:
@@ -166,29 +156,29 @@ class _RunningCall(Generic[Request, Item, End]):
                 if isinstance(decision, Ended):
                     yield decision.end
                     return
-                self._retry = decision
+                self.retry = decision
         finally:
             budget.end()
 
     def _claim_now(self) -> Claim | None:
-        if self._retry is not None:
+        if self.retry is not None:
             return None
-        selecting = tracing.begin("route.select", {"gen_ai.request.model": self._requirements.model})
+        selecting = tracing.begin("route.select", {"gen_ai.request.model": self.requirements.model})
         claim: Claim | None = None
         with suppress(errors.NotReachable):
-            claim = self._relay.dispatch.claim_now(self._requirements)
+            claim = self.relay.dispatch.claim_now(self.requirements)
         if claim is not None and selecting is not None:
             selecting.end()
         return claim
 
     async def _wait_for_claim(self) -> AsyncGenerator[str | Claim]:
         """Wait in the queue; search again while no worker can resume the answer."""
-        state, clock = self._state, self._relay.clock
+        state, clock = self.state, self.relay.clock
         while True:
-            requirements = replace(self._requirements, excluded=state.excluded, digest=state.digest)
+            requirements = replace(self.requirements, excluded=state.excluded, digest=state.digest)
             selecting = tracing.begin("route.select", {"gen_ai.request.model": requirements.model})
             try:
-                async with aclosing(self._relay.dispatch.find(requirements)) as steps:
+                async with aclosing(self.relay.dispatch.find(requirements)) as steps:
                     async for step in steps:
                         if selecting is not None and isinstance(step, Claim):
                             selecting.end()
@@ -200,28 +190,30 @@ class _RunningCall(Generic[Request, Item, End]):
                     selecting.end()
                 if isinstance(error, errors.NotStarted):
                     raise  # it has waited long enough
-                if self._requirements.has_alternative and not state.began:
+                if self.requirements.has_alternative and not state.began:
                     # The worker's own error says more than that no other worker is there.
                     raise state.last_failure or error from None
-                pause = state.on_no_worker(error, clock(), self._relay.draw)
+                pause = state.on_no_worker(error, clock(), self.relay.draw)
             if isinstance(pause, GivenUp):
                 raise pause.error from None
-            if self._ends_at - clock() <= pause:
+            if self.ends_at - clock() <= pause:
                 raise errors.DeadlineExceeded("no worker could resume the answer in time", hint="retry with a longer timeout")
             await asyncio.sleep(pause)
 
     async def _stream_from(self, claim: Claim, *, has_waited: bool) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
-        state, left = self._state, self._ends_at - self._relay.clock()
+        state, left = self.state, self.ends_at - self.relay.clock()
         state.record_attempt(claim.offer.digest)
-        silence = BoundedWaits(self._relay.stall_seconds)
+        silence = BoundedWaits(self.relay.stall_seconds)
         with claim, closing(silence):
             if has_waited:
                 # The worker may have announced something else since the choice.
-                self._relay.dispatch.ensure_allowed(claim.worker.node, self._requirements)
-            self._on_claim(claim, state.delivered_tokens)
+                self.relay.dispatch.ensure_allowed(claim.worker.node, self.requirements)
+            self.on_claim(claim, state.delivered_tokens)
             try:
-                call = self._relay.rpc.stream(self._method, state.request, to=claim.worker.node, deadline_seconds=left)
-                async with tracing.CallSpan(f"{self._operation} {self._requirements.model}", self._attributes(claim), call) as answer:
+                call = self.relay.rpc.stream(self.method, state.request, to=claim.worker.node, deadline_seconds=left)
+                async with tracing.CallSpan(
+                    f"{_OPERATIONS[self.method.name]} {self.requirements.model}", self._attributes(claim), call
+                ) as answer:
                     items, is_accepted = aiter(answer), False
                     try:
                         # If no other worker can resume, keep waiting for this one.
@@ -254,48 +246,48 @@ class _RunningCall(Generic[Request, Item, End]):
             with silence:
                 return await anext(items, None)
         except TimeoutError as error:
-            raise errors.LinkLost(f"the worker has sent nothing for {self._relay.stall_seconds:g} s in mid-answer") from error
+            raise errors.LinkLost(f"the worker has sent nothing for {self.relay.stall_seconds:g} s in mid-answer") from error
 
     def _attributes(self, claim: Claim) -> dict[str, spans.Value]:
         return {
             "rpc.system": "aimesh",
-            "gen_ai.operation.name": self._operation,
+            "gen_ai.operation.name": _OPERATIONS[self.method.name],
             "gen_ai.provider.name": "aimesh",
-            "gen_ai.request.model": self._requirements.model,
+            "gen_ai.request.model": self.requirements.model,
             "server.address": node_label(claim.worker.node),
         }
 
     def _decide(self, claim: Claim, error: errors.AimeshError) -> RetryOnWorker | Ended[End]:
         """Raise what the caller gets, or return how to continue."""
-        state = self._state
-        stats, clock = self._relay.dispatch.worker_stats, self._relay.dispatch.clock()
-        lost_workers = sum(not stats.may_be_running(worker, clock) for worker in self._lost)
+        state = self.state
+        stats, clock = self.relay.dispatch.worker_stats, self.relay.dispatch.clock()
+        lost_workers = sum(not stats.may_be_running(worker, clock) for worker in self.lost)
         decision = state.on_failure(claim.worker.node, error, lost_workers=lost_workers)
         if isinstance(error, errors.LinkLost):
-            self._lost.append(claim.worker)
+            self.lost.append(claim.worker)
         if isinstance(decision, GivenUp):
             raise decision.error from error
         if isinstance(decision, Ended):
             return decision
-        if not decision.is_free and not self._relay.budget.spend(self._relay.clock()):
-            self._relay.count(_kind(decision), "over_budget")
+        if not decision.is_free and not self.relay.budget.spend(self.relay.clock()):
+            self.relay.count(_kind(decision), "over_budget")
             raise state.final_error(error) from error
         what = "worker lost in mid-answer" if decision.is_resumption else "worker failed before its first token"
         _log.warning(what, worker=claim.worker.node, code=errors.code_of(error))
         return decision
 
     def _check(self, worker: DirectoryEntry, end: End) -> None:
-        dispatch = self._relay.dispatch
-        if not self._state.has_wrong_counts(end, self._requirements):
+        dispatch = self.relay.dispatch
+        if not self.state.has_wrong_counts(end, self.requirements):
             return
-        self._relay.flag(worker.node)
+        self.relay.flag(worker.node)
         quarantined = dispatch.worker_stats.dishonest_workers.strike(worker.node, dispatch.clock())
         what = "worker quarantined for wrong token counts" if quarantined else "worker reported wrong token counts"
-        _log.warning(what, worker=worker.node, model=self._requirements.model)
+        _log.warning(what, worker=worker.node, model=self.requirements.model)
 
     def _count(self, outcome: str) -> None:
-        if self._retry is not None:
-            self._relay.count(_kind(self._retry), outcome)
+        if self.retry is not None:
+            self.relay.count(_kind(self.retry), outcome)
 
 
 def _kind(retry: RetryOnWorker) -> str:

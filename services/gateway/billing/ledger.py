@@ -155,7 +155,22 @@ class Ledger:
             costs = {model: price.cost(*most) for model, price in prices.items()}
             dearest = max(costs, key=costs.__getitem__)
             cheaper = {model: price for model, price in prices.items() if costs[model] < costs[dearest]}
-            request = self._request(principal, request_id, bounds, dearest, prices, in_full=bool(cheaper))
+            request = ReservationRequest(
+                request_id=request_id,
+                owner=principal.tenant_id,
+                key_id=principal.key_id,
+                model=dearest,
+                price_id=prices[dearest].id,
+                prompt_tokens=bounds.prompt_tokens,
+                max_tokens=bounds.max_tokens,
+                least_tokens=bounds.max_tokens if cheaper else LEAST_TOKENS,
+                answers=bounds.answers,
+                fixed_micro=prices[dearest].cost(bounds.prompt_tokens, 0, bounds.seconds),
+                micro_per_million=prices[dearest].price.output_micro_per_million,
+                monthly_micro=self.plan_of(principal).monthly_micro,
+                key_budget_micro=principal.key_limits.budget_micro,
+                holds=tuple(hold for hold in bounds.holds if hold.model in prices),
+            )
             answer = await self._reserve(request)
             if isinstance(answer, GrantedReservation):
                 self._open[request_id] = self._clock()
@@ -185,34 +200,6 @@ class Ledger:
         if answer.max_tokens is None or answer.is_over_ceiling:
             return held
         return replace(held, max_tokens=answer.max_tokens, clamped=answer.max_tokens < max_tokens)
-
-    def _request(
-        self,
-        principal: Principal,
-        request_id: RequestId,
-        bounds: CostBounds,
-        model: ModelName,
-        prices: Mapping[ModelName, Price],
-        *,
-        in_full: bool,
-    ) -> ReservationRequest:
-        price = prices[model]
-        return ReservationRequest(
-            request_id=request_id,
-            owner=principal.tenant_id,
-            key_id=principal.key_id,
-            model=model,
-            price_id=price.id,
-            prompt_tokens=bounds.prompt_tokens,
-            max_tokens=bounds.max_tokens,
-            least_tokens=bounds.max_tokens if in_full else LEAST_TOKENS,
-            answers=bounds.answers,
-            fixed_micro=price.cost(bounds.prompt_tokens, 0, bounds.seconds),
-            micro_per_million=price.price.output_micro_per_million,
-            monthly_micro=self.plan_of(principal).monthly_micro,
-            key_budget_micro=principal.key_limits.budget_micro,
-            holds=tuple(hold for hold in bounds.holds if hold.model in prices),
-        )
 
     def claimed(self, claim: WorkerClaim) -> None:
         """Record which worker is about to run the request."""

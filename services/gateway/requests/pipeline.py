@@ -442,20 +442,19 @@ OTHER_REASON = "other"
 
 
 class CompletionCounters:
-    """Counts costs and aborted streams. Keeps the labeled series, because looking labels up costs more than counting."""
+    """Counts costs and aborted streams. Keeps the series of costs, because looking labels up costs more than counting."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._cost = metrics.cost
         self._aborted = metrics.streams_aborted
         self._cost_of: dict[ModelName, Counter] = {}
-        self._aborted_for: dict[str, Counter] = {}
 
     def ended(self, row: RequestRow, *, was_read: bool, complete: bool) -> None:
         """Call it once for each request. ``was_read``: the reader got the start of the answer; ``complete``: the whole answer was there."""
         if row.cost_micro and row.model_used is not None:
             self._cost_for(row.model_used).inc(row.cost_micro)
         if was_read and not complete and row.error_code is not None:
-            self._aborts_for(row.error_code).inc()
+            self._aborted.labels(reason=row.error_code if row.error_code in errors.BY_CODE else OTHER_REASON).inc()
 
     def _cost_for(self, model: ModelName) -> Counter:
         found = self._cost_of.get(model)
@@ -464,11 +463,4 @@ class CompletionCounters:
             if len(self._cost_of) >= MAX_MODELS:
                 return self._cost.labels(model=OTHER)
             found = self._cost_of[model] = self._cost.labels(model=model)
-        return found
-
-    def _aborts_for(self, code: str) -> Counter:
-        reason = code if code in errors.BY_CODE else OTHER_REASON
-        found = self._aborted_for.get(reason)
-        if found is None:
-            found = self._aborted_for[reason] = self._aborted.labels(reason=reason)
         return found
