@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 from uuid import UUID
 
@@ -253,14 +253,17 @@ async def test_a_worker_that_begins_to_announce_a_provider_gets_nothing_that_it_
 
 async def test_the_announcement_is_compared_again_when_the_prompt_is_sent(policed: Policed, monkeypatch: pytest.MonkeyPatch) -> None:
     dispatch = policed.service.dispatch
-    choose = dispatch.claim_now
+    find = dispatch.find
 
-    def choose_before_the_change(requirements: routing.WorkerRequirements) -> Claim | None:
-        claim = choose(requirements)
-        policed.service.directory.worker(11, LOCAL, provider="acme")
-        return claim
+    async def choose_before_the_change(requirements: routing.WorkerRequirements) -> AsyncGenerator[str | Claim]:
+        async with contextlib.aclosing(find(requirements)) as steps:
+            async for step in steps:
+                policed.service.directory.worker(11, LOCAL, provider="acme")
+                yield step
 
-    monkeypatch.setattr(dispatch, "claim_now", choose_before_the_change)
+    # Nothing happens between a choice without a wait and the call.
+    monkeypatch.setattr(dispatch, "claim_now", lambda _requirements: None)
+    monkeypatch.setattr(dispatch, "find", choose_before_the_change)
     with pytest.raises(errors.NotReachable, match="sends prompts to acme, which the policy forbids"):
         await policed.ask("local")
     assert policed.local.received == []
