@@ -28,7 +28,7 @@ MOST_SECONDS = 30.0
 #: Long enough to see the periodic work of an idle gateway: the longest period, of listening to PostgreSQL, takes 15 s.
 IDLE_SECONDS = 18.0
 
-#: File and function, as "services/gateway/requests/deduplicated_inference.py" and "Once.run".
+#: File and function, as "services/gateway/requests/pipeline.py" and "Pipeline.run".
 Calls = collections.Counter[tuple[str, str]]
 
 

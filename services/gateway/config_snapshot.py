@@ -9,7 +9,7 @@ from services.gateway.limits import tiers, upstream_prices
 from services.gateway.limits.tiers import LimitRules, TierPlan
 from services.gateway.limits.upstream_prices import UpstreamPrice
 from services.gateway.scheduling import route_choice
-from services.gateway.scheduling.policies import Policies, Policy
+from services.gateway.scheduling.policies import Policies
 from services.gateway.scheduling.route_choice import OpenRollout, Route
 from services.gateway.scheduling.routing import ModelNames
 from shared.config_documents import (
@@ -49,11 +49,8 @@ class ConfigSnapshot:
     limits: LimitRules = field(default_factory=LimitRules)
     policies: Policies = field(default_factory=Policies)
     upstream_prices: Mapping[ModelName, UpstreamPrice] = field(default_factory=dict)
-    #: For callers who may not name served models.
+    #: For callers whose policy forbids ``direct_models``.
     route_names: ModelNames = field(default_factory=lambda: ModelNames({}, None, only_routes=True))
-
-    def names_for(self, policy: Policy) -> ModelNames:
-        return self.names if policy.direct_models.value else self.route_names
 
 
 NO_ROLLOUTS: Mapping[str, OpenRollout] = MappingProxyType({})

@@ -470,7 +470,7 @@ class GatewayService:
         tenant = _ANONYMOUS if caller is None else caller.tenant_id
         config = self._live.config
         policy = config.policies.find(None) if caller is None else config.policies.of(caller)
-        names = config.names_for(policy)
+        names = config.names if policy.direct_models.value else config.route_names
         workers = policies.open_to(tenant, policy, self._node.directory.usable(Role.WORKER))
         startable = () if caller is None else self._dispatch.worker_stats.starts.pools
         served = routing.catalogue(workers, names, policy.allows_name, startable)

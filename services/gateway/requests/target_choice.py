@@ -139,7 +139,7 @@ class TargetSearch:
         config = self.source.config
         policy = config.policies.of(principal, forbids_external=forbids_external)
         running.shows_target = policy.show_targets.value
-        return Caller(principal, policy, config, config.names_for(policy))
+        return Caller(principal, policy, config, config.names if policy.direct_models.value else config.route_names)
 
     async def find(
         self,

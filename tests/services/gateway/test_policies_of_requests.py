@@ -396,5 +396,6 @@ def listed(policed: Policed) -> set[str]:
     config = policed.service.config
     policy = config.policies.of(OWNER)
     workers = policies.open_to(OWNER.tenant_id, policy, policed.service.directory.usable(Role.WORKER))
-    found = routing.catalogue(workers, config.names_for(policy), policy.allows_name)
+    names = config.names if policy.direct_models.value else config.route_names
+    found = routing.catalogue(workers, names, policy.allows_name)
     return {name for model in found for name in (model.name, *model.aliases)}
