@@ -107,7 +107,7 @@ class Callers:
         try:
             principal = await self._ask_auth(credential)
         except _CANNOT_ASK:
-            if stale := self._cache.find_stale(digest, self._clock()):
+            if stale := self._cache.find(digest, self._clock(), is_auth_away=True):
                 return stale
             raise
         except errors.NotAuthenticated:
@@ -178,13 +178,14 @@ class CallerCache:
         #: The last change seen, to resume the stream; 0 before the first.
         self.sequence = 0
 
-    def find(self, digest: bytes, now: float) -> Principal | None:
-        """Return a caller that needs no new check."""
-        return self._find(digest, now, WATCHED_SECONDS if self._watched else UNWATCHED_SECONDS)
-
-    def find_stale(self, digest: bytes, now: float) -> Principal | None:
-        """Return a caller to use if auth can't be reached."""
-        return self._find(digest, now, STALE_SECONDS)
+    def find(self, digest: bytes, now: float, *, is_auth_away: bool = False) -> Principal | None:
+        """Return a caller that needs no new check, or can't have one."""
+        lifetime_seconds = STALE_SECONDS if is_auth_away else WATCHED_SECONDS if self._watched else UNWATCHED_SECONDS
+        entry = self._entries.get(digest)
+        if entry is None or now >= min(entry.checked_at + lifetime_seconds, entry.ends_at):
+            return None
+        self._entries.move_to_end(digest)
+        return entry.principal
 
     def remember(self, digest: bytes, principal: Principal, *, now: float, ends_at: float, changes_before: int) -> None:
         if changes_before != self.changes:
@@ -209,13 +210,6 @@ class CallerCache:
     def apply(self, change: Change) -> None:
         self.sequence = max(self.sequence, change.sequence)
         self._forget_user(change.user_id)
-
-    def _find(self, digest: bytes, now: float, lifetime_seconds: float) -> Principal | None:
-        entry = self._entries.get(digest)
-        if entry is None or now >= min(entry.checked_at + lifetime_seconds, entry.ends_at):
-            return None
-        self._entries.move_to_end(digest)
-        return entry.principal
 
     def _forget_user(self, user_id: UserId | None) -> None:
         self.changes += 1

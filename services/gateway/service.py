@@ -207,9 +207,8 @@ class GatewayService:
             node.events_of_mesh.publish,
             responses=_responses(settings, node, opened.cache, opened.answer_runs),
             cache_only_when_asked=settings.response_cache == "asked",
-            on_compared=brake.ended,
-            on_guarded=self.guard_reporting.ended,
         )
+        self._pipeline.on_compared, self._pipeline.on_guarded = brake.ended, self.guard_reporting.ended
         self.rollouts.requests = self._pipeline.running
         self._idempotency = opened.idempotency
         self.reports = opened.reports

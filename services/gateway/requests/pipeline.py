@@ -87,8 +87,6 @@ class Pipeline:
         *,
         responses: ResponseCache | None = None,
         cache_only_when_asked: bool = False,
-        on_compared: OnCompared = lambda _row, _unit: None,
-        on_guarded: OnGuarded = lambda _row, _caller, _seconds: None,
     ) -> None:
         """``responses`` is None if the cache is disabled."""
         self._admission = admission
@@ -98,7 +96,9 @@ class Pipeline:
         self._publish = publish
         self._responses = responses
         self._cache_only_when_asked = cache_only_when_asked
-        self._on_compared, self._on_guarded = on_compared, on_guarded
+        #: The service sets both.
+        self.on_compared: OnCompared = lambda _row, _unit: None
+        self.on_guarded: OnGuarded = lambda _row, _caller, _seconds: None
         #: Requests that run now, with their callers.
         self.running: dict[ActiveRequest, Principal] = {}
         self.clock = admission.search.clock
@@ -415,9 +415,9 @@ class Pipeline:
         if row.route is not None or row.spending:
             self._routes.ended(row, running.first_text_seconds)
         if row.route is not None and row.route.is_compared:
-            self._on_compared(row, running.unit)
+            self.on_compared(row, running.unit)
         if row.guard or running.guard_seconds:
-            self._on_guarded(row, principal, running.guard_seconds)
+            self.on_guarded(row, principal, running.guard_seconds)
         self._publish(
             events.RequestCompleted(
                 at=datetime.now(UTC),
@@ -437,10 +437,6 @@ def _is_delivery(item: object) -> bool:
     return not (waits or isinstance(item, inference.PromptAccepted))
 
 
-#: Replaces codes unknown to this version: a peer could otherwise create any number of series.
-OTHER_REASON = "other"
-
-
 class CompletionCounters:
     """Counts costs and aborted streams. Keeps the series of costs, because looking labels up costs more than counting."""
 
@@ -454,7 +450,8 @@ class CompletionCounters:
         if row.cost_micro and row.model_used is not None:
             self._cost_for(row.model_used).inc(row.cost_micro)
         if was_read and not complete and row.error_code is not None:
-            self._aborted.labels(reason=row.error_code if row.error_code in errors.BY_CODE else OTHER_REASON).inc()
+            # A peer could otherwise create any number of series.
+            self._aborted.labels(reason=row.error_code if row.error_code in errors.BY_CODE else "other").inc()
 
     def _cost_for(self, model: ModelName) -> Counter:
         found = self._cost_of.get(model)

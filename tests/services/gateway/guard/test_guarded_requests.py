@@ -49,7 +49,8 @@ class Guarded:
         self.service = service
         self.acts = Acts()
         self.reporting = GuardReporting(service.metrics, self.acts)  # type: ignore[arg-type]
-        self.pipeline = service.new_pipeline(responses=responses, on_guarded=self.reporting.ended)
+        self.pipeline = service.new_pipeline(responses=responses)
+        self.pipeline.on_guarded = self.reporting.ended
 
     def use(self, **documents: dict[str, Any]) -> None:
         """Guard by the documents, by level."""
