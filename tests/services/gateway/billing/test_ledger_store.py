@@ -442,3 +442,14 @@ async def test_a_gateway_starts_beside_a_read_only_database(postgres_url: str) -
         ledger = LedgerStore(opened)
         await ledger.ensure_default_price(1, 1)
         assert len(await ledger.list_prices()) == 1
+
+
+async def test_functions_of_each_request_keep_their_plans(books: Books) -> None:
+    """CREATE OR REPLACE drops the setting, and then each call plans its statements on partitioned tables again."""
+    connection = await asyncpg.connect(books.url)
+    try:
+        keep_plans = "SELECT proname FROM pg_proc WHERE 'plan_cache_mode=force_generic_plan' = ANY (proconfig)"
+        kept = {"reserve", "settle", "extend_hold", "hold_targets", "spend_targets"}
+        assert kept == {row["proname"] for row in await connection.fetch(keep_plans)}
+    finally:
+        await connection.close()
