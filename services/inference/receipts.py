@@ -34,6 +34,8 @@ from shared.types import NodeId, RequestId
 KEPT_FOR = timedelta(hours=24)
 #: About 300 bytes each in memory; 150 in the file, which holds at most twice as many: 30 MB of each.
 CAPACITY = 100_000
+#: Receipts within this time are written together: a thread for each cost the worker more than anything else of a short request.
+GATHER_SECONDS = 0.01
 #: A longer receipt in the file is damaged.
 _MOST_BYTES = 4096
 #: CRC-32 and length, before each receipt in the file.
@@ -175,6 +177,7 @@ class ReceiptKeeper:
                 self._recall(await loop.run_in_executor(thread, self._load))
                 while True:
                     await self._arrived.wait()
+                    await asyncio.sleep(GATHER_SECONDS)
                     self._arrived.clear()
                     # A cancel must not take a write back that the thread has not begun: its receipts are no longer in `_unwritten`.
                     await asyncio.shield(loop.run_in_executor(thread, self._write, *self._due()))
