@@ -16,6 +16,8 @@ from shared.protocol import directory
 from shared.types import ModelName
 
 LOOK_SECONDS = 0.5
+#: After a change, later ones wait for so long, because a busy backend changes with each start and end of a request.
+GATHER_SECONDS = 0.02
 PAUSED = "paused by its owner"
 
 
@@ -44,6 +46,9 @@ class Announcements:
         self._pause = pause
         self.backend: Backend | None = None
         self._pulls: tuple[directory.ModelPull, ...] = ()
+        #: Runs while later changes wait.
+        self._timer: asyncio.TimerHandle | None = None
+        self._has_changed = False
         #: The gauges of each model; those of the speed ask the engines at each scrape.
         self._measured: dict[ModelName, tuple[Gauge, ...]] = {}
 
@@ -57,8 +62,16 @@ class Announcements:
             await asyncio.sleep(directory.ANNOUNCE_SECONDS)
 
     def changed(self) -> None:
-        if self.backend is None:
+        self._has_changed = True
+        if self._timer is None:
+            self._update()
+
+    def _update(self) -> None:
+        self._timer = None
+        if self.backend is None or not self._has_changed:
             return
+        self._has_changed = False
+        self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._update)
         statuses = self.backend.models()
         # Adapters share the slots of their model.
         models = [status for status in statuses if status.parent is None]

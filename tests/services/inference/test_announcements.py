@@ -69,7 +69,7 @@ async def test_removed_model_leaves_no_gauges() -> None:
         assert f"ai_platform_{line}" in exposed(node)
     backend.is_empty = True
     watcher.changed()
-    assert node.offers[-1].models == ()
+    await until(lambda: node.offers[-1].models == ())
     assert 'ai_platform_worker_up{model="echo"' not in exposed(node)
     assert 'ai_platform_worker_slots{model="echo"' not in exposed(node)
     assert [line for line in exposed(node).splitlines() if "model_memory_bytes{" in line or "cache_hits{" in line] == []
@@ -90,7 +90,18 @@ async def test_adapters_are_offered_and_share_the_slots_of_their_model() -> None
     assert 'ai_platform_worker_slots{model="echo:sql"' not in exposed(node)
     backend.is_empty = True
     watcher.changed()
-    assert 'ai_platform_worker_up{model="echo:sql"' not in exposed(node)
+    await until(lambda: 'ai_platform_worker_up{model="echo:sql"' not in exposed(node))
+
+
+async def test_changes_of_a_busy_backend_share_an_offer_and_the_last_one_counts() -> None:
+    node = Node()
+    watcher = Announcements(node, WorkerPause(None))
+    watcher.backend = backend = ShrinkingBackend(0, 1, watcher)
+    for _ in range(100):
+        watcher.changed()
+    backend.is_empty = True
+    await until(lambda: len(node.offers) > 1)
+    assert [len(offer.models) for offer in node.offers] == [1, 0]
 
 
 class ShrinkingBackend(EchoBackend):
@@ -126,7 +137,7 @@ async def test_a_scrape_tells_whether_a_server_is_up_and_refuses_the_account() -
     assert 'ai_platform_upstream_up{server="openai"} 1.0' in exposed(node)
     backend.seen = ServerState(is_up=False, is_refused=True)
     watcher.changed()
-    assert 'ai_platform_upstream_refused{server="openai"} 1.0' in exposed(node)
+    await until(lambda: 'ai_platform_upstream_refused{server="openai"} 1.0' in exposed(node))
     assert 'ai_platform_upstream_up{server="openai"} 0.0' in exposed(node)
 
 
@@ -151,7 +162,7 @@ async def test_running_downloads_are_announced_when_they_change(monkeypatch: pyt
         return pulls if looks < 5 else ()
 
     following = asyncio.create_task(watcher.follow_pulls(read_pulls))
-    await until(lambda: looks > 8)
+    await until(lambda: len(node.offers) > 1 and looks > 8)
     following.cancel()
     await asyncio.wait({following})
     assert [offer.pulls for offer in node.offers] == [pulls, ()]

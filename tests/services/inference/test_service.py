@@ -8,6 +8,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from services.inference import announcements
 from services.inference.announcements import Announcements, WorkerPause
 from services.inference.backend_interface import Backend, Sink
 from services.inference.engine_speed import EngineSpeed
@@ -107,8 +108,11 @@ async def test_models_are_listed_with_their_state(service: InferenceService) -> 
     assert (listed.models[0].model_id, listed.models[0].state, listed.models[0].slots) == ("echo", ModelState.READY, 256)
 
 
-async def test_announcement_has_the_models_and_the_load(service: InferenceService, node: Node) -> None:
-    await run(service, request("a"))
+async def test_announcement_has_the_models_and_the_load(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announcements, "GATHER_SECONDS", 0.0)
+    async with opened(InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo"), node) as service:
+        await run(service, request("a b c d e f g h"))
+        await until(lambda: len(node.offers) > 2)
     assert [offer.load.running for offer in node.offers] == [0, 1, 0]
     assert [model.name for model in node.offers[-1].models] == ["echo"]
     assert node.offers[-1].load.slots == 256
@@ -297,7 +301,7 @@ class Restarting(Backend):
         raise NotImplementedError
 
 
-def test_restarting_worker_keeps_its_model_so_callers_get_503_not_404() -> None:
+async def test_restarting_worker_keeps_its_model_so_callers_get_503_not_404() -> None:
     node = Node()
     board = Announcements(node, WorkerPause(None))
     board.backend = Restarting()
@@ -340,7 +344,7 @@ class OnDisk(Backend):
         return EngineSpeed()
 
 
-def test_worker_with_models_on_disk_is_ready_and_offers_all_names() -> None:
+async def test_worker_with_models_on_disk_is_ready_and_offers_all_names() -> None:
     node = Node()
     board = Announcements(node, WorkerPause(None))
     board.backend = OnDisk()
