@@ -8,6 +8,7 @@ program does not start if one of its methods has no row. Whether a caller may to
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from shared import errors
@@ -327,7 +328,8 @@ def may(caller: Principal, permission: Permission) -> bool:
     return bool(permissions_of(caller.role, caller.scopes) & {permission, Permission.EVERYTHING})
 
 
-def permissions_of(role: UserRole, scopes: Iterable[str] | None) -> frozenset[Permission]:
+@lru_cache(maxsize=1024)
+def permissions_of(role: UserRole, scopes: tuple[str, ...] | None) -> frozenset[Permission]:
     """Return what a key with these scopes may do now; None stands for a login. A scope that the owner has lost grants nothing."""
     granted = ROLES[role]
     if scopes is None:
