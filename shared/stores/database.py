@@ -276,8 +276,7 @@ class Database:
                     connection.terminate()
                     raise ConnectionResetError(str(error)) from error
                 finally:
-                    # Shielded against a second cancellation.
-                    await asyncio.shield(_release(self._pool, connection))
+                    await _release(self._pool, connection)
         except _UNDONE as error:
             if isinstance(error, asyncpg.SerializationError):
                 # At our isolation level only a standby raises this. The next connection may reach the primary.
@@ -342,7 +341,8 @@ def _may_be_repeated(cause: BaseException | None, attempt: int, *, only_reads: b
 
 
 async def _release(pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
-    """Wait for the server to confirm a canceled statement. If it does not, close the connection."""
+    """Wait for the server to confirm a canceled statement. If it does not, close the connection. The pool does that in a task of its own,
+    so a second cancellation does not stop it."""
     with contextlib.suppress(*_GONE, *_LOST_ITS_PLACE):
         await pool.release(connection, timeout=0.5)
 
