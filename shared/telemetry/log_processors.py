@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -50,14 +51,17 @@ def start(origin: LogOrigin, level: int, layout: str) -> Callable[[int, str, Map
         foreign_pre_chain=chain, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _keep, last]
     )
     _route_stdlib(formatter, level)
+    # Not by the standard library, which takes as long for a line as all the rest. Without `bind`, it would be bound for each line.
     ours = structlog.wrap_logger(
-        logging.getLogger("aimesh"),
-        processors=[*chain, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        structlog.WriteLogger(sys.stdout),
+        processors=[*chain, _keep, last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-    )
+    ).bind()
 
     def write(level: int, event: str, fields: Mapping[str, object]) -> None:
-        ours.log(level, event, **fields)
+        # Its reader may have closed the pipe.
+        with suppress(OSError, ValueError):
+            ours.log(level, event, **fields)
 
     return write
 
