@@ -1,7 +1,7 @@
 """Checks requests and turns them into jobs for a backend.  Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -88,7 +88,8 @@ def check_prompt(
     if requested.raw and any(message.images for message in messages):
         raise errors.BadRequest("raw and images exclude each other: images are for chats", hint="send messages")
     variables = _template_variables(requested.chat_template_kwargs)
-    return GenerationJob(model, messages, parameters, requested, **asdict(origin), template_variables=variables)
+    of_origin = {name: getattr(origin, name) for name in JobOrigin.__slots__}
+    return GenerationJob(model, messages, parameters, requested, **of_origin, template_variables=variables)
 
 
 def _template_variables(text: str) -> dict[str, object]:
