@@ -81,6 +81,9 @@ SHARED = {
     "tests/integration/test_no_secret_in_logs.py": "",
     # Two stacks at once are too many for two cores.
     "tests/rolling": "stack",
+    # They render all templates of llama.cpp, and many of them the same way.
+    "tests/services/inference/chat/test_prompt_plan.py": "templates",
+    "tests/services/inference/chat/test_template_probe.py": "templates",
     # Threads of two llama.cpp engines would spin against each other.
     "tests/services/inference/test_embeddings.py": "model",
     "tests/services/inference/backends/test_isolation.py": "model",
@@ -92,7 +95,7 @@ SHARED = {
 #: no more than two stacks run beside the models.
 FIRST = (
     *("stack", "browser", "model"),
-    "tests/services/inference/chat/test_prompt_plan.py",
+    "templates",
     "tests/shared/rpc/test_swarm_mesh.py",
     "tests/cli/machines/test_join.py",
     "second stack",

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from services.inference.chat import library, prompt_plan
-from services.inference.chat.chat_messages import OpenTemplate, ParseAnswer, RenderedPrompt, RenderPrompt, TemplateCapabilities
+from services.inference.chat.chat_messages import ParseAnswer, RenderedPrompt, RenderPrompt, TemplateCapabilities
 from services.inference.chat.chat_template import ChatTemplate
-from services.inference.chat.library import ChatLibrary, NotUnderstood
+from services.inference.chat.library import NotUnderstood
 from services.inference.chat.prompt_plan import ReasoningDefaults
 from services.inference.engine.engine_messages import PreparedPrompt, ThoughtBudget
 from services.inference.structured_output.constraint import Constraint
 from shared import errors
 from shared.api.generation import FormatKind, OutputFormat, ReasoningEffort, Tool, ToolChoice
+from tests.services.inference.chat import vendored
 from tests.services.inference.standins import job
 from tests.services.inference.structured_output.byte_answers import BYTES, END
 from tests.services.inference.structured_output.test_call_grammar import as_models_write
-from tools import engine_libraries
 
 built = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
 WEATHER = Tool("weather", "Weather.", '{"type":"object","properties":{"city":{"type":"string","maxLength":9}},"required":["city"]}')
@@ -29,12 +29,7 @@ ADD = Tool("add", "Adds.", '{"type":"object","properties":{"a":{"type":"integer"
 
 @cache
 def opened(path: Path) -> ChatTemplate:
-    return ChatTemplate(_library(), OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>"))
-
-
-@cache
-def _library() -> ChatLibrary:
-    return ChatLibrary()
+    return ChatTemplate(vendored.library(), vendored.request_of(path))
 
 
 def prepared(path: Path, **sampling: object) -> tuple[RenderedPrompt, PreparedPrompt]:
@@ -82,7 +77,7 @@ def forced(path: Path) -> str:
 
 @built
 def test_all_vendored_templates_give_a_call_when_it_is_forced() -> None:
-    templates = sorted(engine_libraries.templates_folder().glob("*.jinja"))
+    templates = vendored.paths()
     assert len(templates) == 70
     wrong = []
     for path in templates:
@@ -100,7 +95,7 @@ def test_all_vendored_templates_give_a_call_when_it_is_forced() -> None:
 @built
 @pytest.mark.parametrize("parallel", [False, True])
 def test_the_mark_behind_calls_is_no_call(parallel: bool) -> None:
-    path = engine_libraries.templates_folder() / "moonshotai-Kimi-K2.jinja"
+    path = next(each for each in vendored.paths() if each.stem == "moonshotai-Kimi-K2")
     _, prompt = prepared(path, tools=(WEATHER,), tool_choice=ToolChoice.REQUIRED, parallel_tool_calls=parallel)
     allowed = BYTES.start(prompt.grammar, prompt.triggers, prompt.field)
     for token in b"<|tool_call":
@@ -116,7 +111,7 @@ def test_the_mark_behind_calls_is_no_call(parallel: bool) -> None:
 def test_arguments_are_constrained_from_the_trigger_on() -> None:
     """Llama 3 has no trigger. The others write any text before."""
     free = []
-    for path in sorted(engine_libraries.templates_folder().glob("*.jinja")):
+    for path in vendored.paths():
         rendered, prompt = prepared(path, tools=(WEATHER, ADD))
         if not prompt.grammar:
             free.append(path.stem)

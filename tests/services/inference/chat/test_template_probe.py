@@ -1,12 +1,12 @@
 import pytest
 
 from services.inference.chat import library, template_probe
-from services.inference.chat.answer_text import AnswerMarks, AnswerSeparator, ParseReply
+from services.inference.chat.answer_text import AnswerMarks, AnswerSeparator, ParseReply, SeparatedPiece
 from services.inference.chat.chat_messages import ChatRefused, OpenTemplate, ParseAnswer, RenderPrompt
 from services.inference.chat.library import ChatLibrary, NotUnderstood
+from tests.services.inference.chat import vendored
 from tests.services.inference.chat.parsing import joined, read, run
 from tests.services.inference.chat.test_library import TEMPLATE, TOOL, USER
-from tools import engine_libraries
 
 pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
 
@@ -26,9 +26,9 @@ WITHOUT_CALLS = {
 
 
 def test_at_least_sixty_vendored_templates_read_their_own_calls() -> None:
-    chat, failed, templates = ChatLibrary(), set(), sorted(engine_libraries.templates_folder().glob("*.jinja"))
+    chat, failed, templates = vendored.library(), set(), vendored.paths()
     for path in templates:
-        template = chat.open(OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>"))
+        template = chat.open(vendored.request_of(path))
         assert "What is the weather?" in template.render(RenderPrompt((USER,), (TOOL,))).prompt, path.stem
         if not template_probe.reads_calls(chat, template):
             failed.add(path.stem)
@@ -37,12 +37,12 @@ def test_at_least_sixty_vendored_templates_read_their_own_calls() -> None:
 
 
 def test_answers_of_vendored_templates_may_be_split_anywhere_and_resumed_at_every_16th_character() -> None:
-    chat, function = ChatLibrary(), {"name": "weather", "arguments": '{"city": "K[ö]ln"}'}
+    chat, function = vendored.library(), {"name": "weather", "arguments": '{"city": "K[ö]ln"}'}
     call: dict[str, object] = {"type": "function", "id": "123456789", "function": function}
     said: dict[str, object] = {"role": "assistant", "reasoning_content": "Hm [x].", "content": "Let me [see] it.", "tool_calls": [call]}
     with_call = 0
-    for path in sorted(engine_libraries.templates_folder().glob("*.jinja")):
-        template = chat.open(OpenTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>"))
+    for path in vendored.paths():
+        template = chat.open(vendored.request_of(path))
         asked = template.render(RenderPrompt((USER,), (TOOL,)))
         answered = template.render(RenderPrompt((USER, said), (TOOL,), answer=False)).prompt
         marks, answer = AnswerMarks.of(asked), next(template_probe.cuts(asked, answered), answered[-400:])
@@ -54,12 +54,13 @@ def test_answers_of_vendored_templates_may_be_split_anywhere_and_resumed_at_ever
                 return ChatRefused(str(error))
 
         whole = read([answer], marks, parse)
-        assert read(answer, marks, parse) == whole, path.stem
         with_call += any(piece.name == "weather" for piece in whole)
-        for at in range(16, len(answer), 16):
-            separator = AnswerSeparator(marks)
-            before = [piece for letter in answer[:at] for piece in run(separator.feed(letter), parse)]
-            assert joined([*before, *read([answer[at:]], marks, parse, delivered=answer[:at])]) == whole, (path.stem, at)
+        separator, before = AnswerSeparator(marks), list[SeparatedPiece]()
+        for at, letter in enumerate(answer):
+            if at and at % 16 == 0:
+                assert joined([*before, *read([answer[at:]], marks, parse, delivered=answer[:at])]) == whole, (path.stem, at)
+            before += run(separator.feed(letter), parse)
+        assert joined([*before, *run(separator.feed("", last=True), parse)]) == whole, path.stem
     assert with_call >= 55
 
 

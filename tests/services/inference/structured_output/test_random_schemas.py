@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import tiers
 from tests.services.inference.structured_output import tool_schemas
 from tests.services.inference.structured_output.byte_answers import compact, drawn, fits, grammar_of
 
@@ -106,7 +107,7 @@ def test_generated_text_is_valid(wanted: dict[str, Any], rng: random.Random) -> 
 def test_generated_tool_call_is_valid(name: str) -> None:
     wanted = tool_schemas.SCHEMAS[name]
     grammar = grammar_of(wanted)
-    for seed in range(20):
+    for seed in range(tiers.volume(20)):
         text = drawn(grammar, random.Random(seed))
         assert fits(grammar, text)
         jsonschema.validate(json.loads(text), wanted, jsonschema.Draft202012Validator)
