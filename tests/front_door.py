@@ -16,6 +16,7 @@ from shared.identity.certificates import Subject
 from shared.identity.node_keys import Authority
 from shared.identity.tickets import Ticket
 from shared.node.member import Node
+from shared.protocol import topics
 from shared.types import NodeId, Role
 from tests.testnet import MESH
 
@@ -101,7 +102,7 @@ class FrontDoor:
         role, now = self.members[node], time.time() + self.clock_offset_seconds
         subject = Subject(self.certify_instead or node, role)
         revocations = certificates.issue_list(self.ca, 1 + len(self.revoked), 1, tuple(self.revoked), now)
-        topics = (TopicSecret(1, bytes([1]) * 32),)
+        secrets_of_topics = (TopicSecret(1, topics.epoch_secret(self.ca.raw_seed, 1)),)
         return Membership(
             MESH,
             role,
@@ -109,7 +110,7 @@ class FrontDoor:
             revocations,
             (self.ca.id,),
             b"",
-            topics,
+            secrets_of_topics,
             self.bootstrap,
             (),
             int(now * 1000),

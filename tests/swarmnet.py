@@ -5,7 +5,8 @@
         caller = await net.client()
         reply = await caller.rpc.call(...)
 
-With ``server`` the nodes are on a NATS server as well. ``net.revoke`` gives the next list to one node, as auth would.
+With ``nats`` the nodes are on a NATS server as well. ``net.revoke`` gives the next list to one node, as auth would. The DHT is that of
+all tests of this process, on which each mesh has topics of its own; a test that ends its DHT asks for ``own_dht``.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.node.lifecycle import background
 from shared.node.member import Service
 from shared.node.settings import NodeSettings
+from shared.protocol import topics
 from shared.transports.hyperswarm import PeerAddress
 from shared.types import NodeId, Role
 from tests import dht
@@ -38,7 +40,7 @@ class SwarmNet:
 
     folder: Path
     bootstrap: Sequence[PeerAddress]
-    #: Ends the DHT's own nodes for good.
+    #: Ends the nodes of one's own DHT for good.
     end_dht: Callable[[], Awaitable[None]]
     server: NatsServer | None
     _tasks: asyncio.TaskGroup
@@ -61,7 +63,7 @@ class SwarmNet:
             certificates.issue(self.ca, subject, time.time() - age_seconds),
             self.list_body(),
             (self.ca.id,),
-            (TopicSecret(self.epoch, bytes([self.epoch]) * 32),),
+            (self.topic_secret,),
             tuple(str(address) for address in self.bootstrap),
         )
         membership_file.save(key_file.with_suffix(".mesh"), kept)
@@ -75,6 +77,10 @@ class SwarmNet:
         path.touch(mode=0o600)
         path.write_bytes(node_keys.new_seed())
         return path
+
+    @property
+    def topic_secret(self) -> TopicSecret:
+        return TopicSecret(self.epoch, topics.epoch_secret(self.ca.raw_seed, self.epoch))
 
     def list_body(self) -> bytes:
         return certificates.issue_list(self.ca, self.number, self.epoch, tuple(self.revoked), time.time())
@@ -118,19 +124,23 @@ class SwarmNet:
 
 
 @asynccontextmanager
-async def swarmnet(*, nats: bool = False) -> AsyncIterator[SwarmNet]:
+async def swarmnet(*, nats: bool = False, own_dht: bool = False) -> AsyncIterator[SwarmNet]:
     with tempfile.TemporaryDirectory(prefix="swarmnet-") as folder:
-        async with AsyncExitStack() as own_dht:
-            bootstrap = await own_dht.enter_async_context(dht.dht())
+        async with AsyncExitStack() as opened:
+            bootstrap = await opened.enter_async_context(dht.dht()) if own_dht else dht.shared()
             server = NatsServer(Path(folder)) if nats else None
             if server is not None:
                 server.start()
             try:
                 async with background() as tasks, AsyncExitStack() as stack:
-                    yield SwarmNet(Path(folder), bootstrap, own_dht.aclose, server, tasks, stack)
+                    yield SwarmNet(Path(folder), bootstrap, opened.aclose if own_dht else _end_shared_dht, server, tasks, stack)
             finally:
                 if server is not None:
                     server.kill()
+
+
+async def _end_shared_dht() -> None:
+    raise AssertionError("other tests use this DHT: ask for own_dht")
 
 
 swarmnet.__test__ = False  # type: ignore[attr-defined]  # as testnet

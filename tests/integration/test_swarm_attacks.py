@@ -88,7 +88,7 @@ async def strangers(net: SwarmNet, count: int) -> AsyncIterator[asyncio.subproce
     running_service = next(place for place in topics.MEETING_PLACES if place.name == "house")
     options = {
         "bootstrap": [{"host": node.host, "port": node.port} for node in net.bootstrap],
-        "topic": topics.meeting_topic(bytes([net.epoch]) * 32, running_service).hex(),
+        "topic": topics.meeting_topic(net.topic_secret.secret, running_service).hex(),
         "count": count,
         "parallel": AT_ONCE,
         "says": what_strangers_say(),
@@ -113,7 +113,7 @@ async def line_of(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 @pytest.mark.nightly("storms")
 async def test_five_hundred_strangers_with_the_right_topic_get_nowhere_and_known_nodes_do_not_notice() -> None:
-    async with swarmnet() as net:
+    async with swarmnet(own_dht=True) as net:
         gateway = await net.start(Gateway)
         swarm = gateway.node.node_transports.swarm
         assert swarm is not None
@@ -159,7 +159,7 @@ async def test_five_hundred_strangers_with_the_right_topic_get_nowhere_and_known
 @pytest.mark.nightly("storms")
 async def test_known_nodes_come_back_through_a_crowd_of_strangers() -> None:
     """The worker's link breaks again and again while the door is full."""
-    async with swarmnet() as net:
+    async with swarmnet(own_dht=True) as net:
         gateway, worker = await net.start(Gateway), await net.start(Worker)
         await sees(gateway, worker)
         quiet = [await break_and_wait(gateway, worker) for _ in range(5)]

@@ -240,7 +240,7 @@ async def test_eight_processes_of_one_profile_call_at_once() -> None:
 
 
 async def test_if_the_configured_dht_nodes_are_gone_saved_ones_lead_to_the_mesh() -> None:
-    async with swarmnet() as net, dht.dht(beside=net.bootstrap) as others:
+    async with swarmnet(own_dht=True) as net, dht.dht(beside=net.bootstrap) as others:
         the_auth, gateway, worker = await net.start(Auth), await net.start(Gateway), await net.start(Worker)
         profile = net.join("profile", Role.CLIENT)
         caller = await net.client(profile)
@@ -262,7 +262,7 @@ async def test_if_the_configured_dht_nodes_are_gone_saved_ones_lead_to_the_mesh(
 
 async def test_dht_nodes_from_a_renewal_are_used_immediately_and_the_previous_ones_kept() -> None:
     """The worker never hears of its new gateway from the DHT by which it joined."""
-    async with swarmnet() as net, dht.dht() as others:
+    async with swarmnet(own_dht=True) as net, dht.dht() as others:
         front = (await net.start(FrontDoor)).service
         assert isinstance(front, FrontDoor)
         front.ca, front.bootstrap = net.ca, tuple(str(address) for address in others)
