@@ -49,8 +49,8 @@ class Announcements:
         #: Runs while later changes wait.
         self._timer: asyncio.TimerHandle | None = None
         self._has_changed = False
-        #: The gauges of each model; those of the speed ask the engines at each scrape.
-        self._measured: dict[ModelName, tuple[Gauge, ...]] = {}
+        #: Models that have gauges; those of the speed ask the engines at each scrape.
+        self._measured: set[ModelName] = set()
 
     async def follow_pulls(self, read_pulls: Callable[[], tuple[directory.ModelPull, ...]]) -> None:
         """Announce the downloads that ``read_pulls``, which blocks, returns; runs until cancelled."""
@@ -92,7 +92,7 @@ class Announcements:
             self._node.metrics.upstream_refused.labels(server=server).set(seen.is_refused)
         for status in statuses:
             self._measure(status)
-        for model in self._measured.keys() - {status.model_id for status in statuses}:
+        for model in self._measured - {status.model_id for status in statuses}:
             self._forget(model)
 
     def restarting(self, model: ModelName) -> None:
@@ -105,32 +105,26 @@ class Announcements:
         self._node.metrics.image_seconds.labels(model=model).inc(seconds)
 
     def _measure(self, status: ModelStatus) -> None:
-        gauges = self._measured.get(status.model_id)
-        if gauges is None:
-            gauges = self._measured[status.model_id] = self._begin_measuring(status)
-        figures = (status.state in inference.SERVED, status.running, status.slots - status.running, status.queued)
-        for gauge, figure in zip(gauges, figures, strict=False):
-            gauge.set(figure)
-
-    def _begin_measuring(self, status: ModelStatus) -> tuple[Gauge, ...]:
-        """Return a model's gauges in the order of ``_measure``. Looking labels up costs more than setting them."""
         metrics, model = self._node.metrics, status.model_id
+        is_new = model not in self._measured
         # Prometheus only sees a counter grow that it has seen before.
         for counter in (metrics.engine_restarts, metrics.answer_parse_failures, metrics.image_seconds):
             counter.labels(model=model).inc(0)
-        is_up = metrics.worker_up.labels(model=model)
+        metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)
+        self._measured.add(model)
         if status.parent is not None:
-            return (is_up,)
-        if self.backend is not None and self.backend.has_engines:
+            return
+        metrics.worker_slots.labels(model=model, state="busy").set(status.running)
+        metrics.worker_slots.labels(model=model, state="free").set(status.slots - status.running)
+        metrics.queue_depth.labels(model=model).set(status.queued)
+        if is_new and self.backend is not None and self.backend.has_engines:
             look = partial(self.backend.figures, model)
             for gauge, labels, name in self._figures():
                 gauge.labels(model=model, **labels).set_function(partial(_figure, look, name))
-        busy, free = (metrics.worker_slots.labels(model=model, state=state) for state in ("busy", "free"))
-        return is_up, busy, free, metrics.queue_depth.labels(model=model)
 
     def _forget(self, model: ModelName) -> None:
         metrics = self._node.metrics
-        del self._measured[model]
+        self._measured.discard(model)
         for gauge in (metrics.worker_up, metrics.worker_slots, metrics.queue_depth, *(gauge for gauge, _, _ in self._figures())):
             gauge.remove_by_labels({"model": model})
 

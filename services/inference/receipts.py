@@ -34,7 +34,7 @@ from shared.types import NodeId, RequestId
 KEPT_FOR = timedelta(hours=24)
 #: About 300 bytes each in memory; 150 in the file, which holds at most twice as many: 30 MB of each.
 CAPACITY = 100_000
-#: Receipts within this time are written together: a thread for each cost the worker more than anything else of a short request.
+#: Receipts within this time are written together, because each write is a turn of a thread.
 GATHER_SECONDS = 0.01
 #: A longer receipt in the file is damaged.
 _MOST_BYTES = 4096
