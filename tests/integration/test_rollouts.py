@@ -201,6 +201,7 @@ async def test_a_candidate_that_begins_to_fail_is_rolled_back_also_when_a_gatewa
     assert mesh.statuses.count(200) >= len(mesh.statuses) - 10
 
 
+@pytest.mark.nightly("long")
 async def test_a_candidate_that_answers_late_is_rolled_back(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
     async with open_mesh(stack, ann, tmp_path) as mesh, mesh.load():
         mesh.good.delay_seconds = mesh.bad.delay_seconds = 0.2

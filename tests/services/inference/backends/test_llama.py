@@ -28,7 +28,7 @@ from shared import errors
 from shared.api.generation import ChatMessage, FormatKind, Generation, OutputFormat, Tool, ToolCall, ToolChoice
 from shared.api.inference import Chunk, Detokenize, ModelState, RenderChat, Tokenize
 from shared.types import Ability, FinishReason, ModelName
-from tests import stopwatch
+from tests import stopwatch, tiers
 from tests.services.inference.standins import Reader, Watch, job, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -83,7 +83,7 @@ ANSWER = OutputFormat(
 
 @pytest.mark.parametrize("tools", [(WEATHER,), (WEATHER, ADD)], ids=["one tool", "two"])
 async def test_a_required_call_works_without_tools_in_the_template(backend: LlamaBackend, tools: tuple[Tool, ...]) -> None:
-    for seed in range(3):
+    for seed in range(tiers.volume(3)):
         asked = job(
             "What is the weather in Rome?",
             temperature=1,
@@ -100,7 +100,7 @@ async def test_a_required_call_works_without_tools_in_the_template(backend: Llam
 
 
 async def test_with_a_format_an_answer_is_a_call_or_has_the_format(backend: LlamaBackend) -> None:
-    for seed in range(4):
+    for seed in range(tiers.volume(4, least=2)):
         asked = job("What is the weather in Rome?", temperature=1, seed=seed, tools=(WEATHER, ADD), format=ANSWER)
         reader, _ = await generate(backend, asked)
         calls = [call for chunk in reader.chunks for call in chunk.tool_calls]
@@ -257,9 +257,9 @@ HOSTILE = {"angle brackets": "<" * 60_000, "markup": "<p>Hello <b>you</b></p>\n"
 async def test_long_prompt_does_not_delay_four_running_answers(backend: LlamaBackend, kind: str) -> None:
     """Several tries, because others use this machine, too: the fault held up the answers each time, for more than a second.
 
-    `make test` tries once and measures nothing.
+    `make test` tries once, for a few tokens, and measures nothing.
     """
-    tries = 6 if stopwatch.bounds_hold else 1
+    tries, tokens = (6, 25) if stopwatch.bounds_hold else (1, 5)
     streams = [Timed() for _ in range(4)]
 
     async def run_tokens(count: int) -> float:
@@ -277,9 +277,9 @@ async def test_long_prompt_does_not_delay_four_running_answers(backend: LlamaBac
         answers = [tasks.create_task(backend.generate(job("Hi", max_tokens=460, ignore_eos=True), stream)) for stream in streams]
         await until(lambda: all(stream.times for stream in streams))
         while len(ratios) < tries and min(ratios, default=9) > 3:
-            quiet = await run_tokens(25)
+            quiet = await run_tokens(tokens)
             hostile = tasks.create_task(refused())
-            ratios.append(await run_tokens(25) / quiet)
+            ratios.append(await run_tokens(tokens) / quiet)
             await hostile
         for answer in answers:
             answer.cancel()
