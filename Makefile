@@ -10,6 +10,8 @@ TESTS ?=
 ONLY ?=
 #: Test processes at a time. Two more than there are processors: much of their time they wait for a server.
 AT_ONCE ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
+#: What `make check` runs, and `make test` therefore does not.
+CHECKED = tests/test_architecture.py tests/test_repository.py tests/test_docs.py
 #: For make images: where the images go, the end of their tag (such as -arm64), and PUSH=1 to push them.
 REGISTRY ?= ghcr.io/aimesh
 ARCH ?=
@@ -50,8 +52,8 @@ worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan:
 status: ## what runs, since when, and what does not
 	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status
 
-test: setup-dev ## run the tests in 12 to 15 minutes on 2 cores, without the nightly ones (TESTS=tests/cli for some of them)
-	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),--numprocesses $(AT_ONCE))
+test: setup-dev ## run the tests in 12 to 15 minutes on 2 cores, without the nightly ones and those of make check (TESTS=tests/cli for some of them)
+	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),--numprocesses $(AT_ONCE) $(CHECKED:%=--ignore=%))
 
 # pytest ends with 5 if it ran nothing: TESTS may name only tests of one kind.
 test-all: setup-dev ## run all tests, also the nightly ones, with random seeds and full volumes (an hour)
@@ -74,7 +76,7 @@ check: setup-dev ## format, lint, types, import contracts, size budgets, depende
 	@cd sdk/javascript && ../../shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
 	@shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off --config-path=services/web/static/js tests/services/web/js
 	@cd services/web/static/js && ../../../../shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
-	@$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_repository.py tests/test_docs.py
+	@$(BIN)/python -m pytest -q $(CHECKED)
 	@$(BIN)/python -m tools.docs --check
 
 mutants: setup-dev ## make the faults of tests/mutants.toml, one at a time in a copy; a test has to fail for each (12 minutes)
