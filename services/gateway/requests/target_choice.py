@@ -16,7 +16,7 @@ from services.gateway.idempotency.idempotency_keys import Orphaned
 from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
 from services.gateway.requests.active_request import ActiveRequest, ServingTarget
 from services.gateway.requests.active_texts import ActiveModeration
-from services.gateway.scheduling import policies, route_choice, routing, worker_choice
+from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import Policy
 from services.gateway.scheduling.route_choice import POLICY_REASONS, DropReason, ModelFacts, RequestFacts, Route, RouteDecision
@@ -186,11 +186,7 @@ class TargetSearch:
             prompt_admission.check_open(caller.principal, model, caller.names)
         tenant, policy = caller.principal.tenant_id, caller.policy
         reason = self._policy_refusal(caller, model, model) if policy.limits_targets else None
-        if reason is None and all(
-            policies.barrier(tenant, policy.placement, worker.announcement, offer) is not None
-            for worker, offer in worker_choice.offering(model, usable)
-        ):
-            reason = route_choice.find_forbidden(usable, model, tenant, policy.placement)
+        reason = reason or route_choice.find_forbidden(usable, model, tenant, policy.placement)
         if reason is not None:
             raise forbidden(policy, running.model, {model: reason}, usable)
         return TargetChoice((ServingTarget(model),))
