@@ -16,7 +16,7 @@ from shared.protocol import directory
 from shared.types import ModelName
 
 LOOK_SECONDS = 0.5
-#: After a change, later ones wait for so long, because a busy backend changes with each start and end of a request.
+#: After an update, a change of the load waits for so long, because it changes with each start and end of a request.
 GATHER_SECONDS = 0.02
 PAUSED = "paused by its owner"
 
@@ -46,7 +46,7 @@ class Announcements:
         self._pause = pause
         self.backend: Backend | None = None
         self._pulls: tuple[directory.ModelPull, ...] = ()
-        #: Runs while later changes wait.
+        #: Runs while changes of the load wait.
         self._timer: asyncio.TimerHandle | None = None
         self._has_changed = False
         #: Models that have gauges; those of the speed ask the engines at each scrape.
@@ -62,6 +62,13 @@ class Announcements:
             await asyncio.sleep(directory.ANNOUNCE_SECONDS)
 
     def changed(self) -> None:
+        """Update at once, because gateways would ask in vain for a model that rests or is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._has_changed = True
+        self._update()
+
+    def load_changed(self) -> None:
         self._has_changed = True
         if self._timer is None:
             self._update()

@@ -23,6 +23,10 @@ class Watcher(Protocol):
         """A status may have changed. Safe to call at any time."""
         ...
 
+    def load_changed(self) -> None:
+        """Only how busy a model is may have changed."""
+        ...
+
     def restarting(self, model: ModelName) -> None:
         """A model's engine died and is being restarted."""
         ...

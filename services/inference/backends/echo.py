@@ -65,14 +65,14 @@ class EchoBackend(Backend):
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
         self._limits.enter()
-        self._watcher.changed()
+        self._watcher.load_changed()
         started = time.monotonic()
         try:
             async with self._free_slots:
                 return await self._echo(job, sink)
         finally:
             self._limits.leave(time.monotonic() - started)
-            self._watcher.changed()
+            self._watcher.load_changed()
 
     async def _echo(self, job: GenerationJob, sink: Sink) -> Generation:
         """Repeat `<think> … </think>` as thoughts."""

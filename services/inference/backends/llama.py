@@ -138,7 +138,7 @@ class LlamaBackend(Backend):
         cached = self._cache.get(model)
         model, limits = cached.entry.name, cached.limits
         limits.enter()
-        self._watcher.changed()
+        self._watcher.load_changed()
         # A load doesn't count, because the next job won't need it; a job that never started counts with the mean.
         seconds = limits.mean_seconds
         try:
@@ -150,7 +150,7 @@ class LlamaBackend(Backend):
                     seconds = time.monotonic() - started
         finally:
             limits.leave(seconds)
-            self._watcher.changed()
+            self._watcher.load_changed()
 
     def figures(self, model: ModelName) -> EngineSpeed:
         cached = self._cache.get(model)

@@ -461,8 +461,10 @@ class ModelCache:
                     self._callers.pop(caller).set_result(decision)
                 case _:
                     assert_never(decision)
-        if decisions:
+        if any(not isinstance(decision, AdmitStep) for decision in decisions):
             self._watcher.changed()
+        elif decisions:
+            self._watcher.load_changed()
 
     def _start_engines(self, cached: CachedModel) -> None:
         entry, plan = cached.entry, cached.plan

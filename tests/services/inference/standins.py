@@ -67,6 +67,8 @@ class Watch:
     def changed(self) -> None:
         self.changes += 1
 
+    load_changed = changed
+
     def restarting(self, model: ModelName) -> None:
         self.restarts.append(model)
 

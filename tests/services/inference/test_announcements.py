@@ -98,10 +98,25 @@ async def test_changes_of_a_busy_backend_share_an_offer_and_the_last_one_counts(
     watcher = Announcements(node, WorkerPause(None))
     watcher.backend = backend = ShrinkingBackend(0, 1, watcher)
     for _ in range(100):
-        watcher.changed()
+        watcher.load_changed()
     backend.is_empty = True
     await until(lambda: len(node.offers) > 1)
     assert [len(offer.models) for offer in node.offers] == [1, 0]
+
+
+async def test_a_state_is_offered_at_once_after_changes_of_the_load() -> None:
+    node = Node()
+    watcher = Announcements(node, WorkerPause(None))
+    watcher.backend = backend = ShrinkingBackend(0, 1, watcher)
+    for _ in range(3):
+        watcher.load_changed()
+    backend.is_empty = True
+    watcher.changed()
+    assert [len(offer.models) for offer in node.offers] == [1, 0]
+    backend.is_empty = False
+    watcher.load_changed()
+    assert len(node.offers) == 2, "changes of the load wait after any update"
+    await until(lambda: len(node.offers) > 2)
 
 
 class ShrinkingBackend(EchoBackend):

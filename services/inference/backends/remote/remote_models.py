@@ -183,7 +183,7 @@ class RemoteModels:
         if load is not None:
             self.set_slots(load.slots or max(self._slots, load.running))
         if before != (self._slots, self._others):
-            self._watcher.changed()
+            self._watcher.load_changed()
 
     @contextmanager
     def movable(self, move: Callable[[], None]) -> Iterator[None]:
@@ -262,14 +262,15 @@ class RemoteModels:
         if (left := served.rests_until - started) > 0:
             raise errors.Overloaded(f"{self._server} has asked for a pause of {job.model}", retry_after_seconds=left)
         served.limits.enter()
-        self._watcher.changed()
+        self._watcher.load_changed()
         try:
             yield CountedJob(served.listed, started, served.limits.in_flight + self._others)
             served.strikes = 0
         except PauseAsked as error:
-            # Announced below and at its end, so that the requests of all gateways go elsewhere meanwhile.
+            # Announced now and at its end, so that the requests of all gateways go elsewhere meanwhile.
             seconds = min(error.retry_after_seconds or 0.0, MAX_REST_SECONDS)
             served.rests_until = time.monotonic() + seconds
+            self._watcher.changed()
             asyncio.get_running_loop().call_later(seconds + _TIMER_SLACK_SECONDS, self._watcher.changed)
             raise
         except errors.PeerError:
@@ -278,7 +279,7 @@ class RemoteModels:
             raise
         finally:
             served.limits.leave(time.monotonic() - started)
-            self._watcher.changed()
+            self._watcher.load_changed()
 
     def _listed(self, models: tuple[ModelListing, ...]) -> None:
         usable = [model for model in models if 0 < len(model.name) <= MAX_NAME_CHARACTERS and model.name.isprintable()][:MAX_MODELS]
