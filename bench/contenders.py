@@ -19,11 +19,12 @@ import msgspec
 
 from bench import http_load, rivals
 from bench.http_load import Client
-from services.inference import jobs
+from services.inference import child_process, jobs
 from services.inference.backend_interface import Backend, UncountedSink
 from services.inference.backends import llama
 from services.inference.backends.remote import openai
 from services.inference.backends.remote.remote_server import RemoteServer
+from services.inference.engine import devices
 from services.inference.engine.engine_messages import KvMode, LoadCommand
 from services.inference.models import catalog, memory, model_discovery
 from services.inference.upstreams import Upstream
@@ -68,6 +69,8 @@ class Shape(NamedTuple):
     #: For each slot.
     context_tokens: int
     threads: int
+    #: None for the packaged one.
+    model: Path | None = None
 
 
 class Counts(NamedTuple):
@@ -113,15 +116,23 @@ class _Arrivals(UncountedSink):
             self._on_token()
 
 
+async def find_gpus() -> tuple[devices.Device, ...]:
+    """Return those that this build of llama.cpp can use."""
+    found = await devices.probe(child_process.inherited()) if devices.flavour() else None
+    return found.devices if found else ()
+
+
 @asynccontextmanager
 async def our_engine(
     mode: KvMode, shape: Shape, sampling: Sampling = SAMPLING, projector: Path | None = None
 ) -> AsyncIterator[GenerateChat]:
     """Run our engine in its process, called as a worker does: through its backend and the socketpair."""
-    found = model_discovery.find({}, defaults=catalog.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
+    named = {model_discovery.DEFAULT_MODEL: str(shape.model)} if shape.model else {}
+    found = model_discovery.find(named, defaults=catalog.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
     found = replace(found, entries=tuple(replace(entry, projector=projector) for entry in found.entries))
     load = LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
-    async with llama.opened(found, load, shape.slots, memory.measure(None), _EngineEvents()) as backend:
+    budget = memory.measure(None, await find_gpus())
+    async with llama.opened(found, load, shape.slots, budget, _EngineEvents()) as backend:
         await backend.load(model_discovery.DEFAULT_MODEL)
         # Without a digest, a thread of this process is still reading the file.
         await until(lambda: all(status.digest for status in backend.models()), seconds=START_SECONDS)
@@ -191,7 +202,7 @@ async def _running_llama_server(shape: Shape) -> AsyncIterator[int]:
     """
     port = free_port()
     words = (
-        rivals.ensure().server, "--model", model_discovery.packaged(), "--host", "127.0.0.1", "--port", port,
+        rivals.ensure().server, "--model", shape.model or model_discovery.packaged(), "--host", "127.0.0.1", "--port", port,
         "--threads", shape.threads, "--threads-batch", shape.threads, "--parallel", shape.slots,
         "--ctx-size", shape.slots * shape.context_tokens, "--cache-ram", 0, "--no-webui", "--offline",
     )  # fmt: skip

@@ -11,6 +11,7 @@ image_gaps     the same time while images are encoded and read, by a projector o
 sampling       drawing the tokens of 64 answers from a large vocabulary with two threads
 upstream       llama-server behind a worker's backend, against llama-server alone: the throughput, and the time to the first token
 worker         the memory of a worker and its engine, and the engine's own time
+gpu            only on a GPU: tokens a second and first tokens of a model of Llama-8B's shape, with random weights in Q8_0
 
 All contenders take turns in each round, one at a time. A ratio is the median of the rounds' ratios, with its range behind it. Our engine is
 called through its backend and the socketpair, as by a worker; llama-server over HTTP, as by its users. The short form measures one round of
@@ -26,6 +27,7 @@ import math
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict, deque
@@ -419,6 +421,67 @@ async def measure_worker(rows: Rows, _shared: None, options: Options) -> None:
     rows.alone(f"the engine's own time at {slots} streams", 100 * overhead if overhead > 0 else math.nan, "%", at_most=5)
 
 
+# --- on a GPU ------------------------------------------------------------------------------------------------------------
+
+LLAMA_8B = gguf_files.LlamaShape(
+    layers=32, embedding=4096, heads=32, kv_heads=8, feed_forward=14_336, vocabulary=128_256, context=8192
+)  # fmt: skip
+GPU_LEVELS = (1, 8, 32, 128)
+#: Tokens of a prompt -> of a slot.
+GPU_PROMPTS = {200: 512, 8000: 8192}
+#: The tokens that its chat template adds. Its vocabulary has a token for each byte.
+GPU_TEMPLATE_TOKENS = 20
+#: What llama.cpp needs beside the weights and the KV cache.
+GPU_BUFFERS = 3 * 2**30
+
+
+async def measure_gpu(rows: Rows, _shared: None, options: Options) -> None:
+    gpus = await contenders.find_gpus()
+    if not gpus:
+        print("gpu: skipped, because llama.cpp can use no GPU here", file=sys.stderr)
+        return
+    print("gpu:", "; ".join(f"{gpu.name}: {gpu.description}" for gpu in gpus), file=sys.stderr)
+    measured: dict[tuple[str, int, int], list[tuple[float, float]]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "llama-8b.gguf"
+        gguf_files.write_llama(model, LLAMA_8B, weights="q8_0", seed=1)
+        cells = (min(gpu.free_bytes for gpu in gpus) - model.stat().st_size - GPU_BUFFERS) // (2 * 2 * 1024 * LLAMA_8B.layers)
+        for number, (length, context) in itertools.product(range(options.rounds), GPU_PROMPTS.items()):
+            levels = [level for level in GPU_LEVELS if level * context <= cells]
+            # Long prompts take minutes, so only the default mode reads them.
+            contestants = EVERYONE if length == min(GPU_PROMPTS) else (OURS[MODES[0]], LLAMA_SERVER)
+            for contender in report.in_turn(contestants, number):
+                source = random.Random(number)
+                async with contenders.opened(contender, Shape(max(levels), context, options.threads, model)) as generate:
+                    for level in levels:
+                        measured[contender.name, length, level].append(await _rate_and_wait(generate, length, level, source))
+                rows[:] = _gpu_rows(measured)
+
+
+async def _rate_and_wait(generate: Generate, length: int, level: int, source: random.Random) -> tuple[float, float]:
+    """Return the tokens per second of ``level`` streams, and the milliseconds to the first token, the median of the streams."""
+    rates, waits = list[float](), list[float]()
+    for _ in range(3 if level == 1 else 1):
+        start = time.perf_counter()
+        prompts = ("".join(source.choices("abcdefghij ", k=length - GPU_TEMPLATE_TOKENS)) for _ in range(level))
+        async with asyncio.TaskGroup() as tasks:
+            answers = [tasks.create_task(first_token(generate, prompt, NEW_TOKENS)) for prompt in prompts]
+        rates.append(level * NEW_TOKENS / (time.perf_counter() - start))
+        waits += [answer.result()[0] for answer in answers]
+    return statistics.median(rates), statistics.median(waits)
+
+
+def _gpu_rows(measured: Mapping[tuple[str, int, int], Sequence[tuple[float, float]]]) -> Rows:
+    rows = Rows()
+    for (name, length, level), ours in measured.items():
+        theirs = measured.get((RIVAL, length, level), ())
+        if name != RIVAL and (both := list(zip(ours, theirs, strict=False))):
+            claim = f"{name}: {level} x {length} tokens"
+            rows.paired(claim, [one[0] for one, _ in both], "tokens/s", RIVAL, [one[0] for _, one in both], at_least=1.0)
+            rows.paired(f"{claim}, first token", [one[1] for one, _ in both], "ms", RIVAL, [one[1] for _, one in both], at_most=1.1)
+    return rows
+
+
 PARTS: dict[str, report.Part] = {
     "throughput": measure_throughput,
     "first_token": partial(measure_wait, shape=Shape(1, 2048, 0), tokens=200, prompts=6, at_most=(1.1, 1.1)),
@@ -431,6 +494,7 @@ PARTS: dict[str, report.Part] = {
     "sampling": measure_sampling,
     "upstream": measure_upstream,
     "worker": measure_worker,
+    "gpu": measure_gpu,
 }
 #: The others take a minute or more, even for one round.
 QUICK_PARTS = ("throughput", "first_token", "shared_prefix")
