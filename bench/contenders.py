@@ -127,7 +127,7 @@ async def our_engine(
     mode: KvMode, shape: Shape, sampling: Sampling = SAMPLING, projector: Path | None = None
 ) -> AsyncIterator[GenerateChat]:
     """Run our engine in its process, called as a worker does: through its backend and the socketpair."""
-    named = {model_discovery.DEFAULT_MODEL: str(shape.model)} if shape.model else {}
+    named: dict[str, str] = {model_discovery.DEFAULT_MODEL: str(shape.model)} if shape.model else {}
     found = model_discovery.find(named, defaults=catalog.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
     found = replace(found, entries=tuple(replace(entry, projector=projector) for entry in found.entries))
     load = LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
