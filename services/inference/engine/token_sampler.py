@@ -4,8 +4,10 @@ The randomness of a token only depends on the seed and its position (`sampling.m
 """
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import llama_cpp.llama_cpp as native
 import numpy as np
@@ -23,23 +25,54 @@ MOST_THREADS = 8
 #: With fewer logits in a step, waking the threads costs more than they save.
 PARALLEL_LOGITS = 400_000
 
+#: Tokens of a group whose greatest logit `_Candidates` takes.
+_GROUP = 64
+Tokens: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 class _Candidates:
-    """llama.cpp's list of all tokens with their logits. Each thread has one, because the samplers sort it."""
+    """llama.cpp's list of tokens with their logits. Each thread has one, because the samplers sort it."""
 
     def __init__(self, size: int) -> None:
-        self._ids = np.arange(size, dtype=np.int32)
+        self._ids = np.arange(size, dtype=np.int64)
         self._items = np.zeros(size, _CANDIDATE)
         self._data = self._items.ctypes.data_as(native.llama_token_data_p)
 
-    def sample(self, logits: Logits, samplers: Iterable["native.llama_sampler_p"]) -> int:
-        self._items["id"], self._items["logit"] = self._ids, logits
-        array = native.llama_token_data_array(data=self._data, size=len(self._items), selected=-1, sorted=False)
+    def sample(self, logits: Logits, samplers: Iterable["native.llama_sampler_p"], wanted: "_Wanted | None") -> int:
+        """Without ``wanted``, the samplers see all tokens."""
+        ids = self._ids if wanted is None else self._likeliest(logits, wanted)
+        items = self._items[: len(ids)]
+        items["id"], items["logit"] = ids, logits if len(ids) == len(logits) else logits[ids]
+        array = native.llama_token_data_array(data=self._data, size=len(ids), selected=-1, sorted=False)
         for sampler in samplers:
             native.llama_sampler_apply(sampler, ctypes.byref(array))
         return int(array.data[array.selected].id)
+
+    def _likeliest(self, logits: Logits, wanted: "_Wanted") -> Tokens:
+        """Return a few more tokens than the wanted ones, in order. For a large vocabulary, this takes a tenth of the time of sorting it."""
+        width = len(logits) // _GROUP
+        if width <= wanted.likeliest:
+            return self._ids
+        # Each column's greatest logit is that of another token, so at least as many tokens reach the limit.
+        table = logits[: width * _GROUP].reshape(_GROUP, width)
+        peaks = table.max(axis=0)
+        limit = np.partition(peaks, width - wanted.likeliest)[width - wanted.likeliest]
+        columns = np.flatnonzero(peaks >= limit)
+        rows, found = np.nonzero(table[:, columns] >= limit)
+        ids = np.concatenate((rows * width + columns[found], self._ids[width * _GROUP :]))
+        # Logits that can't be compared leave too few.
+        if len(ids) < wanted.likeliest:
+            return self._ids
+        return np.union1d(ids, wanted.others) if len(wanted.others) else ids
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The tokens among which a chain of samplers chooses."""
+
+    likeliest: int
+    others: Tokens
 
 
 class TokenSampler:
@@ -58,9 +91,11 @@ class TokenSampler:
         self._parameters = parameters
         self._constraint = constraint
         self._thoughts = thoughts
+        biases = _biases(vocabulary, parameters)
+        self._wanted = _find_wanted(parameters, biases)
         # Samplers have buffers, so threads can't share them.
         self._chain: native.llama_sampler_p = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
-        for sampler in _samplers(vocabulary, parameters):
+        for sampler in _samplers(parameters, biases, vocabulary.size):
             native.llama_sampler_chain_add(self._chain, sampler)
 
     def free(self) -> None:
@@ -102,10 +137,10 @@ class TokenSampler:
 
     def _draw(self, candidates: _Candidates, logits: Logits, samplers: tuple["native.llama_sampler_p", ...]) -> int:
         """With a grammar, check the drawn token first; find all allowed tokens only if it isn't one."""
-        token = candidates.sample(logits, samplers)
+        token = candidates.sample(logits, samplers, self._wanted)
         constraint = self._constraint
         if constraint is not None and constraint.applies and not constraint.allows(token):
-            token = candidates.sample(constraint.masked(logits), samplers)
+            token = candidates.sample(constraint.masked(logits), samplers, self._wanted)
             if not constraint.allows(token):
                 # Nothing may follow except the end, which ignore_eos banned.
                 return min(self._vocabulary.end_tokens, default=token)
@@ -151,22 +186,33 @@ class StepSampler:
         self._helpers.shutdown()
 
 
-def _samplers(vocabulary: ModelVocabulary, parameters: Parameters) -> list["native.llama_sampler_p"]:
+def _biases(vocabulary: ModelVocabulary, parameters: Parameters) -> dict[int, float]:
+    banned = vocabulary.end_tokens if parameters.ignore_eos else ()
+    return dict(parameters.logit_bias) | dict.fromkeys(banned, float("-inf"))
+
+
+def _find_wanted(parameters: Parameters, biased: Collection[int]) -> _Wanted | None:
+    """Return the tokens that can be drawn; None if these may be most of the vocabulary."""
+    most = 1 if parameters.temperature == 0 else parameters.top_k
+    if parameters.has_penalties or most <= 0:
+        return None
+    # Each token whose bias lowers it lets another one in.
+    return _Wanted(most + len(biased), np.array(sorted(biased), np.int64))
+
+
+def _samplers(parameters: Parameters, biases: Mapping[int, float], vocabulary_size: int) -> list["native.llama_sampler_p"]:
     """Create the samplers before the final draw, in llama.cpp's usual order."""
     found = []
-    biases = dict(parameters.logit_bias)
-    if parameters.ignore_eos:
-        biases |= dict.fromkeys(vocabulary.end_tokens, float("-inf"))
     if biases:
         entries = (native.llama_logit_bias * len(biases))(*(native.llama_logit_bias(token, bias) for token, bias in biases.items()))
-        found.append(native.llama_sampler_init_logit_bias(vocabulary.size, len(biases), entries))
+        found.append(native.llama_sampler_init_logit_bias(vocabulary_size, len(biases), entries))
     if parameters.has_penalties:
         # Penalties cover the whole answer, but not the prompt, whose words may be repeated.
         assert parameters.max_tokens is not None  # the engine sets what fits
         window = parameters.max_tokens
         found.append(
             native.llama_sampler_init_penalties(
-                vocabulary.size, window, parameters.repeat_penalty, parameters.frequency_penalty, parameters.presence_penalty
+                vocabulary_size, window, parameters.repeat_penalty, parameters.frequency_penalty, parameters.presence_penalty
             )
         )
     if parameters.temperature == 0:

@@ -5,6 +5,8 @@ from typing import cast
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.inference.engine import token_sampler
 from services.inference.engine.sampling import Parameters
@@ -47,6 +49,44 @@ def test_threads_draw_the_same_tokens_as_one(threads: int, monkeypatch: pytest.M
     alone = draw(1, 6, 25)
     monkeypatch.setattr(token_sampler, "PARALLEL_LOGITS", 0)
     assert draw(threads, 6, 25) == alone
+
+
+@settings(max_examples=300)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.sampled_from([70, 640, 2000, 5001]),
+    top_k=st.sampled_from([1, 2, 5, 31, 40]),
+    biases=st.dictionaries(st.integers(0, 69), st.sampled_from([-100.0, -3.0, 0.5, 4.0, 100.0]), max_size=4),
+    temperature=st.sampled_from([0.0, 0.5, 2.0]),
+    ignore_eos=st.booleans(),
+    allowed=st.one_of(st.none(), st.sets(st.integers(0, 69), min_size=1, max_size=50)),
+)
+def test_a_token_is_drawn_from_the_likeliest_as_from_all(
+    *, seed: int, size: int, top_k: int, biases: dict[int, float], temperature: float, allowed: set[int] | None, ignore_eos: bool
+) -> None:
+    vocabulary = cast("ModelVocabulary", SimpleNamespace(size=size, end_tokens=frozenset({0, 3})))
+    logits = np.random.default_rng(seed).normal(0, 3, (1, size)).astype(np.float32)
+    if allowed is not None:
+        # As a grammar masks them.
+        logits[0, [token for token in range(size) if token not in allowed]] = -np.inf
+    parameters = Parameters(temperature, 0.95, top_k, seed, min_p=0.01, logit_bias=tuple(biases.items()), ignore_eos=ignore_eos)
+    sampler, drawn = StepSampler(size, 1), list[int]()
+    for wants_all in (False, True):
+        sequence = TokenSampler(vocabulary, parameters)
+        assert sequence._wanted is not None
+        if wants_all:
+            sequence._wanted = None
+        drawn += [sampler.draw([sequence], logits, [position])[0].token for position in range(3)]
+        sequence.free()
+    sampler.free()
+    assert drawn[:3] == drawn[3:]
+
+
+def test_logits_that_cannot_be_compared_end_nothing() -> None:
+    sampler, sequence = StepSampler(SIZE, 1), TokenSampler(VOCABULARY, KINDS[0])
+    assert 0 <= sampler.draw([sequence], np.full((1, SIZE), np.nan, np.float32), [0])[0].token < SIZE
+    sequence.free()
+    sampler.free()
 
 
 def test_error_in_a_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
