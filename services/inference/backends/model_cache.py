@@ -348,6 +348,9 @@ class ModelCache:
                 self._act(self._core.load_failed(name, reason, now))
         self._watcher.changed()
 
+    def load_changed(self) -> None:
+        self._watcher.load_changed()
+
     async def _prepare(self) -> None:
         configured = list(self._models.values())
         for cached in configured:

@@ -34,6 +34,8 @@ class EngineModel(Protocol):
     pool_tokens: int
     longest_token_bytes: int
     step_tokens: int
+    #: A step may always take so long.
+    unnoticed_seconds: float
     #: Whether a slot can be cut back to a prefix of its tokens.
     can_cut: bool
     #: The same for a slot that was saved.
@@ -104,7 +106,7 @@ class EngineLoop:
         self._cache = PromptCache(cache_bytes, can_cut=compute.can_cut_saved)
         held = Slots(slots, compute.layout, capacity=compute.pool_tokens, can_cut=compute.can_cut, cache=self._cache)
         held.on_loss = self._save
-        self._scheduler = Scheduler(held, PrefillBudget(compute.step_tokens))
+        self._scheduler = Scheduler(held, PrefillBudget(compute.step_tokens, compute.unnoticed_seconds))
 
     @property
     def idle(self) -> bool:

@@ -31,6 +31,8 @@ from services.inference.structured_output.constraint import Constraint, Constrai
 from shared import errors
 from shared.api.inference import MAX_CONVERTED_BYTES
 
+#: A gap between two tokens that readers of an answer don't notice. A large GPU reads a thousand tokens in it.
+GPU_UNNOTICED_SECONDS = 0.1
 #: A state is copied near the end of a prompt, and each time so many tokens were read.
 CHECKPOINT_TOKENS = 2048
 MOST_CHECKPOINTS = 8
@@ -52,6 +54,7 @@ class LlamaModel:
         self._memory = native.llama_get_memory(context)
         self._log = log
         self.layout = model_loading.layout_of(load)
+        self.unnoticed_seconds = GPU_UNNOTICED_SECONDS if model_loading.on_gpu(load) else 0.0
         #: Whether answers and prompts are computed in batches of their own. On a processor, this divides the work on the cells of a prompt
         #: equally between the threads, and without flash attention, answers beside prompts would also pass over their cells.
         self._divides = self.layout is KvLayout.STREAMS and not model_loading.on_gpu(load)

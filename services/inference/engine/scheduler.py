@@ -16,8 +16,9 @@ from services.inference.engine.kv_slots import SlotPlace, Slots
 from services.inference.engine.sequence import Sequence
 from services.inference.images.image_spans import ImageSpan
 
-#: Sequences admitted per step: finding a cached prefix takes up to half a millisecond, copying it much more.
-ADMITTED_AT_ONCE = 4
+#: Sequences admitted per step, or one for so many tokens that it may read: finding a cached prefix takes up to half a millisecond, copying
+#: it much more.
+ADMITTED_AT_ONCE, ADMITTED_PER_TOKENS = 4, 64
 
 #: At the 99th percentile, a step that reads may take as many times as long as one that doesn't.
 SLOWDOWN = 4.0
@@ -48,11 +49,13 @@ class PrefillBudget:
     It models the time of a step as the time for the answers, which depends on their number, plus the time for the tokens that are read.
     It learns both from the steps, because processors and GPUs differ by a factor of a thousand. For that, some steps read nothing. The
     limit is a multiple of the 98th percentile of quiet steps. It plans a share of that, which it lowers after a step over the limit and
-    raises after the others. If many more prompts wait than answers run, the limit is higher in proportion.
+    raises after the others. If many more prompts wait than answers run, the limit is higher in proportion. Steps of a GPU are so short that
+    a multiple of them would read little at a time: ``unnoticed_seconds`` are always allowed.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, unnoticed_seconds: float = 0.0) -> None:
+        self.most = most
+        self._unnoticed = unnoticed_seconds
         #: Number of answers, rounded up to a power of two -> seconds of the last steps that read nothing.
         self._alone: dict[int, deque[float]] = {}
         #: The same, of more steps, but hardly any of them between two that read.
@@ -66,20 +69,20 @@ class PrefillBudget:
     def budget(self, answering: int, reading: int = 1) -> int:
         """Return the tokens that the next step may read; 0 for a step that measures the answers alone."""
         if answering == 0:
-            return self._most
+            return self.most
         self._slowdown = max(SLOWDOWN, SLOWDOWN_PER_PROMPT * reading / answering)
         bucket = _bucket(answering)
         since = self._steps_since.get(bucket, 0)
         if not self._alone and since < QUIET_EVERY:
-            return min(FIRST_TOKENS, self._most)
+            return min(FIRST_TOKENS, self.most)
         if bucket not in self._alone or since >= QUIET_EVERY:
             return 0
         if self._token_seconds == 0:
-            return min(FIRST_TOKENS, self._most)
+            return min(FIRST_TOKENS, self.most)
         alone = _median(self._alone[bucket])
         rest = max(self._aim * self._limit(bucket) - alone, LEAST_SHARE * alone)
         # Rounded up: each piece also has a fixed cost, so the tokens of short pieces seem more expensive than they are.
-        return max(LEAST_TOKENS, min(self._most, int(rest / self._token_seconds) + 1))
+        return max(LEAST_TOKENS, min(self.most, int(rest / self._token_seconds) + 1))
 
     def record_step(self, seconds: float, *, answering: int, read: int, is_usual: bool = True) -> None:
         """Record the time of a step. If something else slowed it, so that it isn't usual, it only counts until a better time is known."""
@@ -97,14 +100,18 @@ class PrefillBudget:
         alone = _median(self._alone[bucket]) if bucket in self._alone else 0.0
         if alone < seconds:
             token_seconds = (seconds - alone) / read
-            self._token_seconds += (_WEIGHT if self._token_seconds else 1.0) * (token_seconds - self._token_seconds)
+            # The first steps of a GPU take a hundred times as long as later ones.
+            is_outlier = self._unnoticed > 0 and token_seconds < self._token_seconds / 2
+            weight = 1.0 if is_outlier or not self._token_seconds else _WEIGHT
+            self._token_seconds += weight * (token_seconds - self._token_seconds)
         if alone:
             change = -_FALL if seconds > self._limit(bucket) else _FALL / 100
             self._aim = min(1.0, max(_LEAST_AIM, self._aim + change))
 
     def _limit(self, bucket: int) -> float:
         ordered = sorted(self._quiet[bucket])
-        return self._slowdown * min(_MOST_VARIATION * _median(ordered), ordered[int(0.98 * len(ordered))])
+        quiet = min(_MOST_VARIATION * _median(ordered), ordered[int(0.98 * len(ordered))])
+        return max(self._slowdown * quiet, self._unnoticed)
 
 
 def _bucket(answering: int) -> int:
@@ -211,9 +218,9 @@ class Scheduler:
     def admit(self) -> Iterator[SlotPlace]:
         """Put waiting sequences into free slots. After each one, the caller must update the KV cache before it asks for the next,
         because a failed update changes what the slots hold."""
-        admitted = 0
+        admitted, most = 0, max(ADMITTED_AT_ONCE, self._pace.most // ADMITTED_PER_TOKENS)
         for sequence in tuple(self._waiting):
-            if not self._slots.has_idle or admitted == ADMITTED_AT_ONCE:
+            if not self._slots.has_idle or admitted == most:
                 return
             if self._is_behind(sequence):
                 continue

@@ -159,6 +159,19 @@ def test_steps_measured_beside_a_long_prompt_are_not_quiet_ones() -> None:
     assert max(gaps(pace, 100, noise=0)) <= 1.1 * SLOWDOWN
 
 
+def test_steps_of_a_gpu_may_always_take_a_time_that_nobody_notices() -> None:
+    pace = PrefillBudget(MOST, 0.1)
+    # Its first step loads programs.
+    pace.record_step(0.8, answering=0, read=20)
+    pace.record_step(0.03, answering=0, read=200)
+    for _ in range(3):
+        pace.record_step(0.005, answering=1, read=0)
+    assert 400 < pace.budget(1) <= (0.1 - 0.005) / (0.03 / 200) + 1
+    for _ in range(10):
+        pace.record_step(0.06, answering=16, read=0)
+    assert pace.budget(16) > 1.5 * pace.budget(1), "slower answers still allow more"
+
+
 def test_prompt_makes_progress_however_slow_reading_is() -> None:
     assert trained(token_seconds=1000).budget(4) == LEAST_TOKENS
 

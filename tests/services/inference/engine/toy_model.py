@@ -44,6 +44,7 @@ class ToyModel:
     context_tokens: int = 64
     pool_tokens: int = 256
     step_tokens: int = 8
+    unnoticed_seconds: float = 0.0
     slots: int = 4
     can_cut: bool = True
     can_cut_saved: bool = True
