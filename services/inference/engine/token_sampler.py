@@ -50,7 +50,7 @@ class _Candidates:
         return int(array.data[array.selected].id)
 
     def _likeliest(self, logits: Logits, wanted: "_Wanted") -> Tokens:
-        """Return a few more tokens than the wanted ones, in order. For a large vocabulary, this takes a tenth of the time of sorting it."""
+        """Return a few more tokens than the wanted ones. For a large vocabulary, this takes a tenth of the time of sorting it."""
         width = len(logits) // _GROUP
         if width <= wanted.likeliest:
             return self._ids
@@ -60,11 +60,11 @@ class _Candidates:
         limit = np.partition(peaks, width - wanted.likeliest)[width - wanted.likeliest]
         columns = np.flatnonzero(peaks >= limit)
         rows, found = np.nonzero(table[:, columns] >= limit)
-        ids = np.concatenate((rows * width + columns[found], self._ids[width * _GROUP :]))
+        # The rest of the vocabulary is in no column.
+        others, rest = wanted.others[logits[wanted.others] < limit], self._ids[width * _GROUP :]
+        ids = np.concatenate((rows * width + columns[found], others[others < width * _GROUP], rest))
         # Logits that can't be compared leave too few.
-        if len(ids) < wanted.likeliest:
-            return self._ids
-        return np.union1d(ids, wanted.others) if len(wanted.others) else ids
+        return ids if len(ids) >= wanted.likeliest else self._ids
 
 
 @dataclass(frozen=True, slots=True)
