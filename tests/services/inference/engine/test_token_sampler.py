@@ -73,9 +73,9 @@ def test_a_token_is_drawn_from_the_likeliest_as_from_all(
     sampler, drawn = StepSampler(size, 1), list[int]()
     for wants_all in (False, True):
         sequence = TokenSampler(vocabulary, parameters)
-        assert sequence._wanted is not None
+        assert sequence.wanted is not None
         if wants_all:
-            sequence._wanted = None
+            sequence.wanted = None
         drawn += [sampler.draw([sequence], logits, [position])[0].token for position in range(3)]
         sequence.free()
     sampler.free()
