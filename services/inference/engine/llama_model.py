@@ -73,8 +73,6 @@ class LlamaModel:
         #: llama.cpp only saves the end of a window, and a recurrent state.
         self.can_cut_saved = self.can_cut and not self._window
         self._checkpoints = _Checkpoints(context) if is_recurrent else None
-        #: llama.cpp doesn't reuse cells of several sequences when their windows have passed them, so a pool of windows would run out.
-        self._can_share = self.layout is KvLayout.STREAMS or not self._window or model_loading.parameters_of(load)[1].swa_full
         #: Of each slot with a window: the tokens of the last prompt that was read.
         self._prompt_tokens: dict[int, int] = {}
         self._batch = _Batch(batch)
@@ -185,9 +183,6 @@ class LlamaModel:
             self.clear(place.slot)
             if not self._restore(place.slot, place.saved):
                 return 0
-        if place.source is not None and not self._can_share:
-            self.clear(place.slot)
-            return 0
         if place.source is not None:
             # Between streams, only whole slots can be copied; in one pool, cells are shared.
             until = place.position(place.kept) if self.layout is KvLayout.POOL else -1

@@ -263,8 +263,9 @@ def _context_parameters(load: LoadCommand, tokens: int, whole: int = 0) -> nativ
 
 
 def layout_of(load: LoadCommand) -> KvLayout:
-    # Without flash attention, each token of a step would pass over the cells of all slots in a pool.
-    return KvLayout.POOL if load.kv_mode is KvMode.SHARED and not reads_fast(load) else KvLayout.STREAMS
+    # Without flash attention, each token of a step would pass over the cells of all slots in a pool, as it also does on a GPU.
+    is_pool = load.kv_mode is KvMode.SHARED and not reads_fast(load) and not on_gpu(load)
+    return KvLayout.POOL if is_pool else KvLayout.STREAMS
 
 
 def reads_fast(load: LoadCommand) -> bool:

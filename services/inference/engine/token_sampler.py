@@ -4,6 +4,7 @@ The randomness of a token only depends on the seed and its position (`sampling.m
 """
 
 import ctypes
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ class TokenSampler:
         self._parameters = parameters
         self._constraint = constraint
         self._thoughts = thoughts
+        #: Computes something for the whole vocabulary.
+        self.is_slow = constraint is not None or parameters.top_logprobs is not None
         biases = _biases(vocabulary, parameters)
         self.wanted = _find_wanted(parameters, biases)
         # Samplers have buffers, so threads can't share them.
@@ -180,7 +183,10 @@ class TokenSampler:
 
 
 class StepSampler:
-    """Draws the tokens of a step, in several threads if that is faster: llama.cpp and llguidance release the GIL."""
+    """Draws the tokens of a step. What takes long is done in several threads: NumPy, llama.cpp and llguidance release the GIL.
+
+    Drawing from a few tokens takes twenty short calls; several threads would spend more time on handing the GIL to one another.
+    """
 
     def __init__(self, vocabulary_size: int, threads: int) -> None:
         self._candidates = [_Candidates(vocabulary_size) for _ in range(min(threads, MOST_THREADS))]
@@ -189,20 +195,25 @@ class StepSampler:
 
     def draw(self, samplers: Sequence[TokenSampler], logits: Logits, positions: Sequence[int]) -> list[DrawnToken]:
         """Draw a token for each sampler from its row of ``logits``."""
-        drawn: dict[int, DrawnToken] = {}
         own, *others = self._candidates if logits.size >= PARALLEL_LOGITS and len(samplers) > 1 else self._candidates[:1]
+        wanted = [sampler.wanted for sampler in samplers]
         length = -(-len(samplers) // (1 + len(others)))
-        parts = iter(range(0, len(samplers), length))
+        parts = [slice(first, first + length) for first in range(0, len(samplers), length)]
+        drawn: dict[int, DrawnToken] = {}
 
-        def draw_rows(candidates: _Candidates) -> None:
-            for first in parts:
-                part = range(first, min(first + length, len(samplers)))
-                found = _find_likeliest(logits[first : part.stop], [samplers[row].wanted for row in part])
-                for row, likeliest in zip(part, found, strict=True):
-                    drawn[row] = samplers[row].draw(candidates, logits[row], likeliest, positions[row])
+        def find(part: slice) -> list[Tokens | None]:
+            return _find_likeliest(logits[part], wanted[part])
 
-        helping = [self._helpers.submit(draw_rows, each) for each in others]
-        draw_rows(own)
+        def draw_rows(rows: Iterable[int], candidates: _Candidates) -> None:
+            for row in rows:
+                drawn[row] = samplers[row].draw(candidates, logits[row], likeliest[row], positions[row])
+
+        likeliest = [*itertools.chain.from_iterable((self._helpers.map if others else map)(find, parts))]
+        slow = [row for row, sampler in enumerate(samplers) if likeliest[row] is None or sampler.is_slow]
+        shared = iter(slow)
+        helping = [self._helpers.submit(draw_rows, shared, each) for each in others[: len(slow) - 1]] if slow else []
+        draw_rows(sorted({*range(len(samplers))} - {*slow}), own)
+        draw_rows(shared, own)
         for helper in helping:
             helper.result()
         return [drawn[row] for row in range(len(samplers))]

@@ -92,7 +92,7 @@ def test_logits_that_cannot_be_compared_end_nothing() -> None:
 def test_error_in_a_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_sampler, "PARALLEL_LOGITS", 0)
     sampler = StepSampler(SIZE, 2)
-    sequences = [TokenSampler(VOCABULARY, KINDS[0]) for _ in range(4)]
+    sequences = [TokenSampler(VOCABULARY, KINDS[1]) for _ in range(4)]
     with pytest.raises(IndexError, match="range"):
         sampler.draw(sequences, np.zeros((4, SIZE), np.float32), [0, 1, 2])
     sampler.free()

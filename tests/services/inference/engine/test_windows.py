@@ -101,9 +101,7 @@ def test_resumed_answer_is_the_same(model: LlamaModel) -> None:
     assert ask(loop, PAGE * 3, salt="a", delivered=tuple(whole[:6]))[0] == whole[6:]
 
 
-def test_prompts_come_back_from_the_prompt_cache(
-    model: LlamaModel, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def test_prompts_come_back_from_the_prompt_cache(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_cache, "WORTH_SAVING_TOKENS", 16)
     monkeypatch.setattr(prompt_cache, "COPY_SECONDS", 10.0)
     page = PAGE * 3
@@ -118,11 +116,7 @@ def test_prompts_come_back_from_the_prompt_cache(
         found, kept = ask(loop, question, salt="a", delivered=delivered, most=20)
         assert found == tokens
         cached.append(kept)
-    if request.node.callspec.params["model"] != (KvMode.SHARED, False):
-        assert cached == [len(page) - 1] * 4
-    else:
-        # Only the window behind the answer was left when the slot was lost.
-        assert cached == [0, 0, 0, len(page)]
+    assert cached == [len(page) - 1] * 4
 
 
 def test_prompts_that_are_longer_than_a_chunk_come_back_too(chunked: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
