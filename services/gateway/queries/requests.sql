@@ -1,23 +1,21 @@
 -- name: write_requests
 -- Write ended requests: settle their reservations, log them, and add what was delivered to the day's usage. Existing rows stay as they are.
-WITH ended AS (
+WITH settled AS MATERIALIZED (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::integer[],
         $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
         $16::text[], $17::text[], $18::boolean[], $19::bigint[], $20::text[], $21::integer[], $22::text[], $23::text[],
         $24::text[], $25::smallint[], $26::bigint[], $27::bigint[], $28::integer[], $29::boolean[], $30::boolean[],
-        $31::boolean[]
+        $31::boolean[], settle_batch($1, $12, $13)
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
         provider, attempts, upstream_micro, avoided_micro, first_token_ms, variant_failed, is_compared,
-        is_counted_late
+        is_counted_late, settled_micro
     )
-),
-settled AS MATERIALIZED (
-    -- Always lock in this order, so that gateways can't deadlock on accounts.
-    SELECT ended.*, settle(id, cost_micro, state) AS settled_micro FROM ended ORDER BY tenant_id, id
+    -- Always write in this order, so that gateways can't deadlock on rows of the same requests.
+    ORDER BY tenant_id, id
 ),
 fresh AS (
     INSERT INTO request_logs (
@@ -128,24 +126,8 @@ WHERE tenant_id = $1;
 -- name: reserve
 -- Reserve the maximum cost of requests, and hold it at targets with a ceiling; granted_tokens is NULL if the credits are too low. No rows
 -- if the site's lease is over.
-WITH wanted AS (
-    SELECT * FROM unnest(
-        $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::integer[], $7::integer[], $8::integer[], $9::integer[],
-        $10::bigint[], $11::bigint[], $12::bigint[], $13::boolean[], $14::bigint[]
-    ) AS row (
-        request_id, owner, key_id, model, price_id, prompt_tokens, max_tokens, least_tokens, answers,
-        fixed_micro, micro_per_million, monthly_micro, is_bounded, key_budget_micro
-    )
-    WHERE (SELECT site_may_reserve())
-    -- Always lock in this order, so that gateways can't deadlock on accounts.
-    ORDER BY owner, request_id
-),
-reserved AS MATERIALIZED (
-    SELECT request_id, held.granted_tokens, held.room_micro, held.key_is_tightest, held.is_repeated
-    FROM wanted, LATERAL reserve(
-        request_id, owner, key_id, model, price_id, $15, $16, prompt_tokens, max_tokens, least_tokens, answers,
-        fixed_micro, micro_per_million, monthly_micro, is_bounded, key_budget_micro
-    ) AS held
+WITH reserved AS MATERIALIZED (
+    SELECT * FROM reserve_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) WHERE (SELECT site_may_reserve())
 ),
 holds AS (
     -- Of all reservations at once, because it locks the spending of all targets after all accounts.

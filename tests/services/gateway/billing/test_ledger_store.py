@@ -449,7 +449,7 @@ async def test_functions_of_each_request_keep_their_plans(books: Books) -> None:
     connection = await asyncpg.connect(books.url)
     try:
         keep_plans = "SELECT proname FROM pg_proc WHERE 'plan_cache_mode=force_generic_plan' = ANY (proconfig)"
-        kept = {"reserve", "settle", "extend_hold", "hold_targets", "spend_targets"}
+        kept = {"reserve", "settle", "reserve_batch", "settle_batch", "extend_hold", "hold_targets", "spend_targets"}
         assert kept == {row["proname"] for row in await connection.fetch(keep_plans)}
     finally:
         await connection.close()
