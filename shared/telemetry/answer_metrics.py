@@ -5,12 +5,9 @@ at most ``MAX_MODELS`` models, and errors from a list.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Generic, Self, TypeVar
-
-from prometheus_client import Counter, Histogram
+from typing import Final, Self
 
 from shared import errors
 from shared.telemetry.metrics_registry import Exemplars, Metrics
@@ -36,8 +33,6 @@ _NAMED_ERRORS: Final = frozenset(
         errors.WorkerLost,
     )
 )
-
-Family = TypeVar("Family", Counter, Histogram)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,47 +75,26 @@ class MeasuredAnswer:
         return max(0.0, self.seconds - self.first_text_seconds) * self.at_once / (pieces - self.at_once)
 
 
-class _SeriesCache(Generic[Family]):
-    """Caches the series of a metric: looking up labels costs more than counting."""
-
-    __slots__ = ("_family", "_kept")
-
-    def __init__(self, family: Callable[[], Family]) -> None:
-        # A callable, because a node exports a metric only once it has measured something.
-        self._family: Callable[[], Family] = family
-        self._kept: dict[tuple[str, ...], Family] = {}
-
-    def of(self, *labels: str) -> Family:
-        found = self._kept.get(labels)
-        if found is None:
-            found = self._kept[labels] = self._family().labels(*labels)
-        return found
-
-
 class _Answers:
     """The platform's own metrics, which workers and gateways share."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._service = metrics.service
+        self._metrics = metrics
         self._exemplars = Exemplars()
         self._models: set[str] = set()
-        self._duration = _SeriesCache(lambda: metrics.request_duration)
-        self._tokens = _SeriesCache(lambda: metrics.tokens)
-        self._reasoning_tokens = _SeriesCache(lambda: metrics.reasoning_tokens)
-        self._first_text = _SeriesCache(lambda: metrics.ttft_seconds)
 
     def _count(self, answer: MeasuredAnswer, model: str, exemplar: dict[str, str] | None) -> None:
-        self._duration.of(self._service, answer.method, model).observe(answer.seconds, exemplar)
+        self._metrics.request_duration.labels(self._metrics.service, answer.method, model).observe(answer.seconds, exemplar)
         if not model:
             return
         if answer.input_tokens > 0:
-            self._tokens.of("input", model).inc(answer.input_tokens)
+            self._metrics.tokens.labels("input", model).inc(answer.input_tokens)
         if answer.output_tokens > 0:
-            self._tokens.of("output", model).inc(answer.output_tokens)
+            self._metrics.tokens.labels("output", model).inc(answer.output_tokens)
         if answer.reasoning_tokens > 0:
-            self._reasoning_tokens.of(model).inc(answer.reasoning_tokens)
+            self._metrics.reasoning_tokens.labels(model).inc(answer.reasoning_tokens)
         if answer.first_text_seconds is not None:
-            self._first_text.of(model).observe(answer.first_text_seconds, exemplar)
+            self._metrics.ttft_seconds.labels(model).observe(answer.first_text_seconds, exemplar)
 
     def _named(self, model: ModelName | None) -> str:
         if model is None or model in self._models:
@@ -138,9 +112,6 @@ class WorkerAnswers(_Answers):
         """``provider`` is the backend that generates the answers."""
         super().__init__(metrics)
         self._provider = provider
-        self._server_duration = _SeriesCache(lambda: metrics.server_request_duration)
-        self._server_first_token = _SeriesCache(lambda: metrics.server_time_to_first_token)
-        self._server_token = _SeriesCache(lambda: metrics.server_time_per_output_token)
 
     def serving(self, operation: str, method: str, model: ModelName) -> "ServingAnswer":
         """Return a context manager that measures one request, including exceptions."""
@@ -151,11 +122,11 @@ class WorkerAnswers(_Answers):
         exemplar, model = self._exemplars.of_request(), self._named(answer.model)
         self._count(answer, model, exemplar)
         labels = (answer.operation, self._provider, model)
-        self._server_duration.of(*labels, _error_type(answer.error)).observe(answer.seconds, exemplar)
+        self._metrics.server_request_duration.labels(*labels, _error_type(answer.error)).observe(answer.seconds, exemplar)
         if answer.first_text_seconds is not None:
-            self._server_first_token.of(*labels).observe(answer.first_text_seconds, exemplar)
+            self._metrics.server_time_to_first_token.labels(*labels).observe(answer.first_text_seconds, exemplar)
         if (seconds := answer.seconds_per_token) is not None:
-            self._server_token.of(*labels).observe(seconds, exemplar)
+            self._metrics.server_time_per_output_token.labels(*labels).observe(seconds, exemplar)
 
 
 class ServingAnswer:
@@ -210,14 +181,6 @@ class ServingAnswer:
 class GatewayAnswers(_Answers):
     """The answers of one gateway."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        super().__init__(metrics)
-        self._inter_token = _SeriesCache(lambda: metrics.inter_token_seconds)
-        self._client_duration = _SeriesCache(lambda: metrics.client_operation_duration)
-        self._client_tokens = _SeriesCache(lambda: metrics.client_token_usage)
-        self._client_first_chunk = _SeriesCache(lambda: metrics.client_time_to_first_chunk)
-        self._client_chunk = _SeriesCache(lambda: metrics.client_time_per_output_chunk)
-
     def ended(self, answer: MeasuredAnswer, *, asked: bool) -> None:
         """Record one request. Call this while ``context.current`` is still the request's.
 
@@ -228,17 +191,17 @@ class GatewayAnswers(_Answers):
         if not asked or not model:
             return
         if (seconds := answer.seconds_per_token) is not None:
-            self._inter_token.of(model).observe(seconds, exemplar)
+            self._metrics.inter_token_seconds.labels(model).observe(seconds, exemplar)
         labels = (answer.operation, PROVIDER, model)
-        self._client_duration.of(*labels, _error_type(answer.error)).observe(answer.seconds, exemplar)
+        self._metrics.client_operation_duration.labels(*labels, _error_type(answer.error)).observe(answer.seconds, exemplar)
         if answer.input_tokens > 0:
-            self._client_tokens.of(*labels, "input").observe(answer.input_tokens, exemplar)
+            self._metrics.client_token_usage.labels(*labels, "input").observe(answer.input_tokens, exemplar)
         if answer.output_tokens > 0:
-            self._client_tokens.of(*labels, "output").observe(answer.output_tokens, exemplar)
+            self._metrics.client_token_usage.labels(*labels, "output").observe(answer.output_tokens, exemplar)
         if answer.first_text_seconds is not None:
-            self._client_first_chunk.of(*labels).observe(answer.first_text_seconds, exemplar)
+            self._metrics.client_time_to_first_chunk.labels(*labels).observe(answer.first_text_seconds, exemplar)
         if (seconds := answer.seconds_per_chunk) is not None:
-            self._client_chunk.of(*labels).observe(seconds, exemplar)
+            self._metrics.client_time_per_output_chunk.labels(*labels).observe(seconds, exemplar)
 
 
 def _error_type(code: str) -> str:

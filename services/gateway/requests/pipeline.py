@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from prometheus_client import Counter
 
 from services.gateway import failover
 from services.gateway.billing import request_record
@@ -438,26 +437,20 @@ def _is_delivery(item: object) -> bool:
 
 
 class CompletionCounters:
-    """Counts costs and aborted streams. Keeps the series of costs, because looking labels up costs more than counting."""
+    """Counts costs and aborted streams."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._cost = metrics.cost
         self._aborted = metrics.streams_aborted
-        self._cost_of: dict[ModelName, Counter] = {}
+        self._models: set[ModelName] = set()
 
     def ended(self, row: RequestRow, *, was_read: bool, complete: bool) -> None:
         """Call it once for each request. ``was_read``: the reader got the start of the answer; ``complete``: the whole answer was there."""
         if row.cost_micro and row.model_used is not None:
-            self._cost_for(row.model_used).inc(row.cost_micro)
+            # A worker may announce any model name.
+            if len(self._models) < MAX_MODELS:
+                self._models.add(row.model_used)
+            self._cost.labels(row.model_used if row.model_used in self._models else OTHER).inc(row.cost_micro)
         if was_read and not complete and row.error_code is not None:
             # A peer could otherwise create any number of series.
             self._aborted.labels(reason=row.error_code if row.error_code in errors.BY_CODE else "other").inc()
-
-    def _cost_for(self, model: ModelName) -> Counter:
-        found = self._cost_of.get(model)
-        if found is None:
-            # A worker may announce any model name.
-            if len(self._cost_of) >= MAX_MODELS:
-                return self._cost.labels(model=OTHER)
-            found = self._cost_of[model] = self._cost.labels(model=model)
-        return found

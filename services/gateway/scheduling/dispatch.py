@@ -101,7 +101,7 @@ class Dispatch:
 
     def record_arrival(self, model: ModelName, *, refused: bool = False) -> None:
         """Count a request; call it once, however often the request is retried."""
-        self._metrics.model_requests.labels(model=model, result="refused" if refused else "arrived").inc()
+        self._metrics.model_requests.labels(model, "refused" if refused else "arrived").inc()
 
     def claim_now(self, requirements: WorkerRequirements) -> Claim | None:
         """Claim a worker if the queue is empty and one has capacity. Raises NotReachable if no worker can run the request."""
@@ -333,7 +333,7 @@ class Dispatch:
     def _claim(self, requirements: WorkerRequirements, row: Candidate, charged: float, *, waited_seconds: float = 0.0) -> Claim:
         if requirements.prefix_hashes:
             self.worker_stats.prefix_affinity.record(requirements.model, requirements.prefix_hashes, row.worker.node, self.clock())
-        self._metrics.queue_wait_seconds.labels(model=requirements.model).observe(waited_seconds)
+        self._metrics.queue_wait_seconds.labels(requirements.model).observe(waited_seconds)
         claim = Claim(self, row, requirements, charged)
         if claim.waits_there:
             self._held.hold(row.worker.node, requirements.model, claim)

@@ -3,7 +3,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from prometheus_client import Gauge
+from prometheus_client import Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared import telemetry
@@ -186,3 +186,21 @@ def test_a_container_knows_its_version_without_metadata(monkeypatch: pytest.Monk
         assert installed != "unknown"
     finally:
         metrics_registry.version.cache_clear()
+
+
+def test_a_histogram_chooses_buckets_as_prometheus_does() -> None:
+    bounds = (0.1, 1.0, 2.5)
+    ours, theirs = metrics_registry.Histogram("h", "", buckets=bounds, registry=None), Histogram("h", "", buckets=bounds, registry=None)
+    for amount in (-1, 0, 0.1, 0.100001, 1, 2.5, 2.6, 1e9, float("inf")):
+        ours.observe(amount)
+        theirs.observe(amount)
+        assert [sample.value for sample in next(iter(ours.collect())).samples[:-1]] == [
+            sample.value for sample in next(iter(theirs.collect())).samples[:-1]
+        ]
+
+
+def test_labels_by_position_and_by_name_are_one_series() -> None:
+    metrics = Metrics("gateway")
+    series = metrics.requests.labels("gateway", "infer", "success")
+    assert metrics.requests.labels("gateway", "infer", "success") is series
+    assert metrics.requests.labels(status="success", method="infer", service="gateway") is series
