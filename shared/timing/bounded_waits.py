@@ -1,6 +1,7 @@
 """Deadlines for waits that are many and mostly short. They cost a fraction of ``asyncio.timeout``."""
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 
 
@@ -27,7 +28,7 @@ class BoundedWaits:
         self._since, self._task = self._loop.time(), asyncio.current_task(self._loop)
         self.expired = False
         if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds, self._check)
+            self._timer = self._loop.call_later(self._left(), self._check)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         task, self._task = self._task, None
@@ -42,14 +43,17 @@ class BoundedWaits:
             self._timer.cancel()
             self._timer = None
 
+    def _left(self) -> float:
+        return self._seconds if self._task is None else self._since + self._seconds - self._loop.time()
+
     def _check(self) -> None:
-        waited = 0.0 if self._task is None else self._loop.time() - self._since
-        if self._task is not None and waited >= self._seconds:
-            self._timer = None
+        self._timer = None
+        left = self._left()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._check)
+        elif self._task is not None:
             self._is_up = True
             self._task.cancel()
-        else:
-            self._timer = self._loop.call_later(self._seconds - waited, self._check)
 
 
 class BoundedWait(BoundedWaits):
@@ -63,3 +67,21 @@ class BoundedWait(BoundedWaits):
             self._task = None
         else:
             super().__exit__(kind, error, trace)
+
+
+class DeadlineWaits(BoundedWaits):
+    """Waits that share one deadline, which may move. ``seconds_left`` returns the time until then."""
+
+    __slots__ = ("_seconds_left",)
+
+    def __init__(self, seconds_left: Callable[[], float]) -> None:
+        super().__init__(0.0)
+        self._seconds_left = seconds_left
+
+    def __enter__(self) -> None:
+        if self._timer is None and self._seconds_left() <= 0:
+            raise TimeoutError
+        super().__enter__()
+
+    def _left(self) -> float:
+        return self._seconds_left()

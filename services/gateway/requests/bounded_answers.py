@@ -13,6 +13,7 @@ from services.gateway.prompt_admission import BYTES_IN_A_TOKEN
 from services.gateway.relay import AnswerItem
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk, PromptAccepted
+from shared.timing.bounded_waits import DeadlineWaits
 from shared.types import FinishReason
 
 #: Of each answer. A page of text fits, so most answers need no second step.
@@ -136,11 +137,16 @@ async def bounded(
     """Yield the answers' items, up to the end or to where they are cut off. ``seconds_left``: None for an answer that is read as it comes.
     ``is_free``: known at the first item. Raises what ``answers`` raises. Close it with ``aclose``."""
     steps = _Steps(bounds, extend)
+    waits = None if seconds_left is None else DeadlineWaits(seconds_left)
     try:
         async with aclosing(answers):
             while True:
                 try:
-                    item = await _next(answers, seconds_left if bounds.has_delivered else None)
+                    if waits is None or not bounds.has_delivered:
+                        item = await anext(answers, None)
+                    else:
+                        with waits:
+                            item = await anext(answers, None)
                 except TimeoutError:
                     yield bounds.cut_off()
                     return
@@ -153,15 +159,6 @@ async def bounded(
                     return
                 yield item
     finally:
+        if waits is not None:
+            waits.close()
         await steps.stop()
-
-
-async def _next(answers: AsyncGenerator[AnswerItem], seconds_left: Callable[[], float] | None) -> AnswerItem | None:
-    """Return None at the end. Raises TimeoutError if no time is left."""
-    if seconds_left is None:
-        return await anext(answers, None)
-    left = seconds_left()
-    if left <= 0:
-        raise TimeoutError
-    async with asyncio.timeout(left):
-        return await anext(answers, None)
