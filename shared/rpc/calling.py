@@ -63,6 +63,7 @@ class RpcReply(Generic[Item, End]):
         self._end: End | None = None
         self.call_id = 0
         self._accepted: wire.Accepted | None = None
+        self._acceptance: msgspec.Struct | None = None
 
     def ask(self, call: wire.Call, *, long: bool = False) -> bool:
         """Send the call, whose number must be the connection's next. Returns False if it is ``long`` and should not be."""
@@ -82,9 +83,9 @@ class RpcReply(Generic[Item, End]):
     @property
     def accepted(self) -> msgspec.Struct | None:
         """Return what the callee sent when it accepted the call; None if it sent nothing (yet)."""
-        if self._accepted is None or not self._accepted.body:
-            return None
-        return bodies.decode_reply(self._method.accepted, self._accepted.body, self._method.name)
+        if self._acceptance is None and self._accepted is not None and self._accepted.body:
+            self._acceptance = bodies.decode_reply(self._method.accepted, self._accepted.body, self._method.name)
+        return self._acceptance
 
     @property
     def end(self) -> End:
@@ -126,6 +127,9 @@ class RpcReply(Generic[Item, End]):
     def failed(self, error: errors.AimeshError) -> None:
         self._failure = error
         self._wake()
+
+    def expire(self) -> None:
+        self.failed(_too_late(self._method.name))
 
     def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():
@@ -195,7 +199,7 @@ class RpcClient:
         make_frame = partial(_frame, connection, method, request, until, credential)
         # Encoded in its turn if it is long.
         is_sent = _image_bytes(request) <= wire.MAX_MESSAGE_BYTES and answer.ask(make_frame())
-        timer = connection.loop.call_later(until - time.monotonic(), answer.failed, _too_late(method.name))
+        timer = connection.loop.call_later(until - time.monotonic(), answer.expire)
         try:
             if not is_sent:
                 await self._upload(answer, make_frame, method.name, until)
