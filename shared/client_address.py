@@ -32,8 +32,8 @@ class ClientAddress:
         self._app = app
         self._secret = secret
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        await self._app(resolve(scope, self._secret) if scope["type"] == "http" else scope, receive, send)
+    def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> Awaitable[None]:
+        return self._app(resolve(scope, self._secret) if scope["type"] == "http" else scope, receive, send)
 
 
 def headers(secret: str | None, address: str | None, scheme: str) -> list[Header]:

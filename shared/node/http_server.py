@@ -82,7 +82,12 @@ class Operations:
         if isinstance(service, SpeaksForTheMesh):
             self._metrics_text = service.metrics_text
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if self._app is not None and scope["type"] == "http" and scope["path"] not in self._routes:
+            return self._app(scope, receive, send)
+        return self._answer(scope, send)
+
+    async def _answer(self, scope: Scope, send: Send) -> None:
         if scope["type"] != "http":
             return  # uvicorn runs without lifespan, and no service uses WebSocket
         route = self._routes.get(scope["path"])
@@ -91,8 +96,6 @@ class Operations:
             await respond(send, status, body, content_type)
         elif route is not None:
             await respond(send, 405, _problem("method_not_allowed", f"{scope['path']} answers GET"))
-        elif self._app is not None:
-            await self._app(scope, receive, send)
         elif not self._is_open:
             await respond(send, 503, _problem("unavailable", "this service is starting; /readyz says what it waits for"))
         else:
