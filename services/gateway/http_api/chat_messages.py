@@ -1,6 +1,8 @@
 """Converts messages, tools and output formats as OpenAI's APIs write them; `/api` takes the same. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -253,7 +255,14 @@ _ALIKE = (
 
 def alike(body: msgspec.Struct) -> dict[str, Any]:
     """Return the body's parameters that ``InferenceRequest`` has, too, by their name."""
-    return {name: getattr(body, name) for name in _ALIKE if name in body.__struct_fields__}
+    names, read = _alike_of(type(body))
+    return dict(zip(names, read(body), strict=True))
+
+
+@cache  # one for each API
+def _alike_of(kind: type[msgspec.Struct]) -> tuple[Sequence[str], Callable[[msgspec.Struct], Sequence[Any]]]:
+    names = [name for name in _ALIKE if name in kind.__struct_fields__]
+    return names, attrgetter(*names)
 
 
 def wanted_logprobs(logprobs: bool, top: int | None) -> int | None:

@@ -46,12 +46,14 @@ class LimitScripts:
     async def admit(
         self, found: Sequence[RequestLimit], request_id: RequestId, *, tokens: int, lease_seconds: float, now: float | None = None
     ) -> LimitVerdict:
-        args = [_time(now), 1, tokens, str(request_id), lease_seconds, *_numbers(found)]
-        return await self._ask(limit_rules.hold(f"{request_id}"), found, args)
+        written = str(request_id)
+        args = [_time(now), 1, tokens, written, lease_seconds, *_numbers(found)]
+        return await self._ask(limit_rules.hold(written), found, args)
 
     async def settle(self, held: Sequence[RequestLimit], request_id: RequestId, *, tokens: int, now: float | None = None) -> bool:
-        keys = [limit_rules.hold(f"{request_id}"), *(limit.counter for limit in held)]
-        args = [_time(now), tokens, str(request_id), *_numbers(held)]
+        written = str(request_id)
+        keys = [limit_rules.hold(written), *(limit.counter for limit in held)]
+        args = [_time(now), tokens, written, *_numbers(held)]
         return bool(await self._counters.run(_SETTLE, keys, args, seconds=ANSWER_SECONDS))
 
     async def extend(self, slots: Sequence[ConcurrencySlot], *, now: float | None = None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
@@ -42,6 +43,7 @@ from shared.telemetry import Metrics, logs, tracing
 from shared.types import ModelName, Role
 
 _SAMPLED = Sampling.__struct_fields__
+_sampling_of = attrgetter(*_SAMPLED)
 
 _log = logs.get(part="admission")
 
@@ -122,7 +124,7 @@ class RequestAdmission:
         is_open_ended = is_open_ended and not held.clamped
         # See ``bounded_answers`` for more than is held.
         limit = most if is_open_ended else held.max_tokens
-        sampling = {field: getattr(request, field) for field in _SAMPLED} | {"max_tokens": limit}
+        sampling = dict(zip(_SAMPLED, _sampling_of(request), strict=True)) | {"max_tokens": limit}
 
         def call(target: ServingTarget) -> inference.ProcessPrompt:
             config = inference.ModelConfig(**sampling, model=target.model)
