@@ -36,6 +36,8 @@ _SIGN_INS_AT_ONCE = 8
 #: One address may use half of them: enough for an office behind one address to keep auth busy, while others still get in.
 _SIGN_INS_OF_ONE_ADDRESS = 4
 _LONGEST_WAIT_SECONDS = 20.0
+#: A client that has gone is noticed so much later.
+WATCH_AFTER_SECONDS = 0.1
 #: A registration with the longest allowed values is under 2 KiB. These callers are unauthenticated, so slow bodies are cut off early.
 SIGN_IN_BODY_BYTES, SIGN_IN_BODY_SECONDS = 8 * 1024, 5.0
 
@@ -133,7 +135,7 @@ class HttpApp:
 
     async def _answer(self, call: HttpCall, scope: Scope, span: OpenSpan) -> str:
         began = time.perf_counter()
-        inflight = self._metrics.inflight_requests.labels(service=self._metrics.service)
+        inflight = self._metrics.inflight_requests.labels(self._metrics.service)
         inflight.inc()
         method, status, runs_a_model = "unknown", "success", False
         try:
@@ -165,7 +167,7 @@ class HttpApp:
         finally:
             call.close()
             inflight.dec()
-            self._metrics.requests.labels(service=self._metrics.service, method=method, status=status).inc()
+            self._metrics.requests.labels(self._metrics.service, method, status).inc()
             if not runs_a_model:  # otherwise the pipeline observes it with the model
                 duration = self._metrics.request_duration.labels(service=self._metrics.service, method=method, model="")
                 duration.observe(time.perf_counter() - began, self._exemplars.of_request())
@@ -262,34 +264,69 @@ def _missing(path: str) -> errors.AimeshError:
 
 async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None]) -> None:
     """Run the handler; cancel it, and so the generation on the worker, if the client disconnects. Send heartbeats on a stream."""
+    task = asyncio.current_task()
+    assert task is not None
+    watch = _DisconnectWatch(call, task)
     try:
-        async with asyncio.TaskGroup() as tasks:
-            work = tasks.create_task(handling)
-            watch = tasks.create_task(_cancel_when_gone(call, work))
-            work.add_done_callback(lambda _: watch.cancel())
-    except ExceptionGroup as group:
-        # Only the handler can fail, with one error.
-        raise group.exceptions[0] from None
-    if work.cancelled():
-        raise errors.Cancelled("the client disconnected")
+        await handling
+    except asyncio.CancelledError:
+        if watch.has_cancelled:
+            task.uncancel()
+        if task.cancelling():
+            raise
+        raise watch.failure or errors.Cancelled("the client disconnected") from None
+    finally:
+        await watch.stop()
 
 
-async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None]) -> None:
-    wait_seconds = HEARTBEAT_SECONDS
-    while True:
+class _DisconnectWatch:
+    """Watches a call's client. It begins late, because most calls have been answered by then and need no second task."""
+
+    def __init__(self, call: HttpCall, handler: asyncio.Task[object]) -> None:
+        self._call = call
+        self._handler = handler
+        #: It has cancelled the handler.
+        self.has_cancelled = False
+        #: The heartbeat could not be sent.
+        self.failure: errors.AimeshError | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, self._start)
+
+    async def stop(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+            if not self._task.cancelled():
+                self._task.result()
+
+    def _start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
         try:
-            with BoundedWait(wait_seconds):
-                await call.wait_for_disconnect()
-            break
-        except TimeoutError:
-            idle_seconds = call.idle_seconds()
-        if idle_seconds is not None and idle_seconds >= HEARTBEAT_SECONDS:
-            await call.send_heartbeat()
-            idle_seconds = 0.0
-        wait_seconds = HEARTBEAT_SECONDS - (idle_seconds or 0.0)
-    # Servers report the end of the response as a disconnect, too.
-    if not call.ended:
-        work.cancel()
+            await self._wait()
+        except errors.AimeshError as error:
+            self.failure = error
+        # Servers report the end of the response as a disconnect, too.
+        if self.failure is not None or not self._call.ended:
+            self.has_cancelled = True
+            self._handler.cancel()
+
+    async def _wait(self) -> None:
+        """Wait until the client disconnects. Raises what ``send_heartbeat`` raises."""
+        call, wait_seconds = self._call, HEARTBEAT_SECONDS
+        while True:
+            try:
+                with BoundedWait(wait_seconds):
+                    await call.wait_for_disconnect()
+                return
+            except TimeoutError:
+                idle_seconds = call.idle_seconds()
+            if idle_seconds is not None and idle_seconds >= HEARTBEAT_SECONDS:
+                await call.send_heartbeat()
+                idle_seconds = 0.0
+            wait_seconds = HEARTBEAT_SECONDS - (idle_seconds or 0.0)
 
 
 async def _fail(call: HttpCall, error: errors.AimeshError) -> None:
