@@ -153,6 +153,8 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
+                # It would take an app whose call is no coroutine for one of ASGI 2.
+                interface="asgi3",
                 # Override uvicorn's own default and environment variable.
                 forwarded_allow_ips=list(settings.trusted_proxies),
                 lifespan="off",
