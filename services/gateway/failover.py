@@ -306,22 +306,28 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
             raise errors.ProtocolViolation("the worker continued after the end of its answer")
         if not 0 <= chunk.answer < self._answers:
             raise errors.ProtocolViolation(f"the worker sent answer {chunk.answer} of {self._answers}")
-        if any(not 0 <= token <= _MOST_TOKEN_ID for token in chunk.token_ids):
+        if chunk.token_ids and not 0 <= min(chunk.token_ids) <= max(chunk.token_ids) <= _MOST_TOKEN_ID:
             raise errors.ProtocolViolation("the worker sent an invalid token id")
-        new = len(chunk.text) + len(chunk.reasoning) + sum(len(part.arguments) for part in chunk.call_parts)
+        new = len(chunk.text) + len(chunk.reasoning)
+        if chunk.call_parts:
+            new += self._check_calls(chunk)
         if new > MOST_CHUNK_CHARACTERS:
             raise errors.ProtocolViolation(f"the worker sent {new} characters in one chunk")
-        begun = self._calls[chunk.answer]
-        for part in chunk.call_parts:
-            if not max(0, begun - 1) <= part.index <= begun or (part.index == begun and not part.name):
-                raise errors.ProtocolViolation(f"the worker sent a part of call {part.index}, which is neither its last nor its next one")
-            begun = max(begun, part.index + 1)
         if self._most_tokens is None:
             return new
         tokens, characters = self._tokens + len(chunk.token_ids), self._characters + new
         if tokens > self._most_tokens or characters > MOST_CHUNK_CHARACTERS + self._most_tokens * MOST_TOKEN_CHARACTERS:
             raise errors.ProtocolViolation(f"the worker sent more than the requested {self._most_tokens} tokens")
         return new
+
+    def _check_calls(self, chunk: inference.Chunk) -> int:
+        """Return their number of characters. Raises ProtocolViolation."""
+        begun = self._calls[chunk.answer]
+        for part in chunk.call_parts:
+            if not max(0, begun - 1) <= part.index <= begun or (part.index == begun and not part.name):
+                raise errors.ProtocolViolation(f"the worker sent a part of call {part.index}, which is neither its last nor its next one")
+            begun = max(begun, part.index + 1)
+        return sum(len(part.arguments) for part in chunk.call_parts)
 
 
 class VectorsFailover(FailoverState[embedding.Embed, embedding.Vectors, embedding.Embedded]):
