@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import asyncpg
+import msgspec
 
 from bench import calls, report
 from bench.report import Options, Rows
@@ -95,11 +95,11 @@ async def _requests(opened: Database, ledger: LedgerStore) -> AsyncIterator[One]
 
             async def one(owner: UserId, route: RouteUse | None = None, holds: tuple[TargetHold, ...] = ()) -> None:
                 request = RequestId(uuid4())
-                wanted = replace(reservation_of(request, owner), holds=holds)
+                wanted = msgspec.structs.replace(reservation_of(request, owner), holds=holds)
                 assert isinstance(await batches.ask(wanted), GrantedReservation)
                 recorder.reserve()
                 spending = tuple(TargetSpending(hold.route, hold.target, hold.micro) for hold in holds[:1])
-                pending = recorder.add(replace(row_of(request, owner), route=route, spending=spending))
+                pending = recorder.add(msgspec.structs.replace(row_of(request, owner), route=route, spending=spending))
                 await recorder.written(pending)
                 await pending.written.wait()
 

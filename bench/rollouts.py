@@ -12,9 +12,9 @@ import time
 import tracemalloc
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from uuid import uuid4
 
+import msgspec
 import psutil
 
 from bench import report
@@ -46,7 +46,7 @@ TENANTS = [UserId(uuid4()) for _ in range(200)]
 
 def _rows(numbers: Sequence[int]) -> list[RequestRow]:
     return [
-        replace(
+        msgspec.structs.replace(
             row_of(RequestId(uuid4()), TENANTS[number % len(TENANTS)]),
             route=RouteUse(f"route-{number % ROLLOUTS}", 1, "next" if number % 7 == 0 else "local", "local", is_compared=True),
             first_token_ms=100,

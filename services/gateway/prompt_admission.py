@@ -100,8 +100,7 @@ RANGES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class AdmittedPrompt:
+class AdmittedPrompt(msgspec.Struct, frozen=True):
     """A valid prompt, as chat messages."""
 
     messages: tuple[ChatMessage, ...]

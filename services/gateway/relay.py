@@ -9,8 +9,10 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Generic
+
+import msgspec
 
 from services.gateway.failover import (
     AnswerFailover,
@@ -175,7 +177,7 @@ class _RunningCall(Generic[Request, Item, End]):
         """Wait in the queue; search again while no worker can resume the answer."""
         state, clock = self.state, self.relay.clock
         while True:
-            requirements = replace(self.requirements, excluded=state.excluded, digest=state.digest)
+            requirements = msgspec.structs.replace(self.requirements, excluded=state.excluded, digest=state.digest)
             selecting = tracing.begin("route.select", {"gen_ai.request.model": requirements.model})
             try:
                 async with aclosing(self.relay.dispatch.find(requirements)) as steps:

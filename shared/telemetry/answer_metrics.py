@@ -5,9 +5,10 @@ at most ``MAX_MODELS`` models, and errors from a list.
 """
 
 import time
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
+
+import msgspec
 
 from shared import errors
 from shared.telemetry.metrics_registry import Exemplars, Metrics
@@ -35,8 +36,7 @@ _NAMED_ERRORS: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredAnswer:
+class MeasuredAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The measurements of one request to a model, successful or not."""
 
     #: OpenTelemetry's name: chat or embeddings; ours: rerank and moderation.

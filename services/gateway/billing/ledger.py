@@ -8,9 +8,10 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
+
+import msgspec
 
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
@@ -65,8 +66,7 @@ class LedgerUnavailable(errors.Unavailable):
     code = "ledger_unavailable"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostBounds:
+class CostBounds(msgspec.Struct, frozen=True, kw_only=True):
     """The maximum size of a request."""
 
     #: That may serve it.
@@ -82,8 +82,7 @@ class CostBounds:
     holds: tuple[TargetHold, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class HeldCredits:
+class HeldCredits(msgspec.Struct, frozen=True):
     """A reservation."""
 
     request_id: RequestId
@@ -199,7 +198,7 @@ class Ledger:
         answer, _ = await self._ask(self._extensions, extension)
         if answer.max_tokens is None or answer.is_over_ceiling:
             return held
-        return replace(held, max_tokens=answer.max_tokens, clamped=answer.max_tokens < max_tokens)
+        return msgspec.structs.replace(held, max_tokens=answer.max_tokens, clamped=answer.max_tokens < max_tokens)
 
     def claimed(self, claim: WorkerClaim) -> None:
         """Record which worker is about to run the request."""

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+import msgspec
+
 from services.gateway.guard.guard_counts import GuardCount
 from services.gateway.limits.upstream_prices import TargetSpending
 from shared import errors
@@ -36,8 +38,7 @@ class RouteUse:
     is_compared: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRow:
+class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     """The final record of one request."""
 
     id: RequestId

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
+
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.limits.upstream_prices import TargetHold
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReservationRequest:
+class ReservationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a request asks the ledger to reserve."""
 
     request_id: RequestId
@@ -33,8 +34,7 @@ class ReservationRequest:
     holds: tuple[TargetHold, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class GrantedReservation:
+class GrantedReservation(msgspec.Struct, frozen=True):
     #: For each answer.
     max_tokens: int
     #: The request already had this reservation.
@@ -103,8 +103,7 @@ class OpenReservation:
     provider: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerClaim:
+class WorkerClaim(msgspec.Struct, frozen=True):
     """A worker that is about to run a request."""
 
     request_id: RequestId

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -42,8 +41,7 @@ class AnthropicErrorBody(msgspec.Struct, frozen=True, tag_field="type", tag="err
     request_id: RequestId
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerFacts:
+class AnswerFacts(msgspec.Struct, frozen=True):
     """Facts included in every answer."""
 
     request_id: RequestId
@@ -54,8 +52,7 @@ class AnswerFacts:
     fingerprint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSentEvent:
+class ServerSentEvent(msgspec.Struct, frozen=True):
     content: msgspec.Struct | bytes
     #: For the `event:` line; empty for none.
     name: str = ""

@@ -6,6 +6,8 @@ from enum import Enum, StrEnum
 from functools import lru_cache
 from typing import Literal
 
+import msgspec
+
 from services.gateway.limits.tiers import TierPlan
 from shared.api.auth import ApiKeyLimits, Principal
 from shared.api.gateway import NO_LIMIT, LimitState
@@ -63,8 +65,7 @@ class RequestLimit:
     source: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(msgspec.Struct, frozen=True):
     """How much of a limit is used."""
 
     #: Negative if the limit was lowered below the usage.
@@ -75,16 +76,14 @@ class Count:
     resets_in_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class LimitVerdict:
+class LimitVerdict(msgspec.Struct, frozen=True):
     """Says whether a request is admitted. The counts include it only if it is."""
 
     admitted: bool
     counts: tuple[Count, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Allowance:
+class Allowance(msgspec.Struct, frozen=True):
     """What is left of a limit."""
 
     scope: LimitScope
@@ -101,8 +100,7 @@ class Allowance:
         return self.limit - self.remaining
 
 
-@dataclass(frozen=True, slots=True)
-class TightestLimit:
+class TightestLimit(msgspec.Struct, frozen=True):
     """The limits with the least left, for the response headers; None if there is none."""
 
     requests: Allowance | None = None
@@ -132,8 +130,7 @@ class CountedRequest(Enum):
     NOWHERE = "nowhere"
 
 
-@dataclass(frozen=True, slots=True)
-class LimitUsage:
+class LimitUsage(msgspec.Struct, frozen=True):
     """What an admitted request has used, for ``Quotas.settle``."""
 
     counted: CountedRequest

@@ -1,8 +1,10 @@
 """Calculates what providers ask for requests, in whole micro-credits. Pure."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
+
+import msgspec
 
 from shared.api.generation import Usage
 from shared.api.ledger import MICRO
@@ -66,11 +68,10 @@ class TargetHold:
     ceiling_micro: MicroCredits
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamPrices:
+class UpstreamPrices(msgspec.Struct, frozen=True):
     """The prices that apply to one request, from its start to its end."""
 
-    prices: Mapping[ModelName, UpstreamPrice] = field(default_factory=dict)
+    prices: Mapping[ModelName, UpstreamPrice] = msgspec.field(default_factory=dict)
     #: What its internal answer is compared with; None for nothing.
     compared: UpstreamPrice | None = None
 

@@ -4,7 +4,6 @@ The answers to all prompts of a request form one response, numbered consecutivel
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import msgspec
 
@@ -64,7 +63,7 @@ class CompletionFormat(AnswerFormat):
 
     def begin(self, about: AnswerFacts) -> None:
         # The response has the id of its first request.
-        self._about = about if self._about is None else replace(self._about, model=about.model)
+        self._about = about if self._about is None else msgspec.structs.replace(self._about, model=about.model)
         self._prompt += 1
         self._gathered += [_GatheredCompletion(self._body.logprobs) for _ in range(self._answers)]
 

@@ -2,9 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import ClassVar
+
+import msgspec
 
 from services.gateway.billing.ledger import HeldCredits
 from services.gateway.billing.request_record import RouteUse
@@ -20,8 +22,7 @@ from shared.protocol.directory import DirectoryEntry
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus
 
 
-@dataclass(frozen=True, slots=True)
-class ServingTarget:
+class ServingTarget(msgspec.Struct, frozen=True):
     """A model that may serve a request."""
 
     model: ModelName

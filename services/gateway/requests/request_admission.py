@@ -170,7 +170,7 @@ class RequestAdmission:
         if is_check:
             # What the caller may name doesn't matter. Who may see the text does.
             policy = replace(caller.policy, guard=NO_GUARD, models=())
-            caller = replace(caller, principal=msgspec.structs.replace(principal, models=()), policy=policy)
+            caller = msgspec.structs.replace(caller, principal=msgspec.structs.replace(principal, models=()), policy=policy)
         if scan := caller.policy.guard.prompt:
             running.is_guarded, running.prompt_matches = True, GuardMatches()
             await running.guard(scan, running.prompt_matches)
@@ -222,7 +222,7 @@ class RequestAdmission:
             began = time.perf_counter()
             messages = await prompt_guard.guard_messages(admitted.messages, guard.prompt, matches)
             running.guard_seconds = time.perf_counter() - began
-            admitted = replace(admitted, messages=messages)
+            admitted = msgspec.structs.replace(admitted, messages=messages)
         if guard.moderation and running.moderate is not None:
             running.moderation = Moderation(guard.moderation, running.moderate)
             # The caller gets nothing before the end, and doesn't pay for an answer that can't be checked.

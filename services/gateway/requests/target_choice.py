@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
+import msgspec
+
 from services.gateway import prompt_admission
 from services.gateway.billing.ledger import HeldCredits, Ledger
 from services.gateway.billing.request_record import RouteUse
@@ -34,8 +36,7 @@ _LOOK_SECONDS = 0.1
 Call = TypeVar("Call")
 
 
-@dataclass(frozen=True, slots=True)
-class TargetCall(Generic[Call]):
+class TargetCall(msgspec.Struct, Generic[Call], frozen=True):
     """What to send to the workers of one target."""
 
     target: ServingTarget
@@ -43,8 +44,7 @@ class TargetCall(Generic[Call]):
     call: Call
 
 
-@dataclass(frozen=True, slots=True)
-class TargetChoice:
+class TargetChoice(msgspec.Struct, frozen=True):
     """The models that may serve a request, in the order in which they are tried."""
 
     targets: tuple[ServingTarget, ...]
@@ -66,7 +66,7 @@ class TargetChoice:
                 "the gateway that ran this request is gone, and the model that began the answer may not continue it",
                 hint="send the request again without Last-Event-ID",
             )
-        return replace(self, targets=targets or self.targets)
+        return msgspec.structs.replace(self, targets=targets or self.targets)
 
     def affordable(self, held: HeldCredits) -> "TargetChoice":
         """Raise NotReachable if all that the credits cover have reached their ceilings."""
@@ -79,7 +79,7 @@ class TargetChoice:
             raise errors.NotReachable(
                 f"{names} may cost no more today, and no other target is left", hint="retry tomorrow, or ask for a higher daily_ceiling"
             )
-        return replace(self, targets=left)
+        return msgspec.structs.replace(self, targets=left)
 
     @property
     def priced_as(self) -> ModelName | None:
@@ -100,10 +100,10 @@ class TargetChoice:
         spill = None if self.route is None else self.route.spill_after_seconds
         return (
             *(
-                replace(common, model=model, has_alternative=True, most_wait_seconds=math.inf if spill is None else spill)
+                msgspec.structs.replace(common, model=model, has_alternative=True, most_wait_seconds=math.inf if spill is None else spill)
                 for model in others
             ),
-            replace(common, model=last),
+            msgspec.structs.replace(common, model=last),
         )
 
     def calls(self, common: WorkerRequirements, call: Callable[[ServingTarget], Call]) -> tuple[TargetCall[Call], ...]:
@@ -111,8 +111,7 @@ class TargetChoice:
         return tuple(TargetCall(target, needs, call(target)) for target, needs in zip(self.targets, requirements, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """A request's caller, with the configuration of the request's start."""
 
     principal: Principal
@@ -159,7 +158,7 @@ class TargetSearch:
         if route is not None:
             routing.ensure_task(route, moderates=moderates)
             running.model, running.unit = ModelName(route.name), self._unit(route.sticky, running, caller.principal, conversation)
-            facts = replace(facts, unit=running.unit)
+            facts = msgspec.structs.replace(facts, unit=running.unit)
         elif moderates:
             raise routing.no_moderation(wanted)
         running.upstream = UpstreamPrices(prices, None if route is None or route.compared_with is None else prices.get(route.compared_with))

@@ -11,6 +11,8 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
+import msgspec
+
 from services.gateway.limits import upstream_prices
 from services.gateway.scheduling import active_hours, policies
 from services.gateway.scheduling.active_hours import ActiveHours
@@ -168,8 +170,7 @@ def hundredths(percent: float) -> int:
     return round(percent * 100)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFacts:
+class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the choice depends on."""
 
     #: What sticks to a target.

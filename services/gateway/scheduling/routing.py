@@ -70,12 +70,8 @@ class QueuedKind(msgspec.Struct, frozen=True, array_like=True):
     has_images: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerRequirements:
+class WorkerRequirements(msgspec.Struct, frozen=True):
     """What a request requires of its worker."""
-
-    #: Without a default, so that no caller can leave the policy out.
-    placement: Placement = field(kw_only=True)
 
     model: ModelName
     #: The tenant whose prompts the worker would see.
@@ -85,6 +81,8 @@ class WorkerRequirements:
     #: Likely size of the prompt, and maximum size of the answer.
     prompt_tokens: int
     max_tokens: int
+    #: Without a default, so that no caller can leave the policy out.
+    placement: Placement
     #: Hashes of the prompt's prefixes, shortest first (``prefix_affinity``).
     prefix_hashes: tuple[bytes, ...] = ()
     #: Model file needed to resume an answer; None for any.

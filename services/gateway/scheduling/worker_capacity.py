@@ -5,8 +5,9 @@ is other gateways' calls until the next one. A slot that we release is free imme
 """
 
 from collections import Counter, deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from shared.protocol.directory import Announcement, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
@@ -24,8 +25,7 @@ _HELD_SHARE = 1 / 8
 _NOTHING: Counter[ModelName] = Counter()
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerCapacity:
+class WorkerCapacity(msgspec.Struct, frozen=True):
     """The load of one model on one worker."""
 
     #: Answers generated at the same time.

@@ -11,7 +11,8 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from services.gateway.scheduling import policies, prefix_affinity, worker_records
 from services.gateway.scheduling.routing import WorkerRequirements
@@ -27,8 +28,7 @@ LOADING_SECONDS = 10.0
 RESTING_SECONDS = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """One worker, as seen by one request."""
 
     worker: DirectoryEntry

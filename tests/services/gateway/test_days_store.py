@@ -3,12 +3,12 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from msgspec import structs
 
 from services.gateway import store as stores
 from services.gateway.billing.request_record import RequestRow, ReservationState, RouteUse
@@ -65,7 +65,7 @@ _TEMPLATE = RequestRow(
 
 
 def row(**changed: object) -> RequestRow:
-    return replace(_TEMPLATE, **{"id": RequestId(uuid4()), "created_at": BEGIN, **changed})  # type: ignore[arg-type]
+    return structs.replace(_TEMPLATE, **{"id": RequestId(uuid4()), "created_at": BEGIN, **changed})  # type: ignore[arg-type]
 
 
 def some_rows(seed: int, number: int) -> list[RequestRow]:
@@ -300,7 +300,7 @@ async def test_the_cost_of_requests_equals_the_ledgers_revenue(
             one.id, one.tenant_id, held,
         )  # fmt: skip
     await GatewayStore(opened).write_requests(
-        [replace(one, cost_micro=MicroCredits(dice.randrange(10**12)), reservation=ReservationState.SETTLED) for one in rows]
+        [structs.replace(one, cost_micro=MicroCredits(dice.randrange(10**12)), reservation=ReservationState.SETTLED) for one in rows]
     )
     taken = await connection.fetchval("SELECT sum(amount_micro) FROM entries WHERE kind = 'usage' AND account = 'revenue'")
     assert taken > 0

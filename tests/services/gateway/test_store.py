@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -66,13 +65,13 @@ async def test_what_guardrails_find_is_counted_once_by_day_and_key(store: Gatewa
     masked = GuardCount(GuardKind.CARD, GuardAction.MASK, GuardPlace.PROMPT, 3)
     refused = GuardCount(GuardKind.EMAIL, GuardAction.REFUSE, GuardPlace.ANSWER, 1)
     rows = [
-        replace(row(ada), guard=(masked, refused)),
-        replace(row(ada), guard=(masked,)),
-        replace(row(ada, key=None), guard=(masked,)),
+        msgspec.structs.replace(row(ada), guard=(masked, refused)),
+        msgspec.structs.replace(row(ada), guard=(masked,)),
+        msgspec.structs.replace(row(ada, key=None), guard=(masked,)),
         row(ada),
     ]
     await asyncio.gather(*(store.write_requests(rows) for _ in range(3)))
-    await store.write_requests([replace(row(ada), guard=(masked,))])
+    await store.write_requests([msgspec.structs.replace(row(ada), guard=(masked,))])
     connection = await asyncpg.connect(postgres_url)
     try:
         found = await connection.fetch("SELECT * FROM gateway.guard_counts WHERE tenant_id = $1 ORDER BY api_key_id, kind", ada)
@@ -88,7 +87,7 @@ async def test_what_guardrails_find_is_counted_once_by_day_and_key(store: Gatewa
 
 async def test_an_invalid_row_is_refused_without_quoting_it(store: GatewayStore) -> None:
     ada = user()
-    for wrong in (replace(row(ada), error_code="\0secret"), replace(row(ada), response_time_ms=2**40)):
+    for wrong in (msgspec.structs.replace(row(ada), error_code="\0secret"), msgspec.structs.replace(row(ada), response_time_ms=2**40)):
         with pytest.raises(RowsRefused) as refused:
             await store.write_requests([row(ada), wrong])
         assert "Error" in refused.value.message

@@ -4,12 +4,12 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from uuid import UUID
 
 import asyncpg
+import msgspec
 import pytest
 
 from services.gateway import store as stores
@@ -59,7 +59,7 @@ _numbers = iter(range(10**6, 10**9))
 
 
 def row(**changed: object) -> RequestRow:
-    return replace(_TEMPLATE, **{"id": RequestId(UUID(int=next(_numbers))), **changed})  # type: ignore[arg-type]
+    return msgspec.structs.replace(_TEMPLATE, **{"id": RequestId(UUID(int=next(_numbers))), **changed})  # type: ignore[arg-type]
 
 
 async def write(opened: database.Database, rows: Sequence[RequestRow]) -> None:

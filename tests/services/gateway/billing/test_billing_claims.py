@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from msgspec import structs
 
 from services.gateway import store
 from services.gateway.billing import ledger, orphan_settlement
@@ -41,7 +42,7 @@ class BillingStores:
 
     async def reserve(self, owner: UserId = USER) -> RequestId:
         request = RequestId(uuid4())
-        await self.ledger.reserve([replace(WANTED, request_id=request, owner=owner)], gateway=node_id(9), lease_seconds=-300)
+        await self.ledger.reserve([structs.replace(WANTED, request_id=request, owner=owner)], gateway=node_id(9), lease_seconds=-300)
         return request
 
     async def overdue(self) -> dict[RequestId, OpenReservation]:

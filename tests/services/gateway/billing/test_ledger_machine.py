@@ -1,10 +1,11 @@
 """The ledger's SQL against a short Python model, through any sequence of events."""
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -79,7 +80,7 @@ class Machine(RuleBasedStateMachine):
     def reserve(self, number: int, tokens: int, least: int, price: tuple[int, int], with_key: bool) -> None:
         fixed, per_token = price
         account, request = self.accounts[number], RequestId(uuid4())
-        wanted = replace(
+        wanted = msgspec.structs.replace(
             self.books.wanted(self.owners[number], request, tokens),
             least_tokens=least,
             fixed_micro=MicroCredits(fixed),
@@ -144,7 +145,7 @@ class Machine(RuleBasedStateMachine):
         rows = []
         for request, cost in chosen.items():
             reservation = self.reservations[request]
-            rows.append(replace(row(self.owners[reservation.owner], request, cost), reservation=state))
+            rows.append(msgspec.structs.replace(row(self.owners[reservation.owner], request, cost), reservation=state))
             if reservation.cost is None:
                 account = self.accounts[reservation.owner]
                 reservation.cost = min(cost, reservation.held)

@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from uuid import uuid4
 
 import asyncpg
+import msgspec
 import pytest
 
 from services.gateway import store
@@ -35,7 +36,7 @@ class Books:
         self, owner: UserId, *, tokens: int = 500, request: RequestId | None = None, lease: float = 90, **more: object
     ) -> GrantedReservation | InsufficientCredits:
         wanted = self.wanted(owner, request or new_request(), tokens)
-        (answer,) = await self.ledger.reserve([replace(wanted, **more)], gateway=GATEWAY, lease_seconds=lease)  # type: ignore[arg-type]
+        (answer,) = await self.ledger.reserve([msgspec.structs.replace(wanted, **more)], gateway=GATEWAY, lease_seconds=lease)  # type: ignore[arg-type]
         return answer
 
     @staticmethod
@@ -362,7 +363,7 @@ async def test_a_day_of_usage_is_a_utc_day_in_any_session_time_zone(plain_url: s
     late = today - timedelta(minutes=30)
     async with store.opened(f"{plain_url}{'&' if '?' in plain_url else '?'}TimeZone=Asia/Tokyo") as opened:
         books = Books(GatewayStore(opened), LedgerStore(opened), plain_url)
-        await books.requests.write_requests([replace(row(ada, new_request(), 0), created_at=late)])
+        await books.requests.write_requests([msgspec.structs.replace(row(ada, new_request(), 0), created_at=late)])
         usage = await books.requests.read_usage(ada)
     assert [day.date for day in usage.days] == [late.date()]
 

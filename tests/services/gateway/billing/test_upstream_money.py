@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import asyncpg
 import pytest
+from msgspec import structs
 
 from services.gateway import store
 from services.gateway.billing.ledger_store import LedgerStore
@@ -68,7 +69,7 @@ class Gateways:
         return answer.over_ceiling
 
     async def end(self, number: int, request: RequestId, owner: UserId, *spending: TargetSpending, cost: int = 1) -> None:
-        ended = replace(row(owner, request, cost), route=ROUTE, provider="acme", attempts=1, spending=spending)
+        ended = structs.replace(row(owner, request, cost), route=ROUTE, provider="acme", attempts=1, spending=spending)
         await self.books[number % len(self.books)].requests.write_requests([ended])
 
     async def spending(self) -> dict[str, tuple[int, int]]:
@@ -122,7 +123,7 @@ async def test_a_repeated_reservation_holds_once(gateways: Gateways) -> None:
 
 async def test_a_batch_holds_as_much_as_fits_in_its_order(gateways: Gateways) -> None:
     sizes = (600, 800, 50, 60, 50)
-    wanted = [replace(Books.wanted(new_owner(), new_request(), 1), holds=(hold("other", 1), hold(micro=micro))) for micro in sizes]
+    wanted = [structs.replace(Books.wanted(new_owner(), new_request(), 1), holds=(hold("other", 1), hold(micro=micro))) for micro in sizes]
     answers = await gateways.books[0].ledger.reserve(wanted, gateway=GATEWAY, lease_seconds=90)
     over = [answer.over_ceiling for answer in answers if isinstance(answer, GrantedReservation)]
     assert over == [frozenset(), {"api"}, frozenset(), {"api"}, frozenset()]
@@ -142,7 +143,7 @@ async def test_without_credits_nothing_is_held(gateways: Gateways) -> None:
 async def test_requests_of_dead_gateways_give_their_holds_back(gateways: Gateways) -> None:
     ada, request = new_owner(), new_request()
     await gateways.reserve(0, hold(), request=request, owner=ada)
-    expired = replace(row(ada, request, 0), reservation=ReservationState.EXPIRED)
+    expired = structs.replace(row(ada, request, 0), reservation=ReservationState.EXPIRED)
     await gateways.books[1].requests.write_requests([expired])
     assert await gateways.spending() == {"api": (0, 0)}
 
@@ -169,14 +170,14 @@ async def test_batches_of_two_gateways_with_the_same_accounts_and_targets_do_not
 
     async def reserve(number: int, some: list[tuple[RequestId, UserId, str]]) -> None:
         wanted = [
-            replace(Books.wanted(owner, request, 1), holds=(hold(target, 1, 10_000), hold("third", 1, 10_000)))
+            structs.replace(Books.wanted(owner, request, 1), holds=(hold(target, 1, 10_000), hold("third", 1, 10_000)))
             for request, owner, target in some
         ]
         await gateways.books[number].ledger.reserve(wanted, gateway=GATEWAY, lease_seconds=90)
 
     async def end(number: int, some: list[tuple[RequestId, UserId, str]]) -> None:
         rows = [
-            replace(row(owner, request, 1), route=ROUTE, provider="acme", spending=(spent(target, 1), spent("third", 1)))
+            structs.replace(row(owner, request, 1), route=ROUTE, provider="acme", spending=(spent(target, 1), spent("third", 1)))
             for request, owner, target in some
         ]
         await gateways.books[number].requests.write_requests(rows)
@@ -231,7 +232,7 @@ async def test_verification_finds_wrong_sums(gateways: Gateways, plain_url: str)
 
 async def test_the_log_has_provider_and_money(gateways: Gateways, plain_url: str) -> None:
     ada = new_owner()
-    ended = replace(
+    ended = structs.replace(
         row(ada, new_request(), 0), route=ROUTE, provider="acme", attempts=2, spending=(spent("api", 40), spent("other", 2)),
         avoided_micro=MicroCredits(7), created_at=datetime.now(UTC),
     )  # fmt: skip

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import msgspec
 import pytest
 
 from services.gateway import store
@@ -122,7 +123,7 @@ def row(variant: str, *, failed: bool | None = False, **changed: Any) -> Request
         variant_failed=failed,
         spending=(TargetSpending("assistant", variant, MicroCredits(upstream)),) if upstream else (),
     )
-    return replace(plain, **changed)
+    return msgspec.structs.replace(plain, **changed)
 
 
 Open = Callable[[], Any]
@@ -249,7 +250,7 @@ async def test_what_counts_as_an_outcome(gateway: Gateway) -> None:
     await gateway.end("next", 1, created_at=datetime.now(UTC) - timedelta(minutes=5))
     await gateway.end("next", 1, route="another")
     # Another target saved the request of this one.
-    await gateway.requests.write_requests([replace(row("next", target="local"), variant_failed=True)])
+    await gateway.requests.write_requests([msgspec.structs.replace(row("next", target="local"), variant_failed=True)])
     rows = [row("local"), row("local", failed=None, status=RequestStatus.CANCELLED)]
     await gateway.requests.write_requests(rows)
     await gateway.requests.write_requests(rows)

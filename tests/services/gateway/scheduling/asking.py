@@ -5,9 +5,10 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
+
+from msgspec import structs
 
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
@@ -31,7 +32,7 @@ def tenant(number: int) -> UserId:
 
 
 def requirements(of: int = 1, **more: Any) -> WorkerRequirements:
-    return replace(WorkerRequirements(M, tenant(of), tenant(of), prompt_tokens=40, max_tokens=10, placement=ANYWHERE), **more)
+    return structs.replace(WorkerRequirements(M, tenant(of), tenant(of), prompt_tokens=40, max_tokens=10, placement=ANYWHERE), **more)
 
 
 class Caller:

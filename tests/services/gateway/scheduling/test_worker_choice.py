@@ -2,15 +2,14 @@
 
 import random
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from services.gateway.scheduling import worker_choice, worker_records
 from services.gateway.scheduling.policies import ANYWHERE, Placement
@@ -51,7 +50,7 @@ class WorkerPool:
         before = self.directory.find(node_id(number))
         assert before is not None
         offer = ModelOffer(M, 2048, digest, loaded=loaded, slots=slots, busy=running, rests=rests)
-        self.directory.apply_announcement(msgspec.structs.replace(before.announcement, models=(offer,)), "nats")
+        self.directory.apply_announcement(structs.replace(before.announcement, models=(offer,)), "nats")
         return node_id(number)
 
     def table(self, requirements: WorkerRequirements = WISH, clock: float = 1000.0) -> list[Candidate]:
@@ -100,7 +99,7 @@ def test_workers_without_the_model_are_no_candidates() -> None:
 def test_which_machines_may_see_a_prompt(machines: Machines, owner: str, labels: dict[str, str], may: bool) -> None:
     pool = WorkerPool()
     pool.worker(1, owner=owner, labels=labels)
-    requirements = replace(WISH, placement=Placement(machines))
+    requirements = structs.replace(WISH, placement=Placement(machines))
     if may:
         assert pool.nodes(requirements) == [node_id(1)]
     else:
@@ -126,11 +125,11 @@ def test_a_retry_never_reaches_a_worker_that_the_first_attempt_could_not_use(
 
     def may(requirements: WorkerRequirements) -> set[NodeId]:
         try:
-            return set(pool.nodes(replace(requirements, placement=Placement(rule))))
+            return set(pool.nodes(structs.replace(requirements, placement=Placement(rule))))
         except errors.NotReachable:
             return set()
 
-    first, again = may(WISH), may(replace(WISH, excluded=frozenset(map(node_id, failed)), digest="a"))
+    first, again = may(WISH), may(structs.replace(WISH, excluded=frozenset(map(node_id, failed)), digest="a"))
     assert again <= first - set(map(node_id, failed))
     for number, (owner, labels) in enumerate(machines):
         if node_id(number) in first:
@@ -178,9 +177,9 @@ def test_only_a_worker_with_the_same_file_resumes_an_answer() -> None:
     pool = WorkerPool()
     pool.worker(1, digest="a")
     pool.worker(2, digest="b")
-    assert pool.nodes(replace(WISH, digest="b")) == [node_id(2)]
+    assert pool.nodes(structs.replace(WISH, digest="b")) == [node_id(2)]
     with pytest.raises(errors.NotReachable, match="has another file of the model"):
-        pool.nodes(replace(WISH, digest="c"))
+        pool.nodes(structs.replace(WISH, digest="c"))
 
 
 def test_no_worker_and_no_allowed_worker_have_different_errors() -> None:
@@ -260,10 +259,12 @@ def test_the_worker_with_the_cached_prefix_is_chosen_unless_it_is_much_busier() 
     pool = WorkerPool()
     for number in range(3):
         pool.worker(number, running=1 if number == 1 else 0, slots=8)
-    known = replace(WISH, prefix_hashes=(b"1", b"2", b"3"))
+    known = structs.replace(WISH, prefix_hashes=(b"1", b"2", b"3"))
     pool.known.prefix_affinity.record(M, (b"1", b"2"), node_id(1), now=900)
     assert pool.chosen(known) == {node_id(1): 40}
-    assert node_id(1) not in pool.chosen(replace(WISH, prefix_hashes=(b"1", b"x", b"y", b"z"))), "a quarter of the prefix isn't worth it"
+    assert node_id(1) not in pool.chosen(structs.replace(WISH, prefix_hashes=(b"1", b"x", b"y", b"z"))), (
+        "a quarter of the prefix isn't worth it"
+    )
     assert node_id(1) not in pool.chosen(known, clock=1201), "it was too long ago"
     pool.worker(1, running=4, slots=8)
     assert node_id(1) not in pool.chosen(known)
@@ -273,7 +274,7 @@ def test_a_restarted_worker_has_no_cached_prefixes() -> None:
     pool = WorkerPool()
     pool.worker(1, running=1)
     pool.worker(2)
-    known = replace(WISH, prefix_hashes=(b"1",))
+    known = structs.replace(WISH, prefix_hashes=(b"1",))
     pool.known.prefix_affinity.record(M, (b"1",), node_id(1), now=900)
     pool.directory.mark_gone(node_id(1), "stopped")
     pool.worker(1, running=1)
