@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from prometheus_client import Counter, Histogram
-
 from shared import errors, rpc
 from shared.api import events, membership
 from shared.api import node as node_api
@@ -123,8 +121,6 @@ class Node:
         self._shown = b""
         self._logged_in_with = plan.trust.certificate
         self._service: Service | None = None
-        self._counters: dict[tuple[str, str], Counter] = {}
-        self._timers: dict[str, Histogram] = {}
         self._exemplars = Exemplars()
         if plan.nats is not None:
             plan.nats.on_connection = self._on_connection
@@ -327,21 +323,10 @@ class Node:
         self.metrics.contested_keys.inc()
 
     def _observe(self, method: Method[Any, Any] | StreamMethod[Any, Any, Any], status: str, seconds: float) -> None:
-        # Cached, because looking up labels costs more than counting, and this runs for every call.
-        counter = self._counters.get((method.name, status))
-        if counter is None:
-            name = method.name.partition(".")[2]
-            counter = self.metrics.requests.labels(service=self.service_name, method=name, status=status)
-            self._counters[method.name, status] = counter
-        counter.inc()
-        if isinstance(method, StreamMethod):
-            return  # streaming services know the model and observe with it
-        timer = self._timers.get(method.name)
-        if timer is None:
-            name = method.name.partition(".")[2]
-            timer = self.metrics.request_duration.labels(service=self.service_name, method=name, model="")
-            self._timers[method.name] = timer
-        timer.observe(seconds, self._exemplars.of_request())
+        name = method.name.partition(".")[2]
+        self.metrics.requests.labels(self.service_name, name, status).inc()
+        if not isinstance(method, StreamMethod):  # streaming services know the model and observe with it
+            self.metrics.request_duration.labels(self.service_name, name, "").observe(seconds, self._exemplars.of_request())
 
     def _log_bug(self, method: Method[Any, Any] | StreamMethod[Any, Any, Any], error: Exception) -> None:
         _log.exception("bug in a handler", method=method.name)
