@@ -14,7 +14,8 @@ def model_bytes(size: int = 0) -> bytes:
     """A small file in the format GGUF; bytes behind its header are allowed."""
     pairs = {"general.architecture": gguf_files.text("llama"), "llama.context_length": gguf_files.single("u32", 64)}
     header = gguf_files.joined(gguf_files.file(pairs, []))
-    return header + bytes(number % 251 for number in range(max(0, size - len(header))))
+    more = max(0, size - len(header))
+    return header + (bytes(range(251)) * (more // 251 + 1))[:more]
 
 
 @dataclass
