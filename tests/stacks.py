@@ -298,9 +298,12 @@ class OfFolders:
             _in_a_loop_of_its_own(self._running.up)
         return self._running
 
-    def leave(self, next_test: pytest.Item | None) -> None:
-        if next_test is None or not set(self._folders) & set(next_test.path.parents):
+    def leave(self, next_test: pytest.Item | None) -> bool:
+        """Returns whether the stack is down, or goes down because the next test is elsewhere."""
+        is_left = next_test is None or not set(self._folders) & set(next_test.path.parents)
+        if is_left:
             self._down()
+        return is_left
 
     def _down(self) -> None:
         running, self._running = self._running, None

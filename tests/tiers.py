@@ -64,6 +64,7 @@ SHARED = {
     # On a second one like it, so that the first isn't the last to end.
     "tests/sdk": "second stack",
     "tests/clients": "second stack",
+    "tests/full_stack": "full stack",
     "tests/deploy/proxies": "second stack",
     "tests/integration/test_joining.py": "second stack",
     "tests/integration/test_metrics.py": "second stack",
@@ -74,11 +75,6 @@ SHARED = {
     "tests/chaos/test_invariants.py": "",
     "tests/chaos/test_oracle.py": "",
     "tests/integration/test_swarm_attacks.py": "",
-    # With a stack of their own.
-    "tests/integration/test_psql.py": "",
-    "tests/integration/test_recovery.py": "",
-    "tests/integration/test_backup_agent.py": "",
-    "tests/integration/test_no_secret_in_logs.py": "",
     # Two stacks at once are too many for two cores.
     "tests/rolling": "stack",
     # They render all templates of llama.cpp, and many of them the same way.
@@ -100,9 +96,8 @@ FIRST = (
     "tests/cli/machines/test_join.py",
     "second stack",
     "tests/deploy/test_compose_services.py",
-    "tests/integration/test_recovery.py",
+    "full stack",
     "tests/stack/test_up_down.py",
-    "tests/integration/test_no_secret_in_logs.py",
 )
 #: The part of its full volume that a fuzz test has in `make test`.
 FRACTION = 5

@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from shared.stores import objects
 from stack.recovery import catalog, sealing
 from stack.recovery.catalog import StoreCatalog
 from tests import people, stacks
+from tests.full_stack.conftest import Surroundings
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
@@ -29,6 +29,7 @@ NOT_COPIED = "the recovery log is not copied"
 @dataclass(frozen=True, slots=True)
 class BackedUpStack:
     stack: RunningStack
+    #: The store.
     folder: Path
 
     async def read_catalog(self) -> StoreCatalog:
@@ -60,16 +61,8 @@ class BackedUpStack:
 
 
 @pytest.fixture
-async def backed_up(tmp_path: Path) -> AsyncIterator[BackedUpStack]:
-    folder = tmp_path / "store"
-    variables = {
-        "BACKUP_TO": str(folder),
-        "BACKUP_RECIPIENTS": sealing.recipient_of(sealing.new_identity()),
-        "BACKUP_SHIP_SECONDS": "1",
-        "BACKUP_MB_PER_SECOND": "0",
-    }
-    async with stacks.stack(INFERENCE_BACKEND="echo", HYPERSWARM="off", **variables) as stack:
-        yield BackedUpStack(stack, folder)
+def backed_up(stack: RunningStack, surroundings: Surroundings) -> BackedUpStack:
+    return BackedUpStack(stack, surroundings.store)
 
 
 async def report_of(api_client: ApiClient) -> BackupReport | None:
@@ -92,46 +85,45 @@ def numbers(found: StoreCatalog) -> list[int]:
     return sorted({each.number for each in found.segments if each.number >= newest.start_lsn // newest.segment_size})
 
 
-async def test_commits_and_revocations_reach_the_store_whatever_fails(backed_up: BackedUpStack) -> None:
+async def test_commits_and_revocations_reach_the_store_whatever_fails(backed_up: BackedUpStack, api_client: ApiClient) -> None:
     stack, folder = backed_up.stack, backed_up.folder
 
     async def later_than(moment: datetime) -> bool:
         now = await backed_up.until_()
         return now is not None and now > moment
 
-    async with people.api_client(stack) as api_client:
-        ann = await api_client.register("ann")
-        await backed_up.until_revoked(await revoke(api_client, ann), seconds=2)
-        report = await until(lambda: report_of(api_client), seconds=25, what="a report with a backup")
-        (backup,) = report.backups
-        assert [each.name for each in (await backed_up.read_catalog()).backups] == [backup.name]
-        assert (report.term, report.store_failing_since) == (1, None)
-        assert report.recoverable_from is not None
+    ann = await api_client.register("ann")
+    await backed_up.until_revoked(await revoke(api_client, ann), seconds=2)
+    report = await until(lambda: report_of(api_client), seconds=25, what="a report with a backup")
+    (backup,) = report.backups
+    assert [each.name for each in (await backed_up.read_catalog()).backups] == [backup.name]
+    assert (report.term, report.store_failing_since) == (1, None)
+    assert report.recoverable_from is not None
 
-        # --- the store is away
-        before = await backed_up.until_()
-        assert before is not None
-        away = folder.with_name("away")
-        folder.rename(away)
-        folder.write_text("no folder")
-        failures = stack.log("backup").count(NOT_COPIED)
-        leaked = await revoke(api_client, ann)
-        async with stack.http(ann.key.secret) as http:
-            assert (await http.get("/v1/models")).status_code == 200
-        await until(lambda: _says(stack, failures + 1), seconds=10, what="the agent notices")
-        folder.unlink()
-        await asyncio.to_thread(shutil.move, away, folder)
-        await backed_up.until_revoked(leaked, seconds=8)
-        await until(lambda: later_than(before), seconds=8, what="later commits are in the store")
+    # --- the store is away
+    before = await backed_up.until_()
+    assert before is not None
+    away = folder.with_name("away")
+    folder.rename(away)
+    folder.write_text("no folder")
+    failures = stack.log("backup").count(NOT_COPIED)
+    leaked = await revoke(api_client, ann)
+    async with stack.http(ann.key.secret) as http:
+        assert (await http.get("/v1/models")).status_code == 200
+    await until(lambda: _says(stack, failures + 1), seconds=10, what="the agent notices")
+    folder.unlink()
+    await asyncio.to_thread(shutil.move, away, folder)
+    await backed_up.until_revoked(leaked, seconds=8)
+    await until(lambda: later_than(before), seconds=8, what="later commits are in the store")
 
-        # --- the agent is killed
-        pid = await stack.kill("backup")
-        leaked = await revoke(api_client, ann)
-        await stack.restarted("backup", pid)
-        await backed_up.until_revoked(leaked, seconds=10)
-        before = await backed_up.until_()
-        assert before is not None
-        await until(lambda: later_than(before), seconds=10, what="later commits are in the store")
+    # --- the agent is killed
+    pid = await stack.kill("backup")
+    leaked = await revoke(api_client, ann)
+    await stack.restarted("backup", pid)
+    await backed_up.until_revoked(leaked, seconds=10)
+    before = await backed_up.until_()
+    assert before is not None
+    await until(lambda: later_than(before), seconds=10, what="later commits are in the store")
     found = await backed_up.read_catalog()
     assert len(found.backups) == 1
     assert numbers(found) == list(range(numbers(found)[0], numbers(found)[-1] + 1)), "no segment is missing"

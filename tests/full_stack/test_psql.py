@@ -2,21 +2,11 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-
-from tests import stacks
 from tests.stacks import REPOSITORY, RunningStack
 
 RUNBOOKS = REPOSITORY / "docs" / "runbooks"
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[RunningStack]:
-    async with stacks.stack(INFERENCE_BACKEND="echo", HYPERSWARM="off") as running:
-        yield running
 
 
 async def run(stack: RunningStack, commands: str) -> str:
@@ -42,8 +32,8 @@ async def test_psql_opens_as_each_role_and_answers_what_the_runbooks_ask(stack: 
     done = await stack.aicli("stack", "psql", "-At", stdin="SELECT rolsuper FROM pg_roles WHERE rolname = current_user;")
     assert done.out == "t\n", done.err
     # Somebody else's variables do not lead elsewhere.
-    done = await stack.aicli("stack", "psql", "gateway", "-At", "-c", "SELECT count(*) FROM request_logs", PGHOST="/nowhere", PGUSER="x")
-    assert done.out == "0\n", done.err
+    done = await stack.aicli("stack", "psql", "gateway", "-At", "-c", "SELECT current_user", PGHOST="/nowhere", PGUSER="x")
+    assert done.out == "gateway\n", done.err
     done = await stack.aicli("stack", "psql", "web")
     assert (done.status, "one of auth, gateway, metrics" in done.err) == (2, True)
     asked = [

@@ -13,10 +13,9 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -28,46 +27,21 @@ from shared.api import accounts, auth, organizations
 from shared.identity import tickets
 from shared.types import Credential
 from stack import secret_files
-from tests import otlp_receiver, people, stacks
-from tests.integration import asking, searching
-from tests.integration.searching import Hidden, Hit
+from tests import otlp_receiver
+from tests.full_stack import searching
+from tests.full_stack.conftest import Surroundings
+from tests.full_stack.searching import Hidden, Hit
+from tests.integration import asking
 from tests.people import ApiClient, Person
-from tests.services.auth.oidc.scripted_provider import CLIENT_ID, ScriptedProvider
+from tests.services.auth.oidc.scripted_provider import ScriptedProvider
 from tests.stacks import RunningStack, until
-from tests.testnet import free_port
 
 #: What a mail carries, and so the log where there is no mail server.
 MAIL_LOG = "log auth mail"
 MAILED = frozenset({"reset code", "invitation", "colleague"})
-_PROVIDER_PORT, _PROVIDER_SECRET = free_port(), f"oidc-{secrets.token_urlsafe(24)}"
-_OTLP_PORT = free_port()
 _FORM_TOKEN = re.compile(r'name="token" value="([^"]+)"')
 #: How a mail's code stands alone in its line.
 _CODE_LINE = re.compile(r"^[0-9A-Za-z_-]{40,}$", re.MULTILINE)
-
-
-@pytest.fixture(scope="module")
-def stack(pytestconfig: pytest.Config) -> Iterator[RunningStack]:
-    """One of its own: the folder's has no login provider."""
-    own = stacks.OfFolders(
-        (Path(__file__),),
-        INFERENCE_BACKEND="echo",
-        LOG_LEVEL="debug",
-        TIER_FREE="requests_per_minute=unlimited,concurrency=unlimited",
-        OIDC_ISSUER=f"http://127.0.0.1:{_PROVIDER_PORT}",
-        OIDC_CLIENT_ID=CLIENT_ID,
-        OIDC_CLIENT_SECRET=_PROVIDER_SECRET,
-        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{_OTLP_PORT}",
-        OTEL_TRACES_SAMPLER_ARG="1",
-    )
-    yield own.get(pytestconfig)
-    own.leave(None)
-
-
-@pytest.fixture
-async def api_client(stack: RunningStack) -> AsyncIterator[ApiClient]:
-    async with people.api_client(stack) as opened:
-        yield opened
 
 
 # --- the pages -----------------------------------------------------------------------------------------------------------
@@ -99,13 +73,13 @@ async def _pages(stack: RunningStack) -> AsyncIterator[Pages]:
 # --- each kind comes to be, and is used ----------------------------------------------------------------------------------
 
 
-def _of_the_house(stack: RunningStack, hidden: Hidden) -> None:
+def _of_the_house(stack: RunningStack, surroundings: Surroundings, hidden: Hidden) -> None:
     """All that the stack was started with: keys of nodes and of the mesh, of seals and signatures, passwords of servers."""
     for path in (*stack.place.secrets.rglob("*"), *stack.place.keys.glob("*.nk")):
         if path.is_file() and not path.name.startswith("database_url"):
             hidden.add(path.name, path.read_text(encoding="utf-8").strip())
     hidden.add("data_key", base64.b64decode(secret_files.read(stack.place, "data_key")))
-    hidden.add("secret at the provider", _PROVIDER_SECRET)
+    hidden.add("secret at the provider", surroundings.provider_secret)
     assert {"data_key", "admin_key", "admin_password", "mesh_ca.nk", "relay_seed", "key_pepper", "auth.nk"} <= hidden.forms.keys()
 
 
@@ -261,11 +235,11 @@ async def _ticket(stack: RunningStack, hidden: Hidden) -> None:
     assert cut.status != 0
 
 
-async def _provider(stack: RunningStack, hidden: Hidden) -> None:
-    provider = ScriptedProvider(issuer=f"http://127.0.0.1:{_PROVIDER_PORT}")
+async def _provider(stack: RunningStack, port: int, hidden: Hidden) -> None:
+    provider = ScriptedProvider(issuer=f"http://127.0.0.1:{port}")
     name = f"olga-{secrets.token_hex(4)}"
     provider.claims = {"sub": name, "preferred_username": name, "email": f"{name}@example.org"}
-    server = await asyncio.start_server(provider.accept, "127.0.0.1", _PROVIDER_PORT)
+    server = await asyncio.start_server(provider.accept, "127.0.0.1", port)
     try:
         async with _pages(stack) as pages:
             for is_right in (False, True):
@@ -353,10 +327,10 @@ async def _settled(stack: RunningStack, api_client: ApiClient, ann: Person) -> N
 
 
 @pytest.mark.timeout(300)
-async def test_no_secret_is_found_anywhere(stack: RunningStack, api_client: ApiClient) -> None:
+async def test_no_secret_is_found_anywhere(stack: RunningStack, surroundings: Surroundings, api_client: ApiClient) -> None:
     hidden = Hidden()
     ann = await api_client.register("ann")
-    _of_the_house(stack, hidden)
+    _of_the_house(stack, surroundings, hidden)
     await _keys(stack, api_client, ann, hidden)
     await _sessions(stack, api_client, ann, hidden)
     await _second_factor(stack, api_client, hidden)
@@ -364,20 +338,20 @@ async def test_no_secret_is_found_anywhere(stack: RunningStack, api_client: ApiC
     await _invitation(api_client, ann, hidden)
     await _colleague(stack, api_client, hidden)
     await _ticket(stack, hidden)
-    await _provider(stack, hidden)
+    await _provider(stack, surroundings.provider_port, hidden)
     await _prompt(stack, api_client, ann, hidden)
     await _at_wrong_doors(stack, api_client, ann, hidden)
     await _settled(stack, api_client, ann)
 
-    hits = await searching.search(stack, hidden) | await _handed_on(hidden)
+    hits = await searching.search(stack, hidden) | await _handed_on(surroundings.otlp_port, hidden)
     meant = {hit for hit in hits if _is_meant(hit)}
     assert {hit.kind for hit in meant if hit.where == MAIL_LOG} == MAILED, "mails are printed, and carry these and nothing else"
     assert not hits - meant, "\n".join(f"{hit.where}: {hit.kind}" for hit in sorted(hits - meant))
 
 
-async def _handed_on(hidden: Hidden) -> set[Hit]:
+async def _handed_on(port: int, hidden: Hidden) -> set[Hit]:
     """What a collector of traces and logs gets, who came after all was over."""
-    with otlp_receiver.receiving(_OTLP_PORT) as collector:
+    with otlp_receiver.receiving(port) as collector:
 
         async def has_both() -> bool:
             logged = {service for service, _ in list(collector.lines)}

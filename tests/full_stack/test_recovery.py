@@ -4,36 +4,23 @@ One test, because a stack takes seconds to start. ``make drill`` does the same u
 """
 
 import shutil
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stack.recovery import sealing
 from tests import people, stacks
+from tests.full_stack.conftest import Surroundings
 from tests.stacks import RunningStack
 
 
 @pytest.fixture
-def usb(tmp_path: Path) -> Path:
+def usb(surroundings: Surroundings, tmp_path: Path) -> Path:
     """Where the operator keeps the identity."""
     file = tmp_path / "aimesh.age"
-    file.write_text(sealing.new_identity())
+    file.write_text(surroundings.identity)
     return file
-
-
-@pytest.fixture
-def recipient(usb: Path) -> str:
-    return sealing.recipient_of(usb.read_text())
-
-
-@pytest.fixture
-async def stack(tmp_path: Path, recipient: str) -> AsyncIterator[RunningStack]:
-    backups = {"BACKUP_TO": str(tmp_path / "store"), "BACKUP_RECIPIENTS": recipient, "BACKUP_SHIP_SECONDS": "2"}
-    async with stacks.stack(INFERENCE_BACKEND="echo", HYPERSWARM="off", **backups) as running:
-        yield running
 
 
 async def good(stack: RunningStack, *words: str) -> str:
@@ -84,8 +71,8 @@ async def restore(stack: RunningStack, store: Path, usb: Path, *options: str) ->
 
 
 @pytest.mark.timeout(400)
-async def test_a_lost_home_comes_back_stricter_and_a_mistake_is_undone(stack: RunningStack, tmp_path: Path, usb: Path) -> None:
-    store = tmp_path / "store"
+async def test_a_lost_home_comes_back_stricter_and_a_mistake_is_undone(stack: RunningStack, surroundings: Surroundings, usb: Path) -> None:
+    store = surroundings.store
     async with people.api_client(stack) as api_client:
         ann, bob = await api_client.register("ann"), await api_client.register("bob")
     await infer(stack, bob, "one two three")
@@ -96,7 +83,7 @@ async def test_a_lost_home_comes_back_stricter_and_a_mistake_is_undone(stack: Ru
     await good(stack, "keys", "revoke", str(ann.key.id))
     await good(stack, "admin", "credits", bob.username, "500", "--note", "invoice 7")
     await infer(stack, bob, "four five six")
-    await stacks.until(lambda: has_requests(stack, 2), what="his request is written")
+    await stacks.until(lambda: has_requests(stack, bob, 2), what="his request is written")
     before, moment = await entries_of(stack), await now_of(stack)
     await stacks.until(lambda: is_recoverable(stack, moment), what="everything is in the store", seconds=60)
     await good(stack, "stack", "down")
@@ -110,7 +97,7 @@ async def test_a_lost_home_comes_back_stricter_and_a_mistake_is_undone(stack: Ru
     await infer(stack, bob, "a worker of before answers without a new ticket")
 
     # --- somebody deletes rows of the ledger (D2) ---
-    await stacks.until(lambda: has_requests(stack, 3), what="his request is written")
+    await stacks.until(lambda: has_requests(stack, bob, 3), what="his request is written")
     before, moment = await entries_of(stack), await now_of(stack)
     await good(stack, "stack", "psql", "-d", "aimesh", "-c", "SET session_replication_role = replica; DELETE FROM gateway.entries")
     await stacks.until(lambda: is_recoverable(stack, moment + timedelta(seconds=1)), what="the mistake is in the store", seconds=60)
@@ -128,7 +115,7 @@ async def test_a_lost_home_comes_back_stricter_and_a_mistake_is_undone(stack: Ru
     assert len(list(stack.home.parent.glob(f"{stack.home.name}.before-restore-*"))) == 1
 
 
-async def has_requests(stack: RunningStack, count: int) -> bool:
+async def has_requests(stack: RunningStack, person: people.Person, count: int) -> bool:
     async with stack.database("gateway") as database:
-        found: int = await database.fetchval("SELECT count(*) FROM request_logs")
+        found: int = await database.fetchval("SELECT count(*) FROM request_logs WHERE user_id = $1", person.id)
     return found == count
