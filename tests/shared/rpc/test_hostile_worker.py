@@ -1,4 +1,4 @@
-"""Fifty thousand random sequences of frames from a certified worker: whatever it says, each call ends exactly once."""
+"""Ten thousand random sequences of frames from a certified worker, at night fifty: whatever it says, each call ends exactly once."""
 
 import asyncio
 import random
@@ -18,9 +18,10 @@ from shared.rpc.calling import RpcReply
 from shared.rpc.connection import RpcConnection
 from shared.transports.link import Link
 from shared.types import FinishReason, NodeId, Peer, Role
+from tests import tiers
 from tests.shared.rpc.test_floods import Service
 
-SEQUENCES = 50_000
+SEQUENCES = tiers.volume(50_000)
 #: After so many the loop has a turn, in which calls of the worker's run.
 AT_ONCE = 250
 
@@ -171,7 +172,7 @@ async def test_a_stream_yields_valid_chunks_and_one_end_or_one_error() -> None:
     """The same through what the gateway's relay reads from."""
     outcomes: Counter[str] = Counter()
     async with serving() as (dispatcher, bugs):
-        for seed in range(2000):
+        for seed in range(tiers.volume(2000)):
             rng, link = random.Random(seed), WorkersLink()
             connection = RpcConnection(link, dispatcher)
             answer = RpcReply(inference.process_prompt, connection)

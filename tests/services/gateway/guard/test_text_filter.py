@@ -11,6 +11,7 @@ from services.gateway.guard.own_patterns import OwnPatterns
 from services.gateway.guard.phone_numbers import BLOCK_CHARACTERS
 from services.gateway.guard.text_filter import HOLD, Found, TextFilter
 from shared.config_documents import GuardKind, GuardPattern
+from tests import tiers
 
 EVERYTHING = Detector(frozenset(GuardKind), countries=("US", "DE", "FR", "ES", "IT", "SE", "FI"))
 OWN = OwnPatterns(
@@ -50,7 +51,7 @@ def original(pieces: Sequence[str]) -> str:
 
 
 @given(TEXTS, st.randoms(use_true_random=False), st.sampled_from([1, 3, 10, 60, 700]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=tiers.volume(400))
 def test_pieces_do_not_change_what_is_found(text: str, draw: random.Random, largest: int) -> None:
     pieces, at = [], 0
     while at < len(text):
@@ -62,7 +63,7 @@ def test_pieces_do_not_change_what_is_found(text: str, draw: random.Random, larg
 
 
 @given(st.lists(st.sampled_from(SNIPPETS), min_size=20, max_size=80).map("".join))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tiers.volume(60))
 def test_long_texts_are_read_alike_letter_by_letter(text: str) -> None:
     assert found_in(list(text)) == found_in([text])
 

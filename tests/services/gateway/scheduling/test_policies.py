@@ -1,6 +1,7 @@
 """How the levels of policies are combined."""
 
 import ast
+import functools
 from pathlib import Path
 from uuid import UUID
 
@@ -169,14 +170,19 @@ def test_what_was_combined_is_kept_for_each_policy_and_not_for_each_caller() -> 
 GATEWAY = Path("services/gateway")
 
 
+@functools.cache
+def _nodes() -> dict[str, list[ast.AST]]:
+    """Of each module of the gateway."""
+    return {str(path.relative_to(GATEWAY)): list(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) for path in GATEWAY.rglob("*.py")}
+
+
 def _callers(*names: str) -> set[str]:
     """Return the modules of the gateway that call one of these, as `name(` or `….name(`."""
-    found = set()
-    for path in GATEWAY.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(names):
-                found.add(str(path.relative_to(GATEWAY)))
-    return found
+    return {
+        module
+        for module, nodes in _nodes().items()
+        if any(isinstance(node, ast.Call) and ast.unparse(node.func).endswith(names) for node in nodes)
+    }
 
 
 def test_all_prompts_pass_the_pipeline_whose_admission_reads_the_policy() -> None:
@@ -191,11 +197,12 @@ def test_all_prompts_pass_the_pipeline_whose_admission_reads_the_policy() -> Non
 def _readers(method: str) -> set[str]:
     """The files of the gateway that use a method otherwise than for its name."""
     found = set()
-    for path in GATEWAY.rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "name"}
-        if any(isinstance(node, ast.Attribute) and ast.unparse(node) == method and node not in names for node in ast.walk(tree)):
-            found.add(str(path.relative_to(GATEWAY)))
+    for module, nodes in _nodes().items():
+        attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+        names = {node.value for node in attributes if node.attr == "name"}
+        used = (node for node in attributes if node.attr == method.rpartition(".")[2] and node not in names)
+        if any(ast.unparse(node) == method for node in used):
+            found.add(module)
     return found
 
 
