@@ -59,11 +59,14 @@ def _no_request_of_another_test() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_root_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _one_root_certificate(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The public authorities are one, and not 140, which take 40 ms to read: each HTTP client reads them, also one that uses no TLS.
 
-    No test in this process reaches a server whose certificate they have signed.
+    In `make test` no process reaches a server whose certificate they have signed.
     """
+    if pytestconfig.getoption("--nightly"):
+        yield
+        return
     first, end, _ = certifi.contents().partition("-----END CERTIFICATE-----")
     file = tmp_path_factory.mktemp("authorities") / "one.pem"
     file.write_text(first + end + "\n", encoding="utf-8")
@@ -72,6 +75,8 @@ def _one_root_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         found.load_verify_locations(os.environ.get("SSL_CERT_FILE", file))
 
     with pytest.MonkeyPatch.context() as patched:
+        for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+            patched.delenv(name, raising=False)
         patched.setattr(certifi, "where", lambda: str(file))
         patched.setattr(ssl.SSLContext, "load_default_certs", load)
         yield
