@@ -263,70 +263,56 @@ def _missing(path: str) -> errors.AimeshError:
 
 
 async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None]) -> None:
-    """Run the handler; cancel it, and so the generation on the worker, if the client disconnects. Send heartbeats on a stream."""
-    task = asyncio.current_task()
+    """Run the handler; cancel it, and so the generation on the worker, if the client disconnects. Send heartbeats on a stream.
+
+    The watch begins late: most calls are answered by then, and need no second task.
+    """
+    task, is_gone, watches = asyncio.current_task(), False, list[asyncio.Task[None]]()
     assert task is not None
-    watch = _DisconnectWatch(call, task)
-    try:
-        await handling
-    except asyncio.CancelledError:
-        if watch.has_cancelled:
-            task.uncancel()
-        if task.cancelling():
-            raise
-        raise watch.failure or errors.Cancelled("the client disconnected") from None
-    finally:
-        await watch.stop()
 
-
-class _DisconnectWatch:
-    """Watches a call's client. It begins late, because most calls have been answered by then and need no second task."""
-
-    def __init__(self, call: HttpCall, handler: asyncio.Task[object]) -> None:
-        self._call = call
-        self._handler = handler
-        #: It has cancelled the handler.
-        self.has_cancelled = False
-        #: The heartbeat could not be sent.
-        self.failure: errors.AimeshError | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, self._start)
-
-    async def stop(self) -> None:
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
-            if not self._task.cancelled():
-                self._task.result()
-
-    def _start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._watch())
-
-    async def _watch(self) -> None:
-        try:
-            await self._wait()
-        except errors.AimeshError as error:
-            self.failure = error
+    async def watch() -> None:
+        nonlocal is_gone
+        await _wait_for_disconnect(call)
         # Servers report the end of the response as a disconnect, too.
-        if self.failure is not None or not self._call.ended:
-            self.has_cancelled = True
-            self._handler.cancel()
+        if not call.ended:
+            is_gone = True
+            task.cancel()
 
-    async def _wait(self) -> None:
-        """Wait until the client disconnects. Raises what ``send_heartbeat`` raises."""
-        call, wait_seconds = self._call, HEARTBEAT_SECONDS
-        while True:
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            start = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, lambda: watches.append(tasks.create_task(watch())))
             try:
-                with BoundedWait(wait_seconds):
-                    await call.wait_for_disconnect()
-                return
-            except TimeoutError:
-                idle_seconds = call.idle_seconds()
-            if idle_seconds is not None and idle_seconds >= HEARTBEAT_SECONDS:
-                await call.send_heartbeat()
-                idle_seconds = 0.0
-            wait_seconds = HEARTBEAT_SECONDS - (idle_seconds or 0.0)
+                await handling
+            finally:
+                start.cancel()
+                for each in watches:
+                    each.cancel()
+    except ExceptionGroup as group:
+        # One has failed: the handler, or a heartbeat.
+        raise group.exceptions[0] from None
+    except asyncio.CancelledError:
+        if task.cancelling() > is_gone:
+            raise
+        raise errors.Cancelled("the client disconnected") from None
+    finally:
+        if is_gone:
+            task.uncancel()
+
+
+async def _wait_for_disconnect(call: HttpCall) -> None:
+    """Send heartbeats meanwhile."""
+    wait_seconds = HEARTBEAT_SECONDS
+    while True:
+        try:
+            with BoundedWait(wait_seconds):
+                await call.wait_for_disconnect()
+            return
+        except TimeoutError:
+            idle_seconds = call.idle_seconds()
+        if idle_seconds is not None and idle_seconds >= HEARTBEAT_SECONDS:
+            await call.send_heartbeat()
+            idle_seconds = 0.0
+        wait_seconds = HEARTBEAT_SECONDS - (idle_seconds or 0.0)
 
 
 async def _fail(call: HttpCall, error: errors.AimeshError) -> None:
