@@ -3,6 +3,8 @@
 auth created the user and the key from ADMIN_PASSWORD_FILE and ADMIN_API_KEY_FILE. Everything here is idempotent: a key that works is kept.
 """
 
+import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from stack.stack_home import StackHome
 ADMIN = "admin"
 #: The mesh has just started, and its nodes are still discovering each other.
 _CALL_SECONDS = 20.0
+_PAUSE_SECONDS = 0.5
 
 
 async def ensure_profile(home: StackHome, settings: StackSettings, connect: Connect = connection.open_) -> Profile:
@@ -56,11 +59,18 @@ def _present(home: StackHome) -> Profile | None:
 async def _works(mesh: CliConnection, wanted: Profile) -> bool:
     if wanted.api_key is None:
         return False
-    try:
-        await mesh.call(auth.list_api_keys, auth.ListApiKeys(), credential=wanted.api_key, deadline_seconds=_CALL_SECONDS)
-    except errors.NotAuthenticated:
-        return False  # the database is new, or the key was revoked
-    return True
+    deadline = time.monotonic() + _CALL_SECONDS
+    while True:
+        try:
+            await mesh.call(auth.list_api_keys, auth.ListApiKeys(), credential=wanted.api_key, deadline_seconds=_CALL_SECONDS)
+        except errors.NotAuthenticated:
+            return False  # the database is new, or the key was revoked
+        except errors.NotReachable:
+            if time.monotonic() >= deadline:
+                raise
+            await asyncio.sleep(_PAUSE_SECONDS)
+        else:
+            return True
 
 
 async def _with_first_key(mesh: CliConnection, home: StackHome, wanted: Profile) -> Profile:

@@ -295,7 +295,12 @@ class OfFolders:
             # Also when the run is interrupted, and nobody says that the folders are left.
             config.add_cleanup(self._down)
             self._running = _plan_stack(self._variables)
-            _in_a_loop_of_its_own(self._running.up)
+            try:
+                _in_a_loop_of_its_own(self._running.up)
+            except BaseException:
+                # The next test tries again.
+                self._down()
+                raise
         return self._running
 
     def leave(self, next_test: pytest.Item | None) -> bool:

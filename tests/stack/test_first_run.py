@@ -49,6 +49,27 @@ async def test_first_run_creates_a_profile_and_a_page_with_the_first_key(home: S
     assert page.stat().st_mode & 0o777 == home.profile.stat().st_mode & 0o777 == 0o600
 
 
+async def test_auth_that_is_not_found_yet_is_asked_again(home: StackHome, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_run, "_PAUSE_SECONDS", 0.001)
+    found = iter([False, False, True])
+
+    def answer(_: object) -> auth.ApiKeys:
+        if not next(found):
+            raise errors.NotReachable("auth did not answer within 1.5 s")
+        return auth.ApiKeys(())
+
+    mesh.answer(auth.list_api_keys, answer)
+    assert (await first_run.ensure_profile(home, SETTINGS, mesh.open)).api_key == first_key(home)
+    assert len(mesh.calls) == 3
+
+
+async def test_auth_that_is_never_found_is_reported(home: StackHome, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_run, "_CALL_SECONDS", 0.0)
+    mesh.answer(auth.list_api_keys, errors.NotReachable("auth did not answer within 1.5 s"))
+    with pytest.raises(errors.NotReachable, match="did not answer"):
+        await first_run.ensure_profile(home, SETTINGS, mesh.open)
+
+
 async def test_working_key_is_kept(home: StackHome, mesh: FakeMesh) -> None:
     made = await first_run.ensure_profile(home, SETTINGS, mesh.open)
     profile.write(home.profile, replace(made, api_key=Credential("aip_live_other"), username="anna"))

@@ -3,11 +3,11 @@
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -245,4 +245,4 @@ async def test_gateways_of_both_releases_never_deadlock(books: Books) -> None:
 
 
 def _wanted(owner: UserId, request: RequestId, tokens: int, **more: Any) -> ReservationRequest:
-    return replace(Books.wanted(owner, request, tokens), least_tokens=1, **({"monthly_micro": MicroCredits(10**9)} | more))
+    return msgspec.structs.replace(Books.wanted(owner, request, tokens), least_tokens=1, **({"monthly_micro": MicroCredits(10**9)} | more))
