@@ -115,8 +115,10 @@ class Slots(FakeWorker):
         super().__init__()
         self.free = asyncio.Semaphore(4)
         self.works: list[asyncio.Event] = []
+        self.asked = 0
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        self.asked += 1
         async with self.free:
             self.works.append(done := asyncio.Event())
             await done.wait()
@@ -134,13 +136,16 @@ async def test_compute_seconds_exclude_time_in_the_queue(running_service: Runnin
     running_service.pipeline.clock = running_service.dispatch.clock = lambda: now
     async with asyncio.TaskGroup() as tasks:
         asking = [tasks.create_task(ask(running_service, seconds=500, seed=seed)) for seed in range(48)]
-        for turn in range(12):
-            # The clock goes on when those of the turn before have ended, whose places these have.
-            await until(lambda ended=4 * turn: len(worker.works) == 4 and sum(task.done() for task in asking) == ended)
-            now += 2
-            for done in worker.works:
-                done.set()
-            worker.works.clear()
+        for ended in range(48):
+            # One after the other: with two on their way to the worker, the gateway can't know which of them starts first.
+            await until(
+                lambda ended=ended: (
+                    (len(worker.works), sum(task.done() for task in asking), worker.asked)
+                    == (min(4, 48 - ended), ended, min(48, ended + 5))
+                )
+            )
+            now += 2 if ended % 4 == 0 else 0
+            worker.works.pop(0).set()
     assert {task.result()[1].cost_micro for task in asking} == {2000}
     assert {row.cost_micro for row in running_service.store.rows.values()} == {2000}
     assert max(row.response_time_ms for row in running_service.store.rows.values()) > 20_000
