@@ -272,13 +272,15 @@ test('aborted in the middle a loop ends, and the model is free', async (context)
 })
 
 test('aborted while it waits a loop ends', async (context) => {
-  const streams = []
-  const { client, onceWithdrawn } = await scripted(context, (response, one) => {
-    events(ALL.slice(0, 1), 'hang')(response, one)
-    setTimeout(() => streams[0].abort(), 10)
-  })
-  streams.push(client.stream(ASKED))
-  assert.deepEqual(await piecesOf(streams[0]), ['one'])
+  const { client, onceWithdrawn } = await scripted(context, events(ALL.slice(0, 1), 'hang'))
+  const stream = client.stream(ASKED)
+  const pieces = []
+  for await (const piece of stream) {
+    pieces.push(piece)
+    // When the loop waits for the next one.
+    setTimeout(() => stream.abort(), 10)
+  }
+  assert.deepEqual(pieces, ['one'])
   await onceWithdrawn()
 })
 
