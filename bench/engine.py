@@ -448,6 +448,8 @@ async def measure_gpu(rows: Rows, _shared: None, options: Options) -> None:
         cells = (min(gpu.free_bytes for gpu in gpus) - model.stat().st_size - GPU_BUFFERS) // (2 * 2 * 1024 * LLAMA_8B.layers)
         for number, (length, context) in itertools.product(range(options.rounds), GPU_PROMPTS.items()):
             levels = [level for level in GPU_LEVELS if level * context <= cells]
+            if not levels:
+                continue
             # Long prompts take minutes, so only the default mode reads them.
             contestants = EVERYONE if length == min(GPU_PROMPTS) else (OURS[MODES[0]], LLAMA_SERVER)
             for contender in report.in_turn(contestants, number):

@@ -26,8 +26,8 @@ MOST_THREADS = 8
 #: With fewer logits in a step, waking the threads costs more than they save.
 PARALLEL_LOGITS = 400_000
 
-#: Tokens of a group whose greatest logit `_Candidates` takes.
-_GROUP = 64
+#: `_find_likeliest` compares the greatest logits of so many tokens each.
+_COLUMN = 64
 Tokens: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
@@ -64,33 +64,33 @@ def _find_likeliest(logits: Logits, wanted: Sequence[_Wanted | None]) -> list[To
 
     For a large vocabulary, this takes a tenth of the time of sorting it, and calls that work on several rows release the GIL.
     """
+    likeliest: list[Tokens | None] = [None] * len(wanted)
     size = logits.shape[1]
-    width = size // _GROUP
-    counts = [width if one is None else min(one.likeliest, width) for one in wanted]
-    if min(counts) == width:
-        return [None] * len(wanted)
-    table = logits[:, : width * _GROUP].reshape(len(wanted), _GROUP, width)
+    width = size // _COLUMN
+    searched = {row: one for row, one in enumerate(wanted) if one is not None and one.likeliest < width}
+    if not searched:
+        return likeliest
+    if len(searched) < len(wanted):
+        logits = logits[[*searched]]
+    table = logits[:, : width * _COLUMN].reshape(len(searched), _COLUMN, width)
     # Each column's greatest logit is that of another token, so at least as many tokens reach the limit.
     peaks = table.max(axis=1)
-    places = [width - count for count in counts]
+    places = [width - one.likeliest for one in searched.values()]
     limits = np.partition(peaks, sorted({*places}), axis=1)[range(len(places)), places]
     # Several times as fast as np.nonzero for tables.
     rows, columns = np.divmod(np.flatnonzero(peaks >= limits[:, None]), width)
-    found, levels = np.divmod(np.flatnonzero(table[rows, :, columns] >= limits[rows, None]), _GROUP)
+    found, levels = np.divmod(np.flatnonzero(table[rows, :, columns] >= limits[rows, None]), _COLUMN)
     keys = np.sort(rows[found] * size + levels * width + columns[found])
-    cuts = np.searchsorted(keys, [row * size for row in range(len(wanted) + 1)])
+    cuts = np.searchsorted(keys, [place * size for place in range(len(searched) + 1)])
     # In no column.
-    rest = np.arange(width * _GROUP, size)
-    likeliest: list[Tokens | None] = []
-    for row, (one, limit) in enumerate(zip(wanted, limits, strict=True)):
-        tokens = keys[cuts[row] : cuts[row + 1]] - row * size
-        if one is None or len(tokens) < one.likeliest:
-            # Logits that can't be compared leave too few.
-            likeliest.append(None)
-            continue
+    rest = np.arange(width * _COLUMN, size)
+    for place, (row, one) in enumerate(searched.items()):
+        tokens = keys[cuts[place] : cuts[place + 1]] - place * size
+        if len(tokens) < one.likeliest:
+            continue  # there are logits that can't be compared
         if len(one.others):
-            tokens = np.concatenate((tokens, one.others[(logits[row, one.others] < limit) & (one.others < width * _GROUP)]))
-        likeliest.append(np.concatenate((tokens, rest)) if len(rest) else tokens)
+            tokens = np.concatenate((tokens, one.others[(logits[place, one.others] < limits[place]) & (one.others < width * _COLUMN)]))
+        likeliest[row] = np.concatenate((tokens, rest)) if len(rest) else tokens
     return likeliest
 
 

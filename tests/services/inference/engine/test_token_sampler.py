@@ -1,5 +1,6 @@
 """llama.cpp's samplers on made-up logits, drawn by one thread and by several."""
 
+import itertools
 from types import SimpleNamespace
 from typing import cast
 
@@ -80,6 +81,27 @@ def test_a_token_is_drawn_from_the_likeliest_as_from_all(
         sequence.free()
     sampler.free()
     assert drawn[:3] == drawn[3:]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_are_drawn_together_as_alone(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_sampler, "PARALLEL_LOGITS", 0)
+    size, rows = 8_200, 12
+    vocabulary = cast("ModelVocabulary", SimpleNamespace(size=size, end_tokens=frozenset({0}), piece=VOCABULARY.piece))
+    logits = np.random.default_rng(2).normal(0, 3, (rows, size)).astype(np.float32)
+    logits[3] = np.nan
+    together, alone = StepSampler(size, threads), StepSampler(size, 1)
+    sequences = [[TokenSampler(vocabulary, KINDS[row % len(KINDS)]) for row in range(rows)] for _ in range(2)]
+    assert {sequence.wanted is None for sequence in sequences[0]} == {True, False}
+    drawn = together.draw(sequences[0], logits, [*range(rows)])
+    for row, sequence in enumerate(sequences[1]):
+        sequence.wanted = None
+        if row != 3:
+            assert alone.draw([sequence], logits[[row]], [row]) == [drawn[row]]
+    for sequence in itertools.chain(*sequences):
+        sequence.free()
+    together.free()
+    alone.free()
 
 
 def test_logits_that_cannot_be_compared_end_nothing() -> None:
