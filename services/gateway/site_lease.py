@@ -5,9 +5,8 @@ and the requests that already run.
 """
 
 import asyncio
-from collections.abc import Callable
-from contextlib import aclosing, suppress
-from types import TracebackType
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from shared import errors
 from shared.api import recovery
@@ -29,40 +28,6 @@ _REFUSING_SECONDS = 60.0
 _log = logs.get(part="site")
 
 
-class _OpenBlock:
-    """A block of ``SiteGate.while_open``. It costs a third of ``asyncio.timeout``."""
-
-    __slots__ = ("_cancels", "_ending", "_gate", "_has_cancelled", "_task")
-
-    def __init__(self, gate: "SiteGate") -> None:
-        self._gate = gate
-        self._ending: asyncio.Handle | None = None
-        self._has_cancelled = False
-
-    async def __aenter__(self) -> None:
-        await self._gate.ensure_open()
-        task = asyncio.current_task()
-        assert task is not None
-        self._task, self._cancels = task, task.cancelling()
-        self._gate.running.add(self)
-
-    def end(self) -> None:
-        """End the block soon. Safe to call twice."""
-        self._ending = self._ending or asyncio.get_running_loop().call_soon(self._cancel)
-
-    def _cancel(self) -> None:
-        self._has_cancelled = True
-        self._task.cancel()
-
-    async def __aexit__(self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
-        self._gate.running.discard(self)
-        if self._ending is not None:
-            self._ending.cancel()
-        # If another caller canceled the task too, it must stay canceled.
-        if self._has_cancelled and self._task.uncancel() <= self._cancels and kind is asyncio.CancelledError:
-            raise self._gate.find_refusal() or _suspended() from None
-
-
 class SiteGate:
     """Create it with ``start``."""
 
@@ -76,7 +41,7 @@ class SiteGate:
         #: When the last attempt to read it began, once that has ended.
         self._tried_at = clock()
         self._reading = asyncio.Lock()
-        self.running: set[_OpenBlock] = set()
+        self._running: set[asyncio.Timeout] = set()
 
     @classmethod
     async def start(cls, opened: Database, own_term: int, tasks: asyncio.TaskGroup) -> "SiteGate":
@@ -108,9 +73,21 @@ class SiteGate:
         if error := self.find_refusal():
             raise error
 
-    def while_open(self) -> "_OpenBlock":
+    @asynccontextmanager
+    async def while_open(self) -> AsyncIterator[None]:
         """End the block with SiteReplaced or SiteSuspended as soon as the site may not answer any more."""
-        return _OpenBlock(self)
+        await self.ensure_open()
+        limit = asyncio.timeout(None)
+        self._running.add(limit)
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self.find_refusal() or _suspended() from None
+        finally:
+            self._running.discard(limit)
 
     async def reload(self) -> None:
         """Raises Unavailable."""
@@ -134,8 +111,9 @@ class SiteGate:
 
     def _end_requests(self) -> None:
         if self.find_refusal() is not None:
-            for block in self.running:
-                block.end()
+            for limit in self._running:
+                if limit.when() is None:
+                    limit.reschedule(asyncio.get_running_loop().time())
 
     async def watch(self) -> None:
         """Follow changes. Raises SiteReplaced a minute after another site has taken over, which ends the program."""
