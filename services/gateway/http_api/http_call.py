@@ -90,9 +90,8 @@ class HttpCall:
         self._loop = asyncio.get_running_loop()
         self._written_at = self._loop.time()
         self._writes = BoundedWaits(WRITE_SECONDS)
-        self._is_writing = False
-        #: Held while a heartbeat is written. The handler waits for it.
-        self._heartbeat = asyncio.Lock()
+        #: The handler and the heartbeat both write.
+        self._write_lock = asyncio.Lock()
 
     @property
     def caller(self) -> Principal:
@@ -260,27 +259,22 @@ class HttpCall:
             return
         if not self.started:
             await self._begin_events()
-        written = [_written(event) for event in events[:-1]]
-        await self._write(b"".join([*written, _written(events[-1], event_id)]), more=True)
+        await self._write(b"".join(_written(event, event_id if event is events[-1] else None) for event in events), more=True)
 
     async def send_comment(self, text: str) -> None:
         """Send a comment, which clients of server-sent events ignore and people can read."""
         if not self.started:
             await self._begin_events()
-        await self._write(_comment(text), more=True)
+        await self._write(b": " + " ".join(text.split()).encode() + b"\n\n", more=True)
 
     def idle_seconds(self) -> float | None:
         """Return how long a stream has been idle; None for other responses."""
         if self._failed is None or self.ended:
             return None
-        return 0.0 if self._is_writing else self._loop.time() - self._written_at
+        return 0.0 if self._write_lock.locked() else self._loop.time() - self._written_at
 
     async def send_heartbeat(self) -> None:
-        """Call it only after ``idle_seconds`` has said that nothing is being written."""
-        async with self._heartbeat:
-            if not self.started:
-                await self._begin_events()
-            await self._send_body(_comment("still here"), more=True)
+        await self.send_comment("still here")
 
     async def end_events(self) -> None:
         await self._write(b"", more=False)
@@ -310,22 +304,17 @@ class HttpCall:
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, request_id, *common, *self._extra]})
 
     async def _write(self, body: bytes, *, more: bool) -> None:
-        if self._heartbeat.locked():
-            async with self._heartbeat:
-                pass
-        await self._send_body(body, more=more)
-
-    async def _send_body(self, body: bytes, *, more: bool) -> None:
-        if self.ended:
-            return  # a late heartbeat
-        self.ended, self._is_writing = not more, True
-        try:
-            with self._writes:
-                await self._send({"type": "http.response.body", "body": body, "more_body": more})
-        except TimeoutError:
-            raise errors.Cancelled("the client stopped reading") from None
-        finally:
-            self._is_writing, self._written_at = False, self._loop.time()
+        async with self._write_lock:
+            if self.ended:
+                return  # a late heartbeat
+            self.ended = not more
+            try:
+                with self._writes:
+                    await self._send({"type": "http.response.body", "body": body, "more_body": more})
+            except TimeoutError:
+                raise errors.Cancelled("the client stopped reading") from None
+            finally:
+                self._written_at = self._loop.time()
 
 
 def _too_large(most_bytes: int) -> errors.TooLarge:
@@ -335,11 +324,7 @@ def _too_large(most_bytes: int) -> errors.TooLarge:
     return errors.TooLarge(f"the body is larger than {most_bytes} bytes", hint=hint)
 
 
-def _comment(text: str) -> bytes:
-    return b": " + " ".join(text.split()).encode() + b"\n\n"
-
-
-def _written(event: ServerSentEvent, event_id: str | None = None) -> bytes:
+def _written(event: ServerSentEvent, event_id: str | None) -> bytes:
     content = event.content if isinstance(event.content, bytes) else _encode(event.content)
     name = b"event: " + event.name.encode() + b"\n" if event.name else b""
     identity = b"id: " + event_id.encode() + b"\n" if event_id is not None else b""

@@ -111,8 +111,6 @@ class ActivePrompt(ActiveRequest):
                 self.first_text_seconds = self.seconds_so_far
         if chunk.call_parts:
             self._open_calls.add(chunk.answer)
-        if has_text and self.guard is None and not self._open_calls:
-            return chunk
         shown = chunk if self.guard is None else self._guarded(chunk, self.guard)
         if chunk.finish is not None and chunk.answer in self._open_calls:
             # The end of an answer completes its calls.

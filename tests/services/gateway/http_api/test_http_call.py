@@ -171,7 +171,6 @@ async def test_an_idle_stream_gets_heartbeats(running_service: RunningService, p
     running_service.add_worker(1, worker, "smollm2")
     app = running_service.app()
     monkeypatch.setattr(http_app, "HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr(http_app, "WATCH_AFTER_SECONDS", 0)
     reader = Reader(path, STREAMS[path])
     serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
     await reader.until(lambda text: text.count(": still here\n\n") >= 3)
@@ -203,7 +202,6 @@ async def test_an_unstreamed_answer_gets_no_heartbeats(running_service: RunningS
     running_service.add_worker(1, worker, "smollm2")
     app = running_service.app()
     monkeypatch.setattr(http_app, "HEARTBEAT_SECONDS", 0.005)
-    monkeypatch.setattr(http_app, "WATCH_AFTER_SECONDS", 0)
     reader = Reader("/v1/chat/completions", {**STREAMS["/v1/chat/completions"], "stream": False})
     serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
     await asyncio.sleep(0.03)  # several heartbeats' time
@@ -229,7 +227,6 @@ async def test_a_failure_after_a_heartbeat_is_the_streams_last_event(
     running_service.add_worker(1, worker, "smollm2")
     app = running_service.app()
     monkeypatch.setattr(http_app, "HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr(http_app, "WATCH_AFTER_SECONDS", 0)
     reader = Reader(path, STREAMS[path])
     serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
     await reader.until(lambda text: "still here" in text)
