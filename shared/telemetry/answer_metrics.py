@@ -96,7 +96,8 @@ class _Answers:
         if answer.first_text_seconds is not None:
             self._metrics.ttft_seconds.labels(model).observe(answer.first_text_seconds, exemplar)
 
-    def _named(self, model: ModelName | None) -> str:
+    def label_of(self, model: ModelName | None) -> str:
+        """Return a model's label. A worker may announce any name, so only so many models have one."""
         if model is None or model in self._models:
             return model or ""
         if len(self._models) >= MAX_MODELS:
@@ -119,7 +120,7 @@ class WorkerAnswers(_Answers):
 
     def ended(self, answer: MeasuredAnswer) -> None:
         """Record one request. Call this while ``context.current`` is still the request's."""
-        exemplar, model = self._exemplars.of_request(), self._named(answer.model)
+        exemplar, model = self._exemplars.of_request(), self.label_of(answer.model)
         self._count(answer, model, exemplar)
         labels = (answer.operation, self._provider, model)
         self._metrics.server_request_duration.labels(*labels, _error_type(answer.error)).observe(answer.seconds, exemplar)
@@ -186,7 +187,7 @@ class GatewayAnswers(_Answers):
 
         ``asked`` is false for requests that never reached a worker: rejected ones, and answers from the cache.
         """
-        exemplar, model = self._exemplars.of_request(), self._named(answer.model)
+        exemplar, model = self._exemplars.of_request(), self.label_of(answer.model)
         self._count(answer, model, exemplar)
         if not asked or not model:
             return

@@ -48,7 +48,7 @@ from shared.api.gateway import InferenceRequest
 from shared.api.inference import ConvertedPart, ModerationNotice, ModerationVerdict
 from shared.spans import REQUEST_ID
 from shared.telemetry import Metrics, logs, tracing
-from shared.telemetry.answer_metrics import MAX_MODELS, OTHER, GatewayAnswers, MeasuredAnswer
+from shared.telemetry.answer_metrics import GatewayAnswers, MeasuredAnswer
 from shared.types import MicroCredits, ModelName, RequestStatus, Role
 
 _MAX_ROW_NUMBER = 2**31 - 1
@@ -102,7 +102,7 @@ class Pipeline:
         self.running: dict[ActiveRequest, Principal] = {}
         self.clock = admission.search.clock
         self._answers_ended = GatewayAnswers(admission.metrics)
-        self._endings = CompletionCounters(admission.metrics)
+        self._endings = CompletionCounters(admission.metrics, self._answers_ended.label_of)
         self._routes = RouteCounters(admission.metrics)
 
     @property
@@ -439,18 +439,15 @@ def _is_delivery(item: object) -> bool:
 class CompletionCounters:
     """Counts costs and aborted streams."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, label_of: Callable[[ModelName], str]) -> None:
         self._cost = metrics.cost
         self._aborted = metrics.streams_aborted
-        self._models: set[ModelName] = set()
+        self._label_of = label_of
 
     def ended(self, row: RequestRow, *, was_read: bool, complete: bool) -> None:
         """Call it once for each request. ``was_read``: the reader got the start of the answer; ``complete``: the whole answer was there."""
         if row.cost_micro and row.model_used is not None:
-            # A worker may announce any model name.
-            if len(self._models) < MAX_MODELS:
-                self._models.add(row.model_used)
-            self._cost.labels(row.model_used if row.model_used in self._models else OTHER).inc(row.cost_micro)
+            self._cost.labels(self._label_of(row.model_used)).inc(row.cost_micro)
         if was_read and not complete and row.error_code is not None:
             # A peer could otherwise create any number of series.
             self._aborted.labels(reason=row.error_code if row.error_code in errors.BY_CODE else "other").inc()
