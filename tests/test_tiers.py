@@ -55,7 +55,9 @@ def without_browser(monkeypatch: pytest.MonkeyPatch) -> None:
 NOT_RUN = re.compile(r"^=+ not run =+\n(.*?)^=", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("processes", [(), ("-n", "2")], ids=["one process", "several processes"])
+@pytest.mark.parametrize(
+    "processes", [(), pytest.param(("-n", "2"), marks=pytest.mark.nightly("long"))], ids=["one process", "several processes"]
+)
 def test_make_test_lists_what_it_leaves_out(project: Path, processes: tuple[str, ...]) -> None:
     if capabilities.find_program("chromium", "chromium-browser") not in {None, "/usr/bin/chromium", "/usr/bin/chromium-browser"}:
         pytest.skip("Chromium is in a folder that is searched without a PATH")

@@ -50,9 +50,10 @@ def commands() -> Iterator[str]:
         yield from (hook["entry"] for hook in repository["hooks"])
 
 
-@pytest.mark.parametrize(("path", "schema"), SCHEMAS, ids=lambda each: each.name if isinstance(each, Path) else each)
-def test_it_has_the_form_that_github_expects(path: Path, schema: str) -> None:
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(path)]
+@pytest.mark.parametrize("schema", sorted({schema for _, schema in SCHEMAS}))
+def test_files_have_the_form_that_github_expects(schema: str) -> None:
+    paths = [str(path) for path, its_schema in SCHEMAS if its_schema == schema]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *paths]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

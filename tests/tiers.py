@@ -12,10 +12,10 @@ import os
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -24,11 +24,15 @@ from xdist.workermanage import WorkerController
 
 from tests import capabilities, stopwatch
 
+T = TypeVar("T")
+
 ROOT = Path(__file__).resolve().parent.parent
 #: group of nightly tests -> what they are.
 NIGHTLY = {
     "chaos": "faults in a whole stack under load; make test has one of each kind",
     "drill": "accidents of the disaster runbook, with the time until people are served again",
+    "recovery": "backups, restores and standby sites in every state; `make test` makes, restores, verifies and promotes one",
+    "stacks": "other whole stacks than the one of `make test`: replicas, proxies, Compose, other servers",
     "nat": "machines behind NATs of several kinds",
     "outages": "alerts and pages while a machine is away",
     "rolling": "the release before this one, beside it and in its place",
@@ -49,8 +53,11 @@ FOLDERS = {
     "tests/chaos/test_invariants.py": "",
     "tests/chaos/test_oracle.py": "",
     "tests/clients": "clients",
+    "tests/deploy/chart/test_chart_processes.py": "stacks",
+    "tests/deploy/proxies/test_proxies.py": "stacks",
     "tests/deploy/real": "containers",
     "tests/drill": "drill",
+    "tests/full_stack": "stacks",
     "tests/nat": "nat",
     "tests/outages": "outages",
     "tests/rolling": "rolling",
@@ -111,6 +118,11 @@ _is_nightly = False
 def volume(full: int, least: int = 1) -> int:
     """How many examples, rounds or bytes a fuzz test tries: all with ``--nightly``, a fraction without."""
     return full if _is_nightly else max(least, full // FRACTION)
+
+
+def by_day(values: Iterable[T], *kept: T, group: str) -> list[Any]:
+    """Parameters of a test; all values but the kept ones are in a nightly group."""
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.nightly(group)) for value in values]
 
 
 def is_nightly() -> bool:

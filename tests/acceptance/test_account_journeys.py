@@ -52,6 +52,7 @@ async def test_a_key_is_made_used_counted_and_revoked(stack: RunningStack, watch
     assert "laptop" in (await ann.rows())[1]
 
 
+@pytest.mark.nightly("pages")
 async def test_a_new_password_ends_every_other_session(stack: RunningStack, watch: Watch) -> None:
     ann = Visitor(await watch.open(), stack.url("web"))
     await ann.register()
@@ -73,6 +74,7 @@ async def test_a_new_password_ends_every_other_session(stack: RunningStack, watc
     assert await elsewhere.page.path() == "/dashboard"
 
 
+@pytest.mark.nightly("pages")
 async def test_a_session_is_seen_and_ended_from_another_one(stack: RunningStack, watch: Watch) -> None:
     ann = Visitor(await watch.open(), stack.url("web"))
     await ann.register()

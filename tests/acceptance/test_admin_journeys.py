@@ -3,6 +3,8 @@
 import re
 import secrets
 
+import pytest
+
 from tests import outside
 from tests.acceptance import authenticator
 from tests.acceptance.visitor import Visitor, administrator
@@ -78,6 +80,7 @@ async def test_nobody_else_comes_into_administration(stack: RunningStack, watch:
         await ann.sees("Only administrators can open this page")
 
 
+@pytest.mark.nightly("pages")
 async def test_a_colleague_is_invited_as_administrator_and_starts_with_the_checklist(stack: RunningStack, watch: Watch) -> None:
     ben = Visitor(await watch.open(), stack.url("web"), f"ben-{secrets.token_hex(4)}")
     email, page = f"{ben.name}@example.org", ben.page
@@ -114,6 +117,7 @@ async def test_a_colleague_is_invited_as_administrator_and_starts_with_the_check
     await ben.sees("user.join", "registration.confirm")
 
 
+@pytest.mark.nightly("pages")
 async def test_a_machine_joins_waits_is_approved_and_revoked_on_the_page(stack: RunningStack, watch: Watch, api_client: ApiClient) -> None:
     ada = await administrator(await watch.open(), stack.url("web"), api_client)
     page = ada.page

@@ -125,8 +125,8 @@ async def test_a_page_runs_and_loads_nothing_that_is_not_its_own(stack: RunningS
         assert await ann.page.evaluate("getComputedStyle(document.body).color") != "rgb(255, 0, 0)"
 
 
-# At night test_every_page looks at all pages in both themes.
-@pytest.mark.parametrize("dark", [pytest.param(False, id="light"), pytest.param(True, id="dark", marks=pytest.mark.nightly("pages"))])
+@pytest.mark.nightly("pages")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 async def test_no_page_scrolls_sideways_on_a_telephone(stack: RunningStack, watch: Watch, dark: bool) -> None:
     ann = await visitor(watch, stack, width=390, dark=dark)
     wide = {}

@@ -46,6 +46,7 @@ def let_in(planned: RunningStack, users_conf: Path) -> None:
     os.kill(int((users_conf.parent / "nats.pid").read_text()), signal.SIGHUP)
 
 
+@pytest.mark.nightly("stacks")
 async def test_servers_of_ones_own_take_the_place_of_the_embedded_ones(planned: RunningStack, users_conf: Path) -> None:
     made = await planned.aicli("stack", "init")
     assert made.status == 0, made.err

@@ -1,5 +1,7 @@
 """Signing in at a login provider: a real one, a real browser, and the policy of our pages between them."""
 
+import pytest
+
 from tests.acceptance.visitor import Visitor
 from tests.acceptance.watching import Watch
 from tests.services.auth.oidc import real_provider
@@ -7,6 +9,7 @@ from tests.services.auth.oidc.real_provider import PEOPLE
 from tests.stacks import RunningStack
 
 
+@pytest.mark.nightly("stacks")
 async def test_an_account_at_the_provider_opens_one_here(stack: RunningStack, watch: Watch, provider_port: int) -> None:
     origin = stack.url("web")
     known = real_provider.client("aimesh", redirect_uris=[f"{origin}/login/oidc/back"], post_logout_redirect_uris=[f"{origin}/"])

@@ -167,6 +167,7 @@ def health_check(service: str, port: int) -> list[str]:
     return [sys.executable, "-c", re.sub(r"127\.0\.0\.1:\d+/", f"127.0.0.1:{port}/", text)]
 
 
+@pytest.mark.nightly("stacks")
 @pytest.mark.parametrize("service", SERVICES)
 def test_the_health_check_passes(house: House, service: str) -> None:
     check = health_check(service, house.ports[service])
@@ -178,6 +179,7 @@ def test_the_health_check_fails_where_nobody_listens() -> None:
     assert subprocess.run(check, env={}, capture_output=True, check=False, timeout=60).returncode != 0
 
 
+@pytest.mark.nightly("stacks")
 def test_a_new_user_gets_an_answer_through_the_published_ports(house: House) -> None:
     with httpx.Client(base_url=house.url("web", ""), timeout=60) as web:
         account = {"username": "john_doe", "email": "john@example.com", "password": PASSWORD}
@@ -194,6 +196,7 @@ def node_folders(house: House, service: str) -> set[Path]:
     return {path for path in house.volume(service).iterdir() if len(path.name) == 56}
 
 
+@pytest.mark.nightly("stacks")
 def test_replicas_join_by_ticket_and_adopt_what_a_killed_one_left(house: House) -> None:
     with contextlib.ExitStack() as ends:
 
@@ -218,6 +221,7 @@ def test_replicas_join_by_ticket_and_adopt_what_a_killed_one_left(house: House) 
         wait(lambda: node_folders(house, "gateway") == {first_folder})
 
 
+@pytest.mark.nightly("stacks")
 def test_a_worker_has_a_folder_with_its_key_and_leaves_none_without_receipts(house: House) -> None:
     with contextlib.ExitStack() as ends:
         worker = house.service("inference", 2, INFERENCE_BACKEND="echo")
@@ -230,6 +234,7 @@ def test_a_worker_has_a_folder_with_its_key_and_leaves_none_without_receipts(hou
         assert len(node_folders(house, "inference")) == 1
 
 
+@pytest.mark.nightly("stacks")
 @pytest.mark.skipif(shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin") is None, reason="needs HAProxy")
 def test_streams_end_while_gateways_and_workers_come_and_go(house: House) -> None:
     with contextlib.ExitStack() as ends:
@@ -290,6 +295,7 @@ def wait(until: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.nightly("stacks")
 @pytest.mark.parametrize("service", SERVICES)
 def test_it_ends_properly_when_compose_stops_it(running: tuple[House, dict[str, Container]], service: str) -> None:
     # The last test of the module: the house is empty afterwards.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests import replicas
 from tests.integration.asking import events
@@ -98,6 +99,7 @@ async def open_mesh(stack: RunningStack, caller: Person, folder: Path) -> AsyncI
         yield mesh
 
 
+@pytest.mark.nightly("stacks")
 async def test_images_and_thoughts_pass_three_gateways_and_three_workers(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
     async with open_mesh(stack, ann, tmp_path) as mesh:
         numbers = count()

@@ -169,6 +169,7 @@ def _assert_nowhere_in_logs(stack: RunningStack, workers: list[Running], hidden:
             assert secret not in text, f"the {what} is in {name}"
 
 
+@pytest.mark.nightly("stacks")
 async def test_a_ticket_that_is_no_good_says_why_and_lets_nobody_in(stack: RunningStack) -> None:
     async def new(*options: str) -> tickets.Ticket:
         return tickets.parse(await outside.ticket(stack, "worker", *options))
@@ -223,6 +224,7 @@ async def test_a_machine_waits_for_its_approval(stack: RunningStack) -> None:
     assert found.certificate
 
 
+@pytest.mark.nightly("stacks")
 async def test_a_profile_asks_by_eight_processes_at_once_until_it_is_revoked(stack: RunningStack, ann: Person, cafe: Machine) -> None:
     await cafe.connect(stack, ann.key.secret)
     answers = await asyncio.gather(*(cafe.aicli("infer", "-m", "echo", f"number {number}") for number in range(8)))

@@ -82,6 +82,7 @@ async def moderated(stack: RunningStack, person: Person, folder: Path) -> AsyncI
                 assert removed.status == 0, removed.err
 
 
+@pytest.mark.nightly("stacks")
 async def test_moderation_from_an_upstream_to_a_policy(stack: RunningStack, api_client: ApiClient, tmp_path: Path) -> None:
     person = await api_client.register(f"moderated-{uuid4().hex[:8]}")
     client = openai.AsyncOpenAI(api_key=person.key.secret, base_url=stack.url("gateway") + "/v1", max_retries=0)

@@ -218,6 +218,7 @@ async def test_a_candidate_that_answers_late_is_rolled_back(stack: RunningStack,
     assert set(mesh.statuses) == {200}
 
 
+@pytest.mark.nightly("stacks")
 async def test_a_good_candidate_takes_over(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
     async with open_mesh(stack, ann, tmp_path) as mesh, mesh.load(12):
         await mesh.admin("rollouts", "start", "assistant", "--to", "next", "--steps", "50,100", "--every", "5s", "--min-requests", "20")

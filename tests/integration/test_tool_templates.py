@@ -21,6 +21,7 @@ from services.inference.models.catalog import Catalog, CatalogEntry
 from shared.api import inference
 from shared.api.generation import Generation
 from shared.types import ModelName
+from tests import tiers
 from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import FakeWorker
 from tests.services.inference.backends.test_reasoning_model import with_template
@@ -117,11 +118,8 @@ def checked(name: str, arguments: str) -> None:
     jsonschema.Draft202012Validator(PARAMETERS).validate(json.loads(arguments))
 
 
-#: One with calls of its own and one without; the others at night, because each model has to be loaded and to read its prompt.
-BY_DAY = {"kimi", "phi"}
-
-
-@pytest.mark.parametrize("model", [name if name in BY_DAY else pytest.param(name, marks=pytest.mark.nightly("long")) for name in TEMPLATES])
+#: The others at night, because each model has to be loaded and to read its prompt.
+@pytest.mark.parametrize("model", tiers.by_day(TEMPLATES, "kimi", group="long"))
 async def test_forced_call_has_valid_arguments(client: openai.AsyncOpenAI, model: str) -> None:
     stream = await client.chat.completions.create(model=model, tool_choice="required", stream=True, **ASKED)
     deltas = [delta async for chunk in stream for choice in chunk.choices for delta in choice.delta.tool_calls or ()]

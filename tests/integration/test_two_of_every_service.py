@@ -3,6 +3,8 @@
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
+
 from shared import errors
 from tests import replicas
 from tests.integration import asking
@@ -10,6 +12,7 @@ from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
 
+@pytest.mark.nightly("stacks")
 async def test_two_of_every_service_run_and_nats_refuses_nothing(
     stack: RunningStack, api_client: ApiClient, ann: Person, tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ async def url(stack: RunningStack, tmp_path: Path) -> AsyncIterator[str]:
         yield front.url
 
 
+@pytest.mark.nightly("stacks")
 async def test_commands_over_tls(laptop: Laptop, ann: Person, url: str) -> None:
     refused = await laptop.run("aicli", "login", url, ann.username, "--password-stdin", stdin=ann.password)
     assert (refused.status, "is not trusted" in refused.err) == (2, True), refused.err

@@ -104,6 +104,7 @@ async def test_full_disk_is_reported_before_anything_is_written(
     assert not home.run.exists()
 
 
+@pytest.mark.nightly("stacks")
 async def test_service_that_cannot_start_is_reported_with_its_reason(
     home: StackHome, first_environment: dict[str, str], tmp_path: Path
 ) -> None:

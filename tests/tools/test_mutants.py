@@ -27,7 +27,7 @@ def tree(tmp_path: Path) -> Path:
     [
         pytest.param({}, "killed", id="a test fails"),
         pytest.param({"tests": ("test_else.py",)}, "SURVIVED", id="no test fails"),
-        pytest.param({"replacement": "2 *"}, "WRONG ENTRY: pytest exits with 2", id="no Python"),
+        pytest.param({"replacement": "2 *"}, "WRONG ENTRY: pytest exits with 2", id="no Python", marks=pytest.mark.nightly("long")),
         pytest.param({"tests": ("test_gone.py",)}, "WRONG ENTRY: pytest exits with 4", id="no tests"),
         pytest.param({"line": "number"}, "WRONG ENTRY: double.py has this text 2 times", id="a line that is not the only one"),
         pytest.param({"replacement": "double(number)", "timeout_seconds": 0.01}, "SURVIVED: its tests ran out of time", id="too slow"),

@@ -201,6 +201,7 @@ async def test_machine_offline_for_a_week_serves_again(net: SwarmNet, machine: M
     assert door.asked == ["enrollNode", "renewCertificate"]
 
 
+@pytest.mark.nightly("stacks")
 async def test_revoked_machine_joins_again_as_a_new_node(net: SwarmNet, machine: Machine) -> None:
     door = await open_door(net)
     first = tickets.render(door.ticket(Role.WORKER))

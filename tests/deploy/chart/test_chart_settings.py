@@ -8,6 +8,7 @@ import pytest
 from services import settings_check
 from shared import config
 from stack.settings import BackupSettings, StackSettings
+from tests import tiers
 from tests.deploy.chart import rendering
 from tests.deploy.chart.rendering import CASES, CHART
 
@@ -45,7 +46,7 @@ def variables(case: str) -> Iterator[tuple[str, str]]:
             yield from ((container["name"], name) for name in rendering.environment(container))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", tiers.by_day(CASES, "prod", group="containers"))
 def test_every_variable_exists(case: str) -> None:
     unknown = {(container, name) for container, name in variables(case) if name not in known()}
     assert {each for each in unknown if each[1] not in OF_OTHERS.get(each[0], set()) and not each[1].startswith("GF_")} == set()

@@ -11,7 +11,7 @@ import yaml
 from services.inference.models import models_file
 from services.inference.models.catalog import Defaults
 from stack.servers import nats_server
-from tests import capabilities
+from tests import capabilities, tiers
 from tests.deploy import test_versions
 from tests.deploy.chart import rendering
 from tests.deploy.chart.rendering import CASES, CHART, ROOT
@@ -57,7 +57,7 @@ def test_helm_finds_nothing_to_complain_about(case: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", tiers.by_day(CASES, "prod", group="containers"))
 def test_every_object_is_valid(case: str, tmp_path: Path) -> None:
     capabilities.require("kubernetes_schemas")
     (tmp_path / "x.yaml").write_text(rendering.render(case), encoding="utf-8")

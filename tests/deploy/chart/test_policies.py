@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import capabilities
+from tests import capabilities, tiers
 from tests.deploy.chart import rendering
 from tests.deploy.chart.rendering import CASES
 
@@ -75,7 +75,7 @@ def test_our_rules_find_what_they_are_for() -> None:
         assert [each for each in found if text in each], (text, found)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", tiers.by_day(CASES, "prod", group="containers"))
 def test_checkov_finds_nothing(case: str, tmp_path: Path) -> None:
     capabilities.require("checkov")
     (tmp_path / "x.yaml").write_text(rendering.render(case), encoding="utf-8")

@@ -3,6 +3,8 @@
 import json
 import subprocess
 
+import pytest
+
 from tests import capabilities
 from tests.deploy.terraform import hcl
 
@@ -35,6 +37,7 @@ REVIEWED = {
 }
 
 
+@pytest.mark.nightly("long")
 def test_findings_are_reviewed() -> None:
     capabilities.require("checkov")
     checkov = capabilities.find_program("checkov")

@@ -129,6 +129,7 @@ MANY = tuple(
 )
 
 
+@pytest.mark.nightly("long")
 @pytest.mark.asyncio(loop_scope="module")
 async def test_engine_computes_vectors_while_it_answers(backend: LlamaBackend) -> None:
     text_reader = Reader()

@@ -192,6 +192,7 @@ async def test_the_mark_chooses_the_replica(pair: Pair, package: Path, valkey_ur
         assert [check.ok for check in db.check_replica()] == [True]
 
 
+@pytest.mark.nightly("long")
 async def test_nobody_misses_what_they_have_just_written(pair: Pair, package: Path, valkey_url: str) -> None:
     ann, bob = uuid4(), uuid4()
     async with opened(pair, package, valkey_url) as (ours, reports), opened(pair, package, valkey_url) as (theirs, others):
@@ -221,6 +222,7 @@ async def test_without_valkey_the_primary_answers(pair: Pair, package: Path) -> 
         assert reports.reads == Counter(primary_own_write=1)
 
 
+@pytest.mark.nightly("long")
 async def test_a_replica_that_is_behind_is_left_until_it_has_caught_up(pair: Pair, package: Path, valkey_url: str) -> None:
     ann = uuid4()
     async with opened(pair, package, valkey_url) as (db, reports):

@@ -15,6 +15,7 @@ import pytest
 from shared import errors
 from shared.stores.database import Database
 from shared.stores.server_sessions import urls_of
+from tests import tiers
 from tests.servers import PostgresServer
 from tests.shared.stores.test_database import QUERIES, TABLE
 from tests.switch import Switch
@@ -150,6 +151,7 @@ async def test_after_a_failover_the_next_call_reaches_the_new_primary(pair: Pair
                 await db.row("tell", "one")
 
 
+@pytest.mark.nightly("long")
 async def test_a_check_alone_leads_readers_to_the_new_primary(pair: Pair, package: Path) -> None:
     async with opened(pair.url, package) as db:
         await wait_for_standby(pair)
@@ -161,6 +163,7 @@ async def test_a_check_alone_leads_readers_to_the_new_primary(pair: Pair, packag
         assert (await db.check()).ok
 
 
+@pytest.mark.nightly("long")
 async def test_a_pending_migration_waits_for_a_server_that_writes(pair: Pair, package: Path) -> None:
     async with opened(pair.url, package):
         await wait_for_standby(pair)
@@ -193,7 +196,7 @@ async def test_two_addresses_and_the_wish_to_write_lead_to_the_primary(pair: Pai
         assert [row["name"] for row in await db.rows("list")] == ["lamp", "chair"]
 
 
-@pytest.mark.parametrize("is_hung", [False, True], ids=["killed", "hung"])
+@pytest.mark.parametrize("is_hung", tiers.by_day((False, True), True, group="long"), ids=["killed", "hung"])
 async def test_with_several_hosts_the_next_call_finds_the_promoted_standby(pair: Pair, package: Path, is_hung: bool) -> None:
     """Nobody has to write target_session_attrs."""
     ours, theirs = (quote(str(server.folder), safe="") for server in (pair.primary, pair.standby))

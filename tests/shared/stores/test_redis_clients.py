@@ -22,6 +22,7 @@ from shared import errors
 from shared.stores import redis_clients
 from shared.stores.cache import Cache
 from shared.types import RequestId, UserId
+from tests import tiers
 from tests.valkey_groups import Cluster, Watched, cluster, until, watched
 
 COUNT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
@@ -124,7 +125,7 @@ async def admitted(cache: Cache, times: int) -> int:
     return found
 
 
-@pytest.mark.parametrize("kill", [True, False], ids=["killed", "hung"])
+@pytest.mark.parametrize("kill", tiers.by_day((True, False), True, group="long"), ids=["killed", "hung"])
 async def test_a_failover_by_sentinels_costs_only_unavailable_and_keeps_limits_and_values(sentinels: Watched, kill: bool) -> None:
     primary = await sentinels.primary()
     async with Cache.open(sentinels.url) as cache:

@@ -49,6 +49,7 @@ async def copied(s3: ObjectServer, server: PostgresServer, tmp_path: Path) -> As
         yield made
 
 
+@pytest.mark.nightly("recovery")
 async def test_what_a_backup_writes_to_s3_is_restored_to_its_last_commit(copied: CopiedDatabase, tmp_path: Path) -> None:
     place = copied.place
     async with copied.admin() as admin, copied.shipping() as shipping:

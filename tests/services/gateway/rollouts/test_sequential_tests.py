@@ -9,6 +9,7 @@ from services.gateway.rollouts import sequential_tests
 from services.gateway.rollouts.sequential_tests import ArmCount, MeanSum
 from shared.api.configuration import RolloutGuards, RolloutState
 from shared.config_documents import Sticky
+from tests import tiers
 from tests.services.gateway.rollouts.simulation import Arms, after, looks, rollout, simulate
 
 #: How units differ with each kind of stickiness.
@@ -20,7 +21,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("sticky", KINDS)
+@pytest.mark.parametrize("sticky", tiers.by_day(KINDS, Sticky.USER, group="long"))
 def test_of_1000_rollouts_without_a_difference_at_most_2_percent_are_rolled_back(sticky: Sticky) -> None:
     rng = random.Random(7)
     ended = [simulate(rng, rollout(sticky, steps=(20.0,)), KINDS[sticky], 12) for _ in range(1_000)]

@@ -132,6 +132,7 @@ async def test_answer_streams(backend: LlamaBackend) -> None:
     assert end.usage.prompt_tokens == 32
 
 
+@pytest.mark.nightly("long")
 async def test_same_seed_gives_the_same_tokens_alone_and_in_a_batch(backend: LlamaBackend) -> None:
     prompt_job = job("Tell a story of a fox.", seed=7, max_tokens=48)
     alone, _ = await generate(backend, prompt_job)
@@ -286,6 +287,7 @@ async def test_long_prompt_does_not_delay_four_running_answers(backend: LlamaBac
     assert min(ratios) <= 3 or not stopwatch.bounds_hold
 
 
+@pytest.mark.nightly("long")
 async def test_answer_may_fill_the_context(backend: LlamaBackend) -> None:
     # An answer that does not end earlier.
     reader, end = await generate(backend, job("Repeat it: " + "one two three four " * 110, max_tokens=512, temperature=0, repeat_penalty=1))
@@ -440,6 +442,7 @@ async def test_invalid_model_file_is_reported_with_the_reason(tmp_path: Path) ->
             await backend.generate(job("Hi", model="broken"), Reader())
 
 
+@pytest.mark.nightly("long")
 async def test_two_models_alternate_in_memory_for_one() -> None:
     first = CatalogEntry(name=ModelName("first"), file=model_discovery.packaged(), slots=1, context_tokens=128, memory_bytes=200 * 2**20)
     second = replace(first, name=ModelName("second"))

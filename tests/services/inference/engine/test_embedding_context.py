@@ -81,6 +81,7 @@ def test_similar_texts_have_similar_vectors_in_order(smollm2: llama_model.LlamaM
     assert all(map(of_one_text, turned, (markets, cat, kitten)))
 
 
+@pytest.mark.nightly("long")
 def test_text_computed_in_pieces_has_the_same_vector(smollm2: llama_model.LlamaModel) -> None:
     vectors = []
     # Also numbers of tokens that are no multiple of anything.

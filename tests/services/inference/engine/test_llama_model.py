@@ -205,6 +205,7 @@ def test_prefix_is_shared_with_a_busy_slot_but_not_across_tenants(
     assert [text(reports[identity]) for identity in (1, 2, 3)] == [expected] * 3
 
 
+@pytest.mark.nightly("long")
 def test_without_flash_attention_answers_do_not_share_a_batch_with_prompts(
     few: LlamaModel, exact: LlamaModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -543,6 +543,7 @@ async def test_page_scrolls_to_the_end_until_the_reader_scrolls_up(chrome: Brows
         await chat.answer(page_request, "done")
 
 
+@pytest.mark.nightly("pages")
 async def test_page_is_accessible_and_fits_a_phone(chrome: Browser) -> None:
     for dark, width in ((False, 1280), (True, 400)):
         async with chatting(chrome, dark=dark, width=width) as chat:

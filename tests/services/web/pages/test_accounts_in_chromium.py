@@ -25,6 +25,7 @@ from shared.api import accounts, organizations
 from shared.telemetry import Metrics
 from shared.telemetry.tracing import Traces
 from shared.types import TenantId, UserRole
+from tests import tiers
 from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser, Page
 from tests.services.web.fake_accounts import CODE, GOOD_CODE, RECOVERY_CODES
@@ -125,14 +126,8 @@ async def test_login_works_without_javascript(stage: Stage) -> None:
     await wait_for(page, "location.pathname === '/settings'")
 
 
-@pytest.mark.parametrize(
-    ("width", "dark"),
-    [
-        pytest.param(1280, False, id="light", marks=pytest.mark.nightly("pages")),
-        pytest.param(1280, True, id="dark", marks=pytest.mark.nightly("pages")),
-        pytest.param(390, False, id="phone"),
-    ],
-)
+@pytest.mark.nightly("pages")
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)], ids=["light", "dark", "phone"])
 async def test_pages_are_accessible(stage: Stage, width: int, dark: bool) -> None:
     mesh = stage.mesh
     alice = mesh.accounts["alice"].user
@@ -364,7 +359,7 @@ async def test_joining_works_without_javascript(stage: Stage) -> None:
         assert await bob.page.evaluate("location.pathname") == f"/organisations/{bob.team}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiers.by_day(NAMES, *sorted(NAMES)[:1], group="pages"))
 @pytest.mark.parametrize(
     ("width", "dark"),
     [pytest.param(1280, False, id="light", marks=pytest.mark.nightly("pages")), pytest.param(390, True, id="dark phone")],

@@ -114,14 +114,8 @@ async def test_numbers_change_without_a_reload(stage: Stage, monkeypatch: pytest
     await page.send("Page.close")
 
 
-@pytest.mark.parametrize(
-    ("width", "dark"),
-    [
-        pytest.param(1280, False, id="light", marks=pytest.mark.nightly("pages")),
-        pytest.param(1280, True, id="dark", marks=pytest.mark.nightly("pages")),
-        pytest.param(390, False, id="phone"),
-    ],
-)
+@pytest.mark.nightly("pages")
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)], ids=["light", "dark", "phone"])
 async def test_pages_are_accessible(stage: Stage, width: int, dark: bool) -> None:
     mesh, long = stage.mesh, "W" * 120
     page = await opened(stage, f"ada{width}{dark}", width=width, dark=dark)

@@ -108,6 +108,7 @@ async def test_only_the_operator_opens_the_secrets(copied: CopiedDatabase) -> No
     assert "stack.env" in await unpack(copied, made, layout.FILES, copied.place.own_identity)
 
 
+@pytest.mark.nightly("recovery")
 async def test_damaged_page_means_no_backup(copied: CopiedDatabase) -> None:
     before = await make(copied)
     async with copied.admin() as admin:
@@ -216,6 +217,7 @@ async def test_failing_store_means_no_backup(copied: CopiedDatabase, failing: st
     await make(copied)
 
 
+@pytest.mark.nightly("recovery")
 async def test_nothing_of_another_cluster_is_written_beside_the_log_of_the_first(copied: CopiedDatabase) -> None:
     """As after `make up` on a home whose database folder was deleted: the segments have the same names."""
     await make(copied)
@@ -233,6 +235,7 @@ async def test_nothing_of_another_cluster_is_written_beside_the_log_of_the_first
     assert await copied.names() == before
 
 
+@pytest.mark.nightly("recovery")
 async def test_before_an_upgrade_the_agent_makes_one_alone_if_it_is_due(copied: CopiedDatabase) -> None:
     """Its log has to get into the store meanwhile, because the agent that ships it does not run yet."""
     copied.home.own_site.unlink()

@@ -57,6 +57,7 @@ async def restored(maker: BackupMaker, plan: RestorePlan, folder: Path) -> tuple
     return [row["number"] for row in rows], database, end
 
 
+@pytest.mark.nightly("recovery")
 async def test_a_database_is_recovered_to_its_end_to_a_moment_and_behind_its_last_commit(maker: BackupMaker, tmp_path: Path) -> None:
     await maker.base()
     await add(maker, 1)

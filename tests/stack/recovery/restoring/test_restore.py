@@ -34,7 +34,7 @@ from stack.recovery.sites.site_terms import SiteRecord
 from stack.recovery.upgrade import RestorePoint
 from stack.servers import postgres
 from stack.stack_home import StackHome
-from tests import servers
+from tests import servers, tiers
 from tests.backups import BackupMaker
 from tests.stack.recovery.agent.test_recovery_log_copy import LogService, copying, until_stored
 
@@ -172,6 +172,7 @@ async def test_a_moment_and_a_backup_are_exact(case: Case, home: StackHome, tmp_
     assert await entries(other) == [1]
 
 
+@pytest.mark.nightly("recovery")
 async def test_an_upgrade_is_taken_back_to_its_restore_point(case: Case, home: StackHome) -> None:
     home.run.mkdir(parents=True)
     points = [RestorePoint("before-9.9", "9.9", case.point_at, "0/0"), RestorePoint("before-9.10", "9.10", case.point_at, "0/0")]
@@ -189,6 +190,7 @@ async def test_an_upgrade_is_taken_back_to_its_restore_point(case: Case, home: S
     assert await entries(home) == [1, 2]
 
 
+@pytest.mark.nightly("recovery")
 async def test_replace_keeps_the_old_home_and_uses_what_only_it_has(case: Case, home: StackHome, tmp_path: Path) -> None:
     home.root.mkdir()
     (home.root / "note").write_text("old")
@@ -204,6 +206,7 @@ async def test_replace_keeps_the_old_home_and_uses_what_only_it_has(case: Case, 
     assert (home.root / "recovery_log" / "auth-UNODE.jsonl").exists()
 
 
+@pytest.mark.nightly("recovery")
 async def test_segments_that_only_this_machine_has_are_replayed(case: Case, home: StackHome, tmp_path: Path) -> None:
     """As pg_receivewal leaves them when only the database is lost."""
     wal = home.received_log("1")
@@ -221,6 +224,7 @@ async def test_segments_that_only_this_machine_has_are_replayed(case: Case, home
     assert await entries(home) == [1, 2, 3]
 
 
+@pytest.mark.nightly("recovery")
 async def test_the_old_cluster_comes_back_where_a_new_one_was_started(case: Case, home: StackHome, tmp_path: Path) -> None:
     """Its agent writes nothing into the store of the old one, but its log is in the home."""
     shutil.copytree(case.maker.folder, tmp_path / "store")
@@ -274,7 +278,7 @@ def run(case: Case, home: StackHome, *more: str, code: str = "import sys", secon
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("state", [RestoreState.UNPACKED, RestoreState.OPENED])
+@pytest.mark.parametrize("state", tiers.by_day((RestoreState.UNPACKED, RestoreState.OPENED), RestoreState.UNPACKED, group="recovery"))
 async def test_the_same_command_continues_after_a_kill(case: Case, home: StackHome, state: RestoreState) -> None:
     home.root.mkdir()
     (home.root / "note").write_text("old")
@@ -289,6 +293,7 @@ async def test_the_same_command_continues_after_a_kill(case: Case, home: StackHo
     assert await entries(home) == [1, 2, 3]
 
 
+@pytest.mark.nightly("recovery")
 async def test_abort_puts_the_old_home_back(case: Case, home: StackHome) -> None:
     home.root.mkdir()
     (home.root / "note").write_text("old")
@@ -355,6 +360,7 @@ async def test_a_wrong_identity_names_the_right_ones(case: Case, home: StackHome
     await refused(case, home, "no age identity", wrong)
 
 
+@pytest.mark.nightly("recovery")
 async def test_a_foreign_mesh(case: Case, home: StackHome, tmp_path: Path) -> None:
     home.root.mkdir()
     home.settings_file.write_text("MESH_NAME=other\n")
@@ -427,7 +433,9 @@ def flip(file: Path) -> None:
     file.write_bytes(body)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink], ids=["truncated", "flipped", "missing"])
+@pytest.mark.parametrize(
+    "damage", tiers.by_day((truncate, flip, Path.unlink), truncate, group="recovery"), ids=["truncated", "flipped", "missing"]
+)
 @pytest.mark.parametrize("pattern", ["base/*/data.tar*", "base/*/secrets.tar*", "wal/*/*.partial*", "log/auth/*"])
 async def test_a_damaged_object(case: Case, home: StackHome, pattern: str, damage: Callable[[Path], None]) -> None:
     file = sorted(case.maker.folder.glob(pattern))[-1]
@@ -470,6 +478,7 @@ async def line_behind_a_gap(case: Case) -> AsyncIterator[None]:
             path.unlink()
 
 
+@pytest.mark.nightly("recovery")
 async def test_missing_lines_of_the_recovery_log(case: Case, home: StackHome) -> None:
     async with line_behind_a_gap(case):
         await refused(case, home, "lines 5 to 7 of the recovery log of auth are missing")
@@ -479,6 +488,7 @@ async def test_missing_lines_of_the_recovery_log(case: Case, home: StackHome) ->
     assert gap.missing == "auth 5 to 7", "auth writes it to the audit log"
 
 
+@pytest.mark.nightly("recovery")
 async def test_behind_an_accepted_gap_the_next_restore_has_all_new_lines(case: Case, home: StackHome, tmp_path: Path) -> None:
     """The restored platform gives its lines the numbers of the gap, and of the line that was behind it."""
     service, other = LogService(), stack_home.locate({"AIMESH_HOME": str(tmp_path / "other")})

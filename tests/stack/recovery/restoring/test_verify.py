@@ -35,7 +35,7 @@ from stack.recovery.restoring.verify import VerifiedBackup
 from stack.recovery.sealing import DamagedObject, WrongIdentity
 from stack.secret_files import LOGIN_ROLES
 from stack.servers import postgres as stack_postgres
-from tests import servers
+from tests import servers, tiers
 from tests.backups import BackupMaker
 from tests.services.auth.audit.deeds import TENANT, act, fill
 
@@ -169,10 +169,12 @@ async def test_a_good_backup_passes_and_the_test_cannot_reach_anybody(copied: Co
 OBJECTS = ("/manifest.json", "/data.tar.zst.age", "/files.tar.zst.age", "/secrets.tar.zst.age", "state.json", ".partial.zst.age")
 
 
-@pytest.mark.parametrize(
-    ("kind", "ending"), [*itertools.product(("flipped", "truncated"), OBJECTS), *itertools.product(("missing",), OBJECTS[1:4])]
-)
-async def test_a_damaged_object_is_named(copied: CopiedStore, ending: str, kind: str) -> None:
+DAMAGES = (*itertools.product(("flipped", "truncated"), OBJECTS), *itertools.product(("missing",), OBJECTS[1:4]))
+
+
+@pytest.mark.parametrize("damage", tiers.by_day(DAMAGES, *DAMAGES[:6], group="recovery"), ids="".join)
+async def test_a_damaged_object_is_named(copied: CopiedStore, damage: tuple[str, str]) -> None:
+    kind, ending = damage
     name = copied.object(ending)
     body = bytearray((copied.folder / name).read_bytes())
     if kind == "missing":
@@ -201,6 +203,7 @@ async def test_a_swapped_object_and_a_foreign_manifest_are_named(copied: CopiedS
         await copied.verify()
 
 
+@pytest.mark.nightly("recovery")
 async def test_a_failed_test_is_kept_and_forgets_no_earlier_success(copied: CopiedStore) -> None:
     first = await copied.verify()
     name = copied.object("/files.tar.zst.age")
@@ -212,6 +215,7 @@ async def test_a_failed_test_is_kept_and_forgets_no_earlier_success(copied: Copi
     assert (kept.ok, name in kept.why, kept.passed) == (False, True, {first.backup: first.at})
 
 
+@pytest.mark.nightly("recovery")
 async def test_the_operators_identity_opens_the_secrets(copied: CopiedStore) -> None:
     result = await copied.verify(identity=copied.site.maker.identity)
     assert (result.failures, result.secrets_opened) == ((), True)
@@ -225,6 +229,7 @@ async def test_the_operators_identity_opens_the_secrets(copied: CopiedStore) -> 
         await copied.verify(identity=sealing.new_identity())
 
 
+@pytest.mark.nightly("recovery")
 async def test_each_fault_of_the_database_is_found_with_its_reason(site: Site, tmp_path: Path) -> None:
     """A wrong balance and a changed row of the audit log in the write-ahead log; an index without its newest row, and a flipped bit of a
     table, in the copy of the data."""
@@ -267,6 +272,7 @@ async def aicli(home: Path, *words: str) -> tuple[int | None, bytes, bytes]:
     return process.returncode, output, said
 
 
+@pytest.mark.nightly("recovery")
 async def test_the_command_needs_a_store_and_an_identity_and_ends_with_2_if_anything_is_wrong(copied: CopiedStore, tmp_path: Path) -> None:
     identity, home, store = tmp_path / "identity", tmp_path / "home", f"--from={copied.folder}"
     identity.write_text(f"# signed by: {copied.site.maker.key.id}\n{copied.site.maker.identity}\n")

@@ -108,6 +108,7 @@ async def test_it_continues_after_a_kill_behind_each_step_and_has_the_last_commi
     assert [each.name async for each in promoted.maker.store.list("site/standby-")] == []
 
 
+@pytest.mark.nightly("recovery")
 async def test_a_site_that_does_not_answer_has_to_be_off(promoted: Promoted, monkeypatch: pytest.MonkeyPatch) -> None:
     late = [0.0]
     monkeypatch.setattr(promotion, "boot_time", lambda: late.pop() if late else site_terms.FENCE_SECONDS)
@@ -117,6 +118,7 @@ async def test_a_site_that_does_not_answer_has_to_be_off(promoted: Promoted, mon
     assert (await promoted.promote(off=True)).term == 2
 
 
+@pytest.mark.nightly("recovery")
 async def test_a_strict_site_has_ended_after_a_minute(promoted: Promoted, monkeypatch: pytest.MonkeyPatch) -> None:
     await promoted.put("site/1.lease", SiteLeaseRecord(term=1, site="first", at=FIRST.at, mode=SiteLeaseMode.STRICT))
     monkeypatch.setattr(promotion, "_FENCE_LOOK_SECONDS", 0.001)
@@ -131,6 +133,7 @@ async def test_a_strict_site_has_ended_after_a_minute(promoted: Promoted, monkey
     assert len(asked) == 1 + site_terms.FENCE_SECONDS / 10
 
 
+@pytest.mark.nightly("recovery")
 async def test_another_site_that_was_faster_wins_unless_it_is_off(promoted: Promoted) -> None:
     await acknowledge(promoted)
     await promoted.put("site/2.json", msgspec.structs.replace(FIRST, term=2, site="third", nonce="2"))
@@ -141,12 +144,14 @@ async def test_another_site_that_was_faster_wins_unless_it_is_off(promoted: Prom
     assert (await promoted.promote(off=True)).term == 3
 
 
+@pytest.mark.nightly("recovery")
 async def test_a_failing_command_is_told_and_leaves_the_site_running(promoted: Promoted) -> None:
     await acknowledge(promoted)
     report = await promoted.promote(PROMOTE_COMMAND=f"{sys.executable} -c 'import sys; sys.exit(\"no such zone\")'")
     assert report.command_error == "ended with status 1: no such zone"
 
 
+@pytest.mark.nightly("recovery")
 async def test_only_a_complete_standby_is_promoted(promoted: Promoted) -> None:
     facts = standby.read_facts(promoted.case.home)
     assert facts is not None
@@ -156,6 +161,7 @@ async def test_only_a_complete_standby_is_promoted(promoted: Promoted) -> None:
     assert [each.name async for each in promoted.maker.store.list("site/2")] == [], "no term is taken"
 
 
+@pytest.mark.nightly("recovery")
 async def test_lines_behind_a_gap_of_the_recovery_log_are_given_up(promoted: Promoted) -> None:
     await acknowledge(promoted)
     for number in (1, 3):

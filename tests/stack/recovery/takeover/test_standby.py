@@ -114,6 +114,7 @@ async def test_an_unfinished_segment_is_replayed_as_it_grows(case: Case) -> None
     assert case.said
 
 
+@pytest.mark.nightly("recovery")
 async def test_a_stopped_standby_continues_without_a_new_backup(case: Case) -> None:
     async with case.following():
         await case.until_reached((await case.maker.ship()).until)
@@ -125,6 +126,7 @@ async def test_a_stopped_standby_continues_without_a_new_backup(case: Case) -> N
         await case.until_reached((await case.maker.ship()).until)
 
 
+@pytest.mark.nightly("recovery")
 async def test_behind_a_gap_it_begins_again_with_the_newest_backup(case: Case) -> None:
     async with case.following():
         await case.until_reached((await case.maker.ship()).until)
@@ -136,6 +138,7 @@ async def test_behind_a_gap_it_begins_again_with_the_newest_backup(case: Case) -
     assert any("the newest backup is fetched" in each for each in case.said), case.said
 
 
+@pytest.mark.nightly("recovery")
 async def test_a_standby_is_refused_in_a_home_with_something_and_where_the_mesh_is(case: Case) -> None:
     case.home.root.mkdir()
     (case.home.root / "stack.env").write_text("MESH_NAME=home\n")
@@ -154,6 +157,7 @@ async def test_a_standby_is_refused_in_a_home_with_something_and_where_the_mesh_
     assert (case.home.root / "stack.env").read_text() == "MESH_NAME=home\nSITE_TERM=2\n"
 
 
+@pytest.mark.nightly("recovery")
 async def test_the_old_home_is_kept_and_the_settings_of_this_site_win(case: Case) -> None:
     case.home.root.mkdir()
     (case.home.root / "mine").write_text("kept")

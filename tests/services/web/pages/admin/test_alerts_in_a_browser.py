@@ -127,6 +127,7 @@ async def test_everything_is_reachable_by_keyboard(app: ASGIApp, mesh: AdminMesh
             assert await page.evaluate("document.activeElement.name") == name
 
 
+@pytest.mark.nightly("pages")
 async def test_full_page_has_no_layout_problems(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     album = Album()
     for name, severity in (("no_worker", "page"), ("error_rate_spike", "critical"), ("cpu_high", "warning"), ("disk_low", "ticket")):

@@ -32,6 +32,7 @@ async def opened(
         assert page.problems == []
 
 
+@pytest.mark.nightly("pages")
 async def test_page_is_accessible(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     mesh.keep_everything(model="W" * 200)
     for place in range(14):
