@@ -155,7 +155,7 @@ def test_an_address_that_is_none_is_refused(url: str, words: str, tmp_path: Path
 # --- runbooks -------------------------------------------------------------------------------------------------------
 
 RUNBOOKS = generated.ROOT / "docs" / "runbooks"
-HEADINGS = ["What it means", "How to see it", "What to do", "How to know it is over"]
+HEADINGS = ["Meaning", "Diagnosis", "Mitigation", "Verification"]
 
 
 def test_there_is_a_runbook_for_each_alert_and_for_nothing_else() -> None:

@@ -19,7 +19,7 @@ async def test_alert_links_to_its_runbook(root: Browser, mesh: AdminMesh) -> Non
     page = await root.get(link)
     assert page.status_code == 200
     assert ">no_worker</h2>" in page.text
-    assert "What to do" in page.text
+    assert "Mitigation" in page.text
 
 
 async def test_every_runbook_has_a_page_and_its_links_resolve(root: Browser) -> None:
