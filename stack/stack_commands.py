@@ -46,9 +46,9 @@ def _print(text: str) -> None:
 
 @stack.command()
 @click.option("--tickets", is_flag=True, help="Also create a ticket for replicas of each service, in secrets/tickets.")
-@click.option("--active", "active_most", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Replicas at once of each.")
+@click.option("--active", "active_most", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Maximum number of active replicas of each service.")
 @click.option("--network", "networks", multiple=True, metavar="CIDR", help="Network that services log in from. Default: private networks.")
-@click.option("--days", type=click.IntRange(1, 400), default=90, show_default=True, help="Lifetime of new tickets.")
+@click.option("--days", type=click.IntRange(1, 400), default=90, show_default=True, help="Lifetime of new tickets, in days.")
 def init(*, tickets: bool, active_most: int, networks: tuple[str, ...], days: int) -> None:
     """Create secrets, node keys and server configuration. Starts nothing and overwrites nothing.
 
@@ -70,9 +70,9 @@ def init(*, tickets: bool, active_most: int, networks: tuple[str, ...], days: in
 
 @stack.command("kubernetes-secrets")
 @click.argument("name")
-@click.option("--active", "active_most", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Replicas at once of each.")
+@click.option("--active", "active_most", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Maximum number of active replicas of each service.")
 @click.option("--network", "networks", multiple=True, metavar="CIDR", help="Network of the pods. Default: private networks.")
-@click.option("--days", type=click.IntRange(1, 400), default=365, show_default=True, help="Lifetime of new tickets.")
+@click.option("--days", type=click.IntRange(1, 400), default=365, show_default=True, help="Lifetime of new tickets, in days.")
 @click.option("--namespace", "given", multiple=True, metavar="GROUP=NAME", help="Namespace of gateway, models, observability or infra.")
 @click.option("--nats", required=True, help="URLs of the NATS servers, as the chart's NATS_URL.")
 @click.option("--database", default="", help="URL of PostgreSQL with {role} and {password}; without it, your own server.")
@@ -181,7 +181,7 @@ def nats_users() -> None:
 @stack.command("nats-keys")
 @click.option("--renew", is_flag=True, required=True, help="Replace auth's keys for NATS logins.")
 def nats_keys(*, renew: bool) -> None:
-    """Replace the keys with which auth answers NATS servers, for example because another person may know them.
+    """Replace auth's keys for NATS logins, for example after a leak.
 
     Then restart the stack. Nodes keep their keys and certificates.
     """

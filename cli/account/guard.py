@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 @click.group()
 def guard() -> None:
-    """Try what the guardrails of a policy do with personal data and secrets. See `aicli policy`."""
+    """Test the guardrails of a policy. See `aicli policy`."""
 
 
 @guard.command()
 @click.argument("file", type=click.File(encoding="utf-8"))
-@click.option("--answer", "is_answer", is_flag=True, help="By the rules for answers, instead of those for prompts.")
-@click.option("--organization", metavar="NAME_OR_ID", help="By the policy of an organization.")
-@click.option("--key", metavar="NAME_OR_ID", shell_complete=value_completion.keys, help="By the policy of a key.")
+@click.option("--answer", "is_answer", is_flag=True, help="Use the rules for answers instead of those for prompts.")
+@click.option("--organization", metavar="NAME_OR_ID", help="Use the policy of an organization.")
+@click.option("--key", metavar="NAME_OR_ID", shell_complete=value_completion.keys, help="Use the policy of a key.")
 @print_format.output_options("Print a JSON object: matches, shown, refused.")
 @click.pass_obj
 def test(here: CliContext, /, file: IO[str], *, is_answer: bool, organization: str | None, key: str | None, as_json: bool) -> None:
-    """Show what is found in FILE (`-` for standard input), and the text as it would be passed on. By default: by your policy."""
+    """Show what guardrails find in FILE (`-` for stdin), and the resulting text. Default: your own policy."""
     try:
         text = file.read(api.configuration.MAX_GUARD_CHARACTERS + 1)
     except UnicodeDecodeError as error:

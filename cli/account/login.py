@@ -97,7 +97,7 @@ def login(
     as_json: bool,
     **options: Unpack[_UrlOptions],
 ) -> None:
-    """Sign in: create an API key for this machine and save it in the current profile, or in one for URL.
+    """Sign in: create an API key for this machine and save it in the current profile, or in a new one for URL.
 
     \b
     aicli login alice

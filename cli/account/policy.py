@@ -31,7 +31,7 @@ _NONE = "none"
 
 @click.group()
 def policy() -> None:
-    """Decide which models may be used, on which machines, and which providers may get prompts.
+    """Show and change policies: the allowed models, machines and providers.
 
     Policies of the mesh, the organization (or else the default one) and the key apply together: each can only add restrictions.
     """
@@ -43,7 +43,7 @@ def _level_options(*, of_mesh: bool) -> Callable[[Command], Command]:
             command = click.option("--default", "level", flag_value="default", help="The policy of organizations without their own.")(
                 command
             )
-            command = click.option("--mesh", "level", flag_value="mesh", help="The policy of everybody.")(command)
+            command = click.option("--mesh", "level", flag_value="mesh", help="The policy of the whole mesh.")(command)
         key = click.option("--key", metavar="NAME_OR_ID", shell_complete=value_completion.keys, help="The policy of a key.")
         organization = click.option("--organization", metavar="NAME_OR_ID", help="The policy of an organization.")
         return organization(key(command))
@@ -56,7 +56,7 @@ def _level_options(*, of_mesh: bool) -> Callable[[Command], Command]:
 @print_format.output_options("Print the policy as a JSON object.")
 @click.pass_obj
 def show(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None:
-    """Show one policy as YAML. See `aicli policy explain` for what applies in the end."""
+    """Show one policy as YAML. See `aicli policy explain` for the effective rules."""
     from shared import yaml_text
 
     async def work(connection: "CliConnection") -> "PolicyState":
@@ -76,26 +76,26 @@ def show(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None:
 @policy.command("set")
 @_level_options(of_mesh=True)
 @click.option("--external", metavar="PROVIDERS", help="Providers that may get prompts, separated by commas; * for all, `none` for none.")
-@click.option("--machines", type=click.Choice(MACHINES), help="Machines that may see prompts, from the fewest to all of the group.")
-@click.option("--models", metavar="NAMES", help="Models that may be used, separated by commas; * stands for any characters.")
-@click.option("--targets", metavar="NAMES", help="Served models behind them, likewise.")
-@click.option("--direct-models/--no-direct-models", default=None, help="Whether served models may be used that no route names.")
-@click.option("--max-input-price", metavar="CREDITS", help="Highest price of a million input tokens.")
-@click.option("--max-output-price", metavar="CREDITS", help="Highest price of a million output tokens.")
+@click.option("--machines", type=click.Choice(MACHINES), help="Machines that may see prompts, from own (fewest) to group (all).")
+@click.option("--models", metavar="NAMES", help="Models that callers may use, separated by commas; * stands for any characters.")
+@click.option("--targets", metavar="NAMES", help="Served models behind routes, in the same form.")
+@click.option("--direct-models/--no-direct-models", default=None, help="Whether callers may name served models directly, not only routes.")
+@click.option("--max-input-price", metavar="CREDITS", help="Maximum price per million input tokens.")
+@click.option("--max-output-price", metavar="CREDITS", help="Maximum price per million output tokens.")
 @click.option("--show-targets/--hide-targets", default=None, help="Whether answers say which target of a route was chosen.")
-@click.option("--guard-prompt", metavar="KIND=ACTION,…", help="What happens with personal data and secrets in prompts.")
-@click.option("--guard-answer", metavar="KIND=ACTION,…", help="The same in answers.")
+@click.option("--guard-prompt", metavar="KIND=ACTION,…", help="Action for personal data and secrets in prompts.")
+@click.option("--guard-answer", metavar="KIND=ACTION,…", help="The same for answers.")
 @click.option(
     "--guard-moderation", metavar="NAME=VALUE,…", help="Which texts a moderation model refuses or reports; none removes the check."
 )
-@click.option("--guard-countries", metavar="CODES", help="Whose phone numbers and national numbers are found, such as DE,US.")
+@click.option("--guard-countries", metavar="CODES", help="Countries whose phone and national ID numbers are found, such as DE,US.")
 @click.option("--unset", "unset", multiple=True, type=click.Choice(RULES), help="Remove this rule. Can be repeated.")
 @click.option("--remove", is_flag=True, help="Remove the policy.")
 @click.option("--note", default="", metavar="TEXT", help="Note for the history.")
 @print_format.output_options("Print the policy as a JSON object.")
 @click.pass_obj
 def set_(here: CliContext, /, *, remove: bool, note: str, as_json: bool, **options: "Any") -> None:
-    """Change some rules of a policy. Rules that are not named stay.
+    """Change some rules of a policy. Other rules don't change.
 
     Kinds of guardrails: secret, card, iban, national_id, email, phone, ip, own. Actions: off, report, mask, refuse. Own patterns are set
     in the file of `aicli admin config apply`.
@@ -172,7 +172,7 @@ def _guard(given: "dict[str, Any]") -> "dict[str, Any]":
 @watching.listing_options("Print a JSON list of the rules.")
 @click.pass_obj
 def explain(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None:
-    """Show the rules that apply in the end, and the levels that they come from. By default: yours."""
+    """Show the effective rules, and the levels that they come from. Default: your own."""
 
     async def work(connection: "CliConnection") -> "tuple[PolicyRule, ...]":
         organization = await find_organization(connection, chosen["organization"]) if chosen["organization"] else None

@@ -24,7 +24,7 @@ KINDS = ("route", "policy", "plan", "model_limit", "default_model", "upstream_pr
 _MOST_LISTED = 3_000
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show the changes without making them.")
 _NOTE = click.option("--note", default="", metavar="TEXT", help="Note for the history.")
-_REVISION = click.option("--revision", type=click.IntRange(0), metavar="N", help="Refuse if the configuration is at another revision.")
+_REVISION = click.option("--revision", type=click.IntRange(0), metavar="N", help="Fail if the configuration is at another revision.")
 _COLORS = {"+": "green", "-": "red", "@": "cyan"}
 
 
@@ -62,7 +62,7 @@ def config() -> None:
 @print_format.output_options("Print the changes as JSON.")
 @click.pass_obj
 def apply(here: CliContext, /, *, file: str, prune: bool, revision: int | None, note: str, dry_run: bool, as_json: bool) -> None:
-    """Make the documents of FILE current, all or none. Other documents stay.
+    """Apply all documents of FILE, or none if one has a mistake. Other documents don't change.
 
     A document with the value null is removed.
     """
@@ -145,7 +145,7 @@ def rollback(
 @print_format.output_options("Print the changes as JSON.")
 @click.pass_obj
 def import_environment(here: CliContext, /, *, dry_run: bool, as_json: bool) -> None:
-    """Write the gateway's settings as new versions, also over documents that were edited."""
+    """Write the gateway's settings as new versions, even over documents that were edited."""
     request = api.configuration.ImportEnvironment(dry_run=dry_run)
     _show_changes(here.call(api.configuration.import_environment, request), is_dry=dry_run, as_json=as_json)
 

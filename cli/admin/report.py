@@ -95,7 +95,7 @@ def usage(here: CliContext, /, *, since: date, until: date | None, by: str, labe
 @_options
 @click.pass_obj
 def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_json: bool) -> None:
-    """Show credits spent, what providers asked, and what caching and your own machines saved."""
+    """Show credits spent, provider costs, and savings by caching and your own machines."""
     query = _build_query(since, until, by, label)
     _show(here, query, _COST, as_json=as_json)
 

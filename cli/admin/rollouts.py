@@ -65,12 +65,12 @@ def rollouts() -> None:
 @click.argument("route", shell_complete=value_completion.routes)
 @click.option("--to", "candidate", metavar="TARGET", help="Move the traffic to this target of the route.")
 @click.option("--compare", metavar="TARGET", help="Compare this target at one share instead; nothing is promoted.")
-@click.option("--from", "baseline", metavar="TARGET", help="Take the traffic from this one (default: the one with the largest share).")
-@click.option("--steps", callback=_read_percents, default="10,50,100", show_default=True, metavar="PERCENT,…", help="Its shares.")
-@click.option("--share", type=click.FloatRange(0, 100, min_open=True), default=50.0, show_default=True, help="Percent, with --compare.")
-@click.option("--every", callback=_seconds, default="30m", show_default=True, metavar="TIME", help="Shortest time of a step.")
-@click.option("--min-requests", type=click.IntRange(1), default=500, show_default=True, help="Fewest requests of the target in a step.")
-@click.option("--guard", "guards", callback=_read_guards, multiple=True, metavar="NAME=VALUE", help="Roll back if it is worse by more.")
+@click.option("--from", "baseline", metavar="TARGET", help="Take the traffic from this target. Default: the target with the largest share.")
+@click.option("--steps", callback=_read_percents, default="10,50,100", show_default=True, metavar="PERCENT,…", help="Shares of the target, in percent.")
+@click.option("--share", type=click.FloatRange(0, 100, min_open=True), default=50.0, show_default=True, help="Share of the target in percent, with --compare.")
+@click.option("--every", callback=_seconds, default="30m", show_default=True, metavar="TIME", help="Minimum duration of a step.")
+@click.option("--min-requests", type=click.IntRange(1), default=500, show_default=True, help="Minimum number of requests to the target in a step.")
+@click.option("--guard", "guards", callback=_read_guards, multiple=True, metavar="NAME=VALUE", help="Change the margin of a guard. Can be repeated.")
 @click.option("--until", callback=_read_until, metavar="TIME", help="End of a comparison: 2d or 2026-12-01T12:00Z.")
 @print_format.output_options("Print the rollout as a JSON object.")
 @click.pass_obj
@@ -92,8 +92,8 @@ def start(
 ) -> None:
     """Start a rollout of ROUTE, with --to, or a comparison, with --compare.
 
-    Guards, with their defaults: errors=1% (points of failed answers), first_token=5% (points of answers that begin late), thumbs=10%
-    (points of thumbs down), cost=1.2 (times the upstream cost of a token). `off` turns one off.
+    Guards and their margins: errors=1% (failed answers), first_token=5% (late answers) and thumbs=10% (thumbs down), in percentage
+    points, and cost=1.2 (upstream cost per token, as a factor). `off` disables a guard.
     """
     if (candidate is None) == (compare is None):
         raise click.UsageError("name a target with --to or --compare")
@@ -143,7 +143,7 @@ def list_all(here: CliContext, /, *, route: str | None, only_open: bool, limit: 
 @watching.listing_options("Print the rollout as a JSON object.")
 @click.pass_obj
 def show(here: CliContext, /, *, route: str, as_json: bool) -> None:
-    """Show the newest rollout of ROUTE: its state, its two targets, and what their outcomes say."""
+    """Show the newest rollout of ROUTE: its state, its two targets, and their outcomes."""
     found = here.call(api.configuration.get_rollout, api.configuration.GetRollout(route))
     if as_json:
         printing.show_json(printing.plain(found), rows=("conditions",))
@@ -199,9 +199,9 @@ def _action(name: str, summary: str, done: str) -> None:
 
 
 _action("pause", "Keep the target's share as it is. The guards stay on.", "paused at {share:g} %")
-_action("resume", "Continue a paused rollout. Its step begins again.", "running at {share:g} %")
-_action("promote", "Give the target all the traffic now, and end the rollout.", "{plan.candidate} has taken over from {plan.baseline}")
-_action("abort", "Take the traffic back from the target, and end the rollout or comparison.", "{plan.baseline} has its traffic back")
+_action("resume", "Continue a paused rollout. Its step starts again.", "running at {share:g} %")
+_action("promote", "Move all traffic to the target now, and end the rollout.", "{plan.candidate} has taken over from {plan.baseline}")
+_action("abort", "Return the traffic to the old target, and end the rollout or comparison.", "the traffic returned to {plan.baseline}")
 
 
 def _milliseconds(value: int | None) -> str:

@@ -24,7 +24,7 @@ _NAME = click.argument("name", shell_complete=value_completion.routes)
 
 @click.group()
 def routes() -> None:
-    """List the routes of public models, and see where a request would go. Change them with `aicli admin config`."""
+    """List routes, and show where a request would go. Change them with `aicli admin config`."""
 
 
 @routes.command("list")
@@ -90,7 +90,7 @@ def try_route(
     organization: str | None,
     as_json: bool,
 ) -> None:
-    """See which targets requests would use, and why others are not used. Runs nothing."""
+    """Show which targets requests would use, and why others aren't used, without running anything."""
 
     async def work(connection: "CliConnection") -> "TriedRoute":
         of = None if organization is None else await policy.find_organization(connection, organization)

@@ -53,7 +53,7 @@ def _reason(pool: "PoolScaling") -> str:
 
 @scale.command()
 @_pool
-@click.option("--last", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many calls.")
+@click.option("--last", type=click.IntRange(1, 1000), default=20, show_default=True, help="Number of calls.")
 @watching.listing_options("Print a JSON array of calls.")
 @click.pass_obj
 def history(here: CliContext, /, *, pool: str | None, last: int, as_json: bool) -> None:

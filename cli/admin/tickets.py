@@ -72,7 +72,7 @@ def tickets() -> None:
 @click.option(
     "--owner",
     metavar="USER",
-    help="Owner of the machine: username, email address or ID. Default: you, or nobody with --active: it is the operator's.",
+    help="Owner of the machine: username, email address or ID. Default: you, or the operator with --active.",
 )
 @print_format.output_options('Print {"ticket": …, "warnings": …, "id": …, …}.')
 @click.pass_obj
@@ -111,7 +111,7 @@ def create(
 @print_format.output_options('Print {"ticket": …, "warnings": …, "id": …, …}.')
 @click.pass_obj
 def rotate(here: CliContext, /, ticket: str, *, as_json: bool) -> None:
-    """Replace a ticket by a new one with equal rights, and print it. The old one works for 24 more hours."""
+    """Replace a ticket with a new one that has the same rights, and print it. The old one works for 24 more hours."""
     _show(here.call(api.membership.rotate_ticket, api.membership.RotateTicket(_checked_id(ticket))), as_json=as_json)
 
 

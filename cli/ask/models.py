@@ -76,7 +76,7 @@ def load(here: CliContext, /, model: str, *, worker: str | None, pin: bool | Non
 def unload(here: CliContext, /, model: str, *, worker: str | None, as_json: bool) -> None:
     """Unload a model to free memory, even if it is pinned. The next request loads it again. Admins only.
 
-    A worker that is using the model refuses.
+    Fails on workers that are using the model.
     """
     from shared.types import ModelName, NodeId
 

@@ -130,7 +130,7 @@ def keygen(file: Path, *, as_json: bool) -> None:
 @click.command()
 @print_format.output_options("Print a JSON object.")
 def backups(*, as_json: bool) -> None:
-    """List the backups in BACKUP_TO, newest first, and what can be restored."""
+    """List the backups in BACKUP_TO, newest first, and the times that you can restore."""
     from stack.recovery import backup_listing
 
     async def read() -> backup_listing.BackupListing:

@@ -38,7 +38,7 @@ store_option = click.option("--from", "address", metavar="URL", help=f"{_STORE_H
 @click.option("--identity", type=click.Path(path_type=Path), help="The file that `aicli stack backup keygen` wrote.")
 @click.option("--at", type=click.DateTime(_MOMENTS), metavar="TIME", help="Restore this moment, in UTC: 2026-11-25T02:30:00Z.")
 @click.option("--before-upgrade", metavar="VERSION", help="Restore the moment before the upgrade to VERSION.")
-@click.option("--replace", is_flag=True, help="Move the present home aside first. It is not deleted.")
+@click.option("--replace", is_flag=True, help="Move the current home aside first; it isn't deleted.")
 @click.option("--strict", is_flag=True, help="Revoke keys and disable accounts that changed within 10 minutes before the moment.")
 @click.option("--accept-log-gap", is_flag=True, help="Continue if lines of the recovery log are missing in the store.")
 @click.option("--database-restored", is_flag=True, help="The provider has restored the database; restore everything else.")
@@ -47,7 +47,7 @@ store_option = click.option("--from", "address", metavar="URL", help=f"{_STORE_H
 @print_format.output_options("Print a JSON object.")
 @click.pass_context
 def restore(context: click.Context, /, *, which: str | None, address: str | None, identity: Path | None, **options: object) -> None:
-    """Build this stack's home from a backup: its database, secrets and settings.
+    """Restore this stack's home from a backup: its database, secrets and settings.
 
     Without --at, `latest` restores everything that the store has, and BACKUP its own moment. If it is interrupted, run the same command
     again. Exits with 2 if it refuses, and nothing was changed; with 3 if the moment could not be reached completely.
@@ -126,7 +126,7 @@ def _show_logs(report: "RestoreReport | PromoteReport", when: str) -> None:
 @print_format.output_options("Print a JSON object.")
 @click.pass_context
 def verify(context: click.Context, /, *, backup: str, identity: Path | None, address: str | None, as_json: bool) -> None:
-    """Test whether a backup can be restored, with a throw-away database on this machine. The running stack is not touched.
+    """Test whether a backup can be restored, with a temporary database on this machine. The running stack isn't affected.
 
     Checks signatures and digests, restores the database with its write-ahead log, and verifies its pages, its indexes, the ledger and the
     audit log. Without --identity, the secrets are compared with their digest and not opened. Exits with 2 if anything is wrong.
@@ -195,7 +195,7 @@ def _say(text: str) -> None:
 @click.command()
 @click.option("--from", "address", metavar="URL", required=True, help=_STORE_HELP)
 @click.option("--identity", required=True, type=click.Path(path_type=Path), help="The file that `aicli stack backup keygen` wrote.")
-@click.option("--replace", is_flag=True, help="Move the present home aside first. It is not deleted.")
+@click.option("--replace", is_flag=True, help="Move the current home aside first; it isn't deleted.")
 def standby(address: str, identity: Path, replace: bool) -> None:
     """Keep a copy of another site's database, ready for `aicli stack promote`.
 

@@ -24,8 +24,8 @@ RULES = {
     "models": "Models",
     "targets": "Target models",
     "direct_models": "Direct models",
-    "max_price.input": "Highest input price",
-    "max_price.output": "Highest output price",
+    "max_price.input": "Maximum input price",
+    "max_price.output": "Maximum output price",
     "show_targets": "Show targets",
 }
 _KINDS = {
@@ -238,7 +238,7 @@ def _document(form: PolicyForm) -> PolicyDocument:
         try:
             msgspec.convert({name: value}, PolicyDocument)
         except msgspec.ValidationError as error:
-            label = RULES.get(name, "Highest price")
+            label = RULES.get(name, "Maximum price")
             raise errors.BadRequest(f"{label}: this value can't be used", hint=_HINTS[name]) from error
     return msgspec.convert(rules, PolicyDocument)
 
@@ -250,7 +250,7 @@ _HINTS = {
     "targets": "write names, separated by commas; * stands for any characters; or none",
     "direct_models": "choose from the list",
     "show_targets": "choose from the list",
-    "max_price": "write credits for a million tokens, such as 0.15",
+    "max_price": "write credits per million tokens, such as 0.15",
 }
 
 ROUTES = (show_policy, set_policy, remove_policy)

@@ -108,7 +108,7 @@ def test_the_list(shell: Shell) -> None:
         (RolloutAction.PAUSE, "paused at 10 %"),
         (RolloutAction.RESUME, "running at 10 %"),
         (RolloutAction.PROMOTE, "next has taken over from local"),
-        (RolloutAction.ABORT, "local has its traffic back"),
+        (RolloutAction.ABORT, "the traffic returned to local"),
     ],
 )
 def test_actions(shell: Shell, action: RolloutAction, text: str) -> None:

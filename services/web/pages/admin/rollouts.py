@@ -1,4 +1,4 @@
-"""Show a rollout: its steps, its two targets, and what their outcomes prove, with charts and a CSV export; pause, promote and abort it."""
+"""Show a rollout: its steps, its two targets, and the verdicts, with charts and a CSV export; pause, promote and abort it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from shared.api.configuration import OPEN_STATES, RolloutAction, RolloutState
 _DONE = {action.value: text for action, text in {
     RolloutAction.PAUSE: "Rollout paused. The candidate keeps its share.",
     RolloutAction.RESUME: "Rollout resumed.",
-    RolloutAction.PROMOTE: "The candidate has all the traffic.",
-    RolloutAction.ABORT: "The baseline has its traffic back.",
+    RolloutAction.PROMOTE: "The candidate now gets all the traffic.",
+    RolloutAction.ABORT: "The traffic returned to the baseline.",
 }.items()}  # fmt: skip
 STATES = {
     RolloutState.RUNNING: "Running",
@@ -202,16 +202,16 @@ def charts(found: api.RolloutDetails) -> tuple[RolloutChart, ...]:
             unit=" %",
             columns=names,
             rows=tuple(_failed(points)),
-            hint="In each period. Empty: no answers.",
+            hint="Per period. Gaps are periods without answers.",
         ),
         _difference(found, "errors", "Difference in failed answers"),
         RolloutChart(
             id="first",
-            title="95 % of first tokens within",
+            title="p95 time to first token",
             unit=" ms",
             columns=names,
             rows=_rows(points, lambda point: [arm.first_token_p95_ms for arm in point.arms], "{:,.0f} ms"),
-            hint="Of all answers until then.",
+            hint="Over all answers so far.",
         ),
         _difference(found, "first_token", "Difference in late first tokens"),
     )

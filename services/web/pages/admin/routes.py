@@ -24,7 +24,7 @@ from shared.api.business import BusinessGrouping, BusinessSum
 from shared.api.configuration import OPEN_STATES, RolloutState
 from shared.config_documents import ConfigKind
 
-_DONE = {"back": "The route is back at the version you chose, as a new version."}
+_DONE = {"back": "Rolled back: the old content is a new version."}
 #: What the targets' figures are of.
 _DAYS = 7
 #: The gateway returns the text of so many at once.
@@ -243,7 +243,7 @@ def _plan(form: StartForm) -> api.StartRollout:
     try:
         steps = tuple(float(step) for step in form.steps.replace("%", "").split(","))
     except ValueError as error:
-        raise errors.BadRequest("the steps are no percentages", hint="write them with commas, such as 10, 50, 100") from error
+        raise errors.BadRequest("the steps must be percentages", hint="separate them with commas, such as 10, 50, 100") from error
     plan = api.StartRollout(
         form.name,
         form.candidate,

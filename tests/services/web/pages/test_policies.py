@@ -32,7 +32,7 @@ async def test_an_owner_finds_and_changes_the_policy(alice: Browser, mesh: FakeM
     team = acme.removeprefix("/policies/organization-")
     assert f'href="{acme}"' in (await alice.get(f"/organisations/{team}")).text
     page = await alice.get(acme)
-    assert "What applies" in page.text
+    assert "Effective policy" in page.text
     assert forms_of(page)[acme]["external"] == ""
     fields = {"external": "openai, acme", "machines": "internal", "models": "none", "max_input": "0.15", "show_targets": "no"}
     answer = await alice.submit(page, acme, **fields)
@@ -72,7 +72,7 @@ async def test_guardrails_are_shown_and_stay(alice: Browser, mesh: FakeMesh, acm
     [
         (("external", "Not Valid"), "External providers: this value can’t be used"),
         (("models", "a,,b"), "Models: this value can’t be used"),
-        (("max_input", "much"), "Highest price: this value can’t be used"),
+        (("max_input", "much"), "Maximum price: this value can’t be used"),
         (("machines", "all"), "Machines: this value can’t be used"),
         (("direct_models", "maybe"), "Direct models: this value can’t be used"),
         (("version", "x"), "invalid version"),

@@ -57,7 +57,7 @@ async def test_a_route_shows_what_its_targets_did(root: Browser, mesh: AdminMesh
 async def test_a_version_is_made_current_again(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_route("assistant", BEFORE, AFTER)
     page = await root.get("/admin/routes/assistant")
-    assert page.text.count(">Go back to version") == 1, "not to the current one"
+    assert page.text.count(">Roll back to version") == 1, "not to the current one"
     done = await root.submit(page, "/admin/routes")
     assert done.headers["location"] == "/admin/routes/assistant?done=back"
     assert "The route is back" in (await root.get(done.headers["location"])).text
@@ -100,7 +100,7 @@ async def test_a_rollout_is_started(root: Browser, mesh: AdminMesh) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"steps": "ten"}, "The steps are no percentages"),
+        ({"steps": "ten"}, "The steps must be percentages"),
         ({"steps": "200"}, "This plan is not possible"),
         ({"minutes": "0"}, "This plan is not possible"),
         ({"requests": "-1"}, "is no whole number"),
