@@ -17,7 +17,7 @@ Secret = Annotated[
     Annotated[str, Meta(min_length=32)] | None,
     Variable(
         "WEB_HOP_SECRET",
-        "proves web to the gateway, so that it can limit by the browser's address; at least 32 random characters, the same in both",
+        "authenticates web to the gateway, which then limits by the browser's address; at least 32 random characters, the same in both",
         secret=True,
     ),
 ]

@@ -37,26 +37,26 @@ class BackupSettings(config.Settings, frozen=True, kw_only=True):
     """For the agent and the commands of backups."""
 
     backup_to: Annotated[
-        str | None, Variable("BACKUP_TO", "where backups go: a folder, s3://bucket/prefix or gs://bucket/prefix; unset: there are none")
+        str | None, Variable("BACKUP_TO", "the backup store: a folder, s3://bucket/prefix or gs://bucket/prefix; unset: no backups")
     ] = None
     backup_recipients: Annotated[
         tuple[str, ...],
-        Variable("BACKUP_RECIPIENTS", "who can open backups: age recipients with commas; `aicli stack backup keygen` prints one"),
+        Variable("BACKUP_RECIPIENTS", "who can decrypt backups: age recipients, separated by commas; `aicli stack backup keygen` prints one"),
     ] = ()
     backup_at: Annotated[str, Variable("BACKUP_AT", "when to make a base backup each day, as HH:MM in UTC")] = "02:30"
     backup_ship_seconds: Annotated[
         int,
         Meta(ge=1, le=3600),
-        Variable("BACKUP_SHIP_SECONDS", "how often the newest commits are copied: the most that a lost disk costs"),
+        Variable("BACKUP_SHIP_SECONDS", "seconds between uploads of the newest commits: the most that you lose with a disk"),
     ] = 30
     backup_pitr_days: Annotated[_Days, Variable("BACKUP_PITR_DAYS", "days in which you can restore to any second")] = 7
-    backup_days: Annotated[_Days, Variable("BACKUP_DAYS", "days for which one backup a day is kept")] = 30
-    backup_log_days: Annotated[_Days, Variable("BACKUP_LOG_DAYS", "days for which copies of program logs are kept")] = 90
+    backup_days: Annotated[_Days, Variable("BACKUP_DAYS", "days to keep one backup a day")] = 30
+    backup_log_days: Annotated[_Days, Variable("BACKUP_LOG_DAYS", "days to keep copies of program logs")] = 90
     backup_prune: Annotated[
-        bool, Variable("BACKUP_PRUNE", "delete backups that are too old; off if the credentials of BACKUP_TO cannot delete")
+        bool, Variable("BACKUP_PRUNE", "delete old backups; off if the credentials of BACKUP_TO can't delete")
     ] = True
     backup_base_after_wal: Annotated[
-        str, Variable("BACKUP_BASE_AFTER_WAL", "also make a base backup after so much write-ahead log: it bounds the time of a restore")
+        str, Variable("BACKUP_BASE_AFTER_WAL", "also make a base backup after this much write-ahead log, to limit the time of a restore")
     ] = "4GB"
     backup_wal_most: Annotated[
         str,

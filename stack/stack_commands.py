@@ -358,7 +358,7 @@ def migrate(here: "CliContext", /, *, status: bool, pre: bool, post: bool, as_js
     """Show the migrations of each service's schema, prepare an upgrade, or finish it.
 
     Services run pre migrations when they start. With MIGRATE=off they don't: run --pre before you start the new version. Post migrations
-    remove what only older versions need. After them, the way back to an older version is aicli stack restore --before-upgrade VERSION.
+    remove what only older versions need. After them, to go back to an older version, use aicli stack restore --before-upgrade VERSION.
     """
     if status + pre + post != 1:
         raise click.UsageError("give one of --status, --pre and --post")

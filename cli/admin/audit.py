@@ -127,7 +127,7 @@ def verify(
     partial: bool,
     as_json: bool,
 ) -> None:
-    """Verify that nobody tampered with the audit log. Exits with 1 and shows the first bad row of each chain if somebody did.
+    """Verify that nobody tampered with the audit log. Exits with 1 and shows the first bad row of each chain if someone did.
 
     With a FILE written by `export`, no mesh is needed. Without one, auth checks its own log against its anchors.
     """

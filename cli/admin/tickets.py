@@ -111,7 +111,7 @@ def create(
 @print_format.output_options('Print {"ticket": …, "warnings": …, "id": …, …}.')
 @click.pass_obj
 def rotate(here: CliContext, /, ticket: str, *, as_json: bool) -> None:
-    """Replace a ticket with a new one that has the same rights, and print it. The old one works for 24 more hours."""
+    """Create a ticket with the same rights as an old one, and print it. The old one works for 24 more hours."""
     _show(here.call(api.membership.rotate_ticket, api.membership.RotateTicket(_checked_id(ticket))), as_json=as_json)
 
 

@@ -222,7 +222,7 @@ class ChatSession:
         if name == UNSET:
             self._images = {}
         elif name and model is not None and Ability.IMAGES not in model.abilities:
-            raise errors.BadRequest(f"{model.name} cannot see images", hint="choose another model with /model")
+            raise errors.BadRequest(f"{model.name} doesn't support images", hint="choose another model with /model")
         elif name:
             if not Path(name).expanduser().is_file():  # a pipe may never end
                 raise errors.BadRequest(f"there is no file {name}")

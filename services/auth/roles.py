@@ -128,7 +128,7 @@ def check_may_rotate(caller: Principal, key: ApiKey, owner: UserRole) -> None:
     if caller.key_limits != ApiKeyLimits():
         raise errors.NotAllowed("a key with its own limit cannot rotate other keys", hint=_LOG_IN_HINT)
     if missing := _not_granted(caller, frozenset(Permission(scope) for scope in scopes_of_key(key.kind, owner, key.bounds.scopes))):
-        raise errors.NotAllowed(f"{key.name!r} may do more than this key: {', '.join(missing)}", hint=_LOG_IN_HINT)
+        raise errors.NotAllowed(f"{key.name!r} has more permissions than this key: {', '.join(missing)}", hint=_LOG_IN_HINT)
     _check_within(caller, KeyTerms(key.kind, key.limits, key.bounds, key.expires_at))
 
 

@@ -19,7 +19,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("AUTH_SERVICE_PORT", "the port of auth's health and metrics")] = 3001
     database_url: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="AUTH_DATABASE_URL")]
     migrate: Migrate = "on"
-    database_pool: Annotated[int, Meta(ge=1, le=100), Variable("DATABASE_POOL", "most connections to PostgreSQL, of each replica")] = 10
+    database_pool: Annotated[int, Meta(ge=1, le=100), Variable("DATABASE_POOL", "maximum connections to PostgreSQL per replica")] = 10
     redis_url: Annotated[str, Variable("REDIS_URL", "Redis or Valkey, Sentinel or cluster, for sessions and failed logins", secret=True)]
     api_key_pepper: Annotated[
         str,
@@ -69,23 +69,23 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     ]
     data_key_old: Annotated[
         Annotated[str, Meta(min_length=43, max_length=64)] | None,
-        Variable("DATA_KEY_OLD", "the former DATA_KEY, until everything is encrypted again; prefer DATA_KEY_OLD_FILE", secret=True),
+        Variable("DATA_KEY_OLD", "the previous DATA_KEY, until everything is re-encrypted; prefer DATA_KEY_OLD_FILE", secret=True),
     ] = None
     admin_mfa: Annotated[bool, Variable("ADMIN_MFA", "administrators need a second factor to log in; use false only for tests")] = True
     signing_key_days: Annotated[
         int, Meta(ge=1, le=3650), Variable("SIGNING_KEY_DAYS", "days after which the key that signs access tokens is rotated")
     ] = 90
 
-    public_url: Annotated[str, Variable("PUBLIC_URL", "public address of the web pages, for links in mails")] = ""
+    public_url: Annotated[str, Variable("PUBLIC_URL", "public address of the web pages, for links in emails")] = ""
     smtp_url: Annotated[
         str | None,
         Variable(
             "SMTP_URL",
-            "where mail goes: smtp://user:password@host:587 (STARTTLS) or smtps://…:465; without it, mails are printed to the log",
+            "the mail server: smtp://user:password@host:587 (STARTTLS) or smtps://…:465; without it, emails are printed to the log",
             secret=True,
         ),
     ] = None
-    mail_from: Annotated[str, Variable("MAIL_FROM", "the sender of mails")] = "aimesh <noreply@localhost>"
+    mail_from: Annotated[str, Variable("MAIL_FROM", "the sender of emails")] = "aimesh <noreply@localhost>"
 
     oidc_issuer: Annotated[str | None, Variable("OIDC_ISSUER", "an OpenID Connect provider whose users may log in")] = None
     oidc_client_id: Annotated[str, Variable("OIDC_CLIENT_ID", "client ID of this mesh at the provider")] = ""
@@ -130,11 +130,11 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         Path | None, Variable("AUDIT_ANCHOR_FILE", "file for signed heads of the audit log; best on another machine's disk")
     ] = None
     audit_days: Annotated[
-        int, Meta(ge=0, le=36500), Variable("AUDIT_DAYS", "days that addresses and details in the audit log are kept; the chain stays")
+        int, Meta(ge=0, le=36500), Variable("AUDIT_DAYS", "days to keep addresses and details in the audit log; the chain stays")
     ] = 365
-    invitation_days: Annotated[int, Meta(ge=1, le=3650), Variable("INVITATION_DAYS", "days that invitations are kept after their end")] = 90
+    invitation_days: Annotated[int, Meta(ge=1, le=3650), Variable("INVITATION_DAYS", "days to keep invitations after they end")] = 90
     ended_key_days: Annotated[
-        int, Meta(ge=1, le=36500), Variable("ENDED_KEY_DAYS", "days that names of ended keys are kept; their ids stay")
+        int, Meta(ge=1, le=36500), Variable("ENDED_KEY_DAYS", "days to keep names of ended keys; their ids stay")
     ] = 365
     erasure_days: Annotated[
         int, Meta(ge=0, le=365), Variable("ERASURE_DAYS", "days between a request to delete an account and the deletion")
@@ -144,7 +144,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         Path | None, Variable("MESH_CA_KEY_FILE", "file with the key of the mesh CA, an nkey seed; without it, nodes join over NATS only")
     ] = None
     mesh_ca_next_key_file: Annotated[
-        Path | None, Variable("MESH_CA_NEXT_KEY_FILE", "a second CA key that nodes trust, while one replaces the other")
+        Path | None, Variable("MESH_CA_NEXT_KEY_FILE", "a second CA key that nodes trust, while you rotate the key")
     ] = None
     nats_issuer_key_file: Annotated[
         Path | None,

@@ -36,7 +36,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     )
     database_read_lag_seconds: ReadLagSeconds = 10.0
     migrate: Migrate = "on"
-    database_pool: Annotated[int, Meta(ge=1, le=100), Variable("DATABASE_POOL", "most connections to PostgreSQL, of each replica")] = 10
+    database_pool: Annotated[int, Meta(ge=1, le=100), Variable("DATABASE_POOL", "maximum connections to PostgreSQL per replica")] = 10
     redis_url: Annotated[str, Variable("REDIS_URL", "Redis or Valkey, Sentinel or cluster, for the limits", secret=True)]
     response_cache: Annotated[
         Literal["on", "asked", "off"],
@@ -48,11 +48,11 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Meta(ge=1, le=10_000),
         Variable("RESPONSE_CACHE_MEGABYTES", "limit for all cached answers; Valkey's own limit must leave room for them"),
     ] = 64
-    image_max_count: Annotated[int, Meta(ge=0, le=64), Variable("IMAGE_MAX_COUNT", "images of one request")] = 8
+    image_max_count: Annotated[int, Meta(ge=0, le=64), Variable("IMAGE_MAX_COUNT", "maximum number of images per request")] = 8
     image_max_bytes: Annotated[
         int,
         Meta(ge=1, le=15 * 1024 * 1024),
-        Variable("IMAGE_MAX_BYTES", "all images of one request, as JPEG, PNG, WebP or GIF; in base64 they are a third longer"),
+        Variable("IMAGE_MAX_BYTES", "maximum bytes of all images of a request, before base64"),
     ] = 12 * 1024 * 1024
     prompt_hash_secret: Annotated[
         str,
@@ -137,7 +137,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     queue_start_seconds: Annotated[
         float,
         Meta(gt=0, le=3600),
-        Variable("QUEUE_START_SECONDS", "longest wait for a worker of a pool to start; it doesn't count into the request's time limit"),
+        Variable("QUEUE_START_SECONDS", "longest wait for a worker of a pool to start; it doesn't count towards the request's time limit"),
     ] = 300
     pools_file: Annotated[
         Path | None, Variable("POOLS_FILE", "pools.yaml: the pools of workers that can grow and shrink; see docs/howto/autoscaling.md")

@@ -214,7 +214,7 @@ class InferenceService:
         if status.only_moderates:
             raise errors.BadRequest(f"{model} only moderates", hint="use another model")
         if Ability.IMAGES not in status.abilities and not isinstance(prompt, str) and any(message.images for message in prompt):
-            raise errors.BadRequest(f"{model} cannot see images", hint="leave them out, or use another model")
+            raise errors.BadRequest(f"{model} doesn't support images", hint="leave them out, or use another model")
         job = jobs.check_prompt(
             model, prompt, requested, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63), origin=origin
         )

@@ -22,7 +22,7 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("INFERENCE_SERVICE_PORT", "the HTTP port of the inference service")] = 3003
     backend: Annotated[
         Literal["llama", "echo", "ollama", "openai", "http"],
-        Variable("INFERENCE_BACKEND", "what runs the models: llama, echo, ollama, openai or http"),
+        Variable("INFERENCE_BACKEND", "the backend that runs the models: llama, echo, ollama, openai or http"),
     ] = "llama"
     models: Annotated[
         dict[str, str],
@@ -55,7 +55,7 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         str | None,
         Variable(
             "PROMPT_CACHE_RAM",
-            "memory for prompts that lost their place in a model's memory, of all models together; by default a tenth of what is free at"
+            "RAM for prompts evicted from the KV caches of all models; by default a tenth of what is free at"
             " the start, at most 8GiB; 0 keeps none",
         ),
     ] = None
@@ -118,7 +118,7 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         Path | None, Variable("WORKER_REPORT_FILE", "the file to which the worker writes its status, for aicli worker status")
     ] = None
     console: Annotated[
-        Literal["off", "plain"], Variable("WORKER_STATUS", "plain: print what happens to stdout; aicli worker sets it on a terminal")
+        Literal["off", "plain"], Variable("WORKER_STATUS", "plain: print status messages to stdout; aicli worker sets it on a terminal")
     ] = "off"
     receipts_file: Annotated[
         Path | None,

@@ -36,7 +36,7 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
     database_read_lag_seconds: ReadLagSeconds = 10.0
     migrate: Migrate = "on"
     database_pool: Annotated[
-        int, Meta(ge=1, le=100), Variable("DATABASE_POOL", "most connections to PostgreSQL, of each replica; 2 more for alerts")
+        int, Meta(ge=1, le=100), Variable("DATABASE_POOL", "maximum connections to PostgreSQL per replica; 2 more for alerts")
     ] = 10
     history_raw_hours: Annotated[
         int, Meta(ge=0, le=24 * 30), Variable("HISTORY_RAW_HOURS", "how many hours to keep the history every 15 s; 0 disables the history")
@@ -55,7 +55,7 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
         Variable("ALERT_WEBHOOK_URL", "the URL that receives alerts in the format of Alertmanager's webhook (version 4)", secret=True),
     ] = None
     alert_mail_to: Annotated[
-        tuple[str, ...], Variable("ALERT_MAIL_TO", "who gets alerts by email: at most 5 addresses, separated by commas")
+        tuple[str, ...], Variable("ALERT_MAIL_TO", "email addresses that get alerts: at most 5, separated by commas")
     ] = ()
     smtp_url: Annotated[
         str | None,

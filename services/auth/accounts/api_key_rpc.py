@@ -93,7 +93,7 @@ class ApiKeyRpc(AuthHandlers):
     async def rotate_api_key(self, request: auth.RotateApiKey, call: RpcCall) -> auth.CreatedApiKey:
         caller = call.principal
         if not 0 <= request.overlap_seconds <= _LONGEST_OVERLAP_SECONDS:
-            raise errors.BadRequest(f"overlap_seconds: from 0 to {_LONGEST_OVERLAP_SECONDS}", hint="0 ends the old secret at once")
+            raise errors.BadRequest(f"overlap_seconds: from 0 to {_LONGEST_OVERLAP_SECONDS}", hint="0 revokes the old secret immediately")
         key = await self._get_key(caller, request.key)
         _check_own(caller, key, "rotates")
         roles.check_may_rotate(caller, key, await self._role_of(caller, key.user_id))

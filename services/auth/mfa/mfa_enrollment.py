@@ -53,7 +53,7 @@ class MfaEnrollment:
         async with self._store.transaction() as transaction:
             hashes = self._factors.digests(caller.user_id, codes)
             if not await self._store.enable(transaction, caller.user_id, factor.begun_seed, step, hashes):
-                raise errors.BadRequest("another setup of a second factor was begun meanwhile", hint="use the newest seed")
+                raise errors.BadRequest("a newer setup of the second factor was started", hint="use the newest seed")
             await self._trail.add(transaction, audit_records.done("mfa.enable", caller))
         return accounts.RecoveryCodes(codes, await self._complete_login(caller, session))
 

@@ -121,8 +121,8 @@ def check_usable(ticket: KnownTicket, now: datetime) -> None:
     nodes = "one node" if ticket.uses == 1 else f"{ticket.uses} nodes"
     if ticket.active_most is not None and ticket.active >= ticket.active_most:
         raise errors.BadTicket(
-            f"all {ticket.active_most} places of the ticket are taken; a killed node's place is free a minute after it was last heard",
-            hint="wait, or create a ticket with more places (--active)",
+            f"the ticket already has {ticket.active_most} active nodes, its limit; a killed node counts for one more minute",
+            hint="wait, or create a ticket with a higher --active",
         )
     why = {
         TicketState.GOOD: "",
@@ -148,9 +148,9 @@ def check_request(request: CreateTicket) -> None:
     """Raises BadRequest for a combination that no ticket may have."""
     if request.active_most is None:
         if request.uses is None:
-            raise errors.BadRequest("uses: only a ticket with places may have unlimited uses", hint="set active_most (--active)")
+            raise errors.BadRequest("uses: unlimited uses need a limit of active nodes", hint="set active_most (--active)")
         if request.ttl_seconds > LONGEST_OF_PEOPLE.total_seconds():
-            raise errors.BadRequest("ttl_seconds: a ticket without places lasts at most 7 days", hint="set active_most (--active)")
+            raise errors.BadRequest("ttl_seconds: without active_most (--active), a ticket lasts at most 7 days", hint="set active_most")
     elif request.role in _REPLICAS and not request.networks:
         raise errors.BadRequest(
             f"networks: a {request.role} can read prompts, so its tickets need networks", hint="such as --network 10.0.0.0/8"

@@ -198,7 +198,7 @@ class TargetSearch:
             decision = replace(decision, candidates=decision.candidates[:1])
         lacks = {dropped.reason for dropped in decision.dropped} == {DropReason.LACKS_CAPABILITY}
         if facts.has_images and lacks and not decision.candidates:
-            raise errors.BadRequest(f"{route.name} has no target that can see images", hint="leave them out, or choose another model")
+            raise errors.BadRequest(f"no target of {route.name} supports images", hint="leave them out, or choose another model")
         return serving(decision, caller, self.directory.usable(Role.WORKER))
 
     def _choose(self, route: Route, facts: RequestFacts, caller: Caller, startable: Iterable[ModelName] = ()) -> RouteDecision:

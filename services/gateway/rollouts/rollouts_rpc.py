@@ -124,7 +124,7 @@ def _plan(request: api.StartRollout, route: RouteDocument) -> RolloutPlan:
         raise errors.BadRequest(f"the target {baseline!r} has no share to move", hint="name another one with --from")
     rising = (0.0, *request.steps)
     if any(before >= after for before, after in zip(rising, request.steps, strict=False)):
-        raise errors.BadRequest("steps must rise, and begin above 0", hint="for example 10,50,100")
+        raise errors.BadRequest("steps must increase and start above 0", hint="for example 10,50,100")
     if any(abs(step * 100 - hundredths(step)) > 1e-6 or hundredths(step) > WHOLE for step in request.steps):
         raise errors.BadRequest("a step has at most two decimals")
     if request.only_compares and len(request.steps) != 1:

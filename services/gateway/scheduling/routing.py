@@ -237,7 +237,7 @@ def ensure_capable(model: ModelName, usable: Sequence[DirectoryEntry], *, wants_
     if wants_answer and not any(map(_has_answers, ready)):
         raise errors.BadRequest(f"{model} is an embedding model", hint="request embeddings, or choose another model")
     if has_images and not any(offer.sees_images for offer in offers):
-        raise errors.BadRequest(f"{model} cannot see images", hint="leave them out, or choose a model with images among its abilities")
+        raise errors.BadRequest(f"{model} doesn't support images", hint="leave them out, or choose a model with images among its abilities")
 
 
 def ensure_task(route: Route, *, moderates: bool) -> None:
@@ -252,14 +252,14 @@ def find_moderation(names: ModelNames, allows: Callable[[str], bool]) -> ModelNa
     """Return the only route for moderation that the caller may use, or the one called `moderation`. Raises UnknownModel and BadRequest."""
     found = [name for name, route in names.routes.items() if route.moderates and allows(name)]
     if not found:
-        raise errors.UnknownModel("no route moderates", hint=_MODERATION_HINT)
+        raise errors.UnknownModel("no moderation route is configured", hint=_MODERATION_HINT)
     if len(found) > 1 and _MODERATION not in found:
-        raise errors.BadRequest(f"model is missing: several routes moderate: {', '.join(sorted(found))}", hint="name one of them")
+        raise errors.BadRequest(f"model is missing, but there are several moderation routes: {', '.join(sorted(found))}", hint="name one of them")
     return ModelName(_MODERATION if _MODERATION in found else found[0])
 
 
 def no_moderation(name: ModelName | None) -> errors.UnknownModel:
-    return errors.UnknownModel(f"no route {name!r} moderates", hint=_MODERATION_HINT)
+    return errors.UnknownModel(f"there is no moderation route {name!r}", hint=_MODERATION_HINT)
 
 
 def _meanings(requested: str, names: ModelNames) -> tuple[ModelName, ...]:

@@ -127,7 +127,7 @@ class LlamaModel:
 
     def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
         if self._images is None:
-            raise errors.BadRequest("this model cannot see images", hint="leave them out, or use another model")
+            raise errors.BadRequest("this model doesn't support images", hint="leave them out, or use another model")
         self._compile(command.prompt)
         texts = command.prompt.text.split(IMAGE_MARK)
         if len(texts) != len(images) + 1:

@@ -121,7 +121,7 @@ def test_images_go_with_the_next_message_and_stay_in_the_conversation(shell: She
         terminal.sees(SUMMARY)
         terminal.sends("/model blind")
         terminal.sends("/image ~/dog.png")
-        terminal.sees("error: blind cannot see images – choose another model with /model")
+        terminal.sees("error: blind doesn't support images – choose another model with /model")
         terminal.sends("/model echo")
         terminal.sends("/retry")
         terminal.sees(SUMMARY)

@@ -170,7 +170,7 @@ async def test_openais_client_reads_the_verdicts(moderating: Moderating) -> None
             one = await strict.moderations.create(input="hurt them", model="moderation")
         (result,) = one.results
         assert (result.categories.self_harm_intent, result.category_scores.violence_graphic) == (False, 0.0)
-        with pytest.raises(openai.NotFoundError, match="no route 'omni-moderation-latest' moderates"):
+        with pytest.raises(openai.NotFoundError, match="there is no moderation route 'omni-moderation-latest'"):
             await client.moderations.create(input="x", model="omni-moderation-latest")
 
 
@@ -222,7 +222,7 @@ async def test_without_a_route_the_error_says_how_to_define_one(moderating: Mode
     moderating.use({})
     answer = await http.post("/v1/moderations", json={"input": "x"})
     assert answer.status_code == 404
-    assert "no route moderates" in answer.text
+    assert "no moderation route is configured" in answer.text
     assert "task: moderation" in answer.text
     assert moderating.row.status is RequestStatus.REJECTED
 
@@ -231,7 +231,7 @@ async def test_which_route_moderates(moderating: Moderating) -> None:
     moderating.use({"mine": [TO_GUARD]})
     await moderating.moderate("x")
     moderating.use({"mine": [TO_GUARD], "other": [TO_CHAT]})
-    with pytest.raises(errors.BadRequest, match="several routes moderate: mine, other"):
+    with pytest.raises(errors.BadRequest, match="several moderation routes: mine, other"):
         await moderating.moderate("x")
     await moderating.moderate("x", model=ModelName("other"))
     moderating.use({"mine": [TO_GUARD], "moderation": [TO_CHAT]})
@@ -240,7 +240,7 @@ async def test_which_route_moderates(moderating: Moderating) -> None:
     moderating.use({"mine": [TO_GUARD], "moderation": [TO_CHAT]}, default={"models": ["mine"]})
     await moderating.moderate("x")
     assert len(moderating.guard.received) == 2
-    with pytest.raises(errors.UnknownModel, match="no route 'moderation' moderates"):
+    with pytest.raises(errors.UnknownModel, match="there is no moderation route 'moderation'"):
         await moderating.moderate("x", model=ModelName("moderation"))
 
 
@@ -506,7 +506,7 @@ async def test_a_slow_model_is_one_that_fails(moderating: Moderating, monkeypatc
 
 async def test_a_missing_route_is_a_check_that_fails(moderating: Moderating) -> None:
     moderating.use({}, mesh={"guard": {"moderation": {"route": "moderation", "prompt": "refuse"}}})
-    with pytest.raises(errors.Unavailable, match="no route 'moderation' moderates"):
+    with pytest.raises(errors.Unavailable, match="there is no moderation route 'moderation'"):
         await moderating.ask()
 
 
@@ -516,7 +516,7 @@ async def test_a_caller_may_be_checked_by_a_route_that_it_may_not_name(moderatin
     assert (await moderating.ask(who=bound, model=ModelName("assistant")))[0] == "Hello world!"
     with pytest.raises(errors.ContentFiltered, match="violence"):
         await moderating.ask("hurt them", who=bound, model=ModelName("assistant"))
-    with pytest.raises(errors.UnknownModel, match="no route moderates"):
+    with pytest.raises(errors.UnknownModel, match="no moderation route is configured"):
         await moderating.moderate("x", who=bound)
 
 

@@ -267,7 +267,7 @@ async def test_images_of_a_model_without_them_are_refused() -> None:
     settings, node = InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node()
     blind, seeing = Elsewhere(7), Elsewhere(7, abilities=(Ability.IMAGES,))
     asked = inference.ProcessPrompt(images, inference.ModelConfig(model=ModelName("gpt")), request("hi").request_id)
-    with pytest.raises(errors.BadRequest, match="gpt cannot see images"):
+    with pytest.raises(errors.BadRequest, match="gpt doesn't support images"):
         await run(InferenceService(settings, node, blind, WorkerPause(None)), asked)
     await run(InferenceService(settings, node, seeing, WorkerPause(None)), asked)
     assert (blind.called, seeing.called) == (0, 1)

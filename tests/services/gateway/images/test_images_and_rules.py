@@ -67,7 +67,7 @@ async def test_a_route_skips_targets_that_see_nothing(service: RunningService) -
     await ask(service, model="assistant")
     assert (len(service.worker.received), len(blind.received)) == (1, 0)
     use(service, {}, "blind")
-    with pytest.raises(errors.BadRequest, match="assistant has no target that can see images"):
+    with pytest.raises(errors.BadRequest, match="no target of assistant supports images"):
         await ask(service, model="assistant")
     assert not blind.received
 

@@ -164,7 +164,7 @@ async def test_a_model_without_images_refuses_them_before_any_work(running_servi
     async with _client(running_service) as http:
         answer = await ask(http, part(url(png())))
     assert answer.status_code == 400
-    assert "smollm2 cannot see images" in answer.json()["error"]["message"]
+    assert "smollm2 doesn't support images" in answer.json()["error"]["message"]
     assert not running_service.worker.received
 
 

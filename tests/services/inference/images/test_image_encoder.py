@@ -162,7 +162,7 @@ def test_projector_of_another_width(kind: str, tmp_path: Path) -> None:
         assert (described.sees_images, "it sees no images" in described.lowered) == (False, True)
         asked = Asked(EngineLoop(model, slots=SLOTS))
         assert len(asked.ask("Only text.")[0]) == GREEDY.max_tokens
-        with pytest.raises(errors.BadRequest, match="this model cannot see images"):
+        with pytest.raises(errors.BadRequest, match="this model doesn't support images"):
             asked.begin("#?", ONE)
 
 

@@ -201,7 +201,7 @@ async def test_lone_projector_beside_the_model_is_found_and_left_out_if_it_does_
         await until(lambda: opened.models()[0].digest != "")
         assert opened.models()[0].digest == hashlib.sha256(entry.file.read_bytes()).hexdigest()
         assert (await opened.generate(look(), Reader())).usage.completion_tokens == 8
-        with pytest.raises(errors.BadRequest, match="this model cannot see images"):
+        with pytest.raises(errors.BadRequest, match="this model doesn't support images"):
             await opened.generate(look(encoded(picture(1))), Reader())
     (tmp_path / "mmproj-other.gguf").touch()
     (entry,) = model_discovery.find({NAME: str(tmp_path / "model.gguf")}).entries

@@ -23,7 +23,7 @@ BEFORE, AFTER = "targets:\n  - name: local\n    share: 100\n", "targets:\n  - na
 
 
 async def test_the_list_has_routes_and_rollouts(root: Browser, mesh: AdminMesh) -> None:
-    assert "There are no routes." in (await root.get("/admin/routes")).text
+    assert "No routes." in (await root.get("/admin/routes")).text
     mesh.add_route("team/assistant")
     mesh.rollouts = [rollout("team/assistant"), rollout("old", state=RolloutState.ROLLED_BACK, reason="next: 9 of 41 answers failed")]
     text = (await root.get("/admin/routes")).text
@@ -50,7 +50,7 @@ async def test_a_route_shows_what_its_targets_did(root: Browser, mesh: AdminMesh
     assert mesh.calls[-1].request.by is BusinessGrouping.TARGET  # type: ignore[attr-defined]
     assert "cached for" not in text
     mesh.routes[0] = msgspec.structs.replace(mesh.routes[0], cache_seconds=3600)
-    assert "same requests cached for 3,600 s" in (await root.get("/admin/routes/team/assistant")).text
+    assert "answers cached for 3,600 s" in (await root.get("/admin/routes/team/assistant")).text
     assert (await root.get("/admin/routes/other")).status_code == 404
 
 
@@ -60,7 +60,7 @@ async def test_a_version_is_made_current_again(root: Browser, mesh: AdminMesh) -
     assert page.text.count(">Roll back to version") == 1, "not to the current one"
     done = await root.submit(page, "/admin/routes")
     assert done.headers["location"] == "/admin/routes/assistant?done=back"
-    assert "The route is back" in (await root.get(done.headers["location"])).text
+    assert "Rolled back" in (await root.get(done.headers["location"])).text
     sent = next(call.request for call in mesh.calls if call.method == "gateway.rollbackConfig")
     assert sent == api.RollbackConfig(ConfigKind.ROUTE, "assistant", 1)
     wrong = await root.submit(page, "/admin/routes", version="1e3")
