@@ -115,7 +115,7 @@ def shown_in(page: Path) -> Iterator[Shown]:
                 yield Shown(f"{name}:{number}", tuple(variables), tuple(rest))
     text = re.sub(r"^( *)```.*?^\1```", lambda match: "\n" * match[0].count("\n"), page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for match in re.finditer(r"`((?:[A-Z_]+=\S+ )*(?:make|aicli|python -m) [^`\n]+)`", text):
-        words = match[1].split()
+        words = shlex.split(match[1])
         variables = [word.partition("=")[0] for word in words if re.match(r"[A-Z_]+=", word)]
         rest = [word for word in words if not re.match(r"[A-Z_]+=", word)]
         yield Shown(f"{name}:{text.count(chr(10), 0, match.start()) + 1}", tuple(variables), tuple(rest))
@@ -205,21 +205,26 @@ def test_make_targets_that_are_shown_exist() -> None:
 def unknown_in(shown: Shown) -> str | None:
     """What is wrong with an aicli command line, as aicli itself would say it."""
     context = click.Context(cli_main.aicli, info_name="aicli")
-    words = [word for word in shown.words[1:] if not is_placeholder(word)]
-    while isinstance(context.command, click.Group) and words:
-        command = context.command.get_command(context, words[0])
-        if command is None:
-            return None if words[0].startswith("-") or words[0].startswith("<") else f"there is no command {words[0]!r}"
-        context = click.Context(command, info_name=words.pop(0), parent=context, **command.context_settings)
-    if isinstance(context.command, click.Group):
-        return None
-    if isinstance(context.command, NumberTakingCommand):
-        words = [word for word in words if not re.fullmatch(r"-[\d.]+", word)]
+    words = [word for word in itertools.takewhile(lambda word: word not in (">", "<"), shown.words[1:]) if not is_placeholder(word)]
     try:
-        context.command.make_parser(context).parse_args(words)
+        while isinstance(context.command, click.Group) and words:
+            if any(words == [name] for param in context.command.get_params(context) for name in param.opts):
+                return None  # a text that names an option without its value
+            if words[0].startswith("-"):
+                words = context.command.make_parser(context).parse_args(words)[1]
+                continue
+            command = context.command.get_command(context, words[0])
+            if command is None:
+                return None if words[0].startswith("<") else f"there is no command {words[0]!r}"
+            context = click.Context(command, info_name=words.pop(0), parent=context, **command.context_settings)
+        if isinstance(context.command, click.Group):
+            return None
+        if isinstance(context.command, NumberTakingCommand):
+            words = [word for word in words if not re.fullmatch(r"-[\d.]+", word)]
+        left = context.command.make_parser(context).parse_args(words)[1]
     except click.UsageError as error:
         return error.format_message()
-    return None
+    return f"it takes no {left[0]!r}" if left and not context.allow_extra_args else None
 
 
 def test_aicli_commands_that_are_shown_exist() -> None:
@@ -228,7 +233,17 @@ def test_aicli_commands_that_are_shown_exist() -> None:
     assert not [f"{one}: {wrong}" for one in shown if (wrong := unknown_in(one))]
 
 
-@pytest.mark.parametrize("line", ["aicli infre hello", "aicli infer --colour red hello", "aicli keys make x", "aicli stack logs --lines"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "aicli infre hello",
+        "aicli infer --colour red hello",
+        "aicli keys make x",
+        "aicli stack logs --lines",
+        "aicli nodes list",
+        "aicli admin audit --action key",
+    ],
+)
 def test_a_wrong_command_would_be_found(line: str) -> None:
     assert unknown_in(Shown("here", (), tuple(line.split())))
 
@@ -402,6 +417,9 @@ REFUSED_WORDS = (
     r"whereby|wherein|therein|thereof|thereby",
     r"is no more",
     r"says so where",
+    r"(?:any|every|some)body",
+    r"(?:is|are|was|were) away",
+    r"the way back",
 )
 REFUSED = re.compile(rf"\b(?:{'|'.join(REFUSED_WORDS)})\b|(?:^|(?<=[.!?:] ))Besides\b", re.IGNORECASE | re.MULTILINE)
 #: In plain English: what is written by hand, and the help of aicli. The change log, the services' READMEs and other generated pages follow

@@ -54,7 +54,7 @@ HEAD = """\
 # Fault tests
 
 `make chaos` writes this page. It breaks one part of a running stack at a time, under load, and compares what clients received with the
-ledger. Each row summarizes {repeats} runs. Times are in seconds; if runs differ, a cell shows minimum, median and maximum.
+ledger. Runs per row: {repeats}. Times are in seconds; if runs differ, a cell shows minimum, median and maximum.
 
 | column | meaning |
 |---|---|
