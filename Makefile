@@ -24,10 +24,10 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev up down status test test-all test-system check mutants chaos drill storm bench bench-check docs chart deploy-tools images image-lists lock worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
 
-help: ## explain the targets
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## install everything that runs aimesh into .venv (make up does it by itself)
+setup: ## install aimesh into .venv (make up does this too)
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m tools.setup runtime
 
@@ -36,34 +36,34 @@ setup-dev:
 	@$(PYTHON) -m tools.setup dev
 	@$(PYTHON) -m tools.engine_libraries
 
-up: ## start all five services in the background and ask the model something
+up: ## start everything in the background and send a first prompt
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m tools.setup runtime --then $(BIN)/aicli stack up --ask "Say hello"
 	@$(PYTHON) -m tools.engine_libraries --background
 
 down: ## stop everything; the data stays
-	@test -x $(BIN)/aicli || { echo "nothing is installed here, so nothing runs"; exit 0; }; $(BIN)/aicli stack down
+	@test -x $(BIN)/aicli || { echo "nothing is installed here, so nothing is running"; exit 0; }; $(BIN)/aicli stack down
 
-worker-cuda: ## build llama.cpp for NVIDIA GPUs (worker-rocm, worker-metal, worker-vulkan and worker-cpu likewise)
+worker-cuda: ## build llama.cpp for NVIDIA GPUs (or: worker-rocm, worker-metal, worker-vulkan, worker-cpu)
 worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan:
 	@$(PYTHON) -m tools.setup runtime --engine $(@:worker-%=%)
-	@echo "The engine is built for $(@:worker-%=%); workers that start from now on use it: make down, then make up"
+	@echo "The engine is built for $(@:worker-%=%); to restart running workers with it: make down, then make up"
 
-status: ## what runs, since when, and what does not
+status: ## show what is running
 	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status
 
-test: setup-dev ## run the tests in 12 to 15 minutes on 2 cores, without the nightly ones and those of make check (TESTS=tests/cli for some of them)
+test: setup-dev ## run the tests except the nightly ones, 12 to 15 minutes on 2 cores (TESTS=tests/cli: only some)
 	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),--numprocesses $(AT_ONCE) $(CHECKED:%=--ignore=%))
 
 # pytest ends with 5 if it ran nothing: TESTS may name only tests of one kind.
-test-all: setup-dev ## run all tests, also the nightly ones, with random seeds and full volumes (an hour)
+test-all: setup-dev ## run all tests with random seeds and full volumes (more than an hour)
 	@failed=0; \
 	only() { [ $$1 = 5 ] && [ -n "$(TESTS)" ]; }; \
 	$(BIN)/python -m pytest --nightly -m "not nightly" --numprocesses $(AT_ONCE) $(TESTS) || only $$? || failed=1; \
 	$(BIN)/python -m pytest --nightly -m nightly $(TESTS) || only $$? || failed=1; \
 	exit $$failed
 
-test-system: ## install the system packages that some tests need (Debian, as root); without them those tests are skipped
+test-system: ## install the system packages that some tests need (Debian, as root)
 	@$(PYTHON) tools/system_packages.py
 
 check: setup-dev ## format, lint, types, import contracts, size budgets, dependencies, docs drift
@@ -79,31 +79,31 @@ check: setup-dev ## format, lint, types, import contracts, size budgets, depende
 	@$(BIN)/python -m pytest -q $(CHECKED)
 	@$(BIN)/python -m tools.docs --check
 
-mutants: setup-dev ## make the faults of tests/mutants.toml, one at a time in a copy; a test has to fail for each (12 minutes)
+mutants: setup-dev ## inject the faults of tests/mutants.toml; a test must fail for each (12 minutes)
 	@$(BIN)/python -m tools.mutants $(ONLY)
 
-chaos: setup-dev ## break every part of a stack under load, three times each (25 minutes), and write docs/reference/faults.md
+chaos: setup-dev ## break every part of a stack under load, three times each, and write docs/reference/faults.md (25 minutes)
 	@$(BIN)/python -m tests.chaos.run --page docs/reference/faults.md
 
-drill: setup-dev ## have the accidents of docs/runbooks/disaster.md under load, and time the way back from each (5 minutes)
+drill: setup-dev ## rehearse docs/runbooks/disaster.md under load, and measure each recovery (5 minutes)
 	@$(BIN)/python -m pytest -q --nightly tests/drill
 
-storm: setup-dev ## break things at random moments, also two at once, for 10 minutes
+storm: setup-dev ## inject random faults, two at once, for 10 minutes
 	@$(BIN)/python -m tests.chaos.storm
 
-bench: setup-dev ## measure the claims of the README, each against its rival
+bench: setup-dev ## benchmark the claims of the README against competitors
 	@failed=0; for name in mesh gateway fairness accounts pages swarm tracing observing history first_answer pulling engine quantization recovery nats_login autoscale stores; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || failed=1; done; $(BIN)/python -m tests.soak.soak || failed=1; exit $$failed
 
-bench-check: setup-dev ## run the short form of every bench (20 minutes) and fail if a ratio is worse than bench/baseline.json records
+bench-check: setup-dev ## run short benchmarks, and fail if a ratio is worse than in bench/baseline.json (20 minutes)
 	@$(BIN)/python -m bench.baseline --check
 
-docs: setup-dev ## write the generated parts of docs/ anew
+docs: setup-dev ## write the generated pages of docs/
 	@$(BIN)/python -m tools.docs
 
-deploy-tools: setup-dev ## install what checks and runs the files in deploy/ into .tools: helm, kubectl, Compose, linters, and as root Debian's engines
+deploy-tools: setup-dev ## install helm, kubectl, Compose and linters for deploy/ into .tools; as root, also container engines
 	@$(BIN)/python -m tools.deploy_tools
 
-chart: ## package the Helm chart into build/, and deploy/kustomize/base from it (after make deploy-tools)
+chart: ## package the Helm chart into build/, and render deploy/kustomize/base (after make deploy-tools)
 	@PATH="$(CURDIR)/.tools/bin:$$PATH"; mkdir -p build; rm -f build/ai-inference-*.tgz; helm package deploy/helm/ai-inference --destination build 2>/dev/null \
 		&& helm template aimesh build/ai-inference-*.tgz --namespace aimesh --values deploy/kustomize/values.yaml >deploy/kustomize/base/aimesh.yaml
 
@@ -114,11 +114,11 @@ images: ## build the container images with Docker's buildx (PUSH=1: push them to
 			$(if $(PUSH),--push --sbom=true --provenance=mode=max,--load) . || exit 1; \
 	done
 
-image-lists: ## join the pushed images of amd64 and arm64 under one tag
+image-lists: ## combine the pushed amd64 and arm64 images under one tag
 	@for image in $(IMAGES); do \
 		docker buildx imagetools create --tag "$(REGISTRY)/$$image:$(VERSION)" \
 			"$(REGISTRY)/$$image:$(VERSION)-amd64" "$(REGISTRY)/$$image:$(VERSION)-arm64" || exit 1; \
 	done
 
-lock: setup-dev ## remake all lock files (UPGRADE=1: newest versions, COOLDOWN=0: also releases younger than a week)
+lock: setup-dev ## update all lock files (UPGRADE=1: newest versions, COOLDOWN=0: also releases younger than a week)
 	@$(BIN)/python -m tools.locks $(if $(UPGRADE),--upgrade) $(if $(COOLDOWN),--cooldown $(COOLDOWN))

@@ -33,7 +33,7 @@ SECTIONS = {
 
 SETTINGS_HEAD = """# Settings
 
-Services read these variables once, at start, and report all mistakes together. Instead of every variable, you can set `NAME_FILE` to the
+Services read these variables once, at start, and report all mistakes together. Instead of any variable, you can set `NAME_FILE` to the
 path of a file that contains the value: use that for secrets (marked *secret*). An empty variable counts as not set. `make up` saves
 these settings and passes them to the services that read them.
 """
@@ -53,18 +53,18 @@ with the header `content-type: application/json`); [the protocol](../protocol.md
 clients are also served [over HTTP](../protocol.md#http) at `/rpc`.
 """
 
-ACCESS_HEAD = """# Who may do what
+ACCESS_HEAD = """# Permissions
 
 Every call is checked twice: for the role of the calling *node*, which its certificate proves, and for the permissions of the *person*
-whose credential is in the call. Every method, route and page needs a row here, otherwise its program does not start. The handler of a
-method also checks whose data it may touch, and so does row-level security in PostgreSQL.
+whose credential is in the call. A program with a method, route or page that has no row here does not start. The handler of a method
+and row-level security in PostgreSQL also check whose data the call may access.
 
 A login has the permissions of its role. A key has those of its owner that its kind and scopes allow: `live` keys all but an
 administrator's, `test` keys `inference:execute` and `model:read`, `adm` keys an administrator's.
 
 In the tables, one of the listed permissions is enough. *Any valid credential* means any account. *No check* means that only the node's
-role is checked, so the method is public if web or the gateway is among the callers. *Fresh*: a login that has not shown a password or a
-code for {minutes} minutes must show one first; keys need not.
+role is checked, so the method is public if web or the gateway is among the callers. *Fresh*: after {minutes} minutes, a login must
+confirm its password or code first; keys are exempt.
 """
 
 PAGES_HEAD = """
