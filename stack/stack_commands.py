@@ -63,8 +63,8 @@ def init(*, tickets: bool, active_most: int, networks: tuple[str, ...], days: in
     if tickets:
         urls = (initialized.recorded.get("PUBLIC_NATS_URL") or stack_plan.nats_url(settings)).split(",")
         roles = replica_tickets.ensure(home, settings.mesh, urls, active_most, networks or replica_tickets.PRIVATE_NETWORKS, days=days)
-        click.echo(f"{replica_tickets.folder_of(home)}: " + (f"made tickets for {', '.join(roles)}" if roles else "all there"))
-    what = f"made {printing.counted(len(made), 'secret or node key', 'secrets and node keys')}" if made else "all there"
+        click.echo(f"{replica_tickets.folder_of(home)}: " + (f"created tickets for {', '.join(roles)}" if roles else "nothing to create"))
+    what = f"created {printing.counted(len(made), 'secret or node key', 'secrets and node keys')}" if made else "nothing to create"
     click.echo(f"{home.root}: {what}")
 
 
@@ -161,7 +161,7 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
         return
     click.echo(str(key_file))
     if made.settings.nats_admission == "users":
-        printing.note(f"Let your NATS server read {home.nats / 'users.conf'} again (SIGHUP) to add the node.")
+        printing.note(f"To add the node, reload your NATS server (SIGHUP), which must read {home.nats / 'users.conf'}.")
 
 
 @stack.command("nats-users")

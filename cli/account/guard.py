@@ -56,5 +56,5 @@ def test(here: CliContext, /, file: IO[str], *, is_answer: bool, organization: s
     if found.refused and not is_answer:
         printing.note("The request would be refused.")
     elif any(match.action.value != "report" for match in found.matches):
-        printing.note("The text would end before the first refused match:" if found.refused else "The text would be passed on as:")
+        printing.note("The text would end before the first refused match:" if found.refused else "The resulting text:")
         click.echo(found.shown, nl=not found.shown.endswith("\n"))

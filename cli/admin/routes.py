@@ -62,7 +62,7 @@ def show(here: CliContext, /, *, name: str, as_json: bool) -> None:
     ]
     printing.show_rows(found.targets, columns, as_json=as_json, empty="")
     if found.cache_seconds is not None:
-        printing.note(f"Equal requests of an organization get the same answer for {found.cache_seconds} s.")
+        printing.note(f"Identical requests of an organization get the same answer for {found.cache_seconds} s.")
 
 
 @routes.command("try")

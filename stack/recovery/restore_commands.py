@@ -114,7 +114,7 @@ def _show_logs(report: "RestoreReport | PromoteReport", when: str) -> None:
     if report.lost_rows:
         click.echo(f"  audit log     {printing.counted(report.lost_rows, 'row')} lost")
     if report.log_lines_unusable:
-        click.echo(f"  not applied   {printing.counted(report.log_lines_unusable, 'line')} of the recovery log, behind a gap")
+        click.echo(f"  not applied   {printing.counted(report.log_lines_unusable, 'line')} of the recovery log, after a gap")
 
 
 @click.command()
@@ -170,11 +170,11 @@ def _show_test(result: "VerifiedBackup") -> None:
         return
     opened = "opened" if result.secrets_opened else "digest only; --identity opens them"
     click.echo(f"{result.backup} can be restored")
-    click.echo(f"  database   as of {printing.moment(result.reached_at)}; pages and indexes are right")
+    click.echo(f"  database   as of {printing.moment(result.reached_at)}; pages and indexes are valid")
     click.echo(f"  ledger     {printing.counted(result.ledger_entries, 'entry', 'entries')}, verified")
     click.echo(f"  audit log  {printing.counted(result.audit_rows, 'row')}, verified; {result.lost_rows} lost")
     click.echo(f"  secrets    {opened}")
-    click.echo(f"  restoring  took {result.seconds:.0f} s; with the present data {result.present_seconds:.0f} s")
+    click.echo(f"  restoring  took {result.seconds:.0f} s; with the current data {result.present_seconds:.0f} s")
 
 
 _shown = ["", -1.0]

@@ -36,7 +36,7 @@ def test_what_is_found_and_the_text_as_it_is_passed_on(shell: Shell) -> None:
     assert done.stdout.split("\n") == [
         "LINE  FOUND    ACTION  FROM", "1:6   card     mask    mesh", "2:1   project  report  organization", "card [card]", "PRJ", ""
     ]  # fmt: skip
-    assert done.stderr == "The text would be passed on as:\n"
+    assert done.stderr == "The resulting text:\n"
     assert requests == [GuardText("card 4111 1111 1111 1111\nPRJ\n")]
     assert json.loads(shell("guard", "test", "-", "--json", stdin="x").stdout)["shown"] == "card [card]\nPRJ\n"
 

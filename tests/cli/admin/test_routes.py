@@ -44,7 +44,7 @@ def test_one_route(shell: Shell) -> None:
 
 def test_the_cache_of_a_route_is_shown(shell: Shell) -> None:
     shell.mesh.answer(configuration.list_routes, RouteStates((msgspec.structs.replace(ROUTE, cache_seconds=90),)))
-    assert shell("admin", "routes", "show", "assistant").stderr == "Equal requests of an organization get the same answer for 90 s.\n"
+    assert shell("admin", "routes", "show", "assistant").stderr == "Identical requests of an organization get the same answer for 90 s.\n"
 
 
 def test_a_try_shows_shares_and_reasons(shell: Shell) -> None:
