@@ -89,8 +89,8 @@ RULES = (
         name="wal_slot_filling",
         severity=Severity.CRITICAL,
         when=above(Ratio(highest(Selector(instruments.WAL_SLOT_BYTES)), highest(Selector(instruments.WAL_SLOT_MOST))), 0.5),
-        summary="PostgreSQL keeps over half of the write-ahead log that it may keep for the backup",
-        description="At the limit, it drops what the store lacks. The agent then makes a new backup, and the time in between cannot be"
+        summary="The write-ahead log kept for the backup is over half of its limit",
+        description="At the limit, PostgreSQL drops the oldest part. The agent then makes a new backup, and the time in between cannot be"
         " restored.",
         unit=AlertUnit.SHARE,
     ),
@@ -107,6 +107,6 @@ RULES = (
         severity=Severity.WARNING,
         when=above(highest(Selector(instruments.STANDBY_LAG), "site"), STANDBY_BEHIND_SECONDS),
         summary="The standby {site} is over 5 minutes behind",
-        description="If it took over now, it would first have to catch up from the store, or would lack what the store lacks.",
+        description="If it took over now, it would first have to catch up from the store.",
     ),
 )

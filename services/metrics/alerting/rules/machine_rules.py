@@ -77,7 +77,7 @@ RULES = (
         when=above(highest(Selector(instruments.DATABASE_REPLICA_LAG), "service"), REPLICA_LAG_SECONDS),
         hold_seconds=2 * MINUTE,
         summary="The database replica of {service} is over 10 seconds behind",
-        description="The primary answers reports, request lists and charts instead, or they are old. Requests are not affected.",
+        description="The primary answers reports, request lists and charts instead, or they are out of date. Requests are not affected.",
         board=DashboardName.OVERVIEW,
         unit=AlertUnit.SECONDS,
     ),
@@ -133,7 +133,7 @@ RULES = (
         when=above(highest(Selector(instruments.UPSTREAM_REFUSED), "node", "server"), 0),
         hold_seconds=MINUTE,
         summary="The server {server} refuses the key or the account of worker {node}",
-        description="It answered with status 401, 402 or 403. Routes use their next target; requests for its models alone fail.",
+        description="It answered with status 401, 402 or 403. Routes use their next target; requests that only it can answer fail.",
         board=DashboardName.WORKERS,
     ),
     AlertRule(
