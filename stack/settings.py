@@ -41,7 +41,7 @@ class BackupSettings(config.Settings, frozen=True, kw_only=True):
     ] = None
     backup_recipients: Annotated[
         tuple[str, ...],
-        Variable("BACKUP_RECIPIENTS", "who can decrypt backups: age recipients, separated by commas; `aicli stack backup keygen` prints one"),
+        Variable("BACKUP_RECIPIENTS", "who can decrypt backups: comma-separated age recipients; `aicli stack backup keygen` prints one"),
     ] = ()
     backup_at: Annotated[str, Variable("BACKUP_AT", "when to make a base backup each day, as HH:MM in UTC")] = "02:30"
     backup_ship_seconds: Annotated[
@@ -52,9 +52,7 @@ class BackupSettings(config.Settings, frozen=True, kw_only=True):
     backup_pitr_days: Annotated[_Days, Variable("BACKUP_PITR_DAYS", "days in which you can restore to any second")] = 7
     backup_days: Annotated[_Days, Variable("BACKUP_DAYS", "days to keep one backup a day")] = 30
     backup_log_days: Annotated[_Days, Variable("BACKUP_LOG_DAYS", "days to keep copies of program logs")] = 90
-    backup_prune: Annotated[
-        bool, Variable("BACKUP_PRUNE", "delete old backups; off if the credentials of BACKUP_TO can't delete")
-    ] = True
+    backup_prune: Annotated[bool, Variable("BACKUP_PRUNE", "delete old backups; off if the credentials of BACKUP_TO can't delete")] = True
     backup_base_after_wal: Annotated[
         str, Variable("BACKUP_BASE_AFTER_WAL", "also make a base backup after this much write-ahead log, to limit the time of a restore")
     ] = "4GB"

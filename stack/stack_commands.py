@@ -46,7 +46,7 @@ def _print(text: str) -> None:
 
 @stack.command()
 @click.option("--tickets", is_flag=True, help="Also create a ticket for replicas of each service, in secrets/tickets.")
-@click.option("--active", "active_most", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Maximum number of active replicas of each service.")
+@click.option("--active", "active_most", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Most replicas of a service.")
 @click.option("--network", "networks", multiple=True, metavar="CIDR", help="Network that services log in from. Default: private networks.")
 @click.option("--days", type=click.IntRange(1, 400), default=90, show_default=True, help="Lifetime of new tickets, in days.")
 def init(*, tickets: bool, active_most: int, networks: tuple[str, ...], days: int) -> None:
@@ -70,7 +70,7 @@ def init(*, tickets: bool, active_most: int, networks: tuple[str, ...], days: in
 
 @stack.command("kubernetes-secrets")
 @click.argument("name")
-@click.option("--active", "active_most", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Maximum number of active replicas of each service.")
+@click.option("--active", "active_most", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Most replicas of a service.")
 @click.option("--network", "networks", multiple=True, metavar="CIDR", help="Network of the pods. Default: private networks.")
 @click.option("--days", type=click.IntRange(1, 400), default=365, show_default=True, help="Lifetime of new tickets, in days.")
 @click.option("--namespace", "given", multiple=True, metavar="GROUP=NAME", help="Namespace of gateway, models, observability or infra.")

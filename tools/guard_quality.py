@@ -27,8 +27,8 @@ LEAST: dict[GuardKind, tuple[float, float]] = {
 _HEAD = """# Guardrails
 
 What guardrails find in 2,000 labeled lines in English, German, French, Spanish and Italian, with the countries DE, ES, FR, IT and US. 600
-of the lines only look like matches: versions, ISBNs, order numbers, hashes, code, times. The figures are those of one fifth of the lines, chosen
-by hash, which is never used to tune the detectors. A match counts if it is exactly the labeled text.
+of the lines only look like matches: versions, ISBNs, order numbers, hashes, code, times. The figures are those of one fifth of the
+lines, chosen by hash, which is never used to tune the detectors. A match counts if it is exactly the labeled text.
 
 Precision is the share of matches that are right; recall is the share of labels that are found. The lines are short and their values made
 up, half of them by Faker, so real texts may give other figures. See also the

@@ -133,9 +133,9 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         int, Meta(ge=0, le=36500), Variable("AUDIT_DAYS", "days to keep addresses and details in the audit log; the chain stays")
     ] = 365
     invitation_days: Annotated[int, Meta(ge=1, le=3650), Variable("INVITATION_DAYS", "days to keep invitations after they end")] = 90
-    ended_key_days: Annotated[
-        int, Meta(ge=1, le=36500), Variable("ENDED_KEY_DAYS", "days to keep names of ended keys; their ids stay")
-    ] = 365
+    ended_key_days: Annotated[int, Meta(ge=1, le=36500), Variable("ENDED_KEY_DAYS", "days to keep names of ended keys; their ids stay")] = (
+        365
+    )
     erasure_days: Annotated[
         int, Meta(ge=0, le=365), Variable("ERASURE_DAYS", "days between a request to delete an account and the deletion")
     ] = 30

@@ -25,7 +25,7 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         str,
         Variable(
             "NATS_URL",
-            "the NATS server, or several separated by commas; use tls:// beyond loopback; put user:password@ or token@ before the host if the "
+            "the NATS server, or several, comma-separated; use tls:// beyond loopback; put user:password@ or token@ before the host if the "
             "server requires it; `none` to use only Hyperswarm",
         ),
     ] = "nats://127.0.0.1:4222"
@@ -41,12 +41,12 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         Path | None, Variable("NATS_CREDS_FILE", "a NATS credentials file (JWT and seed) for the login, instead of the node key")
     ] = None
     dht_bootstrap: Annotated[
-        tuple[str, ...], Variable("DHT_BOOTSTRAP", "the mesh's DHT nodes as host:port, separated by commas, or `public`; empty disables Hyperswarm")
+        tuple[str, ...], Variable("DHT_BOOTSTRAP", "the mesh's DHT nodes as host:port with commas, or `public`; empty disables Hyperswarm")
     ] = ()
-    dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "public keys of blind relays, in hex, separated by commas")] = ()
+    dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "comma-separated public keys of blind relays, in hex")] = ()
     swarm_clients: Annotated[
         tuple[str, ...],
-        Variable("SWARM_CLIENTS", "public keys (hex, separated by commas) of @hyperswarm/rpc peers that may call as clients without a certificate"),
+        Variable("SWARM_CLIENTS", "public keys (hex, with commas) of @hyperswarm/rpc peers that may call as clients without a certificate"),
     ] = ()
     swarm_host: Annotated[
         str | None, Variable("SWARM_HOST", "the address that Hyperswarm binds to; loopback if all DHT nodes are on loopback")
@@ -76,7 +76,7 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
     trusted_proxies: Annotated[
         tuple[str, ...],
         Variable(
-            "TRUSTED_PROXIES", "addresses and networks, separated by commas, whose X-Forwarded-For is trusted and whose connections are not counted"
+            "TRUSTED_PROXIES", "addresses and networks, with commas, whose X-Forwarded-For is trusted and whose connections are not counted"
         ),
     ] = ()
     drain_seconds: Annotated[
@@ -155,7 +155,7 @@ class PublicNodeSettings(NodeSettings, frozen=True, kw_only=True):
 
     metrics_networks: Annotated[
         tuple[str, ...],
-        Variable("METRICS_NETWORKS", "addresses and networks, separated by commas, that may read /metrics here, in addition to this machine"),
+        Variable("METRICS_NETWORKS", "comma-separated addresses and networks that may read /metrics here, in addition to this machine"),
     ] = ()
     metrics_token: Annotated[
         Annotated[str, msgspec.Meta(min_length=16)] | None,

@@ -254,7 +254,7 @@ def find_moderation(names: ModelNames, allows: Callable[[str], bool]) -> ModelNa
     if not found:
         raise errors.UnknownModel("no moderation route is configured", hint=_MODERATION_HINT)
     if len(found) > 1 and _MODERATION not in found:
-        raise errors.BadRequest(f"model is missing, but there are several moderation routes: {', '.join(sorted(found))}", hint="name one of them")
+        raise errors.BadRequest(f"model is missing, with several moderation routes: {', '.join(sorted(found))}", hint="name one of them")
     return ModelName(_MODERATION if _MODERATION in found else found[0])
 
 

@@ -146,7 +146,7 @@ RULES = (
         severity=Severity.WARNING,
         when=at_least(highest(Selector(instruments.UPSTREAM_CEILING_SHARE), "route", "target"), 0.8),
         summary="The target {target} of {route} has used 80 % of its daily ceiling",
-        description="At its ceiling, the target takes no more requests until the next UTC day. This includes the maximum cost of running requests.",
+        description="At its ceiling, the target takes no more requests until the next UTC day. Running requests count at their maximum.",
         board=DashboardName.LEDGER,
         unit=AlertUnit.SHARE,
     ),
