@@ -40,7 +40,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     redis_url: Annotated[str, Variable("REDIS_URL", "Redis or Valkey, Sentinel or cluster, for the limits", secret=True)]
     response_cache: Annotated[
         Literal["on", "asked", "off"],
-        Variable("RESPONSE_CACHE", "on: cache answers to requests with temperature 0 or a seed; asked: only with `X-Cache: on`"),
+        Variable("RESPONSE_CACHE", "on: cache answers to requests with temperature 0 or a seed; asked: with `X-Cache: on`; off: never"),
     ] = "on"
     response_cache_seconds: Annotated[float, Meta(gt=0, le=86400), Variable("RESPONSE_CACHE_SECONDS", "lifetime of a cached answer")] = 3600
     response_cache_megabytes: Annotated[
