@@ -27,7 +27,7 @@ export const TEXTS = {
   noOffer: 'We can’t show the details of this invitation right now. You can still join.',
   images: 'Images',
   remove: 'Remove',
-  noImages: 'can’t see images. Choose another model, or send only text.',
+  noImages: 'doesn’t support images. Choose another model, or send only text.',
   imageFormat: 'is not a JPEG, PNG, WebP or GIF.',
   imageCount: 'A chat can have at most 8 images. Start a new chat to send more.',
   imageSize: 'is too large: all images of a chat together can have at most 12 MiB.',

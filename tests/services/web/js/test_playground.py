@@ -282,7 +282,7 @@ async def test_only_models_that_see_images_take_them(chrome: Browser) -> None:
         await chat.page.evaluate("document.getElementById('message').focus()")
         await write(chat.page, "What?")
         await key(chat.page, "Enter", text="\r")
-        await wait_for(chat.page, f"{IMAGE_PROBLEM} === 'large can’t see images. Choose another model, or send only text.'")
+        await wait_for(chat.page, f"{IMAGE_PROBLEM} === 'large doesn’t support images. Choose another model, or send only text.'")
         assert chat.answers.numbers == 0
         await give(chat, "drop", a_file("dog.png"))
         assert await chat.page.evaluate(f"{TRAY}.length") == 1
