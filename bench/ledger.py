@@ -100,7 +100,7 @@ async def _requests(opened: Database, ledger: LedgerStore) -> AsyncIterator[One]
                 recorder.reserve()
                 spending = tuple(TargetSpending(hold.route, hold.target, hold.micro) for hold in holds[:1])
                 pending = recorder.add(msgspec.structs.replace(row_of(request, owner), route=route, spending=spending))
-                await recorder.written(pending)
+                await recorder.wait_until_saved(pending)
                 await pending.written.wait()
 
             yield one

@@ -85,8 +85,9 @@ class FailoverState(Generic[Request, Item, End]):
         self._losses: list[bool] = []
         #: The current worker has sent something.
         self.has_responded = False
-        self._failed: dict[NodeId, errors.AimeshError] = {}
-        self._last: errors.AimeshError | None = None
+        self._failed: set[NodeId] = set()
+        #: The error of the last worker that was asked.
+        self.last_failure: errors.AimeshError | None = None
         #: When the last worker failed and no other was available.
         self._waiting_since: float | None = None
         self._waits = 0
@@ -101,11 +102,6 @@ class FailoverState(Generic[Request, Item, End]):
     @property
     def excluded(self) -> frozenset[NodeId]:
         return frozenset(self._failed)
-
-    @property
-    def last_failure(self) -> errors.AimeshError | None:
-        """Return the error of the last worker that was asked."""
-        return self._last
 
     @property
     def can_resume(self) -> bool:
@@ -163,7 +159,8 @@ class FailoverState(Generic[Request, Item, End]):
         is_retryable = isinstance(error, _RETRYABLE) or (self.began and isinstance(error, _CANNOT_RESUME))
         if not is_retryable:
             return GivenUp(error)
-        self._failed[node] = self._last = error
+        self._failed.add(node)
+        self.last_failure = error
         # A started answer may be refused any number of times until its timeout, but only ATTEMPTS workers get to work on it.
         is_free = self.began and not self._has_delivered and isinstance(error, _REFUSALS)
         self._attempts += not is_free
@@ -173,12 +170,13 @@ class FailoverState(Generic[Request, Item, End]):
 
     def on_no_worker(self, error: errors.AimeshError, now: float, draw: Callable[[], float]) -> float | GivenUp:
         """Return in how many seconds to look again for a worker. ``draw`` returns numbers from 0 to 1."""
-        patience = RESUME_WAIT_SECONDS if self.began else FIRST_WAIT_SECONDS if isinstance(self._last, _MAY_BE_BACK) else 0.0
+        patience = RESUME_WAIT_SECONDS if self.began else FIRST_WAIT_SECONDS if isinstance(self.last_failure, _MAY_BE_BACK) else 0.0
         if self._waiting_since is None:
             self._waiting_since = now
         if now - self._waiting_since >= patience:
             # The last worker's error is more useful than "no worker".
-            return GivenUp(self.final_error(error if self._last is None or isinstance(error, errors.Overloaded) else self._last))
+            last = self.last_failure
+            return GivenUp(self.final_error(error if last is None or isinstance(error, errors.Overloaded) else last))
         # Try all workers again: a failed worker may be back.
         self._failed.clear()
         self._waits += 1

@@ -40,7 +40,7 @@ MAX_MESSAGES = 1000
 MAX_MODEL_CHARACTERS = 200
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 64
 MAX_SEED = 2**63 - 1
-#: Of one answer; a higher max_tokens is lowered to it, or to the model's context.
+#: The longest answer; a higher max_tokens is lowered to it, or to the model's context.
 MAX_ANSWER_TOKENS = 32768
 ROLES = ("system", "user", "assistant", "tool")
 #: OpenAI's limit.
@@ -241,7 +241,7 @@ def _tool_bytes(tool: Tool) -> int:
 
 
 def is_listed(caller: Principal, name: ModelName, names: ModelNames) -> bool:
-    """Whether the caller's key may use the route, the served model or the alias."""
+    """Return whether the caller's key may use the route, the served model or the alias."""
     route = names.routes.get(name)
     if route is None:
         return is_open(caller, names.resolve(name), names)
@@ -249,7 +249,7 @@ def is_listed(caller: Principal, name: ModelName, names: ModelNames) -> bool:
 
 
 def is_open(caller: Principal, model: ModelName, names: ModelNames) -> bool:
-    """Whether the caller's key may use the served model: it lists the model or one of its aliases."""
+    """Return whether the caller's key may use the served model: it lists the model or one of its aliases."""
     return not caller.models or model in caller.models or any(names.resolve(name) == model for name in caller.models)
 
 
@@ -304,7 +304,7 @@ def admit_texts(request: EmbeddingRequest) -> AdmittedTexts:
     return AdmittedTexts(request.inputs, text_bytes + counted, text_bytes // BYTES_IN_A_TOKEN + counted)
 
 
-#: That a template for ranking may add to each pair.
+#: Tokens that a template for ranking may add to each pair.
 _PAIR_TOKENS = 256
 
 
@@ -323,7 +323,7 @@ def admit_ranking(request: RankingRequest) -> AdmittedTexts:
     return AdmittedTexts((request.query, *request.documents), read + _PAIR_TOKENS * pairs, read // BYTES_IN_A_TOKEN + _ADDED_TOKENS * pairs)
 
 
-#: That Llama Guard's template and verdict may add to each text.
+#: Tokens that Llama Guard's template and verdict may add to each text.
 _GUARD_TOKENS = 1024
 
 
@@ -371,7 +371,7 @@ Content = TypeVar("Content")
 
 
 def without_image_data(content: Content) -> Content:
-    """Return a message in which the digests stand for the images; anything else as it is."""
+    """Return a message with only the digests of its images; anything else unchanged."""
     if not isinstance(content, ChatMessage) or not content.images:
         return content
     return msgspec.structs.replace(content, images=tuple(msgspec.structs.replace(image, data=b"") for image in content.images))

@@ -88,7 +88,7 @@ class Relay:
     budget: RetryBudget = field(default_factory=RetryBudget)
 
     def generate(
-        self, prompt: inference.ProcessPrompt, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
+        self, prompt: inference.ProcessPrompt, requirements: WorkerRequirements, seconds: float, *, on_claim: OnClaim = _ignore
     ) -> AsyncGenerator[AnswerItem]:
         """Yield PromptAccepted, chunks, and finally the Generation with the counts of the whole answer. Raises the last worker's error,
         WorkerLost if a part was delivered, or Poison if two engines crashed. ``on_claim`` gets each worker that is asked. Close it with
@@ -141,7 +141,7 @@ class _RunningCall(Generic[Request, Item, End]):
                             elif not self.state.began:
                                 yield self.state.waiting_notice(step)
                 assert claim is not None  # the generator ends with one
-                self.ends_at += claim.held_seconds
+                self.ends_at += claim.start_wait_seconds
                 outcome = "left"
                 try:
                     async with aclosing(self._stream_from(claim, has_waited=has_waited)) as answers:

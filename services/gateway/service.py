@@ -43,7 +43,7 @@ from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
-from services.gateway.limits import limit_rules
+from services.gateway.limits import limit_rules, quotas
 from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
 from services.gateway.openai_api import rerank_route
@@ -74,7 +74,7 @@ from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.route_choice import Route
 from services.gateway.scheduling.worker_records import WorkerPresence, WorkerStats
 from services.gateway.scheduling.worker_starts import WorkerStarts
-from services.gateway.settings import GatewaySettings, GatewayShown
+from services.gateway.settings import GatewaySettings, GatewaySettingsRpc
 from services.gateway.site_lease import SiteGate
 from services.gateway.store import GatewayStore
 from services.gateway.store import opened as database_of
@@ -151,7 +151,6 @@ class GatewayService:
         self._live = live = opened.configuration
         self._accounts = AccountRpc(opened.ledger_store, opened.ledger, live, node.rpc, self.audit_reporting)
         node.dispatcher.add(self._accounts)
-        self._seconds = settings.request_timeout_seconds
         self._web_hop_secret = settings.web_hop_secret
         self._quotas = Quotas(
             opened.cache, lambda: live.config.limits, node.metrics, self._gateways, without_valkey=settings.limiter_without_valkey
@@ -205,12 +204,12 @@ class GatewayService:
             relay,
             opened.recorder,
             node.events_of_mesh.publish,
+            most_seconds=settings.request_timeout_seconds,
             responses=_responses(settings, node, opened.cache, opened.answer_runs),
             cache_only_when_asked=settings.response_cache == "asked",
         )
-        self._pipeline.on_compared, self._pipeline.on_guarded = brake.ended, self.guard_reporting.ended
+        self._pipeline.on_compared, self._pipeline.on_guarded = brake.record_end, self.guard_reporting.record_end
         self.rollouts.requests = self._pipeline.running
-        self._idempotency = opened.idempotency
         self.reports = opened.reports
         images = ImageLimits(settings.image_max_count, settings.image_max_bytes)
         self._deduplicated = DeduplicatedInference(self._pipeline, opened.idempotency, images)
@@ -259,7 +258,7 @@ class GatewayService:
                 business = BusinessReports(DaysStore(database), request_log_days=settings.request_log_days)
                 node.dispatcher.add(reports)
                 node.dispatcher.add(business)
-                node.dispatcher.add(GatewayShown(settings, lambda: configuration.config.limits.plans))
+                node.dispatcher.add(GatewaySettingsRpc(settings, lambda: configuration.config.limits.plans))
                 rollouts = RolloutStore(database)
                 opened = OpenedGateway(
                     requests, ledger_store, configuration, rollouts, cache, recorder, ledger, answer_runs, idempotency, reports,
@@ -283,7 +282,7 @@ class GatewayService:
                 node.tasks.create_task(service.rollouts.run())
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service._quotas.watch())
-                node.tasks.create_task(service._quotas.keep_slots())
+                node.tasks.create_task(lifecycle.every(quotas.SLOT_HEARTBEAT_SECONDS, service._quotas.extend_slots))
                 node.tasks.create_task(service.queue_sharing.run())
                 node.tasks.create_task(model_coverage.measure(node, service._dispatch))
                 node.tasks.create_task(service.guard_reporting.run())
@@ -336,17 +335,16 @@ class GatewayService:
         return client_address.ClientAddress(self._http, self._web_hop_secret)
 
     def _http_app(self) -> HttpApp:
-        seconds = self._seconds
         parts = (
             RestAccounts(self._node.rpc),
-            RestInference(self._deduplicated, request_seconds=seconds),
+            RestInference(self._deduplicated),
             RestUsage(self._store, self.reports, self._quotas, self._accounts),
-            OpenAi(self._deduplicated, self._catalogue, request_seconds=seconds),
-            OpenAiEmbeddings(self._deduplicated, request_seconds=seconds),
-            OpenAiModerations(self._pipeline, request_seconds=seconds),
-            TokenRoutes(self._pipeline, request_seconds=seconds),
-            RerankRoute(self._pipeline, request_seconds=seconds),
-            InfillRoute(self._deduplicated, request_seconds=seconds),
+            OpenAi(self._deduplicated, self._catalogue),
+            OpenAiEmbeddings(self._deduplicated),
+            OpenAiModerations(self._pipeline),
+            TokenRoutes(self._pipeline),
+            RerankRoute(self._pipeline),
+            InfillRoute(self._deduplicated),
         )
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id, self._finish).routes()
@@ -373,11 +371,7 @@ class GatewayService:
     async def process_inference_request(
         self, request: gateway.ProcessInferenceRequest, stream: StreamCall[gateway.InferenceChunk]
     ) -> gateway.InferenceResult:
-        # A new request id, because it is the key of the request's row and other services must not choose it. A client's is new.
-        if stream.caller_role is not Role.CLIENT:
-            context.another()
-        principal = stream.principal
-        seconds = min(self._seconds, stream.remaining_seconds())
+        seconds = self._begin(stream)
         if stream.is_whole and request.rest is not None:
             raise prompt_admission.BadField("rest", "requires a stream; omit it to get the whole answer")
         repeat = RepeatedRequest(key=request.idempotency_key, rest=request.rest)
@@ -388,7 +382,7 @@ class GatewayService:
         calls: defaultdict[int, CallParts] = defaultdict(CallParts)
         asked = await self._deduplicated.admit_images(request.request)
         run = self._deduplicated.run(
-            principal, asked, seconds=seconds, repeat=repeat, cache=cache, whole=whole, streamed=not stream.is_whole
+            stream.principal, asked, seconds=seconds, repeat=repeat, cache=cache, whole=whole, streamed=not stream.is_whole
         )
         async with run as answer:
             first_id: RequestId | None = answer.head.request_id
@@ -407,28 +401,29 @@ class GatewayService:
 
     @serves(gateway.cancel_inference)
     async def cancel_inference(self, request: gateway.CancelInference, call: RpcCall) -> Nothing:
-        await self._idempotency.cancel(call.principal.tenant_id, request.idempotency_key)
+        await self._deduplicated.cancel(call.principal, request.idempotency_key)
         return Nothing()
 
     @serves(embedding.request_embeddings)
     async def embed(self, request: embedding.RequestEmbeddings, stream: StreamCall[embedding.Vectors]) -> embedding.EmbeddingResult:
-        if stream.caller_role is not Role.CLIENT:
-            context.another()
-        principal = stream.principal
-        seconds = min(self._seconds, stream.remaining_seconds())
-        async with self._deduplicated.embed(principal, request.request, seconds=seconds, key=request.idempotency_key) as answer:
+        seconds, key = self._begin(stream), request.idempotency_key
+        async with self._deduplicated.embed(stream.principal, request.request, seconds=seconds, key=key) as answer:
             async for _, vectors in answer:
                 await stream.send(vectors)
         return answer.result
 
     @serves(embedding.request_ranking)
     async def rank(self, request: embedding.RequestRanking, stream: StreamCall[embedding.RankingNotice]) -> embedding.Ranking:
-        if stream.caller_role is not Role.CLIENT:
-            context.another()
-        seconds = min(self._seconds, stream.remaining_seconds())
-        async with self._pipeline.rank(stream.principal, request.request, seconds=seconds) as running:
+        async with self._pipeline.rank(stream.principal, request.request, seconds=self._begin(stream)) as running:
             scores = await rerank_route.read_scores(running, lambda waiting: stream.send(embedding.RankingNotice(waiting)))
         return rerank_route.rank(running, scores, request.request.top_n)
+
+    def _begin(self, call: RpcCall) -> float:
+        """Give a request its id, and return how long it may take."""
+        # It is the key of the request's row, so other services must not choose it. A client's is new.
+        if call.caller_role is not Role.CLIENT:
+            context.another()
+        return min(self._pipeline.most_seconds, call.remaining_seconds())
 
     # --- models and nodes ---------------------------------------------------------------------------------------------
 
@@ -499,7 +494,7 @@ class GatewayService:
             used_this_hour=hour.used,
             remaining=hour.remaining,
             resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds),
-            limits=limit_rules.states(found),
+            limits=found,
             account=await self._accounts.account_of(principal),
             key_budget=await self._accounts.find_key_budget(principal),
         )

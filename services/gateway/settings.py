@@ -221,7 +221,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         return int(self.price_per_input_token * MICRO * MICRO), int(self.price_per_output_token * MICRO * MICRO)
 
 
-class GatewayShown:
+class GatewaySettingsRpc:
     def __init__(self, settings: GatewaySettings, read_plans: Callable[[], Mapping[Tier, TierPlan]]) -> None:
         self._settings = settings
         self._read_plans = read_plans

@@ -16,6 +16,7 @@ from shared.rpc import RpcCall, serves
 from shared.stores.database import Database
 from shared.telemetry import logs
 from shared.timing.boot_clock import boot_time
+from shared.timing.bounded_waits import wait_until_set
 
 #: The channel of the query ``set_site_lease``.
 _CHANGES = "gateway_site_lease"
@@ -122,9 +123,7 @@ class SiteGate:
         async with lifecycle.background() as tasks:
             tasks.create_task(self._listen(wake))
             while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL_SECONDS):
-                        await wake.wait()
+                await wait_until_set(wake, _POLL_SECONDS)
                 wake.clear()
                 with suppress(errors.Unavailable):
                     await self.reload()

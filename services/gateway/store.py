@@ -82,15 +82,15 @@ class GatewayStore:
         return await self._database.check(), *self._database.check_replica()
 
 
-#: The columns of a row before its labels and route, and behind them.
+#: The columns of a row before its labels and route, and after them.
 _BEFORE = attrgetter(
     *("id", "user_id", "api_key_id", "prompt_hash", "model_used", "response_time_ms", "prompt_tokens", "completion_tokens"),
     *("status.value", "error_code", "created_at", "cost_micro", "reservation.value", "cached", "tenant_id", "worker_owner"),
 )
-_BEHIND = attrgetter("provider", "attempts", "upstream_micro", "avoided_micro", "first_token_ms", "variant_failed")
+_AFTER = attrgetter("provider", "attempts", "upstream_micro", "avoided_micro", "first_token_ms", "variant_failed")
 
 
 def _columns(row: RequestRow) -> tuple[object, ...]:
     labels, is_compared = msgspec.json.encode(dict(row.worker_labels)).decode(), row.route is not None and row.route.is_compared
     use = (labels, row.begins_conversation, row.saved_micro, *request_record.route_columns(row.route))
-    return (*_BEFORE(row), *use, *_BEHIND(row), is_compared, row.is_counted_late)
+    return (*_BEFORE(row), *use, *_AFTER(row), is_compared, row.is_counted_late)

@@ -4,7 +4,6 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from services.gateway import usage_store
 from services.gateway.usage_store import DaysStore, UsageStore
 from shared import access_table, errors
 from shared.access_table import Permission
@@ -55,7 +54,7 @@ class UsageReports:
         at, last, tenant = since, None, stream.principal.tenant_id
         while rows := await self._store.requests_after(tenant, at, last, _EXPORTED_AT_ONCE):
             await stream.send(LoggedRequests(rows))
-            at, last = usage_store.last_of(rows)
+            at, last = rows[-1].created_at, rows[-1].id
         return Nothing()
 
     @serves(usage_report.give_feedback)

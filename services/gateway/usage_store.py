@@ -1,6 +1,5 @@
 """Reads the request log and the sums of days, and stores feedback. Every method may raise Unavailable."""
 
-from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
@@ -109,11 +108,6 @@ def _sum(row: database.DatabaseRow) -> UsageSum:
 def _logged(row: database.DatabaseRow) -> LoggedRequest:
     renamed = {"key_id": row["api_key_id"], "model": row["model_used"], "status": RequestStatus(row["status"])}
     return LoggedRequest(**{name: row[name] for name in LoggedRequest.__struct_fields__ if name not in renamed}, **renamed)
-
-
-def last_of(rows: Sequence[LoggedRequest]) -> tuple[datetime, RequestId]:
-    """Return where the next page starts."""
-    return rows[-1].created_at, rows[-1].id
 
 
 class DaysStore:

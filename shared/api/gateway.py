@@ -191,6 +191,10 @@ class LimitState(Body, frozen=True, omit_defaults=False):
     #: Where the limit is set: a setting such as TIER_FREE, "default", or "key". Empty if unknown.
     source: str = ""
 
+    @property
+    def used(self) -> int:
+        return self.limit - self.remaining
+
 
 class KeyBudget(Body, frozen=True, omit_defaults=False):
     """The total cost limit of one key, if it has one."""

@@ -85,3 +85,13 @@ class DeadlineWaits(BoundedWaits):
 
     def _left(self) -> float:
         return self._seconds_left()
+
+
+async def wait_until_set(event: asyncio.Event, seconds: float) -> bool:
+    """Return whether the event is set within ``seconds``."""
+    try:
+        with BoundedWait(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

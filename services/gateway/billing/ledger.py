@@ -69,24 +69,24 @@ class LedgerUnavailable(errors.Unavailable):
 class CostBounds(msgspec.Struct, frozen=True, kw_only=True):
     """The maximum size of a request."""
 
-    #: That may serve it.
+    #: The models that may serve it.
     models: tuple[ModelName, ...]
     prompt_tokens: int
     #: For each answer.
     max_tokens: int
     answers: int
     seconds: float
-    #: Whose price applies to all models; None: each has its own.
+    #: The name whose price applies to all models; None: each has its own.
     priced_as: ModelName | None = None
-    #: Of targets with a ceiling.
+    #: What it may cost upstream, at targets with a ceiling.
     holds: tuple[TargetHold, ...] = ()
 
 
 class HeldCredits(msgspec.Struct, frozen=True):
-    """A reservation."""
+    """What is reserved for a request."""
 
     request_id: RequestId
-    #: Of each model that may serve the request.
+    #: For each model that may serve the request.
     prices: Mapping[ModelName, Price]
     #: For each answer.
     max_tokens: int
@@ -147,7 +147,7 @@ class Ledger:
     async def reserve(self, principal: Principal, request_id: RequestId, bounds: CostBounds) -> HeldCredits:
         """Reserve the maximum cost at the dearest model. Models that the credits don't cover in full are left out, the dearest first; only
         the cheapest gets fewer tokens. Raises BudgetExhausted, and LedgerUnavailable if PostgreSQL is down for more than 2 s. Follow every
-        call that doesn't raise with ``ended``."""
+        call that doesn't raise with ``forget``."""
         prices = {model: self._prices.find(bounds.priced_as or model) for model in bounds.models}
         while True:
             most = bounds.prompt_tokens, bounds.max_tokens * bounds.answers, bounds.seconds
@@ -200,15 +200,15 @@ class Ledger:
             return held
         return msgspec.structs.replace(held, max_tokens=answer.max_tokens, clamped=answer.max_tokens < max_tokens)
 
-    def claimed(self, claim: WorkerClaim) -> None:
+    def record_claim(self, claim: WorkerClaim) -> None:
         """Record which worker is about to run the request."""
         if claim.request_id in self._open:
             self._claims.add(claim)
 
-    def ended(self, request_id: RequestId) -> None:
+    def forget(self, request_id: RequestId) -> None:
         """Stop extending the lease here: the recorder has the row and extends it."""
         self._open.pop(request_id, None)
-        self._claims.ended(request_id)
+        self._claims.forget(request_id)
 
     def _oldest_seconds(self) -> float:
         return self._clock() - next(iter(self._open.values())) if self._open else 0.0
@@ -385,7 +385,7 @@ class WorkerClaims:
         self._pending.setdefault(claim.request_id, []).append(claim)
         self._arrived.set()
 
-    def ended(self, request_id: RequestId) -> None:
+    def forget(self, request_id: RequestId) -> None:
         """Drop the request's claims: its row settles the reservation. Safe to call twice."""
         self._pending.pop(request_id, None)
 

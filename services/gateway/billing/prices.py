@@ -25,7 +25,7 @@ class Price:
         price = self.price
         millionths = prompt_tokens * price.input_micro_per_million + completion_tokens * price.output_micro_per_million
         compute = -int(-compute_seconds * price.compute_second_micro // 1)
-        return MicroCredits(_rounded_up(millionths) + price.request_micro + compute)
+        return MicroCredits(-(-millionths // MICRO) + price.request_micro + compute)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,3 @@ def check(price: ModelPrice) -> None:
             raise errors.BadRequest(f"{what} is out of range", hint="the limits are 10 credits per token and a million for the others")
     if price.model is not None and not 0 < len(price.model) <= 200:
         raise errors.BadRequest("a model name has 1 to 200 characters")
-
-
-def _rounded_up(millionths: int) -> int:
-    return -(-millionths // MICRO)

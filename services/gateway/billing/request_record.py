@@ -39,7 +39,7 @@ class RouteUse:
 
 
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The final record of one request."""
+    """The final record of one request; see ``ActiveRequest`` for fields without a comment."""
 
     id: RequestId
     user_id: UserId
@@ -58,7 +58,6 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     #: By its reservation's price; the ledger charges at most what was reserved.
     cost_micro: MicroCredits = _NOTHING
-    #: Answered from the response cache.
     cached: bool = False
     #: Outcome of its reservation, if there is one.
     reservation: ReservationState = ReservationState.RELEASED
@@ -68,25 +67,18 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     worker_owner: str | None = None
     #: Sorted labels of the last worker.
     worker_labels: tuple[tuple[str, str], ...] = ()
-    #: The messages contain no earlier answer.
     begins_conversation: bool = False
     #: What a cached answer would have cost.
     saved_micro: MicroCredits = _NOTHING
-    #: None without a route.
     route: RouteUse | None = None
-    #: Who got the prompt; None if it stayed on the operator's machines.
     provider: str | None = None
-    #: Workers that ran it.
     attempts: int = 0
-    #: What its attempts cost upstream.
     spending: tuple[TargetSpending, ...] = ()
-    #: What an internal answer would have cost where its route compares it.
     avoided_micro: MicroCredits = _NOTHING
-    #: Until the first text; None if none came.
+    #: None if no text came.
     first_token_ms: int | None = None
     #: Whether the target that was drawn for it has failed; None if that isn't known, or the caller's doing.
     variant_failed: bool | None = None
-    #: A rollout already knows that it was late.
     is_counted_late: bool = False
     guard: tuple[GuardCount, ...] = ()
 
@@ -130,9 +122,8 @@ def reservation_of(status: RequestStatus, usage: Usage) -> ReservationState:
     return ReservationState.SETTLED if delivered else ReservationState.RELEASED
 
 
-def error_code_of(status: RequestStatus, failure: errors.AimeshError | None) -> str | None:
-    if status is RequestStatus.SUCCESS:
-        return None
+def error_code_of(status: RequestStatus, failure: errors.AimeshError | None) -> str:
+    """Return the code for the row of a request that has not succeeded."""
     if failure is not None:
         # A newer peer may send any code; the column holds 64 characters and no NUL.
         return "".join(letter for letter in errors.code_of(failure)[:64] if letter.isprintable())

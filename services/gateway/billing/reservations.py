@@ -30,7 +30,7 @@ class ReservationRequest(msgspec.Struct, frozen=True, kw_only=True):
     #: None for no limit.
     monthly_micro: MicroCredits | None
     key_budget_micro: MicroCredits | None
-    #: Of targets with a ceiling.
+    #: See ``CostBounds``.
     holds: tuple[TargetHold, ...] = ()
 
 
@@ -67,7 +67,7 @@ class HoldExtension:
     #: As in ``ReservationRequest``.
     monthly_micro: MicroCredits | None
     key_budget_micro: MicroCredits | None
-    #: Of the target that serves it, in all; None without a ceiling.
+    #: What it may cost upstream in all; None without a ceiling.
     target: TargetHold | None = None
 
 
@@ -97,9 +97,9 @@ class OpenReservation:
     delivered_before: int = 0
     #: When the last worker claimed it.
     claimed_at: datetime | None = None
-    #: Of the last claim; ``model`` and ``price_id`` are those of its target, too.
+    #: The route of the last claim; ``model`` and ``price_id`` belong to its target, too.
     route: RouteUse | None = None
-    #: Who got the prompt; None if it stayed on the operator's machines.
+    #: See ``Claim``.
     provider: str | None = None
 
 
@@ -110,7 +110,7 @@ class WorkerClaim(msgspec.Struct, frozen=True):
     worker: NodeId
     #: Answer tokens that the caller has from earlier workers.
     delivered_before: int
-    #: Of the target that serves it.
+    #: The next three describe the target that serves it.
     model: ModelName
     price_id: int
     route: RouteUse | None

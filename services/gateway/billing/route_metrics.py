@@ -1,4 +1,4 @@
-"""Counts what routes and their targets do and cost, and measures which targets are left."""
+"""Counts what requests, routes and their targets cost, and measures which targets are left."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -10,10 +10,11 @@ from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import Metrics, logs
+from shared.types import ModelName
 
-#: Of targets: the alert about a route without any waits for a minute.
+#: Interval of measuring targets: the alert about a route without any waits for a minute.
 TARGETS_SECONDS: Final = 5.0
-#: Of spending, which is read from PostgreSQL.
+#: Interval of measuring spending, which is read from PostgreSQL.
 SPENDING_SECONDS: Final = 30.0
 
 ReadRoutes = Callable[[], Iterable[Route]]
@@ -21,12 +22,17 @@ ReadRoutes = Callable[[], Iterable[Route]]
 _log = logs.get(part="routes")
 
 
-class RouteCounters:
-    def __init__(self, metrics: Metrics) -> None:
+class RequestCounters:
+    def __init__(self, metrics: Metrics, label_of: Callable[[ModelName], str]) -> None:
         self._metrics = metrics
+        self._label_of = label_of
 
-    def ended(self, row: RequestRow, first_text_seconds: float | None) -> None:
-        """Call it once for each request."""
+    def count_end(self, row: RequestRow, first_text_seconds: float | None, *, is_complete: bool) -> None:
+        """Call it once for each request. ``first_text_seconds``: None if its caller got no text."""
+        if row.cost_micro and row.model_used is not None:
+            self._metrics.cost.labels(self._label_of(row.model_used)).inc(row.cost_micro)
+        if first_text_seconds is not None and not is_complete and row.error_code is not None:
+            self._metrics.streams_aborted.labels(reason=_known(row.error_code)).inc()
         use = row.route
         if use is not None:
             labels = {"route": use.route, "variant": use.variant or "", "target": use.target, "status": row.status}
@@ -36,11 +42,14 @@ class RouteCounters:
         for spent in row.spending:
             self._metrics.upstream_spending.labels(route=spent.route, target=spent.target, provider=row.provider or "").inc(spent.micro)
 
-    def fell_back(self, route: str, target: str, error: errors.AimeshError) -> None:
+    def count_fallback(self, route: str, target: str, error: errors.AimeshError) -> None:
         """Count a request that moves to the next target."""
-        code = errors.code_of(error)
-        reason = code if code in errors.BY_CODE else "other"
-        self._metrics.route_fallbacks.labels(route=route, target=target, reason=reason).inc()
+        self._metrics.route_fallbacks.labels(route=route, target=target, reason=_known(errors.code_of(error))).inc()
+
+
+def _known(code: str) -> str:
+    """Return the code for a label. A peer could otherwise create any number of series."""
+    return code if code in errors.BY_CODE else "other"
 
 
 async def measure_targets(metrics: Metrics, read_routes: ReadRoutes, usable: Callable[[], Iterable[DirectoryEntry]]) -> None:

@@ -22,7 +22,7 @@ from shared import errors
 from shared.telemetry import logs
 from shared.telemetry.readiness import OwnCheck
 from shared.timing.backoff import Backoff
-from shared.timing.bounded_waits import BoundedWait
+from shared.timing.bounded_waits import wait_until_set
 from shared.types import RequestId
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class UsageRecorder:
             finally:
                 if self._reserved or self._waiting:
                     self._settled.clear()
-                    await _wait(self._settled, DRAIN_SECONDS)
+                    await wait_until_set(self._settled, DRAIN_SECONDS)
                 writer.cancel()
         if not self._unwritten:
             # The writer may have been stopped before it cleared the journal.
@@ -166,10 +166,10 @@ class UsageRecorder:
         self._arrived.set()
         return True
 
-    async def written(self, pending: PendingRow) -> None:
+    async def wait_until_saved(self, pending: PendingRow) -> None:
         """Return as soon as the row is in PostgreSQL or the journal."""
         if self._store_is_healthy:
-            await _wait(pending.written, WRITE_WAIT_SECONDS)
+            await wait_until_set(pending.written, WRITE_WAIT_SECONDS)
         if not (pending.written.is_set() or pending.in_journal):
             await self._write_journal()
 
@@ -223,7 +223,7 @@ class UsageRecorder:
             self._arrived.clear()
             if not self._refused:
                 await self._arrived.wait()
-            elif not await _wait(self._arrived, _REFUSED_SECONDS):
+            elif not await wait_until_set(self._arrived, _REFUSED_SECONDS):
                 self._waiting.append(self._refused.popleft())
         return list(itertools.islice(self._waiting, most))
 
@@ -264,12 +264,3 @@ class UsageRecorder:
         self._queue_rows.set(len(self._waiting) + len(self._refused))
         if not (self._reserved or self._waiting):
             self._settled.set()
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        with BoundedWait(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

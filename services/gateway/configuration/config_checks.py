@@ -25,7 +25,7 @@ from shared.config_documents import (
 )
 from shared.types import ModelName
 
-#: Of a percentage as a binary fraction.
+#: The error of a percentage as a binary fraction.
 _ROUNDING = 1e-6
 
 
@@ -61,7 +61,7 @@ def check_body(body: Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
 
 
 def _repeated(names: Sequence[str]) -> Iterator[int]:
-    """Yield the positions of names that stand before, too."""
+    """Yield the positions of names that occur earlier, too."""
     return (position for position, name in enumerate(names) if name in names[:position])
 
 

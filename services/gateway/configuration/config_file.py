@@ -20,7 +20,7 @@ from shared import errors, yaml_text
 from shared.api.configuration import ConfigDocument
 from shared.config_documents import BODIES, DEFAULT_MODEL, SECTIONS, ConfigKind, Document, DocumentName
 
-#: Of the program, which has no reason to take longer than 2 s for a whole file.
+#: Time limit for the program, which needs at most 2 s for a whole file.
 _SECONDS = 20.0
 _MOST_MISTAKES = 50
 _PROGRAM = (sys.executable, "-m", "services.gateway.configuration.config_file")
@@ -78,7 +78,6 @@ def bad_config(mistakes: tuple[str, ...]) -> errors.BadRequest:
 
 
 def read_here(request: ReadRequest) -> ReadResult:
-    """Read and check the documents in this process."""
     try:
         found, lines = _parse(request)
     except _BadFileError as error:
@@ -94,7 +93,6 @@ def read_here(request: ReadRequest) -> ReadResult:
 
 
 def write(documents: Mapping[DocumentKey, Document]) -> str:
-    """Return the file with these documents."""
     file: dict[str, object] = {}
     for section, kind in SECTIONS.items():
         bodies = {name: msgspec.to_builtins(body) for (its_kind, name), body in sorted(documents.items()) if its_kind is kind}

@@ -50,10 +50,36 @@ class ConfigChanges:
     documents: Mapping[DocumentKey, StoredDocument]
 
 
-class LockedConfig:
+class ConfigReader:
+    """Reads the current configuration, in a transaction or without one."""
+
+    def __init__(self, source: database.Database | Transaction) -> None:
+        self._source = source
+
+    async def changes_since(self, revision: int) -> ConfigChanges:
+        documents: dict[DocumentKey, StoredDocument] = {}
+        rows = await self._source.rows("list_config_changes", revision)
+        for number, row in enumerate(rows):
+            documents.update(_document(row))
+            if number % _DOCUMENTS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return ConfigChanges(max((row["revision"] for row in rows), default=revision), documents)
+
+    async def open_rollouts(self) -> dict[str, OpenRollout]:
+        """Return the open rollouts by route. No other starts while the configuration is locked."""
+        return {
+            row["route"]: OpenRollout(
+                row["id"], msgspec.json.decode(row["plan"], type=RolloutPlan), row["step"], row["first_token_limit_ms"]
+            )
+            for row in await self._source.rows("list_open_rollouts")
+        }
+
+
+class LockedConfig(ConfigReader):
     """The configuration in a transaction that keeps everybody else from changing it; created by ``ConfigStore.lock``."""
 
     def __init__(self, transaction: Transaction, revision: int) -> None:
+        super().__init__(transaction)
         self.transaction = transaction
         self.revision = revision
 
@@ -61,13 +87,6 @@ class LockedConfig:
     async def lock(cls, transaction: Transaction) -> "LockedConfig":
         """Lock the configuration in a transaction that may have locked a rollout before."""
         return cls(transaction, await transaction.value("lock_config"))
-
-    async def changes_since(self, revision: int) -> ConfigChanges:
-        return await _changes(revision, await self.transaction.rows("list_config_changes", revision))
-
-    async def open_rollouts(self) -> dict[str, OpenRollout]:
-        """Return them by route. No other starts while the lock is held."""
-        return _rollouts(await self.transaction.rows("list_open_rollouts"))
 
     async def write(
         self, bodies: Mapping[DocumentKey, Document | None], *, origin: str, author: UserId | None = None, note: str = ""
@@ -81,18 +100,12 @@ class LockedConfig:
         return {key: StoredDocument(row["version"], row["revision"], origin, body) for (key, body), row in written}
 
 
-class ConfigStore:
+class ConfigStore(ConfigReader):
     """Every method may raise Unavailable."""
 
     def __init__(self, opened: database.Database) -> None:
+        super().__init__(opened)
         self._database = opened
-
-    async def changes_since(self, revision: int) -> ConfigChanges:
-        return await _changes(revision, await self._database.rows("list_config_changes", revision))
-
-    async def open_rollouts(self) -> dict[str, OpenRollout]:
-        """Return the open rollouts by route."""
-        return _rollouts(await self._database.rows("list_open_rollouts"))
 
     async def policies_at(self, revision: int, names: Sequence[str]) -> dict[str, PolicyDocument] | None:
         """Return policies as they were at a revision; None if a version of then is deleted, or can't be read by this release."""
@@ -126,22 +139,6 @@ class ConfigStore:
         async with aclosing(self._database.listen(_CHANGES)) as payloads:
             async for _ in payloads:
                 yield
-
-
-async def _changes(since: int, rows: Sequence[DatabaseRow]) -> ConfigChanges:
-    documents: dict[DocumentKey, StoredDocument] = {}
-    for number, row in enumerate(rows):
-        documents.update(_document(row))
-        if number % _DOCUMENTS_AT_ONCE == 0:
-            await asyncio.sleep(0)
-    return ConfigChanges(max((row["revision"] for row in rows), default=since), documents)
-
-
-def _rollouts(rows: Sequence[DatabaseRow]) -> dict[str, OpenRollout]:
-    return {
-        row["route"]: OpenRollout(row["id"], msgspec.json.decode(row["plan"], type=RolloutPlan), row["step"], row["first_token_limit_ms"])
-        for row in rows
-    }
 
 
 def _document(row: DatabaseRow) -> list[tuple[DocumentKey, StoredDocument]]:

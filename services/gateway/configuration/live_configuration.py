@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from shared import errors
 from shared.api.auth import Principal
 from shared.config_documents import ConfigKind, Document, RouteDocument
 from shared.telemetry import logs
+from shared.timing.bounded_waits import wait_until_set
 from shared.types import UserId
 
 _POLL_SECONDS = 5.0
@@ -49,29 +50,20 @@ class LiveConfiguration:
     def __init__(self, store: ConfigStore, *, poll_seconds: float = _POLL_SECONDS) -> None:
         self._store = store
         self._poll_seconds = poll_seconds
-        self._documents: Mapping[DocumentKey, StoredDocument] = {}
-        self._rollouts: Mapping[str, OpenRollout] = {}
-        #: Rollouts that this gateway has stopped by itself.
+        #: The documents of the current snapshot, removed ones included. Never changed in place.
+        self.documents: Mapping[DocumentKey, StoredDocument] = {}
+        #: The open rollouts by route, also those that this gateway has stopped.
+        self.rollouts: Mapping[str, OpenRollout] = {}
+        #: Rollouts that this gateway has stopped: see ``RolloutBrake``.
         self._stopped: set[UUID] = set()
-        #: The current one.
         self.config = ConfigSnapshot()
         self._reloading = asyncio.Lock()
-        #: By the monotonic clock; the snapshot was current then.
+        #: When the snapshot was last known to be current.
         self._read_at = time.monotonic()
 
     def age_seconds(self) -> float:
         """Return how long ago the snapshot was known to be current."""
         return time.monotonic() - self._read_at
-
-    @property
-    def documents(self) -> Mapping[DocumentKey, StoredDocument]:
-        """The documents of the current snapshot, removed ones included. Never changed in place."""
-        return self._documents
-
-    @property
-    def rollouts(self) -> Mapping[str, OpenRollout]:
-        """The open rollouts by route, also those that this gateway has stopped."""
-        return self._rollouts
 
     async def start(self, settings: GatewaySettings) -> None:
         """Load the configuration, after writing what the environment changes. Raises Unavailable."""
@@ -80,7 +72,7 @@ class LiveConfiguration:
             if changes := environment.find_changes(environment.read_documents(settings), current):
                 await locked.write(changes, origin=environment.ENVIRONMENT)
         await self.reload()
-        for line in environment.ignored_settings(settings, self._documents):
+        for line in environment.ignored_settings(settings, self.documents):
             _log.warning(line)
 
     async def reload(self) -> None:
@@ -91,23 +83,23 @@ class LiveConfiguration:
             # Before the documents: those of a rollout that has just been promoted, with its last share, mean the same.
             rollouts = await self._store.open_rollouts()
             changes = await self._store.changes_since(self.config.revision)
-            if changes.revision != self.config.revision or rollouts != self._rollouts:
+            if changes.revision != self.config.revision or rollouts != self.rollouts:
                 if changes.revision != self.config.revision:
                     _log.info("configuration in use", revision=changes.revision)
-                self._documents = {**self._documents, **changes.documents}
-                self._rollouts = rollouts
+                self.documents = {**self.documents, **changes.documents}
+                self.rollouts = rollouts
                 self._stopped.intersection_update(rollout.id for rollout in rollouts.values())
                 self._build(changes.revision)
             self._read_at = began
 
     def stop_rollout(self, rollout: UUID) -> None:
-        """Give its candidate nothing at this gateway, until the rollout has ended."""
+        """Send no request of this gateway to its candidate until the rollout has ended."""
         self._stopped.add(rollout)
         self._build(self.config.revision)
 
     def _build(self, revision: int) -> None:
-        moving = {route: rollout for route, rollout in self._rollouts.items() if rollout.id not in self._stopped}
-        self.config = config_snapshot.build(revision, self._documents, moving)
+        moving = {route: rollout for route, rollout in self.rollouts.items() if rollout.id not in self._stopped}
+        self.config = config_snapshot.build(revision, self.documents, moving)
 
     async def guardrails_at(self, revision: int, caller: Principal) -> Guardrails:
         """Return the caller's guardrails at a revision, which may be newer than this gateway's; the current ones if the versions of then
@@ -138,7 +130,7 @@ class LiveConfiguration:
 
     async def read_locked(self, locked: LockedConfig) -> dict[DocumentKey, StoredDocument]:
         """Return the documents as the lock's holder must see them."""
-        return {**self._documents, **(await locked.changes_since(self.config.revision)).documents}
+        return {**self.documents, **(await locked.changes_since(self.config.revision)).documents}
 
     async def watch(self) -> None:
         """Follow changes forever."""
@@ -146,9 +138,7 @@ class LiveConfiguration:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen(wake))
             while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._poll_seconds):
-                        await wake.wait()
+                await wait_until_set(wake, self._poll_seconds)
                 wake.clear()
                 try:
                     await self.reload()

@@ -51,7 +51,6 @@ class RoutesRpc:
         tenant = request.organization or _NOBODY
         offered = route_choice.served_models(self.nodes.usable(Role.WORKER), tenant, policy.placement)
         facts = RequestFacts(
-            unit=b"",
             prompt_tokens=request.prompt_tokens,
             wants_answer=True,
             has_tools=request.tools,

@@ -19,7 +19,7 @@ class AnswerGuard:
     def __init__(self, scan: GuardScan) -> None:
         self._scan = scan
         self.matches: GuardMatches = GuardMatches()
-        #: By answer, and whether it is the answer's text rather than its thoughts.
+        #: Key: the answer, and whether it is its text rather than its thoughts.
         self._texts: dict[tuple[int, bool], GuardedText] = {}
         self._parts: dict[int, CallParts] = {}
         #: The answers that end early, and the kinds that were found there.
@@ -34,7 +34,7 @@ class AnswerGuard:
         # Arguments are guarded as a whole.
         calls = self._parts.setdefault(chunk.answer, CallParts()).complete(chunk)
         ends = chunk.finish is not None or bool(chunk.tool_calls or chunk.call_parts)
-        # Thoughts come before the text, and calls behind it.
+        # Thoughts come before the text, and calls after it.
         reasoning = self._feed(chunk.answer, chunk.reasoning, is_text=False, ends=ends or bool(chunk.text))
         shown = self._feed(chunk.answer, chunk.text, is_text=True, ends=ends)
         guarded = tuple(self._calls(chunk.answer, calls))
@@ -42,7 +42,7 @@ class AnswerGuard:
             return chunk
         if not shown and not reasoning and not guarded:
             return None
-        # Token ids would tell what is masked.
+        # Token ids would reveal what is masked.
         return Chunk(shown, (), answer=chunk.answer, tool_calls=guarded, finish=chunk.finish, reasoning=reasoning)
 
     def end(self) -> list[Chunk]:

@@ -53,7 +53,7 @@ _SECRET = (
 #: Every match of a kind contains one of these.
 TRIGGER = re.compile(r"[0-9@]|--|::|eyJ|AKIA|ASIA|AIza|xox|gh[oprsu]_|github_pat_|glpat-|[sr]k[-_]|aip_")
 
-#: And one of these, which few words of prose contain.
+#: Every match also contains one of these, which few words of prose contain.
 LIKELY = re.compile(
     TRIGGER.pattern.replace("[0-9@]", "@")
     # An account number may have four letters among its digits.
@@ -85,7 +85,7 @@ class Match:
     start: int
     end: int
     kind: GuardKind
-    #: Of the policy's own pattern.
+    #: The name of the policy's own pattern; empty for other kinds.
     name: str = ""
 
 
@@ -154,7 +154,7 @@ class Detector:
         self, text: str, start: int, end: int, until: int, *, offset: int = 0, phones: PhoneBudget | None = None, is_whole: bool = True
     ) -> list[Match]:
         """Return what begins in ``text[start:until]``, in order, without overlaps, and some of what begins later. Only a long secret may
-        end behind ``end``. Raises OpenSecret if a secret may continue after ``text``, unless ``is_whole``."""
+        end after ``end``. Raises OpenSecret if a secret may continue after ``text``, unless ``is_whole``."""
         if self._pattern is None:
             return []
         # A number of another kind may overlap it.
@@ -310,17 +310,17 @@ class Detector:
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """The groups of digits in a run. ``behind`` is the group behind a sequence's last one."""
+    """The groups of digits in a run. ``behind`` is the group after a sequence's last one."""
 
     area: _Area
-    #: Of the run, which may begin with + or a parenthesis.
+    #: Where the run starts, which may begin with + or a parenthesis.
     start: int
     spans: tuple[tuple[int, int], ...]
-    #: Of all groups.
+    #: The digits of all groups.
     digits: str
     #: Digits before each group, and in all.
     sums: tuple[int, ...]
-    #: What is between each group and a digit before it, and behind the last group and a digit.
+    #: What is between each group and a digit before it, and between the last group and a digit after it.
     joints: tuple[str, ...]
 
     def span(self, first: int, behind: int) -> tuple[int, int]:
@@ -330,7 +330,7 @@ class _Groups:
         return self.digits[self.sums[first] : self.sums[behind]]
 
     def are_continued(self, first: int, behind: int) -> bool:
-        """Whether a digit stands before or behind the sequence, with only a hyphen, point or slash between."""
+        """Return whether another digit comes before or after the sequence, with only a hyphen, point or slash between."""
         return self.joints[first] in _JOINTS or self.joints[behind] in _JOINTS
 
     def may_begin(self, group: int) -> bool:

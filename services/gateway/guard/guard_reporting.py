@@ -41,11 +41,6 @@ class GuardReporting:
         self._audit_reporting = audit_reporting
         self._masked: dict[tuple[TenantId, KeyId | None, str], _Masked] = {}
 
-    def ended(self, row: "RequestRow", principal: Principal, seconds: float) -> None:
-        """``seconds``: how long guardrails took."""
-        self._metrics.guard_seconds.inc(seconds)
-        self._report(row, principal)
-
     async def run(self) -> None:
         """Report once a minute, forever."""
         while True:
@@ -61,7 +56,9 @@ class GuardReporting:
             )  # fmt: skip
         self._masked.clear()
 
-    def _report(self, row: "RequestRow", principal: Principal) -> None:
+    def record_end(self, row: "RequestRow", principal: Principal, seconds: float) -> None:
+        """Count what was found in a request that has ended. ``seconds``: how long guardrails took."""
+        self._metrics.guard_seconds.inc(seconds)
         for one in row.guard:
             self._metrics.guard_matches.labels(kind=one.kind, action=one.action, place=one.place).inc(one.matches)
         refused = [one for one in row.guard if one.action is GuardAction.REFUSE]

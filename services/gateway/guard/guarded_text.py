@@ -10,7 +10,7 @@ from services.gateway.guard.guard_rules import GuardScan
 from services.gateway.guard.text_filter import Found, Part
 from shared.config_documents import GuardAction, GuardKind
 
-#: Of the name before a value of JSON, such as "ssn".
+#: Characters read of the name before a value of JSON, such as "ssn".
 _NAME_CHARACTERS = 30
 #: How often each kind was found, and what was done.
 GuardMatches = Counter[tuple[str, GuardAction]]

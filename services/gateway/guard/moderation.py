@@ -16,9 +16,9 @@ from shared.types import ModelName
 
 #: Returns a verdict for each of up to MAX_TEXTS texts by a route. Raises an AimeshError.
 Moderate = Callable[[ModelName, Sequence[str]], Awaitable[Sequence[ModerationVerdict]]]
-#: What happens with a text, and the categories behind it.
+#: What happens with a text, and the categories that it is in.
 Judgment = tuple[GuardAction, tuple[str, ...]]
-#: What people can't mend by waiting is shown as it is.
+#: Errors that waiting doesn't fix, which the caller gets unchanged.
 _SHOWN = (errors.BudgetExhausted, errors.NotAllowed)
 
 _log = logs.get(part="moderation")
@@ -89,7 +89,7 @@ class Moderation:
         return [chunk for chunk in (*held, *unsent) if chunk.answer not in self.refused]
 
     async def _judge(self, place: GuardPlace, texts: Sequence[str]) -> list[Judgment]:
-        """Return the strictest action for each text, and the categories behind it."""
+        """Return the strictest action for each text, and the categories that led to it."""
         found: list[Judgment] = [(GuardAction.OFF, ())] * len(texts)
         by_route: defaultdict[str, list[ModerationRule]] = defaultdict(list)
         for rule in _rules(self._levels, place):

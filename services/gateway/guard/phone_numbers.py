@@ -20,7 +20,7 @@ CONTEXT = re.compile(
 MAX_PHONES, BLOCK_CHARACTERS = 20, 4000
 
 _DIGITS = re.compile(r"[0-9]+")
-#: Of a number that begins with 0 and has no form of its country. Shorter ones are rare, and other numbers look like them.
+#: Digits of a number that begins with 0 and has no form of its country. Shorter ones are rare, and other numbers look like them.
 _LEAST_DIGITS = 8
 
 

@@ -1,7 +1,7 @@
 """Finds matches in a text that arrives in pieces, and holds back only what later pieces may still change. Pure.
 
 Where the text is cut depends on the text alone, so its pieces never change the result. Up to a border no match can begin before it and
-end behind it: a character that no kind contains, or a space behind a word that no number continues. Ordinary prose is held for one word.
+end after it: a character that no kind contains, or a space after a word that no number continues. Ordinary prose is held for one word.
 """
 
 import re
@@ -41,7 +41,7 @@ class Found:
 
     kind: GuardKind
     text: str
-    #: Of the policy's own pattern.
+    #: See ``Match``.
     name: str = ""
 
 
@@ -130,7 +130,7 @@ class TextFilter:
         return (len(text), len(text)) if is_whole else (0, 0)
 
     def _take(self, limit: int) -> list[Part]:
-        """Return the text up to ``limit``, but no part of matches that end behind it. Overlapping matches are returned as one."""
+        """Return the text up to ``limit``, but no part of matches that end after it. Overlapping matches are returned as one."""
         parts: list[Part] = []
         groups = _merge(self._matches) if self._matches else []
         taken = 0

@@ -19,7 +19,7 @@ from shared.types import ModelName
 
 
 async def answer(
-    deduplicated: DeduplicatedInference, seconds: float, call: HttpCall, request: InferenceRequest, form: AnswerFormat, *, stream: bool
+    deduplicated: DeduplicatedInference, call: HttpCall, request: InferenceRequest, form: AnswerFormat, *, stream: bool
 ) -> None:
     """Run the request and answer the call. Raises what ``DeduplicatedInference.run`` raises."""
     request = await deduplicated.admit_images(request, call.images)
@@ -28,6 +28,7 @@ async def answer(
     repeat, cache = NO_REPEAT, CacheRequest.NOTHING
     if call.has_options:
         repeat, request, cache = read_repeat(call), with_headers(call, request), call.cache_request
+    seconds = deduplicated.most_seconds
     async with deduplicated.run(call.caller, request, seconds=seconds, repeat=repeat, whole=True, cache=cache, streamed=stream) as reply:
         await send_chunks(call, reply, form, stream=stream, after=0 if repeat.rest is None else repeat.rest.after)
     # The row is written before the caller learns how the request ended.
@@ -43,17 +44,12 @@ async def finish(call: HttpCall, form: AnswerFormat, result: InferenceResult, *,
 
 
 async def embed(
-    call: HttpCall,
-    deduplicated: DeduplicatedInference,
-    request: EmbeddingRequest,
-    encode: Callable[[int, bytes], msgspec.Raw],
-    *,
-    seconds: float,
+    deduplicated: DeduplicatedInference, call: HttpCall, request: EmbeddingRequest, encode: Callable[[int, bytes], msgspec.Raw]
 ) -> tuple[list[msgspec.Raw], EmbeddingResult]:
     """Run the request; ``encode`` gets the number of each vector. Raises what ``DeduplicatedInference.embed`` raises."""
     request = msgspec.structs.replace(request, forbid_external=call.forbids_external)
     encoded: list[msgspec.Raw] = []
-    async with deduplicated.embed(call.caller, request, seconds=seconds, key=call.idempotency_key) as reply:
+    async with deduplicated.embed(call.caller, request, seconds=deduplicated.most_seconds, key=call.idempotency_key) as reply:
         call.add_headers(headers(reply))
         async for _, item in reply:
             # Encoding all vectors at once would delay other streams.

@@ -278,10 +278,6 @@ def ensure_effort(effort: object, field: str = "reasoning_effort") -> None:
         raise BadField(field, f"must be one of {', '.join(_EFFORTS)}")
 
 
-def template_kwargs(found: JsonObject | None) -> str:
-    return "" if not found else json_text(found)
-
-
 def ensure_functions(tools: object) -> None:
     """Raise BadField for OpenAI's built-in tools."""
     for position, found in enumerate(tools if isinstance(tools, list) else ()):

@@ -97,10 +97,11 @@ class HttpApp:
         on_refusal: OnRefusal = lambda *_what: None,
         traces: tracing.Traces | None = None,
     ) -> None:
+        #: The service sets these four.
         self.cors = CorsPolicy()
         #: See ``SiteGate.ensure_open``.
         self.ensure_open: Callable[[], Awaitable[object]] = _stay_open
-        #: For long bodies. The service sets both.
+        #: For long bodies.
         self.memory = RequestMemory()
         self.images = ImageLimits()
         self._traces = traces or tracing.Traces(ratio=0.0)
@@ -225,7 +226,7 @@ class HttpApp:
         if not route.takes_images:
             await call.read_body()
             return
-        # In base64, with the text of the request beside them.
+        # Base64 takes four bytes for three; the request also has text.
         most_bytes = http_call.MAX_BODY_BYTES + self.images.most_bytes * 4 // 3
         await call.read_body(most_bytes=most_bytes, hold=lambda size: stack.enter_context(self.memory.hold(size)))
         if len(call.body) > http_call.MAX_BODY_BYTES:
@@ -300,7 +301,7 @@ async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None]
 
 
 async def _wait_for_disconnect(call: HttpCall) -> None:
-    """Send heartbeats meanwhile."""
+    """Wait until the client disconnects; send heartbeats meanwhile."""
     wait_seconds = HEARTBEAT_SECONDS
     while True:
         try:
@@ -310,7 +311,7 @@ async def _wait_for_disconnect(call: HttpCall) -> None:
         except TimeoutError:
             idle_seconds = call.idle_seconds()
         if idle_seconds is not None and idle_seconds >= HEARTBEAT_SECONDS:
-            await call.send_heartbeat()
+            await call.send_comment("still here")
             idle_seconds = 0.0
         wait_seconds = HEARTBEAT_SECONDS - (idle_seconds or 0.0)
 
@@ -337,9 +338,6 @@ class PerTenantConcurrency:
 
     def __init__(self) -> None:
         self._here: Counter[str] = Counter()
-
-    def __len__(self) -> int:
-        return len(self._here)
 
     @contextmanager
     def count_request(self, limits: Sequence[RequestLimit]) -> Iterator[None]:

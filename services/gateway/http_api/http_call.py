@@ -217,7 +217,7 @@ class HttpCall:
             if size > most_bytes:
                 raise _too_large(most_bytes)
             if hold is not None and size > MAX_BODY_BYTES:
-                # It did not say how long it is.
+                # The client did not send its length.
                 hold(most_bytes)
                 hold = None
             parts.append(part)
@@ -272,9 +272,6 @@ class HttpCall:
         if self._failed is None or self.ended:
             return None
         return 0.0 if self._write_lock.locked() else self._loop.time() - self._written_at
-
-    async def send_heartbeat(self) -> None:
-        await self.send_comment("still here")
 
     async def end_events(self) -> None:
         await self._write(b"", more=False)

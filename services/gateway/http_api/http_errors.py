@@ -8,7 +8,6 @@ import msgspec
 from services.gateway.http_api import response_formats
 from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorObject, Headers
 from services.gateway.limits import limit_rules
-from services.gateway.limits.quotas import LimitReached
 from services.gateway.prompt_admission import BadField
 from shared import errors
 from shared.errors import AimeshError, Fault
@@ -66,7 +65,6 @@ def body(error: AimeshError, request_id: RequestId, *, openai: bool = False) -> 
 
 
 def anthropic_body(shown: ErrorBody) -> AnthropicErrorBody:
-    """Return the error in the form of Anthropic's API."""
     error = shown.error
     kind = "request_too_large" if error.code == errors.TooLarge.code else _ANTHROPIC_TYPES.get(error.type, error.type)
     return AnthropicErrorBody(msgspec.structs.replace(error, type=kind), error.request_id)
@@ -100,7 +98,7 @@ def headers(error: AimeshError) -> Headers:
     if code == 409 and not error.to_problem().retryable:
         # OpenAI's clients retry a 409 unless told not to.
         found.append((b"x-should-retry", b"false"))
-    tightest = error.tightest if isinstance(error, LimitReached) else limit_rules.attached_limits(error)
+    tightest = limit_rules.attached_limits(error)
     if tightest is not None:
         found += response_formats.allowance_headers(tightest)
     return found

@@ -71,7 +71,6 @@ _OPERATIONS = (
 
 
 def document(routes: Sequence[HttpRoute]) -> Json:
-    """Build the document, in OpenAPI 3.1."""
     kinds = {kind: None for route in routes for kind in (route.query, route.body, route.answer, *route.events) if kind is not None}
     _, schemas = msgspec.json.schema_components([*kinds, ErrorBody], ref_template=_REFERENCE)
     paths: dict[str, Json] = {}

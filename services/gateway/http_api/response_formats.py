@@ -2,8 +2,8 @@
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -112,7 +112,7 @@ class TokenChoice(msgspec.Struct, frozen=True):
 DONE = ServerSentEvent(b"[DONE]")
 
 
-class AnswerFormat(Protocol):
+class AnswerFormat(ABC):
     """Formats one answer. The same chunks always give the same events, so that a reader can resume."""
 
     _about: AnswerFacts | None = None
@@ -130,9 +130,11 @@ class AnswerFormat(Protocol):
         """Add a chunk to a whole answer."""
         self.events(chunk)
 
+    @abstractmethod
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
         """Add a chunk, and return its events."""
 
+    @abstractmethod
     def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
         """Return the end of a stream."""
 
@@ -140,6 +142,7 @@ class AnswerFormat(Protocol):
         """Return the end of a failed stream; ``begin`` may not have been called."""
         return (ServerSentEvent(error),)
 
+    @abstractmethod
     def whole(self, result: InferenceResult) -> msgspec.Struct:
         """Return the whole answer."""
 

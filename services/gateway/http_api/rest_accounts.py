@@ -96,10 +96,6 @@ def to_key_request(body: ApiKeyBody) -> auth.GenerateApiKey:
     return auth.GenerateApiKey(body.name, body.user_id, limits, body.kind, bounds, body.days, body.all_rights)
 
 
-def to_key_answer(created: auth.CreatedApiKey) -> ApiKeyAnswer:
-    return ApiKeyAnswer(created.api_key, to_key_view(created.key))
-
-
 def to_key_view(key: auth.ApiKey) -> ApiKeyView:
     fields = {name: value for part in (key, key.limits, key.bounds) for name, value in msgspec.structs.asdict(part).items()}
     budget = key.limits.budget_micro
@@ -241,7 +237,7 @@ class RestAccounts:
     async def _make_key(self, call: HttpCall) -> None:
         body = request_bodies.read_either_case(call.body, ApiKeyBody)
         created = await self._rpc.call(auth.generate_api_key, to_key_request(body), credential=call.credential)
-        await call.answer(to_key_answer(created), status=201)
+        await call.answer(ApiKeyAnswer(created.api_key, to_key_view(created.key)), status=201)
 
     async def _list_keys(self, call: HttpCall) -> None:
         listed = await self._rpc.call(auth.list_api_keys, auth.ListApiKeys(), credential=call.credential)

@@ -160,9 +160,8 @@ class RestFormat(AnswerFormat):
 
 
 class RestInference:
-    def __init__(self, deduplicated: DeduplicatedInference, *, request_seconds: float) -> None:
+    def __init__(self, deduplicated: DeduplicatedInference) -> None:
         self._deduplicated = deduplicated
-        self._request_seconds = request_seconds
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -171,15 +170,15 @@ class RestInference:
             HttpRoute("POST", "/api/infer", self._infer, "processInferenceRequest",
                       "Run a prompt or compute embeddings, given as a model and a payload",
                       body=InferBody, answer=ModelAnswer, streams=True, events=(TextEvent, InferenceAnswer)),
-            HttpRoute("DELETE", "/api/inference", self._withdraw, "cancelInference", "Cancel the request under an Idempotency-Key",
+            HttpRoute("DELETE", "/api/inference", self._cancel, "cancelInference", "Cancel the request under an Idempotency-Key",
                       answer=WithdrawnAnswer),
         )  # fmt: skip
 
-    async def _withdraw(self, call: HttpCall) -> None:
+    async def _cancel(self, call: HttpCall) -> None:
         key = call.idempotency_key
         if key is None:
             raise BadField("Idempotency-Key", "is missing; it names the request to cancel")
-        await self._deduplicated.withdraw(call.caller, key)
+        await self._deduplicated.cancel(call.caller, key)
         await call.answer(WithdrawnAnswer(key))
 
     async def _inference(self, call: HttpCall) -> None:
@@ -203,14 +202,14 @@ class RestInference:
         def encode(_index: int, vector: bytes) -> msgspec.Raw:
             return msgspec.Raw(msgspec.json.encode(embedding.decode_vector(vector)))
 
-        vectors, result = await answer_delivery.embed(call, self._deduplicated, request, encode, seconds=self._request_seconds)
+        vectors, result = await answer_delivery.embed(self._deduplicated, call, request, encode)
         usage = UsageView(result.prompt_tokens, 0, result.prompt_tokens)
         embeddings = cast("tuple[tuple[float, ...], ...]", tuple(vectors))
         await call.answer(ModelAnswer(result.request_id, result.model, usage, result.response_time_ms, embeddings=embeddings))
 
     async def _run(self, call: HttpCall, body: PayloadBody, model: ModelName | None) -> None:
         request, form = to_request(body, model), RestFormat(parallel_calls=body.parallel_tool_calls)
-        await answer_delivery.answer(self._deduplicated, self._request_seconds, call, request, form, stream=body.stream)
+        await answer_delivery.answer(self._deduplicated, call, request, form, stream=body.stream)
 
 
 def _read_payload(found: dict[str, object]) -> dict[str, object]:
@@ -240,7 +239,7 @@ def to_request(body: PayloadBody, model: ModelName | None) -> InferenceRequest:
         format=None if body.response_format is None else chat_messages.wanted_format(body.response_format),
         tools=tools,
         tool_choice=tool_choice,
-        chat_template_kwargs=chat_messages.template_kwargs(body.chat_template_kwargs),
+        chat_template_kwargs=chat_messages.json_text(body.chat_template_kwargs) if body.chat_template_kwargs else "",
         top_logprobs=chat_messages.wanted_logprobs(body.logprobs, body.top_logprobs),
     )
 

@@ -171,12 +171,10 @@ class RestUsage:
         await call.answer(msgspec.convert(usage, UsageAnswer, from_attributes=True))
 
     async def _quota(self, call: HttpCall) -> None:
-        allowances = await self._quotas.read(call.caller)
-        hour, caller = limit_rules.hourly(allowances), call.caller
-        limits = tuple(
-            LimitAnswer(allowance.scope, allowance.kind, allowance.limit, allowance.remaining, allowance.resets_in_seconds)
-            for allowance in allowances
-        )
+        caller = call.caller
+        states = await self._quotas.read(caller)
+        hour = limit_rules.hourly(states)
+        limits = tuple(msgspec.convert(state, LimitAnswer, from_attributes=True) for state in states)
         left = await self._read_credits(caller)
         await call.answer(
             QuotaAnswer(caller.user_id, caller.tier, hour.limit, hour.used, hour.remaining, hour.resets_in_seconds, limits, *left)

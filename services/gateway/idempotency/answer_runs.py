@@ -2,9 +2,9 @@
 
 runs.start(name, produce, seconds=60)
 with run.reader(after=0) as reader:
-    await reader.head()
+    await reader.wait_for_head()
     async for number, chunk in reader: …
-reader.end
+reader.result
 """
 
 import asyncio
@@ -138,10 +138,12 @@ class AnswerRun(Generic[Head, Piece, End]):
 
 
 class AnswerRunReader(Generic[Head, Piece, End]):
-    """Yields every chunk once and in order, including earlier ones; number 0 is a waiting notice."""
+    """Yields every chunk once and in order, including earlier ones; number 0 is a waiting notice. Read ``result`` after them."""
 
     def __init__(self, run: AnswerRun[Head, Piece, End], reader: ReaderId) -> None:
         self.run = run
+        #: Another call started this answer.
+        self.is_repeat = False
         self._reader = reader
 
     def __enter__(self) -> "AnswerRunReader[Head, Piece, End]":
@@ -150,8 +152,14 @@ class AnswerRunReader(Generic[Head, Piece, End]):
     def __exit__(self, *_: object) -> None:
         self.run.leave(self._reader)
 
-    async def head(self) -> Head:
-        """Wait for the head. Raises what the run raised before it."""
+    @property
+    def head(self) -> Head:
+        """Return what is known before the first chunk, after ``wait_for_head``."""
+        assert self.run.head is not None
+        return self.run.head
+
+    async def wait_for_head(self) -> Head:
+        """Raises what the run raised before it."""
         while self.run.head is None:
             if self.run.is_over:
                 raise self.run.failure or errors.Internal("an answer ended before it began")
@@ -172,8 +180,7 @@ class AnswerRunReader(Generic[Head, Piece, End]):
             await self.run.wait()
 
     @property
-    def end(self) -> End:
-        """Return the result, after the last chunk."""
+    def result(self) -> End:
         return self.run.end
 
 
@@ -189,7 +196,7 @@ class AnswerRuns:
         self._runs: dict[AnswerRunId, AnswerRun[Any, Any, Any]] = {}
         #: Finished answers that are kept, with their expiry; oldest first.
         self._finished: OrderedDict[AnswerRunId, float] = OrderedDict()
-        #: Size of each answer, and their sum.
+        #: Size in bytes of each answer, and their sum.
         self._sizes: dict[AnswerRunId, int] = {}
         self._bytes = 0
         self._tasks: asyncio.TaskGroup | None = None
@@ -201,10 +208,6 @@ class AnswerRuns:
             self._tasks = tasks
             tasks.create_task(self._forget_periodically())
             yield self
-
-    @property
-    def bytes(self) -> int:
-        return self._bytes
 
     @property
     def crowded(self) -> bool:

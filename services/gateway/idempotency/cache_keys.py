@@ -92,7 +92,7 @@ def name(question: CacheQuestion, secret: str) -> str:
 
 
 def canonical(request: Sampling) -> bytes:
-    """Serialize every field; equal requests give equal bytes, whatever their order of fields. Digests stand for images."""
+    """Serialize every field; equal requests give equal bytes in any order of fields. Images are replaced by their digests."""
     request = msgspec.structs.replace(request, logit_bias=dict(sorted(request.logit_bias.items())))
     if isinstance(request, InferenceRequest):
         request = msgspec.structs.replace(request, messages=tuple(map(without_image_data, request.messages)))

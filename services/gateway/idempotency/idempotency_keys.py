@@ -45,7 +45,7 @@ class IdempotentRequest:
     request_id: RequestId
     #: Seed to use if this call is the first.
     seed: int
-    #: Whose guardrails apply if this call is the first; None if no answer of it is ever resumed.
+    #: The configuration whose guardrails apply if this call is the first; None if no answer of it is ever resumed.
     config_revision: int | None = None
     #: The last chunk that the caller has.
     after: int = 0
@@ -78,16 +78,19 @@ class NewKeyUse:
 
 
 @dataclass(frozen=True, slots=True)
-class Orphaned:
+class OrphanedKeyUse:
     """This call runs the request in place of a dead gateway."""
 
     seed: int
-    #: That the dead gateway used; None if it had not begun, or had the answer from the cache.
+    #: The model that the dead gateway used; None if it had not begun, or had the answer from the cache.
     model: ModelName | None = None
     #: The caller has a part of the answer, so only the same answer will do.
     is_resumed: bool = False
-    #: That the request began with; None: that of this gateway.
+    #: The revision that the request began with; None: that of this gateway.
     config_revision: int | None = None
+
+
+KeyUse = NewKeyUse | OrphanedKeyUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +204,7 @@ def classify(held: HeldKey, fingerprint: bytes, *, node: NodeId, own_requests: C
     return AbandonedRequest(held.request_id) if held.gateway == node else RunningElsewhere(held.gateway, held.request_id)
 
 
-def ensure_can_resume(found: NewKeyUse | Orphaned, request: IdempotentRequest) -> None:
+def ensure_can_resume(found: KeyUse, request: IdempotentRequest) -> None:
     """Raise AnswerGone if a new answer might not match what the caller already has."""
     if not request.after:
         return

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from uuid import UUID
 
 from services.gateway.idempotency import idempotency_keys
-from services.gateway.idempotency.idempotency_keys import HeldKey, IdempotentRequest, KeyState, NewKeyUse, Orphaned
+from services.gateway.idempotency.idempotency_keys import HeldKey, IdempotentRequest, KeyState, KeyUse, NewKeyUse, OrphanedKeyUse
 from shared.stores import database
 from shared.types import NodeId, RequestId, TenantId
 
@@ -25,7 +25,7 @@ class IdempotencyStore:
 
     async def claim(
         self, request: IdempotentRequest, fingerprint: bytes, node: NodeId, *, lease_seconds: float, dead: RequestId | None = None
-    ) -> NewKeyUse | Orphaned | None:
+    ) -> KeyUse | None:
         """Claim the key; return None if it is held. ``dead``: a request that is known to have stopped."""
         row = await self._database.row(
             "claim_key", request.owner, request.key, fingerprint, request.request_id, request.seed, node, lease_seconds, dead,
@@ -36,7 +36,7 @@ class IdempotencyStore:
         seed, revision = row["seed"], row["config_revision"]
         if row["attempt"] == 1:
             return NewKeyUse(seed, revision)
-        return Orphaned(seed, row["model"], is_resumed=request.after > 0, config_revision=revision)
+        return OrphanedKeyUse(seed, row["model"], is_resumed=request.after > 0, config_revision=revision)
 
     async def find(self, owner: TenantId, key: str) -> HeldKey | None:
         async with self._database.bound(owner) as transaction:

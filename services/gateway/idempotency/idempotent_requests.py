@@ -10,16 +10,17 @@ same seed, model and guardrails, so the rest of the answer is the same.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from services.gateway.idempotency import answer_encryption, idempotency_keys
 from services.gateway.idempotency.answer_buffer import Piece
-from services.gateway.idempotency.answer_reader import AnswerReader, Head, StoredAnswers
+from services.gateway.idempotency.answer_reader import Head, StoredAnswerReader
 from services.gateway.idempotency.answer_runs import AnswerRun, AnswerRunId, AnswerRunReader, AnswerRuns
 from services.gateway.idempotency.idempotency_keys import (
     AbandonedRequest,
@@ -29,8 +30,9 @@ from services.gateway.idempotency.idempotency_keys import (
     IdempotentRequest,
     KeptAnswer,
     KeyState,
+    KeyUse,
     NewKeyUse,
-    Orphaned,
+    OrphanedKeyUse,
     RunningHere,
 )
 from services.gateway.idempotency.idempotency_store import SWEEP_BATCH, IdempotencyStore
@@ -62,8 +64,8 @@ _CLOCK_SLACK_SECONDS = 0.05
 _log = logs.get(part="idempotency")
 
 
-#: Generates the answer with the seed and model of the claim: sets the head, then adds the chunks.
-Produce = Callable[[AnswerRun[Head, Piece, End], NewKeyUse | Orphaned], Awaitable[End]]
+#: Generates the answer with the seed and model of the key's use: sets the head, then adds the chunks.
+Produce = Callable[[AnswerRun[Head, Piece, End], KeyUse], Awaitable[End]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class IdempotentRequests:
     @asynccontextmanager
     async def answer(
         self, request: IdempotentRequest, produce: Produce[Head, Piece, End], *, seconds: float, whole: bool = False
-    ) -> AsyncIterator[AnswerReader[Head, Piece, End]]:
+    ) -> AsyncIterator[AnswerRunReader[Head, Piece, End] | StoredAnswerReader[Piece, End]]:
         """Return the answer after the chunk ``request.after``, or the ``whole`` of it. Leaving the block stops reading; an answer without
         readers is canceled after a while.
 
@@ -123,13 +125,14 @@ class IdempotentRequests:
         deadline, AnswerGone if the answer is no longer stored, and Unavailable without PostgreSQL.
         """
         idempotency_keys.check(request.key)
-        source = await self._open(request, produce, seconds, 0 if whole else request.after)
-        if isinstance(source, StoredAnswers):
-            yield AnswerReader(source, source.answer, is_repeat=source.answer.request_id != request.request_id)
+        reader = await self._open(request, produce, seconds, 0 if whole else request.after)
+        if isinstance(reader, StoredAnswerReader):
+            yield reader
             return
-        with source:
-            head = await source.head()
-            yield AnswerReader(source, head, is_repeat=head.request_id != request.request_id)
+        with reader:
+            head = await reader.wait_for_head()
+            reader.is_repeat = head.request_id != request.request_id
+            yield reader
 
     async def cancel(self, owner: TenantId, key: str) -> None:
         """Cancel the answer at any gateway; what was delivered is billed. The same request under the same key then runs again. Raises
@@ -142,33 +145,43 @@ class IdempotentRequests:
 
     async def _open(
         self, request: IdempotentRequest, produce: Produce[Head, Piece, End], seconds: float, after: int
-    ) -> AnswerRunReader[Head, Piece, End] | StoredAnswers[Piece, End]:
+    ) -> AnswerRunReader[Head, Piece, End] | StoredAnswerReader[Piece, End]:
         ends_at = self._clock() + seconds
         waits = 0
-        with self._bounded_wait() as wait:
+        try:
             while True:
                 match await self._claim(request):
-                    case NewKeyUse() | Orphaned() as claimed:
-                        return (await self._begin(request, claimed, produce)).reader(after)
+                    case NewKeyUse() | OrphanedKeyUse() as key_use:
+                        return (await self._begin(request, key_use, produce)).reader(after)
                     case EndedRequest(request_id, answer):
                         return self._open_ended(request, request_id, answer, after)
                     case RunningHere(request_id) if (run := self._runs.find(_name(request, request_id))) is not None:
                         return run.reader(after)
-                    case _:  # elsewhere, or here while it begins or ends
-                        waits += 1
-                        await wait(_BACKOFF.pause(waits), ends_at)
+                # It runs elsewhere, or begins or ends here.
+                pause = _BACKOFF.pause(waits + 1)
+                if (not waits and self._waiting >= MOST_WAITING) or self._clock() + pause + _MARGIN_SECONDS > ends_at:
+                    raise errors.InProgress(
+                        "a request with this idempotency key is still running on another gateway",
+                        hint="retry later; the request will not run twice",
+                        retry_after_seconds=2,
+                    )
+                self._waiting += not waits
+                waits += 1
+                await asyncio.sleep(pause)
+        finally:
+            self._waiting -= waits > 0
 
-    async def _claim(self, request: IdempotentRequest) -> NewKeyUse | Orphaned | ExistingKeyUse:
+    async def _claim(self, request: IdempotentRequest) -> KeyUse | ExistingKeyUse:
         fingerprint = idempotency_keys.fingerprint(request.request, self._secret, request.together)
         dead: RequestId | None = None
         # Set before the row exists: other calls must not take it for an orphan of an earlier process.
         self._own_requests[request.request_id] = request
-        claimed: NewKeyUse | Orphaned | None = None
+        key_use: KeyUse | None = None
         try:
             while True:
-                claimed = await self._store.claim(request, fingerprint, self._node, lease_seconds=LEASE_SECONDS, dead=dead)
-                if claimed is not None:
-                    return claimed
+                key_use = await self._store.claim(request, fingerprint, self._node, lease_seconds=LEASE_SECONDS, dead=dead)
+                if key_use is not None:
+                    return key_use
                 held = await self._store.find(request.owner, request.key)
                 if held is None:  # it was freed meanwhile
                     continue
@@ -178,30 +191,25 @@ class IdempotentRequests:
                 dead = found.request_id
         finally:
             # If the response to a claim was lost, the next repeat finds an orphan and takes over.
-            if claimed is None:
+            if key_use is None:
                 del self._own_requests[request.request_id]
 
-    async def _begin(
-        self, request: IdempotentRequest, claimed: NewKeyUse | Orphaned, produce: Produce[Head, Piece, End]
-    ) -> AnswerRun[Head, Piece, End]:
+    async def _begin(self, request: IdempotentRequest, key_use: KeyUse, produce: Produce[Head, Piece, End]) -> AnswerRun[Head, Piece, End]:
         try:
-            idempotency_keys.ensure_can_resume(claimed, request)
+            idempotency_keys.ensure_can_resume(key_use, request)
         except errors.AnswerGone:
-            await self._give_up(request, claimed)
+            await self._give_up(request, key_use)
             raise
-
-        async def run_and_save(run: AnswerRun[Head, Piece, End]) -> End:
-            return await self._run_and_save(request, claimed, run, produce)
-
+        run_and_save = partial(self._run_and_save, request, key_use, produce)
         seconds = self.most_seconds + self._start_seconds
         return self._runs.start(_name(request, request.request_id), run_and_save, seconds=seconds, kept=True)
 
     def _open_ended(
         self, request: IdempotentRequest, request_id: RequestId, answer: bytes | None, after: int
-    ) -> AnswerRunReader[Any, Any, Any] | StoredAnswers[Any, Any]:
+    ) -> AnswerRunReader[Any, Any, Any] | StoredAnswerReader[Any, Any]:
         stored = None if answer is None else self._unseal(request, request_id, answer)
         if stored is not None and stored.chunks is not None:
-            return StoredAnswers(stored, after)
+            return StoredAnswerReader(stored, after)
         run = self._runs.find(_name(request, request_id))
         if run is None:
             raise errors.AnswerGone(
@@ -209,59 +217,34 @@ class IdempotentRequests:
             )
         return run.reader(after)
 
-    @contextmanager
-    def _bounded_wait(self) -> Iterator[Callable[[float, float], Awaitable[None]]]:
-        waits = False
-
-        async def wait(pause: float, ends_at: float) -> None:
-            nonlocal waits
-            if (not waits and self._waiting >= MOST_WAITING) or self._clock() + pause + _MARGIN_SECONDS > ends_at:
-                raise errors.InProgress(
-                    "a request with this idempotency key is still running on another gateway",
-                    hint="retry later; the request will not run twice",
-                    retry_after_seconds=2,
-                )
-            self._waiting += not waits
-            waits = True
-            await asyncio.sleep(pause)
-
-        try:
-            yield wait
-        finally:
-            self._waiting -= waits
-
     # --- runs -------------------------------------------------------------------------------------------------------
 
     async def _run_and_save(
-        self, request: IdempotentRequest, claim: NewKeyUse | Orphaned, run: AnswerRun[Head, Piece, End], produce: Produce[Head, Piece, End]
+        self, request: IdempotentRequest, key_use: KeyUse, produce: Produce[Head, Piece, End], run: AnswerRun[Head, Piece, End]
     ) -> End:
-        async def failed(error: errors.AimeshError) -> None:
-            await self._failed(request, claim, run, error)
-
+        fail = partial(self._fail, request, key_use, run)
         try:
-            result = await produce(run, claim)
+            result = await produce(run, key_use)
         except errors.AimeshError as error:
-            await failed(error)
+            await fail(error)
             raise
         except asyncio.CancelledError:
             # A deadline reaches us as a cancellation, too; any other means that this gateway stops, or lost the request.
             if self._clock() >= run.ends_at - _CLOCK_SLACK_SECONDS:
-                await failed(errors.DeadlineExceeded("the answer was not ready in time", hint="ask for fewer tokens"))
+                await fail(errors.DeadlineExceeded("the answer was not ready in time", hint="ask for fewer tokens"))
             else:
                 await self._abandon(request)
             raise
         except BaseException:
-            await failed(errors.Internal("the gateway failed; search its log for the request id"))
+            await fail(errors.Internal("the gateway failed; search its log for the request id"))
             raise
         await self._end(request, run, _Ending(KeyState.ENDED, self._seal(request, run, result=result)))
         return result
 
-    async def _failed(
-        self, request: IdempotentRequest, claimed: NewKeyUse | Orphaned, run: AnswerRun[Any, Any, Any], error: errors.AimeshError
-    ) -> None:
+    async def _fail(self, request: IdempotentRequest, key_use: KeyUse, run: AnswerRun[Any, Any, Any], error: errors.AimeshError) -> None:
         if run.buffer.last == 0 or not idempotency_keys.kind_of(request.request).counts_in_part:
             self._runs.forget(run)
-            await self._give_up(request, claimed)
+            await self._give_up(request, key_use)
         else:
             await self._end(request, run, _Ending(KeyState.FAILED, self._seal(request, run, problem=error.to_problem())))
 
@@ -271,9 +254,9 @@ class IdempotentRequests:
             # Repeats now read it from the store.
             self._runs.forget(run)
 
-    async def _give_up(self, request: IdempotentRequest, claimed: NewKeyUse | Orphaned) -> None:
+    async def _give_up(self, request: IdempotentRequest, key_use: KeyUse) -> None:
         """Free the key of a request that didn't run; keep an orphan's, because its caller may have a part and resume later."""
-        if isinstance(claimed, NewKeyUse):
+        if isinstance(key_use, NewKeyUse):
             await self._save(request.request_id, _Ending(None))
         else:
             await self._abandon(request)

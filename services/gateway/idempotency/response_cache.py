@@ -215,4 +215,4 @@ async def _follow(reader: "AnswerRunReader[PromptAccepted, Chunk, Generation]") 
             yield chunk
         if accepted is None and reader.run.head is not None:
             yield reader.run.head
-        yield reader.end
+        yield reader.result

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: Of segments or blocks before the size; a file with more is not a photo.
+#: Segments or blocks read before the size; a file with more is not a photo.
 MAX_SEGMENTS = 1024
 MAX_EXTENSIONS = 64
 

@@ -11,11 +11,11 @@ from services.gateway.images import image_headers
 from shared.api.generation import LONG_SIDE, LOW_LONG_SIDE, ImageDetail, ImagePart
 
 _PATCH = 14
-#: Of encoders with a fixed number of tiles.
+#: What encoders with a fixed number of tiles need.
 _FIXED_TOKENS = 4 * 1601
 #: Marks around an image and at the end of each row.
 _MARKS = 16
-#: Of a small image at many models.
+#: What many models need for a small image.
 _LEAST_LIKELY_TOKENS = 256
 
 

@@ -9,12 +9,11 @@ from typing import Literal
 import msgspec
 
 from services.gateway.limits.tiers import TierPlan
+from shared import errors
 from shared.api.auth import ApiKeyLimits, Principal
 from shared.api.gateway import NO_LIMIT, LimitState
 from shared.types import ModelName, RequestId, Tier
 
-#: Shown to an unlimited caller where a number is required.
-UNLIMITED = NO_LIMIT
 #: Gateways that count alone may together admit this multiple of the limit, so that an uneven distribution of calls doesn't cause
 #: refusals.
 _GENEROSITY = 1.2
@@ -83,37 +82,26 @@ class LimitVerdict(msgspec.Struct, frozen=True):
     counts: tuple[Count, ...]
 
 
-class Allowance(msgspec.Struct, frozen=True):
-    """What is left of a limit."""
-
-    scope: LimitScope
-    kind: LimitKind
-    limit: int
-    remaining: int
-    resets_in_seconds: float
-    #: See ``RequestLimit``.
-    name: str = ""
-    source: str = ""
-
-    @property
-    def used(self) -> int:
-        return self.limit - self.remaining
-
-
 class TightestLimit(msgspec.Struct, frozen=True):
     """The limits with the least left, for the response headers; None if there is none."""
 
-    requests: Allowance | None = None
-    tokens: Allowance | None = None
+    requests: LimitState | None = None
+    tokens: LimitState | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LimitRefusal:
-    """The exceeded limit, with the longest wait if there are several."""
+class LimitReached(errors.Limited):
+    """A limit is exceeded; of several, the one with the longest wait. Carries what is left of all, see ``attach_limits``."""
 
-    allowance: Allowance
-    retry_after_seconds: float
-    tightest: TightestLimit
+    def __init__(self, limits: Sequence[RequestLimit], counts: Sequence[Count], tier: Tier) -> None:
+        limit, count = max(zip(limits, counts, strict=True), key=lambda pair: pair[1].retry_after_seconds)
+        reached = "reached" if limit.kind is LimitKind.CONCURRENCY else "used up"
+        super().__init__(
+            f"{_describe(limit, tier)} is {reached}",
+            hint="wait, or ask an administrator for a higher limit",
+            retry_after_seconds=count.retry_after_seconds,
+        )
+        self.scope = limit.scope
+        attach_limits(self, tightest(limits, counts))
 
 
 #: A request's slot in a concurrency limit: the key of its counter, and the request.
@@ -181,17 +169,17 @@ def most_tokens(limits: Iterable[RequestLimit]) -> int | None:
     return min((limit.most for limit in limits if limit.kind is LimitKind.TOKENS_PER_MINUTE), default=None)
 
 
-def allowances(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> tuple[Allowance, ...]:
-    return tuple(map(_allowance, limits, counts))
+def states(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> tuple[LimitState, ...]:
+    return tuple(map(_state, limits, counts))
 
 
 def tightest(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> TightestLimit:
-    requests: Allowance | None = None
-    tokens: Allowance | None = None
+    requests: LimitState | None = None
+    tokens: LimitState | None = None
     for limit, count in zip(limits, counts, strict=True):
         if limit.kind is LimitKind.CONCURRENCY:
             continue
-        found = _allowance(limit, count)
+        found = _state(limit, count)
         if limit.kind is LimitKind.TOKENS_PER_MINUTE:
             tokens = found if tokens is None or found.remaining < tokens.remaining else tokens
         else:
@@ -199,32 +187,22 @@ def tightest(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> Tightes
     return TightestLimit(requests, tokens)
 
 
-def refusal(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> LimitRefusal:
-    """Return the exceeded limit with the longest wait."""
-    limit, count = max(zip(limits, counts, strict=True), key=lambda pair: pair[1].retry_after_seconds)
-    return LimitRefusal(_allowance(limit, count), count.retry_after_seconds, tightest(limits, counts))
-
-
-def describe(allowance: Allowance, tier: Tier) -> str:
-    owner = {LimitScope.USER: f"the {tier} tier's", LimitScope.KEY: "this key's", LimitScope.MODEL: "the model's"}[allowance.scope]
+def _describe(limit: RequestLimit, tier: Tier) -> str:
+    owner = {LimitScope.USER: f"the {tier} tier's", LimitScope.KEY: "this key's", LimitScope.MODEL: "the model's"}[limit.scope]
     unit = {
         LimitKind.REQUESTS_PER_HOUR: "requests per hour",
         LimitKind.REQUESTS_PER_MINUTE: "requests per minute",
         LimitKind.TOKENS_PER_MINUTE: "tokens per minute",
         LimitKind.CONCURRENCY: "concurrent requests",
-    }[allowance.kind]
-    return f"{owner} limit of {allowance.limit} {unit}"
+    }[limit.kind]
+    return f"{owner} limit of {limit.most} {unit}"
 
 
-def hourly(found: Sequence[Allowance]) -> Allowance:
-    """Return the caller's tightest hourly limit; UNLIMITED if there is none."""
-    hours = [allowance for allowance in found if allowance.kind is LimitKind.REQUESTS_PER_HOUR and allowance.scope is not LimitScope.MODEL]
-    nothing = Allowance(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, UNLIMITED, UNLIMITED, 0)
-    return min(hours, key=lambda allowance: allowance.remaining, default=nothing)
-
-
-def states(found: Iterable[Allowance]) -> tuple[LimitState, ...]:
-    return tuple(LimitState(one.scope, one.kind, one.limit, one.remaining, one.resets_in_seconds, one.name, one.source) for one in found)
+def hourly(found: Sequence[LimitState]) -> LimitState:
+    """Return the caller's tightest hourly limit; NO_LIMIT if there is none."""
+    hours = [state for state in found if state.kind == LimitKind.REQUESTS_PER_HOUR and state.scope != LimitScope.MODEL]
+    nothing = LimitState(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, NO_LIMIT, NO_LIMIT, 0)
+    return min(hours, key=lambda state: state.remaining, default=nothing)
 
 
 def attach_limits(error: Exception, tightest: TightestLimit | None) -> None:
@@ -244,6 +222,6 @@ def shares(limits: Iterable[RequestLimit], gateways: int) -> tuple[RequestLimit,
     return tuple(replace(limit, most=max(1, min(limit.most, int(limit.most * _GENEROSITY / gateways)))) for limit in limits)
 
 
-def _allowance(limit: RequestLimit, count: Count) -> Allowance:
+def _state(limit: RequestLimit, count: Count) -> LimitState:
     left = max(0, min(limit.most, count.left))
-    return Allowance(limit.scope, limit.kind, limit.most, left, count.resets_in_seconds, limit.name, limit.source)
+    return LimitState(limit.scope, limit.kind, limit.most, left, count.resets_in_seconds, limit.name, limit.source)

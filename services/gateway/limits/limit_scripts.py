@@ -108,9 +108,6 @@ class LocalCounters:
         self._globals.redis = self._lua.table(call=self._call)
         self._scripts: dict[str, Any] = {}
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     async def connect(self) -> None: ...
 
     def script(self, name: str, lua: str, *, urgent: bool = False) -> None:

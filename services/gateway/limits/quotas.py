@@ -13,10 +13,10 @@ from uuid import uuid4
 from services.gateway.limits import limit_rules
 from services.gateway.limits.circuit_breaker import FAILURES, Breaker
 from services.gateway.limits.limit_rules import (
-    Allowance,
     ConcurrencySlot,
     CountedRequest,
     LimitKind,
+    LimitReached,
     LimitScope,
     LimitUsage,
     LimitVerdict,
@@ -28,7 +28,7 @@ from services.gateway.limits.limit_scripts import ANSWER_SECONDS, LimitScripts, 
 from services.gateway.limits.tiers import LimitRules
 from shared import errors
 from shared.api.auth import Principal
-from shared.node import lifecycle
+from shared.api.gateway import NO_LIMIT, LimitState
 from shared.stores.cache import Cache, CacheRefuses
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, RequestId, Tier
@@ -39,33 +39,19 @@ _LEASE_SLACK_SECONDS = 10.0
 #: waiting doesn't count as a failure of Valkey.
 _AT_ONCE = 128
 PROBE_SECONDS = 1.0
-#: Two may get lost before the 30 s lease of a slot ends.
+#: For ``Quotas.extend_slots``: two may get lost before the 30 s lease of a slot ends.
 SLOT_HEARTBEAT_SECONDS = 9.0
 #: Slots per call, about 0.5 ms of Valkey's time.
 _SLOTS_AT_ONCE = 256
 #: Requests that ended while Valkey was down and are settled later, about 300 KB. Beyond that, their slots and tokens expire.
 _MOST_UNSETTLED = 1_000
 #: The probe writes, because a read-only Valkey is of no use.
-_PROBE = RequestLimit(LimitScope.USER, LimitKind.CONCURRENCY, limit_rules.hold("probe"), limit_rules.UNLIMITED)
+_PROBE = RequestLimit(LimitScope.USER, LimitKind.CONCURRENCY, limit_rules.hold("probe"), NO_LIMIT)
 _PROBE_LEASE_SECONDS = 1.0
 
 T = TypeVar("T")
 
 _log = logs.get(part="quotas")
-
-
-class LimitReached(errors.Limited):
-    """A limit is exceeded; carries it and what is left of the others."""
-
-    def __init__(self, refused: limit_rules.LimitRefusal, tier: Tier) -> None:
-        reached = "reached" if refused.allowance.kind is limit_rules.LimitKind.CONCURRENCY else "used up"
-        super().__init__(
-            f"{limit_rules.describe(refused.allowance, tier)} is {reached}",
-            hint="wait, or ask an administrator for a higher limit",
-            retry_after_seconds=refused.retry_after_seconds,
-        )
-        self.allowance = refused.allowance
-        self.tightest = refused.tightest
 
 
 class Quotas:
@@ -166,12 +152,9 @@ class Quotas:
             if settled is None:
                 self._settle_later(usage, tokens)
 
-    async def keep_slots(self) -> None:
-        """Extend the slots of running requests forever, so that those of a killed gateway expire soon."""
-        await lifecycle.every(SLOT_HEARTBEAT_SECONDS, self.extend_slots)
-
     async def extend_slots(self) -> None:
-        """Extend all slots once. Never raises; while Valkey is down, only the local counts are extended."""
+        """Extend the slots of running requests, so that those of a killed gateway expire soon. Never raises; while Valkey is down, only the
+        local counts are extended."""
         now = self._clock()
         # An unsettled request ends with its deadline.
         self._slots = {request_id: (usage, until) for request_id, (usage, until) in self._slots.items() if now < until}
@@ -190,7 +173,7 @@ class Quotas:
             if await self._ask(extend) is None:
                 return
 
-    async def read(self, principal: Principal, is_open: Callable[[ModelName], bool] = lambda _model: False) -> tuple[Allowance, ...]:
+    async def read(self, principal: Principal, is_open: Callable[[ModelName], bool] = lambda _model: False) -> tuple[LimitState, ...]:
         """Return what is left of this caller's limits and of each limited model that ``is_open`` to it, without counting."""
         limited = self._read_rules().models
         found = self.limits(principal, *(model for model in limited if is_open(model)))
@@ -198,7 +181,7 @@ class Quotas:
         if verdict is None:
             found = limit_rules.shares(found, self._gateways())
             verdict = await self._local.read(found, tokens=0)
-        return limit_rules.allowances(found, verdict.counts)
+        return limit_rules.states(found, verdict.counts)
 
     def limits(self, principal: Principal, *models: ModelName) -> tuple[RequestLimit, ...]:
         """Return every limit that a request of this caller to these models counts against."""
@@ -236,7 +219,7 @@ class Quotas:
     ) -> LimitUsage:
         if not verdict.admitted:
             self._refused.inc()
-            raise LimitReached(limit_rules.refusal(found, verdict.counts), tier)
+            raise LimitReached(found, verdict.counts, tier)
         self._admitted.inc()
         held = tuple(limit for limit in found if limit.kind in limit_rules.HELD)
         usage = LimitUsage(counted, request_id, held, limit_rules.tightest(found, verdict.counts))

@@ -114,7 +114,6 @@ class MessagesFormat(AnswerFormat):
         return [MessagesEvent("message_start", message=self._message((), None, MessagesUsage(0, 0)))]
 
     def _add(self, block: Block, piece: str, delta: EventDelta, *, begins: bool = False) -> list[MessagesEvent]:
-        """Add a piece to the open block, or to a new one."""
         events: list[MessagesEvent] = []
         if begins or type(block) is not type(self._open):
             events = [*self._close(), MessagesEvent("content_block_start", len(self._blocks), block)]

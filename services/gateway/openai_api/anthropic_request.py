@@ -117,7 +117,7 @@ _BLOCKS = ("text", "image", "tool_use", "tool_result", "thinking")
 _SKIPPED = ("redacted_thinking",)
 #: Fields that clients copy from an answer, and hints for Anthropic's cache.
 _SILENT = ("cache_control", "citations", "caller")
-#: Of a tool; the arguments of a required call always match its schema.
+#: Fields of a tool that have no effect: the arguments of a required call always match its schema.
 _SILENT_IN_TOOLS = ("type", "cache_control", "strict")
 _ROLE_OF = {ToolUseBlock: "assistant", ToolResultBlock: "user", ThinkingBlock: "assistant"}
 

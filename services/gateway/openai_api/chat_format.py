@@ -68,7 +68,7 @@ class Choice(msgspec.Struct, frozen=True):
 class ServedBy(msgspec.Struct, frozen=True):
     """Our addition to OpenAI's answers."""
 
-    #: Of the route.
+    #: The route's name for it.
     target: str
 
 
@@ -209,7 +209,6 @@ class _GatheredChat:
         self._logprobs: list[TokenChoice] = []
 
     def add(self, chunk: Chunk) -> Delta:
-        """Add a chunk; return the delta."""
         calls: tuple[ToolCallDelta, ...] = ()
         if self._calls is not None or chunk.tool_calls or chunk.call_parts:
             self._calls = self._calls or CallParts(parallel=self._parallel_calls)

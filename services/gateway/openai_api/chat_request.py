@@ -119,14 +119,14 @@ def to_request(chat: ChatBody) -> InferenceRequest:
         format=request.format if chat.response_format is None else _json_format(chat.response_format, request.format),
         tools=tools,
         tool_choice=tool_choice,
-        chat_template_kwargs=chat_messages.template_kwargs(chat.chat_template_kwargs) if chat.chat_template_kwargs else "",
+        chat_template_kwargs=json_text(chat.chat_template_kwargs) if chat.chat_template_kwargs else "",
         conversation_id=named_conversation(chat.metadata) if chat.metadata else None,
     )
 
 
-def named_conversation(metadata: Mapping[str, Any] | None) -> str | None:
+def named_conversation(metadata: Mapping[str, Any]) -> str | None:
     """Return the conversation that the metadata name, if any; a header comes first. Raises BadField for an invalid id."""
-    found = None if metadata is None else metadata.get("conversation_id")
+    found = metadata.get("conversation_id")
     if found is None:
         return None
     if not isinstance(found, str) or not 0 < len(found) <= MAX_CONVERSATION_CHARACTERS:

@@ -30,7 +30,7 @@ class InfillBody(msgspec.Struct, frozen=True, kw_only=True):
     input_prefix: str = ""
     #: Between ``input_prefix`` and the gap.
     prompt: str = ""
-    #: Behind the gap.
+    #: After the gap.
     input_suffix: str = ""
     #: Texts of other files.
     input_extra: tuple[ExtraFile, ...] = ()
@@ -56,14 +56,13 @@ class InfillAnswer(msgspec.Struct, frozen=True):
     #: ``eos`` or ``limit``; empty before the end.
     stop_type: str = ""
     tokens_predicted: int = 0
-    #: Of the prompt.
+    #: The tokens of the prompt.
     tokens_evaluated: int = 0
 
 
 class InfillRoute:
-    def __init__(self, deduplicated: DeduplicatedInference, *, request_seconds: float) -> None:
+    def __init__(self, deduplicated: DeduplicatedInference) -> None:
         self._deduplicated = deduplicated
-        self._request_seconds = request_seconds
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -74,13 +73,12 @@ class InfillRoute:
 
     async def _infill(self, call: HttpCall) -> None:
         body = request_bodies.convert(request_bodies.read_given(call.body), InfillBody)
-        request = to_request(body)
-        await answer_delivery.answer(self._deduplicated, self._request_seconds, call, request, InfillFormat(), stream=body.stream)
+        await answer_delivery.answer(self._deduplicated, call, to_request(body), InfillFormat(), stream=body.stream)
 
 
 def to_request(body: InfillBody) -> InferenceRequest:
     """Convert the request. Raises BadField."""
-    # The server means "until the end of the answer" by -1.
+    # -1 means "until the end of the answer" to llama.cpp's server.
     max_tokens = None if body.n_predict == -1 else body.n_predict
     ensure_tokens("n_predict", max_tokens)
     extra = "".join(f"{file.filename}\n{file.text}\n\n" for file in body.input_extra)

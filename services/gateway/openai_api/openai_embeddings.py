@@ -49,9 +49,8 @@ class EmbeddingList(msgspec.Struct, frozen=True):
 
 
 class OpenAiEmbeddings:
-    def __init__(self, deduplicated: DeduplicatedInference, *, request_seconds: float) -> None:
+    def __init__(self, deduplicated: DeduplicatedInference) -> None:
         self._deduplicated = deduplicated
-        self._request_seconds = request_seconds
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -61,8 +60,8 @@ class OpenAiEmbeddings:
 
     async def _embed(self, call: HttpCall) -> None:
         body = read(call.body)
-        request, seconds = to_request(body), self._request_seconds
-        await call.answer(answer(*await answer_delivery.embed(call, self._deduplicated, request, partial(encode, body), seconds=seconds)))
+        encoded, result = await answer_delivery.embed(self._deduplicated, call, to_request(body), partial(encode, body))
+        await call.answer(answer(encoded, result))
 
 
 def read(body: bytes) -> EmbeddingBody:
@@ -79,7 +78,6 @@ def to_request(body: EmbeddingBody) -> EmbeddingRequest:
 
 
 def encode(body: EmbeddingBody, index: int, vector: bytes) -> msgspec.Raw:
-    """Encode one vector of the answer as JSON."""
     numbers = base64.b64encode(vector).decode() if body.encoding_format == "base64" else embedding.decode_vector(vector)
     return msgspec.Raw(msgspec.json.encode(EmbeddingObject(numbers, index)))
 

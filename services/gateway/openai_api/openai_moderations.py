@@ -43,9 +43,8 @@ class ModerationList(msgspec.Struct, frozen=True):
 
 
 class OpenAiModerations:
-    def __init__(self, pipeline: Pipeline, *, request_seconds: float) -> None:
+    def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._request_seconds = request_seconds
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -58,7 +57,7 @@ class OpenAiModerations:
         call.refuse_idempotency_key()
         texts = (body.input,) if isinstance(body.input, str) else body.input
         request = ModerationRequest(texts, body.model, forbid_external=call.forbids_external)
-        async with self._pipeline.moderate(call.caller, request, seconds=self._request_seconds) as running:
+        async with self._pipeline.moderate(call.caller, request, seconds=self._pipeline.most_seconds) as running:
             call.add_headers(answer_delivery.headers(running))
             verdicts = await running.read()
         assert running.model is not None

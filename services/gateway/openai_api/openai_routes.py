@@ -35,13 +35,10 @@ _METHOD = "processInferenceRequest"
 class OpenAi:
     """The handlers of /v1. ``served`` returns the models that a caller may use, the default first."""
 
-    def __init__(
-        self, deduplicated: DeduplicatedInference, served: Callable[[Principal], tuple[ServedModel, ...]], *, request_seconds: float
-    ) -> None:
+    def __init__(self, deduplicated: DeduplicatedInference, served: Callable[[Principal], tuple[ServedModel, ...]]) -> None:
         self._deduplicated = deduplicated
         self._served = served
-        self._request_seconds = request_seconds
-        self._answer = partial(answer_delivery.answer, deduplicated, request_seconds)
+        self._answer = partial(answer_delivery.answer, deduplicated)
         self._started_at = int(time.time())
 
     def routes(self) -> tuple[HttpRoute, ...]:
@@ -80,7 +77,7 @@ class OpenAi:
             await self._answer(call, requests[0], form, stream=body.stream)
             return
         repeats = _parts(answer_delivery.read_repeat(call), requests)
-        ends_at = time.monotonic() + self._request_seconds
+        ends_at = time.monotonic() + self._deduplicated.most_seconds
         if body.stream:
             call.expect_events(form.failed)
         for number, (request, repeat) in enumerate(zip(requests, repeats, strict=True), 1):

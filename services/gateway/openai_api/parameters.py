@@ -36,45 +36,41 @@ def _only(description: str, *values: object) -> ParameterRule:
 
 
 _USER = _ignored(str, "the credential identifies the caller")
-_METADATA = _ignored(dict, "requests are not stored")
 _CACHE_KEY = _ignored(str, "prompt prefixes are cached automatically, per account")
 _CACHE_OPTIONS = _ignored(dict, "prompt prefixes are cached automatically, per account")
 _SERVICE_TIER = _ignored(str, "there are no service tiers")
-_MODERATION = ParameterRule("is not supported; policies decide what is checked, and POST /v1/moderations checks texts")
-_VERBOSITY = _ignored(str, "say in the prompt how long the answer should be")
 
-CHAT: Mapping[str, ParameterRule] = {
+#: Chats and responses have these.
+_COMMON: Mapping[str, ParameterRule] = {
     "user": _USER,
     "safety_identifier": _USER,
     "prompt_cache_key": _CACHE_KEY,
     "prompt_cache_retention": _CACHE_KEY,
     "prompt_cache_options": _CACHE_OPTIONS,
+    "service_tier": _SERVICE_TIER,
+    "moderation": ParameterRule("is not supported; policies decide what is checked, and POST /v1/moderations checks texts"),
+}
+
+CHAT: Mapping[str, ParameterRule] = {
+    **_COMMON,
     "cache_control": _ignored(dict, "prompt prefixes are cached automatically, per account; also in messages, their parts and tools"),
     "store": _ignored(bool, "answers are not stored"),
     "functions": _only("is deprecated; use tools", []),
     "function_call": _only("is deprecated; use tool_choice", "none", "auto"),
-    "service_tier": _SERVICE_TIER,
     "modalities": _only('must be ["text"]; models only generate text', ["text"]),
-    "verbosity": _VERBOSITY,
+    "verbosity": _ignored(str, "say in the prompt how long the answer should be"),
     "audio": ParameterRule("is not supported; models only generate text"),
     "prediction": _ignored(dict, "it only makes answers faster, not different"),
     "web_search_options": ParameterRule("is not supported; offer a tool that searches the web"),
-    "moderation": _MODERATION,
 }
 
-COMPLETIONS: Mapping[str, ParameterRule] = {
-    "user": _USER,
-}
+COMPLETIONS: Mapping[str, ParameterRule] = {"user": _USER}
 
 #: Values of `include`; encrypted reasoning is accepted, but there never is any.
 INCLUDABLE = ("message.output_text.logprobs", "reasoning.encrypted_content")
 
 RESPONSES: Mapping[str, ParameterRule] = {
-    "user": _USER,
-    "safety_identifier": _USER,
-    "prompt_cache_key": _CACHE_KEY,
-    "prompt_cache_retention": _CACHE_KEY,
-    "prompt_cache_options": _CACHE_OPTIONS,
+    **_COMMON,
     "cache_control": _CACHE_OPTIONS,
     "store": _ignored(bool, "answers are not stored, and the response says so"),
     "max_tool_calls": _ignored(int, "it limits OpenAI's built-in tools, which are not supported"),
@@ -84,15 +80,13 @@ RESPONSES: Mapping[str, ParameterRule] = {
     "prompt": ParameterRule("cannot be found: prompts are not stored; send its text as instructions and input"),
     "truncation": _only("must be disabled; shorten the input yourself if it is too long", "disabled"),
     "context_management": _only("is not supported; shorten the input yourself", []),
-    "service_tier": _SERVICE_TIER,
-    "moderation": _MODERATION,
     "image": ParameterRule("is not supported; only text is accepted"),
     "access_programs": ParameterRule("is not supported; leave it out"),
 }
 
 #: Anthropic's.
 MESSAGES: Mapping[str, ParameterRule] = {
-    "metadata": _METADATA,
+    "metadata": _ignored(dict, "requests are not stored"),
     "cache_control": _CACHE_OPTIONS,
     "service_tier": _SERVICE_TIER,
     "context_management": _only("is not supported; shorten the conversation yourself", {}),

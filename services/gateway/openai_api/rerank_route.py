@@ -52,9 +52,8 @@ class RerankAnswer(msgspec.Struct, frozen=True):
 
 
 class RerankRoute:
-    def __init__(self, pipeline: Pipeline, *, request_seconds: float) -> None:
+    def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._request_seconds = request_seconds
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -68,7 +67,7 @@ class RerankRoute:
         call.refuse_idempotency_key()
         texts = tuple(given if isinstance(given, str) else given.text for given in body.documents)
         request = RankingRequest(body.query, texts, body.model, body.top_n, call.forbids_external)
-        async with self._pipeline.rank(call.caller, request, seconds=self._request_seconds) as running:
+        async with self._pipeline.rank(call.caller, request, seconds=self._pipeline.most_seconds) as running:
             call.add_headers(answer_delivery.headers(running))
             scores = await read_scores(running)
         ranking = rank(running, scores, body.top_n)

@@ -35,7 +35,7 @@ class ReasoningTextPart(msgspec.Struct, frozen=True, tag_field="type", tag="reas
 
 
 class OutputReasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
-    """The model's thoughts, whole. Send them back with the answer behind them."""
+    """The model's thoughts, whole. Send them back before the answer that follows them."""
 
     id: str
     status: str

@@ -43,7 +43,7 @@ class ResponsesFormat(AnswerFormat):
         self._items: list[_Item] = []
         #: Thoughts or a call that end when something else begins. The message ends with the answer.
         self._open: _Item | None = None
-        #: Of the items that have ended.
+        #: The statuses of the items that have ended.
         self._statuses: dict[_Item, str] = {}
         self._thoughts: list[list[str]] = []
         self._texts: list[str] = []

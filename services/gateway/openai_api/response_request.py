@@ -104,7 +104,7 @@ def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
                 text, images = _content(f"input[{index}].content", item.content)
                 messages.append(ChatMessage(_ROLES[item.role], text, reasoning=reasoning, images=images))
             case ReasoningItem():
-                # They are one turn with what the model says behind them.
+                # The message after it belongs to the same turn: see ``_pop_thoughts``.
                 if thoughts := "".join(part.text for part in item.content):
                     messages.append(ChatMessage("assistant", "", reasoning=thoughts))
             case FunctionOutputItem():

@@ -58,9 +58,8 @@ class PromptText(msgspec.Struct, frozen=True):
 
 
 class TokenRoutes:
-    def __init__(self, pipeline: Pipeline, *, request_seconds: float) -> None:
+    def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._request_seconds = request_seconds
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -90,7 +89,9 @@ class TokenRoutes:
 
     async def _convert(self, call: HttpCall, request: Conversion) -> tuple[ActiveConversion, bytes]:
         call.refuse_idempotency_key()
-        conversion = self._pipeline.convert(call.caller, request, seconds=self._request_seconds, forbids_external=call.forbids_external)
+        conversion = self._pipeline.convert(
+            call.caller, request, seconds=self._pipeline.most_seconds, forbids_external=call.forbids_external
+        )
         async with conversion as running:
             call.add_headers(answer_delivery.headers(running))
             return running, await running.read()

@@ -21,7 +21,7 @@ RESTRICTING: dict[str, frozenset[str]] = {
     "credits.move": frozenset({"credits.moved"}),
     "credits.revert": frozenset({"credits.reverted"}),
     "policy.set": frozenset({"organization.policy_tightened"}),
-    # Of their documents, policies only; prices, routes and limits are settings, which are not replayed.
+    # Only the policies among their documents: prices, routes and limits are settings, which are not replayed.
     "config.apply": frozenset({"organization.policy_tightened"}),
     "config.rollback": frozenset({"organization.policy_tightened"}),
     "config.import": frozenset({"organization.policy_tightened"}),

@@ -28,21 +28,20 @@ class ServingTarget(msgspec.Struct, frozen=True):
     model: ModelName
     #: None without a route.
     route: RouteUse | None = None
-    #: Upstream money for a UTC day; None for no limit.
+    #: These two: see ``RouteTarget``.
     ceiling_micro: MicroCredits | None = None
-    #: Of a chat model that moderates.
     format: ModerationFormat | None = None
-    #: See ``Route.cache_seconds``.
+    #: See ``Route``.
     cache_seconds: int | None = None
 
     @property
-    def place(self) -> tuple[str, str]:
-        """Return route and target, for the money that it costs upstream."""
+    def spending_key(self) -> tuple[str, str]:
+        """Return route and target, under which upstream money is counted."""
         return ("", self.model) if self.route is None else (self.route.route, self.route.target)
 
 
 class ActiveRequest(ABC):
-    """Tracks one request from its arrival in the pipeline to its row."""
+    """Tracks one request from its arrival in the pipeline to its row. What most requests never set is a class attribute."""
 
     #: The method name in metrics, the same for all APIs, and the operation name of OpenTelemetry.
     method: ClassVar[str]
@@ -64,7 +63,7 @@ class ActiveRequest(ABC):
     begins_conversation = False
     #: The largest size of the prompt that is believed, and an estimate; 0 until it is admitted.
     most_prompt_tokens = likely_prompt_tokens = 0
-    #: Guardrails look at it.
+    #: Its caller's policy has guardrails.
     is_guarded = False
     #: The number of workers that ran it.
     attempts = 0
@@ -98,9 +97,9 @@ class ActiveRequest(ABC):
         self.is_counted_late = False
         #: Whether the caller may know which target serves it.
         self.shows_target = True
-        #: What guardrails found in the prompt; None if they don't look at it.
+        #: What guardrails found in the prompt; None if they don't check it.
         self.prompt_matches: GuardMatches | None = None
-        #: That guardrails took so far.
+        #: How long guardrails took so far.
         self.guard_seconds = 0.0
         #: Set when its targets are found.
         self.upstream = UpstreamPrices()
@@ -127,7 +126,6 @@ class ActiveRequest(ABC):
         return self
 
     def try_target(self, target: ServingTarget) -> None:
-        """Record which target serves the request from now on."""
         self._target, self.served_model, self.route = target, target.model, target.route
 
     @property
@@ -156,7 +154,6 @@ class ActiveRequest(ABC):
 
     @property
     def guard_counts(self) -> tuple[GuardCount, ...]:
-        """Return what guardrails have found so far."""
         places = ((GuardPlace.PROMPT, self.prompt_matches), (GuardPlace.ANSWER, self._answer_matches()))
         return tuple(
             GuardCount(kind, action, place, number)
@@ -175,9 +172,9 @@ class ActiveRequest(ABC):
         self._claims.append((self._target, claim))
 
     @property
-    def held_seconds(self) -> float:
+    def start_wait_seconds(self) -> float:
         """Return how long it waited for workers that were starting."""
-        return sum(claim.held_seconds for _, claim in self._claims)
+        return sum(claim.start_wait_seconds for _, claim in self._claims)
 
     def _spending(self, *, has_delivered: bool) -> tuple[TargetSpending, ...]:
         """Return what it has cost upstream: the last attempt by its usage, earlier ones by their prompt if it was read."""
@@ -194,7 +191,7 @@ class ActiveRequest(ABC):
             else:
                 continue
             if micro := self.upstream.cost(target.model, usage):
-                found.append(TargetSpending(*target.place, micro))
+                found.append(TargetSpending(*target.spending_key, micro))
         return tuple(found)
 
     @property

@@ -165,7 +165,7 @@ class ActiveConversion(ActiveTexts[Conversion, Conversion]):
 
     method, operation = inference.tokenize.name.partition(".")[2], "tokenize"
     answers: AsyncGenerator[ConversionItem] | None
-    #: Of the model; 0 if unknown.
+    #: The model's context; 0 if unknown.
     context_tokens = 0
 
     def validate(self) -> AdmittedTexts:

@@ -16,7 +16,7 @@ from shared.api.inference import Chunk, PromptAccepted
 from shared.timing.bounded_waits import DeadlineWaits
 from shared.types import FinishReason
 
-#: Of each answer. A page of text fits, so most answers need no second step.
+#: For each answer. A page of text fits, so most answers need no second step.
 STEP_TOKENS = 4096
 #: A first step may be smaller, but each step costs a call.
 _LEAST_STEP = 256
@@ -66,12 +66,12 @@ class AnswerBounds:
     def can_grow(self) -> bool:
         return not (self._is_refused or self._is_last)
 
-    def extended(self, held: int) -> None:
+    def record_extension(self, held: int) -> None:
         """Record the answer to ``wanted``. Less is the last step."""
         self._is_refused = held < self.wanted
         self._held = max(self._held, held)
 
-    def accepted(self, prompt_tokens: int) -> None:
+    def record_acceptance(self, prompt_tokens: int) -> None:
         self._prompt_tokens = prompt_tokens
 
     def take(self, chunk: Chunk) -> bool:
@@ -111,10 +111,10 @@ class _Steps:
             if self._extending is None and not self._bounds.can_grow:
                 return False
             self._extending = self._extending or self._extend(self._bounds.wanted)
-            self._bounds.extended(await self._extending)
+            self._bounds.record_extension(await self._extending)
             self._extending = None
         if self._extending is not None and self._extending.done():
-            self._bounds.extended(self._extending.result())
+            self._bounds.record_extension(self._extending.result())
             self._extending = None
         if self._extending is None and self._bounds.needs_step:
             self._extending = self._extend(self._bounds.wanted)
@@ -153,7 +153,7 @@ async def bounded(
                 if item is None:
                     return
                 if isinstance(item, PromptAccepted):
-                    bounds.accepted(item.prompt_tokens)
+                    bounds.record_acceptance(item.prompt_tokens)
                 elif isinstance(item, Chunk) and not (item.waiting or is_free() or await steps.take(item)):
                     yield bounds.cut_off()
                     return

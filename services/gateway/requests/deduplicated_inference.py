@@ -17,9 +17,9 @@ from typing import Any, Protocol, TypeVar
 
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_buffer import Piece
-from services.gateway.idempotency.answer_reader import RepeatedAnswerFacts
+from services.gateway.idempotency.answer_reader import ReplyHead
 from services.gateway.idempotency.answer_runs import AnswerRun
-from services.gateway.idempotency.idempotency_keys import FIELD, End, IdempotentRequest, NewKeyUse, Orphaned
+from services.gateway.idempotency.idempotency_keys import FIELD, End, IdempotentRequest, KeyUse
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.prompt_admission import BadField
 from services.gateway.requests.image_admission import ImageLimits
@@ -51,7 +51,7 @@ End_co = TypeVar("End_co", covariant=True)
 
 class ReplyFacts(Protocol):
     @property
-    def head(self) -> RepeatedAnswerFacts: ...
+    def head(self) -> ReplyHead: ...
 
     @property
     def is_repeat(self) -> bool:
@@ -74,6 +74,11 @@ class DeduplicatedInference:
         self._pipeline = pipeline
         self._images = images
         self._idempotency = idempotency
+
+    @property
+    def most_seconds(self) -> float:
+        """Return the time limit for a request."""
+        return self._pipeline.most_seconds
 
     async def admit_images(self, request: InferenceRequest, written: MutableMapping[str, bytes] | None = None) -> InferenceRequest:
         """Return the request as ``run`` takes it. See ``ImageLimits.admit``."""
@@ -120,14 +125,14 @@ class DeduplicatedInference:
         assert key is not None
         keyed_request = replace(_keyed(key, principal, request, repeat), config_revision=self._pipeline.config_revision)
 
-        async def produce(run: AnswerRun[Any, Chunk, InferenceResult], claim: NewKeyUse | Orphaned) -> InferenceResult:
+        async def produce(run: AnswerRun[Any, Chunk, InferenceResult], key_use: KeyUse) -> InferenceResult:
             # The maximum, because every reader has its own deadline; but a whole answer has to be there at that of its first one.
             left = self._idempotency.most_seconds if streamed else min(seconds, self._idempotency.most_seconds)
             running = self._pipeline.run(
                 principal,
                 request,
                 seconds=left,
-                claim=claim,
+                key_use=key_use,
                 cache=cache,
                 streamed=streamed,
                 continues_elsewhere=lambda: not run.was_stopped,
@@ -143,7 +148,7 @@ class DeduplicatedInference:
                 if not streamed and not answer.is_repeat:
                     # It is still billed: other callers may have read it as a stream.
                     with suppress(errors.Unavailable):
-                        await self.withdraw(principal, key)
+                        await self.cancel(principal, key)
                 raise
 
     def embed(
@@ -153,12 +158,12 @@ class DeduplicatedInference:
         if key is None:
             return self._pipeline.embed(principal, request, seconds=seconds)
 
-        async def produce(run: AnswerRun[Any, Vectors, EmbeddingResult], _claim: NewKeyUse | Orphaned) -> EmbeddingResult:
+        async def produce(run: AnswerRun[Any, Vectors, EmbeddingResult], _key_use: KeyUse) -> EmbeddingResult:
             return await _record_answer(run, self._pipeline.embed(principal, request, seconds=self._idempotency.most_seconds))
 
         return self._idempotency.answer(_keyed(key, principal, request, NO_REPEAT), produce, seconds=seconds, whole=True)
 
-    async def withdraw(self, principal: Principal, key: str) -> None:
+    async def cancel(self, principal: Principal, key: str) -> None:
         """Cancel the request under this key. Does nothing if no gateway runs it. Raises Unavailable."""
         await self._idempotency.cancel(principal.tenant_id, key)
 

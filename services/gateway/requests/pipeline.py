@@ -23,11 +23,11 @@ from services.gateway import failover
 from services.gateway.billing import request_record
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import WorkerClaim
-from services.gateway.billing.route_metrics import RouteCounters
+from services.gateway.billing.route_metrics import RequestCounters
 from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.cache_keys import NO_USE, CacheUse
-from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
+from services.gateway.idempotency.idempotency_keys import KeyUse, OrphanedKeyUse
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.prompt_admission import ModerationRequest
 from services.gateway.relay import AnswerItem, Relay, TextRequest
@@ -47,7 +47,7 @@ from shared.api.embedding import EmbeddingRequest, RankingRequest, Vectors
 from shared.api.gateway import InferenceRequest
 from shared.api.inference import ConvertedPart, ModerationNotice, ModerationVerdict
 from shared.spans import REQUEST_ID
-from shared.telemetry import Metrics, logs, tracing
+from shared.telemetry import logs, tracing
 from shared.telemetry.answer_metrics import GatewayAnswers, MeasuredAnswer
 from shared.types import MicroCredits, ModelName, RequestStatus, Role
 
@@ -77,6 +77,8 @@ _log = logs.get(part="pipeline")
 
 
 class Pipeline:
+    """Runs requests. Raises what their admission and their worker raise."""
+
     def __init__(
         self,
         admission: RequestAdmission,
@@ -84,10 +86,13 @@ class Pipeline:
         recorder: UsageRecorder,
         publish: Callable[[events.Event], None],
         *,
+        most_seconds: float,
         responses: ResponseCache | None = None,
         cache_only_when_asked: bool = False,
     ) -> None:
         """``responses`` is None if the cache is disabled."""
+        #: Time limit for a request, for callers without an earlier deadline.
+        self.most_seconds = most_seconds
         self._admission = admission
         self._quotas, self._ledger = admission.quotas, admission.search.ledger
         self._relay = relay
@@ -102,8 +107,7 @@ class Pipeline:
         self.running: dict[ActiveRequest, Principal] = {}
         self.clock = admission.search.clock
         self._answers_ended = GatewayAnswers(admission.metrics)
-        self._endings = CompletionCounters(admission.metrics, self._answers_ended.label_of)
-        self._routes = RouteCounters(admission.metrics)
+        self._counters = RequestCounters(admission.metrics, self._answers_ended.label_of)
 
     @property
     def config_revision(self) -> int:
@@ -116,27 +120,27 @@ class Pipeline:
         request: InferenceRequest,
         *,
         seconds: float,
-        claim: NewKeyUse | Orphaned | None = None,
+        key_use: KeyUse | None = None,
         cache: cache_keys.CacheRequest = cache_keys.CacheRequest.NOTHING,
         streamed: bool = True,
         continues_elsewhere: Callable[[], bool] = lambda: False,
     ) -> AbstractAsyncContextManager[ActivePrompt]:
-        """Run a prompt. ``claim``: of an idempotency key; its seed, model and guardrails make the answer reproducible. ``streamed``: the
+        """Run a prompt. ``key_use``: its seed, model and guardrails make the answer reproducible. ``streamed``: the
         caller reads token by token; under a key, others may. ``continues_elsewhere``: see ``ActiveRequest``. Raises what
         ``RequestAdmission`` raises, or the worker's error. Leaving the block with an exception, cancellation included, ends the generation
         on the worker."""
         running = ActivePrompt(self.clock)
-        running.is_unstreamed, running.continues_elsewhere = not streamed and claim is None, continues_elsewhere
+        running.is_unstreamed, running.continues_elsewhere = not streamed and key_use is None, continues_elsewhere
         running.moderate = partial(self._moderate_for, principal, request)
 
         def start(call: TargetCall[inference.ProcessPrompt], seconds: float) -> AsyncGenerator[AnswerItem]:
-            answers = self._answers(running, call, seconds=seconds, claim=claim, cache=cache)
+            answers = self._answers(running, call, seconds=seconds, key_use=key_use, cache=cache)
             is_whole = not streamed or running.is_unstreamed
             if not (is_whole or call.call.open_ended):
                 return answers
             return self._bounded(answers, running, call, principal, seconds, is_whole=is_whole)
 
-        admit = partial(self._admission.admit_prompt, running, principal, request, seconds, claim)
+        admit = partial(self._admission.admit_prompt, running, principal, request, seconds, key_use)
         return self._recorded(running, principal, seconds, admit, start)
 
     def embed(self, principal: Principal, request: EmbeddingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveEmbedding]:
@@ -161,7 +165,7 @@ class Pipeline:
 
     def _read(self, running: Texts, principal: Principal, seconds: float) -> AbstractAsyncContextManager[Texts]:
         def start(call: TargetCall[TextRequest], seconds: float) -> AsyncGenerator[object]:
-            on_claim = partial(self._claimed, running, call.target, is_paced=False)
+            on_claim = partial(self._record_claim, running, call.target, is_paced=False)
             return self._relay.read(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
 
         return self._recorded(running, principal, seconds, partial(self._admission.admit_texts, running, principal, seconds), start)
@@ -207,7 +211,7 @@ class Pipeline:
             raise
         except asyncio.CancelledError:
             # A deadline reaches a handler as a cancellation, too.
-            is_late = running.seconds_so_far - running.held_seconds >= seconds - _CLOCK_SLACK_SECONDS
+            is_late = running.seconds_so_far - running.start_wait_seconds >= seconds - _CLOCK_SLACK_SECONDS
             status = RequestStatus.TIMEOUT if is_late else RequestStatus.CANCELLED
             is_taken_over = status is RequestStatus.CANCELLED and running.continues_elsewhere()
             raise
@@ -225,12 +229,12 @@ class Pipeline:
                 else:
                     # The gateway that continues the request, or settles its overdue reservation, writes the row.
                     self._recorder.release()
-                    self._ledger.ended(running.request_id)
+                    self._ledger.forget(running.request_id)
             if running.limit_usage is not None:
                 await self._quotas.settle(running.limit_usage, tokens=0 if running.cached else running.usage.total_tokens)
             if written is not None and (status is RequestStatus.SUCCESS or failure is not None):
                 with tracing.span("ledger.settle"):
-                    await self._recorder.written(written)
+                    await self._recorder.wait_until_saved(written)
 
     async def _first_to_answer(
         self, running: Running, calls: Sequence[TargetCall[Call]], start: Start[Call, Item], seconds: float
@@ -251,17 +255,17 @@ class Pipeline:
                 if not self._relay.budget.spend(self.clock()):
                     raise
                 _log.warning("target failed before its first token", model=call.target.model, code=errors.code_of(error))
-                self._routes.fell_back(*call.target.place, error)
+                self._counters.count_fallback(*call.target.spending_key, error)
                 running.leave_target(error)
             else:
                 return
 
-    def _claimed(self, running: ActiveRequest, target: ServingTarget, claim: Claim, delivered_tokens: int, *, is_paced: bool) -> None:
+    def _record_claim(self, running: ActiveRequest, target: ServingTarget, claim: Claim, delivered_tokens: int, *, is_paced: bool) -> None:
         running.add_claim(claim)
         if running.held is not None:
             price = running.held.prices[target.model]
             delivered = delivered_tokens if is_paced else 0
-            self._ledger.claimed(
+            self._ledger.record_claim(
                 WorkerClaim(running.request_id, claim.worker.node, delivered, target.model, price.id, target.route, claim.provider)
             )
 
@@ -271,7 +275,7 @@ class Pipeline:
         target_call: TargetCall[inference.ProcessPrompt],
         *,
         seconds: float,
-        claim: NewKeyUse | Orphaned | None,
+        key_use: KeyUse | None,
         cache: cache_keys.CacheRequest,
     ) -> AsyncGenerator[AnswerItem]:
         admitted, requirements = target_call.call, target_call.requirements
@@ -279,27 +283,24 @@ class Pipeline:
         responses: ResponseCache | None = None
         use = NO_USE
         if config.is_deterministic or target_call.target.cache_seconds is not None:
-            use = self._plan_cache(cache, config, target_call.target, claim)
+            use = self._plan_cache(cache, config, target_call.target, key_use)
             responses = self._responses if use else None
         # Cached and idempotent answers have several readers and run ahead of them; an unstreamed answer is read at its end.
-        paced = responses is None and streamed and claim is None
+        paced = responses is None and streamed and key_use is None
         seeded = config
         if config.seed is None:
             # Set by the gateway, so that another worker can draw the same tokens after a failover.
-            seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if claim is None else claim.seed)
+            seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if key_use is None else key_use.seed)
         prompt = msgspec.structs.replace(admitted, model_config=seeded, streamed=streamed, reader_paced=paced)
-        on_claim = partial(self._claimed, running, target_call.target, is_paced=paced)
+        on_claim = partial(self._record_claim, running, target_call.target, is_paced=paced)
+        generate = partial(self._relay.generate, prompt, requirements, on_claim=on_claim)
         if responses is None:
-            return self._relay.generate(prompt, requirements, seconds=seconds, on_claim=on_claim)
+            return generate(seconds)
         digest = routing.digest_of(requirements.model, self._admission.search.directory.usable(Role.WORKER))
         assert not isinstance(admitted.prompt, str)  # admission converts it to messages
         question = cache_keys.CacheQuestion(
             requirements.tenant, admitted.prompt, config, digest, requirements.placement.external, target_call.target.cache_seconds
         )
-
-        def generate(seconds: float) -> AsyncGenerator[AnswerItem]:
-            return self._relay.generate(prompt, requirements, seconds=seconds, on_claim=on_claim)
-
         return responses.answer(question, generate, use=use, seconds=seconds, set_origin=running.set_origin)
 
     def _bounded(
@@ -318,10 +319,10 @@ class Pipeline:
         assert most is not None  # admission sets it
         margin = min(DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE * seconds)
         # A start of a worker doesn't count.
-        ends_at = self.clock() + seconds - margin - running.held_seconds
+        ends_at = self.clock() + seconds - margin - running.start_wait_seconds
 
         def seconds_left() -> float:
-            return ends_at + running.held_seconds - self.clock()
+            return ends_at + running.start_wait_seconds - self.clock()
 
         return bounded_answers.bounded(
             answers,
@@ -332,21 +333,21 @@ class Pipeline:
         )
 
     def _plan_cache(
-        self, cache: cache_keys.CacheRequest, config: inference.ModelConfig, target: ServingTarget, claim: NewKeyUse | Orphaned | None
+        self, cache: cache_keys.CacheRequest, config: inference.ModelConfig, target: ServingTarget, key_use: KeyUse | None
     ) -> CacheUse:
         """Raises AnswerGone if the caller has a part of an answer that can't be had again."""
         same_requests = target.cache_seconds is not None
         use = cache_keys.plan(cache, config, only_when_asked=self._cache_only_when_asked, same_requests=same_requests)
-        if not use.read or config.is_deterministic or not isinstance(claim, Orphaned):
+        if not use.read or config.is_deterministic or not isinstance(key_use, OrphanedKeyUse):
             return use
-        if claim.model is None and claim.is_resumed:
+        if key_use.model is None and key_use.is_resumed:
             # It came from the cache, which may have another answer by now.
             raise errors.AnswerGone(
                 "the gateway that ran this request is gone, and the cached answer may have changed",
                 hint="send the request again without Last-Event-ID",
             )
         # A dead gateway had begun with the seed of the key; a cached answer was drawn with another one.
-        return use if claim.model is None else CacheUse(read=False, write=use.write)
+        return use if key_use.model is None else CacheUse(read=False, write=use.write)
 
     def _record(
         self, running: ActiveRequest, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None
@@ -386,7 +387,7 @@ class Pipeline:
             guard=running.guard_counts if running.is_guarded else (),
         )
         written = self._recorder.add(row)
-        self._ledger.ended(row.id)
+        self._ledger.forget(row.id)
         # Operators search the log by request id; the caller's identity is only in the row.
         _log.info(
             "request ended", status=row.status, error_code=row.error_code, model=row.model_used, milliseconds=row.response_time_ms,
@@ -410,9 +411,7 @@ class Pipeline:
             error=row.error_code or "",
         )
         self._answers_ended.ended(answer, asked=running.held is not None and not row.cached)
-        self._endings.ended(row, was_read=running.first_text_seconds is not None, complete=running.complete)
-        if row.route is not None or row.spending:
-            self._routes.ended(row, running.first_text_seconds)
+        self._counters.count_end(row, running.first_text_seconds, is_complete=running.complete)
         if row.route is not None and row.route.is_compared:
             self.on_compared(row, running.unit)
         if row.guard or running.guard_seconds:
@@ -434,20 +433,3 @@ def _is_delivery(item: object) -> bool:
     """Whether the caller gets a part of the answer."""
     waits = isinstance(item, (ModerationNotice, ConvertedPart)) or (isinstance(item, (inference.Chunk, Vectors)) and item.waiting)
     return not (waits or isinstance(item, inference.PromptAccepted))
-
-
-class CompletionCounters:
-    """Counts costs and aborted streams."""
-
-    def __init__(self, metrics: Metrics, label_of: Callable[[ModelName], str]) -> None:
-        self._cost = metrics.cost
-        self._aborted = metrics.streams_aborted
-        self._label_of = label_of
-
-    def ended(self, row: RequestRow, *, was_read: bool, complete: bool) -> None:
-        """Call it once for each request. ``was_read``: the reader got the start of the answer; ``complete``: the whole answer was there."""
-        if row.cost_micro and row.model_used is not None:
-            self._cost.labels(self._label_of(row.model_used)).inc(row.cost_micro)
-        if was_read and not complete and row.error_code is not None:
-            # A peer could otherwise create any number of series.
-            self._aborted.labels(reason=row.error_code if row.error_code in errors.BY_CODE else "other").inc()

@@ -18,10 +18,10 @@ from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guard_rules import NO_GUARD, Guardrails
 from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.guard.moderation import Moderation
-from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
+from services.gateway.idempotency.idempotency_keys import KeyUse, OrphanedKeyUse
 from services.gateway.limits import limit_rules
-from services.gateway.limits.limit_rules import RequestLimit
-from services.gateway.limits.quotas import LimitReached, Quotas
+from services.gateway.limits.limit_rules import LimitReached, RequestLimit
+from services.gateway.limits.quotas import Quotas
 from services.gateway.limits.upstream_prices import TargetHold
 from services.gateway.prompt_admission import MAX_ANSWER_TOKENS, AdmittedPrompt, BadField
 from services.gateway.relay import TextRequest
@@ -68,23 +68,23 @@ class RequestAdmission:
         principal: Principal,
         request: InferenceRequest,
         seconds: float,
-        claim: NewKeyUse | Orphaned | None = None,
+        key_use: KeyUse | None = None,
     ) -> tuple[TargetCall[inference.ProcessPrompt], ...]:
-        """Return a call for each target; only for the model that has begun the claimed request if it is one of them. A call has a seed only
-        if the caller set one. Raises what ``_reserve``, ``TargetSearch``, ``prompt_admission`` and ``continuing`` raise."""
+        """Return a call for each target; for a request that another gateway began, only for the model that began it, if it is one of them.
+        A call has a seed only if the caller set one. Raises what ``_reserve``, ``TargetSearch``, ``prompt_admission`` and ``continuing``
+        raise."""
         search, secret = self.search, self.search.prompt_hash_secret
         caller = search.caller(running, principal, forbids_external=request.forbid_external)
         guard = caller.policy.guard
-        if claim is not None and claim.config_revision not in {None, caller.config.revision}:
+        if key_use is not None and key_use.config_revision not in {None, caller.config.revision}:
             # A request keeps its guardrails at every gateway: others would move what the caller has already read.
-            guard = await self.read_guardrails(claim.config_revision, principal)
+            guard = await self.read_guardrails(key_use.config_revision, principal)
         admitted = prompt_admission.admit(request)
         if guard is not NO_GUARD:
             admitted = await self._guard_prompt(running, admitted, guard, request.top_logprobs)
         answers = request.n or 1
         running.record_admission(admitted, answers, prompt_admission.fingerprint(admitted.messages, secret))
         facts = RequestFacts(
-            unit=b"",
             prompt_tokens=admitted.likely_prompt_tokens,
             wants_answer=True,
             has_tools=bool(request.tools),
@@ -97,8 +97,8 @@ class RequestAdmission:
         )
         conversation = request.conversation_id or admitted.messages
         choice = await search.find(running, caller, request.model, facts, conversation)
-        if isinstance(claim, Orphaned):
-            choice = choice.continuing(claim)
+        if isinstance(key_use, OrphanedKeyUse):
+            choice = choice.continuing(key_use)
         models = choice.models
         limits, workers = self._limits(running, principal, models[0]), search.directory.usable(Role.WORKER)
         most = _most_max_tokens(models, workers)
@@ -150,7 +150,7 @@ class RequestAdmission:
         answers, usage = running.wanted_answers, Usage(running.most_prompt_tokens, max_tokens * running.wanted_answers)
         ceiling, hold = target.ceiling_micro, None
         if ceiling is not None:
-            hold = TargetHold(*target.place, target.model, running.upstream.cost(target.model, usage), ceiling)
+            hold = TargetHold(*target.spending_key, target.model, running.upstream.cost(target.model, usage), ceiling)
         assert running.held is not None  # admitted before
         assert running.limit_usage is not None
         with tracing.span("ledger.extend"):
@@ -179,15 +179,8 @@ class RequestAdmission:
         if wanted is None and isinstance(running, ActiveModeration):
             wanted = routing.find_moderation(caller.names, caller.policy.allows_name)
         principal = caller.principal
-        facts = RequestFacts(
-            unit=b"",
-            prompt_tokens=0,
-            wants_answer=False,
-            tier=principal.tier,
-            key_name=principal.key_name,
-            organization=principal.tenant_id,
-            now=datetime.now(UTC),
-        )
+        now = datetime.now(UTC)
+        facts = RequestFacts(tier=principal.tier, key_name=principal.key_name, organization=principal.tenant_id, now=now)
         choice = await search.find(running, caller, wanted, facts, str(running.request_id))
         requirements = WorkerRequirements(
             model=choice.models[0],
@@ -267,7 +260,7 @@ class RequestAdmission:
                     limits, running.request_id, tier=principal.tier, tokens=tokens, seconds=seconds
                 )
         except LimitReached as error:
-            labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": first.model}
+            labels = {"scope": error.scope, "tier": principal.tier, "model": first.model}
             self.metrics.rate_limit_violations.labels(**labels).inc()
             raise
 

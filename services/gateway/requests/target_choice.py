@@ -14,7 +14,7 @@ from services.gateway import prompt_admission
 from services.gateway.billing.ledger import HeldCredits, Ledger
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.config_snapshot import ConfigSnapshot, ConfigSource
-from services.gateway.idempotency.idempotency_keys import Orphaned
+from services.gateway.idempotency.idempotency_keys import OrphanedKeyUse
 from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
 from services.gateway.requests.active_request import ActiveRequest, ServingTarget
 from services.gateway.requests.active_texts import ActiveModeration
@@ -55,13 +55,13 @@ class TargetChoice(msgspec.Struct, frozen=True):
     def models(self) -> tuple[ModelName, ...]:
         return tuple(target.model for target in self.targets)
 
-    def continuing(self, claim: Orphaned) -> "TargetChoice":
+    def continuing(self, key_use: OrphanedKeyUse) -> "TargetChoice":
         """Keep to the model that began the answer: another one would write another text. Raises AnswerGone if the caller has a part, and
         that model is no target any more."""
-        if claim.model is None:
+        if key_use.model is None:
             return self
-        targets = tuple(target for target in self.targets if target.model == claim.model)
-        if not targets and claim.is_resumed:
+        targets = tuple(target for target in self.targets if target.model == key_use.model)
+        if not targets and key_use.is_resumed:
             raise errors.AnswerGone(
                 "the gateway that ran this request is gone, and the model that began the answer may not continue it",
                 hint="send the request again without Last-Event-ID",
@@ -88,7 +88,7 @@ class TargetChoice(msgspec.Struct, frozen=True):
     def holds(self, upstream: UpstreamPrices, most: Usage) -> tuple[TargetHold, ...]:
         """Return what the request may cost at targets with a ceiling."""
         return tuple(
-            TargetHold(*target.place, target.model, upstream.cost(target.model, most), target.ceiling_micro)
+            TargetHold(*target.spending_key, target.model, upstream.cost(target.model, most), target.ceiling_micro)
             for target in self.targets
             if target.ceiling_micro is not None
         )
@@ -111,7 +111,7 @@ class TargetChoice(msgspec.Struct, frozen=True):
         return tuple(TargetCall(target, needs, call(target)) for target, needs in zip(self.targets, requirements, strict=True))
 
 
-class Caller(msgspec.Struct, frozen=True):
+class CallerContext(msgspec.Struct, frozen=True):
     """A request's caller, with the configuration of the request's start."""
 
     principal: Principal
@@ -134,16 +134,16 @@ class TargetSearch:
     worker_wait_seconds: float = 0.0
     discovery_ends_at: float = -math.inf
 
-    def caller(self, running: ActiveRequest, principal: Principal, *, forbids_external: bool) -> Caller:
+    def caller(self, running: ActiveRequest, principal: Principal, *, forbids_external: bool) -> CallerContext:
         config = self.source.config
         policy = config.policies.of(principal, forbids_external=forbids_external)
         running.shows_target = policy.show_targets.value
-        return Caller(principal, policy, config, config.names if policy.direct_models.value else config.route_names)
+        return CallerContext(principal, policy, config, config.names if policy.direct_models.value else config.route_names)
 
     async def find(
         self,
         running: ActiveRequest,
-        caller: Caller,
+        caller: CallerContext,
         wanted: ModelName | None,
         facts: RequestFacts,
         conversation: str | Sequence[ChatMessage],
@@ -171,7 +171,7 @@ class TargetSearch:
                     raise
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _find_served(self, running: ActiveRequest, caller: Caller, wanted: ModelName | None, facts: RequestFacts) -> TargetChoice:
+    def _find_served(self, running: ActiveRequest, caller: CallerContext, wanted: ModelName | None, facts: RequestFacts) -> TargetChoice:
         just_started = self.clock() < self.discovery_ends_at
         entries, usable = self.directory.entries(Role.WORKER), self.directory.usable(Role.WORKER)
         starts = self.dispatch.worker_stats.starts
@@ -190,7 +190,7 @@ class TargetSearch:
             raise forbidden(policy, running.model, {model: reason}, usable)
         return TargetChoice((ServingTarget(model),))
 
-    def _find_targets(self, route: Route, facts: RequestFacts, caller: Caller) -> TargetChoice:
+    def _find_targets(self, route: Route, facts: RequestFacts, caller: CallerContext) -> TargetChoice:
         decision = self._choose(route, facts, caller)
         if not decision.candidates:
             # Wait for a start, of the first one only.
@@ -201,7 +201,7 @@ class TargetSearch:
             raise errors.BadRequest(f"no target of {route.name} supports images", hint="leave them out, or choose another model")
         return serving(decision, caller, self.directory.usable(Role.WORKER))
 
-    def _choose(self, route: Route, facts: RequestFacts, caller: Caller, startable: Iterable[ModelName] = ()) -> RouteDecision:
+    def _choose(self, route: Route, facts: RequestFacts, caller: CallerContext, startable: Iterable[ModelName] = ()) -> RouteDecision:
         principal = caller.principal
         served = route_choice.served_models(self.directory.usable(Role.WORKER), principal.tenant_id, caller.policy.placement)
         offered = {model: ModelFacts() for model in startable} | served
@@ -214,7 +214,7 @@ class TargetSearch:
 
         return route_choice.choose(route, facts, offered.get, find_refusal)
 
-    def _policy_refusal(self, caller: Caller, model: ModelName, priced_as: ModelName) -> DropReason | None:
+    def _policy_refusal(self, caller: CallerContext, model: ModelName, priced_as: ModelName) -> DropReason | None:
         return route_choice.find_refusal(caller.policy, model, self.ledger.price_of(priced_as))
 
     def _unit(self, sticky: Sticky, running: ActiveRequest, principal: Principal, conversation: str | Sequence[ChatMessage]) -> bytes:
@@ -234,7 +234,7 @@ class TargetSearch:
         return principal.tenant_id.bytes + conversation.encode()
 
 
-def serving(decision: RouteDecision, caller: Caller, usable: Sequence[DirectoryEntry]) -> TargetChoice:
+def serving(decision: RouteDecision, caller: CallerContext, usable: Sequence[DirectoryEntry]) -> TargetChoice:
     """Raise NotAllowed, PolicyForbidden or NotReachable if there is no target."""
     route, principal = decision.route, caller.principal
     if decision.candidates:

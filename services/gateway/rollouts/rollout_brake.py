@@ -20,7 +20,7 @@ ROW: Final = 10
 _LEAST_SOURCES: Final = 3
 #: The baseline's last requests, of which fewer than half may have failed.
 _BASELINE: Final = 20
-#: Of the evidence of one gateway; the gateways together need less.
+#: How unlikely the evidence of one gateway must be by chance; the gateways together need less.
 ALPHA: Final = 0.001
 #: Outcomes in one look: of the candidate, or of both if it gets few.
 _LOOK: Final = 10
@@ -50,7 +50,7 @@ class RolloutBrake:
         self._stop = stop
         self._watched: dict[UUID, _Watched] = {}
 
-    def ended(self, row: RequestRow, unit: bytes) -> None:
+    def record_end(self, row: RequestRow, unit: bytes) -> None:
         """``unit``: see ``ActiveRequest``."""
         used = row.route
         if used is None or not used.is_compared or row.variant_failed is None:

@@ -16,7 +16,7 @@ from services.gateway.rollouts.sequential_tests import NO_NUMBERS, NO_OUTCOMES, 
 from shared.api.configuration import RolloutPlan
 from shared.config_documents import Sticky
 
-#: Of one tenant, in one look at one arm.
+#: Outcomes of one tenant that count, in one look at one arm.
 MOST_OF_TENANT: Final = 20
 #: Outcomes of the candidate before a condition may be violated.
 _LEAST_OUTCOMES: Final = 30
@@ -106,9 +106,9 @@ class ArmTotals:
     first_tokens: Mapping[str, int] = field(default_factory=dict)
     #: Upstream money for 1,000 tokens, of requests that count.
     cost: MeanSum = NO_NUMBERS
-    #: Of all requests.
+    #: What all requests cost upstream.
     upstream_micro: int = 0
-    #: Of whole answers, and how long it took to write them.
+    #: Tokens of whole answers, and how long it took to write them.
     written_tokens: int = 0
     writing_ms: int = 0
 
@@ -127,7 +127,7 @@ class Progress:
 
     step: int = 0
     step_began_at: datetime
-    #: Of the candidate.
+    #: Requests that the candidate got in this step.
     step_requests: int = 0
     outcome_at: datetime
     #: None until the baseline has had enough answers.

@@ -9,7 +9,7 @@ from services.gateway.rollouts.rollout_evidence import ArmTotals, ConditionState
 from services.gateway.rollouts.rollout_rules import Rollout
 from shared.api import configuration as api
 
-#: Of the intervals.
+#: How often an interval may miss the true difference.
 _ALPHA: Final = 0.05
 _MOST_EVIDENCE: Final = 1e12
 

@@ -24,7 +24,7 @@ _POINT: Final = timedelta(minutes=1)
 class Rollout:
     id: UUID
     route: str
-    #: Of the route at its start.
+    #: As the route was at its start.
     sticky: Sticky
     plan: RolloutPlan
     state: RolloutState

@@ -1,4 +1,4 @@
-"""Looks at open rollouts: judges their outcomes, gives candidates more, and rolls them back. One gateway at a time looks at each rollout.
+"""Judges the outcomes of open rollouts, gives candidates larger shares, and rolls them back. One gateway at a time judges each rollout.
 
 A look consumes the outcomes and saves what follows from them in one transaction, so that a gateway may die at any moment. Locks: the
 rollout first, then the configuration.
@@ -6,7 +6,6 @@ rollout first, then the configuration.
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 from uuid import UUID
@@ -27,6 +26,7 @@ from shared.api.configuration import MAX_NOTE_CHARACTERS, RolloutState
 from shared.config_documents import ConfigKind, RouteDocument, TargetDocument
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics, logs
+from shared.timing.bounded_waits import wait_until_set
 from shared.types import UserId
 
 LOOK_SECONDS: Final = 5.0
@@ -53,12 +53,12 @@ class RolloutRunner:
         #: Requests that run at this gateway, with their callers.
         self.requests: Mapping[ActiveRequest, Principal] = {}
         self._look_seconds = look_seconds
-        #: Rollouts that this gateway has stopped by itself, and why; until PostgreSQL knows.
+        #: Rollouts that this gateway has stopped, and why, until they are rolled back in PostgreSQL.
         self._stopped: dict[UUID, tuple[str, str]] = {}
         self._wake = asyncio.Event()
 
     def stop(self, rollout: UUID, route: str, reason: str) -> None:
-        """Give the candidate nothing at this gateway at once, and roll it back at all as soon as PostgreSQL is there."""
+        """Stop the candidate at this gateway now, and at all gateways as soon as PostgreSQL is available."""
         _log.warning("this gateway stops a rollout", route=route, reason=reason)
         self._live.stop_rollout(rollout)
         self._stopped[rollout] = route, reason
@@ -72,9 +72,7 @@ class RolloutRunner:
                 await self._measure()
             except errors.Unavailable as error:
                 _log.warning("rollouts can't be judged", reason=error.message)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._look_seconds):
-                    await self._wake.wait()
+            await wait_until_set(self._wake, self._look_seconds)
             self._wake.clear()
 
     async def look(self) -> None:

@@ -71,7 +71,7 @@ class OpenRollouts:
         await self._transaction.run("save_rollouts", *columns)
 
     async def add_event(self, rollout: Rollout, author: UserId | None = None) -> None:
-        """Record the rollout's new state or share; all gateways hear of it when the transaction ends."""
+        """Record the rollout's new state or share, and notify all gateways when the transaction ends."""
         await self._transaction.value("add_rollout_event", rollout.id, rollout.state.value, rollout.share, rollout.reason, author)
 
     async def add_point(self, rollout: UUID, point: RolloutPoint) -> None:
@@ -148,7 +148,7 @@ def _rollout(row: DatabaseRow) -> Rollout:
     )
 
 
-#: In the order of an outcome's fields, which has ``has_ended`` behind the first three.
+#: In the order of an outcome's fields, without ``is_candidate`` and ``has_ended``.
 _ARRAYS = (
     *("tenants", "users", "began_at"),
     *("failed", "first_token_ms", "waited_ms", "writing_ms", "tokens", "completion_tokens", "upstream_micro", "ratings"),

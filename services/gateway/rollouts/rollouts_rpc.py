@@ -78,7 +78,7 @@ class RolloutsRpc:
             rollout = _change(*found, request)
             await tables.save(rollout)
             await rollout_runner.apply(tables, self.live, rollout, call.principal.user_id)
-        # This gateway uses it before the caller hears of it.
+        # This gateway must use the change before it answers.
         await self.live.reload()
         self.audit_reporting.report_action("rollout.change", call.principal, target=rollout.route, change=request.action.value)
         return rollout_report.summarize(rollout)

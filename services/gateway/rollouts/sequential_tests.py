@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-#: Of the estimate before any outcomes.
+#: The estimate before any outcomes.
 _PRIOR_BAD, _PRIOR_OUTCOMES = 0.18, 0.54
 #: Baseline outcomes from earlier looks that stand for those of a look that has none.
 _LEAST_EARLIER = 100
@@ -112,7 +112,7 @@ class MeanSum:
 
     @property
     def variance(self) -> float:
-        """Of the mean; infinite with fewer than two numbers."""
+        """Return the variance of the mean; infinite with fewer than two numbers."""
         if self.count < 2:
             return math.inf
         return max(self.squares - self.total**2 / self.count, 0.0) / (self.count - 1) / self.count

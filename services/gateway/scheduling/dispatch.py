@@ -17,7 +17,7 @@ from services.gateway.scheduling.fair_queue import ModelQueue, QueueSettings
 from services.gateway.scheduling.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport
 from services.gateway.scheduling.policies import Placement
 from services.gateway.scheduling.routing import WorkerRequirements
-from services.gateway.scheduling.worker_capacity import HeldClaims
+from services.gateway.scheduling.worker_capacity import ClaimsWithoutSlot
 from services.gateway.scheduling.worker_choice import Candidate, EligibleWorkers
 from services.gateway.scheduling.worker_claims import Claim
 from services.gateway.scheduling.worker_records import WorkerStats
@@ -40,8 +40,8 @@ class _Waiter:
         self.requirements = requirements
         self.entered_at = entered_at
         #: When it began to wait for the start of a worker, and when it last did; None if it didn't.
-        self.held_since: float | None = None
-        self.held_at = entered_at
+        self.start_wait_began_at: float | None = None
+        self.start_wait_seen_at = entered_at
         self.outcome: asyncio.Future[Claim | errors.NotReachable] = asyncio.get_running_loop().create_future()
 
 
@@ -69,7 +69,7 @@ class Dispatch:
         self._metrics = metrics or Metrics("gateway")
         self._name = name
         self._queues: dict[ModelName, ModelQueue[QueuedRequest]] = {}
-        self._held = HeldClaims()
+        self._without_slot = ClaimsWithoutSlot()
         self._peers: dict[ModelName, PeerQueues] = {}
         #: Called when the other gateways may need a report.
         self.on_change: Callable[[], None] = _ignore
@@ -108,12 +108,12 @@ class Dispatch:
         model_queue = self.model_queue(requirements.model)
         if model_queue.queue and requirements.takes_slot:
             return None
-        row = worker_choice.choose_worker(requirements, self._workers.rows(requirements), self._rng)
-        if row is None or not requirements.takes_slot:
-            return None if row is None else Claim(self, row, requirements, 0.0)
+        candidate = worker_choice.choose_worker(requirements, self._workers.list_eligible(requirements), self._rng)
+        if candidate is None or not requirements.takes_slot:
+            return None if candidate is None else Claim(self, candidate, requirements, 0.0)
         charged = model_queue.cost(requirements)
         model_queue.queue.pass_by(requirements.limited_as, charged)
-        return self._claim(requirements, row, charged)
+        return self._claim(requirements, candidate, charged)
 
     async def find(self, requirements: WorkerRequirements) -> AsyncGenerator[str | Claim]:
         """Yield what the request waits for, for people, when that changes, and finally its claim. Raises NotReachable if no worker can run
@@ -151,10 +151,10 @@ class Dispatch:
         except errors.Overloaded:
             # Workers may have arrived or become free since the last check.
             if not model_queue.queue.has_waiting(requirements.limited_as, requirements.kind):
-                rows = self._workers.rows(requirements)
-                if worker_choice.choose_worker(requirements, rows, self._rng) is not None:
+                candidates = self._workers.list_eligible(requirements)
+                if worker_choice.choose_worker(requirements, candidates, self._rng) is not None:
                     return
-                model_queue.slots = sum(row.capacity.slots for row in rows)
+                model_queue.slots = sum(candidate.capacity.slots for candidate in candidates)
             try:
                 self._check_bounds(model_queue, requirements, 1)
             except errors.Overloaded:
@@ -188,7 +188,7 @@ class Dispatch:
         """Release a claim's slot; ``seconds`` is how long it ran, None if that isn't representative."""
         node = claim.worker.node
         self.worker_stats.occupancy.end(node, model)
-        self._held.release(node, model, claim)
+        self._without_slot.release(node, model, claim)
         if seconds is not None:
             self.model_queue(model).record_duration(seconds)
         # The worker's other models may be waiting for it, too.
@@ -255,13 +255,13 @@ class Dispatch:
         if not urgent and model_queue.queue.has_waiting(requirements.limited_as, requirements.kind):
             # If a request of the same kind waits, no worker has room: refuse a flood before the expensive steps.
             self._check_bounds(model_queue, requirements, 1)
-        rows = self._workers.rows(requirements)
+        candidates = self._workers.list_eligible(requirements)
         model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), urgent=urgent, kind=requirements.kind)
         # Queued requests found no free slot, so room found now suits only this request, unless it was left to another gateway's request.
         is_first = urgent or len(model_queue.queue) == sum(model_queue.queue.local.values())
-        if is_first and self._begin(waiter, rows):
+        if is_first and self._begin(waiter, candidates):
             return waiter
-        model_queue.slots = sum(row.capacity.slots for row in rows)
+        model_queue.slots = sum(candidate.capacity.slots for candidate in candidates)
         try:
             if not urgent:
                 self._check_bounds(model_queue, requirements, 0)
@@ -283,12 +283,13 @@ class Dispatch:
     def _waits_until(self, waiter: _Waiter) -> float:
         most = self._rules.most_wait(waiter.requirements)
         if self._start_seconds(waiter.requirements) is not None:
-            waiter.held_at = self.clock()
-            waiter.held_since = waiter.held_at if waiter.held_since is None else waiter.held_since
-            return waiter.held_since + self._rules.start_seconds
+            waiter.start_wait_seen_at = self.clock()
+            if waiter.start_wait_began_at is None:
+                waiter.start_wait_began_at = waiter.start_wait_seen_at
+            return waiter.start_wait_began_at + self._rules.start_seconds
         # The first worker that is ready can't serve all of them at once.
-        held_until = 0.0 if waiter.held_since is None else waiter.held_since + self._rules.start_seconds
-        return max(held_until, waiter.held_at + most)
+        ends_at = 0.0 if waiter.start_wait_began_at is None else waiter.start_wait_began_at + self._rules.start_seconds
+        return max(ends_at, waiter.start_wait_seen_at + most)
 
     def _wait_exceeded(self, requirements: WorkerRequirements) -> errors.AimeshError:
         if self._start_seconds(requirements) is not None:
@@ -318,25 +319,25 @@ class Dispatch:
 
     # --- slots --------------------------------------------------------------------------------------------------------
 
-    def _begin(self, waiter: _Waiter, rows: Sequence[Candidate]) -> bool:
-        row = worker_choice.choose_worker(waiter.requirements, rows, self._rng)
-        if row is not None:
+    def _begin(self, waiter: _Waiter, candidates: Sequence[Candidate]) -> bool:
+        candidate = worker_choice.choose_worker(waiter.requirements, candidates, self._rng)
+        if candidate is not None:
             requirements, now = waiter.requirements, self.clock()
             model_queue = self.model_queue(requirements.model)
             charged = model_queue.cost(requirements)
             model_queue.queue.dequeue(waiter, charged)
-            claim = self._claim(requirements, row, charged, waited_seconds=now - waiter.entered_at)
-            claim.held_seconds = 0.0 if waiter.held_since is None else now - waiter.held_since
+            claim = self._claim(requirements, candidate, charged, waited_seconds=now - waiter.entered_at)
+            claim.start_wait_seconds = 0.0 if waiter.start_wait_began_at is None else now - waiter.start_wait_began_at
             waiter.outcome.set_result(claim)
-        return row is not None
+        return candidate is not None
 
-    def _claim(self, requirements: WorkerRequirements, row: Candidate, charged: float, *, waited_seconds: float = 0.0) -> Claim:
+    def _claim(self, requirements: WorkerRequirements, candidate: Candidate, charged: float, *, waited_seconds: float = 0.0) -> Claim:
         if requirements.prefix_hashes:
-            self.worker_stats.prefix_affinity.record(requirements.model, requirements.prefix_hashes, row.worker.node, self.clock())
+            self.worker_stats.prefix_affinity.record(requirements.model, requirements.prefix_hashes, candidate.worker.node, self.clock())
         self._metrics.queue_wait_seconds.labels(requirements.model).observe(waited_seconds)
-        claim = Claim(self, row, requirements, charged)
+        claim = Claim(self, candidate, requirements, charged)
         if claim.waits_there:
-            self._held.hold(row.worker.node, requirements.model, claim)
+            self._without_slot.add(candidate.worker.node, requirements.model, claim)
         return claim
 
     def _assign_slots(self, model: ModelName, freed: NodeId | None = None) -> None:
@@ -368,19 +369,21 @@ class Dispatch:
     def _delegate_slot(self, ticket: PeerTicket, only_at: NodeId | None) -> bool:
         """Leave a free slot to another gateway's request; False if there is none. Announced slots are known there, too."""
         try:
-            row = worker_choice.choose_worker(ticket.requirements, _only(only_at, self._workers.rows(ticket.requirements)), self._rng)
+            candidate = worker_choice.choose_worker(
+                ticket.requirements, _only(only_at, self._workers.list_eligible(ticket.requirements)), self._rng
+            )
         except errors.NotReachable:
             return False
-        if row is None:
+        if candidate is None:
             return False
-        self.worker_stats.occupancy.delegate(row.node, ticket.requirements.model)
-        self._peers[ticket.requirements.model].delegate_slot(ticket, row.node, self.clock(), is_ours=only_at is not None)
+        self.worker_stats.occupancy.delegate(candidate.node, ticket.requirements.model)
+        self._peers[ticket.requirements.model].delegate_slot(ticket, candidate.node, self.clock(), is_ours=only_at is not None)
         return True
 
     def _begin_or_refuse(self, waiter: QueuedRequest, only_at: NodeId | None) -> bool:
         assert isinstance(waiter, _Waiter)
         try:
-            return self._begin(waiter, _only(only_at, self._workers.rows(waiter.requirements)))
+            return self._begin(waiter, _only(only_at, self._workers.list_eligible(waiter.requirements)))
         except errors.NotReachable as error:
             self.model_queue(waiter.requirements.model).queue.leave(waiter)
             waiter.outcome.set_result(error)
@@ -434,8 +437,8 @@ class Dispatch:
                 waiter.outcome.set_result(refusal)
 
 
-def _only(only_at: NodeId | None, rows: Sequence[Candidate]) -> Sequence[Candidate]:
-    return rows if only_at is None else [row for row in rows if row.node == only_at]
+def _only(only_at: NodeId | None, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    return candidates if only_at is None else [candidate for candidate in candidates if candidate.node == only_at]
 
 
 def _ignore() -> None: ...

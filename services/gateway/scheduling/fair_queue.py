@@ -8,7 +8,7 @@ returns is raised to the lowest of those waiting.
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -48,8 +48,8 @@ class FairQueue(Generic[Ticket]):
 
     def __init__(self) -> None:
         self._queued: dict[Ticket, _QueuedTicket] = {}
-        #: This gateway's requests, by tenant, kind and urgency.
-        self._local: Counter[WaitingKey] = Counter()
+        #: Number of this gateway's waiting requests, by tenant, kind and urgency.
+        self.local: Counter[WaitingKey] = Counter()
         #: In order of arrival; only tenants with waiting requests.
         self._waiting: dict[TenantId, dict[Ticket, None]] = {}
         self._urgent: dict[Ticket, None] = {}
@@ -65,13 +65,6 @@ class FairQueue(Generic[Ticket]):
     def __len__(self) -> int:
         return len(self._queued)
 
-    def __contains__(self, ticket: Ticket) -> bool:
-        return ticket in self._queued
-
-    def __iter__(self) -> Iterator[Ticket]:
-        """Yield the waiting requests in the order of their arrival."""
-        return iter(self._queued)
-
     def waiting_of(self, tenant: TenantId) -> int:
         """Return the tenant's waiting requests without urgent ones."""
         return len(self._waiting.get(tenant, ()))
@@ -82,16 +75,9 @@ class FairQueue(Generic[Ticket]):
         return any(queued.is_local and queued.kind == kind for queued in waiting)
 
     def oldest_local(self) -> Ticket | None:
-        """Return this gateway's request that waits longest."""
         return next((ticket for ticket, queued in self._queued.items() if queued.is_local), None)
 
-    @property
-    def local(self) -> Mapping[WaitingKey, int]:
-        """Return the number of this gateway's waiting requests by tenant, kind and urgency."""
-        return self._local
-
     def counters(self) -> dict[TenantId, float]:
-        """Return the counters of the waiting tenants."""
         return {tenant: self.counter_of(tenant) for tenant in self._waiting}
 
     def counter_of(self, tenant: TenantId) -> float:
@@ -107,7 +93,7 @@ class FairQueue(Generic[Ticket]):
         self._arrivals += 1
         self._queued[ticket] = _QueuedTicket(tenant, kind, cost, self._arrivals, urgent, is_local)
         if is_local:
-            self._local[tenant, kind, urgent] += 1
+            self.local[tenant, kind, urgent] += 1
         if urgent:
             self._urgent[ticket] = None
             return
@@ -122,9 +108,9 @@ class FairQueue(Generic[Ticket]):
             return
         if queued.is_local:
             key = queued.tenant, queued.kind, queued.urgent
-            self._local[key] -= 1
-            if not self._local[key]:
-                del self._local[key]
+            self.local[key] -= 1
+            if not self.local[key]:
+                del self.local[key]
         if queued.urgent:
             del self._urgent[ticket]
             return

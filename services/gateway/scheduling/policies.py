@@ -70,7 +70,7 @@ def barrier(tenant: TenantId, placement: Placement, worker: Announcement, offer:
     is_own = bool(worker.owner) and worker.owner == str(tenant)
     if not is_own and worker.labels and worker.labels.get(SHARED, "").lower() in _NO:
         return Barrier.PRIVATE
-    if offer.provider and not _lists(placement.external, offer.provider):
+    if offer.provider and offer.provider not in placement.external and ANY_PROVIDER not in placement.external:
         return Barrier.PROVIDER
     if is_own or placement.machines is Machines.GROUP:
         return None
@@ -106,10 +106,6 @@ def describe_barrier(found: Barrier, placement: Placement, offer: ModelOffer) ->
             return f"is not one of the machines that the policy allows ({placement.machines})"
         case Barrier.PROVIDER:
             return f"sends prompts to {offer.provider}, which the policy forbids"
-
-
-def _lists(providers: tuple[str, ...], provider: str) -> bool:
-    return provider in providers or ANY_PROVIDER in providers
 
 
 @dataclass(frozen=True, slots=True)

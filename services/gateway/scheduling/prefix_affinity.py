@@ -24,9 +24,6 @@ class PrefixAffinity:
     def __init__(self) -> None:
         self._read: OrderedDict[tuple[ModelName, bytes], dict[NodeId, float]] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._read)
-
     def record(self, model: ModelName, hashes: Sequence[bytes], node: NodeId, now: float) -> None:
         """Record that the node processes a prompt with these prefixes."""
         for prefix_hash in hashes:

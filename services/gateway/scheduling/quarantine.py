@@ -79,7 +79,7 @@ class Quarantine:
         self._unsaved.append(node)
 
     async def refresh(self) -> None:
-        """Save new strikes, and read what holds at all gateways. Raises Unavailable."""
+        """Save new strikes, and read the quarantines of all gateways. Raises Unavailable."""
         async with self._lock:
             while self._unsaved:
                 await self._store.strike(self._unsaved[0])

@@ -70,7 +70,7 @@ class RouteTarget:
     ceiling_micro: MicroCredits | None = None
     #: None for always.
     hours: ActiveHours | None = None
-    #: Of a chat model that moderates.
+    #: How a chat model that moderates writes its verdict; None for other models.
     format: ModerationFormat | None = None
 
 
@@ -87,7 +87,7 @@ class OpenRollout:
 
     @property
     def share(self) -> int:
-        """Of the baseline's units, in hundredths of a percent."""
+        """Return the candidate's share of the baseline's units, in hundredths of a percent."""
         return hundredths(self.plan.steps[self.step])
 
 
@@ -173,12 +173,12 @@ def hundredths(percent: float) -> int:
 class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the choice depends on."""
 
-    #: What sticks to a target.
-    unit: bytes
+    #: What sticks to a target; empty until the route is known.
+    unit: bytes = b""
     #: Estimated.
-    prompt_tokens: int
+    prompt_tokens: int = 0
     #: A prompt, rather than texts for embeddings.
-    wants_answer: bool
+    wants_answer: bool = False
     has_tools: bool = False
     has_format: bool = False
     has_images: bool = False

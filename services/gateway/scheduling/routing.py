@@ -41,8 +41,7 @@ class ModelNames:
     #: Routes that do more than an alias.
     routes: Mapping[str, Route] = field(default_factory=dict)
 
-    def of(self, model: ModelName) -> tuple[str, ...]:
-        """Return the model's aliases."""
+    def aliases_of(self, model: ModelName) -> tuple[str, ...]:
         return tuple(alias for alias, name in self.aliases.items() if name == model)
 
     def find_route(self, wanted: ModelName | None) -> Route | None:
@@ -54,7 +53,7 @@ class ModelNames:
         """Return the name under which a caller knows the served model that it asked for."""
         requested = wanted or self.default
         named = () if requested is None else _spellings(requested)
-        aliases = self.of(model)
+        aliases = self.aliases_of(model)
         asked = next((alias for alias in aliases if alias in named), aliases[0] if self.only_routes and aliases else model)
         return ModelName(asked)
 
@@ -129,7 +128,7 @@ def catalogue(
     routes = [(ModelName(route.name), [model for model in found if model in route.models], ()) for route in shown]
     rows: list[tuple[ModelName, list[ModelName], tuple[str, ...]]] = [row for row in routes if row[1] and allows(row[0])]
     for model in (model for model in found if model not in names.routes):
-        aliases = tuple(filter(allows, names.of(model)))
+        aliases = tuple(filter(allows, names.aliases_of(model)))
         if allows(model) and not names.only_routes:
             rows.append((model, [model], aliases))
         else:
@@ -206,7 +205,7 @@ def _unknown(model: str, through: str, shown: Iterable[str]) -> errors.UnknownMo
 
 def _public_names(model: ModelName, names: ModelNames, allows: Callable[[str], bool]) -> tuple[str, ...]:
     """Return the names under which callers know a served model: its own, or else its aliases."""
-    return (model,) if allows(model) and not names.only_routes else tuple(filter(allows, names.of(model)))
+    return (model,) if allows(model) and not names.only_routes else tuple(filter(allows, names.aliases_of(model)))
 
 
 def contexts(model: ModelName, usable: Iterable[DirectoryEntry]) -> list[int]:

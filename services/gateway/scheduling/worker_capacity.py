@@ -109,7 +109,7 @@ class Occupancy:
         return sum(running.values()) if model is None else running.get(model, 0)
 
 
-class HeldClaims:
+class ClaimsWithoutSlot:
     """Tracks this gateway's calls that wait for a slot at a worker; this wait is not billed.
 
     When a call with a slot ends, the call that waited longest gets it. A call that delivers tokens has a slot, even if another gateway's
@@ -117,24 +117,22 @@ class HeldClaims:
     """
 
     def __init__(self) -> None:
-        self._held: dict[tuple[NodeId, ModelName], deque[Claim]] = {}
+        self._waiting: dict[tuple[NodeId, ModelName], deque[Claim]] = {}
 
-    def hold(self, node: NodeId, model: ModelName, claim: "Claim") -> None:
-        """Record a call for which the worker has no free slot."""
-        self._held.setdefault((node, model), deque()).append(claim)
+    def add(self, node: NodeId, model: ModelName, claim: "Claim") -> None:
+        self._waiting.setdefault((node, model), deque()).append(claim)
 
     def release(self, node: NodeId, model: ModelName, claim: "Claim") -> None:
-        """Release the slot of a claim, held or not."""
-        held = self._held.get((node, model))
-        if held is None:
+        waiting = self._waiting.get((node, model))
+        if waiting is None:
             return
         had_slot = claim.has_started
-        if claim in held:
-            held.remove(claim)
-        while had_slot and held:
-            next_claim = held.popleft()
+        if claim in waiting:
+            waiting.remove(claim)
+        while had_slot and waiting:
+            next_claim = waiting.popleft()
             had_slot = next_claim.has_started
             if not had_slot:
                 next_claim.mark_started()
-        if not held:
-            del self._held[node, model]
+        if not waiting:
+            del self._waiting[node, model]

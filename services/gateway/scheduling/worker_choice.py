@@ -1,10 +1,10 @@
 """Chooses the worker for a request: first filters the eligible candidates, then ranks them. Pure.
 
-A table has a row for each worker of the model, with every fact that the choice needs. Both parts are lists of small steps.
-ELIGIBILITY_STEPS return a reason against one candidate, or an empty text; since they only exclude, a retry never reaches a worker that the
-first attempt couldn't use. PREFERENCE_STEPS narrow the rows to the better ones, or return them all. A canary, or local workers before a
-paid API, would be a preference step; a new restriction is an eligibility step; each with its field of ``Candidate``. ``EligibleWorkers``
-applies them to the directory.
+A candidate is a worker of the model, with every fact that the choice needs. Both parts are lists of small steps. ELIGIBILITY_STEPS return
+a reason against one candidate, or an empty text; since they only exclude, a retry never reaches a worker that the first attempt couldn't
+use. PREFERENCE_STEPS narrow the candidates to the better ones, or return them all. A canary, or local workers before a paid API, would be a
+preference step; a new restriction is an eligibility step; each with its field of ``Candidate``. ``EligibleWorkers`` applies them to the
+directory.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ class Candidate(msgspec.Struct, frozen=True):
     wait: float
     #: Share of the prompt that the worker has processed recently.
     cached_share: float
-    #: Since its arrival.
+    #: Seconds since the worker arrived.
     age_seconds: float
     #: Seconds left of its ejection for failures; 0 if none.
     ejection_seconds: float
-    #: Seconds left of its quarantine; 0 if none.
+    #: The same for a quarantine.
     quarantine_seconds: float = 0.0
 
     @property
@@ -54,7 +54,7 @@ class Candidate(msgspec.Struct, frozen=True):
         return self.offer.loaded and self.capacity.free > 0 and not self.offer.rests
 
 
-Rows = Sequence[Candidate]
+Candidates = Sequence[Candidate]
 
 #: The load guard of LocalAI's prefix routing: a worker with the cached prefix may have this many more calls than the least busy one,
 #: and this many times as many.
@@ -62,7 +62,7 @@ _MORE_CALLS = 2
 _TIMES_AS_MANY = 1.5
 
 
-def table(
+def list_candidates(
     stats: WorkerStats, requirements: WorkerRequirements, workers: Iterable[DirectoryEntry], clock: float, *, or_soon: bool = False
 ) -> list[Candidate]:
     """Return the ``workers`` with the model ready; with ``or_soon``, all that have it."""
@@ -73,15 +73,17 @@ def table(
     if requirements.prefix_hashes:
         since = {worker.node: stats.slow_start.arrivals.get(worker.node, 0.0) for worker, _ in found}
         read = stats.prefix_affinity.shares(requirements.model, requirements.prefix_hashes, since, clock)
-    rows = []
+    candidates = []
     for worker, offer in found:
         node, capacity = worker.node, stats.occupancy.capacity_of(worker, offer)
         # Nearly always, no worker has a record of either kind.
         ejection = stats.outliers.ejection_seconds(node, requirements.model, clock) if stats.outliers.records else 0.0
         quarantine = stats.dishonest_workers.seconds_left(node, clock) if stats.dishonest_workers.records else 0.0
         age = clock - stats.slow_start.arrivals.get(node, -math.inf)
-        rows.append(Candidate(worker, offer, capacity, _wait(worker, offer, capacity), read.get(node, 0.0), age, ejection, quarantine))
-    return rows
+        candidates.append(
+            Candidate(worker, offer, capacity, _wait(worker, offer, capacity), read.get(node, 0.0), age, ejection, quarantine)
+        )
+    return candidates
 
 
 def offering(model: ModelName, workers: Iterable[DirectoryEntry], *, or_soon: bool = False) -> Iterator[tuple[DirectoryEntry, ModelOffer]]:
@@ -103,86 +105,92 @@ def _wait(worker: DirectoryEntry, offer: ModelOffer, capacity: WorkerCapacity) -
 # --- eligibility --------------------------------------------------------------------------------------------------------
 
 
-def _by_policy(requirements: WorkerRequirements, row: Candidate) -> str:
-    found = policies.barrier(requirements.tenant, requirements.placement, row.worker.announcement, row.offer)
-    return "" if found is None else policies.describe_barrier(found, requirements.placement, row.offer)
+def _by_policy(requirements: WorkerRequirements, candidate: Candidate) -> str:
+    found = policies.barrier(requirements.tenant, requirements.placement, candidate.worker.announcement, candidate.offer)
+    return "" if found is None else policies.describe_barrier(found, requirements.placement, candidate.offer)
 
 
-def _by_file(requirements: WorkerRequirements, row: Candidate) -> str:
-    return "" if requirements.digest in (None, row.offer.digest) else "has another file of the model"
+def _by_file(requirements: WorkerRequirements, candidate: Candidate) -> str:
+    return "" if requirements.digest in (None, candidate.offer.digest) else "has another file of the model"
 
 
-def _by_failure(requirements: WorkerRequirements, row: Candidate) -> str:
-    return "has failed this request" if row.worker.node in requirements.excluded else ""
+def _by_failure(requirements: WorkerRequirements, candidate: Candidate) -> str:
+    return "has failed this request" if candidate.worker.node in requirements.excluded else ""
 
 
-def _by_quarantine(_requirements: WorkerRequirements, row: Candidate) -> str:
-    return worker_records.why_not(row.quarantine_seconds) if row.quarantine_seconds else ""
+def _by_quarantine(_requirements: WorkerRequirements, candidate: Candidate) -> str:
+    return worker_records.why_not(candidate.quarantine_seconds) if candidate.quarantine_seconds else ""
 
 
 EligibilityStep = Callable[[WorkerRequirements, Candidate], str]
 ELIGIBILITY_STEPS: tuple[EligibilityStep, ...] = (_by_policy, _by_quarantine, _by_file, _by_failure)
 
 
-def eligible(requirements: WorkerRequirements, rows: Rows) -> Rows:
-    """Return the rows that may run the request, full or not. Raises NotReachable with the reasons if there is none."""
-    found = [row for row in rows if not _why_not(requirements, row)]
+def eligible(requirements: WorkerRequirements, candidates: Candidates) -> Candidates:
+    """Return the candidates that may run the request, full or not. Raises NotReachable with the reasons if there is none."""
+    found = [candidate for candidate in candidates if not _why_not(requirements, candidate)]
     if found:
         return found
-    if not rows:
+    if not candidates:
         raise errors.NotReachable(f"no worker can run {requirements.model} now", hint="see `aicli nodes`")
     # Callers need one reason; operators use `aicli nodes`.
-    reasons = ", ".join(f"{row.node[:8]}… {_why_not(requirements, row)}" for row in rows[:3])
+    reasons = ", ".join(f"{candidate.node[:8]}… {_why_not(requirements, candidate)}" for candidate in candidates[:3])
     raise errors.NotReachable(
         f"no worker of {requirements.model} may run this request: {reasons}", hint="see `aicli nodes`, or ask an administrator"
     )
 
 
-def _why_not(requirements: WorkerRequirements, row: Candidate) -> str:
-    return next((why for step in ELIGIBILITY_STEPS if (why := step(requirements, row))), "")
+def _why_not(requirements: WorkerRequirements, candidate: Candidate) -> str:
+    return next((why for step in ELIGIBILITY_STEPS if (why := step(requirements, candidate))), "")
 
 
 # --- preference ---------------------------------------------------------------------------------------------------------
 
 
-def without_outliers(rows: Rows) -> Rows:
+def without_outliers(candidates: Candidates) -> Candidates:
     """Drop ejected workers; if all are ejected, keep the first to return, so that a model never loses its last worker."""
-    return [row for row in rows if not row.ejection_seconds] or [min(rows, key=lambda row: row.ejection_seconds)]
+    return [candidate for candidate in candidates if not candidate.ejection_seconds] or [
+        min(candidates, key=lambda candidate: candidate.ejection_seconds)
+    ]
 
 
-def _starting_immediately(_requirements: WorkerRequirements, rows: Rows, _rng: random.Random) -> Rows:
+def _starting_immediately(_requirements: WorkerRequirements, candidates: Candidates, _rng: random.Random) -> Candidates:
     """Prefer workers that have the model loaded and a free slot, else the shortest wait."""
-    ready = [row for row in rows if row.begins_immediately]
+    ready = [candidate for candidate in candidates if candidate.begins_immediately]
     if ready:
         return ready
-    least = min(row.wait for row in rows)
-    return [row for row in rows if row.wait == least]
+    least = min(candidate.wait for candidate in candidates)
+    return [candidate for candidate in candidates if candidate.wait == least]
 
 
-def _with_cached_prefix(_requirements: WorkerRequirements, rows: Rows, _rng: random.Random) -> Rows:
-    least = min(row.capacity.busy for row in rows)
+def _with_cached_prefix(_requirements: WorkerRequirements, candidates: Candidates, _rng: random.Random) -> Candidates:
+    least = min(candidate.capacity.busy for candidate in candidates)
     most = min(least + _MORE_CALLS, least * _TIMES_AS_MANY + 1)
-    readers = [row for row in rows if row.cached_share >= prefix_affinity.LEAST_SHARE and row.capacity.busy <= most]
-    longest = max((row.cached_share for row in readers), default=0.0)
-    return [row for row in readers if row.cached_share == longest] or rows
+    readers = [
+        candidate for candidate in candidates if candidate.cached_share >= prefix_affinity.LEAST_SHARE and candidate.capacity.busy <= most
+    ]
+    longest = max((candidate.cached_share for candidate in readers), default=0.0)
+    return [candidate for candidate in readers if candidate.cached_share == longest] or candidates
 
 
-def _in_slow_start(_requirements: WorkerRequirements, rows: Rows, rng: random.Random) -> Rows:
+def _in_slow_start(_requirements: WorkerRequirements, candidates: Candidates, rng: random.Random) -> Candidates:
     """Include a new worker in a tenth of the draws at first, then in more and more."""
-    shares = [worker_records.slow_start_share(row.age_seconds) for row in rows]
+    shares = [worker_records.slow_start_share(candidate.age_seconds) for candidate in candidates]
     if all(share == 1.0 for share in shares):
-        return rows
-    return [row for row, share in zip(rows, shares, strict=True) if rng.random() < share] or rows
+        return candidates
+    return [candidate for candidate, share in zip(candidates, shares, strict=True) if rng.random() < share] or candidates
 
 
-PreferenceStep = Callable[[WorkerRequirements, Rows, random.Random], Rows]
+PreferenceStep = Callable[[WorkerRequirements, Candidates, random.Random], Candidates]
 PREFERENCE_STEPS: tuple[PreferenceStep, ...] = (_starting_immediately, _with_cached_prefix, _in_slow_start)
 
 
-def choose_worker(requirements: WorkerRequirements, rows: Rows, rng: random.Random) -> Candidate | None:
-    """Return a row with room from the eligible ``rows``; None if all are full. The last step draws two and takes the better one, because
-    other gateways see the same announcements and would otherwise all pick the same least loaded worker."""
-    with_room: Rows = [row for row in without_outliers(rows) if row.capacity.has_room or not requirements.takes_slot] if rows else ()
+def choose_worker(requirements: WorkerRequirements, candidates: Candidates, rng: random.Random) -> Candidate | None:
+    """Return one with room from the eligible ``candidates``; None if all are full. The last step draws two and takes the better one,
+    because other gateways see the same announcements and would otherwise all pick the same least loaded worker."""
+    with_room = without_outliers(candidates) if candidates else ()
+    if requirements.takes_slot:
+        with_room = [candidate for candidate in with_room if candidate.capacity.has_room]
     if len(with_room) <= 1:
         return with_room[0] if with_room else None
     for step in PREFERENCE_STEPS:
@@ -205,27 +213,27 @@ class EligibleWorkers:
         #: When each worker was first seen with room.
         self._room: dict[ModelName, dict[NodeId, float]] = {}
 
-    def rows(self, requirements: WorkerRequirements) -> Sequence[Candidate]:
+    def list_eligible(self, requirements: WorkerRequirements) -> Sequence[Candidate]:
         """Return the workers that may run the request now; none if one is loading the model or restarting its engine, or if a machine can
         be started. Raises NotReachable if there is no such worker either, or NotStarted."""
-        rows = table(self._worker_stats, requirements, self._directory.usable(Role.WORKER), self._clock())
+        candidates = list_candidates(self._worker_stats, requirements, self._directory.usable(Role.WORKER), self._clock())
         try:
-            return eligible(requirements, rows)
+            return eligible(requirements, candidates)
         except errors.NotReachable:
             present = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
-            usable_soon = table(self._worker_stats, requirements, present, self._clock(), or_soon=True)
-            if any(not row.offer.ready for row in usable_soon):
+            usable_soon = list_candidates(self._worker_stats, requirements, present, self._clock(), or_soon=True)
+            if any(not candidate.offer.ready for candidate in usable_soon):
                 with contextlib.suppress(errors.NotReachable):
-                    eligible(requirements, [row for row in usable_soon if not row.offer.ready])
+                    eligible(requirements, [candidate for candidate in usable_soon if not candidate.offer.ready])
                     return ()
-            if not rows and self._worker_stats.starts.begin(requirements, self._clock()):
+            if not candidates and self._worker_stats.starts.begin(requirements, self._clock()):
                 return ()
             raise
 
     def refusal(self, requirements: WorkerRequirements) -> errors.NotReachable | None:
         """Return why no worker may run the request any more; None if one may."""
         try:
-            self.rows(requirements)
+            self.list_eligible(requirements)
         except errors.NotReachable as error:
             return error
         return None

@@ -17,19 +17,19 @@ _log = logs.get(part="dispatch")
 class Claim:
     """A slot on a worker. Use it with ``with`` while the worker runs the request."""
 
-    def __init__(self, tracker: "Dispatch", row: Candidate, requirements: WorkerRequirements, charged: float) -> None:
-        self.worker = row.worker
+    def __init__(self, dispatch: "Dispatch", candidate: Candidate, requirements: WorkerRequirements, charged: float) -> None:
+        self.worker = candidate.worker
         #: What the worker announced about the model.
-        self.offer = row.offer
+        self.offer = candidate.offer
         #: Who gets the prompt; None if it stays on the operator's machines.
-        self.provider = row.offer.provider or None
+        self.provider = candidate.offer.provider or None
         #: The worker must finish another request first.
-        self.waits_there = requirements.takes_slot and row.capacity.free <= 0
+        self.waits_there = requirements.takes_slot and candidate.capacity.free <= 0
         #: The worker has accepted the request, and read its prompt.
         self.was_accepted = False
         #: How long the request waited for a worker's start, which doesn't count into its deadline.
-        self.held_seconds = 0.0
-        self._tracker = tracker
+        self.start_wait_seconds = 0.0
+        self._dispatch = dispatch
         self._requirements = requirements
         self._charged = charged
         self._held = False
@@ -48,12 +48,12 @@ class Claim:
         """Return how long the worker computed; 0 while the call waits there, and if it failed before it delivered anything."""
         if self._failed and not self._delivered:
             return 0.0
-        return self._worked_seconds if self._works_since is None else self._tracker.clock() - self._works_since
+        return self._worked_seconds if self._works_since is None else self._dispatch.clock() - self._works_since
 
     def mark_started(self) -> None:
         """Record that the worker has started the call, for which it had no free slot before."""
         self.has_started = True
-        self._works_since = self._tracker.clock()
+        self._works_since = self._dispatch.clock()
 
     def __enter__(self) -> "Claim":
         self._hold()
@@ -69,10 +69,10 @@ class Claim:
         if self._held:
             self._held = False
             if self._works_since is not None:
-                self._worked_seconds, self._works_since = self._tracker.clock() - self._works_since, None
-            seconds = self._tracker.clock() - self._began_at if self._entered and not self._failed else None
+                self._worked_seconds, self._works_since = self._dispatch.clock() - self._works_since, None
+            seconds = self._dispatch.clock() - self._began_at if self._entered and not self._failed else None
             if self._requirements.takes_slot:
-                self._tracker.release_slot(self, self._requirements.model, seconds)
+                self._dispatch.release_slot(self, self._requirements.model, seconds)
 
     def record_delivery(self) -> None:
         """Record that the worker delivered tokens. Safe to call for every chunk."""
@@ -80,17 +80,17 @@ class Claim:
             self._delivered = True
             if not self.has_started:
                 self.mark_started()
-            if self._tracker.worker_stats.outliers.records:
-                self._tracker.worker_stats.outliers.record_delivery(self.worker.node, self._requirements.model)
+            if self._dispatch.worker_stats.outliers.records:
+                self._dispatch.worker_stats.outliers.record_delivery(self.worker.node, self._requirements.model)
 
     def record_failure(self, error: errors.AimeshError) -> None:
         """Record the worker's failure. The tenant is charged only for what ``record_tokens`` reported."""
         self._failed = True
         if not self._has_token_counts:
             self._charge(0.0)
-        tracker, node, model = self._tracker, self.worker.node, self._requirements.model
-        if tracker.worker_stats.outliers.record_failure(node, model, error, tracker.clock()):
-            ejection_seconds = tracker.worker_stats.outliers.ejection_seconds(node, model, tracker.clock())
+        dispatch, node, model = self._dispatch, self.worker.node, self._requirements.model
+        if dispatch.worker_stats.outliers.record_failure(node, model, error, dispatch.clock()):
+            ejection_seconds = dispatch.worker_stats.outliers.ejection_seconds(node, model, dispatch.clock())
             _log.warning("worker ejected", worker=node, model=model, seconds=ejection_seconds, code=errors.code_of(error))
 
     def record_tokens(self, prompt: int, completion: int) -> None:
@@ -99,12 +99,12 @@ class Claim:
         self._charge(fair_queue.cost(min(max(prompt, 0), self._requirements.prompt_tokens), completion), completion)
 
     def _charge(self, cost: float, answer_tokens: int | None = None) -> None:
-        self._tracker.charge(self._requirements, cost - self._charged, answer_tokens=answer_tokens)
+        self._dispatch.charge(self._requirements, cost - self._charged, answer_tokens=answer_tokens)
         self._charged = cost
 
     def _hold(self) -> None:
         if not self._held:
             self._held = True
-            self._began_at = self._tracker.clock()
+            self._began_at = self._dispatch.clock()
             if self._requirements.takes_slot:
-                self._tracker.worker_stats.occupancy.begin(self.worker.node, self._requirements.model)
+                self._dispatch.worker_stats.occupancy.begin(self.worker.node, self._requirements.model)

@@ -3,7 +3,7 @@
 - ``Outliers`` works like Envoy's outlier detection: five failures in a row eject a worker for 30 s, then for 60 s, and so on. A model's
   last worker is never ejected (``worker_choice.without_outliers``).
 - ``SlowStart`` sends few requests to a new worker.
-- ``DishonestWorkers`` quarantines workers that report wrong token counts. Wrong counts are never billed (``active_request``), but such a
+- ``DishonestWorkers`` quarantines workers that report wrong token counts. Wrong counts are never billed (``active_prompt``), but such a
   worker may lie about more. A restart of the worker doesn't end a quarantine; time or an administrator's pardon does. ``quarantine``
   shares it between gateways and persists it.
 - ``WorkerStats`` is all that this gateway has observed about the workers.
@@ -85,6 +85,8 @@ _FIRST_SHARE = 0.1
 
 
 class SlowStart:
+    """Remembers when each worker arrived."""
+
     def __init__(self) -> None:
         #: When each worker arrived, by the caller's clock.
         self.arrivals: dict[NodeId, float] = {}
@@ -121,6 +123,8 @@ class _StrikeRecord:
 
 
 class DishonestWorkers:
+    """Tracks each worker's wrong token counts and its quarantine."""
+
     def __init__(self) -> None:
         #: Only workers with strikes; few, because each needs a certificate.
         self.records: dict[NodeId, _StrikeRecord] = {}

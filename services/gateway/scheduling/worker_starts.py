@@ -10,7 +10,7 @@ from shared.protocol.directory import DirectoryEntry
 from shared.types import ModelName
 from shared.worker_pools import PoolsFile, WorkerPool
 
-#: Of a pool whose workers have labels: more models than such workers serve.
+#: Models remembered of the workers with one pool's labels: more than such workers serve.
 _MOST_MODELS = 100
 #: After this many times the usual time, the start that earlier requests waited for is over.
 _STALE_STARTS = 2

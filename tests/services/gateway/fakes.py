@@ -34,7 +34,7 @@ from services.gateway.http_api.rest_inference import RestInference
 from services.gateway.http_api.rest_usage import RestUsage
 from services.gateway.http_api.rpc_routes import RpcRoutes
 from services.gateway.idempotency.answer_runs import AnswerRuns
-from services.gateway.idempotency.idempotency_keys import HeldKey, IdempotentRequest, KeyState, NewKeyUse, Orphaned
+from services.gateway.idempotency.idempotency_keys import HeldKey, IdempotentRequest, KeyState, KeyUse, NewKeyUse
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.response_cache import ResponseCache
@@ -398,7 +398,7 @@ class FakeKeys(IdempotencyStore):
 
     async def claim(
         self, request: IdempotentRequest, fingerprint: bytes, node: NodeId, *, lease_seconds: float, dead: RequestId | None = None
-    ) -> NewKeyUse | Orphaned | None:
+    ) -> KeyUse | None:
         if (request.owner, request.key) in self.held:
             return None
         self.held[request.owner, request.key] = HeldKey(fingerprint, request.request_id, KeyState.RUNNING, None, node)
@@ -483,7 +483,8 @@ class RunningService:
     def new_pipeline(
         self, admission: RequestAdmission | None = None, relay: Relay | None = None, responses: ResponseCache | None = None, **more: Any
     ) -> Pipeline:
-        return Pipeline(admission or self.admission, relay or self.relay, self.recorder, self.published.append, responses=responses, **more)
+        admission, relay = admission or self.admission, relay or self.relay
+        return Pipeline(admission, relay, self.recorder, self.published.append, most_seconds=30, responses=responses, **more)
 
     def add_worker(self, number: int, worker: FakeWorker, *models: str, load: WorkerLoad | None = None, **more: Any) -> None:
         self.rpc.workers[node_id(number)] = worker
@@ -492,14 +493,14 @@ class RunningService:
     def app(self, cors: CorsPolicy | None = None) -> HttpApp:
         parts = (
             RestAccounts(self.rpc),
-            RestInference(self.once, request_seconds=30),
+            RestInference(self.once),
             RestUsage(self.store, self.reports, self.quotas, self.accounts),
-            OpenAi(self.once, self._served, request_seconds=30),
-            OpenAiEmbeddings(self.once, request_seconds=30),
-            OpenAiModerations(self.pipeline, request_seconds=30),
-            TokenRoutes(self.pipeline, request_seconds=30),
-            RerankRoute(self.pipeline, request_seconds=30),
-            InfillRoute(self.once, request_seconds=30),
+            OpenAi(self.once, self._served),
+            OpenAiEmbeddings(self.once),
+            OpenAiModerations(self.pipeline),
+            TokenRoutes(self.pipeline),
+            RerankRoute(self.pipeline),
+            InfillRoute(self.once),
         )
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99), self._finish).routes()

@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from services.gateway.idempotency.answer_reader import AnswerReader
-from services.gateway.idempotency.answer_runs import AnswerRun, AnswerRuns
-from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, Orphaned
+from services.gateway.idempotency.answer_reader import StoredAnswerReader
+from services.gateway.idempotency.answer_runs import AnswerRun, AnswerRunReader, AnswerRuns
+from services.gateway.idempotency.idempotency_keys import IdempotentRequest, KeyUse
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.store import opened
@@ -87,7 +87,7 @@ class Gateway:
     async def ask(self, call: IdempotentRequest, *, seconds: float = 10, stops_after: int | None = None) -> ReceivedAnswer:
         received = ReceivedAnswer([], [])
 
-        async def produce(run: AnswerRun[Head, Chunk, InferenceResult], claim: NewKeyUse | Orphaned) -> InferenceResult:
+        async def produce(run: AnswerRun[Head, Chunk, InferenceResult], claim: KeyUse) -> InferenceResult:
             return await self.maker.make(run, call, claim.seed)
 
         try:
@@ -98,7 +98,11 @@ class Gateway:
         return received
 
     @staticmethod
-    async def _read(repeat: AnswerReader[Head, Chunk, InferenceResult], received: ReceivedAnswer, stops_after: int | None) -> None:
+    async def _read(
+        repeat: AnswerRunReader[Head, Chunk, InferenceResult] | StoredAnswerReader[Chunk, InferenceResult],
+        received: ReceivedAnswer,
+        stops_after: int | None,
+    ) -> None:
         async for number, chunk in repeat:
             received.numbers.append(number)
             received.texts.append(chunk.text)

@@ -15,7 +15,7 @@ from services.gateway.billing.prices import Price
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_runs import AnswerRuns
-from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
+from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.prompt_admission import ModerationRequest
 from services.gateway.scheduling import policies, route_choice, routing
@@ -70,12 +70,10 @@ class Policed:
             policies=Policies({name: msgspec.convert(rules, PolicyDocument) for name, rules in documents.items()}),
         )
 
-    async def ask(
-        self, model: str = "assistant", who: Principal = OWNER, *, claim: NewKeyUse | Orphaned | None = None, **fields: Any
-    ) -> str:
+    async def ask(self, model: str = "assistant", who: Principal = OWNER, *, key_use: KeyUse | None = None, **fields: Any) -> str:
         context.start()
         request = InferenceRequest(**{"prompt": "hi", "model": ModelName(model), **fields})
-        async with self.pipeline.run(who, request, seconds=10, claim=claim) as running:
+        async with self.pipeline.run(who, request, seconds=10, key_use=key_use) as running:
             return "".join([chunk.text async for _, chunk in running])
 
     async def moderate(self, **fields: Any) -> None:
@@ -284,14 +282,14 @@ async def test_a_running_stream_ends_under_the_policy_of_its_start(policed: Poli
 
 async def test_a_request_of_a_dead_gateway_is_sent_only_where_the_policy_of_now_allows_it(policed: Policed) -> None:
     policed.use(mesh=ANY, default=ANY)
-    begun = Orphaned(1, API)
-    assert await policed.ask(claim=begun) == "Paid words"
+    begun = OrphanedKeyUse(1, API)
+    assert await policed.ask(key_use=begun) == "Paid words"
     policed.use()
-    assert await policed.ask(claim=begun) == "Hello world!", "nobody has a part of the answer"
+    assert await policed.ask(key_use=begun) == "Hello world!", "nobody has a part of the answer"
     with pytest.raises(errors.AnswerGone, match="may not continue it"):
-        await policed.ask(claim=Orphaned(1, API, is_resumed=True))
+        await policed.ask(key_use=OrphanedKeyUse(1, API, is_resumed=True))
     with pytest.raises(errors.PolicyForbidden, match="policy_external"):
-        await policed.ask("api", claim=Orphaned(1, API, is_resumed=True))
+        await policed.ask("api", key_use=OrphanedKeyUse(1, API, is_resumed=True))
     assert len(policed.api.received) == 1
 
 
@@ -368,13 +366,13 @@ async def test_no_random_request_reaches_a_forbidden_provider(cached: Policed) -
             before, checked = sum(len(worker.received) for worker in acme), len(judges[0].received)
             forbid = rng.random() < 0.3
             temperature, text = rng.choice([0.0, None]), ""
-            orphaned = Orphaned(1, rng.choice([None, *map(ModelName, models)]), is_resumed=rng.random() < 0.5)
+            orphaned = OrphanedKeyUse(1, rng.choice([None, *map(ModelName, models)]), is_resumed=rng.random() < 0.5)
             with contextlib.suppress(errors.AimeshError):
                 if rng.random() < 0.1:
                     await policed.moderate(forbid_external=forbid)
                 text = await policed.ask(
                     rng.choice(["assistant", *models]),
-                    claim=rng.choice([None, None, NewKeyUse(1), orphaned]),
+                    key_use=rng.choice([None, None, NewKeyUse(1), orphaned]),
                     forbid_external=forbid,
                     temperature=temperature,
                     prompt=f"{turn} {rng.choice('pq')}",

@@ -16,7 +16,7 @@ from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RequestRow, ReservationState, RouteUse
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
 from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.idempotency.idempotency_keys import Orphaned
+from services.gateway.idempotency.idempotency_keys import OrphanedKeyUse
 from services.gateway.limits import tiers, upstream_prices
 from services.gateway.limits.tiers import LimitRules
 from services.gateway.limits.upstream_prices import TargetSpending
@@ -576,18 +576,18 @@ async def test_a_takeover_asks_the_model_that_began_the_answer(routed: Routed) -
     request = InferenceRequest(prompt="hi", model=ModelName("assistant"))
     for begun_by, text in ((API, "Paid words"), (LOCAL, "Hello world!"), (ModelName("gone"), "Hello world!")):
         context.start()
-        async with routed.service.pipeline.run(OWNER, request, seconds=10, claim=Orphaned(1, begun_by)) as running:
+        async with routed.service.pipeline.run(OWNER, request, seconds=10, key_use=OrphanedKeyUse(1, begun_by)) as running:
             assert "".join([chunk.text async for _, chunk in running]) == text
 
 
 async def test_a_caller_with_the_beginning_of_an_answer_gets_no_other_models_rest(routed: Routed) -> None:
     request = InferenceRequest(prompt="hi", model=ModelName("assistant"))
     context.start()
-    async with routed.service.pipeline.run(OWNER, request, seconds=10, claim=Orphaned(1, API, is_resumed=True)) as running:
+    async with routed.service.pipeline.run(OWNER, request, seconds=10, key_use=OrphanedKeyUse(1, API, is_resumed=True)) as running:
         assert "".join([chunk.text async for _, chunk in running]) == "Paid words"
     routed.use(TO_LOCAL)
     with pytest.raises(errors.AnswerGone, match="the model that began the answer may not continue it"):
-        async with routed.service.pipeline.run(OWNER, request, seconds=10, claim=Orphaned(1, API, is_resumed=True)):
+        async with routed.service.pipeline.run(OWNER, request, seconds=10, key_use=OrphanedKeyUse(1, API, is_resumed=True)):
             pass
     assert routed.local.received == []
 

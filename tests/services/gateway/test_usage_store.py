@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from services.gateway import store as stores
-from services.gateway import usage_reports, usage_store
+from services.gateway import usage_reports
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.store import GatewayStore
 from services.gateway.usage_store import DaysStore, UsageStore
@@ -260,7 +260,7 @@ async def test_an_export_returns_every_row_once_oldest_first(opened: database.Da
     while read := await store.requests_after(TenantId(ADA), at, last, at_once):
         assert len(read) <= at_once
         found += read
-        at, last = usage_store.last_of(read)
+        at, last = read[-1].created_at, read[-1].id
     assert [(one.created_at, one.id) for one in found] == sorted((one.created_at, one.id) for one in rows)
 
 

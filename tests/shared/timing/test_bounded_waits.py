@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from shared.timing.bounded_waits import BoundedWait, BoundedWaits, DeadlineWaits
+from shared.timing.bounded_waits import BoundedWait, BoundedWaits, DeadlineWaits, wait_until_set
 from tests.shared.timing.virtual_time import VirtualLoop, pass_time
 
 
@@ -137,5 +137,17 @@ def test_a_deadline_that_passed_between_two_waits_ends_the_next_one_at_once(loop
             await wait_for_ever()
         assert loop.time() == began
         assert waits._timer is None
+
+    loop.run_until_complete(work())
+
+
+def test_waiting_for_an_event_ends_with_the_event_or_the_time(loop: VirtualLoop) -> None:
+    async def work() -> None:
+        event = asyncio.Event()
+        assert not await wait_until_set(event, 5)
+        assert loop.time() == 5
+        loop.call_later(1, event.set)
+        assert await wait_until_set(event, 5)
+        assert loop.time() == 6
 
     loop.run_until_complete(work())

@@ -168,8 +168,8 @@ async def test_an_ended_request_needs_no_claim() -> None:
         claims.add(claim(ended, node_id(1)))
         tasks.create_task(claims.write())
         await asyncio.sleep(0)
-        claims.ended(ended)
-        claims.ended(ended)
+        claims.forget(ended)
+        claims.forget(ended)
         claims.add(claim(running, node_id(1)))
         await until(lambda: recorded.claims)
     assert recorded.claims == [claim(running, node_id(1))]

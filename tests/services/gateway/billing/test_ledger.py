@@ -134,10 +134,10 @@ async def test_reserved_credits_are_shown_until_the_request_ends(harness: Ledger
     await harness.ledger.reserve(OWNER, second, BOUNDS)
     harness.now += 2
     assert shown() == (2, 7)
-    harness.ledger.ended(first)
+    harness.ledger.forget(first)
     assert shown() == (1, 2)
-    harness.ledger.ended(second)
-    harness.ledger.ended(second)
+    harness.ledger.forget(second)
+    harness.ledger.forget(second)
     assert shown() == (0, 0)
     # Each of the two was one statement.
     assert harness.metrics.registry.get_sample_value("ai_platform_ledger_reserve_seconds_count") == 2
@@ -171,7 +171,7 @@ async def test_leases_are_extended_for_running_requests_and_unwritten_rows(harne
     running, ended, waiting = new_request(), new_request(), new_request()
     for request in (running, ended):
         await harness.ledger.reserve(OWNER, request, BOUNDS)
-    harness.ledger.ended(ended)
+    harness.ledger.forget(ended)
     await harness.ledger.heartbeat([waiting])
     assert harness.extended == [running, waiting]
 

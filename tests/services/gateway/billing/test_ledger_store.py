@@ -14,7 +14,7 @@ from services.gateway import store
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest, WorkerClaim
-from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, Orphaned
+from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.store import GatewayStore
 from shared.api.gateway import InferenceRequest
@@ -392,11 +392,11 @@ async def test_the_gateway_that_takes_over_a_request_charges_for_it(plain_url: s
         assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90) is None
         assert await books.account(ada) == (3500, 0, 500)
         await books.ledger.record_claims([WorkerClaim(first, NodeId("worker"), 0, ModelName("next"), 1, None)])
-        assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=first) == Orphaned(7, ModelName("next"))
+        assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=first) == OrphanedKeyUse(7, ModelName("next"))
         assert await books.account(ada) == (3500, 0, 0)
         third = replace(keyed_request, request_id=new_request())
-        assert await keys.claim(third, b"f" * 32, GATEWAY, lease_seconds=90, dead=second) == Orphaned(7), "no worker had begun it"
-        assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=third.request_id) == Orphaned(7)
+        assert await keys.claim(third, b"f" * 32, GATEWAY, lease_seconds=90, dead=second) == OrphanedKeyUse(7), "no worker had begun it"
+        assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=third.request_id) == OrphanedKeyUse(7)
         await books.reserve(ada, request=second)
         # The first gateway is still alive, and reports what it delivered.
         await books.settle(ada, (first, 400), (second, 300))

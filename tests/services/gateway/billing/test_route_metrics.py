@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.gateway.billing import route_metrics
-from services.gateway.billing.route_metrics import RouteCounters
+from services.gateway.billing.route_metrics import RequestCounters
 from services.gateway.limits.upstream_prices import TargetSpending
 from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.route_choice import Route
@@ -54,15 +54,15 @@ async def test_requests_fallbacks_first_tokens_and_money_are_counted(routed: Rou
 
 def test_an_unknown_error_of_a_newer_worker_adds_no_series() -> None:
     metrics = Metrics("gateway")
-    counters = RouteCounters(metrics)
+    counters = RequestCounters(metrics, str)
     for number in range(3):
-        counters.fell_back("r", "t", errors.RemoteError(errors.Problem(f"new_{number}", "x")))
+        counters.count_fallback("r", "t", errors.RemoteError(errors.Problem(f"new_{number}", "x")))
     assert shown(metrics.route_fallbacks) == {(("route", "r"), ("target", "t"), ("reason", "other")): 3}
 
 
 def test_upstream_money_is_counted_without_a_route_too(routed_row: Any) -> None:
     metrics = Metrics("gateway")
-    RouteCounters(metrics).ended(routed_row, None)
+    RequestCounters(metrics, str).count_end(routed_row, None, is_complete=True)
     assert shown(metrics.upstream_spending) == {(("route", ""), ("target", "api"), ("provider", "acme")): 42}
     assert shown(metrics.route_requests) == {}
 
@@ -70,7 +70,8 @@ def test_upstream_money_is_counted_without_a_route_too(routed_row: Any) -> None:
 @pytest.fixture
 def routed_row() -> Any:
     class Row:
-        route = None
+        route = model_used = error_code = None
+        cost_micro = 0
         provider = "acme"
         spending = (TargetSpending("", "api", MicroCredits(42)),)
 

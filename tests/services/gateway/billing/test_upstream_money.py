@@ -14,7 +14,7 @@ from services.gateway import store
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.request_record import ReservationState, RouteUse
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits
-from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, Orphaned
+from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.limits import upstream_prices
 from services.gateway.limits.upstream_prices import TargetHold, TargetSpending, UpstreamPrices
@@ -157,7 +157,7 @@ async def test_a_request_that_is_taken_over_gives_its_hold_back(plain_url: str) 
         keyed = IdempotentRequest(owner=TenantId(ada), key="once", request=InferenceRequest(prompt="hi"), request_id=first, seed=1)
         assert await keys.claim(keyed, b"f" * 32, GATEWAY, lease_seconds=90) == NewKeyUse(1)
         again = replace(keyed, request_id=second)
-        assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=first) == Orphaned(1)
+        assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=first) == OrphanedKeyUse(1)
         await books.reserve(ada, tokens=1, request=second, holds=(hold(micro=90),))
         assert await books.requests.read_spending() == {("assistant", "api"): (0, 90)}
         assert (await books.report()).findings == ()

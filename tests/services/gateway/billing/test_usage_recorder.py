@@ -33,7 +33,7 @@ async def test_a_row_is_written_before_its_request_ends() -> None:
     store = FakeStore()
     async with recorder(store).running() as records:
         records.reserve()
-        await records.written(records.add(row()))
+        await records.wait_until_saved(records.add(row()))
         assert len(store.rows) == 1
 
 
@@ -42,7 +42,7 @@ async def test_many_rows_take_few_statements() -> None:
     async with recorder(store).running() as records:
         for _ in range(400):
             records.reserve()
-        await asyncio.gather(*(records.written(records.add(row())) for _ in range(400)))
+        await asyncio.gather(*(records.wait_until_saved(records.add(row())) for _ in range(400)))
     assert len(store.rows) == 400
     assert store.writes <= 2
 
@@ -57,7 +57,7 @@ async def test_rows_go_to_disk_while_postgresql_is_down() -> None:
         await asyncio.sleep(0)
         async with asyncio.timeout(30):
             records.reserve()
-            await records.written(records.add(row()))
+            await records.wait_until_saved(records.add(row()))
         assert not first.written.is_set()
         # Every request whose caller knows its end is on disk.
         assert records.journal_rows == len(journal.rows) == 2
@@ -107,7 +107,7 @@ async def test_the_next_process_writes_the_rows_left_by_the_last() -> None:
         assert len(records.waiting) == 2
         assert records.journal_rows == 2
         records.reserve()
-        await records.written(records.add(row()))
+        await records.wait_until_saved(records.add(row()))
     assert len(store.rows) == 3
     assert not journal.rows
 
@@ -119,7 +119,7 @@ async def test_a_slow_store_delays_a_request_by_a_quarter_of_a_second() -> None:
         records.reserve()
         pending = records.add(row())
         async with asyncio.timeout(30):
-            await records.written(pending)
+            await records.wait_until_saved(pending)
         assert (pending.in_journal, pending.written.is_set()) == (True, False)
         store.stalled.set()
     assert (len(store.rows), journal.rows) == (1, [])
@@ -129,7 +129,7 @@ async def test_no_request_starts_if_neither_store_nor_journal_accepts_rows() -> 
     store, journal = FakeStore(away=True), FakeJournal(full=True)
     async with recorder(store, journal).running() as records:
         records.reserve()
-        await records.written(records.add(row()))
+        await records.wait_until_saved(records.add(row()))
         with pytest.raises(errors.Unavailable, match="usage can't be recorded: PostgreSQL has been down for too long"):
             records.reserve()
         journal.full = False
@@ -153,14 +153,14 @@ async def test_a_refused_row_does_not_block_others_and_is_retried(monkeypatch: p
         for _ in rows:
             records.reserve()
         pending = [records.add(one) for one in rows]
-        await asyncio.gather(*(records.written(one) for one in pending))
+        await asyncio.gather(*(records.wait_until_saved(one) for one in pending))
         assert store.rows.keys() == {one.id for one in rows} - bad
         assert set(records.waiting) == bad == {one.id for one in journal.rows} & bad
         assert metrics.settle_failures.labels(reason="refused")._value.get() >= 2
         assert metrics.usage_queue_rows._value.get() == 2
         later = row()
         records.reserve()
-        await records.written(records.add(later))
+        await records.wait_until_saved(records.add(later))
         assert later.id in store.rows
         assert len(lines.of("PostgreSQL refused a request row; keeping it for retries")) == 1
         # The problem was fixed.
@@ -176,7 +176,7 @@ async def test_rows_refused_at_shutdown_stay_in_the_journal() -> None:
     store.refuses = {one.id}
     async with asyncio.timeout(recorders.DRAIN_SECONDS / 2), recorder(store, journal).running() as records:
         records.reserve()
-        await records.written(records.add(one))
+        await records.wait_until_saved(records.add(one))
     assert [kept.id for kept in journal.rows] == [one.id]
 
 

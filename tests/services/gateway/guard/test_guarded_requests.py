@@ -50,7 +50,7 @@ class Guarded:
         self.acts = Acts()
         self.reporting = GuardReporting(service.metrics, self.acts)  # type: ignore[arg-type]
         self.pipeline = service.new_pipeline(responses=responses)
-        self.pipeline.on_guarded = self.reporting.ended
+        self.pipeline.on_guarded = self.reporting.record_end
 
     def use(self, **documents: dict[str, Any]) -> None:
         """Guard by the documents, by level."""

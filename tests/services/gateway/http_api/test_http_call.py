@@ -193,7 +193,7 @@ async def test_a_late_heartbeat_sends_nothing() -> None:
     await call.end_events()
     before = len(reader.sent)
     assert call.idle_seconds() is None
-    await call.send_heartbeat()
+    await call.send_comment("still here")
     assert len(reader.sent) == before
 
 

@@ -55,7 +55,7 @@ def test_the_answer_has_flat_limits_and_the_budget_in_credits() -> None:
     at = datetime(2026, 1, 2, tzinfo=UTC)
     limits = auth.ApiKeyLimits(1, None, 3, 4, MicroCredits(2_500_000))
     created = auth.CreatedApiKey(Credential("aip_live_x"), auth.ApiKey(KEY_ID, USER, "ci", "aip…x", True, at, limits=limits))
-    answer = rest_accounts.to_key_answer(created)
+    answer = rest_accounts.ApiKeyAnswer(created.api_key, rest_accounts.to_key_view(created.key))
     assert answer.api_key == "aip_live_x"
     shown = answer.key
     assert (shown.requests_per_hour, shown.requests_per_minute, shown.tokens_per_minute, shown.concurrency) == (1, None, 3, 4)

@@ -24,7 +24,7 @@ def test_excess_requests_are_refused_until_some_have_ended() -> None:
             concurrency.count_request([MINE]).__enter__()
         with concurrency.count_request([MINE]):
             pass
-    assert not len(concurrency)
+    assert not concurrency._here
 
 
 def test_the_tightest_limit_applies_and_a_refusal_is_not_counted() -> None:
@@ -45,4 +45,4 @@ def test_a_caller_without_a_concurrency_limit_is_never_refused() -> None:
     with ExitStack() as stack:
         for _ in range(1000):
             stack.enter_context(concurrency.count_request([HOURLY]))
-    assert not len(concurrency)
+    assert not concurrency._here

@@ -61,7 +61,7 @@ async def test_every_reader_gets_the_whole_answer_and_its_end(runs: AnswerRuns) 
     gate = asyncio.Event()
     run = runs.start(NAME, says(10, gate), seconds=5)
     first = run.reader()
-    assert await first.head() == "head"
+    assert await first.wait_for_head() == "head"
     with first:
         assert [(await anext(first))[0] for _ in range(5)] == [1, 2, 3, 4, 5]
         found = runs.find(NAME)
@@ -71,7 +71,7 @@ async def test_every_reader_gets_the_whole_answer_and_its_end(runs: AnswerRuns) 
         gate.set()
         assert [number async for number, _ in first] == [6, 7, 8, 9, 10]
         assert await others == [list(range(1, 11)), [8, 9, 10]]
-    assert first.end == 10
+    assert first.result == 10
 
 
 async def test_answers_of_other_tenants_are_not_found(runs: AnswerRuns) -> None:
@@ -102,7 +102,7 @@ async def test_an_answer_is_canceled_when_its_last_reader_leaves(runs: AnswerRun
     # A run that is about to end can't be joined.
     assert runs.find(NAME) is None
     await asyncio.wait_for(cancelled.wait(), 30)
-    assert runs.bytes == 0
+    assert runs._bytes == 0
 
 
 async def test_a_canceled_reader_does_not_affect_the_others(runs: AnswerRuns) -> None:
@@ -131,7 +131,7 @@ async def test_a_kept_answer_is_generated_to_its_end_and_read_later(runs: Answer
     assert runs.find(NAME) is run
     clock.now = module.KEPT_SECONDS + 1
     assert runs.find(NAME) is None
-    assert runs.bytes == 0
+    assert runs._bytes == 0
 
 
 async def test_an_error_reaches_every_reader_after_the_chunks_before_it(runs: AnswerRuns) -> None:
@@ -148,7 +148,7 @@ async def test_an_error_reaches_every_reader_after_the_chunks_before_it(runs: An
             async for number, _ in reader:
                 seen.append(number)
         with pytest.raises(errors.LinkLost, match="gone"):
-            _ = reader.end
+            _ = reader.result
         return seen
 
     readers = [run.reader() for _ in range(5)]
@@ -161,7 +161,7 @@ async def test_a_bug_is_raised_to_the_readers_and_stops_nothing_else(runs: Answe
 
     run = runs.start(NAME, bug, seconds=5)
     with run.reader() as reader, pytest.raises(ZeroDivisionError):
-        await reader.head()
+        await reader.wait_for_head()
     assert await read(runs.start(AnswerRunId(ADA, b"two"), says(2), seconds=5).reader()) == [1, 2]
 
 
@@ -196,7 +196,7 @@ async def test_over_the_memory_limit_the_oldest_finished_answers_are_dropped() -
         names = [AnswerRunId(ADA, bytes([number])) for number in range(10)]
         for name in names:
             await read(runs.start(name, says(50), seconds=5, kept=True).reader())
-        assert runs.bytes <= 50_000
+        assert runs._bytes <= 50_000
         left = [name for name in names if runs.find(name) is not None]
     assert left == names[-len(left) :]
     assert 0 < len(left) < 10
@@ -214,7 +214,7 @@ async def test_many_concurrent_answers_stay_within_the_memory_limit() -> None:
             with reader:
                 async for number, _ in reader:
                     seen.append(number)
-                    most = max(most, runs.bytes)
+                    most = max(most, runs._bytes)
                     await asyncio.sleep(0)
             return seen
 
@@ -253,7 +253,7 @@ async def test_shutdown_cancels_running_answers() -> None:
         await asyncio.sleep(0)
     assert ended
     with pytest.raises(errors.Cancelled, match="the answer was not completed"):
-        await run.reader().head()
+        await run.reader().wait_for_head()
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -11,8 +11,9 @@ from services.gateway.idempotency.idempotency_keys import (
     HeldKey,
     IdempotentRequest,
     KeyState,
+    KeyUse,
     NewKeyUse,
-    Orphaned,
+    OrphanedKeyUse,
     RunningElsewhere,
     RunningHere,
 )
@@ -100,14 +101,14 @@ def test_changing_one_of_several_requests_changes_all_their_fingerprints() -> No
     [
         (NewKeyUse(1), 0, None, True),
         (NewKeyUse(1), 3, None, False),
-        (Orphaned(1), 0, 4, True),
-        (Orphaned(1), 3, None, True),
-        (Orphaned(1), 3, 1, True),
-        (Orphaned(1), 3, 2, False),
+        (OrphanedKeyUse(1), 0, 4, True),
+        (OrphanedKeyUse(1), 3, None, True),
+        (OrphanedKeyUse(1), 3, 1, True),
+        (OrphanedKeyUse(1), 3, 2, False),
     ],
 )
 def test_a_resumed_request_gets_a_matching_answer_or_an_error(
-    claimed: NewKeyUse | Orphaned, after: int, answers: int | None, is_resumption: bool
+    claimed: KeyUse, after: int, answers: int | None, is_resumption: bool
 ) -> None:
     request = InferenceRequest(prompt="hi", n=answers)
     keyed_request = IdempotentRequest(owner=UserId(UUID(int=1)), key="k", request=request, request_id=ONE, seed=1, after=after)

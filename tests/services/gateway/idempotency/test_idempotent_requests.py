@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.gateway.idempotency import idempotency_store, idempotent_requests
-from services.gateway.idempotency.idempotency_keys import KeyState, NewKeyUse, Orphaned, part
+from services.gateway.idempotency.idempotency_keys import KeyState, KeyUse, NewKeyUse, OrphanedKeyUse, part
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from shared import errors
 from shared.timing.backoff import Backoff
@@ -59,7 +59,7 @@ async def test_one_of_fifty_concurrent_takeovers_succeeds(running_service: Runni
     claims = await asyncio.gather(
         *(running_service.store.claim(keyed_request(seed=seed), F, NODE, lease_seconds=9) for seed in range(2, 52))
     )
-    assert [claim for claim in claims if claim is not None] == [Orphaned(1)]
+    assert [claim for claim in claims if claim is not None] == [OrphanedKeyUse(1)]
 
 
 async def test_two_callers_may_use_the_same_key(running_service: RunningService) -> None:
@@ -77,7 +77,7 @@ async def test_a_gateway_that_lost_its_lease_changes_nothing(running_service: Ru
     old, new = request_id(), request_id()
     await running_service.store.claim(keyed_request(request=old), F, NODE, lease_seconds=9)
     await running_service.the_lease_ends()
-    assert await running_service.store.claim(keyed_request(request=new), F, NODE, lease_seconds=9) == Orphaned(7)
+    assert await running_service.store.claim(keyed_request(request=new), F, NODE, lease_seconds=9) == OrphanedKeyUse(7)
     await running_service.store.end(old, KeyState.ENDED, b"late")
     await running_service.store.free(old)
     await running_service.store.abandon(old)
@@ -129,7 +129,7 @@ async def test_a_repeat_gets_the_same_answer(running_service: RunningService) ->
     assert (await other.ask(keyed_request(after=3))).texts == whole(after=3)
     assert (gateway.maker.seeds, other.maker.seeds) == ([7], [])
     # An answer in PostgreSQL needn't be in memory too.
-    assert gateway.runs.bytes == 0
+    assert gateway.runs._bytes == 0
 
 
 async def test_fifty_concurrent_requests_run_once(running_service: RunningService) -> None:
@@ -498,7 +498,7 @@ class Flaky(IdempotencyStore):
         if self.away:
             raise errors.Unavailable("PostgreSQL does not answer")
 
-    async def claim(self, *args: Any, **more: Any) -> NewKeyUse | Orphaned | None:
+    async def claim(self, *args: Any, **more: Any) -> KeyUse | None:
         self._check()
         return await super().claim(*args, **more)
 
@@ -557,7 +557,7 @@ async def test_a_key_that_could_not_be_freed_is_freed_later(running_service: Run
 
 async def test_a_claim_with_a_lost_response_is_taken_over_by_the_next_repeat(running_service: RunningService) -> None:
     class Loses(Flaky):
-        async def claim(self, *args: Any, **more: Any) -> NewKeyUse | Orphaned | None:
+        async def claim(self, *args: Any, **more: Any) -> KeyUse | None:
             claimed = await super().claim(*args, **more)
             if isinstance(claimed, NewKeyUse):
                 raise errors.Unavailable("the connection died at the commit")

@@ -166,7 +166,7 @@ async def test_a_reader_that_leaves_does_not_affect_others_but_the_last_one_canc
     await asyncio.wait([alone])
     await asyncio.sleep(0)
     assert worker.cancelled == 1
-    assert place.runs.bytes == 0
+    assert place.runs._bytes == 0
 
 
 async def test_an_error_reaches_all_readers_and_is_not_cached(place: Place) -> None:

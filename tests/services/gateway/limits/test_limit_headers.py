@@ -7,16 +7,16 @@ import pytest
 
 from services.gateway.billing.reservations import InsufficientCredits
 from services.gateway.http_api import http_errors, response_formats
-from services.gateway.limits.limit_rules import Allowance, LimitKind, LimitRefusal, LimitScope, TightestLimit
-from services.gateway.limits.quotas import LimitReached
+from services.gateway.limits.limit_rules import Count, LimitKind, LimitReached, LimitScope, RequestLimit, TightestLimit
 from shared import errors
+from shared.api.gateway import LimitState
 from shared.types import Tier
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import FakeWorker, RunningService
 from tests.services.gateway.http_answers import BEARER, CHAT, problem
 
-REQUESTS = Allowance(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, 10, 0, 59.2)
-TOKENS = Allowance(LimitScope.KEY, LimitKind.TOKENS_PER_MINUTE, 90_000, 85_904, 2.731)
+REQUESTS = LimitState(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, 10, 0, 59.2)
+TOKENS = LimitState(LimitScope.KEY, LimitKind.TOKENS_PER_MINUTE, 90_000, 85_904, 2.731)
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,19 @@ def test_both_limits_are_in_the_headers_and_none_without_limits() -> None:
 
 
 def test_a_refusal_has_a_retry_time_in_milliseconds() -> None:
-    headers = dict(http_errors.headers(LimitReached(LimitRefusal(REQUESTS, 5.2001, TightestLimit(REQUESTS, TOKENS)), Tier.FREE)))
+    limits = [
+        RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, "requests", 10),
+        RequestLimit(LimitScope.KEY, LimitKind.TOKENS_PER_MINUTE, "tokens", 90_000),
+    ]
+    counts = [Count(0, 5.2001, 59.2), Count(85_904, 0, 2.731)]
+    headers = dict(http_errors.headers(LimitReached(limits, counts, Tier.FREE)))
     assert (headers[b"retry-after"], headers[b"retry-after-ms"]) == (b"6", b"5201")
     assert headers[b"x-ratelimit-remaining-requests"] == b"0"
     assert headers[b"x-ratelimit-remaining-tokens"] == b"85904"
 
 
 def test_limits_credits_and_overload_have_different_errors() -> None:
-    refused = LimitReached(LimitRefusal(REQUESTS, 5.2, TightestLimit(REQUESTS)), Tier.FREE)
+    refused = LimitReached([RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, "requests", 10)], [Count(0, 5.2, 59.2)], Tier.FREE)
     statuses = [
         http_errors.status(error) for error in (refused, errors.BudgetExhausted("x"), errors.Overloaded("x"), errors.TokensTooLarge("x"))
     ]

@@ -4,9 +4,10 @@ import msgspec
 import pytest
 
 from services.gateway.limits import limit_rules, tiers
-from services.gateway.limits.limit_rules import Allowance, Count, LimitKind, LimitRefusal, LimitScope, RequestLimit, TightestLimit
+from services.gateway.limits.limit_rules import Count, LimitKind, LimitReached, LimitScope, RequestLimit, TightestLimit
 from services.gateway.limits.tiers import TierPlan
 from shared.api.auth import ApiKeyLimits, Principal
+from shared.api.gateway import NO_LIMIT, LimitState
 from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
 
 HOUR, MINUTE, TOKENS, AT_ONCE = LimitKind
@@ -81,22 +82,23 @@ def test_all_counters_are_distinct_and_on_one_cluster_node() -> None:
 def test_the_tightest_limit_of_a_kind_has_the_least_left() -> None:
     limits = [USER_HOUR, KEY_HOUR, USER_TOKENS]
     tight = limit_rules.tightest(limits, [Count(5, 0, 7), Count(7, 0, 9), Count(400, 0, 36)])
-    assert tight == TightestLimit(Allowance(LimitScope.USER, HOUR, 100, 5, 7), Allowance(LimitScope.USER, TOKENS, 1000, 400, 36))
-    assert limit_rules.tightest(limits[:2], [Count(50, 0, 7), Count(7, 0, 9)]) == TightestLimit(Allowance(LimitScope.KEY, HOUR, 10, 7, 9))
+    assert tight == TightestLimit(LimitState(LimitScope.USER, HOUR, 100, 5, 7), LimitState(LimitScope.USER, TOKENS, 1000, 400, 36))
+    assert limit_rules.tightest(limits[:2], [Count(50, 0, 7), Count(7, 0, 9)]) == TightestLimit(LimitState(LimitScope.KEY, HOUR, 10, 7, 9))
     assert limit_rules.tightest([], []) == TightestLimit()
 
 
 def test_a_refusal_has_the_longest_wait() -> None:
-    refused = limit_rules.refusal([USER_HOUR, KEY_HOUR, USER_TOKENS], [Count(0, 5, 5), Count(0, 900, 60), Count(3, 0, 1)])
-    of_key = Allowance(LimitScope.KEY, HOUR, 10, 0, 60)
-    assert (refused.allowance, refused.retry_after_seconds) == (of_key, 900)
-    assert isinstance(refused, LimitRefusal)
-    assert limit_rules.describe(of_key, Tier.FREE) == "this key's limit of 10 requests per hour"
+    refused = LimitReached([USER_HOUR, KEY_HOUR, USER_TOKENS], [Count(0, 5, 5), Count(0, 900, 60), Count(3, 0, 1)], Tier.FREE)
+    assert (refused.scope, refused.retry_after_seconds) == (LimitScope.KEY, 900)
+    assert refused.message == "this key's limit of 10 requests per hour is used up"
+    tightest = limit_rules.attached_limits(refused)
+    assert tightest is not None
+    assert tightest.tokens == LimitState(LimitScope.USER, TOKENS, 1000, 3, 1)
 
 
 def test_a_lowered_limit_leaves_zero_and_not_less() -> None:
-    (allowance,) = limit_rules.allowances([USER_HOUR], [Count(-50, 0, 0)])
-    assert (allowance.remaining, allowance.used) == (0, 100)
+    (state,) = limit_rules.states([USER_HOUR], [Count(-50, 0, 0)])
+    assert (state.remaining, state.used) == (0, 100)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +111,9 @@ def test_gateways_that_count_alone_share_a_limit(most: int, gateways: int, expec
 
 
 def test_an_unlimited_caller_gets_a_number_out_of_reach() -> None:
-    assert limit_rules.hourly([]).remaining == limit_rules.UNLIMITED
-    tight = Allowance(LimitScope.KEY, HOUR, 10, 3, 0)
-    assert limit_rules.hourly([Allowance(LimitScope.USER, HOUR, 100, 50, 0), tight, Allowance(LimitScope.USER, TOKENS, 9, 0, 0)]) == tight
+    assert limit_rules.hourly([]).remaining == NO_LIMIT
+    tight = LimitState(LimitScope.KEY, HOUR, 10, 3, 0)
+    assert limit_rules.hourly([LimitState(LimitScope.USER, HOUR, 100, 50, 0), tight, LimitState(LimitScope.USER, TOKENS, 9, 0, 0)]) == tight
 
 
 def test_the_largest_request_that_fits_the_limits() -> None:

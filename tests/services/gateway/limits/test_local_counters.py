@@ -105,7 +105,7 @@ async def test_the_least_recently_used_counters_are_dropped() -> None:
     assert await local.ask(kept)
     for number in range(1000):
         await local.ask(RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, f"c{number}", 10), kept)
-    assert len(local.counters) == 100
+    assert len(local.counters._entries) == 100
     assert await local.left(kept) == 0
 
 
@@ -113,7 +113,7 @@ async def test_looking_keeps_nothing() -> None:
     local = LocalLimits()
     for kind in LimitKind:
         assert await local.left(limit(kind, 100)) == 100
-    assert len(local.counters) == 0
+    assert not local.counters._entries
 
 
 async def test_an_unknown_command_is_an_error_and_not_an_answer() -> None:

@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from services.gateway.limits import limit_rules, quotas, tiers
-from services.gateway.limits.limit_rules import CountedRequest, LimitKind, LimitUsage, WithoutValkey
+from services.gateway.limits.limit_rules import CountedRequest, LimitKind, LimitReached, LimitUsage, WithoutValkey
 from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Argument
-from services.gateway.limits.quotas import SLOT_HEARTBEAT_SECONDS, LimitReached, Quotas
+from services.gateway.limits.quotas import SLOT_HEARTBEAT_SECONDS, Quotas
 from services.gateway.limits.tiers import LimitRules, TierPlan
 from shared import errors
 from shared.api.auth import ApiKeyLimits, Principal

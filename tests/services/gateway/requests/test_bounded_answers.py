@@ -42,11 +42,11 @@ def test_the_next_step_is_wanted_shortly_before_the_end_of_this_one() -> None:
     assert not bounds.needs_step
     assert bounds.take(tokens(1))
     assert (bounds.needs_step, bounds.wanted) == (True, 8192)
-    bounds.extended(8192)
+    bounds.record_extension(8192)
     assert not bounds.needs_step
     assert bounds.take(tokens(4096))
     assert (bounds.needs_step, bounds.wanted) == (True, 10_000)
-    bounds.extended(10_000)
+    bounds.record_extension(10_000)
     assert bounds.take(tokens(2320))
     assert not bounds.needs_step, "there is nothing more to have"
     assert not bounds.take(tokens(1))
@@ -54,9 +54,9 @@ def test_the_next_step_is_wanted_shortly_before_the_end_of_this_one() -> None:
 
 def test_a_chunk_beyond_a_refused_step_is_not_counted() -> None:
     bounds = AnswerBounds(held=4096, most=10_000, answers=1)
-    bounds.accepted(7)
+    bounds.record_acceptance(7)
     bounds.take(tokens(4000))
-    bounds.extended(4096)
+    bounds.record_extension(4096)
     assert not bounds.needs_step, "a refused step is not asked for again"
     assert not bounds.take(tokens(97))
     assert bounds.take(tokens(96, reasoning="so"))
@@ -68,7 +68,7 @@ def test_a_chunk_beyond_a_refused_step_is_not_counted() -> None:
 def test_a_part_of_a_step_is_the_last_one() -> None:
     bounds = AnswerBounds(held=4096, most=10_000, answers=1)
     bounds.take(tokens(4096))
-    bounds.extended(5000)
+    bounds.record_extension(5000)
     assert not bounds.needs_step
     assert bounds.take(tokens(904))
     assert not bounds.take(tokens(1))
@@ -79,7 +79,7 @@ def test_several_answers_share_what_is_held_and_only_unfinished_ones_are_cut_off
     for answer in range(3):
         assert bounds.take(tokens(60, answer))
     assert bounds.take(tokens(100, 2))
-    bounds.extended(100)
+    bounds.record_extension(100)
     assert bounds.take(tokens(5, 1, finish=STOP))
     assert not bounds.take(tokens(16, 2))
     assert bounds.cut_off() == Generation(LENGTH, Usage(0, 285), (LENGTH, STOP, LENGTH))
@@ -89,7 +89,7 @@ def test_an_answer_without_ids_is_held_by_its_bytes_and_billed_by_its_pieces() -
     bounds = AnswerBounds(held=1000, most=5000, answers=1)
     assert bounds.take(Chunk("a" * 2997, ()))
     assert bounds.needs_step
-    bounds.extended(1000)
+    bounds.record_extension(1000)
     assert not bounds.take(Chunk("four", ()))
     assert bounds.take(Chunk("abc", ()))
     assert bounds.cut_off().usage.completion_tokens == 2

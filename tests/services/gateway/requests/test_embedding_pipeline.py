@@ -14,7 +14,7 @@ import msgspec
 import openai
 import pytest
 
-from services.gateway.limits.quotas import LimitReached
+from services.gateway.limits.limit_rules import LimitReached
 from shared import context, errors
 from shared.api import embedding
 from shared.api.auth import Principal

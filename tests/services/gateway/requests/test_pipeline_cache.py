@@ -10,7 +10,7 @@ import pytest
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import CacheRequest
-from services.gateway.idempotency.idempotency_keys import NewKeyUse, Orphaned
+from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from services.gateway.requests.pipeline import Pipeline
@@ -35,12 +35,12 @@ class Asker:
         who: Principal = OWNER,
         *,
         cache: CacheRequest = CacheRequest.NOTHING,
-        claim: NewKeyUse | Orphaned | None = None,
+        key_use: KeyUse | None = None,
         **fields: Any,
     ) -> tuple[str, InferenceResult]:
         context.start()
         request = InferenceRequest(**{"prompt": "hi", "temperature": 0.0, **fields})
-        async with self.pipeline.run(who, request, seconds=10, cache=cache, claim=claim) as running:
+        async with self.pipeline.run(who, request, seconds=10, cache=cache, key_use=key_use) as running:
             text = "".join([chunk.text async for _, chunk in running])
         return text, running.result
 
@@ -133,14 +133,16 @@ async def test_a_cached_answer_obeys_the_policy_of_the_request_that_gets_it(aske
 async def test_a_request_of_a_dead_gateway_is_not_answered_with_another_answer(asker: Asker) -> None:
     """Its answer was drawn with the seed of its key, and the caller may have the beginning."""
     use_route(asker, cache="same_request")
-    await asker.ask(**ROUTE, claim=NewKeyUse(5))
-    assert (await asker.ask(**ROUTE, claim=NewKeyUse(6)))[1].cached, "a new key may get it"
-    assert not (await asker.ask(**ROUTE, claim=Orphaned(7, ModelName("smollm2"), is_resumed=True)))[1].cached
+    await asker.ask(**ROUTE, key_use=NewKeyUse(5))
+    assert (await asker.ask(**ROUTE, key_use=NewKeyUse(6)))[1].cached, "a new key may get it"
+    assert not (await asker.ask(**ROUTE, key_use=OrphanedKeyUse(7, ModelName("smollm2"), is_resumed=True)))[1].cached
     assert [prompt.model_config.seed for prompt in asker.running_service.worker.received] == [5, 7]
-    assert (await asker.ask(**ROUTE, claim=Orphaned(8)))[1].cached, "the caller has nothing of it yet"
+    assert (await asker.ask(**ROUTE, key_use=OrphanedKeyUse(8)))[1].cached, "the caller has nothing of it yet"
     with pytest.raises(errors.AnswerGone, match="the cached answer may have changed"):
-        await asker.ask(**ROUTE, claim=Orphaned(9, is_resumed=True))
-    assert (await asker.ask(**{**ROUTE, "temperature": 0.0}, claim=Orphaned(9, is_resumed=True)))[0] == "Hello world!", "always the same"
+        await asker.ask(**ROUTE, key_use=OrphanedKeyUse(9, is_resumed=True))
+    assert (await asker.ask(**{**ROUTE, "temperature": 0.0}, key_use=OrphanedKeyUse(9, is_resumed=True)))[0] == "Hello world!", (
+        "always the same"
+    )
 
 
 async def test_a_header_says_that_an_answer_comes_from_the_cache(asker: Asker) -> None:

@@ -43,7 +43,7 @@ class Watched:
             route=RouteUse(**given),
             variant_failed=failed,
         )
-        self.brake.ended(row, b"%d" % (self.count if unit is None else unit))
+        self.brake.record_end(row, b"%d" % (self.count if unit is None else unit))
 
     @property
     def reasons(self) -> list[str]:

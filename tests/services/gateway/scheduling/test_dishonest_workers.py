@@ -78,13 +78,13 @@ def test_a_quarantined_worker_is_not_eligible_and_the_error_says_why() -> None:
         directory.worker(number, "m")
     for _ in range(worker_records.STRIKES):
         known.dishonest_workers.strike(DISHONEST, 10.0)
-    rows = worker_choice.eligible(requirements, worker_choice.table(known, requirements, directory.usable(Role.WORKER), 11.0))
+    rows = worker_choice.eligible(requirements, worker_choice.list_candidates(known, requirements, directory.usable(Role.WORKER), 11.0))
     assert [row.node for row in rows] == [OTHER]
     # Unlike a failing worker, the last one is excluded too. The error names the reason, and so does `aicli nodes`.
     directory.mark_gone(OTHER, "stopped")
     with pytest.raises(errors.NotReachable, match="in quarantine for 60 min: it reported wrong token counts"):
-        worker_choice.eligible(requirements, worker_choice.table(known, requirements, directory.usable(Role.WORKER), 11.0))
-    after = worker_choice.table(known, requirements, directory.usable(Role.WORKER), 10.0 + QUARANTINE_SECONDS)
+        worker_choice.eligible(requirements, worker_choice.list_candidates(known, requirements, directory.usable(Role.WORKER), 11.0))
+    after = worker_choice.list_candidates(known, requirements, directory.usable(Role.WORKER), 10.0 + QUARANTINE_SECONDS)
     assert worker_choice.choose_worker(requirements, worker_choice.eligible(requirements, after), random.Random(1)) is not None
 
 

@@ -89,6 +89,6 @@ def test_the_number_of_prefixes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     readers = PrefixAffinity()
     for number in range(300):
         readers.record(M, (b"shared", str(number).encode()), node_id(number % 10), now=number)
-    assert len(readers) == 100
+    assert len(readers._read) == 100
     assert len(readers.shares(M, (b"shared",), SINCE, now=300)) == prefix_affinity.MAX_READERS
     assert not readers.shares(M, (b"1",), SINCE, now=300)

@@ -54,7 +54,7 @@ class WorkerPool:
         return node_id(number)
 
     def table(self, requirements: WorkerRequirements = WISH, clock: float = 1000.0) -> list[Candidate]:
-        return worker_choice.table(self.known, requirements, self.directory.usable(Role.WORKER), clock)
+        return worker_choice.list_candidates(self.known, requirements, self.directory.usable(Role.WORKER), clock)
 
     def nodes(self, requirements: WorkerRequirements = WISH) -> list[NodeId]:
         return [row.node for row in worker_choice.eligible(requirements, self.table(requirements))]

@@ -33,7 +33,7 @@ async def test_a_request_waits_for_the_first_worker_and_is_told_at_once() -> Non
         harness.worker(1)
         await caller.began.wait()
         assert caller.claim is not None
-        assert caller.claim.held_seconds >= 0.1
+        assert caller.claim.start_wait_seconds >= 0.1
         await finish(harness)
         assert (harness.depth(), oldest(harness)) == (0, 0)
 
@@ -49,7 +49,7 @@ async def test_a_request_that_was_not_held_has_no_held_time() -> None:
         harness.worker(1)
         caller = await harness.ask()
         assert caller.claim is not None
-        assert caller.claim.held_seconds == 0.0
+        assert caller.claim.start_wait_seconds == 0.0
 
 
 async def test_when_the_time_is_up_the_error_has_the_time_of_a_start() -> None:
