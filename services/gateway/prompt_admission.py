@@ -15,9 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from services.gateway.images import image_tokens
-from services.gateway.scheduling.routing import ModelNames
 from shared import errors
-from shared.api.auth import Principal
 from shared.api.embedding import (
     MAX_DIMENSIONS,
     MAX_DOCUMENTS,
@@ -238,30 +236,6 @@ def _forgotten_bytes(messages: Sequence[ChatMessage]) -> int:
 
 def _tool_bytes(tool: Tool) -> int:
     return len((tool.name + tool.description + tool.parameters).encode())
-
-
-def is_listed(caller: Principal, name: ModelName, names: ModelNames) -> bool:
-    """Return whether the caller's key may use the route, the served model or the alias."""
-    route = names.routes.get(name)
-    if route is None:
-        return is_open(caller, names.resolve(name), names)
-    return name in caller.models or any(is_open(caller, model, names) for model in route.models)
-
-
-def is_open(caller: Principal, model: ModelName, names: ModelNames) -> bool:
-    """Return whether the caller's key may use the served model: it lists the model or one of its aliases."""
-    return not caller.models or model in caller.models or any(names.resolve(name) == model for name in caller.models)
-
-
-def check_open(caller: Principal, model: ModelName, names: ModelNames) -> None:
-    """Raise NotAllowed if the caller's key may not use the model."""
-    if not is_open(caller, model, names):
-        raise not_open(caller, model)
-
-
-def not_open(caller: Principal, model: ModelName) -> errors.NotAllowed:
-    allowed = ", ".join(caller.models[:10])
-    return errors.NotAllowed(f"this key may not use {model}", hint=f"it may use {allowed}; use another key for other models")
 
 
 #: Tokens that a model may add to each text.

@@ -468,7 +468,7 @@ class GatewayService:
         workers = policies.open_to(tenant, policy, self._node.directory.usable(Role.WORKER))
         startable = () if caller is None else self._dispatch.worker_stats.starts.pools
         served = routing.catalogue(workers, names, policy.allows_name, startable)
-        return served if caller is None else tuple(model for model in served if prompt_admission.is_listed(caller, model.name, names))
+        return served if caller is None else tuple(model for model in served if routing.may_name(caller, model.name, names))
 
     def routes(self) -> tuple[Route, ...]:
         return tuple(self._live.config.names.routes.values())
@@ -485,7 +485,7 @@ class GatewayService:
             if not access_table.may(principal, Permission.EVERYTHING):
                 raise errors.NotAllowed("only an administrator can read another user's quota", hint="omit userId to read your own")
             principal = await self._read_principal(request.user_id, call.credential)
-        found = await self._quotas.read(principal, lambda model: prompt_admission.is_listed(principal, model, self._live.config.names))
+        found = await self._quotas.read(principal, lambda model: routing.may_name(principal, model, self._live.config.names))
         hour = limit_rules.hourly(found)
         return gateway.UserQuota(
             user_id=principal.user_id,

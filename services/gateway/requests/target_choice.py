@@ -181,8 +181,8 @@ class TargetSearch:
         )
         running.model, running.served_model = caller.names.public_name(wanted, model), model
         routing.ensure_capable(model, usable, wants_answer=facts.wants_answer, has_images=facts.has_images)
-        if caller.principal.models:
-            prompt_admission.check_open(caller.principal, model, caller.names)
+        if caller.principal.models and not routing.may_use(caller.principal, model, caller.names):
+            raise routing.not_allowed(caller.principal, model)
         tenant, policy = caller.principal.tenant_id, caller.policy
         reason = self._policy_refusal(caller, model, model) if policy.limits_targets else None
         reason = reason or route_choice.find_forbidden(usable, model, tenant, policy.placement)
@@ -208,7 +208,7 @@ class TargetSearch:
         is_listed = route.name in principal.models
 
         def find_refusal(model: ModelName) -> DropReason | None:
-            if not is_listed and not prompt_admission.is_open(principal, model, caller.names):
+            if not is_listed and not routing.may_use(principal, model, caller.names):
                 return DropReason.POLICY_MODEL
             return self._policy_refusal(caller, model, ModelName(route.name) if route.has_own_price else model)
 
@@ -251,8 +251,8 @@ def serving(decision: RouteDecision, caller: CallerContext, usable: Sequence[Dir
         )
         return TargetChoice(tuple(targets), route)
     reasons = {dropped.target.model: dropped.reason for dropped in decision.dropped}
-    if not prompt_admission.is_listed(principal, ModelName(route.name), caller.names):
-        raise prompt_admission.not_open(principal, ModelName(route.name))
+    if not routing.may_name(principal, ModelName(route.name), caller.names):
+        raise routing.not_allowed(principal, ModelName(route.name))
     if len(decision.dropped) == len(route.targets) and POLICY_REASONS.issuperset(reasons.values()):
         raise forbidden(caller.policy, ModelName(route.name), reasons, usable)
     raise errors.NotReachable(f"no target of {route.name} can take this request: {describe_dropped(decision)}", hint="see `aicli nodes`")

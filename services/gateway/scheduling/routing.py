@@ -10,6 +10,7 @@ import msgspec
 from services.gateway.scheduling.policies import Placement
 from services.gateway.scheduling.route_choice import Route
 from shared import errors
+from shared.api.auth import Principal
 from shared.api.gateway import ServedModel
 from shared.protocol.directory import DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId, TenantId
@@ -59,6 +60,24 @@ class ModelNames:
 
     def resolve(self, name: ModelName) -> ModelName:
         return ModelName(self.aliases.get(name, name))
+
+
+def may_name(caller: Principal, name: ModelName, names: ModelNames) -> bool:
+    """Return whether the caller's key may use the route, the served model or the alias."""
+    route = names.routes.get(name)
+    if route is None:
+        return may_use(caller, names.resolve(name), names)
+    return name in caller.models or any(may_use(caller, model, names) for model in route.models)
+
+
+def may_use(caller: Principal, model: ModelName, names: ModelNames) -> bool:
+    """Return whether the caller's key may use the served model: it lists the model or one of its aliases."""
+    return not caller.models or model in caller.models or any(names.resolve(name) == model for name in caller.models)
+
+
+def not_allowed(caller: Principal, model: ModelName) -> errors.NotAllowed:
+    allowed = ", ".join(caller.models[:10])
+    return errors.NotAllowed(f"this key may not use {model}", hint=f"it may use {allowed}; use another key for other models")
 
 
 class QueuedKind(msgspec.Struct, frozen=True, array_like=True):
