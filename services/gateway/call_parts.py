@@ -1,4 +1,4 @@
-"""Follows the calls of one answer, which arrive complete or in parts. Pure."""
+"""Follows the tool calls of one answer, which arrive complete or in parts. Pure."""
 
 from dataclasses import dataclass, field
 

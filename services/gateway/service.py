@@ -50,7 +50,7 @@ from services.gateway.openai_api import rerank_route
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
-from services.gateway.openai_api.openai_routes import OpenAi
+from services.gateway.openai_api.openai_routes import OpenAiRoutes
 from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.pull_orders import PullOrders
@@ -339,7 +339,7 @@ class GatewayService:
             RestAccounts(self._node.rpc),
             RestInference(self._deduplicated),
             RestUsage(self._store, self.reports, self._quotas, self._accounts),
-            OpenAi(self._deduplicated, self._catalogue),
+            OpenAiRoutes(self._deduplicated, self._catalogue),
             OpenAiEmbeddings(self._deduplicated),
             OpenAiModerations(self._pipeline),
             TokenRoutes(self._pipeline),

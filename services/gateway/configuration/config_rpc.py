@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -74,10 +75,7 @@ class ConfigRpc:
     @serves(api.import_environment)
     async def import_environment(self, request: api.ImportEnvironment, call: RpcCall) -> api.AppliedConfig:
         wanted = environment.read_documents(self.settings)
-
-        def find_changes(current: Mapping[DocumentKey, StoredDocument]) -> Bodies:
-            return environment.find_changes(wanted, current, force=True)
-
+        find_changes = partial(environment.find_changes, wanted, force=True)
         return await self._change(call, find_changes, request, origin=environment.ENVIRONMENT, note="")
 
     @serves(api.export_config)

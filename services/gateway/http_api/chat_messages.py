@@ -225,14 +225,14 @@ class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     json_schema: SchemaBody | None = None
 
 
-Chosen = tuple[tuple[Tool, ...], ToolChoice]
+ChosenTools = tuple[tuple[Tool, ...], ToolChoice]
 
 
 def tool(name: str, description: str | None, parameters: JsonObject | None) -> Tool:
     return Tool(name, description or "", json_text(parameters or {}))
 
 
-def chosen_tools(tools: Sequence[ToolBody], choice: ToolChoiceBody | None) -> Chosen:
+def chosen_tools(tools: Sequence[ToolBody], choice: ToolChoiceBody | None) -> ChosenTools:
     """Return the callable tools, and whether a call is required. Raises BadField."""
     if not tools and choice is None:
         return (), ToolChoice.AUTO
@@ -247,21 +247,21 @@ def chosen_tools(tools: Sequence[ToolBody], choice: ToolChoiceBody | None) -> Ch
 
 
 #: What a request has under the same name in all APIs that have it.
-_ALIKE = (
+_SHARED_PARAMETERS = (
     *("model", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "ignore_eos"),
     *("repeat_penalty", "frequency_penalty", "presence_penalty", "parallel_tool_calls", "reasoning_effort"),
 )
 
 
-def alike(body: msgspec.Struct) -> dict[str, Any]:
+def shared_parameters(body: msgspec.Struct) -> dict[str, Any]:
     """Return the body's parameters that ``InferenceRequest`` has, too, by their name."""
-    names, read = _alike_of(type(body))
+    names, read = _shared_parameters_of(type(body))
     return dict(zip(names, read(body), strict=True))
 
 
 @cache  # one for each API
-def _alike_of(kind: type[msgspec.Struct]) -> tuple[Sequence[str], Callable[[msgspec.Struct], Sequence[Any]]]:
-    names = [name for name in _ALIKE if name in kind.__struct_fields__]
+def _shared_parameters_of(kind: type[msgspec.Struct]) -> tuple[Sequence[str], Callable[[msgspec.Struct], Sequence[Any]]]:
+    names = [name for name in _SHARED_PARAMETERS if name in kind.__struct_fields__]
     return names, attrgetter(*names)
 
 
@@ -285,13 +285,13 @@ def ensure_functions(tools: object) -> None:
             raise BadField(f"tools[{position}].type", "must be function; other tools are not supported")
 
 
-def choose(tools: tuple[Tool, ...], choice: str | None) -> Chosen:
+def choose(tools: tuple[Tool, ...], choice: str | None) -> ChosenTools:
     """Return the callable tools, and whether a call is required."""
     chosen = ToolChoice(choice or ToolChoice.AUTO)
     return (() if chosen is ToolChoice.NONE else tools), chosen
 
 
-def choose_of(tools: tuple[Tool, ...], names: Sequence[str], mode: str) -> Chosen:
+def choose_of(tools: tuple[Tool, ...], names: Sequence[str], mode: str) -> ChosenTools:
     """Return the named tools. Raises BadField for an unknown name."""
     for name in names:
         if not any(tool.name == name for tool in tools):

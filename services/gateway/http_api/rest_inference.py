@@ -231,7 +231,7 @@ def to_request(body: PayloadBody, model: ModelName | None) -> InferenceRequest:
         raise BadField("prompt", "and messages exclude each other; send only one")
     tools, tool_choice = chat_messages.chosen_tools(body.tools or (), body.tool_choice)
     return InferenceRequest(
-        **chat_messages.alike(body) | {"model": model},
+        **chat_messages.shared_parameters(body) | {"model": model},
         prompt=body.prompt,
         messages=chat_messages.to_messages(body.messages) if body.messages else (),
         system=body.system,

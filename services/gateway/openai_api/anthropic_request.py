@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from services.gateway.http_api import chat_messages, request_bodies
-from services.gateway.http_api.chat_messages import Chosen, ImageUrl, JsonObject, TextPart
+from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonObject, TextPart
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.prompt_admission import MAX_STOPS, BadField
 from shared.api.gateway import InferenceRequest
@@ -145,7 +145,7 @@ def to_request(body: MessagesBody) -> InferenceRequest:
     tools, tool_choice = _tools(body)
     system = (ChatMessage("system", _text(body.system)),) if body.system else ()
     return InferenceRequest(
-        **chat_messages.alike(body),
+        **chat_messages.shared_parameters(body),
         messages=(*system, *(said for index, message in enumerate(body.messages) for said in _messages(index, message))),
         stop=body.stop_sequences,
         tools=tools,
@@ -215,7 +215,7 @@ def _text(content: str | tuple[TextPart, ...]) -> str:
     return content if isinstance(content, str) else "".join(block.text for block in content)
 
 
-def _tools(body: MessagesBody) -> Chosen:
+def _tools(body: MessagesBody) -> ChosenTools:
     tools = tuple(chat_messages.tool(tool.name, tool.description, tool.input_schema) for tool in body.tools)
     choice = body.tool_choice or MessagesToolChoice("auto")
     if choice.type == "tool":

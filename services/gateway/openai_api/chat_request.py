@@ -144,7 +144,7 @@ def sampled_request(body: SamplingBody) -> InferenceRequest:
     """Return a request with the shared parameters. Raises BadField."""
     stop = (body.stop,) if isinstance(body.stop, str) else body.stop or ()
     biases = _biases(body.logit_bias) if body.logit_bias else {}
-    return InferenceRequest(**chat_messages.alike(body), stop=stop, logit_bias=biases, format=_guide(body))
+    return InferenceRequest(**chat_messages.shared_parameters(body), stop=stop, logit_bias=biases, format=_guide(body))
 
 
 def _biases(biases: dict[str, float]) -> dict[int, float]:

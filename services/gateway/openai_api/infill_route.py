@@ -83,7 +83,7 @@ def to_request(body: InfillBody) -> InferenceRequest:
     ensure_tokens("n_predict", max_tokens)
     extra = "".join(f"{file.filename}\n{file.text}\n\n" for file in body.input_extra)
     return InferenceRequest(
-        **chat_messages.alike(body),
+        **chat_messages.shared_parameters(body),
         prompt=extra + body.input_prefix + body.prompt,
         suffix=body.input_suffix,
         raw=True,

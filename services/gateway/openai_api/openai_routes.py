@@ -32,7 +32,7 @@ from shared.api.gateway import InferenceRequest, ServedModel
 _METHOD = "processInferenceRequest"
 
 
-class OpenAi:
+class OpenAiRoutes:
     """The handlers of /v1. ``served`` returns the models that a caller may use, the default first."""
 
     def __init__(self, deduplicated: DeduplicatedInference, served: Callable[[Principal], tuple[ServedModel, ...]]) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from services.gateway.http_api import chat_messages, request_bodies
-from services.gateway.http_api.chat_messages import Chosen, ImageUrl, JsonObject, RefusalPart, WrittenContent
+from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonObject, RefusalPart, WrittenContent
 from services.gateway.openai_api import chat_request
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.prompt_admission import BadField
@@ -263,7 +263,7 @@ def to_request(body: ResponseBody) -> InferenceRequest:
     tools, tool_choice = _tools(body)
     instructions = (ChatMessage("system", body.instructions),) if body.instructions else ()
     return InferenceRequest(
-        **chat_messages.alike(body),
+        **chat_messages.shared_parameters(body),
         messages=(*instructions, *to_messages(body.input)),
         max_tokens=body.max_output_tokens,
         top_logprobs=(body.top_logprobs or 0) if body.with_logprobs else None,
@@ -283,7 +283,7 @@ def _format(body: TextFormat | None) -> OutputFormat | None:
     return chat_messages.json_format(body.type, None if body.schema is msgspec.UNSET else body.schema)
 
 
-def _tools(body: ResponseBody) -> Chosen:
+def _tools(body: ResponseBody) -> ChosenTools:
     tools = tuple(chat_messages.tool(tool.name, tool.description, tool.parameters) for tool in body.tools)
     match body.tool_choice:
         case ChosenFunction(name=name):

@@ -44,7 +44,7 @@ from services.gateway.limits.tiers import LimitRules
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
-from services.gateway.openai_api.openai_routes import OpenAi
+from services.gateway.openai_api.openai_routes import OpenAiRoutes
 from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.relay import Relay
@@ -495,7 +495,7 @@ class RunningService:
             RestAccounts(self.rpc),
             RestInference(self.once),
             RestUsage(self.store, self.reports, self.quotas, self.accounts),
-            OpenAi(self.once, self._served),
+            OpenAiRoutes(self.once, self._served),
             OpenAiEmbeddings(self.once),
             OpenAiModerations(self.pipeline),
             TokenRoutes(self.pipeline),
