@@ -32,13 +32,14 @@ class Claim:
         self._dispatch = dispatch
         self._requirements = requirements
         self._charged = charged
-        self._held = False
+        self._is_released = False
         self._entered = False
-        self._began_at = 0.0
+        self._began_at = dispatch.clock()
         self._delivered = False
         self._failed = False
         self._has_token_counts = False
-        self._hold()
+        if requirements.takes_slot:
+            dispatch.worker_stats.occupancy.begin(self.worker.node, requirements.model)
         self._works_since = None if self.waits_there else self._began_at
         self.has_started = not self.waits_there
         self._worked_seconds = 0.0
@@ -56,7 +57,6 @@ class Claim:
         self._works_since = self._dispatch.clock()
 
     def __enter__(self) -> "Claim":
-        self._hold()
         self._entered = True
         return self
 
@@ -66,8 +66,8 @@ class Claim:
 
     def release(self) -> None:
         """Release the slot. Safe to call twice."""
-        if self._held:
-            self._held = False
+        if not self._is_released:
+            self._is_released = True
             if self._works_since is not None:
                 self._worked_seconds, self._works_since = self._dispatch.clock() - self._works_since, None
             seconds = self._dispatch.clock() - self._began_at if self._entered and not self._failed else None
@@ -101,10 +101,3 @@ class Claim:
     def _charge(self, cost: float, answer_tokens: int | None = None) -> None:
         self._dispatch.charge(self._requirements, cost - self._charged, answer_tokens=answer_tokens)
         self._charged = cost
-
-    def _hold(self) -> None:
-        if not self._held:
-            self._held = True
-            self._began_at = self._dispatch.clock()
-            if self._requirements.takes_slot:
-                self._dispatch.worker_stats.occupancy.begin(self.worker.node, self._requirements.model)
