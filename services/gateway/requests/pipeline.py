@@ -77,7 +77,7 @@ _log = logs.get(part="pipeline")
 
 
 class Pipeline:
-    """Runs requests. Raises what their admission and their worker raise."""
+    """Runs requests, each in the block of a context manager."""
 
     def __init__(
         self,
@@ -125,10 +125,9 @@ class Pipeline:
         streamed: bool = True,
         continues_elsewhere: Callable[[], bool] = lambda: False,
     ) -> AbstractAsyncContextManager[ActivePrompt]:
-        """Run a prompt. ``key_use``: its seed, model and guardrails make the answer reproducible. ``streamed``: the
-        caller reads token by token; under a key, others may. ``continues_elsewhere``: see ``ActiveRequest``. Raises what
-        ``RequestAdmission`` raises, or the worker's error. Leaving the block with an exception, cancellation included, ends the generation
-        on the worker."""
+        """Run a prompt. ``key_use``: its seed, model and guardrails make the answer reproducible. ``streamed``: the caller reads token by
+        token; under a key, others may. ``continues_elsewhere``: see ``ActiveRequest``. Raises what ``RequestAdmission`` raises, or the
+        worker's error. Leaving the block with an exception, cancellation included, ends the generation on the worker."""
         running = ActivePrompt(self.clock)
         running.is_unstreamed, running.continues_elsewhere = not streamed and key_use is None, continues_elsewhere
         running.moderate = partial(self._moderate_for, principal, request)
