@@ -8,12 +8,9 @@ import sys
 from pathlib import Path
 
 from services.gateway import store
-from services.gateway.billing.checkpoint_store import CheckpointStore
-from services.gateway.billing.checkpoints import CheckpointSigner
 from services.gateway.billing.ledger_store import LedgerStore
 from shared.stores import recovery_check
 from shared.stores.recovery_check import RecoveryCheck
-from shared.types import MeshName
 
 #: Every gateway of a restored database is gone, so a reservation without a lease is no fault.
 _GRACE_SECONDS = 100 * 365 * 86_400.0
@@ -22,8 +19,7 @@ _GRACE_SECONDS = 100 * 365 * 86_400.0
 async def check(url: str) -> RecoveryCheck:
     facts = await recovery_check.read_facts(url, "gateway", Path(__file__).parent)
     async with store.opened(url) as database:
-        ledger = LedgerStore(database, CheckpointStore(database, CheckpointSigner(None, MeshName(""))))
-        report = await ledger.verify(grace_seconds=_GRACE_SECONDS, full=True)
+        report = await LedgerStore(database).verify(grace_seconds=_GRACE_SECONDS, full=True)
     return RecoveryCheck(
         facts=facts,
         failures=(*facts.failures, *(f"ledger: {finding}" for finding in report.findings)),

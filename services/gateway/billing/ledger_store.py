@@ -9,7 +9,7 @@ from operator import attrgetter
 from services.gateway import site_lease
 from services.gateway.billing import request_record
 from services.gateway.billing.checkpoint_store import CheckpointStore
-from services.gateway.billing.checkpoints import LedgerCheckpoint
+from services.gateway.billing.checkpoints import CheckpointSigner, LedgerCheckpoint
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.billing.reservations import (
@@ -23,7 +23,7 @@ from services.gateway.billing.reservations import (
 )
 from shared.api.ledger import LedgerReport, ModelPrice
 from shared.stores import database
-from shared.types import KeyId, MicroCredits, NodeId, RequestId, TenantId
+from shared.types import KeyId, MeshName, MicroCredits, NodeId, RequestId, TenantId
 
 _VERIFY_SECONDS, _FULL_VERIFY_SECONDS = 30.0, 1800.0
 #: The contract's limit.
@@ -42,9 +42,9 @@ class LedgerStore:
     """Access to the ledger. Every method may raise Unavailable."""
 
     def __init__(self, opened: database.Database, checkpoints: CheckpointStore | None = None) -> None:
-        """Without ``checkpoints``, every verification reads all entries."""
+        """The default for ``checkpoints`` compares closed days without verifying signatures, for which it has no secret."""
         self._database = opened
-        self._checkpoints = checkpoints
+        self._checkpoints = checkpoints or CheckpointStore(opened, CheckpointSigner(None, MeshName("")))
 
     async def reserve(
         self, requests: Sequence[ReservationRequest], *, gateway: NodeId, lease_seconds: float
@@ -139,11 +139,9 @@ class LedgerStore:
             if full:
                 await transaction.value("allow_long_statements")
             row, chain = await self._sum_up(transaction, grace_seconds, full=full)
-            broken: tuple[str, ...] = ()
-            if self._checkpoints is not None:
-                broken = self._checkpoints.find_broken(chain, row["balances_hash"])
-                if full:
-                    broken += await self._checkpoints.find_changed(transaction, chain)
+            broken = self._checkpoints.find_broken(chain, row["balances_hash"])
+            if full:
+                broken += await self._checkpoints.find_changed(transaction, chain)
         return _report(row, () if full else chain, broken)
 
     async def _sum_up(
@@ -151,12 +149,12 @@ class LedgerStore:
     ) -> tuple[database.DatabaseRow, list[LedgerCheckpoint]]:
         """Sum up, again if another gateway closed a day between the two statements."""
         while True:
-            chain = [] if self._checkpoints is None else await self._checkpoints.list_checkpoints(transaction)
+            chain = await self._checkpoints.list_checkpoints(transaction)
             last = chain[-1].closed.day if chain else None
             since = None if last is None or full else datetime.combine(last + timedelta(days=1), time(), UTC)
             row = await transaction.row("verify_ledger", grace_seconds, since)
             assert row is not None  # one row of sums
-            if self._checkpoints is None or row["last_day"] == last:
+            if row["last_day"] == last:
                 return row, chain
 
 
