@@ -227,11 +227,7 @@ class GatewayService:
             GatewayRecovery.open(settings, node, RecoveryStore(database, "gateway"), cache) as recovery,
         ):
             checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
-            requests, ledger_store, pools = (
-                GatewayStore(database, has_replica=settings.database_read_url is not None),
-                LedgerStore(database, checkpoints),
-                PoolsFile(settings.pools_file),
-            )
+            requests, ledger_store, pools = GatewayStore(database), LedgerStore(database, checkpoints), PoolsFile(settings.pools_file)
             await ledger_store.ensure_default_price(*settings.default_price())
             config_store = ConfigStore(database)
             configuration = LiveConfiguration(config_store)

@@ -23,9 +23,8 @@ opened = partial(database.Database.open, schema="gateway", package=Path(__file__
 class GatewayStore:
     """Access to requests and usage. Every method may raise Unavailable."""
 
-    def __init__(self, opened: database.Database, *, has_replica: bool = True) -> None:
+    def __init__(self, opened: database.Database) -> None:
         self._database = opened
-        self._has_replica = has_replica
 
     async def write_requests(self, rows: Sequence[RequestRow]) -> None:
         """Write all rows or none; writing a row again changes nothing. Raises RowsRefused, too."""
@@ -36,8 +35,7 @@ class GatewayStore:
                 await self._database.rows("write_requests", *columns)
             else:
                 await self._write_guarded(rows, columns)
-            if self._has_replica:
-                await self._database.written(*(row.tenant_id for row in rows))
+            await self._database.written(*(row.tenant_id for row in rows))
         except database.Refusal as error:
             # Without the error's text, which may quote the row.
             raise RowsRefused(f"{type(error).__name__} ({getattr(error, 'sqlstate', None) or 'of the driver'})") from error
