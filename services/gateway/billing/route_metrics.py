@@ -1,4 +1,4 @@
-"""Counts what requests, routes and their targets cost, and measures which targets are left."""
+"""Counts what routes and their targets do and cost, and measures which targets are left."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -10,7 +10,6 @@ from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import Metrics, logs
-from shared.types import ModelName
 
 #: Interval of measuring targets: the alert about a route without any waits for a minute.
 TARGETS_SECONDS: Final = 5.0
@@ -22,17 +21,12 @@ ReadRoutes = Callable[[], Iterable[Route]]
 _log = logs.get(part="routes")
 
 
-class RequestCounters:
-    def __init__(self, metrics: Metrics, label_of: Callable[[ModelName], str]) -> None:
+class RouteCounters:
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._label_of = label_of
 
-    def count_end(self, row: RequestRow, first_text_seconds: float | None, *, is_complete: bool) -> None:
+    def count_end(self, row: RequestRow, first_text_seconds: float | None) -> None:
         """Call it once for each request. ``first_text_seconds``: None if its caller got no text."""
-        if row.cost_micro and row.model_used is not None:
-            self._metrics.cost.labels(self._label_of(row.model_used)).inc(row.cost_micro)
-        if first_text_seconds is not None and not is_complete and row.error_code is not None:
-            self._metrics.streams_aborted.labels(reason=_known(row.error_code)).inc()
         use = row.route
         if use is not None:
             labels = {"route": use.route, "variant": use.variant or "", "target": use.target, "status": row.status}
@@ -44,11 +38,11 @@ class RequestCounters:
 
     def count_fallback(self, route: str, target: str, error: errors.AimeshError) -> None:
         """Count a request that moves to the next target."""
-        self._metrics.route_fallbacks.labels(route=route, target=target, reason=_known(errors.code_of(error))).inc()
+        self._metrics.route_fallbacks.labels(route=route, target=target, reason=label_of(errors.code_of(error))).inc()
 
 
-def _known(code: str) -> str:
-    """Return the code for a label. A peer could otherwise create any number of series."""
+def label_of(code: str) -> str:
+    """Return the label for an error code. A peer could otherwise create any number of series."""
     return code if code in errors.BY_CODE else "other"
 
 

@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from services.gateway import failover
-from services.gateway.billing import request_record
+from services.gateway.billing import request_record, route_metrics
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import WorkerClaim
-from services.gateway.billing.route_metrics import RequestCounters
+from services.gateway.billing.route_metrics import RouteCounters
 from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.cache_keys import NO_USE, CacheUse
@@ -107,7 +107,7 @@ class Pipeline:
         self.running: dict[ActiveRequest, Principal] = {}
         self.clock = admission.search.clock
         self._answers_ended = GatewayAnswers(admission.metrics)
-        self._counters = RequestCounters(admission.metrics, self._answers_ended.label_of)
+        self._routes = RouteCounters(admission.metrics)
 
     @property
     def config_revision(self) -> int:
@@ -254,7 +254,7 @@ class Pipeline:
                 if not self._relay.budget.spend(self.clock()):
                     raise
                 _log.warning("target failed before its first token", model=call.target.model, code=errors.code_of(error))
-                self._counters.count_fallback(*call.target.spending_key, error)
+                self._routes.count_fallback(*call.target.spending_key, error)
                 running.leave_target(error)
             else:
                 return
@@ -410,7 +410,13 @@ class Pipeline:
             error=row.error_code or "",
         )
         self._answers_ended.ended(answer, asked=running.held is not None and not row.cached)
-        self._counters.count_end(row, running.first_text_seconds, is_complete=running.complete)
+        metrics = self._admission.metrics
+        if row.cost_micro and row.model_used is not None:
+            metrics.cost.labels(self._answers_ended.label_of(row.model_used)).inc(row.cost_micro)
+        if row.error_code is not None and running.first_text_seconds is not None and not running.complete:
+            metrics.streams_aborted.labels(reason=route_metrics.label_of(row.error_code)).inc()
+        if row.route is not None or row.spending:
+            self._routes.count_end(row, running.first_text_seconds)
         if row.route is not None and row.route.is_compared:
             self.on_compared(row, running.unit)
         if row.guard or running.guard_seconds:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.gateway.billing import route_metrics
-from services.gateway.billing.route_metrics import RequestCounters
+from services.gateway.billing.route_metrics import RouteCounters
 from services.gateway.limits.upstream_prices import TargetSpending
 from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.route_choice import Route
@@ -54,7 +54,7 @@ async def test_requests_fallbacks_first_tokens_and_money_are_counted(routed: Rou
 
 def test_an_unknown_error_of_a_newer_worker_adds_no_series() -> None:
     metrics = Metrics("gateway")
-    counters = RequestCounters(metrics, str)
+    counters = RouteCounters(metrics)
     for number in range(3):
         counters.count_fallback("r", "t", errors.RemoteError(errors.Problem(f"new_{number}", "x")))
     assert shown(metrics.route_fallbacks) == {(("route", "r"), ("target", "t"), ("reason", "other")): 3}
@@ -62,7 +62,7 @@ def test_an_unknown_error_of_a_newer_worker_adds_no_series() -> None:
 
 def test_upstream_money_is_counted_without_a_route_too(routed_row: Any) -> None:
     metrics = Metrics("gateway")
-    RequestCounters(metrics, str).count_end(routed_row, None, is_complete=True)
+    RouteCounters(metrics).count_end(routed_row, None)
     assert shown(metrics.upstream_spending) == {(("route", ""), ("target", "api"), ("provider", "acme")): 42}
     assert shown(metrics.route_requests) == {}
 
@@ -70,8 +70,7 @@ def test_upstream_money_is_counted_without_a_route_too(routed_row: Any) -> None:
 @pytest.fixture
 def routed_row() -> Any:
     class Row:
-        route = model_used = error_code = None
-        cost_micro = 0
+        route = None
         provider = "acme"
         spending = (TargetSpending("", "api", MicroCredits(42)),)
 
