@@ -74,7 +74,7 @@ class RequestAdmission:
         A call has a seed only if the caller set one. Raises what ``_reserve``, ``TargetSearch``, ``prompt_admission`` and ``continuing``
         raise."""
         search, secret = self.search, self.search.prompt_hash_secret
-        caller = search.caller(running, principal, forbids_external=request.forbid_external)
+        caller = search.read_context(running, principal, forbids_external=request.forbid_external)
         guard = caller.policy.guard
         if key_use is not None and key_use.config_revision not in {None, caller.config.revision}:
             # A request keeps its guardrails at every gateway: others would move what the caller has already read.
@@ -162,7 +162,7 @@ class RequestAdmission:
     async def admit_texts(self, running: ActiveTexts[Any, Call], principal: Principal, seconds: float) -> tuple[TargetCall[Call], ...]:
         """Admit texts; otherwise like ``admit_prompt``."""
         search, wanted = self.search, running.request.model or None
-        caller = search.caller(running, principal, forbids_external=running.forbids_external)
+        caller = search.read_context(running, principal, forbids_external=running.forbids_external)
         admitted = running.validate()
         running.inputs = admitted.inputs
         running.most_prompt_tokens, running.likely_prompt_tokens = admitted.most_prompt_tokens, admitted.likely_prompt_tokens

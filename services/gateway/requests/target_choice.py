@@ -134,7 +134,8 @@ class TargetSearch:
     worker_wait_seconds: float = 0.0
     discovery_ends_at: float = -math.inf
 
-    def caller(self, running: ActiveRequest, principal: Principal, *, forbids_external: bool) -> CallerContext:
+    def read_context(self, running: ActiveRequest, principal: Principal, *, forbids_external: bool) -> CallerContext:
+        """Return what applies to the caller, and record on ``running`` what its policy lets it see."""
         config = self.source.config
         policy = config.policies.of(principal, forbids_external=forbids_external)
         running.shows_target = policy.show_targets.value
@@ -148,8 +149,8 @@ class TargetSearch:
         facts: RequestFacts,
         conversation: str | Sequence[ChatMessage],
     ) -> TargetChoice:
-        """Wait briefly if the model's workers may return soon. ``facts`` has no unit yet. Raises UnknownModel, NotReachable, NotAllowed or
-        PolicyForbidden, and BadRequest for another task than that of the model or route."""
+        """Return the targets, and record on ``running`` what was asked for. Wait briefly if the model's workers may return soon. Raises
+        UnknownModel, NotReachable, NotAllowed or PolicyForbidden, and BadRequest for another task than that of the model or route."""
         gives_up_at = self.clock() + self.worker_wait_seconds
         prices, moderates = caller.config.upstream_prices, isinstance(running, ActiveModeration)
         route = caller.names.find_route(wanted) if caller.names.routes else None
@@ -187,7 +188,7 @@ class TargetSearch:
         reason = self._policy_refusal(caller, model, model) if policy.limits_targets else None
         reason = reason or route_choice.find_forbidden(usable, model, tenant, policy.placement)
         if reason is not None:
-            raise forbidden(policy, running.model, {model: reason}, usable)
+            raise _forbidden(policy, running.model, {model: reason}, usable)
         return TargetChoice((ServingTarget(model),))
 
     def _find_targets(self, route: Route, facts: RequestFacts, caller: CallerContext) -> TargetChoice:
@@ -199,7 +200,7 @@ class TargetSearch:
         lacks = {dropped.reason for dropped in decision.dropped} == {DropReason.LACKS_CAPABILITY}
         if facts.has_images and lacks and not decision.candidates:
             raise errors.BadRequest(f"no target of {route.name} supports images", hint="leave them out, or choose another model")
-        return serving(decision, caller, self.directory.usable(Role.WORKER))
+        return _choice_of(decision, caller, self.directory.usable(Role.WORKER))
 
     def _choose(self, route: Route, facts: RequestFacts, caller: CallerContext, startable: Iterable[ModelName] = ()) -> RouteDecision:
         principal = caller.principal
@@ -234,8 +235,8 @@ class TargetSearch:
         return principal.tenant_id.bytes + conversation.encode()
 
 
-def serving(decision: RouteDecision, caller: CallerContext, usable: Sequence[DirectoryEntry]) -> TargetChoice:
-    """Raise NotAllowed, PolicyForbidden or NotReachable if there is no target."""
+def _choice_of(decision: RouteDecision, caller: CallerContext, usable: Sequence[DirectoryEntry]) -> TargetChoice:
+    """Return the decision's targets. Raises NotAllowed, PolicyForbidden or NotReachable if there is none."""
     route, principal = decision.route, caller.principal
     if decision.candidates:
         variant = None if decision.drawn is None else decision.drawn.name
@@ -254,11 +255,11 @@ def serving(decision: RouteDecision, caller: CallerContext, usable: Sequence[Dir
     if not routing.may_name(principal, ModelName(route.name), caller.names):
         raise routing.not_allowed(principal, ModelName(route.name))
     if len(decision.dropped) == len(route.targets) and POLICY_REASONS.issuperset(reasons.values()):
-        raise forbidden(caller.policy, ModelName(route.name), reasons, usable)
-    raise errors.NotReachable(f"no target of {route.name} can take this request: {describe_dropped(decision)}", hint="see `aicli nodes`")
+        raise _forbidden(caller.policy, ModelName(route.name), reasons, usable)
+    raise errors.NotReachable(f"no target of {route.name} can take this request: {_describe_dropped(decision)}", hint="see `aicli nodes`")
 
 
-def forbidden(
+def _forbidden(
     policy: Policy, name: ModelName, reasons: Mapping[ModelName, DropReason], usable: Sequence[DirectoryEntry]
 ) -> errors.PolicyForbidden:
     """``reasons``: by served model."""
@@ -274,7 +275,7 @@ def forbidden(
     )
 
 
-def describe_dropped(decision: RouteDecision) -> str:
+def _describe_dropped(decision: RouteDecision) -> str:
     """Return why targets are not used; also those with a share that others have drawn."""
     dropped = {found.target.name: found.reason for found in decision.dropped}
     return ", ".join(f"{target.name} ({target.model}): {dropped.get(target.name, 'not drawn')}" for target in decision.route.targets)
