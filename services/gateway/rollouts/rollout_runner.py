@@ -12,6 +12,7 @@ from uuid import UUID
 
 import msgspec
 
+from services.gateway.configuration.config_store import LockedConfig
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import ActiveRequest, milliseconds
@@ -148,7 +149,7 @@ async def apply(tables: OpenRollouts, live: LiveConfiguration, after: Rollout, a
     await tables.add_event(after, author)
     if after.state not in {RolloutState.ROLLED_BACK, RolloutState.PROMOTED}:
         return
-    locked = await tables.lock_configuration()
+    locked = await LockedConfig.lock(tables.transaction)
     key = ConfigKind.ROUTE, after.route
     stored = (await live.read_locked(locked)).get(key)
     # It can't be removed while the rollout is open.

@@ -9,7 +9,6 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway.configuration.config_store import LockedConfig
 from services.gateway.rollouts.rollout_evidence import Progress, RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout
 from shared import errors
@@ -30,29 +29,26 @@ class OpenRollouts:
     """The open rollouts in a transaction, which locks those that it takes. Lock the configuration after them."""
 
     def __init__(self, transaction: Transaction) -> None:
-        self._transaction = transaction
-
-    async def lock_configuration(self) -> LockedConfig:
-        return await LockedConfig.lock(self._transaction)
+        self.transaction = transaction
 
     async def read_clock(self) -> datetime:
         """Return PostgreSQL's time, because the gateways' clocks may differ."""
-        now: datetime = await self._transaction.value("read_clock")
+        now: datetime = await self.transaction.value("read_clock")
         return now
 
     async def take(self, route: str) -> tuple[Rollout, datetime] | None:
         """Lock the open rollout of a route; return it with the time of the transaction."""
-        row = await self._transaction.row("take_rollout", route)
+        row = await self.transaction.row("take_rollout", route)
         return None if row is None else (_rollout(row), row["now"])
 
     async def take_due(self, seconds: float) -> list[tuple[Rollout, datetime]]:
         """Lock the rollouts at which no gateway has looked for so long, except those at which one is looking now."""
-        return [(_rollout(row), row["now"]) for row in await self._transaction.rows("take_due_rollouts", seconds)]
+        return [(_rollout(row), row["now"]) for row in await self.transaction.rows("take_due_rollouts", seconds)]
 
     async def take_outcomes(self, rollouts: Sequence[UUID]) -> dict[UUID, list[RequestOutcome]]:
         """Return the new outcomes of these rollouts. They are forgotten when the transaction ends."""
         found: defaultdict[UUID, list[RequestOutcome]] = defaultdict(list)
-        for row in await self._transaction.rows("take_outcomes", rollouts, _MOST_ROWS):
+        for row in await self.transaction.rows("take_outcomes", rollouts, _MOST_ROWS):
             found[row["rollout"]] += _outcomes(row)
         return found
 
@@ -61,26 +57,26 @@ class OpenRollouts:
         columns = zip(
             *((rollout, one.is_candidate, one.tenant, one.user, one.began_at, one.waited_ms) for rollout, one in late), strict=True
         )
-        await self._transaction.run("add_late_requests", *columns)
+        await self.transaction.run("add_late_requests", *columns)
 
     async def save(self, *rollouts: Rollout) -> None:
         columns = zip(
             *((one.id, one.state.value, one.reason, msgspec.json.encode(one.progress).decode(), one.ended_at) for one in rollouts),
             strict=True,
         )
-        await self._transaction.run("save_rollouts", *columns)
+        await self.transaction.run("save_rollouts", *columns)
 
     async def add_event(self, rollout: Rollout, author: UserId | None = None) -> None:
         """Record the rollout's new state or share, and notify all gateways when the transaction ends."""
-        await self._transaction.value("add_rollout_event", rollout.id, rollout.state.value, rollout.share, rollout.reason, author)
+        await self.transaction.value("add_rollout_event", rollout.id, rollout.state.value, rollout.share, rollout.reason, author)
 
     async def add_point(self, rollout: UUID, point: RolloutPoint) -> None:
-        await self._transaction.run("add_rollout_point", rollout, point.at, msgspec.json.encode(point).decode())
+        await self.transaction.run("add_rollout_point", rollout, point.at, msgspec.json.encode(point).decode())
 
     async def start(self, rollout: Rollout) -> None:
         """Insert a rollout. The caller must hold the lock of the configuration, and know that the route has no open one."""
         plan = rollout.plan
-        await self._transaction.run(
+        await self.transaction.run(
             "start_rollout",
             rollout.id,
             rollout.route,
@@ -94,7 +90,7 @@ class OpenRollouts:
 
     async def forget(self) -> None:
         """Delete outcomes that came after their rollout had ended."""
-        await self._transaction.run("forget_outcomes")
+        await self.transaction.run("forget_outcomes")
 
 
 class RolloutStore:
