@@ -1,7 +1,6 @@
 """Serves OpenAI's embeddings API, POST /v1/embeddings."""
 
 import base64
-from collections.abc import Sequence
 from functools import partial
 from typing import Literal, cast
 
@@ -13,7 +12,7 @@ from services.gateway.http_api.http_call import HttpCall
 from services.gateway.prompt_admission import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
-from shared.api.embedding import EmbeddingRequest, EmbeddingResult, GivenInput
+from shared.api.embedding import EmbeddingRequest, GivenInput
 from shared.types import ModelName
 
 
@@ -59,14 +58,10 @@ class OpenAiEmbeddings:
         )  # fmt: skip
 
     async def _embed(self, call: HttpCall) -> None:
-        body = read(call.body)
+        body = request_bodies.convert(request_bodies.read_given(call.body), EmbeddingBody)
         encoded, result = await answer_delivery.embed(self._deduplicated, call, to_request(body), partial(encode, body))
-        await call.answer(answer(encoded, result))
-
-
-def read(body: bytes) -> EmbeddingBody:
-    """Parse the body. Raises BadRequest that names the field."""
-    return request_bodies.convert(request_bodies.read_given(body), EmbeddingBody)
+        usage = EmbeddingUsage(result.prompt_tokens, result.prompt_tokens)
+        await call.answer(EmbeddingList(cast("tuple[EmbeddingObject, ...]", tuple(encoded)), result.model, usage))
 
 
 def to_request(body: EmbeddingBody) -> EmbeddingRequest:
@@ -80,9 +75,3 @@ def to_request(body: EmbeddingBody) -> EmbeddingRequest:
 def encode(body: EmbeddingBody, index: int, vector: bytes) -> msgspec.Raw:
     numbers = base64.b64encode(vector).decode() if body.encoding_format == "base64" else embedding.decode_vector(vector)
     return msgspec.Raw(msgspec.json.encode(EmbeddingObject(numbers, index)))
-
-
-def answer(encoded: Sequence[msgspec.Raw], result: EmbeddingResult) -> EmbeddingList:
-    return EmbeddingList(
-        cast("tuple[EmbeddingObject, ...]", tuple(encoded)), result.model, EmbeddingUsage(result.prompt_tokens, result.prompt_tokens)
-    )
