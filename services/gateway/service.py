@@ -344,7 +344,7 @@ class GatewayService:
         )
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id, self._finish).routes()
-        all_routes = (*routes, *rpc_routes, *Reference.routes_for(routes))
+        all_routes = (*routes, *rpc_routes, *Reference(routes).routes())
         return HttpApp(
             all_routes,
             self.callers,

@@ -218,18 +218,16 @@ _POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_DIGEST}'; base-uri 'no
 
 
 class Reference:
-    """Serves /openapi.json and /docs, both rendered once."""
+    """Serves /openapi.json and /docs about the other routes, both rendered once."""
 
     def __init__(self, routes: Sequence[HttpRoute]) -> None:
         self._openapi = msgspec.json.encode(document(routes))
         self._page = page(routes).encode()
 
-    @staticmethod
-    def routes_for(routes: Sequence[HttpRoute]) -> tuple[HttpRoute, ...]:
-        reference = Reference(routes)
+    def routes(self) -> tuple[HttpRoute, ...]:
         return (
-            HttpRoute("GET", "/openapi.json", reference._send_openapi, "openapi", "The OpenAPI document"),
-            HttpRoute("GET", "/docs", reference._send_page, "docs", "This reference"),
+            HttpRoute("GET", "/openapi.json", self._send_openapi, "openapi", "The OpenAPI document"),
+            HttpRoute("GET", "/docs", self._send_page, "docs", "This reference"),
         )  # fmt: skip
 
     async def _send_openapi(self, call: HttpCall) -> None:

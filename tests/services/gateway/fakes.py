@@ -506,7 +506,7 @@ class RunningService:
         rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99), self._finish).routes()
         # Rendering it takes 50 ms, and it is the same for each.
         if not RunningService._reference:
-            RunningService._reference = Reference.routes_for(routes)
+            RunningService._reference = Reference(routes).routes()
         every = (*routes, *rpc_routes, *RunningService._reference)
         app = HttpApp(every, self.callers, self.metrics, limits_of=self.quotas.limits)
         app.memory = self.memory
