@@ -66,7 +66,7 @@ class ConfigSource(Protocol):
 def build(
     revision: int, documents: Mapping[DocumentKey, StoredDocument], rollouts: Mapping[str, OpenRollout] = NO_ROLLOUTS
 ) -> ConfigSnapshot:
-    """``rollouts``: by route."""
+    """Build the snapshot of a revision. ``rollouts``: the open ones, by route."""
     plans = dict(tiers.DEFAULTS)
     model_limits: dict[ModelName, TierPlan] = {}
     aliases: dict[str, str] = {}

@@ -88,7 +88,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tenant_id(self) -> TenantId:
-        """The tenant that pays."""
+        """Return the tenant that pays."""
         return TenantId(self.user_id) if self.team_id is None else self.team_id
 
     @property

@@ -188,5 +188,5 @@ def _levels(lists: NameLists) -> tuple[str, ...]:
 
 
 def _patterns(lists: NameLists) -> str:
-    """A name must match each list."""
+    """Describe the lists, each of which a name must match."""
     return " and ".join(", ".join(names.names) or "none" for names in lists) or "all"

@@ -30,7 +30,7 @@ class GuardScan:
 
     @cached_property
     def changes_text(self) -> bool:
-        """Whether it masks or refuses something, so that streams must wait for matches."""
+        """Return whether it masks or refuses something, so that streams must wait for matches."""
         return any(action.is_stricter_than(GuardAction.REPORT) for action in self.actions.values())
 
     def open_filter(self, before: str = "") -> TextFilter:

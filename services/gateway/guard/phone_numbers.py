@@ -61,7 +61,7 @@ class PhoneForms:
         self._national = re.compile("|".join(form.pattern for form in self._forms.values()) or "(?!)")
 
     def is_likely(self, text: str, digits: str) -> bool:
-        """Whether a text with these digits may be a number. ``judge`` takes a hundred times as long."""
+        """Return whether a text with these digits may be a number. ``judge`` takes a hundred times as long."""
         return text.startswith(("+", "(+")) or self._national.fullmatch(digits) is not None
 
     def judge(self, text: str, digits: str) -> PhoneLikeness:
@@ -85,7 +85,7 @@ def knows_country(country: str) -> bool:
 
 
 def _is_grouped(text: str, numbers: Iterable[phonenumbers.PhoneNumber]) -> bool:
-    """Whether digits are grouped as in national phone numbers."""
+    """Return whether digits are grouped as in national phone numbers."""
     groups = _DIGITS.findall(text)
     if len(groups) == 1:
         return False

@@ -250,7 +250,7 @@ class HttpApp:
 
 
 async def _stay_open() -> None:
-    """Without a site, no rules apply."""
+    """Do nothing: without a site, no rules apply."""
 
 
 def _missing(path: str) -> errors.AimeshError:

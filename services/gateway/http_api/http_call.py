@@ -100,7 +100,7 @@ class HttpCall:
 
     @property
     def credential(self) -> Credential | None:
-        """The token of `Authorization: Bearer …` or `X-API-Key: …`. Raises NotAuthenticated for another scheme."""
+        """Return the token of `Authorization: Bearer …` or `X-API-Key: …`. Raises NotAuthenticated for another scheme."""
         authorization = self._headers.get(b"authorization")
         if authorization is not None:
             scheme, _, credential = authorization.decode("latin-1").partition(" ")
@@ -115,13 +115,13 @@ class HttpCall:
 
     @property
     def address(self) -> str | None:
-        """The client's address, resolved through trusted proxies."""
+        """Return the client's address, resolved through trusted proxies."""
         client = self._scope.get("client")
         return client[0] if client else None
 
     @property
     def agent(self) -> str:
-        """The printable part of the client's User-Agent."""
+        """Return the printable part of the client's User-Agent."""
         agent = self._headers.get(b"user-agent", b"").decode("latin-1")
         return "".join(letter for letter in agent if letter.isprintable())[:_LONGEST_AGENT]
 
@@ -142,7 +142,7 @@ class HttpCall:
 
     @property
     def cache_request(self) -> cache_keys.CacheRequest:
-        """What `Cache-Control` and `X-Cache` ask for."""
+        """Return what `Cache-Control` and `X-Cache` ask for."""
         cache_control, x_cache = (self._headers.get(name) for name in (b"cache-control", b"x-cache"))
         return cache_keys.read_headers(*(None if value is None else value.decode("latin-1") for value in (cache_control, x_cache)))
 
@@ -156,7 +156,7 @@ class HttpCall:
 
     @property
     def forbids_external(self) -> bool:
-        """Whether `X-Aimesh-External: forbid` keeps the prompt from providers. Raises BadRequest for another value."""
+        """Return whether `X-Aimesh-External: forbid` keeps the prompt from providers. Raises BadRequest for another value."""
         found = self._headers.get(b"x-aimesh-external")
         if found is None:
             return False

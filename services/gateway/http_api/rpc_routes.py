@@ -172,7 +172,7 @@ class _EventSink:
         return _encode(item)
 
     def accept(self, call_id: int, body: bytes) -> None:
-        """Nothing to send before the first item."""
+        """Do nothing: there is nothing to send before the first item."""
 
     async def send_item(self, call_id: int, body: bytes) -> None:
         await self._call.send_events((ServerSentEvent(body),), self._event_id)

@@ -78,7 +78,7 @@ class AnswerBuffer(Generic[Piece]):
 
     @property
     def wanted(self) -> bool:
-        """Whether to continue generating it."""
+        """Return whether to continue generating it."""
         return self.kept or self.is_read
 
     # --- writing ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ class ReplyHead(Protocol):
 
     @property
     def request_id(self) -> RequestId:
-        """The id of the call that started the answer."""
+        """Return the id of the call that started the answer."""
 
     @property
     def model(self) -> ModelName | None: ...
@@ -27,19 +27,19 @@ class ReplyHead(Protocol):
 
     @property
     def shown_route(self) -> RouteUse | None:
-        """The route that serves it, as the caller may see it; None without one, and for a stored answer."""
+        """Return the route that serves it, as the caller may see it; None without one, and for a stored answer."""
 
     @property
     def cached(self) -> bool:
-        """Whether it comes from the response cache; known with the first chunk."""
+        """Return whether it comes from the response cache; known with the first chunk."""
 
     @property
     def allowance(self) -> TightestLimit | None:
-        """The remaining limits."""
+        """Return the remaining limits."""
 
     @property
     def clamped_to(self) -> int | None:
-        """The lowered max_tokens, if the credits didn't cover the requested value."""
+        """Return the lowered max_tokens, if the credits didn't cover the requested value."""
 
 
 Head = TypeVar("Head", bound=ReplyHead)

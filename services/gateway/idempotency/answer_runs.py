@@ -64,7 +64,7 @@ class AnswerRun(Generic[Head, Piece, End]):
 
     @property
     def was_stopped(self) -> bool:
-        """Whether it was stopped on purpose; otherwise a cancellation means that this gateway stops."""
+        """Return whether it was stopped on purpose; otherwise a cancellation means that this gateway stops."""
         return self._why_stopped is not None
 
     def reader(self, after: int = 0) -> "AnswerRunReader[Head, Piece, End]":

@@ -78,7 +78,7 @@ _WITHOUT_FRAME = frozenset({0xD8, 0xD9, 0xDA, 0x00})
 
 
 def _gif(data: bytes) -> tuple[int, int]:
-    """The screen, or the first frame if that is larger."""
+    """Return the size of the screen, or of the first frame if that is larger."""
     screen_width, screen_height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + _colors(flags)
     for _ in range(MAX_EXTENSIONS):

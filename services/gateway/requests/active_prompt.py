@@ -159,7 +159,7 @@ class ActivePrompt(ActiveRequest):
 
     @property
     def _is_refused(self) -> bool:
-        """Whether a policy has ended all answers."""
+        """Return whether a policy has ended all answers."""
         return self.guard is not None and len(self.guard.refused) == self.wanted_answers
 
     def _usage(self) -> Usage:

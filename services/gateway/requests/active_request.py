@@ -204,7 +204,7 @@ class ActiveRequest(ABC):
 
     @property
     def clamped_to(self) -> int | None:
-        """The lowered max_tokens, if the credits didn't cover the requested value."""
+        """Return the lowered max_tokens, if the credits didn't cover the requested value."""
         return self.held.max_tokens if self.held is not None and self.held.clamped else None
 
     @property

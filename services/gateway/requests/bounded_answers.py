@@ -59,7 +59,7 @@ class AnswerBounds:
 
     @property
     def needs_step(self) -> bool:
-        """Whether it is time to ask for the next step."""
+        """Return whether it is time to ask for the next step."""
         return self.can_grow and self._tokens >= (self._held - self._step // _LEAD_SHARE) * self._answers
 
     @property

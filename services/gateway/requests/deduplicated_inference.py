@@ -55,7 +55,7 @@ class ReplyFacts(Protocol):
 
     @property
     def is_repeat(self) -> bool:
-        """Whether another call started this answer."""
+        """Return whether another call started this answer."""
 
 
 class InferenceReply(ReplyFacts, Protocol[Piece_co, End_co]):

@@ -435,6 +435,6 @@ class Pipeline:
 
 
 def _is_delivery(item: object) -> bool:
-    """Whether the caller gets a part of the answer."""
+    """Return whether the caller gets a part of the answer."""
     waits = isinstance(item, (ModerationNotice, ConvertedPart)) or (isinstance(item, (inference.Chunk, Vectors)) and item.waiting)
     return not (waits or isinstance(item, inference.PromptAccepted))

@@ -262,7 +262,7 @@ def _choice_of(decision: RouteDecision, caller: CallerContext, usable: Sequence[
 def _forbidden(
     policy: Policy, name: ModelName, reasons: Mapping[ModelName, DropReason], usable: Sequence[DirectoryEntry]
 ) -> errors.PolicyForbidden:
-    """``reasons``: by served model."""
+    """Return the error for models that the policy forbids. ``reasons``: by served model."""
     levels = dict.fromkeys(
         level
         for model, reason in reasons.items()

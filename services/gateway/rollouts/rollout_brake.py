@@ -51,7 +51,7 @@ class RolloutBrake:
         self._watched: dict[UUID, _Watched] = {}
 
     def record_end(self, row: RequestRow, unit: bytes) -> None:
-        """``unit``: see ``ActiveRequest``."""
+        """Count a request that has ended. ``unit``: see ``ActiveRequest``."""
         used = row.route
         if used is None or not used.is_compared or row.variant_failed is None:
             return

@@ -41,7 +41,7 @@ def describe_conditions(rollout: Rollout) -> tuple[api.RolloutCondition, ...]:
 
 
 def describe_point(rollout: Rollout, share: float, now: datetime) -> api.RolloutPoint:
-    """``share``: of the candidate until now."""
+    """Describe the rollout now. ``share``: that of the candidate until now."""
     states = rollout_evidence.conditions(rollout.plan, rollout.progress)
     intervals = (
         api.RolloutInterval(

@@ -40,7 +40,7 @@ class Rollout:
 
     @property
     def share(self) -> float:
-        """Percent of the baseline's units that the candidate has."""
+        """Return the percentage of the baseline's units that the candidate has."""
         return self.plan.steps[self.progress.step] if self.is_open else 0.0
 
 
@@ -118,7 +118,7 @@ def resume(rollout: Rollout, now: datetime) -> Rollout:
 
 
 def is_point_due(rollout: Rollout, now: datetime) -> bool:
-    """Whether the charts need another point: every minute at first, later after a five-hundredth of the whole time."""
+    """Return whether the charts need another point: every minute at first, later after a five-hundredth of the whole time."""
     last = rollout.progress.point_at
     return last is None or not rollout.is_open or now - last >= max(_POINT, (now - rollout.started_at) / 500)
 

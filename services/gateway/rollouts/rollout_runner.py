@@ -140,7 +140,7 @@ class RolloutRunner:
 
 
 def _is_change(before: Rollout, after: Rollout) -> bool:
-    """A rollout with little traffic holds again and again."""
+    """Return whether the change is worth an event: a rollout with little traffic often starts and stops holding."""
     return before.is_open != after.is_open or before.share != after.share
 
 

@@ -135,7 +135,7 @@ class PeerQueues:
 
     @property
     def has_peers(self) -> bool:
-        """Whether another gateway has reported recently."""
+        """Return whether another gateway has reported recently."""
         return bool(self._last_report_at)
 
     # --- what this gateway does -----------------------------------------------------------------------------------------

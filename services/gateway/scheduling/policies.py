@@ -149,11 +149,11 @@ class Policy:
 
     @property
     def limits_targets(self) -> bool:
-        """Whether it allows only some models to serve a request."""
+        """Return whether it allows only some models to serve a request."""
         return bool(self.targets) or self.max_input.value is not None or self.max_output.value is not None
 
     def allows_name(self, name: str) -> bool:
-        """Whether the caller may name this model."""
+        """Return whether the caller may name this model."""
         return all(allowed.has(name) for allowed in self.models)
 
     def allows_target(self, model: str) -> bool:
@@ -207,7 +207,7 @@ def names_of(tenant: TenantId | None, key: KeyId | None) -> tuple[str, str, str,
 
 
 def _with_list(document: PolicyDocument) -> PolicyDocument:
-    """Without a list of providers, no provider is allowed at the levels that must list them."""
+    """Return the policy with an empty list of providers if it has none, for the levels that must list them."""
     return document if document.external is not None else msgspec.structs.replace(document, external=())
 
 

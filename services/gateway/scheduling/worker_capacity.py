@@ -35,7 +35,7 @@ class WorkerCapacity(msgspec.Struct, frozen=True):
 
     @property
     def free(self) -> int:
-        """Negative if calls wait there."""
+        """Return the free slots; negative if calls wait there."""
         return self.slots - self.busy
 
     @property

@@ -32,7 +32,7 @@ class WorkerStarts:
 
     @property
     def pools(self) -> Mapping[ModelName, WorkerPool]:
-        """The pool of each model whose workers can be started."""
+        """Return the pool of each model whose workers can be started."""
         if self._indexed is not (pools := self.source.pools):
             named = {ModelName(model): pool for pool in pools for model in pool.models}
             labeled = {model: pool for pool in pools if pool.labels for model in self._labeled.get(pool.name, ())}
