@@ -76,8 +76,8 @@ def read_headers(cache_control: str | None, x_cache: str | None) -> CacheRequest
 
 
 def plan(request: CacheRequest, sampling: Sampling, *, only_when_asked: bool, same_requests: bool = False) -> CacheUse:
-    """Return how a request may use the cache. ``same_requests``: its route answers equal requests from the cache, deterministic or not, unless
-    the caller declines."""
+    """Return how a request may use the cache. ``same_requests``: its route answers equal requests from the cache, deterministic or not,
+    unless the caller declines."""
     is_usable = same_requests or (sampling.is_deterministic and not (only_when_asked and request is CacheRequest.NOTHING))
     if not is_usable or request is CacheRequest.OFF:
         return NO_USE

@@ -308,8 +308,8 @@ def choose(
     find_model: Callable[[ModelName], ModelFacts | None],
     find_refusal: Callable[[ModelName], DropReason | None],
 ) -> RouteDecision:
-    """Choose the targets of a request. ``find_model`` returns None for a model that no worker serves; ``find_refusal``: why the caller may not
-    use the model."""
+    """Choose the targets of a request. ``find_model`` returns None for a model that no worker serves; ``find_refusal``: why the caller may
+    not use the model."""
     dropped: list[DroppedTarget] = []
     usable: list[RouteTarget] = []
     for target in route.targets:
