@@ -117,7 +117,7 @@ class ActiveRequest(ABC):
         #: Called on cancellation: whether another gateway continues the request and writes its row.
         self.continues_elsewhere: Callable[[], bool] = lambda: False
         #: The caller gets the whole answer at the end, or an error.
-        self.is_unstreamed = False
+        self.is_all_or_nothing = False
         #: The current worker; None before one is claimed, and for cached answers.
         self.worker: DirectoryEntry | None = None
 

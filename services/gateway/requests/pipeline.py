@@ -129,12 +129,12 @@ class Pipeline:
         token; under a key, others may. ``continues_elsewhere``: see ``ActiveRequest``. Raises what ``RequestAdmission`` raises, or the
         worker's error. Leaving the block with an exception, cancellation included, ends the generation on the worker."""
         running = ActivePrompt(self.clock)
-        running.is_unstreamed, running.continues_elsewhere = not streamed and key_use is None, continues_elsewhere
+        running.is_all_or_nothing, running.continues_elsewhere = not streamed and key_use is None, continues_elsewhere
         running.moderate = partial(self._moderate_for, principal, request)
 
         def start(call: TargetCall[inference.ProcessPrompt], seconds: float) -> AsyncGenerator[AnswerItem]:
             answers = self._answers(running, call, seconds=seconds, key_use=key_use, cache=cache)
-            is_whole = not streamed or running.is_unstreamed
+            is_whole = not streamed or running.is_all_or_nothing
             if not (is_whole or call.call.open_ended):
                 return answers
             return self._bounded(answers, running, call, principal, seconds, is_whole=is_whole)
@@ -278,7 +278,7 @@ class Pipeline:
         cache: cache_keys.CacheRequest,
     ) -> AsyncGenerator[AnswerItem]:
         admitted, requirements = target_call.call, target_call.requirements
-        config, streamed = admitted.model_config, not running.is_unstreamed
+        config, streamed = admitted.model_config, not running.is_all_or_nothing
         responses: ResponseCache | None = None
         use = NO_USE
         if config.is_deterministic or target_call.target.cache_seconds is not None:
@@ -354,7 +354,7 @@ class Pipeline:
         usage = running.usage
         # The caller of an unstreamed answer gets nothing if it fails or is too large for the caller's API, so it costs nothing.
         is_lost = status in {RequestStatus.ERROR, RequestStatus.TIMEOUT} or isinstance(failure, errors.TooLarge)
-        is_free = running.is_unstreamed and is_lost
+        is_free = running.is_all_or_nothing and is_lost
         row = RequestRow(
             id=running.request_id,
             user_id=principal.user_id,

@@ -219,7 +219,7 @@ class RequestAdmission:
         if guard.moderation and running.moderate is not None:
             running.moderation = Moderation(guard.moderation, running.moderate)
             # The caller gets nothing before the end, and doesn't pay for an answer that can't be checked.
-            running.is_unstreamed = running.is_unstreamed or running.moderation.holds
+            running.is_all_or_nothing = running.is_all_or_nothing or running.moderation.holds
             await running.moderation.check_prompt(admitted.messages, matches)
         return admitted
 
