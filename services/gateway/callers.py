@@ -160,7 +160,7 @@ MAX_ENTRIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _CachedCaller:
     principal: Principal
     checked_at: float
     #: Expiry of the credential; infinite for a key without one.
@@ -171,7 +171,7 @@ class CallerCache:
     """Caches callers by the digest of their credential."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._entries: OrderedDict[bytes, _CachedCaller] = OrderedDict()
         self._watched = False
         #: Counts changes; answers to questions asked before a change aren't cached after it.
         self.changes = 0
@@ -190,7 +190,7 @@ class CallerCache:
     def remember(self, digest: bytes, principal: Principal, *, now: float, ends_at: float, changes_before: int) -> None:
         if changes_before != self.changes:
             return
-        self._entries[digest] = _Entry(principal, now, ends_at)
+        self._entries[digest] = _CachedCaller(principal, now, ends_at)
         self._entries.move_to_end(digest)
         if len(self._entries) > MAX_ENTRIES:
             self._entries.popitem(last=False)

@@ -12,7 +12,7 @@ from shared import errors
 from shared.types import ModelName, RequestId
 
 
-class ReplyHead(Protocol):
+class InferenceReplyHead(Protocol):
     """What is known about an answer before its first chunk."""
 
     @property
@@ -42,7 +42,7 @@ class ReplyHead(Protocol):
         """Return the lowered max_tokens, if the credits didn't cover the requested value."""
 
 
-Head = TypeVar("Head", bound=ReplyHead)
+Head = TypeVar("Head", bound=InferenceReplyHead)
 
 
 class StoredAnswerReader(Generic[Piece, End]):

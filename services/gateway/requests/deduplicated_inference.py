@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_buffer import Piece
-from services.gateway.idempotency.answer_reader import ReplyHead
+from services.gateway.idempotency.answer_reader import InferenceReplyHead
 from services.gateway.idempotency.answer_runs import AnswerRun
 from services.gateway.idempotency.idempotency_keys import FIELD, End, IdempotentRequest, KeyUse
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
@@ -51,7 +51,7 @@ End_co = TypeVar("End_co", covariant=True)
 
 class ReplyFacts(Protocol):
     @property
-    def head(self) -> ReplyHead: ...
+    def head(self) -> InferenceReplyHead: ...
 
     @property
     def is_repeat(self) -> bool:
