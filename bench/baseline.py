@@ -36,7 +36,7 @@ MOST_SECONDS, STOP_SECONDS = 1800.0, 60.0
 
 #: The benches of a check, the quickest first. Some have no ratio; they run to show that they still work.
 BENCHES = (
-    "history", "pulling", "stores", "ledger", "rollouts", "guard", "swarm", "mesh", "pages", "growth", "accounts", "observing", "tracing",
+    "pulling", "stores", "ledger", "rollouts", "guard", "swarm", "mesh", "pages", "growth", "accounts", "observing", "tracing",
     "first_answer", "fairness", "quantization", "engine", "gateway", "recovery", "nats_login", "autoscale",
 )  # fmt: skip
 
