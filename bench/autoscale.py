@@ -24,8 +24,6 @@ async def _days(rows: Rows, _shared: object, options: Options) -> None:
         for rival, most_ratio in (("oracle", 1.25), ("HPA, GPU 70 %", 0.75), ("HPA, slots 70 %", None)):
             rows.paired(f"{name}: GPU time", hours["advice"], "GPU h", rival, hours[rival], at_most=most_ratio)
         rows.alone(f"{name}: direction changes in 10 min", max(day.direction_changes for day in advice), "", at_most=4)
-        slots = max(day["HPA, slots 70 %"].p95_wait_seconds for day in days)
-        rows.alone(f"{name}: p95 wait with HPA, slots 70 %, worst day", slots, "s")
         rows.alone(f"{name}: a simulated day with three scalers", spent / options.seeds, "s", at_most=5)
 
 
@@ -33,17 +31,13 @@ async def _burst(rows: Rows, _shared: object, options: Options) -> None:
     loads = [simulation.make_load(USERS, seed, burst=10) for seed in range(options.seeds)]
     days = [PoolSimulation(load, advised(make_pool(150)), 150, seed=seed, queue_most=QUEUE_MOST).run() for seed, load in enumerate(loads)]
     rows.alone("burst ×10: most requests in the queue", max(day.max_waiting for day in days), "requests", at_most=QUEUE_MOST)
-    shares = [100 * day.refused / sum(rates) for day, (rates, _) in zip(days, loads, strict=True)]
-    rows.alone("burst ×10: refused, worst day", max(shares), "% of requests")
 
 
 async def _decisions(rows: Rows, _shared: object, options: Options) -> None:
     workers = [WorkerReading(f"w{number}", ("simulated",), {}, ready=("simulated",), slots=4, slots_used=2) for number in range(WORKERS)]
     snapshots = [ScalingSnapshot(at, tuple(workers)) for at in range(0, 301, 15)]
     pool, state = make_pool(150), ScalingState()
-    began = time.perf_counter()
     demand = read_demand(snapshots, pool)
-    rows.alone(f"demand of {WORKERS} workers, from 21 snapshots", 1000 * (time.perf_counter() - began), "ms")
     began = time.perf_counter()
     for second in range(10 * options.seeds):
         _, state = advise(demand, pool, state, 300 + second / 100)

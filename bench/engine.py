@@ -4,7 +4,7 @@ throughput     tokens a second of SmolLM2-135M, 64 new tokens each, temperature 
 first_token    the time to the first token
 constrained    the throughput of answers that follow a JSON schema, against that of free ones
 shared_prefix  the same behind a prefix that is known, and one that is not
-reuse          chats that begin with one of a few pages: the total time, and each wait
+reuse          chats that begin with one of a few pages: the total time
 long_prompt    the time to the first token behind a long prompt, with nobody else
 gaps           the time between two tokens of running streams while another prompt is read, and the wait for that prompt
 image_gaps     the same time while images are encoded and read, by a projector of the size of CLIP's (ViT-B/16) with random weights
@@ -30,8 +30,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from typing import NamedTuple, TypeVar, cast
 import numpy as np
 
 from bench import calls, contenders, processes, report, rivals, tenants
-from bench.contenders import CONSTRAINED, EVERYONE, LLAMA_SERVER, MODES, OURS, PYTHON_SERVER, Generate, GenerateChat, Shape
+from bench.contenders import CONSTRAINED, EVERYONE, LLAMA_SERVER, MODES, OURS, PYTHON_SERVER, Contender, Generate, GenerateChat, Shape
 from bench.report import Options, Rows
 from services.inference.engine.engine_messages import KvMode
 from services.inference.engine.sampling import Parameters
@@ -77,10 +77,6 @@ class Rate(NamedTuple):
     answering: float
 
 
-#: Tokens per second of each round, by contender and number of streams.
-Rates = Mapping[tuple[str, int], Sequence[float]]
-
-
 async def measure_rate(generate: Generate, prompts: Sequence[str], level: int) -> Rate:
     """Run ``level`` prompts at a time."""
     tokens, together, seconds = 0, 0, 0.0
@@ -102,62 +98,41 @@ async def measure_rate(generate: Generate, prompts: Sequence[str], level: int) -
     return Rate(tokens / (time.perf_counter() - start), together / seconds if seconds else math.nan)
 
 
+async def _measure_levels(contender: Contender, shape: Shape, levels: Sequence[int]) -> dict[int, Rate]:
+    """Measure it with so many streams at a time; no prompt comes twice."""
+    stories = map(PROMPT.format, STORIES)
+    async with contenders.opened(contender, shape) as generate:
+        # One stream is done in half a second, so it runs several times.
+        return {level: await measure_rate(generate, list(itertools.islice(stories, max(level, 4))), level) for level in levels}
+
+
 async def measure_throughput(rows: Rows, _shared: None, options: Options) -> None:
-    rates, neighbours = defaultdict[tuple[str, int], list[float]](list), processes.Neighbours()
-    # Each prompt is used once in a round.
-    stories, shape = map(PROMPT.format, itertools.cycle(STORIES)), Shape(SLOTS, SLOT_TOKENS, options.threads)
-    for number in range(options.rounds):
+    others, began, shape = processes.others_seconds(), time.perf_counter(), Shape(SLOTS, SLOT_TOKENS, options.threads)
+    ways = {contender.name: partial(_measure_levels, contender, shape, LEVELS) for contender in EVERYONE}
+    ways[PYTHON_SERVER.name] = partial(_measure_levels, PYTHON_SERVER, shape._replace(slots=1), (PYTHON_SERVER_LEVEL,))
+    found = await report.take_turns({**ways, BATCHED_BENCH: partial(decode_rates, options.threads)}, options.rounds)
+    for mode, (name, _) in OURS.items():
+        # The mode that is not the default may be a tenth slower.
+        share = 1.0 if mode == MODES[0] else 0.9
         for level in LEVELS:
-            # The same for all contenders of a round. One stream is done in half a second, so it runs several times.
-            prompts = list(itertools.islice(stories, 4 if level == 1 else level))
-            for contender in report.in_turn(EVERYONE, number):
-                async with contenders.opened(contender, shape) as generate:
-                    rate = await measure_rate(generate, prompts, level)
-                rates[contender.name, level].append(rate.whole)
-                rates[_answering(contender.name), level].append(rate.answering)
-            rows[:] = throughput_rows(rates)
-        for level, decoded in (await decode_rates(options.threads)).items():
-            rates[BATCHED_BENCH, level].append(decoded)
-        async with contenders.opened(PYTHON_SERVER, Shape(1, SLOT_TOKENS, options.threads)) as generate:
-            rate = await measure_rate(generate, list(itertools.islice(stories, PYTHON_SERVER_LEVEL)), PYTHON_SERVER_LEVEL)
-        rates[PYTHON_SERVER.name, PYTHON_SERVER_LEVEL].append(rate.whole)
-        rows[:] = throughput_rows(rates)
-    # With more than this, the figures are about other processes.
-    rows.alone("processor time that others took meanwhile", 100 * neighbours.share(), "%", at_most=5)
+            claim, least = f"{name}: {level} stream{'s' if level > 1 else ''}", share * (1.0 if level > 1 else 0.95)
+            ours, theirs, decoded = ([each[level] for each in found[who]] for who in (name, RIVAL, BATCHED_BENCH))
+            whole, bare = [each.whole for each in ours], [each.answering for each in decoded]
+            rows.paired(claim, whole, "tokens/s", RIVAL, [each.whole for each in theirs], at_least=least)
+            rows.paired(claim, whole, "tokens/s", BATCHED_BENCH, bare)
+            # llama-batched-bench measures decoding with all prompts read, so the target is for that.
+            alone, least_alone = claim.replace(":", ", answers alone:"), share * 0.9 if level > 1 else None
+            rows.paired(alone, [each.answering for each in ours], "tokens/s", BATCHED_BENCH, bare, at_least=least_alone)
+            if level == PYTHON_SERVER_LEVEL:
+                theirs = [each[level] for each in found[PYTHON_SERVER.name]]
+                rows.paired(claim, whole, "tokens/s", PYTHON_SERVER.name, [each.whole for each in theirs], at_least=5.0)
+    # llama.cpp's threads wait for each other after every operation: with more than this, the figures are about other processes.
+    taken = (processes.others_seconds() - others) / (time.perf_counter() - began) / (os.cpu_count() or 1)
+    rows.alone("processor time that others took meanwhile", 100 * taken, "%", at_most=5)
 
 
-def throughput_rows(rates: Rates) -> Rows:
-    """Compare what has been measured so far; a round counts once both sides have run."""
-    rows = Rows()
-    for mode in MODES:
-        for who, level, rival, at_least in _wanted(mode):
-            ours, theirs = rates.get((who, level), []), rates.get((rival, level), [])
-            if both := min(len(ours), len(theirs)):
-                streams = "1 stream" if level == 1 else f"{level} streams"
-                rows.paired(f"{who}: {streams}", ours[:both], "tokens/s", rival, theirs[:both], at_least=at_least)
-    return rows
-
-
-def _wanted(mode: KvMode) -> list[tuple[str, int, str, float | None]]:
-    """Return whose rate is compared, at which level, with whose, and the least ratio."""
-    name = OURS[mode].name
-    # The mode that is not the default may be a tenth slower.
-    share = 1.0 if mode == MODES[0] else 0.9
-    # llama-batched-bench measures decoding with all prompts read, so the target is for that.
-    return [
-        *((name, level, RIVAL, share * (0.95 if level == 1 else 1.0)) for level in LEVELS),
-        *((name, level, BATCHED_BENCH, None) for level in LEVELS),
-        *((_answering(name), level, BATCHED_BENCH, None if level == 1 else share * 0.9) for level in LEVELS),
-        (name, PYTHON_SERVER_LEVEL, PYTHON_SERVER.name, 5.0),
-    ]
-
-
-def _answering(name: str) -> str:
-    return f"{name}, answers alone"
-
-
-async def decode_rates(threads: int) -> dict[int, float]:
-    """Return the tokens per second of llama_decode alone, without sampling and clients, by batch size."""
+async def decode_rates(threads: int) -> dict[int, Rate]:
+    """Measure llama_decode alone, without sampling and clients, by batch size."""
     words = (
         # The stories' prompts have 40 tokens.
         rivals.ensure().batched_bench, "-m", model_discovery.packaged(), "-c", SLOTS * SLOT_TOKENS, "-npp", 40,
@@ -167,7 +142,10 @@ async def decode_rates(threads: int) -> dict[int, float]:
     async with processes.started(*words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
         out, err = await process.communicate()
     # Parallel sequences, and tokens per second of text generation.
-    found = {each["pl"]: each["speed_tg"] for each in map(json.loads, (line for line in out.splitlines() if line.startswith(b"{")))}
+    found = {
+        each["pl"]: Rate(math.nan, each["speed_tg"])
+        for each in map(json.loads, (line for line in out.splitlines() if line.startswith(b"{")))
+    }
     assert list(found) == list(LEVELS), err[-2000:].decode(errors="replace")
     return found
 
@@ -202,32 +180,44 @@ async def first_token(generate: Generate, prompt: str, new_tokens: int = 4) -> t
     return (came[0] - start) * 1000, counts.prompt_tokens
 
 
+async def _in_turns(
+    measure: Callable[[Generate], Awaitable[T]], shape: Shape, rounds: int, everyone: Sequence[Contender] = EVERYONE
+) -> dict[str, list[T]]:
+    """Measure each contender once in each round, started anew and alone. Return the figures of all rounds, by name."""
+
+    async def measure_one(contender: Contender) -> T:
+        async with contenders.opened(contender, shape) as generate:
+            return await measure(generate)
+
+    return await report.take_turns({contender.name: partial(measure_one, contender) for contender in everyone}, rounds)
+
+
 async def measure_wait(
     rows: Rows, _shared: None, options: Options, *, shape: Shape, tokens: int, prompts: int, at_most: Sequence[float | None]
 ) -> None:
     """Measure the time to the first token of prompts of this length, one at a time. ``at_most``: for each of our modes."""
-    took, lengths = defaultdict[str, list[float]](list), set[int]()
-    for number in range(options.rounds):
-        for contender in report.in_turn(EVERYONE, number):
-            # The same prompts for all, each used once.
-            source = random.Random(number)
-            async with contenders.opened(contender, shape._replace(threads=options.threads)) as generate:
-                found = [await first_token(generate, message(tokens - TEMPLATE_TOKENS, source)) for _ in range(prompts)]
-            lengths |= {counted for _, counted in found}
-            took[contender.name].append(statistics.median(milliseconds for milliseconds, _ in found))
+    lengths = set[int]()
+
+    async def wait(generate: Generate) -> float:
+        # The same prompts for all, each used once.
+        source = random.Random(1)
+        found = [await first_token(generate, message(tokens - TEMPLATE_TOKENS, source)) for _ in range(prompts)]
+        lengths.update(counted for _, counted in found)
+        return statistics.median(milliseconds for milliseconds, _ in found)
+
+    took = await _in_turns(wait, shape._replace(threads=options.threads), options.rounds)
     for contender, most in zip(OURS.values(), at_most, strict=True):
         claim = f"{contender.name}: first token, prompt of {min(lengths)} to {max(lengths)} tokens"
         rows.paired(claim, took[contender.name], "ms", RIVAL, took[RIVAL], at_most=most)
 
 
 async def measure_constrained(rows: Rows, _shared: None, options: Options) -> None:
-    rates: dict[str, list[float]] = defaultdict(list)
-    for _ in range(options.rounds):
-        for contender in (OURS[MODES[0]], CONSTRAINED):
-            async with contenders.opened(contender, Shape(CONSTRAINED_LEVEL, SLOT_TOKENS, options.threads)) as generate:
-                prompts = [PROMPT.format(number) for number in STORIES[: 2 * CONSTRAINED_LEVEL]]
-                rates[contender.name].append((await measure_rate(generate, prompts, CONSTRAINED_LEVEL)).answering)
-    free, bound = rates.values()
+    async def rate(generate: Generate) -> float:
+        prompts = [PROMPT.format(number) for number in STORIES[: 2 * CONSTRAINED_LEVEL]]
+        return (await measure_rate(generate, prompts, CONSTRAINED_LEVEL)).answering
+
+    shape = Shape(CONSTRAINED_LEVEL, SLOT_TOKENS, options.threads)
+    free, bound = (await _in_turns(rate, shape, options.rounds, (OURS[MODES[0]], CONSTRAINED))).values()
     rows.paired(f"with a JSON schema: {CONSTRAINED_LEVEL} streams", bound, "tokens/s", "free", free, at_least=0.9)
 
 
@@ -240,37 +230,27 @@ async def measure_shared_prefix(rows: Rows, _shared: None, options: Options) -> 
                 source = random.Random(number)
                 prefix = message(SHARED_PREFIX, source)
                 for took in (first, second):
-                    milliseconds, _ = await first_token(generate, f"{prefix} {message(20, source)}")
-                    took.append(milliseconds)
+                    took.append((await first_token(generate, f"{prefix} {message(20, source)}"))[0])
         claim = f"{contender.name}: first token behind a known prefix of {SHARED_PREFIX} tokens"
         rows.paired(claim, second, "ms", "unknown", first, at_most=None if contender.name == RIVAL else 0.15)
 
 
 async def measure_reuse(rows: Rows, _shared: None, options: Options) -> None:
-    took: dict[str, float] = {}
-    for contender in EVERYONE:
+    async def seconds(generate: Generate) -> float:
         source = random.Random(7)
         pages = [message(PAGE, source) for _ in range(PAGES)]
-        prompts = [f"{pages[number % PAGES]} {message(CHAT_PROMPT - PAGE - TEMPLATE_TOKENS, source)}" for number in range(CHATS)]
-        async with contenders.opened(contender, Shape(CHATS_AT_ONCE, 512, options.threads)) as generate:
-            took[contender.name], waits = await _ask_all(generate, prompts)
-        claim = f"{contender.name}: first token of {CHATS} chats, {CHATS_AT_ONCE} at a time, p50"
-        rows.alone(claim, statistics.median(waits), "ms")
+        chats = deque(f"{pages[number % PAGES]} {message(CHAT_PROMPT - PAGE - TEMPLATE_TOKENS, source)}" for number in range(CHATS))
+
+        async def ask() -> None:
+            await generate(chats.popleft(), CHAT_TOKENS, lambda: None)
+
+        return await calls.keep_running(ask, CHATS_AT_ONCE, lambda: bool(chats))
+
+    took = await _in_turns(seconds, Shape(CHATS_AT_ONCE, 512, options.threads), 1)
     theirs = took.pop(RIVAL)
     claim = f"{CHATS} prompts of {CHAT_PROMPT} tokens that begin with one of {PAGES} pages of {PAGE}, {CHAT_TOKENS} new tokens each"
     for name, ours in took.items():
-        rows.paired(f"{name}: {claim}", [ours], "s", RIVAL, [theirs], at_most=1.0)
-
-
-async def _ask_all(generate: Generate, prompts: Sequence[str]) -> tuple[float, list[float]]:
-    """Return the seconds of all, and the milliseconds to each first token."""
-    queue, waits = deque(prompts), list[float]()
-
-    async def ask() -> None:
-        milliseconds, _ = await first_token(generate, queue.popleft(), CHAT_TOKENS)
-        waits.append(milliseconds)
-
-    return await calls.keep_running(ask, CHATS_AT_ONCE, lambda: bool(queue)), waits
+        rows.paired(f"{name}: {claim}", ours, "s", RIVAL, theirs, at_most=1.0)
 
 
 @asynccontextmanager
@@ -307,22 +287,20 @@ async def _gap(came: list[list[float]], meanwhile: Awaitable[T]) -> tuple[float,
 
 
 async def measure_gaps(rows: Rows, _shared: None, options: Options) -> None:
-    quiet, beside, took = (defaultdict[str, list[float]](list) for _ in range(3))
-    for number in range(options.rounds):
-        for contender in report.in_turn(EVERYONE, number):
-            shape = Shape(STREAMS + 1, LONG_CONTEXT, options.threads)
-            async with contenders.opened(contender, shape) as generate, _streams(generate) as came:
-                quiet[contender.name].append((await _gap(came, asyncio.sleep(GAP_SECONDS)))[0])
-                gap, (milliseconds, _) = await _gap(came, first_token(generate, message(LONG_PROMPT, random.Random(number))))
-                beside[contender.name].append(gap)
-                took[contender.name].append(milliseconds)
-    for contender in EVERYONE:
-        claim = f"{contender.name}: gap between tokens, p99, beside a prompt of {LONG_PROMPT} tokens"
-        at_most = None if contender.name == RIVAL else 4
-        rows.paired(claim, beside[contender.name], "ms", "quiet", quiet[contender.name], at_most=at_most)
-    for mode, contender in OURS.items():
-        claim = f"{contender.name}: its first token beside {STREAMS} streams"
-        rows.paired(claim, took[contender.name], "ms", RIVAL, took[RIVAL], at_most=1.75 if mode is KvMode.SHARED else 5)
+    async def gaps(generate: Generate) -> tuple[float, float, float]:
+        async with _streams(generate) as came:
+            quiet, _ = await _gap(came, asyncio.sleep(GAP_SECONDS))
+            beside, (waited, _) = await _gap(came, first_token(generate, message(LONG_PROMPT, random.Random(1))))
+        return quiet, beside, waited
+
+    rounds = await _in_turns(gaps, Shape(STREAMS + 1, LONG_CONTEXT, options.threads), options.rounds)
+    found = {name: tuple(zip(*each, strict=True)) for name, each in rounds.items()}
+    for name, (quiet, beside, _) in found.items():
+        claim = f"{name}: gap between tokens, p99, beside a prompt of {LONG_PROMPT} tokens"
+        rows.paired(claim, beside, "ms", "quiet", quiet, at_most=None if name == RIVAL else 4)
+    for mode, (name, _) in OURS.items():
+        claim, at_most = f"{name}: its first token beside {STREAMS} streams", 1.75 if mode is KvMode.SHARED else 5
+        rows.paired(claim, found[name][2], "ms", RIVAL, found[RIVAL][2], at_most=at_most)
 
 
 async def measure_image_gaps(rows: Rows, _shared: None, options: Options) -> None:
@@ -356,17 +334,16 @@ async def measure_sampling(rows: Rows, _shared: None, options: Options) -> None:
     vocabulary = cast("ModelVocabulary", SimpleNamespace(size=VOCABULARY, end_tokens=frozenset[int]()))
     sequences = [TokenSampler(vocabulary, Parameters(0.7, 0.95, 40, seed)) for seed in range(ROWS)]
     logits = np.random.default_rng(1).normal(0, 3, (ROWS, VOCABULARY)).astype(np.float32)
-    samplers = {threads: StepSampler(VOCABULARY, threads) for threads in (1, 2)}
-    rates = defaultdict[int, list[float]](list)
-    for _ in range(options.rounds):
-        took = defaultdict[int, list[float]](list)
+
+    async def rate(sampler: StepSampler) -> float:
+        took = list[float]()
         for step in range(DRAWS):
-            for threads, sampler in samplers.items():
-                start = time.perf_counter()
-                sampler.draw(sequences, logits, [step] * ROWS)
-                took[threads].append(time.perf_counter() - start)
-        for threads in samplers:
-            rates[threads].append(ROWS / min(took[threads]))
+            start = time.perf_counter()
+            sampler.draw(sequences, logits, [step] * ROWS)
+            took.append(time.perf_counter() - start)
+        return ROWS / min(took)
+
+    rates = await report.take_turns({threads: partial(rate, StepSampler(VOCABULARY, threads)) for threads in (1, 2)}, options.rounds)
     claim = f"{ROWS} tokens of a vocabulary of {VOCABULARY} with two threads"
     rows.paired(claim, rates[2], "tokens/s", "one thread", rates[1], at_least=1.6)
 
@@ -379,20 +356,19 @@ FIRST_TOKENS = 40
 
 
 async def measure_upstream(rows: Rows, _shared: None, options: Options) -> None:
-    rates, took = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     stories = map(PROMPT.format, itertools.cycle(STORIES))
+
+    async def rate(generate: Generate) -> float:
+        return (await measure_rate(generate, list(itertools.islice(stories, 2 * FRONTED_LEVEL)), FRONTED_LEVEL)).whole
+
+    async def wait(generate: Generate) -> float:
+        return (await first_token(generate, "Say hello."))[0]
+
     async with contenders.fronted(Shape(FRONTED_LEVEL, SLOT_TOKENS, options.threads)) as ways:
-        both = tuple(zip((RIVAL, "by a worker"), ways, strict=True))
-        for number in range(options.rounds):
-            prompts = list(itertools.islice(stories, 2 * FRONTED_LEVEL))
-            for name, generate in report.in_turn(both, number):
-                rates[name].append((await measure_rate(generate, prompts, FRONTED_LEVEL)).whole)
-        for number in range(FIRST_TOKENS):
-            for name, generate in report.in_turn(both, number):
-                milliseconds, _ = await first_token(generate, "Say hello.")
-                took[name].append(milliseconds)
-    direct, by_worker = both[0][0], both[1][0]
-    rows.paired(f"by a worker: {FRONTED_LEVEL} streams", rates[by_worker], "tokens/s", direct, rates[direct], at_least=0.97)
+        rates = await report.take_turns({generate: partial(rate, generate) for generate in ways}, options.rounds)
+        took = await report.take_turns({generate: partial(wait, generate) for generate in ways}, FIRST_TOKENS)
+    direct, by_worker = ways
+    rows.paired(f"by a worker: {FRONTED_LEVEL} streams", rates[by_worker], "tokens/s", RIVAL, rates[direct], at_least=0.97)
     added = statistics.median(took[by_worker]) - statistics.median(took[direct])
     rows.alone("what a worker adds to the first token, p50", added, "ms", at_most=5)
 
@@ -441,47 +417,38 @@ async def measure_gpu(rows: Rows, _shared: None, options: Options) -> None:
         print("gpu: skipped, because llama.cpp can use no GPU here", file=sys.stderr)
         return
     print("gpu:", "; ".join(f"{gpu.name}: {gpu.description}" for gpu in gpus), file=sys.stderr)
-    measured: dict[tuple[str, int, int], list[tuple[float, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "llama-8b.gguf"
         gguf_files.write_llama(model, LLAMA_8B, weights="q8_0", seed=1)
         cells = (min(gpu.free_bytes for gpu in gpus) - model.stat().st_size - GPU_BUFFERS) // (2 * 2 * 1024 * LLAMA_8B.layers)
-        for number, (length, context) in itertools.product(range(options.rounds), GPU_PROMPTS.items()):
-            levels = [level for level in GPU_LEVELS if level * context <= cells]
-            if not levels:
+        for length, context in GPU_PROMPTS.items():
+            if not (levels := [level for level in GPU_LEVELS if level * context <= cells]):
                 continue
             # Long prompts take minutes, so only the default mode reads them.
-            contestants = EVERYONE if length == min(GPU_PROMPTS) else (OURS[MODES[0]], LLAMA_SERVER)
-            for contender in report.in_turn(contestants, number):
-                source = random.Random(number)
-                async with contenders.opened(contender, Shape(max(levels), context, options.threads, model)) as generate:
-                    for level in levels:
-                        measured[contender.name, length, level].append(await _rate_and_wait(generate, length, level, source))
-                rows[:] = _gpu_rows(measured)
+            everyone = EVERYONE if length == min(GPU_PROMPTS) else (OURS[MODES[0]], LLAMA_SERVER)
+            shape = Shape(max(levels), context, options.threads, model)
+            found = await _in_turns(partial(_rates_and_waits, length=length, levels=levels), shape, options.rounds, everyone)
+            theirs = found.pop(RIVAL)
+            for (name, ours), level in itertools.product(found.items(), levels):
+                (rates, waits), (their_rates, their_waits) = (zip(*(each[level] for each in one), strict=True) for one in (ours, theirs))
+                claim = f"{name}: {level} x {length} tokens"
+                rows.paired(claim, rates, "tokens/s", RIVAL, their_rates, at_least=1.0)
+                rows.paired(f"{claim}, first token", waits, "ms", RIVAL, their_waits, at_most=1.1)
 
 
-async def _rate_and_wait(generate: Generate, length: int, level: int, source: random.Random) -> tuple[float, float]:
-    """Return the tokens per second of ``level`` streams, and the milliseconds to the first token, the median of the streams."""
-    rates, waits = list[float](), list[float]()
-    for _ in range(3 if level == 1 else 1):
-        start = time.perf_counter()
-        prompts = ("".join(source.choices("abcdefghij ", k=length - GPU_TEMPLATE_TOKENS)) for _ in range(level))
-        async with asyncio.TaskGroup() as tasks:
-            answers = [tasks.create_task(first_token(generate, prompt, NEW_TOKENS)) for prompt in prompts]
-        rates.append(level * NEW_TOKENS / (time.perf_counter() - start))
-        waits += [answer.result()[0] for answer in answers]
-    return statistics.median(rates), statistics.median(waits)
-
-
-def _gpu_rows(measured: Mapping[tuple[str, int, int], Sequence[tuple[float, float]]]) -> Rows:
-    rows = Rows()
-    for (name, length, level), ours in measured.items():
-        theirs = measured.get((RIVAL, length, level), ())
-        if name != RIVAL and (both := list(zip(ours, theirs, strict=False))):
-            claim = f"{name}: {level} x {length} tokens"
-            rows.paired(claim, [one[0] for one, _ in both], "tokens/s", RIVAL, [one[0] for _, one in both], at_least=1.0)
-            rows.paired(f"{claim}, first token", [one[1] for one, _ in both], "ms", RIVAL, [one[1] for _, one in both], at_most=1.1)
-    return rows
+async def _rates_and_waits(generate: Generate, length: int, levels: Sequence[int]) -> dict[int, tuple[float, float]]:
+    """Return the tokens per second of so many streams, and the milliseconds to the first token, the median of the streams."""
+    found, source = dict[int, tuple[float, float]](), random.Random(1)
+    for level in levels:
+        rates, waits = list[float](), list[float]()
+        for _ in range(3 if level == 1 else 1):
+            start = time.perf_counter()
+            prompts = ("".join(source.choices("abcdefghij ", k=length - GPU_TEMPLATE_TOKENS)) for _ in range(level))
+            answers = await asyncio.gather(*(first_token(generate, prompt, NEW_TOKENS) for prompt in prompts))
+            rates.append(level * NEW_TOKENS / (time.perf_counter() - start))
+            waits += [wait for wait, _ in answers]
+        found[level] = statistics.median(rates), statistics.median(waits)
+    return found
 
 
 PARTS: dict[str, report.Part] = {

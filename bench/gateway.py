@@ -7,6 +7,8 @@ flood        5,000 requests of one tenant at once, and their effect on ten other
 rpc          calls and streams at /rpc against the same ones at /api and /v1
 routes       a route of four targets with conditions against an alias
 guard        streams with guardrails for prompts and answers against streams without
+tracing      requests and processor time of stacks that make no traces, keep 1 of 100, and keep all; the metrics service reads the spans,
+             and only export by OTLP is left out
 
 Everything shares one machine, including the load generator, so compare ratios of one run rather than figures.
 """
@@ -23,7 +25,7 @@ from functools import partial
 from typing import NamedTuple
 
 from bench import calls, http_load, processes, report, rivals, tenants
-from bench.http_load import Client, Outcome, Spread
+from bench.http_load import Load, Outcome, Spread
 from bench.report import Options, Rows
 from bench.tenants import REFUSALS, Tenants, Turn
 from shared.api import gateway
@@ -31,36 +33,19 @@ from shared.types import ModelName
 from tests.stacks import until
 
 #: Of first tokens.
-A_SECOND, BLOCK_SECONDS = 100, 2.5
+A_SECOND, BLOCK = 100, Spread(250, 2.5)
 #: A prompt of ordinary length; the echo backend answers with its words.
 PROMPT = "Explain in two sentences why the sea is salty and the rivers that feed it are not."
 MAX_TOKENS = 16
 
-#: Sends a request and returns the seconds to its first token.
-Way = Callable[[], Awaitable[float]]
 
-
-def _over_http(port: int, requests: Sequence[str]) -> Way:
-    client, turns = Client(port), itertools.cycle([request.encode() for request in requests])
-
-    async def ask() -> float:
-        answer, _ = await client.ask(next(turns))
-        assert answer.status == 200, answer
-        assert answer.first, "no event with content"
-        return answer.first
-
-    return ask
-
-
-async def _block(ask: Way, seconds: float) -> list[float]:
-    """Ask at the rate, however long each answer takes."""
-    took: list[float] = []
-
-    async def one() -> None:
-        took.append(await ask())
-
-    await calls.spread(one, int(A_SECOND * seconds), seconds)
-    return took
+async def _first_tokens(port: int, requests: Sequence[str]) -> list[float]:
+    """Return the seconds to each first token of a block."""
+    # Connections that are opened before the start do not count.
+    outcome = await http_load.run(Load(port=port, requests=tuple(requests), pace=BLOCK, addresses=("127.0.0.1",) * 8))
+    firsts = [answer.first for answer in outcome.good if answer.first]
+    assert len(firsts) == BLOCK.count, outcome.statuses
+    return firsts
 
 
 async def _measure_first_token(rows: Rows, _shared: None, options: Options) -> None:
@@ -78,26 +63,29 @@ async def _measure_first_token(rows: Rows, _shared: None, options: Options) -> N
         credentials = itertools.cycle(stack.keys)
         asked = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt=PROMPT, model=ModelName("echo"), max_tokens=MAX_TOKENS))
 
-        async def over_rpc() -> float:
-            start = time.perf_counter()
-            async with client.rpc.stream(gateway.process_inference_request, asked, credential=next(credentials)) as answer:
-                await anext(answer)
-                first = time.perf_counter() - start
-                async for _ in answer:
-                    pass
-            return first
+        async def over_rpc() -> list[float]:
+            took = list[float]()
 
-        ways = {
-            "direct": _over_http(int(worker.rsplit(":", 1)[1]), [asked_directly]),
-            "HTTP": _over_http(stack.port, tenants.chats(stack.keys, "echo", PROMPT, MAX_TOKENS, stream=True)),
+            async def ask() -> None:
+                start = time.perf_counter()
+                async with client.rpc.stream(gateway.process_inference_request, asked, credential=next(credentials)) as answer:
+                    await anext(answer)
+                    took.append(time.perf_counter() - start)
+                    async for _ in answer:
+                        pass
+
+            await calls.spread(ask, BLOCK.count, BLOCK.seconds)
+            return took
+
+        requests = tenants.chats(stack.keys, "echo", PROMPT, MAX_TOKENS, stream=True)
+        ways: dict[str, Callable[[], Awaitable[list[float]]]] = {
+            "direct": partial(_first_tokens, int(worker.rsplit(":", 1)[1]), [asked_directly]),
+            "HTTP": partial(_first_tokens, stack.port, requests),
             "RPC": over_rpc,
         }
-        for ask in ways.values():
-            await _block(ask, 1)  # connections, caches
-        took: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(max(1, round(options.seconds / BLOCK_SECONDS))):
-            for name, ask in ways.items():
-                took[name] += await _block(ask, BLOCK_SECONDS)
+        await report.take_turns(ways, 1)  # caches
+        blocks = await report.take_turns(ways, max(1, round(options.seconds / BLOCK.seconds)))
+        took = {way: list(itertools.chain(*each)) for way, each in blocks.items()}
     for share, most_added in ((50, 5.0), (99, 20.0)):
         direct, *others = (1000 * report.percentile(took[way], share / 100) for way in ways)
         for way, whole in zip(("HTTP", "RPC"), others, strict=True):
@@ -136,10 +124,8 @@ async def _measure_rates(rows: Rows, _shared: None, options: Options) -> None:
             turns = {(name, level): turn(level) for level in LEVELS for name, turn in contenders.items()}
             direct = form.turn(upstream, ("none",), tenants.MODEL, 1)
             _compare(rows, form, await tenants.take_turns({**turns, ("upstream", 1): direct}, options))
-        for form in FORMS:
-            hot = await form.turn(stack.port, stack.keys[:1], "echo", 64).measure("one hot tenant", options.seconds)
-            at_least = None if form.stream else 300.0
-            rows.alone(f"one hot tenant, {form.what}, 64 at once", hot["rate"], "req/s", at_least=at_least)
+        hot = await FORMS[0].turn(stack.port, stack.keys[:1], "echo", 64).measure("one hot tenant", options.seconds)
+        rows.alone("one hot tenant, plain, 64 at once", hot["rate"], "req/s", at_least=300)
         rows.against("the gateway's memory afterwards", stack.memory_mb(), "MB", RIVAL, processes.resident_mb(proxy.pid))
 
 
@@ -192,24 +178,16 @@ async def _measure_crowd(rows: Rows, _shared: None, _options: Options) -> None:
         rows.alone(f"{claim}: complete", complete, "streams", at_least=CROWD)
         # An answer takes its words' time; in a crowd it may take half as long again.
         rows.against(f"{claim}: time, p99", fitting.percentile(0.99), "ms", "their words", CROWD_WORDS * TOKEN_MS, at_most=1.5)
-        for share in (50, 99):
-            rows.alone(f"{claim}: first token, p{share}", fitting.percentile(share / 100, "first") - TOKEN_MS, "ms")
         rows.alone(f"{claim}: the gateway holds", max(held), "MB", at_most=600)
         rows.against(f"{claim}: the gateway afterwards", after, "MB", "after a crowd before", before, at_most=1.1)
         rows.against(f"{claim}: the gateway afterwards", after, "MB", "new", new)
-        _add_excess(rows, await arrive(2 * CROWD))
-
-
-def _add_excess(rows: Rows, outcome: Outcome) -> None:
-    """Those that fit are served, all others are rejected immediately."""
-    claim = f"{2 * CROWD:,} offered"
-    refused = [1000 * answer.took for answer in outcome.answers if answer.status in REFUSALS]
-    rows.alone(f"{claim}: complete", len(outcome.good), "streams", at_least=CROWD)
-    rows.alone(f"{claim}: neither served nor refused", _odd(outcome), "streams", at_most=0)
-    rows.alone(f"{claim}: refused", len(refused), "streams")
-    if refused:
-        rows.alone(f"{claim}: refused within, p50", report.percentile(refused, 0.5), "ms")
-        rows.alone(f"{claim}: refused within, p99", report.percentile(refused, 0.99), "ms", at_most=100)
+        # Those that fit are served, all others are rejected immediately.
+        outcome, claim = await arrive(2 * CROWD), f"{2 * CROWD:,} offered"
+        refused = [1000 * answer.took for answer in outcome.answers if answer.status in REFUSALS]
+        rows.alone(f"{claim}: complete", len(outcome.good), "streams", at_least=CROWD)
+        rows.alone(f"{claim}: neither served nor refused", _odd(outcome), "streams", at_most=0)
+        if refused:
+            rows.alone(f"{claim}: refused within, p99", report.percentile(refused, 0.99), "ms", at_most=100)
 
 
 def _odd(outcome: Outcome) -> int:
@@ -241,7 +219,6 @@ async def _measure_flood(rows: Rows, _shared: None, _options: Options) -> None:
     served = [(answer.began + answer.first, answer.began + answer.took) for answer in flood.good]
     at_once = max((sum(began <= at < ended for began, ended in served) for at, _ in served), default=0)
     rows.alone(f"{claim}: at once of those served", at_once, "requests", at_most=FLOOD_AT_ONCE)
-    rows.alone(f"{claim}: served", len(served), "requests")
     rows.alone(f"{claim}: neither served nor refused", _odd(flood), "requests", at_most=0)
     rows.alone("the others meanwhile: complete", len(beside.good), "requests", at_least=len(beside.answers))
     first, calm_first = (outcome.percentile(0.95, "first") for outcome in (beside, calm))
@@ -295,9 +272,8 @@ async def _measure_routes(rows: Rows, _shared: None, options: Options) -> None:
         await stack.configure(ROUTES)
         turns = {name: _turn(stack, tenants.chats(stack.keys, name, PROMPT, MAX_TOKENS, stream=False)) for name in ("alias", "routed")}
         figures = await tenants.take_turns(turns, options)
-    routed, alias = figures["routed"], figures["alias"]
-    rows.paired("a route of four targets", routed["rate"], "requests/s", "an alias", alias["rate"], at_least=0.97)
-    rows.paired("a route of four targets: processor", routed["gateway"], "µs", "an alias", alias["gateway"])
+    routed, alias = figures["routed"]["rate"], figures["alias"]["rate"]
+    rows.paired("a route of four targets", routed, "requests/s", "an alias", alias, at_least=0.97)
 
 
 #: Every kind that needs no pattern of its own.
@@ -309,9 +285,7 @@ async def _measure_guard(rows: Rows, _shared: None, options: Options) -> None:
         requests = tenants.chats(stack.keys, "echo", PROMPT, MAX_TOKENS, stream=True)
         turns = {name: _turn(stack, requests, partial(_set_guard, stack, guards)) for name, guards in (("on", GUARDS), ("off", {}))}
         figures = await tenants.take_turns(turns, options)
-    on, off = figures["on"], figures["off"]
-    rows.paired("streams with guardrails", on["rate"], "requests/s", "without", off["rate"], at_least=0.9)
-    rows.paired("streams with guardrails: processor", on["gateway"], "µs", "without", off["gateway"])
+    rows.paired("streams with guardrails", figures["on"]["rate"], "requests/s", "without", figures["off"]["rate"], at_least=0.9)
 
 
 async def _set_guard(stack: Tenants, actions: dict[str, str]) -> None:
@@ -327,6 +301,30 @@ async def _set_guard(stack: Tenants, actions: dict[str, str]) -> None:
             return bool(answer.json()["choices"][0]["message"]["content"] == expected)
 
         await until(is_used, seconds=10, what="the guardrails are in use")
+
+
+OFF = "no traces"
+#: Settings, and the share of the rate without traces that has to be left.
+TRACING = {
+    OFF: ({"OTEL_SDK_DISABLED": "true"}, 1.0),
+    "1 % kept": ({"OTEL_TRACES_SAMPLER_ARG": "0.01"}, 0.97),
+    "all kept": ({"OTEL_TRACES_SAMPLER_ARG": "1"}, 0.92),
+}
+
+
+async def _measure_tracing(rows: Rows, _shared: None, options: Options) -> None:
+    """Processor time says more than the rate if the machine has other guests."""
+    async with AsyncExitStack() as opened:
+        stacks = {name: await opened.enter_async_context(tenants.opened(**settings)) for name, (settings, _) in TRACING.items()}
+        turns = {(form, name): form.turn(one.port, one.keys, "echo", 16, one.pids) for form in FORMS for name, one in stacks.items()}
+        figures = await tenants.take_turns(turns, options)
+    for form, (name, (_, left)) in itertools.product(FORMS, TRACING.items()):
+        if name == OFF:
+            continue
+        claim, kept, off, at_most = f"{name}, {form.what}", figures[form, name], figures[form, OFF], round(1 / left, 3)
+        rows.paired(f"{claim}, 16 at once", kept["rate"], "req/s", OFF, off["rate"], at_least=left)
+        rows.paired(f"{claim}: processor, gateway", kept["gateway"], "µs", OFF, off["gateway"], at_most=at_most)
+        rows.paired(f"{claim}: processor, all programs", kept["everywhere"], "µs", OFF, off["everywhere"])
 
 
 def _prepare(options: Options) -> str:
@@ -345,5 +343,6 @@ if __name__ == "__main__":
         "rpc": _measure_rpc,
         "routes": _measure_routes,
         "guard": _measure_guard,
+        "tracing": _measure_tracing,
     }
-    report.run(__doc__, parts, limits=(1800.0, 600.0), before=_prepare, rounds=(3, 1), seconds=(10.0, 3.0))
+    report.run(__doc__, parts, limits=(2400.0, 720.0), before=_prepare, rounds=(3, 1), seconds=(10.0, 3.0))

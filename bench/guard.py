@@ -7,6 +7,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
+from statistics import median
 
 from bench import report
 from bench.report import Options, Rows
@@ -59,8 +60,8 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
     _read([text], scan)
     whole = [_spent_ms(lambda: _read([text], scan)) for _ in range(50 * options.rounds)]
     streamed = [_spent_ms(lambda: _read(tokens, scan)) for _ in range(20 * options.rounds)]
-    rows.alone(f"a whole text of {TOKENS} tokens", sorted(whole)[len(whole) // 2], "ms", at_most=1.0)
-    rows.alone(f"{TOKENS} chunks of one token", sorted(streamed)[len(streamed) // 2], "ms", at_most=3.0)
+    rows.alone(f"a whole text of {TOKENS} tokens", median(whole), "ms", at_most=1.0)
+    rows.alone(f"{TOKENS} chunks of one token", median(streamed), "ms", at_most=3.0)
     prose = (PROSE * (BOMB_CHARACTERS // len(PROSE) + 1))[:BOMB_CHARACTERS]
     plain = [_spent_ms(lambda: _read([prose], scan)) for _ in range(options.rounds)]
     for name, piece in SLOW.items():

@@ -258,6 +258,7 @@ async def run(load: Load) -> Outcome:
                 await calls.keep_running(ask, at_once, lambda: time.perf_counter() < start + seconds)
             case Spread(count, seconds):
                 await calls.spread(ask, count, seconds)
+    client.close()
     return Outcome(tuple(answers), start)
 
 

@@ -1,18 +1,16 @@
-"""Measure how many requests the ledger handles a second, and check that it never grants more than there is.
+"""Measure how many requests the ledger handles a second, and what a token of an answer without max_tokens costs the gateway.
 
 PostgreSQL runs with its defaults (every commit reaches the disk); the gateway's own stores and recorder use a role with row-level security.
 A request is a reservation, and then its row and settlement by the recorder, as in the gateway. The rival does the least possible: one
-committed INSERT of a row for each request.
+committed INSERT of a row for each request. The reserve statement is also compared with itself without its check of the site's lease.
 """
 
 import asyncio
 import itertools
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,8 +25,8 @@ from services.gateway import store
 from services.gateway.billing.journal import Journal
 from services.gateway.billing.ledger import QueryBatching
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.request_record import RequestRow, ReservationState, RouteUse
-from services.gateway.billing.reservations import GrantedReservation, HoldExtension, InsufficientCredits, ReservationRequest
+from services.gateway.billing.request_record import RequestRow, RouteUse
+from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.limits.upstream_prices import TargetHold, TargetSpending
 from services.gateway.prompt_admission import MAX_ANSWER_TOKENS
@@ -39,19 +37,15 @@ from services.gateway.store import GatewayStore
 from shared.api.inference import Chunk
 from shared.stores.database import Database
 from shared.telemetry import Metrics
-from shared.types import MicroCredits, ModelName, NodeId, RequestId, RequestStatus, TenantId, UserId
+from shared.types import MicroCredits, RequestId, UserId
 from tests.servers import PostgresServer, running
+from tests.services.gateway.billing import test_ledger_store
+from tests.services.gateway.billing.test_ledger_store import GATEWAY, MODEL, Books
 
 CLIENTS = 32
 TENANTS = 50
-#: Room for 7 of 64.
-ROOM, EACH, AT_ONCE = 3500, 500, 64
-#: Tokens of an answer within the first step, and of one with two more.
-SHORT, LONG = 3500, 10_000
-MODEL = ModelName("smollm2")
-GATEWAY = NodeId("U" * 56)
-PLENTY = MicroCredits(10**15)
-
+#: Two steps more than the first.
+ANSWER_TOKENS = 10_000
 #: Of all measurements in turn.
 ROUNDS = 9
 ROUTE = RouteUse("assistant", 1, "api-0", "api-0")
@@ -61,23 +55,15 @@ FOUR_TARGETS = {"no ceiling": 0, "a ceiling": 1, "four ceilings": 4}
 #: Makes a request of this tenant.
 One = Callable[..., Awaitable[None]]
 #: The targets of a route that has a daily ceiling for each.
-CEILINGS = tuple(TargetHold("assistant", f"api-{number}", MODEL, MicroCredits(1), PLENTY) for number in range(4))
+CEILINGS = tuple(TargetHold("assistant", f"api-{number}", MODEL, MicroCredits(1), MicroCredits(10**15)) for number in range(4))
 
 
-def reservation_of(request: RequestId, owner: UserId, monthly: MicroCredits = PLENTY) -> ReservationRequest:
-    return ReservationRequest(
-        request_id=request, owner=TenantId(owner), key_id=None, model=MODEL, price_id=1, prompt_tokens=10, max_tokens=EACH,
-        least_tokens=EACH, answers=1, fixed_micro=MicroCredits(0), micro_per_million=1_000_000, monthly_micro=monthly,
-        key_budget_micro=None,
-    )  # fmt: skip
+def reservation_of(request: RequestId, owner: UserId) -> ReservationRequest:
+    return msgspec.structs.replace(Books.wanted(owner, request), monthly_micro=MicroCredits(10**15))
 
 
 def row_of(request: RequestId, owner: UserId) -> RequestRow:
-    return RequestRow(
-        id=request, user_id=owner, api_key_id=None, prompt_hash=None, model_used=MODEL, response_time_ms=10, prompt_tokens=10,
-        completion_tokens=290, status=RequestStatus.SUCCESS, error_code=None, created_at=datetime.now(UTC),
-        cost_micro=MicroCredits(300), reservation=ReservationState.SETTLED,
-    )  # fmt: skip
+    return test_ledger_store.row(owner, request, cost=300)
 
 
 @asynccontextmanager
@@ -118,8 +104,7 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
                     await pool.execute("INSERT INTO plain_rows VALUES ($1, $2, 300)", uuid4(), owner)
 
                 await _measure_rates(rows, ours, plain, options.seconds / ROUNDS)
-            await _measure_steps(rows, ledger, options.seconds / ROUNDS)
-            await _measure_races(rows, ledger, options.rounds)
+            await _measure_own_time(rows)
             async with asyncpg.create_pool(url, min_size=1, max_size=1, server_settings={"search_path": "gateway"}) as pool:
                 await _measure_site_lease(rows, ledger, pool, options.seconds / ROUNDS)
 
@@ -137,95 +122,53 @@ async def _measure_site_lease(rows: Rows, ledger: LedgerStore, pool: asyncpg.Poo
         "a lease": (with_check, lease),
         "a strict lease": (with_check, strict),
     }
-    rates = defaultdict[str, list[float]](list)
 
-    async def one() -> None:
+    async def rate(function: str, row: str) -> float:
+        await pool.execute(f"{function}; DELETE FROM site_lease; {row}")
+        return (await calls.for_seconds(reserve, 4, seconds / 2))[0]
+
+    async def reserve() -> None:
         await ledger.reserve([reservation_of(RequestId(uuid4()), next(tenants))], gateway=GATEWAY, lease_seconds=90)
 
-    for number in range(4 * ROUNDS):
-        for name, (function, row) in report.in_turn(list(kinds.items()), number):
-            await pool.execute(f"{function}; DELETE FROM site_lease; {row}")
-            rate, _ = await calls.for_seconds(one, 4, seconds / 2)
-            rates[name].append(rate)
+    rates = await report.take_turns({name: partial(rate, *kind) for name, kind in kinds.items()}, 4 * ROUNDS)
     for name in ("no lease", "a lease", "a strict lease"):
         rows.paired(f"reserve, site check, {name}", rates[name], "requests/s", "without the check", rates["without"], at_least=0.97)
 
 
 async def _measure_rates(rows: Rows, ours: One, plain: One, seconds: float) -> None:
     tenants = [UserId(uuid4()) for _ in range(TENANTS)]
-    rates, waits = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
-    kinds: tuple[tuple[str, One, list[UserId]], ...] = (
-        ("50", ours, tenants),
-        ("plain", plain, tenants),
-        ("1", ours, tenants[:1]),
-        *((name, partial(ours, route=ROUTE, holds=CEILINGS[:ceilings]), tenants) for name, ceilings in FOUR_TARGETS.items()),
-    )
-    for number in range(ROUNDS):
-        for name, one, owners in report.in_turn(kinds, number):
-            turns = itertools.cycle(owners)
-            rate, took = await calls.for_seconds(lambda one=one, turns=turns: one(next(turns)), CLIENTS, seconds)  # type: ignore[misc]
-            rates[name].append(rate)
-            waits[name] += took
+    kinds: dict[str, tuple[One, list[UserId]]] = {"50": (ours, tenants), "plain": (plain, tenants), "1": (ours, tenants[:1])}
+    for name, ceilings in FOUR_TARGETS.items():
+        kinds[name] = partial(ours, route=ROUTE, holds=CEILINGS[:ceilings]), tenants
+
+    async def rate(one: One, owners: list[UserId]) -> float:
+        turns = itertools.cycle(owners)
+        return (await calls.for_seconds(lambda: one(next(turns)), CLIENTS, seconds))[0]
+
+    rates = await report.take_turns({name: partial(rate, *kind) for name, kind in kinds.items()}, ROUNDS)
     for what, name, at_least in (("50 tenants", "50", 1000), ("one tenant", "1", 300)):
         claim = f"reserve + settle, {what}"
-        rows.medians(claim, rates[name], "requests/s", "one committed INSERT", rates["plain"])
+        rows.paired(claim, rates[name], "requests/s", "one committed INSERT", rates["plain"])
         rows.alone(claim, statistics.median(rates[name]), "requests/s", at_least=at_least)
     for name in FOUR_TARGETS:
         rows.paired(f"reserve + settle, four targets, {name}", rates[name], "requests/s", "one target", rates["50"], at_least=0.9)
-    for name in ("50", "1"):
-        rows.waits(f"reserve + settle, {name} tenants, {CLIENTS} at once", waits[name])
 
 
-async def _measure_steps(rows: Rows, ledger: LedgerStore, seconds: float) -> None:
-    """Count the extensions of an answer without max_tokens, and how long one takes."""
+async def _measure_own_time(rows: Rows) -> None:
+    """The hold of an answer without max_tokens grows in steps, here at no cost."""
 
-    async def answer(length: int) -> AsyncGenerator[AnswerItem]:
-        for token in range(length):
+    async def answer() -> AsyncGenerator[AnswerItem]:
+        for token in range(ANSWER_TOKENS):
             yield Chunk("word", (token,))
 
-    took = 0.0
     async with asyncio.TaskGroup() as tasks:
-        for length in (SHORT, LONG):
-            asked: list[int] = []
-
-            def extend(total: int, asked: list[int] = asked) -> asyncio.Task[int]:
-                asked.append(total)
-                return tasks.create_task(asyncio.sleep(0, total))
-
-            began = time.perf_counter()
-            bounds = AnswerBounds(held=STEP_TOKENS, most=MAX_ANSWER_TOKENS, answers=1)
-            delivered = sum([1 async for _ in bounded_answers.bounded(answer(length), bounds, extend)])
-            took = time.perf_counter() - began
-            assert delivered == length
-            rows.alone(f"extensions of an answer of {length} tokens", len(asked), "calls", at_most=length // STEP_TOKENS)
-        rows.alone("the gateway's own time for each token of it", 1e6 * took / LONG, "us", at_most=20)
-    owner, totals = UserId(uuid4()), itertools.count(EACH + 1)
-    running_request = reservation_of(RequestId(uuid4()), owner)
-    await ledger.reserve([running_request], gateway=GATEWAY, lease_seconds=90)
-
-    async def one() -> None:
-        extension = HoldExtension(
-            request_id=running_request.request_id, owner=running_request.owner, max_tokens=next(totals), least_more=1, answers=1,
-            micro_per_million=1_000_000, monthly_micro=PLENTY, key_budget_micro=None,
-        )  # fmt: skip
-        await ledger.extend_holds([extension])
-
-    _, took_each = await calls.for_seconds(one, 1, seconds)
-    rows.waits("extend", took_each)
-
-
-async def _measure_races(rows: Rows, ledger: LedgerStore, rounds: int) -> None:
-    """Ask at once for more than there is, as from several gateways: each in its own statement."""
-    wrong = 0
-    for _ in range(rounds):
-        owner = UserId(uuid4())
-        asked = [reservation_of(RequestId(uuid4()), owner, MicroCredits(ROOM)) for _ in range(AT_ONCE)]
-        answers = await asyncio.gather(*(ledger.reserve([one], gateway=GATEWAY, lease_seconds=90) for one in asked))
-        wrong += sum(isinstance(answer, GrantedReservation) for (answer,) in answers) != ROOM // EACH
-    rows.alone(f"of {AT_ONCE} at once with room for 7: rounds of {rounds} that granted another number", wrong, "rounds", at_most=0)
-    books = await ledger.verify(grace_seconds=1000)
-    rows.alone("drift of the books afterwards", books.drift_micro + abs(books.sum_micro), "micro-credits", at_most=0)
+        bounds = AnswerBounds(held=STEP_TOKENS, most=MAX_ANSWER_TOKENS, answers=1)
+        began = time.perf_counter()
+        delivered = bounded_answers.bounded(answer(), bounds, lambda total: tasks.create_task(asyncio.sleep(0, total)))
+        assert sum([1 async for _ in delivered]) == ANSWER_TOKENS
+        took = time.perf_counter() - began
+    rows.alone("the gateway's own time for each token of an answer without max_tokens", 1e6 * took / ANSWER_TOKENS, "us", at_most=20)
 
 
 if __name__ == "__main__":
-    report.run(__doc__, {"ledger": _measure}, limits=(600.0, 120.0), seconds=(4.0, 3.0), rounds=(1000, 100))
+    report.run(__doc__, {"ledger": _measure}, limits=(600.0, 120.0), seconds=(4.0, 3.0))

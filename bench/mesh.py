@@ -4,16 +4,16 @@ calls    against bare nats-py and grpc.aio, over the same NATS server or over lo
 clients  processor time of a request and its reply in the caller's process: our NATS client against nats-py
 swarm    over Hyperswarm against NATS; the nodes have certificates and meet on a DHT on loopback
 
-All servers run in one other process, with uvloop. Rounds alternate and each figure is a median, because the speed of shared cores drifts.
+All servers run in one other process, with uvloop. Rounds alternate, because the speed of shared cores drifts.
 """
 
 import asyncio
 import itertools
 import statistics
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import grpc
@@ -111,65 +111,50 @@ async def _served(_options: Options) -> AsyncIterator[Served]:
             yield Served(node, plain_url, grpc_port)
 
 
-class Figures(defaultdict[tuple[str, str], list[float]]):
-    """The figures of each round, by contender and by what was measured."""
+async def _figures_of_calls(call: Call) -> dict[str, float]:
+    took = await calls.one_by_one(call)
+    p50, p99 = (report.percentile(took, share) for share in (0.5, 0.99))
+    return {"p50": p50, "p99": p99, "rate": await calls.many_at_once(call, IN_FLIGHT, EACH)}
 
-    def __init__(self) -> None:
-        super().__init__(list)
 
-    async def measure_calls(self, name: str, call: Call) -> None:
-        took = await calls.one_by_one(call)
-        self[name, "p50"].append(report.percentile(took, 0.5))
-        self[name, "p99"].append(report.percentile(took, 0.99))
-        self[name, "rate"].append(await calls.many_at_once(call, IN_FLIGHT, EACH))
-
-    async def measure_mesh(self, name: str, node: Node, items: int) -> None:
-        """Measure calls and the items a second of a stream."""
-        request = metrics.RecordMetric("x" * 60, 1.0, {"label": "y" * 20})
-        await self.measure_calls(name, lambda: node.rpc.call(metrics.record_metric, request))
-        prompt = ProcessPrompt("", ModelConfig(model=ModelName("m"), max_tokens=items), new_request_id())
-        start = time.perf_counter()
-        async with node.rpc.stream(process_prompt, prompt) as answer:
-            got = 0
-            async for _ in answer:
-                got += 1
-        assert got == items == answer.end.usage.completion_tokens
-        self[name, "stream"].append(items / (time.perf_counter() - start))
+async def _figures_of_mesh(node: Node, items: int) -> dict[str, float]:
+    """Measure calls and the items a second of a stream."""
+    request = metrics.RecordMetric("x" * 60, 1.0, {"label": "y" * 20})
+    figures = await _figures_of_calls(lambda: node.rpc.call(metrics.record_metric, request))
+    prompt = ProcessPrompt("", ModelConfig(model=ModelName("m"), max_tokens=items), new_request_id())
+    start = time.perf_counter()
+    async with node.rpc.stream(process_prompt, prompt) as answer:
+        got = sum([1 async for _ in answer])
+    assert got == items == answer.end.usage.completion_tokens
+    return {**figures, "stream": items / (time.perf_counter() - start)}
 
 
 async def _measure_calls(rows: Rows, served: Served, options: Options) -> None:
-    found = Figures()
     async with await nats.connect(served.plain_url) as plain, grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
-        echo = channel.unary_unary("/e/Echo")
-        for _ in range(options.rounds):
-            await found.measure_mesh("mesh", served.node, STREAM_ITEMS)
-            await found.measure_calls("nats-py", lambda: plain.request("plain", BODY))
-            await found.measure_calls("grpc.aio", lambda: echo(BODY))
-    rows.medians("unary 100 B, p50", found["mesh", "p50"], "us", "nats-py", found["nats-py", "p50"], at_most=1.0)
-    rows.medians("unary 100 B, p99", found["mesh", "p99"], "us", "nats-py", found["nats-py", "p99"])
-    rows.medians("unary, 32 in flight", found["mesh", "rate"], "calls/s", "grpc.aio", found["grpc.aio", "rate"], at_least=6)
-    rows.medians("unary, 32 in flight", found["mesh", "rate"], "calls/s", "nats-py", found["nats-py", "rate"], at_least=1.4)
-    rows.alone("stream, credit on", statistics.median(found["mesh", "stream"]), "items/s", at_least=220_000)
+        ways: dict[str, Callable[[], Awaitable[dict[str, float]]]] = {
+            "mesh": partial(_figures_of_mesh, served.node, STREAM_ITEMS),
+            "nats-py": partial(_figures_of_calls, partial(plain.request, "plain", BODY)),
+            "grpc.aio": partial(_figures_of_calls, partial(channel.unary_unary("/e/Echo"), BODY)),
+        }
+        mesh, nats_py, grpc_aio = report.by_name(await report.take_turns(ways, options.rounds)).values()
+    rows.paired("unary 100 B, p50", mesh["p50"], "us", "nats-py", nats_py["p50"], at_most=1.0)
+    rows.paired("unary 100 B, p99", mesh["p99"], "us", "nats-py", nats_py["p99"])
+    rows.paired("unary, 32 in flight", mesh["rate"], "calls/s", "grpc.aio", grpc_aio["rate"], at_least=6)
+    rows.paired("unary, 32 in flight", mesh["rate"], "calls/s", "nats-py", nats_py["rate"], at_least=1.4)
+    rows.alone("stream, credit on", statistics.median(mesh["stream"]), "items/s", at_least=220_000)
 
 
 async def _measure_clients(rows: Rows, served: Served, options: Options) -> None:
-    spent = defaultdict[tuple[str, int], list[float]](list)
     client = NatsClient(served.plain_url, node_keys.NodeKey(node_keys.new_seed()), name="bench")
     await client.connect(deadline_seconds=10)
     async with background() as tasks, await nats.connect(served.plain_url) as theirs:
         tasks.create_task(client.run())
         clients: dict[str, Call] = {"ours": _requests_of(client), "nats-py": lambda: theirs.request("plain", BODY, timeout=10)}
-        for _ in range(options.rounds):
-            for in_flight in CLIENT_IN_FLIGHT:
-                for name, call in clients.items():
-                    await call()
-                    start = time.process_time()
-                    await calls.many_at_once(call, in_flight, CLIENT_CALLS // in_flight)
-                    spent[name, in_flight].append((time.process_time() - start) * 1e6 / CLIENT_CALLS)
+        for count in CLIENT_IN_FLIGHT:
+            ways = {name: partial(calls.spent_us, call, count, CLIENT_CALLS // count) for name, call in clients.items()}
+            spent = await report.take_turns(ways, options.rounds)
+            rows.paired(f"processor time of a call, {count} in flight", spent["ours"], "us", "nats-py", spent["nats-py"])
         await client.close()
-    for count in CLIENT_IN_FLIGHT:
-        claim = f"processor time of a call, {count} in flight"
-        rows.medians(claim, spent["ours", count], "us", "nats-py", spent["nats-py", count])
 
 
 def _requests_of(client: NatsClient) -> Call:
@@ -192,7 +177,6 @@ def _requests_of(client: NatsClient) -> Call:
 
 
 async def _measure_swarm(rows: Rows, _served: Served, options: Options) -> None:
-    found = Figures()
     async with swarmnet(nats=True) as net, AsyncExitStack() as opened:
         assert net.server is not None
         bootstrap, callers = ",".join(str(address) for address in net.bootstrap), dict[str, Node]()
@@ -203,17 +187,16 @@ async def _measure_swarm(rows: Rows, _served: Served, options: Options) -> None:
         for node in callers.values():
             usable = node.directory.usable
             await until(lambda usable=usable: usable(Role.METRICS) and usable(Role.WORKER), seconds=MEET_SECONDS)
-        for _ in range(options.rounds):
-            for name, node in callers.items():
-                await found.measure_mesh(name, node, SWARM_STREAM_ITEMS)
-    rows.alone("unary, 32 in flight", statistics.median(found["swarm", "rate"]), "calls/s", at_least=15_000)
+        ways = {name: partial(_figures_of_mesh, node, SWARM_STREAM_ITEMS) for name, node in callers.items()}
+        found = report.by_name(await report.take_turns(ways, options.rounds))
+    rows.alone("unary, 32 in flight", statistics.median(found["swarm"]["rate"]), "calls/s", at_least=15_000)
     for claim, what, unit in (
         ("unary 100 B, p50", "p50", "us"),
         ("unary 100 B, p99", "p99", "us"),
         ("unary, 32 in flight", "rate", "calls/s"),
         ("stream, credit on", "stream", "items/s"),
     ):
-        rows.medians(claim, found["swarm", what], unit, "over NATS", found["NATS", what])
+        rows.paired(claim, found["swarm"][what], unit, "over NATS", found["NATS"][what])
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from bench import nodes, processes, report
+from bench import calls, nodes, processes, report
 from bench.report import Options, Rows
 from services.auth.nodes.nats_callout import LoginTrust
 from shared.identity import certificates, login_tokens, node_keys
@@ -87,20 +88,14 @@ class Logins:
         return key_file
 
 
-@contextmanager
-def _home() -> Iterator[StackHome]:
+@asynccontextmanager
+async def _servers(number: int) -> AsyncIterator[Logins]:
+    """Servers that ask auth, and auth."""
     with tempfile.TemporaryDirectory(prefix="aimesh-bench-") as folder:
         home = stack_home.locate({"AIMESH_HOME": folder})
         stack_home.ensure_folders(home)
         secret_files.ensure(home)
         nats_server.ensure(home, MESH, 0, "callout")
-        yield home
-
-
-@asynccontextmanager
-async def _servers(number: int) -> AsyncIterator[Logins]:
-    """Servers that ask auth, and auth."""
-    with _home() as home:
         configuration = (home.nats / "users.conf").read_text() + "max_payload: 2MB\nmax_control_line: 16KB\n"
         with cluster(home.root, number, configuration) as servers:
             url = ",".join(server.url for server in servers)
@@ -108,42 +103,39 @@ async def _servers(number: int) -> AsyncIterator[Logins]:
                 yield Logins(home, url)
 
 
-def _client(url: str, key_file: Path, *, certified: bool) -> NatsClient:
-    found = membership_file.load(key_file.with_suffix(".mesh")) if certified else None
+def _client(url: str, key_file: Path) -> NatsClient:
+    """With its certificate, if there is one beside the key."""
+    found = membership_file.load(key_file.with_suffix(".mesh"))
     token = login_tokens.without if found is None else lambda _nonce: login_tokens.of_certificate(found.certificate)
     return NatsClient(url, node_keys.load(key_file), name="bench", token=token)
 
 
-async def _login_ms(client: NatsClient) -> float:
-    start = time.perf_counter()
-    await client.connect(deadline_seconds=10)
-    return 1000 * (time.perf_counter() - start)
+async def _login_ms(url: str, key_file: Path) -> float:
+    client = _client(url, key_file)
+    took = await calls.seconds_of(partial(client.connect, deadline_seconds=10))
+    await client.close()
+    return 1000 * took
+
+
+async def _ping_ms(client: NatsClient) -> float:
+    return 1000 * await calls.seconds_of(client.flush)
 
 
 async def _measure_connecting(rows: Rows, _shared: None, options: Options) -> None:
-    asked, static, pings = list[float](), list[float](), dict[str, list[float]]()
     async with _servers(1) as place:
         with nodes.nats_server(Role.WORKER) as (url, (key,)):
-            both = {"callout": (place.url, place.certified("one", Role.WORKER)), "static": (url, key)}
-            for number in range(options.logins):
-                for name in report.in_turn(list(both), number):
-                    client = _client(*both[name], certified=name == "callout")
-                    (asked if name == "callout" else static).append(await _login_ms(client))
-                    await client.close()
-            clients = {name: _client(*both[name], certified=name == "callout") for name in both}
+            both = {"asked": (place.url, place.certified("one", Role.WORKER)), "static": (url, key)}
+            logins = await report.take_turns({name: partial(_login_ms, *each) for name, each in both.items()}, options.logins)
+            clients = {name: _client(*each) for name, each in both.items()}
             for client in clients.values():
                 await client.connect(deadline_seconds=10)
-            for number in range(PINGS):
-                for name in report.in_turn(list(both), number):
-                    start = time.perf_counter()
-                    await clients[name].flush()
-                    pings.setdefault(name, []).append(1000 * (time.perf_counter() - start))
+            pings = await report.take_turns({name: partial(_ping_ms, client) for name, client in clients.items()}, PINGS)
             for client in clients.values():
                 await client.close()
-    rows.medians("logging in by auth callout, p50", asked, "ms", "as a static user", static, at_most=2)
-    p99 = [report.percentile(each, 0.99) for each in (asked, static)]
-    rows.against("logging in by auth callout, p99", p99[0], "ms", "as a static user", p99[1])
-    rows.medians("a round trip to the server, p50", pings["callout"], "ms", "as a static user", pings["static"], at_most=1.02)
+    rival, p99 = "as a static user", {name: report.percentile(took, 0.99) for name, took in logins.items()}
+    rows.paired("logging in by auth callout, p50", logins["asked"], "ms", rival, logins["static"], at_most=2)
+    rows.against("logging in by auth callout, p99", p99["asked"], "ms", rival, p99["static"])
+    rows.paired("a round trip to the server, p50", pings["asked"], "ms", rival, pings["static"], at_most=1.02)
 
 
 async def _measure_storm(rows: Rows, _shared: None, options: Options) -> None:

@@ -1,17 +1,15 @@
 """How fast the pages are under load, and how much a browser loads for each of them.
 
-The whole stack runs with its echo worker. 50 users sign in with the form and open one page after another, in two ways: with a second on
-each page, and without pauses, which shows the throughput of web. The time to the first byte is measured on a kept-alive connection.
+reading  50 users sign in with the form; each opens a page a second, on a kept-alive connection
+weights  all files that a page loads into a browser with an empty cache: heads and compressed bodies
 
-The weight of a page includes all files that it loads into a browser with an empty cache: heads and compressed bodies. Visitors and stack
-share one machine.
+The whole stack runs with its echo worker. Visitors and stack share one machine.
 """
 
 import asyncio
 import html
 import itertools
 import re
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from urllib.parse import urljoin
 import httpx
 
 from bench import http_load, report, tenants
-from bench.http_load import Answer, Client
+from bench.http_load import Answer, Load, Spread
 from bench.report import Options, Rows
 from tests.people import ApiClient
 from tests.stacks import RunningStack
@@ -45,27 +43,17 @@ class Site:
     cookies: Sequence[str]
     pages: Sequence[str] = PAGES
 
-    async def walk(self, seconds: float, reading_seconds: float) -> tuple[dict[str, list[Answer]], float]:
-        """Send all users through all pages; each begins with another page at another time. Return the answers by page, and the seconds."""
-        seen: dict[str, list[Answer]] = {page: [] for page in self.pages}
-        client, began = Client(int(self.running.environment["WEB_SERVICE_PORT"])), time.perf_counter()
-
-        async def walk(number: int, cookie: str) -> None:
-            await asyncio.sleep(reading_seconds * number / len(self.cookies))
-            while time.perf_counter() < began + seconds:
-                page = self.pages[number % len(self.pages)]
-                request = http_load.get(page, f"cookie: {cookie}", "accept: text/html", "accept-encoding: gzip")
-                async with asyncio.timeout(30):
-                    answer, _ = await client.ask(request.encode())
-                seen[page].append(answer)
-                number += 1
-                await asyncio.sleep(max(0.0, reading_seconds - answer.took))
-
-        async with asyncio.TaskGroup() as tasks:
-            for number, cookie in enumerate(self.cookies):
-                tasks.create_task(walk(number, cookie))
-        client.close()
-        return seen, time.perf_counter() - began
+    async def read(self, seconds: float) -> dict[str, list[Answer]]:
+        """Let all users read all pages in turn. Return the answers by page."""
+        port, pace = int(self.running.environment["WEB_SERVICE_PORT"]), Spread(int(USERS * seconds / len(self.pages)), seconds)
+        headers = [(f"cookie: {cookie}", "accept: text/html", "accept-encoding: gzip") for cookie in self.cookies]
+        loads = [
+            # Pages are opened one after the other, not all at the same moment.
+            Load(port=port, requests=tuple(http_load.get(page, *each) for each in headers), pace=pace, rest_seconds=number / USERS)
+            for number, page in enumerate(self.pages)
+        ]
+        outcomes = await asyncio.gather(*map(http_load.run, loads))
+        return {page: list(outcome.answers) for page, outcome in zip(self.pages, outcomes, strict=True)}
 
 
 async def _settle(running: RunningStack, api_client: ApiClient, number: int) -> str:
@@ -89,22 +77,17 @@ async def _site(_options: Options) -> AsyncIterator[Site]:
     async with tenants.opened(0) as stack:
         cookies = await tenants.register_each(stack.running, USERS, partial(_settle, stack.running))
         # This also fills the caches, and opens the connections of web.
-        seen, _ = await Site(stack.running, cookies).walk(1.0, 0.0)
+        seen = await Site(stack.running, cookies).read(len(PAGES))
         yield Site(stack.running, cookies, [page for page, answers in seen.items() if all(each.status == 200 for each in answers)])
 
 
-async def _measure_walks(rows: Rows, site: Site, options: Options, *, crowd: str, reading_seconds: float) -> None:
-    seen, seconds = await site.walk(options.seconds, reading_seconds)
+async def _measure_reading(rows: Rows, site: Site, options: Options) -> None:
+    seen = await site.read(options.seconds)
     answers = list(itertools.chain(*seen.values()))
-    # Without pauses each page waits for 49 others, so there is no target for the latency.
-    at_most = 60 if reading_seconds else None
-    for name, some in {**(seen if reading_seconds else {}), "all pages": answers}.items():
-        for share in (50, 95, 99):
-            first_byte = 1000 * report.percentile([answer.first_byte for answer in some], share / 100)
-            claim = f"{crowd}: {name}, first byte, p{share}"
-            rows.alone(claim, first_byte, "ms", at_most=at_most if share == 95 else None)
-    rows.alone(f"{crowd}: pages", len(answers) / seconds, "pages/s")
-    rows.alone(f"{crowd}: answers that are no page", sum(answer.status != 200 for answer in answers), "answers", at_most=0)
+    for name, some in {**seen, "all pages": answers}.items():
+        first_byte = 1000 * report.percentile([answer.first_byte for answer in some], 0.95)
+        rows.alone(f"{USERS} readers: {name}, first byte, p95", first_byte, "ms", at_most=60)
+    rows.alone(f"{USERS} readers: answers that are no page", sum(answer.status != 200 for answer in answers), "answers", at_most=0)
 
 
 async def _measure_weights(rows: Rows, site: Site, _options: Options) -> None:
@@ -142,9 +125,5 @@ def _loads(path: str, answer: httpx.Response) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    parts: dict[str, report.Part] = {
-        "reading": partial(_measure_walks, crowd=f"{USERS} readers", reading_seconds=1.0),
-        "without a pause": partial(_measure_walks, crowd=f"{USERS} without a pause", reading_seconds=0.0),
-        "weights": _measure_weights,
-    }
-    report.run(__doc__, parts, limits=(300.0, 180.0), setting=_site, seconds=(10.0, 3.0))
+    parts: dict[str, report.Part] = {"reading": _measure_reading, "weights": _measure_weights}
+    report.run(__doc__, parts, limits=(300.0, 180.0), setting=_site, seconds=(10.0, 7.0))

@@ -61,26 +61,11 @@ async def watching_memory(pid: int, every_seconds: float) -> AsyncIterator[list[
         watching.cancel()
 
 
-class Neighbours:
-    """The share of the processors that other processes use: above a few percent the figures are not valid.
-
-    llama.cpp's threads wait for each other after every operation, so a thread that shares its core delays all of them.
-    """
-
-    def __init__(self) -> None:
-        self._before = _processor_seconds()
-
-    def share(self) -> float:
-        """Return the share since the start, from 0 to 1. This process and its ended children do not count as others."""
-        all_of, idle, own = (now - before for now, before in zip(_processor_seconds(), self._before, strict=True))
-        return max(0.0, all_of - idle - own) / max(all_of, 1e-9)
-
-
-def _processor_seconds() -> tuple[float, float, float]:
-    """Return the seconds of all processors, those in which they were idle, and those of this process and its children."""
+def others_seconds() -> float:
+    """Return the processor time that the machine has spent on all but this process and its ended children."""
     times = psutil.cpu_times()
     # The last two are part of others.
-    return sum(times[:8]), times.idle + times.iowait, sum(os.times()[:4])
+    return sum(times[:8]) - times.idle - times.iowait - sum(os.times()[:4])
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +116,9 @@ async def other(*words: object, environment: Mapping[str, str] | None = None) ->
         yield Other(process, await _hear(process))
 
 
-def serving(bench: str, *arguments: object, environment: Mapping[str, str] | None = None) -> AbstractAsyncContextManager[Other]:
+def serving(bench: str, *arguments: object) -> AbstractAsyncContextManager[Other]:
     """Run `python -m bench.NAME --serve ARGUMENTS`."""
-    return other(sys.executable, "-m", f"bench.{bench}", "--serve", *arguments, environment=environment)
+    return other(sys.executable, "-m", f"bench.{bench}", "--serve", *arguments)
 
 
 async def serve_until_stdin_ends(**ready: float) -> None:

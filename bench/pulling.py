@@ -1,7 +1,7 @@
 """`aicli models pull`'s program against curl: one file from a local server, into the same folder.
 
-speed   megabytes a second, in pairs, from the start of the process to its end; the pull hashes, syncs and checks the file
-memory  the most resident memory of the pull, with the interpreter
+The speed is megabytes a second, in pairs, from the start of the process to its end; the pull hashes, syncs and checks the file. The memory
+is the most that the pull has resident, with the interpreter.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,12 +35,12 @@ class FileServer(NamedTuple):
 
 
 @asynccontextmanager
-async def _serving(options: Options) -> AsyncIterator[FileServer]:
+async def _serving(megabytes: int) -> AsyncIterator[FileServer]:
     with tempfile.TemporaryDirectory() as named:
         folder = Path(named)
         with (folder / "served.gguf").open("wb") as file:
             file.write(model_bytes())
-            for _ in range(options.megabytes):
+            for _ in range(megabytes):
                 file.write(PIECE)
         async with processes.serving("pulling", folder / "served.gguf") as server:
             yield FileServer(folder, f"http://127.0.0.1:{server.ready['port']}/model.gguf")
@@ -94,21 +95,14 @@ async def _curl(server: FileServer) -> tuple[float, float]:
     return seconds, peak
 
 
-async def _measure_speed(rows: Rows, server: FileServer, options: Options) -> None:
-    rates: dict[str, list[float]] = {"pull": [], "curl": []}
+async def _measure(rows: Rows, _shared: None, options: Options) -> None:
+    async with _serving(options.megabytes) as server:
+        found = await report.take_turns({"pull": partial(_pull, server), "curl": partial(_curl, server)}, 1 + options.runs)
     # The first round warms up.
-    for number in range(1 + options.runs):
-        for name, load in report.in_turn((("pull", _pull), ("curl", _curl)), number):
-            seconds, _ = await load(server)
-            rates[name].append(options.megabytes * 1.048576 / seconds)
-    rows.paired("pull a model", rates["pull"][1:], "MB/s", "curl", rates["curl"][1:], at_least=0.9)
-
-
-async def _measure_memory(rows: Rows, server: FileServer, _options: Options) -> None:
-    _, peak = await _pull(server)
-    rows.alone("pull a model: peak memory", peak, "MB", at_most=64)
+    rates = {name: [options.megabytes * 1.048576 / seconds for seconds, _ in each[1:]] for name, each in found.items()}
+    rows.paired("pull a model", rates["pull"], "MB/s", "curl", rates["curl"], at_least=0.9)
+    rows.alone("pull a model: peak memory", max(peak for _, peak in found["pull"]), "MB", at_most=64)
 
 
 if __name__ == "__main__":
-    parts = {"speed": _measure_speed, "memory": _measure_memory}
-    report.run(__doc__, parts, limits=(600.0, 120.0), setting=_serving, serve=_serve, runs=(10, 3), megabytes=(1024, 512))
+    report.run(__doc__, {"pulling": _measure}, limits=(600.0, 120.0), serve=_serve, runs=(10, 3), megabytes=(1024, 512))

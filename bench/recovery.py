@@ -1,9 +1,9 @@
 """What backups cost, and how long restores take. Rows are random UUIDs and digests, which compress like real ones.
 
-copying    a base backup (compressed, encrypted, into a folder) against pg_basebackup into nothing, and the memory of the process; then its
-           restore against tar -x of the same archive on the same disk
-loop       how long the agent's event loop stops at most while it makes a base backup and ships changes, without waits for a CPU
-replaying  write-ahead log a second, and what follows for a database of 10 GB with 4 GB of log behind its backup
+copying    a base backup (compressed, encrypted, into a folder) against pg_basebackup into nothing; then its restore against tar -x of the
+           same archive on the same disk
+loop       how long the agent's event loop stops at most while it makes a base backup and ships changes, without waits for a CPU; its memory
+replaying  how long the restore of a database of 10 GB takes with 4 GB of log behind its backup, from the speeds of this one
 lines      auth's start with 100,000 lines of the recovery log that its database lacks
 beside     answers at 100 requests a second: without backups, with them, and during a base backup; the stacks take turns
 revoking   revoking a key, which waits until the recovery log's line is on the disk, against renaming it, which does not
@@ -12,6 +12,7 @@ The size is an option: `--megabytes 2000` for the large database.
 """
 
 import asyncio
+import itertools
 import os
 import random
 import shutil
@@ -19,18 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
 
 import asyncpg
-import msgspec
 
-from bench import http_load, processes, report, tenants
-from bench.http_load import Load, Spread
+from bench import calls, processes, report, tenants
+from bench.calls import Call
+from bench.http_load import Spread
 from bench.report import Options, Rows
 from services.auth import store
 from services.auth.audit.audit_store import AuditStore
@@ -38,14 +39,12 @@ from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.recovery.auth_replay import auth_replay
 from shared.api import auth
 from shared.api.method import Method, Request
-from shared.audit_anchors import AnchorKeys
-from shared.recovery import recovery_lines
 from shared.recovery.log_place import LogPlace
 from shared.recovery.recovery_log import RecoveryLog
 from shared.recovery.recovery_store import RecoveryStore
 from shared.recovery.rollback import RecoveryStart
 from shared.telemetry import Metrics
-from shared.types import MeshName, NodeId
+from shared.types import NodeId
 from stack.recovery import catalog, layout, sealing
 from stack.recovery.agent import base_backup
 from stack.recovery.restoring import recovered_database, restore_plan
@@ -54,6 +53,7 @@ from stack.recovery.restoring.restore_plan import LATEST, RestoreTarget
 from stack.secret_files import POSTGRES_ADMIN
 from tests import people
 from tests.servers import PostgresServer, running
+from tests.shared.recovery import test_recovery_lines
 from tests.stack.recovery import copied_database as copies
 from tests.stack.recovery.copied_database import CopiedDatabase
 
@@ -67,7 +67,6 @@ FROM generate_series(1, $1)
 LARGE_MB, LARGE_LOG_MB, RTO_SECONDS = 10_000, 4_000, 300
 LINES = 100_000
 A_SECOND = 100
-PROMPT = "Explain in two sentences why the sea is salty and the rivers that feed it are not."
 
 
 async def _fill(admin: asyncpg.Connection, megabytes: int) -> None:
@@ -88,51 +87,42 @@ async def _database(options: Options) -> AsyncIterator[CopiedDatabase]:
             yield found
 
 
-async def _copy_plainly(found: CopiedDatabase, stdout: int | BinaryIO = subprocess.DEVNULL) -> float:
-    """Return the seconds that it takes."""
+async def _copy_plainly(found: CopiedDatabase, stdout: int | BinaryIO = subprocess.DEVNULL) -> None:
     words = ("-D", "-", "-Ft", "-X", "none", "--checkpoint=fast", "--manifest-checksums=SHA256")
-    start = time.perf_counter()
     async with found.source.program("pg_basebackup", *words, stdout=stdout) as copy:
         assert await copy.process.wait() == 0, copy.said
-    return time.perf_counter() - start
-
-
-async def _seconds_of(*command: str) -> float:
-    start = time.perf_counter()
-    process = await asyncio.create_subprocess_exec(*command)
-    assert await process.wait() == 0, command
-    return time.perf_counter() - start
 
 
 async def _measure_copying(rows: Rows, _shared: None, options: Options) -> None:
     async with _database(options) as found, found.shipping():
-        copied, plain, restored, unpacked = [], [], [], []
-        archive = found.folder.parent / "plain.tar"
+        archive, target = found.folder.parent / "plain.tar", found.folder.parent / "unpacked"
         with archive.open("wb") as file:
             await _copy_plainly(found, file)
         megabytes = archive.stat().st_size / 1e6
-        async with processes.watching_memory(os.getpid(), 0.1) as held:
-            before = held[0]
-            for _ in range(options.rounds):
-                plain.append(megabytes / await _copy_plainly(found))
-                start = time.perf_counter()
-                await base_backup.make(found.place, found.source, label="")
-                copied.append(megabytes / (time.perf_counter() - start))
-            most = max(held)
+        backing_up, plainly = partial(base_backup.make, found.place, found.source, label=""), partial(_copy_plainly, found)
+        copied = await _take_turns(megabytes, options.rounds, backing_up, plainly)
         source, backup = await _read_backup(found)
-        for _ in range(options.rounds):
-            target = found.folder.parent / "unpacked"
-            target.mkdir()
-            unpacked.append(megabytes / await _seconds_of("tar", "-x", "--no-same-owner", "-C", str(target), "-f", str(archive)))
-            shutil.rmtree(target)
-            start = time.perf_counter()
+
+        async def restore() -> None:
             await recovered_database.unpack(source, backup, layout.DATA, target, progress=_quiet)
-            restored.append(megabytes / (time.perf_counter() - start))
             shutil.rmtree(target)
+
+        async def untar() -> None:
+            target.mkdir()
+            process = await asyncio.create_subprocess_exec("tar", "-x", "--no-same-owner", "-C", str(target), "-f", str(archive))
+            assert await process.wait() == 0
+            shutil.rmtree(target)
+
+        restored = await _take_turns(megabytes, options.rounds, restore, untar)
     claim = f"{options.megabytes:,} MB"
-    rows.paired(f"a base backup of {claim}", copied, "MB/s", "pg_basebackup into nothing", plain, at_least=0.4)
-    rows.alone(f"a base backup of {claim}: the bench's process, more than before", most - before, "MB")
-    rows.paired(f"fetch, decrypt and unpack {claim}", restored, "MB/s", "tar -x", unpacked, at_least=0.35)
+    rows.paired(f"a base backup of {claim}", copied[0], "MB/s", "pg_basebackup into nothing", copied[1], at_least=0.4)
+    rows.paired(f"fetch, decrypt and unpack {claim}", restored[0], "MB/s", "tar -x", restored[1], at_least=0.35)
+
+
+async def _take_turns(megabytes: float, rounds: int, *ways: Call) -> list[list[float]]:
+    """Return the MB/s of each way in each round."""
+    took = await report.take_turns({way: partial(calls.seconds_of, way) for way in ways}, rounds)
+    return [[megabytes / seconds for seconds in took[way]] for way in ways]
 
 
 async def _measure_loop(rows: Rows, _shared: None, options: Options) -> None:
@@ -173,39 +163,21 @@ async def _measure_replaying(rows: Rows, _shared: None, options: Options) -> Non
         source, backup = await _read_backup(found)
         plan = restore_plan.plan(await catalog.read(source.store, source.mesh), LATEST, RestoreTarget(), {})
         folder = found.folder.parent / "recovered"
-        log = len(plan.segments) * backup.segment_size / 1e6
-        start = time.perf_counter()
+        log, moments = len(plan.segments) * backup.segment_size / 1e6, [time.perf_counter()]
         await recovered_database.fetch_wal(source, plan, folder / "wal", _quiet)
-        fetching = time.perf_counter() - start
-        start = time.perf_counter()
+        moments.append(time.perf_counter())
         await recovered_database.unpack(source, backup, layout.DATA, folder / "data", progress=_quiet)
-        unpacking = time.perf_counter() - start
-        start = time.perf_counter()
+        moments.append(time.perf_counter())
         async with recovered_database.recovered(folder, plan, _quiet):
-            replaying = time.perf_counter() - start
+            moments.append(time.perf_counter())
+    fetching, unpacking, replaying = (after - before for before, after in itertools.pairwise(moments))
     plain = backup.part(layout.DATA).plain_size / 1e6
-    rows.alone("fetching write-ahead log", log / fetching, "MB/s")
-    rows.alone("replaying it, with the start of PostgreSQL", log / replaying, "MB/s")
     seconds = LARGE_MB * unpacking / plain + LARGE_LOG_MB * (fetching + replaying) / log
     rows.alone("so 10 GB and 4 GB of log are restored in", seconds, "s", at_most=RTO_SECONDS)
 
 
-def _write_lines(place: LogPlace, keys: AnchorKeys, subjects: list[tuple[str, str]]) -> None:
-    line, out, start = recovery_lines.START.hash, [], datetime(2026, 2, 1, tzinfo=UTC)
-    for number, (kind, subject) in enumerate(subjects, 1):
-        made = recovery_lines.RecoveryLine(
-            number=number, at=start + timedelta(seconds=number), kind=kind, subject=subject, details="{}", previous_hash=line, hash=""
-        )
-        made = msgspec.structs.replace(made, hash=recovery_lines.hash_of(made))
-        out.append(recovery_lines.encode(recovery_lines.sign(made, keys.current, place.mesh)))
-        line = made.hash
-    assert place.file is not None
-    place.file.write_bytes(b"".join(out))
-
-
 async def _measure_lines(rows: Rows, _shared: None, _options: Options) -> None:
     """Mostly revoked keys, as in a mesh with many machines that make their own."""
-    keys, mesh = AnchorKeys.of(bytes(range(32))), MeshName("bench")
     with running(PostgresServer) as server, tempfile.TemporaryDirectory() as folder:
         url = server.url(await server.new_database("auth"))
         users, made = [UUID(int=number + 1) for number in range(10_000)], [UUID(int=10**6 + number) for number in range(80_000)]
@@ -218,8 +190,9 @@ async def _measure_lines(rows: Rows, _shared: None, _options: Options) -> None:
         work = [("key.revoked", str(key)) for key in made] + [("user.disabled", str(user)) for user in users]
         work += [("user.credentials_changed", str(user)) for user in users]
         random.Random(1).shuffle(work)
-        place = LogPlace("auth", NodeId("U" + "A" * 55), mesh, keys, Path(folder))
-        await asyncio.to_thread(_write_lines, place, keys, work)
+        place = LogPlace("auth", NodeId("U" + "A" * 55), test_recovery_lines.MESH, test_recovery_lines.KEYS, Path(folder))
+        assert place.file is not None
+        place.file.write_bytes(b"".join(test_recovery_lines.texts(test_recovery_lines.chain_of(work))))
         metrics = Metrics("auth")
         async with store.opened(url) as database:
 
@@ -237,43 +210,38 @@ async def _measure_lines(rows: Rows, _shared: None, _options: Options) -> None:
     rows.alone(f"auth's start with {LINES:,} lines to replay", took, "s", at_most=10)
 
 
-def _backups(folder: str, **more: str) -> dict[str, str]:
-    return {"BACKUP_TO": folder, "BACKUP_RECIPIENTS": sealing.recipient_of(sealing.new_identity()), **more}
-
-
 async def _measure_beside(rows: Rows, _shared: None, options: Options) -> None:
     """The stack with backups rests while the other one is asked, except for its agent, which gets no turn."""
     async with AsyncExitStack() as opened:
         folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="aimesh-bench-"))
         without = await opened.enter_async_context(tenants.opened(10, HYPERSWARM="off"))
-        stack = await opened.enter_async_context(tenants.opened(10, HYPERSWARM="off", **_backups(f"{folder}/store")))
+        backups = {"BACKUP_TO": f"{folder}/store", "BACKUP_RECIPIENTS": sealing.recipient_of(sealing.new_identity())}
+        stack = await opened.enter_async_context(tenants.opened(10, HYPERSWARM="off", **backups))
         assert (await stack.running.aicli("stack", "backup", "--label", "first")).status == 0
         async with stack.running.database("gateway") as database:
             await database.execute("CREATE TABLE bench_rows (id uuid, owner uuid, digest bytea, signature bytea)")
             await _fill(database, options.megabytes)
-        took: dict[str, list[float]] = {"none": [], "shipping": [], "copying": []}
 
         async def ask(one: tenants.Tenants) -> float:
-            load = Load(
-                port=one.port,
-                requests=tenants.chats(one.keys, "echo", PROMPT, 16, stream=True),
-                pace=Spread(int(A_SECOND * options.seconds), options.seconds),
-            )
-            outcome = await http_load.make(load)
+            outcome = await tenants.load(one.port, one.keys, Spread(int(A_SECOND * options.seconds), options.seconds), 16)
             assert len(outcome.good) == len(outcome.answers), outcome.statuses
             return outcome.percentile(0.95)
 
+        async def ask_beside_a_backup() -> float:
+            process = await stack.running.start_aicli("stack", "backup", "--json")
+            await asyncio.sleep(1)  # it has started to copy
+            p95 = await ask(stack)
+            await process.communicate()
+            assert process.returncode == 0
+            return p95
+
         await ask(without), await ask(stack)  # connections, caches
-        for number in range(options.rounds):
-            for name in report.in_turn(tuple(took), number):
-                if name == "copying":
-                    process = await stack.running.start_aicli("stack", "backup", "--json")
-                    await asyncio.sleep(1)  # it has started to copy
-                    took[name].append(await ask(stack))
-                    await process.communicate()
-                    assert process.returncode == 0
-                else:
-                    took[name].append(await ask(without if name == "none" else stack))
+        ways: dict[str, Callable[[], Awaitable[float]]] = {
+            "none": partial(ask, without),
+            "shipping": partial(ask, stack),
+            "copying": ask_beside_a_backup,
+        }
+        took = await report.take_turns(ways, options.rounds)
     claim = f"answers at {A_SECOND}/s, p95"
     rows.paired(f"{claim}: changes are sent to the store", took["shipping"], "ms", "without backups", took["none"], at_most=1.1)
     rows.paired(f"{claim}: during a base backup", took["copying"], "ms", "without backups", took["none"], at_most=1.5)

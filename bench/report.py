@@ -15,7 +15,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 import uvloop
 
 T = TypeVar("T")
+Key = TypeVar("Key", bound=Hashable)
 
 #: The exit code of a bench with incomplete rows, as for timeout(1).
 OUT_OF_TIME = 124
@@ -79,12 +80,6 @@ class Rows(list[Row]):
         ratio = value / rival_value if rival_value else math.nan
         self.append(_judge(Row(claim, value, unit, rival, rival_value, ratio), **target))
 
-    def medians(
-        self, claim: str, values: Sequence[float], unit: str, rival: str, others: Sequence[float], **target: Unpack[Target]
-    ) -> None:
-        """Compare the medians of all rounds."""
-        self.against(claim, statistics.median(values), unit, rival, statistics.median(others), **target)
-
     def paired(self, claim: str, values: Sequence[float], unit: str, rival: str, others: Sequence[float], **target: Unpack[Target]) -> None:
         """Compare the pairs of each round.
 
@@ -96,10 +91,6 @@ class Rows(list[Row]):
         ratio = math.nan if any(map(math.isnan, ratios)) else statistics.median(ratios)
         row = Row(claim, statistics.median(values), unit, rival, statistics.median(others), ratio, between=(min(ratios), max(ratios)))
         self.append(_judge(row, **target))
-
-    def waits(self, claim: str, seconds: Sequence[float]) -> None:
-        for share in (50, 99):
-            self.alone(f"{claim}: p{share}", 1000 * percentile(seconds, share / 100), "ms")
 
 
 def _judge(row: Row, at_most: float | None = None, at_least: float | None = None) -> Row:
@@ -129,10 +120,25 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def in_turn(everyone: Sequence[T], number: int) -> list[T]:
+def in_turn(everyone: Iterable[T], number: int) -> list[T]:
     """Start each round with another contender."""
-    first = number % len(everyone)
-    return [*everyone[first:], *everyone[:first]]
+    order = list(everyone)
+    first = number % len(order)
+    return [*order[first:], *order[:first]]
+
+
+async def take_turns(ways: Mapping[Key, Callable[[], Awaitable[T]]], rounds: int) -> dict[Key, list[T]]:
+    """Measure each of them once in each round. Return the figures of all rounds."""
+    figures: dict[Key, list[T]] = {key: [] for key in ways}
+    for number in range(rounds):
+        for key in in_turn(ways, number):
+            figures[key].append(await ways[key]())
+    return figures
+
+
+def by_name(figures: Mapping[Key, Sequence[Mapping[str, float]]]) -> dict[Key, dict[str, list[float]]]:
+    """Sort what `take_turns` returns, if each way has several figures."""
+    return {key: {name: [each[name] for each in rounds] for name in rounds[0]} for key, rounds in figures.items()}
 
 
 #: The arguments of a bench: its amounts, `quick`, and where to write the rows.
@@ -169,31 +175,27 @@ def run(
     Table(options, before(options)).run(parts, setting)
 
 
-class OutOfTime(Exception):
-    """The bench has used up its time."""
-
-
 class Table:
     """The rows of one run, by part. A run that fails or runs out of time still prints them."""
 
-    def __init__(self, options: Options, heading: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, options: Options, heading: str = "") -> None:
         self.rows: dict[str, Rows] = {name: Rows() for name in options.only}
         #: The parts that have not ended.
         self.unfinished: list[str] = list(options.only)
-        self._options, self._heading, self._clock = options, heading, clock
+        self._options, self._heading = options, heading
 
     def run(self, parts: Mapping[str, Part], setting: Setting = _share_nothing) -> None:
         """Measure the parts, and print the table on any exit. Exits with OUT_OF_TIME when the time is over, or on SIGTERM."""
         try:
-            uvloop.run(self._measure_within_time(parts, setting))
-        except OutOfTime:
+            if uvloop.run(self._is_measured_in_time(parts, setting)):
+                return
             missing = ", ".join(self.unfinished)
             print(f"out of time ({self._options.time_limit:g} s); not measured to its end: {missing}", file=sys.stderr)
             sys.exit(OUT_OF_TIME)
         finally:
             publish([row for rows in self.rows.values() for row in rows], self._options, self._heading)
 
-    async def _measure_within_time(self, parts: Mapping[str, Part], setting: Setting) -> None:
+    async def _is_measured_in_time(self, parts: Mapping[str, Part], setting: Setting) -> bool:
         loop = asyncio.get_running_loop()
         limit = asyncio.timeout(self._options.time_limit)
 
@@ -207,20 +209,19 @@ class Table:
                 loop.add_signal_handler(signal.SIGTERM, end_now)
                 await self._measure(parts, setting)
         except TimeoutError:
-            if limit.expired():
-                raise OutOfTime from None
-            raise
+            if not limit.expired():
+                raise
+        return not limit.expired()
 
     async def _measure(self, parts: Mapping[str, Part], setting: Setting) -> None:
-        began = self._clock()
+        began = time.monotonic()
         async with setting(self._options) as shared:
             for name, rows in self.rows.items():
-                # A part without an await does not notice the end.
-                if self._clock() - began >= self._options.time_limit:
-                    raise OutOfTime
+                # Here the end is noticed after a part without an await.
+                await asyncio.sleep(0.001)
                 await parts[name](rows, shared, self._options)
                 self.unfinished.remove(name)
-                print(f"{name}: {len(rows)} rows after {self._clock() - began:.0f} s", file=sys.stderr)
+                print(f"{name}: {len(rows)} rows after {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
 def arguments(
@@ -233,13 +234,9 @@ def arguments(
     """Parse the arguments of a bench. Each amount is an option with two defaults: for the full and the short form."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--save", type=Path, help="also write the table and the machine to this file")
     parser.add_argument("--quick", action="store_true", help="the short form")
     parser.add_argument("--only", nargs="+", choices=list(parts), help="measure only these parts")
     for name, (full, short) in amounts.items():
-        if full is False:
-            parser.add_argument(f"--{name}", action="store_true")
-            continue
         meaning = f"then print the rows measured so far and exit with {OUT_OF_TIME}; " if name == "time_limit" else ""
         words_of = f"{meaning}default: {full:,}, with --quick {short:,}"
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(full), metavar="NUMBER", help=words_of)
@@ -275,12 +272,8 @@ def render(rows: Sequence[Row]) -> str:
 
 
 def publish(rows: Sequence[Row], options: Options, heading: str = "") -> None:
-    """Print the table, and write it to the files in the options."""
+    """Print the table, and write the rows to the file in the options."""
     facts = (datetime.now(UTC).date().isoformat(), machine(), heading)
-    text = f"{', '.join(filter(None, facts))}\n\n{render(rows)}"
-    print(text, end="")
+    print(f"{', '.join(filter(None, facts))}\n\n{render(rows)}", end="")
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
-    if options.save is not None:
-        options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from statistics import median
 from uuid import uuid4
 
 import msgspec
@@ -90,8 +91,7 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
                 looks.cancel()
             found = await rollouts.find(only_open=True, limit=ROLLOUTS)
             judged = sum(rollout.progress.candidate.requests + rollout.progress.baseline.requests for rollout in found)
-    rows.medians(f"recording {PER_SECOND} requests/s with {ROLLOUTS} rollouts", spent, "CPU seconds/s", "without", without)
-    more = sorted(spent)[1] - sorted(without)[1]
+    more = median(spent) - median(without)
     rows.alone(f"outcomes and looks of {ROLLOUTS} rollouts, {PER_SECOND} requests/s", 100 * more, "% of a core", at_most=3)
     waiting = PER_SECOND * (LOOK_SECONDS + 1)
     rows.alone("outcomes not judged", 3 * PER_SECOND * options.seconds - judged, "outcomes", at_most=waiting)
@@ -153,8 +153,8 @@ async def _configuration(rows: Rows, _shared: None, options: Options) -> None:
                 before = time.thread_time()
                 steps.append(await _longest_step(LiveConfiguration(tables[0]).reload()))
                 spent.append(1000 * (time.thread_time() - before))
-            rows.alone("reading it, processor time", sorted(spent)[5], "ms", at_most=200)
-            rows.alone("reading it, longest step of the event loop", sorted(steps)[5], "ms", at_most=20)
+            rows.alone("reading it, processor time", median(spent), "ms", at_most=200)
+            rows.alone("reading it, longest step of the event loop", median(steps), "ms", at_most=20)
             for name, changes, most in (("with notifications", 100, 2000), ("without notifications", options.polls, 10_000)):
                 gateways = [LiveConfiguration(one) for one in tables]
                 for one in tables if most > 2000 else ():

@@ -8,12 +8,15 @@ The servers are real: one Valkey; a primary, a replica and three Sentinels; a cl
 """
 
 import asyncio
+import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
-from bench import report
+from bench import calls, report
+from bench.calls import Call
 from bench.report import Options, Rows
 from shared import errors
 from shared.stores import resp
@@ -28,7 +31,7 @@ SCRIPT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
 #: With default timeouts of the tests: Sentinels replace a server that was silent for 0.5 s.
 FAILOVER_SECONDS = 10.0
 
-Call = Callable[[int], Awaitable[object]]
+KEYS = itertools.cycle([f"bench:{number}" for number in range(AT_ONCE)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +55,8 @@ async def _caches(_options: Options) -> AsyncIterator[Caches]:
             yield Caches(one, sentinels, many, watched)
 
 
-async def _us_per_call(call: Call, calls: int) -> float:
-    """Return the processor time of one call in µs."""
-
-    async def one_after_the_other(number: int) -> None:
-        for _ in range(calls // AT_ONCE):
-            await call(number)
-
-    began = time.process_time()
-    await asyncio.gather(*map(one_after_the_other, range(AT_ONCE)))
-    return 1e6 * (time.process_time() - began) / (calls // AT_ONCE * AT_ONCE)
-
-
 def _through(cache: Cache) -> Call:
-    return lambda number: cache.run("count", [f"bench:{number}"], [1])
+    return lambda: cache.run("count", [next(KEYS)], [1])
 
 
 def _without_choice(cache: Cache) -> Call:
@@ -93,7 +84,7 @@ def _without_choice(cache: Cache) -> Call:
             if waiting is not None:
                 waiting.reschedule(None)
 
-    return lambda number: run("count", [f"bench:{number}"], [1])
+    return lambda: run("count", [next(KEYS)], [1])
 
 
 async def _measure_calls(rows: Rows, caches: Caches, options: Options) -> None:
@@ -103,12 +94,9 @@ async def _measure_calls(rows: Rows, caches: Caches, options: Options) -> None:
         "Sentinels": _through(caches.sentinels),
         "a cluster": _through(caches.cluster),
     }
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for call in ways.values():
-        await _us_per_call(call, options.calls // 4)
-    for number in range(ROUNDS):
-        for name in report.in_turn(list(ways), number):
-            found[name].append(await _us_per_call(ways[name], options.calls))
+    each = options.calls // AT_ONCE
+    await report.take_turns({name: partial(calls.spent_us, call, AT_ONCE, each // 4) for name, call in ways.items()}, 1)
+    found = await report.take_turns({name: partial(calls.spent_us, call, AT_ONCE, each) for name, call in ways.items()}, ROUNDS)
     one, before = found["one address"], found["without the choice"]
     rows.paired("a script call with one address", one, "µs", "without the choice of a server", before, at_most=1.02)
     for name in ("Sentinels", "a cluster"):
@@ -125,7 +113,7 @@ async def _measure_failover(rows: Rows, caches: Caches, _options: Options) -> No
     answered = False
     while not answered and failed - began < 3 * FAILOVER_SECONDS:
         try:
-            await call(0)
+            await call()
             answered = True
         except errors.Unavailable:
             await asyncio.sleep(0.02)

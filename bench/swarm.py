@@ -1,7 +1,7 @@
 """Hyperswarm from Python: the cost and memory of the sidecars between two Python processes, against asyncio TCP and Node alone.
 
-Everything runs on a private DHT on loopback. The other side of each path is a separate process. Rounds alternate and each figure is a
-median, because the speed of shared cores drifts. Hyperswarm runs on uvloop, as all services do; TCP on plain asyncio at both ends.
+Everything runs on a private DHT on loopback. The other side of each path is a separate process. Rounds alternate, because the speed of
+shared cores drifts. Hyperswarm runs on uvloop, as all services do; TCP on plain asyncio at both ends.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import os
 import signal
 import struct
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -155,7 +155,6 @@ async def _ask_tcp(port: int) -> list[float]:
 
 async def _measure_messages(rows: Rows, bootstrap: Bootstrap, options: Options) -> None:
     topic, node_topic = os.urandom(32), os.urandom(32)
-    found = defaultdict[str, list[float]](list)
     async with (
         processes.serving("swarm", _options(bootstrap, topic)),
         _node("echo", _options(bootstrap, node_topic)),
@@ -165,22 +164,24 @@ async def _measure_messages(rows: Rows, bootstrap: Bootstrap, options: Options) 
     ):
         await swarm.join(topic)
         caller = Caller(await _first(swarm))
-        for _ in range(options.rounds):
-            over_tcp = await asyncio.to_thread(asyncio.run, _ask_tcp(int(tcp.ready["port"])))
-            ours = await calls.one_by_one(caller.call)
-            found["tcp p50"].append(report.percentile(over_tcp, 0.5))
-            found["p50"].append(report.percentile(ours, 0.5))
-            found["p99"].append(report.percentile(ours, 0.99))
-            found["rate"].append(await calls.many_at_once(caller.call, IN_FLIGHT, EACH))
-            found["big"].append(await caller.flood())
-            answer = await node.ask()
-            found["node p50"].append(answer["echo_us"])
-            found["node big"].append(answer["messages_per_second"])
-    rows.medians("echo 100 B, p50", found["p50"], "us", "asyncio TCP", found["tcp p50"], at_most=4)
-    rows.alone("echo 100 B, p99", median(found["p99"]), "us", at_most=3000)
-    rows.medians("echo 100 B, p50", found["p50"], "us", "Node alone", found["node p50"])
-    rows.alone("raw echoes, 32 in flight", median(found["rate"]), "messages/s", at_least=30_000)
-    rows.medians("64 KiB messages", found["big"], "messages/s", "Node alone", found["node big"], at_least=0.8)
+
+        async def measure_tcp() -> dict[str, float]:
+            took = await asyncio.to_thread(asyncio.run, _ask_tcp(int(tcp.ready["port"])))
+            return {"p50": report.percentile(took, 0.5)}
+
+        async def measure_ours() -> dict[str, float]:
+            took = await calls.one_by_one(caller.call)
+            rate = await calls.many_at_once(caller.call, IN_FLIGHT, EACH)
+            p50, p99 = (report.percentile(took, share) for share in (0.5, 0.99))
+            return {"p50": p50, "p99": p99, "rate": rate, "big": await caller.flood()}
+
+        ways = {"tcp": measure_tcp, "ours": measure_ours, "node": node.ask}
+        over_tcp, ours, alone = report.by_name(await report.take_turns(ways, options.rounds)).values()
+    rows.paired("echo 100 B, p50", ours["p50"], "us", "asyncio TCP", over_tcp["p50"], at_most=4)
+    rows.alone("echo 100 B, p99", median(ours["p99"]), "us", at_most=3000)
+    rows.paired("echo 100 B, p50", ours["p50"], "us", "Node alone", alone["echo_us"])
+    rows.alone("raw echoes, 32 in flight", median(ours["rate"]), "messages/s", at_least=30_000)
+    rows.paired("64 KiB messages", ours["big"], "messages/s", "Node alone", alone["messages_per_second"], at_least=0.8)
 
 
 async def _measure_joins(rows: Rows, bootstrap: Bootstrap, _options: Options) -> None:

@@ -3,12 +3,10 @@
 import asyncio
 import json
 import sys
-import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from statistics import median
+from functools import partial
 from typing import TypeVar
 
 from bench import http_load, openai_upstream, processes, report
@@ -157,26 +155,5 @@ class Turn:
 
 async def take_turns(turns: Mapping[Key, Turn], options: Options) -> dict[Key, dict[str, list[float]]]:
     """Measure each of them for ``seconds`` in each of ``rounds``. Return the figures of all rounds, by turn."""
-    figures: dict[Key, dict[str, list[float]]] = {key: defaultdict(list) for key in turns}
-    for number in range(options.rounds):
-        for key in report.in_turn(list(turns), number):
-            for name, value in (await turns[key].measure(key, options.seconds)).items():
-                figures[key][name].append(value)
-    return figures
-
-
-# --- aicli ---------------------------------------------------------------------------------------------------------------
-
-
-async def first_byte(running: RunningStack, runs: int, *words: str, **variables: str) -> float:
-    """Run `aicli` some times, and once before. Return the median of the seconds from its start to the first byte of its answer."""
-    took = []
-    for _ in range(1 + runs):
-        start = time.perf_counter()
-        process = await running.start_aicli(*words, has_input=False, **variables)
-        assert process.stdout is not None
-        first = await process.stdout.read(1)
-        took.append(time.perf_counter() - start)
-        _, errors = await process.communicate()
-        assert first, errors.decode()
-    return median(took[1:])
+    ways = {key: partial(turn.measure, key, options.seconds) for key, turn in turns.items()}
+    return report.by_name(await report.take_turns(ways, options.rounds))

@@ -19,12 +19,17 @@ MESH = MeshName("test")
 
 
 def chain(count: int, keys: AnchorKeys = KEYS, subject: str = "u") -> list[RecoveryLine]:
+    return chain_of([("user.disabled", f"{subject}{number}") for number in range(1, count + 1)], keys)
+
+
+def chain_of(subjects: Sequence[tuple[str, str]], keys: AnchorKeys = KEYS) -> list[RecoveryLine]:
+    """Signed lines of these kinds about these subjects."""
     lines: list[RecoveryLine] = []
-    for number in range(1, count + 1):
+    for number, (kind, subject) in enumerate(subjects, 1):
         before = lines[-1].hash if lines else recovery_lines.START.hash
         line = RecoveryLine(
-            number=number, at=datetime(2026, 2, 1, tzinfo=UTC) + timedelta(microseconds=number), kind="user.disabled",
-            subject=f"{subject}{number}", details="{}", previous_hash=before, hash="",
+            number=number, at=datetime(2026, 2, 1, tzinfo=UTC) + timedelta(microseconds=number), kind=kind, subject=subject,
+            details="{}", previous_hash=before, hash="",
         )  # fmt: skip
         line = msgspec.structs.replace(line, hash=recovery_lines.hash_of(line))
         lines.append(recovery_lines.sign(line, keys.current, MESH))
