@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import struct
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -33,7 +32,6 @@ BODY = bytes([ECHO]) * 100
 BIG_BODY = bytes([COUNT]) * BIG
 SWARMS = Path(__file__).parent / "hyperswarm" / "swarms.js"
 PACKAGES = Path(__file__).parent.parent / "shared" / "transports" / "hyperswarm" / "sidecar" / "node_modules"
-LENGTH = struct.Struct("<I")
 
 Bootstrap = Sequence[PeerAddress]
 
@@ -57,8 +55,8 @@ async def _serve(options: str = "") -> None:
 async def _serve_tcp() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while message := await _read(reader):
-                writer.write(LENGTH.pack(len(message)) + message)
+            while message := await reader.readexactly(len(BODY)):
+                writer.write(message)
                 await writer.drain()
         writer.close()
 
@@ -97,11 +95,6 @@ async def _serve_swarm(bootstrap: list[dict[str, object]], topic: str) -> None:
         async with background() as tasks:
             tasks.create_task(accept(swarm))
             await processes.serve_until_stdin_ends()
-
-
-async def _read(reader: asyncio.StreamReader) -> bytes:
-    (length,) = LENGTH.unpack(await reader.readexactly(4))
-    return await reader.readexactly(length)
 
 
 def _node(role: str, options: str = "{}", *flags: str) -> AbstractAsyncContextManager[Other]:
@@ -144,8 +137,8 @@ async def _ask_tcp(port: int) -> list[float]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def call() -> bytes:
-        writer.write(LENGTH.pack(len(BODY)) + BODY)
-        return await _read(reader)
+        writer.write(BODY)
+        return await reader.readexactly(len(BODY))
 
     took = await calls.one_by_one(call)
     writer.close()
