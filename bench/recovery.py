@@ -99,30 +99,25 @@ async def _measure_copying(rows: Rows, _shared: None, options: Options) -> None:
         with archive.open("wb") as file:
             await _copy_plainly(found, file)
         megabytes = archive.stat().st_size / 1e6
-        backing_up, plainly = partial(base_backup.make, found.place, found.source, label=""), partial(_copy_plainly, found)
-        copied = await _take_turns(megabytes, options.rounds, backing_up, plainly)
-        source, backup = await _read_backup(found)
 
-        async def restore() -> None:
-            await recovered_database.unpack(source, backup, layout.DATA, target, progress=_quiet)
-            shutil.rmtree(target)
+        async def rate(work: Call) -> float:
+            """Return the MB/s."""
+            seconds = await calls.seconds_of(work)
+            shutil.rmtree(target, ignore_errors=True)
+            return megabytes / seconds
 
         async def untar() -> None:
             target.mkdir()
             process = await asyncio.create_subprocess_exec("tar", "-x", "--no-same-owner", "-C", str(target), "-f", str(archive))
             assert await process.wait() == 0
-            shutil.rmtree(target)
 
-        restored = await _take_turns(megabytes, options.rounds, restore, untar)
-    claim = f"{options.megabytes:,} MB"
-    rows.paired(f"a base backup of {claim}", copied[0], "MB/s", "pg_basebackup into nothing", copied[1], at_least=0.4)
-    rows.paired(f"fetch, decrypt and unpack {claim}", restored[0], "MB/s", "tar -x", restored[1], at_least=0.35)
-
-
-async def _take_turns(megabytes: float, rounds: int, *ways: Call) -> list[list[float]]:
-    """Return the MB/s of each way in each round."""
-    took = await report.take_turns({way: partial(calls.seconds_of, way) for way in ways}, rounds)
-    return [[megabytes / seconds for seconds in took[way]] for way in ways]
+        backing_up, plainly = partial(base_backup.make, found.place, found.source, label=""), partial(_copy_plainly, found)
+        copied = await report.take_turns({"ours": partial(rate, backing_up), "plain": partial(rate, plainly)}, options.rounds)
+        restore = partial(recovered_database.unpack, *await _read_backup(found), layout.DATA, target, progress=_quiet)
+        restored = await report.take_turns({"ours": partial(rate, restore), "plain": partial(rate, untar)}, options.rounds)
+    claim, rival = f"{options.megabytes:,} MB", "pg_basebackup into nothing"
+    rows.paired(f"a base backup of {claim}", copied["ours"], "MB/s", rival, copied["plain"], at_least=0.4)
+    rows.paired(f"fetch, decrypt and unpack {claim}", restored["ours"], "MB/s", "tar -x", restored["plain"], at_least=0.35)
 
 
 async def _measure_loop(rows: Rows, _shared: None, options: Options) -> None:
