@@ -29,8 +29,8 @@ from services.gateway.billing.request_record import RequestRow, RouteUse
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.limits.upstream_prices import TargetHold, TargetSpending
-from services.gateway.prompt_admission import MAX_ANSWER_TOKENS
 from services.gateway.relay import AnswerItem
+from services.gateway.request_validation import MAX_ANSWER_TOKENS
 from services.gateway.requests import bounded_answers
 from services.gateway.requests.bounded_answers import STEP_TOKENS, AnswerBounds
 from services.gateway.store import GatewayStore

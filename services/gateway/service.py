@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID
 
-from services.gateway import background_jobs, node_rows, prompt_admission
+from services.gateway import background_jobs, node_rows, request_validation
 from services.gateway.background_jobs import Partitions, UpkeepJob
 from services.gateway.billing import orphan_settlement, route_metrics
 from services.gateway.billing.account_rpc import AccountRpc
@@ -369,7 +369,7 @@ class GatewayService:
     ) -> gateway.InferenceResult:
         seconds = self._begin(stream)
         if stream.is_whole and request.rest is not None:
-            raise prompt_admission.BadField("rest", "requires a stream; omit it to get the whole answer")
+            raise request_validation.BadField("rest", "requires a stream; omit it to get the whole answer")
         repeat = RepeatedRequest(key=request.idempotency_key, rest=request.rest)
         cache = cache_keys.CacheRequest.OFF if request.fresh else cache_keys.CacheRequest.NOTHING
         wants_parts = request.call_parts and not stream.is_whole

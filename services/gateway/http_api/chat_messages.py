@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from shared.api.generation import (
     ChatMessage,
     FormatKind,

@@ -10,7 +10,7 @@ import msgspec
 from services.gateway.http_api import http_errors
 from services.gateway.http_api.response_formats import ErrorBody, Headers, ServerSentEvent
 from services.gateway.idempotency import cache_keys
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import MAX_CONVERSATION_CHARACTERS

@@ -8,7 +8,7 @@ import msgspec
 from services.gateway.http_api import response_formats
 from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorObject, Headers
 from services.gateway.limits import limit_rules
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from shared import errors
 from shared.errors import AimeshError, Fault
 from shared.types import RequestId

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from shared import errors
 from shared.api.method import field_name
 

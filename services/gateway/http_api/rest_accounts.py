@@ -8,7 +8,7 @@ import msgspec
 from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from shared import amounts
 from shared.api import auth
 from shared.rpc import RpcClient

@@ -10,7 +10,7 @@ from services.gateway.http_api.chat_messages import ChatBodyMessage, JsonObject,
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, AnswerToolCall, ServerSentEvent, TokenChoice
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
 from shared.api.gateway import InferenceRequest, InferenceResult

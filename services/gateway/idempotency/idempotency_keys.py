@@ -12,7 +12,7 @@ import msgspec
 
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_buffer import Piece
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from shared import errors
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult

@@ -9,7 +9,7 @@ from msgspec import Meta
 from services.gateway.http_api import chat_messages, request_bodies
 from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonObject, TextPart
 from services.gateway.openai_api import parameters as openai_parameters
-from services.gateway.prompt_admission import MAX_STOPS, BadField
+from services.gateway.request_validation import MAX_STOPS, BadField
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, ReasoningEffort, ToolCall
 from shared.types import ModelName

@@ -8,7 +8,7 @@ import msgspec
 from services.gateway.http_api import chat_messages, request_bodies
 from services.gateway.http_api.chat_messages import ChatBodyMessage, JsonObject, ResponseFormat, ToolBody, ToolChoiceBody, json_text
 from services.gateway.openai_api import parameters as openai_parameters
-from services.gateway.prompt_admission import GUIDES, BadField
+from services.gateway.request_validation import GUIDES, BadField
 from shared.api.gateway import MAX_CONVERSATION_CHARACTERS, InferenceRequest
 from shared.api.generation import FormatKind, OutputFormat, ReasoningEffort
 from shared.types import ModelName

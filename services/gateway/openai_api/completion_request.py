@@ -6,7 +6,7 @@ from services.gateway.http_api import request_bodies
 from services.gateway.openai_api import chat_request as openai_chat
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.openai_api.chat_request import SamplingBody
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from shared.api.gateway import InferenceRequest
 
 #: Each prompt is a separate request; they run one after another within one deadline.

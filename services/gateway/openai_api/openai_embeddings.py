@@ -9,7 +9,7 @@ import msgspec
 from services.gateway.http_api import answer_delivery, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
 from shared.api.embedding import EmbeddingRequest, GivenInput

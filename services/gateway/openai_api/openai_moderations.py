@@ -5,7 +5,7 @@ import msgspec
 from services.gateway.http_api import answer_delivery, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.prompt_admission import ModerationRequest
+from services.gateway.request_validation import ModerationRequest
 from services.gateway.requests.pipeline import Pipeline
 from shared.api import inference
 from shared.api.inference import ModerationVerdict

@@ -23,7 +23,7 @@ from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.response_events import ErrorEvent, Response, StreamEvent
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from shared import context, errors
 from shared.api.auth import Principal

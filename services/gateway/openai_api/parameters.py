@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from services.gateway.prompt_admission import RANGES, BadField
+from services.gateway.request_validation import RANGES, BadField
 
 ValueTest = Callable[[object], bool]
 

@@ -11,7 +11,7 @@ from services.gateway.http_api import chat_messages, request_bodies
 from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonObject, RefusalPart, WrittenContent
 from services.gateway.openai_api import chat_request
 from services.gateway.openai_api import parameters as openai_parameters
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, ImageDetail, OutputFormat, ReasoningEffort, ToolCall
 from shared.types import ModelName

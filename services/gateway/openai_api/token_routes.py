@@ -10,7 +10,7 @@ from services.gateway.http_api import answer_delivery, chat_messages, request_bo
 from services.gateway.http_api.chat_messages import ChatBodyMessage, ToolBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.prompt_admission import MAX_MODEL_CHARACTERS, BadField
+from services.gateway.request_validation import MAX_MODEL_CHARACTERS, BadField
 from services.gateway.requests.active_texts import ActiveConversion
 from services.gateway.requests.pipeline import Pipeline
 from shared.api.generation import ChatMessage

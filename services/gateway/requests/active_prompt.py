@@ -10,8 +10,8 @@ from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.guard.moderation import Moderate, Moderation
 from services.gateway.idempotency.response_cache import AnswerOrigin
-from services.gateway.prompt_admission import AdmittedPrompt
 from services.gateway.relay import AnswerItem
+from services.gateway.request_validation import AdmittedPrompt
 from services.gateway.requests.active_request import ActiveRequest, milliseconds
 from shared.api import gateway, inference
 from shared.api.gateway import InferenceResult

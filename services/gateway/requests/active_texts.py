@@ -8,12 +8,12 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from services.gateway import prompt_admission
+from services.gateway import request_validation
 from services.gateway.guard import prompt_guard
 from services.gateway.guard.guard_rules import GuardScan
 from services.gateway.guard.guarded_text import GuardMatches
-from services.gateway.prompt_admission import AdmittedTexts, ModerationRequest
 from services.gateway.relay import ConversionItem, Embedding, ModerationItem, TextRequest
+from services.gateway.request_validation import AdmittedTexts, ModerationRequest
 from services.gateway.requests.active_request import ActiveRequest, ServingTarget
 from shared import errors
 from shared.api import embedding, inference
@@ -116,7 +116,7 @@ class ActiveEmbedding(_ActiveVectors[EmbeddingRequest]):
 
     def validate(self) -> AdmittedTexts:
         self.wanted_dimensions = self.request.dimensions
-        return prompt_admission.admit_texts(self.request)
+        return request_validation.admit_texts(self.request)
 
     def call(self, target: ServingTarget) -> Embed:
         return Embed(target.model, self.inputs, self.request_id, self.request.dimensions)
@@ -130,7 +130,7 @@ class ActiveRanking(_ActiveVectors[RankingRequest]):
     _queries = 1
 
     def validate(self) -> AdmittedTexts:
-        return prompt_admission.admit_ranking(self.request)
+        return request_validation.admit_ranking(self.request)
 
     def call(self, target: ServingTarget) -> Embed:
         query, *documents = self.inputs
@@ -142,7 +142,7 @@ class ActiveModeration(ActiveTexts[ModerationRequest, Moderate]):
     answers: AsyncGenerator[ModerationItem] | None
 
     def validate(self) -> AdmittedTexts:
-        return prompt_admission.admit_moderation(self.request)
+        return request_validation.admit_moderation(self.request)
 
     def call(self, target: ServingTarget) -> Moderate:
         return Moderate(target.model, tuple(map(str, self.inputs)), self.request_id, target.format)
@@ -169,7 +169,7 @@ class ActiveConversion(ActiveTexts[Conversion, Conversion]):
     context_tokens = 0
 
     def validate(self) -> AdmittedTexts:
-        prompt_admission.check_conversion(self.request)
+        request_validation.check_conversion(self.request)
         return AdmittedTexts((), 0, 0)
 
     async def guard(self, scan: GuardScan, matches: GuardMatches) -> None:

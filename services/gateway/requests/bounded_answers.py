@@ -9,8 +9,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from services.gateway import call_parts
-from services.gateway.prompt_admission import BYTES_IN_A_TOKEN
 from services.gateway.relay import AnswerItem
+from services.gateway.request_validation import BYTES_IN_A_TOKEN
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk, PromptAccepted
 from shared.timing.bounded_waits import DeadlineWaits

@@ -21,7 +21,7 @@ from services.gateway.idempotency.answer_reader import InferenceReplyHead
 from services.gateway.idempotency.answer_runs import AnswerRun
 from services.gateway.idempotency.idempotency_keys import FIELD, End, IdempotentRequest, KeyUse
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from services.gateway.requests.image_admission import ImageLimits
 from services.gateway.requests.pipeline import Pipeline
 from shared import context, errors

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from services.gateway.images import image_headers
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, ImagePart
 

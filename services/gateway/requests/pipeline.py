@@ -29,8 +29,8 @@ from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.cache_keys import NO_USE, CacheUse
 from services.gateway.idempotency.idempotency_keys import KeyUse, OrphanedKeyUse
 from services.gateway.idempotency.response_cache import ResponseCache
-from services.gateway.prompt_admission import ModerationRequest
 from services.gateway.relay import AnswerItem, Relay, TextRequest
+from services.gateway.request_validation import ModerationRequest
 from services.gateway.requests import bounded_answers
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import ActiveRequest, ServingTarget, milliseconds

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from services.gateway import prompt_admission
+from services.gateway import request_validation
 from services.gateway.billing.ledger import CostBounds, HeldCredits
 from services.gateway.guard import prompt_guard
 from services.gateway.guard.answer_guard import AnswerGuard
@@ -23,8 +23,8 @@ from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import LimitReached, RequestLimit
 from services.gateway.limits.quotas import Quotas
 from services.gateway.limits.upstream_prices import TargetHold
-from services.gateway.prompt_admission import MAX_ANSWER_TOKENS, AdmittedPrompt, BadField
 from services.gateway.relay import TextRequest
+from services.gateway.request_validation import MAX_ANSWER_TOKENS, AdmittedPrompt, BadField
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import ActiveRequest, ServingTarget
 from services.gateway.requests.active_texts import ActiveConversion, ActiveModeration, ActiveTexts
@@ -71,7 +71,7 @@ class RequestAdmission:
         key_use: KeyUse | None = None,
     ) -> tuple[TargetCall[inference.ProcessPrompt], ...]:
         """Return a call for each target; for a request that another gateway began, only for the model that began it, if it is one of them.
-        A call has a seed only if the caller set one. Raises what ``_reserve``, ``TargetSearch``, ``prompt_admission`` and ``continuing``
+        A call has a seed only if the caller set one. Raises what ``_reserve``, ``TargetSearch``, ``request_validation`` and ``continuing``
         raise."""
         search, secret = self.search, self.search.prompt_hash_secret
         caller = search.read_context(running, principal, forbids_external=request.forbid_external)
@@ -79,11 +79,11 @@ class RequestAdmission:
         if key_use is not None and key_use.config_revision not in {None, caller.config.revision}:
             # A request keeps its guardrails at every gateway: others would move what the caller has already read.
             guard = await self.read_guardrails(key_use.config_revision, principal)
-        admitted = prompt_admission.admit(request)
+        admitted = request_validation.admit(request)
         if guard is not NO_GUARD:
             admitted = await self._guard_prompt(running, admitted, guard, request.top_logprobs)
         answers = request.n or 1
-        running.record_admission(admitted, answers, prompt_admission.fingerprint(admitted.messages, secret))
+        running.record_admission(admitted, answers, request_validation.fingerprint(admitted.messages, secret))
         facts = RequestFacts(
             prompt_tokens=admitted.likely_prompt_tokens,
             wants_answer=True,
@@ -107,7 +107,7 @@ class RequestAdmission:
             max_tokens = _first_step(limit_rules.most_tokens(limits), routing.contexts(models[0], workers), running, answers)
         else:
             max_tokens = min(request.max_tokens, most)
-        salt = prompt_admission.prompt_salt(principal.tenant_id, secret)
+        salt = request_validation.prompt_salt(principal.tenant_id, secret)
         requirements = WorkerRequirements(
             model=models[0],
             tenant=principal.tenant_id,
@@ -175,7 +175,7 @@ class RequestAdmission:
             running.is_guarded, running.prompt_matches = True, GuardMatches()
             await running.guard(scan, running.prompt_matches)
         if running.inputs:
-            running.prompt_hash = prompt_admission.fingerprint(running.inputs, search.prompt_hash_secret)
+            running.prompt_hash = request_validation.fingerprint(running.inputs, search.prompt_hash_secret)
         if wanted is None and isinstance(running, ActiveModeration):
             wanted = routing.find_moderation(caller.names, caller.policy.allows_name)
         principal = caller.principal

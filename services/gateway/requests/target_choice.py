@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from services.gateway import prompt_admission
+from services.gateway import request_validation
 from services.gateway.billing.ledger import HeldCredits, Ledger
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.config_snapshot import ConfigSnapshot, ConfigSource
@@ -231,7 +231,7 @@ class TargetSearch:
             # The system message and the first question stay the same during a conversation.
             system = [message for message in conversation[:1] if message.role == "system"]
             question = next((message for message in conversation if message.role == "user"), None)
-            conversation = prompt_admission.fingerprint([*system, *([] if question is None else [question])], self.prompt_hash_secret)
+            conversation = request_validation.fingerprint([*system, *([] if question is None else [question])], self.prompt_hash_secret)
         return principal.tenant_id.bytes + conversation.encode()
 
 

@@ -2,14 +2,14 @@ from typing import Any
 
 import pytest
 
-from services.gateway import prompt_admission
-from services.gateway.prompt_admission import BadField
+from services.gateway import request_validation
+from services.gateway.request_validation import BadField
 from shared import errors
 from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, EmbeddingRequest
 
 
-def admit(**fields: Any) -> prompt_admission.AdmittedTexts:
-    return prompt_admission.admit_texts(EmbeddingRequest(**{"inputs": ("a",), **fields}))
+def admit(**fields: Any) -> request_validation.AdmittedTexts:
+    return request_validation.admit_texts(EmbeddingRequest(**{"inputs": ("a",), **fields}))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import LimitRules
-from services.gateway.prompt_admission import ModerationRequest
+from services.gateway.request_validation import ModerationRequest
 from services.gateway.requests import pipeline as pipeline_module
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.policies import Policies

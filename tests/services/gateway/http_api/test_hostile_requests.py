@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway import prompt_admission
+from services.gateway import request_validation
 from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpApp
 from services.gateway.openai_api import anthropic_request
@@ -240,13 +240,13 @@ def test_2000_values_of_a_parameter_are_in_range_or_refused(path: str, name: str
         try:
             found = READ[path](f'{body[:-1]}, "{name}": {value}}}'.encode())
             for request in found:
-                prompt_admission.admit(request)
+                request_validation.admit(request)
         except errors.AimeshError as error:
             statuses.add(error.status)
             continue
         taken += 1
         for request in found:
-            for field, allowed in prompt_admission.RANGES.items():
+            for field, allowed in request_validation.RANGES.items():
                 drawn = getattr(request, field)
                 assert drawn is None or allowed.holds(drawn), (field, drawn)
     assert statuses <= {400, 413}
@@ -335,7 +335,7 @@ _anything = st.recursive(
 def test_any_input_is_a_valid_request_or_a_4xx(path: str, extra: dict[str, Any]) -> None:
     with contextlib.suppress(errors.BadRequest, errors.TooLarge):
         for request in READ[path](json.dumps({**HI[path], **extra}).encode()):
-            prompt_admission.admit(request)
+            request_validation.admit(request)
 
 
 def test_the_last_of_two_equal_names_wins() -> None:

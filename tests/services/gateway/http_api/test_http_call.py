@@ -21,7 +21,7 @@ from services.gateway.openai_api.completion_format import CompletionFormat
 from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import RepeatedRequest
 from shared import access_table, context, errors
 from shared.access_table import AccessRule

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from services.gateway.http_api import request_bodies, rest_accounts
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 from shared.api import auth
 from shared.types import Credential, MicroCredits
 from tests.services.gateway.fakes import KEY_ID, USER

@@ -8,7 +8,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from services.gateway import prompt_admission
+from services.gateway import request_validation
 from shared import errors
 from shared.api import inference
 from shared.api.generation import Generation, ToolCall, Usage
@@ -127,7 +127,7 @@ async def test_users_have_different_and_stable_salts(http: httpx.AsyncClient, ru
     mine, again = (prompt.salt for prompt in running_service.worker.received)
     assert mine == again
     assert mine
-    assert mine != prompt_admission.prompt_salt(UserId(UUID(int=7)), "s" * 16)
+    assert mine != request_validation.prompt_salt(UserId(UUID(int=7)), "s" * 16)
     assert str(USER) not in mine
 
 

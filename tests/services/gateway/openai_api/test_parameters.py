@@ -22,7 +22,7 @@ from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.openai_embeddings import EmbeddingBody
 from services.gateway.openai_api.parameters import ParameterRule
 from services.gateway.openai_api.response_request import ResponseBody
-from services.gateway.prompt_admission import BadField
+from services.gateway.request_validation import BadField
 
 PAGE = Path(__file__).parents[4] / "docs/howto/openai-api.md"
 ROW = re.compile(r"^\| `(?P<name>\w+)` \| (?P<state>[\w ]+) \| ?(?P<says>.*?) ?\|$", re.MULTILINE)

@@ -13,7 +13,7 @@ import pytest
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import LimitRules
-from services.gateway.prompt_admission import MAX_PROMPT_BYTES
+from services.gateway.request_validation import MAX_PROMPT_BYTES
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.policies import Policies
 from shared import context, errors

@@ -8,7 +8,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from services.gateway import prompt_admission
+from services.gateway import request_validation
 from services.gateway.requests.pipeline import Pipeline
 from services.gateway.scheduling import routing
 from shared import context, errors
@@ -244,7 +244,7 @@ async def test_max_tokens_is_lowered_to_the_longest_context(running_service: Run
 async def test_without_a_known_context_max_tokens_is_bounded(running_service: RunningService) -> None:
     running_service.add_worker(2, running_service.worker, "smollm2", context_tokens=0)
     await ask(running_service, max_tokens=100_000)
-    assert running_service.worker.received[0].model_config.max_tokens == prompt_admission.MAX_ANSWER_TOKENS
+    assert running_service.worker.received[0].model_config.max_tokens == request_validation.MAX_ANSWER_TOKENS
 
 
 async def test_a_long_prompt_counts_against_the_limits_by_its_likely_tokens(running_service: RunningService) -> None:

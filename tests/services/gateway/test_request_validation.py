@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway import prompt_admission
+from services.gateway import request_validation
 from shared import errors
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Tool, ToolChoice
@@ -20,25 +20,25 @@ BAD_NUMBERS = [-3, -2.1, math.nan, math.inf, -math.inf, 2**63, 10**30, True, Fal
 
 
 def test_a_number_out_of_range_or_of_the_wrong_type_is_refused_by_name() -> None:
-    for field, value in itertools.product(prompt_admission.RANGES, BAD_NUMBERS):
+    for field, value in itertools.product(request_validation.RANGES, BAD_NUMBERS):
         with case((field, value)):
-            with pytest.raises(prompt_admission.BadField, match=f"^{field} must be") as refused:
-                prompt_admission.admit(request(**{field: value}))
+            with pytest.raises(request_validation.BadField, match=f"^{field} must be") as refused:
+                request_validation.admit(request(**{field: value}))
             assert refused.value.field == field
 
 
 def test_template_variables_are_a_small_json_object() -> None:
     for good in ("", "{}", '{"enable_thinking":false}', '{"a":"%s"}' % ("x" * 4088)):
-        prompt_admission.admit(request(chat_template_kwargs=good))
+        request_validation.admit(request(chat_template_kwargs=good))
     for bad in ("[]", "x", '"{}"', "[" * 4000, '{"a":"%s"}' % ("x" * 4089), '{"a":"%s"}' % ("é" * 2045)):
-        with pytest.raises(prompt_admission.BadField, match=r"chat_template_kwargs must (be a JSON object|have at most 4096 bytes)"):
-            prompt_admission.admit(request(chat_template_kwargs=bad))
+        with pytest.raises(request_validation.BadField, match=r"chat_template_kwargs must (be a JSON object|have at most 4096 bytes)"):
+            request_validation.admit(request(chat_template_kwargs=bad))
 
 
 def test_thoughts_of_earlier_answers_count_as_prompt() -> None:
     def sizes(reasoning: str, role: str) -> tuple[int, int]:
         messages = (ChatMessage("user", "a"), ChatMessage("assistant", "b", reasoning=reasoning), ChatMessage(role, "c"))
-        admitted = prompt_admission.admit(InferenceRequest(messages=messages))
+        admitted = request_validation.admit(InferenceRequest(messages=messages))
         return admitted.most_prompt_tokens, admitted.likely_prompt_tokens
 
     most, likely = sizes("", "user")
@@ -47,11 +47,11 @@ def test_thoughts_of_earlier_answers_count_as_prompt() -> None:
     assert sizes("é" * 150, "tool") == (most + 300, likely + 100)
 
 
-@pytest.mark.parametrize("field", prompt_admission.RANGES)
+@pytest.mark.parametrize("field", request_validation.RANGES)
 def test_a_four_hundred_digit_number_is_refused_not_an_internal_error(field: str) -> None:
     """math.isfinite raises OverflowError for it."""
-    with pytest.raises(prompt_admission.BadField, match=f"^{field} must be"):
-        prompt_admission.admit(request(**{field: 10**400}))
+    with pytest.raises(request_validation.BadField, match=f"^{field} must be"):
+        request_validation.admit(request(**{field: 10**400}))
 
 
 @pytest.mark.parametrize(
@@ -72,18 +72,18 @@ def test_a_four_hundred_digit_number_is_refused_not_an_internal_error(field: str
 )
 def test_ranges(field: str, good: list[float], bad: list[float]) -> None:
     for value in good:
-        prompt_admission.admit(request(**{field: value}))
+        request_validation.admit(request(**{field: value}))
     for value in bad:
-        with pytest.raises(prompt_admission.BadField):
-            prompt_admission.admit(request(**{field: value}))
+        with pytest.raises(request_validation.BadField):
+            request_validation.admit(request(**{field: value}))
 
 
-@given(st.floats() | st.integers(), st.sampled_from(sorted(prompt_admission.RANGES)))
+@given(st.floats() | st.integers(), st.sampled_from(sorted(request_validation.RANGES)))
 def test_nothing_outside_the_allow_list_is_admitted(value: float, field: str) -> None:
-    allowed = prompt_admission.RANGES[field]
+    allowed = request_validation.RANGES[field]
     try:
-        prompt_admission.admit(request(**{field: value}))
-    except prompt_admission.BadField:
+        request_validation.admit(request(**{field: value}))
+    except request_validation.BadField:
         return
     assert allowed.low <= value <= allowed.high
     assert not allowed.whole or isinstance(value, int)
@@ -109,17 +109,17 @@ def test_nothing_outside_the_allow_list_is_admitted(value: float, field: str) ->
 )
 def test_refusals_name_the_field(fields: dict[str, object], says: str) -> None:
     with pytest.raises(errors.BadRequest, match=says):
-        prompt_admission.admit(request(**fields))
+        request_validation.admit(request(**fields))
 
 
 def test_a_prompt_too_large_for_a_frame_is_refused() -> None:
-    prompt_admission.admit(request(prompt="x" * prompt_admission.MAX_PROMPT_BYTES))
+    request_validation.admit(request(prompt="x" * request_validation.MAX_PROMPT_BYTES))
     with pytest.raises(errors.TooLarge, match="the prompt has"):
-        prompt_admission.admit(request(prompt="ä" * (prompt_admission.MAX_PROMPT_BYTES // 2 + 1)))
+        request_validation.admit(request(prompt="ä" * (request_validation.MAX_PROMPT_BYTES // 2 + 1)))
 
 
 def test_a_plain_prompt_becomes_a_chat() -> None:
-    admitted = prompt_admission.admit(request(system="Be brief."))
+    admitted = request_validation.admit(request(system="Be brief."))
     assert admitted.messages == (ChatMessage("system", "Be brief."), ChatMessage("user", "hi"))
 
 
@@ -145,17 +145,17 @@ def tool(name: str = "look_up", **more: str) -> Tool:
     ],
 )
 def test_invalid_tools_and_biases_are_refused(fields: dict[str, object], field: str) -> None:
-    with pytest.raises(prompt_admission.BadField) as refused:
-        prompt_admission.admit(request(**fields))
+    with pytest.raises(request_validation.BadField) as refused:
+        request_validation.admit(request(**fields))
     assert refused.value.field == field
 
 
 def test_tools_with_a_json_format_are_accepted() -> None:
-    prompt_admission.admit(request(tools=(tool(),), format=OutputFormat(FormatKind.JSON)))
+    request_validation.admit(request(tools=(tool(),), format=OutputFormat(FormatKind.JSON)))
 
 
 def test_tool_descriptions_count_as_prompt() -> None:
-    few, many = (prompt_admission.admit(request(tools=(tool(description="d" * length),))).most_prompt_tokens for length in (1, 1001))
+    few, many = (request_validation.admit(request(tools=(tool(description="d" * length),))).most_prompt_tokens for length in (1, 1001))
     assert many - few == 1000
     with pytest.raises(errors.TooLarge, match="the prompt has"):
-        prompt_admission.admit(request(tools=(tool(parameters="x" * prompt_admission.MAX_PROMPT_BYTES),)))
+        request_validation.admit(request(tools=(tool(parameters="x" * request_validation.MAX_PROMPT_BYTES),)))
