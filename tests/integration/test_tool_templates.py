@@ -54,7 +54,8 @@ ASKED: Any = {
     "messages": [{"role": "user", "content": "What is the weather in Bern for 9 days?"}],
     "tools": [TOOL],
     "parallel_tool_calls": False,
-    "max_tokens": 200,
+    # Enough for the 64 characters that a template allows before the arguments, each of up to 4 tokens.
+    "max_tokens": 500,
     "temperature": 1,
     "seed": 7,
 }
