@@ -3,6 +3,7 @@
 import json
 import struct
 from datetime import UTC, date, datetime
+from typing import cast
 from uuid import uuid4
 
 import msgspec
@@ -18,7 +19,7 @@ from services.gateway.http_api.rest_accounts import ApiKeyBody, LoginBody, Regis
 from services.gateway.http_api.rest_inference import InferenceBody
 from services.gateway.openai_api import chat_format as openai_answers
 from services.gateway.openai_api import openai_embeddings
-from services.gateway.openai_api.openai_embeddings import EmbeddingBody
+from services.gateway.openai_api.openai_embeddings import EmbeddingBody, EmbeddingList, EmbeddingObject, EmbeddingUsage
 from shared.types import FinishReason, KeyId, ModelName, RequestId, Tier, UserId, UserRole
 
 
@@ -125,14 +126,12 @@ def test_models() -> None:
 def test_vectors_in_any_order() -> None:
     rows = [(1.0, -0.5), (0.25, 3.0)]
     body = EmbeddingBody(input=("a", "b"), encoding_format="base64")
-    result = openai_embeddings.EmbeddingResult(RequestId(uuid4()), ModelName("m"), 2, 9, 5)
-    made = openai_embeddings.answer(
-        [openai_embeddings.encode(body, index, struct.pack("<2f", *row)) for index, row in enumerate(rows)], result
-    )
+    encoded = [openai_embeddings.encode(body, index, struct.pack("<2f", *row)) for index, row in enumerate(rows)]
+    made = EmbeddingList(cast("tuple[EmbeddingObject, ...]", tuple(encoded)), ModelName("m"), EmbeddingUsage(9, 9))
     turned = msgspec.structs.replace(made, data=made.data[::-1])
     for one in (made, turned):
         found = calls.embed(["a", "b"], None, None).read(read(one))
-        assert (found.vectors, found.model, found.prompt_tokens) == (tuple(rows), "m", result.prompt_tokens)
+        assert (found.vectors, found.model, found.prompt_tokens) == (tuple(rows), "m", 9)
     with pytest.raises(ProtocolError, match="3 texts were sent, but the answer has vectors for 2"):
         calls.embed(["a", "b", "c"], None, None).read(read(made))
 
