@@ -190,8 +190,17 @@ def run_command(command: Sequence[str], seconds: float = MOST_SECONDS) -> Run:
     """Run a bench; after ``seconds``, ask it to end with the rows it has."""
     with tempfile.TemporaryDirectory(prefix="aimesh-baseline-") as folder:
         rows = Path(folder, "rows.json")
-        words = ("timeout", f"--kill-after={STOP_SECONDS}", str(seconds), *command, "--json", str(rows))
-        exit_code = subprocess.run(words, check=False).returncode
+        # Not by timeout(1): macOS has none, and Ctrl-C would not reach the bench.
+        with subprocess.Popen([*command, "--json", str(rows)]) as process:
+            try:
+                exit_code = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                exit_code = report.OUT_OF_TIME
+                process.terminate()
+                try:
+                    process.wait(STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
         # Benches write NaN, which msgspec does not accept as JSON.
         found = json.loads(rows.read_text(encoding="utf-8")) if rows.exists() else []
     return Run(exit_code, msgspec.convert(found, list[Row]))
