@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -110,25 +110,36 @@ async def measure_throughput(rows: Rows, _shared: None, options: Options) -> Non
     others, began, shape = processes.others_seconds(), time.perf_counter(), Shape(SLOTS, SLOT_TOKENS, options.threads)
     ways = {contender.name: partial(_measure_levels, contender, shape, LEVELS) for contender in EVERYONE}
     ways[PYTHON_SERVER.name] = partial(_measure_levels, PYTHON_SERVER, shape._replace(slots=1), (PYTHON_SERVER_LEVEL,))
-    found = await report.take_turns({**ways, BATCHED_BENCH: partial(decode_rates, options.threads)}, options.rounds)
-    for mode, (name, _) in OURS.items():
-        # The mode that is not the default may be a tenth slower.
-        share = 1.0 if mode == MODES[0] else 0.9
-        for level in LEVELS:
-            claim, least = f"{name}: {level} stream{'s' if level > 1 else ''}", share * (1.0 if level > 1 else 0.95)
-            ours, theirs, decoded = ([each[level] for each in found[who]] for who in (name, RIVAL, BATCHED_BENCH))
-            whole, bare = [each.whole for each in ours], [each.answering for each in decoded]
-            rows.paired(claim, whole, "tokens/s", RIVAL, [each.whole for each in theirs], at_least=least)
-            rows.paired(claim, whole, "tokens/s", BATCHED_BENCH, bare)
-            # llama-batched-bench measures decoding with all prompts read, so the target is for that.
-            alone, least_alone = claim.replace(":", ", answers alone:"), share * 0.9 if level > 1 else None
-            rows.paired(alone, [each.answering for each in ours], "tokens/s", BATCHED_BENCH, bare, at_least=least_alone)
-            if level == PYTHON_SERVER_LEVEL:
-                theirs = [each[level] for each in found[PYTHON_SERVER.name]]
-                rows.paired(claim, whole, "tokens/s", PYTHON_SERVER.name, [each.whole for each in theirs], at_least=5.0)
+    ways[BATCHED_BENCH] = partial(decode_rates, options.threads)
+
+    def keep(found: Mapping[str, Sequence[Mapping[int, Rate]]]) -> None:
+        rows[:] = throughput_rows(found)
+
+    # A run that runs out of time keeps its rows.
+    await report.take_turns(ways, options.rounds, keep)
     # llama.cpp's threads wait for each other after every operation: with more than this, the figures are about other processes.
     taken = (processes.others_seconds() - others) / (time.perf_counter() - began) / (os.cpu_count() or 1)
     rows.alone("processor time that others took meanwhile", 100 * taken, "%", at_most=5)
+
+
+def throughput_rows(found: Mapping[str, Sequence[Mapping[int, Rate]]]) -> Rows:
+    """Compare what has been measured so far; a round counts once both sides have run."""
+    rows = Rows()
+    for (mode, (name, _)), level in itertools.product(OURS.items(), LEVELS):
+        # The mode that is not the default may be a tenth slower.
+        share = 1.0 if mode == MODES[0] else 0.9
+        claim = f"{name}: {level} stream{'s' if level > 1 else ''}"
+        # llama-batched-bench measures decoding with all prompts read, so the target is for answers alone.
+        for what, figure, rival, its_figure, least in (
+            (claim, "whole", RIVAL, "whole", share * (1.0 if level > 1 else 0.95)),
+            (claim, "whole", BATCHED_BENCH, "answering", None),
+            (claim.replace(":", ", answers alone:"), "answering", BATCHED_BENCH, "answering", share * 0.9 if level > 1 else None),
+            *([(claim, "whole", PYTHON_SERVER.name, "whole", 5.0)] if level == PYTHON_SERVER_LEVEL else ()),
+        ):
+            if both := list(zip(found[name], found[rival], strict=False)):
+                ours, theirs = [getattr(one[level], figure) for one, _ in both], [getattr(one[level], its_figure) for _, one in both]
+                rows.paired(what, ours, "tokens/s", rival, theirs, at_least=least)
+    return rows
 
 
 async def decode_rates(threads: int) -> dict[int, Rate]:

@@ -276,7 +276,7 @@ async def _measure_routes(rows: Rows, _shared: None, options: Options) -> None:
     rows.paired("a route of four targets", routed, "requests/s", "an alias", alias, at_least=0.97)
 
 
-#: Every kind that needs no pattern of its own.
+#: Every kind that needs no configured pattern.
 GUARDS = dict.fromkeys(("secret", "card", "iban", "national_id", "email", "phone", "ip"), "mask")
 
 

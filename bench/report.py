@@ -127,12 +127,15 @@ def in_turn(everyone: Iterable[T], number: int) -> list[T]:
     return [*order[first:], *order[:first]]
 
 
-async def take_turns(ways: Mapping[Key, Callable[[], Awaitable[T]]], rounds: int) -> dict[Key, list[T]]:
-    """Measure each of them once in each round. Return the figures of all rounds."""
+async def take_turns(
+    ways: Mapping[Key, Callable[[], Awaitable[T]]], rounds: int, after_turn: Callable[[Mapping[Key, Sequence[T]]], None] = lambda _: None
+) -> dict[Key, list[T]]:
+    """Measure each of them once in each round. Return the figures of all rounds; ``after_turn`` gets those so far."""
     figures: dict[Key, list[T]] = {key: [] for key in ways}
     for number in range(rounds):
         for key in in_turn(ways, number):
             figures[key].append(await ways[key]())
+            after_turn(figures)
     return figures
 
 

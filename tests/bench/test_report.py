@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench import contenders, report
+from bench import contenders, engine, report
 from bench.report import Better, Rows, Table
 
 PARTS, QUICK_PARTS = ("quick", "slow", "last"), ("quick", "last")
@@ -198,6 +198,37 @@ def test_everybody_goes_first_once() -> None:
     firsts = [report.in_turn(everyone, number)[0] for number in range(len(everyone))]
     assert firsts == everyone
     assert all(set(report.in_turn(everyone, number)) == set(everyone) for number in range(5))
+
+
+# --- bench.engine --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rounds", "rivals_rounds", "rows"),
+    [
+        pytest.param(1, 0, 0, id="the rival has not had its turn"),
+        pytest.param(1, 1, 1, id="one mode"),
+        pytest.param(2, 1, 1, id="in the middle of the second round"),
+    ],
+)
+def test_the_engines_rows_are_those_of_which_both_sides_were_measured(rounds: int, rivals_rounds: int, rows: int) -> None:
+    contestants = (*(contender.name for contender in engine.EVERYONE), engine.PYTHON_SERVER.name, engine.BATCHED_BENCH)
+    rates = [dict.fromkeys(engine.LEVELS, engine.Rate(100.0 + number, math.nan)) for number in range(rounds)]
+    ours, theirs = contenders.OURS[contenders.MODES[0]].name, contenders.LLAMA_SERVER.name
+    found = engine.throughput_rows(dict.fromkeys(contestants, ()) | {ours: rates, theirs: rates[:rivals_rounds]})
+    assert [row.claim for row in found] == [f"{ours}: {level} stream{'s' if level > 1 else ''}" for level in engine.LEVELS] * rows
+    assert all(row.ratio == 1.0 for row in found)
+
+
+async def test_the_figures_so_far_are_told_after_each_turn() -> None:
+    async def measure() -> int:
+        return 1
+
+    seen: list[dict[str, int]] = []
+    await report.take_turns(
+        {"a": measure, "b": measure}, 2, lambda found: seen.append({name: len(figures) for name, figures in found.items()})
+    )
+    assert seen == [{"a": 1, "b": 0}, {"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 2}]
 
 
 def test_the_parts_that_are_measured_are_those_of_the_form_or_of_the_command_line() -> None:
