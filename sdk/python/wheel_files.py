@@ -6,7 +6,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-#: A wheel of its own, for the extra `mesh`.
+#: A separate wheel, for the extra `mesh`.
 SIDECAR = Path("shared/transports/hyperswarm/sidecar")
 
 

@@ -76,7 +76,7 @@ class LoginRpc(AuthHandlers):
         return Nothing()
 
     async def begin(self, user: auth.User, login: session_store.StoredLogin) -> auth.LoginSession:
-        """Open a session for a user whom an OpenID provider authenticated, with the step that the login still lacks."""
+        """Open a session for a user that an OpenID provider authenticated, with the step that the login still lacks."""
         return await self._opening.open(user, await self._with_step(user, login, None, ""))
 
     @serves(auth.refresh_session)

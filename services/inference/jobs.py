@@ -19,7 +19,7 @@ MAX_TOOLS = 128
 #: A mesh message has at most 1 MiB.
 MAX_PROMPT_CHARACTERS = 1024 * 1024
 MAX_MESSAGES = 1024
-#: Of a message. A gateway has a limit of its own, which is not above this.
+#: For a message. The limit of a gateway is not higher.
 MAX_IMAGES = 64
 
 

@@ -341,7 +341,7 @@ def _may_be_repeated(cause: BaseException | None, attempt: int, *, only_reads: b
 
 
 async def _release(pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
-    """Wait for the server to confirm a canceled statement. If it does not, close the connection. The pool does that in a task of its own,
+    """Wait for the server to confirm a canceled statement. If it does not, close the connection. The pool does that in its own task,
     so a second cancellation does not stop it."""
     with contextlib.suppress(*_GONE, *_LOST_ITS_PLACE):
         await pool.release(connection, timeout=0.5)

@@ -101,7 +101,7 @@ class LlamaBackend(Backend):
 
         async def work(engine: SupervisedEngine) -> Generation:
             if entry.program is not None:
-                # It has formats and tools of its own.
+                # It has its own formats and tools.
                 return await engine.generate(job, sink)
             prompt, rendered = await chat.prepare(job, ReasoningDefaults(entry.reasoning, entry.reasoning_budget))
             answers = chat.answers(job, rendered, sink, partial(self._watcher.parse_failed, job.model))

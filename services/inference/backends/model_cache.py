@@ -261,7 +261,7 @@ class ModelCache:
                 task.cancel()
 
     def get(self, model: ModelName) -> CachedModel:
-        """Return a model, or the one that an adapter belongs to."""
+        """Return a model, or the base model of an adapter."""
         return self._models[self._bases.get(model, model)]
 
     @asynccontextmanager

@@ -20,7 +20,7 @@ from services.inference.images.image_spans import ImageSpan
 #: it much more.
 ADMITTED_AT_ONCE, ADMITTED_PER_TOKENS = 4, 64
 
-#: At the 99th percentile, a step that reads may take as many times as long as one that doesn't.
+#: A step that reads a prompt may take this many times as long as other steps, at the 99th percentile.
 SLOWDOWN = 4.0
 #: The same for each prompt per answer, if that is more.
 SLOWDOWN_PER_PROMPT = 2.0
@@ -39,7 +39,7 @@ _FIRST_AIM, _LEAST_AIM, _FALL = 0.9, 0.8, 0.05
 _QUIET_STEPS, _MOST_VARIATION = 200, 1.5
 #: As many of them may be from between two steps that read. More would raise the limit, because a long prompt slows the answers beside it.
 _MEASURED_AMID_READING = 10
-#: As many steps that read nothing tell the time of the answers now. One that something slowed, such as the arrival of a prompt, isn't it.
+#: The number of recent steps without prompts that give the time of answers. Several, because an arriving prompt slows single ones.
 _LAST_STEPS = 5
 
 

@@ -34,7 +34,7 @@ class ModelProgram:
 
 @dataclass(frozen=True, slots=True)
 class CatalogAdapter:
-    """A LoRA adapter, served as a model of its own."""
+    """A LoRA adapter, served as a separate model."""
 
     name: ModelName
     file: Path

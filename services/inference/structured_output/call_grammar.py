@@ -325,7 +325,7 @@ class _CallWriter:
         text = f"({begin}(?s:.{{0,{max(0, most - count) if 0 <= most < _UNLIMITED else ''}}})){'?' if never and not least else ''}"
         written = f"[lazy]: {lark.regex(text + re.escape(delimiter))}"
         if matching := self._regexes(schema, place):
-            # A text that doesn't match would go on behind its delimiter.
+            # A text that doesn't match would continue behind its delimiter.
             ended = lark.regex(f"(?s:.*){re.escape(delimiter)}(?s:.+)")
             written = " & ".join((written, *(f"({lark.regex(one)} {lark.literal(delimiter)})" for one in matching), f"~{ended}"))
         return self._give(written)

@@ -1,7 +1,7 @@
 """Decides which objects of the store to delete. Pure.
 
 Any second of the last days stays recoverable, and one backup a day for longer. A kept backup keeps all that it needs. The newest backup and
-the newest one that passed a restore test always stay, and so does the recovery log.
+the newest that passed a restore test always stay, and so does the recovery log.
 """
 
 import math
