@@ -10,6 +10,8 @@ TESTS ?=
 ONLY ?=
 #: Test processes at a time. Two more than there are processors: much of their time they wait for a server.
 AT_ONCE ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
+#: The number of tests is known at the end only: tests/parallel.py prints how far they are.
+IN_PARALLEL = --numprocesses $(AT_ONCE) -o console_output_style=classic
 #: What `make check` runs, and `make test` therefore does not.
 CHECKED = tests/test_architecture.py tests/test_repository.py tests/test_docs.py
 #: For make images: where the images go, the end of their tag (such as -arm64), and PUSH=1 to push them.
@@ -53,13 +55,13 @@ status: ## show what is running
 	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status
 
 test: setup-dev ## run the tests except the nightly ones, about 24 minutes on 2 cores (TESTS=tests/cli: only some)
-	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),--numprocesses $(AT_ONCE) $(CHECKED:%=--ignore=%))
+	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),$(IN_PARALLEL) $(CHECKED:%=--ignore=%))
 
 # pytest ends with 5 if it ran nothing: TESTS may name only tests of one kind.
 test-all: setup-dev ## run all tests with random seeds and full volumes (more than an hour)
 	@failed=0; \
 	only() { [ $$1 = 5 ] && [ -n "$(TESTS)" ]; }; \
-	$(BIN)/python -m pytest --nightly -m "not nightly" --numprocesses $(AT_ONCE) $(TESTS) || only $$? || failed=1; \
+	$(BIN)/python -m pytest --nightly -m "not nightly" $(IN_PARALLEL) $(TESTS) || only $$? || failed=1; \
 	$(BIN)/python -m pytest --nightly -m nightly $(TESTS) || only $$? || failed=1; \
 	exit $$failed
 

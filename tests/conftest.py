@@ -23,7 +23,7 @@ from tests.acceptance.chromium import Browser, Chromium
 from tests.servers import PostgresServer, ValkeyServer, running
 from tests.testnet import NatsServer
 
-pytest_plugins = ("tests.tiers",)
+pytest_plugins = ("tests.parallel", "tests.tiers")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import capabilities, tiers
+from tests import capabilities, parallel, tiers
 
 EXAMPLE = """
 import pytest
@@ -33,7 +33,7 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
     folder.mkdir()
     folder.joinpath("pytest.ini").write_text("[pytest]\naddopts = --strict-markers -p no:cacheprovider -p no:schemathesis -p no:faker -s\n")
-    folder.joinpath("conftest.py").write_text('pytest_plugins = ("tests.tiers",)\n')
+    folder.joinpath("conftest.py").write_text('pytest_plugins = ("tests.parallel", "tests.tiers")\n')
     folder.joinpath("test_example.py").write_text(EXAMPLE)
     return folder
 
@@ -55,13 +55,10 @@ def without_browser(monkeypatch: pytest.MonkeyPatch) -> None:
 NOT_RUN = re.compile(r"^=+ not run =+\n(.*?)^=", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "processes", [(), pytest.param(("-n", "2"), marks=pytest.mark.nightly("long"))], ids=["one process", "several processes"]
-)
-def test_make_test_lists_what_it_leaves_out(project: Path, processes: tuple[str, ...]) -> None:
+def test_make_test_lists_what_it_leaves_out(project: Path) -> None:
     if capabilities.find_program("chromium", "chromium-browser") not in {None, "/usr/bin/chromium", "/usr/bin/chromium-browser"}:
         pytest.skip("Chromium is in a folder that is searched without a PATH")
-    done = run(project, *processes)
+    done = run(project)
     assert done.returncode == 0, done.stdout + done.stderr
     found = NOT_RUN.search(done.stdout)
     assert found, done.stdout
@@ -71,6 +68,21 @@ def test_make_test_lists_what_it_leaves_out(project: Path, processes: tuple[str,
         "Tests of what this machine lacks (see `make test-system`): 1",
         "      1  needs browser: not installed: chromium",
     ]
+
+
+def test_processes_collect_a_file_when_they_run_it(project: Path) -> None:
+    project.joinpath("test_at_night.py").write_text("import pytest\n\n@pytest.mark.nightly('long')\ndef test_it():\n    pass\n")
+    project.joinpath("test_broken.py").write_text("import a_module_that_is_not_there\n")
+    done = run(project, "-n", "2", "-o", "console_output_style=classic")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    assert "ModuleNotFoundError: No module named 'a_module_that_is_not_there'" in done.stdout
+    assert re.search(r"^=+ 1 passed, 1 skipped, 1 error in ", done.stdout, re.MULTILINE), done.stdout
+    assert "Nightly tests, which `make test-all` runs: 2\n" in done.stdout
+
+
+def test_a_named_test_runs_in_several_processes_too(project: Path) -> None:
+    done = run(project, "-n", "2", "test_example.py::test_everywhere", "test_example.py::test_at_night")
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_make_test_all_runs_everything_with_full_volumes(project: Path) -> None:
@@ -133,10 +145,10 @@ def test_skips_for_other_reasons_are_listed_too() -> None:
 
 
 def test_the_folders_of_the_tables_exist_and_have_known_groups() -> None:
-    assert [path for path in (*tiers.FOLDERS, *tiers.SHARED) if not (tiers.ROOT / path).exists()] == []
+    assert [path for path in (*tiers.FOLDERS, *parallel.SHARED) if not (tiers.ROOT / path).exists()] == []
     assert set(tiers.FOLDERS.values()) - {""} <= tiers.NIGHTLY.keys()
-    assert set(tiers.SHARED.values()) - {""} <= set(tiers.FIRST)
-    assert [scope for scope in tiers.FIRST if scope not in tiers.SHARED.values() and not (tiers.ROOT / scope).is_file()] == []
+    assert set(parallel.SHARED.values()) - {""} <= set(parallel.FIRST)
+    assert [scope for scope in parallel.FIRST if scope not in parallel.SHARED.values() and not (tiers.ROOT / scope).is_file()] == []
 
 
 def test_every_group_has_tests() -> None:
@@ -161,14 +173,13 @@ def test_every_group_has_tests() -> None:
     ],
 )
 def test_the_longest_path_decides_about_the_tier(path: str, expected: str) -> None:
-    assert tiers.find_longest(path, tiers.FOLDERS) == expected
+    assert parallel.find_longest(path, tiers.FOLDERS) == expected
 
 
 def test_files_that_load_a_model_run_in_one_process_and_others_by_file() -> None:
-    assert tiers.scope("tests/services/inference/backends/test_llama.py::test_answer_streams") == "model"
-    assert tiers.scope("tests/services/inference/engine/test_llama_model.py::test_it[a::b]") == "model"
-    assert tiers.scope("tests/integration/test_usage.py::test_it") == "stack"
-    assert tiers.scope("tests/integration/test_swarm_attacks.py::test_it") == "tests/integration/test_swarm_attacks.py"
-    assert (
-        tiers.scope("tests/services/inference/engine/test_engine_loop.py::test_it") == "tests/services/inference/engine/test_engine_loop.py"
-    )
+    assert parallel.scope("tests/services/inference/backends/test_llama.py::test_answer_streams") == "model"
+    assert parallel.scope("tests/services/inference/engine/test_llama_model.py::test_it[a::b]") == "model"
+    assert parallel.scope("tests/integration/test_usage.py::test_it") == "stack"
+    assert parallel.scope("tests/integration/test_swarm_attacks.py::test_it") == "tests/integration/test_swarm_attacks.py"
+    alone = "tests/services/inference/engine/test_engine_loop.py"
+    assert parallel.scope(f"{alone}::test_it") == alone

@@ -7,22 +7,18 @@ without it fixed seeds and a fraction of it. The end of a run lists what did not
 """
 
 import gc
-import importlib
 import os
 import random
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
-from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-from tests import capabilities, stopwatch
+from tests import capabilities, parallel, stopwatch
 
 T = TypeVar("T")
 
@@ -62,50 +58,6 @@ FOLDERS = {
     "tests/outages": "outages",
     "tests/rolling": "rolling",
 }
-#: A folder or file -> what its tests share, so that one process runs them all, one after the other. Others are spread by file.
-SHARED = {
-    # One stack for all files of a folder, which takes half a minute to start and stop.
-    "tests/acceptance": "browser",
-    "tests/chaos": "browser",
-    "tests/integration": "stack",
-    # On a second one like it, so that the first isn't the last to end.
-    "tests/sdk": "second stack",
-    "tests/clients": "second stack",
-    "tests/full_stack": "full stack",
-    "tests/deploy/proxies": "second stack",
-    "tests/integration/test_joining.py": "second stack",
-    "tests/integration/test_metrics.py": "second stack",
-    "tests/integration/test_second_worker.py": "second stack",
-    "tests/integration/test_two_with_one_key.py": "second stack",
-    # Without that stack.
-    "tests/acceptance/test_watching.py": "",
-    "tests/chaos/test_invariants.py": "",
-    "tests/chaos/test_oracle.py": "",
-    "tests/integration/test_swarm_attacks.py": "",
-    # Two stacks at once are too many for two cores.
-    "tests/rolling": "stack",
-    # They render all templates of llama.cpp, and many of them the same way.
-    "tests/services/inference/chat/test_prompt_plan.py": "templates",
-    "tests/services/inference/chat/test_template_probe.py": "templates",
-    # Threads of two llama.cpp engines would spin against each other.
-    "tests/services/inference/test_embeddings.py": "model",
-    "tests/services/inference/backends/test_isolation.py": "model",
-    "tests/services/inference/backends/test_llama.py": "model",
-    "tests/services/inference/engine/test_embedding_context.py": "model",
-    "tests/services/inference/engine/test_llama_model.py": "model",
-}
-#: Begun before all others, because they take longest in one process: begun last, one of them would run alone. In this order, so that
-#: no more than two stacks run beside the models.
-FIRST = (
-    *("stack", "browser", "model"),
-    "templates",
-    "tests/shared/rpc/test_swarm_mesh.py",
-    "tests/cli/machines/test_join.py",
-    "second stack",
-    "tests/deploy/test_compose_services.py",
-    "full stack",
-    "tests/stack/test_up_down.py",
-)
 #: The part of its full volume that a fuzz test has in `make test`.
 FRACTION = 5
 
@@ -138,25 +90,14 @@ def seed(name: str) -> int:
 # --- which tests run ------------------------------------------------------------------------------------------------------------
 
 
-def find_longest(path: str, table: dict[str, str]) -> str:
-    """The value of the longest folder or file of the table that holds this path; empty without one."""
-    return max(((len(place), value) for place, value in table.items() if path == place or path.startswith(f"{place}/")), default=(0, ""))[1]
-
-
 def find_group(item: pytest.Item) -> str:
     """Return the nightly group of a test; empty if the test is in every run."""
     marker = item.get_closest_marker("nightly")
     if marker is None:
-        return find_longest(item.nodeid.partition("::")[0], FOLDERS)
+        return parallel.find_longest(item.nodeid.partition("::")[0], FOLDERS)
     if len(marker.args) != 1 or marker.args[0] not in NIGHTLY:
         raise pytest.UsageError(f"{item.nodeid}: nightly needs one of {', '.join(NIGHTLY)}")
     return str(marker.args[0])
-
-
-def scope(nodeid: str) -> str:
-    """Tests of one scope run in one process."""
-    path = nodeid.partition("::")[0]
-    return find_longest(path, SHARED) or path
 
 
 def _named_files(config: pytest.Config) -> set[Path]:
@@ -193,32 +134,16 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
     # Collecting makes millions of objects and drops few of them: sweeps find nothing and take a tenth of the time.
     gc.disable()
     try:
-        _import_share(session.config)
         return (yield)
     finally:
         gc.enable()
 
 
-def _import_share(config: pytest.Config) -> None:
-    """Import this process's share of the test files, before all processes import all of them in the same order.
-
-    Python and pytest compile each file once and store the result. In a fresh clone every process would compile every file.
-    """
-    worker: dict[str, Any] = getattr(config, "workerinput", {})
-    if not worker or config.getoption("shard", None):
-        return
-    number, of = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
-    folders = [(config.rootpath / argument).resolve() for argument in config.args]
-    files = sorted({path for folder in folders if ROOT in [folder, *folder.parents] for path in folder.glob("**/test_*.py")})
-    for path in files[number % of :: of]:
-        # Collecting tries again and reports what is wrong with a file, warnings included.
-        with suppress(Exception, pytest.skip.Exception), warnings.catch_warnings():
-            warnings.simplefilter("error")
-            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    parallel.put_longest_first(items)
+    if any(isinstance(item, parallel.FileItem) for item in items):
+        return
     groups = {item: find_group(item) for item in items}
     for item, group in groups.items():
         if group and item.get_closest_marker("nightly") is None:
@@ -231,34 +156,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         gone = set(left_out)
         items[:] = [item for item in items if item not in gone]
-    order = {name: number for number, name in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(scope(item.nodeid), len(order)))
-
-
-class _ByScope(LoadScopeScheduling):
-    def _split_scope(self, nodeid: str) -> str:
-        return scope(nodeid)
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
-    # In the order of collection, which puts the longest first.
-    config.option.loadscopereorder = False
-    return _ByScope(config, log)  # type: ignore[arg-type]  # xdist's own type of it is private
 
 
 # --- the end of a run -----------------------------------------------------------------------------------------------------------
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if hasattr(session.config, "workeroutput"):
+    # Processes that do not collect late have all collected the same tests.
+    if hasattr(session.config, "workeroutput") and (parallel.is_late(session.config) or os.environ["PYTEST_XDIST_WORKER"] == "gw0"):
         session.config.workeroutput["nightly"] = dict(session.config.stash[_left_out])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: WorkerController) -> None:
-    # Each process has collected the same tests.
-    if found := getattr(node, "workeroutput", {}).get("nightly"):
-        node.config.stash[_left_out] = Counter(found)
+    found: dict[str, int] = getattr(node, "workeroutput", {}).get("nightly", {})
+    node.config.stash[_left_out].update(found)
 
 
 def describe_left_out(nightly: Counter[str], skip_reasons: list[str]) -> list[str]:
