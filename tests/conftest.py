@@ -5,6 +5,7 @@ row-level security. ``postgres``, ``valkey`` and ``nats`` are
 the servers themselves, for tests that kill them.
 """
 
+import functools
 import gc
 import logging
 import os
@@ -18,6 +19,7 @@ import certifi
 import pytest
 
 from shared import context
+from shared.stores import queries
 from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser, Chromium
 from tests.servers import PostgresServer, ValkeyServer, running
@@ -82,6 +84,14 @@ def _one_root_certificate(pytestconfig: pytest.Config, tmp_path_factory: pytest.
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _each_query_file_is_parsed_once() -> Iterator[None]:
+    """As in a service, which opens its stores once. Parsing those of auth takes 20 ms."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(queries, "parse", functools.cache(queries.parse))
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     with running(PostgresServer) as server:
@@ -106,7 +116,7 @@ async def postgres_url(postgres: PostgresServer, tables_of: str | None) -> Async
     postgres.ensure_running()
     name = await postgres.new_database(tables_of)
     yield postgres.url(name)
-    postgres.discard(name)
+    postgres.discard(name, tables_of)
 
 
 @pytest.fixture
