@@ -78,8 +78,9 @@ class AlertPoller:
             self._wanted.set()
 
     def note(self, found: alerts.Alerts) -> None:
-        """Store alerts that a page has fetched itself."""
+        """Store alerts, also those that a page has fetched itself."""
         self._seen, self._seen_at = of(found.alerts), self._clock()
+        self._polled_at = self._seen_at
 
     async def run(self, caller: MeshCalls) -> None:
         """Poll on demand, one request at a time. Never returns."""

@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import ModuleType
 from urllib.parse import urlencode
 
 from litestar import HttpMethod, Litestar, MediaType
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
-from litestar.types import ControllerRouterHandler, ExceptionHandlersMap
+from litestar.types import ExceptionHandlersMap
 
 from services.web import page_access, request_context
 from services.web.http import forms, json_errors
@@ -45,43 +46,45 @@ _log = logs.get(part="pages")
 _PARAMETER = re.compile(r"\{\w+(?::(\w+))?\}")
 _KINDS = {"uuid": "[0-9A-Fa-f-]{36}"}
 
-ROUTES: tuple[ControllerRouterHandler, ...] = (
-    *landing.ROUTES,
-    *signing_in.ROUTES,
-    *second_factor.ROUTES,
-    *provider_login.ROUTES,
-    *forgotten_password.ROUTES,
-    *overview.ROUTES,
-    *usage.ROUTES,
-    *requests.ROUTES,
-    *models.ROUTES,
-    *keys.ROUTES,
-    *playground.ROUTES,
-    *account_settings.ROUTES,
-    *security.ROUTES,
-    *own_data.ROUTES,
-    *teams.ROUTES,
-    *policies.ROUTES,
-    *invitation.ROUTES,
-    *join.ROUTES,
-    *nodes.ROUTES,
-    *health.ROUTES,
-    *charts.ROUTES,
-    *report.ROUTES,
-    *alerts.ROUTES,
-    *tickets.ROUTES,
-    *users.ROUTES,
-    *colleagues.ROUTES,
-    *setup.ROUTES,
-    *all_organizations.ROUTES,
-    *prices.ROUTES,
-    *routes.ROUTES,
-    *rollouts.ROUTES,
-    *audit_log.ROUTES,
-    *backups.ROUTES,
-    *capacity.ROUTES,
-    *mesh_settings.ROUTES,
+#: The modules whose handlers are served.
+_PAGES: tuple[ModuleType, ...] = (
+    landing,
+    signing_in,
+    second_factor,
+    provider_login,
+    forgotten_password,
+    overview,
+    usage,
+    requests,
+    models,
+    keys,
+    playground,
+    account_settings,
+    security,
+    own_data,
+    teams,
+    policies,
+    invitation,
+    join,
+    nodes,
+    health,
+    charts,
+    report,
+    alerts,
+    tickets,
+    users,
+    colleagues,
+    setup,
+    all_organizations,
+    prices,
+    routes,
+    rollouts,
+    audit_log,
+    backups,
+    capacity,
+    mesh_settings,
 )
+ROUTES = tuple(handler for page in _PAGES for handler in vars(page).values() if isinstance(handler, HTTPRouteHandler))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +92,6 @@ class ConfirmPage:
     #: The action to repeat, and the submitted fields.
     action: str
     fields: Mapping[str, str]
-    problem: errors.AimeshError | None
     #: None if auth did not report how this user can confirm an action.
     account: accounts.OwnAccount | None
 
@@ -180,8 +182,8 @@ class Failures:
         """Return the confirmation page. It carries the submitted fields, so the action runs once the user confirms."""
         page_request = self._find_page_request(request)
         kept = {name: value for name, value in page_request.posted.items() if name not in ("token", "confirm_password", "confirm_code")}
-        view = ConfirmPage(action=request.scope["path"], fields=kept, problem=error.problem, account=page_request.account)
-        return page_request.page("confirm.html", view, status=HTTPStatus.FORBIDDEN)
+        view = ConfirmPage(action=request.scope["path"], fields=kept, account=page_request.account)
+        return page_request.page("confirm.html", view, here="", status=HTTPStatus.FORBIDDEN, problem=error.problem)
 
     def _find_page_request(self, request: HttpRequest) -> PageRequest:
         """Return the PageRequest that the dependency made, or a new one if it failed first."""
@@ -192,7 +194,14 @@ class Failures:
         if _sent_json(request):
             answer = Page(json_errors.to_json(error), media_type=MediaType.JSON, status_code=json_errors.status(error))
         else:
-            answer = self._page(request, json_errors.status(error), error.message, error.hint)
+            current = context.current.get()
+            view = ErrorPage(
+                status=json_errors.status(error),
+                message=error.message,
+                hint=error.hint,
+                request_id=str(current.request_id) if current else "",
+            )
+            answer = self._find_page_request(request).page("error.html", view, here="error", status=view.status)
         if after := json_errors.retry_after(error):
             answer.headers["Retry-After"] = after
         return answer
@@ -215,17 +224,9 @@ class Failures:
             ),
         )
 
-    def _page(self, request: HttpRequest, status: int, message: str, hint: str) -> Page:
-        current = context.current.get()
-        request_id = str(current.request_id) if current else ""
-        view = ErrorPage(status=status, message=message, hint=hint, request_id=request_id)
-        return self._find_page_request(request).page("error.html", view, here="error", status=status)
-
 
 #: The route patterns that answer GET.
-_READABLE = tuple(
-    path for route in ROUTES if isinstance(route, HTTPRouteHandler) and HttpMethod.GET in route.http_methods for path in route.paths
-)
+_READABLE = tuple(path for route in ROUTES if HttpMethod.GET in route.http_methods for path in route.paths)
 _KIND_OF_STATUS: dict[int, type[errors.AimeshError]] = {
     HTTPStatus.NOT_FOUND: errors.NotFound,
     HTTPStatus.METHOD_NOT_ALLOWED: errors.MethodNotAllowed,

@@ -1,5 +1,6 @@
 """Read and build the URL parameters of searchable, paginated lists. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlencode
 from uuid import UUID
@@ -38,9 +39,10 @@ def read(search: str, after: str) -> PagedSearch:
 def pager(path: str, wanted: PagedSearch, last: UUID | None, *, more: bool) -> Pager:
     """Return the links. ``last`` is the last row of this page."""
     words = {"search": wanted.search} if wanted.search else {}
-    older = _address(path, {**words, "after": str(last)}) if more and last is not None else ""
-    return Pager(newest=_address(path, words), older=older, is_later_page=wanted.after is not None)
+    older = address(path, {**words, "after": str(last)}) if more and last is not None else ""
+    return Pager(newest=address(path, words), older=older, is_later_page=wanted.after is not None)
 
 
-def _address(path: str, words: dict[str, str]) -> str:
+def address(path: str, words: Mapping[str, str]) -> str:
+    """Return the path with these parameters, if any."""
     return f"{path}?{urlencode(words)}" if words else path

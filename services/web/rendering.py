@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from services.web.alert_banner import AlertBanner
 from services.web.charts import usage_chart
 from shared import errors
-from shared.api.auth import ApiKeyLimits
+from shared.api.auth import ApiKeyLimits, User
 from shared.types import UserRole
 
 _PACKAGE = Path(__file__).parent
@@ -88,19 +88,25 @@ def _read_asset(path: Path) -> Asset:
 class PageFrame:
     """The values that the layout of every page needs."""
 
-    #: None until the user completes all sign-in steps.
-    username: str | None
-    role: UserRole | None = None
+    #: None until they complete all sign-in steps.
+    user: User | None
     #: The organization that the user acts as; None for the personal account.
-    team_name: str | None = None
-    #: The first word of the current page's path, for the navigation; or empty.
+    team_name: str | None
+    #: The section that the navigation marks, by the first word of its path.
     here: str
+    #: The public URL, without a trailing slash.
+    address: str
     form_token: str
     #: light, dark or system.
-    theme: str = "system"
-    notice: "Notice | None" = None
+    theme: str
+    problem: errors.AimeshError | None
+    notice: "Notice | None"
     #: The alert banner; None on pages without it.
-    banner: AlertBanner | None = None
+    banner: AlertBanner | None
+
+    @property
+    def is_admin(self) -> bool:
+        return self.user is not None and self.user.role is UserRole.ADMIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +116,6 @@ class Notice:
     text: str
     #: good, warn or bad.
     kind: str = "good"
-
-
-def find_notice(done: str, texts: Mapping[str, str]) -> Notice | None:
-    """Return the notice for the `done` parameter of a redirect; None if it is unknown."""
-    return Notice(texts[done]) if done in texts else None
 
 
 class Renderer:

@@ -18,6 +18,7 @@ from litestar.datastructures import Cookie, State
 from services.web import alert_banner, csrf, live_updates, page_access, rendering, runbooks, sessions
 from services.web.alert_banner import AlertPoller
 from services.web.http import forms, json_errors
+from services.web.http.event_response import EventResponse
 from services.web.mesh_calls import MeshCalls
 from services.web.page_access import PageAudience
 from services.web.settings import WebSettings
@@ -43,8 +44,10 @@ _WITH_BANNER = frozenset({"admin", "dashboard"})
 PAGE_CALL_SECONDS = 3.0
 _LONGEST_AGENT = 200
 _BODY_SECONDS = 5.0
-#: The longest lifetime that browsers allow.
-_BROWSER_MARK_SECONDS = 400 * 24 * 3600
+_NO_NOTICES: Mapping[str, str | rendering.Notice] = {}
+#: How long browsers keep a cookie; all others end with the browser session. 400 days is the most that browsers allow. Auth remembers a
+#: login at the provider for 10 minutes.
+_COOKIE_SECONDS = {"browser": 400 * 24 * 3600, "login": 600}
 
 _FORM_SESSION = re.compile(r"[0-9A-Za-z_-]{43}")
 _HOST = re.compile(r"[0-9A-Za-z._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
@@ -120,7 +123,7 @@ class PageRequest:
     #: Says how the user can confirm a sensitive action; None until needed, or if auth is down.
     account: accounts.OwnAccount | None = None
     posted: dict[str, str] = field(default_factory=dict)
-    #: Cookies that the response sets; None deletes a cookie.
+    #: Cookies that the response sets, by purpose; None deletes a cookie.
     _cookies: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -138,21 +141,23 @@ class PageRequest:
 
     @property
     def session_token(self) -> str | None:
-        return self.request.cookies.get(self._cookie_name("session"))
-
-    @property
-    def browser_mark(self) -> str:
-        """Return the cookie that shows auth that this browser has signed in before; empty if it has not."""
-        return self.request.cookies.get(self._cookie_name("browser"), "")
+        return self.find_cookie("session")
 
     @property
     def invitation(self) -> str:
         """Return the code of the invitation to the mesh that this browser opened; empty for none."""
-        return self.request.cookies.get(self._cookie_name("invitation"), "")
+        return self.find_cookie("invitation") or ""
 
     def keep_invitation(self, code: str | None) -> None:
         """Keep the code through registration, sign-in and the login provider, which see no fragment; None drops it."""
-        self._cookies[self._cookie_name("invitation")] = code
+        self.set_cookie("invitation", code)
+
+    def find_cookie(self, purpose: str) -> str | None:
+        return self.request.cookies.get(self._cookie_name(purpose))
+
+    def set_cookie(self, purpose: str, value: str | None) -> None:
+        """Set a cookie in the response; None deletes it."""
+        self._cookies[purpose] = value
 
     @property
     def person(self) -> auth.LoginSession:
@@ -186,12 +191,20 @@ class PageRequest:
         session = self.session
         return session is not None and session.step is auth.Step.DONE and session.user.role is UserRole.ADMIN
 
-    def banner_values(self) -> live_updates.Values:
+    def _banner_values(self) -> live_updates.Values:
         """Return the banner values for live events; empty unless the user is an administrator."""
         if not self.is_administrator:
             return {}
         self.app.alert_poller.want(self.person.access_token)
         return alert_banner.values(self.app.alert_poller.banner())
+
+    def follow(self, read: live_updates.Read) -> EventResponse:
+        """Stream what ``read`` returns, and the alert banner, to the open page."""
+
+        async def read_all() -> live_updates.Values:
+            return {"connection": ""} | self._banner_values() | await read()
+
+        return live_updates.answer(self.app.followers, str(self.person.user.id), read_all)
 
     async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
         """Call auth or the gateway with the user's credential. Raises AimeshError."""
@@ -228,10 +241,11 @@ class PageRequest:
         """Set the cookies of a new session, replacing any previous one."""
         self.forget_session()
         self.session = session
-        self._cookies[self._cookie_name("session")] = session.session_token
-        self._cookies[self._cookie_name("form")] = None
+        self.set_cookie("session", session.session_token)
+        self.set_cookie("form", None)
         if session.browser is not None:
-            self._cookies[self._cookie_name("browser")] = session.browser
+            # Shows auth that this browser has signed in before.
+            self.set_cookie("browser", session.browser)
 
     def forget_session(self) -> None:
         """Drop the cached session, so that the next page gets the user's new name, theme and rights."""
@@ -241,7 +255,7 @@ class PageRequest:
     def sign_out(self) -> None:
         self.forget_session()
         self.session = None
-        self._cookies[self._cookie_name("session")] = None
+        self.set_cookie("session", None)
 
     async def read_form(self, kind: type[forms.F], *, by_visitor: bool = False) -> forms.F:
         """Read a form, after checking its origin and token. If it carries a password or code, confirm that first; raises ConfirmFirst.
@@ -253,7 +267,7 @@ class PageRequest:
         password, code = fields.pop("confirm_password", ""), fields.pop("confirm_code", "")
         form = forms.convert(fields, kind)
         if by_visitor:
-            self.app.tokens.check(token, self.request.cookies.get(self._cookie_name("form")))
+            self.app.tokens.check(token, self.find_cookie("form"))
         else:
             self.check_person(token)
         if password or code:
@@ -316,32 +330,39 @@ class PageRequest:
     def page(
         self,
         template: str,
-        view: object,
+        view: object = None,
         *,
-        here: str = "",
-        status: int = HTTPStatus.OK,
+        here: str | None = None,
+        status: int | None = None,
         problem: errors.AimeshError | None = None,
-        notice: rendering.Notice | None = None,
+        notices: Mapping[str, str | rendering.Notice] = _NO_NOTICES,
     ) -> Page:
-        """Render a page. The status of ``problem``, which the view shows, replaces ``status``."""
+        """Render a page. ``here`` is the section that the navigation marks; by default, the first word of the path. ``problem`` is shown,
+        and gives the status unless ``status`` does. ``notices``: what to show after a redirect, by its `done` parameter."""
         session = self.session
         is_in = session is not None and session.step is auth.Step.DONE
+        here = self.request.scope["path"].split("/")[1] if here is None else here
         frame = rendering.PageFrame(
-            username=session.user.username if session is not None and is_in else None,
-            role=session.user.role if session is not None and is_in else None,
+            user=session.user if session is not None and is_in else None,
             team_name=session.team_name if session is not None else None,
             here=here,
+            address=self.address,
             form_token=self.app.tokens.issue(self._session_binding() if session else self._form_session()),
             theme=(session.theme if session is not None else None) or "system",
-            notice=notice,
+            problem=problem,
+            notice=self._find_notice(notices),
             banner=self.app.alert_poller.banner() if self.is_administrator and here in _WITH_BANNER else None,
         )
-        return Response(
-            self.app.renderer.render(template, frame, view),
-            media_type=MediaType.HTML,
-            status_code=status if problem is None else json_errors.status(problem),
-            cookies=self._set_cookies(),
-        )
+        if status is None:
+            status = HTTPStatus.OK if problem is None else json_errors.status(problem)
+        content = self.app.renderer.render(template, frame, view)
+        return Response(content, media_type=MediaType.HTML, status_code=status, cookies=self._set_cookies())
+
+    def _find_notice(self, notices: Mapping[str, str | rendering.Notice]) -> rendering.Notice | None:
+        if not notices or self.request.method != "GET":
+            return None
+        found = notices.get(self.request.query_params.get("done", ""))
+        return rendering.Notice(found) if isinstance(found, str) else found
 
     def redirect(self, path: str) -> Page:
         return Response(
@@ -350,14 +371,13 @@ class PageRequest:
 
     def _session_binding(self) -> str:
         # The cookie value that the browser will send with the form.
-        return self._cookies.get(self._cookie_name("session")) or self.session_token or ""
+        return self._cookies.get("session") or self.session_token or ""
 
     def _form_session(self) -> str:
-        name = self._cookie_name("form")
-        present = self.request.cookies.get(name, "")
+        present = self.find_cookie("form") or ""
         if _FORM_SESSION.fullmatch(present):
             return present
-        return self._cookies.setdefault(name, secrets.token_urlsafe(32)) or ""
+        return self._cookies.setdefault("form", secrets.token_urlsafe(32)) or ""
 
     def _cookie_name(self, purpose: str) -> str:
         # `__Host-` prevents other hosts and plain HTTP from setting the cookie. It requires Secure, so HTTPS.
@@ -365,15 +385,17 @@ class PageRequest:
 
     def _set_cookies(self) -> list[Cookie]:
         return [
-            Cookie(name, value=value or "", max_age=self._max_age(name, value), path="/", secure=self.secure, httponly=True, samesite="lax")
-            for name, value in self._cookies.items()
+            Cookie(
+                self._cookie_name(purpose),
+                value=value or "",
+                max_age=_COOKIE_SECONDS.get(purpose) if value else 0,
+                path="/",
+                secure=self.secure,
+                httponly=True,
+                samesite="lax",
+            )
+            for purpose, value in self._cookies.items()
         ]
-
-    def _max_age(self, name: str, value: str | None) -> int | None:
-        if not value:
-            return 0
-        # All other cookies end with the browser session.
-        return _BROWSER_MARK_SECONDS if name == self._cookie_name("browser") else None
 
 
 def media_type(request: HttpRequest) -> str:

@@ -121,10 +121,15 @@ def read_days(text: str, choices: Sequence[int]) -> int:
     return next((days for days in choices if text == str(days)), choices[0])
 
 
+def find_number(text: str, *, most_digits: int = 9) -> int | None:
+    """Parse a whole number; None for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= most_digits else None
+
+
 def read_limit(text: str, what: str) -> int | None:
     text = text.strip()
     if not text:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 1):
+    if not (number := find_number(text)):
         raise errors.BadRequest(f"{what} must be a whole number of at least 1", hint="leave it empty for the tier default")
-    return int(text)
+    return number

@@ -39,9 +39,6 @@ class InvitationView(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvitationPage:
     code: str
-    username: str
-    email: str
-    problem: errors.AimeshError | None = None
 
 
 @get("/invitation")
@@ -68,9 +65,4 @@ async def accept(page_request: NamedDependency[PageRequest]) -> Page:
 
 
 def _page(page_request: PageRequest, code: str, problem: errors.CallerError | None = None) -> Page:
-    user = page_request.person.user
-    view = InvitationPage(code=code, username=user.username, email=user.email, problem=problem)
-    return page_request.page("invitation.html", view, here="organisations", problem=problem)
-
-
-ROUTES = (show_invitation, read_offer, accept)
+    return page_request.page("invitation.html", InvitationPage(code=code), here="organisations", problem=problem)

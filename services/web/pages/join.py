@@ -23,13 +23,7 @@ _CODE = re.compile(r"[\w.~-]{16,200}", re.ASCII)
 class JoinPage:
     #: None without the code of an open invitation.
     offer: ColleagueInvitation | None
-    #: None for visitors, and while the sign-in lacks a step.
-    user: auth.User | None
-    problem: errors.AimeshError | None = None
-
-    @property
-    def is_for_user(self) -> bool:
-        return self.user is not None and self.offer is not None and self.user.email.lower() == self.offer.email.lower()
+    is_for_user: bool
 
 
 @get(JOIN)
@@ -85,8 +79,6 @@ async def _read_offer(page_request: PageRequest) -> ColleagueInvitation:
 
 def _page(page_request: PageRequest, offer: ColleagueInvitation | None, problem: errors.CallerError | None = None) -> Page:
     session = page_request.session
-    user = session.user if session is not None and session.step is auth.Step.DONE else None
-    return page_request.page("join.html", JoinPage(offer=offer, user=user, problem=problem), here="join", problem=problem)
-
-
-ROUTES = (show_join, keep_code, accept_offer)
+    is_for_user = session is not None and offer is not None and session.user.email.lower() == offer.email.lower()
+    view = JoinPage(offer=offer, is_for_user=is_for_user and session is not None and session.step is auth.Step.DONE)
+    return page_request.page("join.html", view, problem=problem)

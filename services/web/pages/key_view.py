@@ -17,7 +17,8 @@ from shared.types import MicroCredits, ModelName, UserRole
 #: Keys that expire within this time are highlighted.
 _SOON = timedelta(days=7)
 
-WORDS: Mapping[Permission, str] = {
+#: Scope -> what it allows.
+WORDS: Mapping[str, str] = {
     Permission.INFER: "run models",
     Permission.READ_MODELS: "list models",
     Permission.WRITE_MODELS: "load and unload models",
@@ -89,13 +90,9 @@ def line_of(key: ApiKey, now: datetime) -> ApiKeyRow:
 
 def _may(key: ApiKey) -> str:
     if key.bounds.scopes:
-        words = ", ".join(WORDS.get(scope, scope) if (scope := _known(name)) else name for name in key.bounds.scopes)
+        words = ", ".join(WORDS.get(scope, scope) for scope in key.bounds.scopes)
         return words[:1].upper() + words[1:]
     return {KeyKind.TEST: "Run models", KeyKind.ADMIN: "Administration"}.get(key.kind, "Full access")
-
-
-def _known(scope: str) -> Permission | None:
-    return next((each for each in Permission if each == scope), None)
 
 
 def _bounds(key: ApiKey) -> Iterator[str]:
@@ -219,9 +216,9 @@ def _read_days(text: str) -> int | None:
     text = text.strip()
     if not text:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 4):
+    if (days := forms.find_number(text, most_digits=4)) is None:
         raise errors.BadRequest("the expiry must be a number of days", hint="choose one from the list")
-    return int(text)
+    return days
 
 
 def _read_budget(text: str) -> MicroCredits | None:

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import ClassVar
 from uuid import UUID
 
 from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath
 
-from services.web import rendering
 from services.web.pages import key_view, model_view
 from services.web.pages.key_view import ApiKeyRow, NewKeyForm
 from services.web.request_context import Page, PageRequest
@@ -42,30 +42,25 @@ class ApiKeysPage:
     #: The organization that owns the keys; None for personal keys.
     team: str | None
     boxes: tuple[ScopeCheckbox, ...]
-    is_admin: bool
     #: For the code samples.
-    address: str
     model: ModelName | None
-    days: Mapping[str, str]
+    days: ClassVar[Mapping[str, str]] = DAYS
     #: Set only in the response that created the key.
     created: auth.CreatedApiKey | None
     #: The values of a rejected form.
     typed: NewKeyForm
-    problem: errors.AimeshError | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPage:
     key: ApiKeyRow
     name: str
-    overlaps: Mapping[int, str]
-    address: str
+    overlaps: ClassVar[Mapping[int, str]] = OVERLAPS
     model: ModelName | None
     #: Set only in the response that rotated the key.
     created: auth.CreatedApiKey | None = None
     #: How long the old secret keeps working; empty if it is revoked.
     overlap: str = ""
-    problem: errors.AimeshError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +71,8 @@ class RevokePage:
 
 
 @get("/api-keys")
-async def show_api_keys(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _list(page_request, notice=rendering.find_notice(done, _DONE))
+async def show_api_keys(page_request: NamedDependency[PageRequest]) -> Page:
+    return await _list(page_request)
 
 
 @post("/api-keys")
@@ -92,10 +87,8 @@ async def create_api_key(page_request: NamedDependency[PageRequest]) -> Page:
 
 
 @get("/api-keys/{key_id:uuid}")
-async def show_api_key(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
-    key = await _active(page_request, key_id)
-    notice = rendering.find_notice(done, _DONE)
-    return page_request.page("key.html", _key_page(page_request, key), here="api-keys", notice=notice)
+async def show_api_key(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
+    return page_request.page("key.html", _view_key(page_request, await _active(page_request, key_id)), notices=_DONE)
 
 
 @post("/api-keys/{key_id:uuid}/rename")
@@ -104,8 +97,7 @@ async def rename_api_key(page_request: NamedDependency[PageRequest], key_id: Fro
     try:
         await page_request.submit(auth.rename_api_key, auth.RenameApiKey(str(key_id), name.strip()))
     except errors.CallerError as error:
-        view = _key_page(page_request, await _active(page_request, key_id), name=name, problem=error)
-        return page_request.page("key.html", view, here="api-keys", problem=error)
+        return page_request.page("key.html", _view_key(page_request, await _active(page_request, key_id), name=name), problem=error)
     return page_request.redirect(f"/api-keys/{key_id}?done=renamed")
 
 
@@ -119,13 +111,10 @@ async def rotate_api_key(page_request: NamedDependency[PageRequest], key_id: Fro
             raise errors.BadRequest("invalid overlap", hint="choose how long the old secret keeps working from the list")
         created = await page_request.submit(auth.rotate_api_key, auth.RotateApiKey(str(key_id), seconds))
     except errors.CallerError as error:
-        view = _key_page(page_request, await _active(page_request, key_id), problem=error)
-        return page_request.page("key.html", view, here="api-keys", problem=error)
-    served = await page_request.fetch(gateway.list_models, gateway.ListModels())
-    view = _key_page(
-        page_request, created.key, created=created, overlap=OVERLAPS[seconds] if seconds else "", model=model_view.default_model(served)
-    )
-    return page_request.page("key.html", view, here="api-keys", status=HTTPStatus.CREATED)
+        return page_request.page("key.html", _view_key(page_request, await _active(page_request, key_id)), problem=error)
+    model = model_view.default_model(await page_request.fetch(gateway.list_models, gateway.ListModels()))
+    view = _view_key(page_request, created.key, created=created, overlap=OVERLAPS[seconds] if seconds else "", model=model)
+    return page_request.page("key.html", view, status=HTTPStatus.CREATED)
 
 
 @get("/api-keys/{key_id:uuid}/revoke")
@@ -133,7 +122,7 @@ async def confirm_revoke(page_request: NamedDependency[PageRequest], key_id: Fro
     listed = await page_request.call(auth.list_api_keys, auth.ListApiKeys())
     key, now = _find_active(listed.keys, key_id), page_request.app.now()
     made = tuple(line for each in key_view.made_by(listed.keys, key.id) if (line := key_view.line_of(each, now)).is_active)
-    return page_request.page("revoke.html", RevokePage(key=key_view.line_of(key, now), made=made), here="api-keys")
+    return page_request.page("revoke.html", RevokePage(key=key_view.line_of(key, now), made=made))
 
 
 @post("/api-keys/{key_id:uuid}/revoke")
@@ -150,7 +139,6 @@ async def _list(
     created: auth.CreatedApiKey | None = None,
     typed: NewKeyForm = NOTHING_TYPED,
     problem: errors.CallerError | None = None,
-    notice: rendering.Notice | None = None,
 ) -> Page:
     listed, served = await asyncio.gather(
         page_request.call(auth.list_api_keys, auth.ListApiKeys()), page_request.fetch(gateway.list_models, gateway.ListModels())
@@ -163,16 +151,12 @@ async def _list(
             ScopeCheckbox(field, key_view.WORDS[scope], scope, bool(getattr(typed, field)))
             for field, scope in key_view.scopes_of(person.user.role).items()
         ),
-        is_admin=person.user.role == "admin",
-        address=page_request.address,
         model=model_view.default_model(served),
-        days=DAYS,
         created=created,
         typed=typed,
-        problem=problem,
     )
-    status = HTTPStatus.OK if created is None else HTTPStatus.CREATED
-    return page_request.page("api_keys.html", view, here="api-keys", status=status, problem=problem, notice=notice)
+    status = None if created is None else HTTPStatus.CREATED
+    return page_request.page("api_keys.html", view, status=status, problem=problem, notices=_DONE)
 
 
 async def _active(page_request: PageRequest, key_id: UUID) -> auth.ApiKey:
@@ -186,7 +170,7 @@ def _find_active(keys: tuple[auth.ApiKey, ...], key_id: UUID) -> auth.ApiKey:
     return key
 
 
-def _key_page(
+def _view_key(
     page_request: PageRequest,
     key: auth.ApiKey,
     *,
@@ -194,18 +178,11 @@ def _key_page(
     model: ModelName | None = None,
     created: auth.CreatedApiKey | None = None,
     overlap: str = "",
-    problem: errors.CallerError | None = None,
 ) -> KeyPage:
     return KeyPage(
         key=key_view.line_of(key, page_request.app.now()),
         name=key.name if name is None else name,
-        overlaps=OVERLAPS,
-        address=page_request.address,
         model=model,
         created=created,
         overlap=overlap,
-        problem=problem,
     )
-
-
-ROUTES = (show_api_keys, create_api_key, show_api_key, rename_api_key, rotate_api_key, confirm_revoke, revoke_api_key)

@@ -21,7 +21,6 @@ _FOR_EVER = "public, max-age=31536000, immutable"
 class LandingPage:
     #: None if the gateway did not respond.
     health: gateway.ServiceHealth | None
-    address: str
     is_open: bool
 
 
@@ -32,7 +31,7 @@ async def landing(page_request: NamedDependency[PageRequest]) -> Page:
         _health(page_request),
         signing_in.find_options(page_request, deadline_seconds=STATUS_CALL_SECONDS),
     )
-    return page_request.page("landing.html", LandingPage(health=health, address=page_request.address, is_open=options.open_registration))
+    return page_request.page("landing.html", LandingPage(health=health, is_open=options.open_registration))
 
 
 @get("/static/{version:str}/{name:path}")
@@ -64,6 +63,3 @@ async def _health(page_request: PageRequest) -> gateway.ServiceHealth | None:
         )
     except errors.AimeshError:
         return None
-
-
-ROUTES = (landing, static)

@@ -4,15 +4,16 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import FromQuery
 
-from services.web import live_updates, rendering
+from services.web import live_updates
 from services.web.http.event_response import EventResponse
 from services.web.pages import model_view
+from services.web.pages.admin import node_view
 from services.web.pages.model_view import ModelPullView, ServedModelView
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import access_table, errors
@@ -60,7 +61,7 @@ class ModelsPage:
     models: tuple[ServedModelView, ...]
     #: Running downloads, for users who may load models.
     pulls: tuple[ModelPullView, ...]
-    blank_pull: ModelPullView
+    blank_pull: ClassVar[ModelPullView] = ModelPullView()
     may_order: bool
     #: Whether nodes and prices are available.
     has_places: bool
@@ -69,12 +70,11 @@ class ModelsPage:
     why_none: str
     #: Set in the response to an order that some workers refused.
     refusals: tuple[OrderRefusal, ...] = ()
-    problem: errors.AimeshError | None = None
 
 
 @get("/models")
-async def show_models(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _page(page_request, notice=rendering.find_notice(done, _DONE))
+async def show_models(page_request: NamedDependency[PageRequest]) -> Page:
+    return await _page(page_request)
 
 
 @post("/models/orders")
@@ -88,7 +88,7 @@ async def order(page_request: NamedDependency[PageRequest]) -> Page:
         return await _page(page_request, problem=errors.DeadlineExceeded(f"no worker finished within {ORDER_SECONDS:.0f} s", hint=hint))
     except (errors.CallerError, errors.PeerError) as error:
         return await _page(page_request, problem=error)
-    refusals = tuple(OrderRefusal(place.worker[: model_view.SHOWN_OF_ID], place.detail) for place in places if not place.state)
+    refusals = tuple(OrderRefusal(place.worker[: node_view.SHOWN_OF_ID], place.detail) for place in places if not place.state)
     if refusals:
         return await _page(page_request, refusals=refusals)
     return page_request.redirect(f"/models?done={act}")
@@ -110,7 +110,6 @@ async def _apply(page_request: PageRequest, form: OrderForm) -> tuple[ModelActio
 async def _page(
     page_request: PageRequest,
     *,
-    notice: rendering.Notice | None = None,
     refusals: tuple[OrderRefusal, ...] = (),
     problem: errors.AimeshError | None = None,
 ) -> Page:
@@ -125,15 +124,13 @@ async def _page(
     view = ModelsPage(
         models=model_view.join(served.models, nodes.nodes if nodes else None, prices.prices if prices else None, unserved_too=may_order),
         pulls=model_view.pulls(nodes.nodes) if nodes and may_order else (),
-        blank_pull=ModelPullView(),
         may_order=may_order,
         has_places=nodes is not None,
         has_prices=prices is not None,
         why_none=served.why_none,
         refusals=refusals,
-        problem=problem,
     )
-    return page_request.page("models.html", view, here="models", problem=problem, notice=notice)
+    return page_request.page("models.html", view, problem=problem, notices=_DONE)
 
 
 def _may_order(page_request: PageRequest) -> bool:
@@ -148,9 +145,9 @@ async def follow_pulls(page_request: NamedDependency[PageRequest]) -> EventRespo
 
     async def read() -> live_updates.Values:
         rows = await page_request.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=PAGE_CALL_SECONDS)
-        return page_request.banner_values() | {"pulls": [asdict(line) for line in model_view.pulls(rows.nodes)], "connection": ""}
+        return {"pulls": [asdict(line) for line in model_view.pulls(rows.nodes)]}
 
-    return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), read)
+    return page_request.follow(read)
 
 
 async def _served(page_request: PageRequest) -> gateway.ServedModels | errors.PeerError:
@@ -158,6 +155,3 @@ async def _served(page_request: PageRequest) -> gateway.ServedModels | errors.Pe
         return await page_request.call(gateway.list_models, gateway.ListModels())
     except errors.PeerError as error:
         return error
-
-
-ROUTES = (show_models, order, follow_pulls)

@@ -5,12 +5,14 @@ Administrators see all nodes under /admin/nodes. Node owners see their own under
 
 import asyncio
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from typing import ClassVar
 
 from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath
 
-from services.web import live_updates, rendering
+from services.web import live_updates
 from services.web.http import forms
 from services.web.http.event_response import EventResponse
 from services.web.pages.admin import node_view
@@ -29,14 +31,11 @@ _DONE = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodesPage:
     root: str
-    is_admin: bool
     nodes: NodeList
     #: The template for rows added later.
-    blank: NodeRowView
+    blank: ClassVar[NodeRowView] = NodeRowView()
     #: False if the gateway did not respond, so states are unknown.
     is_seen: bool
-    #: Why the list is unavailable; None if it is available.
-    problem: errors.AimeshError | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,31 +43,21 @@ class NodeConfirmationPage:
     """The confirmation page for approving or revoking a node."""
 
     root: str
-    is_admin: bool
     member: Member
     short: str
     reason: str = ""
-    problem: errors.AimeshError | None = None
 
 
 @get(["/nodes", "/admin/nodes"])
-async def show_nodes(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+async def show_nodes(page_request: NamedDependency[PageRequest]) -> Page:
     root = node_view.root_of(page_request.person)
     if page_request.request.scope["path"] != root:
         return page_request.redirect(root)
-    is_admin = root != "/nodes"
     answer, problem = await _members(page_request)
     rows = await page_request.fetch(gateway.list_nodes, gateway.ListNodes())
-    view = NodesPage(
-        root=root,
-        is_admin=is_admin,
-        nodes=node_view.join(answer, rows.nodes if rows else None, root, only_members=not is_admin),
-        blank=NodeRowView(),
-        is_seen=rows is not None,
-        problem=problem,
-    )
-    notice = rendering.find_notice(done, _DONE)
-    return page_request.page("nodes.html", view, here=node_view.section(page_request.person), notice=notice)
+    nodes = node_view.join(answer, rows.nodes if rows else None, root, only_members=not page_request.is_administrator)
+    view = NodesPage(root=root, nodes=nodes, is_seen=rows is not None)
+    return page_request.page("nodes.html", view, status=HTTPStatus.OK, problem=problem, notices=_DONE)
 
 
 @get("/live/nodes")
@@ -81,15 +70,10 @@ async def follow_nodes(page_request: NamedDependency[PageRequest]) -> EventRespo
             page_request.call(membership.list_members, membership.ListMembers(), deadline_seconds=PAGE_CALL_SECONDS),
             page_request.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=PAGE_CALL_SECONDS),
         )
-        found = node_view.join(members.members, rows.nodes, root, only_members=root == "/nodes")
-        return page_request.banner_values() | {
-            "nodes": [asdict(line) for line in found.lines],
-            "summary": found.summary,
-            "no_nodes": not found.lines,
-            "connection": "",
-        }
+        found = node_view.join(members.members, rows.nodes, root, only_members=not page_request.is_administrator)
+        return {"nodes": [asdict(line) for line in found.lines], "summary": found.summary, "no_nodes": not found.lines}
 
-    return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), read)
+    return page_request.follow(read)
 
 
 @get("/admin/nodes/{node_id:str}/approve")
@@ -97,7 +81,7 @@ async def confirm_approve(page_request: NamedDependency[PageRequest], node_id: F
     member = await _member(page_request, node_id)
     if member.state is not MemberState.PENDING:
         raise errors.NotFound("this node is not waiting for approval", hint="choose one from the list of nodes")
-    return page_request.page("admin/node_approve.html", _question(page_request, member), here=node_view.section(page_request.person))
+    return page_request.page("admin/node_approve.html", _question(page_request, member))
 
 
 @post("/admin/nodes/{node_id:str}/approve")
@@ -109,9 +93,7 @@ async def approve(page_request: NamedDependency[PageRequest], node_id: FromPath[
 
 @get(["/nodes/{node_id:str}/revoke", "/admin/nodes/{node_id:str}/revoke"])
 async def confirm_revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
-    return page_request.page(
-        "admin/node_revoke.html", _question(page_request, await _member(page_request, node_id)), here=node_view.section(page_request.person)
-    )
+    return page_request.page("admin/node_revoke.html", _question(page_request, await _member(page_request, node_id)))
 
 
 @post(["/nodes/{node_id:str}/revoke", "/admin/nodes/{node_id:str}/revoke"])
@@ -121,8 +103,7 @@ async def revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[s
     try:
         await page_request.submit(membership.revoke_member, membership.RevokeMember(node_id, reason=reason.strip()))
     except errors.CallerError as error:
-        view = _question(page_request, member, reason, error)
-        return page_request.page("admin/node_revoke.html", view, here=node_view.section(page_request.person), problem=error)
+        return page_request.page("admin/node_revoke.html", _question(page_request, member, reason), problem=error)
     return page_request.redirect(f"{node_view.root_of(page_request.person)}?done=revoked")
 
 
@@ -142,12 +123,6 @@ async def _member(page_request: PageRequest, node_id: str) -> Member:
     return member
 
 
-def _question(
-    page_request: PageRequest, member: Member, reason: str = "", problem: errors.AimeshError | None = None
-) -> NodeConfirmationPage:
-    root = node_view.root_of(page_request.person)
-    short = member.id[: node_view.SHOWN_OF_ID]
-    return NodeConfirmationPage(root=root, is_admin=root != "/nodes", member=member, short=short, reason=reason, problem=problem)
-
-
-ROUTES = (show_nodes, follow_nodes, confirm_approve, approve, confirm_revoke, revoke)
+def _question(page_request: PageRequest, member: Member, reason: str = "") -> NodeConfirmationPage:
+    root, short = node_view.root_of(page_request.person), member.id[: node_view.SHOWN_OF_ID]
+    return NodeConfirmationPage(root=root, member=member, short=short, reason=reason)

@@ -7,9 +7,8 @@ from uuid import UUID
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath
 
-from services.web import rendering
 from services.web.http import forms
 from services.web.request_context import Page, PageRequest
 from shared import errors
@@ -46,9 +45,7 @@ class OrganizationsPage:
     organisations: tuple[Organization, ...]
     #: The organization that the user acts as; None for the personal account.
     acts_for: TenantId | None
-    username: str
     name: str = ""
-    problem: errors.AimeshError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,18 +55,16 @@ class OrganizationMembersPage:
     invitations: tuple[Invitation, ...]
     #: Whether the user can invite, remove and rename.
     is_owner: bool
-    user_id: UserId
     acts_for: TenantId | None
     #: Set only in the response that created the invitation.
     invited: NewInvitation | None = None
     link: str = ""
     typed: InviteForm | None = None
-    problem: errors.AimeshError | None = None
 
 
 @get(_HERE)
-async def show_organisations(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _list(page_request, notice=rendering.find_notice(done, _DONE))
+async def show_organisations(page_request: NamedDependency[PageRequest]) -> Page:
+    return await _list(page_request)
 
 
 @post(_HERE)
@@ -91,9 +86,8 @@ async def switch(page_request: NamedDependency[PageRequest]) -> Page:
 
 
 @get(f"{_HERE}/{{team:uuid}}")
-async def show_team(page_request: NamedDependency[PageRequest], team: FromPath[UUID], done: FromQuery[str] = "") -> Page:
-    page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
-    return _team_page(page_request, page, notice=rendering.find_notice(done, _DONE))
+async def show_team(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+    return await _team_page(page_request, team)
 
 
 @post(f"{_HERE}/{{team:uuid}}/rename")
@@ -102,7 +96,7 @@ async def rename(page_request: NamedDependency[PageRequest], team: FromPath[UUID
     try:
         await page_request.submit(api.rename_organisation, api.RenameOrganization(TenantId(team), name.strip()))
     except errors.CallerError as error:
-        return await _refused(page_request, team, error)
+        return await _team_page(page_request, team, error)
     page_request.forget_session()
     return page_request.redirect(f"{_HERE}/{team}?done=renamed")
 
@@ -115,9 +109,8 @@ async def invite(page_request: NamedDependency[PageRequest], team: FromPath[UUID
         request = api.InviteMember(TenantId(team), form.email.strip(), forms.read_choice(TeamRole, form.role, "role"))
         invited = await page_request.submit(api.invite_member, request)
     except errors.CallerError as error:
-        return await _refused(page_request, team, error, typed=form)
-    page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
-    return _team_page(page_request, page, invited=invited)
+        return await _team_page(page_request, team, error, typed=form)
+    return await _team_page(page_request, team, invited=invited)
 
 
 @post(f"{_HERE}/{{team:uuid}}/withdraw")
@@ -126,7 +119,7 @@ async def withdraw(page_request: NamedDependency[PageRequest], team: FromPath[UU
     try:
         await page_request.submit(api.withdraw_invitation, api.WithdrawInvitation(TenantId(team), chosen))
     except errors.CallerError as error:
-        return await _refused(page_request, team, error)
+        return await _team_page(page_request, team, error)
     return page_request.redirect(f"{_HERE}/{team}?done=withdrawn")
 
 
@@ -137,7 +130,7 @@ async def set_role(page_request: NamedDependency[PageRequest], team: FromPath[UU
         request = api.SetTeamRole(TenantId(team), UserId(read_id(form.user_id)), forms.read_choice(TeamRole, form.role, "role"))
         await page_request.submit(api.set_team_role, request)
     except errors.CallerError as error:
-        return await _refused(page_request, team, error)
+        return await _team_page(page_request, team, error)
     return page_request.redirect(f"{_HERE}/{team}?done=role")
 
 
@@ -147,7 +140,7 @@ async def remove(page_request: NamedDependency[PageRequest], team: FromPath[UUID
     try:
         await page_request.submit(api.remove_team_member, api.RemoveTeamMember(TenantId(team), UserId(read_id(user_id))))
     except errors.CallerError as error:
-        return await _refused(page_request, team, error)
+        return await _team_page(page_request, team, error)
     return page_request.redirect(f"{_HERE}/{team}?done=removed")
 
 
@@ -163,7 +156,7 @@ async def leave(page_request: NamedDependency[PageRequest], team: FromPath[UUID]
     except errors.CallerError as error:
         if acted_for == team:
             await _act_for(page_request, acted_for)
-        return await _refused(page_request, team, error)
+        return await _team_page(page_request, team, error)
     return page_request.redirect(f"{_HERE}?done=left")
 
 
@@ -179,34 +172,21 @@ async def _act_for(page_request: PageRequest, team: TenantId | None) -> None:
     page_request.sign_in(await page_request.call(accounts.switch_organisation, accounts.SwitchTeam(team)))
 
 
-async def _list(
-    page_request: PageRequest, *, name: str = "", problem: errors.CallerError | None = None, notice: rendering.Notice | None = None
-) -> Page:
+async def _list(page_request: PageRequest, *, name: str = "", problem: errors.CallerError | None = None) -> Page:
     answer = await page_request.call(api.list_organisations, api.ListOrganizations())
-    view = OrganizationsPage(
-        organisations=answer.organisations,
-        acts_for=page_request.person.team_id,
-        username=page_request.person.user.username,
-        name=name,
-        problem=problem,
-    )
-    return page_request.page("organizations/list.html", view, here="organisations", problem=problem, notice=notice)
+    view = OrganizationsPage(organisations=answer.organisations, acts_for=page_request.person.team_id, name=name)
+    return page_request.page("organizations/list.html", view, problem=problem, notices=_DONE)
 
 
-async def _refused(page_request: PageRequest, team: UUID, error: errors.CallerError, *, typed: InviteForm | None = None) -> Page:
-    page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
-    return _team_page(page_request, page, typed=typed, problem=error)
-
-
-def _team_page(
+async def _team_page(
     page_request: PageRequest,
-    page: api.OrganizationDetails,
+    team: UUID,
+    problem: errors.CallerError | None = None,
     *,
     invited: NewInvitation | None = None,
     typed: InviteForm | None = None,
-    problem: errors.CallerError | None = None,
-    notice: rendering.Notice | None = None,
 ) -> Page:
+    page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
     person = page_request.person
     view = OrganizationMembersPage(
         organisation=page.organisation,
@@ -214,15 +194,10 @@ def _team_page(
         members=tuple(sorted(page.members, key=lambda member: (member.role is not TeamRole.OWNER, member.username.lower()))),
         invitations=page.invitations,
         is_owner=page.organisation.role is TeamRole.OWNER or person.user.role == "admin",
-        user_id=person.user.id,
         acts_for=person.team_id,
         invited=invited,
         link="" if invited is None else f"{page_request.address}/invitation#{invited.token}",
         typed=typed,
-        problem=problem,
     )
-    status = HTTPStatus.OK if invited is None else HTTPStatus.CREATED
-    return page_request.page("organizations/team.html", view, here="organisations", status=status, problem=problem, notice=notice)
-
-
-ROUTES = (show_organisations, create, switch, show_team, rename, invite, withdraw, set_role, remove, leave)
+    status = None if invited is None else HTTPStatus.CREATED
+    return page_request.page("organizations/team.html", view, status=status, problem=problem, notices=_DONE)

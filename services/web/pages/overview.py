@@ -1,8 +1,9 @@
 """Show the overview, live: usage, quota, recent requests and first steps."""
 
 import asyncio
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import ClassVar
 
 from litestar import get
 from litestar.di import NamedDependency
@@ -41,7 +42,6 @@ class FirstSteps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverviewPage:
-    username: str
     tier: Tier
     span: UsageSpan
     #: None if the gateway did not respond; the same below.
@@ -51,17 +51,15 @@ class OverviewPage:
     credits: CreditsView
     recent: tuple[RequestView, ...] | None
     #: Templates for rows added later.
-    blank_bucket: BucketLine = field(default_factory=BucketLine)
-    blank_limit: LimitView = field(default_factory=LimitView)
-    blank_request: RequestView = field(default_factory=RequestView)
+    blank_bucket: ClassVar[BucketLine] = BucketLine()
+    blank_limit: ClassVar[LimitView] = LimitView()
+    blank_request: ClassVar[RequestView] = RequestView()
     #: Set only in the response to the registration.
     newcomer: FirstSteps | None
-    address: str
     #: None if no model is served.
     model: ModelName | None
     #: The administrators' checklist; None for others, and once it is done or dismissed.
     setup: Checklist | None
-    email: str
 
     @property
     def is_unavailable(self) -> bool:
@@ -95,7 +93,6 @@ async def show_overview(page_request: PageRequest, span: UsageSpan, measure: Usa
         setup.find_checklist(page_request),
     )
     view = OverviewPage(
-        username=page_request.person.user.username,
         tier=quota.tier if quota else page_request.person.user.tier,
         span=span,
         chart=usage_chart.draw(report, measure, wanted.bucket) if report else None,
@@ -104,10 +101,8 @@ async def show_overview(page_request: PageRequest, span: UsageSpan, measure: Usa
         credits=quota_view.credits(quota.account if quota else None),
         recent=_newest(recent) if recent else None,
         newcomer=newcomer,
-        address=page_request.address,
         model=model_view.default_model(models),
         setup=checklist,
-        email=page_request.person.user.email,
     )
     return page_request.page("dashboard.html", view, here="dashboard")
 
@@ -156,13 +151,12 @@ class OverviewUpdates:
             report = await page_request.call(usage_report.get_usage_report, wanted, deadline_seconds=PAGE_CALL_SECONDS)
             self._report = _report_values(report, wanted)
             self._last = LastReport(now, (page_request.app.now() - now).total_seconds(), newest)
-        return self._report | _quota_values(quota) | _recent_values(recent) | page_request.banner_values() | {"connection": ""}
+        return self._report | _quota_values(quota) | _recent_values(recent)
 
 
 @get("/live/overview")
 async def follow_overview(page_request: NamedDependency[PageRequest], span: FromQuery[str] = "") -> EventResponse:
-    following = OverviewUpdates(page_request, usage_chart.read_span(span))
-    return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), following.read)
+    return page_request.follow(OverviewUpdates(page_request, usage_chart.read_span(span)).read)
 
 
 def _report_values(report: UsageSummary, wanted: usage_report.GetUsageReport) -> live_updates.Values:
@@ -186,6 +180,3 @@ def _recent_values(recent: LoggedRequests) -> live_updates.Values:
 def _newest(recent: LoggedRequests) -> tuple[RequestView, ...]:
     # A page of the log is longer than its limit if its last requests have the same time.
     return request_view.lines(recent.requests[:RECENT])
-
-
-ROUTES = (dashboard, follow_overview)

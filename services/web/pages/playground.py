@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclo
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
+from typing import ClassVar
 from uuid import uuid4
 
 import msgspec
@@ -83,9 +84,7 @@ class PlaygroundPage:
     #: Why there are none, if the gateway knows.
     why_none: str
     chosen: ModelName | None
-    #: The API's URL, for "view as code".
-    address: str
-    efforts: tuple[str, ...] = tuple(ReasoningEffort)
+    efforts: ClassVar[tuple[str, ...]] = tuple(ReasoningEffort)
 
 
 @get("/playground")
@@ -99,9 +98,8 @@ async def show_playground(page_request: NamedDependency[PageRequest], model: Fro
         seeing=frozenset() if served is None else frozenset(each.name for each in served.models if Ability.IMAGES in each.abilities),
         why_none="" if served is None else served.why_none,
         chosen=None if served is None else choose(served, ModelName(model), preferred),
-        address=page_request.address,
     )
-    return page_request.page("playground.html", view, here="playground")
+    return page_request.page("playground.html", view)
 
 
 def choose(served: gateway.ServedModels, *wanted: ModelName | None) -> ModelName | None:
@@ -256,6 +254,3 @@ def _note(result: InferenceResult) -> str:
     if result.clamped_to is not None:
         return "Stopped: you’re out of credits."
     return "Stopped at the max tokens limit."
-
-
-ROUTES = (show_playground, answer, rate)

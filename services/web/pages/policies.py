@@ -1,15 +1,17 @@
 """Show and change the policies of the mesh, organizations and keys, and what applies in the end."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 from uuid import UUID
 
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath
 
-from services.web import rendering
+from services.web.http import forms
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import configuration as api
@@ -79,15 +81,13 @@ class PolicyPage:
     filled: dict[str, str]
     #: What applies in the end; empty for the levels of the mesh, under which others have rules of their own.
     rules: tuple[api.PolicyRule, ...]
-    labels: dict[str, str]
-    machines: dict[Machines, str]
-    is_admin: bool
-    problem: errors.AimeshError | None = None
+    labels: ClassVar[Mapping[str, str]] = RULES | GUARD_RULES
+    machines: ClassVar[Mapping[Machines, str]] = MACHINES
 
 
 @get("/policies/{level:str}")
-async def show_policy(page_request: NamedDependency[PageRequest], level: FromPath[str], done: FromQuery[str] = "") -> Page:
-    return await _page(page_request, level, notice=rendering.find_notice(done, _DONE))
+async def show_policy(page_request: NamedDependency[PageRequest], level: FromPath[str]) -> Page:
+    return await _page(page_request, level)
 
 
 @post("/policies/{level:str}")
@@ -99,7 +99,7 @@ async def set_policy(page_request: NamedDependency[PageRequest], level: FromPath
         wanted = msgspec.structs.replace(_document(form), guard=None if before is None else before.guard)
         await page_request.submit(api.set_policy, api.SetPolicy(name, wanted, version))
     except errors.CallerError as error:
-        return await _page(page_request, level, form=form, problem=error)
+        return await _page(page_request, level, error, form)
     return page_request.redirect(f"/policies/{level}?done=set")
 
 
@@ -109,18 +109,11 @@ async def remove_policy(page_request: NamedDependency[PageRequest], level: FromP
     try:
         await page_request.submit(api.set_policy, api.SetPolicy(_name(level), None, _version(version)))
     except errors.CallerError as error:
-        return await _page(page_request, level, problem=error)
+        return await _page(page_request, level, error)
     return page_request.redirect(f"/policies/{level}?done=removed")
 
 
-async def _page(
-    page_request: PageRequest,
-    level: str,
-    *,
-    form: PolicyForm | None = None,
-    problem: errors.CallerError | None = None,
-    notice: rendering.Notice | None = None,
-) -> Page:
+async def _page(page_request: PageRequest, level: str, problem: errors.CallerError | None = None, form: PolicyForm | None = None) -> Page:
     name = _name(level)
     tenant, key = _subject(name)
     rules: tuple[api.PolicyRule, ...] = ()
@@ -140,12 +133,8 @@ async def _page(
         form=form or _filled(state),
         filled=_shown(_filled(state)) | _guard(state.policy),
         rules=rules,
-        labels=RULES | GUARD_RULES,
-        machines=MACHINES,
-        is_admin=page_request.person.user.role == "admin",
-        problem=problem,
     )
-    return page_request.page("policy.html", view, here="api-keys" if key is not None else "organisations", problem=problem, notice=notice)
+    return page_request.page("policy.html", view, here="api-keys" if key is not None else "organisations", problem=problem, notices=_DONE)
 
 
 def _name(level: str) -> str:
@@ -180,9 +169,9 @@ def _title(name: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def _version(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
+    if (version := forms.find_number(text)) is None:
         raise errors.BadRequest("invalid version", hint="reload the page and submit the form again")
-    return int(text)
+    return version
 
 
 def _filled(state: api.PolicyState) -> PolicyForm:
@@ -252,5 +241,3 @@ _HINTS = {
     "show_targets": "choose from the list",
     "max_price": "write credits per million tokens, such as 0.15",
 }
-
-ROUTES = (show_policy, set_policy, remove_policy)

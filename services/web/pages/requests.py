@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from urllib.parse import urlencode
 from uuid import UUID
 
 import msgspec
@@ -12,7 +11,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from litestar.response import Stream
 
-from services.web import csv_tables
+from services.web import csv_tables, paged_search
 from services.web.http import downloads, forms
 from services.web.pages import request_view
 from services.web.pages.request_view import RequestView
@@ -63,11 +62,10 @@ class RequestsPage:
     #: Suggestions for the model field.
     models: tuple[ModelName, ...]
     #: The link to older requests; empty on the last page.
-    older: str = ""
-    newest: str = "/requests"
-    download: str = "/requests.csv"
-    is_later_page: bool = False
-    problem: errors.AimeshError | None = None
+    older: str
+    newest: str
+    download: str
+    is_later_page: bool
 
     @property
     def is_filtered(self) -> bool:
@@ -95,18 +93,18 @@ async def show_requests(
         found = (await page_request.call(usage_report.list_requests, request)).requests
     except (errors.BadRequest, errors.PeerError) as error:
         problem = error
-    own_keys = keys.keys if keys else ()
+    own_keys, chosen = keys.keys if keys else (), filters.in_address()
+    older = paged_search.address("/requests", chosen | {"before": found[-1].created_at.isoformat()}) if len(found) >= ROWS_OF_A_PAGE else ""
     view = RequestsPage(
         rows=request_view.lines(found, {each.id: each.name for each in own_keys}),
         filters=filters,
         statuses=tuple((each.value, word) for each, (word, _) in request_view.STATUSES.items()),
         keys=own_keys,
         models=tuple(each.name for each in served.models) if served else (),
-        older=_address("/requests", filters, before=found[-1].created_at.isoformat()) if len(found) >= ROWS_OF_A_PAGE else "",
-        newest=_address("/requests", filters),
-        download=_address("/requests.csv", filters),
+        older=older,
+        newest=paged_search.address("/requests", chosen),
+        download=paged_search.address("/requests.csv", chosen),
         is_later_page=bool(before),
-        problem=problem,
     )
     return page_request.page("requests.html", view, here="usage", problem=problem)
 
@@ -138,11 +136,6 @@ def _filters(*typed: str) -> RequestFilters:
     return RequestFilters(*(text.replace("\0", "").strip()[:_LONGEST] for text in typed))
 
 
-def _address(path: str, filters: RequestFilters, **more: str) -> str:
-    words = filters.in_address() | more
-    return f"{path}?{urlencode(words)}" if words else path
-
-
 async def read_table(page_request: PageRequest, wanted: RequestListQuery) -> AsyncGenerator[bytes]:
     """Yield the request log as CSV, with key names if auth responds."""
     keys = await page_request.fetch(auth.list_api_keys, auth.ListApiKeys())
@@ -160,6 +153,3 @@ async def read_table(page_request: PageRequest, wanted: RequestListQuery) -> Asy
             await asyncio.sleep(0)
         if waiting:
             yield waiting
-
-
-ROUTES = (show_requests, download_requests)

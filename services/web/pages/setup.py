@@ -23,10 +23,8 @@ _MAIL_SECONDS = 15.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupPage:
     setup: Checklist
-    email: str
     #: Set only in the response to the test email.
     mail: MailTestResult | None = None
-    problem: errors.AimeshError | None = None
 
 
 @get(_HERE)
@@ -86,8 +84,4 @@ async def _read(page_request: PageRequest, facts: api.SetupFacts) -> Checklist:
 
 async def _page(page_request: PageRequest, *, mail: MailTestResult | None = None, problem: errors.CallerError | None = None) -> Page:
     setup = await _read(page_request, await page_request.call(api.get_setup, api.GetSetup()))
-    view = SetupPage(setup=setup, email=page_request.person.user.email, mail=mail, problem=problem)
-    return page_request.page("admin/setup.html", view, here="admin", problem=problem)
-
-
-ROUTES = (show_setup, dismiss_setup, confirm_registration, send_test_mail)
+    return page_request.page("admin/setup.html", SetupPage(setup=setup, mail=mail), problem=problem)

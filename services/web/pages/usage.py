@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from urllib.parse import urlencode
+from typing import ClassVar
 
 from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import csv_tables
+from services.web import csv_tables, paged_search
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import SumLine, UsageChart, UsageMeasure
 from services.web.http import downloads, forms
@@ -47,7 +47,7 @@ class KeyUsageView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsagePage:
     days: int
-    choices: tuple[int, ...] = DAYS
+    choices: ClassVar[tuple[int, ...]] = DAYS
     #: None if the gateway did not respond; then models and keys are empty.
     chart: UsageChart | None
     sums: SumLine
@@ -55,7 +55,6 @@ class UsagePage:
     keys: tuple[KeyUsageView, ...]
     since: str
     until: str
-    problem: errors.AimeshError | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -104,7 +103,6 @@ async def _page(
         keys=key_lines(report, names) if report else (),
         since=since,
         until=until,
-        problem=problem,
     )
     return page_request.page("usage.html", view, here="usage", problem=problem)
 
@@ -112,7 +110,9 @@ async def _page(
 def model_lines(report: UsageSummary) -> tuple[ModelUsageView, ...]:
     """Return the lines, most used first."""
     ordered = sorted(report.models, key=lambda each: (-each.sum.requests, each.model))
-    return tuple(ModelUsageView(each, usage_chart.summed(each.sum), "/requests?" + urlencode({"model": each.model})) for each in ordered)
+    return tuple(
+        ModelUsageView(each, usage_chart.summed(each.sum), paged_search.address("/requests", {"model": each.model})) for each in ordered
+    )
 
 
 def key_lines(report: UsageSummary, names: Mapping[KeyId, str]) -> tuple[KeyUsageView, ...]:
@@ -122,7 +122,7 @@ def key_lines(report: UsageSummary, names: Mapping[KeyId, str]) -> tuple[KeyUsag
 
 
 def _key_line(each: UsageOfKey, names: Mapping[KeyId, str]) -> KeyUsageView:
-    log = "" if each.key_id is None else "/requests?" + urlencode({"key": str(each.key_id)})
+    log = "" if each.key_id is None else paged_search.address("/requests", {"key": str(each.key_id)})
     return KeyUsageView(request_view.key_name(each.key_id, names), usage_chart.summed(each.sum), log)
 
 
@@ -163,6 +163,3 @@ def _days_before(last: date, days: int) -> date:
 
 def _midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
-
-
-ROUTES = (show_usage, download_usage)

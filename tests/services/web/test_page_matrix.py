@@ -47,7 +47,7 @@ def _filled(pattern: str) -> str:
 def _cells() -> Iterator[Cell]:
     """Of the routes as they are declared: `application.build` is not needed for their names."""
     for handler in application.ROUTES:
-        for path, verb in product(sorted(handler.paths), sorted(handler.http_methods)):  # type: ignore[union-attr]  # all are HTTP handlers
+        for path, verb in product(sorted(handler.paths), sorted(handler.http_methods)):
             if verb in ("GET", "POST"):
                 yield from (Cell(str(verb), path, visitor) for visitor in VISITORS)
 

@@ -1,14 +1,14 @@
 """Manage the user's profile and preferences."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import FromQuery
 
-from services.web import rendering
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts, gateway
@@ -37,7 +37,6 @@ class ProfilePage:
     account: OwnAccount
     username: str
     email: str
-    problem: errors.AimeshError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +44,12 @@ class PreferencesPage:
     typed: PreferencesForm
     #: The served models and the chosen one; None if the gateway did not respond.
     models: tuple[ModelName, ...] | None
-    themes: dict[str, str]
-    problem: errors.AimeshError | None = None
+    themes: ClassVar[Mapping[str, str]] = THEMES
 
 
 @get("/settings")
-async def show_profile(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _profile(page_request, notice=rendering.find_notice(done, _DONE))
+async def show_profile(page_request: NamedDependency[PageRequest]) -> Page:
+    return await _profile(page_request)
 
 
 @post("/settings")
@@ -60,19 +58,19 @@ async def change_profile(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         await page_request.submit(accounts.change_profile, accounts.ChangeProfile(form.username.strip(), form.email.strip()))
     except errors.CallerError as error:
-        return await _profile(page_request, typed=form, problem=error)
+        return await _profile(page_request, form, error)
     page_request.forget_session()
     return page_request.redirect("/settings?done=saved")
 
 
 @get("/settings/preferences")
-async def show_preferences(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+async def show_preferences(page_request: NamedDependency[PageRequest]) -> Page:
     account, models = await asyncio.gather(
         page_request.call(accounts.get_account, accounts.GetAccount()), page_request.fetch(gateway.list_models, gateway.ListModels())
     )
     chosen = account.preferences
     typed = PreferencesForm(chosen.default_model or "", chosen.theme, "yes" if chosen.notify_by_mail else "")
-    return _preferences(page_request, typed, models, notice=rendering.find_notice(done, _DONE))
+    return _preferences(page_request, typed, models)
 
 
 @post("/settings/preferences")
@@ -82,43 +80,31 @@ async def set_preferences(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         await page_request.submit(accounts.set_preferences, accounts.SetPreferences(chosen))
     except errors.CallerError as error:
-        return _preferences(page_request, form, await page_request.fetch(gateway.list_models, gateway.ListModels()), problem=error)
+        return _preferences(page_request, form, await page_request.fetch(gateway.list_models, gateway.ListModels()), error)
     page_request.forget_session()
     return page_request.redirect("/settings/preferences?done=saved")
 
 
-async def _profile(
-    page_request: PageRequest,
-    *,
-    typed: ProfileForm | None = None,
-    problem: errors.CallerError | None = None,
-    notice: rendering.Notice | None = None,
-) -> Page:
+async def _profile(page_request: PageRequest, typed: ProfileForm | None = None, problem: errors.CallerError | None = None) -> Page:
     account = await page_request.call(accounts.get_account, accounts.GetAccount())
     view = ProfilePage(
         account=account,
         username=typed.username if typed else account.user.username,
         email=typed.email if typed else account.user.email,
-        problem=problem,
     )
-    return page_request.page("settings/profile.html", view, here="settings", problem=problem, notice=notice)
+    return page_request.page("settings/profile.html", view, problem=problem, notices=_DONE)
 
 
 def _preferences(
     page_request: PageRequest,
     typed: PreferencesForm,
     served: gateway.ServedModels | None,
-    *,
     problem: errors.CallerError | None = None,
-    notice: rendering.Notice | None = None,
 ) -> Page:
     models = None
     if served is not None:
         names = [model.name for model in served.models if not model.only_embeds]
         chosen = ModelName(typed.default_model)
         models = (*names, *([chosen] if chosen and chosen not in names else []))
-    view = PreferencesPage(typed=typed, models=models, themes=THEMES, problem=problem)
-    return page_request.page("settings/preferences.html", view, here="settings", problem=problem, notice=notice)
-
-
-ROUTES = (show_profile, change_profile, show_preferences, set_preferences)
+    view = PreferencesPage(typed=typed, models=models)
+    return page_request.page("settings/preferences.html", view, problem=problem, notices=_DONE)

@@ -23,14 +23,12 @@ class ResetForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ForgotPage:
     name: str = ""
     is_sent: bool = False
-    problem: errors.AimeshError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResetPage:
     code: str
     password_min_length: int
-    problem: errors.AimeshError | None = None
 
 
 @get("/forgot")
@@ -47,7 +45,7 @@ async def request_reset(page_request: NamedDependency[PageRequest]) -> Page:
             accounts.request_password_reset, accounts.RequestPasswordReset(name.strip(), page_request.client())
         )
     except errors.CallerError as error:
-        return page_request.page("forgot.html", ForgotPage(name=name, problem=error), here="login", problem=error)
+        return page_request.page("forgot.html", ForgotPage(name=name), here="login", problem=error)
     return page_request.redirect("/forgot?done=sent")
 
 
@@ -76,8 +74,5 @@ def check_repeated(password: str, repeated: str) -> None:
 
 async def _reset_page(page_request: PageRequest, code: str, problem: errors.CallerError | None = None) -> Page:
     options = await signing_in.find_options(page_request)
-    view = ResetPage(code=code, password_min_length=options.password_min_length, problem=problem)
+    view = ResetPage(code=code, password_min_length=options.password_min_length)
     return page_request.page("reset.html", view, here="login", problem=problem)
-
-
-ROUTES = (show_forgot, request_reset, show_reset, reset)

@@ -7,10 +7,8 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import FromQuery
 from litestar.response import Stream
 
-from services.web import rendering
 from services.web.http import downloads, forms
 from services.web.http.downloads import ZipStream
 from services.web.pages import requests
@@ -35,12 +33,11 @@ class DataPage:
     account: OwnAccount
     #: Set while the user acts as an organization; then the requests are not personal data.
     team_name: str | None
-    problem: errors.AimeshError | None = None
 
 
 @get("/settings/data")
-async def show_data(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _page(page_request, notice=rendering.find_notice(done, _DONE))
+async def show_data(page_request: NamedDependency[PageRequest]) -> Page:
+    return await _page(page_request)
 
 
 @post("/settings/data/export")
@@ -52,13 +49,13 @@ async def send_archive(page_request: NamedDependency[PageRequest]) -> Page | Str
             "you are acting as an organization, so this would export its requests",
             hint="switch to your personal account under Organizations",
         )
-        return await _page(page_request, problem=error)
+        return await _page(page_request, error)
     now = page_request.app.now()
     try:
         with form_errors():
             return await downloads.stream(archive_of(page_request, now), f"aimesh-{now:%Y-%m-%d}.zip", "application/zip")
     except errors.CallerError as error:
-        return await _page(page_request, problem=error)
+        return await _page(page_request, error)
 
 
 @post("/settings/data/delete")
@@ -69,7 +66,7 @@ async def delete_account(page_request: NamedDependency[PageRequest]) -> Page:
             raise errors.BadRequest("the deletion is not confirmed", hint="check the box to delete your account")
         await page_request.submit(accounts.request_erasure, accounts.RequestErasure())
     except errors.CallerError as error:
-        return await _page(page_request, problem=error)
+        return await _page(page_request, error)
     return page_request.redirect("/settings/data")
 
 
@@ -109,10 +106,7 @@ async def _usage(page_request: PageRequest, now: datetime) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=2)
 
 
-async def _page(page_request: PageRequest, *, problem: errors.CallerError | None = None, notice: rendering.Notice | None = None) -> Page:
+async def _page(page_request: PageRequest, problem: errors.CallerError | None = None) -> Page:
     account = await page_request.call(accounts.get_account, accounts.GetAccount())
-    view = DataPage(account=account, team_name=page_request.person.team_name if page_request.person.team_id else None, problem=problem)
-    return page_request.page("settings/data.html", view, here="settings", problem=problem, notice=notice)
-
-
-ROUTES = (show_data, send_archive, delete_account, keep_account)
+    view = DataPage(account=account, team_name=page_request.person.team_name if page_request.person.team_id else None)
+    return page_request.page("settings/data.html", view, problem=problem, notices=_DONE)

@@ -31,7 +31,6 @@ class ProviderPage:
     #: Whether the user confirms a sensitive action.
     is_fresh: bool
     is_signed_in: bool
-    problem: errors.AimeshError | None = None
 
 
 @get("/login/oidc")
@@ -60,7 +59,7 @@ async def finish(page_request: NamedDependency[PageRequest]) -> Page:
     query = page_request.request.query_params
     answer = accounts.FinishOidc(
         state=query.get("state", ""),
-        binding=provider_redirect.binding(page_request),
+        binding=page_request.find_cookie("login") or "",
         code=query.get("code", ""),
         error=query.get("error"),
         issuer=query.get("iss"),
@@ -69,25 +68,20 @@ async def finish(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         end = await page_request.app.caller.call(accounts.finish_oidc, answer, deadline_seconds=PROVIDER_CALL_SECONDS)
     except errors.CallerError as refused:
-        return provider_redirect.forget(page_request, await _page(page_request, BeginForm(), refused))
+        page_request.set_cookie("login", None)
+        return await _page(page_request, BeginForm(), refused)
+    # It works once.
+    page_request.set_cookie("login", None)
     if end.session is None:
-        return provider_redirect.forget(page_request, page_request.redirect("/settings/security?done=linked"))
+        return page_request.redirect("/settings/security?done=linked")
     # End the previous session: the browser forgets its cookie, so nobody could end it later.
     await signing_in.end_session(page_request)
     page_request.sign_in(end.session)
-    return provider_redirect.forget(page_request, page_request.redirect(signing_in.after_login(end.session, end.then)))
+    return page_request.redirect(signing_in.after_login(end.session, end.then))
 
 
 async def _page(page_request: PageRequest, form: BeginForm, problem: errors.CallerError | None = None) -> Page:
     options = await signing_in.find_options(page_request)
-    view = ProviderPage(
-        oidc_name=options.oidc_name,
-        then=form.then,
-        is_fresh=bool(form.fresh),
-        is_signed_in=page_request.session is not None,
-        problem=problem,
-    )
-    return page_request.page("login_oidc.html", view, here="login", problem=problem)
-
-
-ROUTES = (show_provider, begin, finish)
+    is_signed_in = page_request.session is not None
+    view = ProviderPage(oidc_name=options.oidc_name, then=form.then, is_fresh=bool(form.fresh), is_signed_in=is_signed_in)
+    return page_request.page("login_oidc.html", view, problem=problem)

@@ -50,7 +50,6 @@ class SeedPage:
     then: str
     #: Whether sign-in requires it.
     is_login: bool
-    problem: errors.AimeshError | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +69,8 @@ def show_seed(page_request: PageRequest, form: SeedForm, *, action: str, problem
         drawn=draw(form.uri),
         then=form.then,
         is_login=page_request.person.step is not auth.Step.DONE,
-        problem=problem,
     )
-    return page_request.page("settings/second_factor.html", view, problem=problem)
+    return page_request.page("settings/second_factor.html", view, here="", problem=problem)
 
 
 async def enable(page_request: PageRequest, form: SeedForm, *, action: str, then: str) -> Page:
@@ -133,7 +131,6 @@ class LoginCodeForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CodePage:
     username: str
     then: str
-    problem: errors.AimeshError | None = None
 
 
 @get("/login/code")
@@ -188,8 +185,5 @@ async def _begin_again(page_request: PageRequest) -> Page:
 
 
 def _code_page(page_request: PageRequest, then: str, problem: errors.CallerError | None = None) -> Page:
-    view = CodePage(username=page_request.person.user.username, then=then, problem=problem)
-    return page_request.page("login_code.html", view, here="login", problem=problem)
-
-
-ROUTES = (download_codes, show_code, enter_code, show_set_up, set_up)
+    view = CodePage(username=page_request.person.user.username, then=then)
+    return page_request.page("login_code.html", view, problem=problem)

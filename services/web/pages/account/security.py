@@ -7,16 +7,13 @@ from dataclasses import dataclass
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import FromQuery
 
-from services.web import rendering
 from services.web.http import forms
 from services.web.pages.account import forgotten_password, iap_login, provider_login, provider_redirect, second_factor, signing_in
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts
 from shared.api.accounts import OidcLink, OpenSession, OwnAccount
-from shared.types import UserRole
 
 _HERE = "/settings/security"
 _SECOND_FACTOR = f"{_HERE}/second-factor"
@@ -65,20 +62,17 @@ class SessionLine:
 class SecurityPage:
     account: OwnAccount
     password_min_length: int
-    #: The mesh may require a second factor for administrators.
-    is_admin: bool
     #: This session first, then by last use; None if unavailable.
     sessions: tuple[SessionLine, ...] | None
     #: None if unavailable.
     links: tuple[OidcLink, ...] | None
     #: The login provider's name, or IAP's where the browser comes by it; None without either.
     provider: str | None
-    problem: errors.AimeshError | None = None
 
 
 @get(_HERE)
-async def show_security(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _page(page_request, notice=rendering.find_notice(done, _DONE))
+async def show_security(page_request: NamedDependency[PageRequest]) -> Page:
+    return await _page(page_request)
 
 
 @post(f"{_HERE}/password")
@@ -89,7 +83,7 @@ async def change_password(page_request: NamedDependency[PageRequest]) -> Page:
         request = accounts.ChangePassword(form.new_password)
         await page_request.submit(accounts.change_password, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
     except errors.CallerError as error:
-        return await _page(page_request, problem=error)
+        return await _page(page_request, error)
     return page_request.redirect(f"{_HERE}?done=password")
 
 
@@ -100,7 +94,7 @@ async def begin_second_factor(page_request: NamedDependency[PageRequest]) -> Pag
     try:
         seed = await page_request.submit(accounts.begin_mfa, accounts.BeginMfa())
     except errors.CallerError as error:
-        return await _page(page_request, problem=error)
+        return await _page(page_request, error)
     return second_factor.show_seed(page_request, second_factor.SeedForm(uri=seed.uri), action=_SECOND_FACTOR)
 
 
@@ -116,7 +110,7 @@ async def disable_second_factor(page_request: NamedDependency[PageRequest]) -> P
     try:
         await page_request.submit(accounts.disable_mfa, accounts.DisableMfa(code.strip()))
     except errors.CallerError as error:
-        return await _page(page_request, problem=error)
+        return await _page(page_request, error)
     return page_request.redirect(f"{_HERE}?done=off")
 
 
@@ -126,7 +120,7 @@ async def renew_codes(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         codes = await page_request.submit(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes())
     except errors.CallerError as error:
-        return await _page(page_request, problem=error)
+        return await _page(page_request, error)
     return second_factor.show_codes(page_request, codes, then=_HERE, is_new=False)
 
 
@@ -149,13 +143,13 @@ async def link_provider(page_request: NamedDependency[PageRequest]) -> Page:
         try:
             await iap_login.link(page_request, assertion)
         except errors.CallerError as error:
-            return await _page(page_request, problem=error)
+            return await _page(page_request, error)
         return page_request.redirect(f"{_HERE}?done=linked")
     wanted = accounts.BeginOidc(provider_redirect.callback(page_request), then=_HERE, session_token=page_request.session_token)
     try:
         start = await page_request.submit(accounts.begin_oidc, wanted, deadline_seconds=provider_login.PROVIDER_CALL_SECONDS)
     except errors.CallerError as error:
-        return await _page(page_request, problem=error)
+        return await _page(page_request, error)
     return provider_redirect.begin(page_request, start)
 
 
@@ -165,11 +159,11 @@ async def unlink_provider(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         await page_request.submit(accounts.remove_oidc_link, accounts.RemoveOidcLink(form.issuer, form.subject))
     except errors.CallerError as error:
-        return await _page(page_request, problem=error)
+        return await _page(page_request, error)
     return page_request.redirect(f"{_HERE}?done=unlinked")
 
 
-async def _page(page_request: PageRequest, *, problem: errors.CallerError | None = None, notice: rendering.Notice | None = None) -> Page:
+async def _page(page_request: PageRequest, problem: errors.CallerError | None = None) -> Page:
     account, options, sessions, links = await asyncio.gather(
         page_request.call(accounts.get_account, accounts.GetAccount()),
         signing_in.find_options(page_request),
@@ -179,13 +173,11 @@ async def _page(page_request: PageRequest, *, problem: errors.CallerError | None
     view = SecurityPage(
         account=account,
         password_min_length=options.password_min_length,
-        is_admin=account.user.role is UserRole.ADMIN,
         sessions=None if sessions is None else session_lines(sessions.sessions),
         links=None if links is None else links.links,
         provider="Google" if iap_login.find_assertion(page_request, options) is not None else account.oidc_name,
-        problem=problem,
     )
-    return page_request.page("settings/security.html", view, here="settings", problem=problem, notice=notice)
+    return page_request.page("settings/security.html", view, problem=problem, notices=_DONE)
 
 
 def session_lines(sessions: tuple[OpenSession, ...]) -> tuple[SessionLine, ...]:
@@ -200,16 +192,3 @@ def program_of(agent: str) -> str:
     if program is None:
         program = re.split(r"[/\s]", agent, maxsplit=1)[0][:_LONGEST_PROGRAM] or "Unknown program"
     return program if system is None else f"{program} on {system}"
-
-
-ROUTES = (
-    show_security,
-    change_password,
-    begin_second_factor,
-    enable_second_factor,
-    disable_second_factor,
-    renew_codes,
-    end_session,
-    link_provider,
-    unlink_provider,
-)

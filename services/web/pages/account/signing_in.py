@@ -9,10 +9,11 @@ from litestar import MediaType, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import rendering, request_context
-from services.web.http import forms, json_errors
+from services.web import request_context
+from services.web.http import forms
 from services.web.pages import join, overview
 from services.web.pages.account import iap_login, provider_redirect
+from services.web.rendering import Notice
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts, auth, organizations
@@ -23,11 +24,11 @@ from shared.types import Credential
 PASSWORD_CALL_SECONDS = 10.0
 FIRST_KEY_NAME = "first key"
 
-_DONE = {
+_DONE: dict[str, str | Notice] = {
     "reset": "Password changed. Sign in with your new password.",
-    "late": "The sign-in timed out. Sign in again.",
-    "ended": "Your session has expired. Sign in to continue.",
-    "undone": "Your session has expired, so nothing was changed. Sign in and try again.",
+    "late": Notice("The sign-in timed out. Sign in again.", "warn"),
+    "ended": Notice("Your session has expired. Sign in to continue.", "warn"),
+    "undone": Notice("Your session has expired, so nothing was changed. Sign in and try again.", "warn"),
 }
 #: Missing sign-in step -> its page.
 STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor"}
@@ -47,7 +48,6 @@ class RegisterPage:
     offer: ColleagueInvitation | None = None
     #: The page to open afterwards; empty for none.
     then: str = ""
-    problem: errors.AimeshError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,6 @@ class LoginPage:
     is_open: bool
     name: str = ""
     then: str = ""
-    problem: errors.AimeshError | None = None
     #: The account was just created, but signing in failed.
     registered: bool = False
 
@@ -73,7 +72,7 @@ async def show_register(page_request: NamedDependency[PageRequest], then: FromQu
     # An account made with an invitation has accepted it.
     then = then if request_context.own_page(then) == then != request_context.JOIN else ""
     form = forms.RegistrationForm("", "", "", then, page_request.invitation)
-    return page_request.page("register.html", await _register_page(page_request, form), here="register")
+    return await _show_register(page_request, form)
 
 
 @post("/register")
@@ -91,13 +90,12 @@ async def register(page_request: NamedDependency[PageRequest]) -> Page:
         data = auth.UserData(form.username.strip(), form.email.strip(), form.password)
         user = await _register(page_request, data, form.invitation.strip() or None)
     except errors.CallerError as error:
-        view = await _register_page(page_request, form, error)
-        return page_request.page("register.html", view, here="register", problem=error)
+        return await _show_register(page_request, form, error)
     return await _welcome(page_request, user, form)
 
 
 @get("/login")
-async def show_login(page_request: NamedDependency[PageRequest], then: FromQuery[str] = "", done: FromQuery[str] = "") -> Page:
+async def show_login(page_request: NamedDependency[PageRequest], then: FromQuery[str] = "") -> Page:
     session = await page_request.find_session()
     if session is not None:
         return page_request.redirect(after_login(session, then))
@@ -110,9 +108,7 @@ async def show_login(page_request: NamedDependency[PageRequest], then: FromQuery
     if session is not None:
         page_request.sign_in(session)
         return page_request.redirect(after_login(session, then))
-    notice = rendering.Notice(_DONE[done], "good" if done == "reset" else "warn") if done in _DONE else None
-    view = await _login_page(page_request, then=then if request_context.own_page(then) == then else "", problem=problem)
-    return page_request.page("login.html", view, here="login", notice=notice, problem=problem)
+    return await _show_login(page_request, then=then if request_context.own_page(then) == then else "", problem=problem)
 
 
 @post("/login", status_code=HTTPStatus.OK)
@@ -131,8 +127,7 @@ async def login(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         session = await _login(page_request, typed, auth.SessionKind.BROWSER)
     except errors.CallerError as error:
-        view = await _login_page(page_request, name=form.name, then=form.then, problem=error)
-        return page_request.page("login.html", view, here="login", problem=error)
+        return await _show_login(page_request, name=form.name, then=form.then, problem=error)
     page_request.sign_in(session)
     return page_request.redirect(after_login(session, form.then))
 
@@ -168,7 +163,7 @@ async def redeem_login_link(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         session = await page_request.app.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(link, page_request.client()))
     except errors.CallerError as error:
-        return page_request.page("login.html", await _login_page(page_request, problem=error), here="login", problem=error)
+        return await _show_login(page_request, problem=error)
     page_request.sign_in(session)
     return page_request.redirect(after_login(session, ""))
 
@@ -218,8 +213,7 @@ async def _too_old(page_request: PageRequest, error: errors.NotAllowed) -> Page:
     if session is not None:
         return page_request.redirect(after_login(session, then))
     problem = errors.NotAllowed("this page was open for too long", hint="enter your password again")
-    view = await _login_page(page_request, name=page_request.posted.get("name", ""), then=then, problem=problem)
-    return page_request.page("login.html", view, here="login", status=problem.status)
+    return await _show_login(page_request, name=page_request.posted.get("name", ""), then=then, problem=problem)
 
 
 async def _welcome(page_request: PageRequest, user: auth.User, form: forms.RegistrationForm) -> Page:
@@ -227,8 +221,7 @@ async def _welcome(page_request: PageRequest, user: auth.User, form: forms.Regis
     try:
         session = await _login(page_request, auth.Credentials(form.password, username=user.username), auth.SessionKind.BROWSER)
     except errors.AimeshError as error:
-        view = await _login_page(page_request, name=user.username, then=form.then, registered=True, problem=error)
-        return page_request.page("login.html", view, here="login", status=json_errors.status(error))
+        return await _show_login(page_request, name=user.username, then=form.then, registered=True, problem=error)
     page_request.sign_in(session)
     if form.invitation:
         page_request.keep_invitation(None)
@@ -258,18 +251,16 @@ async def _register(page_request: PageRequest, user: auth.UserData, invitation: 
 
 
 async def _login(page_request: PageRequest, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.LoginSession:
-    browser = page_request.browser_mark if kind is auth.SessionKind.BROWSER else ""
+    browser = (page_request.find_cookie("browser") or "") if kind is auth.SessionKind.BROWSER else ""
     request = auth.LoginUser(credentials, kind, page_request.client(), browser)
     async with page_request.take_turn():
         return await page_request.app.caller.call(auth.login_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
 
 
-async def _register_page(
-    page_request: PageRequest, form: forms.RegistrationForm, problem: errors.AimeshError | None = None
-) -> RegisterPage:
+async def _show_register(page_request: PageRequest, form: forms.RegistrationForm, problem: errors.AimeshError | None = None) -> Page:
     options, offer = await find_options(page_request), await join.find_offer(page_request)
     is_kept = form.invitation == page_request.invitation
-    return RegisterPage(
+    view = RegisterPage(
         is_open=options.open_registration,
         password_min_length=options.password_min_length,
         oidc_name=options.oidc_name,
@@ -278,17 +269,16 @@ async def _register_page(
         invitation="" if is_kept and offer is None else form.invitation,
         offer=offer if is_kept else None,
         then=form.then,
-        problem=problem,
     )
+    return page_request.page("register.html", view, problem=problem)
 
 
-async def _login_page(
+async def _show_login(
     page_request: PageRequest, *, name: str = "", then: str = "", problem: errors.AimeshError | None = None, registered: bool = False
-) -> LoginPage:
+) -> Page:
     options = await find_options(page_request)
-    return LoginPage(
-        oidc_name=options.oidc_name, is_open=options.open_registration, name=name, then=then, problem=problem, registered=registered
-    )
+    view = LoginPage(oidc_name=options.oidc_name, is_open=options.open_registration, name=name, then=then, registered=registered)
+    return page_request.page("login.html", view, here="login", problem=problem, notices=_DONE)
 
 
 def _json(answer: msgspec.Struct, status: HTTPStatus) -> Page:
@@ -301,6 +291,3 @@ def _both_spellings(value: object) -> object:
         return value
     fields = msgspec.structs.fields(value)
     return {name: _both_spellings(getattr(value, field.name)) for field in fields for name in (field.name, field.encode_name)}
-
-
-ROUTES = (show_register, register, show_login, login, logout, show_login_link, redeem_login_link)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from urllib.parse import quote
 
+from services.web.charts.usage_chart import NOTHING
 from services.web.pages.admin import time_texts
 from shared.api.alerts import Alert, Alerts, Silence
 
@@ -148,15 +149,15 @@ def _line(alert: Alert, silences: Iterable[Silence], at: datetime) -> AlertView:
         ended="" if alert.ended is None else time_texts.moment(alert.ended),
         summary=alert.summary,
         description=alert.description,
-        labels=labels or time_texts.NOTHING,
+        labels=labels or NOTHING,
         value=alert.shown,
         runbook=page[1] if page else "",
         runbook_page=f"/admin/runbooks/{page[1]}" if page else "",
         runbook_path="" if page else alert.runbook,
         seen_by=alert.seen_by,
         is_silenced=alert.silenced,
-        silenced_until=time_texts.NOTHING if silence is None else time_texts.moment(silence.until),
-        silenced_by=time_texts.NOTHING if silence is None else silence.by,
+        silenced_until=NOTHING if silence is None else time_texts.moment(silence.until),
+        silenced_by=NOTHING if silence is None else silence.by,
         silenced_why="" if silence is None else silence.why,
         is_free=alert.state == "firing" and not alert.seen_by,
         acknowledge_path=f"{own}/acknowledge",
@@ -187,7 +188,7 @@ def _silence_line(silence: Silence) -> SilenceView:
         labels=time_texts.labels(silence.labels) or "All",
         until=time_texts.moment(silence.until),
         by=silence.by,
-        why=silence.why or time_texts.NOTHING,
+        why=silence.why or NOTHING,
         end_path=f"{_ROOT}/silences/{quote(silence.id, safe='')}/end",
         end_label=f"End silence: {name}",
     )

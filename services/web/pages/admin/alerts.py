@@ -1,13 +1,15 @@
 """Show the alerts, live, with their runbooks, and let administrators acknowledge and silence them."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath
 
-from services.web import live_updates, rendering, runbooks
+from services.web import live_updates, runbooks
 from services.web.http import forms
 from services.web.http.event_response import EventResponse
 from services.web.pages.admin import alert_view
@@ -41,16 +43,15 @@ NOTHING_TYPED = SilenceForm()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertsPage:
     lines: AlertsView
-    lifetimes: dict[int, str] = field(default_factory=lambda: LIFETIMES)
-    most_why: int = MOST_WHY
+    lifetimes: ClassVar[Mapping[int, str]] = LIFETIMES
+    most_why: ClassVar[int] = MOST_WHY
     #: Templates for rows added later.
-    blank: AlertView = field(default_factory=AlertView)
-    blank_silence: SilenceView = field(default_factory=SilenceView)
-    nothing_typed: SilenceForm = NOTHING_TYPED
+    blank: ClassVar[AlertView] = AlertView()
+    blank_silence: ClassVar[SilenceView] = SilenceView()
+    nothing_typed: ClassVar[SilenceForm] = NOTHING_TYPED
     #: The alert and the values of a rejected silence.
     typed_for: str = ""
     typed: SilenceForm = NOTHING_TYPED
-    problem: errors.AimeshError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +62,12 @@ class RunbookPage:
 
 
 @get("/admin/alerts")
-async def show_alerts(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+async def show_alerts(page_request: NamedDependency[PageRequest]) -> Page:
     found = await page_request.fetch(alerts.list_alerts, alerts.ListAlerts())
     if found is not None:
         # Update the banner on all pages.
         page_request.app.alert_poller.note(found)
-    notice = rendering.find_notice(done, _DONE)
-    view = AlertsPage(lines=alert_view.describe(found, page_request.app.now()))
-    return page_request.page("admin/alerts.html", view, here="admin", notice=notice)
+    return page_request.page("admin/alerts.html", AlertsPage(lines=alert_view.describe(found, page_request.app.now())), notices=_DONE)
 
 
 @get("/live/alerts")
@@ -78,9 +77,9 @@ async def follow_alerts(page_request: NamedDependency[PageRequest]) -> EventResp
     async def read() -> live_updates.Values:
         found = await page_request.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
         page_request.app.alert_poller.note(found)
-        return asdict(alert_view.describe(found, page_request.app.now())) | {"connection": ""}
+        return asdict(alert_view.describe(found, page_request.app.now()))
 
-    return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), read)
+    return page_request.follow(read)
 
 
 @post("/admin/alerts/{alert_id:str}/acknowledge")
@@ -140,8 +139,7 @@ async def show_runbook(page_request: NamedDependency[PageRequest], name: FromPat
     text = page_request.app.runbooks.get(name)
     if text is None:
         raise errors.NotFound("there is no such runbook", hint="look in docs/runbooks of the source code")
-    view = RunbookPage(name=name, text=runbooks.prepare(text, page_request.address + _RUNBOOKS))
-    return page_request.page("admin/runbook.html", view, here="admin")
+    return page_request.page("admin/runbook.html", RunbookPage(name=name, text=runbooks.prepare(text, page_request.address + _RUNBOOKS)))
 
 
 async def _refused(
@@ -149,8 +147,4 @@ async def _refused(
 ) -> Page:
     found = await page_request.fetch(alerts.list_alerts, alerts.ListAlerts())
     lines = alert_view.describe(found, page_request.app.now())
-    view = AlertsPage(lines=lines, typed_for=typed_for, typed=typed, problem=error)
-    return page_request.page("admin/alerts.html", view, here="admin", problem=error)
-
-
-ROUTES = (show_alerts, follow_alerts, acknowledge, silence, end_silence, show_runbook)
+    return page_request.page("admin/alerts.html", AlertsPage(lines=lines, typed_for=typed_for, typed=typed), problem=error)

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from urllib.parse import urlencode
+from typing import ClassVar
 
 import msgspec
 from litestar import get, post
@@ -12,6 +12,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from litestar.response import Stream
 
+from services.web import paged_search
 from services.web.http import downloads, forms
 from services.web.request_context import Page, PageRequest
 from shared import errors
@@ -48,13 +49,12 @@ EVERYTHING = AuditFilters()
 class AuditPage:
     rows: tuple[AuditRow, ...]
     filters: AuditFilters
-    results: tuple[Result, ...]
+    results: ClassVar[tuple[Result, ...]] = tuple(Result)
     #: The link to older rows; empty on the last page.
     older: str = ""
     is_later_page: bool = False
     #: Set in the response to a verification.
     report: AuditReport | None = None
-    problem: errors.AimeshError | None = None
 
     @property
     def is_filtered(self) -> bool:
@@ -77,12 +77,9 @@ async def show_audit(
     try:
         answer = await page_request.submit(audit.list_audit, build_request(filters, before))
     except errors.CallerError as error:
-        view = AuditPage(rows=(), filters=filters, results=tuple(Result), problem=error)
-        return page_request.page("admin/audit.html", view, here="admin", problem=error)
-    view = AuditPage(
-        rows=answer.rows, filters=filters, results=tuple(Result), older=older_than(answer.rows, filters), is_later_page=bool(before)
-    )
-    return page_request.page("admin/audit.html", view, here="admin")
+        return page_request.page("admin/audit.html", AuditPage(rows=(), filters=filters), problem=error)
+    view = AuditPage(rows=answer.rows, filters=filters, older=older_than(answer.rows, filters), is_later_page=bool(before))
+    return page_request.page("admin/audit.html", view)
 
 
 @post("/admin/audit/verify")
@@ -101,8 +98,8 @@ async def verify(page_request: NamedDependency[PageRequest]) -> Page:
         problem = error
     answer = await page_request.fetch(audit.list_audit, build_request(filters, ""))
     rows = answer.rows if answer else ()
-    view = AuditPage(rows=rows, filters=filters, results=tuple(Result), older=older_than(rows, filters), report=report, problem=problem)
-    return page_request.page("admin/audit.html", view, here="admin", problem=problem)
+    view = AuditPage(rows=rows, filters=filters, older=older_than(rows, filters), report=report)
+    return page_request.page("admin/audit.html", view, problem=problem)
 
 
 @post("/admin/audit/export", status_code=HTTPStatus.OK)
@@ -135,7 +132,7 @@ def older_than(rows: tuple[AuditRow, ...], filters: AuditFilters) -> str:
     if len(rows) < ROWS_OF_A_PAGE:
         return ""
     chosen = {name: value for name, value in msgspec.structs.asdict(filters).items() if value}
-    return "/admin/audit?" + urlencode(chosen | {"before": rows[-1].act.at.isoformat()})
+    return paged_search.address("/admin/audit", chosen | {"before": rows[-1].act.at.isoformat()})
 
 
 async def _lines(page_request: PageRequest, request: audit.ExportAudit) -> AsyncGenerator[bytes]:
@@ -143,6 +140,3 @@ async def _lines(page_request: PageRequest, request: audit.ExportAudit) -> Async
     async with page_request.app.caller.stream(audit.export_audit, request, deadline_seconds=EXPORT_SECONDS, credential=credential) as rows:
         async for row in rows:
             yield msgspec.json.encode(row) + b"\n"
-
-
-ROUTES = (show_audit, verify, export)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from litestar import get
 from litestar.di import NamedDependency
 
+from services.web.charts.usage_chart import NOTHING
 from services.web.pages.admin import time_texts
 from services.web.pages.admin.alert_view import lasting
 from services.web.request_context import Page, PageRequest
@@ -47,11 +48,10 @@ class BackupsPage:
     sentence: str
     report: BackupReport | None = None
     window: tuple[str, str] | None = None
-    lag: str = time_texts.NOTHING
+    lag: str = NOTHING
     test: tuple[str, str] | None = None
     backups: tuple[BackupRow, ...] = ()
     sites: tuple[SiteRow, ...] = ()
-    problem: errors.AimeshError | None = None
 
 
 def describe(found: Backups) -> BackupsPage:
@@ -69,7 +69,7 @@ def describe(found: Backups) -> BackupsPage:
         sentence=sentence,
         report=report,
         window=None if ends[0] is None or ends[1] is None else (time_texts.second(ends[0]), time_texts.second(ends[1])),
-        lag=time_texts.NOTHING if report.wal_lag_seconds is None else _short(report.wal_lag_seconds),
+        lag=NOTHING if report.wal_lag_seconds is None else _short(report.wal_lag_seconds),
         test=None if report.last_test is None else ("OK" if report.last_test.ok else "Failed", time_texts.moment(report.last_test.at)),
         backups=tuple(map(_backup, report.backups)),
         sites=tuple(_sites(report)),
@@ -127,8 +127,6 @@ async def show_backups(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         view = describe(await page_request.call(recovery.get_backups, recovery.GetBackups()))
     except errors.PeerError as error:
-        view = BackupsPage(word="Unknown", tone="warn", sentence="The backups can’t be read.", problem=error)
-    return page_request.page("admin/backups.html", view, here="admin", problem=view.problem)
-
-
-ROUTES = (show_backups,)
+        view = BackupsPage(word="Unknown", tone="warn", sentence="The backups can’t be read.")
+        return page_request.page("admin/backups.html", view, problem=error)
+    return page_request.page("admin/backups.html", view)

@@ -12,6 +12,7 @@ from services.web.charts import history_queries, history_view
 from services.web.charts.history_charts import HistoryChartLine
 from services.web.charts.history_queries import HistorySpan
 from services.web.charts.history_view import ChartUnit, Grid
+from services.web.charts.usage_chart import NOTHING
 from services.web.pages.admin import time_texts
 from services.web.request_context import Page, PageRequest
 from shared import errors
@@ -70,7 +71,6 @@ class CapacityPage:
     calls: tuple[CallRow, ...] = ()
     #: Of the file of pools.
     file_problem: str = ""
-    problem: errors.AimeshError | None = None
 
 
 def describe(found: metrics.Scaling, history: History | errors.AimeshError, span: HistorySpan) -> CapacityPage:
@@ -95,7 +95,7 @@ def _pool(pool: PoolScaling) -> PoolRow:
     starting = f" + {pool.starting} starting" if pool.starting else ""
     return PoolRow(
         pool=pool.pool, state="Given up" if pool.given_up else "Limited" if pool.denied else "OK" if pool.fresh else "No data",
-        replicas=f"{pool.ready}{starting}", wanted=time_texts.NOTHING if pool.as_of is None else str(pool.wanted),
+        replicas=f"{pool.ready}{starting}", wanted=NOTHING if pool.as_of is None else str(pool.wanted),
         bounds=f"{pool.min} to {pool.max}", waiting=f"{pool.waiting}" + (f", up to {pool.oldest_seconds:.0f} s" if pool.waiting else ""),
         cost=f"{pool.cost_per_hour:,.2f}", reason=pool.reason if pool.fresh else stale,
     )  # fmt: skip
@@ -129,10 +129,9 @@ async def show_capacity(page_request: NamedDependency[PageRequest], span: FromQu
     chosen = history_queries.read_span(span)
     try:
         found, history = await asyncio.gather(_read_pools(page_request), _read_history(page_request, chosen))
-        view = describe(found, history, chosen)
     except errors.PeerError as error:
-        view = CapacityPage(span=chosen, problem=error)
-    return page_request.page("admin/capacity.html", view, here="admin", problem=view.problem)
+        return page_request.page("admin/capacity.html", CapacityPage(span=chosen), problem=error)
+    return page_request.page("admin/capacity.html", describe(found, history, chosen))
 
 
 async def _read_pools(page_request: PageRequest) -> metrics.Scaling:
@@ -150,6 +149,3 @@ async def _read_history(page_request: PageRequest, span: HistorySpan) -> History
         return await page_request.call(metrics.get_history, request)
     except errors.AimeshError as error:
         return error
-
-
-ROUTES = (show_capacity,)

@@ -82,25 +82,22 @@ async def show_charts(page_request: NamedDependency[PageRequest], span: FromQuer
 async def _pieces(page_request: PageRequest, shell: ChartsPage, page: Page, members: tuple[Member, ...]) -> AsyncIterator[bytes]:
     """Yield the page up to the mark, then the rest once the charts are ready."""
     yield page.content.partition(MARK)[0]
-    found = await _read(page_request, shell.span, shell.node, members)
     try:
-        charts = history_charts.draw(found, shell.span, _names(members), shell.node[: history_answers.NODE_LETTERS])
-        whole = replace(shell, charts=charts)
+        whole = replace(shell, charts=await _draw(page_request, shell.span, shell.node, members))
     except errors.AimeshError as error:
         whole = replace(shell, problem=error)
     yield _page(page_request, whole).content.partition(MARK)[2]
 
 
 def _page(page_request: PageRequest, view: ChartsPage) -> Page:
-    return page_request.page("admin/charts.html", view, here="admin")
+    return page_request.page("admin/charts.html", view)
 
 
 @get("/live/charts")
 async def follow_charts(page_request: NamedDependency[PageRequest], node: FromQuery[str] = "") -> EventResponse:
     """Stream the last hour. Longer periods change too slowly to be live."""
     _check_node(node)
-    following = ChartUpdates(page_request, node)
-    return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), following.read)
+    return page_request.follow(ChartUpdates(page_request, node).read)
 
 
 class ChartUpdates:
@@ -111,25 +108,30 @@ class ChartUpdates:
         self._node = node
         self._read_at: datetime = page_request.app.now()
         self._pause_seconds = SOONEST_SECONDS
-        self._shown: live_updates.Values = {"connection": ""}
+        self._shown: live_updates.Values = {}
 
     async def read(self) -> live_updates.Values:
         now = self._page_request.app.now()
         if abs((now - self._read_at).total_seconds()) >= self._pause_seconds:
             self._read_at = now
-            self._shown |= await self._read_charts()
+            self._shown = self._shown | await self._read_charts()
             took = (self._page_request.app.now() - now).total_seconds()
             self._pause_seconds = min(LATEST_SECONDS, max(SOONEST_SECONDS, _PAUSE * took))
-        return self._page_request.banner_values() | self._shown
+        return self._shown
 
     async def _read_charts(self) -> live_updates.Values:
-        members = await _members(self._page_request)
-        found = await _read(self._page_request, HistorySpan.HOUR, self._node, members)
         try:
-            charts = history_charts.draw(found, HistorySpan.HOUR, _names(members), self._node[: history_answers.NODE_LETTERS])
+            charts = await _draw(self._page_request, HistorySpan.HOUR, self._node, await _members(self._page_request))
         except errors.AimeshError:
             return {"connection": "stale"}
         return {**history_charts.values(charts), "connection": ""}
+
+
+async def _draw(page_request: PageRequest, span: HistorySpan, node: str, members: tuple[Member, ...]) -> HistoryCharts:
+    """Raises the error of the metrics service if there are no charts."""
+    found = await _read(page_request, span, node, members)
+    names = {member.id[: history_answers.NODE_LETTERS]: member.name for member in members if member.name}
+    return history_charts.draw(found, span, names, node[: history_answers.NODE_LETTERS])
 
 
 async def _read(page_request: PageRequest, span: HistorySpan, node: str, members: tuple[Member, ...]) -> Found:
@@ -137,38 +139,28 @@ async def _read(page_request: PageRequest, span: HistorySpan, node: str, members
     of_one = bool(node)
     waiting = history_queries.plan(machines, of_one=of_one)
     found: dict[HistoryQuery, History | errors.AimeshError] = {}
-    reader = _HistoryReader(page_request, span, node)
+    now, ends_at = page_request.app.now(), asyncio.get_running_loop().time() + WHOLE_SECONDS
+    call_limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def fetch(question: HistoryQuery) -> History | errors.AimeshError:
+        """Return the history or the error. The page is half sent, so this must not raise."""
+        async with call_limit:
+            left = ends_at - asyncio.get_running_loop().time()
+            if left <= 0:
+                return errors.DeadlineExceeded("reading the history took too long", hint="choose a shorter period")
+            try:
+                wanted = history_queries.make_request(question, span, now, node)
+                return await page_request.call(metrics.get_history, wanted, deadline_seconds=left)
+            except errors.AimeshError as error:
+                return error
+
     while waiting:
-        answers = await asyncio.gather(*(reader.fetch(question) for question in waiting))
+        answers = await asyncio.gather(*map(fetch, waiting))
         found |= dict(zip(waiting, answers, strict=True))
         refused = [question for question in waiting if isinstance(found[question], errors.BadRequest)]
         instead = dict.fromkeys(other for question in refused for other in history_queries.instead(question, of_one=of_one))
         waiting = tuple(question for question in instead if question not in found)
     return found
-
-
-class _HistoryReader:
-    """Sends a few queries at once, within one deadline for all."""
-
-    def __init__(self, page_request: PageRequest, span: HistorySpan, node: str) -> None:
-        self._page_request = page_request
-        self._span = span
-        self._node = node
-        self._now = page_request.app.now()
-        self._call_limit = asyncio.Semaphore(_AT_ONCE)
-        self._ends_at = asyncio.get_running_loop().time() + WHOLE_SECONDS
-
-    async def fetch(self, question: HistoryQuery) -> History | errors.AimeshError:
-        """Return the history or the error. The page is half sent, so this must not raise."""
-        wanted = history_queries.make_request(question, self._span, self._now, self._node)
-        async with self._call_limit:
-            left = self._ends_at - asyncio.get_running_loop().time()
-            if left <= 0:
-                return errors.DeadlineExceeded("reading the history took too long", hint="choose a shorter period")
-            try:
-                return await self._page_request.call(metrics.get_history, wanted, deadline_seconds=left)
-            except errors.AimeshError as error:
-                return error
 
 
 async def _members(page_request: PageRequest) -> tuple[Member, ...]:
@@ -177,13 +169,6 @@ async def _members(page_request: PageRequest) -> tuple[Member, ...]:
     return answer.members if answer is not None else ()
 
 
-def _names(members: tuple[Member, ...]) -> Mapping[str, str]:
-    return {member.id[: history_answers.NODE_LETTERS]: member.name for member in members if member.name}
-
-
 def _check_node(node: str) -> None:
     if node and not _NODE.fullmatch(node):
         raise errors.NotFound("there is no such node", hint="choose one from the list of nodes")
-
-
-ROUTES = (show_charts, follow_charts)

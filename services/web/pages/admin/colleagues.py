@@ -3,13 +3,12 @@
 import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import ClassVar
 
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import FromQuery
 
-from services.web import rendering
 from services.web.http import forms
 from services.web.request_context import JOIN, Page, PageRequest
 from shared import errors
@@ -32,17 +31,16 @@ class ColleagueForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ColleaguesPage:
     invitations: tuple[api.ColleagueInvitation, ...]
     organisations: tuple[str, ...]
-    roles: tuple[UserRole, ...]
+    roles: ClassVar[tuple[UserRole, ...]] = tuple(UserRole)
     typed: ColleagueForm
     #: Set only in the response that created the invitation.
     invited: api.InvitedColleague | None
     link: str
-    problem: errors.AimeshError | None
 
 
 @get(_HERE)
-async def show_colleagues(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _page(page_request, notice=rendering.find_notice(done, _DONE))
+async def show_colleagues(page_request: NamedDependency[PageRequest]) -> Page:
+    return await _page(page_request)
 
 
 @post(_HERE)
@@ -73,7 +71,6 @@ async def _page(
     invited: api.InvitedColleague | None = None,
     typed: ColleagueForm | None = None,
     problem: errors.CallerError | None = None,
-    notice: rendering.Notice | None = None,
 ) -> Page:
     listed, teams = await asyncio.gather(
         page_request.call(api.list_colleague_invitations, api.ListColleagueInvitations()),
@@ -82,14 +79,9 @@ async def _page(
     view = ColleaguesPage(
         invitations=listed.invitations,
         organisations=tuple(sorted({team.name for team in teams.organisations})) if teams else (),
-        roles=tuple(UserRole),
         typed=typed or ColleagueForm(),
         invited=invited,
         link="" if invited is None else f"{page_request.address}{JOIN}#{invited.token}",
-        problem=problem,
     )
-    status = HTTPStatus.OK if invited is None else HTTPStatus.CREATED
-    return page_request.page("admin/invitations.html", view, here="admin", status=status, problem=problem, notice=notice)
-
-
-ROUTES = (show_colleagues, invite_colleague, withdraw_colleague)
+    status = None if invited is None else HTTPStatus.CREATED
+    return page_request.page("admin/invitations.html", view, status=status, problem=problem, notices=_DONE)

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 from litestar import get
 from litestar.di import NamedDependency
 
 from services.web import live_updates
+from services.web.charts.usage_chart import NOTHING
 from services.web.http.event_response import EventResponse
 from services.web.pages.admin import time_texts
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
@@ -54,6 +56,8 @@ class HealthView:
     models: str
     nodes: str
     without_backups: bool = False
+    #: The template for rows added later.
+    blank: ClassVar[ComponentView] = ComponentView()
 
 
 def describe(whole: SystemHealth | None, gateway: ServiceHealth | None, nodes: Iterable[NodeRow] | None) -> HealthView:
@@ -67,17 +71,16 @@ def describe(whole: SystemHealth | None, gateway: ServiceHealth | None, nodes: I
         sentence=sentence,
         parts=() if whole is None else tuple(map(_part, sorted(whole.components, key=lambda part: _ORDER.get(part.status, 0)))),
         checks=() if gateway is None else tuple(map(_check, gateway.checks)),
-        workers=time_texts.NOTHING if workers is None else f"{sum(row.usable for row in workers):,} of {len(workers):,}",
-        in_flight=time_texts.NOTHING if gateway is None else f"{gateway.in_flight:,}",
-        models=time_texts.NOTHING if gateway is None else f"{len(gateway.models):,}",
-        nodes=time_texts.NOTHING if rows is None else f"{sum(row.usable for row in rows):,} of {len(rows):,}",
+        workers=NOTHING if workers is None else f"{sum(row.usable for row in workers):,} of {len(workers):,}",
+        in_flight=NOTHING if gateway is None else f"{gateway.in_flight:,}",
+        models=NOTHING if gateway is None else f"{len(gateway.models):,}",
+        nodes=NOTHING if rows is None else f"{sum(row.usable for row in rows):,} of {len(rows):,}",
     )
 
 
 def values(lines: HealthView) -> dict[str, object]:
     """Return the live values."""
-    plain = asdict(lines)
-    return {**plain, "no_parts": not lines.parts, "no_checks": not lines.checks}
+    return {**asdict(lines), "no_parts": not lines.parts, "no_checks": not lines.checks}
 
 
 def _part(part: ComponentHealth) -> ComponentView:
@@ -98,24 +101,17 @@ def _check(check: Check) -> ComponentView:
     return ComponentView(id=check.name, name=check.name, state=state, tone=tone, why=check.detail)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HealthPage:
-    lines: HealthView
-    #: The template for rows added later.
-    blank: ComponentView
-
-
 @get("/admin")
 async def show_health(page_request: NamedDependency[PageRequest]) -> Page:
-    return page_request.page("admin/health.html", HealthPage(lines=await _lines(page_request), blank=ComponentView()), here="admin")
+    return page_request.page("admin/health.html", await _lines(page_request))
 
 
 @get("/live/health")
 async def follow_health(page_request: NamedDependency[PageRequest]) -> EventResponse:
     async def read() -> live_updates.Values:
-        return values(await _lines(page_request)) | page_request.banner_values()
+        return values(await _lines(page_request))
 
-    return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), read)
+    return page_request.follow(read)
 
 
 async def _lines(page_request: PageRequest) -> HealthView:
@@ -136,6 +132,3 @@ async def _whole(page_request: PageRequest) -> metrics.SystemHealth | None:
         return await page_request.app.caller.call(metrics.get_system_health, metrics.GetSystemHealth(), deadline_seconds=PAGE_CALL_SECONDS)
     except errors.PeerError:
         return None
-
-
-ROUTES = (show_health, follow_health)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from litestar import get
 from litestar.di import NamedDependency
@@ -38,13 +39,12 @@ class ServiceSettingsView:
 class SettingsPage:
     #: None if auth did not respond.
     options: accounts.SignInOptions | None
-    advised_length: int
+    advised_length: ClassVar[int] = ADVISED_WITHOUT_MFA
     #: The ids of the signing keys; None if auth did not respond.
     signing_keys: tuple[str, ...] | None
     #: None if the gateway did not respond; the same below.
     versions: tuple[ServiceVersion, ...] | None
     default_model: str | None
-    address: str
     is_address_set: bool
     is_over_tls: bool
     tiers: tuple[TierTerms, ...] | None
@@ -69,17 +69,15 @@ async def show_settings(page_request: NamedDependency[PageRequest]) -> Page:
     )
     view = SettingsPage(
         options=options,
-        advised_length=ADVISED_WITHOUT_MFA,
         signing_keys=tuple(key.kid for key in keys.keys) if keys else None,
         versions=versions_of(nodes.nodes) if nodes else None,
         default_model=models.models[0].name if models and models.models else None,
-        address=page_request.address,
         is_address_set=bool(page_request.app.settings.public_url),
         is_over_tls=page_request.secure,
         tiers=None if tiers is None else tiers.tiers,
         services=(settings_of("auth", of_auth), settings_of("gateway", of_gateway)),
     )
-    return page_request.page("admin/settings.html", view, here="admin")
+    return page_request.page("admin/settings.html", view)
 
 
 def settings_of(service: str, answer: ShownSettings | None) -> ServiceSettingsView:
@@ -100,6 +98,3 @@ def versions_of(nodes: Iterable[NodeRow]) -> tuple[ServiceVersion, ...]:
         ServiceVersion(service=service, versions=tuple(sorted(set(versions) - {""})), nodes=len(versions))
         for service, versions in sorted(found.items())
     )
-
-
-ROUTES = (show_settings,)

@@ -6,6 +6,7 @@ A line has only strings, because templates and live events share it.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from services.web.charts.usage_chart import NOTHING
 from services.web.pages.admin import time_texts
 from shared.api.auth import LoginSession
 from shared.api.gateway import NodeRow
@@ -66,11 +67,6 @@ def root_of(person: LoginSession) -> str:
     return "/admin/nodes" if person.user.role is UserRole.ADMIN else "/nodes"
 
 
-def section(person: LoginSession) -> str:
-    """Return the section that the navigation marks."""
-    return root_of(person).split("/")[1]
-
-
 def join(members: Iterable[Member], rows: Iterable[NodeRow] | None, root: str, *, only_members: bool) -> NodeList:
     """Return the list. ``rows`` is None while the gateway is down. ``root`` is the path of the list.
 
@@ -106,10 +102,10 @@ def _line(node: NodeId, member: Member | None, row: NodeRow | None, root: str, *
         state=state,
         tone=tone,
         why=why,
-        path=(_PATHS.get(row.path, row.path) if row is not None else "") or time_texts.NOTHING,
+        path=(_PATHS.get(row.path, row.path) if row is not None else "") or NOTHING,
         round_trip=time_texts.round_trip(row.round_trip_ms) if row is not None else "",
         load=_load(row),
-        models=", ".join(row.models) if row is not None and row.models else time_texts.NOTHING,
+        models=", ".join(row.models) if row is not None and row.models else NOTHING,
         until=_until(member),
         approve=f"{root}/{node}/approve" if waits else "",
         revoke=f"{root}/{node}/revoke" if can_go else "",
@@ -147,13 +143,13 @@ def _state(member: Member | None, row: NodeRow | None, *, is_seen: bool) -> tupl
 
 def _load(row: NodeRow | None) -> str:
     if row is None or not row.slots:
-        return time_texts.NOTHING
+        return NOTHING
     return f"{row.running} of {row.slots}" + (f", {row.queued} queued" if row.queued else "")
 
 
 def _until(member: Member | None) -> str:
     if member is None or member.certified_until is None:
-        return time_texts.NOTHING
+        return NOTHING
     return time_texts.soon(member.certified_until)
 
 

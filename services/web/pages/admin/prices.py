@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import rendering
 from services.web.request_context import Page, PageRequest
 from shared import amounts, errors
 from shared.api import gateway, ledger
@@ -55,17 +55,12 @@ class PricesPage:
     #: False if the served models are unavailable.
     knows_models: bool
     typed: PriceForm
-    example: tuple[int, int, int]
-    problem: errors.AimeshError | None = None
+    example: ClassVar[tuple[int, int, int]] = (EXAMPLE_IN, EXAMPLE_OUT, EXAMPLE_SECONDS)
 
 
 @get("/admin/prices")
-async def show_prices(
-    page_request: NamedDependency[PageRequest], history: FromQuery[str] = "", model: FromQuery[str] = "", done: FromQuery[str] = ""
-) -> Page:
-    view = await _page_of(page_request, with_history=history == "yes", typed=PriceForm(model=model[:200]))
-    notice = rendering.find_notice(done, _DONE)
-    return page_request.page("admin/prices.html", view, here="admin", notice=notice)
+async def show_prices(page_request: NamedDependency[PageRequest], history: FromQuery[str] = "", model: FromQuery[str] = "") -> Page:
+    return await _page(page_request, with_history=history == "yes", typed=PriceForm(model=model[:200]))
 
 
 @post("/admin/prices")
@@ -74,8 +69,7 @@ async def set_price(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         await page_request.submit(ledger.set_price, ledger.SetPrice(read_price(form)))
     except errors.CallerError as error:
-        view = await _page_of(page_request, with_history=False, typed=form, problem=error)
-        return page_request.page("admin/prices.html", view, here="admin", problem=error)
+        return await _page(page_request, with_history=False, typed=form, problem=error)
     return page_request.redirect("/admin/prices?done=set")
 
 
@@ -103,23 +97,20 @@ def _amount(text: str, what: str) -> MicroCredits:
     return amount
 
 
-async def _page_of(
-    page_request: PageRequest, *, with_history: bool, typed: PriceForm, problem: errors.AimeshError | None = None
-) -> PricesPage:
-    """Return the page. Raises PeerError while the gateway is down."""
+async def _page(page_request: PageRequest, *, with_history: bool, typed: PriceForm, problem: errors.CallerError | None = None) -> Page:
+    """Raises PeerError while the gateway is down."""
     current, models = await asyncio.gather(
         page_request.call(ledger.list_prices, ledger.ListPrices()), page_request.fetch(gateway.list_models, gateway.ListModels())
     )
     history = (await page_request.call(ledger.list_prices, ledger.ListPrices(history=True))).prices if with_history else ()
-    return PricesPage(
+    view = PricesPage(
         lines=price_lines(current.prices, history),
         with_history=with_history,
         unpriced=without_own(models.models, current.prices) if models else (),
         knows_models=models is not None,
         typed=typed,
-        example=(EXAMPLE_IN, EXAMPLE_OUT, EXAMPLE_SECONDS),
-        problem=problem,
     )
+    return page_request.page("admin/prices.html", view, problem=problem, notices=_DONE)
 
 
 def cost_of_example(price: ModelPrice) -> MicroCredits:
@@ -145,6 +136,3 @@ def without_own(served: Iterable[ServedModel], current: Iterable[ModelPrice]) ->
 def _place(line: PriceView) -> tuple[str, bool, float]:
     since = line.price.since
     return line.price.model or "", not line.is_current, 0.0 if since is None else -since.timestamp()
-
-
-ROUTES = (show_prices, set_price)

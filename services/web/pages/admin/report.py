@@ -15,7 +15,7 @@ from services.web.http import downloads, forms
 from services.web.request_context import Page, PageRequest
 from shared import business_report_rows
 from shared.api import business
-from shared.api.business import BusinessGrouping, BusinessReport, BusinessRow, BusinessSum, GetBusinessReport, NewAccounts
+from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, GetBusinessReport, NewAccounts
 from shared.business_report_rows import ReportLine as Line
 
 #: The periods in days; the first is the default.
@@ -80,7 +80,11 @@ class ReportTotalView:
 
 def report_rows(report: BusinessReport, shown: tuple[Line, ...], by: BusinessGrouping) -> tuple[ReportRowView, ...]:
     """Return the rows. ``shown`` has the report's rows with their names."""
-    return tuple(_row(row, line.name or _NAMELESS.get(by, NOTHING), by) for row, line in zip(report.rows, shown, strict=True))
+    has_page = by in (BusinessGrouping.USER, BusinessGrouping.OWNER)
+    return tuple(
+        _texts(line.name or _NAMELESS.get(by, NOTHING), f"/admin/users/{row.name}" if has_page and row.name else "", row.sum)
+        for row, line in zip(report.rows, shown, strict=True)
+    )
 
 
 def report_total(report: BusinessReport, new: NewAccounts | None) -> ReportTotalView:
@@ -97,10 +101,6 @@ def report_total(report: BusinessReport, new: NewAccounts | None) -> ReportTotal
         liked=f"{100 * total_.thumbs_up / rated:.0f} %" if rated else NOTHING,
         liked_detail=f"{number(total_.thumbs_up)} of {number(rated)} ratings" if rated else "no ratings yet",
     )
-
-
-def _row(row: BusinessRow, name: str, by: BusinessGrouping) -> ReportRowView:
-    return _texts(name, f"/admin/users/{row.name}" if by in (BusinessGrouping.USER, BusinessGrouping.OWNER) and row.name else "", row.sum)
 
 
 def _texts(name: str, page: str, one: BusinessSum) -> ReportRowView:
@@ -187,7 +187,7 @@ async def show_report(page_request: NamedDependency[PageRequest], days: FromQuer
         is_cut=report.more if report else False,
         has_upstream=bool(report and (report.total.upstream_micro or report.total.avoided_micro)),
     )
-    return page_request.page("admin/report.html", view, here="admin")
+    return page_request.page("admin/report.html", view)
 
 
 @get("/admin/report.csv")
@@ -217,6 +217,3 @@ def _address(days: int, by: BusinessGrouping, path: str = "/admin/report") -> st
 
 def _read_subject(text: str) -> BusinessGrouping:
     return BusinessGrouping(text) if text in set(BusinessGrouping) else BusinessGrouping.DAY
-
-
-ROUTES = (show_report, download_report)

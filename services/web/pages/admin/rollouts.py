@@ -1,16 +1,17 @@
 """Show a rollout: its steps, its two targets, and the verdicts, with charts and a CSV export; pause, promote and abort it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from itertools import pairwise
+from typing import ClassVar
 from uuid import UUID
 
 from litestar import Response, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath
 
-from services.web import csv_tables, rendering
+from services.web import csv_tables
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import NOTHING, number
 from services.web.http import downloads
@@ -88,14 +89,13 @@ class RolloutPage:
     conditions: tuple[RolloutConditionView, ...]
     events: tuple[api.RolloutEvent, ...]
     charts: tuple[RolloutChart, ...]
-    states: dict[RolloutState, str]
+    states: ClassVar[Mapping[RolloutState, str]] = STATES
     path: str
-    problem: errors.AimeshError | None = None
 
 
 @get("/admin/rollouts/{rollout:uuid}")
-async def show_rollout(page_request: NamedDependency[PageRequest], rollout: FromPath[UUID], done: FromQuery[str] = "") -> Page:
-    return await _page(page_request, rollout, notice=rendering.find_notice(done, _DONE))
+async def show_rollout(page_request: NamedDependency[PageRequest], rollout: FromPath[UUID]) -> Page:
+    return await _page(page_request, rollout)
 
 
 @post("/admin/rollouts/{rollout:uuid}/{action:str}")
@@ -110,7 +110,7 @@ async def change_rollout(page_request: NamedDependency[PageRequest], rollout: Fr
         route = found.rollout.route
         await page_request.submit(api.change_rollout, api.ChangeRollout(route, RolloutAction(action), note[: api.MAX_NOTE_CHARACTERS]))
     except errors.CallerError as error:
-        return await _page(page_request, rollout, problem=error)
+        return await _page(page_request, rollout, error)
     return page_request.redirect(f"/admin/rollouts/{rollout}?done={action}")
 
 
@@ -121,9 +121,7 @@ async def download_rollout(page_request: NamedDependency[PageRequest], rollout: 
     return Response(csv_tables.rollout(found.points), media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 
-async def _page(
-    page_request: PageRequest, rollout: UUID, *, problem: errors.CallerError | None = None, notice: rendering.Notice | None = None
-) -> Page:
+async def _page(page_request: PageRequest, rollout: UUID, problem: errors.CallerError | None = None) -> Page:
     found = await page_request.call(api.get_rollout, api.GetRollout(id=rollout, points=True))
     summary = found.rollout
     view = RolloutPage(
@@ -136,11 +134,9 @@ async def _page(
         conditions=tuple(map(_condition, found.conditions)),
         events=found.events,
         charts=charts(found),
-        states=STATES,
         path=f"/admin/rollouts/{rollout}",
-        problem=problem,
     )
-    return page_request.page("admin/rollout.html", view, here="admin", problem=problem, notice=notice)
+    return page_request.page("admin/rollout.html", view, problem=problem, notices=_DONE)
 
 
 def describe_steps(rollout: api.RolloutSummary) -> str:
@@ -260,6 +256,3 @@ def _rows(
 def _row(point: api.RolloutPoint, values: Sequence[float | None], form: str) -> RolloutChartRow:
     cells = ((NOTHING, "") if value is None else (form.format(value), f"{value:.4g}") for value in values)
     return RolloutChartRow(int(point.at.timestamp()), f"{point.at.astimezone(UTC):%Y-%m-%d %H:%M}", tuple(cells))
-
-
-ROUTES = (show_rollout, change_rollout, download_rollout)

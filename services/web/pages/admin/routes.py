@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import ClassVar
 from urllib.parse import quote
 
 import msgspec
@@ -12,10 +13,10 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import rendering
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import NOTHING, number
-from services.web.pages.admin import rollouts
+from services.web.http import forms
+from services.web.pages.admin.rollouts import STATES, TONES
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import business
@@ -30,7 +31,6 @@ _DAYS = 7
 #: The gateway returns the text of so many at once.
 _VERSIONS = 10
 _ROLLOUTS = 20
-_MOST_TYPED = 9
 _MINUTE = 60
 #: What a tried request may have, beside its prompt.
 FEATURES = {"": "only a prompt", "tools": "tools", "format": "a response format"}
@@ -85,24 +85,23 @@ class RoutesPage:
     #: By route; open ones only.
     open: Mapping[str, api.RolloutSummary]
     rollouts: tuple[api.RolloutSummary, ...]
-    states: dict[RolloutState, str]
-    tones: dict[RolloutState, str]
+    states: ClassVar[Mapping[RolloutState, str]] = STATES
+    tones: ClassVar[Mapping[RolloutState, str]] = TONES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutePage:
     route: api.RouteState
     targets: tuple[TargetView, ...]
-    days: int
+    days: ClassVar[int] = _DAYS
     #: The open rollout.
     rollout: api.RolloutSummary | None
     versions: tuple[RouteVersionView, ...]
     trial: TryForm
     tried: api.TriedRoute | None
     form: StartForm
-    features: Mapping[str, str]
+    features: ClassVar[Mapping[str, str]] = FEATURES
     address: str
-    problem: errors.AimeshError | None = None
 
 
 @get("/admin/routes")
@@ -114,24 +113,18 @@ async def show_routes(page_request: NamedDependency[PageRequest]) -> Page:
         routes=found.routes,
         open={rollout.route: rollout for rollout in listed.rollouts if rollout.state in OPEN_STATES},
         rollouts=listed.rollouts,
-        states=rollouts.STATES,
-        tones=rollouts.TONES,
     )
-    return page_request.page("admin/routes.html", view, here="admin")
+    return page_request.page("admin/routes.html", view)
 
 
 @get("/admin/routes/{route:path}")
 async def show_route(
-    page_request: NamedDependency[PageRequest],
-    route: FromPath[str],
-    done: FromQuery[str] = "",
-    prompt_tokens: FromQuery[str] = "",
-    features: FromQuery[str] = "",
+    page_request: NamedDependency[PageRequest], route: FromPath[str], prompt_tokens: FromQuery[str] = "", features: FromQuery[str] = ""
 ) -> Page:
     """``prompt_tokens`` and ``features``: of the form that tries the route."""
     name = route.removeprefix("/")
     if not prompt_tokens:
-        return await _page(page_request, name, notice=rendering.find_notice(done, _DONE))
+        return await _page(page_request, name)
     trial = TryForm(prompt_tokens=prompt_tokens, features=features)
     try:
         return await _page(page_request, name, trial=trial, tried=await _try(page_request, name, trial))
@@ -168,7 +161,6 @@ async def _page(
     tried: api.TriedRoute | None = None,
     form: StartForm | None = None,
     problem: errors.CallerError | None = None,
-    notice: rendering.Notice | None = None,
 ) -> Page:
     until = page_request.app.now().date() + timedelta(days=1)
     report = business.GetBusinessReport(until - timedelta(days=_DAYS), until, BusinessGrouping.TARGET)
@@ -185,17 +177,14 @@ async def _page(
     view = RoutePage(
         route=route,
         targets=tuple(_targets(route, sums)),
-        days=_DAYS,
         rollout=next(iter(listed.rollouts), None),
         versions=tuple(_versions(versions.versions)),
         trial=trial,
         tried=tried,
         form=form or StartForm(),
-        features=FEATURES,
         address=address(name),
-        problem=problem,
     )
-    return page_request.page("admin/route.html", view, here="admin", problem=problem, notice=notice)
+    return page_request.page("admin/route.html", view, problem=problem, notices=_DONE)
 
 
 def address(name: str) -> str:
@@ -262,9 +251,6 @@ def _plan(form: StartForm) -> api.StartRollout:
 
 
 def _number(text: str, what: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_TYPED):
+    if (number := forms.find_number(text)) is None:
         raise errors.BadRequest(f"{what}: {text[:20]!r} is no whole number", hint="write digits only")
-    return int(text)
-
-
-ROUTES = (show_routes, show_route, roll_back, start_rollout)
+    return number

@@ -1,15 +1,16 @@
 """Create, list and revoke tickets, which let nodes join. A new ticket is shown once."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import ClassVar
 
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath
 
-from services.web import rendering
 from services.web.http import forms
 from services.web.pages.admin import node_view
 from services.web.request_context import Page, PageRequest
@@ -47,28 +48,25 @@ NOTHING_TYPED = TicketForm()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TicketsPage:
     root: str
-    is_admin: bool
     #: Valid tickets first.
     tickets: tuple[TicketRow, ...]
     roles: tuple[Role, ...]
-    lifetimes: dict[int, str]
+    lifetimes: ClassVar[Mapping[int, str]] = LIFETIMES
     typed: TicketForm = NOTHING_TYPED
     created: NewTicket | None = None
     command: str = ""
-    problem: errors.AimeshError | None = None
 
 
 @get(["/nodes/tickets", "/admin/nodes/tickets"])
-async def show_tickets(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+async def show_tickets(page_request: NamedDependency[PageRequest]) -> Page:
     root = f"{node_view.root_of(page_request.person)}/tickets"
     if page_request.request.scope["path"] != root:
         return page_request.redirect(root)
-    notice = rendering.find_notice(done, _DONE)
     try:
-        view = _view(page_request, await _tickets(page_request))
+        listed, problem = await page_request.call(membership.list_tickets, membership.ListTickets()), None
     except errors.PeerError as error:
-        view = _view(page_request, (), problem=error)
-    return page_request.page("admin/tickets.html", view, here=node_view.section(page_request.person), notice=notice)
+        listed, problem = None, error
+    return page_request.page("admin/tickets.html", _view(page_request, listed), status=HTTPStatus.OK, problem=problem, notices=_DONE)
 
 
 @post(["/nodes/tickets", "/admin/nodes/tickets"])
@@ -78,8 +76,8 @@ async def create_ticket(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         created = await page_request.submit(membership.create_ticket, wanted(form))
     except (errors.CallerError, errors.Unavailable) as error:
-        view = _view(page_request, await _tickets_if_there(page_request), typed=form, problem=error)
-        return page_request.page("admin/tickets.html", view, here=node_view.section(page_request.person), problem=error)
+        listed = await page_request.fetch(membership.list_tickets, membership.ListTickets())
+        return page_request.page("admin/tickets.html", _view(page_request, listed, typed=form), problem=error)
     return await _show_created(page_request, created)
 
 
@@ -91,8 +89,10 @@ async def rotate_ticket(page_request: NamedDependency[PageRequest], ticket_id: F
 
 async def _show_created(page_request: PageRequest, created: NewTicket) -> Page:
     command = f"{COMMANDS[created.row.role]} {created.ticket}" if created.row.role in COMMANDS else created.ticket
-    view = _view(page_request, await _tickets_if_there(page_request), created=created, command=command)
-    return page_request.page("admin/tickets.html", view, here=node_view.section(page_request.person), status=HTTPStatus.CREATED)
+    # Show a new ticket even without the list.
+    listed = await page_request.fetch(membership.list_tickets, membership.ListTickets())
+    view = _view(page_request, listed, created=created, command=command)
+    return page_request.page("admin/tickets.html", view, status=HTTPStatus.CREATED)
 
 
 @post(["/nodes/tickets/{ticket_id:str}/revoke", "/admin/nodes/tickets/{ticket_id:str}/revoke"])
@@ -135,43 +135,21 @@ def read_labels(text: str) -> dict[str, str]:
     return dict(pairs)
 
 
-async def _tickets(page_request: PageRequest) -> tuple[TicketRow, ...]:
-    return _good_first(await page_request.call(membership.list_tickets, membership.ListTickets()))
-
-
-async def _tickets_if_there(page_request: PageRequest) -> tuple[TicketRow, ...]:
-    """Return the tickets, or none if auth is down: show a new ticket even without the list."""
-    answer = await page_request.fetch(membership.list_tickets, membership.ListTickets())
-    return _good_first(answer) if answer else ()
-
-
-def _good_first(answer: membership.Tickets) -> tuple[TicketRow, ...]:
-    return tuple(sorted(answer.tickets, key=lambda row: row.state is not TicketState.GOOD))
-
-
 def _view(
     page_request: PageRequest,
-    tickets: tuple[TicketRow, ...],
+    listed: membership.Tickets | None,
     *,
-    typed: TicketForm | None = None,
+    typed: TicketForm = NOTHING_TYPED,
     created: NewTicket | None = None,
     command: str = "",
-    problem: errors.AimeshError | None = None,
 ) -> TicketsPage:
-    root = node_view.root_of(page_request.person)
-    is_admin = root != "/nodes"
+    """``listed`` is None if auth did not respond."""
     return TicketsPage(
-        root=root,
-        is_admin=is_admin,
-        tickets=tickets,
+        root=node_view.root_of(page_request.person),
+        tickets=tuple(sorted(listed.tickets, key=lambda row: row.state is not TicketState.GOOD)) if listed else (),
         # Node owners can add workers only.
-        roles=(*COMMANDS, *_SERVICES) if is_admin else (Role.WORKER,),
-        lifetimes=LIFETIMES,
-        typed=typed or NOTHING_TYPED,
+        roles=(*COMMANDS, *_SERVICES) if page_request.is_administrator else (Role.WORKER,),
+        typed=typed,
         created=created,
         command=command,
-        problem=problem,
     )
-
-
-ROUTES = (show_tickets, create_ticket, revoke_ticket, rotate_ticket)

@@ -3,9 +3,6 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-#: Shown for missing values.
-NOTHING = "–"
-
 
 def moment(at: datetime) -> str:
     """Format a time to the minute, with the year."""

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from dataclasses import dataclass
+from typing import ClassVar
 from uuid import UUID
 
 import msgspec
@@ -10,7 +11,7 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import paged_search, rendering
+from services.web import paged_search
 from services.web.charts import usage_chart
 from services.web.http import forms
 from services.web.paged_search import Pager
@@ -18,13 +19,14 @@ from services.web.pages import quota_view
 from services.web.pages.account import signing_in
 from services.web.pages.admin import credit_form
 from services.web.pages.admin.credit_form import NOTHING_TYPED, CreditsForm
+from services.web.rendering import Notice
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts, auth, gateway, ledger, usage_report
 from shared.types import TenantId, Tier, UserId, UserRole
 
 USAGE_DAYS = 30
-_DONE = {
+_DONE: dict[str, str | Notice] = {
     "role": "Role changed. It applies to new requests.",
     "tier": "Tier changed. New requests use its limits.",
     "closed": "Account disabled. Its keys and sessions no longer work.",
@@ -32,9 +34,9 @@ _DONE = {
     "credits": "Credits updated.",
     "added": "User added. Give them the password in person.",
     "mailed": "User added. We emailed them a link to choose a password.",
+    "unmailed": Notice("User added, but the email failed. “Forgot your password?” on the sign-in page sends another one.", "warn"),
     "factor": "Second factor removed and sessions ended. The user can sign in with the password and set up a new one.",
 }
-_UNMAILED = "User added, but the email failed. “Forgot your password?” on the sign-in page sends another one."
 
 
 class NewUserForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,12 +61,11 @@ class UserPage:
     account: ledger.Account | None
     quota: quota_view.HourlyQuotaView | None
     usage: usage_report.UsageSummary | None
-    usage_days: int
-    roles: tuple[UserRole, ...]
-    tiers: tuple[Tier, ...]
+    usage_days: ClassVar[int] = USAGE_DAYS
+    roles: ClassVar[tuple[UserRole, ...]] = tuple(UserRole)
+    tiers: ClassVar[tuple[Tier, ...]] = tuple(Tier)
     typed: CreditsForm
     transfer: str
-    problem: errors.AimeshError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,6 @@ class NewUserPage:
     #: Without the password.
     typed: NewUserForm
     password_min_length: int
-    problem: errors.AimeshError | None = None
 
 
 @get("/admin/users")
@@ -81,7 +81,7 @@ async def show_users(page_request: NamedDependency[PageRequest], search: FromQue
     place = UserId(wanted.after) if wanted.after else None
     found = await page_request.call(auth.list_users, auth.ListUsers(paged_search.ROWS_OF_A_PAGE, wanted.search, place))
     pager = paged_search.pager("/admin/users", wanted, found.users[-1].id if found.users else None, more=found.more)
-    return page_request.page("admin/users.html", UsersPage(users=found.users, search=wanted.search, pager=pager), here="admin")
+    return page_request.page("admin/users.html", UsersPage(users=found.users, search=wanted.search, pager=pager))
 
 
 @get("/admin/users/new")
@@ -105,9 +105,8 @@ async def add_user(page_request: NamedDependency[PageRequest]) -> Page:
 
 
 @get("/admin/users/{user_id:uuid}")
-async def show_user(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
-    view = await _page_of(page_request, user_id)
-    return page_request.page("admin/user.html", view, here="admin", notice=_notice(done))
+async def show_user(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
+    return await _page(page_request, user_id)
 
 
 @post("/admin/users/{user_id:uuid}/role")
@@ -116,7 +115,7 @@ async def set_role(page_request: NamedDependency[PageRequest], user_id: FromPath
     try:
         await page_request.submit(auth.set_role, auth.SetRole(str(user_id), forms.read_choice(UserRole, role, "role")))
     except errors.CallerError as error:
-        return await _refused(page_request, user_id, error)
+        return await _page(page_request, user_id, error)
     return page_request.redirect(f"/admin/users/{user_id}?done=role")
 
 
@@ -126,7 +125,7 @@ async def set_tier(page_request: NamedDependency[PageRequest], user_id: FromPath
     try:
         await page_request.submit(auth.set_tier, auth.SetTier(str(user_id), forms.read_choice(Tier, tier, "tier")))
     except errors.CallerError as error:
-        return await _refused(page_request, user_id, error)
+        return await _page(page_request, user_id, error)
     return page_request.redirect(f"/admin/users/{user_id}?done=tier")
 
 
@@ -136,7 +135,7 @@ async def set_active(page_request: NamedDependency[PageRequest], user_id: FromPa
     try:
         await page_request.submit(auth.set_active, auth.SetActive(str(user_id), is_active))
     except errors.CallerError as error:
-        return await _refused(page_request, user_id, error)
+        return await _page(page_request, user_id, error)
     return page_request.redirect(f"/admin/users/{user_id}?done={'opened' if is_active else 'closed'}")
 
 
@@ -146,7 +145,7 @@ async def remove_factor(page_request: NamedDependency[PageRequest], user_id: Fro
     try:
         await page_request.submit(auth.remove_mfa, auth.RemoveMfa(str(user_id)))
     except errors.CallerError as error:
-        return await _refused(page_request, user_id, error)
+        return await _page(page_request, user_id, error)
     return page_request.redirect(f"/admin/users/{user_id}?done=factor")
 
 
@@ -156,7 +155,7 @@ async def give_credits(page_request: NamedDependency[PageRequest], user_id: From
     try:
         await credit_form.submit_transfer(page_request, user_id, form)
     except errors.CallerError as error:
-        return await _refused(page_request, user_id, error, form)
+        return await _page(page_request, user_id, error, form)
     return page_request.redirect(f"/admin/users/{user_id}?done=credits")
 
 
@@ -171,25 +170,13 @@ async def _invite(page_request: PageRequest, user: auth.User) -> str:
 
 async def _new_user_page(page_request: PageRequest, form: NewUserForm, problem: errors.CallerError | None = None) -> Page:
     options = await signing_in.find_options(page_request)
-    typed = NewUserForm(form.username, form.email)
-    view = NewUserPage(typed=typed, password_min_length=options.password_min_length, problem=problem)
-    return page_request.page("admin/new_user.html", view, here="admin", problem=problem)
+    view = NewUserPage(typed=NewUserForm(form.username, form.email), password_min_length=options.password_min_length)
+    return page_request.page("admin/new_user.html", view, problem=problem)
 
 
-def _notice(done: str) -> rendering.Notice | None:
-    if done == "unmailed":
-        return rendering.Notice(_UNMAILED, "warn")
-    return rendering.find_notice(done, _DONE)
-
-
-async def _refused(page_request: PageRequest, user_id: UUID, error: errors.CallerError, typed: CreditsForm = NOTHING_TYPED) -> Page:
-    view = await _page_of(page_request, user_id, typed, error)
-    return page_request.page("admin/user.html", view, here="admin", problem=error)
-
-
-async def _page_of(
-    page_request: PageRequest, user_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.AimeshError | None = None
-) -> UserPage:
+async def _page(
+    page_request: PageRequest, user_id: UUID, problem: errors.CallerError | None = None, typed: CreditsForm = NOTHING_TYPED
+) -> Page:
     user = await page_request.call(auth.get_user_called, auth.GetUserCalled(str(user_id)))
     now = page_request.app.now()
     period = msgspec.structs.replace(usage_chart.last_days(now, USAGE_DAYS), tenant_id=TenantId(user.id))
@@ -198,19 +185,13 @@ async def _page_of(
         page_request.fetch(gateway.get_user_quota, gateway.GetUserQuota(user.id)),
         page_request.fetch(usage_report.get_usage_report, period),
     )
-    return UserPage(
+    view = UserPage(
         user=user,
         is_self=user.id == page_request.person.user.id,
         account=account,
         quota=quota_view.hourly(quota) if quota else None,
         usage=usage,
-        usage_days=USAGE_DAYS,
-        roles=tuple(UserRole),
-        tiers=tuple(Tier),
         typed=typed,
         transfer=typed.transfer or credit_form.new_transfer(),
-        problem=problem,
     )
-
-
-ROUTES = (show_users, show_new_user, add_user, show_user, set_role, set_tier, set_active, remove_factor, give_credits)
+    return page_request.page("admin/user.html", view, problem=problem, notices=_DONE)

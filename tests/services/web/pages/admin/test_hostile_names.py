@@ -38,7 +38,7 @@ VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "sour
 
 def pages() -> list[str]:
     """Of the routes as they are declared."""
-    found = {path for handler in application.ROUTES if "GET" in handler.http_methods for path in handler.paths}  # type: ignore[union-attr]
+    found = {path for handler in application.ROUTES if "GET" in handler.http_methods for path in handler.paths}
     return sorted(path for path in found if not NO_PAGES.fullmatch(path))
 
 
