@@ -28,13 +28,13 @@ export function readTable(table) {
   const rows = [...table.tBodies].flatMap((body) => [...body.rows])
   const heads = [...(table.tHead?.rows[0].cells ?? [])]
   // Draw only columns of one unit, and only one column as bars. The legend still shows the others.
-  const unit = heads.find((head, column) => column > 0 && head.dataset.chart !== 'off')?.dataset.unit ?? ''
+  const unit = heads[1]?.dataset.unit ?? ''
   /** @type {Series[]} */
   const series = []
   /** @type {(number | null)[][]} */
   const columns = []
   for (const [column, head] of heads.entries()) {
-    if (column === 0 || head.dataset.chart === 'off') continue
+    if (column === 0) continue
     const isDrawn = (head.dataset.unit ?? '') === unit && (table.dataset.chart !== 'bars' || series.length === 0)
     const text = (/** @type {number} */ row) => rows[row]?.cells[column].textContent?.trim() ?? ''
     series.push({ label: head.textContent?.trim() ?? '', isDrawn, text })
@@ -88,13 +88,11 @@ class Chart {
     // Put the chart outside of the scrolling element.
     const numbers = this.table.parentElement?.matches('.scrolls') ? this.table.parentElement : this.table
     numbers.before(this.figure)
-    if (this.table.dataset.chartTable !== 'shown') {
-      const details = document.createElement('details')
-      const summary = document.createElement('summary')
-      summary.textContent = TEXTS.chartTable
-      numbers.before(details)
-      details.append(summary, numbers)
-    }
+    const details = document.createElement('details')
+    const summary = document.createElement('summary')
+    summary.textContent = TEXTS.chartTable
+    numbers.before(details)
+    details.append(summary, numbers)
     this.field.addEventListener('keydown', (event) => this.#key(event))
     new MutationObserver(() => this.#plan()).observe(this.table, { subtree: true, childList: true, characterData: true, attributes: true })
     new ResizeObserver(() => this.#plot?.setSize({ width: this.field.clientWidth, height: HEIGHT })).observe(this.field)

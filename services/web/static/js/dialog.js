@@ -1,4 +1,4 @@
-// Opens and closes dialogs, and asks for confirmation before submitting a form with `data-confirm`.
+// Closes dialogs, and asks for confirmation before submitting a form with `data-confirm`.
 
 import { TEXTS } from './texts.js'
 
@@ -20,12 +20,8 @@ document.addEventListener('submit', async (event) => {
 })
 
 document.addEventListener('click', (event) => {
-  const button = event.target instanceof Element && event.target.closest('[data-dialog], [data-close]')
-  if (!(button instanceof HTMLElement)) return
-  const dialog = button.dataset.dialog ? document.querySelector(button.dataset.dialog) : button.closest('dialog')
-  if (!(dialog instanceof HTMLDialogElement)) return
-  if (button.dataset.dialog) dialog.showModal()
-  else dialog.close()
+  const button = event.target instanceof Element && event.target.closest('[data-close]')
+  if (button) button.closest('dialog')?.close()
 })
 
 /**
@@ -34,7 +30,7 @@ document.addEventListener('click', (event) => {
  * @param {string} yes  The label of the confirm button.
  * @returns {Promise<boolean>}
  */
-export function confirmAction(question, yes) {
+function confirmAction(question, yes) {
   const dialog = document.createElement('dialog')
   const text = document.createElement('p')
   text.id = 'confirm-question'

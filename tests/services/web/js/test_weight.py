@@ -23,11 +23,11 @@ FORBIDDEN = (
 )
 #: Compressed bytes of a page's scripts and of the styles that they bring; the whole page may have 150 KB.
 PAGES = {
-    "overview": (("live.js", "chart.js", "copy.js", "dialog.js", "theme.js"), ("/uplot.js", "/uplot.css", "/scripts.css"), 40_000),
-    "charts": (("live.js", "chart.js", "copy.js", "dialog.js", "theme.js", "nav.js"), ("/uplot.js", "/uplot.css", "/scripts.css"), 40_000),
-    "playground": (("playground.js", "copy.js", "dialog.js", "theme.js"), ("/scripts.css",), 28_000),
-    "invitation": (("invitation.js", "copy.js", "dialog.js", "theme.js"), ("/scripts.css",), 9_300),
-    "keys": (("copy.js", "dialog.js", "theme.js"), ("/scripts.css",), 6_000),
+    "overview": (("live.js", "chart.js", "copy.js", "dialog.js"), ("/uplot.js", "/uplot.css", "/scripts.css"), 40_000),
+    "charts": (("live.js", "chart.js", "copy.js", "dialog.js", "nav.js"), ("/uplot.js", "/uplot.css", "/scripts.css"), 40_000),
+    "playground": (("playground.js", "copy.js", "dialog.js"), ("/scripts.css",), 28_000),
+    "invitation": (("invitation.js", "copy.js", "dialog.js"), ("/scripts.css",), 9_300),
+    "keys": (("copy.js", "dialog.js"), ("/scripts.css",), 6_000),
 }
 
 
