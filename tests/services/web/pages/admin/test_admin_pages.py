@@ -67,10 +67,20 @@ def dana(mesh: AdminMesh) -> str:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_pages_load_nothing_from_third_parties_and_have_nothing_inline(root: Browser, dana: str, path: str) -> None:
+async def test_every_page_keeps_the_rules(root: Browser, mesh: AdminMesh, dana: str, path: str) -> None:
     page = await root.get(path.format(user=dana))
-    text = page.text
     assert page.status_code == 200
+    check_sources(page.text)
+    check_order(page.text)
+    for fields in forms_of(page).values():
+        assert len(fields["token"]) == 97
+    # A GET changes nothing.
+    assert set(mesh.called_methods()) <= _READING
+    assert ('<nav class="tabs groups" aria-label="Administration">' in page.text) is not path.endswith(("/approve", "/revoke"))
+
+
+def check_sources(text: str) -> None:
+    """Nothing comes from third parties, and nothing is inline."""
     assert text.count("<script") == len(re.findall(r'<script(?: type="module"| defer)? src="/static/[^"]+"></script>', text))
     assert " style=" not in text
     assert not re.search(r' on\w+="', text)
@@ -79,9 +89,8 @@ async def test_pages_load_nothing_from_third_parties_and_have_nothing_inline(roo
         assert not address.startswith("//")
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_headings_tabs_and_tables_are_in_order(root: Browser, dana: str, path: str) -> None:
-    text = (await root.get(path.format(user=dana))).text
+def check_order(text: str) -> None:
+    """Of headings, tabs and tables."""
     assert text.count("<h1") == 1
     assert text.index("<h1") < text.find("<h2") or "<h2" not in text
     assert text.count("<table") == text.count('<caption class="unseen">')
@@ -89,18 +98,6 @@ async def test_headings_tabs_and_tables_are_in_order(root: Browser, dana: str, p
     assert ('aria-label="Administration"' in text) == ("narrow" not in text)
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-
-
-@pytest.mark.parametrize("path", PATHS)
-async def test_every_changing_form_has_a_token(root: Browser, dana: str, path: str) -> None:
-    for fields in forms_of(await root.get(path.format(user=dana))).values():
-        assert len(fields["token"]) == 97
-
-
-async def test_get_changes_nothing(root: Browser, mesh: AdminMesh, dana: str) -> None:
-    for path in PATHS:
-        await root.get(path.format(user=dana))
-    assert set(mesh.called_methods()) <= _READING
 
 
 #: Group -> the name of each page, with its path.
@@ -132,8 +129,3 @@ async def test_navigation_is_grouped_and_each_page_has_its_own_heading(root: Bro
             assert found == NAVIGATION, path
             assert re.findall(r'aria-current="page">([^<]+)</a>', nav) == [name]
             assert re.findall(r"<h1>([^<]+)</h1>", text) == [name]
-
-
-@pytest.mark.parametrize("path", [path for path in PATHS if not path.endswith(("/approve", "/revoke"))])
-async def test_every_admin_page_has_the_navigation(root: Browser, dana: str, path: str) -> None:
-    assert '<nav class="tabs groups" aria-label="Administration">' in (await root.get(path.format(user=dana))).text
