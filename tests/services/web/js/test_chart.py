@@ -32,8 +32,11 @@ PIXELS = """
   const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true })
   copy.drawImage(canvas, 0, 0)
   const dots = copy.getImageData(0, 0, canvas.width, canvas.height).data
+  const [red, green, blue] = COLOUR.split(',').map(Number)
   let count = 0
-  for (let at = 0; at < dots.length; at += 4) if (dots[at + 3] > 200 && dots.slice(at, at + 3).join() === COLOUR) count += 1
+  for (let at = 0; at < dots.length; at += 4) {
+    if (dots[at] === red && dots[at + 1] === green && dots[at + 2] === blue && dots[at + 3] > 200) count += 1
+  }
   return count > 20
 })()
 """

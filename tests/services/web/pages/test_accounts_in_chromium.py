@@ -26,8 +26,7 @@ from shared.telemetry import Metrics
 from shared.telemetry.tracing import Traces
 from shared.types import TenantId, UserRole
 from tests import tiers
-from tests.acceptance import chromium
-from tests.acceptance.chromium import Browser, Page
+from tests.acceptance.chromium import Browser, Chromium, Page
 from tests.services.web.fake_accounts import CODE, GOOD_CODE, RECOVERY_CODES
 from tests.services.web.fake_mesh import NOW, FakeMesh
 from tests.services.web.js import axe
@@ -75,7 +74,7 @@ class Stage:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage() -> AsyncIterator[Stage]:
+async def stage(chromium_process: Chromium) -> AsyncIterator[Stage]:
     mesh, provider = MeshWithProvider(), Provider()
     settings = WebSettings(node_key_file=Path("/nowhere/web.nk"), secret="0123456789abcdef" * 4)
     # Each request asks auth.
@@ -96,7 +95,7 @@ async def stage() -> AsyncIterator[Stage]:
         provider.back = f"{origin}/login/oidc/back"
         mesh.add_account("alice", "correct horse")
         mesh.vouched_for = "alice"
-        yield Stage(mesh, origin, await stack.enter_async_context(chromium.launch()))
+        yield Stage(mesh, origin, await stack.enter_async_context(chromium_process.control()))
 
 
 async def sign_in(stage: Stage, page: Page, name: str = "alice") -> None:

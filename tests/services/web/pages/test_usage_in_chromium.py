@@ -21,17 +21,13 @@ from shared.api.usage_report import UsageOfKey, UsageOfModel, UsageSum
 from shared.telemetry import Metrics
 from shared.telemetry.tracing import Traces
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, UserRole
-from tests.acceptance import chromium
-from tests.acceptance.chromium import Browser, Page
+from tests.acceptance.chromium import Browser, Chromium, Page
 from tests.services.web.fake_mesh import NOW, Account, FakeMesh
 from tests.services.web.js import axe
 from tests.services.web.js.site import wait_for
 from tests.services.web.servers import serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-#: As people have it; the other tests do not wait so long.
-EVERY_SECONDS = live_updates._EVERY_SECONDS
 
 
 @dataclass(slots=True)
@@ -46,13 +42,13 @@ class Stage:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage() -> AsyncIterator[Stage]:
+async def stage(chromium_process: Chromium) -> AsyncIterator[Stage]:
     settings = WebSettings(node_key_file=Path("/nowhere/web.nk"), secret="0123456789abcdef" * 4)
     # Each request asks auth.
     ticks = iter(range(0, 10**9, 3600))
     async with AsyncExitStack() as stack:
         stack.enter_context(pytest.MonkeyPatch.context()).setattr(live_updates, "_EVERY_SECONDS", 0.02)
-        made = Stage(FakeMesh(), "", await stack.enter_async_context(chromium.launch()))
+        made = Stage(FakeMesh(), "", await stack.enter_async_context(chromium_process.control()))
         site = request_context.App(
             settings=settings,
             caller=made.mesh,
@@ -96,8 +92,7 @@ async def test_new_request_appears_without_a_reload(stage: Stage) -> None:
     await page.send("Page.close")
 
 
-async def test_numbers_change_without_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_updates, "_EVERY_SECONDS", EVERY_SECONDS)
+async def test_numbers_change_without_a_reload(stage: Stage) -> None:
     mesh = stage.mesh
     page = await opened(stage, "watcher")
     await wait_for(page, "document.querySelector('[data-live-source]').dataset.liveState === 'live'")
@@ -107,7 +102,7 @@ async def test_numbers_change_without_a_reload(stage: Stage, monkeypatch: pytest
     for _ in range(2):
         mesh.log(stage.now, id=RequestId(uuid4()))
         mesh.used += 1
-        stage.now += timedelta(seconds=EVERY_SECONDS)
+        stage.now += timedelta(seconds=2)
         await wait_for(page, f"{seen} !== {json.dumps(before[0])} && {left} !== {json.dumps(before[1])}")
         before = [await page.evaluate(text) for text in (seen, left)]
     assert page.problems == []
