@@ -128,6 +128,7 @@ class Browser:
         self._answers: dict[int, asyncio.Future[Json]] = {}
         self._pages: dict[str, Page] = {}
         self._contexts: list[str] = []
+        self._shared_window = ""
         self._ended = False
 
     async def send(self, method: str, session: str | None = None, /, **parameters: Any) -> Json:
@@ -164,12 +165,23 @@ class Browser:
         for context in self._contexts:
             await self.send("Target.disposeBrowserContext", browserContextId=context)
         self._contexts.clear()
+        self._shared_window = ""
 
     async def open(self, *, width: int = 1280, dark: bool = False, javascript: bool = True) -> "Page":
         """A new window with cookies of its own."""
+        return await self._attach(await self._new_window(), width=width, dark=dark, javascript=javascript)
+
+    async def share(self, *, width: int = 1280, dark: bool = False) -> "Page":
+        """The one window that tests use in turn, each until ``Page.leave``: in half the time of a new one, with the cookies of all."""
+        self._shared_window = self._shared_window or await self._new_window()
+        return await self._attach(self._shared_window, width=width, dark=dark, javascript=True)
+
+    async def _new_window(self) -> str:
         context = (await self.send("Target.createBrowserContext"))["browserContextId"]
         self._contexts.append(context)
-        target = (await self.send("Target.createTarget", url="about:blank", browserContextId=context))["targetId"]
+        return str((await self.send("Target.createTarget", url="about:blank", browserContextId=context))["targetId"])
+
+    async def _attach(self, target: str, *, width: int, dark: bool, javascript: bool) -> "Page":
         session = (await self.send("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         self._pages[session] = page = Page(self, session)
         for domain in ("Page", "Network", "Runtime", "Log"):
@@ -258,6 +270,11 @@ class Page:
             gone = await self.send("Page.navigate", url=url)
             if "errorText" in gone:
                 raise Failed(f"{url}: {gone['errorText']}")
+
+    async def leave(self) -> None:
+        """End what was set for this page; the window stays."""
+        del self.browser._pages[self.session]
+        await self.browser.send("Target.detachFromTarget", sessionId=self.session)
 
     async def reload(self) -> None:
         async with self.loading():

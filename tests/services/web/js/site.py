@@ -126,11 +126,18 @@ async def opened(chrome: Browser, site: Site, *, dark: bool = False, width: int 
     """A page, not yet anywhere; at the end nothing may have gone wrong in it that the test has not taken note of."""
     async with serving(site) as origin:
         site.origin = origin
-        page = await chrome.open(dark=dark, width=width)
+        page = await chrome.share(dark=dark, width=width)
+        # Away from the page of another test, whose problems are told again.
+        site.show("", path="/nothing")
+        await page.goto(f"{origin}/nothing")
+        for noted in (page.problems, page.requests, site.requested_paths):
+            noted.clear()
         await page.send("Page.addScriptToEvaluateOnNewDocument", source=_WATCH)
-        yield page
-        assert_quiet(page, site, await page.evaluate("window.violations"))
-        await page.send("Page.close")
+        try:
+            yield page
+            assert_quiet(page, site, await page.evaluate("window.violations"))
+        finally:
+            await page.leave()
 
 
 def assert_quiet(page: Page, site: Site, violations: list[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from shared.transports.hyperswarm import find_node
+from tests import tiers
 
 HERE = Path(__file__).parent
 SECONDS = 200
@@ -39,7 +40,7 @@ async def run(*command: str, stdin: str = "", **environment: str) -> str:
 
 @pytest.mark.parametrize("file", sorted(HERE.glob("*.test.js")), ids=lambda path: path.name)
 async def test_pure_modules(file: Path) -> None:
-    output = await run(str(find_node()), "--test", "--test-reporter=tap", str(file))
+    output = await run(str(find_node()), "--test", "--test-reporter=tap", str(file), ROUNDS=str(tiers.volume(3000)))
     assert "\n# fail 0" in output
     assert "\n# skipped 0" in output
     assert "\n# pass 0" not in output

@@ -74,7 +74,7 @@ class Stage:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(chromium_process: Chromium) -> AsyncIterator[Stage]:
+async def stage(chromium_process: Chromium, renderer: rendering.Renderer) -> AsyncIterator[Stage]:
     mesh, provider = MeshWithProvider(), Provider()
     settings = WebSettings(node_key_file=Path("/nowhere/web.nk"), secret="0123456789abcdef" * 4)
     # Each request asks auth.
@@ -84,7 +84,7 @@ async def stage(chromium_process: Chromium) -> AsyncIterator[Stage]:
         caller=mesh,
         sessions=sessions.WebSessions(mesh, lambda: float(next(ticks))),
         tokens=csrf.FormTokens(settings.secret, random.Random(7).randbytes),
-        renderer=rendering.Renderer.load(),
+        renderer=renderer,
         now=lambda: NOW,
     )
     async with AsyncExitStack() as stack:

@@ -42,7 +42,7 @@ class Stage:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(chromium_process: Chromium) -> AsyncIterator[Stage]:
+async def stage(chromium_process: Chromium, renderer: rendering.Renderer) -> AsyncIterator[Stage]:
     settings = WebSettings(node_key_file=Path("/nowhere/web.nk"), secret="0123456789abcdef" * 4)
     # Each request asks auth.
     ticks = iter(range(0, 10**9, 3600))
@@ -54,7 +54,7 @@ async def stage(chromium_process: Chromium) -> AsyncIterator[Stage]:
             caller=made.mesh,
             sessions=sessions.WebSessions(made.mesh, lambda: float(next(ticks))),
             tokens=csrf.FormTokens(settings.secret, random.Random(7).randbytes),
-            renderer=rendering.Renderer.load(),
+            renderer=renderer,
             now=made.clock,
         )
         passed = await stack.enter_async_context(passthrough.Passthrough.open("http://127.0.0.1:1"))
