@@ -178,6 +178,10 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     def makes_own_key(self) -> bool:
         return self.mesh_ca_key_file is not None
 
+    def page(self, path: str) -> str:
+        """Return the public address of a page; empty without PUBLIC_URL."""
+        return self.public_url.rstrip("/") + path if self.public_url else ""
+
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
         if self.mesh_ca_next_key_file is not None and self.mesh_ca_key_file is None:

@@ -10,7 +10,7 @@ from services.auth import api_keys, audit_records, mail_texts
 from services.auth.accounts import request_limits
 from services.auth.accounts.colleague_store import AcceptedInvitation, ColleagueStore
 from services.auth.accounts.request_limits import HourlyLimits
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.organizations import membership_rules
 from services.auth.sessions import identities
 from shared import errors
@@ -21,7 +21,6 @@ from shared.mail.mailer import Mailer
 from shared.rpc import RpcCall, serves
 from shared.stores.cache import Cache
 from shared.telemetry import logs
-from shared.types import TenantId
 
 if TYPE_CHECKING:
     from shared.stores.database import Transaction
@@ -29,13 +28,11 @@ if TYPE_CHECKING:
 _log = logs.get(part="auth")
 
 
-class ColleagueRpc:
+class ColleagueRpc(AuthHandlers):
     """An invitation is open while its inviter is an administrator."""
 
     def __init__(self, parts: Dependencies, colleagues: ColleagueStore, mailer: Mailer, cache: Cache) -> None:
-        self._settings = parts.settings
-        self._users = parts.store
-        self._trail = parts.trail
+        super().__init__(parts)
         self._colleagues = colleagues
         self._mailer = mailer
         self._reads = HourlyLimits(cache, "invitations_read")
@@ -57,7 +54,7 @@ class ColleagueRpc:
                 "user.invite", caller, target=invitation.id, role=request.role, email=email, organisation=str(team or "")
             )
             await self._trail.add(transaction, act)
-        page = f"{self._settings.public_url.rstrip('/')}/join" if self._settings.public_url else ""
+        page = self._settings.page("/join")
         letter = mail_texts.colleague_invitation(caller.username, invitation.offer, page, token, membership_rules.INVITATION_DAYS)
         await self._mailer.send(email, letter.subject, letter.text)
         _log.info("colleague invited", invitation=invitation.id, role=request.role, by=caller.user_id)
@@ -80,8 +77,9 @@ class ColleagueRpc:
     async def read_invitation(self, request: api.ReadColleagueInvitation, call: RpcCall) -> api.ColleagueInvitation:
         address = identities.client_address(request.client, call) or ""
         subject = request_limits.requester_of(address, call.caller.node)
-        if wait_seconds := await self._reads.count(subject, request_limits.MOST_INVITATIONS_READ):
-            raise errors.Limited("too many invitations were looked up", hint="try again later", retry_after_seconds=wait_seconds)
+        await self._reads.charge(
+            subject, request_limits.MOST_INVITATIONS_READ, "too many invitations were looked up", hint="try again later"
+        )
         token_hash = api_keys.hash_token(request.token.strip())
         found = await self._colleagues.list_open(token_hash)
         if not found:
@@ -93,7 +91,7 @@ class ColleagueRpc:
     async def accept_invitation(self, request: api.AcceptColleagueInvitation, call: RpcCall) -> auth.User:
         membership_rules.check_may_join(call.principal)
         # Before the transaction, which already has a connection: waiting for a second one could exhaust the pool.
-        user = await self._users.get_user(call.principal.user_id)
+        user = await self._store.get_user(call.principal.user_id)
         async with self._colleagues.transaction() as transaction:
             joined = await self.join(transaction, request.token, user)
         if joined is None:
@@ -120,9 +118,8 @@ class ColleagueRpc:
 
     async def _record(self, transaction: "Transaction", accepted: AcceptedInvitation, user: auth.User) -> None:
         before, after = accepted.role_before, accepted.role
-        acts = [audit_records.done_by("user.join", user.id, target=accepted.id, before=before, after=after)]
+        act = audit_records.done_by("user.join", user.id, target=accepted.id, before=before, after=after)
+        await self._trail.add(transaction, act)
         if accepted.organisation is not None:
             act = audit_records.done_by("organisation.join", user.id, target=user.id)
-            acts.append(msgspec.structs.replace(act, tenant_id=TenantId(accepted.organisation)))
-        for act in acts:
-            await self._trail.add(transaction, act)
+            await self._trail.add(transaction, msgspec.structs.replace(act, tenant_id=accepted.organisation))

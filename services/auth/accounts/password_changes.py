@@ -131,8 +131,7 @@ class PasswordChanges(AuthHandlers):
             await self._rows.put_reset(transaction, user.id, api_keys.hash_token(token), RESET_SECONDS)
             # Without an actor: only the token will prove that it was the user.
             await self._trail.add(transaction, audit_records.of_mesh("password.ask_reset", None, target=user.id))
-        page = f"{self._settings.public_url.rstrip('/')}/reset" if self._settings.public_url else ""
-        await self._mailer.send(user.email, *mail_texts.reset(user.username, page, token, RESET_SECONDS // 60))
+        await self._mailer.send(user.email, *mail_texts.reset(user.username, self._settings.page("/reset"), token, RESET_SECONDS // 60))
 
     def _token_expired(self) -> errors.NotAuthenticated:
         self._identities.count_refusal("reset_over")

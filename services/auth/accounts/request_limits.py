@@ -37,6 +37,11 @@ class HourlyLimits:
         key = f"auth:{self._what}:{api_keys.hash_token(subject)}"
         return int(await self._cache.run(_SCRIPT, [key], [most, self._seconds * 1000])) / 1000
 
+    async def charge(self, subject: str, most: int, message: str, *, hint: str) -> None:
+        """Raises Limited."""
+        if wait_seconds := await self.count(subject, most):
+            raise errors.Limited(message, hint=hint, retry_after_seconds=wait_seconds)
+
 
 def requester_of(address: str, node: NodeId) -> str:
     """Return what to count under: the address, or its network for IPv6, or the calling node if there is no address."""
@@ -56,24 +61,16 @@ class RegistrationLimits:
         seen = addresses.parse(address)
         if seen is not None and seen.is_loopback:
             return
-        wait_seconds = await self._registrations.count(requester_of(address, node), self._most)
-        if wait_seconds:
-            raise errors.Limited(
-                "too many accounts were requested from your address",
-                hint=f"wait; {self._most} per hour are allowed. An administrator can add people at any time",
-                retry_after_seconds=wait_seconds,
-            )
+        hint = f"wait; {self._most} per hour are allowed. An administrator can add people at any time"
+        message = "too many accounts were requested from your address"
+        await self._registrations.charge(requester_of(address, node), self._most, message, hint=hint)
 
     async def charge_inviter(self, inviter: UserId, organisation: TenantId) -> None:
         """Raises Limited."""
+        message = f"{MOST_INVITED_A_DAY} people have registered with this organization's or this inviter's invitations within a day"
+        hint = "try again tomorrow, or ask an administrator for an account"
         for subject in (inviter, organisation):
-            wait_seconds = await self._invitations.count(str(subject), MOST_INVITED_A_DAY)
-            if wait_seconds:
-                raise errors.Limited(
-                    f"{MOST_INVITED_A_DAY} people have registered with this organization's or this inviter's invitations within a day",
-                    hint="try again tomorrow, or ask an administrator for an account",
-                    retry_after_seconds=wait_seconds,
-                )
+            await self._invitations.charge(str(subject), MOST_INVITED_A_DAY, message, hint=hint)
 
 
 class MailLimits:
@@ -84,13 +81,8 @@ class MailLimits:
 
     async def charge_address(self, requester: str) -> None:
         """Raises Limited, which reveals nothing about any account."""
-        wait_seconds = await self._requested.count(f"from:{requester}", FOR_AN_ADDRESS)
-        if wait_seconds:
-            raise errors.Limited(
-                "too many password resets were requested from your address",
-                hint=f"wait; {FOR_AN_ADDRESS} per hour are allowed",
-                retry_after_seconds=wait_seconds,
-            )
+        message, hint = "too many password resets were requested from your address", f"wait; {FOR_AN_ADDRESS} per hour are allowed"
+        await self._requested.charge(f"from:{requester}", FOR_AN_ADDRESS, message, hint=hint)
 
     async def may_mail(self, user_id: UserId) -> bool:
         """Count the mail and return whether to send it. An error would reveal that the account exists."""

@@ -36,7 +36,7 @@ class SetupRpc(AuthHandlers):
         assert row is not None  # the migration inserted it
         is_open = self._settings.open_registration
         return api.SetupFacts(
-            has_second_factor=(await self._factors.find(call.principal.user_id)).seed is not None,
+            has_second_factor=(await self._factors.find(call.principal.user_id)).is_enabled,
             is_dismissed=row["is_dismissed"],
             public_url=self._settings.public_url,
             has_mail_server=self._sink.server is not None,
@@ -68,9 +68,8 @@ class SetupRpc(AuthHandlers):
     @serves(api.send_test_mail)
     async def send_test_mail(self, request: api.SendTestMail, call: RpcCall) -> api.MailTestResult:
         caller = call.principal
-        if wait_seconds := await self._limits.count(str(caller.user_id), MOST_TEST_MAILS):
-            hint = f"{MOST_TEST_MAILS} per hour are allowed; try again later"
-            raise errors.Limited("you sent too many test emails", hint=hint, retry_after_seconds=wait_seconds)
+        hint = f"{MOST_TEST_MAILS} per hour are allowed; try again later"
+        await self._limits.charge(str(caller.user_id), MOST_TEST_MAILS, "you sent too many test emails", hint=hint)
         if self._sink.server is None:
             return api.MailTestResult(False, "No mail server is configured. Set SMTP_URL.")
         user = await self._store.get_user(caller.user_id)
@@ -78,12 +77,9 @@ class SetupRpc(AuthHandlers):
             letter = Letter(user.email, *mail_texts.test_mail(user.username))
             answer = await mailer.deliver(self._sink, self._sink.server, letter, deadline_seconds=TEST_SECONDS)
         except NotDeliveredError as error:
-            return api.MailTestResult(False, _quoted(f"{error.reason}: {error.answer}" if error.answer else error.reason))
+            answer = f"{error.reason}: {error.answer}" if error.answer else error.reason
+            return api.MailTestResult(False, letters.one_line(answer, _LONGEST_ANSWER))
         async with self._store.transaction() as transaction:
             await transaction.run("note_tested_mail")
             await self._trail.add(transaction, audit_records.of_mesh("mail.test", caller))
-        return api.MailTestResult(True, _quoted(answer))
-
-
-def _quoted(answer: str) -> str:
-    return letters.one_line(answer, _LONGEST_ANSWER)
+        return api.MailTestResult(True, letters.one_line(answer, _LONGEST_ANSWER))
