@@ -29,19 +29,6 @@ class KnownInvitation:
     expires_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class RequestingMember:
-    """The user who asks about an organization."""
-
-    user_id: UserId
-    #: Including organizations that they don't belong to.
-    sees_all: bool
-
-
-def asker(caller: Principal) -> RequestingMember:
-    return RequestingMember(caller.user_id, roles.is_admin(caller))
-
-
 def unknown() -> errors.NotFound:
     return errors.NotFound("you are not a member of an organization with this id", hint="`listOrganisations` shows yours")
 

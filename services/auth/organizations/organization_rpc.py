@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from services.auth import api_keys, audit_records, mail_texts, name_rules, roles
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.organizations import membership_rules
 from services.auth.organizations.organization_store import OrganizationStore
 from services.auth.sessions.failed_logins import Guess
@@ -23,17 +23,15 @@ from shared.types import UserId
 _log = logs.get(part="auth")
 
 
-class OrganizationRpc:
+class OrganizationRpc(AuthHandlers):
     def __init__(self, parts: Dependencies, organisations: OrganizationStore) -> None:
-        self._node = parts.node
-        self._most_founded = parts.settings.organisations_per_user
-        self._trail = parts.trail
+        super().__init__(parts)
         self._organisations = organisations
 
     @serves(api.create_organisation)
     async def create_organisation(self, request: api.CreateOrganization, call: RpcCall) -> Organization:
         caller, name = call.principal, membership_rules.check_name(request.name)
-        most = membership_rules.MOST_OF_ADMINISTRATORS if roles.is_admin(caller) else self._most_founded
+        most = membership_rules.MOST_OF_ADMINISTRATORS if roles.is_admin(caller) else self._settings.organisations_per_user
         async with self._organisations.transaction() as transaction:
             made = await self._organisations.add(transaction, name, caller.user_id, most)
             await self._trail.add(transaction, audit_records.done("organisation.create", caller, tenant=made.id, target=made.id))
@@ -52,15 +50,12 @@ class OrganizationRpc:
     async def get_organisation(self, request: api.GetOrganization, call: RpcCall) -> OrganizationDetails:
         membership_rules.check_in_reach(call.principal, request.id)
         async with self._organisations.bound(request.id) as transaction:
-            return await self._organisations.get_page(transaction, request.id, membership_rules.asker(call.principal))
+            return await self._organisations.get_page(transaction, request.id, call.principal)
 
     @serves(api.rename_organisation)
     async def rename_organisation(self, request: api.RenameOrganization, call: RpcCall) -> Organization:
         caller, name = call.principal, membership_rules.check_name(request.name)
-        membership_rules.check_in_reach(caller, request.id)
-        async with self._organisations.bound(request.id) as transaction:
-            found = await self._organisations.lock(transaction, request.id, membership_rules.asker(caller))
-            membership_rules.check_owner(caller, found.role)
+        async with self._organisations.owned(request.id, caller) as (transaction, found):
             await self._organisations.rename(transaction, request.id, name)
             await self._trail.add(transaction, audit_records.done("organisation.rename", caller, tenant=request.id, target=request.id))
         return msgspec.structs.replace(found, name=name)
@@ -68,23 +63,18 @@ class OrganizationRpc:
     @serves(api.set_team_role)
     async def set_team_role(self, request: api.SetTeamRole, call: RpcCall) -> OrganizationDetails:
         caller, id_ = call.principal, request.organisation
-        membership_rules.check_in_reach(caller, id_)
-        async with self._organisations.bound(id_) as transaction:
-            found = await self._organisations.lock(transaction, id_, membership_rules.asker(caller))
-            membership_rules.check_owner(caller, found.role)
+        async with self._organisations.owned(id_, caller) as (transaction, _):
             await self._organisations.set_role(transaction, id_, request.user_id, request.role)
             act = audit_records.done("organisation.role", caller, tenant=id_, target=request.user_id, role=request.role)
             await self._trail.add(transaction, act)
-            page = await self._organisations.get_page(transaction, id_, membership_rules.asker(caller))
+            page = await self._organisations.get_page(transaction, id_, caller)
         _log.info("organization role set", organisation=id_, user_id=request.user_id, role=request.role, by=caller.user_id)
         return page
 
     @serves(api.remove_team_member)
     async def remove_team_member(self, request: api.RemoveTeamMember, call: RpcCall) -> Nothing:
         caller, id_ = call.principal, request.organisation
-        membership_rules.check_in_reach(caller, id_)
-        async with self._organisations.bound(id_) as transaction:
-            found = await self._organisations.lock(transaction, id_, membership_rules.asker(caller))
+        async with self._organisations.changing(id_, caller) as (transaction, found):
             membership_rules.check_removal(caller, found.role, request.user_id)
             ended = await self._organisations.remove(transaction, id_, request.user_id)
             act = audit_records.done("organisation.remove", caller, tenant=id_, target=request.user_id, keys=str(len(ended)))
@@ -96,14 +86,14 @@ class OrganizationRpc:
 
     @serves(api.list_all_organisations)
     async def list_all_organisations(self, request: api.ListAllOrganizations, call: RpcCall) -> api.Organizations:
-        found = await self._organisations.list_all(membership_rules.asker(call.principal), request.limit + 1, request.search, request.after)
+        found = await self._organisations.list_all(call.principal, request.limit + 1, request.search, request.after)
         return api.Organizations(found[: request.limit], more=len(found) > request.limit)
 
     @serves(api.set_team_tier)
     async def set_team_tier(self, request: api.SetTeamTier, call: RpcCall) -> Organization:
         caller, id_ = call.principal, request.organisation
         async with self._organisations.bound(id_) as transaction:
-            before = await self._organisations.lock(transaction, id_, membership_rules.asker(caller))
+            before = await self._organisations.lock(transaction, id_, caller)
             await self._organisations.set_tier(transaction, id_, request.tier)
             act = audit_records.done("organisation.tier", caller, tenant=id_, target=id_, before=before.tier, after=request.tier)
             await self._trail.add(transaction, act)
@@ -111,24 +101,19 @@ class OrganizationRpc:
         return msgspec.structs.replace(before, tier=request.tier, shares_limits=False)
 
 
-class Invitations:
+class Invitations(AuthHandlers):
     """An invitation's token is only in the mail and in the answer."""
 
     def __init__(self, parts: Dependencies, organisations: OrganizationStore, mailer: Mailer) -> None:
-        self._public_url = parts.settings.public_url
-        self._trail = parts.trail
-        self._guesses = parts.guesses
+        super().__init__(parts)
         self._organisations = organisations
         self._mailer = mailer
 
     @serves(api.invite_member)
     async def invite_member(self, request: api.InviteMember, call: RpcCall) -> api.NewInvitation:
         caller, id_, email = call.principal, request.organisation, membership_rules.check_invited(request.email)
-        membership_rules.check_in_reach(caller, id_)
         token = secrets.token_urlsafe(32)
-        async with self._organisations.bound(id_) as transaction:
-            found = await self._organisations.lock(transaction, id_, membership_rules.asker(caller))
-            membership_rules.check_owner(caller, found.role)
+        async with self._organisations.owned(id_, caller) as (transaction, found):
             if await self._organisations.has_member_with(transaction, id_, email):
                 raise errors.AlreadyExists("a user with this address is already a member", hint="`getOrganisation` lists its members")
             invitation = await self._organisations.invite(
@@ -136,8 +121,9 @@ class Invitations:
             )
             act = audit_records.done("organisation.invite", caller, tenant=id_, target=invitation.id, role=request.role, email=email)
             await self._trail.add(transaction, act)
-        page = f"{self._public_url.rstrip('/')}/invitation" if self._public_url else ""
-        letter = mail_texts.invitation(found.name, caller.username, page, token, membership_rules.INVITATION_DAYS)
+        letter = mail_texts.invitation(
+            found.name, caller.username, self._settings.page("/invitation"), token, membership_rules.INVITATION_DAYS
+        )
         await self._mailer.send(email, letter.subject, letter.text)
         _log.info("member invited", organisation=id_, invitation=invitation.id, by=caller.user_id)
         return api.NewInvitation(msgspec.structs.replace(invitation, invited_by=caller.username), token)
@@ -145,10 +131,7 @@ class Invitations:
     @serves(api.withdraw_invitation)
     async def withdraw_invitation(self, request: api.WithdrawInvitation, call: RpcCall) -> Nothing:
         caller, id_ = call.principal, request.organisation
-        membership_rules.check_in_reach(caller, id_)
-        async with self._organisations.bound(id_) as transaction:
-            found = await self._organisations.lock(transaction, id_, membership_rules.asker(caller))
-            membership_rules.check_owner(caller, found.role)
+        async with self._organisations.owned(id_, caller) as (transaction, _):
             invitation = name_rules.find_uuid(request.id)
             if invitation is None or not await self._organisations.withdraw(transaction, id_, invitation):
                 raise errors.NotFound("there is no open invitation with this id", hint="`getOrganisation` lists them")
@@ -172,7 +155,7 @@ class Invitations:
         caller, token_hash = call.principal, api_keys.hash_token(request.token.strip())
         membership_rules.check_may_join(caller)
         async with self._organisations.transaction() as transaction:
-            joined = await self._organisations.accept(transaction, token_hash, membership_rules.asker(caller))
+            joined = await self._organisations.accept(transaction, token_hash, caller)
             if joined is not None:
                 await self._trail.add(transaction, audit_records.done("organisation.join", caller, tenant=joined.id, target=caller.user_id))
         if joined is None:

@@ -4,12 +4,16 @@ Every change begins with ``lock``, so changes of one organization are serialized
 Everything but founding one and accepting invitations runs bound to the organization, so that PostgreSQL shows no other one's rows.
 """
 
+import contextlib
+from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
+from services.auth import roles
 from services.auth.organizations import membership_rules
-from services.auth.organizations.membership_rules import KnownInvitation, RequestingMember
+from services.auth.organizations.membership_rules import KnownInvitation
 from services.auth.store import AuthTables
 from shared import errors
+from shared.api.auth import Principal
 from shared.api.organizations import Invitation, InvitationOffer, Organization, OrganizationDetails, TeamMember, TeamRole
 from shared.stores import database
 from shared.types import KeyId, TenantId, Tier, UserId
@@ -29,34 +33,46 @@ class OrganizationStore(AuthTables):
     async def list_of(self, user_id: UserId) -> tuple[Organization, ...]:
         return tuple(_organisation(row) for row in await self._db.rows("list_organisations_of", user_id))
 
-    async def list_all(
-        self, asker: RequestingMember, limit: int, search: str = "", after: TenantId | None = None
-    ) -> tuple[Organization, ...]:
+    async def list_all(self, caller: Principal, limit: int, search: str = "", after: TenantId | None = None) -> tuple[Organization, ...]:
         """List across tenants: for administrators."""
-        rows = await self._db.rows("list_all_organisations", asker.user_id, limit, search, after)
+        rows = await self._db.rows("list_all_organisations", caller.user_id, limit, search, after)
         return tuple(_organisation(row) for row in rows)
 
-    async def get(self, transaction: database.Transaction, organisation: TenantId, asker: RequestingMember) -> Organization:
+    async def get(self, transaction: database.Transaction, organisation: TenantId, caller: Principal) -> Organization:
         """Raises NotFound, also if the caller may not see it."""
-        row = await transaction.row("find_organisation", organisation, asker.user_id, asker.sees_all)
+        row = await transaction.row("find_organisation", organisation, caller.user_id, roles.is_admin(caller))
         if row is None:
             raise membership_rules.unknown()
         return _organisation(row)
 
-    async def get_page(self, transaction: database.Transaction, organisation: TenantId, asker: RequestingMember) -> OrganizationDetails:
+    async def get_page(self, transaction: database.Transaction, organisation: TenantId, caller: Principal) -> OrganizationDetails:
         """Raises NotFound."""
-        found = await self.get(transaction, organisation, asker)
+        found = await self.get(transaction, organisation, caller)
         members = tuple(_member(row) for row in await transaction.rows("list_team_members", organisation))
-        sees_invitations = found.role is TeamRole.OWNER or asker.sees_all
+        sees_invitations = found.role is TeamRole.OWNER or roles.is_admin(caller)
         open_ones = await transaction.rows("list_invitations", organisation) if sees_invitations else []
         return OrganizationDetails(found, members, tuple(_invitation(row) for row in open_ones))
 
-    async def lock(self, transaction: database.Transaction, organisation: TenantId, asker: RequestingMember) -> Organization:
+    async def lock(self, transaction: database.Transaction, organisation: TenantId, caller: Principal) -> Organization:
         """Keep others from changing it until the end of the transaction. Raises NotFound."""
-        if await transaction.row("lock_organisation", organisation, asker.user_id, asker.sees_all) is None:
+        if await transaction.row("lock_organisation", organisation, caller.user_id, roles.is_admin(caller)) is None:
             raise membership_rules.unknown()
         # Only now: a role read before the lock may have changed while waiting for it.
-        return await self.get(transaction, organisation, asker)
+        return await self.get(transaction, organisation, caller)
+
+    @contextlib.asynccontextmanager
+    async def changing(self, organisation: TenantId, caller: Principal) -> AsyncIterator[tuple[database.Transaction, Organization]]:
+        """Lock it in a transaction that is bound to it. Raises NotFound if the caller may not see it."""
+        membership_rules.check_in_reach(caller, organisation)
+        async with self.bound(organisation) as transaction:
+            yield transaction, await self.lock(transaction, organisation, caller)
+
+    @contextlib.asynccontextmanager
+    async def owned(self, organisation: TenantId, caller: Principal) -> AsyncIterator[tuple[database.Transaction, Organization]]:
+        """Like ``changing``, for owners only. Raises NotAllowed."""
+        async with self.changing(organisation, caller) as (transaction, found):
+            membership_rules.check_owner(caller, found.role)
+            yield transaction, found
 
     async def rename(self, transaction: database.Transaction, organisation: TenantId, name: str) -> None:
         await transaction.run("rename_organisation", organisation, name)
@@ -102,10 +118,10 @@ class OrganizationStore(AuthTables):
         """Return whether it was open."""
         return bool(await transaction.run("withdraw_invitation", invitation, organisation))
 
-    async def accept(self, transaction: database.Transaction, token_hash: str, asker: RequestingMember) -> Organization | None:
+    async def accept(self, transaction: database.Transaction, token_hash: str, caller: Principal) -> Organization | None:
         """Return the new membership, or None if the invitation is not theirs or not open."""
-        row = await transaction.row("accept_invitation", token_hash, asker.user_id)
-        return None if row is None else await self.get(transaction, TenantId(row["organisation_id"]), asker)
+        row = await transaction.row("accept_invitation", token_hash, caller.user_id)
+        return None if row is None else await self.get(transaction, TenantId(row["organisation_id"]), caller)
 
     async def find_offer(self, token_hash: str, user_id: UserId) -> InvitationOffer | None:
         """Return None if they cannot accept it, for whatever reason."""

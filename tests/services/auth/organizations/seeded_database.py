@@ -116,7 +116,9 @@ class SeededDb:
         return cast(
             "Dependencies",
             SimpleNamespace(
-                settings=SimpleNamespace(public_url="https://ai.example/", mesh=self.surroundings.mesh, organisations_per_user=2),
+                settings=SimpleNamespace(
+                    page=lambda path: f"https://ai.example{path}", mesh=self.surroundings.mesh, organisations_per_user=2
+                ),
                 node=self.surroundings.as_node(),
                 store=self.store,
                 identities=self.identities,
