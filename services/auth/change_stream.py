@@ -5,14 +5,12 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator
 
 from services.auth.store import AccountTables
-from shared import errors
 from shared.api.auth import Change
 from shared.node import lifecycle
 
 #: Changes that a slow watcher has not read. Beyond this, one change replaces them: forget everything.
 _UNREAD = 100
 _PRUNE_EVERY_SECONDS = 3600
-_WAIT_SECONDS = 1
 
 
 class ChangeStream:
@@ -29,8 +27,8 @@ class ChangeStream:
     async def run(self) -> None:
         """Run until canceled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen())
-            tasks.create_task(self._prune())
+            tasks.create_task(self._store.follow_changes(self._notify))
+            tasks.create_task(lifecycle.every(_PRUNE_EVERY_SECONDS, self._store.prune_changes, first=0))
 
     async def watch(self, since: int) -> AsyncGenerator[Change, None]:
         """Yield what was missed since ``since``, then every change. After the first item nothing is missed any more.
@@ -59,21 +57,6 @@ class ChangeStream:
                 unread.put_nowait(Change(change.sequence))
             else:
                 unread.put_nowait(change)
-
-    async def _listen(self) -> None:
-        while True:
-            with contextlib.suppress(errors.Unavailable):
-                async with contextlib.aclosing(self._store.follow_changes()) as changes:
-                    async for change in changes:
-                        self._notify(change)
-            await asyncio.sleep(_WAIT_SECONDS)
-
-    async def _prune(self) -> None:
-        while True:
-            # The next hour will do.
-            with contextlib.suppress(errors.Unavailable):
-                await self._store.prune_changes()
-            await asyncio.sleep(_PRUNE_EVERY_SECONDS)
 
     @contextlib.contextmanager
     def _registered(self) -> Iterator[asyncio.Queue[Change]]:

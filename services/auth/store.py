@@ -3,8 +3,9 @@
 Writes take a transaction, so that an act and its row in the audit log are committed together.
 """
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
@@ -33,6 +34,7 @@ _MOST_MISSED = 1000
 #: Of each kind, in an access review; the longest unused come first.
 _MOST_STALE = 1000
 _CHANGES = "auth_changes"
+_LISTEN_AGAIN_SECONDS = 1
 FIRST_KEY_NAME = "first key"
 
 
@@ -96,14 +98,18 @@ class AuthTables:
         """Begin a transaction in which PostgreSQL shows only this tenant's rows."""
         return self._db.bound(tenant)
 
+    async def listen(self, channel: str, work: Callable[[str | None], Awaitable[None]]) -> None:
+        """Run until canceled: call ``work`` at once and after each gap with None, and with the payload of each notification. If it is
+        unavailable, begin again."""
+        while True:
+            with contextlib.suppress(errors.Unavailable):
+                async with contextlib.aclosing(self._db.listen(channel)) as payloads:
+                    async for payload in payloads:
+                        await work(payload)
+            await asyncio.sleep(_LISTEN_AGAIN_SECONDS)
+
 
 class AccountTables(AuthTables):
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator["AccountTables"]:
-        async with opened(url) as db:
-            yield cls(db)
-
     async def check(self) -> Check:
         return await self._db.check()
 
@@ -303,15 +309,17 @@ class AccountTables(AuthTables):
     async def prune_changes(self) -> None:
         await self._db.run("prune_changes")
 
-    async def follow_changes(self) -> AsyncGenerator[Change, None]:
-        """Yield every change from now on. After a gap, yield "forget everything"."""
-        async with contextlib.aclosing(self._db.listen(_CHANGES)) as payloads:
-            async for payload in payloads:
-                if payload is None:
-                    yield Change(await self._db.value("last_change"))
-                else:
-                    number, _, user_id = payload.partition(":")
-                    yield Change(int(number), UserId(UUID(user_id)) if user_id else None)
+    async def follow_changes(self, notify: Callable[[Change], None]) -> None:
+        """Run until canceled: report every change from now on. After a gap, report "forget everything"."""
+
+        async def report(payload: str | None) -> None:
+            if payload is None:
+                notify(Change(await self._db.value("last_change")))
+            else:
+                number, _, user_id = payload.partition(":")
+                notify(Change(int(number), UserId(UUID(user_id)) if user_id else None))
+
+        await self.listen(_CHANGES, report)
 
 
 def _there(row: database.DatabaseRow | None) -> database.DatabaseRow:

@@ -5,13 +5,12 @@ current one. All replicas sign the same list and share no other state.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from services.auth.nodes import enrollment_rules
+from services.auth.nodes import enrollment_rules, node_store
 from services.auth.nodes.ca_keys import CaKeys
 from services.auth.nodes.enrollment_rules import KnownNode
 from services.auth.nodes.node_store import NodeStore
@@ -26,7 +25,6 @@ from shared.types import Role
 
 #: Nodes ask every 30 s and report a list of ten minutes as outdated.
 CONFIRM_SECONDS = 100
-_RETRY_SECONDS = 1
 #: A place whose node was not heard for a minute is free.
 _HEAR_SECONDS = 20
 #: Auth renews its own certificate when this share of its lifetime is left.
@@ -88,7 +86,7 @@ class MeshCa:
     async def run(self) -> None:
         """Run until canceled. Raises NodeRevoked if auth's own certificate cannot be renewed because it was revoked."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow())
+            tasks.create_task(self._members.listen(node_store.CHANGES, lambda _payload: self.refresh()))
             tasks.create_task(lifecycle.every(CONFIRM_SECONDS, self._confirm))
             tasks.create_task(lifecycle.every(_HEAR_SECONDS, self._note_heard))
 
@@ -142,14 +140,6 @@ class MeshCa:
         if found is None or not self._node.trust.has_certificate(now):
             return True
         return found.not_after - now < _RENEW_AT_REST * certificates.lifetime_seconds(Role.AUTH)
-
-    async def _follow(self) -> None:
-        while True:
-            with contextlib.suppress(errors.Unavailable):
-                async with contextlib.aclosing(self._members.follow()) as changes:
-                    async for _ in changes:
-                        await self.refresh()
-            await asyncio.sleep(_RETRY_SECONDS)
 
     async def _note_heard(self) -> None:
         """Record which nodes are there, for the places of their tickets."""

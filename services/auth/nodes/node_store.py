@@ -1,7 +1,7 @@
 """auth's tables nodes, tickets and mesh_state. Every method may raise Unavailable."""
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -21,7 +21,8 @@ from shared.types import NodeId, Role, UserId
 MOST_LISTED = 1000
 #: Shorter prefixes of an id match by chance.
 SHORTEST_BEGINNING = 4
-_CHANGES = "auth_mesh"
+#: Announces that the revocation list may have changed.
+CHANGES = "auth_mesh"
 #: In the table, for a ticket with any number of uses.
 _UNLIMITED = 2_147_483_647
 _LISTED = timedelta(seconds=certificates.LISTED_SECONDS)
@@ -165,12 +166,6 @@ class NodeStore(AuthTables):
     async def rotate_epoch(self) -> None:
         """Begin the epoch that is due because a revocation followed another one within an hour."""
         await self._db.run("rotate_epoch")
-
-    async def follow(self) -> AsyncGenerator[None, None]:
-        """Yield an item at once, and whenever the list may have changed."""
-        async with contextlib.aclosing(self._db.listen(_CHANGES)) as payloads:
-            async for _ in payloads:
-                yield
 
 
 def _checked(beginning: str, what: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from services.auth import audit_records
 from services.auth.audit_records import AuditTrail
 from services.auth.sealing import DataSealer
-from services.auth.sessions import signing_keys
+from services.auth.sessions import signing_key_store, signing_keys
 from services.auth.sessions.signing_key_store import KeyChange, SigningKeyStore, StoredKey
 from services.auth.sessions.signing_keys import KnownKey, PrivateSigningKey, RotationPlan
 from shared import errors
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _PURPOSE = "signing-key"
 _REFRESH_SECONDS = 60
-_RETRY_SECONDS = 1
 #: A token may name any key, so unknown ones make us ask PostgreSQL at most this often.
 _RELOAD_SECONDS = 10
 
@@ -62,7 +61,7 @@ class ActiveKeys:
     async def run(self) -> None:
         """Run until canceled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow())
+            tasks.create_task(self._rows.listen(signing_key_store.CHANGES, self._note_change))
             tasks.create_task(lifecycle.every(_REFRESH_SECONDS, self.refresh))
 
     def signer(self) -> PrivateSigningKey:
@@ -158,13 +157,8 @@ class ActiveKeys:
     def _outdated(self, stored: Sequence[StoredKey]) -> list[StoredKey]:
         return [one for one in stored if self._sealer.is_outdated(one.sealed)]
 
-    async def _follow(self) -> None:
-        while True:
-            with contextlib.suppress(errors.Unavailable):
-                async with contextlib.aclosing(self._rows.follow()) as changes:
-                    async for _ in changes:
-                        await self._read()
-            await asyncio.sleep(_RETRY_SECONDS)
+    async def _note_change(self, _payload: str | None) -> None:
+        await self._read()
 
 
 class SigningKeyRpc:

@@ -9,7 +9,7 @@ from services.auth.sessions.signing_keys import KnownKey
 from services.auth.store import AuthTables
 from shared.stores import database
 
-_CHANGES = "auth_signing_keys"
+CHANGES = "auth_signing_keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,6 @@ class SigningKeyStore(AuthTables):
             await transaction.run("lock_signing_keys")
             stored = tuple(map(_stored, await transaction.rows("list_signing_keys")))
             yield KeyChange(transaction), stored
-
-    async def follow(self) -> AsyncGenerator[None, None]:
-        """Yield after each change."""
-        async with contextlib.aclosing(self._db.listen(_CHANGES)) as changes:
-            async for _ in changes:
-                yield
 
 
 class KeyChange:

@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from services.auth.store import AccountTables
+from services.auth.store import AccountTables, opened
 from shared import errors
 from shared.api import business
 from shared.api.business import CountNewAccounts, NewOfDay
@@ -16,8 +16,8 @@ from tests.services.auth.test_store import add_key, add_user
 
 @pytest.fixture
 async def store(postgres_url: str) -> AsyncIterator[AccountTables]:
-    async with AccountTables.open(postgres_url) as opened:
-        yield opened
+    async with opened(postgres_url) as db:
+        yield AccountTables(db)
 
 
 async def test_each_day_ends_at_midnight_utc(store: AccountTables, postgres_url: str) -> None:

@@ -1,7 +1,6 @@
 """auth's tables on a real PostgreSQL: uniqueness, races, and changes that reach a listener however they were made."""
 
 import asyncio
-import contextlib
 import dataclasses
 import shutil
 from collections.abc import AsyncIterator
@@ -17,9 +16,10 @@ import pytest
 import services.auth
 from services.auth.api_keys import Mark
 from services.auth.roles import KeyTerms
-from services.auth.store import MOST_ACTIVE_KEYS, AccountTables, NewKey
+from services.auth.store import MOST_ACTIVE_KEYS, AccountTables, NewKey, opened
 from shared import errors
 from shared.api.auth import ApiKey, ApiKeyLimits, Change, KeyBounds, KeyKind, User
+from shared.node import lifecycle
 from shared.stores.database import Database
 from shared.types import MicroCredits, ModelName, TenantId, Tier, UserId, UserRole
 from tests.services.auth import by_hand
@@ -29,8 +29,8 @@ NO_LIMITS = ApiKeyLimits()
 
 @pytest.fixture
 async def store(postgres_url: str) -> AsyncIterator[AccountTables]:
-    async with AccountTables.open(postgres_url) as opened:
-        yield opened
+    async with opened(postgres_url) as db:
+        yield AccountTables(db)
 
 
 async def add_user(store: AccountTables, name: str = "anna", email: str = "") -> User:
@@ -208,7 +208,8 @@ async def test_premium_users_are_pro_after_the_upgrade(postgres_url: str, tmp_pa
                 SELECT gen_random_uuid(), id, username, 'old', '…', 7 FROM auth.users;
             """,
         )
-    async with AccountTables.open(postgres_url) as store:
+    async with opened(postgres_url) as db:
+        store = AccountTables(db)
         anna, bob = await store.get_user_called("anna"), await store.get_user_called("bob")
         assert (anna.tier, bob.tier) == (Tier.PRO, Tier.FREE)
         owned = await store.find_owner_of_key("anna")
@@ -270,18 +271,22 @@ async def test_a_concurrently_changed_hash_is_not_replaced(store: AccountTables,
 async def test_changes_made_by_hand_are_announced(store: AccountTables, postgres_url: str, statement: str) -> None:
     user = await add_user(store)
     await add_key(store, user)
-    async with contextlib.aclosing(store.follow_changes()) as changes:
-        assert await asyncio.wait_for(anext(changes), 30) == Change(0)
+    changes: asyncio.Queue[Change] = asyncio.Queue()
+    async with lifecycle.background() as tasks:
+        tasks.create_task(store.follow_changes(changes.put_nowait))
+        assert await asyncio.wait_for(changes.get(), 30) == Change(0)
         await by_hand.run(postgres_url, statement)
-        assert await asyncio.wait_for(anext(changes), 30) == Change(1, user.id)
+        assert await asyncio.wait_for(changes.get(), 30) == Change(1, user.id)
 
 
 async def test_emptying_the_tables_means_forget_everything(store: AccountTables, postgres_url: str) -> None:
     await add_user(store)
-    async with contextlib.aclosing(store.follow_changes()) as changes:
-        await anext(changes)
+    changes: asyncio.Queue[Change] = asyncio.Queue()
+    async with lifecycle.background() as tasks:
+        tasks.create_task(store.follow_changes(changes.put_nowait))
+        await asyncio.wait_for(changes.get(), 30)
         await by_hand.run(postgres_url, "TRUNCATE auth.users, auth.api_keys CASCADE")
-        assert (await asyncio.wait_for(anext(changes), 30)).user_id is None
+        assert (await asyncio.wait_for(changes.get(), 30)).user_id is None
 
 
 async def test_missed_changes_are_sent_since_the_last_one(store: AccountTables) -> None:

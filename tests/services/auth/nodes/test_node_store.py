@@ -1,7 +1,6 @@
 """auth's tables of the mesh on a real PostgreSQL: uses that are counted once, and a list whose number only grows."""
 
 import asyncio
-import contextlib
 import itertools
 import json
 from collections.abc import AsyncIterator
@@ -13,12 +12,14 @@ import asyncpg
 import pytest
 
 from services.auth import store
+from services.auth.nodes import node_store
 from services.auth.nodes.ca_keys import MeshState
 from services.auth.nodes.enrollment_rules import KnownTicket
 from services.auth.nodes.node_store import NodeStore
 from shared import errors
 from shared.api.membership import MemberState
 from shared.identity import node_keys
+from shared.node import lifecycle
 from shared.types import NodeId, Role, UserId
 from tests.services.auth import by_hand
 
@@ -223,10 +224,12 @@ async def test_a_revocation_by_hand_counts_and_is_announced(members: NodeStore, 
     node = new_node()[:-1] + "B"
     await by_hand.run(postgres_url, "INSERT INTO auth.nodes (id, role) VALUES ($1, 'worker')", node)
     before = await state(members)
-    async with contextlib.aclosing(members.follow()) as changes:
-        await asyncio.wait_for(anext(changes), 30)
+    changes: asyncio.Queue[str | None] = asyncio.Queue()
+    async with lifecycle.background() as tasks:
+        tasks.create_task(members.listen(node_store.CHANGES, changes.put))
+        await asyncio.wait_for(changes.get(), 30)
         await by_hand.run(postgres_url, statement, node)
-        await asyncio.wait_for(anext(changes), 30)
+        await asyncio.wait_for(changes.get(), 30)
     after = await state(members)
     assert after.number > before.number
     assert after.epoch == before.epoch + 1
