@@ -42,7 +42,9 @@ class LoginRpc(AuthHandlers):
             raise errors.BadRequest("credentials: give either username or email, and password")
         if request.kind is SessionKind.BROWSER and call.caller_role is not Role.WEB:
             raise errors.NotAllowed("only the web pages can open a browser session", hint="leave kind out")
-        address = _address(request.client, call)
+        # Attempts are counted by account, and by the client's address or the calling node.
+        seen = client_address(request.client, call)
+        address = str(call.caller.node) if seen is None else seen
         account, browser = await self._prove(typed, address, request.browser)
         login = session_store.StoredLogin(user_id=account.user.id, kind=request.kind, client=_client(request.client, call), browser=browser)
         login = await self._with_step(account.user, login, typed.code, address)
@@ -61,7 +63,7 @@ class LoginRpc(AuthHandlers):
     @serves(auth.confirm_again)
     async def confirm_again(self, request: auth.ConfirmAgain, call: RpcCall) -> Nothing:
         session, caller = await self._identities.session_of(call.credential), call.principal
-        has_factor = (await self._factors.state(caller.user_id)).is_enabled
+        has_factor = (await self._factors.find(caller.user_id)).is_enabled
         if not has_factor:
             await self._check_password(call, request.password, session)
         elif request.code is None:
@@ -218,7 +220,7 @@ class LoginRpc(AuthHandlers):
         """Look for a second factor only once the password was right, so nobody else learns whether there is one."""
         if login.has_factor:
             return login
-        if (await self._factors.state(user.id)).is_enabled:
+        if (await self._factors.find(user.id)).is_enabled:
             if code is None:
                 return replace(login, step=Step.ENTER_CODE)
             with self._counting():
@@ -306,12 +308,6 @@ class LoginRpc(AuthHandlers):
         except (errors.Limited, errors.NotAllowed):
             self._identities.count_refusal("too_many_logins")
             raise
-
-
-def _address(client: auth.ClientFacts, call: RpcCall) -> str:
-    """Return the second key, next to the account, under which attempts are counted: the client's address, or the calling node."""
-    seen = client_address(client, call)
-    return str(call.caller.node) if seen is None else seen
 
 
 def _client(client: auth.ClientFacts, call: RpcCall) -> auth.ClientFacts:

@@ -1,18 +1,17 @@
 """RPC methods about one's own account: profile and preferences."""
 
 import time
-from typing import Protocol
 
 from services.auth import audit_records, mail_texts, name_rules
 from services.auth.accounts.account_store import AccountStore
 from services.auth.dependencies import AuthHandlers, Dependencies
-from services.auth.mfa.factors import FactorState
+from services.auth.mfa.factors import Factors
 from shared import access_table, errors
 from shared.api import accounts, auth
 from shared.mail.mailer import Mailer
 from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
-from shared.types import TenantId, UserId
+from shared.types import TenantId
 
 _THEMES = ("light", "dark", "system")
 _LONGEST_MODEL_NAME = 200
@@ -20,24 +19,18 @@ _LONGEST_MODEL_NAME = 200
 _log = logs.get(part="auth")
 
 
-class SecondFactors(Protocol):
-    async def state(self, user_id: UserId) -> FactorState:
-        """Raises Unavailable."""
-        ...
-
-
 class ProfileRpc(AuthHandlers):
-    def __init__(self, parts: Dependencies, account_rows: AccountStore, second_factors: SecondFactors, mailer: Mailer) -> None:
+    def __init__(self, parts: Dependencies, account_rows: AccountStore, factors: Factors, mailer: Mailer) -> None:
         super().__init__(parts)
         self._rows = account_rows
-        self._second_factors = second_factors
+        self._factors = factors
         self._mailer = mailer
 
     @serves(accounts.get_account)
     async def get_account(self, request: accounts.GetAccount, call: RpcCall) -> accounts.OwnAccount:
         user = await self._user(call)
         row = await self._rows.get(user.id)
-        factor = await self._second_factors.state(user.id)
+        factor = await self._factors.find(user.id)
         return accounts.OwnAccount(
             user=user,
             preferences=row.preferences,

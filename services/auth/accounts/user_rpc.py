@@ -165,25 +165,24 @@ class UserRpc(AuthHandlers):
         return await self._node.rpc.call(gateway.read_usage, gateway.ReadUsage(tenant), deadline_seconds=deadline_seconds)
 
 
-class FactorRemoval:
+class FactorRemoval(AuthHandlers):
     """Lets an administrator remove a lost second factor. The user gets a mail, so that a removal under false pretenses is noticed."""
 
     def __init__(self, parts: Dependencies, mailer: Mailer) -> None:
-        self._users = parts.store
-        self._store = FactorStore(parts.store)
+        super().__init__(parts)
+        self._factors = FactorStore(parts.store)
         self._ends = SessionRevocation(parts.store, parts.sessions)
         self._mailer = mailer
-        self._trail = parts.trail
 
     @serves(auth.remove_mfa)
     async def remove_mfa(self, request: auth.RemoveMfa, call: RpcCall) -> auth.User:
-        user = await self._users.get_user_called(request.user)
+        user = await self._store.get_user_called(request.user)
         if user.id == call.principal.user_id:
             raise errors.NotAllowed(
                 "you cannot remove your own second factor this way", hint="disable it in your settings, or ask another administrator"
             )
         async with self._ends.transaction(user.id) as transaction:
-            if not await self._store.remove(transaction, user.id):
+            if not await self._factors.remove(transaction, user.id):
                 raise errors.NotFound(f"{user.username} has no second factor", hint="there is nothing to remove")
             await self._trail.add(transaction, audit_records.done("mfa.remove", call.principal, target=user.id))
         _log.info("second factor removed", user_id=user.id, by=call.principal.user_id)
@@ -191,9 +190,9 @@ class FactorRemoval:
         return user
 
 
-class AccessReviews:
+class AccessReviews(AuthHandlers):
     def __init__(self, parts: Dependencies, members: NodeStore) -> None:
-        self._store = parts.store
+        super().__init__(parts)
         self._members = members
 
     @serves(accounts.review_access)

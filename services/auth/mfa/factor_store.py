@@ -18,6 +18,10 @@ class Factor:
     begun_seed: bytes | None
     recovery_codes_left: int
 
+    @property
+    def is_enabled(self) -> bool:
+        return self.seed is not None
+
 
 NO_FACTOR = Factor(None, None, 0)
 

@@ -3,7 +3,6 @@
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from services.auth.dependencies import Dependencies
 from services.auth.mfa import recovery_codes, totp
@@ -15,12 +14,6 @@ from shared import errors
 from shared.types import UserId
 
 _PURPOSE = "totp seed"
-
-
-@dataclass(frozen=True, slots=True)
-class FactorState:
-    is_enabled: bool
-    recovery_codes_left: int
 
 
 class Factors:
@@ -41,9 +34,8 @@ class Factors:
         sealer = DataSealer.of(parts.settings.data_key, parts.settings.data_key_old)
         return cls(FactorStore(parts.store), sealer, parts.guesses, pepper=parts.settings.api_key_pepper)
 
-    async def state(self, user_id: UserId) -> FactorState:
-        factor = await self._store.find(user_id)
-        return FactorState(factor.seed is not None, factor.recovery_codes_left)
+    async def find(self, user_id: UserId) -> Factor:
+        return await self._store.find(user_id)
 
     async def take(self, user_id: UserId, code: str, address: str = "", browser: str = "") -> bool:
         """Return whether the code is right, and use it up. Raises Limited and NotAllowed after too many attempts (`failed_logins`). Without

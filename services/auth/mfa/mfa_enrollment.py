@@ -1,7 +1,7 @@
 """RPC methods to enable and disable one's second factor."""
 
 from services.auth import audit_records
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.mfa import recovery_codes, totp
 from services.auth.mfa.factor_store import Factor, FactorStore
 from services.auth.mfa.factors import Factors
@@ -18,23 +18,20 @@ from shared.types import UserRole
 _BEGIN_HINT = "beginMfa creates the seed for the app; it expires after an hour"
 
 
-class MfaEnrollment:
+class MfaEnrollment(AuthHandlers):
     """All of them require a login: with a stolen key one must not be able to replace the owner's phone."""
 
     def __init__(self, parts: Dependencies, factors: Factors, opening: SessionOpening) -> None:
-        self._settings = parts.settings
-        self._store = FactorStore(parts.store)
+        super().__init__(parts)
+        self._rows = FactorStore(parts.store)
         self._factors = factors
         self._opening = opening
-        self._sessions = parts.sessions
-        self._identities = parts.identities
-        self._trail = parts.trail
 
     @serves(accounts.begin_mfa)
     async def begin_mfa(self, request: accounts.BeginMfa, call: RpcCall) -> accounts.MfaSeed:
         session = await self._identities.session_of(call.credential)
         caller = call.principal
-        _check_may_set_up(caller, session, await self._store.find(caller.user_id))
+        _check_may_set_up(caller, session, await self._rows.find(caller.user_id))
         seed = await self._factors.begin(caller.user_id)
         return accounts.MfaSeed(totp.secret_text(seed), totp.uri(seed, caller.username, f"aimesh {self._settings.mesh}"))
 
@@ -42,7 +39,7 @@ class MfaEnrollment:
     async def enable_mfa(self, request: accounts.EnableMfa, call: RpcCall) -> accounts.RecoveryCodes:
         session = await self._identities.session_of(call.credential)
         caller = call.principal
-        factor = await self._store.find(caller.user_id)
+        factor = await self._rows.find(caller.user_id)
         _check_may_set_up(caller, session, factor)
         if factor.begun_seed is None:
             raise errors.BadRequest("no second factor is being set up", hint=_BEGIN_HINT)
@@ -52,7 +49,7 @@ class MfaEnrollment:
         codes = recovery_codes.new_codes()
         async with self._store.transaction() as transaction:
             hashes = self._factors.digests(caller.user_id, codes)
-            if not await self._store.enable(transaction, caller.user_id, factor.begun_seed, step, hashes):
+            if not await self._rows.enable(transaction, caller.user_id, factor.begun_seed, step, hashes):
                 raise errors.BadRequest("a newer setup of the second factor was started", hint="use the newest seed")
             await self._trail.add(transaction, audit_records.done("mfa.enable", caller))
         return accounts.RecoveryCodes(codes, await self._complete_login(caller, session))
@@ -65,13 +62,13 @@ class MfaEnrollment:
             raise errors.NotAllowed(
                 "an administrator needs a second factor", hint="to change phones, set up a new one, which replaces this one"
             )
-        if not (await self._factors.state(caller.user_id)).is_enabled:
+        if not (await self._rows.find(caller.user_id)).is_enabled:
             raise _no_factor()
         if not await self._factors.take(caller.user_id, request.code, session.client.address, session.browser):
             self._trail.note(audit_records.refused("mfa.disable", caller, "wrong code", address=session.client.address))
             raise errors.NotAllowed("the code is wrong, or was already used", hint=CODE_HINT)
         async with self._store.transaction() as transaction:
-            await self._store.remove(transaction, caller.user_id)
+            await self._rows.remove(transaction, caller.user_id)
             await self._trail.add(transaction, audit_records.done("mfa.disable", caller))
         return Nothing()
 
@@ -79,10 +76,10 @@ class MfaEnrollment:
     async def renew_recovery_codes(self, request: accounts.RenewRecoveryCodes, call: RpcCall) -> accounts.RecoveryCodes:
         session = await self._identities.session_of(call.credential)
         caller = call.principal
-        _check_code_entered(session, await self._store.find(caller.user_id))
+        _check_code_entered(session, await self._rows.find(caller.user_id))
         codes = recovery_codes.new_codes()
         async with self._store.transaction() as transaction:
-            if not await self._store.renew_recovery_codes(transaction, caller.user_id, self._factors.digests(caller.user_id, codes)):
+            if not await self._rows.renew_recovery_codes(transaction, caller.user_id, self._factors.digests(caller.user_id, codes)):
                 raise _no_factor()
             await self._trail.add(transaction, audit_records.done("mfa.recovery_codes", caller))
         return accounts.RecoveryCodes(codes)
@@ -106,7 +103,7 @@ def _check_may_set_up(caller: auth.Principal, session: StoredSession, factor: Fa
 
 
 def _check_code_entered(session: StoredSession, factor: Factor) -> None:
-    if factor.seed is not None and not session.has_factor:
+    if factor.is_enabled and not session.has_factor:
         raise _code_required()
 
 

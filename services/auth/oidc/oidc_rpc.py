@@ -145,8 +145,7 @@ class OidcRpc(AuthHandlers):
 
     @serves(accounts.list_oidc_links)
     async def list_oidc_links(self, request: accounts.ListOidcLinks, call: RpcCall) -> accounts.OidcLinks:
-        linked = await self._links.list_of(call.principal.user_id)
-        return accounts.OidcLinks(tuple(accounts.OidcLink(each.issuer, each.subject, each.email or "", each.linked_at) for each in linked))
+        return accounts.OidcLinks(await self._links.list_of(call.principal.user_id))
 
     @serves(accounts.remove_oidc_link)
     async def remove_oidc_link(self, request: accounts.RemoveOidcLink, call: RpcCall) -> Nothing:
@@ -195,7 +194,9 @@ class OidcRpc(AuthHandlers):
     async def _provision(self, identity: Identity, link_to: UserId | None, roles: RoleTable) -> ProvisionedAccount:
         account = await account_provisioning.provision_account(identity, link_to, self._links, roles)
         if account.is_new:
-            self._report_registration(account)
+            self._node.metrics.registrations.inc()
+            self._node.publish(events.UserRegistered(datetime.now(UTC), account.user_id))
+            _log.info("user registered", user_id=account.user_id, by="oidc")
         return account
 
     async def _open_session(self, user_id: UserId, identity: Identity, client: auth.ClientFacts) -> auth.LoginSession:
@@ -206,11 +207,6 @@ class OidcRpc(AuthHandlers):
         if identity.id_token:
             await self._provider_sessions.put(session.session_token, identity.id_token)
         return session
-
-    def _report_registration(self, account: ProvisionedAccount) -> None:
-        self._node.metrics.registrations.inc()
-        self._node.publish(events.UserRegistered(datetime.now(UTC), account.user_id))
-        _log.info("user registered", user_id=account.user_id, by="oidc")
 
 
 def _registration(settings: AuthSettings) -> ClientRegistration | None:

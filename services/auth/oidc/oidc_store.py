@@ -3,30 +3,18 @@
 Every method may raise Unavailable.
 """
 
-from dataclasses import dataclass
-from datetime import datetime
 from uuid import uuid4
 
 from services.auth import audit_records
 from services.auth.audit_records import AuditTrail
 from services.auth.oidc.account_provisioning import FoundAccounts, Identity, NameTaken
+from shared.api.accounts import OidcLink
 from shared.mail import letters
 from shared.stores import database
 from shared.types import UserId, UserRole
 
 #: Unique constraint -> what it makes unique.
 _TAKEN = {"users_username_key": NameTaken.USERNAME, "users_email_key": NameTaken.EMAIL, "oidc_identities_pkey": NameTaken.IDENTITY}
-
-
-@dataclass(frozen=True, slots=True)
-class LinkedIdentity:
-    """A login at a provider that opens this account."""
-
-    issuer: str
-    subject: str
-    email: str | None
-    linked_at: datetime
-    last_login_at: datetime | None
 
 
 class OidcStore:
@@ -71,11 +59,9 @@ class OidcStore:
                 act = audit_records.done_by("user.role", user_id, target=user_id, after=role, issuer=identity.issuer)
                 await self._trail.add(transaction, act)
 
-    async def list_of(self, user_id: UserId) -> tuple[LinkedIdentity, ...]:
-        return tuple(
-            LinkedIdentity(row["issuer"], row["subject"], row["email"], row["linked_at"], row["last_login_at"])
-            for row in await self._db.rows("list_oidc_identities", user_id)
-        )
+    async def list_of(self, user_id: UserId) -> tuple[OidcLink, ...]:
+        rows = await self._db.rows("list_oidc_identities", user_id)
+        return tuple(OidcLink(row["issuer"], row["subject"], row["email"] or "", row["linked_at"]) for row in rows)
 
     async def remove(self, user_id: UserId, issuer: str, subject: str) -> bool:
         """Return False if there is no such link, or it is the only way into the account: no password and no other link."""

@@ -31,7 +31,7 @@ WHERE id = $1 AND role <> $2 AND (
 
 -- name: list_oidc_identities
 -- The identities of an account, oldest first.
-SELECT issuer, subject, email, linked_at, last_login_at
+SELECT issuer, subject, email, linked_at
 FROM oidc_identities
 WHERE user_id = $1
 ORDER BY linked_at, issuer, subject;

@@ -57,8 +57,9 @@ class ClosedSession:
     user_id: UserId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredSession:
+class StoredSession(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields read here; session_records.lua lists all."""
+
     id: str
     user_id: UserId
     kind: SessionKind
@@ -126,23 +127,6 @@ class StoredLoginLink(msgspec.Struct, frozen=True, kw_only=True):
     team_id: TenantId | None = None
 
 
-class _SessionRecord(msgspec.Struct, frozen=True):
-    """The fields read here; session_records.lua lists all."""
-
-    user_id: UserId
-    kind: SessionKind
-    opened_at: float
-    last_used_at: float
-    confirmed_at: float
-    step: Step
-    has_factor: bool
-    nonce: str = ""
-    address: str = ""
-    agent: str = ""
-    team_id: TenantId | None = None
-    browser: str = ""
-
-
 class SessionStore:
     """Every method may raise Unavailable."""
 
@@ -182,7 +166,7 @@ class SessionStore:
         }
         most = _most(login.step)
         await self._run("open", now, self._idle_ms(login.kind), most, session_id, *_flat(fields))
-        return OpenedSession(token.text, _session(session_id, _record(fields)))
+        return OpenedSession(token.text, _session(session_id, fields))
 
     async def find(self, session_id: str) -> StoredSession | None:
         """Find an open session by id, without extending it."""
@@ -220,10 +204,11 @@ class SessionStore:
         reply = await self._run("refresh", self._clock(), idle_ms, token.family_hash, token.hash, successor.hash, nonce, GRACE_SECONDS)
         if reply is None or reply[0] == b"kind":
             return SessionOver.ENDED if reply is None else SessionOver.OTHER_KIND
-        session_id, record = _read(reply[1:])
+        session_id, fields = _read(reply[1:])
+        session = _session(session_id, fields)
         if reply[0] == b"reused":
-            return ClosedSession(session_id, record.user_id)
-        return OpenedSession(token.successor(record.nonce).text, _session(session_id, record))
+            return ClosedSession(session.id, session.user_id)
+        return OpenedSession(token.successor(fields.get("nonce", "")).text, session)
 
     async def complete(self, session: StoredSession, browser: str = "") -> OpenedSession | None:
         """Continue after the missing second factor was entered. Returns None like ``_replace``."""
@@ -240,7 +225,7 @@ class SessionStore:
         token, session_id = SessionToken.new(), _new_id()
         changed = _flat({**fields, **_token_fields(token)})
         flat = await self._run("replace", now, self._idle_ms(session.kind), _most(step), session.id, session_id, *changed)
-        return None if flat is None else OpenedSession(token.text, _session(session_id, _record(_fields(flat))))
+        return None if flat is None else OpenedSession(token.text, _session(session_id, _fields(flat)))
 
     async def confirm(self, session: StoredSession, *, has_factor: bool) -> bool:
         """Record that a password or a code was entered. Return False if the session has ended."""
@@ -320,15 +305,11 @@ def _fields(flat: Sequence[bytes]) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-def _record(fields: Mapping[str, str]) -> _SessionRecord:
-    return msgspec.convert({name: value for name, value in fields.items() if value}, _SessionRecord, strict=False)
-
-
-def _read(row: Sequence[object]) -> tuple[str, _SessionRecord]:
+def _read(row: Sequence[object]) -> tuple[str, dict[str, str]]:
     session_id, flat = row
     assert isinstance(session_id, bytes)
     assert isinstance(flat, list)
-    return session_id.decode(), _record(_fields(flat))
+    return session_id.decode(), _fields(flat)
 
 
 def _found(row: Sequence[object] | None) -> StoredSession | None:
@@ -339,20 +320,10 @@ def _ended(flat: Sequence[bytes] | None) -> list[ClosedSession]:
     return [ClosedSession(session_id, msgspec.convert(user, UserId)) for session_id, user in _fields(flat or ()).items()]
 
 
-def _session(session_id: str, record: _SessionRecord) -> StoredSession:
-    return StoredSession(
-        id=session_id,
-        user_id=record.user_id,
-        kind=record.kind,
-        opened_at=record.opened_at,
-        last_used_at=record.last_used_at,
-        confirmed_at=record.confirmed_at,
-        step=record.step,
-        has_factor=record.has_factor,
-        client=auth.ClientFacts(record.address, record.agent),
-        team_id=record.team_id,
-        browser=record.browser,
-    )
+def _session(session_id: str, fields: Mapping[str, str]) -> StoredSession:
+    known = {name: value for name, value in fields.items() if value}
+    client = {name: known.get(name, "") for name in ("address", "agent")}
+    return msgspec.convert({**known, "id": session_id, "client": client}, StoredSession, strict=False)
 
 
 def _new_id() -> str:

@@ -18,7 +18,7 @@ from services.auth.accounts.password_changes import PasswordChanges
 from services.auth.accounts.profile import ProfileRpc
 from services.auth.accounts.request_limits import MailLimits
 from services.auth.dependencies import Dependencies
-from services.auth.mfa.factors import FactorState
+from services.auth.mfa.factor_store import Factor
 from services.auth.passwords import Passwords
 from services.auth.sessions.failed_logins import FailedLogins
 from services.auth.settings import AuthSettings
@@ -127,13 +127,13 @@ class FakeIdentities:
 
 
 class FakeFactors:
-    """``SecondFactors``."""
+    """In place of ``Factors``."""
 
     def __init__(self) -> None:
         self.enabled: dict[UserId, int] = {}
 
-    async def state(self, user_id: UserId) -> FactorState:
-        return FactorState(user_id in self.enabled, self.enabled.get(user_id, 0))
+    async def find(self, user_id: UserId) -> Factor:
+        return Factor(b"sealed" if user_id in self.enabled else None, None, self.enabled.get(user_id, 0))
 
 
 @dataclass(kw_only=True)
@@ -170,7 +170,7 @@ class ApiClient:
         )
         self.changes = PasswordChanges(self.parts, self.rows, MailLimits(self.cache), self.mailer)
         self.dispatcher.add(self.changes)
-        self.dispatcher.add(ProfileRpc(self.parts, self.rows, self.factors, self.mailer))
+        self.dispatcher.add(ProfileRpc(self.parts, self.rows, cast("Any", self.factors), self.mailer))
 
     async def ask(self, method: Method[Request, Reply], request: Request, credential: str | None = None, *, peer: Peer = CLIENT) -> Reply:
         """As over a link, through the gate."""
@@ -229,7 +229,6 @@ async def opened_accounts(settings: AuthSettings, **instead: Any) -> AsyncIterat
     """With the task that mails running; ``instead`` of the stand-ins."""
     with Passwords.open(min_length=8, hasher=cheap_hasher()) as passwords:
         async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:
-            await _with_links(settings.database_url)
             api_client = ApiClient(
                 settings=settings, database=database, cache=cache, store=AccountTables(database), passwords=passwords, **instead
             )
@@ -256,18 +255,3 @@ async def by_hand(url: str, sql: str, *arguments: object) -> list[asyncpg.Record
         return list(await connection.fetch(sql, *arguments))
     finally:
         await connection.close()
-
-
-async def _with_links(url: str) -> None:
-    """The table of logins at providers; until its migration has a number it is made here."""
-    if (await by_hand(url, "SELECT to_regclass('auth.oidc_identities') AS there"))[0]["there"] is None:
-        from pathlib import Path
-
-        import services.auth.oidc
-
-        sql = Path(services.auth.oidc.__file__).with_name("migration.sql").read_text(encoding="utf-8")
-        connection = await asyncpg.connect(url, server_settings={"search_path": "auth"})
-        try:
-            await connection.execute(sql)
-        finally:
-            await connection.close()

@@ -185,13 +185,13 @@ async def test_a_wrong_code_when_disabling_is_logged_with_the_address(api_client
 async def test_each_recovery_code_works_once_and_the_rest_are_counted(api_client: ApiClient, replica: ApiClient) -> None:
     session, _, codes = await api_client.with_factor()
     user = session.user.id
-    assert (await api_client.logins._factors.state(user)).recovery_codes_left == 10
+    assert (await api_client.logins._factors.find(user)).recovery_codes_left == 10
     # No more than one address may guess, whichever of them comes first.
     outcomes = await asyncio.gather(*((api_client if n % 2 else replica).login(code=codes[3]) for n in range(5)), return_exceptions=True)
     assert len([found for found in outcomes if isinstance(found, auth.LoginSession)]) == 1
-    assert (await api_client.logins._factors.state(user)).recovery_codes_left == 9
+    assert (await api_client.logins._factors.find(user)).recovery_codes_left == 9
     assert (await api_client.login(code=codes[4].upper().replace("-", ""))).step is Step.DONE
-    assert (await api_client.logins._factors.state(user)).recovery_codes_left == 8
+    assert (await api_client.logins._factors.find(user)).recovery_codes_left == 8
 
 
 async def test_renewed_recovery_codes_replace_the_remaining_ones(api_client: ApiClient) -> None:

@@ -152,17 +152,17 @@ async def test_guessing_the_password_reveals_nothing_about_a_second_factor(api_c
     _, phone, codes = await api_client.with_factor("anna")
     await api_client.world.register("ben")
     asked: list[object] = []
-    state, take = api_client.logins._factors.state, api_client.logins._factors.take
+    find, take = api_client.logins._factors.find, api_client.logins._factors.take
 
-    async def counted_state(user_id: object) -> object:
+    async def counted_find(user_id: object) -> object:
         asked.append(user_id)
-        return await state(user_id)  # type: ignore[arg-type]
+        return await find(user_id)  # type: ignore[arg-type]
 
     async def counted_take(user_id: object, code: str, address: str = "") -> object:
         asked.append(user_id)
         return await take(user_id, code, address)  # type: ignore[arg-type]
 
-    api_client.logins._factors.state = counted_state  # type: ignore[method-assign, assignment]
+    api_client.logins._factors.find = counted_find  # type: ignore[method-assign, assignment]
     api_client.logins._factors.take = counted_take  # type: ignore[method-assign, assignment]
     answers = set()
     for name in ("anna", "ben", "nobody"):
