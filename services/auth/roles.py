@@ -99,9 +99,12 @@ def scopes_of_key(kind: KeyKind, owner: UserRole, stored: Iterable[str]) -> tupl
 def check_limits_of_new_key(caller: Principal, limits: ApiKeyLimits) -> None:
     """A limited key creates none: with several of them its limit would be meaningless. Also raises BadRequest."""
     for name, most in _MOST.items():
-        requested = _value(limits, name)
+        requested: int | None = getattr(limits, name)
         if requested is not None and not 1 <= requested <= most:
-            raise errors.BadRequest(_range(name, most), hint="leave it out to use the tier's limit")
+            allowed = f"{name}: a whole number from 1 to {most}"
+            if name == "budget_micro":
+                allowed = f"budget: from {amounts.written(1)} to {amounts.written(most)} credits"
+            raise errors.BadRequest(allowed, hint="leave it out to use the tier's limit")
     if caller.key_limits != ApiKeyLimits():
         raise errors.NotAllowed("a key with its own limit cannot create keys", hint=_LOG_IN_HINT)
 
@@ -211,14 +214,3 @@ def _is_within(inner: _Network, outer: _Network) -> bool:
 
 def _time(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-
-
-def _value(limits: ApiKeyLimits, name: str) -> int | None:
-    found: int | None = getattr(limits, name)
-    return found
-
-
-def _range(name: str, most: int) -> str:
-    if name == "budget_micro":
-        return f"budget: from {amounts.written(1)} to {amounts.written(most)} credits"
-    return f"{name}: a whole number from 1 to {most}"

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import ClassVar
 
 from services.auth import audit_records, wiring
+from services.auth.nodes.mesh_ca import MeshCa
 from services.auth.nodes.nats_logins import NatsLogins
 from services.auth.oidc.oidc_rpc import OidcDependencies
 from services.auth.oidc.oidc_store import OidcStore
@@ -49,18 +50,18 @@ class AuthService:
             service = cls(settings, node, opened)
             wired = service._wiring
             await wired.finish_recovery()
-            ca = wired.mesh_ca()
+            ca = MeshCa.load(settings, node, wired.members)
             if ca is not None:
                 await ca.begin()
             oidc = await stack.enter_async_context(OidcDependencies.open(settings, opened.cache, OidcStore(opened.database, wired.trail)))
             logins = service._logins = wired.nats_logins()
-            connected = wired.connect(ca, oidc, logins)
+            handlers, work = wired.connect(ca, oidc, logins)
             # In its own group, so these tasks end before what they use is closed.
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            running = [tasks.create_task(work()) for work in connected.work]
+            running = [tasks.create_task(each()) for each in work]
             node.dispatcher.gate = Authorizer(service._identities.of, service._on_refusal)
             node.dispatcher.finish = opened.recovery.log.finish
-            for handler in connected.handlers:
+            for handler in handlers:
                 node.dispatcher.add(handler)
             if logins is not None:
                 await logins.connect()

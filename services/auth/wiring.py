@@ -38,7 +38,7 @@ from services.auth.privacy import export, retention
 from services.auth.privacy.erasure import Erasures
 from services.auth.privacy.export import Exports
 from services.auth.privacy.privacy_store import PrivacyStore
-from services.auth.privacy.retention import Days, Retention
+from services.auth.privacy.retention import Retention
 from services.auth.recovery import kinds
 from services.auth.recovery.auth_replay import auth_replay
 from services.auth.recovery.backup_reports import BackupReports
@@ -105,22 +105,21 @@ class RecoveryParts:
     anchoring: Anchoring
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceParts:
-    handlers: tuple[object, ...]
-    work: tuple[Work, ...]
-
-
 class Wiring:
     def __init__(self, settings: AuthSettings, node: Node, opened: OpenedStores, count_refusal: CountRefusal) -> None:
         self._settings = settings
         self._node = node
         self._opened = opened
-        self._members = NodeStore(opened.database)
+        self.members = NodeStore(opened.database)
         self._audit_rows = AuditStore(opened.database)
         store, cache = AccountTables(opened.database), opened.cache
         tokens = AccessTokens(opened.signers, issuer=f"aimesh/{settings.mesh}")
-        sessions = _sessions(settings, cache)
+        sessions = SessionStore(
+            cache,
+            idle_seconds=settings.session_timeout_seconds,
+            longest_seconds=settings.session_longest_seconds,
+            program_idle_seconds=settings.session_program_days * 24 * 3600,
+        )
         self.trail = AuditLog(self._audit_rows, on_act=recovery_log.noting(kinds.RESTRICTING))
         self.last_used = KeyLastUsed(store)
         self.changes = ChangeStream(store, node.drain_started)
@@ -144,7 +143,8 @@ class Wiring:
         self._verification = Verification(self._audit_rows, anchoring, node.metrics, lambda: opened.recovery.start.restores)
         self.upkeep = AuditUpkeep(self.trail, self._audit_rows, anchoring, self._verification, days=settings.audit_days)
 
-    def connect(self, ca: MeshCa | None, oidc: OidcDependencies, nats: NatsLogins | None) -> ServiceParts:
+    def connect(self, ca: MeshCa | None, oidc: OidcDependencies, nats: NatsLogins | None) -> tuple[tuple[object, ...], tuple[Work, ...]]:
+        """Return the handlers and the background tasks."""
         parts, database, cache, mailer = self._parts, self._opened.database, self._opened.cache, self._opened.mailer
         accounts, organizations, own_data = AccountStore(database), OrganizationStore(database), PrivacyStore(database)
         factors = Factors.of(parts)
@@ -154,7 +154,8 @@ class Wiring:
         passwords = PasswordChanges(parts, accounts, MailLimits(cache), mailer)
         colleagues = ColleagueRpc(parts, ColleagueStore(database), mailer, cache)
         backups = BackupReports(parts, BackupStore(database))
-        days = Days(invitations=self._settings.invitation_days, ended_keys=self._settings.ended_key_days)
+        settings = self._settings
+        rules = retention.own(own_data, invitation_days=settings.invitation_days, ended_key_days=settings.ended_key_days)
         handlers = (
             logins,
             MfaEnrollment(parts, factors, opening),
@@ -162,7 +163,7 @@ class Wiring:
             OidcRpc(parts, oidc, logins),
             erasures,
             Exports(parts, own_data, (export.sessions(parts.sessions), export.audit(self._audit_rows))),
-            UserRpc(parts, RegistrationLimits(cache, self._settings.registrations_per_address), colleagues),
+            UserRpc(parts, RegistrationLimits(cache, settings.registrations_per_address), colleagues),
             colleagues,
             SetupRpc(parts, self._opened.mail_sink, cache),
             passwords,
@@ -170,9 +171,9 @@ class Wiring:
             ApiKeyRpc(parts),
             OrganizationRpc(parts, organizations),
             Invitations(parts, organizations, mailer),
-            EnrollmentRpc(parts, self._members, ca, nats),
-            NodeAdminRpc(parts, self._members, ca, nats),
-            AccessReviews(parts, self._members),
+            EnrollmentRpc(parts, self.members, ca, nats),
+            NodeAdminRpc(parts, self.members, ca, nats),
+            AccessReviews(parts, self.members),
             AuditRpc(parts.store, self.trail, self._audit_rows, self._verification),
             SigningKeyRpc(self.trail, self._opened.signers),
             backups,
@@ -183,14 +184,14 @@ class Wiring:
             self.upkeep.run,
             self._opened.signers.run,
             erasures.run,
-            Retention(retention.own(own_data, days)).run,
+            Retention(rules).run,
             passwords.run,
             self._opened.recovery.log.run,
             self._opened.recovery.start.run,
             backups.run,
         )
         mesh = (*(() if ca is None else (ca.run,)), *(() if nats is None else (nats.run,)))
-        return ServiceParts(handlers, (*background, *mesh))
+        return handlers, (*background, *mesh)
 
     async def finish_recovery(self) -> None:
         """Call before anything answers. Raises BadSettings and Unavailable."""
@@ -202,11 +203,7 @@ class Wiring:
     def nats_logins(self) -> NatsLogins | None:
         """Return None if auth does not decide about NATS logins."""
         keys = LoginKeys.load(self._settings)
-        return None if keys is None else NatsLogins(keys, self._settings, self._node, self._members, self._opened.cache)
-
-    def mesh_ca(self) -> MeshCa | None:
-        """Return None if auth is no CA."""
-        return MeshCa.load(self._settings, self._node, self._members)
+        return None if keys is None else NatsLogins(keys, self._settings, self._node, self.members, self._opened.cache)
 
 
 @contextlib.asynccontextmanager
@@ -266,12 +263,3 @@ def _recovery(settings: AuthSettings, node: Node, database: Database) -> Recover
 def _signing_keys(settings: AuthSettings, purpose: str) -> AnchorKeys:
     keys = sealing.read_keys(settings.data_key, settings.data_key_old)
     return AnchorKeys.of(*(sealing.derive(key, purpose) for key in keys))
-
-
-def _sessions(settings: AuthSettings, cache: Cache) -> SessionStore:
-    return SessionStore(
-        cache,
-        idle_seconds=settings.session_timeout_seconds,
-        longest_seconds=settings.session_longest_seconds,
-        program_idle_seconds=settings.session_program_days * 24 * 3600,
-    )

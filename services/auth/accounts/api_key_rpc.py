@@ -30,7 +30,7 @@ class ApiKeyRpc(AuthHandlers):
         name_rules.check_key_name(request.name)
         terms = roles.terms_of_new_key(caller, await self._role_of(caller, user_id), request, datetime.now(UTC))
         key = api_keys.generate(request.kind)
-        mark = api_keys.Mark(self._identities.digest(key), api_keys.preview(key))
+        mark = self._identities.mark(key)
         # A key that an administrator creates for someone else is that user's personal key.
         team_id = caller.team_id if user_id == caller.user_id else None
         tenant = TenantId(user_id) if team_id is None else team_id
@@ -98,7 +98,7 @@ class ApiKeyRpc(AuthHandlers):
         _check_own(caller, key, "rotates")
         roles.check_may_rotate(caller, key, await self._role_of(caller, key.user_id))
         secret = api_keys.generate(key.kind)
-        mark = api_keys.Mark(self._identities.digest(secret), api_keys.preview(secret))
+        mark = self._identities.mark(secret)
         async with self._store.bound(tenant_of(key)) as transaction:
             rotated = await self._store.rotate_key(transaction, key, mark, request.overlap_seconds)
             if rotated is None:

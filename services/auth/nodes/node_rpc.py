@@ -31,12 +31,11 @@ def _running(ca: MeshCa | None) -> MeshCa:
     return ca
 
 
-class EnrollmentRpc:
+class EnrollmentRpc(AuthHandlers):
     """For nodes, which join with a ticket and renew their certificate with their key."""
 
     def __init__(self, parts: Dependencies, members: NodeStore, ca: MeshCa | None, logins: NatsLogins | None) -> None:
-        self._node = parts.node
-        self._trail = parts.trail
+        super().__init__(parts)
         self._members = members
         self._ca = ca
         self._logins = logins

@@ -8,7 +8,7 @@ import msgspec
 
 from services.auth import audit_records
 from services.auth.audit.audit_store import AuditQuery, AuditStore
-from services.auth.dependencies import Dependencies
+from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.sessions.session_store import SessionStore
 from shared.api import accounts
@@ -45,13 +45,12 @@ class ExportSource:
     rows: Rows
 
 
-class Exports:
+class Exports(AuthHandlers):
     """The export depends on the user's id only, not on the tenant that they act for."""
 
     def __init__(self, parts: Dependencies, rows: PrivacyStore, others: tuple[ExportSource, ...] = ()) -> None:
         """``others``: sessions and the audit log."""
-        self._store = parts.store
-        self._trail = parts.trail
+        super().__init__(parts)
         self._sources = (*(_own(rows, name) for name in _OWN_FILES), *others)
 
     @serves(accounts.export_account)

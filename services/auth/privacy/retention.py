@@ -20,37 +20,27 @@ _log = logs.get(part="privacy")
 Forget = Callable[[datetime, int], Awaitable[int]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Days:
-    """How many days each class of data is stored after its end."""
-
-    password_resets: int = 1
-    former_secrets: int = 1
-    invitations: int = 90
-    tickets: int = 90
-    ended_keys: int = 365
-
-
 @dataclass(frozen=True, slots=True)
 class RetentionRule:
     name: str
+    #: How long its rows are stored after their end.
     days: int
     forget: Forget
 
 
-def own(store: PrivacyStore, days: Days) -> tuple[RetentionRule, ...]:
+def own(store: PrivacyStore, *, invitation_days: int = 90, ticket_days: int = 90, ended_key_days: int = 365) -> tuple[RetentionRule, ...]:
     """The rules of auth's own tables except the audit log. Sessions and login counters expire in Valkey."""
 
     def by(query: str) -> Forget:
         return lambda before, most: store.forget(query, before, most)
 
     return (
-        RetentionRule("password_resets", days.password_resets, by("forget_resets")),
-        RetentionRule("former_secrets", days.former_secrets, by("forget_former_hashes")),
-        RetentionRule("invitations", days.invitations, by("forget_invitations")),
-        RetentionRule("colleague_invitations", days.invitations, by("forget_colleague_invitations")),
-        RetentionRule("tickets", days.tickets, by("forget_tickets")),
-        RetentionRule("ended_keys", days.ended_keys, by("forget_ended_keys")),
+        RetentionRule("password_resets", 1, by("forget_resets")),
+        RetentionRule("former_secrets", 1, by("forget_former_hashes")),
+        RetentionRule("invitations", invitation_days, by("forget_invitations")),
+        RetentionRule("colleague_invitations", invitation_days, by("forget_colleague_invitations")),
+        RetentionRule("tickets", ticket_days, by("forget_tickets")),
+        RetentionRule("ended_keys", ended_key_days, by("forget_ended_keys")),
     )
 
 

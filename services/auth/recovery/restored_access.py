@@ -1,7 +1,6 @@
 """Ends access after auth's database was replaced by an older one, and counts the rows of the audit log that are lost."""
 
 from datetime import datetime
-from typing import Protocol
 
 from services.auth import audit_records
 from services.auth.accounts.account_store import AccountStore
@@ -12,6 +11,7 @@ from services.auth.nodes.node_store import NodeStore
 from services.auth.sessions.active_keys import ActiveKeys
 from shared import audit_anchors, errors
 from shared.audit_anchors import Anchor
+from shared.identity.trust import Trust
 from shared.recovery.recovery_store import RecoveryStore
 from shared.recovery.rollback import OpenRestore
 from shared.stores.cache import Cache
@@ -22,16 +22,6 @@ SESSION_KEYS = (
     # In a cluster.
     *("{auth}:session*", "{auth}:halfway_of:*"),
 )
-
-
-class PublishedList(Protocol):
-    """What this node has seen of the mesh's revocation list and topics."""
-
-    @property
-    def number(self) -> int: ...
-
-    @property
-    def topics(self) -> tuple[tuple[int, bytes], ...]: ...
 
 
 class RestoredAccess:
@@ -56,7 +46,7 @@ class RestoredAccess:
 class AccessEnding:
     """Ends what the restored database, or Valkey, would still accept. Every step may run twice."""
 
-    def __init__(self, accounts: AccountStore, members: NodeStore, signers: ActiveKeys, cache: Cache, published: PublishedList) -> None:
+    def __init__(self, accounts: AccountStore, members: NodeStore, signers: ActiveKeys, cache: Cache, published: Trust) -> None:
         self._accounts = accounts
         self._members = members
         self._signers = signers

@@ -98,7 +98,7 @@ class Identities:
         except errors.NotAuthenticated:
             self.count_refusal("malformed")
             raise
-        digest = self.digest(key)
+        digest = api_keys.digest(key, self._pepper)
         owned = await self.principal_cache.ask(digest, lambda: self._store.find_owner_of_key(digest), _administrator_of_key)
         if owned is None:
             raise self._refused("unknown_key", "this API key does not exist", _KEY_HINT)
@@ -117,9 +117,8 @@ class Identities:
             self._last_used.note(owned.principal.key_id)
         return owned.principal
 
-    def digest(self, key: Credential) -> str:
-        """Return what is stored instead of the key."""
-        return api_keys.digest(key, self._pepper)
+    def mark(self, key: Credential) -> api_keys.Mark:
+        return api_keys.mark(key, self._pepper)
 
     def closed(self) -> errors.NotAuthenticated:
         """Only for a caller who has proven to own the account."""

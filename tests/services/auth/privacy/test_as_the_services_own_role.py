@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from services.auth.privacy import retention
-from services.auth.privacy.retention import Days, Retention
+from services.auth.privacy.retention import Retention
 from services.auth.settings import AuthSettings
 from shared.api import accounts
 from tests.servers import PostgresServer
@@ -53,7 +53,7 @@ async def test_an_export_has_content_in_every_file(api_client: PrivacyDesk) -> N
 async def test_retention_may_delete(api_client: PrivacyDesk) -> None:
     await user_with_data(api_client, Canaries())
     await api_client.sql("UPDATE password_resets SET expires_at = now() - interval '2 days'")
-    await Retention(retention.own(api_client.rows, Days())).enforce()
+    await Retention(retention.own(api_client.rows)).enforce()
     assert await api_client.sql("SELECT 1 FROM password_resets") == []
 
 

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from services.auth.privacy import retention
-from services.auth.privacy.retention import BATCH, Days, Retention, RetentionRule
+from services.auth.privacy.retention import BATCH, Retention, RetentionRule
 from tests.services.auth.accounts.surroundings import Person
 from tests.services.auth.privacy.surroundings import PrivacyDesk
 
@@ -112,7 +112,7 @@ async def counts(api_client: PrivacyDesk, person: Person) -> dict[str, int]:
 )
 async def test_retention_times(api_client: PrivacyDesk, age: str, left: dict[str, int]) -> None:
     person = await user_with_history(api_client, age)
-    job = Retention(retention.own(api_client.rows, Days()))
+    job = Retention(retention.own(api_client.rows))
     await job.enforce()
     assert await counts(api_client, person) == left
     await job.enforce()
@@ -122,7 +122,7 @@ async def test_retention_times(api_client: PrivacyDesk, age: str, left: dict[str
 async def test_an_ended_key_keeps_its_id_and_no_personal_data(api_client: PrivacyDesk) -> None:
     person = await user_with_history(api_client, "366 days")
     before = {row["id"] for row in await api_client.sql("SELECT id FROM api_keys WHERE user_id = $1", person.id)}
-    await Retention(retention.own(api_client.rows, Days())).enforce()
+    await Retention(retention.own(api_client.rows)).enforce()
     keys = await api_client.sql("SELECT id, name, preview, key_hash, is_active FROM api_keys WHERE user_id = $1", person.id)
     assert {row["id"] for row in keys} == before
     ended = [row for row in keys if row["name"] == "ended"]
@@ -132,7 +132,7 @@ async def test_an_ended_key_keeps_its_id_and_no_personal_data(api_client: Privac
 
 async def test_the_days_of_each_class_can_be_set(api_client: PrivacyDesk) -> None:
     person = await user_with_history(api_client, "2 days")
-    await Retention(retention.own(api_client.rows, Days(invitations=1, tickets=1, ended_keys=1))).enforce()
+    await Retention(retention.own(api_client.rows, invitation_days=1, ticket_days=1, ended_key_days=1)).enforce()
     assert await counts(api_client, person) == {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "named keys": 1, "keys": 3}
 
 
