@@ -1,6 +1,5 @@
 """An auth service on real stores, without the mesh around it."""
 
-import base64
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from services.auth import passwords
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared.identity import node_keys
-from tests.services.auth.surroundings import ADMIN_PASSWORD, Surroundings
+from tests.services.auth.surroundings import Surroundings, settings_of
 
 
 @pytest.fixture(scope="session")
@@ -30,16 +29,7 @@ def _cheap_hashes() -> Iterator[None]:
 
 @pytest.fixture
 def settings(postgres_url: str, valkey_url: str) -> AuthSettings:
-    return AuthSettings(
-        node_key_file=Path("/nowhere"),
-        database_url=postgres_url,
-        redis_url=valkey_url,
-        admin_mfa=False,
-        open_registration=True,
-        api_key_pepper="p" * 32,
-        admin_password=ADMIN_PASSWORD,
-        data_key=base64.b64encode(bytes(range(32))).decode(),
-    )
+    return settings_of(postgres_url, valkey_url)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What auth sees of its node, kept for tests to look at, and short ways to call its methods."""
 
 import asyncio
+import base64
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import msgspec
 
 from services.auth.dependencies import Dependencies
 from services.auth.service import AuthService
+from services.auth.settings import AuthSettings
 from shared.api import auth, events, gateway, membership
 from shared.api.method import Method, Reply, Request
 from shared.api.usage_report import UserUsage
@@ -28,6 +30,19 @@ from shared.types import Credential, MeshName, NodeId, Peer, Role, UserId
 ADMIN_PASSWORD = "correct horse battery"
 PASSWORD = "secure_password"
 NO_LIMITS = auth.ApiKeyLimits()
+
+
+def settings_of(database_url: str, redis_url: str) -> AuthSettings:
+    return AuthSettings(
+        node_key_file=Path("/nowhere"),
+        database_url=database_url,
+        redis_url=redis_url,
+        admin_mfa=False,
+        open_registration=True,
+        api_key_pepper="p" * 32,
+        admin_password=ADMIN_PASSWORD,
+        data_key=base64.b64encode(bytes(range(32))).decode(),
+    )
 
 
 class Gateway:
