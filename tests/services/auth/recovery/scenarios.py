@@ -1,4 +1,7 @@
-"""One case for each kind of line: what somebody had, how it was taken from them by the real handlers, and whether it works again."""
+"""One case for each kind of line: what somebody had, how it was taken from them by the real handlers, and whether it works again.
+
+All cases share one database, so each changes only what is its own.
+"""
 
 import base64
 import contextlib
@@ -33,13 +36,21 @@ async def has_access(world: Surroundings, secret: str) -> bool:
     return await is_accepted(world, auth.validate_api_key, auth.ValidateApiKey(Credential(secret)))
 
 
-async def can_log_in(world: Surroundings, password: str = PASSWORD, code: str | None = None) -> bool:
-    return await is_accepted(world, auth.login_user, auth.LoginUser(auth.Credentials(password, username="john_doe", code=code)))
-
-
 class WithKey:
+    """An account of its own, with a key."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    async def can_log_in(self, world: Surroundings, password: str = PASSWORD, code: str | None = None) -> bool:
+        return await is_accepted(world, auth.login_user, auth.LoginUser(auth.Credentials(password, username=self.name, code=code)))
+
+    async def token(self, world: Surroundings) -> Credential:
+        return (await world.login(self.name)).access_token
+
     async def prepare(self, world: Surroundings, stored: RestorableAuth) -> None:
-        self.user, created = await world.user_with_key()
+        self.user, created = await world.user_with_key(self.name)
         self.secret, self.key = created.api_key, created.key
 
     async def works(self, world: Surroundings, stored: RestorableAuth) -> bool:
@@ -69,8 +80,8 @@ class TightenedKey(WithKey):
     """In psql, because no method changes limits."""
 
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
-        await stored.execute("UPDATE api_keys SET requests_per_hour = 3")
-        await stored.execute("UPDATE api_keys SET requests_per_hour = 9, budget_micro = 5")
+        await stored.execute(f"UPDATE api_keys SET requests_per_hour = 3 WHERE id = '{self.key.id}'")
+        await stored.execute(f"UPDATE api_keys SET requests_per_hour = 9, budget_micro = 5 WHERE id = '{self.key.id}'")
 
     async def works(self, world: Surroundings, stored: RestorableAuth) -> bool:
         principal = await world.ask(auth.validate_api_key, auth.ValidateApiKey(self.secret))
@@ -79,21 +90,21 @@ class TightenedKey(WithKey):
 
 class NarrowedKey(WithKey):
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
-        await stored.execute("UPDATE api_keys SET models = '{small}'")
+        await stored.execute(f"UPDATE api_keys SET models = '{{small}}' WHERE id = '{self.key.id}'")
 
 
 class ClosedAccount(WithKey):
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
-        await world.administer(auth.set_active, auth.SetActive("john_doe", is_active=False))
+        await world.administer(auth.set_active, auth.SetActive(self.name, is_active=False))
 
 
 class LoweredRole(WithKey):
     async def prepare(self, world: Surroundings, stored: RestorableAuth) -> None:
         await super().prepare(world, stored)
-        await world.administer(auth.set_role, auth.SetRole("john_doe", UserRole.DEVELOPER))
+        await world.administer(auth.set_role, auth.SetRole(self.name, UserRole.DEVELOPER))
 
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
-        await world.administer(auth.set_role, auth.SetRole("john_doe", UserRole.USER))
+        await world.administer(auth.set_role, auth.SetRole(self.name, UserRole.USER))
 
     async def works(self, world: Surroundings, stored: RestorableAuth) -> bool:
         return (await world.ask(auth.validate_api_key, auth.ValidateApiKey(self.secret))).role is UserRole.DEVELOPER
@@ -101,7 +112,7 @@ class LoweredRole(WithKey):
 
 class ErasedAccount(WithKey):
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
-        await world.ask(accounts.request_erasure, accounts.RequestErasure(), (await world.login()).access_token)
+        await world.ask(accounts.request_erasure, accounts.RequestErasure(), await self.token(world))
         await stored.execute("UPDATE users SET erase_at = now() WHERE erase_at IS NOT NULL")
         handler = world.dispatcher.find(accounts.request_erasure.name, CLIENT)
         erasures = handler.function.__self__  # type: ignore[attr-defined]
@@ -109,25 +120,24 @@ class ErasedAccount(WithKey):
         await erasures.erase_due()
 
     async def works(self, world: Surroundings, stored: RestorableAuth) -> bool:
-        return bool(await stored.execute("SELECT 1 FROM users WHERE username = 'john_doe'")) or await super().works(world, stored)
+        return bool(await stored.execute(f"SELECT 1 FROM users WHERE username = '{self.name}'")) or await super().works(world, stored)
 
 
 class ChangedPassword(WithKey):
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
-        session = await world.login()
-        await world.ask(accounts.change_password, accounts.ChangePassword(OTHER_PASSWORD), session.access_token)
-        assert await can_log_in(world, OTHER_PASSWORD)
+        await world.ask(accounts.change_password, accounts.ChangePassword(OTHER_PASSWORD), await self.token(world))
+        assert await self.can_log_in(world, OTHER_PASSWORD)
 
     async def works(self, world: Surroundings, stored: RestorableAuth) -> bool:
         # Keys of the account are no credentials of its login.
         assert await has_access(world, self.secret)
-        return await can_log_in(world)
+        return await self.can_log_in(world)
 
 
 class WithFactor(WithKey):
     async def prepare(self, world: Surroundings, stored: RestorableAuth) -> None:
         await super().prepare(world, stored)
-        token = (await world.login()).access_token
+        token = await self.token(world)
         seed = await world.ask(accounts.begin_mfa, accounts.BeginMfa(), token)
         self.seed = base64.b32decode(seed.secret)
         enabled = await world.ask(accounts.enable_mfa, accounts.EnableMfa(self.code()), token)
@@ -141,10 +151,10 @@ class RemovedFactor(WithFactor):
     """The account must not open with the stolen phone's codes, nor with the password alone."""
 
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
-        await world.administer(auth.remove_mfa, auth.RemoveMfa("john_doe"))
+        await world.administer(auth.remove_mfa, auth.RemoveMfa(self.name))
 
     async def works(self, world: Surroundings, stored: RestorableAuth) -> bool:
-        return any([await can_log_in(world, code=code) for code in (self.codes[0], None)])
+        return any([await self.can_log_in(world, code=code) for code in (self.codes[0], None)])
 
 
 class EnabledFactor(WithFactor):
@@ -152,21 +162,21 @@ class EnabledFactor(WithFactor):
         await WithKey.prepare(self, world, stored)
 
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
-        token = (await world.login()).access_token
+        token = await self.token(world)
         seed = await world.ask(accounts.begin_mfa, accounts.BeginMfa(), token)
         self.seed = base64.b32decode(seed.secret)
         await world.ask(accounts.enable_mfa, accounts.EnableMfa(self.code()), token)
 
     async def works(self, world: Surroundings, stored: RestorableAuth) -> bool:
-        return await can_log_in(world)
+        return await self.can_log_in(world)
 
 
 class UsedRecoveryCode(WithFactor):
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
-        assert await can_log_in(world, code=self.codes[0])
+        assert await self.can_log_in(world, code=self.codes[0])
 
     async def works(self, world: Surroundings, stored: RestorableAuth) -> bool:
-        return await can_log_in(world, code=self.codes[0])
+        return await self.can_log_in(world, code=self.codes[0])
 
 
 class RemovedLink(WithKey):
@@ -178,7 +188,7 @@ class RemovedLink(WithKey):
             )
 
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
-        token = (await world.login()).access_token
+        token = await self.token(world)
         await world.ask(accounts.remove_oidc_link, accounts.RemoveOidcLink("https://id", "removed"), token)
 
     async def works(self, world: Surroundings, stored: RestorableAuth) -> bool:
@@ -190,16 +200,15 @@ class RemovedLink(WithKey):
 class WithTeam(WithKey):
     async def prepare(self, world: Surroundings, stored: RestorableAuth) -> None:
         await super().prepare(world, stored)
-        self.team = await world.administer(organizations.create_organisation, organizations.CreateOrganization("team"))
+        self.team = await world.administer(organizations.create_organisation, organizations.CreateOrganization(self.name))
         invited = await world.administer(
             organizations.invite_member,
-            organizations.InviteMember(self.team.id, "john_doe@example.com", organizations.TeamRole.OWNER),
+            organizations.InviteMember(self.team.id, f"{self.name}@example.com", organizations.TeamRole.OWNER),
         )
-        self.token = invited.token
+        self.invitation = invited.token
 
     async def join(self, world: Surroundings) -> None:
-        token = (await world.login()).access_token
-        await world.ask(organizations.accept_invitation, organizations.AcceptInvitation(self.token), token)
+        await world.ask(organizations.accept_invitation, organizations.AcceptInvitation(self.invitation), await self.token(world))
 
     async def role(self, stored: RestorableAuth) -> str | None:
         rows = await stored.execute(f"SELECT role FROM organisation_members WHERE user_id = '{self.user.id}'")
@@ -295,7 +304,7 @@ class RotatedSigningKeys(WithKey):
 
     async def prepare(self, world: Surroundings, stored: RestorableAuth) -> None:
         await super().prepare(world, stored)
-        self.secret = (await world.login()).access_token
+        self.secret = await self.token(world)
 
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
         await world.administer(auth.rotate_signing_keys, auth.RotateSigningKeys(at_once=True))
@@ -304,6 +313,7 @@ class RotatedSigningKeys(WithKey):
         return await is_accepted(world, accounts.list_sessions, accounts.ListSessions(), self.secret)
 
 
+#: The last one ends every login.
 SCENARIOS: tuple[type[Scenario], ...] = (
     RevokedKey, RotatedKey, TightenedKey, NarrowedKey, ClosedAccount, LoweredRole, ErasedAccount, ChangedPassword, RemovedFactor,
     EnabledFactor, UsedRecoveryCode, RemovedLink, RemovedMember, LoweredOwner, WithdrawnInvitation, WithNode, RevokedUnknownNode,
