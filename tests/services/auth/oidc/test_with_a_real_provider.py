@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -34,8 +35,9 @@ PURPOSE = LoginPurpose(redirect_uri=REDIRECT_URI, then="/dashboard?tab=keys")
 LOGIN, CONSENT = "Log in at the test provider", "May this mesh know who you are?"
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def issuer() -> AsyncIterator[str]:
+    """One provider for all: every browser is a stranger to it."""
     async with real_provider() as address:
         yield address
 
