@@ -61,9 +61,9 @@ async def lost_window(stored: RestorableAuth, more_rows: int = 0) -> auth.LoginS
         _, key = await world.user_with_key()
     backup = await stored.copy_database()
     async with stored.running() as world:
-        session = await world.login()
+        session, admin = await world.login(), await world.admin_token()
         for number in range(more_rows):
-            await world.new_key(await world.admin_token(), f"n{number}")
+            await world.new_key(admin, f"n{number}")
         await world.administer(auth.revoke_api_key, auth.RevokeApiKey(str(key.key.id)))
     stored.settings = backup
     return session
@@ -228,8 +228,9 @@ async def test_lost_rows_are_named_and_later_changes_are_found(stored: Restorabl
     """Also after their numbers were given to other rows."""
     await lost_window(stored, more_rows=4)
     async with stored.running() as world:
+        admin = await world.admin_token()
         for number in range(12):
-            await world.new_key(await world.admin_token(), f"again {number}")
+            await world.new_key(admin, f"again {number}")
     async with stored.running() as world:
         report = await world.administer(audit.verify_audit, audit.VerifyAudit())
         assert report.is_whole, report
