@@ -10,6 +10,7 @@ from services.auth.sessions import failed_logins
 from shared import access_table, errors
 from shared.api import accounts, auth
 from shared.types import NodeId
+from tests.cases import case
 from tests.services.auth.accounts.surroundings import CLIENT, WEB, ApiClient, Person, by_hand, token_of
 from tests.services.auth.surroundings import PASSWORD
 
@@ -190,8 +191,7 @@ async def test_a_reset_unlocks_an_account_locked_by_failed_logins(api_client: Ap
     await api_client.guesses.charge(counted)
 
 
-@pytest.mark.parametrize("token", ["", "x", "A" * 43, "aip_live_" + "x" * 49, "' OR 1=1 --", "\0"])
-async def test_invented_codes_cost_no_hash(api_client: ApiClient, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invented_codes_cost_no_hash(api_client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     anna = await api_client.person()
     await mailed_token(api_client, anna)
 
@@ -199,9 +199,11 @@ async def test_invented_codes_cost_no_hash(api_client: ApiClient, token: str, mo
         raise AssertionError
 
     monkeypatch.setattr(api_client.passwords, "hash", never)
-    with pytest.raises(errors.NotAuthenticated, match="this code is wrong, was used, or has expired"):
-        await reset(api_client, token)
-    assert api_client.identities.refusals == ["reset_over"]
+    invented = ("", "x", "A" * 43, "aip_live_" + "x" * 49, "' OR 1=1 --", "\0")
+    for token in invented:
+        with case(token), pytest.raises(errors.NotAuthenticated, match="this code is wrong, was used, or has expired"):
+            await reset(api_client, token)
+    assert api_client.identities.refusals == ["reset_over"] * len(invented)
 
 
 async def test_a_closed_account_gets_no_mail_and_no_new_password(api_client: ApiClient) -> None:

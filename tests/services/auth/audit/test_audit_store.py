@@ -15,6 +15,8 @@ from services.auth.audit.verification import Verification
 from shared import audit_chain
 from shared.api.audit import Result
 from shared.types import TenantId, UserId
+from tests import tiers
+from tests.cases import case
 from tests.services.auth import by_hand
 from tests.services.auth.audit.deeds import ALICE, BEGIN, TENANT, act, all_rows, fill, superuser
 
@@ -44,24 +46,26 @@ async def test_a_rolled_back_action_leaves_no_row(rows: AuditStore, verification
     assert (await verification.report(None)).is_whole
 
 
-async def test_two_replicas_add_1000_concurrent_entries_without_gaps_or_forks(
+async def test_two_replicas_add_concurrent_entries_without_gaps_or_forks(
     rows: AuditStore, verification: Verification, postgres_url: str
 ) -> None:
+    each = tiers.volume(50)
+    total = 20 * each
     async with store.opened(postgres_url) as database:
         replicas = (rows, AuditStore(database))
 
         async def adds(start: int) -> None:
-            for number in range(start, start + 50):
+            for number in range(start, start + each):
                 await fill(replicas[number % 2], act(number))
 
         async with asyncio.TaskGroup() as tasks:
-            for start in range(0, 1000, 50):
+            for start in range(0, total, each):
                 tasks.create_task(adds(start))
     found = await all_rows(rows)
-    assert [row.sequence for row in found] == list(range(1, 1001))
-    assert {row.act.target for row in found} == {f"key {number}" for number in range(1000)}
+    assert [row.sequence for row in found] == list(range(1, total + 1))
+    assert {row.act.target for row in found} == {f"key {number}" for number in range(total)}
     report = await verification.report(None)
-    assert (report.is_whole, [state.rows for state in report.chains]) == (True, [1000])
+    assert (report.is_whole, [state.rows for state in report.chains]) == (True, [total])
 
 
 async def test_concurrent_writers_create_one_first_row(rows: AuditStore) -> None:
@@ -91,9 +95,9 @@ async def test_too_long_or_invalid_values_are_truncated_and_not_refused(rows: Au
     assert (await verification.report(None)).is_whole
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
+async def test_rows_cannot_be_changed(rows: AuditStore, postgres_url: str) -> None:
+    await fill(rows, act(1))
+    for statement in (
         "UPDATE auth.audit_log SET target = 'x'",
         "DELETE FROM auth.audit_log",
         "TRUNCATE auth.audit_log",
@@ -104,12 +108,9 @@ async def test_too_long_or_invalid_values_are_truncated_and_not_refused(rows: Au
         "UPDATE auth.audit_anchors SET sequence = 1",
         "DELETE FROM auth.audit_anchors",
         "TRUNCATE auth.audit_anchors",
-    ],
-)
-async def test_rows_cannot_be_changed(rows: AuditStore, postgres_url: str, statement: str) -> None:
-    await fill(rows, act(1))
-    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
-        await by_hand.run(postgres_url, statement)
+    ):
+        with case(statement), pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+            await by_hand.run(postgres_url, statement)
 
 
 # --- who sees what ---------------------------------------------------------------------------------------------------
