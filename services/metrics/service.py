@@ -181,15 +181,6 @@ def _scrape_app(text: MetricsTextReader) -> http_server.App:
         else:
             form = text_formats.choose(scope["headers"])
             status, body, content_type = 200, await text(form), text_formats.CONTENT_TYPES[form]
-        await _respond(send, status, body.encode(), content_type)
+        await http_server.respond(send, status, body.encode(), content_type, {b"allow": b"GET, HEAD"} if status == 405 else None)
 
     return answer
-
-
-async def _respond(send: http_server.Send, status: int, body: bytes, content_type: str) -> None:
-    headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
-    if status == 405:
-        headers.append((b"allow", b"GET, HEAD"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    # The server omits the body of a HEAD response.
-    await send({"type": "http.response.body", "body": body})

@@ -19,7 +19,7 @@ from services.metrics.alerting.rules.alert_rule import AlertRule
 from services.metrics.alerting.rules.evaluation import Labels, Vector
 from services.metrics.alerting.rules.evaluation import labels as sorted_labels
 from services.metrics.alerting.rules.expressions import Increase, Selector, TimeWindow, walk
-from services.metrics.export.series import escape, parse_head
+from services.metrics.export.series import escape, parse_head, unescape
 
 MAX_SERIES: Final = 20_000
 _CLOSE_SECONDS, _FAR_SECONDS = 15.0, 300.0
@@ -29,7 +29,6 @@ _GONE_SECONDS: Final = 60.0
 #: The increase during a longer pause is ignored, because its time is unknown.
 _PAUSE_SECONDS: Final = 300.0
 _LINE = re.compile(r"[^\n]+")
-_ESCAPED = re.compile(r"\\(.)")
 
 #: A stored counter: name, labels, value, time, total increase, and the times and increases of each track.
 _Dumped: TypeAlias = tuple[str, Labels, float, float, float, tuple[tuple[bytes, bytes], ...]]
@@ -255,8 +254,4 @@ def _pair(label: str, value: str) -> str:
 
 def _parse_labels(head: str) -> Labels | None:
     parsed = parse_head(head)
-    return None if parsed is None else sorted_labels(**{label: _plain(text) for label, text in parsed.labels.items()})
-
-
-def _plain(escaped: str) -> str:
-    return _ESCAPED.sub(lambda found: "\n" if found.group(1) == "n" else found.group(1), escaped)
+    return None if parsed is None else sorted_labels(**{label: unescape(text) for label, text in parsed.labels.items()})

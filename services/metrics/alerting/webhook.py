@@ -3,13 +3,12 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import httpx
 import msgspec
 
-from services.metrics.alerting.alert_state import ActiveAlert, AlertNotice
+from services.metrics.alerting.alert_state import ActiveAlert, AlertNotice, moment_of
 from shared.api.gateway import Check
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
@@ -105,4 +104,4 @@ def _alert(status: str, alert: ActiveAlert, source: str) -> dict[str, Any]:
 
 
 def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment_of(seconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -18,6 +18,7 @@ ODD = re.compile(r"-|.?NaN")
 LINE = re.compile(rf"({_HEAD})[ \t]+({_NUMBER})(?:[ \t]+-?[0-9]+)?[ \t]*")
 LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"')
 _PARTS = ("_bucket", "_sum", "_count")
+_ESCAPED = re.compile(r"\\(.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +114,7 @@ def braced(name: str, first: str, second: str) -> str:
 
 def escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def unescape(value: str) -> str:
+    return _ESCAPED.sub(lambda found: "\n" if found[1] == "n" else found[1], value)

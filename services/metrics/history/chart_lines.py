@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Final, TypeAlias
+from typing import Final
 
+from services.metrics.alerting.rules import evaluation
+from services.metrics.alerting.rules.evaluation import Labels
 from services.metrics.export import series
 from services.metrics.history import kept_series, rollup
 from services.metrics.history.query_plan import HistoryRequest, QueryPlan
@@ -13,7 +14,6 @@ from shared import errors
 from shared.api import metrics as api
 from shared.api.metrics import HistoryGrouping, HistoryLine
 
-_Labels: TypeAlias = tuple[tuple[str, str], ...]
 _BOUND: Final = "le"
 _MACHINE: Final = "machine"
 
@@ -52,7 +52,7 @@ def draw(
     question: QueryPlan, by: Sequence[HistoryGrouping], points: Iterable[StoredPoint], covered: Mapping[int, float]
 ) -> tuple[HistoryLine, ...]:
     """Return the lines. ``covered`` has the observed seconds per step. Raises BadRequest for too many lines."""
-    grouped: dict[str, dict[_Labels, dict[int, _Sum]]] = {}
+    grouped: dict[str, dict[Labels, dict[int, _Sum]]] = {}
     found: dict[tuple[str, str, str], tuple[dict[int, _Sum], bool]] = {}
     for point in points:
         of_point = (point.name, point.service, point.node)
@@ -69,7 +69,7 @@ def draw(
     return tuple(lines)
 
 
-def _line_of(point: StoredPoint, by: Sequence[HistoryGrouping]) -> tuple[str, _Labels]:
+def _line_of(point: StoredPoint, by: Sequence[HistoryGrouping]) -> tuple[str, Labels]:
     head = series.parse_head(point.name)
     name, own = ("", {}) if head is None else (head.name, head.labels)
     labels = {**own, HistoryGrouping.SERVICE.value: point.service, HistoryGrouping.NODE.value: point.node}
@@ -78,7 +78,7 @@ def _line_of(point: StoredPoint, by: Sequence[HistoryGrouping]) -> tuple[str, _L
     return name, tuple(sorted((label, value) for label, value in labels.items() if label not in left_out))
 
 
-def _of_name(wanted: HistoryRequest, seconds: Sequence[float], found: Mapping[_Labels, Mapping[int, _Sum]]) -> list[HistoryLine]:
+def _of_name(wanted: HistoryRequest, seconds: Sequence[float], found: Mapping[Labels, Mapping[int, _Sum]]) -> list[HistoryLine]:
     if wanted.quantile is not None:
         return _quantiles(wanted, wanted.quantile, len(seconds), found)
     return [
@@ -87,8 +87,8 @@ def _of_name(wanted: HistoryRequest, seconds: Sequence[float], found: Mapping[_L
     ]
 
 
-def _line(wanted: HistoryRequest, labels: _Labels, values: Sequence[float | None]) -> HistoryLine:
-    return HistoryLine(wanted.requested, {name: _unescape(value) for name, value in labels}, tuple(values))
+def _line(wanted: HistoryRequest, labels: Labels, values: Sequence[float | None]) -> HistoryLine:
+    return HistoryLine(wanted.requested, {name: series.unescape(value) for name, value in labels}, tuple(values))
 
 
 def _value(wanted: HistoryRequest, found: _Sum | None, seconds: float) -> float | None:
@@ -107,8 +107,8 @@ def _seconds(question: QueryPlan, step: int, covered: Mapping[int, float]) -> fl
     return covered.get(step) or min(question.step_seconds, max(rollup.RAW, left))
 
 
-def _quantiles(wanted: HistoryRequest, share: float, steps: int, found: Mapping[_Labels, Mapping[int, _Sum]]) -> list[HistoryLine]:
-    groups: dict[_Labels, dict[float, Mapping[int, _Sum]]] = {}
+def _quantiles(wanted: HistoryRequest, share: float, steps: int, found: Mapping[Labels, Mapping[int, _Sum]]) -> list[HistoryLine]:
+    groups: dict[Labels, dict[float, Mapping[int, _Sum]]] = {}
     for labels, sums in found.items():
         bound = float(dict(labels).get(_BOUND, "nan"))
         groups.setdefault(tuple(pair for pair in labels if pair[0] != _BOUND), {})[bound] = sums
@@ -119,19 +119,5 @@ def _quantiles(wanted: HistoryRequest, share: float, steps: int, found: Mapping[
 
 def _quantile_at(share: float, step: int, buckets: Mapping[float, Mapping[int, _Sum]]) -> float | None:
     counts = [(bound, sums[step].total) for bound, sums in sorted(buckets.items()) if step in sums]
-    return quantile(share, counts)
-
-
-def quantile(share: float, counts: Sequence[tuple[float, float]]) -> float | None:
-    """Interpolate within cumulative buckets, as Prometheus does; above the last bound, return that bound. None without values."""
-    if len(counts) < 2 or counts[-1][0] != math.inf or counts[-1][1] <= 0:
-        return None
-    rank = share * counts[-1][1]
-    for (below, before), (bound, count) in pairwise([(0.0, 0.0), *counts]):
-        if count >= rank and count > before:
-            return below if bound == math.inf else below + (bound - below) * (rank - before) / (count - before)
-    return counts[-2][0]
-
-
-def _unescape(value: str) -> str:
-    return value.replace("\\n", "\n").replace('\\"', '"').replace("\\\\", "\\") if "\\" in value else value
+    value = evaluation.quantile_of(share, counts) if counts else math.nan
+    return None if math.isnan(value) else value

@@ -43,18 +43,16 @@ class ScalingHttp:
     async def __call__(self, scope: http_server.Scope, receive: http_server.Receive, send: http_server.Send) -> None:
         if scope["type"] != "http":
             return
-        headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+        headers: dict[bytes, bytes] = {}
         try:
             status, body = 200, msgspec.json.encode(await self._answer(scope))
         except errors.AimeshError as error:
             status, body = error.status, msgspec.json.encode({"code": errors.code_of(error), "message": error.message, "hint": error.hint})
             if error.retry_after_seconds is not None:
-                headers.append((b"retry-after", str(max(1, round(error.retry_after_seconds))).encode()))
+                headers[b"retry-after"] = str(max(1, round(error.retry_after_seconds))).encode()
             if isinstance(error, errors.MethodNotAllowed):
-                headers.append((b"allow", b"GET"))
-        headers.append((b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+                headers[b"allow"] = b"GET"
+        await http_server.respond(send, status, body, headers=headers)
 
     async def _answer(self, scope: http_server.Scope) -> AutoscaleAnswer:
         """Raises the AimeshError that says why the request is refused."""

@@ -7,7 +7,7 @@ the time in the rule. Tests compare the results with Prometheus on the same seri
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, assert_never
 
@@ -162,12 +162,13 @@ def _quantile(share: float, buckets: Vector) -> Vector:
     for key, count in buckets.items():
         bound = dict(key).get("le", "")
         groups[tuple(pair for pair in key if pair[0] != "le")].append((float(bound or "nan"), count))
-    return {key: _quantile_of(share, sorted(found)) for key, found in groups.items()}
+    return {key: quantile_of(share, sorted(found)) for key, found in groups.items()}
 
 
-def _quantile_of(share: float, buckets: list[tuple[float, float]]) -> float:
+def quantile_of(share: float, buckets: Sequence[tuple[float, float]]) -> float:
+    """Interpolate within cumulative buckets, sorted by their bounds; above the last finite bound, return that. NaN without values."""
     most = buckets[-1][1]
-    if buckets[-1][0] != math.inf or len(buckets) < 2 or not most:
+    if buckets[-1][0] != math.inf or len(buckets) < 2 or most <= 0:
         return math.nan
     rank = share * most
     at = next(index for index, (_, count) in enumerate(buckets) if count >= rank)

@@ -1,9 +1,12 @@
 """History queries are answered from matching rows, or refused with advice."""
 
+import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from services.metrics.alerting.rules import evaluation
+from services.metrics.export import series
 from services.metrics.history import chart_lines, query_plan
 from services.metrics.history.history_store import StoredPoint
 from shared import errors
@@ -74,11 +77,11 @@ def test_hint_for_too_many_steps_works() -> None:
 
 def test_quantiles_are_interpolated_within_their_bucket() -> None:
     counts = [(0.1, 0.0), (0.5, 8.0), (1.0, 10.0), (float("inf"), 10.0)]
-    assert chart_lines.quantile(0.5, counts) == pytest.approx(0.1 + 0.4 * 5 / 8)
-    assert chart_lines.quantile(0.95, counts) == pytest.approx(0.875)
-    assert chart_lines.quantile(0.99, [(1.0, 0.0), (float("inf"), 3.0)]) == 1.0
-    assert chart_lines.quantile(0.5, [(1.0, 0.0), (float("inf"), 0.0)]) is None
-    assert chart_lines.quantile(0.5, [(1.0, 3.0)]) is None
+    assert evaluation.quantile_of(0.5, counts) == pytest.approx(0.1 + 0.4 * 5 / 8)
+    assert evaluation.quantile_of(0.95, counts) == pytest.approx(0.875)
+    assert evaluation.quantile_of(0.99, [(1.0, 0.0), (float("inf"), 3.0)]) == 1.0
+    assert math.isnan(evaluation.quantile_of(0.5, [(1.0, 0.0), (float("inf"), 0.0)]))
+    assert math.isnan(evaluation.quantile_of(0.5, [(1.0, 3.0)]))
 
 
 def test_too_many_lines_are_refused() -> None:
@@ -88,3 +91,11 @@ def test_too_many_lines_are_refused() -> None:
         chart_lines.draw(question, [HistoryGrouping.NODE], points, {})
     (line,) = chart_lines.draw(question, [], points, {})
     assert line.values[0] == 201
+
+
+def test_backslash_before_an_n_in_a_label_is_no_newline() -> None:
+    question = query_plan.read(request(timedelta(hours=1)), NOW, KEEPS)
+    label = 'C:\\new "models"'
+    points = [StoredPoint("inference", "n", f'{NAME}{{model="{series.escape(label)}"}}', 0, 1, 1, 1, 1)]
+    (line,) = chart_lines.draw(question, [HistoryGrouping.MODEL], points, {})
+    assert line.labels == {"model": label}
