@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from shared import errors
+from shared.api.node import NodeHealth
+from stack import processes
 from stack.servers.program import CommandProbe, DatagramProbe, Probe, Program, SocketProbe
 
 _PROBE_SECONDS = 2.0
@@ -27,17 +30,6 @@ class Health:
     why: str
 
 
-class _Check(msgspec.Struct, frozen=True):
-    name: str = ""
-    ok: bool = True
-    needed: bool = True
-    detail: str = ""
-
-
-class _Readiness(msgspec.Struct, frozen=True):
-    checks: tuple[_Check, ...] = ()
-
-
 class ProbeResult(Enum):
     NOTHING = "nothing"
     #: Something answers, but not like a server that is ready.
@@ -47,12 +39,11 @@ class ProbeResult(Enum):
 
 async def run_probe(probe: Probe) -> ProbeResult:
     """Ask once, for at most 2 s; raises nothing."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, errors.Unavailable):
         async with asyncio.timeout(_PROBE_SECONDS):
             match probe:
                 case CommandProbe(command, silence_status):
-                    process = await asyncio.create_subprocess_exec(*command)
-                    status = await process.wait()
+                    status = (await processes.run("the probe", command, _PROBE_SECONDS)).status
                     return ProbeResult.NOTHING if status == silence_status else _judge(status == 0)
                 case SocketProbe(place, question, expected):
                     answer = await _exchange(place, question, expected)
@@ -150,7 +141,7 @@ async def _get(url: str, path: str) -> tuple[int, bytes]:
 
 def _reason(body: bytes) -> str:
     try:
-        found = msgspec.json.decode(body, type=_Readiness)
+        found = msgspec.json.decode(body, type=NodeHealth)
     except msgspec.DecodeError:
         return ""
     missing = [f"{check.name}: {check.detail}" if check.detail else check.name for check in found.checks if not check.ok and check.needed]

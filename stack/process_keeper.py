@@ -98,7 +98,11 @@ class ProcessKeeper:
         event = await self._next(process.pid)
         if not isinstance(event, Exited):
             self._become("stopping", pid=process.pid)
-            await self._end(process)
+            # Commands that arrive meanwhile are queued again.
+            grace_seconds = self.program.grace_seconds
+            if not await processes.stop(process, self.program.stop_signal, grace_seconds):
+                _log.warning("%s: did not stop within %.0f s; killed", self.program.name, grace_seconds)
+            _log.info("%s: stopped", self.program.name)
         return event
 
     async def _start(self) -> Process:
@@ -132,20 +136,6 @@ class ProcessKeeper:
             event = await self._events.get()
             if not isinstance(event, Exited | Hung) or event.pid == pid:
                 return event
-
-    async def _end(self, process: Process) -> None:
-        """Ask it to stop, wait for its grace period, then kill it. Commands that arrive meanwhile are queued again."""
-        with contextlib.suppress(ProcessLookupError):  # it has just exited
-            process.send_signal(self.program.stop_signal)
-        try:
-            async with asyncio.timeout(self.program.grace_seconds):
-                await process.wait()
-        except TimeoutError:
-            _log.warning("%s: did not stop within %.0f s; killed", self.program.name, self.program.grace_seconds)
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-        _log.info("%s: stopped", self.program.name)
 
     async def _pause(self, ended: str, started: float, *, is_hopeless: bool = False) -> Event | None:
         """After a crash, wait as long as the policy says, or until a command arrives, and return that."""

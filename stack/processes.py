@@ -108,16 +108,20 @@ async def run(what: str, command: Sequence[str], seconds: float, given: bytes = 
             await process.wait()
 
 
-async def stop(process: Process, number: signal.Signals, grace_seconds: float) -> None:
-    """Ask it to stop, and kill it after the grace period."""
-    with contextlib.suppress(ProcessLookupError):
+async def stop(process: Process, number: signal.Signals, grace_seconds: float) -> bool:
+    """Ask it to stop, and kill it after the grace period, or when this is canceled. Return whether it stopped itself."""
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
         process.send_signal(number)
     try:
         async with asyncio.timeout(grace_seconds):
             await process.wait()
+        return True
     except TimeoutError:
-        process.kill()
-        await process.wait()
+        return False
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 def _wait(children: list[Child], seconds: float) -> None:

@@ -65,6 +65,7 @@ class Supervisor:
             await self._stop_wanted.wait()
             starting.cancel()
             watching.cancel()
+            await asyncio.wait([starting, watching])
             await self._bring_down()
             rotation.cancel()
         self._home.control_socket.unlink(missing_ok=True)
@@ -112,8 +113,8 @@ class Supervisor:
         try:
             status = await process.wait()
         finally:
-            if process.returncode is None:
-                process.terminate()
+            if process.returncode is None:  # we are stopping
+                await processes.stop(process, signal.SIGTERM, agent.grace_seconds)
         if status != 0:
             _log.error("backup: none was made before the migrations (status %d); see %s; continuing without it", status, file)
 

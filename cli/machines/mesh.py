@@ -1,9 +1,9 @@
 """`aicli mesh`: run DHT nodes and blind relays, and join as a client, so that machines find and reach each other from anywhere."""
 
 import asyncio
-import contextlib
+import signal
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,8 @@ def run(command: Sequence[str], environment: Mapping[str, str], ready: Callable[
 
 
 async def _live(command: Sequence[str], environment: Mapping[str, str], ready: Callable[[], None]) -> None:
+    from stack import processes
+
     # It exits when its standard input closes, so also if we are killed; Ctrl-C is handled here.
     process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=dict(environment), start_new_session=True)
     try:
@@ -46,21 +48,7 @@ async def _live(command: Sequence[str], environment: Mapping[str, str], ready: C
         status = await process.wait()
         raise errors.Internal(f"the program ended with status {status}", hint="its output above says why")
     finally:
-        await _end(process)
-
-
-async def _end(process: Process) -> None:
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(_GRACE_SECONDS):
-            await process.wait()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await processes.stop(process, signal.SIGTERM, _GRACE_SECONDS)
 
 
 if TYPE_CHECKING:

@@ -152,7 +152,7 @@ async def starting_service(home: StackHome, reasons: Iterator[str]) -> AsyncIter
     async def answer_readyz(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         reason = next(reasons, None)
-        body = msgspec.json.encode({"checks": [{"name": "model", "ok": reason is None, "detail": reason or ""}]})
+        body = msgspec.json.encode({"ready": reason is None, "checks": [{"name": "model", "ok": reason is None, "detail": reason or ""}]})
         writer.write((b"HTTP/1.1 200 OK" if reason is None else b"HTTP/1.1 503 Service Unavailable") + b"\r\n\r\n" + body)
         await writer.drain()
         writer.close()

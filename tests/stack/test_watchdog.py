@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stack import ports, probes, process_keeper, watchdog
+from stack import ports, probes, process_keeper, processes, watchdog
 from stack.control import ProgramStatus
 from stack.servers.program import CommandProbe, Program, SocketProbe
 from stack.watchdog import START_SECONDS, SilentProgram
@@ -172,6 +172,13 @@ async def test_starting_postgresql_counts_as_answering(status: int, answers: boo
     probe = CommandProbe(("sh", "-c", f"exit {status}"), silence_status=2)
     assert await probes.gets_answer(Program(name="postgres", command=(), environment={}, stage=0, probe=probe)) is answers
     assert await probes.is_ready(probe) is (status == 0)
+
+
+async def test_probe_that_takes_too_long_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "_PROBE_SECONDS", 0.2)
+    file = tmp_path / "pid"
+    assert not await probes.is_ready(CommandProbe(("sh", "-c", f"echo $$ > {file}; exec sleep 600"), silence_status=2))
+    assert processes.start_of(int(file.read_text())) is None
 
 
 SLICE = 10.0
