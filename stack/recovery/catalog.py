@@ -39,10 +39,15 @@ async def read_mesh(store: ObjectStore, keys: Collection[NodeId] | None) -> Stor
     return None
 
 
+async def get_signed(store: ObjectStore, mesh: StoreMesh, name: str, kind: type[layout.S]) -> layout.S:
+    """Return an object that this mesh has signed. Raises ObjectMissing and DamagedObject."""
+    return layout.read_signed(name, await store.get(name), kind, mesh.keys)
+
+
 async def find_signed(store: ObjectStore, mesh: StoreMesh, name: str, kind: type[layout.S]) -> layout.S | None:
     """Return an object that this mesh has signed; None if there is none. Raises DamagedObject."""
     try:
-        return layout.read_signed(name, await store.get(name), kind, mesh.keys)
+        return await get_signed(store, mesh, name, kind)
     except ObjectMissing:
         return None
 

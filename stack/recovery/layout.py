@@ -26,8 +26,10 @@ TESTS = "tests.json"
 BASE = "base/"
 WAL = "wal/"
 RECOVERY_LOG = "log/"
-#: Beside the logs of the services: restore points before upgrades.
-POINTS = "points"
+#: The services with a recovery log.
+LOG_SERVICES = ("auth", "gateway")
+#: Beside their logs: the anchors of the audit log, and the restore points before upgrades.
+ANCHORS, POINTS = "anchors", "points"
 PROGRAM_LOGS = "logs/"
 #: The parts of a backup. Only the operator can open the second.
 DATA, SECRETS, FILES = "data", "secrets", "files"

@@ -175,7 +175,7 @@ async def test_starting_postgresql_counts_as_answering(status: int, answers: boo
 
 
 async def test_probe_that_takes_too_long_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(probes, "_PROBE_SECONDS", 1.0)
     file = tmp_path / "pid"
     assert not await probes.is_ready(CommandProbe(("sh", "-c", f"echo $$ > {file}; exec sleep 600"), silence_status=2))
     assert processes.start_of(int(file.read_text())) is None

@@ -87,7 +87,7 @@ class Agent:
         recorded = settings.read_recorded(place.home)
         anchors = Path(recorded.get("AUDIT_ANCHOR_FILE", place.home.audit_anchors))
         self._files = [
-            FileCopy(place, recovery_log_copy.ANCHORS, anchors, own.term),
+            FileCopy(place, layout.ANCHORS, anchors, own.term),
             FileCopy(place, layout.POINTS, place.home.restore_points, own.term),
         ]
         #: None while the mesh can't be reached.
@@ -191,7 +191,7 @@ class Agent:
         store, found = self._place.store, []
         async for each in store.list(site_terms.FOLDER):
             if standby_plan.is_record(each.name):
-                record = layout.read_signed(each.name, await store.get(each.name), StandbyRecord, self._place.mesh.keys)
+                record = await catalog.get_signed(store, self._place.mesh, each.name, StandbyRecord)
                 if record.until is not None:
                     lag = max(0.0, (each.changed_at - record.until).total_seconds())
                     found.append(StandbySite(site=record.site, seen_at=each.changed_at, lag_seconds=lag))
@@ -249,7 +249,7 @@ class Agent:
         program_logs = [each.name async for each in place.store.list(layout.PROGRAM_LOGS)]
         gone = await asyncio.to_thread(pruning.plan_pruning, found, program_logs, now, place.settings)
         await place.store.delete(gone)
-        for service in (*(copy.service for copy in self._copies), recovery_log_copy.ANCHORS, layout.POINTS):
+        for service in (*(copy.service for copy in self._copies), layout.ANCHORS, layout.POINTS):
             await recovery_log_copy.join(place, service)
         if gone:
             _log.info("deleted what is too old", objects=len(gone))

@@ -19,7 +19,6 @@ from stack.recovery import layout, sealing
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import LogPart
 
-ANCHORS = "anchors"
 #: Reopen the stream every hour, so that it can't hang unnoticed.
 _FOLLOW_SECONDS = 3600.0
 _BACKOFF = Backoff(first_seconds=0.2, longest_seconds=5.0)

@@ -22,9 +22,7 @@ from stack.recovery.layout import LogPart, RestoreRefused
 from stack.recovery.restoring.recovered_database import RecoveredDatabase, RestoreSource
 from stack.stack_home import StackHome
 
-ANCHORS = "anchors"
 _ANCHOR_FILE = "anchors.jsonl"
-SERVICES = ("auth", "gateway")
 _SQL = queries.load(Path(__file__).with_suffix(".sql"))
 _SECONDS = 60.0
 _LAST_LINE_BYTES = 1 << 20
@@ -51,7 +49,7 @@ async def fetch(source: RestoreSource, work: StackHome, home: StackHome, *, acce
     folder, unusable, missing = work.gathered_log, 0, list[LogPart]()
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
-    for service in (*SERVICES, ANCHORS):
+    for service in (*layout.LOG_SERVICES, layout.ANCHORS):
         names = [found.name async for found in source.store.list(f"{layout.RECOVERY_LOG}{service}/")]
         stored = [part for name in names if (part := layout.parse_log(name)) is not None]
         for part in stored:
@@ -67,7 +65,7 @@ async def fetch(source: RestoreSource, work: StackHome, home: StackHome, *, acce
                 )
             missing.append(LogPart(service, first, last))
         unusable += sum(part.last - part.first + 1 for part in behind)
-        name = _ANCHOR_FILE if service == ANCHORS else f"{service}-restored.jsonl"
+        name = _ANCHOR_FILE if service == layout.ANCHORS else f"{service}-restored.jsonl"
         for file, parts in ((folder / name, chosen), (folder / f"{service}.unusable", [(part, 0) for part in behind])):
             for part, known in parts:
                 lines = (await source.open(part.object)).splitlines(keepends=True)
@@ -98,7 +96,7 @@ def _put_fetched(gathered: Path, folder: Path, anchors: Path) -> None:
 
 async def compare(database: RecoveredDatabase, facts: LogFacts, work: StackHome) -> LogFacts:
     """Count what is ahead of the database."""
-    ends = {service: await asyncio.to_thread(_end, service, work.gathered_log, _log_folder(work)) for service in SERVICES}
+    ends = {service: await asyncio.to_thread(_end, service, work.gathered_log, _log_folder(work)) for service in layout.LOG_SERVICES}
     anchors = await asyncio.to_thread(_newest_anchors, work.gathered_log / _ANCHOR_FILE)
     lines = 0
     connection = await asyncpg.connect(database.url, timeout=_SECONDS)

@@ -29,9 +29,8 @@ from stack.recovery.restoring.recovered_database import Progress, RecoveredDatab
 from stack.recovery.restoring.restore_plan import LATEST, RestorePlan, RestoreTarget
 from stack.recovery.sealing import CountedDigest, DamagedObject
 from stack.servers import postgres
+from stack.stack_home import StackHome
 
-_ANCHORS = "audit_anchors.jsonl"
-_SERVICES = ("auth", "gateway")
 #: Reading a hundred million rows takes minutes on a fast disk.
 _CHECK_SECONDS = 6 * 3600.0
 _WHAT = "a check of the backup"
@@ -134,7 +133,7 @@ class _BackupTest:
             reached = database.reached(end, self._plan)
             self._progress("checking", 0, 1)
             failures += await _find_bad_indexes(database)
-            checks = {service: await self._check_service(service, database) for service in _SERVICES}
+            checks = {service: await self._check_service(service, database) for service in layout.LOG_SERVICES}
         failures += await self._find_bad_pages()
         for check in checks.values():
             failures += [check.error] if isinstance(check, RecoveryCheckFailed) else check.failures
@@ -174,7 +173,7 @@ class _BackupTest:
 
     async def _check_service(self, service: str, database: RecoveredDatabase) -> RecoveryCheck | RecoveryCheckFailed:
         words = []
-        anchors = self._folder / "files" / _ANCHORS
+        anchors = StackHome(self._folder / "files", self._folder).audit_anchors
         if service == "auth" and anchors.exists():
             keys = await asyncio.to_thread(_anchor_keys, anchors)
             words = [f"--anchors={anchors}", *(f"--anchor-key={key}" for key in sorted(keys))]

@@ -16,7 +16,7 @@ from shared.stores.objects import ObjectMissing, StoreUnavailable
 from shared.telemetry import logs
 from shared.timing.boot_clock import boot_time
 from stack import control, stack_home
-from stack.recovery import layout
+from stack.recovery import catalog, layout
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.sites import replaced
 from stack.recovery.sites import site_terms as terms
@@ -54,15 +54,15 @@ async def ensure_term(place: BackupPlace, url: str) -> SiteRecord:
         own = SiteRecord(term=1, site=place.settings.site, at=datetime.now(UTC), url=url, nonce=secrets.token_hex(16))
         highest = terms.find_highest({found.name async for found in place.store.list(terms.FOLDER)})
         if highest is not None:
-            other = await _read(place, terms.record_name(highest), SiteRecord)
+            other = await catalog.get_signed(place.store, place.mesh, terms.record_name(highest), SiteRecord)
             raise errors.BadSettings(
                 f"the store belongs to the site {other.site} (term {highest}), and this home has no term",
                 hint="restore it (aicli stack restore), make it a standby (aicli stack standby), or set BACKUP_TO to an empty place",
             )
-        await asyncio.to_thread(stack_home.write_private, place.home.own_site, msgspec.json.encode(own).decode())
+        await asyncio.to_thread(stack_home.write_struct, place.home.own_site, own)
     name = terms.record_name(own.term)
     await place.store.put_if_absent(name, layout.sign(name, own, place.key))
-    if terms.judge_put(own, await _read(place, name, SiteRecord)) is not terms.TermOutcome.WON:
+    if terms.judge_put(own, await catalog.get_signed(place.store, place.mesh, name, SiteRecord)) is not terms.TermOutcome.WON:
         _log.warning("another site took the first term at the same time")
     return own
 
@@ -114,17 +114,16 @@ class SiteKeeper:
             await self._do(terms.WriteAcknowledgement(), None)
 
     async def _look(self) -> StoreCheck:
-        began_at, own, announced = boot_time(), self.state.own, None
+        began_at, own, store, mesh = boot_time(), self.state.own, self._place.store, self._place.mesh
+        lease = await catalog.find_signed(store, mesh, terms.lease_name(own.term), terms.SiteLeaseRecord)
+        announced, is_marked = None if lease is None else lease.mode, False
         with contextlib.suppress(ObjectMissing):
-            announced = (await _read(self._place, terms.lease_name(own.term), terms.SiteLeaseRecord)).mode
-        is_marked = False
-        with contextlib.suppress(ObjectMissing):
-            await self._place.store.head(terms.advisory_name(own.term))
+            await store.head(terms.advisory_name(own.term))
             is_marked, announced = True, SiteLeaseMode.ADVISORY
-        highest, record = terms.find_highest({found.name async for found in self._place.store.list(terms.FOLDER)}), None
+        highest, record = terms.find_highest({found.name async for found in store.list(terms.FOLDER)}), None
         if highest is not None:
             # Our own is read too: another site may have taken the same term.
-            record = self.known[highest] = await _read(self._place, terms.record_name(highest), SiteRecord)
+            record = self.known[highest] = await catalog.get_signed(store, mesh, terms.record_name(highest), SiteRecord)
         return StoreCheck(began_at=began_at, announced=announced, is_marked=is_marked, highest=record)
 
     async def _do(self, step: Step, gateway: MethodCaller | None) -> None:
@@ -164,7 +163,3 @@ class SiteKeeper:
 
     async def _put(self, name: str, record: msgspec.Struct) -> None:
         await self._place.store.put(name, layout.sign(name, record, self._place.key))
-
-
-async def _read(place: BackupPlace, name: str, kind: type[layout.S]) -> layout.S:
-    return layout.read_signed(name, await place.store.get(name), kind, place.mesh.keys)

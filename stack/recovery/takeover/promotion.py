@@ -282,11 +282,11 @@ async def _read_fence(source: RestoreSource, own_term: int) -> FenceCheck:
     ended: set[int] = set()
     for term in range(1, own_term):
         if (name := site_terms.lease_name(term)) in names:
-            leases[term] = layout.read_signed(name, await store.get(name), SiteLeaseRecord, mesh.keys).mode
+            leases[term] = (await catalog.get_signed(store, mesh, name, SiteLeaseRecord)).mode
         if site_terms.advisory_name(term) in names:
             leases[term] = SiteLeaseMode.ADVISORY
         if (name := site_terms.acknowledgement_name(term)) in names:
-            layout.read_signed(name, await store.get(name), SiteAcknowledgement, mesh.keys)
+            await catalog.get_signed(store, mesh, name, SiteAcknowledgement)
             ended.add(term)
     return FenceCheck(highest=site_terms.find_highest(names) or 0, leases=leases, ended=ended)
 

@@ -12,6 +12,7 @@ import pytest
 from shared import errors
 from shared.api.recovery import FollowRecoveryLog, RecoveryLines, follow_auth_log
 from shared.timing.backoff import Backoff
+from stack.recovery import layout
 from stack.recovery.agent import recovery_log_copy
 from stack.recovery.agent.recovery_log_copy import FileCopy, RecoveryLogCopy
 from stack.recovery.backup_place import BackupPlace
@@ -152,7 +153,7 @@ async def test_small_objects_are_joined_and_a_missing_line_keeps_them_apart(plac
 async def test_lines_that_are_missing_in_the_store_are_stored_again(place: BackupPlace, tmp_path: Path) -> None:
     service, file = LogService(), tmp_path / "audit_anchors.jsonl"
     file.write_bytes(b"1\n2\n3\n")
-    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file, 1)
+    anchors = FileCopy(place, layout.ANCHORS, file, 1)
     await anchors.copy()
     await recovery_log_copy.write(place, LogPart("anchors", 1, 1), b"1\n")
     await recovery_log_copy.write(place, LogPart("anchors", 3, 3), b"3\n")
@@ -172,7 +173,7 @@ async def test_behind_a_cut_objects_have_the_term_and_those_of_two_terms_are_not
     for part in parts:
         await recovery_log_copy.write(place, part, b"".join(b"%d\n" % each for each in range(part.first, part.last + 1)))
     file = tmp_path / "audit_anchors.jsonl"
-    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file, 2)
+    anchors = FileCopy(place, layout.ANCHORS, file, 2)
     file.write_bytes(b"1\n2\n")
     for line in (b"new 3\n", b"new 4\n"):
         append(file, line)
@@ -202,14 +203,14 @@ async def test_an_interrupted_joining_is_completed(place: BackupPlace) -> None:
 
 async def test_only_new_anchors_are_stored(place: BackupPlace, tmp_path: Path) -> None:
     file = tmp_path / "audit_anchors.jsonl"
-    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file, 1)
+    anchors = FileCopy(place, layout.ANCHORS, file, 1)
     await anchors.copy()
     assert brittle(place).written == [], "there is no file yet"
     file.write_bytes(b"a\nb\n")
     await anchors.copy()
     await anchors.copy()
     file.write_bytes(b"a\nb\nc\nd\ntor")
-    await FileCopy(place, recovery_log_copy.ANCHORS, file, 1).copy()
+    await FileCopy(place, layout.ANCHORS, file, 1).copy()
     assert brittle(place).written == [LogPart("anchors", first, last).object for first, last in ((1, 2), (3, 4))]
     assert await lines_of(place, "anchors") == [b"a", b"b", b"c", b"d"], "a line without its end is still being written"
 
@@ -217,7 +218,7 @@ async def test_only_new_anchors_are_stored(place: BackupPlace, tmp_path: Path) -
 async def test_only_the_new_end_of_the_file_is_read(place: BackupPlace, tmp_path: Path) -> None:
     """It grows for years. After a failure, and for another file, all of it is compared with the store."""
     file = tmp_path / "audit_anchors.jsonl"
-    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file, 1)
+    anchors = FileCopy(place, layout.ANCHORS, file, 1)
     old = [b"%0100000d" % number for number in range(30)]
     file.write_bytes(b"\n".join(old) + b"\nto")
     await anchors.copy()
@@ -232,7 +233,7 @@ async def test_only_the_new_end_of_the_file_is_read(place: BackupPlace, tmp_path
         await anchors.copy()
     brittle(place).is_away = False
     # The store has it, though it failed.
-    await recovery_log_copy.write(place, LogPart(recovery_log_copy.ANCHORS, 33, 33), b"d\n")
+    await recovery_log_copy.write(place, LogPart(layout.ANCHORS, 33, 33), b"d\n")
     await anchors.copy()
     append(file, b"e\n")
     await anchors.copy()
@@ -249,7 +250,7 @@ def append(file: Path, text: bytes) -> None:
 
 async def test_a_new_file_of_anchors_is_stored_behind_the_old_one(place: BackupPlace, tmp_path: Path) -> None:
     file = tmp_path / "audit_anchors.jsonl"
-    anchors = FileCopy(place, recovery_log_copy.ANCHORS, file, 1)
+    anchors = FileCopy(place, layout.ANCHORS, file, 1)
     file.write_bytes(b"a\nb\n")
     await anchors.copy()
     file.write_bytes(b"c\n")
