@@ -86,6 +86,7 @@ def test_the_sidecar_comes_with_every_package_that_runs_there(names: dict[str, s
     assert not [name for name in sidecar if name.startswith(SIDECAR + "test/") or "/@biomejs/" in name or "/@hyperswarm/rpc/" in name]
 
 
+@pytest.mark.nightly("install")
 def test_a_laptop_needs_less_than_30_megabytes(built: dict[str, Path], tmp_path: Path) -> None:
     """Of files: disks round each up, to a fifth more in all."""
     site = wheels.install(tmp_path / "venv", built["aimesh"])

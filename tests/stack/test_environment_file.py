@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import main
+from services import settings_check
 from shared import errors
 from stack import environment_file
 from stack.environment_file import Assignment, FileMistake
@@ -36,6 +37,15 @@ PREMIUM_RATE_LIMIT=1000 # requests per hour
 PROMETHEUS_PORT=9090
 METRICS_ENABLED=true
 """
+
+
+#: It asks a program that imports five services, which takes half a second.
+ASK_SERVICES = environment_file._ask_services
+
+
+@pytest.fixture(autouse=True)
+def _ask_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment_file, "_ask_services", settings_check.check)
 
 
 def check_env(path: Path, *arguments: str) -> Result:
@@ -136,6 +146,11 @@ def test_secret_files_are_looked_for_unless_they_are_in_a_container(tmp_path: Pa
     text = "METRICS_TOKEN_FILE=token\nOPENAI_API_KEY_FILE=/does/not/exist\nSMTP_URL_FILE=/in/a/container\n"
     found = environment_file.check(write(tmp_path, text), tmp_path)
     assert [(one.line, one.text.partition(":")[0]) for one in found] == [(1, "METRICS_TOKEN"), (2, "OPENAI_API_KEY_FILE")]
+
+
+def test_services_are_asked_in_their_own_program() -> None:
+    environment = {"METRICS_TOKEN": "short", "GATEWAY_SERVICE_PORT": "70000"}
+    assert ASK_SERVICES(environment) == settings_check.check(environment)
 
 
 def test_the_command_fails_if_there_are_mistakes(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ async def prepare(settings: StackSettings) -> None:
     prepared.append(settings)
 
 
-async def test_up_again_killed_and_down(home: StackHome, first_environment: dict[str, str], tmp_path: Path) -> None:
+async def test_up_again_changed_and_down(home: StackHome, first_environment: dict[str, str], tmp_path: Path) -> None:
     settings = await up_down.up(home, first_environment, tmp_path, messages.append, prepare)
     assert prepared == [settings]
     made = await first_run.ensure_profile(home, settings)
@@ -76,23 +76,29 @@ async def test_up_again_killed_and_down(home: StackHome, first_environment: dict
     assert await first_run.ensure_profile(home, settings) == made
     assert pids(await running(home)) == pids(first)
 
-    # The supervisor is killed: its children end with it, and `up` brings everything back, data and key included.
-    os.kill(first.pid, signal.SIGKILL)
-    await up_down.up(home, {}, tmp_path, messages.append, prepare)
-    second = await running(home)
-    assert not set(pids(second).values()) & set(pids(first).values())
-    assert await first_run.ensure_profile(home, settings) == made
-
-    # Changed settings take effect.
+    # Changed settings take effect; data and key stay.
     moved = str(ports.find_free())
-    await up_down.up(home, {"WEB_SERVICE_PORT": moved}, tmp_path, messages.append, prepare)
+    changed = await up_down.up(home, {"WEB_SERVICE_PORT": moved}, tmp_path, messages.append, prepare)
     assert str((await status_overview.collect(home))[-1].url).endswith(moved)
+    assert (await first_run.ensure_profile(home, changed)).api_key == made.api_key
 
     last = pids(await running(home))
     assert await up_down.down(home, messages.append)
     assert not [name for name, pid in last.items() if pid is not None and processes.start_of(pid) is not None]
     assert not await up_down.down(home, messages.append)
     assert (home.postgres / "data" / "PG_VERSION").exists()
+
+
+@pytest.mark.nightly("stacks")
+async def test_up_after_the_supervisor_was_killed(home: StackHome, first_environment: dict[str, str], tmp_path: Path) -> None:
+    settings = await up_down.up(home, first_environment, tmp_path, messages.append, prepare)
+    made, first = await first_run.ensure_profile(home, settings), await running(home)
+    # Its children end with it, and `up` brings everything back, data and key included.
+    os.kill(first.pid, signal.SIGKILL)
+    await up_down.up(home, {}, tmp_path, messages.append, prepare)
+    second = await running(home)
+    assert not set(pids(second).values()) & set(pids(first).values())
+    assert await first_run.ensure_profile(home, settings) == made
 
 
 async def test_full_disk_is_reported_before_anything_is_written(

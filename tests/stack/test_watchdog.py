@@ -115,7 +115,8 @@ async def watched(kept: Program, log: Path) -> AsyncIterator[tuple[process_keepe
 
 
 @pytest.mark.parametrize("is_service", [True, False])
-async def test_hanging_program_is_restarted(tmp_path: Path, is_service: bool) -> None:
+async def test_hanging_program_is_restarted(tmp_path: Path, is_service: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "_PROBE_SECONDS", 0.5)
     async with watched(program("+PONG", is_service=is_service), tmp_path / "log") as (kept, clock):
         await clock.until(30)
         first = kept.status.pid

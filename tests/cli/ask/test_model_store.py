@@ -55,9 +55,8 @@ def test_file_is_added_with_the_projector_beside_it(shell: Shell, tmp_path: Path
         gguf_files.write_projector(projector, ProjectorShape(kind="mlp", width=32), seed=len(projector.name))
     store = ("--store", str(tmp_path / "store"))
     for options, wanted in (((), beside), (("--projector", str(other)), other), (("--projector", "none"), None)):
-        assert shell("models", "add", str(file), *options, *store).exit_code == 0
-        (shown,) = json.loads(shell("models", "show", "--json", *store).stdout)
-        assert shown["projector"] == ("" if wanted is None else hashlib.sha256(wanted.read_bytes()).hexdigest())
+        (added,) = json.loads(shell("models", "add", str(file), *options, "--json", *store).stdout)
+        assert added["projector"] == ("" if wanted is None else hashlib.sha256(wanted.read_bytes()).hexdigest())
     refused = shell("models", "pull", "hf:a/b", "--projector", "none", "--node", "U")
     assert "--projector are for this machine only" in refused.stderr
 

@@ -18,6 +18,7 @@ from services.metrics.history.query_plan import QueryPlan
 from services.metrics.history.rollup import RollupPiece
 from shared.api.metrics import GetHistory, HistoryGrouping
 from shared.telemetry import Metrics
+from tests import tiers
 from tests.services.metrics.history.looked_at import BEGIN, KEEPS, Mesh
 
 NODES = ("UAAAAAAAAAAA", "UBBBBBBBBBBB", "UCCCCCCCCCCC")
@@ -101,7 +102,7 @@ def by_line(points: Sequence[StoredPoint]) -> dict[tuple[object, ...], list[floa
     return {(each.service, each.node, each.name, each.step): [each.growth, each.mean, each.nodes, each.peak] for each in points}
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", tiers.by_day(range(6), 0, 1, group="long"))
 async def test_query_gives_the_same_lines_as_a_simple_implementation(store: HistoryStore, postgres_url: str, seed: int) -> None:
     draw = random.Random(seed)
     connection = await asyncpg.connect(postgres_url)
@@ -136,7 +137,7 @@ async def test_query_for_one_node_returns_only_its_lines(store: HistoryStore) ->
     assert await mesh.drawn(store, DEPTH, node="UNKNOWNAAAAA") == []
 
 
-@pytest.mark.parametrize("step", [15, 30, 60, 150])
+@pytest.mark.parametrize("step", tiers.by_day([15, 30, 60, 150], 15, 150, group="long"))
 async def test_steady_counter_has_the_same_rate_in_every_step(store: HistoryStore, step: int) -> None:
     """Also in the first step, in the last one, and in one in which the service was started again."""
     mesh, seen = Mesh(), []

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 from msgspec.structs import replace
 
@@ -135,7 +135,6 @@ def turns_of(numbers: list[tuple[float, int]]) -> list[float]:
     return [now for (_, old), (now, new) in pairwise(signs) if old != new]
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     demands=some.lists(
         some.tuples(

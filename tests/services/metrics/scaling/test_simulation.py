@@ -6,6 +6,9 @@ from services.metrics.scaling import simulation
 from services.metrics.scaling.demand import PoolDemand
 from services.metrics.scaling.simulation import DAY_SECONDS, SPEED, PoolSimulation
 
+#: A whole day takes seconds to simulate.
+HOURS_SECONDS = 4 * 3600
+
 
 def test_load_has_the_mean_the_peak_and_the_losses() -> None:
     rates, losses = simulation.make_load(6_000, seed=1, burst=1.0)
@@ -27,18 +30,27 @@ def fixed(number: int) -> simulation.Scaler:
 
 
 def test_enough_workers_answer_at_once_and_cost_their_hours() -> None:
-    load = ([10.0] * DAY_SECONDS, {3600})
+    load = ([10.0] * HOURS_SECONDS, {3600})
     day = PoolSimulation(load, fixed(30), 60).run()
     # The lost worker's successor is ordered at the next look.
-    assert day.gpu_hours == pytest.approx(24 * 30, abs=0.2)
+    assert day.gpu_hours == pytest.approx(4 * 30, abs=0.2)
     assert (day.p95_wait_seconds, day.refused, day.direction_changes) == (0, 0, 0)
+
+
+def test_same_seed_gives_the_same_day() -> None:
+    def simulate(seed: int) -> simulation.SimulatedDay:
+        rates, losses = simulation.make_load(1_000, seed)
+        pool = simulation.make_pool(60)
+        return PoolSimulation((rates[:HOURS_SECONDS], losses), simulation.advised(pool), 60, seed=seed).run()
+
+    assert simulate(1) == simulate(1) != simulate(2)
 
 
 def test_queue_is_bounded_and_the_rest_is_refused() -> None:
     # 10 workers answer 5 of 10 requests/s.
-    day = PoolSimulation(([10.0] * DAY_SECONDS, set()), fixed(10), 60, queue_most=100).run()
+    day = PoolSimulation(([10.0] * HOURS_SECONDS, set()), fixed(10), 60, queue_most=100).run()
     assert day.max_waiting == 100
-    assert day.refused == pytest.approx((10 - 10 * SPEED) * DAY_SECONDS, rel=0.02)
+    assert day.refused == pytest.approx((10 - 10 * SPEED) * HOURS_SECONDS, rel=0.02)
     assert day.p95_wait_seconds == pytest.approx(100 / (10 * SPEED), abs=8)
 
 
@@ -49,7 +61,7 @@ def test_scaler_sees_the_measured_speed_and_rates() -> None:
         seen.append(demand)
         return 40
 
-    PoolSimulation(([10.0] * DAY_SECONDS, set()), look, 60).run()
+    PoolSimulation(([10.0] * HOURS_SECONDS, set()), look, 60).run()
     later = seen[100:]
     assert sum(one.per_replica or 0 for one in later) / len(later) == pytest.approx(SPEED, rel=0.02)
     assert sum(one.rate_30 for one in later) / len(later) == pytest.approx(10, rel=0.02)
