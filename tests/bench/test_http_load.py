@@ -15,12 +15,13 @@ from bench import contenders, http_load, openai_upstream, tenants
 from bench.contenders import Counts
 from bench.http_load import Answer, Client, Load, Outcome, Pace, Spread, Steady
 from bench.tenants import Turn
+from tests import tiers
 from tests.testnet import free_port
 
 T = TypeVar("T")
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize("stream", tiers.by_day([False, True], True, group="long"), ids=["plain", "streamed"])
 @pytest.mark.parametrize(
     ("pace", "least", "most"),
     [

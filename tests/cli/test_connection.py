@@ -22,6 +22,7 @@ from shared.api.generation import Usage
 from shared.identity import node_keys
 from shared.node.member import Node
 from shared.types import Credential, FinishReason, ModelName, RequestId, Role
+from tests import tiers
 from tests.testnet import MESH, TestNet, free_port, testnet
 
 ROOT = Path(main.__file__).parent.parent
@@ -127,7 +128,7 @@ async def test_error_of_the_peer_keeps_its_type(net: TestNet, start: Start) -> N
     assert await finish(await start(profile_of(net), "infer", "fail")) == (1, "fail ", "error: the engine died – ask again\n")
 
 
-@pytest.mark.parametrize("options", [(), ("--no-stream",), ("--json",)])
+@pytest.mark.parametrize("options", tiers.by_day([(), ("--no-stream",), ("--json",)], (), ("--json",), group="long"))
 async def test_ctrl_c_stops_the_generation(net: TestNet, start: Start, options: tuple[str, ...]) -> None:
     running_service = await net.start(Gateway)
     assert isinstance(running_service.service, Gateway)

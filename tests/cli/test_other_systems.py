@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiers
+
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Hides modules from our own code, and names from all: the standard library has imported what it needs.
@@ -59,7 +61,10 @@ def test_everything_imports_without_what_only_posix_has(tmp_path: Path) -> None:
     assert {"cli.main", "cli.top.terminal", "cli.https_connection"} <= set(done.stdout.split())
 
 
-@pytest.mark.parametrize("hidden", [POSIX, MESH, SERVER, f"{POSIX},{MESH},{SERVER}"], ids=["posix", "mesh", "server", "all"])
+HIDDEN = (POSIX, MESH, SERVER, f"{POSIX},{MESH},{SERVER}")
+
+
+@pytest.mark.parametrize("hidden", tiers.by_day(HIDDEN, HIDDEN[-1], group="long"), ids=["posix", "mesh", "server", "all"])
 def test_help_lists_all_commands(hidden: str, tmp_path: Path) -> None:
     done = run(hidden, RUN, "--help", home=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -71,10 +76,10 @@ def test_help_lists_all_commands(hidden: str, tmp_path: Path) -> None:
     ("hidden", "arguments", "hint"),
     [
         pytest.param(MESH, ["mesh", "connect", "aip_join_x"], "pipx install --force 'aimesh[mesh]'", id="mesh connect"),
-        pytest.param(MESH, ["doctor", "--worker"], "pipx install --force 'aimesh[mesh]'", id="doctor of a worker"),
+        pytest.param(MESH, ["doctor", "--worker"], "pipx install --force 'aimesh[mesh]'", id="doctor of a worker", marks=pytest.mark.nightly("long")),
         pytest.param(SERVER, ["stack", "up", "--ask", "hi"], "pipx install aimesh-server", id="stack"),
-        pytest.param(SERVER, ["stack", "--help"], "pipx install aimesh-server", id="help of stack"),
-        pytest.param(SERVER, ["worker"], "pipx install aimesh-server", id="worker"),
+        pytest.param(SERVER, ["stack", "--help"], "pipx install aimesh-server", id="help of stack", marks=pytest.mark.nightly("long")),
+        pytest.param(SERVER, ["worker"], "pipx install aimesh-server", id="worker", marks=pytest.mark.nightly("long")),
         pytest.param(SERVER, ["mesh", "relay", "--host", "192.0.2.1"], "pipx install aimesh-server", id="relay"),
         pytest.param(f"{POSIX},{SERVER}", ["worker", "--join", "aip_join_x"], "on Linux or macOS", id="worker on Windows"),
     ],

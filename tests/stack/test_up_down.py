@@ -193,7 +193,7 @@ async def test_a_ready_service_names_the_dependencies_that_are_failing() -> None
 
 
 async def test_start_may_exceed_the_stall_limit_while_it_progresses(bare: StackHome) -> None:
-    stall_seconds = 2.0
+    stall_seconds = 1.0
     started = time.monotonic()
     progress = itertools.takewhile(lambda _: time.monotonic() - started < 2 * stall_seconds, (f"{n} %" for n in itertools.count()))
     async with starting_service(bare, progress) as services:

@@ -29,7 +29,7 @@ from tests.backups import SEGMENT, BackupMaker
 PASSWORDS = {role: f"password-of-{role}" for role in LOGIN_ROLES}
 #: The log has some segments, the last one unfinished.
 COMMITS, PER_SEGMENT = 24, 7
-CUTS = 40 if tiers.is_nightly() else 2
+CUTS = 40 if tiers.is_nightly() else 1
 
 
 class History:

@@ -312,8 +312,8 @@ async def test_stored_window_gives_the_same_growth_after_a_restart(mesh: Mesh, r
     counting = Counting(mesh)
     first = await replicas.start()
     throughout = SampleWindow(all_rules.ALL)
-    # Now and then for three days and more, and as it really is for the last hour.
-    for seconds in [1800.0] * 140 + [300.0] * 60 + [15.0] * 250:
+    # Now and then for three days and more, more often in the last hours, and at last as it really is.
+    for seconds in [1800.0] * 140 + [300.0] * 60 + [60.0] * 60 + [15.0] * 20:
         counting.work(seconds)
         found_now = list(sample_window.read_samples(mesh.text, throughout.wanted))
         for book in (throughout, first.watch.sample_window):

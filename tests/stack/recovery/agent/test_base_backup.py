@@ -26,7 +26,7 @@ from stack.recovery.layout import BackupManifest
 from stack.recovery.sealing import WrongIdentity
 from stack.recovery.sites import site_claim
 from stack.recovery.sites.site_terms import SiteRecord
-from tests import stacks
+from tests import stacks, tiers
 from tests.servers import PostgresServer
 from tests.stack.recovery import copied_database
 from tests.stack.recovery.copied_database import CopiedDatabase
@@ -165,7 +165,7 @@ async def test_killed_backup_is_not_listed_and_leaves_nothing(copied: CopiedData
     assert {name.split("/")[1] for name in await copied.names(layout.BASE)} == {made.name}
 
 
-@pytest.mark.parametrize("taken_by", [None, "here", "there"])
+@pytest.mark.parametrize("taken_by", tiers.by_day((None, "here", "there"), "here", "there", group="recovery"))
 async def test_command_waits_for_the_agents_backup_and_then_reads_the_term(copied: CopiedDatabase, taken_by: str | None) -> None:
     """The wait is long, and a site may have taken the next term meanwhile."""
     lock = copied.home.base_backup.with_name(f"{copied.home.base_backup.name}.lock")
@@ -205,7 +205,7 @@ async def none_runs(processes: list[psutil.Process]) -> bool:
     return not any(process.is_running() for process in processes)
 
 
-@pytest.mark.parametrize("failing", ["base/2", "mesh.json"])
+@pytest.mark.parametrize("failing", tiers.by_day(("base/2", "mesh.json"), "base/2", group="recovery"))
 async def test_failing_store_means_no_backup(copied: CopiedDatabase, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_retries, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(store_retries.retry, "__defaults__", (0.0, *(store_retries.retry.__defaults__ or ())[1:]))

@@ -18,7 +18,7 @@ from stack.recovery.agent.source_database import SLOT
 from stack.recovery.agent.wal_shipping import SpooledFiles, WalGap, WalShipping, find_gap, parse_folder
 from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import Segment, WalObject
-from tests import stacks
+from tests import stacks, tiers
 from tests.servers import PostgresServer
 from tests.stack.recovery import copied_database
 from tests.stack.recovery.copied_database import CopiedDatabase
@@ -150,7 +150,7 @@ async def test_position_keeps_one_connection_and_opens_another_after_a_restart(c
 
 async def test_two_at_once_make_and_drop_the_slot(copied: CopiedDatabase) -> None:
     """As the shipping of the log and a backup do when both begin."""
-    for _ in range(10):
+    for _ in range(tiers.volume(10)):
         await asyncio.gather(*(copied.source.ensure_slot() for _ in range(4)))
         assert (await copied.source.position()).slot_status == "reserved"
         await asyncio.gather(*(copied.source.drop_slot() for _ in range(4)))

@@ -433,10 +433,13 @@ def flip(file: Path) -> None:
     file.write_bytes(body)
 
 
+DAMAGED = ("base/*/data.tar*", "base/*/secrets.tar*", "wal/*/*.partial*", "log/auth/*")
+
+
 @pytest.mark.parametrize(
     "damage", tiers.by_day((truncate, flip, Path.unlink), truncate, group="recovery"), ids=["truncated", "flipped", "missing"]
 )
-@pytest.mark.parametrize("pattern", ["base/*/data.tar*", "base/*/secrets.tar*", "wal/*/*.partial*", "log/auth/*"])
+@pytest.mark.parametrize("pattern", tiers.by_day(DAMAGED, "base/*/data.tar*", "log/auth/*", group="recovery"))
 async def test_a_damaged_object(case: Case, home: StackHome, pattern: str, damage: Callable[[Path], None]) -> None:
     file = sorted(case.maker.folder.glob(pattern))[-1]
     is_end = damage is Path.unlink and not pattern.startswith("base")
@@ -452,6 +455,8 @@ async def test_a_damaged_object(case: Case, home: StackHome, pattern: str, damag
         file.write_bytes(kept)
 
 
+# Of a test restore, `make test` swaps them.
+@pytest.mark.nightly("recovery")
 async def test_swapped_objects(case: Case, home: StackHome) -> None:
     """Both are genuine, and each is under the other's name."""
     data, other = (next(case.maker.folder.glob(f"base/*/{part}.tar*")) for part in ("data", "files"))

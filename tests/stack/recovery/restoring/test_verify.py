@@ -150,7 +150,7 @@ async def test_a_good_backup_passes_and_the_test_cannot_reach_anybody(copied: Co
     test = asyncio.create_task(copied.verify())
     while not test.done():
         seen |= {pid: facts for pid, facts in children().items() if pid not in mine}
-        await asyncio.wait([test], timeout=0.02)
+        await asyncio.wait([test], timeout=0.1)
     result = test.result()
     assert (result.failures, result.ok, result.secrets_opened) == ((), True, False)
     assert (result.ledger_entries, result.audit_rows, result.lost_rows) == (4, 9, 0), "with the top-up behind the backup"
@@ -172,7 +172,7 @@ OBJECTS = ("/manifest.json", "/data.tar.zst.age", "/files.tar.zst.age", "/secret
 DAMAGES = (*itertools.product(("flipped", "truncated"), OBJECTS), *itertools.product(("missing",), OBJECTS[1:4]))
 
 
-@pytest.mark.parametrize("damage", tiers.by_day(DAMAGES, *DAMAGES[:6], group="recovery"), ids="".join)
+@pytest.mark.parametrize("damage", tiers.by_day(DAMAGES, *DAMAGES[:2], DAMAGES[5], group="recovery"), ids="".join)
 async def test_a_damaged_object_is_named(copied: CopiedStore, damage: tuple[str, str]) -> None:
     kind, ending = damage
     name = copied.object(ending)
