@@ -8,13 +8,14 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
 from cli import user_folders
 from cli.cli_context import CliContext
 from shared import api, errors
+import msgspec
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: A value, and what it is.
 Candidate = tuple[str, str]
+Fetch: TypeAlias = "Callable[[CliConnection], Awaitable[list[Candidate]]]"
+Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]"
 
 _DEADLINE_SECONDS = 1.0
 _FRESH_SECONDS = 60.0
@@ -33,53 +36,48 @@ _MAX_FILE_BYTES = 1024 * 1024
 _SAFE = re.compile(r"[A-Za-z0-9._:/@+-]+")
 
 
-def models(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
-    async def fetch(connection: "CliConnection") -> list[Candidate]:
-        served = (await connection.call(api.gateway.list_models, api.gateway.ListModels())).models
-        return [(name, "" if name == model.name else model.name) for model in served for name in (model.name, *model.aliases)]
+def _completer(kind: str, fetch: Fetch, prefix: str = "") -> Completer:
+    """Complete what ``fetch`` returns, if its description starts with ``prefix``. Completers of one ``kind`` share what is kept."""
 
-    return matching(_fetch("models", context, fetch), incomplete)
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
+        return matching([found for found in _fetch(kind, context, fetch) if found[1].startswith(prefix)], incomplete)
 
-
-def keys(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
-    async def fetch(connection: "CliConnection") -> list[Candidate]:
-        listed = (await connection.call(api.auth.list_api_keys, api.auth.ListApiKeys())).keys
-        return [(key.name if _SAFE.fullmatch(key.name) else str(key.id), key.preview) for key in listed if key.is_active]
-
-    return matching(_fetch("keys", context, fetch), incomplete)
+    return complete
 
 
-def nodes(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
-    return matching(_fetch("nodes", context, _fetch_nodes), incomplete)
+async def _models(connection: "CliConnection") -> list[Candidate]:
+    served = (await connection.call(api.gateway.list_models, api.gateway.ListModels())).models
+    return [(name, "" if name == model.name else model.name) for model in served for name in (model.name, *model.aliases)]
 
 
-def workers(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
-    found = [candidate for candidate in _fetch("nodes", context, _fetch_nodes) if candidate[1].startswith("inference")]
-    return matching(found, incomplete)
+async def _keys(connection: "CliConnection") -> list[Candidate]:
+    listed = (await connection.call(api.auth.list_api_keys, api.auth.ListApiKeys())).keys
+    return [(key.name if _SAFE.fullmatch(key.name) else str(key.id), key.preview) for key in listed if key.is_active]
 
 
-async def _fetch_nodes(connection: "CliConnection") -> list[Candidate]:
+async def _nodes(connection: "CliConnection") -> list[Candidate]:
     listed = (await connection.call(api.gateway.list_nodes, api.gateway.ListNodes())).nodes
     return [(node.id[:9], " ".join((node.service, *node.models))) for node in listed]
 
 
-def documents(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
-    """Complete KIND/NAME of the configuration."""
-
-    async def fetch(connection: "CliConnection") -> list[Candidate]:
-        request = api.configuration.ListConfigVersions(only_current=True, limit=_MAX_VALUES)
-        listed = (await connection.call(api.configuration.list_config_versions, request)).versions
-        return [(f"{document.kind}/{document.name}", f"version {document.version}") for document in listed]
-
-    return matching(_fetch("documents", context, fetch), incomplete)
+async def _documents(connection: "CliConnection") -> list[Candidate]:
+    """Return KIND/NAME of the configuration."""
+    request = api.configuration.ListConfigVersions(only_current=True, limit=_MAX_VALUES)
+    listed = (await connection.call(api.configuration.list_config_versions, request)).versions
+    return [(f"{document.kind}/{document.name}", f"version {document.version}") for document in listed]
 
 
-def routes(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
-    async def fetch(connection: "CliConnection") -> list[Candidate]:
-        listed = (await connection.call(api.configuration.list_routes, api.configuration.ListRoutes())).routes
-        return [(route.name, ", ".join(target.model for target in route.targets)) for route in listed]
+async def _routes(connection: "CliConnection") -> list[Candidate]:
+    listed = (await connection.call(api.configuration.list_routes, api.configuration.ListRoutes())).routes
+    return [(route.name, ", ".join(target.model for target in route.targets)) for route in listed]
 
-    return matching(_fetch("routes", context, fetch), incomplete)
+
+models = _completer("models", _models)
+keys = _completer("keys", _keys)
+nodes = _completer("nodes", _nodes)
+workers = _completer("nodes", _nodes, prefix="inference")
+documents = _completer("documents", _documents)
+routes = _completer("routes", _routes)
 
 
 def profiles(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
@@ -107,7 +105,7 @@ def context_of(context: click.Context) -> CliContext:
     return found.with_profile(name) if isinstance(name, str) else found
 
 
-def _fetch(kind: str, context: click.Context, fetch: "Callable[[CliConnection], Awaitable[list[Candidate]]]") -> list[Candidate]:
+def _fetch(kind: str, context: click.Context, fetch: Fetch) -> list[Candidate]:
     here = context_of(context)
     try:
         profile = here.profile()
@@ -122,7 +120,7 @@ def _fetch(kind: str, context: click.Context, fetch: "Callable[[CliConnection], 
     return found
 
 
-def _ask(here: CliContext, profile: "Profile", fetch: "Callable[[CliConnection], Awaitable[list[Candidate]]]") -> list[Candidate]:
+def _ask(here: CliContext, profile: "Profile", fetch: Fetch) -> list[Candidate]:
     """Raises TimeoutError, which is an OSError."""
     import asyncio
 
@@ -145,8 +143,6 @@ def _name_of(profile: "Profile") -> str:
 
 
 def _read(place: Path, of: str) -> list[Candidate] | None:
-    import msgspec
-
     try:
         if not 0 <= time.time() - place.stat().st_mtime < _FRESH_SECONDS:
             return None
@@ -158,8 +154,6 @@ def _read(place: Path, of: str) -> list[Candidate] | None:
 
 
 def _write(place: Path, of: str, found: list[Candidate]) -> None:
-    import msgspec
-
     from shared.identity import private_file
 
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

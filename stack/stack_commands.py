@@ -10,6 +10,8 @@ import click
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import errors
+from shared.types import Role
+from stack import stack_home
 from stack.recovery import recovery_commands, restore_commands
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from cli.cli_context import CliContext
     from shared.stores.migrations import SchemaStatus
     from stack.settings import StackSettings
-    from stack.stack_home import StackHome
 
 
 @click.group()
@@ -32,12 +33,6 @@ def stack() -> None:
 
 for _command in (*recovery_commands.COMMANDS, *restore_commands.COMMANDS):
     stack.add_command(_command)
-
-
-def _home() -> "StackHome":
-    from stack import stack_home
-
-    return stack_home.locate(os.environ)
 
 
 def _print(text: str) -> None:
@@ -57,7 +52,7 @@ def init(*, tickets: bool, active_most: int, networks: tuple[str, ...], days: in
     from stack import initialization, stack_plan
     from stack.servers import replica_tickets
 
-    home = _home()
+    home = stack_home.locate(os.environ)
     initialized = initialization.ensure(home, os.environ, Path.cwd())
     made, settings = initialized.made, initialized.settings
     if tickets:
@@ -93,7 +88,7 @@ def kubernetes_secrets(
     from stack import initialization
     from stack.servers import kubernetes_secrets, replica_tickets
 
-    home, cluster = _home(), kubernetes_secrets.Cluster()
+    home, cluster = stack_home.locate(os.environ), kubernetes_secrets.Cluster()
     namespaces = dict.fromkeys(kubernetes_secrets.GROUPS, "default") | dict(each.partition("=")[::2] for each in given)
     if applies:
         cluster.restore(home, namespaces["infra"], name)
@@ -129,14 +124,14 @@ def check_env(context: click.Context, /, file: Path, *, as_json: bool) -> None:
         context.exit(1)
 
 
-#: Roles that have NATS users; a test compares them with shared.types.Role.
-NODE_ROLES = ("auth", "gateway", "worker", "metrics", "web", "client", "operator", "backup")
+#: Roles that have NATS users.
+_NODE_ROLES = [role.value for role in Role if role is not Role.NEWCOMER]
 _NODE_NAME = "[a-z][a-z0-9-]{0,31}"
 
 
 @stack.command("add-node")
 @click.argument("name")
-@click.argument("role", type=click.Choice(NODE_ROLES))
+@click.argument("role", type=click.Choice(_NODE_ROLES))
 @print_format.output_options('Print {"name": …, "role": …, "id": …, "key_file": …}.')
 def add_node(name: str, role: str, *, as_json: bool) -> None:
     """Create a node key and add the node to the mesh: a worker on another machine, a second gateway, a CLI.
@@ -146,13 +141,12 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
     import re
 
     from shared.identity import node_keys
-    from shared.types import Role
     from stack import initialization
     from stack.servers import nats_server
 
     if not re.fullmatch(_NODE_NAME, name):
         raise click.UsageError(f"{name!r} is not a valid node name; use lowercase letters, digits and -, starting with a letter")
-    home = _home()
+    home = stack_home.locate(os.environ)
     # Ignore the environment, which only `init` and `up` save: a NATS_URL exported for a service means nothing here.
     made = initialization.ensure(home, {}, Path.cwd())
     key_file = nats_server.add_node(home, made.settings.mesh, name, Role(role), made.settings.nats_admission)
@@ -170,7 +164,7 @@ def nats_users() -> None:
     from stack import settings
     from stack.servers import nats_server
 
-    home = _home()
+    home = stack_home.locate(os.environ)
     mesh = settings.load(settings.read_recorded(home)).mesh
     nodes = nats_server.read_enrolled(home)
     if not nodes:
@@ -189,7 +183,7 @@ def nats_keys(*, renew: bool) -> None:
     from stack.servers import nats_server
 
     assert renew
-    home = _home()
+    home = stack_home.locate(os.environ)
     if not nats_server.read_enrolled(home):
         raise errors.BadSettings(f"there is no stack in {home.root}", hint="run make up first")
     for name in nats_server.AUTH_KEYS:
@@ -204,7 +198,7 @@ def up(ask: str | None) -> None:
     """Start everything in the background and wait until it is ready. Safe to run again."""
     from stack import first_run, stack_plan, up_down
 
-    home = _home()
+    home = stack_home.locate(os.environ)
 
     async def prepare(settings: "StackSettings") -> None:
         await first_run.ensure_profile(home, settings)
@@ -216,7 +210,7 @@ def up(ask: str | None) -> None:
     _show_places(home, settings)
 
 
-def _run_prompt(home: "StackHome", prompt: str) -> None:
+def _run_prompt(home: stack_home.StackHome, prompt: str) -> None:
     import shlex
     import subprocess
     import sys
@@ -238,7 +232,7 @@ def _run_prompt(home: "StackHome", prompt: str) -> None:
         raise click.ClickException("everything is running, but the first answer failed; run: aicli doctor")
 
 
-def _show_places(home: "StackHome", settings: "StackSettings") -> None:
+def _show_places(home: stack_home.StackHome, settings: "StackSettings") -> None:
     import shutil
     import sys
 
@@ -277,7 +271,7 @@ def down() -> None:
     """Stop everything. The data stays."""
     from stack import up_down
 
-    ran = asyncio.run(up_down.down(_home(), _print))
+    ran = asyncio.run(up_down.down(stack_home.locate(os.environ), _print))
     click.echo("stopped; your data is kept" if ran else "nothing was running")
 
 
@@ -289,7 +283,7 @@ def status(context: click.Context, /, *, as_json: bool) -> None:
     from stack import status_overview
     from stack.status_overview import StatusRow
 
-    rows = asyncio.run(status_overview.collect(_home()))
+    rows = asyncio.run(status_overview.collect(stack_home.locate(os.environ)))
     columns: list[TableColumn[StatusRow]] = [
         TableColumn("PROGRAM", lambda row: row.name),
         TableColumn("STATE", lambda row: row.state, lambda row: "green" if row.ready else "red"),
@@ -314,7 +308,7 @@ def logs(program: str | None, follow: bool, lines: int) -> None:
     """Show the log of a PROGRAM, or of all programs."""
     from stack import logs as log_files
 
-    home = _home()
+    home = stack_home.locate(os.environ)
     known = {path.stem: path for path in sorted(home.logs.glob("*.log"))}
     if program is not None and program not in known:
         raise click.UsageError(f"there is no log of {program!r}; available: {', '.join(known) or 'none yet'}")
@@ -337,7 +331,7 @@ def restart(program: str) -> None:
     """Restart a PROGRAM. It gets up to 30 s to finish running requests."""
     from stack import control, status_overview
 
-    home = _home()
+    home = stack_home.locate(os.environ)
     before = asyncio.run(control.send(home.control_socket, control.StatusRequest()))
     answer = asyncio.run(control.send(home.control_socket, control.Restart(program)))
     if answer is None:
@@ -364,7 +358,7 @@ def migrate(here: "CliContext", /, *, status: bool, pre: bool, post: bool, as_js
         raise click.UsageError("give one of --status, --pre and --post")
     from stack.recovery import schema_migrations
 
-    home = _home()
+    home = stack_home.locate(os.environ)
     urls = schema_migrations.database_urls(home, os.environ, Path.cwd())
     if pre:
         _report_migrations(asyncio.run(schema_migrations.run_pre(urls)))
@@ -379,7 +373,7 @@ def migrate(here: "CliContext", /, *, status: bool, pre: bool, post: bool, as_js
     printing.show_rows(asyncio.run(schema_migrations.read(urls)), columns, as_json=as_json, empty="no service has a database here")
 
 
-def _migrate_post(here: "CliContext", home: "StackHome", urls: "Mapping[str, str]") -> None:
+def _migrate_post(here: "CliContext", home: stack_home.StackHome, urls: "Mapping[str, str]") -> None:
     from cli import profile
     from shared.api import gateway
     from shared.telemetry import metrics_registry
@@ -407,7 +401,7 @@ def psql(words: tuple[str, ...]) -> None:
     from stack import secret_files, stack_plan
     from stack.servers import postgres
 
-    home = _home()
+    home = stack_home.locate(os.environ)
     server = stack_plan.postgres_of(home)
     if not server.socket.exists():
         raise click.ClickException(

@@ -12,6 +12,13 @@ from cli.cli_context import CliContext
 from cli.output import credit_amounts, print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api, errors
+from typing import Any
+from typing import cast
+import msgspec
+from shared.types import ModelName
+import sys
+from shared.types import Credential
+from shared.amounts import written
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -74,12 +81,6 @@ def create(here: CliContext, /, name: str, *, as_json: bool, **options: "OptionV
 
 
 def _request(name: str, options: "dict[str, OptionValue]") -> "GenerateApiKey":
-    from typing import Any, cast
-
-    import msgspec
-
-    from shared.types import ModelName
-
     values = cast("dict[str, Any]", options)
     kind = api.auth.KeyKind(values.pop("kind"))
     models = tuple(ModelName(model) for model in values.pop("models"))
@@ -133,8 +134,6 @@ def scan(here: CliContext, /, places: tuple[Path, ...], *, revokes: bool, as_jso
 
     Exits with 1 if it finds any, for use in hooks and CI. Nothing is sent over the network unless you use --revoke.
     """
-    import sys
-
     from cli.account import leaked_keys
 
     found = [leak for place in places or (Path(),) for leak in leaked_keys.find(place)]
@@ -161,7 +160,6 @@ def scan(here: CliContext, /, places: tuple[Path, ...], *, revokes: bool, as_jso
 def _revoke_with_own_secret(here: CliContext, secret: str) -> str:
     """Return what to print about a leaked key after trying to revoke it."""
     from cli.account import login
-    from shared.types import Credential
 
     key = Credential(secret)
 
@@ -249,8 +247,6 @@ def _bounds(key: "ApiKey") -> Iterator[str]:
 
 
 def _in_words(limits: "ApiKeyLimits") -> Iterator[str]:
-    from shared.amounts import written
-
     shown = {
         "{}/h": limits.requests_per_hour,
         "{}/min": limits.requests_per_minute,

@@ -16,12 +16,15 @@ import click
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
 from shared import api, errors
+from shared.types import Credential
+from shared.types import UserRole
+
+from shared.types import Credential
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
     from cli.profile import Profile
     from shared.api.auth import CreatedApiKey, Credentials, LoginSession, User
-    from shared.types import Credential
 
 _MAX_KEY_CHARACTERS = 1024
 
@@ -135,7 +138,6 @@ def login(
 def api_key_from_stdin() -> "Credential":
     """Raises click.UsageError if the first line of stdin is no API key."""
     from shared.identity import credentials
-    from shared.types import Credential
 
     key = sys.stdin.readline(_MAX_KEY_CHARACTERS).strip()
     if not credentials.looks_like_api_key(key):
@@ -169,8 +171,6 @@ async def _exchange(
     connection: "CliConnection", credentials: "Credentials", title: str, old: "Credential | None"
 ) -> "tuple[User, CreatedApiKey]":
     """Open a session with the password, create a key with it, and close it again."""
-    from shared.types import UserRole
-
     session = await connection.call(api.auth.login_user, api.auth.LoginUser(credentials))
     session = await _finish(connection, session)
     token = session.access_token

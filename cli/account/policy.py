@@ -13,6 +13,11 @@ from cli.output import print_format, printing, watching
 from cli.output.print_format import Command
 from cli.output.printing import TableColumn
 from shared import api, errors
+import msgspec
+from shared.types import TenantId
+from shared.types import KeyId
+
+from shared.types import KeyId, TenantId
 
 if TYPE_CHECKING:
     from typing import Any
@@ -21,7 +26,6 @@ if TYPE_CHECKING:
     from shared.api.auth import ApiKey
     from shared.api.configuration import PolicyRule, PolicyState
     from shared.config_documents import PolicyDocument
-    from shared.types import KeyId, TenantId
 
 #: A copy of shared.config_documents.Machines, so that `--help` need not import it; a test compares the two.
 MACHINES = ("own", "internal", "trusted", "group")
@@ -123,8 +127,6 @@ def set_(here: CliContext, /, *, remove: bool, note: str, as_json: bool, **optio
 
 def _changed(before: "PolicyDocument | None", given: "dict[str, Any]", unset: tuple[str, ...]) -> "PolicyDocument":
     """Raises BadRequest for an invalid value."""
-    import msgspec
-
     from shared.config_documents import PolicyDocument
 
     rules: dict[str, Any] = {} if before is None else msgspec.to_builtins(before)
@@ -205,8 +207,6 @@ async def _name(connection: "CliConnection", chosen: "dict[str, str | None]") ->
 
 async def find_organization(connection: "CliConnection", name: str) -> "TenantId":
     """Return the organization's id. Raises NotFound."""
-    from shared.types import TenantId
-
     if (given := _uuid(name)) is not None:
         return TenantId(given)
     found = (await connection.call(api.organizations.list_organisations, api.organizations.ListOrganizations())).organisations
@@ -224,8 +224,6 @@ async def find_organization(connection: "CliConnection", name: str) -> "TenantId
 
 async def find_key(connection: "CliConnection", name: str) -> "KeyId":
     """Return the key's id. Raises NotFound."""
-    from shared.types import KeyId
-
     if (given := _uuid(name)) is not None:
         return KeyId(given)
     listed = (await connection.call(api.auth.list_api_keys, api.auth.ListApiKeys())).keys

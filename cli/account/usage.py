@@ -10,6 +10,8 @@ from cli.cli_context import CliContext
 from cli.output import printing, watching
 from cli.output.printing import TableColumn
 from shared import api, errors
+from cli.output import credit_amounts
+from shared.amounts import written
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -90,8 +92,6 @@ def _rows(used: "UserUsage", known: "ApiKeys") -> list[UsageRow]:
 
 
 def _show_days(rows: list[UsageRow], used: "UserUsage") -> None:
-    from shared.amounts import written
-
     columns: list[TableColumn[UsageRow]] = [
         TableColumn("DATE", lambda row: row.date.isoformat()),
         TableColumn("REQUESTS", lambda row: str(row.request_count), rank=2),
@@ -107,8 +107,6 @@ def _show_days(rows: list[UsageRow], used: "UserUsage") -> None:
 
 
 def _show_left(left: "UserQuota") -> None:
-    from cli.output import credit_amounts, printing
-
     if left.account is not None:
         for line in credit_amounts.account_lines(left.account):
             click.echo(line)

@@ -15,9 +15,10 @@ from cli.admin.routes import routes
 from cli.admin.tickets import tickets
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
-from cli.output.option_values import ROLES
 from cli.output.printing import TableColumn
 from shared import api
+from shared.types import Tier
+from shared.types import UserRole
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -39,10 +40,6 @@ async def newest(connection: "CliConnection", most: int, search: str = "") -> "t
             return users
 
 
-#: A copy of shared.types.Tier, so that `--help` need not import it; a test compares the two.
-TIERS = ("free", "pro", "enterprise")
-
-
 class _Tier(click.Choice[str]):
     """Accepts the old name of a tier."""
 
@@ -57,17 +54,8 @@ def admin() -> None:
     """Administer the installation (requires a key of kind adm). Node owners can use `nodes` and `tickets` for their own machines."""
 
 
-admin.add_command(invite)
-admin.add_command(invitations)
-admin.add_command(tickets)
-admin.add_command(nodes)
-admin.add_command(credits_, "credits")
-admin.add_command(prices)
-admin.add_command(config)
-admin.add_command(routes)
-admin.add_command(rollouts)
-admin.add_command(ledger)
-admin.add_command(audit)
+for command in (invite, invitations, tickets, nodes, credits_, prices, config, routes, rollouts, ledger, audit):
+    admin.add_command(command)
 
 
 @admin.group()
@@ -100,7 +88,7 @@ def list_(here: CliContext, /, *, search: str, limit: int, as_json: bool) -> Non
 
 @users.command("set-tier")
 @click.argument("user")
-@click.argument("tier", type=_Tier(TIERS))
+@click.argument("tier", type=_Tier([tier.value for tier in Tier]))
 @print_format.output_options("Print the account as a JSON object.")
 @click.pass_obj
 def set_tier(here: CliContext, /, user: str, tier: str, *, as_json: bool) -> None:
@@ -108,14 +96,12 @@ def set_tier(here: CliContext, /, user: str, tier: str, *, as_json: bool) -> Non
 
     The plans of `aicli admin config` define what each tier includes.
     """
-    from shared.types import Tier
-
     _show(here.call(api.auth.set_tier, api.auth.SetTier(user, Tier(tier))), as_json=as_json)
 
 
 @users.command("set-role")
 @click.argument("user")
-@click.argument("role", type=click.Choice(ROLES))
+@click.argument("role", type=click.Choice([role.value for role in UserRole]))
 @print_format.output_options("Print the account as a JSON object.")
 @click.pass_obj
 def set_role(here: CliContext, /, user: str, role: str, *, as_json: bool) -> None:
@@ -123,8 +109,6 @@ def set_role(here: CliContext, /, user: str, role: str, *, as_json: bool) -> Non
 
     developer: load and unload models. node-owner: add their own machines. admin: everything.
     """
-    from shared.types import UserRole
-
     _show(here.call(api.auth.set_role, api.auth.SetRole(user, UserRole(role))), as_json=as_json)
 
 

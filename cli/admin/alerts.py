@@ -46,10 +46,9 @@ def _decode(encoded: str) -> str:
 @click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
 @watching.listing_options(_JSON_HELP)
 @click.pass_context
-def alerts(context: click.Context, /, *, as_json: bool) -> None:
+@click.pass_obj
+def alerts(here: CliContext, context: click.Context, /, *, as_json: bool) -> None:
     """List, acknowledge and silence alerts. Admins only."""
-    here = context.find_object(CliContext)
-    assert here is not None
     if context.invoked_subcommand is None:
         _list(here, everything=False, as_json=as_json)
 

@@ -15,13 +15,17 @@ from cli.output import print_format, printing, watching
 from cli.output.exit_codes import ExitCode
 from cli.output.printing import TableColumn
 from shared import api, errors
+import msgspec
+from shared.types import NodeId
+from msgspec.structs import replace
+
+from shared.types import NodeId
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
     from shared.api.audit import AuditReport, AuditRow, ChainState, ExportAudit
     from shared.audit_anchors import Anchors
     from shared.audit_chain import ChainVerifier
-    from shared.types import NodeId
 
 #: A copy of shared.api.audit.Result, so that `--help` need not import it; a test compares the two.
 RESULTS = ("done", "refused", "failed")
@@ -116,7 +120,9 @@ def export(here: CliContext, /, *, chain: str | None, since: datetime | None, fi
 @click.option("--partial", is_flag=True, help="Set this if FILE was exported with --since or --chain.")
 @print_format.output_options("Print the findings as a JSON object.")
 @click.pass_context
+@click.pass_obj
 def verify(
+    here: CliContext,
     context: click.Context,
     /,
     *,
@@ -134,8 +140,6 @@ def verify(
     if file is None:
         if anchors or keys or partial:
             raise click.UsageError("--anchors, --key and --partial require a FILE; auth uses its own")
-        here = context.find_object(CliContext)
-        assert here is not None  # set by the group
         request = api.audit.VerifyAudit(chain=chain)
         report = here.run(lambda connection: connection.call(api.audit.verify_audit, request, deadline_seconds=_WHOLE_LOG_SECONDS))
     else:
@@ -179,8 +183,6 @@ def _lines(file: Path | None) -> Iterator[BinaryIO]:
 
 
 async def _copy(connection: "CliConnection", request: "ExportAudit", out: BinaryIO) -> int:
-    import msgspec
-
     count = 0
     async with connection.stream(api.audit.export_audit, request, deadline_seconds=_WHOLE_LOG_SECONDS) as rows:
         async for row in rows:
@@ -193,7 +195,6 @@ async def _copy(connection: "CliConnection", request: "ExportAudit", out: Binary
 def _trusted(file: Path | None, keys: tuple[str, ...]) -> "Anchors":
     """Return the anchors of a file signed with these keys, or with any keys. Raises BadRequest for an invalid line."""
     from shared import audit_anchors
-    from shared.types import NodeId
 
     if file is None:
         return audit_anchors.Anchors((), ())
@@ -223,8 +224,6 @@ def _verified(file: Path, anchors: "Anchors", chain: str | None, *, partial: boo
 
 
 def _rows(lines: Iterable[bytes]) -> "Iterator[tuple[int, AuditRow | None]]":
-    import msgspec
-
     from shared.api.audit import AuditRow
 
     read = msgspec.json.Decoder(AuditRow).decode
@@ -236,8 +235,6 @@ def _rows(lines: Iterable[bytes]) -> "Iterator[tuple[int, AuditRow | None]]":
 
 
 def _state(verifier: "ChainVerifier", anchors: "Anchors") -> "ChainState":
-    from msgspec.structs import replace
-
     state, forged = verifier.state(), anchors.finding(verifier.chain)
     if state.first_bad is None and forged is not None:
         return replace(state, first_bad=forged.sequence, why=forged.why)
@@ -247,7 +244,6 @@ def _state(verifier: "ChainVerifier", anchors: "Anchors") -> "ChainState":
 def _signers(anchors: "Anchors") -> "NodeId":
     """Name the keys in order, if one replaced another."""
     from shared import audit_anchors
-    from shared.types import NodeId
 
     return NodeId(", ".join(audit_anchors.keys_of(anchors.good)))
 

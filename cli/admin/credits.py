@@ -10,21 +10,21 @@ from cli.output import credit_amounts, print_format, printing
 from cli.output.exit_codes import ExitCode
 from cli.output.option_values import NumberTakingCommand
 from shared import api, errors
+from shared.types import MicroCredits, RequestId, UserId
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
     from shared.api.ledger import Account, TopUp
-    from shared.types import MicroCredits
 
 
-@click.command(cls=NumberTakingCommand)
+@click.command("credits", cls=NumberTakingCommand)
 @click.argument("whose", metavar="ACCOUNT")
 @click.argument("amount", callback=credit_amounts.reader(), required=False)
 @click.option("--note", default="", help="Reason, stored with the entries.")
 @click.option("--transfer-id", type=click.UUID, metavar="UUID", help="Makes retries safe: a transfer with the same ID is applied once.")
 @print_format.output_options("Print the account as a JSON object; amounts in micro-credits.")
 @click.pass_obj
-def credits_(here: CliContext, /, whose: str, amount: "MicroCredits | None", *, note: str, transfer_id: UUID | None, as_json: bool) -> None:
+def credits_(here: CliContext, /, whose: str, amount: MicroCredits | None, *, note: str, transfer_id: UUID | None, as_json: bool) -> None:
     """Show the credits of an account, or add AMOUNT to them. ACCOUNT is a username, email address, user ID or organization ID.
 
     \b
@@ -32,7 +32,6 @@ def credits_(here: CliContext, /, whose: str, amount: "MicroCredits | None", *, 
     aicli admin credits alice -2.5 --note "typed twice"
     """
     from shared import context
-    from shared.types import RequestId
 
     if amount == 0:
         raise click.UsageError("an AMOUNT of 0 changes nothing; leave it out to see the balance")
@@ -48,8 +47,6 @@ def credits_(here: CliContext, /, whose: str, amount: "MicroCredits | None", *, 
 
 
 async def _read(connection: "CliConnection", whose: str) -> "Account":
-    from shared.types import UserId
-
     try:
         owner = UserId(UUID(whose))
     except ValueError:
@@ -81,10 +78,9 @@ def ledger() -> None:
 @click.option("--full", is_flag=True, help="Verify every entry, and compare each closed day with its checkpoint. May take minutes.")
 @print_format.output_options("Print the totals and findings as a JSON object.")
 @click.pass_context
-def verify(context: click.Context, /, *, full: bool, as_json: bool) -> None:
+@click.pass_obj
+def verify(here: CliContext, context: click.Context, /, *, full: bool, as_json: bool) -> None:
     """Verify the entries since the last signed checkpoint. Exits with 1 and lists the problems if anything is wrong."""
-    here = context.find_object(CliContext)
-    assert here is not None  # set by the group
     seconds = _FULL_VERIFY_SECONDS if full else _VERIFY_SECONDS
     report = here.run(lambda connection: connection.call(api.ledger.verify_ledger, api.ledger.VerifyLedger(full), deadline_seconds=seconds))
     wrong = bool(report.drift_micro or report.sum_micro or report.reserved_drift_micro or report.overdue or report.findings)
@@ -111,8 +107,6 @@ def revert(here: CliContext, /, request_id: UUID, *, note: str, as_json: bool) -
 
     The ID is in the response (X-Request-ID header) and in the logs.
     """
-    from shared.types import RequestId
-
     account = here.call(api.ledger.revert_request, api.ledger.RevertRequest(RequestId(request_id), note))
     lines = ["Refunded. The account now:", *credit_amounts.account_lines(account)]
     printing.show_message(account, "\n".join(lines), as_json=as_json)

@@ -6,9 +6,9 @@ import click
 
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
-from cli.output.option_values import ROLES
 from cli.output.printing import TableColumn
 from shared import api
+from shared.types import UserRole
 
 if TYPE_CHECKING:
     from shared.api.organizations import ColleagueInvitation
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("email")
-@click.option("--role", type=click.Choice(ROLES), default="user", show_default=True, help="Role of the new account.")
+@click.option("--role", type=click.Choice([role.value for role in UserRole]), default="user", show_default=True, help="Role of the new account.")
 @click.option("--organization", metavar="NAME", default="", help="Organization that they join as a member, by name or ID.")
 @print_format.output_options("Print the invitation and its code as a JSON object.")
 @click.pass_obj
@@ -25,8 +25,6 @@ def invite(here: CliContext, /, email: str, *, role: str, organization: str, as_
 
     With a mail server (SMTP_URL) they also get it by email. It works while registration is closed, too.
     """
-    from shared.types import UserRole
-
     made = here.call(api.organizations.invite_colleague, api.organizations.InviteColleague(email, UserRole(role), organization))
     if as_json:
         printing.show_json(printing.plain(made))

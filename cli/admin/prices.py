@@ -9,10 +9,13 @@ from cli.cli_context import CliContext
 from cli.output import credit_amounts, print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api
+from shared.types import ModelName
+from shared.amounts import PRICE_DECIMALS, written
+
+from shared.types import MicroCredits
 
 if TYPE_CHECKING:
     from shared.api.ledger import ModelPrice
-    from shared.types import MicroCredits
 
 #: Stands for every model without its own price.
 DEFAULT = "default"
@@ -69,16 +72,12 @@ def set_(
 
     New requests use this price. Running requests keep theirs.
     """
-    from shared.types import ModelName
-
     named = None if model == DEFAULT else ModelName(model)
     price = api.ledger.ModelPrice(named, input_price, output_price, request_price, compute_price)
     _show(here.call(api.ledger.set_price, api.ledger.SetPrice(price)).prices, as_json=as_json)
 
 
 def _show(listed: "tuple[ModelPrice, ...]", *, as_json: bool) -> None:
-    from shared.amounts import PRICE_DECIMALS, written
-
     columns: list[TableColumn[ModelPrice]] = [
         TableColumn("MODEL", lambda price: DEFAULT if price.model is None else price.model),
         TableColumn("INPUT TOKEN", lambda price: written(price.input_micro_per_million, PRICE_DECIMALS)),

@@ -13,26 +13,27 @@ import msgspec
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.print_format import PrintFormat
-from shared import api
+from shared import api, business_report_rows, errors
+from shared.amounts import written
+from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, GetBusinessReport, NewAccounts
+from shared.business_report_rows import ReportLine
+from shared.types import MicroCredits
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
     from cli.output.printing import Json, TableColumn
-    from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, GetBusinessReport, NewAccounts
-    from shared.business_report_rows import ReportLine
-    from shared.types import MicroCredits
 
 #: Longer than the gateway's own limit.
 _REPORT_SECONDS = 25
 _UNITS = {"d": 1, "w": 7}
-_KINDS = ("day", "user", "model", "owner", "label", "route", "target", "organization")
+_KINDS = [grouping.value for grouping in BusinessGrouping]
 
 
 class FoundReport(msgspec.Struct, frozen=True):
-    report: "BusinessReport"
-    lines: "tuple[ReportLine, ...]"
+    report: BusinessReport
+    lines: tuple[ReportLine, ...]
     #: None if auth did not answer.
-    new: "NewAccounts | None"
+    new: NewAccounts | None
 
 
 def first_day(text: str, today: date) -> date:
@@ -100,9 +101,7 @@ def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label
     _show(here, query, _COST, as_json=as_json)
 
 
-def _build_query(since: date, until: date | None, by: str, label: str | None) -> "GetBusinessReport":
-    from shared.api.business import BusinessGrouping, GetBusinessReport
-
+def _build_query(since: date, until: date | None, by: str, label: str | None) -> GetBusinessReport:
     last = until or datetime.now(UTC).date()
     if last < since:
         raise click.UsageError(f"--since {since} is after the last day, {last}")
@@ -111,9 +110,7 @@ def _build_query(since: date, until: date | None, by: str, label: str | None) ->
     return GetBusinessReport(since, last + timedelta(days=1), BusinessGrouping(by), label)
 
 
-def _show(here: CliContext, query: "GetBusinessReport", cells: "Mapping[str, Callable[[BusinessSum], str]]", *, as_json: bool) -> None:
-    from shared.business_report_rows import ReportLine
-
+def _show(here: CliContext, query: GetBusinessReport, cells: Mapping[str, Callable[[BusinessSum], str]], *, as_json: bool) -> None:
     found = here.run(lambda connection: _fetch(connection, query))
     if found.report.more:
         printing.note(f"only the first {len(found.lines)} rows are shown; totals include all rows")
@@ -142,9 +139,7 @@ def _plain(value: msgspec.Struct) -> "dict[str, Json]":
     return built
 
 
-async def _fetch(connection: "CliConnection", query: "GetBusinessReport") -> FoundReport:
-    from shared import business_report_rows, errors
-
+async def _fetch(connection: "CliConnection", query: GetBusinessReport) -> FoundReport:
     found = await connection.call(api.business.get_business_report, query, deadline_seconds=_REPORT_SECONDS)
     ids = business_report_rows.ids_in(found, query.by)
     names: Mapping[str, str] = {}
@@ -158,16 +153,12 @@ async def _fetch(connection: "CliConnection", query: "GetBusinessReport") -> Fou
     return FoundReport(found, business_report_rows.lines(found, query, names), new)
 
 
-def _each(micro: "MicroCredits", number: int) -> str:
-    from shared import business_report_rows
-
+def _each(micro: MicroCredits, number: int) -> str:
     each = business_report_rows.each(micro, number)
-    return "–" if each is None else _credits(each)
+    return "–" if each is None else written(each)
 
 
-def _speed(row: "BusinessSum") -> str:
-    from shared import business_report_rows
-
+def _speed(row: BusinessSum) -> str:
     speed = business_report_rows.tokens_per_second(row)
     return "–" if speed is None else f"{speed:.1f}"
 
@@ -176,13 +167,7 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "–"
 
 
-def _credits(micro: "MicroCredits") -> str:
-    from shared.amounts import written
-
-    return written(micro)
-
-
-_USAGE: "Mapping[str, Callable[[BusinessSum], str]]" = {
+_USAGE: Mapping[str, Callable[[BusinessSum], str]] = {
     "REQUESTS": lambda row: str(row.requests),
     "FAILED": lambda row: str(row.failed + row.timed_out),
     "LIMITED": lambda row: str(row.limited),
@@ -194,16 +179,16 @@ _USAGE: "Mapping[str, Callable[[BusinessSum], str]]" = {
     "USERS": lambda row: str(row.users),
     "LIKED": lambda row: f"{row.thumbs_up} of {row.thumbs_up + row.thumbs_down}" if row.thumbs_up + row.thumbs_down else "–",
 }
-_COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
+_COST: Mapping[str, Callable[[BusinessSum], str]] = {
     "REQUESTS": lambda row: str(row.requests),
-    "CREDITS": lambda row: _credits(row.cost_micro),
-    "UPSTREAM": lambda row: _credits(row.upstream_micro),
-    "AVOIDED": lambda row: _credits(row.avoided_micro),
+    "CREDITS": lambda row: written(row.cost_micro),
+    "UPSTREAM": lambda row: written(row.upstream_micro),
+    "AVOIDED": lambda row: written(row.avoided_micro),
     "INTERNAL": lambda row: _share(row.succeeded - row.external, row.succeeded),
     "PER REQUEST": lambda row: _each(row.cost_micro, row.requests),
     "PER CONVERSATION": lambda row: _each(row.cost_micro, row.conversations),
     "CACHED": lambda row: _share(row.cached, row.requests),
-    "SAVED": lambda row: _credits(row.saved_micro),
+    "SAVED": lambda row: written(row.saved_micro),
 }
 
 
@@ -228,17 +213,15 @@ RANKS = {title: 2 + rank for rank, title in enumerate(reversed(_HIDDEN_FIRST))}
 
 def _below(found: FoundReport) -> list[str]:
     """Return the lines below the table: totals and current figures."""
-    from shared import business_report_rows
-
     totals, active = found.report, found.report.active
-    back = f" ({_credits(totals.given_back_micro)} refunded)" if totals.given_back_micro else ""
+    back = f" ({written(totals.given_back_micro)} refunded)" if totals.given_back_micro else ""
     lines = [
         "",
-        f"revenue       {_credits(business_report_rows.revenue(totals))} credits{back}",
+        f"revenue       {written(business_report_rows.revenue(totals))} credits{back}",
         f"active users  {active.hour} in the last hour, {active.day} in 24 hours, {active.week} in 7 days, {active.month} in 30 days",
     ]
     if (reduction := business_report_rows.reduction(totals.total)) is not None:
-        upstream, avoided = _credits(totals.total.upstream_micro), _credits(totals.total.avoided_micro)
+        upstream, avoided = written(totals.total.upstream_micro), written(totals.total.avoided_micro)
         lines.append(f"upstream      {upstream} credits to providers, {avoided} avoided: {100 * reduction:.0f} % less")
     if found.new is not None:
         users, keys = business_report_rows.registered(found.new), business_report_rows.keys_made(found.new)
@@ -246,8 +229,6 @@ def _below(found: FoundReport) -> list[str]:
     return lines
 
 
-def written_csv(by: "BusinessGrouping", lines: "Sequence[ReportLine]") -> str:
+def written_csv(by: BusinessGrouping, lines: Sequence[ReportLine]) -> str:
     """Write exact numbers, without a line of sums, which a spreadsheet would add again."""
-    from shared import business_report_rows
-
     return printing.csv_text(business_report_rows.head(by), map(business_report_rows.cells, lines))

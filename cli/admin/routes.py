@@ -11,6 +11,8 @@ from cli.output import printing, watching
 from cli.output.printing import TableColumn
 from shared import api
 from shared.types import Tier
+from shared import errors
+from shared.amounts import written
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -47,8 +49,6 @@ def list_all(here: CliContext, /, *, as_json: bool) -> None:
 @click.pass_obj
 def show(here: CliContext, /, *, name: str, as_json: bool) -> None:
     """Show the targets of one route."""
-    from shared import errors
-
     found = next((route for route in _routes(here) if route.name == name), None)
     if found is None:
         raise errors.NotFound(f"there is no route {name!r}", hint="see `aicli admin routes list`")
@@ -129,8 +129,6 @@ def _describe(target: "RouteTargetState") -> str:
 
 
 def _spent(target: "RouteTargetState") -> str:
-    from shared.amounts import written
-
     if target.ceiling_micro is None:
         return written(target.spent_micro) if target.spent_micro else "–"
     return f"{written(target.spent_micro)} of {written(target.ceiling_micro)}"

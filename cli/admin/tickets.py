@@ -9,6 +9,7 @@ from cli.cli_context import CliContext
 from cli.output import option_values, print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api, errors
+from shared.types import Role
 
 if TYPE_CHECKING:
     from shared.api.membership import NewTicket, TicketRow
@@ -91,8 +92,6 @@ def create(
     as_json: bool,
 ) -> None:
     """Create a ticket and print it. It is shown only once."""
-    from shared.types import Role
-
     request = api.membership.CreateTicket(
         Role(role),
         uses=uses,

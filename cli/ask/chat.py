@@ -10,6 +10,8 @@ import click
 from cli import value_completion
 from cli.ask.infer import effort_option, model_option, refuse_bad_text, thoughts_option
 from cli.cli_context import CliContext
+from msgspec.structs import replace
+from shared import errors
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -49,8 +51,6 @@ def chat(
 
     Type /help for the commands. Ctrl-C stops an answer, Ctrl-D leaves. Conversations are kept in $XDG_STATE_HOME/aimesh/chats.
     """
-    from msgspec.structs import replace
-
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError("aicli chat needs a terminal; in scripts and pipes, use aicli infer")
     if continues and name:
@@ -68,11 +68,8 @@ def chat(
 
 def _open_file(here: CliContext, *, model: str | None, system: str | None, latest: bool, name: str | None) -> "ChatFile":
     """Open the conversation to continue, or a new one, with the model and system prompt of the command line."""
-    from msgspec.structs import replace
-
     from cli.ask.chat_files import ChatFolder, folder_of_user
     from cli.ask.conversation import ChatConversation
-    from shared import errors
 
     folder = ChatFolder(folder_of_user(here.environment))
     folder.prepare()

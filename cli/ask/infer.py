@@ -17,6 +17,9 @@ from cli.cli_context import CliContext
 from cli.output import print_format, printing
 from cli.output.option_values import NumberTakingCommand
 from shared import errors
+from shared.types import ModelName
+from pathlib import Path
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -221,7 +224,6 @@ def read_text(file: "IO[bytes]", name: str) -> str:
 def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
     from shared.api.gateway import InferenceRequest
     from shared.api.generation import ReasoningEffort
-    from shared.types import ModelName
 
     if not prompt.strip():
         talk = "; to talk to a model: aicli chat" if sys.stdin.isatty() else ""
@@ -249,8 +251,6 @@ def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
 
 def read_images(names: "Iterable[str]", read: "Sequence[bytes]" = ()) -> list[bytes]:
     """Return the images that were ``read`` before, and those of the files. Raises BadRequest or TooLarge."""
-    from pathlib import Path
-
     from cli.ask.conversation import MAX_IMAGE_BYTES
 
     images = list(read)
@@ -267,8 +267,6 @@ def read_images(names: "Iterable[str]", read: "Sequence[bytes]" = ()) -> list[by
 
 def _with_images(request: "InferenceRequest", names: tuple[str, ...]) -> "InferenceRequest":
     """Show the images before the prompt."""
-    import msgspec
-
     from shared.api.generation import ChatMessage, ImagePart
 
     if not names:
@@ -280,8 +278,6 @@ def _with_images(request: "InferenceRequest", names: tuple[str, ...]) -> "Infere
 
 
 def _format(choice: str | None) -> "OutputFormat | None":
-    from pathlib import Path
-
     from shared.api.generation import FormatKind, OutputFormat
 
     if choice is None:

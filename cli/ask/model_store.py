@@ -18,6 +18,8 @@ from cli.output.printing import TableColumn
 from shared import amounts, api, config, errors
 from shared.api.inference import ModelSources, PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
 from shared.model_sources import SourceSettings
+from shared.types import ModelName
+from shared.types import NodeId
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -79,8 +81,6 @@ def _pull_elsewhere(
     here: CliContext, source: str, node: str | None, labels: tuple[str, ...], *, name: str | None, insecure: bool, as_json: bool
 ) -> None:
     """Pull on other workers, and show their progress. Exits with 1 if one of them failed."""
-    from shared.types import ModelName, NodeId
-
     if not all("=" in label for label in labels):
         raise errors.BadRequest("a label has the form KEY=VALUE", hint="see `aicli nodes`")
     request = api.gateway.PullOnWorkers(

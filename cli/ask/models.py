@@ -10,6 +10,8 @@ from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api
+from shared.types import ModelName
+from shared.types import NodeId
 
 if TYPE_CHECKING:
     from shared.api.gateway import ModelPlaces, ServedModel
@@ -22,10 +24,9 @@ _STATES = {"ready": "is loaded", "loading": "is loading", "unloaded": "is unload
 @click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
 @watching.listing_options("Print a JSON list.")
 @click.pass_context
-def models(context: click.Context, /, *, as_json: bool) -> None:
+@click.pass_obj
+def models(here: CliContext, context: click.Context, /, *, as_json: bool) -> None:
     """List models available now, load and unload them, and download models for the worker on this machine."""
-    here = context.find_object(CliContext)
-    assert here is not None
     if context.invoked_subcommand is None:
         _list(here, as_json=as_json)
 
@@ -57,8 +58,6 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 @click.pass_obj
 def load(here: CliContext, /, model: str, *, worker: str | None, pin: bool | None, as_json: bool) -> None:
     """Load a model in advance, so that the first caller doesn't wait. Admins only."""
-    from shared.types import ModelName, NodeId
-
     request = api.gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin)
     _show(here.run(lambda connection: connection.call(api.gateway.load_model, request, deadline_seconds=_LOAD_SECONDS)), as_json=as_json)
 
@@ -78,8 +77,6 @@ def unload(here: CliContext, /, model: str, *, worker: str | None, as_json: bool
 
     Fails on workers that are using the model.
     """
-    from shared.types import ModelName, NodeId
-
     request = api.gateway.UnloadOnWorkers(ModelName(model), None if worker is None else NodeId(worker))
     _show(here.call(api.gateway.unload_model, request), as_json=as_json)
 

@@ -27,10 +27,10 @@ def nodes(here: CliContext, /, *, as_json: bool) -> None:
         TableColumn("NODE", lambda node: node.id[:9], full=lambda node: node.id),
         TableColumn("SERVICE", lambda node: node.service),
         TableColumn("PATH", lambda node: node.path or "–", rank=3),
-        TableColumn("RTT", _round_trip, rank=5),
+        TableColumn("RTT", lambda node: printing.round_trip(node.round_trip_ms), rank=5),
         TableColumn("STATE", _state, _style, wraps=True),
         TableColumn("SINCE", lambda node: printing.ago(node.since), rank=4),
-        TableColumn("LOAD", _load, rank=2),
+        TableColumn("LOAD", lambda node: printing.load(node.running, node.slots, node.queued), rank=2),
         TableColumn("MODELS", lambda node: printing.names(node.models), rank=2, wraps=True),
     ]
     printing.show_rows(found.nodes, columns, as_json=as_json, empty="No nodes. Start the services: make up")
@@ -43,20 +43,7 @@ def _state(node: "NodeRow") -> str:
     return f"{word}: {node.why_not}"
 
 
-def _round_trip(node: "NodeRow") -> str:
-    if node.round_trip_ms is None:
-        return "–"
-    return f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms < 10 else f"{node.round_trip_ms:.0f} ms"
-
-
 def _style(node: "NodeRow") -> str:
     if node.usable:
         return "yellow" if node.trouble else "green"
     return "yellow" if node.alive else "red"
-
-
-def _load(node: "NodeRow") -> str:
-    if not node.slots:
-        return "–"
-    queued = f" +{node.queued}" if node.queued else ""
-    return f"{node.running}/{node.slots}{queued}"

@@ -9,6 +9,7 @@ from cli.ask.infer import model_option, read_text
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
 from cli.output.printing import TableColumn
+from shared.types import ModelName
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -47,7 +48,6 @@ def rerank(
     A score is between 0 and 1.
     """
     from shared.api import embedding
-    from shared.types import ModelName
 
     texts: list[tuple[str, str]] = []
     for name in files:

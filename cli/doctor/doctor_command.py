@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 @click.option("--worker", is_flag=True, help="Check a joined worker on this machine instead of the profile.")
 @click.option("--state", metavar="DIR", help="State folder of the worker (with --worker). Default: $XDG_STATE_HOME/aimesh/worker.")
 @click.pass_context
-def doctor(context: click.Context, /, *, as_json: bool, worker: bool, state: str | None) -> None:
+@click.pass_obj
+def doctor(here: CliContext, context: click.Context, /, *, as_json: bool, worker: bool, state: str | None) -> None:
     """Diagnose problems and suggest fixes.
 
     Checks each step of a request: profile, NATS or Hyperswarm, auth, gateway, workers, models. With --worker, checks how a worker joins
@@ -27,11 +28,9 @@ def doctor(context: click.Context, /, *, as_json: bool, worker: bool, state: str
     """
     from cli import interrupts
 
-    here = context.find_object(CliContext)
-    assert here is not None
     if state and not worker:
         raise click.UsageError("--state requires --worker")
-    findings = interrupts.run(_examine(here, state) if worker else _examine_profile(here))
+    findings = interrupts.run(_examine(here, state, worker=worker))
     if as_json:
         printing.show_json([printing.plain(finding) for finding in findings])
     else:
@@ -41,16 +40,12 @@ def doctor(context: click.Context, /, *, as_json: bool, worker: bool, state: str
         context.exit(1)
 
 
-async def _examine_profile(here: CliContext) -> "list[DoctorFinding]":
-    from cli.doctor import doctor_checks
-
-    return await doctor_checks.examine(here)
-
-
-async def _examine(here: CliContext, state: str | None) -> "list[DoctorFinding]":
-    from cli.doctor import doctor_worker_checks
+async def _examine(here: CliContext, state: str | None, *, worker: bool) -> "list[DoctorFinding]":
+    from cli.doctor import doctor_checks, doctor_worker_checks
     from cli.machines import join
 
+    if not worker:
+        return await doctor_checks.examine(here)
     folder = join.locate(here.environment, state, here.folder)
     return [finding async for finding in doctor_worker_checks.examine_worker(folder)]
 

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 
 from cli import user_folders
 from shared import errors
+import msgspec
+from shared.types import Role
 
 if TYPE_CHECKING:
+    from shared.api.membership import Membership
     from shared.identity.tickets import Ticket
     from shared.node.enrollment import EnrollingNode
     from shared.node.membership_file import MembershipFile
@@ -162,10 +165,6 @@ async def join(folder: Folder, ticket: "Ticket", node: "EnrollingNode", report: 
         return await finish(folder, kept, report)
     try:
         return await _enroll(folder, ticket, node, report)
-    except errors.NodeRevoked:
-        # The key is from an earlier attempt, whose node was revoked since.
-        folder.new_key.unlink()
-        return await _enroll(folder, ticket, node, report)
     except errors.BadTicket as error:
         if kept is None or not kept.certificate:
             raise
@@ -187,12 +186,7 @@ async def finish(folder: Folder, kept: "MembershipFile", report: Callable[[str],
 
 
 async def _enroll(folder: Folder, ticket: "Ticket", node: "EnrollingNode", report: Callable[[str], None]) -> "MembershipFile":
-    import msgspec
-
-    from shared.identity import node_keys, private_file
-    from shared.node import enrollment, membership_file
-
-    private_file.create(folder.new_key, node_keys.new_seed)
+    from shared.node import membership_file
 
     def adopt(kept: "MembershipFile") -> None:
         if folder.new_key.exists():
@@ -200,7 +194,7 @@ async def _enroll(folder: Folder, ticket: "Ticket", node: "EnrollingNode", repor
         membership_file.save(folder.membership, kept)
         folder.ticket_id.write_text(ticket.id, encoding="utf-8")
 
-    joined = await enrollment.enroll(ticket, node_keys.load(folder.new_key), replace(node, on_pending=adopt), report)
+    joined = await enroll_new_key(folder.new_key, ticket, replace(node, on_pending=adopt), report)
     found = msgspec.structs.replace(membership_file.of(joined, folder.kept()), nats=ticket.nats)
     try:
         _check_role(found)
@@ -212,9 +206,22 @@ async def _enroll(folder: Folder, ticket: "Ticket", node: "EnrollingNode", repor
     return found
 
 
-def _check_role(kept: "MembershipFile") -> None:
-    from shared.types import Role
+async def enroll_new_key(key: Path, ticket: "Ticket", node: "EnrollingNode", report: Callable[[str], None]) -> "Membership":
+    """Enroll with the key of an interrupted attempt, or a new one. Raises what ``enrollment.enroll`` raises."""
+    from shared.identity import node_keys, private_file
+    from shared.node import enrollment
 
+    private_file.create(key, node_keys.new_seed)
+    try:
+        return await enrollment.enroll(ticket, node_keys.load(key), node, report)
+    except errors.NodeRevoked:
+        # The key is from an earlier attempt, whose node was revoked since.
+        key.unlink()
+        private_file.create(key, node_keys.new_seed)
+        return await enrollment.enroll(ticket, node_keys.load(key), node, report)
+
+
+def _check_role(kept: "MembershipFile") -> None:
     if kept.role is not Role.WORKER:
         hint = "ask for a worker ticket: aicli admin tickets create --role worker"
         raise errors.BadTicket(f"this ticket is for a {kept.role}, not a worker", hint=hint)

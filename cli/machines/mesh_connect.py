@@ -14,9 +14,9 @@ import click
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
 from shared import errors
+from shared.types import Role
 
 if TYPE_CHECKING:
-    from shared.api.membership import Membership
     from shared.identity.tickets import Ticket
 
 
@@ -80,22 +80,12 @@ async def _enroll(files: _Files, ticket: "Ticket", report: Callable[[str], None]
     """Save key and membership. Raises what ``enrollment.enroll`` raises, and BadTicket if the ticket is not for a client."""
     import platform
 
-    from shared.identity import node_keys, private_file
+    from cli.machines import join
     from shared.node import enrollment, membership_file
-    from shared.types import Role
 
     files.profile.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    async def once() -> "Membership":
-        private_file.create(files.new_key, node_keys.new_seed)
-        return await enrollment.enroll(ticket, node_keys.load(files.new_key), enrollment.EnrollingNode(platform.node()), report)
-
-    try:
-        found = await once()
-    except errors.NodeRevoked:
-        # The key is from an earlier attempt, whose node was revoked since.
-        files.new_key.unlink()
-        found = await once()
+    found = await join.enroll_new_key(files.new_key, ticket, enrollment.EnrollingNode(platform.node()), report)
     if found.role is not Role.CLIENT:
         files.new_key.unlink()
         hint = "ask for a client ticket: aicli admin tickets create --role client"

@@ -8,13 +8,15 @@ import click
 from cli.cli_context import CliContext
 from cli.output import printing
 from shared import api, errors
+from shared.types import Role
+
+from shared.types import NodeId
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
     from cli.output.printing import Json
     from shared.api.membership import Membership
     from shared.identity import node_keys
-    from shared.types import NodeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,6 @@ def export(here: CliContext, /) -> None:
 
 
 async def _collect(connection: "CliConnection") -> _Found:
-    from shared.types import Role
-
     # The certificate on disk could expire within the hour.
     renewed = await connection.call(api.membership.renew_certificate, api.membership.RenewCertificate())
     # The answer does not matter; the call waits until a gateway is found, and needs no credential.

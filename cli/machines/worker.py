@@ -19,6 +19,7 @@ from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
 from cli.output import option_values, printing
 from shared import errors, model_folder
+from shared.types import Role
 
 if TYPE_CHECKING:
     from cli.machines.join import Folder
@@ -64,7 +65,9 @@ COMMANDS = {
 @click.option("--port", type=click.IntRange(1, 65535), help="Loopback port of its HTTP endpoints. Default: a free port.")
 @click.option("--plan", metavar="MODEL", help="Print how this machine would load a model or .gguf file, with reasons, and exit.")
 @click.pass_context
+@click.pass_obj
 def worker(
+    here: CliContext,
     context: click.Context,
     /,
     *,
@@ -90,8 +93,6 @@ def worker(
     """
     if context.invoked_subcommand:
         return
-    here = context.find_object(CliContext)
-    assert here is not None
     if (labels or name or no_serve) and not ticket:
         raise click.UsageError("--label, --name and --no-serve require --join")
     options = _read_options(here.folder, backend, [*_in_folder(here.folder, models_folder), *models], slots)
@@ -107,7 +108,9 @@ def worker(
         if no_serve:
             return
         environment = joined_environment(here.environment, options, folder, kept)
-    environment["INFERENCE_SERVICE_PORT"] = str(port or _free_port())
+    from stack import ports
+
+    environment["INFERENCE_SERVICE_PORT"] = str(port or ports.find_free())
     _become(environment)
 
 
@@ -232,7 +235,6 @@ def _checked_model(text: str, folder: Path) -> str:
 
 def _in_stack(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a worker of this machine's stack, with its own node."""
-    from shared.types import Role
     from stack import settings, stack_home, stack_plan
     from stack.servers import nats_server
 
@@ -272,12 +274,6 @@ def _claim_name(stack: "StackHome") -> str:
         os.set_inheritable(lock, True)
         return name
     raise errors.Overloaded(f"{_MOST_WORKERS} workers already run on this machine", hint="stop one, or increase its --slots")
-
-
-def _free_port() -> int:
-    from stack import ports
-
-    return ports.find_free()
 
 
 def _become(environment: Mapping[str, str], *program: str) -> NoReturn:

@@ -111,16 +111,14 @@ def _target(*, is_system: bool) -> str:
 @click.option("--backend", metavar="NAME", help="Backend that runs the models, as for aicli worker.")
 @click.option("--state", metavar="DIR", help=f"State folder of the joined worker. Default: {SYSTEM_STATE} for a service of the machine.")
 @click.option("--remove", is_flag=True, help="Remove the unit. The worker's key and models stay.")
-@click.pass_context
+@click.pass_obj
 def install(
-    context: click.Context, /, *, is_system: bool | None, models_folder: str | None, backend: str | None, state: str | None, remove: bool
+    here: CliContext, /, *, is_system: bool | None, models_folder: str | None, backend: str | None, state: str | None, remove: bool
 ) -> None:
     """Write the systemd unit that starts this machine's worker at boot. Join first: aicli worker --join TICKET --no-serve
 
     Put settings such as OLLAMA_URL into the file `environment` in the state folder, one NAME=VALUE per line.
     """
-    here = context.find_object(CliContext)
-    assert here is not None
     if sys.platform != "linux":
         raise errors.BadSettings("systemd runs on Linux only", hint="run aicli worker under this system's own service manager")
     as_system = os.geteuid() == 0 if is_system is None else is_system

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import printing
+from shared.amounts import written
+
+from shared.types import MicroCredits
 
 if TYPE_CHECKING:
     from shared.api.gateway import KeyBudget
     from shared.api.ledger import Account
-    from shared.types import MicroCredits
 
 
 #: A click callback for an option or argument; None if it was left out.
@@ -38,8 +40,6 @@ def reader(*, for_a_token: bool = False, least_micro: int | None = None) -> Read
 
 def account_lines(account: "Account") -> Iterator[str]:
     """Show what can be spent and where it comes from."""
-    from shared.amounts import written
-
     if account.monthly_micro is None:
         yield "credits left  unlimited"
     else:
@@ -55,7 +55,5 @@ def account_lines(account: "Account") -> Iterator[str]:
 
 
 def budget_line(budget: "KeyBudget") -> str:
-    from shared.amounts import written
-
     held = f", {written(budget.reserved_micro)} of it held by running requests" if budget.reserved_micro else ""
     return f"this key      {written(budget.free_micro)} left of its {written(budget.budget_micro)}{held}"

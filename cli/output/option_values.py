@@ -6,8 +6,6 @@ from datetime import timedelta
 
 import click
 
-#: A copy of shared.types.UserRole, so that `--help` need not import it; a test compares the two.
-ROLES = ("admin", "developer", "user", "node-owner")
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 #: As in shared.api.membership.Label, so that mistakes are found before anything is sent.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")

@@ -130,7 +130,7 @@ def show_rows(rows: Sequence[Row], columns: Sequence[TableColumn[Row]], *, as_js
     columns = [column for column in columns if is_wide or not column.only_wide]
 
     def text(column: TableColumn[Row], row: Row) -> str:
-        return _one_line((column.full or column.cell)(row) if is_wide else column.cell(row))
+        return one_line((column.full or column.cell)(row) if is_wide else column.cell(row))
 
     def paint(cell: str, row: int, column: int) -> str:
         style = columns[column].style
@@ -151,7 +151,7 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     return printable(text).replace("\n", " ").replace("\t", " ")
 
 
@@ -183,6 +183,19 @@ def counted(number: int | str, one: str, many: str = "") -> str:
     return f"{number} {one if str(number) == '1' else many or one + 's'}"
 
 
+def round_trip(milliseconds: float | None) -> str:
+    if milliseconds is None:
+        return "–"
+    return f"{milliseconds:.1f} ms" if milliseconds < 10 else f"{milliseconds:.0f} ms"
+
+
+def load(running: int, slots: int, queued: int) -> str:
+    """Format how many slots of a node are in use; a dash for a node without slots."""
+    if not slots:
+        return "–"
+    return f"{running}/{slots}" + (f" +{queued}" if queued else "")
+
+
 def names(values: Iterable[str]) -> str:
     return ", ".join(values) or "–"
 
@@ -192,7 +205,7 @@ def show_error(code: str, message: str, hint: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False), err=True)
         return
-    line = _one_line(f"{message} – {hint}" if hint else message)
+    line = one_line(f"{message} – {hint}" if hint else message)
     click.echo(f"{styled('error:', 'red', sys.stderr)} {line}", err=True)
 
 

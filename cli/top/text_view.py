@@ -118,7 +118,7 @@ def _title(frame: TopFrame) -> Line:
     clock = printing.moment(frame.at).partition(" ")[2]
     return (
         TextSpan("aimesh ", "bold"),
-        TextSpan(_clean(word), _COLOURS.get(word, "yellow")),
+        TextSpan(printing.one_line(word), _COLOURS.get(word, "yellow")),
         TextSpan(firing, "red"),
         TextSpan(f"   {clock}", "dim"),
     )
@@ -134,7 +134,7 @@ def _body(frame: TopFrame, width: int | None) -> Iterator[Line]:
     yield from _more(frame.alerts_firing, MOST_ALERTS, "aicli alerts list")
     yield _rates(frame)
     if frame.queues:
-        waiting = ", ".join(f"{_clean(model)[:_MOST_NAME] or '?'} {number:,.0f}" for model, number in frame.queues.items())
+        waiting = ", ".join(f"{printing.one_line(model)[:_MOST_NAME] or '?'} {number:,.0f}" for model, number in frame.queues.items())
         yield (TextSpan("waiting: ", "bold"), TextSpan(waiting))
 
 
@@ -147,13 +147,13 @@ def _silent(group: list[SilentSource], problem: str) -> Line:
     words = printing.names(_WORDS.get(source.source, source.source) for source in group)
     ages = [source.age_seconds for source in group if source.age_seconds is not None]
     old = f"{words}: {printing.duration(max(ages))} old" if ages else f"{words}: unknown"
-    return (TextSpan(f"{old} – {_clean(problem)}", "yellow"),)
+    return (TextSpan(f"{old} – {printing.one_line(problem)}", "yellow"),)
 
 
 def _unhealthy(wrong: UnhealthyComponent, width: int | None) -> Iterator[Line]:
-    text = _clean(f"{wrong.kind} {wrong.name}, {printing.duration(wrong.seconds)}: {wrong.detail}")
+    text = printing.one_line(f"{wrong.kind} {wrong.name}, {printing.duration(wrong.seconds)}: {wrong.detail}")
     first, *rest = _folded(text, width)
-    yield (TextSpan(f"{_clean(wrong.status):<{_WORD}}", _COLOURS.get(wrong.status, "yellow")), TextSpan(f" {first}"))
+    yield (TextSpan(f"{printing.one_line(wrong.status):<{_WORD}}", _COLOURS.get(wrong.status, "yellow")), TextSpan(f" {first}"))
     yield from ((TextSpan(f"{'':<{_WORD}} {more}"),) for more in rest)
 
 
@@ -168,7 +168,7 @@ def _alert(alert: FiringAlert) -> Line:
     style = _SEVERITIES.get(alert.severity, "")
     where = "".join(f" {label}={value}" for label, value in alert.labels.items())
     text = f" {alert.name}, {printing.duration(alert.seconds)}: {alert.summary}{where}{after}"
-    return (TextSpan(f"{_clean(alert.severity):<{_WORD}}", style), TextSpan(_clean(text)))
+    return (TextSpan(f"{printing.one_line(alert.severity):<{_WORD}}", style), TextSpan(printing.one_line(text)))
 
 
 def _rates(frame: TopFrame) -> Line:
@@ -192,30 +192,18 @@ def _rate(value: float | None) -> str:
     return f"{value:.1f}" if 0 < value < 10 else f"{value:,.0f}"
 
 
-def _round_trip(node: NodeLoadLine) -> str:
-    if node.round_trip_ms is None:
-        return _NONE
-    return f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms < 10 else f"{node.round_trip_ms:.0f} ms"
-
-
-def _slots(node: NodeLoadLine) -> str:
-    if not node.slots:
-        return _NONE
-    return f"{node.running}/{node.slots}" + (f" +{node.queued}" if node.queued else "")
-
-
 COLUMNS: Final = (
     # The start of an id identifies a node, as in `aicli nodes`.
     TextColumn("NODE", lambda node: node.id[:9], is_number=False),
     TextColumn("KIND", lambda node: node.kind, is_number=False, rank=5),
     TextColumn("STATE", lambda node: node.state, is_number=False),
     TextColumn("PATH", lambda node: node.path or _NONE, is_number=False, rank=6),
-    TextColumn("RTT", _round_trip, lambda node: node.round_trip_ms, rank=4),
+    TextColumn("RTT", lambda node: printing.round_trip(node.round_trip_ms), lambda node: node.round_trip_ms, rank=4),
     TextColumn("CPU", lambda node: _share(node.cpu), lambda node: node.cpu, rank=7),
     TextColumn("GPU", lambda node: _share(node.gpu), lambda node: node.gpu, rank=8),
     TextColumn("MEMORY", lambda node: _share(node.memory), lambda node: node.memory, rank=2),
     TextColumn("GPU MEM", lambda node: _share(node.gpu_memory), lambda node: node.gpu_memory, rank=1),
-    TextColumn("RUNNING", _slots, lambda node: node.running + node.queued),
+    TextColumn("RUNNING", lambda node: printing.load(node.running, node.slots, node.queued), lambda node: node.running + node.queued),
     TextColumn("TOKENS/S", lambda node: _rate(node.tokens_per_second), lambda node: node.tokens_per_second),
     TextColumn("MODELS", lambda node: printing.names(model[:_MOST_NAME] for model in node.models), is_number=False),
     TextColumn("WHY NOT", lambda node: node.why_not or _NONE, is_number=False, rank=3),
@@ -242,7 +230,7 @@ class _Filled:
 def _table(frame: TopFrame, view: View, width: int | None) -> Iterator[Line]:
     by = COLUMNS[view.sort]
     nodes = _sorted(frame.nodes, by)
-    filled = [_Filled(column, tuple(_clean(column.cell(node)) for node in nodes)) for column in COLUMNS]
+    filled = [_Filled(column, tuple(printing.one_line(column.cell(node)) for node in nodes)) for column in COLUMNS]
     filled = _chosen([column for column in filled if column.has_values or column.definition is by], by, width)
     is_old = any(silent.source == "nodes" for silent in frame.silent)
     yield tuple(_spaced(TextSpan(_padded(column, column.definition.title), "bold") for column in filled))
@@ -286,10 +274,6 @@ def _spaced(spans: Iterable[TextSpan]) -> Iterator[TextSpan]:
         if place:
             yield TextSpan(_GAP)
         yield span
-
-
-def _clean(text: str) -> str:
-    return printing.printable(text).replace("\n", " ").replace("\t", " ")
 
 
 def _cut(line: Line, width: int) -> Line:

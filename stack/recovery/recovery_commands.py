@@ -12,6 +12,7 @@ import click
 
 from cli.output import print_format, printing
 from cli.output.printing import TableColumn
+from stack import stack_home
 from stack.recovery.restore_commands import store_option
 
 if TYPE_CHECKING:
@@ -19,20 +20,13 @@ if TYPE_CHECKING:
     from stack.recovery.agent.source_database import SourceDatabase
     from stack.recovery.backup_place import BackupPlace
     from stack.recovery.layout import BackupManifest
-    from stack.stack_home import StackHome
 
 _MB = 1_000_000
 #: For the backup that the agent makes: `make up` with a new store starts one.
 _PATIENCE_SECONDS = 24 * 3600.0
 
 
-def _home() -> "StackHome":
-    from stack import stack_home
-
-    return stack_home.locate(os.environ)
-
-
-async def _open(home: "StackHome") -> "tuple[BackupPlace, SourceDatabase | None]":
+async def _open(home: stack_home.StackHome) -> "tuple[BackupPlace, SourceDatabase | None]":
     """Open the store and the database of this stack, as its agent does. Raises BadSettings."""
     from shared import config, errors
     from stack import settings, stack_plan
@@ -68,7 +62,7 @@ def backup(context: click.Context, /, *, label: str, as_json: bool) -> None:
         raise click.UsageError("a label has at most 200 characters")
 
     async def make() -> "tuple[BackupPlace, BackupManifest]":
-        place, source = await _open(_home())
+        place, source = await _open(stack_home.locate(os.environ))
         return place, await base_backup.make(place, source, label=label, report=_report_progress(), patience_seconds=_PATIENCE_SECONDS)
 
     place, made = asyncio.run(make())
@@ -106,7 +100,7 @@ def keygen(file: Path, *, as_json: bool) -> None:
     """
     from stack.recovery import sealing
 
-    home = _home()
+    home = stack_home.locate(os.environ)
     if file.resolve().is_relative_to(home.root.resolve()):
         raise click.UsageError(f"{file} is in {home.root}, and would be lost with it; write it to another disk")
     identity = sealing.new_identity()
@@ -134,7 +128,7 @@ def backups(*, as_json: bool) -> None:
     from stack.recovery import backup_listing
 
     async def read() -> backup_listing.BackupListing:
-        place, _ = await _open(_home())
+        place, _ = await _open(stack_home.locate(os.environ))
         return await backup_listing.read(place)
 
     found = asyncio.run(read())
@@ -171,7 +165,7 @@ def fetch_log(address: str | None, identity: Path | None, *, as_json: bool) -> N
     from stack import secret_files, settings
     from stack.recovery.restoring import restore, restored_log
 
-    home = _home()
+    home = stack_home.locate(os.environ)
     known = {**settings.read_recorded(home), **os.environ}
     store = restore.find_store(home, address, os.environ)
     identity = identity or home.secrets / secret_files.BACKUP_IDENTITY

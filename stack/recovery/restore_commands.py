@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import print_format, printing
+from stack import stack_home
 
 if TYPE_CHECKING:
     from stack.recovery.restoring.restore import RestoreReport
@@ -52,7 +54,6 @@ def restore(context: click.Context, /, *, which: str | None, address: str | None
     Without --at, `latest` restores everything that the store has, and BACKUP its own moment. If it is interrupted, run the same command
     again. Exits with 2 if it refuses, and nothing was changed; with 3 if the moment could not be reached completely.
     """
-    from stack import stack_home
     from stack.recovery.restoring import restore as restores
 
     home = stack_home.locate(os.environ)
@@ -77,9 +78,8 @@ def restore(context: click.Context, /, *, which: str | None, address: str | None
     if not options["yes"]:
         moment = request.at or (request.before_upgrade and f"the moment before the upgrade to {request.before_upgrade}") or which
         click.confirm(f"Restore {moment} to {home.root}? What was committed later is lost.", abort=True, err=True)
-    report = asyncio.run(restores.restore(home, request, identity, os.environ, _show_progress))
-    if sys.stderr.isatty():
-        click.echo(err=True)
+    with _progress() as progress:
+        report = asyncio.run(restores.restore(home, request, identity, os.environ, progress))
     if as_json:
         printing.show_json(printing.plain(report))
     else:
@@ -133,7 +133,7 @@ def verify(context: click.Context, /, *, backup: str, identity: Path | None, add
     """
     from shared import errors
     from shared.identity import node_keys
-    from stack import secret_files, stack_home
+    from stack import secret_files
     from stack.recovery.restoring import restore as restores
     from stack.recovery.restoring import verify as tests
 
@@ -149,11 +149,10 @@ def verify(context: click.Context, /, *, backup: str, identity: Path | None, add
 
     async def run() -> "VerifiedBackup":
         source = await restores.open_source(home, store, files, os.environ)
-        return await tests.verify(source, backup, work, _show_progress, opens_secrets=identity is not None, key=key)
+        return await tests.verify(source, backup, work, progress, opens_secrets=identity is not None, key=key)
 
-    result = asyncio.run(run())
-    if sys.stderr.isatty():
-        click.echo(err=True)
+    with _progress() as progress:
+        result = asyncio.run(run())
     if as_json:
         printing.show_json(printing.plain(result))
     else:
@@ -177,15 +176,24 @@ def _show_test(result: "VerifiedBackup") -> None:
     click.echo(f"  restoring  took {result.seconds:.0f} s; with the current data {result.present_seconds:.0f} s")
 
 
-_shown = ["", -1.0]
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Show on a terminal how far each step is, in whole percents, and end the last line."""
+    shown: tuple[str, int] | None = None
 
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        percent = done * 100 // total if total else 100
+        if sys.stderr.isatty() and shown != (what, percent):
+            ended = "\n" if shown and shown[0] != what else ""
+            click.echo(f"{ended}\r  {what}: {percent} %", nl=False, err=True)
+            shown = what, percent
 
-def _show_progress(what: str, done: int, total: int) -> None:
-    """Show on a terminal how far each step is, in whole percents."""
-    percent = float(done * 100 // total if total else 100)
-    if sys.stderr.isatty() and [what, percent] != _shown:
-        click.echo(f"{chr(10) if _shown[0] not in ('', what) else ''}\r  {what}: {percent:.0f} %", nl=False, err=True)
-        _shown[:] = [what, percent]
+    try:
+        yield show
+    finally:
+        if shown:
+            click.echo(err=True)
 
 
 def _say(text: str) -> None:
@@ -202,23 +210,21 @@ def standby(address: str, identity: Path, replace: bool) -> None:
     Runs until it is stopped: use your service manager. It opens no port and starts no service. SITE_NAME and other settings of this site
     come from the environment.
     """
-    from stack import stack_home
     from stack.recovery.restoring import restore
     from stack.recovery.takeover import standby as standbys
 
     home = stack_home.locate(os.environ)
     address = restore.find_store(home, address, os.environ)
-    shown = standbys.StandbyOutput(_show_progress, _say)
 
-    async def follow() -> None:
+    async def follow(shown: standbys.StandbyOutput) -> None:
         me = asyncio.current_task()
         assert me is not None
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, me.cancel)
         await standbys.run(home, address, identity, replaces=replace, environment=os.environ, shown=shown)
 
-    with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(follow())
+    with contextlib.suppress(asyncio.CancelledError), _progress() as progress:
+        asyncio.run(follow(standbys.StandbyOutput(progress, _say)))
 
 
 @click.command()
@@ -230,7 +236,6 @@ def promote(context: click.Context, /, *, old_site_is_off: bool, as_json: bool) 
 
     If it is interrupted, run the same command again. Exits with 2 if it refuses, and with 3 if only PROMOTE_COMMAND failed.
     """
-    from stack import stack_home
     from stack.recovery.takeover import promotion
 
     def show(step: promotion.PromoteStep) -> None:

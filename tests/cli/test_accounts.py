@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from cli import profile
-from cli.admin import admin_commands
 from shared import errors
 from shared.api import auth
 from shared.api.auth import ApiKey, CreatedApiKey, LoginSession, User
@@ -271,8 +270,3 @@ def test_old_tier_name_premium_gets_its_new_name(running_service: Shell) -> None
     assert (result.exit_code, running_service.mesh.calls) == (2, [])
     assert "'premium' is now called 'pro'" in result.stderr
     assert "enterprise" in running_service("admin", "users", "set-tier", "bob", "gold").stderr
-
-
-def test_tier_choices_match_the_api() -> None:
-    assert set(admin_commands.TIERS) == set(Tier)
-    assert set(admin_commands.ROLES) == set(UserRole)

@@ -16,18 +16,12 @@ from shared.api.gateway import NodeRow
 from shared.identity import enrollment_list, node_keys
 from shared.identity.enrollment_list import EnrolledNode
 from shared.types import NodeId, Role
-from stack import stack_commands
 from stack import stack_home as homes
 from tests.cli.fake_mesh import FakeMesh
 
 
 def aicli(folder: Path, *arguments: str, **variables: str) -> Result:
     return CliRunner().invoke(main.aicli, ["stack", *arguments], env={"AIMESH_HOME": str(folder), **variables})
-
-
-def test_every_role_can_be_added() -> None:
-    # A newcomer only gets a certificate, with a ticket.
-    assert list(stack_commands.NODE_ROLES) == [role.value for role in Role if role is not Role.NEWCOMER]
 
 
 def test_add_node_creates_a_key_and_a_user(tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ _LONGEST_LINE: Final = 300
 #: Longer commands are hard to copy.
 _LONGEST_COMMAND: Final = 600
 
-_RANK: Final = {severity: place for place, severity in enumerate(Severity)}
 _AT_ONCE: Final = (Severity.PAGE, Severity.CRITICAL)
 
 
@@ -106,7 +105,7 @@ def _sorted(alerts: Iterable[ActiveAlert]) -> tuple[ActiveAlert, ...]:
 
 
 def _rank(alert: ActiveAlert) -> tuple[bool, int, float]:
-    return alert.ended is not None, _RANK[alert.rule.severity], alert.since
+    return alert.ended is not None, alert.rule.severity.rank, alert.since
 
 
 class MailText(NamedTuple):

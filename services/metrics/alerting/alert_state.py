@@ -148,7 +148,7 @@ class AlertStates:
 
     def firing(self) -> list[ActiveAlert]:
         """Return firing alerts by severity, then by age."""
-        return sorted((alert for alert in self._alerts.values() if alert.firing), key=lambda one: (_RANK[one.rule.severity], one.since))
+        return sorted((alert for alert in self._alerts.values() if alert.firing), key=lambda one: (one.rule.severity.rank, one.since))
 
     def pending(self) -> list[ActiveAlert]:
         return sorted((alert for alert in self._alerts.values() if not alert.firing), key=lambda one: one.since)
@@ -256,9 +256,6 @@ class AlertStates:
 def _seen_last(mine: ActiveAlert, other: ActiveAlert) -> ActiveAlert:
     seen = max(mine, other, key=lambda one: one.seen_at or 0.0)
     return replace(mine, seen_by=seen.seen_by, seen_at=seen.seen_at)
-
-
-_RANK: Final = {severity: place for place, severity in enumerate(Severity)}
 
 
 def _id(rule: AlertRule, labels: Labels) -> str:

@@ -20,6 +20,11 @@ class Severity(StrEnum):
     #: Never: it shows that alerts work.
     NONE = "none"
 
+    @property
+    def rank(self) -> int:
+        """Return 0 for the most urgent."""
+        return tuple(Severity).index(self)
+
 
 class DashboardName(StrEnum):
     """The uid of the dashboard that shows it."""
