@@ -100,16 +100,24 @@ def prepare(folder: Folder) -> None:
 
 def claim(folder: Folder) -> int:
     """Lock the folder for this process and the worker it becomes. Returns the lock's descriptor; raises Overloaded if a worker has it."""
+    lock = lock_inherited(folder.lock)
+    if lock is None:
+        raise errors.Overloaded(
+            f"a worker already uses {folder.root}", hint="check it with aicli worker status, or use --state FOLDER for another worker"
+        )
+    return lock
+
+
+def lock_inherited(path: Path) -> int | None:
+    """Lock a file for this process and the program that it becomes. Returns the descriptor, or None if another process has the lock."""
     import fcntl
 
-    lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise errors.Overloaded(
-            f"a worker already uses {folder.root}", hint="check it with aicli worker status, or use --state FOLDER for another worker"
-        ) from None
+        return None
     os.set_inheritable(lock, True)
     return lock
 

@@ -260,19 +260,12 @@ def _in_stack(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _claim_name(stack: "StackHome") -> str:
     """Return the first name that no running worker has."""
-    import fcntl
+    from cli.machines import join
 
     for number in range(1, _MOST_WORKERS + 1):
         name = f"local-worker-{number}"
-        lock = os.open(stack.run / f"{name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            continue
-        # The worker that this process becomes inherits the lock.
-        os.set_inheritable(lock, True)
-        return name
+        if join.lock_inherited(stack.run / f"{name}.lock") is not None:
+            return name
     raise errors.Overloaded(f"{_MOST_WORKERS} workers already run on this machine", hint="stop one, or increase its --slots")
 
 
