@@ -39,7 +39,7 @@ _LABEL_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _RESERVED_LABELS: Final = frozenset({"le", "quantile"})
 _LIST: Final[Mapping[str, Instrument]] = {one.name: one for one in instruments.ALL}
 _PARTS: Final = frozenset(
-    one.name + suffix for one in instruments.ALL if one.kind is InstrumentKind.HISTOGRAM for suffix in ("_bucket", "_sum", "_count")
+    one.name + suffix for one in instruments.ALL if one.kind is InstrumentKind.HISTOGRAM for suffix in series.HISTOGRAM_PARTS
 )
 
 _Labels = tuple[tuple[str, str], ...]

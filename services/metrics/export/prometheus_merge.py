@@ -21,8 +21,7 @@ from shared.api.node import Exemplar
 MAX_SERIES_PER_SOURCE = 10_000
 MAX_FAMILIES_PER_SOURCE = 1_000
 
-NAME = series.NAME
-_COMMENT = re.compile(rf"#[ \t]+(HELP|TYPE)[ \t]+({NAME})(?:[ \t]+(.*))?")
+_COMMENT = re.compile(rf"#[ \t]+(HELP|TYPE)[ \t]+({series.NAME})(?:[ \t]+(.*))?")
 _VALID_HELP = re.compile(r"(?:[^\\]|\\[\\n])*")
 
 #: Kind -> the allowed suffixes of its series.
@@ -30,7 +29,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "counter": ("",),
     "gauge": ("",),
     "untyped": ("",),
-    "histogram": ("_bucket", "_sum", "_count"),
+    "histogram": series.HISTOGRAM_PARTS,
     "summary": ("", "_sum", "_count"),
 }
 
@@ -90,7 +89,7 @@ class _Declared:
 
     def family_of(self, sample: str) -> tuple[str, str]:
         """Return the family of a series and its kind."""
-        for suffix in ("_bucket", "_sum", "_count"):
+        for suffix in series.HISTOGRAM_PARTS:
             family = sample.removesuffix(suffix)
             if family != sample and suffix in _SUFFIXES[self.kinds.get(family, "untyped")]:
                 return family, self.kinds[family]

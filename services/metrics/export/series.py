@@ -17,7 +17,7 @@ NUMBER_ALONE = re.compile(_NUMBER)
 ODD = re.compile(r"-|.?NaN")
 LINE = re.compile(rf"({_HEAD})[ \t]+({_NUMBER})(?:[ \t]+-?[0-9]+)?[ \t]*")
 LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"')
-_PARTS = ("_bucket", "_sum", "_count")
+HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
 _ESCAPED = re.compile(r"\\(.)")
 
 
@@ -54,7 +54,7 @@ def parse_head(text: str) -> SeriesHead | None:
     # Reject duplicate labels and names with two leading underscores, which Prometheus reserves.
     if len(labels) != len(found_pairs) or ("__" in inside and any(label.startswith("__") for label in labels)):
         return None
-    if not name.endswith(_PARTS):
+    if not name.endswith(HISTOGRAM_PARTS):
         return SeriesHead(name, labels, "", None)
     group = pairs({label: value for label, value in labels.items() if label != "le"})
     return SeriesHead(name, labels, group, _bound(labels.get("le", "")) if name.endswith("_bucket") else None)
