@@ -30,17 +30,13 @@ def _read_labels(context: click.Context, parameter: click.Parameter, values: tup
     found = {}
     for pair in (pair for value in values for pair in value.split(",")):
         try:
-            key, content = (_decode(part) for part in pair.partition("=")[::2])
+            key, content = (unquote(part, errors="strict") for part in pair.partition("=")[::2])
         except UnicodeDecodeError as error:
             raise click.BadParameter(f"{pair!r}: invalid percent encoding", context, parameter) from error
         if not key or not content or _LONE_PERCENT.search(pair):
             raise click.BadParameter(f"{pair!r} is not KEY=VALUE (write a comma as %2C and a percent sign as %25)", context, parameter)
         found[key] = content
     return found
-
-
-def _decode(encoded: str) -> str:
-    return unquote(encoded, errors="strict")
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")

@@ -20,14 +20,14 @@ class StdoutWriter:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._at_line_start = True
+        self.at_line_start = True
         self._descriptor = _descriptor(stream)
 
     async def write(self, text: str) -> None:
         """Write without buffering. Raises BrokenPipeError when the reader is gone."""
         if not text:
             return
-        self._at_line_start = text.endswith("\n")
+        self.at_line_start = text.endswith("\n")
         if self._descriptor is None:
             self._stream.write(text)
             self._stream.flush()
@@ -42,13 +42,9 @@ class StdoutWriter:
                 # Another process, such as a shell's other job, has set O_NONBLOCK on the shared terminal: wait again.
                 continue
 
-    @property
-    def at_line_start(self) -> bool:
-        return self._at_line_start
-
     async def end_line(self) -> None:
         """Print a newline, unless the text ended with one."""
-        if not self._at_line_start:
+        if not self.at_line_start:
             await self.write("\n")
 
     async def _writable(self, descriptor: int) -> None:

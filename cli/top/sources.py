@@ -37,9 +37,11 @@ class Sources:
         last = self._last
         try:
             async with asyncio.TaskGroup() as tasks:
-                health = tasks.create_task(self._fetch(last.health, self._health))
-                firing = tasks.create_task(self._fetch(last.alerts, self._alerts))
-                nodes = tasks.create_task(self._fetch(last.nodes, self._nodes))
+                health = tasks.create_task(
+                    self._fetch(last.health, lambda: self._call(metrics.get_system_health, metrics.GetSystemHealth()))
+                )
+                firing = tasks.create_task(self._fetch(last.alerts, lambda: self._call(alerts.list_alerts, alerts.ListAlerts())))
+                nodes = tasks.create_task(self._fetch(last.nodes, lambda: self._call(gateway.list_nodes, gateway.ListNodes())))
                 numbers = tasks.create_task(self._fetch(last.numbers, self._numbers, seconds=_NUMBERS_SECONDS))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
@@ -70,15 +72,6 @@ class Sources:
         age_seconds = (datetime.now(UTC) - answer.answer.as_of).total_seconds()
         problem = errors.Unavailable("the metrics service cannot read PostgreSQL", hint="see `aicli stack status`")
         return SourceAnswer(answer.answer, self._clock() - age_seconds, problem)
-
-    async def _health(self) -> metrics.SystemHealth:
-        return await self._call(metrics.get_system_health, metrics.GetSystemHealth())
-
-    async def _alerts(self) -> alerts.Alerts:
-        return await self._call(alerts.list_alerts, alerts.ListAlerts())
-
-    async def _nodes(self) -> gateway.NodeRows:
-        return await self._call(gateway.list_nodes, gateway.ListNodes())
 
     async def _numbers(self) -> Numbers:
         now = datetime.now(UTC)

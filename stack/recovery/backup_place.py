@@ -32,13 +32,8 @@ class BackupPlace:
     own_identity: str
 
     @property
-    def operators(self) -> tuple[str, ...]:
-        """Return the recipients of the secrets."""
-        return self.mesh.recipients
-
-    @property
     def recipients(self) -> tuple[str, ...]:
-        """Return those of everything else."""
+        """Return the recipients of everything but the secrets, which only those of the mesh can open."""
         return (*self.mesh.recipients, self.mesh.own_recipient)
 
     async def with_system(self, system: str) -> "BackupPlace":

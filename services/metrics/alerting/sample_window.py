@@ -104,17 +104,13 @@ class SampleWindow:
                     back = part.window.seconds + part.window.ago_seconds if isinstance(part, Increase) else 0
                     self._horizons[selector.name] = max(self._horizons.get(selector.name, 0), back)
                     selectors.setdefault(selector.name, {})[selector] = None
-        self._selectors = {name: tuple(found) for name, found in selectors.items()}
+        #: The selectors of the wanted series, by name.
+        self.wanted = {name: tuple(found) for name, found in selectors.items()}
         self._series: dict[str, dict[Labels, _Series]] = {name: {} for name in self._horizons}
         self._count = 0
         self._now = 0.0
         #: How many series exceeded the limit at the last ``take``.
         self.left_out = 0
-
-    @property
-    def wanted(self) -> Mapping[str, Sequence[Selector]]:
-        """Return the selectors of the wanted series, by name."""
-        return self._selectors
 
     def __len__(self) -> int:
         return self._count
@@ -130,7 +126,7 @@ class SampleWindow:
             series = known.get(sample.labels)
             if series is not None:
                 series.take(sample.value, now)
-            elif not any(_is_meant(sample.labels, selector) for selector in self._selectors[sample.name]):
+            elif not any(_is_meant(sample.labels, selector) for selector in self.wanted[sample.name]):
                 continue
             elif self._count < MAX_SERIES:
                 self._add(sample, now)

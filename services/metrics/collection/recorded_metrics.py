@@ -5,7 +5,7 @@ node's series get the labels of that node and count against its own limit.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import isfinite
@@ -140,7 +140,12 @@ class RecordedMetricSet:
 
     def _render(self, reporter: MetricReporter) -> str:
         return "".join(
-            prometheus_merge.render_family(name, "counter" if is_counter(name) else "gauge", _help(name), _dicts(found))
+            prometheus_merge.render_family(
+                name,
+                "counter" if is_counter(name) else "gauge",
+                _LIST[name].help if name in _LIST else "Recorded by recordMetric",
+                ((dict(labels), value) for labels, value in found.items()),
+            )
             for name, found in self._families[reporter].items()
         )
 
@@ -177,10 +182,6 @@ class RecordedMetricSet:
 
 def is_counter(name: str) -> bool:
     return name.endswith("_total")
-
-
-def _help(name: str) -> str:
-    return _LIST[name].help if name in _LIST else "Recorded by recordMetric"
 
 
 def _check_time(at: datetime | None, now: datetime) -> None:
@@ -231,7 +232,3 @@ def _check_label(label: str, text: str) -> None:
             f"labels: the value of {label} has {len(text)} characters; the limit is {MAX_LABEL_VALUE}",
             hint="use labels for a few short values",
         )
-
-
-def _dicts(found: Mapping[_Labels, float]) -> Iterator[tuple[Mapping[str, str], float]]:
-    return ((dict(labels), value) for labels, value in found.items())

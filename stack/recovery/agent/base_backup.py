@@ -136,7 +136,7 @@ async def _make(
 
 async def _put(place: BackupPlace, backup: str, part: str, source: "_PartSource", *, expected_bytes: int = 0) -> BackupPart:
     name, digest = layout.part_object(backup, part), sealing.CountedDigest()
-    recipients = place.operators if part == SECRETS else place.recipients
+    recipients = place.mesh.recipients if part == SECRETS else place.recipients
     try:
         async with asyncio.timeout(_STALL_SECONDS) as patience, sealing.sealed(cast("BinaryIO", source), recipients) as pieces:
             try:

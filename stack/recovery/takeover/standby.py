@@ -266,10 +266,8 @@ class _Standby:
         if self._waiting and time.monotonic() - self._moved_at > _STALL_SECONDS:
             raise RestoreRefused(f"PostgreSQL does not read {self._waiting[0].path.name}", hint="see postgres/recovery.log")
         name = standby_plan.record_name(self._reached.site)
-        await store.put(name, layout.sign(name, self._reached, await asyncio.to_thread(self._key)))
-
-    def _key(self) -> node_keys.NodeKey:
-        return node_keys.load(self._home.secrets / secret_files.RECOVERY_KEY)
+        key = await asyncio.to_thread(node_keys.load, self._home.secrets / secret_files.RECOVERY_KEY)
+        await store.put(name, layout.sign(name, self._reached, key))
 
     async def _fetch_segments(self) -> bool:
         """Return whether everything was fetched. Raises RestoreRefused."""
