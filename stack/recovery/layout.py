@@ -16,6 +16,7 @@ from shared import errors
 from shared.identity import node_keys
 from shared.identity.node_keys import NodeKey
 from shared.types import MeshName, NodeId
+from stack.recovery import sealing
 from stack.recovery.sealing import SUFFIX, DamagedObject
 
 #: Raised when older code could not read what newer code writes.
@@ -299,7 +300,7 @@ def read_signed(name: str, body: bytes, kind: type[S], keys: Collection[NodeId] 
         signed = msgspec.json.decode(body, type=Signed)
         is_right = node_keys.verify(signed.key, _purpose(name), signed.text.encode(), bytes.fromhex(signed.signature))
     except (ValueError, UnicodeError) as error:  # msgspec's errors are ValueErrors
-        raise DamagedObject(f"{name} is truncated or was changed", hint="use another backup: aicli stack backups") from error
+        raise sealing.damaged(name) from error
     if not is_right or (keys is not None and signed.key not in keys):
         raise DamagedObject(f"{name} is not signed by this mesh", hint="somebody forged it; check who can write to the store")
     try:

@@ -28,6 +28,7 @@ SUFFIX = ".zst.age"
 _LEVEL = 1
 _PIECE_BYTES = 1 << 20
 _PURPOSE = "backup-object"
+_USE_ANOTHER = "use another backup: aicli stack backups"
 #: The largest object that is sealed in memory: a segment of the write-ahead log has up to 1 GiB, by default 16 MiB.
 MOST_BYTES = 1 << 30
 
@@ -213,7 +214,11 @@ def open_bytes(name: str, body: bytes, identities: Sequence[str], keys: Collecti
 
 
 def damaged(name: str) -> DamagedObject:
-    return DamagedObject(f"{name} is truncated or was changed", hint="use another backup: aicli stack backups")
+    return DamagedObject(f"{name} is truncated or was changed", hint=_USE_ANOTHER)
+
+
+def missing(name: str) -> DamagedObject:
+    return DamagedObject(f"{name} is missing", hint=_USE_ANOTHER)
 
 
 class CountedDigest:

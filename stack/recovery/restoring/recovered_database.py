@@ -76,7 +76,7 @@ class RestoreSource:
         try:
             body = await self.store.get(name)
         except ObjectMissing as error:
-            raise DamagedObject(f"{name} is missing", hint="use another backup: aicli stack backups") from error
+            raise sealing.missing(name) from error
         return await asyncio.to_thread(sealing.open_bytes, name, body, self.identities, self.mesh.keys, self.mesh.mesh)
 
     async def segment(self, segment: Segment, segment_size: int) -> WalObject:
@@ -227,7 +227,7 @@ async def unpack(source: RestoreSource, backup: BackupManifest, part: str, folde
         async with sealing.unsealed(pieces(), source.identities, described.plain_size) as file:
             await _extract_to_the_end(_StoppableReader(file), folder, part, name)
     except ObjectMissing as error:
-        raise DamagedObject(f"{name} is missing", hint="use another backup: aicli stack backups") from error
+        raise sealing.missing(name) from error
     except sealing.WrongIdentity:
         raise
     except DamagedObject as error:

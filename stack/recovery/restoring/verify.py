@@ -167,7 +167,7 @@ class _BackupTest:
                 if digest.size > part.size:
                     break
         except ObjectMissing as error:
-            raise DamagedObject(f"{name} is missing", hint="use another backup: aicli stack backups") from error
+            raise sealing.missing(name) from error
         if (digest.size, digest.sha256) != (part.size, part.sha256):
             raise sealing.damaged(name)
 
