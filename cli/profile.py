@@ -30,8 +30,10 @@ _HOME = MeshName("home")
 _NATS_URL = "nats://127.0.0.1:4222"
 #: Used as nats_url for Hyperswarm alone.
 _NO_NATS = "none"
-_NATS_FILES = ("nats_ca_file", "nats_cert_file", "nats_key_file", "nats_creds_file")
-_STRINGS = ("mesh", "nats_url", *_NATS_FILES, "node_key_file", "mesh_file", "url", "ca_file", "insecure", "api_key", "username", "web_url")
+_STRINGS = (
+    *("mesh", "nats_url", "nats_ca_file", "nats_cert_file", "nats_key_file", "nats_creds_file", "node_key_file", "mesh_file"),
+    *("url", "ca_file", "insecure", "api_key", "username", "web_url"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +231,42 @@ def _refuse_plain_nats(found: Profile, place: ProfilePlace, environment: Mapping
 
 def read(path: Path) -> Profile:
     """Read a profile. Raises BadSettings if it is invalid or others can read it. Ignores unknown fields, which newer versions may write."""
+    known = _read_strings(path)
+
+    def beside(name: str) -> Path | None:
+        return path.parent / Path(known[name]).expanduser() if name in known else None
+
+    if "url" in known:
+        try:
+            found = at_url(known["url"], ca_file=beside("ca_file"), insecure=known.get("insecure") == "true")
+        except errors.BadSettings as error:
+            raise errors.BadSettings(f"{path}: {error.message}", hint=error.hint) from error
+    elif "node_key_file" in known:
+        mesh_file = beside("mesh_file")
+        # A profile made with a ticket needs no NATS; others do.
+        nats_url = known.get("nats_url", _NATS_URL if mesh_file is None else _NO_NATS)
+        if nats_url == _NO_NATS and mesh_file is None:
+            raise errors.BadSettings(
+                f"{path}: without NATS it needs a mesh_file", hint="create a profile that has one: aicli mesh connect TICKET"
+            )
+        found = Profile(
+            node_key_file=beside("node_key_file"),
+            mesh=MeshName(known.get("mesh", _HOME)),
+            nats_url=None if nats_url == _NO_NATS else nats_url,
+            mesh_file=mesh_file,
+            nats_ca_file=beside("nats_ca_file"),
+            nats_cert_file=beside("nats_cert_file"),
+            nats_key_file=beside("nats_key_file"),
+            nats_creds_file=beside("nats_creds_file"),
+        )
+    else:
+        raise errors.BadSettings(f"{path} has no node_key_file", hint="create a node key for this machine: aicli stack init")
+    api_key = Credential(known["api_key"]) if "api_key" in known else None
+    return replace(found, api_key=api_key, username=known.get("username"), web_url=known.get("web_url", found.web_url))
+
+
+def _read_strings(path: Path) -> dict[str, str]:
+    """Return the fields that are not empty."""
     import tomllib
 
     try:
@@ -243,53 +281,10 @@ def read(path: Path) -> Profile:
         raise errors.BadSettings(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise errors.BadSettings(f"{path} is not a profile: {error}", hint="delete it and run `make up` again") from error
-    known: dict[str, str] = {}
     for name in _STRINGS:
-        value = fields.get(name, "")
-        if not isinstance(value, str):
+        if not isinstance(fields.get(name, ""), str):
             raise errors.BadSettings(f"{path}: {name} must be a string in quotes")
-        if value:
-            known[name] = value
-    if "url" in known:
-        return _with_url(known, path)
-    if "node_key_file" not in known:
-        raise errors.BadSettings(f"{path} has no node_key_file", hint="create a node key for this machine: aicli stack init")
-    return _made_of(known, path)
-
-
-def _with_url(known: Mapping[str, str], path: Path) -> Profile:
-    ca_file = path.parent / Path(known["ca_file"]).expanduser() if "ca_file" in known else None
-    try:
-        found = at_url(known["url"], ca_file=ca_file, insecure=known.get("insecure") == "true")
-    except errors.BadSettings as error:
-        raise errors.BadSettings(f"{path}: {error.message}", hint=error.hint) from error
-    key = Credential(known["api_key"]) if "api_key" in known else None
-    return replace(found, api_key=key, username=known.get("username"), web_url=known.get("web_url", found.web_url))
-
-
-def _made_of(known: Mapping[str, str], path: Path) -> Profile:
-    def beside(name: str) -> Path | None:
-        return path.parent / Path(known[name]).expanduser() if name in known else None
-
-    blank = Profile(node_key_file=path.parent / Path(known["node_key_file"]).expanduser(), mesh_file=beside("mesh_file"))
-    # A profile made with a ticket needs no NATS; others do.
-    nats_url = known.get("nats_url", _NATS_URL if blank.mesh_file is None else _NO_NATS)
-    if nats_url == _NO_NATS and blank.mesh_file is None:
-        raise errors.BadSettings(
-            f"{path}: without NATS it needs a mesh_file", hint="create a profile that has one: aicli mesh connect TICKET"
-        )
-    return replace(
-        blank,
-        mesh=MeshName(known.get("mesh", blank.mesh)),
-        nats_url=None if nats_url == _NO_NATS else nats_url,
-        nats_ca_file=beside("nats_ca_file"),
-        nats_cert_file=beside("nats_cert_file"),
-        nats_key_file=beside("nats_key_file"),
-        nats_creds_file=beside("nats_creds_file"),
-        api_key=Credential(known["api_key"]) if "api_key" in known else None,
-        username=known.get("username"),
-        web_url=known.get("web_url", blank.web_url),
-    )
+    return {name: fields[name] for name in _STRINGS if fields.get(name)}
 
 
 def write(path: Path, profile: Profile) -> None:
@@ -306,25 +301,21 @@ def render(profile: Profile) -> str:
     is_mesh = profile.url is None
     fields = {
         "url": profile.url,
-        "ca_file": _text(profile.ca_file),
+        "ca_file": profile.ca_file,
         "insecure": "true" if profile.insecure else None,
         "mesh": profile.mesh if is_mesh else None,
         "nats_url": profile.nats_url or (_NO_NATS if is_mesh else None),
-        "mesh_file": _text(profile.mesh_file),
-        "nats_ca_file": _text(profile.nats_ca_file),
-        "nats_cert_file": _text(profile.nats_cert_file),
-        "nats_key_file": _text(profile.nats_key_file),
-        "nats_creds_file": _text(profile.nats_creds_file),
+        "mesh_file": profile.mesh_file,
+        "nats_ca_file": profile.nats_ca_file,
+        "nats_cert_file": profile.nats_cert_file,
+        "nats_key_file": profile.nats_key_file,
+        "nats_creds_file": profile.nats_creds_file,
         "web_url": profile.web_url,
-        "node_key_file": _text(profile.node_key_file),
+        "node_key_file": profile.node_key_file,
         "username": profile.username,
         "api_key": profile.api_key,
     }
-    return "".join(f"{name} = {_quoted(value)}\n" for name, value in fields.items() if value is not None)
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+    return "".join(f"{name} = {_quoted(str(value))}\n" for name, value in fields.items() if value is not None)
 
 
 def _quoted(value: str) -> str:
