@@ -256,7 +256,7 @@ async def _look(services: Mapping[str, str]) -> WaitProgress:
 
 @dataclass(frozen=True, slots=True)
 class StartFailure:
-    """Return a program that waiting longer cannot help."""
+    """A program that waiting longer cannot help."""
 
     name: str
     why: str
