@@ -41,11 +41,13 @@ def doctor(here: CliContext, context: click.Context, /, *, as_json: bool, worker
 
 
 async def _examine(here: CliContext, state: str | None, *, worker: bool) -> "list[DoctorFinding]":
-    from cli.doctor import doctor_checks, doctor_worker_checks
+    if not worker:
+        from cli.doctor import doctor_checks
+
+        return await doctor_checks.examine(here)
+    from cli.doctor import doctor_worker_checks
     from cli.machines import join
 
-    if not worker:
-        return await doctor_checks.examine(here)
     folder = join.locate(here.environment, state, here.folder)
     return [finding async for finding in doctor_worker_checks.examine_worker(folder)]
 
