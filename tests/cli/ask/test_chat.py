@@ -292,9 +292,9 @@ def test_without_a_terminal_it_points_to_infer(shell: Shell, arguments: list[str
     ("arguments", "message"),
     [
         (["--continue"], "there is no conversation to continue"),
-        (["--load", "none"], "there is no conversation 'none'"),
+        pytest.param(["--load", "none"], "there is no conversation 'none'", marks=pytest.mark.nightly("long")),
         (["--load", "../x"], "'../x' is not a valid name"),
-        (["--load", "x", "--continue"], "--continue and --load exclude each other"),
+        pytest.param(["--load", "x", "--continue"], "--continue and --load exclude each other", marks=pytest.mark.nightly("long")),
     ],
 )
 def test_wrong_options_are_one_line(chat: Chat, arguments: list[str], message: str) -> None:

@@ -182,6 +182,8 @@ async def test_worker_joins_serves_pauses_and_needs_no_ticket_again(net: SwarmNe
     assert door.asked.count("enrollNode") == 1
 
 
+# By day, tests/shared/node/test_enrollment.py renews the certificate of a node that was away too long.
+@pytest.mark.nightly("stacks")
 async def test_machine_offline_for_a_week_serves_again(net: SwarmNet, machine: Machine) -> None:
     door = await open_door(net)
     gateway = (await net.start(Gateway)).node
