@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import click
+import msgspec
 
 from cli import user_folders
 from cli.cli_context import CliContext
 from shared import api, errors
-import msgspec
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

@@ -1,24 +1,21 @@
 """`aicli keys`: create, list, rename, rotate and revoke API keys, and scan for leaked ones."""
 
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
+import msgspec
 
 from cli import value_completion
 from cli.cli_context import CliContext
 from cli.output import credit_amounts, print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api, errors
-from typing import Any
-from typing import cast
-import msgspec
-from shared.types import ModelName
-import sys
-from shared.types import Credential
 from shared.amounts import written
+from shared.types import Credential, ModelName
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection

@@ -16,10 +16,7 @@ import click
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
 from shared import api, errors
-from shared.types import Credential
-from shared.types import UserRole
-
-from shared.types import Credential
+from shared.types import Credential, UserRole
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import click
+import msgspec
 
 from cli import value_completion
 from cli.cli_context import CliContext
@@ -13,10 +14,6 @@ from cli.output import print_format, printing, watching
 from cli.output.print_format import Command
 from cli.output.printing import TableColumn
 from shared import api, errors
-import msgspec
-from shared.types import TenantId
-from shared.types import KeyId
-
 from shared.types import KeyId, TenantId
 
 if TYPE_CHECKING:

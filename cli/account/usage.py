@@ -7,10 +7,9 @@ import click
 import msgspec
 
 from cli.cli_context import CliContext
-from cli.output import printing, watching
+from cli.output import credit_amounts, printing, watching
 from cli.output.printing import TableColumn
 from shared import api, errors
-from cli.output import credit_amounts
 from shared.amounts import written
 
 if TYPE_CHECKING:

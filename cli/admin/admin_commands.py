@@ -17,8 +17,7 @@ from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api
-from shared.types import Tier
-from shared.types import UserRole
+from shared.types import Tier, UserRole
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection

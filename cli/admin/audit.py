@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
+import msgspec
+from msgspec.structs import replace
 
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.exit_codes import ExitCode
 from cli.output.printing import TableColumn
 from shared import api, errors
-import msgspec
-from shared.types import NodeId
-from msgspec.structs import replace
-
 from shared.types import NodeId
 
 if TYPE_CHECKING:

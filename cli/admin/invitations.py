@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("email")
-@click.option("--role", type=click.Choice([role.value for role in UserRole]), default="user", show_default=True, help="Role of the new account.")
+@click.option(
+    "--role", type=click.Choice([role.value for role in UserRole]), default="user", show_default=True, help="Role of the new account."
+)
 @click.option("--organization", metavar="NAME", default="", help="Organization that they join as a member, by name or ID.")
 @print_format.output_options("Print the invitation and its code as a JSON object.")
 @click.pass_obj

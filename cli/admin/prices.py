@@ -9,10 +9,8 @@ from cli.cli_context import CliContext
 from cli.output import credit_amounts, print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api
-from shared.types import ModelName
 from shared.amounts import PRICE_DECIMALS, written
-
-from shared.types import MicroCredits
+from shared.types import MicroCredits, ModelName
 
 if TYPE_CHECKING:
     from shared.api.ledger import ModelPrice

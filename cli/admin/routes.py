@@ -9,10 +9,9 @@ from cli.account import policy
 from cli.cli_context import CliContext
 from cli.output import printing, watching
 from cli.output.printing import TableColumn
-from shared import api
-from shared.types import Tier
-from shared import errors
+from shared import api, errors
 from shared.amounts import written
+from shared.types import Tier
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 import click
+from msgspec.structs import replace
 
 from cli import value_completion
 from cli.ask.infer import effort_option, model_option, refuse_bad_text, thoughts_option
 from cli.cli_context import CliContext
-from msgspec.structs import replace
 from shared import errors
 
 if TYPE_CHECKING:

@@ -7,10 +7,12 @@ import stat
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypedDict, Unpack
 from uuid import uuid4
 
 import click
+import msgspec
 
 from cli import value_completion
 from cli.cli_context import CliContext
@@ -18,8 +20,6 @@ from cli.output import print_format, printing
 from cli.output.option_values import NumberTakingCommand
 from shared import errors
 from shared.types import ModelName
-from pathlib import Path
-import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -18,8 +18,7 @@ from cli.output.printing import TableColumn
 from shared import amounts, api, config, errors
 from shared.api.inference import ModelSources, PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
 from shared.model_sources import SourceSettings
-from shared.types import ModelName
-from shared.types import NodeId
+from shared.types import ModelName, NodeId
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection

@@ -10,8 +10,7 @@ from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api
-from shared.types import ModelName
-from shared.types import NodeId
+from shared.types import ModelName, NodeId
 
 if TYPE_CHECKING:
     from shared.api.gateway import ModelPlaces, ServedModel

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cli import user_folders
 from shared import errors
-import msgspec
 from shared.types import Role
 
 if TYPE_CHECKING:
     from shared.api.membership import Membership
+    from shared.identity.node_keys import NodeKey
     from shared.identity.tickets import Ticket
     from shared.node.enrollment import EnrollingNode
     from shared.node.membership_file import MembershipFile
@@ -219,14 +221,17 @@ async def enroll_new_key(key: Path, ticket: "Ticket", node: "EnrollingNode", rep
     from shared.identity import node_keys, private_file
     from shared.node import enrollment
 
-    private_file.create(key, node_keys.new_seed)
+    def load(*, anew: bool) -> "NodeKey":
+        if anew:
+            key.unlink()
+        private_file.create(key, node_keys.new_seed)
+        return node_keys.load(key)
+
     try:
-        return await enrollment.enroll(ticket, node_keys.load(key), node, report)
+        return await enrollment.enroll(ticket, load(anew=False), node, report)
     except errors.NodeRevoked:
         # The key is from an earlier attempt, whose node was revoked since.
-        key.unlink()
-        private_file.create(key, node_keys.new_seed)
-        return await enrollment.enroll(ticket, node_keys.load(key), node, report)
+        return await enrollment.enroll(ticket, load(anew=True), node, report)
 
 
 def _check_role(kept: "MembershipFile") -> None:

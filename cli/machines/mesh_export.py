@@ -8,9 +8,7 @@ import click
 from cli.cli_context import CliContext
 from cli.output import printing
 from shared import api, errors
-from shared.types import Role
-
-from shared.types import NodeId
+from shared.types import NodeId, Role
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection

@@ -7,7 +7,6 @@ import click
 
 from cli.output import printing
 from shared.amounts import written
-
 from shared.types import MicroCredits
 
 if TYPE_CHECKING:

@@ -76,7 +76,9 @@ def test_help_lists_all_commands(hidden: str, tmp_path: Path) -> None:
     ("hidden", "arguments", "hint"),
     [
         pytest.param(MESH, ["mesh", "connect", "aip_join_x"], "pipx install --force 'aimesh[mesh]'", id="mesh connect"),
-        pytest.param(MESH, ["doctor", "--worker"], "pipx install --force 'aimesh[mesh]'", id="doctor of a worker", marks=pytest.mark.nightly("long")),
+        pytest.param(
+            MESH, ["doctor", "--worker"], "pipx install --force 'aimesh[mesh]'", id="doctor of a worker", marks=pytest.mark.nightly("long")
+        ),
         pytest.param(SERVER, ["stack", "up", "--ask", "hi"], "pipx install aimesh-server", id="stack"),
         pytest.param(SERVER, ["stack", "--help"], "pipx install aimesh-server", id="help of stack", marks=pytest.mark.nightly("long")),
         pytest.param(SERVER, ["worker"], "pipx install aimesh-server", id="worker", marks=pytest.mark.nightly("long")),
