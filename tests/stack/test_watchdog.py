@@ -241,10 +241,8 @@ async def test_programs_that_hang_together_are_finally_restarted(monkeypatch: py
     assert min(at for _, at in found) >= watchdog.SHARED_SILENCE_SECONDS
 
 
-async def test_program_that_just_ended_is_stopped_without_an_error(tmp_path: Path) -> None:
+async def test_program_that_just_ended_is_stopped_without_an_error() -> None:
     ended = await asyncio.create_subprocess_exec("true")
     await ended.wait()
-    async with asyncio.TaskGroup() as tasks:
-        one = process_keeper.ProcessKeeper(program("", is_service=True), tmp_path / "log", tasks, lambda child: None)
-        await one._end(ended)
+    assert await processes.stop(ended, signal.SIGTERM, 1.0)
     assert ended.returncode == 0

@@ -92,7 +92,7 @@ def _rule(name: str, **labels: str) -> AlertRule:
 # --- objectives -----------------------------------------------------------------------------------------------------
 
 #: Of each long window, the step: coarse enough to be quick, fine enough for the short one.
-_STEPS = {3600: 60, 6 * 3600: 300, 86400: 1200, 3 * 86400: 3600}
+_STEPS = {3600: 100, 6 * 3600: 600, 86400: 2400, 3 * 86400: 7200}
 
 
 def _completed(course: Course, level: float) -> Sequence[Line]:
