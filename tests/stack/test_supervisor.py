@@ -312,3 +312,14 @@ async def test_a_base_backup_is_made_before_an_upgrade_and_a_failing_store_does_
     assert steps == ["asked --once\n"] * 2
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert [said in each for each in errors] == [True] * bool(said)
+
+
+async def test_a_backup_before_an_upgrade_ends_with_the_supervisor(home: StackHome) -> None:
+    agent = program("backup", "sh", "-c", "trap 'sleep 0.2; echo ended; exit 0' TERM; echo begun; while :; do sleep 0.02; done")
+    async with asyncio.TaskGroup() as tasks:
+        backup = tasks.create_task(supervisor.Supervisor(home, StackPlan((agent,), None, None, "f"), tasks, log_days=90)._back_up(agent))
+        async with asyncio.timeout(30):
+            while logged(home, "backup") != "begun\n":
+                await asyncio.sleep(0.02)
+        backup.cancel()
+    assert logged(home, "backup") == "begun\nended\n"
