@@ -19,7 +19,7 @@ import msgspec
 
 from bench import http_load, rivals
 from bench.http_load import Client
-from services.inference import child_process, jobs
+from services.inference import jobs
 from services.inference.backend_interface import Backend, UncountedSink
 from services.inference.backends import llama
 from services.inference.backends.remote import openai
@@ -118,7 +118,7 @@ class _Arrivals(UncountedSink):
 
 async def find_gpus() -> tuple[devices.Device, ...]:
     """Return those that this build of llama.cpp can use."""
-    found = await devices.probe(child_process.inherited()) if devices.flavour() else None
+    found = await devices.probe() if devices.flavour() else None
     return found.devices if found else ()
 
 

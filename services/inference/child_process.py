@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -28,9 +27,7 @@ def inherited(*more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(Path(__file__).parents[2]), "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": SPIN_COUNT}
 
 
-async def start(
-    program: tuple[str, ...], environment: Mapping[str, str]
-) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.StreamWriter]:
+async def start(program: tuple[str, ...]) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.StreamWriter]:
     """Start a program with a socket to this process. Its last arguments are the socket's number and this process's id. Raises OSError."""
     ours, theirs = socket.socketpair()
     with ExitStack() as unconnected:
@@ -39,7 +36,7 @@ async def start(
             process = await asyncio.create_subprocess_exec(
                 *(*program, str(theirs.fileno()), str(os.getpid())),
                 stdin=asyncio.subprocess.DEVNULL,
-                env=dict(environment),
+                env=inherited(),
                 pass_fds=(theirs.fileno(),),
             )
         unconnected.callback(kill, process)

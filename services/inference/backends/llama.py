@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from services.inference import child_process, engine_speed, images
+from services.inference import engine_speed, images
 from services.inference.backend_interface import Backend, Sink, VectorSink, WaitingSink, Watcher
 from services.inference.backends.model_cache import CachedModel, ModelCache, ModelPrograms
 from services.inference.chat.model_chat import ModelChat
@@ -36,7 +36,7 @@ log = logs.get()
 
 Done = TypeVar("Done")
 
-PROGRAMS = ModelPrograms(SupervisedEngine, lambda: ModelChat(child_process.inherited()))
+PROGRAMS = ModelPrograms(SupervisedEngine, ModelChat)
 #: How often the store is read.
 STORE_LOOK_SECONDS = 1.0
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -70,10 +70,8 @@ class _RunningChat:
 class ChatClient:
     """The chat process of one model. Safe to use from many tasks."""
 
-    def __init__(self, template: chat_messages.OpenTemplate, environment: Mapping[str, str], program: tuple[str, ...] = PROGRAM) -> None:
-        """``environment`` is the process's whole environment: without secrets, with PYTHONPATH."""
+    def __init__(self, template: chat_messages.OpenTemplate, program: tuple[str, ...] = PROGRAM) -> None:
         self._template = template
-        self._environment = environment
         self._program = program
         self._turn = asyncio.Lock()
         self._waiting = 0
@@ -169,7 +167,7 @@ class ChatClient:
         await self._end()
         opened = False
         try:
-            self._running = running = _RunningChat(*await child_process.start(self._program, self._environment))
+            self._running = running = _RunningChat(*await child_process.start(self._program))
             running.opened = await running.ask(self._template, START_SECONDS)
             opened = True
             return running

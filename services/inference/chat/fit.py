@@ -7,7 +7,6 @@ without memory for it.
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -24,9 +23,9 @@ FIT_SECONDS = 120.0
 log = logs.get()
 
 
-async def fitted(load: LoadCommand, environment: Mapping[str, str]) -> LoadCommand:
+async def fitted(load: LoadCommand) -> LoadCommand:
     """Return a load with the model divided as llama.cpp says; unchanged if it can't tell, or if even that doesn't fit."""
-    answer = await devices.ask(PROGRAM, environment, FittedModel, seconds=FIT_SECONDS, question=msgspec.msgpack.encode(load))
+    answer = await devices.ask(PROGRAM, FittedModel, seconds=FIT_SECONDS, question=msgspec.msgpack.encode(load))
     if answer is None or not answer.fits:
         return load
     log.info("model_fitted", path=load.path, gpu_layers=answer.gpu_layers, override_tensor=answer.override_tensor)

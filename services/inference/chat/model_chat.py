@@ -1,7 +1,7 @@
 """The chat process of a loaded model, and what a worker wants from it. All replicas of the model share it."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 from services.inference.backend_interface import Sink
@@ -25,9 +25,7 @@ MOST_SPECIAL_CHARACTERS = 1024 * 1024
 
 
 class ModelChat:
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        """``environment`` is the whole environment of the process: without secrets, with PYTHONPATH."""
-        self._environment = environment
+    def __init__(self) -> None:
         self._client: ChatClient | None = None
         self._can: TemplateCapabilities | None = None
         #: See ``Loaded.infill``.
@@ -43,7 +41,7 @@ class ModelChat:
                 raise errors.BadRequest("the vocabulary's special tokens are too long")
             self._infill = loaded.infill
             template = OpenTemplate(loaded.chat_template, loaded.bos, loaded.eos, loaded.special)
-            self._client = ChatClient(template, self._environment)
+            self._client = ChatClient(template)
             self._can = await self._client.open()
             thinks, fills = self._can.supports_thinking, bool(loaded.infill)
             self.abilities = frozenset(({Ability.REASONING} if thinks else set()) | ({Ability.INFILL} if fills else set()))

@@ -8,12 +8,13 @@ import asyncio
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from services.inference import child_process
 from shared.telemetry import logs
 
 #: GPU and integrated GPU in ggml_backend_dev_type.
@@ -101,20 +102,19 @@ def flavour(devices: Path = Path("/dev"), platform: str = sys.platform) -> str |
     return next((name for pattern, name in _DEVICE_FILES if any(devices.glob(pattern))), None)
 
 
-async def probe(environment: Mapping[str, str]) -> FoundDevices | None:
+async def probe() -> FoundDevices | None:
     """Run llama.cpp's device search in a separate process; None if it fails."""
-    return await ask(PROGRAM, environment, FoundDevices, seconds=PROBE_SECONDS)
+    return await ask(PROGRAM, FoundDevices, seconds=PROBE_SECONDS)
 
 
-async def ask(
-    program: tuple[str, ...], environment: Mapping[str, str], kind: type[Answer], *, seconds: float, question: bytes = b""
-) -> Answer | None:
+async def ask(program: tuple[str, ...], kind: type[Answer], *, seconds: float, question: bytes = b"") -> Answer | None:
     """Run a program that may start a GPU's driver; return its answer, or None if it fails."""
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *program, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, env=dict(environment)
-    )
+    process: asyncio.subprocess.Process | None = None
     try:
+        process = await asyncio.create_subprocess_exec(
+            *program, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, env=child_process.inherited()
+        )
         async with asyncio.timeout(seconds):
             answer, _ = await process.communicate(question)
         return msgspec.json.decode(answer, type=kind)
@@ -122,8 +122,8 @@ async def ask(
         log.warning("gpu_probe_failed", program=program[-1], reason=str(error) or "no answer in time")
         return None
     finally:
-        if process.returncode is None:
-            process.kill()
+        if process is not None:
+            child_process.kill(process)
             await process.wait()
 
 

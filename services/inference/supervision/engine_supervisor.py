@@ -128,7 +128,7 @@ class SupervisedEngine:
     async def run(self) -> None:
         """Keep a process running until cancelled, or until it can't be loaded or crashes too often."""
         if self._load.may_fit:
-            self._load = await fit.fitted(self._load, child_process.inherited())
+            self._load = await fit.fitted(self._load)
         while True:
             started = time.monotonic()
             try:
@@ -393,7 +393,7 @@ class SupervisedEngine:
 
     @asynccontextmanager
     async def _process(self) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.StreamWriter]]:
-        process, reader, writer = await child_process.start(self._program, child_process.inherited())
+        process, reader, writer = await child_process.start(self._program)
         self.pid = process.pid
         try:
             yield process, reader, writer

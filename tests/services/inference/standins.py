@@ -138,9 +138,6 @@ class Node:
 class PlainChat(ModelChat):
     """Renders without a process: all texts of a chat, line by line."""
 
-    def __init__(self) -> None:
-        super().__init__({})
-
     async def open(self, loaded: engine_messages.Loaded) -> tuple[str, ...]:
         return ()
 

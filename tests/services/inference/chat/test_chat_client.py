@@ -28,8 +28,8 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool
 
 
 @asynccontextmanager
-async def client(template: str = TEMPLATE, program: tuple[str, ...] = chat_client.PROGRAM, **environment: str) -> AsyncIterator[ChatClient]:
-    chat = ChatClient(OpenTemplate(template), child_process.inherited() | environment, program)
+async def client(template: str = TEMPLATE, program: tuple[str, ...] = chat_client.PROGRAM) -> AsyncIterator[ChatClient]:
+    chat = ChatClient(OpenTemplate(template), program)
     try:
         yield chat
     finally:
@@ -142,12 +142,14 @@ async def test_template_that_crashes_llama_cpp_is_tried_by_jinja() -> None:
 
 @built
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-async def test_large_libraries_leave_the_process_its_memory(tmp_path: Path) -> None:
+async def test_large_libraries_leave_the_process_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of CUDA map more than the process may take besides."""
     (tmp_path / "large.c").write_text("char large[600 << 20];")
     command = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / "large.so"), str(tmp_path / "large.c")]
     await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
-    async with client(LD_PRELOAD=f"{tmp_path}/large.so") as chat:
+    environment = child_process.inherited() | {"LD_PRELOAD": f"{tmp_path}/large.so"}
+    monkeypatch.setattr(child_process, "inherited", lambda: environment)
+    async with client() as chat:
         await chat.open()
         assert (await chat.render(PROMPT)).prompt
 

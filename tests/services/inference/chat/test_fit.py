@@ -1,14 +1,12 @@
 """How llama.cpp divides a model. What it does with a GPU can only be seen on one; here its answers are made up."""
 
 import asyncio
-import os
 import sys
 from contextlib import suppress
 
 import msgspec
 import pytest
 
-from services.inference import child_process
 from services.inference.chat import fit, library
 from services.inference.engine.engine_messages import LoadCommand
 from services.inference.models import model_discovery
@@ -33,7 +31,7 @@ def answer(**fields: object) -> str:
 
 async def test_load_follows_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     program(monkeypatch, answer())
-    fitted = await fit.fitted(LOAD, os.environ)
+    fitted = await fit.fitted(LOAD)
     assert (fitted.gpu_layers, fitted.cpu_experts) == (31, 0)
     assert (fitted.tensor_split, fitted.override_tensor) == ((20.0, 11.0), (r"blk\.1\.ffn=CPU",))
 
@@ -52,17 +50,15 @@ async def test_our_estimate_stays_without_a_better_one(monkeypatch: pytest.Monke
     program(monkeypatch, code)
     monkeypatch.setattr(fit, "FIT_SECONDS", 3.0)
     async with asyncio.timeout(30):
-        assert await fit.fitted(LOAD, os.environ) == LOAD
+        assert await fit.fitted(LOAD) == LOAD
 
 
 @built
 async def test_llama_cpp_leaves_a_model_on_the_processor_alone() -> None:
     """The real program and library, which find no GPU."""
-    environment = child_process.inherited()
-    load = msgspec.structs.replace(LOAD, path=str(model_discovery.packaged()))
-    fitted = await fit.fitted(load, environment)
+    fitted = await fit.fitted(msgspec.structs.replace(LOAD, path=str(model_discovery.packaged())))
     assert (fitted.gpu_layers, fitted.cpu_experts, fitted.tensor_split, fitted.override_tensor) == (-1, 0, (), ())
-    assert await fit.fitted(LOAD, environment) == LOAD, "there is no such model"
+    assert await fit.fitted(LOAD) == LOAD, "there is no such model"
 
 
 async def test_engine_loads_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ async def test_a_gap_is_marked_by_the_models_own_tokens(tmp_path: Path, monkeypa
     with llama_model.opened(LoadCommand(str(tmp_path / "code.gguf"), 1, 128, 1, 0), lambda _: None) as model:
         loaded = model.describe()
         before, behind, fill = loaded.infill
-        chat = ModelChat({})
+        chat = ModelChat()
         chat._infill = loaded.infill
         prompt, rendered = await chat.prepare(job(), ReasoningDefaults())
         assert prompt.text == f"{before}def add(a, b):{behind}print(add(1, 2)){fill}"
@@ -41,7 +41,7 @@ async def test_a_gap_is_marked_by_the_models_own_tokens(tmp_path: Path, monkeypa
 
 
 async def test_a_model_without_such_tokens_refuses_a_gap_and_continues_texts() -> None:
-    chat = ModelChat({})
+    chat = ModelChat()
     with pytest.raises(errors.BadRequest, match="suffix: this model cannot fill gaps"):
         await chat.prepare(job(), ReasoningDefaults())
     prompt, _ = await chat.prepare(job(GAP[:1]), ReasoningDefaults())
