@@ -118,7 +118,7 @@ async def ask(program: tuple[str, ...], kind: type[Answer], *, seconds: float, q
         async with asyncio.timeout(seconds):
             answer, _ = await process.communicate(question)
         return msgspec.json.decode(answer, type=kind)
-    except (TimeoutError, msgspec.MsgspecError) as error:
+    except (TimeoutError, OSError, msgspec.MsgspecError) as error:
         log.warning("gpu_probe_failed", program=program[-1], reason=str(error) or "no answer in time")
         return None
     finally:

@@ -61,6 +61,12 @@ async def test_llama_cpp_leaves_a_model_on_the_processor_alone() -> None:
     assert await fit.fitted(LOAD) == LOAD, "there is no such model"
 
 
+async def test_a_program_that_cannot_be_started_does_not_end_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as on a machine that has no memory, or no number, for another process."""
+    monkeypatch.setattr(fit, "PROGRAM", ("/no/such/program",))
+    assert await fit.fitted(LOAD) == LOAD
+
+
 async def test_engine_loads_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     program(monkeypatch, answer(override_tensor=["x=CUDA9"]))
     load = msgspec.structs.replace(LOAD, path=str(model_discovery.packaged()))
