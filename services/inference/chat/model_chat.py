@@ -28,6 +28,8 @@ class ModelChat:
     def __init__(self) -> None:
         self._client: ChatClient | None = None
         self._can: TemplateCapabilities | None = None
+        #: Held by the first of the replicas that finds the model loaded.
+        self._opening = asyncio.Lock()
         #: See ``Loaded.infill``.
         self._infill: tuple[str, ...] = ()
         #: What the template and the vocabulary are for, also after the model was unloaded.
@@ -36,18 +38,19 @@ class ModelChat:
     async def open(self, loaded: Loaded) -> tuple[str, ...]:
         """Start the process with the template of a loaded model, and return the special tokens that belong to answers. Does nothing the
         second time. Raises BadRequest for a template that isn't usable, and Unavailable if no process starts."""
-        if self._client is None or self._can is None:
-            if sum(map(len, loaded.special)) > MOST_SPECIAL_CHARACTERS:
-                raise errors.BadRequest("the vocabulary's special tokens are too long")
-            self._infill = loaded.infill
-            template = OpenTemplate(loaded.chat_template, loaded.bos, loaded.eos, loaded.special)
-            self._client = ChatClient(template)
-            self._can = await self._client.open()
-            thinks, fills = self._can.supports_thinking, bool(loaded.infill)
-            self.abilities = frozenset(({Ability.REASONING} if thinks else set()) | ({Ability.INFILL} if fills else set()))
-            if self._can.unconfined:
-                log.warning("chat_unconfined", reason=self._can.unconfined)
-        return self._can.shown
+        async with self._opening:
+            if self._client is None:
+                if sum(map(len, loaded.special)) > MOST_SPECIAL_CHARACTERS:
+                    raise errors.BadRequest("the vocabulary's special tokens are too long")
+                self._infill = loaded.infill
+                self._client = ChatClient(OpenTemplate(loaded.chat_template, loaded.bos, loaded.eos, loaded.special))
+            if self._can is None:
+                self._can = await self._client.open()
+                thinks, fills = self._can.supports_thinking, bool(loaded.infill)
+                self.abilities = frozenset(({Ability.REASONING} if thinks else set()) | ({Ability.INFILL} if fills else set()))
+                if self._can.unconfined:
+                    log.warning("chat_unconfined", reason=self._can.unconfined)
+            return self._can.shown
 
     async def prepare(self, job: GenerationJob, defaults: ReasoningDefaults) -> tuple[PreparedPrompt, RenderedPrompt]:
         """Render a job's prompt, and find its grammar. Raises BadRequest, Overloaded, and Unavailable if no process runs."""

@@ -1,14 +1,17 @@
-"""Texts with a gap, of a model that has tokens for them and of one that has none."""
+"""The one chat process of a model, and texts with a gap, of a model that has tokens for them and of one that has none."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.inference.chat import model_chat
+from services.inference.chat.chat_messages import OpenTemplate, TemplateCapabilities
 from services.inference.chat.model_chat import ModelChat
 from services.inference.chat.prompt_plan import ReasoningDefaults
 from services.inference.engine import llama_model
-from services.inference.engine.engine_messages import LoadCommand
+from services.inference.engine.engine_messages import LoadCommand, Loaded
 from services.inference.jobs import check_prompt
 from shared import errors
 from shared.api.generation import SUFFIX_ROLE, ChatMessage, Sampling
@@ -22,6 +25,27 @@ GAP = (ChatMessage("user", "def add(a, b):"), ChatMessage(SUFFIX_ROLE, "print(ad
 
 def job(messages: tuple[ChatMessage, ...] = GAP) -> Any:
     return check_prompt(ModelName("m"), messages, Sampling(raw=True), context_tokens=256, draw_seed=lambda: 1)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_replicas_that_are_loaded_at_the_same_time_start_one_process(monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    started: list[OpenTemplate] = []
+
+    class Client:
+        def __init__(self, template: OpenTemplate) -> None:
+            started.append(template)
+
+        async def open(self) -> TemplateCapabilities:
+            await asyncio.sleep(0)
+            if refused:
+                raise errors.BadRequest("line 1")
+            return TemplateCapabilities(supports_reasoning_effort=False, shown=("<call>",))
+
+    monkeypatch.setattr(model_chat, "ChatClient", Client)
+    chat, loaded = ModelChat(), Loaded("tiny", 256, gpu="", chat_template="{{ x }}", processor="")
+    found = await asyncio.gather(chat.open(loaded), chat.open(loaded), return_exceptions=True)
+    assert len(started) == 1
+    assert [str(one) for one in found] == (["line 1"] * 2 if refused else ["('<call>',)"] * 2)
 
 
 async def test_a_gap_is_marked_by_the_models_own_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
