@@ -110,14 +110,12 @@ class ModelStore:
 
     def _read_pull(self, file: Path) -> ModelPull | None:
         try:
-            with _locked(file.with_suffix(".lock"), _refuse_to_wait):
+            with contextlib.suppress(BlockingIOError), _locked(file.with_suffix(".lock"), _refuse_to_wait):
                 return None
-        except BlockingIOError:
-            pass
-        try:
             with file.open("rb") as opened:
                 return msgspec.json.decode(opened.read(_MAX_REFERENCE_BYTES), type=ModelPull)
         except (OSError, ValueError):
+            # The files of another user can't be opened.
             return None
 
     def check_room(self, more_bytes: int) -> None:

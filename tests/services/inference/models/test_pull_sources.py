@@ -471,6 +471,13 @@ def test_running_pulls_are_seen_by_other_processes_until_they_end(store: ModelSt
     assert store.pulls() == ()
 
 
+def test_files_that_cannot_be_opened_are_no_pulls(store: ModelStore) -> None:
+    """Such as those of `sudo aicli models pull`. The worker looks every two seconds, and an error would end it."""
+    (store._root / "partial/x.progress").write_text("{}")
+    (store._root / "partial/x.lock").mkdir()
+    assert store.pulls() == ()
+
+
 def test_interrupted_pull_is_not_running(store: ModelStore, hub: FakeHub) -> None:
     hub.add_repository("org/model", {"model.gguf": BODY})
     path = f"/org/model/resolve/{'a' * 40}/model.gguf"
