@@ -63,6 +63,16 @@ class UncountedSink:
         """Does nothing."""
 
 
+class CollectedChunks(UncountedSink):
+    """Keeps an answer; ``max_tokens`` bounds its size."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+
+    async def send(self, item: Chunk) -> None:
+        self.chunks.append(item)
+
+
 class AnswerStopped(Exception):
     """One of several answers has ended for its reader, before it ended for the engine."""
 

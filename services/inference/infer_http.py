@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from services.inference.backend_interface import Sink, UncountedSink, VectorSink
+from services.inference.backend_interface import CollectedChunks, Sink, UncountedSink, VectorSink
 from shared import context, errors
 from shared.api import embedding
 from shared.api.embedding import Embedded, GivenInput, Vectors
@@ -146,9 +146,9 @@ class InferHttp:
             raise errors.UnsupportedMedia("/infer only accepts application/json")
 
     async def _answer(self, body: WorkerInferBody, receive: Receive, send: Send) -> None:
-        collected = _CollectedAnswer()
+        collected = CollectedChunks()
         generation = await _while_connected(self._run(body, collected), receive)
-        text, thoughts = "".join(collected.texts), "".join(collected.thoughts)
+        text, thoughts = "".join(chunk.text for chunk in collected.chunks), "".join(chunk.reasoning for chunk in collected.chunks)
         answer = InferAnswer(text, generation.finish_reason, _usage(generation.usage), thoughts)
         await http_server.respond(send, 200, msgspec.json.encode(answer))
 
@@ -178,18 +178,6 @@ class InferHttp:
 
 class _ClientGone(Exception):
     """The client closed the connection."""
-
-
-class _CollectedAnswer(UncountedSink):
-    """Collects an answer; ``max_tokens`` bounds its size."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.thoughts: list[str] = []
-
-    async def send(self, item: Chunk) -> None:
-        self.texts.append(item.text)
-        self.thoughts.append(item.reasoning)
 
 
 class _CollectedVectors(UncountedSink):

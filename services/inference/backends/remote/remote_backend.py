@@ -13,10 +13,10 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from services.inference.backend_interface import AnswerSink, Backend, ServerState, Sink, VectorSink
+from services.inference.backend_interface import AnswerSink, Backend, CollectedChunks, ServerState, Sink, VectorSink
 from services.inference.backends.remote import http_server_client, remote_models
 from services.inference.backends.remote.remote_models import UpstreamLoad
-from services.inference.backends.remote.remote_server import ModelServer, ProbeReader
+from services.inference.backends.remote.remote_server import ModelServer
 from services.inference.jobs import EmbeddingJob, GenerationJob
 from shared import errors
 from shared.api.embedding import Embedded
@@ -130,7 +130,7 @@ class RemoteBackend(Backend):
         return await self._ask(job.model, lambda one, attempts: one.embed(job, progress, attempts), progress)
 
     async def moderate(self, request: Moderate) -> Moderated:
-        return await self._ask(request.model, lambda one, attempts: one.moderate(request, attempts), _Progress(ProbeReader()))
+        return await self._ask(request.model, lambda one, attempts: one.moderate(request, attempts), _Progress(CollectedChunks()))
 
     async def _ask(self, model: ModelName, run: Callable[[ModelServer, int], Awaitable[T]], progress: _Progress[Any]) -> T:
         """Run a job on the best server, and on the next one if that fails and another can take over. Only the last retries."""

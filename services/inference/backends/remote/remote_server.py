@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from services.inference.backend_interface import Sink, UncountedSink, VectorSink
+from services.inference.backend_interface import CollectedChunks, Sink, VectorSink
 from services.inference.backends.remote import (
     http_server_client,
     remote_models,
@@ -97,16 +97,6 @@ class _AnswerPlan:
 def _continuation(api: TokenApi, chat: JsonObject, prompt: TokenIds, delivered: TokenIds) -> _AnswerPlan:
     body = msgspec.json.encode(api.continuation(chat, prompt + delivered))
     return _AnswerPlan(api.path, body, api.assembly(1, str, has_ids=True), prompt, has_ids=True)
-
-
-class ProbeReader(UncountedSink):
-    """Keeps the answers to a probe."""
-
-    def __init__(self) -> None:
-        self.chunks: list[Chunk] = []
-
-    async def send(self, item: Chunk) -> None:
-        self.chunks.append(item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +218,7 @@ class RemoteServer(ModelServer):
         parameters = Parameters(temperature=0.0, top_p=1.0, top_k=0, seed=0)
         job = GenerationJob(listed.name, (ChatMessage("user", "Hello"),), parameters)
         chat = self.api.chat_request(self.watch.dialect, listed.own_name, job, 1)
-        prompt, seen = await api.render(partial(self._ask, 1), chat), ProbeReader()
+        prompt, seen = await api.render(partial(self._ask, 1), chat), CollectedChunks()
         plan = self._plan_chat(job, chat | (api.in_chats or {}), prompt, has_ids=api.in_chats is not None)
         await self._pass_on(plan, seen, 1)
         thinks = not any(chunk.text for chunk in seen.chunks)
