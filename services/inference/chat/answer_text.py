@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from services.inference.chat.chat_messages import ChatRefused, ParsedAnswer, ParsedCall, RenderedPrompt
+from services.inference.chat.stop_sequences import beginning_at_end
 
 #: llama.cpp's parser recurses, and deep brackets end its process. From here on the text is content.
 MAX_NESTING = 64
@@ -161,7 +162,7 @@ class AnswerSeparator:
             limit, reply = yield from self._longest(text, limit)
         pieces = self._take(text, reply, last=False) if isinstance(reply, ParsedAnswer) else ()
         self.failed, self._known, limit = True, len(text), limit if isinstance(reply, ParsedAnswer) else self._known
-        behind = limit - len(self._held(text[:limit])) if self._calls else self._end
+        behind = limit - len(beginning_at_end(text[:limit], self._marks.words)) if self._calls else self._end
         return (*pieces, *_content(text[behind:]))
 
     def _longest(self, text: str, limit: int) -> Generator[str, ParseReply, tuple[int, ParseReply]]:
@@ -200,19 +201,13 @@ class AnswerSeparator:
     def _finish(self, text: str, read: ParsedAnswer) -> tuple[SeparatedPiece, ...]:
         """Return what only the end of the answer settles: spaces, and what looked like the beginning of a mark and was none."""
         left, channel = text[self._end :], self._last_channel()
-        seemed_mark = left.strip() != "" and self._held(left.strip()) == left.strip()
+        seemed_mark = left.strip() != "" and beginning_at_end(left.strip(), self._marks.words) == left.strip()
         if read.calls or not (seemed_mark or (not left.strip() and left and channel is TextChannel.CONTENT)):
             return ()
         return (SeparatedPiece(channel or TextChannel.CONTENT, left),)
 
     def _last_channel(self) -> TextChannel | None:
         return next((channel for channel in (TextChannel.CONTENT, TextChannel.REASONING) if self._sent[channel].tail), None)
-
-    def _held(self, text: str) -> str:
-        """Return the end of the text that may be the beginning of a mark."""
-        longest = max(map(len, self._marks.words), default=1) - 1
-        ends = (text[start:] for start in range(max(0, len(text) - longest), len(text)))
-        return next((end for end in ends if any(word.startswith(end) and word != end for word in self._marks.words)), "")
 
 
 def _content(text: str) -> tuple[SeparatedPiece, ...]:

@@ -1,5 +1,14 @@
 """Searches an answer for stop sequences.  Pure."""
 
+from collections.abc import Collection
+
+
+def beginning_at_end(text: str, words: Collection[str]) -> str:
+    """Return the longest end of the text that may be the beginning of a word; empty if there is none."""
+    longest = max(map(len, words), default=1) - 1
+    ends = (text[start:] for start in range(max(0, len(text) - longest), len(text)))
+    return next((end for end in ends if any(word.startswith(end) and word != end for word in words)), "")
+
 
 class StopSequences:
     """Searches a text for the earliest of several stop sequences, however the text is split into pieces."""
@@ -16,7 +25,7 @@ class StopSequences:
         self._held += text
         found = [at for at in (self._held.find(sequence) for sequence in self._sequences) if at >= 0]
         self.stopped = self.stopped or bool(found)
-        cut = min(found) if found else len(self._held) - self._longest_beginning()
+        cut = min(found) if found else len(self._held) - len(beginning_at_end(self._held, self._sequences))
         shown, self._held = self._held[:cut], "" if found else self._held[cut:]
         return shown
 
@@ -24,11 +33,3 @@ class StopSequences:
         """Return the text that was held back, at the end."""
         held, self._held = self._held, ""
         return held
-
-    def _longest_beginning(self) -> int:
-        """Return the length of the longest suffix of the held text that is a prefix of a stop sequence."""
-        longest = max((len(sequence) for sequence in self._sequences), default=0)
-        for length in range(min(longest - 1, len(self._held)), 0, -1):
-            if any(sequence.startswith(self._held[-length:]) for sequence in self._sequences):
-                return length
-        return 0

@@ -13,6 +13,7 @@ import msgspec
 from services.inference.backends.remote.openai_answer import AnswerAssembly, AnswerChoice, AnswerStep, WrongIds
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.token_counts import ReportedUsage
+from services.inference.chat.stop_sequences import beginning_at_end
 from services.inference.jobs import GenerationJob
 from services.inference.upstreams import Dialect
 from shared.telemetry import logs
@@ -155,7 +156,7 @@ async def ends_between_characters(ask: Ask, model: object, delivered: TokenIds, 
     """Whether no text of these tokens is held back: neither a part of a character nor the beginning of a stop sequence."""
     reply = await ask("/detokenize", {"model": model, "tokens": delivered}, _Rendered)
     text = reply.prompt or reply.content
-    return not text.endswith("\ufffd") and not any(text.endswith(stop[:length]) for stop in stops for length in range(1, len(stop)))
+    return not text.endswith("\ufffd") and not beginning_at_end(text, stops)
 
 
 async def _by_vllm(ask: Ask, chat: JsonObject) -> TokenIds:
