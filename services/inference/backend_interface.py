@@ -81,16 +81,6 @@ class AnswersEnded(Exception):
     """All answers have ended for their reader, perhaps before they ended for the engine."""
 
 
-class WaitingSink(UncountedSink):
-    """Passes the progress messages of a model's load on to a reader of vectors, whose own sink accepts them."""
-
-    def __init__(self, sink: VectorSink) -> None:
-        self._sink = sink
-
-    async def send(self, item: Chunk) -> None:
-        await self._sink.send(Vectors(waiting=item.waiting))
-
-
 @dataclass(frozen=True, slots=True)
 class ServerState:
     #: Whether it answers.

@@ -12,8 +12,8 @@ from typing import TypeVar
 import msgspec
 
 from services.inference import engine_speed, images
-from services.inference.backend_interface import Backend, Sink, VectorSink, WaitingSink, Watcher
-from services.inference.backends.model_cache import CachedModel, ModelCache, ModelPrograms
+from services.inference.backend_interface import Backend, Sink, VectorSink, Watcher
+from services.inference.backends.model_cache import CachedModel, ModelCache, ModelPrograms, SendWaiting
 from services.inference.chat.model_chat import ModelChat
 from services.inference.chat.prompt_plan import ReasoningDefaults
 from services.inference.engine import engine_messages, gguf_header
@@ -26,9 +26,9 @@ from services.inference.models.model_files import KnownDigests
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api import generation
-from shared.api.embedding import Embedded
+from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation
-from shared.api.inference import Conversion, Detokenize, ModelState, ModelStatus, Tokenize
+from shared.api.inference import Chunk, Conversion, Detokenize, ModelState, ModelStatus, Tokenize
 from shared.telemetry import logs
 from shared.types import Ability, ModelName
 
@@ -110,12 +110,12 @@ class LlamaBackend(Backend):
         # Prompts without a salt share nothing.
         salt = f"{job.adapter}:{job.salt}"
         prefixes = generation.hash_prefixes(job.messages, salt, job.requested.tools) if job.salt and entry.replicas != 1 else ()
-        return await self._run(job.model, sink, work, prefixes)
+        return await self._run(job.model, lambda reason: sink.send(Chunk("", (), waiting=reason)), work, prefixes)
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         if (base := self._cache.get(job.model).entry.name) != job.model:
             raise errors.BadRequest(f"{job.model} is an adapter, which only generates text", hint=f"use {base}")
-        return await self._run(job.model, WaitingSink(sink), lambda engine: engine.embed(job, sink))
+        return await self._run(job.model, lambda reason: sink.send(Vectors(waiting=reason)), lambda engine: engine.embed(job, sink))
 
     async def convert(self, request: Conversion) -> bytes:
         cached = self._cache.get(request.model)
@@ -132,9 +132,9 @@ class LlamaBackend(Backend):
             return rendered.encode("utf-8", "replace")
 
     async def _run(
-        self, model: ModelName, sink: Sink, work: Callable[[SupervisedEngine], Awaitable[Done]], prefixes: Sequence[bytes] = ()
+        self, model: ModelName, send: SendWaiting, work: Callable[[SupervisedEngine], Awaitable[Done]], prefixes: Sequence[bytes] = ()
     ) -> Done:
-        """Run one job on an engine when it is its turn. ``sink`` gets messages about the wait."""
+        """Run one job on an engine when it is its turn."""
         cached = self._cache.get(model)
         model, limits = cached.entry.name, cached.limits
         limits.enter()
@@ -142,7 +142,7 @@ class LlamaBackend(Backend):
         # A load doesn't count, because the next job won't need it; a job that never started counts with the mean.
         seconds = limits.mean_seconds
         try:
-            async with self._cache.place(model, sink, prefixes) as engine:
+            async with self._cache.place(model, send, prefixes) as engine:
                 started = time.monotonic()
                 try:
                     return await work(engine)

@@ -7,14 +7,14 @@ import asyncio
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import assert_never
 
 import msgspec
 
-from services.inference.backend_interface import Sink, Watcher
+from services.inference.backend_interface import Watcher
 from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
 from services.inference.models import load_plan, memory
@@ -36,7 +36,7 @@ from services.inference.models.quantities import MemoryBytes
 from services.inference.queue_limits import QueueLimits
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
-from shared.api.inference import Chunk, ModelState
+from shared.api.inference import ModelState
 from shared.node import lifecycle
 from shared.telemetry import logs
 from shared.types import ModelName
@@ -54,6 +54,8 @@ MAX_PREFIXES = 6_400
 
 _Answer = AdmitStep | RefuseStep
 StartEngine = Callable[[ModelName, engine_messages.LoadCommand, Watcher, ModelChat], SupervisedEngine]
+#: Tells a caller why it waits.
+SendWaiting = Callable[[str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,12 +267,12 @@ class ModelCache:
         return self._models[self._bases.get(model, model)]
 
     @asynccontextmanager
-    async def place(self, model: ModelName, sink: Sink | None, prefixes: Sequence[bytes] = ()) -> AsyncIterator[SupervisedEngine]:
-        """Wait for a loaded engine for one job with these prefixes; ``sink`` gets messages about the wait. Raises Unavailable."""
+    async def place(self, model: ModelName, send: SendWaiting | None, prefixes: Sequence[bytes] = ()) -> AsyncIterator[SupervisedEngine]:
+        """Wait for a loaded engine for one job with these prefixes. Raises Unavailable."""
         with self._using(model) as cached:
             if cached.managed.stage in (Stage.UNLOADED, Stage.UNLOADING):
-                await self._ensure_served(cached, sink)
-            await self._admit(cached, sink)
+                await self._ensure_served(cached, send)
+            await self._admit(cached, send)
             try:
                 if not cached.replicas:
                     raise errors.Unavailable(f"{model} just failed: {self.state(cached)[1]}", hint="try again", retry_after_seconds=1.0)
@@ -386,23 +388,23 @@ class ModelCache:
         if cached.plan is not None:
             self._core.set_need(entry.name, cached.plan.total)
 
-    async def _ensure_served(self, cached: CachedModel, sink: Sink | None) -> None:
+    async def _ensure_served(self, cached: CachedModel, send: SendWaiting | None) -> None:
         """Wait for the checks of the model's file. Raises Unavailable if it can't be served."""
         looking = self._tasks.create_task(cached.ensure_served())
         try:
-            await self._report_waiting(looking, sink, lambda: f"{cached.entry.name}: {cached.file.step}")
+            await self._report_waiting(looking, send, lambda: f"{cached.entry.name}: {cached.file.step}")
         finally:
             looking.cancel()
         if problem := cached.file.problem:
             raise errors.Unavailable(f"{cached.entry.name} cannot be served here: {problem}", hint="another worker may have it")
 
-    async def _admit(self, cached: CachedModel, sink: Sink | None) -> None:
+    async def _admit(self, cached: CachedModel, send: SendWaiting | None) -> None:
         """Wait until the model is loaded and the caller's job is counted. Raises Unavailable."""
         model, caller = cached.entry.name, next(self._numbers)
         answer = self._callers[caller] = asyncio.get_running_loop().create_future()
         self._act(self._core.wanted(model, caller, time.monotonic()))
         try:
-            await self._report_waiting(answer, sink, lambda: self._waits_for(cached))
+            await self._report_waiting(answer, send, lambda: self._waits_for(cached))
         except BaseException:
             # The caller is gone, perhaps at the moment when it was admitted.
             if self._callers.pop(caller, None) is not None:
@@ -418,14 +420,14 @@ class ModelCache:
             )
 
     async def _report_waiting(
-        self, awaited: "asyncio.Future[_Answer] | asyncio.Task[None]", sink: Sink | None, describe: Callable[[], str]
+        self, awaited: "asyncio.Future[_Answer] | asyncio.Task[None]", send: SendWaiting | None, describe: Callable[[], str]
     ) -> None:
         """Wait, and send the caller a message whenever the reason for the wait changes."""
         reported = ""
         while not (await asyncio.wait([awaited], timeout=PROGRESS_SECONDS))[0]:
             text = describe()
-            if sink is not None and text != reported:
-                await sink.send(Chunk("", (), waiting=text))
+            if send is not None and text != reported:
+                await send(text)
                 reported = text
 
     def _waits_for(self, cached: CachedModel) -> str:
