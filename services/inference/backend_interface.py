@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
 
 from services.inference.engine_speed import EngineSpeed
-from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.jobs import GenerationJob
 from shared import errors
-from shared.api.embedding import Embedded, Vectors
+from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, Conversion, ModelStatus, Moderate, Moderated
 from shared.types import ModelName
@@ -109,7 +109,7 @@ class Backend(ABC):
     def expected_wait_seconds(self) -> float:
         """Estimate the queueing time of a new job on the busiest model."""
 
-    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+    async def embed(self, job: Embed, sink: VectorSink) -> Embedded:
         """Compute the vectors of all texts, in order. Raises BadRequest, Overloaded, Unavailable or ModelCrashed. Cancelling the
         task stops it within one batch."""
         raise errors.UnknownMethod(f"the backend {self.name} has no embeddings", hint="use a worker with another backend")

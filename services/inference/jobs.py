@@ -135,16 +135,7 @@ def _check_messages(messages: tuple[ChatMessage, ...], *, is_raw: bool = False) 
             raise errors.BadRequest(f"messages[{position}].role must be one of {', '.join(ROLES)}, not {message.role[:40]!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingJob:
-    model: ModelName
-    inputs: tuple[EmbeddingInput, ...]
-    dimensions: int | None = None
-    #: Rank the inputs by it.
-    query: str | None = None
-
-
-def check_texts(model: ModelName, request: embedding.Embed) -> EmbeddingJob:
+def check_texts(request: embedding.Embed) -> None:
     """Raises BadRequest, which names the field. The gateway checks the same, but a worker trusts no caller."""
     if not 0 < len(request.inputs) <= embedding.MAX_INPUTS:
         raise errors.BadRequest(f"input holds {len(request.inputs)} texts; 1 to {embedding.MAX_INPUTS} are allowed")
@@ -153,7 +144,6 @@ def check_texts(model: ModelName, request: embedding.Embed) -> EmbeddingJob:
         raise errors.BadRequest("query and documents must be texts, and query must not be empty")
     if request.dimensions is not None and not 0 < request.dimensions <= embedding.MAX_DIMENSIONS:
         raise errors.BadRequest(f"dimensions must be from 1 to {embedding.MAX_DIMENSIONS}, not {request.dimensions}")
-    return EmbeddingJob(model, request.inputs, request.dimensions, request.query)
 
 
 def check_moderation(request: inference.Moderate) -> None:

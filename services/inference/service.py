@@ -241,15 +241,14 @@ class InferenceService:
         model = status.model_id
         if status.only_moderates:
             raise errors.BadRequest(f"{model} only moderates", hint="use another model")
-        job = jobs.check_texts(model, request)
+        jobs.check_texts(request)
         called, operation = (embedding.embed, "embeddings") if request.query is None else (embedding.rank, "rerank")
         with self._answers.serving(operation, called.name.partition(".")[2], model) as served:
             try:
-                embedded = await self._backend.embed(job, sink)
+                embedded = await self._backend.embed(msgspec.structs.replace(request, model=model), sink)
             finally:
-                log.info(
-                    "embedding ended", operation=operation, model=model, texts=len(job.inputs), milliseconds=round(served.seconds * 1000)
-                )
+                milliseconds = round(served.seconds * 1000)
+                log.info("embedding ended", operation=operation, model=model, texts=len(request.inputs), milliseconds=milliseconds)
             served.input_tokens = embedded.prompt_tokens
         return embedded
 

@@ -9,10 +9,9 @@ import pytest
 from services.inference.backends import echo
 from services.inference.backends.remote import openai
 from services.inference.backends.remote.remote_backend import RemoteBackend
-from services.inference.jobs import EmbeddingJob
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
-from shared.api.embedding import Embedded
+from shared.api.embedding import Embed, Embedded
 from shared.api.generation import Generation, Usage
 from shared.api.inference import ModelState
 from shared.types import FinishReason, ModelName
@@ -20,7 +19,7 @@ from tests import stacks
 from tests.people import Person
 from tests.services.inference import asked, standins
 from tests.services.inference.standins import Reader, Watch
-from tests.services.inference.vector_reader import VectorReader
+from tests.services.inference.vector_reader import VectorReader, texts_for
 from tests.stacks import RunningStack
 
 
@@ -60,7 +59,7 @@ async def test_an_answer_comes_in_pieces_with_exact_counts(
 
 async def test_vectors_of_the_other_mesh_are_those_of_its_model(backend: RemoteBackend) -> None:
     texts = tuple(f"text number {number}" for number in range(70))
-    asked_for = EmbeddingJob(ModelName("house/echo"), texts, 8)
+    asked_for = texts_for(ModelName("house/echo"), texts, 8)
     here, there = VectorReader(), VectorReader()
     assert await backend.embed(asked_for, here) == Embedded(8, 3 * 70)
     async with echo.opened(0, 4, Watch()) as model:
@@ -71,11 +70,11 @@ async def test_vectors_of_the_other_mesh_are_those_of_its_model(backend: RemoteB
 @pytest.mark.parametrize(
     ("job", "said"),
     [
-        pytest.param(EmbeddingJob(ModelName("house/echo"), ("a", " ")), r"input\[1\] has 0 tokens", id="the other worker's words"),
-        pytest.param(EmbeddingJob(ModelName("house/echo"), ("a",), 17), "dimensions is 17; this model's vectors have 16", id="our own"),
+        pytest.param(texts_for(ModelName("house/echo"), ("a", " ")), r"input\[1\] has 0 tokens", id="the other worker's words"),
+        pytest.param(texts_for(ModelName("house/echo"), ("a",), 17), "dimensions is 17; this model's vectors have 16", id="our own"),
     ],
 )
-async def test_texts_that_are_refused_there_are_refused_here(backend: RemoteBackend, job: EmbeddingJob, said: str) -> None:
+async def test_texts_that_are_refused_there_are_refused_here(backend: RemoteBackend, job: Embed, said: str) -> None:
     with pytest.raises(errors.BadRequest, match=said):
         await backend.embed(job, VectorReader())
 

@@ -14,10 +14,10 @@ from services.inference.chat.stop_sequences import StopSequences
 from services.inference.engine import sampling, sequence
 from services.inference.engine.embedding_loop import Pooled
 from services.inference.engine.gguf_header import PoolingKind
-from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.jobs import GenerationJob
 from services.inference.queue_limits import QueueLimits
 from shared import errors
-from shared.api.embedding import Embedded, EmbeddingInput, Vectors
+from shared.api.embedding import Embed, Embedded, EmbeddingInput, Vectors
 from shared.api.generation import Generation, Usage
 from shared.api.inference import TOKEN_BYTES, Chunk, Conversion, Detokenize, ModelState, ModelStatus, Tokenize
 from shared.types import FinishReason, ModelName
@@ -99,7 +99,7 @@ class EchoBackend(Backend):
                 return Generation(reason, Usage(prompt_tokens, count - replayed, reasoning_tokens=sum(thoughts[replayed:count])))
         raise AssertionError("the prompt has at least one word, and max_tokens is at least 1")
 
-    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+    async def embed(self, job: Embed, sink: VectorSink) -> Embedded:
         """Texts that share words have similar vectors, and a text is as relevant as the share of the query's words that it has."""
         dimensions = job.dimensions or DIMENSIONS
         if dimensions > DIMENSIONS:

@@ -19,14 +19,14 @@ from services.inference.chat.prompt_plan import ReasoningDefaults
 from services.inference.engine import engine_messages, gguf_header
 from services.inference.engine.gguf_header import PoolingKind
 from services.inference.engine_speed import EngineSpeed
-from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.jobs import GenerationJob
 from services.inference.models import catalog, memory
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.model_files import KnownDigests
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api import generation
-from shared.api.embedding import Embedded, Vectors
+from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, Conversion, Detokenize, ModelState, ModelStatus, Tokenize
 from shared.telemetry import logs
@@ -112,7 +112,7 @@ class LlamaBackend(Backend):
         prefixes = generation.hash_prefixes(job.messages, salt, job.requested.tools) if job.salt and entry.replicas != 1 else ()
         return await self._run(job.model, lambda reason: sink.send(Chunk("", (), waiting=reason)), work, prefixes)
 
-    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+    async def embed(self, job: Embed, sink: VectorSink) -> Embedded:
         if (base := self._cache.get(job.model).entry.name) != job.model:
             raise errors.BadRequest(f"{job.model} is an adapter, which only generates text", hint=f"use {base}")
         return await self._run(job.model, lambda reason: sink.send(Vectors(waiting=reason)), lambda engine: engine.embed(job, sink))

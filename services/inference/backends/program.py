@@ -8,18 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
+import msgspec
+
 from services.inference import child_process
 from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.backends.remote import openai
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
-from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.jobs import GenerationJob
 from services.inference.models.catalog import CatalogEntry
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from services.inference.upstreams import Upstream
 from shared import errors
-from shared.api.embedding import Embedded
+from shared.api.embedding import Embed, Embedded
 from shared.api.generation import Generation
 from shared.api.inference import ModelState
 
@@ -48,9 +50,9 @@ class ProgramEngine(SupervisedEngine):
         server = self._ready_server()
         return await server.generate(replace(job, model=server.models()[0].model_id), sink)
 
-    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+    async def embed(self, job: Embed, sink: VectorSink) -> Embedded:
         server = self._ready_server()
-        return await server.embed(replace(job, model=server.models()[0].model_id), sink)
+        return await server.embed(msgspec.structs.replace(job, model=server.models()[0].model_id), sink)
 
     def _ready_server(self) -> RemoteBackend:
         if self._server is None:

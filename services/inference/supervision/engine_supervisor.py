@@ -25,11 +25,11 @@ from services.inference.chat import fit
 from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
 from services.inference.engine_speed import EngineSpeed, StepMeter
-from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.jobs import GenerationJob
 from services.inference.supervision import engine_calls, poison_requests
 from services.inference.supervision.poison_requests import PoisonRequests, RequestSuspicion
 from shared import errors
-from shared.api.embedding import Embedded
+from shared.api.embedding import Embed, Embedded
 from shared.api.generation import Generation
 from shared.api.inference import ModelState
 from shared.telemetry import logs
@@ -194,9 +194,9 @@ class SupervisedEngine:
         if self._writer is not writer:
             raise errors.Unavailable(f"the engine of {self._model} was started again", hint="try again", retry_after_seconds=1.0)
 
-    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+    async def embed(self, job: Embed, sink: VectorSink) -> Embedded:
         """Raises as ``generate``."""
-        fingerprint = poison_requests.text_fingerprint(job)
+        fingerprint = poison_requests.text_fingerprint(job.model, job.inputs, job.dimensions, job.query)
         async with self._turn(fingerprint) as turn:
             call = engine_calls.EmbeddingCall(fingerprint, turn, len(job.inputs))
             with self._submitted(engine_messages.EmbedTexts(next(self._ids), job.inputs, job.dimensions, job.query), call):

@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 import msgspec
 
-from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.jobs import GenerationJob
 
 #: A hundred bytes each; enough for thirty crashes of a full engine.
 MOST_SUSPECTS = 1000
@@ -42,8 +42,8 @@ def fingerprint(job: GenerationJob) -> bytes:
     return hashlib.sha256(_encoder.encode((job.model, job.messages, requested))).digest()
 
 
-def text_fingerprint(job: EmbeddingJob | str | bytes) -> bytes:
-    return hashlib.sha256(_encoder.encode(job)).digest()
+def text_fingerprint(*what: object) -> bytes:
+    return hashlib.sha256(_encoder.encode(what)).digest()
 
 
 class PoisonRequests:

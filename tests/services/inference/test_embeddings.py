@@ -13,7 +13,6 @@ from services.inference.backend_interface import Backend
 from services.inference.backends import echo, llama
 from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
-from services.inference.jobs import EmbeddingJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Defaults
 from services.inference.models.model_discovery import DEFAULT_MODEL
@@ -22,12 +21,12 @@ from shared.api.embedding import Embed, Embedded
 from shared.api.inference import ModelState
 from shared.context import new_request_id
 from tests.services.inference.standins import Node, Reader, Watch, job, until, worker
-from tests.services.inference.vector_reader import VectorReader, of_one_text
+from tests.services.inference.vector_reader import VectorReader, of_one_text, texts_for
 
 
 async def embed(backend: LlamaBackend, *inputs: str, dimensions: int | None = None) -> tuple[VectorReader, Embedded]:
     reader = VectorReader()
-    return reader, await backend.embed(EmbeddingJob(DEFAULT_MODEL, inputs, dimensions), reader)
+    return reader, await backend.embed(texts_for(DEFAULT_MODEL, inputs, dimensions), reader)
 
 
 # --- echo ---------------------------------------------------------------------------------------------------------------
@@ -59,24 +58,24 @@ async def backend(running: LlamaBackend) -> LlamaBackend:
 async def test_echo_vectors_depend_on_the_words(echoing: echo.EchoBackend) -> None:
     reader = VectorReader()
     texts = ("one two three", "three  one\ntwo", "four five six", "one")
-    embedded = await echoing.embed(EmbeddingJob(echo.MODEL, texts), reader)
+    embedded = await echoing.embed(texts_for(echo.MODEL, texts), reader)
     assert (embedded.dimensions, embedded.prompt_tokens, reader.prompt_tokens) == (16, 10, 10)
     assert [math.hypot(*vector) for vector in reader.vectors] == pytest.approx([1] * 4, abs=1e-6)
     assert reader.vectors[0] == reader.vectors[1] != reader.vectors[2]
     ids = VectorReader()
-    await echoing.embed(EmbeddingJob(echo.MODEL, (tuple(map(echo.token_id, ("one", "two", "three"))),)), ids)
+    await echoing.embed(texts_for(echo.MODEL, (tuple(map(echo.token_id, ("one", "two", "three"))),)), ids)
     assert ids.vectors == reader.vectors[:1]
 
 
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        pytest.param(EmbeddingJob(echo.MODEL, ("a", " ")), r"input\[1\] has 0 tokens", id="a text without words"),
-        pytest.param(EmbeddingJob(echo.MODEL, ("a " * 131_073,)), "131073 tokens", id="a text over the context"),
-        pytest.param(EmbeddingJob(echo.MODEL, ("a",), 17), "dimensions is 17", id="more dimensions than there are"),
+        pytest.param(texts_for(echo.MODEL, ("a", " ")), r"input\[1\] has 0 tokens", id="a text without words"),
+        pytest.param(texts_for(echo.MODEL, ("a " * 131_073,)), "131073 tokens", id="a text over the context"),
+        pytest.param(texts_for(echo.MODEL, ("a",), 17), "dimensions is 17", id="more dimensions than there are"),
     ],
 )
-async def test_echo_refuses_like_a_model(echoing: echo.EchoBackend, job: EmbeddingJob, message: str) -> None:
+async def test_echo_refuses_like_a_model(echoing: echo.EchoBackend, job: Embed, message: str) -> None:
     with pytest.raises(errors.BadRequest, match=message):
         await echoing.embed(job, VectorReader())
 
@@ -150,7 +149,7 @@ async def test_engine_computes_vectors_while_it_answers(backend: LlamaBackend) -
 async def test_canceled_request_leaves_the_engine_to_others(backend: LlamaBackend) -> None:
     pid = backend.engine_pid(DEFAULT_MODEL)
     reader = VectorReader()
-    task = asyncio.create_task(backend.embed(EmbeddingJob(DEFAULT_MODEL, MANY * 6), reader))
+    task = asyncio.create_task(backend.embed(texts_for(DEFAULT_MODEL, MANY * 6), reader))
     await reader.first.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -184,7 +183,7 @@ async def test_engine_crash_ends_the_request_with_one_error(backend: LlamaBacken
     pid = backend.engine_pid(DEFAULT_MODEL)
     assert pid is not None
     reader = VectorReader()
-    task = asyncio.create_task(backend.embed(EmbeddingJob(DEFAULT_MODEL, MANY * 6), reader))
+    task = asyncio.create_task(backend.embed(texts_for(DEFAULT_MODEL, MANY * 6), reader))
     await reader.first.wait()
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(errors.ModelCrashed, match="the engine of smollm2 was killed by signal 9 during this request"):

@@ -10,7 +10,7 @@ import pytest
 
 from services.inference import announcements
 from services.inference.announcements import Announcements, WorkerPause
-from services.inference.backend_interface import Backend, Sink
+from services.inference.backend_interface import Backend, Sink, VectorSink
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import GenerationJob
 from services.inference.models.model_discovery import packaged
@@ -19,6 +19,7 @@ from services.inference.settings import InferenceSettings
 from shared import errors
 from shared.api import inference
 from shared.api import node as node_api
+from shared.api.embedding import Embed, Embedded
 from shared.api.generation import ChatMessage, Generation, ImagePart, Usage
 from shared.api.inference import ModelState, ModelStatus
 from shared.context import new_request_id
@@ -27,6 +28,7 @@ from shared.rpc import RpcCall, StreamCall
 from shared.types import Ability, FinishReason, ModelName, Role
 from tests.services.inference import asked
 from tests.services.inference.standins import Node, Reader, until
+from tests.services.inference.vector_reader import VectorReader, texts_for
 
 ECHO = ModelName("echo")
 
@@ -332,6 +334,10 @@ class OnDisk(Backend):
         self.called.append(f"generate {job.model}")
         return Generation(FinishReason.STOP, Usage(1, 0))
 
+    async def embed(self, job: Embed, sink: VectorSink) -> Embedded:
+        self.called.append(f"embed {job.model}")
+        return Embedded(2, 1)
+
     async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
         self.called.append(f"load {model} {pin}")
         return self.models()[0]
@@ -360,10 +366,11 @@ async def test_alias_selects_its_model() -> None:
     service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, WorkerPause(None))
     assert [(check.name, check.ok) for check in await service.checks()] == [("model qwen", True)]
     await run(service, request("hi", model=ModelName("q")))
+    await service.run_embedding(texts_for(ModelName("q"), ("hi",)), VectorReader())
     await service.load_model(inference.LoadModel(ModelName("q"), pin=True), CALL)
     status = await service.unload_model(inference.UnloadModel(ModelName("qwen")), CALL)
     assert status == backend.models()[0]
-    assert backend.called == ["generate qwen", "load qwen True", "unload qwen"]
+    assert backend.called == ["generate qwen", "embed qwen", "load qwen True", "unload qwen"]
     with pytest.raises(errors.UnknownModel, match="qwen"):
         await service.load_model(inference.LoadModel(ModelName("other")), CALL)
 

@@ -1,11 +1,17 @@
-"""A fake reader of vectors."""
+"""A request for vectors, and a fake reader of them."""
 
 import asyncio
 import math
 import struct
 from collections.abc import Sequence
 
-from shared.api.embedding import Vectors
+from shared.api.embedding import Embed, EmbeddingInput, Vectors
+from shared.context import new_request_id
+from shared.types import ModelName
+
+
+def texts_for(model: ModelName, inputs: tuple[EmbeddingInput, ...], dimensions: int | None = None, query: str | None = None) -> Embed:
+    return Embed(model, inputs, new_request_id(), dimensions, query)
 
 
 class VectorReader:

@@ -25,11 +25,11 @@ from services.inference.backends.remote.remote_server import ModelServer
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.backends.remote.text_answers import EmbeddingAssembly, EmbeddingReply, Vector
 from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKENS, ReportedUsage
-from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.jobs import GenerationJob
 from services.inference.models.catalog import RemoteModel
 from services.inference.upstreams import Upstream
 from shared import errors
-from shared.api.embedding import Embedded, Vectors
+from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk
 from shared.node import lifecycle
@@ -82,7 +82,7 @@ class RegisteredService(ModelServer):
         used, _ = token_counts.settle(usage, job, pieces=bool(answer.text), thoughts=0, sent_bytes=len(body), max_tokens=max_tokens)
         return Generation(answer.finish_reason, used)
 
-    async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded:
+    async def embed(self, job: Embed, sink: VectorSink, attempts: int) -> Embedded:
         """Ask for one vector after another, because a registry does not say whether a service takes several texts."""
         assembly = EmbeddingAssembly(job)
         with self.models.counted(job):

@@ -17,9 +17,9 @@ from services.inference.backend_interface import AnswerSink, Backend, CollectedC
 from services.inference.backends.remote import http_server_client, remote_models
 from services.inference.backends.remote.remote_models import UpstreamLoad
 from services.inference.backends.remote.remote_server import ModelServer
-from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.jobs import GenerationJob
 from shared import errors
-from shared.api.embedding import Embedded
+from shared.api.embedding import Embed, Embedded
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, ModelState, ModelStatus, Moderate, Moderated
 from shared.telemetry import logs
@@ -125,7 +125,7 @@ class RemoteBackend(Backend):
         end = await self._ask(job.model, lambda one, attempts: one.generate(progress.job, progress, attempts), progress)
         return progress.total(end)
 
-    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+    async def embed(self, job: Embed, sink: VectorSink) -> Embedded:
         progress = _Progress(sink)
         return await self._ask(job.model, lambda one, attempts: one.embed(job, progress, attempts), progress)
 

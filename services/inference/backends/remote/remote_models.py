@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 from services.inference.backend_interface import Watcher
 from services.inference.backends.remote.dialects import ServerLoad
 from services.inference.backends.remote.server_errors import PauseAsked
-from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.jobs import GenerationJob
 from services.inference.queue_limits import QueueLimits
 from services.inference.upstreams import Upstream
 from shared import addresses, errors
+from shared.api.embedding import Embed
 from shared.api.inference import ModelState, ModelStatus, Moderate
 from shared.telemetry import logs
 from shared.types import ModelName
@@ -248,7 +249,7 @@ class RemoteModels:
                     await self._list_now.wait()
 
     @contextmanager
-    def counted(self, job: GenerationJob | EmbeddingJob | Moderate, *, can_continue: bool = False) -> Iterator[CountedJob]:
+    def counted(self, job: GenerationJob | Embed | Moderate, *, can_continue: bool = False) -> Iterator[CountedJob]:
         """Count a job while it runs. Raises Overloaded, or Unavailable if the model is gone, or if the job continues an answer and the
         server can't."""
         served = self._served.get(job.model)

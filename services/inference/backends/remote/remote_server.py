@@ -33,10 +33,10 @@ from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKEN
 from services.inference.backends.remote.token_ids import Ask, TokenApi, TokenIds, TokenSupport
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.sequence import check_fits
-from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.jobs import GenerationJob
 from services.inference.upstreams import Dialect
 from shared import errors
-from shared.api.embedding import Embedded, EmbeddingInput, Vectors
+from shared.api.embedding import Embed, Embedded, EmbeddingInput, Vectors
 from shared.api.generation import ChatMessage, Generation, Usage
 from shared.api.inference import Chunk, Moderate, Moderated
 from shared.node import lifecycle
@@ -114,7 +114,7 @@ class ModelServer(ABC):
     async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> Generation: ...
 
     @abstractmethod
-    async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded: ...
+    async def embed(self, job: Embed, sink: VectorSink, attempts: int) -> Embedded: ...
 
     async def moderate(self, request: Moderate, attempts: int) -> Moderated:
         """Only asked of a server with models that moderate."""
@@ -234,7 +234,7 @@ class RemoteServer(ModelServer):
         request = JsonRequest(path, msgspec.json.encode(body), partial(msgspec.json.decode, type=kind), MAX_TOKENS_BYTES)
         return await self.server.ask(request, attempts=attempts)
 
-    async def embed(self, job: EmbeddingJob, sink: VectorSink, attempts: int) -> Embedded:
+    async def embed(self, job: Embed, sink: VectorSink, attempts: int) -> Embedded:
         """Get the vectors of a job batch by batch, or all its scores at once."""
         if job.query is not None:
             return await self._rank(job, job.query, sink, attempts)
@@ -252,7 +252,7 @@ class RemoteServer(ModelServer):
             log.warning("usage_recounted", server=self.server.source.name, model=job.model, fields=("prompt_tokens",))
         return assembly.embedded
 
-    async def _rank(self, job: EmbeddingJob, query: str, sink: VectorSink, attempts: int) -> Embedded:
+    async def _rank(self, job: Embed, query: str, sink: VectorSink, attempts: int) -> Embedded:
         if self.watch.dialect is Dialect.OLLAMA:
             raise errors.BadRequest(f"{job.model} cannot rank texts: Ollama has no API for it", hint="use another server for this model")
         with self.models.counted(job) as counted:

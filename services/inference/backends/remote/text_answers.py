@@ -18,10 +18,9 @@ from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.token_counts import ReportedUsage
 from services.inference.engine.embedding_loop import Pooled, probability
 from services.inference.engine.gguf_header import PoolingKind
-from services.inference.jobs import EmbeddingJob
 from shared import errors
 from shared.api import embedding
-from shared.api.embedding import Embedded, EmbeddingInput
+from shared.api.embedding import Embed, Embedded, EmbeddingInput
 from shared.api.inference import CategoryName, ModerationVerdict, Score
 
 #: The limit of Text Embeddings Inference; parsing a response of this size doesn't block the loop for long.
@@ -156,7 +155,7 @@ def _verdict(result: _Result) -> ModerationVerdict:
 class EmbeddingAssembly:
     """Assembles the vectors of one job from its batches."""
 
-    def __init__(self, job: EmbeddingJob) -> None:
+    def __init__(self, job: Embed) -> None:
         self._job = job
         self._taken = 0
         #: The length of the model's vectors, known from the first.

@@ -7,7 +7,6 @@ import pytest
 
 from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
-from services.inference.jobs import EmbeddingJob
 from services.inference.models.catalog import CatalogAdapter, CatalogEntry
 from shared import errors
 from shared.api.inference import ModelState, ModelStatus
@@ -16,7 +15,7 @@ from tests import gguf_files
 from tests.gguf_files import LlamaShape
 from tests.services.inference.backends.test_model_cache import Site, generate, site
 from tests.services.inference.standins import until
-from tests.services.inference.vector_reader import VectorReader
+from tests.services.inference.vector_reader import VectorReader, texts_for
 
 A, SQL, LAW = ModelName("a"), ModelName("a:sql"), ModelName("a:law")
 SHAPE = LlamaShape(layers=2, embedding=64, heads=4, kv_heads=2, feed_forward=96, vocabulary=300, context=64)
@@ -117,7 +116,7 @@ async def test_adapters_compute_no_embeddings(site: Site) -> None:
     gguf_files.write_adapter(site.folder / "sql.gguf", SHAPE, seed=2)
     async with site.backend(entry(site.folder)) as backend:
         with pytest.raises(errors.BadRequest, match="a:sql is an adapter, which only generates text"):
-            await backend.embed(EmbeddingJob(SQL, ("x",)), VectorReader())
+            await backend.embed(texts_for(SQL, ("x",)), VectorReader())
         assert not site.engines
 
 

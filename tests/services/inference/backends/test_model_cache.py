@@ -19,19 +19,19 @@ from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes
 from services.inference.engine_speed import EngineSpeed
-from services.inference.jobs import EmbeddingJob, GenerationJob
+from services.inference.jobs import GenerationJob
 from services.inference.models import catalog, model_cache_policy, model_files
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from shared import errors
-from shared.api.embedding import Embedded, Vectors
+from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk, ModelState
 from shared.timing.backoff import Backoff
 from shared.types import FinishReason, ModelName
 from tests import gguf_files
 from tests.services.inference.standins import PlainChat, Reader, Watch, job, until
-from tests.services.inference.vector_reader import VectorReader
+from tests.services.inference.vector_reader import VectorReader, texts_for
 
 A, B, C = ModelName("a"), ModelName("b"), ModelName("c")
 OPTIONS = engine_messages.LoadCommand("", 1, 1, 1, -1)
@@ -86,7 +86,7 @@ class FakeEngine:
             await sink.send(Chunk("", (1,), finish=FinishReason.STOP))
         return GENERATION
 
-    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+    async def embed(self, job: Embed, sink: VectorSink) -> Embedded:
         self.answered += 1
         await sink.send(Vectors((b"1234",) * len(job.inputs)))
         return Embedded(1, 2)
@@ -237,7 +237,7 @@ async def test_embedding_request_loads_its_model_and_gets_its_progress(site: Sit
     site.may_load.clear()
     async with site.backend(site.entry(A)) as backend, asyncio.TaskGroup() as tasks:
         reader = VectorReader()
-        embedding = tasks.create_task(backend.embed(EmbeddingJob(A, ("one", "two")), reader))
+        embedding = tasks.create_task(backend.embed(texts_for(A, ("one", "two")), reader))
         await until(lambda: any("loading a" in waited for waited in reader.waited))
         assert backend.models()[0].running == 1
         site.may_load.set()

@@ -8,7 +8,6 @@ from services.inference.engine import engine_messages, gguf_header
 from services.inference.engine.devices import MARGIN_BYTES, Device
 from services.inference.engine.engine_messages import KvType, KvTypes
 from services.inference.engine.gguf_header import GgufHeader
-from services.inference.jobs import EmbeddingJob
 from services.inference.models import load_plan, memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.memory import MemoryBudget
@@ -16,7 +15,7 @@ from shared.api.inference import ModelState
 from shared.node import machine
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
-from tests.services.inference.vector_reader import VectorReader
+from tests.services.inference.vector_reader import VectorReader, texts_for
 
 GIB = 2**30
 
@@ -92,7 +91,7 @@ async def test_estimate_is_close_to_the_real_memory_of_an_engine() -> None:
         await backend.generate(job("Tell a story of the sea. " * 20, model="smollm2", max_tokens=2), Reader())
         answering = resident_bytes(backend.engine_pid(entry.name))
         # Nearly as long as a slot: unwritten pages are not in memory.
-        await backend.embed(EmbeddingJob(entry.name, ("sea " * 1000,)), VectorReader())
+        await backend.embed(texts_for(entry.name, ("sea " * 1000,)), VectorReader())
         embedding = resident_bytes(backend.engine_pid(entry.name))
     assert need_bytes(header, entry) - memory.embedding_bytes(header, 1024) == pytest.approx(answering, rel=0.25)
     assert need_bytes(header, entry) == pytest.approx(embedding, rel=0.25)

@@ -12,7 +12,6 @@ import pytest
 from services.inference.backends.remote import registry, remote_models
 from services.inference.backends.remote.event_stream import BadStream
 from services.inference.backends.remote.remote_backend import RemoteBackend
-from services.inference.jobs import EmbeddingJob
 from services.inference.models.catalog import RemoteModel
 from shared import errors
 from shared.api.generation import ChatMessage, FormatKind, Generation, OutputFormat, Tool, Usage
@@ -21,7 +20,7 @@ from shared.types import FinishReason, ModelName
 from tests.services.inference import asked
 from tests.services.inference.fake_http import Answer, FakeServer, serving
 from tests.services.inference.standins import Reader, Watch, until
-from tests.services.inference.vector_reader import VectorReader
+from tests.services.inference.vector_reader import VectorReader, texts_for
 
 HEALTHY = Answer(["ok"], headers={"content-type": "text/plain"})
 NAME = ModelName("llm-gptq")
@@ -94,7 +93,7 @@ async def test_a_service_without_counts_is_counted_by_bytes() -> None:
 async def test_vectors_come_one_by_one() -> None:
     reader = VectorReader()
     async with asking([whole({"embedding": [3.0, 4.0]}), whole({"embedding": [0.0, 2.0]})]) as (server, backend):
-        end = await backend.embed(EmbeddingJob(NAME, ("a b", "c")), reader)
+        end = await backend.embed(texts_for(NAME, ("a b", "c")), reader)
         assert [one["payload"] for one in server.asked] == [{"input": "a b"}, {"input": "c"}]
     assert [pytest.approx(vector) for vector in reader.vectors] == [(0.6, 0.8), (0.0, 1.0)]
     assert (end.dimensions, end.prompt_tokens, reader.accepted) == (2, 3, True)

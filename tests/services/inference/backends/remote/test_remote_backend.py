@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from services.inference.backends.remote import ollama, openai, text_answers
-from services.inference.jobs import EmbeddingJob
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
 from shared.api.embedding import MAX_INPUTS, Embed, Embedded, Vectors
@@ -22,14 +21,14 @@ from shared.types import ModelName
 from tests.services.inference import asked
 from tests.services.inference.fake_http import Answer, FakeServer, serving
 from tests.services.inference.standins import Node, Watch, until, worker
-from tests.services.inference.vector_reader import VectorReader
+from tests.services.inference.vector_reader import VectorReader, texts_for
 
 MODEL = ModelName("m")
 Numbers = Sequence[Sequence[float]]
 
 
-def job(*texts: str, dimensions: int | None = None) -> EmbeddingJob:
-    return EmbeddingJob(MODEL, texts, dimensions)
+def job(*texts: str, dimensions: int | None = None) -> Embed:
+    return texts_for(MODEL, texts, dimensions)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def ranking(*scores: float) -> Answer:
 async def test_texts_are_ranked_by_the_server(sent: tuple[float, ...], scores: tuple[float, ...]) -> None:
     reader = VectorReader()
     async with RERANK.asking(ranking(*sent)) as (server, backend):
-        assert await backend.embed(EmbeddingJob(MODEL, ("one", "two", "three"), query="why"), reader) == Embedded(1, 9)
+        assert await backend.embed(texts_for(MODEL, ("one", "two", "three"), query="why"), reader) == Embedded(1, 9)
     assert [score for (score,) in reader.vectors] == [pytest.approx(score, abs=1e-6) for score in scores]
     assert server.asked == [{"model": "m", "query": "why", "documents": ["one", "two", "three"]}]
 
@@ -125,13 +124,13 @@ async def test_texts_are_ranked_by_the_server(sent: tuple[float, ...], scores: t
 async def test_impossible_scores_end_the_request(scores: tuple[float, ...], why: str) -> None:
     async with RERANK.asking(ranking(*scores)) as (_, backend):
         with pytest.raises(errors.Unavailable, match=why):
-            await backend.embed(EmbeddingJob(MODEL, ("one", "two"), query="why"), VectorReader())
+            await backend.embed(texts_for(MODEL, ("one", "two"), query="why"), VectorReader())
 
 
 async def test_ollama_cannot_rank() -> None:
     async with Api("ollama", "/api/embed").asking() as (server, backend):
         with pytest.raises(errors.BadRequest, match="m cannot rank texts: Ollama has no API for it"):
-            await backend.embed(EmbeddingJob(MODEL, ("one",), query="why"), VectorReader())
+            await backend.embed(texts_for(MODEL, ("one",), query="why"), VectorReader())
     assert server.asked == []
 
 
@@ -286,7 +285,7 @@ async def test_a_cancelled_request_closes_the_connection(api: Api) -> None:
 async def test_a_model_that_the_server_does_not_have_is_said_before_it_is_asked(api: Api) -> None:
     async with api.asking(api.good([[1.0]])) as (server, backend):
         with pytest.raises(errors.Unavailable, match="does not have gone now"):
-            await backend.embed(EmbeddingJob(ModelName("gone"), ("one",)), VectorReader())
+            await backend.embed(texts_for(ModelName("gone"), ("one",)), VectorReader())
     assert not server.asked
 
 

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from services.inference.backends.remote import text_answers
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
 from services.inference.backends.remote.text_answers import BATCH_TEXTS, EmbeddingAssembly, EmbeddingReply
-from services.inference.jobs import EmbeddingJob
 from shared import errors
-from shared.api.embedding import MAX_DIMENSIONS, Embedded
+from shared.api.embedding import MAX_DIMENSIONS, Embed, Embedded
 from shared.types import ModelName
+from tests.services.inference.vector_reader import texts_for
 
 OPENAI, OLLAMA = text_answers.openai_embedding("m", ("a",)), text_answers.ollama_embedding("m", ("a",), keep=None)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 
-def job(*texts: str, dimensions: int | None = None) -> EmbeddingJob:
-    return EmbeddingJob(ModelName("m"), texts, dimensions)
+def job(*texts: str, dimensions: int | None = None) -> Embed:
+    return texts_for(ModelName("m"), texts, dimensions)
 
 
 def unpacked(vector: bytes) -> tuple[float, ...]:

@@ -12,7 +12,6 @@ import pytest
 from services.inference.backends.remote import openai, remote_backend, remote_models
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import UpstreamLoad
-from services.inference.jobs import EmbeddingJob
 from services.inference.upstreams import Dialect, Upstream
 from shared import errors
 from shared.api.embedding import Embedded
@@ -21,7 +20,7 @@ from shared.api.inference import ModelState
 from shared.types import FinishReason, ModelName
 from tests.services.inference.fake_http import Answer, FakeServer, serving
 from tests.services.inference.standins import Reader, Watch, job, until
-from tests.services.inference.vector_reader import VectorReader
+from tests.services.inference.vector_reader import VectorReader, texts_for
 
 T = TypeVar("T")
 
@@ -122,7 +121,7 @@ async def test_vectors_move_too() -> None:
     vectors = Answer([json.dumps({"data": [{"index": 0, "embedding": [3, 4]}], "usage": {"prompt_tokens": 1}})])
     reader = VectorReader()
     async with two(Answer([], silent=True), vectors, path="/embeddings") as (_, _, backend):
-        assert await backend.embed(EmbeddingJob(ModelName("m"), ("one",)), reader) == Embedded(2, 1)
+        assert await backend.embed(texts_for(ModelName("m"), ("one",)), reader) == Embedded(2, 1)
     assert reader.vectors == [pytest.approx((0.6, 0.8))]
 
 

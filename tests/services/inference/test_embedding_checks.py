@@ -3,22 +3,15 @@ from typing import Any
 import pytest
 
 from services.inference import jobs
-from services.inference.jobs import EmbeddingJob
 from shared import errors
 from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, Embed
 from shared.context import new_request_id
 from shared.types import ModelName
 
-MODEL = ModelName("smollm2")
 
-
-def check(**fields: Any) -> EmbeddingJob:
-    values = {"model": ModelName("an alias"), "inputs": ("a",), "request_id": new_request_id(), **fields}
-    return jobs.check_texts(MODEL, Embed(**values))
-
-
-def test_job_has_the_backends_model_name() -> None:
-    assert check(inputs=("a", "b"), dimensions=3) == EmbeddingJob(MODEL, ("a", "b"), 3)
+def check(**fields: Any) -> None:
+    values = {"model": ModelName("smollm2"), "inputs": ("a",), "request_id": new_request_id(), **fields}
+    jobs.check_texts(Embed(**values))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +23,7 @@ def test_job_has_the_backends_model_name() -> None:
     ],
 )
 def test_accepted(fields: dict[str, Any]) -> None:
-    assert check(**fields).inputs == fields.get("inputs", ("a",))
+    check(**fields)
 
 
 @pytest.mark.parametrize(
