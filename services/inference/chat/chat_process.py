@@ -66,10 +66,9 @@ def _decoded(request: chat_messages.DecodeImage) -> ChatReply:
     from services.inference.images import image_decoding  # noqa: PLC0415
 
     try:
-        pixels = image_decoding.decode(request.data, request.long_side)
+        return image_decoding.decode(request.data, request.long_side)
     except image_decoding.NotDecodable as error:
         return ChatRefused(str(error))
-    return chat_messages.DecodedImage(pixels.width, pixels.height, pixels.rgb)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from services.inference.engine.sequence import DrawnToken, ImagePrompt, ThoughtL
 from services.inference.engine.special_tokens import IMAGE_MARK
 from services.inference.engine.token_sampler import StepSampler, TokenSampler
 from services.inference.engine.vocabulary import ModelVocabulary
-from services.inference.images.image_encoder import ImageRows, RawImage
+from services.inference.images.image_encoder import ImageRows
 from services.inference.images.image_spans import position_of
 from services.inference.structured_output.constraint import Constraint, Constraints
 from shared import errors
@@ -132,13 +132,12 @@ class LlamaModel:
         texts = command.prompt.text.split(IMAGE_MARK)
         if len(texts) != len(images) + 1:
             raise errors.BadRequest("the model's chat template does not show each image once", hint="put images into messages of the user")
-        raw = [RawImage(image.width, image.height, image.rgb) for image in images]
-        prompt = self._images.lay_out([self._vocabulary.cut(text) for text in texts], raw, bos=self._vocabulary.first)
+        prompt = self._images.lay_out([self._vocabulary.cut(text) for text in texts], images, bos=self._vocabulary.first)
         sequence.check_fits(max(1, len(prompt.tokens)), self.context_tokens)
         if any(span.is_whole and span.end - span.start > self._image_batch.rows for span in prompt.spans):
             raise errors.BadRequest("messages: an image takes more tokens than this model reads at once", hint="send it in another shape")
         began = time.perf_counter()
-        rows = self._images.encode(prompt, raw, salt=command.salt, is_wanted=is_wanted)
+        rows = self._images.encode(prompt, images, salt=command.salt, is_wanted=is_wanted)
         return ImagePrompt(HashedTokens(prompt.tokens, tuple(prompt.spans)), rows, time.perf_counter() - began)
 
     def _compile(self, prompt: PreparedPrompt) -> Constraint | None:

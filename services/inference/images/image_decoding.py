@@ -6,9 +6,10 @@ Only the chat process and tests import this module: a file may make a decoder cr
 import io
 import struct
 import zlib
-from dataclasses import dataclass
 
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from services.inference.chat.chat_messages import DecodedImage
 
 #: Of the file's header, before a pixel is decoded.
 MAX_PIXELS = 40_000_000
@@ -42,15 +43,7 @@ class NotDecodable(Exception):
     """The text completes "the image …"."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pixels:
-    width: int
-    height: int
-    #: Three bytes for each pixel, row by row.
-    rgb: bytes
-
-
-def decode(data: bytes, long_side: int) -> Pixels:
+def decode(data: bytes, long_side: int) -> DecodedImage:
     """Shrink the image to ``long_side`` if it is larger. Raises NotDecodable."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -58,7 +51,7 @@ def decode(data: bytes, long_side: int) -> Pixels:
             turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
             flat = _on_white(image, long_side)
         upright = flat if turn is None else flat.transpose(turn)
-        return Pixels(*upright.size, upright.tobytes())
+        return DecodedImage(*upright.size, upright.tobytes())
     except NotDecodable:
         raise
     except UnidentifiedImageError:

@@ -16,6 +16,7 @@ import llama_cpp.llama_cpp as native
 import numpy as np
 import numpy.typing as npt
 
+from services.inference.engine.engine_messages import AddImage
 from services.inference.images import image_library
 from services.inference.images.image_library import IMAGE_CHUNK, TEXT_CHUNK, NativePart, NativeText
 from services.inference.images.image_spans import ImageSpan
@@ -31,14 +32,6 @@ Rows: TypeAlias = npt.NDArray[np.float32]
 #: For M-RoPE: four coordinates of each row if the image is at position 0, and how much each grows with its position.
 Grid: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 Record: TypeAlias = Callable[[int, bytes, object], None]
-
-
-@dataclass(frozen=True, slots=True)
-class RawImage:
-    width: int
-    height: int
-    #: Three bytes for each pixel, row by row; empty if only the size matters.
-    rgb: bytes
 
 
 class NotUsable(Exception):
@@ -107,16 +100,16 @@ class ImageEncoder:
 
     def most_rows(self) -> int:
         """Return how many rows an image has that is as large as an image gets."""
-        layout = self._lay_out([RawImage(LONG_SIDE, LONG_SIDE, b"")], [b""])
+        layout = self._lay_out([AddImage(0, LONG_SIDE, LONG_SIDE, b"")], [b""])
         return max((span.end - span.start for span in layout.spans), default=0)
 
-    def lay_out(self, texts: Sequence[Sequence[str]], images: Sequence[RawImage], *, bos: int | None) -> PromptLayout:
+    def lay_out(self, texts: Sequence[Sequence[str]], images: Sequence[AddImage], *, bos: int | None) -> PromptLayout:
         """Find all tokens of a prompt without looking at a pixel. The images are between its ``texts``, each of which is in parts
         (`special_tokens`). Raises BadRequest."""
         digests = [hashlib.sha256(b"%d %d " % (image.width, image.height) + image.rgb).digest() for image in images]
-        parts: list[str | RawImage] = [*texts[0]]
+        parts: list[str | AddImage] = [*texts[0]]
         for text, image in zip(texts[1:], images, strict=True):
-            parts += [replace(image, rgb=b""), *text]
+            parts += [AddImage(image.id, image.width, image.height, b""), *text]
         layout = self._lay_out(parts, digests)
         if bos is not None and layout.tokens[:1] != [bos]:
             layout.tokens.insert(0, bos)
@@ -125,7 +118,7 @@ class ImageEncoder:
             raise errors.BadRequest("messages: a text must follow the last image")
         return layout
 
-    def encode(self, layout: PromptLayout, images: Sequence[RawImage], *, salt: str, is_wanted: Callable[[], bool]) -> dict[int, ImageRows]:
+    def encode(self, layout: PromptLayout, images: Sequence[AddImage], *, salt: str, is_wanted: Callable[[], bool]) -> dict[int, ImageRows]:
         """Return the rows of each span, by its start. Raises BadRequest."""
         encoded = []
         for number, image in enumerate(images):
@@ -140,7 +133,7 @@ class ImageEncoder:
             rows[span.start] = ImageRows(values, grid)
         return rows
 
-    def _lay_out(self, parts: Sequence[str | RawImage], digests: Sequence[bytes]) -> PromptLayout:
+    def _lay_out(self, parts: Sequence[str | AddImage], digests: Sequence[bytes]) -> PromptLayout:
         layout = PromptLayout(digests)
         parts_of: dict[int, int] = {}
         with self._chunks(parts) as chunks:
@@ -170,7 +163,7 @@ class ImageEncoder:
         )
         return origin, next_one - origin
 
-    def _rows(self, image: RawImage, salt: str, digest: bytes, number: int) -> tuple[Rows, ...]:
+    def _rows(self, image: AddImage, salt: str, digest: bytes, number: int) -> tuple[Rows, ...]:
         """Encode an image, unless it was encoded recently for the same tenant."""
         key = (salt, digest)
         if salt and key in self._cached:
@@ -194,7 +187,7 @@ class ImageEncoder:
         return np.ctypeslib.as_array(self._library.mtmd_get_output_embd(self._context), (count, self._width)).copy()
 
     @contextmanager
-    def _chunks(self, parts: Sequence[str | RawImage]) -> Iterator[Iterator[int]]:
+    def _chunks(self, parts: Sequence[str | AddImage]) -> Iterator[Iterator[int]]:
         """Yield libmtmd's chunks of texts and images; one without pixels is only measured. Raises BadRequest."""
         library = self._library
         listed: list[NativePart] = []

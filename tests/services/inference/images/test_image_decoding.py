@@ -9,8 +9,9 @@ from itertools import product
 import pytest
 from PIL import Image, ImageDraw
 
+from services.inference.chat.chat_messages import DecodedImage
 from services.inference.images import image_decoding
-from services.inference.images.image_decoding import MAX_PIXELS, NotDecodable, Pixels
+from services.inference.images.image_decoding import MAX_PIXELS, NotDecodable
 from tests import tiers
 from tests.services.inference.images.vision_models import encoded, picture
 
@@ -19,7 +20,7 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 MUTATED = 1000
 
 
-def color(pixels: Pixels, x: int, y: int) -> tuple[int, ...]:
+def color(pixels: DecodedImage, x: int, y: int) -> tuple[int, ...]:
     at = 3 * (y * pixels.width + x)
     return tuple(pixels.rgb[at : at + 3])
 
