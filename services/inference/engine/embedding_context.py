@@ -14,6 +14,7 @@ import llama_cpp.llama_cpp as native
 from services.inference.engine import model_loading, vocabulary
 from services.inference.engine.embedding_loop import TextPiece, probability
 from services.inference.engine.gguf_header import PoolingKind
+from services.inference.engine.model_loading import NativeBatch
 from shared import errors
 
 #: For the logits that llama.cpp computes for every token: 1 MB each with a vocabulary of 256,000.
@@ -34,7 +35,7 @@ class EmbeddingContext:
         self._threads = threads
         self._why = why
         self._context: native.llama_context_p | None = None
-        self._batch: native.llama_batch | None = None
+        self._batch: NativeBatch | None = None
         keeps_state = bool(native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
         self.context_tokens = context_tokens
         self.vocabulary_size = int(native.llama_vocab_n_tokens(self._vocab))
@@ -67,7 +68,7 @@ class EmbeddingContext:
             native.llama_free(context)
             context = self._create(self.context_tokens, kind)
         self._context = context
-        self._batch = native.llama_batch_init(int(native.llama_n_batch(context)), 0, 1)
+        self._batch = NativeBatch(int(native.llama_n_batch(context)))
 
     def tokens_of(self, text: str) -> list[int]:
         """With the model's start and end tokens; special tokens in the text are plain text."""
@@ -94,7 +95,9 @@ class EmbeddingContext:
 
     def run(self, pieces: Sequence[TextPiece]) -> list[Sequence[float]]:
         assert self._context is not None  # `prepare` created it
-        status = native.llama_decode(self._context, self._filled(pieces))
+        assert self._batch is not None
+        batch = self._batch.filled((piece.slot, piece.start, piece.tokens, [1] * len(piece.tokens)) for piece in pieces)
+        status = native.llama_decode(self._context, batch)
         if status != 0:
             raise errors.ModelCrashed(f"llama_decode of embeddings gave {status}: {self._why()}")
         native.llama_synchronize(self._context)
@@ -115,7 +118,7 @@ class EmbeddingContext:
     def free(self) -> None:
         """Call it before the model is freed. Safe to call twice."""
         if self._batch is not None:
-            native.llama_batch_free(self._batch)
+            self._batch.free()
             self._batch = None
         if self._context is not None:
             native.llama_free(self._context)
@@ -149,18 +152,3 @@ class EmbeddingContext:
         written = model_loading.metadata(self._model, f"{kind}.pooling_type")
         number = int(written) if written.isdigit() else native.LLAMA_POOLING_TYPE_NONE
         return int(native.LLAMA_POOLING_TYPE_MEAN if number == native.LLAMA_POOLING_TYPE_NONE else number)
-
-    def _filled(self, pieces: Sequence[TextPiece]) -> native.llama_batch:
-        batch = self._batch
-        assert batch is not None  # `prepare` created it
-        at = 0
-        for piece in pieces:
-            for offset, token in enumerate(piece.tokens):
-                batch.token[at] = token
-                batch.pos[at] = piece.start + offset  # type: ignore[call-overload]  # the binding declares a pointer too many
-                batch.n_seq_id[at] = 1
-                batch.seq_id[at][0] = piece.slot
-                batch.logits[at] = True
-                at += 1
-        batch.n_tokens = at
-        return batch

@@ -17,7 +17,7 @@ from services.inference.engine import model_loading, sequence
 from services.inference.engine.embedding_context import EmbeddingContext
 from services.inference.engine.engine_messages import AddImage, ConvertTokens, LoadCommand, Loaded, PreparedPrompt, StartGeneration
 from services.inference.engine.kv_slots import KvLayout, SlotPlace
-from services.inference.engine.model_loading import NativeLog, NativeModel
+from services.inference.engine.model_loading import NativeBatch, NativeLog, NativeModel
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed
@@ -75,7 +75,7 @@ class LlamaModel:
         self._checkpoints = _Checkpoints(context) if is_recurrent else None
         #: Of each slot with a window: the tokens of the last prompt that was read.
         self._prompt_tokens: dict[int, int] = {}
-        self._batch = _Batch(batch)
+        self._batch = NativeBatch(batch)
         self._image_batch = _ImageBatch(batch)
         self._samplers: dict[tuple[int, int], TokenSampler] = {}
         self._vocabulary = ModelVocabulary(self._vocab)
@@ -261,8 +261,11 @@ class LlamaModel:
         texts = [feed for feed in feeds if feed.image is None]
         batches = [[feed for feed in texts if feed.sequence.reading is reads] for reads in (True, False)] if self._divides else [texts]
         for batch in filter(None, batches):
-            self._batch.fill(batch)
-            self._decode(self._batch.native)
+            pieces = (
+                (feed.slot, position_of(feed.start, feed.sequence.hashed.spans), feed.tokens, [0] * (len(feed.tokens) - 1) + [feed.sample])
+                for feed in batch
+            )
+            self._decode(self._batch.filled(pieces))
             drawn |= self._draw(batch)
         if self._checkpoints is not None:
             self._checkpoints.save(feeds)
@@ -302,37 +305,6 @@ class LlamaModel:
         samplers = [self._samplers[feed.sequence.id, feed.sequence.answer] for feed in drawing]
         drawn = self._step_sampler.draw(samplers, logits, [feed.start + len(feed.tokens) for feed in drawing])
         return dict(zip((feed.slot for feed in drawing), drawn, strict=True))
-
-
-class _Batch:
-    """llama.cpp's arrays of one batch. Slices are assigned in C; single elements would cost a microsecond each."""
-
-    def __init__(self, tokens: int) -> None:
-        self.native = native.llama_batch_init(tokens, 0, 1)
-        self._token = (native.llama_token * tokens).from_address(ctypes.addressof(self.native.token.contents))
-        self._position = (native.llama_pos * tokens).from_address(ctypes.addressof(self.native.pos.contents))
-        self._logits = (ctypes.c_int8 * tokens).from_address(ctypes.addressof(self.native.logits.contents))
-        counts = (ctypes.c_int32 * tokens).from_address(ctypes.addressof(self.native.n_seq_id.contents))
-        counts[:] = [1] * tokens
-        #: Each token's list of sequences, which always has one.
-        self._slots = [self.native.seq_id[at] for at in range(tokens)]
-
-    def fill(self, feeds: Sequence[Feed]) -> None:
-        at = 0
-        for feed in feeds:
-            count = len(feed.tokens)
-            end, position = at + count, position_of(feed.start, feed.sequence.hashed.spans)
-            self._token[at:end] = list(feed.tokens)
-            self._position[at:end] = list(range(position, position + count))
-            self._logits[at:end] = [0] * count
-            for row in range(at, end):
-                self._slots[row][0] = feed.slot
-            self._logits[end - 1] = feed.sample
-            at = end
-        self.native.n_tokens = at
-
-    def free(self) -> None:
-        native.llama_batch_free(self.native)
 
 
 class _ImageBatch:

@@ -5,7 +5,7 @@ Only the engine's process imports this module.
 
 import ctypes
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,37 @@ class NativeLog:
 
     def forget_errors(self) -> None:
         self._errors.clear()
+
+
+class NativeBatch:
+    """llama.cpp's arrays of one batch. Slices are assigned in C; single elements would cost a microsecond each."""
+
+    def __init__(self, tokens: int) -> None:
+        self._batch = native.llama_batch_init(tokens, 0, 1)
+        self._token = (native.llama_token * tokens).from_address(ctypes.addressof(self._batch.token.contents))
+        self._position = (native.llama_pos * tokens).from_address(ctypes.addressof(self._batch.pos.contents))
+        self._outputs = (ctypes.c_int8 * tokens).from_address(ctypes.addressof(self._batch.logits.contents))
+        counts = (ctypes.c_int32 * tokens).from_address(ctypes.addressof(self._batch.n_seq_id.contents))
+        counts[:] = [1] * tokens
+        #: Each token's list of sequences, which always has one.
+        self._slots = [self._batch.seq_id[at] for at in range(tokens)]
+
+    def filled(self, pieces: Iterable[tuple[int, int, Sequence[int], Sequence[int]]]) -> native.llama_batch:
+        """Put pieces of sequences into it: the slot, the position of the first token, the tokens, and for each whether it has an output."""
+        at = 0
+        for slot, position, tokens, outputs in pieces:
+            end = at + len(tokens)
+            self._token[at:end] = list(tokens)
+            self._position[at:end] = list(range(position, position + len(tokens)))
+            self._outputs[at:end] = list(outputs)
+            for row in range(at, end):
+                self._slots[row][0] = slot
+            at = end
+        self._batch.n_tokens = at
+        return self._batch
+
+    def free(self) -> None:
+        native.llama_batch_free(self._batch)
 
 
 @dataclass(frozen=True, slots=True)
