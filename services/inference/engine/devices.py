@@ -42,8 +42,6 @@ class Device(msgspec.Struct, frozen=True):
 class FoundDevices(msgspec.Struct, frozen=True):
     devices: tuple[Device, ...]
     built_for_gpu: bool
-    #: The processor features that this build uses.
-    processor: str
 
 
 Answer = TypeVar("Answer")
@@ -65,8 +63,7 @@ def find() -> FoundDevices:
     library.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)]
     all_devices = [registry.ggml_backend_dev_get(number) for number in range(registry.ggml_backend_dev_count())]
     gpus = tuple(_device(library, device) for device in all_devices if library.ggml_backend_dev_type(device) in _GPU_TYPES)
-    processor = native.llama_print_system_info().decode("utf-8", "replace").strip(" |")
-    return FoundDevices(gpus, bool(native.llama_supports_gpu_offload()), processor)
+    return FoundDevices(gpus, bool(native.llama_supports_gpu_offload()))
 
 
 def buffer_type(device: str) -> int | None:

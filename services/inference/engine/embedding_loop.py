@@ -264,7 +264,7 @@ class EmbeddingLoop:
             self.cancel(request)
             computed.pop(request, None)
         finished = tuple(ComputedVectors(request, tuple(vectors)) for request, vectors in computed.items())
-        return [*failed.values(), EmbeddingTurn(finished, seconds, tokens)]
+        return [*failed.values(), EmbeddingTurn(finished, seconds)]
 
     def _budget(self, step: StepReport | None) -> int:
         """Return the tokens of the next batch. Prompts that are being read count too, so that both together don't slow the answers."""

@@ -288,7 +288,6 @@ class EmbeddingTurn(_Message, frozen=True):
 
     vectors: tuple[ComputedVectors, ...]
     seconds: float = 0.0
-    tokens: int = 0
 
 
 class EncodingImages(_Message, frozen=True):

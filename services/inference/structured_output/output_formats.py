@@ -78,10 +78,8 @@ def _json_tokens(text: str) -> str:
 
 
 def _object_schema(position: int, tool: Tool) -> str:
-    try:
-        schema = msgspec.json.decode(tool.parameters or "{}", type=dict[str, object])
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        schema = {"type": "none"}
+    # `prompt_plan` has decoded it before.
+    schema = msgspec.json.decode(tool.parameters or "{}", type=dict[str, object])
     if schema.setdefault("type", "object") != "object":
         raise errors.BadRequest(
             f"tools[{position}].function.parameters must be the JSON schema of an object", hint='its "type" is "object"'

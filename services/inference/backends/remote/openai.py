@@ -18,7 +18,6 @@ from services.inference.backends.remote.remote_models import ModelListing, Remot
 from services.inference.backends.remote.remote_server import RemoteServer, ServerApi
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.upstreams import Upstream
-from shared import errors
 from shared.types import Ability
 
 NAME = "openai"
@@ -59,9 +58,7 @@ class _Models(msgspec.Struct, frozen=True):
 async def opened_all(
     servers: tuple[Upstream, ...], slots: int, queue: int, watcher: Watcher, *, rng: random.Random | None = None
 ) -> AsyncIterator[RemoteBackend]:
-    """``slots`` and ``queue`` are per model. Raises BadSettings without an upstream."""
-    if not servers:
-        raise errors.BadSettings("OPENAI_UPSTREAMS has no upstream", hint="see docs/howto/other-backends.md")
+    """``slots`` and ``queue`` are per model. Raises BadSettings."""
     async with AsyncExitStack() as stack:
         connected = []
         for upstream in servers:

@@ -75,7 +75,7 @@ REPORTS: list[engine_messages.Report] = [
         32,
         128,
     ),
-    engine_messages.EmbeddingTurn((engine_messages.ComputedVectors(3, (b"\x00\x00\x80?", b"")),), 0.5, 9),
+    engine_messages.EmbeddingTurn((engine_messages.ComputedVectors(3, (b"\x00\x00\x80?", b"")),), 0.5),
 ]
 
 
