@@ -87,11 +87,6 @@ class LlamaBackend(Backend):
     def expected_wait_seconds(self) -> float:
         return max((cached.limits.expected_wait_seconds() for cached in self._cache.all()), default=0.0)
 
-    def engine_pid(self, model: ModelName) -> int | None:
-        """Return the id of a process that runs ``model``, for tests that kill it."""
-        replicas = self._cache.get(model).replicas
-        return replicas[0].engine.pid if replicas else None
-
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
         cached = self._cache.get(job.model)
         entry, chat = cached.entry, cached.chat

@@ -8,6 +8,7 @@ from pathlib import Path
 from services.inference import jobs
 from services.inference.announcements import WorkerPause
 from services.inference.backend_interface import Backend
+from services.inference.backends.llama import LlamaBackend
 from services.inference.chat import prompt_plan
 from services.inference.chat.chat_messages import RenderedPrompt
 from services.inference.chat.model_chat import ModelChat
@@ -133,6 +134,12 @@ class Node:
         pulls: tuple[directory.ModelPull, ...] = (),
     ) -> None:
         self.offers.append(Offer(models, load, not_ready, pulls))
+
+
+def engine_pid(backend: LlamaBackend, model: ModelName) -> int | None:
+    """Return the id of a process that runs a model."""
+    replicas = backend._cache.get(model).replicas
+    return replicas[0].engine.pid if replicas else None
 
 
 class PlainChat(ModelChat):

@@ -20,7 +20,7 @@ from shared import errors
 from shared.api.embedding import Embed, Embedded
 from shared.api.inference import ModelState
 from shared.context import new_request_id
-from tests.services.inference.standins import Node, Reader, Watch, job, until, worker
+from tests.services.inference.standins import Node, Reader, Watch, engine_pid, job, until, worker
 from tests.services.inference.vector_reader import VectorReader, of_one_text, texts_for
 
 
@@ -147,7 +147,7 @@ async def test_engine_computes_vectors_while_it_answers(backend: LlamaBackend) -
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_canceled_request_leaves_the_engine_to_others(backend: LlamaBackend) -> None:
-    pid = backend.engine_pid(DEFAULT_MODEL)
+    pid = engine_pid(backend, DEFAULT_MODEL)
     reader = VectorReader()
     task = asyncio.create_task(backend.embed(texts_for(DEFAULT_MODEL, MANY * 6), reader))
     await reader.first.wait()
@@ -157,7 +157,7 @@ async def test_canceled_request_leaves_the_engine_to_others(backend: LlamaBacken
     assert len(reader.vectors) < len(MANY) * 6
     again, _ = await embed(backend, MANY[0])
     assert of_one_text(again.vectors[0], reader.vectors[0])
-    assert backend.engine_pid(DEFAULT_MODEL) == pid
+    assert engine_pid(backend, DEFAULT_MODEL) == pid
     assert backend.models()[0].running == 0
 
 
@@ -172,15 +172,15 @@ async def test_canceled_request_leaves_the_engine_to_others(backend: LlamaBacken
 async def test_invalid_request_is_refused_and_the_engine_continues(
     backend: LlamaBackend, inputs: tuple[str, ...], dimensions: int | None, message: str
 ) -> None:
-    pid = backend.engine_pid(DEFAULT_MODEL)
+    pid = engine_pid(backend, DEFAULT_MODEL)
     with pytest.raises(errors.BadRequest, match=message):
         await embed(backend, *inputs, dimensions=dimensions)
-    assert backend.engine_pid(DEFAULT_MODEL) == pid
+    assert engine_pid(backend, DEFAULT_MODEL) == pid
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_engine_crash_ends_the_request_with_one_error(backend: LlamaBackend) -> None:
-    pid = backend.engine_pid(DEFAULT_MODEL)
+    pid = engine_pid(backend, DEFAULT_MODEL)
     assert pid is not None
     reader = VectorReader()
     task = asyncio.create_task(backend.embed(texts_for(DEFAULT_MODEL, MANY * 6), reader))

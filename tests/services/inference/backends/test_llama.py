@@ -29,7 +29,7 @@ from shared.api.generation import ChatMessage, FormatKind, Generation, OutputFor
 from shared.api.inference import Chunk, Detokenize, ModelState, RenderChat, Tokenize
 from shared.types import Ability, FinishReason, ModelName
 from tests import stopwatch, tiers
-from tests.services.inference.standins import Reader, Watch, job, until
+from tests.services.inference.standins import Reader, Watch, engine_pid, job, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -215,14 +215,14 @@ async def test_tokens_of_a_chat_are_those_that_its_answer_reads(backend: LlamaBa
 
 
 async def test_unknown_tokens_and_chats_are_refused_by_a_running_engine(backend: LlamaBackend) -> None:
-    pid = backend.engine_pid(MODEL)
+    pid = engine_pid(backend, MODEL)
     for ids in ((-1,), (49_152,), (1, 2**31 - 1)):
         packed = b"".join(token.to_bytes(4, "little", signed=True) for token in ids)
         with pytest.raises(errors.BadRequest, match="the ids of this model are from 0 to 49151"):
             await backend.convert(Detokenize(MODEL, packed))
     with pytest.raises(errors.BadRequest, match="at most 4000000 are allowed"):
         await backend.convert(Tokenize(MODEL, (ChatMessage("user", "1" * 1_000_001),), raw=True))
-    assert backend.engine_pid(MODEL) == pid
+    assert engine_pid(backend, MODEL) == pid
 
 
 async def test_odd_characters_are_harmless(backend: LlamaBackend) -> None:
@@ -329,7 +329,7 @@ async def test_killed_engine_fails_its_generations_and_restarts(backend: LlamaBa
         except errors.ModelCrashed as crash:
             failures.append(crash)
 
-    pid = backend.engine_pid(DEFAULT_MODEL)
+    pid = engine_pid(backend, DEFAULT_MODEL)
     assert pid is not None
     async with asyncio.timeout(200), asyncio.TaskGroup() as tasks:
         readers = [Reader(), Reader()]
@@ -351,7 +351,7 @@ async def test_killed_engine_fails_its_generations_and_restarts(backend: LlamaBa
 
 
 async def test_stop_signals_of_the_worker_let_the_engine_finish(backend: LlamaBackend) -> None:
-    pid = backend.engine_pid(DEFAULT_MODEL)
+    pid = engine_pid(backend, DEFAULT_MODEL)
     assert pid is not None
     async with asyncio.TaskGroup() as tasks:
         answer = await begun(backend, tasks, job(LONG, max_tokens=20))
@@ -361,7 +361,7 @@ async def test_stop_signals_of_the_worker_let_the_engine_finish(backend: LlamaBa
 
 
 async def test_engine_gets_no_secrets_of_its_worker(backend: LlamaBackend) -> None:
-    pid = backend.engine_pid(DEFAULT_MODEL)
+    pid = engine_pid(backend, DEFAULT_MODEL)
     environment = await asyncio.to_thread(Path(f"/proc/{pid}/environ").read_bytes)
     names = {entry.partition(b"=")[0] for entry in environment.split(b"\0") if entry}
     assert names <= {
@@ -452,7 +452,7 @@ async def test_two_models_alternate_in_memory_for_one() -> None:
             assert reader.text
             running = [status.model_id for status in backend.models() if status.state is ModelState.READY]
             assert running == [name]
-        pids = {backend.engine_pid(ModelName(name)) for name in ("first", "second")}
+        pids = {engine_pid(backend, ModelName(name)) for name in ("first", "second")}
         assert None in pids
 
 

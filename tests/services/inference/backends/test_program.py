@@ -26,7 +26,7 @@ from shared.timing import restart_policy
 from shared.timing.backoff import Backoff
 from shared.types import ModelName
 from tests.services.inference.fake_program import ANSWER
-from tests.services.inference.standins import Reader, Watch, job, until
+from tests.services.inference.standins import Reader, Watch, engine_pid, job, until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="process groups are tested on Linux")
 ROOT = Path(__file__).parents[4]
@@ -73,7 +73,7 @@ async def test_a_program_serves_its_model(tmp_path: Path, monkeypatch: pytest.Mo
         assert reader.text == ANSWER
         (status,) = backend.models()
         assert (status.state, status.digest, status.memory_bytes) == (ModelState.READY, "ab" * 32, 1000)
-        facts, pid = facts_of(file), backend.engine_pid(ModelName("big"))
+        facts, pid = facts_of(file), engine_pid(backend, ModelName("big"))
         assert pid is not None
         assert os.getpgid(pid) == pid
         assert os.getpgid(facts["child"]) == pid
@@ -89,7 +89,7 @@ async def test_a_program_that_dies_is_restarted(tmp_path: Path, monkeypatch: pyt
     file = tmp_path / "facts"
     async with worker(entry(fake(file), preload=True)) as backend:
         await until(lambda: backend.models()[0].state is ModelState.READY)
-        pid, child = backend.engine_pid(ModelName("big")), facts_of(file)["child"]
+        pid, child = engine_pid(backend, ModelName("big")), facts_of(file)["child"]
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await until(lambda: backend.models()[0].state is ModelState.LOADING)
@@ -108,7 +108,7 @@ async def test_a_program_that_hangs_is_restarted(tmp_path: Path, monkeypatch: py
     watch = Watch()
     async with worker(entry(fake(tmp_path / "facts"), preload=True), watch=watch) as backend:
         await until(lambda: backend.models()[0].state is ModelState.READY)
-        pid = backend.engine_pid(ModelName("big"))
+        pid = engine_pid(backend, ModelName("big"))
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         await until(lambda: watch.restarts and backend.models()[0].state is ModelState.READY)
@@ -136,7 +136,7 @@ async def test_two_programs_share_the_memory(tmp_path: Path) -> None:
     second = replace(entry(fake(tmp_path / "second")), name=ModelName("other"), replicas=4)
     async with worker(first, second) as backend:
         await backend.generate(job("hi", model="big", max_tokens=50), Reader())
-        pid = backend.engine_pid(ModelName("big"))
+        pid = engine_pid(backend, ModelName("big"))
         assert pid is not None
         await backend.generate(job("hi", model="other", max_tokens=50), Reader())
         assert not is_running(pid)

@@ -26,7 +26,7 @@ from tests import tiers
 from tests.services.inference.images import vision_models
 from tests.services.inference.images.test_image_decoding import BAD, MUTATED
 from tests.services.inference.images.vision_models import encoded, picture
-from tests.services.inference.standins import Reader, Watch, job, until
+from tests.services.inference.standins import Reader, Watch, engine_pid, job, until
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -122,7 +122,7 @@ def niceness_of_threads(pid: int | None) -> set[int]:
 
 async def test_answers_come_before_images_on_the_processor(backend: LlamaBackend) -> None:
     await backend.generate(look(encoded(picture(1))), Reader())
-    found = niceness_of_threads(backend.engine_pid(NAME))
+    found = niceness_of_threads(engine_pid(backend, NAME))
     assert sorted(found) == [min(found), min(19, min(found) + 5)]
 
 
@@ -136,23 +136,23 @@ async def test_text_answers_continue_while_images_are_read(backend: LlamaBackend
 @pytest.mark.parametrize("name", BAD)
 async def test_bad_image_is_refused_and_the_engine_lives(backend: LlamaBackend, name: str) -> None:
     data, reason = BAD[name]
-    pid = backend.engine_pid(NAME)
+    pid = engine_pid(backend, NAME)
     with pytest.raises(errors.BadRequest, match=f"image 2 .*{reason}"):
         await backend.generate(look(encoded(picture(1)), data()), Reader())
     assert (await backend.generate(look(encoded(picture(1))), Reader())).usage.completion_tokens == 8
-    assert backend.engine_pid(NAME) == pid
+    assert engine_pid(backend, NAME) == pid
 
 
 async def test_ten_thousand_frames(backend: LlamaBackend) -> None:
     frame = encoded(picture(1, 16, 16), "GIF")
     header, rest = frame[: frame.index(b"\x2c")], frame[frame.index(b"\x2c") : -1]
-    pid = backend.engine_pid(NAME)
+    pid = engine_pid(backend, NAME)
     end = await backend.generate(look(header + rest * 10_000 + b";"), Reader())
-    assert (end.usage.completion_tokens, backend.engine_pid(NAME)) == (8, pid)
+    assert (end.usage.completion_tokens, engine_pid(backend, NAME)) == (8, pid)
 
 
 async def test_mutated_images_never_reach_the_engine_undecoded(backend: LlamaBackend) -> None:
-    rng, pid = random.Random(7), backend.engine_pid(NAME)
+    rng, pid = random.Random(7), engine_pid(backend, NAME)
     files = [encoded(picture(1, 60, 50), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF")]
     refused = 0
     for number in range(MUTATED if tiers.is_nightly() else MUTATED // 10):
@@ -164,17 +164,17 @@ async def test_mutated_images_never_reach_the_engine_undecoded(backend: LlamaBac
         except (errors.BadRequest, errors.ContextExceeded):
             refused += 1
     assert refused > 10
-    assert backend.engine_pid(NAME) == pid
+    assert engine_pid(backend, NAME) == pid
 
 
 async def test_chat_process_that_dies_while_it_decodes_is_started_again(backend: LlamaBackend) -> None:
     """A file of 40 million pixels with transparency needs more than the process may have."""
     data = encoded(picture(1, 8000, 5000).convert("RGBA"))
-    pid = backend.engine_pid(NAME)
+    pid = engine_pid(backend, NAME)
     with pytest.raises(errors.BadRequest, match=r"image 1 (needs too much memory|crashes its decoder, or needs more than 2 s or 512 MiB)"):
         await backend.generate(look(data), Reader())
     assert (await backend.generate(look(encoded(picture(1))), Reader())).usage.completion_tokens == 8
-    assert backend.engine_pid(NAME) == pid
+    assert engine_pid(backend, NAME) == pid
 
 
 async def test_images_are_not_for_conversions(backend: LlamaBackend) -> None:

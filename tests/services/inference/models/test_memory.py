@@ -14,7 +14,7 @@ from services.inference.models.memory import MemoryBudget
 from shared.api.inference import ModelState
 from shared.node import machine
 from shared.types import ModelName
-from tests.services.inference.standins import Reader, Watch, job, until
+from tests.services.inference.standins import Reader, Watch, engine_pid, job, until
 from tests.services.inference.vector_reader import VectorReader, texts_for
 
 GIB = 2**30
@@ -89,10 +89,10 @@ async def test_estimate_is_close_to_the_real_memory_of_an_engine() -> None:
     async with llama.opened(catalogue, options, 8, MemoryBudget(GIB, "a test"), Watch()) as backend:
         await until(lambda: backend.models()[0].state is ModelState.READY)
         await backend.generate(job("Tell a story of the sea. " * 20, model="smollm2", max_tokens=2), Reader())
-        answering = resident_bytes(backend.engine_pid(entry.name))
+        answering = resident_bytes(engine_pid(backend, entry.name))
         # Nearly as long as a slot: unwritten pages are not in memory.
         await backend.embed(texts_for(entry.name, ("sea " * 1000,)), VectorReader())
-        embedding = resident_bytes(backend.engine_pid(entry.name))
+        embedding = resident_bytes(engine_pid(backend, entry.name))
     assert need_bytes(header, entry) - memory.embedding_bytes(header, 1024) == pytest.approx(answering, rel=0.25)
     assert need_bytes(header, entry) == pytest.approx(embedding, rel=0.25)
     assert memory.embedding_bytes(header, 1024) == pytest.approx(embedding - answering, rel=0.3)
