@@ -100,6 +100,13 @@ class HttpServerConnection(asyncio.Protocol):
             self._transport.resume_reading()
         return reply.take()
 
+    async def read_most(self, most: int, until: float) -> bytes:
+        """Return the body, without what follows the piece that exceeds ``most`` bytes. Raises as ``read``."""
+        body = bytearray()
+        while len(body) <= most and (piece := await self.read(until)):
+            body += piece
+        return bytes(body)
+
     def rest(self, now: float) -> None:
         """Mark the connection as idle; data that arrives now closes it."""
         self._reply = None

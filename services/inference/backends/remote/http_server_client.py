@@ -156,15 +156,12 @@ class ServerExchange:
         raise AssertionError("the last attempt returns or raises")
 
     async def _refusal(self, connection: HttpServerConnection, head: ReplyHead, until: float) -> ServerRefusal:
-        body = bytearray()
         try:
-            if not head.headers.get("content-encoding"):
-                while len(body) < MAX_REFUSAL_BYTES and (piece := await connection.read(until)):
-                    body += piece
+            body = b"" if head.headers.get("content-encoding") else await connection.read_most(MAX_REFUSAL_BYTES, until)
         finally:
             self.server.pool.release(connection)
-        content = bytes(body[:MAX_REFUSAL_BYTES])
-        return server_errors.judge(self.server.source, head.status, content, head.headers.get("retry-after"), now=time.time())
+        retry_after = head.headers.get("retry-after")
+        return server_errors.judge(self.server.source, head.status, body[:MAX_REFUSAL_BYTES], retry_after, now=time.time())
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,19 +201,17 @@ class Server:
     async def probe(self, path: str, seconds: float, *, most: int) -> ProbeReply:
         """Get a page once and read at most ``most`` bytes of it, all within ``seconds``. Never fails."""
         until = asyncio.get_running_loop().time() + seconds
-        body = bytearray()
         try:
             connection, head = await self.probes.ask(self.requests.get(path), until)
             try:
-                while len(body) <= most and (piece := await connection.read(until)):
-                    body += piece
+                body = await connection.read_most(most, until)
             finally:
                 self.probes.release(connection)
         except (TimeoutError, PoolExhausted):
             return ProbeReply(trouble=f"did not answer within {seconds:g} s")
         except HttpFailure as failure:
             return ProbeReply(trouble=f"does not answer: {self.source.cleaned(str(failure))}")
-        return ProbeReply(head.status, bytes(body[:most]), is_cut=len(body) > most)
+        return ProbeReply(head.status, body[:most], is_cut=len(body) > most)
 
     async def get(self, path: str, read: Callable[[bytes], T], kind: str = JSON) -> T:
         """Get a small document of a media type, empty for any, without a retry, and ``read`` it. Raises Unavailable, or what the refusal
