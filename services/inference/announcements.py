@@ -1,6 +1,7 @@
 """Announces the worker's models and load to the mesh, and whether the owner of the machine has paused it."""
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,18 @@ from shared.api import inference
 from shared.api.inference import ModelStatus
 from shared.node import Node
 from shared.protocol import directory
+from shared.telemetry import logs
 from shared.types import ModelName
 
 LOOK_SECONDS = 0.5
 #: After an update, a change of the load waits for so long, because it changes with each start and end of a request.
 GATHER_SECONDS = 0.02
 PAUSED = "paused by its owner"
+#: Of an announcement, for all but its models.
+REST_BYTES = 1400
+MAX_REASON_CHARACTERS = 500
+
+log = logs.get()
 
 
 class WorkerPause:
@@ -49,6 +56,8 @@ class Announcements:
         #: Runs while changes of the load wait.
         self._timer: asyncio.TimerHandle | None = None
         self._has_changed = False
+        #: The number of models that didn't fit the last announcement.
+        self._left_out = 0
         #: Models that have gauges; those of the speed ask the engines at each scrape.
         self._measured: set[ModelName] = set()
 
@@ -84,14 +93,14 @@ class Announcements:
         models = [status for status in statuses if status.parent is None]
         ready = [status for status in models if status.state in inference.SERVED]
         self._node.offer(
-            models=tuple(_offer(name, status) for status in statuses for name in (status.model_id, *status.aliases)),
+            models=self._fitting(tuple(_offer(name, status) for status in statuses for name in (status.model_id, *status.aliases))),
             load=directory.WorkerLoad(
                 slots=sum(status.slots for status in ready),
                 running=sum(status.running for status in models),
                 queued=sum(status.queued for status in models),
                 expected_wait_seconds=self.backend.expected_wait_seconds(),
             ),
-            not_ready=why_not_ready(statuses, is_paused=self._pause.is_on),
+            not_ready=why_not_ready(statuses, is_paused=self._pause.is_on)[:MAX_REASON_CHARACTERS],
             pulls=self._pulls,
         )
         for server, seen in self.backend.server_states().items():
@@ -101,6 +110,16 @@ class Announcements:
             self._measure(status)
         for model in self._measured - {status.model_id for status in statuses}:
             self._forget(model)
+
+    def _fitting(self, offers: tuple[directory.ModelOffer, ...]) -> tuple[directory.ModelOffer, ...]:
+        """Leave out the last models if an announcement has no room for them: no node would read it."""
+        ends = itertools.accumulate(len(directory.encode(offer)) for offer in offers)
+        fitting = offers[: sum(end <= directory.MAX_ANNOUNCEMENT_BYTES - REST_BYTES for end in ends)]
+        left_out = [offer.name for offer in offers[len(fitting) :]]
+        if len(left_out) > self._left_out:
+            log.warning("models_not_served", models=left_out, reason=f"an announcement has no room for more than {len(fitting)} models")
+        self._left_out = len(left_out)
+        return fitting
 
     def restarting(self, model: ModelName) -> None:
         self._node.metrics.engine_restarts.labels(model=model).inc()

@@ -53,6 +53,27 @@ def test_as_many_adapters_as_there_may_be_fit_an_announcement() -> None:
     assert {offer.parent for offer in offers} == {long}
 
 
+async def test_a_worker_with_hundreds_of_models_announces_those_that_other_nodes_read() -> None:
+    """As with a provider that lists 400 models. A larger announcement is dropped, and with it the worker."""
+    node = Node()
+    watcher = Announcements(node, WorkerPause(None))
+    watcher.backend = ProviderOfModels(0, 1, watcher)
+    watcher.changed()
+    (offer,) = node.offers
+    announced = make_announcement(models=offer.models, load=offer.load, not_ready=offer.not_ready)
+    assert directory.decode(directory.encode(announced)) == announced
+    assert [model.name for model in offer.models] == [f"provider/model-of-this-year-{number:03}:free" for number in range(len(offer.models))]
+    assert len(offer.models) > 150
+
+
+class ProviderOfModels(EchoBackend):
+    def models(self) -> tuple[ModelStatus, ...]:
+        (status,) = super().models()
+        named = msgspec.structs.replace(status, digest="", state=ModelState.LOADING, detail="the server does not answer: " + "x" * 300)
+        names = [ModelName(f"provider/model-of-this-year-{number:03}:free") for number in range(256)]
+        return tuple(msgspec.structs.replace(named, model_id=name, provider="openrouter", abilities=("images",)) for name in names)
+
+
 async def test_removed_model_leaves_no_gauges() -> None:
     node = Node()
     watcher = Announcements(node, WorkerPause(None))
