@@ -25,15 +25,15 @@ WITHOUT_CALLS = {
 }
 
 
-def test_at_least_sixty_vendored_templates_read_their_own_calls() -> None:
-    chat, failed, templates = vendored.library(), set(), vendored.paths()
-    for path in templates:
+def test_vendored_templates_read_their_own_calls_but_for_ten() -> None:
+    chat, failed = vendored.library(), set()
+    for path in vendored.sample():
         template = chat.open(vendored.request_of(path))
         assert "What is the weather?" in template.render(RenderPrompt((USER,), (TOOL,))).prompt, path.stem
         if not template_probe.reads_calls(chat, template):
             failed.add(path.stem)
-    assert len(templates) == 70
-    assert failed == set(WITHOUT_CALLS)
+    assert len(vendored.paths()) == 70
+    assert failed == WITHOUT_CALLS.keys() & {path.stem for path in vendored.sample()}
 
 
 def test_answers_of_vendored_templates_may_be_split_anywhere_and_resumed_at_every_16th_character() -> None:
@@ -41,7 +41,7 @@ def test_answers_of_vendored_templates_may_be_split_anywhere_and_resumed_at_ever
     call: dict[str, object] = {"type": "function", "id": "123456789", "function": function}
     said: dict[str, object] = {"role": "assistant", "reasoning_content": "Hm [x].", "content": "Let me [see] it.", "tool_calls": [call]}
     with_call = 0
-    for path in vendored.paths():
+    for path in vendored.sample():
         template = chat.open(vendored.request_of(path))
         asked = template.render(RenderPrompt((USER,), (TOOL,)))
         answered = template.render(RenderPrompt((USER, said), (TOOL,), answer=False)).prompt
@@ -61,7 +61,7 @@ def test_answers_of_vendored_templates_may_be_split_anywhere_and_resumed_at_ever
                 assert joined([*before, *read([answer[at:]], marks, parse, delivered=answer[:at])]) == whole, (path.stem, at)
             before += run(separator.feed(letter), parse)
         assert joined([*before, *run(separator.feed("", last=True), parse)]) == whole, path.stem
-    assert with_call >= 55
+    assert with_call >= 0.78 * len(vendored.sample())
 
 
 def test_template_whose_calls_are_misread_fails() -> None:

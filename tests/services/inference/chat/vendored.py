@@ -12,6 +12,7 @@ import msgspec
 
 from services.inference.chat.chat_messages import OpenTemplate
 from services.inference.chat.library import ChatLibrary, OpenedTemplate
+from tests import tiers
 from tools import engine_libraries
 
 
@@ -44,6 +45,11 @@ def library() -> ChatLibrary:
 
 def paths() -> list[Path]:
     return sorted(engine_libraries.templates_folder().glob("*.jinja"))
+
+
+def sample() -> list[Path]:
+    """All of them with ``--nightly``; every third in `make test`."""
+    return paths() if tiers.is_nightly() else paths()[::3]
 
 
 @cache
