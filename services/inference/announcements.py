@@ -28,29 +28,13 @@ MAX_REASON_CHARACTERS = 500
 log = logs.get()
 
 
-class WorkerPause:
-    """Tells whether the pause file exists."""
-
-    def __init__(self, file: Path | None) -> None:
-        self._file = file
-        self.is_on = file is not None and file.exists()
-
-    async def watch(self, changed: Callable[[], None], look_seconds: float = LOOK_SECONDS) -> None:
-        """Call ``changed`` whenever a pause begins or ends, until cancelled. Returns at once without a file."""
-        while self._file is not None:
-            await asyncio.sleep(look_seconds)
-            is_on = self._file.exists()
-            if is_on != self.is_on:
-                self.is_on = is_on
-                changed()
-
-
 class Announcements:
     """Updates the node's announcement and gauges whenever the backend changes: the backend's watcher."""
 
-    def __init__(self, node: Node, pause: WorkerPause) -> None:
+    def __init__(self, node: Node, pause_file: Path | None = None) -> None:
         self._node = node
-        self._pause = pause
+        self._pause_file = pause_file
+        self.is_paused = pause_file is not None and pause_file.exists()
         self.backend: Backend | None = None
         self._pulls: tuple[directory.ModelPull, ...] = ()
         #: Runs while changes of the load wait.
@@ -60,6 +44,14 @@ class Announcements:
         self._left_out = 0
         #: Models that have gauges; those of the speed ask the engines at each scrape.
         self._measured: set[ModelName] = set()
+
+    async def follow_pause(self, look_seconds: float = LOOK_SECONDS) -> None:
+        """Announce when the owner pauses or resumes the worker; runs until cancelled. Returns at once without a pause file."""
+        while self._pause_file is not None:
+            await asyncio.sleep(look_seconds)
+            if (is_paused := self._pause_file.exists()) != self.is_paused:
+                self.is_paused = is_paused
+                self.changed()
 
     async def follow_pulls(self, read_pulls: Callable[[], tuple[directory.ModelPull, ...]]) -> None:
         """Announce the downloads that ``read_pulls``, which blocks, returns; runs until cancelled."""
@@ -100,7 +92,7 @@ class Announcements:
                 queued=sum(status.queued for status in models),
                 expected_wait_seconds=self.backend.expected_wait_seconds(),
             ),
-            not_ready=why_not_ready(statuses, is_paused=self._pause.is_on)[:MAX_REASON_CHARACTERS],
+            not_ready=why_not_ready(statuses, is_paused=self.is_paused)[:MAX_REASON_CHARACTERS],
             pulls=self._pulls,
         )
         for server, seen in self.backend.server_states().items():

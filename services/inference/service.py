@@ -12,7 +12,7 @@ from typing import ClassVar, Generic, TypeVar
 import msgspec
 
 from services.inference import announcements, console_status, infer_http, jobs, moderation
-from services.inference.announcements import PAUSED, Announcements, WorkerPause
+from services.inference.announcements import PAUSED, Announcements
 from services.inference.backend_interface import Backend, Sink, VectorSink
 from services.inference.backends import backend_selection
 from services.inference.model_pulls import ModelPulls
@@ -48,9 +48,9 @@ Item = TypeVar("Item", Chunk, Vectors)
 class InferenceService:
     role: ClassVar[Role] = Role.WORKER
 
-    def __init__(self, settings: InferenceSettings, node: Node, backend: Backend, pause: WorkerPause) -> None:
+    def __init__(self, settings: InferenceSettings, node: Node, backend: Backend, watcher: Announcements) -> None:
         self._settings = settings
-        self._pause = pause
+        self._watcher = watcher
         self._answers = WorkerAnswers(node.metrics, backend.name)
         self._backend = backend
         self._receipts = ReceiptKeeper(replica_files.path_of(settings.receipts_path, node.trust.me.id), node.trust.me)
@@ -61,8 +61,7 @@ class InferenceService:
     @asynccontextmanager
     async def open(cls, settings: InferenceSettings, node: Node) -> AsyncIterator["InferenceService"]:
         """Start the backend; the service is up at once and ready when a model is. Raises BadSettings."""
-        pause = WorkerPause(settings.pause_file)
-        watcher = Announcements(node, pause)
+        watcher = Announcements(node, settings.pause_file)
         print_line = _print_line if settings.console == "plain" else None
         async with (
             replica_files.held(settings.receipts_path, node.trust.me.id) as receipts,
@@ -71,17 +70,16 @@ class InferenceService:
             watcher.backend = backend
             watcher.changed()
             log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])
-            if settings.pause_file is not None:
-                node.tasks.create_task(pause.watch(watcher.changed))
+            node.tasks.create_task(watcher.follow_pause())
             if print_line is not None or settings.status_file is not None:
                 console = console_status.ConsoleStatus(
                     node.id,
-                    lambda: console_status.read_facts(node, backend.models(), is_paused=pause.is_on, now=time.time()),
+                    lambda: console_status.read_facts(node, backend.models(), is_paused=watcher.is_paused, now=time.time()),
                     print_line,
                     settings.status_file,
                 )
                 node.tasks.create_task(console.run())
-            service = cls(settings, node, backend, pause)
+            service = cls(settings, node, backend, watcher)
             node.tasks.create_task(service._receipts.run())
             if replica_files.is_shared(settings.receipts_path):
                 await asyncio.to_thread(keep_key, receipts, settings.node_key_file)
@@ -98,7 +96,7 @@ class InferenceService:
             OwnCheck(name=f"model {status.model_id}", ok=status.state in inference.SERVED, detail=status.detail, needed=bool(why))
             for status in statuses
         ]
-        paused = [OwnCheck(name="owner", ok=False, detail=PAUSED)] if self._pause.is_on else []
+        paused = [OwnCheck(name="owner", ok=False, detail=PAUSED)] if self._watcher.is_paused else []
         return (*paused, *(checks or [OwnCheck(name="models", ok=False, detail=why)]))
 
     def asgi(self) -> infer_http.InferHttp:

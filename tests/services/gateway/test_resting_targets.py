@@ -9,7 +9,7 @@ import pytest
 
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.scheduling import route_choice, routing
-from services.inference.announcements import Announcements, WorkerPause
+from services.inference.announcements import Announcements
 from services.inference.backends.remote import openai
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from shared import context, errors
@@ -82,7 +82,7 @@ class Mesh:
 async def running_mesh(*answers: Answer) -> AsyncIterator[Mesh]:
     async with AsyncExitStack() as stack:
         gateways = [await stack.enter_async_context(fakes.running_service(free=10_000)) for _ in range(2)]
-        announcements = Announcements(Place(gateways), WorkerPause(None))
+        announcements = Announcements(Place(gateways))
         upstream = await stack.enter_async_context(serving({"/v1/models": MODELS, "/v1/chat/completions": list(answers)}))
         opened = openai.opened_all((one(f"{upstream.url}/v1"),), 4, 32, announcements)
         backend = announcements.backend = await stack.enter_async_context(opened)

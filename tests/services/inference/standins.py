@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.inference import jobs
-from services.inference.announcements import WorkerPause
+from services.inference.announcements import Announcements
 from services.inference.backend_interface import Backend
 from services.inference.backends.llama import LlamaBackend
 from services.inference.chat import prompt_plan
@@ -160,4 +160,4 @@ def job(prompt: str | tuple[ChatMessage, ...] = "hello", *, model: str = "smollm
 
 
 def worker(node: Node, backend: Backend) -> InferenceService:
-    return InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, backend, WorkerPause(None))
+    return InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, backend, Announcements(node))

@@ -1,4 +1,4 @@
-"""A worker is paused while a file exists."""
+"""What a worker announces: its models, its load, and that its owner has paused it."""
 
 import asyncio
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from services.inference import announcements
-from services.inference.announcements import Announcements, WorkerPause
+from services.inference.announcements import Announcements
 from services.inference.backend_interface import ServerState
 from services.inference.backends.echo import EchoBackend
 from services.inference.engine_speed import EngineSpeed
@@ -22,26 +22,27 @@ from tests.shared.protocol.test_directory import make_announcement
 
 def test_pause_survives_a_restart(tmp_path: Path) -> None:
     (tmp_path / "paused").touch()
-    assert WorkerPause(tmp_path / "paused").is_on
-    assert not WorkerPause(tmp_path / "none").is_on
-    assert not WorkerPause(None).is_on
+    assert Announcements(Node(), tmp_path / "paused").is_paused
+    assert not Announcements(Node(), tmp_path / "none").is_paused
+    assert not Announcements(Node()).is_paused
 
 
-async def test_pause_and_resume_are_reported_once_each(tmp_path: Path) -> None:
-    file = tmp_path / "paused"
-    pause = WorkerPause(file)
-    seen: list[bool] = []
-    watching = asyncio.create_task(pause.watch(lambda: seen.append(pause.is_on), 0.001))
+async def test_pause_and_resume_are_announced_once_each(tmp_path: Path) -> None:
+    node, file = Node(), tmp_path / "paused"
+    watcher = Announcements(node, file)
+    watcher.backend = EchoBackend(0, 1, watcher)
+    watching = asyncio.create_task(watcher.follow_pause(0.001))
     file.touch()
-    await until(lambda: seen == [True])
+    await until(lambda: len(node.offers) == 1)
     file.unlink()
-    await until(lambda: seen == [True, False])
+    await until(lambda: len(node.offers) == 2)
     watching.cancel()
     await asyncio.wait({watching})
+    assert [offer.not_ready for offer in node.offers] == ["paused by its owner", ""]
 
 
-async def test_without_a_file_there_is_nothing_to_watch() -> None:
-    await WorkerPause(None).watch(lambda: None)
+async def test_without_a_file_there_is_no_pause_to_follow() -> None:
+    await Announcements(Node()).follow_pause()
 
 
 def test_as_many_adapters_as_there_may_be_fit_an_announcement() -> None:
@@ -56,7 +57,7 @@ def test_as_many_adapters_as_there_may_be_fit_an_announcement() -> None:
 async def test_a_worker_with_hundreds_of_models_announces_those_that_other_nodes_read() -> None:
     """As with a provider that lists 400 models. A larger announcement is dropped, and with it the worker."""
     node = Node()
-    watcher = Announcements(node, WorkerPause(None))
+    watcher = Announcements(node)
     watcher.backend = ProviderOfModels(0, 1, watcher)
     watcher.changed()
     (offer,) = node.offers
@@ -76,7 +77,7 @@ class ProviderOfModels(EchoBackend):
 
 async def test_removed_model_leaves_no_gauges() -> None:
     node = Node()
-    watcher = Announcements(node, WorkerPause(None))
+    watcher = Announcements(node)
     watcher.backend = backend = ShrinkingBackend(0, 1, watcher)
     watcher.changed()
     assert 'ai_platform_worker_up{model="echo"' in exposed(node)
@@ -98,7 +99,7 @@ async def test_removed_model_leaves_no_gauges() -> None:
 
 async def test_adapters_are_offered_and_share_the_slots_of_their_model() -> None:
     node = Node()
-    watcher = Announcements(node, WorkerPause(None))
+    watcher = Announcements(node)
     watcher.backend = backend = BackendWithAdapter(0, 1, watcher)
     watcher.changed()
     base = backend.models()[0]
@@ -116,7 +117,7 @@ async def test_adapters_are_offered_and_share_the_slots_of_their_model() -> None
 
 async def test_changes_of_a_busy_backend_share_an_offer_and_the_last_one_counts() -> None:
     node = Node()
-    watcher = Announcements(node, WorkerPause(None))
+    watcher = Announcements(node)
     watcher.backend = backend = ShrinkingBackend(0, 1, watcher)
     for _ in range(100):
         watcher.load_changed()
@@ -127,7 +128,7 @@ async def test_changes_of_a_busy_backend_share_an_offer_and_the_last_one_counts(
 
 async def test_a_state_is_offered_at_once_after_changes_of_the_load() -> None:
     node = Node()
-    watcher = Announcements(node, WorkerPause(None))
+    watcher = Announcements(node)
     watcher.backend = backend = ShrinkingBackend(0, 1, watcher)
     for _ in range(3):
         watcher.load_changed()
@@ -166,7 +167,7 @@ def exposed(node: Node) -> str:
 
 async def test_a_scrape_tells_whether_a_server_is_up_and_refuses_the_account() -> None:
     node = Node()
-    watcher = Announcements(node, WorkerPause(None))
+    watcher = Announcements(node)
     watcher.backend = backend = BackendOfAccounts(0, 1, watcher)
     watcher.changed()
     assert 'ai_platform_upstream_refused{server="openai"} 0.0' in exposed(node)
@@ -187,7 +188,7 @@ class BackendOfAccounts(EchoBackend):
 async def test_running_downloads_are_announced_when_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "ANNOUNCE_SECONDS", 0.001)
     node = Node()
-    watcher = Announcements(node, WorkerPause(None))
+    watcher = Announcements(node)
     watcher.backend = EchoBackend(0, 1, watcher)
     looks = 0
     pulls = (directory.ModelPull("qwen", 1, 2, 0.5),)

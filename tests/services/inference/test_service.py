@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from services.inference import announcements
-from services.inference.announcements import Announcements, WorkerPause
+from services.inference.announcements import Announcements
 from services.inference.backend_interface import Backend, Sink, VectorSink
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import GenerationJob
@@ -170,11 +170,11 @@ DAMAGED, LOADING = ("bad", ModelState.FAILED, "bad.gguf is not a usable model"),
 )
 async def test_readyz_and_the_announcement_agree(models: tuple[tuple[str, ModelState, str], ...], not_ready: str) -> None:
     node, backend = Node(), FixedBackend(*models)
-    board = Announcements(node, WorkerPause(None))
+    board = Announcements(node)
     board.backend = backend
     board.changed()
     assert node.offers[-1].not_ready == not_ready
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, backend, WorkerPause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, backend, Announcements(node))
     checks = await service.checks()
     # As shared.node.member decides it.
     assert all(check.ok or not check.needed for check in checks) == (not not_ready)
@@ -185,7 +185,7 @@ async def test_readyz_and_the_announcement_agree(models: tuple[tuple[str, ModelS
 
 
 async def test_a_backend_that_knows_no_tokens_says_so() -> None:
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), FixedBackend(GOOD), WorkerPause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), FixedBackend(GOOD), Announcements(Node()))
     with pytest.raises(errors.UnknownMethod, match="good runs in another program, whose tokens this worker does not know"):
         await service.detokenize(inference.Detokenize(ModelName("good"), b""), Reader())  # type: ignore[arg-type]
 
@@ -236,7 +236,7 @@ class Elsewhere(Backend):
 
 
 async def test_answers_without_token_ids_use_the_servers_count(node: Node) -> None:
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, Elsewhere(7), WorkerPause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, Elsewhere(7), Announcements(node))
     with asked.logged() as logged:
         await run(service, request("hi", model=ModelName("gpt")))
     assert 'ai_platform_tokens_total{model="gpt",type="output"} 7.0' in node.metrics.render()
@@ -244,7 +244,7 @@ async def test_answers_without_token_ids_use_the_servers_count(node: Node) -> No
 
 
 async def test_interrupted_answer_without_token_ids_counts_its_pieces(node: Node) -> None:
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, Elsewhere(None), WorkerPause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, Elsewhere(None), Announcements(node))
     with pytest.raises(errors.Unavailable):
         await run(service, request("hi", model=ModelName("gpt")))
     assert 'ai_platform_tokens_total{model="gpt",type="output"} 2.0' in node.metrics.render()
@@ -252,10 +252,10 @@ async def test_interrupted_answer_without_token_ids_counts_its_pieces(node: Node
 
 async def test_embedding_model_refuses_prompts() -> None:
     backend = Elsewhere(7, only_embeds=True)
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, WorkerPause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, Announcements(Node()))
     assert (await service.get_model_status(inference.GetModelStatus(ModelName("gpt")), CALL)).only_embeds
     node = Node()
-    board = Announcements(node, WorkerPause(None))
+    board = Announcements(node)
     board.backend = backend
     board.changed()
     assert [offer.only_embeds for offer in node.offers[-1].models] == [True]
@@ -270,10 +270,10 @@ async def test_images_of_a_model_without_them_are_refused() -> None:
     blind, seeing = Elsewhere(7), Elsewhere(7, abilities=(Ability.IMAGES,))
     asked = inference.ProcessPrompt(images, inference.ModelConfig(model=ModelName("gpt")), request("hi").request_id)
     with pytest.raises(errors.BadRequest, match="gpt doesn't support images"):
-        await run(InferenceService(settings, node, blind, WorkerPause(None)), asked)
-    await run(InferenceService(settings, node, seeing, WorkerPause(None)), asked)
+        await run(InferenceService(settings, node, blind, Announcements(node)), asked)
+    await run(InferenceService(settings, node, seeing, Announcements(node)), asked)
     assert (blind.called, seeing.called) == (0, 1)
-    board = Announcements(node, WorkerPause(None))
+    board = Announcements(node)
     board.backend = seeing
     board.changed()
     assert [offer.abilities for offer in node.offers[-1].models] == [("images",)]
@@ -305,7 +305,7 @@ class Restarting(Backend):
 
 async def test_restarting_worker_keeps_its_model_so_callers_get_503_not_404() -> None:
     node = Node()
-    board = Announcements(node, WorkerPause(None))
+    board = Announcements(node)
     board.backend = Restarting()
     board.changed()
     (offer,) = node.offers
@@ -352,7 +352,7 @@ class OnDisk(Backend):
 
 async def test_worker_with_models_on_disk_is_ready_and_offers_all_names() -> None:
     node = Node()
-    board = Announcements(node, WorkerPause(None))
+    board = Announcements(node)
     board.backend = OnDisk()
     board.changed()
     (offer,) = node.offers
@@ -363,7 +363,7 @@ async def test_worker_with_models_on_disk_is_ready_and_offers_all_names() -> Non
 
 async def test_alias_selects_its_model() -> None:
     backend = OnDisk()
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, WorkerPause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, Announcements(Node()))
     assert [(check.name, check.ok) for check in await service.checks()] == [("model qwen", True)]
     await run(service, request("hi", model=ModelName("q")))
     await service.run_embedding(texts_for(ModelName("q"), ("hi",)), VectorReader())
