@@ -184,8 +184,8 @@ class LlamaBackend(Backend):
     def _status(self, cached: CachedModel) -> ModelStatus:
         state, detail = self._cache.state(cached)
         context_tokens, only_embeds, sees_images = _facts(cached)
-        need, look = cached.managed.need, cached.file.look
-        header = None if look is None else look.header
+        need, check = cached.managed.need, cached.file.checked
+        header = None if check is None else check.header
         found = cached.chat.abilities | ({Ability.IMAGES} if sees_images else set())
         pooling = None if header is None else header.pooling_type
         return ModelStatus(
@@ -234,9 +234,9 @@ def _facts(cached: CachedModel) -> tuple[int, bool, bool]:
     file, plan and entry tell."""
     if (loaded := cached.loaded) is not None:
         return loaded.context_tokens, loaded.only_embeds, loaded.sees_images
-    look = cached.file.look
+    check = cached.file.checked
     # A model without a KV cache can't generate text.
-    only_embeds = look is not None and look.header is not None and gguf_header.kv_bytes_per_token(look.header) == 0
+    only_embeds = check is not None and check.header is not None and gguf_header.kv_bytes_per_token(check.header) == 0
     sees_images = cached.entry.projector is not None and images.LIBRARY.exists()
     return 0 if cached.plan is None else cached.plan.context_tokens, only_embeds, sees_images
 

@@ -128,13 +128,13 @@ class CachedModel:
     @property
     def file_bytes(self) -> int:
         """The size of the files that are known, of adapters too."""
-        return sum(file.look.size for file in (self.file, *self.adapters) if file.look is not None)
+        return sum(file.checked.size for file in (self.file, *self.adapters) if file.checked is not None)
 
     async def ensure_served(self) -> None:
         """Check the files, as far as a load needs it."""
         await self.file.ensure_served()
         for adapter in self.adapters:
-            await adapter.ensure_looked()
+            await adapter.ensure_checked()
 
     async def ensure_digests(self) -> None:
         """Compute the digests of the files, unless that was done."""
@@ -318,7 +318,7 @@ class ModelCache:
         """Return the model's state and a detail for people."""
         if cached.file.problem:
             return ModelState.FAILED, cached.file.problem
-        if cached.file.look is None or (cached.awaits_preload and cached.managed.stage is Stage.UNLOADED):
+        if cached.file.checked is None or (cached.awaits_preload and cached.managed.stage is Stage.UNLOADED):
             return ModelState.LOADING, cached.file.step
         match cached.managed.stage:
             case Stage.LOADED:
@@ -356,7 +356,7 @@ class ModelCache:
     async def _prepare(self) -> None:
         configured = list(self._models.values())
         for cached in configured:
-            await cached.file.ensure_looked()
+            await cached.file.ensure_checked()
         for cached in configured:
             if cached.entry.preload:
                 await cached.ensure_served()
@@ -377,14 +377,14 @@ class ModelCache:
 
     def _plan(self, cached: CachedModel) -> None:
         """Plan the next load of a model, unless it is in memory."""
-        look, entry = cached.file.look, cached.entry
+        check, entry = cached.file.checked, cached.entry
         if cached.managed.stage is not Stage.UNLOADED:
             return
         if entry.program is not None:
             cached.plan = load_plan.of_program(entry, self._budget)
-        elif look is not None and look.header is not None:
-            others = [other.file_bytes for other in self.all() if other is not cached and other.file.look is not None]
-            cached.plan = load_plan.plan(look.header, cached.file_bytes, entry, self._budget, others, projector_bytes=look.projector_bytes)
+        elif check is not None and check.header is not None:
+            others = [other.file_bytes for other in self.all() if other is not cached and other.file.checked is not None]
+            cached.plan = load_plan.plan(check.header, cached.file_bytes, entry, self._budget, others, projector_bytes=check.projector_bytes)
         if cached.plan is not None:
             self._core.set_need(entry.name, cached.plan.total)
 

@@ -165,7 +165,7 @@ class ModelFile:
         self._changed = changed
         self._known = known
         self._stopped = threading.Event()
-        self._looking: asyncio.Task[FileCheck] | None = None
+        self._checking: asyncio.Task[FileCheck] | None = None
         #: Gives the digests of the model and of its projector.
         self._hashing: asyncio.Task[tuple[str, ...]] | None = None
 
@@ -175,9 +175,9 @@ class ModelFile:
         return missing_engine() or "checking its file"
 
     @property
-    def look(self) -> FileCheck | None:
+    def checked(self) -> FileCheck | None:
         """The header's check; None until it is done."""
-        return _result(self._looking)
+        return _result(self._checking)
 
     @property
     def digest(self) -> str:
@@ -194,9 +194,9 @@ class ModelFile:
     @property
     def problem(self) -> str:
         """Why the file can't be served; empty if no problem is known."""
-        look = self.look
-        if look is not None and look.problem:
-            return look.problem
+        check = self.checked
+        if check is not None and check.problem:
+            return check.problem
         wanted, found = self._entry.digest, self.digest
         if wanted is None or _result(self._hashing) is None or found == wanted:
             return ""
@@ -204,19 +204,19 @@ class ModelFile:
             return f"{self._entry.file} could not be read to its end, so its SHA-256 is unknown; the catalog expects {wanted}"
         return f"{self._entry.file} is not the file in the catalog: its SHA-256 is {found}, but should be {wanted}"
 
-    async def ensure_looked(self) -> None:
+    async def ensure_checked(self) -> None:
         """Read the header, unless the file is unchanged since the last time."""
-        looking, look = self._looking, self.look
-        if look is not None and look.stamps != await asyncio.to_thread(self._stamps) and self._looking is looking:
-            self._looking = self._hashing = None
-        if self._looking is None:
-            self._looking = self._begin(self._look_when_built())
-        await asyncio.shield(self._looking)
+        checking, check = self._checking, self.checked
+        if check is not None and check.stamps != await asyncio.to_thread(self._stamps) and self._checking is checking:
+            self._checking = self._hashing = None
+        if self._checking is None:
+            self._checking = self._begin(self._check_when_built())
+        await asyncio.shield(self._checking)
 
     async def ensure_digest(self) -> None:
         """Compute the digest, unless that was done or the file is not a model."""
-        await self.ensure_looked()
-        if self.look is None or self.look.problem or self._entry.program is not None:
+        await self.ensure_checked()
+        if self.checked is None or self.checked.problem or self._entry.program is not None:
             return
         if self._hashing is None:
             self._hashing = self._begin(self._hash())
@@ -230,11 +230,11 @@ class ModelFile:
     async def ensure_served(self) -> None:
         """Make all checks that a load needs, and so set ``problem``."""
         if self._entry.digest is None:
-            await self.ensure_looked()
+            await self.ensure_checked()
         else:
             await self.ensure_digest()
 
-    async def _look_when_built(self) -> FileCheck:
+    async def _check_when_built(self) -> FileCheck:
         if self._entry.program is not None:
             return FileCheck(_stamps(self._entry.file), None, 0)
         known = ""

@@ -53,14 +53,14 @@ async def test_file_is_read_when_the_engine_is_built(monkeypatch: pytest.MonkeyP
         assert await changes.get() == BUILDING
         missing[0] = "the engine is being built, less than a minute left"
         assert await changes.get() == missing[0]
-        assert model.look is None
+        assert model.checked is None
         # Set-up writes it last.
         file.symlink_to(model_discovery.installed())
         missing[0] = ""
         await waiting
     assert model.problem == ""
-    assert model.look is not None
-    assert model.look.header is not None
+    assert model.checked is not None
+    assert model.checked.header is not None
 
 
 async def test_files_that_are_being_read_hold_no_thread_that_others_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
