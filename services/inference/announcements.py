@@ -21,7 +21,7 @@ LOOK_SECONDS = 0.5
 #: After an update, a change of the load waits for so long, because it changes with each start and end of a request.
 GATHER_SECONDS = 0.02
 PAUSED = "paused by its owner"
-#: Of an announcement, for all but its models.
+#: What an announcement needs for everything but its models.
 REST_BYTES = 1400
 MAX_REASON_CHARACTERS = 500
 

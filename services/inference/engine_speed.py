@@ -24,7 +24,7 @@ class EngineSpeed:
     cpu_seconds: float = 0.0
     ram_bytes: int = 0
     vram_bytes: int = 0
-    #: Of prompts that lost their slots.
+    #: The prompts that lost their slots.
     cache_bytes: int = 0
     cache_hits: int = 0
 

@@ -37,7 +37,7 @@ from shared.types import Ability, ModelName, Role
 GATHER_SECONDS = 0.25
 #: Most tokens in a chunk, which then has a few hundred characters and at most 16 KiB.
 MOST_TOKENS = 64
-#: Of converted tokens or text in a message, which has at most 1 MiB.
+#: The most converted tokens or text in one message, which may have 1 MiB.
 PART_BYTES = 256 * 1024
 
 log = logs.get()

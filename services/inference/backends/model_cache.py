@@ -73,7 +73,7 @@ class Replica:
 
     engine: SupervisedEngine
     jobs: int = 0
-    #: Of the last prompts, which its slots may still hold; see `shared.api.generation`.
+    #: The prefixes of the last prompts, which its slots may still hold; see `shared.api.generation`.
     prefixes: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
 
     def known(self, prefixes: Sequence[bytes]) -> int:

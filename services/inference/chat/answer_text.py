@@ -35,7 +35,7 @@ class TextChannel(StrEnum):
 @dataclass(frozen=True, slots=True)
 class SeparatedPiece:
     channel: TextChannel
-    #: Of a call: the next part of its arguments.
+    #: For a call, the next part of its arguments.
     text: str
     call: int = 0
     #: In a call's first piece only. The id is empty if the model wrote none.
@@ -87,7 +87,7 @@ class AnswerSeparator:
         self._text = ""
         self._fresh: list[str] = []
         self._fresh_chars = 0
-        #: Of the text: all of it was parsed or passed on.
+        #: How many characters of the text were parsed or passed on.
         self._known = 0
         #: Where what was sent of thoughts and content ends in the text.
         self._end = 0
@@ -102,7 +102,7 @@ class AnswerSeparator:
 
     @property
     def settled(self) -> int:
-        """Of how many characters all pieces were sent. Another worker can resume from there."""
+        """Return the number of characters whose pieces were all sent. Another worker can resume from there."""
         return self._known
 
     def feed(self, piece: str, *, last: bool = False) -> Parsing:

@@ -22,7 +22,7 @@ from services.inference.chat.chat_template import ChatTemplate
 from services.inference.chat.library import ChatLibrary, NotUnderstood
 from services.inference.engine import confinement, engine_messages
 
-#: Beside what libraries have mapped: those of CUDA alone take more.
+#: In addition to what libraries have mapped: CUDA's alone take more.
 _MEMORY_BYTES = 512 * 1024 * 1024
 _STACK_BYTES = 8 * 1024 * 1024
 #: Processor time of one request.

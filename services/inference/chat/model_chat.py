@@ -20,7 +20,7 @@ from shared.types import Ability
 
 log = logs.get()
 
-#: Of all the spellings of a vocabulary's special tokens; the largest has 200 KB.
+#: All special tokens of a vocabulary together; the largest has 200 KB.
 MOST_SPECIAL_CHARACTERS = 1024 * 1024
 
 

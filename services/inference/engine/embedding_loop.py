@@ -177,7 +177,7 @@ class EmbeddingLoop:
         self._clock = clock
         self._queue = EmbeddingQueue(embedder.slots)
         self._pace = PrefillBudget(embedder.step_tokens)
-        #: Of an unfinished text.
+        #: The vector of an unfinished text.
         self._pooled: Pooled | None = None
 
     @property

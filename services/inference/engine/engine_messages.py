@@ -270,7 +270,7 @@ class StepReport(_Message, frozen=True):
     decode_seconds: float = 0.0
     answering: int = 0
     read: int = 0
-    #: Of the prompt cache, since the engine started.
+    #: The prompt cache now, and its hits since the engine started.
     cache_bytes: int = 0
     cache_hits: int = 0
 

@@ -35,7 +35,7 @@ from shared import errors
 _RECEIVE_BYTES = 256 * 1024
 #: Reads between two steps: 4 MiB of images take a few milliseconds.
 _MOST_READS = 16
-#: Of images that wait for their encoder.
+#: The images that wait for their encoder.
 MOST_IMAGE_BYTES = 256 * 1024 * 1024
 #: Answers get most of the processor while images are encoded.
 _NICENESS = 5
@@ -135,7 +135,7 @@ def run(channel: Channel, loop: EngineLoop, embeddings: EmbeddingLoop) -> None:
 
 def _run_images(images: TokenizeQueue) -> None:
     with suppress(OSError):
-        # Of this thread, and of those that llama.cpp starts for it.
+        # Also applies to the threads that llama.cpp starts for this one.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
     images.run()
 
@@ -177,7 +177,7 @@ class CommandQueues:
         self.embeddings = embeddings
         self.texts = texts
         self.images = images
-        #: Of commands that have not come yet.
+        #: The images of commands that have not come yet.
         self._received: dict[int, list[engine_messages.AddImage]] = {}
 
     def close(self) -> None:

@@ -88,7 +88,7 @@ class GgufHeader:
     #: 1 for a model in one file.
     split_count: int
     split_number: int
-    #: Of the tensors, what only some tokens use, in a mixture of experts.
+    #: The tensors of a mixture of experts, which only some tokens use.
     expert_bytes: int = 0
     #: Only of a file that makes embeddings of images.
     projector: ProjectorFacts | None = None

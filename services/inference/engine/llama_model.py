@@ -36,7 +36,7 @@ GPU_UNNOTICED_SECONDS = 0.1
 #: A state is copied near the end of a prompt, and each time so many tokens were read.
 CHECKPOINT_TOKENS = 2048
 MOST_CHECKPOINTS = 8
-#: Of all slots. States of large models have dozens of MiB.
+#: For all slots together. States of large models have dozens of MiB.
 MOST_CHECKPOINT_BYTES = 1024 * 2**20
 #: A state without the cells, which can be cut.
 _PARTIAL = native.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
@@ -73,7 +73,7 @@ class LlamaModel:
         #: llama.cpp only saves the end of a window, and a recurrent state.
         self.can_cut_saved = self.can_cut and not self._window
         self._checkpoints = _Checkpoints(context) if is_recurrent else None
-        #: Of each slot with a window: the tokens of the last prompt that was read.
+        #: Slots with a window, and the tokens of the last prompt that each has read.
         self._prompt_tokens: dict[int, int] = {}
         self._batch = NativeBatch(batch)
         self._image_batch = _ImageBatch(batch)
@@ -343,7 +343,7 @@ class _Checkpoints:
 
     def __init__(self, context: "native.llama_context_p") -> None:
         self._context = context
-        #: Of each slot, by the number of tokens, in order.
+        #: Slot -> number of tokens -> state, in order.
         self._saved: dict[int, dict[int, ctypes.Array[ctypes.c_uint8]]] = {}
 
     def save(self, feeds: Sequence[Feed]) -> None:

@@ -200,7 +200,7 @@ class Scheduler:
         self._slots = slots
         self._pace = pace
         self._turns = AdapterTurns()
-        #: Of the last step.
+        #: How long the last step took.
         self.step_seconds = 0.0
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}

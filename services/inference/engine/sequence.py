@@ -14,7 +14,7 @@ from shared.types import FinishReason
 
 #: Later, shorter prompts may delay a prompt by this share of the tokens that it has to read.
 OVERTAKEN = 0.2
-#: Of a prompt: they begin an answer, perhaps with a tag for thoughts, and so the next turn of a chat often has others.
+#: The end of a prompt begins the answer, perhaps with a tag for thoughts, so the next turn of a chat often has other tokens there.
 LAST_TOKENS = 8
 
 

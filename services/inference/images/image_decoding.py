@@ -11,10 +11,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from services.inference.chat.chat_messages import DecodedImage
 
-#: Of the file's header, before a pixel is decoded.
+#: Checked in the file's header, before a pixel is decoded.
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 16_384
-#: Of the longer side to the shorter one. Some encoders abort above 200.
+#: The longer side divided by the shorter one. Some encoders abort above 200.
 MAX_RATIO = 100
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _REASON_CHARACTERS = 200

@@ -23,7 +23,7 @@ from services.inference.images.image_spans import ImageSpan
 from shared import errors
 from shared.api.generation import LONG_SIDE
 
-#: Of embeddings, for images that come again: with each turn of a chat.
+#: Embeddings of images that come again, with each turn of a chat.
 MOST_CACHED_BYTES = 256 * 2**20
 #: Never an id of a vocabulary.
 _FIRST_BIT = -(2**31)
@@ -57,11 +57,11 @@ class ImageRows:
 class PromptLayout:
     """The tokens of a prompt with images, before one is encoded."""
 
-    #: Of the images.
+    #: One for each image.
     digests: Sequence[bytes]
     tokens: list[int] = field(default_factory=list)
     spans: list[ImageSpan] = field(default_factory=list)
-    #: Of each span: the number of its image, and its coordinates.
+    #: For each span the number of its image, and its coordinates.
     places: list[tuple[int, Grid | None]] = field(default_factory=list)
 
 

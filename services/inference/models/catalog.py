@@ -12,11 +12,11 @@ from shared.types import ModelName
 #: Names and aliases together: each takes about 200 bytes of the announcement, which may have 16 KiB.
 MAX_NAMES = 64
 MAX_NAME_CHARACTERS = 100
-#: Of one model.
+#: For one model.
 MAX_ADAPTERS = 16
-#: Of a model in another server, if nothing names them.
+#: For a model in another server, if nothing names them.
 SERVER_SLOTS = 4
-#: Of a models.yaml; a hundred models with comments need a tenth of it.
+#: The largest models.yaml; a hundred models with comments need a tenth of it.
 MAX_CHARACTERS = 1024 * 1024
 
 
@@ -120,7 +120,7 @@ class RemoteModel:
     #: 0 if unknown.
     context_tokens: int = 0
     slots: int | None = None
-    #: Of a service that is a host; None: 80.
+    #: For a service that is a host; None: 80.
     port: int | None = None
     #: A file with the bearer token that the service requires.
     token_file: Path | None = None

@@ -29,7 +29,7 @@ from shared.timing.backoff import Backoff
 CHUNK_BYTES = 1024 * 1024
 #: Without a byte for so long, the connection is opened again.
 STALL_SECONDS = 30.0
-#: Of a document that lists files: the largest repositories of the hub have 2 MB.
+#: For a document that lists files: the largest repositories of the hub have 2 MB.
 MOST_DOCUMENT_BYTES, DOCUMENT_SECONDS = 16 * 1024 * 1024, 120.0
 #: In a row without progress.
 MOST_FAILURES = 5

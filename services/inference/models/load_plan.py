@@ -42,7 +42,7 @@ class LoadPlan:
     cpu_experts: int
     #: The GPU of each replica; None for all GPUs, or none.
     devices: tuple[int | None, ...]
-    #: Of one replica.
+    #: For one replica.
     need: MemoryBytes
     #: A sentence for each decision.
     reasons: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from shared.node import machine
 
 #: Share of the free memory that is left to the rest of the machine.
 HEADROOM_SHARE = 0.1
-#: Of the free memory, for prompts that lost their slots.
+#: The share of the free memory for prompts that lost their slots.
 PROMPT_CACHE_SHARE = 0.1
 MAX_PROMPT_CACHE_BYTES = 8 * 2**30
 #: An engine process without a model: Python, llama.cpp and our code. Measured: 62 MiB.
@@ -40,12 +40,12 @@ _FLOAT_BYTES = 4
 class MemoryBudget:
     """The memory for all loaded models together."""
 
-    #: Of the machine, without GPUs.
+    #: The machine's RAM, without GPUs.
     bytes: int
     source: str
-    #: Of each GPU.
+    #: One for each GPU.
     vram: tuple[int, ...] = ()
-    #: Of the RAM, for prompts that lost their slots. It is not in ``bytes``.
+    #: RAM for prompts that lost their slots. It is not in ``bytes``.
     prompt_cache: int = 0
 
     @property

@@ -146,7 +146,7 @@ class KnownDigests:
 class FileCheck:
     """The result of reading a file's header."""
 
-    #: Of all parts; they change with the files.
+    #: Change with the files, and cover all parts.
     stamps: Stamps
     header: GgufHeader | None
     size: int

@@ -60,7 +60,7 @@ class _Place:
     tool: str = ""
     #: To an argument's schema in that of the tool.
     pointer: str = ""
-    #: Of the arguments in a choice, the only one to write.
+    #: The only argument to write, if there is a choice of several.
     only: int | None = None
     #: The parser also reads JSON where a text is.
     is_mixed: bool = False

@@ -31,7 +31,7 @@ LIMITS = LLParserLimits(
 #: llguidance panics beyond 1,024.
 MOST_TOKEN_BYTES = 512
 _REASON_CHARACTERS = 300
-#: Of an answer's end that is searched for a trigger.
+#: How many bytes of an answer's end are searched for a trigger.
 LONGEST_TRIGGER = 256
 #: In llguidance's messages: its place in our text, and the lines that show it.
 _PLACE = re.compile(r"^(?:at )?\d+\(\d+\): (?:failed to compile JSON schema: )?|\n? *\d+ \| .*|\n *\^+ *$|\n?<non-verbose/>", re.MULTILINE)

@@ -29,7 +29,7 @@ MOST_SUBSCHEMAS = 500
 #: In one enum, and in all together.
 MOST_ENUM_VALUES = 500
 MOST_VALUES = 1000
-#: Of minLength, minItems and minProperties.
+#: The largest minLength, minItems and minProperties.
 MOST_REPEATS = 1000
 MOST_PATTERN_CHARACTERS = 256
 #: llguidance compares each with each.
@@ -86,7 +86,7 @@ TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 #: Keywords about the same value as the schema that contains them.
 _IN_PLACE = {"allOf", "anyOf", "oneOf", "$ref"}
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
-#: Of a regular expression: an escape, a class, or another character. Then what looks at places, and is only supported at the ends.
+#: The pieces of a regular expression: an escape, a class, or another character. Those that match a place are only supported at the ends.
 _PIECES = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 _PLACES = {"^", "$", r"\b", r"\B", r"\A", r"\z", r"\Z"}
 #: As in JavaScript.

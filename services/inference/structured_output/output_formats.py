@@ -12,7 +12,7 @@ from services.inference.structured_output.lark import FormatRefused
 from shared import errors
 from shared.api.generation import FormatKind, OutputFormat, Tool
 
-#: Of an error message: names in a schema may be as long as the schema.
+#: The longest error message: names in a schema may be as long as the schema.
 MOST_CHARACTERS = 400
 MOST_REGEX_CHARACTERS = 4096
 MOST_CHOICES = 500

@@ -66,7 +66,7 @@ class DialectRow:
     owner: str = ""
     #: Where it says how busy it is; the first page that it has counts.
     load_pages: tuple[LoadPage, ...] = ()
-    #: Of a server that doesn't say how many requests it runs at once.
+    #: For a server that doesn't say how many requests it runs at once.
     usual_slots: int = 0
 
     def read_identity(self, page: bytes) -> int | None:
@@ -80,7 +80,7 @@ class DialectRow:
 
 
 class _SglangLoad(msgspec.Struct, frozen=True):
-    #: Of one engine, the waiting ones included.
+    #: All requests of one engine, the waiting ones included.
     num_reqs: int
     num_waiting_reqs: int
 

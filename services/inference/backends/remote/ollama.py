@@ -59,7 +59,7 @@ class _Tag(msgspec.Struct, frozen=True):
     #: SHA-256 of the model's manifest, which has the digests of its weights, template and parameters.
     digest: str = ""
     details: object = None
-    #: Of newer versions.
+    #: Only newer versions send it.
     capabilities: object = None
 
 

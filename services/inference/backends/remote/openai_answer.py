@@ -130,7 +130,7 @@ class AnswerAssembly:
     """Assembles the ``count`` answers of one request. ``draw_id`` creates the ids of tool calls that the server left out.
     ``call_parts``: the reader wants calls in parts, as they are written. ``has_ids``: the events have token ids."""
 
-    #: Of the response, and what splits its pieces into texts for ``push``.
+    #: The response's type, and what splits its pieces into texts for ``push``.
     media_type = "text/event-stream"
     splitter: type[StreamEventParser | Lines] = StreamEventParser
 

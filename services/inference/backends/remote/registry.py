@@ -37,7 +37,7 @@ from shared.types import FinishReason
 
 NAME = "http"
 HEALTH_PATH = "healthz"
-#: Of a whole answer: a million tokens.
+#: A whole answer of a million tokens.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 
 #: As in the worker's own POST /infer.

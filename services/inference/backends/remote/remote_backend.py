@@ -61,7 +61,7 @@ class _Progress(Generic[T]):
 
 
 class _AnswerProgress(_Progress[Chunk]):
-    """Of an answer, which another server can continue if every piece had token ids."""
+    """The progress of an answer, which another server can continue if every piece had token ids."""
 
     def __init__(self, sink: Sink, job: GenerationJob) -> None:
         super().__init__(sink)

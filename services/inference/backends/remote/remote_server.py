@@ -47,12 +47,12 @@ log = logs.get()
 
 #: After the last answer's end, for the usage and `[DONE]`, which some servers never send.
 TRAILER_SECONDS = 2.0
-#: Of one message to the mesh, which allows 1 MiB.
+#: The most vectors in one message to the mesh, which allows 1 MiB.
 SENT_BYTES = 256 * 1024
 
 #: For a probe; the server may have requests before it.
 PROBE_SECONDS = 30.0
-#: Of a million token ids.
+#: A million token ids.
 MAX_TOKENS_BYTES = 16 * 1024 * 1024
 #: The time of reading a token, compared with that of generating one.
 PROMPT_TOKEN = 0.1
