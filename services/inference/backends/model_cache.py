@@ -384,7 +384,9 @@ class ModelCache:
             cached.plan = load_plan.of_program(entry, self._budget)
         elif check is not None and check.header is not None:
             others = [other.file_bytes for other in self.all() if other is not cached and other.file.checked is not None]
-            cached.plan = load_plan.plan(check.header, cached.file_bytes, entry, self._budget, others, projector_bytes=check.projector_bytes)
+            cached.plan = load_plan.plan(
+                check.header, cached.file_bytes, entry, self._budget, others, projector_bytes=check.projector_bytes
+            )
         if cached.plan is not None:
             self._core.set_need(entry.name, cached.plan.total)
 

@@ -75,7 +75,7 @@ class NativeBatch:
     """llama.cpp's arrays of one batch. Slices are assigned in C; single elements would cost a microsecond each."""
 
     def __init__(self, tokens: int) -> None:
-        self._batch = native.llama_batch_init(tokens, 0, 1)
+        self._batch: native.llama_batch = native.llama_batch_init(tokens, 0, 1)
         self._token = (native.llama_token * tokens).from_address(ctypes.addressof(self._batch.token.contents))
         self._position = (native.llama_pos * tokens).from_address(ctypes.addressof(self._batch.pos.contents))
         self._outputs = (ctypes.c_int8 * tokens).from_address(ctypes.addressof(self._batch.logits.contents))

@@ -63,7 +63,9 @@ async def test_a_worker_with_hundreds_of_models_announces_those_that_other_nodes
     (offer,) = node.offers
     announced = make_announcement(models=offer.models, load=offer.load, not_ready=offer.not_ready)
     assert directory.decode(directory.encode(announced)) == announced
-    assert [model.name for model in offer.models] == [f"provider/model-of-this-year-{number:03}:free" for number in range(len(offer.models))]
+    assert [model.name for model in offer.models] == [
+        f"provider/model-of-this-year-{number:03}:free" for number in range(len(offer.models))
+    ]
     assert len(offer.models) > 150
 
 

@@ -185,7 +185,9 @@ async def test_readyz_and_the_announcement_agree(models: tuple[tuple[str, ModelS
 
 
 async def test_a_backend_that_knows_no_tokens_says_so() -> None:
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), FixedBackend(GOOD), Announcements(Node()))
+    service = InferenceService(
+        InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), FixedBackend(GOOD), Announcements(Node())
+    )
     with pytest.raises(errors.UnknownMethod, match="good runs in another program, whose tokens this worker does not know"):
         await service.detokenize(inference.Detokenize(ModelName("good"), b""), Reader())  # type: ignore[arg-type]
 
