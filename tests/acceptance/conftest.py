@@ -20,6 +20,8 @@ ECHO_TOKEN_MS = "20"
 _shared = stacks.OfFolders(
     (Path(__file__).parent,),
     INFERENCE_BACKEND="echo",
+    # Six processes fewer; tests/integration has the DHT.
+    HYPERSWARM="off",
     ECHO_TOKEN_MS=ECHO_TOKEN_MS,
     OIDC_ISSUER=f"http://127.0.0.1:{PROVIDER_PORT}",
     OIDC_CLIENT_ID="aimesh",
