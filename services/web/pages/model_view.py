@@ -6,11 +6,13 @@ No method reports whether a served model is in memory: a worker may have to load
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from services.web.pages.admin.node_view import SHOWN_OF_ID
 from shared import amounts
 from shared.api.gateway import ModelPullRow, NodeRow, ServedModel, ServedModels
 from shared.api.ledger import ModelPrice
 from shared.types import ModelName, NodeId, Role
+
+#: How many characters of a node id are shown.
+SHOWN_OF_ID = 9
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from services.web.charts.usage_chart import NOTHING
 from services.web.pages.admin import time_texts
+from services.web.pages.model_view import SHOWN_OF_ID
 from shared.api.auth import LoginSession
 from shared.api.gateway import NodeRow
 from shared.api.membership import Member, MemberState
@@ -15,8 +16,6 @@ from shared.types import SERVICE_NAMES, NodeId, Role, UserRole
 
 #: The maximum of rows; bindings.js has the same limit.
 MOST_LINES = 500
-#: How many characters of a node id are shown.
-SHOWN_OF_ID = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
