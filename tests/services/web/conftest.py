@@ -1,7 +1,7 @@
 """The web application with a fake mesh, and two kinds of browsers."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +10,7 @@ import pytest
 from litestar import Litestar
 from litestar.types import ASGIApp
 
-from services.web import application, csrf, rendering, request_context, sessions
+from services.web import application, csrf, rendering, request_context, runbooks, sessions
 from services.web.http import front_app, passthrough
 from services.web.settings import WebSettings
 from shared.telemetry import Metrics
@@ -37,8 +37,13 @@ def renderer() -> rendering.Renderer:
     return rendering.Renderer.load()
 
 
+@pytest.fixture(scope="session")
+def all_runbooks() -> Mapping[str, str]:
+    return runbooks.load()
+
+
 @pytest.fixture
-def site(mesh: FakeMesh, settings: WebSettings, renderer: rendering.Renderer) -> request_context.App:
+def site(mesh: FakeMesh, settings: WebSettings, renderer: rendering.Renderer, all_runbooks: Mapping[str, str]) -> request_context.App:
     rng = random.Random(7)
     # A fixed clock, an hour after every cache entry: each request calls auth.
     ticks = iter(range(0, 10**9, 3600))
@@ -49,6 +54,7 @@ def site(mesh: FakeMesh, settings: WebSettings, renderer: rendering.Renderer) ->
         tokens=csrf.FormTokens(settings.secret, rng.randbytes),
         renderer=renderer,
         now=lambda: NOW,
+        runbooks=all_runbooks,
     )
 
 
@@ -82,8 +88,9 @@ def pages(all_pages: Litestar, current_site: CurrentSite, site: request_context.
 
 @pytest.fixture
 async def app(pages: Litestar) -> AsyncIterator[ASGIApp]:
-    # Nothing listens on port 1 of loopback, so the gateway is down.
-    async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
+    # Nothing listens on port 1 of loopback, so the gateway is down. Reading the authorities takes longer than a page.
+    async with httpx.AsyncClient(verify=False, trust_env=False) as client:
+        gateway = passthrough.Passthrough(client, "http://127.0.0.1:1")
         yield front_app.FrontApp(pages, gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
 
 
