@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from services.metrics.alerting.alert_state import MAX_LABEL, ActiveAlert, AlertNotice, moment_of
-from services.metrics.alerting.rules.alert_rule import Severity
+from services.metrics.alerting.rules.alert_rule import RANKS, Severity
 from shared.mail import letters
 
 #: How long less severe and resolved alerts wait for others, to share an email.
@@ -105,7 +105,7 @@ def _sorted(alerts: Iterable[ActiveAlert]) -> tuple[ActiveAlert, ...]:
 
 
 def _rank(alert: ActiveAlert) -> tuple[bool, int, float]:
-    return alert.ended is not None, alert.rule.severity.rank, alert.since
+    return alert.ended is not None, RANKS[alert.rule.severity], alert.since
 
 
 class MailText(NamedTuple):

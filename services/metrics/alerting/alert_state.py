@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from services.metrics.alerting.rules import evaluation
-from services.metrics.alerting.rules.alert_rule import AlertRule, Severity
+from services.metrics.alerting.rules.alert_rule import RANKS, AlertRule, Severity
 from services.metrics.alerting.rules.evaluation import Active, Labels, MetricReadings
 
 #: How long resolved alerts stay on the list, and how many of them.
@@ -148,7 +148,7 @@ class AlertStates:
 
     def firing(self) -> list[ActiveAlert]:
         """Return firing alerts by severity, then by age."""
-        return sorted((alert for alert in self._alerts.values() if alert.firing), key=lambda one: (one.rule.severity.rank, one.since))
+        return sorted((alert for alert in self._alerts.values() if alert.firing), key=lambda one: (RANKS[one.rule.severity], one.since))
 
     def pending(self) -> list[ActiveAlert]:
         return sorted((alert for alert in self._alerts.values() if not alert.firing), key=lambda one: one.since)

@@ -20,10 +20,9 @@ class Severity(StrEnum):
     #: Never: it shows that alerts work.
     NONE = "none"
 
-    @property
-    def rank(self) -> int:
-        """Return 0 for the most urgent."""
-        return tuple(Severity).index(self)
+
+#: Severity -> 0 for the most urgent.
+RANKS = {severity: rank for rank, severity in enumerate(Severity)}
 
 
 class DashboardName(StrEnum):
