@@ -12,8 +12,9 @@ import msgspec
 from services.inference import child_process
 from services.inference.chat import chat_messages
 from services.inference.chat.answer_text import Parsing, SeparatedPiece
-from services.inference.chat.chat_messages import ChatRefused, ChatReply, ChatRequest, DecodedImage, ParsedAnswer, RenderedPrompt
+from services.inference.chat.chat_messages import ChatRefused, ChatReply, ChatRequest, ParsedAnswer, RenderedPrompt
 from services.inference.engine import engine_messages
+from services.inference.images.prompt_images import DecodedImage
 from shared import errors
 from shared.telemetry import logs
 

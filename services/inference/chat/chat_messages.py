@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from services.inference.images.prompt_images import DecodedImage
 from shared.api.generation import ToolChoice
 
 #: A message or a tool in OpenAI's form.
@@ -139,13 +140,6 @@ class ChatRefused(_Tagged, frozen=True):
     """llama.cpp can't do it: a template that it can't render, or an answer that it doesn't understand."""
 
     reason: str
-
-
-class DecodedImage(_Tagged, frozen=True):
-    width: int
-    height: int
-    #: Three bytes for each pixel, row by row.
-    rgb: bytes
 
 
 ChatReply = TemplateCapabilities | RenderedPrompt | ParsedAnswer | DecodedImage | ChatRefused

@@ -7,10 +7,11 @@ from functools import partial
 from services.inference.backend_interface import Sink
 from services.inference.chat import prompt_plan
 from services.inference.chat.chat_client import ChatClient
-from services.inference.chat.chat_messages import DecodedImage, DecodeImage, OpenTemplate, RenderedPrompt, TemplateCapabilities
+from services.inference.chat.chat_messages import DecodeImage, OpenTemplate, RenderedPrompt, TemplateCapabilities
 from services.inference.chat.prompt_plan import ReasoningDefaults
 from services.inference.chat.separated_answers import SeparatedAnswers
 from services.inference.engine.engine_messages import Loaded, PreparedPrompt
+from services.inference.images.prompt_images import DecodedImage
 from services.inference.jobs import GenerationJob
 from shared import errors
 from shared.api.generation import LONG_SIDE, LOW_LONG_SIDE, ChatMessage, ImageDetail, ImagePart

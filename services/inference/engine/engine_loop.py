@@ -8,7 +8,6 @@ import msgspec
 
 from services.inference.engine import sampling, sequence
 from services.inference.engine.engine_messages import (
-    AddImage,
     AnswerProgress,
     ConvertTokens,
     GenerationAccepted,
@@ -22,7 +21,7 @@ from services.inference.engine.prompt_cache import HashedTokens, PromptCache, Sa
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed, PrefillBudget, Scheduler, StepPlan
 from services.inference.engine.sequence import DrawnToken, ImagePrompt
-from services.inference.images.image_spans import position_of
+from services.inference.images.prompt_images import DecodedImage, position_of
 from shared import errors
 
 
@@ -46,7 +45,7 @@ class EngineModel(Protocol):
         """Compile the prompt's grammar for ``begin``, and tokenize its text. Raises BadRequest for a text that is too long, or a grammar
         that isn't possible. May run in another thread than the rest, one call at a time."""
 
-    def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
+    def read_images(self, command: StartGeneration, images: Sequence[DecodedImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
         """The same for a prompt with images, which it encodes until the prompt isn't wanted. Runs in its own thread."""
 
     def convert(self, command: ConvertTokens) -> bytes:

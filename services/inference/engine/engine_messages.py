@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from services.inference.engine.sampling import Parameters
+from services.inference.images.prompt_images import DecodedImage
 from shared import errors
 from shared.api.embedding import EmbeddingInput
 from shared.api.inference import TokenLogprob
@@ -149,10 +150,7 @@ class AddImage(_Message, frozen=True):
     """The next image of a StartGeneration that follows, or of a CancelGeneration."""
 
     id: int
-    width: int
-    height: int
-    #: Three bytes for each pixel, row by row.
-    rgb: bytes
+    image: DecodedImage
 
 
 class ConvertTokens(_Message, frozen=True):

@@ -30,6 +30,7 @@ from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.gguf_header import NotAModel
 from services.inference.engine.tokenize_queue import TextReport, TokenizeQueue
+from services.inference.images.prompt_images import DecodedImage
 from shared import errors
 
 _RECEIVE_BYTES = 256 * 1024
@@ -178,7 +179,7 @@ class CommandQueues:
         self.texts = texts
         self.images = images
         #: The images of commands that have not come yet.
-        self._received: dict[int, list[engine_messages.AddImage]] = {}
+        self._received: dict[int, list[DecodedImage]] = {}
 
     def close(self) -> None:
         self.texts.close()
@@ -196,7 +197,7 @@ class CommandQueues:
                 except (errors.BadRequest, errors.Overloaded, errors.Unavailable) as error:
                     return engine_messages.GenerationRefused(command.id, error.to_problem())
             case engine_messages.AddImage():
-                self._received.setdefault(command.id, []).append(command)
+                self._received.setdefault(command.id, []).append(command.image)
             case engine_messages.CancelGeneration():
                 self._received.pop(command.id, None)
                 self.texts.cancel(command.id)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from services.inference.engine.prompt_cache import HashedTokens, PromptCache, SavedPrompt
-from services.inference.images.image_spans import ImageSpan, position_of
+from services.inference.images.prompt_images import ImageSpan, position_of
 
 #: A shared prefix of this length is worth copying a slot, which takes as long as computing a few tokens, or waiting a step or two
 #: for a prompt that is being read.

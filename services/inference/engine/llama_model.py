@@ -15,7 +15,7 @@ import numpy as np
 
 from services.inference.engine import model_loading, sequence
 from services.inference.engine.embedding_context import EmbeddingContext
-from services.inference.engine.engine_messages import AddImage, ConvertTokens, LoadCommand, Loaded, PreparedPrompt, StartGeneration
+from services.inference.engine.engine_messages import ConvertTokens, LoadCommand, Loaded, PreparedPrompt, StartGeneration
 from services.inference.engine.kv_slots import KvLayout, SlotPlace
 from services.inference.engine.model_loading import NativeBatch, NativeLog, NativeModel
 from services.inference.engine.prompt_cache import HashedTokens
@@ -26,7 +26,7 @@ from services.inference.engine.special_tokens import IMAGE_MARK
 from services.inference.engine.token_sampler import StepSampler, TokenSampler
 from services.inference.engine.vocabulary import ModelVocabulary
 from services.inference.images.image_encoder import ImageRows
-from services.inference.images.image_spans import position_of
+from services.inference.images.prompt_images import DecodedImage, position_of
 from services.inference.structured_output.constraint import Constraint, Constraints
 from shared import errors
 from shared.api.inference import MAX_CONVERTED_BYTES
@@ -125,7 +125,7 @@ class LlamaModel:
         self._compile(prompt)
         return self._vocabulary.tokens_of(prompt.text, context_tokens=self.context_tokens)
 
-    def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
+    def read_images(self, command: StartGeneration, images: Sequence[DecodedImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
         if self._images is None:
             raise errors.BadRequest("this model doesn't support images", hint="leave them out, or use another model")
         self._compile(command.prompt)

@@ -8,7 +8,7 @@ from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from services.inference.images.image_spans import ImageSpan
+from services.inference.images.prompt_images import ImageSpan
 
 #: Tokens per hash. It covers all blocks before its own and has 128 bits of BLAKE2, so equal hashes mean equal tokens.
 BLOCK = 64

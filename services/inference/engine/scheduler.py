@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from services.inference.engine.kv_slots import SlotPlace, Slots
 from services.inference.engine.sequence import Sequence
-from services.inference.images.image_spans import ImageSpan
+from services.inference.images.prompt_images import ImageSpan
 
 #: Sequences admitted per step, or one for so many tokens that it may read: finding a cached prefix takes up to half a millisecond, copying
 #: it much more.

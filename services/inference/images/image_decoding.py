@@ -9,7 +9,7 @@ import zlib
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from services.inference.chat.chat_messages import DecodedImage
+from services.inference.images.prompt_images import DecodedImage
 
 #: Checked in the file's header, before a pixel is decoded.
 MAX_PIXELS = 40_000_000

@@ -16,10 +16,9 @@ import llama_cpp.llama_cpp as native
 import numpy as np
 import numpy.typing as npt
 
-from services.inference.engine.engine_messages import AddImage
 from services.inference.images import image_library
 from services.inference.images.image_library import IMAGE_CHUNK, TEXT_CHUNK, NativePart, NativeText
-from services.inference.images.image_spans import ImageSpan
+from services.inference.images.prompt_images import DecodedImage, ImageSpan
 from shared import errors
 from shared.api.generation import LONG_SIDE
 
@@ -100,16 +99,16 @@ class ImageEncoder:
 
     def most_rows(self) -> int:
         """Return how many rows an image has that is as large as an image gets."""
-        layout = self._lay_out([AddImage(0, LONG_SIDE, LONG_SIDE, b"")], [b""])
+        layout = self._lay_out([DecodedImage(LONG_SIDE, LONG_SIDE, b"")], [b""])
         return max((span.end - span.start for span in layout.spans), default=0)
 
-    def lay_out(self, texts: Sequence[Sequence[str]], images: Sequence[AddImage], *, bos: int | None) -> PromptLayout:
+    def lay_out(self, texts: Sequence[Sequence[str]], images: Sequence[DecodedImage], *, bos: int | None) -> PromptLayout:
         """Find all tokens of a prompt without looking at a pixel. The images are between its ``texts``, each of which is in parts
         (`special_tokens`). Raises BadRequest."""
         digests = [hashlib.sha256(b"%d %d " % (image.width, image.height) + image.rgb).digest() for image in images]
-        parts: list[str | AddImage] = [*texts[0]]
+        parts: list[str | DecodedImage] = [*texts[0]]
         for text, image in zip(texts[1:], images, strict=True):
-            parts += [AddImage(image.id, image.width, image.height, b""), *text]
+            parts += [DecodedImage(image.width, image.height, b""), *text]
         layout = self._lay_out(parts, digests)
         if bos is not None and layout.tokens[:1] != [bos]:
             layout.tokens.insert(0, bos)
@@ -118,7 +117,9 @@ class ImageEncoder:
             raise errors.BadRequest("messages: a text must follow the last image")
         return layout
 
-    def encode(self, layout: PromptLayout, images: Sequence[AddImage], *, salt: str, is_wanted: Callable[[], bool]) -> dict[int, ImageRows]:
+    def encode(
+        self, layout: PromptLayout, images: Sequence[DecodedImage], *, salt: str, is_wanted: Callable[[], bool]
+    ) -> dict[int, ImageRows]:
         """Return the rows of each span, by its start. Raises BadRequest."""
         encoded = []
         for number, image in enumerate(images):
@@ -133,7 +134,7 @@ class ImageEncoder:
             rows[span.start] = ImageRows(values, grid)
         return rows
 
-    def _lay_out(self, parts: Sequence[str | AddImage], digests: Sequence[bytes]) -> PromptLayout:
+    def _lay_out(self, parts: Sequence[str | DecodedImage], digests: Sequence[bytes]) -> PromptLayout:
         layout = PromptLayout(digests)
         parts_of: dict[int, int] = {}
         with self._chunks(parts) as chunks:
@@ -163,7 +164,7 @@ class ImageEncoder:
         )
         return origin, next_one - origin
 
-    def _rows(self, image: AddImage, salt: str, digest: bytes, number: int) -> tuple[Rows, ...]:
+    def _rows(self, image: DecodedImage, salt: str, digest: bytes, number: int) -> tuple[Rows, ...]:
         """Encode an image, unless it was encoded recently for the same tenant."""
         key = (salt, digest)
         if salt and key in self._cached:
@@ -187,7 +188,7 @@ class ImageEncoder:
         return np.ctypeslib.as_array(self._library.mtmd_get_output_embd(self._context), (count, self._width)).copy()
 
     @contextmanager
-    def _chunks(self, parts: Sequence[str | AddImage]) -> Iterator[Iterator[int]]:
+    def _chunks(self, parts: Sequence[str | DecodedImage]) -> Iterator[Iterator[int]]:
         """Yield libmtmd's chunks of texts and images; one without pixels is only measured. Raises BadRequest."""
         library = self._library
         listed: list[NativePart] = []

@@ -178,7 +178,7 @@ class SupervisedEngine:
                 for number, image in enumerate(images, 1):
                     decoded = await self._chat.decode(image, number)
                     self._ensure_same(writer)
-                    self._send(engine_messages.AddImage(identity, decoded.width, decoded.height, decoded.rgb))
+                    self._send(engine_messages.AddImage(identity, decoded))
                     async with asyncio.timeout(SEND_SECONDS):
                         await writer.drain()
             self._ensure_same(writer)

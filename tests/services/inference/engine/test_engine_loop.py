@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import (
-    AddImage,
     AnswerProgress,
     CancelGeneration,
     GenerationAccepted,
@@ -21,6 +20,7 @@ from services.inference.engine.engine_messages import (
 from services.inference.engine.kv_slots import KvLayout
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.special_tokens import IMAGE_MARK
+from services.inference.images.prompt_images import DecodedImage
 from shared import errors
 from shared.types import FinishReason
 from tests import tiers
@@ -510,7 +510,7 @@ def test_every_answer_equals_the_one_given_alone(
 def begin_with_images(running: EngineLoop, command: StartGeneration, *pixels: bytes) -> GenerationAccepted:
     """``#`` in the prompt stands for an image."""
     command = msgspec.structs.replace(command, prompt=PreparedPrompt(command.prompt.text.replace("#", IMAGE_MARK)))
-    prompt = running.read_images(command, [AddImage(command.id, 1, len(each) // 3, each) for each in pixels], lambda: True)
+    prompt = running.read_images(command, [DecodedImage(1, len(each) // 3, each) for each in pixels], lambda: True)
     accepted = running.begin(command, prompt)
     assert isinstance(accepted, GenerationAccepted)
     return accepted

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from services.inference.engine import engine_messages
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, SplitMode
 from services.inference.engine.sampling import Parameters
+from services.inference.images.prompt_images import DecodedImage
 from shared import errors
 from shared.api.inference import TokenChance, TokenLogprob
 from shared.types import FinishReason
@@ -44,7 +45,7 @@ COMMANDS: list[engine_messages.Command] = [
         salt="5a17",
         delivered=(0, 2**31 - 1),
     ),
-    engine_messages.AddImage(2, 1, 2, b"\0\1\2\3\4\5"),
+    engine_messages.AddImage(2, DecodedImage(1, 2, b"\0\1\2\3\4\5")),
     engine_messages.EmbedTexts(3, ("ein Text", ""), 64),
     engine_messages.ConvertTokens(4, "ä", add_special=False),
     engine_messages.ConvertTokens(6, "", b"\0\1\2\3"),

@@ -33,6 +33,7 @@ from services.inference.engine.scheduler import PrefillBudget
 from services.inference.engine.sequence import ImagePrompt
 from services.inference.engine.special_tokens import IMAGE_MARK
 from services.inference.engine.tokenize_queue import TokenizeQueue
+from services.inference.images.prompt_images import DecodedImage
 from shared import errors
 from shared.api.inference import MAX_CONVERTED_BYTES
 from tests.services.inference.engine.test_embedding_loop import LetterModel
@@ -57,7 +58,7 @@ class HeldModel(ToyModel):
         self._hold(command.prompt)
         return super().convert(command)
 
-    def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
+    def read_images(self, command: StartGeneration, images: Sequence[DecodedImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
         self._hold(command.prompt.text)
         if not is_wanted():
             self.gave_up.set()
@@ -194,7 +195,7 @@ def test_long_texts_never_block_the_loop(letter: str) -> None:
 def test_answers_and_texts_continue_while_images_are_encoded() -> None:
     model = HeldModel()
     with served(model) as worker:
-        worker.send(AddImage(1, 1, 2, b"ABCDEF"))
+        worker.send(AddImage(1, DecodedImage(1, 2, b"ABCDEF")))
         worker.send(generate(1, f"held {IMAGE_MARK} up"))
         assert model.tokenizing.wait(DEADLINE_SECONDS)
         worker.send(generate(2, "abcdefgh", max_tokens=8))
@@ -224,7 +225,7 @@ def test_steps_and_embeddings_beside_the_encoding_of_an_image_are_not_usual(monk
 
     with served(model) as worker:
         assert compute(1) == {(0, True), (1, True)}
-        worker.send(AddImage(9, 1, 2, b"ABCDEF"))
+        worker.send(AddImage(9, DecodedImage(1, 2, b"ABCDEF")))
         worker.send(generate(9, f"held {IMAGE_MARK} up"))
         assert model.tokenizing.wait(DEADLINE_SECONDS)
         assert compute(3) == {(0, False), (1, False)}
@@ -232,7 +233,7 @@ def test_steps_and_embeddings_beside_the_encoding_of_an_image_are_not_usual(monk
         worker.send(CancelGeneration(9))
         assert compute(5) == {(0, False), (1, False)}
         model.let_go.set()
-        worker.send(AddImage(10, 1, 2, b"ABCDEF"))
+        worker.send(AddImage(10, DecodedImage(1, 2, b"ABCDEF")))
         worker.send(generate(10, IMAGE_MARK))
         worker.until(lambda report: isinstance(report, StepReport) and any(one.finish for one in report.progress))
         assert compute(7) == {(0, True), (1, True)}
@@ -242,7 +243,7 @@ def test_an_engine_that_only_encodes_images_shows_that_it_lives(monkeypatch: pyt
     monkeypatch.setattr(engine_process, "_ALIVE_SECONDS", 0.01)
     model = HeldModel()
     with served(model) as worker:
-        worker.send(AddImage(1, 1, 2, b"ABCDEF"))
+        worker.send(AddImage(1, DecodedImage(1, 2, b"ABCDEF")))
         worker.send(generate(1, f"held {IMAGE_MARK} up"))
         for _ in range(3):
             worker.until(lambda report: report == EncodingImages())
@@ -253,7 +254,7 @@ def test_an_engine_that_only_encodes_images_shows_that_it_lives(monkeypatch: pyt
 def test_request_canceled_while_its_images_are_encoded_stops_behind_the_current_one() -> None:
     model = HeldModel()
     with served(model) as worker:
-        worker.send(AddImage(1, 1, 2, b"ABCDEF"))
+        worker.send(AddImage(1, DecodedImage(1, 2, b"ABCDEF")))
         worker.send(generate(1, f"held {IMAGE_MARK} up"))
         assert model.tokenizing.wait(DEADLINE_SECONDS)
         worker.send(CancelGeneration(1))
@@ -272,7 +273,7 @@ def test_images_of_a_request_that_never_comes_are_forgotten() -> None:
         queues = engine_process.CommandQueues(loop, EmbeddingLoop(LetterModel()), texts, images)
         for identity, end in ((1, CancelGeneration(1)), (2, generate(2, "x" * 1000))):
             for _ in range(2):
-                assert queues.handle(AddImage(identity, 1, 2, b"ABCDEF")) is None
+                assert queues.handle(AddImage(identity, DecodedImage(1, 2, b"ABCDEF"))) is None
             queues.handle(end)
         assert queues._received == {}
 
@@ -282,7 +283,7 @@ def test_more_pixels_than_fit_are_refused() -> None:
     with TokenizeQueue() as texts, TokenizeQueue(9) as images:
         queues = engine_process.CommandQueues(loop, EmbeddingLoop(LetterModel()), texts, images)
         for identity in (1, 2):
-            queues.handle(AddImage(identity, 1, 2, b"ABCDEF"))
+            queues.handle(AddImage(identity, DecodedImage(1, 2, b"ABCDEF")))
             refused = queues.handle(generate(identity, IMAGE_MARK))
             assert (refused is not None) is (identity == 2)
     assert refused is not None

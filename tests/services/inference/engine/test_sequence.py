@@ -7,7 +7,7 @@ from services.inference.engine.engine_messages import AnswerProgress
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.sequence import DrawnToken, ImagePrompt
-from services.inference.images.image_spans import ImageSpan
+from services.inference.images.prompt_images import ImageSpan
 from shared import errors
 from shared.types import FinishReason
 

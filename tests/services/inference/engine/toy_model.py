@@ -8,14 +8,14 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from services.inference.engine.engine_messages import AddImage, ConvertTokens, PreparedPrompt, StartGeneration
+from services.inference.engine.engine_messages import ConvertTokens, PreparedPrompt, StartGeneration
 from services.inference.engine.kv_slots import KvLayout, SlotPlace
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters, mix
 from services.inference.engine.scheduler import Feed
 from services.inference.engine.sequence import DrawnToken, ImagePrompt
 from services.inference.engine.special_tokens import IMAGE_MARK
-from services.inference.images.image_spans import ImageSpan
+from services.inference.images.prompt_images import DecodedImage, ImageSpan
 from shared import errors
 from shared.api.inference import TokenChance, TokenLogprob
 
@@ -75,7 +75,7 @@ class ToyModel:
             raise errors.BadRequest("the model's tokenizer cannot read this prompt")
         return list(prompt.text.encode())
 
-    def read_images(self, command: StartGeneration, images: Sequence[AddImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
+    def read_images(self, command: StartGeneration, images: Sequence[DecodedImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
         """An image is four tokens, the first bytes of its pixels, which are computed together."""
         first, *others = command.prompt.text.split(IMAGE_MARK)
         tokens, spans = list(first.encode()), []

@@ -9,9 +9,9 @@ from itertools import product
 import pytest
 from PIL import Image, ImageDraw
 
-from services.inference.chat.chat_messages import DecodedImage
 from services.inference.images import image_decoding
 from services.inference.images.image_decoding import MAX_PIXELS, NotDecodable
+from services.inference.images.prompt_images import DecodedImage
 from tests import tiers
 from tests.services.inference.images.vision_models import encoded, picture
 

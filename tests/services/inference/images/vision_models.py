@@ -10,9 +10,10 @@ from PIL import Image
 
 from services.inference.engine import sampling
 from services.inference.engine.engine_loop import EngineLoop
-from services.inference.engine.engine_messages import AddImage, AnswerProgress, KvMode, LoadCommand, PreparedPrompt, StartGeneration
+from services.inference.engine.engine_messages import AnswerProgress, KvMode, LoadCommand, PreparedPrompt, StartGeneration
 from services.inference.engine.sequence import ImagePrompt
 from services.inference.engine.special_tokens import IMAGE_MARK
+from services.inference.images.prompt_images import DecodedImage
 from tests import gguf_files
 from tests.gguf_files import LlamaShape, ProjectorShape
 
@@ -66,8 +67,8 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return target.getvalue()
 
 
-def added(identity: int, image: Image.Image) -> AddImage:
-    return AddImage(identity, *image.size, image.tobytes())
+def decoded(image: Image.Image) -> DecodedImage:
+    return DecodedImage(*image.size, image.tobytes())
 
 
 class Asked:
@@ -81,7 +82,7 @@ class Asked:
         """``#`` in the text stands for an image."""
         self._identity += 1
         command = StartGeneration(self._identity, PreparedPrompt(text.replace("#", IMAGE_MARK)), GREEDY, salt, delivered)
-        listed = [added(self._identity, image) for image in images]
+        listed = [decoded(image) for image in images]
         prompt = self.loop.read_images(command, listed, lambda: True) if listed else self.loop.tokenize(command)
         self.loop.begin(command, prompt)
         return prompt

@@ -1,6 +1,17 @@
-"""Where the images of a prompt are among its tokens.  Pure."""
+"""The images of a prompt: their pixels, and where they are among its tokens.  Pure."""
 
 from dataclasses import dataclass
+
+import msgspec
+
+
+class DecodedImage(msgspec.Struct, frozen=True, tag=True):
+    """Goes from the chat process to the worker, and from there to the engine."""
+
+    width: int
+    height: int
+    #: Three bytes for each pixel, row by row.
+    rgb: bytes
 
 
 @dataclass(frozen=True, slots=True)
