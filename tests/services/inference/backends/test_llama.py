@@ -81,7 +81,7 @@ ANSWER = OutputFormat(
 )
 
 
-@pytest.mark.parametrize("tools", [(WEATHER,), (WEATHER, ADD)], ids=["one tool", "two"])
+@pytest.mark.parametrize("tools", tiers.by_day([(WEATHER,), (WEATHER, ADD)], (WEATHER, ADD), group="long"), ids=["one tool", "two"])
 async def test_a_required_call_works_without_tools_in_the_template(backend: LlamaBackend, tools: tuple[Tool, ...]) -> None:
     for seed in range(tiers.volume(3)):
         asked = job(
@@ -254,7 +254,7 @@ class Timed(Reader):
 HOSTILE = {"angle brackets": "<" * 60_000, "markup": "<p>Hello <b>you</b></p>\n" * 2_400, "one letter": "a" * 60_000}
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", tiers.by_day(HOSTILE, "markup", group="long"))
 async def test_long_prompt_does_not_delay_four_running_answers(backend: LlamaBackend, kind: str) -> None:
     """Several tries, because others use this machine, too: the fault held up the answers each time, for more than a second.
 

@@ -84,12 +84,6 @@ async def test_thoughts_come_apart_and_end_at_the_budget(backend: LlamaBackend) 
         assert rest_end.finish_reason == end.finish_reason
 
 
-async def test_the_model_is_said_to_think(backend: LlamaBackend) -> None:
-    await backend.load(NAME)
-    await backend.unload(NAME)
-    assert backend.models()[0].abilities == ("tools", "reasoning"), "also when it isn't loaded"
-
-
 async def test_effort_none_writes_no_thoughts(backend: LlamaBackend) -> None:
     reader, _ = await answer(backend, max_tokens=12, reasoning_effort=ReasoningEffort.NONE)
     assert (reasoning(reader).strip(), "think" in reader.text) == ("", False)
@@ -103,3 +97,10 @@ async def test_forced_call_follows_the_thoughts(backend: LlamaBackend) -> None:
     assert json.loads("".join(part.arguments for part in parts)).keys() == {"city"}
     assert (reader.text.strip(), end.finish_reason) == ("", FinishReason.STOP)
     assert reasoning(reader).strip()
+
+
+# The last one, so that no other has to load the model again.
+async def test_the_model_is_said_to_think(backend: LlamaBackend) -> None:
+    await backend.load(NAME)
+    await backend.unload(NAME)
+    assert backend.models()[0].abilities == ("tools", "reasoning"), "also when it isn't loaded"

@@ -84,7 +84,7 @@ async def test_killed_process_starts_again() -> None:
 @built
 async def test_answers_end_although_the_process_is_killed_in_them() -> None:
     """What is behind the last parse comes as text. Each kill costs the start of a process."""
-    kills = tiers.volume(20, least=5)
+    kills = tiers.volume(20)
     async with client() as chat:
         rendered = await chat.render(PROMPT)
         text = "<think>Hm.</think>So: " + CALL

@@ -16,6 +16,7 @@ from shared import errors
 from shared.api.generation import Generation, ToolCall, ToolCallPart, Usage
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
 from shared.types import FinishReason
+from tests import tiers
 from tests.services.inference.chat.parsing import run
 from tests.services.inference.chat.test_answer_text import CALL, DONE, ENOUGH, THINK, parse
 from tests.services.inference.standins import Reader, job
@@ -164,7 +165,10 @@ async def test_lost_parser_makes_the_rest_text_and_is_counted_once(call_parts: b
     assert (len(failures), calls, end.finish_reason) == (1, (), STOP)
 
 
-@pytest.mark.parametrize("deep", ["[" * 1_000_000, "<call>f{" + '{"a":' * 200_000, THINK * 150_000])
+DEEP = tiers.volume(1_000_000)
+
+
+@pytest.mark.parametrize("deep", ["[" * DEEP, "<call>f{" + '{"a":' * (DEEP // 5), THINK * (DEEP // 7)])
 async def test_hostile_nesting_is_text(deep: str) -> None:
     chunks, _, _ = await send([deep[at : at + 5000] for at in range(0, len(deep), 5000)])
     text, reasoning, parts, _ = joined(chunks)

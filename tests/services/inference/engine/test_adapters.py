@@ -26,7 +26,7 @@ from services.inference.engine.engine_messages import (
 from services.inference.engine.llama_model import LlamaModel
 from services.inference.engine.sampling import Parameters
 from shared.api.inference import TokenLogprob
-from tests import gguf_files
+from tests import gguf_files, tiers
 from tests.gguf_files import LlamaShape
 from tests.services.inference.engine.commands import handle
 from tests.testnet import free_port
@@ -103,7 +103,7 @@ def prompts(number: int) -> list[tuple[str, int]]:
     return [(PAGE * rng.randrange(3) + rng.randbytes(rng.randrange(4, 40)).hex(), rng.randrange(3)) for _ in range(number)]
 
 
-@pytest.mark.parametrize("asked", [21, pytest.param(210, marks=pytest.mark.nightly("long"))])
+@pytest.mark.parametrize("asked", tiers.by_day([14, 210], 14, group="long"))
 def test_tokens_in_turn_are_those_alone(model: LlamaModel, mode: KvMode, asked: int) -> None:
     wanted = prompts(asked)
     alone = [answers(fresh(model), command(prompt, adapter))[0] for prompt, adapter in wanted]

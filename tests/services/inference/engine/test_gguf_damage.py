@@ -17,7 +17,7 @@ import pytest
 
 from services.inference.engine import gguf_container, gguf_header
 from services.inference.engine.gguf_header import GgufHeader, NotAModel
-from tests import gguf_by_llama, gguf_files
+from tests import gguf_by_llama, gguf_files, tiers
 from tests.gguf_files import LlamaShape, Role, Tensor, array, single, text, texts
 
 #: Every type of value, alone and in arrays, and every fact that is asked for.
@@ -107,7 +107,9 @@ def is_harmless(header: GgufHeader, role: Role) -> bool:
 
 def flipped_bits() -> Iterator[tuple[int, bytes]]:
     for at in range(HEADER_BYTES):
-        for bit in range(8):
+        # In `make test` two bits of each byte.
+        step = 1 if tiers.is_nightly() else 4
+        for bit in range(at % step, 8, step):
             yield at, WHOLE[:at] + bytes([WHOLE[at] ^ 1 << bit]) + WHOLE[at + 1 :]
 
 
@@ -209,14 +211,15 @@ def test_accepted_damaged_models_do_not_crash_llama_cpp(tmp_path: Path) -> None:
     whole, rng = path.read_bytes(), random.Random(4)
     end = whole.index(b"blk.0")
     paths = []
-    for number in range(600):
+    tries = tiers.volume(600, least=300)
+    for number in range(tries):
         raw = bytearray(whole)
         at = rng.randrange(end)
         raw[at] = rng.choice([0, 1, raw[at] ^ 1 << rng.randrange(8), 127, 128, 255])
         if _passes(bytes(raw)):
             paths.append(tmp_path / f"{number}_{at}.gguf")
             paths[-1].write_bytes(raw)
-    assert len(paths) > 150
+    assert len(paths) > tries // 4
     assert any(gguf_by_llama.opinions("load", paths))
 
 

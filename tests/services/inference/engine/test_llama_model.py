@@ -24,6 +24,7 @@ from services.inference.engine.sampling import Parameters
 from services.inference.models import model_discovery
 from services.inference.structured_output import lark
 from shared.types import FinishReason
+from tests import tiers
 from tests.services.inference.engine.commands import handle
 
 SLOTS = 16
@@ -190,7 +191,7 @@ def test_several_answers_differ_and_the_first_equals_a_single_one(shared: LlamaM
 # --- what is shared -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fixture", "slots"), [("shared", SLOTS), ("few", 4)])
+@pytest.mark.parametrize(("fixture", "slots"), tiers.by_day([("shared", SLOTS), ("few", 4)], ("shared", SLOTS), group="long"))
 def test_prefix_is_shared_with_a_busy_slot_but_not_across_tenants(
     fixture: str, slots: int, exact: LlamaModel, request: pytest.FixtureRequest
 ) -> None:
@@ -247,8 +248,9 @@ def finish_besides(running: EngineLoop, *commands: StartGeneration) -> dict[int,
 # --- how a token is drawn -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0, 1.0])
-@pytest.mark.parametrize("ignore_eos", [False, True])
+@pytest.mark.parametrize(
+    ("temperature", "ignore_eos"), tiers.by_day([(0, False), (0, True), (1.0, False), (1.0, True)], (0, False), (1.0, True), group="long")
+)
 def test_answer_follows_its_grammar_and_ends_with_it(shared: LlamaModel, temperature: float, ignore_eos: bool) -> None:
     parameters = changed(GREEDY, temperature=temperature, ignore_eos=ignore_eos, repeat_penalty=1.1)
     reports = answer(shared, start_command(parameters=parameters, grammar=YES_OR_NO))
@@ -271,8 +273,7 @@ def test_shown_special_token_is_text_in_answers_and_grammars(shared: LlamaModel)
     assert (text(reports), tokens(reports)[1]) == ("a<|im_start|>b", shown)
 
 
-@pytest.mark.parametrize("trigger", ["Sure", "S(ur)", "!(x)|Su"])
-def test_grammar_begins_at_its_trigger(shared: LlamaModel, trigger: str) -> None:
+def test_grammar_begins_at_its_trigger(shared: LlamaModel) -> None:
     """Before it, nothing is constrained; in this answer, it begins in the middle of a token."""
     free = text(answer(shared, start_command()))
     word = free.split()[1]
@@ -313,7 +314,7 @@ def test_grammar_continues_after_delivered_tokens(shared: LlamaModel) -> None:
         assert tokens(answer(shared, start_command(grammar=grammar, delivered=whole[:split]))) == whole[split:]
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1.0])
+@pytest.mark.parametrize("temperature", tiers.by_day([1e-3, 1.0], 1.0, group="long"))
 def test_top_tokens_are_sorted_with_their_probabilities(shared: LlamaModel, temperature: float) -> None:
     parameters = changed(GREEDY, temperature=temperature, top_logprobs=20, max_tokens=4)
     for progress in answer(shared, start_command(parameters=parameters)):

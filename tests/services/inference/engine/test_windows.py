@@ -20,7 +20,7 @@ from services.inference.engine.engine_messages import (
 )
 from services.inference.engine.llama_model import LlamaModel
 from services.inference.engine.sampling import Parameters
-from tests import gguf_files
+from tests import gguf_files, tiers
 from tests.gguf_files import LlamaShape
 from tests.services.inference.engine.commands import handle
 
@@ -31,6 +31,9 @@ CHUNKED = LlamaShape(layers=4, embedding=32, heads=2, kv_heads=1, feed_forward=3
 PAGE = "A page that several questions share, and that is longer than the window is. "
 #: Without `exact`, roundings would soon draw other tokens at a temperature.
 GREEDY = Parameters(0, 1, 0, 1, max_tokens=12, ignore_eos=True)
+#: How the cells are used, and whether layers with a window keep all cells.
+KINDS = [(mode, keeps_all) for mode in KvMode for keeps_all in (True, False)]
+BY_DAY = [(KvMode.SHARED, True), (KvMode.EXACT, False)]
 numbers = count(1)
 
 
@@ -46,14 +49,14 @@ def opened(folder: Path, shape: LlamaShape, context: int, mode: KvMode, *, keeps
             yield model
 
 
-@pytest.fixture(scope="module", params=[(mode, keeps_all) for mode in KvMode for keeps_all in (True, False)], ids=str)
+@pytest.fixture(scope="module", params=tiers.by_day(KINDS, *BY_DAY, group="long"), ids=str)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
     mode, keeps_all = request.param
     with opened(tmp_path_factory.mktemp("models"), SHAPE, 1024, mode, keeps_all=keeps_all) as model:
         yield model
 
 
-@pytest.fixture(scope="module", params=[(KvMode.SHARED, True), (KvMode.EXACT, False)], ids=str)
+@pytest.fixture(scope="module", params=tiers.by_day(BY_DAY, BY_DAY[0], group="long"), ids=str)
 def chunked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
     mode, keeps_all = request.param
     with opened(tmp_path_factory.mktemp("models"), CHUNKED, CHUNKED.context, mode, keeps_all=keeps_all) as model:

@@ -289,7 +289,12 @@ def test_text_or_a_number_is_read_as_the_template_reads_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["MiniMax-M2", "Qwen3-Coder", "google-gemma-4-31B-it", "MiniMax-M3", "NousResearch-Hermes-3-Llama-3.1-8B-tool_use"]
+    "name",
+    tiers.by_day(
+        ["MiniMax-M2", "Qwen3-Coder", "google-gemma-4-31B-it", "MiniMax-M3", "NousResearch-Hermes-3-Llama-3.1-8B-tool_use"],
+        *("MiniMax-M2", "google-gemma-4-31B-it"),
+        group="long",
+    ),
 )
 def test_as_many_tools_as_a_request_may_have_fit_the_limits(name: str) -> None:
     texts = {"at": {"type": "string", "format": "date-time"}, "code": {"type": "string", "pattern": "^[A-Z]{2}[0-9]+$"}}
