@@ -24,7 +24,6 @@ from services.inference.engine.sampling import Parameters
 from services.inference.models import model_discovery
 from services.inference.structured_output import lark
 from shared.types import FinishReason
-from tests import tiers
 from tests.services.inference.engine.commands import handle
 
 SLOTS = 16
@@ -33,6 +32,7 @@ QUESTION = "Name three colours of the rainbow."
 #: Wanders, is held together by all that can be, and so shows each difference at once.
 WILD = Parameters(1.5, 1.0, 0, 7, max_tokens=8, repeat_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.5, min_p=0.01)
 GREEDY = Parameters(0, 1, 0, 1, max_tokens=5)
+AT_NIGHT = pytest.mark.nightly("long")
 YES_OR_NO = lark.grammar('"yes" | "no"')
 
 
@@ -191,7 +191,7 @@ def test_several_answers_differ_and_the_first_equals_a_single_one(shared: LlamaM
 # --- what is shared -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fixture", "slots"), tiers.by_day([("shared", SLOTS), ("few", 4)], ("shared", SLOTS), group="long"))
+@pytest.mark.parametrize(("fixture", "slots"), [("shared", SLOTS), pytest.param("few", 4, marks=AT_NIGHT)])
 def test_prefix_is_shared_with_a_busy_slot_but_not_across_tenants(
     fixture: str, slots: int, exact: LlamaModel, request: pytest.FixtureRequest
 ) -> None:
@@ -206,7 +206,7 @@ def test_prefix_is_shared_with_a_busy_slot_but_not_across_tenants(
     assert [text(reports[identity]) for identity in (1, 2, 3)] == [expected] * 3
 
 
-@pytest.mark.nightly("long")
+@AT_NIGHT
 def test_without_flash_attention_answers_do_not_share_a_batch_with_prompts(
     few: LlamaModel, exact: LlamaModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +249,8 @@ def finish_besides(running: EngineLoop, *commands: StartGeneration) -> dict[int,
 
 
 @pytest.mark.parametrize(
-    ("temperature", "ignore_eos"), tiers.by_day([(0, False), (0, True), (1.0, False), (1.0, True)], (0, False), (1.0, True), group="long")
+    ("temperature", "ignore_eos"),
+    [(0, False), (1.0, True), pytest.param(0, True, marks=AT_NIGHT), pytest.param(1.0, False, marks=AT_NIGHT)],
 )
 def test_answer_follows_its_grammar_and_ends_with_it(shared: LlamaModel, temperature: float, ignore_eos: bool) -> None:
     parameters = changed(GREEDY, temperature=temperature, ignore_eos=ignore_eos, repeat_penalty=1.1)
@@ -314,7 +315,7 @@ def test_grammar_continues_after_delivered_tokens(shared: LlamaModel) -> None:
         assert tokens(answer(shared, start_command(grammar=grammar, delivered=whole[:split]))) == whole[split:]
 
 
-@pytest.mark.parametrize("temperature", tiers.by_day([1e-3, 1.0], 1.0, group="long"))
+@pytest.mark.parametrize("temperature", [1.0, pytest.param(1e-3, marks=AT_NIGHT)])
 def test_top_tokens_are_sorted_with_their_probabilities(shared: LlamaModel, temperature: float) -> None:
     parameters = changed(GREEDY, temperature=temperature, top_logprobs=20, max_tokens=4)
     for progress in answer(shared, start_command(parameters=parameters)):

@@ -18,6 +18,7 @@ from shared import errors
 from shared.api.generation import FormatKind, Generation, OutputFormat, ReasoningEffort, Tool, Usage
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName
+from tests import tiers
 from tests.services.inference.backends.remote.test_upstream_failover import FirstOfTie
 from tests.services.inference.fake_http import serving
 from tests.services.inference.fake_token_servers import CONTEXT, MODEL, TokenServer, ids_of
@@ -74,7 +75,7 @@ async def test_counts_are_exact(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kinds", [(one, other) for one in KINDS for other in KINDS])
-@pytest.mark.parametrize("after", range(1, len(IDS) + 1))
+@pytest.mark.parametrize("after", tiers.by_day(range(1, len(IDS) + 1), *range(1, len(IDS), 4), len(IDS), group="long"))
 async def test_an_answer_continues_on_another_server(kinds: tuple[str, str], after: int) -> None:
     dying, other = TokenServer(kinds[0], ANSWER, dies_after=after), TokenServer(kinds[1], ANSWER)
     async with worker(dying, other) as backend:

@@ -22,7 +22,6 @@ from services.inference.upstreams import Upstream
 from shared.api.generation import Generation
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName
-from tests import tiers
 from tests.services.inference.standins import Reader, Watch, job, until
 from tests.testnet import free_port
 from tools import setup
@@ -31,8 +30,6 @@ SERVER = rivals.cache_folder() / setup.build_key() / "bin" / rivals.PROGRAMS[0]
 pytestmark = pytest.mark.skipif(not SERVER.exists(), reason="needs llama-server, which `python -m bench.rivals` builds in 10 minutes")
 
 START_SECONDS = 60.0
-#: Prompts, and after how many tokens of the answer its server dies.
-LONG, EMOJI = ("Write a long story about a dog.", 20), ("Say hello with emoji 🙃 twice.", 5)
 DIGEST = "ab" * 32
 MODEL = ModelName("m")
 
@@ -72,7 +69,10 @@ class KillingReader(Reader):
             os.kill(self._pids[busy.index(max(busy))], signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("prompt", "after"), tiers.by_day([LONG, EMOJI], EMOJI, group="long"))
+@pytest.mark.parametrize(
+    ("prompt", "after"),
+    [("Say hello with emoji 🙃 twice.", 5), pytest.param("Write a long story about a dog.", 20, marks=pytest.mark.nightly("long"))],
+)
 async def test_an_answer_survives_the_death_of_its_server(prompt: str, after: int) -> None:
     asked = job(prompt, model=MODEL, max_tokens=40, temperature=0.0, repeat_penalty=1.1)
     async with llama_servers(2) as (backend, pids):
