@@ -1,5 +1,6 @@
 """Tiny random models with projectors, in this process: what is shared, and that sharing changes no token."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from services.inference.engine.model_loading import NativeLog
 from services.inference.images import image_encoder
 from services.inference.models import memory
 from shared import errors
+from tests import tiers
 from tests.services.inference.images import vision_models
 from tests.services.inference.images.vision_models import GREEDY, KINDS, SLOTS, Asked, picture
 
@@ -26,7 +28,12 @@ ONE, TWO = picture(1), picture(2, 90, 30)
 QUESTION = "Two pictures # and # are here, with a text behind them that is long enough. Which?"
 
 
-@pytest.fixture(scope="module", params=[(kind, mode) for kind in KINDS for mode in KvMode], ids=str)
+PAIRS = [(kind, mode) for kind in KINDS for mode in KvMode]
+#: Every kind once, with the modes in turn.
+BY_DAY = zip(KINDS, itertools.cycle(KvMode))
+
+
+@pytest.fixture(scope="module", params=tiers.by_day(PAIRS, *BY_DAY, group="long"), ids=str)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
     kind, mode = request.param
     load = msgspec.structs.replace(vision_models.write(tmp_path_factory.mktemp("model"), kind), kv_mode=mode)
@@ -151,7 +158,7 @@ def test_buffers_of_the_largest_image_are_planned(kind: str, side: int, tmp_path
     assert planned / 4 < float(used) * 2**20 <= planned
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiers.by_day(KINDS, "mlp", group="long"))
 def test_projector_of_another_width(kind: str, tmp_path: Path) -> None:
     load = vision_models.write(tmp_path, kind, width=32)
     refused = pytest.raises(model_loading.LoadRefused, match=r"does not fit the model: .*mismatch between text model \(n_embd = 64\)")

@@ -14,6 +14,7 @@ from services.inference import images
 from services.inference.engine import llama_model
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import KvType, KvTypes
+from tests import tiers
 from tests.services.inference.images import vision_models
 from tests.services.inference.images.vision_models import KINDS, SLOTS, Asked, encoded, picture
 from tests.testnet import free_port
@@ -32,7 +33,7 @@ PROMPTS = (
 )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiers.by_day(KINDS, "gemma3", "qwen2vl_merger", group="long"))
 async def test_tokens_are_those_of_llama_server(kind: str, tmp_path: Path) -> None:
     # The KV types and flash attention of llama-server.
     load = vision_models.write(tmp_path, kind)
