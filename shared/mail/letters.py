@@ -10,9 +10,11 @@ from email.utils import format_datetime, parseaddr
 
 from shared import errors
 
-# What <input type=email> accepts: https://html.spec.whatwg.org/#valid-e-mail-address. Only a delivered mail proves more.
+# What <input type=email> accepts (https://html.spec.whatwg.org/#valid-e-mail-address), except misplaced dots and encoded words (RFC 2047):
+# no header can be written with these. Only a delivered mail proves more.
 _EMAIL = re.compile(
-    r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
+    r"(?!.*=\?)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
+    r"@[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
 )
 LONGEST_ADDRESS = 100
 #: RFC 5322 §2.1.1 allows 998 characters per line.
