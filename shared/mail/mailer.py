@@ -18,6 +18,7 @@ from shared.mail.smtp_delivery import Envelope, NotDeliveredError
 from shared.mail.smtp_url import MailServer, Security
 from shared.node import lifecycle
 from shared.telemetry import logs
+from shared.timing.bounded_waits import wait_until_set
 
 #: About 2 kB each. A longer queue means that the mail server has been down for long.
 MOST_WAITING = 100
@@ -225,9 +226,7 @@ class SmtpMailer:
 
     async def finish(self, seconds: float) -> None:
         """Wait until everything due has been tried."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
+        await wait_until_set(self._idle, seconds)
         if waiting := len(self._queue):
             _log.error("mail lost: the service is shutting down", waiting=waiting)
 

@@ -25,6 +25,7 @@ from shared.protocol.directory import Directory, DirectoryEntry
 from shared.rpc import calling
 from shared.rpc.calling import RpcClient
 from shared.rpc.connection import RpcConnection
+from shared.timing.bounded_waits import wait_until_set
 from shared.transports.swarm_transport import MeetingTopics, SwarmTransport
 from shared.types import NodeId, Role
 
@@ -118,11 +119,8 @@ class CertificateRenewal:
             await self._pull_newer()
             if now >= self._pull_at:
                 self._pull_at = now + (PULL_SECONDS if await self._pull_from_auth() else RETRY_SECONDS)
-            try:
-                async with asyncio.timeout(RETRY_SECONDS if self._newer or self._is_renewal_due(time.time()) else PULL_SECONDS / 6):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            is_urgent = bool(self._newer) or self._is_renewal_due(time.time())
+            await wait_until_set(self._wake, RETRY_SECONDS if is_urgent else PULL_SECONDS / 6)
 
     def _update_topics(self, now: float) -> None:
         """Change topics when the certificate has expired, or when auth was not seen for a while."""

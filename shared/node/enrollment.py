@@ -30,6 +30,7 @@ from shared.protocol import topics
 from shared.rpc import calling
 from shared.rpc.connection import RpcConnection
 from shared.telemetry import logs
+from shared.timing.bounded_waits import wait_until_set
 from shared.transports.handshake import HandshakeRefusal
 from shared.transports.link import Link, LocalNode
 from shared.transports.nats.login import NatsFiles, NatsLoginRefused
@@ -323,10 +324,7 @@ class EnrollmentSession:
                     f"this NATS server takes no newcomers: {self._forbidden}", hint="it needs auth_callout, see docs/howto/deploy.md"
                 )
             self._connected.clear()
-            try:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._connected.wait()
-            except TimeoutError:
+            if not await wait_until_set(self._connected, _LOOK_SECONDS):
                 self._report_trouble()
 
     def _report_trouble(self) -> None:

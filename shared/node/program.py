@@ -9,7 +9,6 @@ import gc
 import os
 import signal
 import sys
-from contextlib import suppress
 from typing import Any
 
 import uvloop
@@ -20,6 +19,7 @@ from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
 from shared.rpc import authorization
 from shared.telemetry import logs
+from shared.timing.bounded_waits import wait_until_set
 from shared.types import SERVICE_NAMES, Role
 
 #: The exit status of a worker that an administrator has revoked; the same as aicli's. systemd must not restart it.
@@ -92,9 +92,7 @@ async def _wait_for_end(stop: asyncio.Event, node: Node) -> None:
             raise errors.NodeRevoked(
                 "an administrator has revoked this machine", hint="to join again, use a new ticket: aicli worker --join TICKET"
             )
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_SECONDS):
-                await stop.wait()
+        await wait_until_set(stop, _LOOK_SECONDS)
 
 
 async def _drain(node: Node, server: HttpServer, serving: asyncio.Task[None], seconds: float) -> None:

@@ -24,6 +24,7 @@ from shared.recovery.recovery_store import RecoveryStore
 from shared.rpc import StreamCall
 from shared.stores.signed_lines import LineFile
 from shared.telemetry import logs
+from shared.timing.bounded_waits import wait_until_set
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -181,9 +182,7 @@ class RecoveryLog:
 
     async def _copy_new(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_RETRY_SECONDS):
-                    await self._wake.wait()
+            await wait_until_set(self._wake, _RETRY_SECONDS)
             self._wake.clear()
             if self._behind_since is not None:
                 await self.copy()

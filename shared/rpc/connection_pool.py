@@ -10,6 +10,7 @@ from shared import errors
 from shared.protocol import directory
 from shared.protocol.directory import Directory, DirectoryEntry
 from shared.rpc.connection import RpcConnection
+from shared.timing.bounded_waits import wait_until_set
 from shared.types import NodeId, Peer, Role
 
 #: How long a call waits for a node to appear: a new process does not know any node yet, and a node wrongly taken for gone is back with
@@ -105,11 +106,7 @@ class ConnectionPool:
             if left <= 0:
                 raise self._unavailable(role, to)
             self._changed.clear()
-            try:
-                async with asyncio.timeout(min(left, LOOK_SECONDS)):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+            await wait_until_set(self._changed, min(left, LOOK_SECONDS))
 
     def _choose(self, role: Role | None, to: NodeId | None, refused: Set[NodeId]) -> DirectoryEntry | None:
         if to is not None:

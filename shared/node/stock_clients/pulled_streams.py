@@ -7,13 +7,13 @@ its next items are not requested for a while.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from shared import errors
 from shared.rpc.serving import Dispatcher, ReplySink
+from shared.timing.bounded_waits import wait_until_set
 
 #: The most that waits for the reader, and the most per answer. A single item may be larger.
 MAX_ITEMS, MAX_BYTES = 64, 64 * 1024
@@ -77,9 +77,7 @@ class PulledStream:
         self._release_place()
         self._changed.set()
         # A shutdown waits for running tasks, and so for the reader to fetch the rest.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LAST_READ_SECONDS):
-                await self._read.wait()
+        await wait_until_set(self._read, LAST_READ_SECONDS)
 
     def runs_in(self, task: asyncio.Task[None]) -> None:
         self._task = task

@@ -12,6 +12,7 @@ from pathlib import Path as FilePath
 from typing import Any, Final, Self
 
 from shared.timing.backoff import Backoff
+from shared.timing.bounded_waits import wait_until_set
 from shared.transports.hyperswarm import connection_table, sidecar_process
 from shared.transports.hyperswarm.connection_table import ConnectionTable, ConnectionTerms
 from shared.transports.hyperswarm.firewall import Firewall
@@ -158,11 +159,8 @@ class Swarm:
 
     async def flush(self, *, deadline_seconds: float = FLUSH_SECONDS) -> None:
         """Wait until we are announced and the first lookups are done. Raises SwarmError if the network does not allow it."""
-        try:
-            async with asyncio.timeout(deadline_seconds):
-                await self._running.wait()
-        except TimeoutError:
-            raise SidecarLost("the sidecar is being restarted") from None
+        if not await wait_until_set(self._running, deadline_seconds):
+            raise SidecarLost("the sidecar is being restarted")
         await self._call("flush", deadline_seconds)
 
     async def refresh(self, topic: bytes | None = None) -> None:

@@ -13,6 +13,7 @@ from shared import errors
 from shared.identity import login_tokens, node_keys
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
+from shared.timing.bounded_waits import wait_until_set
 from shared.transports.nats import nats_protocol, servers
 from shared.transports.nats.login import NatsFiles, NatsLogin
 from shared.transports.nats.nats_protocol import NatsMessage
@@ -115,12 +116,8 @@ class NatsClient:
         Does nothing before ``connect``."""
         await self._is_connected_once.wait()
         while True:
-            try:
-                async with asyncio.timeout(PING_SECONDS):
-                    await self._attention.wait()
-            except TimeoutError:
-                if self._session is not None:
-                    self._session.check()
+            if not await wait_until_set(self._attention, PING_SECONDS) and self._session is not None:
+                self._session.check()
             self._attention.clear()
             if self._closing:
                 continue
