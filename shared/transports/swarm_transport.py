@@ -15,7 +15,6 @@ from shared.timing.backoff import Backoff
 from shared.transports.handshake import Handshake, HandshakeRefusal
 from shared.transports.hyperswarm import (
     Event,
-    Firewall,
     PathChanged,
     PeerAddress,
     PeerConnection,
@@ -302,7 +301,7 @@ class SwarmTransport:
     async def _reconcile(self, swarm: Swarm) -> None:
         revoked = self.trust.revoked
         if revoked != self._denied and self.loop.time() >= self._deny_at:
-            await swarm.set_firewall(Firewall(denied=frozenset(node_keys.raw_of(node) for node in revoked)))
+            await swarm.deny(frozenset(node_keys.raw_of(node) for node in revoked))
             self._denied = revoked
         if self._bootstrap is not None and self._bootstrap != (swarm.bootstrap, swarm.older):
             await swarm.set_bootstrap(*self._bootstrap)

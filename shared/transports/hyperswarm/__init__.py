@@ -7,17 +7,12 @@ from shared.transports.hyperswarm.connection_table import (
     Banned,
     DhtStats,
     Event,
-    NetworkChanged,
     PathChanged,
     PeerFailed,
-    Punches,
-    Relaying,
     SidecarDied,
     SidecarRestarted,
     Stats,
 )
-from shared.transports.hyperswarm.firewall import Firewall
-from shared.transports.hyperswarm.key_derivation import public_key
 from shared.transports.hyperswarm.peer_connection import MAX_MESSAGE_BYTES, Path, PeerAddress, PeerConnection
 from shared.transports.hyperswarm.sidecar_process import find_node
 from shared.transports.hyperswarm.stock_requests import Request
@@ -30,16 +25,12 @@ __all__ = [
     "ConnectionClosed",
     "DhtStats",
     "Event",
-    "Firewall",
-    "NetworkChanged",
     "NodeMissing",
     "Path",
     "PathChanged",
     "PeerAddress",
     "PeerConnection",
     "PeerFailed",
-    "Punches",
-    "Relaying",
     "Request",
     "RequestRefused",
     "SidecarDied",
@@ -49,5 +40,4 @@ __all__ = [
     "Swarm",
     "SwarmError",
     "find_node",
-    "public_key",
 ]

@@ -51,12 +51,7 @@ class Banned:
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkChanged:
-    """The network came back, or this machine has other addresses."""
-
-
-Event = SidecarDied | SidecarRestarted | PeerFailed | PathChanged | Banned | NetworkChanged
+Event = SidecarDied | SidecarRestarted | PeerFailed | PathChanged | Banned
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,31 +67,13 @@ class DhtStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Punches:
-    consistent: int
-    random: int
-    open: int
-
-
-@dataclass(frozen=True, slots=True)
-class Relaying:
-    attempts: int
-    successes: int
-    aborts: int
-
-
-@dataclass(frozen=True, slots=True)
 class Stats:
     rss_bytes: int
     pid: int
     connections: int
-    peers: int
     lost: int
-    online: bool
     restarts: int
     dht: DhtStats
-    punches: Punches
-    relaying: Relaying
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, Protocol, Self
 
@@ -78,7 +77,6 @@ class PeerConnection:
         self.topics = opening.topics
         #: The hash of the Noise handshake, which is the same on both sides and unique to this connection.
         self.channel = opening.channel
-        self.opened_at = datetime.now(UTC)
         #: Why it ended, empty if the peer simply closed it; None while it is open.
         self.closed: str | None = None
         #: Called when there is room again after ``is_full``.

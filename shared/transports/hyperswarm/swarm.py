@@ -15,7 +15,6 @@ from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import wait_until_set
 from shared.transports.hyperswarm import connection_table, sidecar_process
 from shared.transports.hyperswarm.connection_table import ConnectionTable, ConnectionTerms
-from shared.transports.hyperswarm.firewall import Firewall
 from shared.transports.hyperswarm.flow_control import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
 from shared.transports.hyperswarm.peer_connection import PeerAddress, PeerConnection
 from shared.transports.hyperswarm.peer_recovery import PROBE_OFFLINE_SECONDS, PROBE_ONLINE_SECONDS, Dial, Recovery
@@ -59,13 +58,10 @@ class Swarm:
     nodes: Sequence[PeerAddress] = ()
     #: Public keys of blind relays, used if there is no other path. One of the two peers must know one.
     relays: Sequence[bytes] = ()
-    firewall: Firewall = field(default_factory=Firewall)
+    #: Public keys that may not connect. The sidecar refuses them before they learn anything about us.
+    denied: frozenset[bytes] = frozenset()
     #: The address to bind to. A swarm on a loopback address considers itself reachable.
     host: str | None = None
-    #: Whether everybody can reach our address; None to let the DHT find out.
-    open_to_world: bool | None = None
-    #: Serve as a permanent DHT node. Only if the port is open.
-    persistent: bool = False
     port: int | None = None
     node: FilePath | None = None
     #: What a peer may send before we have taken it, after ``open_window`` …
@@ -89,15 +85,14 @@ class Swarm:
         self._command: list[str | FilePath] = []
         self._sidecar: Sidecar | None = None
         self._topics: dict[bytes, _Join] = {}
-        self._explicit: set[bytes] = set()
         self._recovery = Recovery()
         self._restarts = 0
         self._running = asyncio.Event()
         self._stack = AsyncExitStack()
         self._table = ConnectionTable(ConnectionTerms(self.window_bytes, self.first_bytes, self.max_pending), self.clock)
-        self._table.on_event = self._announce
+        self._table.on_event = lambda event: self.on_event(event)  # resolved at call time, because it may be replaced
         self._table.on_opened = lambda connection: self._recovery.opened(connection.key, connection.topics)
-        self._table.on_lost = lambda connection: self._closed(connection, wanted=not self.firewall.refuses(connection.key))
+        self._table.on_lost = lambda connection: self._closed(connection, wanted=connection.key not in self.denied)
         self._table.on_ended = lambda connection: self._closed(connection, wanted=False)
         self._table.on_network_change = self._network_changed
 
@@ -163,22 +158,16 @@ class Swarm:
             raise SidecarLost("the sidecar is being restarted")
         await self._call("flush", deadline_seconds)
 
-    async def refresh(self, topic: bytes | None = None) -> None:
-        """Look up a topic again, or all. The swarm does this automatically while a peer is missing."""
-        for each in [topic] if topic is not None else list(self._topics):
-            self._send_command("refresh", topic=each.hex())
+    async def refresh(self, topic: bytes) -> None:
+        """Look up a topic again. The swarm does this automatically while a peer is missing."""
+        self._send_command("refresh", topic=topic.hex())
 
-    async def join_peer(self, key: bytes) -> None:
-        """Keep a connection to a peer whose key is known, whatever its topics."""
-        self._explicit.add(key)
-        self._send_command("joinPeer", key=key.hex())
-
-    async def set_firewall(self, firewall: Firewall) -> None:
-        """Return once it applies: connections that it refuses are closed, and peers that it allows now are looked up."""
-        before, self.firewall = self.firewall, firewall
+    async def deny(self, keys: frozenset[bytes]) -> None:
+        """Return once these keys, and no others, are refused: their connections are closed, and peers that are allowed again looked up."""
+        before, self.denied = self.denied, keys
         if self._sidecar is not None:
-            await self._sidecar.call("firewall", firewall.parameters())
-        if firewall.admits_more_than(before):
+            await self._sidecar.call("firewall", self._firewall())
+        if before - keys:
             # Refused peers wait longer and longer between attempts, so we dial them ourselves.
             self._recovery.look_up_all(self.clock())
 
@@ -199,13 +188,9 @@ class Swarm:
             rss_bytes=found["rss"],
             pid=self._sidecar.pid,
             connections=len(self.connections),
-            peers=found["peers"],
             lost=self._recovery.lost,
-            online=self._recovery.online,
             restarts=self._restarts,
             dht=connection_table.DhtStats(**found["dht"]),
-            punches=connection_table.Punches(**{kind: found["punches"][kind] for kind in ("consistent", "random", "open")}),
-            relaying=connection_table.Relaying(**found["relaying"]),
         )
 
     async def __aiter__(self) -> AsyncIterator[PeerConnection]:
@@ -227,11 +212,9 @@ class Swarm:
         sidecar = await Sidecar.start(self._command, self._seed + json.dumps(self._options()).encode(), self._table)
         self._sidecar = sidecar
         self._public_key = sidecar.public_key
-        sidecar.send_command("firewall", self.firewall.parameters())
+        sidecar.send_command("firewall", self._firewall())
         for topic, joined in self._topics.items():
             sidecar.send_command("join", {"topic": topic.hex(), "server": joined.server, "client": joined.client})
-        for key in self._explicit:
-            sidecar.send_command("joinPeer", {"key": key.hex()})
         self._running.set()
 
     async def _stop(self) -> None:
@@ -241,20 +224,20 @@ class Swarm:
             await sidecar.stop()
 
     def _options(self) -> dict[str, object]:
-        is_open = self.open_to_world
-        if is_open is None and self.host is not None:
-            is_open = _is_loopback(self.host)
         return {
             **self._initial_nodes(),
             "nodes": _parameters_of(self.nodes),
             "relays": [key.hex() for key in self.relays],
             "host": self.host,
             "port": self.port,
-            "open": bool(is_open),
-            "persistent": self.persistent,
+            # On loopback, the library's detection of NATs fails for half of the first connections.
+            "open": self.host is not None and _is_loopback(self.host),
             "firstBytes": self.first_bytes,
             "servesRequests": self.on_request is not None,
         }
+
+    def _firewall(self) -> dict[str, object]:
+        return {"denied": [key.hex() for key in self.denied]}
 
     def _initial_nodes(self) -> dict[str, object]:
         return {"bootstrap": None if self.bootstrap is None else _parameters_of(self.bootstrap), "older": _parameters_of(self.older)}
@@ -344,13 +327,9 @@ class Swarm:
     def _closed(self, connection: PeerConnection, *, wanted: bool) -> None:
         self._recovery.closed(connection.key, self.clock(), wanted=wanted)
 
-    def _announce(self, event: connection_table.Event) -> None:
-        self.on_event(event)  # resolved at call time, because it may be replaced
-
     def _network_changed(self) -> None:
         self._send_command("revive")
         self._recovery.retry_all(self.clock())
-        self.on_event(connection_table.NetworkChanged())
 
 
 def _parameters_of(nodes: Sequence[PeerAddress]) -> list[dict[str, object]]:

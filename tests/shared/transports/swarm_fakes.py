@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.identity.node_keys import NodeKey
-from shared.transports.hyperswarm import ConnectionClosed, Firewall, Path, PeerAddress
+from shared.transports.hyperswarm import ConnectionClosed, Path, PeerAddress
 
 FIRST_BYTES, WINDOW_BYTES = 8192, 1024 * 1024
 OVERHEAD = 32
@@ -136,7 +136,7 @@ class FakeSwarm:
     #: Raised when it is opened.
     broken: Exception | None = None
     on_event: Callable[[Any], None] = lambda event: None
-    firewall: Firewall = field(default_factory=Firewall)
+    denied: frozenset[bytes] = frozenset()
     joined: dict[bytes, tuple[bool, bool]] = field(default_factory=dict)
     refreshed: list[bytes] = field(default_factory=list)
     #: Raised by the next command, once.
@@ -169,9 +169,9 @@ class FakeSwarm:
         self._stumble()
         self.refreshed.append(topic)
 
-    async def set_firewall(self, firewall: Firewall) -> None:
+    async def deny(self, keys: frozenset[bytes]) -> None:
         self._stumble()
-        self.firewall = firewall
+        self.denied = keys
 
     def bring(self, connection: FakeConnection | None) -> None:
         self._arrived.put_nowait(connection)

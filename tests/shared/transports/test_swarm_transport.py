@@ -55,7 +55,7 @@ async def test_a_revoked_node_is_disconnected_with_the_reason_and_blocked() -> N
         assert "closed the link: this node was revoked" in why.message
         assert "new ticket" in why.hint
         assert (worker.trust.is_revoked, honest.trust.is_revoked) == (True, False)
-        await until(lambda: gateway.swarm.firewall.denied == {worker.trust.me.raw, profile.raw})
+        await until(lambda: gateway.swarm.denied == {worker.trust.me.raw, profile.raw})
         connect(client.swarm, gateway.swarm)  # its own key is on no list
         await settle()
         assert gateway.transport.find(client.id) is None
@@ -68,9 +68,9 @@ async def test_a_node_removed_from_the_revocation_list_is_admitted_again() -> No
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
         gateway.trust.take_list(certificates.issue_list(mesh, 1, 1, (new_key().id,), NOW))
         await settle()
-        assert len(gateway.swarm.firewall.denied) == 1
+        assert len(gateway.swarm.denied) == 1
         gateway.trust.take_list(certificates.issue_list(mesh, 2, 1, (), NOW))
-        await until(lambda: not gateway.swarm.firewall.denied, seconds=2)
+        await until(lambda: not gateway.swarm.denied, seconds=2)
 
 
 async def test_a_new_certificate_extends_an_open_link() -> None:

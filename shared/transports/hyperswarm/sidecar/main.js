@@ -115,11 +115,10 @@ const CALLS = {
     else joined._sessions[0].refresh({ server, client }).catch(() => {})
   },
   leave: ({ topic }) => swarm.leave(bytesOf(topic)),
-  joinPeer: ({ key }) => swarm.joinPeer(bytesOf(key)),
   dial: ({ key, topic }) => swarm.dial(bytesOf(key), bytesOf(topic)),
   refresh: ({ topic }) => swarm.status(bytesOf(topic))?.refresh(),
   flush: () => Promise.all([...swarm.topics()].map((discovery) => discovery.flushed())),
-  firewall: ({ denied, allowed }) => swarm.setGate(denied, allowed),
+  firewall: ({ denied }) => swarm.deny(denied),
   bootstrap: ({ bootstrap, older }) => swarm.dht.setBootstrap(bootstrap, older),
   isOnline: () => swarm.isOnline(),
   nodes: () => swarm.dht.toArray({ limit: 32 }),
@@ -127,10 +126,9 @@ const CALLS = {
   announce: () => swarm.server.refresh(),
   revive: () => swarm.revive(),
   stats() {
-    const { host, port, firewalled, randomized, bootstrapped, stats } = swarm.dht
+    const { host, port, firewalled, randomized, bootstrapped } = swarm.dht
     const dht = { host, port, firewalled, randomized, bootstrapped, nodes: swarm.dht.toArray().length }
-    const { punches, relaying } = stats
-    return { rss: process.memoryUsage.rss(), connections: connections.size, peers: swarm.peers.size, dht, punches, relaying }
+    return { rss: process.memoryUsage.rss(), connections: connections.size, dht }
   },
 }
 

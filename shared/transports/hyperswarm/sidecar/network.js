@@ -13,7 +13,7 @@ const KEEP_ALIVE_MS = 1000
 const SILENCE_MS = 3000
 const MAX_PEERS = 1024
 const MAX_PARALLEL = 16
-/** Hyperswarm's own retries, which end after three. ../recovery.py decides about later ones. */
+/** Hyperswarm's own retries, which end after three. ../peer_recovery.py decides about later ones. */
 const BACKOFFS_MS = [250, 1000, 5000, 60000]
 const JITTER_MS = 200
 /** An older dial waits for a peer that does not answer, or whose packets were lost. */
@@ -87,12 +87,11 @@ class Dht extends DHT {
 
 /** A swarm whose firewall keeps no state. The library's own bans a refused key for ever and remembers every stranger. */
 class Swarm extends Hyperswarm {
-  /** Keys in hex. allowed === null allows everybody who is not denied. */
-  gate = { denied: new Set(), allowed: null }
+  /** Keys in hex. */
+  denied = new Set()
 
   refuses(key) {
-    const { denied, allowed } = this.gate
-    return denied.has(hexOf(key)) || (allowed !== null && !allowed.has(hexOf(key)))
+    return this.denied.has(hexOf(key))
   }
 
   _handleFirewall(key, payload) {
@@ -119,8 +118,8 @@ class Swarm extends Hyperswarm {
     this._handlePeer({ publicKey: key, relayAddresses: known?.relayAddresses ?? null }, topic)
   }
 
-  setGate(denied, allowed) {
-    this.gate = { denied: new Set(denied), allowed: allowed && new Set(allowed) }
+  deny(keys) {
+    this.denied = new Set(keys)
     for (const stream of this.connections) if (this.refuses(stream.remotePublicKey)) stream.destroy(new Error('not allowed'))
     for (const { publicKey, topics } of this.peers.values()) {
       if (topics.length > 0 && !this.refuses(publicKey)) this.dial(publicKey, topics[0])
@@ -160,7 +159,7 @@ async function isRemembered(dht, { _announcer: announcer }) {
   return answers.length > 0 && answers.every(({ value }) => Boolean(value?.value))
 }
 
-function open(keyPair, { bootstrap, older = [], nodes, host, port, open, persistent, relays }) {
+function open(keyPair, { bootstrap, older = [], nodes, host, port, open, relays }) {
   const dht = new Dht({
     keyPair,
     bootstrap: bootstrap ?? undefined,
@@ -169,7 +168,6 @@ function open(keyPair, { bootstrap, older = [], nodes, host, port, open, persist
     // For hyperdht, 0 means 49737 to 49741, which DHT nodes use too. An empty range lets the system choose.
     port: port || [0, 0],
     firewalled: open ? false : undefined,
-    ephemeral: persistent ? false : undefined,
     connectionKeepAlive: KEEP_ALIVE_MS,
   })
   dht.olderNodes = older

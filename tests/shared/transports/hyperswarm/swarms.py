@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import nacl.signing
+
 from shared.transports.hyperswarm import Event, PeerAddress, PeerConnection, SidecarLost, Swarm
 from tests import dht
 
@@ -21,6 +23,10 @@ E = TypeVar("E")
 
 def new_topic() -> bytes:
     return secrets.token_bytes(32)
+
+
+def public_key(seed: bytes) -> bytes:
+    return bytes(nacl.signing.SigningKey(seed).verify_key)
 
 
 @dataclass(eq=False)

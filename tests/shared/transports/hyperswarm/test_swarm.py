@@ -10,10 +10,10 @@ from pathlib import Path as FilePath
 import pytest
 import uvloop
 
-from shared.transports.hyperswarm import ConnectionClosed, Path, Swarm, public_key
+from shared.transports.hyperswarm import ConnectionClosed, Path, Swarm
 from tests import dht
 from tests.shared.transports.hyperswarm import swarms
-from tests.shared.transports.hyperswarm.swarms import local_swarm, meet, pair, take
+from tests.shared.transports.hyperswarm.swarms import local_swarm, meet, pair, public_key, take
 
 
 async def test_two_swarms_find_each_other_by_topic() -> None:

@@ -6,7 +6,7 @@ const { after, test } = require('node:test')
 const { Parser, TYPE } = require('../frames')
 const { frame } = require('./fakes')
 
-const OPTIONS = { bootstrap: [], relays: [], host: '127.0.0.1', port: null, open: true, persistent: false, firstBytes: 8192 }
+const OPTIONS = { bootstrap: [], relays: [], host: '127.0.0.1', port: null, open: true, firstBytes: 8192 }
 const HELLO = frame(TYPE.HELLO, 0, Buffer.concat([Buffer.alloc(32, 1), Buffer.from(JSON.stringify(OPTIONS))]))
 const call = (id, value) => frame(TYPE.CALL, id, Buffer.from(JSON.stringify(value)))
 

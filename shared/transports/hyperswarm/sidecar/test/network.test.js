@@ -18,7 +18,7 @@ after(async () => {
 })
 
 function swarm(options) {
-  const settings = { bootstrap: testnet.bootstrap, host: '127.0.0.1', open: true, persistent: false, relays: [], ...options }
+  const settings = { bootstrap: testnet.bootstrap, host: '127.0.0.1', open: true, relays: [], ...options }
   const made = open(DHT.keyPair(), settings)
   made.on('connection', (stream) => stream.on('error', () => {}))
   swarms.push(made)
@@ -57,7 +57,7 @@ test('a failed dial reports the peer and the reason', async () => {
 
 test('who is refused gets no connection and leaves no record', async () => {
   const [host, guest] = [swarm(), swarm()]
-  host.setGate([], [])
+  host.deny([guest.keyPair.publicKey.toString('hex')])
   await host.join(topicOf(2), { client: false }).flushed()
   guest.join(topicOf(2), { server: false })
   const [key] = await next(host, 'refused')
