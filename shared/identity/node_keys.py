@@ -18,20 +18,37 @@ from shared.identity import private_file
 from shared.types import AuthorityId, NodeId
 
 
-class NodeKey:
-    """The Ed25519 key of one node. Its public half, an nkey, is the node's id."""
+class _SigningKey:
+    """An Ed25519 key from an nkey seed."""
 
-    def __init__(self, seed: bytes) -> None:
-        """``seed`` is an nkey seed, ``SU…``. Raises BadSettings."""
+    def __init__(self, seed: bytes, kind: str, refusal: errors.BadSettings) -> None:
         try:
             self._pair = nkeys.from_seed(bytearray(seed))
-            self.id = NodeId(self._pair.public_key.decode())
-            if not self.id.startswith("U"):
+            self._public = self._pair.public_key.decode()
+            if not self._public.startswith(kind):
                 raise ValueError("a seed of another kind")
             #: Hyperswarm derives the same key from these 32 bytes.
             self.raw_seed = bytes(_raw_seed(seed))
         except (nkeys.NkeysError, binascii.Error, ValueError) as error:
-            raise errors.BadSettings("the node key is not an nkey seed (SU…)", hint="create new ones with `aicli stack init`") from error
+            raise refusal from error
+
+    def sign(self, purpose: str, text: bytes) -> bytes:
+        return bytes(self._pair.sign(_covered(purpose, text)))
+
+    def sign_bare(self, text: bytes) -> bytes:
+        """Only for the login and the JWTs of NATS, which must be signed without a purpose."""
+        return bytes(self._pair.sign(text))
+
+
+class NodeKey(_SigningKey):
+    """The key of one node. Its public half is the node's id."""
+
+    def __init__(self, seed: bytes) -> None:
+        """``seed`` is an nkey seed, ``SU…``. Raises BadSettings."""
+        super().__init__(
+            seed, "U", errors.BadSettings("the node key is not an nkey seed (SU…)", hint="create new ones with `aicli stack init`")
+        )
+        self.id = NodeId(self._public)
         self.seed = seed
 
     @property
@@ -39,34 +56,16 @@ class NodeKey:
         """Return the 32 bytes of the public key, as Noise proves them."""
         return raw_of(self.id)
 
-    def sign(self, purpose: str, text: bytes) -> bytes:
-        return bytes(self._pair.sign(_covered(purpose, text)))
 
-    def sign_bare(self, nonce: bytes) -> bytes:
-        """Only for the NATS login, whose nonce must be signed without a purpose."""
-        return bytes(self._pair.sign(nonce))
-
-
-class Authority:
+class Authority(_SigningKey):
     """The key of the mesh CA: an nkey of the account kind, ``SA…``, so that no node's key can be used as one."""
 
     def __init__(self, seed: bytes) -> None:
         """Raises BadSettings if ``seed`` is not such an nkey seed."""
-        try:
-            self._pair = nkeys.from_seed(bytearray(seed))
-            self.id = AuthorityId(self._pair.public_key.decode())
-            if not self.id.startswith("A"):
-                raise ValueError("a seed of another kind")
-            self.raw_seed = bytes(_raw_seed(seed))
-        except (nkeys.NkeysError, binascii.Error, ValueError) as error:
-            raise errors.BadSettings("the mesh CA key is not an nkey seed (SA…)", hint="create one with `aicli stack init`") from error
-
-    def sign(self, purpose: str, text: bytes) -> bytes:
-        return bytes(self._pair.sign(_covered(purpose, text)))
-
-    def sign_bare(self, text: bytes) -> bytes:
-        """Only for the JWTs of NATS, which must be signed without a purpose; by a key that signs nothing else."""
-        return bytes(self._pair.sign(text))
+        super().__init__(
+            seed, "A", errors.BadSettings("the mesh CA key is not an nkey seed (SA…)", hint="create one with `aicli stack init`")
+        )
+        self.id = AuthorityId(self._public)
 
 
 def new_seed() -> bytes:
@@ -86,19 +85,26 @@ def new_authority_seed() -> bytes:
 
 def load(path: Path) -> NodeKey:
     """Raises BadSettings if the file cannot be read, or others can read it."""
-    return NodeKey(_read_private(path, "node key"))
+    return NodeKey(_read_key(path, "node key"))
 
 
 def load_authority(path: Path) -> Authority:
     """Raises BadSettings if the file cannot be read, or others can read it."""
-    return Authority(_read_private(path, "mesh CA key"))
+    return Authority(_read_key(path, "mesh CA key"))
 
 
-def _read_private(path: Path, what: str) -> bytes:
+def read_private(path: Path, *, setting: str = "", most_bytes: int = -1) -> bytes:
+    """Return the content of a private file. Blocks; raises BadSettings if other users may read the file, and OSError.
+    ``setting`` names it in the message."""
+    if private_file.is_exposed(path):
+        raise errors.BadSettings(f"{setting and f'{setting}: '}{path} can be read by others", hint=f"chmod 600 {path}")
+    with path.open("rb") as file:
+        return file.read(most_bytes)
+
+
+def _read_key(path: Path, what: str) -> bytes:
     try:
-        if private_file.is_exposed(path):
-            raise errors.BadSettings(f"{path} can be read by others", hint=f"chmod 600 {path}")
-        return path.read_bytes().strip()
+        return read_private(path).strip()
     except OSError as error:
         raise errors.BadSettings(f"cannot read the {what} {path}: {error.strerror}", hint="create it with `aicli stack init`") from error
 

@@ -11,6 +11,12 @@ def replace(path: Path, body: bytes, *, synced: bool = False) -> None:
     """Replace the file. ``synced``: it also survives a power failure. Blocks; raises OSError."""
     with written(path, body, synced=synced) as made:
         made.replace(path)
+    if synced:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def create(path: Path, make: Callable[[], bytes]) -> bool:

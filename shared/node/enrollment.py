@@ -20,7 +20,7 @@ from shared import addresses, errors
 from shared.api import membership as contract
 from shared.api.membership import Membership
 from shared.api.method import Method, Reply, Request
-from shared.identity import certificates, login_tokens, node_keys, private_file, tickets
+from shared.identity import certificates, login_tokens, node_keys, tickets
 from shared.identity.trust import Trust
 from shared.node import membership_file, swarm_settings
 from shared.node.lifecycle import background
@@ -449,10 +449,9 @@ async def renew_over_nats(membership: MembershipFile, key: node_keys.NodeKey, se
 
 def _read_ticket(path: Path) -> tickets.Ticket:
     try:
-        if private_file.is_exposed(path):
-            raise errors.BadSettings(f"JOIN_TICKET_FILE: {path} can be read by others", hint=f"chmod 600 {path}")
-        with path.open("rb") as file:
-            return tickets.parse(file.read(_MAX_TICKET_BYTES).decode(errors="replace"))
+        return tickets.parse(
+            node_keys.read_private(path, setting="JOIN_TICKET_FILE", most_bytes=_MAX_TICKET_BYTES).decode(errors="replace")
+        )
     except OSError as error:
         raise errors.BadSettings(f"JOIN_TICKET_FILE: {path} cannot be read: {error.strerror}") from error
 

@@ -10,7 +10,7 @@ import msgspec
 
 from shared import errors
 from shared.api.membership import Membership, TopicSecret
-from shared.identity import private_file
+from shared.identity import node_keys, private_file
 from shared.identity.trust import Trust
 from shared.types import AuthorityId, MeshName, Role
 
@@ -73,9 +73,7 @@ def _older_bootstrap(present: tuple[str, ...], before: MembershipFile) -> tuple[
 def load(path: Path) -> MembershipFile | None:
     """Return None if there is no file. Raises BadSettings if it cannot be read or is invalid."""
     try:
-        if path.stat().st_mode & 0o077:
-            raise errors.BadSettings(f"{path} can be read by others", hint=f"chmod 600 {path}")
-        body = path.read_bytes()
+        body = node_keys.read_private(path)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -18,6 +18,7 @@ from prometheus_client import Gauge
 
 from shared import errors
 from shared.api.method import Body
+from shared.identity import private_file
 from shared.node import lifecycle
 from shared.recovery import recovery_lines
 from shared.recovery import replay as replays
@@ -26,7 +27,6 @@ from shared.recovery.recovery_lines import LogEnd
 from shared.recovery.recovery_log import RecoveryLog, replaced
 from shared.recovery.recovery_store import DatabasePlace, RecoveryStore
 from shared.recovery.replay import LogFile, Replay
-from shared.stores import signed_lines
 from shared.telemetry import logs
 
 B = TypeVar("B", bound=Body)
@@ -200,7 +200,7 @@ class RecoveryStart:
             restore=place.restore, restored_at=restored_at, earlier=earlier,
         )  # fmt: skip
         try:
-            await asyncio.to_thread(signed_lines.replace, self._place.state_file(), msgspec.json.encode(self._state))
+            await asyncio.to_thread(private_file.replace, self._place.state_file(), msgspec.json.encode(self._state), synced=True)
         except OSError as error:
             _log.error("the recovery state cannot be written", folder=str(self._place.folder), reason=error.strerror)
 

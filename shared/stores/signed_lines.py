@@ -6,7 +6,6 @@ starts on its own line, and readers recognize the rest.
 
 import asyncio
 import os
-import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -74,22 +73,6 @@ def read_end(path: Path, most_bytes: int) -> list[bytes]:
         start = max(0, text.seek(0, os.SEEK_END) - most_bytes)
         text.seek(start)
         return text.read().splitlines(keepends=True)[1 if start else 0 :]
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a whole small file, so that a crash leaves either the old or the new one. Blocks; raises OSError."""
-    # Another name each time: replicas may share the folder.
-    handle, new = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(new).replace(path)
-    except OSError:
-        Path(new).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

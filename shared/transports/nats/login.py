@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared import errors
-from shared.identity import base64url, login_tokens, node_keys, private_file
+from shared.identity import base64url, login_tokens, node_keys
 from shared.transports.nats.nats_protocol import Info
 from shared.transports.nats.servers import ServerAddress
 
@@ -109,10 +109,7 @@ def _signature(key: node_keys.NodeKey, info: Info) -> str:
 
 def _read_creds(path: Path) -> tuple[str, node_keys.NodeKey]:
     try:
-        if private_file.is_exposed(path):
-            raise errors.BadSettings(f"NATS_CREDS_FILE: {path} can be read by others", hint=f"chmod 600 {path}")
-        with path.open("rb") as file:
-            text = file.read(_MAX_CREDS_BYTES).decode(errors="replace")
+        text = node_keys.read_private(path, setting="NATS_CREDS_FILE", most_bytes=_MAX_CREDS_BYTES).decode(errors="replace")
     except OSError as error:
         raise errors.BadSettings(
             f"NATS_CREDS_FILE: {path} cannot be read: {error.strerror}", hint="create one with `nsc generate creds`"

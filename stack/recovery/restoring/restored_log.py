@@ -122,7 +122,7 @@ def place(work: StackHome, home: StackHome, term: int, facts: LogFacts) -> None:
         shutil.copyfile(path, log / path.name.replace("-restored.", f"-restored-{term}."))
     if facts.missing:
         missing = ", ".join(f"{part.service} {part.first} to {part.last}" for part in facts.missing)
-        signed_lines.replace(log / "auth.gap", msgspec.json.encode(AcceptedGap(id=uuid4(), missing=missing)))
+        private_file.replace(log / "auth.gap", msgspec.json.encode(AcceptedGap(id=uuid4(), missing=missing)), synced=True)
     anchors = Path(settings.read_recorded(work).get("AUDIT_ANCHOR_FILE", home.audit_anchors))
     if anchors.is_relative_to(home.root):
         anchors = work.root / anchors.relative_to(home.root)
