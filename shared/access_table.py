@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 
-from shared import errors
+from shared import addresses, errors
 from shared.api.auth import Principal, Step
 from shared.types import Role, UserRole
 
@@ -358,14 +358,9 @@ def check_network(caller: Principal, address: str | None) -> None:
         return
     if address is None:
         raise errors.NotAllowed("this key is bound to networks, but this connection shows no address", hint="use the HTTP API with it")
-    try:
-        here = ip_address(address)
-    except ValueError:
-        here = None
-    if here is not None:
-        mapped = getattr(here, "ipv4_mapped", None)
-        if any((mapped or here) in ip_network(network) for network in caller.networks):
-            return
+    here = addresses.parse(address)
+    if here is not None and any(here in ip_network(network) for network in caller.networks):
+        return
     raise errors.NotAllowed(f"this key may not be used from {address[:60]}", hint="use it from its networks, or create another key")
 
 

@@ -58,6 +58,12 @@ def parse(address: str) -> IPv4Address | IPv6Address | None:
     return getattr(found, "ipv4_mapped", None) or found
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine answers at this name or address."""
+    found = parse(host)
+    return host.lower() == "localhost" if found is None else found.is_loopback
+
+
 def is_public(address: str) -> bool:
     """Return whether an address is reachable over the internet, rather than loopback, private or shared by a VPN. True for no address."""
     found = parse(address.partition("%")[0])

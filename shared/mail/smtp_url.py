@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+from shared import addresses
 
 
 class Security(StrEnum):
@@ -79,11 +80,4 @@ def _mistakes(parts: SplitResult) -> Iterator[str]:
 def _security(scheme: str, host: str, ca_file: Path | None) -> Security:
     if scheme == "smtps":
         return Security.TLS
-    return Security.NONE if _is_this_machine(host) and ca_file is None else Security.STARTTLS
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+    return Security.NONE if addresses.is_loopback(host) and ca_file is None else Security.STARTTLS

@@ -5,13 +5,10 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Generic, TypeVar
 
+from shared import addresses
 from shared.timing.concurrency_limit import ConcurrencyLimit
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-#: The smallest network that providers give to a customer.
-_IPV6_PREFIX = 64
 
 G = TypeVar("G")
 
@@ -29,8 +26,8 @@ class HttpConnectionLimits(Generic[G]):
         self._per_address = per_address
         self._limit = ConcurrencyLimit(most, per_address)
         self._trusted = tuple(trusted)
-        #: The network that a connection counts for; None if it counts only in total.
-        self._taken: dict[G, Network | None] = {}
+        #: The client network that a connection counts for; None if it counts only in total.
+        self._taken: dict[G, str | None] = {}
         #: Connections without a complete request yet, longest waiting first.
         self._waiting: dict[G, None] = {}
 
@@ -62,15 +59,13 @@ class HttpConnectionLimits(Generic[G]):
     def longest_waiting(self) -> G | None:
         return next(iter(self._waiting), None)
 
-    def _origin(self, address: str | None) -> Network | None:
+    def _origin(self, address: str | None) -> str | None:
         if address is None or not self._per_address:
             return None
-        found: Address = ipaddress.ip_address(address.partition("%")[0])
-        if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-            found = found.ipv4_mapped
-        if found.is_loopback or any(found in network for network in self._trusted):
+        found = addresses.parse(address.partition("%")[0])
+        if found is None or found.is_loopback or any(found in network for network in self._trusted):
             return None
-        return ipaddress.ip_network((found, _IPV6_PREFIX if found.version == 6 else 32), strict=False)
+        return addresses.client_network(str(found))
 
 
 def network(text: str) -> Network:

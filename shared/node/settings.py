@@ -127,11 +127,7 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         else:
             for host in plain:
                 yield f"NATS_URL: {host} is not this machine; use tls:// (or ALLOW_PLAIN_NATS=true on a private network)"
-        for each in self.trusted_proxies:
-            try:
-                http_connection_limits.network(each)
-            except ValueError:
-                yield f"TRUSTED_PROXIES: {each!r} is neither an address nor a network such as 10.0.0.0/8"
+        yield from _network_mistakes("TRUSTED_PROXIES", self.trusted_proxies)
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             yield "TLS_CERT_FILE and TLS_KEY_FILE go together"
         if self.host not in addresses.LOOPBACK and self.tls_cert_file is None and not self.allow_plain_http:
@@ -164,11 +160,15 @@ class PublicNodeSettings(NodeSettings, frozen=True, kw_only=True):
 
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
-        for each in self.metrics_networks:
-            try:
-                http_connection_limits.network(each)
-            except ValueError:
-                yield f"METRICS_NETWORKS: {each!r} is neither an address nor a network such as 10.0.0.0/8"
+        yield from _network_mistakes("METRICS_NETWORKS", self.metrics_networks)
+
+
+def _network_mistakes(variable: str, texts: tuple[str, ...]) -> Iterator[str]:
+    for text in texts:
+        try:
+            http_connection_limits.network(text)
+        except ValueError:
+            yield f"{variable}: {text!r} is neither an address nor a network such as 10.0.0.0/8"
 
 
 def list_settings(settings: config.Settings) -> "ShownSettings":

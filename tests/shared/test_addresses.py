@@ -59,6 +59,22 @@ def test_a_dht_node_is_a_host_and_a_port(text: str, mistake: str) -> None:
     assert bool(found) is bool(mistake)
 
 
+@pytest.mark.parametrize(
+    ("host", "is_here"),
+    [
+        ("localhost", True),
+        ("LocalHost", True),
+        ("127.0.0.2", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("10.0.0.5", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_recognized_in_any_form(host: str, is_here: bool) -> None:
+    assert addresses.is_loopback(host) is is_here
+
+
 @pytest.mark.parametrize("url", ["nats.example.org:4222", "ws://canary.example.org", "nats://", "nats://h:canary", "nats://[canary", ""])
 def test_an_invalid_address_is_refused_without_quoting_it(url: str) -> None:
     with pytest.raises(ValueError, match="not an address") as refused:

@@ -7,10 +7,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path as FilePath
 from typing import Any, Final, Self
 
+from shared import addresses
 from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import wait_until_set
 from shared.transports.hyperswarm import connection_table, sidecar_process
@@ -231,7 +231,7 @@ class Swarm:
             "host": self.host,
             "port": self.port,
             # On loopback, the library's detection of NATs fails for half of the first connections.
-            "open": self.host is not None and _is_loopback(self.host),
+            "open": self.host is not None and addresses.is_loopback(self.host),
             "firstBytes": self.first_bytes,
             "servesRequests": self.on_request is not None,
         }
@@ -334,10 +334,3 @@ class Swarm:
 
 def _parameters_of(nodes: Sequence[PeerAddress]) -> list[dict[str, object]]:
     return [{"host": node.host, "port": node.port} for node in nodes]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,6 +1,5 @@
 """The NATS servers that a client may connect to: those of NATS_URL, and other members of their cluster. Pure."""
 
-import ipaddress
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -82,12 +81,4 @@ def _beside(by: ServerAddress, url: str, tls: bool) -> ServerAddress | None:
     if not host or (not tls and host not in addresses.LOOPBACK and by.host in addresses.LOOPBACK):
         return None  # with a loopback NATS_URL nothing may leave this machine unencrypted
     # Clusters name their members by IP address, which certificates rarely include.
-    return replace(by, host=host, port=port, tls=tls, certified_name=by.certified_name if _is_ip(host) else host)
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return replace(by, host=host, port=port, tls=tls, certified_name=host if addresses.parse(host) is None else by.certified_name)
