@@ -68,11 +68,11 @@ class Traces:
         """Serve an external caller. A trace starts here, as part of the caller's if ``traceparent`` is set."""
         request_id = request_id or context.new_request_id()
         if not self._is_on:
-            return ServingSpan(self, None, traceparent, name, request_id, is_door=True)
+            return ServingSpan(self, None, traceparent, name, request_id, is_entry=True)
         asked = spans.parse(traceparent)
         trace_id = request_id.hex if asked is None else asked.trace_id
         trace = Trace(trace_id, sampled=self._is_chosen(trace_id, asked))
-        return ServingSpan(self, trace, "" if asked is None else asked.span_id, name, request_id, is_door=True)
+        return ServingSpan(self, trace, "" if asked is None else asked.span_id, name, request_id, is_entry=True)
 
     def join(self, name: str, traceparent: str, request_id: RequestId) -> "ServingSpan | None":
         """Serve another node of the mesh. Returns None if its request has no trace."""
@@ -80,7 +80,7 @@ class Traces:
         if asked is None or not self._is_on:
             return None
         trace = Trace(asked.trace_id, sampled=asked.sampled)
-        return ServingSpan(self, trace, asked.span_id, name, request_id, is_door=False)
+        return ServingSpan(self, trace, asked.span_id, name, request_id, is_entry=False)
 
     def _is_chosen(self, trace_id: str, asked: spans.Traceparent | None) -> bool:
         now = self._clock()
@@ -89,11 +89,11 @@ class Traces:
         # By trace id, so that every node makes the same choice.
         return int(trace_id[-14:], 16) < self._limit or self._budgets["few"].spend(now)
 
-    def ended(self, served: OpenSpan, *, is_door: bool) -> None:
+    def ended(self, served: OpenSpan, *, is_entry: bool) -> None:
         """Decide whether to keep the trace that ended on this node with ``served``."""
         trace, now = served.trace, self._clock()
         assert trace is not None
-        keep = trace.sampled or self._is_remarkable(served, now, is_door=is_door)
+        keep = trace.sampled or self._is_remarkable(served, now, is_entry=is_entry)
         # A node can serve several calls of one trace.
         ended = self._ended.get(trace.id)
         if ended is None:
@@ -103,10 +103,10 @@ class Traces:
             self._keep(ended)
         self._forget(now)
 
-    def _is_remarkable(self, served: OpenSpan, now: float, *, is_door: bool) -> bool:
+    def _is_remarkable(self, served: OpenSpan, now: float, *, is_entry: bool) -> bool:
         if served.error and served.error != errors.Cancelled.code:
             return self._budgets["failed"].spend(now)
-        if not is_door:
+        if not is_entry:
             return False
         pace = self._paces.get(served.name)
         if pace is None:
@@ -152,25 +152,25 @@ class Traces:
 
 @dataclass(frozen=True, slots=True)
 class SpanBatch:
+    """``shared.api.node.Spans``, which tracing must not import: nearly everything imports tracing."""
+
     spans: tuple[Span, ...]
-    #: Pass this as ``after`` to the next ``read``.
     next: int
-    #: Kept spans that were overwritten unread.
     lost: int
 
 
 class ServingSpan:
     """A context manager for serving one request: sets ``context.current`` and records a span."""
 
-    __slots__ = ("_before", "_is_door", "_parent", "_request_id", "_trace", "_traces", "span")
+    __slots__ = ("_before", "_is_entry", "_parent", "_request_id", "_trace", "_traces", "span")
 
-    def __init__(self, traces: Traces, trace: Trace | None, parent: str, name: str, request_id: RequestId, *, is_door: bool) -> None:
-        """``parent`` is the caller's span id, or the whole traceparent if there is no trace."""
+    def __init__(self, traces: Traces, trace: Trace | None, parent: str, name: str, request_id: RequestId, *, is_entry: bool) -> None:
+        """``parent`` is the caller's span id, or the whole traceparent without a trace. ``is_entry``: the request entered the mesh here."""
         self._traces = traces
         self._trace = trace
         self._parent = parent
         self._request_id = request_id
-        self._is_door = is_door
+        self._is_entry = is_entry
         self._before: context.RequestContext | None = None
         self.span = OpenSpan(name, None, SpanKind.SERVER)
 
@@ -190,7 +190,7 @@ class ServingSpan:
         if error is not None and not self.span.error:
             self.span.error = error_code(error)
         self.span.end()
-        self._traces.ended(self.span, is_door=self._is_door)
+        self._traces.ended(self.span, is_entry=self._is_entry)
 
 
 class span(OpenSpan):  # noqa: N801 - read as a statement: with tracing.span("route.select")
