@@ -50,7 +50,7 @@ class Trust:
         self.was_revoked = False
         #: Called with the nodes that a new list has revoked.
         self.on_revoked: list[Callable[[frozenset[NodeId]], None]] = []
-        self._revoked: frozenset[NodeId] = frozenset()
+        self.revoked: frozenset[NodeId] = frozenset()
 
     @property
     def number(self) -> int:
@@ -58,13 +58,9 @@ class Trust:
         return 0 if self.list is None else self.list.number
 
     @property
-    def revoked(self) -> frozenset[NodeId]:
-        return self._revoked
-
-    @property
     def is_revoked(self) -> bool:
         """Return whether we are revoked, as far as we know."""
-        return self.was_revoked or self.me.id in self._revoked
+        return self.was_revoked or self.me.id in self.revoked
 
     def standing(self) -> Certificate | None:
         """Return our own certificate, valid or not."""
@@ -84,7 +80,7 @@ class Trust:
         if self.list is not None and (found.number, found.issued_at) <= (self.list.number, self.list.issued_at):
             return False
         self.list_body, self.list = body, found
-        fresh, self._revoked = frozenset(found.nodes) - self._revoked, frozenset(found.nodes)
+        fresh, self.revoked = frozenset(found.nodes) - self.revoked, frozenset(found.nodes)
         if fresh:
             for callback in self.on_revoked:
                 callback(fresh)
@@ -159,7 +155,7 @@ class Trust:
 
     def check_not_revoked(self, node: NodeId) -> None:
         """Raises NodeRevoked. For every transport: NATS proves who a node is, but not that it is still allowed."""
-        if node in self._revoked:
+        if node in self.revoked:
             raise errors.NodeRevoked("this node was revoked", hint="ask an administrator for a new ticket for the machine")
 
     def _admit_newcomer(self, hello: Hello, now: float, offset: float) -> TrustedPeer:

@@ -105,6 +105,7 @@ class Calls:
         self._own_parity = self._next_id & 1
         #: The highest call id of the peer. Ids only grow, so an unknown id up to this one is over.
         self._highest_seen = 0
+        #: How many of the peer's calls are running.
         self._inbound = 0
         self._partial_bytes = 0
         #: Our calls with pieces that were granted and not sent yet, in turn.
@@ -258,14 +259,6 @@ class Calls:
 
     def is_open(self, call_id: int) -> bool:
         return call_id in self._calls
-
-    def open_ids(self) -> list[int]:
-        return list(self._calls)
-
-    @property
-    def inbound(self) -> int:
-        """Return how many of the peer's calls are running."""
-        return self._inbound
 
     def _receive_call(self, frame: Call) -> Message | None:
         if frame.id & 1 == self._own_parity or frame.id < 1:

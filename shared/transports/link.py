@@ -67,7 +67,7 @@ class Link:
         #: Closed because of silence. Any other end means that the peer is alive or has left on purpose.
         self.fell_silent = False
         self._unsent: list[Frame] = []
-        self._unsent_bytes = 0
+        self.unsent_bytes = 0
         self._drained = asyncio.Event()
         self._drained.set()
         #: Called when all that was queued is written.
@@ -86,19 +86,15 @@ class Link:
         if not self._unsent:
             self._wake_writer()
         self._unsent.append(frame)
-        self._unsent_bytes += wire.size_of(frame)
+        self.unsent_bytes += wire.size_of(frame)
         if len(self._unsent) >= EAGER_FRAMES:
             self._write_now()
-        if self._unsent_bytes > HIGH_WATER_BYTES:
+        if self.unsent_bytes > HIGH_WATER_BYTES:
             self._drained.clear()
 
     @property
     def is_full(self) -> bool:
-        return self._unsent_bytes > HIGH_WATER_BYTES
-
-    @property
-    def unsent_bytes(self) -> int:
-        return self._unsent_bytes
+        return self.unsent_bytes > HIGH_WATER_BYTES
 
     async def drained(self) -> None:
         """Wait until the transport has taken what was queued. Raises LinkLost if the link is lost instead."""
@@ -123,7 +119,7 @@ class Link:
 
     def take_writes(self, most_bytes: int = wire.MAX_WRITE_BYTES) -> list[list[Frame]]:
         """Return what is queued, split into writes of about ``most_bytes``. Frames are never split."""
-        if self._unsent_bytes <= most_bytes:
+        if self.unsent_bytes <= most_bytes:
             frames, self._unsent = self._unsent, []
             return [frames] if frames else []
         writes: list[list[Frame]] = []
@@ -138,10 +134,10 @@ class Link:
         return writes
 
     def wrote_all(self) -> None:
-        self._unsent_bytes = sum(wire.size_of(frame) for frame in self._unsent) if self._unsent else 0
-        if self._unsent_bytes <= HIGH_WATER_BYTES:
+        self.unsent_bytes = sum(wire.size_of(frame) for frame in self._unsent) if self._unsent else 0
+        if self.unsent_bytes <= HIGH_WATER_BYTES:
             self._drained.set()
-        if not self._unsent_bytes:
+        if not self.unsent_bytes:
             self.on_written()
 
     def receive(self, frames: list[Frame], now: float) -> None:

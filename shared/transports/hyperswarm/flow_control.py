@@ -82,17 +82,13 @@ class ReceiveWindow:
         self._first = first
         self._window = window
         self._taken = 0
-        self._is_open = False
-
-    @property
-    def is_open(self) -> bool:
-        return self._is_open
+        self.is_open = False
 
     def open(self) -> int:
         """Return the credit to grant; 0 if it was already open."""
-        if self._is_open:
+        if self.is_open:
             return 0
-        self._is_open = True
+        self.is_open = True
         grant = max(0, self._window - self._first) + self._taken
         self._taken = 0
         return grant
@@ -100,7 +96,7 @@ class ReceiveWindow:
     def take(self, cost: int) -> int:
         """Note that the application has taken messages of this cost. Returns the credit to grant, usually 0."""
         self._taken += cost
-        if not self._is_open or self._taken < self._window // _BATCH:
+        if not self.is_open or self._taken < self._window // _BATCH:
             return 0
         grant, self._taken = self._taken, 0
         return grant

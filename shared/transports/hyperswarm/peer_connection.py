@@ -113,11 +113,6 @@ class PeerConnection:
         self._pump()
 
     @property
-    def room(self) -> int:
-        """Return how many bytes may be sent before they have to wait; negative if some are waiting."""
-        return self._sending.room
-
-    @property
     def is_full(self) -> bool:
         if self._sending.room > 0:
             return False

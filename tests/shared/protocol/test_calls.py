@@ -206,7 +206,7 @@ def test_a_repeated_request_is_not_run_again() -> None:
     assert give(answering, frames) == []
     answering.reply(call_id, b"")
     assert give(answering, frames) == []
-    assert answering.inbound == 0
+    assert answering._inbound == 0
 
 
 def stream(asking: Calls, answering: Calls) -> int:
@@ -332,7 +332,7 @@ def test_excess_calls_of_a_peer_are_refused_one_by_one() -> None:
     call_id, frames = ask(asking)
     with pytest.raises(errors.Overloaded, match="calls of this peer are running"):
         answering.receive(frames[0])
-    assert answering.inbound == wire.MAX_CALLS
+    assert answering._inbound == wire.MAX_CALLS
     assert give(answering, [Cancel(call_id)]) == [], "the refused call is over"
     answering.reply(1, b"")
     assert give(answering, ask(asking)[1])
@@ -474,7 +474,7 @@ class TwoSides(RuleBasedStateMachine):
     def die(self) -> None:
         """A gap: the link ends, and with it every call on it."""
         self.dead = True
-        for call_id in self.asking.open_ids():
+        for call_id in list(self.asking._calls):
             if not self.outcomes[call_id]:
                 self.outcomes[call_id].append("lost")
 
@@ -505,9 +505,9 @@ class TwoSides(RuleBasedStateMachine):
                 self.carry(from_asking=side, fate="deliver")
         assert all(len(outcome) == 1 for outcome in self.outcomes.values())
         if not self.dead:
-            assert self.asking.open_ids() == []
-            assert self.answering.open_ids() == []
-            assert self.answering.inbound == 0
+            assert self.asking._calls == {}
+            assert self.answering._calls == {}
+            assert self.answering._inbound == 0
 
 
 TestTwoSides = TwoSides.TestCase

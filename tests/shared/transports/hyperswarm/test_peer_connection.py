@@ -99,7 +99,7 @@ async def test_a_stopped_reader_of_long_messages_buffers_at_most_a_window_and_a_
 async def test_reading_resumes_the_sender(wire: Wire) -> None:
     sender, reader = wire.ends[True], wire.ends[False]
     told = []
-    sender.on_room = lambda: told.append(sender.room > 0)
+    sender.on_room = lambda: told.append(not sender.is_full)
     for _ in range(40):
         sender.send(b"x" * MAX_PART_BYTES)
     wire.carry()
