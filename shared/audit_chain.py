@@ -160,10 +160,6 @@ class ChainVerifier:
         """Return whether no further row can change the result."""
         return self._broken is not None
 
-    @property
-    def rows(self) -> int:
-        return self._rows
-
     def take(self, row: AuditRow) -> None:
         self._rows += 1
         if self._broken is not None:

@@ -22,7 +22,7 @@ from shared.api import gateway
 from shared.api.gateway import CancelInference, InferenceChunk, InferenceResult, ProcessInferenceRequest, Rest
 from shared.api.method import End, Item, Method, Reply, Request, StreamAnswer, StreamMethod
 from shared.timing import retry_policy
-from shared.timing.retry_policy import FailureFacts, RetryPolicy
+from shared.timing.retry_policy import RetryPolicy
 from shared.types import NodeId
 
 #: The user pressed Ctrl-C and waits. A gateway of the mesh answers within milliseconds; over HTTPS, it takes four round trips.
@@ -49,12 +49,12 @@ class StreamRequest:
         self,
         caller: StreamCaller,
         rng: random.Random,
-        patience: RetryPolicy = retry_policy.DEFAULT,
+        policy: RetryPolicy = retry_policy.DEFAULT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._caller = caller
         self._rng = rng
-        self._patience = patience
+        self._policy = policy
         self._clock = clock
 
     @asynccontextmanager
@@ -71,9 +71,10 @@ class StreamRequest:
                 await self._cancel(answer)
 
     async def _pieces(self, answer: "ResumableStream", until: float, lost: Lost) -> AsyncGenerator[InferenceChunk]:
+        policy = retry_policy.NONE if answer.request.idempotency_key is None else self._policy
         failures, failed_at = 0, 0.0
         while True:
-            was_taken = answer.node is not None
+            was_accepted = answer.node is not None
             try:
                 left = max(0.0, until - self._clock())
                 async with self._caller.stream(gateway.process_inference_request, answer.request, deadline_seconds=left) as stream:
@@ -88,19 +89,14 @@ class StreamRequest:
                 now = self._clock()
                 failed_at = failed_at if failures else now
                 failures += 1
-                trouble = FailureFacts(failures=failures, seconds=now - failed_at, was_taken=was_taken)
-                pause = self._find_pause(error, answer, trouble)
+                seconds, drawn = now - failed_at, self._rng.random()
+                pause = retry_policy.find_pause(error, policy, failures=failures, seconds=seconds, was_accepted=was_accepted, drawn=drawn)
                 if pause is None:
                     answer.is_over = True
                     raise
                 if failures == 1:
                     lost(answer.last > 0, error)
             await asyncio.sleep(pause)
-
-    def _find_pause(self, error: errors.AimeshError, answer: "ResumableStream", trouble: FailureFacts) -> float | None:
-        if answer.request.idempotency_key is None:
-            return None
-        return retry_policy.find_pause(error, trouble, self._patience, self._rng.random())
 
     async def _cancel(self, answer: "ResumableStream") -> None:
         key = answer.request.idempotency_key

@@ -231,10 +231,7 @@ class RolloutGuards(Body, frozen=True, omit_defaults=False):
     cost: Annotated[float, Meta(ge=1, le=1_000)] | None = 1.2
 
 
-class RolloutPlan(Body, frozen=True, omit_defaults=False):
-    #: Targets of the route.
-    candidate: DocumentName
-    baseline: DocumentName
+class RolloutTerms(Body, frozen=True, kw_only=True):
     #: Percent of the baseline's conversations (or users, …) that the candidate gets, one step after the other. A comparison has one.
     steps: Annotated[tuple[Percent, ...], Meta(min_length=1, max_length=20)] = (10.0, 50.0, 100.0)
     #: Each step takes at least this long, and at least so many requests of the candidate.
@@ -247,18 +244,18 @@ class RolloutPlan(Body, frozen=True, omit_defaults=False):
     until: datetime | None = None
 
 
-class StartRollout(Body, frozen=True):
+class RolloutPlan(RolloutTerms, frozen=True, omit_defaults=False):
+    #: Targets of the route.
+    candidate: DocumentName
+    baseline: DocumentName
+
+
+class StartRollout(RolloutTerms, frozen=True):
     route: DocumentName
     #: A target of the route. It needs no share yet.
     candidate: DocumentName
     #: None for the target with the largest share.
     baseline: DocumentName | None = None
-    steps: Annotated[tuple[Percent, ...], Meta(min_length=1, max_length=20)] = (10.0, 50.0, 100.0)
-    step_seconds: Annotated[int, Meta(ge=5, le=30 * 86_400)] = 1_800
-    step_requests: Annotated[int, Meta(ge=1, le=10**9)] = 500
-    guards: RolloutGuards = RolloutGuards()
-    only_compares: bool = False
-    until: datetime | None = None
 
 
 class RolloutSummary(Body, frozen=True, omit_defaults=False):

@@ -268,21 +268,14 @@ class CertificateRenewal:
             self.note("the state file cannot be written", f"{error.strerror}; the revocation list will be lost on restart")
 
 
-class DhtNodeCache:
-    """Saves the DHT nodes that are online, so that a node finds the mesh again when the configured ones are gone."""
-
-    def __init__(self, swarm: SwarmTransport, renewal: CertificateRenewal) -> None:
-        self._swarm = swarm
-        self._renewal = renewal
-
-    async def run(self) -> None:
-        """Ends by cancellation. Short-lived clients keep a recent list, because they end before the second round."""
-        age = time.time() - self._renewal.membership.nodes_seen_at
-        await asyncio.sleep(max(0.0, min(DHT_NODES_SECONDS, DHT_NODES_SECONDS - age)))
-        while True:
-            while not self._swarm.links():  # noqa: ASYNC110 - there is no event for links
-                await asyncio.sleep(MET_SECONDS)
-            nodes = await self._swarm.dht_nodes()
-            if nodes:
-                self._renewal.remember(nodes, time.time())
-            await asyncio.sleep(DHT_NODES_SECONDS)
+async def save_dht_nodes(swarm: SwarmTransport, renewal: CertificateRenewal) -> None:
+    """Save the DHT nodes that are online, so that the node finds the mesh again when the configured ones are gone. Ends by cancellation.
+    Short-lived clients keep a recent list, because they end before the second round."""
+    age = time.time() - renewal.membership.nodes_seen_at
+    await asyncio.sleep(max(0.0, min(DHT_NODES_SECONDS, DHT_NODES_SECONDS - age)))
+    while True:
+        while not swarm.links():  # noqa: ASYNC110 - there is no event for links
+            await asyncio.sleep(MET_SECONDS)
+        if nodes := await swarm.dht_nodes():
+            renewal.remember(nodes, time.time())
+        await asyncio.sleep(DHT_NODES_SECONDS)

@@ -13,7 +13,7 @@ from shared import errors
 from shared.identity import certificates, node_keys
 from shared.identity.trust import Trust
 from shared.node import membership_file, swarm_settings
-from shared.node.certificate_renewal import CertificateRenewal, DhtNodeCache
+from shared.node.certificate_renewal import CertificateRenewal, save_dht_nodes
 from shared.node.transports import Transports
 from shared.protocol.directory import Directory
 from shared.rpc.calling import RpcClient
@@ -46,7 +46,7 @@ class Delegate:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(renewal.run())
             tasks.create_task(self._renew_delegation())
-            tasks.create_task(DhtNodeCache(self.swarm, renewal).run())
+            tasks.create_task(save_dht_nodes(self.swarm, renewal))
 
     async def _renew_delegation(self) -> None:
         while True:

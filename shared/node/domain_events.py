@@ -51,6 +51,7 @@ class DomainEvents:
         return self._out.dropped + sum(bounded.dropped for bounded in self._inbound)
 
     def publish(self, event: Event) -> None:
+        """Never waits and never fails, because events are hints."""
         self._out.put(event)
 
     async def listen(self) -> AsyncIterator[Event]:

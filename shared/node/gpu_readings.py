@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from shared.telemetry import logs
 
@@ -128,19 +128,11 @@ def _loads(library: str | Path) -> bool:
     return True
 
 
-class Driver(Protocol):
-    """``Nvml``, or a test's own. Both methods block, raise NoDriver or NvmlRefused, and must be thread-safe."""
-
-    def count(self) -> int: ...
-
-    def read(self, index: int) -> Gpu: ...
-
-
 class Gpus:
     """Owns the threads that query the driver: at most one for the list and one per GPU."""
 
     def __init__(
-        self, driver: Driver | None = None, clock: Callable[[], float] = time.monotonic, answer_seconds: float = ANSWER_SECONDS
+        self, driver: Nvml | None = None, clock: Callable[[], float] = time.monotonic, answer_seconds: float = ANSWER_SECONDS
     ) -> None:
         self._driver = driver or Nvml()
         self._clock = clock

@@ -14,7 +14,7 @@ from typing import TypeVar
 from prometheus_client import Counter
 
 from shared.node.gpu_readings import Gpu, Gpus
-from shared.node.machine import UNREADABLE, CounterRate, MachineReadings, Space, ThisMachine, TransferredBytes, cpu_share
+from shared.node.machine import UNREADABLE, CounterRate, Space, ThisMachine, TransferredBytes, cpu_share
 from shared.telemetry import logs
 from shared.telemetry.metrics_registry import LabelledGauge, Metrics
 
@@ -33,7 +33,7 @@ class Host:
         metrics: Metrics,
         folder: Path,
         *,
-        machine: MachineReadings | None = None,
+        machine: ThisMachine | None = None,
         gpus: Gpus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
@@ -197,41 +196,16 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CONTAINER_SIGNS = (Path("/.dockerenv"), Path("/run/.containerenv"), Path("/var/run/secrets/kubernetes.io"))
 
 
-class MachineReadings(Protocol):
-    """Figures take microseconds to read, and raise one of UNREADABLE if unavailable."""
+class ThisMachine:
+    """Its figures take microseconds to read, and raise one of UNREADABLE if unavailable."""
 
-    def name(self) -> str:
-        """Return a name shared by exactly those nodes that share these figures. Raises nothing."""
-        ...
-
-    def disk_name(self, folder: Path) -> str:
-        """Return the mount point of the folder's file system. Raises nothing."""
-        ...
-
-    def processors(self) -> Processors: ...
-
-    def memory(self) -> Space: ...
-
-    def disk(self, folder: Path) -> Space:
-        """Return the space of the folder's file system. If the folder does not exist yet, its parent's counts."""
-        ...
-
-    def disk_bytes(self) -> Mapping[str, TransferredBytes]:
-        """Return the bytes read from and written to all disks."""
-        ...
-
-    def network_bytes(self) -> Mapping[str, TransferredBytes]:
-        """Return the bytes received and sent per interface, without loopback."""
-        ...
-
-
-class ThisMachine(MachineReadings):
     def __init__(self, groups: tuple[Path, ...] | None = None) -> None:
         """``groups`` are the cgroup folders that limit us; by default those of this process."""
         self._groups = find_cgroups() if groups is None else groups
         self._processors = psutil.cpu_count() or 1
 
     def name(self) -> str:
+        """Return a name shared by exactly those nodes that share these figures. Raises nothing."""
         host = socket.gethostname()
         try:
             # Containers on one machine share it; two machines called localhost do not.
@@ -246,6 +220,7 @@ class ThisMachine(MachineReadings):
         return f"machine-{boot}" if not is_limited and any(sign.exists() for sign in _CONTAINER_SIGNS) else f"{host}-{boot}"
 
     def disk_name(self, folder: Path) -> str:
+        """Return the mount point of the folder's file system. Raises nothing."""
         existing = _nearest_existing(folder)
         return str(next(each for each in (existing, *existing.parents) if each.is_mount() or each == each.parent))
 
@@ -264,6 +239,7 @@ class ThisMachine(MachineReadings):
         return limited or Space(used=found.total - found.available, free=found.available, total=found.total)
 
     def disk(self, folder: Path) -> Space:
+        """Return the space of the folder's file system. If the folder does not exist yet, its parent's counts."""
         found = psutil.disk_usage(str(_nearest_existing(folder)))
         return Space(used=found.used, free=found.free, total=found.total)
 
@@ -275,6 +251,7 @@ class ThisMachine(MachineReadings):
         return {"all": TransferredBytes(inwards=found.read_bytes, outwards=found.write_bytes)}
 
     def network_bytes(self) -> Mapping[str, TransferredBytes]:
+        """Return the bytes received and sent per interface, without loopback."""
         found = psutil.net_io_counters(pernic=True, nowrap=False)
         return {
             name: TransferredBytes(inwards=counted.bytes_recv, outwards=counted.bytes_sent)

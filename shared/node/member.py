@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from shared import errors, rpc
-from shared.api import events, membership
+from shared.api import membership
 from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.method import Method, StreamMethod
@@ -21,7 +21,7 @@ from shared.identity import node_keys, private_file
 from shared.identity.trust import Trust
 from shared.node import enrollment, membership_file
 from shared.node.announcements import Announcer
-from shared.node.certificate_renewal import CertificateRenewal, DhtNodeCache
+from shared.node.certificate_renewal import CertificateRenewal, save_dht_nodes
 from shared.node.domain_events import DomainEvents
 from shared.node.host_metrics import Host
 from shared.node.lifecycle import background
@@ -99,6 +99,8 @@ class Node:
         self.directory = Directory(asyncio.get_running_loop().time)
         self.dispatcher = rpc.Dispatcher(calls, self._observe, self._log_bug)
         self.dispatcher.traces = self.traces = traces
+        #: Set when a shutdown begins. Endless streams must end then.
+        self.drain_started = self.dispatcher.drain_started
         self.node_transports = Transports(plan.trust, self.directory, plan.nats, plan.swarm, self.dispatcher)
         self.pool = rpc.ConnectionPool(self.directory, self.node_transports.reach, random.Random())  # noqa: S311 - spreads load
         self.rpc = rpc.RpcClient(self.pool)
@@ -109,6 +111,8 @@ class Node:
         self.renewal.find_auth = lambda: self.node_transports.find(Role.AUTH)
         self.node_transports.on_number = self.renewal.record_list_number
         self.events_of_mesh = DomainEvents(me, plan.nats)
+        self.publish = self.events_of_mesh.publish
+        self.events = self.events_of_mesh.listen
         self.announcer = Announcer(me, self.node_transports, self.directory, self._describe)
         self.announcer.on_contested = self._on_shared_key
         self._instance = me.instance
@@ -140,19 +144,6 @@ class Node:
         if offer != self._offer:
             self._offer = offer
             self.announcer.announce_soon()
-
-    @property
-    def drain_started(self) -> asyncio.Event:
-        """Set when a shutdown begins. Endless streams must end then."""
-        return self.dispatcher.drain_started
-
-    def publish(self, event: events.Event) -> None:
-        """Send a domain event. Never waits and never fails, because events are hints."""
-        self.events_of_mesh.publish(event)
-
-    def events(self) -> AsyncIterator[events.Event]:
-        """Yield every event of the mesh from now on; for the metrics service."""
-        return self.events_of_mesh.listen()
 
     def membership_changed(self) -> None:
         """Tell the peers that our certificate, list or topics changed, and join the right topics."""
@@ -283,7 +274,7 @@ class Node:
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:
-        """Return the certificate's labels; peers would not load_into any others."""
+        """Return the certificate's labels; peers would believe no others."""
         standing = self.trust.standing()
         return {} if standing is None else dict(standing.labels)
 
@@ -433,7 +424,7 @@ async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[
             infrastructure.create_task(node.renewal.run())
             infrastructure.create_task(node.host.run())
             if plan.swarm is not None:
-                infrastructure.create_task(DhtNodeCache(plan.swarm, node.renewal).run())
+                infrastructure.create_task(save_dht_nodes(plan.swarm, node.renewal))
             try:
                 yield node
             finally:

@@ -8,6 +8,7 @@ from shared import errors
 from shared.protocol import calls, wire
 from shared.protocol.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Grant, Item, Piece, Reply
 from shared.rpc.serving import Dispatcher
+from shared.timing.token_bucket import TokenBucket
 from shared.transports.link import Link
 from shared.types import Peer
 
@@ -61,23 +62,6 @@ class _BodyArrival:
             self._limit.reschedule(min(self._until, self._loop.time() + PIECE_SECONDS))
 
 
-class _Resets:
-    """Counts withdrawn calls in a leaky bucket."""
-
-    __slots__ = ("_count", "_seen_at")
-
-    def __init__(self, now: float) -> None:
-        self._count = 0.0
-        self._seen_at = now
-
-    def add(self, now: float) -> None:
-        """Raises ProtocolViolation above the limit."""
-        self._count = max(0.0, self._count - (now - self._seen_at) * RESETS_PER_SECOND) + 1
-        self._seen_at = now
-        if self._count > RESETS_AT_ONCE:
-            raise errors.ProtocolViolation(f"more than {RESETS_PER_SECOND} calls per second were opened and withdrawn")
-
-
 class RpcConnection:
     """The calls of one link in both directions. Owned by the pool (links that we dialed) or the node (links to us)."""
 
@@ -95,7 +79,7 @@ class RpcConnection:
         self._uploads: dict[int, asyncio.Future[None]] = {}
         self.loop = asyncio.get_running_loop()
         self._now = self.loop.time
-        self._resets = _Resets(self._now())
+        self._resets = TokenBucket(RESETS_PER_SECOND, RESETS_AT_ONCE)
         link.on_frames = self._on_frames
         link.on_closed = self._on_link_closed
         link.on_written = self._send_piece
@@ -210,7 +194,7 @@ class RpcConnection:
                 elif type(frame) is Grant:
                     self._send_piece()
                 elif type(frame) is Cancel:
-                    self._resets.add(self._now())  # for a call that was refused or is over
+                    self._count_reset()  # for a call that was refused or is over
             except errors.Overloaded as error:
                 self._refuse(frame, error)
             except errors.ProtocolViolation as error:
@@ -268,8 +252,12 @@ class RpcConnection:
             # If it was canceled before its first step, it could not answer. Otherwise this has no effect.
             self.fail(call_id, errors.Cancelled("the call was cancelled"))
 
+    def _count_reset(self) -> None:
+        if not self._resets.spend(self._now()):
+            raise errors.ProtocolViolation(f"more than {RESETS_PER_SECOND} calls per second were opened and withdrawn")
+
     def _cancel(self, cancel: Cancel) -> None:
-        self._resets.add(self._now())
+        self._count_reset()
         serving = self._serving.get(cancel.id)
         if serving is None:
             self.fail(cancel.id, errors.Cancelled("the call was cancelled"))

@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
@@ -26,19 +25,12 @@ ONLY_HERE = "_only_here"
 _TALKATIVE = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore")
 
 
-@dataclass(frozen=True, slots=True)
-class LogOrigin:
-    """The default service and node of a line."""
-
-    service: str
-    node: str
-
-
-def start(origin: LogOrigin, level: int, layout: str) -> Callable[[int, str, Mapping[str, object]], None]:
-    """Route stdlib logging and our own lines to stdout. Returns the function that writes one of our lines."""
+def start(service: str, node: str, level: int, layout: str) -> Callable[[int, str, Mapping[str, object]], None]:
+    """Route stdlib logging and our own lines to stdout. Returns the function that writes one of our lines. ``service`` and ``node`` are the
+    defaults of a line."""
 
     def placed(_logger: object, _method: str, line: _Line) -> _Line:
-        return _place(line, origin)
+        return _place(line, service, node)
 
     chain = (
         structlog.stdlib.add_log_level,
@@ -84,12 +76,12 @@ def _route_stdlib(formatter: logging.Formatter, level: int) -> None:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
-def _place(line: _Line, origin: LogOrigin) -> _Line:
+def _place(line: _Line, service: str, node: str) -> _Line:
     """Add the time, origin and request, and put the most useful fields first."""
     line["ts"] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    line.setdefault("service", origin.service)
-    if origin.node:
-        line.setdefault("node", origin.node)
+    line.setdefault("service", service)
+    if node:
+        line.setdefault("node", node)
     request = context.current.get()
     if request is not None:
         line.setdefault("request_id", str(request.request_id))

@@ -59,7 +59,7 @@ def configure(service: str, level: str = "info", *, format: str = "json", node: 
     from shared.telemetry import log_processors  # noqa: PLC0415 - structlog takes 0.1 s to import
 
     global _write  # noqa: PLW0603
-    _write = log_processors.start(log_processors.LogOrigin(service, node), logging.getLevelNamesMapping()[level.upper()], format)
+    _write = log_processors.start(service, node, logging.getLevelNamesMapping()[level.upper()], format)
 
 
 def silence() -> None:

@@ -19,6 +19,7 @@ from typing import Generic, Self, TypeVar
 from shared import context, errors, spans
 from shared.spans import OpenSpan, Span, SpanKind, Trace, Value
 from shared.telemetry.ring_buffer import RingBuffer
+from shared.timing.token_bucket import TokenBucket
 from shared.types import RequestId
 
 #: Kept spans that wait to be read, about 1 KiB each.
@@ -58,7 +59,8 @@ class Traces:
         self._clock = clock
         self._is_on = is_on
         self._limit = int(ratio * _LOT)
-        self._budgets = {kind: _Budget(_PER_SECOND) for kind in ("few", "failed", "slow")} | {"asked": _Budget(_ASKED_PER_SECOND)}
+        rates = {"few": _PER_SECOND, "failed": _PER_SECOND, "slow": _PER_SECOND, "asked": _ASKED_PER_SECOND}
+        self._budgets = {kind: TokenBucket(rate, at_once=rate) for kind, rate in rates.items()}
         self._paces: OrderedDict[str, _Pace] = OrderedDict()
         self._kept: RingBuffer[OpenSpan] = RingBuffer(MAX_KEPT)
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
@@ -276,23 +278,6 @@ def error_code(error: BaseException) -> str:
     if isinstance(error, errors.AimeshError):
         return errors.code_of(error)
     return errors.Cancelled.code if isinstance(error, (asyncio.CancelledError, GeneratorExit)) else errors.Internal.code
-
-
-class _Budget:
-    __slots__ = ("_at", "_left", "_per_second")
-
-    def __init__(self, per_second: float) -> None:
-        self._per_second = per_second
-        self._left = per_second
-        self._at = 0.0
-
-    def spend(self, now: float) -> bool:
-        self._left = min(self._per_second, self._left + (now - self._at) * self._per_second)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
 
 
 class _Pace:

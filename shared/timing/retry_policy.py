@@ -25,26 +25,21 @@ DEFAULT = RetryPolicy()
 NONE = RetryPolicy(seconds=0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailureFacts:
-    """What went wrong since something last arrived."""
+def find_pause(
+    error: errors.AimeshError, policy: RetryPolicy, *, failures: int, seconds: float, was_accepted: bool, drawn: float
+) -> float | None:
+    """Return the seconds until the next attempt, or None if the failure is final.
 
-    #: In a row, this one included.
-    failures: int
-    #: Since the first of them.
-    seconds: float
-    #: A gateway accepted the request in an earlier attempt, so there may be an answer to resume.
-    was_taken: bool
-
-
-def find_pause(error: errors.AimeshError, trouble: FailureFacts, patience: RetryPolicy, drawn: float) -> float | None:
-    """Return the seconds until the next attempt, or None if the failure is final. ``drawn`` is a random number from 0 to 1."""
+    ``failures`` are those since something last arrived, this one included, and ``seconds`` the time since the first of them.
+    ``was_accepted``: a gateway accepted the request in an earlier attempt, so there may be an answer to resume. ``drawn`` is a random
+    number from 0 to 1.
+    """
     code = errors.code_of(error)
     if code not in PASSING:
         return None
-    if code == errors.NotReachable.code and not trouble.was_taken:
+    if code == errors.NotReachable.code and not was_accepted:
         # The call already waited for a gateway, or the gateway for a worker, and there is nothing to resume.
         return None
-    backoff = Backoff(patience.first_pause_seconds, patience.longest_pause_seconds, jitter=0.5)
-    pause = max(backoff.pause(trouble.failures, lambda: drawn), error.retry_after_seconds or 0.0)
-    return pause if trouble.seconds + pause <= patience.seconds else None
+    backoff = Backoff(policy.first_pause_seconds, policy.longest_pause_seconds, jitter=0.5)
+    pause = max(backoff.pause(failures, lambda: drawn), error.retry_after_seconds or 0.0)
+    return pause if seconds + pause <= policy.seconds else None

@@ -35,7 +35,7 @@ MAX_PARKED = 64
 
 @dataclass(slots=True, eq=False)
 class HandshakeAttempt:
-    """A connection without a HELLO yet."""
+    """What ``HandshakeLimits`` knows about a connection without a HELLO yet."""
 
     key: bytes
     is_unknown: bool

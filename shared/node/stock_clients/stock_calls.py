@@ -105,7 +105,11 @@ class StockCall:
 
     @property
     def encode(self) -> Callable[[Any], bytes]:
-        return _to_json if self.is_json else bodies.encode
+        return encoder(is_json=self.is_json)
+
+
+def encoder(*, is_json: bool) -> Callable[[Any], bytes]:
+    return _to_json if is_json else bodies.encode
 
 
 class CallLimits:

@@ -58,8 +58,6 @@ class _StockClient:
 
 
 T = TypeVar("T")
-_to_json = msgspec.json.Encoder().encode
-_to_msgpack = msgspec.msgpack.Encoder().encode
 
 
 class StockRpcClients:
@@ -95,13 +93,13 @@ class StockRpcClients:
             raise errors.WrongRole(f"a {self._trust.role} does not serve clients", hint="call a gateway or auth")
         if request.method == HELLO:
             client = self._introduce(request, is_json=is_json)
-            return (_to_json if is_json else _to_msgpack)(Welcome(client.peer.node, client.peer.role, self._methods()))
+            return stock_calls.encoder(is_json=is_json)(Welcome(client.peer.node, client.peer.role, self._methods()))
         client = self._find(request)
         if request.method == NEXT:
             return await self._find_stream(request, is_json=is_json).next()
         if request.method == STOP:
             self._find_stream(request, is_json=is_json).stop()
-            return (_to_json if is_json else _to_msgpack)(Nothing())
+            return stock_calls.encoder(is_json=is_json)(Nothing())
         return await self._call(client, request, is_json=is_json)
 
     async def _call(self, client: _StockClient, request: Request, *, is_json: bool) -> bytes:

@@ -76,19 +76,14 @@ class Stats:
     dht: DhtStats
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionTerms:
-    window_bytes: int
-    first_bytes: int
-    max_pending: int
-
-
 class ConnectionTable:
     """One per swarm, for all lives of its sidecar. The swarm sets the callbacks."""
 
-    def __init__(self, terms: ConnectionTerms, clock: Callable[[], float]) -> None:
-        self._terms = terms
+    def __init__(self, clock: Callable[[], float], *, window_bytes: int, first_bytes: int, max_pending: int) -> None:
         self._clock = clock
+        self._window_bytes = window_bytes
+        self._first_bytes = first_bytes
+        self._max_pending = max_pending
         self._connections: dict[int, PeerConnection] = {}
         self._pending: deque[tuple[PeerConnection, asyncio.TimerHandle]] = deque()
         self._arrived = asyncio.Event()
@@ -166,11 +161,11 @@ class ConnectionTable:
             channel=bytes.fromhex(facts["channel"]),
             credit=facts["allowance"],
         )
-        window = ReceiveWindow(self._terms.first_bytes, self._terms.window_bytes)
+        window = ReceiveWindow(self._first_bytes, self._window_bytes)
         connection = PeerConnection(pipe, number, opening, window, self._forget)
         self._connections[number] = connection
         self.on_opened(connection)
-        if len(self._pending) >= self._terms.max_pending:
+        if len(self._pending) >= self._max_pending:
             connection.close("too many connections are waiting", abort=True)
             return
         timer = asyncio.get_running_loop().call_later(UNTAKEN_SECONDS, connection.close, "the connection was not accepted")

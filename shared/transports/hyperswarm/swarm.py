@@ -14,7 +14,7 @@ from shared import addresses
 from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import wait_until_set
 from shared.transports.hyperswarm import connection_table, sidecar_process
-from shared.transports.hyperswarm.connection_table import ConnectionTable, ConnectionTerms
+from shared.transports.hyperswarm.connection_table import ConnectionTable
 from shared.transports.hyperswarm.flow_control import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
 from shared.transports.hyperswarm.peer_connection import PeerAddress, PeerConnection
 from shared.transports.hyperswarm.peer_recovery import PROBE_OFFLINE_SECONDS, PROBE_ONLINE_SECONDS, Dial, Recovery
@@ -89,7 +89,9 @@ class Swarm:
         self._restarts = 0
         self._running = asyncio.Event()
         self._stack = AsyncExitStack()
-        self._table = ConnectionTable(ConnectionTerms(self.window_bytes, self.first_bytes, self.max_pending), self.clock)
+        self._table = ConnectionTable(
+            self.clock, window_bytes=self.window_bytes, first_bytes=self.first_bytes, max_pending=self.max_pending
+        )
         self._table.on_event = lambda event: self.on_event(event)  # resolved at call time, because it may be replaced
         self._table.on_opened = lambda connection: self._recovery.opened(connection.key, connection.topics)
         self._table.on_lost = lambda connection: self._closed(connection, wanted=connection.key not in self.denied)

@@ -22,7 +22,7 @@ SOON = 0.05
 
 
 @dataclass
-class FakeDriver:
+class FakeDriver(Nvml):
     gpus: int = 2
     #: What `count` raises.
     trouble: Exception | None = None

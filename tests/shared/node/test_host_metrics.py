@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from shared.node.gpu_readings import KEPT_SECONDS, Gpu, Gpus, NoDriver
+from shared.node.gpu_readings import KEPT_SECONDS, Gpu, Gpus, NoDriver, Nvml
 from shared.node.host_metrics import Host
 from shared.node.machine import Processors, Space, ThisMachine, TransferredBytes
 from shared.telemetry import logs
@@ -16,7 +16,7 @@ FIGURES = ("processors", "memory", "disk", "disk_bytes", "network_bytes")
 
 
 @dataclass
-class FakeMachine:
+class FakeMachine(ThisMachine):
     """Each look uses half of the processors, and moves a hundred bytes each way."""
 
     looks: int = 0
@@ -59,7 +59,7 @@ class FakeMachine:
 
 
 @dataclass
-class FakeDriver:
+class FakeDriver(Nvml):
     gpus: list[Gpu] = field(default_factory=list)
 
     def count(self) -> int:

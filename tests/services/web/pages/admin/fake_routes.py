@@ -107,7 +107,7 @@ class FakeRoutes:
         self._find_route(request.route)
         if request.candidate == "local":
             raise errors.BadRequest("candidate and baseline are the same target", hint="name another target")
-        self.rollouts.insert(0, rollout(request.route, plan=RolloutPlan(request.candidate, "local", request.steps)))
+        self.rollouts.insert(0, rollout(request.route, plan=RolloutPlan(request.candidate, "local", steps=request.steps)))
         return self.rollouts[0]
 
     def _change_rollout(self, request: api.ChangeRollout, _: Credential | None) -> api.RolloutSummary:
