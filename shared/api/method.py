@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from shared.types import Credential, NodeId, Role
+from shared.types import SERVICE_NAMES, Credential, NodeId, Role
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 Reply = TypeVar("Reply", bound=msgspec.Struct)
@@ -22,8 +22,7 @@ PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
 PEOPLE_OR_GATEWAY = PEOPLE | {Role.GATEWAY}
 
 #: The first part of a method's name -> the role of the nodes that serve it. Every service serves `node.` methods.
-SERVED_BY = {"auth": Role.AUTH, "gateway": Role.GATEWAY, "inference": Role.WORKER, "metrics": Role.METRICS, "web": Role.WEB}
-
+SERVED_BY = {name: role for role, name in SERVICE_NAMES.items()}
 
 _CAMEL_HUMP = re.compile(r"(?<=[a-z0-9])[A-Z]")
 

@@ -47,7 +47,7 @@ class Announcer:
             for role in topics.SEES_ANNOUNCEMENTS_OF[self._me.role]:
                 nats_client.subscribe(topics.announcements(mesh, role), self._on_announcement)
             if self._describe is not None and self._me.role in SERVICE_ROLES:
-                nats_client.subscribe(topics.announcement_query(mesh), self._on_query)
+                nats_client.subscribe(topics.announcement_query(mesh), lambda _: self._due.set())
         self.ask()
 
     def ask(self) -> None:
@@ -151,6 +151,3 @@ class Announcer:
         if self._me.role in (Role.GATEWAY, Role.METRICS, Role.AUTH) and not self._transports.is_revoked(node):
             known = self._nodes.find(node)
             self._nodes.add_refused(node, Role.WORKER if known is None else known.role, "", why)
-
-    def _on_query(self, message: NatsMessage) -> None:
-        self._due.set()

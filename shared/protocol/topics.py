@@ -22,15 +22,14 @@ SPEAKS_TO: dict[Role, tuple[Role, ...]] = {
     Role.NEWCOMER: (),
 }
 
-_ALL = SERVICE_ROLES
 SEES_ANNOUNCEMENTS_OF: dict[Role, tuple[Role, ...]] = {
-    Role.AUTH: _ALL,
-    Role.GATEWAY: _ALL,
+    Role.AUTH: SERVICE_ROLES,
+    Role.GATEWAY: SERVICE_ROLES,
     Role.WORKER: (Role.AUTH, Role.GATEWAY, Role.METRICS),
-    Role.METRICS: _ALL,
+    Role.METRICS: SERVICE_ROLES,
     Role.WEB: (Role.AUTH, Role.GATEWAY, Role.METRICS),
     Role.CLIENT: (Role.AUTH, Role.GATEWAY, Role.METRICS),
-    Role.OPERATOR: _ALL,
+    Role.OPERATOR: SERVICE_ROLES,
     Role.BACKUP: (Role.AUTH, Role.GATEWAY),
     Role.NEWCOMER: (),
 }

@@ -56,11 +56,9 @@ class RecoveryStore:
             lines = [_line(row) for row in await self._db.rows("list_recovery_lines", number, _PAGE)]
         return lines, (lines[-1].number if lines else number)
 
-    async def follow(self) -> AsyncGenerator[None, None]:
+    def follow(self) -> AsyncGenerator[object]:
         """Yield an item at once, and after each new line."""
-        async with contextlib.aclosing(self._db.listen(self._changes)) as changes:
-            async for _ in changes:
-                yield
+        return self._db.listen(self._changes)
 
     async def place(self) -> DatabasePlace:
         with _tables_may_be_missing():

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from shared import errors
@@ -35,17 +36,11 @@ class Waiter(Protocol):
 class _Serving:
     """One of the peer's calls."""
 
-    __slots__ = ("_call_id", "_connection", "credit", "task")
+    __slots__ = ("credit", "task")
 
-    def __init__(self, connection: "RpcConnection", call_id: int, task: asyncio.Task[None]) -> None:
+    def __init__(self, task: asyncio.Task[None]) -> None:
         self.task = task
         self.credit: asyncio.Future[None] | None = None
-        self._connection = connection
-        self._call_id = call_id
-        task.add_done_callback(self._over)
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        self._connection._is_over(self._call_id, task)
 
 
 class _BodyArrival:
@@ -242,9 +237,10 @@ class RpcConnection:
         except errors.AimeshError as error:
             self.fail(call.id, error)
             return
-        self._serving[call.id] = _Serving(self, call.id, self._dispatcher.start(handler, call, self.peer, self))
+        serving = self._serving[call.id] = _Serving(self._dispatcher.start(handler, call, self.peer, self))
+        serving.task.add_done_callback(partial(self._over, call.id))
 
-    def _is_over(self, call_id: int, task: asyncio.Task[None]) -> None:
+    def _over(self, call_id: int, task: asyncio.Task[None]) -> None:
         del self._serving[call_id]
         if self._dispatcher is not None:
             self._dispatcher.over(task)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -173,18 +174,14 @@ class Database:
         """Return the number of changed rows."""
         return await self._ask(query, deadline_seconds, lambda tx: tx.run(query, *args))
 
-    @contextlib.asynccontextmanager
-    async def transaction(self, *, deadline_seconds: float = 10) -> AsyncIterator[Transaction]:
+    def transaction(self, *, deadline_seconds: float = 10) -> AbstractAsyncContextManager[Transaction]:
         """Commit at the end of the block, or roll back on an exception. If the connection is lost at the commit, the outcome is unknown."""
-        async with self._begun(None, deadline_seconds) as transaction:
-            yield transaction
+        return self._begun(None, deadline_seconds)
 
-    @contextlib.asynccontextmanager
-    async def bound(self, tenant: UUID, *, deadline_seconds: float = 10) -> AsyncIterator[Transaction]:
+    def bound(self, tenant: UUID, *, deadline_seconds: float = 10) -> AbstractAsyncContextManager[Transaction]:
         """Open a transaction that sees only one tenant's rows, whatever its queries ask for (row-level security). Two round trips more than
         ``row`` and ``rows``: for what users ask for, not for what every request needs."""
-        async with self._begun(tenant, deadline_seconds) as transaction:
-            yield transaction
+        return self._begun(tenant, deadline_seconds)
 
     @contextlib.asynccontextmanager
     async def _begun(self, tenant: UUID | None, deadline_seconds: float) -> AsyncIterator[Transaction]:

@@ -106,17 +106,14 @@ class SwarmLink(Link):
             return
         try:
             if self.peer.role is Role.NEWCOMER:
-                self._count(len(body))
+                self._received_bytes += len(body)
+                if self._received_bytes > NEWCOMER_BYTES:
+                    raise errors.ProtocolViolation(f"a newcomer has sent more than {NEWCOMER_BYTES} bytes")
             frames = wire.decode(body)
         except errors.ProtocolViolation as error:
             self.close(error)
         else:
             self.read(frames)
-
-    def _count(self, size: int) -> None:
-        self._received_bytes += size
-        if self._received_bytes > NEWCOMER_BYTES:
-            raise errors.ProtocolViolation(f"a newcomer has sent more than {NEWCOMER_BYTES} bytes")
 
     def _is_links_own(self, frame: Frame) -> bool:
         if isinstance(frame, Hello):

@@ -121,7 +121,7 @@ class SwarmTransport:
         self._clock = clock
         self._handshake = Handshake(trust, me.software, clock)
         self._handshake.on_admitted = self._open
-        self._handshake.on_refused = self._refused
+        self._handshake.on_refused = lambda refusal: self.on_refused(refusal)  # noqa: PLW0108 - it may be replaced
         self._links: dict[NodeId, SwarmLink] = {}
         self._duplicate_links = DuplicateLinks()
         #: Current and former DHT nodes to start with; None for those of ``open_swarm``.
@@ -245,9 +245,6 @@ class SwarmTransport:
             link.read(frames)
         if link.closed is None:
             link.start()
-
-    def _refused(self, refusal: HandshakeRefusal) -> None:
-        self.on_refused(refusal)
 
     def _count_other_newcomers(self, node: NodeId) -> int:
         return sum(1 for link in self._links.values() if link.peer.role is Role.NEWCOMER and link.peer.node != node)

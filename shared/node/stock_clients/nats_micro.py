@@ -169,7 +169,7 @@ class Micro:
         task = asyncio.current_task()
         assert task is not None
         ending = topics.micro_endpoint(self._me.mesh, self._me.role, secrets.token_hex(16))
-        sid = nats.subscribe(ending, lambda _: _cancel(task))
+        sid = nats.subscribe(ending, lambda _: task.cancel())
         inbox = _Inbox(nats, message.reply.decode(), ending, _content_type(stock.is_json))
         try:
             inbox.send(await stock_calls.stream(self._dispatcher, stock, inbox), "end")
@@ -227,10 +227,6 @@ class _Inbox:
 
     def credited_items(self, call_id: int) -> int:
         return self._sent
-
-
-def _cancel(task: "asyncio.Task[None]") -> None:
-    task.cancel()
 
 
 def _has_inbox(message: NatsMessage) -> bool:

@@ -123,10 +123,6 @@ class Sidecar(asyncio.Protocol):
         assert self._process is not None
         return self._process.pid
 
-    @property
-    def is_gone(self) -> bool:
-        return self._gone.is_set()
-
     async def wait(self) -> str:
         """Wait until it has ended. Returns its last output."""
         await self._gone.wait()
@@ -160,7 +156,7 @@ class Sidecar(asyncio.Protocol):
 
     async def call(self, method: str, parameters: Mapping[str, object] | None = None, *, deadline_seconds: float = CALL_SECONDS) -> Any:
         """Make a call (see CALLS in sidecar/main.js). Raises SwarmError, SidecarLost."""
-        if self.is_gone:
+        if self._gone.is_set():
             raise SidecarLost("the sidecar is being restarted")
         self._last_call += 1
         number = self._last_call
@@ -181,7 +177,8 @@ class Sidecar(asyncio.Protocol):
         try:
             arrived = self._parser.feed(data)
         except sidecar_frames.BadFrame:
-            self._abort()
+            if self._transport is not None:
+                self._transport.abort()
             return
         for kind, number, payload in arrived:
             if kind == sidecar_frames.ANSWER:
@@ -255,7 +252,3 @@ class Sidecar(asyncio.Protocol):
             answer.set_exception(SwarmError(reply["error"]))
         else:
             answer.set_result(reply["value"])
-
-    def _abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()

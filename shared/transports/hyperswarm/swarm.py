@@ -92,7 +92,7 @@ class Swarm:
         self._table = ConnectionTable(
             self.clock, window_bytes=self.window_bytes, first_bytes=self.first_bytes, max_pending=self.max_pending
         )
-        self._table.on_event = lambda event: self.on_event(event)  # resolved at call time, because it may be replaced
+        self._table.on_event = lambda event: self.on_event(event)  # noqa: PLW0108 - it may be replaced
         self._table.on_opened = lambda connection: self._recovery.opened(connection.key, connection.topics)
         self._table.on_lost = lambda connection: self._closed(connection, wanted=connection.key not in self.denied)
         self._table.on_ended = lambda connection: self._closed(connection, wanted=False)

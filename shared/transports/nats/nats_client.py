@@ -31,7 +31,7 @@ PING_SECONDS = 4.0
 #: At most one failed callback per this time is logged with its traceback. All are counted.
 LOG_SECONDS = 10.0
 
-OnMessage = Callable[[NatsMessage], None]
+OnMessage = Callable[[NatsMessage], object]
 
 _log = logs.get(part="nats")
 _FAILURES = (OSError, TimeoutError, errors.AimeshError)
