@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from shared import errors
 from shared.api.gateway import Check
 from shared.identity import node_keys
 from shared.identity.enrollment_list import EnrolledNode
@@ -180,8 +181,14 @@ class RunningNode:
         await self._task
 
     async def cut(self) -> None:
-        """The hard way: the connection to NATS breaks and the node says nothing more, like a killed process."""
-        self.node.node_transports.silence()
+        """The hard way: the node says nothing more, like a killed process."""
+        nats, swarm = self.node.node_transports.nats, self.node.node_transports.swarm
+        if nats is not None:
+            nats._links.clear()
+            nats.nats.publish = lambda *_, **__: None  # type: ignore[method-assign]
+        for link in [] if swarm is None else swarm.links():
+            link._says_goodbye = False
+            link.close(errors.LinkLost("this node has stopped sending"))
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task

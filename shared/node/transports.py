@@ -88,11 +88,6 @@ class Transports:
     def is_revoked(self, node: NodeId) -> bool:
         return node in self._trust.revoked
 
-    def silence(self) -> None:
-        """Stop sending on all transports, as if the process was killed; for tests."""
-        for transport in self.transports():
-            transport.silence()
-
     def find(self, role: Role) -> RpcConnection | None:
         """Return an open Hyperswarm connection to a node of this role, even if it has not announced itself."""
         return next((each for each in self._by_swarm.values() if each.peer.role is role and each.is_usable), None)

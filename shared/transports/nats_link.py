@@ -128,14 +128,13 @@ class NatsTransport:
         self._dirty: deque[tuple[NatsLink, float]] = deque()
         self._write_is_due = False
         self._loop = asyncio.get_running_loop()
-        self._is_silent = False
 
     def now(self) -> float:
         return self._loop.time()
 
     @property
     def connected(self) -> bool:
-        return self.nats.connected and not self._is_silent
+        return self.nats.connected
 
     @property
     def unwritten_seconds(self) -> float:
@@ -175,11 +174,6 @@ class NatsTransport:
         for link in self.links():
             link.close(why or errors.LinkLost("this node is stopping"))
         await self.nats.close()
-
-    def silence(self) -> None:
-        """Stop sending, as if the process was killed; for tests."""
-        self._links.clear()
-        self._is_silent = True
 
     async def dial(self, peer: Peer) -> Link:
         """Open a link. Raises NotReachable if the peer does not answer our HELLO in time."""

@@ -96,11 +96,6 @@ class SwarmLink(Link):
         if self.closed is None and now > self.until + leeway:
             self.close(errors.CertificateExpired(f"the certificate of {self._name} has expired", hint="the node renews it automatically"))
 
-    def silence(self) -> None:
-        """End the link without notifying the peer."""
-        self._says_goodbye = False
-        self.close(errors.LinkLost("this node has stopped sending"))
-
     def _on_message(self, body: bytes) -> None:
         if self.closed is not None:
             return

@@ -175,13 +175,6 @@ class SwarmTransport:
         if self._on_revoked in self.trust.on_revoked:
             self.trust.on_revoked.remove(self._on_revoked)
 
-    def silence(self) -> None:
-        """Stop sending, as if the process was killed; for tests."""
-        self._is_closed = True
-        for link in self.links():
-            link.silence()
-        self._end_all(errors.LinkLost("this node has stopped sending"))
-
     async def dht_nodes(self) -> tuple[str, ...]:
         """Return DHT nodes that are online now, as host:port; empty if unknown."""
         if self._swarm is None:

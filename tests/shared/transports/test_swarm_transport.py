@@ -386,18 +386,6 @@ async def test_the_end_of_run_sends_a_goodbye() -> None:
         assert gateway.attached == [True, False]
 
 
-async def test_a_silenced_node_sends_nothing_more() -> None:
-    mesh, clock = new_authority(), Clock()
-    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
-        ours, _ = connect(worker.swarm, gateway.swarm)
-        await settle()
-        said = len(ours.sent)
-        worker.transport.silence()
-        await settle()
-        assert len(ours.sent) == said
-        assert "closed the link" not in gateway.lost[0].message
-
-
 # --- the swarm ----------------------------------------------------------------------------------------------------------
 
 
