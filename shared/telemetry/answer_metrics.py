@@ -5,8 +5,10 @@ at most ``MAX_MODELS`` models, and errors from a list.
 """
 
 import time
-from types import TracebackType
-from typing import Final, Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -106,6 +108,21 @@ class _Answers:
         return model
 
 
+@dataclass(slots=True)
+class ServedAnswer:
+    """What is known so far of a request that a worker serves."""
+
+    first_text_seconds: float | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    at_once: int = 1
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+
 class WorkerAnswers(_Answers):
     """The answers of one worker."""
 
@@ -114,9 +131,29 @@ class WorkerAnswers(_Answers):
         super().__init__(metrics)
         self._provider = provider
 
-    def serving(self, operation: str, method: str, model: ModelName) -> "ServingAnswer":
-        """Return a context manager that measures one request, including exceptions."""
-        return ServingAnswer(self, operation, method, model)
+    @contextmanager
+    def serving(self, operation: str, method: str, model: ModelName) -> Iterator[ServedAnswer]:
+        """Measure one request, including exceptions. Set the attributes before the block ends."""
+        served, error = ServedAnswer(), ""
+        try:
+            yield served
+        except BaseException as raised:
+            error = error_code(raised)
+            raise
+        finally:
+            self.ended(
+                MeasuredAnswer(
+                    operation=operation,
+                    method=method,
+                    model=model,
+                    seconds=served.seconds,
+                    first_text_seconds=served.first_text_seconds,
+                    input_tokens=served.input_tokens,
+                    output_tokens=served.output_tokens,
+                    at_once=served.at_once,
+                    error=error,
+                )
+            )
 
     def ended(self, answer: MeasuredAnswer) -> None:
         """Record one request. Call this while ``context.current`` is still the request's."""
@@ -128,55 +165,6 @@ class WorkerAnswers(_Answers):
             self._metrics.server_time_to_first_token.labels(*labels).observe(answer.first_text_seconds, exemplar)
         if (seconds := answer.seconds_per_token) is not None:
             self._metrics.server_time_per_output_token.labels(*labels).observe(seconds, exemplar)
-
-
-class ServingAnswer:
-    """A request that a worker serves. Set the attributes before the block ends."""
-
-    __slots__ = (
-        "_answers",
-        "_method",
-        "_model",
-        "_operation",
-        "_started",
-        "at_once",
-        "first_text_seconds",
-        "input_tokens",
-        "output_tokens",
-    )
-
-    def __init__(self, answers: WorkerAnswers, operation: str, method: str, model: ModelName) -> None:
-        self._answers = answers
-        self._operation = operation
-        self._method = method
-        self._model = model
-        self._started = 0.0
-        self.first_text_seconds: float | None = None
-        self.input_tokens = 0
-        self.output_tokens = 0
-        self.at_once = 1
-
-    def __enter__(self) -> Self:
-        self._started = time.monotonic()
-        return self
-
-    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _where: TracebackType | None) -> None:
-        answer = MeasuredAnswer(
-            operation=self._operation,
-            method=self._method,
-            model=self._model,
-            seconds=self.seconds,
-            first_text_seconds=self.first_text_seconds,
-            input_tokens=self.input_tokens,
-            output_tokens=self.output_tokens,
-            at_once=self.at_once,
-            error="" if error is None else error_code(error),
-        )
-        self._answers.ended(answer)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
 
 
 class GatewayAnswers(_Answers):
