@@ -54,19 +54,19 @@ class HttpConnection(HttpToolsProtocol):
     #: Bytes since the last head or body ended, minus the allowance for body bytes.
     _surplus = 0
 
-    def __init__(self, *args: Any, places: "HttpConnectionLimits[HttpConnection]", **more: Any) -> None:
+    def __init__(self, *args: Any, limits: "HttpConnectionLimits[HttpConnection]", **more: Any) -> None:
         super().__init__(*args, **more)
-        self._places = places
+        self._limits = limits
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport = cast("asyncio.Transport", _Joining(transport))
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
         address = None if self.client is None else self.client[0]
-        refusal = self._places.enter(self, address)
-        if refusal is ConnectionRefusal.FULL and (other := self._places.longest_waiting()) is not None:
+        refusal = self._limits.enter(self, address)
+        if refusal is ConnectionRefusal.FULL and (other := self._limits.longest_waiting()) is not None:
             other.make_room()
-            refusal = self._places.enter(self, address)
+            refusal = self._limits.enter(self, address)
         if refusal is not None:
             status, seconds = _REFUSED[refusal]
             self._refuse_now(_plain(status, refusal.value, b"retry-after: %b\r\n" % seconds))
@@ -74,7 +74,7 @@ class HttpConnection(HttpToolsProtocol):
             self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._places.leave(self)
+        self._limits.leave(self)
         self._rest()
         self._end_stall()
         if self._answering is not None and not self._answering.response_complete:
@@ -101,7 +101,7 @@ class HttpConnection(HttpToolsProtocol):
         super().resume_writing()
 
     def make_room(self) -> None:
-        self._places.leave(self)
+        self._limits.leave(self)
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -219,7 +219,7 @@ class HttpConnection(HttpToolsProtocol):
     def _watch(self) -> None:
         if self._deadline is None:
             self._deadline = self.loop.call_later(HEAD_SECONDS, self._end_at_deadline)
-            self._places.await_request(self)
+            self._limits.await_request(self)
 
     def _end_at_deadline(self) -> None:
         self._deadline = None
@@ -234,7 +234,7 @@ class HttpConnection(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-            self._places.request_received(self)
+            self._limits.request_received(self)
 
 
 class _Mistake(Exception):

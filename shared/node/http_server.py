@@ -147,7 +147,7 @@ class HttpServer:
 
     def __init__(self, app: App, sock: socket.socket, settings: NodeSettings) -> None:
         trusted = map(http_connection_limits.network, settings.trusted_proxies)
-        places = http_connection_limits.HttpConnectionLimits[HttpConnection](
+        limits = http_connection_limits.HttpConnectionLimits[HttpConnection](
             MAX_CONNECTIONS, settings.http_connections_per_address, trusted
         )
         self._server = _Server(
@@ -163,7 +163,7 @@ class HttpServer:
                 server_header=False,
                 ws="none",
                 loop="none",
-                http=partial(HttpConnection, places=places),  # type: ignore[arg-type]  # it asks for a class, and calls it
+                http=partial(HttpConnection, limits=limits),  # type: ignore[arg-type]  # it asks for a class, and calls it
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(settings.drain_seconds),
                 ssl_certfile=settings.tls_cert_file,

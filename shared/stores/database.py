@@ -49,6 +49,7 @@ _CONNECTIONS = "SELECT (SELECT sum(numbackends) FROM pg_stat_database) AS used, 
 _UNREAD_NOTIFICATIONS = 1000
 #: ``shared.node`` allows 2 s for all checks of a service together. If PostgreSQL hangs, closing the connection takes 0.5 s more.
 _CHECK_SECONDS = 1.0
+_LISTEN_SECONDS = 5.0
 #: How often to check that an idle listening connection is alive: a host that vanished does not close it.
 _LISTEN_CHECK_SECONDS = 15
 
@@ -307,7 +308,8 @@ class Database:
 
         try:
             connection.add_termination_listener(lambda _connection: arrived(_Signal.CLOSED))
-            await connection.add_listener(channel, lambda _connection, _pid, _channel, payload: arrived(payload))
+            async with asyncio.timeout(_LISTEN_SECONDS):
+                await connection.add_listener(channel, lambda _connection, _pid, _channel, payload: arrived(payload))
             yield None
             while True:
                 try:

@@ -65,7 +65,7 @@ class Micro:
         #: Both by the method's name without the service.
         self._stats: dict[str, _Stats] = {}
         self._methods: dict[str, AnyMethod] = {}
-        self._places = CallLimits()
+        self._limits = CallLimits()
 
     async def start(self) -> None:
         """Subscribe, and wait for the server if there is one. Call it once the dispatcher has its handlers."""
@@ -125,7 +125,7 @@ class Micro:
             streams = isinstance(handler.method, StreamMethod)
             if streams and not _has_inbox(message):
                 return  # nobody would get the answer
-            release = self._places.take(streams=streams)
+            release = self._limits.take(streams=streams)
         except errors.AimeshError as error:
             self._count(name, time.monotonic_ns(), error)
             self._fail(message, error)

@@ -69,7 +69,7 @@ class StockRpcClients:
         self._allowed = frozenset(allowed)
         self._clock = clock
         self._clients: OrderedDict[bytes, _StockClient] = OrderedDict()
-        self._places = CallLimits()
+        self._limits = CallLimits()
         self._streams = PulledStreams(dispatcher)
 
     async def answer(self, request: Request) -> bytes:
@@ -104,7 +104,7 @@ class StockRpcClients:
 
     async def _call(self, client: _StockClient, request: Request, *, is_json: bool) -> bytes:
         handler = self._dispatcher.find(request.method.removesuffix(STREAM), client.peer)
-        release = self._places.take(streams=isinstance(handler.method, StreamMethod))
+        release = self._limits.take(streams=isinstance(handler.method, StreamMethod))
         is_stream_wanted = request.method.endswith(STREAM)
         is_started = False
         try:

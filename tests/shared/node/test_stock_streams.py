@@ -167,7 +167,7 @@ async def test_a_caller_that_disconnects_ends_its_stream(stock: Stock, leave: st
                 await first.respond(b"")
         await until(lambda: stock.service.failed == ["cancelled"], seconds=SECONDS)
         await until(lambda: stock.running.node.dispatcher.running == 0)
-    assert len(stock.micro._places._limits[True]) == 0
+    assert len(stock.micro._limits._limits[True]) == 0
 
 
 async def test_a_caller_cancels_a_silent_stream_with_a_message_to_its_reply_subject(stock: Stock) -> None:
@@ -233,7 +233,7 @@ async def test_an_unknown_header_value_and_an_unstreamed_method_are_refused(stoc
 
 
 async def test_streams_have_their_own_limit(stock: Stock) -> None:
-    stock.micro._places._limits[True]._most = 1
+    stock.micro._limits._limits[True]._most = 1
     async with stock.stream(request_body("hang")) as replies:
         await replies.next_msg(SECONDS)
         assert problem(await stock.ask(request_body())) == ("503", "overloaded")

@@ -335,6 +335,25 @@ async def test_a_listener_that_is_cancelled_in_the_moment_in_which_something_com
     assert heard == 0
 
 
+async def test_a_listener_whose_server_hangs_as_it_begins_listens_on_another_connection(
+    postgres_url: str, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_listener, began = asyncpg.Connection.add_listener, 0
+
+    async def slow(connection: asyncpg.Connection, channel: str, listener: Any) -> None:
+        nonlocal began
+        began += 1
+        if began == 1:
+            await asyncio.Event().wait()
+        await add_listener(connection, channel, listener)
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", slow)
+    monkeypatch.setattr("shared.stores.database._LISTEN_SECONDS", 0.1)
+    async with opened(postgres_url, package) as db, contextlib.aclosing(db.listen("things")) as payloads:
+        assert await asyncio.wait_for(anext(payloads), 30) is None
+    assert began == 2
+
+
 async def test_a_task_that_is_cancelled_ends_also_where_its_connection_dies_meanwhile(postgres_url: str, package: Path) -> None:
     asked = asyncio.Event()
 

@@ -173,7 +173,7 @@ async def test_only_one_next_may_be_pending(visitor: Visitor) -> None:
 async def freed(running_service: RunningService) -> None:
     await until(lambda: running_service.service.running == 0 and running_service.dispatcher.running == 0)
     assert running_service.outsiders._streams._streams == {}
-    assert len(running_service.outsiders._places._limits[True]) == 0
+    assert len(running_service.outsiders._limits._limits[True]) == 0
 
 
 async def test_a_closed_connection_ends_its_streams_and_frees_their_places(running_service: RunningService, visitor: Visitor) -> None:
@@ -220,7 +220,7 @@ async def test_streams_are_limited_per_connection_and_in_total(
     monkeypatch.setattr(pulled_streams, "MAX_STREAMS_OF_ONE", 2)
     first = [await visitor.start("hang") for _ in range(2)]
     assert await visitor.refused(f"{INFER}.stream", request={"prompt": "hi"}) == ("overloaded", "2 streams of this connection are running")
-    running_service.outsiders._places._limits[True]._most = 2
+    running_service.outsiders._limits._limits[True]._most = 2
     other = await running_service.visitor()
     assert (await other.refused(INFER, request={"prompt": "hi"}))[0] == "overloaded"
     await other.refused("gateway.noSuch")
@@ -245,7 +245,7 @@ async def test_an_invalid_body_is_refused(visitor: Visitor, body: Any, code: str
         assert words in message
     running_service = visitor.running_service
     assert running_service.service.calls == []
-    assert len(running_service.outsiders._places._limits[True]) == 0
+    assert len(running_service.outsiders._limits._limits[True]) == 0
 
 
 async def test_a_shutdown_waits_until_the_end_was_read(running_service: RunningService, visitor: Visitor) -> None:
@@ -265,7 +265,7 @@ async def test_a_finished_stream_holds_neither_a_place_nor_a_shutdown(
     monkeypatch.setattr(pulled_streams, "LAST_READ_SECONDS", 0.02)
     handles = [await visitor.start(prompt) for prompt in ("fail", "hi")]
     await until(lambda: len(running_service.service.calls) == 2 and not running_service.service.running)
-    assert len(running_service.outsiders._places._limits[True]) == 0
+    assert len(running_service.outsiders._limits._limits[True]) == 0
     running_service.dispatcher.drain_started.set()
     await running_service.dispatcher.drained(10)
     assert running_service.dispatcher.running == 0
