@@ -31,8 +31,12 @@ _START_SECONDS = 60
 _ENVIRONMENT = {"PATH": os.environ["PATH"]}
 #: Nothing here outlives the run, so nothing has to reach the disk; but what was committed must outlive a kill -9 of the server.
 #: Vacuuming, which the server does database by database, has nothing to clean in databases that live for one test. A test opens eight
-#: connections, and with the default of 4,096 iterations a sixth of a client's time is for its password.
-_OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=200", "autovacuum=off", "scram_iterations=1")
+#: connections, and with the default of 4,096 iterations a sixth of a client's time is for its password. A standby looks for its primary
+#: every 5 s otherwise.
+_OPTIONS = (
+    *("fsync=off", "full_page_writes=off", "max_connections=200", "autovacuum=off", "scram_iterations=1"),
+    "wal_retrieve_retry_interval=100ms",
+)
 _FAST = tuple(word for option in _OPTIONS for word in ("-c", option))
 #: A container has 64 MiB there unless told otherwise; one cluster grows to some 200 MiB.
 _MEMORY_BYTES = 2 * 2**30
@@ -221,6 +225,18 @@ class PostgresServer(Server):
                     return
                 await asyncio.sleep(0.02)
 
+    async def catch_up(self, primary: "PostgresServer") -> None:
+        """Wait until this standby has all that its primary has."""
+        ours, theirs = await asyncpg.connect(self.url()), await asyncpg.connect(primary.url())
+        try:
+            written = await theirs.fetchval("SELECT pg_current_wal_lsn()::text")
+            async with asyncio.timeout(30):
+                while not await ours.fetchval("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", written):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        finally:
+            await ours.close()
+            await theirs.close()
+
     async def promote(self) -> None:
         """From now on this standby writes."""
         connection = await asyncpg.connect(self.url())
@@ -356,6 +372,13 @@ def running(kind: Callable[[Path], S]) -> Iterator[S]:
         server.start()
         yield server
         server.stop()
+
+
+@contextmanager
+def running_pair() -> Iterator[tuple[PostgresServer, PostgresServer]]:
+    """A primary and its standby."""
+    with running(PostgresServer) as primary, running(lambda folder: PostgresServer(folder, primary=primary)) as standby:
+        yield primary, standby
 
 
 def memory_folder() -> Path | None:

@@ -18,7 +18,7 @@ from shared.stores.database import Database
 from shared.stores.recent_writes import RecentWrites
 from shared.stores.replica_lag import ReplicaState
 from shared.stores.replica_reads import DatabaseOptions, ReplicaPlan
-from tests.servers import PostgresServer, memory_folder
+from tests.servers import PostgresServer, running_pair
 from tests.switch import Switch
 
 QUERIES = """
@@ -96,25 +96,27 @@ class Pair:
         self.read_url = self.url.replace(quote(str(primary.folder), safe=""), quote(str(switch.path.parent), safe=""))
 
 
-@pytest.fixture
-def servers() -> Iterator[tuple[PostgresServer, PostgresServer]]:
-    with contextlib.ExitStack() as stack:
-        folders = [
-            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aimesh-", dir=memory_folder(), ignore_cleanup_errors=True)))
-            for _ in "ab"
-        ]
-        primary = PostgresServer(folders[0])
-        primary.start()
-        stack.callback(primary.stop)
-        standby = PostgresServer(folders[1], primary=primary)
-        standby.start()
-        stack.callback(standby.stop)
-        yield primary, standby
+@pytest.fixture(scope="module")
+def started() -> Iterator[tuple[PostgresServer, PostgresServer]]:
+    with running_pair() as servers:
+        yield servers
 
 
 @pytest.fixture
-async def pair(servers: tuple[PostgresServer, PostgresServer]) -> AsyncIterator[Pair]:
-    primary, standby = servers
+async def pair(started: tuple[PostgresServer, PostgresServer]) -> AsyncIterator[Pair]:
+    async with as_pair(*started) as pair:
+        yield pair
+    pair.standby.ensure_running()
+    connection = await asyncpg.connect(pair.standby.url())
+    try:
+        await connection.execute("SELECT pg_wal_replay_resume()")
+    finally:
+        await connection.close()
+    await pair.standby.catch_up(pair.primary)
+
+
+@contextlib.asynccontextmanager
+async def as_pair(primary: PostgresServer, standby: PostgresServer) -> AsyncIterator[Pair]:
     database = primary.url(await primary.new_database())
     with tempfile.TemporaryDirectory(prefix="aimesh-") as folder:
         # Superusers do not meet row-level security.
@@ -227,14 +229,13 @@ async def test_a_replica_that_is_behind_is_left_until_it_has_caught_up(pair: Pai
     ann = uuid4()
     async with opened(pair, package, valkey_url) as (db, reports):
         await becomes(reports, ReplicaState.USED)
-        await set_delay(pair.standby, "30s")
-        await write_until_behind(db, reports)
-        await db.run("add", ann, "lamp")
-        assert reports.lag_seconds > LAG_SECONDS - 1
-        assert await names(db, ann) == ["lamp"]
-        assert reports.reads["primary_behind"] == 1
-        assert [check.ok for check in db.check_replica()] == [False]
-        await set_delay(pair.standby, "0")
+        async with option(pair.standby, "recovery_min_apply_delay", "30s"):
+            await write_until_behind(db, reports)
+            await db.run("add", ann, "lamp")
+            assert reports.lag_seconds > LAG_SECONDS - 1
+            assert await names(db, ann) == ["lamp"]
+            assert reports.reads["primary_behind"] == 1
+            assert [check.ok for check in db.check_replica()] == [False]
         await becomes(reports, ReplicaState.USED)
         assert await names(db, ann) == ["lamp"]
         assert reports.states == [ReplicaState.USED, ReplicaState.BEHIND, ReplicaState.USED]
@@ -246,10 +247,10 @@ async def test_a_replica_that_is_cut_off_from_the_primary_is_behind(pair: Pair, 
     ann = uuid4()
     async with opened(pair, package, valkey_url) as (db, reports):
         await becomes(reports, ReplicaState.USED)
-        await set_option(pair.standby, "primary_conninfo", "host=/nowhere")
-        await write_until_behind(db, reports)
-        await db.run("add", ann, "lamp")
-        assert await names(db, ann) == ["lamp"]
+        async with option(pair.standby, "primary_conninfo", "host=/nowhere"):
+            await write_until_behind(db, reports)
+            await db.run("add", ann, "lamp")
+            assert await names(db, ann) == ["lamp"]
 
 
 async def test_a_transaction_whose_replica_dies_continues_at_the_primary(pair: Pair, package: Path, valkey_url: str) -> None:
@@ -265,7 +266,8 @@ async def test_a_transaction_whose_replica_dies_continues_at_the_primary(pair: P
             assert [(row["name"], row["at_replica"], row["memory"]) for row in rows] == [("lamp", False, "7MB")]
         assert await names(db, ann) == ["lamp"]
         await becomes(reports, ReplicaState.AWAY)
-        await asyncio.to_thread(pair.standby.start)
+        # Here and not in another thread, with whose end the server would end.
+        pair.standby.start()
         await becomes(reports, ReplicaState.USED)
         assert reports.states == [ReplicaState.USED, ReplicaState.AWAY, ReplicaState.USED]
         assert await db.value("where") is True
@@ -299,17 +301,18 @@ async def test_a_statement_that_fails_at_the_replica_alone_says_nothing_about_it
         assert await db.value("where") is True
 
 
-async def test_a_promoted_replica_is_no_replica(pair: Pair, package: Path, valkey_url: str) -> None:
+async def test_a_promoted_replica_is_no_replica(package: Path, valkey_url: str) -> None:
     ann = uuid4()
-    async with opened(pair, package, valkey_url) as (db, reports):
-        await becomes(reports, ReplicaState.USED)
-        assert await names(db, ann) == []
-        await pair.standby.promote()
-        await write(db, ann, "lamp")
-        assert await names(db, ann) == ["lamp"]
-        await becomes(reports, ReplicaState.PROMOTED)
-        assert await names(db, ann) == ["lamp"]
-        assert reports.reads["primary_promoted"] >= 1
+    with running_pair() as servers:
+        async with as_pair(*servers) as pair, opened(pair, package, valkey_url) as (db, reports):
+            await becomes(reports, ReplicaState.USED)
+            assert await names(db, ann) == []
+            await pair.standby.promote()
+            await write(db, ann, "lamp")
+            assert await names(db, ann) == ["lamp"]
+            await becomes(reports, ReplicaState.PROMOTED)
+            assert await names(db, ann) == ["lamp"]
+            assert reports.reads["primary_promoted"] >= 1
 
 
 async def test_of_several_hosts_only_a_standby_answers(pair: Pair, package: Path, valkey_url: str) -> None:
@@ -340,14 +343,22 @@ async def write_until_behind(db: Database, reports: Reports) -> None:
             await asyncio.sleep(0.05)
 
 
-async def set_delay(server: PostgresServer, delay: str) -> None:
-    await set_option(server, "recovery_min_apply_delay", delay)
+@contextlib.asynccontextmanager
+async def option(server: PostgresServer, name: str, value: str) -> AsyncIterator[None]:
+    before = await set_option(server, name, value)
+    try:
+        yield
+    finally:
+        await set_option(server, name, before)
 
 
-async def set_option(server: PostgresServer, name: str, value: str) -> None:
+async def set_option(server: PostgresServer, name: str, value: str) -> str:
+    """Return what it was before."""
     connection = await asyncpg.connect(server.url())
     try:
-        await connection.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+        before = await connection.fetchval(f"SHOW {name}")
+        await connection.execute(f"ALTER SYSTEM SET {name} = {await connection.fetchval('SELECT quote_literal($1::text)', value)}")
         await connection.execute("SELECT pg_reload_conf()")
     finally:
         await connection.close()
+    return str(before)

@@ -14,7 +14,7 @@ import pytest
 from shared.transports import hyperswarm
 from shared.transports.hyperswarm import PeerConnection, SidecarDied, SidecarLost, SidecarRestarted, Swarm
 from shared.transports.hyperswarm import swarm as swarm_module
-from tests import dht
+from tests import dht, tiers
 from tests.shared.transports.hyperswarm import swarms
 from tests.shared.transports.hyperswarm.swarms import EventRecorder, local_swarm, meet, pair, take
 from tests.stopwatch import HANG_SECONDS
@@ -62,6 +62,7 @@ async def test_a_hanging_sidecar_is_replaced(monkeypatch: pytest.MonkeyPatch) ->
         assert (await swarm.stats()).restarts == 1
 
 
+@pytest.mark.nightly("long")
 async def test_a_sidecar_that_dies_repeatedly_is_replaced_each_time() -> None:
     async with local_swarm(dht.shared()) as swarm:
         told = EventRecorder()
@@ -168,7 +169,7 @@ async def test_a_blocked_event_loop_keeps_its_connections() -> None:
         await echo(here, there)
 
 
-@pytest.mark.parametrize("away_seconds", [0.0, 4.0])
+@pytest.mark.parametrize("away_seconds", tiers.by_day((0.0, 4.0), 0.0, group="long"))
 async def test_a_restarted_dht_is_told_the_announcements_again(away_seconds: float) -> None:
     """Though it is back before anybody misses it, and nobody misses anybody."""
     ports, topic = dht.free_ports(3), swarms.new_topic()
