@@ -135,7 +135,7 @@ class Cluster:
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(_SECONDS):
         while not await condition():  # noqa: ASYNC110 - servers tell nobody
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
 
 @contextmanager

@@ -85,7 +85,7 @@ ANSWERS: dict[str, Iterable[Any]] = {
     "tools": [{"text": "", "tool_calls": (ToolCall(str(number), "f", "{}"),)} for number in range(2)],
     "large": [{"text": "x" * LARGE}] * MOST,
     "escaped": [{"text": "\x01" * LARGE}] * 4,
-    "letters": [{"text": "x"}] * 20_000,
+    "letters": [{"text": "x"}] * 5_000,
     "hang": [{"text": "a"}, None],
     "silent": [None],
     "paused": [{"text": "a"}, PAUSE, {"text": "b"}],

@@ -54,7 +54,7 @@ class Net:
             await sees(node, other, seconds=30)
 
 
-@pytest.fixture(params=["nats", "swarm"])
+@pytest.fixture(params=tiers.by_day(("nats", "swarm"), "nats", group="long"))
 async def net(request: pytest.FixtureRequest) -> AsyncIterator[Net]:
     async with testnet() if request.param == "nats" else swarmnet() as opened:
         yield Net(opened)
@@ -120,6 +120,7 @@ def memory(node: RunningNode) -> RequestMemory:
     return node.node.dispatcher.memory
 
 
+@pytest.mark.parametrize("net", ["nats", "swarm"], indirect=True)
 async def test_twelve_mebibytes_arrive_and_their_memory_is_freed_when_the_answer_ends(net: Net) -> None:
     worker, door = await net.start(Worker), await net.start(Gateway)
     assert isinstance(worker.service, Worker)
@@ -131,7 +132,6 @@ async def test_twelve_mebibytes_arrive_and_their_memory_is_freed_when_the_answer
     await until(lambda: not memory(worker).held_bytes)
 
 
-@pytest.mark.parametrize("net", tiers.by_day(("nats", "swarm"), "nats", group="long"), indirect=True)
 async def test_twenty_callers_with_16_mib_each_hold_at_most_256_mib_and_the_others_are_told_to_retry(net: Net) -> None:
     worker, door = await net.start(Worker), await net.start(Gateway)
     assert isinstance(worker.service, Worker)

@@ -13,6 +13,7 @@ import redis.asyncio as redis
 
 from shared import errors
 from shared.stores.cache import Cache, CacheRefuses
+from tests import tiers
 from tests.servers import ValkeyServer, running
 from tests.switch import Switch
 from tests.testnet import free_port
@@ -46,7 +47,7 @@ class Pair:
         await self.follow(self.primary, self.ports[1])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def servers() -> Iterator[tuple[ValkeyServer, ValkeyServer]]:
     with running(ValkeyServer) as primary, running(ValkeyServer) as replica:
         yield primary, replica
@@ -57,9 +58,12 @@ async def pair(servers: tuple[ValkeyServer, ValkeyServer]) -> AsyncIterator[Pair
     ports = free_port(), free_port()
     for server, port in zip(servers, ports, strict=True):
         async with redis.Redis.from_url(server.url) as client:
+            await client.execute_command("REPLICAOF", "NO", "ONE")
+            await client.flushall()
             await client.config_set("bind", "127.0.0.1")
             await client.config_set("port", port)
             await client.config_set("repl-diskless-sync-delay", 0)
+            await client.config_set("replica-serve-stale-data", "yes")
     with tempfile.TemporaryDirectory(prefix="aimesh-") as folder:
         async with Switch(Path(folder, "s"), servers[0].server.socket) as switch:
             made = Pair(*servers, switch, ports)
@@ -75,7 +79,7 @@ async def count(cache: Cache) -> bool:
     return True
 
 
-@pytest.mark.parametrize("is_urgent", [False, True])
+@pytest.mark.parametrize("is_urgent", tiers.by_day((False, True), False, group="long"))
 async def test_after_a_failover_one_call_is_refused_and_the_next_reaches_the_new_primary(pair: Pair, is_urgent: bool) -> None:
     async with Cache.open(pair.url) as cache:
         cache.script("count", COUNT, urgent=is_urgent)

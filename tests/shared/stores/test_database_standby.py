@@ -167,6 +167,7 @@ async def test_a_pending_migration_waits_for_a_server_that_writes(pair: Pair, pa
         assert (await db.check()).ok
 
 
+@pytest.mark.nightly("long")
 async def test_two_addresses_and_the_wish_to_write_lead_to_the_primary(pair: Pair, package: Path) -> None:
     ours, theirs = (quote(str(server.folder), safe="") for server in (pair.primary, pair.standby))
     url = pair.url.replace(quote(str(pair.switch.path.parent), safe=""), f"{theirs},{ours}") + "&target_session_attrs=read-write"

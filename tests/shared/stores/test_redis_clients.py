@@ -335,7 +335,7 @@ async def test_a_cluster_that_is_asked_for_its_health_alone_finds_the_new_primar
 
 
 async def test_a_call_that_ends_with_the_cache_asks_the_cluster_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_clients, "_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(redis_clients, "_AGAIN_SECONDS", 0.01)
     problems: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
     async with Cache.open("redis+cluster://127.0.0.1:1") as cache:

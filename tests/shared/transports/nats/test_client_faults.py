@@ -288,6 +288,7 @@ async def test_our_client_recovers_after_the_fault(name: str, tmp_path: Path) ->
     await FAULTS[name](our_client, tmp_path)
 
 
+@pytest.mark.nightly("long")
 @pytest.mark.parametrize("name", [name for name in FAULTS if name not in NATS_PY_DIFFERS])
 async def test_nats_py_recovers_after_the_fault(name: str, tmp_path: Path) -> None:
     await FAULTS[name](nats_py, tmp_path)
