@@ -12,22 +12,11 @@ from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.policies import Policies
 from services.gateway.scheduling.route_choice import OpenRollout, Route
 from services.gateway.scheduling.routing import ModelNames
-from shared.config_documents import (
-    DEFAULT_MODEL,
-    UNLIMITED,
-    ConfigKind,
-    DefaultModelDocument,
-    Document,
-    ModelLimitDocument,
-    PlanDocument,
-    PolicyDocument,
-    RouteDocument,
-    UpstreamPriceDocument,
-)
+from shared import config_documents
 from shared.types import ModelName, Tier
 
 #: Kind and name of a document.
-DocumentKey = tuple[ConfigKind, str]
+DocumentKey = tuple[config_documents.ConfigKind, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +28,7 @@ class StoredDocument:
     revision: int
     origin: str
     #: None if the document was removed.
-    body: Document | None
+    body: config_documents.Document | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,22 +62,22 @@ def build(
     routes: dict[str, Route] = {}
     prices: dict[ModelName, UpstreamPrice] = {}
     default: str | None = None
-    policies: dict[str, PolicyDocument] = {}
+    policies: dict[str, config_documents.PolicyDocument] = {}
     for (_, name), stored in documents.items():
         match stored.body:
-            case RouteDocument() as route if route.is_alias:
+            case config_documents.RouteDocument() as route if route.is_alias:
                 aliases[name] = route.targets[0].model
-            case RouteDocument() as route:
+            case config_documents.RouteDocument() as route:
                 routes[name] = route_choice.compile_route(name, stored.version, route, rollouts.get(name))
-            case PlanDocument() as plan:
+            case config_documents.PlanDocument() as plan:
                 plans[Tier(name)] = tier_plan(tiers.DEFAULTS[Tier(name)], plan, f"plan {name}")
-            case ModelLimitDocument() as limits:
+            case config_documents.ModelLimitDocument() as limits:
                 model_limits[ModelName(name)] = tier_plan(tiers.NO_LIMITS, limits, f"model limit {name}")
-            case DefaultModelDocument() as chosen if name == DEFAULT_MODEL:
+            case config_documents.DefaultModelDocument() as chosen if name == config_documents.DEFAULT_MODEL:
                 default = chosen.model
-            case PolicyDocument() as policy:
+            case config_documents.PolicyDocument() as policy:
                 policies[name] = policy
-            case UpstreamPriceDocument() as price:
+            case config_documents.UpstreamPriceDocument() as price:
                 prices[ModelName(name)] = upstream_prices.compiled(price)
     names = ModelNames(aliases, default, routes=routes)
     return ConfigSnapshot(
@@ -101,17 +90,19 @@ def build(
     )
 
 
-def tier_plan(base: TierPlan, document: PlanDocument | ModelLimitDocument, source: str) -> TierPlan:
+def tier_plan(base: TierPlan, document: config_documents.PlanDocument | config_documents.ModelLimitDocument, source: str) -> TierPlan:
     """Return the limits with the document's numbers; ``source`` names the document, for people."""
     given = {name: number for name in tiers.NUMBERS if (number := getattr(document, name, None)) is not None}
-    numbers = {name: None if number == UNLIMITED else number for name, number in given.items()}
+    numbers = {name: None if number == config_documents.UNLIMITED else number for name, number in given.items()}
     return tiers.with_numbers(base, numbers, source)
 
 
-def plan_document(plan: TierPlan) -> PlanDocument:
+def plan_document(plan: TierPlan) -> config_documents.PlanDocument:
     """Return a document that states every number of the plan."""
-    return PlanDocument(**{name: UNLIMITED if (number := getattr(plan, name)) is None else number for name in tiers.NUMBERS})
+    return config_documents.PlanDocument(
+        **{name: config_documents.UNLIMITED if (number := getattr(plan, name)) is None else number for name in tiers.NUMBERS}
+    )
 
 
-def limit_document(plan: TierPlan) -> ModelLimitDocument:
-    return ModelLimitDocument(**{name: number for name in tiers.LIMITS if (number := getattr(plan, name)) is not None})
+def limit_document(plan: TierPlan) -> config_documents.ModelLimitDocument:
+    return config_documents.ModelLimitDocument(**{name: number for name in tiers.LIMITS if (number := getattr(plan, name)) is not None})
