@@ -79,7 +79,7 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
             requests, rollouts, tables = GatewayStore(database), RolloutStore(database), ConfigStore(database)
             live = LiveConfiguration(tables)
             await live.reload()
-            runner = RolloutRunner(live, rollouts, AuditReporting(FakeRpc()), Metrics("bench"))
+            runner = RolloutRunner(live, rollouts, AuditReporting(FakeRpc()), Metrics("bench"), {})
             # As a gateway does.
             gc.freeze()
             without = [await _record(requests, options.seconds) for _ in range(3)]

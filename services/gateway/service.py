@@ -32,7 +32,7 @@ from services.gateway.configuration.routes_rpc import RoutesRpc
 from services.gateway.guard import detectors
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.http_api.cors import CorsPolicy
-from services.gateway.http_api.http_app import HttpApp
+from services.gateway.http_api.http_app import HttpAccess, HttpApp
 from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
 from services.gateway.http_api.rest_inference import RestInference
@@ -57,9 +57,10 @@ from services.gateway.pull_orders import PullOrders
 from services.gateway.recovery import kinds as recovery_kinds
 from services.gateway.recovery.gateway_recovery import GatewayRecovery
 from services.gateway.relay import Relay
+from services.gateway.requests.active_request import ActiveRequest
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.requests.image_admission import ImageLimits
-from services.gateway.requests.pipeline import Pipeline
+from services.gateway.requests.pipeline import Pipeline, RequestObservers
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.rollouts.rollout_brake import RolloutBrake
@@ -106,23 +107,38 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenedGateway:
-    """The resources that the gateway opens at start."""
+class GatewayStores:
+    """What the gateway keeps in PostgreSQL and Valkey."""
 
-    requests: GatewayStore
-    ledger_store: LedgerStore
-    configuration: LiveConfiguration
-    rollouts: RolloutStore
     cache: Cache
-    recorder: UsageRecorder
-    ledger: Ledger
-    answer_runs: AnswerRuns
-    idempotency: IdempotentRequests
-    reports: UsageReports
-    quarantine: Quarantine
-    site: SiteGate
+    database: "Database"
     recovery: GatewayRecovery
+    checkpoints: CheckpointStore
+    requests: GatewayStore
+    ledger: LedgerStore
+    config: ConfigStore
+    rollouts: RolloutStore
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRules:
+    """What decides which requests may run, and on which workers."""
+
+    live: LiveConfiguration
+    site: SiteGate
     pools: PoolsFile
+    quarantine: Quarantine
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecords:
+    """What remembers requests: their cost, their rows, and answers that can be given again."""
+
+    ledger: Ledger
+    recorder: UsageRecorder
+    idempotency: IdempotentRequests
+    #: None if the response cache is off.
+    responses: ResponseCache | None
 
 
 #: Anonymous callers see only the models that everybody may use.
@@ -140,174 +156,142 @@ class GatewayService:
 
     role: ClassVar[Role] = Role.GATEWAY
 
-    def __init__(self, settings: GatewaySettings, node: Node, opened: OpenedGateway) -> None:
-        self._node = node
-        self._store, self._cache, self._recorder = opened.requests, opened.cache, opened.recorder
-        self._quarantine = opened.quarantine
+    def __init__(self, settings: GatewaySettings, node: Node, stores: GatewayStores, rules: RequestRules, records: RequestRecords) -> None:
+        self._settings, self._node = settings, node
+        self._stores, self._rules, self._records = stores, rules, records
+        self._live = live = rules.live
+        metrics = node.metrics
         self.audit_reporting = AuditReporting(node.rpc, on_act=recovery_log.noting(recovery_kinds.RESTRICTING))
-        self._finish = node.dispatcher.finish = opened.recovery.log.finish
-        node.dispatcher.add(opened.recovery)
-        opened.recovery.report(self.audit_reporting)
-        self._live = live = opened.configuration
-        self._accounts = AccountRpc(opened.ledger_store, opened.ledger, live, node.rpc, self.audit_reporting)
-        node.dispatcher.add(self._accounts)
-        self._web_hop_secret = settings.web_hop_secret
+        stores.recovery.report(self.audit_reporting)
+        self._finish = node.dispatcher.finish = stores.recovery.log.finish
+        self._accounts = AccountRpc(stores.ledger, records.ledger, live, node.rpc, self.audit_reporting)
         self._quotas = Quotas(
-            opened.cache, lambda: live.config.limits, node.metrics, self._gateways, without_valkey=settings.limiter_without_valkey
+            stores.cache, lambda: live.config.limits, metrics, self._gateways, without_valkey=settings.limiter_without_valkey
         )
         queueing = QueueSettings(settings.queue_seconds, settings.queue_most, settings.queue_per_user, settings.start_seconds)
         rng = random.Random()  # noqa: S311 - the choice of a worker needs no cryptographic randomness
         name = f"{time.time_ns() // 1_000_000:013d}.{node.id}"
-        self._pools = opened.pools
-        node.tasks.create_task(lifecycle.every(_POOLS_SECONDS, self.reload_pools))
-        worker_stats = WorkerStats(dishonest_workers=opened.quarantine.dishonest_workers, starts=WorkerStarts(opened.pools))
-        self._dispatch = Dispatch(node.directory, rng, queueing, node.metrics, name=name, worker_stats=worker_stats)
-        self.queue_sharing = QueueSharing(opened.cache, self._dispatch, name)
-        retries, auth_failures = node.metrics.retries, node.metrics.auth_failures
-        relay = Relay(
-            node.rpc,
-            self._dispatch,
-            count=lambda kind, outcome: retries.labels(kind=kind, outcome=outcome).inc(),
-            flag=opened.quarantine.report,
-        )
-        node.dispatcher.add(ModelOrders(node.rpc, node.directory, live, self.audit_reporting))
-        node.dispatcher.add(PullOrders(node.rpc, node.directory, self.audit_reporting))
-        self.callers = Callers(
-            node.rpc,
-            count_refusal=lambda reason: auth_failures.labels(reason=reason).inc(),
-        )
-        self._site = opened.site
-        node.dispatcher.add(opened.site)
+        worker_stats = WorkerStats(dishonest_workers=rules.quarantine.dishonest_workers, starts=WorkerStarts(rules.pools))
+        self._dispatch = Dispatch(node.directory, rng, queueing, metrics, name=name, worker_stats=worker_stats)
+        self._queue_sharing = QueueSharing(stores.cache, self._dispatch, name)
+        self._callers = Callers(node.rpc, count_refusal=lambda reason: metrics.auth_failures.labels(reason=reason).inc())
         node.dispatcher.gate = Authorizer(self._identify, self._on_refusal)
-        search = TargetSearch(
-            ledger=opened.ledger,
-            dispatch=self._dispatch,
-            directory=node.directory,
-            source=live,
-            prompt_hash_secret=settings.prompt_hash_secret,
-            worker_wait_seconds=_DISCOVERY_SECONDS,
-            discovery_ends_at=time.monotonic() + _DISCOVERY_SECONDS,
-        )
-        admission = RequestAdmission(
-            search=search,
-            quotas=self._quotas,
-            tasks=node.tasks,
-            read_guardrails=opened.configuration.guardrails_at,
-            metrics=node.metrics,
-            while_open=opened.site.while_open,
-        )
-        self.rollouts = RolloutRunner(opened.configuration, opened.rollouts, self.audit_reporting, node.metrics)
-        brake = RolloutBrake(lambda: opened.configuration.rollouts, self.rollouts.stop)
-        self.guard_reporting = GuardReporting(node.metrics, self.audit_reporting)
+        running: dict[ActiveRequest, auth.Principal] = {}
+        self._rollouts = RolloutRunner(live, stores.rollouts, self.audit_reporting, metrics, running)
+        self._guard_reporting = GuardReporting(metrics, self.audit_reporting)
         self._pipeline = Pipeline(
-            admission,
-            relay,
-            opened.recorder,
-            node.events_of_mesh.publish,
+            self._new_admission(),
+            Relay(
+                node.rpc,
+                self._dispatch,
+                count=lambda kind, outcome: metrics.retries.labels(kind=kind, outcome=outcome).inc(),
+                flag=rules.quarantine.report,
+            ),
+            records.recorder,
+            RequestObservers(
+                publish=node.events_of_mesh.publish,
+                on_compared=RolloutBrake(lambda: live.rollouts, self._rollouts.stop).record_end,
+                on_guarded=self._guard_reporting.record_end,
+                running=running,
+            ),
             most_seconds=settings.request_timeout_seconds,
-            responses=_responses(settings, node, opened.cache, opened.answer_runs),
+            responses=records.responses,
             cache_only_when_asked=settings.response_cache == "asked",
         )
-        self._pipeline.on_compared, self._pipeline.on_guarded = brake.record_end, self.guard_reporting.record_end
-        self.rollouts.requests = self._pipeline.running
-        self.reports = opened.reports
+        self._reports = UsageReports(UsageStore(stores.database), request_log_days=settings.request_log_days)
+        self._business = BusinessReports(DaysStore(stores.database), request_log_days=settings.request_log_days)
         images = ImageLimits(settings.image_max_count, settings.image_max_bytes)
-        self._deduplicated = DeduplicatedInference(self._pipeline, opened.idempotency, images)
-        self._http = self._http_app()
-        self._http.memory, self._http.images = node.dispatcher.memory, images
-        self._http.cors = CorsPolicy(settings.cors_origins)
-        self._http.ensure_open = opened.site.ensure_open
+        self._deduplicated = DeduplicatedInference(self._pipeline, records.idempotency, images)
+        self._http = self._http_app(images)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
         async with (
-            Cache.open(settings.redis_url) as cache,
-            _database(settings, node, cache) as database,
-            GatewayRecovery.open(settings, node, RecoveryStore(database, "gateway"), cache) as recovery,
+            _stores(settings, node) as stores,
+            _rules(settings, node, stores) as rules,
+            _records(settings, node, stores, rules) as records,
         ):
-            checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
-            requests, ledger_store, pools = GatewayStore(database), LedgerStore(database, checkpoints), PoolsFile(settings.pools_file)
-            await ledger_store.ensure_default_price(*settings.default_price())
-            config_store = ConfigStore(database)
-            configuration = LiveConfiguration(config_store)
-            site, *_ = await asyncio.gather(
-                SiteGate.start(database, settings.site_term, node.tasks), configuration.start(settings), asyncio.to_thread(detectors.load)
-            )
-            ledger = Ledger(ledger_store, configuration, node.id, node.metrics)
-            quarantine = Quarantine(QuarantineStore(database), node.metrics.wrong_counts)
-            find_receipts = partial(orphan_settlement.collect_receipts, node.rpc, node.directory, strike=quarantine.strike)
-            metrics = node.metrics
-            async with (
-                held_journal(settings.journal, node.id, requests.find_unknown) as journal,
-                quarantine.running(),
-                UsageRecorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,
-                # Ends before the recorder, so that no rows arrive in a journal that is closed.
-                OrphanedJournals(settings.journal, node.id, requests.find_unknown, recorder.take_over).running(metrics),
-                ledger.running(recorder, requests.write_requests, find_receipts),
-                # Inside the others, so that canceled answers still get their rows and free their keys.
-                AnswerRuns().running() as answer_runs,
-                _idempotency(settings, node, IdempotencyStore(database), answer_runs).running() as idempotency,
-            ):
-                reports = UsageReports(UsageStore(database), request_log_days=settings.request_log_days)
-                node.metrics.settle_journal_rows.set_function(lambda: recorder.journal_rows)
-                business = BusinessReports(DaysStore(database), request_log_days=settings.request_log_days)
-                node.dispatcher.add(reports)
-                node.dispatcher.add(business)
-                node.dispatcher.add(GatewaySettingsRpc(settings, lambda: configuration.config.limits.plans))
-                rollouts = RolloutStore(database)
-                opened = OpenedGateway(
-                    requests, ledger_store, configuration, rollouts, cache, recorder, ledger, answer_runs, idempotency, reports,
-                    quarantine, site, recovery, pools,
-                )  # fmt: skip
-                service = cls(settings, node, opened)
-                node.dispatcher.add(
-                    ConfigRpc(
-                        configuration, config_store, settings, node.rpc, audit_reporting=service.audit_reporting, served=service._served
-                    )
-                )
-                node.dispatcher.add(PolicyRpc(configuration, node.rpc, service.audit_reporting))
-                node.dispatcher.add(RoutesRpc(configuration, node.directory, requests.read_spending, ledger.price_of))
-                node.dispatcher.add(RolloutsRpc(configuration, config_store, rollouts, node.rpc, service.audit_reporting))
-                service.watch_workers()
-                metrics.config_revision.set_function(lambda: configuration.config.revision)
-                metrics.config_age.set_function(configuration.age_seconds)
-                node.tasks.create_task(route_metrics.measure_targets(metrics, service.routes, lambda: node.directory.usable(Role.WORKER)))
-                node.tasks.create_task(route_metrics.measure_spending(metrics, service.routes, requests.read_spending))
-                node.tasks.create_task(configuration.watch())
-                node.tasks.create_task(service.rollouts.run())
-                node.tasks.create_task(service.callers.watch())
-                node.tasks.create_task(service._quotas.watch())
-                node.tasks.create_task(lifecycle.every(quotas.SLOT_HEARTBEAT_SECONDS, service._quotas.extend_slots))
-                node.tasks.create_task(service.queue_sharing.run())
-                node.tasks.create_task(model_coverage.measure(node, service._dispatch))
-                node.tasks.create_task(service.guard_reporting.run())
-                node.tasks.create_task(service.audit_reporting.run())
-                partitions = Partitions(database, node.metrics)
-                node.tasks.create_task(background_jobs.repeat(UpkeepJob.PARTITIONS, 600, partitions.extend, node.metrics))
-                node.tasks.create_task(background_jobs.repeat(UpkeepJob.CHECKPOINT, 600, checkpoints.close_days, node.metrics))
-                node.tasks.create_task(background_jobs.repeat(UpkeepJob.ROLL, 600, business.roll, node.metrics))
+            service = cls(settings, node, stores, rules, records)
+            service._serve_others()
+            service._start_tasks()
+            yield service
+            service._guard_reporting.flush()
+            await service.audit_reporting.send()
 
-                async def delete_old() -> None:
-                    await partitions.drop_old(settings.request_log_days)
-                    await reports.delete_old()
+    def _new_admission(self) -> RequestAdmission:
+        search = TargetSearch(
+            ledger=self._records.ledger, dispatch=self._dispatch, directory=self._node.directory, source=self._live,
+            prompt_hash_secret=self._settings.prompt_hash_secret, worker_wait_seconds=_DISCOVERY_SECONDS,
+            discovery_ends_at=time.monotonic() + _DISCOVERY_SECONDS,
+        )  # fmt: skip
+        return RequestAdmission(
+            search=search, quotas=self._quotas, tasks=self._node.tasks, read_guardrails=self._live.guardrails_at,
+            metrics=self._node.metrics, while_open=self._rules.site.while_open,
+        )  # fmt: skip
 
-                node.tasks.create_task(background_jobs.repeat(UpkeepJob.RETENTION, 3600, delete_old, node.metrics))
-                yield service
-                service.guard_reporting.flush()
-                await service.audit_reporting.send()
+    def _serve_others(self) -> None:
+        """Serve the methods of the gateway's parts; the service's own are served by the node."""
+        node, stores, live, audit_reporting = self._node, self._stores, self._live, self.audit_reporting
+        for part in (
+            stores.recovery,
+            self._accounts,
+            ModelOrders(node.rpc, node.directory, live, audit_reporting),
+            PullOrders(node.rpc, node.directory, audit_reporting),
+            self._rules.site,
+            self._reports,
+            self._business,
+            GatewaySettingsRpc(self._settings, lambda: live.config.limits.plans),
+            ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting=audit_reporting, served=self._served),
+            PolicyRpc(live, node.rpc, audit_reporting),
+            RoutesRpc(live, node.directory, stores.requests.read_spending, self._records.ledger.price_of),
+            RolloutsRpc(live, stores.config, stores.rollouts, node.rpc, audit_reporting),
+        ):
+            node.dispatcher.add(part)
+
+    def _start_tasks(self) -> None:
+        node, live, metrics, settings = self._node, self._live, self._node.metrics, self._settings
+        self._watch_workers()
+        metrics.config_revision.set_function(lambda: live.config.revision)
+        metrics.config_age.set_function(live.age_seconds)
+        partitions = Partitions(self._stores.database, metrics)
+
+        async def delete_old() -> None:
+            await partitions.drop_old(settings.request_log_days)
+            await self._reports.delete_old()
+
+        for task in (
+            lifecycle.every(_POOLS_SECONDS, self.reload_pools),
+            route_metrics.measure_targets(metrics, self._routes, lambda: node.directory.usable(Role.WORKER)),
+            route_metrics.measure_spending(metrics, self._routes, self._stores.requests.read_spending),
+            live.watch(),
+            self._rollouts.run(),
+            self._callers.watch(),
+            self._quotas.watch(),
+            lifecycle.every(quotas.SLOT_HEARTBEAT_SECONDS, self._quotas.extend_slots),
+            self._queue_sharing.run(),
+            model_coverage.measure(node, self._dispatch),
+            self._guard_reporting.run(),
+            self.audit_reporting.run(),
+            background_jobs.repeat(UpkeepJob.PARTITIONS, 600, partitions.extend, metrics),
+            background_jobs.repeat(UpkeepJob.CHECKPOINT, 600, self._stores.checkpoints.close_days, metrics),
+            background_jobs.repeat(UpkeepJob.ROLL, 600, self._business.roll, metrics),
+            background_jobs.repeat(UpkeepJob.RETENTION, 3600, delete_old, metrics),
+        ):
+            node.tasks.create_task(task)
 
     def _gateways(self) -> int:
         return 1 + len(self._node.directory.usable(Role.GATEWAY))
 
     async def reload_pools(self) -> None:
-        if await asyncio.to_thread(self._pools.refresh):
-            if self._pools.trouble:
-                _log.error("POOLS_FILE can't be used; the earlier pools stay", reason=self._pools.trouble)
+        pools = self._rules.pools
+        if await asyncio.to_thread(pools.refresh):
+            if pools.trouble:
+                _log.error("POOLS_FILE can't be used; the earlier pools stay", reason=pools.trouble)
             else:
-                _log.info("pools loaded", pools=[pool.name for pool in self._pools.pools])
+                _log.info("pools loaded", pools=[pool.name for pool in pools.pools])
 
-    def watch_workers(self) -> None:
+    def _watch_workers(self) -> None:
         presence = WorkerPresence()
 
         def publish_change(entry: DirectoryEntry) -> None:
@@ -322,19 +306,19 @@ class GatewayService:
         auth_is_available = bool(self._node.directory.usable(Role.AUTH))
         detail = "" if auth_is_available else "no auth service on the mesh; start it with `aicli stack restart auth`"
         async with asyncio.TaskGroup() as tasks:
-            database, cache = tasks.create_task(self._store.checks()), tasks.create_task(self._cache.check())
-        closed = self._site.find_refusal()
+            database, cache = tasks.create_task(self._stores.requests.checks()), tasks.create_task(self._stores.cache.check())
+        closed = self._rules.site.find_refusal()
         site = Check("site", closed is None, "" if closed is None else closed.message)
-        return *database.result(), cache.result(), Check("auth", auth_is_available, detail), site, await self._recorder.check()
+        return *database.result(), cache.result(), Check("auth", auth_is_available, detail), site, await self._records.recorder.check()
 
     def asgi(self) -> client_address.ClientAddress:
-        return client_address.ClientAddress(self._http, self._web_hop_secret)
+        return client_address.ClientAddress(self._http, self._settings.web_hop_secret)
 
-    def _http_app(self) -> HttpApp:
+    def _http_app(self, images: ImageLimits) -> HttpApp:
         parts = (
             RestAccounts(self._node.rpc),
             RestInference(self._deduplicated),
-            RestUsage(self._store, self.reports, self._quotas, self._accounts),
+            RestUsage(self._stores.requests, self._reports, self._quotas, self._accounts),
             OpenAiRoutes(self._deduplicated, self._catalogue),
             OpenAiEmbeddings(self._deduplicated),
             OpenAiModerations(self._pipeline),
@@ -345,18 +329,18 @@ class GatewayService:
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id, self._finish).routes()
         all_routes = (*routes, *rpc_routes, *Reference(routes).routes())
-        return HttpApp(
-            all_routes,
-            self.callers,
-            self._node.metrics,
+        access = HttpAccess(
+            callers=self._callers,
             limits_of=self._quotas.limits,
             on_refusal=self.audit_reporting.report_refusal,
-            traces=self._node.traces,
+            ensure_open=self._rules.site.ensure_open,
+            cors=CorsPolicy(self._settings.cors_origins),
         )
+        return HttpApp(all_routes, access, self._node.metrics, memory=self._node.dispatcher.memory, images=images, traces=self._node.traces)
 
     async def _identify(self, credential: Credential | None) -> auth.Principal:
-        await self._site.ensure_open()
-        return await self.callers.identify(credential)
+        await self._rules.site.ensure_open()
+        return await self._callers.identify(credential)
 
     def _on_refusal(self, method: str, _caller: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
         self.audit_reporting.report_refusal(method, principal, "", error)
@@ -432,7 +416,7 @@ class GatewayService:
 
     @serves(gateway.list_models)
     async def list_models(self, _request: gateway.ListModels, call: RpcCall) -> gateway.ServedModels:
-        caller = None if call.credential is None else await self.callers.identify(call.credential)
+        caller = None if call.credential is None else await self._callers.identify(call.credential)
         models = self._catalogue(caller)
         if models or caller is None:
             return gateway.ServedModels(models)
@@ -446,12 +430,12 @@ class GatewayService:
     @serves(gateway.give_up_pool)
     async def give_up_pool(self, request: gateway.GiveUpPool, call: RpcCall) -> Nothing:
         """Refuse what waits for a machine that won't come. Only metrics, which orders machines, may call this."""
-        self._dispatch.give_up(worker_pools.find(self._pools.pools, request.pool).name, request.reason, request.seconds)
+        self._dispatch.give_up(worker_pools.find(self._rules.pools.pools, request.pool).name, request.reason, request.seconds)
         return Nothing()
 
     @serves(gateway.pardon_node)
     async def pardon_node(self, request: gateway.PardonNode, call: RpcCall) -> gateway.PardonedNode:
-        node = await self._quarantine.pardon(request.node)
+        node = await self._rules.quarantine.pardon(request.node)
         self.audit_reporting.report_action("node.pardon", call.principal, target=node)
         return gateway.PardonedNode(node)
 
@@ -466,7 +450,7 @@ class GatewayService:
         served = routing.catalogue(workers, names, policy.allows_name, startable)
         return served if caller is None else tuple(model for model in served if routing.may_name(caller, model.name, names))
 
-    def routes(self) -> tuple[Route, ...]:
+    def _routes(self) -> tuple[Route, ...]:
         return tuple(self._live.config.names.routes.values())
 
     def _served(self) -> tuple[ModelName, ...]:
@@ -484,36 +468,34 @@ class GatewayService:
         found = await self._quotas.read(principal, lambda model: routing.may_name(principal, model, self._live.config.names))
         hour = limit_rules.hourly(found)
         return gateway.UserQuota(
-            user_id=principal.user_id,
-            tier=principal.tier,
-            limit_per_hour=hour.limit,
-            used_this_hour=hour.used,
-            remaining=hour.remaining,
-            resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds),
-            limits=found,
-            account=await self._accounts.account_of(principal),
-            key_budget=await self._accounts.find_key_budget(principal),
-        )
+            user_id=principal.user_id, tier=principal.tier, limit_per_hour=hour.limit, used_this_hour=hour.used,
+            remaining=hour.remaining, resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds), limits=found,
+            account=await self._accounts.account_of(principal), key_budget=await self._accounts.find_key_budget(principal),
+        )  # fmt: skip
 
     @serves(gateway.read_usage)
     async def read_usage(self, request: gateway.ReadUsage, _call: RpcCall) -> UserUsage:
         """Return a tenant's usage. Only auth may call this; it has checked access."""
-        return await self._store.read_usage(request.tenant_id)
+        return await self._stores.requests.read_usage(request.tenant_id)
 
     async def _read_principal(self, user_id: UserId, credential: Credential | None) -> auth.Principal:
         user = await self._node.rpc.call(auth.get_user, auth.GetUser(user_id), credential=credential)
         return auth.Principal(user.id, user.username, user.role, user.tier)
 
 
-def _idempotency(settings: GatewaySettings, node: Node, store: IdempotencyStore, answer_runs: AnswerRuns) -> IdempotentRequests:
-    return IdempotentRequests(
-        store,
-        answer_runs,
-        node.id,
-        secret=settings.prompt_hash_secret,
-        most_seconds=settings.request_timeout_seconds,
-        start_seconds=settings.start_seconds,
-    )
+@asynccontextmanager
+async def _stores(settings: GatewaySettings, node: Node) -> AsyncIterator[GatewayStores]:
+    async with (
+        Cache.open(settings.redis_url) as cache,
+        _database(settings, node, cache) as database,
+        GatewayRecovery.open(settings, node, RecoveryStore(database, "gateway"), cache) as recovery,
+    ):
+        checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
+        ledger = LedgerStore(database, checkpoints)
+        await ledger.ensure_default_price(*settings.default_price())
+        yield GatewayStores(
+            cache, database, recovery, checkpoints, GatewayStore(database), ledger, ConfigStore(database), RolloutStore(database)
+        )
 
 
 def _database(settings: GatewaySettings, node: Node, cache: Cache) -> "AbstractAsyncContextManager[Database]":
@@ -523,13 +505,48 @@ def _database(settings: GatewaySettings, node: Node, cache: Cache) -> "AbstractA
     return database_of(settings.database_url, pool_size=settings.database_pool, migrate=settings.migrate == "on", options=options)
 
 
-def _responses(settings: GatewaySettings, node: Node, cache: Cache, answer_runs: AnswerRuns) -> ResponseCache | None:
+@asynccontextmanager
+async def _rules(settings: GatewaySettings, node: Node, stores: GatewayStores) -> AsyncIterator[RequestRules]:
+    live, pools = LiveConfiguration(stores.config), PoolsFile(settings.pools_file)
+    site, *_ = await asyncio.gather(
+        SiteGate.start(stores.database, settings.site_term, node.tasks), live.start(settings), asyncio.to_thread(detectors.load)
+    )
+    quarantine = Quarantine(QuarantineStore(stores.database), node.metrics.wrong_counts)
+    async with quarantine.running():
+        yield RequestRules(live, site, pools, quarantine)
+
+
+@asynccontextmanager
+async def _records(settings: GatewaySettings, node: Node, stores: GatewayStores, rules: RequestRules) -> AsyncIterator[RequestRecords]:
+    requests, metrics = stores.requests, node.metrics
+    ledger = Ledger(stores.ledger, rules.live, node.id, metrics)
+    find_receipts = partial(orphan_settlement.collect_receipts, node.rpc, node.directory, strike=rules.quarantine.strike)
+    async with (
+        held_journal(settings.journal, node.id, requests.find_unknown) as journal,
+        UsageRecorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,
+        # Ends before the recorder, so that no rows arrive in a journal that is closed.
+        OrphanedJournals(settings.journal, node.id, requests.find_unknown, recorder.take_over).running(metrics),
+        ledger.running(recorder, requests.write_requests, find_receipts),
+        # Inside the others, so that canceled answers still get their rows and free their keys.
+        AnswerRuns().running() as runs,
+        _idempotency(settings, node, stores, runs).running() as idempotency,
+    ):
+        metrics.settle_journal_rows.set_function(lambda: recorder.journal_rows)
+        yield RequestRecords(ledger, recorder, idempotency, _responses(settings, node, stores.cache, runs))
+
+
+def _idempotency(settings: GatewaySettings, node: Node, stores: GatewayStores, runs: AnswerRuns) -> IdempotentRequests:
+    return IdempotentRequests(
+        IdempotencyStore(stores.database), runs, node.id, secret=settings.prompt_hash_secret,
+        most_seconds=settings.request_timeout_seconds, start_seconds=settings.start_seconds,
+    )  # fmt: skip
+
+
+def _responses(settings: GatewaySettings, node: Node, cache: Cache, runs: AnswerRuns) -> ResponseCache | None:
     if settings.response_cache == "off":
         return None
     bounds = CacheBounds(
-        keep_seconds=settings.response_cache_seconds,
-        most_bytes=settings.response_cache_megabytes * 2**20,
-        most_seconds=settings.request_timeout_seconds,
-        start_seconds=settings.start_seconds,
-    )
-    return ResponseCache(cache, answer_runs, node.metrics, bounds, secret=settings.prompt_hash_secret)
+        keep_seconds=settings.response_cache_seconds, most_bytes=settings.response_cache_megabytes * 2**20,
+        most_seconds=settings.request_timeout_seconds, start_seconds=settings.start_seconds,
+    )  # fmt: skip
+    return ResponseCache(cache, runs, node.metrics, bounds, secret=settings.prompt_hash_secret)

@@ -84,26 +84,39 @@ class HttpRoute:
         object.__setattr__(self, "runs_a_model", self.runs_a_model or self.streams)
 
 
+async def _stay_open() -> None:
+    """Do nothing: without a site, no rules apply."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpAccess:
+    """Decides who may call, and from where."""
+
+    callers: Callers
+    limits_of: Callable[[Principal], Sequence[RequestLimit]] = lambda _caller: ()
+    on_refusal: OnRefusal = lambda *_what: None
+    #: See ``SiteGate.ensure_open``.
+    ensure_open: Callable[[], Awaitable[object]] = _stay_open
+    cors: CorsPolicy = CorsPolicy()  # noqa: RUF009 - frozen
+
+
 class HttpApp:
     """The ASGI application for a route table."""
 
     def __init__(
         self,
         routes: Sequence[HttpRoute],
-        callers: Callers,
+        access: HttpAccess,
         metrics: Metrics,
         *,
-        limits_of: Callable[[Principal], Sequence[RequestLimit]] = lambda _caller: (),
-        on_refusal: OnRefusal = lambda *_what: None,
+        memory: RequestMemory | None = None,
+        images: ImageLimits = ImageLimits(),  # noqa: B008 - frozen
         traces: tracing.Traces | None = None,
     ) -> None:
-        #: The service sets these four.
-        self.cors = CorsPolicy()
-        #: See ``SiteGate.ensure_open``.
-        self.ensure_open: Callable[[], Awaitable[object]] = _stay_open
-        #: For long bodies.
-        self.memory = RequestMemory()
-        self.images = ImageLimits()
+        """``memory`` and ``images`` are for long bodies."""
+        self._access = access
+        self._memory = memory or RequestMemory()
+        self._images = images
         self._traces = traces or tracing.Traces(ratio=0.0)
         self._routes: dict[str, dict[str, HttpRoute]] = {}
         for route in routes:
@@ -112,11 +125,8 @@ class HttpApp:
             self._routes[route.path][route.verb] = route
         #: Path by the part before its braces.
         self._open_ended = {path.partition("{")[0]: path for path in self._routes if "{" in path}
-        self._callers = callers
         self._metrics = metrics
         self._exemplars = Exemplars()
-        self._limits_of = limits_of
-        self._on_refusal = on_refusal
         self._concurrency = PerTenantConcurrency()
         self._sign_ins = AdmissionSemaphore(
             _SIGN_INS_AT_ONCE,
@@ -141,12 +151,12 @@ class HttpApp:
         method, status, runs_a_model = "unknown", "success", False
         try:
             call.ensure_unambiguous()
-            preflight = ""
-            if self.cors.origins:
-                preflight = self.cors.preflight_verb(scope["method"], scope["path"], call.header(b"access-control-request-method"))
+            preflight, cors = "", self._access.cors
+            if cors.origins:
+                preflight = cors.preflight_verb(scope["method"], scope["path"], call.header(b"access-control-request-method"))
             route = self._find(scope, call, preflight or scope["method"])
-            if self.cors.origins and route.access.who is Audience.PERSON and self.cors.covers(route.path):
-                call.add_headers(self.cors.headers(call.header(b"origin"), preflight, call.header(b"access-control-request-headers")))
+            if cors.origins and route.access.who is Audience.PERSON and cors.covers(route.path):
+                call.add_headers(cors.headers(call.header(b"origin"), preflight, call.header(b"access-control-request-headers")))
             if preflight:
                 await call.answer_bytes(b"", b"text/plain")
                 return ""
@@ -190,7 +200,7 @@ class HttpApp:
     async def _serve(self, route: HttpRoute, call: HttpCall) -> None:
         access = route.access
         if access.who is Audience.PERSON or route.body is not None:
-            await self.ensure_open()
+            await self._access.ensure_open()
         is_anonymous = Role.CLIENT in access.unless and call.credential is None
         if access.who is Audience.PERSON and not is_anonymous:
             with tracing.span("auth.check"):
@@ -211,7 +221,7 @@ class HttpApp:
         if route.body is not None:
             with (
                 self._concurrency.count_request(
-                    self._limits_of(call.principal) if call.principal is not None and route.runs_a_model else ()
+                    self._access.limits_of(call.principal) if call.principal is not None and route.runs_a_model else ()
                 ),
                 ExitStack() as stack,
             ):
@@ -227,8 +237,8 @@ class HttpApp:
             await call.read_body()
             return
         # Base64 takes four bytes for three; the request also has text.
-        most_bytes = http_call.MAX_BODY_BYTES + self.images.most_bytes * 4 // 3
-        await call.read_body(most_bytes=most_bytes, hold=lambda size: stack.enter_context(self.memory.hold(size)))
+        most_bytes = http_call.MAX_BODY_BYTES + self._images.most_bytes * 4 // 3
+        await call.read_body(most_bytes=most_bytes, hold=lambda size: stack.enter_context(self._memory.hold(size)))
         if len(call.body) > http_call.MAX_BODY_BYTES:
             cut = await asyncio.to_thread(image_strings.cut, call.body, http_call.MAX_BODY_BYTES)
             if len(cut.body) > http_call.MAX_BODY_BYTES:
@@ -240,17 +250,13 @@ class HttpApp:
     async def _admit(self, route: HttpRoute, call: HttpCall) -> Principal:
         principal: Principal | None = None
         try:
-            principal = await self._callers.identify(call.credential)
+            principal = await self._access.callers.identify(call.credential)
             access_table.check(route.access, principal, time.time(), f"{route.verb} {route.path}")
             access_table.check_network(principal, call.address)
         except errors.CallerError as error:
-            self._on_refusal(route.method, principal, call.address or "", error)
+            self._access.on_refusal(route.method, principal, call.address or "", error)
             raise
         return principal
-
-
-async def _stay_open() -> None:
-    """Do nothing: without a site, no rules apply."""
 
 
 def _missing(path: str) -> errors.AimeshError:

@@ -13,6 +13,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -76,6 +77,20 @@ OnGuarded = Callable[[RequestRow, Principal, float], object]
 _log = logs.get(part="pipeline")
 
 
+def _ignore(*_: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestObservers:
+    """What follows the requests of a pipeline."""
+
+    publish: Callable[[events.Event], object]
+    on_compared: OnCompared = _ignore
+    on_guarded: OnGuarded = _ignore
+    #: The pipeline keeps the requests that run now here, with their callers.
+    running: dict[ActiveRequest, Principal] = field(default_factory=dict)
+
+
 class Pipeline:
     """Runs requests, each in the block of a context manager."""
 
@@ -84,7 +99,7 @@ class Pipeline:
         admission: RequestAdmission,
         relay: Relay,
         recorder: UsageRecorder,
-        publish: Callable[[events.Event], None],
+        observers: RequestObservers,
         *,
         most_seconds: float,
         responses: ResponseCache | None = None,
@@ -97,14 +112,9 @@ class Pipeline:
         self._quotas, self._ledger = admission.quotas, admission.search.ledger
         self._relay = relay
         self._recorder = recorder
-        self._publish = publish
+        self._observers = observers
         self._responses = responses
         self._cache_only_when_asked = cache_only_when_asked
-        #: The service sets both.
-        self.on_compared: OnCompared = lambda _row, _unit: None
-        self.on_guarded: OnGuarded = lambda _row, _caller, _seconds: None
-        #: Requests that run now, with their callers.
-        self.running: dict[ActiveRequest, Principal] = {}
         self.clock = admission.search.clock
         self._answers_ended = GatewayAnswers(admission.metrics)
         self._routes = RouteCounters(admission.metrics)
@@ -190,7 +200,7 @@ class Pipeline:
     ) -> AsyncIterator[Running]:
         """Close the worker's stream and write the row, however the block ends."""
         self._recorder.reserve()
-        self.running[running] = principal
+        self._observers.running[running] = principal
         failure: errors.AimeshError | None = None
         status, is_taken_over = RequestStatus.ERROR, False
         try:
@@ -221,7 +231,7 @@ class Pipeline:
             finally:
                 # No await between here and `add`: the row is queued even if this task is canceled.
                 running.end()
-                del self.running[running]
+                del self._observers.running[running]
                 written = None
                 if not is_taken_over:
                     written = self._record(running, principal, status, failure)
@@ -418,10 +428,10 @@ class Pipeline:
         if row.route is not None or row.spending:
             self._routes.count_end(row, running.first_text_seconds)
         if row.route is not None and row.route.is_compared:
-            self.on_compared(row, running.unit)
+            self._observers.on_compared(row, running.unit)
         if row.guard or running.guard_seconds:
-            self.on_guarded(row, principal, running.guard_seconds)
-        self._publish(
+            self._observers.on_guarded(row, principal, running.guard_seconds)
+        self._observers.publish(
             events.RequestCompleted(
                 at=datetime.now(UTC),
                 request_id=row.id,

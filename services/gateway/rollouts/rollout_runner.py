@@ -44,15 +44,16 @@ class RolloutRunner:
         store: RolloutStore,
         audit_reporting: AuditReporting,
         metrics: Metrics,
+        requests: Mapping[ActiveRequest, Principal],
         *,
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
+        """``requests``: those that run at this gateway, with their callers."""
         self._live = live
         self._store = store
         self._audit_reporting = audit_reporting
         self._metrics = metrics
-        #: Requests that run at this gateway, with their callers.
-        self.requests: Mapping[ActiveRequest, Principal] = {}
+        self._requests = requests
         self._look_seconds = look_seconds
         #: Rollouts that this gateway has stopped, and why, until they are rolled back in PostgreSQL.
         self._stopped: dict[UUID, tuple[str, str]] = {}
@@ -101,7 +102,7 @@ class RolloutRunner:
         await self._report([after for after in changed if not after.is_open])
 
     async def _count_late(self) -> None:
-        late = list(_late_requests(self._live.rollouts, self.requests))
+        late = list(_late_requests(self._live.rollouts, self._requests))
         if not late:
             return
         async with self._store.change() as tables:

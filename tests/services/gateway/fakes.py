@@ -26,8 +26,7 @@ from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder
 from services.gateway.callers import Callers
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.guard.guard_rules import Guardrails
-from services.gateway.http_api.cors import CorsPolicy
-from services.gateway.http_api.http_app import HttpApp, HttpRoute
+from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
 from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
 from services.gateway.http_api.rest_inference import RestInference
@@ -48,8 +47,9 @@ from services.gateway.openai_api.openai_routes import OpenAiRoutes
 from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.relay import Relay
+from services.gateway.requests.active_request import ActiveRequest
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
-from services.gateway.requests.pipeline import Pipeline
+from services.gateway.requests.pipeline import Pipeline, RequestObservers
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.scheduling import policies, routing
@@ -445,6 +445,7 @@ class RunningService:
         self.add_worker(1, self.worker, "smollm2")
         self.metrics = Metrics("gateway")
         self.published: list[events.Event] = []
+        self.running: dict[ActiveRequest, auth.Principal] = {}
         self.counters = FakeCounters()
         self.names = routing.ModelNames({"llama3": "smollm2"}, None)
         per_hour = {Tier.FREE: free, Tier.PRO: 1000}
@@ -481,16 +482,21 @@ class RunningService:
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
     def new_pipeline(
-        self, admission: RequestAdmission | None = None, relay: Relay | None = None, responses: ResponseCache | None = None, **more: Any
+        self,
+        admission: RequestAdmission | None = None,
+        relay: Relay | None = None,
+        responses: ResponseCache | None = None,
+        **observers: Any,
     ) -> Pipeline:
         admission, relay = admission or self.admission, relay or self.relay
-        return Pipeline(admission, relay, self.recorder, self.published.append, most_seconds=30, responses=responses, **more)
+        following = RequestObservers(publish=self.published.append, running=self.running, **observers)
+        return Pipeline(admission, relay, self.recorder, following, most_seconds=30, responses=responses)
 
     def add_worker(self, number: int, worker: FakeWorker, *models: str, load: WorkerLoad | None = None, **more: Any) -> None:
         self.rpc.workers[node_id(number)] = worker
         self.directory.worker(number, *models, load=load, **more)
 
-    def app(self, cors: CorsPolicy | None = None) -> HttpApp:
+    def app(self, **access: Any) -> HttpApp:
         parts = (
             RestAccounts(self.rpc),
             RestInference(self.once),
@@ -508,10 +514,8 @@ class RunningService:
         if not RunningService._reference:
             RunningService._reference = Reference(routes).routes()
         every = (*routes, *rpc_routes, *RunningService._reference)
-        app = HttpApp(every, self.callers, self.metrics, limits_of=self.quotas.limits)
-        app.memory = self.memory
-        app.cors = cors or CorsPolicy()
-        return app
+        allowed = HttpAccess(callers=self.callers, limits_of=self.quotas.limits, **access)
+        return HttpApp(every, allowed, self.metrics, memory=self.memory)
 
     async def _finish(self, reply: Any) -> Any:
         return await self.finish(reply)

@@ -73,8 +73,7 @@ class Moderating:
         self.service.add_worker(21, self.guard, "guard", only_moderates=True)
         self.service.add_worker(22, self.chat, "llama-guard")
         self.reporting = GuardReporting(self.service.metrics, self.acts)  # type: ignore[arg-type]
-        self.service.pipeline = self.pipeline = self.service.new_pipeline()
-        self.pipeline.on_guarded = self.reporting.record_end
+        self.service.pipeline = self.pipeline = self.service.new_pipeline(on_guarded=self.reporting.record_end)
         self.use()
 
     def use(self, routes: dict[str, list[dict[str, Any]]] | None = None, **documents: dict[str, Any]) -> None:

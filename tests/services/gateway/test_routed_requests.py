@@ -131,7 +131,7 @@ def roll_out(routed: Routed, share: float = 100.0) -> list[tuple[RequestRow, byt
     routed.service.names = names
     routed.service.config = replace(routed.service.config, names=names)
     seen: list[tuple[RequestRow, bytes]] = []
-    routed.service.pipeline.on_compared = lambda row, unit: seen.append((row, unit))
+    routed.service.pipeline = routed.service.new_pipeline(on_compared=lambda row, unit: seen.append((row, unit)))
     return seen
 
 

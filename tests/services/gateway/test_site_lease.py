@@ -262,8 +262,7 @@ async def test_running_requests_end_with_a_retryable_error_and_have_their_rows(s
 
 async def test_http_routes_are_refused_except_the_documentation(site: Site) -> None:
     async with fakes.running_service() as service:
-        app = service.app()
-        app.ensure_open = site.gate.ensure_open
+        app = service.app(ensure_open=site.gate.ensure_open)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
             headers = {"authorization": f"Bearer {fakes.KEY}"}
             assert (await http.get("/v1/models", headers=headers)).status_code == 200

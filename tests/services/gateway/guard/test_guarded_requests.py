@@ -49,8 +49,7 @@ class Guarded:
         self.service = service
         self.acts = Acts()
         self.reporting = GuardReporting(service.metrics, self.acts)  # type: ignore[arg-type]
-        self.pipeline = service.new_pipeline(responses=responses)
-        self.pipeline.on_guarded = self.reporting.record_end
+        self.pipeline = service.new_pipeline(responses=responses, on_guarded=self.reporting.record_end)
 
     def use(self, **documents: dict[str, Any]) -> None:
         """Guard by the documents, by level."""

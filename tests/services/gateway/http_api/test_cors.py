@@ -23,7 +23,7 @@ async def running_service() -> AsyncIterator[RunningService]:
 
 
 def browser(running_service: RunningService, *origins: str, page: str = PAGE) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(running_service.app(CorsPolicy(frozenset(origins))))
+    transport = httpx.ASGITransport(running_service.app(cors=CorsPolicy(frozenset(origins))))
     return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers={"origin": page})
 
 

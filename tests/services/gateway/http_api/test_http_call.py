@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from services.gateway.http_api import answer_delivery, http_app, http_call, response_formats
-from services.gateway.http_api.http_app import HttpApp, HttpRoute
+from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, ServerSentEvent
 from services.gateway.http_api.rest_inference import RestFormat
@@ -375,7 +375,7 @@ async def test_a_route_with_a_name_in_braces_passes_the_rest_of_the_path(
         await call.answer(ChatBody(messages=()))
 
     route = HttpRoute(verb="GET", path="/things/{name}", handler=handler, method="x", summary="x")
-    app = HttpApp([route], running_service.callers, running_service.metrics)
+    app = HttpApp([route], HttpAccess(callers=running_service.callers), running_service.metrics)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
         for path, status in (("/things/a", 200), ("/things/a/b", 200), ("/things/", 404), ("/things", 404), ("/thingsa", 404)):
             assert (await http.get(path)).status_code == status

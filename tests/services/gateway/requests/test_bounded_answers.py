@@ -308,7 +308,7 @@ async def test_a_cancellation_while_a_step_is_asked_for_settles_what_was_deliver
     await until(lambda: long.service.store.rows)
     row = long.service.store.only_row
     assert (row.status, row.completion_tokens, row.reservation) == (RequestStatus.CANCELLED, 4096, ReservationState.SETTLED)
-    await until(lambda: not long.service.pipeline.running)
+    await until(lambda: not long.service.running)
     assert await long.left() == 100_000 - row.tokens_used
 
 

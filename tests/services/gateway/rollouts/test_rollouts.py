@@ -62,6 +62,7 @@ class Gateway:
     metrics: Metrics
     reporting: AuditReporting
     acts: list[audit.AuditedAct]
+    running: dict[ActiveRequest, Principal]
 
     async def start(self, candidate: str = "next", **given: Any) -> api.RolloutSummary:
         return await self.rpc.start(api.StartRollout("assistant", candidate, **given), CALL)
@@ -150,16 +151,18 @@ def opened(postgres_url: str) -> Open:
             live = LiveConfiguration(tables, poll_seconds=3600)
             await live.start(settings)
             reporting = AuditReporting(fake)
+            running: dict[ActiveRequest, Principal] = {}
             yield Gateway(
                 live,
                 ConfigRpc(live, tables, settings, fake, audit_reporting=reporting, served=lambda: [ModelName("smollm2")]),
                 RolloutsRpc(live, tables, rollouts, fake, reporting),
-                RolloutRunner(live, rollouts, reporting, metrics),
+                RolloutRunner(live, rollouts, reporting, metrics, running),
                 GatewayStore(database),
                 UsageStore(database),
                 metrics,
                 reporting,
                 acts,
+                running,
             )
 
     return open_gateway
@@ -494,19 +497,17 @@ async def test_a_request_that_waits_too_long_counts_at_once_and_once(gateway: Ga
     await gateway.end("local", 30, first_token_ms=400)
     await gateway.start()
     await gateway.live.reload()
-    running: dict[ActiveRequest, Principal] = {}
-    gateway.runner.requests = running
     hung, answers = waiting("next", 0.7), waiting("next", 0.7)
     answers.first_text_seconds = 0.5
     others = waiting("next", 0.5), waiting("local", 0.7), waiting("next", 0.7, is_compared=False), waiting("next", 0.7, target="local")
-    running |= dict.fromkeys((hung, answers, *others), PERSON)
+    gateway.running |= dict.fromkeys((hung, answers, *others), PERSON)
     for _ in range(2):
         await gateway.look()
         late = (await gateway.get()).conditions[1]
         assert (late.candidate_bad, late.candidate_outcomes, late.baseline_bad, late.baseline_outcomes) == (1, 1, 1, 1)
     assert hung.is_counted_late
     # It ends, and says something about errors only.
-    del running[hung]
+    del gateway.running[hung]
     ended = row("next", failed=True, is_counted_late=True, response_time_ms=9_000, status=RequestStatus.TIMEOUT)
     await gateway.requests.write_requests([ended, row("next", is_counted_late=True, first_token_ms=9_000)])
     await gateway.look()
@@ -521,7 +522,7 @@ async def test_while_postgresql_is_down_a_late_request_is_not_forgotten(gateway:
     await gateway.start()
     await gateway.live.reload()
     hung = waiting("next", 0.7)
-    gateway.runner.requests = {hung: PERSON}
+    gateway.running[hung] = PERSON
 
     async def refuse(*_: object) -> None:
         raise errors.Unavailable("down")
