@@ -33,6 +33,7 @@ from shared.types import FinishReason, RequestId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
 from tests.stopwatch import HANG_SECONDS
+from tests.testnet import until
 
 BEARER = {"authorization": f"Bearer {KEY}"}
 #: Each route with a streamed answer, and a request body for it.
@@ -235,6 +236,106 @@ async def test_a_failure_after_a_heartbeat_is_the_streams_last_event(
     last = reader.text.strip().rpartition("data: ")[2]
     assert "late" in last
     assert "error" in json.loads(last) or json.loads(last)["type"] == "response.failed"
+
+
+# --- disconnects ----------------------------------------------------------------------------------------------------------
+
+
+class Leaving(Reader):
+    """Its client leaves right behind the body."""
+
+    def __init__(self) -> None:
+        super().__init__("/", {})
+        self.asked = 0
+
+    async def receive(self) -> dict[str, Any]:
+        self.asked += 1
+        return self._body.pop() if self._body else {"type": "http.disconnect"}
+
+
+async def _read_call(reader: Reader) -> HttpCall:
+    call = HttpCall(reader.scope, reader.receive, reader.send, new_request_id())
+    await call.read_body()
+    return call
+
+
+async def test_a_call_that_ends_soon_is_not_watched_and_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, timers = Leaving(), list[asyncio.TimerHandle]()
+    call, loop = await _read_call(reader), asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def later(seconds: float, *what: Any, **more: Any) -> asyncio.TimerHandle:
+        timers.append(call_later(seconds, *what, **more))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", later)
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def handle() -> None:
+        await asyncio.sleep(0)
+        tasks.update(asyncio.all_tasks())
+
+    before = asyncio.all_tasks()
+    await http_app.until_disconnect(call, handle())
+    assert (tasks, reader.asked) == (before, 1), "no second task, and only the body was read"
+    (timer,) = timers
+    assert timer.cancelled()
+    assert 0 < timer.when() - loop.time() <= http_app.WATCH_AFTER_SECONDS
+
+
+async def test_a_client_that_left_before_the_watch_began_still_cancels_its_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_app, "WATCH_AFTER_SECONDS", 0.01)
+    call, ended = await _read_call(Leaving()), list[BaseException]()
+
+    async def handle() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            ended.append(error)
+            raise
+
+    task = asyncio.current_task()
+    assert task is not None
+    async with asyncio.timeout(HANG_SECONDS):
+        with pytest.raises(errors.Cancelled, match="the client disconnected"):
+            await http_app.until_disconnect(call, handle())
+    assert (len(ended), call.disconnected) == (1, True)
+    assert task.cancelling() == 0, "what follows the call is not canceled"
+
+
+async def test_the_end_of_a_response_that_the_watch_sees_as_a_disconnect_cancels_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_app, "WATCH_AFTER_SECONDS", 0.0)
+    reader = Leaving()
+    call = await _read_call(reader)
+
+    async def handle() -> None:
+        await call.answer_bytes(b"all", b"text/plain")
+        await until(lambda: call.disconnected)
+        await asyncio.sleep(0)
+
+    await http_app.until_disconnect(call, handle())
+    assert (reader.asked, reader.text) == (2, "all")
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+async def test_a_canceled_call_is_not_taken_for_a_disconnect(monkeypatch: pytest.MonkeyPatch, is_watched: bool) -> None:
+    monkeypatch.setattr(http_app, "WATCH_AFTER_SECONDS", 0.0 if is_watched else HANG_SECONDS)
+    reader = Reader("/", {})
+    call, watching = await _read_call(reader), asyncio.Event()
+
+    async def handle() -> None:
+        watching.set()
+        await asyncio.Event().wait()
+
+    running = asyncio.create_task(http_app.until_disconnect(call, handle()))
+    before = asyncio.all_tasks()
+    await watching.wait()
+    if is_watched:
+        await until(lambda: asyncio.all_tasks() != before)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert asyncio.all_tasks() <= before, "the watch has ended"
 
 
 # --- headers --------------------------------------------------------------------------------------------------------------
