@@ -38,8 +38,24 @@ class RouteUse:
     is_compared: bool = False
 
 
+class RequestTotals(msgspec.Struct, frozen=True):
+    """What a request took, delivered and cost."""
+
+    response_time_ms: int = 0
+    usage: Usage = Usage(0, 0)
+    #: By its reservation's price; 0 for a cached answer, which has saved that cost.
+    cost_micro: MicroCredits = _NOTHING
+    saved_micro: MicroCredits = _NOTHING
+    #: What it has cost upstream, and what an answer of our own machines would have cost where its route compares it.
+    spending: tuple[TargetSpending, ...] = ()
+    avoided_micro: MicroCredits = _NOTHING
+
+
+NO_TOTALS = RequestTotals()
+
+
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The final record of one request; see ``ActiveRequest`` for fields without a comment."""
+    """The final record of one request; see ``RequestTotals`` and ``AdmissionRecord`` for fields without a comment."""
 
     id: RequestId
     user_id: UserId

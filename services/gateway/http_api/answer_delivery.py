@@ -17,6 +17,9 @@ from shared.api.inference import Chunk
 from shared.telemetry.metrics_registry import version
 from shared.types import ModelName
 
+#: Added before the first event, or before a whole answer: it isn't known earlier.
+_CACHE_HIT: Headers = [(b"x-aimesh-cache", b"hit")]
+
 
 async def answer(
     deduplicated: DeduplicatedInference, call: HttpCall, request: InferenceRequest, form: AnswerFormat, *, stream: bool
@@ -97,17 +100,11 @@ async def send_chunks(
             # The format needs to see the earlier chunks, too.
             events = form.events(chunk)
             if number > after:
-                if head.cached:
-                    _add_cache_header(call)
+                if not call.started and head.cached:
+                    call.add_headers(_CACHE_HIT)
                 await call.send_events(events, response_formats.write_event_id(head.request_id, number) if with_ids else None)
-    if head.cached:
-        _add_cache_header(call)
-
-
-def _add_cache_header(call: HttpCall) -> None:
-    """Add it before the first event, or before a whole answer: it isn't known earlier."""
-    if not call.started:
-        call.add_headers([(b"x-aimesh-cache", b"hit")])
+    if not call.started and head.cached:
+        call.add_headers(_CACHE_HIT)
 
 
 def headers(reply: ReplyFacts) -> Headers:
@@ -115,10 +112,10 @@ def headers(reply: ReplyFacts) -> Headers:
     found: Headers = []
     head = reply.head
     # A repeat isn't limited.
-    if not reply.is_repeat and head.allowance is not None:
-        found += response_formats.allowance_headers(head.allowance)
-    if not reply.is_repeat and head.clamped_to is not None:
-        found.append((b"x-budget-clamped", b"%d" % head.clamped_to))
+    if not reply.is_repeat and (allowance := head.allowance) is not None:
+        found += response_formats.allowance_headers(allowance)
+    if not reply.is_repeat and (clamped_to := head.clamped_to) is not None:
+        found.append((b"x-budget-clamped", b"%d" % clamped_to))
     if (route := head.shown_route) is not None:
         found.append((b"x-aimesh-route", f"{route.route}@{route.version}".encode()))
         if route.variant is not None:

@@ -60,7 +60,6 @@ class OpenAiModerations:
         async with self._pipeline.moderate(call.caller, request, seconds=self._pipeline.most_seconds) as running:
             call.add_headers(answer_delivery.headers(running))
             verdicts = await running.read()
-        assert running.model is not None
         await call.answer(ModerationList(f"modr-{running.request_id.hex}", running.model, tuple(map(shown, verdicts))))
 
 

@@ -7,7 +7,7 @@ import msgspec
 from services.gateway.http_api import answer_delivery, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.requests.active_texts import ActiveRanking
+from services.gateway.requests.active_texts import ActiveVectors
 from services.gateway.requests.pipeline import Pipeline
 from shared.api import embedding
 from shared.api.embedding import RankedDocument, Ranking, RankingRequest
@@ -82,7 +82,7 @@ class RerankRoute:
 async def _ignore(_notice: str) -> None: ...
 
 
-async def read_scores(running: ActiveRanking, notify: Callable[[str], Awaitable[object]] = _ignore) -> list[float]:
+async def read_scores(running: ActiveVectors, notify: Callable[[str], Awaitable[object]] = _ignore) -> list[float]:
     """Return the score of each text, in their order. ``notify`` gets what the request waits for."""
     scores: list[float] = []
     async for _, item in running:
@@ -92,7 +92,7 @@ async def read_scores(running: ActiveRanking, notify: Callable[[str], Awaitable[
     return scores
 
 
-def rank(ended: ActiveRanking, scores: list[float], top_n: int | None) -> Ranking:
+def rank(ended: ActiveVectors, scores: list[float], top_n: int | None) -> Ranking:
     """Order the documents of a request that has ended. Equal ones keep their order."""
     result = ended.result
     ordered = sorted(enumerate(scores), key=lambda pair: -pair[1])[:top_n]

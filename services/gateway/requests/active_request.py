@@ -1,160 +1,161 @@
-"""Holds the state of one running request: what was delivered so far, and what its row will contain."""
+"""Holds the state of one running request. Each part has one owner, which alone writes it.
+
+``RequestAdmission`` writes ``AdmissionRecord``, also for a request that it refuses. ``TargetAttempts`` records the targets and workers.
+``ActiveAnswer`` counts in ``DeliveredAnswer``. ``ActiveRequest.end`` fixes the totals for the row.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import Any, Generic, Self, TypeVar
+from uuid import UUID
 
 import msgspec
 
 from services.gateway.billing.ledger import HeldCredits
-from services.gateway.billing.request_record import RouteUse
+from services.gateway.billing.request_record import NO_TOTALS, RequestTotals, RouteUse
+from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guard_counts import GuardCount, GuardPlace
 from services.gateway.guard.guarded_text import GuardMatches
-from services.gateway.limits.limit_rules import LimitUsage, TightestLimit
-from services.gateway.limits.upstream_prices import TargetSpending, UpstreamPrices
-from services.gateway.scheduling.worker_claims import Claim
-from shared import context, errors
+from services.gateway.guard.moderation import Moderation
+from services.gateway.limits.limit_rules import CountedRequest, LimitUsage, TightestLimit
+from services.gateway.requests.target_choice import TargetAttempts, TargetCall, TargetChoice
+from shared import context
 from shared.api.generation import Usage
-from shared.config_documents import ModerationFormat
-from shared.protocol.directory import DirectoryEntry
-from shared.types import MicroCredits, ModelName, RequestId, RequestStatus
+from shared.types import RequestId
+
+Call = TypeVar("Call")
+#: What metrics call a kind of request: its method, the same for all APIs, and its operation, as in OpenTelemetry.
+RequestLabels = tuple[str, str]
+
+_NO_REQUEST = RequestId(UUID(int=0))
+_NOTHING_HELD = HeldCredits(_NO_REQUEST, {}, 0, clamped=False)
+_NOT_COUNTED = LimitUsage(CountedRequest.NOWHERE, _NO_REQUEST, (), TightestLimit())
 
 
-class ServingTarget(msgspec.Struct, frozen=True):
-    """A model that may serve a request."""
+class AdmissionRecord(msgspec.Struct):
+    """What the admission has found, counted and reserved so far."""
 
-    model: ModelName
-    #: None without a route.
-    route: RouteUse | None = None
-    #: These two: see ``RouteTarget``.
-    ceiling_micro: MicroCredits | None = None
-    format: ModerationFormat | None = None
-    #: See ``Route``.
-    cache_seconds: int | None = None
+    #: None until the prompt is valid.
+    prompt_hash: str | None = None
+    #: The messages contain no earlier answer.
+    begins_conversation: bool = False
+    #: The largest size of the prompt that is believed, and an estimate.
+    most_prompt_tokens: int = 0
+    likely_prompt_tokens: int = 0
+    #: Its caller's policy has guardrails.
+    is_guarded: bool = False
+    #: What guardrails found in the prompt, and how long that took; None if they don't check it.
+    prompt_matches: GuardMatches | None = None
+    guard_seconds: float = 0.0
+    limit_usage: LimitUsage = _NOT_COUNTED
+    #: Without prices until credits are reserved, and for what costs nothing.
+    held: HeldCredits = _NOTHING_HELD
 
-    @property
-    def spending_key(self) -> tuple[str, str]:
-        """Return route and target, under which upstream money is counted."""
-        return ("", self.model) if self.route is None else (self.route.route, self.route.target)
 
+class DeliveredAnswer(msgspec.Struct):
+    """What the caller has of the answer so far."""
 
-class ActiveRequest(ABC):
-    """Tracks one request from its arrival in the pipeline to its row. What most requests never set is a class attribute."""
-
-    #: The method name in metrics, the same for all APIs, and the operation name of OpenTelemetry.
-    method: ClassVar[str]
-    operation: ClassVar[str]
-
-    #: This request has its own run.
-    is_repeat = False
-    #: The answer comes from the response cache.
-    cached = False
-    #: The worker has sent the end of the answer.
-    complete = False
-    #: From the start to the first text; None if none was delivered.
+    #: It comes from the response cache; known with the first item.
+    cached: bool = False
+    #: The worker has sent its end.
+    complete: bool = False
+    #: When the first item of any kind arrived.
+    first_item_at: float | None = None
+    #: From the start of the request to the first text; None if none was delivered.
     first_text_seconds: float | None = None
     #: Number of chunks with text.
-    chunks = 0
+    chunks: int = 0
     #: Number of answers that the worker has reported.
-    answer_count = 1
-    #: The messages contain no earlier answer.
-    begins_conversation = False
-    #: The largest size of the prompt that is believed, and an estimate; 0 until it is admitted.
-    most_prompt_tokens = likely_prompt_tokens = 0
-    #: Its caller's policy has guardrails.
-    is_guarded = False
-    #: The number of workers that ran it.
-    attempts = 0
-    #: Who got the prompt last; None if it stayed on the operator's machines.
-    provider: str | None = None
-    #: The next five are set by ``end``: what was delivered, and its cost; 0 for a cached answer, which has saved that cost.
-    usage = Usage(0, 0)
-    cost_micro = saved_micro = MicroCredits(0)
-    #: What it has cost upstream, and what an answer of our own machines would have cost where its route compares it.
-    spending: tuple[TargetSpending, ...] = ()
-    avoided_micro = MicroCredits(0)
+    answers: int = 1
+    #: How long guardrails took.
+    guard_seconds: float = 0.0
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self.request_id = _request_id()
+
+class AdmittedRequest(msgspec.Struct, Generic[Call], frozen=True):
+    """What an admitted request may do."""
+
+    choice: TargetChoice
+    #: One for each target, in the order in which they are tried.
+    calls: tuple[TargetCall[Call], ...]
+    #: How many the request asked for.
+    answers: int = 1
+    #: None if nothing is looked for in the answer.
+    guard: AnswerGuard | None = None
+    #: None if no policy checks the texts.
+    moderation: Moderation | None = None
+
+
+class ActiveRequest:
+    """Tracks one request from its arrival in the pipeline to its row."""
+
+    def __init__(
+        self,
+        labels: RequestLabels,
+        clock: Callable[[], float],
+        *,
+        is_all_or_nothing: bool = False,
+        continues_elsewhere: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``is_all_or_nothing``: the caller gets the whole answer at the end, or an error. ``continues_elsewhere`` is called on
+        cancellation: whether another gateway continues the request and writes its row."""
+        self.method, self.operation = labels
+        self.clock = clock
+        self.is_all_or_nothing = is_all_or_nothing
+        self.continues_elsewhere = continues_elsewhere
+        # Callers never choose the id: it is the row's key, and a reused one would lose a row.
+        self.request_id = (context.current.get() or context.start()).request_id
         self.began_at = datetime.now(UTC)
-        self._began = clock()
-        self._ended: float | None = None
-        self.prompt_hash: str | None = None
-        #: As the caller knows it. Set before the first item is read.
-        self.model: ModelName | None = None
-        #: The served model; with several targets, that of the last one tried.
-        self.served_model: ModelName | None = None
-        #: None without a route.
-        self.route: RouteUse | None = None
-        self._target: ServingTarget | None = None
-        #: What stays at the target that was drawn for it; empty without a route.
-        self.unit = b""
-        self._has_fallen_back = False
-        #: A rollout already knows that it is late.
+        #: By the clock.
+        self.began = clock()
+        self.admission = AdmissionRecord()
+        self.attempts = TargetAttempts()
+        self.delivered = DeliveredAnswer()
+        #: None until the request is admitted.
+        self.answer: ActiveAnswer | None = None
+        self.totals = NO_TOTALS
+        #: A rollout already knows that it is late. Written by ``RolloutRunner``.
         self.is_counted_late = False
-        #: Whether the caller may know which target serves it.
-        self.shows_target = True
-        #: What guardrails found in the prompt; None if they don't check it.
-        self.prompt_matches: GuardMatches | None = None
-        #: How long guardrails took so far.
-        self.guard_seconds = 0.0
-        #: Set when its targets are found.
-        self.upstream = UpstreamPrices()
-        #: Usage counted against the limits; None until the request is admitted.
-        self.limit_usage: LimitUsage | None = None
-        #: The reserved cost; None until it is reserved.
-        self.held: HeldCredits | None = None
-        #: The worker's stream; closing it ends the work there.
-        self.answers: AsyncGenerator[object] | None = None
-        #: Number of items returned to the reader.
-        self._number = 0
-        self._claims: list[tuple[ServingTarget, Claim]] = []
-        #: When the first item of any kind arrived.
-        self._first_item: float | None = None
-        #: Called on cancellation: whether another gateway continues the request and writes its row.
-        self.continues_elsewhere: Callable[[], bool] = lambda: False
-        #: The caller gets the whole answer at the end, or an error.
-        self.is_all_or_nothing = False
-        #: The current worker; None before one is claimed, and for cached answers.
-        self.worker: DirectoryEntry | None = None
 
-    @property
-    def head(self) -> "ActiveRequest":
-        return self
+    def seconds_so_far(self) -> float:
+        return self.clock() - self.began
 
-    def try_target(self, target: ServingTarget) -> None:
-        self._target, self.served_model, self.route = target, target.model, target.route
-
-    @property
-    def shown_route(self) -> RouteUse | None:
-        """Return how the route serves it, as the caller may see it."""
-        return self.route if self.route is None or self.shows_target else replace(self.route, variant=None)
-
-    def leave_target(self, error: errors.AimeshError) -> None:
-        """Record that another target must serve the request."""
-        is_drawn = self.route is not None and self.route.target == self.route.variant
-        # A long queue is no failure.
-        self._has_fallen_back = self._has_fallen_back or (is_drawn and not isinstance(error, errors.Overloaded))
-
-    def variant_failed(self, status: RequestStatus, failure: errors.AimeshError | None) -> bool | None:
-        """Return whether the target that was drawn for it has failed; None if that isn't known, or not the target's doing."""
-        if self._has_fallen_back:
-            return True
-        if self.route is None or self.route.target != self.route.variant or self.cached:
-            return None
-        if status is RequestStatus.SUCCESS:
-            return False
-        is_no_worker = isinstance(failure, errors.NotReachable)
-        is_its_doing = status in {RequestStatus.ERROR, RequestStatus.TIMEOUT} and not isinstance(failure, errors.Overloaded)
-        # A complete answer that can't be checked is no fault of its target.
-        return True if is_its_doing and not self.complete and (self._claims or is_no_worker) else None
+    def end(self) -> None:
+        """Fix what was delivered, and what it costs."""
+        now, answer = self.clock(), self.answer
+        response_time_ms = milliseconds(now - self.began)
+        if answer is None:
+            self.totals = RequestTotals(response_time_ms)
+            return
+        usage, admission, delivered, target, claims = (
+            answer.usage(),
+            self.admission,
+            self.delivered,
+            self.attempts.target,
+            self.attempts.claims,
+        )
+        has_delivered = delivered.complete or usage.completion_tokens > 0
+        cost = saved = avoided = NO_TOTALS.cost_micro
+        price = None if target is None else admission.held.prices.get(target.model)
+        if price is not None and has_delivered:
+            if not delivered.cached:
+                # Waiting in the queue is free. A request that joined another's answer has no worker: count from its first item.
+                joined = 0.0 if claims or delivered.first_item_at is None else now - delivered.first_item_at
+                computed = joined + sum([claim.seconds for _, claim in claims])
+                cost = price.cost(usage.prompt_tokens, usage.completion_tokens, computed)
+            elif delivered.complete:
+                saved = price.cost(usage.prompt_tokens, usage.completion_tokens, 0)
+        upstream = answer.choice.upstream
+        spending = self.attempts.spending(upstream, usage, admission.likely_prompt_tokens, has_delivered=has_delivered)
+        if upstream.compared is not None and claims and claims[-1][1].provider is None and has_delivered:
+            avoided = upstream.compared.cost(usage)
+        self.totals = answer.totals = RequestTotals(response_time_ms, usage, cost, saved, spending, avoided)
 
     @property
     def guard_counts(self) -> tuple[GuardCount, ...]:
-        places = ((GuardPlace.PROMPT, self.prompt_matches), (GuardPlace.ANSWER, self._answer_matches()))
+        answer_matches = None if self.answer is None else self.answer.matches
+        places = ((GuardPlace.PROMPT, self.admission.prompt_matches), (GuardPlace.ANSWER, answer_matches))
         return tuple(
             GuardCount(kind, action, place, number)
             for place, matches in places
@@ -162,85 +163,63 @@ class ActiveRequest(ABC):
             for (kind, action), number in sorted(matches.items())
         )
 
-    def _answer_matches(self) -> GuardMatches | None:
-        return None
 
-    def add_claim(self, claim: Claim) -> None:
-        assert self._target is not None  # tried before
-        self.worker, self.provider = claim.worker, claim.provider
-        self.attempts += 1
-        self._claims.append((self._target, claim))
+#: Opens the worker's stream for an ``ActiveAnswer``. Closing it ends the work there.
+OpenAnswers = Callable[[Any], AsyncGenerator[Any]]
 
-    @property
-    def start_wait_seconds(self) -> float:
-        """Return how long it waited for workers that were starting."""
-        return sum(claim.start_wait_seconds for _, claim in self._claims)
 
-    def _spending(self, *, has_delivered: bool) -> tuple[TargetSpending, ...]:
-        """Return what it has cost upstream: the last attempt by its usage, earlier ones by their prompt if it was read."""
-        found = []
-        for number, (target, claim) in enumerate(self._claims, 1):
-            if claim.provider is None:
-                continue
-            if number == len(self._claims) and has_delivered:
-                # Other servers count the prompt at the end only.
-                prompt = self.usage.prompt_tokens or self.likely_prompt_tokens
-                usage = Usage(prompt, self.usage.completion_tokens, self.usage.cached_tokens)
-            elif claim.was_accepted:
-                usage = Usage(self.likely_prompt_tokens, 0)
-            else:
-                continue
-            if micro := self.upstream.cost(target.model, usage):
-                found.append(TargetSpending(*target.spending_key, micro))
-        return tuple(found)
+class ActiveAnswer(ABC):
+    """The answer of an admitted request, as its caller reads it in the block of a pipeline's method."""
+
+    #: This request has its own run.
+    is_repeat = False
+    #: Set by ``ActiveRequest.end``.
+    totals = NO_TOTALS
+
+    def __init__(self, request: ActiveRequest, admitted: AdmittedRequest[Any], open_answers: OpenAnswers) -> None:
+        self.request_id, self.began_at = request.request_id, request.began_at
+        self.admission, self.attempts, self.delivered = request.admission, request.attempts, request.delivered
+        self._clock, self._began = request.clock, request.began
+        self.choice, self.model = admitted.choice, admitted.choice.model
+        moderation = admitted.moderation
+        # If moderation holds it, the caller gets nothing before the end, and doesn't pay for an answer that can't be checked.
+        self.is_all_or_nothing = request.is_all_or_nothing or (moderation is not None and moderation.holds)
+        #: Number of items returned to the reader.
+        self._number = 0
+        self.answers = open_answers(self)
 
     @property
-    def allowance(self) -> TightestLimit | None:
-        return None if self.limit_usage is None else self.limit_usage.tightest
+    def head(self) -> Self:
+        return self
 
-    @abstractmethod
-    def _usage(self) -> Usage:
-        """Return the tokens delivered so far."""
+    @property
+    def cached(self) -> bool:
+        return self.delivered.cached
+
+    @property
+    def shown_route(self) -> RouteUse | None:
+        route = self.attempts.route
+        return route if route is None or self.choice.shows_target else replace(route, variant=None)
+
+    @property
+    def allowance(self) -> TightestLimit:
+        return self.admission.limit_usage.tightest
 
     @property
     def clamped_to(self) -> int | None:
         """Return the lowered max_tokens, if the credits didn't cover the requested value."""
-        return self.held.max_tokens if self.held is not None and self.held.clamped else None
+        held = self.admission.held
+        return held.max_tokens if held.clamped else None
 
     @property
-    def response_time_ms(self) -> int:
-        """Return the same number for the answer and the row: it is fixed when the request ends."""
-        return milliseconds((self._ended if self._ended is not None else self._clock()) - self._began)
+    def matches(self) -> GuardMatches | None:
+        """Return what guardrails found in it; None if they don't check it."""
+        return None
 
-    def end(self) -> None:
-        """Fix what was delivered, and what it costs."""
-        now = self._ended = self._clock()
-        usage = self.usage = self._usage()
-        has_delivered = self.complete or usage.completion_tokens > 0
-        if self.held is not None and self.served_model is not None and has_delivered:
-            price = self.held.prices[self.served_model]
-            if not self.cached:
-                # Waiting in the queue is free. A request that joined another's answer has no worker: count from its first item.
-                joined = 0.0 if self._claims or self._first_item is None else now - self._first_item
-                computed = joined + sum(claim.seconds for _, claim in self._claims)
-                self.cost_micro = price.cost(usage.prompt_tokens, usage.completion_tokens, computed)
-            elif self.complete:
-                self.saved_micro = price.cost(usage.prompt_tokens, usage.completion_tokens, 0)
-        if any(claim.provider is not None for _, claim in self._claims):
-            self.spending = self._spending(has_delivered=has_delivered)
-        if self.upstream.compared is not None and self._claims and self.provider is None and has_delivered:
-            self.avoided_micro = self.upstream.compared.cost(usage)
-
-    @property
-    def seconds_so_far(self) -> float:
-        return self._clock() - self._began
+    @abstractmethod
+    def usage(self) -> Usage:
+        """Return the tokens delivered so far."""
 
 
 def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-def _request_id() -> RequestId:
-    """Return the id of this call. Callers never choose it: it is the row's key, and a reused one would lose a row."""
-    now = context.current.get()
-    return now.request_id if now is not None else context.start().request_id

@@ -60,7 +60,7 @@ class AnswerBounds:
     @property
     def needs_step(self) -> bool:
         """Return whether it is time to ask for the next step."""
-        return self.can_grow and self._tokens >= (self._held - self._step // _LEAD_SHARE) * self._answers
+        return self._tokens >= (self._held - self._step // _LEAD_SHARE) * self._answers and self.can_grow
 
     @property
     def can_grow(self) -> bool:
@@ -78,7 +78,7 @@ class AnswerBounds:
         """Count the chunk; return False, and count nothing, if it doesn't fit."""
         self._has_ids = self._has_ids or bool(chunk.token_ids)
         tokens = len(chunk.token_ids) if self._has_ids else -(-call_parts.bytes_of(chunk) // BYTES_IN_A_TOKEN)
-        counted = self._pieces + (tokens > 0) if self._is_last and not self._has_ids else self._tokens + tokens
+        counted = self._tokens + tokens if self._has_ids or not self._is_last else self._pieces + (tokens > 0)
         if self._is_open_ended and counted > self._held * self._answers:
             return False
         self._tokens += tokens

@@ -32,13 +32,13 @@ from services.gateway.idempotency.idempotency_keys import KeyUse, OrphanedKeyUse
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.relay import AnswerItem, Relay, TextRequest
 from services.gateway.request_validation import ModerationRequest
-from services.gateway.requests import bounded_answers
+from services.gateway.requests import active_prompt, active_texts, bounded_answers
 from services.gateway.requests.active_prompt import ActivePrompt
-from services.gateway.requests.active_request import ActiveRequest, ServingTarget, milliseconds
-from services.gateway.requests.active_texts import ActiveConversion, ActiveEmbedding, ActiveModeration, ActiveRanking, ActiveTexts
+from services.gateway.requests.active_request import ActiveAnswer, ActiveRequest, AdmittedRequest, OpenAnswers, milliseconds
+from services.gateway.requests.active_texts import ActiveConversion, ActiveModeration, ActiveTexts, ActiveVectors, AskedTexts
 from services.gateway.requests.bounded_answers import AnswerBounds
 from services.gateway.requests.request_admission import RequestAdmission
-from services.gateway.requests.target_choice import TargetCall
+from services.gateway.requests.target_choice import ServingTarget, TargetCall
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
@@ -61,14 +61,17 @@ DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE = 1.0, 0.1
 #: How long a request waits for one check by a moderation model.
 CHECK_SECONDS = 30.0
 
-Running = TypeVar("Running", bound=ActiveRequest)
+Answer = TypeVar("Answer", bound=ActiveAnswer)
 Call = TypeVar("Call")
-Texts = TypeVar("Texts", bound=ActiveTexts[Any, Any])
-Item = TypeVar("Item")
-#: Starts an answer at one target, which takes at most so many seconds.
-Start = Callable[[TargetCall[Call], float], AsyncGenerator[Item]]
-#: Ends with what to send to each target.
-Admitting = Awaitable[Sequence[TargetCall[Call]]]
+Texts = TypeVar("Texts", bound=ActiveTexts)
+PromptAdmitted = AdmittedRequest[inference.ProcessPrompt]
+PromptCall = TargetCall[inference.ProcessPrompt]
+TextCall = TargetCall[TextRequest]
+AnswerItems = AsyncGenerator[AnswerItem]
+#: Makes an answer of an admitted request, given what opens the worker's stream.
+NewAnswer = Callable[[ActiveRequest, AdmittedRequest[Call], OpenAnswers], Answer]
+#: Opens the stream of an answer at one target, which takes at most so many seconds.
+Start = Callable[[AdmittedRequest[Call], TargetCall[Call], float, Answer], AsyncGenerator[Any]]
 #: Called when a request that says something about a rollout ends, with what stays at its target.
 OnCompared = Callable[[RequestRow, bytes], object]
 #: Called when a request ends that guardrails have looked at, with the seconds that they took.
@@ -138,46 +141,59 @@ class Pipeline:
         """Run a prompt. ``key_use``: its seed, model and guardrails make the answer reproducible. ``streamed``: the caller reads token by
         token; under a key, others may. ``continues_elsewhere``: see ``ActiveRequest``. Raises what ``RequestAdmission`` raises, or the
         worker's error. Leaving the block with an exception, cancellation included, ends the generation on the worker."""
-        running = ActivePrompt(self.clock)
-        running.is_all_or_nothing, running.continues_elsewhere = not streamed and key_use is None, continues_elsewhere
-        running.moderate = partial(self._moderate_for, principal, request)
+        is_all_or_nothing = not streamed and key_use is None
+        running = ActiveRequest(
+            active_prompt.LABELS, self.clock, is_all_or_nothing=is_all_or_nothing, continues_elsewhere=continues_elsewhere
+        )
 
-        def start(call: TargetCall[inference.ProcessPrompt], seconds: float) -> AsyncGenerator[AnswerItem]:
-            answers = self._answers(running, call, seconds=seconds, key_use=key_use, cache=cache)
-            is_whole = not streamed or running.is_all_or_nothing
-            if not (is_whole or call.call.open_ended):
-                return answers
-            return self._bounded(answers, running, call, principal, seconds, is_whole=is_whole)
+        def start(admitted: PromptAdmitted, call: PromptCall, seconds: float, answer: ActivePrompt) -> AnswerItems:
+            items = self._answers(running, answer, call, seconds=seconds, key_use=key_use, cache=cache)
+            is_whole, is_open_ended = not streamed or answer.is_all_or_nothing, call.call.open_ended
+            if not (is_whole or is_open_ended):
+                return items
+            held = running.admission.held.max_tokens
+            most = call.call.model_config.max_tokens or held
+            bounds = AnswerBounds(held=held, most=most, answers=admitted.answers, is_open_ended=is_open_ended)
+            extend = partial(self._admission.extend_hold, running.admission, principal, admitted, call.target)
+            left = self._whole_seconds_left(running, seconds) if is_whole else None
+            return bounded_answers.bounded(items, bounds, extend, seconds_left=left, is_free=lambda: running.delivered.cached)
 
-        admit = partial(self._admission.admit_prompt, running, principal, request, seconds, key_use)
-        return self._recorded(running, principal, seconds, admit, start)
+        admit = partial(self._admission.admit_prompt, running, principal, request, seconds, key_use=key_use, moderate=self._moderate_for)
+        return self._recorded(running, principal, seconds, admit, new_answer=ActivePrompt, start=start)
 
-    def embed(self, principal: Principal, request: EmbeddingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveEmbedding]:
+    def embed(self, principal: Principal, request: EmbeddingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveVectors]:
         """Compute embeddings; otherwise like ``run``."""
-        return self._read(ActiveEmbedding(self.clock, request, forbids_external=request.forbid_external), principal, seconds)
+        return self._read(active_texts.AskedEmbedding(request, forbids_external=request.forbid_external), ActiveVectors, principal, seconds)
 
-    def rank(self, principal: Principal, request: RankingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveRanking]:
+    def rank(self, principal: Principal, request: RankingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveVectors]:
         """Rank texts by their relevance to a query; otherwise like ``embed``."""
-        return self._read(ActiveRanking(self.clock, request, forbids_external=request.forbid_external), principal, seconds)
+        return self._read(active_texts.AskedRanking(request, forbids_external=request.forbid_external), ActiveVectors, principal, seconds)
 
     def moderate(
         self, principal: Principal, request: ModerationRequest, *, seconds: float
     ) -> AbstractAsyncContextManager[ActiveModeration]:
         """Say whether texts are harmful; otherwise like ``run``. Call ``read`` in the block."""
-        return self._read(ActiveModeration(self.clock, request, forbids_external=request.forbid_external), principal, seconds)
+        return self._read(
+            active_texts.AskedModeration(request, forbids_external=request.forbid_external), ActiveModeration, principal, seconds
+        )
 
     def convert(
         self, principal: Principal, request: inference.Conversion, *, seconds: float, forbids_external: bool
     ) -> AbstractAsyncContextManager[ActiveConversion]:
         """Convert tokens by a model, for free; otherwise like ``run``. An empty model is the default. Call ``read`` in the block."""
-        return self._read(ActiveConversion(self.clock, request, forbids_external=forbids_external), principal, seconds)
+        return self._read(active_texts.AskedConversion(request, forbids_external=forbids_external), ActiveConversion, principal, seconds)
 
-    def _read(self, running: Texts, principal: Principal, seconds: float) -> AbstractAsyncContextManager[Texts]:
-        def start(call: TargetCall[TextRequest], seconds: float) -> AsyncGenerator[object]:
+    def _read(
+        self, asked: AskedTexts[Any, Any], new_answer: NewAnswer[Any, Texts], principal: Principal, seconds: float
+    ) -> AbstractAsyncContextManager[Texts]:
+        running = ActiveRequest(asked.labels, self.clock)
+
+        def start(_admitted: object, call: TextCall, seconds: float, _answer: object) -> AsyncGenerator[object]:
             on_claim = partial(self._record_claim, running, call.target, is_paced=False)
             return self._relay.read(call.call, call.requirements, seconds=seconds, on_claim=on_claim)
 
-        return self._recorded(running, principal, seconds, partial(self._admission.admit_texts, running, principal, seconds), start)
+        admit = partial(self._admission.admit_texts, running, asked, principal, seconds)
+        return self._recorded(running, principal, seconds, admit, new_answer=new_answer, start=start)
 
     async def _moderate_for(
         self, principal: Principal, checked: InferenceRequest, route: ModelName, texts: Sequence[str]
@@ -196,38 +212,47 @@ class Pipeline:
 
     @asynccontextmanager
     async def _recorded(
-        self, running: Running, principal: Principal, seconds: float, admit: Callable[[], Admitting[Call]], start: Start[Call, Any]
-    ) -> AsyncIterator[Running]:
+        self,
+        running: ActiveRequest,
+        principal: Principal,
+        seconds: float,
+        admit: Callable[[], Awaitable[AdmittedRequest[Call]]],
+        *,
+        new_answer: NewAnswer[Call, Answer],
+        start: Start[Call, Answer],
+    ) -> AsyncIterator[Answer]:
         """Close the worker's stream and write the row, however the block ends."""
         self._recorder.reserve()
         self._observers.running[running] = principal
+        answer: Answer | None = None
         failure: errors.AimeshError | None = None
         status, is_taken_over = RequestStatus.ERROR, False
         try:
             # Inside, so that a request that ends with its site gets its row, too.
             with tracing.span("inference", {REQUEST_ID: str(running.request_id)}):
                 async with self._admission.while_open():
-                    calls = await admit()
+                    admitted = await admit()
+                    first, *others = admitted.calls
                     # Now, because the headers of the answer name the route.
-                    running.try_target(calls[0].target)
-                    is_only = len(calls) == 1
-                    running.answers = start(calls[0], seconds) if is_only else self._first_to_answer(running, calls, start, seconds)
-                    yield running
-            status = RequestStatus.SUCCESS if running.complete else RequestStatus.CANCELLED
+                    running.attempts.try_target(first.target)
+                    one, several = partial(start, admitted, first, seconds), partial(self._first_to_answer, admitted, start, seconds)
+                    running.answer = answer = new_answer(running, admitted, several if others else one)
+                    yield answer
+            status = RequestStatus.SUCCESS if running.delivered.complete else RequestStatus.CANCELLED
         except errors.AimeshError as error:
             failure = error
             status = request_record.status_of(error)
             raise
         except asyncio.CancelledError:
             # A deadline reaches a handler as a cancellation, too.
-            is_late = running.seconds_so_far - running.start_wait_seconds >= seconds - _CLOCK_SLACK_SECONDS
+            is_late = running.seconds_so_far() - running.attempts.start_wait_seconds >= seconds - _CLOCK_SLACK_SECONDS
             status = RequestStatus.TIMEOUT if is_late else RequestStatus.CANCELLED
             is_taken_over = status is RequestStatus.CANCELLED and running.continues_elsewhere()
             raise
         finally:
             try:
-                if running.answers is not None:
-                    await running.answers.aclose()
+                if answer is not None:
+                    await answer.answers.aclose()
             finally:
                 # No await between here and `add`: the row is queued even if this task is canceled.
                 running.end()
@@ -239,22 +264,22 @@ class Pipeline:
                     # The gateway that continues the request, or settles its overdue reservation, writes the row.
                     self._recorder.release()
                     self._ledger.forget(running.request_id)
-            if running.limit_usage is not None:
-                await self._quotas.settle(running.limit_usage, tokens=0 if running.cached else running.usage.total_tokens)
+            tokens = 0 if running.delivered.cached else running.totals.usage.total_tokens
+            await self._quotas.settle(running.admission.limit_usage, tokens=tokens)
             if written is not None and (status is RequestStatus.SUCCESS or failure is not None):
                 with tracing.span("ledger.settle"):
                     await self._recorder.wait_until_saved(written)
 
     async def _first_to_answer(
-        self, running: Running, calls: Sequence[TargetCall[Call]], start: Start[Call, Item], seconds: float
-    ) -> AsyncGenerator[Item]:
+        self, admitted: AdmittedRequest[Call], start: Start[Call, Answer], seconds: float, answer: Answer
+    ) -> AsyncGenerator[Any]:
         """Answer from the first target that delivers something."""
-        ends_at = self.clock() + seconds
-        for call in calls:
-            running.try_target(call.target)
+        ends_at, attempts = self.clock() + seconds, answer.attempts
+        for call in admitted.calls:
+            attempts.try_target(call.target)
             has_begun = False
             try:
-                async with aclosing(start(call, ends_at - self.clock())) as items:
+                async with aclosing(start(admitted, call, ends_at - self.clock(), answer)) as items:
                     async for item in items:
                         has_begun = has_begun or _is_delivery(item)
                         yield item
@@ -265,14 +290,13 @@ class Pipeline:
                     raise
                 _log.warning("target failed before its first token", model=call.target.model, code=errors.code_of(error))
                 self._routes.count_fallback(*call.target.spending_key, error)
-                running.leave_target(error)
+                attempts.leave_target(error)
             else:
                 return
 
     def _record_claim(self, running: ActiveRequest, target: ServingTarget, claim: Claim, delivered_tokens: int, *, is_paced: bool) -> None:
-        running.add_claim(claim)
-        if running.held is not None:
-            price = running.held.prices[target.model]
+        running.attempts.add_claim(target, claim)
+        if (price := running.admission.held.prices.get(target.model)) is not None:
             delivered = delivered_tokens if is_paced else 0
             self._ledger.record_claim(
                 WorkerClaim(running.request_id, claim.worker.node, delivered, target.model, price.id, target.route, claim.provider)
@@ -280,15 +304,16 @@ class Pipeline:
 
     def _answers(
         self,
-        running: ActivePrompt,
-        target_call: TargetCall[inference.ProcessPrompt],
+        running: ActiveRequest,
+        answer: ActivePrompt,
+        target_call: PromptCall,
         *,
         seconds: float,
         key_use: KeyUse | None,
         cache: cache_keys.CacheRequest,
-    ) -> AsyncGenerator[AnswerItem]:
+    ) -> AnswerItems:
         admitted, requirements = target_call.call, target_call.requirements
-        config, streamed = admitted.model_config, not running.is_all_or_nothing
+        config, streamed = admitted.model_config, not answer.is_all_or_nothing
         responses: ResponseCache | None = None
         use = NO_USE
         if config.is_deterministic or target_call.target.cache_seconds is not None:
@@ -310,36 +335,14 @@ class Pipeline:
         question = cache_keys.CacheQuestion(
             requirements.tenant, admitted.prompt, config, digest, requirements.placement.external, target_call.target.cache_seconds
         )
-        return responses.answer(question, generate, use=use, seconds=seconds, set_origin=running.set_origin)
+        return responses.answer(question, generate, use=use, seconds=seconds, set_origin=answer.set_origin)
 
-    def _bounded(
-        self,
-        answers: AsyncGenerator[AnswerItem],
-        running: ActivePrompt,
-        call: TargetCall[inference.ProcessPrompt],
-        principal: Principal,
-        seconds: float,
-        *,
-        is_whole: bool,
-    ) -> AsyncGenerator[AnswerItem]:
-        """Bound an answer that is not streamed by its time, and one without ``max_tokens`` by what is reserved."""
-        held, most, is_open_ended = running.held, call.call.model_config.max_tokens, call.call.open_ended
-        assert held is not None  # admitted before
-        assert most is not None  # admission sets it
-        margin = min(DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE * seconds)
+    def _whole_seconds_left(self, running: ActiveRequest, seconds: float) -> Callable[[], float]:
+        """Return what tells how long an answer that is not streamed may still take."""
+        margin, attempts = min(DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE * seconds), running.attempts
         # A start of a worker doesn't count.
-        ends_at = self.clock() + seconds - margin - running.start_wait_seconds
-
-        def seconds_left() -> float:
-            return ends_at + running.start_wait_seconds - self.clock()
-
-        return bounded_answers.bounded(
-            answers,
-            AnswerBounds(held=held.max_tokens, most=most, answers=running.wanted_answers, is_open_ended=is_open_ended),
-            partial(self._admission.extend_hold, running, principal, call.target),
-            seconds_left=seconds_left if is_whole else None,
-            is_free=lambda: running.cached,
-        )
+        ends_at = self.clock() + seconds - margin - attempts.start_wait_seconds
+        return lambda: ends_at + attempts.start_wait_seconds - self.clock()
 
     def _plan_cache(
         self, cache: cache_keys.CacheRequest, config: inference.ModelConfig, target: ServingTarget, key_use: KeyUse | None
@@ -361,40 +364,34 @@ class Pipeline:
     def _record(
         self, running: ActiveRequest, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None
     ) -> PendingRow:
-        usage = running.usage
+        answer, delivered, record, attempts = running.answer, running.delivered, running.admission, running.attempts
+        target, claim = attempts.target, attempts.claims[-1][1] if attempts.claims else None
+        route, first_text = attempts.route, delivered.first_text_seconds
+        totals, usage = running.totals, running.totals.usage
         # The caller of an unstreamed answer gets nothing if it fails or is too large for the caller's API, so it costs nothing.
         is_lost = status in {RequestStatus.ERROR, RequestStatus.TIMEOUT} or isinstance(failure, errors.TooLarge)
-        is_free = running.is_all_or_nothing and is_lost
+        is_free = is_lost and answer is not None and answer.is_all_or_nothing
+        variant_failed: bool | None = None
+        # A conversion says nothing about the answers of a target.
+        if route is not None and not isinstance(answer, ActiveConversion):
+            variant_failed = attempts.find_fault(status, failure, complete=delivered.complete, cached=delivered.cached)
         row = RequestRow(
-            id=running.request_id,
-            user_id=principal.user_id,
-            team_id=principal.team_id,
-            api_key_id=principal.key_id,
-            prompt_hash=running.prompt_hash,
-            model_used=running.served_model,
-            response_time_ms=min(running.response_time_ms, _MAX_ROW_NUMBER),
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            status=status,
+            id=running.request_id, user_id=principal.user_id, team_id=principal.team_id, api_key_id=principal.key_id,
+            prompt_hash=record.prompt_hash, model_used=None if target is None else target.model,
+            response_time_ms=min(totals.response_time_ms, _MAX_ROW_NUMBER), prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens, status=status,
             error_code=None if status is RequestStatus.SUCCESS else request_record.error_code_of(status, failure),
-            created_at=running.began_at,
-            cost_micro=MicroCredits(0) if is_free else running.cost_micro,
-            cached=running.cached,
+            created_at=running.began_at, cost_micro=MicroCredits(0) if is_free else totals.cost_micro, cached=delivered.cached,
             reservation=ReservationState.RELEASED if is_free else request_record.reservation_of(status, usage),
-            worker_owner=None if running.worker is None else running.worker.announcement.owner or None,
-            worker_labels=() if running.worker is None else tuple(sorted(running.worker.announcement.labels.items())),
-            begins_conversation=running.begins_conversation,
-            saved_micro=running.saved_micro,
-            route=running.route,
-            provider=running.provider,
-            attempts=running.attempts,
-            spending=running.spending,
-            avoided_micro=running.avoided_micro,
-            first_token_ms=None if running.first_text_seconds is None else min(milliseconds(running.first_text_seconds), _MAX_ROW_NUMBER),
-            variant_failed=None if running.route is None else running.variant_failed(status, failure),
-            is_counted_late=running.is_counted_late,
-            guard=running.guard_counts if running.is_guarded else (),
-        )
+            worker_owner=None if claim is None else claim.worker.announcement.owner or None,
+            worker_labels=() if claim is None else tuple(sorted(claim.worker.announcement.labels.items())),
+            begins_conversation=record.begins_conversation, saved_micro=totals.saved_micro, route=route,
+            provider=None if claim is None else claim.provider, attempts=len(attempts.claims), spending=totals.spending,
+            avoided_micro=totals.avoided_micro,
+            first_token_ms=None if first_text is None else min(milliseconds(first_text), _MAX_ROW_NUMBER),
+            variant_failed=variant_failed, is_counted_late=running.is_counted_late,
+            guard=running.guard_counts if record.is_guarded else (),
+        )  # fmt: skip
         written = self._recorder.add(row)
         self._ledger.forget(row.id)
         # Operators search the log by request id; the caller's identity is only in the row.
@@ -406,42 +403,32 @@ class Pipeline:
         return written
 
     def _count(self, row: RequestRow, running: ActiveRequest, principal: Principal) -> None:
-        answer = MeasuredAnswer(
-            operation=running.operation,
-            method=running.method,
-            model=row.model_used,
-            seconds=row.response_time_ms / 1000,
-            first_text_seconds=running.first_text_seconds,
-            input_tokens=row.prompt_tokens,
-            output_tokens=row.completion_tokens,
-            reasoning_tokens=running.usage.reasoning_tokens,
-            at_once=running.answer_count,
-            chunks=running.chunks,
-            error=row.error_code or "",
-        )
-        self._answers_ended.ended(answer, asked=running.held is not None and not row.cached)
+        delivered, answer = running.delivered, running.answer
+        first_text = delivered.first_text_seconds
+        measured = MeasuredAnswer(
+            operation=running.operation, method=running.method, model=row.model_used,
+            seconds=row.response_time_ms / 1000, first_text_seconds=first_text, input_tokens=row.prompt_tokens,
+            output_tokens=row.completion_tokens, reasoning_tokens=running.totals.usage.reasoning_tokens, at_once=delivered.answers,
+            chunks=delivered.chunks, error=row.error_code or "",
+        )  # fmt: skip
+        self._answers_ended.ended(measured, asked=bool(running.admission.held.prices) and not row.cached)
         metrics = self._admission.metrics
         if row.cost_micro and row.model_used is not None:
             metrics.cost.labels(self._answers_ended.label_of(row.model_used)).inc(row.cost_micro)
-        if row.error_code is not None and running.first_text_seconds is not None and not running.complete:
+        if row.error_code is not None and first_text is not None and not delivered.complete:
             metrics.streams_aborted.labels(reason=route_metrics.label_of(row.error_code)).inc()
         if row.route is not None or row.spending:
-            self._routes.count_end(row, running.first_text_seconds)
-        if row.route is not None and row.route.is_compared:
-            self._observers.on_compared(row, running.unit)
-        if row.guard or running.guard_seconds:
-            self._observers.on_guarded(row, principal, running.guard_seconds)
-        self._observers.publish(
-            events.RequestCompleted(
-                at=datetime.now(UTC),
-                request_id=row.id,
-                user_id=row.user_id,
-                model=row.model_used,
-                status=row.status,
-                tokens=row.tokens_used,
-                duration_ms=row.response_time_ms,
-            )
-        )
+            self._routes.count_end(row, first_text)
+        if row.route is not None and row.route.is_compared and answer is not None:
+            self._observers.on_compared(row, answer.choice.unit)
+        guard_seconds = running.admission.guard_seconds + delivered.guard_seconds
+        if row.guard or guard_seconds:
+            self._observers.on_guarded(row, principal, guard_seconds)
+        ended = events.RequestCompleted(
+            at=datetime.now(UTC), request_id=row.id, user_id=row.user_id, model=row.model_used, status=row.status, tokens=row.tokens_used,
+            duration_ms=row.response_time_ms,
+        )  # fmt: skip
+        self._observers.publish(ended)
 
 
 def _is_delivery(item: object) -> bool:

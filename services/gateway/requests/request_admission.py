@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -22,14 +23,12 @@ from services.gateway.idempotency.idempotency_keys import KeyUse, OrphanedKeyUse
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import LimitReached, RequestLimit
 from services.gateway.limits.quotas import Quotas
-from services.gateway.limits.upstream_prices import TargetHold
 from services.gateway.relay import TextRequest
 from services.gateway.request_validation import MAX_ANSWER_TOKENS, AdmittedPrompt, BadField
-from services.gateway.requests.active_prompt import ActivePrompt
-from services.gateway.requests.active_request import ActiveRequest, ServingTarget
-from services.gateway.requests.active_texts import ActiveConversion, ActiveModeration, ActiveTexts
+from services.gateway.requests.active_request import ActiveRequest, AdmissionRecord, AdmittedRequest
+from services.gateway.requests.active_texts import AskedConversion, AskedModeration, AskedTexts
 from services.gateway.requests.bounded_answers import STEP_TOKENS
-from services.gateway.requests.target_choice import TargetCall, TargetChoice, TargetSearch
+from services.gateway.requests.target_choice import ServingTarget, TargetChoice, TargetSearch
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.route_choice import RequestFacts
 from services.gateway.scheduling.routing import WorkerRequirements
@@ -38,16 +37,20 @@ from shared.api import generation, inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import Sampling, Usage
+from shared.api.inference import ModerationVerdict
 from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import Metrics, logs, tracing
 from shared.types import ModelName, Role
 
 _SAMPLED = Sampling.__struct_fields__
 _sampling_of = attrgetter(*_SAMPLED)
+_role_of = attrgetter("role")
 
 _log = logs.get(part="admission")
 
 Call = TypeVar("Call", bound=TextRequest)
+#: Moderates texts of a request as its policy wants it.
+ModerateFor = Callable[[Principal, InferenceRequest, ModelName, Sequence[str]], Awaitable[Sequence[ModerationVerdict]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,61 +67,61 @@ class RequestAdmission:
 
     async def admit_prompt(
         self,
-        running: ActivePrompt,
+        running: ActiveRequest,
         principal: Principal,
         request: InferenceRequest,
         seconds: float,
-        key_use: KeyUse | None = None,
-    ) -> tuple[TargetCall[inference.ProcessPrompt], ...]:
+        *,
+        key_use: KeyUse | None,
+        moderate: ModerateFor,
+    ) -> AdmittedRequest[inference.ProcessPrompt]:
         """Return a call for each target; for a request that another gateway began, only for the model that began it, if it is one of them.
         A call has a seed only if the caller set one. Raises what ``_reserve``, ``TargetSearch``, ``request_validation`` and ``continuing``
         raise."""
-        search, secret = self.search, self.search.prompt_hash_secret
-        caller = search.read_context(running, principal, forbids_external=request.forbid_external)
+        search, secret, record = self.search, self.search.prompt_hash_secret, running.admission
+        caller = search.read_context(principal, forbids_external=request.forbid_external)
         guard = caller.policy.guard
         if key_use is not None and key_use.config_revision not in {None, caller.config.revision}:
             # A request keeps its guardrails at every gateway: others would move what the caller has already read.
             guard = await self.read_guardrails(key_use.config_revision, principal)
         admitted = request_validation.admit(request)
+        answer_guard = moderation = None
         if guard is not NO_GUARD:
-            admitted = await self._guard_prompt(running, admitted, guard, request.top_logprobs)
+            record.is_guarded = True
+            answer_guard = _answer_guard(guard, request.top_logprobs)
+            if guard.moderation:
+                moderation = Moderation(guard.moderation, partial(moderate, principal, request))
+            if guard.prompt or moderation is not None:
+                admitted = await _guard_prompt(record, admitted, guard, moderation)
         answers = request.n or 1
-        running.record_admission(admitted, answers, request_validation.fingerprint(admitted.messages, secret))
+        record.most_prompt_tokens, record.likely_prompt_tokens = admitted.most_prompt_tokens, admitted.likely_prompt_tokens
+        record.prompt_hash = request_validation.fingerprint(admitted.messages, secret)
+        record.begins_conversation = "assistant" not in map(_role_of, admitted.messages)
         facts = RequestFacts(
-            prompt_tokens=admitted.likely_prompt_tokens,
-            wants_answer=True,
-            has_tools=bool(request.tools),
-            has_format=request.format is not None,
-            has_images=any(message.images for message in admitted.messages),
-            tier=principal.tier,
-            key_name=principal.key_name,
-            organization=principal.tenant_id,
-            now=datetime.now(UTC),
-        )
+            prompt_tokens=admitted.likely_prompt_tokens, wants_answer=True, has_tools=bool(request.tools),
+            has_format=request.format is not None, has_images=any(message.images for message in admitted.messages),
+            tier=principal.tier, key_name=principal.key_name, organization=principal.tenant_id, now=datetime.now(UTC),
+        )  # fmt: skip
         conversation = request.conversation_id or admitted.messages
-        choice = await search.find(running, caller, request.model, facts, conversation)
+        choice = await search.find(running.attempts, caller, request.model, facts, conversation, request_id=running.request_id)
         if isinstance(key_use, OrphanedKeyUse):
             choice = choice.continuing(key_use)
         models = choice.models
-        limits, workers = self._limits(running, principal, models[0]), search.directory.usable(Role.WORKER)
+        limits, workers = self._limits(principal, choice), search.directory.usable(Role.WORKER)
         most = _most_max_tokens(models, workers)
         is_open_ended = request.max_tokens is None and _know_open_ends(models, workers)
         if request.max_tokens is None:
-            max_tokens = _first_step(limit_rules.most_tokens(limits), routing.contexts(models[0], workers), running, answers)
+            contexts = routing.contexts(models[0], workers)
+            max_tokens = _first_step(limit_rules.most_tokens(limits), contexts, record.likely_prompt_tokens, answers)
         else:
             max_tokens = min(request.max_tokens, most)
         salt = request_validation.prompt_salt(principal.tenant_id, secret)
         requirements = WorkerRequirements(
-            model=models[0],
-            tenant=principal.tenant_id,
-            limited_as=principal.limited_as,
-            prompt_tokens=admitted.likely_prompt_tokens,
-            max_tokens=max_tokens * answers,
-            prefix_hashes=generation.hash_prefixes(admitted.messages, salt, request.tools),
-            placement=caller.policy.placement,
-            has_images=facts.has_images,
-        )
-        bounds = _bounds(running, choice, seconds, max_tokens, answers)
+            model=models[0], tenant=principal.tenant_id, limited_as=principal.limited_as, prompt_tokens=admitted.likely_prompt_tokens,
+            max_tokens=max_tokens * answers, prefix_hashes=generation.hash_prefixes(admitted.messages, salt, request.tools),
+            placement=caller.policy.placement, has_images=facts.has_images,
+        )  # fmt: skip
+        bounds = _bounds(record, choice, seconds, max_tokens, answers)
         held = await self._reserve(running, principal, limits, choice.requirements(requirements), bounds)
         choice = choice.affordable(held)
         is_open_ended = is_open_ended and not held.clamped
@@ -130,103 +133,78 @@ class RequestAdmission:
             config = inference.ModelConfig(**sampling, model=target.model)
             return inference.ProcessPrompt(admitted.messages, config, running.request_id, salt, call_parts=True, open_ended=is_open_ended)
 
-        return choice.calls(requirements, call)
+        return AdmittedRequest(choice, choice.calls(requirements, call), answers, answer_guard, moderation)
 
-    def extend_hold(self, running: ActivePrompt, principal: Principal, target: ServingTarget, max_tokens: int) -> asyncio.Task[int]:
+    def extend_hold(
+        self, record: AdmissionRecord, principal: Principal, admitted: AdmittedRequest[Any], target: ServingTarget, max_tokens: int
+    ) -> asyncio.Task[int]:
         """Count and reserve so many tokens for each answer, or as many as the credits cover. The task returns how many are reserved, and
         never raises."""
 
         async def extended() -> int:
             # Raised in this group, a failure would end the gateway.
-            (failure,) = await asyncio.gather(self._extend_hold(running, principal, target, max_tokens), return_exceptions=True)
+            extending = self._extend_hold(record, principal, admitted, target, max_tokens)
+            (failure,) = await asyncio.gather(extending, return_exceptions=True)
             if failure is not None and not isinstance(failure, errors.Unavailable):
                 _log.error("a reservation could not be extended", exc_info=failure)
-            assert running.held is not None  # admitted before
-            return running.held.max_tokens
+            return record.held.max_tokens
 
         return self.tasks.create_task(extended())
 
-    async def _extend_hold(self, running: ActivePrompt, principal: Principal, target: ServingTarget, max_tokens: int) -> None:
-        answers, usage = running.wanted_answers, Usage(running.most_prompt_tokens, max_tokens * running.wanted_answers)
-        ceiling, hold = target.ceiling_micro, None
-        if ceiling is not None:
-            hold = TargetHold(*target.spending_key, target.model, running.upstream.cost(target.model, usage), ceiling)
-        assert running.held is not None  # admitted before
-        assert running.limit_usage is not None
+    async def _extend_hold(
+        self, record: AdmissionRecord, principal: Principal, admitted: AdmittedRequest[Any], target: ServingTarget, max_tokens: int
+    ) -> None:
+        answers, usage = admitted.answers, Usage(record.most_prompt_tokens, max_tokens * admitted.answers)
+        hold = admitted.choice.find_hold(target, usage)
         with tracing.span("ledger.extend"):
-            if await self.quotas.extend(running.limit_usage, tokens=running.likely_prompt_tokens + usage.completion_tokens):
-                running.held = await self.search.ledger.extend(
-                    principal, running.held, target.model, max_tokens=max_tokens, answers=answers, target=hold
+            if await self.quotas.extend(record.limit_usage, tokens=record.likely_prompt_tokens + usage.completion_tokens):
+                record.held = await self.search.ledger.extend(
+                    principal, record.held, target.model, max_tokens=max_tokens, answers=answers, target=hold
                 )
 
-    async def admit_texts(self, running: ActiveTexts[Any, Call], principal: Principal, seconds: float) -> tuple[TargetCall[Call], ...]:
+    async def admit_texts(
+        self, running: ActiveRequest, asked: AskedTexts[Any, Call], principal: Principal, seconds: float
+    ) -> AdmittedRequest[Call]:
         """Admit texts; otherwise like ``admit_prompt``."""
-        search, wanted = self.search, running.request.model or None
-        caller = search.read_context(running, principal, forbids_external=running.forbids_external)
-        admitted = running.validate()
-        running.inputs = admitted.inputs
-        running.most_prompt_tokens, running.likely_prompt_tokens = admitted.most_prompt_tokens, admitted.likely_prompt_tokens
-        is_check = isinstance(running, ActiveModeration) and running.request.by_policy
+        search, record, wanted = self.search, running.admission, asked.request.model or None
+        caller = search.read_context(principal, forbids_external=asked.forbids_external)
+        admitted = asked.validate()
+        asked.inputs = admitted.inputs
+        record.most_prompt_tokens, record.likely_prompt_tokens = admitted.most_prompt_tokens, admitted.likely_prompt_tokens
+        moderates = isinstance(asked, AskedModeration)
+        is_check = isinstance(asked, AskedModeration) and asked.request.by_policy
         if is_check:
             # What the caller may name doesn't matter. Who may see the text does.
             policy = replace(caller.policy, guard=NO_GUARD, models=())
             caller = msgspec.structs.replace(caller, principal=msgspec.structs.replace(principal, models=()), policy=policy)
         if scan := caller.policy.guard.prompt:
-            running.is_guarded, running.prompt_matches = True, GuardMatches()
-            await running.guard(scan, running.prompt_matches)
-        if running.inputs:
-            running.prompt_hash = request_validation.fingerprint(running.inputs, search.prompt_hash_secret)
-        if wanted is None and isinstance(running, ActiveModeration):
+            record.is_guarded = True
+            matches = record.prompt_matches = GuardMatches()
+            await asked.guard(scan, matches)
+        if asked.inputs:
+            record.prompt_hash = request_validation.fingerprint(asked.inputs, search.prompt_hash_secret)
+        if wanted is None and moderates:
             wanted = routing.find_moderation(caller.names, caller.policy.allows_name)
         principal = caller.principal
         now = datetime.now(UTC)
         facts = RequestFacts(tier=principal.tier, key_name=principal.key_name, organization=principal.tenant_id, now=now)
-        choice = await search.find(running, caller, wanted, facts, str(running.request_id))
+        request_id = running.request_id
+        choice = await search.find(running.attempts, caller, wanted, facts, str(request_id), request_id=request_id, moderates=moderates)
         requirements = WorkerRequirements(
-            model=choice.models[0],
-            tenant=principal.tenant_id,
-            limited_as=principal.limited_as,
-            prompt_tokens=running.likely_prompt_tokens,
-            max_tokens=0,
-            placement=caller.policy.placement,
-            takes_slot=not isinstance(running, ActiveConversion),
-        )
-        limits, bounds = () if is_check else self._limits(running, principal, choice.models[0]), _bounds(running, choice, seconds)
+            model=choice.models[0], tenant=principal.tenant_id, limited_as=principal.limited_as,
+            prompt_tokens=record.likely_prompt_tokens, max_tokens=0, placement=caller.policy.placement,
+            takes_slot=not isinstance(asked, AskedConversion),
+        )  # fmt: skip
+        limits, bounds = () if is_check else self._limits(principal, choice), _bounds(record, choice, seconds)
         if not requirements.takes_slot:
             await self._count(running, principal, limits, requirements, bounds)
         else:
             choice = choice.affordable(await self._reserve(running, principal, limits, choice.requirements(requirements), bounds))
-        return choice.calls(requirements, running.call)
+        return AdmittedRequest(choice, choice.calls(requirements, partial(asked.call, request=running)))
 
-    async def _guard_prompt(
-        self, running: ActivePrompt, admitted: AdmittedPrompt, guard: Guardrails, top_logprobs: int | None
-    ) -> AdmittedPrompt:
-        """Return the prompt as workers may see it. Raises ContentFiltered, BadRequest for log probabilities of masked answers,
-        and what ``Moderation.check_prompt`` raises."""
-        running.is_guarded = True
-        if guard.answer:
-            if guard.answer.changes_text and top_logprobs is not None:
-                raise BadField("logprobs", "can't be returned: your policy masks or refuses parts of answers")
-            running.guard = AnswerGuard(guard.answer)
-        if not (guard.prompt or guard.moderation):
-            return admitted
-        matches = running.prompt_matches = GuardMatches()
-        if guard.prompt:
-            began = time.perf_counter()
-            messages = await prompt_guard.guard_messages(admitted.messages, guard.prompt, matches)
-            running.guard_seconds = time.perf_counter() - began
-            admitted = msgspec.structs.replace(admitted, messages=messages)
-        if guard.moderation and running.moderate is not None:
-            running.moderation = Moderation(guard.moderation, running.moderate)
-            # The caller gets nothing before the end, and doesn't pay for an answer that can't be checked.
-            running.is_all_or_nothing = running.is_all_or_nothing or running.moderation.holds
-            await running.moderation.check_prompt(admitted.messages, matches)
-        return admitted
-
-    def _limits(self, running: ActiveRequest, principal: Principal, first: ModelName) -> Sequence[RequestLimit]:
+    def _limits(self, principal: Principal, choice: TargetChoice) -> Sequence[RequestLimit]:
         """Return the limits of the caller, of the model that it named, and of the model that is tried first."""
-        assert running.model is not None  # found before
-        return self.quotas.limits(principal, *dict.fromkeys((first, running.model)))
+        return self.quotas.limits(principal, *dict.fromkeys((choice.targets[0].model, choice.model)))
 
     async def _reserve(
         self,
@@ -242,11 +220,11 @@ class RequestAdmission:
         await self._count(running, principal, limits, requirements[0], bounds)
         try:
             with tracing.span("ledger.reserve"):
-                running.held = await self.search.ledger.reserve(principal, running.request_id, bounds)
+                held = running.admission.held = await self.search.ledger.reserve(principal, running.request_id, bounds)
         except errors.AimeshError as error:
-            limit_rules.attach_limits(error, running.allowance)
+            limit_rules.attach_limits(error, running.admission.limit_usage.tightest)
             raise
-        return running.held
+        return held
 
     async def _count(
         self, running: ActiveRequest, principal: Principal, limits: Sequence[RequestLimit], first: WorkerRequirements, bounds: CostBounds
@@ -256,7 +234,7 @@ class RequestAdmission:
         tokens = first.prompt_tokens + first.max_tokens
         try:
             with tracing.span("ratelimit.acquire"):
-                running.limit_usage = await self.quotas.spend(
+                running.admission.limit_usage = await self.quotas.spend(
                     limits, running.request_id, tier=principal.tier, tokens=tokens, seconds=seconds
                 )
         except LimitReached as error:
@@ -279,17 +257,37 @@ class RequestAdmission:
                 return
 
 
-def _bounds(running: ActiveRequest, choice: TargetChoice, seconds: float, max_tokens: int = 0, answers: int = 1) -> CostBounds:
-    prompt_tokens = running.most_prompt_tokens
+def _answer_guard(guard: Guardrails, top_logprobs: int | None) -> AnswerGuard | None:
+    """Raises BadField for log probabilities of masked answers."""
+    if not guard.answer:
+        return None
+    if guard.answer.changes_text and top_logprobs is not None:
+        raise BadField("logprobs", "can't be returned: your policy masks or refuses parts of answers")
+    return AnswerGuard(guard.answer)
+
+
+async def _guard_prompt(
+    record: AdmissionRecord, admitted: AdmittedPrompt, guard: Guardrails, moderation: Moderation | None
+) -> AdmittedPrompt:
+    """Return the prompt as workers may see it. Raises ContentFiltered, and what ``Moderation.check_prompt`` raises."""
+    matches = record.prompt_matches = GuardMatches()
+    if guard.prompt:
+        began = time.perf_counter()
+        messages = await prompt_guard.guard_messages(admitted.messages, guard.prompt, matches)
+        record.guard_seconds = time.perf_counter() - began
+        admitted = msgspec.structs.replace(admitted, messages=messages)
+    if moderation is not None:
+        await moderation.check_prompt(admitted.messages, matches)
+    return admitted
+
+
+def _bounds(record: AdmissionRecord, choice: TargetChoice, seconds: float, max_tokens: int = 0, answers: int = 1) -> CostBounds:
+    most = Usage(record.most_prompt_tokens, max_tokens * answers)
     return CostBounds(
-        models=choice.models,
-        prompt_tokens=prompt_tokens,
-        max_tokens=max_tokens,
-        answers=answers,
-        seconds=seconds,
+        models=choice.models, prompt_tokens=most.prompt_tokens, max_tokens=max_tokens, answers=answers, seconds=seconds,
         priced_as=choice.priced_as,
-        holds=choice.holds(running.upstream, Usage(prompt_tokens, max_tokens * answers)),
-    )
+        holds=tuple(hold for target in choice.targets if (hold := choice.find_hold(target, most)) is not None),
+    )  # fmt: skip
 
 
 def _most_max_tokens(models: Sequence[ModelName], workers: Sequence[DirectoryEntry]) -> int:
@@ -304,7 +302,7 @@ def _know_open_ends(models: Sequence[ModelName], workers: Sequence[DirectoryEntr
     return all(offer.open_ended for worker in workers for offer in worker.announcement.models if offer.ready and offer.name in models)
 
 
-def _first_step(limit: int | None, contexts: Sequence[int], running: ActiveRequest, answers: int) -> int:
+def _first_step(limit: int | None, contexts: Sequence[int], likely_prompt_tokens: int, answers: int) -> int:
     """Return what is reserved for each answer at first if the caller names no number. ``limit``: of the prompt and all answers."""
     most = min(STEP_TOKENS, min(contexts, default=0) or STEP_TOKENS)
-    return most if limit is None else max(1, min(most, (limit - running.likely_prompt_tokens) // answers))
+    return most if limit is None else max(1, min(most, (limit - likely_prompt_tokens) // answers))

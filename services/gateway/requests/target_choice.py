@@ -1,4 +1,4 @@
-"""Finds the targets that may serve a request, in the order in which they are tried."""
+"""Finds the targets that may serve a request, in the order in which they are tried, and records which it has tried."""
 
 import asyncio
 import math
@@ -15,25 +15,103 @@ from services.gateway.billing.ledger import HeldCredits, Ledger
 from services.gateway.billing.request_record import RouteUse
 from services.gateway.config_snapshot import ConfigSnapshot, ConfigSource
 from services.gateway.idempotency.idempotency_keys import OrphanedKeyUse
-from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
-from services.gateway.requests.active_request import ActiveRequest, ServingTarget
-from services.gateway.requests.active_texts import ActiveModeration
+from services.gateway.limits.upstream_prices import TargetHold, TargetSpending, UpstreamPrices
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import Policy
 from services.gateway.scheduling.route_choice import POLICY_REASONS, DropReason, ModelFacts, RequestFacts, Route, RouteDecision
 from services.gateway.scheduling.routing import ModelNames, WorkerRequirements
+from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.generation import ChatMessage, Usage
-from shared.config_documents import Sticky
+from shared.config_documents import ModerationFormat, Sticky
 from shared.protocol.directory import Directory, DirectoryEntry
-from shared.types import ModelName, Role
+from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, Role
 
 #: How often a waiting request checks the directory for workers.
 _LOOK_SECONDS = 0.1
 
 Call = TypeVar("Call")
+
+
+class ServingTarget(msgspec.Struct, frozen=True):
+    """A model that may serve a request."""
+
+    model: ModelName
+    #: None without a route.
+    route: RouteUse | None = None
+    #: These two: see ``RouteTarget``.
+    ceiling_micro: MicroCredits | None = None
+    format: ModerationFormat | None = None
+    #: See ``Route``.
+    cache_seconds: int | None = None
+
+    @property
+    def spending_key(self) -> tuple[str, str]:
+        """Return route and target, under which upstream money is counted."""
+        return ("", self.model) if self.route is None else (self.route.route, self.route.target)
+
+
+class TargetAttempts(msgspec.Struct):
+    """The targets and workers that a request has tried."""
+
+    #: The last one tried; before that, the model that was found. None until then.
+    target: ServingTarget | None = None
+    #: How a route serves the request; None without one.
+    route: RouteUse | None = None
+    #: In their order.
+    claims: list[tuple[ServingTarget, Claim]] = []
+    #: How long it waited for workers that were starting.
+    start_wait_seconds: float = 0.0
+    #: The target that was drawn for it has failed, and another one was tried.
+    has_fallen_back: bool = False
+
+    def try_target(self, target: ServingTarget) -> None:
+        self.target, self.route = target, target.route
+
+    def add_claim(self, target: ServingTarget, claim: Claim) -> None:
+        """Record that a worker is about to run the request."""
+        self.claims.append((target, claim))
+        self.start_wait_seconds += claim.start_wait_seconds
+
+    def leave_target(self, error: errors.AimeshError) -> None:
+        """Record that another target must serve the request."""
+        is_drawn = self.route is not None and self.route.target == self.route.variant
+        # A long queue is no failure.
+        self.has_fallen_back = self.has_fallen_back or (is_drawn and not isinstance(error, errors.Overloaded))
+
+    def find_fault(self, status: RequestStatus, failure: errors.AimeshError | None, *, complete: bool, cached: bool) -> bool | None:
+        """Return whether the target that was drawn for the request has failed; None if that isn't known, or not the target's doing."""
+        if self.has_fallen_back:
+            return True
+        if self.route is None or self.route.target != self.route.variant or cached:
+            return None
+        if status is RequestStatus.SUCCESS:
+            return False
+        is_no_worker = isinstance(failure, errors.NotReachable)
+        is_its_doing = status in {RequestStatus.ERROR, RequestStatus.TIMEOUT} and not isinstance(failure, errors.Overloaded)
+        # A complete answer that can't be checked is no fault of its target.
+        return True if is_its_doing and not complete and (self.claims or is_no_worker) else None
+
+    def spending(
+        self, upstream: UpstreamPrices, usage: Usage, likely_prompt_tokens: int, *, has_delivered: bool
+    ) -> tuple[TargetSpending, ...]:
+        """Return what it has cost upstream: the last attempt by its usage, earlier ones by their prompt if it was read."""
+        found = []
+        for number, (target, claim) in enumerate(self.claims, 1):
+            if claim.provider is None:
+                continue
+            if number == len(self.claims) and has_delivered:
+                # Other servers count the prompt at the end only.
+                delivered = Usage(usage.prompt_tokens or likely_prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+            elif claim.was_accepted:
+                delivered = Usage(likely_prompt_tokens, 0)
+            else:
+                continue
+            if micro := upstream.cost(target.model, delivered):
+                found.append(TargetSpending(*target.spending_key, micro))
+        return tuple(found)
 
 
 class TargetCall(msgspec.Struct, Generic[Call], frozen=True):
@@ -48,12 +126,19 @@ class TargetChoice(msgspec.Struct, frozen=True):
     """The models that may serve a request, in the order in which they are tried."""
 
     targets: tuple[ServingTarget, ...]
+    #: As the caller knows it.
+    model: ModelName
+    upstream: UpstreamPrices
     #: None without a route.
     route: Route | None = None
+    #: What stays at the target that was drawn for it; empty without a route.
+    unit: bytes = b""
+    #: Whether the caller may know which target serves it.
+    shows_target: bool = True
 
     @property
     def models(self) -> tuple[ModelName, ...]:
-        return tuple(target.model for target in self.targets)
+        return tuple([target.model for target in self.targets])
 
     def continuing(self, key_use: OrphanedKeyUse) -> "TargetChoice":
         """Keep to the model that began the answer: another one would write another text. Raises AnswerGone if the caller has a part, and
@@ -85,18 +170,16 @@ class TargetChoice(msgspec.Struct, frozen=True):
     def priced_as(self) -> ModelName | None:
         return ModelName(self.route.name) if self.route is not None and self.route.has_own_price else None
 
-    def holds(self, upstream: UpstreamPrices, most: Usage) -> tuple[TargetHold, ...]:
-        """Return what the request may cost at targets with a ceiling."""
-        return tuple(
-            TargetHold(*target.spending_key, target.model, upstream.cost(target.model, most), target.ceiling_micro)
-            for target in self.targets
-            if target.ceiling_micro is not None
-        )
+    def find_hold(self, target: ServingTarget, most: Usage) -> TargetHold | None:
+        """Return what the request may cost at the target; None without a ceiling."""
+        if target.ceiling_micro is None:
+            return None
+        return TargetHold(*target.spending_key, target.model, self.upstream.cost(target.model, most), target.ceiling_micro)
 
     def requirements(self, common: WorkerRequirements) -> tuple[WorkerRequirements, ...]:
-        *others, last = self.models
-        if not others and common.model == last:
+        if len(self.targets) == 1 and common.model == self.targets[0].model:
             return (common,)
+        *others, last = self.models
         spill = None if self.route is None else self.route.spill_after_seconds
         return (
             *(
@@ -134,45 +217,47 @@ class TargetSearch:
     worker_wait_seconds: float = 0.0
     discovery_ends_at: float = -math.inf
 
-    def read_context(self, running: ActiveRequest, principal: Principal, *, forbids_external: bool) -> CallerContext:
-        """Return what applies to the caller, and record on ``running`` what its policy lets it see."""
+    def read_context(self, principal: Principal, *, forbids_external: bool) -> CallerContext:
+        """Return what applies to the caller."""
         config = self.source.config
         policy = config.policies.of(principal, forbids_external=forbids_external)
-        running.shows_target = policy.show_targets.value
         return CallerContext(principal, policy, config, config.names if policy.direct_models.value else config.route_names)
 
     async def find(
         self,
-        running: ActiveRequest,
+        attempts: TargetAttempts,
         caller: CallerContext,
         wanted: ModelName | None,
         facts: RequestFacts,
         conversation: str | Sequence[ChatMessage],
+        *,
+        request_id: RequestId,
+        moderates: bool = False,
     ) -> TargetChoice:
-        """Return the targets, and record on ``running`` what was asked for. Wait briefly if the model's workers may return soon. Raises
-        UnknownModel, NotReachable, NotAllowed or PolicyForbidden, and BadRequest for another task than that of the model or route."""
+        """Return the targets; without a route, ``attempts`` names the model also if the caller may not use it. Wait briefly if the model's
+        workers may return soon. Raises UnknownModel, NotReachable, NotAllowed or PolicyForbidden, and BadRequest for another task than that
+        of the model or route."""
         gives_up_at = self.clock() + self.worker_wait_seconds
-        prices, moderates = caller.config.upstream_prices, isinstance(running, ActiveModeration)
         route = caller.names.find_route(wanted) if caller.names.routes else None
         if route is not None and not caller.policy.allows_name(route.name):
             route = None
         if route is not None:
             routing.ensure_task(route, moderates=moderates)
-            running.model, running.unit = ModelName(route.name), self._unit(route.sticky, running, caller.principal, conversation)
-            facts = msgspec.structs.replace(facts, unit=running.unit)
+            facts = msgspec.structs.replace(facts, unit=self._unit(route.sticky, request_id, caller.principal, conversation))
         elif moderates:
             raise routing.no_moderation(wanted)
-        running.upstream = UpstreamPrices(prices, None if route is None or route.compared_with is None else prices.get(route.compared_with))
         while True:
             try:
-                return self._find_served(running, caller, wanted, facts) if route is None else self._find_targets(route, facts, caller)
+                if route is not None:
+                    return self._find_targets(route, facts, caller)
+                return self._find_served(attempts, caller, wanted, facts)
             except errors.NotReachable:
                 now, workers = self.clock(), self.directory.entries(Role.WORKER)
                 if now >= gives_up_at or not (now < self.discovery_ends_at or routing.any_recently_lost(workers, datetime.now(UTC))):
                     raise
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _find_served(self, running: ActiveRequest, caller: CallerContext, wanted: ModelName | None, facts: RequestFacts) -> TargetChoice:
+    def _find_served(self, attempts: TargetAttempts, caller: CallerContext, wanted: ModelName | None, facts: RequestFacts) -> TargetChoice:
         just_started = self.clock() < self.discovery_ends_at
         entries, usable = self.directory.entries(Role.WORKER), self.directory.usable(Role.WORKER)
         starts = self.dispatch.worker_stats.starts
@@ -180,7 +265,9 @@ class TargetSearch:
         model = routing.resolve(
             wanted, entries, caller.names, just_started=just_started, allows=caller.policy.allows_name, startable=startable
         )
-        running.model, running.served_model = caller.names.public_name(wanted, model), model
+        target = ServingTarget(model)
+        attempts.try_target(target)
+        name = caller.names.public_name(wanted, model)
         routing.ensure_capable(model, usable, wants_answer=facts.wants_answer, has_images=facts.has_images)
         if caller.principal.models and not routing.may_use(caller.principal, model, caller.names):
             raise routing.not_allowed(caller.principal, model)
@@ -188,8 +275,9 @@ class TargetSearch:
         reason = self._policy_refusal(caller, model, model) if policy.limits_targets else None
         reason = reason or route_choice.find_forbidden(usable, model, tenant, policy.placement)
         if reason is not None:
-            raise _forbidden(policy, running.model, {model: reason}, usable)
-        return TargetChoice((ServingTarget(model),))
+            raise _forbidden(policy, name, {model: reason}, usable)
+        upstream = UpstreamPrices(caller.config.upstream_prices)
+        return TargetChoice((target,), name, upstream, shows_target=policy.show_targets.value)
 
     def _find_targets(self, route: Route, facts: RequestFacts, caller: CallerContext) -> TargetChoice:
         decision = self._choose(route, facts, caller)
@@ -200,7 +288,7 @@ class TargetSearch:
         lacks = {dropped.reason for dropped in decision.dropped} == {DropReason.LACKS_CAPABILITY}
         if facts.has_images and lacks and not decision.candidates:
             raise errors.BadRequest(f"no target of {route.name} supports images", hint="leave them out, or choose another model")
-        return _choice_of(decision, caller, self.directory.usable(Role.WORKER))
+        return _choice_of(decision, caller, self.directory.usable(Role.WORKER), facts.unit)
 
     def _choose(self, route: Route, facts: RequestFacts, caller: CallerContext, startable: Iterable[ModelName] = ()) -> RouteDecision:
         principal = caller.principal
@@ -218,7 +306,7 @@ class TargetSearch:
     def _policy_refusal(self, caller: CallerContext, model: ModelName, priced_as: ModelName) -> DropReason | None:
         return route_choice.find_refusal(caller.policy, model, self.ledger.price_of(priced_as))
 
-    def _unit(self, sticky: Sticky, running: ActiveRequest, principal: Principal, conversation: str | Sequence[ChatMessage]) -> bytes:
+    def _unit(self, sticky: Sticky, request_id: RequestId, principal: Principal, conversation: str | Sequence[ChatMessage]) -> bytes:
         """Return what sticks to one target."""
         match sticky:
             case Sticky.USER:
@@ -226,7 +314,7 @@ class TargetSearch:
             case Sticky.ORGANIZATION:
                 return principal.tenant_id.bytes
             case Sticky.REQUEST:
-                return running.request_id.bytes
+                return request_id.bytes
         if not isinstance(conversation, str):
             # The system message and the first question stay the same during a conversation.
             system = [message for message in conversation[:1] if message.role == "system"]
@@ -235,7 +323,7 @@ class TargetSearch:
         return principal.tenant_id.bytes + conversation.encode()
 
 
-def _choice_of(decision: RouteDecision, caller: CallerContext, usable: Sequence[DirectoryEntry]) -> TargetChoice:
+def _choice_of(decision: RouteDecision, caller: CallerContext, usable: Sequence[DirectoryEntry], unit: bytes) -> TargetChoice:
     """Return the decision's targets. Raises NotAllowed, PolicyForbidden or NotReachable if there is none."""
     route, principal = decision.route, caller.principal
     if decision.candidates:
@@ -250,7 +338,9 @@ def _choice_of(decision: RouteDecision, caller: CallerContext, usable: Sequence[
             )
             for target in decision.candidates
         )
-        return TargetChoice(tuple(targets), route)
+        prices = caller.config.upstream_prices
+        upstream = UpstreamPrices(prices, None if route.compared_with is None else prices.get(route.compared_with))
+        return TargetChoice(tuple(targets), ModelName(route.name), upstream, route, unit, caller.policy.show_targets.value)
     reasons = {dropped.target.model: dropped.reason for dropped in decision.dropped}
     if not routing.may_name(principal, ModelName(route.name), caller.names):
         raise routing.not_allowed(principal, ModelName(route.name))

@@ -184,22 +184,19 @@ def _late_requests(
     """Yield running requests that have waited longer for their first text than the baseline's usually do, if they are not counted yet. They
     count as late at once: a candidate that hangs would otherwise be seen only when its requests reach their deadlines."""
     for running, principal in list(requests.items()):
-        used = running.route
+        used = running.attempts.route
         # Embeddings have no first text.
-        if used is None or not used.is_compared or used.target != used.variant or not isinstance(running, ActivePrompt):
+        if used is None or not used.is_compared or used.target != used.variant or not isinstance(running.answer, ActivePrompt):
             continue
         rollout = rollouts.get(used.route)
-        if rollout is None or rollout.first_token_limit_ms is None or running.is_counted_late or running.first_text_seconds is not None:
+        has_text = running.delivered.first_text_seconds is not None
+        if rollout is None or rollout.first_token_limit_ms is None or running.is_counted_late or has_text:
             continue
-        waited_ms = milliseconds(running.seconds_so_far)
+        waited_ms = milliseconds(running.seconds_so_far())
         if waited_ms > rollout.first_token_limit_ms and used.variant in {rollout.plan.candidate, rollout.plan.baseline}:
             is_candidate = used.variant == rollout.plan.candidate
             outcome = RequestOutcome(
-                is_candidate=is_candidate,
-                tenant=principal.tenant_id,
-                user=principal.user_id,
-                began_at=running.began_at,
-                has_ended=False,
-                waited_ms=waited_ms,
-            )
+                is_candidate=is_candidate, tenant=principal.tenant_id, user=principal.user_id, began_at=running.began_at,
+                has_ended=False, waited_ms=waited_ms,
+            )  # fmt: skip
             yield rollout.id, running, outcome

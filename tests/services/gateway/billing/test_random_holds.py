@@ -73,22 +73,22 @@ async def walk(gateway: Gateway, stub: LongStub, rng: random.Random) -> None:
         async with gateway.service.pipeline.run(owner, request, seconds=600, **more) as running:  # type: ignore[arg-type]
             async for _, chunk in running:
                 read += len(chunk.text)
-                assert running.held is not None
-                assert read <= running.held.max_tokens, "past its hold"
+                assert read <= running.admission.held.max_tokens, "past its hold"
                 if leaves_after is not None and read > leaves_after:
                     if dies:
                         await gateway._wait_for_claim(running.request_id)
                     raise asyncio.CancelledError
     if running is None:
         return
-    if running.complete:
+    if running.delivered.complete:
         expected = FinishReason.STOP if read == stub.length else FinishReason.LENGTH
         assert running.result.finish_reason is expected
         assert read == stub.length or per_minute or balance, "nothing stopped it"
-    assert running.usage.completion_tokens == read
+    usage = running.totals.usage
+    assert usage.completion_tokens == read
     if per_minute is not None:
         (left,) = await gateway.service.quotas.read(owner)
-        assert left.remaining == per_minute - (running.usage.total_tokens if read else left.limit - left.remaining)
+        assert left.remaining == per_minute - (usage.total_tokens if read else left.limit - left.remaining)
 
 
 async def test_after_a_long_walk_nothing_is_held_and_the_books_balance(plain_url: str) -> None:

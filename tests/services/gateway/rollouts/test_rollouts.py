@@ -1,7 +1,7 @@
 """Rollouts over RPC, on a real PostgreSQL: from the rows of requests to steps, rollbacks and versions of routes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,9 +18,11 @@ from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.limits.upstream_prices import TargetSpending
+from services.gateway.limits.upstream_prices import TargetSpending, UpstreamPrices
+from services.gateway.requests import active_prompt
 from services.gateway.requests.active_prompt import ActivePrompt
-from services.gateway.requests.active_request import ActiveRequest
+from services.gateway.requests.active_request import ActiveRequest, AdmittedRequest
+from services.gateway.requests.target_choice import ServingTarget, TargetChoice
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
 from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
@@ -483,13 +485,21 @@ async def test_nobody_can_read_what_is_not_there(gateway: Gateway) -> None:
 # --- requests that wait ---------------------------------------------------------------------------------------------------
 
 
-def waiting(variant: str, seconds: float, **route: Any) -> ActivePrompt:
+async def _hanging(_: ActivePrompt) -> AsyncGenerator[Any]:
+    await asyncio.Event().wait()
+    yield
+
+
+def waiting(variant: str, seconds: float, **route: Any) -> ActiveRequest:
     """A request that has waited for so long."""
     clock = iter([0.0])
-    running = ActivePrompt(lambda: next(clock, seconds))
+    running = ActiveRequest(active_prompt.LABELS, lambda: next(clock, seconds))
     running.began_at = datetime.now(UTC) + timedelta(seconds=1)
     given: dict[str, Any] = {"route": "assistant", "version": 1, "variant": variant, "target": variant, "is_compared": True}
-    running.route = RouteUse(**given | route)
+    target = ServingTarget(ModelName("smollm2"), RouteUse(**given | route))
+    running.attempts.try_target(target)
+    choice = TargetChoice((target,), ModelName("assistant"), UpstreamPrices())
+    running.answer = ActivePrompt(running, AdmittedRequest(choice, ()), _hanging)
     return running
 
 
@@ -498,7 +508,7 @@ async def test_a_request_that_waits_too_long_counts_at_once_and_once(gateway: Ga
     await gateway.start()
     await gateway.live.reload()
     hung, answers = waiting("next", 0.7), waiting("next", 0.7)
-    answers.first_text_seconds = 0.5
+    answers.delivered.first_text_seconds = 0.5
     others = waiting("next", 0.5), waiting("local", 0.7), waiting("next", 0.7, is_compared=False), waiting("next", 0.7, target="local")
     gateway.running |= dict.fromkeys((hung, answers, *others), PERSON)
     for _ in range(2):
