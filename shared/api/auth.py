@@ -257,7 +257,7 @@ class Identify(Body, frozen=True):
     credential: Credential
 
 
-class Principal(Body, frozen=True):
+class Principal(Body, frozen=True, cache_hash=True):
     """The user that a credential belongs to, and what the credential allows."""
 
     user_id: UserId

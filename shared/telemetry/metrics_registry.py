@@ -57,7 +57,12 @@ class _QuickLabels(MetricWrapperBase):
 
 
 class Counter(_QuickLabels, prometheus_client.Counter):
-    pass
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        """Check nothing, unless there is an exemplar."""
+        if exemplar is not None:
+            super().inc(amount, exemplar)
+            return
+        self._value.inc(amount)
 
 
 class Gauge(_QuickLabels, prometheus_client.Gauge):

@@ -7,8 +7,8 @@ Routes are one table (``service``), and each names the credential it needs. The 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import msgspec
@@ -218,18 +218,18 @@ class HttpApp:
             await route.handler(call)
 
     async def _run(self, route: HttpRoute, call: HttpCall) -> None:
-        if route.body is not None:
-            with (
-                self._concurrency.count_request(
-                    self._access.limits_of(call.principal) if call.principal is not None and route.runs_a_model else ()
-                ),
-                ExitStack() as stack,
-            ):
+        if route.body is None:
+            await route.handler(call)
+            return
+        limits = self._access.limits_of(call.principal) if call.principal is not None and route.runs_a_model else ()
+        counted = self._concurrency.begin(limits)
+        try:
+            with ExitStack() as stack:
                 await self._read_body(route, call, stack)
                 handling = route.handler(call)
                 await (handling if route.watches else until_disconnect(call, handling))
-        else:
-            await route.handler(call)
+        finally:
+            self._concurrency.end(counted)
 
     async def _read_body(self, route: HttpRoute, call: HttpCall, stack: ExitStack) -> None:
         """Read the body, without its images if it is long. Raises Overloaded if there is no memory for it, before it is read."""
@@ -345,9 +345,8 @@ class PerTenantConcurrency:
     def __init__(self) -> None:
         self._here: Counter[str] = Counter()
 
-    @contextmanager
-    def count_request(self, limits: Sequence[RequestLimit]) -> Iterator[None]:
-        """Count a request for the duration of the block, against its caller's ``limits``. Raises Limited."""
+    def begin(self, limits: Sequence[RequestLimit]) -> Sequence[RequestLimit]:
+        """Count a request against its caller's ``limits``. Pass the result to ``end``. Raises Limited."""
         counted = [limit for limit in limits if limit.kind is LimitKind.CONCURRENCY]
         for limit in counted:
             if self._here[limit.counter] >= limit.most + SLACK:
@@ -358,10 +357,10 @@ class PerTenantConcurrency:
                 )
         for limit in counted:
             self._here[limit.counter] += 1
-        try:
-            yield
-        finally:
-            for limit in counted:
-                self._here[limit.counter] -= 1
-                if not self._here[limit.counter]:
-                    del self._here[limit.counter]
+        return counted
+
+    def end(self, counted: Sequence[RequestLimit]) -> None:
+        for limit in counted:
+            self._here[limit.counter] -= 1
+            if not self._here[limit.counter]:
+                del self._here[limit.counter]

@@ -115,16 +115,13 @@ DONE = ServerSentEvent(b"[DONE]")
 class AnswerFormat(ABC):
     """Formats one answer. The same chunks always give the same events, so that a reader can resume."""
 
-    _about: AnswerFacts | None = None
+    #: Set by ``begin``.
+    about: AnswerFacts
+    has_begun = False
 
     def begin(self, about: AnswerFacts) -> None:
         """Start, before the first chunk."""
-        self._about = about
-
-    @property
-    def about(self) -> AnswerFacts:
-        assert self._about is not None  # `begin` was called
-        return self._about
+        self.about, self.has_begun = about, True
 
     def gather(self, chunk: Chunk) -> None:
         """Add a chunk to a whole answer."""

@@ -6,15 +6,6 @@ import msgspec
 
 from services.gateway.call_parts import CallParts
 from services.gateway.http_api import response_formats
-from services.gateway.http_api.response_formats import (
-    AnswerFacts,
-    AnswerFormat,
-    AnswerToolCall,
-    ServerSentEvent,
-    TokenChoice,
-    ToolCallDelta,
-    logprobs_of,
-)
 from services.gateway.openai_api.chat_request import ChatBody
 from shared.api.gateway import InferenceResult
 from shared.api.generation import Usage
@@ -44,7 +35,7 @@ class ChatUsage(msgspec.Struct, frozen=True):
 
 
 class ChoiceLogprobs(msgspec.Struct, frozen=True):
-    content: tuple[TokenChoice, ...]
+    content: tuple[response_formats.TokenChoice, ...]
     refusal: None = None
 
 
@@ -55,7 +46,7 @@ class AnswerMessage(msgspec.Struct, frozen=True):
     refusal: None = None
     #: The model's thoughts before the content, as DeepSeek's API has them.
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
-    tool_calls: tuple[AnswerToolCall, ...] | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: tuple[response_formats.AnswerToolCall, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -95,7 +86,7 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
-    tool_calls: tuple[ToolCallDelta, ...] = ()
+    tool_calls: tuple[response_formats.ToolCallDelta, ...] = ()
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
@@ -147,7 +138,7 @@ def finish_word(reason: FinishReason) -> str:
 _NOTHING = Delta()
 
 
-class ChatFormat(AnswerFormat):
+class ChatFormat(response_formats.AnswerFormat):
     def __init__(self, chat: ChatBody) -> None:
         self._gathered = [_GatheredChat(parallel_calls=chat.parallel_tool_calls) for _ in range(chat.n or 1)]
         self._with_logprobs = chat.logprobs
@@ -155,18 +146,26 @@ class ChatFormat(AnswerFormat):
         #: Answers with at least one event.
         self._begun: set[int] = set()
 
-    def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
+    def begin(self, about: response_formats.AnswerFacts) -> None:
+        super().begin(about)
+        self._id = f"chatcmpl-{about.request_id.hex}"
+
+    def gather(self, chunk: Chunk) -> None:
+        if chunk.answer < len(self._gathered):
+            self._gathered[chunk.answer].add(chunk)
+
+    def events(self, chunk: Chunk) -> Sequence[response_formats.ServerSentEvent]:
         # A worker may send more answers than requested.
         if chunk.answer >= len(self._gathered):
             return ()
         delta = self._gathered[chunk.answer].add(chunk)
-        logprobs = ChoiceLogprobs(logprobs_of(chunk.logprobs)) if chunk.logprobs else None
+        logprobs = ChoiceLogprobs(response_formats.logprobs_of(chunk.logprobs)) if chunk.logprobs else None
         choices = self._beginning(chunk.answer)
         if delta != _NOTHING or logprobs is not None:
             choices.append(ChunkChoice(delta, index=chunk.answer, logprobs=logprobs))
-        return [ServerSentEvent(self._chunk((choice,))) for choice in choices]
+        return [response_formats.ServerSentEvent(self._chunk((choice,))) for choice in choices]
 
-    def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
+    def last_events(self, result: InferenceResult) -> Sequence[response_formats.ServerSentEvent]:
         choices: list[ChunkChoice] = []
         for index, reason in enumerate(response_formats.reasons(result, len(self._gathered))):
             choices += self._beginning(index)
@@ -175,7 +174,7 @@ class ChatFormat(AnswerFormat):
         if self._include_usage:
             events.append(self._chunk((), ChatUsage.of(result.usage)))
         events[-1] = msgspec.structs.replace(events[-1], x_aimesh=served_by(result))
-        return (*map(ServerSentEvent, events), response_formats.DONE)
+        return (*map(response_formats.ServerSentEvent, events), response_formats.DONE)
 
     def whole(self, result: InferenceResult) -> ChatCompletion:
         about = self.about
@@ -184,7 +183,7 @@ class ChatFormat(AnswerFormat):
             for index, reason in enumerate(response_formats.reasons(result, len(self._gathered)))
         )
         return ChatCompletion(
-            _id(about), about.created, about.model, choices, ChatUsage.of(result.usage), about.fingerprint, x_aimesh=served_by(result)
+            self._id, about.created, about.model, choices, ChatUsage.of(result.usage), about.fingerprint, x_aimesh=served_by(result)
         )
 
     def _beginning(self, index: int) -> list[ChunkChoice]:
@@ -196,7 +195,7 @@ class ChatFormat(AnswerFormat):
     def _chunk(self, choices: tuple[ChunkChoice, ...], usage: ChatUsage | None = None) -> ChatChunk:
         about = self.about
         shown_usage = usage if self._include_usage else msgspec.UNSET
-        return ChatChunk(_id(about), about.created, about.model, choices, shown_usage, about.fingerprint)
+        return ChatChunk(self._id, about.created, about.model, choices, shown_usage, about.fingerprint)
 
 
 class _GatheredChat:
@@ -206,17 +205,17 @@ class _GatheredChat:
         self._parallel_calls = parallel_calls
         #: None until the answer has a call.
         self._calls: CallParts | None = None
-        self._logprobs: list[TokenChoice] = []
+        self._logprobs: list[response_formats.TokenChoice] = []
 
     def add(self, chunk: Chunk) -> Delta:
-        calls: tuple[ToolCallDelta, ...] = ()
+        calls: tuple[response_formats.ToolCallDelta, ...] = ()
         if self._calls is not None or chunk.tool_calls or chunk.call_parts:
             self._calls = self._calls or CallParts(parallel=self._parallel_calls)
-            calls = tuple(map(ToolCallDelta.of, self._calls.add(chunk)))
+            calls = tuple(map(response_formats.ToolCallDelta.of, self._calls.add(chunk)))
         self._texts.append(chunk.text)
         self._reasoning.append(chunk.reasoning)
         if chunk.logprobs:
-            self._logprobs += logprobs_of(chunk.logprobs)
+            self._logprobs += response_formats.logprobs_of(chunk.logprobs)
         return Delta(content=chunk.text or None, reasoning_content=chunk.reasoning or None, tool_calls=calls)
 
     def finish_reason(self, reason: FinishReason) -> str:
@@ -224,13 +223,9 @@ class _GatheredChat:
 
     def choice(self, index: int, reason: FinishReason, *, with_logprobs: bool) -> Choice:
         text, reasoning = "".join(self._texts), "".join(self._reasoning)
-        calls = () if self._calls is None else tuple(map(AnswerToolCall.of, self._calls.calls))
+        calls = () if self._calls is None else tuple(map(response_formats.AnswerToolCall.of, self._calls.calls))
         message = AnswerMessage(
             text or None if calls else text, reasoning_content=reasoning or msgspec.UNSET, tool_calls=calls or msgspec.UNSET
         )
         logprobs = ChoiceLogprobs(tuple(self._logprobs)) if with_logprobs else None
         return Choice(message, self.finish_reason(reason), index, logprobs)
-
-
-def _id(about: AnswerFacts) -> str:
-    return f"chatcmpl-{about.request_id.hex}"

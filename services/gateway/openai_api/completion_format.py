@@ -63,7 +63,7 @@ class CompletionFormat(AnswerFormat):
 
     def begin(self, about: AnswerFacts) -> None:
         # The response has the id of its first request.
-        self._about = about if self._about is None else msgspec.structs.replace(self._about, model=about.model)
+        super().begin(msgspec.structs.replace(self.about, model=about.model) if self.has_begun else about)
         self._prompt += 1
         self._gathered += [_GatheredCompletion(self._body.logprobs) for _ in range(self._answers)]
 

@@ -8,15 +8,6 @@ import msgspec
 from services.gateway.call_parts import CallParts
 from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, ServerSentEvent, TokenChoice, logprobs_of
 from services.gateway.openai_api import response_events
-from services.gateway.openai_api.response_events import (
-    OutputCall,
-    OutputItem,
-    OutputMessage,
-    OutputReasoning,
-    OutputTextPart,
-    ReasoningTextPart,
-    Response,
-)
 from services.gateway.openai_api.response_request import ResponseBody, TextBody, TextFormat
 from shared.api.gateway import InferenceResult
 from shared.api.generation import ToolCallPart
@@ -75,13 +66,13 @@ class ResponsesFormat(AnswerFormat):
 
     def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
         found = error.error
-        if self._about is None:
+        if not self.has_begun:
             return (ServerSentEvent(response_events.ErrorEvent(self._next(), found.code, found.message, found.param), "error"),)
         problem = response_events.ResponseProblem(_CODES.get(found.type, "server_error"), found.message)
         response = msgspec.structs.replace(self._response("failed"), output=self._output("incomplete"), error=problem)
         return (*self._beginning(), _event(response_events.ResponseEvent("response.failed", self._next(), response)))
 
-    def whole(self, result: InferenceResult) -> Response:
+    def whole(self, result: InferenceResult) -> response_events.Response:
         status = _status(result)
         self._close(status)
         if not self._items:
@@ -106,8 +97,8 @@ class ResponsesFormat(AnswerFormat):
         if self._open is None or self._open[0] != "reasoning":
             item: _Item = ("reasoning", len(self._thoughts))
             self._thoughts.append([])
-            events = self._open_item(item, OutputReasoning(self._id(item), "in_progress", ()))
-            events.append(self._part_event("added", item, ReasoningTextPart("")))
+            events = self._open_item(item, response_events.OutputReasoning(self._id(item), "in_progress", ()))
+            events.append(self._part_event("added", item, response_events.ReasoningTextPart("")))
         assert self._open is not None
         self._thoughts[-1].append(text)
         return [*events, self._placed(response_events.ReasoningDelta, "response.reasoning_text.delta", self._open, text)]
@@ -122,18 +113,18 @@ class ResponsesFormat(AnswerFormat):
         item: _Item = ("call", part.index)
         events = []
         if item not in self._items:
-            events = self._open_item(item, OutputCall(self._id(item), "in_progress", part.id, part.name, ""))
+            events = self._open_item(item, response_events.OutputCall(self._id(item), "in_progress", part.id, part.name, ""))
         if part.arguments:
             name = "response.function_call_arguments.delta"
             events.append(self._placed(response_events.ArgumentsDelta, name, item, part.arguments))
         return events
 
-    def _open_item(self, item: _Item, shown: OutputItem) -> list[ServerSentEvent]:
+    def _open_item(self, item: _Item, shown: response_events.OutputItem) -> list[ServerSentEvent]:
         events = self._close()
         self._open = item
         return [*events, self._begin(item, shown)]
 
-    def _begin(self, item: _Item, shown: OutputItem) -> ServerSentEvent:
+    def _begin(self, item: _Item, shown: response_events.OutputItem) -> ServerSentEvent:
         self._items.append(item)
         return _event(response_events.ItemEvent("response.output_item.added", self._next(), len(self._items) - 1, shown))
 
@@ -149,26 +140,28 @@ class ResponsesFormat(AnswerFormat):
         shown = self._shown(item, status)
         done: ServerSentEvent
         match shown:
-            case OutputCall():
+            case response_events.OutputCall():
                 name = "response.function_call_arguments.done"
                 done = self._placed(response_events.ArgumentsDone, name, item, shown.name, shown.arguments)
-            case OutputReasoning():
+            case response_events.OutputReasoning():
                 done = self._placed(response_events.ReasoningDone, "response.reasoning_text.done", item, shown.content[0].text)
-            case OutputMessage():
+            case response_events.OutputMessage():
                 part = shown.content[0]
                 done = self._placed(response_events.TextDone, "response.output_text.done", item, part.text, part.logprobs)
         events = [done]
-        if not isinstance(shown, OutputCall):
+        if not isinstance(shown, response_events.OutputCall):
             events.append(self._part_event("done", item, shown.content[0]))
         return [*events, _event(response_events.ItemEvent("response.output_item.done", self._next(), self._items.index(item), shown))]
 
     def _message_beginning(self) -> list[ServerSentEvent]:
         if _MESSAGE in self._items:
             return []
-        message = OutputMessage(self._id(_MESSAGE), "in_progress", ())
-        return [self._begin(_MESSAGE, message), self._part_event("added", _MESSAGE, OutputTextPart(""))]
+        message = response_events.OutputMessage(self._id(_MESSAGE), "in_progress", ())
+        return [self._begin(_MESSAGE, message), self._part_event("added", _MESSAGE, response_events.OutputTextPart(""))]
 
-    def _part_event(self, what: str, item: _Item, part: OutputTextPart | ReasoningTextPart) -> ServerSentEvent:
+    def _part_event(
+        self, what: str, item: _Item, part: response_events.OutputTextPart | response_events.ReasoningTextPart
+    ) -> ServerSentEvent:
         return self._placed(response_events.PartEvent, f"response.content_part.{what}", item, part)
 
     def _placed(self, kind: Callable[..., response_events.StreamEvent], name: str, item: _Item, *content: object) -> ServerSentEvent:
@@ -179,23 +172,27 @@ class ResponsesFormat(AnswerFormat):
         name = self.about.request_id.hex
         return f"msg_{name}" if kind == "message" else f"{'rs' if kind == 'reasoning' else 'fc'}_{name}{number:03d}"
 
-    def _shown(self, item: _Item, status: str) -> OutputItem:
+    def _shown(self, item: _Item, status: str) -> response_events.OutputItem:
         kind, number = item
         if kind == "message":
             logprobs = tuple(self._logprobs) if self._body.with_logprobs else ()
-            return OutputMessage(self._id(item), status, (OutputTextPart("".join(self._texts), logprobs=logprobs),))
+            return response_events.OutputMessage(
+                self._id(item), status, (response_events.OutputTextPart("".join(self._texts), logprobs=logprobs),)
+            )
         if kind == "reasoning":
-            return OutputReasoning(self._id(item), status, (ReasoningTextPart("".join(self._thoughts[number])),))
+            return response_events.OutputReasoning(
+                self._id(item), status, (response_events.ReasoningTextPart("".join(self._thoughts[number])),)
+            )
         call = self._calls.calls[number]
-        return OutputCall(self._id(item), status, call.id, call.name, call.arguments)
+        return response_events.OutputCall(self._id(item), status, call.id, call.name, call.arguments)
 
-    def _output(self, status: str) -> tuple[OutputItem, ...]:
+    def _output(self, status: str) -> tuple[response_events.OutputItem, ...]:
         return tuple(self._shown(item, self._statuses.get(item, status)) for item in self._items)
 
-    def _response(self, status: str) -> Response:
+    def _response(self, status: str) -> response_events.Response:
         """Return the response without its output."""
         about, body = self.about, self._body
-        return Response(
+        return response_events.Response(
             id=f"resp_{about.request_id.hex}",
             created_at=about.created,
             status=status,

@@ -1,7 +1,5 @@
 """The limit of concurrent requests per tenant, which is checked before all others."""
 
-from contextlib import ExitStack
-
 import pytest
 
 from services.gateway.http_api import http_app
@@ -16,33 +14,29 @@ HOURLY = RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, "user:me", 0
 
 def test_excess_requests_are_refused_until_some_have_ended() -> None:
     concurrency = PerTenantConcurrency()
-    with ExitStack() as stack:
-        for _ in range(MINE.most + http_app.SLACK - 1):
-            stack.enter_context(concurrency.count_request([MINE]))
-        message = "20 of your requests are already in progress; your limit is 4 concurrent requests"
-        with concurrency.count_request([MINE]), pytest.raises(errors.Limited, match=message):
-            concurrency.count_request([MINE]).__enter__()
-        with concurrency.count_request([MINE]):
-            pass
+    counted = [concurrency.begin([MINE]) for _ in range(MINE.most + http_app.SLACK)]
+    with pytest.raises(errors.Limited, match="20 of your requests are already in progress; your limit is 4 concurrent requests"):
+        concurrency.begin([MINE])
+    concurrency.end(counted.pop())
+    counted.append(concurrency.begin([MINE]))
+    for each in counted:
+        concurrency.end(each)
     assert not concurrency._here
 
 
 def test_the_tightest_limit_applies_and_a_refusal_is_not_counted() -> None:
     concurrency = PerTenantConcurrency()
-    with ExitStack() as stack:
-        for _ in range(OF_KEY.most + http_app.SLACK):
-            stack.enter_context(concurrency.count_request([MINE, OF_KEY]))
-        for _ in range(100):
-            with pytest.raises(errors.Limited, match="17 of your requests are already in progress; your limit is 1 concurrent requests"):
-                concurrency.count_request([MINE, OF_KEY]).__enter__()
-        # Another key of the same user.
-        with concurrency.count_request([MINE]):
-            pass
+    for _ in range(OF_KEY.most + http_app.SLACK):
+        concurrency.begin([MINE, OF_KEY])
+    for _ in range(100):
+        with pytest.raises(errors.Limited, match="17 of your requests are already in progress; your limit is 1 concurrent requests"):
+            concurrency.begin([MINE, OF_KEY])
+    # Another key of the same user.
+    concurrency.begin([MINE])
 
 
 def test_a_caller_without_a_concurrency_limit_is_never_refused() -> None:
     concurrency = PerTenantConcurrency()
-    with ExitStack() as stack:
-        for _ in range(1000):
-            stack.enter_context(concurrency.count_request([HOURLY]))
+    for _ in range(1000):
+        assert not concurrency.begin([HOURLY])
     assert not concurrency._here
