@@ -26,6 +26,7 @@ from services.gateway.openai_api import response_request as openai_responses
 from shared import errors
 from shared.access_table import Audience
 from shared.api.gateway import InferenceRequest
+from tests import tiers
 from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import KEY, RunningService
 
@@ -74,14 +75,14 @@ def spellings(path: str) -> Iterator[str]:
     yield from (f"{head}/%{ord(tail[0]):x}{tail[1:]}", f"{head}/%25{ord(tail[0]):x}{tail[1:]}", f"http://gateway{path}", f"/docs/..{path}")
 
 
-async def test_500_spellings_of_each_route_all_need_a_credential(running_service: RunningService) -> None:
+async def test_all_spellings_of_each_route_need_a_credential(running_service: RunningService) -> None:
     app = running_service.app()
     routes = [route for by_verb in app._routes.values() for route in by_verb.values() if route.access.who is Audience.PERSON]
     # Two of the hundred methods at /rpc, which all go the same way: one that runs here, and one that is forwarded.
     some = {"/rpc/gateway.processInferenceRequest", "/rpc/auth.listApiKeys"}
     for route in (one for one in routes if not one.path.startswith("/rpc/") or one.path in some):
         path = route.path.replace("{model}", "smollm2")
-        variants = random.Random(1).sample(list(itertools.product(spellings(path), HEADERS, HOSTS)), 500)
+        variants = random.Random(1).sample(list(itertools.product(spellings(path), HEADERS, HOSTS)), tiers.volume(500))
         statuses = {await _status(app, route.verb, *variant) for variant in variants}
         assert 401 in statuses
         assert statuses <= {401, 404, 405}, (route.path, statuses)
@@ -233,9 +234,10 @@ def _values() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("path", "name"), [(path, name) for path, names in NUMBERS.items() for name in names])
-def test_2000_values_of_a_parameter_are_in_range_or_refused(path: str, name: str) -> None:
+def test_each_value_of_a_parameter_is_in_range_or_refused(path: str, name: str) -> None:
     taken, statuses = 0, set()
-    for value in itertools.islice(_values(), 2000):
+    # The first 150 are fixed.
+    for value in itertools.islice(_values(), tiers.volume(2000)):
         body = json.dumps({**HI[path], "logprobs": True} if name == "top_logprobs" and "chat" in path else HI[path])
         try:
             found = READ[path](f'{body[:-1]}, "{name}": {value}}}'.encode())
@@ -291,12 +293,10 @@ async def test_addresses_in_any_field_are_never_called(http: httpx.AsyncClient, 
 
     listener = await asyncio.start_server(canary, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    sent = 0
-    for path, address, place in itertools.product(HI, _ADDRESSES, _PLACES):
+    found = list(itertools.product(HI, _ADDRESSES, _PLACES))
+    for path, address, place in random.Random(1).sample(found, tiers.volume(len(found))):
         answer = await http.post(path, json={**HI[path], **place(address.format(port=port))})
         assert answer.status_code == 400, (path, answer.text)
-        sent += 1
-    assert sent >= 200
     assert (called, running_service.worker.received) == (0, [])
     listener.close()
     await listener.wait_closed()

@@ -17,6 +17,7 @@ from services.gateway.scheduling.worker_claims import Claim
 from shared.protocol.directory import WorkerLoad
 from shared.stores.cache import Cache
 from shared.telemetry import logs
+from tests import tiers
 from tests.services.gateway.fakes import FakeDirectory
 from tests.services.gateway.scheduling import mesh_in_virtual_time
 from tests.services.gateway.scheduling.mesh_in_virtual_time import Mesh, Served, run
@@ -26,7 +27,8 @@ from tests.stacks import until
 LIGHT = (8, 9)
 #: Until the first rush is over: at the start every gateway sees the same free slots.
 BEGINNING_SECONDS = 5.0
-LAYOUTS = [pytest.param(1, 8, id="one worker"), pytest.param(2, 4, id="two workers"), pytest.param(8, 1, id="eight workers")]
+#: Workers -> slots of each.
+LAYOUTS = {1: 8, 2: 4, 8: 1}
 
 
 def workers(mesh: Mesh, count: int, slots: int) -> None:
@@ -60,11 +62,11 @@ def light_of(served: dict[int, Served]) -> Served:
     return Served([seconds for each in both for seconds in each.waits], [count for each in both for count in each.passed_by])
 
 
-@pytest.mark.parametrize(("count", "slots"), LAYOUTS)
-def test_it_makes_no_difference_which_gateway_a_tenant_uses(count: int, slots: int) -> None:
-    alone = light_of(crowd(1, count, slots))
+@pytest.mark.parametrize("count", tiers.by_day(LAYOUTS, 2, group="long"))
+def test_it_makes_no_difference_which_gateway_a_tenant_uses(count: int) -> None:
+    alone = light_of(crowd(1, count, LAYOUTS[count]))
     for gateways in (2, 3):
-        served = crowd(gateways, count, slots)
+        served = crowd(gateways, count, LAYOUTS[count])
         shares = [served[number].tokens for number in range(3)]
         assert max(shares) <= 1.2 * min(shares)
         light = light_of(served)
