@@ -221,14 +221,22 @@ class GatewayService:
 
     def _new_admission(self) -> RequestAdmission:
         search = TargetSearch(
-            ledger=self._records.ledger, dispatch=self._dispatch, directory=self._node.directory, source=self._live,
-            prompt_hash_secret=self._settings.prompt_hash_secret, worker_wait_seconds=_DISCOVERY_SECONDS,
+            ledger=self._records.ledger,
+            dispatch=self._dispatch,
+            directory=self._node.directory,
+            source=self._live,
+            prompt_hash_secret=self._settings.prompt_hash_secret,
+            worker_wait_seconds=_DISCOVERY_SECONDS,
             discovery_ends_at=time.monotonic() + _DISCOVERY_SECONDS,
-        )  # fmt: skip
+        )
         return RequestAdmission(
-            search=search, quotas=self._quotas, tasks=self._node.tasks, read_guardrails=self._live.guardrails_at,
-            metrics=self._node.metrics, while_open=self._rules.site.while_open,
-        )  # fmt: skip
+            search=search,
+            quotas=self._quotas,
+            tasks=self._node.tasks,
+            read_guardrails=self._live.guardrails_at,
+            metrics=self._node.metrics,
+            while_open=self._rules.site.while_open,
+        )
 
     def _serve_others(self) -> None:
         """Serve the methods of the gateway's parts; the service's own are served by the node."""
@@ -468,10 +476,16 @@ class GatewayService:
         found = await self._quotas.read(principal, lambda model: routing.may_name(principal, model, self._live.config.names))
         hour = limit_rules.hourly(found)
         return gateway.UserQuota(
-            user_id=principal.user_id, tier=principal.tier, limit_per_hour=hour.limit, used_this_hour=hour.used,
-            remaining=hour.remaining, resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds), limits=found,
-            account=await self._accounts.account_of(principal), key_budget=await self._accounts.find_key_budget(principal),
-        )  # fmt: skip
+            user_id=principal.user_id,
+            tier=principal.tier,
+            limit_per_hour=hour.limit,
+            used_this_hour=hour.used,
+            remaining=hour.remaining,
+            resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds),
+            limits=found,
+            account=await self._accounts.account_of(principal),
+            key_budget=await self._accounts.find_key_budget(principal),
+        )
 
     @serves(gateway.read_usage)
     async def read_usage(self, request: gateway.ReadUsage, _call: RpcCall) -> UserUsage:
@@ -537,16 +551,22 @@ async def _records(settings: GatewaySettings, node: Node, stores: GatewayStores,
 
 def _idempotency(settings: GatewaySettings, node: Node, stores: GatewayStores, runs: AnswerRuns) -> IdempotentRequests:
     return IdempotentRequests(
-        IdempotencyStore(stores.database), runs, node.id, secret=settings.prompt_hash_secret,
-        most_seconds=settings.request_timeout_seconds, start_seconds=settings.start_seconds,
-    )  # fmt: skip
+        IdempotencyStore(stores.database),
+        runs,
+        node.id,
+        secret=settings.prompt_hash_secret,
+        most_seconds=settings.request_timeout_seconds,
+        start_seconds=settings.start_seconds,
+    )
 
 
 def _responses(settings: GatewaySettings, node: Node, cache: Cache, runs: AnswerRuns) -> ResponseCache | None:
     if settings.response_cache == "off":
         return None
     bounds = CacheBounds(
-        keep_seconds=settings.response_cache_seconds, most_bytes=settings.response_cache_megabytes * 2**20,
-        most_seconds=settings.request_timeout_seconds, start_seconds=settings.start_seconds,
-    )  # fmt: skip
+        keep_seconds=settings.response_cache_seconds,
+        most_bytes=settings.response_cache_megabytes * 2**20,
+        most_seconds=settings.request_timeout_seconds,
+        start_seconds=settings.start_seconds,
+    )
     return ResponseCache(cache, runs, node.metrics, bounds, secret=settings.prompt_hash_secret)

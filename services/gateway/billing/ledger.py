@@ -155,13 +155,21 @@ class Ledger:
             dearest = max(costs, key=costs.__getitem__)
             cheaper = {model: price for model, price in prices.items() if costs[model] < costs[dearest]}
             request = ReservationRequest(
-                request_id=request_id, owner=principal.tenant_id, key_id=principal.key_id, model=dearest, price_id=prices[dearest].id,
-                prompt_tokens=bounds.prompt_tokens, max_tokens=bounds.max_tokens,
-                least_tokens=bounds.max_tokens if cheaper else LEAST_TOKENS, answers=bounds.answers,
+                request_id=request_id,
+                owner=principal.tenant_id,
+                key_id=principal.key_id,
+                model=dearest,
+                price_id=prices[dearest].id,
+                prompt_tokens=bounds.prompt_tokens,
+                max_tokens=bounds.max_tokens,
+                least_tokens=bounds.max_tokens if cheaper else LEAST_TOKENS,
+                answers=bounds.answers,
                 fixed_micro=prices[dearest].cost(bounds.prompt_tokens, 0, bounds.seconds),
-                micro_per_million=prices[dearest].price.output_micro_per_million, monthly_micro=self.plan_of(principal).monthly_micro,
-                key_budget_micro=principal.key_limits.budget_micro, holds=tuple(hold for hold in bounds.holds if hold.model in prices),
-            )  # fmt: skip
+                micro_per_million=prices[dearest].price.output_micro_per_million,
+                monthly_micro=self.plan_of(principal).monthly_micro,
+                key_budget_micro=principal.key_limits.budget_micro,
+                holds=tuple(hold for hold in bounds.holds if hold.model in prices),
+            )
             answer = await self._reserve(request)
             if isinstance(answer, GrantedReservation):
                 self._open[request_id] = self._clock()
@@ -177,11 +185,16 @@ class Ledger:
         """Hold the cost of ``max_tokens`` for each answer of this model, or of what the credits cover. Safe to repeat, and after the end of
         the request, which it doesn't change. Raises LedgerUnavailable if PostgreSQL is down for more than 2 s."""
         extension = HoldExtension(
-            request_id=held.request_id, owner=principal.tenant_id, max_tokens=max_tokens,
-            least_more=min(LEAST_TOKENS, max_tokens - held.max_tokens), answers=answers,
-            micro_per_million=held.prices[model].price.output_micro_per_million, monthly_micro=self.plan_of(principal).monthly_micro,
-            key_budget_micro=principal.key_limits.budget_micro, target=target,
-        )  # fmt: skip
+            request_id=held.request_id,
+            owner=principal.tenant_id,
+            max_tokens=max_tokens,
+            least_more=min(LEAST_TOKENS, max_tokens - held.max_tokens),
+            answers=answers,
+            micro_per_million=held.prices[model].price.output_micro_per_million,
+            monthly_micro=self.plan_of(principal).monthly_micro,
+            key_budget_micro=principal.key_limits.budget_micro,
+            target=target,
+        )
         answer, _ = await self._ask(self._extensions, extension)
         if answer.max_tokens is None or answer.is_over_ceiling:
             return held

@@ -174,12 +174,18 @@ class ActivePrompt(ActiveAnswer):
             raise errors.LinkLost("the answer ended without its end marker", hint="retry the request")
         totals, route, first_text = self.totals, self.attempts.route, self.delivered.first_text_seconds
         return InferenceResult(
-            request_id=self.request_id, model=self.model, finish_reason=generation.finish_reason, usage=totals.usage,
+            request_id=self.request_id,
+            model=self.model,
+            finish_reason=generation.finish_reason,
+            usage=totals.usage,
             response_time_ms=totals.response_time_ms,
             first_token_ms=totals.response_time_ms if first_text is None else milliseconds(first_text),
-            finish_reasons=generation.finish_reasons, cost_micro=totals.cost_micro, clamped_to=self.clamped_to, cached=self.cached,
+            finish_reasons=generation.finish_reasons,
+            cost_micro=totals.cost_micro,
+            clamped_to=self.clamped_to,
+            cached=self.cached,
             target=route.target if route is not None and self.choice.shows_target else None,
-        )  # fmt: skip
+        )
 
 
 def _has_content(chunk: Chunk) -> bool:

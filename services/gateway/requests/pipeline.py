@@ -376,22 +376,35 @@ class Pipeline:
         if route is not None and not isinstance(answer, ActiveConversion):
             variant_failed = attempts.find_fault(status, failure, complete=delivered.complete, cached=delivered.cached)
         row = RequestRow(
-            id=running.request_id, user_id=principal.user_id, team_id=principal.team_id, api_key_id=principal.key_id,
-            prompt_hash=record.prompt_hash, model_used=None if target is None else target.model,
-            response_time_ms=min(totals.response_time_ms, _MAX_ROW_NUMBER), prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens, status=status,
+            id=running.request_id,
+            user_id=principal.user_id,
+            team_id=principal.team_id,
+            api_key_id=principal.key_id,
+            prompt_hash=record.prompt_hash,
+            model_used=None if target is None else target.model,
+            response_time_ms=min(totals.response_time_ms, _MAX_ROW_NUMBER),
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            status=status,
             error_code=None if status is RequestStatus.SUCCESS else request_record.error_code_of(status, failure),
-            created_at=running.began_at, cost_micro=MicroCredits(0) if is_free else totals.cost_micro, cached=delivered.cached,
+            created_at=running.began_at,
+            cost_micro=MicroCredits(0) if is_free else totals.cost_micro,
+            cached=delivered.cached,
             reservation=ReservationState.RELEASED if is_free else request_record.reservation_of(status, usage),
             worker_owner=None if claim is None else claim.worker.announcement.owner or None,
             worker_labels=() if claim is None else tuple(sorted(claim.worker.announcement.labels.items())),
-            begins_conversation=record.begins_conversation, saved_micro=totals.saved_micro, route=route,
-            provider=None if claim is None else claim.provider, attempts=len(attempts.claims), spending=totals.spending,
+            begins_conversation=record.begins_conversation,
+            saved_micro=totals.saved_micro,
+            route=route,
+            provider=None if claim is None else claim.provider,
+            attempts=len(attempts.claims),
+            spending=totals.spending,
             avoided_micro=totals.avoided_micro,
             first_token_ms=None if first_text is None else min(milliseconds(first_text), _MAX_ROW_NUMBER),
-            variant_failed=variant_failed, is_counted_late=running.is_counted_late,
+            variant_failed=variant_failed,
+            is_counted_late=running.is_counted_late,
             guard=running.guard_counts if record.is_guarded else (),
-        )  # fmt: skip
+        )
         written = self._recorder.add(row)
         self._ledger.forget(row.id)
         # Operators search the log by request id; the caller's identity is only in the row.
@@ -406,11 +419,18 @@ class Pipeline:
         delivered, answer = running.delivered, running.answer
         first_text = delivered.first_text_seconds
         measured = MeasuredAnswer(
-            operation=running.operation, method=running.method, model=row.model_used,
-            seconds=row.response_time_ms / 1000, first_text_seconds=first_text, input_tokens=row.prompt_tokens,
-            output_tokens=row.completion_tokens, reasoning_tokens=running.totals.usage.reasoning_tokens, at_once=delivered.answers,
-            chunks=delivered.chunks, error=row.error_code or "",
-        )  # fmt: skip
+            operation=running.operation,
+            method=running.method,
+            model=row.model_used,
+            seconds=row.response_time_ms / 1000,
+            first_text_seconds=first_text,
+            input_tokens=row.prompt_tokens,
+            output_tokens=row.completion_tokens,
+            reasoning_tokens=running.totals.usage.reasoning_tokens,
+            at_once=delivered.answers,
+            chunks=delivered.chunks,
+            error=row.error_code or "",
+        )
         self._answers_ended.ended(measured, asked=bool(running.admission.held.prices) and not row.cached)
         metrics = self._admission.metrics
         if row.cost_micro and row.model_used is not None:
@@ -425,9 +445,14 @@ class Pipeline:
         if row.guard or guard_seconds:
             self._observers.on_guarded(row, principal, guard_seconds)
         ended = events.RequestCompleted(
-            at=datetime.now(UTC), request_id=row.id, user_id=row.user_id, model=row.model_used, status=row.status, tokens=row.tokens_used,
+            at=datetime.now(UTC),
+            request_id=row.id,
+            user_id=row.user_id,
+            model=row.model_used,
+            status=row.status,
+            tokens=row.tokens_used,
             duration_ms=row.response_time_ms,
-        )  # fmt: skip
+        )
         self._observers.publish(ended)
 
 

@@ -98,10 +98,16 @@ class RequestAdmission:
         record.prompt_hash = request_validation.fingerprint(admitted.messages, secret)
         record.begins_conversation = "assistant" not in map(_role_of, admitted.messages)
         facts = RequestFacts(
-            prompt_tokens=admitted.likely_prompt_tokens, wants_answer=True, has_tools=bool(request.tools),
-            has_format=request.format is not None, has_images=any(message.images for message in admitted.messages),
-            tier=principal.tier, key_name=principal.key_name, organization=principal.tenant_id, now=datetime.now(UTC),
-        )  # fmt: skip
+            prompt_tokens=admitted.likely_prompt_tokens,
+            wants_answer=True,
+            has_tools=bool(request.tools),
+            has_format=request.format is not None,
+            has_images=any(message.images for message in admitted.messages),
+            tier=principal.tier,
+            key_name=principal.key_name,
+            organization=principal.tenant_id,
+            now=datetime.now(UTC),
+        )
         conversation = request.conversation_id or admitted.messages
         choice = await search.find(running.attempts, caller, request.model, facts, conversation, request_id=running.request_id)
         if isinstance(key_use, OrphanedKeyUse):
@@ -117,10 +123,15 @@ class RequestAdmission:
             max_tokens = min(request.max_tokens, most)
         salt = request_validation.prompt_salt(principal.tenant_id, secret)
         requirements = WorkerRequirements(
-            model=models[0], tenant=principal.tenant_id, limited_as=principal.limited_as, prompt_tokens=admitted.likely_prompt_tokens,
-            max_tokens=max_tokens * answers, prefix_hashes=generation.hash_prefixes(admitted.messages, salt, request.tools),
-            placement=caller.policy.placement, has_images=facts.has_images,
-        )  # fmt: skip
+            model=models[0],
+            tenant=principal.tenant_id,
+            limited_as=principal.limited_as,
+            prompt_tokens=admitted.likely_prompt_tokens,
+            max_tokens=max_tokens * answers,
+            prefix_hashes=generation.hash_prefixes(admitted.messages, salt, request.tools),
+            placement=caller.policy.placement,
+            has_images=facts.has_images,
+        )
         bounds = _bounds(record, choice, seconds, max_tokens, answers)
         held = await self._reserve(running, principal, limits, choice.requirements(requirements), bounds)
         choice = choice.affordable(held)
@@ -191,10 +202,14 @@ class RequestAdmission:
         request_id = running.request_id
         choice = await search.find(running.attempts, caller, wanted, facts, str(request_id), request_id=request_id, moderates=moderates)
         requirements = WorkerRequirements(
-            model=choice.models[0], tenant=principal.tenant_id, limited_as=principal.limited_as,
-            prompt_tokens=record.likely_prompt_tokens, max_tokens=0, placement=caller.policy.placement,
+            model=choice.models[0],
+            tenant=principal.tenant_id,
+            limited_as=principal.limited_as,
+            prompt_tokens=record.likely_prompt_tokens,
+            max_tokens=0,
+            placement=caller.policy.placement,
             takes_slot=not isinstance(asked, AskedConversion),
-        )  # fmt: skip
+        )
         limits, bounds = () if is_check else self._limits(principal, choice), _bounds(record, choice, seconds)
         if not requirements.takes_slot:
             await self._count(running, principal, limits, requirements, bounds)
@@ -284,10 +299,14 @@ async def _guard_prompt(
 def _bounds(record: AdmissionRecord, choice: TargetChoice, seconds: float, max_tokens: int = 0, answers: int = 1) -> CostBounds:
     most = Usage(record.most_prompt_tokens, max_tokens * answers)
     return CostBounds(
-        models=choice.models, prompt_tokens=most.prompt_tokens, max_tokens=max_tokens, answers=answers, seconds=seconds,
+        models=choice.models,
+        prompt_tokens=most.prompt_tokens,
+        max_tokens=max_tokens,
+        answers=answers,
+        seconds=seconds,
         priced_as=choice.priced_as,
         holds=tuple(hold for target in choice.targets if (hold := choice.find_hold(target, most)) is not None),
-    )  # fmt: skip
+    )
 
 
 def _most_max_tokens(models: Sequence[ModelName], workers: Sequence[DirectoryEntry]) -> int:

@@ -76,9 +76,14 @@ def _begin(route: str, rollout: OpenRollout, now: datetime) -> Rollout:
     # Requests are counted alone, because the test for units needs more of them than one gateway has.
     progress = Progress(step_began_at=now, outcome_at=now)
     return Rollout(
-        id=rollout.id, route=route, sticky=Sticky.REQUEST, plan=rollout.plan, state=RolloutState.RUNNING, progress=progress,
+        id=rollout.id,
+        route=route,
+        sticky=Sticky.REQUEST,
+        plan=rollout.plan,
+        state=RolloutState.RUNNING,
+        progress=progress,
         started_at=now,
-    )  # fmt: skip
+    )
 
 
 def _judge(watched: _Watched, row: RequestRow, unit: bytes, *, is_candidate: bool) -> str:

@@ -196,7 +196,11 @@ def _late_requests(
         if waited_ms > rollout.first_token_limit_ms and used.variant in {rollout.plan.candidate, rollout.plan.baseline}:
             is_candidate = used.variant == rollout.plan.candidate
             outcome = RequestOutcome(
-                is_candidate=is_candidate, tenant=principal.tenant_id, user=principal.user_id, began_at=running.began_at,
-                has_ended=False, waited_ms=waited_ms,
-            )  # fmt: skip
+                is_candidate=is_candidate,
+                tenant=principal.tenant_id,
+                user=principal.user_id,
+                began_at=running.began_at,
+                has_ended=False,
+                waited_ms=waited_ms,
+            )
             yield rollout.id, running, outcome
