@@ -1,5 +1,6 @@
 """The hooks that come with aimesh, with stand-ins for `aicli` and `docker`."""
 
+import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import msgspec
+import psutil
 import pytest
 
 from services.metrics.scaling.hook_plan import HookRequest
@@ -14,6 +16,7 @@ from tests.stacks import REPOSITORY
 from tests.testnet import until
 
 SCRIPTS = REPOSITORY / "deploy" / "scale"
+PR_SET_CHILD_SUBREAPER = 36
 #: Says which node it is, as a worker does, and ends after SIGTERM.
 AICLI = """#!/bin/sh
 echo "$@" >> {folder}/started
@@ -47,7 +50,20 @@ def local(tmp_path: Path) -> Iterator[Local]:
     found = Local(tmp_path)
     yield found
     for path in (tmp_path / "run").rglob("*.pid"):
-        os.kill(int(path.read_text()), 9)
+        worker = psutil.Process(int(path.read_text()))
+        worker.kill()
+        worker.wait(10)
+
+
+@pytest.fixture
+def adopting() -> Iterator[None]:
+    """This process gets the orphans below it, and they are dead without being gone until it waits for them."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is None:
+        pytest.skip("only Linux lets a process adopt orphans")
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    yield
+    prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 async def test_workers_are_started_and_the_named_ones_stopped(local: Local) -> None:
@@ -67,15 +83,18 @@ async def test_workers_are_started_and_the_named_ones_stopped(local: Local) -> N
     assert local.pids == []
 
 
+@pytest.mark.usefixtures("adopting")
 async def test_workers_outlive_the_script_and_dead_ones_are_replaced(local: Local) -> None:
     local.call(2)
     first = local.pids
     # A moment after it is started, it makes its session.
     await until(lambda: all(os.getsid(pid) == pid for pid in first))
     os.kill(first[0], 9)
-    await until(lambda: not Path(f"/proc/{first[0]}/cmdline").exists() or not Path(f"/proc/{first[0]}/cmdline").read_text())
+    await until(lambda: psutil.Process(first[0]).status() == psutil.STATUS_ZOMBIE)
     local.call(2)
+    psutil.Process(first[0]).wait(10)
     assert first[1] in local.pids
+    assert first[0] not in local.pids
     assert len(local.pids) == 2
 
 
