@@ -267,7 +267,7 @@ class PostgresServer(Server):
                 await connection.execute(f"ALTER ROLE {self.server.admin} PASSWORD '{password}'")
                 self._has_cheap_password = True
             while self._unused:
-                await connection.execute(f"DROP DATABASE {self._unused.pop()[0]} WITH (FORCE)")
+                await connection.execute(f"DROP DATABASE IF EXISTS {self._unused.pop()[0]} WITH (FORCE)")
             template = "template1" if service is None else f"migrated_{service}"
             await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         finally:
