@@ -21,7 +21,7 @@ from tests.nat import topology
 _TOOLS = Path(__file__).resolve().parent.parent / ".tools"
 SEARCH_PATH = os.pathsep.join((str(_TOOLS / "bin"), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"))
 VARIABLE = "AIMESH_REQUIRE"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 #: How the reason of such a skip begins.
 _NEEDS = "needs {}: "
 

@@ -56,7 +56,7 @@ NOT_RUN = re.compile(r"^=+ not run =+\n(.*?)^=", re.MULTILINE | re.DOTALL)
 
 
 def test_make_test_lists_what_it_leaves_out(project: Path) -> None:
-    if capabilities.find_program("chromium", "chromium-browser") not in {None, "/usr/bin/chromium", "/usr/bin/chromium-browser"}:
+    if Path(capabilities.find_browser() or "/usr/bin/none").parent != Path("/usr/bin"):
         pytest.skip("Chromium is in a folder that is searched without a PATH")
     done = run(project)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 #: Found as in tests/capabilities.py.
-BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 #: Debian package -> its programs, of which one must exist. Without it, tests are skipped (tests/capabilities.py).
 SYSTEM_PACKAGES = {
-    "chromium": BROWSERS,
+    "chromium-headless-shell": BROWSERS,
     "iproute2": ("ip",),
     "iptables": ("iptables",),
     "conntrack": ("conntrack",),
@@ -29,7 +29,7 @@ SYSTEM_PACKAGES = {
 #: Their packages start services, which would take ports that aimesh uses.
 SERVERS = ("prometheus", "prometheus-alertmanager", "pgbouncer", "docker-registry")
 #: Packages that are only recommended but needed: for Chromium a sandbox for ordinary users, and a font.
-RECOMMENDED = {"chromium": ("chromium-sandbox", "fonts-liberation")}
+RECOMMENDED = {"chromium-headless-shell": ("chromium-sandbox", "fonts-liberation")}
 #: Other recommended packages would install another service.
 INSTALL = ("apt-get", "install", "-y", "--no-install-recommends")
 #: Where Debian installs programs that may be missing on a user's PATH.

@@ -8,7 +8,8 @@ from tests import capabilities
 from tools import system_packages
 
 ALL_PACKAGES = (
-    "chromium chromium-sandbox fonts-liberation iproute2 iptables conntrack prometheus prometheus-alertmanager pgbouncer docker-registry"
+    "chromium-headless-shell chromium-sandbox fonts-liberation iproute2 iptables conntrack "
+    "prometheus prometheus-alertmanager pgbouncer docker-registry"
 )
 
 
@@ -38,7 +39,7 @@ def test_ordinary_user_gets_one_command_for_system_packages(installed: set[str])
 
 def test_systems_other_than_debian_get_the_list_of_programs(installed: set[str]) -> None:
     installed.remove("apt-get")
-    with pytest.raises(system_packages.SystemNotReady, match=r"skipped here.*Debian's names: chromium, "):
+    with pytest.raises(system_packages.SystemNotReady, match=r"skipped here.*Debian's names: chromium-headless-shell, "):
         system_packages.ensure_system()
 
 
