@@ -34,7 +34,6 @@ FAST = "FAST"
 
 #: One byte for every attempt of a flaky or poisonous prompt, of all workers together.
 ATTEMPTS_FILE = "CHAOS_ATTEMPTS_FILE"
-SLOTS = "CHAOS_SLOTS"
 
 
 class FaultyEcho(echo.EchoBackend):
@@ -69,7 +68,6 @@ def _count() -> None:
 def main() -> None:
     os.environ.update(worker.plan_environment(os.environ, {"INFERENCE_BACKEND": "echo"}))
     os.environ["INFERENCE_SERVICE_PORT"] = os.environ["CHAOS_PORT"]
-    echo.SLOTS = int(os.environ.get(SLOTS, echo.SLOTS))
     setattr(echo, "EchoBackend", FaultyEcho)  # noqa: B010 - mypy takes an assignment for a mistake
     inference.main()
 

@@ -105,7 +105,7 @@ class Worker:
             **self.stack.environment,
             "ECHO_TOKEN_MS": str(TOKEN_MS),
             "ENGINE_QUEUE": str(QUEUE),
-            faulty_worker.SLOTS: str(SLOTS),
+            "ECHO_SLOTS": str(SLOTS),
             faulty_worker.ATTEMPTS_FILE: str(self.attempts),
             "CHAOS_PORT": str(free_port()),
         }
