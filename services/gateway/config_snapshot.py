@@ -12,11 +12,22 @@ from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.policies import Policies
 from services.gateway.scheduling.route_choice import OpenRollout, Route
 from services.gateway.scheduling.routing import ModelNames
-from shared import config_documents
+from shared.config_documents import (
+    DEFAULT_MODEL,
+    UNLIMITED,
+    ConfigKind,
+    DefaultModelDocument,
+    Document,
+    ModelLimitDocument,
+    PlanDocument,
+    PolicyDocument,
+    RouteDocument,
+    UpstreamPriceDocument,
+)
 from shared.types import ModelName, Tier
 
 #: Kind and name of a document.
-DocumentKey = tuple[config_documents.ConfigKind, str]
+DocumentKey = tuple[ConfigKind, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +39,7 @@ class StoredDocument:
     revision: int
     origin: str
     #: None if the document was removed.
-    body: config_documents.Document | None
+    body: Document | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,22 +73,22 @@ def build(
     routes: dict[str, Route] = {}
     prices: dict[ModelName, UpstreamPrice] = {}
     default: str | None = None
-    policies: dict[str, config_documents.PolicyDocument] = {}
+    policies: dict[str, PolicyDocument] = {}
     for (_, name), stored in documents.items():
         match stored.body:
-            case config_documents.RouteDocument() as route if route.is_alias:
+            case RouteDocument() as route if route.is_alias:
                 aliases[name] = route.targets[0].model
-            case config_documents.RouteDocument() as route:
+            case RouteDocument() as route:
                 routes[name] = route_choice.compile_route(name, stored.version, route, rollouts.get(name))
-            case config_documents.PlanDocument() as plan:
+            case PlanDocument() as plan:
                 plans[Tier(name)] = tier_plan(tiers.DEFAULTS[Tier(name)], plan, f"plan {name}")
-            case config_documents.ModelLimitDocument() as limits:
+            case ModelLimitDocument() as limits:
                 model_limits[ModelName(name)] = tier_plan(tiers.NO_LIMITS, limits, f"model limit {name}")
-            case config_documents.DefaultModelDocument() as chosen if name == config_documents.DEFAULT_MODEL:
+            case DefaultModelDocument() as chosen if name == DEFAULT_MODEL:
                 default = chosen.model
-            case config_documents.PolicyDocument() as policy:
+            case PolicyDocument() as policy:
                 policies[name] = policy
-            case config_documents.UpstreamPriceDocument() as price:
+            case UpstreamPriceDocument() as price:
                 prices[ModelName(name)] = upstream_prices.compiled(price)
     names = ModelNames(aliases, default, routes=routes)
     return ConfigSnapshot(
@@ -90,19 +101,17 @@ def build(
     )
 
 
-def tier_plan(base: TierPlan, document: config_documents.PlanDocument | config_documents.ModelLimitDocument, source: str) -> TierPlan:
+def tier_plan(base: TierPlan, document: PlanDocument | ModelLimitDocument, source: str) -> TierPlan:
     """Return the limits with the document's numbers; ``source`` names the document, for people."""
     given = {name: number for name in tiers.NUMBERS if (number := getattr(document, name, None)) is not None}
-    numbers = {name: None if number == config_documents.UNLIMITED else number for name, number in given.items()}
+    numbers = {name: None if number == UNLIMITED else number for name, number in given.items()}
     return tiers.with_numbers(base, numbers, source)
 
 
-def plan_document(plan: TierPlan) -> config_documents.PlanDocument:
+def plan_document(plan: TierPlan) -> PlanDocument:
     """Return a document that states every number of the plan."""
-    return config_documents.PlanDocument(
-        **{name: config_documents.UNLIMITED if (number := getattr(plan, name)) is None else number for name in tiers.NUMBERS}
-    )
+    return PlanDocument(**{name: UNLIMITED if (number := getattr(plan, name)) is None else number for name in tiers.NUMBERS})
 
 
-def limit_document(plan: TierPlan) -> config_documents.ModelLimitDocument:
-    return config_documents.ModelLimitDocument(**{name: number for name in tiers.LIMITS if (number := getattr(plan, name)) is not None})
+def limit_document(plan: TierPlan) -> ModelLimitDocument:
+    return ModelLimitDocument(**{name: number for name in tiers.LIMITS if (number := getattr(plan, name)) is not None})

@@ -14,7 +14,17 @@ from typing import Any, Generic
 
 import msgspec
 
-from services.gateway import failover
+from services.gateway.failover import (
+    AnswerFailover,
+    ConversionFailover,
+    Ended,
+    FailoverState,
+    GivenUp,
+    ModerationFailover,
+    RetryBudget,
+    RetryOnWorker,
+    VectorsFailover,
+)
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
@@ -43,12 +53,12 @@ OnClaim = Callable[[Claim, int], object]
 
 #: A request that workers only read.
 TextRequest = embedding.Embed | inference.Moderate | inference.Conversion
-_TEXTS: dict[type[TextRequest], tuple[StreamMethod[Any, Any, Any], type[failover.FailoverState[Any, Any, Any]]]] = {
-    embedding.Embed: (embedding.embed, failover.VectorsFailover),
-    inference.Moderate: (inference.moderate, failover.ModerationFailover),
-    inference.Tokenize: (inference.tokenize, failover.ConversionFailover),
-    inference.Detokenize: (inference.detokenize, failover.ConversionFailover),
-    inference.RenderChat: (inference.render_chat, failover.ConversionFailover),
+_TEXTS: dict[type[TextRequest], tuple[StreamMethod[Any, Any, Any], type[FailoverState[Any, Any, Any]]]] = {
+    embedding.Embed: (embedding.embed, VectorsFailover),
+    inference.Moderate: (inference.moderate, ModerationFailover),
+    inference.Tokenize: (inference.tokenize, ConversionFailover),
+    inference.Detokenize: (inference.detokenize, ConversionFailover),
+    inference.RenderChat: (inference.render_chat, ConversionFailover),
 }
 #: Operation names of OpenTelemetry.
 _OPERATIONS = dict.fromkeys((method.name for method, _ in _TEXTS.values()), "tokenize") | {
@@ -75,7 +85,7 @@ class Relay:
     #: Counts a worker that reports wrong token counts.
     flag: Callable[[NodeId], object] = _ignore
     stall_seconds: float = STALL_SECONDS
-    budget: failover.RetryBudget = field(default_factory=failover.RetryBudget)
+    budget: RetryBudget = field(default_factory=RetryBudget)
 
     def generate(
         self, prompt: inference.ProcessPrompt, requirements: WorkerRequirements, seconds: float, *, on_claim: OnClaim = _ignore
@@ -83,7 +93,7 @@ class Relay:
         """Yield PromptAccepted, chunks, and finally the Generation with the counts of the whole answer. Raises the last worker's error,
         WorkerLost if a part was delivered, or Poison if two engines crashed. ``on_claim`` gets each worker that is asked. Close it with
         ``aclose``."""
-        state = failover.AnswerFailover(prompt)
+        state = AnswerFailover(prompt)
         return _RunningCall(self, inference.process_prompt, state, requirements, seconds, on_claim).stream_response()
 
     def read(
@@ -103,13 +113,13 @@ class _RunningCall(Generic[Request, Item, End]):
 
     relay: Relay
     method: StreamMethod[Request, Item, End]
-    state: failover.FailoverState[Request, Item, End]
+    state: FailoverState[Request, Item, End]
     requirements: WorkerRequirements
     seconds: float
     on_claim: OnClaim
     ends_at: float = 0.0
     #: Why another worker is asked; None for the first.
-    retry: failover.RetryOnWorker | None = None
+    retry: RetryOnWorker | None = None
     #: Workers lost during this request.
     lost: list[DirectoryEntry] = field(default_factory=list)
 
@@ -145,7 +155,7 @@ class _RunningCall(Generic[Request, Item, End]):
                     decision = self._decide(claim, error)
                 finally:
                     self._count(outcome)
-                if isinstance(decision, failover.Ended):
+                if isinstance(decision, Ended):
                     yield decision.end
                     return
                 self.retry = decision
@@ -186,7 +196,7 @@ class _RunningCall(Generic[Request, Item, End]):
                     # The worker's own error says more than that no other worker is there.
                     raise state.last_failure or error from None
                 pause = state.on_no_worker(error, clock(), self.relay.draw)
-            if isinstance(pause, failover.GivenUp):
+            if isinstance(pause, GivenUp):
                 raise pause.error from None
             if self.ends_at - clock() <= pause:
                 raise errors.DeadlineExceeded("no worker could resume the answer in time", hint="retry with a longer timeout")
@@ -249,7 +259,7 @@ class _RunningCall(Generic[Request, Item, End]):
             "server.address": node_label(claim.worker.node),
         }
 
-    def _decide(self, claim: Claim, error: errors.AimeshError) -> failover.RetryOnWorker | failover.Ended[End]:
+    def _decide(self, claim: Claim, error: errors.AimeshError) -> RetryOnWorker | Ended[End]:
         """Raise what the caller gets, or return how to continue."""
         state = self.state
         stats, clock = self.relay.dispatch.worker_stats, self.relay.dispatch.clock()
@@ -257,9 +267,9 @@ class _RunningCall(Generic[Request, Item, End]):
         decision = state.on_failure(claim.worker.node, error, lost_workers=lost_workers)
         if isinstance(error, errors.LinkLost):
             self.lost.append(claim.worker)
-        if isinstance(decision, failover.GivenUp):
+        if isinstance(decision, GivenUp):
             raise decision.error from error
-        if isinstance(decision, failover.Ended):
+        if isinstance(decision, Ended):
             return decision
         if not decision.is_free and not self.relay.budget.spend(self.relay.clock()):
             self.relay.count(_kind(decision), "over_budget")
@@ -282,5 +292,5 @@ class _RunningCall(Generic[Request, Item, End]):
             self.relay.count(_kind(self.retry), outcome)
 
 
-def _kind(retry: failover.RetryOnWorker) -> str:
+def _kind(retry: RetryOnWorker) -> str:
     return "resumption" if retry.is_resumption else "retry"

@@ -16,7 +16,17 @@ import msgspec
 
 from services.gateway.images import image_tokens
 from shared import errors
-from shared.api import embedding
+from shared.api.embedding import (
+    MAX_DIMENSIONS,
+    MAX_DOCUMENTS,
+    MAX_INPUT_BYTES,
+    MAX_INPUTS,
+    TOKEN_ID_BYTES,
+    EmbeddingInput,
+    EmbeddingRequest,
+    RankingRequest,
+    input_bytes,
+)
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import MAX_TEMPLATE_KWARGS_BYTES, SUFFIX_ROLE, ChatMessage, FormatKind, Tool, ToolChoice
 from shared.api.inference import MAX_TEXT_BYTES, MAX_TEXTS, Conversion, Detokenize, Tokenize
@@ -236,34 +246,34 @@ _ADDED_TOKENS = 4
 class AdmittedTexts:
     """Valid texts for embeddings."""
 
-    inputs: tuple[embedding.EmbeddingInput, ...]
+    inputs: tuple[EmbeddingInput, ...]
     #: See ``AdmittedPrompt``.
     most_prompt_tokens: int
     likely_prompt_tokens: int
 
 
-def _check_texts(field: str, texts: Sequence[embedding.EmbeddingInput], most_bytes: int, more_bytes: int = 0) -> int:
+def _check_texts(field: str, texts: Sequence[EmbeddingInput], most_bytes: int, more_bytes: int = 0) -> int:
     """Return their size with ``more_bytes``. Raises BadField or TooLarge."""
     for position, text in enumerate(texts):
         if not text:
             raise BadField(f"{field}[{position}]" if len(texts) > 1 else field, "is empty")
-    if (size := sum(map(embedding.input_bytes, texts)) + more_bytes) > most_bytes:
+    if (size := sum(map(input_bytes, texts)) + more_bytes) > most_bytes:
         raise errors.TooLarge(f"the texts have {size} bytes; the limit is {most_bytes}", hint="send fewer texts per request")
     return size
 
 
-def admit_texts(request: embedding.EmbeddingRequest) -> AdmittedTexts:
+def admit_texts(request: EmbeddingRequest) -> AdmittedTexts:
     """Validate texts. Raises BadRequest that names the field, or TooLarge."""
     if not request.inputs:
         raise BadField("input", "is empty")
-    if len(request.inputs) > embedding.MAX_INPUTS:
-        raise BadField("input", f"must have at most {embedding.MAX_INPUTS} entries, not {len(request.inputs)}; send several requests")
-    size = _check_texts("input", request.inputs, embedding.MAX_INPUT_BYTES)
-    if request.dimensions is not None and not 0 < request.dimensions <= embedding.MAX_DIMENSIONS:
-        raise BadField("dimensions", f"must be a whole number from 1 to {embedding.MAX_DIMENSIONS}")
+    if len(request.inputs) > MAX_INPUTS:
+        raise BadField("input", f"must have at most {MAX_INPUTS} entries, not {len(request.inputs)}; send several requests")
+    size = _check_texts("input", request.inputs, MAX_INPUT_BYTES)
+    if request.dimensions is not None and not 0 < request.dimensions <= MAX_DIMENSIONS:
+        raise BadField("dimensions", f"must be a whole number from 1 to {MAX_DIMENSIONS}")
     _check_model(request.model)
     ids = sum(len(given) for given in request.inputs if not isinstance(given, str))
-    text_bytes = size - ids * embedding.TOKEN_ID_BYTES
+    text_bytes = size - ids * TOKEN_ID_BYTES
     counted = ids + _ADDED_TOKENS * len(request.inputs)
     return AdmittedTexts(request.inputs, text_bytes + counted, text_bytes // BYTES_IN_A_TOKEN + counted)
 
@@ -272,17 +282,17 @@ def admit_texts(request: embedding.EmbeddingRequest) -> AdmittedTexts:
 _PAIR_TOKENS = 256
 
 
-def admit_ranking(request: embedding.RankingRequest) -> AdmittedTexts:
+def admit_ranking(request: RankingRequest) -> AdmittedTexts:
     """Validate a query and documents; ``inputs`` begins with the query. Raises BadRequest that names the field, or TooLarge."""
     if not request.query:
         raise BadField("query", "is empty")
-    if not 0 < len(request.documents) <= embedding.MAX_DOCUMENTS:
-        raise BadField("documents", f"must have 1 to {embedding.MAX_DOCUMENTS} texts, not {len(request.documents)}; send several requests")
+    if not 0 < len(request.documents) <= MAX_DOCUMENTS:
+        raise BadField("documents", f"must have 1 to {MAX_DOCUMENTS} texts, not {len(request.documents)}; send several requests")
     if request.top_n is not None and request.top_n < 1:
         raise BadField("top_n", "must be at least 1")
-    query, pairs = embedding.input_bytes(request.query), len(request.documents)
+    query, pairs = input_bytes(request.query), len(request.documents)
     # Each document is read with the query before it.
-    read = _check_texts("documents", request.documents, embedding.MAX_INPUT_BYTES, query) + query * (pairs - 1)
+    read = _check_texts("documents", request.documents, MAX_INPUT_BYTES, query) + query * (pairs - 1)
     _check_model(request.model)
     return AdmittedTexts((request.query, *request.documents), read + _PAIR_TOKENS * pairs, read // BYTES_IN_A_TOKEN + _ADDED_TOKENS * pairs)
 
@@ -325,7 +335,7 @@ def check_conversion(request: Conversion) -> None:
         raise errors.TooLarge(f"the prompt has {size} bytes; the limit is {MAX_PROMPT_BYTES}", hint="shorten or split it")
 
 
-def fingerprint(content: Sequence[ChatMessage] | Sequence[embedding.EmbeddingInput], secret: str) -> str:
+def fingerprint(content: Sequence[ChatMessage] | Sequence[EmbeddingInput], secret: str) -> str:
     """Return the keyed hash of a prompt for request_logs: 64 hex digits, equal for equal conversations. A plain hash would not do,
     because a short prompt can be guessed."""
     return hmac.digest(secret.encode(), msgspec.msgpack.encode([without_image_data(each) for each in content]), "sha256").hex()

@@ -15,17 +15,28 @@ from services.gateway.limits.tiers import TierPlan
 from shared import access_table, errors
 from shared.access_table import Permission
 from shared.api import auth, organizations
-from shared.api import ledger as ledger_api
 from shared.api import ledger as ledgers
 from shared.api.auth import Principal
 from shared.api.gateway import KeyBudget
+from shared.api.ledger import (
+    MICRO,
+    Account,
+    LedgerReport,
+    ListPrices,
+    ModelPrices,
+    ReadAccount,
+    RevertRequest,
+    SetPrice,
+    TopUp,
+    VerifyLedger,
+)
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import logs
 from shared.types import Credential, RequestId, TenantId, UserId
 
 #: 10 billion credits: within 64 bits, and more than any real transfer.
-MOST_TOP_UP = 10_000_000_000 * ledger_api.MICRO
+MOST_TOP_UP = 10_000_000_000 * MICRO
 MAX_NOTE_CHARACTERS = 500
 
 _log = logs.get(part="accounts")
@@ -41,14 +52,14 @@ class AccountRpc:
     rpc: RpcClient
     audit_reporting: AuditReporting
 
-    async def account_of(self, caller: Principal) -> ledger_api.Account:
+    async def account_of(self, caller: Principal) -> Account:
         return await self._account(caller.tenant_id, self.ledger.plan_of(caller))
 
-    async def _account(self, owner: TenantId, plan: TierPlan) -> ledger_api.Account:
+    async def _account(self, owner: TenantId, plan: TierPlan) -> Account:
         row = await self.store.read_account(owner, plan.monthly_micro)
         year, month = divmod(row.month.year * 12 + row.month.month, 12)
         renews_at = datetime(year, month + 1, 1, tzinfo=UTC)
-        return ledger_api.Account(row.included_micro, row.balance_micro, row.reserved_micro, plan.monthly_micro, renews_at)
+        return Account(row.included_micro, row.balance_micro, row.reserved_micro, plan.monthly_micro, renews_at)
 
     async def find_key_budget(self, caller: Principal) -> KeyBudget | None:
         """Return the remaining budget of the caller's key; None if it has none."""
@@ -58,7 +69,7 @@ class AccountRpc:
         return KeyBudget(caller.key_limits.budget_micro, spent, reserved)
 
     @serves(ledgers.read_account)
-    async def read_account(self, request: ledger_api.ReadAccount, call: RpcCall) -> ledger_api.Account:
+    async def read_account(self, request: ReadAccount, call: RpcCall) -> Account:
         caller = call.principal
         if request.user_id is None or request.user_id == caller.user_id:
             return await self.account_of(caller)
@@ -70,7 +81,7 @@ class AccountRpc:
         return await self._account(owner, await self._plan_of(owner, call.credential))
 
     @serves(ledgers.top_up)
-    async def top_up(self, request: ledger_api.TopUp, call: RpcCall) -> ledger_api.Account:
+    async def top_up(self, request: TopUp, call: RpcCall) -> Account:
         if not 0 < abs(request.amount_micro) <= MOST_TOP_UP:
             raise errors.BadRequest("the amount is 0 or too large", hint="transfer at most 10 billion credits at once")
         _check_note(request.note)
@@ -83,22 +94,22 @@ class AccountRpc:
         return account
 
     @serves(ledgers.list_prices)
-    async def list_prices(self, request: ledger_api.ListPrices, call: RpcCall) -> ledger_api.ModelPrices:
-        return ledger_api.ModelPrices(tuple(row.price for row in await self.store.list_prices(history=request.history)))
+    async def list_prices(self, request: ListPrices, call: RpcCall) -> ModelPrices:
+        return ModelPrices(tuple(row.price for row in await self.store.list_prices(history=request.history)))
 
     @serves(ledgers.set_price)
-    async def set_price(self, request: ledger_api.SetPrice, call: RpcCall) -> ledger_api.ModelPrices:
+    async def set_price(self, request: SetPrice, call: RpcCall) -> ModelPrices:
         prices.check(request.price)
         await self.store.add_price(request.price)
         await self.ledger.refresh_prices()
         _log.info("price set", model=request.price.model, by=call.principal.user_id)
-        listed = await self.list_prices(ledger_api.ListPrices(), call)
+        listed = await self.list_prices(ListPrices(), call)
         price = msgspec.json.encode(request.price).decode()
         self.audit_reporting.report_action("price.set", call.principal, target=request.price.model or "default", price=price)
         return listed
 
     @serves(ledgers.revert_request)
-    async def revert(self, request: ledger_api.RevertRequest, call: RpcCall) -> ledger_api.Account:
+    async def revert(self, request: RevertRequest, call: RpcCall) -> Account:
         _check_note(request.note)
         try:
             owner = await self.store.revert(request.request_id, request.note)
@@ -114,7 +125,7 @@ class AccountRpc:
         return account
 
     @serves(ledgers.verify_ledger)
-    async def verify(self, request: ledger_api.VerifyLedger, call: RpcCall) -> ledger_api.LedgerReport:
+    async def verify(self, request: VerifyLedger, call: RpcCall) -> LedgerReport:
         return await self.ledger.verify(full=request.full)
 
     async def _find_owner(self, text: str, credential: Credential | None) -> tuple[TenantId, TierPlan]:

@@ -7,11 +7,20 @@ from datetime import UTC, date, datetime, time, timedelta
 from operator import attrgetter
 
 from services.gateway import site_lease
-from services.gateway.billing import request_record, reservations
+from services.gateway.billing import request_record
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner, LedgerCheckpoint
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RouteUse
+from services.gateway.billing.reservations import (
+    ExtendedHold,
+    GrantedReservation,
+    HoldExtension,
+    InsufficientCredits,
+    OpenReservation,
+    ReservationRequest,
+    WorkerClaim,
+)
 from shared.api.ledger import LedgerReport, ModelPrice
 from shared.stores import database
 from shared.types import KeyId, MeshName, MicroCredits, NodeId, RequestId, TenantId
@@ -38,8 +47,8 @@ class LedgerStore:
         self._checkpoints = checkpoints or CheckpointStore(opened, CheckpointSigner(None, MeshName("")))
 
     async def reserve(
-        self, requests: Sequence[reservations.ReservationRequest], *, gateway: NodeId, lease_seconds: float
-    ) -> list[reservations.GrantedReservation | reservations.InsufficientCredits]:
+        self, requests: Sequence[ReservationRequest], *, gateway: NodeId, lease_seconds: float
+    ) -> list[GrantedReservation | InsufficientCredits]:
         """Reserve in one transaction; answer in order. An existing reservation is kept and reported as repeated. Raises SiteReplaced and
         SiteSuspended, whatever this process knows: that is what stops a gateway that was paused for an hour."""
         columns = zip(*(_columns(reservation) for reservation in requests), strict=True)
@@ -51,22 +60,22 @@ class LedgerStore:
         answers = {row["request_id"]: _answer(row) for row in rows}
         return [answers[reservation.request_id] for reservation in requests]
 
-    async def extend_holds(self, extensions: Sequence[reservations.HoldExtension]) -> list[reservations.ExtendedHold]:
+    async def extend_holds(self, extensions: Sequence[HoldExtension]) -> list[ExtendedHold]:
         """Raise what running requests hold, in one transaction; answer in order. Safe to repeat. If the site's lease is over, no request
         is open."""
         columns = zip(*(_extension_columns(extension) for extension in extensions), strict=True)
         rows = await self._database.rows("extend_holds", *columns, deadline_seconds=2)
-        answers = {row["request_id"]: reservations.ExtendedHold(row["granted_tokens"], row["is_over_ceiling"]) for row in rows}
-        return [answers.get(extension.request_id, reservations.ExtendedHold(None)) for extension in extensions]
+        answers = {row["request_id"]: ExtendedHold(row["granted_tokens"], row["is_over_ceiling"]) for row in rows}
+        return [answers.get(extension.request_id, ExtendedHold(None)) for extension in extensions]
 
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
         await self._database.run("extend_leases", list(requests), seconds)
 
-    async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[reservations.OpenReservation, ...]:
+    async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[OpenReservation, ...]:
         rows = await self._database.rows("list_overdue", grace_seconds, most)
         return tuple(_open_reservation(row) for row in rows)
 
-    async def record_claims(self, claims: Sequence[reservations.WorkerClaim]) -> set[RequestId]:
+    async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
         """Record at most one claim per request; return the recorded ones. The others are locked right now, or not open."""
         columns = zip(*((*_CLAIM(claim), *request_record.route_columns(claim.route), claim.provider) for claim in claims), strict=True)
         return {RequestId(row["request_id"]) for row in await self._database.rows("record_claims", *columns, deadline_seconds=2)}
@@ -186,26 +195,26 @@ _EXTENSION = attrgetter("request_id", "owner", "max_tokens", "least_more", "answ
 _CLAIM = attrgetter("request_id", "worker", "delivered_before", "model", "price_id")
 
 
-def _columns(request: reservations.ReservationRequest) -> tuple[object, ...]:
+def _columns(request: ReservationRequest) -> tuple[object, ...]:
     return (*_RESERVATION(request), request.monthly_micro, request.monthly_micro is not None, request.key_budget_micro)
 
 
-def _extension_columns(extension: reservations.HoldExtension) -> tuple[object, ...]:
+def _extension_columns(extension: HoldExtension) -> tuple[object, ...]:
     target, monthly_micro = extension.target, extension.monthly_micro
     hold = (None, None, None) if target is None else (target.target, target.micro, target.ceiling_micro)
     return (*_EXTENSION(extension), monthly_micro, monthly_micro is not None, extension.key_budget_micro, *hold)
 
 
-def _open_reservation(row: database.DatabaseRow) -> reservations.OpenReservation:
+def _open_reservation(row: database.DatabaseRow) -> OpenReservation:
     used = None if row["route"] is None else RouteUse(row["route"], row["route_version"], row["variant"], row["target"])
-    names = reservations.OpenReservation.__dataclass_fields__.keys() - {"route"}
-    return reservations.OpenReservation(**{name: row[name] for name in names} | {"workers": tuple(row["workers"])}, route=used)
+    names = OpenReservation.__dataclass_fields__.keys() - {"route"}
+    return OpenReservation(**{name: row[name] for name in names} | {"workers": tuple(row["workers"])}, route=used)
 
 
-def _answer(row: database.DatabaseRow) -> reservations.GrantedReservation | reservations.InsufficientCredits:
+def _answer(row: database.DatabaseRow) -> GrantedReservation | InsufficientCredits:
     if row["granted_tokens"] is None:
-        return reservations.InsufficientCredits(row["room_micro"], row["key_is_tightest"])
-    return reservations.GrantedReservation(row["granted_tokens"], row["is_repeated"], frozenset(row["over_ceiling"]))
+        return InsufficientCredits(row["room_micro"], row["key_is_tightest"])
+    return GrantedReservation(row["granted_tokens"], row["is_repeated"], frozenset(row["over_ceiling"]))
 
 
 def _price(row: database.DatabaseRow) -> Price:

@@ -9,16 +9,29 @@ from services.gateway.config_snapshot import DocumentKey
 from services.gateway.guard import detectors, own_patterns
 from services.gateway.limits import upstream_prices
 from services.gateway.scheduling import active_hours, route_choice
-from shared import config_documents
+from shared.config_documents import (
+    FIXED_NAMES,
+    MAX_CONFIG_BYTES,
+    MAX_POLICIES,
+    MAX_ROUTES,
+    NAME_PREFIXES,
+    ConfigKind,
+    DefaultModelDocument,
+    Document,
+    GuardDocument,
+    PolicyDocument,
+    RouteDocument,
+    UpstreamPriceDocument,
+)
 from shared.types import ModelName
 
 #: The error of a percentage as a binary fraction.
 _ROUNDING = 1e-6
 
 
-def describe_names(kind: config_documents.ConfigKind, name: str) -> str:
+def describe_names(kind: ConfigKind, name: str) -> str:
     """Return the names that documents of this kind may have, for people; empty if ``name`` is one."""
-    fixed, prefixes = config_documents.FIXED_NAMES.get(kind, ()), config_documents.NAME_PREFIXES.get(kind, ())
+    fixed, prefixes = FIXED_NAMES.get(kind, ()), NAME_PREFIXES.get(kind, ())
     if not fixed or name in fixed or any(name.startswith(prefix) and _is_id(name.removeprefix(prefix)) for prefix in prefixes):
         return ""
     return " or ".join((*fixed, *(f"{prefix}ID" for prefix in prefixes)))
@@ -31,17 +44,17 @@ def _is_id(text: str) -> bool:
         return False
 
 
-def check_body(body: config_documents.Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def check_body(body: Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield each mistake within a document, with its path."""
-    if isinstance(body, config_documents.RouteDocument):
+    if isinstance(body, RouteDocument):
         for position in _repeated([target.name for target in body.targets]):
             yield ("targets", position, "name"), "must be unique within its route"
         yield from _check_targets(body)
         if body.cache_seconds is not None and body.cache is None:
             yield ("cache_seconds",), "has no effect without cache: same_request"
-    if isinstance(body, config_documents.PolicyDocument) and body.guard is not None:
+    if isinstance(body, PolicyDocument) and body.guard is not None:
         yield from _check_guard(body.guard)
-    if isinstance(body, config_documents.UpstreamPriceDocument):
+    if isinstance(body, UpstreamPriceDocument):
         price = upstream_prices.compiled(body)
         if price.cached_input_micro_per_million > price.input_micro_per_million:
             yield ("cached_input",), "must not exceed input"
@@ -52,7 +65,7 @@ def _repeated(names: Sequence[str]) -> Iterator[int]:
     return (position for position, name in enumerate(names) if name in names[:position])
 
 
-def _check_guard(guard: config_documents.GuardDocument) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _check_guard(guard: GuardDocument) -> Iterator[tuple[tuple[str | int, ...], str]]:
     for position in _repeated([pattern.name for pattern in guard.patterns]):
         yield ("guard", "patterns", position, "name"), "must be unique"
     for position, pattern in enumerate(guard.patterns):
@@ -65,7 +78,7 @@ def _check_guard(guard: config_documents.GuardDocument) -> Iterator[tuple[tuple[
             yield ("guard", "countries", position), "is not a country whose phone numbers or national numbers are known"
 
 
-def _check_targets(route: config_documents.RouteDocument) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _check_targets(route: RouteDocument) -> Iterator[tuple[tuple[str | int, ...], str]]:
     for position, target in enumerate(route.targets):
         if target.share is not None and abs(target.share * 100 - round(target.share * 100)) > _ROUNDING:
             yield ("targets", position, "share"), "must have at most two decimals"
@@ -88,48 +101,44 @@ def _check_targets(route: config_documents.RouteDocument) -> Iterator[tuple[tupl
         yield ("targets",), f"the shares add up to {sum(shares) / 100:g}, not 100"
 
 
-def check_together(documents: Mapping[DocumentKey, config_documents.Document]) -> Iterator[str]:
+def check_together(documents: Mapping[DocumentKey, Document]) -> Iterator[str]:
     """Yield each mistake between the documents, as they are after a change."""
-    routes = {name: body for (_, name), body in documents.items() if isinstance(body, config_documents.RouteDocument)}
+    routes = {name: body for (_, name), body in documents.items() if isinstance(body, RouteDocument)}
     size = sum(len(msgspec.json.encode(body)) for body in documents.values())
-    if size > config_documents.MAX_CONFIG_BYTES:
-        yield f"the configuration would have {size} bytes as JSON; the limit is {config_documents.MAX_CONFIG_BYTES}"
-    policies = sum(isinstance(body, config_documents.PolicyDocument) for body in documents.values())
-    if policies > config_documents.MAX_POLICIES:
-        yield f"policies: there would be {policies}; the limit is {config_documents.MAX_POLICIES}"
-    if len(routes) > config_documents.MAX_ROUTES:
-        yield f"routes: there would be {len(routes)}; the limit is {config_documents.MAX_ROUTES}"
+    if size > MAX_CONFIG_BYTES:
+        yield f"the configuration would have {size} bytes as JSON; the limit is {MAX_CONFIG_BYTES}"
+    policies = sum(isinstance(body, PolicyDocument) for body in documents.values())
+    if policies > MAX_POLICIES:
+        yield f"policies: there would be {policies}; the limit is {MAX_POLICIES}"
+    if len(routes) > MAX_ROUTES:
+        yield f"routes: there would be {len(routes)}; the limit is {MAX_ROUTES}"
     yield from _check_moderation(documents, routes)
     for name, route in routes.items():
         for position, target in enumerate(route.targets):
             if target.model in routes and target.model != name:
                 yield f"routes.{name}.targets[{position}].model: {target.model} is a route; name a served model"
-            if target.daily_ceiling is not None and (config_documents.ConfigKind.UPSTREAM_PRICE, target.model) not in documents:
+            if target.daily_ceiling is not None and (ConfigKind.UPSTREAM_PRICE, target.model) not in documents:
                 yield f"routes.{name}.targets[{position}].daily_ceiling: upstream_prices has no {target.model}"
         compared = {target.name: target.model for target in route.targets}.get(route.compare_cost_with or "", route.compare_cost_with)
-        if compared is not None and (config_documents.ConfigKind.UPSTREAM_PRICE, compared) not in documents:
+        if compared is not None and (ConfigKind.UPSTREAM_PRICE, compared) not in documents:
             yield f"routes.{name}.compare_cost_with: upstream_prices has no {compared}"
 
 
-def _check_moderation(
-    documents: Mapping[DocumentKey, config_documents.Document], routes: Mapping[str, config_documents.RouteDocument]
-) -> Iterator[str]:
+def _check_moderation(documents: Mapping[DocumentKey, Document], routes: Mapping[str, RouteDocument]) -> Iterator[str]:
     for (_, name), body in documents.items():
-        if isinstance(body, config_documents.PolicyDocument) and body.guard is not None and (rule := body.guard.moderation) is not None:
+        if isinstance(body, PolicyDocument) and body.guard is not None and (rule := body.guard.moderation) is not None:
             found = routes.get(rule.route)
             if found is None or not found.targets[0].moderates:
                 yield f"policies.{name}.guard.moderation.route: {rule.route} is not a route whose targets have `task: moderation`"
 
 
-def warnings(
-    documents: Mapping[DocumentKey, config_documents.Document | None], routes: Collection[str], served: Collection[ModelName]
-) -> Iterator[str]:
+def warnings(documents: Mapping[DocumentKey, Document | None], routes: Collection[str], served: Collection[ModelName]) -> Iterator[str]:
     """Yield what a change may have overlooked, given the ``served`` models and all ``routes``."""
     for (_, name), body in documents.items():
         match body:
-            case config_documents.RouteDocument():
+            case RouteDocument():
                 for target in body.targets:
                     if target.model not in served:
                         yield f"route {name}: no worker serves {target.model} now"
-            case config_documents.DefaultModelDocument() if body.model not in served and body.model not in routes:
+            case DefaultModelDocument() if body.model not in served and body.model not in routes:
                 yield f"default model: no worker serves {body.model} now, and no route has this name"

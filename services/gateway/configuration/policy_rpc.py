@@ -8,11 +8,21 @@ from services.gateway.configuration import config_checks
 from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
 from services.gateway.guard import guard_test
 from services.gateway.scheduling.policies import BUILT_IN, NameLists, Policy
-from shared import access_table, amounts, config_documents, errors
+from shared import access_table, amounts, errors
 from shared.access_table import Permission
 from shared.api import auth, organizations
 from shared.api import configuration as api
 from shared.api.organizations import TeamRole
+from shared.config_documents import (
+    ANY_PROVIDER,
+    KEY_POLICY,
+    MESH_POLICY,
+    ORGANIZATION_POLICY,
+    ConfigKind,
+    Machines,
+    ModerationRule,
+    PolicyDocument,
+)
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import KeyId, TenantId
@@ -30,7 +40,7 @@ class PolicyRpc:
     @serves(api.get_policy)
     async def get(self, request: api.GetPolicy, call: RpcCall) -> api.PolicyState:
         """Raises NotFound for an organization or key of others."""
-        name = request.name or f"{config_documents.ORGANIZATION_POLICY}{call.principal.tenant_id}"
+        name = request.name or f"{ORGANIZATION_POLICY}{call.principal.tenant_id}"
         may_change = await self._may_change(name, call)
         await self._live.reload()
         return self._state(name, may_change=may_change)
@@ -42,7 +52,7 @@ class PolicyRpc:
             raise errors.NotAllowed(f"you may not change the policy {request.name}", hint=_WHO_MAY)
         for path, text in () if request.policy is None else config_checks.check_body(request.policy):
             raise errors.BadRequest(f"{'.'.join(map(str, path))} {text}", hint="see docs/howto/policies-and-guardrails.md")
-        key: DocumentKey = config_documents.ConfigKind.POLICY, request.name
+        key: DocumentKey = ConfigKind.POLICY, request.name
 
         def check(_revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Bodies:
             version = documents[key].version if key in documents else 0
@@ -51,11 +61,9 @@ class PolicyRpc:
                     f"the policy {request.name} has changed: it is at version {version}, not {request.expected_version}",
                     hint="read it with `aicli policy show`, then change it again",
                 )
-            if request.policy is not None and request.name.startswith((config_documents.ORGANIZATION_POLICY, config_documents.KEY_POLICY)):
-                mesh = documents.get((config_documents.ConfigKind.POLICY, config_documents.MESH_POLICY))
-                _check_ceiling(
-                    request.policy, mesh.body if mesh is not None and isinstance(mesh.body, config_documents.PolicyDocument) else None
-                )
+            if request.policy is not None and request.name.startswith((ORGANIZATION_POLICY, KEY_POLICY)):
+                mesh = documents.get((ConfigKind.POLICY, MESH_POLICY))
+                _check_ceiling(request.policy, mesh.body if mesh is not None and isinstance(mesh.body, PolicyDocument) else None)
             return {key: request.policy}
 
         await self._live.change(check, origin="applied", author=call.principal.user_id, note=request.note)
@@ -87,10 +95,10 @@ class PolicyRpc:
         return self._live.config.policies.find(tenant, key)
 
     def _state(self, name: str, *, may_change: bool) -> api.PolicyState:
-        stored = self._live.documents.get((config_documents.ConfigKind.POLICY, name))
+        stored = self._live.documents.get((ConfigKind.POLICY, name))
         if stored is None:
             return api.PolicyState(name, 0, None, may_change)
-        assert stored.body is None or isinstance(stored.body, config_documents.PolicyDocument)  # by its kind
+        assert stored.body is None or isinstance(stored.body, PolicyDocument)  # by its kind
         return api.PolicyState(name, stored.version, stored.body, may_change)
 
     async def _may_change(self, name: str, call: RpcCall) -> bool:
@@ -98,12 +106,12 @@ class PolicyRpc:
         principal = call.principal
         if access_table.may(principal, Permission.EVERYTHING):
             return True
-        if name.startswith(config_documents.ORGANIZATION_POLICY):
-            tenant = TenantId(_id(name, config_documents.ORGANIZATION_POLICY))
+        if name.startswith(ORGANIZATION_POLICY):
+            tenant = TenantId(_id(name, ORGANIZATION_POLICY))
             return await self._role_in(tenant, call) is TeamRole.OWNER
-        if name.startswith(config_documents.KEY_POLICY):
+        if name.startswith(KEY_POLICY):
             # Auth lists a key only for its creator and the owners of its organization.
-            key = await self._find_key(KeyId(_id(name, config_documents.KEY_POLICY)), call)
+            key = await self._find_key(KeyId(_id(name, KEY_POLICY)), call)
             return key.id != principal.key_id
         return False
 
@@ -134,16 +142,16 @@ def _tenant_of(key: auth.ApiKey) -> TenantId:
     return TenantId(key.user_id) if key.team_id is None else key.team_id
 
 
-def _check_ceiling(wanted: config_documents.PolicyDocument, mesh: config_documents.PolicyDocument | None) -> None:
+def _check_ceiling(wanted: PolicyDocument, mesh: PolicyDocument | None) -> None:
     """Raise NotAllowed if the policy names providers or machines that the mesh's policy forbids: they would have no effect."""
     allowed = () if mesh is None or mesh.external is None else mesh.external
-    if config_documents.ANY_PROVIDER not in allowed:
+    if ANY_PROVIDER not in allowed:
         for provider in wanted.external or ():
-            if provider not in (*allowed, config_documents.ANY_PROVIDER):
+            if provider not in (*allowed, ANY_PROVIDER):
                 raise errors.NotAllowed(
                     f"the mesh's policy does not allow the provider {provider}; it allows {', '.join(allowed) or 'none'}", hint=_ASK
                 )
-    widest = config_documents.Machines.GROUP if mesh is None or mesh.machines is None else mesh.machines
+    widest = Machines.GROUP if mesh is None or mesh.machines is None else mesh.machines
     if wanted.machines is not None and widest.is_narrower_than(wanted.machines):
         raise errors.NotAllowed(f"the mesh's policy allows no more machines than {widest}", hint=_ASK)
 
@@ -154,9 +162,7 @@ def _check_ceiling(wanted: config_documents.PolicyDocument, mesh: config_documen
 def explain(policy: Policy) -> Iterator[api.PolicyRule]:
     """Yield the rules for people."""
     providers = policy.placement.external
-    yield api.PolicyRule(
-        "external", "all" if config_documents.ANY_PROVIDER in providers else ", ".join(providers) or "none", _levels(policy.external)
-    )
+    yield api.PolicyRule("external", "all" if ANY_PROVIDER in providers else ", ".join(providers) or "none", _levels(policy.external))
     yield api.PolicyRule("machines", policy.machines.value, (policy.machines.level,))
     yield api.PolicyRule("models", _patterns(policy.models), _levels(policy.models))
     yield api.PolicyRule("targets", _patterns(policy.targets), _levels(policy.targets))
@@ -171,7 +177,7 @@ def explain(policy: Policy) -> Iterator[api.PolicyRule]:
         yield api.PolicyRule("guard.moderation", _describe_moderation(leveled.rule), (leveled.level,))
 
 
-def _describe_moderation(rule: config_documents.ModerationRule) -> str:
+def _describe_moderation(rule: ModerationRule) -> str:
     what = ", ".join(rule.categories) or "all categories"
     least = "" if rule.threshold is None else f" from {rule.threshold:g}"
     return f"{rule.route}: prompt {rule.prompt}, answer {rule.answer}, {what}{least}, on error {rule.on_error}"

@@ -8,7 +8,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.gateway.guard import detectors
+from services.gateway.guard.detectors import (
+    CONTEXT_CHARACTERS,
+    LIKELY,
+    MAX_SECRET_CHARACTERS,
+    SPACES,
+    TRIGGER,
+    Detector,
+    Match,
+    OpenSecret,
+)
 from services.gateway.guard.own_patterns import OwnPatterns
 from services.gateway.guard.phone_numbers import PhoneBudget
 from shared.config_documents import GuardKind
@@ -18,10 +27,10 @@ HOLD, STEP = 512, 256
 #: Larger pieces are read in parts, because RE2 converts the text at each call.
 _PART = 4096
 #: Kept for the words before a number.
-_CONTEXT = detectors.CONTEXT_CHARACTERS + 24
+_CONTEXT = CONTEXT_CHARACTERS + 24
 
 _GAP = re.compile(r"(?s:.*)[^A-Za-z0-9._%+@:/()-]")
-_BORDER = re.compile(rf"[^A-Za-z0-9._%+@:/(){detectors.SPACES}-]|[a-z_%@:][A-Z+./()-]*[{detectors.SPACES}]")
+_BORDER = re.compile(rf"[^A-Za-z0-9._%+@:/(){SPACES}-]|[a-z_%@:][A-Z+./()-]*[{SPACES}]")
 #: How much more text must come before the end of an open secret is looked for again.
 _RETRY_CHARACTERS = 128
 
@@ -40,7 +49,7 @@ Part = str | Found
 
 
 class TextFilter:
-    def __init__(self, detector: detectors.Detector, own: OwnPatterns | None = None, *, before: str = "") -> None:
+    def __init__(self, detector: Detector, own: OwnPatterns | None = None, *, before: str = "") -> None:
         """``before``: what a reader knows about the text, such as the name of a field."""
         self._detector = detector
         self._own = own
@@ -51,7 +60,7 @@ class TextFilter:
         #: Characters of the whole text before ``_text``.
         self._offset = 0
         self._retry_at = 0
-        self._matches: list[detectors.Match] = []
+        self._matches: list[Match] = []
         self._phones = PhoneBudget()
 
     def feed(self, piece: str) -> list[Part]:
@@ -81,7 +90,7 @@ class TextFilter:
     def _decide(self, *, is_whole: bool) -> None:
         text, size = self._text, len(self._text)
         while self._decided < size:
-            trigger = detectors.TRIGGER.search(text, self._decided)
+            trigger = TRIGGER.search(text, self._decided)
             gap = _GAP.match(text, self._decided, size if trigger is None else trigger.start())
             if gap is not None:
                 self._decided = gap.end()
@@ -95,7 +104,7 @@ class TextFilter:
             limit, begins_before = self._next_limit(text, is_whole=is_whole)
             if not limit:
                 return
-            if detectors.LIKELY.search(text, self._decided, limit) is None:
+            if LIKELY.search(text, self._decided, limit) is None:
                 self._decided = begins_before
                 continue
             phones = self._phones.copy()
@@ -103,8 +112,8 @@ class TextFilter:
                 found = self._detector.find(
                     text, self._decided, limit, begins_before, offset=self._offset, phones=phones, is_whole=is_whole
                 )
-            except detectors.OpenSecret:
-                self._retry_at = min(size + _RETRY_CHARACTERS, self._decided + HOLD + detectors.MAX_SECRET_CHARACTERS)
+            except OpenSecret:
+                self._retry_at = min(size + _RETRY_CHARACTERS, self._decided + HOLD + MAX_SECRET_CHARACTERS)
                 return
             self._phones = phones
             found = [match for match in found if match.start < begins_before]
@@ -151,14 +160,14 @@ class TextFilter:
         self._own_decided = max(0, self._own_decided - cut)
         self._retry_at = max(0, self._retry_at - cut)
         if self._matches:
-            self._matches = [detectors.Match(match.start - cut, match.end - cut, match.kind, match.name) for match in self._matches]
+            self._matches = [Match(match.start - cut, match.end - cut, match.kind, match.name) for match in self._matches]
 
 
 _ORDER = {kind: number for number, kind in enumerate(GuardKind)}
 
 
-def _merge(matches: Sequence[detectors.Match]) -> list[list[detectors.Match]]:
-    groups: list[list[detectors.Match]] = []
+def _merge(matches: Sequence[Match]) -> list[list[Match]]:
+    groups: list[list[Match]] = []
     end = -1
     for match in sorted(matches, key=lambda match: match.start):
         if match.start < end:

@@ -8,7 +8,17 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from services.gateway.request_validation import BadField
-from shared.api import generation
+from shared.api.generation import (
+    ChatMessage,
+    FormatKind,
+    ImageDetail,
+    ImagePart,
+    OutputFormat,
+    ReasoningEffort,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 
 #: Aliases of roles.
 _ROLES = {"developer": "system"}
@@ -26,12 +36,12 @@ class ImageUrl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: A data URL with the image in base64.
     url: str
     #: low: the model sees a smaller image, for fewer tokens.
-    detail: generation.ImageDetail = generation.ImageDetail.AUTO
+    detail: ImageDetail = ImageDetail.AUTO
 
 
 class ImageUrlPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="image_url"):
     image_url: str | ImageUrl
-    detail: generation.ImageDetail = generation.ImageDetail.AUTO
+    detail: ImageDetail = ImageDetail.AUTO
 
 
 class FunctionCallBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,7 +74,7 @@ class ChatBodyMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str | None = None
 
 
-WrittenContent: TypeAlias = tuple[str, tuple[generation.ImagePart, ...]]
+WrittenContent: TypeAlias = tuple[str, tuple[ImagePart, ...]]
 
 #: Fields that clients copy from an answer with a null or empty value.
 _EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id")
@@ -82,7 +92,7 @@ def tidy(messages: object) -> object:
     return [_tidy(position, message) if isinstance(message, dict) else message for position, message in enumerate(messages)]
 
 
-def to_messages(messages: tuple[ChatBodyMessage, ...]) -> tuple[generation.ChatMessage, ...]:
+def to_messages(messages: tuple[ChatBodyMessage, ...]) -> tuple[ChatMessage, ...]:
     """Convert messages. Raises BadField."""
     if not messages:
         raise BadField("messages", "is empty")
@@ -118,16 +128,16 @@ def _part(field: str, part: object) -> object:
     return {name: value for name, value in part.items() if name not in _CACHE_HINTS}
 
 
-def _message(position: int, message: ChatBodyMessage) -> generation.ChatMessage:
+def _message(position: int, message: ChatBodyMessage) -> ChatMessage:
     role = _ROLES.get(message.role, message.role)
     if role == "function":
         raise _deprecated(position)
     if role == "tool" and not message.tool_call_id:
         raise BadField(f"messages[{position}].tool_call_id", "is missing; it names the call that this answers")
-    calls = tuple(generation.ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
+    calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
     reasoning = (message.reasoning_content or message.reasoning or "") if role == "assistant" else ""
     text, images = _content(f"messages[{position}].content", message)
-    return generation.ChatMessage(role, text, calls, message.tool_call_id or None, reasoning, images)
+    return ChatMessage(role, text, calls, message.tool_call_id or None, reasoning, images)
 
 
 def _deprecated(position: int) -> BadField:
@@ -157,13 +167,13 @@ def to_content(field: str, parts: Iterable[str | ImageUrl]) -> WrittenContent:
         elif ":" in part.url[:16] and not part.url.startswith("data:"):
             raise BadField(f"{field}[{index}]", "is not a data URL; send the image itself")
         else:
-            images.append(generation.ImagePart(part.url.encode(), len(text), part.detail))
+            images.append(ImagePart(part.url.encode(), len(text), part.detail))
     return text, tuple(images)
 
 
 #: JSON schemas are passed on unparsed.
 JsonObject: TypeAlias = dict[str, Any]
-_EFFORTS = tuple(generation.ReasoningEffort)
+_EFFORTS = tuple(ReasoningEffort)
 
 
 class FunctionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -215,17 +225,17 @@ class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     json_schema: SchemaBody | None = None
 
 
-ChosenTools = tuple[tuple[generation.Tool, ...], generation.ToolChoice]
+ChosenTools = tuple[tuple[Tool, ...], ToolChoice]
 
 
-def tool(name: str, description: str | None, parameters: JsonObject | None) -> generation.Tool:
-    return generation.Tool(name, description or "", json_text(parameters or {}))
+def tool(name: str, description: str | None, parameters: JsonObject | None) -> Tool:
+    return Tool(name, description or "", json_text(parameters or {}))
 
 
 def chosen_tools(tools: Sequence[ToolBody], choice: ToolChoiceBody | None) -> ChosenTools:
     """Return the callable tools, and whether a call is required. Raises BadField."""
     if not tools and choice is None:
-        return (), generation.ToolChoice.AUTO
+        return (), ToolChoice.AUTO
     known = tuple(tool(body.function.name, body.function.description, body.function.parameters) for body in tools)
     match choice:
         case NamedTool(function=named):
@@ -275,29 +285,29 @@ def ensure_functions(tools: object) -> None:
             raise BadField(f"tools[{position}].type", "must be function; other tools are not supported")
 
 
-def choose(tools: tuple[generation.Tool, ...], choice: str | None) -> ChosenTools:
+def choose(tools: tuple[Tool, ...], choice: str | None) -> ChosenTools:
     """Return the callable tools, and whether a call is required."""
-    chosen = generation.ToolChoice(choice or generation.ToolChoice.AUTO)
-    return (() if chosen is generation.ToolChoice.NONE else tools), chosen
+    chosen = ToolChoice(choice or ToolChoice.AUTO)
+    return (() if chosen is ToolChoice.NONE else tools), chosen
 
 
-def choose_of(tools: tuple[generation.Tool, ...], names: Sequence[str], mode: str) -> ChosenTools:
+def choose_of(tools: tuple[Tool, ...], names: Sequence[str], mode: str) -> ChosenTools:
     """Return the named tools. Raises BadField for an unknown name."""
     for name in names:
         if not any(tool.name == name for tool in tools):
             raise BadField("tool_choice", f"names {name[:64]!r}, which is not among the tools")
-    return tuple(tool for tool in tools if tool.name in names), generation.ToolChoice(mode)
+    return tuple(tool for tool in tools if tool.name in names), ToolChoice(mode)
 
 
-def json_format(kind: Literal["text", "json_object", "json_schema"], schema: JsonObject | bool | None) -> generation.OutputFormat | None:
+def json_format(kind: Literal["text", "json_object", "json_schema"], schema: JsonObject | bool | None) -> OutputFormat | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return generation.OutputFormat(generation.FormatKind.JSON)
-    return generation.OutputFormat(generation.FormatKind.JSON_SCHEMA, json_text(schema))
+        return OutputFormat(FormatKind.JSON)
+    return OutputFormat(FormatKind.JSON_SCHEMA, json_text(schema))
 
 
-def wanted_format(requested: ResponseFormat) -> generation.OutputFormat | None:
+def wanted_format(requested: ResponseFormat) -> OutputFormat | None:
     """Raises BadField."""
     if requested.type == "json_schema" and requested.json_schema is None:
         raise BadField("response_format.json_schema", "is missing")
