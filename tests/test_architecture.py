@@ -202,9 +202,9 @@ MAX_FOLDER_MODULES = 20
 #: folder -> how many modules it may still have. These numbers may only fall.
 LARGE_FOLDERS: dict[str, int] = {}
 #: Modules without the packages' own __init__. This number may only fall, or grow by one for 170 lines of new work.
-MAX_MODULES = 734
+MAX_MODULES = 735
 #: Python lines of SOURCE without generated files; the goal is 85,600. This number may only fall, or grow by the line budget of new work.
-MAX_SOURCE_LINES = 130_323
+MAX_SOURCE_LINES = 130_401
 SOURCE = ("shared", "services", "cli", "stack", "sdk", "tools", "bench")
 GENERATED = {"sdk/python/src/aimesh/client.py", "sdk/python/src/aimesh/wire.py"}
 #: Imports in the longest chain of modules inside `shared`, each package's __init__ counted; the goal is 10. This number may only fall.

@@ -16,7 +16,7 @@ class _OverError(Exception):
 
 
 class _WatchedGroup(asyncio.TaskGroup):
-    """A TaskGroup that adds the names of tasks that died to ``dead``, also of one that lost a CancelledError nobody had asked for."""
+    """A TaskGroup that adds the names of tasks that died to ``dead``. A CancelledError that was not requested is a death, too."""
 
     def __init__(self, dead: list[str]) -> None:
         super().__init__()

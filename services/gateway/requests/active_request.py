@@ -128,13 +128,8 @@ class ActiveRequest:
         if answer is None:
             self.totals = RequestTotals(response_time_ms)
             return
-        usage, admission, delivered, target, claims = (
-            answer.usage(),
-            self.admission,
-            self.delivered,
-            self.attempts.target,
-            self.attempts.claims,
-        )
+        usage, admission, delivered = answer.usage(), self.admission, self.delivered
+        target, claims = self.attempts.target, self.attempts.claims
         has_delivered = delivered.complete or usage.completion_tokens > 0
         cost = saved = avoided = NO_TOTALS.cost_micro
         price = None if target is None else admission.held.prices.get(target.model)

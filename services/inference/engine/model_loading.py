@@ -154,7 +154,7 @@ def _adapters(
 
 
 def _image_encoder(model: "native.llama_model_p", load: LoadCommand, log: NativeLog) -> tuple[ImageEncoder | None, str]:
-    """Return also why there is none for a projector that nobody named. Raises LoadRefused for one that was named."""
+    """Return also why there is none, if the projector is optional. Raises LoadRefused if it is required."""
     if not load.projector:
         return None, ""
     try:

@@ -18,7 +18,7 @@ import msgspec
 from shared import addresses, errors, model_folder
 from shared.api.inference import ModelSources
 
-#: Chosen from a repository if nobody names the quantization; the first one that it has counts.
+#: Quantizations to choose from if the reference names none. The first that the repository has is chosen.
 _PREFERRED = ("Q4_K_M", "Q8_0", "Q4_0")
 _DIGEST = re.compile("(?:sha256[:=])?([0-9a-fA-F]{64})")
 _HUB = re.compile(r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w./-]+))?", re.ASCII)

@@ -69,8 +69,8 @@ class _Place:
 
 
 def to_lark(parser: str, schemas: Mapping[str, str], *, parallel: bool, strict: bool, otherwise: str = "") -> str:
-    """Write the grammar of calls that a parser (`RenderedPrompt.parser`) reads. ``schemas`` are those of the tools by name; unless
-    ``strict``, one that is not supported allows any JSON. ``otherwise``: see `gbnf.to_lark`. Raises FormatRefused."""
+    """Write the grammar of calls that a parser (`RenderedPrompt.parser`) reads. ``schemas`` are those of the tools by name; without
+    ``strict``, an unsupported schema allows any JSON. ``otherwise``: see `gbnf.to_lark`. Raises FormatRefused."""
     try:
         return _CallWriter(_arena(parser), schemas, parallel=parallel, strict=strict).write(otherwise)
     except (msgspec.MsgspecError, RecursionError, LookupError) as error:

@@ -29,7 +29,7 @@ UNVERIFIED_SECONDS = 30 * MINUTE
 #: The other jobs run at least every hour.
 UPKEEP_LATE_SECONDS = 3 * HOUR
 RECOVERY_LOG_BEHIND_SECONDS = MINUTE
-#: A node that is refused tries every two seconds for a minute; one that was revoked does as long as it runs.
+#: A refused node tries every two seconds for a minute; a revoked node tries as long as it runs.
 LOGINS_REFUSED = 60
 PARTITIONS_AHEAD_LEAST_SECONDS = 14 * DAY
 
