@@ -61,9 +61,13 @@ def adopting() -> Iterator[None]:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is None:
         pytest.skip("only Linux lets a process adopt orphans")
+    others = psutil.Process().children()
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     yield
     prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    # The `sleep` of a worker that was killed is one of them.
+    for orphan in set(psutil.Process().children()) - set(others):
+        orphan.wait(10)
 
 
 async def test_workers_are_started_and_the_named_ones_stopped(local: Local) -> None:
