@@ -4,6 +4,7 @@ NATS is in ``tests/testnet.py``. All die with the test run, even when that is ki
 """
 
 import asyncio
+import functools
 import os
 import re
 import secrets
@@ -11,8 +12,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,10 +24,14 @@ from typing import TypeVar
 import asyncpg
 import psutil
 
+from shared.stores import migrations
 from shared.stores.database import Database
+from shared.stores.server_sessions import ServerPlace
 from stack import probes, processes
 from stack.servers import postgres, valkey
 from stack.servers.program import Probe, Program
+
+T = TypeVar("T")
 
 _START_SECONDS = 60
 _ENVIRONMENT = {"PATH": os.environ["PATH"]}
@@ -41,6 +47,8 @@ _FAST = tuple(word for option in _OPTIONS for word in ("-c", option))
 #: A container has 64 MiB there unless told otherwise; one cluster grows to some 200 MiB.
 _MEMORY_BYTES = 2 * 2**30
 _SERVICES = Path(__file__).parent.parent / "services"
+#: Databases that no test has used, and the services whose tables they have.
+_new: dict[str, str] = {}
 #: Changes with every table, column, index, function, trigger, policy, right and setting, and is the same in a copy of a database.
 _SHAPE = """
 WITH objects AS (
@@ -147,6 +155,47 @@ class Server:
             self._process = None
 
 
+class KeptSessions:
+    """Sessions that outlive a test, in a thread with a loop of its own. One that has read the catalog needs a fifth of a new one's time."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._sessions: dict[str, asyncpg.Connection] = {}
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    async def run(self, url: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._run(url, work), self._loop))
+
+    async def _run(self, url: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        kept = self._sessions.pop(url, None)
+        if kept is not None:
+            try:
+                return await self._work(url, kept, work)
+            except (OSError, asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.InterfaceError):
+                pass  # a test has ended it, or the server
+        return await self._work(url, await asyncpg.connect(url), work)
+
+    async def _work(self, url: str, session: asyncpg.Connection, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        try:
+            done = await work(session)
+        except BaseException:
+            session.terminate()
+            raise
+        self._sessions[url] = session
+        return done
+
+    def close(self) -> None:
+        async def close() -> None:
+            for session in self._sessions.values():
+                session.terminate()
+
+        asyncio.run_coroutine_threadsafe(close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """A migrated database, and how a copy of it becomes like new after a test."""
@@ -192,6 +241,7 @@ class PostgresServer(Server):
         self._templates: dict[str, Template] = {}
         #: Databases of tests that are over, and the services whose tables they have.
         self._unused: list[tuple[str, str | None]] = []
+        self._sessions: KeptSessions | None = None
         self._has_cheap_password = durable or primary is not None
         super().__init__(folder, postgres.program(self.server, _ENVIRONMENT), () if durable else _FAST)
         if primary is not None:
@@ -258,9 +308,10 @@ class PostgresServer(Server):
         if service is not None and service not in self._templates:
             await self._make_template(service)
         if service is not None and (cleaned := await self._clean_unused(service)):
+            _new[cleaned] = service
             return cleaned
-        connection = await asyncpg.connect(self.url())
-        try:
+
+        async def make(connection: asyncpg.Connection) -> None:
             if not self._has_cheap_password:
                 # initdb has made it with the default.
                 password = self.server.admin_password.read_text(encoding="ascii").strip()
@@ -270,21 +321,29 @@ class PostgresServer(Server):
                 await connection.execute(f"DROP DATABASE IF EXISTS {self._unused.pop()[0]} WITH (FORCE)")
             template = "template1" if service is None else f"migrated_{service}"
             await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
-        finally:
-            await connection.close()
+
+        await self._run_in_session("postgres", make)
+        if service is not None:
+            _new[name] = service
         return name
+
+    async def _run_in_session(self, database: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        if self._sessions is None:
+            self._sessions = KeptSessions()
+        return await self._sessions.run(self.url(database), work)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._sessions is not None:
+            self._sessions.close()
+            self._sessions = None
+        super()._end(number)
 
     async def _clean_unused(self, service: str) -> str | None:
         """The name of a database that is like new, if a test has left one."""
         for place, (name, tables_of) in enumerate(self._unused):
             if tables_of != service:
                 continue
-            connection = await asyncpg.connect(self.url(name))
-            try:
-                is_clean = await self._templates[service].clean(connection)
-            finally:
-                await connection.close()
-            if is_clean:
+            if await self._run_in_session(name, self._templates[service].clean):
                 del self._unused[place]
                 return name
         return None
@@ -309,6 +368,7 @@ class PostgresServer(Server):
 
     def discard(self, name: str, service: str | None = None) -> None:
         """Clean or drop it when the next test starts: fixtures that end later may still use it."""
+        _new.pop(name, None)
         self._unused.append((name, service))
 
     async def _make_template(self, service: str) -> None:
@@ -389,6 +449,17 @@ def memory_folder() -> Path | None:
     folder = Path("/dev/shm")
     has_room = folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= _MEMORY_BYTES
     return folder if has_room else None
+
+
+@functools.cache
+def _migrations(service: str) -> list[migrations.Migration]:
+    return migrations.read(_SERVICES / service / "migrations")
+
+
+def is_migrated(place: ServerPlace, known: list[migrations.Migration]) -> bool:
+    """Whether a service opens a new database that has its tables, as their owner. True once: later on, a test may have changed them."""
+    found = re.search(rf"//(?:admin|owner_{place.schema}):.*/(\w+)\?", place.url)
+    return found is not None and _new.pop(found[1], None) == place.schema and known == _migrations(place.schema)
 
 
 def _as_role(url: str, role: str, password: str) -> str:
