@@ -15,23 +15,19 @@ SHARED = {
     # One stack for all files of a folder, which takes half a minute to start and stop.
     "tests/acceptance": "browser",
     "tests/chaos": "browser",
+    "tests/clients": "stack",
     "tests/integration": "stack",
-    # On a second one like it, so that the first isn't the last to end.
-    "tests/sdk": "second stack",
-    "tests/clients": "second stack",
+    "tests/sdk/javascript/test_with_a_stack.py": "stack",
+    "tests/sdk/python/test_with_a_stack.py": "stack",
+    "tests/sdk/test_laptop.py": "stack",
     "tests/full_stack": "full stack",
-    "tests/deploy/proxies": "second stack",
-    "tests/integration/test_joining.py": "second stack",
-    "tests/integration/test_metrics.py": "second stack",
-    "tests/integration/test_second_worker.py": "second stack",
-    "tests/integration/test_two_with_one_key.py": "second stack",
+    "tests/deploy/proxies": "proxies",
     # Without that stack.
     "tests/acceptance/test_watching.py": "",
     "tests/chaos/test_invariants.py": "",
     "tests/chaos/test_oracle.py": "",
     "tests/integration/test_swarm_attacks.py": "",
-    # Two stacks at once are too many for two cores.
-    "tests/rolling": "stack",
+    "tests/rolling": "full stack",
     # They render all templates of llama.cpp, and many of them the same way.
     "tests/services/inference/chat/test_prompt_plan.py": "templates",
     "tests/services/inference/chat/test_template_probe.py": "templates",
@@ -49,9 +45,9 @@ FIRST = (
     "templates",
     "tests/shared/rpc/test_swarm_mesh.py",
     "tests/cli/machines/test_join.py",
-    "second stack",
     "tests/deploy/test_compose_services.py",
     "full stack",
+    "proxies",
     "tests/stack/test_up_down.py",
 )
 

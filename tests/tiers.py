@@ -28,18 +28,18 @@ NIGHTLY = {
     "chaos": "faults in a whole stack under load; make test has one of each kind",
     "drill": "accidents of the disaster runbook, with the time until people are served again",
     "recovery": "backups, restores and standby sites in every state; `make test` makes, restores, verifies and promotes one",
-    "stacks": "other whole stacks than the one of `make test`: replicas, proxies, Compose, other servers",
+    "stacks": "other whole stacks than the one of `make test`: replicas, proxies, Compose, other servers; and details of that one",
     "nat": "machines behind NATs of several kinds",
     "outages": "alerts and pages while a machine is away",
     "rolling": "the release before this one, beside it and in its place",
     "containers": "images, Compose, podman and Swarm with real engines, which have to be installed: make deploy-tools",
-    "clients": "OpenAI's and Anthropic's clients, and frameworks on them, as installed from their indexes",
-    "pages": "every page in every theme and width",
+    "clients": "clients and frameworks as installed from their indexes; every example of our own clients, at both addresses",
+    "pages": "every page in every theme and width, and what is beside the main paths",
     "access": "every caller against every method of a whole stack",
     "schemathesis": "the whole HTTP API against its OpenAPI document",
     "storms": "hundreds of callers at the same time",
     "install": "setup, start and repair, as a new user does it",
-    "long": "longer than 15 seconds; a shorter test covers the same code",
+    "long": "longer than 5 seconds; a shorter test covers the same code",
     "clock": "the duration is what they prove, which needs an idle machine",
 }
 #: A folder or file -> the group of all tests in it; empty for one inside a nightly folder that is not nightly. The longest path decides.
@@ -127,6 +127,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not is_worker and (mistakes := capabilities.find_mistakes(os.environ.get(capabilities.VARIABLE, ""))):
         raise pytest.UsageError("\n".join(mistakes))
     config.stash[_left_out] = Counter()
+    # Tests leave little behind between two modules, which sweep once: see tests/conftest.py.
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from tests import tiers
 from tests.acceptance.visitor import NEW_PASSWORD, Visitor
 from tests.acceptance.watching import Watch, expected
 from tests.people import ApiClient
@@ -113,6 +114,7 @@ async def _is_signed_out(visitor: Visitor) -> None:
     await until(at_the_door, seconds=FORGOTTEN_SECONDS + 1, what="the other session has ended")
 
 
+@pytest.mark.nightly("pages")
 async def test_what_is_sensitive_asks_for_the_password_and_keeps_what_was_typed(
     stack: RunningStack, watch: Watch, api_client: ApiClient
 ) -> None:
@@ -139,7 +141,7 @@ async def test_what_is_sensitive_asks_for_the_password_and_keeps_what_was_typed(
     assert await lin.page.path() == "/dashboard"
 
 
-@pytest.mark.parametrize("javascript", [True, False], ids=["with JavaScript", "without JavaScript"])
+@pytest.mark.parametrize("javascript", tiers.by_day([True, False], True, group="pages"), ids=["with JavaScript", "without JavaScript"])
 async def test_a_second_factor_guards_an_account(stack: RunningStack, watch: Watch, javascript: bool) -> None:
     ann = Visitor(await watch.open(javascript=javascript), stack.url("web"))
     await ann.register()

@@ -4,12 +4,16 @@ from decimal import Decimal
 
 import pytest
 
+from tests import tiers
 from tests.acceptance.visitor import Visitor
 from tests.acceptance.watching import Watch, expected
 from tests.people import ApiClient
 from tests.stacks import RunningStack
 
 BOTH = pytest.mark.parametrize("javascript", [True, False], ids=["with JavaScript", "without JavaScript"])
+WITHOUT_AT_NIGHT = pytest.mark.parametrize(
+    "javascript", tiers.by_day([True, False], True, group="pages"), ids=["with JavaScript", "without JavaScript"]
+)
 
 
 async def visitor(watch: Watch, stack: RunningStack, /, **look: bool | int) -> Visitor:
@@ -49,7 +53,7 @@ async def test_from_registration_to_a_counted_request(stack: RunningStack, watch
     assert "echo" in row
 
 
-@BOTH
+@WITHOUT_AT_NIGHT
 async def test_a_key_from_creation_to_revocation(stack: RunningStack, watch: Watch, javascript: bool) -> None:
     ann = await visitor(watch, stack, javascript=javascript)
     page = ann.page
@@ -69,7 +73,7 @@ async def test_a_key_from_creation_to_revocation(stack: RunningStack, watch: Wat
         assert (await http.get("/v1/models")).status_code == 401
 
 
-@BOTH
+@WITHOUT_AT_NIGHT
 async def test_signing_out_and_in_again(stack: RunningStack, watch: Watch, javascript: bool) -> None:
     ann = await visitor(watch, stack, javascript=javascript)
     await ann.register()

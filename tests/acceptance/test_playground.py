@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from shared.api import gateway
 from shared.types import Role
 from tests.acceptance.visitor import Visitor
@@ -71,6 +73,7 @@ async def test_an_answer_grows_and_stops_when_it_is_told_to(stack: RunningStack,
     assert _WORDS < int(tokens.replace(",", "")) < _WORDS * 2
 
 
+@pytest.mark.nightly("pages")
 async def test_a_thumb_and_the_code_of_a_chat(stack: RunningStack, watch: Watch) -> None:
     ann = Visitor(await watch.open(width=390, dark=True), stack.url("web"))
     page = ann.page

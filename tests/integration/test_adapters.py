@@ -37,6 +37,7 @@ async def worker(stack: RunningStack, tmp_path: Path) -> AsyncIterator[None]:
         await reading
 
 
+@pytest.mark.nightly("long")
 async def test_an_adapter_is_priced_and_permitted_like_a_model(stack: RunningStack, worker: None, ann: Person) -> None:
     only = ("keys", "create", "--json", "--model")
     keys = {model: (await stack.aicli(*only, model, model, AICLI_API_KEY=ann.key.secret)).json()["key"] for model in (BASE, SQL)}

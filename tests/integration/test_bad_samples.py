@@ -115,6 +115,7 @@ async def test_a_million_label_values_take_the_room_of_one_node(stack: RunningSt
     assert "custom_flood" in await _told(stack, node_label(worker.id))
 
 
+@pytest.mark.nightly("storms")
 async def test_ten_megabytes_are_refused_before_and_on_the_way(stack: RunningStack, worker: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     before = await _resident_bytes(stack)
     batch = RecordMetrics((RecordMetric("custom_long", 1, {"x": "y" * 10_000_000}),))

@@ -40,6 +40,7 @@ class Known:
             return found
 
 
+@pytest.mark.nightly("long")
 async def test_nothing_personal_is_left_and_every_sum_is(stack: RunningStack, api_client: ApiClient) -> None:
     gone, other = await api_client.register("gone"), await api_client.register("other")
     known = await _use_everything(stack, api_client, gone, other)

@@ -67,6 +67,7 @@ async def test_a_stock_client_reads_masked_and_refused_answers(client: openai.As
         await _streamed(client, "hi", logprobs=True)
 
 
+@pytest.mark.nightly("stacks")
 async def test_a_cut_stream_continues_masked_at_the_other_gateway(stack: RunningStack, guarded: Person, tmp_path: Path) -> None:
     prompt = f"one {CARD} two 4111-1111-1111-1111 three and four"
     async with replicas.replica(stack, "gateway", folder=tmp_path) as second, stack.http(guarded.key.secret) as first:
@@ -99,6 +100,7 @@ def _events(answer: httpx.Response) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.nightly("stacks")
 async def test_a_text_is_tested_by_a_keys_guardrails(stack: RunningStack, guarded: Person) -> None:
     mine = {"AICLI_API_KEY": guarded.key.secret}
     found = (await stack.aicli("guard", "test", "-", "--answer", "--json", stdin=f"card {CARD}", **mine)).json()

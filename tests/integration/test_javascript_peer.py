@@ -295,6 +295,7 @@ async def run(folder: Path, **variables: str) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
+@pytest.mark.nightly("stacks")
 async def test_the_program_of_the_documentation_calls_a_whole_stack(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
     (tmp_path / "peer.js").write_text(shown_program(), encoding="utf-8")
     (tmp_path / "node_modules").symlink_to(MODULES)

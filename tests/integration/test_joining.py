@@ -91,6 +91,7 @@ def new_key() -> NodeKey:
     return NodeKey(node_keys.new_seed())
 
 
+@pytest.mark.nightly("long")
 async def test_a_machine_joins_serves_is_paused_and_revoked_in_mid_stream(
     stack: RunningStack, ann: Person, box: Machine, cafe: Machine, model: SlowModel
 ) -> None:
@@ -208,6 +209,7 @@ async def test_a_ticket_that_is_no_good_says_why_and_lets_nobody_in(stack: Runni
     assert first.role == "worker"
 
 
+@pytest.mark.nightly("stacks")
 async def test_a_machine_waits_for_its_approval(stack: RunningStack) -> None:
     ticket, key = tickets.parse(await outside.ticket(stack, "client", "--approval")), new_key()
     async with asyncio.timeout(100):

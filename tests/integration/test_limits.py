@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 
 import httpx
+import pytest
 
 from tests.integration import asking
 from tests.people import ApiClient, Key, Person
@@ -62,6 +63,7 @@ async def test_a_users_limit_holds_exactly_under_concurrency_and_over_keys_until
     assert quota["used_this_hour"] == FREE + 1
 
 
+@pytest.mark.nightly("stacks")
 async def test_the_tighter_limit_of_a_key_holds_for_that_key(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     made = (await stack.aicli("keys", "create", "tight", "--requests-per-hour", "3", "--json", AICLI_API_KEY=ann.key.secret)).json()
     async with stack.http(made["key"]) as http:

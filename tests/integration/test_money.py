@@ -24,6 +24,7 @@ async def _admin(stack: RunningStack, *words: str) -> dict[str, object]:
     return found
 
 
+@pytest.mark.nightly("long")
 async def test_a_top_up_is_made_once_and_can_be_taken_back(stack: RunningStack, ann: Person) -> None:
     before = await _admin(stack, "credits", ann.username)
     transfer = str(uuid4())
@@ -34,6 +35,7 @@ async def test_a_top_up_is_made_once_and_can_be_taken_back(stack: RunningStack, 
     assert "topped up     2\n" in shown.out
 
 
+@pytest.mark.nightly("stacks")
 async def test_only_an_administrator_handles_money(stack: RunningStack, ann: Person, bob: Person) -> None:
     for words in (
         ("credits", bob.username),
@@ -65,6 +67,7 @@ async def test_a_request_is_paid_and_given_back(stack: RunningStack, ann: Person
     assert (report["drift_micro"], report["sum_micro"], report["findings"]) == (0, 0, [])
 
 
+@pytest.mark.nightly("stacks")
 async def test_a_key_with_a_budget_spends_no_more_than_that(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     made = await stack.aicli("keys", "create", "small", "--budget", ".04", "--json", AICLI_API_KEY=ann.key.secret)
     async with stack.http(made.json()["key"]) as http:
@@ -141,6 +144,7 @@ async def _answers(stack: RunningStack, person: Person) -> int:
         return (await http.post("/api/inference", json=ASK)).status_code
 
 
+@pytest.mark.nightly("stacks")
 async def test_limits_of_a_key_are_kept_by_the_api(stack: RunningStack, ann: Person) -> None:
     limits = {"requests_per_hour": 7, "requestsPerMinute": 6, "tokens_per_minute": 5000, "concurrency": 4, "budget": 2.5}
     async with stack.http(ann.access_token) as http:
@@ -157,6 +161,7 @@ async def test_limits_of_a_key_are_kept_by_the_api(stack: RunningStack, ann: Per
     assert (wider.status, "cannot create keys" in wider.err) == (1, True)
 
 
+@pytest.mark.nightly("stacks")
 async def test_a_price_holds_from_when_it_is_set(stack: RunningStack) -> None:
     model = f"unserved-{uuid4().hex[:8]}"
     for price in (".0001", ".00015"):

@@ -7,11 +7,12 @@ from typing import Any
 import openai
 import pytest
 
+from tests import tiers
 from tests.people import Person
 from tests.stacks import RunningStack
 
 
-@pytest.fixture(params=["gateway", "web"])
+@pytest.fixture(params=tiers.by_day(["gateway", "web"], "gateway", group="clients"))
 async def client(request: pytest.FixtureRequest, stack: RunningStack, ann: Person) -> AsyncIterator[openai.AsyncOpenAI]:
     base_url = stack.url(request.param) + "/v1"
     async with openai.AsyncOpenAI(api_key=ann.key.secret, base_url=base_url, max_retries=0, timeout=120) as made:

@@ -170,6 +170,7 @@ async def open_mesh(stack: RunningStack, caller: Person, tmp_path: Path) -> Asyn
             await found.admin("config", "apply", "-f", str(tmp_path / "routes.yaml"))
 
 
+@pytest.mark.nightly("long")
 @pytest.mark.timeout(600)
 async def test_a_candidate_that_begins_to_fail_is_rolled_back_also_when_a_gateway_dies(
     stack: RunningStack, ann: Person, tmp_path: Path

@@ -7,12 +7,15 @@ import time
 from typing import Any
 
 import httpx
+import pytest
 
 from shared import errors
 from shared.api import gateway
 from tests.integration import asking
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, total, until
+
+pytestmark = pytest.mark.nightly("stacks")
 
 USED_WITHIN_SECONDS, LEFT_OUT_WITHIN_SECONDS = 3, 6
 

@@ -21,7 +21,6 @@ from services.inference.models.catalog import Catalog, CatalogEntry
 from shared.api import inference
 from shared.api.generation import Generation
 from shared.types import ModelName
-from tests import tiers
 from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import FakeWorker
 from tests.services.inference.backends.test_reasoning_model import with_template
@@ -29,6 +28,8 @@ from tests.services.inference.standins import Watch
 from tools import engine_libraries
 
 pytestmark = [
+    # Each model has to be loaded and to read its prompt.
+    pytest.mark.nightly("long"),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries"),
 ]
@@ -120,8 +121,7 @@ def checked(name: str, arguments: str) -> None:
     jsonschema.Draft202012Validator(PARAMETERS).validate(json.loads(arguments))
 
 
-#: The others at night, because each model has to be loaded and to read its prompt.
-@pytest.mark.parametrize("model", tiers.by_day(TEMPLATES, "kimi", group="long"))
+@pytest.mark.parametrize("model", TEMPLATES)
 async def test_forced_call_has_valid_arguments(client: openai.AsyncOpenAI, model: str) -> None:
     stream = await client.chat.completions.create(model=model, tool_choice="required", stream=True, **ASKED)
     deltas = [delta async for chunk in stream for choice in chunk.choices for delta in choice.delta.tool_calls or ()]

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import termios
 
+import pytest
+
 from shared.types import SERVICE_NAMES
 from tests.cli.top import screens
 from tests.cli.top.screens import PICTURE
@@ -51,6 +53,7 @@ async def test_a_person_watches_the_mesh_and_leaves_by_ctrl_c(stack: RunningStac
         assert person.shown.endswith("\x1b[?1049l")
 
 
+@pytest.mark.nightly("stacks")
 async def test_a_service_that_hangs_is_said_to_be_silent_and_is_back_when_it_goes_on(stack: RunningStack) -> None:
     with screens.sitting(columns=160, rows=50) as person:
         running = start(stack, person)
@@ -73,6 +76,7 @@ async def test_a_service_that_hangs_is_said_to_be_silent_and_is_back_when_it_goe
             running.wait()
 
 
+@pytest.mark.nightly("stacks")
 async def test_requests_are_seen_in_the_rates_and_loads_in_the_table(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     async def seen() -> bool:
         await asking.rpc(api_client.mesh, ann.key.secret, "four words in here")

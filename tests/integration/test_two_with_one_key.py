@@ -12,6 +12,8 @@ from tests.integration import asking
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
+pytestmark = pytest.mark.nightly("stacks")
+
 
 def findings(stack: RunningStack) -> list[str]:
     """What the gateway has found; its metric also counts links that are replaced again and again, as under load."""
@@ -44,7 +46,6 @@ async def test_a_second_worker_with_the_same_key_stops_and_the_first_one_works_o
     assert await stack.metric("gateway", "ai_platform_contested_keys_total") > counted
 
 
-@pytest.mark.nightly("stacks")
 async def test_a_second_gateway_with_the_same_key_stops_and_the_first_one_works_on(stack: RunningStack, tmp_path: Path) -> None:
     first = (await stack.pids())["gateway"]
     async with replicas.replica(stack, "gateway", folder=tmp_path, settings={"NODE_KEY_FILE": str(stack.place.key("gateway"))}) as second:
@@ -53,7 +54,6 @@ async def test_a_second_gateway_with_the_same_key_stops_and_the_first_one_works_
     assert (await stack.pids())["gateway"] == first
 
 
-@pytest.mark.nightly("stacks")
 async def test_a_second_process_with_the_same_state_file_does_not_start(stack: RunningStack, tmp_path: Path) -> None:
     key_file = stack.place.key("metrics")
     (tmp_path / "metrics-replica.mesh").symlink_to(key_file.with_suffix(".mesh"))
@@ -63,7 +63,6 @@ async def test_a_second_process_with_the_same_state_file_does_not_start(stack: R
         assert "another process uses" in second.log
 
 
-@pytest.mark.nightly("stacks")
 async def test_a_worker_that_is_killed_and_started_at_once_is_no_contest(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     found = findings(stack)
     await stack.restarted("inference-echo", await stack.kill("inference-echo"), seconds=60)

@@ -112,6 +112,7 @@ async def test_commands_over_tls(laptop: Laptop, ann: Person, url: str) -> None:
     assert await laptop.out("logout") == "Logged out; the key is revoked.\n"
 
 
+@pytest.mark.nightly("stacks")
 async def test_chat_over_tls(laptop: Laptop, ann: Person, url: str) -> None:
     environment = {"HOME": str(laptop.home), "AIMESH_URL": url, "AIMESH_CA_FILE": "cert.pem", "AIMESH_API_KEY": ann.key.secret}
     python = str(laptop.site.parents[2] / "bin" / "python")
@@ -128,6 +129,7 @@ async def test_chat_over_tls(laptop: Laptop, ann: Person, url: str) -> None:
     await asyncio.to_thread(talk)
 
 
+@pytest.mark.nightly("stacks")
 async def test_sdk_over_tls(laptop: Laptop, ann: Person, url: str) -> None:
     settings = {"AIMESH_BASE_URL": url, "AIMESH_API_KEY": ann.key.secret}
     done = await laptop.run("python", "-c", SDK_PROGRAM, **settings)
@@ -137,6 +139,7 @@ async def test_sdk_over_tls(laptop: Laptop, ann: Person, url: str) -> None:
     assert version == f"{release.read_versions()['sdk/python/src/aimesh/version.py']} {laptop.site / 'aimesh/__init__.py'}"
 
 
+@pytest.mark.nightly("install")
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
@@ -150,6 +153,7 @@ async def test_what_needs_more_names_it_in_one_line(laptop: Laptop, arguments: t
     assert (done.status, done.out, done.err.count("\n"), hint in done.err) == (2, "", 1, True), done.err
 
 
+@pytest.mark.nightly("install")
 async def test_profile_of_a_mesh_names_the_extra(laptop: Laptop, stack: RunningStack) -> None:
     done = await laptop.run("aicli", "infer", "hi", AICLI_PROFILE=str(stack.place.profile))
     assert (done.status, done.out, done.err.count("\n"), "'aimesh[mesh]'" in done.err) == (2, "", 1, True), done.err

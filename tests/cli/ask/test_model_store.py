@@ -48,6 +48,7 @@ def test_file_is_added(shell: Shell, tmp_path: Path) -> None:
     assert "not a usable model" in refused.stderr
 
 
+@pytest.mark.nightly("long")
 def test_file_is_added_with_the_projector_beside_it(shell: Shell, tmp_path: Path) -> None:
     file, beside, other = tmp_path / "m.gguf", tmp_path / "mmproj-m.gguf", tmp_path / "images.gguf"
     file.write_bytes(ranged_server.model_bytes(2000))

@@ -71,6 +71,7 @@ async def test_three_dht_nodes_start_and_stop(number: signal.Signals) -> None:
         await until_gone(of(first, 0))
 
 
+@pytest.mark.nightly("long")
 async def test_relay_keeps_its_key(tmp_path: Path) -> None:
     first = ports.find_free(4, is_udp=True)
     async with running("bootstrap", "--host", "127.0.0.1", "--port", str(first), "--json") as (_, line):

@@ -50,6 +50,7 @@ def test_dev_runs_one_of_everything(tmp_path: Path) -> None:
     assert {each["spec"]["minReplicas"] for each in every if each["kind"] == "HorizontalPodAutoscaler"} == {1}
 
 
+@pytest.mark.nightly("containers")
 def test_prod_uses_your_own_postgresql_and_an_ingress_with_tls(tmp_path: Path) -> None:
     every = built("prod", tmp_path)
     names = {(each["kind"], each["metadata"]["name"]) for each in every}

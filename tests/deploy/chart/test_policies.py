@@ -40,7 +40,7 @@ def denied(objects: list[rendering.Object]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", tiers.by_day(CASES, "demo", "prod", group="containers"))
 def test_our_rules_hold(case: str) -> None:
     assert denied(list(rendering.objects(case))) == []
 
@@ -75,7 +75,8 @@ def test_our_rules_find_what_they_are_for() -> None:
         assert [each for each in found if text in each], (text, found)
 
 
-@pytest.mark.parametrize("case", tiers.by_day(CASES, "prod", group="containers"))
+@pytest.mark.nightly("containers")
+@pytest.mark.parametrize("case", CASES)
 def test_checkov_finds_nothing(case: str, tmp_path: Path) -> None:
     capabilities.require("checkov")
     (tmp_path / "x.yaml").write_text(rendering.render(case), encoding="utf-8")

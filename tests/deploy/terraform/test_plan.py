@@ -80,6 +80,7 @@ def terraform(tmp_path: Path) -> Iterator[Terraform]:
         yield Terraform(tmp_path, reattach)
 
 
+@pytest.mark.nightly("long")
 def test_going_up_the_tiers_destroys_nothing(terraform: Terraform) -> None:
     assert terraform.apply("tier-1", {**TIER_1, "serve": False})[1:] == (0, 0)
     # Two services, each with the permission to call it.

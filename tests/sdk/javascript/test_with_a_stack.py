@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from shared.transports.hyperswarm import find_node
-from tests import stacks
+from tests import stacks, tiers
 from tests.people import Person
 from tests.stacks import REPOSITORY, RunningStack, until
 
@@ -66,8 +66,8 @@ async def run_program(folder: Path, program: str, url: str, key: str) -> Any:
     return json.loads(out)
 
 
-@pytest.mark.parametrize("service", ["gateway", "web"])
-@pytest.mark.parametrize("number", range(len(PRINTED)))
+@pytest.mark.parametrize("service", tiers.by_day(["gateway", "web"], "gateway", group="clients"))
+@pytest.mark.parametrize("number", tiers.by_day(range(len(PRINTED)), 0, 4, group="clients"))
 async def test_readme_examples_work(stack: RunningStack, ann: Person, tmp_path: Path, number: int, service: str) -> None:
     assert len(EXAMPLES) == len(PRINTED)
     login = {"AIMESH_USER": ann.username, "AIMESH_PASSWORD": ann.password}
@@ -178,8 +178,8 @@ async def busy_slots(stack: RunningStack) -> float:
     "leave",
     [
         pytest.param("stream.abort()", id="an abort"),
-        pytest.param("break", id="a loop that is left"),
-        pytest.param("control.abort(new Error('enough'))", id="a signal"),
+        pytest.param("break", id="a loop that is left", marks=pytest.mark.nightly("clients")),
+        pytest.param("control.abort(new Error('enough'))", id="a signal", marks=pytest.mark.nightly("clients")),
     ],
 )
 async def test_leaving_a_stream_frees_the_model(stack: RunningStack, ann: Person, tmp_path: Path, leave: str) -> None:

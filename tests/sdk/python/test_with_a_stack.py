@@ -15,7 +15,7 @@ import aimesh
 import httpx
 import pytest
 
-from tests import stacks
+from tests import stacks, tiers
 from tests.people import Person
 from tests.sdk.python import cutting_proxy
 from tests.stacks import RunningStack, until
@@ -25,7 +25,7 @@ LONG = " ".join(f"word{number}" for number in range(300))
 #: Takes 5 s, so that the reader leaves before its end.
 LONGER = "word " * 1000
 
-addresses = pytest.mark.parametrize("address", ["gateway", "web"])
+addresses = pytest.mark.parametrize("address", tiers.by_day(["gateway", "web"], "web", group="clients"))
 
 
 @addresses
@@ -260,7 +260,7 @@ async def test_leaving_frees_the_slot(stack: RunningStack, ann: Person, address:
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (SDK / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
+@pytest.mark.parametrize("number", tiers.by_day(range(len(BLOCKS)), 0, 4, group="clients"))
 async def test_readme_examples_run(stack: RunningStack, ann: Person, tmp_path: Path, number: int) -> None:
     file = tmp_path / f"block_{number}.py"
     file.write_text(BLOCKS[number], encoding="utf-8")

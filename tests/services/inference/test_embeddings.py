@@ -145,6 +145,7 @@ async def test_engine_computes_vectors_while_it_answers(backend: LlamaBackend) -
         assert of_one_text(vector, [value / length for value in reader.vectors[number][:32]])
 
 
+@pytest.mark.nightly("long")
 @pytest.mark.asyncio(loop_scope="module")
 async def test_canceled_request_leaves_the_engine_to_others(backend: LlamaBackend) -> None:
     pid = engine_pid(backend, DEFAULT_MODEL)

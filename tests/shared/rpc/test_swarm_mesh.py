@@ -231,6 +231,7 @@ async def test_a_revoked_worker_is_disconnected_everywhere_in_mid_stream(nodes: 
         await each.stop()
 
 
+@pytest.mark.nightly("long")
 async def test_previous_dht_nodes_lead_to_the_mesh_if_no_current_one_responds(nodes: Nodes) -> None:
     key_file = nodes.net.join("returning", Role.WORKER)
     file = key_file.with_suffix(".mesh")
@@ -305,6 +306,7 @@ async def test_if_the_configured_dht_nodes_are_gone_saved_ones_lead_to_the_mesh(
             assert worker.node.id in {link.peer.node for link in gateway.node.node_transports.links()}
 
 
+@pytest.mark.nightly("long")
 async def test_dht_nodes_from_a_renewal_are_used_immediately_and_the_previous_ones_kept() -> None:
     """The worker never hears of its new gateway from the DHT by which it joined."""
     async with swarmnet(own_dht=True) as net, dht.dht() as others:

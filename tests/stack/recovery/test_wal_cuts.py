@@ -79,6 +79,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[History,
         yield made, asyncio.run(made.write())
 
 
+@pytest.mark.nightly("recovery")
 @pytest.mark.parametrize("number", range(CUTS))
 async def test_a_cut_gives_a_prefix_whose_sums_add_up(history: tuple[History, BackupManifest], tmp_path: Path, number: int) -> None:
     written, backup = history

@@ -81,7 +81,8 @@ ANSWER = OutputFormat(
 )
 
 
-@pytest.mark.parametrize("tools", tiers.by_day([(WEATHER,), (WEATHER, ADD)], (WEATHER, ADD), group="long"), ids=["one tool", "two"])
+@pytest.mark.nightly("long")
+@pytest.mark.parametrize("tools", [(WEATHER,), (WEATHER, ADD)], ids=["one tool", "two"])
 async def test_a_required_call_works_without_tools_in_the_template(backend: LlamaBackend, tools: tuple[Tool, ...]) -> None:
     for seed in range(tiers.volume(3)):
         asked = job(
@@ -385,6 +386,7 @@ async def test_status_has_what_the_mesh_needs(backend: LlamaBackend) -> None:
     assert status.digest == hashlib.sha256(model_discovery.packaged().read_bytes()).hexdigest()
 
 
+@pytest.mark.nightly("long")
 async def test_slow_reader_delays_no_other_request(backend: LlamaBackend) -> None:
     class Slow(Reader):
         gate = asyncio.Event()

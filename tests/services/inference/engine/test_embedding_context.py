@@ -118,6 +118,7 @@ def test_token_ids_have_the_vector_of_their_text(smollm2: llama_model.LlamaModel
         embed(smollm2.embedder, ids, (last + 1,))
 
 
+@pytest.mark.nightly("long")
 def test_text_as_long_as_the_context_is_accepted_and_a_longer_one_is_refused(smollm2: llama_model.LlamaModel) -> None:
     assert embed(smollm2.embedder, "a" + " a" * (CONTEXT - 1))[0] == CONTEXT
     with pytest.raises(errors.BadRequest, match=rf"input\[1\] has {CONTEXT + 1} tokens; this model allows {CONTEXT}"):

@@ -24,6 +24,7 @@ from services.inference.engine.sampling import Parameters
 from services.inference.models import model_discovery
 from services.inference.structured_output import lark
 from shared.types import FinishReason
+from tests import tiers
 from tests.services.inference.engine.commands import handle
 
 SLOTS = 16
@@ -67,7 +68,7 @@ def loop(model: LlamaModel, slots: int = SLOTS) -> EngineLoop:
     return EngineLoop(model, slots=slots)
 
 
-@pytest.mark.parametrize("mode", list(KvMode))
+@pytest.mark.parametrize("mode", tiers.by_day(KvMode, KvMode.SHARED, group="long"))
 def test_a_prompt_that_lost_its_slot_is_restored_with_the_same_bits(
     mode: KvMode, exact: LlamaModel, shared: LlamaModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ async def test_an_archive_that_grows_is_refused_at_the_size_of_its_manifest(tmp_
     assert sum(path.stat().st_size for path in (tmp_path / "inside").rglob("*")) <= 2 << 20
 
 
+@pytest.mark.nightly("recovery")
 async def test_a_segment_that_was_finished_since_the_catalog_was_read_is_fetched(maker: BackupMaker, tmp_path: Path) -> None:
     await maker.base()
     await add(maker, 1)

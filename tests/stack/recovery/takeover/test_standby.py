@@ -98,6 +98,7 @@ async def case(server: servers.PostgresServer, tmp_path: Path) -> Case:
     return made
 
 
+@pytest.mark.nightly("recovery")
 async def test_an_unfinished_segment_is_replayed_as_it_grows(case: Case) -> None:
     async with case.following():
         for number in (2, 3, 4):

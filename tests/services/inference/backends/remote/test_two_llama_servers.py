@@ -89,6 +89,7 @@ def replace_cached(end: Generation) -> Generation:
     return msgspec.structs.replace(end, usage=msgspec.structs.replace(end.usage, cached_tokens=0))
 
 
+@pytest.mark.nightly("long")
 async def test_an_answer_moves_between_the_engine_and_a_server() -> None:
     """They have the same vocabulary, and count a prompt alike."""
     found = model_discovery.find({}, defaults=catalog.Defaults(slots=1, context_tokens=1024))

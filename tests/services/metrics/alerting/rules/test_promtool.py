@@ -79,6 +79,7 @@ def check(folder: Path) -> None:
     debian.check("promtool", "test", "rules", *sorted(folder.iterdir()))
 
 
+@pytest.mark.nightly("long")
 def test_prometheus_fires_and_resolves_the_same_alerts(tmp_path: Path) -> None:
     for trial in trials.ALL:
         assert write(tmp_path / f"{trial.id}.yml", trial.rule.name, trial.lines(trial.course, trial.over), trial.course, trial.step_seconds)
