@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,11 +94,12 @@ def end_postgres(data: Path, number: signal.Signals, grace_seconds: float) -> No
 async def run(what: str, command: Sequence[str], seconds: float, given: bytes = b"", **options: Any) -> EndedProgram:
     """Run a program to its end, which comes at the latest with ours. ``what`` is what it does, and ``options`` are those of
     ``create_subprocess_exec``. Raises OSError, and Unavailable after the deadline."""
-    streams = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **options}
+    # uvloop raises if the program ends before even nothing is written to it.
+    streams = {"stdin": PIPE if given else DEVNULL, "stdout": PIPE, "stderr": PIPE, **options}
     process = await asyncio.create_subprocess_exec(*command, **streams, preexec_fn=dies_with_parent(signal.SIGKILL, os.getpid()))
     try:
         async with asyncio.timeout(seconds):
-            output, said = await process.communicate(given)
+            output, said = await process.communicate(given or None)
         return EndedProgram(await process.wait(), output or b"", (said or b"").decode(errors="replace").strip())
     except TimeoutError as error:
         raise errors.Unavailable(f"{what} took longer than {seconds:.0f} s", hint="run it again") from error
@@ -131,10 +132,8 @@ def _wait(children: list[Child], seconds: float) -> None:
 
 
 def _signal(child: Child, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(child.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def dies_with_parent(number: signal.Signals, parent: int) -> Callable[[], None]:

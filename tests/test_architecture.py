@@ -204,7 +204,7 @@ LARGE_FOLDERS: dict[str, int] = {}
 #: Modules without the packages' own __init__. This number may only fall, or grow by one for 170 lines of new work.
 MAX_MODULES = 735
 #: Python lines of SOURCE without generated files; the goal is 85,600. This number may only fall, or grow by the line budget of new work.
-MAX_SOURCE_LINES = 130_401
+MAX_SOURCE_LINES = 130_400
 SOURCE = ("shared", "services", "cli", "stack", "sdk", "tools", "bench")
 GENERATED = {"sdk/python/src/aimesh/client.py", "sdk/python/src/aimesh/wire.py"}
 #: Imports in the longest chain of modules inside `shared`, each package's __init__ counted; the goal is 10. This number may only fall.
