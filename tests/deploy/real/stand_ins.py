@@ -120,8 +120,9 @@ def make_base(engine: DockerEngine, folder: Path) -> None:
     if engine.docker("images", "--quiet", PYTHON).strip():
         return
     root = folder / "debian"
+    # In a mount namespace of its own: debootstrap mounts /proc, which would stay there if it is killed.
     run(
-        [program("debootstrap"), "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root), DEBIAN],
+        ["unshare", "--mount", program("debootstrap"), "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root), DEBIAN],
         environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
     )
     (root / "usr/bin/python").symlink_to("python3")
