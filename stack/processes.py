@@ -94,7 +94,7 @@ def end_postgres(data: Path, number: signal.Signals, grace_seconds: float) -> No
 async def run(what: str, command: Sequence[str], seconds: float, given: bytes = b"", **options: Any) -> EndedProgram:
     """Run a program to its end, which comes at the latest with ours. ``what`` is what it does, and ``options`` are those of
     ``create_subprocess_exec``. Raises OSError, and Unavailable after the deadline."""
-    # uvloop raises if the program ends before even nothing is written to it.
+    # Under uvloop, even an empty write to a program that has ended raises.
     streams = {"stdin": PIPE if given else DEVNULL, "stdout": PIPE, "stderr": PIPE, **options}
     process = await asyncio.create_subprocess_exec(*command, **streams, preexec_fn=dies_with_parent(signal.SIGKILL, os.getpid()))
     try:

@@ -127,7 +127,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not is_worker and (mistakes := capabilities.find_mistakes(os.environ.get(capabilities.VARIABLE, ""))):
         raise pytest.UsageError("\n".join(mistakes))
     config.stash[_left_out] = Counter()
-    # Tests leave little behind between two modules, which sweep once: see tests/conftest.py.
+    # Almost all sweeps are those between modules: see tests/conftest.py.
     gc.set_threshold(20_000, 20, 20)
 
 
