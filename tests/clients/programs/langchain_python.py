@@ -28,7 +28,7 @@ class Person(pydantic.BaseModel):
 assert chat.invoke("Say hello.").content
 assert [chunk for chunk in chat.stream("Say hello.") if chunk.content]
 question = HumanMessage("What is the weather in Rome?")
-called = chat.bind_tools([get_weather], tool_choice="required").invoke([question])
+called = chat.bind_tools([get_weather], tool_choice="required", parallel_tool_calls=False).invoke([question])
 (call,) = called.tool_calls
 chat.bind_tools([get_weather]).invoke([question, called, ToolMessage("18 degrees", tool_call_id=call["id"])])
 for method in ("json_schema", "function_calling"):

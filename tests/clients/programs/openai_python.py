@@ -30,7 +30,9 @@ assert chat.usage.total_tokens > 0
 with client.chat.completions.stream(model=MODEL, messages=messages, max_tokens=20) as stream:
     assert [event for event in stream if event.type == "content.delta"]
 
-called = client.chat.completions.create(model=MODEL, messages=messages, tools=[tool], tool_choice="required").choices[0]
+called = client.chat.completions.create(
+    model=MODEL, messages=messages, tools=[tool], tool_choice="required", parallel_tool_calls=False
+).choices[0]
 assert called.finish_reason == "tool_calls", called
 (call,) = called.message.tool_calls
 result = {"role": "tool", "tool_call_id": call.id, "content": "18 degrees"}
