@@ -51,6 +51,8 @@ RUNS_A_MODEL = {
     "/v1/responses",
     "/v1/messages",
     "/v1/embeddings",
+    "/v1/rerank",
+    "/infill",
 }
 
 Operation = APIOperation[Any, Any, Any, Any]
@@ -192,6 +194,8 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
         "POST /v1/completions": lambda: {"prompt": "hi", "model": "echo"},
         "POST /v1/responses": lambda: {"input": "hi", "model": "echo"},
         "POST /v1/messages": lambda: {"messages": [message], "model": "echo", "max_tokens": 5},
+        "POST /infill": lambda: {"input_prefix": "hi", "input_suffix": "there", "model": "echo"},
+        "POST /v1/rerank": lambda: {"query": "hi", "documents": ["hi"], "model": "echo"},
         "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},
         "POST /v1/moderations": lambda: {"input": "hi"},
         "POST /v1/tokenize": lambda: {"prompt": "hi", "model": "echo"},
