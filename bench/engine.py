@@ -3,7 +3,7 @@
 throughput     tokens a second of SmolLM2-135M, 64 new tokens each, temperature 0.7
 first_token    the time to the first token
 constrained    the throughput of answers that follow a JSON schema, against that of free ones
-shared_prefix  the same behind a prefix that is known, and one that is not
+shared_prefix  the same after a cached prefix and after a new one
 reuse          chats that begin with one of a few pages: the total time
 long_prompt    the time to the first token behind a long prompt, with nobody else
 gaps           the time between two tokens of running streams while another prompt is read, and the wait for that prompt
@@ -194,7 +194,7 @@ async def first_token(generate: Generate, prompt: str, new_tokens: int = 4) -> t
 async def _in_turns(
     measure: Callable[[Generate], Awaitable[T]], shape: Shape, rounds: int, everyone: Sequence[Contender] = EVERYONE
 ) -> dict[str, list[T]]:
-    """Measure each contender once in each round, started anew and alone. Return the figures of all rounds, by name."""
+    """Measure each contender once in each round, newly started and alone. Return the figures of all rounds, by name."""
 
     async def measure_one(contender: Contender) -> T:
         async with contenders.opened(contender, shape) as generate:

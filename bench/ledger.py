@@ -110,7 +110,7 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
 
 
 async def _measure_site_lease(rows: Rows, ledger: LedgerStore, pool: asyncpg.Pool, seconds: float) -> None:
-    """Compare the reserve statement with itself without its check, as it is for a database that has no lease and for one that has."""
+    """Compare the reserve statement with and without its lease check, for a database that has no lease and for a database that has."""
     tenants = itertools.cycle([UserId(uuid4()) for _ in range(TENANTS)])
     with_check = await pool.fetchval("SELECT pg_get_functiondef('site_may_reserve'::regproc)")
     without_check = "CREATE OR REPLACE FUNCTION site_may_reserve() RETURNS boolean LANGUAGE sql AS 'SELECT true'"

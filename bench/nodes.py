@@ -12,7 +12,7 @@ from tests.testnet import MESH, NatsServer
 
 @contextmanager
 def nats_server(*roles: Role) -> Iterator[tuple[str, list[Path]]]:
-    """Run a NATS server. Yields its URL, and a key file for a node of each role; without roles it lets in clients without a key."""
+    """Run a NATS server. Yields its URL, and a key file for a node of each role; without roles it accepts clients without a key."""
     with tempfile.TemporaryDirectory() as folder:
         server = NatsServer(Path(folder))
         keys = [server.key(f"{role}-{number}", role) for number, role in enumerate(roles)]

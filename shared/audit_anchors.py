@@ -122,7 +122,7 @@ def read_lines(lines: Iterable[bytes]) -> tuple[list[Anchor], list[int]]:
 
 
 def keys_of(anchors: Sequence[Anchor]) -> tuple[NodeId, ...]:
-    """Return the keys that claim to have signed. More than one means that somebody signed with a foreign key."""
+    """Return the keys that claim to have signed. More than one means that someone signed with a foreign key."""
     return tuple(dict.fromkeys(anchor.key for anchor in anchors))
 
 

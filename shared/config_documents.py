@@ -15,7 +15,7 @@ MAX_TARGETS = 20
 MAX_CONFIG_BYTES = 512 * 1024
 #: The only document of the kind ``default_model``.
 DEFAULT_MODEL = "default"
-#: The policy that applies to everybody, and that of organizations and people without their own.
+#: The policy that applies to everyone, and that of organizations and people without their own.
 MESH_POLICY = "mesh"
 DEFAULT_POLICY = "default"
 #: Followed by the id of an organization (or of a user, for the user's own requests) or of a key.

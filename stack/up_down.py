@@ -109,7 +109,7 @@ async def up(
     await prepare(made.settings)
     await until_ready(home, services, before, report, known=ready)
     for name, reason in (await _look(remote)).reasons.items():
-        # The server of somebody else may start later.
+        # Another stack's server may start later.
         report(f"{name} is not ready yet: {reason}")
     return made.settings
 

@@ -31,7 +31,7 @@ function bare() {
   say({ rss: process.memoryUsage.rss() })
 }
 
-/** Messages of kind COUNT are counted, and the count is told when asked for: what a stream is. */
+/** Counts messages of kind COUNT, as a stream would be, and sends the count on request. */
 async function echo() {
   const swarm = open()
   swarm.on('connection', (stream) => {

@@ -194,7 +194,7 @@ def database_url(home: StackHome, role: str) -> bytes:
 
 
 def backup_state() -> str:
-    """Return what auth is told. Backups are missing where other machines can reach the stack."""
+    """Return the settings for auth. Those of backups are missing where other machines can reach the stack."""
     is_public = (given("PUBLISH_ADDRESS") or "127.0.0.1") not in addresses.LOOPBACK
     return given("BACKUP_STATE") or (BackupState.ON if given("BACKUP_TO") else BackupState.MISSING if is_public else BackupState.OFF)
 

@@ -18,7 +18,7 @@ wanted=$((wanted > others ? wanted - others : 0))
 folder=$home/run/pool-$pool
 mkdir -p "$folder"
 
-# The number in a file may be another process by now, or a dead one that nobody has waited for.
+# The number in a file may be another process by now, or a zombie.
 is_worker() { ps -p "$1" -o stat= -o command= 2>/dev/null | grep -v '^Z' | grep -q 'services.inference\|aicli'; }
 
 alive=

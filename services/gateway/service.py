@@ -141,7 +141,7 @@ class RequestRecords:
     responses: ResponseCache | None
 
 
-#: Anonymous callers see only the models that everybody may use.
+#: Anonymous callers see only the public models.
 _ANONYMOUS = TenantId(UUID(int=0))
 #: Time to discover workers after start, before the list of models is complete.
 _DISCOVERY_SECONDS = 3.0
@@ -448,7 +448,7 @@ class GatewayService:
         return gateway.PardonedNode(node)
 
     def _catalogue(self, caller: auth.Principal | None) -> tuple[gateway.ServedModel, ...]:
-        """Return the models for this caller; for an anonymous one, those that everybody may use."""
+        """Return the models for this caller; for an anonymous caller, the public models."""
         tenant = _ANONYMOUS if caller is None else caller.tenant_id
         config = self._live.config
         policy = config.policies.find(None) if caller is None else config.policies.of(caller)

@@ -108,7 +108,7 @@ def _subject(caller: Principal, tenant: TenantId | None) -> TenantId:
 
 
 class BusinessReports:
-    """Handlers of the report on everybody's usage. Any number of gateways may sum up at the same time: each takes another day."""
+    """Handlers of the report on all tenants' usage. Any number of gateways may sum up at the same time: each takes another day."""
 
     def __init__(self, store: DaysStore, *, request_log_days: int) -> None:
         self._store = store

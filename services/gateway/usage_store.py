@@ -31,7 +31,7 @@ class UsageStore:
         self._database = opened
 
     async def sums(self, tenant: TenantId | None, query: GetUsageReport) -> UsageSummary:
-        """Sum up one tenant's usage, or everybody's for None, without empty buckets."""
+        """Sum up one tenant's usage, or all tenants' for None, without empty buckets."""
         time = tenant, query.since, query.until
         if tenant is None:
             async with self._database.transaction(deadline_seconds=_REPORT_SECONDS) as transaction:
@@ -145,7 +145,7 @@ class DaysStore:
         await self._database.run("close_days", days)
 
     async def report(self, query: GetBusinessReport) -> BusinessReport:
-        """Report on everybody; a consistent snapshot except for refunds and active users."""
+        """Report on all tenants; a consistent snapshot except for refunds and active users."""
         async with self._database.transaction(deadline_seconds=_REPORT_SECONDS) as transaction:
             # One row is the total, and another tells whether there are more than MOST_ROWS.
             found = await transaction.rows("report_days", query.since, query.until, query.by.value, query.label, MOST_ROWS + 2)

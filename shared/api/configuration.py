@@ -240,7 +240,7 @@ class RolloutTerms(Body, frozen=True, kw_only=True):
     guards: RolloutGuards = RolloutGuards()
     #: Compare the two at one share: no steps, and no promotion.
     only_compares: bool = False
-    #: When a comparison ends; None: when somebody ends it.
+    #: When a comparison ends; None: when an administrator ends it.
     until: datetime | None = None
 
 

@@ -45,7 +45,7 @@ class Bucket(StrEnum):
 
 
 class GetUsageReport(Body, frozen=True):
-    """Of the caller's tenant. Only administrators may name another, or ask for everybody."""
+    """Of the caller's tenant. Only administrators may name another, or ask for all."""
 
     since: datetime
     until: datetime

@@ -183,7 +183,7 @@ class Directory:
         if before is None and len(self._entries) >= MAX_NODES:
             return
         if announcement.leaving:
-            # The goodbye of a replaced process may arrive after its successor's first announcement.
+            # The last announcement of a replaced process may arrive after its successor's first announcement.
             if before is None or before.announcement.started_at == announcement.started_at:
                 self.mark_gone(announcement.node, "stopped")
             return
@@ -287,8 +287,8 @@ def _length(route: PeerRoute) -> int:
 
 
 def pick(entries: Sequence[DirectoryEntry], rng: random.Random, wait: Callable[[DirectoryEntry], float]) -> DirectoryEntry | None:
-    """Pick the one with the shorter wait of two random nodes ("power of two choices"). Always picking the least loaded one would send
-    everybody to the same node until its next announcement."""
+    """Pick the node with the shorter wait of two random ones ("power of two choices"). Always picking the least loaded node would send
+    all calls to it until its next announcement."""
     if not entries:
         return None
     if len(entries) == 1:

@@ -97,7 +97,7 @@ class RecoveryStore:
 
 @contextlib.contextmanager
 def _tables_may_be_missing() -> Iterator[None]:
-    """While somebody replaces the schema by a backup's, the service must wait: it would create an empty one if it started again."""
+    """While someone replaces the schema by a backup's, the service must wait: it would create an empty one if it started again."""
     try:
         yield
     except database.Refusal as error:

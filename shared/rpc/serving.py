@@ -216,7 +216,7 @@ class Dispatcher:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count the current task, which belongs to somebody else, as a running call."""
+        """Count the current task, which belongs to another owner, as a running call."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)

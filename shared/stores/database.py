@@ -140,7 +140,7 @@ class Database:
         options: DatabaseOptions = _NO_OPTIONS,
     ) -> AsyncIterator["Database"]:
         """Connect (for up to 30 s, with backoff), migrate, and load the queries of ``package`` and of the folders ``more_queries``. Without
-        ``migrate`` it only checks that the schema is new enough. A replica that is away changes nothing but who answers.
+        ``migrate`` it only checks that the schema is new enough. If the replica is down, the primary answers.
 
         Raises Unavailable if PostgreSQL stays down, and BadSettings if it refuses us or does not keep sessions, or a migration was edited.
         """

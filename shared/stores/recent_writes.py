@@ -35,5 +35,5 @@ class RecentWrites:
         await self._cache.run("note_writes", keys, [position, round(1000 * self.seconds)], seconds=1.0)
 
     async def find(self, tenant: UUID | None) -> int:
-        """Return the position of a tenant's newest write, or of anybody's for None; 0 if it is too old to matter."""
+        """Return the position of a tenant's newest write, or of all tenants for None; 0 if it is too old to matter."""
         return int(await self._cache.get(f"{self._prefix}{tenant or _EVERYBODY}") or 0)

@@ -72,7 +72,7 @@ class ReplicaLag:
         return ReplicaState.USED if found.position >= required else ReplicaState.BEHIND
 
     def seconds(self, now: float) -> float:
-        """Return how far the replica is behind at most. It grows while the replica is away."""
+        """Return how far the replica is behind at most. It grows while the replica is down."""
         if self._fresh_at is None:
             self._fresh_at = now
         return max(0.0, now - self._fresh_at)

@@ -78,7 +78,7 @@ class ReplicaReads:
         self._reports = reports
         self._lag = ReplicaLag(plan.lag_seconds)
         self._state: ReplicaState | None = None
-        #: Until then somebody may have written what Valkey does not know.
+        #: Until then, Valkey may lack a write.
         self._distrusted_until = -math.inf
 
     async def watch(self) -> NoReturn:
@@ -113,7 +113,7 @@ class ReplicaReads:
             self._distrust(self._plan.writes)
 
     async def enter(self, stack: AsyncExitStack, tenant: UUID | None, deadline_seconds: float) -> asyncpg.Connection | None:
-        """Open a connection in ``stack`` if the replica may answer this tenant, or everybody for None."""
+        """Open a connection in ``stack`` if the replica may answer this tenant, or all tenants for None."""
         if self._state is not ReplicaState.USED:
             self._refused(self._state or ReplicaState.UNKNOWN)
             return None

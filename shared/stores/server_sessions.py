@@ -1,7 +1,7 @@
 """Opens sessions with the settings that stores rely on, and checks at startup that the server keeps them.
 
 They are set by a statement, not when connecting, because PgBouncer refuses or drops unknown startup parameters. In session mode settings
-are kept. In transaction mode each transaction may use another server process, without our settings or with somebody else's, and prepared
+are kept. In transaction mode each transaction may use another server process, without our settings or with another client's, and prepared
 statements, locks and notifications do not work.
 """
 
@@ -26,7 +26,7 @@ _SETTINGS = {
     "statement_timeout": "1min",
     "idle_in_transaction_session_timeout": "1min",
     # For row-level security: a service itself sees all tenants, ``bound`` sees one, and a session without this setting, such as that of
-    # somebody with a stolen password, sees none.
+    # someone with a stolen password, sees none.
     "aimesh.tenant": "*",
 }
 _FOR_EVER = "0"
@@ -45,7 +45,7 @@ _REFUSED = (
 )
 #: PgBouncer uses one code for all errors, including temporary ones. These texts mean permanent ones.
 _POOLER_REFUSES = ("unsupported startup parameter", "authentication failed", "does not exist", "no such")
-#: We are on another server process than our prepared statements, or on one with somebody else's.
+#: We are on another server process than our prepared statements, or on one with another client's.
 _MIXED_UP = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 
 

@@ -80,7 +80,7 @@ class Transaction:
 
 
 async def bind(connection: asyncpg.Connection, tenant: UUID | None) -> None:
-    """Show only one tenant's rows in this transaction; None: everybody's."""
+    """Show only one tenant's rows in this transaction; None: those of all tenants."""
     if tenant is not None:
         await connection.execute(_SQL["bind"].text, str(tenant))
 

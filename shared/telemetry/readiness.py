@@ -1,7 +1,7 @@
 """Decides whether a node is ready for traffic, and remembers the state of everything that it depends on. Pure; the caller brings the time.
 
 A node becomes ready when everything that it needs has answered once. After that only reasons of this process count: if a dependency that
-all replicas share is away, a load balancer without replicas would help nobody.
+all replicas share is down, a load balancer without replicas would help nobody.
 """
 
 from datetime import datetime

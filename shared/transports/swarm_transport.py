@@ -72,7 +72,7 @@ def words_for(code: str, text: str, *, has_relay: bool) -> str:
 RESTART_BACKOFF = Backoff(first_seconds=0.5, longest_seconds=30.0)
 #: How soon to repeat a command that the sidecar did not accept, or another lookup of a topic.
 AGAIN_SECONDS = 3.0
-#: Between the goodbye to a revoked node and the firewall, which would block it. Our side of the link is closed already.
+#: Between the last message to a revoked node and the firewall, which would block it. Our side of the link is closed already.
 GOODBYE_SECONDS = 0.25
 #: Open links of peers without a certificate, at auth.
 MAX_NEWCOMERS = 20

@@ -90,7 +90,7 @@ async def _ensure_mesh(store: ObjectStore, settings: BackupSettings, mesh: MeshN
 
 
 def is_first_use(home: StackHome) -> bool:
-    """Return True once, for what people are told once. Blocks."""
+    """Return True the first time only, for a message that must not be repeated. Blocks."""
     folder = home.root / "backup"
     folder.mkdir(mode=0o700, exist_ok=True)
     try:

@@ -262,7 +262,7 @@ class NatsLogins:
 
     def _note(self, request: LoginRequest, reason: str) -> None:
         refusal = LoginRefusal(request.node[:64], request.address[:64], reason[:200], datetime.now(UTC))
-        with suppress(asyncio.QueueFull):  # somebody tries again and again; the newest are enough
+        with suppress(asyncio.QueueFull):  # someone retries all the time; the newest are enough
             self._refused.put_nowait(refusal)
 
     async def _keep_refusals(self) -> None:

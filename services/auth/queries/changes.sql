@@ -11,6 +11,6 @@ ORDER BY sequence
 LIMIT $2;
 
 -- name: prune_changes
--- A watcher that was away for longer must forget everything. The newest change stays, because it marks the position.
+-- A watcher that was disconnected for longer must forget everything. The newest change stays, because it marks the position.
 DELETE FROM changes
 WHERE at < now() - interval '1 day' AND sequence < (SELECT max(sequence) FROM changes);

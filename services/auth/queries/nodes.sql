@@ -140,7 +140,7 @@ UPDATE mesh_state SET
 WHERE last_revoked_at > epoch_changed_at AND epoch_changed_at <= now() - interval '1 hour';
 
 -- name: publish_list
--- Number the list anew, after revocations that no trigger counted; an epoch is due as after other revocations.
+-- Give the list a new number after revocations that no trigger counted; an epoch is due as after other revocations.
 UPDATE mesh_state SET number = greatest(number + 1, extract(epoch FROM now())::bigint), last_revoked_at = now();
 
 -- name: raise_list_number

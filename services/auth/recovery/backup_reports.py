@@ -53,7 +53,7 @@ class BackupReports:
 
 
 def export(stored: StoredReport, metrics: Metrics) -> None:
-    """Set the gauges. Those with a site start anew, because a site may have gone."""
+    """Set the gauges. Those with a site are cleared first, because a site may have been removed."""
     report = stored.report
     backups = () if report is None else report.backups
     metrics.backup_report_age.set(stored.age_of(stored.reported_at))

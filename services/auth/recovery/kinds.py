@@ -1,6 +1,6 @@
 """The kinds of lines, how each is replayed, and which acts of the audit log they cover. Pure.
 
-A new act that restricts somebody needs a kind, or a reason why a restored database may undo it: a test compares both tables with the
+A new act that restricts someone needs a kind, or a reason why a restored database may undo it: a test compares both tables with the
 reference of the audit log.
 
 There is no kind ``secret.rotated``: nothing rotates a secret while services run. Operators replace DATA_KEY in the settings, outside of the
@@ -29,7 +29,7 @@ KINDS: dict[str, str | None] = {
 #: Kinds whose lines about one subject build on each other: a chain of rotations must be followed step by step.
 STEPWISE = frozenset({"key.secret_ended"})
 
-#: Acts that restrict somebody -> the kinds of lines that they may add. Their callers wait for the file.
+#: Acts that restrict someone -> the kinds of lines that they may add. Their callers wait for the file.
 RESTRICTING: dict[str, frozenset[str]] = {
     "key.revoke": frozenset({"key.revoked"}),
     "key.rotate": frozenset({"key.secret_ended"}),
@@ -60,7 +60,7 @@ RESTRICTING: dict[str, frozenset[str]] = {
 }
 
 _SESSIONS_END = "a restore ends all sessions"
-#: Acts that restrict somebody without a kind -> why not. The gateway's acts with a kind are in ``services.gateway.recovery.kinds``.
+#: Acts that restrict someone without a kind -> why not. The gateway's acts with a kind are in ``services.gateway.recovery.kinds``.
 WITHOUT_KIND: dict[str, str] = {
     "session.end": _SESSIONS_END,
     "session.reuse": _SESSIONS_END,

@@ -16,7 +16,7 @@ from shared.recovery.recovery_store import RecoveryStore
 from shared.recovery.rollback import OpenRestore
 from shared.stores.cache import Cache
 
-#: Everything that lets somebody in. What counts requests and failed logins stays.
+#: Everything that grants access. Counters of requests and failed logins stay.
 SESSION_KEYS = (
     *("auth:session:*", "auth:session_family:*", "auth:sessions_of:*", "auth:halfway_of:*", "auth:link:*", "auth:oidc:*"),
     # In a cluster.

@@ -2,7 +2,7 @@
 --
 -- A row is a hash: `run` attempts since the last success, `used` of them in the window that ends at `ends` (ms since 1970) and is `length`
 -- ms long. A used-up window makes the next one twice as long. `row` and `window` hold the name of the first attempt in them, so that an
--- attempt is given back only where it was charged. There are up to two rows: the account at one address (or in one browser), and the
+-- attempt is refunded only where it was charged. There are up to two rows: the account at one address (or in one browser), and the
 -- account anywhere. `of` names the account's row that the first one belongs to: once that is forgiven, all addresses are. The counters of
 -- the address and of the mesh end with their window.
 --

@@ -1,5 +1,5 @@
--- Give back an attempt that was not compared, wherever it was charged. A row that was forgiven and a window that has ended since were not
--- charged.
+-- Refund an attempt whose password was not compared, wherever it was charged. Forgiven rows and windows that have ended since don't
+-- need it.
 -- KEYS: first row, account's row, address, mesh; empty where it was not counted
 -- ARGV: row and window of the first and of the account's row, ends of the windows of address and mesh, as they were charged
 for n = 1, 2 do

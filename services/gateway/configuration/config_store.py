@@ -76,7 +76,7 @@ class ConfigReader:
 
 
 class LockedConfig(ConfigReader):
-    """The configuration in a transaction that keeps everybody else from changing it; created by ``ConfigStore.lock``."""
+    """The configuration in a transaction in which nobody else can change it; created by ``ConfigStore.lock``."""
 
     def __init__(self, transaction: Transaction, revision: int) -> None:
         super().__init__(transaction)

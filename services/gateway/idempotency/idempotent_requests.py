@@ -50,7 +50,7 @@ HEARTBEAT_SECONDS = 5.0
 UNREAD_SECONDS = 30.0
 #: Longer answers are only kept in memory, on the gateway that made them.
 MOST_ANSWER_BYTES = 1024 * 1024
-#: Repeats that wait for another gateway, each polling PostgreSQL about once a second. More are told to retry.
+#: Repeats that wait for another gateway, each polling PostgreSQL about once a second. Further ones get an error that asks to retry.
 MOST_WAITING = 200
 #: Answers that wait for PostgreSQL; above this, only their state is kept.
 MOST_UNSAVED_BYTES = 64 * 1024 * 1024

@@ -15,7 +15,7 @@ local lease = tonumber(ARGV[2])
 local lease_ms = math.ceil(lease * 1000)
 
 for i = 1, #KEYS do
-    -- Also add a missing one: it expired while Valkey or this gateway was away, and its request still runs.
+    -- Also add a missing one: it expired while Valkey or this gateway was down, and its request still runs.
     redis.call('ZADD', KEYS[i], string.format('%.17g', now + lease), ARGV[i + 2])
     if redis.call('PTTL', KEYS[i]) < lease_ms + SLACK_MS then
         redis.call('PEXPIRE', KEYS[i], lease_ms + SLACK_MS)

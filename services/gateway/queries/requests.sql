@@ -49,7 +49,7 @@ counted AS (
     RETURNING true
 ),
 judged AS (
-    -- If another target served the request, its time and cost say nothing about the one that was drawn.
+    -- If another target served the request, its time and cost say nothing about the target that was drawn.
     INSERT INTO rollout_outcomes (
         rollout, is_candidate, are_ended, tenants, users, began_at, failed, first_token_ms, waited_ms, writing_ms, tokens, completion_tokens,
         upstream_micro, ratings
@@ -471,7 +471,7 @@ WHERE (owner, key) IN (
 );
 
 -- name: sum_time
--- Sum up a tenant's requests, or everybody's for NULL, in time buckets; requests refused by limits don't count.
+-- Sum up one tenant's requests, or all for NULL, in time buckets; requests refused by limits don't count.
 -- replica
 SELECT date_trunc($4, created_at AT TIME ZONE 'UTC') AS at,
     count(*) AS requests, count(*) FILTER (WHERE status IN ('error', 'timeout')) AS errors,

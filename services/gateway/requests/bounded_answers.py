@@ -134,7 +134,7 @@ async def bounded(
     seconds_left: Callable[[], float] | None = None,
     is_free: Callable[[], bool] = lambda: False,
 ) -> AsyncGenerator[AnswerItem]:
-    """Yield the answers' items, up to the end or to where they are cut off. ``seconds_left``: None for an answer that is read as it comes.
+    """Yield the answers' items, up to the end or to where they are cut off. ``seconds_left``: None for a streamed answer.
     ``is_free``: known at the first item. Raises what ``answers`` raises. Close it with ``aclose``."""
     steps = _Steps(bounds, extend)
     waits = None if seconds_left is None else DeadlineWaits(seconds_left)

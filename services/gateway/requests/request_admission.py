@@ -266,7 +266,7 @@ class RequestAdmission:
                 if not needs.has_alternative:
                     raise
             except errors.NotReachable:
-                # Workers that are away may return before the request needs one.
+                # Disconnected workers may return before the request needs one.
                 continue
             else:
                 return

@@ -327,7 +327,7 @@ def choose(
         plan, names = route.rollout.plan, {target.name for target in usable}
         is_compared = drawn.name in {plan.candidate, plan.baseline} and names.issuperset({plan.candidate, plan.baseline})
         if moved_from is not None and drawn.name not in names:
-            # A rollout takes no target away from anybody.
+            # A rollout never removes a caller's only target.
             drawn, moved_from = moved_from, None
     # The target that the rollout has replaced is the first fallback.
     first = [target for target in (drawn, moved_from) if target is not None and target in usable]

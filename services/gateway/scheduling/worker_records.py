@@ -4,7 +4,7 @@
   last worker is never ejected (``worker_choice.without_outliers``).
 - ``SlowStart`` sends few requests to a new worker.
 - ``DishonestWorkers`` quarantines workers that report wrong token counts. Wrong counts are never billed (``active_prompt``), but such a
-  worker may lie about more. A restart of the worker doesn't end a quarantine; time or an administrator's pardon does. ``quarantine``
+  worker may lie elsewhere too. A restart of the worker doesn't end a quarantine; time or an administrator's pardon does. ``quarantine``
   shares it between gateways and persists it.
 - ``WorkerStats`` is all that this gateway has observed about the workers.
 """

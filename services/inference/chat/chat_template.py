@@ -89,7 +89,7 @@ class ChatTemplate:
         return generic_form.separated(request.text, read) if request.parser.startswith(_GENERIC) else read
 
     def _rendered(self, request: RenderPrompt) -> RenderedPrompt:
-        # The parser of a forced call would refuse other answers, such as one that was cut off.
+        # The parser of a forced call would refuse other answers, such as truncated ones.
         choice = ToolChoice.NONE if request.choice is ToolChoice.NONE else ToolChoice.AUTO
         rendered = self._template.render(msgspec.structs.replace(request, choice=choice))
         triggers = tuple(msgspec.structs.replace(one, value=one.value.replace(MARK, "")) for one in rendered.triggers)

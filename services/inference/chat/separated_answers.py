@@ -168,8 +168,8 @@ class SeparatedAnswers:
         self._sink.accept(prompt_tokens)
 
     async def send(self, item: Chunk) -> None:
-        """Raises AnswerStopped behind one that a stop sequence ended, AnswersEnded behind the last of them, and BadRequest if what was
-        delivered is the whole answer."""
+        """Raises AnswerStopped after an answer that a stop sequence ended, AnswersEnded after the last answer, and BadRequest if the caller
+        already has the whole answer."""
         answer = self._answers[item.answer]
         if answer.finish is not None:
             return

@@ -44,7 +44,7 @@ class HistoryModule:
         self._trouble = ""
 
     async def check_schema(self, url: str | None) -> None:
-        """Raises BadSettings if the schema is too old and MIGRATE=off. The service starts without a database that is away."""
+        """Raises BadSettings if the schema is too old and MIGRATE=off. The service starts even if the database is down."""
         if url is not None and not self._migrate:
             with suppress(TimeoutError, errors.Unavailable):
                 async with asyncio.timeout(_CHECK_SCHEMA_SECONDS), HistoryStore.open(url, migrate=False):

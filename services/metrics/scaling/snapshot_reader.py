@@ -22,7 +22,7 @@ _TOKENS, _CPU, _GPU = instruments.ENGINE_TOKENS_PER_SECOND.name, host_instrument
 WORKER_FAMILIES = frozenset({gen_ai_instruments.SERVER_REQUEST_DURATION.name, _TOKENS, _CPU, _GPU})
 WORKER_SERIES = dict.fromkeys((_COMPLETED, _TOKENS, _CPU, _GPU), ())
 
-#: Gateways whose counters are remembered, also while they are away.
+#: Gateways whose counters are remembered, also while they are disconnected.
 _MAX_GATEWAYS = 1000
 #: Name of a counter, model, and the label ``result``.
 _Counter = tuple[str, str, str]
@@ -79,7 +79,7 @@ class SnapshotReader:
 
 
 def _workers(workers: Iterable[Announcement], measured: Iterable[Sample]) -> tuple[WorkerReading, ...]:
-    """Leave out the machines that somebody lends, which may go at any time and must not be stopped, and those that stop already."""
+    """Leave out machines that are stopping, and lent ones, which may leave at any time and must not be stopped."""
     of_node: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for sample in measured:
         labels = dict(sample.labels)

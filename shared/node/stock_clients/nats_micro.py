@@ -80,7 +80,7 @@ class Micro:
             self._transport.nats.subscribe(subject, self._on_discovery)
         for subject in topics.micro_endpoints(self._me.mesh, role):
             self._transport.nats.subscribe(subject, self._on_call, queue=role)
-        # Without this, clients that call as soon as the node is ready might be told that nobody serves the method.
+        # Without this, clients that call as soon as the node is ready might get the error that nobody serves the method.
         with contextlib.suppress(errors.Unavailable):
             await self._transport.nats.flush()
 

@@ -1,6 +1,6 @@
 """The PostgreSQL server that is copied, as a role that may copy and read, and write nothing.
 
-Every method raises Unavailable while the server is away.
+Every method raises Unavailable while the server is down.
 """
 
 import asyncio

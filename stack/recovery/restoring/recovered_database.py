@@ -423,7 +423,7 @@ class RecoveringServer:
 
 
 def server_options(config: Path, hba: Path, sockets: Path) -> dict[str, str]:
-    """Return the options of a server that must not reach anybody, and that nobody reaches but us. They win over every file of the data."""
+    """Return the options of a server that makes no connections, and that only we can reach. They win over every file of the data."""
     return {
         "config_file": str(config),
         "hba_file": str(hba),

@@ -56,7 +56,7 @@ class RestoreState(StrEnum):
 
 
 class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody asked for. The same request continues a restore that was killed."""
+    """What the administrator asked for. The same request continues a restore that was killed."""
 
     which: str = LATEST
     address: str
@@ -80,7 +80,7 @@ class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
     """The JSON of the command."""
 
     backup: str
-    #: Every commit before this moment is there; None for a database that somebody else restored.
+    #: Every commit before this moment is there; None for a database that another tool restored.
     reached_at: datetime | None
     #: From then to the last sign of life of the old stack.
     lost_seconds: float | None

@@ -36,7 +36,7 @@ async def folder(parent: Path) -> AsyncIterator[Path]:
 
 def remove_leftovers(parent: Path) -> None:
     for found in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # somebody else removes it, or its test runs
+        with contextlib.suppress(OSError):  # another process removes it, or its test runs
             handle = _lock(found)
             try:
                 # PostgreSQL stops when its test is killed, but that takes a moment.

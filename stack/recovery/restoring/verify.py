@@ -1,7 +1,7 @@
 """Tests a backup: restores it into a throw-away PostgreSQL, and checks what is in it.
 
 The throw-away has no node key, no address of NATS and no mail settings, and everything that runs beside it knows its socket and nothing
-else. So it cannot join the mesh or write to anybody, whatever the restored tables say.
+else. So it cannot join the mesh or send anything, whatever the restored tables say.
 """
 
 import asyncio

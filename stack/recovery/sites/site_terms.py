@@ -46,7 +46,7 @@ class SiteRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SiteLeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Written anew by each check. ``at`` is for people."""
+    """Each check replaces it. ``at`` is for people."""
 
     term: int
     site: str

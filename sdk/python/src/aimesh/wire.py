@@ -50,7 +50,7 @@ class Wire(Generic[T]):
         return None if action is None else action.piece
 
     def close(self) -> None:
-        """Safe to call twice. Takes up to a second if the gateway has to be told to stop."""
+        """Safe to call twice. Takes up to a second if it must stop a running request at the gateway."""
         self._connection.close()
         cancellation = self._conversation.take_cancellation()
         if cancellation is not None and not self._http.is_closed:
