@@ -54,7 +54,7 @@ worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan:
 status: ## show what is running
 	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status
 
-test: setup-dev ## run the tests except the nightly ones, about 15 minutes on 2 cores (TESTS=tests/cli: only some)
+test: setup-dev ## run the tests except the nightly ones, 8 to 15 minutes on 2 cores (TESTS=tests/cli: only some)
 	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),$(IN_PARALLEL) $(CHECKED:%=--ignore=%))
 
 # pytest ends with 5 if it ran nothing: TESTS may name only tests of one kind.
