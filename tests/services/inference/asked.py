@@ -17,7 +17,7 @@ def job(prompt: str | tuple[ChatMessage, ...] = "hi", *, model: str, max_tokens:
 
 @contextmanager
 def logged() -> Iterator[list[tuple[str, Mapping[str, object]]]]:
-    """Every event of the log with its fields."""
+    """Yield every log event with its fields."""
     events: list[tuple[str, Mapping[str, object]]] = []
     before = logs._write
     logs._write = lambda _, event, fields: events.append((event, fields))

@@ -1,5 +1,4 @@
-"""A tiny HTTP server for tests of what speaks to other programs: answers as it was told, with every fault a server can have,
-and keeps what it was asked."""
+"""A tiny HTTP server for tests of HTTP clients: it gives scripted answers, with every fault a server can have, and records requests."""
 
 import asyncio
 import contextlib
@@ -9,23 +8,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-#: What the paths that stream answer with, unless told otherwise.
+#: Content types of streaming paths, unless an answer sets another.
 _STREAMS = {"completions": "text/event-stream; charset=utf-8", "chat": "application/x-ndjson", "completion": "text/event-stream"}
 
 
 @dataclass
 class Answer:
-    #: Sent one by one, each in a write of its own.
+    #: Written one by one.
     parts: list[str] | list[bytes]
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
-    #: Keep the connection open after the last part, until the client goes.
+    #: Keep the connection open after the last part, until the client closes it.
     hang: bool = False
-    #: Send the last part again and again, until the client goes.
+    #: Send the last part again and again, until the client closes the connection.
     endless: bool = False
-    #: Say nothing at all; with ``hang`` for ever, without it by closing the connection at once.
+    #: Send nothing: with ``hang``, keep the connection open; without it, close the connection at once.
     silent: bool = False
-    #: Sent in place of the head.
+    #: Sent instead of the head.
     head: bytes | None = None
 
 
@@ -36,15 +35,15 @@ _NOT_FOUND = Answer(['{"detail": "Not Found"}'], status=404)
 
 @dataclass
 class FakeServer:
-    #: A list is answered with one by one, its last one for ever; a function gets the request.
+    #: The answers of a list are used one by one, and its last one repeats; a function gets the request.
     answers: Mapping[str, Answers]
     url: str = ""
     asked: list[Any] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
-    #: Set when a client closed its connection during an answer that hangs or has no end.
+    #: Set when a client closes its connection during a hanging or endless answer.
     left: asyncio.Event = field(default_factory=asyncio.Event)
     connections: int = 0
-    #: The connections that are open; they end with the server.
+    #: Open connections; they end with the server.
     serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     def times_asked(self, path: str) -> int:
@@ -66,7 +65,7 @@ class FakeServer:
             self.serving.discard(task)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Whether the connection may be used again."""
+        """Return whether the connection may be reused."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         length = next((int(line.split(":")[1]) for line in head.split("\r\n") if line.lower().startswith("content-length")), 0)
         if length:

@@ -1,4 +1,4 @@
-"""Runs as `python -m tests.services.inference.fake_program PORT FILE`: a server like llama-server, with a child of its own. Writes its
+"""Runs as `python -m tests.services.inference.fake_program PORT FILE`: a server like llama-server, with a child process. Writes its
 environment and the child's id to FILE."""
 
 import asyncio
@@ -16,7 +16,7 @@ ANSWER = "hello"
 async def main(port: int, file: Path) -> None:
     child = await asyncio.create_subprocess_exec("sleep", "1000")
     async with serving(TokenServer("llama_cpp", ANSWER).pages(), port):
-        file.write_text(json.dumps({"child": child.pid, "environment": dict(os.environ)}))  # noqa: ASYNC240 - it has nothing else to do
+        file.write_text(json.dumps({"child": child.pid, "environment": dict(os.environ)}))  # noqa: ASYNC240 - nothing else runs here
         await asyncio.Event().wait()
 
 

@@ -1,5 +1,5 @@
-"""A strict fake of vLLM 0.11.0 or llama-server (llama.cpp of llama-cpp-python 0.3.36), as far as token ids go: it refuses fields that its
-documentation doesn't name. A token is a byte, and the answer is always the same."""
+"""A strict fake of vLLM 0.11.0 or llama-server (llama.cpp of llama-cpp-python 0.3.36), as far as token ids go: it refuses undocumented
+fields. A token is a byte, and the answer is always the same."""
 
 import json
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ TGI_FIELDS = {
 
 
 _OPENAI_FIELDS = {"model", "messages", "top_logprobs", "logit_bias", *_SAMPLING, *_STREAM, *_CHAT}
-#: SGLang 0.5.4, TensorRT-LLM 1.2 and mlx-lm 0.32.2, as far as their requests have such fields. The first and the last ignore others.
+#: Which of these fields SGLang 0.5.4, TensorRT-LLM 1.2 and mlx-lm 0.32.2 have. SGLang and mlx-lm ignore unknown fields.
 SGLANG_FIELDS = {"repetition_penalty", "cache_salt", *_OPENAI_FIELDS}
 TENSORRT_FIELDS = {"repetition_penalty", "cache_salt", *_OPENAI_FIELDS}
 MLX_FIELDS = {
@@ -50,7 +50,7 @@ MLX_FIELDS = {
 
 
 def strict_pages(owner: str | None, known: set[str], more: dict[str, Answers]) -> dict[str, Answers]:
-    """A server that has one model, refuses unknown fields, and answers \"Hello\"."""
+    """Return the pages of a server that has one model, refuses unknown fields, and answers \"Hello\"."""
 
     def chat(request: Any) -> Answer:
         if unknown := set(request) - known:
@@ -76,14 +76,14 @@ class TokenServer:
     kind: str
     answer: str
     thoughts: str = ""
-    #: Die behind so many tokens of an answer; None for never.
+    #: Die after this many tokens of an answer; None means never.
     dies_after: int | None = None
-    #: Then it hangs, and while it isn't up it has no health.
+    #: Hang instead of dying. While ``is_up`` is False, /health hangs.
     hangs: bool = False
     is_up: bool = True
-    #: Of an answer; it ignores smaller limits.
+    #: The shortest answer; smaller limits are ignored.
     least_tokens: int = 0
-    #: What it adds to each token id, to the counts of the answer, and to those of the prompt.
+    #: Added to each token id, to the answer's token count, and to the prompt's.
     wrong_ids: int = 0
     wrong_count: int = 0
     wrong_prompt: int = 0
@@ -125,7 +125,7 @@ class TokenServer:
         ids = ids_of(request["content"] if "content" in request else self._prompt(request))
         if not request.get("with_pieces"):
             return Answer([json.dumps({"tokens": ids, "count": len(ids)})])
-        # Like sentencepiece, it begins with a space.
+        # Like sentencepiece, begin with a space.
         pieces = [{"id": token, "piece": [token - FIRST]} for token in [FIRST + 32, *ids]]
         return Answer([json.dumps({"tokens": pieces})])
 
@@ -154,7 +154,7 @@ class TokenServer:
             held = b"" if text else held
             events.append(self._event(request, text, token + self.wrong_ids, number + 1, prompt_tokens, is_chat=is_chat, thinks=is_thought))
         parts = [event for event in events if event]
-        # Probes get their answers.
+        # Probes get complete answers.
         if self.dies_after is not None and request["max_tokens"] > 1 and self.dies_after <= len(events):
             return Answer([event for event in events[: self.dies_after] if event], hang=self.hangs)
         return Answer(
@@ -164,7 +164,7 @@ class TokenServer:
     def _event(self, request: Any, text: str, token: int, count: int, prompt_tokens: int, *, is_chat: bool, thinks: bool) -> str:
         if self.kind == "llama_cpp" and not is_chat:
             if not text and token != END:
-                # It shows nothing of an incomplete character, not even its tokens.
+                # llama-server sends nothing of an incomplete character, not even its tokens.
                 return ""
             counts = {"tokens_predicted": count, "tokens_evaluated": prompt_tokens}
             return _data({"content": text, "tokens": [token], "stop": False, **counts})

@@ -1,4 +1,4 @@
-"""A server that is spoken to over HTTP and does with the bytes what a test says; counts its connections and who left."""
+"""A server whose handler, set by a test, reads and writes the raw bytes of HTTP. It counts its connections and how many have ended."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from services.inference.backends.remote.http_messages import ServerOrigin
 ASKED = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 KEPT = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 
-#: What happens on a connection; it is closed behind it.
+#: Handles a connection, which is closed afterwards.
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -20,7 +20,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 class RawServer:
     origin: ServerOrigin
     connections: int = 0
-    #: Of those, how many have ended.
+    #: How many of those have ended.
     left: int = 0
     serving: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -51,12 +51,12 @@ async def raw_server(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIt
 
 
 async def asked(reader: asyncio.StreamReader) -> None:
-    """Waits for a request without a body."""
+    """Wait for a request without a body."""
     await reader.readuntil(b"\r\n\r\n")
 
 
 def saying(answer: bytes) -> Serve:
-    """Answers each request on a connection with these bytes."""
+    """Return a handler that answers each request on a connection with these bytes."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -68,7 +68,7 @@ def saying(answer: bytes) -> Serve:
 
 
 def once(answer: bytes) -> Serve:
-    """Answers with these bytes, to the last, and closes the connection."""
+    """Return a handler that answers with these bytes and closes the connection."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asked(reader)
@@ -80,6 +80,6 @@ def once(answer: bytes) -> Serve:
 
 
 async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-    """Reads, and never answers."""
+    """Read, and never answer."""
     while await reader.read(65536):
         pass

@@ -41,7 +41,7 @@ class Reader:
         self.chunks: list[Chunk] = []
 
     def accept(self, prompt_tokens: int | inference.PromptAccepted | None = None) -> None:
-        """A sink gets a number, a mesh call gets a message."""
+        """Take a number, as a sink, or a message, as a mesh call."""
         self.accepted = True
         self.prompt_tokens = prompt_tokens.prompt_tokens if isinstance(prompt_tokens, inference.PromptAccepted) else prompt_tokens
 
@@ -81,7 +81,7 @@ class Watch:
 
 
 async def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Poll a condition of another process, which cannot signal it."""
+    """Poll a condition in another process, which cannot signal it."""
     async with asyncio.timeout(stopwatch.patience(seconds)):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -96,7 +96,7 @@ class Offer:
 
 
 class FakeTransports:
-    """A node's transports: attached, or not and why."""
+    """A node's transports: attached, or the reason why not."""
 
     def __init__(self) -> None:
         self.trouble = ""
@@ -110,7 +110,7 @@ class FakeTransports:
 
 
 class Node:
-    """Keeps what the service offers. ``tasks`` is given to it where the service is run."""
+    """Records what the service offers. Tests that run the service set ``tasks``."""
 
     tasks: asyncio.TaskGroup
 
@@ -137,13 +137,13 @@ class Node:
 
 
 def engine_pid(backend: LlamaBackend, model: ModelName) -> int | None:
-    """Return the id of a process that runs a model."""
+    """Return the process id of the engine of a model."""
     replicas = backend._cache.get(model).replicas
     return replicas[0].engine.pid if replicas else None
 
 
 class PlainChat(ModelChat):
-    """Renders without a process: all texts of a chat, line by line."""
+    """Renders without a process: all texts of a chat, one per line."""
 
     async def open(self, loaded: engine_messages.Loaded) -> tuple[str, ...]:
         return ()

@@ -1,4 +1,4 @@
-"""The receipts of a worker that is gone are served by one worker that shares its volume, until they expire."""
+"""The receipts of a dead worker: one worker that shares its volume serves them until they expire."""
 
 import asyncio
 import os
@@ -67,7 +67,7 @@ def adopter(template: Path) -> AdoptedReceipts:
 
 
 def signers(adopters: list[AdoptedReceipts], request: RequestId, signed_by: NodeId) -> int:
-    """How many adopters have the receipt; its signature is checked."""
+    """Return how many adopters have the receipt, after checking its signature."""
     found = [signed for each in adopters for signed in each.read((request,))]
     for signed in found:
         assert node_keys.verify(signed_by, "receipt", signed.text, signed.signature)
@@ -154,7 +154,7 @@ async def test_only_so_many_are_adopted_at_a_time(template: Path, tmp_path: Path
 
 
 async def write(template: Path, tmp_path: Path) -> tuple[NodeId, RequestId]:
-    """Leave the receipt of a worker that has stopped."""
+    """Leave the receipt of a stopped worker."""
     key_file = tmp_path / f"{os.urandom(4).hex()}.nk"
     private_file.create(key_file, node_keys.new_seed)
     key = node_keys.load(key_file)

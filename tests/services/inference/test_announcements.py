@@ -1,4 +1,4 @@
-"""What a worker announces: its models, its load, and that its owner has paused it."""
+"""What a worker announces: its models, its load, and whether its owner has paused it."""
 
 import asyncio
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_as_many_adapters_as_there_may_be_fit_an_announcement() -> None:
 
 
 async def test_a_worker_with_hundreds_of_models_announces_those_that_other_nodes_read() -> None:
-    """As with a provider that lists 400 models. A larger announcement is dropped, and with it the worker."""
+    """A provider may list 400 models. Nodes drop an announcement that is too large, and the worker with it."""
     node = Node()
     watcher = Announcements(node)
     watcher.backend = ProviderOfModels(0, 1, watcher)

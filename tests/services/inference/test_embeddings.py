@@ -38,7 +38,7 @@ async def echoing() -> AsyncIterator[echo.EchoBackend]:
         yield backend
 
 
-#: One engine for the whole file, and one thread: several spin at each other's barriers.
+#: One engine for the whole file, with one thread: several would spin at each other's barriers.
 OPTIONS = engine_messages.LoadCommand(path="", slots=2, context_tokens=512, threads=1, gpu_layers=-1)
 
 
@@ -80,7 +80,7 @@ async def test_echo_refuses_like_a_model(echoing: echo.EchoBackend, job: Embed, 
         await echoing.embed(job, VectorReader())
 
 
-# --- the service's way ----------------------------------------------------------------------------------------------------
+# --- the service ----------------------------------------------------------------------------------------------------------
 
 
 async def test_embedding_request_is_measured(echoing: echo.EchoBackend) -> None:

@@ -1,4 +1,4 @@
-"""POST /infer: the ASGI application, called as a server calls it, on the echo backend."""
+"""POST /infer: the ASGI application, called like a server calls it, on the echo backend."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ HELLO = {"model": "echo", "prompt": "hello you"}
 
 
 class Exchange:
-    """One request, and what came back."""
+    """One request and its response."""
 
     def __init__(self, body: bytes) -> None:
         self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

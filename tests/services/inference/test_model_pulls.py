@@ -1,4 +1,4 @@
-"""Pulls that administrators order, with the real program and a server on loopback."""
+"""Pulls requested by administrators, with the real program and a server on loopback."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ BODY = ranged_server.model_bytes(3_000_000)
 
 
 class ProgressReader:
-    """The stream of the call; ``gate`` holds up ``send``."""
+    """The stream of the call; ``gate`` blocks ``send``."""
 
     def __init__(self) -> None:
         self.items: list[PullProgress] = []
@@ -78,7 +78,7 @@ async def pull(pulls: ModelPulls, request: PullModel, reader: ProgressReader | N
 
 @asynccontextmanager
 async def pulling(pulls: ModelPulls, server: RangedServer) -> AsyncIterator[asyncio.Task[PulledModel]]:
-    """A pull that has received a third and waits for the rest."""
+    """Yield a pull that has received a third and waits for the rest."""
     server.pause_at = 1_000_000
     server.gate.clear()
     reader = ProgressReader()

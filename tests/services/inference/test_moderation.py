@@ -1,4 +1,4 @@
-"""Moderation by workers: by an upstream's own API, and by chat models that answer like Llama Guard."""
+"""Moderation on workers: by an upstream's own API, and by chat models that answer like Llama Guard."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -40,7 +40,7 @@ HARMFUL = {"flagged": True, "categories": {"violence": True, "hate": False}, "ca
 SAFE = {"flagged": False, "categories": {"violence": False, "hate": None}, "category_scores": {"violence": 0.2, "hate": None}}
 
 
-# --- the answers of upstreams ---------------------------------------------------------------------------------------------
+# --- answers of upstreams -------------------------------------------------------------------------------------------------
 
 
 def test_the_results_of_an_upstream() -> None:
@@ -144,7 +144,7 @@ def test_an_older_node_reads_the_offer_and_ours_reads_an_older_one() -> None:
 
 @asynccontextmanager
 async def asking(answers: Mapping[str, Answer | list[Answer]], folder: Path) -> AsyncIterator[tuple[Any, NodeId, FakeServer]]:
-    """A gateway's RPC, and a worker with an upstream that only moderates."""
+    """Yield a gateway's RPC, and a worker with an upstream that only moderates."""
     async with testnet() as net, serving({"/v1/models": MODELS, **answers}) as server:
         file = folder / "upstreams.toml"
         file.write_text(f'[rack]\nurl = "{server.url}/v1"\ntask = "moderation"\n')

@@ -81,7 +81,7 @@ async def test_gateway_gets_tokens_and_rendered_chats(net: TestNet) -> None:
             _ = [chunk async for chunk in answer]
         assert len(tokens) == 4 * answer.end.usage.prompt_tokens == 16
         assert await convert(inference.render_chat, inference.RenderChat(ECHO, messages)) == b"be brief\none two"
-        # Twice as large as a message.
+        # Twice what fits in one message.
         text = ChatMessage("user", "a " * 480_000)
         assert len(await convert(inference.tokenize, inference.Tokenize(ECHO, (text,), raw=True))) == 4 * 480_000
         assert await convert(inference.tokenize, inference.Tokenize(ECHO, (ChatMessage("user", ""),), raw=True)) == b""
@@ -148,7 +148,7 @@ async def test_gateway_reads_receipts_of_finished_and_running_requests(net: Test
 
 
 async def test_worker_that_stops_ends_its_queue_and_saves_its_receipts_but_takes_no_more(net: TestNet) -> None:
-    """A pool goes to zero like this: what a worker has accepted, also what waits in its queue, ends here, and can be billed later."""
+    """This is how a pool scales to zero: requests that a worker has accepted, including queued ones, finish and can be billed later."""
     worker = await start(net, token_ms=5, slots=1)
     async with member(gateway_settings(net), Role.GATEWAY) as gateway:
         await until(lambda: gateway.directory.usable(Role.WORKER))
@@ -174,8 +174,8 @@ async def test_worker_that_stops_ends_its_queue_and_saves_its_receipts_but_takes
 
 
 async def test_worker_credits_what_was_read_not_what_was_sent(net: TestNet) -> None:
-    """Streams cut at 102 to 105 of 200 tokens were billed 200."""
-    # Slowly enough that the reader stops before the end arrives, after which nothing is credited.
+    """Streams cut at 102 to 105 of 200 tokens were once billed as 200."""
+    # Slow enough that the reader stops before the end arrives; after the end, nothing is credited.
     await start(net, token_ms=5)
     async with member(gateway_settings(net), Role.GATEWAY) as gateway:
         await until(lambda: gateway.directory.usable(Role.WORKER))
@@ -188,7 +188,7 @@ async def test_worker_credits_what_was_read_not_what_was_sent(net: TestNet) -> N
                     taken += 1
                     if taken == 102:
                         break
-                # The reader stops here, the worker does not.
+                # The reader stops here, but the worker does not.
                 async with asyncio.timeout(30):
                     while (found := (await receipts(gateway.rpc, worker.node, sent))[0]).ended == inference.RUNNING:
                         pass
@@ -196,7 +196,7 @@ async def test_worker_credits_what_was_read_not_what_was_sent(net: TestNet) -> N
 
 
 async def receipts(client: rpc.RpcClient, node: NodeId, *prompts: inference.ProcessPrompt) -> list[inference.Receipt]:
-    """With their signatures checked."""
+    """Return the receipts, after checking their signatures."""
     sent = inference.ReadReceipts(tuple(one.request_id for one in prompts))
     found_receipts = (await client.call(inference.read_receipts, sent, to=node)).receipts
     assert all(node_keys.verify(node, inference.RECEIPT_PURPOSE, one.text, one.signature) for one in found_receipts)

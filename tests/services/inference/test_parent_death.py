@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what it asks of the kernel is Linux's")
 
-#: What a compromised child can learn about its worker; its arguments are an address in the worker's memory and a length.
+#: What a compromised child can learn about its worker. Its arguments are an address in the worker's memory and a length.
 CHILD = """
 import json, os, sys
 worker, (place, length) = os.getppid(), map(int, sys.argv[1:])
@@ -35,7 +35,7 @@ print(json.dumps({
 }))
 """
 
-#: A worker that opens its backend as the service does, and asks a child before and after.
+#: A worker that opens its backend like the service does, and runs a child before and after.
 WORKER = """
 import ctypes, json, os, subprocess, sys
 from pathlib import Path
@@ -53,7 +53,7 @@ opening.opened(InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backe
 print(json.dumps([before, ask(), os.readlink("/proc/self/fd/0")]))
 """
 
-#: Tests may run as root, who may inspect everything. This drops all capabilities (PR_CAPBSET_DROP) of the program that follows.
+#: Tests may run as root, which may inspect everything. This drops all capabilities (PR_CAPBSET_DROP) of the program that follows.
 UNPRIVILEGED = """
 import ctypes, os, sys
 for capability in range(64):
@@ -75,7 +75,7 @@ def test_child_of_the_same_user_cannot_inspect_its_worker() -> None:
         check=True,
     )
     before, after, own_file = json.loads(ended.stdout)
-    # On systems with Yama, its memory is protected in any case.
+    # With Yama, the worker's memory is protected in any case.
     assert before.pop("memory") in ("what a user wrote", "PermissionError")
     assert before == {"environ": True, "open file": "/dev/null", "maps": True, "dumpable": 1}, "nothing was there to protect"
     assert after == dict.fromkeys(("environ", "memory", "open file", "maps"), "PermissionError") | {"dumpable": 0}
@@ -98,7 +98,7 @@ def test_child_ends_with_its_parent() -> None:
         descriptor = os.pidfd_open(pid)
         process.send_signal(signal.SIGKILL)
     try:
-        # Readable once the process is over.
+        # Readable once the process has ended.
         assert select.select([descriptor], [], [], 10)[0]
     finally:
         os.close(descriptor)

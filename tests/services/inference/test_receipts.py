@@ -32,7 +32,7 @@ STOP = Generation(FinishReason.STOP, Usage(7, 2))
 
 
 def read(receipts: ReceiptKeeper, request_id: RequestId) -> Receipt | None:
-    """With its signature checked."""
+    """Return the receipt, after checking its signature."""
     found = receipts.read((request_id,))
     for signed in found:
         assert node_keys.verify(KEY.id, "receipt", signed.text, signed.signature)
@@ -40,7 +40,7 @@ def read(receipts: ReceiptKeeper, request_id: RequestId) -> Receipt | None:
 
 
 async def work(receipts: ReceiptKeeper, *, tokens: int = 2, delivered: int = 0, request_id: RequestId | None = None) -> RequestId:
-    """One answer, whole."""
+    """Complete one answer."""
     request_id = request_id or new_request_id()
     with receipts.meter(request_id, delivered, Reader()) as running:
         running.accept(7)
@@ -51,7 +51,7 @@ async def work(receipts: ReceiptKeeper, *, tokens: int = 2, delivered: int = 0, 
 
 
 class BusyThread(ThreadPoolExecutor):
-    """Its thread begins what was submitted only when it is shut down."""
+    """Its thread starts submitted work only at shutdown."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -96,7 +96,7 @@ async def test_only_tokens_of_items_with_credit_are_credited() -> None:
             found = read(receipts, request_id)
             assert found is not None
             assert (found.completion_tokens, found.credited_tokens) == (9, tokens)
-        # More than was sent is no credit for what comes later.
+        # Credit for more than was sent doesn't apply to what comes later.
         granted.append(100)
     found = read(receipts, request_id)
     assert found is not None
@@ -199,7 +199,7 @@ async def test_torn_end_of_the_file_loses_only_the_torn_receipt(tmp_path: Path) 
         receipts = ReceiptKeeper(file, KEY, lambda: NOW)
         receipts._recall(receipts._load())
         assert [read(receipts, request_id) is not None for request_id in ids] == [True, True, False]
-    # Well-formed, and not what was written.
+    # Well-formed, but not what was written.
     file.write_bytes(whole.replace(b"stop", b"stoq", 1))
     receipts = ReceiptKeeper(file, KEY, lambda: NOW)
     assert receipts._load() == []
@@ -240,5 +240,5 @@ async def test_kill_9_loses_at_most_the_last_moment(tmp_path: Path) -> None:
     receipts._recall(receipts._load())
     kept = [read(receipts, RequestId(UUID(one))) is not None for one in ended_ids]
     assert kept == sorted(kept, reverse=True), "one in the middle is missing"
-    # Fifty milliseconds of a busy machine.
+    # 50 ms on a busy machine.
     assert kept.count(False) <= 25

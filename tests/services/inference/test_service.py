@@ -176,9 +176,9 @@ async def test_readyz_and_the_announcement_agree(models: tuple[tuple[str, ModelS
     assert node.offers[-1].not_ready == not_ready
     service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, backend, Announcements(node))
     checks = await service.checks()
-    # As shared.node.member decides it.
+    # As shared.node.member decides.
     assert all(check.ok or not check.needed for check in checks) == (not not_ready)
-    # What is wrong is shown in any case.
+    # Problems are shown in any case.
     assert [check.detail for check in checks if not check.ok] == [
         detail for _, state, detail in models or (("", ModelState.FAILED, "it has no model to serve"),) if state not in inference.SERVED
     ]
@@ -208,7 +208,7 @@ async def test_damaged_model_file_beside_a_valid_one_keeps_the_worker_ready(tmp_
 
 
 class Elsewhere(Backend):
-    """A backend whose server sends text and counts but no token ids; it breaks off if ``counted`` is None."""
+    """A backend whose server sends text and counts, but no token ids; its answers break off if ``counted`` is None."""
 
     name = "openai"
 

@@ -70,7 +70,7 @@ def test_token_and_key_are_never_shown() -> None:
     ("threads", "cores", "quota", "expected"),
     [
         (16, 16, "max 100000", 15),
-        # Two hardware threads a core.
+        # Two hardware threads per core.
         (16, 8, "max 100000", 7),
         (16, 8, "400000 100000", 3),
         (4, None, "max 100000", 3),

@@ -1,4 +1,4 @@
-"""A request for vectors, and a fake reader of them."""
+"""A request for embeddings, and a fake reader of their vectors."""
 
 import asyncio
 import math
@@ -36,8 +36,8 @@ class VectorReader:
 
 
 def of_one_text(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether these are one text's vectors, computed in different company or pieces.
+    """Return whether these are vectors of one text, perhaps computed in different batches or pieces.
 
-    With quantised weights the two lie up to 0.01 apart, by the processor and by what is computed beside them; the nearest of different
-    texts in these tests lie 0.2 apart."""
+    With quantized weights, they may differ by 0.01, depending on the CPU and the batch. The closest different texts in these tests differ
+    by 0.2."""
     return len(one) == len(other) and math.dist(one, other) < 0.05

@@ -1,6 +1,6 @@
 """The real engine with the real model: its process is confined, and its crash affects no other engine.
 
-Each load takes a while, so there are few tests, and each checks much.
+Each load takes a while, so there are few tests, and each checks a lot.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ KILLS = 20
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="system calls are filtered on Linux")
 
-#: The engine's own program, which looks around at the moment in which the model is about to be opened.
+#: The engine's own program, which inspects its process just before it opens the model.
 LOOKS_AROUND = """
 import json, os, pathlib, resource, socket, subprocess
 from services.inference.engine import llama_model, engine_process
@@ -105,7 +105,7 @@ async def test_engine_process_is_confined_and_still_answers(tmp_path: Path, monk
     assert reader.text
     found = json.loads((tmp_path / "found").read_text())
     assert "canary" not in json.dumps(found.pop("environment"))
-    # The socket is the one to its worker.
+    # The one socket is the connection to its worker.
     assert not any(str(tmp_path) in opened for opened in found.pop("open"))
     assert found == {
         "socket": "PermissionError",
@@ -119,7 +119,7 @@ async def test_engine_process_is_confined_and_still_answers(tmp_path: Path, monk
 
 
 class Killing(Reader):
-    """Kills a process at the second piece of an answer."""
+    """Kills the engine's process at the second piece of an answer."""
 
     def __init__(self, engine: SupervisedEngine) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ async def test_twenty_kills_mid_stream_lose_no_stream_of_another_model() -> None
         reading = asyncio.create_task(keep_reading(stop))
         for kill in range(KILLS):
             await ready(mortal)
-            # Another request each time: the same one would be refused as poison.
+            # A different request each time: the same one would be refused as poison.
             with pytest.raises(errors.ModelCrashed, match="signal 9"):
                 await mortal.generate(job(f"Count from {kill}.", model="mortal", max_tokens=64, ignore_eos=True), Killing(mortal))
         await ready(mortal)

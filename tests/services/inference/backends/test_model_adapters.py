@@ -1,4 +1,4 @@
-"""LoRA adapters in the `llama` backend: served as models of their own, loaded with their model."""
+"""LoRA adapters in the `llama` backend: served as models, and loaded with their base model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ __all__ = ["site"]
 
 
 def entry(folder: Path, *, scale: float = 1.0, preload: bool = False) -> CatalogEntry:
-    """A model with two adapters, whose files exist only once they were written."""
+    """Return a model with two adapters. A test writes their files later."""
     gguf_files.write_llama(folder / "a.gguf", SHAPE, weights="q8_0", seed=1)
     adapters = (CatalogAdapter(SQL, folder / "sql.gguf", scale), CatalogAdapter(LAW, folder / "law.gguf"))
     return CatalogEntry(

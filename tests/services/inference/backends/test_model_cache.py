@@ -1,4 +1,4 @@
-"""The `llama` backend with engines that load when a test says so: which models are loaded, who waits, what callers are told."""
+"""The `llama` backend with engines that a test controls: which models are loaded, who waits, and what callers see."""
 
 import asyncio
 import hashlib
@@ -39,7 +39,7 @@ GENERATION = Generation(FinishReason.STOP, Usage(1, 1))
 
 
 class FakeEngine:
-    """Loads when it may, answers when it may."""
+    """Loads and answers only when the site allows it."""
 
     def __init__(self, load: engine_messages.LoadCommand, watcher: Watcher, site: "Site") -> None:
         self.load = load
@@ -66,7 +66,7 @@ class FakeEngine:
             self.become(ModelState.READY, "")
             await self._over.wait()
         finally:
-            # A process takes its time to end.
+            # The process takes time to end.
             await asyncio.sleep(0)
             self._site.running.remove(self)
 
@@ -93,7 +93,7 @@ class FakeEngine:
 
 
 class Site:
-    """A folder of small model files, and every engine that was ever started."""
+    """A folder of small model files, and every engine that was started."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -117,7 +117,7 @@ class Site:
 
     @property
     def names(self) -> list[str]:
-        """The models of all engines so far, in order."""
+        """Return the models of all engines so far, in order."""
         return [Path(engine.load.path).stem for engine in self.engines]
 
     def entry(self, name: ModelName, *, context: int = 64, architecture: str = "llama", **fields: Any) -> CatalogEntry:
@@ -318,7 +318,7 @@ async def test_replaced_file_is_not_loaded_after_a_failed_load(site: Site, monke
 async def test_preloaded_model_is_not_offered_before_it_is_loaded(site: Site) -> None:
     seen: list[ModelState] = []
     async with site.backend(site.entry(A, preload=True)) as backend:
-        site.watch.changed = lambda: seen.append(states(backend)[A])  # type: ignore[method-assign]  # it looks at each change
+        site.watch.changed = lambda: seen.append(states(backend)[A])  # type: ignore[method-assign]  # called at each change
         await until(lambda: ModelState.READY in seen)
     assert set(seen[: seen.index(ModelState.READY)]) == {ModelState.LOADING}
 
@@ -354,7 +354,7 @@ async def test_file_with_a_wrong_digest_is_never_loaded(site: Site) -> None:
 
 
 async def test_digest_is_known_to_the_next_worker_without_reading_the_file(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Files that were written just now count as being at rest.
+    # Treat files that were just written as settled.
     monkeypatch.setattr(model_files, "TICK_NS", 0)
     entry = site.entry(A)
     right = hashlib.sha256(entry.file.read_bytes()).hexdigest()
@@ -397,7 +397,7 @@ async def test_caller_canceled_while_being_admitted_holds_no_slot(site: Site) ->
     async with site.backend(site.entry(A)) as backend:
         going = asyncio.ensure_future(generate(backend, A))
         await until(lambda: site.engines)
-        # Lets it in, in this very call; it has not run since.
+        # This call admits the caller, whose task hasn't run since.
         site.engines[0].become(ModelState.READY, "")
         going.cancel()
         await asyncio.wait([going])
@@ -504,7 +504,7 @@ async def test_shutdown_in_the_middle_of_everything_ends_everything(site: Site) 
 
 async def test_shutdown_does_not_wait_for_a_digest(site: Site) -> None:
     entry = site.entry(A)
-    # Nothing but holes; reading them all takes minutes.
+    # A sparse file; reading all of it takes minutes.
     os.truncate(entry.file, 2**38)
     async with site.backend(entry) as backend:
         await until(lambda: states(backend) == {A: ModelState.UNLOADED})
@@ -580,7 +580,7 @@ async def test_model_with_a_new_file_replaces_the_old_one(site: Site) -> None:
             return [status.context_tokens for status in backend.models()] == [32]
 
         async with asyncio.timeout(30):
-            while not await replaced():  # noqa: ASYNC110 - as the worker looks at the store
+            while not await replaced():  # noqa: ASYNC110 - the worker polls the store like this
                 await asyncio.sleep(0.005)
         assert not site.running
 

@@ -1,4 +1,4 @@
-"""What a model's catalog entry says about drawing tokens reaches its engine."""
+"""How the sampling settings of a model's catalog entry reach its engine."""
 
 from services.inference.engine import sampling
 from tests.services.inference.backends.test_model_cache import A, B, Site, site

@@ -1,4 +1,4 @@
-"""Programs as engines: they are started, watched, restarted and stopped, each with its whole process group."""
+"""Programs as engines: started, watched, restarted and stopped, each with its process group."""
 
 import asyncio
 import json
@@ -131,7 +131,7 @@ async def test_a_program_that_does_not_start(command: tuple[str, ...], reason: s
 
 
 async def test_two_programs_share_the_memory(tmp_path: Path) -> None:
-    """The first is stopped for the second, and two replicas of the second fit."""
+    """The first program is stopped for the second, of which two replicas fit."""
     first = entry(fake(tmp_path / "first"))
     second = replace(entry(fake(tmp_path / "second")), name=ModelName("other"), replicas=4)
     async with worker(first, second) as backend:

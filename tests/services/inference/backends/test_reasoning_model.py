@@ -1,4 +1,4 @@
-"""SmolLM2 with a template in its header that has thoughts and tools: a real reasoning model."""
+"""SmolLM2 with a template for thoughts and tools in its header: a real reasoning model."""
 
 import json
 import struct
@@ -43,10 +43,10 @@ def with_template(path: Path, template: str) -> None:
     """Write the packaged model with another template."""
     raw = model_discovery.packaged().read_bytes()
     key = b"tokenizer.chat_template"
-    # Behind the key: four bytes of type, eight of length, the text.
+    # After the key: four bytes of type, eight of length, then the text.
     at = raw.index(key) + len(key) + 4
     (length,) = struct.unpack_from("<Q", raw, at)
-    # The tensors stay aligned.
+    # Keep the tensors aligned.
     text = template.encode() + b" " * ((length - len(template.encode())) % 32)
     path.write_bytes(raw[:at] + struct.pack("<Q", len(text)) + text + raw[at + 8 + length :])
 
@@ -99,7 +99,7 @@ async def test_forced_call_follows_the_thoughts(backend: LlamaBackend) -> None:
     assert reasoning(reader).strip()
 
 
-# The last one, so that no other has to load the model again.
+# Last, so that no other test has to load the model again.
 async def test_the_model_is_said_to_think(backend: LlamaBackend) -> None:
     await backend.load(NAME)
     await backend.unload(NAME)

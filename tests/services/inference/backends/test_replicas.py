@@ -1,4 +1,4 @@
-"""Which of several replicas gets a job."""
+"""Which replica gets a job."""
 
 import asyncio
 from dataclasses import replace

@@ -2,7 +2,7 @@
 
 from services.inference.models import model_discovery
 
-#: Qwen's and Hermes' way: tools in the system message, calls and answers between tags.
+#: Qwen's and Hermes' style: tools in the system message, calls and answers between tags.
 HERMES = """
 {%- macro described(tool) -%}{{ tool | tojson }}{%- endmacro -%}
 {%- set state = namespace(rest=messages) -%}
@@ -34,7 +34,7 @@ HERMES = """
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
 
-#: Llama 3's way: the day, tools before the first question, one call that is the whole answer.
+#: Llama 3's style: the date, tools before the first question, one call that is the whole answer.
 LLAMA = """
 {{- bos_token -}}
 {%- if not tools is defined %}{% set tools = none %}{% endif -%}
@@ -60,7 +60,7 @@ LLAMA = """
 {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' if add_generation_prompt -}}
 """
 
-#: Mistral's way: tools before the last question, ids of nine characters, roles that alternate.
+#: Mistral's style: tools before the last question, ids of nine characters, alternating roles.
 MISTRAL = """
 {%- set asked = messages | selectattr('role', 'equalto', 'user') | list -%}
 {{- bos_token -}}
@@ -89,7 +89,7 @@ MISTRAL = """
 {%- endfor -%}
 """
 
-#: Gemma's way: no system message, and the assistant is called the model.
+#: Gemma's style: no system message, and the assistant is called the model.
 GEMMA = """
 {{- bos_token -}}
 {%- if messages[0]['role'] == 'system' %}{{ raise_exception('no system messages') }}{% endif -%}
@@ -101,7 +101,7 @@ GEMMA = """
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif -%}
 """
 
-#: Phi's way: a token for each role.
+#: Phi's style: a token for each role.
 PHI = """
 {%- for message in messages -%}
 {{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}
@@ -109,7 +109,7 @@ PHI = """
 {%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif -%}
 """
 
-#: Of all the families above.
+#: The special tokens of all families above.
 SPECIAL = (
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end|>"),
     *("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
@@ -118,11 +118,11 @@ SPECIAL = (
 
 
 def packaged() -> str:
-    """The chat template inside the packaged model, read from the file's header without llama.cpp."""
+    """Return the chat template of the packaged model, read from the file's header without llama.cpp."""
     with model_discovery.packaged().open("rb") as file:
         header = file.read(4 * 1024 * 1024)
     key = b"tokenizer.chat_template"
-    # Behind the key: four bytes of type, eight of length, the text.
+    # After the key: four bytes of type, eight of length, then the text.
     at = header.index(key) + len(key) + 4
     length = int.from_bytes(header[at : at + 8], "little")
     return header[at + 8 : at + 8 + length].decode()

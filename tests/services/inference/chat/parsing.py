@@ -18,7 +18,7 @@ def run(parsing: Parsing, parse: Parse) -> tuple[SeparatedPiece, ...]:
 
 
 def read(pieces: Iterable[str], marks: AnswerMarks, parse: Parse, *, delivered: str = "") -> list[SeparatedPiece]:
-    """Feed an answer in these pieces, behind a text that was delivered before."""
+    """Feed an answer in these pieces, after text that was already delivered."""
     answer = AnswerSeparator(marks)
     sent: list[SeparatedPiece] = []
     if delivered:
@@ -30,7 +30,7 @@ def read(pieces: Iterable[str], marks: AnswerMarks, parse: Parse, *, delivered: 
 
 
 def joined(pieces: Iterable[SeparatedPiece]) -> list[SeparatedPiece]:
-    """Join neighbours of the same channel and call."""
+    """Join neighboring pieces of the same channel and call."""
     whole: list[SeparatedPiece] = []
     for piece in pieces:
         if whole and (whole[-1].channel, whole[-1].call) == (piece.channel, piece.call) and not piece.name:

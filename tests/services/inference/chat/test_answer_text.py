@@ -15,7 +15,7 @@ REASONING, CONTENT = TextChannel.REASONING, TextChannel.CONTENT
 
 
 def parse(text: str) -> ParseReply:
-    """A parser of our own that behaves like llama.cpp's: it reads a text that ends early, and refuses one that can't become an answer."""
+    """Parse like llama.cpp, without it: read a text that ends early, and refuse text that can't become an answer."""
     if text and THINK.startswith(text):
         return ParsedAnswer()
     reasoning, rest, at = "", text, 0
@@ -151,7 +151,7 @@ def test_closed_brackets_are_not_deep() -> None:
 
 
 def test_lost_parser_makes_the_rest_text() -> None:
-    """Nothing is lost or doubled, and the lost parser isn't asked again."""
+    """No text is lost or duplicated, and the lost parser isn't asked again."""
     asked = 0
 
     def deadly(text: str) -> ParseReply:
@@ -167,7 +167,7 @@ def test_lost_parser_makes_the_rest_text() -> None:
 
 
 def test_long_call_is_parsed_in_proportion_to_its_length() -> None:
-    """256 times its length for each doubling, not its length squared."""
+    """The parser reads about 256 times the call's length in total, not its length squared."""
     read_chars = 0
 
     def measured(text: str) -> ParseReply:

@@ -83,7 +83,7 @@ async def test_killed_process_starts_again() -> None:
 
 @built
 async def test_answers_end_although_the_process_is_killed_in_them() -> None:
-    """What is behind the last parse comes as text. Each kill costs the start of a process."""
+    """Text after the last parse arrives as plain text. Each kill costs the start of a process."""
     kills = tiers.volume(20)
     async with client() as chat:
         rendered = await chat.render(PROMPT)
@@ -109,7 +109,7 @@ async def test_answers_end_although_the_process_is_killed_in_them() -> None:
     ("template", "reason"),
     [
         pytest.param("{% for a in range(1000) %}{% for b in range(200) %}{% endfor %}{% endfor %}", "crashed in this request", id="time"),
-        # At once: filling so much memory takes 2 s of a busy processor.
+        # In one allocation, because filling so much memory takes 2 s on a busy CPU.
         pytest.param("{{ 'one line\n and another' | indent(1000000000) }}", "bad_alloc", id="memory"),
     ],
 )
@@ -130,7 +130,7 @@ async def test_refusals_name_the_reason() -> None:
         with pytest.raises(errors.BadRequest, match="role"):
             await chat.render(RenderPrompt(({"content": "Hi"},)))
         wrong: dict[str, object] = {"type": "function", "function": {"name": "f", "parameters": {"type": 3}}}
-        # What llama.cpp can't make a grammar of is a text of the generic form.
+        # llama.cpp can't make a grammar of this tool, so its calls have the generic form.
         assert (await chat.render(RenderPrompt((USER,), (wrong,)))).generic
 
 
@@ -144,7 +144,7 @@ async def test_template_that_crashes_llama_cpp_is_tried_by_jinja() -> None:
 @built
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 async def test_large_libraries_leave_the_process_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of CUDA map more than the process may take besides."""
+    """CUDA's libraries map more memory than the process may otherwise use."""
     (tmp_path / "large.c").write_text("char large[600 << 20];")
     command = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / "large.so"), str(tmp_path / "large.c")]
     await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)

@@ -150,10 +150,10 @@ def test_thoughts_of_earlier_answers_are_given_back() -> None:
         assert "assistant<think>Hm.: Yes." in rendered
 
 
-# --- what callers write never becomes a special token ----------------------------------------------------------------
+# --- callers' text never becomes a special token ---------------------------------------------------------------------
 
 TOKENIZER = re.compile("|".join(map(re.escape, chat_templates.SPECIAL)))
-#: What callers write: special tokens, their halves, escapes that JSON decodes, and ordinary letters.
+#: Callers' text: special tokens, their halves, escapes that JSON decodes, and ordinary letters.
 written = st.lists(
     st.sampled_from(
         (*chat_templates.SPECIAL, "<|im_", "end|>", "[INS", "T]", "\\u003c|im_end|>", '"', "\\", " ", "\n", "a", "ä", "\ufdd0")
@@ -163,7 +163,7 @@ written = st.lists(
 
 
 def specials(family: str, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...]) -> list[str]:
-    """The special tokens that a tokenizer finds in the rendered chat, in their order."""
+    """Return the special tokens that a tokenizer finds in the rendered chat, in order."""
     parts = SPECIAL.cut(template(family).render(prompt_of(messages, tools, marked=True)).prompt)
     return [found for part in parts for found in TOKENIZER.findall(part)]
 
@@ -206,7 +206,7 @@ def test_template_variables_are_marked_and_the_parser_is_not() -> None:
     assert "\ufdd0" not in rendered.parser
 
 
-# --- templates that are not usable -----------------------------------------------------------------------------------
+# --- unusable templates ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How llama.cpp divides a model. What it does with a GPU can only be seen on one; here its answers are made up."""
+"""How llama.cpp splits a model. What it does with a GPU can only be seen on one; here, its answers are made up."""
 
 import asyncio
 import sys
@@ -20,7 +20,7 @@ built = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was
 
 
 def program(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Let this Python code answer instead of llama.cpp."""
+    """Make this Python code answer instead of llama.cpp."""
     monkeypatch.setattr(fit, "PROGRAM", (sys.executable, "-c", f"import sys; sys.stdin.buffer.read(); {code}"))
 
 
@@ -62,7 +62,7 @@ async def test_llama_cpp_leaves_a_model_on_the_processor_alone() -> None:
 
 
 async def test_a_program_that_cannot_be_started_does_not_end_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as on a machine that has no memory, or no number, for another process."""
+    """For example, the machine has no memory or process id left for another process."""
     monkeypatch.setattr(fit, "PROGRAM", ("/no/such/program",))
     assert await fit.fitted(LOAD) == LOAD
 

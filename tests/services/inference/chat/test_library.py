@@ -6,7 +6,7 @@ from services.inference.chat.library import ChatLibrary, NotUnderstood, OpenedTe
 
 pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
 
-#: A template of our own, in the form that many models use.
+#: Our own template, in a form that many models use.
 TEMPLATE = """\
 {%- if tools %}{{ '<|im_start|>system\\nCall <tool_call>{"name": …, "arguments": …}</tool_call>:' }}
 {%- for tool in tools %}{{ '\\n' + tool | tojson }}{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}

@@ -1,4 +1,4 @@
-"""The one chat process of a model, and texts with a gap, of a model that has tokens for them and of one that has none."""
+"""A model's single chat process, and fill-in-the-middle prompts for models with and without tokens for them."""
 
 import asyncio
 from pathlib import Path

@@ -39,7 +39,7 @@ def prepared(path: Path, **sampling: object) -> tuple[RenderedPrompt, PreparedPr
 
 
 def forced(path: Path) -> str:
-    """The part of the template's own call that a forced call's grammar allows, up to where the answer may end."""
+    """Return the part of the template's own call that a forced call's grammar allows, up to where the answer may end."""
     rendered, prompt = prepared(path, tools=(WEATHER, ADD), tool_choice=ToolChoice.REQUIRED)
     assert prompt.grammar
     call: dict[str, object] = {"id": "123456789", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rom"}'}}
@@ -48,7 +48,7 @@ def forced(path: Path) -> str:
     request = RenderPrompt(said, prompt_plan.tool_rows((WEATHER, ADD)), answer=False, marked=False)
     generic = '{"tool_calls": [{"name": "weather", "arguments": {"city": "Rom"}}]}'
     text = generic if rendered.generic else as_models_write(path.stem, opened(path).render(request).prompt[-2000:])
-    # Thoughts that the prompt began end first.
+    # Thoughts that the prompt began must end first.
     before = f"Hm.{rendered.thinking_ends[0]}" if prompt.triggers else ""
 
     def begun() -> Constraint:
@@ -107,7 +107,7 @@ def test_the_mark_behind_calls_is_no_call(parallel: bool) -> None:
 
 @built
 def test_arguments_are_constrained_from_the_trigger_on() -> None:
-    """Llama 3 has no trigger. The others write any text before."""
+    """Llama 3 has no trigger. The others may write any text first."""
     free = []
     for path in vendored.sample():
         rendered, prompt = prepared(path, tools=(WEATHER, ADD))

@@ -1,4 +1,4 @@
-"""An engine's raw answers on their way to a reader. A token is a character, and the parser is that of `test_answer_text`."""
+"""How an engine's raw answer becomes what a reader gets. A token is a character, and the parser is that of `test_answer_text`."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,13 +23,13 @@ from tests.services.inference.standins import Reader, job
 
 RENDERED = RenderedPrompt("p", "", (Trigger("word", CALL),), THINK, (ENOUGH,), (DONE,), (), "parser")
 ANSWER = f"{THINK}Hm, [x].{ENOUGH}So: 'END' {CALL}f{{1}}{DONE}\n{CALL}g{{}}{DONE}"
-#: With a text behind the calls, which is held back until it's no mark.
+#: With text after the calls, whose end is held back while it may begin a marker.
 LONG = f"{THINK}Hm.{ENOUGH}é So <3: {CALL}f{{1}}{DONE} after <"
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
 
 class FakeClient(ChatClient):
-    """Parses by itself; is lost at a text."""
+    """Parses in this process; fails on a text that contains ``lost_at``."""
 
     def __init__(self, lost_at: str = "") -> None:
         super().__init__(OpenTemplate(""), {})
@@ -98,7 +98,7 @@ async def test_thoughts_content_and_parts_of_calls_are_sent_apart() -> None:
     assert len({call_id for call_id, _, _ in parts.values()}) == 2
     assert all(call_id.startswith("call_") for call_id, _, _ in parts.values())
     assert any(part == ToolCallPart(0, "1") for chunk in chunks for part in chunk.call_parts), "arguments come while they are written"
-    # The tags count as thoughts.
+    # The tags count as reasoning tokens.
     assert end.usage.reasoning_tokens == len(f"{THINK}Hm, [x].{ENOUGH}")
     assert end.usage.cached_tokens == 1
 
@@ -123,7 +123,7 @@ async def test_answer_is_the_same_for_every_split_and_after_every_resume(answer:
     assert joined(letters) == joined(whole)
     for at in range(1, len(answer)):
         before, _, _ = await send(answer[:at], call_parts=call_parts)
-        # What the first worker sent before it was lost: all but the end.
+        # What the first worker sent before it was lost: all but the last chunk.
         sent, tokens = [], 0
         for chunk in before[:-1]:
             sent.append(chunk)
@@ -190,7 +190,7 @@ async def test_answers_of_one_request_are_independent() -> None:
 
 
 async def test_token_waits_until_its_text_is_settled() -> None:
-    """A long call isn't parsed for each token. A resumed answer must get what no chunk had."""
+    """A long call isn't parsed for each token. A resumed answer must get the text that no chunk had."""
     answer = f"{CALL}f{{" + "x" * 2000
     reader = Reader()
     answers = SeparatedAnswers(FakeClient(), RENDERED, replace(job(), call_parts=True), reader, lambda: None)

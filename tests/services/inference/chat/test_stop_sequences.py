@@ -8,7 +8,7 @@ from services.inference.chat.stop_sequences import StopSequences
 
 
 def shown(pieces: list[str], sequences: tuple[str, ...]) -> tuple[list[str], bool]:
-    """The visible text piece by piece, and whether a stop sequence ended it."""
+    """Return the visible text piece by piece, and whether a stop sequence ended it."""
     stops = StopSequences(sequences)
     texts = []
     for piece in pieces:
@@ -50,7 +50,7 @@ def test_earliest_stop_sequence_wins(text: str, stops: list[str], borders: list[
     visible = "".join(texts)
     assert stopped == bool(found)
     if found:
-        # A later piece may hold an earlier beginning of a longer sequence; what is shown never goes beyond the first match.
+        # A later piece may complete a longer sequence that began earlier; the visible text never extends past the first match.
         ends = min(text.find(stop) + len(stop) for stop in stops if stop in text)
         assert text.startswith(visible)
         assert len(visible) < ends

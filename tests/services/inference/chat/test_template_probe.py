@@ -10,7 +10,7 @@ from tests.services.inference.chat.test_library import TEMPLATE, TOOL, USER
 
 pytestmark = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
 
-#: Why a call does not come back. Such templates need the generic form.
+#: Why a rendered call can't be read back. Such templates need the generic form.
 WITHOUT_CALLS = {
     "HuggingFaceTB-SmolLM3-3B": "renders no calls",
     "LFM2-8B-A1B": "renders no calls",
@@ -65,7 +65,7 @@ def test_answers_of_vendored_templates_may_be_split_anywhere_and_resumed_at_ever
 
 
 def test_template_whose_calls_are_misread_fails() -> None:
-    """It writes arguments like no other model."""
+    """The template writes arguments like no other model."""
     before, rest = TEMPLATE.split("{{- '<tool_call>")
     written = "{{- '[[' + call.function.name }}{% for key in call.function.arguments %}{{ ' ' + key + '~' }}{% endfor %}{{ ']]' }}"
     invented = "\n".join([before + written, *rest.splitlines()[1:]])

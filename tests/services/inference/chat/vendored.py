@@ -1,6 +1,6 @@
-"""The chat templates that llama.cpp's source has, and its library, which is asked the same only once.
+"""The chat templates in llama.cpp's source, and its library, whose results are cached.
 
-Rendering takes 30 ms, because llama.cpp derives the parser each time, and several files render the same with all 70 templates.
+Rendering takes 30 ms, because llama.cpp derives the parser each time, and several test files render all 70 templates the same way.
 """
 
 import ctypes
@@ -48,7 +48,7 @@ def paths() -> list[Path]:
 
 
 def sample() -> list[Path]:
-    """All of them with ``--nightly``; every third in `make test`."""
+    """Return all templates with ``--nightly``, and every third in `make test`."""
     return paths() if tiers.is_nightly() else paths()[::3]
 
 

@@ -1,4 +1,4 @@
-"""Write a tiny BERT model with random weights that llama.cpp loads: it is bidirectional, and its vectors are meaningless."""
+"""A tiny BERT model with random weights that llama.cpp loads: it is bidirectional, and its vectors are meaningless."""
 
 import random
 import struct
@@ -13,7 +13,7 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "▁cat", "▁dog", "▁r
 
 
 def write(path: Path, *, pooling: int) -> None:
-    """``pooling`` is llama.cpp's number: 1 the mean, 2 the first token, 4 ranks texts."""
+    """Write the model. ``pooling`` is llama.cpp's number: 1 is the mean, 2 the first token, and 4 ranks texts."""
     tensors, rng = _tensors(pooling), random.Random(1)
     parts = gguf_files.header(_pairs(pooling), tensors)
     with path.open("wb") as target:

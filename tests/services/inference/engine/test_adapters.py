@@ -1,4 +1,4 @@
-"""LoRA adapters of one model in turn: each answer has the tokens that it has alone."""
+"""LoRA adapters of one model take turns: each answer has the same tokens as when it runs alone."""
 
 import random
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ from tools import setup
 
 SLOTS, CONTEXT = 6, 512
 SHAPE = LlamaShape(layers=3, embedding=64, heads=4, kv_heads=2, feed_forward=96, vocabulary=300, context=CONTEXT)
-#: Natural logarithms of probabilities.
+#: A difference of natural logarithms of probabilities.
 NEARLY_EQUAL = 0.02
 PAGE = "A page that the questions to all of them begin with, so that it could be shared. "
 SERVER = rivals.cache_folder() / setup.build_key() / "bin" / rivals.PROGRAMS[0]
@@ -89,7 +89,7 @@ def answers(loop: EngineLoop, *commands: StartGeneration) -> list[list[TokenLogp
 
 
 def is_same(mode: KvMode, alone: list[TokenLogprob], tokens: tuple[int, ...]) -> bool:
-    """Whether it is the same answer. Without flash attention, last bits depend on the batch, so equally likely tokens may be swapped."""
+    """Return whether the answer is the same. Without flash attention, last bits depend on the batch, so equally likely tokens may swap."""
     for expected, token in zip(alone, tokens, strict=True):
         if token != expected.drawn.token_id:
             chances = {chance.token_id: chance.logprob for chance in expected.top}
@@ -98,7 +98,7 @@ def is_same(mode: KvMode, alone: list[TokenLogprob], tokens: tuple[int, ...]) ->
 
 
 def prompts(number: int) -> list[tuple[str, int]]:
-    """Prompts of different lengths, some with the same beginning, each with an adapter or none."""
+    """Return prompts of different lengths, some with a common beginning, each with an adapter or none."""
     rng = random.Random(number)
     return [(PAGE * rng.randrange(3) + rng.randbytes(rng.randrange(4, 40)).hex(), rng.randrange(3)) for _ in range(number)]
 
@@ -173,7 +173,7 @@ async def test_tokens_are_those_of_llama_server(tmp_path: Path) -> None:
             body = {"prompt": prompt, "n_predict": 16, "temperature": 0, "ignore_eos": True, "return_tokens": True, "lora": scales}
             answer = await http.post(f"http://127.0.0.1:{port}/completion", json=body)
             tokens.append(tuple(answer.json()["tokens"]))
-    # As llama-server computes attention.
+    # Compute attention like llama-server.
     load = LoadCommand(base, SLOTS, CONTEXT, 1, 0, KvMode.SHARED, KvTypes(KvType.F16, KvType.F16), adapters=adapters)
     with llama_model.opened(load, lambda _: None) as opened:
         assert run(fresh(opened), *(command(prompt, adapter) for prompt, adapter in wanted)) == tokens

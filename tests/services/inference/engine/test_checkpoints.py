@@ -1,4 +1,4 @@
-"""A model with recurrent states, whose tokens are the same after a checkpoint and without one."""
+"""A model with recurrent states: its tokens are the same with a checkpoint and without."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -23,11 +23,11 @@ from tests import gguf_files
 from tests.gguf_files import LlamaShape
 from tests.services.inference.engine.commands import handle
 
-#: So many that `shared` has a pool.
+#: Enough for `shared` to use a pool.
 SLOTS = 8
 SHAPE = LlamaShape(layers=4, embedding=64, heads=2, kv_heads=2, feed_forward=96, vocabulary=300, context=4096, hybrid=True)
 PAGE = "A page that several questions share. " * 10
-#: What is left of it for others.
+#: How much of the page other prompts can reuse.
 LEFT = len(PAGE) - LAST_TOKENS
 WILD = Parameters(1.0, 1.0, 0, 7, max_tokens=12)
 numbers = count(1)
@@ -36,15 +36,15 @@ numbers = count(1)
 @pytest.fixture(scope="module", params=list(KvMode))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
     file: Path = tmp_path_factory.mktemp("models") / "hybrid.gguf"
-    # In `exact`, tokens of Q8_0 have the same bits in pieces of any size, also of one token. `shared` does not promise that; differences of
-    # F16 are so small that the same tokens are drawn.
+    # In `exact`, tokens of Q8_0 have the same bits in pieces of any size, even of one token. `shared` doesn't guarantee that, but with F16
+    # the differences are so small that the same tokens are drawn.
     gguf_files.write_llama(file, SHAPE, weights="q8_0" if request.param is KvMode.EXACT else "f16", seed=1)
     with llama_model.opened(LoadCommand(str(file), SLOTS, 2048, 1, 0, request.param), lambda _: None) as opened:
         yield opened
 
 
 def ask(loop: EngineLoop, *questions: str, salt: str = "", delivered: tuple[int, ...] = ()) -> list[tuple[list[int], int]]:
-    """Return the tokens of each answer, and how many of its prompt were cached. They run at the same time."""
+    """Return each answer's tokens, and how many tokens of its prompt were cached. The answers run at the same time."""
     answered: dict[int, list[AnswerProgress]] = {}
     for question in questions:
         identity = next(numbers)
@@ -68,7 +68,7 @@ def fresh(model: LlamaModel, cache_bytes: int = 0) -> EngineLoop:
 
 
 def test_same_prompt_and_next_turn_go_back_to_near_the_end_of_the_last_prompt(model: LlamaModel) -> None:
-    # The next turn of a chat may have other tokens where the answer began.
+    # In the next turn of a chat, the tokens at the start of the answer may differ.
     turns = [PAGE, PAGE, PAGE[:-7] + "next", PAGE + "What?", PAGE + "What? And who?", PAGE + "What?", PAGE + "Where?"]
     alone = [ask(fresh(model), turn)[0][0] for turn in turns]
     loop = fresh(model)

@@ -1,4 +1,4 @@
-"""The seccomp filter on a small interpreter that acts like the kernel's, and a real confined process."""
+"""The seccomp filter in a small interpreter that behaves like the kernel's, and a real confined process."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ def fails(number: int) -> int:
 def verdict(
     machine: confinement.CpuArchitecture, number: int, *arguments: int, local_sockets: bool = False, audit: int | None = None
 ) -> int:
-    """Return the filter's verdict about a call, by the rules of linux/filter.h."""
+    """Return the filter's verdict on a call, by the rules of linux/filter.h."""
     program = confinement.filter_program(machine, own_pid=PID, local_sockets=local_sockets)
     call = struct.pack("<IIQ6Q", number, machine.audit if audit is None else audit, 0, *arguments, *(0,) * (6 - len(arguments)))
     steps = list(struct.iter_unpack("<HBBI", program))
@@ -90,7 +90,7 @@ def test_filter_program(machine: confinement.CpuArchitecture, number: int, argum
 def test_gpu_driver_may_only_use_local_sockets() -> None:
     assert verdict(X86, 41, socket.AF_UNIX, local_sockets=True) == ALLOW
     assert verdict(X86, 41, socket.AF_INET, local_sockets=True) == fails(errno.EACCES)
-    # The kernel takes the lower half of the number only.
+    # The kernel uses only the lower half of the number.
     assert verdict(X86, 41, (1 << 32) | socket.AF_INET, local_sockets=True) == fails(errno.EACCES)
 
 

@@ -1,4 +1,4 @@
-"""Vectors of real models: SmolLM2, which is causal and pools by the mean, and a tiny bidirectional one."""
+"""Vectors of real models: SmolLM2, which is causal with mean pooling, and a tiny bidirectional model."""
 
 import math
 import struct
@@ -42,7 +42,7 @@ def smollm2() -> Iterator[llama_model.LlamaModel]:
 def embed(
     embedder: EmbeddingContext, *inputs: EmbeddingInput, dimensions: int | None = None, query: str | None = None
 ) -> tuple[int, list[Vector]]:
-    """How many tokens they have, and their vectors. Raises what the loop refuses them with."""
+    """Return the number of tokens, and the vectors. Raises the refusal of the loop."""
     loop, tokens = EmbeddingLoop(embedder), 0
     vectors: list[Vector] = []
     command = EmbedTexts(1, inputs, dimensions, query)
@@ -84,7 +84,7 @@ def test_similar_texts_have_similar_vectors_in_order(smollm2: llama_model.LlamaM
 @pytest.mark.nightly("long")
 def test_text_computed_in_pieces_has_the_same_vector(smollm2: llama_model.LlamaModel) -> None:
     vectors = []
-    # Also numbers of tokens that are no multiple of anything.
+    # Include step sizes that don't divide anything evenly.
     for step_tokens in (7, 33, 100, CONTEXT):
         embedder = EmbeddingContext(smollm2._model, context_tokens=CONTEXT, step_tokens=step_tokens, threads=1, why=str)
         try:
@@ -142,7 +142,7 @@ def test_bidirectional_model_gets_each_text_whole(tmp_path: Path, number: int, p
             long = "cat dog " * 20
             tokens, vectors = embed(embedder, "cat runs fast", long, "dog sleeps")
             assert (embedder.whole, embedder.pooling) == (True, pooling)
-            # Each has [CLS] before it and [SEP] behind it.
+            # Each text has [CLS] before it and [SEP] after it.
             assert tokens == 5 + 42 + 4
             assert [embed(embedder, text)[1][0] for text in ("cat runs fast", long, "dog sleeps")] == [
                 pytest.approx(vector, abs=1e-4) for vector in vectors
@@ -171,7 +171,7 @@ def test_texts_are_ranked_by_a_query_alone_and_in_a_batch(tmp_path: Path) -> Non
     documents = ("cat runs fast", "dog", "cat dog " * 20)
     with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model:
         tokens, scores = embed(model.embedder, *documents, query="dog runs")
-        # [CLS] dog runs [SEP] document, as in llama-server
+        # [CLS] dog runs [SEP] document, as in llama-server.
         assert tokens == 3 * 4 + 3 + 1 + 40
         assert model.embedder.tokens_of_pair("dog runs", "cat") == [2, 6, 7, 3, 5]
         assert all(0 < score < 1 for (score,) in scores)
@@ -188,6 +188,6 @@ def test_model_for_embeddings_cannot_rank(smollm2: llama_model.LlamaModel) -> No
 
 
 def test_model_without_vectors_is_recognized(tmp_path: Path) -> None:
-    bert_file.write(tmp_path / "bert.gguf", pooling=77)  # which llama.cpp does not know
+    bert_file.write(tmp_path / "bert.gguf", pooling=77)  # unknown to llama.cpp
     with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model, pytest.raises(errors.BadRequest, match="has no embeddings"):
         embed(model.embedder, "cat")

@@ -49,7 +49,7 @@ class LetterModel:
             self.memory[piece.slot] = piece.start + len(piece.tokens)
             if piece.ends:
                 self.clear(piece.slot)
-            # A letter that the model does not know gives no numbers.
+            # A text with an unknown letter gets a vector of zeros.
             rows.append([0.0] * 4 if -1 in piece.tokens else [list(piece.tokens).count(token) / len(piece.tokens) for token in range(4)])
         return rows
 

@@ -11,7 +11,7 @@ def texts(request: int, *lengths: int) -> list[EmbeddingText]:
 
 
 def shown(pieces: list[TextPiece]) -> list[tuple[int, int, int, int]]:
-    """(slot, number of the text, start, tokens) of each."""
+    """Return (slot, text number, start, number of tokens) of each piece."""
     return [(piece.slot, piece.text.number, piece.start, len(piece.tokens)) for piece in pieces]
 
 

@@ -54,7 +54,7 @@ def loop(model: ToyModel) -> EngineLoop:
 
 
 def finish(running: EngineLoop) -> dict[int, list[AnswerProgress]]:
-    """Run until there is nothing left to do."""
+    """Run until no work is left."""
     reports: dict[int, list[AnswerProgress]] = {}
     for _ in range(3000):
         if running.idle:
@@ -133,12 +133,12 @@ def test_finished_sequence_leaves_only_its_reusable_prefix(layout: KvLayout) -> 
     second = finish(running)[2]
     assert model.begun == {}
     assert {progress.cached_tokens for progress in first} == {0}
-    # The last token that was drawn is not in the memory.
+    # The last drawn token is not in the slot's memory.
     assert {progress.cached_tokens for progress in second} == {len(prompt) + 4}
     assert text(second) == (prompt + "a prompt")[: 64 - len(prompt + "a prompt")]
 
 
-# --- what cannot be taken -------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_step_report_has_the_counts_and_times(layout: KvLayout) -> None:
     assert step == StepReport((AnswerProgress(1, (ord("b"),), "b"),), 2.0, 0.25, answering=1, read=8)
 
 
-# --- cancel -----------------------------------------------------------------------------------------------------------------------
+# --- cancellation -----------------------------------------------------------------------------------------------------------------
 
 
 def test_cancel_frees_the_slot_before_the_next_step() -> None:
@@ -282,7 +282,7 @@ def test_several_answers_differ_and_the_first_equals_a_single_one(layout: KvLayo
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_resumed_answer_continues_at_every_split(layout: KvLayout) -> None:
-    """Also in the middle of a character."""
+    """It also continues in the middle of a character."""
     prompt = "grüße und küsse"
     whole = alone(generate(1, prompt), layout=layout)
     tokens = answer_text(whole)
@@ -385,7 +385,7 @@ def test_prompts_wait_for_the_same_prompt_if_slots_cannot_be_cut(layout: KvLayou
     running = loop(model)
     handle(running, generate(1, "a" * 40, salt="a", max_tokens=1, n=2))
     handle(running, generate(2, "a" * 41, salt="a", max_tokens=1))
-    # It begins alike, but there is no state to go on from.
+    # It begins alike, but there is no saved state to continue from.
     handle(running, generate(3, "a" * 24 + "b" * 16, salt="a", max_tokens=1))
     reports = finish(running)
     assert [reports[identity][0].cached_tokens for identity in (1, 2, 3)] == [0, 32, 0]
@@ -437,13 +437,13 @@ def test_unknown_adapter_is_refused() -> None:
 
 @dataclass(frozen=True)
 class Arrival:
-    #: In fortieths of the context: a beginning that all have, and an end.
+    #: In fortieths of the context: a common beginning, and an end.
     prompt: tuple[int, int]
     salt: str
     seed: int
     at: int
     n: int
-    #: Canceled after this many steps; None for never.
+    #: Canceled after this many steps; None means never.
     cancelled: int | None
     adapter: int
 
@@ -476,7 +476,7 @@ arrivals = st.builds(
 def test_every_answer_equals_the_one_given_alone(
     *, layout: KvLayout, slots: int, context: int, pool: int, step_tokens: int, arrived: list[Arrival], unsettled: int
 ) -> None:
-    """The toy model checks each batch; in the exact layout each slot has its own cells."""
+    """The toy model checks each batch. In the exact layout, each slot has its own cells."""
     scale = context // 40
     model = ToyModel(layout, context, (pool if layout is KvLayout.POOL else 40 * slots) * scale, step_tokens, slots, unsettled=unsettled)
     running = loop(model)
@@ -508,7 +508,7 @@ def test_every_answer_equals_the_one_given_alone(
 
 
 def begin_with_images(running: EngineLoop, command: StartGeneration, *pixels: bytes) -> GenerationAccepted:
-    """``#`` in the prompt stands for an image."""
+    """Begin a request; ``#`` in the prompt stands for an image."""
     command = msgspec.structs.replace(command, prompt=PreparedPrompt(command.prompt.text.replace("#", IMAGE_MARK)))
     prompt = running.read_images(command, [DecodedImage(1, len(each) // 3, each) for each in pixels], lambda: True)
     accepted = running.begin(command, prompt)
@@ -523,7 +523,7 @@ def test_images_are_fed_apart_and_never_in_part(layout: KvLayout) -> None:
     accepted = begin_with_images(running, generate(1, "#abcdefghijklm#no", salt="s"), b"123456", b"ABC456")
     assert (accepted.prompt_tokens, accepted.image_seconds) == (23, 0.5)
     assert answer_text(finish(running)[1]) == b"1234abcdefghijklmABC4no"
-    # The second image begins like the other one, which is not enough.
+    # The second image begins like the earlier one, but isn't the same, so it isn't reused.
     begin_with_images(running, generate(2, "#abcdefghijklm#no", salt="s"), b"123456", b"ABC756")
     reports = finish(running)[2]
     assert (answer_text(reports), max(report.cached_tokens for report in reports)) == (b"1234abcdefghijklmABC7no", 17)
@@ -537,7 +537,7 @@ def test_images_are_fed_apart_and_never_in_part(layout: KvLayout) -> None:
     st.integers(8, 24),
 )
 def test_answers_to_images_are_those_alone(layout: KvLayout, asked: list[tuple[int, int, bool]], step_tokens: int) -> None:
-    """Whatever is in the batch, and however little room the pool has."""
+    """Neither the batch nor a small pool changes an answer."""
     pool = 64 if layout is KvLayout.POOL else 256
     running = loop(ToyModel(layout=layout, pool_tokens=pool, step_tokens=step_tokens))
     expected, steps = {}, []
@@ -557,7 +557,7 @@ def test_prompts_are_read_while_images_are_encoded_all_the_time() -> None:
     handle(running, generate(1, "once upon a time", temperature=1, seed=LONG, max_tokens=40))
     for _ in range(4):
         running.step()
-    # Two answers together are new, so a step measures them alone.
+    # Two answers at once are new, so one step measures them alone.
     handle(running, generate(2, "once", temperature=1, seed=LONG, max_tokens=40))
     running.step(is_usual=False)
     handle(running, generate(3, "a third prompt", max_tokens=4))

@@ -44,7 +44,7 @@ DEADLINE_SECONDS = 30
 
 @dataclass
 class HeldModel(ToyModel):
-    """Tokenizes texts that begin with "held" only when it is let go."""
+    """Tokenizes texts that begin with "held" only when ``let_go`` is set."""
 
     tokenizing: threading.Event = field(default_factory=threading.Event)
     let_go: threading.Event = field(default_factory=threading.Event)
@@ -72,7 +72,7 @@ class HeldModel(ToyModel):
 
 
 class Worker:
-    """The other end of the socket."""
+    """The worker's end of the socket."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -83,7 +83,7 @@ class Worker:
         self._connection.sendall(engine_messages.pack(command))
 
     def until(self, wanted: Callable[[engine_messages.Report], object]) -> list[engine_messages.Report]:
-        """All reports up to the first that is wanted."""
+        """Return all reports up to the first wanted one."""
         seen: list[engine_messages.Report] = []
         while True:
             while self._pending:
@@ -132,7 +132,7 @@ def test_request_canceled_during_tokenization_gets_no_slot() -> None:
         assert model.tokenizing.wait(DEADLINE_SECONDS)
         worker.send(CancelGeneration(1))
         worker.send(generate(2, "held too"))
-        worker.send(generate(3, "x" * 1000))  # is refused at once, so what came before it is known
+        worker.send(generate(3, "x" * 1000))  # refused at once, so everything before it has been read
         worker.until(lambda report: isinstance(report, GenerationRefused))
         model.let_go.set()
         assert worker.until(lambda report: isinstance(report, GenerationAccepted)) == [GenerationAccepted(2, 8)]
@@ -171,7 +171,7 @@ def test_text_that_fits_no_context_is_refused_before_tokenization() -> None:
 
 @pytest.mark.parametrize("letter", ["<", "a"])
 def test_long_texts_never_block_the_loop(letter: str) -> None:
-    """Counted in processor time of the loop's thread, because the machine may be busy."""
+    """Measured in CPU time of the loop's thread, because the machine may be busy."""
     text = letter * 900_000
     model = HeldModel(context_tokens=2**20, pool_tokens=2**21)
     loop = EngineLoop(model, slots=model.slots)
@@ -215,7 +215,7 @@ def test_steps_and_embeddings_beside_the_encoding_of_an_image_are_not_usual(monk
     model = HeldModel()
 
     def compute(first: int) -> set[tuple[int, bool]]:
-        """Return the kinds of steps, by whether there is an answer, and whether they are usual."""
+        """Return the kinds of steps: (1 if there is an answer, whether the step is usual)."""
         recorded.clear()
         worker.send(generate(first, "abcdefgh", max_tokens=8))
         worker.until(lambda report: isinstance(report, StepReport) and any(one.finish for one in report.progress))
@@ -229,7 +229,7 @@ def test_steps_and_embeddings_beside_the_encoding_of_an_image_are_not_usual(monk
         worker.send(generate(9, f"held {IMAGE_MARK} up"))
         assert model.tokenizing.wait(DEADLINE_SECONDS)
         assert compute(3) == {(0, False), (1, False)}
-        # Its image is encoded to its end.
+        # The canceled request's image is still encoded to the end.
         worker.send(CancelGeneration(9))
         assert compute(5) == {(0, False), (1, False)}
         model.let_go.set()
@@ -258,7 +258,7 @@ def test_request_canceled_while_its_images_are_encoded_stops_behind_the_current_
         worker.send(generate(1, f"held {IMAGE_MARK} up"))
         assert model.tokenizing.wait(DEADLINE_SECONDS)
         worker.send(CancelGeneration(1))
-        worker.send(generate(3, "x" * 1000))  # is refused at once, so what came before it is known
+        worker.send(generate(3, "x" * 1000))  # refused at once, so everything before it has been read
         worker.until(lambda report: isinstance(report, GenerationRefused))
         model.let_go.set()
         assert model.gave_up.wait(DEADLINE_SECONDS)

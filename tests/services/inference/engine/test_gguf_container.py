@@ -23,7 +23,7 @@ def whole(pairs: dict[str, Typed] = PAIRS, tensors: tuple[Tensor, ...] = (ONE, T
 
 
 def changed(role: Role, number: int, raw: bytes) -> bytes:
-    """The whole file with other bytes in the part that is the ``number``-th of its role."""
+    """Return the whole file with other bytes in the ``number``-th part of this role."""
     parts = gguf_files.file(PAIRS, (ONE, TWO))
     places = [at for at, part in enumerate(parts) if part.role is role]
     parts[places[number]] = Part(role, raw)
@@ -162,7 +162,7 @@ def test_large_values_are_not_kept() -> None:
 
 
 class CountingFile(io.BytesIO):
-    """Counts the bytes that are read, and refuses to read everything."""
+    """Counts the bytes that are read, and refuses to read everything at once."""
 
     def __init__(self, raw: bytes) -> None:
         super().__init__(raw)
@@ -178,7 +178,7 @@ class CountingFile(io.BytesIO):
 
 
 def test_large_vocabulary_is_read_once_and_in_chunks() -> None:
-    """As large as Gemma's, with its merges."""
+    """As large as Gemma's, including merges."""
     count = 262_144
     tokens = b"".join(u64(6) + b"%06d" % number for number in range(count))
     pairs = {
@@ -198,7 +198,7 @@ def test_tensor_types_match_ggml() -> None:
     assert ours == gguf_by_llama.block_sizes()
 
 
-# --- whatever is written is read ------------------------------------------------------------------------------------
+# --- round trips ----------------------------------------------------------------------------------------------------
 
 NUMBERS = {
     "u8": (ValueKind.UINT8, st.integers(0, 255)),
@@ -237,7 +237,7 @@ def a_pair(draw: st.DrawFn) -> tuple[Typed, Value]:
     chunk=st.integers(1, 64),
 )
 def test_written_values_are_read_back(pairs: dict[str, tuple[Typed, Value]], shapes: list[tuple[tuple[int, ...], str]], chunk: int) -> None:
-    """At every size of chunk, so that each part of the format is once cut by a chunk's border."""
+    """At every chunk size, so that a chunk's border cuts each part of the format once."""
     tensors = [Tensor(f"tensor {number}", shape, storage) for number, (shape, storage) in enumerate(shapes)]
     raw = gguf_files.joined(gguf_files.file({key: typed for key, (typed, _) in pairs.items()}, tensors))
     with pytest.MonkeyPatch.context() as patch:

@@ -20,7 +20,7 @@ from services.inference.engine.gguf_header import GgufHeader, NotAModel
 from tests import gguf_by_llama, gguf_files, tiers
 from tests.gguf_files import LlamaShape, Role, Tensor, array, single, text, texts
 
-#: Every type of value, alone and in arrays, and every fact that is asked for.
+#: Every type of value, alone and in arrays, and every fact that the reader asks for.
 PAIRS = {
     "general.architecture": text("llama"),
     "general.name": text("a model of nothing"),
@@ -43,7 +43,7 @@ PAIRS = {
     **{f"many.{kind}": array(kind, [1, 0, 1]) for kind in ("u8", "i8", "u16", "i16", "u32", "f32", "bool", "u64", "i64", "f64")},
     "many.none": texts([]),
 }
-#: Each fills whole units of alignment: no larger shape hides in the padding.
+#: Each fills whole units of alignment, so no larger shape hides in the padding.
 TENSORS = (
     Tensor("one", (8,), "f32"),
     Tensor("two", (32, 16), "q8_0"),
@@ -56,7 +56,7 @@ HEADER_BYTES = len(gguf_files.joined(gguf_files.header(PAIRS, TENSORS)))
 ROLES = [part.role for part in PARTS for _ in part.raw]
 
 WITHOUT_STRUCTURE = {Role.TEXT, Role.VALUE, Role.PADDING, Role.WEIGHTS}
-#: What a length, a count or an offset may be turned into: nothing, signs, the borders of every width, and a little beyond.
+#: What a length, a count or an offset may be changed to: zero, signs, the limits of every width, and a little beyond.
 HOSTILE = [0, 1, 2, 3, 7, 31, 33, 255, 256, 65_535, 65_536, 65_537, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 40, 1 << 53]
 HOSTILE += [1 << 58, 1 << 60, 1 << 61, (1 << 62) + 1, (1 << 63) - 1, 1 << 63, (1 << 63) + 1, (1 << 64) - 32, (1 << 64) - 1]
 
@@ -80,7 +80,7 @@ class CountingFile(io.BytesIO):
 
 
 def read(raw: bytes) -> GgufHeader | None:
-    """None for a file that is refused; anything but NotAModel fails the test."""
+    """Return None for a refused file. Anything but NotAModel fails the test."""
     try:
         return gguf_header.read_header(CountingFile(raw), len(raw))
     except NotAModel as refused:
@@ -107,14 +107,14 @@ def is_harmless(header: GgufHeader, role: Role) -> bool:
 
 def flipped_bits() -> Iterator[tuple[int, bytes]]:
     for at in range(HEADER_BYTES):
-        # In `make test` two bits of each byte.
+        # `make test` flips two bits of each byte.
         step = 1 if tiers.is_nightly() else 4
         for bit in range(at % step, 8, step):
             yield at, WHOLE[:at] + bytes([WHOLE[at] ^ 1 << bit]) + WHOLE[at + 1 :]
 
 
 def hostile_numbers() -> Iterator[tuple[int, bytes]]:
-    """Every number of the structure, replaced by each hostile one and by its neighbours."""
+    """Replace every number of the structure by each hostile one and by its neighbors."""
     at = 0
     for part in PARTS:
         if part.role not in WITHOUT_STRUCTURE:
@@ -127,7 +127,7 @@ def hostile_numbers() -> Iterator[tuple[int, bytes]]:
 
 
 def random_damage(seed: int, count: int) -> Iterator[bytes]:
-    """Runs of bytes changed, removed, doubled and moved, several in one file."""
+    """Change, remove, duplicate and move runs of bytes, several in one file."""
     rng = random.Random(seed)
     for _ in range(count):
         raw = bytearray(WHOLE)
@@ -152,7 +152,7 @@ def test_undamaged_file_is_read() -> None:
 
 @cache
 def passed() -> list[tuple[Role, bytes, GgufHeader]]:
-    """Of all flipped bits and hostile numbers, those that are not refused."""
+    """Return the flipped bits and hostile numbers that are not refused."""
     return [(ROLES[at], raw, header) for damaged in (flipped_bits(), hostile_numbers()) for at, raw in damaged if (header := read(raw))]
 
 
@@ -172,7 +172,7 @@ def test_hostile_numbers_use_no_memory() -> None:
     tracemalloc.start()
     try:
         for _, raw in itertools.islice(hostile_numbers(), 0, None, 7):
-            # Other threads of the process are counted too, so a large figure has to come twice.
+            # Other threads of the process are counted too, so the test fails only if a large figure comes twice.
             assert memory_to_read(raw) < 1024 * 1024 or memory_to_read(raw) < 1024 * 1024
     finally:
         tracemalloc.stop()
@@ -191,7 +191,7 @@ def test_random_damage_is_refused_or_leaves_a_valid_header(seed: int) -> None:
 
 
 def test_accepted_files_are_valid_for_llama_cpp(tmp_path: Path) -> None:
-    """All changes of the structure that passed above, and some of the others."""
+    """Checks all changes of the structure that passed above, and some of the others."""
     rng = random.Random(1)
     raws = [raw for role, raw, _ in passed() if role not in WITHOUT_STRUCTURE]
     raws += rng.sample([raw for role, raw, _ in passed() if role in WITHOUT_STRUCTURE], 200)
@@ -204,7 +204,7 @@ def test_accepted_files_are_valid_for_llama_cpp(tmp_path: Path) -> None:
 
 
 def test_accepted_damaged_models_do_not_crash_llama_cpp(tmp_path: Path) -> None:
-    """llama.cpp may refuse to load it, and may load it; but it must not take its process with it."""
+    """llama.cpp may load the file or refuse it, but must not crash its process."""
     path = tmp_path / "model.gguf"
     shape = LlamaShape(layers=2, embedding=64, heads=4, kv_heads=2, feed_forward=128, vocabulary=300, context=64)
     gguf_files.write_llama(path, shape, weights="q8_0", seed=1)

@@ -25,7 +25,7 @@ def read(pairs: dict[str, Typed], tensors: tuple[Tensor, ...] = SOME) -> GgufHea
 
 
 def llama(**more: Typed) -> GgufHeader:
-    """A small model; in a key of the architecture `.` is `__`."""
+    """Return a small model's header; `__` in a key of the architecture stands for `.`."""
     return read(LLAMA | {f"llama.{key.replace('__', '.')}": value for key, value in more.items()})
 
 
@@ -175,7 +175,7 @@ def test_values_that_would_crash_llama_cpp_are_refused(more: dict[str, Typed], m
 
 
 def test_mixture_of_experts_is_read() -> None:
-    """As DeepSeek V3 has them."""
+    """The numbers are those of DeepSeek V3."""
     counts = {"expert_count": 256, "expert_used_count": 8, "expert_group_count": 8, "expert_group_used_count": 4}
     assert llama(**{key: u32(number) for key, number in counts.items()}).architecture == "llama"
 

@@ -11,7 +11,7 @@ from services.inference.engine.prompt_cache import HashedTokens
 from tests import tiers
 
 STREAMS, POOL = KvLayout.STREAMS, KvLayout.POOL
-#: The tenant, unless a case sets one.
+#: The tenant, unless a test sets another.
 SALT = "a"
 
 
@@ -20,7 +20,7 @@ def slots(layout: KvLayout, count: int = 4, capacity: int = 10_000) -> Slots:
 
 
 def run(held: Slots, tokens: list[int], salt: str = SALT) -> SlotPlace:
-    """A prompt that gets a slot and is read."""
+    """Give a prompt a slot, and read it."""
     place = held.place(HashedTokens(tokens), salt)
     assert place is not None
     held.extend(place.slot, len(tokens) - place.kept)
@@ -28,12 +28,12 @@ def run(held: Slots, tokens: list[int], salt: str = SALT) -> SlotPlace:
 
 
 def leave(held: Slots, tokens: list[int], salt: str = SALT) -> None:
-    """A prompt that was answered; its tokens stay."""
+    """Run and answer a prompt; its tokens stay."""
     held.release(run(held, tokens, salt).slot, keep=len(tokens))
 
 
 def leave_in_each(held: Slots, *prompts: list[int]) -> None:
-    """A prompt in each slot, in the order of their numbers and of their age. None of them shares with another."""
+    """Leave a prompt in each slot, the oldest in the first. None of them shares with another."""
     places = [run(held, tokens, salt="") for tokens in prompts]
     assert [place.slot for place in places] == list(range(len(prompts)))
     for place, tokens in zip(places, prompts, strict=True):
@@ -48,7 +48,7 @@ def other(count: int) -> list[int]:
     return [-one - 1 for one in range(count)]
 
 
-# --- where a prompt goes ------------------------------------------------------------------------------------------------------
+# --- placement ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_empty_slots_are_used_first_then_the_least_recently_used() -> None:
     ],
 )
 def test_exact_layout_prefers_a_neighbor_of_a_busy_slot(kept_near: int, expected: SlotPlace) -> None:
-    """llama.cpp computes only neighbours in one go."""
+    """llama.cpp computes only neighboring slots together."""
     held = slots(STREAMS)
     prompts = [upto(100), other(50), upto(kept_near), [7] * 9]
     places = [run(held, tokens) for tokens in prompts]
@@ -152,7 +152,7 @@ def test_pool_ignores_neighbors() -> None:
     assert held.place(HashedTokens([5] * 9), SALT) == SlotPlace(0, 0)
 
 
-# --- whose tokens ---------------------------------------------------------------------------------------------------------------
+# --- tenants --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [STREAMS, POOL])
@@ -162,7 +162,7 @@ def test_pool_ignores_neighbors() -> None:
     [pytest.param("a", "b", id="another tenant"), pytest.param("", "", id="nobody's"), pytest.param("a", "", id="a tenant's, for nobody")],
 )
 def test_prefix_of_another_tenant_is_never_found(salt: str, asking: str, busy: bool, layout: KvLayout) -> None:
-    """Not even its existence shows: the answer is the same as for any other content of that length."""
+    """Not even its existence shows: the result is the same as for any other content of that length."""
 
     def find_place(tokens: list[int]) -> SlotPlace | None:
         held = slots(layout)
@@ -245,12 +245,12 @@ def test_evicted_prefix_is_not_found() -> None:
     assert held.place(HashedTokens(upto(150)), SALT) == SlotPlace(1, 0)
 
 
-# --- all of it, in any order -------------------------------------------------------------------------------------------------------
+# --- everything, in any order ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class Cell:
-    """In the naive memory each is one object; those that are shared are in several lists."""
+    """A cell of the naive memory. A shared cell is in several lists."""
 
     token: int
     salt: str
@@ -269,10 +269,10 @@ prompts = st.builds(lambda head, tail: [0] * head + [1] * tail, st.integers(0, 1
 
 
 class Machine(RuleBasedStateMachine):
-    """Drive the slots like the loop, beside a simple memory that knows the owner of each cell."""
+    """Drives the slots like the loop, and compares them with a simple memory that knows the owner of each cell."""
 
     layout: KvLayout
-    #: Less than all slots could fill, where they share.
+    #: In the pool, less than all slots could fill.
     capacity: int
 
     def __init__(self) -> None:
@@ -313,7 +313,7 @@ class Machine(RuleBasedStateMachine):
     def extend(self, which: int, count: int) -> None:
         slot = self.busy(which)
         held, prompt = self.memory[slot], self.prompts[slot]
-        # In bulk up to the end of the prompt, and behind it one by one.
+        # In bulk up to the end of the prompt, then one by one.
         bulk = len(held.cells) < len(prompt)
         tokens = prompt[len(held.cells) :][:count] if bulk else [1]
         if len(held.cells) + len(tokens) > CONTEXT or not self.make_room(len(tokens)):
@@ -363,7 +363,7 @@ class Machine(RuleBasedStateMachine):
         return True
 
     def shared(self, held: Held, prompt: list[int], salt: str) -> int:
-        """The longest beginning that may be had from there."""
+        """Return the length of the longest prefix that this slot can share."""
         count = 0
         for cell, token in zip(held.cells, prompt[: len(prompt) - 1], strict=False):
             if cell.token != token or cell.salt != salt or not salt:
@@ -392,7 +392,7 @@ class FastMachine(Machine):
 
 def stateful(machine: type[Machine]) -> Callable[[], None]:
     case: type = machine.TestCase
-    case.settings = settings(max_examples=tiers.volume(80), stateful_step_count=40, deadline=None)  # type: ignore[attr-defined]  # as Hypothesis has it
+    case.settings = settings(max_examples=tiers.volume(80), stateful_step_count=40, deadline=None)  # type: ignore[attr-defined]  # Hypothesis's own API
     return case
 
 

@@ -30,7 +30,7 @@ from tests.services.inference.engine.commands import handle
 SLOTS = 16
 CONTEXT = 256
 QUESTION = "Name three colours of the rainbow."
-#: Wanders, is held together by all that can be, and so shows each difference at once.
+#: A high temperature with every penalty, so that any difference shows at once.
 WILD = Parameters(1.5, 1.0, 0, 7, max_tokens=8, repeat_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.5, min_p=0.01)
 GREEDY = Parameters(0, 1, 0, 1, max_tokens=5)
 AT_NIGHT = pytest.mark.nightly("long")
@@ -38,7 +38,7 @@ YES_OR_NO = lark.grammar('"yes" | "no"')
 
 
 def opened(mode: KvMode, slots: int = SLOTS) -> Iterator[LlamaModel]:
-    # One thread: the tests share two cores, and llama.cpp's threads wait for each other by spinning.
+    # One thread: the tests share two cores, and llama.cpp's threads spin while they wait for each other.
     load = engine_messages.LoadCommand(str(model_discovery.packaged()), slots, CONTEXT, threads=1, gpu_layers=0, kv_mode=mode)
     with llama_model.opened(load, lambda _: None) as model:
         model.show(("<|im_start|>",))
@@ -57,12 +57,12 @@ def shared() -> Iterator[LlamaModel]:
 
 @pytest.fixture(scope="module")
 def few() -> Iterator[LlamaModel]:
-    """So few slots that they have their own cells, and answers and prompts their own batches, without flash attention."""
+    """So few slots that each has its own cells, and answers and prompts have separate batches, without flash attention."""
     yield from opened(KvMode.SHARED, slots=4)
 
 
 def loop(model: LlamaModel, slots: int = SLOTS) -> EngineLoop:
-    """With nothing in its slots."""
+    """Return a loop with empty slots."""
     for slot in range(slots):
         model.clear(slot)
     return EngineLoop(model, slots=slots)
@@ -150,7 +150,7 @@ def test_exact_layout_gives_the_same_answer_alone_batched_and_resumed(exact: Lla
 
 
 def test_sequences_with_the_same_parameters_are_independent(exact: LlamaModel) -> None:
-    """They share their samplers, and the shortest ends first."""
+    """They share samplers, and the shortest ends first."""
     calm = [Parameters(0.9, 0.95, 40, seed, max_tokens=length) for seed, length in ((1, 2), (2, 8), (3, 5))]
     alone = [tokens(answer(exact, start_command(1, parameters=each))) for each in calm]
     together = finish(loop(exact), *(start_command(number, parameters=each) for number, each in enumerate(calm)))
@@ -160,7 +160,7 @@ def test_sequences_with_the_same_parameters_are_independent(exact: LlamaModel) -
 
 
 def test_exact_layout_gives_the_same_answer_with_a_cached_prefix(exact: LlamaModel) -> None:
-    """Own, and copied from a slot that is busy."""
+    """The prefix is the slot's own, or copied from a busy slot."""
     question = QUESTION + " Begin with the one that is nearest to the sky, and say why, in your own words." * 3
     long = start_command(1, question, WILD, salt="a")
     running = loop(exact)
@@ -189,7 +189,7 @@ def test_several_answers_differ_and_the_first_equals_a_single_one(shared: LlamaM
     assert [next(one.cached_tokens for one in reports if one.answer == number) for number in range(3)] == [0, prompt - 1, prompt - 1]
 
 
-# --- what is shared -----------------------------------------------------------------------------------------------------------------
+# --- sharing ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("fixture", "slots"), [("shared", SLOTS), pytest.param("few", 4, marks=AT_NIGHT)])
@@ -234,7 +234,7 @@ def test_without_flash_attention_answers_do_not_share_a_batch_with_prompts(
 
 
 def finish_besides(running: EngineLoop, *commands: StartGeneration) -> dict[int, list[AnswerProgress]]:
-    """Run until these are finished, whatever else is running."""
+    """Run until these are finished, whatever else runs."""
     for command in commands:
         handle(running, command)
     reports: dict[int, list[AnswerProgress]] = {command.id: [] for command in commands}
@@ -246,7 +246,7 @@ def finish_besides(running: EngineLoop, *commands: StartGeneration) -> dict[int,
     return reports
 
 
-# --- how a token is drawn -----------------------------------------------------------------------------------------------------------
+# --- sampling -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_shown_special_token_is_text_in_answers_and_grammars(shared: LlamaModel)
 
 
 def test_grammar_begins_at_its_trigger(shared: LlamaModel) -> None:
-    """Before it, nothing is constrained; in this answer, it begins in the middle of a token."""
+    """Nothing is constrained before the trigger, which here begins in the middle of a token."""
     free = text(answer(shared, start_command()))
     word = free.split()[1]
     command = start_command(parameters=changed(GREEDY, max_tokens=20))
@@ -365,7 +365,7 @@ def test_each_penalty_prevents_repetition(shared: LlamaModel) -> None:
 
 
 def test_ignore_eos_continues_after_the_end_token(shared: LlamaModel) -> None:
-    ends = [(token, 100.0) for token in sorted(shared._vocabulary.end_tokens)]  # to make it want nothing else
+    ends = [(token, 100.0) for token in sorted(shared._vocabulary.end_tokens)]  # so that the model wants nothing else
     wants_to_end = changed(GREEDY, logit_bias=tuple(ends))
     assert (tokens(ended := answer(shared, start_command(parameters=wants_to_end))), ended[-1].finish) == ((), FinishReason.STOP)
     goes_on = answer(shared, start_command(parameters=changed(wants_to_end, ignore_eos=True)))
@@ -389,7 +389,7 @@ def test_extreme_parameters_give_an_answer(shared: LlamaModel, parameters: Param
     assert tokens(reports) == tokens(answer(shared, start_command(parameters=parameters)))
 
 
-# --- what cannot be taken -----------------------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

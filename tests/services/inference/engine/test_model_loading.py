@@ -1,4 +1,4 @@
-"""What llama.cpp does with the settings of a load."""
+"""How llama.cpp applies the settings of a load."""
 
 import ctypes
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> LoadCommand:
 
 @contextmanager
 def logged(load: LoadCommand) -> Iterator[list[str]]:
-    """Load a model; yield llama.cpp's log."""
+    """Load a model, and yield llama.cpp's log."""
     lines: list[str] = []
     callback = native.llama_log_callback(lambda _level, text, _user: lines.append(text.decode()))
     native.llama_log_set(callback, ctypes.c_void_p(0))

@@ -22,7 +22,7 @@ def write(path: Path, pairs: dict[str, Typed], *, first: bool = True) -> Path:
 
 
 def three(folder: Path) -> list[Path]:
-    """A model in three parts."""
+    """Write a model in three parts."""
     return [write(folder / f"model-{number + 1:05}-of-00003.gguf", split(number, 3), first=number == 0) for number in range(3)]
 
 

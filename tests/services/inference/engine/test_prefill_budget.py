@@ -14,7 +14,7 @@ TOKEN_SECONDS = 0.001
 def trained(
     step_seconds: float = STEP_SECONDS, token_seconds: float = TOKEN_SECONDS, *, answering: int = 4, most: int = MOST, noise: float = 0
 ) -> PrefillBudget:
-    """After a while on a machine that is so fast."""
+    """Return a budget that has been in use for a while on a machine of this speed."""
     pace, chance = PrefillBudget(most), random.Random(1)
     for step in range(200):
         read = 0 if step % 4 == 0 else pace.budget(answering)
@@ -38,7 +38,7 @@ def test_steps_that_something_else_slowed_change_no_known_times(read: int) -> No
     for _ in range(20):
         pace.record_step(5 * STEP_SECONDS, answering=4, read=read, is_usual=False)
     assert pace.budget(4) == before
-    # They still count as steps since, and to, a measurement.
+    # They still count as steps between measurements, and as the measurement itself.
     for _ in range(QUIET_EVERY):
         pace.record_step(STEP_SECONDS, answering=4, read=1, is_usual=False)
     assert pace.budget(4) == 0
@@ -73,7 +73,7 @@ def test_budget_never_exceeds_the_batch() -> None:
 
 
 def gaps(pace: PrefillBudget, steps: int, *, noise: float, token_seconds: float = TOKEN_SECONDS, growth: float = 0.0) -> list[float]:
-    """Return the times of steps beside a prompt that is read, as multiples of a quiet step. Reading slows the answers by ``growth``."""
+    """Return the times of steps while a prompt is read, as multiples of a quiet step. Reading slows the answers by ``growth``."""
     chance, times = random.Random(2), []
     for step in range(steps):
         read = pace.budget(4)
@@ -161,7 +161,7 @@ def test_steps_measured_beside_a_long_prompt_are_not_quiet_ones() -> None:
 
 def test_steps_of_a_gpu_may_always_take_a_time_that_nobody_notices() -> None:
     pace = PrefillBudget(MOST, 0.1)
-    # Its first step loads programs.
+    # The first step loads the GPU's programs.
     pace.record_step(0.8, answering=0, read=20)
     pace.record_step(0.03, answering=0, read=200)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Prompts that lose their slots: what is saved, what comes back, and that answers are those of an engine without it."""
+"""Prompts that lose their slots: what is saved and restored, and that answers are the same without the cache."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Parameters of callers. The values pass through the API's own types first, as they do in the services."""
+"""Callers' parameters. The values pass through the API's own types first, as in the services."""
 
 import itertools
 import math
@@ -78,7 +78,7 @@ class Range:
     least: float
     most: float
     whole: bool = False
-    #: The least itself is too little.
+    #: Whether the least value itself is refused.
     above: bool = False
 
     def holds(self, value: float) -> bool:
@@ -106,7 +106,7 @@ def encoded_name(field: str) -> str:
 
 
 def whole_values() -> list[int]:
-    """Around each limit and every power of two and of ten, as far as numbers are ever kept, and beyond."""
+    """Return values around each limit and around every power of two and ten, far beyond any stored number."""
     powers = [2**exponent for exponent in range(130)] + [10**exponent for exponent in range(2, 260)]
     limits = [int(limit) for field in RANGES.values() for limit in (field.least, field.most)]
     around = (value + step for value in itertools.chain(powers, limits) for step in (-1, 0, 1))
@@ -114,7 +114,7 @@ def whole_values() -> list[int]:
 
 
 def broken_values() -> list[float]:
-    """Every power of two that a float can be, subnormal ones too, and the neighbours of each limit."""
+    """Return every power of two that a float can hold, including subnormal ones, and the neighbors of each limit."""
     limits = {limit for field in RANGES.values() for limit in (field.least, field.most)}
     beside = (math.nextafter(limit, toward) for limit in limits for toward in (-math.inf, math.inf))
     powers = (2.0**exponent for exponent in range(-1074, 1024))
@@ -123,7 +123,7 @@ def broken_values() -> list[float]:
 
 
 def decoded(field: str, value: float) -> Iterator[Sampling | None]:
-    """As the contract's types take it from JSON and from msgpack, where these can say it; None where they do not take it."""
+    """Yield what the contract's types decode from JSON and msgpack, if these can express the value; None if the types refuse it."""
     name = encoded_name(field)
     ways: list[Callable[[], Sampling]] = []
     if math.isfinite(value):
@@ -143,7 +143,7 @@ def test_two_thousand_values_are_accepted_or_refused_with_the_field(field: str) 
     values: list[float] = [*whole_values(), *broken_values()]
     assert len(values) > 2000
     tried = 0
-    # Each number is tried in some fields in `make test`, and in all of them at night.
+    # `make test` tries each number in some fields; the nightly run tries it in all.
     step = 1 if tiers.is_nightly() else tiers.FRACTION
     for value in values[list(RANGES).index(field) % step :: step]:
         for requested in decoded(field, value):

@@ -22,7 +22,7 @@ CONTEXT = 4096
 def make(
     identity: int, prompt: int, *, length: int = 3, answer: int = 0, salt: str = "", delivered: int = 0, adapter: int = 0
 ) -> sequence.Sequence:
-    """Its prompt is its own number, again and again; ``length`` counts what was delivered."""
+    """Return a sequence whose prompt repeats its own number; ``length`` includes the delivered tokens."""
     made = sequence.start(
         identity, answer, ImagePrompt(HashedTokens([identity] * prompt)), PARAMETERS, context_tokens=CONTEXT, salt=salt, adapter=adapter
     )
@@ -34,7 +34,7 @@ def make(
 
 @dataclass
 class Run:
-    """Follow the scheduler's plans with a model that answers 0, 1, 2 and so on, and check that they make sense."""
+    """Follows the plans of the scheduler with a model that answers 0, 1, 2 and so on, and checks them."""
 
     layout: KvLayout = POOL
     count: int = 4
@@ -42,7 +42,7 @@ class Run:
     most: int = 8
     #: The progress of each running sequence, derived only from places and feeds.
     positions: dict[sequence.Sequence, int] = field(default_factory=dict)
-    #: Which request's sequence got a slot, and which one's lost it again, in this order.
+    #: Which request's sequence got a slot or lost it again, in order.
     events: list[tuple[str, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class Run:
         return plan
 
     def shape(self) -> list[tuple[int, int, int]]:
-        """One step: the (id, start, count) of what it computes."""
+        """Run one step, and return the (id, start, count) of what it computes."""
         return [(feed.sequence.id, feed.start, len(feed.tokens)) for feed in self.step().feeds]
 
     def cancel(self, identity: int) -> list[tuple[int, int]]:
@@ -86,7 +86,7 @@ class Run:
     def _plan(self) -> StepPlan:
         while True:
             for place in self.scheduler.admit():
-                one = self.scheduler._running[place.slot]  # a place does not say whose it is
+                one = self.scheduler._running[place.slot]  # a place doesn't name its sequence
                 self.positions[one] = place.kept
                 self.events.append(("begins", one.id))
             plan = self.scheduler.plan()
@@ -108,7 +108,7 @@ class Run:
         assert all(len(feed.tokens) == 1 for feed in batch if not feed.sequence.reading)
 
 
-# --- what a step is made of -------------------------------------------------------------------------------------------------------
+# --- steps ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [STREAMS, POOL])
@@ -159,11 +159,11 @@ def test_delivered_tokens_are_read_with_the_prompt(layout: KvLayout) -> None:
     assert [plan.answering for plan in (run.step() for _ in range(3))] == [1, 1, 1]
 
 
-# --- short prompts beside long ones -------------------------------------------------------------------------------------------------
+# --- short prompts next to long ones ------------------------------------------------------------------------------------------------
 
 
 def steps_until_read(run: Run, one: sequence.Sequence) -> int:
-    """Steps until its first token is drawn."""
+    """Return the number of steps until its first token is drawn."""
     steps = 0
     while len(one.tokens) == one.prompt_tokens:
         run.step()
@@ -186,12 +186,12 @@ def test_short_prompt_beside_a_long_one_starts_within_four_steps(layout: KvLayou
 @pytest.mark.parametrize("layout", [STREAMS, POOL])
 def test_steady_short_prompts_delay_a_long_one_by_a_fifth_at_most(layout: KvLayout) -> None:
     def steps(*, flow: bool) -> tuple[int, int]:
-        """Until the long one is read, and how many short ones came meanwhile."""
+        """Return the steps until the long prompt is read, and how many short ones came meanwhile."""
         run, long = Run(layout, count=8), make(1, 3000)
         run.submit(long)
         taken = came = 0
         while len(long.tokens) == 3000:
-            # There is always a prompt waiting to be read.
+            # A short prompt is always waiting to be read.
             if flow and not any(one.reading for one in run.positions if one is not long) and not run.scheduler._waiting:
                 came += 1
                 run.submit(make(1 + came, 20))
@@ -201,7 +201,7 @@ def test_steady_short_prompts_delay_a_long_one_by_a_fifth_at_most(layout: KvLayo
 
     alone, _ = steps(flow=False)
     beside, came = steps(flow=True)
-    # One step measures the answers alone.
+    # One step reads no prompt, to measure the answers alone.
     assert beside - 1 <= 1.2 * alone
     assert came > 25, "the short ones get their share to the end"
 
@@ -218,7 +218,7 @@ def test_long_prompt_goes_first_after_its_allowance_is_used() -> None:
     run = Run(most=8, count=3)
     run.submit(make(1, 100))
     run.step()
-    # It may be overtaken by (100 + 8) / 10 tokens by now.
+    # Others may overtake it by (100 + 8) / 10 tokens by now.
     run.submit(make(2, 8), make(3, 8))
     assert [identity for identity, _, _ in run.shape()] == [2]
     assert [identity for identity, start, _ in run.shape() if identity != 2] == [1]
@@ -231,7 +231,7 @@ def test_long_prompt_goes_first_after_its_allowance_is_used() -> None:
     prompts=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 400)), min_size=2, max_size=20),
 )
 def test_no_prompt_loses_more_than_a_fifth_to_later_ones(most: int, count: int, prompts: list[tuple[int, int]]) -> None:
-    """Counted from what the steps read, not from what the scheduler notes."""
+    """Counted from what the steps read, not from the scheduler's own records."""
     run = Run(count=count, capacity=100_000, most=most)
     coming = [(sum(gap for gap, _ in prompts[: at + 1]), make(at, size, length=2)) for at, (_, size) in enumerate(prompts)]
     lost = dict.fromkeys((one for _, one in coming), 0)
@@ -248,7 +248,7 @@ def test_no_prompt_loses_more_than_a_fifth_to_later_ones(most: int, count: int, 
     assert all(tokens <= sequence.OVERTAKEN * one.bulk for one, tokens in lost.items())
 
 
-# --- who gets a slot -----------------------------------------------------------------------------------------------------------------
+# --- admission -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [STREAMS, POOL])
@@ -274,7 +274,7 @@ def test_further_answers_wait_for_the_prompt_and_share_it(layout: KvLayout) -> N
 
 
 def with_page(identity: int, *, page: int = 100, own: int = 20, salt: str = "a") -> sequence.Sequence:
-    """A chat that begins with the same page as all others."""
+    """Return a chat that begins with the same page as the others."""
     prompt = ImagePrompt(HashedTokens([7] * page + [100 + identity] * own))
     return sequence.start(identity, 0, prompt, PARAMETERS, context_tokens=CONTEXT, salt=salt)
 
@@ -318,7 +318,7 @@ def test_prompt_waiting_for_a_canceled_one_starts_itself(layout: KvLayout) -> No
     run.cancel(1)
     run.cancel(3)
     run.step()
-    # What the first had read is there; where each slot has its own cells, an empty one is as good as so little.
+    # The tokens that the first one had read are reused. With separate cells per slot, an empty slot is as good as so few tokens.
     assert [(one.id, one.cached) for one in run.positions] == [(2, 0 if layout is STREAMS else 8)]
 
 
@@ -364,7 +364,7 @@ def test_preempted_sequence_is_read_again_with_its_answer() -> None:
     assert young.tokens == [2] * 10 + list(range(25))
 
 
-# --- cancel ------------------------------------------------------------------------------------------------------------------------
+# --- cancellation ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [STREAMS, POOL])
@@ -402,7 +402,7 @@ def test_no_adapter_with_work_waits_too_long(work: list[dict[int, int]]) -> None
         assert chosen in now
         turns.record_step(chosen, now)
         waited = {adapter: 0 if adapter == chosen else waited.get(adapter, 0) + 1 for adapter in now}
-        # When others have ended, those that are left may have waited for more turns than they now may.
+        # When other adapters finish, the rest may already have waited longer than the new limit.
         most = max(most, TURN_STEPS, len(now))
         assert max(waited.values()) < most
 
@@ -454,7 +454,7 @@ def test_adapter_without_room_for_its_prompt_lets_the_others_go_on() -> None:
     assert ("goes", 1) not in run.events
 
 
-# --- all of it -----------------------------------------------------------------------------------------------------------------------
+# --- everything together -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -465,7 +465,7 @@ class Arrival:
     n: int
     salt: str
     at: int
-    #: Canceled after this many steps; None for never.
+    #: Canceled after this many steps; None means never.
     cancelled: int | None
     adapter: int
 
@@ -494,7 +494,7 @@ LONGEST = 40 + 20
     coming=st.lists(arrivals, min_size=1, max_size=8),
 )
 def test_every_position_is_computed_once_and_in_order(layout: KvLayout, count: int, pool: int, most: int, coming: list[Arrival]) -> None:
-    """Whatever the memory is, as long as one sequence fits. `Run` checks every step."""
+    """Holds for any memory that fits one sequence. `Run` checks every step."""
     run = Run(layout, count, pool if layout is POOL else count * LONGEST, most)
     sequences = {
         identity: [
@@ -526,11 +526,11 @@ def test_every_position_is_computed_once_and_in_order(layout: KvLayout, count: i
             assert all(each.tokens == [identity] * one.prompt + list(range(one.length)) for each in sequences[identity])
 
 
-# --- what it costs --------------------------------------------------------------------------------------------------------------------
+# --- cost -----------------------------------------------------------------------------------------------------------------------------
 
 
 def step_seconds(layout: KvLayout, prompts: list[list[int]]) -> list[float]:
-    """Processor time of this thread in each step, with all prompts there at once; the model itself takes none."""
+    """Return the CPU time of this thread in each step, with all prompts submitted at once; the model itself takes none."""
     held = Slots(len(prompts), layout, capacity=len(prompts) * 21_000)
     scheduler = Scheduler(held, PrefillBudget(1024))
     for identity, prompt in enumerate(prompts):
@@ -557,7 +557,7 @@ def step_seconds(layout: KvLayout, prompts: list[list[int]]) -> list[float]:
 @pytest.mark.parametrize("layout", [STREAMS, POOL])
 @pytest.mark.parametrize("shared", [0, 10_000, 19_800])
 def test_admission_of_64_prompts_of_20_000_tokens_takes_at_most_5_ms_per_step(layout: KvLayout, shared: int) -> None:
-    """It took 0.3 to 1.6 s when tokens were compared and cells counted one by one."""
+    """It took 0.3 to 1.6 s with tokens compared and cells counted one by one."""
     rng = random.Random(1)
     page = [rng.randrange(50_000) for _ in range(shared)]
     spent = sorted(step_seconds(layout, [[*page, *(rng.randrange(50_000) for _ in range(20_000 - shared))] for _ in range(64)]))

@@ -20,7 +20,7 @@ def start(prompt: int = 4, context: int = 16, max_tokens: int | None = None) -> 
 
 
 def replayed(pieces: list[bytes], **start_with: int | None) -> sequence.Sequence:
-    running = start(**start_with)  # type: ignore[arg-type]  # named as they are there
+    running = start(**start_with)  # type: ignore[arg-type]  # the parameters of `start`
     for token, piece in enumerate(pieces):
         running.replay(token, piece)
     return running
@@ -51,7 +51,7 @@ def test_reading_pauses_near_the_end(tokens: int, image: ImageSpan | None, pause
         assert running.pause == pauses * pause
 
 
-# --- why it ends ------------------------------------------------------------------------------------------------------------------
+# --- finish reasons ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_prompt_without_tokens_is_refused() -> None:
         start(prompt=0)
 
 
-# --- what another worker delivered ---------------------------------------------------------------------------------------------------
+# --- another worker's tokens ---------------------------------------------------------------------------------------------------------
 
 
 def test_delivered_tokens_count_toward_the_limit() -> None:

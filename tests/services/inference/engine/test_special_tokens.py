@@ -27,7 +27,7 @@ def test_users_cannot_write_special_tokens(contents: list[str], parts: list[str]
 
 
 def test_long_texts_are_split_before_special_tokens() -> None:
-    """llama.cpp's time grows with the square of their number in one text."""
+    """llama.cpp takes time quadratic in the number of special tokens in one text."""
     text = "ab<|im_start|><|im_end|>" * 4000
     parts = SPECIAL.cut(text)
     assert "".join(parts) == text
@@ -44,7 +44,7 @@ def test_no_part_holds_a_special_token_written_by_a_user(contents: list[str]) ->
 
 
 def marked_one_by_one(spellings: tuple[str, ...], text: str) -> str:
-    """A slow reference implementation of ``mark``."""
+    """Mark the text like ``mark``, but slowly."""
     text = text.replace(special_tokens.MARK, "")
     ends = text.rstrip()
 
@@ -83,6 +83,6 @@ def test_marking_takes_linear_time(kind: str) -> None:
     text = LONG_TEXTS[kind]
     began = time.process_time()
     marked = many.mark(text)
-    # It takes 0.05 s, and took 20 to 70 s when the rest of the text was copied at every bracket.
+    # It takes 0.05 s. Copying the rest of the text at every bracket took 20 to 70 s.
     assert time.process_time() - began < 10
     assert marked.replace(special_tokens.MARK, "") == text

@@ -7,7 +7,7 @@ CLOSING = [7, 8]
 
 
 def written(budget: int, start: str, pieces: list[str]) -> list[str | int]:
-    """The answer of a model that would write these pieces."""
+    """Return the answer of a model that would write these pieces."""
     limit, answer = ThoughtLimit(ThoughtBudget(budget, start, ("</think>", "<end>")), CLOSING), []
     waiting: list[str] = list(pieces)
     while waiting or limit.next_token is not None:

@@ -24,7 +24,7 @@ KINDS = [
     Parameters(1.0, 1.0, 0, 5, logit_bias=((100, 6.0),), ignore_eos=True),
     Parameters(0.9, 0.5, 0, 6, top_logprobs=2),
 ]
-#: Drawn when chains were shared and `dist` was a part of them.
+#: Drawn by an earlier implementation, with shared chains that included `dist`.
 GOLDEN = [[860, 1053, 912, 59, 977], [530, 986, 322, 728, 603], [432, 242, 930, 693, 585], [266, 1886, 1334, 444, 46]]
 
 
@@ -68,7 +68,7 @@ def test_a_token_is_drawn_from_the_likeliest_as_from_all(
     vocabulary = cast("ModelVocabulary", SimpleNamespace(size=size, end_tokens=frozenset({0, 3})))
     logits = np.random.default_rng(seed).normal(0, 3, (1, size)).astype(np.float32)
     if allowed is not None:
-        # As a grammar masks them.
+        # Mask them like a grammar.
         logits[0, [token for token in range(size) if token not in allowed]] = -np.inf
     parameters = Parameters(temperature, 0.95, top_k, seed, min_p=0.01, logit_bias=tuple(biases.items()), ignore_eos=ignore_eos)
     sampler, drawn = StepSampler(size, 1), list[int]()

@@ -1,4 +1,4 @@
-"""The order of texts. The test's own thread is that of the loop; another thread tokenizes."""
+"""The order in which texts are tokenized. The test's own thread acts as the loop's; another thread tokenizes."""
 
 import select
 import threading
@@ -16,7 +16,7 @@ DEADLINE_SECONDS = 30
 
 
 class Tokenizer:
-    """Tokenizes a text when it is let go; remembers the order."""
+    """Tokenizes a text when ``gate`` allows it, and records the order."""
 
     def __init__(self, queue: TokenizeQueue) -> None:
         self.queue = queue
@@ -75,7 +75,7 @@ def test_short_texts_overtake_long_ones_which_never_starve() -> None:
             assert {report.id for report in tokenizer.results(6)} == {1, 2, 3, 4, 5, 6}
             queue.close()
             ended.result(DEADLINE_SECONDS)
-    # The oldest and the shortest, in turn.
+    # The oldest and the shortest take turns.
     assert tokenizer.began == [1, 4, 2, 3, 5, 6]
 
 

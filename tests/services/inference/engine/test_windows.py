@@ -1,4 +1,4 @@
-"""A model with a sliding window, whose tokens are the same with a cached prefix and without one."""
+"""A model with a sliding window: its tokens are the same with a cached prefix and without."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,9 +29,9 @@ SHAPE = LlamaShape(layers=4, embedding=64, heads=4, kv_heads=2, feed_forward=96,
 CHUNK = 8192
 CHUNKED = LlamaShape(layers=4, embedding=32, heads=2, kv_heads=1, feed_forward=32, vocabulary=300, context=CHUNK + 256, chunked=True)
 PAGE = "A page that several questions share, and that is longer than the window is. "
-#: Without `exact`, roundings would soon draw other tokens at a temperature.
+#: At a temperature, rounding would soon change the tokens, except in `exact`.
 GREEDY = Parameters(0, 1, 0, 1, max_tokens=12, ignore_eos=True)
-#: How the cells are used, and whether layers with a window keep all cells.
+#: How cells are used, and whether layers with a window keep all of them.
 KINDS = [(mode, keeps_all) for mode in KvMode for keeps_all in (True, False)]
 BY_DAY = [(KvMode.SHARED, True), (KvMode.EXACT, False)]
 numbers = count(1)
@@ -42,7 +42,7 @@ def opened(folder: Path, shape: LlamaShape, context: int, mode: KvMode, *, keeps
     file = folder / "model.gguf"
     gguf_files.write_llama(file, shape, weights="q8_0", seed=1)
     with pytest.MonkeyPatch.context() as patch:
-        # As on a GPU, but computed by the processor.
+        # As on a GPU, but computed on the CPU.
         patch.setattr(model_loading, "on_gpu", lambda _: not keeps_all)
         patch.setattr(model_loading, "GPU_STEP_TOKENS", 64)
         with llama_model.opened(LoadCommand(str(file), SLOTS, context, 1, 0, mode), lambda _: None) as model:
@@ -64,7 +64,7 @@ def chunked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def ask(loop: EngineLoop, question: str, *, salt: str = "", delivered: tuple[int, ...] = (), most: int = 12) -> tuple[list[int], int]:
-    """Return the answer's tokens, and how many of the prompt's were cached."""
+    """Return the answer's tokens, and how many tokens of the prompt were cached."""
     identity = next(numbers)
     command = StartGeneration(identity, PreparedPrompt(question), msgspec.structs.replace(GREEDY, max_tokens=most), salt, delivered)
     assert isinstance(handle(loop, command), GenerationAccepted)
@@ -87,7 +87,7 @@ def test_tokens_are_the_same_after_a_cached_prefix(model: LlamaModel, request: p
     loop = fresh(model)
     cached = {}
     for question, tokens in alone.items():
-        # Another tenant's text needs cells, which the layers with a window take from what they no longer see.
+        # Another tenant's text needs cells. Layers with a window free those that have left their window.
         ask(loop, "x" * 700, salt="b")
         found, cached[question] = ask(loop, question, salt="a")
         assert found == tokens
@@ -133,7 +133,7 @@ def test_prompts_that_are_longer_than_a_chunk_come_back_too(chunked: LlamaModel,
 
 
 def test_shared_prefix_leaves_room_for_others(model: LlamaModel) -> None:
-    """llama.cpp doesn't reuse cells of several sequences when their windows have passed them."""
+    """llama.cpp doesn't reuse cells that several sequences share, even when their windows have passed them."""
     questions = (PAGE * 3, PAGE * 3, "x" * 600)
     alone = [ask(fresh(model), question, most=30)[0] for question in questions]
     loop = fresh(model)

@@ -1,6 +1,6 @@
-"""A toy model for tests of the loop: it keeps a memory like llama.cpp and answers with what it finds there.
+"""A toy model for tests of the loop: it keeps a memory like llama.cpp's, and answers from what it finds there.
 
-It is strict: it accepts only the sequence's own tokens, in order, without a gap, after what is already in the slot.
+It is strict: it accepts only the sequence's own tokens, in order and without a gap, after what is already in the slot.
 """
 
 import itertools
@@ -28,7 +28,7 @@ _ENDS = 40
 
 @dataclass(frozen=True)
 class Cell:
-    """What the model keeps of one token."""
+    """What the model stores for one token."""
 
     token: int
     number: int
@@ -37,8 +37,8 @@ class Cell:
 
 @dataclass
 class ToyModel:
-    """A token is a byte. At temperature 0 it says the prompt again; otherwise each letter follows from all the tokens in its
-    slot and from (seed, position), so that a wrong memory or a wrong randomness changes what it says."""
+    """A token is a byte. At temperature 0, the model repeats the prompt; otherwise each letter depends on all tokens in its slot and on
+    (seed, position), so that wrong memory or wrong randomness changes the answer."""
 
     layout: KvLayout = KvLayout.POOL
     context_tokens: int = 64
@@ -50,16 +50,16 @@ class ToyModel:
     can_cut_saved: bool = True
     longest_token_bytes: int = 4
     decode_seconds: float = 0.0
-    #: What one batch takes.
+    #: How long a batch takes.
     batch_seconds: float = 0.0
     crash: bool = False
-    #: How many more times a slot cannot be brought to hold what it should.
+    #: How many more times `settle` keeps only half of the prefix.
     unsettled: int = 0
     saves: int = 0
     restored: int = 0
     memory: dict[int, list[Cell]] = field(default_factory=dict)
     shown: tuple[str, ...] | None = None
-    #: Sequences that were begun and not ended.
+    #: Sequences that have begun and not ended.
     begun: dict[tuple[int, int], Parameters] = field(default_factory=dict)
     delivered: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     #: (request, start, count) of every feed, batch by batch.
@@ -67,7 +67,7 @@ class ToyModel:
     #: The adapter of every batch.
     adapters: list[int] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
-    #: What was saved, by the id of what it gave, with that.
+    #: Saved states by the id of the returned memoryview, with that memoryview.
     _states: dict[int, tuple[memoryview, list[Cell]]] = field(default_factory=dict)
 
     def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
@@ -76,7 +76,7 @@ class ToyModel:
         return list(prompt.text.encode())
 
     def read_images(self, command: StartGeneration, images: Sequence[DecodedImage], is_wanted: Callable[[], bool]) -> ImagePrompt:
-        """An image is four tokens, the first bytes of its pixels, which are computed together."""
+        """Represent an image by four tokens, the first bytes of its pixels, which are computed together."""
         first, *others = command.prompt.text.split(IMAGE_MARK)
         tokens, spans = list(first.encode()), []
         for image, text in zip(images, others, strict=True):
@@ -86,7 +86,7 @@ class ToyModel:
         return ImagePrompt(HashedTokens(tokens, tuple(spans)), {span.start: span for span in spans}, seconds=0.5)
 
     def convert(self, command: ConvertTokens) -> bytes:
-        """Tokens are bytes, and so is their text."""
+        """Return the bytes; a text and its tokens are the same bytes."""
         return bytes(self.prompt_tokens(PreparedPrompt(command.prompt))) if command.token_ids is None else command.token_ids
 
     def show(self, spellings: tuple[str, ...]) -> None:
@@ -133,7 +133,7 @@ class ToyModel:
                 held = [replace(cell, number=next(self._numbers)) for cell in held]
         if self.unsettled:
             self.unsettled -= 1
-            # Half of the prefix is left.
+            # Only half of the prefix is left.
             self.memory[place.slot] = held[: place.kept // 2]
             return place.kept // 2
         assert len(held) >= place.kept, "the slot does not hold what is counted on"
@@ -162,7 +162,7 @@ class ToyModel:
         return None if token == END_TOKEN else bytes([token])
 
     def _check(self, feeds: Sequence[Feed]) -> None:
-        """That llama.cpp computes this batch, and what lies in neighbouring slots in one go."""
+        """Check that llama.cpp can compute this batch, with neighboring slots together."""
         assert feeds
         slots = [feed.slot for feed in feeds]
         assert slots == sorted(set(slots))

@@ -1,4 +1,4 @@
-"""The decoder of the chat process: formats, what is done to an image, and what is refused."""
+"""The decoder of the chat process: formats, how an image is changed, and what is refused."""
 
 import random
 import struct
@@ -49,7 +49,7 @@ def test_only_the_first_frame_is_read() -> None:
 def test_images_are_turned_upright(orientation: int) -> None:
     upright = Image.new("RGB", (40, 20), "white")
     ImageDraw.Draw(upright).rectangle((0, 0, 9, 9), "red")
-    # What a camera stores is turned back by what it says.
+    # Store the image turned the other way, so that its orientation tag turns it upright.
     turn = image_decoding._TURNS.get(orientation)
     opposite = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
     stored = upright if turn is None else upright.transpose(opposite.get(turn, turn))
@@ -85,7 +85,7 @@ def test_large_images_are_shrunk(width: int, height: int, expected: tuple[int, i
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A header of this size with hardly any pixels."""
+    """Return a PNG whose header has this size, with hardly any pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(

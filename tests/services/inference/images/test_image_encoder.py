@@ -29,7 +29,7 @@ QUESTION = "Two pictures # and # are here, with a text behind them that is long 
 
 
 PAIRS = [(kind, mode) for kind in KINDS for mode in KvMode]
-#: Every kind once, with the modes in turn.
+#: Every kind once, with alternating modes.
 BY_DAY = zip(KINDS, itertools.cycle(KvMode))
 
 
@@ -69,7 +69,7 @@ def test_another_image_is_never_a_hit(model: LlamaModel) -> None:
     first = asked.begin(QUESTION, TWO, ONE, salt="a").hashed.spans[0]
     assert (tokens, cached <= first.start) == (expected, True)
     asked.finish()
-    # A part of an image is not shared either, as with one that has the same first rows.
+    # Part of an image is not shared either, even if the first rows are the same.
     halves = picture(1, 48, 40)
     halves.paste(picture(9, 48, 20), (0, 20))
     assert asked.ask("# and more of it", halves, salt="a")[0] == fresh(model).ask("# and more of it", halves)[0]
@@ -186,6 +186,6 @@ def test_marks_and_images_must_match(model: LlamaModel) -> None:
         with pytest.raises(errors.BadRequest, match="template does not show each image once"):
             asked.begin(text, *pictures)
     if asked.begin("what is this? # ", ONE).hashed.spans[-1].end == 14 + 16:
-        # LLaVA's images have no mark at their end.
+        # LLaVA has no marker after an image.
         with pytest.raises(errors.BadRequest, match="a text must follow the last image"):
             asked.begin("what is this? #", ONE)

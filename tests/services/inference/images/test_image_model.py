@@ -82,7 +82,7 @@ async def test_an_image_is_looked_at(backend: LlamaBackend) -> None:
     assert answers["png"] == answers["webp"]
     assert answers["png"][0] != answers["other"][0]
     without = await backend.generate(look(), Reader())
-    # 9 rows of 16 x 16 pixels, between two marks of 42 letters.
+    # 9 patches of 16 x 16 pixels, between the two markers.
     assert answers["png"][1] == without.usage.prompt_tokens + 9 + len("<|vision_start|><|vision_end|>")
     assert WATCH.image_seconds > before
 
@@ -94,12 +94,12 @@ async def test_projector_is_a_part_of_the_digest(backend: LlamaBackend, tmp_path
 
 async def test_detail_low_takes_fewer_tokens(backend: LlamaBackend) -> None:
     data = encoded(picture(1, 1400, 200))
-    # The whole image is longer than the context.
+    # The whole image exceeds the context.
     with pytest.raises(errors.ContextExceeded, match="maximum context length is 512"):
         await backend.generate(look(data), Reader())
     low = await backend.generate(look(data, detail=ImageDetail.LOW), Reader())
     without = await backend.generate(look(), Reader())
-    # 512 x 73 pixels, in squares of 16.
+    # 512 x 73 pixels, in patches of 16 x 16.
     assert low.usage.prompt_tokens - without.usage.prompt_tokens - len("<|vision_start|><|vision_end|>") in range(32 * 4, 32 * 6)
 
 
@@ -116,7 +116,7 @@ async def test_a_further_turn_reads_only_its_own_tokens(backend: LlamaBackend) -
 
 
 def niceness_of_threads(pid: int | None) -> set[int]:
-    # The 19th field of proc(5), behind a name in brackets.
+    # Field 19 of /proc/PID/stat; the name in parentheses is field 2.
     return {int(stat.read_text().rpartition(")")[2].split()[16]) for stat in Path(f"/proc/{pid}/task").glob("*/stat")}
 
 
@@ -168,7 +168,7 @@ async def test_mutated_images_never_reach_the_engine_undecoded(backend: LlamaBac
 
 
 async def test_chat_process_that_dies_while_it_decodes_is_started_again(backend: LlamaBackend) -> None:
-    """A file of 40 million pixels with transparency needs more than the process may have."""
+    """Decoding 40 million pixels with transparency needs more memory than the process may use."""
     data = encoded(picture(1, 8000, 5000).convert("RGBA"))
     pid = engine_pid(backend, NAME)
     with pytest.raises(errors.BadRequest, match=r"image 1 (needs too much memory|crashes its decoder, or needs more than 2 s or 512 MiB)"):

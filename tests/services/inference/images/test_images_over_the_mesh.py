@@ -1,4 +1,4 @@
-"""A worker with a tiny model that sees: from its announcement to an answer over real links."""
+"""A worker with a tiny vision model: from its announcement to an answer over real links."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The engine and llama-server look at the same images with the same files, and answer with the same tokens."""
+"""The engine and llama-server produce the same tokens for the same images and model files."""
 
 import asyncio
 import base64
@@ -35,7 +35,7 @@ PROMPTS = (
 
 @pytest.mark.parametrize("kind", tiers.by_day(KINDS, "gemma3", "qwen2vl_merger", group="long"))
 async def test_tokens_are_those_of_llama_server(kind: str, tmp_path: Path) -> None:
-    # The KV types and flash attention of llama-server.
+    # Use llama-server's KV types and flash attention.
     load = vision_models.write(tmp_path, kind)
     load = msgspec.structs.replace(load, kv_type=KvTypes(KvType.F16, KvType.F16))
     with llama_model.opened(load, lambda _: None) as model:

@@ -1,4 +1,4 @@
-"""Tiny random models that see images, and images for them."""
+"""Tiny random vision models, and images for them."""
 
 import io
 import random
@@ -18,8 +18,8 @@ from tests import gguf_files
 from tests.gguf_files import LlamaShape, ProjectorShape
 
 SLOTS, CONTEXT, WIDTH = 8, 512, 64
-#: Projectors: LLaVA's and two others, whose rows see each other, or whose positions have several coordinates. Then models with a sliding
-#: window, and with recurrent states.
+#: LLaVA's projector, a projector whose image rows attend to each other, and a projector whose positions have several coordinates; then
+#: models with a sliding window and with recurrent states.
 KINDS = ("mlp", "gemma3", "qwen2vl_merger", "window", "hybrid")
 GREEDY = sampling.Parameters(0, 1, 0, 1, max_tokens=12, ignore_eos=True)
 
@@ -42,7 +42,7 @@ _MODELS = {
 
 
 def write(folder: Path, kind: str, *, width: int = WIDTH) -> LoadCommand:
-    """Write a model and its projector, which is for models of this width."""
+    """Write a model, and a projector for models of width ``width``."""
     own = _MODELS[kind]
     shape = LlamaShape(
         layers=2, embedding=WIDTH, heads=4, kv_heads=2, feed_forward=96, vocabulary=300, context=2048,
@@ -54,7 +54,7 @@ def write(folder: Path, kind: str, *, width: int = WIDTH) -> LoadCommand:
 
 
 def picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:
-    """Four random colors, side by side."""
+    """Return an image of four random colors, one in each quarter."""
     rng = random.Random(seed)
     image = Image.new("RGB", (2, 2))
     image.putdata([(rng.randrange(256), rng.randrange(256), rng.randrange(256)) for _ in range(4)])
@@ -72,14 +72,14 @@ def decoded(image: Image.Image) -> DecodedImage:
 
 
 class Asked:
-    """Asks a loop one prompt at a time."""
+    """Sends a loop one prompt at a time."""
 
     def __init__(self, loop: EngineLoop) -> None:
         self.loop = loop
         self._identity = 0
 
     def begin(self, text: str, *images: Image.Image, salt: str = "", delivered: tuple[int, ...] = ()) -> ImagePrompt:
-        """``#`` in the text stands for an image."""
+        """Begin a request; ``#`` in the text stands for an image."""
         self._identity += 1
         command = StartGeneration(self._identity, PreparedPrompt(text.replace("#", IMAGE_MARK)), GREEDY, salt, delivered)
         listed = [decoded(image) for image in images]
@@ -95,7 +95,7 @@ class Asked:
         return answered
 
     def ask(self, text: str, *images: Image.Image, salt: str = "", delivered: tuple[int, ...] = ()) -> tuple[list[int], int]:
-        """Return the answer's tokens, and how many of the prompt's were cached."""
+        """Return the answer's tokens, and how many tokens of the prompt were cached."""
         self.begin(text, *images, salt=salt, delivered=delivered)
         answered = self.finish()
         return [token for one in answered for token in one.token_ids], max(one.cached_tokens for one in answered)

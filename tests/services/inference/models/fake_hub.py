@@ -1,4 +1,4 @@
-"""A hub and a registry on loopback: documents and files by path, with tokens and the faults that a test asks for."""
+"""A hub and a registry on loopback: documents and files by path, with tokens and faults that a test sets."""
 
 import hashlib
 import json
@@ -15,15 +15,15 @@ from typing import Any
 class FakeHub:
     #: Path (without its query) -> body.
     bodies: dict[str, bytes] = field(default_factory=dict)
-    #: Statuses to answer with first, one by one, by path.
+    #: Path -> statuses to answer with first, one by one.
     statuses: dict[str, list[int]] = field(default_factory=dict)
-    #: Required for these paths, which begin so; a token server is at /token.
+    #: Beginning of a path -> the authorization that it requires; a token server is at /token.
     tokens: dict[str, str] = field(default_factory=dict)
-    #: Sent with 401.
+    #: The challenge that is sent with 401.
     challenge: str | None = None
-    #: Redirects of paths that begin so, to another server.
+    #: Beginning of a path -> the server that it redirects to.
     elsewhere: dict[str, str] = field(default_factory=dict)
-    #: Where to cut the connection once, by path.
+    #: Path -> where to cut the connection once.
     cuts: dict[str, int] = field(default_factory=dict)
     #: Called after a cut.
     after_cut: Callable[[], None] = lambda: None
@@ -39,7 +39,7 @@ class FakeHub:
         return [path for path, _ in self.asked]
 
     def add_repository(self, name: str, files: dict[str, bytes], sha: str = "a" * 40) -> None:
-        """List these files as the hub does, and serve them."""
+        """List these files like the hub, and serve them."""
         listed = [
             {"rfilename": path, "size": len(body), "lfs": {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 1}}
             for path, body in files.items()
@@ -49,7 +49,7 @@ class FakeHub:
             self.bodies[f"/{name}/resolve/{sha}/{path}"] = body
 
     def add_manifest(self, name: str, tag: str, layers: list[dict[str, Any]], blobs: list[bytes]) -> str:
-        """Serve a manifest with these layers, whose digests and sizes are those of the blobs unless set. Returns its digest."""
+        """Serve a manifest with these layers, and return its digest. Digests and sizes come from the blobs, unless set."""
         digests = [f"sha256:{hashlib.sha256(blob).hexdigest()}" for blob in blobs]
         full = [{"digest": digest, "size": len(blob), **layer} for digest, blob, layer in zip(digests, blobs, layers, strict=True)]
         manifest = json.dumps({"schemaVersion": 2, "layers": full}).encode()

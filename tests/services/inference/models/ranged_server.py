@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that serves one file by ranges, with the faults that a test asks for."""
+"""An HTTP server on loopback that serves one file by ranges, with faults that a test sets."""
 
 import hashlib
 import threading
@@ -11,7 +11,7 @@ from tests import gguf_files
 
 
 def model_bytes(size: int = 0) -> bytes:
-    """A small file in the format GGUF; bytes behind its header are allowed."""
+    """Return a GGUF file of at least this size; bytes after its header are allowed."""
     pairs = {"general.architecture": gguf_files.text("llama"), "llama.context_length": gguf_files.single("u32", 64)}
     header = gguf_files.joined(gguf_files.file(pairs, []))
     more = max(0, size - len(header))
@@ -22,17 +22,17 @@ def model_bytes(size: int = 0) -> bytes:
 class RangedServer:
     body: bytes
     etag: str | None = '"one"'
-    #: Statuses to answer with first, one by one.
+    #: Statuses to answer the first requests with.
     statuses: list[int] = field(default_factory=list)
-    #: Where to cut the connection, one by one; the last place of a response counts from the file's start.
+    #: Where to cut each response, counted from the start of the file.
     cuts: list[int] = field(default_factory=list)
-    #: Called after a cut, such as to change the file.
+    #: The file and its ETag after each cut.
     after_cut: list[tuple[bytes, str]] = field(default_factory=list)
-    #: Send nothing after the head until this is set.
+    #: Send only the head, and keep the connection open until this is set.
     stalled: threading.Event | None = None
-    #: Send the body only when this is set.
+    #: Hold the body until this is set.
     gate: threading.Event = field(default_factory=threading.Event)
-    #: Where to stop until the gate is set.
+    #: How much of the file to send before the gate is set.
     pause_at: int | None = None
     redirect: str | None = None
     url: str = ""

@@ -1,4 +1,4 @@
-"""Digests outlive the worker: they are remembered for unchanged files and recomputed for all others."""
+"""Digests survive a restart of the worker: remembered for unchanged files, recomputed for all others."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ DIGEST = "ab" * 32
 
 
 def tomorrow() -> int:
-    """Files written now have long been at rest."""
+    """Return a time by which files written now have long been settled."""
     return time.time_ns() + DAY_NS
 
 
 class Reading:
-    """Computes digests and counts how often."""
+    """Computes digests, and counts how often."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -46,7 +46,7 @@ def kept(tmp_path: Path) -> Path:
 
 
 def digest_of(kept: Path | None, *files: Path, read: Callable[[tuple[Path, ...]], str] | None = None) -> tuple[str, int]:
-    """Return the digest from a newly started worker, and how often it had to read."""
+    """Return the digest from a newly started worker, and how often it read the files."""
     reading = Reading()
     return KnownDigests(kept, tomorrow).digest(files, read or reading), reading.count
 
@@ -63,14 +63,14 @@ def test_without_a_file_nothing_is_stored(model: Path) -> None:
 
 
 def rewrite(model: Path) -> None:
-    """The same size, at the same time."""
+    """Rewrite the file; its size and modification time stay the same."""
     before = model.stat()
     model.write_bytes(b"weighty")
     os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def replace(model: Path) -> None:
-    """The same size and time, and another file."""
+    """Replace the file by another of the same size and modification time."""
     before = model.stat()
     other = model.with_suffix(".new")
     other.write_bytes(b"weighty")
@@ -158,7 +158,7 @@ def test_digest_file_writable_by_others_is_ignored(model: Path, kept: Path) -> N
 
 
 def test_recently_changed_file_is_never_remembered(model: Path, kept: Path) -> None:
-    """What is written in the same tick of the file system's clock would show the same time."""
+    """A later write in the same tick of the file system's clock would show the same time."""
     just_now = max(model.stat().st_mtime_ns, model.stat().st_ctime_ns)
     KnownDigests(kept, lambda: just_now + model_files.TICK_NS).digest((model,), Reading())
     assert not kept.exists()
@@ -200,7 +200,7 @@ def test_digest_file_stays_small_and_keeps_the_latest(model: Path, kept: Path) -
     assert len(json.loads(kept.read_bytes())["models"]) == model_files.MOST_MODELS
     assert digest_of(kept, paths[-1])[1] == 0
     assert digest_of(kept, paths[0])[1] == 1
-    # A model with too many parts to store beside others.
+    # A model with too many parts to store next to others.
     many = tuple(paths[:100]) * 60
     digest_of(kept, *many)
     assert kept.stat().st_size <= model_files.MOST_BYTES

@@ -1,4 +1,4 @@
-"""The plan of a load, for machines that this one need not be."""
+"""How models are planned to load, on made-up machines."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from services.inference.models.quantities import MemoryBytes
 from shared.types import ModelName
 
 GIB = 2**30
-#: Llama 3.1 8B in Q4_K_M: a token of context takes 128 KiB.
+#: Llama 3.1 8B in Q4_K_M: each token of context takes 128 KiB.
 LLAMA = GgufHeader(
     architecture="llama",
     context_length=131_072,
@@ -42,7 +42,7 @@ MIXTURE = replace(LLAMA, tensor_bytes=44 * GIB, expert_bytes=40 * GIB)
 def plan(
     header: GgufHeader = LLAMA, *, ram: float = 64, vram: tuple[float, ...] = (), others: tuple[int, ...] = (), **fields: Any
 ) -> LoadPlan:
-    """``ram`` and ``vram`` in GiB."""
+    """Plan a load; ``ram`` and ``vram`` are in GiB."""
     entry = CatalogEntry(name=ModelName("m"), file=Path("m.gguf"), **fields)
     budget = MemoryBudget(round(ram * GIB), "a test", tuple(round(each * GIB) for each in vram))
     return load_plan.plan(header, header.tensor_bytes, entry, budget, others)
@@ -163,6 +163,6 @@ def test_plan_fits_or_is_the_least(ram: int, vram: list[int], *, mixture: bool, 
     assert found.context_tokens <= (context or load_plan.GPU_CONTEXT_TOKENS)
     room = MemoryBytes(ram * GIB, sum(vram) * GIB)
     if not found.need.fits(room):
-        # Even the processor alone has too little for the least.
+        # Even the CPU alone has too little memory for the smallest plan.
         alone = plan(header, ram=ram, slots=slots or 1, context_tokens=context or load_plan.LEAST_CONTEXT_TOKENS)
         assert not alone.need.fits(room) or found.slots == 1

@@ -90,7 +90,7 @@ async def test_estimate_is_close_to_the_real_memory_of_an_engine() -> None:
         await until(lambda: backend.models()[0].state is ModelState.READY)
         await backend.generate(job("Tell a story of the sea. " * 20, model="smollm2", max_tokens=2), Reader())
         answering = resident_bytes(engine_pid(backend, entry.name))
-        # Nearly as long as a slot: unwritten pages are not in memory.
+        # Nearly as long as a slot, because unwritten pages aren't in memory.
         await backend.embed(texts_for(entry.name, ("sea " * 1000,)), VectorReader())
         embedding = resident_bytes(engine_pid(backend, entry.name))
     assert need_bytes(header, entry) - memory.embedding_bytes(header, 1024) == pytest.approx(answering, rel=0.25)

@@ -46,7 +46,7 @@ def policy(budget: int = BUDGET) -> ModelCachePolicy:
 
 
 class Site:
-    """A policy with a shell that loads and unloads immediately, so that a test only states what it is about."""
+    """A policy whose loads and unloads finish immediately."""
 
     def __init__(self, *loaded: ModelName, budget: int = BUDGET) -> None:
         self.core = policy(budget)
@@ -59,7 +59,7 @@ class Site:
         self.decisions.clear()
 
     def do(self, what: Callable[[ModelCachePolicy, float], Sequence[Decision]]) -> list[Decision]:
-        """Everything that follows, in order; a moment later than what was before."""
+        """Return all decisions that follow, in order; a moment after the previous ones."""
         self.now += 0.001
         fresh = list(what(self.core, self.now))
         decided: list[Decision] = []
@@ -318,10 +318,10 @@ def test_measured_memory_applies_from_the_next_load() -> None:
 
 def test_gpu_memory_counts_apart_from_the_machines() -> None:
     site = Site(A, ON_GPU)
-    # The GPU is full, so only the model on it goes, though another was used before.
+    # The GPU is full, so only the model on it is evicted, although the other model was used less recently.
     assert site.wants(PARTLY, 1) == [UnloadModelStep(ON_GPU), LoadModelStep(PARTLY), AdmitStep(1)]
     site.finishes(PARTLY)
-    # Now RAM is short: the least recently used goes, and the GPU's memory doesn't help.
+    # Now RAM is short: the least recently used model is evicted, because freeing GPU memory would not help.
     assert site.wants(B, 2) == [UnloadModelStep(A), LoadModelStep(B), AdmitStep(2)]
     (refused,) = site.wants(ModelName("huge on the GPU"), 3)
     assert refused == RefuseStep(
@@ -330,7 +330,7 @@ def test_gpu_memory_counts_apart_from_the_machines() -> None:
 
 
 class Machine(RuleBasedStateMachine):
-    """Callers, jobs, slow and failing loads, pins and clocks in any order, with a shell that follows the decisions."""
+    """Callers, jobs, slow and failing loads, pins and the passing of time, in any order; every decision is carried out."""
 
     models = st.sampled_from(sorted(NEEDS))
 
@@ -428,7 +428,7 @@ class Machine(RuleBasedStateMachine):
             assert self.core.models[model].jobs == self.jobs.count(model)
 
     def teardown(self) -> None:
-        """When jobs and loads end and time passes, every waiting caller is admitted or refused."""
+        """Once jobs and loads have ended and time has passed, every waiting caller has been admitted or refused."""
         for _ in range(4 * len(NEEDS) + len(self.waiting)):
             while self.jobs:
                 self.finish(0)

@@ -1,4 +1,4 @@
-"""A model's file is checked when the engine is there, which set-up may still be building."""
+"""A model's file is checked once the engine is installed; setup may still be building it."""
 
 import asyncio
 import fcntl
@@ -24,10 +24,10 @@ def test_set_up_says_how_long_the_engine_takes(monkeypatch: pytest.MonkeyPatch, 
     with (tmp_path / ".setup-lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert model_files.missing_engine(tmp_path) == BUILDING
-        # It installs something else.
+        # Setup is installing something else.
         (tmp_path / "engine-build.left").rename(tmp_path / "kept")
         assert model_files.missing_engine(tmp_path) == ""
-    # Killed, it leaves its file.
+    # A killed setup leaves its file.
     (tmp_path / "kept").rename(tmp_path / "engine-build.left")
     assert model_files.missing_engine(tmp_path) == ""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
@@ -54,7 +54,7 @@ async def test_file_is_read_when_the_engine_is_built(monkeypatch: pytest.MonkeyP
         missing[0] = "the engine is being built, less than a minute left"
         assert await changes.get() == missing[0]
         assert model.checked is None
-        # Set-up writes it last.
+        # Setup writes the model last.
         file.symlink_to(model_discovery.installed())
         missing[0] = ""
         await waiting
@@ -64,7 +64,7 @@ async def test_file_is_read_when_the_engine_is_built(monkeypatch: pytest.MonkeyP
 
 
 async def test_files_that_are_being_read_hold_no_thread_that_others_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A request with tools or images needs one of asyncio's threads, of which there are six on two cores."""
+    """A request with tools or images needs one of asyncio's threads; there are six on two cores."""
     released, entered = threading.Event(), list[int]()
 
     def read_for_long(*_: object) -> str:
@@ -110,7 +110,7 @@ async def test_another_projector_makes_another_digest(tmp_path: Path) -> None:
         assert alone.digest_with_projector == alone.digest
         assert one.digest_with_projector == same.digest_with_projector
         assert len({file.digest_with_projector for file in (alone, one, two)}) == 3
-        # It is read again when it changes.
+        # A changed projector is read again.
         projectors[0].write_bytes(b"three")
         before = one.digest_with_projector
         await one.ensure_digest()

@@ -1,4 +1,4 @@
-"""models.yaml: what is understood, and how mistakes are reported."""
+"""models.yaml: what is accepted, and how mistakes are reported."""
 
 from pathlib import Path
 from typing import Any

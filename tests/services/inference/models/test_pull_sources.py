@@ -472,7 +472,7 @@ def test_running_pulls_are_seen_by_other_processes_until_they_end(store: ModelSt
 
 
 def test_files_that_cannot_be_opened_are_no_pulls(store: ModelStore) -> None:
-    """Such as those of `sudo aicli models pull`. The worker looks every two seconds, and an error would end it."""
+    """For example, files of `sudo aicli models pull`. The worker checks every two seconds, and an error would end it."""
     store.ensure_folders()
     (store._root / "partial/x.progress").write_text("{}")
     (store._root / "partial/x.lock").mkdir()

@@ -40,7 +40,7 @@ def _needs_registry() -> None:
 
 @asynccontextmanager
 async def registry(folder: Path, auth: str = "") -> AsyncIterator[str]:
-    """Run a registry on the folder. Yields its host and port."""
+    """Run a registry on the folder, and yield its host and port."""
     program, port = capabilities.find_program("docker-registry"), free_port()
     assert program is not None
     settings = folder / f"{port}.yml"
@@ -120,7 +120,7 @@ async def test_model_is_pulled_from_an_open_registry(tmp_path: Path) -> None:
         assert (model.name, model.digest, model.size) == ("m:1.0", DIGEST.removeprefix("sha256:"), len(BODY))
         assert store.file(model).read_bytes() == BODY
         assert (await pull(store, host)).unchanged
-        # What an earlier pull left is continued.
+        # A pull continues what an earlier pull left.
         store.remove("m:1.0")
         key = hashlib.sha256(f"http://{host}/v2/team/m/blobs/{DIGEST}".encode()).hexdigest()[:32]
         (store._root / "partial" / key).write_bytes(BODY[:1_000_000])

@@ -1,4 +1,4 @@
-"""The faster copy of the default model, which set-up writes."""
+"""The faster copy of the default model that setup writes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ SMALL = LlamaShape(layers=2, embedding=64, heads=2, kv_heads=1, feed_forward=128
 
 
 def copied(source: Path, folder: Path) -> GgufHeader:
-    """Make a copy of the same shape, and nothing else, in that folder."""
+    """Make a copy in that folder, and check that it has the same shape and leaves nothing else."""
     target = folder / model_discovery.fast_copy(source).name
     requantize.requantize(source, target)
     copy = gguf_header.check_parts(target)
@@ -28,7 +28,7 @@ def test_copy_is_whole_and_of_the_same_shape(tmp_path: Path) -> None:
     source, folder = tmp_path / "small.F16.gguf", tmp_path / "copies"
     gguf_files.write_llama(source, SMALL, weights="f16", seed=1)
     folder.mkdir()
-    # Q8_0 has 8.5 bits for each weight, and F16 has 16.
+    # Q8_0 takes 8.5 bits per weight, F16 takes 16.
     assert copied(source, folder).tensor_bytes / gguf_header.check_parts(source).tensor_bytes == pytest.approx(8.5 / 16, rel=0.05)
 
 

@@ -1,4 +1,4 @@
-"""Answers of a vocabulary of single bytes: what a grammar accepts, and texts drawn from it."""
+"""Answers with a vocabulary of single bytes: what a grammar accepts, and random texts of a grammar."""
 
 import json
 import random
@@ -25,7 +25,7 @@ class ByteVocabulary:
 
 
 def constraints(*, shown: bool = False) -> Constraints:
-    """``shown``: the special token is text in answers."""
+    """With ``shown``, the special token is text in answers."""
     vocabulary = ByteVocabulary()
     vocabulary.shown_tokens = frozenset({MARK} if shown else ())
     return Constraints(vocabulary)
@@ -55,7 +55,7 @@ def _accepts(constraint: Constraint, token: int) -> bool:
 
 
 def drawn(grammar: str, rng: random.Random) -> str:
-    """A random text of the grammar. Brackets and quotes are drawn more often, so that it ends."""
+    """Return a random text of the grammar. Brackets and quotes are drawn more often, so that it ends."""
     constraint, text = BYTES.start(grammar), bytearray()
     while len(text) < _MOST_BYTES:
         masked = constraint.masked(np.zeros(ByteVocabulary.size, np.float32))

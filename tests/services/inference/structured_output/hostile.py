@@ -1,4 +1,4 @@
-"""Hostile formats: schemas and grammars that nest, repeat, duplicate, and recurse."""
+"""Hostile formats: schemas and grammars that nest, repeat, duplicate and recurse."""
 
 import json
 import random
@@ -7,7 +7,7 @@ from shared.api.generation import FormatKind, OutputFormat
 
 
 def corpus() -> dict[str, OutputFormat]:
-    """name -> format; always the same."""
+    """Return formats by name; always the same."""
     formats = {f"schema: {name}": OutputFormat(FormatKind.JSON_SCHEMA, text) for name, text in _schemas().items()}
     formats |= {f"grammar: {name}": OutputFormat(FormatKind.GBNF, text) for name, text in _grammars().items()}
     formats |= {f"regex: {pattern[:20]}": OutputFormat(FormatKind.REGEX, pattern) for pattern in _PATTERNS}
@@ -159,7 +159,7 @@ def _schemas() -> dict[str, str]:
 
 
 def _twins(count: int) -> dict[str, object]:
-    """Objects that differ in their last property only, and hold themselves in the first: at every level all of them stay possible."""
+    """Objects that differ only in their last property, and contain themselves in the first: at every level, all of them stay possible."""
     twins = [{"properties": {"a": {"$ref": "#"}, f"b{n}": {"type": "null"}}, "required": ["a", f"b{n}"]} for n in range(count)]
     return {"anyOf": [*twins, {"type": "null"}]}
 
@@ -169,7 +169,7 @@ def _nested(before: str, inner: str, after: str, depth: int) -> str:
 
 
 def _mutations() -> dict[str, OutputFormat]:
-    """Grammars with a few characters changed."""
+    """Return grammars with a few characters changed."""
     rng = random.Random(4)
     seed = (
         'root ::= "{" pair ("," pair){0,5} "}"\npair ::= key ":" [0-9a-f]+ | key # comment\nkey ::= "\\"" [^"\\\\]{1,8} "\\"" ("?" | .)*\n'

@@ -1,4 +1,4 @@
-"""Grammars of the calls of llama.cpp's vendored templates: what a template writes is accepted only if it fits the tool's schema."""
+"""Grammars for the calls of llama.cpp's vendored templates: a call is accepted only if it fits the tool's schema."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def changed(**arguments: object) -> Arguments:
     return {**copy.deepcopy(GOOD), **arguments}
 
 
-#: By what is wrong.
+#: Keyed by the mistake.
 WRONG = {
     "enum": changed(city="city"),
     "empty enum": changed(city=""),
@@ -70,7 +70,7 @@ WRONG = {
 
 
 def as_models_write(name: str, text: str, arguments: Arguments | None = None) -> str:
-    """Some templates write arguments in another form than llama.cpp reads and models write: most of it is Python's."""
+    """Change what some templates write, mostly Python literals, to what models write and llama.cpp reads."""
     match name:
         case "ByteDance-Seed-OSS" | "LFM2.5-8B-A1B":
             return text.replace("'", '"')
@@ -83,7 +83,7 @@ def as_models_write(name: str, text: str, arguments: Arguments | None = None) ->
 
 
 class Written:
-    """What a template writes for calls, and the grammar."""
+    """The calls that a template writes, and their grammar."""
 
     def __init__(self, name: str) -> None:
         self.template = vendored.library().open(vendored.request_of(PATHS[name]))
@@ -96,7 +96,7 @@ class Written:
             for tool in (OTHER, WEATHER)
         )
         self.asked: RenderedPrompt = self.template.render(RenderPrompt((USER,), self.tools, thinking=False))
-        #: Of `template_probe.cuts`, where answers begin.
+        #: Index into `template_probe.cuts`: where answers begin.
         self.cut: int | None = None
         self.grammar = output_formats.grammar_of_calls(self.asked.parser, (OTHER, WEATHER), None, parallel=True, strict=True)
 
@@ -130,7 +130,7 @@ def written(name: str) -> Written:
 
 
 def begins_with_a_call(grammar: str, text: str) -> bool:
-    """Whether a beginning of the text is all that the grammar wants."""
+    """Return whether a prefix of the text satisfies the whole grammar."""
     constraint = BYTES.start(grammar)
     for token in text.encode():
         if constraint.allows(END):
@@ -151,7 +151,7 @@ def test_grammar_accepts_only_arguments_that_fit_the_schema(name: str) -> None:
     for right in (GOOD, MORE):
         text = template.call(right)
         assert begins_with_a_call(template.grammar, text), text
-    # In `make test` each with every ninth template: rendering a call takes 30 ms.
+    # `make test` tries each mistake with every ninth template: rendering a call takes 30 ms.
     step = 1 if tiers.is_nightly() else 3
     for wrong, arguments in list(WRONG.items())[NAMES.index(name) // 3 % step :: step]:
         text = template.call(arguments)
@@ -160,7 +160,7 @@ def test_grammar_accepts_only_arguments_that_fit_the_schema(name: str) -> None:
 
 TREE = {"type": "object", "properties": {"n": {"type": "integer"}, "sub": {"$ref": "#/$defs/tree"}}, "required": ["n"]}
 DEFINITIONS = {"tree": TREE, "size": {"enum": ["S", "L"]}}
-#: Of one argument: texts that fit for MiniMax-M2, and that don't; the same for Gemma.
+#: For one argument: MiniMax-M2's valid and invalid texts, then Gemma's.
 VALUES: dict[str, tuple[dict[str, object], list[str], list[str], list[str], list[str]]] = {
     "union with null": (
         {"anyOf": [{"enum": ["a", "b"]}, {"type": "null"}]},
@@ -322,7 +322,7 @@ def test_objects_of_gemma_may_have_many_properties() -> None:
 @pytest.mark.parametrize("name", ["MiniMax-M2", "google-gemma-4-31B-it", "MiniMax-M3", "Qwen3-Coder"])
 @pytest.mark.parametrize("strict", [True, False])
 def test_schemas_that_refer_to_each_other_take_no_exponential_time(name: str, strict: bool) -> None:
-    """Each of 40 leads to the next one twice, so there are 2**40 paths."""
+    """Each of 40 schemas refers to the next one twice, so there are 2**40 paths."""
     links = {f"a{level}": {"anyOf": [{"$ref": f"#/$defs/a{level + 1}"}] * 2} for level in range(40)}
     definitions = {
         **links,
@@ -331,7 +331,7 @@ def test_schemas_that_refer_to_each_other_take_no_exponential_time(name: str, st
     }
     for first in ("a0", "loop"):
         parameters = {"type": "object", "properties": {"x": {"$ref": f"#/$defs/{first}"}}, "required": ["x"], "$defs": definitions}
-        # llama.cpp itself is asked for something simple: it would follow every path, in a process that may end.
+        # llama.cpp gets a simple schema, because it would follow every path, and its process could die.
         simple = {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]}
         tool: dict[str, object] = {"type": "function", "function": {"name": "f", "parameters": simple}}
         parser = written(name).template.render(RenderPrompt((USER,), (tool,))).parser

@@ -17,13 +17,13 @@ from tests.services.inference.structured_output.byte_answers import BYTES, END, 
 
 #: SECURITY.md, T6.
 COMPILE_SECONDS = 2.0
-#: The longest that the engine's loop may be held.
+#: The longest time that the engine's loop may be blocked.
 STEP_SECONDS = 0.05
 STEPS = 60
 
 
 def _follow(grammar: str) -> float:
-    """Generate random text by the grammar; return the seconds of the longest step."""
+    """Generate random text by the grammar, and return the seconds of the longest step."""
     rng, started, longest = random.Random(1), BYTES.start(grammar), 0.0
     for _ in range(STEPS):
         began = time.thread_time()
@@ -81,7 +81,7 @@ def test_compiling_releases_the_gil() -> None:
     seconds = time.perf_counter() - began
     ended.set()
     ticking.join()
-    # Compiling all of them takes longer than the longest time in which the other thread could not run.
+    # Compiling all of them takes longer than the other thread is ever blocked.
     assert sorted(gaps)[-5] < min(STEP_SECONDS, seconds / 2)
 
 
@@ -155,7 +155,7 @@ def test_answer_with_a_required_call_is_not_empty(field: str, may_be_empty: bool
 
 
 def test_a_vocabulary_may_have_very_long_tokens_or_none() -> None:
-    """llguidance would panic, and a panic ends the engine."""
+    """llguidance would panic, and a panic kills the engine."""
 
     class LongTokens(ByteVocabulary):
         def spelled(self, token: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Which JSON llguidance accepts for a schema, and what is refused before."""
+"""Which JSON llguidance accepts for a schema, and which schemas are refused first."""
 
 import json
 from string import ascii_uppercase

@@ -28,7 +28,7 @@ def test_all_tools_together_fit_the_limits() -> None:
     BYTES.compile(output_formats.grammar_of_generic_calls(tools, None, parallel=True), "tools")
 
 
-#: In the way of llama.cpp.
+#: In llama.cpp's form.
 PARTS: list[dict[str, object]] = [
     {"type": "literal", "literal": "<call>"},
     {"type": "literal", "literal": "f"},

@@ -1,4 +1,4 @@
-"""Random schemas: only valid values are accepted, and generated text is valid. jsonschema is the judge."""
+"""Random schemas: only valid values are accepted, and generated text is valid. jsonschema is the reference."""
 
 import json
 import random
@@ -48,7 +48,7 @@ schemas = st.recursive(scalar_schemas, _compound, max_leaves=8)
 
 
 def instance(wanted: dict[str, Any], rng: random.Random) -> Any:
-    """A value that fits a schema of `schemas`."""
+    """Return a value that fits a schema of `schemas`."""
     if "anyOf" in wanted:
         return instance(rng.choice(wanted["anyOf"]), rng)
     if "enum" in wanted:
@@ -74,7 +74,7 @@ def _items(wanted: dict[str, Any], rng: random.Random) -> list[dict[str, Any]]:
 
 
 def mutated(value: Any, rng: random.Random) -> Any:
-    """The value with one thing in it changed."""
+    """Return the value with one part changed."""
     if isinstance(value, dict) and value and rng.random() < 0.8:
         name = rng.choice(list(value))
         without = {key: kept for key, kept in value.items() if key != name}

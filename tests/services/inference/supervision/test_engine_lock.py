@@ -114,7 +114,7 @@ async def test_waiter_canceled_while_admitted_releases_its_turn() -> None:
     await settled()
     assert first.turn is not None
     first.turn.leave()
-    # It has been let in and does not know it yet.
+    # The second user has been admitted, but has not run since.
     await unlucky.give_up()
     await settled()
     assert next_one.is_in

@@ -27,7 +27,7 @@ from tests.services.inference.standins import PlainChat, Reader, Watch, job, unt
 
 LOAD = engine_messages.LoadCommand("model.gguf", 1, 64, 1, 0)
 
-#: Answers Load, then runs what follows with `sock`, `engine_messages` and `commands`.
+#: Answers Load, then runs the code that follows with `sock`, `engine_messages` and `commands`.
 SPEAKS = """
 import os, signal, socket, sys, time
 from services.inference.engine import engine_messages as wire
@@ -46,7 +46,7 @@ assert isinstance(wire.command_decoder.decode(sock.recv(size, socket.MSG_WAITALL
 """
 
 
-#: A token of the answer to a command, and the last one.
+#: Helpers that accept a command and report a token of its answer.
 ANSWERS = """
 def step(command, text, finish=None, seconds=0.0):
     sock.sendall(wire.pack(wire.StepReport((wire.AnswerProgress(command.id, (1,), text, finish),), seconds, seconds / 2, 1, 0)))
@@ -207,7 +207,7 @@ def test_engine_inherits_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-# --- an engine that is silent -----------------------------------------------------------------------------------------------
+# --- a silent engine --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ async def test_engine_that_never_loads_is_killed(monkeypatch: pytest.MonkeyPatch
         assert "did not report progress with loading" in engine.detail
 
 
-#: After the last command a long silence, and then an unrelated step.
+#: Stays silent for long after the last command, then reports an unrelated step.
 SILENCE = """
 time.sleep(1)
 sock.sendall(wire.pack(wire.StepReport((), 0.004, 0.003, 0, 0)))
@@ -253,7 +253,7 @@ async def test_idle_engine_may_be_silent() -> None:
 
 
 class SlowReader(Reader):
-    """Takes the first piece and then nothing until it may."""
+    """Takes the first piece, then nothing until ``may_read`` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,7 +292,7 @@ async def test_speed_is_measured_from_the_steps() -> None:
 
 # --- an engine that dies ------------------------------------------------------------------------------------------------------
 
-#: Its first process dies where the test says; later ones answer.
+#: The first process dies where the test says; later ones answer.
 DIES_ONCE = """
 import os, pathlib
 def die_at(point):
@@ -323,7 +323,7 @@ for command in arriving:
     ("point", "failures"),
     [
         ("start", {0}),
-        # Whether it was asked before it was seen to be dead, is a race.
+        # The request may be sent before or after the engine is seen to be dead.
         ("loaded", {0, 1}),
         ("asked", {1}),
         ("accepted", {1}),
@@ -365,9 +365,9 @@ async def test_shutdown_ends_the_generations() -> None:
             await answering
 
 
-# --- a request that ends engines ------------------------------------------------------------------------------------------------
+# --- poison requests ------------------------------------------------------------------------------------------------------------
 
-#: Dies of "poison"; keeps "waiting" in its first life, and answers everything else.
+#: Dies of "poison". Its first process never finishes "waiting"; everything else is answered.
 DIES_OF_POISON = """
 import pathlib
 lives = pathlib.Path(MARKER)
@@ -449,7 +449,7 @@ async def test_conversions_are_answered_and_suspected_as_prompts_are() -> None:
             await engine.generate(job(), Reader())
 
 
-#: Reports for each generation whether others arrived soon after the first.
+#: Answers each generation with whether others arrived soon after the first.
 SEES_COMPANY = """
 import select
 while True:

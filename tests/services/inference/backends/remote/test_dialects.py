@@ -7,7 +7,7 @@ from services.inference.backends.remote.dialects import DIALECTS, ServerLoad
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
 from services.inference.upstreams import Dialect
 
-#: As in the documentation of vLLM 0.9.1, with two engines.
+#: From the documentation of vLLM 0.9.1, with two engines.
 VLLM = b"""\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
@@ -20,7 +20,7 @@ vllm:request_success_total{engine="0",finished_reason="stop"} 1.0e+06
 """
 LLAMA_METRICS = b"llamacpp:requests_processing 3\nllamacpp:requests_deferred 2\nllamacpp:prompt_tokens_total 9\n"
 LLAMA_SLOTS = b'[{"id": 0, "n_ctx": 2048, "is_processing": true, "params": {"n": 1}}, {"id": 1, "is_processing": false}]'
-#: As in the source of SGLang 0.5.4, with two engines.
+#: From the source of SGLang 0.5.4, with two engines.
 SGLANG = b'sglang:num_running_reqs{model_name="m",tp_rank="0"} 3.0\nsglang:num_queue_reqs{model_name="m",tp_rank="0"} 2.0\n'
 SGLANG_LOAD = b"""[
     {"rid": null, "dp_rank": 0, "num_reqs": 5, "num_waiting_reqs": 2, "num_tokens": 900},
@@ -29,7 +29,7 @@ SGLANG_LOAD = b"""[
 TGI = b"# TYPE tgi_queue_size gauge\ntgi_queue_size 4\n# TYPE tgi_batch_current_size gauge\ntgi_batch_current_size 8\n"
 
 
-#: They differ by the path, and by the owner of the models.
+#: Dialects with a version page; its path and the models' owner tell them apart.
 VERSIONED = {Dialect.VLLM: 0, Dialect.TENSORRT_LLM: 0, Dialect.OLLAMA: 0}
 
 

@@ -1,4 +1,4 @@
-"""One connection against servers with every fault, over real sockets and under both loops."""
+"""One connection to servers with every fault, over real sockets and under both event loops."""
 
 import asyncio
 import ssl
@@ -22,7 +22,7 @@ from tests.testnet import free_port
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n"
 BIG = b"POST / HTTP/1.1\r\ncontent-length: 33554432\r\n\r\n" + bytes(32 * 1024 * 1024)
 
-#: Runs a coroutine to its end.
+#: Runs a coroutine to completion.
 Run = Callable[..., None]
 
 
@@ -123,7 +123,7 @@ def test_what_is_there_is_given_before_the_error_behind_it(run: Run) -> None:
     run(talk())
 
 
-# --- time -----------------------------------------------------------------------------------------------------------
+# --- timeouts -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nx-a: ", KEPT[:-1]], ids=["nothing", "half a head", "half a body"])
@@ -167,7 +167,7 @@ def test_a_wait_that_is_long_does_not_make_the_next_one_long_nor_a_short_one_sho
 
 def test_a_server_that_does_not_read_is_not_written_to_for_ever(run: Run) -> None:
     async def deaf(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.transport.pause_reading()  # type: ignore[attr-defined]  # it is a whole transport
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # a full transport, not only a writer
         await asyncio.Event().wait()
 
     async def talk() -> None:
@@ -185,7 +185,7 @@ def test_a_server_that_does_not_read_is_not_written_to_for_ever(run: Run) -> Non
 def test_an_answer_before_the_whole_request_was_read_is_an_answer_and_the_last_one(run: Run) -> None:
     async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asked(reader)
-        writer.transport.pause_reading()  # type: ignore[attr-defined]  # it is a whole transport
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # a full transport, not only a writer
         writer.write(KEPT.replace(b"200", b"413"))
         await asyncio.Event().wait()
 
@@ -198,7 +198,7 @@ def test_an_answer_before_the_whole_request_was_read_is_an_answer_and_the_last_o
     run(talk())
 
 
-# --- bounds, and whoever goes -----------------------------------------------------------------------------------------
+# --- limits and cancellation ------------------------------------------------------------------------------------------
 
 
 def test_a_reader_that_is_slow_makes_the_server_wait(run: Run) -> None:
@@ -297,7 +297,7 @@ def test_a_used_connection_that_was_closed_meanwhile_is_stale_and_a_new_one_is_b
     run(talk())
 
 
-# --- reaching it ------------------------------------------------------------------------------------------------------
+# --- connecting -------------------------------------------------------------------------------------------------------
 
 
 def test_nobody_there(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Connections that are shared, over real sockets."""
+"""Shared connections, over real sockets."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -69,7 +69,7 @@ async def test_what_has_not_come_to_its_end_is_closed_at_once() -> None:
 
 
 async def test_what_is_left_of_a_large_answer_does_not_keep_the_next_one_from_coming() -> None:
-    # Its last byte is the one too many, at which the reading stops.
+    # One byte more than may wait, so the connection stops reading.
     size = MAX_WAITING_BYTES + 1
     async with pooled(saying(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size)), 1) as (server, pool):
         connection = await ask(pool)
@@ -162,7 +162,7 @@ async def test_there_are_never_more_than_allowed_and_the_next_one_waits() -> Non
             await ask(pool)
         waiting = [asyncio.create_task(ask(pool)) for _ in range(2)]
         await asyncio.sleep(0)
-        # One is given the connection of somebody who has finished, the other the place of somebody who left.
+        # One waiter gets the connection of a finished request, the other the slot of an aborted one.
         await finish(pool, connections[0])
         connections[1].abort()
         pool.release(connections[1])
@@ -195,7 +195,7 @@ async def test_whoever_goes_while_waiting_takes_no_place_along() -> None:
             if not is_finished:
                 connection.abort()
             pool.release(connection)
-            # It has been given the connection, or the place, and has not yet run.
+            # The second waiter has been assigned the connection, or its slot, but has not run yet.
             waiting[1].cancel()
             await finish(pool, await waiting[2])
             assert [task.cancelled() for task in waiting] == [True, True, False]

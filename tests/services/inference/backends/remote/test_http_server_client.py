@@ -19,8 +19,7 @@ from tests.services.inference.fake_http import Answer, FakeServer, serving
 from tests.services.inference.raw_http import raw_server
 
 KEY = "sk-very-secret-0123456789"
-#: Short, because these servers say nothing for as long as they are given.
-#: On a busy machine, a head may take more than a second.
+#: Short, because these servers send nothing until the timeout. On a busy machine, a head may take more than a second.
 BRIEF = {"first_token_seconds": 3.0, "idle_seconds": 1.0}
 KIND = "text/event-stream"
 GOOD = Answer(["data: hello\n\n"])
@@ -41,7 +40,7 @@ async def asking(*answers: Answer, **timeouts: float) -> AsyncIterator[tuple[Fak
 
 
 async def read(server: Server) -> bytes:
-    """The data of an answer whose every event is progress."""
+    """Return the data of an answer in which every event is progress."""
     events, found = StreamEventParser(), b""
     async with server.post("/completions", b"{}", KIND) as answer:
         while piece := await answer.read_piece():
@@ -150,7 +149,7 @@ async def test_nobody_there_is_said() -> None:
     assert "url of x" in failed.value.hint
 
 
-# --- another try ----------------------------------------------------------------------------------------------------
+# --- retries --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -195,7 +194,7 @@ async def test_tries_are_few_and_the_last_error_is_told() -> None:
     assert fake.times_asked("/completions") == http_server_client.ATTEMPTS
 
 
-# --- whoever goes ---------------------------------------------------------------------------------------------------
+# --- cancellation and reuse -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("answer", [Answer([], silent=True, hang=True), Answer(["data: a\n\n"], hang=True)], ids=["before", "during"])
@@ -203,7 +202,7 @@ async def test_being_cancelled_closes_the_connection_which_stops_the_server(answ
     async with asking(answer) as (fake, server):
         task = asyncio.create_task(read(server))
         async with asyncio.timeout(30):
-            while not fake.headers:  # noqa: ASYNC110  # what another task does and nobody signals
+            while not fake.headers:  # noqa: ASYNC110  # no signal tells what the other task has done
                 await asyncio.sleep(0)
             task.cancel()
             await fake.left.wait()
@@ -217,14 +216,14 @@ async def test_a_connection_is_used_again_after_a_complete_answer() -> None:
         for _ in range(3):
             async with server.post("/completions", b"{}", KIND) as answer:
                 assert await answer.read_piece()
-                # The reader has what it needs, and doesn't know that the body has ended.
+                # The reader has what it needs, but doesn't know that the body has ended.
                 await answer.drain()
     assert (fake.times_asked("/completions"), fake.connections) == (3, 1)
 
 
 async def test_a_connection_that_the_server_closed_meanwhile_is_asked_again_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Answer(["data: hello\n\n"], headers={"connection": "keep-alive", "content-length": "13"})
-    # On the connection that is used again: closed without an answer.
+    # The server closes the reused connection without an answer.
     answers = (kept, Answer([], silent=True), GOOD)
     monkeypatch.setattr(http_server_client, "BACKOFF_SECONDS", 3600)
     async with asking(*answers) as (fake, server):
@@ -237,7 +236,7 @@ async def test_more_requests_than_connections_wait_for_one_and_not_for_ever(monk
     monkeypatch.setattr(http_server_client, "MAX_CONNECTIONS", 64)
     async with asking(Answer(["data: a\n\n"], hang=True)) as (fake, server):
         tasks = [asyncio.create_task(read(server)) for _ in range(http_server_client.MAX_CONNECTIONS)]
-        while fake.connections < http_server_client.MAX_CONNECTIONS:  # noqa: ASYNC110  # what another task does and nobody signals
+        while fake.connections < http_server_client.MAX_CONNECTIONS:  # noqa: ASYNC110  # no signal tells what the other tasks have done
             await asyncio.sleep(0)
         with pytest.raises(errors.Overloaded, match="64 requests of this worker open"):
             await read(server)
@@ -269,7 +268,7 @@ async def test_a_prompt_that_the_server_does_not_read_is_not_sent_again(monkeypa
         await asyncio.Event().wait()
 
     monkeypatch.setattr(http_connection, "WRITE_SECONDS", 0.02)
-    # Images on a slow line take longer than a text.
+    # On a slow line, images take longer than text.
     monkeypatch.setattr(http_connection, "LEAST_BYTES_PER_SECOND", 32 * 1024 * 1024 / 0.25)
     async with raw_server(deaf) as raw, http_server_client.connected(source(f"http://{raw.origin.authority}")) as server:
         with pytest.raises(errors.Unavailable, match=r"did not read the request within 0\.27"):

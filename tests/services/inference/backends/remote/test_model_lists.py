@@ -1,4 +1,4 @@
-"""What lists of models say about images."""
+"""What model lists say about images."""
 
 import asyncio
 import base64
@@ -66,7 +66,7 @@ async def test_twelve_mebibytes_of_an_image_reach_the_server_and_hold_up_nobody(
 
 
 class _Sizes(list[int]):
-    """Keeps the length of the image that a server was asked about."""
+    """Records the size of the image in each request."""
 
     def append(self, body: Any) -> None:
         url = body["messages"][0]["content"][1]["image_url"]["url"]

@@ -33,7 +33,7 @@ CHAT = Answer(
 
 @asynccontextmanager
 async def asking(chat: Answer | list[Answer], **more: Any) -> AsyncIterator[tuple[FakeServer, RemoteBackend]]:
-    """A backend whose models are listed."""
+    """Yield a server, and a backend that has listed its models."""
     async with (
         serving({"/api/tags": TAGS, "/api/chat": chat}) as server,
         ollama.opened(server.url, 4, 32, Watch(), **more) as backend,

@@ -45,7 +45,7 @@ def one(url: str, **more: Any) -> Upstream:
 
 @asynccontextmanager
 async def asking(chat: Answer | list[Answer], *, models: Answer = MODELS, **more: Any) -> AsyncIterator[tuple[FakeServer, RemoteBackend]]:
-    """A backend with one upstream, whose models are listed."""
+    """Yield an upstream, and a backend that has listed its models."""
     async with (
         serving({"/v1/models": models, "/v1/chat/completions": chat}) as server,
         openai.opened_all((one(f"{server.url}/v1", **more),), 4, 32, Watch()) as backend,
@@ -79,7 +79,7 @@ async def test_it_serves_what_the_server_has_and_streams_an_answer() -> None:
 
 @pytest.mark.parametrize("fields", [{"open_ended": True}, {"parameters": Parameters(0.7, 0.95, 40, 1)}])
 async def test_a_server_is_not_told_a_bound_that_the_caller_has_not_named(fields: dict[str, Any]) -> None:
-    """vLLM refuses a max_tokens that doesn't fit the context with the prompt, OpenAI one above the model's own limit."""
+    """vLLM refuses max_tokens that exceed the context together with the prompt; OpenAI refuses more than the model's own limit."""
     async with asking(CHAT) as (server, backend):
         await until(lambda: backend.models()[0].state is ModelState.READY)
         end = await backend.generate(replace(asked.job("hi", model="gpt-x", max_tokens=32_768), **fields), Reader())

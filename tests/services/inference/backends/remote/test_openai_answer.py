@@ -196,7 +196,7 @@ def test_log_probabilities_have_numbers_that_are_no_token_ids() -> None:
     assert chunk == Chunk("", (), logprobs=(TokenLogprob(TokenChance(-1, b"\xc3", -0.5), (b,)), TokenLogprob(TokenChance(-2, b"b", -2.0))))
 
 
-# --- what is not of the protocol ------------------------------------------------------------------------------------
+# --- protocol violations --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The `http` backend: services of a registry, each with one model and answers of its own form."""
+"""The `http` backend: services in a registry, each with one model and its own answer format."""
 
 import json
 from collections.abc import AsyncIterator

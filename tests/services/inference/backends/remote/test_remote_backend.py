@@ -1,4 +1,4 @@
-"""Vectors by way of Ollama's and OpenAI's API: a server with every fault that it can have, over real sockets."""
+"""Embeddings over Ollama's and OpenAI's APIs, from servers with every fault, over real sockets."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ def job(*texts: str, dimensions: int | None = None) -> Embed:
 
 @dataclass(frozen=True)
 class Api:
-    """How one of the two is spoken to, and answers."""
+    """One of the two APIs: its requests and answers."""
 
     name: str
     path: str
@@ -45,12 +45,12 @@ class Api:
         if self.name == "ollama":
             return {"model": "m", "embeddings": vectors, "prompt_eval_count": tokens}
         data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
-        # The last first: the index says where it belongs.
+        # In reverse order: the index says where each belongs.
         return {"object": "list", "data": data[::-1], "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
     @asynccontextmanager
     async def asking(self, *answers: Answer, seconds: float = 60) -> AsyncIterator[tuple[FakeServer, Any]]:
-        """A backend whose models are listed."""
+        """Yield a server, and a backend that has listed its models."""
         listed = {
             "/api/tags": Answer(['{"models": [{"name": "m:latest"}]}']),
             "/v1/models": Answer(['{"data": [{"id": "m"}]}']),
@@ -83,7 +83,7 @@ async def test_each_text_has_its_vector_one_long_and_in_its_place(api: Api) -> N
         embedded = await backend.embed(job("one", "two", "three"), reader)
     assert embedded == Embedded(2, 5)
     assert reader.vectors == [pytest.approx((0.6, 0.8)), (1.0, 0.0), (0.0, -1.0)]
-    # Only the end knows how many tokens they have.
+    # The token count is only known at the end.
     assert (reader.accepted, reader.prompt_tokens) == (True, None)
     (sent,) = server.asked
     assert sent == {"input": ["one", "two", "three"], **_extras(api)}
@@ -157,7 +157,7 @@ async def test_many_texts_are_asked_for_in_batches_that_come_one_by_one(api: Api
 
 
 class Sizes(VectorReader):
-    """How large the messages are."""
+    """Records the sizes of messages."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Whether a server belongs to a provider."""
+"""Which servers belong to a provider."""
 
 import asyncio
 from typing import Any
@@ -17,7 +17,7 @@ from services.inference.upstreams import Upstream
         ("http://[::1]/v1", False),
         ("http://10.1.2.3/v1", False),
         ("http://192.168.0.9/v1", False),
-        ("http://100.64.0.7/v1", False),  # a VPN's
+        ("http://100.64.0.7/v1", False),  # a VPN address
         ("http://[fd00::1]/v1", False),
         ("http://[fe80::1]/v1", False),
         ("http://8.8.8.8/v1", True),

@@ -61,7 +61,7 @@ def test_a_server_that_sends_other_answers_is_only_slow() -> None:
 
 
 class Models:
-    """Notes what the watch says, and when."""
+    """Records what the watch reports, and when."""
 
     is_external = False
 
@@ -82,7 +82,7 @@ class Models:
 
 
 class FakeProbes:
-    """A server whose pages are replies, or None while it hangs."""
+    """A server with a reply for each page; a page with None hangs."""
 
     def __init__(self, given: Dialect | None) -> None:
         self.pages: dict[str, ProbeReply | None] = {}
@@ -220,7 +220,7 @@ def upstream(server: FakeServer, name: str, **more: Any) -> Upstream:
 
 
 def pages(chat: Answer | list[Answer], slots: int = 4) -> dict[str, Answer | list[Answer]]:
-    """Those of llama-server."""
+    """Return llama-server's pages."""
     return {
         "/v1/models": Answer(['{"data": [{"id": "m", "owned_by": "llamacpp"}]}']),
         "/v1/chat/completions": chat,
@@ -346,7 +346,7 @@ SGLANG = {
     "/get_model_info": Answer(['{"model_path": "m"}']),
     "/get_server_info": Answer(['{"model_path": "m", "max_running_requests": 48, "version": "0.5.4"}']),
     "/get_load": Answer(['[{"dp_rank": 0, "num_reqs": 5, "num_waiting_reqs": 2, "num_tokens": 9}]']),
-    # Its /health is too slow to be asked.
+    # SGLang's /health is too slow to be polled.
     "/health": HANGS,
 }
 TENSORRT = {"/health": Answer([""]), "/version": Answer(['{"version": "1.2.0"}'])}

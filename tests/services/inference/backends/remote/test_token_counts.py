@@ -17,7 +17,7 @@ def reported(prompt: object, completion: object, cached: object = None) -> Repor
 def settle(
     usage: ReportedUsage, pieces: int = 3, thoughts: int = 0, *, sent_bytes: int = 40_000 - token_counts.HIDDEN_PROMPT_TOKENS
 ) -> tuple[Usage, tuple[str, ...]]:
-    """Settle the counts of a prompt of four words, and an answer of at most ten tokens."""
+    """Settle the counts of a four-word prompt and an answer of at most ten tokens."""
     asked = replace(job(), messages=(ChatMessage("user", "one two three four"),))
     return token_counts.settle(usage, asked, pieces=pieces, thoughts=thoughts, sent_bytes=sent_bytes, max_tokens=10)
 

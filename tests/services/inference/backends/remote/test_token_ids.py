@@ -1,4 +1,4 @@
-"""Answers with token ids: their counts are exact, and another server continues them."""
+"""Answers with token ids: their counts are exact, and another server can continue them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ from tests.services.inference.standins import Reader, Watch, job, until
 KINDS = ("vllm", "llama_cpp")
 ANSWER = "Grüezi 🙃, hm"
 IDS = ids_of(ANSWER)
-#: Without the prompt's own frame.
+#: The whole rendered prompt; a token is a byte.
 PROMPT_TOKENS = len("<user>hi<assistant>")
 WHOLE = Generation(FinishReason.STOP, Usage(PROMPT_TOKENS, len(IDS)))
 DIGEST = "ab" * 32
@@ -102,7 +102,7 @@ async def test_an_open_ended_answer_gets_what_the_context_has_left(kind: str) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_server_is_not_asked_for_more_than_fits(kind: str) -> None:
-    """vLLM answered 400 to a max_tokens that doesn't fit the context with the prompt."""
+    """vLLM answers 400 if max_tokens and the prompt together exceed the context."""
     server = TokenServer(kind, ANSWER)
     async with worker(server) as backend:
         assert await backend.generate(asked(max_tokens=CONTEXT), Reader()) == WHOLE
@@ -243,7 +243,7 @@ async def test_the_tokens_of_a_text(text: str, pieces: list[Any], ids: list[int]
 
 
 class LeavingReader(Reader):
-    """Leaves in mid-answer."""
+    """Disconnects in mid-answer."""
 
     async def send(self, item: Chunk) -> None:
         await super().send(item)

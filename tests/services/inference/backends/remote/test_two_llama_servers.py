@@ -36,7 +36,7 @@ MODEL = ModelName("m")
 
 @asynccontextmanager
 async def llama_servers(count: int) -> AsyncIterator[tuple[RemoteBackend, list[int]]]:
-    """Run servers of the packaged model, each with its process id, and a backend that knows what they can do."""
+    """Run servers of the packaged model. Yield a backend that knows their abilities, and their process ids."""
     async with AsyncExitStack() as stack:
         ports, pids = [free_port() for _ in range(count)], []
         for port in ports:
@@ -52,7 +52,7 @@ async def llama_servers(count: int) -> AsyncIterator[tuple[RemoteBackend, list[i
 
 
 class KillingReader(Reader):
-    """Kills the server that answers after some tokens."""
+    """Kills the server that is answering, after some tokens."""
 
     def __init__(self, backend: RemoteBackend, pids: list[int], after: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def replace_cached(end: Generation) -> Generation:
 
 @pytest.mark.nightly("long")
 async def test_an_answer_moves_between_the_engine_and_a_server() -> None:
-    """They have the same vocabulary, and count a prompt alike."""
+    """Both have the same vocabulary, and count prompts alike."""
     found = model_discovery.find({}, defaults=catalog.Defaults(slots=1, context_tokens=1024))
     load = engine_messages.LoadCommand("", 1, 1024, 1, 0)
     asked = job("Write a long story about a dog.", max_tokens=24, temperature=0.0)

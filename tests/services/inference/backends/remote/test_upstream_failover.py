@@ -1,4 +1,4 @@
-"""Two upstreams with the same model: requests are spread, and move to the other one until their first token."""
+"""Two upstreams with the same model: requests are spread, and fail over until their first token."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ HANGS = Answer([], silent=True, hang=True)
 
 
 class FirstOfTie(random.Random):
-    """Chooses the first of the file among upstreams that are equally good."""
+    """Chooses the first upstream in the file among equally good ones."""
 
     def choice(self, seq: Sequence[T]) -> T:  # type: ignore[override]
         return seq[0]
@@ -52,7 +52,7 @@ def upstream(server: FakeServer, name: str, **more: Any) -> Upstream:
 async def two(
     first: Answer | list[Answer], second: Answer | list[Answer], *, path: str = "/chat/completions", **more: Any
 ) -> AsyncIterator[tuple[FakeServer, FakeServer, RemoteBackend]]:
-    """``more`` are the settings of the second."""
+    """Yield two servers and their backend; ``more`` are settings of the second upstream."""
     async with (
         serving({"/models": MODELS, path: first}) as one,
         serving({"/models": MODELS, path: second}) as other,
@@ -180,11 +180,11 @@ async def test_a_failing_upstream_is_the_last_choice_after_three_strikes() -> No
 
 
 async def test_a_server_that_shared_its_time_is_not_slow() -> None:
-    """Its answers took longer only because there were more of them."""
+    """Its answers took longer only because more of them ran at once."""
     now = 0.0
     async with two(HELLO, HELLO) as (_, _, backend):
         first, second = (server.models for server in backend.servers)
-        # Nothing waits in here: the loop reads the same clock.
+        # Nothing may wait in this block: the event loop reads the same clock.
         with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
             patch.setattr(remote_models.time, "monotonic", lambda: now)
             with first.counted(job("hi", model="m")) as alone:
