@@ -1,4 +1,4 @@
-"""Every table is behind PostgreSQL's own wall, or stands here with the reason why the first one is enough for it."""
+"""Every table has row-level security, or is listed here with the reason why the service's own checks are enough."""
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -10,7 +10,7 @@ from services.auth import store as auth
 from services.gateway import store as gateway
 from shared.stores.database import Database
 
-#: Schema -> what opens it -> table -> why nobody but the service itself asks for its rows.
+#: Schema -> how to open it -> table -> why only the service itself reads its rows.
 OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], dict[str, str]]] = {
     "auth": (
         auth.opened,

@@ -16,7 +16,7 @@ def tables_of() -> str | None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _read_configurations_here(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The start of the program that reads them takes 0.35 s of a processor; ``test_config_file`` and whole stacks see to it."""
+    """Starting the program that reads them takes 0.35 s of CPU; ``test_config_file`` and whole stacks cover it."""
     with pytest.MonkeyPatch.context() as patch:
         if request.path.name != "test_config_file.py":
             patch.setattr(config_file, "read", _read)

@@ -8,7 +8,7 @@ from shared import errors
 
 
 class FakeCounters:
-    """The script runner of shared.stores.cache, with a clock that stands still; may be unavailable."""
+    """Replaces the script runner of shared.stores.cache, with a stopped clock; can be unavailable."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0

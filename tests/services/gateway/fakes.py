@@ -1,4 +1,4 @@
-"""A fake mesh, fake workers and fake stores, with the same interfaces as the real ones."""
+"""A fake mesh, fake workers and fake stores, with the interfaces of the real ones."""
 
 import asyncio
 import random
@@ -85,7 +85,7 @@ PERSON = auth.Principal(USER, "ada", UserRole.USER, Tier.FREE)
 
 
 def rpc_call(principal: auth.Principal) -> RpcCall:
-    """What a handler gets with a request of this user."""
+    """Return the call that a handler gets with a request from this user."""
     call = RpcCall(Peer(Role.CLIENT, node_id(1)), deadline=0, credential=None, idempotency_key=None)
     call.found = principal
     return call
@@ -128,7 +128,7 @@ ALLOWING = Policies({"mesh": _ALL_PROVIDERS, "default": _ALL_PROVIDERS})
 
 
 class FakeDirectory(Directory):
-    """The real directory with a clock that stands still."""
+    """The real directory with a stopped clock."""
 
     def __init__(self) -> None:
         super().__init__(lambda: 0.0)
@@ -139,7 +139,7 @@ class FakeDirectory(Directory):
 
 @dataclass
 class FakeWorker:
-    """Generates its words, one token each; may fail or hang before any of them."""
+    """Generates its words, one token each; can fail or hang before any of them."""
 
     words: Sequence[str] = ("Hello", " world", "!")
     prompt_tokens: int = 7
@@ -147,7 +147,7 @@ class FakeWorker:
     fails_after: int = 0
     hangs_after: int | None = None
     received: list[inference.ProcessPrompt] = field(default_factory=list)
-    #: Of each call, in seconds.
+    #: Each call's deadline, in seconds.
     deadlines: list[float] = field(default_factory=list)
     is_hanging: asyncio.Event = field(default_factory=asyncio.Event)
     left_early: int = 0
@@ -190,7 +190,7 @@ class FakeRpc:
     def __init__(self) -> None:
         self.workers: dict[NodeId, FakeWorker] = {}
         self.answers: dict[str, Callable[[Any], Awaitable[Any]]] = {}
-        #: Streams that are not prompts, by method name; the last thing is the end.
+        #: Streams other than prompts, by method name; the last item is the end.
         self.streams: dict[str, Callable[[Any], AsyncIterator[Any]]] = {}
         self.called: list[str] = []
         self.credentials: list[Credential | None] = []
@@ -239,14 +239,14 @@ class FakeRpc:
 
 
 class FakeLedgerStore(LedgerStore):
-    """Grants what is asked for; may refuse, or grant less."""
+    """Grants what the gateway requests; can refuse, or grant less."""
 
     def __init__(self) -> None:
         self.reserved: list[ReservationRequest] = []
         self.extended: list[HoldExtension] = []
-        #: Of each answer.
+        #: The most tokens to grant per answer.
         self.most_tokens: int | None = None
-        #: Not set: extensions wait.
+        #: Extensions wait until it is set.
         self.may_extend = asyncio.Event()
         self.may_extend.set()
         self.refuses: InsufficientCredits | None = None
@@ -268,7 +268,7 @@ class FakeLedgerStore(LedgerStore):
         return LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 0, 0, 0, 0)
 
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
-        """On a slow machine, a test may run until the first heartbeat."""
+        """Do nothing: on a slow machine, a test may run until the first heartbeat."""
 
     async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[OpenReservation, ...]:
         return ()
@@ -299,7 +299,7 @@ class FixedConfig:
 
 @dataclass
 class FakeJournal:
-    """A journal in memory; may be full."""
+    """A journal in memory; can be full."""
 
     rows: list[RequestRow] = field(default_factory=list)
     full: bool = False
@@ -321,14 +321,14 @@ class FakeJournal:
 
 @dataclass
 class FakeStore:
-    """Keeps rows like PostgreSQL; may be unavailable."""
+    """Keeps rows like PostgreSQL; can be unavailable."""
 
     rows: dict[UUID, RequestRow] = field(default_factory=dict)
     away: bool = False
-    #: Statements with one of these rows are answered with an error.
+    #: A statement with one of these rows fails.
     refuses: set[UUID] = field(default_factory=set)
     writes: int = 0
-    #: Not set: writes hang.
+    #: Writes hang until it is set.
     stalled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -374,7 +374,7 @@ class FakeReports:
 
 
 class FakeAccounts:
-    """Credits and budgets, as a test sets them."""
+    """Credits and budgets that a test sets."""
 
     def __init__(self) -> None:
         self.budget: KeyBudget | None = None
@@ -477,7 +477,7 @@ class RunningService:
         self.once = DeduplicatedInference(self.pipeline, keys)
         #: The gateway's own methods, by name.
         self.own: dict[str, Handler] = {}
-        #: What follows them.
+        #: Called with each of their replies.
         self.finish: Callable[[Any], Awaitable[Any]] = _unchanged
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
@@ -510,7 +510,7 @@ class RunningService:
         )
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99), self._finish).routes()
-        # Rendering it takes 50 ms, and it is the same for each.
+        # Rendering the reference takes 50 ms, and it is the same for all services.
         if not RunningService._reference:
             RunningService._reference = Reference(routes).routes()
         every = (*routes, *rpc_routes, *RunningService._reference)

@@ -1,4 +1,4 @@
-"""What the tests of the HTTP API send, and how they read the answers."""
+"""What the HTTP API tests send, and how they read the answers."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """Return the error object; ``code`` is ours."""
+    """Check the status and our own ``code``, and return the error object."""
     error = answer.json()["error"]
     is_openai = answer.request.url.path.startswith("/v1/")
     assert (answer.status_code, error["aimesh_code" if is_openai else "code"]) == (status, code), answer.text

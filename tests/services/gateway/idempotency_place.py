@@ -48,7 +48,7 @@ class Head:
 
 @dataclass
 class Maker:
-    """Makes five chunks that depend on the seed; waits before chunk ``waits_at`` for the gate, and fails before ``fails_at``."""
+    """Makes five chunks that depend on the seed; waits for the gate before chunk ``waits_at``, and fails before ``fails_at``."""
 
     length: int = 5
     waits_at: int | None = None
@@ -71,7 +71,7 @@ class Maker:
 
 @dataclass
 class ReceivedAnswer:
-    """What one caller got."""
+    """What one caller received."""
 
     numbers: list[int]
     texts: list[str]
@@ -112,7 +112,7 @@ class Gateway:
 
 
 class RunningService:
-    """Creates gateways that die when the test says so."""
+    """Creates gateways that a test can kill."""
 
     def __init__(self, store: IdempotencyStore, url: str) -> None:
         self.store = store
@@ -143,7 +143,7 @@ class RunningService:
         return int(found[0][0])
 
     async def the_lease_ends(self) -> None:
-        """As after kill -9 of the process that holds one."""
+        """Expire the running lease, as after kill -9 of the process that holds it."""
         await self.sql("UPDATE idempotency_keys SET lease_until = now() - interval '1 s' WHERE state = 'running'")
 
     async def row(self) -> Any:

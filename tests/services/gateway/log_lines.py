@@ -1,4 +1,4 @@
-"""What a test writes to the log."""
+"""The log lines that a test writes."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from shared.telemetry import logs
 
 
 class Lines:
-    """Events with their fields, in order."""
+    """Log events with their fields, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._lines: list[tuple[str, str]] = []

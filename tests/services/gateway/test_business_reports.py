@@ -1,4 +1,4 @@
-"""What a report may contain, and what the background job does with the days."""
+"""What a report may contain, and how the background job summarizes days."""
 
 from datetime import date, timedelta
 

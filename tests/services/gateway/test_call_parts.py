@@ -1,4 +1,4 @@
-"""Calls that arrive complete or in parts."""
+"""Tool calls that arrive complete or in parts."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +28,7 @@ def test_calls_are_the_same_however_their_parts_arrive(arguments: list[list[str]
     read, gathered = CallParts(), CallParts()
     sent = [part for chunk in (*chunks, _STOP) for part in read.add(chunk)]
     complete = [call for chunk in (*chunks, _STOP) for call in gathered.complete(chunk)]
-    # A call without arguments has none, as JSON.
+    # The arguments of a call without any are an empty JSON object.
     assert complete == list(read.calls) == [ToolCall(f"c{index}", "f", "".join(texts) or "{}") for index, texts in enumerate(arguments)]
     joined = {index: "".join(part.arguments for part in sent if part.index == index) for index in range(len(arguments))}
     assert joined == {index: "".join(texts) or "{}" for index, texts in enumerate(arguments)}
@@ -64,5 +64,5 @@ def test_a_worker_that_only_writes_complete_calls_takes_over_in_a_call() -> None
     calls.add(parts(ToolCallPart(0, '{"a', "a", "f")))
     chunk = Chunk("", (), tool_calls=(ToolCall("a", "f", '{"a": 1}'), ToolCall("b", "f", '{"a": 1}')))
     assert calls.add(chunk) == [ToolCallPart(0, '": 1}'), ToolCallPart(1, '{"a": 1}', "b", "f")]
-    # The same call once more is another one.
+    # A second identical call is another call.
     assert calls.add(Chunk("", (), tool_calls=chunk.tool_calls[1:])) == [ToolCallPart(2, '{"a": 1}', "b", "f")]

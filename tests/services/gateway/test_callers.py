@@ -108,7 +108,7 @@ async def test_without_auth_a_five_minute_old_answer_is_used() -> None:
 
 
 async def test_an_auth_that_is_still_starting_is_unavailable() -> None:
-    """A caller's 404 would mean that its path or model doesn't exist."""
+    """A 404 would tell the caller that its path or model doesn't exist."""
     callers, rpc = make_callers(Time())
     rpc.answers["auth.validateApiKey"] = raising(errors.UnknownMethod("auth.validateApiKey"))
     with pytest.raises(errors.Unavailable, match="auth is still starting"):

@@ -20,9 +20,9 @@ from shared.stores import database
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 from tests.stacks import until
 
-#: Set for each test, because a run may go past midnight.
+#: Set for each test, because a run may pass midnight.
 TODAY = BEGIN = datetime.min.replace(tzinfo=UTC)
-#: Of our own role.
+#: The number of our own role's sessions that wait for a lock.
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = current_user"
 ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))
 TEAM = TenantId(UUID(int=50))
@@ -47,7 +47,7 @@ async def opened(plain_url: str) -> AsyncIterator[database.Database]:
 
 @pytest.fixture
 async def connection(opened: database.Database, plain_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """As somebody with the service's password who chooses no tenant."""
+    """A connection with the service's password, but without a tenant."""
     found = await asyncpg.connect(plain_url, server_settings={"search_path": "gateway"})
     yield found
     await found.close()
@@ -69,7 +69,7 @@ def row(**changed: object) -> RequestRow:
 
 
 def some_rows(seed: int, number: int) -> list[RequestRow]:
-    """Of four whole days and the current one."""
+    """Return rows of four whole days and the current one."""
     dice = random.Random(seed)
     return [
         row(
@@ -208,7 +208,7 @@ async def test_the_current_day_is_summed_up_in_ten_minute_pieces(
     piece = now.replace(minute=now.minute // 10 * 10, second=0, microsecond=0)
     await days.open_days()
     await connection.execute("SET aimesh.tenant = '*'")
-    # As if this day had started later, so that the test's result is the same at any time of day.
+    # Pretend that this day started later, so that the test's result is the same at any time of day.
     await connection.execute("UPDATE usage_rolls SET rolled_until = $1 WHERE day = $2", piece - timedelta(minutes=20), piece.date())
     begun = max(piece - timedelta(minutes=20), TODAY)
     await GatewayStore(opened).write_requests([row(created_at=begun), row(created_at=datetime.now(UTC))])
@@ -256,7 +256,7 @@ async def test_sums_outlive_the_request_log(days: DaysStore, opened: database.Da
     await days.close_days(1)
     assert await usage.delete_old(1, 1000) > 0
     assert await report(days) == before
-    # A late row of such a day would be the only one of that day.
+    # A late row must not recompute the day, of which no other row is left.
     await GatewayStore(opened).write_requests([row()])
     assert await roll(days) == []
     assert await report(days) == before

@@ -37,7 +37,7 @@ POOL = WorkerPool(name="l4", models=(BIG, "huge"), min=0, max=3, start_seconds=9
 
 @pytest.fixture
 async def service() -> AsyncIterator[RunningService]:
-    """A pool without workers, beside the worker of another model."""
+    """A pool without workers, next to the worker of another model."""
     async with fakes.running_service() as service:
         service.pools = (POOL,)
         yield service
@@ -205,7 +205,7 @@ async def test_names_and_policies_hold_for_models_that_can_be_started(service: R
 
 
 async def test_a_worker_that_refuses_because_it_stops_leaves_the_request_waiting(service: RunningService) -> None:
-    """It was the last of its pool: between the choice and the call it began to drain."""
+    """The last worker of its pool began to drain between the choice and the call."""
     stopping = FakeWorker(fails_with=errors.Draining("it stops"))
     service.add_worker(2, stopping, BIG)
     asking = asyncio.create_task(ask(service))

@@ -147,7 +147,7 @@ async def test_a_keys_models_apply_over_rpc_too(running_service: RunningService)
 
 # --- scopes ---------------------------------------------------------------------------------------------------------------
 
-#: Scope -> what it opens of these, over HTTP.
+#: Scope -> the routes of ``ASKED`` that it allows.
 OPENS = {
     "inference:execute": {"POST /api/inference", "GET /v1/models", "POST /api/feedback"},
     "model:read": {"GET /v1/models"},
@@ -319,7 +319,7 @@ async def test_an_overlong_address_is_truncated_in_the_error(running_service: Ru
 async def served(
     running_service: RunningService, hop_secret: str | None = None, **settings: Any
 ) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
-    """The gateway's own server, with calls from any of this machine's addresses."""
+    """Run the gateway's own server; yield a function that calls it from any local address."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         server = http_server.HttpServer(
@@ -415,7 +415,7 @@ async def test_other_headers_do_not_change_the_client_address(running_service: R
 async def test_a_trusted_proxy_from_the_settings_is_used(
     running_service: RunningService, trusted: tuple[str, ...], *, is_let_in: bool
 ) -> None:
-    """As if web, or a proxy with TLS, ran in another container."""
+    """Web, or a proxy with TLS, may run in another container."""
     bind(running_service, networks=("192.0.2.0/24",))
     async with served(running_service, trusted_proxies=trusted) as ask:
         answer = await ask(STRANGER, [(FORWARDED, "192.0.2.7")])
@@ -423,7 +423,7 @@ async def test_a_trusted_proxy_from_the_settings_is_used(
 
 
 async def test_uvicorns_environment_variable_trusts_no_proxy(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
-    """uvicorn would interpret the header by itself."""
+    """With this variable, uvicorn would interpret the header."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     bind(running_service, networks=("192.0.2.0/24",))
     async with served(running_service) as ask:

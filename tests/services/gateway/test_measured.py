@@ -1,4 +1,4 @@
-"""The gateway's metrics of requests, on its real code paths; their number doesn't grow with the number of users."""
+"""The gateway's request metrics on its real code paths; the number of series doesn't grow with the number of users."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
 
 TENANTS = 1_000
 MODELS = 20
-#: OBSERVABILITY.md §6.2, of one service.
+#: The most series of one service; see OBSERVABILITY.md §6.2.
 MOST_SERIES = 10_000
 
 

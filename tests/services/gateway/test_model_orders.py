@@ -22,7 +22,7 @@ M = ModelName("m")
 
 
 class Rpc(FakeRpc):
-    """Records the calls of each node; ``refuse`` has the errors of some."""
+    """Records the calls of each node; ``refuse`` has the errors of some nodes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Requests for moderation, and prompts and answers that policies let moderation models check."""
+"""Moderation requests, and prompts and answers that moderation models check for policies."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ TO_CHAT = {"name": "llama", "model": "llama-guard", "task": "moderation", "forma
 
 @dataclass
 class ModerationWorker(FakeWorker):
-    """Finds texts with "hurt" harmful; a test can replace what is sent, to make it lie."""
+    """Flags texts with "hurt"; a test can replace its verdicts, to make it lie."""
 
     verdicts: tuple[ModerationVerdict, ...] | None = None
     received: list[Any] = field(default_factory=list)
@@ -116,7 +116,7 @@ class Moderating:
 
     @property
     def row(self) -> RequestRow:
-        """The row of the last request, rather than of its checks."""
+        """Return the row of the last request, not of its checks."""
         return self.rows()[-1]
 
     @property
@@ -551,7 +551,7 @@ async def test_the_checks_of_all_levels_apply(moderating: Moderating) -> None:
     moderating.guard.fails_with = errors.Unavailable("it is down")
     with pytest.raises(errors.Unavailable, match="can't be checked"):
         await moderating.ask("hi", keyed)
-    # A key's own check adds to it, by another model.
+    # The key's own check, by another model, applies as well.
     moderating.guard.fails_with = None
     routes = {"moderation": [TO_GUARD], "own": [TO_CHAT]}
     moderating.chat.verdicts = (HARMFUL,)

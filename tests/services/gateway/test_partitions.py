@@ -1,5 +1,5 @@
-"""On a real PostgreSQL, under a role that row-level security holds: tables become partitioned without a copy, partitions come and go, and
-every filter of the request log finds its index."""
+"""Partitions on a real PostgreSQL under row-level security: tables become partitioned without a copy, partitions are created and dropped,
+and every filter of the request log uses an index."""
 
 import asyncio
 import itertools
@@ -70,7 +70,7 @@ def metrics() -> Metrics:
 
 
 def request_id_at(moment: datetime) -> RequestId:
-    """As gateways create them."""
+    """Return a request id with this time, as gateways create them."""
     milliseconds = int(moment.timestamp() * 1000)
     return RequestId(UUID(int=(milliseconds << 80) | (context.new_request_id().int & ((1 << 80) - 1))))
 
@@ -85,7 +85,7 @@ def row(at: datetime, **changed: object) -> RequestRow:
 
 
 async def fill(connection: asyncpg.Connection) -> None:
-    """As the version before: this many requests over two months, each paid."""
+    """Insert ROWS requests over two months, each paid, as the previous version did."""
     await connection.execute(
         "INSERT INTO prices (input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro) VALUES (0, 0, 0, 0)"
     )
@@ -166,7 +166,7 @@ async def test_a_migration_that_cannot_get_its_lock_blocks_nobody(connection: as
 
         for _ in range(3):
             await until(it_waits, seconds=30, what="the migration waits for the lock")
-            # It queues behind the migration's lock request.
+            # This query queues behind the migration's lock request.
             async with asyncio.timeout(30):
                 assert await others.fetchval("SELECT count(*) FROM request_logs") == ROWS
         assert not migrating.done()
@@ -248,7 +248,7 @@ async def test_old_partitions_of_the_request_log_are_dropped_but_none_of_the_led
     await Partitions(opened, metrics).extend()
     now = datetime.now(UTC)
     await GatewayStore(opened).write_requests([row(now), row(now - timedelta(days=40))])
-    # As if all of it had happened that long ago.
+    # Pretend that all of it happened that long ago.
     names = dict(await connection.fetch("SELECT name, parent FROM partitions"))
     await connection.execute(
         "UPDATE partitions SET until = now() - interval '31 days' WHERE name = 'request_logs_first' OR parent <> 'request_logs'"

@@ -1,4 +1,4 @@
-"""Requests under policies: where their prompts go, and what callers are told."""
+"""Requests under policies: where their prompts go, and what callers see."""
 
 import asyncio
 import contextlib
@@ -259,7 +259,7 @@ async def test_the_announcement_is_compared_again_when_the_prompt_is_sent(police
                 policed.service.directory.worker(11, LOCAL, provider="acme")
                 yield step
 
-    # Nothing happens between a choice without a wait and the call.
+    # Without a wait, nothing can happen between the choice and the call.
     monkeypatch.setattr(dispatch, "claim_now", lambda _requirements: None)
     monkeypatch.setattr(dispatch, "find", choose_before_the_change)
     with pytest.raises(errors.NotReachable, match="sends prompts to acme, which the policy forbids"):
@@ -325,8 +325,8 @@ async def cached(policed: Policed, valkey_url: str) -> AsyncIterator[Policed]:
 
 
 async def test_no_random_request_reaches_a_forbidden_provider(cached: Policed) -> None:
-    """Random routes, policies, failures and requests of dead gateways, most of them from the cache if it has their answers; a model has
-    internal and external workers. Random policies check prompts and answers. 500 requests, at night 10,000."""
+    """Random routes, policies, failures and requests of dead gateways; the cache answers most of them if it has their answers. Models have
+    internal and external workers, and random policies check prompts and answers. 500 requests, 10,000 nightly."""
     policed = cached
     rng, rounds = random.Random(tiers.seed("POLICY_SEED")), 500 if tiers.is_nightly() else 25
     acme = [FakeWorker(words=("x",)) for _ in range(3)]

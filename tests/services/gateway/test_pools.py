@@ -1,4 +1,4 @@
-"""POOLS_FILE of a whole gateway on a real mesh, with real PostgreSQL and Valkey."""
+"""POOLS_FILE in a whole gateway on a real mesh, with real PostgreSQL and Valkey."""
 
 from pathlib import Path
 from typing import Any, ClassVar

@@ -32,7 +32,7 @@ class FakeAnswer:
 
 
 class Rpc:
-    """Workers that pull; ``refuse`` has the errors of some, and ``gate`` holds them up."""
+    """Workers that pull; ``refuse`` has the errors of some, and ``gate`` delays all."""
 
     def __init__(self) -> None:
         self.received: list[tuple[NodeId, PullModel]] = []

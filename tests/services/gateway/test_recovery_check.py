@@ -1,4 +1,4 @@
-"""The gateway's check of a restored database, as the program that `aicli stack verify` starts."""
+"""The gateway's check of a restored database, run as the program that `aicli stack verify` starts."""
 
 import asyncio
 import sys
@@ -30,7 +30,7 @@ async def tables(plain_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def run(*words: str, **environment: str) -> tuple[int | None, bytes]:
-    """With nothing else in its environment."""
+    """Run the check with nothing else in its environment."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.gateway.recovery_check", *words, env=environment, stdout=asyncio.subprocess.PIPE
     )

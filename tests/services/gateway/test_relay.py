@@ -37,7 +37,7 @@ class RelayHarness:
             self.directory.worker(number, "m", load=WorkerLoad(slots=8, running=number))
 
     async def text(self) -> str:
-        """Return its texts, with a full stop for its end."""
+        """Return the answer's text, with a period for its end."""
         async with aclosing(self.relay.generate(PROMPT, WISH, seconds=10)) as answers:
             items = [answer async for answer in answers]
         return "".join("." if isinstance(answer, Generation) else answer.text for answer in items if not isinstance(answer, PromptAccepted))
@@ -118,11 +118,11 @@ async def test_closing_the_stream_early_cancels_the_work_on_the_worker() -> None
     assert harness.dispatch.in_flight == 0
 
 
-# --- workers that are lost ------------------------------------------------------------------------------------------------
+# --- lost workers ---------------------------------------------------------------------------------------------------------
 
 
 class Dying(FakeWorker):
-    """A worker whose whole process ends, before or after its first word; the directory learns it when the link ends."""
+    """A worker whose whole process ends, before or after its first word; the directory learns of it when the link ends."""
 
     def __init__(self, harness_of: "list[RelayHarness]", number: int, *, after: int = 0) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ async def test_a_request_that_crashed_two_workers_gets_no_third() -> None:
 
 
 class Twin(FakeWorker):
-    """A worker whose key another process uses too: the directory gets announcements of both in turn, and its links break."""
+    """A worker that shares its key with another process: the directory gets announcements of both in turn, and its links break."""
 
     def __init__(self, harness_of: "list[RelayHarness]", number: int) -> None:
         super().__init__()

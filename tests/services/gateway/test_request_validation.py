@@ -42,7 +42,7 @@ def test_thoughts_of_earlier_answers_count_as_prompt() -> None:
         return admitted.most_prompt_tokens, admitted.likely_prompt_tokens
 
     most, likely = sizes("", "user")
-    # Templates leave the thoughts before a question out, and keep those before the result of a tool.
+    # Templates leave out the thoughts before a question, and keep those before a tool's result.
     assert sizes("é" * 150, "user") == (most + 300, likely)
     assert sizes("é" * 150, "tool") == (most + 300, likely + 100)
 

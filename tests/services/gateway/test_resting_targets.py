@@ -1,4 +1,4 @@
-"""Two gateways and one worker for an upstream, which asks for a pause: it gets one from both."""
+"""Two gateways share a worker for an upstream. When the upstream asks for a pause, both gateways respect it."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -33,7 +33,7 @@ ROUTE = RouteDocument(
 
 
 class UpstreamWorker(FakeWorker):
-    """Asks the upstream, as a worker does."""
+    """Calls the upstream as a real worker does."""
 
     backend: RemoteBackend
 
@@ -45,7 +45,7 @@ class UpstreamWorker(FakeWorker):
 
 
 class Place(Node):
-    """The worker's node: the gateways hear what it offers."""
+    """The worker's node: it announces its offers to the gateways."""
 
     def __init__(self, gateways: list[RunningService]) -> None:
         super().__init__()

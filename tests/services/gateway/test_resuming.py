@@ -31,15 +31,15 @@ from tests.services.gateway.thinking import Thinks
 MODEL = ModelName("m")
 DIGEST = "d" * 64
 WORDS = tuple(f" w{number}" for number in range(8))
-#: A worker that was cut off before it could say that this was all.
+#: The position of a worker that is cut off after all its tokens, but before their end.
 BEFORE_THE_END = len(WORDS)
 
 
 @dataclass
 class Teller(FakeWorker):
-    """Says WORDS, one token each, behind those that were delivered; fails before the tokens that ``falls`` names, each once.
+    """Generates WORDS after those that were delivered, one token each; fails once before each of the tokens in ``falls``.
 
-    Text lags: a word is shown with the next one, as half a character or the beginning of a stop sequence would be."""
+    Its text lags by a word, as it would with half a character or the beginning of a stop sequence."""
 
     falls: list[tuple[int, errors.AimeshError]] = field(default_factory=list)
     is_opaque: bool = False
@@ -83,7 +83,7 @@ class ResumingHarness:
     async def collect(
         self, prompt: inference.ProcessPrompt | None = None, *, seconds: float = 30
     ) -> tuple[list[PromptAccepted], str, list[int], Generation | None]:
-        """Raise what the relay raises; ``received`` has what arrived before."""
+        """Collect the answer, or raise what the relay raises; ``received`` has what arrived before."""
         self.received: list[Any] = []
         requirements = WorkerRequirements(MODEL, USER, USER, prompt_tokens=1, max_tokens=10, placement=ANYWHERE)
         async with aclosing(self.relay.generate(prompt or make_prompt(), requirements, seconds=seconds)) as answers:
@@ -121,7 +121,7 @@ async def test_another_worker_resumes_after_the_last_token(position: int, kind: 
     harness = ResumingHarness(first, second)
     accepted, text, tokens, end = await harness.collect()
     assert (accepted, text, tokens) == WHOLE
-    # The prompt's tokens are those that the first worker counted, and every token counts once.
+    # The prompt tokens are those that the first worker counted, and every token counts once.
     assert end == Generation(FinishReason.LENGTH, Usage(7, len(WORDS), 2))
     assert second.received[0].delivered == tuple(range(1, position + 1))
     assert second.received[0].model_config.seed == first.received[0].model_config.seed
@@ -174,7 +174,7 @@ async def test_an_answer_is_resumed_at_most_twice() -> None:
     with pytest.raises(errors.WorkerLost, match="the worker was lost during its answer, and no other worker could resume it: gone"):
         await harness.collect()
     assert harness.counted == {("resumption", "failed"): 2}
-    # What arrived before has no gap.
+    # The tokens that arrived before have no gap.
     assert [token for one in harness.received if isinstance(one, Chunk) for token in one.token_ids] == [1, 2, 3, 4, 5, 6]
 
 
@@ -325,7 +325,7 @@ async def test_invalid_chunks_never_reach_the_caller(chunks: list[Chunk]) -> Non
     harness = ResumingHarness(MiscountingWorker())
     with pytest.raises((errors.ProtocolViolation, errors.WorkerLost)):
         _, text, *_ = await harness.collect(make_prompt(max_tokens=8))
-        # Complete before it continued: the rest is left out.
+        # This answer was complete before it continued; the rest is dropped.
         assert text == "a"
         raise errors.ProtocolViolation("was cut off")
     assert chunks[-1] not in harness.received

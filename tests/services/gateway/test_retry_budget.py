@@ -41,7 +41,7 @@ def test_running_requests_count_however_long_they_take() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=300))
 def test_no_window_has_more_retries_than_the_budget(steps: list[tuple[float, bool]]) -> None:
-    """Half of the requests keep failing: the workers get at most a fifth more requests."""
+    """Even if half of the requests keep failing, the workers get at most a fifth more requests."""
     budget, now = RetryBudget(), 0.0
     requests: list[float] = []
     retries: list[float] = []
@@ -54,5 +54,5 @@ def test_no_window_has_more_retries_than_the_budget(steps: list[tuple[float, boo
         granted = sum(budget.spend(now) for _ in range(40))
         retries.extend([now] * granted)
         recent = sum(at > now - WINDOW_SECONDS + 0.5 for at in retries)
-        # Time is counted in pieces, so the borders are not sharp.
+        # Time is counted in slices, so the window's edges are not exact.
         assert not granted or recent <= SHARE * sum(at > now - WINDOW_SECONDS - 0.5 for at in requests) + FLOOR

@@ -123,7 +123,7 @@ async def test_a_target_that_fails_before_its_first_token_is_replaced_and_billed
 
 
 def roll_out(routed: Routed, share: float = 100.0) -> list[tuple[RequestRow, bytes]]:
-    """Move the route's traffic to the paid target; return the rows that the brake gets."""
+    """Move the route's traffic to the paid target; return the list of rows that the brake gets."""
     routed.use(TO_LOCAL, msgspec.structs.replace(TO_API, order=None, share=0))
     route = routed.service.names.routes["assistant"]
     rollout = OpenRollout(UUID(int=1), RolloutPlan("paid", "own", steps=(share,)), 0)
@@ -266,7 +266,7 @@ async def test_a_full_target_is_replaced_at_once_or_after_its_wait(routed: Route
     routed.use(more={"spill_after_seconds": 0})
     first = asyncio.create_task(routed.ask())
     await routed.local.is_hanging.wait()
-    # One call more may wait on the worker itself.
+    # The worker itself may queue one more call.
     second = asyncio.create_task(routed.ask())
     await until(lambda: len(routed.local.received) == 2 or second.done())
     assert (await routed.ask())[0] == "Paid words"
@@ -276,7 +276,7 @@ async def test_a_full_target_is_replaced_at_once_or_after_its_wait(routed: Route
 
 
 async def test_nobody_waits_for_the_workers_of_a_target_with_an_alternative(routed: Routed) -> None:
-    """A model's only worker may be restarting: with another target, nobody waits 3 s for it."""
+    """Without another target, the gateway waits 3 s for a model's only worker, which may be restarting."""
     routed.local.fails_with = errors.LinkLost("gone")
     async with aclosing(routed.service.relay.generate(_prompt(LOCAL), _needs(LOCAL, has_alternative=True), seconds=10)) as items:
         with pytest.raises(errors.LinkLost, match="gone"):
@@ -351,7 +351,7 @@ async def test_limits_of_the_route_and_of_its_first_target_apply(routed: Routed)
             await routed.ask()
 
 
-# --- upstream money ---------------------------------------------------------------------------------------------------------
+# --- upstream costs ---------------------------------------------------------------------------------------------------------
 
 
 def external(routed: Routed, worker: FakeWorker | None = None) -> FakeWorker:
@@ -365,7 +365,7 @@ def money(routed: Routed) -> tuple[Any, ...]:
     return found.provider, found.attempts, found.upstream_micro, found.avoided_micro
 
 
-#: Of a prompt of 7 tokens.
+#: The cost at the provider, in micro-credits.
 def at_provider(completion_tokens: int, prompt_tokens: int = 7) -> int:
     return 3 * prompt_tokens + 5 * completion_tokens + 1
 
@@ -445,7 +445,7 @@ async def test_a_target_over_its_ceiling_is_left_out(routed: Routed) -> None:
     assert (refused.reservation, refused.cost_micro, refused.attempts) == (ReservationState.RELEASED, 0, 0)
 
 
-# --- what sticks ------------------------------------------------------------------------------------------------------------
+# --- stickiness -------------------------------------------------------------------------------------------------------------
 
 
 async def variants(routed: Routed, count: int, **fields: Any) -> set[str]:
@@ -535,11 +535,11 @@ def _chat(text: str) -> dict[str, Any]:
     return {"model": "assistant", "messages": [{"role": "user", "content": text}]}
 
 
-# --- money ------------------------------------------------------------------------------------------------------------------
+# --- billing ----------------------------------------------------------------------------------------------------------------
 
 
 async def test_what_the_credits_do_not_cover_is_left_out_from_the_dearest_down(routed: Routed) -> None:
-    """Full answers cost 1000 * 20 + … at the API and a tenth on our own machines."""
+    """A full answer costs 1000 * 20 + … at the API, and a tenth of that on our own machines."""
     routed.use(msgspec.structs.replace(TO_API, share=100, order=None), msgspec.structs.replace(TO_LOCAL, share=None, order=1))
     store = routed.service.books
 
@@ -569,7 +569,7 @@ async def test_targets_of_one_price_are_kept_together(routed: Routed) -> None:
     assert routed.service.books.reserved[0].least_tokens == 16
 
 
-# --- a takeover -------------------------------------------------------------------------------------------------------------
+# --- takeovers --------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_takeover_asks_the_model_that_began_the_answer(routed: Routed) -> None:

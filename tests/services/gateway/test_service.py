@@ -113,7 +113,7 @@ class StandInWorker(StandIn):
         self.cancelled = 0
         self.hangs = False
         self.chunks: tuple[inference.Chunk, ...] = (inference.Chunk("Hello", (0,)), inference.Chunk(" world", (1,)))
-        #: Not set: answers wait behind their first word.
+        #: Answers wait after their first word until it is set.
         self.pause = asyncio.Event()
         self.pause.set()
         node.offer(models=(ModelOffer(ModelName("smollm2"), 2048),), load=WorkerLoad(slots=4))
@@ -147,7 +147,7 @@ class GatewayMesh:
         return text, answer.end
 
     async def ended(self) -> list[tuple[str, int]]:
-        """Return how requests ended, once the first row is there: a caller that leaves doesn't wait for its row."""
+        """Return how requests ended, once the first row exists: a caller that leaves doesn't wait for its row."""
         async with asyncio.timeout(HANG_SECONDS):
             while not (logged := await self.rows("SELECT status, completion_tokens FROM gateway.request_logs")):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -299,7 +299,7 @@ async def test_a_configuration_applied_at_one_gateway_rules_requests_at_another(
     with pytest.raises(errors.PolicyForbidden, match=r"level: mesh.* policy_machines"):
         async with asyncio.timeout(HANG_SECONDS):
             while True:
-                # Again each time, because it is forgotten after some seconds of silence.
+                # Announce it again each time, because the directory forgets it after some seconds of silence.
                 second.directory.apply_announcement(lent, "nats")
                 await is_used("lent")
     await apply("model_limits: {smollm2: {tokens_per_minute: 1}}")
@@ -372,7 +372,7 @@ async def test_hanging_stores_are_named_and_the_gateway_stays_ready(
 
 @asynccontextmanager
 async def port_of(mesh: GatewayMesh) -> AsyncIterator[httpx.AsyncClient]:
-    """What its HTTP port answers."""
+    """Yield a client of the gateway's HTTP port."""
     gateway = mesh.nodes["gateway"]
     operations = Operations(gateway.node, mesh.settings)
     operations.open(gateway.service)
@@ -463,7 +463,7 @@ async def test_why_no_model_is_served_is_told_to_users(mesh: GatewayMesh) -> Non
     assert (known.models, unknown.models, unknown.why_none) == ((), (), "")
     assert f"{building.node[:8]}… smollm2: the engine is being built" in known.why_none
     assert "secret" not in known.why_none
-    # A worker that is ready has no model that this key may use: that is not its fault.
+    # A ready worker without a model that this key may use isn't at fault.
     directory.apply_announcement(announcement(52), "nats")
     assert await mesh.client.rpc.call(gateway.list_models, gateway.ListModels(), credential=KEY) == gateway.ServedModels(())
 
@@ -570,7 +570,7 @@ async def test_a_second_worker_is_used_and_a_dead_one_is_not(mesh: GatewayMesh) 
     await asyncio.gather(*(mesh.ask() for _ in range(8)))
     assert min(first.ran, other.ran) >= 2
     await second.cut()
-    # Before its end is noticed, requests sent to the dead worker are taken over by the other.
+    # Until its end is noticed, the other worker takes over requests that were sent to the dead one.
     outcomes = await asyncio.gather(*(mesh.ask() for _ in range(4)))
     assert {text for text, _ in outcomes} == {"Hello world"}
     await until(lambda: len(directory.usable(Role.WORKER)) == 1, seconds=7)

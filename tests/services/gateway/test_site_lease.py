@@ -1,4 +1,4 @@
-"""The site's lease, on a real PostgreSQL: what is refused when another site has taken over, and by whom."""
+"""The site's lease, on a real PostgreSQL: what gateways refuse after another site has taken over."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -96,7 +96,7 @@ async def test_without_a_lease_nothing_is_refused(site: Site) -> None:
 
 
 async def test_a_gateway_that_was_paused_while_another_site_took_over_runs_nothing(site: Site) -> None:
-    """The paused one gets no notification: it has no task that listens, as after SIGSTOP."""
+    """The paused gateway gets no notification: no task of it listens, as after SIGSTOP."""
     now = [1000.0]
     paused, other = SiteGate(site.database, lambda: now[0]), SiteGate(site.database)
     await site.set(ACTIVE, by=other)
@@ -133,7 +133,7 @@ async def test_a_late_message_extends_nothing(site: Site) -> None:
     assert (await site.gate.set(late, None)).state is SUSPENDED  # type: ignore[arg-type]
     await refused(site.reserve)
     for nothing in (None, datetime.now(UTC) + timedelta(hours=1)):
-        # It doesn't know the clock, or that was set back since.
+        # The caller doesn't know the database's clock, or the clock was set back since.
         request = SetSiteLease(term=1, site="oslo", state=ACTIVE, seconds=45, since=nothing)
         assert (await site.gate.set(request, BACKUP)).state is SUSPENDED
         await refused(site.reserve)
@@ -196,7 +196,7 @@ async def test_every_gateway_learns_of_a_change_within_a_second(site: Site) -> N
 
 
 async def test_a_lease_that_ends_here_is_not_believed_to_have_begun_again(site: Site) -> None:
-    """PostgreSQL's clock was set back, so the lease that it has still seems to have time left."""
+    """PostgreSQL's clock was set back, so the lease in the database still seems to have time left."""
     now = [1000.0]
     gate = SiteGate(site.database, lambda: now[0])
     await site.set(ACTIVE, seconds=45)
@@ -230,7 +230,7 @@ async def test_a_gateway_of_a_replaced_site_does_not_start_and_a_running_one_end
     now[0] += 61
     with pytest.raises(errors.SiteReplaced, match="replaced by rome"):
         await watching
-    # The database was restored at another site, with the end of the old one in it.
+    # The database was restored at another site, and contains the end of the old site's term.
     gate = await start(4)
     assert isinstance(gate.find_refusal(), errors.SiteSuspended)
     await site.set(ACTIVE, 4)

@@ -31,10 +31,10 @@ SUBJECT = f"aimesh.{MESH}.rpc.gateway.processInferenceRequest"
 SECONDS = 30
 JSON = {"content-type": "application/json"}
 STREAM = {**JSON, "stream": "true"}
-#: What the worker writes as one token for the prompt "large".
+#: One token of the worker's answer to the prompt "large".
 LARGE = "x" * 10_000
 LARGE_COUNT = 200
-#: So many tokens may have that much text.
+#: A limit of this many tokens allows that much text.
 LARGE_ANSWER = {"request": {"prompt": "large", "maxTokens": 8000}}
 
 
@@ -229,7 +229,7 @@ async def test_a_too_large_prompt_is_refused_with_its_size(harness: StockClientH
     assert (code, words) == ("too_large", "the prompt has 1000000 bytes; the limit is 983040")
 
 
-# --- what is billed -----------------------------------------------------------------------------------------------------
+# --- billing ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_stream_is_billed_once(harness: StockClientHarness) -> None:

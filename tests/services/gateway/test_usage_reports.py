@@ -1,4 +1,4 @@
-"""What a report contains, and who may request it about whom; with a fake store."""
+"""What a report contains, and who may request which reports; with a fake store."""
 
 import asyncio
 import itertools
@@ -75,7 +75,7 @@ STEPS = {Bucket.MINUTE: timedelta(minutes=1), Bucket.HOUR: timedelta(hours=1), B
 
 
 @given(
-    since=st.datetimes(datetime(1970, 1, 2), datetime(2100, 1, 1)),  # noqa: DTZ001 - it gets its zone below
+    since=st.datetimes(datetime(1970, 1, 2), datetime(2100, 1, 1)),  # noqa: DTZ001 - the zone is set below
     pieces=st.floats(0.00001, 740),
     zones=st.tuples(st.integers(-14 * 60, 14 * 60), st.integers(-14 * 60, 14 * 60)),
     bucket=st.sampled_from(Bucket),
@@ -136,7 +136,7 @@ class StandIn:
     asked_for: list[TenantId | None] = field(default_factory=list)
     rated: list[tuple[TenantId, UserId, RequestId, int | None]] = field(default_factory=list)
     has_request: bool = True
-    #: How many rows go each time; then it waits for ever.
+    #: The number of rows that each call deletes, or its error; after the last one, calls wait forever.
     old: list[int | errors.AimeshError] = field(default_factory=list)
     ended: list[tuple[int, int]] = field(default_factory=list)
     is_idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -255,7 +255,7 @@ async def test_paging_from_an_invalid_time_is_a_client_error(store: StandIn, rep
     assert store.asked_for == []
 
 
-# --- the job that deletes old rows -----------------------------------------------------------------------------------------
+# --- deletion of old rows --------------------------------------------------------------------------------------------------
 
 
 async def test_old_rows_are_deleted_in_batches(store: StandIn, reports: UsageReports, monkeypatch: pytest.MonkeyPatch) -> None:

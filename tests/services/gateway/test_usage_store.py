@@ -22,7 +22,7 @@ from shared.api.usage_report import Bucket, GetUsageReport, ListRequests, Logged
 from shared.stores import database
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 
-#: Of the rows: on a day's border, so that whole days are tested with it.
+#: The rows begin here: at midnight, so that whole days are tested, too.
 BEGIN = datetime(2026, 3, 2, tzinfo=UTC)
 DAYS = 4
 MODELS = [ModelName("smollm2"), ModelName("qwen"), None]
@@ -68,7 +68,7 @@ async def write(opened: database.Database, rows: Sequence[RequestRow]) -> None:
 
 
 def some_rows(seed: int, number: int) -> list[RequestRow]:
-    """Requests of two people; one of them sometimes uses an organization."""
+    """Return requests of two users; some of the requests belong to an organization."""
     dice = random.Random(seed)
     return [
         row(
@@ -90,7 +90,7 @@ def some_rows(seed: int, number: int) -> list[RequestRow]:
 # --- sums -----------------------------------------------------------------------------------------------------------------
 
 
-#: Their rows are in no sum.
+#: No sum includes these rows.
 REFUSED = (RequestStatus.LIMITED, RequestStatus.REJECTED)
 
 
@@ -179,7 +179,7 @@ async def test_percentiles_are_actual_response_times(
     assert (total.p50_ms, total.p95_ms) == (p50, p95)
 
 
-# --- the list, and the export ---------------------------------------------------------------------------------------------
+# --- list and export ------------------------------------------------------------------------------------------------------
 
 
 async def pages(store: UsageStore, limit: int, most_pages: int = 100) -> list[tuple[LoggedRequest, ...]]:
@@ -382,7 +382,7 @@ async def test_a_bound_tenant_reads_no_other_tenants_row_by_its_id(opened: datab
     assert [await store.rate(TenantId(BOB), BOB, one, 1) for one in ids[:5]] == [True] * 5
     for guessed in ids:
         async with opened.bound(ADA) as transaction:
-            # With the rightful tenant's arguments, as a mistake in our own code would pass them.
+            # A bug in our own code may pass the rightful tenant's arguments.
             assert await transaction.run("rate_request", guessed, BOB, BOB, -1) == 0
             assert await transaction.run("unrate_request", guessed, BOB, BOB) == 0
     async with opened.bound(ADA) as transaction:

@@ -1,4 +1,4 @@
-"""A worker that thinks, and writes calls in parts."""
+"""A worker that thinks, and sends tool calls in parts."""
 
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
@@ -21,15 +21,15 @@ ANSWER = (
     Chunk("", (6,), call_parts=(ToolCallPart(0, "1}"), ToolCallPart(1, "{}", "c2", "look_up"))),
     Chunk("", (7,), finish=FinishReason.STOP),
 )
-#: As a worker of the release before writes the calls.
+#: The calls as a worker of the previous release sends them.
 WHOLE_CALLS = (*ANSWER[:5], Chunk("", (6,), tool_calls=CALLS[:1]), Chunk("", (7,), tool_calls=CALLS[1:], finish=FinishReason.STOP))
 
 
 @dataclass
 class Thinks(FakeWorker):
-    """Resumes behind what was delivered. Without tools, it only thinks and answers."""
+    """Resumes after what was delivered. Without tools, it only thinks and answers."""
 
-    #: Lost before these tokens, each once.
+    #: It is lost once before each of these tokens.
     falls: list[int] = field(default_factory=list)
     chunks: tuple[Chunk, ...] = ANSWER
 

@@ -1,4 +1,4 @@
-"""The ledger's methods for people and administrators, on a real PostgreSQL and with a fake auth."""
+"""The ledger's methods for users and administrators, on a real PostgreSQL and with a fake auth."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""After a gateway died it is known which worker ran a request, and only that worker is paid for it."""
+"""After a gateway dies, the ledger knows which worker ran a request, and only that worker's receipt counts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -68,7 +68,7 @@ async def test_claims_keep_their_order_and_delivered_tokens(stores: BillingStore
 
 
 async def test_a_lost_gateways_request_costs_the_price_of_the_target_that_served_it(stores: BillingStores) -> None:
-    """The dearest target is reserved; a cheaper one may serve the request."""
+    """The ledger reserves the price of the most expensive target; a cheaper one may serve the request."""
     await stores.ledger.add_price(ModelPrice(ModelName("cheap"), MicroCredits(0), MicroCredits(100_000)))
     cheap = next(price for price in await stores.ledger.list_prices() if price.price.model == "cheap")
     request = await stores.reserve()
@@ -105,7 +105,7 @@ async def test_a_claim_skips_a_request_that_is_being_settled(stores: BillingStor
 
 
 async def test_another_workers_receipt_bills_nobody(stores: BillingStores) -> None:
-    """A receipt of another worker once turned 5 tokens into 4,096."""
+    """Another worker's receipt once turned 5 tokens into 4,096."""
     request, bait = await stores.reserve(), await stores.reserve()
     honest, liar = Worker(make_receipt(request, completion=5)), Worker(make_receipt(request, completion=4096))
     mesh = Mesh(honest, liar)
@@ -125,7 +125,7 @@ async def test_another_workers_receipt_bills_nobody(stores: BillingStores) -> No
 
 
 class Recorded:
-    """A store that may be unavailable or have locked rows."""
+    """A store that can be unavailable or have locked rows."""
 
     def __init__(self) -> None:
         self.claims: list[WorkerClaim] = []

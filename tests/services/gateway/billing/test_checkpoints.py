@@ -1,4 +1,4 @@
-"""Days of the ledger are closed, and verification relies on them; on a real PostgreSQL with row-level security in force."""
+"""Closed days of the ledger, which verification relies on; on a real PostgreSQL with row-level security in force."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable
@@ -25,7 +25,7 @@ SECRET = "the secret of all gateways"
 
 
 class ClosedLedger:
-    """Four days of top-ups and today's, and ways to tamper with them."""
+    """Four days of top-ups and today's, and helpers to tamper with them."""
 
     def __init__(self, opened: database.Database, connection: asyncpg.Connection) -> None:
         self.opened, self.connection = opened, connection
@@ -55,7 +55,7 @@ class ClosedLedger:
         return [day for (day,) in await self.connection.fetch("SELECT day FROM ledger_checkpoints ORDER BY day")]
 
     async def tamper(self, statement: str) -> None:
-        """As the owner of the tables can."""
+        """Change entries as the owner of the tables can."""
         await self.connection.execute("ALTER TABLE entries DISABLE TRIGGER USER")
         await self.connection.execute(statement)
 
@@ -69,7 +69,7 @@ async def books(plain_url: str) -> AsyncIterator[ClosedLedger]:
             for micro, owner in enumerate(OWNERS, start=10 * days):
                 await closed_ledger.top_up(TODAY - timedelta(days=days) + timedelta(hours=23), owner, micro)
         await closed_ledger.top_up(datetime.now(UTC), OWNERS[0], 7)
-        # At any time, the day before yesterday has long ended.
+        # At any time of day, the day before yesterday ended long ago.
         await closed_ledger.checkpoints.close_days()
         yield closed_ledger
         await connection.close()

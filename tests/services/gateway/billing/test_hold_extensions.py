@@ -104,7 +104,7 @@ async def test_three_gateways_at_one_small_balance_never_overspend(plain_url: st
 
 
 async def test_a_raise_that_commits_while_the_request_is_settled_is_released_too(books: Books) -> None:
-    """The settlement read what was held before it waited for the account, so the raise stayed reserved for ever."""
+    """The settlement once read the hold before it waited for the account, so the raise stayed reserved forever."""
     ada, request = new_owner(), new_request()
     await books.reserve(ada, request=request)
     blocker, watcher = await asyncpg.connect(books.url), await asyncpg.connect(books.url)

@@ -1,4 +1,4 @@
-"""Requests in the journal of a gateway that was killed are settled once, by a gateway that shares the volume."""
+"""Requests in the journal of a killed gateway: a gateway that shares the volume settles them once."""
 
 import asyncio
 import sys
@@ -24,7 +24,7 @@ from tests.services.gateway.fakes import FakeStore
 
 __all__ = ["books"]
 
-#: A gateway that has written a row for each line of its input to its journal, and goes on until it is killed.
+#: A gateway that writes a row to its journal for each line of its input, and runs until it is killed.
 OWNER = """
 import asyncio, sys
 from pathlib import Path
@@ -118,7 +118,7 @@ async def test_adopted_rows_outlive_the_adopter_too(template: Path) -> None:
         await process.wait()
         async with gateway(template, store) as one:
             await one.adopt()
-            # PostgreSQL is away: the rows are in the adopter's journal, on the same volume.
+            # PostgreSQL is down: the rows are in the adopter's journal, on the same volume.
             (adopter,) = folders(template) - {killed}
             assert folders(template) == {adopter}
             assert Journal(replica_files.path_of(template, NodeId(adopter))).read() == rows

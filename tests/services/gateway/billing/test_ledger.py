@@ -33,7 +33,7 @@ class LedgerHarness(FakeLedgerStore):
         self.metrics = Metrics("gateway")
         self.ledger = Ledger(self, FixedConfig(), node_id(1), self.metrics, lambda: self.now)
         self.failures = 0
-        #: This process is stopped for so long while PostgreSQL is asked.
+        #: How many seconds this process is suspended during a call to PostgreSQL.
         self.stops_for = 0.0
         self.happened_anyway = False
         self.extended: list[RequestId] = []
@@ -139,7 +139,7 @@ async def test_reserved_credits_are_shown_until_the_request_ends(harness: Ledger
     harness.ledger.forget(second)
     harness.ledger.forget(second)
     assert shown() == (0, 0)
-    # Each of the two was one statement.
+    # Each of the two reservations was one statement.
     assert harness.metrics.registry.get_sample_value("ai_platform_ledger_reserve_seconds_count") == 2
 
 

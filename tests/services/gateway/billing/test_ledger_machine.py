@@ -1,4 +1,4 @@
-"""The ledger's SQL against a short Python model, through any sequence of events."""
+"""The ledger's SQL compared with a short Python model, through any sequence of events."""
 
 import asyncio
 from dataclasses import dataclass
@@ -49,9 +49,9 @@ class Reservation:
 
 
 class Machine(RuleBasedStateMachine):
-    """Applies every step to both."""
+    """Applies every step to the SQL and to the model."""
 
-    #: Set for each test: hypothesis makes the machines itself.
+    #: Set for each test: Hypothesis creates the machines.
     runner: asyncio.Runner
     books: Books
 
@@ -140,7 +140,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.reservations)
     @rule(which=st.lists(st.tuples(st.integers(0, 50), amounts), min_size=1, max_size=4), state=st.sampled_from(ReservationState))
     def settle(self, which: list[tuple[int, int]], state: ReservationState) -> None:
-        """Including requests that are settled already, and the same one twice in a batch."""
+        """Settle requests, including settled ones and the same one twice in a batch."""
         chosen = {self.some(number): cost for number, cost in which}
         rows = []
         for request, cost in chosen.items():

@@ -27,7 +27,7 @@ GATEWAY = NodeId("U" + "A" * 55)
 
 
 class Books:
-    """Stores, and shorter ways to call them."""
+    """Stores, and helpers to call them."""
 
     def __init__(self, requests: GatewayStore, ledger: LedgerStore, url: str) -> None:
         self.requests, self.ledger, self.url = requests, ledger, url
@@ -74,7 +74,7 @@ class Books:
             await connection.close()
 
     async def count(self, table: str, tenant: str) -> int:
-        """Return what somebody with the service's password sees after choosing this tenant."""
+        """Return the number of rows that are visible with the service's password and this tenant."""
         connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": tenant})
         try:
             return int(await connection.fetchval(f"SELECT count(*) FROM {table}"))
@@ -100,7 +100,7 @@ def new_request() -> RequestId:
 
 @pytest.fixture
 async def books(plain_url: str) -> AsyncIterator[Books]:
-    """As a role that row-level security applies to."""
+    """Stores with a role that row-level security applies to."""
     async with store.opened(plain_url) as opened:
         ledger = LedgerStore(opened)
         await ledger.ensure_default_price(100_000_000, 200_000_000)
@@ -140,7 +140,7 @@ async def test_duplicate_reservations_reserve_once(books: Books) -> None:
 
 async def test_a_batch_is_answered_in_order_with_one_reservation_each(books: Books) -> None:
     owners = [new_owner() for _ in range(5)]
-    # Room for 7 of each; the first comes twice.
+    # Each owner has room for 7; the first request is sent twice.
     wanted = [books.wanted(owners[number % 5], new_request()) for number in range(50)]
     answers = await books.ledger.reserve([*wanted, wanted[0]], gateway=GATEWAY, lease_seconds=90)
     for owner in owners:
@@ -185,9 +185,9 @@ async def test_a_key_spends_no_more_than_its_budget(books: Books) -> None:
     await books.settle(ada, *((request, 50) for request in granted), key=key)
     assert await books.account(ada) == (3000, 0, 0)
     assert sum([isinstance(await books.reserve(ada, tokens=100, **budget), GrantedReservation) for _ in range(10)]) == 5
-    # Other requests of the same user don't wait for it.
+    # The key's budget doesn't limit the user's other requests.
     assert await books.reserve(ada, tokens=2500) == GrantedReservation(2500)
-    # What the user gets back can be spent with the key again.
+    # A refund can be spent with the key again.
     assert await books.ledger.read_key_spending(ada, key) == (500, 500)
     assert await books.ledger.revert(granted[0], "the answer was nonsense") == ada
     assert await books.ledger.read_key_spending(ada, key) == (450, 500)
@@ -204,7 +204,7 @@ async def test_included_credits_renew_monthly_and_are_spent_first(books: Books) 
     assert await books.account(ada, 1000) == (1000, 1600, 0)
     await books.reserve(ada, request=second, tokens=100, monthly_micro=MicroCredits(1000))
     await books.settle(ada, (second, 100))
-    # The rest of a month expires with it, and a higher tier grants the difference immediately.
+    # A month's unused credits expire with it, and a higher tier grants the difference immediately.
     await books.execute("UPDATE accounts SET month = month - interval '1 month'")
     assert await books.account(ada, 1000) == (1000, 1600, 0)
     assert await books.account(ada, 5000) == (5000, 1600, 0)
@@ -269,7 +269,7 @@ async def test_expired_leases_are_listed_after_the_grace_period_unless_extended(
 
 
 async def test_extending_leases_does_not_wait_for_settlements_in_progress(books: Books) -> None:
-    # A settlement that has locked one row and needs another would be a deadlock.
+    # If it waited, a settlement that has locked one row and needs another would deadlock.
     ada, settling, running = new_owner(), new_request(), new_request()
     for request in (settling, running):
         await books.reserve(ada, request=request, lease=-40)
@@ -295,12 +295,12 @@ async def test_a_takeover_committed_while_the_row_is_written_is_seen(books: Book
         tasks.create_task(books.settle(owner, (request, 400)))
         await until(it_waits, seconds=10, what="the row waits for the account")
     await connection.close()
-    # The gateway that took it over writes its row.
+    # The gateway that took the request over writes its row.
     assert await books.log(owner) == []
 
 
 async def test_concurrent_settlements_are_charged_one_after_the_other(books: Books) -> None:
-    """From one account: the second request must see what the first has left of the included credits."""
+    """Both charge one account: the second request must see what the first left of the included credits."""
     ada, first, second = new_owner(), new_request(), new_request()
     await books.ledger.top_up(new_request(), ada, MicroCredits(1000), "", MicroCredits(500))
     for request in (first, second):
@@ -315,7 +315,7 @@ async def test_concurrent_settlements_are_charged_one_after_the_other(books: Boo
         tasks.create_task(books.settle(ada, (second, 400)))
         await until(it_waits, seconds=10, what="the second waits for the account")
     await connection.close()
-    # 500 included and 1000 of its own, less twice 400.
+    # 500 included and 1000 paid credits, less twice 400.
     assert await books.account(ada, 500) == (0, 700, 0)
     assert (await books.report()).findings == ()
 
@@ -345,7 +345,7 @@ async def test_a_concurrent_second_settlement_charges_nothing(books: Books) -> N
     ],
 )
 async def test_a_month_of_credits_starts_at_midnight_utc_in_any_session_time_zone(books: Books, now: str, zone: str, month: date) -> None:
-    # In this database, the function's clock stands still.
+    # Stop the function's clock in this database.
     await books.execute(
         f"CREATE FUNCTION now() RETURNS timestamptz LANGUAGE sql STABLE AS $$ SELECT '{now}'::timestamptz $$;"
         "ALTER FUNCTION open_account(uuid, bigint) SET search_path = gateway, pg_catalog"
@@ -406,7 +406,7 @@ async def test_the_gateway_that_takes_over_a_request_charges_for_it(plain_url: s
 
 
 async def test_a_bound_tenant_cannot_read_other_tenants_rows(plain_url: str) -> None:
-    """With the rightful tenant's arguments, as a mistake in our own code would pass them; without a tenant, nothing is visible."""
+    """A bug in our own code may pass the rightful tenant's arguments; without a tenant, nothing is visible."""
     ada, bob, request, key = new_owner(), new_owner(), new_request(), KeyId(uuid4())
     async with store.opened(plain_url) as opened:
         books, keys = Books(GatewayStore(opened), LedgerStore(opened), plain_url), IdempotencyStore(opened)

@@ -1,5 +1,5 @@
-"""Answers of random lengths without max_tokens, small balances, callers who leave, and gateways that die: no hold is left behind, and no
-answer runs past its own."""
+"""Random answer lengths without max_tokens, small balances, callers who leave, and gateways that die: no hold remains, and no answer
+exceeds its hold."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ from tests.services.gateway.fakes import PERSON
 
 PER_MINUTE = 30_000
 PROMPT = 7
-#: Reservations in their last state: extended ones, by a part of a step, and of dead gateways.
+#: What the walk must produce, as ended reservations: extended ones, ones extended by part of a step, and ones of dead gateways.
 HAPPENED = (
     f"completion_tokens > {STEP_TOKENS}",
     f"completion_tokens > {STEP_TOKENS} AND completion_tokens % {STEP_TOKENS} > 0",
@@ -35,7 +35,7 @@ HAPPENED = (
 
 
 class LongStub(Stub):
-    """Writes so many tokens, some in each chunk."""
+    """Writes ``length`` tokens in chunks of random size."""
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ async def walk(gateway: Gateway, stub: LongStub, rng: random.Random) -> None:
     """Run one request of a new owner."""
     owner: Principal = msgspec.structs.replace(PERSON, user_id=UserId(uuid4()))
     stub.length = rng.choice([rng.randint(1, 300), rng.randint(3000, 5000), rng.randint(1, 14_000)])
-    # An output token costs 2 micro-credits; the prompt bound holds some, too.
+    # An output token costs 2 micro-credits; the bound on the prompt is reserved, too.
     balance = rng.choice([None, rng.randint(300, 8000), rng.randint(8500, 26_000)])
     if balance is not None:
         await LedgerStore(gateway.database).top_up(RequestId(uuid4()), owner.tenant_id, MicroCredits(balance), "", MicroCredits(0))

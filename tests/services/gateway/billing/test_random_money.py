@@ -1,4 +1,4 @@
-"""Random targets, failures, callers who leave, and gateways that die: the ledger adds up, and providers asked for what was counted."""
+"""Random targets, failures, callers who leave, and gateways that die: the ledger balances, and counts what providers charged."""
 
 import asyncio
 import random
@@ -36,18 +36,18 @@ from tests.services.gateway.fakes import OWNER, FakeLedgerStore, FakeStore, Fake
 MODELS = ("local", "cloud", "other")
 #: A request costs 1,000 micro-credits, and each token 5.
 PRICE = upstream_prices.compiled(UpstreamPriceDocument(input=0, output=5, request="0.001"))
-#: A worker that is lost would be waited for.
+#: Without lost workers: the gateway would wait for them.
 FAILURES = (None, None, None, errors.ModelCrashed("segfault"), errors.Unavailable("refused"), errors.Overloaded("full"))
 
 
 class Stub(FakeWorker):
-    """Counts what its provider asks."""
+    """Counts what its provider charges."""
 
     asked_micro = 0
 
     def __init__(self) -> None:
         super().__init__()
-        #: Tokens by request.
+        #: Tokens sent, by request.
         self.sent: dict[RequestId, int] = {}
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
@@ -67,7 +67,7 @@ class Gateway:
     stubs: dict[str, Stub]
 
     def use(self, rng: random.Random) -> None:
-        """Serve a random route by stubs with random failures."""
+        """Configure a random route, and give the stubs random failures."""
         models = rng.sample(MODELS, rng.randint(1, 3))
         targets = tuple(
             TargetDocument(name=f"to-{model}", model=model, share=None if number else 100, order=number or None, daily_ceiling="50")
@@ -82,7 +82,7 @@ class Gateway:
             stub.fails_with, stub.fails_after = rng.choice(FAILURES), rng.randint(0, 4)
 
     async def ask(self, *, leaves_after: int | None, dies_after: int | None, streamed: bool) -> None:
-        """Read an answer. The caller may leave, or the gateway die, before the end."""
+        """Read an answer. The caller may leave, or the gateway may die, before its end."""
         context.start()
         request = InferenceRequest(prompt="hi", model=ModelName("assistant"), max_tokens=50)
         dies = dies_after is not None
@@ -100,7 +100,7 @@ class Gateway:
                         return
 
     async def _wait_for_claim(self, request: RequestId) -> None:
-        """Wait until the ledger knows which worker runs it."""
+        """Wait until the ledger knows which worker runs the request."""
         claimed = f"SELECT count(*) FROM reservations WHERE request_id = '{request}' AND cardinality(workers) > 0"
         while not await self.number(claimed):  # noqa: ASYNC110 - another task writes it
             await asyncio.sleep(0.01)
@@ -113,7 +113,7 @@ class Gateway:
             await connection.close()
 
     async def settle_dead_requests(self) -> None:
-        """As the next gateway does, with the receipts of the workers."""
+        """Settle them as the next gateway does, with the workers' receipts."""
         connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
         try:
             await connection.execute("UPDATE reservations SET lease_until = now() - interval '1 h' WHERE state = 'reserved'")
@@ -122,7 +122,7 @@ class Gateway:
         ledger = self.service.admission.search.ledger
         ledger._healthy_since = 0.0
         while await self.number("SELECT count(*) FROM reservations WHERE state = 'reserved'"):
-            # A batch of them.
+            # Each sweep settles one batch.
             await ledger.sweep(GatewayStore(self.database).write_requests, self._find_receipts)
 
     async def _find_receipts(self, overdue: Sequence[OpenReservation]) -> dict[RequestId, Receipt]:

@@ -1,4 +1,4 @@
-"""Batches of reservations and settlements: the same rows and answers as one request after the other, and no deadlocks."""
+"""Batches of reservations and settlements: the same rows and answers as one at a time, and no deadlocks."""
 
 import asyncio
 import random
@@ -23,7 +23,7 @@ __all__ = ["books"]
 
 _RESERVE = "SELECT * FROM reserve_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 90)"
 _SETTLE = "SELECT settle_batch($1, $2, $3)"
-#: As gateways did before migration 0029.
+#: One call per request, as gateways did before migration 0029.
 _RESERVE_EACH = """
     SELECT request, held.* FROM (
         SELECT * FROM unnest(
@@ -54,7 +54,7 @@ _ROWS = (
 )
 
 _OWNERS, _MOST = 2, 8
-#: Of the requests of this example: the last ones come first. A reservation below zero is a new request.
+#: Index into this example's requests, newest first. A reservation with an index out of range is a new request.
 _requests = st.integers(-12, 15)
 _reservations = st.tuples(
     st.sampled_from([1_000, 1_000, 1_500, None]),  # monthly
@@ -67,7 +67,7 @@ _reservations = st.tuples(
             st.sampled_from([0, 50, 400]),  # least tokens
             st.integers(1, 2),  # answers
             st.sampled_from([0, 0, 50]),  # fixed
-            st.sampled_from([0, 333_333, 1_000_000]),  # for a million tokens
+            st.sampled_from([0, 333_333, 1_000_000]),  # per million tokens
             st.sampled_from([None, 300, 1_000]),  # the key's budget
         ),
         min_size=1,
@@ -82,13 +82,13 @@ _settlements = st.lists(
 
 
 class Comparison:
-    """Owners of one example, in a transaction."""
+    """Applies the steps of one example both ways, in a transaction."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self.connection = connection
         self.owners = [uuid4() for _ in range(_OWNERS)]
         self.keys = [(None, uuid4(), uuid4()) for _ in range(_OWNERS)]
-        #: With their owners, the last one first.
+        #: Requests with their owners, newest first.
         self.requests: list[tuple[UUID, int]] = []
 
     async def open(self, paid: int) -> None:
@@ -119,7 +119,7 @@ class Comparison:
         await self._apply(_SETTLE_EACH, _SETTLE, *zip(*settled, strict=True))
 
     async def _apply(self, each: str, batch: str, *args: object) -> None:
-        """Do it in both ways, and keep what the batch did."""
+        """Run both statements, compare them, and keep the batch's result."""
         before = self.connection.transaction()
         await before.start()
         expected = await self._do(each, *args)
@@ -133,7 +133,7 @@ class Comparison:
 
 
 def _answer(row: tuple[Any, ...]) -> tuple[object, ...]:
-    """Without what nobody reads: the room of a granted reservation."""
+    """Leave out the column that nobody reads: the room of a granted reservation."""
     match row:
         case (UUID(), int(), _, _, _):
             return (*row[:2], row[4])
@@ -173,7 +173,7 @@ def test_a_batch_does_the_same_as_one_request_after_the_other(postgres: Postgres
 
 
 async def test_a_batch_sees_what_was_reserved_and_settled_while_it_waited(books: Books) -> None:
-    """500 included credits, and 1,000 paid ones: 300 are reserved before, and 700 in the meantime."""
+    """The account has 500 included and 1,000 paid credits: 300 are reserved before the batch, and 700 while it waits."""
     ada, key, requests = new_owner(), KeyId(uuid4()), [new_request() for _ in range(4)]
     await books.ledger.top_up(new_request(), ada, MicroCredits(1000), "", MicroCredits(500))
     await books.reserve(ada, tokens=300, request=requests[0], monthly_micro=MicroCredits(500))
@@ -188,7 +188,7 @@ async def test_a_batch_sees_what_was_reserved_and_settled_while_it_waited(books:
             for request in requests[2:]
         ]
         answers = await books.ledger.reserve(wanted, gateway=GATEWAY, lease_seconds=90)
-        # 50 are left of the key's budget, and less than the second one wants.
+        # The key's budget has 50 left: enough for only one of the two requests.
         assert answers.count(GrantedReservation(50)) == 1
         assert len(set(answers)) == 2
 
@@ -202,13 +202,13 @@ async def test_a_batch_sees_what_was_reserved_and_settled_while_it_waited(books:
         tasks.create_task(books.settle(ada, *((request, 300) for request in requests[:2]), key=key))
         await until(it_waits, seconds=10, what="the batch waits for the account")
     await connection.close()
-    # Settled for 300 each, the first one once.
+    # Both cost 300; the first is charged only once.
     assert await books.account(ada, 500) == (0, 900, 50)
     assert (await books.report()).findings == ()
 
 
 async def test_gateways_of_both_releases_never_deadlock(books: Books) -> None:
-    """Two new gateways and an old one, at the same accounts, some of which none of them has seen before."""
+    """Two new gateways and an old one use the same accounts, some of which are new to all three."""
     rng, rounds = random.Random(tiers.seed("BATCH_SEED")), tiers.volume(400)
     owners: list[UserId] = []
     connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})

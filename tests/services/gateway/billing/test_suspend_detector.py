@@ -19,7 +19,7 @@ def test_a_very_late_tick_counts_as_a_suspension(late: float, stopped: bool) -> 
 async def test_a_deadline_that_passed_during_a_suspension_does_not_blame_postgresql(harness: LedgerHarness) -> None:
     harness.stops_for = RESERVE_SECONDS + 3
     assert (await harness.ledger.reserve(OWNER, new_request(), BOUNDS)).max_tokens == 1000
-    # Only once: PostgreSQL is still down.
+    # The suspension extends the deadline only once: PostgreSQL is still down.
     harness.stops_for, harness.failures = RESERVE_SECONDS + 3, 1000
     began = harness.now
     with pytest.raises(LedgerUnavailable, match="the ledger can't be reached"):

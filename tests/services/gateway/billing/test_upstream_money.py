@@ -1,4 +1,4 @@
-"""What answers of providers cost: prices, the ceilings of targets, and the sums of both."""
+"""The cost of providers' answers: prices, the ceilings of targets, and the sums of both."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -194,7 +194,7 @@ async def test_batches_of_two_gateways_with_the_same_accounts_and_targets_do_not
 
 
 async def test_who_holds_one_target_keeps_others_from_all(gateways: Gateways, plain_url: str) -> None:
-    """A lock for each target would be taken in different orders."""
+    """One lock covers all targets: separate locks would be taken in different orders."""
     first, second = new_request(), new_request()
     for request in (first, second):
         await gateways.reserve(0, request=request)

@@ -59,7 +59,7 @@ async def test_rows_go_to_disk_while_postgresql_is_down() -> None:
             records.reserve()
             await records.wait_until_saved(records.add(row()))
         assert not first.written.is_set()
-        # Every request whose caller knows its end is on disk.
+        # Both requests are on disk before their callers know the end.
         assert records.journal_rows == len(journal.rows) == 2
         store.away = False
         await first.written.wait()
@@ -163,7 +163,7 @@ async def test_a_refused_row_does_not_block_others_and_is_retried(monkeypatch: p
         await records.wait_until_saved(records.add(later))
         assert later.id in store.rows
         assert len(lines.of("PostgreSQL refused a request row; keeping it for retries")) == 1
-        # The problem was fixed.
+        # The problem is fixed.
         store.refuses.clear()
         await asyncio.gather(*(one.written.wait() for one in pending))
     assert len(store.rows) == 101
@@ -188,7 +188,7 @@ async def test_if_every_row_is_refused_none_is_lost_and_all_are_written_once_fix
         for one in rows:
             records.reserve()
             records.add(one)
-        while len(journal.rows) < 20:  # noqa: ASYNC110 - it tells nobody
+        while len(journal.rows) < 20:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.001)
         assert not store.rows
         store.refuses.clear()

@@ -1,4 +1,4 @@
-"""How the gateway reads receipts of workers that may be gone, slow or dishonest."""
+"""How the gateway reads receipts from workers that may be gone, slow or dishonest."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -111,7 +111,7 @@ async def test_a_worker_that_claimed_a_request_again_is_its_last_worker() -> Non
 async def test_the_receipts_of_a_worker_that_is_gone_come_from_the_one_that_adopted_them() -> None:
     one, two, three = (new_request_id() for _ in range(3))
     gone, other = Worker(), Worker()
-    # It also ran the first part of one, and has a receipt of that.
+    # The adopter also ran the first part of request ``one``, and has a receipt for that.
     adopter = Worker(make_receipt(one, completion=3))
     texts = {each: msgspec.msgpack.encode(make_receipt(each, completion=8)) for each in (one, two)}
     own = adopter.answer
@@ -125,7 +125,7 @@ async def test_the_receipts_of_a_worker_that_is_gone_come_from_the_one_that_adop
     mesh.add(adopter.key, answer)
     receipts = await mesh.of(claimed(one, adopter, gone), claimed(two, gone), claimed(three, other))
     assert receipts == {each: make_receipt(each, completion=8) for each in (one, two)}
-    # It is also asked for its own receipt of a request that the lost worker began.
+    # The adopter is also asked for its own receipt for a request that the lost worker began.
     assert await mesh.of(claimed(one, gone, adopter)) == {one: make_receipt(one, completion=3)}
     assert mesh.struck == []
 

@@ -1,4 +1,4 @@
-"""Mistakes between documents, and what a change may have overlooked."""
+"""Mistakes across documents, and warnings about what a change may have overlooked."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def mistakes(*targets: TargetDocument) -> list[tuple[str, str]]:
 
 
 def test_shares_of_targets() -> None:
-    """The shares of a route are 100 percent, in hundredths; a target without share and order would never be used."""
+    """The shares of a route add up to 100 percent, in hundredths; a target with neither share nor order would never be used."""
 
     def targets(*shares: float | None, order: int | None = None) -> list[tuple[str, str]]:
         return mistakes(*(TargetDocument(f"t{number}", "m", share=share, order=order) for number, share in enumerate(shares)))

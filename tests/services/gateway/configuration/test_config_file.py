@@ -1,4 +1,4 @@
-"""Reading the configuration's file: every mistake is found, with its line and field."""
+"""Reading the configuration file: every mistake is reported with its line and field."""
 
 import asyncio
 import json

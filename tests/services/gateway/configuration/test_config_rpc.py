@@ -86,7 +86,7 @@ def opened(postgres_url: str) -> OpenGateway:
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not holds():  # noqa: ASYNC110 - a change of another process
+        while not holds():  # noqa: ASYNC110 - another process makes the change
             await asyncio.sleep(0.01)
 
 

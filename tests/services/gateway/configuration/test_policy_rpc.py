@@ -1,4 +1,4 @@
-"""Policies over RPC, on a real PostgreSQL: who may change which, within what the mesh allows."""
+"""Policies over RPC, on a real PostgreSQL: who may change which policy, within what the mesh's policy allows."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

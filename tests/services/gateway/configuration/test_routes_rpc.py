@@ -1,4 +1,4 @@
-"""Administrators list routes, and try them without running anything."""
+"""Administrators list routes, and try them without running a request."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ CALL = rpc_call(OWNER)
 
 
 class Live:
-    """The documents of ``LiveConfiguration``."""
+    """Stands in for ``LiveConfiguration``, with these documents."""
 
     def __init__(self, **routes: tuple[TargetDocument, ...]) -> None:
         self.documents = {

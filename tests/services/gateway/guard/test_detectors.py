@@ -1,4 +1,4 @@
-"""What is found, and what only looks alike."""
+"""What the detectors find, and lookalikes that they ignore."""
 
 import random
 import subprocess
@@ -13,7 +13,7 @@ from services.gateway.guard.text_filter import Found, TextFilter
 from shared.config_documents import GuardKind
 from shared.identity import credentials
 
-#: Of a made-up key; its last six characters are the checksum.
+#: The random part of a made-up key; the key's last six characters are the checksum.
 RANDOM = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefg"
 OWN_KEY = f"aip_live_{RANDOM}{credentials.checksum(RANDOM)}"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
@@ -179,7 +179,7 @@ def test_many_candidates_are_not_all_confirmed(monkeypatch: pytest.MonkeyPatch) 
     assert masked(text, GuardKind.PHONE).count("[phone]") == 50 - MAX_PHONES
     assert len(asked) == MAX_PHONES
     asked.clear()
-    # Without borders, each part of a text is read twice.
+    # Without word boundaries, each part of a text is read twice.
     masked("".join(f"212-555-{number:04} " for number in range(3_000)), GuardKind.PHONE, countries=("US",))
     assert len(asked) == 10 * MAX_PHONES, "39,000 characters"
 

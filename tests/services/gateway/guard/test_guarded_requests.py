@@ -1,4 +1,4 @@
-"""Requests under guardrails: what workers see, what callers get, and what is written down."""
+"""Requests under guardrails: what workers see, what callers get, and what is recorded."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -34,7 +34,7 @@ KEYED = msgspec.structs.replace(OWNER, key_id=KeyId(UUID(int=77)))
 
 
 class Acts:
-    """Keeps what is reported to the audit log."""
+    """Records what is reported to the audit log."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str, dict[str, str]]] = []
@@ -52,7 +52,7 @@ class Guarded:
         self.pipeline = service.new_pipeline(responses=responses, on_guarded=self.reporting.record_end)
 
     def use(self, **documents: dict[str, Any]) -> None:
-        """Guard by the documents, by level."""
+        """Set the guardrails of each level."""
         found = {name.replace("__", ":"): msgspec.convert({"guard": guard}, PolicyDocument) for name, guard in documents.items()}
         config = self.service.config
         self.service.config = ConfigSnapshot(

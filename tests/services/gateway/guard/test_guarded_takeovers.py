@@ -1,4 +1,4 @@
-"""A gateway dies during a stream and another one continues it, after the policy was changed. Both have a real PostgreSQL."""
+"""A gateway dies during a stream, and another continues it after the policy changed. Both use a real PostgreSQL."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -39,7 +39,7 @@ class Gateway:
     once: DeduplicatedInference
 
     async def ask(self, key: str, *, after: int = 0, until: int | None = None, who: Principal = OWNER) -> list[tuple[int, str]]:
-        """Return the numbered chunks behind ``after``."""
+        """Return the numbered chunks after number ``after``."""
         context.start()
         repeat, received = RepeatedRequest(key=key, rest=Rest(after) if after else None), []
         request = InferenceRequest(prompt=PROMPT, model=ModelName("smollm2"))
@@ -76,7 +76,7 @@ class Mesh:
             await connection.close()
 
     async def the_lease_ends(self) -> None:
-        """As after kill -9 of the gateway that holds one."""
+        """Expire the running lease, as after kill -9 of the gateway that holds it."""
         await self.run("UPDATE idempotency_keys SET lease_until = now() - interval '1 s' WHERE state = 'running'")
 
 
@@ -99,7 +99,7 @@ async def mesh(postgres_url: str) -> AsyncIterator[Mesh]:
 
 
 async def _die_midway(gateway: Gateway, key: str) -> list[tuple[int, str]]:
-    """Return what the caller has when the gateway stops."""
+    """Return what the caller received before the gateway stopped."""
     gateway.service.worker.hangs_after = HANGS_AT
     return await gateway.ask(key, until=HANGS_AT - 1)
 
@@ -131,7 +131,7 @@ async def test_a_loosened_policy_shows_nothing_more_of_a_running_stream(mesh: Me
     received = await _die_midway(dying, "k")
     await dying.apply(ORGANIZATION)
     await mesh.the_lease_ends()
-    # This gateway still has the configuration from before all of this.
+    # The other gateway still has the configuration from before both changes.
     assert other.live.config.revision < dying.live.config.revision
     assert received + await other.ask("k", after=received[-1][0]) == whole
     await other.live.reload()

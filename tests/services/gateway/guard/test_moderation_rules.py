@@ -1,4 +1,4 @@
-"""What the verdicts of moderation models mean under the rules of policies, and what is left of answers."""
+"""How policy rules apply to the verdicts of moderation models, and what is left of answers."""
 
 import itertools
 import random
@@ -53,7 +53,7 @@ def test_a_verdict_without_categories() -> None:
 
 
 class FakeModels:
-    """Routes whose verdict is a function of the text; None fails."""
+    """Moderation routes whose verdict is a function of the text; a route with None fails."""
 
     def __init__(self, **judges: Callable[[str], ModerationVerdict] | None) -> None:
         self.judges = judges
@@ -132,7 +132,7 @@ async def test_a_failure_lets_no_text_pass_that_was_found_harmful_before() -> No
 
 
 async def test_no_level_loosens_another() -> None:
-    """Random rules at two levels: together they are at least as strict as each of them, at both places and for every verdict."""
+    """Random rules at two levels: together they are at least as strict as each alone, at both places and for every verdict."""
     rng = random.Random(tiers.seed("MODERATION_SEED"))
     verdicts = [
         VERDICT,

@@ -1,4 +1,4 @@
-"""The patterns of a policy."""
+"""A policy's own patterns."""
 
 import pytest
 

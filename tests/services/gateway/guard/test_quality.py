@@ -1,4 +1,4 @@
-"""The labeled lines: what is there, and how much of it guardrails find."""
+"""The labeled lines, and how much of what they contain guardrails find."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ from tools.guard_quality import KINDS, LEAST, Quality
 
 @pytest.fixture(scope="module")
 def measured() -> dict[GuardKind, Quality]:
-    """Of the lines that the rules were not tuned by."""
+    """Return the quality on the lines that the rules weren't tuned on."""
     return {found.kind: found for found in guard_quality.measure(line for line in guard_quality.lines() if line.is_untouched)}
 
 

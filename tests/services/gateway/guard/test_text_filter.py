@@ -1,4 +1,4 @@
-"""However a text is cut into pieces, the same is found, and prose is held for a word only."""
+"""The filter finds the same however a text is split, and holds back only the last word of prose."""
 
 import random
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ OWN = OwnPatterns(
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
 PEM = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nMIIEpAIBAAKCAQEA\nabcd==\n-----END RSA PRIVATE KEY-----"
 
-#: Matches, parts of matches, and what stands around them.
+#: Matches, parts of matches, and text around them.
 SNIPPETS = (
     "4111 1111 1111 1111", "4111-1111-1111-1111", "378282246310005", "bob@example.com", "DE89 3704 0044 0532 0130 00",
     "GB29NWBK60161331926819",
@@ -95,7 +95,7 @@ def test_a_number_does_not_end_in_a_card_that_begins_in_the_next_part() -> None:
 
 
 def held(text: str, own: OwnPatterns | None = None) -> int:
-    """Return how many letters at the end of the text wait for what follows."""
+    """Return how many characters at the end of the text are held back."""
     text_filter = TextFilter(EVERYTHING, own)
     given = sum(len(part.text if isinstance(part, Found) else part) for letter in text for part in text_filter.feed(letter))
     return len(text) - given

@@ -1,4 +1,4 @@
-"""Many requests of hostile callers: none reaches a worker, and none causes an internal error."""
+"""Many hostile requests: none reaches a worker, and none causes an internal error."""
 
 import asyncio
 import contextlib
@@ -78,7 +78,7 @@ def spellings(path: str) -> Iterator[str]:
 async def test_all_spellings_of_each_route_need_a_credential(running_service: RunningService) -> None:
     app = running_service.app()
     routes = [route for by_verb in app._routes.values() for route in by_verb.values() if route.access.who is Audience.PERSON]
-    # Two of the hundred methods at /rpc, which all go the same way: one that runs here, and one that is forwarded.
+    # Two of the hundred /rpc methods, which all take the same path: one runs here, and one is forwarded.
     some = {"/rpc/gateway.processInferenceRequest", "/rpc/auth.listApiKeys"}
     for route in (one for one in routes if not one.path.startswith("/rpc/") or one.path in some):
         path = route.path.replace("{model}", "smollm2")
@@ -90,7 +90,7 @@ async def test_all_spellings_of_each_route_need_a_credential(running_service: Ru
 
 
 async def _status(app: HttpApp, verb: str, path: str, header: str, host: str) -> int:
-    """As uvicorn passes a request on."""
+    """Send a request to the application as uvicorn does."""
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -130,7 +130,7 @@ def test_a_deeply_nested_5_kb_body_costs_a_millisecond_and_a_megabyte() -> None:
     tracemalloc.stop()
     assert peak < 1_000_000
     for bomb in bombs:
-        # CPU time of this thread, without other programs.
+        # CPU time of this thread: other programs don't count.
         assert min(_seconds(bomb) for _ in range(20)) < 0.001
 
 
@@ -236,7 +236,7 @@ def _values() -> Iterator[str]:
 @pytest.mark.parametrize(("path", "name"), [(path, name) for path, names in NUMBERS.items() for name in names])
 def test_each_value_of_a_parameter_is_in_range_or_refused(path: str, name: str) -> None:
     taken, statuses = 0, set()
-    # The first 150 are fixed.
+    # The first 150 values are fixed.
     for value in itertools.islice(_values(), tiers.volume(2000)):
         body = json.dumps({**HI[path], "logprobs": True} if name == "top_logprobs" and "chat" in path else HI[path])
         try:
@@ -252,7 +252,7 @@ def test_each_value_of_a_parameter_is_in_range_or_refused(path: str, name: str) 
                 drawn = getattr(request, field)
                 assert drawn is None or allowed.holds(drawn), (field, drawn)
     assert statuses <= {400, 413}
-    # Null is the same as absent for known parameters.
+    # For known parameters, null is the same as absent.
     assert taken == 0 if name in ("n_discard", "n_keep") or (path, name) == ("/v1/responses", "n") else taken > 0
 
 
@@ -302,7 +302,7 @@ async def test_addresses_in_any_field_are_never_called(http: httpx.AsyncClient, 
     await listener.wait_closed()
 
 
-# --- anything -------------------------------------------------------------------------------------------------------------
+# --- random fields --------------------------------------------------------------------------------------------------------
 
 _names = st.sampled_from(
     [

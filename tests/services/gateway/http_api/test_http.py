@@ -137,7 +137,7 @@ async def test_an_invalid_credential_is_a_401_before_the_body_is_read(running_se
 async def test_the_tests_route_table_is_the_gateways(running_service: RunningService) -> None:
     routes = [route for by_verb in running_service.app()._routes.values() for route in by_verb.values()]
     people = {(route.verb, route.path) for route in routes if route.access.who is Audience.PERSON}
-    # Those of /rpc are made from the contract; test_rpc_routes.py has them.
+    # The /rpc routes are generated from the contract; test_rpc_routes.py covers them.
     assert {(verb, path) for verb, path in people if not path.startswith("/rpc/")} == set(NEED_CREDENTIAL)
 
 
@@ -223,7 +223,7 @@ async def test_thoughts_and_calls_are_in_the_answer_and_in_its_events(http: http
     events = [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
     pieces = [(json.loads(event["data"]), "id" in event) for event in events[:-2]]
     assert "".join(piece.get("reasoning", "") for piece, _ in pieces) == "Let me think."
-    # Each is complete, and has an id to resume after.
+    # Each call is complete, and each event has an id to resume after.
     assert [call for piece, _ in pieces for call in piece.get("tool_calls", ())] == whole["tool_calls"]
     assert all(has_id for _, has_id in pieces)
 

@@ -137,7 +137,7 @@ class Slow(FakeWorker):
 
 
 class Reader:
-    """One call of an application by hand, so that a test sees what is sent while it is sent."""
+    """One raw ASGI call, so that a test sees each message when it is sent."""
 
     def __init__(self, path: str, body: dict[str, Any]) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -205,7 +205,7 @@ async def test_an_unstreamed_answer_gets_no_heartbeats(running_service: RunningS
     monkeypatch.setattr(http_app, "HEARTBEAT_SECONDS", 0.005)
     reader = Reader("/v1/chat/completions", {**STREAMS["/v1/chat/completions"], "stream": False})
     serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
-    await asyncio.sleep(0.03)  # several heartbeats' time
+    await asyncio.sleep(0.03)  # several heartbeat intervals
     assert reader.sent == []
     for gate in worker.gates:
         gate.set()
@@ -242,7 +242,7 @@ async def test_a_failure_after_a_heartbeat_is_the_streams_last_event(
 
 
 class Leaving(Reader):
-    """Its client leaves right behind the body."""
+    """Its client disconnects right after the body."""
 
     def __init__(self) -> None:
         super().__init__("/", {})

@@ -1,4 +1,4 @@
-"""Keys in /api: every limit by its name in both spellings, and an exact budget."""
+"""Keys in /api: every limit under both spellings of its name, and an exact budget."""
 
 import json
 from datetime import UTC, datetime

@@ -15,11 +15,11 @@ from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, RunningService
 
 BEARER = {"authorization": f"Bearer {KEY}"}
-#: Of the OpenAPI Initiative.
+#: The OpenAPI Initiative's schema of a document.
 META = json.loads(Path(__file__).with_name("openapi-3.1.schema.json").read_text())
 MESSAGES = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-#: Path -> bodies that use what it has.
+#: Path -> bodies that use its parameters.
 ASKED: dict[str, list[dict[str, Any]]] = {
     "/v1/chat/completions": [
         {"messages": MESSAGES},
@@ -90,7 +90,7 @@ def test_every_reference_resolves(document: dict[str, Any]) -> None:
 
 def test_every_route_is_listed_with_its_credential_body_and_errors(document: dict[str, Any], running_service: RunningService) -> None:
     routes = [route for by_verb in running_service.app()._routes.values() for route in by_verb.values()]
-    # docs/reference/rpc.md has those.
+    # The /rpc routes are in docs/reference/rpc.md instead.
     routes = [route for route in routes if not route.path.startswith("/rpc/")]
     documented = {(verb.upper(), path) for path, operations in document["paths"].items() for verb in operations}
     assert documented == {(route.verb, route.path) for route in routes} | {

@@ -31,7 +31,7 @@ def test_the_tightest_limit_applies_and_a_refusal_is_not_counted() -> None:
     for _ in range(100):
         with pytest.raises(errors.Limited, match="17 of your requests are already in progress; your limit is 1 concurrent requests"):
             concurrency.begin([MINE, OF_KEY])
-    # Another key of the same user.
+    # Another key of the same user isn't affected.
     concurrency.begin([MINE])
 
 

@@ -1,4 +1,4 @@
-"""Accounts and keys over HTTP: what is requested of auth in whose name, and how its response is shown. With a fake mesh."""
+"""Accounts and keys over HTTP, with a fake mesh: what the gateway asks of auth, with which credential, and how it shows the response."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ API_KEY = auth.ApiKey(
 
 @dataclass
 class Auth:
-    """Records its requests and their credentials."""
+    """A fake auth that records its requests and their credentials."""
 
     running_service: RunningService
     received: list[tuple[str, msgspec.Struct, Credential | None]] = field(default_factory=list)
@@ -73,7 +73,7 @@ def bearer(credential: str) -> dict[str, str]:
     return {"authorization": f"Bearer {credential}"}
 
 
-# --- registering and logging in -------------------------------------------------------------------------------------------
+# --- registration and login -----------------------------------------------------------------------------------------------
 
 REGISTER = {"username": "ada", "email": "ada@example.org", "password": "pass word"}
 
@@ -326,7 +326,7 @@ async def test_an_empty_set_of_signing_keys_is_not_cached(api_client: Auth, http
 
 
 def test_only_the_creation_of_a_key_returns_its_secret() -> None:
-    """By their types: keys that are shown repeatedly have a preview only."""
+    """Checked by type: answers that show a key again have only a preview."""
     from services.gateway.http_api import rest_accounts
 
     kinds: list[Any] = [rest_accounts.ApiKeyView, rest_accounts.ApiKeysAnswer, rest_accounts.UserAnswer, rest_accounts.PublicKey]
@@ -350,7 +350,7 @@ async def test_many_sign_ins_are_sent_to_auth_a_few_at_a_time(running_service: R
     async with asyncio.TaskGroup() as tasks:
         crowd = [tasks.create_task(http.post("/api/auth/login", json=body)) for _ in range(30)]
         async with asyncio.timeout(30):
-            while running < 4:  # noqa: ASYNC110 - nothing tells when it does
+            while running < 4:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)
         # Callers with a credential don't wait in this queue.
         models = await http.get("/v1/models", headers={"authorization": f"Bearer {KEY}"})

@@ -52,7 +52,7 @@ def sent_events(answer: httpx.Response) -> list[dict[str, str]]:
     return [dict(line.split(": ", 1) for line in event.split("\n")) for event in answer.text.split("\n\n") if event]
 
 
-# --- the methods ----------------------------------------------------------------------------------------------------------
+# --- methods --------------------------------------------------------------------------------------------------------------
 
 
 def test_every_method_for_clients_is_served_but_those_about_the_calling_node() -> None:
@@ -103,7 +103,7 @@ async def test_a_call_is_forwarded_with_the_callers_credential(http: httpx.Async
     assert received == [auth.ListApiKeys(USER)]
     assert (running_service.rpc.credentials[-1], running_service.rpc.asked_nodes[-1]) == (KEY, node_id(5))
     by_header = await http.post("/rpc/auth.listApiKeys", json={}, headers={"authorization": "", "x-api-key": KEY})
-    assert by_header.status_code == 401  # two headers: the first counts everywhere
+    assert by_header.status_code == 401  # two headers: the first one counts everywhere
 
 
 async def test_the_gateways_own_methods_run_here(http: httpx.AsyncClient, running_service: RunningService) -> None:
@@ -141,7 +141,7 @@ async def test_an_own_method_is_answered_after_the_recovery_log_or_says_so(
 async def test_the_table_decides_who_may_call(http: httpx.AsyncClient, running_service: RunningService) -> None:
     refused = problem(await http.post("/rpc/auth.listUsers", json={}), 403, "not_allowed")
     assert refused["message"] == "ada is no administrator"
-    # Metrics would let the gateway through without a user.
+    # Metrics would accept a call from the gateway without a user.
     problem(await http.post("/rpc/metrics.getSystemHealth", json={}), 403, "not_allowed")
     assert set(running_service.rpc.called) == {"auth.validateApiKey"}
 

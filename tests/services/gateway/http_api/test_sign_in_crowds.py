@@ -42,7 +42,7 @@ async def running_service() -> AsyncIterator[RunningService]:
 
 @asynccontextmanager
 async def served(running_service: RunningService) -> AsyncIterator[int]:
-    """Runs the gateway's own server and yields its port."""
+    """Run the gateway's own server and yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         server = http_server.HttpServer(running_service.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
         async with asyncio.TaskGroup() as tasks:
@@ -78,7 +78,7 @@ async def send_slowly(port: int, begun: asyncio.Semaphore) -> None:
 async def test_64_slow_connections_of_one_address_do_not_delay_other_sign_ins(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A user who had to wait for one of them would wait this long.
+    # A user who had to wait for a slow connection would wait this long.
     monkeypatch.setattr(http_app, "SIGN_IN_BODY_SECONDS", 2 * HANG_SECONDS)
     begun = asyncio.Semaphore(0)
     async with served(running_service) as port, asyncio.TaskGroup() as tasks:

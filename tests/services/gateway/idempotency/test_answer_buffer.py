@@ -92,7 +92,7 @@ def test_a_kept_answer_waits_for_no_reader_until_it_is_too_long() -> None:
         buffer.join(0)
     assert read_all(buffer, reader) == list(range(2, 11))
     buffer.leave(reader)
-    # Without a reader it continues, in bounded memory.
+    # Without a reader, the answer continues in bounded memory.
     for number in range(11, 100):
         buffer.add(chunk(number))
         assert buffer.make_room()
@@ -139,7 +139,7 @@ def test_the_estimated_size_of_a_chunk_is_never_too_low(one: Chunk | Vectors) ->
 
 
 class Readers(RuleBasedStateMachine):
-    """Readers come and go at any time; each receives every number once, in order, with its own text."""
+    """Readers join and leave at any time; each receives every number once, in order, with its own text."""
 
     readers = Bundle("readers")
 

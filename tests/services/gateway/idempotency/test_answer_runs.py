@@ -39,7 +39,7 @@ def chunk(number: int) -> Chunk:
 
 
 def says(count: int, gate: asyncio.Event | None = None) -> Produce[str, Chunk, int]:
-    """Makes this many chunks, the second half after a gate opens."""
+    """Return a producer of ``count`` chunks; it makes the second half after the gate opens."""
 
     async def produce(run: AnswerRun[str, Chunk, int]) -> int:
         run.set_head("head")

@@ -1,4 +1,4 @@
-"""On a real PostgreSQL, with two gateways that share only the database."""
+"""Idempotent requests on two gateways that share only a real PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
@@ -43,7 +43,7 @@ async def until_running(gateway: Gateway, runs: int = 1) -> None:
         await asyncio.sleep(0.001)
 
 
-# --- the rows -------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------------------------
 
 
 async def test_one_of_fifty_concurrent_claims_succeeds(running_service: RunningService) -> None:
@@ -128,7 +128,7 @@ async def test_a_repeat_gets_the_same_answer(running_service: RunningService) ->
         assert repeat.result == first.result
     assert (await other.ask(keyed_request(after=3))).texts == whole(after=3)
     assert (gateway.maker.seeds, other.maker.seeds) == ([7], [])
-    # An answer in PostgreSQL needn't be in memory too.
+    # An answer that is in PostgreSQL needn't stay in memory.
     assert gateway.runs._bytes == 0
 
 
@@ -217,7 +217,7 @@ async def test_stored_answers_cannot_be_read_in_postgresql(running_service: Runn
     gateway = await running_service.gateway()
     await gateway.ask(keyed_request(prompt="a CANARY prompt"))
     assert b"CANARY" not in (await running_service.row())["answer"]
-    # Another owner's row can't be decrypted, even with these bytes in it.
+    # The same bytes can't be decrypted as another owner's row.
     await running_service.sql("UPDATE idempotency_keys SET owner = $1", BOB)
     stolen = await gateway.ask(keyed_request(who=BOB, prompt="a CANARY prompt"))
     assert isinstance(stolen.error, errors.AnswerGone)
@@ -266,7 +266,7 @@ async def test_a_caller_that_cancels_ends_only_its_own_answer(running_service: R
     assert isinstance(cancelled.error, errors.Cancelled)
     gateway.maker.gate.set()
     assert all(is_whole(one) for one in await asyncio.gather(*reading[1:]))
-    # Under the same key it is made anew, and is the same.
+    # A repeat with this key generates the answer again, and gets the same one.
     assert is_whole(await gateway.ask(keyed_request(seed=8)))
 
 
@@ -288,7 +288,7 @@ async def test_a_caller_may_cancel_at_any_gateway(running_service: RunningServic
             assert isinstance(withdrawn.error, errors.Cancelled)
         gateway.maker.gate.set()
         assert all(is_whole(one) for one in await asyncio.gather(*reading[2:]))
-        # Under the same key it is made anew, and nobody has withdrawn that.
+        # A repeat with this key starts a new run, which isn't withdrawn.
         reading = [asyncio.create_task(other.ask(keyed_request(seed=8)))]
         assert is_whole(await reading[0])
 
@@ -301,7 +301,7 @@ async def test_a_gateway_that_missed_a_cancellation_learns_of_it_with_its_heartb
     await other.idempotency.cancel(ADA, "k")
     await gateway.idempotency.heartbeat()
     assert isinstance((await reading).error, errors.Cancelled)
-    # A takeover runs a new request.
+    # A takeover starts a new run.
     other.maker.waits_at = 3
     reading = asyncio.create_task(other.ask(keyed_request()))
     await until_running(other)
@@ -350,7 +350,7 @@ async def test_another_gateway_resumes_with_the_same_seed_after_what_the_caller_
     assert rest.texts == whole(after=2)
     assert rest.numbers == [3, 4, 5]
     assert other.maker.seeds == [7]
-    # The dead gateway wakes up: its next heartbeat stops its generation, and its end changes nothing.
+    # The dead gateway resumes: its next heartbeat stops its generation, and its end changes nothing.
     before = await running_service.row()
     await dying.idempotency.heartbeat()
     dying.maker.gate.set()
@@ -488,7 +488,7 @@ async def test_a_limited_number_of_repeats_wait_for_another_gateway(
 
 
 class Flaky(IdempotencyStore):
-    """A store whose PostgreSQL becomes unavailable when the test says so."""
+    """A store whose PostgreSQL a test can make unavailable."""
 
     def __init__(self, store: IdempotencyStore) -> None:
         super().__init__(store._database)
@@ -528,7 +528,7 @@ async def test_a_request_that_ended_during_an_outage_of_postgresql_is_not_run_ag
     with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
         await gateway.idempotency.heartbeat()
     store.away = False
-    # Before the store is available, the answer is read from memory; afterwards from the store.
+    # Until the store is available again, the answer is read from memory; afterwards from the store.
     assert is_whole(await gateway.ask(keyed_request()))
     assert (await running_service.row())["state"] == "running"
     await gateway.idempotency.heartbeat()

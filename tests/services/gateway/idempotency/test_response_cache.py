@@ -62,7 +62,7 @@ class Worker:
 
 
 class Place:
-    """A cache, the origins of its answers, and a shorter way to ask it."""
+    """A cache, the origins of its answers, and a helper to ask it."""
 
     def __init__(self, cache: ResponseCache, metrics: Metrics, runs: AnswerRuns) -> None:
         self.cache, self.metrics, self.runs = cache, metrics, runs
@@ -152,7 +152,7 @@ async def test_a_reader_that_leaves_does_not_affect_others_but_the_last_one_canc
     asking = [asyncio.create_task(place.ask(worker)) for _ in range(3)]
     while len(place.origins) < 3:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
-    # The others joined the first.
+    # The other requests joined the first one's run.
     asking[0].cancel()
     await asyncio.wait([asking[0]])
     assert worker.cancelled == 0
@@ -299,7 +299,7 @@ async def test_a_stalled_valkey_costs_little_and_is_soon_skipped(
             return await run(*args, seconds=seconds)
 
         monkeypatch.setattr(place.cache._values, "run", counted)
-        # It checks again only after a second, which doesn't pass here.
+        # The cache checks again only after a second, which doesn't pass here.
         monkeypatch.setattr(place.cache, "_clock", lambda: 0.0)
         os.kill(valkey.pid, signal.SIGSTOP)
         try:

@@ -1,11 +1,11 @@
-"""Small valid images, made byte by byte."""
+"""Small valid images, built byte by byte."""
 
 import struct
 import zlib
 
 
 def png(width: int = 2, height: int = 2, *, padding: int = 0) -> bytes:
-    """``padding``: bytes of a chunk that readers skip."""
+    """Return a PNG; ``padding`` is the size of a chunk that readers skip."""
     rows = b"".join(b"\0" + bytes(3 * width) for _ in range(height)) if width * height < 1_000_000 else b""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     if padding:

@@ -1,4 +1,4 @@
-"""Images cut out of long bodies."""
+"""Extraction of images from long bodies."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Policies, guardrails and routes hold for requests with images."""
+"""Policies, guardrails and routes apply to requests with images."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -30,7 +30,7 @@ async def service() -> AsyncIterator[RunningService]:
 
 
 def use(service: RunningService, policy: dict[str, Any], *models: str) -> None:
-    """Serve `assistant` by these models under the policy."""
+    """Serve `assistant` with these models under the policy."""
     targets = tuple(TargetDocument(name=model, model=model, order=order) for order, model in enumerate(models, 1))
     routes = {"assistant": route_choice.compile_route("assistant", 1, RouteDocument(targets=targets))} if models else {}
     policies = Policies(

@@ -25,7 +25,7 @@ IMAGE = png(padding=12 * 1024 * 1024 - 200)
 
 
 class SeeingWorker(StandIn):
-    """The first one that is asked fails before its first token."""
+    """The first instance that is asked fails before its first token."""
 
     role: ClassVar[Role] = Role.WORKER
     asked: ClassVar[int] = 0

@@ -7,7 +7,7 @@ from shared.stores.cache import Cache
 
 
 class PatientCounters:
-    """A cache whose scripts may take any time, because the machine that runs the tests may be busy."""
+    """A cache whose scripts may take any time, because the test machine may be busy."""
 
     def __init__(self, cache: Cache) -> None:
         self.script, self.connect = cache.script, cache.connect

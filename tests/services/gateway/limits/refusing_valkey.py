@@ -1,4 +1,4 @@
-"""A running Valkey that refuses to write, for each of its reasons."""
+"""A running Valkey that refuses writes, for each possible reason."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from redis import exceptions
 
 @asynccontextmanager
 async def refusing(url: str, reason: str) -> AsyncIterator[None]:
-    """Make it refuse for ``reason``, the first word of its error, until the block ends."""
+    """Make Valkey refuse writes for ``reason``, the first word of its error, until the block ends."""
     ways = {
         "MISCONF": _cannot_save,
         "NOREPLICAS": _without_replicas,
@@ -67,7 +67,7 @@ async def _lost_replica(client: Any, url: str) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _cannot_save(client: Any, _url: str) -> AsyncIterator[None]:
-    """A folder is in the place of its file."""
+    """Put a folder in place of Valkey's file."""
     found = await client.config_get("dir", "dbfilename", "save")
     file, kept = Path(found["dir"]) / found["dbfilename"], Path(found["dir"]) / "kept.rdb"
     with suppress(FileNotFoundError):
@@ -89,7 +89,7 @@ async def _cannot_save(client: Any, _url: str) -> AsyncIterator[None]:
 async def _save(client: Any, ends: str) -> None:
     await client.bgsave()
     async with asyncio.timeout(30):
-        while not await _has_saved(client, ends):  # noqa: ASYNC110 - it tells nobody
+        while not await _has_saved(client, ends):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
 
 
@@ -100,14 +100,14 @@ async def _has_saved(client: Any, ends: str) -> bool:
 
 @asynccontextmanager
 async def _busy(client: Any, url: str) -> AsyncIterator[None]:
-    """A script that doesn't end: after a while, other clients get the error that the server is busy."""
+    """Run an endless script: after a while, other clients get the error that the server is busy."""
     before = await client.config_get("busy-reply-threshold")
     await client.config_set("busy-reply-threshold", 1)
     async with redis.Redis.from_url(url, socket_timeout=60) as other:
         endless = asyncio.ensure_future(other.eval("while true do end", 0))
         try:
             async with asyncio.timeout(30):
-                while not await _says_busy(client):  # noqa: ASYNC110 - it tells nobody
+                while not await _says_busy(client):  # noqa: ASYNC110 - there is no event to wait for
                     await asyncio.sleep(0.01)
             yield
         finally:

@@ -36,7 +36,7 @@ steps = st.one_of(
 )
 admits = st.tuples(st.just("admit"), steps, st.integers(0, 60), st.floats(100, 1000))
 reads = st.tuples(st.just("read"), steps, st.integers(0, 60), st.just(0.0))
-#: Of one of the last requests, with fewer tokens than reserved, or more, or none.
+#: Settle one of the last requests with fewer tokens than reserved, with more, or with none.
 settles = st.tuples(st.just("settle"), steps, st.integers(0, 70), st.integers(0, 5))
 extends = st.tuples(st.just("extend"), steps, st.just(0), st.integers(0, 5))
 raises = st.tuples(st.just("raise"), steps, st.integers(0, 200), st.integers(0, 5))
@@ -113,7 +113,7 @@ async def ask(
 )
 async def test_exactly_the_limit_of_four_hundred_concurrent_requests_is_admitted(valkey_limits: LimitScripts, kind: LimitKind) -> None:
     rule = limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
-    # The clock stands still; otherwise a limit per minute would admit more during the calls.
+    # The clock is stopped; otherwise a limit per minute would admit more during the calls.
     answers = await asyncio.gather(*(ask(valkey_limits, rule, tokens=10, now=NOW) for _ in range(400)))
     assert sum(answers) == 100
 
@@ -121,7 +121,7 @@ async def test_exactly_the_limit_of_four_hundred_concurrent_requests_is_admitted
 async def test_the_servers_clock_works_too(valkey_limits: LimitScripts) -> None:
     hour, minute = limit(LimitKind.REQUESTS_PER_HOUR, 100), limit(LimitKind.REQUESTS_PER_MINUTE, 7)
     assert sum(await asyncio.gather(*(ask(valkey_limits, hour) for _ in range(400)))) == 100
-    # One comes back every 8.6 s.
+    # Another request becomes possible every 8.6 s.
     assert sum(await asyncio.gather(*(ask(valkey_limits, minute) for _ in range(40)))) == 7
 
 
@@ -145,11 +145,11 @@ async def test_no_hour_exceeds_the_limit(valkey_limits: LimitScripts) -> None:
         if verdict.admitted:
             let_in.append(now)
         else:
-            # The promised time is right: one more request fits then.
+            # The reported wait is right: one more request fits then.
             assert (await valkey_limits.read([rule], tokens=0, now=now + verdict.counts[0].retry_after_seconds)).admitted
     for position, end in enumerate(let_in):
         assert sum(end - 3600 <= at <= end for at in let_in[: position + 1]) <= 20
-    # And it isn't wasteful: at most one minute of the window is lost.
+    # At most one minute of the window is lost.
     assert len(let_in) > 0.9 * 20 * (let_in[-1] - let_in[0]) / 3660
 
 

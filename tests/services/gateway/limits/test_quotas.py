@@ -1,4 +1,4 @@
-"""Limits while Valkey is up, down and back; first with fake counters, then with a real server that is killed and stopped."""
+"""Limits while Valkey is up, down and back: with fake counters, then with a real server that is killed and suspended."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ from tests.stopwatch import HANG_SECONDS
 ADA = Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE)
 MODEL = ModelName("smollm2")
 HOURLY = replace(tiers.NO_LIMITS, requests_per_hour=10)
-#: As long as two busy cores were seen to keep Valkey waiting, twice.
+#: How long Valkey didn't answer on two busy cores; this was seen twice.
 BUSY_SECONDS = 0.12
 
 
@@ -213,7 +213,7 @@ async def test_slots_are_held_exactly_while_their_requests_run(counters: FakeCou
     await api_client.quotas.settle(settled, tokens=0)
     await api_client.quotas.extend_slots()
     assert await api_client.let_in(5) == 2
-    # It is never settled, but its deadline passes.
+    # The other request is never settled, but its deadline passes.
     for _ in range(10):
         now = counters.now = now + SLOT_HEARTBEAT_SECONDS
         await api_client.quotas.extend_slots()
@@ -244,7 +244,7 @@ async def test_unused_tokens_are_returned_once(counters: FakeCounters, away: boo
     for _ in range(3):
         await api_client.quotas.settle(usage, tokens=100)
     left = {one.kind: one.remaining for one in await api_client.quotas.read(ADA)}
-    # By the real clock of the degraded mode a token or two may have come back meanwhile.
+    # Degraded mode uses the real clock, so some tokens may have been restored meanwhile.
     assert left[LimitKind.CONCURRENCY] == 1
     assert left[LimitKind.TOKENS_PER_MINUTE] == 900 if not away else 900 <= left[LimitKind.TOKENS_PER_MINUTE] <= 1000
 
@@ -305,7 +305,7 @@ async def test_requests_that_end_during_an_outage_are_settled_afterwards(counter
     with pytest.raises(LimitReached, match="the free tier's limit of 2 concurrent requests is reached"):
         await api_client.spend()
     async with api_client.watched(), asyncio.timeout(HANG_SECONDS):
-        while (await api_client.quotas.read(ADA))[0].remaining < 2:  # noqa: ASYNC110 - it is asked, and tells nobody
+        while (await api_client.quotas.read(ADA))[0].remaining < 2:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
 
 
@@ -333,7 +333,7 @@ async def test_a_cancellation_after_valkey_counted_is_settled() -> None:
         await asking
     assert (await api_client.quotas.read(ADA))[0].remaining == 0
     async with api_client.watched(), asyncio.timeout(HANG_SECONDS):
-        while (await api_client.quotas.read(ADA))[0].remaining < 1:  # noqa: ASYNC110 - it is asked, and tells nobody
+        while (await api_client.quotas.read(ADA))[0].remaining < 1:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
 
 
@@ -371,7 +371,7 @@ async def watched_quotas(valkey_url: str, counters: Callable[[Cache], Any]) -> A
 
 
 class CountingCache:
-    """A cache that counts the calls of its scripts, except the probes for Valkey's return."""
+    """A cache that counts its script calls, except the probes that check whether Valkey is back."""
 
     def __init__(self, cache: Cache) -> None:
         self.script, self.connect = cache.script, cache.connect
@@ -398,7 +398,7 @@ async def test_exactly_the_limit_of_four_hundred_concurrent_requests_is_admitted
 
 async def until_it_counts_again(api_client: ApiClient) -> None:
     async with asyncio.timeout(30):
-        while api_client.degraded:  # noqa: ASYNC110 - a metric tells nobody
+        while api_client.degraded:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
 
 
@@ -414,10 +414,10 @@ async def kill_and_bring_back(api_client: ApiClient, valkey: ValkeyServer) -> No
         assert await api_client.let_in(50) == 50
         assert api_client.degraded
     finally:
-        # Not in a thread: it would die with that.
+        # Not in a thread: Valkey would die with the thread.
         valkey.ensure_running()
     await until_it_counts_again(api_client)
-    # It still has what it had saved, and counts.
+    # Valkey still has what it saved, and counts again.
     assert 95 <= await api_client.let_in(120) <= 100
 
 
@@ -441,7 +441,7 @@ async def test_valkey_is_suspended_and_resumed_without_an_error(valkey_url: str,
         finally:
             os.kill(valkey.pid, signal.SIGCONT)
         await until_it_counts_again(api_client)
-        # It may have counted when it continued, although no caller waited for the answer.
+        # Valkey may have counted the request when it resumed, although no caller waited for the answer.
         hour, at_once = await api_client.quotas.read(ADA)
         assert 5 <= hour.used <= 6
         assert at_once.used in {5, 6}
@@ -472,7 +472,7 @@ async def test_a_read_only_valkey_counts_as_down(
         usage = await api_client.spend()
         assert api_client.degraded, "it refuses all writes"
         assert usage.counted is CountedRequest.HERE
-        # Without memory it still accepts commands that free memory, which doesn't mean that it is healthy.
+        # A full Valkey still accepts commands that free memory, which doesn't mean that it is healthy.
         await api_client.quotas.settle(usage, tokens=0)
         assert await api_client.let_in(50) == 50
         assert api_client.degraded

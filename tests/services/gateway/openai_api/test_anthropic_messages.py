@@ -291,7 +291,7 @@ async def test_a_failure_in_the_stream_is_an_error_event(http: httpx.AsyncClient
 
 
 def test_thousands_of_images_between_texts_are_read_at_once() -> None:
-    """Each image once counted all texts before it: 1 MiB held the gateway for seven seconds."""
+    """Each image once counted all texts before it: 1 MiB blocked the gateway for seven seconds."""
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "a"}}
     blocks = [{"type": "text", "text": "ab"}, image] * 9000
     body = anthropic_request.read(json.dumps({"max_tokens": 5, "messages": [{"role": "user", "content": blocks}]}).encode())

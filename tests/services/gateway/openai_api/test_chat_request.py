@@ -1,4 +1,4 @@
-"""The quick way to read a chat request finds the same as the lenient one."""
+"""The fast parser of chat requests reads the same as the lenient one."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from services.gateway.openai_api import chat_request
 from shared import errors
 
 USER = {"role": "user", "content": "hi"}
-#: Values that are right for some field, and wrong for others.
+#: Values that are valid for some fields, and invalid for others.
 NUMBERS = (0, 1, 2, 1.0, 0.5, -1, 2**63, 10**30)
 TEXTS = ("", "a", "auto", "none", "high", "function")
 OBJECTS = ({}, {"a": 1}, {"type": "text"}, {"type": "json_object"}, {"1": 1.5}, {"include_usage": True}, {"conversation_id": "c"})

@@ -104,7 +104,7 @@ async def test_the_client_assembles_a_chat_from_its_stream(client: openai.AsyncO
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me see.")
     assert choice.message.tool_calls is not None
     assert choice.message.tool_calls[0].function.name == "look_up"
-    # As clients do: the answer is part of the next request.
+    # Like a real client: the answer is part of the next request.
     result: Any = {"role": "tool", "tool_call_id": choice.message.tool_calls[0].id, "content": "1"}
     for sent in (choice.message, choice.message.to_dict()):
         await client.chat.completions.create(model="smollm2", messages=[*messages, sent, result], tools=[tool])

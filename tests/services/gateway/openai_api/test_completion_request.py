@@ -179,7 +179,7 @@ async def test_echo_repeats_the_prompt_once_at_the_start(
 
 
 class Likely(FakeWorker):
-    """Two answers of two tokens with log probabilities."""
+    """A worker that generates two answers of two tokens, with log probabilities."""
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         for word in ("ab", "c"):

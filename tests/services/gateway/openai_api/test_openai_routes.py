@@ -132,7 +132,7 @@ async def test_users_have_different_and_stable_salts(http: httpx.AsyncClient, ru
 
 
 class Caller(FakeWorker):
-    """A worker with two answers, a tool call and a word, both with log probabilities."""
+    """A worker that generates two answers, a tool call and a word, both with log probabilities."""
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         drawn = inference.TokenChance(5, "é".encode()[:1], -0.5)
@@ -171,7 +171,7 @@ async def test_a_stream_of_calls_and_several_answers(http: httpx.AsyncClient, ru
 
 
 class Loading(FakeWorker):
-    """A worker that reports that it loads the model first."""
+    """A worker that first reports that it is loading the model."""
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         yield inference.Chunk("", (), waiting="loading smollm2: 40 %")
@@ -215,7 +215,7 @@ async def test_models_are_those_that_the_caller_may_use(http: httpx.AsyncClient,
     kept: dict[str, Any] = {"labels": {"shared": "no"}}
     running_service.add_worker(2, FakeWorker(), "anothers", owner=str(UUID(int=77)), **kept)
     running_service.add_worker(3, FakeWorker(), "mine", owner=str(USER), **kept)
-    # One machine with this model is another user's and not shared, the other is the operator's.
+    # One machine with this model is another user's and not shared; the other is the operator's.
     running_service.add_worker(4, FakeWorker(), "smollm2", owner=str(UUID(int=77)), **kept)
     assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["mine", "smollm2"]
     assert (await http.get("/v1/models/mine")).status_code == 200
@@ -366,11 +366,11 @@ async def test_a_wrong_parameter_is_a_400_that_names_it(
     assert not running_service.worker.received
 
 
-# --- the same on /api -----------------------------------------------------------------------------------------------------
+# --- the same requests on /api --------------------------------------------------------------------------------------------
 
 
 class OneCall(FakeWorker):
-    """A worker that says a word, then calls a tool, with log probabilities."""
+    """A worker that generates a word and a tool call, with log probabilities."""
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         drawn = inference.TokenChance(5, b"Well", -0.5)

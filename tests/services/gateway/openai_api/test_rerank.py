@@ -1,4 +1,4 @@
-"""Ranking texts: what workers are asked, what callers get and pay, and what is refused."""
+"""Ranking texts: what workers receive, what callers get and pay, and what is refused."""
 
 import struct
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ ASK = {"query": "why", "documents": ["a", {"text": "ccc"}, "bb"], "model": "smol
 
 @dataclass
 class RankingWorker(FakeWorker):
-    """A text is as relevant as it is long, up to ten characters; a test can make it lie."""
+    """Scores a text by its length, up to ten characters; a test can make it lie."""
 
     scores: tuple[bytes, ...] | None = None
 

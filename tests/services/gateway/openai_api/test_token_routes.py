@@ -1,4 +1,4 @@
-"""Conversions of texts, chats and tokens: by whom, for whom, and for nothing."""
+"""Conversions of texts, chats and tokens: which callers may use them, which workers run them, and that they cost nothing."""
 
 import asyncio
 from array import array
@@ -66,7 +66,7 @@ class Converting:
     two: ConversionWorker = field(default_factory=ConversionWorker)
 
     def __post_init__(self) -> None:
-        # In place of the worker that answers prompts.
+        # Replaces the worker that answers prompts.
         self.service.add_worker(1, self.one, "smollm2")
 
     async def post(self, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
@@ -104,7 +104,7 @@ async def converting() -> AsyncIterator[Converting]:
             yield Converting(service, client)
 
 
-# --- what is sent and answered --------------------------------------------------------------------------------------------
+# --- requests and answers -------------------------------------------------------------------------------------------------
 
 
 async def test_a_text_is_tokenized_for_nothing_and_counted_as_a_request(converting: Converting) -> None:
@@ -190,7 +190,7 @@ async def test_an_idempotency_key_is_refused(converting: Converting) -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
 
 
-# --- for whom -------------------------------------------------------------------------------------------------------------
+# --- callers --------------------------------------------------------------------------------------------------------------
 
 
 async def test_the_limit_on_requests_counts_and_that_on_tokens_does_not(converting: Converting) -> None:
@@ -235,7 +235,7 @@ async def test_guardrails_see_what_is_tokenized(converting: Converting) -> None:
     assert (answer.status_code, answer.json()["error"]["aimesh_code"]) == (400, "content_filter")
 
 
-# --- by whom --------------------------------------------------------------------------------------------------------------
+# --- workers --------------------------------------------------------------------------------------------------------------
 
 
 async def test_two_at_once_need_no_slot_beside_running_answers(converting: Converting) -> None:
@@ -273,7 +273,7 @@ async def test_the_next_worker_answers_if_one_fails(converting: Converting, erro
     converting.service.add_worker(2, converting.two, "smollm2")
     failing = []
     for worker in (converting.one, converting.two):
-        # Whichever is asked first fails.
+        # The worker that is asked first fails.
         worker.fails_with, worker.fails_after = error, fails_after
         worker.run = _once(worker, failing)  # type: ignore[method-assign]
     assert await converting.tokens(prompt="hello") == list(map(ord, "hello")), "whole, and nothing twice"

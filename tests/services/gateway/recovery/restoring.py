@@ -1,4 +1,4 @@
-"""A gateway's tables and recovery log, whose database is copied while nothing uses it, and replaced by that older copy later."""
+"""A gateway with a recovery log, and a database that is copied while nothing uses it, and later replaced by that older copy."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -55,7 +55,7 @@ class RunningGateway:
 
 
 class RestorableGateway:
-    """``running`` is one life of the service."""
+    """Each block of ``running`` is one run of the service."""
 
     def __init__(self, url: str, valkey_url: str, postgres: PostgresServer, folder: Path) -> None:
         self.url = url
@@ -71,7 +71,7 @@ class RestorableGateway:
 
     @asynccontextmanager
     async def running(self, number: int = 1) -> AsyncIterator[RunningGateway]:
-        """With another ``number``, another replica."""
+        """Run a gateway; another ``number`` is another replica."""
         given = {"NODE_KEY_FILE": "/nowhere", "DATABASE_URL": self.url, "REDIS_URL": self._valkey_url, "PROMPT_HASH_SECRET": SECRET}
         settings = config.load(GatewaySettings, given | ({} if self.log_dir is None else {"RECOVERY_LOG_DIR": str(self.log_dir)}))
         node = FakeNode(NodeId(f"U{number}".ljust(56, "A")))
@@ -87,7 +87,7 @@ class RestorableGateway:
             yield RunningGateway(recovery, Books(GatewayStore(database), ledger, self.url), live, cache, node)
 
     async def execute(self, statement: str) -> None:
-        """As an administrator of PostgreSQL."""
+        """Run a statement as an administrator of PostgreSQL."""
         url = self._postgres.url(self.url.rpartition("/")[2].partition("?")[0])
         connection = await asyncpg.connect(url, server_settings={"search_path": "gateway"})
         try:

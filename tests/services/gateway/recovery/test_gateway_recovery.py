@@ -1,4 +1,4 @@
-"""After the gateway's database was replaced by an older copy, credits, refunds and policies are as before; nothing is billed twice."""
+"""After an older copy replaces the gateway's database, credits, refunds and policies are as before; nothing is billed twice."""
 
 import asyncio
 import errno
@@ -52,7 +52,7 @@ def _patient() -> Iterator[None]:
 
 @pytest.fixture
 def stored(plain_url: str, valkey_url: str, postgres: PostgresServer, tmp_path: Path) -> RestorableGateway:
-    """As a role that row-level security applies to."""
+    """A gateway with a role that row-level security applies to."""
     return RestorableGateway(plain_url, valkey_url, postgres, tmp_path)
 
 
@@ -94,7 +94,7 @@ async def test_paid_credits_come_back_once_and_the_books_add_up(stored: Restorab
 
 
 async def test_replaying_twice_changes_nothing(stored: RestorableGateway) -> None:
-    """The same lines on a database that has everything already."""
+    """The same lines are replayed on a database that already has everything."""
     ann, charged = new_owner(), new_request()
     tight = PolicyDocument(machines=Machines.OWN)
     async with stored.running() as gateway:
@@ -144,7 +144,7 @@ async def test_refunds_stand_whatever_the_restored_ledger_knows_of_the_request(s
     stored.url = backup
     for _ in range(2):
         async with stored.running() as gateway:
-            # What the journal of a gateway still has is not billed.
+            # Rows that are left in a gateway's journal aren't billed.
             await gateway.books.settle(ann, (running, 200), (lost, 100))
             assert await gateway.books.account(ann) == (3200, 300, 0)
             assert (await gateway.books.ledger.verify(grace_seconds=60, full=True)).findings == ()
@@ -170,7 +170,7 @@ async def test_requests_of_the_journal_that_the_database_does_not_know_are_repor
                     pass  # the rows are written at the end
                 assert journal.read() == []
             assert await gateway.books.account(ann) == (3200, 0, 0)
-            # In the request log, without a cost.
+            # The unknown request is in the request log, without a cost.
             assert [found[3] for found in await gateway.books.log(ann)] == [0, 0, 300]
             (line,) = path.with_name("gateway.journal.unknown.jsonl").read_bytes().splitlines()
             assert (json.loads(line)["id"], json.loads(line)["not_billed_micro"]) == (str(unknown), 200)
@@ -217,7 +217,7 @@ async def test_texts_of_a_policy_are_not_in_the_log_and_what_permits_is_dropped(
     assert not [word for word in ("secret-", "example.org", "why") if word in text]
     stored.url = backup
     async with stored.running() as gateway:
-        # The same texts as in the backup, others, and none in the backup.
+        # The backup has the same texts for mesh, others for default, and none for the team.
         assert gateway.policy("mesh") == guarded("secret-project", "ann@example.org")
         default, team = gateway.policy("default"), gateway.policy(TEAM)
         assert default is not None
@@ -226,7 +226,7 @@ async def test_texts_of_a_policy_are_not_in_the_log_and_what_permits_is_dropped(
 
 
 def test_every_field_of_a_policy_is_decided() -> None:
-    """A new field with texts of people has to be kept out of the log, by migration 0025 and ``POLICY_TEXTS``."""
+    """A new field with people's texts must be kept out of the log, by migration 0025 and ``POLICY_TEXTS``."""
     fields = [
         f"{prefix}{field}"
         for prefix, document in (
@@ -328,7 +328,7 @@ async def test_a_full_disk_refuses_no_transfer_and_says_so(stored: RestorableGat
 
 async def test_a_gateway_stops_if_its_database_is_replaced_while_it_runs(stored: RestorableGateway) -> None:
     with pytest.raises(errors.Internal, match="the database was replaced"):
-        # Its last act is to write the state.
+        # The last thing that a gateway does is to write the state.
         async with stored.running() as gateway:
             await top_up(gateway, new_owner(), 5)
             await stored.execute("ALTER TABLE recovery_log DISABLE TRIGGER ALL; DELETE FROM recovery_log")

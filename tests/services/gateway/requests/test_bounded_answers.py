@@ -105,7 +105,7 @@ def test_in_the_last_step_an_answer_without_ids_is_held_by_its_pieces() -> None:
 
 @pytest.mark.parametrize("whole", [tokens(10_000), Chunk("a" * 30_000, ())])
 async def test_an_answer_in_one_piece_gets_as_many_steps_as_it_needs(whole: Chunk) -> None:
-    """Models of other teams send their answers as a whole."""
+    """Models of other teams send the whole answer in one piece."""
     asked: list[int] = []
 
     async def items() -> AsyncGenerator[AnswerItem]:
@@ -131,15 +131,15 @@ def test_a_tiny_first_step_does_not_ask_for_every_token() -> None:
     assert AnswerBounds(held=3, most=10_000, answers=1).wanted == 259
 
 
-# --- while it runs ------------------------------------------------------------------------------------------------------
+# --- running answers ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class LongWorker(FakeWorker):
-    """Writes so many tokens, one a chunk, as far as max_tokens lets it."""
+    """Writes ``length`` tokens, one per chunk, up to max_tokens."""
 
     length: int = 0
-    #: The tokens after which it waits for ``goes_on``.
+    #: The number of tokens after which it waits for ``goes_on``.
     waits_after: int | None = None
 
     def __post_init__(self) -> None:
@@ -224,7 +224,7 @@ async def test_the_context_bounds_an_answer_without_max_tokens(long: LongService
 
 
 async def test_a_server_with_a_small_or_unknown_context_is_not_told_our_bound(long: LongService) -> None:
-    """OpenAI's API refuses a max_tokens above the model's own limit, and vLLM one that doesn't fit the context with the prompt."""
+    """OpenAI's API refuses a max_tokens above the model's own limit, and vLLM refuses more than the context has left after the prompt."""
     long.service.add_worker(1, long.worker, "smollm2", context_tokens=0, open_ended=True)
     long.worker.length = 10_000
     assert (await long.ask())[0] == 10_000
@@ -331,7 +331,7 @@ async def test_low_credits_at_the_start_are_final(long: LongService) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"max_tokens": 2000}])
 async def test_an_unstreamed_answer_ends_before_its_deadline_with_what_there_is(long: LongService, fields: dict[str, Any]) -> None:
-    """It once ended with a 504, at its deadline, and its caller got nothing."""
+    """Such an answer once ended with a 504 at its deadline, and its caller got nothing."""
     long.worker.length, long.worker.waits_after = 10_000, 1500
     length, result = await long.ask(seconds=0.5, streamed=False, **fields)
     assert (length, result.finish_reason, result.usage) == (1500, LENGTH, Usage(7, 1500))
@@ -341,7 +341,7 @@ async def test_an_unstreamed_answer_ends_before_its_deadline_with_what_there_is(
 
 
 async def test_under_a_key_an_unstreamed_answer_ends_before_its_deadline_too(long: LongService) -> None:
-    """Under a key it still ended with a 504, although streams may repeat it."""
+    """With a key, such an answer still ended with a 504, although streams may repeat it."""
     long.worker.length, long.worker.waits_after = 10_000, 1500
     keys = IdempotentRequests(FakeKeys(), long.service.runs, node_id(99), secret="s" * 16, most_seconds=0.5)
     deduplicated = DeduplicatedInference(long.service.pipeline, keys)

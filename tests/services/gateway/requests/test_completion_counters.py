@@ -1,4 +1,4 @@
-"""What is counted when requests end: their cost, and incomplete answers."""
+"""Counters of ended requests: their cost, and incomplete answers."""
 
 import asyncio
 from collections.abc import AsyncIterator

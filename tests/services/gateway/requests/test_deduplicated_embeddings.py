@@ -26,7 +26,7 @@ from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
 from tests.services.gateway.requests.test_embedding_pipeline import packed
 
-#: What its bytes are as a number of a vector; no other byte string of a row is likely to have them.
+#: A number of a vector whose bytes are unlikely to occur elsewhere in a row.
 CANARY = 1.2345679e8
 
 

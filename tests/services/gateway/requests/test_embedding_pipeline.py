@@ -78,7 +78,7 @@ async def ask(running_service: RunningService, *inputs: str, who: Principal = OW
     return found, answer.result
 
 
-# --- the path ------------------------------------------------------------------------------------------------------------
+# --- the pipeline --------------------------------------------------------------------------------------------------------
 
 
 async def test_vectors_arrive_in_order_with_a_row(running_service: RunningService) -> None:
@@ -112,7 +112,7 @@ async def test_infer_takes_embeddings(running_service: RunningService) -> None:
         assert body["usage"] == {"prompt_tokens": usage, "completion_tokens": 0, "total_tokens": usage}
         assert (body["model"], body["request_id"]) == ("smollm2", answer.headers["x-request-id"])
         assert not {"response", "finish_reason"} & body.keys()
-        # The same as OpenAI's API: token ids beside each other are one input.
+        # As in OpenAI's API, a flat list of token ids is one input.
         ids = await http.post("/api/infer", json={"payload": {"input": [5, 6, 7]}})
         assert ids.json()["embeddings"] == [[3.0, 1.0]]
 

@@ -152,7 +152,7 @@ async def test_a_deadline_is_a_timeout_even_if_it_arrives_as_a_cancellation(runn
 class MiscountingWorker(FakeWorker):
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         async for item in super().run(prompt):
-            # So few that a text of this length could have them.
+            # Few enough that a text of this length could have them.
             yield msgspec.structs.replace(item, usage=Usage(10**12, 50)) if isinstance(item, Generation) else item
 
 
@@ -257,5 +257,5 @@ async def test_a_long_prompt_counts_against_the_limits_by_its_likely_tokens(runn
     running_service.quotas.spend = spend  # type: ignore[method-assign]
     with pytest.raises(errors.Unavailable):
         await ask(running_service, prompt="word " * 600, max_tokens=100)
-    # 3,000 bytes are some 600 tokens; 3,000 would be refused by a key with 2,000 a minute.
+    # 3,000 bytes are about 600 tokens; a key with 2,000 tokens a minute would refuse 3,000.
     assert 700 <= spent[0] <= 1200

@@ -92,7 +92,7 @@ ROUTE = {"model": "assistant", "temperature": 1.0}
 
 
 def use_route(asker: Asker, policies: Policies | None = None, **fields: Any) -> None:
-    """Serve `assistant` by smollm2, with these fields of the route."""
+    """Serve `assistant` with smollm2; ``fields`` are those of the route."""
     document = RouteDocument(targets=(TargetDocument(name="own", model="smollm2"),), **fields)
     config = asker.running_service.config
     names = routing.ModelNames({}, None, routes={"assistant": route_choice.compile_route("assistant", 4, document)})
@@ -131,7 +131,7 @@ async def test_a_cached_answer_obeys_the_policy_of_the_request_that_gets_it(aske
 
 
 async def test_a_request_of_a_dead_gateway_is_not_answered_with_another_answer(asker: Asker) -> None:
-    """Its answer was drawn with the seed of its key, and the caller may have the beginning."""
+    """Its answer was sampled with the seed of its key, and the caller may have the beginning."""
     use_route(asker, cache="same_request")
     await asker.ask(**ROUTE, key_use=NewKeyUse(5))
     assert (await asker.ask(**ROUTE, key_use=NewKeyUse(6)))[1].cached, "a new key may get it"

@@ -82,7 +82,7 @@ async def test_tokens_delivered_before_a_cancellation_are_billed() -> None:
 async def test_an_unstreamed_answer_that_fails_is_free(
     running_service: RunningService, error: errors.AimeshError, streamed: bool, cost: int, state: ReservationState
 ) -> None:
-    """One of our proxies once cut off a whole answer, and its caller paid for 1,524 tokens that nobody saw."""
+    """One of our proxies once cut off a whole answer, and its caller paid for 1,524 tokens that it never saw."""
     running_service.worker.fails_with, running_service.worker.fails_after = error, 1
     with pytest.raises(errors.AimeshError):
         async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10, streamed=streamed) as running:
@@ -127,7 +127,7 @@ class Slots(FakeWorker):
 
 
 async def test_compute_seconds_exclude_time_in_the_queue(running_service: RunningService) -> None:
-    """Before, 48 equal requests cost between 1.11 and 5.44."""
+    """Time in the queue once counted: 48 equal requests cost between 1.11 and 5.44."""
     price = Price(1, ModelPrice(None, MicroCredits(0), MicroCredits(0), compute_second_micro=MicroCredits(1000)))
     running_service.books.prices = (price,)
     await running_service.admission.search.ledger.refresh_prices()
@@ -137,7 +137,7 @@ async def test_compute_seconds_exclude_time_in_the_queue(running_service: Runnin
     async with asyncio.TaskGroup() as tasks:
         asking = [tasks.create_task(ask(running_service, seconds=500, seed=seed)) for seed in range(48)]
         for ended in range(48):
-            # One after the other: with two on their way to the worker, the gateway can't know which of them starts first.
+            # One at a time: with two on their way to the worker, the gateway can't know which of them starts first.
             await until(
                 lambda ended=ended: (
                     (len(worker.works), sum(task.done() for task in asking), worker.asked)

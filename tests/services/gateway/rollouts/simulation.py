@@ -1,4 +1,4 @@
-"""Simulated rollouts: looks at outcomes whose shares of failures are known."""
+"""Simulated rollouts: checks of outcomes with known failure rates."""
 
 import random
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def rollout(
 def outcome(
     number: int = 0, *, is_candidate: bool = True, failed: bool | None = False, tenant: UUID | None = None, **more: Any
 ) -> RequestOutcome:
-    """Return an outcome of another tenant for each number."""
+    """Return an outcome; each number is another tenant by default."""
     who = tenant or UUID(int=1_000 + number)
     given: dict[str, Any] = {"user": who, "began_at": BEGAN + timedelta(milliseconds=number)} | more
     return RequestOutcome(is_candidate=is_candidate, tenant=who, failed=failed, **given)
@@ -45,7 +45,7 @@ def outcomes(count: int, bad: int, *, is_candidate: bool, **more: Any) -> list[R
 
 
 def after(found: Rollout, *looks: list[RequestOutcome], seconds: float = 5) -> Rollout:
-    """Look at each list, ``seconds`` apart."""
+    """Return the rollout after a check of each list, ``seconds`` apart."""
     now = found.progress.outcome_at
     for each in looks:
         now += timedelta(seconds=seconds)
@@ -57,16 +57,16 @@ def after(found: Rollout, *looks: list[RequestOutcome], seconds: float = 5) -> R
 
 @dataclass(frozen=True)
 class Arms:
-    """What each look brings."""
+    """The outcomes that each check gets."""
 
     candidate: int = 5
     baseline: int = 20
-    #: Shares of failures.
+    #: Failure rates.
     candidate_bad: float = 0.02
     baseline_bad: float = 0.02
-    #: Between the outcomes of a unit.
+    #: Correlation between the outcomes of a unit.
     correlation: float = 0.05
-    #: Units of each arm; None for new ones in each look, of so many requests.
+    #: Units of each arm; None for new units in each check, with ``unit_requests`` requests each.
     units: int | None = None
     unit_requests: int = 5
 
@@ -85,14 +85,14 @@ def looks(rng: random.Random, arms: Arms, count: int) -> Iterator[list[RequestOu
             units = fixed[arm] or [draw_unit(share) for _ in range(max(1, requests // arms.unit_requests))]
             for _ in range(requests):
                 unit = rng.randrange(len(units))
-                # Users of the two arms differ.
+                # The two arms have different users.
                 who = UUID(int=10_000 * arm + unit + 1)
                 found.append(RequestOutcome(is_candidate=arm, tenant=who, user=who, began_at=BEGAN, failed=rng.random() < units[unit]))
         yield found
 
 
 def simulate(rng: random.Random, found: Rollout, arms: Arms, count: int) -> Rollout:
-    """Return the rollout after so many looks, or when it was rolled back."""
+    """Return the rollout after ``count`` checks, or when it ended."""
     only_errors = RolloutGuards(first_token=None, thumbs=None, cost=None)
     plan = replace_plan(found, guards=only_errors)
     return after(plan, *looks(rng, arms, count))

@@ -1,4 +1,4 @@
-"""A gateway stops a candidate by its own requests."""
+"""A gateway stops a candidate based on its own requests."""
 
 import random
 from datetime import UTC, datetime

@@ -76,13 +76,13 @@ class Gateway:
         return await self.rpc.get(api.GetRollout("assistant"), CALL)
 
     async def end(self, variant: str, count: int, *, failed: int = 0, **changed: Any) -> list[RequestRow]:
-        """Write rows of requests, the first ones of which have failed."""
+        """Write ``count`` rows of requests; the first ``failed`` of them failed."""
         rows = [row(variant, failed=number < failed, **changed) for number in range(count)]
         await self.requests.write_requests(rows)
         return rows
 
     async def look(self) -> None:
-        """Look at once, although somebody has looked a moment ago."""
+        """Check now, even if a gateway checked a moment ago."""
         self.runner._look_seconds = 0.0
         await self.live.reload()
         await self.runner.look()
@@ -93,13 +93,13 @@ class Gateway:
 
     @property
     def step(self) -> float | None:
-        """Percent of the baseline's units that this gateway gives to the candidate."""
+        """Return the percentage of the baseline's units that this gateway gives to the candidate."""
         rollout = self.snapshot.names.routes["assistant"].rollout
         return None if rollout is None else rollout.share / 100
 
     @property
     def route(self) -> dict[str, tuple[float | None, int | None]]:
-        """Shares and orders of the route's current version."""
+        """Return each target's share and order in the route's current version."""
         document = self.live.documents[ConfigKind.ROUTE, "assistant"].body
         assert isinstance(document, RouteDocument)
         return {target.name: (target.share, target.order) for target in document.targets}
@@ -178,7 +178,7 @@ async def gateway(opened: Open) -> AsyncIterator[Gateway]:
 
 
 async def backdate(url: str, seconds: float) -> None:
-    """Let the open rollout have begun earlier."""
+    """Make the open rollout begin ``seconds`` earlier."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(
@@ -254,7 +254,7 @@ async def test_what_counts_as_an_outcome(gateway: Gateway) -> None:
     await gateway.end("next", 1, cached=True)
     await gateway.end("next", 1, created_at=datetime.now(UTC) - timedelta(minutes=5))
     await gateway.end("next", 1, route="another")
-    # Another target saved the request of this one.
+    # The candidate failed, and another target served the request.
     await gateway.requests.write_requests([msgspec.structs.replace(row("next", target="local"), variant_failed=True)])
     rows = [row("local"), row("local", failed=None, status=RequestStatus.CANCELLED)]
     await gateway.requests.write_requests(rows)
@@ -280,7 +280,7 @@ async def test_outcomes_are_consumed_once_by_one_gateway(gateway: Gateway, opene
         await gateway.look()
         found = await gateway.get()
         assert [arm.requests for arm in found.arms] == [7 * written, 11 * written]
-        # They look again only after a while.
+        # The gateways check again only after a while.
         gateways[1].runner._look_seconds = 5.0
         await gateway.end("next", 7)
         await gateways[1].runner.look()
@@ -440,7 +440,7 @@ async def test_a_gateway_that_has_stopped_a_candidate_rolls_it_back(gateway: Gat
         await other.live.reload()
         assert other.step is None
     assert (await gateway.get()).rollout.reason == "next: the last 10 answers failed at one gateway"
-    # It stops only that one.
+    # A stop applies only to its own rollout.
     await gateway.start()
     assert gateway.step == 10
     gateway.runner.stop(UUID(int=5), "assistant", "late")
@@ -482,7 +482,7 @@ async def test_nobody_can_read_what_is_not_there(gateway: Gateway) -> None:
     assert (await gateway.rpc.get(api.GetRollout(id=started.id), CALL)).rollout == started
 
 
-# --- requests that wait ---------------------------------------------------------------------------------------------------
+# --- waiting requests -----------------------------------------------------------------------------------------------------
 
 
 async def _hanging(_: ActivePrompt) -> AsyncGenerator[Any]:
@@ -491,7 +491,7 @@ async def _hanging(_: ActivePrompt) -> AsyncGenerator[Any]:
 
 
 def waiting(variant: str, seconds: float, **route: Any) -> ActiveRequest:
-    """A request that has waited for so long."""
+    """Return a request that has waited for ``seconds``."""
     clock = iter([0.0])
     running = ActiveRequest(active_prompt.LABELS, lambda: next(clock, seconds))
     running.began_at = datetime.now(UTC) + timedelta(seconds=1)
@@ -516,7 +516,7 @@ async def test_a_request_that_waits_too_long_counts_at_once_and_once(gateway: Ga
         late = (await gateway.get()).conditions[1]
         assert (late.candidate_bad, late.candidate_outcomes, late.baseline_bad, late.baseline_outcomes) == (1, 1, 1, 1)
     assert hung.is_counted_late
-    # It ends, and says something about errors only.
+    # When the request ends, it counts for errors only.
     del gateway.running[hung]
     ended = row("next", failed=True, is_counted_late=True, response_time_ms=9_000, status=RequestStatus.TIMEOUT)
     await gateway.requests.write_requests([ended, row("next", is_counted_late=True, first_token_ms=9_000)])

@@ -1,4 +1,4 @@
-"""The sequential tests: how often they err, and how soon they see a bad candidate."""
+"""The sequential tests: how often they err, and how soon they detect a bad candidate."""
 
 import math
 import random
@@ -30,7 +30,7 @@ def test_of_rollouts_without_a_difference_at_most_2_percent_are_rolled_back(stic
 
 @pytest.mark.parametrize(("candidate", "median", "p95"), [(0.2, 60, 120), pytest.param(0.06, 300, 700, marks=pytest.mark.nightly("long"))])
 def test_a_bad_candidate_is_seen_soon(candidate: float, median: int, p95: int) -> None:
-    """The baseline fails 1 %; the numbers are outcomes of the candidate."""
+    """The baseline fails 1 % of its requests; the limits are in outcomes of the candidate."""
     rng = random.Random(8)
     arms = Arms(candidate_bad=candidate, baseline_bad=0.01, correlation=0.001, unit_requests=1)
     ended = [simulate(rng, rollout(steps=(20.0,)), arms, 400) for _ in range(60)]

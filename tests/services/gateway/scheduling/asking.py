@@ -1,4 +1,4 @@
-"""Callers of one dispatch, with workers that are announced but never called: a caller holds its claim as long as it likes."""
+"""Callers of one dispatch, with workers that are announced but never called: a caller holds its claim until the test ends it."""
 
 import asyncio
 import random
@@ -36,13 +36,13 @@ def requirements(of: int = 1, **more: Any) -> WorkerRequirements:
 
 
 class Caller:
-    """One request: waits, holds its slot until ``leave``, and records the notices that it gets."""
+    """A request that waits, holds its slot until ``leave``, and records the notices that it gets."""
 
     def __init__(self, harness: "DispatchHarness", wanted: WorkerRequirements) -> None:
         self.notices: list[str] = []
         self.claim: Claim | None = None
         self.error: errors.AimeshError | None = None
-        #: Of the processor, until it had its place or its error: what else this machine does is not counted.
+        #: CPU time until the caller had its slot or its error; the machine's other work doesn't count.
         self.seconds = 0.0
         self.began = asyncio.Event()
         self._may_leave = asyncio.Event()
@@ -104,7 +104,7 @@ class DispatchHarness:
         self.directory.worker(number, "m", load=WorkerLoad(slots=slots), **more)
 
     async def ask(self, of: int = 1, **more: Any) -> Caller:
-        """Return when it has a slot or an error, or waits."""
+        """Return a caller that has a slot or an error, or waits."""
         caller = Caller(self, requirements(of, **more))
         await settled()
         return caller
@@ -121,7 +121,7 @@ async def settled() -> None:
 
 @asynccontextmanager
 async def dispatch_harness(*pools: WorkerPool, **rules: Any) -> AsyncIterator[DispatchHarness]:
-    """Cancels what still runs at the end."""
+    """Yield a harness; cancel what still runs at the end."""
     async with asyncio.TaskGroup() as tasks:
         harness = DispatchHarness(tasks, QueueSettings(**rules), pools)
         try:
@@ -132,7 +132,7 @@ async def dispatch_harness(*pools: WorkerPool, **rules: Any) -> AsyncIterator[Di
 
 
 async def finish(harness: DispatchHarness) -> Iterator[Caller]:
-    """End the running requests one after the other until none runs; returns them in the order in which they started."""
+    """End the running requests one after the other until none runs; return them in the order in which they started."""
     done = 0
     while done < len(harness.began):
         await harness.began[done].leave()

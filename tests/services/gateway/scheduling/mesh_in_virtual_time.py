@@ -28,11 +28,11 @@ from tests.shared.timing.virtual_time import VirtualLoop
 M = ModelName("m")
 #: One-way delay between a gateway and a worker in the same network.
 NEAR_SECONDS = 0.0005
-#: As ``shared.node.announcements`` has it.
+#: Same as in ``shared.node.announcements``.
 SETTLE_SECONDS = 0.05
 PROMPT_TOKENS = 40
 TOKEN_SECONDS = 0.02
-#: The pause between a caller's requests, and after a refusal.
+#: A caller's pause between its requests, and after a refusal.
 _THINKING_SECONDS, _REFUSED_SECONDS = 0.001, 0.5
 
 
@@ -160,7 +160,7 @@ class Gateway:
 class Served:
     """What a tenant received."""
 
-    #: Of each request that began, the seconds to its first token, and how many others began while it waited.
+    #: For each request that began: the seconds to its first token, and how many others began while it waited.
     waits: list[float] = field(default_factory=list)
     passed_by: list[int] = field(default_factory=list)
     tokens: int = 0
@@ -173,10 +173,10 @@ class Mesh:
     def __init__(self, tasks: asyncio.TaskGroup, gateways: int, rules: QueueSettings, alone: Set[int]) -> None:
         self.tasks = tasks
         self.served: defaultdict[int, Served] = defaultdict(Served)
-        #: Whose request began, in the order in which they did.
+        #: The tenants of the requests that began, in order.
         self.turns: list[int] = []
         self.workers: dict[NodeId, Worker] = {}
-        #: Of the organizations that share their founder's limits.
+        #: The founder of each organization that shares its founder's limits.
         self.founder_of: dict[int, int] = {}
         self.gateways: list[Gateway] = []
         self.log = SharedLog()
@@ -233,19 +233,19 @@ class Mesh:
             await self.ask(at, of, tokens)
 
     def flood(self, at: int, of: int, tokens: int = 50, at_once: int = 12) -> None:
-        """A tenant that always has a request waiting."""
+        """Start a tenant that always has a request waiting."""
         for _ in range(at_once):
             self.start(at, self._keep_asking(at, of, tokens))
 
     def trickle(self, at: int, of: int, tokens: int = 20) -> None:
-        """A tenant that sends a request now and then, only one at a time."""
+        """Start a tenant that sends a request now and then, only one at a time."""
         self.start(at, self._ask_now_and_then(at, of, tokens))
 
     def start(self, at: int, work: Coroutine[Any, Any, None]) -> None:
         self.gateways[at].tasks.append(self.tasks.create_task(work))
 
     def kill(self, at: int) -> None:
-        """It sends nothing more; the workers notice that its calls have ended."""
+        """Stop this gateway: it sends nothing more, and the workers notice that its calls have ended."""
         for task in self.gateways[at].tasks:
             task.cancel()
         self.gateways[at].is_killed = True

@@ -1,4 +1,4 @@
-"""Hours of conditions."""
+"""The active hours of conditions."""
 
 from datetime import UTC, datetime
 

@@ -32,7 +32,7 @@ def test_a_waiting_call_that_leaves_frees_no_slot() -> None:
     claims.add(NODE, MODEL, waiting)
     claims.release(NODE, MODEL, leaving)
     assert not waiting.has_started
-    # It doesn't get the slot of another request either.
+    # The call that left doesn't get the slot of another request either.
     claims.release(NODE, MODEL, Claim())
     assert (leaving.has_started, waiting.has_started) == (False, True)
 

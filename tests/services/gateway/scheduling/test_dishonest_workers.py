@@ -19,7 +19,7 @@ def test_the_third_strike_within_an_hour_starts_a_quarantine_of_an_hour() -> Non
     assert [known.strike(DISHONEST, now) for now in (0.0, 1.0, 2.0)] == [False, False, True]
     assert known.seconds_left(DISHONEST, 2.0) == QUARANTINE_SECONDS
     assert known.seconds_left(OTHER, 2.0) == 0
-    # Requests that started before don't prolong it, and after its end the count starts again.
+    # Requests that started before don't extend the quarantine; after its end, the count starts again.
     assert not known.strike(DISHONEST, 3.0)
     back_at = 2.0 + QUARANTINE_SECONDS
     assert known.seconds_left(DISHONEST, back_at) == 0
@@ -36,12 +36,12 @@ def test_quarantines_of_other_gateways_apply() -> None:
     known.strike(DISHONEST, 0.0)
     known.learn({OTHER: 50.0}, 1.0)
     assert (known.seconds_left(OTHER, 1.0), known.seconds_left(DISHONEST, 1.0)) == (50.0, 0.0)
-    # Its own strikes still count.
+    # Strikes from before still count.
     assert [known.strike(DISHONEST, now) for now in (2.0, 3.0)] == [False, True]
     # PostgreSQL doesn't have the third strike yet.
     known.learn({}, 4.0, unless={DISHONEST})
     assert known.seconds_left(DISHONEST, 4.0) > 0
-    # Pardoned.
+    # Both workers were pardoned.
     known.learn({}, 5.0)
     assert (known.seconds_left(DISHONEST, 5.0), known.seconds_left(OTHER, 5.0)) == (0.0, 0.0)
     assert not known.strike(DISHONEST, 6.0)
@@ -80,7 +80,7 @@ def test_a_quarantined_worker_is_not_eligible_and_the_error_says_why() -> None:
         known.dishonest_workers.strike(DISHONEST, 10.0)
     rows = worker_choice.eligible(requirements, worker_choice.list_candidates(known, requirements, directory.usable(Role.WORKER), 11.0))
     assert [row.node for row in rows] == [OTHER]
-    # Unlike a failing worker, the last one is excluded too. The error names the reason, and so does `aicli nodes`.
+    # Unlike a failing worker, a dishonest one is excluded even if it is the last. The error and `aicli nodes` show the reason.
     directory.mark_gone(OTHER, "stopped")
     with pytest.raises(errors.NotReachable, match="in quarantine for 60 min: it reported wrong token counts"):
         worker_choice.eligible(requirements, worker_choice.list_candidates(known, requirements, directory.usable(Role.WORKER), 11.0))

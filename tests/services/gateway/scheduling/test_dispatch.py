@@ -1,4 +1,4 @@
-"""The queue before the workers."""
+"""The queue in front of the workers."""
 
 import asyncio
 import gc
@@ -68,7 +68,7 @@ async def test_two_waiting_tenants_take_turns_by_service_received() -> None:
             done += 1
             assert caller.claim is not None
             owner = caller.claim._requirements.tenant
-            # The answers of the first are four times as long.
+            # The first tenant's answers are four times as long.
             long = 40 if owner == tenant(1) else 10
             caller.claim.record_tokens(10, long)
             served[owner] += 1
@@ -94,7 +94,7 @@ async def test_canceling_a_request_that_was_just_assigned_passes_its_slot_on() -
         harness.worker(1)
         first, _, second, third = [await harness.ask() for _ in range(4)]
         first._may_leave.set()
-        # The first ends in this turn of the loop: the slot is assigned, and the second hasn't run yet.
+        # The first request ends in this turn of the loop: the slot is assigned, but the second hasn't run yet.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert harness.dispatch.waiting == 1

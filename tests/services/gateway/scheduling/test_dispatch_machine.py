@@ -119,7 +119,7 @@ class Requests(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting or self.running)
     @rule(data=st.data(), also_ends=st.booleans())
     def is_cancelled(self, data: st.DataObject, also_ends: bool) -> None:
-        """Possibly at the moment when the end of another request assigns it the slot."""
+        """Cancel a request, possibly at the moment when the end of another one assigns it the slot."""
         request = data.draw(st.sampled_from(self.waiting + self.running))
         if also_ends and self.running:
             self.running[0].end()
@@ -135,7 +135,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, WORKERS - 1))
     def goes(self, number: int) -> None:
-        """Its requests end with the link."""
+        """Remove a worker; its requests end with the link."""
         self.directory.mark_gone(node_id(number), "its link died")
         for caller in self.running:
             if caller.node == node_id(number):
@@ -144,7 +144,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(seconds=st.floats(0, 40))
     def passes_by(self, seconds: float) -> None:
-        """A waiting request checks once a second; here any announcement makes the gateway check."""
+        """Let time pass. A waiting request checks once a second; here any announcement makes the gateway check."""
         self.now += seconds
         self.dispatch._assign_slots(M)
         self.settle()

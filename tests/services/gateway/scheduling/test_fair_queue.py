@@ -1,4 +1,4 @@
-"""Which tenant is next, as a sequence of calls without clock or event loop."""
+"""The order of tenants, tested without a clock or an event loop."""
 
 from uuid import UUID
 
@@ -133,9 +133,9 @@ class Turns(RuleBasedStateMachine):
         self.queue: FairQueue[int] = FairQueue()
         self.waiting: dict[int, tuple[UserId, int]] = {}
         self.number = 0
-        #: Who has waited without a pause since when: what each was served since.
+        #: For each pair of tenants that both wait: what each was served since both began to wait.
         self.served_together: dict[tuple[UserId, UserId], list[int]] = {}
-        #: Takes since a head of the line was passed over.
+        #: How often each tenant's first request was passed over.
         self.passed: dict[int, int] = {}
 
     def backlogged(self) -> set[UserId]:
@@ -195,7 +195,7 @@ class Turns(RuleBasedStateMachine):
 
     @invariant()
     def nobody_starves(self) -> None:
-        # Each of the four others may take 2·MOST of the cheapest requests before it.
+        # Each of the four other tenants may get 2·MOST of the cheapest requests before it.
         assert all(passed <= 4 * 2 * self.MOST for passed in self.passed.values())
 
 

@@ -1,4 +1,4 @@
-"""How a gateway uses the reports of another. ``test_queue_sharing`` checks how fair a whole mesh is."""
+"""How a gateway uses another gateway's reports. ``test_queue_sharing`` checks how fair a whole mesh is."""
 
 from uuid import UUID
 
@@ -37,7 +37,7 @@ class Gateway:
         return self.model_queue.queue.counter_of(ADA)
 
     def delegate(self, now: float) -> float:
-        """Offer it a slot; returns the expected cost."""
+        """Offer the waiting request a slot; return its expected cost."""
         (ticket,) = self.waiting
         assert isinstance(ticket, PeerTicket)
         self.peers.delegate_slot(ticket, WORKER, now, is_ours=True)

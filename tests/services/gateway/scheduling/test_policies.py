@@ -165,14 +165,14 @@ def test_what_was_combined_is_kept_for_each_policy_and_not_for_each_caller() -> 
     assert len(found._known) == 2
 
 
-# --- no way around --------------------------------------------------------------------------------------------------------
+# --- no bypass ------------------------------------------------------------------------------------------------------------
 
 GATEWAY = Path("services/gateway")
 
 
 @functools.cache
 def _nodes() -> dict[str, list[ast.AST]]:
-    """Of each module of the gateway."""
+    """Return the AST nodes of each module of the gateway."""
     return {str(path.relative_to(GATEWAY)): list(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) for path in GATEWAY.rglob("*.py")}
 
 
@@ -195,7 +195,7 @@ def test_all_prompts_pass_the_pipeline_whose_admission_reads_the_policy() -> Non
 
 
 def _readers(method: str) -> set[str]:
-    """The files of the gateway that use a method otherwise than for its name."""
+    """Return the modules of the gateway that use a method for more than its name."""
     found = set()
     for module, nodes in _nodes().items():
         attributes = [node for node in nodes if isinstance(node, ast.Attribute)]

@@ -61,7 +61,7 @@ def test_a_long_prompt_has_few_prefixes_and_matches_its_last_turn(blocks: int, m
     readers = PrefixAffinity()
     readers.record(M, last, node_id(1), now=0)
     share = readers.shares(M, now, SINCE, now=1).get(node_id(1), 0.0)
-    # The common part, rounded down to a hashed prefix.
+    # The common part is rounded down to a hashed prefix.
     assert share == pytest.approx(
         blocks / (blocks + more), abs=2.5 / generation.MAX_BLOCKS if blocks + more > generation.MAX_BLOCKS else 1 / len(now)
     )

@@ -46,7 +46,7 @@ async def test_strikes_of_all_gateways_add_up_and_survive_restarts(harness: Quar
         for gateway in (first, second, restarted):
             assert QUARANTINE_SECONDS - 60 < left(gateway) <= QUARANTINE_SECONDS
             assert not left(gateway, OTHER)
-    # Requests that started before don't prolong it.
+    # Requests that started before don't extend the quarantine.
     second.strike(DISHONEST)
     await second.refresh()
     assert left(second) <= QUARANTINE_SECONDS
@@ -94,7 +94,7 @@ async def test_a_pardon_applies_at_all_gateways(harness: QuarantineHarness) -> N
     assert (left(first), left(second)) == (0.0, 0.0)
     with pytest.raises(errors.NotFound, match="has strikes or is in quarantine"):
         await first.pardon(DISHONEST)
-    # All its strikes are forgotten, here too.
+    # All strikes of the worker are forgotten, on this gateway too.
     for _ in range(2):
         first.strike(DISHONEST)
     await first.refresh()

@@ -74,13 +74,13 @@ async def test_a_request_that_waited_too_long_is_refused() -> None:
 
 
 async def test_two_thousand_requests_for_one_thousand_slots() -> None:
-    """800 requests on ten workers and 200 in the queue, of 50 tenants."""
+    """800 requests run on ten workers and 200 are queued; they come from 50 tenants."""
     async with dispatch_harness(queue_most=200, queue_per_tenant=50) as harness:
         for number in range(10):
-            harness.worker(number, slots=72)  # and an eighth of them held
+            harness.worker(number, slots=72)  # the worker holds an eighth more
         callers = [Caller(harness, requirements(number % 50)) for number in range(2000)]
         async with asyncio.timeout(60):
-            while len(harness.began) + sum(caller.error is not None for caller in callers) < 1800:  # noqa: ASYNC110 - no event tells it
+            while len(harness.began) + sum(caller.error is not None for caller in callers) < 1800:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.01)
         await settled()
         refused = [caller for caller in callers if caller.error]

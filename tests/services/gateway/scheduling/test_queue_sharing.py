@@ -25,9 +25,9 @@ from tests.shared.timing.virtual_time import pass_time
 from tests.stacks import until
 
 LIGHT = (8, 9)
-#: Until the first rush is over: at the start every gateway sees the same free slots.
+#: Duration of the initial rush: at the start, every gateway sees the same free slots.
 BEGINNING_SECONDS = 5.0
-#: Workers -> slots of each.
+#: Number of workers -> slots of each.
 LAYOUTS = {1: 8, 2: 4, 8: 1}
 
 
@@ -37,7 +37,7 @@ def workers(mesh: Mesh, count: int, slots: int) -> None:
 
 
 def crowd(gateways: int, count: int, slots: int) -> dict[int, Served]:
-    """What each tenant gets in 40 s: three always have a request waiting, two send one now and then, each at another gateway."""
+    """Return what each tenant gets in 40 s: three always have a request waiting, two send one now and then, each at another gateway."""
     found: dict[int, Served] = {}
 
     async def script(mesh: Mesh) -> None:
@@ -159,7 +159,7 @@ def test_a_killed_gateway_holds_no_turns() -> None:
         mesh.kill(2)
         idle_before = sum(worker.idle_slot_seconds() for worker in mesh.workers.values())
         await pass_time(10)
-        # Each slot at most once, for the time until an offer is accepted.
+        # Each slot is idle at most once, for the time until an offer is accepted.
         assert sum(worker.idle_slot_seconds() for worker in mesh.workers.values()) - idle_before <= 8 * 1.0
         for gateway in mesh.gateways[:2]:
             assert gateway.dispatch.waiting_anywhere == 24 - sum(each.dispatch.in_flight for each in mesh.gateways[:2])
@@ -199,7 +199,7 @@ def test_a_new_gateway_learns_the_counters() -> None:
         await pass_time(3)
         first, second = (gateway.dispatch.model_queue("m").queue.counters() for gateway in mesh.gateways)
         assert first.keys() == second.keys()
-        # Only one gateway knows of some requests of 100 tokens each.
+        # Some requests, of 100 tokens each, are known to only one gateway.
         assert all(abs(first[tenant] - second[tenant]) <= 500 for tenant in first)
         assert min(first.values()) > 5_000
 
@@ -335,7 +335,7 @@ async def test_over_a_real_valkey_a_freed_slot_goes_to_the_gateway_with_the_next
 
         for _ in range(6):
             tasks.create_task(ask(first, 1))
-        # Two are at the worker, one of them held.
+        # The worker has two requests: it runs one and holds the other.
         await until_all_know(4, first)
         # The second gateway learns that the worker is full.
         second._directory.worker(1, "m", load=WorkerLoad(1, 1, 1))

@@ -107,7 +107,7 @@ def test_which_machines_may_see_a_prompt(machines: Machines, owner: str, labels:
             pool.nodes(requirements)
 
 
-#: Owner and labels of a worker, the file that it has.
+#: A worker's owner and labels.
 _worker = st.tuples(
     st.sampled_from(["", str(USER), str(OTHER)]), st.dictionaries(st.sampled_from(["trusted", "shared"]), st.sampled_from(["yes", "no"]))
 )

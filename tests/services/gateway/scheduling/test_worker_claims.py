@@ -1,4 +1,4 @@
-"""The life of a slot on a worker."""
+"""The lifecycle of a slot on a worker."""
 
 from contextlib import aclosing
 

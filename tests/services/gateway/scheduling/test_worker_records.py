@@ -1,4 +1,4 @@
-"""Whether a worker may still be the same process, by what the gateway received from its node, and when."""
+"""Whether a worker may still be the same process, judged by what the gateway received from its node, and when."""
 
 from datetime import UTC, datetime, timedelta
 

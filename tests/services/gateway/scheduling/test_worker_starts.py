@@ -63,9 +63,9 @@ async def test_when_the_time_is_up_the_error_has_the_time_of_a_start() -> None:
 
 
 async def test_waiting_requests_keep_within_the_bounds_and_the_rest_is_told_when_to_retry() -> None:
-    """A burst of ten times the bound, of many users."""
+    """A burst of ten times the bound, from many users."""
     async with dispatch_harness(POOL, queue_most=20, queue_per_tenant=2) as harness:
-        # Earlier answers took long: what counts is the start.
+        # Earlier answers took long, but the retry time depends on the worker's start.
         harness.dispatch.model_queue(M).mean_seconds = 60
         callers = [await harness.ask(number % 50) for number in range(200)]
         refused = [caller.error for caller in callers if caller.error is not None]
