@@ -1,4 +1,4 @@
-"""Pictures of the pages for people to look at, in light, in dark and on a telephone; and what a program can see in each of them."""
+"""Screenshots of the pages for people, in light, in dark and on a phone, and automatic checks of each."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +21,16 @@ LOOKS = (Look("light", 1280), Look("dark", 1280, dark=True), Look("phone", 390))
 
 @dataclass(slots=True)
 class Album:
-    """Keeps looking after the first fault, so that all are told at once."""
+    """Collects faults instead of stopping at the first one, so that a run reports all of them."""
 
     folder: Path = FOLDER
     pictures: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
     async def add(self, page: Page, name: str, *, is_covered: bool = False) -> None:
-        """The page as it is now, in every look; back to the first one at the end.
+        """Take and check a screenshot of the current page in every look, then restore the first look.
 
-        ``is_covered``: an open menu lies over links, which nobody means to hit then, so that their sizes count for nothing.
+        ``is_covered``: an open menu covers links that no one means to press then, so their sizes are not checked.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for look in LOOKS:
@@ -44,7 +44,7 @@ class Album:
         for violation in await axe.violations(page):
             if violation.is_serious and violation.rule not in excused:
                 self.faults.append(f"{name}: {violation.impact} {violation.rule}, {violation.help}: {'; '.join(violation.places)}")
-        # Not innerWidth: a telephone makes that larger for a page that is too wide.
+        # Not innerWidth: a phone increases it for a page that is too wide.
         width = await page.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
         if width > look.width:
             self.faults.append(f"{name}: {width - look.width} px wider than the window")

@@ -1,4 +1,4 @@
-"""The app on a person's phone: RFC 6238 from its text, so that nothing of auth's own reckoning goes into the test."""
+"""The authenticator app on a user's phone, implemented from RFC 6238 and independent of auth's code."""
 
 import base64
 import hashlib
@@ -10,7 +10,7 @@ _PERIOD_SECONDS = 30
 
 
 def code_of(secret: str, *, periods_ahead: int = 0) -> str:
-    """The six digits that it shows now, or will after so many periods; ``secret`` is in Base32, with or without spaces."""
+    """Return the six digits shown now, or after so many periods; ``secret`` is in Base32, with or without spaces."""
     key = base64.b32decode(secret.replace(" ", ""))
     counter = int(time.time()) // _PERIOD_SECONDS + periods_ahead
     digest = hmac.new(key, struct.pack(">Q", counter), hashlib.sha1).digest()

@@ -1,7 +1,7 @@
 """A real Chromium, driven over the DevTools pipe (`--remote-debugging-pipe`): no package, no port, no driver process.
 
-Clicks and typing are input events at the place where an element is drawn, so what is covered or invisible cannot be used.
-Everything a page logs, throws or requests is kept for the test to look at.
+Clicks and typing are input events at the position of an element, so covered or invisible elements can't be used.
+Everything that a page logs, throws or requests is recorded for the test.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from typing import Any
 from tests import capabilities, stopwatch
 
 _ANSWER_SECONDS = 60
-#: With its first tab and for each window Chromium loads pages of its own interface, in renderers of their own: two thirds of the CPU time
-#: of a test. Tests look at none of them.
+#: Chromium loads internal pages with its first tab and for each window, in separate renderers. They take two thirds of the CPU time of
+#: a test, and no test uses them.
 _UNUSED_PAGES = ("SpareRendererForSitePerProcess", "WebUIOmniboxAimPopup", "WebUIOmniboxPopup")
 _FLAGS = (
     "--headless=new", "--remote-debugging-pipe", "--no-first-run", "--no-default-browser-check", "--disable-gpu",
@@ -35,26 +35,26 @@ Json = dict[str, Any]
 
 
 class Failed(AssertionError):
-    """Chromium refused a command, or a page has not what the test asks for."""
+    """Chromium refused a command, or a page lacks what the test expects."""
 
 
 class Chromium:
-    """A process with an empty profile, which one event loop at a time controls. It starts when it is needed.
+    """A Chromium process with an empty profile. It starts on demand, and one event loop at a time controls it.
 
-    A start takes seconds, and every window has cookies of its own: all tests of a test process can share it.
+    A start takes seconds, and every window has its own cookies, so all tests of a test process can share it.
     """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._profile: tempfile.TemporaryDirectory[str] | None = None
         self._commands = self._events = -1
-        #: Of a message that has not come whole.
+        #: The received part of an incomplete message.
         self._received = bytearray()
         self._numbers = itertools.count(1)
 
     @asynccontextmanager
     async def control(self) -> AsyncIterator["Browser"]:
-        """Its windows are closed with the block."""
+        """Yield a browser whose windows are closed when the block ends."""
         if self._process is None or self._process.poll() is not None:
             self.kill()
             self._start()
@@ -66,7 +66,7 @@ class Chromium:
             yield browser
             await browser.close_windows()
         except BaseException:
-            # Nobody knows what its windows are doing.
+            # The state of its windows is unknown.
             self.kill()
             raise
         finally:
@@ -74,7 +74,7 @@ class Chromium:
             commands.close()
 
     def kill(self) -> None:
-        """Safe to call twice."""
+        """Kill the process. Safe to call twice."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -93,8 +93,8 @@ class Chromium:
         to_read, self._commands = _pipe()
         self._events, from_write = _pipe()
         os.set_blocking(self._events, False)
-        # Chromium reads commands from descriptor 3 and answers on 4 (bash, because dash moves none above 9); it has no
-        # sandbox for root.
+        # Chromium reads commands from descriptor 3 and answers on 4. Bash starts it, because dash can't move descriptors above 9. Root
+        # gets no sandbox.
         flags = [*_FLAGS, f"--user-data-dir={self._profile.name}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         self._process = subprocess.Popen(
             ["bash", "-c", f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}', program, *flags],
@@ -142,10 +142,10 @@ class Browser:
             return await answer
 
     def take(self, message: Json) -> None:
-        """Hand out what comes from Chromium."""
+        """Deliver a message from Chromium."""
         if "id" in message:
             answer = self._answers.pop(message["id"], None)
-            if answer is None or answer.done():  # nobody waits any more
+            if answer is None or answer.done():  # no caller waits any more
                 return
             if "error" in message:
                 answer.set_exception(Failed(message["error"]["message"]))
@@ -155,7 +155,7 @@ class Browser:
             page.take(message["method"], message["params"])
 
     def end(self) -> None:
-        """Chromium has ended: nobody gets an answer any more."""
+        """Fail all pending calls, because Chromium has ended."""
         self._ended = True
         for answer in self._answers.values():
             if not answer.done():
@@ -168,11 +168,11 @@ class Browser:
         self._shared_window = ""
 
     async def open(self, *, width: int = 1280, dark: bool = False, javascript: bool = True) -> "Page":
-        """A new window with cookies of its own."""
+        """Open a new window with its own cookies."""
         return await self._attach(await self._new_window(), width=width, dark=dark, javascript=javascript)
 
     async def share(self, *, width: int = 1280, dark: bool = False) -> "Page":
-        """The one window that tests use in turn, each until ``Page.leave``: in half the time of a new one, with the cookies of all."""
+        """Use the one window that tests share in turn, until ``Page.leave``: opens in half the time, but keeps the cookies of all tests."""
         self._shared_window = self._shared_window or await self._new_window()
         return await self._attach(self._shared_window, width=width, dark=dark, javascript=True)
 
@@ -195,12 +195,12 @@ class Browser:
 class Page:
     browser: Browser
     session: str
-    #: Every address that was asked for, and what was logged as an error or thrown.
+    #: All requested URLs, and what was logged as an error or warning, or thrown.
     requests: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    #: The beginnings of other people's addresses: what their pages do is not noted.
+    #: URL prefixes of third parties. What their pages do is not recorded.
     strangers: list[str] = field(default_factory=list)
-    #: The status of the document that is shown, and its headers in small letters.
+    #: The status of the current document, and its headers with lower-case names.
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     _address: str = ""
@@ -232,7 +232,7 @@ class Page:
                 self.problems.append(json.dumps(facts["exceptionDetails"]))
             case "Runtime.bindingCalled":
                 self.problems.append(f"{facts['name']}: {facts['payload']}")
-            # What is generic is advice to those who fill in forms for people.
+            # Generic issues are only advice about filling in forms automatically.
             case "Audits.issueAdded" if facts["issue"]["code"] != "GenericIssue":
                 self.problems.append(json.dumps(facts["issue"]))
 
@@ -240,7 +240,7 @@ class Page:
         return await self.browser.send(method, self.session, **parameters)
 
     async def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression; works where the page itself may run none."""
+        """Return the value of a JavaScript expression; works even if scripts are disabled on the page."""
         done = await self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in done:
             raise Failed(f"{expression}: {done['exceptionDetails']['exception'].get('description')}")
@@ -254,14 +254,14 @@ class Page:
 
     @asynccontextmanager
     async def loading(self) -> AsyncIterator[None]:
-        """What happens inside leads to another page, which is there when this is left."""
+        """Wait at the end of the block for the page that the block leads to."""
         self._loaded.clear()
         yield
         async with asyncio.timeout(_ANSWER_SECONDS):
             await self._loaded.wait()
 
     async def look(self, *, width: int, dark: bool) -> None:
-        """Another window size, or the other colours of the system."""
+        """Set the window size and the color scheme of the system."""
         await self.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
         await self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
 
@@ -272,7 +272,7 @@ class Page:
                 raise Failed(f"{url}: {gone['errorText']}")
 
     async def leave(self) -> None:
-        """End what was set for this page; the window stays."""
+        """Undo the settings of this page; the window stays open."""
         del self.browser._pages[self.session]
         await self.browser.send("Target.detachFromTarget", sessionId=self.session)
 
@@ -281,12 +281,12 @@ class Page:
             await self.send("Page.reload")
 
     async def click(self, selector: str, text: str = "") -> None:
-        """As ``press``, and waits for the page that this leads to."""
+        """Call ``press``, and wait for the page that it leads to."""
         async with self.loading():
             await self.press(selector, text)
 
     async def press(self, selector: str, text: str = "") -> None:
-        """Click the middle of the first element that matches and holds ``text``."""
+        """Click the middle of the first matching element that contains ``text``."""
         found = f"[...document.querySelectorAll({json.dumps(selector)})].find(each => each.innerText.includes({json.dumps(text)}))"
         box = await self.evaluate(
             f"(() => {{ const found = {found}; if (!found) return null; found.scrollIntoView({{block: 'center'}});"
@@ -299,7 +299,7 @@ class Page:
             await self.send("Input.dispatchMouseEvent", type=event, x=box["x"], y=box["y"], button="left", clickCount=1)
 
     async def until(self, condition: str, *, seconds: float = _ANSWER_SECONDS) -> None:
-        """Until this JavaScript expression is true, over as many pages as it takes."""
+        """Wait until this JavaScript expression is true, even across pages."""
         seconds = stopwatch.patience(seconds)
         deadline = time.monotonic() + seconds
         while not await self._is_true(condition):
@@ -311,7 +311,7 @@ class Page:
         try:
             return bool(await self.evaluate(f"Boolean({condition})"))
         except Failed:
-            # Between two pages there is nobody to ask.
+            # Between two pages, no page can evaluate it.
             return False
 
     async def fill(self, **fields: str) -> None:
@@ -321,13 +321,13 @@ class Page:
             await self.send("Input.insertText", text=value)
 
     async def screenshot(self) -> bytes:
-        """A PNG of the whole page, for people to look at."""
+        """Return a PNG of the whole page, for people to look at."""
         done = await self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         return base64.b64decode(done["data"])
 
 
 def _pipe() -> tuple[int, int]:
-    """Both ends above the descriptors that the shell below moves them to."""
+    """Return a pipe whose descriptors are above those that the shell moves them to."""
     low = os.pipe()
     high = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in low)
     for end in low:
@@ -337,7 +337,7 @@ def _pipe() -> tuple[int, int]:
 
 @contextmanager
 def starting() -> Iterator[Chromium]:
-    """One for several tests; it is gone with the block. Skips the test where no Chromium is installed."""
+    """Yield a Chromium for several tests, and kill it when the block ends. Skips the test if no Chromium is installed."""
     capabilities.require("browser")
     chromium = Chromium()
     try:
@@ -348,7 +348,7 @@ def starting() -> Iterator[Chromium]:
 
 @asynccontextmanager
 async def launch() -> AsyncIterator[Browser]:
-    """One for this block alone."""
+    """Yield a browser for this block alone."""
     with starting() as chromium:
         async with chromium.control() as browser:
             yield browser

@@ -1,4 +1,4 @@
-"""One stack for the browser tests, with the echo model for speed; the new user's has all that `make up` makes."""
+"""One stack for the browser tests, with the echo model for speed; the new user's stack has everything that `make up` starts."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.people import ApiClient
 from tests.stacks import RunningStack
 from tests.testnet import free_port
 
-#: Of the login provider, which runs in the test that signs in with it and is away in all others.
+#: The port of the login provider. Only the test that signs in there starts the provider.
 PROVIDER_PORT = free_port()
 #: Slow enough to see an answer grow, and to stop it.
 ECHO_TOKEN_MS = "20"
@@ -20,7 +20,7 @@ ECHO_TOKEN_MS = "20"
 _shared = stacks.OfFolders(
     (Path(__file__).parent,),
     INFERENCE_BACKEND="echo",
-    # Six processes fewer; tests/integration has the DHT.
+    # Saves six processes; tests/integration covers the DHT.
     HYPERSWARM="off",
     ECHO_TOKEN_MS=ECHO_TOKEN_MS,
     OIDC_ISSUER=f"http://127.0.0.1:{PROVIDER_PORT}",
@@ -35,7 +35,7 @@ def stack(pytestconfig: pytest.Config) -> RunningStack:
     return _shared.get(pytestconfig)
 
 
-# After the fixtures: a page that is open while its server goes would complain.
+# Runs after the fixtures, because an open page logs errors when its server stops.
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
     _shared.leave(nextitem)
@@ -43,7 +43,7 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 
 @pytest.fixture
 async def watch(stack: RunningStack, chrome: Browser) -> AsyncIterator[Watch]:
-    """Opens pages; what goes wrong in them fails the test."""
+    """Opens pages, and fails the test if they have problems."""
     watch = Watch(chrome, stack.url("web"))
     yield watch
     await watch.check()

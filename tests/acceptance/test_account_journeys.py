@@ -1,4 +1,4 @@
-"""What people do with their accounts, from the first key to the last session, in a real browser at a whole stack."""
+"""What users do with their accounts, from the first key to the last session, in a real browser against a whole stack."""
 
 import time
 
@@ -10,7 +10,7 @@ from tests.acceptance.watching import Watch, expected
 from tests.people import ApiClient
 from tests.stacks import RunningStack, until
 
-#: Web remembers a session that auth has confirmed for 5 s, and the gateway hears of a revoked key within the same.
+#: Web caches a confirmed session for 5 s, and the gateway learns of a revoked key within the same time.
 FORGOTTEN_SECONDS = 5.0
 
 
@@ -23,7 +23,7 @@ async def test_a_key_is_made_used_counted_and_revoked(stack: RunningStack, watch
         answer = await http.post("/v1/chat/completions", json=body)
         assert (answer.status_code, answer.json()["choices"][0]["message"]["content"]) == (200, "one two three"), answer.text
         used = answer.json()["usage"]
-        # What failed is in the log as well.
+        # Failed requests are in the log, too.
         assert (await http.post("/v1/chat/completions", json={**body, "model": "nobody-has-it"})).status_code == 404
 
         async def counted() -> list[str] | None:
@@ -37,7 +37,7 @@ async def test_a_key_is_made_used_counted_and_revoked(stack: RunningStack, watch
             assert part in row
         await ann.goes("/usage")
         requests, tokens, *_ = await ann.texts(".numbers .big")
-        # What was rejected for a mistake of its caller counts nowhere else.
+        # A request that was rejected as the caller's error counts nowhere else.
         assert (requests, tokens) == ("1", str(used["total_tokens"]))
 
         await ann.revoke_key("laptop")
@@ -48,7 +48,7 @@ async def test_a_key_is_made_used_counted_and_revoked(stack: RunningStack, watch
 
         await until(refused, seconds=FORGOTTEN_SECONDS, what="the revoked key is refused")
         print(f"refused {time.monotonic() - revoked:.2f} s after it was revoked")
-    # What it has done stays in the log.
+    # The key's requests stay in the log.
     await ann.goes("/requests")
     assert "laptop" in (await ann.rows())[1]
 
@@ -91,7 +91,7 @@ async def test_a_session_is_seen_and_ended_from_another_one(stack: RunningStack,
     await ann.sees("Session ended.")
     assert len(await ann.rows("ul.lines li")) == 3
 
-    # All others at once, which is asked first; Cancel means no.
+    # Ending all other sessions asks for confirmation; Cancel ends none.
     await ann.page.press("button", "End others")
     await ann.page.press("dialog button", "Cancel")
     await ann.page.until("!document.querySelector('dialog')")
@@ -118,7 +118,7 @@ async def _is_signed_out(visitor: Visitor) -> None:
 async def test_what_is_sensitive_asks_for_the_password_and_keeps_what_was_typed(
     stack: RunningStack, watch: Watch, api_client: ApiClient
 ) -> None:
-    """Who came by a link has shown a key, and no password."""
+    """A user who signed in by a link has proved a key, but no password."""
     person = await api_client.register("lin")
     link = (await stack.aicli("dashboard", "--json", AICLI_API_KEY=person.key.secret)).json()["url"]
     lin = Visitor(await watch.open(), stack.url("web"), person.username, person.password)
@@ -156,7 +156,7 @@ async def test_a_second_factor_guards_an_account(stack: RunningStack, watch: Wat
     assert await ann.page.path() == "/login/code"
     await ann.goes("/dashboard")
     assert await ann.page.path() == "/login/code"
-    # Without the phone.
+    # A recovery code replaces the phone.
     await ann.page.fill(code=codes[0])
     await ann.page.click("button", "Continue")
     assert await ann.page.path() == "/dashboard"

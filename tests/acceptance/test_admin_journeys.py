@@ -1,4 +1,4 @@
-"""What an administrator does in a browser: the first login with its second factor, and letting a machine in."""
+"""What an administrator does in a browser: the first login with a second factor, and approving a machine."""
 
 import re
 import secrets
@@ -29,7 +29,7 @@ SUBJECTS = (
 
 async def test_the_admin_of_a_new_mesh_signs_in_for_the_first_time(stack: RunningStack, watch: Watch) -> None:
     told = dict(re.findall(r"^([\w ]+): +(\S+)$", (stack.home / "admin.txt").read_text(encoding="utf-8"), re.MULTILINE))
-    # Their key alone opens no page: it has shown neither a password nor a second factor.
+    # The administrator's key alone opens no page, because it proves neither a password nor a second factor.
     link = (await stack.aicli("dashboard", "--json")).json()["url"]
     admin = Visitor(await watch.open(), told["web"], told["user"], told["password"])
     await admin.page.goto(link)
@@ -59,7 +59,7 @@ async def test_the_admin_of_a_new_mesh_signs_in_for_the_first_time(stack: Runnin
         await admin.page.click("button", "Continue")
     await admin.goes("/admin")
     assert await admin.page.path() == "/login/code"
-    # The code that was used to set it up is used up; the phone may be a little ahead of us.
+    # The code of the setup is used up, so send the next one: auth accepts a phone that is a little ahead.
     await admin.page.fill(code=authenticator.code_of(secret, periods_ahead=1))
     await admin.page.click("button", "Continue")
     await admin.goes("/admin")
@@ -98,7 +98,7 @@ async def test_a_colleague_is_invited_as_administrator_and_starts_with_the_check
     await ben.sees("Set up this mesh", "Your account asks for a code at sign-in.", "Other people have accounts here.", "Set SMTP_URL")
     open_ones = (await stack.aicli("admin", "invitations", "list", "--json")).json()
     assert email not in [each["email"] for each in open_ones]
-    # Used up, also for the same person.
+    # The invitation is used up, even for the same person.
     with expected(page, "status of 404"):
         await ben.goes("/forgot")
         await page.goto(f"{ben.origin}/join#{code}")
@@ -131,7 +131,7 @@ async def test_a_machine_joins_waits_is_approved_and_revoked_on_the_page(stack: 
     assert command.startswith("aicli worker --join ")
     with outside.machine() as box:
         worker = box.start_worker(*command.split()[2:], "--backend", "echo")
-        # The list hears of it by itself.
+        # The list updates automatically.
         await ada.goes("/admin/nodes")
         await page.until("document.body.innerText.includes('room=browser')")
         await worker.says("waiting for an administrator to approve")
@@ -151,7 +151,7 @@ async def test_a_machine_joins_waits_is_approved_and_revoked_on_the_page(stack: 
         await page.until(f"{_row('room=browser')}?.querySelector('.state').innerText === 'Revoked'", seconds=10)
         await worker.says("revoked")
         assert "it was sold" in next(row for row in await ada.rows() if "room=browser" in row)
-    # Both are in the log of who did what.
+    # All of this is in the audit log.
     await ada.goes("/admin/audit")
     text = await page.text()
     for act in ("ticket", "approve", "revoke"):

@@ -1,4 +1,4 @@
-"""The page of alerts before the real metrics service: what was said in a terminal stands on the page, and the other way round."""
+"""The alerts page with the real metrics service: a silence from a terminal appears on the page, and the page can end it."""
 
 from shared.api import alerts
 from tests.acceptance.visitor import administrator
@@ -18,7 +18,7 @@ async def test_a_silence_of_the_terminal_comes_to_the_page_and_is_ended_there(
     assert "Unknown" not in await page.text()
     command = ("alerts", "silence", "watchdog", "--for", "1h", "--label", "node=n1", "--why", "the rack moves", "--json")
     made = (await stack.aicli(*command, AICLI_API_KEY=api_client.admin_key)).json()
-    # By itself: nobody reloads.
+    # The page updates without a reload.
     await page.until("document.body.innerText.includes('the rack moves')")
     (row,) = await ada.rows(f"tr[data-id='{made['id']}']")
     assert "watchdog" in row

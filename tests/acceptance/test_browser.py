@@ -1,4 +1,4 @@
-"""The web pages in a real browser: what a person does there, with and without JavaScript, on a desk and on a telephone."""
+"""What users do on the web pages in a real browser: with and without JavaScript, on a desktop and on a phone."""
 
 from decimal import Decimal
 
@@ -27,7 +27,7 @@ async def test_from_registration_to_a_counted_request(stack: RunningStack, watch
     key = await ann.shown_key()
     assert key is not None
 
-    await ann.page.reload()  # sends the form again, as a person would allow the browser to
+    await ann.page.reload()  # sends the form again, as if the user had confirmed that
     assert (await ann.page.path(), await ann.shown_key()) == ("/dashboard", None)
     assert key not in await ann.page.text()
     await ann.sees("No requests in the last 30 days")
@@ -38,7 +38,7 @@ async def test_from_registration_to_a_counted_request(stack: RunningStack, watch
         used = answer.json()["usage"]
     cost = used["prompt_tokens"] * Decimal("0.0001") + used["completion_tokens"] * Decimal("0.0002")
     if javascript:
-        # The open page hears of it by itself: of the request and the limit at once, of the sums a little later.
+        # The open page updates automatically: the request and the limit immediately, the sums a little later.
         await ann.page.until("document.querySelectorAll('main table.log tbody tr').length === 1")
         await ann.sees("99 of 100 left")
     await ann.page.reload()
@@ -46,7 +46,7 @@ async def test_from_registration_to_a_counted_request(stack: RunningStack, watch
     assert (requests, tokens, Decimal(spent)) == ("1", str(used["total_tokens"]), cost)
     assert within.endswith((" ms", " s"))
     left = Decimal((await ann.texts(".left-credits .big"))[0].replace(",", ""))
-    # It is shown with two digits behind the point.
+    # The page shows two decimal places.
     assert abs(100_000 - cost - left) <= Decimal("0.005")
     await ann.sees("99 of 100 left")
     (row,) = await ann.rows("main table.log tbody tr")
@@ -117,7 +117,7 @@ async def test_a_page_runs_and_loads_nothing_that_is_not_its_own(stack: RunningS
     ann = await visitor(watch, stack)
     await ann.goes("/login")
     assert "default-src 'none'" in ann.page.headers["content-security-policy"]
-    # Each of the three ways to smuggle something in, and each is seen by the watch as well.
+    # Try all three ways to inject something; the watch must report each of them, too.
     markup = "document.body.innerHTML = '<b>made of text</b>'"
     inline = "document.head.append(Object.assign(document.createElement('style'), {textContent: 'body { color: red }'}))"
     outside = "fetch('http://127.0.0.1:9/').then(() => 'asked', () => 'refused')"

@@ -1,4 +1,4 @@
-"""Every page there is, with something on it: a picture in each look, nothing serious for axe, and nothing wider than a telephone.
+"""Every page, with content: a screenshot in each look, no serious axe violations, and nothing wider than a phone.
 
 The pictures are in build/screenshots/, for people to look at.
 """
@@ -96,7 +96,7 @@ print("hello, " + "world" * 30, "and a line that is longer than any telephone is
 | one  | 1      |
 """
 OF_OWNERS = {"machines": "/nodes", "machines-tickets": "/nodes/tickets"}
-#: Answers that are no page of their own.
+#: Paths that are not pages.
 _NO_PAGES = ("/static/", "/live/", ".csv")
 
 
@@ -117,7 +117,7 @@ def test_no_page_is_forgotten() -> None:
     }
     seen = [path.partition("?")[0] for paths in (VISITORS, PERSONAL, OF_OWNERS, OF_ADMINISTRATORS) for path in paths.values()]
     missing = {pattern for pattern in patterns if not any(re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", pattern), path) for path in seen)}
-    # Those that the tests below come to by clicking, or that lead elsewhere.
+    # The tests below reach these by clicking, or they lead elsewhere.
     assert missing <= {
         "/login/code",
         "/login/second-factor",
@@ -204,7 +204,7 @@ async def test_an_invitation_says_to_whom_one_says_yes(stack: RunningStack, watc
         await album.add(carl.page, "invitation-refused")
     assert "Example" not in await carl.page.text()
 
-    # Who has to sign in first is asked afterwards.
+    # A user who must sign in first sees the offer afterwards.
     await ben.sign_out()
     await ben.page.goto(link)
     await ben.page.fill(name=ben.name, password=ben.password)
@@ -278,7 +278,7 @@ async def test_what_somebody_sees_who_lends_machines(stack: RunningStack, watch:
             await owen.goes(path)
             await album.add(page, name)
         await owen.goes("/nodes")
-        # It is theirs to cut off, and not theirs to let in.
+        # Node owners can revoke their machine, but can't approve it.
         assert await page.evaluate("document.querySelectorAll('main tbody tr').length") == 1
         assert not await page.evaluate("document.querySelector(\"a[href$='/approve']\")?.checkVisibility()")
         await page.click("a.danger", "Revoke")
@@ -324,7 +324,7 @@ async def test_what_an_administrator_sees(stack: RunningStack, watch: Watch, alb
 
 
 async def _roll_out(stack: RunningStack, api_client: ApiClient) -> None:
-    """A route with two versions and a rollout that has run for an hour."""
+    """Create a route with two versions and a rollout that has run for an hour."""
 
     async def call(method: Method[Any, Any], request: Any) -> None:
         await api_client.mesh.rpc.call(method, request, credential=api_client.admin_key)
@@ -351,7 +351,7 @@ def _point(at: datetime, answers: int, failed: int) -> configuration.RolloutPoin
 
 
 async def _work(stack: RunningStack, ann: Visitor) -> None:
-    """Two keys, one of them with a limit and revoked, and some requests, not all of them good."""
+    """Create two keys, one of them with a limit and revoked, and make some requests, not all of them successful."""
     key = await ann.create_key("laptop")
     await ann.create_key("an old program with a long name", requests_per_hour="7", budget="2.5")
     await ann.revoke_key("an old program with a long name")
@@ -368,13 +368,13 @@ async def _work(stack: RunningStack, ann: Visitor) -> None:
 
 
 async def _settled(visitor: Visitor) -> None:
-    """Charts are drawn by then."""
+    """Wait until the charts are drawn."""
     await visitor.page.until("[...document.querySelectorAll('table[data-chart]')].every(each => document.querySelector('canvas'))")
 
 
 @asynccontextmanager
 async def _waiting_machine(stack: RunningStack, api_client: ApiClient, *options: str) -> AsyncIterator[None]:
-    """One that has used a ticket, and waits for its approval."""
+    """Enroll a machine that has used a ticket and waits for approval."""
     text = await outside.ticket(stack, "worker", "--approval", "--label", "room=3", *options)
     key = node_keys.NodeKey(node_keys.new_seed())
     joining = asyncio.create_task(enrollment.enroll(tickets.parse(text), key, EnrollingNode("a waiting machine"), lambda line: None))

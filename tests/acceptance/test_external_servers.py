@@ -1,4 +1,4 @@
-"""PostgreSQL, Valkey and NATS of one's own, as docs/howto/deploy.md says: the stack starts none and works with them."""
+"""External PostgreSQL, Valkey and NATS, as docs/howto/deploy.md describes: the stack uses them and starts none itself."""
 
 import os
 import signal
@@ -26,13 +26,13 @@ def planned(postgres_url: str, valkey_url: str, tmp_path: Path) -> RunningStack:
 
 @pytest.fixture
 def users_conf(planned: RunningStack, tmp_path: Path) -> Iterator[Path]:
-    """A server of one's own that includes what `aicli stack init` has made."""
+    """The users.conf of an external NATS server; ``let_in`` fills it with the list that `aicli stack init` generates."""
     folder = tmp_path / "nats"
     folder.mkdir()
     port = int(planned.environment["NATS_URL"].rpartition(":")[2])
     config = folder / "nats.conf"
     config.write_text(nats_server.render_server(port), encoding="utf-8")
-    # Nobody is let in before there is a list.
+    # No one can connect before the generated list is there.
     (folder / "users.conf").write_text("users = [{ user: nobody, password: nothing }]\n", encoding="utf-8")
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen([NatsServer.binary(), "-c", str(config), "-P", str(folder / "nats.pid")], stdout=log, stderr=log)
@@ -65,12 +65,12 @@ async def test_servers_of_ones_own_take_the_place_of_the_embedded_ones(planned: 
         assert row["request_count"] == 1
         assert (await planned.aicli("doctor")).status == 0
 
-        # Without the variables too: they are kept, the addresses with their passwords in files of their own.
+        # The variables are remembered, so they aren't needed again; URLs with passwords are stored in separate files.
         remembered = RunningStack(planned.home, {name: value for name, value in planned.environment.items() if not name.endswith("_URL")})
         assert "everything is already running" in (await remembered.up()).err
         shown = planned.place.settings_file.read_text(encoding="utf-8")
         assert planned.environment["DATABASE_URL"] not in shown
-        # A worker cannot be added to somebody else's server behind their back.
+        # `aicli worker` can't add a worker to an external NATS server behind its administrator's back.
         refused = await remembered.aicli("worker", "--backend", "echo")
         assert (refused.status, refused.err.count("\n")) == (2, 1)
         for kept in ("postgres", "valkey"):

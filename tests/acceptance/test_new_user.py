@@ -1,8 +1,8 @@
-"""What a new user does: the README's way, from a copy of what is in git to an answer of the real model, and back.
+"""A new user follows the README: from a copy of the files in git to an answer of the real model, and to `make down`.
 
-Everything is real: `make up` makes a virtual environment of its own and installs it from the lock files. Only two things are
-there already, as they are on any machine on its second try: pip's cache, and the built wheel of llama-cpp-python, which
-`make test` has put into XDG_CACHE_HOME by installing its own environment. Ports and folders are this test's own.
+Everything is real: `make up` creates a new virtual environment and installs it from the lock files. Only two things exist
+already, as on any machine at the second attempt: pip's cache, and the built wheel of llama-cpp-python, which `make test`
+puts into XDG_CACHE_HOME when it installs its own environment. The test has its own ports and folders.
 """
 
 import json
@@ -38,7 +38,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class NewUser:
-    """Somebody at a shell in a fresh copy of the repository."""
+    """A user at a shell in a fresh copy of the repository."""
 
     folder: Path
     environment: dict[str, str]
@@ -58,7 +58,7 @@ class NewUser:
         return Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
     def does(self, line: str, **variables: str) -> str:
-        """The output of a command that must succeed, with the environment activated as the README says."""
+        """Return the output of a command that must succeed, with the environment activated as the README says."""
         done = self.types(f"source .venv/bin/activate && {line}", **variables)
         assert done.status == 0, f"{line}\n{done.out}{done.err}"
         return done.out
@@ -84,7 +84,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewUser]:
         if name in _KEEP or name.startswith(("PIP_", "NPM_CONFIG_", "npm_config_", "SSL_", "HTTP", "CMAKE_"))
     }
     own = {
-        # Without an activated environment: what the system has.
+        # The system's PATH, without an activated environment.
         "PATH": os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "activate").exists()),
         "XDG_CONFIG_HOME": str(folder.parent / "config"),
         "AIMESH_HOME": str(folder / ".aimesh"),
@@ -100,7 +100,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewUser]:
 def test_two_commands_lead_to_an_answer(user: NewUser) -> None:
     done = user.types("make up", deadline_seconds=280)
     assert done.status == 0, done.out + done.err
-    # What is happening, and for how long.
+    # The progress, with durations.
     assert re.search(r"installing the packages of aimesh: done in \d+ s", done.err)
     assert re.search(r"gateway is ready \([\d.]+ s\)", done.err)
     # The question, the model's answer, and where everything is.
@@ -116,7 +116,7 @@ def test_two_commands_lead_to_an_answer(user: NewUser) -> None:
     assert found["web"] == web
     assert found["user"] == "admin"
     assert _KEY.fullmatch(found["API key"])
-    # Neither is shown, and none is in what the commands have logged.
+    # Neither secret is shown or logged.
     everything = done.out + done.err + "".join(log.read_text(errors="replace") for log in (user.home / "logs").glob("*.log"))
     assert found["password"] not in everything
     assert not _KEY.search(everything)
@@ -124,7 +124,7 @@ def test_two_commands_lead_to_an_answer(user: NewUser) -> None:
 
 
 def test_the_first_five_minutes(user: NewUser) -> None:
-    # Temperature 0: what a model says by chance may as well be nothing but stars.
+    # Temperature 0: a random answer of this model may be nothing but asterisks.
     assert len(user.does('aicli infer "Say hello" --temperature 0').split()) > 1
     answer = json.loads(user.does('echo "Summarise: …" | aicli infer - --max-tokens 20 --json'))
     assert (answer["model"], answer["usage"]["completion_tokens"] <= 20) == ("smollm2", True)
@@ -150,9 +150,9 @@ def test_the_first_five_minutes(user: NewUser) -> None:
 
 
 def test_ctrl_c_stops_the_answer(user: NewUser) -> None:
-    """At a terminal, as a person has it."""
+    """Run the command on a terminal, like a user."""
     master, slave = pty.openpty()
-    # setsid makes the terminal the command's own, so that ^C in it is a signal.
+    # setsid makes this the command's controlling terminal, so that ^C becomes a signal.
     command = ["setsid", "--ctty", "--wait", str(user.folder / ".venv/bin/aicli"), "infer", "--temperature", "0", "--max-tokens", "500"]
     command.append("Tell me a long story about a bridge.")
     environment = {**user.environment, "TERM": "xterm"}
@@ -183,7 +183,7 @@ def test_make_up_again_takes_seconds_and_repairs(user: NewUser) -> None:
     for said in ("litestar", "web.nk"):
         assert said in repaired.err
     user.does("make status")
-    # The lost profile's key is among the secrets of the stack, so it needs no other.
+    # The stack's secrets still contain the key of the lost profile, so `make up` creates no new one.
     assert len(json.loads(user.does("aicli keys list --json"))) == len(json.loads(keys))
 
 

@@ -1,4 +1,4 @@
-"""The playground at a whole stack: an answer that grows before one's eyes, and a worker that stops when the person does."""
+"""The playground against a whole stack: an answer grows visibly, and Stop also stops the worker."""
 
 import time
 
@@ -11,9 +11,9 @@ from tests.acceptance.watching import Watch
 from tests.people import ApiClient
 from tests.stacks import RunningStack, until
 
-#: From the click on Stop to the worker's slot.
+#: From the click on Stop until the worker's slot is free.
 FREE_SECONDS = 2.0
-#: At the pace of this stack it takes 12 s to write them.
+#: At this stack's speed, these take 12 s.
 _WORDS = 600
 _ANSWER = "document.querySelector('.chat-messages li:last-child .markdown')"
 
@@ -31,7 +31,7 @@ async def test_an_answer_grows_and_stops_when_it_is_told_to(stack: RunningStack,
     await page.fill(message="one **two** three")
     await page.press("[data-chat=send]")
     await page.until(f"{_ANSWER}?.querySelector('strong')?.innerText === 'two'")
-    # What it used stands below it once it is whole.
+    # The usage appears below the answer when it is complete.
     await page.until("document.querySelector('[data-chat=usage]:not([hidden])')?.innerText.includes('tokens')")
 
     await page.fill(message="word " * _WORDS)
@@ -59,7 +59,7 @@ async def test_an_answer_grows_and_stops_when_it_is_told_to(stack: RunningStack,
     assert stopped < _WORDS * 4
     await ann.sees("Stopped.")
 
-    # It was counted, up to where it was stopped.
+    # The stopped answer is counted up to where it stopped.
     async def logged() -> list[str] | None:
         await ann.goes("/requests")
         rows = await ann.rows()

@@ -1,4 +1,4 @@
-"""Pulling a model on a worker, as an administrator: in the terminal, on the page Models, and until it answers."""
+"""An administrator pulls a model on a worker: in the terminal, on the Models page, and until the model answers."""
 
 import asyncio
 import signal
@@ -60,7 +60,7 @@ async def test_model_is_pulled_on_a_worker_by_an_administrator(stack: RunningSta
                 (BUILD / f"models-pulling-{width}.png").write_bytes(await ada.page.screenshot())
                 assert await ada.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
-            # The terminal's Ctrl-C ends the program on the worker; the other order continues.
+            # Ctrl-C in the terminal stops the first order's program on the worker; the second order continues.
             first.send_signal(signal.SIGINT)
             await asyncio.wait_for(first.communicate(), 60)
             assert first.returncode == 130

@@ -1,6 +1,6 @@
-"""One question, asked at a terminal, is seen in every place where people look for it, soon after its answer has ended.
+"""One request from a terminal shows up everywhere that people look for it, soon after its answer ends.
 
-What is looked at is live but for the history, which looks at the mesh every 15 s: its charts show the answer with the next look.
+All places are live except the history, which collects metrics every 15 s: its charts show the answer after the next collection.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from tests.people import ApiClient, Person
 from tests.stacks import MESH, RunningStack, total, until
 
 SEEN_SECONDS = 10.0
-#: The history looks at times that are told by the clock on the wall; then it collects, and writes.
+#: The history collects at fixed wall-clock times, and then has to write.
 IN_HISTORY_SECONDS = rollup.RAW + SEEN_SECONDS
-#: So many tokens as nobody else here asks with: they are this answer's wherever only sums are kept.
+#: No other test here sends this many tokens, so they identify this answer where only sums are kept.
 WORDS, MADE = 2_000, 3
 PROMPT = " ".join(f"w{number}" for number in range(WORDS))
 
-#: Service and name; what a person may read in the trace of an answer that went well at its first try.
+#: Service and name of the spans in the trace of an answer that succeeded at the first attempt.
 SPANS = {
     ("gateway", "gateway.processInferenceRequest"),
     ("gateway", "auth.check"),
@@ -41,7 +41,7 @@ SPANS = {
     ("inference", "prefill"),
     ("inference", "decode"),
 }
-#: name -> labels, and by how much this answer lets it grow.
+#: name -> labels, and by how much this answer increases it.
 COUNTERS: dict[str, tuple[dict[str, str], int]] = {
     "ai_platform_requests_total": ({"service": "gateway", "method": "processInferenceRequest", "status": "success"}, 1),
     "ai_platform_completed_requests_total": ({"service": "metrics", "model": "echo", "status": "success"}, 1),
@@ -52,11 +52,11 @@ LOGS = ("gateway", "inference")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An answer that has ended, and what was before."""
+    """A completed answer, and the counters before it."""
 
     person: Person
     request_id: str
-    #: Of COUNTERS, in their order.
+    #: The values of COUNTERS, in the same order.
     before: Sequence[float]
     began: datetime
 
@@ -65,7 +65,7 @@ async def test_one_answer_is_seen_everywhere_within_ten_seconds(stack: RunningSt
     ann = await api_client.register("ann")
     visitor = Visitor(await watch.open(), stack.url("web"), ann.username, ann.password)
     await visitor.sign_in()
-    # Open from before the question on: nobody reloads it.
+    # The page is opened before the request, and never reloaded.
     await visitor.goes("/dashboard?span=day")
     await until(
         lambda: _has_looked(api_client), seconds=IN_HISTORY_SECONDS, what="the history has begun: growth is told from its first look on"
@@ -86,19 +86,19 @@ async def test_one_answer_is_seen_everywhere_within_ten_seconds(stack: RunningSt
     told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in seen.items())
     print(f"after the end of the answer: {told}")
     in_history = seen.pop("history")
-    # `make test` runs other tests at the same time.
+    # `make test` runs other tests at the same time, so the bounds don't hold there.
     if stopwatch.bounds_hold:
         assert max(seen.values()) <= SEEN_SECONDS, told
         assert in_history <= IN_HISTORY_SECONDS, told
 
 
 async def _seen_after(ended: float, name: str, look: Callable[[], Awaitable[object]]) -> float:
-    # Longer than it may take, so that what is late is told with all the others.
+    # Wait longer than allowed, so that late places are reported with all the others.
     await until(look, seconds=4 * SEEN_SECONDS, what=f"the answer is seen in the {name}")
     return time.monotonic() - ended
 
 
-# --- the places: true where the answer is seen ----------------------------------------------------------------------------
+# --- the places: true once the answer is seen -----------------------------------------------------------------------------
 
 
 async def _trace(stack: RunningStack, asked: Asked) -> bool:
@@ -122,7 +122,7 @@ async def _report(stack: RunningStack, asked: Asked) -> bool:
 
 
 async def _overview(visitor: Visitor) -> bool:
-    """The number, the last request, and the bar of the chart, which is drawn from its table."""
+    """Check the number, the last request, and the chart's bar, which is drawn from its table."""
     requests, *_ = await visitor.texts(".numbers .big")
     bars = await visitor.page.evaluate(
         "[...document.querySelectorAll('table[data-chart] tbody tr')].map(row => +row.cells[1].dataset.value)"
@@ -140,7 +140,7 @@ async def _has_looked(api_client: ApiClient) -> bool:
 
 
 async def _values(api_client: ApiClient, name: str, since: datetime) -> list[float]:
-    """Those that are known."""
+    """Return the known values."""
     begin = rollup.floor(since, rollup.RAW)
     question = metrics.GetHistory((name,), begin, begin + timedelta(minutes=10), rollup.RAW)
     found = await api_client.mesh.rpc.call(metrics.get_history, question, credential=api_client.admin_key)
@@ -148,7 +148,7 @@ async def _values(api_client: ApiClient, name: str, since: datetime) -> list[flo
 
 
 def _lines(stack: RunningStack, name: str) -> list[dict[str, Any]]:
-    # The last line may still be being written.
+    # The last line may be incomplete.
     return [json.loads(line) for line in stack.log(name).splitlines(keepends=True) if line.endswith("\n")]
 
 
@@ -156,7 +156,7 @@ def _lines(stack: RunningStack, name: str) -> list[dict[str, Any]]:
 
 
 async def _counters_of_now(stack: RunningStack) -> list[float]:
-    """Of a collection that was begun after this was called: those within a second share one."""
+    """Return the counters of a collection that began after this call, because calls within a second share one."""
     cpu = "ai_platform_process_cpu_seconds_total"
     first = total(await _text(stack), cpu, service="metrics")
 

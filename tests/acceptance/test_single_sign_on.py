@@ -1,4 +1,4 @@
-"""Signing in at a login provider: a real one, a real browser, and the policy of our pages between them."""
+"""Signing in at a real login provider in a real browser, under our pages' content security policy."""
 
 import pytest
 
@@ -23,7 +23,7 @@ async def test_an_account_at_the_provider_opens_one_here(stack: RunningStack, wa
         await ann.goes("/dashboard")
         assert await ann.page.path() == "/login"
 
-        # All of it is plain forms, and the other person of that name gets an account of their own.
+        # The flow works without JavaScript, and another person with the same name gets their own account.
         bob = Visitor(await watch.open(javascript=False, width=390), origin)
         await _sign_in(bob, "bob-2")
         await bob.sees("and have no password here")
@@ -35,7 +35,7 @@ async def _sign_in(person: Visitor, subject: str) -> None:
     await person.goes("/login?then=/settings/security")
     await page.click("button", "Continue with Example")
     await page.until("document.title === 'Log in at the test provider'")
-    # The provider's fields have only names.
+    # The provider's fields have names but no ids.
     await page.evaluate("document.querySelectorAll('input').forEach(each => { each.id = each.name })")
     await page.fill(login=subject, password=PEOPLE[subject]["password"])
     await page.press("button", "Log in")

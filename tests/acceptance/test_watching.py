@@ -1,4 +1,4 @@
-"""Those who look at the pages see what is wrong: each fault on a page of its own, which a test that has it must not pass."""
+"""The page checks detect faults: each fault is on its own page, and a test that opens the page must fail."""
 
 from pathlib import Path
 from urllib.parse import quote

@@ -1,4 +1,4 @@
-"""Somebody at a browser: what people do on the pages, by clicking and typing."""
+"""A user at a browser, who clicks and types on the pages."""
 
 import json
 import re
@@ -34,7 +34,7 @@ class Visitor:
         return True
 
     async def register(self, name: str = "ann") -> None:
-        """From the start page to the overview, which is the answer to the form."""
+        """Register from the start page. The overview is the answer to the form."""
         self.name = f"{name}-{secrets.token_hex(4)}"
         await self.goes("/")
         await self.page.click("a.button", "Create an account")
@@ -43,7 +43,7 @@ class Visitor:
         await self.sees(f"Welcome, {self.name}")
 
     async def sign_in(self, password: str | None = None) -> None:
-        """Up to whatever comes after the password."""
+        """Sign in up to the page that follows the password."""
         await self.goes("/login")
         await self.page.fill(name=self.name, password=password or self.password)
         await self.page.click("main button", "Sign in")
@@ -53,7 +53,7 @@ class Visitor:
         await self.page.click("header .menu button", "Sign out")
 
     async def type_first_code(self) -> str:
-        """From the page with the QR code to the recovery codes; returns the secret, as it is typed from there."""
+        """Go from the page with the QR code to the recovery codes. Return the secret, which a user without a camera types into the app."""
         await self.page.press("summary", "Can’t scan it?")
         secret = str(await self.page.evaluate("document.getElementById('secret').innerText"))
         await self.page.fill(code=authenticator.code_of(secret))
@@ -61,14 +61,14 @@ class Visitor:
         return secret
 
     async def set_up_factor(self) -> tuple[str, list[str]]:
-        """The secret and the recovery codes, which are kept."""
+        """Set up the second factor. Return the secret and the recovery codes."""
         secret = await self.type_first_code()
         codes = str(await self.page.evaluate("document.getElementById('codes').innerText")).split()
         await self.page.click("a.button", "I’ve saved my codes")
         return secret, codes
 
     async def shown_key(self) -> str | None:
-        """The key in the box that shows it once."""
+        """Return the key in the box that shows it once."""
         value = await self.page.evaluate("document.querySelector('textarea.secret')?.value")
         if value is None:
             return None
@@ -76,11 +76,11 @@ class Visitor:
         return str(value)
 
     async def create_key(self, name: str, **limits: str) -> str:
-        """The whole key; ``limits`` are typed into the fields with these ids."""
+        """Create a key and return it; ``limits`` are typed into the fields with these ids."""
         await self.goes("/api-keys")
         await self.page.fill(name=name)
         if limits:
-            # Folded away: most keys have none.
+            # Collapsed, because most keys have no limits.
             await self.page.press("main details summary", "Limits")
             await self.page.fill(**limits)
         await self.page.click("main button", "Create key")
@@ -89,7 +89,7 @@ class Visitor:
         return key
 
     async def ask_to_revoke(self, name: str) -> None:
-        """Up to the question whether they are sure."""
+        """Open the page that asks for confirmation."""
         await self.goes("/api-keys")
         await self.page.click(f"a[aria-label={json.dumps(f'Revoke {name}')}]")
 
@@ -99,14 +99,14 @@ class Visitor:
         await self.sees("Key revoked.")
 
     async def texts(self, selector: str) -> list[str]:
-        """What each such element shows, from the top."""
+        """Return the text of each matching element, from the top."""
         return list(await self.page.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].map(each => each.innerText)"))
 
     async def rows(self, selector: str = "main tbody tr") -> list[str]:
         return [" ".join(text.split()) for text in await self.texts(selector)]
 
     async def cookie(self) -> dict[str, Any]:
-        """That of the session; the only other one marks the browser."""
+        """Return the session cookie; the only other cookie marks the browser."""
         cookies = {cookie["name"]: cookie for cookie in (await self.page.send("Network.getCookies"))["cookies"]}
         assert set(cookies) <= {"aimesh_session", "aimesh_browser"}
         return dict(cookies["aimesh_session"])

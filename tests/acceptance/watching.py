@@ -1,7 +1,7 @@
-"""What the browser itself finds wrong with our pages, on every page of every journey.
+"""Check our pages for the problems that the browser itself reports, on every page of every journey.
 
-No error or warning in the console, no breach of the content policy or of trusted types, no other issue that Chromium names, and no
-request to anybody else. What a test provokes on purpose it says beforehand with ``expected``.
+There must be no console errors or warnings, no violations of the content security policy or Trusted Types, no other Chromium issues,
+and no requests to third parties. A test declares the problems that it causes on purpose with ``expected``.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.acceptance.chromium import Browser, Page
 
-#: Told to the test and not kept in the page, where the next page would have lost it.
+#: Sends violations to the test immediately, because the page's state is lost on navigation.
 _BINDING = "aimeshBreach"
 _TELL = (
     f"addEventListener('securitypolicyviolation', event => {_BINDING}("
@@ -22,16 +22,16 @@ _OWN_SCHEMES = ("data:", "about:", "blob:")
 
 @dataclass(slots=True)
 class Watch:
-    """Opens the pages of a test, and looks at them in the end."""
+    """Opens the pages of a test, and checks them at the end."""
 
     browser: Browser
     origin: str
-    #: Who else our pages lead to; what theirs do is not ours.
+    #: Third parties that our pages lead to; what their pages do is not checked.
     strangers: list[str] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)
 
     async def open(self, **look: Any) -> Page:
-        """A window with cookies of its own, as ``Browser.open`` makes it."""
+        """Open a window with its own cookies, like ``Browser.open``."""
         page = await self.browser.open(**look)
         page.strangers += [f"{origin}/" for origin in self.strangers]
         self.pages.append(page)
@@ -42,7 +42,7 @@ class Watch:
 
     async def check(self) -> None:
         for page in self.pages:
-            # All that went before has come once this has.
+            # When this returns, all earlier events have arrived.
             await page.evaluate("0")
             assert not page.problems, "\n".join(page.problems)
             known = tuple(f"{origin}/" for origin in (self.origin, *self.strangers))
@@ -52,7 +52,7 @@ class Watch:
 
 @contextmanager
 def expected(page: Page, *words: str) -> Iterator[None]:
-    """What goes wrong inside is meant to: a problem with each of these words, and no other."""
+    """Expect a problem with each of these words inside the block, and no other."""
     before = len(page.problems)
     yield
     came = page.problems[before:]

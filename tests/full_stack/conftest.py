@@ -1,6 +1,6 @@
-"""One stack with backups, traces and a login provider, for tests that search, restart or replace all of it.
+"""A stack with backups, traces and a login provider, for tests that search, restart or replace the whole stack.
 
-They run in the order of their files: those that restore a database come last.
+The tests run in the order of their files: those that restore a database come last.
 """
 
 import secrets
@@ -22,14 +22,14 @@ from tests.testnet import free_port
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What is outside the stack: nothing listens on the two ports unless a test does."""
+    """What is outside the stack. Nothing listens on the two ports unless a test starts a server."""
 
     provider_port: int = field(default_factory=free_port)
     provider_secret: str = field(default_factory=lambda: f"oidc-{secrets.token_urlsafe(24)}")
     otlp_port: int = field(default_factory=free_port)
     #: Where the backups go.
     store: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / f"aimesh-store-{secrets.token_hex(6)}")
-    #: What opens them. The operator keeps it elsewhere.
+    #: Decrypts the backups. Operators keep it elsewhere.
     identity: str = field(default_factory=sealing.new_identity)
 
 

@@ -1,4 +1,4 @@
-"""Where secrets must not be: arguments of processes, logs, PostgreSQL and Valkey of a running stack; and what one could look like there."""
+"""Searches the process arguments, logs, PostgreSQL and Valkey of a running stack for secrets, in all encodings."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ MAIL = "mail, printed because SMTP_URL is not set"
 
 @dataclass(slots=True)
 class Hidden:
-    """The secrets of a run, by kind, in every form that they could be found in."""
+    """The secrets of a run, by kind, in every encoding in which they could leak."""
 
     forms: dict[str, set[bytes]] = field(default_factory=dict)
 
@@ -50,12 +50,12 @@ async def search(stack: RunningStack, hidden: Hidden) -> set[Hit]:
 
 
 def _arguments() -> Iterator[tuple[str, bytes]]:
-    """Of every process on this machine, as `ps` shows them."""
+    """Yield the arguments of every process on this machine, as `ps` shows them."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             yield f"ps {path.parent.name}", path.read_bytes()
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
 
 
 def _log_lines(stack: RunningStack) -> Iterator[tuple[str, bytes]]:
@@ -77,7 +77,7 @@ def is_mail(line: bytes) -> bool:
 
 
 async def _rows(stack: RunningStack) -> AsyncIterator[tuple[str, bytes]]:
-    """Of all tables, as text, by the superuser, whom no row-level security stops."""
+    """Yield the rows of all tables as text. Reads as the superuser, who bypasses row-level security."""
     connection = await superuser(stack)
     try:
         tables = await connection.fetch(
@@ -118,7 +118,7 @@ async def _entries(stack: RunningStack) -> AsyncIterator[tuple[str, bytes]]:
         for found in await client.keys():
             key = _flat(found).decode("latin-1")
             kind = _flat(await client.type(key)).decode()
-            # It may have expired since.
+            # The key may have expired since.
             value = "" if kind == "none" else await read[kind](key)
             yield f"valkey {key}", _flat([key, value])
 

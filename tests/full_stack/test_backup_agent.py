@@ -1,4 +1,4 @@
-"""A stack with BACKUP_TO: what is committed and revoked reaches the store, and a store that is away stops nobody."""
+"""A stack with BACKUP_TO: commits and revocations reach the store, and an unavailable store doesn't block anyone."""
 
 import asyncio
 import shutil
@@ -43,7 +43,7 @@ class BackedUpStack:
         return None if state is None else state.until
 
     def log_lines(self, service: str) -> list[RecoveryLine]:
-        """What the store has of a recovery log."""
+        """Return the lines of a service's recovery log that are in the store."""
         identity = (self.stack.place.secrets / "backup_identity").read_text(encoding="utf-8").strip()
         key = node_keys.load(self.stack.place.secrets / "recovery.nk").id
         found: list[RecoveryLine] = []
@@ -66,7 +66,7 @@ def backed_up(stack: RunningStack, surroundings: Surroundings) -> BackedUpStack:
 
 
 async def report_of(api_client: ApiClient) -> BackupReport | None:
-    """The report that an administrator sees, once it has a backup and both services are followed."""
+    """Return the report that an administrator sees; None until it has a backup and the recovery logs of both services are copied."""
     found = await api_client.mesh.rpc.call(recovery.get_backups, recovery.GetBackups(), credential=api_client.admin_key)
     assert found.state is BackupState.ON
     report = found.report
@@ -80,7 +80,7 @@ async def revoke(api_client: ApiClient, person: Person) -> people.Key:
 
 
 def numbers(found: StoreCatalog) -> list[int]:
-    """The segments since the start of the newest backup."""
+    """Return the numbers of the segments since the start of the newest backup."""
     newest = found.backups[-1]
     return sorted({each.number for each in found.segments if each.number >= newest.start_lsn // newest.segment_size})
 
@@ -100,7 +100,7 @@ async def test_commits_and_revocations_reach_the_store_whatever_fails(backed_up:
     assert (report.term, report.store_failing_since) == (1, None)
     assert report.recoverable_from is not None
 
-    # --- the store is away
+    # --- the store is unavailable
     before = await backed_up.until_()
     assert before is not None
     away = folder.with_name("away")

@@ -1,8 +1,8 @@
-"""Every kind of secret goes in by every door, rightly and wrongly; afterwards none is found in a log, a trace, an argument, PostgreSQL or
-Valkey.
+"""Use every kind of secret at every entry point, correctly and incorrectly. Afterwards no secret may be in a log, a trace, a process
+argument, PostgreSQL or Valkey.
 
-Found would also be what it was made of: its bytes, in hex and in base64. Two things are meant to be there: a stack without a mail server
-prints its mails to the log of auth, and two of them carry a code; and a login by a provider keeps its ID token to log out there with.
+The search also finds a secret's bytes in hex and base64. There are two exceptions: without a mail server, auth prints its mails to its
+log, and some carry a code; and auth keeps the ID token of a login at a provider, to end the session there.
 """
 
 import asyncio
@@ -36,11 +36,11 @@ from tests.people import ApiClient, Person
 from tests.services.auth.oidc.scripted_provider import ScriptedProvider
 from tests.stacks import RunningStack, until
 
-#: What a mail carries, and so the log where there is no mail server.
+#: Without a mail server, auth logs its mails, which carry these kinds of codes.
 MAIL_LOG = "log auth mail"
 MAILED = frozenset({"reset code", "invitation", "colleague"})
 _FORM_TOKEN = re.compile(r'name="token" value="([^"]+)"')
-#: How a mail's code stands alone in its line.
+#: A code in a mail, alone on its line.
 _CODE_LINE = re.compile(r"^[0-9A-Za-z_-]{40,}$", re.MULTILINE)
 
 
@@ -49,12 +49,12 @@ _CODE_LINE = re.compile(r"^[0-9A-Za-z_-]{40,}$", re.MULTILINE)
 
 @dataclass(slots=True)
 class Pages:
-    """A browser without eyes: its cookies, and the token of the last form that it saw."""
+    """A minimal browser: it keeps cookies, and sends the token of each form."""
 
     http: httpx.AsyncClient
 
     async def send(self, page: str, path: str | None = None, **fields: str) -> httpx.Response:
-        """Open a page and send its form, to ``path`` where that is another."""
+        """Open a page and send its form to ``path``, by default the page's own."""
         seen = await self.http.get(page)
         token = _FORM_TOKEN.search(seen.text)
         assert token is not None, f"{page}: {seen.status_code} {seen.text[:300]}"
@@ -70,11 +70,11 @@ async def _pages(stack: RunningStack) -> AsyncIterator[Pages]:
         yield Pages(http)
 
 
-# --- each kind comes to be, and is used ----------------------------------------------------------------------------------
+# --- each kind of secret is created and used -----------------------------------------------------------------------------
 
 
 def _of_the_house(stack: RunningStack, surroundings: Surroundings, hidden: Hidden) -> None:
-    """All that the stack was started with: keys of nodes and of the mesh, of seals and signatures, passwords of servers."""
+    """Add the secrets that the stack was started with: keys of nodes and the mesh, sealing and signing keys, server passwords."""
     for path in (*stack.place.secrets.rglob("*"), *stack.place.keys.glob("*.nk")):
         if path.is_file() and not path.name.startswith("database_url"):
             hidden.add(path.name, path.read_text(encoding="utf-8").strip())
@@ -116,7 +116,7 @@ async def _sessions(stack: RunningStack, api_client: ApiClient, ann: Person, hid
             hidden.add("access token", one["access_token"].split(".")[2])
         await http.post("/api/auth/refresh", json={"session_token": second["session_token"] + "x"})
         await http.get("/api/usage", headers={"authorization": f"Bearer {second['access_token']}x"})
-        # A browser's, where a program's is asked for.
+        # A browser's session token where a program's is required.
         async with _pages(stack) as pages:
             assert (await pages.sign_in(ann.username, ann.password)).status_code == 303
             cookie = pages.http.cookies["aimesh_session"]
@@ -156,7 +156,7 @@ async def _second_factor(stack: RunningStack, api_client: ApiClient, hidden: Hid
 
 
 async def _seed_on_the_page(stack: RunningStack, api_client: ApiClient, hidden: Hidden) -> None:
-    """The seed stands in the form that proves it, so that it comes back with a mistyped code."""
+    """The setup form contains the seed, so the browser sends it again, even with a mistyped code."""
     fay = await api_client.register("fay")
     async with _pages(stack) as pages:
         await pages.sign_in(fay.username, fay.password)
@@ -269,7 +269,7 @@ async def _prompt(stack: RunningStack, api_client: ApiClient, ann: Person, hidde
     for service in ("gateway", "web"):
         async with stack.http(ann.key.secret, service=service) as http:
             await asyncio.gather(*(ask(http, canary) for ask in asking.OVER_HTTP.values()))
-            # Kept to be given again: the answer of the same key, and of the same question.
+            # The gateway stores the answer for the same idempotency key, and for the same question.
             for _ in range(2):
                 await http.post("/v1/chat/completions", json=asking.chat_body(canary, temperature=0), headers={"idempotency-key": service})
             for body in ({"prompt": canary, "model": "none"}, {"prompt": canary, "temperature": canary}, {canary: canary}):
@@ -281,7 +281,7 @@ async def _prompt(stack: RunningStack, api_client: ApiClient, ann: Person, hidde
 
 
 async def _at_wrong_doors(stack: RunningStack, api_client: ApiClient, ann: Person, hidden: Hidden) -> None:
-    """Every one of them where another belongs: as a credential, a name, a password, an address and a field."""
+    """Send every secret where it doesn't belong: as a credential, a name, a password, a path and a field."""
     texts = [
         text for forms in hidden.forms.values() for form in sorted(forms)[:1] if (text := form.decode("ascii", "ignore")).isprintable()
     ]
@@ -305,7 +305,7 @@ async def _at_wrong_doors(stack: RunningStack, api_client: ApiClient, ann: Perso
 
 
 async def _settled(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
-    """What is written behind the answers is there: the log of the last request, and the record of the last refusal."""
+    """Wait for what is written after the answers: the log of the last request, and the audit record of the last refusal."""
     last = await asking.rpc(api_client.mesh, ann.key.secret, "the last one")
     zoe = await api_client.register("zoe")
     with pytest.raises(errors.NotAuthenticated):
@@ -350,7 +350,7 @@ async def test_no_secret_is_found_anywhere(stack: RunningStack, surroundings: Su
 
 
 async def _handed_on(port: int, hidden: Hidden) -> set[Hit]:
-    """What a collector of traces and logs gets, who came after all was over."""
+    """Return the hits in what a collector of traces and logs receives, which starts after everything else."""
     with otlp_receiver.receiving(port) as collector:
 
         async def has_both() -> bool:
@@ -368,12 +368,12 @@ async def _handed_on(port: int, hidden: Hidden) -> set[Hit]:
 def _is_meant(hit: Hit) -> bool:
     if hit.where == MAIL_LOG:
         return hit.kind in MAILED
-    # It lets nobody in here: it goes back to the provider, to end the session there.
+    # The token grants no access here: it is sent back to the provider, to end the session there.
     return hit.kind == "ID token" and hit.where.startswith("valkey auth:oidc:session:")
 
 
 async def test_the_search_finds_what_is_there(stack: RunningStack) -> None:
-    """Else the test above would say nothing."""
+    """Without this, the test above would prove nothing."""
     hidden, planted = Hidden(), f"planted{secrets.token_hex(12)}"
     hidden.add("planted", planted)
     assert not await searching.search(stack, hidden)

@@ -10,7 +10,7 @@ RUNBOOKS = REPOSITORY / "docs" / "runbooks"
 
 
 async def run(stack: RunningStack, commands: str) -> str:
-    """In a shell that ends at the first mistake; this checkout's own programs in place of those on the PATH."""
+    """Run the commands in a shell that stops at the first error, with this checkout's programs instead of those on the PATH."""
     aicli = f"{sys.executable} -m cli.main"
     commands = commands.replace(".venv/bin/python", sys.executable).replace("make ", f"{aicli} stack ").replace("aicli ", f"{aicli} ")
     process = await asyncio.create_subprocess_exec(
@@ -31,7 +31,7 @@ async def test_psql_opens_as_each_role_and_answers_what_the_runbooks_ask(stack: 
         assert done.out == f"{service}|{service}|*\n", done.err
     done = await stack.aicli("stack", "psql", "-At", stdin="SELECT rolsuper FROM pg_roles WHERE rolname = current_user;")
     assert done.out == "t\n", done.err
-    # Somebody else's variables do not lead elsewhere.
+    # PGHOST and PGUSER from the environment are ignored.
     done = await stack.aicli("stack", "psql", "gateway", "-At", "-c", "SELECT current_user", PGHOST="/nowhere", PGUSER="x")
     assert done.out == "gateway\n", done.err
     done = await stack.aicli("stack", "psql", "web")

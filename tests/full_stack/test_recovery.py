@@ -1,6 +1,6 @@
-"""The whole way of the manual: a stack with backups loses its home, and comes back from the store and the identity alone.
+"""The whole procedure of the manual: a stack with backups loses its home, and is restored from the store and the identity alone.
 
-One test, because a stack takes seconds to start. ``make drill`` does the same under load, and more.
+This is one test, because a stack takes seconds to start. ``make drill`` does the same under load, and more.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from tests.stacks import RunningStack
 
 @pytest.fixture
 def usb(surroundings: Surroundings, tmp_path: Path) -> Path:
-    """Where the operator keeps the identity."""
+    """The file in which the operator keeps the identity."""
     file = tmp_path / "aimesh.age"
     file.write_text(surroundings.identity)
     return file
@@ -78,7 +78,7 @@ async def test_a_lost_home_comes_back_stricter_and_a_mistake_is_undone(stack: Ru
     await infer(stack, bob, "one two three")
     await good(stack, "stack", "backup", "--label", "before the move")
 
-    # --- the home is lost, with what happened after the backup (D4, D5) ---
+    # --- the home is lost after more changes since the backup (D4, D5) ---
     assert await status_of(stack, ann.key.secret) == 200
     await good(stack, "keys", "revoke", str(ann.key.id))
     await good(stack, "admin", "credits", bob.username, "500", "--note", "invoice 7")
@@ -96,7 +96,7 @@ async def test_a_lost_home_comes_back_stricter_and_a_mistake_is_undone(stack: Ru
     await good(stack, "admin", "ledger", "verify")
     await infer(stack, bob, "a worker of before answers without a new ticket")
 
-    # --- somebody deletes rows of the ledger (D2) ---
+    # --- someone deletes rows of the ledger (D2) ---
     await stacks.until(lambda: has_requests(stack, bob, 3), what="his request is written")
     before, moment = await entries_of(stack), await now_of(stack)
     await good(stack, "stack", "psql", "-d", "aimesh", "-c", "SET session_replication_role = replica; DELETE FROM gateway.entries")
@@ -104,7 +104,7 @@ async def test_a_lost_home_comes_back_stricter_and_a_mistake_is_undone(stack: Ru
     assert await entries_of(stack) == []
     await good(stack, "stack", "down")
 
-    # --- and the database's folder: no empty one takes its place (D1) ---
+    # --- the database's folder is lost, too: the stack creates no empty one (D1) ---
     shutil.rmtree(stack.home / "postgres")
     refused = await stack.aicli("stack", "up")
     assert (refused.status, "the database in" in refused.err, "is gone" in refused.err) == (2, True, True), refused.err

@@ -1,4 +1,4 @@
-"""Somebody puts an older copy of the database's folder in place, without any tool of ours: what was revoked or paid since stands."""
+"""Someone replaces the database's folder with an older copy, without our tools: later revocations and payments still apply."""
 
 import asyncio
 import shutil
@@ -19,19 +19,19 @@ async def status_of(stack: RunningStack, key: str) -> int:
 
 
 async def restorations(stack: RunningStack) -> list[dict[str, Any]]:
-    """Of a database, in the audit record."""
+    """Return the restored databases in the audit log."""
     rows: list[dict[str, Any]] = (await stack.aicli("admin", "audit", "list", "--action", "database.restored", "--json")).json()
     return rows
 
 
 async def copy(source: Path, target: Path) -> None:
-    """With the owners, which PostgreSQL insists on."""
+    """Copy a folder with its owners, which PostgreSQL insists on."""
     process = await asyncio.create_subprocess_exec("cp", "--archive", str(source), str(target))
     assert await process.wait() == 0
 
 
 async def take_snapshot(stack: RunningStack, target: Path) -> None:
-    """As a file system takes one: between two writes of PostgreSQL."""
+    """Copy the database like a snapshot of a file system: between two writes of PostgreSQL."""
     pid = await stack.signal("postgres", signal.SIGSTOP)
     pids = world.pids_below(pid)
     world.signal_all(pids, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""One stack with nothing wrong in it, for what people are told when something goes: in the other folders something always has gone."""
+"""A healthy stack for tests of outage reports: in the stacks of the other folders, something is always missing."""
 
 from pathlib import Path
 

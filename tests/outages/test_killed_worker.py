@@ -1,7 +1,7 @@
-"""kill -9 of a worker while another serves: the health says so at once and for as long, the alert comes, and both end when it is back.
+"""kill -9 of one of two workers: the health is degraded immediately, an alert fires, and both end when a worker is back.
 
-Nobody looks after the mesh but the metrics service itself, at its own pace: the alert holds for a minute before it fires. It takes two
-minutes in all.
+Only the metrics service checks the mesh, at its usual intervals: the alert must hold for a minute before it fires. The test takes two
+minutes.
 """
 
 import time
@@ -18,11 +18,11 @@ from shared.protocol import directory
 from tests.chaos import streams
 from tests.stacks import MESH, RunningStack, until
 
-#: What was promised. A look takes 2 s, the deadline of a node that does not answer, and may begin a second late; the rest is for machines
-#: with more to do than they can.
+#: The guaranteed time. A check takes 2 s, the deadline for a node that doesn't answer, and may start a second late; the rest is for
+#: overloaded machines.
 DEGRADED_SECONDS = 5.0
 HOLD_SECONDS = next(rule.hold_seconds for rule in all_rules.ALL if rule.name == "worker_gone")
-#: A look finds it gone, the one after the hold fires it; the rest is for such machines, too.
+#: One check finds the worker gone, and the next one after the hold fires the alert; the rest is for overloaded machines.
 FIRES_SECONDS = directory.GONE_AFTER_SECONDS + HOLD_SECONDS + 2 * rule_watch.EVERY_SECONDS + 15
 ENDS_SECONDS = rule_watch.EVERY_SECONDS + 15
 
@@ -49,7 +49,7 @@ async def test_a_killed_worker_is_missed_at_once_and_until_it_is_back(stack: Run
         ends = time.monotonic() - back_at
         back.process.terminate()
         await back.process.wait()
-        # One that stops in an orderly way is neither down nor missed, then or later.
+        # A worker that shuts down cleanly is never reported as down or missing.
         await until(lambda: _is_left_out(stack, label), what="it is no longer listed")
         assert (await _health(stack)).status == "healthy"
     took = f"degraded after {degraded:.2f} s, gone after {gone:.2f} s, alert after {fires:.0f} s"
@@ -74,20 +74,20 @@ def _workers(health: SystemHealth) -> Iterator[ComponentHealth]:
 
 
 async def _is_healthy(stack: RunningStack, more_than: Set[str] = frozenset()) -> bool:
-    """And there are more workers than these."""
+    """Return whether the mesh is healthy and has more workers than these."""
     health = await _health(stack)
     well = {one.name for one in _workers(health) if one.status == "healthy"}
     return health.status == "healthy" and well > more_than
 
 
 async def _missed(stack: RunningStack, label: str) -> ComponentHealth | None:
-    """The whole is degraded, and this is why."""
+    """Return the worker's state if it isn't healthy and the mesh is degraded."""
     health = await _health(stack)
     return next((one for one in _workers(health) if one.name == label and one.status != "healthy" and health.status == "degraded"), None)
 
 
 async def _until_gone(stack: RunningStack, label: str) -> ComponentHealth:
-    """It is never well between not answering and being gone."""
+    """Wait until the worker is reported as down. The mesh must not be healthy in between."""
 
     async def gone() -> ComponentHealth | None:
         found = await _missed(stack, label)

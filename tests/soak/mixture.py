@@ -21,7 +21,7 @@ from bench.http_load import Answer, Client
 ECHO, REAL = "echo", "smollm2"
 #: The length of answers of the real model; answers with a schema need more.
 FEW_TOKENS, SCHEMA_TOKENS = 12, 64
-#: A request that takes longer was forgotten.
+#: A request that takes longer counts as lost.
 ANSWER_SECONDS = 120.0
 #: How long an impatient client waits for an answer that takes longer.
 IMPATIENT_SECONDS = 0.03
@@ -132,7 +132,7 @@ LAP = len(_LAP)
 
 
 def form_of(number: int) -> Form:
-    """Return the form of a request. Each lap has every form as often as it should, in its own order. Pure."""
+    """Return the form of a request. Each lap contains every form as often as its ``times``, in the lap's own order. Pure."""
     lap, place = divmod(number, LAP)
     return random.Random(lap).sample(_LAP, LAP)[place]
 

@@ -32,7 +32,7 @@ FIRST_REQUESTS = 500
 AT_ONCE = 16
 MOST_GROWTH = 1.05
 RIVAL = f"after {FIRST_REQUESTS}"
-#: The time to release memory of the last requests; engines announce themselves, metrics are read, writers are flushed.
+#: Time to release the memory of the last requests; meanwhile engines announce themselves, metrics are read, and writers flush.
 IDLE_SECONDS = 8.0
 READINGS = 5
 READING_SECONDS = 1.0
@@ -106,7 +106,7 @@ async def _ask_all(entrances: Mapping[Entrance, tuple[Client, str]], numbers: ra
 
 
 async def _knows_all_workers(running: RunningStack, key: str) -> bool:
-    """A gateway that has just started cannot tell yet that no worker serves a model, and says so."""
+    """Return False while the gateway has just started and can't know yet that no worker serves a model."""
     asked = {"model": "nobody-serves-this", "messages": [{"role": "user", "content": "hello"}]}
     async with running.http(key) as http:
         return (await http.post("/v1/chat/completions", json=asked)).status_code == HTTPStatus.NOT_FOUND

@@ -34,7 +34,7 @@ class _Forms(HTMLParser):
 
 def forms_of(page: httpx.Response) -> dict[str, dict[str, str]]:
     parser = _Forms()
-    # Whole pages take this parser most of a test.
+    # Feeding whole pages to this parser would take most of a test's time.
     parser.feed("".join(re.findall(r"<form\b.*?</form>", page.text, re.DOTALL)))
     return parser.found
 

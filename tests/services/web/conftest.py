@@ -45,7 +45,7 @@ def all_runbooks() -> Mapping[str, str]:
 @pytest.fixture
 def site(mesh: FakeMesh, settings: WebSettings, renderer: rendering.Renderer, all_runbooks: Mapping[str, str]) -> request_context.App:
     rng = random.Random(7)
-    # A fixed clock, an hour after every cache entry: each request calls auth.
+    # Each reading is an hour after the last one, so cache entries have expired and each request calls auth.
     ticks = iter(range(0, 10**9, 3600))
     return request_context.App(
         settings=settings,
@@ -59,7 +59,7 @@ def site(mesh: FakeMesh, settings: WebSettings, renderer: rendering.Renderer, al
 
 
 class CurrentSite:
-    """Passes everything on to the site of the current test."""
+    """Forwards every attribute to the site of the current test."""
 
     def __init__(self) -> None:
         self.site: request_context.App | None = None
@@ -75,20 +75,20 @@ def current_site() -> CurrentSite:
 
 @pytest.fixture(scope="session")
 def all_pages(current_site: CurrentSite) -> Litestar:
-    """One application for all tests: it takes 0.15 s to build, ten times as long as a test of a page."""
+    """The application, shared by all tests: building it takes 0.15 s, ten times as long as testing a page."""
     return application.build(cast("request_context.App", current_site))
 
 
 @pytest.fixture
 def pages(all_pages: Litestar, current_site: CurrentSite, site: request_context.App) -> Litestar:
-    """The application of the pages for this site."""
+    """The shared application, serving this test's site."""
     current_site.site = site
     return all_pages
 
 
 @pytest.fixture
 async def app(pages: Litestar) -> AsyncIterator[ASGIApp]:
-    # Nothing listens on port 1 of loopback, so the gateway is down. Reading the authorities takes longer than a page.
+    # Nothing listens on port 1 of loopback, so the gateway is down. Loading the CA certificates would take longer than a page.
     async with httpx.AsyncClient(verify=False, trust_env=False) as client:
         gateway = passthrough.Passthrough(client, "http://127.0.0.1:1")
         yield front_app.FrontApp(pages, gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
@@ -96,7 +96,7 @@ async def app(pages: Litestar) -> AsyncIterator[ASGIApp]:
 
 @pytest.fixture
 async def browser(app: ASGIApp) -> AsyncIterator[Browser]:
-    """On plain HTTP at localhost, as after `make up`."""
+    """A browser on plain HTTP at localhost, as after `make up`."""
     async with httpx.AsyncClient(transport=servers.in_process(app), base_url="http://localhost:3000") as client:
         yield Browser(client)
 

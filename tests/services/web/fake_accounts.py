@@ -19,12 +19,12 @@ from tests.services.web.fake_organisations import NOW, FakeOrganisations
 if TYPE_CHECKING:
     from tests.services.web.fake_mesh import Account
 
-#: The code of everybody's authenticator app, at all times.
+#: The code that every authenticator app shows, at all times.
 CODE = "123456"
 RECOVERY_CODES = tuple(f"0000-0000-{number:04}" for number in range(10))
 SEED = "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP"
 URI = f"otpauth://totp/aimesh%20test:alice?secret={SEED}&issuer=aimesh%20test&algorithm=SHA1&digits=6&period=30"
-#: What the provider gives for a login that went well.
+#: The code that the login provider issues after a successful login.
 GOOD_CODE = "code-of-the-provider"
 WRONG_CODE = errors.NotAllowed("the code is wrong, or was used before", hint="wait for the next one, or use a recovery code")
 
@@ -38,25 +38,25 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
     def __init__(self) -> None:
         super().__init__()
         self.options = contract.SignInOptions(open_registration=True, password_min_length=8)
-        #: Of those session tokens whose login still lacks one.
+        #: Session token -> the login step that is still missing.
         self.steps: dict[str, Step] = {}
         self.themes: dict[str, str] = {}
-        #: User names.
+        #: Usernames, here and below.
         self.with_factor: set[str] = set()
         self.without_password: set[str] = set()
-        #: Every login is too old for what is sensitive, until it is confirmed.
+        #: Every login is too old for sensitive actions until the user confirms it.
         self.is_stale = False
         self.seeds_begun = 0
         self.others: list[contract.OpenSession] = []
         self.provider_links: list[contract.OidcLink] = []
-        #: Logins with the provider that have begun: state -> what was asked for.
+        #: Logins started at the provider: state -> request.
         self.begun: dict[str, contract.BeginOidc] = {}
         #: The username that the login provider confirms.
         self.vouched_for = ""
-        #: Where the provider ends its session.
+        #: The URL at which the provider ends its session.
         self.ends_at: str | None = None
         self.mails: list[str] = []
-        #: Codes of those mails -> user name.
+        #: Code in such a mail -> username.
         self.reset_codes: dict[str, str] = {}
         self.preferences = contract.Preferences()
         self.erased_at: datetime | None = None
@@ -82,7 +82,7 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
         )  # fmt: skip
 
     def dressed(self, token: str, session: auth.LoginSession) -> auth.LoginSession:
-        """With what this part knows of it."""
+        """Add the login step, organization and theme to the session."""
         team = self.acting.get(token)
         return msgspec.structs.replace(
             session,
@@ -250,7 +250,7 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
         self.provider_links = [link for link in self.provider_links if link.subject != request.subject]
         return Nothing()
 
-    # --- one's own data ----------------------------------------------------------------------------------------------------
+    # --- own data ----------------------------------------------------------------------------------------------------------
 
     async def _export_account(self, _: accounts.ExportAccount, credential: Credential | None) -> AsyncIterator[accounts.ExportedFile]:
         self._check_fresh("auth.exportAccount")
@@ -279,7 +279,7 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
         self.erased_at = None
         return Nothing()
 
-    # --- acting for an organisation ----------------------------------------------------------------------------------------
+    # --- switching organizations -------------------------------------------------------------------------------------------
 
     def _switch_organisation(self, request: contract.SwitchTeam, credential: Credential | None) -> auth.LoginSession:
         user = self._user(credential)
@@ -291,7 +291,7 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
             self.acting[token] = request.team_id
         return self._session(token)
 
-    # --- parts -------------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------------
 
     def add_session(self, user: auth.User) -> str:
         raise NotImplementedError
@@ -303,12 +303,12 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
         raise NotImplementedError
 
     def _token(self, credential: Credential | None) -> str:
-        """The caller's newest session."""
+        """Return the token of the caller's newest session."""
         user = self._user(credential)
         return [token for token, each in self.sessions.items() if each.id == user.id][-1]
 
     def _exchanged(self, token: str, step: Step) -> auth.LoginSession:
-        """The same login under another token."""
+        """Replace the token of this login, and return the new session."""
         newer = self.add_session(self.sessions.pop(token))
         self.steps.pop(token, None)
         self.steps[newer] = step

@@ -1,4 +1,4 @@
-"""The fake mesh, part of auth that invites people to the mesh itself."""
+"""The fake mesh, colleague part of auth: invitations to the mesh itself."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -23,7 +23,7 @@ class FakeColleagues:
         #: Code -> open invitation.
         self.colleagues: dict[str, api.ColleagueInvitation] = {}
         self.sends_mail = True
-        #: Of everybody.
+        #: The same for every user.
         self.setup = contract.SetupFacts(
             has_second_factor=False, is_dismissed=False, public_url="", has_mail_server=False, mail_tested_at=None,
             open_registration=True, is_registration_confirmed=False, colleagues=0, invitations=0,

@@ -1,4 +1,4 @@
-"""Auth and the gateway in memory, behind the one method that web calls. Passwords are stored in plain text."""
+"""In-memory auth and gateway, behind the interface that web calls. Passwords are stored in plain text."""
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -21,7 +21,7 @@ from tests.services.web.fake_models import FakeModels
 from tests.services.web.fake_policies import FakePolicies
 from tests.services.web.fake_usage import FakeUsage
 
-#: The only gateway there is.
+#: The only gateway.
 GATEWAY = NodeId("gateway")
 NO_LIMITS = auth.ApiKeyLimits()
 #: The default scopes of a new key.
@@ -43,7 +43,7 @@ class RecordedCall:
 
 @dataclass(slots=True)
 class FakeAnswer(Generic[Item, End]):
-    """A stream whose items come from a generator; ``end`` is there from the start."""
+    """A stream whose items come from a generator; ``end`` is set from the start."""
 
     items: AsyncIterator[Item]
     end: End
@@ -70,14 +70,14 @@ class FakeMesh(FakeUsage, FakeModels, FakePolicies, FakeAccounts):
         self.keys: list[auth.ApiKey] = []
         self.days: tuple[DailyUsage, ...] = ()
         self.used = 0
-        #: Of everybody.
+        #: The account of every user.
         self.account: ledger.Account | None = None
         self.workers = 1
         self.why_none = ""
-        #: The code of an open one, of which only registering knows.
+        #: The code of an open invitation; only registration accepts it.
         self.invitation = "a-code-of-an-invitation"
         self.calls: list[RecordedCall] = []
-        #: The first words of methods (`auth`, `gateway`), or whole names, that do not answer -> what they raise instead.
+        #: Service (`auth`, `gateway`) or method name -> the error that it raises instead of answering.
         self.broken: dict[str, errors.AimeshError] = {}
 
     async def call(
@@ -108,7 +108,7 @@ class FakeMesh(FakeUsage, FakeModels, FakePolicies, FakeAccounts):
         deadline_seconds: float = 300,
         credential: Credential | None = None,
     ) -> AsyncIterator[FakeAnswer[Item, End]]:
-        """The handler is an async generator of items, called `_` and the method's name; only an inference ends with something."""
+        """Stream from the handler, an async generator called `_` plus the method's name. Only an inference has a result at its end."""
         self.calls.append(RecordedCall(method.name, request, credential))
         service, _, name = method.name.partition(".")
         if error := self.broken.get(service) or self.broken.get(method.name):
@@ -213,7 +213,7 @@ class FakeMesh(FakeUsage, FakeModels, FakePolicies, FakeAccounts):
 
     def _list_api_keys(self, _request: auth.ListApiKeys, credential: Credential | None) -> auth.ApiKeys:
         user = self._user(credential)
-        # The newest first.
+        # Newest first.
         return auth.ApiKeys(tuple(key for key in reversed(self.keys) if key.user_id == user.id))
 
     def _revoke_api_key(self, request: auth.RevokeApiKey, credential: Credential | None) -> auth.ApiKey:

@@ -1,4 +1,4 @@
-"""The models of the fake mesh: they stream what a test gives them, and record who cancels."""
+"""The models of the fake mesh: they stream what a test provides, and record cancellations."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,19 +26,19 @@ class FakeModels:
     def __init__(self) -> None:
         super().__init__()
         self.pieces: tuple[str, ...] = ("Hello ", "there.")
-        #: What the answer waits for before its first piece.
+        #: The notice that is sent before the first piece; empty for none.
         self.waiting = ""
-        #: Pieces behind the first wait for it.
+        #: Every piece after the first waits for it.
         self.gate = asyncio.Event()
         self.gate.set()
-        #: Each is raised once, behind this many pieces.
+        #: The number of pieces before each error, and the error; each is used once.
         self.failures: list[tuple[int, errors.AimeshError]] = []
-        #: How many of the first pieces are thoughts.
+        #: The number of leading pieces that are reasoning.
         self.thoughts = 0
-        #: The end of an answer that ends.
+        #: The result of a completed answer.
         self.result = RESULT
         self.running = 0
-        #: The last reader left before the end.
+        #: Set when a reader disconnects before the end.
         self.left = asyncio.Event()
         self.cancelled: list[str] = []
         self.ratings: list[tuple[RequestId, int]] = []

@@ -31,7 +31,7 @@ class FakeOrganisations:
         self.acting: dict[str, TenantId] = {}
 
     def add_team(self, name: str, *members: auth.User, tier: Tier = Tier.PRO) -> TenantId:
-        """The first member is its owner."""
+        """Add an organization; its first member is the owner."""
         id_ = TenantId(uuid4())
         rows = tuple(
             api.TeamMember(user.id, user.username, user.email, TeamRole.MEMBER if place else TeamRole.OWNER, NOW)
@@ -85,7 +85,7 @@ class FakeOrganisations:
         return Nothing()
 
     def _read_invitation(self, request: api.ReadInvitation, credential: Credential | None) -> api.InvitationOffer:
-        """Any signed-in user may call it: auth knows whom an invitation is for."""
+        """Any signed-in user may call this; auth itself knows who is invited."""
         self._user(credential)
         team = self.invitations.get(request.token)
         if team is None:
@@ -116,7 +116,7 @@ class FakeOrganisations:
         user = self._user(credential)
         if request.user_id != user.id:
             self._owned(request.organisation, credential)
-        # A session that acts for it ends with the membership.
+        # Sessions that act for the organization end with the membership.
         self.sessions = {
             token: each
             for token, each in self.sessions.items()
@@ -126,7 +126,7 @@ class FakeOrganisations:
         self._keep_members(request.organisation, tuple(member for member in members if member.user_id != request.user_id))
         return Nothing()
 
-    # --- parts -------------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------------
 
     def _user(self, credential: Credential | None) -> auth.User:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The fake mesh, policies of the gateway. Combining them is the gateway's own code."""
+"""The fake mesh, policy part of the gateway. The gateway's real code combines the policies."""
 
 from services.gateway.configuration import policy_rpc
 from services.gateway.scheduling.policies import Policies
@@ -39,5 +39,5 @@ class FakePolicies:
         return api.PolicyExplanation(policy_rpc.explain(Policies(documents).find(request.organization, request.key)))
 
     def _role(self, credential: Credential | None) -> UserRole:
-        user: auth.User = self._user(credential)  # type: ignore[attr-defined]  # of FakeAccounts
+        user: auth.User = self._user(credential)  # type: ignore[attr-defined]  # defined in FakeAccounts
         return user.role

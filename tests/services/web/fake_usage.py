@@ -25,17 +25,17 @@ class FakeUsage:
 
     def __init__(self) -> None:
         super().__init__()
-        #: When something was used, and what.
+        #: Time and amount of each use.
         self.used_at: list[tuple[datetime, UsageSum]] = []
         self.used_models: tuple[UsageOfModel, ...] = ()
         self.used_keys: tuple[UsageOfKey, ...] = ()
-        #: The newest last.
+        #: Newest last.
         self.logged: list[LoggedRequest] = []
         self.limits: tuple[gateway.LimitState, ...] = ()
         self.served: tuple[gateway.ServedModel, ...] | None = None
         self.nodes: list[gateway.NodeRow] = []
         self.prices: list[ledger.ModelPrice] = []
-        #: The workers' answers to orders; an empty one means success.
+        #: The workers' answers to load and unload requests; if empty, the first worker succeeds.
         self.places: tuple[gateway.ModelPlace, ...] = ()
 
     # --- for tests -------------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ class FakeUsage:
         self.nodes.append(row)
         return row
 
-    # --- what the gateway answers ----------------------------------------------------------------------------------------
+    # --- handlers --------------------------------------------------------------------------------------------------------
 
     def _get_usage_report(self, request: usage_report.GetUsageReport, credential: Credential | None) -> usage_report.UsageSummary:
         self._user(credential)

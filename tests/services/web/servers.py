@@ -1,4 +1,4 @@
-"""Real uvicorn servers on free loopback ports, configured like the node's, and an upstream that tests can hold."""
+"""Real uvicorn servers on free loopback ports, configured like the node's, and an upstream that tests can pause."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def in_process(app: object) -> httpx.ASGITransport:
-    """For an application of Litestar's stricter types, which httpx does not know."""
+    """Return a transport for an application with Litestar's types, which are stricter than httpx's."""
     return httpx.ASGITransport(cast("App", app))
 
 
@@ -29,7 +29,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving(app: object) -> AsyncIterator[str]:
-    """The address of a server that runs ``app``."""
+    """Run ``app`` on a server, and yield its address."""
     sock = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         cast("App", app), lifespan="off", log_config=None, access_log=False, server_header=False, ws="none", loop="none"
@@ -48,7 +48,7 @@ async def serving(app: object) -> AsyncIterator[str]:
 
 @dataclass(slots=True)
 class Seen:
-    """One request as the gateway got it."""
+    """One request, as the gateway received it."""
 
     method: str
     raw_path: bytes
@@ -62,14 +62,14 @@ class Seen:
 
 @dataclass(slots=True)
 class Upstream:
-    """A gateway whose answers are steered by the test."""
+    """A gateway whose answers the test controls."""
 
     seen: list[Seen] = field(default_factory=list)
-    #: The first part of a body has come.
+    #: Set when the first part of a body has arrived.
     body_began: asyncio.Event = field(default_factory=asyncio.Event)
-    #: Opened by the test to let the next chunk out.
+    #: The test opens it to release the next chunk.
     gate: asyncio.Event = field(default_factory=asyncio.Event)
-    #: The client of this server went away while it was answering.
+    #: Set when the client disconnects before the end of the answer.
     client_gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,13 +102,13 @@ async def _echo(_: Upstream, seen: Seen, __: Receive, send: Send) -> None:
 
 
 async def _silent(_: Upstream, __: Seen, receive: Receive, ___: Send) -> None:
-    """Never answers."""
+    """Wait for the disconnect without answering."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def _stream(upstream: Upstream, _: Seen, receive: Receive, send: Send) -> None:
-    """An event, and after each opening of the gate another; a fourth ends it."""
+    """Send four events, and wait for the gate after each; after the fourth, the stream ends."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
 
     async def watch() -> None:

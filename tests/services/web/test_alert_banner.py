@@ -142,7 +142,7 @@ async def test_cached_banner_expires_without_a_newer_answer() -> None:
             assert lookout.banner().words == "1 alert:"
         metrics.now += REMEMBERED_SECONDS
         assert lookout.banner().words == ""
-        # A failure does not end the looking.
+        # A failure doesn't stop the polling.
         await polled(lookout, metrics)
         assert len(metrics.credentials) == 4
 

@@ -8,7 +8,7 @@ from services.web import application
 from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
 
-#: What browsers say that they like to read.
+#: The Accept header of browsers.
 EYES = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 
 
@@ -56,7 +56,7 @@ async def test_new_visitor_is_not_told_about_an_ended_session(browser: Browser) 
     assert (await browser.get("/api-keys")).headers["location"] == "/login?then=/api-keys"
 
 
-# --- a login page that stood open ----------------------------------------------------------------------------------------
+# --- a login page that was left open -------------------------------------------------------------------------------------
 
 
 async def test_second_login_tab_is_accepted_after_the_first(browser: Browser, mesh: FakeMesh) -> None:
@@ -111,7 +111,7 @@ READABLE = (
         ("/settings/security/second-factor/begin", "/settings/security"),
         ("/admin/nodes/UABC/approve/x", "/admin/nodes/UABC/approve"),
         ("/admin/nodes/UABC/approve", "/admin/nodes"),
-        # A dot is a dot.
+        # A dot matches only a dot.
         ("/a.b/c", "/a.b"),
         ("/aXb/c", "/"),
         ("/somewhere/else", "/"),

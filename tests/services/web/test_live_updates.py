@@ -95,7 +95,7 @@ async def test_live_pages_per_user_are_limited() -> None:
         await asyncio.sleep(0)
         with pytest.raises(errors.Overloaded, match="too many live pages"), followers.one_more("alice", live_updates.refusal()):
             raise AssertionError("one too many")
-        # Others are let in all the same.
+        # Other users are still admitted.
         with followers.one_more("bob", live_updates.refusal()):
             pass
         enough.set()

@@ -45,7 +45,7 @@ def _filled(pattern: str) -> str:
 
 
 def _cells() -> Iterator[Cell]:
-    """Of the routes as they are declared: `application.build` is not needed for their names."""
+    """Yield a cell per visitor for each declared route; `application.build` isn't needed for their names."""
     for handler in application.ROUTES:
         for path, verb in product(sorted(handler.paths), sorted(handler.http_methods)):
             if verb in ("GET", "POST"):
@@ -56,7 +56,7 @@ CELLS = tuple(_cells())
 
 
 def expected(cell: Cell) -> str:
-    """login, step, forbidden or in."""
+    """Return login, step, forbidden or in."""
     visitor = page_access.find_audience(cell.path)
     if visitor is PageAudience.ANYBODY:
         return "in"
@@ -86,7 +86,7 @@ def mesh() -> AdminMesh:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams of pages end at once."""
+    """Make the pages' streams end immediately."""
     monkeypatch.setattr(live_updates, "_LONGEST_SECONDS", 0.0)
 
 
@@ -131,7 +131,7 @@ async def test_access_to_each_page(client: httpx.AsyncClient, mesh: AdminMesh, v
     assert wrong == []
 
 
-# --- another path than the one that is checked (T2) -----------------------------------------------------------------------
+# --- alternative spellings of a path (T2) ---------------------------------------------------------------------------------
 
 HEADERS: tuple[tuple[bytes, bytes] | None, ...] = (
     None, (b"host", b"127.0.0.1"), (b"host", b"evil.example"), (b"x-forwarded-host", b"localhost"), (b"x-forwarded-for", b"127.0.0.1"),
@@ -142,7 +142,7 @@ ADMIN_PAGES = sorted({cell.path for cell in CELLS if cell.verb == "GET" and page
 
 
 def variants(path: str) -> Iterator[bytes]:
-    """The path of a page, written in other ways."""
+    """Yield alternative spellings of a page's path."""
     head, _, tail = path.rpartition("/")
     encoded = f"{head}/%{ord(tail[0]):02x}{tail[1:]}"
     double = f"{head}/%25{ord(tail[0]):02x}{tail[1:]}"
@@ -159,7 +159,7 @@ def variants(path: str) -> Iterator[bytes]:
 
 
 async def status_of(app: ASGIApp, raw: bytes, header: tuple[bytes, bytes] | None, cookie: dict[str, str]) -> tuple[int, bytes]:
-    """As uvicorn hands a request on: the target as it came, and decoded."""
+    """Send a request like uvicorn, with the raw and the decoded path. Return the status and the body."""
     path, _, query = raw.partition(b"?")
     headers = [(b"host", b"localhost:3000"), *((name.encode(), value.encode()) for name, value in cookie.items())]
     if header is not None:
@@ -192,12 +192,12 @@ async def test_no_alternative_spelling_opens_an_admin_page(app: ASGIApp, mesh: A
     filled = _filled(path)
     ways = [(raw, header) for raw in variants(filled) for header in HEADERS]
     assert len(ways) >= 500
-    # Each way is tried on some pages in `make test`, and on all of them at night.
+    # `make test` tries each spelling on some pages, and the nightly run tries it on all of them.
     step = 1 if tiers.is_nightly() else tiers.FRACTION
     for number, (raw, header) in list(enumerate(ways))[ADMIN_PAGES.index(path) % step :: step]:
         status, body = await status_of(app, raw, header, user if number % 2 else {})
         assert status in {303, 400, 403, 404, 405, 502, 503}, (raw, header, status)
         assert b"Administration" not in body, (raw, header)
-    # The administrator is shown them, as they are written.
+    # The administrator can open the page by its normal path.
     status, _ = await status_of(app, filled.encode(), None, cookie_of(mesh, UserRole.ADMIN.value))
     assert status in {200, 404}

@@ -26,7 +26,7 @@ class FakeDirectory:
 
 @dataclass(slots=True)
 class FakeNode:
-    """What web uses of its node."""
+    """The parts of a node that web uses."""
 
     rpc: FakeMesh
     directory: FakeDirectory = field(default_factory=FakeDirectory)

@@ -32,7 +32,7 @@ def answer(*lines: HistoryLine) -> History:
 
 
 def looked(*, without: range = range(0)) -> tuple[History, History]:
-    """That the mesh and the gateway were looked at."""
+    """Return answers which say that metrics were collected from the mesh and the gateway."""
     whole = line(history_queries.MESH_SEEN, steady(2.0, without=without))
     gateway = line(history_queries.GATEWAY_SEEN, steady(3600.0, without=without), service="gateway")
     return answer(whole), answer(gateway)
@@ -161,7 +161,7 @@ def test_chart_is_limited_to_twelve_lines_and_counts_the_rest() -> None:
     disks = [line(disk, place * 1e9, service="inference", node=node) for place, node in enumerate(nodes)]
     charts = drawn(found(machines=answer(*cpus, *disks)))
     busiest, fullest = chart(charts, "cpu"), chart(charts, "disk")
-    # In the order of their names, so that each keeps its colour.
+    # Sorted by name, so that each line keeps its color.
     assert [each.label for each in busiest.lines] == [f"inference U{letter * 8}" for letter in "EFGHIJKLMNOP"]
     assert busiest.note == "Showing the 12 busiest; 4 more not shown."
     assert [each.label for each in fullest.lines] == [f"inference U{letter * 8}" for letter in "ABCDEFGHIJKL"]
@@ -268,7 +268,7 @@ def test_heading_has_the_current_value() -> None:
     charts = drawn(found(whole=answer(*whole), services=answer(*services), machines=answer(*machines, *disks)))
     now = {each.id: each.now for each in charts.charts}
     assert (now["requests"], now["first"], now["cpu"], now["disk"]) == ("2.5", "p95 1.5 s", "max 80 %", "min 3 GB")
-    # What has no value now has none in its heading.
+    # A chart without a current value shows none in its heading.
     assert (now["tokens"], now["waiting"]) == ("0", "")
 
 

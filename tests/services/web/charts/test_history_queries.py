@@ -20,7 +20,7 @@ def test_metrics_service_keeps_the_requested_step(now: datetime, span: HistorySp
     understood = query_plan.read(sent, now, KEEPS)
     assert (understood.since, understood.step_seconds) == (sent.since, sent.step_seconds)
     assert 119 <= understood.steps <= 181
-    # The present moment is in the last step, or right behind it; and all of the time is there.
+    # Now is in the last step or just after it, and the whole period is covered.
     assert abs(now - sent.until) <= timedelta(seconds=sent.step_seconds)
     assert (sent.until <= now) == (span is HistorySpan.HOUR)
     assert sent.until - sent.since == history_queries.STEPS[span].whole

@@ -27,7 +27,7 @@ def test_day_is_24_whole_hours_including_the_current_one() -> None:
 
 
 def test_month_is_30_whole_utc_days_including_today() -> None:
-    # In Kiribati the day has begun that is 14 hours away here.
+    # In Kiribati (UTC+14) it is already the next day.
     sent = usage_chart.of_span(UsageSpan.MONTH, NOW.astimezone(timezone(timedelta(hours=14))))
     assert (sent.since, sent.until) == (datetime(2026, 10, 22, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC))
     assert sent.bucket is Bucket.DAY

@@ -31,7 +31,7 @@ def test_only_the_current_piece_is_in_memory() -> None:
     for _ in range(64):
         kept += piece - len(archive.add("large.bin", rng.randbytes(piece)))
         most = max(most, kept)
-    # What cannot be made smaller comes out as it goes in; zlib holds back a few windows at most.
+    # Incompressible data comes out as fast as it goes in; zlib holds back a few windows at most.
     assert most < 4 * piece
     with opened(_again(rng_seed=7, pieces=64) + b"") as found:
         assert found.getinfo("large.bin").file_size == 64 * piece

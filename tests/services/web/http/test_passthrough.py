@@ -13,7 +13,7 @@ from shared.telemetry.tracing import Traces
 from tests.services.web import servers
 from tests.services.web.servers import Upstream, serving
 
-#: Generous: a test that waits so long has failed.
+#: Generous: a test that waits this long has failed.
 SOON = 30
 
 
@@ -29,7 +29,7 @@ async def no_pages(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 async def client(upstream: Upstream) -> AsyncIterator[httpx.AsyncClient]:
-    """Talks to web over a real socket; web talks to the upstream over another."""
+    """A client that reaches web over a real socket; web reaches the upstream over another."""
     async with (
         serving(upstream) as gateway_url,
         passthrough.Passthrough.open(gateway_url) as gateway,
@@ -142,7 +142,7 @@ async def test_chunks_are_passed_on_immediately(client: httpx.AsyncClient, upstr
     async with asyncio.timeout(SOON), client.stream("GET", "/v1/stream") as answer:
         chunks = answer.aiter_raw()
         for number in range(4):
-            # The gate of the next one is still closed: nothing but this chunk can have come.
+            # The gate for the next chunk is still closed, so only this one can have arrived.
             assert await anext(chunks) == b"data: %d\n\n" % number
             assert not upstream.gate.is_set()
             upstream.gate.set()
@@ -224,7 +224,7 @@ async def test_unavailable_gateway_gives_503_with_a_hint() -> None:
 
 
 async def test_web_times_out_later_than_the_gateway(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Web cut whole answers off after 120 s, and their callers paid for them."""
+    """Web used to cut off non-streamed answers after 120 s, although their callers paid for them."""
     monkeypatch.setattr(passthrough, "SLACK_SECONDS", 0.25)
     async with serving(upstream) as url, passthrough.Passthrough.open(url, request_seconds=0.25) as gateway:
         app = front_app.FrontApp(no_pages, gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)

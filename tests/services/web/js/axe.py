@@ -34,7 +34,7 @@ class Violation:
 
 
 async def violations(page: Page) -> list[Violation]:
-    """What axe finds on the page as it is now; run it once for light, dark and phone width each."""
+    """Return what axe finds on the page in its current state. Run it for light, dark and phone width separately."""
     assert ENGINE.is_file(), f"{ENGINE} is not there: run `npm ci` in services/web/npm"
     if not await page.evaluate("'axe' in window"):
         await page.send("Runtime.evaluate", expression=ENGINE.read_text(encoding="utf-8"))

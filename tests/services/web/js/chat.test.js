@@ -1,4 +1,4 @@
-// What the chat page knows apart from the page: the conversation, its code samples, and events cut from a stream.
+// The pure parts of the chat page: the conversation, its images, its code samples, and the parser of the event stream.
 
 import assert from 'node:assert/strict'
 import { test } from 'node:test'

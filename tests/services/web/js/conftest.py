@@ -1,4 +1,4 @@
-"""One event loop for all tests of a file, which control the Chromium of the test process; every page has its own profile."""
+"""All tests of a file run in one event loop, which controls the Chromium of the test process; every page has its own profile."""
 
 from collections.abc import AsyncIterator
 

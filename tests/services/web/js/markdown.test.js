@@ -1,11 +1,11 @@
-// Markdown as models write it: every construct, every trick, and that time grows with the text and not with its square.
+// Markdown as models write it: every construct, every trick, and a run time that is linear in the length of the text.
 
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { parse, parseOpen } from '../../../../services/web/static/js/markdown.js'
 import { safeAddress } from '../../../../services/web/static/js/markdown_text.js'
 
-/** A tree in one line: `p(a strong(b))`. */
+/** Renders a tree in one line: `p(a strong(b))`. */
 const inline = (nodes) => nodes.map((node) => words[node.type](node)).join('')
 const words = {
   text: (node) => node.text,
@@ -153,7 +153,7 @@ test('no tree holds a link that is not http, https or mailto, whatever the text'
   }
 })
 
-/** What the page does with an answer that comes in pieces. */
+/** Parses an answer that arrives in pieces, like the page. */
 function parseInPieces(pieces) {
   const settled = []
   let tail = ''
@@ -250,7 +250,7 @@ for (const [name, make] of Object.entries(HOSTILE)) {
     const began = performance.now()
     parse(make(200_000))
     const took = performance.now() - began
-    // The square of that many would take a minute; a busy machine may take its time.
+    // Quadratic time would be a minute; the bound leaves room for a busy machine.
     assert.ok(took < 2500, `${took.toFixed(0)} ms`)
   })
 }

@@ -114,7 +114,7 @@ _NESTED = "> - " * 400 + "<img src=BEACON onerror=RAN>"
 
 
 def payloads() -> list[str]:
-    """Each with its own number in what it runs or asks for."""
+    """Return the payloads, each with its own number in the code that it runs or the URL that it requests."""
     texts = (*_ELEMENTS, *_MARKDOWN)
     assert len(texts) == 100
     return [text.replace("RAN", RAN).replace("BEACON", BEACON).replace("{n}", str(number)) for number, text in enumerate(texts)]

@@ -1,4 +1,4 @@
-// What charts of the history read out of a table, apart from any page: points with gaps, and numbers with their units.
+// How history charts read a table, without a page: points with gaps, and numbers with their units.
 
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
@@ -6,7 +6,7 @@ import { formatValue, readPoints, readSeries } from '../../../../services/web/st
 
 const SINCE = 1_795_176_000
 
-/** As much of a table as is read. */
+/** The parts of a table that charts read. */
 const table = (unit, step, ...lines) => ({
   dataset: { unit, step: String(step) },
   tHead: { rows: [{ cells: [{ dataset: { value: String(SINCE) } }] }] },

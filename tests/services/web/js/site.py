@@ -18,7 +18,7 @@ POLICY = (
     "form-action 'self'; base-uri 'none'; object-src 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-#: The machine may have other things to do.
+#: Long, because the machine may be busy.
 PATIENCE_SECONDS = 60
 FILES = {
     "/style.css": (WEB / "static" / "style.css", "text/css"),
@@ -36,7 +36,7 @@ Message = MutableMapping[str, Any]
 
 @dataclass(slots=True)
 class ReceivedRequest:
-    """One request, and the way to answer it piece by piece."""
+    """A request that a test can answer piece by piece."""
 
     path: str
     headers: dict[str, str]
@@ -71,7 +71,7 @@ class ReceivedRequest:
         await self.end()
 
     async def gone(self) -> None:
-        """Returns when the browser has closed the connection."""
+        """Wait until the browser closes the connection."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
@@ -81,11 +81,11 @@ Answer = Callable[[ReceivedRequest], Awaitable[None]]
 
 @dataclass(slots=True)
 class Site:
-    """The modules at `/js/`, and what the test puts at other addresses."""
+    """Serves the modules at `/js/`, and the test's pages and answers at other paths."""
 
     pages: dict[str, str] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
-    #: Every address that was asked for, in order.
+    #: All requested paths, in order.
     requested_paths: list[str] = field(default_factory=list)
     origin: str = ""
 
@@ -111,7 +111,7 @@ class Site:
             await page_request.answer(404, "", "text/plain")
 
     def show(self, body: str, *modules: str, head: str = "", path: str = "/") -> None:
-        """Put a page with these modules there; `<main>` holds its body."""
+        """Add a page with these modules at ``path``; ``body`` goes into `<main>`."""
         scripts = "".join(f'<script type="module" src="/js/{name}.js"></script>' for name in modules)
         links = "".join(f'<link rel="stylesheet" href="/{name}.css">' for name in ("style", "scripts"))
         self.pages[path] = (
@@ -123,11 +123,11 @@ class Site:
 
 @asynccontextmanager
 async def opened(chrome: Browser, site: Site, *, dark: bool = False, width: int = 1280) -> AsyncIterator[Page]:
-    """A page, not yet anywhere; at the end nothing may have gone wrong in it that the test has not taken note of."""
+    """Yield a blank page. At the end, it must have no problems except those that the test has cleared."""
     async with serving(site) as origin:
         site.origin = origin
         page = await chrome.share(dark=dark, width=width)
-        # Away from the page of another test, whose problems are told again.
+        # Leave the page of the previous test, because Chromium reports its problems again.
         site.show("", path="/nothing")
         await page.goto(f"{origin}/nothing")
         for noted in (page.problems, page.requests, site.requested_paths):
@@ -141,14 +141,14 @@ async def opened(chrome: Browser, site: Site, *, dark: bool = False, width: int 
 
 
 def assert_quiet(page: Page, site: Site, violations: list[str]) -> None:
-    """No console errors, no policy violations, and no requests to third parties."""
+    """Assert that there are no console errors, policy violations or requests to third parties."""
     assert violations == []
     assert page.problems == []
     assert [url for url in page.requests if not url.startswith((f"{site.origin}/", "data:", "about:"))] == []
 
 
 async def wait_for(page: Page, condition: str) -> None:
-    """Until this JavaScript expression is true."""
+    """Wait until this JavaScript expression is true."""
 
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not await _is_true(page, condition):
@@ -160,14 +160,14 @@ async def _is_true(page: Page, condition: str) -> bool:
     try:
         return bool(await page.evaluate(f"Boolean({condition})"))
     except Failed as failed:
-        # The page was left while the expression ran.
+        # The page navigated away while the expression ran.
         if "navigated or closed" not in str(failed):
             raise
         return False
 
 
 async def press(page: Page, selector: str) -> None:
-    """A click in the middle of the first such element, without waiting for another page; what is covered cannot be pressed."""
+    """Click the middle of the first matching element, which must not be covered. Doesn't wait for another page."""
     quoted = json.dumps(selector)
     box = await page.evaluate(
         f"(() => {{ const found = document.querySelector({quoted}); found.scrollIntoView({{block: 'center'}});"
@@ -188,5 +188,5 @@ async def key(page: Page, name: str, *, shift: bool = False, text: str = "") -> 
 
 
 async def write(page: Page, text: str) -> None:
-    """Into what has the focus."""
+    """Type into the focused element."""
     await page.send("Input.insertText", text=text)

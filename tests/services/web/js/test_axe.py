@@ -1,4 +1,4 @@
-"""The accessibility checker itself: it runs under our policy and finds faults only where there are some."""
+"""The accessibility checker itself: it runs under our content security policy, and reports faults only on faulty pages."""
 
 import pytest
 
@@ -26,5 +26,5 @@ async def test_valid_page_has_no_violations(chrome: Browser) -> None:
         await page.goto(f"{site.origin}/")
         for dark in (False, True):
             await page.look(width=1280, dark=dark)
-            # The second time the engine is still there and is not put in again.
+            # The second run reuses the injected engine.
             assert await axe.violations(page) == []

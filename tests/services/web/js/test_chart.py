@@ -25,7 +25,7 @@ def table(kind: str, rows: list[tuple[str, str, str]], unit: str = "ms") -> str:
 
 
 ROWS = [("1 Nov", "1,200", "35"), ("2 Nov", "", "40"), ("3 Nov", "900", "45")]
-#: Whether the drawing has more than a few dots in this colour.
+#: Whether the drawing has more than a few pixels in this color.
 PIXELS = """
 (() => {
   const canvas = document.querySelector('.uplot canvas')
@@ -43,7 +43,7 @@ PIXELS = """
 
 
 async def colour(page: Page, name: str) -> str:
-    """A colour of the style sheet as `r,g,b`."""
+    """Return a color of the style sheet as `r,g,b`."""
     script = f"(() => {{ const probe = document.createElement('i'); probe.style.color = 'var({name})'; document.body.append(probe);"
     return str(await page.evaluate(script + " return getComputedStyle(probe).color.match(/\\d+/g).slice(0, 3).join() })()"))
 
@@ -60,7 +60,7 @@ async def test_table_becomes_a_chart_for_keyboard_and_pointer(chrome: Browser) -
     site = Site()
     for kind, dark in (("bars", False), ("lines", True)):
         site.show(table(kind, ROWS), "chart", head=HEAD)
-        # Latency has another unit, so it is read out and not drawn.
+        # Latency has another unit, so it isn't drawn, but the text above the chart shows it.
         async with opened(chrome, site, dark=dark) as page:
             await page.goto(f"{site.origin}/")
             await wait_for(page, "document.querySelector('.uplot canvas')")
@@ -83,7 +83,7 @@ async def test_table_becomes_a_chart_for_keyboard_and_pointer(chrome: Browser) -
             )
             await page.send("Input.dispatchMouseEvent", type="mouseMoved", **box)
             await wait_for(page, f"{READING}.startsWith('3 Nov')")
-            # The table is still there, folded away.
+            # The table is still there, collapsed.
             assert await page.evaluate("document.querySelector('details table').rows.length") == 4
             assert [each for each in await axe.violations(page) if each.is_serious] == []
 
@@ -98,7 +98,7 @@ async def test_lines_of_one_unit_are_drawn_together_and_bars_one_by_one(chrome: 
             await drawn_in(page, "--series-1")
             found = [await page.evaluate(dots_in(await colour(page, name))) for name in ("--series-1", "--series-2")]
             assert found == drawn, kind
-            # A line has a mark next to its name.
+            # Each drawn line has a mark next to its name.
             assert await page.evaluate("document.querySelectorAll('.plot output i').length") == sum(drawn)
 
 
@@ -124,7 +124,7 @@ async def test_chart_follows_its_table_and_the_color_scheme(chrome: Browser) -> 
         await page.evaluate("document.querySelector('[aria-roledescription=chart]').focus()")
         await key(page, "End")
         await wait_for(page, f"{READING} === '4 Nov Tokens: 7Latency'")
-        # What is read is read again when it changes, at the same place.
+        # When the selected value changes, the text above the chart updates.
         looked.set()
         await wait_for(page, f"{READING} === '4 Nov Tokens: 8Latency'")
         await key(page, "Home")
@@ -149,7 +149,7 @@ async def test_times_are_utc_and_an_empty_table_is_drawn_later(chrome: Browser) 
         await page.goto(f"{site.origin}/")
         await wait_for(page, "document.querySelector('.uplot canvas')")
         assert await page.evaluate("document.querySelectorAll('.plot')[1].hidden")
-        # On a telephone it is as wide as the page, and not wider.
+        # On a phone the chart is no wider than the page.
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         await page.evaluate("document.querySelector('.uplot').parentElement.focus()")
         await key(page, "Home")
@@ -174,7 +174,7 @@ async def test_without_the_library_the_table_stays(chrome: Browser) -> None:
         ]
 
 
-#: What is written into a drawing, kept.
+#: Records the texts that are drawn on a canvas.
 WRITTEN = """
 window.written = []
 const write = CanvasRenderingContext2D.prototype.fillText
@@ -190,7 +190,7 @@ async def test_scale_of_counts_has_no_fractions(chrome: Browser) -> None:
         await page.goto(f"{site.origin}/")
         await wait_for(page, "['0', '1'].every(each => written.includes(each))")
         assert set(await page.evaluate("written")) == {"0", "1", "1 Nov", "2 Nov"}
-        # What comes later need not be a whole one.
+        # A later value may be a fraction.
         await page.evaluate("written.length = 0; document.querySelector('tbody tr:last-child td').textContent = '0.4'")
         await wait_for(page, "written.includes('0.4')")
         assert "1" not in await page.evaluate("written")
@@ -209,7 +209,7 @@ SINCE = 1_795_176_000
 
 
 def series(*lines: tuple[str, str], unit: str = "share") -> str:
-    """A chart of the history: each row is a line, with the numbers of all steps."""
+    """Return the table of a history chart: each row is a line with the values of all steps."""
     row = (
         '<tr data-id="{0}" data-value="{1}" data-live-attr="data-value:points"><th scope="row" data-live="label">{0}</th>'
         '<td data-live="latest">x</td></tr>'

@@ -48,7 +48,7 @@ async def test_pure_modules(file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The request and the samples of it that chat.test.js writes down."""
+    """The request and its code samples, as written by chat.test.js."""
     file = tmp_path_factory.mktemp("samples") / "samples.json"
     environment = {"PATH": "/usr/bin:/bin", "SAMPLES_TO": str(file)}
     subprocess.run([str(find_node()), str(HERE / "chat.test.js")], env=environment, check=True, capture_output=True, timeout=SECONDS)

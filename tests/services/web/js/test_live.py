@@ -38,7 +38,7 @@ BODY = """
 """
 
 
-#: No real waiting: attempts follow immediately, and silence is a function that the test calls.
+#: Removes the waits: reconnects follow immediately, and the test calls `silence()` instead of waiting 45 s.
 CLOCK = """
 Math.random = () => -0.98
 const wait = window.setTimeout
@@ -48,7 +48,7 @@ window.setTimeout = (then, ms) => ms === 45000 ? (window.silences = 1 + (window.
 
 @dataclass
 class Server:
-    """Every connection of a page, and its end."""
+    """The server of a live page: collects its connections and their ends."""
 
     visits: asyncio.Queue[ReceivedRequest] = field(default_factory=asyncio.Queue)
     gone: asyncio.Queue[ReceivedRequest] = field(default_factory=asyncio.Queue)
@@ -83,7 +83,7 @@ class Server:
 
 @asynccontextmanager
 async def followed(chrome: Browser) -> AsyncIterator[tuple[Page, Server, ReceivedRequest]]:
-    """The page, the server that it follows, and its first connection."""
+    """Yield the page, the server that it follows, and its first connection."""
     site, server = Site(), Server()
     site.show(BODY, "live")
     site.answers["/live"] = server
@@ -143,12 +143,12 @@ async def test_rows_are_added_changed_moved_and_removed_without_touching_others(
         await page_request.event(
             {"nodes": [{"id": "c", "name": "Node C", "state": "down"}, node, {"id": "b", "name": "Node B", "state": "up"}]}
         )
-        # A value of the page is not one of its rows.
+        # The page's own `name` and `state` don't change the rows.
         await page_request.event({"name": "page", "state": "page"})
         await wait_for(page, f"{ids} === 'cab'")
         assert await text(page, "[data-id=c] span") == "down"
         assert await page.evaluate("document.querySelector('[data-id=c] span').dataset.state") == "down"
-        # Only its state attribute is new: the row itself was not drawn again, and what has the focus keeps it.
+        # Only the state attribute changed: the row was not drawn again, and its input kept the focus.
         assert await page.evaluate("touched") == ["attributes"]
         assert await page.evaluate("document.activeElement === first.querySelector('input')")
         await page_request.event({"nodes": [node, {"id": "b", "name": "<i>B</i>", "state": "up"}]})
@@ -170,7 +170,7 @@ async def test_lost_connection_is_restored_and_shown(chrome: Browser) -> None:
         await state(page, "live")
         assert [each for each in await axe.violations(page) if each.is_serious] == []
         server.close(page_request)
-        # Either the sign is there, or the connection is back already.
+        # The notice stays until the first event of the new connection.
         again = await server.next()
         await state(page, "reconnecting")
         assert not await page.evaluate("document.querySelector('[data-live-note=reconnecting]').hidden")
@@ -188,7 +188,7 @@ async def test_silent_connection_is_replaced(chrome: Browser) -> None:
         await wait_for(page, "document.getElementById('total').textContent === 'still'")
         # Each event restarts the timer.
         assert await page.evaluate("silences") == 3
-        # The three quarters of a minute without a word, at once.
+        # Act as if 45 s had passed without an event.
         await page.evaluate("silence()")
         async with asyncio.timeout(PATIENCE_SECONDS):
             assert await server.gone.get() is page_request
@@ -222,7 +222,7 @@ async def test_signed_out_user_is_told_and_the_page_stops(chrome: Browser) -> No
         assert await page.evaluate("document.querySelector('[data-live-note=ended]').hidden") is False
         await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         assert server.visits.empty()
-        # The browser itself notes a refused request; nothing else may be there.
+        # The browser logs the refused request; nothing else may be logged.
         assert [problem for problem in page.problems if "401" not in problem] == []
         page.problems.clear()
 

@@ -11,7 +11,7 @@ from tests.services.web.js.site import ReceivedRequest, Site, opened
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-#: Renders each text in its own article: whole, and again as if it were streamed, letter by letter or in 200 pieces.
+#: Renders each text in two articles: at once, and as if streamed, letter by letter or in 200 pieces.
 DRAW = """
 import { show, Writing } from '/js/markdown_view.js'
 window.runs = []
@@ -29,7 +29,7 @@ window.draw = (texts) => {
   }
 }
 """
-#: The same texts in a careless page: as HTML, each in its own frame.
+#: Renders the same texts without sanitizing: as HTML, each in its own frame.
 CARELESS = """
 window.runs = []
 window.ran = (name) => window.runs.push(name)
@@ -43,7 +43,7 @@ window.draw = (texts) => {
 }
 """
 TAGS = """P BR H3 H4 H5 H6 PRE CODE FIGURE FIGCAPTION SPAN BUTTON HR BLOCKQUOTE UL OL LI DIV TABLE THEAD TBODY TR TH TD A EM STRONG DEL"""
-#: Of everything that was drawn, by article: its text, and elements, attributes, and where links lead.
+#: For each article: its text, and its elements with their attributes and link targets.
 DRAWN = """
 [...document.querySelectorAll('article')].map(article => [article.textContent, [...article.querySelectorAll('*')].map(each =>
   [each.tagName, each.getAttributeNames(), each.tagName === 'A' ? [each.protocol, each.rel, each.target] : null])])
@@ -51,7 +51,7 @@ DRAWN = """
 
 
 async def draw(page: Page, site: Site, script: str, texts: list[str]) -> None:
-    """Returns when everything that the texts could have set off has had its time."""
+    """Draw the texts, and wait until everything that they could trigger has run."""
 
     async def answer(page_request: ReceivedRequest) -> None:
         await page_request.answer(200, script, "text/javascript")
@@ -65,7 +65,7 @@ async def draw(page: Page, site: Site, script: str, texts: list[str]) -> None:
     frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 40))))"
     for _ in range(3):
         await page.evaluate(frames)
-        # Behind everything else that was asked for.
+        # Queued after all other requests.
         assert await page.evaluate("fetch('/ping').then(answer => answer.text())") == "pong"
 
 
@@ -90,16 +90,16 @@ async def test_hundred_attacks_run_and_load_nothing(chrome: Browser) -> None:
                 if link:
                     assert link[0] in ("http:", "https:", "mailto:"), text
                     assert link[1:] == ["noopener noreferrer nofollow", "_blank"], text
-            # What cannot be shown as markdown is shown as what it is, to the letter.
+            # Text that isn't Markdown is shown literally.
             assert ("onerror" in shown) == ("onerror" in text and not text.startswith("```")), text
-        # Both ways of drawing give the same.
+        # Drawing at once and in pieces gives the same result.
         assert await page.evaluate(
             "[...document.querySelectorAll('article')].every((e, n, all) => n % 2 || e.innerHTML === all[n + 1].innerHTML)"
         )
 
 
 async def test_same_attacks_succeed_without_sanitizing(chrome: Browser) -> None:
-    """So the test above can fail: without our care, most of them run or ask for something."""
+    """Proof that the test above can fail: without sanitizing, many attacks run or request something."""
     site = Site()
 
     async def loose(page_request: ReceivedRequest) -> None:
@@ -119,7 +119,7 @@ async def test_same_attacks_succeed_without_sanitizing(chrome: Browser) -> None:
         }
         assert len(ran) >= 25
         assert len(sent) >= 25
-        # This page is made to have faults; they are not for the check at its end.
+        # This page is faulty on purpose: hide its problems from the final check.
         page.problems.clear()
         page.requests.clear()
         await page.evaluate("window.violations = []")
@@ -152,7 +152,7 @@ async def test_answer_is_accessible(chrome: Browser) -> None:
     site.show("<h2>Answers</h2>", head='<script type="module" src="/draw.js"></script>')
     async with opened(chrome, site) as page:
         await draw(page, site, DRAW, [SAMPLE])
-        # The second drawing of the same would have regions of the same name.
+        # The second article would have regions with the same names.
         await page.evaluate("document.querySelectorAll('article')[1].remove()")
         for dark, width in ((False, 1280), (True, 400)):
             await page.look(dark=dark, width=width)
@@ -161,7 +161,7 @@ async def test_answer_is_accessible(chrome: Browser) -> None:
         assert headings == ["H3"]
 
 
-#: Tokens of an answer in pieces of one frame each, drawn when the frame comes; how long drawing took, in all.
+#: Appends the tokens of an answer, draws once per frame, and returns the total drawing time.
 GROW = """
 (async () => {
   const { Writing } = await import('/js/markdown_view.js')
@@ -212,12 +212,12 @@ async def test_long_answer_is_rendered_in_linear_time(chrome: Browser) -> None:
             took = await page.evaluate(GROW.replace("COUNT", "20000").replace("TEXT", f"({text})"))
             print(f"{name}: {took['spent']:.0f} ms in {took['draws']} drawings of {took['seconds']:.0f} s, {took['length']:,} characters")
             assert took["length"] > 60_000, name
-            # An eighth of the time goes into drawing at most, and one whole drawing at the end.
+            # Drawing takes at most an eighth of the time, plus one full rendering at the end.
             assert took["spent"] < took["seconds"] * 1000 * 0.2, (name, took)
             assert took["draws"] > 20, (name, took)
 
 
-#: Whether the first two paragraphs are the same elements before and after a fourth one comes.
+#: Whether the first two paragraphs are the same elements before and after a fourth one arrives.
 KEPT = """
 (async () => {
   const { Writing } = await import('/js/markdown_view.js')

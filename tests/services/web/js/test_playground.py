@@ -24,7 +24,7 @@ LAST = "[...document.querySelectorAll('[data-chat-message=answer]')].at(-1)"
 
 @dataclass
 class Answers:
-    """Each question as it comes; the test writes the answer and opens the gate that ends it."""
+    """Queues the questions; the test writes each answer, and sets ``over`` to end it."""
 
     questions: asyncio.Queue[ReceivedRequest] = field(default_factory=asyncio.Queue)
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -67,7 +67,7 @@ class Chat:
         return await self.answers.next()
 
     async def answer(self, page_request: ReceivedRequest, *pieces: str, usage: bool = True) -> None:
-        """The whole answer, and its end."""
+        """Send the whole answer and end it."""
         for piece in pieces:
             await page_request.event({"text": piece}, "chunk")
         if usage:
@@ -79,7 +79,7 @@ class Chat:
         await wait_for(self.page, f"document.querySelector('[data-playground]').dataset.chatState === '{wanted}'")
 
     async def part(self, name: str) -> str:
-        """The text of a part of the last answer; empty when it is not to be seen."""
+        """Return the text of a part of the last answer; empty if it is hidden."""
         found = f"{LAST}.querySelector('[data-chat={name}]')"
         return str(await self.page.evaluate(f"{found}.hidden ? '' : {found}.textContent"))
 
@@ -150,7 +150,7 @@ async def test_thoughts_are_open_while_the_model_thinks(chrome: Browser) -> None
         assert await chat.page.evaluate(f"[{thoughts}.open, {thoughts}.hidden]") == [True, False]
         await page_request.event({"text": "Because"}, "chunk")
         await wait_for(chat.page, f"{thoughts}.open === false")
-        # A reader who opens them again keeps them open.
+        # Thoughts that the reader opens again stay open.
         await press(chat.page, "[data-chat=thoughts] summary")
         await chat.answer(page_request, " so.")
         assert await chat.page.evaluate(f"{thoughts}.open") is True
@@ -163,7 +163,7 @@ async def test_thoughts_are_open_while_the_model_thinks(chrome: Browser) -> None
 
 
 def a_file(name: str, kind: str = "image/png", *, size: int = 0) -> str:
-    """A JavaScript expression for a file of this size; without one, a picture."""
+    """Return a JavaScript expression that creates a file of this size, or a picture if ``size`` is 0."""
     data = (
         f"new Uint8Array({size})" if size else f"Uint8Array.from(atob('{base64.b64encode(PICTURE).decode()}'), each => each.charCodeAt())"
     )
@@ -290,7 +290,7 @@ async def test_only_models_that_see_images_take_them(chrome: Browser) -> None:
         page_request = await chat.answers.next()
         assert len(page_request.sent["messages"][0]["images"]) == 1
         await chat.answer(page_request, "A cat.")
-        # Text that was copied in an office program, with its picture.
+        # Text copied from an office program comes with a picture of it.
         await give(chat, "paste", a_file("cells.png"), text="1 2")
         page_request = await chat.send("And?")
         assert "images" not in page_request.sent["messages"][2]
@@ -308,7 +308,7 @@ async def test_enter_sends_and_shift_enter_does_not(chrome: Browser) -> None:
         await key(chat.page, "Enter", text="\r")
         page_request = await chat.answers.next()
         assert page_request.sent["messages"][0]["content"] == "one\ntwo"
-        # Nothing is sent while an answer is written; what is typed meanwhile stays.
+        # Enter sends nothing while an answer is being written, and the typed text stays.
         await write(chat.page, "next")
         await key(chat.page, "Enter", text="\r")
         assert await chat.page.evaluate("document.getElementById('message').value") == "next"
@@ -351,7 +351,7 @@ async def test_answer_can_be_regenerated_and_a_chat_restarted(chrome: Browser) -
         ) == [0, 1]
         assert await chat.part("text") == "second"
         page_request = await chat.send("more")
-        # In the middle of an answer: it ends, and nothing of it comes after.
+        # Clear the chat in the middle of an answer: the answer ends, and no more of it appears.
         await press(chat.page, "[data-chat-act=clear]")
         async with asyncio.timeout(PATIENCE_SECONDS):
             await chat.answers.left.wait()
@@ -402,11 +402,11 @@ async def test_every_error_says_what_to_do_and_keeps_the_text(chrome: Browser) -
         page_request = await chat.send("none")
         await page_request.event({"code": "no_worker", "message": "No worker.", "hint": ""}, "problem")
         await chat.answer(page_request, usage=False)
-        # Nothing came to copy or to rate; it can be asked again.
+        # There is nothing to copy or rate, but the user can regenerate the answer.
         acts = "[...document.querySelectorAll('[data-chat-message]:last-child [data-chat-act]')].map(each => each.hidden)"
         assert await chat.page.evaluate(acts) == [True, False, True, True]
         page_request = await chat.send("two")
-        # An end without a word about tokens.
+        # The stream ends without usage.
         await chat.answer(page_request, "cut o", usage=False)
         assert (await chat.part("problem")).startswith("The answer was interrupted.")
 
@@ -456,7 +456,7 @@ async def test_rating_goes_to_its_answer(chrome: Browser) -> None:
         assert await chat.page.evaluate(pressed) == "true,false"
         await press(chat.page, "[data-chat-message]:last-child [data-chat-act=down]")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat-act=down]').ariaPressed === 'true'")
-        # The third one is refused: the button returns to the stored rating and says so.
+        # The server refuses the third rating: the button returns to the stored rating, and the page says so.
         await press(chat.page, "[data-chat-act=down]")
         await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'The rating couldn’t be saved.'")
         assert await chat.page.evaluate(pressed) == "true,false"
@@ -491,7 +491,7 @@ async def test_invalid_parameter_is_reported_and_nothing_is_sent(chrome: Browser
     async with chatting(chrome) as chat:
         await chat.answer(await chat.send("one"), "answer")
         await chat.page.evaluate("document.querySelector('[name=temperature]').value = 'warm'")
-        # Folded away, where a browser would say nothing at all.
+        # The field is collapsed, where a browser would report nothing.
         assert not await chat.page.evaluate("document.querySelector('details').open")
         await chat.page.evaluate("document.getElementById('message').focus()")
         await write(chat.page, "two")
@@ -517,7 +517,7 @@ async def test_code_sample_uses_the_current_settings(chrome: Browser) -> None:
             assert "small" in code
             assert "0.7" in code
         assert "https://ai.example/v1/chat/completions" in codes[0]
-        # The code asks for the answer that is there: it ends with the question.
+        # The sample requests the shown answer, so it ends with the question.
         assert "answer" not in codes[1].partition("messages=")[2].partition("]")[0]
         assert [each for each in await axe.violations(chat.page) if each.is_serious] == []
         # Escape closes the dialog.
@@ -566,13 +566,13 @@ async def test_answer_is_copied_as_markdown(chrome: Browser) -> None:
         page_request = await chat.send("What is it?")
         await page_request.event({"text": "It is **bo"}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'It is **bo'")
-        # What is half written is not copied.
+        # An unfinished answer can't be copied.
         assert await chat.page.evaluate(f"{button}.hidden")
         await chat.answer(page_request, "ld**")
         await press(chat.page, "[data-chat-act=copy]")
         await wait_for(chat.page, f"{button}.dataset.copied === 'true'")
         assert await chat.page.evaluate("copied") == ["It is **bold**"]
-        # The icon stays, and its name with it.
+        # The button keeps its icon and name.
         assert await chat.page.evaluate(f"[{button}.ariaLabel, {button}.querySelectorAll('svg').length]") == ["Copy answer", 1]
 
 

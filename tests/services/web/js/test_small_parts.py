@@ -38,7 +38,7 @@ async def test_copy_button_confirms_for_two_seconds_visibly_and_audibly(chrome: 
             await press(page, button)
             await wait_for(page, f"document.querySelector('{button}').textContent === 'Copied'")
             assert await page.evaluate("document.querySelector('[role=status]').textContent") == "Copied"
-            # Pressed twice, it still finds back to its own word.
+            # After two presses, the button still returns to its own label.
             await press(page, button)
             await page.evaluate("after()")
             assert await page.evaluate(f"document.querySelector('{button}').textContent") == label
@@ -88,7 +88,7 @@ async def test_confirmed_form_is_sent_unchanged(chrome: Browser) -> None:
         await wait_for(page, "document.querySelector('dialog.confirm[open]')")
         assert "Programs that use it are refused at once." in await page.text()
         assert [each for each in await axe.violations(page) if each.is_serious] == []
-        # What is first, and what Enter does without thinking, is not the deed.
+        # Cancel has the focus, so a careless Enter doesn't confirm.
         assert await page.evaluate("document.activeElement.textContent") == "Cancel"
         assert await page.evaluate("document.querySelector('dialog.confirm .danger').textContent") == "Revoke key"
         async with page.loading():
@@ -149,7 +149,7 @@ async def test_account_menu_closes_when_focus_leaves(chrome: Browser) -> None:
         for way, focus in (("Escape", "SUMMARY"), ("Tab", "A"), ("elsewhere", "BODY")):
             await press(page, "summary")
             await press(page, "details button")
-            # What is in it does not close it.
+            # Pressing a button inside the menu doesn't close it.
             assert await page.evaluate("document.querySelector('details').open && document.activeElement.tagName") == "BUTTON"
             if way == "elsewhere":
                 await press(page, "#rest")

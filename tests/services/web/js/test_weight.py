@@ -10,7 +10,7 @@ from tests.services.web.js.site import FILES, WEB
 
 SCRIPTS = sorted((WEB / "static" / "js").glob("*.js"))
 IMPORT = re.compile(r"(?:from|^import) '\./([a-z_]+\.js)'", re.MULTILINE)
-#: What turns text into elements or code; the policy forbids it, and a script that tries would break its page.
+#: These turn text into elements or code. The content security policy forbids that, so a script that uses them breaks its page.
 FORBIDDEN = (
     "innerHTML",
     "outerHTML",
@@ -21,7 +21,7 @@ FORBIDDEN = (
     "Function(",
     "createContextualFragment",
 )
-#: Compressed bytes of a page's scripts and of the styles that they bring; the whole page may have 150 KB.
+#: For each page: scripts, other files that they need, and the limit of compressed bytes. A whole page may have 150 KB.
 PAGES = {
     "overview": (("live.js", "chart.js", "copy.js", "dialog.js"), ("/uplot.js", "/uplot.css", "/scripts.css"), 40_000),
     "charts": (("live.js", "chart.js", "copy.js", "dialog.js", "nav.js"), ("/uplot.js", "/uplot.css", "/scripts.css"), 40_000),
@@ -62,7 +62,7 @@ def test_no_script_writes_html_or_code(path: Path) -> None:
 def test_every_script_says_what_it_owns_and_calls_no_third_party(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("// ")
-    # Only whole modules of ours from the same folder; no named packages, no third parties, no dynamic imports.
+    # Static imports of our own modules from the same folder only: no packages, third parties or dynamic imports.
     assert len(re.findall(r"^import ", text, re.MULTILINE)) == len(IMPORT.findall(text))
     code = re.sub(r"/\*\*.*?\*/", "", text, flags=re.DOTALL)
     assert not re.search(r"import\(|https?://[a-z]", code)

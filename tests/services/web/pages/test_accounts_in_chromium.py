@@ -41,7 +41,7 @@ Message = MutableMapping[str, Any]
 
 @dataclass(slots=True)
 class Provider:
-    """Sends everybody straight back, as one does that knows the browser already."""
+    """A login provider that redirects back immediately, as if the browser were already signed in there."""
 
     back: str = ""
 
@@ -77,7 +77,7 @@ class Stage:
 async def stage(chromium_process: Chromium, renderer: rendering.Renderer) -> AsyncIterator[Stage]:
     mesh, provider = MeshWithProvider(), Provider()
     settings = WebSettings(node_key_file=Path("/nowhere/web.nk"), secret="0123456789abcdef" * 4)
-    # Each request asks auth.
+    # Each request calls auth.
     ticks = iter(range(0, 10**9, 3600))
     site = request_context.App(
         settings=settings,
@@ -153,13 +153,13 @@ async def test_pages_are_accessible(stage: Stage, width: int, dark: bool) -> Non
     assert page.problems == []
 
 
-#: As auth makes them.
+#: Like the codes that auth generates.
 CODE_OF_MAIL = "Zm9yLWJvYi1hbmQtbm9ib2R5LWVsc2UtaW4tYWxsLVg"
 
 
 @dataclass(slots=True)
 class Invited:
-    """bob, on the way to an organisation."""
+    """bob, who is invited to an organization."""
 
     stage: Stage
     page: Page
@@ -168,7 +168,7 @@ class Invited:
 
     @property
     def read(self) -> list[str]:
-        """The codes that were looked at."""
+        """The codes that the page has looked up."""
         return [call.request.token for call in self.stage.mesh.calls if isinstance(call.request, organizations.ReadInvitation)]
 
     async def opens(self, path: str) -> None:
@@ -176,7 +176,7 @@ class Invited:
 
     async def pastes(self, code: str) -> None:
         await self.page.evaluate("document.getElementById('code').select()")
-        # What the menu of the browser does, but for the clipboard, which tests share with each other.
+        # Like Paste in the browser's menu, but without the clipboard, which all tests share.
         await self.page.evaluate(
             "(text => { const field = document.getElementById('code'); field.value = text;"
             f" field.dispatchEvent(new InputEvent('input', {{inputType: 'insertFromPaste', bubbles: true}})) }})({json.dumps(code)})"
@@ -203,7 +203,7 @@ async def invited(stage: Stage, name: str = "Acme", *, signed_in: bool = True, *
     if signed_in:
         await sign_in(stage, page, bob)
     yield Invited(stage, page, bob, team)
-    # In no address that a server sees.
+    # The code is in no URL that a server sees.
     assert not [url for url in page.requests if CODE_OF_MAIL in url.partition("#")[0]]
     mesh.invitations.clear()
     await page.send("Page.close")
@@ -236,7 +236,7 @@ async def test_the_link_of_a_colleague_shows_the_offer_and_registers(stage: Stag
     mesh.add_colleague(CODE_OF_MAIL, f"{name}@example.com", UserRole.DEVELOPER, "Acme")
     page = await stage.chrome.open(javascript=javascript)
     for code in ("an-older-invitation", CODE_OF_MAIL):
-        # Another link in the same browser shows the other invitation.
+        # The second link in the same browser replaces the first invitation.
         await page.goto(f"{stage.origin}/forgot")
         await page.goto(f"{stage.origin}/join#{code}")
         if not javascript:
@@ -277,7 +277,7 @@ async def test_recovery_codes_are_saved_as_a_file(stage: Stage, javascript: bool
         await mouse(page, event, x, y)
     saved = tmp_path / "aimesh-recovery-codes.txt"
     async with asyncio.timeout(60):
-        while not saved.exists() or RECOVERY_CODES[-1] not in saved.read_text():  # noqa: ASYNC110 - a browser tells nobody
+        while not saved.exists() or RECOVERY_CODES[-1] not in saved.read_text():  # noqa: ASYNC110 - the browser sends no event
             await asyncio.sleep(0.01)
     assert [line for line in saved.read_text().splitlines() if line in RECOVERY_CODES] == list(RECOVERY_CODES)
     assert await page.evaluate("document.querySelector('h1').textContent") == "Your recovery codes", "the page stays"
@@ -320,7 +320,7 @@ async def test_details_that_arrive_during_a_click_do_not_take_the_click_away(sta
             ".getBoundingClientRect())"
         )
         await mouse(bob.page, "mousePressed", x, y)
-        # Leaving the field looks the code up, while the button is pressed.
+        # Leaving the field triggers the lookup while the button is pressed.
         await wait_for(bob.page, "performance.getEntriesByType('resource').some(each => each.name.endsWith('/invitation/offer'))")
         await bob.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         async with bob.page.loading():
@@ -343,7 +343,7 @@ async def test_unknown_code_is_reported_before_submitting(stage: Stage) -> None:
         assert await bob.page.evaluate("!document.querySelector('[data-no-offer]').checkVisibility()")
         await bob.page.fill(code=CODE_OF_MAIL)
         await bob.page.click("button", "Join")
-        # The form's own refusal is enough.
+        # The form shows its own error, so the page shows no second one.
         assert "There is no such invitation." in await bob.page.text()
         assert await bob.page.evaluate("!document.querySelector('[data-no-offer]').checkVisibility()")
         assert [problem for problem in bob.page.problems if "404" not in problem] == []
@@ -371,7 +371,7 @@ async def test_hostile_organization_name_is_escaped(stage: Stage, name: str, wid
         for part in ("organisation", "invited_by"):
             shown = await bob.page.evaluate(f"document.querySelector('[data-offer-part={part}]').textContent")
             assert shown == hostile
-            # What turns letters around ends with the name.
+            # BDI limits text reversal to the name.
             assert await bob.page.evaluate(f"document.querySelector('[data-offer-part={part}]').tagName") == "BDI"
         assert await bob.page.evaluate("document.querySelectorAll('.offer script, .offer img').length") == 0
         assert await axe.violations(bob.page) == []

@@ -32,13 +32,13 @@ NO_LINE = 'data-live-show="banner" hidden><strong data-live="banner"></strong>'
 
 
 class MeshWithGate(AdminMesh):
-    """The metrics service can be slow."""
+    """A mesh whose metrics service answers only when the gate is open."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gate = asyncio.Event()
         self.gate.set()
-        #: Questions for the alerts that have been answered, or have failed.
+        #: The number of alert queries that were answered or failed.
         self.answered = 0
         self._polled = asyncio.Event()
 
@@ -61,13 +61,13 @@ class MeshWithGate(AdminMesh):
             self._polled.set()
 
     async def polled(self) -> None:
-        """Returns when an answer is known."""
+        """Wait until an alert query has ended."""
         async with asyncio.timeout(HANG_SECONDS):
             await self._polled.wait()
         await asyncio.sleep(0)
 
     def _get_usage_report(self, request: GetUsageReport, credential: Credential | None) -> UsageSummary:
-        """Of everybody, not of administrators alone."""
+        """Answer all users, not only administrators."""
         return FakeUsage._get_usage_report(self, request, credential)
 
 

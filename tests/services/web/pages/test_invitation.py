@@ -11,7 +11,7 @@ from tests.services.web.pages.admin.hostile import NAMES
 
 @pytest.fixture
 async def bob(mesh: FakeMesh, browser: Browser) -> Browser:
-    """Invited to an organisation of alice's."""
+    """A browser of bob, who is invited to alice's organization."""
     mesh.add_account("bob", "battery staple")
     team = mesh.add_team("Acme", mesh.add_account("alice", "correct horse"))
     mesh.invitations["invited-bob"] = team
@@ -61,7 +61,7 @@ async def test_cross_site_form_joins_nothing(bob: Browser, mesh: FakeMesh) -> No
 
 
 async def post_code(browser: Browser, code: str, /, **headers: str) -> httpx.Response:
-    """As the script of the page does."""
+    """Look up the code like the page's script."""
     token = forms_of(await browser.get("/invitation"))["/invitation"]["token"]
     sent = SAME_ORIGIN | {"X-Form-Token": token} | {name.replace("_", "-"): value for name, value in headers.items()}
     return await browser.client.post("/invitation/offer", json={"code": code}, headers=sent)

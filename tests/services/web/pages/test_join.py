@@ -1,4 +1,4 @@
-"""An invitation to the mesh, from its link to the account: for visitors, users and those who come back from a login provider."""
+"""An invitation to the mesh, from its link to the account: for visitors, for users, and after a login at the provider."""
 
 import httpx
 import pytest
@@ -21,7 +21,7 @@ def offer(mesh: FakeMesh) -> organizations.ColleagueInvitation:
 
 
 async def opened(browser: Browser, code: str = INVITED) -> str:
-    """What the page shows after its script has submitted the code of the link."""
+    """Submit the link's code like the page's script, and return the page that it leads to."""
     answer = await browser.submit(await browser.get("/join"), "/join", code=f" {code}\n")
     assert (answer.status_code, answer.headers["location"]) == (303, "/join")
     return (await browser.get("/join")).text

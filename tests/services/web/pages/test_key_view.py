@@ -23,7 +23,7 @@ KEY = ApiKey(KeyId(UUID(int=1)), UserId(UUID(int=2)), "laptop", "aip_live_abc…
         ({"kind": KeyKind.TEST}, "Run models"),
         ({"kind": KeyKind.ADMIN}, "Administration"),
         ({"bounds": KeyBounds(("inference:execute", "usage:read"))}, "Run models, read usage"),
-        # Of a newer auth.
+        # A scope from a newer auth.
         ({"bounds": KeyBounds(("inference:execute", "moon:fly"))}, "Run models, moon:fly"),
     ],
 )
@@ -96,7 +96,7 @@ def test_form_with_only_a_name_requests_the_defaults() -> None:
         (NewKeyForm("k", use=KeyUse.TEST), KeyKind.TEST, ()),
         (NewKeyForm("k", use=KeyUse.ADMIN), KeyKind.ADMIN, ()),
         (NewKeyForm("k", use=KeyUse.CHOSEN, may_run="yes", may_read_usage="yes"), KeyKind.LIVE, ("inference:execute", "usage:read")),
-        # Boxes count for nothing where something else is chosen.
+        # The checkboxes are ignored unless the use is CHOSEN.
         (NewKeyForm("k", may_write_keys="yes"), KeyKind.LIVE, ()),
         (NewKeyForm("k", use=KeyUse.ALL, may_run="yes"), KeyKind.LIVE, ()),
     ],
@@ -132,6 +132,6 @@ def test_each_role_sees_its_permissions() -> None:
     assert "may_write_models" not in key_view.scopes_of(UserRole.USER)
     assert "may_write_models" in key_view.scopes_of(UserRole.DEVELOPER)
     assert set(key_view.scopes_of(UserRole.ADMIN)) == set(key_view.SCOPES)
-    # Every permission but that of everything can be ticked, and the form has its field.
+    # Every permission except EVERYTHING has a checkbox, and the form has its field.
     assert set(key_view.SCOPES) <= set(NewKeyForm.__struct_fields__)
     assert {*key_view.SCOPES.values(), Permission.EVERYTHING} == set(Permission)

@@ -57,7 +57,7 @@ async def test_stream_has_every_value_the_page_names(app: ASGIApp, browser: Brow
     text = (await browser.get("/dashboard?span=day")).text
     source, rows = text.split("data-live-source", 1)[1], []
     for name in ("buckets", "limits", "recent"):
-        # The rows of a list name the values of the row.
+        # Names inside a list's rows refer to the row's values.
         row = re.search(rf'data-live-list="{name}".*?</(?:tbody|ul)>', source, re.DOTALL)
         assert row is not None
         source = source.replace(row[0], "")
@@ -90,7 +90,7 @@ async def test_stream_without_the_gateway_is_stale(app: ASGIApp, mesh: FakeMesh)
 
 async def test_visitor_cannot_follow(browser: Browser, mesh: FakeMesh) -> None:
     answer = await browser.get("/live/overview")
-    # A stream is no page to come back to; the script of the page takes the way to the login for its end.
+    # The login must not return to a stream. The page's script treats the redirect as the end of the session.
     assert (answer.status_code, answer.headers["location"]) == (303, "/login")
     assert mesh.called_methods() == []
 
@@ -116,7 +116,7 @@ async def test_report_is_requested_again_only_when_due(site: App, mesh: FakeMesh
     clock = Clock()
     made = request_context.PageRequest(
         app=request_context.App(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
-        # A stream has done with it.
+        # A stream no longer has its request.
         request=cast("request_context.HttpRequest", None),
         session=auth.LoginSession(Credential("access-alice"), 600, token, user),
     )
@@ -128,5 +128,5 @@ async def test_report_is_requested_again_only_when_due(site: App, mesh: FakeMesh
             mesh.log(clock.now)
         values = await following.read()
         shown.append((values["requests"], mesh.called_methods().count("gateway.getUsageReport")))
-    # New requests are in the sums as soon as those are asked for again; without any, they are asked for once a minute.
+    # New requests appear with the next report. Without new requests, the page asks for a report once a minute.
     assert shown == [("0", 1), ("0", 1), ("1", 2), ("2", 3), ("2", 3), ("3", 4), ("3", 4), ("3", 5)]

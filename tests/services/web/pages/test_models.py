@@ -26,13 +26,13 @@ async def sign_in(mesh: FakeMesh, browser: Browser, role: UserRole) -> Browser:
 
 @pytest.fixture
 async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
-    """A user."""
+    """A user's browser."""
     return await sign_in(mesh, browser, UserRole.USER)
 
 
 @pytest.fixture
 async def dana(mesh: FakeMesh, browser: Browser) -> Browser:
-    """A developer, in a mesh with one worker."""
+    """A developer's browser, in a mesh with one worker."""
     mesh.add_worker("UWORKER1", "smollm2")
     return await sign_in(mesh, browser, UserRole.DEVELOPER)
 
@@ -53,7 +53,7 @@ async def test_served_models_with_workers_and_prices(alice: Browser, mesh: FakeM
         "its clock is off", ">0.1</td>", "0.2<span", "+ 0.0001 per request", 'href="/playground?model=smollm2"',
     ):  # fmt: skip
         assert text in page.text, text
-    # Users who cannot load models see neither unserved ones nor the buttons.
+    # Users who can't load models see neither unserved models nor the buttons.
     assert "unserved" not in page.text
     assert ORDERS not in forms_of(page)
 

@@ -26,7 +26,7 @@ async def root(mesh: AdminMesh, browser: Browser) -> Browser:
 
 @pytest.fixture
 async def alice(mesh: AdminMesh, browser: Browser) -> Browser:
-    """Lends machines."""
+    """A node owner's browser."""
     mesh.add_person("alice", UserRole.NODE_OWNER)
     await browser.sign_in("alice", "correct horse")
     return browser

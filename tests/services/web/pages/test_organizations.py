@@ -22,7 +22,7 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
 
 @pytest.fixture
 def acme(mesh: FakeMesh, alice: Browser) -> TenantId:
-    """Alice owns it, bob is a member."""
+    """An organization that alice owns and bob is a member of."""
     return mesh.add_team("Acme", mesh.accounts["alice"].user, mesh.accounts["bob"].user)
 
 
@@ -77,7 +77,7 @@ async def test_owner_sees_everything_and_members_see_members(alice: Browser, tls
     await alice.submit(await alice.get(here), f"{here}/invite", email="carol@example.com")
     owners = await alice.get(here)
     assert {f"{here}/{act}" for act in ("role", "remove", "invite", "withdraw", "rename")} <= set(forms_of(owners))
-    # The only owner is not offered what is refused.
+    # The only owner can't leave, so the page doesn't offer it.
     assert f"{here}/leave" not in forms_of(owners)
     assert "You’re the only owner. To leave, make another member an owner first." in owners.text
     await tls_browser.sign_in("bob", "battery staple")
@@ -207,7 +207,7 @@ async def test_unavailable_auth_gives_503(alice: Browser, mesh: FakeMesh, acme: 
 async def test_cross_site_forms_are_refused(alice: Browser, mesh: FakeMesh, acme: TenantId, act: str) -> None:
     here = f"/organisations/{acme}"
     if act == "leave":
-        # The only owner has no such form.
+        # The only owner has no such form, so make bob an owner, too.
         await alice.submit(await alice.get(here), f"{here}/role", user_id=str(mesh.accounts["bob"].user.id), role="owner")
     page = await alice.get(here)
     before = mesh.teams[acme]

@@ -42,7 +42,7 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
 
 
 async def headers_of(browser: Browser) -> dict[str, str]:
-    """What the page's script sends with everything."""
+    """Return the headers that the page's script sends with every request."""
     page = await browser.get("/playground")
     found = re.search(r'data-form-token="([^"]+)"', page.text)
     assert found is not None
@@ -50,7 +50,7 @@ async def headers_of(browser: Browser) -> dict[str, str]:
 
 
 def read_events(text: str) -> list[tuple[str, Any]]:
-    """Comments are left out, as browsers do."""
+    """Parse the events of a stream. Skips comments, like browsers."""
     found = []
     for block in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
@@ -140,7 +140,7 @@ async def test_model_names_are_escaped(alice: Browser, mesh: FakeMesh) -> None:
     assert "<script>alert" not in (await alice.get("/playground")).text
 
 
-# --- An answer --------------------------------------------------------------------------------------------------------
+# --- Answers ----------------------------------------------------------------------------------------------------------
 
 
 async def test_answer_streams_and_ends_with_its_usage(alice: Browser, mesh: FakeMesh) -> None:
@@ -247,12 +247,12 @@ def test_speed_is_shown_only_if_measurable() -> None:
         assert playground.describe_usage(msgspec.structs.replace(RESULT, **change)).tokens_per_second is None
 
 
-# --- Leaving ----------------------------------------------------------------------------------------------------------
+# --- Leaving the page -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 async def real(app: ASGIApp, mesh: FakeMesh) -> AsyncIterator[Browser]:
-    """Over a real connection, which a browser can close."""
+    """A browser with a real connection, which it can close."""
     user = mesh.add_account("bob", "correct horse")
     async with serving(app) as origin, httpx.AsyncClient(base_url=origin, cookies={"aimesh_session": mesh.add_session(user)}) as client:
         yield Browser(client)
@@ -260,7 +260,7 @@ async def real(app: ASGIApp, mesh: FakeMesh) -> AsyncIterator[Browser]:
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(HANG_SECONDS):
-        while not holds():  # noqa: ASYNC110 - nothing tells when it does
+        while not holds():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
 
 
@@ -275,7 +275,7 @@ async def test_pieces_are_sent_immediately_and_leaving_stops_the_generation(real
         assert mesh.running == 1
     await mesh.left.wait()
     await until(lambda: bool(mesh.cancelled))
-    # The gateway continues requests with a key, so it must be told to cancel.
+    # The gateway continues requests with an idempotency key, so web must cancel them explicitly.
     assert mesh.cancelled == [inference_calls(mesh)[0].idempotency_key]
     assert mesh.running == 0
 
@@ -291,7 +291,7 @@ async def test_bug_cuts_off_the_answer_and_reveals_nothing(real: Browser, monkey
         async with real.client.stream("POST", "/playground/answer", json=HELLO, headers=headers) as answer:
             async for piece in answer.aiter_text():
                 text += piece
-    # The page's script takes an end without a word about tokens for what it is.
+    # The stream ends without usage, so the page's script knows that the answer was interrupted.
     assert [name for name, _ in read_events(text)] == ["began", "chunk", "chunk"]
     assert "secret" not in text
 
@@ -315,7 +315,7 @@ async def test_fifth_concurrent_answer_is_refused_until_one_ends(real: Browser, 
     assert read_events((await real.client.post("/playground/answer", json=HELLO, headers=headers)).text)[-1][0] == "usage"
 
 
-# --- What is refused --------------------------------------------------------------------------------------------------
+# --- Refused requests -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ async def test_questions_need_a_session(browser: Browser, mesh: FakeMesh, path: 
     assert inference_calls(mesh) == []
 
 
-# --- Thumbs -----------------------------------------------------------------------------------------------------------
+# --- Ratings ----------------------------------------------------------------------------------------------------------
 
 
 async def test_rating_is_sent_for_the_request(alice: Browser, mesh: FakeMesh) -> None:

@@ -22,7 +22,7 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
 
 @pytest.fixture
 def acme(mesh: FakeMesh, alice: Browser) -> str:
-    """Alice owns it; returns the page of its policy."""
+    """The policy page of an organization that alice owns."""
     team = mesh.add_team("Acme", mesh.accounts["alice"].user)
     mesh.changeable.add(f"organization:{team}")
     return f"/policies/organization-{team}"

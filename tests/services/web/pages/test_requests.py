@@ -31,7 +31,7 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
 
 
 def ids(page: httpx.Response) -> list[int]:
-    """Of the rows, as the numbers that the fake mesh gave them."""
+    """Return the ids of the rows as the numbers that the fake mesh assigned."""
     return [int(found.replace("-", ""), 16) for found in re.findall(r'<code class="under id">([0-9a-f-]{36})</code>', page.text)]
 
 
@@ -219,7 +219,7 @@ async def test_rows_are_streamed_while_the_gateway_reads(app: ASGIApp, export: S
         async with client.stream("GET", "/requests.csv") as answer:
             assert (answer.status_code, "content-length" in answer.headers) == (200, False)
             lines = answer.aiter_lines()
-            # The first rows are there although the gateway is far from its end.
+            # The first rows arrive while the gateway is still reading.
             await read_until(lines, "smollm2")
             if end == "goes on":
                 export.goes_on.set()
@@ -227,7 +227,7 @@ async def test_rows_are_streamed_while_the_gateway_reads(app: ASGIApp, export: S
             if end == "breaks":
                 export.breaks = AWAY
                 export.goes_on.set()
-                # A table that is cut is no file that looks whole.
+                # A truncated export must not look complete.
                 with pytest.raises(httpx.RemoteProtocolError):
                     await read_until(lines, "smollm2")
         # Reading stops when the client disconnects.

@@ -1,4 +1,4 @@
-"""The setup checklist: each item's state from facts, and the pages that show it."""
+"""The setup checklist: the state of each item, derived from facts, and the pages that show it."""
 
 from datetime import UTC, datetime
 
@@ -26,7 +26,7 @@ DONE = SetupFacts(
 )  # fmt: skip
 PRICE = ModelPrice(ModelName("smollm2"), MicroCredits(1), MicroCredits(1), MicroCredits(1), MicroCredits(1))
 FREE, NO_NODES = ModelPrices(()), NodeRows(())
-#: Of the mesh of a test that has everything.
+#: The prices of a mesh that is completely set up.
 PRICED = ModelPrices((PRICE,))
 
 
@@ -37,7 +37,7 @@ def mesh() -> AdminMesh:
 
 @pytest.fixture
 async def root(mesh: AdminMesh, browser: Browser) -> Browser:
-    """Signed in as an administrator called root."""
+    """A browser signed in as an administrator called root."""
     mesh.add_person("root", UserRole.ADMIN)
     await browser.sign_in("root", "correct horse")
     return browser
@@ -91,7 +91,7 @@ def test_the_list_is_shown_until_done_or_dismissed(mesh: AdminMesh) -> None:
     assert not setup_view.checklist(msgspec.structs.replace(NOTHING, is_dismissed=True), "", FREE, NO_NODES).is_shown
     complete = setup_view.checklist(DONE, HTTPS, PRICED, nodes)
     assert (complete.done, complete.is_shown) == (7, False)
-    # While the gateway is down nobody knows, so nothing is called done.
+    # While the gateway is down, the items that depend on it are unknown, not done.
     unknown = setup_view.checklist(DONE, HTTPS, None, None)
     assert [(item.name, item.state, item.tone) for item in unknown.items if not item.is_done] == [
         ("machine", "Unknown", "off"), ("price", "Unknown", "off"),

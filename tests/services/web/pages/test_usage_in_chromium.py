@@ -44,7 +44,7 @@ class Stage:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(chromium_process: Chromium, renderer: rendering.Renderer) -> AsyncIterator[Stage]:
     settings = WebSettings(node_key_file=Path("/nowhere/web.nk"), secret="0123456789abcdef" * 4)
-    # Each request asks auth.
+    # Each request calls auth.
     ticks = iter(range(0, 10**9, 3600))
     async with AsyncExitStack() as stack:
         stack.enter_context(pytest.MonkeyPatch.context()).setattr(live_updates, "_EVERY_SECONDS", 0.02)
@@ -64,7 +64,7 @@ async def stage(chromium_process: Chromium, renderer: rendering.Renderer) -> Asy
 
 
 async def opened(stage: Stage, username: str, *, width: int = 1280, dark: bool = False) -> Page:
-    """A page in which a developer of this name is signed in."""
+    """Open a page in which a developer of this name is signed in."""
     user = msgspec.structs.replace(stage.mesh.add_account(username, "correct horse"), role=UserRole.DEVELOPER)
     stage.mesh.accounts[username] = Account(user, "correct horse")
     page = await stage.chrome.open(width=width, dark=dark)

@@ -21,7 +21,7 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
 
 
 async def save_preferences(browser: Browser, **values: str) -> httpx.Response:
-    """As a browser sends it: a box that is not ticked is not there, and of the themes only the chosen one is."""
+    """Submit the form like a browser: without unchecked boxes, and with only the chosen theme."""
     fields = forms_of(await browser.get("/settings/preferences"))["/settings/preferences"]
     chosen = {"token": fields["token"], "theme": "system"} | values
     return await browser.client.post("/settings/preferences", data=chosen, headers={"Sec-Fetch-Site": "same-origin"})

@@ -1,4 +1,4 @@
-"""The header of Google's Identity-Aware Proxy: passed on to auth where auth takes users from it, and nowhere else."""
+"""The header of Google's Identity-Aware Proxy: web passes it to auth only if auth accepts users from IAP."""
 
 import msgspec
 import pytest

@@ -27,7 +27,7 @@ async def leave(browser: Browser, **fields: str) -> httpx.Response:
 
 
 async def come_back(browser: Browser, **query: str) -> httpx.Response:
-    """As the provider sends the browser back: from another site, by a link."""
+    """Open the callback URL as after the provider's redirect, from another site."""
     return await browser.client.get("/login/oidc/back", params=query, headers={"Sec-Fetch-Site": "cross-site"})
 
 
@@ -48,7 +48,7 @@ async def test_button_exists_only_with_a_provider(browser: Browser, mesh: FakeMe
 
 async def test_button_leads_to_the_provider_without_a_form_redirect(browser: Browser, mesh: FakeMesh) -> None:
     page = await leave(browser)
-    # Chromium blocks the redirect of a form to another site if the policy has form-action 'self'.
+    # Chromium blocks a form's redirect to another site if the policy has form-action 'self'.
     assert page.status_code == 200
     assert re.search(r'<meta http-equiv="refresh" content="0;url=https://login\.example/authorize\?state=state-0&amp;x=1">', page.text)
     assert mesh.begun["state-0"].redirect_uri == "http://localhost:3000/login/oidc/back"
@@ -135,7 +135,7 @@ async def test_user_without_a_password_confirms_at_the_provider(browser: Browser
     assert (wanted.fresh, wanted.then, wanted.session_token) == (True, "/settings/security", None)
     answer = await come_back(browser, state="state-0", **BACK)
     assert answer.headers["location"] == "/settings/security"
-    # The browser forgets the session that it had, so that it ends.
+    # The browser's old session is replaced, so it ends.
     assert old not in mesh.sessions
     assert len(mesh.sessions) == 1
 

@@ -1,4 +1,4 @@
-"""The tests decode the QR code by the rules of ISO/IEC 18004, so they do not trust the library that draws it."""
+"""The second factor. The tests decode the QR code according to ISO/IEC 18004, so they don't depend on the library that draws it."""
 
 import re
 
@@ -13,21 +13,21 @@ from tests.services.web.fake_accounts import CODE, RECOVERY_CODES, SEED
 from tests.services.web.fake_mesh import FakeMesh
 
 URI = "otpauth://totp/aimesh%20test:alice?secret=JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP&issuer=aimesh%20test&algorithm=SHA1&digits=6&period=30"
-#: Version -> bytes that it holds at level M, of table 7.
+#: Version -> capacity in bytes at level M, from table 7.
 CAPACITY = {4: 62, 5: 84, 6: 106, 7: 122, 8: 152, 9: 180, 10: 213}
-#: Version -> (blocks, codewords for correction in each), of table 9.
+#: Version -> (blocks, error correction codewords in each), from table 9.
 BLOCKS = {4: (2, 18), 5: (2, 24), 6: (4, 16), 7: (4, 18), 8: (4, 22), 9: (5, 22), 10: (5, 26)}
 #: Annex C: the format information of level M and masks 0 to 7.
 FORMATS = [
     "101010000010010", "101000100100101", "101111001111100", "101101101001011",
     "100010111111001", "100000011001110", "100111110010111", "100101010100000",
 ]  # fmt: skip
-#: Table 10, by row and column.
+#: Table 10, as functions of row and column.
 MASKS = [
     lambda i, j: (i + j) % 2, lambda i, j: i % 2, lambda i, j: j % 3, lambda i, j: (i + j) % 3, lambda i, j: (i // 2 + j // 3) % 2,
     lambda i, j: (i * j) % 2 + (i * j) % 3, lambda i, j: ((i * j) % 2 + (i * j) % 3) % 2, lambda i, j: ((i + j) % 2 + (i * j) % 3) % 2,
 ]  # fmt: skip
-#: Annex E: between the first and the last.
+#: Annex E: the positions of alignment patterns between the first and the last.
 ALIGNED = {7: [22], 8: [24], 9: [26], 10: [28]}
 QUIET_ZONE = 4
 
@@ -35,7 +35,7 @@ Matrix = list[list[bool]]
 
 
 def modules_of(svg: str) -> Matrix:
-    """The dark modules inside the quiet zone, which must be light."""
+    """Return the dark modules inside the quiet zone, which must be light."""
     size = int(re.search(r'viewBox="0 0 (\d+) \1"', svg)[1]) - 2 * QUIET_ZONE
     path = re.search(r'stroke="#000" d="([^"]+)"', svg)[1]
     matrix = [[False] * size for _ in range(size)]
@@ -60,7 +60,7 @@ def decode(matrix: Matrix) -> str:
 
 
 def data_places(size: int, version: int) -> list[tuple[int, int]]:
-    """In the order of figure 13: two columns at a time from the right, up and down in turns."""
+    """Return the positions in the order of figure 13: two columns at a time from the right, alternately up and down."""
     middles = [6, *ALIGNED.get(version, []), size - 7]
 
     def is_function(row: int, column: int) -> bool:
@@ -124,13 +124,13 @@ def test_qr_code_has_no_inline_style_and_works_in_both_themes() -> None:
 
 @pytest.fixture
 async def halfway(mesh: FakeMesh, browser: Browser) -> Browser:
-    """A browser in which alice has shown her password, and not yet her code."""
+    """A browser in which alice has entered her password, but not her code yet."""
     return await _sign_in(mesh, browser, Step.ENTER_CODE)
 
 
 @pytest.fixture
 async def new_admin(mesh: FakeMesh, browser: Browser) -> Browser:
-    """One in which an administrator has to set up a second factor."""
+    """A browser in which an administrator must set up a second factor."""
     return await _sign_in(mesh, browser, Step.SET_UP_MFA)
 
 
@@ -228,7 +228,7 @@ async def test_unavailable_auth_is_reported_and_the_code_can_be_sent_again(halfw
     assert (await halfway.submit(page, "/login/code", code=CODE)).status_code == 303
 
 
-# --- setting it up ---------------------------------------------------------------------------------------------------
+# --- setup -----------------------------------------------------------------------------------------------------------
 
 
 async def test_recovery_codes_are_downloaded_from_the_page_that_shows_them(new_admin: Browser) -> None:

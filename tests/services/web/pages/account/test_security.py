@@ -138,7 +138,7 @@ async def test_one_or_all_other_sessions_can_be_ended(alice: Browser, mesh: Fake
     answer = await alice.submit(page, f"{HERE}/sessions/end", id=ended)
     assert answer.headers["location"] == f"{HERE}?done=ended"
     assert [each.id for each in mesh.others] == [kept]
-    # It had already ended, which is what was wanted.
+    # Ending a session that has already ended succeeds.
     assert (await alice.submit(page, f"{HERE}/sessions/end", id=ended)).status_code == 303
     all_ended = await alice.submit(page, f"{HERE}/sessions/end", id="")
     assert all_ended.headers["location"] == f"{HERE}?done=others"

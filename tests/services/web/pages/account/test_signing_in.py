@@ -97,7 +97,7 @@ async def test_login_by_name_or_address(browser: Browser, mesh: FakeMesh, name: 
 
 
 async def test_registration_leads_to_the_requested_page(browser: Browser, mesh: FakeMesh) -> None:
-    """As with an invitation: its link leads a user without an account to the login."""
+    """The link of an invitation takes a user without an account to the login."""
     login = await browser.get("/login?then=/invitation")
     assert 'href="/register?then=/invitation"' in login.text
     form = await browser.get("/register?then=/invitation")
@@ -228,7 +228,7 @@ async def test_logout_ends_the_session_at_the_provider(browser: Browser, mesh: F
     assert 'content="0;url=https://login.example/logout?client_id=a&amp;id_token_hint=b"' in answer.text
     assert mesh.sessions == {}
     assert cookies_set(answer)["aimesh_session"].value == ""
-    # It is asked while the session is still there.
+    # Web asks auth for the provider's logout URL while the session still exists.
     assert mesh.called_methods().index("auth.leaveOidc") < mesh.called_methods().index("auth.logoutUser")
 
 
@@ -318,7 +318,7 @@ async def test_json_needs_no_csrf_token_and_returns_the_user(browser: Browser, m
     assert answer.status_code == 201
     user = answer.json()
     assert (user["username"], user["email"], user["tier"], user["is_active"]) == ("john_doe", "john@example.com", "free", True)
-    # The names of 0.2.0, for one release.
+    # The names from 0.2.0 are kept for one release.
     assert (user["isActive"], user["createdAt"]) == (user["is_active"], user["created_at"])
     assert "password" not in answer.text
     assert "set-cookie" not in answer.headers
@@ -331,7 +331,7 @@ async def test_json_login_returns_the_access_token_and_sets_no_cookie(browser: B
     assert answer.status_code == 200
     session = answer.json()
     assert (session["access_token"], session["token_type"], session["user"]["is_active"]) == ("access-john_doe", "Bearer", True)
-    # The names of 0.2.0, for one release.
+    # The names from 0.2.0 are kept for one release.
     assert {name: session[name] for name in ("accessToken", "sessionToken", "expiresIn", "teamId")} == {
         "accessToken": session["access_token"],
         "sessionToken": session["session_token"],

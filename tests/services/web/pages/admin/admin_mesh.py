@@ -17,7 +17,7 @@ from tests.services.web.pages.admin.fake_history import FakeHistory
 from tests.services.web.pages.admin.fake_report import FakeReport
 from tests.services.web.pages.admin.fake_routes import FakeRoutes
 
-#: 56 characters of base32, as a node's key has them.
+#: 56 characters of base32, like a node's key.
 WORKER = NodeId("U" + "WORKER" + "A" * 49)
 WAITING = NodeId("U" + "WAITING" + "A" * 48)
 GATEWAY = NodeId("U" + "GATEWAY" + "A" * 48)
@@ -39,7 +39,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         self.report = audit.AuditReport((audit.ChainState("house", 3, None, "", 1),))
         self.health = metrics.SystemHealth("healthy", ())
         self.checks: tuple[gateway.Check, ...] = ()
-        #: Of auth and of the gateway alike.
+        #: The same for auth and the gateway.
         self.settings: tuple[service_settings.ShownSetting, ...] = ()
         self.tiers: tuple[service_settings.TierTerms, ...] = ()
         self.backups = recovery.Backups(state=recovery.BackupState.OFF)
@@ -91,10 +91,10 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
     def requests_of(self, method: str) -> list[msgspec.Struct]:
         return [call.request for call in self.calls if call.method == method]
 
-    # --- machines and tickets
+    # --- nodes and tickets
 
     def _list_nodes(self, request: object, credential: Credential | None) -> object:
-        """Of both services: auth's and the gateway's are called the same."""
+        """Answer for auth and the gateway: their methods have the same name."""
         user = self._user(credential)
         if isinstance(request, gateway.ListNodes):
             return gateway.NodeRows(tuple(self.nodes))
@@ -147,7 +147,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
                 return self.tickets[place]
         raise errors.NotFound("there is no such ticket", hint="list them")
 
-    # --- people and organisations
+    # --- users and organizations
 
     def _list_users(self, request: auth.ListUsers, credential: Credential | None) -> auth.Users:
         self._admin(credential)
@@ -203,7 +203,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         return organizations.Organizations(tuple(found[after : after + request.limit]), more=len(found) > after + request.limit)
 
     def _get_organisation(self, request: organizations.GetOrganization, credential: Credential | None) -> organizations.OrganizationDetails:
-        """Any for administrators, others for their members."""
+        """Return a listed organization to administrators, and any other to its members."""
         for team in self.organisations:
             if team.id == request.id:
                 self._admin(credential)
@@ -224,7 +224,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         self.organisations.append(team)
         return team
 
-    # --- money
+    # --- billing
 
     def _read_account(self, _request: ledger.ReadAccount, credential: Credential | None) -> ledger.Account:
         self._admin(credential)
@@ -293,7 +293,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         return gateway.ServiceHealth("healthy", self.checks, 1, (ModelName("smollm2"),), 3)
 
     def _get_settings(self, _request: service_settings.GetSettings, credential: Credential | None) -> service_settings.ShownSettings:
-        """Of auth and of the gateway alike."""
+        """Answer for both auth and the gateway."""
         self._admin(credential)
         return service_settings.ShownSettings(self.settings)
 

@@ -1,4 +1,4 @@
-"""Reports of a backup agent, as auth hands them out."""
+"""Reports of a backup agent, as auth returns them."""
 
 from datetime import timedelta
 from typing import Any
@@ -30,7 +30,7 @@ REPORT = BackupReport(
 
 
 def backups(age_seconds: float = 5.0, **changed: Any) -> Backups:
-    """As reported ``age_seconds`` ago."""
+    """Return a report that auth received ``age_seconds`` ago."""
     at = NOW - timedelta(seconds=age_seconds)
     report = msgspec.structs.replace(REPORT, **changed)
     return Backups(state=BackupState.ON, report=report, reported_at=at, age_seconds=age_seconds)

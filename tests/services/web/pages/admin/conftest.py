@@ -14,7 +14,7 @@ def mesh() -> AdminMesh:
 
 @pytest.fixture
 async def root(mesh: AdminMesh, browser: Browser) -> Browser:
-    """Signed in as an administrator called root."""
+    """A browser signed in as an administrator called root."""
     mesh.add_person("root", UserRole.ADMIN)
     await browser.sign_in("root", "correct horse")
     return browser

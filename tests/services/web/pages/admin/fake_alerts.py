@@ -1,4 +1,4 @@
-"""The fake mesh, alert part of the metrics service: a test sets what is wrong, and users acknowledge and silence it."""
+"""The fake mesh, alert part of the metrics service: tests add alerts, and users acknowledge and silence them."""
 
 from datetime import timedelta
 
@@ -13,11 +13,11 @@ from tests.services.web.fake_mesh import NOW, FakeMesh
 
 
 class FakeAlerts(FakeMesh):
-    """What ``AdminMesh`` has of them."""
+    """Handlers, mixed into ``AdminMesh``."""
 
     def __init__(self) -> None:
         super().__init__()
-        #: The gravest first, as the service has them.
+        #: Most severe first, the service's order.
         self.alerts: list[Alert] = []
         self.silences: list[Silence] = []
         self.most_silences = 100
@@ -32,7 +32,7 @@ class FakeAlerts(FakeMesh):
         ended_minutes_ago: float = 0,
         **labels: str,
     ) -> Alert:
-        """An alert that has been firing for this many minutes."""
+        """Add an alert that has been firing for this many minutes."""
         ended = NOW - timedelta(minutes=ended_minutes_ago) if state == "over" else None
         alert = Alert(
             f"{len(self.alerts):012x}", name, severity, labels, state, (ended or NOW) - timedelta(minutes=minutes), ended, 0.97345,

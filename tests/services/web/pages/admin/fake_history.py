@@ -18,9 +18,9 @@ NODE, OTHER = "UWORKERAAAAA", "UGATEWAYAAAA"
 @dataclass(frozen=True, slots=True)
 class Kept:
     name: str
-    #: With service and node.
+    #: Including service and node.
     labels: Mapping[str, str]
-    #: Of each step, counted from the first one of a question.
+    #: The value of each step, counted from the first step of the query.
     value: Value
 
 
@@ -38,7 +38,7 @@ class FakeHistory(FakeMesh):
         self.kept.append(Kept(f"ai_platform_{name}", {"service": "gateway", "node": OTHER, **labels}, made))
 
     def keep_everything(self, model: str = "smollm2", gpu: str = "0") -> None:
-        """A line on every chart."""
+        """Keep series for a line on every chart."""
         self.keep("active_users", 2.0)
         self.keep("ratelimit_degraded", 0.0)
         for status, rate in (("success", 2.5), ("error", 0.25), ("limited", 0.1)):

@@ -15,10 +15,10 @@ SUM = BusinessSum(
 class FakeReport(FakeMesh):
     """A test writes ``names``."""
 
-    #: Of the rows; None for the ids of all users there are.
+    #: The names of the rows; None for the default, such as the ids of all users.
     names: tuple[str | None, ...] | None = None
     more = False
-    #: Instead of rows with those names.
+    #: Replaces the rows with those names.
     report_rows: list[BusinessRow] | None = None
 
     def _get_business_report(self, request: business.GetBusinessReport, credential: Credential | None) -> BusinessReport:

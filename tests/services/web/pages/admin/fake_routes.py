@@ -39,7 +39,7 @@ def rollout(route: str = "assistant", **changed: Any) -> api.RolloutSummary:
 
 
 def point(minute: int, bad: int, outcomes: int, half_width: float | None = 0.1) -> api.RolloutPoint:
-    """Return what was known after so many minutes. The baseline has four times as many outcomes, and none is bad."""
+    """Return the state after so many minutes. The baseline has four times as many outcomes, none of them bad."""
     interval = api.RolloutInterval("errors", bad, outcomes, 0, 4 * outcomes, bad / outcomes if outcomes else 0.0, half_width)
     arms = arm("next", outcomes), arm("local", 4 * outcomes)
     return api.RolloutPoint(NOW + timedelta(minutes=minute), 10.0, arms, (interval,))

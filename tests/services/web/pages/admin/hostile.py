@@ -19,21 +19,21 @@ from tests.services.web.pages.admin.admin_mesh import AdminMesh
 from tests.services.web.pages.admin.fake_routes import TARGETS, rollout
 
 SCRIPT = "</title></textarea>\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
-#: Reverses the text after it, without an end.
+#: Reverses all text after it, because the override is never closed.
 RTL = "\u202egnp\u2067.exe"
 LONG = "W" * 200
 EMOJI = "👩‍👩‍👧‍👦🏴‍☠️é̂̂"
 TEMPLATE = "{{7*7}}{% raw %}${7*7}<%= 7*7 %>#{7*7}"
 NAMES = {"script": SCRIPT, "rtl": RTL, "long": LONG, "emoji": EMOJI, "template": TEMPLATE}
 
-#: 56 characters of base32, as a node's key has them.
+#: 56 characters of base32, like a node's key.
 ACTIVE, PENDING = NodeId("U" + "ACTIVE" + "A" * 49), NodeId("U" + "PENDING" + "A" * 48)
-#: The code of an invitation to the mesh, which every browser here has opened.
+#: The code of an invitation to the mesh, which every browser in these tests has opened.
 COLLEAGUE = "code-of-a-colleague"
 
 
 class HostileMesh(AdminMesh):
-    """As administrators have it, with what everybody used."""
+    """The administrators' mesh, with a usage report for every user."""
 
     def _get_usage_report(self, request: GetUsageReport, credential: Credential | None) -> UsageSummary:
         return FakeUsage._get_usage_report(self, request, credential)
@@ -45,11 +45,11 @@ class HostileMesh(AdminMesh):
 
 @dataclass(frozen=True, slots=True)
 class SeededDb:
-    """Everything has the same name, except what the paths of pages need."""
+    """A mesh in which everything has the same name, except what the pages' paths need."""
 
     mesh: HostileMesh
     name: str
-    #: The session of an administrator called so.
+    #: The session of an administrator with this name.
     session: str
     paths: dict[str, str] = field(default_factory=dict)
 

@@ -51,7 +51,7 @@ _READING = {
 
 @pytest.fixture
 def dana(mesh: AdminMesh) -> str:
-    """A mesh with something on every page; the id of a user."""
+    """The id of a user, in a mesh with something on every page."""
     mesh.add_member(WORKER)
     mesh.add_member(WAITING, MemberState.PENDING)
     mesh.add_node(WORKER)
@@ -80,7 +80,7 @@ async def test_every_page_keeps_the_rules(root: Browser, mesh: AdminMesh, dana: 
 
 
 def check_sources(text: str) -> None:
-    """Nothing comes from third parties, and nothing is inline."""
+    """Check that nothing is inline or loaded from third parties."""
     assert text.count("<script") == len(re.findall(r'<script(?: type="module"| defer)? src="/static/[^"]+"></script>', text))
     assert " style=" not in text
     assert not re.search(r' on\w+="', text)
@@ -90,7 +90,7 @@ def check_sources(text: str) -> None:
 
 
 def check_order(text: str) -> None:
-    """Of headings, tabs and tables."""
+    """Check the structure of headings, tabs, tables and ids."""
     assert text.count("<h1") == 1
     assert text.index("<h1") < text.find("<h2") or "<h2" not in text
     assert text.count("<table") == text.count('<caption class="unseen">')
@@ -100,7 +100,7 @@ def check_order(text: str) -> None:
     assert len(ids) == len(set(ids))
 
 
-#: Group -> the name of each page, with its path.
+#: Group -> page name -> path.
 NAVIGATION = {
     "Operate": {
         "Health": "/admin",

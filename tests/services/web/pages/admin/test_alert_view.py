@@ -100,7 +100,7 @@ def test_silenced_alert_shows_the_end_of_its_longest_silence() -> None:
 def test_resolved_alert_shows_when_and_how_long() -> None:
     lines = of(alert("over"), msgspec.structs.replace(alert("over"), ended=NOW))
     assert [(line.ended, line.lasted) for line in lines.over] == [("20 Nov 2026, 14:00 UTC", "7 min"), ("20 Nov 2026, 14:05 UTC", "12 min")]
-    # It came twice: two rows.
+    # The alert fired twice, so it has two rows.
     assert len({line.id for line in lines.over}) == 2
 
 

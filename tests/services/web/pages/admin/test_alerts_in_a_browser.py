@@ -16,19 +16,19 @@ from tests.services.web import servers
 from tests.services.web.fake_mesh import NOW
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
 
-#: Longer than a telephone is wide, with nothing to break it at but its dots.
+#: Wider than a phone, and breakable only at its dots.
 MACHINE = "gpu-17.rack-3.basement.building-north.campus.university.example.org"
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages hear of changes at once."""
+    """Make pages receive changes immediately."""
     monkeypatch.setattr(live_updates, "_EVERY_SECONDS", 0.02)
 
 
 @asynccontextmanager
 async def alerts_page(app: ASGIApp, mesh: AdminMesh, chrome: Browser, *, javascript: bool = True) -> AsyncIterator[Page]:
-    """The page of alerts before an administrator called root; nothing may have gone wrong in it in the end."""
+    """Yield the alerts page of an administrator called root. At the end, the page must have no problems."""
     token = mesh.add_session(mesh.add_person("root", UserRole.ADMIN))
     async with servers.serving(app) as origin:
         watch = Watch(chrome, origin)
@@ -69,7 +69,7 @@ async def test_input_is_kept_while_alerts_arrive(app: ASGIApp, mesh: AdminMesh, 
         await page.press(".silencing summary")
         await page.evaluate("document.querySelector('.alerts input[name=why]').focus()")
         await page.send("Input.insertText", text="moving")
-        # A graver one above it, and its own facts are others now.
+        # A more severe alert appears above it, and its own details change.
         mesh.alerts[0] = msgspec.structs.replace(alert, value=3.5, shown="3.5 s", description="More of it.", seen_by="ada")
         mesh.add_alert("no_worker")
         mesh.alerts.reverse()
@@ -89,7 +89,7 @@ async def test_alert_is_acknowledged_silenced_and_unsilenced(app: ASGIApp, mesh:
         mesh.add_alert(node="n1")
     async with alerts_page(app, mesh, chrome, javascript=javascript) as page:
         if javascript:
-            # What came after the page was opened can be answered as well.
+            # An alert that arrives after the page was opened can be acknowledged, too.
             mesh.add_alert(node="n1")
             await shows(page, "no_worker is wrong")
         await page.click(".alerts button", "Acknowledge")

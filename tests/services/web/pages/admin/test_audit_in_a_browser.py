@@ -11,7 +11,7 @@ from tests.acceptance.watching import Watch
 from tests.services.web import servers
 from tests.services.web.pages.admin.admin_mesh import WORKER, AdminMesh
 
-#: No part of the page reaches beyond the screen, except in boxes that scroll by themselves.
+#: Visible elements that extend beyond the screen. The navigation may: it scrolls.
 WIDER = """
 [...document.querySelectorAll('main *')].filter(each => !each.closest('nav, .unseen, thead') && each.checkVisibility()
   && each.getBoundingClientRect().right > innerWidth + 1).map(each => each.outerHTML.slice(0, 80))
@@ -34,10 +34,10 @@ async def test_audit_log_fits_a_phone(app: ASGIApp, mesh: AdminMesh, chrome: Bro
         await page.evaluate("document.querySelectorAll('main details').forEach(each => { each.open = true })")
         assert await page.evaluate("document.documentElement.scrollWidth") <= width
         assert await page.evaluate(WIDER) == []
-        # Each entry has its action, result, actor, time and target, none of them squeezed into a column of letters.
+        # No cell of an entry is so narrow that its text becomes a column of letters.
         cells = "[...document.querySelectorAll('.audit tbody :is(th, td):not(.more)')].map(each => each.getBoundingClientRect())"
         assert await page.evaluate(f"{cells}.filter(({{width, height}}) => width < 60 && height > 60).length") == 0
-        # The navigation shows where one is.
+        # The current item of the navigation is on the screen.
         link = "document.querySelector('nav.groups [aria-current]').getBoundingClientRect()"
         assert await page.evaluate(f"{link}.left >= 0 && {link}.right <= innerWidth")
         await watch.check()

@@ -23,7 +23,7 @@ FAILED = RestoreTest(at=NOW, ok=False, seconds=9, why="a digest differs")
 
 
 def test_the_most_urgent_state_is_shown() -> None:
-    """Each with what comes after it as well."""
+    """Most cases also have the less urgent problems that follow."""
     failing = {"store_failing_since": NOW, "store_error": "403 Forbidden", "last_test": FAILED, "backups": ()}
     for found, word, tone, text in (
         (Backups(state=BackupState.OFF), "No backups", "warn", "lose everything"),
@@ -65,7 +65,7 @@ async def test_everything_in_the_report_is_shown(root: Browser, mesh: AdminMesh)
     ):  # fmt: skip
         assert word in text, word
     assert text.index(NEWEST.name) < text.index(VERIFIED.name)
-    # Read-only.
+    # The page is read-only.
     assert not re.findall(r'<form[^>]*action="/admin/backups', text)
 
 

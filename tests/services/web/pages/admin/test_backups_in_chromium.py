@@ -1,4 +1,4 @@
-"""The Backups page in a browser: readable for everybody, on a phone too, in light and in dark."""
+"""The Backups page in a browser: accessible on a desktop and a phone, in light and in dark."""
 
 import pytest
 from litestar.types import ASGIApp

@@ -1,4 +1,4 @@
-"""The Capacity page: pools, their charts, and what their hooks did."""
+"""The Capacity page: pools, their charts, and the calls of their hooks."""
 
 from datetime import timedelta
 

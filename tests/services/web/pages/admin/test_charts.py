@@ -29,17 +29,17 @@ PATH = "/admin/charts"
 OF_MESH = ("requests", "first", "tokens", "waiting", "running")
 OF_MACHINES = ("cpu", "memory", "disk", "gpu", "gpu_memory", "heat")
 OF_EITHER = ("round_trips",)
-#: How many questions the page of a small mesh is, that of a large one, and that of one machine.
+#: Queries for the page of a small mesh, of a large one, and of one machine.
 FEW, MANY, OF_ONE = 5, 9, 3
 
 
 def shown(text: str) -> list[str]:
-    """The charts of a page, in order."""
+    """Return the charts of a page, in order."""
     return re.findall(r'<h2 id="chart-([a-z_]+)"', text)
 
 
 def rows(text: str, chart: str) -> list[str]:
-    """What the lines of a chart are called."""
+    """Return the names of a chart's lines."""
     section = text.partition(f'id="chart-{chart}"')[2].partition("</section>")[0]
     return re.findall(r'<tr data-id="[^"]+"[^>]*><th scope="row"><bdi[^>]*>(.*?)</bdi>', section)
 
@@ -55,7 +55,7 @@ async def test_every_chart_has_its_lines(root: Browser, mesh: AdminMesh) -> None
     assert (page.status_code, shown(page.text)) == (200, [*OF_MESH, *OF_EITHER, *OF_MACHINES])
     assert rows(page.text, "requests") == ["Completed", "Failed", "Rate limited"]
     assert rows(page.text, "waiting") == ["smollm2"]
-    # By the name that the machine joined with.
+    # The label is the name under which the machine joined.
     assert rows(page.text, "heat") == ["rig GPU 0"]
     assert "No data" not in page.text
 
@@ -81,7 +81,7 @@ async def test_calls_are_bounded_with_too_many_machines_for_one_response(root: B
         mesh.keep_machine(f"UMANY{place:07}")
     page = await root.get(PATH)
     assert count_queries(mesh) == len(history_queries.HistoryQuery) == 14
-    # What has few enough lines is shown by machine, the rest by service.
+    # Charts with few enough lines are split by machine, the others by service.
     assert rows(page.text, "heat") == ["inference GPU 0"]
     assert sorted(rows(page.text, "cpu")) == ["gateway", "inference"]
 
@@ -97,7 +97,7 @@ async def test_known_number_of_machines_avoids_refused_queries(root: Browser, me
     assert rows(page.text, "heat") == ["inference GPU 0"]
     assert sorted(rows(page.text, "cpu")) == ["gateway", "inference"]
     page = await root.get(f"{PATH}?node={WORKER}")
-    # The page of one machine is as small as in a small mesh, and as whole.
+    # The page of one machine needs as few queries as in a small mesh, and is complete.
     assert count_queries(mesh) == MANY + OF_ONE
     assert rows(page.text, "heat") == ["inference GPU 0"]
     assert rows(page.text, "cpu") == ["inference"]
@@ -152,7 +152,7 @@ async def test_mesh_without_history_says_how_to_enable_it(root: Browser, mesh: A
     assert (page.status_code, shown(page.text)) == (200, [])
     assert "doesn’t record a history" in page.text
     assert "Give the metrics service a DATABASE_URL." in page.text
-    # There is nothing to follow.
+    # Without a history, the page opens no stream.
     assert "data-live-source" not in page.text
 
 
@@ -197,7 +197,7 @@ async def test_only_administrators_see_and_follow_them(browser: Browser, mesh: A
     mesh.add_person("bob", UserRole.NODE_OWNER)
     await browser.sign_in("bob", "correct horse")
     assert [(await browser.get(path)).status_code for path in (PATH, "/live/charts")] == [403, 403]
-    # Nor does the nodes page link to the charts for users who may not see them.
+    # The nodes page doesn't link to charts that the user may not see.
     assert "/admin/charts" not in (await browser.get("/nodes")).text
     assert count_queries(mesh) == 0
 
@@ -254,7 +254,7 @@ async def test_largest_page_is_light(root: Browser, mesh: AdminMesh) -> None:
     assert whole < 150_000, (whole, len(page.content))
 
 
-# --- while somebody looks -----------------------------------------------------------------------------------------------
+# --- live updates -------------------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -289,7 +289,7 @@ async def test_open_page_refreshes_every_fifteen_seconds(following: charts.Chart
         clock.now += timedelta(seconds=seconds)
         values = await following.read()
         seen.append((count_queries(mesh), "cpu" in values))
-    # The page came with its numbers.
+    # The page itself contains the first values.
     assert seen == [(0, False), (0, False), (0, False), (FEW, True), (FEW, True), (2 * FEW, True)]
 
 
@@ -321,7 +321,7 @@ async def test_open_page_is_stale_until_the_metrics_service_is_back(following: c
         mesh.broken = {"metrics": errors.NotReachable("nobody there")} if is_unavailable else {}
         seen.append(await following.read())
     assert [values["connection"] for values in seen] == ["", "stale", "stale", ""]
-    # What was there stays, and a page that cannot be filled asks no more often.
+    # Old values stay, and a stale page doesn't query more often.
     assert all("cpu" in values for values in seen)
     assert count_queries(mesh) == 3 * FEW
 
@@ -351,5 +351,5 @@ async def test_stream_is_for_administrators_only(app: ASGIApp, mesh: AdminMesh) 
     mesh.keep_everything()
     mesh.add_person("root", UserRole.ADMIN)
     values = await followed.first_event(app, "/live/charts", "root")
-    # The page came with its numbers; what all pages of administrators say comes with the stream.
+    # The page itself contains the first values; the stream adds what all admin pages show.
     assert values == {"connection": ""} | alert_banner.values(alert_banner.NOTHING)

@@ -22,7 +22,7 @@ DRAWN = "document.querySelectorAll('.uplot canvas').length"
 async def opened(
     app: ASGIApp, mesh: AdminMesh, chrome: Browser, path: str = "/admin/charts", *, javascript: bool = True
 ) -> AsyncIterator[Page]:
-    """A page of an administrator."""
+    """Yield a page of an administrator. At the end, the page must have no problems."""
     user = mesh.add_person("root", UserRole.ADMIN)
     async with servers.serving(app) as origin:
         page = await chrome.open(javascript=javascript)
@@ -70,7 +70,7 @@ async def test_open_page_is_live(app: ASGIApp, mesh: AdminMesh, chrome: Browser,
         await wait_for(page, f"{said} === '14:04 inference: 25 %'")
         load[0] = 0.75
         await wait_for(page, f"{said} === '14:04 inference: 75 %'")
-        # A machine that comes is drawn too, and its numbers are in the table.
+        # A new machine is drawn, too, and added to the table.
         mesh.keep_machine("UBBBBBBBBBBB", "gateway", cpu=0.5)
         await wait_for(page, f"{said} === '14:04 gateway: 50 %inference: 75 %'")
         assert await page.evaluate(f"{place}.querySelectorAll('tbody tr').length") == 2

@@ -34,7 +34,7 @@ async def test_page_is_shown_while_a_part_is_unavailable(root: Browser, mesh: Ad
     page = await root.get("/admin")
     assert page.status_code == 200
     assert f"aicli stack {'logs gateway' if away == 'gateway' else 'status'}</code>" in page.text
-    # Without metrics the gateway has the word, and it is well.
+    # Without the metrics service, the page shows the gateway's state, which is OK.
     assert "OK</span>" in page.text
     assert ("–</p>" in page.text) == (away == "gateway")
 

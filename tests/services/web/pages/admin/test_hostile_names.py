@@ -21,7 +21,7 @@ from tests.services.web.browser import Browser
 from tests.services.web.pages.admin import hostile
 from tests.services.web.pages.admin.hostile import LONG, NAMES, RTL, HostileMesh, SeededDb
 
-#: No pages: files, streams, and ways to elsewhere.
+#: Not pages: files, streams, and routes that lead elsewhere.
 NO_PAGES = re.compile(r"/static/.*|/live/.*|.*\.csv|/login/oidc/back|/login-link|/login/oidc")
 #: Pages that show no names, or only the seed of a second factor.
 NAMELESS = {"/", "/forgot", "/reset", "/login/second-factor", "/admin/runbooks/{name:str}"}
@@ -29,15 +29,15 @@ NAMELESS = {"/", "/forgot", "/reset", "/login/second-factor", "/admin/runbooks/{
 OF_OWNERS = ("/nodes", "/nodes/tickets")
 #: Elements whose content cannot reverse the text around them.
 ISOLATING = {"bdi", "textarea", "option", "title"}
-#: As browsers have it: a block turns around no other, and so is safe where nothing comes behind the name.
+#: Browsers reorder text only within a block, so a block is safe if nothing follows the name in it.
 BLOCKS = {"td", "th", "dt", "dd", "li", "p", "h1", "h2", "h3", "div", "summary", "caption", "pre", "section", "main", "button"}
-#: Allowed link targets; the last one is for the authenticator app, with the code beside it.
+#: Allowed link targets; the last one is for the authenticator app, next to the QR code.
 OURS = re.compile(r"/(?!/)|[#?]|$|otpauth://totp/")
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
 
 def pages() -> list[str]:
-    """Of the routes as they are declared."""
+    """Return the paths of all pages, from the declared routes."""
     found = {path for handler in application.ROUTES if "GET" in handler.http_methods for path in handler.paths}
     return sorted(path for path in found if not NO_PAGES.fullmatch(path))
 
@@ -47,12 +47,12 @@ def filled(pattern: str, seeded_db: SeededDb) -> str:
 
 
 class Shown(HTMLParser):
-    """What a browser makes of a page, as far as names could do something there."""
+    """Parses a page like a browser, and collects the places where a name could do harm."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        #: Where it appears as text or in an attribute.
+        #: Where the name appears as text or in an attribute.
         self.places: list[str] = []
         self.wrong: list[str] = []
         self._open: list[tuple[str, list[str]]] = [("", [])]
@@ -112,7 +112,7 @@ async def client(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def become(seeded_db: SeededDb, pattern: str) -> bool:
-    """Sign in as far as the page requires. False for a page that anyone may open."""
+    """Sign in as far as the page requires. Return False for a page that anyone may open."""
     who = page_access.find_audience(pattern)
     step = Step.SET_UP_MFA if pattern.endswith("second-factor") else Step.ENTER_CODE
     seeded_db.mesh.steps = {seeded_db.session: step if who is PageAudience.HALFWAY else Step.DONE}
@@ -170,5 +170,5 @@ async def test_no_name_breaks_a_page(app: ASGIApp, mesh: HostileMesh, chrome: Ch
             await page.evaluate("document.querySelectorAll('main details').forEach(each => { each.open = true })")
             if page.status != 200 or not await page.evaluate("document.documentElement.scrollWidth <= innerWidth"):
                 wrong.append(pattern)
-        # A policy that was broken, a script that failed, a dialog.
+        # Problems are policy violations, script errors and dialogs.
         assert (wrong, page.problems) == ([], [])

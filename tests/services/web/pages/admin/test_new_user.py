@@ -13,7 +13,7 @@ DANA = {"username": " dana ", "email": "dana@example.com"}
 
 @pytest.fixture(autouse=True)
 def _closed(mesh: AdminMesh) -> None:
-    """Where registration is closed, this is the only way in."""
+    """Registration is closed, so this form is the only way to add a user."""
     mesh.options = msgspec.structs.replace(mesh.options, open_registration=False)
 
 
@@ -27,7 +27,7 @@ async def test_new_user_chooses_a_password_by_mail(root: Browser, mesh: AdminMes
     assert (done.status_code, done.headers["location"]) == (303, f"/admin/users/{dana.user.id}?done=mailed")
     assert (dana.user.email, dana.user.role) == ("dana@example.com", UserRole.USER)
     assert mesh.mails == ["dana"]
-    # Nobody has seen it or could guess it.
+    # The password is never shown, and can't be guessed.
     assert len(dana.password) > 40
     page = await root.get(done.headers["location"])
     assert "We emailed them a link" in page.text

@@ -151,7 +151,7 @@ async def test_invalid_input_is_reported(root: Browser, mesh: AdminMesh, what: s
     assert message in page.text
     assert (mesh.accounts["dana"].user, mesh.moved) == (dana, {})
     if what == "credits":
-        # With its number: a second try of what was perhaps booked is booked once.
+        # The form keeps its transfer ID, so that a retry is booked only once.
         kept = {name: value for name, value in (forms_of(form)[f"{path}/credits"] | typed).items() if name != "token"}
         assert forms_of(page)[f"{path}/credits"].items() >= kept.items()
 
@@ -161,7 +161,7 @@ async def test_own_account_offers_no_forbidden_actions(root: Browser, mesh: Admi
     page = await root.get(path)
     assert "You can’t change your own role" in page.text
     assert set(forms_of(page)) == {"/logout", f"{path}/tier", f"{path}/credits"}
-    # Nor does it help to send a form that is not there.
+    # Sending the missing form anyway is refused.
     token = forms_of(page)["/logout"]["token"]
     closed = await root.client.post(f"{path}/active", data={"active": "no", "token": token}, headers=SAME_ORIGIN)
     assert closed.status_code == 400
@@ -231,7 +231,7 @@ async def test_lost_second_factor_can_be_removed(root: Browser, mesh: AdminMesh)
     assert answer.status_code == 303
     assert mesh.with_factor == set()
     assert "Second factor removed" in (await root.get(answer.headers["location"])).text
-    # The second time it reports that there is none.
+    # A second attempt reports that there is no factor.
     again = await root.submit(await root.get(path), f"{path}/remove-factor")
     assert again.status_code == 404
     assert "Dana has no second factor." in again.text
