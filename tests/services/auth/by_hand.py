@@ -1,4 +1,4 @@
-"""What an administrator types into psql, with psql's own search path."""
+"""Runs SQL as an administrator does in psql, with psql's search path."""
 
 from typing import Any
 

@@ -21,7 +21,7 @@ def tables_of() -> str | None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _cheap_hashes() -> Iterator[None]:
-    """Hash passwords in microseconds; ``test_passwords`` sees to the parameters that auth really uses. No setting can do this."""
+    """Hash passwords in microseconds, which no setting allows. ``test_passwords`` tests the parameters that auth really uses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passwords, "_argon2id", lambda: argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         yield
@@ -34,7 +34,7 @@ def settings(postgres_url: str, valkey_url: str) -> AuthSettings:
 
 @pytest.fixture
 async def world(settings: AuthSettings) -> AsyncIterator[Surroundings]:
-    """The running service with everything that a test may look at."""
+    """The running service with everything that a test may inspect."""
     surroundings = Surroundings()
     async with AuthService.open(settings, surroundings.as_node()) as service:
         surroundings.service = service
@@ -43,7 +43,7 @@ async def world(settings: AuthSettings) -> AsyncIterator[Surroundings]:
 
 @pytest.fixture
 def ca_settings(settings: AuthSettings, tmp_path: Path) -> AuthSettings:
-    """With a mesh CA, and a DHT to meet on."""
+    """Settings with a mesh CA and a DHT."""
     ca_key = tmp_path / "mesh_ca.nk"
     ca_key.touch(mode=0o600)
     ca_key.write_bytes(node_keys.new_authority_seed())

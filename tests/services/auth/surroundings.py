@@ -1,4 +1,4 @@
-"""What auth sees of its node, kept for tests to look at, and short ways to call its methods."""
+"""A fake node for auth that tests can inspect, with helpers that call auth's methods."""
 
 import asyncio
 import base64
@@ -60,7 +60,7 @@ class Gateway:
 
 
 def _no_tasks() -> Dispatcher:
-    """Finds handlers and checks who calls; the calls run in the test's own task."""
+    """Return a dispatcher that finds handlers and checks callers. Calls run in the test's own task."""
     return Dispatcher(cast("asyncio.TaskGroup", None), lambda method, status, seconds: None, lambda method, error: None)
 
 
@@ -68,12 +68,12 @@ def _no_tasks() -> Dispatcher:
 class Surroundings:
     mesh: MeshName = field(default=MeshName("test"))
     key: node_keys.NodeKey = field(default_factory=lambda: node_keys.NodeKey(node_keys.new_seed()))
-    #: Written only where a test names a folder that is there.
+    #: Written only if a test names a folder that exists.
     state_file: Path = Path("/nowhere/auth.mesh")
     dispatcher: Dispatcher = field(default_factory=_no_tasks)
     trust: Trust = field(init=False)
     renewal: CertificateRenewal = field(init=False)
-    #: How often the node was told that its membership is another one.
+    #: How often the node was notified that its membership changed.
     changes: int = 0
     rpc: Gateway = field(default_factory=Gateway)
     metrics: Metrics = field(default_factory=lambda: Metrics("auth"))
@@ -94,14 +94,14 @@ class Surroundings:
 
     @service.setter
     def service(self, service: AuthService) -> None:
-        """Takes its handlers, as a node that serves it."""
+        """Register the service's handlers, as its node does."""
         self._service = service
         self.dispatcher.add(service)
         check_declared(self.dispatcher.methods, self.dispatcher.gate)
 
     @property
     def parts(self) -> Dependencies:
-        """What the handlers of the running service share."""
+        """Return what the handlers of the running service share."""
         return self._service._wiring._parts
 
     @property
@@ -139,7 +139,7 @@ class Surroundings:
     async def ask(
         self, method: Method[Request, Reply], request: Request, credential: str | None = None, *, peer: Peer | None = None
     ) -> Reply:
-        """As over a link: the handler is looked up for this peer, and the gate lets the credential in or not."""
+        """Call a method as over a link: the handler is looked up for this peer, and the gate checks the credential."""
         peer = peer or Peer(Role.CLIENT if Role.CLIENT in method.callers else min(method.callers), CLIENT.node)
         handler, asked = self.dispatcher.find(method.name, peer), call(credential, peer=peer)
         assert self.dispatcher.gate is not None
@@ -148,7 +148,7 @@ class Surroundings:
         return cast("Reply", made if self.dispatcher.finish is None else await self.dispatcher.finish(made))
 
     async def ticket(self, role: Role = Role.WORKER, **changed: Any) -> membership.NewTicket:
-        """A new one, from an administrator at a client."""
+        """Create a ticket as an administrator, through a client."""
         return await self.administer(membership.create_ticket, membership.CreateTicket(role, **changed))
 
     async def administer(self, method: Method[Request, Reply], request: Request) -> Reply:
@@ -160,7 +160,7 @@ class Surroundings:
 
 
 class Newcomer:
-    """A machine with a key of its own, on a connection over Hyperswarm."""
+    """A machine with its own key, connected over Hyperswarm."""
 
     def __init__(self) -> None:
         self.key = node_keys.NodeKey(node_keys.new_seed())
@@ -194,5 +194,5 @@ def call(credential: str | None = None, role: Role = Role.CLIENT, peer: Peer | N
 
 
 def fields_of(struct: msgspec.Struct) -> str:
-    """Everything that an answer says, as it would travel."""
+    """Return everything in an answer, as it would be sent."""
     return msgspec.json.encode(struct).decode()

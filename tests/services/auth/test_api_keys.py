@@ -1,4 +1,4 @@
-"""API keys: what they look like, and that no wrong one gets as far as the database."""
+"""API keys: their format, and that a malformed key never reaches the database."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Logging in, staying logged in and logging out, on real PostgreSQL and Valkey; with a second factor in the folder mfa."""
+"""Logging in, staying logged in and logging out, on real PostgreSQL and Valkey. Second factors are tested in the folder mfa."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ def api_client(world: Surroundings) -> ApiClient:
 
 
 class CheapHasher(argon2.PasswordHasher):
-    """Counts what is compared, at a thousandth of the cost."""
+    """Counts its comparisons, at a thousandth of the cost."""
 
     def __init__(self) -> None:
         super().__init__(time_cost=1, memory_cost=8, parallelism=1)
@@ -138,7 +138,7 @@ async def test_a_failed_refresh_spends_nothing(api_client: ApiClient, settings: 
     await refresh(api_client, session.session_token)
 
 
-# --- the list ---------------------------------------------------------------------------------------------------------------
+# --- the list of sessions ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_user_sees_their_sessions_and_ends_unknown_ones(api_client: ApiClient) -> None:
@@ -221,7 +221,7 @@ async def test_ten_of_hundreds_of_attempts_from_everywhere_are_compared(api_clie
 
 
 async def lock_out(api_client: ApiClient, name: str) -> None:
-    """As strangers with many addresses do."""
+    """Fail to log in, like strangers with many addresses."""
     for number in range(20):
         with pytest.raises(
             (errors.NotAuthenticated, errors.Limited),
@@ -303,7 +303,7 @@ async def test_a_client_that_claims_other_addresses_is_counted_all_the_same(api_
 async def test_a_login_with_an_unknown_name_costs_the_same_queries(
     api_client: ApiClient, hasher: CheapHasher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What takes time is the same for every wrong password; a clock would only say so on average."""
+    """Every wrong password takes the same slow steps. A clock would only show that on average."""
     await api_client.world.register("anna")
     asked: list[str] = []
 
@@ -329,7 +329,7 @@ async def test_a_login_with_an_unknown_name_costs_the_same_queries(
 
 
 async def test_an_overloaded_login_does_not_count_as_an_attempt(api_client: ApiClient, hasher: CheapHasher) -> None:
-    """More than an account, and an address, may guess: each was told 503, and none of them was looked at."""
+    """An account and an address make more attempts than they have. All get Overloaded, and none is checked."""
     await api_client.world.register("anna")
     passwords, client = api_client.parts.passwords, auth.ClientFacts("203.0.113.7")
     session = await api_client.login(client=client, peer=WEB)
@@ -369,7 +369,7 @@ async def _by_address(api_client: ApiClient, email: str) -> None:
 async def test_an_account_without_a_password_is_refused_like_any_other(
     api_client: ApiClient, settings: AuthSettings, hasher: CheapHasher
 ) -> None:
-    """One that came by a provider."""
+    """The account was created by a login with a provider."""
     await api_client.world.register("anna")
     await by_hand.run(settings.database_url, "UPDATE auth.users SET password_hash = NULL")
     hasher.compared = 0
@@ -384,7 +384,7 @@ async def test_an_account_without_a_password_is_refused_like_any_other(
         await api_client.confirm_again(session, "None")
 
 
-# --- while something else changes ---------------------------------------------------------------------------------------------
+# --- concurrent changes -------------------------------------------------------------------------------------------------------
 
 
 async def test_a_login_with_a_just_changed_password_opens_nothing(api_client: ApiClient, settings: AuthSettings) -> None:
@@ -420,7 +420,7 @@ async def test_actions_at_login_happen_with_complete_logins_only(api_client: Api
     assert len(called) == 2
 
 
-# --- links ------------------------------------------------------------------------------------------------------------------
+# --- login links ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_keys_link_opens_a_browser_session_that_is_not_fresh(api_client: ApiClient) -> None:
@@ -483,7 +483,7 @@ async def test_a_key_with_fewer_permissions_than_its_owner_opens_no_session(
             await asking
 
 
-# --- organisations --------------------------------------------------------------------------------------------------------------
+# --- organizations --------------------------------------------------------------------------------------------------------------
 
 
 async def organisation(settings: AuthSettings, *members: UserId, tier: str = "enterprise") -> TenantId:
@@ -554,11 +554,11 @@ async def test_a_key_cannot_switch_organisations(api_client: ApiClient, settings
         await api_client.world.ask(accounts.switch_organisation, accounts.SwitchTeam(team), new.api_key)
 
 
-# --- what others remember -------------------------------------------------------------------------------------------------
+# --- caches of other services ---------------------------------------------------------------------------------------------
 
 
 async def test_services_that_cache_a_token_learn_when_its_session_changes(api_client: ApiClient, settings: AuthSettings) -> None:
-    """A gateway believes for a minute what it was told, unless it hears otherwise."""
+    """A gateway trusts a cached answer for a minute, unless it hears of a change."""
     user = await api_client.world.register("anna")
     team = await organisation(settings, user.id)
 
@@ -584,7 +584,7 @@ async def test_services_that_cache_a_token_learn_when_its_session_changes(api_cl
         assert await told() == before + 1
 
 
-# --- what is written down ---------------------------------------------------------------------------------------------------
+# --- the audit log ----------------------------------------------------------------------------------------------------------
 
 
 async def test_every_login_and_logout_is_logged_with_its_origin(api_client: ApiClient) -> None:

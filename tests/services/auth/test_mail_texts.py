@@ -1,4 +1,4 @@
-"""What mails say: whatever a person is called, a mail has its shape and no line of theirs."""
+"""Texts of mails. A person's name can neither change the shape of a mail nor add a line to it."""
 
 import json
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""No number of users makes more series of auth: what is asked for and how it ended is counted, never who asked."""
+"""auth has no more series with more users: it counts what is called and how it ended, never by user."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from tests.testnet import MESH, RunningNode, testnet
 TENANTS = tiers.volume(100, least=30)
 FEW = 10
 AT_ONCE = 10
-#: OBSERVABILITY.md §6.2, of one service.
+#: The limit for one service, from OBSERVABILITY.md §6.2.
 MOST_SERIES = 10_000
 REGISTERED = """
     INSERT INTO auth.users (id, username, email)
@@ -49,7 +49,7 @@ class Gateway:
         return None
 
 
-#: Of what the tenants do; what nodes ask each other comes when it comes.
+#: Series of what tenants do. Those of calls between nodes appear at any time.
 OF_TENANTS = re.compile(r'method="(?:generateApiKey|validateApiKey|identify)"|auth_failures|keys_created')
 
 
@@ -69,7 +69,7 @@ async def test_many_tenants_create_no_more_series_than_a_few(settings: AuthSetti
         running = await net.start(AuthService, on_mesh)
         gateway, client = await net.start(Gateway), await net.client()
         session = await client.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(ADMIN_PASSWORD, username="admin")))
-        # By hand, because a password takes its time, and who registers is limited.
+        # Inserted by hand, because hashing passwords takes time and registrations are limited.
         people = [UserId(uuid4()) for _ in range(TENANTS)]
         await by_hand.run(settings.database_url, REGISTERED, people)
 

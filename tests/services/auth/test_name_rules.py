@@ -1,4 +1,4 @@
-"""Which names and addresses are taken, and that no other text is."""
+"""Which user names and email addresses are accepted, and that no other text is."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How many registered and made keys, by UTC day, on a real PostgreSQL."""
+"""Counts of registrations and created keys by UTC day, on a real PostgreSQL."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime

@@ -1,4 +1,4 @@
-"""auth as a member of a mesh: called over NATS by those who may, and out of the way quickly when it stops."""
+"""auth as a member of a mesh: authorized nodes call it over NATS, and it stops quickly."""
 
 import asyncio
 import contextlib

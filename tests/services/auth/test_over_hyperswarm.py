@@ -22,7 +22,7 @@ from tests.testnet import MESH, testnet
 
 @pytest.fixture
 async def administrator(ca_settings: AuthSettings) -> AsyncIterator[tuple[ClientNode, Credential]]:
-    """A client in the house of an auth that is on NATS and on a DHT of its own, and an administrator's token."""
+    """A client of an auth that is on NATS and on its own DHT, and an administrator's token."""
     async with testnet() as net:
         bootstrap = tuple(f"{node.host}:{node.port}" for node in dht.shared())
         key_file = net.server.key("auth", Role.AUTH)
@@ -62,5 +62,5 @@ async def test_from_a_ticket_to_a_certificate_and_a_revocation(administrator: tu
         (errors.NotReachable, errors.NodeRevoked),
         match=r"no node of mesh test was found within 1 s",
     ):
-        # The firewall does not even answer it now.
+        # The firewall does not answer the revoked node at all.
         await enrollment.renew_as_newcomer(kept, key, options=enrollment.EnrollmentOptions(find_seconds=1))

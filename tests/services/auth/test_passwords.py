@@ -1,4 +1,4 @@
-"""Which passwords may be chosen, and how they are hashed and compared."""
+"""Which passwords are allowed, and how they are hashed and compared."""
 
 import asyncio
 import os
@@ -47,7 +47,7 @@ def test_a_short_name_does_not_make_a_password_bad() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _cheap_hashes() -> None:
-    """Here hashes are real ones."""
+    """Override the fixture: this module uses real hashes."""
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ async def test_hashes_with_other_parameters_are_outdated(opened: Passwords) -> N
 
 
 class Counting(argon2.PasswordHasher):
-    """Counts comparisons, and can hold them up."""
+    """Counts comparisons, and can block them."""
 
     def __init__(self) -> None:
         super().__init__(time_cost=1, memory_cost=8, parallelism=1)

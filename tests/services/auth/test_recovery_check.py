@@ -29,7 +29,7 @@ ROWS = 5
 
 @pytest.fixture
 async def anchors(plain_url: str, tmp_path: Path) -> Path:
-    """Some rows, with an anchor of the newest in the table and in the file."""
+    """Some rows, with an anchor of the newest one in the table and in the file."""
     file = tmp_path / "anchors.jsonl"
     async with store.opened(plain_url) as database:
         rows = AuditStore(database)
@@ -74,7 +74,7 @@ async def test_a_changed_row_is_found_by_its_chain_and_a_rewritten_one_by_its_an
 
 
 async def test_an_anchor_that_differs_or_that_another_key_signed_is_a_failure(plain_url: str, anchors: Path) -> None:
-    """The chain agrees with itself, as after a complete rewrite."""
+    """The chain is consistent, as after a complete rewrite."""
     later = datetime.now(UTC) + timedelta(minutes=1)
     write(anchors, audit_anchors.sign(KEYS.current, MESH, CHAIN, ChainHead(ROWS, b"\1" * 32), later))
     (failure,) = (await check(plain_url, anchors)).failures

@@ -1,4 +1,4 @@
-"""What the audit log hears of those whom the gate did not let in: who, what, why, and where they were."""
+"""What the audit log records of calls that the gate refused: who, what, why, and from where."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tests.services.auth.mfa.equipment import WEB
 from tests.services.auth.surroundings import CLIENT, PASSWORD, Surroundings
 
 GATEWAY = Peer(Role.GATEWAY, NodeId("U" + "G" * 55))
-#: Only an administrator may, whichever way they come.
+#: Only administrators may make this call, directly or through another service.
 ASKED = auth.ListUsers()
 
 
@@ -24,7 +24,7 @@ def noted(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> list[AuditedA
 
 
 async def log_in(world: Surroundings, name: str, address: str) -> auth.LoginSession:
-    """By the web pages, which saw this address."""
+    """Log in on the web pages, which report this address."""
     request = auth.LoginUser(auth.Credentials(PASSWORD, username=name), client=auth.ClientFacts(address))
     return await world.ask(auth.login_user, request, peer=WEB)
 
@@ -46,7 +46,7 @@ async def test_a_caller_through_a_gateway_is_logged_with_the_address_of_its_logi
 
 
 async def test_a_direct_caller_is_logged_with_its_node(world: Surroundings, noted: list[AuditedAct]) -> None:
-    """Also with a session that was opened elsewhere: a token that was copied is used from another place."""
+    """This includes a session that was opened elsewhere: a copied token is used from another place."""
     _, new = await world.user_with_key("anna")
     session = await log_in(world, "anna", "203.0.113.7")
     for credential in (session.access_token, new.api_key, None):

@@ -27,7 +27,7 @@ def principal(role: UserRole = UserRole.USER, limits: ApiKeyLimits = NONE) -> Pr
 
 
 def a_key(role: UserRole = UserRole.USER, kind: KeyKind = KeyKind.LIVE, stored: tuple[str, ...] = ()) -> Principal:
-    """Of which nothing is bounded but, by its kind and what is stored of it, its scopes."""
+    """Return a key with no bounds but its scopes, which follow from its kind and what is stored."""
     return msgspec.structs.replace(principal(role), key_id=KeyId(UUID(int=3)), scopes=roles.scopes_of_key(kind, role, stored))
 
 
@@ -136,7 +136,7 @@ def test_only_the_kind_makes_an_admin_key(kind: KeyKind) -> None:
             roles.subject_of(caller, OTHER)
 
 
-# --- no key does more than who made it ---------------------------------------------------------------------------------
+# --- no key exceeds its creator ----------------------------------------------------------------------------------------
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 MODELS = tuple(ModelName(name) for name in "abcd")
@@ -177,7 +177,7 @@ def admits(networks: tuple[str, ...], address: str) -> bool:
     return not networks or any(ip_address(address) in ip_network(network) for network in networks)
 
 
-# Several times what the profile says: kinds of makers times kinds of keys are many.
+# More examples than the profile has, because there are many combinations of creators and kinds of keys.
 @settings(max_examples=3 * settings.default.max_examples)
 @given(maker=makers(), kind=st.sampled_from(KeyKind), asked=bounds, how_long=days)
 def test_a_new_key_has_no_permission_that_its_creator_lacks(
@@ -237,7 +237,7 @@ BOUND_TO_A_MODEL, BOUND_TO_A_NETWORK = KeyBounds(models=(ModelName("a"),)), KeyB
     ],
 )
 def test_a_key_cannot_rotate_one_outside_its_bounds(by: KeyBounds, rotated: KeyBounds, why: str) -> None:
-    """All but the bounds of the two keys is the same, so that nothing else can be the reason."""
+    """The two keys differ only in their bounds, so nothing else can be the reason."""
     caller = msgspec.structs.replace(a_key(), models=by.models, networks=by.networks)
     key = ApiKey(KeyId(UUID(int=4)), ME, "k", "…", True, NOW, kind=KeyKind.LIVE, bounds=rotated, expires_at=None)
     if not why:

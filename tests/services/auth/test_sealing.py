@@ -1,4 +1,4 @@
-"""What is sealed opens for its purpose and its owner, with its key, unchanged; and for nothing else."""
+"""Sealed data opens only for its purpose and owner, with its key, and unchanged."""
 
 import base64
 

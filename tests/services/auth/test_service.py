@@ -300,7 +300,7 @@ async def test_a_malformed_key_never_reaches_the_database(world: Surroundings, m
     monkeypatch.setattr(world.parts.store, "find_owner_of_key", counting)
     malformed = (
         *("", "aip_live_", "aip_live_" + "0" * 49, "aip_live_' OR '1'='1' --" + "0" * 34, "sk-1234567890", "a" * 65536, "aip_live_\0"),
-        # A sign that none has, and one that is cut off.
+        # A character that no key has, and a key that is cut off.
         *(api_keys.generate()[:-1] + "!", api_keys.generate()[:-2]),
     )
     for key in malformed:
@@ -477,7 +477,7 @@ async def test_a_watcher_learns_of_a_change_made_by_hand(world: Surroundings, se
         finally:
             await connection.close()
         change = await asyncio.wait_for(anext(changes), 30)
-        while change.user_id is None:  # the service's own "I listen now" may come between
+        while change.user_id is None:  # the service's own notification that it listens may come first
             change = await asyncio.wait_for(anext(changes), 30)
         assert change.user_id == user.id
     assert world.service._wiring.changes._watchers == set()
@@ -515,7 +515,7 @@ async def test_without_valkey_nobody_logs_in_but_keys_still_work(world: Surround
     _, new = await world.user_with_key()
     session = await world.login()
     valkey.kill()
-    await asyncio.sleep(0.02)  # the loop hears that its connections are gone, as it does when nothing blocks it
+    await asyncio.sleep(0.02)  # let the event loop notice the closed connections
     assert (await identify(world, new.api_key)).key_id == new.key.id
     for attempt in (world.login(), identify(world, session.access_token)):
         with pytest.raises(errors.Unavailable, match="Valkey"):
@@ -528,7 +528,7 @@ async def test_without_valkey_nobody_logs_in_but_keys_still_work(world: Surround
 async def test_without_postgresql_a_key_is_not_called_wrong(world: Surroundings, postgres: PostgresServer) -> None:
     _, new = await world.user_with_key()
     postgres.kill()
-    await asyncio.sleep(0.02)  # the loop hears that its connections are gone, as it does when nothing blocks it
+    await asyncio.sleep(0.02)  # let the event loop notice the closed connections
     with pytest.raises(errors.Unavailable, match="PostgreSQL"):
         await identify(world, new.api_key)
     last = "y" if new.api_key.endswith("x") else "x"
@@ -538,7 +538,7 @@ async def test_without_postgresql_a_key_is_not_called_wrong(world: Surroundings,
     answer = None
     async with asyncio.timeout(10):
         while answer is None:
-            # A connection whose end was not noticed yet costs one answer.
+            # A closed connection that auth has not noticed yet costs one failed call.
             with contextlib.suppress(errors.Unavailable):
                 answer = await identify(world, new.api_key)
     assert answer.key_id == new.key.id

@@ -1,4 +1,4 @@
-"""auth's settings: every mistake of one start is named, and no secret is."""
+"""auth's settings: a failed start names every mistake, and no secret."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""auth's tables on a real PostgreSQL: uniqueness, races, and changes that reach a listener however they were made."""
+"""auth's tables on a real PostgreSQL: uniqueness, races, and that a listener hears of every change, however it was made."""
 
 import asyncio
 import dataclasses
@@ -216,7 +216,7 @@ async def test_premium_users_are_pro_after_the_upgrade(postgres_url: str, tmp_pa
         owned = await store.find_owner_of_key("anna")
         assert owned is not None
         assert owned.principal.key_limits == ApiKeyLimits(requests_per_hour=7)
-        # Gateways that are up with the old name in their caches are told.
+        # Gateways that cache the old tier name are notified.
         assert (await store.missed_changes(1))[-1].user_id == anna.id
         assert (await set_tier(store, bob.id, Tier.ENTERPRISE)).tier is Tier.ENTERPRISE
     with pytest.raises(asyncpg.CheckViolationError):

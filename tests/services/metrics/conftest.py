@@ -1,4 +1,4 @@
-"""Databases with the tables of metrics."""
+"""Databases with the tables of the metrics service."""
 
 import pytest
 

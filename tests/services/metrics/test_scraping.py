@@ -61,7 +61,7 @@ async def net() -> AsyncIterator[TestNet]:
 
 
 async def _worker(net: TestNet) -> RunningNode:
-    """It has answered once, in a trace that is kept."""
+    """Start a worker that has answered once, in a sampled trace."""
     worker = await net.start(Worker)
     serving = Traces(ratio=0).join("chat", f"00-{TRACE}-b7ad6b7169203331-01", context.new_request_id())
     assert serving is not None
@@ -79,7 +79,7 @@ async def _metrics(net: TestNet, port: int = 0) -> RunningNode:
 
 
 def _exemplars(text: str) -> set[tuple[str, str]]:
-    """Service and trace of those at the first text."""
+    """Return the service and the trace of each exemplar of the time to first token."""
     return {
         (sample.labels.get("service", ""), sample.exemplar.labels["trace_id"])
         for family in read_openmetrics(text)
@@ -89,7 +89,7 @@ def _exemplars(text: str) -> set[tuple[str, str]]:
 
 
 async def _collected_with_the_worker(scraper: httpx.AsyncClient) -> httpx.Response:
-    """A collection that was made before it came is kept for a second."""
+    """Scrape until the worker is included, because a collection from before it joined is cached for a second."""
     async with asyncio.timeout(30):
         while TRACE not in (got := await scraper.get("/metrics", headers=OPENMETRICS)).text:  # noqa: ASYNC110
             await asyncio.sleep(0.05)

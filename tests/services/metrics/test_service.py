@@ -77,7 +77,7 @@ async def _start_metrics(net: TestNet, **changes: int | bool | Path) -> RunningN
 
 @pytest.fixture
 async def net(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TestNet]:
-    # Alerts collect in the background; nothing here is the answer of a collection from before.
+    # Alerts collect in the background, so turn off the cache: no answer here comes from an earlier collection.
     monkeypatch.setattr(mesh_survey, "KEPT_SECONDS", 0.0)
     async with testnet() as running:
         yield running
@@ -157,7 +157,7 @@ async def test_failing_node_drops_only_its_own_part(net: TestNet) -> None:
     text = await _text(gateway)
     assert {dict(labels)["service"] for labels in _values(text, "ai_platform_build_info")} == {"gateway", "metrics"}
     await metrics.node.rpc.call(node_api.read_health, node_api.ReadHealth(), to=gateway.node.id)
-    # One for each collection, also for those of the alerts.
+    # One failure for each collection, including those for the alerts.
     ((labels, count),) = _values(metrics.node.metrics.render(), "ai_platform_scrape_failures_total").items()
     assert (labels, count >= 1) == ((("reason", "draining"), ("service", "auth")), True)
 
@@ -230,7 +230,7 @@ async def test_health_lists_everything_and_since_when_a_service_is_missing(net: 
 
 
 async def _health_when(caller: RunningNode, down: set[tuple[str, str]]) -> api.SystemHealth:
-    """The first answer in which these components are down; what is kept for a second is not it."""
+    """Return the first health in which these components are down, because older health is cached for a second."""
     async with asyncio.timeout(HANG_SECONDS):
         while True:
             health = await _health(caller)
@@ -263,7 +263,7 @@ async def test_reachable_servers_are_a_metric(net: TestNet) -> None:
 
 
 async def _degraded_by(caller: RunningNode, kind: str, name: str, words: str) -> api.ComponentHealth:
-    """Return the component once the whole is degraded. Collects the metrics meanwhile, as the alerts do."""
+    """Return the component once the overall status is degraded. Meanwhile, collect the metrics as the alerts do."""
     async with asyncio.timeout(30):
         while True:
             await _text(caller)
@@ -425,7 +425,7 @@ async def test_pools_follow_what_gateways_and_workers_say(net: TestNet, tmp_path
     gateway = await net.start(Gateway)
     gateway.node.metrics.queue_depth.labels(model="m").set(3)
     gateway.node.metrics.oldest_wait.labels(model="m").set(2.5)
-    scaling = metrics.service._scaling  # type: ignore[attr-defined]  # what it serves needs an administrator
+    scaling = metrics.service._scaling  # type: ignore[attr-defined]  # its methods need an administrator
     await until(lambda: scaling.pool("l4").waiting == 3, seconds=20)
     found = scaling.pool("l4")
     assert (found.ready, found.wanted, found.oldest_seconds, found.fresh) == (0, 1, 2.5, True)

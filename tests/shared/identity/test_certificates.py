@@ -1,4 +1,4 @@
-"""Certificates, delegations, revocation lists and successions: what is believed, what is refused, and the texts, which are for ever."""
+"""Certificates, delegations, revocation lists and successions: what is accepted, what is refused, and their frozen texts."""
 
 import random
 from collections.abc import Callable
@@ -20,7 +20,7 @@ HOUR, DAY = 3600, 86_400
 
 
 def raw(first: int) -> bytes:
-    """The seed of a test vector: 32 bytes in a row."""
+    """Return the seed of a test vector: 32 consecutive bytes."""
     return bytes(range(first, first + 32))
 
 
@@ -59,11 +59,11 @@ def client_certificate() -> Certificate:
     return certificates.check(certificates.issue(CA, Subject(NODE.id, Role.CLIENT), NOW), OURS, NOW)
 
 
-# --- texts --------------------------------------------------------------------------------------------------------------
+# --- signed texts -------------------------------------------------------------------------------------------------------
 
 
 def test_the_signed_texts_never_change() -> None:
-    """Frozen: another text, and nodes of two versions would refuse each other."""
+    """Frozen: if a text changed, nodes of two versions would refuse each other."""
     assert certificates.issue(CA, WORKER, NOW) == CERTIFICATE
     assert certificates.delegate(NODE, PROCESS.id, NOW) == DELEGATION
     assert certificates.issue_list(CA, 7, 3, (NODE.id,), NOW) == LIST
@@ -124,7 +124,7 @@ def test_a_ca_cannot_sign_for_another() -> None:
 
 
 def test_a_nodes_own_key_is_not_a_ca() -> None:
-    """A node id put where the CA's belongs, signed by that node: another prefix, and never trusted."""
+    """A node's id in place of the CA's, signed by that node, has another prefix and is never trusted."""
     unsigned = msgspec.structs.replace(certificates.read(CERTIFICATE), authority=AuthorityId(NODE.id), signature=b"")
     signed = msgspec.structs.replace(unsigned, signature=NODE.sign("certificate", msgspec.msgpack.encode(unsigned)))
     with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):
@@ -276,7 +276,7 @@ def test_only_a_trusted_ca_names_its_successor() -> None:
 
 
 def test_a_signature_for_one_purpose_is_valid_for_no_other() -> None:
-    """Each text with the signature of the same text for each other purpose, and the bare one that a NATS login makes."""
+    """Check each text with its signature for each other purpose, and with the bare signature that a NATS login makes."""
     unsigned = msgspec.structs.replace(certificates.read(CERTIFICATE), signature=b"")
     text = msgspec.msgpack.encode(unsigned)
     for purpose in ("delegation", "revocations", "succession", "hello", "receipt", ""):

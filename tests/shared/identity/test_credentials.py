@@ -1,4 +1,4 @@
-"""The written form of API keys: what looks like one, and of which kind."""
+"""The format of API keys: what looks like a key, and of which kind it is."""
 
 import re
 import zlib

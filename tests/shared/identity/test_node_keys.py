@@ -1,4 +1,4 @@
-"""Node keys: who signed what, for which purpose; and the texts of signatures, which are for ever."""
+"""Node keys: a signature is bound to its key, purpose and text, and the signed texts are frozen."""
 
 from pathlib import Path
 
@@ -25,17 +25,17 @@ SIGNATURE = bytes.fromhex(
 
 
 def test_the_signature_of_a_hello_never_changes() -> None:
-    """Frozen: another text, and nodes of two versions would take each other for strangers."""
+    """Frozen: if the text changed, nodes of two versions would refuse each other."""
     key = node_keys.NodeKey(bytes(nkeys.encode_seed(RAW, nkeys.PREFIX_BYTE_USER)))
     assert key.id == NODE
     assert key.sign("hello", wire.hello_text(HELLO, PEER, LINK)) == SIGNATURE
-    # The same, made without any code of ours.
+    # The same text, made without our code.
     text = msgpack.packb([1, "worker", NODE, PEER, LINK, 1_767_225_600_000])
     assert SigningKey(RAW).sign(b"\xffaimesh/hello/1\x00" + text).signature == SIGNATURE
 
 
 def test_a_certificate_can_be_added_to_a_hello_without_a_new_signature() -> None:
-    """Fields are added at the end: what this version signs and reads stays where it is."""
+    """New fields are added at the end, so what this version signs and reads keeps its place."""
     plain = msgpack.unpackb(wire.encode(Hello(1, Role.WORKER, NODE, 1_767_225_600_000, "aimesh/0.1.0", SIGNATURE)))
     assert plain == [1, 1, "worker", NODE, 1_767_225_600_000, "aimesh/0.1.0", SIGNATURE, b"", 0, b"", 256, "", 1048576]
     later = Hello(1, Role.WORKER, NODE, 1_767_225_600_000, "aimesh/0.2.0", SIGNATURE, b"certificate", 7)
@@ -53,7 +53,7 @@ def test_a_signature_is_valid_only_for_its_key_purpose_and_text() -> None:
 
 
 def test_a_nonce_signed_for_a_nats_server_never_passes_as_ours() -> None:
-    """The server chooses the nonce, so it may choose the very bytes that a HELLO covers, but not the purpose before them."""
+    """The server chooses the nonce, so it may be the very bytes that a HELLO covers, but not the purpose before them."""
     key = node_keys.NodeKey(node_keys.new_seed())
     assert not node_keys.verify(key.id, "hello", b"text", key.sign_bare(b"text"))
 

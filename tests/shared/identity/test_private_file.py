@@ -41,7 +41,7 @@ def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
         (0o440, 0, 10001, False),
         (0o460, 0, 10001, True),
         (0o444, 0, 10001, True),
-        # root's group may have others in it.
+        # root's group may have other members.
         (0o440, 0, 0, True),
     ],
 )

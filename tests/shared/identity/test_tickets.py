@@ -1,4 +1,4 @@
-"""Tickets: one line that comes whole or not at all, and what its use signs."""
+"""Tickets: a line that is read whole or not at all, and what using a ticket signs."""
 
 import base64
 import hashlib
@@ -35,10 +35,10 @@ def whole(body: bytes) -> str:
 
 
 def test_the_text_format_never_changes() -> None:
-    """Frozen: a ticket that was sent by mail yesterday is used with the program of today."""
+    """Frozen: a ticket that was mailed yesterday must work with today's program."""
     assert tickets.render(TICKET) == TEXT
     assert tickets.parse(TEXT) == TICKET
-    # The same, made without any code of ours.
+    # The same text, made without our code.
     body = msgpack.packb([1, "t-1", RAW, node_keys.raw_of(CA.id), "home", ["203.0.113.5:49737"], [bytes(32)]])
     assert whole(body) == TEXT
 

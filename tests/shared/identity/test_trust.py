@@ -1,4 +1,4 @@
-"""Whom a node believes: every reason to refuse a HELLO, and lists and CA keys that only move forward."""
+"""Which peers a node trusts: every reason to refuse a HELLO, and lists and CA keys that only move forward."""
 
 from dataclasses import replace
 
@@ -44,12 +44,12 @@ def hello(sender: Trust, receiver: Trust, *, link: int = LINK, now: float = NOW)
 
 
 def resigned(sender: Trust, receiver: Trust, **change: object) -> Hello:
-    """A HELLO that says what the sender wants, properly signed by it."""
+    """Return a HELLO with the sender's changes, properly signed by the sender."""
     unsigned = msgspec.structs.replace(hello(sender, receiver), signature=b"", **change)
     return msgspec.structs.replace(unsigned, signature=sender.me.sign("hello", wire.hello_text(unsigned, receiver.me.id, LINK)))
 
 
-# --- who is let in ------------------------------------------------------------------------------------------------------
+# --- admitted peers -----------------------------------------------------------------------------------------------------
 
 
 def test_a_certified_node_has_the_identity_of_its_certificate() -> None:
@@ -78,7 +78,7 @@ def test_a_process_of_a_client_profile_is_admitted_by_delegation_as_long_as_the_
     assert found.until == NOW + DAY
 
 
-# --- who is not ---------------------------------------------------------------------------------------------------------
+# --- refused peers ------------------------------------------------------------------------------------------------------
 
 
 def test_an_altered_replayed_or_borrowed_hello_is_refused() -> None:
@@ -104,7 +104,7 @@ def test_an_altered_replayed_or_borrowed_hello_is_refused() -> None:
 
 
 def test_a_hello_signed_through_a_nats_server_is_refused() -> None:
-    """The server of NATS chooses the nonce: the very text of a HELLO, and even with our prefix of another purpose before it."""
+    """The NATS server chooses the nonce: it may be the text of a HELLO, even with our prefix of another purpose before it."""
     gateway, worker = certified(Role.GATEWAY), certified(Role.WORKER)
     unsigned = msgspec.structs.replace(hello(worker, gateway), signature=b"")
     text = wire.hello_text(unsigned, gateway.me.id, LINK)
@@ -165,7 +165,7 @@ def test_a_delegation_is_valid_only_for_clients_and_its_own_profile() -> None:
     ],
 )
 def test_a_wrong_clock_is_named_as_the_reason(offset: float, words: str) -> None:
-    """A process makes its delegation by its own clock; a certificate is judged by the clock of whoever reads it."""
+    """A process makes its delegation by its own clock; the reader judges a certificate by the reader's clock."""
     gateway, process = certified(Role.GATEWAY), delegate_of(new_key(), at=NOW)
     key = new_key()
     process.delegation, process.certificate = b"", certificates.issue(CA, Subject(key.id, Role.CLIENT), NOW)
@@ -302,7 +302,7 @@ def test_the_next_ca_is_named_by_the_current_one_and_at_most_two_are_trusted() -
 
 
 def test_peers_compare_equal_except_for_their_connection() -> None:
-    """What a second HELLO on a link is compared by."""
+    """A second HELLO on a link is compared with the first one like this."""
     gateway, worker = certified(Role.GATEWAY), certified(Role.WORKER)
     one, other = (gateway.admit(hello(worker, gateway, link=link), worker.me.id, link, NOW).peer for link in (1, 2))
     assert one == other

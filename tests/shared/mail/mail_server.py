@@ -1,4 +1,4 @@
-"""A mail server on loopback that does what a test tells it to, and keeps what it was sent."""
+"""A mail server on loopback that does what a test wants, and keeps what it receives."""
 
 import asyncio
 import base64
@@ -20,23 +20,23 @@ from cryptography.x509.oid import NameOID
 
 @dataclass
 class MailServer:
-    """SMTP, as far as a mailer needs it."""
+    """The part of SMTP that a mailer needs."""
 
     tls: ssl.SSLContext | None = None
-    #: TLS from the first byte.
+    #: Use TLS from the first byte.
     at_once: bool = False
     offers_starttls: bool = True
-    #: user -> password; none asks for no login.
+    #: user -> password; if empty, no login is offered.
     users: dict[str, str] = field(default_factory=dict)
-    #: What it answers to a command instead of what it would; each is used once, the last for ever.
+    #: Command -> answers instead of the usual one. Each is used once, and the last one forever.
     answers: dict[str, list[str]] = field(default_factory=dict)
-    #: Sent in plain text right behind the answer to STARTTLS, as an attacker in between can.
+    #: Sent in plain text right after the answer to STARTTLS, as an attacker in the middle can.
     after_starttls: str = ""
-    #: Says nothing at all.
+    #: Never answer.
     hangs: bool = False
     port: int = 0
     mails: list[tuple[str, str, EmailMessage]] = field(default_factory=list)
-    #: Everything that it was told before and after TLS.
+    #: All lines received before and after TLS.
     plain: list[str] = field(default_factory=list)
     sealed: list[str] = field(default_factory=list)
     connections: int = 0
@@ -101,7 +101,7 @@ class _Conversation:
                 return
 
     async def _answer(self, word: str, line: str) -> bool:
-        """False at the end."""
+        """Answer a command. Returns False at the end of the conversation."""
         match word:
             case "EHLO":
                 offers = ["250-mail.test"]
@@ -125,7 +125,7 @@ class _Conversation:
             case "DATA":
                 await self._say("354 go")
                 body = (await self._reader.readuntil(b"\r\n.\r\n"))[:-3]
-                # RFC 5321 §4.5.2: a dot that begins a line comes doubled.
+                # RFC 5321 §4.5.2: a client doubles the dot at the beginning of a line.
                 await self._server.keep(self._sender, self._to, body.replace(b"\r\n..", b"\r\n."))
                 await self._say("250 kept")
             case "QUIT":
@@ -150,7 +150,7 @@ async def serving(server: MailServer) -> AsyncIterator[MailServer]:
 
 
 def throw_away_certificate(folder: Path, name: str = "localhost") -> tuple[ssl.SSLContext, Path]:
-    """The server's side, and the file of who vouches for it."""
+    """Return the server's TLS context, and the CA file that makes a client trust it."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Nothing that a person chose becomes a header of a mail, or another recipient."""
+"""No text that a user chooses becomes a header of a mail, or another recipient."""
 
 import time
 from datetime import UTC, datetime
@@ -90,7 +90,7 @@ def test_valid_addresses(text: str) -> None:
     ],
 )
 def test_invalid_addresses(text: str) -> None:
-    """One that was accepted, and that no header can be written with, ended the task that sends mails, and so the service."""
+    """An accepted address that no header can contain would end the mail task, and with it the service."""
     assert not letters.may_be_email(text)
 
 

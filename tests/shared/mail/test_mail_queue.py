@@ -1,4 +1,4 @@
-"""Which mail is next, and when a failed one is retried; without clock or event loop."""
+"""Which mail is next, and when a failed mail is retried; without a clock or an event loop."""
 
 from shared.mail.letters import Letter
 from shared.mail.mailer import MOST_WAITING, PAUSES_SECONDS, MailQueue

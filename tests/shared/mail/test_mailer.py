@@ -1,4 +1,4 @@
-"""Mails to a real server on loopback, and to ones that hang, refuse, fail for a while or are not who they should be."""
+"""Mails to a real server on loopback, and to servers that hang, refuse, fail for a while or have the wrong identity."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ async def mailing(server: MailServer, url: str) -> AsyncIterator[Mailer]:
 
 async def until_told(opened: Mailer, words: str) -> None:
     async with asyncio.timeout(30):
-        while words not in opened.check().detail:  # noqa: ASYNC110 - it tells nobody
+        while words not in opened.check().detail:  # noqa: ASYNC110 - the mailer has no event to wait for
             await asyncio.sleep(0.01)
 
 
@@ -72,7 +72,7 @@ async def test_without_starttls_nothing_is_sent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mail.example.com", "localhost"])
 async def test_another_servers_certificate_is_refused(tmp_path: Path, name: str) -> None:
-    """One for another name, and one for this name by an authority that nobody named."""
+    """A certificate for another name, and a certificate for this name by an unknown authority."""
     tls, ca_file = throw_away_certificate(tmp_path, name)
     if name == "localhost":
         other = tmp_path / "other"
@@ -105,7 +105,7 @@ async def test_a_server_without_login_gets_no_password() -> None:
 
 
 async def test_capabilities_from_before_tls_are_ignored_after_it(tmp_path: Path) -> None:
-    """RFC 3207 §4.2: a login that is offered only in plain text is not tried, and answers injected before TLS are discarded."""
+    """RFC 3207 §4.2: a login offered only in plain text is not tried, and answers injected before TLS are discarded."""
     tls, ca_file = throw_away_certificate(tmp_path)
     server = MailServer(tls=tls, users={"user": "s3cret"}, after_starttls="250-evil\r\n250 AUTH PLAIN\r\n")
     async with mailing(server, "smtp://user:s3cret@localhost:{}?ca=" + str(ca_file)) as opened:

@@ -1,4 +1,4 @@
-"""What SMTP_URL may say; nothing that it is told comes back in a message."""
+"""What SMTP_URL may contain. No error message repeats any of it."""
 
 from pathlib import Path
 

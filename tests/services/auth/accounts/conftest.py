@@ -1,4 +1,4 @@
-"""A desk for one's own account."""
+"""Fixtures for the account tests."""
 
 from collections.abc import AsyncIterator
 

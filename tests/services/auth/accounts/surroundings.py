@@ -1,4 +1,4 @@
-"""Handlers of one's own account on real PostgreSQL and Valkey, with a mailer and sessions that remember what they were told."""
+"""Account handlers on real PostgreSQL and Valkey, with a mailer and sessions that record their calls."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ CLIENT = Peer(Role.CLIENT, NodeId("U" * 56))
 
 @dataclass
 class FakePostman:
-    """A ``Mailer``."""
+    """A ``Mailer`` that records its mails."""
 
     sent: list[Letter] = field(default_factory=list)
 
@@ -55,7 +55,7 @@ class FakePostman:
         return Check("mail", ok=True)
 
     def told(self) -> list[tuple[str, str]]:
-        """Who got what, and the list is empty again."""
+        """Return the recipients and subjects since the last call."""
         told = [(letter.to, letter.subject) for letter in self.sent]
         self.sent.clear()
         return told
@@ -63,7 +63,7 @@ class FakePostman:
 
 @dataclass
 class FakeSessions:
-    """Records whose sessions were ended. ``away``: as if Valkey were down."""
+    """Records whose sessions were ended. ``away`` simulates that Valkey is down."""
 
     ended: list[tuple[UserId, str | None]] = field(default_factory=list)
     away: bool = False
@@ -77,7 +77,7 @@ class FakeSessions:
 
 @dataclass
 class FakeTrail:
-    """A ``Trail``; what a transaction that was rolled back has added is in it all the same, so look at it after what succeeds."""
+    """A ``Trail``. It also keeps the acts of rolled-back transactions, so read it only after calls that succeed."""
 
     acts: list[AuditedAct] = field(default_factory=list)
     refused: list[AuditedAct] = field(default_factory=list)
@@ -98,7 +98,7 @@ class FakeSession:
 
 
 class FakeIdentities:
-    """Credentials that a test made up."""
+    """Recognizes the credentials in ``known``."""
 
     def __init__(self) -> None:
         self.known: dict[str, auth.Principal] = {}
@@ -127,7 +127,7 @@ class FakeIdentities:
 
 
 class FakeFactors:
-    """In place of ``Factors``."""
+    """Replaces ``Factors``."""
 
     def __init__(self) -> None:
         self.enabled: dict[UserId, int] = {}
@@ -138,7 +138,7 @@ class FakeFactors:
 
 @dataclass(kw_only=True)
 class ApiClient:
-    """Where people look after their account."""
+    """The account handlers, called as by a client."""
 
     settings: AuthSettings
     database: Database
@@ -173,14 +173,14 @@ class ApiClient:
         self.dispatcher.add(ProfileRpc(self.parts, self.rows, cast("Any", self.factors), self.mailer))
 
     async def ask(self, method: Method[Request, Reply], request: Request, credential: str | None = None, *, peer: Peer = CLIENT) -> Reply:
-        """As over a link, through the gate."""
+        """Call a method as over a link, through the gate."""
         handler, asked = self.dispatcher.find(method.name, peer), call(credential, peer=peer)
         assert self.dispatcher.gate is not None
         asked.found = await self.dispatcher.gate.admit(method, request, asked)
         return cast("Reply", await handler.function(request, asked))
 
     async def person(self, name: str = "anna", *, role: UserRole = UserRole.USER, password: str | None = PASSWORD) -> "Person":
-        """A new account, and a fresh login of it."""
+        """Create an account, with a fresh login."""
         password_hash = None if password is None else await self.passwords.hash(password)
         async with self.store.adding_user() as transaction:
             user = await self.store.add_user(transaction, name, f"{name}@example.com", cast("str", password_hash))
@@ -214,7 +214,7 @@ class Person:
         return credential
 
     async def again(self) -> auth.User:
-        """As it is stored now."""
+        """Return the user as stored now."""
         user = await self.api_client.store.find_user(self.id)
         assert user is not None
         return user
@@ -226,7 +226,7 @@ def cheap_hasher() -> argon2.PasswordHasher:
 
 @contextlib.asynccontextmanager
 async def opened_accounts(settings: AuthSettings, **instead: Any) -> AsyncIterator[ApiClient]:
-    """With the task that mails running; ``instead`` of the stand-ins."""
+    """Open the handlers and run the mail task. ``instead`` replaces the fakes."""
     with Passwords.open(min_length=8, hasher=cheap_hasher()) as passwords:
         async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:
             api_client = ApiClient(
@@ -238,7 +238,7 @@ async def opened_accounts(settings: AuthSettings, **instead: Any) -> AsyncIterat
 
 
 def token_of(letter: Letter) -> str:
-    """The code of a mail for a new password, as a person would copy it."""
+    """Return the code from a password reset mail, as a person would copy it."""
     subject, text = mail_texts.reset("", "", "TOKEN", 30)
     assert letter.subject == subject
     lines = letter.text.splitlines()
@@ -249,7 +249,7 @@ def token_of(letter: Letter) -> str:
 
 
 async def by_hand(url: str, sql: str, *arguments: object) -> list[asyncpg.Record]:
-    """As an administrator of the database would."""
+    """Run SQL as an administrator of the database."""
     connection = await asyncpg.connect(url, server_settings={"search_path": "auth", "aimesh.tenant": "*"})
     try:
         return list(await connection.fetch(sql, *arguments))

@@ -1,4 +1,4 @@
-"""API keys: what each kind may do, that none does more than who made it, and how they end."""
+"""API keys: what each kind may do, that a key never has more permissions than its creator, and how keys end."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ from tests.cases import case
 from tests.services.auth import by_hand
 from tests.services.auth.organizations.seeded_database import SeededDb, opened_organizations, refusal_of
 
-#: Only administrators read autoscaling, with a key of their kind.
+#: Only an administrator's admin key may read autoscaling.
 EVERYDAY = {str(permission) for permission in Permission} - {"*", "scale:read"}
 
 
@@ -81,7 +81,7 @@ async def test_a_leaked_key_is_revoked_with_all_keys_that_it_created(seeded_db: 
     assert (leaked.key.made_by, child.key.made_by, grandchild.key.made_by) == (None, leaked.key.id, child.key.id)
     assert (await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(leaked.key.id)), boss.login)).id == leaked.key.id
     assert await permissions(seeded_db, grandchild.api_key) == EVERYDAY, "alone it takes none with it"
-    # It has ended already, and what it made still works.
+    # The leaked key is already revoked, but the keys that it created still work.
     await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(leaked.key.id), with_made=True), boss.login)
     for gone in (child, for_anna, grandchild):
         with pytest.raises(errors.NotAuthenticated, match="revoked"):
@@ -251,7 +251,7 @@ async def test_a_key_with_networks_is_refused_where_the_address_is_unknown(seede
         await seeded_db.key(made.api_key)
 
 
-# --- how long --------------------------------------------------------------------------------------------------------
+# --- lifetime --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("days", "expected"), [(None, 90), (1, 1), (3650, 3650), (0, None)])
@@ -416,7 +416,7 @@ async def test_an_action_that_cannot_be_logged_does_not_happen(seeded_db: Seeded
     await seeded_db.principal(made.api_key)
 
 
-# --- whose -----------------------------------------------------------------------------------------------------------
+# --- ownership -------------------------------------------------------------------------------------------------------
 
 
 async def test_guessed_key_ids_are_not_found_whether_real_or_not(seeded_db: SeededDb) -> None:
@@ -437,7 +437,7 @@ async def test_guessed_key_ids_are_not_found_whether_real_or_not(seeded_db: Seed
 
 
 class NoDatabase:
-    """Stands in for PostgreSQL, and counts what it is asked."""
+    """Replaces PostgreSQL, and records the queries."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -465,7 +465,7 @@ async def test_ten_thousand_invented_keys_cost_no_query() -> None:
 
 
 def _invented(good: Credential, count: int) -> list[Credential]:
-    """Of the classes that scanners try, and the good key with one character changed."""
+    """Return invalid keys: what scanners try, and the good key with one character changed."""
     tails = [
         "", "' OR 1=1", "'; DROP TABLE api_keys; --", '" UNION SELECT key_hash FROM api_keys --', "' AND pg_sleep(9) --", "$1", "\0", "%00",
         "../../etc/passwd", "٣" * 49, "\ud800", "A" * 65_536, "0" * 48, "0" * 49, "0" * 50, "{{7*7}}", "${jndi:ldap://x}", "\r\nX-Admin: 1",

@@ -1,4 +1,4 @@
-"""Invitations to the mesh itself, on the running auth service."""
+"""Invitations to the mesh, on the running auth service."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ EMAIL = "Ben@Example.com"
 
 @pytest.fixture
 async def closed(settings: AuthSettings) -> AsyncIterator[Surroundings]:
-    """With closed registration, and a public address."""
+    """auth with closed registration and a public address."""
     world = Surroundings()
     closed = msgspec.structs.replace(settings, open_registration=False, public_url="https://ai.example/")
     async with AuthService.open(closed, world.as_node()) as world.service:
@@ -101,7 +101,7 @@ async def test_open_registration_without_the_code_gives_no_role_and_the_code_rai
     await world.register("eve")
     with pytest.raises(errors.NotAllowed, match="for another email address"):
         await accept(world, made.token, (await world.login("eve")).access_token)
-    # More than auth has connections.
+    # More calls than auth has database connections.
     outcomes = await asyncio.gather(*(accept(world, made.token, token) for _ in range(50)), return_exceptions=True)
     (user,) = [outcome for outcome in outcomes if isinstance(outcome, auth.User)]
     assert user.role is (await world.login("ben")).user.role is UserRole.DEVELOPER

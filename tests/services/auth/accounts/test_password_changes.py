@@ -1,4 +1,4 @@
-"""Setting a password: by who is logged in, and by who forgot it and reads the account's mail."""
+"""Setting a new password: by a logged-in user, or with a code from a reset mail."""
 
 import asyncio
 
@@ -32,7 +32,7 @@ async def reset(api_client: ApiClient, token: str, password: str = NEW) -> None:
     await api_client.ask(accounts.reset_password, accounts.ResetPassword(token, password))
 
 
-# --- by who is logged in ---------------------------------------------------------------------------------------------
+# --- by a logged-in user ---------------------------------------------------------------------------------------------
 
 
 async def test_a_new_password_ends_all_other_sessions_and_is_announced_by_mail(api_client: ApiClient) -> None:
@@ -88,7 +88,7 @@ async def test_a_user_of_a_provider_may_set_a_first_password(api_client: ApiClie
     assert await api_client.has_password(anna.id, NEW)
 
 
-# --- by who forgot it ------------------------------------------------------------------------------------------------
+# --- by reset mail ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["anna", "ANNA", "anna@example.com", " Anna@Example.com "])
@@ -223,11 +223,11 @@ async def test_a_user_of_a_provider_is_sent_to_the_provider(api_client: ApiClien
     assert await by_hand(api_client.settings.database_url, "SELECT * FROM password_resets") == []
 
 
-# --- nobody learns who has an account --------------------------------------------------------------------------------
+# --- no answer reveals an account ------------------------------------------------------------------------------------
 
 
 async def test_the_answer_comes_before_the_account_is_looked_up(api_client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same answer, and no work before it that could tell: nothing is asked of PostgreSQL."""
+    """All answers are the same, and auth queries PostgreSQL only afterwards, so timing reveals nothing."""
     await api_client.person()
     looked_for: list[str] = []
     gate = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What people see and change of their own account."""
+"""Reading and changing one's own account."""
 
 import asyncio
 
@@ -104,7 +104,7 @@ async def test_taken_and_invalid_names_are_refused(api_client: ApiClient) -> Non
         (accounts.ChangeProfile("Admin"), errors.AlreadyExists),
         (accounts.ChangeProfile("a b"), errors.BadRequest),
         (accounts.ChangeProfile(email="a@b.c\nBcc: x@y.z"), errors.BadRequest),
-        # One of two is taken.
+        # The name is free, but the email address is taken.
         (accounts.ChangeProfile("carla", "bert@example.com"), errors.AlreadyExists),
     ):
         with case(change), pytest.raises(error):

@@ -1,4 +1,4 @@
-"""How many accounts an address may ask for, and who is not counted."""
+"""How many accounts an address may register, and which callers are not counted."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""The administrators' checklist: its facts, what is kept of it, and the test email to a real server."""
+"""The administrators' setup checklist: its facts, what is stored, and the test email to a real server."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ async def running(settings: AuthSettings, **changed: object) -> AsyncIterator[Su
 
 
 async def boss(world: Surroundings) -> Credential:
-    """An administrator who can get mail."""
+    """An administrator with an email address."""
     user = await world.register("boss", email=ADMIN)
     await world.administer(auth.set_role, auth.SetRole(str(user.id), UserRole.ADMIN))
     return (await world.login("boss")).access_token
@@ -67,7 +67,7 @@ async def test_each_administrator_dismisses_their_own_list_on_every_replica(sett
         await one.ask(service_settings.dismiss_setup, service_settings.DismissSetup(), admin)
         assert (await facts(other, admin)).is_dismissed
         assert not (await facts(other, second)).is_dismissed
-        # Saving the preferences page leaves it as it is, and the other way round.
+        # Saving the preferences does not change the dismissal, and vice versa.
         await other.ask(accounts.set_preferences, accounts.SetPreferences(accounts.Preferences(theme="light")), admin)
         assert (await facts(one, admin)).is_dismissed
         await other.ask(service_settings.dismiss_setup, service_settings.DismissSetup(is_dismissed=False), admin)

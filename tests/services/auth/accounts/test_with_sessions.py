@@ -1,4 +1,4 @@
-"""New passwords and real logins: which sessions go on, and who gets in."""
+"""New passwords and real logins: which sessions continue, and what still logs in."""
 
 from collections.abc import AsyncIterator
 from typing import cast
@@ -15,7 +15,7 @@ NEW = "another good password"
 
 @pytest.fixture
 async def api_client(world: Surroundings) -> AsyncIterator[ApiClient]:
-    """Beside the running service, on its sessions and its identities."""
+    """Account handlers beside the running service, with its sessions and identities."""
     service = world.service
     sessions, identities = cast("FakeSessions", service._wiring._parts.sessions), cast("FakeIdentities", service._identities)
     async with opened_accounts(service._settings, sessions=sessions, identities=identities) as opened:

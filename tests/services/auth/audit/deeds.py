@@ -1,4 +1,4 @@
-"""Acts to fill a log with, and what a superuser types to change it."""
+"""Acts to fill a log with, and a superuser's connection to change it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -47,7 +47,7 @@ async def all_rows(rows: AuditStore, chain: str = str(TENANT)) -> list[AuditRow]
 
 @asynccontextmanager
 async def superuser(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Somebody with every right, who has turned the triggers off."""
+    """A connection with every right, and with triggers turned off."""
     connection = await asyncpg.connect(url, server_settings={"search_path": "auth", "session_replication_role": "replica"})
     try:
         yield connection

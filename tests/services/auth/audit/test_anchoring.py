@@ -1,4 +1,4 @@
-"""Anchors in their table and their file: made for what has grown, and enough to notice what else nobody could."""
+"""Anchors in their table and their file: when they are written, and which tampering only they reveal."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -105,7 +105,7 @@ async def test_an_unwritable_file_is_caught_up_later(rows: AuditStore, tmp_path:
     assert [anchor.sequence for anchor in in_file(file)] == [1, 2]
 
 
-# --- what they are for -----------------------------------------------------------------------------------------------
+# --- what anchors reveal ---------------------------------------------------------------------------------------------
 
 
 async def test_the_file_exposes_a_tail_deleted_with_its_head_and_anchors(
@@ -190,7 +190,7 @@ async def test_anchors_of_a_former_key_stay_valid(rows: AuditStore, anchoring: A
     assert (state.first_bad, state.anchors) == (None, 2)
 
 
-# --- beside the calls ------------------------------------------------------------------------------------------------
+# --- in the background -----------------------------------------------------------------------------------------------
 
 
 async def test_shutdown_writes_pending_entries_and_anchors_them(

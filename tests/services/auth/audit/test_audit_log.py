@@ -1,4 +1,4 @@
-"""The audit log as a trail: acts in their own transactions, refusals soon, and none lost while PostgreSQL is away."""
+"""The audit log as a trail: acts in their own transactions, refusals soon after, and no loss while PostgreSQL is down."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The methods about the audit log, through the gate: who may ask, what is found, and that taking it along is itself an act."""
+"""The audit log's methods, through the gate: permissions, searches, and that an export is itself logged."""
 
 import asyncio
 import time
@@ -36,7 +36,7 @@ EVERYTHING = audit.ListAudit()
 
 
 class Reader:
-    """Takes what a stream sends."""
+    """Collects the items of a stream."""
 
     def __init__(self) -> None:
         self.rows: list[audit.AuditRow] = []
@@ -48,7 +48,7 @@ class Reader:
         return 0
 
     def accept(self, call_id: int, body: bytes) -> None:
-        """Nothing to take."""
+        """Do nothing."""
 
 
 @dataclass
@@ -108,7 +108,7 @@ async def test_an_administrator_reads_the_log(audit_service: AuditService) -> No
     ]
     for name in ("anna", "anna@example.com", str(anna.id)):
         assert (await audit_service.ask(audit.list_audit, audit.ListAudit(actor=name))).rows == found[:2]
-    # Somebody who is gone is found by the id that the rows still have.
+    # An actor without an account is found by the id in the rows.
     assert len((await audit_service.ask(audit.list_audit, audit.ListAudit(actor=str(UUID(int=1))))).rows) == 1
     with pytest.raises(errors.NotFound, match="there is no user 'nobody"):
         await audit_service.ask(audit.list_audit, audit.ListAudit(actor="nobody"))
@@ -150,7 +150,7 @@ async def test_an_exported_log_can_be_verified_offline(audit_service: AuditServi
 
 
 async def test_part_of_the_log_is_exported_without_gaps_despite_clock_steps(audit_service: AuditService) -> None:
-    # Two acts meet at the lock of their chain, and the older one is written second.
+    # If two acts wait for the lock of their chain, the older one may be written second.
     await fill(audit_service.rows, act(1), act(5), act(3), act(6))
     since = BEGIN + timedelta(seconds=4)
     taken = await audit_service.export(audit.ExportAudit(chain=str(TENANT), since=since))

@@ -1,4 +1,4 @@
-"""The audit log's tables on a real PostgreSQL: one chain without gaps or forks, whoever adds, and nothing ever changed."""
+"""The audit log's tables on a real PostgreSQL: one chain without gaps or forks under concurrent writers, and no row ever changes."""
 
 import asyncio
 import secrets
@@ -113,12 +113,12 @@ async def test_rows_cannot_be_changed(rows: AuditStore, postgres_url: str) -> No
             await by_hand.run(postgres_url, statement)
 
 
-# --- who sees what ---------------------------------------------------------------------------------------------------
+# --- visibility ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 async def somebody(rows: AuditStore, postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A role that is no superuser, so that row-level security holds it."""
+    """A role that is not a superuser, so row-level security applies to it."""
     role = f"reader_{secrets.token_hex(4)}"
     async with superuser(postgres_url) as connection:
         await connection.execute(f"CREATE ROLE {role}")

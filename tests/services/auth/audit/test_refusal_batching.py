@@ -1,4 +1,4 @@
-"""Refusals on their way: equal ones together, never more than the bound, and nothing that is lost without being counted."""
+"""Batching of refusals: equal ones are combined, the number kept is bounded, and none is lost without being counted."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_refusals_beyond_the_bound_are_counted_in_one_row() -> None:
     for number in range(100):
         batching.add(refusal(number, target=str(number)), now=0)
         assert len(batching) <= 10
-    # Five: each of them is a row to write, and a kind to compare with for a minute.
+    # Each takes two of the ten places: one as a row to write, and one as a kind to compare with for a minute.
     assert [times for _, times in taken(batching, now=0)] == [1, 1, 1, 1, 1, 95]
     batching.add(refusal(7), now=BATCH_SECONDS)
     assert taken(batching, now=BATCH_SECONDS) == [("r7", 1)]

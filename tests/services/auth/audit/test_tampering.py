@@ -1,4 +1,4 @@
-"""A superuser changes any row in the database itself, and the verifier reports the first wrong one (T25)."""
+"""A superuser changes rows directly in the database, and the verifier reports the first bad one (T25)."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -14,12 +14,12 @@ from shared.audit_chain import ChainHead
 from tests import tiers
 from tests.services.auth.audit.deeds import TENANT, act, fill, superuser
 
-#: Three pages of the verifier, the last one not full.
+#: Three of the verifier's pages; the last one is not full.
 ROWS = 1_200
-#: Three of each kind at least.
+#: At least three of each kind.
 TRIES = tiers.volume(100, least=24)
 CHAIN = str(TENANT)
-#: Changes rows from this number on, and says which is the first that is wrong then.
+#: Changes rows from this number on, and returns the number of the first bad row.
 Tampering = Callable[[asyncpg.Connection, int, random.Random], Awaitable[int]]
 
 EDITS = (
@@ -49,7 +49,7 @@ async def edit(db: asyncpg.Connection, number: int, rng: random.Random) -> int:
 
 
 async def edit_with_its_hash(db: asyncpg.Connection, number: int, rng: random.Random) -> int:
-    """By somebody who has read the code."""
+    """Change a row and its hash, as someone who has read the code would."""
     row = await db.fetchrow("SELECT * FROM audit_log WHERE chain = $1 AND sequence = $2", CHAIN, number)
     changed = AuditedAct(at=row["at"], action="user.role", tenant_id=row["tenant_id"], actor=row["actor"], result=Result(row["result"]))
     link = audit_chain.link(CHAIN, ChainHead(number - 1, row["prev_hash"]), changed, b"")
@@ -61,7 +61,7 @@ async def edit_with_its_hash(db: asyncpg.Connection, number: int, rng: random.Ra
         link.hash,
     )
     await db.execute("DELETE FROM audit_details WHERE chain = $1 AND sequence = $2", CHAIN, number)
-    # The last one has nobody after it; its chain's head knows better.
+    # The last row has no successor that would reveal the change, but the head of its chain does.
     return number
 
 
@@ -86,7 +86,7 @@ async def delete_and_renumber(db: asyncpg.Connection, number: int, rng: random.R
 
 
 async def insert(db: asyncpg.Connection, number: int, rng: random.Random) -> int:
-    """With the right hash, the others moved up."""
+    """Insert a row with the right hash, and renumber the rows after it."""
     before = await db.fetchrow("SELECT prev_hash FROM audit_log WHERE chain = $1 AND sequence = $2", CHAIN, number)
     added = audit_chain.link(CHAIN, ChainHead(number - 1, before["prev_hash"]), act(5, address="", details={}), b"")
     await move(db, number, 1)
@@ -117,7 +117,7 @@ async def renumber(db: asyncpg.Connection, number: int, rng: random.Random) -> i
 
 async def truncate(db: asyncpg.Connection, number: int, rng: random.Random) -> int:
     await db.execute("DELETE FROM audit_log WHERE chain = $1 AND sequence >= $2", CHAIN, number)
-    # Half of them think of the head, too; then the anchor alone knows.
+    # Half of the truncations also change the head; then only the anchor reveals them.
     if rng.random() < 0.5 and number > 1:
         await db.execute(
             "UPDATE audit_heads SET sequence = $2 - 1, hash = (SELECT hash FROM audit_log WHERE chain = $1 AND sequence = $2 - 1)"

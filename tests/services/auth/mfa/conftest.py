@@ -1,4 +1,4 @@
-"""auth with second factors, needed by administrators."""
+"""auth with second factors, which administrators must have."""
 
 from collections.abc import AsyncIterator
 
@@ -26,7 +26,7 @@ async def api_client(settings: AuthSettings) -> AsyncIterator[ApiClient]:
 
 @pytest.fixture
 async def replica(settings: AuthSettings, api_client: ApiClient) -> AsyncIterator[ApiClient]:
-    """A second auth on the same stores, at the same moment."""
+    """A second replica of auth, with the same stores and clock."""
     world = Surroundings()
     async with AuthService.open(settings, world.as_node()) as service:
         world.service = service

@@ -1,4 +1,4 @@
-"""A telephone with an authenticator app, a clock that moves, and an audit log to look at."""
+"""A phone with an authenticator app, a clock that can be moved, and an audit log to inspect."""
 
 import base64
 import time
@@ -20,7 +20,7 @@ WEB = Peer(Role.WEB, NodeId("U" + "W" * 55))
 
 @dataclass
 class Clock:
-    """The real one, moved; Valkey and PostgreSQL go on with their own."""
+    """The real time plus ``ahead``. Valkey and PostgreSQL use their own clocks."""
 
     ahead: float = 0.0
 
@@ -44,7 +44,7 @@ class KeptTrail:
 
 @dataclass
 class Phone:
-    """Shows a code; another one every thirty seconds."""
+    """Shows a code that changes every thirty seconds."""
 
     seed: bytes
     clock: Clock
@@ -53,14 +53,14 @@ class Phone:
         return totp.code_at(self.seed, totp.step_at(self.clock()) + steps)
 
     def next_code(self) -> str:
-        """One that was not used yet, because time has passed."""
+        """Advance the clock, and return a code that was not used yet."""
         self.clock.ahead += totp.STEP_SECONDS
         return self.code()
 
 
 @dataclass
 class ApiClient:
-    """A running auth with methods for the second factor, and the people in front of it."""
+    """A running auth, with helpers for logins and second factors."""
 
     world: Surroundings
     clock: Clock = field(default_factory=Clock)
@@ -93,7 +93,7 @@ class ApiClient:
     async def browse(
         self, name: str = "anna", password: str = PASSWORD, code: str | None = None, *, browser: str = ""
     ) -> auth.LoginSession:
-        """A login on the web page."""
+        """Log in on the web page."""
         client = auth.ClientFacts("203.0.113.7", "Mozilla/5.0")
         return await self.login(name, password, code, peer=WEB, kind=auth.SessionKind.BROWSER, client=client, browser=browser)
 
@@ -114,7 +114,7 @@ class ApiClient:
         await self.world.ask(auth.confirm_again, auth.ConfirmAgain(password, code), session.access_token)
 
     async def with_factor(self, name: str = "anna") -> tuple[auth.LoginSession, Phone, tuple[str, ...]]:
-        """Somebody new who has set one up, their login, their phone, and their recovery codes."""
+        """Register a user with a second factor. Returns the login, the phone and the recovery codes."""
         await self.world.register(name)
         session = await self.login(name)
         phone = await self.begin(session)

@@ -1,4 +1,4 @@
-"""Somebody has lost telephone and recovery codes: an administrator takes the second factor away."""
+"""An administrator removes the second factor of a user who has lost the phone and the recovery codes."""
 
 from typing import cast
 
@@ -15,7 +15,7 @@ from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD
 
 @pytest.fixture
 def mailer(api_client: ApiClient) -> FakePostman:
-    """Stands where the log does, and keeps what it was given."""
+    """Replace the mailer and the audit log of the removal with recording ones."""
     lost = cast("FactorRemoval", api_client._serving(auth.remove_mfa.name))
     lost._trail = api_client.trail
     lost._mailer = made = FakePostman()
@@ -23,7 +23,7 @@ def mailer(api_client: ApiClient) -> FakePostman:
 
 
 async def remove(api_client: ApiClient, name: str) -> auth.User:
-    """By an administrator, who has just set up a second factor of their own."""
+    """Remove the factor as an administrator who has just set up their own."""
     half = await api_client.login("admin", ADMIN_PASSWORD)
     made = await api_client.enable(half, (await api_client.begin(half)).code())
     assert made.session is not None
@@ -39,7 +39,7 @@ async def test_the_user_logs_in_with_the_password_again_and_is_notified(api_clie
     assert (await api_client.login()).step is Step.DONE
     assert mailer.told() == [(changed.email, "Your second factor was removed")]
     assert api_client.trail.actions("mfa.remove") == ["mfa.remove"]
-    # Whoever had the telephone is out; programs go on.
+    # Open sessions have ended, but API keys keep working.
     with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
         await api_client.identify(session)
     assert (await api_client.world.ask(auth.validate_api_key, auth.ValidateApiKey(key))).username == "anna"

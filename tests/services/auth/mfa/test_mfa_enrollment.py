@@ -1,4 +1,4 @@
-"""Setting up a second factor, and doing without it again."""
+"""Setting up, changing and disabling a second factor."""
 
 import asyncio
 
@@ -101,7 +101,7 @@ async def test_a_new_phone_replaces_the_old_one_after_entering_a_code(api_client
 
 
 async def test_a_user_without_the_code_cannot_replace_the_owners_phone(api_client: ApiClient) -> None:
-    """The gate lets half-done logins to these methods, because for some of them this is what they lack."""
+    """The gate allows these methods to incomplete logins, because some of those still have to set up a factor."""
     _, phone, _ = await api_client.with_factor()
     thief = await api_client.login()
     assert thief.step is Step.ENTER_CODE
@@ -113,7 +113,7 @@ async def test_a_user_without_the_code_cannot_replace_the_owners_phone(api_clien
 
 
 async def test_a_login_older_than_the_factor_cannot_replace_it(api_client: ApiClient) -> None:
-    """One that slipped through while the others were ended."""
+    """For example, a session that was opened while the others were being ended."""
     session, _, _ = await api_client.with_factor()
     user = session.user
     stale = await api_client.parts.sessions.open(StoredLogin(user_id=user.id))
@@ -125,7 +125,7 @@ async def test_a_login_older_than_the_factor_cannot_replace_it(api_client: ApiCl
 
 
 async def test_a_key_cannot_set_up_a_factor(api_client: ApiClient) -> None:
-    """Nor takes it away: who found a key must not put their own phone in place of its owner's."""
+    """A key cannot remove a factor either: a stolen key must not replace the owner's phone with the thief's."""
     _, new = await api_client.world.user_with_key("anna")
     for attempt in (
         api_client.world.ask(accounts.begin_mfa, accounts.BeginMfa(), new.api_key),
@@ -186,7 +186,7 @@ async def test_each_recovery_code_works_once_and_the_rest_are_counted(api_client
     session, _, codes = await api_client.with_factor()
     user = session.user.id
     assert (await api_client.logins._factors.find(user)).recovery_codes_left == 10
-    # No more than one address may guess, whichever of them comes first.
+    # Five attempts are as many as one address has. Any one of them may succeed.
     outcomes = await asyncio.gather(*((api_client if n % 2 else replica).login(code=codes[3]) for n in range(5)), return_exceptions=True)
     assert len([found for found in outcomes if isinstance(found, auth.LoginSession)]) == 1
     assert (await api_client.logins._factors.find(user)).recovery_codes_left == 9
@@ -268,7 +268,7 @@ async def test_if_the_requirement_is_disabled_administrators_log_in_with_the_pas
 
 
 async def test_a_row_copied_to_another_user_is_useless(api_client: ApiClient, settings: AuthSettings) -> None:
-    """Who can write the database still cannot make their own phone an administrator's."""
+    """Write access to the database is not enough to put one's own phone on an administrator's account."""
     session, phone, _ = await api_client.with_factor("mallory")
     await api_client.world.register("anna")
     await by_hand.run(

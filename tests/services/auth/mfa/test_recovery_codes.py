@@ -1,4 +1,4 @@
-"""Recovery codes: enough bits, readable, and bound to whom they were made for."""
+"""Recovery codes: enough bits, readable, and bound to their owner."""
 
 import re
 from math import log2

@@ -1,4 +1,4 @@
-"""Codes of an app, by the tables of the RFCs."""
+"""TOTP codes, checked against the tables of the RFCs."""
 
 from urllib.parse import parse_qs, unquote, urlsplit
 

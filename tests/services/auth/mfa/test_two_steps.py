@@ -1,4 +1,4 @@
-"""Logins in two steps: what a half-done one is good for, and what a code is."""
+"""Logins in two steps: what an incomplete login may do, and which codes are accepted."""
 
 import asyncio
 
@@ -41,7 +41,7 @@ async def test_a_two_step_login_continues_with_a_new_id_and_token(api_client: Ap
 
 
 async def test_an_incomplete_login_only_allows_its_missing_step(api_client: ApiClient) -> None:
-    """Every row of the table, through the gate."""
+    """Check every row of the access table, through the gate."""
     await api_client.with_factor()
     half = await api_client.login()
     gate = api_client.world.dispatcher.gate
@@ -87,7 +87,7 @@ async def test_one_of_many_uses_of_a_code_succeeds_on_any_replica(api_client: Ap
             *((api_client if n % 2 else replica).confirm(half, code) for n, half in enumerate(halves)), return_exceptions=True
         )
         assert len([found for found in outcomes if isinstance(found, auth.LoginSession)]) == 1
-        # Uses that come after the success are failed attempts, which may reach the limit before the next success.
+        # Uses after the success are failed attempts, which may reach the limit before the next success.
         for refused in outcomes:
             assert isinstance(refused, auth.LoginSession | errors.NotAllowed | errors.Limited), refused
 
@@ -104,7 +104,7 @@ async def test_the_code_that_enabled_the_factor_logs_nobody_in(api_client: ApiCl
 @pytest.mark.parametrize(("steps", "is_good"), [(-2, False), (-1, True), (0, True), (1, True), (2, False)])
 async def test_a_phone_may_be_thirty_seconds_off(api_client: ApiClient, steps: int, is_good: bool) -> None:
     _, phone, _ = await api_client.with_factor()
-    # Into the middle of a step, far from the step of the code that is used.
+    # Move to the middle of a step, far from the step of the code that was used.
     api_client.clock.ahead += 300 + totp.STEP_SECONDS / 2 - api_client.clock() % totp.STEP_SECONDS
     if is_good:
         assert (await api_client.login(code=phone.code(steps))).step is Step.DONE
@@ -175,7 +175,7 @@ async def test_guessing_the_password_reveals_nothing_about_a_second_factor(api_c
     assert (await api_client.login("anna")).step is Step.ENTER_CODE
 
 
-# --- being fresh again -----------------------------------------------------------------------------------------------------
+# --- confirming a login again ----------------------------------------------------------------------------------------------
 
 
 async def test_without_a_second_factor_the_password_confirms(api_client: ApiClient) -> None:

@@ -1,4 +1,4 @@
-"""What the CA key makes, checked as the nodes will."""
+"""What the CA key signs, checked as nodes check it."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -58,7 +58,7 @@ def test_a_ca_key_is_replaced_without_any_node_losing_the_mesh() -> None:
     assert certificates.check_succession(announced.succession, (old.id,)).successor == new.id
     assert announced.authorities == (old.id, new.id)
     node = Subject(node_keys.NodeKey(node_keys.new_seed()).id, Role.GATEWAY)
-    # A node that has heard of both believes what either signs, and meets the others before and after the switch.
+    # A node that knows both keys accepts what either signs, and meets the others before and after the switch.
     for keys in (announced, switched, done):
         certificates.check(keys.certify(node, SECONDS), announced.authorities, SECONDS)
     before, after = (set(keys.topics(state(), SECONDS)) for keys in (announced, switched))

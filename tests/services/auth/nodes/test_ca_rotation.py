@@ -1,4 +1,4 @@
-"""The CA key is changed while the mesh runs: all nodes let each other in at every moment, and in the end the old key is worth nothing."""
+"""The CA key is replaced while the mesh runs: all nodes admit each other at every step, and in the end the old key is worthless."""
 
 import asyncio
 import itertools
@@ -25,14 +25,14 @@ STATE = MeshState(1, 1, None, ())
 
 
 class Node:
-    """A node that renews when it is told to."""
+    """A node that renews its certificate when the test says so."""
 
     def __init__(self, role: Role, folder: Path, first: CaKeys) -> None:
         self.key = NodeKey(node_keys.new_seed())
         self.trust = Trust(self.key, role, (first.public,))
         nodes = Directory(asyncio.get_running_loop().time)
         kept = membership_file.MembershipFile(MESH, role)
-        self.renewal = CertificateRenewal(self.trust, kept, folder / f"{self.key.id}.mesh", nodes, None)  # type: ignore[arg-type]  # calls nobody
+        self.renewal = CertificateRenewal(self.trust, kept, folder / f"{self.key.id}.mesh", nodes, None)  # type: ignore[arg-type]  # makes no calls
         self.renew(first)
 
     def renew(self, keys: CaKeys) -> None:
@@ -54,7 +54,7 @@ class Node:
         )
 
     def lets_in(self, other: "Node") -> None:
-        """Raises what ``Trust.admit`` does."""
+        """Raise what ``Trust.admit`` raises."""
         self.trust.admit(other.trust.hello(self.key.id, LINK, "test", time.time()), other.key.id, LINK, time.time())
 
 

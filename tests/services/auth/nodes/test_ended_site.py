@@ -1,4 +1,4 @@
-"""The nodes of a site that was replaced, as `aicli stack promote` revokes them: before auth starts, and in no recovery log."""
+"""Revoking the nodes of a replaced site, as `aicli stack promote` does: before auth starts, and without recovery log lines."""
 
 import asyncio
 import sys
@@ -28,7 +28,7 @@ async def test_services_are_revoked_even_auth_and_the_list_is_newer(postgres_url
         found = await members.find_node(kept)
         assert found is not None
         assert found.state is MemberState.ACTIVE
-        # The files of the log may have further lines, with the numbers that these would get.
+        # The log's files may have later lines, with the numbers that these lines would get.
         assert await database.rows("list_recovery_lines", 0, 10) == []
 
 

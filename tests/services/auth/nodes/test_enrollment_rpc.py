@@ -1,4 +1,4 @@
-"""Joining and staying, as nodes see it: on real PostgreSQL, with real tickets, signatures and certificates."""
+"""Enrollment and renewal as nodes see them: on real PostgreSQL, with real tickets, signatures and certificates."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from tests.services.auth.surroundings import Newcomer, Surroundings
 
 
 def read(reply: Membership) -> certificates.Certificate:
-    """The certificate, checked as the node and its peers will."""
+    """Check the certificate as the node and its peers do, and return it."""
     return certificates.check(reply.certificate, reply.authorities, time.time())
 
 
@@ -109,7 +109,7 @@ async def test_a_proof_for_one_connection_or_auth_is_invalid_on_another(running_
 async def test_a_ticket_is_only_used_by_newcomers(running_service: Surroundings) -> None:
     made, newcomer = await running_service.ticket(), Newcomer()
     request = newcomer.request(running_service, tickets.parse(made.ticket))
-    # Signed for a Hyperswarm connection, and shown over NATS.
+    # Signed for a Hyperswarm connection, but sent over NATS.
     with pytest.raises(errors.BadTicket, match="signature is wrong"):
         await running_service.ask(membership.enroll_node, request, peer=Peer(Role.NEWCOMER, newcomer.key.id))
     for role in (Role.WORKER, Role.CLIENT, Role.OPERATOR):
@@ -165,7 +165,7 @@ async def test_a_node_with_an_expired_certificate_renews_it_and_a_revoked_one_do
     made = await running_service.ticket(uses=2)
     await newcomer.enroll(running_service, made.ticket)
     await other.enroll(running_service, made.ticket)
-    # A week later it comes without a certificate that anybody would take, as a newcomer.
+    # A week later no node would accept its certificate, so it connects as a newcomer.
     await by_hand.run(
         postgres_url, "UPDATE auth.nodes SET idle_since = now() - interval '7 days', certified_until = now() - interval '6 days'"
     )

@@ -1,4 +1,4 @@
-"""auth's own standing, and replicas that sign one list."""
+"""auth's own membership, and replicas that sign one list."""
 
 import time
 from pathlib import Path
@@ -41,7 +41,7 @@ async def test_two_replicas_learn_of_each_others_revocations_immediately(ca_sett
         assert two.trust.revoked == {newcomer.key.id}
         await until(lambda: one.trust.revoked == {newcomer.key.id}, seconds=2)
         assert one.trust.number == two.trust.number
-        # What one has signed, the other's nodes believe.
+        # Nodes of one replica accept what the other has signed.
         node = Trust(newcomer.key, Role.WORKER, two.trust.authorities)
         assert node.take_list(one.trust.list_body)
         other = Newcomer()
@@ -65,7 +65,7 @@ async def test_a_confirmed_list_is_newer_but_keeps_its_number(ca_settings: AuthS
         assert second is not None
         assert (second.number, second.issued_at - first.issued_at) == (first.number, 100)
         assert here.trust.certificate == certificate
-        # When most of its life is over auth has another one, before anybody refuses the first.
+        # Late in its certificate's life, auth makes a new one, before any node refuses the old one.
         clock[0] = time.time()
         await ca.refresh()
         assert here.trust.certificate != certificate

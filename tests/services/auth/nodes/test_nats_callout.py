@@ -1,4 +1,4 @@
-"""Who may log in at NATS, and as what."""
+"""Who may log in to NATS, and with which role."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ TICKET = tickets.Ticket(1, "abc123", bytes(range(32)), node_keys.raw_of(CA.id), 
 def login(
     key: node_keys.NodeKey = NODE, token: str = "", *, nonce: str = NONCE, signed: str | None = None, claimed: str = ""
 ) -> LoginRequest:
-    """A request as the server sends it: a JWT whose signature nobody checks."""
+    """Return a request as the server sends it: a JWT whose signature is not checked."""
     signature = base64.urlsafe_b64encode(key.sign_bare((signed or nonce).encode())).decode().rstrip("=")
     asked = {
         "server_id": {"id": "NSERVER"},
@@ -106,7 +106,7 @@ def test_an_enrolled_node_without_a_certificate_has_its_role() -> None:
 def test_an_expired_certificate_lets_its_node_in_as_a_newcomer_for_a_moment() -> None:
     old = certificate(at=NOW - 30 * 24 * 3600)
     assert decide(login(token=login_tokens.of_newcomer(old))) == Allow(Role.NEWCOMER, NODE.id, int(NOW) + 30)
-    # Who has none is looked up.
+    # A newcomer without a certificate is looked up in the store.
     assert decide(login(token=login_tokens.of_newcomer(b""))) == AskStore(None)
 
 
@@ -182,7 +182,7 @@ def test_a_node_that_waits_for_approval_may_ask_again() -> None:
     assert reason(nats_callout.decide_newcomer(request, None, None, known_node(MemberState.REVOKED), NOW)) == "this node was revoked"
 
 
-# --- what arrives, and what is answered --------------------------------------------------------------------------------
+# --- requests and replies ----------------------------------------------------------------------------------------------
 
 
 def test_no_request_can_break_auth() -> None:

@@ -1,4 +1,4 @@
-"""Nodes log in at a real NATS server, which asks a real auth."""
+"""Nodes log in to a real NATS server, which asks a real auth."""
 
 import asyncio
 import time
@@ -45,13 +45,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @dataclass
 class Mesh:
-    """A home's NATS server and its auth, and nodes beside them."""
+    """The NATS server and auth of one stack, and the nodes that a test starts."""
 
     home: StackHome
     server: NatsServer
     settings: AuthSettings
     tasks: asyncio.TaskGroup
-    #: Of the nodes' keys and tickets.
+    #: Holds the nodes' keys and tickets.
     folder: Path
     running: list[RunningNode] = field(default_factory=list)
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -65,7 +65,7 @@ class Mesh:
         return await self.start(AuthService, self.settings)
 
     def plan(self, name: str, ticket: str | None = None) -> NodeSettings:
-        """The settings of a node with its own key, which nobody has enrolled."""
+        """Return the settings of a node with its own key, which is not enrolled."""
         key, file = self.folder / f"{name}.nk", self.folder / f"{name}.ticket"
         for path, text in ((key, node_keys.new_seed()), (file, (ticket or "").encode())):
             if text and (path == file or not path.exists()):
@@ -100,7 +100,7 @@ class Mesh:
         await self.administer(membership.revoke_member, membership.RevokeMember(node))
 
     async def stop(self) -> None:
-        """Auth last. A node that was cut off takes seconds."""
+        """Stop all nodes, auth last. A node that was cut off takes seconds to stop."""
         left = [node for node in self.running if not node._task.done()]
         for is_auth in (False, True):
             await asyncio.gather(*(node.stop() for node in left if isinstance(node.service, AuthService) is is_auth))
@@ -124,7 +124,7 @@ def server_of(home: StackHome) -> Iterator[NatsServer]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer, valkey: ValkeyServer) -> AsyncIterator[Mesh]:
-    """A server and its auth, for all tests that only start nodes beside them."""
+    """A server and its auth, for all tests that only start more nodes."""
     postgres.ensure_running()
     valkey.ensure_running()
     database, home = await postgres.new_database("auth"), home_in(tmp_path_factory.mktemp("shared"))
@@ -190,7 +190,7 @@ async def test_a_ticket_is_enough_to_join_over_nats(mesh: Mesh, auth_node: Node)
     assert standing is not None
     assert (standing.role, standing.node) == (Role.WORKER, worker.node.id)
     assert (mesh.home.nats / "users.conf").read_bytes() == users
-    # It comes again with its certificate alone.
+    # The node starts again with its certificate, without the ticket.
     await worker.stop()
     again = await mesh.start(IdleService, mesh.plan("one"))
     assert is_connected(again)
@@ -316,7 +316,7 @@ async def test_a_node_that_the_operator_adds_is_admitted_at_once(mesh: Mesh) -> 
     key_file = nats_server.add_node(mesh.home, MESH, "box", Role.WORKER)
     worker = await mesh.start(IdleService, NodeSettings(mesh=MESH, nats_url=mesh.server.url, node_key_file=key_file))
     assert is_connected(worker)
-    # It can be revoked as any other, and the list does not bring it back.
+    # It can be revoked like any other node, and the enrollment list does not undo that.
     await until(lambda: worker.node.trust.certificate)
     await mesh.revoke(worker.node.id)
     await until(lambda: not is_connected(worker))
@@ -359,7 +359,7 @@ async def test_revoking_a_ticket_with_its_nodes_cuts_them_all_off(mesh: Mesh, mo
     workers = [await mesh.start(IdleService, mesh.plan(f"w{number}", ticket)) for number in range(2)]
     await mesh.administer(membership.revoke_ticket, membership.RevokeTicket(tickets.parse(ticket).id, with_nodes=True))
     await until(lambda: not any(is_connected(worker) for worker in workers), seconds=5)
-    # A machine without Hyperswarm learns it before its connection is cut; afterwards nobody could tell it.
+    # A node without Hyperswarm learns of the revocation before it is cut off; afterwards it would be unreachable.
     assert all(worker.node.trust.is_revoked for worker in workers)
     assert is_connected(other)
 
@@ -379,7 +379,7 @@ async def test_a_ticket_of_another_network_is_refused_also_for_who_is_a_newcomer
     with pytest.raises(errors.Unavailable, match="refused"):
         await NatsClient(mesh.server.url, key, name="one", token=nats_token(elsewhere, key)).connect(deadline_seconds=0.5)
     assert any("does not work from 127.0.0.1" in reason for reason in await mesh.refusals())
-    # A newcomer by another ticket shows this one only when it enrolls.
+    # A newcomer that logged in with another ticket shows this one only when it enrolls.
     good, bound = tickets.parse(await mesh.ticket()), tickets.parse(elsewhere)
     route = replace(enrollment.route_of(good), nats=(mesh.server.url,))
     trust = Trust(key, Role.NEWCOMER, route.authorities)
@@ -436,7 +436,7 @@ async def test_tickets_of_the_operators_list_work_from_the_first_start_and_stay_
     worker = await own_mesh.start(IdleService, own_mesh.plan("one", ticket))
     standing = worker.node.trust.standing()
     assert standing is not None
-    # A machine of the operator's, as those of the list are.
+    # The node belongs to the operator, like the nodes on the operator's list.
     assert (standing.role, standing.owner) == (Role.WORKER, "")
     await own_mesh.administer(membership.revoke_ticket, membership.RevokeTicket(tickets.parse(ticket).id))
     await first.stop()

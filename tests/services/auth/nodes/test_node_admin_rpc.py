@@ -1,4 +1,4 @@
-"""What administrators do with all tickets and nodes, and node owners with their own."""
+"""What administrators may do with all tickets and nodes, and node owners with their own."""
 
 import time
 from typing import Any, cast
@@ -137,7 +137,7 @@ async def test_without_hyperswarm_tickets_name_the_nats_servers(ca_settings: Aut
 
 
 async def node_owner(running_service: Surroundings, name: str = "olga") -> Credential:
-    """A login of somebody who lends machines."""
+    """Return a login of a user who lends machines."""
     user = await running_service.register(name)
     async with running_service.parts.store.transaction() as transaction:
         await running_service.parts.store.set_role(transaction, user.id, UserRole.NODE_OWNER)

@@ -1,4 +1,4 @@
-"""auth's tables of the mesh on a real PostgreSQL: uses that are counted once, and a list whose number only grows."""
+"""auth's mesh tables on a real PostgreSQL: each use of a ticket is counted once, and the number of the list only grows."""
 
 import asyncio
 import itertools
@@ -155,7 +155,7 @@ async def test_an_id_may_be_given_by_a_unique_prefix(members: NodeStore) -> None
         assert await members.find_ticket(beginning) is None
 
 
-# --- nodes of the house ------------------------------------------------------------------------------------------------
+# --- nodes that NATS vouches for ---------------------------------------------------------------------------------------
 
 
 async def test_a_node_that_nats_vouches_for_is_active_unless_revoked(members: NodeStore) -> None:
@@ -175,7 +175,7 @@ async def test_a_node_that_nats_vouches_for_is_active_unless_revoked(members: No
     assert not await approve(members, node)
 
 
-# --- the list ----------------------------------------------------------------------------------------------------------
+# --- the revocation list -----------------------------------------------------------------------------------------------
 
 
 async def test_the_number_only_grows_and_the_epoch_at_most_once_an_hour(members: NodeStore, postgres_url: str) -> None:
@@ -276,7 +276,7 @@ async def test_psql_cannot_insert_an_invalid_node(members: NodeStore, postgres_u
             await by_hand.run(postgres_url, f"INSERT INTO auth.nodes (id, role, state) VALUES {row}")
 
 
-# --- owners and acts ---------------------------------------------------------------------------------------------------
+# --- owners and audit acts ---------------------------------------------------------------------------------------------
 
 
 async def test_owners_only_list_and_find_their_own(members: NodeStore) -> None:
@@ -314,7 +314,7 @@ async def test_a_failed_enrollment_does_not_use_up_the_ticket(members: NodeStore
     assert written == [1]
 
 
-# --- places of replicas ------------------------------------------------------------------------------------------------
+# --- replica slots -----------------------------------------------------------------------------------------------------
 
 
 async def ages(postgres_url: str, node: NodeId, seconds: int) -> None:
@@ -349,7 +349,7 @@ async def test_a_stop_frees_the_place_and_a_kill_does_after_a_minute(members: No
     assert not await use(members, ticket, three)
     await ages(postgres_url, two, 61)
     assert await use(members, ticket, three)
-    # The killed one comes back with its certificate.
+    # The killed node comes back with its certificate.
     await members.note_heard([two])
     assert await active(members, ticket) == 2
 

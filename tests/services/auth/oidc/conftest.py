@@ -1,4 +1,4 @@
-"""What a login with a provider needs on this side: a real Valkey, and Oidc with a clock of its own."""
+"""Fixtures for logins with a provider: a real Valkey, and Oidc with its own clock."""
 
 import contextlib
 from collections.abc import AsyncIterator

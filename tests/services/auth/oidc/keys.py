@@ -1,4 +1,4 @@
-"""Keys of a provider, each for one way of signing, and tokens signed with them, right or wrong."""
+"""Signing keys of a provider, one for each algorithm, and tokens signed with them, valid or not."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Key:
     private: Any
 
     def jwk(self, *, private: bool = False, **changed: Any) -> dict[str, Any]:
-        """Without the private half, unless asked for; a member that is changed to None is left out."""
+        """Return the JWK, without the private half unless asked for. A member that is changed to None is left out."""
         key = self.private if private else self.private.public_key()
         way: Any = {"RS": RSAAlgorithm, "PS": RSAAlgorithm, "ES": ECAlgorithm, "Ed": OKPAlgorithm}[self.algorithm[:2]]
         made = way.to_jwk(key, as_dict=True)
@@ -25,7 +25,7 @@ class Key:
         return {name: value for name, value in {**made, "kid": self.kid, "alg": self.algorithm, "use": "sig", **changed}.items() if value}
 
     def sign(self, claims: dict[str, Any], **header: Any) -> str:
-        # Not jwt.encode, which refuses claims of another form than they should have.
+        # jwt.encode would refuse claims of a wrong form.
         return jwt.PyJWS().encode(json.dumps(claims).encode(), self.private, algorithm=self.algorithm, headers={"kid": self.kid, **header})
 
 

@@ -1,4 +1,4 @@
-"""npm's oidc-provider in a process of its own, and somebody at a browser who logs in there."""
+"""npm's oidc-provider in its own process, and a browser that logs in there."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ def client(client_id: str, **changed: Any) -> dict[str, Any]:
 
 
 def usual_options(signing: list[Key]) -> dict[str, Any]:
-    """One client for each algorithm, named after it, and a public one."""
+    """Return options with one client for each algorithm, named after it, and a public client."""
     clients = [client(algorithm, id_token_signed_response_alg=algorithm) for algorithm in ALGORITHMS]
     public = client(PUBLIC, token_endpoint_auth_method="none")
     del public["client_secret"]
@@ -58,7 +58,7 @@ def new_keys(generation: str) -> list[Key]:
 
 @contextlib.asynccontextmanager
 async def real_provider(**options: Any) -> AsyncIterator[str]:
-    """Its issuer. Ends with the block, and with this process however that ends: its standard input does."""
+    """Yield the issuer. The provider ends with its standard input, so it never outlives this process."""
     assert (FOLDER / "node_modules" / "oidc-provider").is_dir(), "the test provider is not installed: run `make setup`"
     pipe = asyncio.subprocess.PIPE
     arguments = json.dumps({**usual_options(new_keys("1")), **options})
@@ -78,10 +78,10 @@ async def real_provider(**options: Any) -> AsyncIterator[str]:
 
 @dataclass
 class Browser:
-    """Goes where it is sent, and fills in what it is shown."""
+    """Follows redirects and fills in forms."""
 
     http: httpx.AsyncClient
-    #: The headings of the pages that were seen.
+    #: The headings of the pages that it has seen.
     seen: list[str] = field(default_factory=list)
 
     @classmethod
@@ -91,7 +91,7 @@ class Browser:
             yield cls(http)
 
     async def log_in(self, url: str, person: str = "ann-1", *, password: str | None = None, consent: str = "allow") -> ProviderReply:
-        """Until the provider sends it back."""
+        """Log in at the provider, and return the provider's reply."""
         typed = {"login": person, "password": password or PEOPLE[person]["password"], "answer": consent}
         landed = await self._follow(await self.http.get(url), typed)
         answered = {name: values[0] for name, values in parse_qs(urlsplit(landed).query).items()}
@@ -100,7 +100,7 @@ class Browser:
         )
 
     async def log_out(self, url: str) -> str:
-        """Where it is in the end."""
+        """Log out, and return the final URL."""
         return await self._follow(await self.http.get(url), {"logout": "yes"})
 
     async def _follow(self, response: httpx.Response, typed: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""A provider on loopback that answers whatever a test wants, as no real one would. Counts who asked for what."""
+"""A provider on loopback that gives any answer that a test wants, and counts the requests by path."""
 
 import asyncio
 import contextlib
@@ -22,8 +22,8 @@ SIGNING_KEY = keys.make("ES256")
 
 @dataclass(frozen=True)
 class FromNow:
-    """A time in a token, in seconds from the moment at which the token is made. Parameters of a test are made when it is collected, and
-    it may run minutes later."""
+    """A time in a token, in seconds from when the token is made. Pytest creates parameters at collection, and the test may run minutes
+    later."""
 
     seconds: float
 
@@ -33,7 +33,7 @@ class Reply:
     body: bytes | str | dict[str, Any]
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    #: Never ends: the body again and again, with this pause between.
+    #: Repeat the body forever, with this pause in between.
     repeat_every_seconds: float | None = None
 
     @property
@@ -47,17 +47,17 @@ class Reply:
 class ScriptedProvider:
     issuer: str = ""
     key: Key = SIGNING_KEY
-    #: Added to the document; None leaves a member out.
+    #: Changes to the discovery document. None leaves a member out.
     metadata: dict[str, Any] = field(default_factory=dict)
-    #: Path -> what is answered instead of the usual.
+    #: Path -> what to answer instead of the usual.
     replies: dict[str, Reply] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
-    #: Of the last request for tokens.
+    #: The form of the last token request.
     form: dict[str, str] = field(default_factory=dict)
     authorization: str = ""
-    #: Added to the usual claims of each ID token; None leaves one out.
+    #: Changes to the usual claims of each ID token. None leaves a claim out.
     claims: dict[str, Any] = field(default_factory=dict)
-    #: Instead of a token that is made of them.
+    #: Replaces the token that is made from the claims.
     id_token: str | None = None
     published: list[dict[str, Any]] | None = None
     userinfo: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""The words that the fixtures and the tests of logins with a provider share."""
+"""What the fixtures and the tests of logins with a provider share."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ OpenOidc = Callable[[ClientRegistration], AbstractAsyncContextManager[OidcLogins
 
 
 class Clock:
-    """Seconds since 1970, moved on by hand."""
+    """Seconds since 1970. A test moves it ahead."""
 
     def __init__(self) -> None:
         self.ahead = 0.0

@@ -1,4 +1,4 @@
-"""From the provider's claims to an account: groups to roles, user names, whose account it is, and concurrent logins."""
+"""From the provider's claims to an account: roles from groups, user names, which account is used, and concurrent logins."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -114,7 +114,7 @@ def test_every_suggestion_is_a_valid_user_name() -> None:
         name_rules.check_username("admin")
 
 
-# --- whose account it is ----------------------------------------------------------------------------------------------
+# --- which account is used --------------------------------------------------------------------------------------------
 
 FIRST, SECOND = UserId(UUID(int=1)), UserId(UUID(int=2))
 IDENTITY = Identity("i", "s", "ann@example.com", email_verified=True, groups=("makers",))
@@ -179,11 +179,11 @@ OTHER_ANN = Identity("https://a", "2", "ann@example.org", username="ann")
 
 @dataclass
 class Tables:
-    """As the real ones, but that somebody else may be faster between two questions."""
+    """Like the real tables. ``meanwhile`` simulates a login that runs between two queries."""
 
     users: dict[UserId, tuple[str, str, UserRole]] = field(default_factory=dict)
     identities: dict[tuple[str, str], UserId] = field(default_factory=dict)
-    #: Comes true just after the next question.
+    #: Added to ``identities`` just after the next query.
     meanwhile: tuple[tuple[str, str], UserId] | None = None
 
     def have(self, username: str, email: str) -> UserId:

@@ -1,4 +1,4 @@
-"""Which providers can be worked with, by what they publish."""
+"""Which providers are supported, judged by what they publish."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a browser is sent away with, and which errors mean what. The rest of an answer is in test_hostile_answers."""
+"""What auth sends a browser to the provider with, and what errors mean. test_hostile_answers tests the rest of an answer."""
 
 import itertools
 from urllib.parse import parse_qs, urlsplit

@@ -55,7 +55,7 @@ class World:
         return await self.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
 
     async def refused(self, kind: type[errors.AimeshError] = errors.NotAuthenticated, purpose: LoginPurpose = PURPOSE) -> str:
-        """What is said to a login; nothing secret, and always with a hint."""
+        """Return the error text of a login. It contains no secret, and always has a hint."""
         with pytest.raises(kind) as caught:
             await self.log_in(purpose)
         said = f"{caught.value.message} {caught.value.hint}"
@@ -130,7 +130,7 @@ def unsigned(claims: dict[str, Any]) -> str:
 
 
 def signed_with_the_public_key(claims: dict[str, Any]) -> str:
-    """As a shared secret: by hand, because PyJWT refuses to do it."""
+    """Use the public key as a shared secret. Signed by hand, because PyJWT refuses to do it."""
     pem = SIGNING_KEY.private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     head = _part({"alg": "HS256", "kid": SIGNING_KEY.kid})
     text = f"{head}.{_part(claims)}"
@@ -277,7 +277,7 @@ async def test_an_invented_state_is_refused(world: World, state: str) -> None:
 
 
 async def test_an_answer_in_another_browser_is_refused(world: World) -> None:
-    """Somebody sends a link with the answer to their own login, and who follows it works in their account from then on."""
+    """An attacker sends a link that completes the attacker's login; a victim who follows it would use the attacker's account."""
     attackers, victims = await world.begin(), await world.begin()
     for binding in (victims.binding, ""):
         attackers = await world.begin()
@@ -304,7 +304,7 @@ async def test_a_login_from_before_an_upgrade_must_start_again(world: World, cac
 
 
 async def test_another_providers_answer_is_not_redeemed_here(world: World) -> None:
-    """RFC 9207, the mix-up attack."""
+    """The mix-up attack of RFC 9207."""
     begun = await world.begin()
     with pytest.raises(errors.NotAuthenticated, match="expected login provider"):
         await world.oidc.finish(ProviderReply(state=begun.state, code=CODE, iss="https://evil.example"), begun.binding)
@@ -319,7 +319,7 @@ async def test_a_provider_that_names_itself_must_always_do_so(scripted: Scripted
             await oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
 
 
-# --- a provider that cannot be worked with ------------------------------------------------------------------------------
+# --- unusable providers -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ async def test_neither_a_proxy_nor_a_netrc_is_used(scripted: ScriptedProvider, o
         assert (await World(scripted, oidc).log_in()).identity.subject == "ann-1"
 
 
-# --- who we say that we are ---------------------------------------------------------------------------------------------
+# --- client authentication ----------------------------------------------------------------------------------------------
 
 
 async def test_the_secret_is_sent_in_the_header_if_the_provider_accepts_it(world: World) -> None:

@@ -82,7 +82,7 @@ async def test_owner_links_an_account_and_keeps_its_role(web: Web, settings: Aut
     assert await log_in(web, token, anna) is None
     again = await log_in(web, token)
     assert again is not None
-    # OIDC_ROLES maps groups, and IAP knows none.
+    # OIDC_ROLES maps groups, and IAP reports none.
     assert (again.user.id, again.user.role) == (anna.user.id, UserRole.DEVELOPER)
 
 

@@ -1,4 +1,4 @@
-"""Which keys of a provider a token may be signed with, the hash of the access token, and bytes that are none of it."""
+"""Which keys of a provider may sign a token, the hash of the access token, and malformed tokens."""
 
 import base64
 import hashlib

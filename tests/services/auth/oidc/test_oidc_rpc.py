@@ -1,4 +1,4 @@
-"""The calls of web: begin, finish, list and remove, at a running auth with a provider that says what a test wants."""
+"""The calls of web: begin, finish, list and remove, at a running auth with a scripted provider."""
 
 import base64
 import contextlib
@@ -45,9 +45,9 @@ class Remembered:
 
 @dataclass
 class Web:
-    """What web asks, for one browser."""
+    """The calls of web for one browser."""
 
-    #: auth as it is, and beside it what serves the door: the same gate, but a trail to look at.
+    #: The running auth, and beside it the handlers under test: they have the same gate, but a trail to inspect.
     world: Surroundings
     beside: Surroundings
     provider: ScriptedProvider
@@ -55,7 +55,7 @@ class Web:
     trail: Remembered
 
     async def begin(self, session: auth.LoginSession | None = None, then: str = "/keys") -> accounts.FinishOidc:
-        """What the provider's answer will be sent on as."""
+        """Begin a login, and return the request that web makes from the provider's answer."""
         token = None if session is None else session.session_token
         start = await self.beside.ask(accounts.begin_oidc, accounts.BeginOidc(CALLBACK, then, token))
         asked = {name: values[0] for name, values in parse_qs(urlsplit(start.url).query).items()}
@@ -71,7 +71,7 @@ class Web:
         return session
 
     async def password_session(self, name: str = "anna") -> auth.LoginSession:
-        """A browser's, by password."""
+        """Open a browser session with a password."""
         await self.world.register(name)
         request = auth.LoginUser(auth.Credentials("secure_password", username=name), kind=SessionKind.BROWSER)
         return await self.world.ask(auth.login_user, request, peer=WEB)
@@ -206,7 +206,7 @@ async def test_a_user_of_the_provider_is_logged_out_there_too(web: Web) -> None:
 
 
 async def left(web: Web, session: auth.LoginSession) -> dict[str, str]:
-    """Where the browser goes from the logout, as it is asked there."""
+    """Leave the provider, and return the parameters of its logout URL."""
     url = (await web.beside.ask(accounts.leave_oidc, accounts.LeaveOidc(session.session_token, "https://ai.example.org/"))).url
     assert url is not None
     assert url.startswith(f"{web.provider.issuer}/logout?")
@@ -256,7 +256,7 @@ async def test_an_unreadable_token_is_logged_out_without_it(
     own = {"oidc_issuer": scripted.issuer, "oidc_client_id": CLIENT_ID, **changed}
     async with opened_web(web.world, settings, scripted, **own) as opened:
         assert set(await left(opened, session)) == {"client_id", "post_logout_redirect_uri"}
-        # It was spent all the same.
+        # The stored token is used up all the same.
         asked = accounts.LeaveOidc(session.session_token, "https://ai.example.org/")
         assert (await opened.beside.ask(accounts.leave_oidc, asked)).url is None
         assert ("id_token_hint" in await left(opened, other)) is (spoilt != "another key")

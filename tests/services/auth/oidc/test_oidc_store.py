@@ -1,4 +1,4 @@
-"""auth's table of logins at providers, on a real PostgreSQL; and a whole login, from the real provider to the account."""
+"""auth's table of provider logins on a real PostgreSQL, and a whole login from the real provider to the account."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ ANN = Identity("https://a", "1", "ann@example.com", email_verified=True, usernam
 
 
 class Kept:
-    """An audit log that a test can look at."""
+    """An audit log that a test can inspect."""
 
     def __init__(self, acts: list[AuditedAct]) -> None:
         self._acts = acts
@@ -173,7 +173,7 @@ async def test_from_the_real_provider_to_an_account(links: OidcStore, postgres_u
             assert await log_in("ann-1") == ann
             assert await role_of(postgres_url, ann) == "developer"
             bob = await log_in("bob-2")
-            # Ann's preferred name is Bob's too.
+            # Bob prefers the same name as Ann.
             assert await by_hand.value(postgres_url, "SELECT username FROM auth.users WHERE id = $1", bob) == "ann-2"
             assert await role_of(postgres_url, bob) == "user"
             with pytest.raises(errors.AlreadyExists, match="this login at the provider belongs to another account here"):

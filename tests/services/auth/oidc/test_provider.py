@@ -1,4 +1,4 @@
-"""One answer for many, and one failure."""
+"""Many callers share one answer, and one failure."""
 
 import asyncio
 

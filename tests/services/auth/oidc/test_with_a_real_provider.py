@@ -1,4 +1,4 @@
-"""The whole way with npm's oidc-provider in a process of its own: login, consent, tokens, userinfo, new keys, logout."""
+"""Whole logins with npm's oidc-provider in its own process: login, consent, tokens, userinfo, new keys, logout."""
 
 import contextlib
 import datetime
@@ -37,7 +37,7 @@ LOGIN, CONSENT = "Log in at the test provider", "May this mesh know who you are?
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def issuer() -> AsyncIterator[str]:
-    """One provider for all: every browser is a stranger to it."""
+    """One provider for all tests, because each browser is new to it."""
     async with real_provider() as address:
         yield address
 
@@ -102,7 +102,7 @@ async def test_an_answer_works_once(issuer: str, browser: Browser, open_oidc: Op
 
 
 async def test_a_stolen_code_is_useless_in_another_login(issuer: str, browser: Browser, open_oidc: OpenOidc) -> None:
-    """PKCE: the provider compares the verifier of the thief's login with the challenge of the other one."""
+    """PKCE: the provider compares the verifier of the thief's login with the challenge of the victim's."""
     async with open_oidc(registration(issuer)) as oidc:
         stolen = await browser.log_in((await oidc.begin(PURPOSE)).url)
         thiefs = await oidc.begin(PURPOSE)
@@ -116,7 +116,7 @@ async def test_logging_out_ends_the_providers_session_too(issuer: str, browser: 
     async with open_oidc(registration(issuer)) as oidc:
         begun = await oidc.begin(PURPOSE)
         first = await oidc.finish(await browser.log_in(begun.url), begun.binding)
-        # Known there, so nothing is asked.
+        # The provider knows the browser, so it asks nothing.
         again = await oidc.begin(PURPOSE)
         assert (await oidc.finish(await browser.log_in(again.url), again.binding)).identity.subject == "ann-1"
         assert browser.seen == [LOGIN, CONSENT]
@@ -177,7 +177,7 @@ async def test_a_provider_with_a_private_ca(open_oidc: OpenOidc, tmp_path: Path)
 
 
 def self_signed() -> tuple[str, str]:
-    """Key and certificate of 127.0.0.1, in PEM."""
+    """Return a key and a certificate for 127.0.0.1, in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "the provider's own authority")])
     now = datetime.datetime.now(datetime.UTC)

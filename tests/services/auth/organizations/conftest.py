@@ -1,4 +1,4 @@
-"""A town on a fresh database."""
+"""The handlers of API keys and organizations on a fresh database."""
 
 from collections.abc import AsyncIterator
 

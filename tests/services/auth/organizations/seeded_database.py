@@ -1,4 +1,4 @@
-"""Keys and organisations over real PostgreSQL, behind the real gate; logins are given out by the test itself."""
+"""API keys and organizations on a real PostgreSQL, behind the real gate. Tests create the logins themselves."""
 
 import contextlib
 import time
@@ -55,7 +55,7 @@ class Recorded:
 
 
 class Mailbox:
-    """Keeps what it should send."""
+    """Keeps mails instead of sending them."""
 
     def __init__(self) -> None:
         self.mails: list[tuple[str, str, str]] = []
@@ -68,7 +68,7 @@ class Mailbox:
 
 
 class FreeGuesses:
-    """``FailedLogins`` that bounds nothing."""
+    """``FailedLogins`` without limits."""
 
     async def charge(self, account: str, address: str = "") -> Guess:
         return Guess((account, address, ""), (b"", b"", 0, 0))
@@ -80,7 +80,7 @@ class FreeGuesses:
 @dataclass(frozen=True)
 class Person:
     user: User
-    #: An access token, as far as the gate of this town knows.
+    #: Serves as an access token, which only the gate of ``SeededDb`` knows.
     login: Credential
 
 
@@ -124,7 +124,7 @@ class SeededDb:
                 identities=self.identities,
                 trail=self.trail,
                 guesses=self.guesses,
-                # Nothing here logs in.
+                # No test here logs in.
                 passwords=None,
                 sessions=None,
             ),
@@ -149,7 +149,7 @@ class SeededDb:
         return await self.person(name, UserRole.ADMIN)
 
     def login(self, user: User, team: TenantId | None = None) -> Credential:
-        """As after a login just now, and after switching to an organisation."""
+        """Return a fresh login, switched to an organization if ``team`` is given."""
         token = Credential(f"login-{uuid4().hex}")
         self._logins[token] = Principal(user.id, user.username, user.role, user.tier, team_id=team, confirmed_at=time.time())
         return token
@@ -157,12 +157,12 @@ class SeededDb:
     # --- keys --------------------------------------------------------------------------------------------------------
 
     async def key(self, by: str, name: str = "default", **changed: Any) -> auth.CreatedApiKey:
-        """With all rights, unless the test says otherwise."""
+        """Create a key, with all rights unless the test says otherwise."""
         has_scopes = "bounds" in changed and changed["bounds"].scopes
         return await self.ask(auth.generate_api_key, auth.GenerateApiKey(name, **{"all_rights": not has_scopes, **changed}), by)
 
     async def key_by_hand(self, user: User, kind: KeyKind = KeyKind.LIVE, bounds: KeyBounds = UNBOUND, **limits: Any) -> Credential:
-        """Past all rules."""
+        """Insert a key without any checks."""
         secret = api_keys.generate(kind)
         key = NewKey(user.id, None, "by hand", api_keys.mark(secret, PEPPER), KeyTerms(kind, ApiKeyLimits(**limits), bounds, None))
         async with self.store.transaction() as transaction:
@@ -175,13 +175,13 @@ class SeededDb:
     async def keys(self, by: str) -> tuple[auth.ApiKey, ...]:
         return (await self.ask(auth.list_api_keys, auth.ListApiKeys(), by)).keys
 
-    # --- organisations -----------------------------------------------------------------------------------------------
+    # --- organizations -----------------------------------------------------------------------------------------------
 
     async def found(self, by: Person, name: str = "Acme") -> Organization:
         return await self.ask(organizations.create_organisation, organizations.CreateOrganization(name), by.login)
 
     async def join(self, owner: Person, organisation: Organization, member: Person, role: TeamRole = TeamRole.MEMBER) -> Credential:
-        """A login of the new member that acts for the organisation."""
+        """Add the member, and return a login of theirs that acts for the organization."""
         invite = organizations.InviteMember(organisation.id, member.user.email, role)
         token = (await self.ask(organizations.invite_member, invite, owner.login)).token
         await self.ask(organizations.accept_invitation, organizations.AcceptInvitation(token), member.login)
@@ -191,7 +191,7 @@ class SeededDb:
         return await self.ask(organizations.get_organisation, organizations.GetOrganization(organisation.id), by)
 
     async def ask(self, method: Method[Request, Reply], request: Request, credential: str | None, *, through: Role = Role.CLIENT) -> Reply:
-        """``through`` the gateway, an address has been seen there."""
+        """Call a method. If it comes ``through`` the gateway, the gateway has seen the caller's address."""
         peer = Peer(through, CLIENT.node)
         handler, asked = self.dispatcher.find(method.name, peer), call(credential, peer=peer)
         assert self.dispatcher.gate is not None
@@ -206,7 +206,7 @@ async def opened_organizations(url: str, **instead: Any) -> AsyncIterator[Seeded
 
 
 async def refusal_of(asking: Any) -> errors.AimeshError:
-    """The error that a call ends with."""
+    """Return the error that a call ends with."""
     try:
         await asking
     except errors.AimeshError as error:

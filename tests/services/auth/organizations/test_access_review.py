@@ -1,4 +1,4 @@
-"""What nobody uses any more, as an administrator is shown it."""
+"""The access review: unused keys, users and nodes, as an administrator sees them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Invitations: to an address, for seven days, once."""
+"""Invitations: for one address, for seven days, usable once."""
 
 import asyncio
 import hashlib

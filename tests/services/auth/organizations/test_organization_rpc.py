@@ -1,4 +1,4 @@
-"""Organisations: who may do what in them, that the last owner stays, and that strangers do not hear of them."""
+"""Organizations: what each role may do, that an owner always remains, and that strangers learn nothing."""
 
 import asyncio
 from uuid import uuid4
@@ -54,7 +54,7 @@ async def test_one_user_founds_two_however_fast_they_ask(seeded_db: SeededDb) ->
     founded = [outcome for outcome in outcomes if isinstance(outcome, Organization)]
     assert len(founded) == len(await mine(seeded_db, anna.login)) == 2
     assert sum(isinstance(outcome, errors.BadRequest) for outcome in outcomes) == 28
-    # Giving one away makes no room for another.
+    # A user who gives an organization away may not create another one.
     ben = await seeded_db.person("ben")
     await seeded_db.join(anna, founded[0], ben, TeamRole.OWNER)
     await remove(seeded_db, founded[0], anna, anna.login)
@@ -131,7 +131,7 @@ async def test_the_last_owner_can_neither_leave_nor_become_a_member(seeded_db: S
         with pytest.raises(errors.NotAllowed, match="at least one owner"):
             await set_role(seeded_db, acme, anna, TeamRole.MEMBER, anna.login)
         assert (await seeded_db.page(acme, anna.login)).organisation.role is TeamRole.OWNER
-        # An owner whose account is closed is none who could help.
+        # An owner whose account is closed does not count.
         await set_role(seeded_db, acme, ben, TeamRole.OWNER, anna.login)
         await by_hand.run(postgres_url, "UPDATE auth.users SET is_active = false WHERE username = 'ben'")
 

@@ -1,4 +1,4 @@
-"""What an invitation says before it is accepted, and to whom: with the real count of guesses."""
+"""Reading an invitation before it is accepted: who sees what, with the real limit on guesses."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -64,7 +64,7 @@ async def test_every_refusal_looks_the_same_and_costs_the_same_queries(
         queries.append(name)
         return await row(name, *arguments)
 
-    # Of the same work there is the same time: one question to the database, whatever is wrong with the code.
+    # Equal work takes equal time: one database query, whatever is wrong with the code.
     monkeypatch.setattr(type(seeded_db.db), "row", lambda _, name, *arguments: counted(name, *arguments))
     unknown = await refusal_of(read(seeded_db, NEVER_GIVEN, ben.login))
     for_nobody = queries.copy()
@@ -86,7 +86,7 @@ async def test_after_ten_wrong_codes_none_is_checked(seeded_db: SeededDb) -> Non
     refused = await refusal_of(read(seeded_db, token, ben.login))
     assert "invitation codes" in refused.message
     assert (refused.retry_after_seconds or 0) > 800
-    # It is he who waits, and only with reading.
+    # Only Ben has to wait, and only to read invitations.
     assert isinstance(await refusal_of(read(seeded_db, token, carl.login)), errors.NotFound)
     await seeded_db.ask(api.accept_invitation, api.AcceptInvitation(token), ben.login)
 

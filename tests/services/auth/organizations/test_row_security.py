@@ -1,4 +1,4 @@
-"""The second wall: PostgreSQL itself shows a tenant's rows to that tenant alone, as a role that is no superuser meets it."""
+"""The second line of defense: PostgreSQL itself shows a tenant's rows only to that tenant, if the role is not a superuser."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from shared.types import TenantId
 from tests.services.auth import by_hand
 from tests.services.auth.organizations.seeded_database import Person, SeededDb, opened_organizations
 
-#: Each with the column that says whose a row is.
+#: Each table, with the column that names a row's tenant.
 TABLES = {"api_keys": "tenant_id", "organisations": "id", "organisation_members": "organisation_id", "invitations": "organisation_id"}
 
 
@@ -31,13 +31,13 @@ class Acme:
     anna: Person
     ben: Person
     id: TenantId
-    #: A login of Anna's that acts for it.
+    #: A login of Anna's that acts for the organization.
     owner: str
     bens: auth.CreatedApiKey
 
 
 async def settle(seeded_db: SeededDb) -> Acme:
-    """Two people, an organisation of theirs with a key and an open invitation, and a key of each one's own."""
+    """Create two users with a key each, and their organization with a key and an open invitation."""
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     acme = await seeded_db.found(anna)
     bens = await seeded_db.key(await seeded_db.join(anna, acme, ben), "bens")
@@ -139,7 +139,7 @@ async def test_a_write_for_one_tenant_touches_no_other(seeded_db: SeededDb, plai
 
 
 async def test_our_queries_for_another_tenants_rows_return_none(seeded_db: SeededDb) -> None:
-    """Each with the arguments of its rightful tenant, but bound to another one."""
+    """Each query gets the arguments of the rightful tenant, but is bound to another tenant."""
     acme = await settle(seeded_db)
     mallory = await seeded_db.person("mallory")
     bound = TenantId(mallory.user.id)

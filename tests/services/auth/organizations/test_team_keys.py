@@ -1,4 +1,4 @@
-"""Keys of an organisation: whom they act for, and who sees and ends them."""
+"""Keys of an organization: on whose behalf they act, and who sees and ends them."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def _names(keys: tuple[auth.ApiKey, ...]) -> set[str]:
 
 
 async def team(seeded_db: SeededDb) -> tuple[Person, Person, Credential, Credential]:
-    """An owner and a member, and a login of each that acts for the organisation."""
+    """Return an owner, a member, and for each a login that acts for the organization."""
     anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
     acme = await seeded_db.found(anna)
     return anna, ben, seeded_db.login(anna.user, acme.id), await seeded_db.join(anna, acme, ben)

@@ -1,4 +1,4 @@
-"""A desk for one's own data, with the real sessions and the real audit log."""
+"""Fixtures for the privacy tests, with the real sessions and the real audit log."""
 
 from collections.abc import AsyncIterator
 

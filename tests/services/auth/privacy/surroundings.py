@@ -1,4 +1,4 @@
-"""Export and erasure on real stores, and somebody of whom every table and Valkey know something."""
+"""Export and erasure on real stores, and a user with data in every table and in Valkey."""
 
 import asyncio
 import dataclasses
@@ -26,14 +26,14 @@ from tests.services.auth.surroundings import call
 
 
 class AwaySessions:
-    """Sessions while Valkey is away."""
+    """Sessions while Valkey is down."""
 
     async def end_all(self, user_id: UserId, but: str | None = None) -> int:
         raise errors.Unavailable("Valkey does not answer")
 
 
 class _Collected:
-    """Where the items of a stream go."""
+    """Collects the items of a stream."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -45,11 +45,11 @@ class _Collected:
         return 0
 
     def accept(self, call_id: int, body: bytes) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class PrivacyDesk:
-    """A desk whose sessions and audit log are the real ones."""
+    """The export and erasure handlers, with the real sessions and the real audit log."""
 
     def __init__(self, api_client: ApiClient) -> None:
         self.api_client = api_client
@@ -80,7 +80,7 @@ class PrivacyDesk:
         return await by_hand(self.url, text, *arguments)
 
     async def let_time_pass(self, person: Person) -> None:
-        """The grace is over."""
+        """End the grace period."""
         await self.sql("UPDATE users SET erase_at = now() - interval '1 second' WHERE id = $1 AND erase_at IS NOT NULL", person.id)
 
     async def erase(self, person: Person) -> None:
@@ -89,7 +89,7 @@ class PrivacyDesk:
         await self.erasures.erase_due()
 
     async def export(self, credential: str) -> dict[str, bytes]:
-        """The files, as whoever saves the stream gets them."""
+        """Return the files, as a client that saves the stream gets them."""
         api_client, collected = self.api_client, _Collected()
         handler, asked = api_client.dispatcher.find("auth.exportAccount", CLIENT), call(credential, peer=CLIENT)
         assert api_client.dispatcher.gate is not None
@@ -114,7 +114,7 @@ class PrivacyDesk:
         return team
 
     async def every_cell(self) -> str:
-        """All that is stored: each column of each row of each table of the schema, and each key and value in Valkey."""
+        """Return all stored data: each column of each row of each table of the schema, and each key and value in Valkey."""
         tables = await self.sql(
             "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
             " WHERE n.nspname = 'auth' AND c.relkind IN ('r', 'p', 'm')"
@@ -143,7 +143,7 @@ def _every_value(url: str) -> list[str]:
 
 
 class Canaries:
-    """Words that stand for what is known of a person, each in its place."""
+    """Words that stand for the data of a person, one for each place."""
 
     NAMES = (
         "username", "email", "key", "key_preview", "key_hash", "key_network", "key_model", "former_hash", "model", "organisation",
@@ -163,7 +163,7 @@ class Canaries:
 
 
 async def user_with_data(api_client: PrivacyDesk, canaries: Canaries) -> Person:
-    """Of whom every table knows something."""
+    """Create a user with data in every table."""
     person = await api_client.api_client.person(canaries.username)
     sql, known = api_client.sql, canaries
     email = f"{known.email}@example.com"

@@ -1,4 +1,4 @@
-"""As in a stack that runs: auth's role owns its schema and is no superuser, so that row-level security holds for it, too."""
+"""As in a running stack: auth's role owns its schema but is not a superuser, so row-level security applies to it, too."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, user
 
 @pytest.fixture(scope="session")
 def tables_of() -> None:
-    """The role of these tests makes them."""
+    """Override the fixture: the role of these tests creates the tables."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Accounts that are deleted: planned, called off, and done so that nothing is left that says who it was."""
+"""Deleting accounts: planned, canceled, and done so that nothing left identifies the user."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -63,7 +63,7 @@ async def test_logging_in_cancels_the_erasure(api_client: PrivacyDesk) -> None:
     assert api_client.api_client.mailer.told() == []
 
 
-# --- who is needed ---------------------------------------------------------------------------------------------------
+# --- last administrators and owners ----------------------------------------------------------------------------------
 
 
 async def test_the_last_administrator_cannot_be_deleted(api_client: PrivacyDesk) -> None:
@@ -121,7 +121,7 @@ async def test_a_user_who_became_the_only_owner_is_succeeded_by_the_oldest_membe
     assert (await api_client.sql("SELECT name FROM organisations WHERE id = $1", team))[0]["name"] == "Acme"
 
 
-# --- doing it --------------------------------------------------------------------------------------------------------
+# --- erasing ---------------------------------------------------------------------------------------------------------
 
 
 async def test_none_of_more_than_twenty_canaries_is_left(api_client: PrivacyDesk) -> None:

@@ -1,4 +1,4 @@
-"""What people get when they ask for all that is kept of them: theirs, whole, and nothing that opens anything."""
+"""The data export: complete, only the user's own data, and no secrets."""
 
 import json
 
@@ -9,7 +9,7 @@ from shared import access_table, errors
 from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, user_with_data
 from tests.services.auth.surroundings import PASSWORD
 
-#: What stands for a secret, what is another person's, and where somebody was who could not show who they are.
+#: Secrets, other people's data, and the addresses of callers who were not authenticated.
 _NOT_EXPORTED = {"key_hash", "former_hash", "recovery", "invited_from", "refused_from", "mention"}
 
 

@@ -1,4 +1,4 @@
-"""What is kept long enough is forgotten, in batches, and nothing else."""
+"""Retention deletes expired data in batches, and nothing else."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -45,7 +45,7 @@ async def test_a_class_that_grows_faster_than_it_is_deleted_still_ends_the_round
 
 
 async def user_with_history(api_client: PrivacyDesk, age: str) -> Person:
-    """Everything of theirs ended so long ago."""
+    """Create a user whose data all ended this long ago."""
     person = await api_client.api_client.person(f"p{uuid4().hex[:8]}")
     sql = api_client.sql
     await sql(

@@ -1,4 +1,4 @@
-"""An auth service whose database is copied while it is stopped, and replaced by that older copy later."""
+"""An auth service whose database is copied while it is stopped, and later replaced by that older copy."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +16,7 @@ from tests.services.auth.surroundings import Surroundings
 
 
 class RestorableAuth:
-    """``running`` is one life of the service."""
+    """Each ``running`` is one run of the service."""
 
     def __init__(self, settings: AuthSettings, postgres: PostgresServer, folder: Path) -> None:
         self.log_dir = folder / "recovery_log"
@@ -32,7 +32,7 @@ class RestorableAuth:
 
     @asynccontextmanager
     async def running(self, seed: bytes | None = None) -> AsyncIterator[Surroundings]:
-        """With ``seed``, another replica."""
+        """Run the service. With ``seed``, run it as another replica."""
         world = Surroundings(key=node_keys.NodeKey(seed or self.seed), state_file=self.state_file)
         if (kept := membership_file.load(self.state_file)) is not None:
             membership_file.load_into(world.trust, kept)
@@ -41,7 +41,7 @@ class RestorableAuth:
             yield world
 
     async def copy_database(self) -> AuthSettings:
-        """Return settings that name a copy of the database, while nothing is connected to it."""
+        """Return settings for a copy of the database. Nothing may be connected to the database."""
         url = await self._postgres.copy(self.settings.database_url)
         return msgspec.structs.replace(self.settings, database_url=url)
 

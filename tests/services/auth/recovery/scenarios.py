@@ -1,6 +1,6 @@
-"""One case for each kind of line: what somebody had, how it was taken from them by the real handlers, and whether it works again.
+"""One case for each kind of recovery line: what a user had, how the real handlers took it away, and whether it works again.
 
-All cases share one database, so each changes only what is its own.
+All cases share one database, so each changes only its own rows.
 """
 
 import base64
@@ -37,7 +37,7 @@ async def has_access(world: Surroundings, secret: str) -> bool:
 
 
 class WithKey:
-    """An account of its own, with a key."""
+    """A case with its own account and key."""
 
     @property
     def name(self) -> str:
@@ -63,7 +63,7 @@ class RevokedKey(WithKey):
 
 
 class RotatedKey(WithKey):
-    """Twice, and the last secret continues."""
+    """The key is rotated twice, and the last secret keeps working."""
 
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
         request = auth.RotateApiKey(str(self.key.id), overlap_seconds=0)
@@ -77,7 +77,7 @@ class RotatedKey(WithKey):
 
 
 class TightenedKey(WithKey):
-    """In psql, because no method changes limits."""
+    """Limits are changed in psql, because no method changes them."""
 
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
         await stored.execute(f"UPDATE api_keys SET requests_per_hour = 3 WHERE id = '{self.key.id}'")
@@ -129,7 +129,7 @@ class ChangedPassword(WithKey):
         assert await self.can_log_in(world, OTHER_PASSWORD)
 
     async def works(self, world: Surroundings, stored: RestorableAuth) -> bool:
-        # Keys of the account are no credentials of its login.
+        # The account's keys do not depend on its password.
         assert await has_access(world, self.secret)
         return await self.can_log_in(world)
 
@@ -300,7 +300,7 @@ class UsedTicket(RevokedTicket):
 
 
 class RotatedSigningKeys(WithKey):
-    """A token that was valid before is not valid again."""
+    """A token from before the rotation must stay invalid."""
 
     async def prepare(self, world: Surroundings, stored: RestorableAuth) -> None:
         await super().prepare(world, stored)
@@ -313,7 +313,7 @@ class RotatedSigningKeys(WithKey):
         return await is_accepted(world, accounts.list_sessions, accounts.ListSessions(), self.secret)
 
 
-#: The last one ends every login.
+#: The last case ends every login.
 SCENARIOS: tuple[type[Scenario], ...] = (
     RevokedKey, RotatedKey, TightenedKey, NarrowedKey, ClosedAccount, LoweredRole, ErasedAccount, ChangedPassword, RemovedFactor,
     EnabledFactor, UsedRecoveryCode, RemovedLink, RemovedMember, LoweredOwner, WithdrawnInvitation, WithNode, RevokedUnknownNode,

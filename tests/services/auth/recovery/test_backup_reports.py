@@ -1,4 +1,4 @@
-"""The backup agent's report: who may send and read it, that the newest counts at every replica, and the gauges made of it."""
+"""The backup agent's report: who may send and read it, that every replica uses the newest one, and the gauges made from it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -95,7 +95,7 @@ async def test_every_replica_shows_and_exports_the_newest_report(replicas: tuple
 
 
 async def test_before_the_first_report_ages_count_from_the_start(replicas: tuple[Surroundings, Surroundings]) -> None:
-    """Otherwise no alert would say that the agent never started, or never made a backup."""
+    """Otherwise no alert would fire if the agent never started, or never made a backup."""
     for world in (*replicas, *replicas):
         await measure(world)
     for world in replicas:
@@ -180,7 +180,7 @@ def test_gauges_of_a_report() -> None:
     assert [value(metrics, gauge) for gauge in GAUGES] == [5, 2 * 3600, 3600, 0, 25, 10, 100, 4]
     assert [value(metrics, "wal_lag_seconds", "here"), value(metrics, "site_term", "here")] == [7.5, 3]
     assert value(metrics, "standby_lag_seconds", "far") == 70
-    # The next report is of another site, after a promotion, and its lag is unknown. The agent's clock is ahead.
+    # After a promotion, the next report is from another site, so its lag is unknown. The agent's clock is ahead.
     later = report(site="far", term=4, backups=(entry(-1),))
     export(StoredReport(since=NOW, now=NOW, reported_at=NOW, report=later), metrics)
     assert [value(metrics, name, "here") for name in OF_A_SITE] == [None] * 3

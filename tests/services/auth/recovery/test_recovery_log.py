@@ -25,7 +25,7 @@ from tests.services.auth.surroundings import CLIENT, Surroundings, call
 
 @pytest.fixture(autouse=True)
 def _patient() -> Iterator[None]:
-    """A machine under load may need longer for a query and a write."""
+    """Allow more time for a query and a write, because the machine may be loaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recovery_log, "WAIT_SECONDS", 30.0)
         yield
@@ -75,7 +75,7 @@ async def test_a_full_disk_refuses_nothing_and_is_caught_up(stored: RestorableAu
             patch.setattr(signed_lines, "append", torn)
             revoked = await revoke_one(world)
             assert (revoked.is_active, revoked.logged) == (False, False)
-            # What restricts nobody does not wait.
+            # A call that restricts nothing does not wait.
             await world.new_key(await world.admin_token(), "another")
         assert (await revoke_one(world)).logged
     async with stored.running() as world:
@@ -103,7 +103,7 @@ async def test_an_unwritable_folder_is_told_and_measured(stored: RestorableAuth,
 
 
 async def test_a_real_call_is_answered_after_the_file_or_says_so(stored: RestorableAuth, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the dispatcher, as over a link."""
+    """Each call goes through the dispatcher, as over a link."""
 
     async def revoke(world: Surroundings) -> auth.ApiKey:
         created = await world.new_key(await world.admin_token())
@@ -232,7 +232,7 @@ async def test_auth_stops_if_its_database_is_replaced_while_it_runs(stored: Rest
             with pytest.raises(errors.Internal, match="replaced by another one"):
                 await world.service._opened.recovery.start.write_state()
     assert isinstance(errors.first_of(group.value), errors.Internal)
-    # The next start has to see what this one has seen.
+    # The state is unchanged, so that the next start notices the replacement, too.
     assert state.read_bytes() == before
 
 

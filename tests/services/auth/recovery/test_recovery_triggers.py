@@ -1,4 +1,4 @@
-"""Triggers record what makes the platform stricter, whoever changes the tables, and nothing else."""
+"""Triggers record each change that makes the platform stricter, even one made in psql, and nothing else."""
 
 import json
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ OFF = "BEGIN; SELECT set_config('aimesh.recovery_log', 'off', true); "
 
 @pytest.fixture
 async def db(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Nothing of the seed is recorded but the key that it ends."""
+    """A connection. Of the seed, only the revoked key is recorded."""
     connection = await asyncpg.connect(postgres_url, server_settings={"search_path": "auth"})
     try:
         await connection.execute(SEED)
@@ -91,7 +91,7 @@ async def test_what_makes_the_platform_stricter_is_recorded_once(
     ((found_kind, found_subject, found_details),) = await lines(db, after=1)
     assert (found_kind, found_subject) == (kind, subject)
     assert found_details.items() >= details.items()
-    # Ids and hashes only.
+    # Only ids and hashes are recorded.
     assert not [word for word in ("ann", "laptop", "example.com", "secret-subject") if word in json.dumps(found_details)]
 
 
@@ -126,7 +126,7 @@ async def test_a_change_that_is_rolled_back_leaves_no_gap(db: asyncpg.Connection
 async def test_two_transactions_with_the_same_rows_in_another_order_do_not_deadlock_on_the_log(
     db: asyncpg.Connection, postgres_url: str
 ) -> None:
-    """The triggers run at the commit: until then another transaction can add its line."""
+    """The triggers run at commit; until then another transaction can add its line."""
     async with db.transaction():
         await db.execute("UPDATE nodes SET state = 'revoked'")
         other = await asyncpg.connect(postgres_url, server_settings={"search_path": "auth"})

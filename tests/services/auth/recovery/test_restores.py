@@ -1,4 +1,4 @@
-"""After the database was replaced by an older copy, what was taken from somebody does not work again."""
+"""After an older copy replaces the database, revoked access does not work again."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ async def test_what_was_taken_from_somebody_works_again_only_without_the_log(sto
 
 
 def test_every_kind_is_covered_by_an_act() -> None:
-    # No method changes the limits of a key.
+    # No method changes the limits of a key, so key.tightened has no act.
     assert {kind for covered in kinds.RESTRICTING.values() for kind in covered} | {"key.tightened"} == set(kinds.KINDS)
 
 

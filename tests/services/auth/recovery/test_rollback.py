@@ -1,4 +1,4 @@
-"""How auth notices that its database is older than it was, and everything that it does then."""
+"""How auth notices that its database is older than before, and how it reacts."""
 
 import re
 from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ STATE = RecoveryState(system="7", timeline=1, lsn=100, number=5)
         (msgspec.structs.replace(STATE, number=6), 0, "the recovery log had 6 lines, and the database has 5"),
         (msgspec.structs.replace(STATE, system="8"), 5, "it is another database cluster"),
         (msgspec.structs.replace(STATE, lsn=101), 5, "its write-ahead log is behind"),
-        # After a failover the positions of both timelines say nothing about each other.
+        # After a failover, positions on the two timelines can't be compared.
         (msgspec.structs.replace(STATE, lsn=101, timeline=2), 5, None),
     ],
 )
@@ -56,7 +56,7 @@ async def cache(settings: AuthSettings) -> AsyncIterator[Cache]:
 
 
 async def lost_window(stored: RestorableAuth, more_rows: int = 0) -> auth.LoginSession:
-    """Back up, log somebody in, revoke a key, and put the backup in place. Returns the session."""
+    """Back up, log a user in, revoke a key, and put the backup in place. Returns the session."""
     async with stored.running() as world:
         _, key = await world.user_with_key()
     backup = await stored.copy_database()
@@ -96,7 +96,7 @@ async def test_it_is_in_the_audit_log_once_and_shown_for_a_week(stored: Restorab
     async with stored.running() as world:
         (details,) = await restores(world)
         assert (details["log_lines_replayed"], details["why"]) == ("1", "the recovery log has 1 lines, and the database 0")
-        # The login and the revocation.
+        # The rows of the login and of the revocation.
         assert int(details["lost_rows"]) >= 2
         assert is_restored(world) == 1
     async with stored.running(node_keys.new_seed()) as world:
@@ -108,7 +108,7 @@ async def test_it_is_in_the_audit_log_once_and_shown_for_a_week(stored: Restorab
 
 
 async def test_lines_that_a_restore_did_without_are_in_the_audit_log_once(stored: RestorableAuth, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if nothing else shows that the database was restored, and if auth is killed before it has handled it."""
+    """This also holds if nothing else shows the restore, and if auth is killed before it has handled it."""
     async with stored.running():
         pass
     gap = stored.log_dir / "auth.gap"
@@ -123,7 +123,7 @@ async def test_lines_that_a_restore_did_without_are_in_the_audit_log_once(stored
             (details,) = await restores(world)
             assert (details["missing_lines"], details["log_lines_replayed"]) == ("auth 5 to 7, gateway 2 to 2", "0")
             assert not gap.exists()
-    # The state in a backup may be older than its database, which then seems to know a restore that another replica has handled.
+    # If the state in a backup is older than its database, the database seems to know a restore that another replica has handled.
     file = stored.log_dir / "recovery_state"
     state = msgspec.json.decode(file.read_bytes(), type=RecoveryState)
     file.write_bytes(msgspec.json.encode(msgspec.structs.replace(state, restore=None)))
@@ -148,7 +148,7 @@ async def test_the_revocation_list_is_newer_than_every_published_one(stored: Res
     await lost_window(stored)
     async with stored.running() as world:
         before = (world.trust.number, max(epoch for epoch, _ in world.trust.topics))
-    # Another restore of the same backup, while this node remembers what it has published.
+    # Restore the same backup again, while this node remembers what it has published.
     await stored.execute("UPDATE mesh_state SET number = 1, epoch = 1")
     await stored.execute('INSERT INTO database_restores (id, details) VALUES (gen_random_uuid(), \'{"why": "again"}\')')
     async with stored.running() as world:
@@ -225,7 +225,7 @@ async def test_a_second_restore_does_not_count_the_first_ones_lost_rows_again(st
 
 
 async def test_lost_rows_are_named_and_later_changes_are_found(stored: RestorableAuth) -> None:
-    """Also after their numbers were given to other rows."""
+    """This also holds after other rows got their numbers."""
     await lost_window(stored, more_rows=4)
     async with stored.running() as world:
         admin = await world.admin_token()
@@ -237,7 +237,7 @@ async def test_lost_rows_are_named_and_later_changes_are_found(stored: Restorabl
         lost = [state.lost for state in report.chains if state.lost]
         assert lost
         assert all(re.fullmatch(r"rows \d+ to \d+ were lost by the restore of 20.*UTC", text) for text in lost)
-    # Anchors that were written after the restore cover these rows, so they are not excused.
+    # Anchors from after the restore cover these rows, so changes to them are not excused.
     await stored.execute("ALTER TABLE audit_log DISABLE TRIGGER ALL")
     await stored.execute("UPDATE audit_log SET hash = sha256(hash)")
     await stored.execute("UPDATE audit_heads SET hash = sha256(hash)")
@@ -256,7 +256,7 @@ async def test_a_state_that_cannot_be_read_is_named(stored: RestorableAuth) -> N
 
 
 async def test_replicas_share_what_one_of_them_has_handled(stored: RestorableAuth) -> None:
-    """Each with a folder of its own: the second one adopts the restore."""
+    """Each replica has its own folder. The second one adopts the restore."""
     await lost_window(stored)
     other = stored.log_dir.with_name("other")
     other.mkdir(mode=0o700)

@@ -1,4 +1,4 @@
-"""Signing keys on a real PostgreSQL: followed by one another without a token that is refused, and forgotten at once when one leaks."""
+"""Signing keys on a real PostgreSQL: a rotation invalidates no token, and a leaked key is dropped at once."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ ISSUER = "aimesh/test"
 
 
 class Clock:
-    """Stands still until a test moves it; both kinds of time."""
+    """Wall clock and monotonic clock that stand still until a test moves them."""
 
     def __init__(self) -> None:
         self.at = BEGIN
@@ -81,14 +81,14 @@ async def other(signers: ActiveKeys, replica: Replica) -> AsyncIterator[ActiveKe
 
 
 def issue(keys: VerificationKeys, now: datetime) -> str:
-    """As access tokens are made."""
+    """Sign a token as access tokens are signed."""
     key = keys.signer()
     claims = {"iss": key.issuer(ISSUER), "iat": int(now.timestamp()), "exp": int(now.timestamp()) + 600}
     return jwt.encode(claims, key.private, algorithm="EdDSA", headers={"kid": key.kid})
 
 
 async def read(keys: VerificationKeys, token: str) -> dict[str, Any]:
-    """Raises NotAuthenticated where the key is none of ours any more."""
+    """Verify a token and return its claims. Raises NotAuthenticated if the key is no longer ours."""
     key = await keys.find(str(jwt.get_unverified_header(token)["kid"]))
     if key is None:
         raise errors.NotAuthenticated("the access token was not made by this mesh")
@@ -144,7 +144,7 @@ async def test_the_next_key_is_published_then_signs_and_the_old_one_is_dropped(s
 
 
 async def test_a_night_of_rotations_under_load_refuses_nothing(signers: ActiveKeys, other: ActiveKeys, clock: Clock) -> None:
-    """Many at once, on two replicas that look every few minutes, over eight changes of keys."""
+    """Many tokens at once, on two replicas that refresh every few minutes, over eight key rotations."""
     replicas, kept, kids = (signers, other), deque[tuple[datetime, str]](), set()
     refused = 0
 
@@ -166,7 +166,7 @@ async def test_a_night_of_rotations_under_load_refuses_nothing(signers: ActiveKe
             tasks.create_task(replicas[step % 2].refresh())
             for number in range(tiers.volume(20, least=10)):
                 tasks.create_task(one(number))
-        # The other one hears of it within a minute.
+        # The other replica refreshes within a minute.
         clock.at += MINUTE
         await replicas[(step + 1) % 2].refresh()
     assert (refused, len(kids)) == (0, 8)
@@ -279,7 +279,7 @@ async def test_an_emergency_rotation_invalidates_old_tokens(
         assert not await is_good(one, token)
         assert await is_good(one, issue(signers, clock.at))
     assert (await read(signers, issue(signers, clock.at)))["iss"] == f"{ISSUER}/1"
-    # The old issuer does not pass, whoever signs.
+    # A token with the old issuer is refused, even if the new key signs it.
     forged = jwt.encode({"iss": ISSUER}, signers.signer().private, algorithm="EdDSA", headers={"kid": key.kid})
     assert not await is_good(signers, forged)
 
@@ -302,13 +302,13 @@ async def test_published_keys_follow_rfc_8037(publication: SigningKeyRpc, signer
 
 
 def test_the_thumbprint_is_that_of_rfc_8037() -> None:
-    """Appendix A.3."""
+    """RFC 8037, appendix A.3."""
     raw = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
     key = PrivateSigningKey.from_raw(raw, 0)
     assert (key.x, key.kid) == ("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k")
 
 
-# --- what is kept ----------------------------------------------------------------------------------------------------
+# --- storage ---------------------------------------------------------------------------------------------------------
 
 
 async def test_the_database_alone_cannot_sign(signers: ActiveKeys, postgres_url: str) -> None:

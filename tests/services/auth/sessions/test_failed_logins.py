@@ -1,4 +1,4 @@
-"""How often may be guessed, on a real Valkey and with a clock of our own."""
+"""Limits on guesses, on a real Valkey and with a test clock."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -29,7 +29,7 @@ async def failed(valkey_url: str, clock: Clock) -> AsyncIterator[FailedLogins]:
 
 
 async def charged(failed: FailedLogins, times: int, account: str = "anna", address: str = "", browser: str = "") -> int:
-    """How many of so many guesses may be made."""
+    """Return how many of these guesses are allowed."""
     outcomes = await asyncio.gather(*(failed.charge(account, address, browser) for _ in range(times)), return_exceptions=True)
     assert all(isinstance(outcome, Guess | errors.Limited | errors.NotAllowed) for outcome in outcomes)
     return sum(isinstance(outcome, Guess) for outcome in outcomes)
@@ -99,7 +99,7 @@ async def test_an_address_has_thirty_attempts_for_all_accounts(failed: FailedLog
 
 
 async def test_a_success_refunds_only_its_own_charge(failed: FailedLogins) -> None:
-    """Who has one account of their own must not wipe out what they guessed at others."""
+    """A login to one's own account must not reset the count of guesses at other accounts."""
     for n in range(29):
         await failed.charge(f"user{n}", "203.0.113.7")
     for _ in range(5):
@@ -129,7 +129,7 @@ async def test_a_stranger_with_one_address_leaves_the_owner_attempts(failed: Fai
     with pytest.raises(errors.Limited, match="for this account from your address"):
         await failed.charge("anna", "203.0.113.7")
     assert await charged(failed, 50, "anna", "198.51.100.1") == 5
-    # All strangers together have as many as before.
+    # All strangers together have as many attempts as before.
     assert await charged(failed, 50, "anna", "198.51.100.2") == 0
     assert await charged(failed, 50, "anna") == 0
 
@@ -150,7 +150,7 @@ async def test_a_known_browser_has_its_own_attempts(failed: FailedLogins, clock:
     assert await charged(failed, 40, "anna", "203.0.113.7", "another one") == 10
     await failed.reset("anna", "203.0.113.7", "a browser")
     assert await charged(failed, 40, "anna", "203.0.113.7", "a browser") == 10
-    # Its success says nothing about the strangers.
+    # A success in this browser does not help strangers.
     assert await charged(failed, 1) == 0
 
 
@@ -160,12 +160,12 @@ async def test_a_reset_unlocks_the_account_from_every_address(failed: FailedLogi
     assert await charged(failed, 9, "anna", "203.0.113.7") == 5
 
 
-# --- given back -------------------------------------------------------------------------------------------------------------
+# --- refunds ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def counted(valkey_url: str) -> Callable[[], dict[bytes, bytes]]:
-    """What is counted in Valkey under which key, without the names and ends of windows."""
+    """Return the counters in Valkey by key, without names and ends of windows."""
 
     def read() -> dict[bytes, bytes]:
         with redis.Redis.from_url(valkey_url) as client:
@@ -194,7 +194,7 @@ async def test_refunding_the_only_attempt_leaves_no_trace(failed: FailedLogins, 
 
 
 async def test_concurrent_refunds_each_return_their_own_charge(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
-    """Some are compared and wrong, and stay charged, however the others come between."""
+    """Wrong guesses stay charged, in whatever order the others are refunded."""
     wrong = 0
 
     async def guess(number: int) -> None:

@@ -22,7 +22,7 @@ from tests.stopwatch import HANG_SECONDS
 
 
 async def opened(world: Surroundings, user: auth.User, **changed: object) -> tuple[OpenedSession, Credential]:
-    """A session of this kind and its access token, without a login."""
+    """Open a session of this kind without a login, and return it with its access token."""
     made = await world.service._wiring._parts.sessions.open(StoredLogin(user_id=user.id, **changed))  # type: ignore[arg-type]
     return made, world.service._wiring._parts.identities.answer(user, made).access_token
 
@@ -70,7 +70,7 @@ async def test_a_token_is_useless_without_its_session(world: Surroundings) -> No
 
 
 async def test_a_token_for_another_session_or_tenant_is_refused(world: Surroundings) -> None:
-    """Only we sign tokens, so this is for a mistake of ours."""
+    """Only auth signs tokens, so this guards against a bug in auth."""
     anna, ben = await world.register("anna"), await world.register("ben")
     made, _ = await opened(world, ben)
     for user, tenant in ((anna, made.session.tenant_id), (ben, TenantId(anna.id)), (ben, TenantId(uuid4()))):
@@ -131,7 +131,7 @@ ANN, BEN = UserId("ann"), UserId("ben")
 
 
 class Source:
-    """Stands for PostgreSQL: answers, is away, or hangs."""
+    """Replaces PostgreSQL: answers, is down, or hangs."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -217,7 +217,7 @@ async def test_without_postgresql_an_administrator_is_recognized_by_key_and_sess
             assert (await world.ask(auth.identify, auth.Identify(credential))).username == "admin"
         with pytest.raises(errors.Unavailable, match="PostgreSQL"):
             async with asyncio.timeout(HANG_SECONDS):
-                # PostgreSQL's own processes outlive their killed parent for a moment, in which they still answer.
+                # PostgreSQL's child processes outlive their killed parent for a moment, and still answer.
                 while True:
                     await world.ask(auth.identify, auth.Identify(user_key))
     finally:
@@ -225,13 +225,13 @@ async def test_without_postgresql_an_administrator_is_recognized_by_key_and_sess
 
 
 async def test_an_announced_change_invalidates_the_cache(world: Surroundings) -> None:
-    """By the whole service, not only by ``PrincipalCache``."""
+    """This tests the whole service, not only ``PrincipalCache``."""
     admin = await world.admin_token()
     assembly = world.service._wiring
     known = assembly.identities.principal_cache
     async with asyncio.timeout(30):
         user_id = (await world.ask(auth.identify, auth.Identify(admin))).user_id
-        # What the service hears when it begins to listen empties it, too.
+        # The service empties the cache, too, when it begins to listen for changes.
         while not known._answers:
             await world.ask(auth.identify, auth.Identify(admin))
     assembly.changes._notify(auth.Change(1, UserId(uuid4())))

@@ -70,7 +70,7 @@ async def refreshed(sessions: SessionStore, token: str) -> OpenedSession:
 
 
 async def everything_in(valkey_url: str) -> str:
-    """All keys and values, as somebody with a copy of Valkey sees them."""
+    """Return all keys and values, as someone with a copy of Valkey sees them."""
     import redis.asyncio as redis
 
     found: list[object] = []
@@ -84,7 +84,7 @@ async def everything_in(valkey_url: str) -> str:
     return repr(found)
 
 
-# --- a browser's -------------------------------------------------------------------------------------------------------
+# --- browser sessions --------------------------------------------------------------------------------------------------
 
 
 async def test_a_browser_session_stays_open_with_its_token_until_it_is_closed(sessions: SessionStore) -> None:
@@ -131,7 +131,7 @@ async def test_a_use_is_recorded_at_most_once_a_minute(sessions: SessionStore, c
     assert (await resumed(sessions, opened.token)).last_used_at == began + 60
 
 
-# --- a program's -------------------------------------------------------------------------------------------------------
+# --- program sessions --------------------------------------------------------------------------------------------------
 
 
 async def test_each_refresh_gives_a_new_token_for_the_same_session(sessions: SessionStore, clock: Clock) -> None:
@@ -202,7 +202,7 @@ async def test_two_hundred_concurrent_refreshes_get_the_same_valid_token(cache: 
 
 
 async def test_neither_a_thief_nor_the_owner_keeps_the_session(sessions: SessionStore, clock: Clock) -> None:
-    """Whoever of them is first, and however often: once both went on, it ends."""
+    """Once both have refreshed the session, it ends, in any order and after any number of refreshes."""
     stolen = (await sessions.open(PROGRAM)).token
     thief = owner = stolen
     with contextlib.suppress(AssertionError):
@@ -280,7 +280,7 @@ async def test_the_id_reveals_nothing_of_the_token(sessions: SessionStore) -> No
 
 
 async def test_completing_a_step_changes_id_and_token(sessions: SessionStore, clock: Clock) -> None:
-    """What somebody planted before the login is worth nothing after it."""
+    """A token that an attacker planted before the login is worthless after it."""
     begun = await sessions.open(HALFWAY)
     clock.now += 30
     done = await sessions.complete(begun.session)
@@ -338,7 +338,7 @@ async def test_a_confirmed_session_is_fresh_again(sessions: SessionStore, clock:
     assert await sessions.find(opened.session.id) is None, "nothing was brought back"
 
 
-# --- a user's ----------------------------------------------------------------------------------------------------------
+# --- all sessions of a user --------------------------------------------------------------------------------------------
 
 
 async def test_a_user_sees_their_sessions_newest_first_with_their_origin(sessions: SessionStore, clock: Clock) -> None:
@@ -410,7 +410,7 @@ async def test_nothing_is_left_of_an_ended_session(sessions: SessionStore, valke
     assert await everything_in(valkey_url) == "[]"
 
 
-# --- links ---------------------------------------------------------------------------------------------------------------
+# --- login links ---------------------------------------------------------------------------------------------------------
 
 
 async def test_one_of_many_uses_of_a_link_succeeds(sessions: SessionStore) -> None:

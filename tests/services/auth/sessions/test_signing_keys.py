@@ -1,4 +1,4 @@
-"""When a key signs, is followed and is forgotten: a table of cases, and months of minutes."""
+"""When a key signs, is replaced and is dropped: a table of cases, and simulated months."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -77,7 +77,7 @@ def test_which_key_signs(keys: list[KnownKey], now: datetime, expected: str | No
 
 
 def test_the_times_are_as_documented() -> None:
-    """SECURITY.md §5: published for 15 minutes, kept for a token's life, the leeway and what others keep of the list."""
+    """SECURITY.md §5: published for 15 minutes; kept for a token's life, the leeway and the time that others cache the list."""
     assert timedelta(minutes=15) <= PUBLISHED
     assert timedelta(seconds=tokens.LIFETIME_SECONDS + tokens.LEEWAY_SECONDS + 300) <= KEPT == timedelta(minutes=20)
 
@@ -102,13 +102,13 @@ def done(keys: list[KnownKey], plan: RotationPlan, now: datetime) -> list[KnownK
 
 
 def test_over_simulated_months_no_token_lacks_its_key() -> None:
-    """Looked at every 7 minutes, by a service that sometimes sleeps for hours."""
+    """The keys are checked every 7 minutes, by a service that sometimes sleeps for hours."""
     keys: list[KnownKey] = []
     signed: dict[str, datetime] = {}
     now, looks, months = NOW, 0, tiers.volume(12)
     while now < NOW + timedelta(days=30 * months + 5):
         keys = done(keys, signing_keys.plan(keys, now, timedelta(days=30)), now)
-        # A token of up to 10 minutes, and a minute of leeway.
+        # Tokens live up to 10 minutes, plus a minute of leeway.
         recent = {kid for kid, at in signed.items() if now - at < timedelta(minutes=11)}
         assert recent <= {one.kid for one in keys if not one.is_over(now)}
         kid = signer(keys, now)

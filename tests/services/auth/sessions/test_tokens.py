@@ -1,4 +1,4 @@
-"""Access tokens: only ours, only for us, only now."""
+"""Access tokens are accepted only if they are signed by us, meant for us, and valid now."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ USER = UserId(UUID(int=7))
 
 
 class OneKey:
-    """``VerificationKeys`` of a mesh that has never changed its key."""
+    """``VerificationKeys`` of a mesh that has never rotated its key."""
 
     def signer(self) -> PrivateSigningKey:
         return KEY
@@ -45,7 +45,7 @@ TOKEN = SessionToken.new()
 
 
 def forged(header: dict[str, Any] | None = None, key: Any = KEY.private, algorithm: str | None = "EdDSA", **changes: Any) -> str:
-    """A good token with some of it changed; None takes a claim away."""
+    """Return a valid token with some of it changed. None removes a claim."""
     claims = {**jwt.decode(GOOD, options={"verify_signature": False}), **changes}
     headers = {"typ": "at+jwt", "kid": KEY.kid, **(header or {})}
     return jwt.encode(given_of(claims), key, algorithm=algorithm, headers=given_of(headers))

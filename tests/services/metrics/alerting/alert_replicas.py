@@ -23,17 +23,17 @@ WELL = "\n".join(
     f'ai_platform_node_up{{service="{service}",node="UAAA"}} 1' for service in ("auth", "gateway", "inference", "metrics", "web")
 )
 DRIFTING = 'ai_platform_ledger_drift_micro{service="gateway",node="UAAA"} 5\n' + WELL
-#: It has to last for a minute.
+#: Fires an alert after a minute.
 LONG_QUEUE = 'ai_platform_queue_depth{service="gateway",node="UAAA",model="llama3"} 150\n' + WELL
 
 
 class Mesh:
-    """What all replicas look at."""
+    """What all replicas see."""
 
     def __init__(self) -> None:
         self.text = WELL
         self.now = 1_800_000_000.25
-        #: Those that live and may lead, in their order.
+        #: The live replicas that may lead, in their order.
         self.replicas: list[NodeId] = [ONE, TWO]
 
     async def read(self) -> str:
@@ -41,7 +41,7 @@ class Mesh:
 
 
 class Replica:
-    """One life of a replica. A test runs each round, so that nothing happens in between."""
+    """One process lifetime of a replica. A test runs each round, so nothing happens in between."""
 
     def __init__(self, mesh: Mesh, store: AlertStore, node: NodeId = ONE) -> None:
         self.mesh = mesh
@@ -50,14 +50,14 @@ class Replica:
         self.keeper = AlertPersistence(self.watch, node, lambda: mesh.replicas, lambda: mesh.now)
         self.keeper.delivery = Delivery([self.chat, self.mail])
         self.keeper.store = store
-        self.keeper._session_at = -math.inf  # PostgreSQL has been there for long
+        self.keeper._session_at = -math.inf  # connected to PostgreSQL for a long time
         self.session: Leadership | None = None
 
     async def round(self, *, looks: bool = False) -> None:
         await self.keeper.round(self.session, looks=looks)
 
     async def look(self, times: int = 1) -> None:
-        """With a round after it, in which what was taken is settled."""
+        """Run a round that evaluates the rules, and a round that settles what the channels took."""
         for _ in range(times):
             self.mesh.now += 15
             await self.round(looks=True)
@@ -65,7 +65,7 @@ class Replica:
 
     @property
     def sent_counts(self) -> tuple[int, int]:
-        """How many beginnings and ends."""
+        """Return how many alerts and how many resolutions were sent."""
         return sum(len(notice.began) for notice in self.chat.got), sum(len(notice.ended) for notice in self.chat.got)
 
     async def alerts(self) -> api.Alerts:
@@ -97,7 +97,7 @@ class Replicas:
         return replica
 
     async def cut(self, replica: Replica) -> None:
-        """Its session, as it ends where its process or its host does. It notices when it uses it."""
+        """End the replica's PostgreSQL session, as when its process or host dies. The replica notices at the next use."""
         assert replica.session is not None
         process = replica.session._connection.get_server_pid()
         admin = await asyncpg.connect(self._url)

@@ -5,7 +5,7 @@ from typing import Any
 
 
 class Chat:
-    """A webhook that may be away."""
+    """A webhook that may be down."""
 
     def __init__(self) -> None:
         self.status = 200

@@ -25,6 +25,3 @@ def mesh() -> Mesh:
 async def replicas(mesh: Mesh, store: AlertStore, postgres_url: str) -> AsyncIterator[Replicas]:
     async with AsyncExitStack() as stack:
         yield Replicas(mesh, postgres_url, store, stack)
-
-
-# --- one after the other ------------------------------------------------------------------------------------------------

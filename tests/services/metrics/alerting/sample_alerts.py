@@ -14,7 +14,7 @@ NOON = 1_795_262_400.0
 def alert(
     summary: str = "No worker is up", severity: Severity = Severity.PAGE, *, since: float = NOON, ended: float | None = None, **where: str
 ) -> ActiveAlert:
-    """One for each summary."""
+    """Return an alert whose id follows from its summary and labels."""
     rule = AlertRule(
         name="no_worker",
         severity=severity,

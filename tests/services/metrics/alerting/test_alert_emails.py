@@ -1,4 +1,4 @@
-"""When an email is due and what it contains, whatever the labels contain: no clock, no event loop, no mail server."""
+"""When an email is due and what it contains, whatever the labels contain; without a clock, an event loop or a mail server."""
 
 import dataclasses
 import re
@@ -77,7 +77,7 @@ def test_storm_is_limited_per_hour_and_the_last_mail_says_when_the_next_comes() 
     assert late.held_seconds == 3600 - MOST_AN_HOUR
     assert len(late) == 3600 - MOST_AN_HOUR
     assert (len(late.began), late.left_out) == (MOST_WAITING, 3600 - MOST_AN_HOUR - MOST_WAITING)
-    # One mail of an hour ago has made room for one, and no more.
+    # Only one mail is an hour old by now, so it has made room for only one.
     assert late.pause_seconds == 1
 
 
@@ -198,7 +198,7 @@ def test_label_cannot_add_a_line_header_link_or_command(hostile: str) -> None:
 
 
 def understood(alert: ActiveAlert) -> tuple[str, int, dict[str, str]]:
-    """Parse the command in the mail like `aicli`: the alert's name, the duration in seconds, the labels."""
+    """Parse the command in the mail as `aicli` does: the alert's name, the duration in seconds, and the labels."""
     words = shlex.split(alert_emails.silencing(alert))
     assert words[:3] == ["aicli", "alerts", "silence"]
     with alerts.silence.make_context("silence", words[3:]) as context:
@@ -221,7 +221,7 @@ def test_suggested_silence_only_covers_that_alert(where: dict[str, str]) -> None
 
 
 def test_broader_silence_says_so() -> None:
-    """A silence takes no labels as long as this."""
+    """The label is too long for a silence."""
     text = mail(alert(model="x" * 201), alert("another", model="x" * 200)).text
     assert "  silence all alerts of this name for 2 hours: aicli alerts silence no_worker --for 2h\n" in text
     assert f"  silence it for 2 hours: aicli alerts silence no_worker --for 2h --label model={'x' * 200}\n" in text

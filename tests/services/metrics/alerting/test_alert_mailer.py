@@ -40,7 +40,7 @@ class Clock:
         return self.now
 
     def pass_by(self, seconds: float, mailing: AlertMailer) -> None:
-        """Wake the mailer without a notice, so that it looks at the clock."""
+        """Advance the clock, and wake the mailer without a notice."""
         self.now += seconds
         mailing.notify(AlertNotice())
 
@@ -96,7 +96,7 @@ async def test_alert_storm_sends_twenty_mails_and_one_summary() -> None:
         for number in range(300):
             mailing.notify(began(alert(f"number {number}")))
             clock.now += 1
-            # Its task has its turn.
+            # Let the mailer's task run.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         await server.wait_for(MOST_AN_HOUR)
@@ -121,7 +121,7 @@ async def test_mails_are_sent_once_an_unavailable_server_is_back(monkeypatch: py
         check = mailing.check()
         assert (check.ok, check.needed) == (False, False)
         assert ", 0 lost: the server refuses (421)" in check.detail
-        # So that a restart does not lose it.
+        # The mail still counts as waiting, so a restart does not lose it.
         assert mailing.waiting == 1
         server.answers["MAIL"] = ["250 ok"]
         await server.wait_for(1)
@@ -143,7 +143,7 @@ async def test_unsent_mails_are_bounded_and_the_rest_is_batched(monkeypatch: pyt
         assert opened is not None
         assert 0 < opened.waiting <= mailer.MOST_WAITING + 1
         assert len(mailing._batching._waiting) == MOST_WAITING
-        # None was given away where there was no room.
+        # No mail was lost for lack of room.
         assert "0 lost" in opened.check().detail or not opened.check().detail
 
 

@@ -162,7 +162,7 @@ def test_all_of_our_rules_can_be_evaluated() -> None:
     assert names == {"metrics_down"}, "of nothing it is true that there is nothing"
 
 
-# --- after a restart, and at another replica ----------------------------------------------------------------------------
+# --- after a restart, and on another replica ----------------------------------------------------------------------------
 
 
 def restarted(before: AlertStates, now: float) -> AlertStates:

@@ -1,4 +1,4 @@
-"""What a channel still has to send is sent once: by this leader, or by the next."""
+"""This leader or the next one sends what a channel still has to send, and only once."""
 
 from services.metrics.alerting.alert_state import ActiveAlert, AlertNotice, StoredAlertState
 from services.metrics.alerting.delivery import Delivery

@@ -40,7 +40,7 @@ class RunningService:
         self.now = STARTED.timestamp()
         self.up = {ANN, BOB}
         self.revoked: set[NodeId] = set()
-        #: Of the last life.
+        #: The leadership of the last ``Life``.
         self.opened: AbstractAsyncContextManager[Leadership] | None = None
 
     @property
@@ -49,7 +49,7 @@ class RunningService:
 
 
 class Life:
-    """Of the metrics service. Its session ends with it."""
+    """One process lifetime of the metrics service. Its session ends with it."""
 
     def __init__(self, running_service: RunningService, store: AlertStore) -> None:
         self.running_service = running_service
@@ -60,11 +60,11 @@ class Life:
         self.keeper.delivery = Delivery([self.chat])
         self.keeper.store = store
         self.session: Leadership | None = None
-        #: Happens while a look waits for its text.
+        #: Called while a look waits for its text.
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
 
     async def _text(self) -> str:
-        """As the survey makes it of those that live."""
+        """Return the metrics of the live nodes, as the survey does."""
         for node in self.running_service.up:
             self.directory.apply_announcement(Announcement(Role.WORKER, node, "0.1.0", STARTED), "nats")
         self.directory.tick()
@@ -86,7 +86,7 @@ class Life:
 
     @property
     def sent_counts(self) -> tuple[int, int]:
-        """How many beginnings and ends."""
+        """Return how many alerts and how many resolutions were sent."""
         return sum(len(notice.began) for notice in self.chat.got), sum(len(notice.ended) for notice in self.chat.got)
 
 
@@ -108,7 +108,7 @@ async def restarted(running_service: RunningService, store: AlertStore) -> Life:
 
 
 async def killed(running_service: RunningService, store: AlertStore) -> tuple[Life, float]:
-    """One where a worker was killed, and since when its alert fires."""
+    """Start a service and kill a worker. Returns the service, and since when the alert fires."""
     life = await restarted(running_service, store)
     await life.look(2)
     running_service.up = {BOB}

@@ -124,7 +124,7 @@ async def test_alerts_start_over_after_an_hour_without_a_leader(mesh: Mesh, repl
     assert (first.sent_counts, second.sent_counts) == ((1, 0), (1, 1)), "its end an hour ago, and that it began again"
 
 
-# --- beside each other --------------------------------------------------------------------------------------------------
+# --- two replicas -------------------------------------------------------------------------------------------------------
 
 
 async def test_one_replica_leads_and_both_show_the_same_alerts(mesh: Mesh, replicas: Replicas) -> None:
@@ -182,7 +182,7 @@ async def test_leader_that_lost_its_lock_sends_nothing(mesh: Mesh, replicas: Rep
     await one.look()
 
     async def hangs_meanwhile() -> str:
-        """A leader that confirmed its lock is paused while it collects; the other one leads and sends."""
+        """The leader has confirmed its lock and pauses while it collects. Meanwhile the other replica leads and sends."""
         await replicas.cut(one)
         await two.look()
         return mesh.text
@@ -219,7 +219,7 @@ async def test_no_replica_leads_beside_an_older_version_and_its_alerts_continue(
     before = await replicas.start(ONE)
     mesh.text = DRIFTING
     await before.look()
-    # As replicas wrote them that had a node each.
+    # Older replicas each wrote their own node.
     admin = await asyncpg.connect(postgres_url)
     await admin.execute("UPDATE metrics.alarms SET node = 'UOLD'; DELETE FROM metrics.leader_state")
     await replicas.cut(before)
@@ -264,7 +264,7 @@ async def test_workers_known_to_an_older_replica_are_missed(replicas: Replicas, 
 
 
 class Counting:
-    """A metrics service that counts requests, a gateway that measures, and a worker that lies and crashes."""
+    """A metrics service that counts requests, a gateway that measures, and a worker that reports wrong counts and crashes."""
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
@@ -297,7 +297,7 @@ class Counting:
 
 
 def seen_by(book: SampleWindow) -> dict[str, float]:
-    """Every growth that a rule looks at."""
+    """Return every growth that a rule uses."""
     return {
         f"{rule.name} {part.of.of.name} {part.of.of.where} {part.of.window} {key}": value
         for rule in all_rules.ALL
@@ -312,7 +312,7 @@ async def test_stored_window_gives_the_same_growth_after_a_restart(mesh: Mesh, r
     counting = Counting(mesh)
     first = await replicas.start()
     throughout = SampleWindow(all_rules.ALL)
-    # Now and then for three days and more, more often in the last hours, and at last as it really is.
+    # Rare samples for more than three days, more frequent ones in the last hours, and real intervals at the end.
     for seconds in [1800.0] * 140 + [300.0] * 60 + [60.0] * 60 + [15.0] * 20:
         counting.work(seconds)
         found_now = list(sample_window.read_samples(mesh.text, throughout.wanted))
@@ -350,7 +350,7 @@ async def test_window_written_by_another_version_is_ignored(replicas: Replicas, 
     assert second.keeper.leads
 
 
-# --- PostgreSQL that comes and goes -------------------------------------------------------------------------------------
+# --- PostgreSQL outages -------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -392,7 +392,7 @@ async def test_alert_survives_a_postgresql_outage(postgres: PostgresServer, post
                 [check] = [check for check in await one.checks() if check.name == "alerts"]
                 assert (check.ok, check.needed) == (False, False)
                 assert "a restart would lose silences" in check.detail
-                # Without PostgreSQL, new alerts are sent once; followers show what they read last, with its age.
+                # Without PostgreSQL, new alerts are sent once. Followers show what they read last, with its age.
                 mesh.text = DRIFTING.replace("ledger_drift_micro", "ledger_drift_micro_gone")
                 await until(lambda: len(chat.got) == 2)
                 mesh.text, mesh.now = DRIFTING, mesh.now + 15

@@ -17,7 +17,7 @@ ANN, BOB = NodeId("UANN"), NodeId("UBOB")
 
 
 class RunningService:
-    """A metrics service that sees workers come and go. ``restart`` is as a process does it: only what was kept is left."""
+    """A metrics service that sees workers come and go. Like a new process, ``restart`` keeps only what was stored."""
 
     def __init__(self) -> None:
         self.now = STARTED
@@ -104,7 +104,7 @@ def test_worker_missed_before_a_restart_keeps_its_time(running_service: RunningS
     (before,) = running_service.attendance.missed().values()
     running_service.now += timedelta(minutes=10)
     running_service.restart(running_service.kept)
-    # Its key is still announced where nodes look for each other, and it cannot be reached.
+    # Its key is still announced where nodes look for each other, but the worker can't be reached.
     running_service.directory.add_refused(ANN, Role.WORKER, "", "it does not answer")
     running_service.look()
     (after,) = running_service.attendance.missed().values()

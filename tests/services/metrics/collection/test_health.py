@@ -44,7 +44,7 @@ ALL = tuple(_node(role) for role in SERVICE_ROLES)
 
 
 def _with(role: Role, **changes: object) -> tuple[NodeFact, ...]:
-    """A healthy mesh, with changes to the node of one role."""
+    """Return a healthy mesh, with changes to the node of one role."""
     return tuple(NodeFact(**{**_fields(fact), **changes}) if fact.role is role else fact for fact in ALL)  # type: ignore[arg-type]
 
 
@@ -216,7 +216,7 @@ def test_paths_list_relayed_and_unreachable_nodes() -> None:
     missed = tuple(NodeFact(role=Role.WORKER, label=f"U{n}", alive=False, since=WENT, why_not="no way through") for n in range(7))
     decided = _decide((*relayed, *missed))
     paths = _of(decided, "paths")
-    # It never was a part of the whole, and a stranger must not be able to change the word.
+    # These nodes were never part of the mesh, and a stranger must not be able to change the overall status.
     assert (paths.status, decided.status) == ("degraded", "healthy")
     assert "inference U4 (no way through) and 2 more" in paths.detail
     assert "U5" not in paths.detail
@@ -289,7 +289,7 @@ def test_queue_age_starts_when_it_is_first_seen() -> None:
     assert _of(_with_signs(HealthSignals(queues=(QueueSignal("llama3", 5, later),)), first, later), "llama3").since == NOW
 
 
-# --- servers and doubts -----------------------------------------------------------------------------------------------
+# --- servers, and doubts about nodes ----------------------------------------------------------------------------------
 
 
 def test_server_is_up_while_any_service_reaches_it() -> None:

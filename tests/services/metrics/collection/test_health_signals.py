@@ -16,7 +16,7 @@ WORKER = "UWORKER00000" + "X" * 44
 
 
 class Mesh:
-    """One gateway that counts, and a reader that looks every 15 s."""
+    """One gateway with counters, and a reader that reads them every 15 s."""
 
     def __init__(self) -> None:
         self.gateway, self.worker = Metrics("gateway"), Metrics("inference")
@@ -54,7 +54,7 @@ def test_certificates_are_read_with_the_age_of_their_revocation_list(mesh: Mesh)
 
 def test_queue_counts_as_moving_when_a_request_starts(mesh: Mesh) -> None:
     mesh.gateway.queue_depth.labels(model="llama3").set(2)
-    # What waits at the worker was counted by the gateway.
+    # The gateway already counted what waits at the worker.
     mesh.worker.queue_depth.labels(model="llama3").set(9)
     (queue,) = mesh.look().queues
     first = mesh.now

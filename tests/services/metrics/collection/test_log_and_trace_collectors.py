@@ -12,7 +12,7 @@ HERE = NodeId("U" + "HERE" + "A" * 51)
 
 
 class Node:
-    """Has a ring of 20, and gives 3 at once."""
+    """Has a ring buffer of 20, and returns 3 items at a time."""
 
     def __init__(self) -> None:
         self.ring: RingBuffer[int] = RingBuffer(20)

@@ -1,4 +1,4 @@
-"""What may be recorded and how; invalid records are refused with the rule, and no node can use up the space of another."""
+"""What may be recorded and how. A refusal names the rule, and no node can use up the space of another."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ def take(
 
 
 def samples(store: RecordedMetricSet) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """As they appear in the mesh's text, without whose they are."""
+    """Return the samples as they appear in the mesh's metrics, without their node."""
     text = prometheus_merge.render(prometheus_merge.Merger({}).merge(store.sources()))
     return {
         (sample.name, frozenset((label, value) for label, value in sample.labels.items() if label not in ("service", "node"))): sample.value

@@ -45,7 +45,7 @@ def _families(text: str) -> dict[str, str]:
 
 
 def _shown(text: str) -> dict[str, Found]:
-    """The exemplars, by bucket."""
+    """Return the exemplars by bucket."""
     return {
         sample.labels["le"]: sample.exemplar
         for family in strict.text_string_to_metric_families(text)
@@ -80,7 +80,7 @@ def test_merge_real_nodes_with_exemplars() -> None:
         with_exemplars = [sample for sample in families[name].samples if sample.exemplar]
         assert {sample.labels["node"] for sample in with_exemplars} == {"UA", "UB"}
         assert {tuple(sample.exemplar.labels.items()) for sample in with_exemplars if sample.exemplar} == {(("trace_id", TRACE),)}
-    # The same series as in the other format, by its own parser, where a counter is named otherwise.
+    # The other format, with its own parser and other names for counters, has the same series.
     here = {(sample.name, tuple(sorted(sample.labels.items())), sample.value) for one in families.values() for sample in one.samples}
     there = {
         (sample.name, tuple(sorted(sample.labels.items())), sample.value)
@@ -200,7 +200,7 @@ def test_invalid_exemplar_is_dropped(where: str, exemplar: Exemplar, *, as_block
     assert _families(text)["h"] == "histogram"
 
 
-# --- whatever nodes say ---------------------------------------------------------------------------------------------------
+# --- arbitrary texts of nodes ---------------------------------------------------------------------------------------------
 
 names = st.sampled_from(["h", "h_bucket", "h_sum", "h_count", "h_created", "a", "a_total", "a_created", "b", "ai_platform_ttft_seconds"])
 label_values = st.sampled_from(["", "1", "0.5", "1.0", "+Inf", "UA", "UB", 'q"\\\n', "\0", "é"]) | st.text(max_size=3)
@@ -257,7 +257,7 @@ def test_output_is_valid_whatever_nodes_send(texts_of_nodes: list[tuple[str, dic
 
 @given(st.lists(texts, max_size=3), st.booleans())
 def test_block_and_line_parsing_give_the_same_result(texts_of_nodes: list[str], ours: bool) -> None:
-    """A second, empty source with the same labels makes every text be parsed line by line."""
+    """A second, empty source with the same labels forces every text to be parsed line by line."""
     sources = [MetricSource(text, {"service": "inference", "node": f"U{number}"}) for number, text in enumerate(texts_of_nodes)]
     own = (
         [MetricSource(_block("a_total", "counter", [({"node": "U0"}, "1", "")]) + "\n", {"service": "metrics"}, trusted=True)]

@@ -28,7 +28,7 @@ async def hangs(writer: asyncio.StreamWriter) -> None:
 
 
 async def drips(writer: asyncio.StreamWriter) -> None:
-    """Alive at every look, and never done."""
+    """Keep sending, and never finish."""
     writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
     while not writer.is_closing():
         writer.write(b"1\r\nx\r\n")
@@ -52,14 +52,14 @@ class Floods:
 
 @asynccontextmanager
 async def answering(answer: Answer, headers: Mapping[str, str] | None = None) -> AsyncIterator[Post]:
-    """Posts to a server that reads a request and then does this."""
+    """Yield a post to a server that reads a request and then calls ``answer``."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await reader.readuntil(b"\r\n\r\n")
             await answer(writer)
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the other side has had enough
+            pass  # the client closed the connection
         finally:
             writer.close()
 
@@ -106,7 +106,7 @@ async def test_endless_response_is_cut_off() -> None:
     floods = Floods()
     async with answering(floods) as post:
         await post("/v1/traces", b"{}")
-    # Plus what was in the buffers of the two sockets.
+    # This includes what was in the buffers of both sockets.
     assert floods.sent < 16 * 1024 * 1024
 
 

@@ -1,4 +1,4 @@
-"""An unavailable endpoint gets what it missed when it is back, within a bound on memory."""
+"""When an unavailable endpoint is back, it gets what it missed, within a bound on memory."""
 
 import asyncio
 import time
@@ -63,7 +63,7 @@ async def box(endpoint: Endpoint, lost: list[int], monkeypatch: pytest.MonkeyPat
 
 async def drained(box: OtlpOutbox[NodeSpan]) -> None:
     await until(lambda: len(box) == 0)
-    # What was taken out last has been sent when the box waits again.
+    # The outbox waits again only after it has sent what it took out last.
     await until(lambda: not box._has_waiting.is_set())
 
 
@@ -100,8 +100,6 @@ async def test_retry_after_is_honored_up_to_a_limit(box: OtlpOutbox[NodeSpan], e
 
 
 class FakeLog:
-    """A fake log."""
-
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
 

@@ -34,8 +34,6 @@ async def net() -> AsyncIterator[TestNet]:
 
 
 class FakeLog:
-    """A fake log."""
-
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, int, str]] = []
 
@@ -69,7 +67,7 @@ async def _sent(running: RunningNode, spans: int = 0, lines: int = 0) -> None:
 async def test_partial_rejections_are_counted_logged_once_and_shown(net: TestNet, monkeypatch: pytest.MonkeyPatch) -> None:
     log = FakeLog()
     monkeypatch.setattr(otlp_outbox, "_log", log)
-    # Its own lines are sent at the start and not again.
+    # The service's own lines are sent at the start and not again.
     monkeypatch.setattr(log_and_trace_collectors, "EVERY_SECONDS", 3600)
     port = free_port()
     with otlp_receiver.receiving(port) as receiver:

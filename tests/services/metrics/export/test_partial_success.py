@@ -16,7 +16,7 @@ def in_json(**fields: object) -> bytes:
 
 
 def in_protobuf(count: bytes, why: bytes = b"") -> bytes:
-    """``count`` as a varint."""
+    """Encode a response; ``count`` is a varint."""
     inner = (b"\x08" + count if count else b"") + (b"\x12" + bytes([len(why)]) + why if why else b"")
     return b"\x0a" + bytes([len(inner)]) + inner
 

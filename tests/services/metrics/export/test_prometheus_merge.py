@@ -1,4 +1,4 @@
-"""Merging metrics, by cases; an independent parser accepts the result whatever comes in."""
+"""Merging metrics, case by case. An independent parser accepts the result of any input."""
 
 import string
 from collections.abc import Mapping
@@ -92,7 +92,7 @@ def test_broken_line_drops_only_itself(line: str) -> None:
     merged = _merged(f"# TYPE ok gauge\nok 1\n{line}\nok 2\nok2 3")
     assert merged.text.count("\nok{") == 1
     assert "\nok2{" in merged.text
-    assert merged.dropped == 1 + bool(line)  # the second ok is a repetition
+    assert merged.dropped == 1 + bool(line)  # the second ok is a duplicate
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_noise_is_survived(text: str) -> None:
     _merge([MetricSource(text, A)])
 
 
-# --- families that are as nodes write them, and are taken as a whole ---------------------------------------------------------
+# --- families in the form that nodes write, which are taken whole ------------------------------------------------------------
 
 
 def _family(kind: str, *lines: str) -> str:

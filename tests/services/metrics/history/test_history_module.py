@@ -94,7 +94,7 @@ async def test_history_survives_a_postgresql_outage(
     await until(lambda: history._writer.waiting == 0)
     await look(1)
     await until(lambda: history._writer.waiting == 0)
-    # The module may have looked by itself before the first one.
+    # The module may have taken a sample before the first one here.
     assert (await _drawn(history, begin, now))[1:] == (1.0,) * 8, "nothing is missing"
 
 

@@ -41,7 +41,7 @@ async def test_stored_samples_are_drawn(store: HistoryStore) -> None:
 
 
 async def everything(store: HistoryStore) -> list[tuple[object, ...]]:
-    """All rows of all resolutions."""
+    """Return all rows of all resolutions."""
     found: list[tuple[object, ...]] = []
     for resolution in KEEPS:
         rows = await store.rows(resolution, BEGIN - timedelta(days=9), BEGIN + timedelta(days=900), ["a", "b"])

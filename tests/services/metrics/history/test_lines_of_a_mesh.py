@@ -23,14 +23,14 @@ from tests.services.metrics.history.looked_at import BEGIN, KEEPS, Mesh
 
 NODES = ("UAAAAAAAAAAA", "UBBBBBBBBBBB", "UCCCCCCCCCCC")
 DEPTH, TOKENS, CPU = "ai_platform_queue_depth", "ai_platform_tokens_total", "ai_platform_host_cpu_usage_ratio"
-#: Layouts with some of these names, each in its own order; the last one has the start of another.
+#: Each layout has some of these names, in its own order. The last name begins like another one.
 NAMES = (CPU, f'{DEPTH}{{model="m"}}', f'{DEPTH}{{model="n"}}', f'{TOKENS}{{model="m",type="output"}}', f"{DEPTH}_elsewhere")
 RATE = 2 * 30 / 15
 
 
 @dataclass(frozen=True)
 class Written:
-    """One row."""
+    """One row of the history."""
 
     resolution: int
     at: datetime
@@ -45,7 +45,7 @@ class Written:
 
 
 async def write(connection: asyncpg.Connection, draw: random.Random) -> list[Written]:
-    """Any rows, as long as each is there once: not all that were seen were rolled up, and nodes come and go."""
+    """Write random rows, each only once. Some samples are not rolled up, and nodes come and go."""
     layouts = []
     for number in range(4):
         names = tuple(draw.sample(NAMES, draw.randint(1, len(NAMES))))
@@ -77,7 +77,7 @@ async def write(connection: asyncpg.Connection, draw: random.Random) -> list[Wri
 def slowly(
     rows: Sequence[Written], pieces: Sequence[RollupPiece], question: QueryPlan, by: Sequence[HistoryGrouping]
 ) -> dict[tuple[object, ...], list[float]]:
-    """Service, node, name and step -> growth, mean, how many nodes, and the highest look."""
+    """Return growth, mean, number of nodes and highest sample by service, node, name and step."""
     of_node: dict[tuple[str, str, str, int], list[tuple[float, int, float]]] = defaultdict(list)
     wanted = {one.name for one in question.wanted}
     for piece in pieces:
@@ -139,7 +139,7 @@ async def test_query_for_one_node_returns_only_its_lines(store: HistoryStore) ->
 
 @pytest.mark.parametrize("step", tiers.by_day([15, 30, 60, 150], 15, 150, group="long"))
 async def test_steady_counter_has_the_same_rate_in_every_step(store: HistoryStore, step: int) -> None:
-    """Also in the first step, in the last one, and in one in which the service was started again."""
+    """This includes the first step, the last step, and a step in which the service restarted."""
     mesh, seen = Mesh(), []
     for number in range(45):
         if number == 24:
@@ -157,7 +157,7 @@ async def test_steady_counter_has_the_same_rate_in_every_step(store: HistoryStor
 
 
 async def test_query_plan_does_not_depend_on_earlier_queries(store: HistoryStore) -> None:
-    """A plan for any question reads the whole table once for each step; PostgreSQL would come to it at the sixth."""
+    """A generic plan reads the whole table once for each step, and PostgreSQL would choose it at the sixth query."""
     mesh = Mesh()
     for _ in range(9):
         await mesh.look()

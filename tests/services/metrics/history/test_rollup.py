@@ -1,4 +1,4 @@
-"""Sums of sums are sums: minutes and hours lose nothing and count nothing twice; times are UTC."""
+"""Rollups to minutes and hours lose nothing and count nothing twice; times are UTC."""
 
 from datetime import UTC, datetime, timedelta, timezone
 

@@ -15,7 +15,7 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def text(*nodes: tuple[str, str, str]) -> str:
-    """Service, node and the text of each."""
+    """Return the merged text of nodes, each given by service, node and its own text."""
     return prometheus_merge.render(
         prometheus_merge.Merger().merge([MetricSource(own, {"service": service, "node": node}) for service, node, own in nodes])
     )
@@ -71,7 +71,7 @@ def test_kind_is_known_by_name() -> None:
 
 @given(st.lists(st.one_of(st.integers(0, 1000), st.none()), max_size=30))
 def test_growth_adds_up_to_the_count(steps: list[int | None]) -> None:
-    """None: the program was started again."""
+    """None means that the program restarted."""
     reader = RowReader()
     reader.read(text(("inference", "n", tokens(5))), AT)
     total, counted, shown = 5.0, 0.0, 0.0
@@ -89,7 +89,7 @@ def test_new_node_has_no_growth_at_first() -> None:
 
 
 def test_first_reading_has_gauges_but_no_counters() -> None:
-    """As when the service was started again: what was done meanwhile is not known, and not nothing."""
+    """As after a restart of the service: growth in the meantime is unknown, not zero."""
     gauge = "ai_platform_queue_depth"
     both = tokens(7) + f'# HELP {gauge} q\n# TYPE {gauge} gauge\n{gauge}{{model="m"}} 2\n'
     assert values(RowReader().read(text(("inference", "n", both)), AT)) == {f'{gauge}{{model="m"}}': 2}

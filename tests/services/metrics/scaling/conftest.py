@@ -1,4 +1,4 @@
-"""Fixtures for scaling on PostgreSQL, as those of the alerts."""
+"""Fixtures for scaling on PostgreSQL, like those for alerts."""
 
 from tests.services.metrics.alerting.conftest import mesh, replicas, store
 

@@ -30,14 +30,14 @@ def worker(node: str, *, ready: bool = True, running: int = 0, **more: Any) -> A
 
 
 class FakeNode:
-    """What scaling needs of a node."""
+    """The parts of a node that scaling needs."""
 
     def __init__(self) -> None:
         self.id = NodeId("UONE")
         self.metrics = Metrics("metrics")
         self.directory = Directory(lambda: 0.0)
         self.rpc = self
-        #: Text of each gateway; an error if it does not answer.
+        #: The metrics of each gateway, or the error if it does not answer.
         self.gateways: dict[NodeId, str | errors.AimeshError] = {}
         self.given_up: list[gateway.GiveUpPool] = []
         self.set_queue(0)
@@ -71,7 +71,7 @@ def module(node: FakeNode, mesh: Mesh, pools: Path, **more: Any) -> ScalingModul
 
 
 class ScalingReplica(Replica):
-    """A replica of metrics with its scaling. A test runs each look and round."""
+    """A replica of the metrics service with scaling. A test runs each look and round."""
 
     def __init__(self, mesh: Mesh, store: AlertStore, node: NodeId, pools: Path, own: FakeNode | None = None) -> None:
         super().__init__(mesh, store, node)

@@ -58,7 +58,7 @@ def test_each_trigger_adds_one_replica(change: dict[str, float], more: int) -> N
     demand = replace(DEMAND, **change)  # type: ignore[arg-type]
     number, state = wanted(demand)
     assert number == 10 + more
-    # And not another one at each look.
+    # Later looks add no further replica.
     for now in range(15, 300, 15):
         number, state = wanted(replace(demand, ready=10 + more), state=state, now=now)
     assert number == 10 + more
@@ -73,7 +73,7 @@ def test_falls_slowly_to_the_highest_wish() -> None:
         number, state = wanted(low, state=state, now=now)
         falls.append((now, number))
     changes = [after for before, after in pairwise([(0, 10), *falls]) if before[1] != after[1]]
-    # The wish of 10 counts until 300 s, that of 8 until 315 s.
+    # The wanted number 10 counts until 300 s, and 8 counts until 315 s.
     assert changes == [(300, 8), (315, 6), (330, 5), (345, 4), (360, 3), (375, 2), (390, 1)]
 
 
@@ -119,7 +119,7 @@ def test_machine_that_never_becomes_ready_is_given_up() -> None:
         assert ("did not become ready within 200 s" in advice.reason) == (225 <= now < 425)
     assert {number for now, number in numbers if now < 225} == {10}
     assert {number for now, number in numbers if 225 <= now < 425} == {9}
-    # Then it is tried again.
+    # Then scaling tries again.
     assert {number for now, number in numbers if now >= 435} == {10}
 
 

@@ -94,5 +94,5 @@ def test_means_of_five_minutes() -> None:
     assert demand is not None
     assert demand.response_seconds == pytest.approx(8)
     assert demand.gpu == pytest.approx(0.6, abs=0.01)
-    # 10 wait, and 5 each 15 s were refused in the last minute.
+    # 10 requests wait, and in the last minute 5 were refused every 15 s.
     assert demand.queue == pytest.approx(10 + 20)

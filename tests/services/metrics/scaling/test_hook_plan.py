@@ -1,4 +1,4 @@
-"""When a pool's hook is called: once for each wish."""
+"""When a pool's hook is called: once for each decision."""
 
 from uuid import UUID
 

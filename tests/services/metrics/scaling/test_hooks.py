@@ -1,4 +1,4 @@
-"""Hooks: programs and webhooks, real ones."""
+"""Hooks: real programs and real webhooks."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ def alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # A zombie of this container's init is over too.
+    # A zombie of this container's init has ended, too.
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
@@ -93,7 +93,7 @@ async def test_canceled_call_leaves_nothing_behind(program: Program, tmp_path: P
 
 
 class Receiver:
-    """An HTTP server that answers each request alike."""
+    """An HTTP server that gives every request the same answer."""
 
     def __init__(self, answer: bytes) -> None:
         self.answer = answer

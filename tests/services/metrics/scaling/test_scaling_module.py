@@ -34,7 +34,7 @@ pools:
 
 
 class Hook:
-    """A program that notes its calls, and does what ``then`` says."""
+    """A program that records its calls, and then runs the command given to ``then``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -78,7 +78,7 @@ async def start(mesh: Mesh, store: AlertStore, hook: Hook) -> AsyncIterator[Star
 
 
 async def ended(replica: ScalingReplica) -> None:
-    """Wait until its hooks are over."""
+    """Wait until the replica's hooks have ended."""
     await until(lambda: not replica.scaling._calling)
 
 
@@ -132,7 +132,7 @@ async def test_leader_that_dies_in_a_hook_has_called_for_its_wish(start: Start, 
     assert second.keeper.leads
     assert len(hook.calls) == 1
     assert [entry.state for entry in await entries(second)] == [api.ScaleCallState.RUNNING]
-    # Its machine never came, so it is given up; then the wish is a new one.
+    # The machine never came, so scaling gives up on it. After that, the decision is a new one.
     hook.then("exit 0")
     await second.step(times=40)
     await ended(second)
@@ -185,7 +185,7 @@ async def test_hook_that_hangs_is_killed_and_counts_as_failed(start: Start, hook
 async def test_hook_without_effect_buys_no_second_machine(start: Start, hook: Hook) -> None:
     replica = await start()
     replica.node.set_queue(1)
-    # Twice 100 s, in which the machine could start.
+    # Twice the 100 s that the machine has to start.
     await replica.step(times=13)
     await ended(replica)
     assert len(hook.calls) == 1
@@ -217,7 +217,7 @@ async def test_last_worker_stays_while_a_lost_gateway_is_not_settled(start: Star
     await ended(replica)
     assert replica.scaling.pool("l4").wanted == 1
     assert hook.calls == []
-    # Settled by the others, and one that ended in order.
+    # The other gateways have settled the lost one, and another gateway shut down cleanly.
     entry = replica.node.directory._entries[lost]
     replica.node.directory._entries[lost] = replace(entry, since=entry.since - timedelta(seconds=150))
     replica.node.directory.apply_announcement(announcement(Role.GATEWAY, stopped, draining=True), "nats")
@@ -258,7 +258,7 @@ async def test_without_fresh_data_a_failed_hook_is_not_called_again(start: Start
     replica.node.gateways[GATEWAY] = errors.DeadlineExceeded("silent")
     await replica.step(times=5)
     await ended(replica)
-    # In the first 30 s the data were fresh.
+    # The data was fresh for the first 30 s.
     assert 1 <= len(hook.calls) <= 3
     calls = len(hook.calls)
     await replica.step(times=20)

@@ -1,4 +1,4 @@
-"""The simulated day: its load, its queue, and what autoscaling reaches in it."""
+"""The simulated day: its load, its queue, and what autoscaling achieves."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def fixed(number: int) -> simulation.Scaler:
 def test_enough_workers_answer_at_once_and_cost_their_hours() -> None:
     load = ([10.0] * HOURS_SECONDS, {3600})
     day = PoolSimulation(load, fixed(30), 60).run()
-    # The lost worker's successor is ordered at the next look.
+    # The next look orders the lost worker's replacement.
     assert day.gpu_hours == pytest.approx(4 * 30, abs=0.2)
     assert (day.p95_wait_seconds, day.refused, day.direction_changes) == (0, 0, 0)
 
@@ -75,7 +75,7 @@ def test_direction_changes_are_counted_within_ten_minutes() -> None:
 
 
 def test_oracle_pays_for_the_start() -> None:
-    # 7 requests/s need 20 workers for an hour, which are ordered 5 minutes before it.
+    # 7 requests/s need 20 workers for an hour, ordered 5 minutes in advance.
     rates = [0.35] * 36_000 + [7.0] * 3600 + [0.35] * (DAY_SECONDS - 39_600)
     assert simulation.oracle_hours((rates, set()), 300) == pytest.approx(24 + 19 * (1 + 300 / 3600))
 

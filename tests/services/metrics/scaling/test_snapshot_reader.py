@@ -29,7 +29,7 @@ def test_old_counts_of_a_gateway_that_comes_later_are_no_arrivals() -> None:
     readings = SnapshotReader()
     readings.take(0, {A: counted(1_000_000)}, [], [])
     assert readings.take(5, {A: counted(1_000_010), B: counted(2_000_000)}, [], []).models["m"].arrived == 10
-    # B is away for a while, and A restarts.
+    # B is unreachable for a while, and A restarts.
     readings.take(10, {A: counted(3)}, [], [])
     found = readings.take(15, {A: counted(4), B: counted(2_000_020)}, [], [])
     assert found.models["m"].arrived == 10 + 3 + 1 + 20

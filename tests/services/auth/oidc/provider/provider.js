@@ -1,5 +1,5 @@
 // A real OpenID Connect provider on loopback: `oidc-provider` with people, passwords and groups from one JSON argument.
-// Says where it is on one line, and ends when its standard input does.
+// Prints its issuer on one line, and exits when its standard input closes.
 import { createServer } from 'node:http'
 import { createServer as createTlsServer } from 'node:https'
 import Provider from 'oidc-provider'

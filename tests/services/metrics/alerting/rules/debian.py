@@ -9,7 +9,7 @@ _CAPABILITIES = {"prometheus": "prometheus", "promtool": "prometheus", "alertman
 
 
 def program(name: str) -> str:
-    """The path of this program; the test is skipped where it is not installed."""
+    """Return the path of this program. Skips the test if the program is not installed."""
     capabilities.require(_CAPABILITIES[name])
     found = capabilities.find_alertmanager() if name == "alertmanager" else capabilities.find_program(name)
     assert found is not None
@@ -17,7 +17,7 @@ def program(name: str) -> str:
 
 
 def check(name: str, *arguments: str | Path) -> str:
-    """Run a program's check of a valid file."""
+    """Run a program's check of a file that must be valid. Returns the output."""
     done = subprocess.run([program(name), *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr

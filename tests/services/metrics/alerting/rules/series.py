@@ -13,12 +13,12 @@ from tests.services.metrics.alerting.rules.trials import Line
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """``MetricReadings`` of samples that come every ``step_seconds``, looked at right after one of them."""
+    """``MetricReadings`` of samples that come every ``step_seconds``, read right after one of them."""
 
     lines: Sequence[Line]
     step_seconds: int
     at: int
-    #: Reckon with what may have come between the edge of a window and the samples in it, as Prometheus does.
+    #: Extrapolate to the edges of the window, as Prometheus does.
     like_prometheus: bool = False
 
     def latest(self, selector: Selector) -> Vector:
@@ -43,8 +43,8 @@ def _growth(values: Sequence[float]) -> float:
 
 
 def _extrapolation(samples: Sequence[tuple[int, float]], first: int, last: int) -> float:
-    """The factor of extrapolatedRate in Prometheus' promql/functions.go: to the edge of the window where that is near, else by half a
-    step; and never to before a counter would have been 0."""
+    """Return the factor of extrapolatedRate in Prometheus' promql/functions.go: extrapolate to the edge of the window if it is near, else
+    by half a step, and never to before a counter would have been 0."""
     (start, value), (end, _) = samples[0], samples[-1]
     covered = end - start
     step = covered / (len(samples) - 1)
@@ -72,7 +72,7 @@ def _key(line: Line) -> Labels:
 def watch(
     rule: AlertRule, lines: Sequence[Line], step_seconds: int, steps: int, *, like_prometheus: bool = False
 ) -> list[dict[Labels, Active]]:
-    """Its alerts after each step."""
+    """Return the rule's alerts after each step."""
     seen: list[dict[Labels, Active]] = []
     active: dict[Labels, Active] = {}
     for at in range(steps):

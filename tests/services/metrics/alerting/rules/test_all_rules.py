@@ -191,7 +191,7 @@ def test_five_day_old_mesh_has_no_cost_anomaly() -> None:
 
 
 def test_rule_labels_exist_in_real_metrics() -> None:
-    """A gateway reports about another node, its worker; a method's service is the one that serves it."""
+    """A gateway reports about another node, its worker. A method's service is the service that serves the method."""
     gateway = Metrics("gateway")
     gateway.wrong_counts.labels(node="w").inc()
     gateway.requests.labels(service="gateway", method="chat", status="success").inc()

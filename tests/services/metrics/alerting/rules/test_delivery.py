@@ -27,7 +27,7 @@ from tests.services.metrics.alerting.rules import debian
 from tests.testnet import MESH, free_port, testnet, until
 
 DEPLOY = Path(__file__).parents[5] / "deploy"
-#: From the change of a number to the message, scrape, rule and grouping included; Prometheus looks for its targets every 5 s.
+#: From the change of a value to the message, including scrape, rule and grouping. Prometheus reads its targets every 5 s.
 DELIVERED_SECONDS = 30
 
 
@@ -39,7 +39,7 @@ class Outside(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Requests)
         self.drift = 0
-        #: Path -> the messages that came there.
+        #: Path -> the messages received there.
         self.received: dict[str, list[dict[str, Any]]] = {}
 
     @property
@@ -91,7 +91,7 @@ def outside() -> Iterator[Outside]:
 
 @contextmanager
 def running(folder: Path, *command: str, **environment: str) -> Iterator[None]:
-    """Run a program in its own folder, until the end of the test."""
+    """Run a program in its own folder until the test ends."""
     folder.mkdir(exist_ok=True)
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
@@ -113,7 +113,7 @@ def running(folder: Path, *command: str, **environment: str) -> Iterator[None]:
 
 @contextmanager
 def alertmanager(folder: Path, outside: Outside) -> Iterator[str]:
-    """As it is shipped, but for how long it gathers before it speaks. Yields its address."""
+    """Run Alertmanager as shipped, except for its grouping times. Yields its address."""
     shutil.copytree(DEPLOY / "alertmanager", folder)
     shipped = folder / "alertmanager.yml"
     quick = re.sub(r"(group_wait|group_interval): \w+", r"\1: 200ms", shipped.read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def alertmanager(folder: Path, outside: Outside) -> Iterator[str]:
 
 @contextmanager
 def prometheus(folder: Path, scraped: str, alertmanager_address: str, *, every: str = "200ms") -> Iterator[str]:
-    """As it is shipped, but for addresses and pace. Yields its address."""
+    """Run Prometheus as shipped, except for addresses and intervals. Yields its address."""
     folder.mkdir()
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": "200ms"}
@@ -170,7 +170,7 @@ async def test_alert_and_its_resolution_reach_a_webhook(outside: Outside, tmp_pa
 
 
 async def test_prometheus_scrapes_a_mesh(outside: Outside, tmp_path: Path) -> None:
-    """In the form that it asks for, which is OpenMetrics."""
+    """Prometheus asks for OpenMetrics, and gets it."""
     port = free_port()
     async with testnet() as net:
         key_file = net.server.key("metrics", Role.METRICS)
@@ -218,7 +218,7 @@ def _words(labels: dict[str, str]) -> list[tuple[str, str]]:
 
 
 async def _ready(http: httpx.AsyncClient, path: str) -> None:
-    """Waits until the program answers; how long is up to the machine, and bounded by the test's own limit."""
+    """Wait until the program answers. The time depends on the machine, and the test's own limit bounds it."""
     while True:
         try:
             if (await http.get(path)).status_code == 200:

@@ -18,7 +18,7 @@ from tools import alerts
 
 
 def notation(values: Values) -> str:
-    """As promtool takes them; a series that goes away is stale from then on."""
+    """Return the values in promtool's notation. A series that disappears is stale from then on."""
     words = ["_" if value is None else repr(value) for value in values]
     for at, value in enumerate(values):
         if value is None and at and values[at - 1] is not None:
@@ -27,7 +27,7 @@ def notation(values: Values) -> str:
 
 
 def expected(rule: AlertRule, key: Labels) -> dict[str, object]:
-    """One alert as Prometheus shows it."""
+    """Return one alert as Prometheus shows it."""
     has = dict(key)
 
     def filled(text: str) -> str:
@@ -45,11 +45,11 @@ def expected(rule: AlertRule, key: Labels) -> dict[str, object]:
 
 
 def write(path: Path, name: str, lines: Sequence[Line], course: Course, step_seconds: int) -> int:
-    """Write what promtool compares after every step; returns how many alerts there were in all."""
+    """Write a test for promtool that compares every step. Returns the total number of alerts."""
     watched = [(rule, watch(rule, lines, step_seconds, course.steps, like_prometheus=True)) for rule in all_rules.ALL if rule.name == name]
     found = [[expected(rule, key) for rule, seen in watched for key in sorted(firing(seen[at]))] for at in range(course.steps)]
     group = next(group for group, members in all_rules.GROUPS.items() if name in {rule.name for rule in members})
-    # What was recorded comes first: an alert looks at what was recorded in the same moment.
+    # Recording rules come first, because an alert uses values that were recorded at the same moment.
     groups = ["recorded", group] if group == "objectives" else [group]
     test = {
         "rule_files": [str(alerts.FOLDER / f"{each}.rules.yml") for each in groups],
@@ -65,7 +65,7 @@ def write(path: Path, name: str, lines: Sequence[Line], course: Course, step_sec
             }
         ],
     }
-    path.write_text(json.dumps(test), encoding="utf-8")  # which is YAML, too, and quicker
+    path.write_text(json.dumps(test), encoding="utf-8")  # JSON is also YAML, and faster
     return sum(len(each) for each in found)
 
 
@@ -75,7 +75,7 @@ def _series(line: Line) -> str:
 
 
 def check(folder: Path) -> None:
-    """Run all tests of a folder in one process, which is quicker; it names the files that fail."""
+    """Run all tests of a folder in one process, which is faster. promtool names the files that fail."""
     debian.check("promtool", "test", "rules", *sorted(folder.iterdir()))
 
 
@@ -86,7 +86,6 @@ def test_prometheus_fires_and_resolves_the_same_alerts(tmp_path: Path) -> None:
     check(tmp_path)
 
 
-# `make test` asks promtool for every alert that fires.
 @pytest.mark.nightly("long")
 def test_prometheus_does_not_fire_just_below_the_threshold(tmp_path: Path) -> None:
     for trial in trials.ALL:
@@ -101,7 +100,7 @@ def test_prometheus_always_fires_the_watchdog(tmp_path: Path) -> None:
 
 
 def test_promtool_detects_a_difference(tmp_path: Path) -> None:
-    """promtool is not content with anything: the same series under another name are another result."""
+    """promtool must not accept everything: the same series under another name give another result."""
     [trial] = [trial for trial in trials.ALL if trial.rule.name == "queue_depth_high"]
     lines = [Line(line.name.replace("queue_depth", "queue"), line.labels, line.values) for line in trial.lines(trial.course, trial.over)]
     path = tmp_path / "test.yml"

@@ -1,7 +1,7 @@
 """For every alert: series that make it fire, series that almost do, and their return to normal.
 
-A course is quiet, then has trouble, then is quiet again. A trial that fires and one that does not differ in the level of the trouble;
-where the level cannot almost be reached, the trouble is shorter instead.
+A course is quiet, then has trouble, then is quiet again. Trials that fire and trials that don't differ in the level of the trouble. If
+no level is just below the threshold, the trouble is shorter instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from services.metrics.alerting.rules.objectives import Burn
 from shared.telemetry import host_instruments, instruments
 from shared.telemetry.instrument import Instrument
 
-#: At each step; None is no sample.
+#: One value for each step; None means no sample.
 Values: TypeAlias = tuple[float | None, ...]
 
 
@@ -29,7 +29,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How many steps each part takes."""
+    """The number of steps of each part."""
 
     quiet: int
     trouble: int
@@ -43,7 +43,7 @@ class Course:
         return (calm,) * self.quiet + (troubled,) * self.trouble + (calm,) * self.after
 
     def counter(self, calm: float, troubled: float) -> Values:
-        """Grows by so much with every step."""
+        """Return a counter that grows by this much in every step."""
         grown = 0.0
         values = []
         for step in (*(calm,) * self.quiet, *(troubled,) * self.trouble, *(calm,) * self.after):
@@ -52,7 +52,7 @@ class Course:
         return tuple(values)
 
     def jump(self, by: float) -> Values:
-        """Grows once, when the trouble begins."""
+        """Return a counter that grows once, when the trouble begins."""
         return (0.0,) * self.quiet + (by,) * (self.trouble + self.after)
 
 
@@ -65,10 +65,10 @@ class Trial:
     step_seconds: int
     course: Course
     lines: Lines
-    #: The level of trouble that fires, and the one that just does not.
+    #: A level of trouble that fires, and a level that just doesn't.
     over: float
     under: float
-    #: Steps of the trouble that is too short to fire, where that is what ``under`` has to be.
+    #: A number of troubled steps that is too short to fire, if ``under`` alone would fire.
     brief: int | None = None
 
     @property
@@ -91,19 +91,19 @@ def _rule(name: str, **labels: str) -> AlertRule:
 
 # --- objectives -----------------------------------------------------------------------------------------------------
 
-#: Of each long window, the step: coarse enough to be quick, fine enough for the short one.
+#: The step for each long window: coarse enough to be fast, and fine enough for the short window.
 _STEPS = {3600: 100, 6 * 3600: 600, 86400: 2400, 3 * 86400: 7200}
 
 
 def _completed(course: Course, level: float) -> Sequence[Line]:
-    """A hundred requests a step; a third of the failures are timeouts. Limited and cancelled ones are no failures."""
+    """A hundred requests per step; a third of the failures are timeouts. Limited and canceled requests are no failures."""
     status = instruments.COMPLETED_REQUESTS
     where = {"service": "metrics", "node": "m", "model": "llama3"}
     return (
         line(status, course.counter(90, 90 - 100 * level), status="success", **where),
         line(status, course.counter(10, 10), status="cancelled", **where),
         line(status, course.counter(900, 900), status="limited", **where),
-        # Typing mistakes of callers: half as many as good requests.
+        # Callers' mistakes: half as many as good requests.
         line(status, course.counter(50, 50), status="rejected", **where),
         line(status, course.counter(0, 70 * level), status="error", **where),
         line(status, course.counter(0, 30 * level), status="timeout", **where),
@@ -111,7 +111,7 @@ def _completed(course: Course, level: float) -> Sequence[Line]:
 
 
 def _completed_by_models(course: Course, level: float) -> Sequence[Line]:
-    """One model fails, another one does not, and what is asked of no model fails always."""
+    """One model fails, another doesn't, and requests without a model always fail."""
     status = instruments.COMPLETED_REQUESTS
     well = line(status, course.counter(100, 100), status="success", service="metrics", node="m", model="phi")
     other_service = line(status, course.counter(100, 100), status="error", service="metrics", node="m", model="")
@@ -119,7 +119,7 @@ def _completed_by_models(course: Course, level: float) -> Sequence[Line]:
 
 
 def _first_tokens(course: Course, level: float) -> Sequence[Line]:
-    """A hundred answers a step; the worker's own measurements, which are bad, do not count."""
+    """A hundred answers per step. The worker's own measurements, which are bad, don't count."""
     ttft = instruments.TTFT_SECONDS
     where = {"service": "gateway", "node": "g", "model": "llama3"}
     return (
@@ -157,7 +157,7 @@ _GATEWAY = {"service": "gateway", "node": "g"}
 
 
 def _durations(course: Course, level: float) -> Sequence[Line]:
-    """A hundred calls a step, of which a share takes about 1 s; and answers of a model, which take long."""
+    """A hundred calls per step, a share of which takes about 1 s; and answers of a model, which take long."""
     duration = instruments.REQUEST_DURATION
     call = {**_GATEWAY, "method": "getUsage", "model": ""}
     answer = {**_GATEWAY, "method": "chat", "model": "llama3"}
@@ -184,7 +184,7 @@ def _late(course: Course, level: float) -> Sequence[Line]:
 
 
 def _calls(course: Course, level: float) -> Sequence[Line]:
-    """A third of the calls are mistakes of their callers."""
+    """Many calls fail through a mistake of the caller."""
     requests = instruments.REQUESTS
     return (
         line(requests, course.counter(60, 60 - 100 * level), method="chat", status="success", **_GATEWAY),
@@ -196,7 +196,7 @@ def _calls(course: Course, level: float) -> Sequence[Line]:
 
 
 def _queued(course: Course, level: float) -> Sequence[Line]:
-    """At two gateways together; what waits at a worker is counted at the gateway already."""
+    """Requests queued at two gateways together. The gateways already count what waits at a worker."""
     depth = instruments.QUEUE_DEPTH
     return (
         line(depth, course.gauge(0, level - 50), model="llama3", **_GATEWAY),
@@ -218,7 +218,7 @@ def _one_gauge(instrument: Instrument, calm: float, **labels: str) -> Lines:
 
 
 def _on_a_machine(instrument: Instrument, calm: float, **labels: str) -> Lines:
-    """All five services run on one machine and report its figures: that is one alert."""
+    """All five services run on one machine and report its figures, but there is only one alert."""
     return lambda course, level: tuple(
         line(instrument, course.gauge(calm, level), service=service, node=service[0], machine="laptop-1", **labels)
         for service in ("auth", "gateway", "inference", "metrics", "web")
@@ -306,7 +306,7 @@ TRUST = (
 
 
 def _of_the_report(name: str, instrument: Instrument, calm: float, over: float, under: float, **labels: str) -> Trial:
-    """All three replicas of auth export the same report: that is one alert."""
+    """All three replicas of auth export the same report, but there is only one alert."""
 
     def lines(course: Course, level: float) -> Sequence[Line]:
         site = dict.fromkeys(instrument.labels, "north")
@@ -330,7 +330,7 @@ BACKUPS = (
     _of_the_report("backup_verify_old", instruments.BACKUP_VERIFIED_AGE, 60, 9 * 86_400 + 1, 9 * 86_400),
     _of_the_report("wal_lag", instruments.WAL_LAG, 2, 301, 300, threshold="5m"),
     _of_the_report("wal_lag", instruments.WAL_LAG, 2, 61, 60, threshold="1m"),
-    # Then the page is enough.
+    # Above five minutes, only the page fires.
     _of_the_report("wal_lag", instruments.WAL_LAG, 2, 300, 301, threshold="1m"),
     _trial("wal_slot_filling", _slot, Course(3, 3, 3), 51, 50),
     _of_the_report("recovery_log_behind", instruments.RECOVERY_LOG_STORE_BEHIND, 0, 61, 60, copy="store"),
@@ -345,7 +345,7 @@ _DISK = {"machine": "laptop-1", "disk": "/"}
 
 
 def _nodes(gone: str, becomes: float | None) -> Lines:
-    """One node of each service; all of ``gone``, or of everything, are gone in the trouble."""
+    """One node of each service. In the trouble, the ``gone`` service disappears, or all services do."""
 
     def lines(course: Course, _: float) -> Sequence[Line]:
         names = {"auth": "a", "gateway": "g", "inference": "w", "metrics": "m", "web": "x"}
@@ -373,7 +373,7 @@ def _losing(course: Course, level: float) -> Sequence[Line]:
 
 
 def _served(course: Course, level: float) -> Sequence[Line]:
-    """Two gateways, of which one sees no worker at all; and a model that is well."""
+    """Two gateways, one of which sees no worker at all, and a model without trouble."""
     workers = instruments.MODEL_WORKERS
     return (
         line(workers, course.gauge(2, level), model="llama3", **_GATEWAY),
@@ -383,7 +383,7 @@ def _served(course: Course, level: float) -> Sequence[Line]:
 
 
 def _unreached(server: str) -> Trial:
-    """Of two metrics services one has lost it before."""
+    """One of two metrics services has lost the server before."""
 
     def lines(course: Course, level: float) -> Sequence[Line]:
         up = instruments.SERVER_UP
@@ -398,7 +398,7 @@ def _unreached(server: str) -> Trial:
 
 MACHINES = (
     _gone("service_down", _nodes("auth", 0), service="auth"),
-    # As it is after an hour, when the node is forgotten.
+    # As after an hour, when the node is forgotten.
     _gone("service_down", _nodes("gateway", None), service="gateway"),
     _gone("service_down", _nodes("web", 0), service="web"),
     _gone("metrics_down", _nodes("all", None)),
@@ -423,7 +423,6 @@ MACHINES = (
     Trial(rule=_rule("spans_lost"), step_seconds=60, course=Course(12, 14, 14), lines=_losing, over=1, under=1, brief=1),
 )
 
-#: Every rule but the watchdog, which is never over.
 # --- scaling --------------------------------------------------------------------------------------------------------
 
 _POOL = {"service": "metrics", "node": "m", "pool": "l4"}
@@ -434,4 +433,5 @@ SCALING = (
     _trial("pools_file_bad", _one_gauge(instruments.POOLS_FILE_BAD, 0, service="metrics", node="m"), Course(3, 4, 3), 1, 0),
 )
 
+#: Trials of every rule but the watchdog, which always fires.
 ALL = (*BURNING, *REQUESTS, *TRUST, *BACKUPS, *MACHINES, *SCALING)
