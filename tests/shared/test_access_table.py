@@ -1,4 +1,4 @@
-"""Who may call what: the decision, over all of its table."""
+"""Who may call what: the decision, over its whole table."""
 
 import importlib
 import pkgutil

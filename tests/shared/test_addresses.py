@@ -1,4 +1,4 @@
-"""What may be spoken to in plain text: this machine, and nobody else."""
+"""Which addresses may be used without TLS: only this machine."""
 
 import pytest
 

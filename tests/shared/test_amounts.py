@@ -1,4 +1,4 @@
-"""Amounts are exact in both directions, and nothing that is not an amount is taken for one."""
+"""Amounts are exact in both directions, and text that is not an amount is refused."""
 
 import json
 from decimal import Decimal

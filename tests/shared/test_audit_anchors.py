@@ -1,4 +1,4 @@
-"""Anchors: signed for one mesh, chain and row, and good for nothing else."""
+"""Anchors: signed for one mesh, chain and row, and valid for nothing else."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

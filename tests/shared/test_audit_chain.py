@@ -26,7 +26,7 @@ def act(number: int) -> AuditedAct:
         tenant_id=TENANT,
         actor=UserId(UUID(int=number)),
         target=f"key {number}",
-        # One in three has nothing personal.
+        # One in three has no personal data.
         address="" if number % 3 == 0 else "203.0.113.9",
         details={} if number % 3 == 0 else {"name": f"n{number}", "after": "x"},
     )
@@ -59,7 +59,7 @@ def head_of(row: AuditRow) -> ChainHead:
 
 
 def anew(before: ChainHead, row: AuditRow) -> AuditRow:
-    """As somebody makes it who knows how."""
+    """Return the row with valid hashes, as a skilled attacker would write it."""
     link = audit_chain.link(CHAIN, before, row.act, bytes.fromhex(row.salt))
     return row_of(link)
 
@@ -84,9 +84,9 @@ def test_an_untouched_chain_verifies() -> None:
     assert verified([]) == ChainState(CHAIN, 0, None, "", 0)
 
 
-# --- what somebody may do to it --------------------------------------------------------------------------------------
+# --- tampering -------------------------------------------------------------------------------------------------------
 
-#: Takes the rows and a position from 0, changes them, and says the number of the first row that is wrong now.
+#: Gets the rows and an index, changes the rows, and returns the number of the first row that is wrong now.
 Tampering = Callable[[list[AuditRow], int, random.Random], int]
 EDITS: dict[str, Callable[[AuditRow], AuditRow]] = {
     "at": lambda row: replace(row, act=replace(row.act, at=row.act.at + timedelta(microseconds=1))),
@@ -132,7 +132,7 @@ def delete_and_renumber(rows: list[AuditRow], at: int, rng: random.Random) -> in
 
 
 def insert(rows: list[AuditRow], at: int, rng: random.Random) -> int:
-    """With hashes as they should be, and the others moved up."""
+    """Insert rows with valid hashes, and renumber the following ones."""
     count, before = rng.randint(1, 5), head_of(rows[at - 1]) if at else audit_chain.START
     added = chained(count, before, first=1000)
     rows[at:] = added + [replace(row, sequence=row.sequence + count) for row in rows[at:]]
@@ -201,7 +201,7 @@ def test_every_field_of_a_row_is_covered(name: str) -> None:
 
 
 def test_the_tested_fields_are_all_fields_of_a_row() -> None:
-    """A field that is added to a row and not to the canonical form would be anybody's to change."""
+    """If a new field of a row were missing from the canonical form, anyone could change it unnoticed."""
     assert set(AuditedAct.__struct_fields__) == {
         "at", "action", "tenant_id", "actor", "result", "target", "address", "request_id", "details", "times",
     }  # fmt: skip
@@ -210,7 +210,7 @@ def test_the_tested_fields_are_all_fields_of_a_row() -> None:
     }  # fmt: skip
 
 
-# --- what only an anchor shows ---------------------------------------------------------------------------------------
+# --- what only an anchor reveals -------------------------------------------------------------------------------------
 
 
 def test_a_rewritten_chain_is_exposed_by_the_next_anchor() -> None:
@@ -225,7 +225,7 @@ def test_a_rewritten_chain_is_exposed_by_the_next_anchor() -> None:
 
 
 def test_a_row_that_was_lost_in_a_restore_and_written_anew_is_named() -> None:
-    """Both rows were signed, the one that is there and the one that a restore has lost."""
+    """Both rows were signed: the present row, and the row that a restore has lost."""
     lost = replace(GOOD[-1], act=replace(GOOD[-1].act, actor=UserId(UUID(int=666))))
     other = Checkpoint(sequence=ROWS, hash=bytes.fromhex(anew(head_of(GOOD[-2]), lost).hash), source="another anchor")
     state = verified(GOOD, (*ANCHORS, other))
@@ -240,7 +240,7 @@ def test_a_missing_tail_is_only_exposed_by_an_anchor() -> None:
 
 
 def test_a_rewritten_row_is_told_from_one_without_a_predecessor() -> None:
-    """Row 60 fits in itself and does not follow row 59: which of them is wrong, row 61 knows."""
+    """Row 60 is valid but does not follow row 59: row 61 shows which of the two is wrong."""
     rows = list(GOOD)
     rows[59] = anew(ChainHead(59, bytes(32)), rows[59])
     assert verified(rows).first_bad == 60

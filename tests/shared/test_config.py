@@ -1,4 +1,4 @@
-"""Settings from an environment: what is read, what is refused, and that all mistakes are told together."""
+"""Settings from an environment: what is read, what is refused, and that all mistakes are reported together."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,7 +167,7 @@ class Several(config.Settings, frozen=True, kw_only=True):
     [
         ({}, []),
         ({"LOW": "3"}, ["LOW"]),
-        # Found without the invalid value, although `load` would tell only that.
+        # Found despite the invalid value, although `load` would report only that value.
         ({"LOW": "3", "HIGH": "x"}, ["HIGH", "LOW"]),
         ({"KEY": "short"}, ["KEY"]),
         ({"KEY_OLD": "x"}, ["KEY_OLD"]),

@@ -1,4 +1,4 @@
-"""The error tree: what crosses a wire comes out as it went in, and every kind says whose fault it is."""
+"""The error tree: an error is the same after a transfer, and every kind has a fault."""
 
 from shared import errors
 from shared.errors import Fault, Problem

@@ -1,4 +1,4 @@
-"""Which files are models, by their names alone."""
+"""Which files are models, judged only by name."""
 
 from pathlib import Path
 

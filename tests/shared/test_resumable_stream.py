@@ -1,4 +1,4 @@
-"""An answer whose connection breaks: what is asked again, what is heard, and what the gateway is told by who leaves."""
+"""An answer whose connection breaks: what is requested again, what the caller receives, and when the gateway gets a cancellation."""
 
 import asyncio
 import itertools
@@ -33,7 +33,7 @@ class FakeStream:
 
     node: NodeId
     rest: list[InferenceChunk]
-    #: After so many pieces; None: never.
+    #: Breaks after this many pieces; None: never.
     breaks_after: int | None
     error: Exception
     end: Any = RESULT
@@ -49,7 +49,7 @@ class FakeStream:
 
 @dataclass
 class FakeCaller:
-    """Each stream goes to the next node, and breaks as the next of ``breaks`` says."""
+    """Gives each stream to the next node, and breaks it as the next of ``breaks`` says."""
 
     breaks: list[tuple[int | None, errors.AimeshError]] = field(default_factory=list)
     pieces: Callable[[int], list[InferenceChunk]] = lambda after: [
@@ -67,7 +67,7 @@ class FakeCaller:
         breaks_after, error = self.breaks[len(self.asked)] if len(self.asked) < len(self.breaks) else (None, LOST)
         self.asked.append(request)
         self.deadlines.append(deadline_seconds)
-        if breaks_after == -1:  # nobody was found
+        if breaks_after == -1:  # no gateway was found
             raise error
         self.open += 1
         try:
@@ -79,7 +79,7 @@ class FakeCaller:
     async def call(self, method: Any, request: Any, *, to: NodeId | None = None, deadline_seconds: float = 10) -> Any:
         assert method is gateway.cancel_inference
         assert isinstance(request, CancelInference)
-        assert self.open == 0  # it is told after the stream was left
+        assert self.open == 0  # the cancellation follows after the stream was closed
         self.cancelled.append((request.idempotency_key, to))
         if self.cancel_fails:
             raise errors.NotReachable("gone")
@@ -90,7 +90,7 @@ class FakeCaller:
 class ReceivedAnswer:
     text: str = ""
     result: InferenceResult | None = None
-    #: One for each loss: whether something had come before.
+    #: One for each loss: whether any text had arrived before.
     losses: list[bool] = field(default_factory=list)
 
     def lose(self, began: bool, error: errors.AimeshError) -> None:
@@ -146,7 +146,7 @@ async def test_a_gateway_that_has_no_worker_is_believed_at_once() -> None:
     with pytest.raises(errors.NotReachable, match="no worker"):
         await read_answer(caller, received)
     assert (received.losses, len(caller.asked)) == ([], 1)
-    # After a loss, the workers of the next gateway may be about to come.
+    # After a loss, the next gateway's workers may still be connecting.
     caller = FakeCaller([(0, LOST), (0, no_worker)])
     assert (await read_answer(caller, ReceivedAnswer())).result == RESULT
 
@@ -180,7 +180,7 @@ async def test_retries_end_with_the_last_error() -> None:
             async for _ in answer:
                 pass
     assert losses == ["True link_lost"]
-    # Each try looks at the clock twice.
+    # Each attempt reads the clock twice.
     assert 10 <= len(caller.asked) <= 12
     assert caller.cancelled == []
 
@@ -190,7 +190,7 @@ async def test_without_a_key_the_stream_ends_with_its_connection() -> None:
     with pytest.raises(errors.LinkLost, match="the link fell silent"):
         await read_answer(caller, received, request=ProcessInferenceRequest(InferenceRequest(prompt="hi")))
     assert (len(caller.asked), caller.cancelled) == (1, [])
-    # And leaving is all that it takes.
+    # Without a key, closing the stream is enough.
     await read_answer(caller, received, request=ProcessInferenceRequest(InferenceRequest(prompt="hi")), stops_after=1)
     assert (caller.open, caller.cancelled) == (0, [])
 
@@ -204,7 +204,7 @@ async def test_leaving_early_cancels_the_request_at_its_gateway(cancel_fails: bo
 
 
 async def test_leaving_before_a_gateway_answers_cancels_the_request_too() -> None:
-    """Over HTTPS, the first event tells that a gateway has taken the request; a model may be loading until then."""
+    """Over HTTPS, the first event shows that a gateway has accepted the request; until then a model may be loading."""
     caller, opening = FakeCaller(), asyncio.Event()
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Reading pools.yaml: the shape, and each mistake with its line."""
+"""Reading pools.yaml: its structure, and each mistake with its line."""
 
 from pathlib import Path
 

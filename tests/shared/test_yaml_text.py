@@ -1,4 +1,4 @@
-"""YAML as PyYAML reads it."""
+"""Our YAML output, read back by PyYAML."""
 
 import yaml
 from hypothesis import example, given

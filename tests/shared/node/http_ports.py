@@ -1,4 +1,4 @@
-"""An HTTP port as every service has it, with an application of the test's, and raw connections to it."""
+"""An HTTP port as every service has it, with the test's application, and raw connections to it."""
 
 import asyncio
 import socket
@@ -35,14 +35,14 @@ async def connected(place: Place, source: str = "127.0.0.1") -> AsyncIterator[tu
 
 
 async def answer(reader: asyncio.StreamReader) -> bytes:
-    """Its status line and its body."""
+    """Read an answer; return its status line and body."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
     return head.split(b"\r\n")[0] + b" " + await reader.readexactly(length)
 
 
 async def ask(place: Place, source: str = "127.0.0.1") -> bytes:
-    """The answer to a request on a connection of its own."""
+    """Return the answer to a request on a new connection."""
     async with connected(place, source) as (reader, writer):
         writer.write(REQUEST)
         return await answer(reader)
@@ -54,7 +54,7 @@ async def respond(send: http_server.Send, body: bytes) -> None:
 
 
 async def read_body(receive: http_server.Receive) -> bytes | None:
-    """None where the client is gone."""
+    """Return the body; None if the client has disconnected."""
     parts: list[bytes] = []
     while True:
         message = await receive()

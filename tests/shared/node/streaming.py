@@ -1,4 +1,4 @@
-"""A gateway whose answers a test chooses by the prompt, and which says how its calls ended."""
+"""A gateway whose answers a test chooses by the prompt, and which records how its calls ended."""
 
 import asyncio
 import itertools
@@ -15,7 +15,7 @@ from shared.node.member import Node
 from shared.types import FinishReason, ModelName, RequestId, Role
 
 REQUEST_ID = RequestId(UUID(int=7))
-#: How many characters the chunks of "large" have, and how many chunks there are at most.
+#: Characters in each chunk of "large", and the maximum number of chunks.
 LARGE, MOST = 50_000, 1000
 #: Between the chunks of "endless".
 PAUSE_SECONDS = 0.001
@@ -27,12 +27,12 @@ class Streaming:
 
     def __init__(self) -> None:
         self.calls: list[rpc.StreamCall[InferenceChunk]] = []
-        #: Chunks that were sent, of all calls.
+        #: Chunks sent by all calls.
         self.sent = 0
         self.running = 0
-        #: What "paused" waits for after its first chunk.
+        #: Resumes "paused" after its first chunk.
         self.may_go_on = asyncio.Event()
-        #: The codes of those that failed; "cancelled" for a cancel.
+        #: The codes of failed calls; "cancelled" for a cancellation.
         self.failed: list[str] = []
 
     @classmethod
@@ -78,7 +78,7 @@ class Streaming:
 
 
 PAUSE = "pause"
-#: What a prompt is answered with: fields of a chunk, None for waiting without end, or an error.
+#: Prompt -> its answer: fields of chunks, None to wait forever, or an error.
 ANSWERS: dict[str, Iterable[Any]] = {
     "endless": itertools.repeat({"text": "x"}),
     "two": [{"text": "a"}, {"text": "x", "answer": 1}, {"text": "b"}],

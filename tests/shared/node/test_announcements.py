@@ -1,4 +1,4 @@
-"""What people see of an unreachable node, and which announcements of a node are accepted."""
+"""The displayed reason for an unreachable node, and which announcements are accepted."""
 
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -42,7 +42,7 @@ def test_the_reason_why_a_node_is_unreachable(role: Role, revoked: frozenset[Nod
 
 
 def test_owner_and_labels_come_from_the_certificate_over_hyperswarm() -> None:
-    """Both decide whose prompts a worker gets."""
+    """Owner and labels decide whose prompts a worker gets."""
     nodes = Directory(lambda: 0.0)
     lies = Announcement(Role.WORKER, WORKER, "1", datetime(2026, 1, 1, tzinfo=UTC), labels={"trusted": "yes"}, owner="")
     peer = Peer(Role.WORKER, WORKER, WORKER, "ada", (("gpu", "4090"),))

@@ -1,4 +1,4 @@
-"""Certificate renewal: when a node asks for a new certificate, whose lists it accepts, where nodes meet, what it saves."""
+"""Certificate renewal: when a node asks for a new certificate, whose lists it accepts, where nodes meet, and what it saves."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ GATEWAY = NodeId("UGATEWAY")
 
 @dataclass
 class RunningService:
-    """An auth with a CA of its own, and what its gateway holds; in place of both their nodes on the mesh."""
+    """An auth with its own CA, and what its gateway has; stands in for both nodes on the mesh."""
 
     ca: Authority = field(default_factory=lambda: Authority(node_keys.new_authority_seed()))
     key: NodeKey = field(default_factory=lambda: NodeKey(node_keys.new_seed()))
@@ -181,7 +181,7 @@ async def test_a_newer_list_is_fetched_from_where_it_was_heard_and_disconnects_r
 @pytest.mark.parametrize("role", [Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB])
 @pytest.mark.parametrize("other", [Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS])
 async def test_a_newer_list_is_fetched_only_where_the_role_may_call(world: Callable[..., World], role: Role, other: Role) -> None:
-    """402 refused publishes in 22 minutes with three auths: each asked the others for the list."""
+    """With three auths, NATS refused 402 publishes in 22 minutes: each auth asked the others for the list."""
     here = world(role=role)
     here.renewal.take(here.running_service.reply())
     here.announce(NodeId("UOTHER"), other)
@@ -231,7 +231,7 @@ async def test_each_role_meets_exactly_those_it_may_call(world: Callable[..., Wo
             (mine[topic].announce and theirs[topic].look) or (mine[topic].look and theirs[topic].announce)
             for topic in mine.keys() & theirs.keys()
         )
-        # Replicas of one role at one place see each other there and have nothing to say.
+        # Replicas of one role share a topic and see each other there, but never call each other.
         assert meets is topics.may_link(role, other) or (meets and role == other) or {role, other} == {Role.METRICS, Role.WEB}, other
 
 

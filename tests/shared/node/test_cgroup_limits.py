@@ -11,7 +11,7 @@ GIB = 2**30
 
 
 def tree(mount: Path, **files: str) -> Path:
-    """A folder of cgroup files under a mount."""
+    """Make a folder of cgroup files under a mount; return the mount."""
     mount.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (mount / name.replace("_", ".", 1)).write_text(text, encoding="ascii")
@@ -60,7 +60,7 @@ def test_a_cpu_limit_is_a_share_of_the_allowed_cpus(tmp_path: Path) -> None:
     now = machine.cgroup_processors((own,), 4, 110.0)
     assert before is not None
     assert now is not None
-    # One second of ten, of half a processor.
+    # One second of CPU time in ten seconds, with a limit of half a processor.
     assert cpu_share(before, now) == pytest.approx(0.2)
     tree(tmp_path, cpu_max="100000 100000\n")
     other = machine.cgroup_processors((own,), 4, 120.0)

@@ -11,7 +11,7 @@ DRAIN_SECONDS = 70.0
 
 
 class HttpServer:
-    """Serves requests that end so many seconds after it was told to stop."""
+    """Serves requests that end this many seconds after the server was asked to stop."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -30,7 +30,7 @@ async def _drain_calls(seconds: float) -> None:
 
 
 async def _drain(http_seconds: float, call_seconds: float) -> tuple[bool, float]:
-    """Whether HTTP was finished, and how long the drain took."""
+    """Return whether HTTP was finished, and how long the drain took."""
     loop = asyncio.get_running_loop()
     server: Any = HttpServer(http_seconds)
     node: Any = SimpleNamespace(dispatcher=SimpleNamespace(running=0), drain=lambda most: _drain_calls(min(call_seconds, most)))

@@ -1,4 +1,4 @@
-"""Joining with a ticket over a real Hyperswarm on loopback: who is let in, what is believed, and what a person is told."""
+"""Joining with a ticket over a real Hyperswarm on loopback: who is admitted, what is trusted, and what the user sees."""
 
 import asyncio
 import itertools
@@ -21,7 +21,7 @@ from shared.types import MeshName, Role
 from tests.front_door import FrontDoor
 from tests.swarmnet import SwarmNet, swarmnet
 
-#: Quick where the mesh answers.
+#: Polls every 50 ms, so that joining is fast once the mesh answers.
 QUICK = EnrollmentOptions(find_seconds=60, poll_seconds=0.05, approval_seconds=60)
 
 
@@ -40,7 +40,7 @@ class RunningService:
         return await enrollment.enroll(ticket, key, newcomer, self.said.append, means)
 
     async def refuses(self, ticket: tickets.Ticket, key: NodeKey, words: str) -> errors.AimeshError:
-        """With more and more patience until the error says so: on a busy machine Hyperswarm itself takes long to start."""
+        """Wait longer each time until the error contains ``words``: on a busy machine, Hyperswarm itself starts slowly."""
         for find_seconds in (1.5, 6, 24, 90):
             with pytest.raises(errors.AimeshError) as caught:
                 await self.enroll(ticket, key, replace(QUICK, find_seconds=find_seconds))
@@ -98,7 +98,7 @@ async def test_a_node_waits_for_approval_and_no_longer_needs_the_ticket(running_
         running_service.door.pending.clear()
     assert certificates.read(joining.result().certificate).node == key.id
     assert any("waiting for an administrator" in line for line in running_service.said)
-    # What was kept meanwhile is enough to ask without the ticket.
+    # The saved membership is enough to ask without the ticket.
     assert (kept.certificate, kept.authorities) == (b"", (running_service.net.ca.id,))
     renewed = await enrollment.renew_as_newcomer(kept, key, options=QUICK)
     assert certificates.read(renewed.certificate).node == key.id
@@ -141,7 +141,7 @@ async def test_a_wrong_clock_is_reported(running_service: RunningService, key: N
 
 
 async def test_an_auth_of_another_mesh_learns_nothing_about_the_ticket(running_service: RunningService, key: NodeKey) -> None:
-    """It sits at the right topic, with a certificate of its own CA."""
+    """The impostor is at the right topic, with a certificate from its own CA."""
     ticket = replace_authority(running_service.ticket(), node_keys.Authority(node_keys.new_authority_seed()))
     impostor = running_service.net.nodes[0].node
     impostor.trust.authorities = (*impostor.trust.authorities, ticket.authority_id)
@@ -169,7 +169,7 @@ async def test_a_slowly_starting_hyperswarm_is_waited_for(running_service: Runni
     slow_node.write_text(f'#!/bin/sh\nsleep 3\nexec {hyperswarm.find_node()} "$@"\n')
     slow_node.chmod(0o755)
     asked = itertools.count()
-    # Nine seconds pass between two looks at the clock.
+    # Nine seconds pass between two readings of the clock.
     await running_service.enroll(running_service.ticket(), key, replace(QUICK, node=slow_node, clock=lambda: time.time() + 9 * next(asked)))
     assert STARTING in running_service.said
 

@@ -1,4 +1,4 @@
-"""Work that comes again and again."""
+"""Repeated work."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Against a driver of our own that refuses, hangs and loses GPUs."""
+"""GPU readings with a fake driver that refuses, hangs and loses GPUs."""
 
 import asyncio
 import ctypes
@@ -24,11 +24,11 @@ SOON = 0.05
 @dataclass
 class FakeDriver(Nvml):
     gpus: int = 2
-    #: What `count` raises.
+    #: Raised by `count`.
     trouble: Exception | None = None
-    #: What `read` raises, by index.
+    #: Raised by `read`, by GPU index.
     refused: dict[int, Exception] = field(default_factory=dict)
-    #: Calls that hang until it is set: "count", or the index of a GPU.
+    #: Calls that hang until ``released`` is set: "count", or the index of a GPU.
     hangs: set[int | str] = field(default_factory=set)
     released: threading.Event = field(default_factory=threading.Event)
     calls: list[int | str] = field(default_factory=list)
@@ -184,7 +184,7 @@ def test_a_hanging_thread_does_not_warn_after_its_loop_closed(driver: FakeDriver
     stuck = next(thread for thread in threading.enumerate() if thread.name == "nvml driver")
     assert stuck.daemon
     driver.released.set()
-    # Its answer comes to a loop that is closed; pytest fails a test in whose threads something is raised.
+    # The thread reports to a closed loop; pytest fails a test if a thread of it raises.
     stuck.join(10)
     assert not stuck.is_alive()
 
@@ -202,7 +202,7 @@ def loaded(library: Path, monkeypatch: pytest.MonkeyPatch) -> Nvml:
     """NVIDIA's binding loads one library per process; give it another for one test."""
     monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(library)))
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-    # The first one is tried and is not there.
+    # The first library does not exist.
     return Nvml((library.parent / "none.so", library))
 
 
@@ -250,7 +250,7 @@ def test_an_impossible_number_of_gpus_is_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_a_library_outside_the_loaders_path_is_found(tmp_path: Path) -> None:
-    """As on WSL 2. In a process of its own, because the binding then loads the library by its name."""
+    """As on WSL 2. In a separate process, because the binding then loads the library by its name."""
     library = compiled(SOURCE, tmp_path)
     program = f"from shared.node.gpu_readings import Nvml; print(Nvml(({str(library)!r},)).count())"
     assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60).stdout == b"3\n"

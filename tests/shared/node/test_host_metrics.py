@@ -17,10 +17,10 @@ FIGURES = ("processors", "memory", "disk", "disk_bytes", "network_bytes")
 
 @dataclass
 class FakeMachine(ThisMachine):
-    """Each look uses half of the processors, and moves a hundred bytes each way."""
+    """Each reading uses half of the processors, and moves a hundred bytes each way."""
 
     looks: int = 0
-    #: What a figure raises, by its name.
+    #: Raised by a figure, by the figure's name.
     broken: dict[str, Exception] = field(default_factory=dict)
 
     def name(self) -> str:
@@ -73,7 +73,7 @@ class FakeDriver(Nvml):
 
 @dataclass
 class RunningService:
-    """A host whose machine, GPUs and clock are ours."""
+    """A host whose machine, GPUs and clock are fake."""
 
     machine: FakeMachine = field(default_factory=FakeMachine)
     driver: FakeDriver = field(default_factory=FakeDriver)
@@ -88,7 +88,7 @@ class RunningService:
         return self.now
 
     def read(self, later: float = 2.0) -> dict[str, float]:
-        """The series of the machine, as the text has them."""
+        """Return the machine's series from the metrics text."""
         self.now += later
         self.host.update()
         return shown(self.metrics)
@@ -123,7 +123,7 @@ def test_the_machine_is_read_at_most_once_a_second() -> None:
     running_service = RunningService()
     for _ in range(10):
         running_service.read(0.1)
-    assert running_service.machine.looks == 2  # when it was made, and once
+    assert running_service.machine.looks == 2  # at its creation, and once more
     assert running_service.read(1.0)["host_disk_read_bytes_total"] == 300
 
 

@@ -1,4 +1,4 @@
-"""Clients that send slowly, or what is no HTTP, over real sockets."""
+"""Clients that send slowly, or don't speak HTTP, over real sockets."""
 
 import asyncio
 import itertools
@@ -45,7 +45,7 @@ async def test_an_incomplete_request_head_closes_the_connection(
         writer.write(answered + HEAD[:begun])
         began = asyncio.get_running_loop().time()
         trickling = asyncio.create_task(_trickle(writer, HEAD[begun:]))
-        with suppress(ConnectionResetError):  # it may close with our bytes unread
+        with suppress(ConnectionResetError):  # the server may close before it has read all bytes
             await reader.read()
         trickling.cancel()
         took = asyncio.get_running_loop().time() - began
@@ -54,7 +54,7 @@ async def test_an_incomplete_request_head_closes_the_connection(
 
 
 async def _trickle(writer: asyncio.StreamWriter, rest: bytes) -> None:
-    """One byte now and then keeps no connection."""
+    """A byte now and then does not keep the connection open."""
     for byte in itertools.chain(rest, itertools.repeat(ord("a"))):
         await asyncio.sleep(0.03)
         writer.write(bytes([byte]))
@@ -86,7 +86,7 @@ async def test_a_connection_may_be_idle_between_two_requests(place: Place, monke
         for _ in range(2):
             writer.write(REQUEST)
             assert b"200" in await answer(reader)
-            await asyncio.sleep(1.5 * head_seconds)  # the time in which a begun head would be over
+            await asyncio.sleep(1.5 * head_seconds)  # longer than an unfinished head may take
 
 
 async def test_pipelined_requests_are_answered_in_order(place: Place) -> None:
@@ -153,7 +153,7 @@ async def test_ambiguous_framing_ends_the_connection(place: Place, name: str) ->
         writer.write(NO_HTTP[name] + TWO)
         try:
             said = await reader.read()
-        except ConnectionResetError:  # it may close with our bytes unread
+        except ConnectionResetError:  # the server may close before it has read all bytes
             assert len(NO_HTTP[name]) > 10_000
             said = b""
         assert said.startswith(b"HTTP/1.1 400 ") or not said, said
@@ -161,7 +161,7 @@ async def test_ambiguous_framing_ends_the_connection(place: Place, name: str) ->
     assert b"200 OK" in await http_ports.ask(place)
 
 
-#: What is asked, and what the application sees: path, target, headers, body.
+#: The request, and what the application receives: path, target, headers, body.
 HTTP = {
     "a path with escapes": (b"GET /a%2Fb/%C3%A9//c?d=%20 HTTP/1.1\r\nHost: here\r\n\r\n", "/a/b/é//c /a%2Fb/%C3%A9//c?d=%20 host=here "),
     "dot segments": (b"GET /a/../b/./c HTTP/1.1\r\nHost: here\r\n\r\n", "/a/../b/./c /a/../b/./c? host=here "),

@@ -1,4 +1,4 @@
-"""How many connections a port holds, and how many of them one address."""
+"""Limits on a port's connections, in total and per address."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Many connections at once: from one address, from all, slow ones, and such that read nothing."""
+"""Many connections at once: from one address, from all, slow ones, and ones that read nothing."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from tests.shared.node import http_ports
 from tests.shared.node.http_ports import answer, ask, connected
 from tests.stopwatch import HANG_SECONDS
 
-#: Deadlines in this file are a tenth of what they are.
+#: Deadlines in this file are a tenth of the real ones.
 HEAD_SECONDS = 1.0
 SLOW = 2000
 
@@ -28,7 +28,7 @@ async def _app(_scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Both ends of so many connections are in this process."""
+    """Raise the limit of open files: both ends of all connections are in this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 3 * SLOW:
         pytest.skip(f"only {hard} files may be open")
@@ -38,7 +38,7 @@ def many_files() -> Iterator[None]:
 
 
 class Slow(asyncio.Protocol):
-    """Sends the head of a request, a byte each half second."""
+    """Sends a request's head, a byte each half second."""
 
     closed_at: float | None = None
 
@@ -114,7 +114,7 @@ async def _fine(*connections: tuple[asyncio.StreamReader, asyncio.StreamWriter])
 
 @pytest.fixture
 def counted_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here all clients are on this machine, and count as others do."""
+    """All clients here are on this machine; count them as if they were remote."""
     monkeypatch.setattr("ipaddress.IPv4Address.is_loopback", False)
 
 
@@ -173,7 +173,7 @@ async def test_connections_of_this_machine_are_not_counted() -> None:
 async def test_a_client_that_reads_nothing_of_a_response_is_disconnected(
     monkeypatch: pytest.MonkeyPatch, length: int | None, headers: bytes
 ) -> None:
-    """A whole answer that lies in the buffer, or a stream that goes on."""
+    """With a complete answer in the buffer, or with a stream that continues."""
     monkeypatch.setattr(http_connection, "STALLED_SECONDS", 0.3)
     ended: list[str] = []
 
@@ -196,7 +196,7 @@ async def test_a_client_that_reads_nothing_of_a_response_is_disconnected(
 
 
 async def _until_cut_off(writer: asyncio.StreamWriter) -> None:
-    """A reader that takes nothing learns it by writing."""
+    """Write until the connection breaks: a client that reads nothing notices only this way."""
     while True:
         writer.write(b"\r\n")
         try:
@@ -207,7 +207,7 @@ async def _until_cut_off(writer: asyncio.StreamWriter) -> None:
 
 
 async def test_the_unread_rest_of_a_response_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less than what the buffer holds: no write waits, and a transport that closes would wait for ever."""
+    """The rest is smaller than the buffer, so no write waits, and a transport that only closes would wait forever."""
     monkeypatch.setattr(http_connection, "STALLED_SECONDS", 0.2)
     left: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Requests that a client sends before the one before is answered: in their order, and none of them holds more than it may."""
+"""Requests that a client sends before the previous one is answered: their order, and their limits."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ def get(path: str) -> bytes:
 
 
 class Door:
-    """Answers with the path; to `/wait` when it is let to, to `/stream` without an end."""
+    """Answers with the path; delays `/wait` until ``open`` is set; `/stream` never ends."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
@@ -102,7 +102,7 @@ async def test_a_hundred_requests_may_be_queued(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_slow_request_head_is_accepted_once_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though what follows it is refused, and the answer takes longer than a head may."""
+    """Although the next request is refused, and the answer takes longer than a head may."""
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 1.0)
     door = Door()
     async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
@@ -116,7 +116,7 @@ async def test_a_slow_request_head_is_accepted_once_complete(monkeypatch: pytest
 
 
 async def test_nothing_is_read_while_requests_are_queued() -> None:
-    """Or a client could fill the memory: each answer, and each call that listens for the end of its connection, would read some."""
+    """Otherwise a client could fill the memory: each answer, and each call that waits for a disconnect, would read some more."""
     door, megabytes = Door(), 64
     async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(30):
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
@@ -126,7 +126,7 @@ async def test_nothing_is_read_while_requests_are_queued() -> None:
         await until(lambda: door.asked[-1:] == ["/wait"])
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(writer.drain(), 0.3)
-        # The kernel's buffer at the other end holds some of it.
+        # The kernel's buffers and the server hold some of it.
         assert writer.transport.get_write_buffer_size() > (megabytes - 8) << 20
         door.open.set()
         said = [(await answer(reader)).split()[-1] for _ in range(97)]

@@ -1,4 +1,4 @@
-"""Who may read /metrics on a port that people reach."""
+"""Who may read /metrics on a public port."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_other_machines_may_not_scrape(address: str | None) -> None:
 def test_networks_in_the_settings_may_scrape(address: str) -> None:
     assert allowed(SETTINGS, address)
     assert not allowed(NOBODY, address)
-    # An untrusted proxy may forward anybody; from a trusted proxy, the address is the scraper's own, with port 0.
+    # An untrusted proxy may forward any address; a trusted proxy forwards the scraper's own address, with port 0.
     assert not allowed(SETTINGS, address, FORWARDED)
     assert allowed(SETTINGS, address, FORWARDED, port=0)
 

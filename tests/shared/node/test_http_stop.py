@@ -1,4 +1,4 @@
-"""A port that stops: whoever got a connection gets an answer, because a proxy cannot repeat what it has sent."""
+"""A port that stops: every accepted connection gets an answer, because a proxy cannot repeat a request that it has sent."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ from shared.node.settings import NodeSettings
 from tests.shared.node import http_ports
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
-#: Longer than the clock of the server. The loop is blocked on purpose.
+#: Longer than the server's clock ticks. The test blocks the loop on purpose.
 BLOCKED_SECONDS = 0.15
 
 
@@ -23,7 +23,7 @@ async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
 
 
 async def _answers(act: Callable[[int, HttpServer], list[socket.socket]]) -> tuple[list[bytes], float]:
-    """What clients read that ``act`` connects at once while it stops the server, and how long the stop took."""
+    """Return what the clients read that ``act`` connects while it stops the server, and how long the stop took."""
     sock = http_server.listen("127.0.0.1", 0, "PORT")
     server = HttpServer(app, sock, NodeSettings(node_key_file=Path("/nowhere")))
     port = sock.getsockname()[1]
@@ -57,7 +57,7 @@ def connect(port: int, request: bytes) -> socket.socket:
 
 
 def stop_with_waiting_clients(port: int, server: HttpServer) -> list[socket.socket]:
-    """The loop is busy: when it goes on, it finds the connections and the end of the server together."""
+    """Block the loop: afterwards it finds the connections and the server's end at the same time."""
     server.stop()
     clients = [connect(port, REQUEST) for _ in range(20)]
     time.sleep(BLOCKED_SECONDS)

@@ -1,4 +1,4 @@
-"""A service's port that somebody else has."""
+"""A service whose port is in use."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Of the machine that the test runs on, what holds on any."""
+"""Facts about the test's machine that hold on any machine."""
 
 import hashlib
 import socket
@@ -62,7 +62,7 @@ def test_all_nodes_of_a_machine_use_the_same_machine_id() -> None:
     name = ThisMachine(()).name()
     assert name == ThisMachine(()).name()
     boot = hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()
-    # Two machines called localhost do not share it.
+    # The suffix tells apart two machines called localhost.
     assert name.endswith("-" + boot[:6])
 
 

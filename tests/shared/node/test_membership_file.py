@@ -1,4 +1,4 @@
-"""What a node keeps of its mesh: former addresses of the DHT nodes among it."""
+"""The membership that a node saves, including former addresses of the DHT nodes."""
 
 from pathlib import Path
 

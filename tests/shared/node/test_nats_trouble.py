@@ -1,4 +1,4 @@
-"""Why a node cannot be reached over NATS: in its health, and in what the others are told about it."""
+"""Why a node cannot be reached over NATS: in its own health, and in what the other nodes hear about it."""
 
 from shared.node.member import Node
 from tests.shared.node.test_mesh_gauges import Auth, Web

@@ -1,4 +1,4 @@
-"""What a service's port answers before the service is there, and where it has no application of its own."""
+"""What a service's port answers before the service is up, and when the service has no HTTP application."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ from tests import testnet
 
 
 class Page:
-    """A service whose HTTP application is what it is given."""
+    """A service with the HTTP application that the test gives it."""
 
     role: ClassVar[Role] = Role.GATEWAY
 
@@ -89,7 +89,7 @@ async def test_metrics_on_a_public_port_are_only_for_scrapers() -> None:
 
 
 async def _bad(http: httpx.AsyncClient) -> dict[str, str]:
-    """What is failing, and why."""
+    """Return what is failing, and why."""
     answer = (await http.get("/dependencies")).json()
     assert answer["service"] == "gateway"
     return {each["name"]: each["reason"] for each in answer["dependencies"] if each["state"] == "failing"}
@@ -144,7 +144,7 @@ async def test_reasons_of_this_process_alone() -> None:
 async def test_a_contested_node_key_makes_the_node_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     async with _running() as (started, _, http):
         assert await _status(http) == 200
-        # The process ends soon after.
+        # The process ends soon afterwards.
         monkeypatch.setattr(started.node.announcer, "must_stop", asyncio.Event())
         started.node.announcer.must_stop.set()
         assert (await _status(http), list(await _bad(http))) == (503, ["node key"])

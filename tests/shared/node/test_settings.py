@@ -1,4 +1,4 @@
-"""What every service refuses, and what it only warns of."""
+"""Settings that every service refuses, and settings that it only warns about."""
 
 from pathlib import Path
 from typing import Annotated
@@ -85,7 +85,7 @@ def test_secrets_are_only_shown_as_set() -> None:
 
 
 def test_every_secret_setting_is_declared_secret() -> None:
-    """A new setting with a word of these in its name and no `secret=True` would be shown to administrators."""
+    """A new setting with one of these words in its name and without `secret=True` would be visible to administrators."""
     names = {
         setting.variable.name: setting.variable.secret for kind in (AuthSettings, GatewaySettings) for setting in config.settings_of(kind)
     }

@@ -1,4 +1,4 @@
-"""Methods that stream, as stock NATS clients (nats-py) and the entry for stock @hyperswarm/rpc clients call them."""
+"""Streaming methods, called by stock NATS clients (nats-py) and through the entry point for stock @hyperswarm/rpc clients."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from tests.shared.node.streaming import LARGE, MOST, Streaming
 from tests.testnet import MESH, RunningNode, testnet, until
 
 SUBJECT = f"aimesh.{MESH}.rpc.gateway.processInferenceRequest"
-#: A busy machine may pause for longer than nats-py's own half second.
+#: A busy machine may pause for longer than nats-py's default of half a second.
 SECONDS = 30
 JSON = {"content-type": "application/json"}
 STREAM = {**JSON, "stream": "true"}
@@ -33,7 +33,7 @@ def request_body(prompt: str = "hi", **more: object) -> bytes:
 
 @dataclass
 class Stock:
-    """nats-py with an operator's key, beside one gateway."""
+    """nats-py with an operator's key, and one gateway."""
 
     nats: nats.NATS
     running: RunningNode
@@ -58,10 +58,10 @@ class Stock:
         await self.nats.publish(SUBJECT, body, reply=inbox, headers=headers)
         yield replies
         with contextlib.suppress(nats.errors.Error):
-            await replies.unsubscribe()  # the test may have done so
+            await replies.unsubscribe()  # the test may have unsubscribed
 
     async def read(self, body: bytes, headers: dict[str, str] = STREAM) -> list[Msg]:
-        """All messages up to the end or an error."""
+        """Return all messages up to the end or an error."""
         found = []
         async with self.stream(body, headers) as replies:
             while not found or found[-1].headers.get("stream") == "item":
@@ -72,7 +72,7 @@ class Stock:
 @pytest.fixture
 async def stock() -> AsyncIterator[Stock]:
     async with testnet() as net:
-        # Before the node's, so that the server has read it when the node is there.
+        # Add the key before the node's, so that the server has loaded it by the time the node is up.
         seed = net.server.key("op", Role.OPERATOR).read_text()
         running = await net.start(Streaming)
         connection = await nats.connect(net.server.url, nkeys_seed_str=seed, allow_reconnect=False)
@@ -81,7 +81,7 @@ async def stock() -> AsyncIterator[Stock]:
 
 
 def problem(message: Msg) -> tuple[str, str]:
-    """Status and code of an error."""
+    """Return the status and code of an error."""
     assert message.headers is not None
     return message.headers["Nats-Service-Error-Code"], json.loads(message.data)["error"]["code"]
 
@@ -162,7 +162,7 @@ async def test_a_caller_that_disconnects_ends_its_stream(stock: Stock, leave: st
             case "unsubscribe":
                 await replies.unsubscribe()
             case "disconnect":
-                stock.nats._transport.close()  # type: ignore[union-attr]  # without a goodbye
+                stock.nats._transport.close()  # type: ignore[union-attr]  # without unsubscribing
             case "respond":
                 await first.respond(b"")
         await until(lambda: stock.service.failed == ["cancelled"], seconds=SECONDS)
@@ -178,7 +178,7 @@ async def test_a_caller_cancels_a_silent_stream_with_a_message_to_its_reply_subj
 
 
 async def test_a_stream_that_loses_its_nats_connection_fails(stock: Stock) -> None:
-    """What was sent meanwhile is lost, so that no later message may pass for the next one."""
+    """Messages sent meanwhile are lost, so a later one must not be taken for the next."""
     client = stock.running.node.node_transports.nats.nats
     async with stock.stream(request_body("large")) as replies:
         await replies.next_msg(SECONDS)

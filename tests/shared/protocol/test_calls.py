@@ -1,4 +1,4 @@
-"""The state table of calls: by tables, split at every place, and under loss, duplicates and reordering."""
+"""The state table of calls: by tables, split at every position, and under loss, duplicates and reordering."""
 
 from collections.abc import Iterable
 
@@ -16,7 +16,7 @@ PROBLEM = errors.Problem("bad_request", "no")
 
 
 def pair() -> tuple[Calls, Calls]:
-    """The side that asks, and the side that answers."""
+    """Return the calling side and the answering side."""
     return Calls(dialled=True), Calls(dialled=False)
 
 
@@ -30,7 +30,7 @@ def give(to: Calls, frames: Iterable[Frame]) -> list[calls.Message]:
 
 
 def sent(answering: Calls, call_id: int, body: bytes) -> list[Frame]:
-    """The frames of an item that there is room for."""
+    """Return the frames of an item that fits the credit."""
     frames = answering.item(call_id, body)
     assert frames is not None
     return frames
@@ -134,7 +134,7 @@ def test_credit_for_consumed_items_is_used_only_after_it_was_granted() -> None:
     for _ in range(calls.CREDIT_ITEMS - 1):
         give(asking, sent(answering, call_id, b"x"))
         assert asking.take(call_id, 1) == []
-    # The peer has been given no new credit: of its window so much is left.
+    # The peer has received no new credit, so this much of its window is left.
     give(asking, [Item(call_id, b"x")] * (windows.LARGEST_ITEMS - calls.CREDIT_ITEMS + 1))
     with pytest.raises(errors.ProtocolViolation, match="sent more than its credit"):
         give(asking, [Item(call_id, b"x")])
@@ -145,7 +145,7 @@ def test_exceeding_the_byte_credit_violates_the_protocol_even_with_few_items(is_
     asking, answering = pair()
     call_id = stream(asking, answering)
     if is_read:
-        # Less than what is worth a new credit.
+        # Too little to trigger new credit.
         size = windows.LARGEST_BYTES // 2 - 1
         give(asking, sent(answering, call_id, bytes(size)))
         assert asking.take(call_id, size) == []
@@ -216,7 +216,7 @@ def stream(asking: Calls, answering: Calls) -> int:
 
 
 def fill(asking: Calls, answering: Calls, call_id: int, body: bytes) -> int:
-    """Send items until there is no credit; returns the bytes that arrived."""
+    """Send items until there is no credit; return the bytes that arrived."""
     size = 0
     while (frames := answering.item(call_id, body)) is not None:
         size += sum(len(message.body) for message in give(asking, frames) if isinstance(message, Item))
@@ -289,7 +289,7 @@ def test_long_items_for_stalled_readers_end_only_their_own_call() -> None:
     assert 3 * wire.MAX_MESSAGE_BYTES <= unread <= windows.MAX_LINK_BYTES
     assert asking.withdraw(call_id) == [Cancel(call_id)]
     assert give(asking, sent(answering, quiet, b"x")) == [Item(quiet, b"x")]
-    # The memory is there again as soon as one of them reads.
+    # The memory is free again as soon as one reader reads.
     first = quiet + 2
     asking.take(first, wire.MAX_MESSAGE_BYTES)
     assert fill(asking, answering, stream(asking, answering), bytes(wire.MAX_MESSAGE_BYTES)) == wire.MAX_MESSAGE_BYTES
@@ -372,7 +372,7 @@ def test_credit_never_shrinks_a_window() -> None:
 
 
 def test_a_reader_cannot_reduce_what_it_reported_as_consumed() -> None:
-    """Items that a reader has taken are billed."""
+    """The gateway bills the items that a reader has consumed."""
     asking, answering = pair()
     call_id = stream(asking, answering)
     give(answering, [Credit(call_id, 0, 0, 5), Credit(call_id, 0, 0, -3)])
@@ -382,8 +382,8 @@ def test_a_reader_cannot_reduce_what_it_reported_as_consumed() -> None:
 class TwoSides(RuleBasedStateMachine):
     """Two sides over a link that may lose, repeat and reorder whole writes, as NATS may.
 
-    The link layer turns a gap into the end of the link and drops repeats; that is modelled here as it is in ``nats_link``.
-    Whatever happens, every call ends exactly once on the asking side, and nothing is held for calls that are over.
+    The link layer turns a gap into the end of the link and drops repeats, both here and in ``nats_link``.
+    Whatever happens, every call ends exactly once on the asking side, and nothing is kept for calls that have ended.
     """
 
     def __init__(self) -> None:
@@ -472,7 +472,7 @@ class TwoSides(RuleBasedStateMachine):
                 assert isinstance(message, Accepted | Credit)
 
     def die(self) -> None:
-        """A gap: the link ends, and with it every call on it."""
+        """Simulate a gap: the link ends, and with it every call on it."""
         self.dead = True
         for call_id in list(self.asking._calls):
             if not self.outcomes[call_id]:
@@ -488,7 +488,7 @@ class TwoSides(RuleBasedStateMachine):
             assert outcome or self.asking.is_open(call_id)
 
     def teardown(self) -> None:
-        """Deliver what is on the way; then nothing is open that nobody serves."""
+        """Deliver what is in flight. Afterwards, no call is open unless it is being served."""
         for _ in range(10_000):
             if self.dead or not (self.wires[True] or self.wires[False]):
                 break
@@ -498,7 +498,7 @@ class TwoSides(RuleBasedStateMachine):
             self.send(from_asking=False, frames=self.answering.fail(call_id, PROBLEM))
         while self.wires[False] and not self.dead:
             self.carry(from_asking=False, fate="deliver")
-        # The link pings: the loss of a last write shows when something follows it.
+        # The link pings: a later message reveals the loss of the last write.
         for side in (True, False):
             self.wires[side].append((self.sent[side], []))
             while self.wires[side] and not self.dead:
@@ -516,7 +516,7 @@ TestTwoSides.settings = settings(stateful_step_count=40, deadline=None)
 
 @pytest.mark.parametrize("answered", [False, True], ids=["question", "answer"])
 def test_both_sides_notice_a_lost_last_write(answered: bool) -> None:
-    """Hypothesis found this once in thousands of runs: nothing followed the lost write, so its call never ended."""
+    """Hypothesis finds this once in thousands of runs: nothing followed the lost write, so its call never ended."""
     sides = TwoSides()
     sides.ask(size=5, streaming=False)
     if answered:

@@ -1,4 +1,4 @@
-"""Who is alive, since when, and whom to pick: the directory, fed with facts and a clock of our own."""
+"""Which nodes are alive, since when, and which one to pick: the directory, with given facts and a fake clock."""
 
 import random
 from collections import Counter
@@ -21,7 +21,7 @@ WORKER = NodeId("UWORKER")
 
 @dataclass
 class Hours:
-    """A directory, its clock, and what its watcher was told."""
+    """A directory, its clock, and the events that its watcher received."""
 
     seconds: float = 0.0
     told: list[DirectoryEntry] = field(default_factory=list)
@@ -214,7 +214,7 @@ def test_a_peer_that_announces_endlessly_does_not_fill_the_directory() -> None:
     assert len(here.nodes.usable(Role.WORKER)) == directory.MAX_NODES - 1
 
 
-# --- the wire -------------------------------------------------------------------------------------------------------
+# --- encoding -------------------------------------------------------------------------------------------------------
 
 
 def test_an_announcement_survives_encoding_even_a_longer_one_of_a_newer_version() -> None:
@@ -268,7 +268,7 @@ def test_an_invalid_announcement_is_a_protocol_violation(body: bytes) -> None:
 
 @pytest.mark.parametrize("field", ["started_at", "made_at"])
 def test_a_time_without_a_time_zone_is_a_protocol_violation(field: str) -> None:
-    """It cannot be compared with the others."""
+    """A naive time cannot be compared with the others."""
     naive = msgspec.structs.replace(make_announcement(), **{field: datetime(2026, 1, 1)})  # noqa: DTZ001
     with pytest.raises(errors.ProtocolViolation, match="timezone"):
         directory.decode(directory.encode(naive))

@@ -1,4 +1,4 @@
-"""Whether two processes use one node key: the facts are what was heard and when, the verdict is which of them has to stop."""
+"""Detecting two processes with one node key: from what was heard and when, decide which of them must stop."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +11,7 @@ from shared.protocol.duplicate_keys import LATE_SECONDS, MAX_PROCESSES, MAX_REPO
 from shared.types import NodeId, Role
 
 NODE = NodeId("UNODE")
-#: When the clock of the machine said that each process started.
+#: The machine's clock at the start of each process.
 STARTED = {"elder": 100, "younger": 200, "third": 300, "clock set back": 50}
 
 
@@ -71,7 +71,7 @@ def test_which_process_must_stop(arrivals: list[tuple[float, str]], stops: set[s
 
 
 def late_by(lag: float, instance: str, first: float, last: float) -> list[tuple[float, Announcement]]:
-    """What a process announces from ``first`` to ``last`` by the clock of its machine, as heard over a transport that lags."""
+    """Return what a process announces from ``first`` to ``last`` by its machine's clock, as heard over a transport that lags."""
     return [
         (at + lag, msgspec.structs.replace(make_announcement(instance), made_at=START + timedelta(seconds=at)))
         for at, _ in every(2, instance, first, last)

@@ -1,4 +1,4 @@
-"""A key that two processes show is noticed by how often its link is made anew."""
+"""Two processes with one key are detected by how often their link is opened again."""
 
 import pytest
 

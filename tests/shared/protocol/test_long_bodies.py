@@ -1,4 +1,4 @@
-"""Requests longer than a message: what is granted when, in which order pieces go, and what a hostile peer can send."""
+"""Requests longer than a message: when the callee grants bytes, the order of pieces, and what a hostile peer can send."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def give(to: Calls, frames: list[Frame]) -> None:
 
 
 def upload(asking: Calls, answering: Calls, call: Call) -> tuple[Call, int]:
-    """The call with its body, and the most that was on its way."""
+    """Return the call with its body, and the maximum number of bytes in flight."""
     most = granted = received = 0
     while True:
         grants = answering.grant(call.id)
@@ -84,7 +84,7 @@ def test_a_body_canceled_half_way_leaves_nothing_behind() -> None:
     grants = answering.grant(call.id)
     [cancel] = asking.withdraw(call.id)
     assert asking.next_piece() is None
-    give(asking, grants)  # it crosses the CANCEL
+    give(asking, grants)  # the grant crosses the CANCEL
     assert answering.receive(cancel) == Cancel(call.id)
     assert answering.grant(call.id) == []
     [end] = answering.fail(call.id, PROBLEM)

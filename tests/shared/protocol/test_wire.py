@@ -1,4 +1,4 @@
-"""The frames on the wire: what an independent msgpack reads, and what no peer can do to us."""
+"""Frames on the wire: an independent msgpack reads them, and no peer can do harm with them."""
 
 import random
 import time
@@ -32,7 +32,7 @@ from shared.protocol.wire import (
 )
 from shared.types import NodeId, Role
 
-SEED = b"SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"  # of the NATS documentation, nobody's
+SEED = b"SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"  # from the NATS documentation, not in use
 KEY = node_keys.NodeKey(SEED)
 HELLO = Hello(1, Role.WORKER, KEY.id, 1_700_000_000_000, "aimesh/0.1.0", b"")
 
@@ -71,7 +71,7 @@ def test_a_hello_of_an_older_version_means_256_calls_and_no_long_requests() -> N
 
 
 def test_the_signed_text_of_hello_never_changes() -> None:
-    """A change here locks every older node out. Certificates come as further fields; this text stays as it is."""
+    """A change here locks out every older node. Certificates are further fields; this text stays as it is."""
     text = wire.hello_text(HELLO, NodeId("UPEER"), 42)
     assert msgpack.unpackb(text) == [1, "worker", KEY.id, "UPEER", 42, 1_700_000_000_000]
     assert KEY.sign("hello", text).hex() == (
@@ -119,7 +119,7 @@ def test_invalid_frames_are_refused(data: bytes) -> None:
 
 
 def test_a_write_over_the_limit_is_refused_before_it_is_read() -> None:
-    """Good frames that are too many."""
+    """The frames are valid but too many."""
     frames = [wire.Ping(number) for number in range(wire.MAX_BYTES_BEFORE_HELLO)]
     body = wire.encode(frames)
     assert wire.decode(body) == frames
@@ -129,7 +129,7 @@ def test_a_write_over_the_limit_is_refused_before_it_is_read() -> None:
 
 
 def test_a_huge_array_header_costs_next_to_nothing() -> None:
-    """5 KB of array headers that each announce four billion elements; msgpack's Unpacker holds 70 MB for it."""
+    """5 KB of array headers that each announce four billion elements; msgpack's Unpacker allocates 70 MB for them."""
     bomb = b"\xdd\xff\xff\xff\xff" * 1000
     fastest = 1.0
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Lines of the recovery log: PostgreSQL and Python hash the same bytes, and a changed file is named with its line."""
+"""Lines of the recovery log: PostgreSQL and Python hash the same bytes, and a changed file is reported with its line."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ def chain(count: int, keys: AnchorKeys = KEYS, subject: str = "u") -> list[Recov
 
 
 def chain_of(subjects: Sequence[tuple[str, str]], keys: AnchorKeys = KEYS) -> list[RecoveryLine]:
-    """Signed lines of these kinds about these subjects."""
+    """Return signed lines of these kinds about these subjects."""
     lines: list[RecoveryLine] = []
     for number, (kind, subject) in enumerate(subjects, 1):
         before = lines[-1].hash if lines else recovery_lines.START.hash

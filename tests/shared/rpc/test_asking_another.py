@@ -1,4 +1,4 @@
-"""Methods that every user's request waits for: where a node is slow or dead, another one is asked too."""
+"""Methods that every user's request waits for: if a node is slow or dead, another one is asked too."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -67,7 +67,7 @@ async def start_auth(net: TestNet) -> Auth:
 
 
 async def test_a_killed_auth_delays_no_users_request() -> None:
-    """It is noticed after three seconds of silence; meanwhile, every second new key was refused with `deadline_exceeded`."""
+    """A dead node is noticed after three seconds of silence; until then, every second new key failed with `deadline_exceeded`."""
     async with testnet() as net:
         auths, door = [await start_auth(net) for _ in range(2)], await net.start(Gateway)
 
@@ -79,7 +79,7 @@ async def test_a_killed_auth_delays_no_users_request() -> None:
             await ask()
         await net.nodes[0].cut()
         await asyncio.gather(*(ask() for _ in range(20)))
-        # All were answered before the dead one's silence was noticed.
+        # All calls were answered before the dead node's silence was noticed.
         assert len(door.node.directory.usable(Role.AUTH)) == 2 or not stopwatch.bounds_hold
         assert door.node.pool.in_flight(net.nodes[0].node.id) == 0
 
@@ -95,7 +95,7 @@ async def test_another_node_is_asked_unless_the_first_has_answered(monkeypatch: 
         def asked() -> int:
             return sum(each.asked for each in auths)
 
-        # Where there is no other, it is not waited for.
+        # If there is no other node, the call does not wait for one.
         with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
             await ask("store is down")
         assert asked() == 1
@@ -108,7 +108,7 @@ async def test_another_node_is_asked_unless_the_first_has_answered(monkeypatch: 
             await ask("store is down")
         assert asked() == 4
         monkeypatch.setattr(calling, "_ASK_ANOTHER_SECONDS", 0.01)
-        # Both are slow: the second one answers, and the first one's call is canceled.
+        # Both are slow: once one answers, the call to the other is canceled.
         slow = asyncio.create_task(ask("slow"))
         await asyncio.gather(*(each.started.wait() for each in auths))
         auths[0].may_go_on.set()

@@ -1,4 +1,4 @@
-"""What a service tells the audit log: nothing that was done is lost or merged, equal refusals are counted, and all of it is bounded."""
+"""What a service reports to the audit log: no action is lost or merged, equal refusals are counted, and everything is bounded."""
 
 import asyncio
 from uuid import UUID
@@ -20,13 +20,13 @@ REFUSAL = errors.NotAllowed("ada may not do this")
 
 
 class Auth:
-    """Takes acts; may be away, or slow."""
+    """Records acts; may be unreachable or slow."""
 
     def __init__(self, rpc: FakeRpc) -> None:
         self.batches: list[tuple[AuditedAct, ...]] = []
         self.away = False
         self.asked = 0
-        #: Not set: it answers nobody.
+        #: While this is cleared, no request is answered.
         self.answers = asyncio.Event()
         self.answers.set()
         rpc.answers[audit.record_acts.name] = self._record
@@ -87,7 +87,7 @@ async def test_a_refusal_names_its_actor_and_tenant(reporting: AuditReporting, l
 
 
 async def test_each_action_has_its_own_row_even_within_one_request(reporting: AuditReporting, listener: Auth) -> None:
-    """The request's id comes with the caller's call: were it what tells acts apart, a second transfer could hide behind the first."""
+    """The caller chooses the request's id: if the id identified acts, a second transfer could hide behind the first."""
     context.start()
     reporting.report_action("credits.move", PERSON, target="bob", micro="1")
     reporting.report_action("credits.move", PERSON, target="bob", micro="1000000")
@@ -140,7 +140,7 @@ async def test_a_refusal_during_a_failing_send_is_added_to_its_equals(reporting:
 
 
 async def test_a_cancellation_while_sending_loses_nothing(reporting: AuditReporting, listener: Auth) -> None:
-    """The task that sends is cancelled with its batch on the way; the last send of the stop has it again."""
+    """The sending task is canceled with its batch in flight; the last send before the stop includes that batch."""
     for number in range(250):
         reporting.report_action("price.set", PERSON, target=number)
     listener.answers.clear()

@@ -1,4 +1,4 @@
-"""The gate before the handlers: who is let in, who is told of a refusal, and that nothing is served which nobody has declared."""
+"""Authorization before the handlers: who is admitted, which refusals are reported, and no undeclared method is served."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -21,7 +21,7 @@ class Visit:
 
 
 class ApiClient:
-    """Knows one person by either key, and remembers whom it was asked about."""
+    """Knows one user by either key, and records the credentials that it was asked about."""
 
     def __init__(self, role: UserRole = UserRole.USER, networks: tuple[str, ...] = ()) -> None:
         self.person = Principal(UserId(UUID(int=1)), "ada", role, Tier.FREE, networks=networks)
@@ -82,7 +82,7 @@ async def test_a_key_with_networks_is_only_accepted_over_http() -> None:
     api_client = ApiClient(networks=("192.0.2.0/24",))
     with pytest.raises(errors.NotAllowed, match="bound to networks"):
         await api_client.gate.admit(gateway.get_user_quota, gateway.GetUserQuota(), Visit(KEY))
-    # The gateway asks in its name after it has seen the address at its own door.
+    # The gateway calls on behalf of the key after it has checked the client's address itself.
     assert await api_client.gate.admit(auth.list_api_keys, auth.ListApiKeys(), Visit(KEY, Role.GATEWAY)) == api_client.person
 
 

@@ -1,4 +1,4 @@
-"""Whom a call goes to, and how long it waits for somebody."""
+"""Choosing the node of a call, and how long a call waits for a node."""
 
 import asyncio
 import random

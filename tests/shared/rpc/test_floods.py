@@ -1,4 +1,4 @@
-"""A peer that floods its link is cut off before it costs much, and an honest one never notices."""
+"""A peer that floods its link is disconnected before it costs much, and an honest peer is never affected."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ HEALTH = bodies.encode(node.ReadHealth())
 
 
 class OneSidedLink(Link):
-    """A link whose far end is the test: it hands frames in, and reads what comes out, or does not."""
+    """A link whose far end is the test, which sends frames, and reads the answers or doesn't."""
 
     def __init__(self, *, reads: bool = True) -> None:
         peer = Peer(Role.GATEWAY, NodeId("UPEER"))
@@ -75,11 +75,11 @@ def opened_and_reset(count: int, first: int = 1) -> list[Frame]:
 
 
 async def _flooded() -> int:
-    """Returns how many calls were opened and reset until the link was closed."""
+    """Return how many calls were opened and reset until the link was closed."""
     link = OneSidedLink()
     sent = 0
     async with serving(link) as connection:
-        # The clock stands still: on a busy machine a flood is slow, and some of it would be forgiven.
+        # Stop the clock: on a busy machine a flood is slow, and some of it would be forgiven.
         now = connection._now()
         connection._now = lambda: now
         while link.closed is None and sent < 100_000:

@@ -1,4 +1,4 @@
-"""Ten thousand random sequences of frames from a certified worker, at night fifty: whatever it says, each call ends exactly once."""
+"""Random frame sequences from a certified worker, more of them at night: whatever it sends, each call ends exactly once."""
 
 import asyncio
 import random
@@ -22,33 +22,33 @@ from tests import tiers
 from tests.shared.rpc.test_floods import Service
 
 SEQUENCES = tiers.volume(50_000)
-#: After so many the loop has a turn, in which calls of the worker's run.
+#: After this many, the loop runs once, and with it the worker's own calls.
 AT_ONCE = 250
 
 CHUNK = bodies.encode(inference.Chunk("word", (1,)))
 END = bodies.encode(Generation(FinishReason.STOP, Usage(1, 1)))
 PROBLEM = errors.ModelCrashed("it broke").to_problem()
-#: Good ones, ones that do not fit the contract, text that is not UTF-8, and ones that are as long as a frame may be.
+#: Valid bodies, ones that break the contract, text that is not UTF-8, and one as long as a frame may be.
 BODIES = (CHUNK, CHUNK, END, b"", b"\xc1", b"\x92\xa4\xff\xfe\xfd\xfc\x90", bytes(wire.MAX_BODY_BYTES))
 METHODS = ("auth.loginUser", "node.readHealth", "no.such", "", "x" * 1000)
 
 
 class WorkersLink(Link):
-    """A link to a worker that is the test."""
+    """A link to a worker that the test plays."""
 
     def __init__(self) -> None:
         peer = Peer(Role.WORKER, NodeId("UWORKER"))
         super().__init__(peer, transport="test", path="test", dialled=True, now=0.0)
 
     def _wake_writer(self) -> None:
-        """Nobody reads it."""
+        """The test never takes the writes."""
 
     def _forget(self, why: errors.AimeshError) -> None:
         pass
 
 
 class Ends:
-    """Counts how often a call ends, and that nothing comes after."""
+    """Counts how often a call ends, and fails if anything follows the end."""
 
     def __init__(self, *, streaming: bool) -> None:
         self.streaming = streaming
@@ -67,7 +67,7 @@ class Ends:
 @dataclass(frozen=True, slots=True)
 class Dice:
     rng: random.Random
-    #: The calls that frames are about.
+    #: The calls that the frames refer to.
     numbers: list[int]
 
     @property
@@ -105,7 +105,7 @@ MAKERS: tuple[Callable[[Dice], Frame], ...] = (
 
 
 def frames_of(rng: random.Random, asked: list[int]) -> Callable[[], Frame]:
-    """Of a few kinds and of a few calls, so that many a sequence gets far before it breaks the protocol."""
+    """Make frames of a few kinds for a few calls, so that many sequences get far before they break the protocol."""
     strange = [2, 4, 0, -1, 7, 1 << 40]
     dice = Dice(rng, [*asked, *rng.sample(strange, rng.choice((0, 0, 0, 2)))])
     makers = rng.sample(MAKERS, rng.randint(1, 4))
@@ -119,7 +119,7 @@ def ask(connection: RpcConnection, rng: random.Random) -> tuple[int, Ends]:
 
 
 def play(rng: random.Random, dispatcher: Dispatcher) -> str:
-    """One link, one to three calls of ours on it, up to twelve frames of the worker's in up to three writes. Returns how it went."""
+    """Run one link with one to three calls of ours, and up to three writes of the worker with up to four frames. Return the outcome."""
     link = WorkersLink()
     connection = RpcConnection(link, dispatcher)
     asked = dict(ask(connection, rng) for _ in range(rng.randint(1, 3)))
@@ -130,7 +130,7 @@ def play(rng: random.Random, dispatcher: Dispatcher) -> str:
         for call_id, waiter in asked.items():
             if rng.random() < 0.05 and waiter.ends == 0:
                 connection.withdraw(call_id)
-                waiter.ends = 1  # the caller has left: nothing more may come
+                waiter.ends = 1  # the caller has left: nothing more may arrive
             elif waiter.streaming:
                 connection.took(call_id, rng.randrange(100))
     how = "went on" if link.closed is None else type(link.closed).__name__
@@ -142,7 +142,7 @@ def play(rng: random.Random, dispatcher: Dispatcher) -> str:
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[tuple[Dispatcher, list[Exception]]]:
-    """A dispatcher, and whatever breaks inside it."""
+    """Yield a dispatcher, and the exceptions that its handlers raise."""
     bugs: list[Exception] = []
     async with background() as tasks:
         dispatcher = Dispatcher(tasks, lambda *observed: None, lambda method, bug: bugs.append(bug))
@@ -169,7 +169,7 @@ async def test_every_call_ends_exactly_once_whatever_the_worker_sends() -> None:
 
 
 async def test_a_stream_yields_valid_chunks_and_one_end_or_one_error() -> None:
-    """The same through what the gateway's relay reads from."""
+    """The same, through the reader that the gateway's relay uses."""
     outcomes: Counter[str] = Counter()
     async with serving() as (dispatcher, bugs):
         for seed in range(tiers.volume(2000)):

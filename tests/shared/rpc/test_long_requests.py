@@ -1,4 +1,4 @@
-"""Requests of up to 16 MiB between real nodes, over NATS and over Hyperswarm: their memory, and what they do to other calls."""
+"""Requests of up to 16 MiB between real nodes, over NATS and over Hyperswarm: their memory, and their effect on other calls."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ MIB = 1024 * 1024
 
 
 class Net:
-    """Nodes that know the ones started before them: on a busy machine, that takes longer than a call waits."""
+    """Starts nodes, and waits until each sees those started before: on a busy machine, that takes longer than a call waits."""
 
     def __init__(self, opened: TestNet | SwarmNet) -> None:
         self._opened = opened
@@ -81,7 +81,7 @@ class _Service:
 
 
 class Worker(_Service):
-    """Says how long the images are, and ends when it may."""
+    """Returns the images' total size, and ends when the test lets it."""
 
     role: ClassVar[Role] = Role.WORKER
 
@@ -244,7 +244,7 @@ async def test_a_peer_of_an_older_version_takes_no_long_request_and_the_caller_g
         transport = worker.node.node_transports.nats
         assert transport is not None
         say_hello = transport._hello
-        older = {"max_request_bytes": wire.MAX_MESSAGE_BYTES}  # what the decoder fills in
+        older = {"max_request_bytes": wire.MAX_MESSAGE_BYTES}  # the decoder's default
         transport._hello = lambda link: msgspec.structs.replace(say_hello(link), **older)  # type: ignore[method-assign]
         with pytest.raises(errors.BadRequest, match=r"worker .* is too old for images") as refused:
             async with door.node.rpc.stream(inference.process_prompt, prompt(2 * MIB)):
@@ -291,7 +291,7 @@ async def test_a_caller_that_stops_sending_loses_its_place(net: Net, monkeypatch
 
 
 async def test_frames_of_other_calls_go_between_the_pieces(net: Net) -> None:
-    """A piece is only queued when nothing else waits."""
+    """The link queues a piece only when nothing else waits."""
     worker, door = await net.start(Worker), await net.start(Gateway)
     assert isinstance(worker.service, Worker)
     worker.service.may_end.set()

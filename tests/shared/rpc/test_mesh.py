@@ -1,4 +1,4 @@
-"""Calls between real nodes over a real NATS server: what works, and what every fault turns into."""
+"""Calls between real nodes over a real NATS server: what works, and the error that each fault causes."""
 
 import asyncio
 import contextlib
@@ -83,7 +83,7 @@ class Auth(_Service):
             case "bug":
                 raise KeyError("a secret that must not travel")
             case "too big":
-                return self.session(2**64)  # type: ignore[arg-type]  # no msgpack integer is that large
+                return self.session(2**64)  # type: ignore[arg-type]  # too large for a msgpack integer
             case "remaining":
                 return self.session(str(call.remaining_seconds()))
             case "whoami":
@@ -143,7 +143,7 @@ class Metrics(_Service):
 
 
 async def test_a_role_that_may_not_be_called_is_never_dialed_and_stays_alive() -> None:
-    """NATS refuses such a HELLO; the dialler used to wait for its answer and then count the replica as dead."""
+    """NATS refuses such a HELLO; the caller used to wait for its answer and then consider the replica dead."""
     async with testnet() as net:
         one, other = await net.start(Auth), await net.start(Auth)
         await until(lambda: one.node.directory.find(other.node.id) is not None, seconds=10)
@@ -185,12 +185,12 @@ async def test_errors_keep_their_type() -> None:
             await caller.rpc.call(auth.login_user, login("bug"))
         assert "secret" not in broken.value.message + broken.value.hint
         with pytest.raises(errors.Internal, match="a bug in the service"):
-            # Ends its own call, as any bug of a handler does, and not the node.
+            # As with any bug of a handler, only its own call ends, and not the node.
             await caller.rpc.call(auth.login_user, login("too big"))
         with pytest.raises(errors.UnknownMethod, match=r"auth\.listUsers"):
             await caller.rpc.call(auth.list_users, auth.ListUsers())
         with pytest.raises(errors.WrongRole, match=r"client may not call auth\.validateApiKey"):
-            # The client's own check would be worth nothing, so there is none: the receiver refuses.
+            # A check in the client would be worth nothing, so there is none: the receiver refuses.
             await caller.rpc.call(auth.validate_api_key, auth.ValidateApiKey(Credential("k")))
         with pytest.raises(errors.TooLarge, match="bytes, the limit is"):
             await caller.rpc.call(auth.login_user, login("x" * (wire.MAX_MESSAGE_BYTES + 1)))
@@ -305,7 +305,7 @@ async def test_a_slow_reader_pauses_the_producer() -> None:
             await anext(answer)
             await until(lambda: running.service.sent >= windows.LARGEST_ITEMS)
             before = running.service.sent
-            # The other calls of the link go on meanwhile.
+            # The link's other calls continue meanwhile.
             async with door.node.rpc.stream(inference.process_prompt, prompt("other", 10)) as other:
                 assert len([chunk async for chunk in other]) == 10
             assert running.service.sent - before <= 11
@@ -361,7 +361,7 @@ async def test_a_peer_that_names_no_call_limit_gets_256() -> None:
         transport = running.node.node_transports.nats
         assert transport is not None
         say_hello = transport._hello
-        # As versions before this field do; the decoder then fills this in.
+        # Versions before this field send none; the decoder then uses this default.
         transport._hello = lambda link: msgspec.structs.replace(say_hello(link), max_calls=wire.MAX_CALLS_UNSAID)  # type: ignore[method-assign]
         caller = await net.client()
         await caller.rpc.call(auth.login_user, login("ada"))
@@ -373,7 +373,7 @@ async def test_a_peer_that_names_no_call_limit_gets_256() -> None:
 
 
 async def test_two_processes_with_one_key_end_the_link_as_retryable() -> None:
-    """Both get every message. Their answers on one link would be mixed into one stream."""
+    """Both processes get every message, and one link would mix their answers into one stream."""
     async with testnet() as net:
         elder = await net.start(Worker)
         copy = net.server.folder / "copy.nk"
@@ -399,7 +399,7 @@ async def test_an_error_follows_the_items_before_it() -> None:
         with pytest.raises(errors.ModelCrashed, match="the engine died"):
             async with door.node.rpc.stream(inference.process_prompt, prompt("crash", 3)) as answer:
                 async for chunk in answer:
-                    got.append(chunk)  # noqa: PERF401 - what came before the error must not be lost
+                    got.append(chunk)  # noqa: PERF401 - the chunks before the error must not be lost
         assert len(got) == 3
 
 
@@ -427,7 +427,7 @@ async def test_calls_are_spread_over_the_nodes_that_serve_them() -> None:
         workers = [await net.start(Worker) for _ in range(3)]
         door = await net.start(Gateway)
         await until(lambda: len(door.node.directory.usable(Role.WORKER)) == 3)
-        # Usually about 20 calls. A worker that a busy machine has just made silent gets none for a while.
+        # Usually about 20 calls. A worker that looks dead on a busy machine gets none for a while.
         async with asyncio.timeout(60):
             while min(len(worker.service.seen) for worker in workers) < 5:
                 async with door.node.rpc.stream(inference.process_prompt, prompt("x", 1)) as answer:
@@ -463,7 +463,7 @@ async def test_a_restarted_node_resets_the_links_of_its_old_process_immediately(
 
 
 async def test_a_lost_link_of_the_old_process_does_not_count_against_a_restarted_node() -> None:
-    """It had announced itself, was then called gone for the old link, and left out until its next announcement 2 s later."""
+    """The restarted node had announced itself, but the old link's loss marked it as gone until its next announcement 2 s later."""
     async with testnet() as net:
         worker, door = await net.start(Worker), await net.start(Gateway)
         async with door.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:

@@ -1,4 +1,4 @@
-"""Real nodes over Hyperswarm, with and without NATS beside it: calls both ways, which path is taken, who is cut off and how fast."""
+"""Real nodes over Hyperswarm, with and without NATS: calls both ways, their paths, and how fast a revoked node is disconnected."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -106,7 +106,7 @@ async def sees(node: RunningNode | ClientNode, other: RunningNode, *, seconds: f
 
 @dataclass
 class Nodes:
-    """What the tests share that break nothing: each starts what it stops."""
+    """Nodes that tests share if they don't break them; a test stops only what it has started."""
 
     net: SwarmNet
     auth: RunningNode
@@ -171,7 +171,7 @@ async def test_metrics_reads_a_worker_that_has_no_port(nodes: Nodes) -> None:
 
 async def test_a_node_with_an_expired_certificate_is_shown_with_the_reason(nodes: Nodes) -> None:
     worker = await nodes.net.start(Worker, key_file=nodes.net.join("old", Role.WORKER, age_seconds=26 * 3600))
-    # It looks for auth alone, so the gateway hears nothing of it: it is not refused, it is not there.
+    # The worker only looks for auth, so the gateway never hears of it: the worker is not refused, it is absent.
     assert worker.node.renewal.meetings()[0].look
     assert worker.node.id not in {entry.node for entry in usable(nodes.gateway, Role.WORKER)}
     await worker.stop()
@@ -245,7 +245,7 @@ async def test_previous_dht_nodes_lead_to_the_mesh_if_no_current_one_responds(no
 
 
 async def test_the_younger_of_two_processes_with_one_key_stops(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They never hear each other: over Hyperswarm they push each other's links out."""
+    """The processes never hear each other: over Hyperswarm, each one's links replace the other's."""
     monkeypatch.setattr(duplicate_keys, "OVERLAP_SECONDS", 1.0)
     gateway, worker = nodes.gateway, await nodes.net.start(Worker)
     await sees(gateway, worker)
@@ -258,7 +258,7 @@ async def test_the_younger_of_two_processes_with_one_key_stops(nodes: Nodes, mon
             await live(Worker, nodes.net.settings(copy), asyncio.get_running_loop().create_future(), asyncio.Event())
     assert ended.group_contains(errors.BadSettings, match="another process already runs as this node")
     assert "ai_platform_contested_keys_total 0.0" not in gateway.node.metrics_text()
-    # The farewell of the younger one does not take the older one away.
+    # The younger process's shutdown message does not remove the older one.
     await sees(gateway, worker)
     reply = await gateway.node.rpc.call(node_api.read_health, node_api.ReadHealth(), to=worker.node.id)
     assert reply.ready
@@ -302,13 +302,13 @@ async def test_if_the_configured_dht_nodes_are_gone_saved_ones_lead_to_the_mesh(
                 again = await net.client(profile)
                 asked = auth.LoginUser(auth.Credentials("x", "ada"))
                 await again.rpc.call(auth.login_user, asked, deadline_seconds=60)
-            # Links that were there live on.
+            # Existing links stay up.
             assert worker.node.id in {link.peer.node for link in gateway.node.node_transports.links()}
 
 
 @pytest.mark.nightly("long")
 async def test_dht_nodes_from_a_renewal_are_used_immediately_and_the_previous_ones_kept() -> None:
-    """The worker never hears of its new gateway from the DHT by which it joined."""
+    """From the DHT by which it joined, the worker never hears of its new gateway."""
     async with swarmnet(own_dht=True) as net, dht.dht() as others:
         front = (await net.start(FrontDoor)).service
         assert isinstance(front, FrontDoor)
@@ -326,7 +326,7 @@ async def test_dht_nodes_from_a_renewal_are_used_immediately_and_the_previous_on
 
 
 async def test_a_restart_with_the_same_key_is_not_a_duplicate_on_either_transport(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The links of the process that was killed may carry a last announcement after the first one of its successor."""
+    """Links of the killed process may deliver a last announcement after its successor's first one."""
     monkeypatch.setattr(duplicate_keys, "OVERLAP_SECONDS", 1.0)
     async with swarmnet(nats=True) as net:
         gateway, worker = await net.start(Gateway, nats=True), await net.start(Worker, nats=True)

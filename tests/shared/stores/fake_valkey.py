@@ -1,4 +1,4 @@
-"""A server that speaks RESP and does with each call what a test says."""
+"""A server that speaks RESP and handles each call as the test says."""
 
 import asyncio
 import os
@@ -25,14 +25,14 @@ class Visitor:
             self._writer.write(data)
 
     def say_at_once(self, data: bytes) -> None:
-        """Not first when the loop comes to it."""
+        """Send at once, even if the loop has other work first."""
         os.write(self._writer.get_extra_info("socket").fileno(), data)
 
     def hang_up(self) -> None:
         self._writer.close()
 
 
-#: Is given a call's words, and says something or nothing.
+#: Gets a call's words, and may answer.
 Answer = Callable[[Visitor, list[bytes]], Awaitable[None]]
 
 
@@ -45,7 +45,7 @@ async def nothing(visitor: Visitor, words: list[bytes]) -> None:
 
 
 class FakeValkey:
-    """What it was asked it remembers. ``reads`` is cleared for a server that takes no more from its sockets."""
+    """Records the calls that it gets. While ``reads`` is cleared, it reads nothing from its sockets."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
@@ -57,7 +57,7 @@ class FakeValkey:
 
     async def until(self, asked: int) -> None:
         async with asyncio.timeout(HANG_SECONDS):
-            while len(self.asked) < asked:  # noqa: ASYNC110 - it tells nobody
+            while len(self.asked) < asked:  # noqa: ASYNC110 - the server sets no event
                 await asyncio.sleep(0.001)
 
     async def visit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,8 +88,8 @@ class FakeValkey:
 
 
 async def answer_a_busy_program(server: FakeValkey, path: Path, data: bytes, seconds: float) -> None:
-    """The first visitor is told ``data`` while its loop is busy with what came on another socket. uvloop looks at its timers right
-    after that, and at sockets only then."""
+    """Send ``data`` to the first visitor while its loop is busy with data from another socket. After that, uvloop runs its timers first,
+    and then reads sockets."""
 
     class Busy(asyncio.Protocol):
         def data_received(self, _: bytes) -> None:
@@ -98,7 +98,7 @@ async def answer_a_busy_program(server: FakeValkey, path: Path, data: bytes, sec
 
     transport, _ = await asyncio.get_running_loop().create_unix_connection(Busy, str(path))
     async with asyncio.timeout(HANG_SECONDS):
-        while len(server.visitors) < 2:  # noqa: ASYNC110 - it tells nobody
+        while len(server.visitors) < 2:  # noqa: ASYNC110 - the server sets no event
             await asyncio.sleep(0.001)
     server.visitors[1].say(b"hello")
     await asyncio.sleep(0.01)

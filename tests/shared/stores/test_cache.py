@@ -49,7 +49,7 @@ async def test_a_log_is_read_in_its_order_from_where_the_reader_was(valkey_url: 
         entries, after = await cache.read_log("t:log", beginning)
         assert entries == [b"1"]
         assert after == await cache.log_end("t:log")
-        # A reader that waits hears of the next, and holds nobody up.
+        # A waiting reader gets the next entry, and blocks no other call.
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(cache.read_log("t:log", after))
             assert await cache.get("t:nothing") is None
@@ -71,7 +71,7 @@ async def test_a_script_runs_again_after_valkey_forgot_it(valkey: ValkeyServer, 
         assert await cache.run("count", ["t:n"], [2]) == 2
         assert await cache.run("count", ["t:n"], [3]) == 5
         valkey.kill()
-        await asyncio.sleep(0.02)  # the loop hears that its connections are gone, as it does when nothing blocks it
+        await asyncio.sleep(0.02)  # let the loop notice that its connections are gone, as it does when nothing blocks it
         valkey.start()
         await cache.delete("t:n")
         assert await cache.run("count", ["t:n"], [1]) == 1
@@ -91,7 +91,7 @@ async def test_a_killed_server_is_unavailable_at_once_and_used_again_when_it_is_
     async with Cache.open(valkey_url) as cache:
         await asyncio.gather(*(cache.get("t:x") for _ in range(20)))
         valkey.kill()
-        await asyncio.sleep(0.02)  # the loop hears that its connections are gone, as it does when nothing blocks it
+        await asyncio.sleep(0.02)  # let the loop notice that its connections are gone, as it does when nothing blocks it
         with pytest.raises(errors.Unavailable, match="Valkey does not answer") as away:
             await cache.get("t:x")
         assert not isinstance(away.value.__cause__, TimeoutError), "it waited"
@@ -165,7 +165,7 @@ async def test_connected_means_that_every_script_is_known(valkey_url: str) -> No
         assert len(await other.client_list()) == before + 2
 
 
-# --- who is let in ------------------------------------------------------------------------------------------------------
+# --- access -------------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -204,7 +204,7 @@ async def test_a_database_that_is_not_there_is_unavailable(valkey_url: str) -> N
             await cache.get("t:x")
 
 
-# --- a server that does as it is told -----------------------------------------------------------------------------------
+# --- a scripted server --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("words", ["LOADING it reads its file back", "ERR max number of clients reached"])

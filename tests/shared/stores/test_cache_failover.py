@@ -1,5 +1,5 @@
-"""Two real Valkeys behind one address: the primary becomes a replica, the replica the primary, and the address leads to that one. Open
-connections stay with the old one."""
+"""Two real Valkeys behind one address: the primary becomes a replica, the replica the primary, and then the address leads to the new
+primary. Open connections stay with the old one."""
 
 import asyncio
 import contextlib
@@ -33,15 +33,15 @@ class Pair:
         return f"unix://{self.switch.path}"
 
     async def follow(self, server: ValkeyServer, port: int) -> None:
-        """Until it has all that the other one has."""
+        """Make the server a replica of the other one, and wait until it has all data."""
         async with redis.Redis.from_url(server.url) as client:
             await client.execute_command("REPLICAOF", "127.0.0.1", port)
             async with asyncio.timeout(30):
-                while (await client.info("replication"))["master_link_status"] != "up":  # noqa: ASYNC110 - it tells nobody
+                while (await client.info("replication"))["master_link_status"] != "up":  # noqa: ASYNC110 - the server sets no event
                     await asyncio.sleep(0.01)
 
     async def exchange(self) -> None:
-        """Both take the other's part; the address stays as it is."""
+        """Let the two servers swap their roles; the address stays as it is."""
         async with redis.Redis.from_url(self.replica.url) as client:
             await client.execute_command("REPLICAOF", "NO", "ONE")
         await self.follow(self.primary, self.ports[1])
@@ -89,7 +89,7 @@ async def test_after_a_failover_one_call_is_refused_and_the_next_reaches_the_new
         with pytest.raises(CacheRefuses, match="READONLY"):
             await cache.run("count", ["t:n"], [1])
         pair.switch.target = pair.replica.server.socket
-        # It finds out once more where its last connection went before the address led elsewhere.
+        # At most one more call fails, on a connection that was opened before the address changed.
         outcomes = [await count(cache) for _ in range(192)]
         assert outcomes.count(False) <= 1
         assert all(outcomes[1:])
@@ -108,7 +108,7 @@ async def test_the_health_check_finds_a_replica_and_leads_readers_away_from_it(p
         assert not check.ok
         assert "READONLY" in check.detail
         assert "REDIS_URL" in check.detail
-        # A replica answers those that only read, and would do so for ever.
+        # A replica answers read-only calls, and would do so forever.
         assert await cache.get("t:n") is None
         pair.switch.target = pair.replica.server.socket
         await cache.check()

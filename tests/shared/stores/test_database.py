@@ -151,7 +151,7 @@ async def test_what_waits_in_a_circle_is_asked_again(postgres_url: str, package:
                 await until_waiting(db, 1)
                 locking = tasks.create_task(other.run("lock", 1))
                 await until_waiting(db, 2)
-            # Now the statement waits for 2 as well, and is undone: only so does the other get 1.
+            # Now the statement waits for 2 as well. PostgreSQL cancels it to break the deadlock: only then does the other one get 1.
             await locking
             assert not asked.done()
         assert await asked == 1
@@ -221,7 +221,7 @@ async def test_a_killed_server_is_unavailable_at_once_and_used_again_when_it_is_
     async with opened(postgres_url, package) as db:
         await db.run("add", "lamp")
         postgres.kill()
-        await asyncio.sleep(0.02)  # the loop hears that its connections are gone, as it does when nothing blocks it
+        await asyncio.sleep(0.02)  # let the loop notice that its connections are gone, as it does when nothing blocks it
         async with asyncio.timeout(HANG_SECONDS):
             with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
                 await db.rows("list", deadline_seconds=2 * HANG_SECONDS)
@@ -295,7 +295,7 @@ async def test_a_listener_that_does_not_read_learns_that_it_missed_some(
         async with db.transaction() as tx:
             for n in range(1002):
                 await tx.row("tell", str(n))
-        # The notifications may arrive in parts: reading between two of them would make room.
+        # The notifications may arrive in several parts: a read between two of them would make room.
         await asyncio.wait_for(all_arrived.wait(), 30)
         seen = [await asyncio.wait_for(anext(payloads), 30)]
         while seen[-1] != "1001":
@@ -364,7 +364,7 @@ async def test_a_task_that_is_cancelled_ends_also_where_its_connection_dies_mean
                     asked.set()
                     await tx.row("sleep", 30)
                 finally:
-                    # As a rollback that fails.
+                    # Like a rollback that fails.
                     await tx.row("cut_me")
         await asyncio.Event().wait()
 

@@ -1,7 +1,7 @@
-"""PostgreSQL says goodbye, or vanishes, at every point where it can: between any two of its messages.
+"""PostgreSQL shuts down, or vanishes, at every possible point: between any two of its messages.
 
-No test can time a shutdown so exactly, so a stand-in between the pool and the server counts the messages. It cuts one connection
-off and lets all later ones through.
+No test can time a shutdown so exactly, so a proxy between the pool and the server counts the messages. It cuts one connection
+and passes all later ones.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from tests import tiers
 from tests.servers import PostgresServer
 from tests.shared.stores.test_database import QUERIES, TABLE
 
-#: What PostgreSQL sends to everyone when it is stopped: FATAL, admin_shutdown.
+#: PostgreSQL sends this to every client when it is stopped: FATAL, admin_shutdown.
 _FIELDS = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
 _STOPPING = b"E" + (len(_FIELDS) + 4).to_bytes(4, "big") + _FIELDS
-#: The last words, and whether the cut is in the middle of an answer.
+#: The last message, and whether the cut is in the middle of an answer.
 _WAYS = ((_STOPPING, True), (_STOPPING, False), (b"", True), (b"", False))
-#: A connection and what is done with it below take fewer messages of the server than this.
+#: More messages than the server sends for a connection and the statements below.
 _MOST_MESSAGES = 100
 
 
@@ -37,17 +37,17 @@ class Cut:
 
     after_messages: int
     last_words: bytes
-    #: Only once the client has asked for more, so that it is in the middle of something.
+    #: Cut only after the client has sent a further request, so that the cut is in the middle of an answer.
     in_an_answer: bool
 
 
 class Between:
-    """Passes everything on, but cuts the next connection off as ``cut`` says."""
+    """A proxy that passes everything, but cuts the next connection as ``cut`` says."""
 
     def __init__(self, server: Path) -> None:
         self._server = server
         self.cut: Cut | None = None
-        #: Whether the last cut came to pass.
+        #: Whether the last cut has happened.
         self.has_cut = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -84,7 +84,7 @@ async def _pass_messages(reader: asyncio.StreamReader, writer: asyncio.StreamWri
 
 @pytest.fixture
 async def between(postgres: PostgresServer) -> AsyncIterator[tuple[Between, str]]:
-    """The stand-in, and the URL of a new database behind it."""
+    """The proxy, and the URL of a new database behind it."""
     name = await postgres.new_database()
     with tempfile.TemporaryDirectory(prefix="aimesh-") as folder:
         socket = next(path for path in postgres.folder.glob(".s.PGSQL.*") if path.is_socket())
@@ -115,7 +115,7 @@ async def _listen(db: Database) -> None:
     async with contextlib.aclosing(db.listen("things")) as payloads:
         await anext(payloads)
         payload = None
-        while payload is None:  # at first and after each reconnect: what was told before may be lost
+        while payload is None:  # at first and after each reconnect: earlier notifications may be lost
             with contextlib.suppress(errors.Unavailable):
                 await db.row("tell", "one")
             payload = await anext(payloads)
@@ -126,7 +126,7 @@ async def _listen(db: Database) -> None:
 async def test_a_cut_at_any_message_is_unavailable_and_nothing_else(
     between: tuple[Between, str], tmp_path: Path, use: Callable[[Database], Awaitable[None]], way: int
 ) -> None:
-    """At night each message in all four ways, in `make test` each in one of them."""
+    """At night, each message in all four ways; in `make test`, each in one of them."""
     (tmp_path / "queries.sql").write_text(QUERIES)
     (tmp_path / "migrations").mkdir()
     (tmp_path / "migrations" / "0001_pre_things.sql").write_text(TABLE)

@@ -1,4 +1,4 @@
-"""One of several processes leads: an advisory lock on a session of its own, against a real PostgreSQL."""
+"""One of several processes leads: an advisory lock on a dedicated session, with a real PostgreSQL."""
 
 import asyncio
 import itertools
@@ -27,7 +27,7 @@ def package(tmp_path: Path) -> Path:
 
 
 async def _end_session(url: str, leader: Leadership) -> None:
-    """As PostgreSQL ends that of a process that died."""
+    """End the leader's session, as PostgreSQL does when the leader's process dies."""
     async with leader.transaction() as transaction:
         process = await transaction.value("find_process")
     admin = await asyncpg.connect(url)

@@ -1,4 +1,4 @@
-"""Which migrations run, and that many starters at once run each of them once."""
+"""Which migrations run, and that each runs once even if many processes start at once."""
 
 import asyncio
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_pending(applied: dict[int, str], expected: list[Migration]) -> None:
     ],
 )
 def test_post_is_planned_apart_and_after_pre(applied: list[Migration], pre: list[Migration], post: list[Migration] | None) -> None:
-    """None: refused."""
+    """``post`` is None if post migrations are refused."""
     rows = {migration.number: migration.sha256 for migration in applied}
     assert migrations.plan_pending(ALL, rows) == pre
     if post is None:

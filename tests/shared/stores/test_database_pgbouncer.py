@@ -1,4 +1,4 @@
-"""A real PgBouncer between us and a real PostgreSQL: in session mode everything works; in the others nothing is started."""
+"""A real PgBouncer in front of a real PostgreSQL: in session mode everything works; in the other modes the service refuses to start."""
 
 import asyncio
 import contextlib
@@ -59,7 +59,7 @@ async def test_in_session_mode_everything_works_and_all_settings_hold(
             async with asyncio.timeout(30):
                 assert await anext(payloads) == "one"
             assert (await db.check()).ok
-        # Who comes next to the same server process has nothing of ours.
+        # The next client of the same server process finds none of our session state.
         async with opened(url, package) as db:
             assert len(await db.rows("list")) == 20
 
@@ -79,7 +79,7 @@ async def test_a_pooler_that_does_not_keep_sessions_is_refused_and_told_what_to_
 
 
 class Unprepared(ServerPlace):
-    """Without prepared statements, by which this PgBouncer shows itself and a newer one does not."""
+    """Without prepared statements: with them this PgBouncer reveals itself, but a newer one does not."""
 
     async def connect(self, **more: Any) -> asyncpg.Connection:
         return await ServerPlace.connect(self, statement_cache_size=0, **more)

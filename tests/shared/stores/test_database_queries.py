@@ -1,4 +1,4 @@
-"""How a file of named queries is read."""
+"""Parsing a file of named queries."""
 
 import re
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_a_write_cannot_be_marked() -> None:
 
 
 def test_replicas_answer_reports_and_lists_only() -> None:
-    """Never keys, money, limits, tickets or the verification of the audit log."""
+    """Never for keys, money, limits, tickets or the verification of the audit log."""
     packages = {name: queries.load_package(SERVICES / name) for name in ("auth", "gateway", "metrics")}
     marked = {f"{service}.{name}": query.text for service, found in packages.items() for name, query in found.items() if query.on_replica}
     assert {name for name, text in marked.items() if re.search(r"\b(INSERT|UPDATE|DELETE|FOR UPDATE|pg_\w+lock)\b", text)} == set()

@@ -1,4 +1,4 @@
-"""Queries marked `-- replica` at a real standby: behind, cut off, hung, promoted, and after the caller's own write."""
+"""Queries marked `-- replica` at a real standby: behind, disconnected, hung, promoted, and after the caller's own write."""
 
 import asyncio
 import contextlib
@@ -61,7 +61,7 @@ LAG_SECONDS = 3.0
 
 
 class Reports:
-    """What a database reports."""
+    """The reports of a database."""
 
     def __init__(self) -> None:
         self.states: list[str] = []
@@ -119,7 +119,7 @@ async def pair(started: tuple[PostgresServer, PostgresServer]) -> AsyncIterator[
 async def as_pair(primary: PostgresServer, standby: PostgresServer) -> AsyncIterator[Pair]:
     database = primary.url(await primary.new_database())
     with tempfile.TemporaryDirectory(prefix="aimesh-") as folder:
-        # Superusers do not meet row-level security.
+        # Row-level security does not apply to superusers.
         async with primary.plain_role(database) as url, Switch(Path(folder, primary.socket.name), standby.socket) as switch:
             yield Pair(primary, standby, switch, url)
 
@@ -143,7 +143,7 @@ async def opened(pair: Pair, package: Path, valkey_url: str) -> AsyncIterator[tu
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - nobody tells
+        while not condition():  # noqa: ASYNC110 - no event is set
             await asyncio.sleep(0.02)
 
 
@@ -243,7 +243,7 @@ async def test_a_replica_that_is_behind_is_left_until_it_has_caught_up(pair: Pai
 
 
 async def test_a_replica_that_is_cut_off_from_the_primary_is_behind(pair: Pair, package: Path, valkey_url: str) -> None:
-    """It answers, and knows of nothing that it lacks."""
+    """The replica answers, and doesn't know what it lacks."""
     ann = uuid4()
     async with opened(pair, package, valkey_url) as (db, reports):
         await becomes(reports, ReplicaState.USED)
@@ -266,7 +266,7 @@ async def test_a_transaction_whose_replica_dies_continues_at_the_primary(pair: P
             assert [(row["name"], row["at_replica"], row["memory"]) for row in rows] == [("lamp", False, "7MB")]
         assert await names(db, ann) == ["lamp"]
         await becomes(reports, ReplicaState.AWAY)
-        # Here and not in another thread, with whose end the server would end.
+        # In this thread, because the server ends with the thread that started it.
         pair.standby.start()
         await becomes(reports, ReplicaState.USED)
         assert reports.states == [ReplicaState.USED, ReplicaState.AWAY, ReplicaState.USED]
@@ -289,7 +289,7 @@ async def test_a_replica_that_hangs_costs_half_of_the_deadline(pair: Pair, packa
 
 
 async def test_a_statement_that_fails_at_the_replica_alone_says_nothing_about_it(pair: Pair, package: Path, valkey_url: str) -> None:
-    """It has an older schema, for example."""
+    """For example, the replica has an older schema."""
     async with opened(pair, package, valkey_url) as (db, reports):
         await becomes(reports, ReplicaState.USED)
         await pause_replay(pair.standby, is_on=True)
@@ -336,7 +336,7 @@ async def test_a_missing_replica_changes_nothing(pair: Pair, package: Path, valk
 
 
 async def write_until_behind(db: Database, reports: Reports) -> None:
-    """The standby may replay some of them before it has read its new options. Nobody notes these writes: another program made them."""
+    """The standby may replay some writes before it has read its new options. As if from another program: no caller's write is noted."""
     async with asyncio.timeout(30):
         while reports.states[-1:] != [ReplicaState.BEHIND]:
             await db.run("add", uuid4(), "chair")
@@ -353,7 +353,7 @@ async def option(server: PostgresServer, name: str, value: str) -> AsyncIterator
 
 
 async def set_option(server: PostgresServer, name: str, value: str) -> str:
-    """Return what it was before."""
+    """Set an option; return its previous value."""
     connection = await asyncpg.connect(server.url())
     try:
         before = await connection.fetchval(f"SHOW {name}")

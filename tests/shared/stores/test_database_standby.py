@@ -34,7 +34,7 @@ def opened(url: str, package: Path) -> contextlib.AbstractAsyncContextManager[Da
 
 
 async def set_read_only(url: str, *, is_on: bool) -> None:
-    """For new connections, as a provider does to a database whose disk is full."""
+    """Make new connections read-only, as a provider does to a database whose disk is full."""
     connection = await asyncpg.connect(url, server_settings={"default_transaction_read_only": "off"})
     try:
         name = await connection.fetchval("SELECT current_database()")
@@ -47,7 +47,7 @@ async def test_a_write_to_a_database_that_only_reads_is_unavailable_and_works_ag
     async with opened(postgres_url, package) as db:
         await db.run("add", "lamp")
     await set_read_only(postgres_url, is_on=True)
-    # Nothing is to be migrated, so nothing has to be written to open it.
+    # No migration is pending, so opening needs no write.
     async with opened(postgres_url, package) as db:
         assert [row["name"] for row in await db.rows("list")] == ["lamp"]
         with pytest.raises(errors.Unavailable, match="read-only"):
@@ -118,7 +118,7 @@ async def test_after_a_failover_the_next_call_reaches_the_new_primary(pair: Pair
         await asyncio.gather(*(db.run("add", f"thing {number}") for number in range(8)))
         await pair.standby.catch_up(pair.primary)
         await pair.primary.demote()
-        # The address still leads to the old one, which is a standby now: what reads works, what writes does not.
+        # The address still leads to the old server, which is a standby now: reads work, writes don't.
         assert len(await db.rows("list")) == 8
         with pytest.raises(errors.Unavailable, match="read-only"):
             await db.run("add", "chair")
@@ -126,7 +126,7 @@ async def test_after_a_failover_the_next_call_reaches_the_new_primary(pair: Pair
         await asyncio.gather(*(db.rows("list") for _ in range(8)))
         await pair.standby.promote()
         pair.switch.target = pair.standby.socket
-        # Open connections stay with the old one. The first write finds that out; no later call does.
+        # Open connections stay with the old server. The first write discovers this; no later call fails.
         with contextlib.suppress(errors.Unavailable):
             await db.run("add", "chair")
         await asyncio.gather(*(db.run("add", f"new thing {number}") for number in range(8)))
@@ -158,7 +158,7 @@ async def test_a_pending_migration_waits_for_a_server_that_writes(pair: Pair, pa
     async with asyncio.timeout(60), contextlib.AsyncExitStack() as stack:
         opening = asyncio.ensure_future(stack.enter_async_context(opened(pair.url, package)))
         before = pair.switch.connections
-        while pair.switch.connections < before + 2:  # noqa: ASYNC110 - it tells nobody
+        while pair.switch.connections < before + 2:  # noqa: ASYNC110 - the switch sets no event
             await asyncio.sleep(0.01)
         assert not opening.done()
         await pair.standby.promote()
@@ -185,7 +185,7 @@ async def test_two_addresses_and_the_wish_to_write_lead_to_the_primary(pair: Pai
 
 @pytest.mark.parametrize("is_hung", tiers.by_day((False, True), True, group="long"), ids=["killed", "hung"])
 async def test_with_several_hosts_the_next_call_finds_the_promoted_standby(pair: Pair, package: Path, is_hung: bool) -> None:
-    """Nobody has to write target_session_attrs."""
+    """The URL needs no target_session_attrs."""
     ours, theirs = (quote(str(server.folder), safe="") for server in (pair.primary, pair.standby))
     url = pair.url.replace(quote(str(pair.switch.path.parent), safe=""), f"{ours},{theirs}" if is_hung else f"{theirs},{ours}")
     await pair.standby.catch_up(pair.primary)
@@ -204,7 +204,7 @@ async def test_with_several_hosts_the_next_call_finds_the_promoted_standby(pair:
             await db.run("add", "chair")
             assert time.monotonic() - began < 5
             assert {"lamp", "chair"} <= {row["name"] for row in await db.rows("list")}
-            # New connections, too, begin with the host that was reached last.
+            # New connections also try the last reached host first.
             began = time.monotonic()
             await asyncio.gather(*(db.rows("list") for _ in range(4)))
             assert time.monotonic() - began < 1

@@ -1,4 +1,4 @@
-"""A file that one process writes to is locked by it, and free again as soon as that process has ended."""
+"""A process locks the file that it writes to, and the lock is free again as soon as that process has ended."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""The store of objects, as a folder and on a real S3 server."""
+"""The object store, as a folder and on a real S3 server."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ PIECE = os.urandom(1 << 20)
 @pytest.fixture(scope="module")
 def s3() -> Iterator[ObjectServer]:
     with object_server.running() as server:
-        # Its first object creates the bucket.
+        # The first object creates the bucket.
         asyncio.run(objects.open_store(server.address, server.credentials).put("first", b""))
         yield server
 
@@ -135,7 +135,7 @@ async def test_a_folder_has_no_leftovers_of_killed_uploads(tmp_path: Path) -> No
     assert await names_in(store) == ["base/a/data"]
     await store.delete_unfinished()
     assert not (tmp_path / "base" / "a" / "data#1").exists()
-    # Another process may be making it.
+    # Another process may still be writing it.
     (tmp_path / "base" / "a" / "data#2").unlink()
     assert [path.name for path in (tmp_path / "base" / "a").iterdir()] == ["data"]
     await store.delete(["base/a/data"])

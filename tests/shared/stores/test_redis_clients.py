@@ -27,7 +27,7 @@ from tests.valkey_groups import Cluster, Watched, cluster, until, watched
 
 COUNT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
 KINDS = ("count", "set", "get", "append")
-#: What the specification allows for a failover; the servers here need a second or two of it.
+#: The specification's limit for a failover; the servers here need a second or two of it.
 FAILOVER_SECONDS = 10
 LIMIT = RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, "gateway:{limits}:u:1:requests_per_hour", 40)
 
@@ -64,7 +64,7 @@ async def shards(started_cluster: Cluster) -> Cluster:
 
 @dataclass
 class Load:
-    """Calls of every kind, one after the other, until the block ends. Only Unavailable may be raised."""
+    """Repeats calls of every kind until the block ends. Only Unavailable may be raised."""
 
     cache: Cache
     counted: int = 0
@@ -102,16 +102,16 @@ class Load:
             except errors.Unavailable:
                 self.refused += 1
             self.slowest = max(self.slowest, time.monotonic() - began)
-            # As many calls as the loop can make would only take the servers' processor.
+            # As many calls as possible would only use up the servers' CPU time.
             await asyncio.sleep(0.005)
 
 
 async def all_kinds_succeed(load: Load, seconds: float) -> float:
-    """Return after how long each kind of call of each worker has succeeded again."""
+    """Wait until 100 more calls of each kind have succeeded; return how long that took."""
     began = time.monotonic()
     before = load.kinds.copy()
     async with asyncio.timeout(seconds):
-        while any(load.kinds[kind] < before[kind] + 100 for kind in KINDS):  # noqa: ASYNC110 - a call tells nobody
+        while any(load.kinds[kind] < before[kind] + 100 for kind in KINDS):  # noqa: ASYNC110 - a call sets no event
             await asyncio.sleep(0.01)
     return time.monotonic() - began
 
@@ -133,7 +133,7 @@ async def test_a_failover_by_sentinels_costs_only_unavailable_and_keeps_limits_a
         await cache.delete_matching("*")
         assert await admitted(cache, 30) == 30
         await cache.set("t:kept", b"kept", ttl_seconds=600)
-        # All that was written so far has reached the replica.
+        # Wait until all writes have reached the replica.
         await primary.ask("WAIT", 1, 5000)
         load = Load(cache)
         async with load.running():
@@ -148,7 +148,7 @@ async def test_a_failover_by_sentinels_costs_only_unavailable_and_keeps_limits_a
                 assert await cache.get("t:kept") == b"kept"
                 assert (await cache.check()).ok
                 assert await admitted(cache, 30) == 10
-            # The former primary is back as a replica; nobody may use it.
+            # The former primary is back as a replica; no client may use it.
             primary.ensure_running()
             await sentinels.settle()
             await all_kinds_succeed(load, FAILOVER_SECONDS)
@@ -194,7 +194,7 @@ async def test_a_cluster_runs_all_that_one_server_runs(shards: Cluster) -> None:
         assert (await cache.read_log("t:log", end))[0] == [b"a"]
         assert await cache.newest("t:log", most=10) == [b"a"]
         assert await cache.run("count", ["t:n"], [2]) == 2
-        # Spread over all three.
+        # The keys are spread over all three.
         assert all([await server.ask("DBSIZE") for server in shards.servers[:3]])
         await cache.delete_matching("t:*")
         assert [await cache.get(f"t:{number}") for number in range(64)] == [None] * 64
@@ -241,7 +241,7 @@ async def test_keys_that_move_are_followed(shards: Cluster) -> None:
         assert await cache.run("count", ["t:{m}"], [1]) == 3
         for each in (target, *(each for each in primaries if each is not target)):
             await each.ask("CLUSTER", "SETSLOT", slot, "NODE", await shards.id_of(target))
-        # MOVED
+        # MOVED: the source redirects the client to the target.
         assert await cache.run("count", ["t:{m}"], [1]) == 4
         assert await cache.run("count", ["t:{m}:new"], [1]) == 2
 
@@ -314,7 +314,7 @@ def test_one_address_needs_no_redis_py() -> None:
 
 
 async def test_a_cluster_that_is_asked_for_its_health_alone_finds_the_new_primary(shards: Cluster) -> None:
-    """So does a gateway that counts limits without Valkey until a probe succeeds."""
+    """A gateway does the same while it counts limits without Valkey until a probe succeeds."""
     async with Cache.open(shards.url) as cache:
         cache.script("count", COUNT)
         await cache.connect()

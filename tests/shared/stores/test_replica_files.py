@@ -1,4 +1,4 @@
-"""Replicas that share a volume adopt the files of those that are gone, and only those."""
+"""Replicas that share a volume adopt the files of replicas that are gone, and only those."""
 
 import errno
 import fcntl
@@ -79,7 +79,7 @@ async def test_on_a_file_system_without_locks_nothing_is_adopted(template: Path,
 
 @pytest.fixture
 def removing(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Files that another process adopts and removes between our opening of the lock and our locking it."""
+    """Files that another process adopts and removes after we have opened the lock and before we lock it."""
     doomed: list[Path] = []
     real = fcntl.flock
 

@@ -16,7 +16,7 @@ def primary(position: int, system: int = SYSTEM) -> ServerPosition:
 
 
 def lag_after(seconds: int, per_second: int = 100) -> ReplicaLag:
-    """The primary writes so much each second, up to this one."""
+    """Return the lag after the primary has written this much each second, up to ``seconds``."""
     lag = ReplicaLag(10)
     for at in range(seconds + 1):
         lag.note_primary(primary(per_second * at), at)

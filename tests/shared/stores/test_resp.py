@@ -1,4 +1,4 @@
-"""RESP2: what is read is what was meant, wherever it is split, and what is no RESP2 ends the connection."""
+"""RESP2: values are read correctly wherever the data is split, and invalid data ends the connection."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Files of lines, to which one process appends."""
+"""Files to which one process appends lines."""
 
 import asyncio
 import threading

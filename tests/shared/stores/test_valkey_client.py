@@ -1,4 +1,4 @@
-"""Lanes against servers that answer late, in pieces, wrongly, or not at all."""
+"""Lanes to servers that answer late, in pieces, wrongly, or not at all."""
 
 import asyncio
 import gc
@@ -111,7 +111,7 @@ async def test_an_error_is_the_callers_alone() -> None:
 async def test_a_server_that_is_not_the_one_is_left_after_its_last_answer(word: str) -> None:
     async def answer(visitor: Visitor, words: list[bytes]) -> None:
         if words[1] == b"3" and len(visitor.server.visitors) == 1:
-            # All at once, and nothing for the fourth.
+            # All answers at once, and none for the fourth call.
             visitor.say(b":1\r\n-%b it is not\r\n:3\r\n" % word.encode())
         elif len(visitor.server.visitors) > 1:
             visitor.say(b":5\r\n")
@@ -187,7 +187,7 @@ async def test_a_server_that_talks_nonsense_is_left(garbage: bytes) -> None:
         (found,) = await asyncio.gather(asking(lane, "a"), return_exceptions=True)
         assert found == 1 or isinstance(found, ConnectionError)
         async with asyncio.timeout(HANG_SECONDS):
-            while lane._session is not None:  # noqa: ASYNC110 - it tells nobody
+            while lane._session is not None:  # noqa: ASYNC110 - the lane sets no event
                 await asyncio.sleep(0.001)
         assert await asking(lane, "b") == 7
         assert len(server.visitors) == 2
@@ -214,7 +214,7 @@ async def test_one_that_nobody_waits_for_any_more_shows_silence_too(monkeypatch:
         assert [words[1] for words in server.asked] == [b"first"], "the cancelled one was not sent at all"
         first.cancel()
         async with asyncio.timeout(HANG_SECONDS):
-            while lane._session is not None:  # noqa: ASYNC110 - it tells nobody
+            while lane._session is not None:  # noqa: ASYNC110 - the lane sets no event
                 await asyncio.sleep(0.001)
 
 

@@ -1,4 +1,4 @@
-"""Logging is one for the process: it is as before after each test."""
+"""Logging is global to the process, so restore it after each test."""
 
 import logging
 from collections.abc import Iterator

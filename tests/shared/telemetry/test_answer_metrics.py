@@ -1,4 +1,4 @@
-"""One measurement, two families."""
+"""One measurement counts in two metric families."""
 
 import asyncio
 from contextlib import nullcontext
@@ -22,14 +22,14 @@ def _answer(**fields: object) -> MeasuredAnswer:
 
 
 def _request(*, sampled: bool) -> ServingSpan:
-    """Of a node that asked, whose trace is kept or not."""
+    """Return the span of a request from another node that samples the trace, or doesn't."""
     serving = Traces(ratio=0).join("chat", f"00-{TRACE}-b7ad6b7169203331-{int(sampled):02x}", context.new_request_id())
     assert serving is not None
     return serving
 
 
 def _values(metrics: telemetry.Metrics, name: str) -> dict[tuple[str, ...], float]:
-    """By the values of the labels, in the order of their names."""
+    """Return values by the values of their labels, in the order of the labels' names."""
     return {
         tuple(sample.labels[label] for label in sorted(sample.labels)): sample.value
         for family in metrics.registry.collect()

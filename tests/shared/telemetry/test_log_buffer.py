@@ -1,4 +1,4 @@
-"""The latest lines wait for whoever collects them; nothing grows where nobody does, and some stay here."""
+"""The latest log lines wait for a reader; the buffer is bounded without one, and some lines never leave the process."""
 
 import json
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 DECLARED = {found.instrument.name: name for name, found in vars(metrics_registry.Metrics).items() if hasattr(found, "instrument")}
 
-#: Labels that are bounded by what the operator runs, never by who calls.
+#: Labels that are bounded by what the operator runs, never by callers.
 BOUNDED = {
     "service",
     "method",
@@ -173,7 +173,7 @@ def test_an_empty_gauge_is_omitted() -> None:
 
 
 def test_a_container_knows_its_version_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its nodes would announce "unknown", and `aicli stack migrate --post` could not tell whether they are old."""
+    """Otherwise its nodes would announce "unknown", and `aicli stack migrate --post` could not tell whether they are old."""
 
     def missing(_name: str) -> str:
         raise metadata.PackageNotFoundError

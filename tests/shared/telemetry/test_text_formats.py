@@ -11,7 +11,7 @@ from shared.types import ModelName
 
 OPENMETRICS, PROMETHEUS = MetricsTextFormat.OPENMETRICS, MetricsTextFormat.PROMETHEUS
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-#: As Prometheus 2.42 asks.
+#: Sent by Prometheus 2.42.
 PROMETHEUS_SERVER = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 )

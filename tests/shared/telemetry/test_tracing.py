@@ -1,4 +1,4 @@
-"""Which traces a node keeps, what a span says, and that nothing grows where nobody reads."""
+"""Which traces a node keeps, what a span contains, and that memory stays bounded without a reader."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ UNSAMPLED = f"00-{TRACE}-{PARENT}-00"
 
 
 class Clock:
-    """It stands still until it is told."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -33,7 +33,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def traces(clock: Clock) -> Traces:
-    """Nothing is kept by lot, and the few that are kept every second have been."""
+    """Traces with a sampling ratio of 0, whose guaranteed few of this second are already used up."""
     made = Traces(ratio=0.0, clock=clock)
     for _ in range(5):
         with made.enter("first", ""):
@@ -96,7 +96,7 @@ def test_the_lot_is_the_same_on_every_node() -> None:
     chosen = []
     for _ in range(2):
         one = Traces(ratio=0.01, clock=lambda: 0.0)
-        # The few of each second that are kept whatever their lot are spent on those that never win.
+        # Use up the few that are kept each second regardless of sampling, with ids that are never sampled.
         assert [one._is_chosen("f" * 32, None) for _ in range(6)] == [True] * 5 + [False]
         chosen.append([one._is_chosen(trace_id, None) for trace_id in ids])
     assert chosen[0] == chosen[1]
@@ -160,7 +160,7 @@ def test_another_node_that_kept_it_gets_our_part(traces: Traces) -> None:
             pass
     assert kept(traces) == []
     assert [span.name for span in traces.read(5, [TRACE, "unknown"]).spans] == ["decode", "inference.processPrompt"] * 2
-    # What it does for that trace from now on is kept, too.
+    # The node's later spans of that trace are kept, too.
     serving = traces.join("inference.readReceipts", UNSAMPLED, context.new_request_id())
     assert serving is not None
     with serving:

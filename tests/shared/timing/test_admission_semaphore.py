@@ -85,7 +85,7 @@ async def test_a_waiter_canceled_as_it_gets_the_slot_passes_it_on() -> None:
             leaving = asyncio.create_task(turns.take("bob").__aenter__())
             staying = asyncio.create_task(turns.take("cleo").__aenter__())
             await asyncio.sleep(0)
-            # Canceled before ada's place goes to it, and not yet awake.
+            # Cancel bob before ada's slot passes to it, and before its task runs.
             leaving.cancel()
         await staying
     assert leaving.cancelled()

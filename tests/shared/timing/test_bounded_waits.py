@@ -28,7 +28,7 @@ def test_a_wait_that_takes_too_long_is_ended_at_any_position(loop: VirtualLoop) 
                 await pass_time(1)
         assert not waits.expired
         for _ in range(2):
-            # Each has its whole time, and no more.
+            # Each wait has its full time, and no more.
             began = loop.time()
             with pytest.raises(TimeoutError), waits:
                 await wait_for_ever()
@@ -114,7 +114,7 @@ def test_waits_with_one_deadline_end_at_it(loop: VirtualLoop) -> None:
         for _ in range(3):
             with waits:
                 await pass_time(2)
-        ends_at += 5  # it moves while the timer runs
+        ends_at += 5  # the deadline moves while the timer runs
         began = loop.time()
         with pytest.raises(TimeoutError), waits:
             await wait_for_ever()

@@ -1,4 +1,4 @@
-"""How much runs at once, in total and per owner."""
+"""Limits on concurrent work, in total and per owner."""
 
 import pytest
 

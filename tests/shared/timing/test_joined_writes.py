@@ -1,4 +1,4 @@
-"""Writes of one turn of the loop."""
+"""Writes within one iteration of the loop."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from shared.timing.joined_writes import JoinedWrites
 
 
 class Socket:
-    """As uvloop's transport: it takes nothing once it is closed."""
+    """Like uvloop's transport: accepts nothing once it is closed."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []

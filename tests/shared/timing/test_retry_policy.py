@@ -1,4 +1,4 @@
-"""Which failures are asked about again, after which pause, and when patience is over."""
+"""Which failures are retried, after which pause, and when retries end."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_other_errors_are_final(code: str) -> None:
 
 def test_having_no_gateway_at_all_is_reported_immediately() -> None:
     assert pause(errors.NotReachable("no gateway is there"), was_accepted=False) is None
-    # A gateway that was found and could not answer is there.
+    # A gateway that was found but could not answer does exist.
     assert pause(errors.Draining("it goes"), was_accepted=False) == 0.2
 
 

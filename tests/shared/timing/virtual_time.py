@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps to the next timer as soon as every task waits, so tests neither sleep nor depend on the machine."""
+"""An event loop whose clock jumps to the next timer when every task waits, so tests don't sleep and don't depend on the machine's speed."""
 
 import asyncio
 import selectors

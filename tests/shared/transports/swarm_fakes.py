@@ -15,7 +15,7 @@ OVERHEAD = 32
 
 
 class FakeConnection:
-    """One end. Messages arrive in a later turn of the loop, as they would."""
+    """One end of a connection. As in reality, messages arrive in a later iteration of the loop."""
 
     def __init__(self, key: bytes, *, initiator: bool, channel: bytes, topics: tuple[bytes, ...] = ()) -> None:
         self.key = key
@@ -29,9 +29,9 @@ class FakeConnection:
         self.window_is_open = False
         self.on_room: Callable[[], None] | None = None
         self.on_closed: Callable[[str], None] | None = None
-        #: Everything that was handed to ``send``, whether or not it has left.
+        #: Everything that was passed to ``send``, whether or not it has been sent.
         self.sent: list[bytes] = []
-        #: Set: nothing that comes is taken, and the peer's window closes.
+        #: If False, no message is taken, and the peer's window closes.
         self.reads = True
         self.peer: FakeConnection
         self._on_message: Callable[[bytes], None] | None = None
@@ -41,7 +41,7 @@ class FakeConnection:
         self._arrived: list[bytes] = []
         self._was_full = False
 
-    # --- what swarm_link uses -----------------------------------------------------------------------------------------
+    # --- used by swarm_link -------------------------------------------------------------------------------------------
 
     def send(self, message: bytes) -> None:
         if self.closed is not None:
@@ -79,7 +79,7 @@ class FakeConnection:
             self.end(reason)
             asyncio.get_running_loop().call_soon(self.peer.end, "")
 
-    # --- the other side -----------------------------------------------------------------------------------------------
+    # --- the other end ------------------------------------------------------------------------------------------------
 
     def grant(self, credit: int) -> None:
         self._credit += credit
@@ -119,7 +119,7 @@ class FakeConnection:
 
 
 def pair(one: bytes, other: bytes, topics: tuple[bytes, ...] = ()) -> tuple[FakeConnection, FakeConnection]:
-    """Two ends, each as the owner of the key sees it; ``one`` dialled."""
+    """Return both ends of a connection, each as the owner of the first or second key sees it; ``one`` dialed."""
     channel = hashlib.blake2b(secrets.token_bytes(16)).digest()
     ends = (
         FakeConnection(other, initiator=True, channel=channel, topics=topics),
@@ -133,7 +133,7 @@ def pair(one: bytes, other: bytes, topics: tuple[bytes, ...] = ()) -> tuple[Fake
 class FakeSwarm:
     key: NodeKey
     relays: tuple[bytes, ...] = ()
-    #: Raised when it is opened.
+    #: Raised when the swarm is opened.
     broken: Exception | None = None
     on_event: Callable[[Any], None] = lambda event: None
     denied: frozenset[bytes] = frozenset()

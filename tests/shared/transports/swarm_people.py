@@ -1,4 +1,4 @@
-"""A mesh CA, and nodes that it has certified, for tests of who gets in."""
+"""A mesh CA, and nodes that it has certified, for tests of admission."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ MESH = MeshName("test")
 
 
 class Clock:
-    """Seconds since 1970, moved by hand."""
+    """Seconds since 1970, set by the test."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -41,7 +41,7 @@ def new_authority() -> node_keys.Authority:
 
 
 def certified(role: Role, authority: node_keys.Authority, key: node_keys.NodeKey | None = None, now: float = NOW) -> Trust:
-    """What a node of that role believes and shows."""
+    """Return what a node of that role trusts and presents."""
     key = key or new_key()
     trust = Trust(key, role, (authority.id,))
     trust.certificate = certificates.issue(authority, Subject(key.id, role, "ada", (("gpu", "a100"),)), now)
@@ -50,7 +50,7 @@ def certified(role: Role, authority: node_keys.Authority, key: node_keys.NodeKey
 
 @dataclass
 class Member:
-    """A running transport, and all that it told."""
+    """A running transport, and all that it reported."""
 
     trust: Trust
     transport: SwarmTransport
@@ -75,7 +75,7 @@ class Member:
 
 @asynccontextmanager
 async def member(trust: Trust, clock: Clock, swarm: FakeSwarm | None = None) -> AsyncIterator[Member]:
-    """A transport that runs over a fake swarm (or over whatever ``swarm`` is)."""
+    """Run a transport over a fake swarm (or over ``swarm``)."""
     swarm = swarm or FakeSwarm(trust.me)
     transport = SwarmTransport(LocalNode(MESH, trust.role, trust.me, "aimesh/test"), trust, lambda: swarm, clock=clock)
     found = Member(trust, transport, swarm)
@@ -101,23 +101,23 @@ async def member(trust: Trust, clock: Clock, swarm: FakeSwarm | None = None) -> 
 
 
 async def settle() -> None:
-    """Let everything that has been sent arrive, and what it causes; no time passes."""
+    """Let everything that was sent arrive and take effect; no time passes."""
     for _ in range(30):
         await asyncio.sleep(0)
 
 
 def frames_of(connection: FakeConnection) -> list[wire.Frame]:
-    """Everything that this end has sent."""
+    """Return everything that this end has sent."""
     return [frame for message in connection.sent for frame in wire.decode(message)]
 
 
 def stranger_at(found: Member, *, key: node_keys.NodeKey | None = None) -> FakeConnection:
-    """The far end of a new connection to a member; ``send`` on it says what the stranger says."""
+    """Open a new connection to a member and return its far end; ``send`` there speaks for the stranger."""
     ours, theirs = pair(found.swarm.key.raw, (key or new_key()).raw)
     found.swarm.bring(ours)
     return theirs
 
 
 def hello_for(trust: Trust, connection: FakeConnection, now: float = NOW) -> Hello:
-    """What ``trust`` says on its end of a connection."""
+    """Return the HELLO of ``trust`` on its end of a connection."""
     return trust.hello(node_keys.node_of(connection.key), link_id(connection), "aimesh/test", now)  # type: ignore[arg-type]  # a fake

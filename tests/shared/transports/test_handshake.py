@@ -1,4 +1,4 @@
-"""Who gets in over Hyperswarm, with connections in memory: HELLOs good and bad, newcomers, strangers."""
+"""Admission over Hyperswarm, with connections in memory: valid and invalid HELLOs, newcomers, strangers."""
 
 import contextlib
 import time
@@ -73,7 +73,7 @@ async def test_a_connection_without_a_hello_is_dropped_in_time() -> None:
         await until(lambda: theirs.closed is not None, seconds=HELLO_SECONDS + 1)
         assert time.monotonic() - started >= HELLO_SECONDS - 0.1
         assert gateway.transport.strangers_refused == 1
-        # A network may do that, so it may come back at once.
+        # A network failure may look the same, so the peer may come back at once.
         again = stranger_at(gateway)
         await settle()
         assert again.closed is None
@@ -133,7 +133,7 @@ async def test_data_after_the_hello_is_read_in_order() -> None:
 
 
 async def test_a_hello_of_another_connection_is_refused() -> None:
-    """Whoever records a HELLO cannot use it again, not even on the way to the same node."""
+    """A recorded HELLO cannot be used again, not even with the same node."""
     mesh, clock = new_authority(), Clock()
     trust = certified(Role.WORKER, mesh)
     async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
@@ -260,7 +260,7 @@ async def test_a_node_with_an_expired_certificate_reaches_auth_as_a_newcomer_and
         [refusal] = gateway.refusals
         assert (refusal.node, refusal.role, refusal.software) == (worker.id, Role.WORKER, "aimesh/test")
         assert refusal.why.message == "the certificate expired 2 d ago"
-        # It renews, shows it, and is let in as what it is.
+        # The worker renews its certificate, shows it, and is admitted with its role.
         sleeper.certificate = certificates.issue(mesh, Subject(sleeper.me.id, Role.WORKER), NOW)
         worker.transport.rehello()
         await settle()
@@ -333,7 +333,7 @@ async def test_a_key_that_was_just_refused_is_not_checked_again(monkeypatch: pyt
 
 
 async def test_nodes_that_may_not_call_each_other_keep_an_unused_connection() -> None:
-    """Closed, it would be dialled again without end: two gateways meet wherever gateways announce themselves."""
+    """A closed connection would be dialed again and again: two gateways meet wherever gateways announce themselves."""
     mesh, clock = new_authority(), Clock()
     async with member(certified(Role.GATEWAY, mesh), clock) as one, member(certified(Role.GATEWAY, mesh), clock) as other:
         ours, theirs = connect(one.swarm, other.swarm)

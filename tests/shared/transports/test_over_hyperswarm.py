@@ -1,4 +1,4 @@
-"""Links over real swarms on a private DHT: they open, carry, break and come back."""
+"""Links over real swarms on a private DHT: they open, carry frames, break and recover."""
 
 import contextlib
 import os
@@ -41,7 +41,7 @@ async def running(trust: Trust, bootstrap: Sequence[PeerAddress]) -> AsyncIterat
 
 async def linked(one: Member, other: Member) -> None:
     def both() -> bool:
-        """Whether they have a link, and the same one: after a crash, the survivor holds the lost one for a while."""
+        """Return whether both have the same link: after a crash, the survivor keeps the lost one for a while."""
         link, back = one.transport.find(other.id), other.transport.find(one.id)
         return link is not None and back is not None and link.peer.channel == back.peer.channel
 
@@ -82,7 +82,7 @@ async def test_a_worker_finds_its_gateway_streams_and_returns_after_its_sidecar_
             await linked(worker, gateway)
             assert worker.transport.connected
         await until(lambda: gateway.transport.find(worker.id) is None)
-        # Both ends may have dialed again; the second connection says no goodbye.
+        # Both ends may have dialed again; the second connection sends no shutdown message.
         assert [lost for lost in gateway.lost if "this node is stopping" in lost.message]
 
 
@@ -105,12 +105,12 @@ async def test_a_newcomer_meets_auth_at_the_enrollment_topic_and_a_revoked_node_
         auth.trust.take_list(certificates.issue_list(mesh, 1, 1, (worker.id,), Clock().now))
         await until(lambda: worker.transport.find(auth.id) is None)
         await until(lambda: Banned(worker.trust.me.raw) in shut_out)
-        # It may have come again before the firewall knew, to hear the same.
+        # The worker may have reconnected before the firewall was updated, and was refused again.
         assert ["revoked" in lost.message for lost in worker.lost] == [True] * len(worker.links)
 
 
 def listen(to: Member) -> list[Event]:
-    """What its swarm tells from now on."""
+    """Record the events of the member's swarm from now on."""
     heard: list[Event] = []
     transport_hears = to.swarm.on_event
 

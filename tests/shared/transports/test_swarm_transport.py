@@ -1,4 +1,4 @@
-"""What becomes of links over Hyperswarm, with connections in memory: revocation, renewal, announcements, flow, and the swarm."""
+"""Links over Hyperswarm, with connections in memory: revocation, renewal, announcements, flow control, and the swarm."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ from tests.testnet import until
 TOPIC = bytes(32)
 
 
-# --- certificates end, nodes are revoked --------------------------------------------------------------------------------
+# --- expired certificates and revoked nodes -----------------------------------------------------------------------------
 
 
 async def test_a_revoked_node_is_disconnected_with_the_reason_and_blocked() -> None:
@@ -56,7 +56,7 @@ async def test_a_revoked_node_is_disconnected_with_the_reason_and_blocked() -> N
         assert "new ticket" in why.hint
         assert (worker.trust.is_revoked, honest.trust.is_revoked) == (True, False)
         await until(lambda: gateway.swarm.denied == {worker.trust.me.raw, profile.raw})
-        connect(client.swarm, gateway.swarm)  # its own key is on no list
+        connect(client.swarm, gateway.swarm)  # the profile is revoked, but not this process's key
         await settle()
         assert gateway.transport.find(client.id) is None
         assert isinstance(gateway.refusals[-1].why, errors.NodeRevoked)
@@ -225,7 +225,7 @@ async def test_an_unreadable_announcement_ends_its_link() -> None:
         assert isinstance(gateway.lost[0], errors.ProtocolViolation)
 
 
-# --- flow ---------------------------------------------------------------------------------------------------------------
+# --- flow control -------------------------------------------------------------------------------------------------------
 
 
 async def test_a_peer_that_stops_reading_pauses_the_sender_and_then_gets_everything() -> None:
@@ -300,7 +300,7 @@ async def test_invalid_frames_end_the_link_with_a_reason() -> None:
         assert "closed the link: not frames" in worker.lost[0].message
 
 
-# --- life ---------------------------------------------------------------------------------------------------------------
+# --- lifetime -----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_newer_connection_of_a_node_replaces_the_old_one() -> None:
@@ -424,7 +424,7 @@ async def test_a_swarm_that_fails_to_start_is_retried_with_the_error_shown(monke
         swarm.on_event(SidecarDied("killed"))
         assert not gateway.transport.connected
         swarm.on_event(SidecarRestarted(1))
-        swarm.bring(None)  # it ends by itself
+        swarm.bring(None)  # the swarm ends without a call to close it
         await settle()
         await until(lambda: gateway.transport.connected)
         assert gateway.attached == [True, False, True, False, True]
@@ -457,7 +457,7 @@ async def test_paths_and_failed_dials_are_described_plainly() -> None:
         worker.swarm.relays = (bytes(32),)
         worker.swarm.on_event(PeerFailed(stranger.raw, (), code, ""))
         worker.swarm.on_event(PeerFailed(stranger.raw, (), "BRAND_NEW", "something new"))
-        worker.swarm.on_event(PeerFailed(gateway.trust.me.raw, (), code, ""))  # but there is a link
+        worker.swarm.on_event(PeerFailed(gateway.trust.me.raw, (), code, ""))  # ignored: there is a link
         assert worker.unreachable == [
             (stranger.id, "no path: symmetric NAT on both sides and no relay configured"),
             (stranger.id, "no path: symmetric NAT on both sides and the relay did not help"),

@@ -1,4 +1,4 @@
-"""NATS micro, as a stock NATS client of an operator sees it."""
+"""NATS micro, as an operator's stock NATS client sees it."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.testnet import MESH, TestNet, testnet
 BODY = {"credentials": {"username": "ada", "password": "whoami"}}
 
 
-#: The client's own half second is shorter than a busy machine may pause.
+#: The client's default of half a second is shorter than a busy machine may pause.
 SECONDS = 30
 
 
@@ -78,7 +78,7 @@ async def test_errors_are_sent_as_headers_and_json(method: str, body: bytes, sta
 
 
 async def test_a_reply_goes_only_to_an_inbox() -> None:
-    """A service may publish to every node; a caller must not be able to aim that at one of them."""
+    """A service may publish to every node; a caller must not be able to direct its reply to one of them."""
     async with testnet() as net:
         await net.start(Auth)
         victim = await net.start(Gateway)
@@ -90,6 +90,6 @@ async def test_a_reply_goes_only_to_an_inbox() -> None:
         await stock.publish(f"aimesh.{MESH}.rpc.auth.loginUser", msgpack.packb(BODY), reply=target)
         await stock.request(f"aimesh.{MESH}.rpc.auth.loginUser", msgpack.packb(BODY), timeout=SECONDS)
         await victim.node.node_transports.nats.nats.flush()
-        # Messages of links, as when the gateway asks auth for its certificate, are arrays of four or three.
+        # Link messages, such as when the gateway asks auth for its certificate, are arrays of three or four.
         assert [payload for payload in heard if payload[:1] not in (b"\x94", b"\x93")] == []
         await stock.close()

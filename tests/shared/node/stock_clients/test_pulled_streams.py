@@ -1,4 +1,4 @@
-"""Streams over stock @hyperswarm/rpc, without a swarm: what they hold, how long, and for which connection."""
+"""Streams over stock @hyperswarm/rpc, without a swarm: what they buffer, for how long, and for which connection."""
 
 import asyncio
 import base64
@@ -36,7 +36,7 @@ def new_key() -> NodeKey:
 
 @dataclass
 class RunningService:
-    """A gateway, and the entry of stock clients to it."""
+    """A gateway, and the entry point for its stock clients."""
 
     dispatcher: rpc.Dispatcher
     service: Streaming
@@ -287,7 +287,7 @@ async def test_a_shutdown_cancels_a_stream_that_does_not_end(running_service: Ru
     await freed(running_service)
 
 
-#: Up to the value of a field that the method does not have.
+#: A body up to the value of a field that the method does not have.
 IN_JSON = b'{"request": {"prompt": "hi"}, "x": '
 IN_MSGPACK = b"\x82" + msgpack.packb("request") + msgpack.packb({"prompt": "hi"}) + msgpack.packb("x")
 
@@ -303,14 +303,14 @@ IN_MSGPACK = b"\x82" + msgpack.packb("request") + msgpack.packb({"prompt": "hi"}
     ],
 )
 async def test_unknown_fields_are_refused_whatever_their_value(visitor: Visitor, body: bytes) -> None:
-    """The decoder of a type skips it unread."""
+    """The decoder of a type would skip the value unread."""
     with pytest.raises(RequestRefused, match=INFER) as caught:
         await visitor.raw(INFER, body)
     assert caught.value.code == "bad_request"
 
 
 def test_strings_are_not_searched_for_fields() -> None:
-    """A request may have a million of them."""
+    """A request may have a million strings."""
     asked = stock_calls._shape_of(gateway.ProcessInferenceRequest)
     assert asked is not None
     assert asked.fields is not None

@@ -1,4 +1,4 @@
-"""Which requests of stock @hyperswarm/rpc clients are answered, without a swarm: what Noise proves is taken as given."""
+"""Which requests of stock @hyperswarm/rpc clients are answered, without a swarm: the keys count as proven by Noise."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ from shared.types import ModelName, NodeId, Peer, Role
 
 NOW = 1_767_225_600.0
 CA, FOREIGN_CA = (Authority(node_keys.new_authority_seed()) for _ in range(2))
-#: What a method with the name of a model does.
+#: A model of this name makes the method hang, or fail with a bug.
 HANG, BUG = "hang", "bug"
 LIST_MODELS, STREAM, FOR_GATEWAYS = gateway.list_models.name, gateway.process_inference_request.name, auth.validate_api_key.name
 
@@ -41,13 +41,13 @@ def certificate(key: NodeKey, role: Role = Role.CLIENT, *, authority: Authority 
 
 @dataclass
 class RunningService:
-    """A node with a few methods, and what it saw."""
+    """A node with a few methods, and what it observed."""
 
     trust: Trust
     dispatcher: rpc.Dispatcher
     calls: list[rpc.RpcCall] = field(default_factory=list)
     bugs: list[Exception] = field(default_factory=list)
-    #: Set when a call that hangs has begun, or was cancelled.
+    #: Set when a hanging call has begun, and when it was canceled.
     began: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     allowed: tuple[bytes, ...] = ()
@@ -122,7 +122,7 @@ class Visitor:
         return json.loads(await self.raw(method, json.dumps(fields).encode()))
 
     async def refused(self, method: str, **fields: object) -> str:
-        """The code of the refusal."""
+        """Return the code of the refusal."""
         with pytest.raises(RequestRefused) as caught:
             await self.ask(method, **fields)
         return caught.value.code
@@ -132,11 +132,11 @@ class Visitor:
 
 
 def text(body: bytes) -> str:
-    """Bytes as JSON has them."""
+    """Encode bytes as JSON does."""
     return base64.b64encode(body).decode()
 
 
-# --- who is let in ------------------------------------------------------------------------------------------------------
+# --- who is admitted ----------------------------------------------------------------------------------------------------
 
 
 async def test_a_certified_client_is_admitted_with_its_identity(running_service: RunningService) -> None:

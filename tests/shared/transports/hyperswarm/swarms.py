@@ -15,7 +15,7 @@ import nacl.signing
 from shared.transports.hyperswarm import Event, PeerAddress, PeerConnection, SidecarLost, Swarm
 from tests import dht
 
-#: Longer than anything here takes on a slow machine.
+#: Longer than any test here takes on a slow machine.
 PATIENCE_SECONDS = 60
 
 E = TypeVar("E")
@@ -31,7 +31,7 @@ def public_key(seed: bytes) -> bytes:
 
 @dataclass(eq=False)
 class EventRecorder:
-    """The events of a swarm, to be waited for."""
+    """Records the events of a swarm, and lets a test wait for one."""
 
     events: list[Event] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -51,7 +51,7 @@ class EventRecorder:
 
 
 async def take(swarm: Swarm, of: Swarm | None = None) -> PeerConnection:
-    """The next connection that opens."""
+    """Return the next connection that opens."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         async for connection in swarm:
             if of is None or connection.key == of.public_key:
@@ -61,7 +61,7 @@ async def take(swarm: Swarm, of: Swarm | None = None) -> PeerConnection:
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while not holds():  # noqa: ASYNC110 - what a process does tells nobody
+        while not holds():  # noqa: ASYNC110 - another process sets no event
             await asyncio.sleep(0.01)
 
 
@@ -70,7 +70,7 @@ def is_running(pid: int) -> bool:
 
 
 async def meet(one: Swarm, other: Swarm, topic: bytes | None = None) -> tuple[PeerConnection, PeerConnection]:
-    """Both ends of a connection between two swarms, with open windows."""
+    """Connect two swarms; return both ends, with open windows."""
     chosen = topic or new_topic()
     await one.join(chosen)
     await one.flush()
@@ -83,7 +83,7 @@ async def meet(one: Swarm, other: Swarm, topic: bytes | None = None) -> tuple[Pe
 
 @asynccontextmanager
 async def pair() -> AsyncIterator[tuple[Swarm, Swarm]]:
-    """Two swarms that have not met."""
+    """Two swarms that are not connected yet."""
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(local_swarm(dht.shared()))
         other = await stack.enter_async_context(local_swarm(dht.shared()))
@@ -91,7 +91,7 @@ async def pair() -> AsyncIterator[tuple[Swarm, Swarm]]:
 
 
 async def kill_sidecar(swarm: Swarm) -> None:
-    """Kill -9, and wait for the next one."""
+    """Kill the sidecar with SIGKILL, and wait for the next one."""
     restarts = (await swarm.stats()).restarts
     os.kill((await swarm.stats()).pid, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""The programs that other machines find the mesh by, when the name of their machine moves."""
+"""The programs through which other machines find the mesh, when the DNS name of their machine gets a new address."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 from shared.transports import hyperswarm
 from tests import dht
 
-#: Replaces what the resolver says by the content of a file, and says each time what that was.
+#: Replaces the resolver's answer with a file's content, and prints each answer.
 RESOLVER = """
 const { Names } = require(process.env.NAMES)
 Names.prototype.addressesOf = async (host) => {
@@ -17,12 +17,12 @@ Names.prototype.addressesOf = async (host) => {
   return [address]
 }
 """
-#: It only has to believe that others reach it there (RFC 5737).
+#: The relay only has to believe that others reach it there (RFC 5737).
 HERE, THERE = "192.0.2.1", "192.0.2.2"
 
 
 async def test_a_relay_moves_together_with_the_dht_nodes_that_announced_it(tmp_path: Path) -> None:
-    """They do not answer its goodbye, and its port must be free at once."""
+    """The DHT nodes do not answer the relay's shutdown message, and its port must be free at once."""
     resolver, address_file = tmp_path / "resolver.js", tmp_path / "address"
     resolver.write_text(RESOLVER)
     address_file.write_text(HERE)
@@ -44,7 +44,7 @@ async def test_a_relay_moves_together_with_the_dht_nodes_that_announced_it(tmp_p
         address_file.write_text(THERE)
         said = []
         async with asyncio.timeout(60):
-            # It looks again when it has moved.
+            # After it has moved, it resolves the name again.
             while said.count(THERE) < 2 and (line := await relay.stderr.readline()):
                 said.append(line.decode().strip())
         assert said.count(THERE) == 2, said

@@ -1,4 +1,4 @@
-"""Who may connect, and who may not any more."""
+"""Who may connect, and whose access was removed."""
 
 import asyncio
 import secrets

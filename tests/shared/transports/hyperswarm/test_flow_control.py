@@ -1,4 +1,4 @@
-"""Credit windows: nothing leaves without credit, everything arrives in order, and no sequence of sizes gets stuck."""
+"""Credit windows: nothing is sent without credit, everything arrives in order, and no sequence of sizes deadlocks."""
 
 from hypothesis import given
 from hypothesis import strategies as st

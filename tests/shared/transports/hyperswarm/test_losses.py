@@ -1,4 +1,4 @@
-"""What dies comes back: sidecars, parents, the DHT, the wire; and what must end, ends."""
+"""Recovery after sidecars, parents, the DHT or the network fail, and clean ends."""
 
 import asyncio
 import os
@@ -171,7 +171,7 @@ async def test_a_blocked_event_loop_keeps_its_connections() -> None:
 
 @pytest.mark.parametrize("away_seconds", tiers.by_day((0.0, 4.0), 0.0, group="long"))
 async def test_a_restarted_dht_is_told_the_announcements_again(away_seconds: float) -> None:
-    """Though it is back before anybody misses it, and nobody misses anybody."""
+    """Although it is back before any node notices, and no node is missing."""
     ports, topic = dht.free_ports(3), swarms.new_topic()
     async with AsyncExitStack() as stack:
         async with dht.dht(ports=ports) as nodes:
@@ -179,7 +179,7 @@ async def test_a_restarted_dht_is_told_the_announcements_again(away_seconds: flo
             await one.join(topic, server=True, client=False)
             await other.join(topic, server=False, client=True)
             await asyncio.gather(take(one, of=other), take(other, of=one))
-        # 4 s are long enough for the library to notice; then it announces the key again, and not the topic.
+        # The library notices an outage of 4 s; it then announces the key again, but not the topic.
         away_until = time.monotonic() + away_seconds
         await until(lambda: time.monotonic() >= away_until)
         async with dht.dht(ports=ports) as nodes, local_swarm(nodes) as late:

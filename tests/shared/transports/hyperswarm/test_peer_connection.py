@@ -13,7 +13,7 @@ FIRST, WINDOW = 8192, 1024 * 1024
 
 
 class Wire:
-    """Two connections back to back. What is sent arrives when the test says ``carry``."""
+    """Two connections back to back. Messages arrive when the test calls ``carry``."""
 
     def __init__(self) -> None:
         self.queues: dict[bool, list[sidecar_frames.Frame]] = {True: [], False: []}
@@ -30,7 +30,7 @@ class Wire:
         return PeerConnection(Pipe(), 1, opening, ReceiveWindow(FIRST, WINDOW), lambda number: None)
 
     def carry(self) -> int:
-        """Until nothing is under way; returns the bytes of messages."""
+        """Deliver until nothing is in flight; return the bytes of messages."""
         carried = 0
         while any(self.queues.values()):
             for side, queue in self.queues.items():

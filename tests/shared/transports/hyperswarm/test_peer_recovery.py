@@ -1,4 +1,4 @@
-"""When lost peers are dialled and topics looked up: a clock in the test's hand, no network."""
+"""When lost peers are dialed and topics looked up: with a fake clock and no network."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def connected(now: float = 0.0) -> Recovery:
 
 
 def run(recovery: Recovery, start: float, end: float, step: float = 0.25) -> list[tuple[float, Dial | Lookup]]:
-    """What is done when, between two moments."""
+    """Return the time and kind of each action between two moments."""
     done = []
     for tick in range(int((end - start) / step)):
         now = start + tick * step

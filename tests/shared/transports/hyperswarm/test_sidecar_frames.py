@@ -1,4 +1,4 @@
-"""The local codec: whole, split anywhere, and refused."""
+"""The sidecar's codec: whole frames, frames split anywhere, and refused ones."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The sidecar's own tests, which are JavaScript: one runner for all that `make test` promises."""
+"""The sidecar's own JavaScript tests, so that `make test` runs all tests."""
 
 import os
 import subprocess
@@ -6,13 +6,13 @@ import subprocess
 from shared.transports.hyperswarm import sidecar_process
 
 SECONDS = 60
-#: Of code: what can be said in Python is said in Python.
+#: Limit on the sidecar's code: what can be written in Python is written in Python.
 MOST_LINES = 600
 
 
 def test_the_tests_of_the_sidecar_pass() -> None:
     sidecar = sidecar_process.find_sidecar().parent
-    # Node takes a folder for a module and a pattern for a pattern: no shell is needed.
+    # Node accepts a file pattern itself, but takes a folder for a module: no shell is needed.
     command = [str(sidecar_process.find_node()), "--test", "--test-reporter=spec", "test/*.test.js"]
     done = subprocess.run(
         command, cwd=sidecar, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False, timeout=SECONDS

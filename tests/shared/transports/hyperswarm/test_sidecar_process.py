@@ -1,4 +1,4 @@
-"""Which Node.js runs the sidecar, and what is said when there is none."""
+"""Which Node.js runs the sidecar, and the error if there is none."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Real swarms on loopback: meeting, talking, ending."""
+"""Real swarms on loopback: connecting, messages, and closing."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ async def test_two_swarms_find_each_other_by_topic() -> None:
         assert len(here.channel) >= 32
         assert here.initiator != there.initiator
         assert {here.path, there.path} == {Path.DIRECT}
-        # The one that was found by lookup knows by which topic.
+        # The side that found the other by lookup knows the topic.
         assert topic in (here.topics or there.topics)
         assert (await one.stats()).connections == 1
         assert (await one.stats()).dht.bootstrapped
@@ -92,14 +92,14 @@ async def test_a_peer_that_never_reads_blocks_the_sender_without_using_memory() 
                 here.send(bytes(16_384))
                 sent += 16_384
                 await asyncio.sleep(0)
-            # Everything that can be under way has arrived when a question that was asked after it is answered.
+            # Once a later question is answered, everything in flight has arrived.
             there.send(b"?")
             await here.read()
         assert sent <= 2 * 1024 * 1024
         after = [(await swarm.stats()).rss_bytes for swarm in (one, other)]
         grown = [now - then for now, then in zip(after, before, strict=True)]
         assert max(grown) <= 16 * 1024 * 1024, grown
-        # And it is over as soon as somebody reads.
+        # The sender continues as soon as the peer reads.
         there.on_message = lambda message: None
         async with asyncio.timeout(swarms.PATIENCE_SECONDS):
             await here.drained()
@@ -187,7 +187,7 @@ async def test_a_swarm_canceled_while_opening_leaves_no_process() -> None:
 def children() -> set[str]:
     found: set[str] = set()
     for task in FilePath("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError):  # a thread that ended meanwhile
+        with suppress(FileNotFoundError):  # the thread may have ended meanwhile
             found |= set((task / "children").read_text().split())
     return found
 

@@ -1,4 +1,4 @@
-"""Our NATS client and nats-py behind one interface, so that one fault script judges both."""
+"""Our NATS client and nats-py behind one interface, so that the same fault script judges both."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -19,20 +19,20 @@ from shared.transports.nats.nats_client import NatsClient
 @dataclass(frozen=True)
 class Wanted:
     urls: tuple[str, ...]
-    #: A node's key; without it a new one, which a server without authorization takes.
+    #: A node's key. By default a new one, which a server without authorization accepts.
     seed: bytes | None = None
     creds: Path | None = None
 
 
 class JudgedClient(Protocol):
-    #: What the client told about refusals and losses.
+    #: The reasons that the client reported for refusals and losses.
     reasons: list[str]
 
     @property
     def connected(self) -> bool: ...
 
     async def publish(self, subject: str, payload: bytes) -> None:
-        """Raises an Exception for a message that cannot be sent."""
+        """Raises an exception if the message cannot be sent."""
         ...
 
     async def subscribe(self, subject: str, hear: Callable[[bytes], None]) -> None: ...
@@ -106,7 +106,7 @@ class NatsPyClient:
         await self.client.subscribe(subject, cb=heard)
 
     async def flush(self) -> None:
-        # Its PING may overtake what waits for its flusher; a second one cannot.
+        # The PING may overtake data that waits for the flusher; a second PING cannot.
         for _ in range(2):
             await self.client.flush(10)
 

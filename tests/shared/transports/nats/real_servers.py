@@ -1,4 +1,4 @@
-"""Real nats-servers in other shapes than a mesh's own: with passwords, in operator mode, as a cluster."""
+"""Real nats-servers that are configured unlike a mesh's own: with passwords, in operator mode, as a cluster."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ from tests.testnet import NatsServer, free_port
 
 
 def server_with(folder: Path, configuration: str) -> NatsServer:
-    """Not started yet; ``configuration`` is what follows the address."""
+    """Make a server without starting it; ``configuration`` follows the address."""
     folder.mkdir(exist_ok=True)
     server = NatsServer(folder)
     configure(server, configuration)
@@ -46,7 +46,7 @@ def cluster(folder: Path, size: int, configuration: str = "") -> Iterator[list[N
 
 @dataclass
 class Operator:
-    """An operator and one account of it; makes its users' credentials files."""
+    """An operator with one account; makes credentials files for its users."""
 
     _operator: nkeys.KeyPair = field(default_factory=lambda: _pair(nkeys.PREFIX_BYTE_OPERATOR))
     _account: nkeys.KeyPair = field(default_factory=lambda: _pair(nkeys.PREFIX_BYTE_ACCOUNT))

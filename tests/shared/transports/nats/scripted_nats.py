@@ -1,7 +1,7 @@
-"""A NATS server in this process that does what a test's script says: holds a PONG back, cuts a connection at any message.
+"""A NATS server in this process that follows a test's script: it delays a PONG, or cuts a connection at any message.
 
-It routes messages between its connections as a real server does, without authorization. What a real server can be made to
-do is tested against a real one.
+It routes messages between its connections as a real server does, without authorization. Behavior that a real server can be made to
+show is tested against a real one.
 """
 
 import asyncio
@@ -11,21 +11,21 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-#: Decides about one operation of a client: True cuts the connection in place of an answer.
+#: Decides about one operation of a client: True cuts the connection instead of answering.
 Cut = Callable[["ScriptedConnection", str], bool]
 
 
 @dataclass
 class ScriptedNats:
-    """Fields may change while it runs."""
+    """Fields may change while the server runs."""
 
     max_payload: int = 2 * 1024 * 1024
     info: dict[str, object] = field(default_factory=dict)
-    #: True holds the PONG to this connection back until ``release``.
+    #: True holds the PONG to this connection until ``release``.
     holds: Callable[["ScriptedConnection"], bool] = lambda connection: False
     cuts: Cut = lambda connection, verb: False
     connections: list["ScriptedConnection"] = field(default_factory=list)
-    #: All that ever came, closed ones too.
+    #: All connections that were ever accepted, including closed ones.
     accepted: int = 0
     port: int = 0
     _server: asyncio.Server | None = None
@@ -40,7 +40,7 @@ class ScriptedNats:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """As a kill: every connection breaks and nothing listens."""
+        """Stop as if killed: every connection breaks, and nothing listens."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -50,7 +50,7 @@ class ScriptedNats:
             await asyncio.wait(self._serving)
 
     def release(self) -> None:
-        """Send every PONG that is held, and hold none from now on."""
+        """Send every held PONG, and hold none from now on."""
         self.holds = lambda connection: False
         for connection in self.connections:
             connection.release()
@@ -65,7 +65,7 @@ class ScriptedNats:
                 connection.deliver(sid, subject, reply, headers, payload)
 
     def tell(self, **changes: object) -> None:
-        """Send a further INFO to everybody, as when the cluster changed or the server is about to leave."""
+        """Send a further INFO to every client, as when the cluster changes or the server is about to shut down."""
         self.info.update(changes)
         for connection in self.connections:
             connection.send(self.greeting())
@@ -96,10 +96,10 @@ class ScriptedConnection:
     writer: asyncio.StreamWriter
     #: By sid: the subject with wildcards, and the queue group.
     subscriptions: dict[str, tuple[str, str]] = field(default_factory=dict)
-    #: The options of its CONNECT.
+    #: The options of the client's CONNECT.
     login: dict[str, object] = field(default_factory=dict)
     delivered: int = 0
-    #: Cleared: it reads nothing more, as a server that is overloaded.
+    #: While this is cleared, the server reads nothing more, as when it is overloaded.
     reads: asyncio.Event = field(default_factory=asyncio.Event)
     held_pongs: int = 0
 

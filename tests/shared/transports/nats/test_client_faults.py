@@ -1,6 +1,6 @@
-"""One script of faults for NATS clients. It judges ours, and nats-py where that has the feature; decision 0003 shows the table.
+"""One script of faults for NATS clients. It judges ours, and nats-py where it has the feature; decision 0003 shows the table.
 
-After every fault the client must be as good as new: connected once, each message delivered once, and nothing open after close.
+After every fault the client must be fully restored: connected once, each message delivered once, and nothing open after close.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ def fault(name: str) -> Callable[[Fault], Fault]:
 
 
 async def is_as_good_as_new(client: JudgedClient, heard: list[bytes], subject: str = "a.b") -> None:
-    """It hears what it publishes, once. While it reconnects a message may be lost, so it tries until one arrives."""
+    """Check that the client receives what it publishes, once. While it reconnects a message may be lost, so try until one arrives."""
     deadline = asyncio.get_running_loop().time() + 60
     while True:
         payload = b"after the fault %d" % next(_numbers)
@@ -57,7 +57,7 @@ async def only_one_is_open(server: ScriptedNats, client: JudgedClient) -> None:
     await until(lambda: not server.connections, seconds=10)
 
 
-# --- answers that come late ---------------------------------------------------------------------------------------------
+# --- late answers -------------------------------------------------------------------------------------------------------
 
 
 @fault("slow PONG")
@@ -80,7 +80,7 @@ async def slow_pong(open_: Open, folder: Path) -> None:
 @fault("slow login")
 async def slow_login(open_: Open, folder: Path) -> None:
     async with scripted_nats() as server:
-        # The first login is never answered.
+        # The first login never gets an answer.
         server.holds = lambda connection: server.accepted == 1
         async with open_(Wanted((server.url,))) as client:
             heard: list[bytes] = []
@@ -89,11 +89,11 @@ async def slow_login(open_: Open, folder: Path) -> None:
             await only_one_is_open(server, client)
 
 
-# --- connections that break ---------------------------------------------------------------------------------------------
+# --- broken connections -------------------------------------------------------------------------------------------------
 
 
 def cut_at(verb: str, *, first_login: bool) -> Fault:
-    """Cut a connection once, in place of an answer to ``verb``: during the first login, or during the one after a loss."""
+    """Cut a connection once instead of answering ``verb``: during the first login, or during the one after a loss."""
 
     async def script(open_: Open, folder: Path) -> None:
         async with scripted_nats() as server:
@@ -153,7 +153,7 @@ async def killed_server(open_: Open, folder: Path) -> None:
             heard: list[bytes] = []
             await client.subscribe("a.b", heard.append)
             await is_as_good_as_new(client, heard)
-            # Given one address, it has learned the others.
+            # The client was given one address and has learned the others.
             servers[0].kill()
             await is_as_good_as_new(client, heard)
 
@@ -165,7 +165,7 @@ async def lame_duck(open_: Open, folder: Path) -> None:
         await client.subscribe("a.b", heard.append)
         await client.flush()
         first.tell(connect_urls=[f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"], ldm=True)
-        # It leaves before the server closes anything.
+        # The client leaves before the server closes anything.
         await until(lambda: bool(second.connections) and not first.connections, seconds=10)
         await is_as_good_as_new(client, heard)
         await only_one_is_open(second, client)
@@ -180,7 +180,7 @@ async def slow_consumer(open_: Open, folder: Path) -> None:
             heard: list[bytes] = []
             await client.subscribe("a.>", heard.append)
             await client.flush()
-            # While this thread waits for the flood to end, nothing is read.
+            # This thread waits until the flood ends, so the client reads nothing.
             flood = threading.Thread(target=_flood, args=(server.port, 200, 150_000))
             flood.start()
             flood.join()
@@ -212,7 +212,7 @@ async def many_reconnects(open_: Open, folder: Path) -> None:
         while server.accepted <= RECONNECTS:
             for connection in list(server.connections):
                 if connection.subscriptions:
-                    # With messages on their way in both directions.
+                    # With messages in flight in both directions.
                     for _ in range(5):
                         sent += 1
                         with suppress(Exception):
@@ -275,7 +275,7 @@ async def oversized_message(open_: Open, folder: Path) -> None:
         server.kill()
 
 
-#: What nats-py does instead, where it is not as good as new; the rest it passes.
+#: What nats-py does instead, where it is not fully restored; it passes the other faults.
 NATS_PY_DIFFERS = {
     "cut at INFO of a reconnect": "comes back, but leaves the writer of the cut connection open (ResourceWarning)",
     "lame duck": "tells its application (lame_duck_mode_cb) and stays until it is cut off",

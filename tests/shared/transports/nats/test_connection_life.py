@@ -1,4 +1,4 @@
-"""The client and the link layer over a server that answers late, cuts connections and is closed on the way."""
+"""The client and the link layer with a server that answers late or cuts connections, and when they are closed during a login."""
 
 import asyncio
 import socket
@@ -47,7 +47,7 @@ def peer_of(transport: NatsTransport) -> Peer:
 
 
 def session_of(server: ScriptedNats, transport: NatsTransport) -> ScriptedConnection:
-    """The connection that hears what is sent to this node."""
+    """Return the connection that receives what is sent to this node."""
     [found] = [each for each in server.connections if transport.me.node in str(each.subscriptions)]
     return found
 
@@ -57,7 +57,7 @@ def session_of(server: ScriptedNats, transport: NatsTransport) -> ScriptedConnec
 
 async def test_a_node_dialed_before_its_pong_is_not_mute_afterwards() -> None:
     async with scripted_nats() as server, transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
-        # Every PONG to a connection that has subscribed comes late.
+        # Delay every PONG to a connection that has subscribed.
         server.holds = lambda connection: bool(connection.subscriptions)
         old = session_of(server, worker)
         old.cut()
@@ -81,13 +81,13 @@ async def test_after_every_reconnect_both_sides_can_dial_immediately() -> None:
             reconnects = moved.nats.reconnects
             session_of(server, moved).cut()
             await until(lambda moved=moved, before=reconnects: moved.nats.reconnects > before, seconds=10)  # type: ignore[misc]
-            # Where the other end's HELLO meets our SUB is the event loop's choice, each time anew.
+            # The event loop decides each time when the other end's HELLO meets our SUB.
             links = await asyncio.gather(moved.dial(peer_of((worker, caller)[number % 2])), *_dials(server, caller, worker, moved))
             assert [link.closed for link in links] == [None] * len(links)
 
 
 def _dials(server: ScriptedNats, caller: NatsTransport, worker: NatsTransport, moved: NatsTransport) -> list[Awaitable[Link]]:
-    """From the other side, if the server knows where the moved side is now."""
+    """Dial from the other side, if the server already knows the moved side's new connection."""
     other = worker if moved is caller else caller
     heard = any(moved.me.node in str(each.subscriptions) for each in server.connections)
     return [other.dial(peer_of(moved))] if heard else []
@@ -132,7 +132,7 @@ async def test_every_link_is_written_if_the_socket_fills_up_between_them(monkeyp
         assert caller.nats._session._transport is not None
         reading = session_of(server, caller).writer.transport
         assert isinstance(reading, asyncio.Transport)
-        # The sockets hold less than one link sends.
+        # The sockets' buffers hold less than one link sends.
         reading.pause_reading()
         caller.nats._session._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
         for link in links:
@@ -254,12 +254,12 @@ async def test_a_server_that_accepts_and_evicts_immediately_is_not_hammered() ->
         await client.connect(deadline_seconds=30)
         async with background() as tasks:
             tasks.create_task(client.run())
-            # The server notes an eviction before the client has read of it.
+            # The server records an eviction before the client has read it.
             await until(lambda: len(times) >= 4 and client.trouble is not None, seconds=20)
             assert client.trouble is not None
             assert "User Authentication Expired" in client.trouble.message
             await client.close()
-        # 0.2, 0.4 and 0.8 seconds, less at most half of it.
+        # 0.2, 0.4 and 0.8 seconds, each shortened by up to half.
         assert times[3] - times[0] >= 0.7
 
 
@@ -318,7 +318,7 @@ async def test_flush_waits_for_the_reply_to_its_own_ping() -> None:
 
 
 class Socket:
-    """Keeps what is written to it."""
+    """Records what is written to it."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []

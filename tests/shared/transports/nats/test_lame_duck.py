@@ -1,4 +1,4 @@
-"""A server announces that it is about to close: the client moves to another one, and nobody notices."""
+"""A server announces that it is about to close: the client moves to another one without losing a message."""
 
 import signal
 from pathlib import Path
@@ -60,7 +60,7 @@ async def test_a_new_server_that_dies_during_the_move_is_not_used() -> None:
         async with background() as tasks:
             tasks.create_task(client.run())
             [old] = first.connections
-            # The answer to the PING behind the UNSUB.
+            # Hold the answer to the PING that follows the UNSUB.
             first.holds = lambda connection: connection is old and not connection.subscriptions
             first.tell(connect_urls=[f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"], ldm=True)
             await until(lambda: old.held_pongs > 0, seconds=20)

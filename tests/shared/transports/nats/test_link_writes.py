@@ -1,4 +1,4 @@
-"""When the frames of a link leave for the NATS server."""
+"""When the frames of a link are sent to the NATS server."""
 
 from typing import Any
 

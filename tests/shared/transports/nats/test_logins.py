@@ -1,4 +1,4 @@
-"""Every way to log in that a NATS server may want, and what is said where it is refused."""
+"""Every kind of login that a NATS server may require, and the error when it is refused."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,7 +28,7 @@ def url_of(server: NatsServer, credentials: str, scheme: str = "nats") -> str:
 
 
 async def talk(client: NatsClient) -> None:
-    """Log in and hear oneself."""
+    """Log in, and receive a message that the client itself publishes."""
     heard: list[bytes] = []
     await client.connect(deadline_seconds=30)
     client.subscribe("a.b", lambda message: heard.append(message.payload))

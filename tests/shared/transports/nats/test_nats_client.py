@@ -1,4 +1,4 @@
-"""The client against a real nats-server, with nats-py as the independent other side."""
+"""The client with a real nats-server, and nats-py as the independent other side."""
 
 import asyncio
 import tempfile
@@ -45,7 +45,7 @@ async def test_messages_are_exchanged_with_nats_py(server: NatsServer) -> None:
         theirs = await nats.connect(server.url, nkeys_seed_str=seed)
         arrived: asyncio.Queue[nats.aio.msg.Msg] = asyncio.Queue()
         await theirs.subscribe(f"aimesh.{MESH}.event.>", cb=arrived.put)
-        # nats-py's PING may overtake the SUB that waits for its flusher; a second one cannot.
+        # nats-py's PING may overtake the SUB that waits for its flusher; a second PING cannot.
         await theirs.flush()
         await theirs.flush()
         node = node_keys.load(server.folder / "gateway-key.nk").id

@@ -1,4 +1,4 @@
-"""The NATS wire without a server: whole, in parts at every byte, and broken."""
+"""The NATS protocol without a server: whole messages, messages split at every byte, and broken ones."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Which servers a client may connect to, and how little it believes of what a server says about others."""
+"""Which servers a client may connect to, and how little it trusts what a server says about others."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The client against a nats-server that speaks TLS, with a certificate that no public authority knows."""
+"""The client with a nats-server that speaks TLS, with a certificate from no public CA."""
 
 import asyncio
 import datetime
@@ -23,7 +23,7 @@ from tests.testnet import NatsServer
 
 
 def make_certificate(folder: Path, address: str) -> None:
-    """A key and a self-signed certificate for an IP address."""
+    """Write a key and a self-signed certificate for an IP address."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nats")])
     now = datetime.datetime.now(datetime.UTC)
