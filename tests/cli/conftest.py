@@ -10,7 +10,7 @@ from shared.identity import credentials, node_keys
 from shared.types import Credential
 from tests.cli.fake_mesh import FakeMesh, Shell
 
-#: Well formed, checksum and all, and worth nothing.
+#: Well formed, with a valid checksum, but not a real key.
 KEY = Credential(credentials.PREFIX + "0" * 43 + credentials.checksum("0" * 43))
 
 

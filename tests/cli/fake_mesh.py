@@ -1,4 +1,4 @@
-"""A fake mesh with the answers of a test, behind the Protocol of the real one."""
+"""A fake mesh that gives a test's answers, with the interface of the real one."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +17,7 @@ from shared import errors
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.types import Credential, NodeId, Role
 
-#: The node that answers.
+#: The node that gives every answer.
 NODE = NodeId("UFAKE")
 
 
@@ -44,17 +44,17 @@ class FakeAnswer(Generic[Item, End]):
 
 @dataclass(slots=True)
 class FakeMesh:
-    """Unknown methods fail as in a mesh without that service."""
+    """Fails unknown methods, as a mesh without that service does."""
 
     calls: list[MeshCall] = field(default_factory=list)
-    #: Streams that were left before their end: cancelled calls.
+    #: Streams that the client left before their end, which cancels the calls.
     left_early: list[str] = field(default_factory=list)
     alive_nodes: dict[Role, list[NodeId]] = field(default_factory=dict)
     _answers: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
     _streams: dict[str, tuple[Callable[[Any], AsyncIterator[Any]], Any]] = field(default_factory=dict)
 
     def answer(self, method: Method[Request, Reply], answer: Reply | Callable[[Request], Reply] | errors.AimeshError) -> None:
-        """Answer ``method`` with this, or with what the function makes of the request, or raise this."""
+        """Answer ``method`` with this value or the function's result, or raise this error."""
 
         def reply(request: Request) -> Reply:
             if isinstance(answer, errors.AimeshError):
@@ -66,7 +66,7 @@ class FakeMesh:
     def stream_answer(
         self, method: StreamMethod[Request, Item, End], items: list[Item], end: End, then: Callable[[], Awaitable[None]] | None = None
     ) -> None:
-        """Answer with these items, then wait for ``then``, which may raise, then end."""
+        """Answer with these items, wait for ``then``, which may raise, and end."""
 
         async def run(_request: Request) -> AsyncIterator[Item]:
             for item in items:
@@ -77,7 +77,7 @@ class FakeMesh:
         self.stream_script(method, run, end)
 
     def stream_script(self, method: StreamMethod[Request, Item, End], run: Callable[[Request], AsyncIterator[Item]], end: End) -> None:
-        """Answer with what ``run`` makes of the request, each time it is asked."""
+        """Answer each request with what ``run`` yields for it."""
         self._streams[method.name] = (run, end)
 
     @asynccontextmanager
@@ -124,7 +124,7 @@ class FakeConnection:
 
 @dataclass(slots=True)
 class Shell:
-    """Where a test types commands: a folder with a profile, an environment and a mesh."""
+    """The surroundings of typed commands: a folder with a profile, an environment and a mesh."""
 
     folder: Path
     mesh: FakeMesh

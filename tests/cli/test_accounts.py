@@ -46,7 +46,7 @@ def key(number: int, name: str, whole: str) -> ApiKey:
 
 @pytest.fixture
 def running_service(shell: Shell) -> Shell:
-    """A mesh whose auth knows everybody."""
+    """A mesh whose auth accepts every user."""
 
     def log_in(request: auth.LoginUser) -> LoginSession:
         credentials = request.credentials
@@ -104,7 +104,7 @@ def test_login_exchanges_a_password_for_a_key(running_service: Shell) -> None:
         ("revokeApiKey", TOKEN),
         ("logoutUser", TOKEN),
     ]
-    # Only the key that the profile held before is revoked.
+    # Only the profile's previous key is revoked.
     assert running_service.mesh.calls[3].request == auth.RevokeApiKey(str(UUID(int=1)))
     assert NEW_KEY not in result.output
 

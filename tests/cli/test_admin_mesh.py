@@ -1,4 +1,4 @@
-"""admin tickets and admin nodes: their calls, their output, and protection against accidents."""
+"""admin tickets and admin nodes: their calls, their output, and protection against mistakes."""
 
 import json
 from datetime import UTC, datetime
@@ -49,7 +49,7 @@ def running_service(shell: Shell) -> Shell:
 
 
 def at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """click's runner puts its own stdin in place, which is none."""
+    """Click's runner replaces stdin with its own, which is no terminal."""
     monkeypatch.setattr(click.testing._NamedTextIOWrapper, "isatty", lambda self: True)
 
 

@@ -85,7 +85,7 @@ def profile_of(net: TestNet) -> Profile:
     return Profile(mesh=MESH, nats_url=net.server.url, node_key_file=key_file, api_key=Credential("the-key"))
 
 
-#: Starts `aicli` as this profile; whatever still runs at the end of a test is killed.
+#: Starts `aicli` with this profile; programs that still run at the end of a test are killed.
 Start = Callable[..., Awaitable[Process]]
 
 
@@ -194,6 +194,6 @@ async def test_key_rejected_by_the_server_is_reported_with_a_hint(net: TestNet, 
     code, _, err = await finish(await start(Profile(node_key_file=key, mesh=MESH, nats_url=net.server.url), "models"))
     assert code == 5
     assert "refused this node's key" in err
-    # The server runs, so starting the stack would not help.
+    # The server runs, so the hint is not to start the stack.
     assert "aicli admin nodes refusals" in err
     assert "make up" not in err

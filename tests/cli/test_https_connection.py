@@ -1,4 +1,4 @@
-"""The connection over HTTPS against servers on loopback: good ones, and those that break, lie or are no aimesh."""
+"""The connection over HTTPS to servers on loopback: valid ones, and ones that break, lie or aren't aimesh."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ def refusal(code: str, status: str, *headers: str) -> bytes:
 
 @dataclass
 class ScriptedServer:
-    """Gives one prepared answer per request and then closes the connection; None closes it at once, "hang" keeps it open."""
+    """Gives one prepared answer per request, then closes the connection; None closes it at once, "hang" keeps it open."""
 
     answers: list[bytes | str | None]
     requests: list[str] = field(default_factory=list)
@@ -160,7 +160,7 @@ async def test_a_silent_server_ends_with_the_deadline(monkeypatch: pytest.Monkey
     monkeypatch.setattr(https_connection, "_SLACK_SECONDS", 0.0)
     deadline_seconds = 0.05
     async with serving(*["hang"] * 10) as (server, url):
-        # On a busy machine a deadline may pass before the request is sent.
+        # On a busy machine, the deadline may pass before the request is sent.
         while not server.asked.is_set():
             with pytest.raises(errors.DeadlineExceeded, match=r"auth.listApiKeys did not answer in time"):
                 await list_keys(url, deadline_seconds=deadline_seconds)
@@ -283,7 +283,7 @@ async def test_a_ca_file_that_cannot_be_used(tmp_path: Path, content: str | None
             pass
 
 
-# --- a laptop -------------------------------------------------------------------------------------------------------------
+# --- without a server's packages ------------------------------------------------------------------------------------------
 
 _IMPORTS = """
 import sys

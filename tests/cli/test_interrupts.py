@@ -82,7 +82,7 @@ def test_signal_handlers_are_restored() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-# --- a part of a command ---------------------------------------------------------------------------------------------
+# --- interrupting part of a command ----------------------------------------------------------------------------------
 
 
 def test_part_is_interrupted_and_the_command_continues() -> None:
@@ -160,7 +160,7 @@ def test_errors_of_a_part_are_raised_and_those_after_ctrl_c_are_hidden() -> None
                 await _interrupted()
             finally:
                 raise ConnectionError("the link is gone")
-        # What swallows the cancel does not hide the interrupt.
+        # Code that swallows the cancellation does not hide the interrupt.
         with pytest.raises(interrupts.PartInterrupted), interrupts.part(), suppress(asyncio.CancelledError):
             await _interrupted()
 

@@ -56,7 +56,7 @@ def test_revoke_uses_each_found_key_itself(shell: Shell, tree: Path) -> None:
 
 
 def test_old_secret_of_a_rotated_key_is_not_reported_as_revoked(shell: Shell, tree: Path) -> None:
-    """It is let in until its overlap ends, and the list has the key under its new secret."""
+    """The old secret is valid until its overlap ends, and the list shows the key under its new secret."""
     shell.mesh.answer(auth.list_api_keys, listed(preview_of(key(random="Zz9" * 14 + "q"))))
     done = shell("keys", "scan", str(tree), "--revoke")
     assert "STILL WORKS (old secret of a rotated key)" in done.stdout

@@ -140,7 +140,7 @@ def test_no_models(shell: Shell) -> None:
 
 @pytest.fixture
 def used(shell: Shell) -> Shell:
-    """A mesh that counts."""
+    """A mesh that has counted usage."""
     days = tuple(
         DailyUsage(date(2026, 1, 2), key, request_count=4, tokens_used=50, cost_micro=MicroCredits(7_500))
         for key in (KeyId(UUID(int=3)), KeyId(UUID(int=4 << 96)), None)

@@ -1,4 +1,4 @@
-"""How a command ends: exit status, one line or one object on stderr, never a traceback."""
+"""How a command ends: its exit status, one line or one object on stderr, never a traceback."""
 
 import json
 import os
@@ -120,7 +120,7 @@ def test_misspelled_names_suggest_the_nearest_one_at_every_level(shell: Shell) -
     checked = 0
     for path, command in commands_below(main.aicli):
         if path == ("stack", "psql"):
-            continue  # its options are those of psql
+            continue  # its options are psql's
         names = [*path[-1:], *(name for parameter in command.params for name in parameter.opts if name.startswith("--"))]
         for name in names:
             typed = name[:-2] + name[-1] + name[-2] if len(name) > 3 and name[-1] != name[-2] else f"{name}x"
@@ -169,7 +169,7 @@ def test_help_lists_all_commands_in_sections(shell: Shell) -> None:
         first = lines.index(f"{heading}:") + 1
         assert [line.split()[0] for line in lines[first : first + len(section)]] == list(section)
         assert lines[first + len(section)] == ""
-    # Aligned, in one line each.
+    # Aligned, one line per command.
     assert len({line.index(line.split(maxsplit=1)[1]) for line in lines if line.split()[:1] in [["infer"], ["completion"], ["stack"]]}) == 1
 
 

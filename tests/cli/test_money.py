@@ -27,7 +27,7 @@ RIGHT = LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 0, 12, 3
 
 @pytest.fixture
 def ledger_shell(shell: Shell) -> Shell:
-    """A mesh whose gateway keeps books."""
+    """A mesh whose gateway keeps a ledger."""
     shell.mesh.answer(auth.get_user_called, ALICE)
     shell.mesh.answer(ledger.read_account, ACCOUNT)
     shell.mesh.answer(ledger.top_up, ACCOUNT)
@@ -166,7 +166,7 @@ def test_invalid_price(ledger_shell: Shell, options: list[str], message: str) ->
     assert ledger_shell.mesh.calls == []
 
 
-# --- the books -------------------------------------------------------------------------------------------------------
+# --- the ledger ------------------------------------------------------------------------------------------------------
 
 
 def test_ledger_is_consistent(ledger_shell: Shell) -> None:

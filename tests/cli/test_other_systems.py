@@ -1,4 +1,4 @@
-"""`aicli` and the SDK without what only Linux and macOS have, as on Windows; and without the packages of the other wheels."""
+"""`aicli` and the SDK on Windows, without what only Linux and macOS have; and without the other wheels' packages."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from tests import tiers
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Hides modules from our own code, and names from all: the standard library has imported what it needs.
+#: Hides modules from our code only, but names from all code: the standard library has already imported what it needs.
 HIDING = """
 import asyncio, builtins, os, select, signal, subprocess, tempfile, sys
 import httpx, click, rich.console
@@ -110,7 +110,7 @@ def test_profile_is_read_where_files_have_no_owner(tmp_path: Path) -> None:
 
 
 def test_calls_run_where_loops_take_no_signals(tmp_path: Path) -> None:
-    """The address refuses connections, so the command gets as far as a laptop without network does."""
+    """The address refuses connections, as on a laptop without a network."""
     (tmp_path / "p.toml").write_text('url = "http://127.0.0.1:9"\napi_key = "k"\n')
     done = run(f"{POSIX},{MESH},{SERVER}", RUN, "--profile", str(tmp_path / "p.toml"), "keys", "list", home=tmp_path)
     assert done.returncode == 5, done.stderr

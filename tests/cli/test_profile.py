@@ -1,4 +1,4 @@
-"""Which profile a command uses, and that a profile survives being written and read."""
+"""Which profile a command uses, and that a profile is unchanged after writing and reading."""
 
 import os
 import tomllib
@@ -24,7 +24,7 @@ def put(path: Path, mesh: str) -> Path:
 
 @pytest.fixture
 def places(tmp_path: Path) -> Path:
-    """All profiles that there can be, each for a mesh named after its place."""
+    """A folder with a profile in every possible place, each for a mesh named after its place."""
     put(tmp_path / "config/aimesh/profiles/default.toml", "default")
     put(tmp_path / "config/aimesh/profiles/work.toml", "work")
     put(tmp_path / "file.toml", "file")

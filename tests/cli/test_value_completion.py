@@ -1,4 +1,4 @@
-"""Values that the shell completes: from the mesh, for a minute from a file, and nothing on any failure."""
+"""Shell completion of values: from the mesh, for a minute from a file, and nothing after any failure."""
 
 import asyncio
 import os
@@ -62,7 +62,7 @@ def full_shell(shell: Shell) -> Shell:
         (["models", "load"], ["smollm2", "llama3"]),
         (["models", "unload", "smollm2", "--worker"], ["UAAAAAAAA"]),
         (["admin", "nodes", "revoke"], ["UAAAAAAAA", "UBBBBBBBB"]),
-        # A name with a space would be two words.
+        # A name with a space would be split into two words.
         (["keys", "revoke"], ["laptop", str(UUID(int=2))]),
     ],
 )
@@ -155,7 +155,7 @@ def test_silent_mesh_is_left_after_the_deadline(shell: Shell, monkeypatch: pytes
 
 
 def test_shell_gets_values_from_the_program(shell: Shell) -> None:
-    """As bash asks for them, without a mesh: nothing, and no word on stderr."""
+    """Called as bash does, without a mesh, it prints nothing, not even to stderr."""
     variables = {**shell.environment, "PATH": os.environ["PATH"], "_AICLI_COMPLETE": "bash_complete", "AIMESH_URL": "http://127.0.0.1:1"}
     command = [sys.executable, "-c", "import sys; sys.argv[0] = 'aicli'; from cli.main import main; main()"]
     for words, expected in (("aicli infer --model ", "\n"), ("aicli infer --mod", "plain,--model\n")):

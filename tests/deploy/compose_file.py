@@ -1,4 +1,4 @@
-"""compose.yaml as Compose reads it: anchors merged, variables put in their place."""
+"""compose.yaml as Compose reads it: anchors merged, variables replaced."""
 
 import re
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-#: `${NAME}`, `${NAME:-default}`, `${NAME:+other}`; a default may hold one of the last form.
+#: `${NAME}`, `${NAME:-default}`, `${NAME:+other}`; a default may contain one of the last form.
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::-(?P<default>(?:\$\{[A-Z_]+:\+[^}]*\}|[^}])*)|:\+(?P<other>[^}]*))?\}")
-#: Our five services with their profiled twins; the others are servers and one-shot steps.
+#: Our five services with their variants under profiles; the others are servers and one-shot steps.
 OURS = ("auth", "gateway", "inference", "inference-gpu", "inference-ollama", "inference-openai", "inference-http", "metrics", "web")
 
 
@@ -27,12 +27,12 @@ def services() -> dict[str, dict[str, Any]]:
 
 
 def variables() -> set[str]:
-    """What `.env` may set."""
+    """Return the variables that `.env` may set."""
     return {match["name"] for match in _VARIABLE.finditer((ROOT / "compose.yaml").read_text(encoding="utf-8"))}
 
 
 def resolve(text: str, environment: Mapping[str, str]) -> str:
-    """What Compose makes of a value when `.env` has these variables."""
+    """Resolve a value as Compose does when `.env` has these variables."""
 
     def replace(match: re.Match[str]) -> str:
         value = environment.get(match["name"], "")
@@ -49,13 +49,13 @@ def environment_of(service: str, dotenv: Mapping[str, str] | None = None) -> dic
 
 
 def mounted(service: str) -> dict[str, Path]:
-    """Place in the container -> the file or folder of this checkout that is there."""
+    """Return path in the container -> the file or folder of this checkout that is mounted there."""
     entries = (entry.split(":") for entry in services()[service].get("volumes", []))
     return {place: ROOT / here for here, place, *_ in entries if here.startswith("./")}
 
 
 def module_of(service: str) -> str:
-    """The module that the service's command runs."""
+    """Return the module that the service's command runs."""
     python, flag, module = services()[service]["command"]
     assert (python, flag) == ("python", "-m"), f"{service}: the command is not python -m …"
     return str(module)

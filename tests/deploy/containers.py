@@ -1,7 +1,7 @@
-"""What `docker compose up` would run, without Docker: `init`'s files, compose's commands and environments, real servers.
+"""`docker compose up` without Docker: `init`'s files, compose's commands and environments, real servers.
 
-Names of the compose network (`nats:4222`) become ports of this machine, and `/run/aimesh` the folder of that container; all
-else is as compose.yaml has it.
+Names of the compose network (`nats:4222`) become ports on this machine, and `/run/aimesh` becomes that container's folder; everything
+else is as in compose.yaml.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ STOP_SECONDS = 35
 
 
 def hand_out_program() -> ModuleType:
-    """deploy/docker/hand_out.py, which lies outside of any package."""
+    """Import deploy/docker/hand_out.py, which is in no package."""
     spec = importlib.util.spec_from_file_location("hand_out", compose_file.ROOT / "deploy/docker/hand_out.py")
     assert spec is not None
     assert spec.loader is not None
@@ -45,7 +45,7 @@ def hand_out_program() -> ModuleType:
 
 
 def run_init(folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> Path:
-    """What the `init` service leaves behind: a folder of files for each container. Twice, because it must be repeatable."""
+    """Run the `init` service, twice because it must be repeatable; return its folder, which has a folder of files for each container."""
     hand_out = hand_out_program()
     home = homes.locate({"AIMESH_HOME": str(folder / "state")})
     for _ in range(2):
@@ -57,7 +57,7 @@ def run_init(folder: Path, environment: Mapping[str, str] = MappingProxyType({})
 
 
 class Container:
-    """A process that stands for one."""
+    """A process in place of a container."""
 
     def __init__(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> None:
         self.name = name
@@ -68,7 +68,7 @@ class Container:
             )
 
     def stop(self) -> int:
-        """As `docker compose stop` does; the exit status."""
+        """Stop it as `docker compose stop` does; return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(timeout=STOP_SECONDS)
@@ -82,7 +82,7 @@ class Container:
 
 
 class House:
-    """All containers of the default profile."""
+    """A stack: the containers of the default profile."""
 
     def __init__(self, folder: Path, handed: Path, database: PostgresServer) -> None:
         self.folder = folder
@@ -93,7 +93,7 @@ class House:
         self._database = database
 
     def here(self, text: str) -> str:
-        """An address of the compose network as one of this machine."""
+        """Replace an address of the compose network with one of this machine."""
         for name, place in self.places.items():
             text = text.replace(name, place)
         # PostgreSQL listens on a Unix socket here.
@@ -106,10 +106,10 @@ class House:
                 path.write_text(self.here(path.read_text(encoding="utf-8")), encoding="utf-8")
 
     def provision(self) -> None:
-        """The `provision` service: its own statements with the environment that `init` wrote, as the superuser of this server."""
+        """Run the `provision` service: its statements with `init`'s environment, as this server's superuser."""
         (command,) = compose_file.services()["provision"]["command"]
         command = command.replace("/run/aimesh", str(self.handed / "postgres")).replace("/provision.sql", "stack/servers/postgres.sql")
-        # The superuser is another here, and so is its password.
+        # This server's superuser has another name and password.
         command = command.replace("-U aimesh_admin", "-U admin").replace("-h postgres", f"-h {self._database.folder}")
         command = command.replace("pg_isready", f"{postgres.binaries()}/pg_isready")
         command = command.replace(
@@ -131,7 +131,7 @@ class House:
         return Container("valkey", [str(valkey.binary()), str(conf)], {}, self.folder / "valkey.log")
 
     def service(self, name: str, replica: int = 1, **dotenv: str) -> Container:
-        """One replica. All have the volumes of the service, and each its own /tmp."""
+        """Start one replica. All share the volumes of the service; each has its own /tmp."""
         given = compose_file.environment_of(name, {"PROMETHEUS_PORT": "0", "OPEN_REGISTRATION": "true", **dotenv})
         called = name if replica == 1 else f"{name}-{replica}"
         self.ports.setdefault(called, free_port())
@@ -151,7 +151,7 @@ class House:
         return self.folder / f"{service}-data"
 
     def proxy(self, **replicas: tuple[str, ...]) -> Container:
-        """The service `proxy` with these replicas of web and the gateway."""
+        """Start the service `proxy` with these replicas of web and the gateway."""
         self.ports |= {each: free_port() for each in ("proxy-web", "proxy-gateway", "proxy")}
         return run_proxy(self.folder, self.handed / "proxy", self.ports, replicas)
 
@@ -174,7 +174,7 @@ class House:
 
 
 def run_proxy(folder: Path, handed: Path, ports: Mapping[str, int], replicas: Mapping[str, tuple[str, ...]]) -> Container:
-    """The service `proxy` on this machine: with the addresses of replicas, which the engine's DNS would tell."""
+    """Start the service `proxy` on this machine, with the replica addresses that the engine's DNS would return."""
     text = compose_file.mounted("proxy")["/usr/local/etc/haproxy/haproxy.cfg"].read_text(encoding="utf-8")
     for name, port in (("web", 3000), ("gateway", 3002)):
         servers = "\n".join(f"    server {each} 127.0.0.1:{ports[each]}" for each in replicas[name])
@@ -196,7 +196,7 @@ def _moved(text: str, places: dict[str, str]) -> str:
 
 @contextmanager
 def house(folder: Path) -> Iterator[tuple[House, dict[str, Container]]]:
-    """Everything that `docker compose up` starts by default, ready."""
+    """Start everything that `docker compose up` starts by default, and wait until it is ready."""
     with ExitStack() as ends, running(PostgresServer) as database:
         built = House(folder, run_init(folder), database)
         built.move_in()

@@ -1,4 +1,4 @@
-"""The programs of compose.yaml's profile `observability`, and their configurations as they read them."""
+"""The programs of compose.yaml's profile `observability`, and their configurations as the programs read them."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ OBSERVERS = {name: service for name, service in SERVICES.items() if service.get(
 
 
 def file_at(service: str, place: str) -> Path:
-    """What the program sees there."""
+    """Return the file of this checkout that the program sees at this path."""
     for where, here in mounted(service).items():
         if Path(place).is_relative_to(where):
             return here / Path(place).relative_to(where)
@@ -21,7 +21,7 @@ def file_at(service: str, place: str) -> Path:
 
 
 def option(service: str, name: str) -> str:
-    """Of its command, behind `--name=` or `-name=`."""
+    """Return the value of `--name=` or `-name=` in the program's command."""
     (found,) = (word.partition("=")[2] for word in SERVICES[service]["command"] if word.lstrip("-").startswith(f"{name}="))
     return compose_file.resolve(found, {})
 

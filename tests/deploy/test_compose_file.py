@@ -22,7 +22,7 @@ from tests.deploy import compose_file, containers
 
 SERVICES = compose_file.services()
 OUTSIDE = "deploy/outside.compose.yaml"
-#: Settings of `make up` that compose.yaml decides itself, or whose file must be mounted.
+#: Settings of `make up` that compose.yaml sets itself, or whose file must be mounted.
 NOT_FROM_DOTENV = {
     *(
         "NATS_CA_FILE",
@@ -36,7 +36,7 @@ NOT_FROM_DOTENV = {
     ),
     *("BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE", "METRICS_TOKEN", "MODEL_STORE"),
     *("DATA_KEY_OLD", "OIDC_CLIENT_SECRET", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE"),
-    # A restore writes the term, and init hands it out; `aicli stack promote` is not for containers.
+    # A restore writes the term, and init distributes it; `aicli stack promote` is not for containers.
     *("SITE_TERM", "PROMOTE_COMMAND"),
 }
 
@@ -46,7 +46,7 @@ LOG = "/var/lib/aimesh/recovery_log"
 
 
 def declared_by(service: str) -> set[str]:
-    """The variables that the service's program reads."""
+    """Return the variables that the service's program reads."""
     module = importlib.import_module(compose_file.module_of(service) + ".settings")
     (kind,) = (
         kind
@@ -57,7 +57,7 @@ def declared_by(service: str) -> set[str]:
 
 
 def mounts_of(service: str) -> dict[str, str]:
-    """Where in the container -> which volume or folder."""
+    """Return path in the container -> its volume or folder."""
     return {
         parts[1]: parts[0] for parts in (entry.split(":") for entry in SERVICES[service].get("volumes", []) if not entry.startswith("$"))
     }
@@ -139,7 +139,7 @@ def test_every_setting_that_must_be_given_is_given(service: str) -> None:
     assert not [name for name in needed if name not in environment and f"{name}_FILE" not in environment]
 
 
-#: Of a standby, where there is one.
+#: Set if there is a standby.
 READ_URLS = tuple(f"{prefix}DATABASE_READ_URL_FILE" for prefix in ("", "GATEWAY_", "METRICS_"))
 
 
@@ -151,20 +151,20 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
     environment = compose_file.environment_of(service)
     assert not secret & set(environment)
     assert mounts_of(service)["/run/aimesh"] == service
-    # What is not handed out but kept is lost with the container, and comes again from auth.
+    # This file is lost with the container; auth then sends its content again.
     assert environment.pop("MESH_STATE_FILE") == "/tmp/node.mesh"
     if service != "auth":
         assert environment.pop("NODE_KEY_FILE") == "/tmp/node.nk", "two replicas would have one key"
     for kept in ("JOURNAL_FILE", "RECEIPTS_FILE"):
         if (path := environment.pop(kept, None)) is not None:
-            # This must not be lost with the container, and each replica has its own.
+            # This must outlive the container, and each replica has its own.
             assert Path(path).parent.name == "{node}"
             assert mounts_of(service)[str(Path(path).parents[1])] == f"{service}-data"
-            # The version before wrote it there, and the replicas adopt it.
+            # The previous version wrote the file there, and the replicas adopt it.
             assert str(Path(path).parents[1]) == "/var/lib/aimesh"
-    # The agent sees it there.
+    # The backup agent reads the anchors there.
     assert Path(environment.pop("AUDIT_ANCHOR_FILE", f"{LOG}/x")).parent == Path(LOG)
-    # What people bring themselves, in a folder of the host: only who mounts one names them.
+    # Files that operators supply in a host folder: only those who mount one set its variable.
     for owns in (
         "OIDC_CA_FILE",
         "OTEL_EXPORTER_OTLP_HEADERS_FILE",
@@ -180,7 +180,7 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
 
 def test_no_two_containers_share_secrets() -> None:
     everybody = [volume for service in SERVICES if service != "init" for volume in set(mounts_of(service).values())]
-    # PostgreSQL's own volume is also read by the step that makes its roles; the recovery log contains no secret.
+    # The step that creates PostgreSQL's roles also reads PostgreSQL's volume; the recovery log contains no secret.
     assert sorted(volume for volume in set(everybody) if everybody.count(volume) > 1) == ["postgres", "recovery-data"]
     assert "home" not in everybody
 
@@ -189,7 +189,7 @@ def test_only_the_proxy_and_grafana_publish_ports_and_on_loopback() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     resolved = {name: [compose_file.resolve(port, {}) for port in ports] for name, ports in published.items()}
     assert resolved == {"proxy": ["127.0.0.1:3000:3000", "127.0.0.1:3002:3002"], "grafana": ["127.0.0.1:3005:3000"]}
-    # What looks for machines elsewhere sees through no bridge; the two hold nothing but a key of their own, and are started on demand.
+    # A bridge network would hide other machines from these two. They have no secret except their own key, and start only on demand.
     on_the_host = [name for name, service in SERVICES.items() if service.get("network_mode") == "host"]
     assert on_the_host == ["dht", "relay"]
     assert {tuple(SERVICES[name]["profiles"]) for name in on_the_host} == {("hyperswarm",)}
@@ -197,7 +197,7 @@ def test_only_the_proxy_and_grafana_publish_ports_and_on_loopback() -> None:
 
 def test_all_but_the_public_two_those_for_other_backends_and_who_looks_are_on_the_private_network_alone() -> None:
     outside = {name for name, service in SERVICES.items() if service.get("networks", ["none"]) != ["private"]}
-    # Where those are that look, test_observability says.
+    # test_observability covers the networks of the monitoring programs.
     looking = {name for name in outside if SERVICES[name].get("profiles") == ["observability"]}
     assert outside - looking == {
         *("init", "gateway", "web", "proxy", "dht", "relay", "backup", "s3"),
@@ -216,11 +216,11 @@ def test_web_and_the_gateway_believe_the_proxy_and_web_about_addresses_and_nobod
     assert networks["entry"]["internal"] is True
     for one, other in itertools.combinations(subnets.values(), 2):
         assert not ip_network(one).overlaps(ip_network(other))
-    # And they come from there: the names are of that network alone.
+    # And requests come from that network: only it has these names.
     aliases = {name: SERVICES[name]["networks"]["entry"]["aliases"] for name in ("gateway", "web")}
     assert aliases == {"gateway": ["gateway-entry"], "web": ["web-entry"]}
     assert compose_file.environment_of("web")["GATEWAY_URL"] == "http://gateway-entry:3002"
-    # The proxy trusts a proxy on this host, for web.
+    # For web, the proxy trusts a proxy on this host.
     proxies = containers.hand_out_program().OUTER_PROXIES
     assert proxies == {"web": networks["public"]["ipam"]["config"][0]["gateway"], "gateway": ""}
 
@@ -267,7 +267,7 @@ def is_root(service: dict[str, Any]) -> bool:
 
 
 def test_containers_are_confined() -> None:
-    # Images of ours set their user themselves (test_dockerfiles); Ollama's runs as root and holds no secret of ours.
+    # Our images set their user themselves (test_dockerfiles); Ollama's runs as root and has no secret of ours.
     for name, service in SERVICES.items():
         assert "no-new-privileges:true" in service["security_opt"], name
         assert not service.get("privileged"), name
@@ -292,7 +292,7 @@ def test_servers_have_a_health_check_and_are_waited_for() -> None:
     for server in ("postgres", "valkey", "nats"):
         assert SERVICES[server]["healthcheck"]["test"]
         assert SERVICES[server]["depends_on"]["init"]["condition"] == "service_completed_successfully"
-    # It waits itself: see there.
+    # Its command waits for PostgreSQL.
     assert set(SERVICES["provision"]["depends_on"]) == {"init"}
     assert "until pg_isready" in SERVICES["provision"]["command"][0]
     for service in ("auth", "gateway"):
@@ -323,7 +323,7 @@ def test_the_backup_agent_gets_every_setting_of_backups_and_secrets_as_files() -
     backups = {setting.variable.name for setting in config.settings_of(BackupSettings)}
     assert backups - given == {"PROMOTE_COMMAND"}
     assert {name for name in given if known.get(name) and name in environment} == set()
-    # init records them for the commands, at the paths that the agent's container has.
+    # init records the settings for the commands, with the paths of the agent's container.
     recorded = compose_file.environment_of("init")
     assert backups - recorded.keys() == {"PROMOTE_COMMAND"}
     assert environment["AIMESH_HOME"] == recorded["AIMESH_HOME"] == "/state"

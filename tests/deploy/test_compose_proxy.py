@@ -1,4 +1,4 @@
-"""deploy/docker/proxy.cfg in the real HAProxy, in front of replicas that are a few lines each."""
+"""deploy/docker/proxy.cfg in the real HAProxy, in front of replicas of a few lines each."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("haproxy", path="/usr/sbin:/usr/bin
 
 
 class Replica:
-    """Answers with the headers it got; `/stream` sends tokens until `ended`."""
+    """Answers with the headers that it received; `/stream` sends tokens until `ended`."""
 
     def __init__(self, name: str) -> None:
         self.name, self.is_ready, self.check_seconds = name, True, 0.0

@@ -47,7 +47,7 @@ def test_init_hands_out_what_compose_mounts(tmp_path: Path) -> None:
                 file = handed / service / Path(value).name
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
     assert subprocess.run([nats_server.binary(), "-t", "-c", handed / "nats/nats.conf"], capture_output=True, check=False).returncode == 0
-    # A worker learns nothing but its ticket and the token of its own port.
+    # A worker gets only its ticket, the token for its own port, and the Hugging Face token.
     assert {path.name for path in (handed / "inference").iterdir()} == {"ticket", "service_token", "hf_token"}
 
 
@@ -68,7 +68,7 @@ def test_init_hands_out_your_own_servers_and_keys(tmp_path: Path, monkeypatch: p
     assert (handed / "inference-openai/openai_api_key").read_text(encoding="utf-8") == "sk-one"
     assert (handed / "inference/hf_token").read_text(encoding="utf-8") == "hf-one"
     assert (handed / "inference-openai/openai_upstream_keys").read_bytes() == b""
-    # No other container sees the key.
+    # No other container gets the key.
     assert not list(handed.glob("inference/openai*"))
 
 
@@ -83,7 +83,7 @@ def test_init_hands_out_a_home_to_the_backup_agent_and_the_key_of_its_store(tmp_
         monkeypatch.setenv(name, value)
     handed = containers.run_init(tmp_path, given)
     home = handed / "backup"
-    # With everything that a backup contains: the agent's own paths are those of init.
+    # The backup has all its files: the agent's own paths are those that init writes.
     found = backup_files.collect(homes.locate({"AIMESH_HOME": str(home)}), {})
     assert {"secrets/data_key", "secrets/mesh_ca.nk", "secrets/recovery.nk", "secrets/backup_identity", "keys/auth.nk"} <= {
         str(path) for path in found.secrets
@@ -99,7 +99,7 @@ def test_init_hands_out_a_home_to_the_backup_agent_and_the_key_of_its_store(tmp_
     assert (home / "secrets/environment/aws_session_token").read_bytes() == b""
     [user] = json.loads((handed / "s3/s3.json").read_bytes())["identities"]
     assert user["credentials"] == [{"accessKey": "aimesh", "secretKey": "secret-one"}]
-    # Your own database is copied only with a role of it that may do so.
+    # A database of your own is copied only if you provide a role for backups.
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:pw@db/all")
     assert (containers.run_init(tmp_path, given) / "backup/secrets/database_url_backup").read_bytes() == b""
     monkeypatch.setenv("BACKUP_DATABASE_URL", "postgresql://copier:pw@db/all")
@@ -209,7 +209,7 @@ def test_replicas_join_by_ticket_and_adopt_what_a_killed_one_left(house: House) 
         (first_folder,) = node_folders(house, "gateway")
         second = start(2)
         (killed_folder,) = node_folders(house, "gateway") - {first_folder}
-        # PostgreSQL was away when this request ended.
+        # PostgreSQL was down when this request ended.
         Journal(killed_folder / "gateway.journal").append([row()])
         second.end()
         third = start(3)
@@ -230,7 +230,7 @@ def test_a_worker_has_a_folder_with_its_key_and_leaves_none_without_receipts(hou
         assert all((folder / "worker.nk").exists() for folder in node_folders(house, "inference"))
         assert len(node_folders(house, "inference")) == 2
         assert worker.stop() == 0
-        # It answered no request.
+        # The worker answered no request.
         assert len(node_folders(house, "inference")) == 1
 
 
@@ -258,19 +258,19 @@ def test_streams_end_while_gateways_and_workers_come_and_go(house: House) -> Non
             wait(lambda: all(each.words for each in streams))
             assert [container.stop() for container in going] == [0, 0]
             assert [answer.result() for answer in answers] == [200] * 8
-        # And the next request finds those that are left.
+        # The next request reaches the remaining replicas.
         assert Stream(house.url("proxy-gateway", ""), key, "one two three").read() == 3
 
 
 class Stream:
-    """A chat of the echo backend."""
+    """A streamed chat with the echo backend."""
 
     def __init__(self, url: str, key: str, prompt: str) -> None:
         self.words = 0
         self._url, self._key, self._prompt = url, key, prompt
 
     def read(self) -> int:
-        """Return how many words arrived, if the end did."""
+        """Return how many words arrived. Fails if the end is missing."""
         body = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": self._prompt}]}
         bearer = {"Authorization": f"Bearer {self._key}"}
         with (
@@ -298,5 +298,5 @@ def wait(until: Callable[[], object]) -> None:
 @pytest.mark.nightly("stacks")
 @pytest.mark.parametrize("service", SERVICES)
 def test_it_ends_properly_when_compose_stops_it(running: tuple[House, dict[str, Container]], service: str) -> None:
-    # The last test of the module: the house is empty afterwards.
+    # The last tests of the module: they stop every service.
     assert running[1][service].stop() == 0

@@ -1,4 +1,4 @@
-"""The Dockerfile parses, copies what exists, installs by hash only, and has the images that we promise: no entry point, one user."""
+"""The Dockerfile parses, copies what exists, installs by hash only, and builds the documented images: no entry point, one user."""
 
 import re
 import socket
@@ -24,13 +24,13 @@ COMMANDS = {
     "worker-cuda": '["python", "-m", "services.inference"]',
     "backup": '["python", "-m", "stack.recovery.agent.backup_agent"]',
 }
-#: The only stages that may change what an image has besides a COPY.
+#: The only stages that may change an image by anything except a COPY.
 ROOTS = {"base", "backup"}
 Instructions = list[tuple[str, str]]
 
 
 def instructions() -> Iterator[tuple[str, str]]:
-    """Each instruction with its arguments, continued lines joined."""
+    """Yield each instruction with its arguments, continuation lines joined."""
     text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
         if line.strip():
@@ -39,7 +39,7 @@ def instructions() -> Iterator[tuple[str, str]]:
 
 
 def stages() -> dict[str, Instructions]:
-    """Each stage's own instructions, the first of them FROM."""
+    """Return each stage's own instructions, FROM first."""
     found: dict[str, Instructions] = {}
     for word, rest in instructions():
         if word == "FROM":
@@ -50,7 +50,7 @@ def stages() -> dict[str, Instructions]:
 
 
 def image(target: str) -> Instructions:
-    """The instructions of an image: those of its stage, after those of the stages that it comes from."""
+    """Return the instructions of an image: those of its base stages, then its own."""
     own = stages()[target]
     base = own[0][1].partition(" AS ")[0]
     return [*(image(base) if base in stages() else ()), *own]
@@ -72,7 +72,7 @@ def test_compose_builds_every_image_but_no_stage_that_is_none() -> None:
 def test_it_is_short_and_a_real_parser_finds_nothing_wrong() -> None:
     assert len(DOCKERFILE.read_text(encoding="utf-8").splitlines()) <= 100
     hadolint = Path(sys.executable).parent / "hadolint"
-    # DL3008: Debian keeps only the newest version of a package, so naming one fails after its next fix.
+    # DL3008: Debian keeps only the newest version of a package, so pinning one breaks with the package's next fix.
     done = subprocess.run([hadolint, "--no-color", "--ignore=DL3008", str(DOCKERFILE)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -82,7 +82,7 @@ def test_the_image_is_what_we_promise(target: str) -> None:
     words = [word for word, _ in image(target)]
     assert last(target, "USER") == "10001:10001"
     assert last(target, "CMD") == COMMANDS[target]
-    # OCI images have no health check, so it comes with the command, from compose.yaml and the like.
+    # OCI images have no health check, so compose.yaml and others set it along with the command.
     assert "HEALTHCHECK" not in words
     entry_points = [rest for word, rest in image(target) if word == "ENTRYPOINT"]
     # PostgreSQL's image has an entry point.
@@ -97,14 +97,14 @@ def test_all_images_but_the_agents_share_the_base_and_the_packages() -> None:
     for target in set(COMMANDS) - ROOTS:
         assert ("COPY", "--from=packages /venv /venv") in image(target)
         assert image(target)[: len(stages()["base"])] == stages()["base"]
-        # Nothing runs in them after that, so no layer has a secret or a cache.
+        # Nothing runs after that, so no layer contains a secret or a cache.
         assert "RUN" not in [word for word, _ in image(target)[len(stages()["base"]) :]]
     assert last("backup", "FROM") == "$POSTGRES AS backup"
 
 
 @pytest.mark.parametrize(("target", "stage"), [("worker", "engine"), ("worker-cuda", "engine-cuda")])
 def test_workers_have_the_engines_libraries_but_no_compiler(target: str, stage: str) -> None:
-    """`services.inference.chat.library` loads it from the virtual environment's folder lib."""
+    """`services.inference.chat.library` loads them from the virtual environment's folder lib."""
     assert ("COPY", f"--from={stage} /build/lib /venv/lib") in image(target)
     (built,) = (rest for word, rest in stages()[stage] if word == "RUN" and "engine_libraries.py" in rest)
     assert built.endswith(
@@ -113,7 +113,7 @@ def test_workers_have_the_engines_libraries_but_no_compiler(target: str, stage: 
     assert "/build/engine.tar.gz" in (ROOT / "deploy/docker/build_engine.sh").read_text(encoding="utf-8")
     assert any("g++" in rest for word, rest in image(stage) if word == "RUN")
     assert not any("g++" in rest for _, rest in image(target))
-    # With the sources where it looks for them.
+    # The sources are where the script looks for them.
     assert ("COPY", "stack/servers/engine_libraries.py /build/stack/servers/") in image(stage)
     copied = [rest for word, rest in image(stage) if word == "COPY"]
     assert {

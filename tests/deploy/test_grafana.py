@@ -1,4 +1,4 @@
-"""Every board can be drawn: its queries are PromQL, name metrics and labels that there are, and say in which unit their numbers are."""
+"""Every dashboard can be drawn: its queries are PromQL, use existing metrics and labels, and have a unit for their values."""
 
 import json
 import re
@@ -19,10 +19,10 @@ from tools.boards.panel import LOKI, PROMETHEUS, Dashboard, PanelUnit
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy" / "grafana"
-#: What the metrics service gives every series, and what Prometheus does.
+#: Labels that the metrics service and Prometheus add to every series.
 EVERYWHERE = {"service", "node", "job", "instance", "le"}
 RECORDED = {recording.name for recording in all_rules.RECORDINGS}
-#: Prometheus's own series of alerts.
+#: Labels of Prometheus's own series of alerts.
 ALERTS = {"alertname", "alertstate", "severity"}
 
 
@@ -48,7 +48,7 @@ QUERIES = tuple(queries())
 
 
 def selectors(node: Any) -> Iterator[Any]:
-    """Of a parsed expression, every place where it names series."""
+    """Yield every vector selector of a parsed expression."""
     if isinstance(node, promql_parser.VectorSelector):
         yield node
     for part in ("expr", "lhs", "rhs", "vector_selector", "param"):

@@ -1,4 +1,4 @@
-"""The realm of deploy/keycloak against what auth and web really send. Keycloak itself is not run: no package carries it."""
+"""The realm of deploy/keycloak matches what auth and web send. Keycloak itself doesn't run: no package has it."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_groups_reach_the_claim_that_auth_reads_by_the_names_of_the_howto() -> N
     [mapper] = CLIENT["protocolMappers"]
     assert mapper["config"]["claim.name"] == GROUPS_CLAIM
     assert mapper["config"]["id.token.claim"] == "true"
-    # With the full path, a group is called /developers.
+    # With the full path, the group would be called /developers.
     assert mapper["config"]["full.path"] == "false"
     [table] = re.findall(r"OIDC_ROLES='(\{\"admins\".*?\})'", HOWTO)
     roles = {name: UserRole(role) for name, role in json.loads(table).items()}

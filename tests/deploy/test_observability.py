@@ -1,4 +1,4 @@
-"""The profile `observability`: each program finds its configuration, those who ask find whom they ask, and what is kept is bounded."""
+"""The profile `observability`: each program finds its configuration, every client finds its server, and stored data is bounded."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -74,18 +74,18 @@ def test_jaeger_keeps_its_traces_where_it_looks_for_them() -> None:
     assert JAEGER["exporters"]["jaeger_storage_exporter"]["trace_storage"] == store
 
 
-# --- who asks whom --------------------------------------------------------------------------------------------------
+# --- connections ----------------------------------------------------------------------------------------------------
 
 
 def port_of(address: str) -> int:
-    """Of an address that others can reach."""
+    """Return the port of an address that others can reach."""
     host, _, port = address.rpartition(":")
     assert host in ("0.0.0.0", ""), f"{address} is for the container itself"
     return int(port)
 
 
 def own_metrics(of: Mapping[str, Any]) -> int:
-    """Where a program made of the collector's parts tells of itself."""
+    """Return the port of the own metrics of a program that is built from the collector's parts."""
     (reader,) = of["service"]["telemetry"]["metrics"]["readers"]
     told = reader["pull"]["exporter"]["prometheus"]
     return port_of(f"{told['host']}:{told['port']}")
@@ -107,21 +107,21 @@ LISTENS: dict[str, set[int]] = {
     "loki": {LOKI["server"]["http_listen_port"]},
     "prometheus": {port_of(option("prometheus", "web.listen-address"))},
     "alertmanager": {port_of(option("alertmanager", "web.listen-address"))},
-    # Where nothing else is said.
+    # Grafana's default.
     "grafana": {3000},
     "metrics": {of_metrics()},
 }
 
 
 def dotenv() -> dict[str, str]:
-    """The lines for `.env` that the page shows."""
+    """Return the lines for `.env` that the page shows."""
     text = (ROOT / "docs" / "howto" / "observability.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```dotenv\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return dict(line.split("=", 1) for line in block.splitlines())
 
 
 def asked() -> Iterator[tuple[str, str]]:
-    """Who asks, and where."""
+    """Yield each client and the address that it connects to."""
     yield "metrics", compose_file.environment_of("metrics", dotenv())["OTEL_EXPORTER_OTLP_ENDPOINT"]
     for exporter in COLLECTOR["exporters"].values():
         yield "otel-collector", exporter["endpoint"]
@@ -137,7 +137,7 @@ def networks(service: str) -> set[str]:
 
 
 def reach(asker: str, address: str) -> None:
-    """Fails where nobody would answer."""
+    """Fail if nothing listens at the address."""
     parts = urlsplit(address)
     assert parts.hostname is not None
     name = asker if parts.hostname == "localhost" else parts.hostname
@@ -199,7 +199,7 @@ def test_grafana_alone_is_published_and_on_loopback_whatever_the_others_are() ->
     assert not [entry for entry in taken if compose_file.resolve(entry, {}).split(":")[1] == "3005"]
 
 
-# --- how they run ---------------------------------------------------------------------------------------------------
+# --- containers -----------------------------------------------------------------------------------------------------
 
 
 def megabytes(text: str) -> int:
@@ -227,7 +227,7 @@ def test_it_is_pinned_bounded_and_nobody_in_particular(service: str) -> None:
         ("otel-collector", (0, 144), (1,), "its exporter has this name"),
         ("prometheus", (3,), (4,), "there is a wget for the health check"),
         ("jaeger", (2,), (3,), "it is made of the collector's parts"),
-        # Later Jaeger is a plugin, and nothing is loaded.
+        # Later versions load Jaeger as a plugin, and no plugin is loaded.
         ("grafana", (12,), (13, 2), "it has a source for Jaeger in itself"),
     ],
 )
@@ -260,7 +260,7 @@ def test_it_is_asked_where_it_answers(service: str) -> None:
 
 
 def written_by(service: str) -> set[str]:
-    """The places where it keeps what outlives it."""
+    """Return the folders where the service keeps what outlives its container."""
     badger = JAEGER["extensions"]["jaeger_storage"]["backends"]["traces"]["badger"]
     return {
         "prometheus": {option("prometheus", "storage.tsdb.path")},
@@ -274,7 +274,7 @@ def written_by(service: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def handed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """By volume: what `init` makes of it."""
+    """Volume -> the files that `init` writes there."""
     folder = tmp_path_factory.mktemp("init")
     home = homes.locate({"AIMESH_HOME": str(folder)})
     initialization.ensure(home, {}, folder)
@@ -302,7 +302,7 @@ def test_everything_ends_some_day() -> None:
     limits = LOKI["limits_config"]
     assert days(limits["retention_period"]) == 90
     assert days(limits["max_query_length"]) >= days(limits["retention_period"])
-    # Without these nothing is ever deleted.
+    # Without these settings, Loki never deletes anything.
     assert LOKI["compactor"]["retention_enabled"] is True
     assert LOKI["compactor"]["delete_request_store"] == LOKI["schema_config"]["configs"][0]["object_store"] == "filesystem"
     badger = JAEGER["extensions"]["jaeger_storage"]["backends"]["traces"]["badger"]

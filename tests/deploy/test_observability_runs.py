@@ -22,7 +22,7 @@ START_SECONDS = 60
 
 
 def here(word: str, places: Mapping[str, str]) -> str:
-    """A word of the command, with what is in the container as it is on this machine."""
+    """Replace the container's paths and addresses in a word of the command with those of this machine."""
     for place, instead in places.items():
         word = word.replace(place, instead)
     return compose_file.resolve(word, {})
@@ -53,7 +53,7 @@ async def test_prometheus_starts_with_composes_command_and_has_every_rule(tmp_pa
         assert {rule.name for rule in all_rules.ALL} <= set(found)
         flags = (await fetch(f"{url}/api/v1/status/flags"))["data"]
     assert flags["enable-feature"] == "exemplar-storage"
-    # It counts gigabytes in powers of two.
+    # Prometheus counts gigabytes in powers of two.
     assert (flags["storage.tsdb.retention.time"], flags["storage.tsdb.retention.size"]) == ("30d", "8GiB")
 
 

@@ -1,4 +1,4 @@
-"""What is shipped for Prometheus and Alertmanager: their own tools find no mistake in it, and every alert reaches somebody."""
+"""Our files for Prometheus and Alertmanager: their own tools find no mistake, and every alert reaches a receiver."""
 
 import itertools
 import os
@@ -55,7 +55,7 @@ def test_promtool_finds_no_mistake() -> None:
 
 
 def test_promtool_finds_no_mistake_in_any_metric() -> None:
-    """Its names, units and kinds, of every instrument of the list."""
+    """Checks the names, units and kinds of every instrument of the list."""
     metrics = Metrics("gateway")
     for name, value in vars(Metrics).items():
         instrument = getattr(value, "instrument", None)
@@ -89,7 +89,7 @@ def _check_metrics(text: str) -> None:
 
 
 def route(**labels: str) -> str:
-    """The receiver of an alert."""
+    """Return the receiver of an alert."""
     words = [f"{name}={value}" for name, value in labels.items()]
     return debian.check("amtool", "config", "routes", "test", f"--config.file={ROUTES}", *words).splitlines()[0]
 
@@ -112,7 +112,7 @@ def test_what_silences_another_alert_exists() -> None:
 
 
 def start(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """start.sh with a program that only says what it was given."""
+    """Run start.sh with a program that only prints its arguments."""
     return subprocess.run(
         [str(DEPLOY / "alertmanager" / "start.sh"), "--more"],
         env={"PATH": os.environ["PATH"], "ALERTMANAGER": "echo", "CONFIG_OUT": str(folder / "out.yml"), **environment},
@@ -175,7 +175,7 @@ def test_a_runbook_says_what_to_do(name: str) -> None:
 
 
 def test_commands_of_the_runbooks_exist() -> None:
-    """What follows `aicli` as far as it is a command; tests/test_docs.py tries the options."""
+    """Checks the words after `aicli` as far as they are a command; tests/test_docs.py checks the options."""
     commands = set(re.findall(r"^## (aicli[a-z -]*)$", (docs.FOLDER / "cli.md").read_text(encoding="utf-8"), re.MULTILINE))
     for path in RUNBOOKS.glob("*.md"):
         for found in re.findall(r"\baicli(?: [a-z][a-z-]+)+", path.read_text(encoding="utf-8")):
@@ -185,7 +185,7 @@ def test_commands_of_the_runbooks_exist() -> None:
 
 
 def test_programs_of_the_stack_have_the_names_that_runbooks_give_them(tmp_path: Path) -> None:
-    """A worker is called inference there, which is easy to forget at night."""
+    """There, a worker is called inference, which is easy to forget at night."""
     home = homes.locate({"AIMESH_HOME": str(tmp_path / "home")})
     made = initialization.ensure(home, {}, tmp_path)
     programs = {program.name for program in stack_plan.make(home, made.settings, made.recorded, {}).programs}

@@ -1,4 +1,4 @@
-"""The hooks that come with aimesh, with stand-ins for `aicli` and `docker`."""
+"""The hooks that aimesh ships, with stand-ins for `aicli` and `docker`."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ from tests.testnet import until
 
 SCRIPTS = REPOSITORY / "deploy" / "scale"
 PR_SET_CHILD_SUBREAPER = 36
-#: Says which node it is, as a worker does, and ends after SIGTERM.
+#: Prints its node, as a worker does, and ends after SIGTERM.
 AICLI = """#!/bin/sh
 echo "$@" >> {folder}/started
 trap 'echo $$ >> {folder}/stopped; exit 0' TERM
@@ -57,7 +57,7 @@ def local(tmp_path: Path) -> Iterator[Local]:
 
 @pytest.fixture
 def adopting() -> Iterator[None]:
-    """This process gets the orphans below it, and they are dead without being gone until it waits for them."""
+    """Make this process the parent of orphans below it. They stay zombies until this process waits for them."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is None:
         pytest.skip("only Linux lets a process adopt orphans")
@@ -65,7 +65,7 @@ def adopting() -> Iterator[None]:
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     yield
     prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-    # The `sleep` of a worker that was killed is one of them.
+    # A killed worker leaves its `sleep`, for example.
     for orphan in set(psutil.Process().children()) - set(others):
         orphan.wait(10)
 
@@ -91,7 +91,7 @@ async def test_workers_are_started_and_the_named_ones_stopped(local: Local) -> N
 async def test_workers_outlive_the_script_and_dead_ones_are_replaced(local: Local) -> None:
     local.call(2)
     first = local.pids
-    # A moment after it is started, it makes its session.
+    # A worker creates its session shortly after its start.
     await until(lambda: all(os.getsid(pid) == pid for pid in first))
     os.kill(first[0], 9)
     await until(lambda: psutil.Process(first[0]).status() == psutil.STATUS_ZOMBIE)

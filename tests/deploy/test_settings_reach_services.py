@@ -1,4 +1,4 @@
-"""What the embedded stack hands to a service is what that service reads: a renamed setting must not get lost on the way."""
+"""The embedded stack passes each service the settings that the service reads: a renamed setting must not get lost between them."""
 
 import importlib
 from pathlib import Path
@@ -11,10 +11,10 @@ from stack import secret_files, stack_plan
 from stack import stack_home as homes
 from stack.settings import PASSED, StackSettings
 
-#: Under `make up` only gateway and web can be opened to others.
+#: Under `make up`, only gateway and web can be opened to other machines.
 STAY_ON_LOOPBACK = {"BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE"}
-#: The first two have fixed paths, the supervisor waits a fixed time for a drain, and the others are what `aicli worker` says to the worker
-#: that it becomes.
+#: The first two have fixed paths, the supervisor waits a fixed time for a drain, and `aicli worker` sets the others for the worker
+#: process that it becomes.
 NOT_UNDER_MAKE_UP = {"MESH_STATE_FILE", "JOURNAL_FILE", "RECEIPTS_FILE", "WORKER_PAUSE_FILE", "WORKER_REPORT_FILE", "WORKER_STATUS"} | {
     "JOIN_TICKET_FILE",
     "DRAIN_SECONDS",
@@ -40,7 +40,7 @@ def test_every_setting_can_be_given_to_make_up(service: str, tmp_path: Path) -> 
     secret_files.ensure(home)
     environment = stack_plan.service_environment(home, StackSettings(relay=True), {}, service)
     provided = {each for name in environment for each in (name, name.removesuffix("_FILE"))}
-    # One database per service is given as AUTH_DATABASE_URL and reaches the service as DATABASE_URL.
+    # A service's own database is given as AUTH_DATABASE_URL and reaches the service as DATABASE_URL.
     provided |= {f"{service.upper()}_DATABASE_URL"}
     passed = {name for name, services in PASSED.items() if service in services}
     on_purpose = NOT_UNDER_MAKE_UP | (set() if service in ("gateway", "web") else STAY_ON_LOOPBACK)

@@ -1,4 +1,4 @@
-"""deploy/swarm/stack.yaml gives each task what its service reads, from files that exist, and updates without a gap."""
+"""deploy/swarm/stack.yaml gives each task what its service reads, from files that exist, and updates without downtime."""
 
 import importlib
 import re
@@ -40,11 +40,11 @@ def test_secrets_are_files_that_the_page_makes_and_that_are_not_empty(tmp_path: 
     for name, secret in STACK["secrets"].items():
         place = handed / Path(secret["file"]).relative_to("handed")
         assert place.is_file(), name
-        # The only ones that depend on the environment of the page's command.
+        # Only these depend on the environment of the page's command.
         assert place.stat().st_size > 0 or name.startswith("proxy-"), name
     for each in STACK["configs"].values():
         assert (PATH.parent / each["file"]).resolve().is_file()
-    # Swarm never changes them, so a new number makes new ones.
+    # Swarm never changes secrets and configs, so a new number makes new ones.
     for each in (*STACK["secrets"].values(), *STACK["configs"].values()):
         assert each["name"].endswith("-${FILES:-1}")
 
@@ -80,5 +80,5 @@ def test_tasks_are_confined_checked_and_found_by_their_own_addresses() -> None:
 
 
 def test_its_networks_are_others_than_those_of_compose() -> None:
-    """So that one machine can have both, while somebody moves."""
+    """So that one machine can run both during a migration."""
     assert STACK["networks"]["entry"]["ipam"]["config"][0]["subnet"] not in (compose_file.ROOT / "compose.yaml").read_text(encoding="utf-8")

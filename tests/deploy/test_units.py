@@ -1,4 +1,4 @@
-"""The systemd units: what they start is there, and they give it nothing that it does not need."""
+"""The systemd units: the programs that they start exist, and get no permission that they don't need."""
 
 import configparser
 import shlex
@@ -35,7 +35,7 @@ def test_the_command_is_one_of_aicli(unit: Path) -> None:
         found = command.get_command(click.Context(command), words.pop(0))
         assert found is not None
         command = found
-    # The address is told when the unit is installed.
+    # The address is set when the unit is installed.
     arguments = [word.replace("${DHT_HOST}", "203.0.113.5") for word in words]
     command.make_context(command.name, arguments)
 
@@ -54,7 +54,7 @@ def test_systemd_itself_finds_no_mistake(unit: Path, tmp_path: Path) -> None:
     capabilities.require("systemd")
     analyze = capabilities.find_program("systemd-analyze")
     assert analyze is not None
-    # It wants the program to be there.
+    # systemd-analyze requires that the program exists.
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text(encoding="utf-8").replace("/opt/aimesh/.venv/bin/aicli", "/bin/true"), encoding="utf-8")
     done = subprocess.run([analyze, "verify", "--man=no", str(copy)], capture_output=True, text=True, check=False, timeout=120)

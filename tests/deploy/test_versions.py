@@ -1,4 +1,4 @@
-"""deploy/versions.toml decides the versions of servers and programs: the wheels and every file that names an image agree with it."""
+"""deploy/versions.toml sets the versions of servers and programs: the wheels and every file that names an image agree with it."""
 
 import re
 import subprocess
@@ -33,12 +33,12 @@ FILES = [
 
 
 def known() -> set[str]:
-    """Every image that versions.toml names."""
+    """Return every image that versions.toml names."""
     return {str(each["image"] if isinstance(each, dict) else each) for table in VERSIONS.values() for each in table.values()}
 
 
 def images(tree: object) -> Iterator[str]:
-    """The images in a YAML document, with default values in place of variables."""
+    """Yield the images of a YAML document, with variables replaced by their defaults."""
     if isinstance(tree, dict):
         image = tree.get("image")
         if isinstance(image, str):
@@ -72,7 +72,7 @@ def test_a_file_names_no_other_version(path: Path) -> None:
         *("aimesh", "aimesh-worker", "aimesh-worker-cuda", "aimesh-dht", "aimesh-backup"),
     }
     repositories = {image.rpartition(":")[0] for image in known()}
-    # A chart may name programs that only it uses; what two files name has one version.
+    # A chart may name programs that only it uses; a program that two files name has one version.
     others = {image for image in named - ours if "helm" not in path.parts or image.rpartition(":")[0] in repositories}
     assert others - known() == set()
 
@@ -87,12 +87,12 @@ def test_compose_names_our_images() -> None:
     [("postgres", lambda: postgres.binaries() / "postgres"), ("valkey", valkey.binary), ("nats", nats_server.binary)],
 )
 def test_a_wheel_has_the_release_of_the_image(server: str, find: Callable[[], Path]) -> None:
-    """So that a home of `make up` can move to containers and back."""
+    """So that a stack of `make up` can move to containers and back."""
     assert re.search(rf"[ v=]{re.escape(SERVERS[server]['version'])}(?![\w.])", answer(find()))
     assert re.search(rf":{re.escape(SERVERS[server]['version'])}\b", SERVERS[server]["image"])
 
 
 def test_files_of_a_restored_home_go_where_this_postgresql_looks() -> None:
-    """From 18 on, the image keeps them in a folder with its major version."""
+    """Since version 18, the image keeps them in a folder with its major version."""
     script = (ROOT / "deploy/docker/place_restored_home.sh").read_text(encoding="utf-8")
     assert f"/pg/{SERVERS['postgres']['version'].partition('.')[0]}/docker/" in script

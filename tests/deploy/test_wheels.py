@@ -1,4 +1,4 @@
-"""The three wheels: aimesh for laptops, aimesh-hyperswarm with the sidecar for its extra `mesh`, and aimesh-server with the rest."""
+"""The three wheels: aimesh for laptops, aimesh-hyperswarm with the sidecar for the extra `mesh`, and aimesh-server with the rest."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ from stack.servers import engine_libraries
 from tests.deploy import wheels
 
 SIDECAR = "shared/transports/hyperswarm/sidecar/"
-#: The largest that each may be, in MB.
+#: The maximum size of each, in MB.
 LIMITS = {"aimesh": 1, "aimesh_hyperswarm": 5, "aimesh_server": 2}
 PACKAGES = ("aimesh", "cli", "services", "shared", "stack")
 
@@ -27,7 +27,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def names(built: dict[str, Path]) -> dict[str, set[str]]:
-    """What each wheel puts into site-packages, without its metadata."""
+    """Return the files that each wheel puts into site-packages, without its metadata."""
     found = {}
     for project, wheel in built.items():
         with zipfile.ZipFile(wheel) as archive:
@@ -59,7 +59,7 @@ def test_together_they_hold_every_file_of_ours_and_no_tool(names: dict[str, set[
 
 
 def test_the_engines_libraries_can_be_built_from_the_servers_wheel(names: dict[str, set[str]]) -> None:
-    """They depend on the engine that is installed, so no wheel contains them."""
+    """The libraries depend on the installed engine, so no wheel contains them."""
     assert {"stack/servers/engine_libraries.py", "services/inference/chat/aimesh_chat.cpp"} <= names["aimesh_server"]
     assert engine_libraries.CHAT.binding == wheels.ROOT / "services/inference/chat/aimesh_chat.cpp"
 
@@ -88,7 +88,7 @@ def test_the_sidecar_comes_with_every_package_that_runs_there(names: dict[str, s
 
 @pytest.mark.nightly("install")
 def test_a_laptop_needs_less_than_30_megabytes(built: dict[str, Path], tmp_path: Path) -> None:
-    """Of files: disks round each up, to a fifth more in all."""
+    """This counts the files' bytes; on a disk, they take up to a fifth more."""
     site = wheels.install(tmp_path / "venv", built["aimesh"])
     shares = {path.name: wheels.size(path) for path in site.iterdir() if path.is_dir()}
     assert wheels.size(site) <= 25_200_000, sorted(shares.items(), key=lambda item: -item[1])
@@ -100,7 +100,7 @@ def test_a_laptop_gets_no_program_of_a_server(names: dict[str, set[str]]) -> Non
 
 
 def test_what_a_laptop_imports_is_in_its_wheel(names: dict[str, set[str]]) -> None:
-    """At import time; what a function imports later may need another wheel."""
+    """At import time; an import inside a function may need another wheel."""
     here = {".".join(Path(name).with_suffix("").parts).removesuffix(".__init__") for name in names["aimesh"] if name.endswith(".py")}
     missing = set()
     for name in names["aimesh"]:

@@ -1,4 +1,4 @@
-"""The worker's systemd unit and its compose file: no ticket in either, the network of the host, and commands that exist."""
+"""The worker's systemd unit and its compose file: neither contains a ticket, both use the host's network, and their commands exist."""
 
 import shlex
 import subprocess
@@ -20,7 +20,7 @@ COMPOSE = DEPLOY / "worker.compose.yaml"
 
 
 def options_of(words: Sequence[str]) -> dict[str, object]:
-    """What `aicli` makes of these words; fails for an option that it does not have."""
+    """Return the options that `aicli` parses from these words. Fails for an unknown option."""
     command = main.aicli.get_command(click.Context(main.aicli), words[0])
     assert command is not None
     return dict(command.make_context(command.name, list(words[1:])).params)

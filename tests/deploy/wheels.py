@@ -1,4 +1,4 @@
-"""Builds the wheels of a release, as tools/release.py does, and installs them. Without a network: dependencies are copied from here."""
+"""Builds a release's wheels, as tools/release.py does, and installs them offline: dependencies are copied from this environment."""
 
 import email
 import importlib.metadata
@@ -20,7 +20,7 @@ ROOT = setup_steps.ROOT
 
 
 def build(folder: Path, projects: Iterable[Path] = release.PYTHON_PROJECTS) -> dict[str, Path]:
-    """Return each distribution's wheel by its name, with _ for -."""
+    """Return each distribution's wheel by the distribution's name, with _ for -."""
     for project in projects:
         command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
         subprocess.run(command, cwd=project, check=True, timeout=300, capture_output=True)
@@ -34,7 +34,7 @@ def metadata(wheel: Path) -> Message:
 
 
 def install(folder: Path, *wheels: Path, extra: str = "", without: Collection[str] = ()) -> Path:
-    """Make a virtual environment with the wheels and all that they require, but ``without`` some. Return its site-packages."""
+    """Make a virtual environment with the wheels and their requirements, except ``without``. Return its site-packages."""
     venv.create(folder, with_pip=False, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "--quiet", "--disable-pip-version-check"]
@@ -65,7 +65,7 @@ def _closure(needs: Iterable[str], extra: str) -> set[str]:
 
 def _copy(distribution: importlib.metadata.Distribution, site: Path) -> None:
     for file in distribution.files or ():
-        # Programs are outside, and nothing needs them.
+        # Scripts are outside site-packages, and nothing needs them.
         if ".." not in file.parts and file.suffix != ".pyc":
             target = site / str(file)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""An environment file is read as Compose reads it; what nothing reads and what would be refused is named, with its line."""
+"""An environment file is parsed as Compose does. Unused variables and invalid values are reported with their lines."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from stack import environment_file
 from stack.environment_file import Assignment, FileMistake
 from tests.deploy import compose_file
 
-#: As in the specification.
+#: The example from the specification.
 OF_THE_SPECIFICATION = """
 # Database
 DATABASE_URL=postgresql://user:pass@localhost:5432/ai_platform
@@ -39,7 +39,7 @@ METRICS_ENABLED=true
 """
 
 
-#: It asks a program that imports five services, which takes half a second.
+#: The real check runs a program that imports five services, which takes half a second.
 ASK_SERVICES = environment_file._ask_services
 
 
@@ -95,7 +95,7 @@ def test_the_file_of_the_specification_and_our_example_have_no_mistakes(tmp_path
 
 
 def test_all_mistakes_are_named_with_their_lines(tmp_path: Path) -> None:
-    # The certificate and the NATS URL are wrong beside other settings only, and are told even though others are invalid.
+    # The certificate and the NATS URL conflict with other settings, and are reported although some of those are invalid.
     text = """\
 DEFAULT_RATELIMIT=100
 FOO=bar

@@ -26,7 +26,7 @@ def home(tmp_path: Path) -> StackHome:
 
 @pytest.fixture
 def mesh() -> FakeMesh:
-    """Auth of a fresh stack, which knows the first key."""
+    """A fresh stack's auth, which accepts the first key."""
     fake = FakeMesh()
     fake.answer(auth.list_api_keys, auth.ApiKeys(()))
     return fake
@@ -91,4 +91,4 @@ async def test_without_a_working_key_the_user_must_log_in(home: StackHome, mesh:
         await first_run.ensure_profile(home, SETTINGS, mesh.open)
     assert caught.value.hint.endswith("aicli login")
     assert first_key(home) not in caught.value.message
-    assert profile.read(home.profile).api_key is None  # there is a profile for it to write to
+    assert profile.read(home.profile).api_key is None  # `aicli login` has a profile to write to

@@ -90,7 +90,7 @@ def test_older_home_gets_what_the_metrics_role_needs(home: StackHome) -> None:
 
 
 def test_a_home_of_before_keeps_its_nodes_and_keys(home: StackHome, tmp_path: Path) -> None:
-    """Until NATS servers asked auth, nats/nodes.json had the nodes, and nats/revoked.json those that were cut off."""
+    """Before NATS servers asked auth, nats/nodes.json had the nodes, and nats/revoked.json the revoked ones."""
     settings = initialization.ensure(home, {}, tmp_path).settings
     key = nats_server.add_node(home, settings.mesh, "gpu-box", Role.WORKER)
     before = enrollment_list.read(home.enrollment).nodes

@@ -1,6 +1,6 @@
-"""The whole permission table of ``shared.protocol.topics`` against a real nats-server: what each role may do works, and nothing else.
+"""The whole permission table of ``shared.protocol.topics`` on a real nats-server: a role can do what it may, and nothing else.
 
-What a role may do is written down here a second time, by subject kind and in the words of IDENTITY.md, so that a slip in
+The permissions are written here a second time, by subject kind and in the words of IDENTITY.md, so that a mistake in
 the table does not go unnoticed.
 """
 
@@ -31,16 +31,16 @@ from tests.testnet import MESH, NatsServer
 A, G, W, M, B, C, O = (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.OPERATOR)  # noqa: E741
 N = Role.NEWCOMER
 ROLES = (A, G, W, M, B, C, O, N)
-#: from -> to. Clients and metrics speak to each other since docs/decisions/0015.
+#: from -> to. Since docs/decisions/0015, clients and metrics call each other.
 SENDS = {A: {G, W, M, B, C, N}, G: {A, W, M, B, C}, W: {A, G, M}, M: {A, G, W, B, C}, B: {A, G, M}, C: {A, G, M}, O: set(), N: {A}}
 SEES = {A: {A, G, W, M, B}, G: {A, G, W, M, B}, W: {A, G, M}, M: {A, G, W, M, B}, B: {A, G, M}, C: {A, G, M}, O: {A, G, W, M, B}, N: {A}}
-#: A node of another user.
+#: Another user's node.
 OTHER = NodeId(node_keys.NodeKey(node_keys.new_seed()).id)
 OTHER_MESH = topics.MeshName("elsewhere")
 
 
 def publishing(role: Role, node: NodeId) -> dict[str, bool]:
-    """subject -> whether this node may publish there."""
+    """Return subject -> whether this node may publish there."""
     serves = role in SERVICE_ROLES
     table = {}
     for to in ROLES:
@@ -85,7 +85,7 @@ def subscribing(role: Role, node: NodeId) -> dict[str, bool]:
             table[topics.inbox(MESH, of, node)] = False
     table |= {
         topics.inbox(MESH, role, node): role is not O,
-        f"aimesh.{MESH}.{role}.*.*.*": False,  # everybody's of one role
+        f"aimesh.{MESH}.{role}.*.*.*": False,  # all nodes of one role
         f"aimesh.{MESH}.*.{node}.*.*": False,
         f"aimesh.{MESH}.>": False,
         ">": False,
@@ -105,7 +105,7 @@ def subscribing(role: Role, node: NodeId) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class Arena:
-    """A server with one node per role, and an observer with all permissions: what reaches it or comes from it counts."""
+    """A server with one node per role, and an observer with all permissions: what it receives, and what others receive from it, counts."""
 
     server: NatsServer
     keys: dict[Role, Path]
@@ -132,7 +132,7 @@ def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
 
 @contextlib.contextmanager
 def callout_arena(folder: Path) -> Iterator[Arena]:
-    """The same, but the server asks for each login, and is answered as auth does."""
+    """The same, but the server asks a callout for each login, which answers as auth does."""
     home = stack_home.locate({"AIMESH_HOME": str(folder / "home")})
     stack_home.ensure_folders(home)
     secret_files.ensure(home)
@@ -165,7 +165,7 @@ async def answer_logins(home: StackHome, url: str, trust: LoginTrust, ready: thr
 
 
 async def ignore(_: Exception) -> None:
-    """The refusals that a client gets; what counts here is what gets through."""
+    """Ignores the refusals that a client gets; only delivered messages count."""
 
 
 @asynccontextmanager
@@ -183,8 +183,8 @@ def seed_in(key_file: Path) -> str:
 
 
 class Ear:
-    """A connection that hears; ``end`` is set by a message that says so. Messages of one sender keep their order, so all
-    that came before it has been heard by then. (flush() of nats-py promises less: its PING may overtake what is pending.)"""
+    """Records what a connection receives; the message END sets ``end``. Messages of one sender keep their order, so all earlier
+    ones have arrived by then. (flush() of nats-py guarantees less: its PING may overtake pending messages.)"""
 
     def __init__(self) -> None:
         self.subjects: set[str] = set()
@@ -212,7 +212,7 @@ END = b"end"
 
 @asynccontextmanager
 async def observed(arena: Arena, role: Role) -> AsyncIterator[tuple[Client, Ear, Client]]:
-    """The observer, the messages it receives, and the node."""
+    """The observer, its received messages, and the node's client."""
     ear = Ear()
     async with connected(arena.server, arena.observer_seed) as observer, connected(arena.server, seed_in(arena.keys[role])) as own:
         await observer.subscribe(">", cb=ear.listener(">"))
@@ -261,7 +261,7 @@ async def test_message_reaches_its_addressee(arena: Arena) -> None:
     gateway, worker = (node_keys.load(arena.keys[role]) for role in (Role.GATEWAY, Role.WORKER))
     async with connected(arena.server, gateway.seed.decode()) as sender, connected(arena.server, worker.seed.decode()) as receiver:
         inbox = await receiver.subscribe(topics.inbox(MESH, Role.WORKER, worker.id))
-        while True:  # the subscription takes a moment to be there
+        while True:  # the subscription takes a moment to become active
             await sender.publish(topics.link(MESH, Role.WORKER, worker.id, Role.GATEWAY, gateway.id), b"hello")
             with contextlib.suppress(TimeoutError):
                 message = await inbox.next_msg(timeout=0.05)
@@ -294,7 +294,7 @@ async def test_added_node_connects_and_no_connection_is_dropped(arena: Arena) ->
                 try:
                     async with connected(arena.server, seed_in(key_file)):
                         break
-                except (NatsError, OSError):  # the server takes a moment to read its users again
+                except (NatsError, OSError):  # the server takes a moment to reload its users
                     await asyncio.sleep(0.01)
         await first.flush(timeout=5)
         assert first.is_connected

@@ -1,4 +1,4 @@
-"""Probes that run a program, on the event loops that ask them."""
+"""Probes that run a program, on the event loops that use them."""
 
 import asyncio
 from asyncio.subprocess import Process

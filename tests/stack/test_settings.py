@@ -71,7 +71,7 @@ def test_all_mistakes_are_reported_together() -> None:
 
 
 def test_stack_settings_are_not_reported_as_misspelled() -> None:
-    """Nor are variables that other programs read."""
+    """Variables that other programs read aren't reported either."""
     environment = dict.fromkeys((*settings.known_names(), "SSL_CERT_FILE", "AIMESH_HOME", "HOSTNAME"), "x")
     assert list(config.find_misspelled_names(settings.known_names(), environment)) == []
     assert list(config.find_misspelled_names(settings.known_names(), {"ROUTING_POLICI": "x"})) == [

@@ -26,7 +26,7 @@ def aicli(folder: Path, *arguments: str, **variables: str) -> Result:
 
 def test_add_node_creates_a_key_and_a_user(tmp_path: Path) -> None:
     home = homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
-    # What is exported for a service that is started by hand is no setting of the stack.
+    # A variable that is exported for a service started by hand is no setting of the stack.
     done = aicli(home.root, "add-node", "gpu-box", "worker", "--json", NATS_URL="nats://127.0.0.1:1")
     assert done.exit_code == 0, done.output
     made = json.loads(done.stdout)

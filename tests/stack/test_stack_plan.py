@@ -236,6 +236,6 @@ def test_every_service_setting_can_be_given_and_required_ones_are_set(home: Stac
     beyond_loopback = {"BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE"}
     assert declared - provided - passed - beyond_loopback == set()
     config.load(kind, planned)
-    # And nothing is passed that it would not read. A database of its own reaches the service as DATABASE_READ_URL.
+    # No service gets a setting that it would not read. A service's own replica database reaches it as DATABASE_READ_URL.
     own = {f"{service.upper()}_DATABASE_READ_URL"}
     assert {name for name, services in settings.PASSED.items() if service in services} - own <= declared

@@ -1,4 +1,4 @@
-"""Which providers the settings of upstreams allow."""
+"""The providers that the upstream settings allow."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-# ruff: noqa: ASYNC110, ASYNC220 - it waits for other processes, which signal nobody
+# ruff: noqa: ASYNC110, ASYNC220 - it waits for other processes, which set no event
 """The supervisor with real processes: small programs in place of the services, and real servers."""
 
 import asyncio
@@ -27,7 +27,7 @@ from stack.stack_home import StackHome
 from stack.stack_plan import StackPlan
 
 SLEEP = ("sleep", "600")
-#: Reports when it is up, and when it was asked to stop.
+#: Prints a line when it is up, and when it is asked to stop.
 POLITE = (
     sys.executable,
     "-c",
@@ -201,14 +201,14 @@ asyncio.run(main())
 async def test_leftovers_of_a_killed_supervisor_are_cleared(home: StackHome) -> None:
     with subprocess.Popen(SLEEP, start_new_session=True) as left:
         child = processes.Child("dummy", left.pid, processes.start_of(left.pid) or 0)
-        stranger = processes.Child("other", os.getpid(), 1)  # our number, but another's time
+        stranger = processes.Child("other", os.getpid(), 1)  # our process id, but another start time
         homes.write_private(home.run / "children.json", msgspec.json.encode([child, stranger]).decode())
         processes.clear_leftovers(home)
         assert left.wait(timeout=30) == -signal.SIGTERM
 
 
 def test_killed_leftovers_are_gone_when_cleared() -> None:
-    """They hold ports that the next start needs."""
+    """Leftover processes hold ports that the next start needs."""
     with contextlib.ExitStack() as stack:
         left = [stack.enter_context(subprocess.Popen(STUBBORN, stdout=subprocess.PIPE)) for _ in range(5)]
         for each in left:
@@ -248,7 +248,7 @@ async def test_invalid_control_messages_are_harmless(home: StackHome) -> None:
 
 async def test_expired_log_lines_are_removed_at_start(home: StackHome) -> None:
     home.log("gone").write_text('{"ts": "2020-02-29T00:00:00Z"}\n')
-    (home.logs / "a_folder.log").mkdir()  # what cannot be shortened ends nothing
+    (home.logs / "a_folder.log").mkdir()  # a file that can't be truncated must not end the supervisor
     async with supervising(home, program("dummy", *SLEEP)) as running:
         await running.until("dummy", "running")
         async with asyncio.timeout(30):
@@ -259,7 +259,7 @@ async def test_expired_log_lines_are_removed_at_start(home: StackHome) -> None:
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """What a Unix socket's address has room for, wherever the tests' own folders are."""
+    """A path short enough for a Unix socket, wherever the tests' own folders are."""
     with tempfile.TemporaryDirectory(prefix="s-") as folder:
         yield Path(folder)
 

@@ -71,7 +71,7 @@ async def test_up_again_changed_and_down(home: StackHome, first_environment: dic
         *stack_plan.SERVICES,
     }
 
-    # Again: nothing is restarted, the key is kept, and the ports are known without the environment.
+    # The second run restarts nothing, keeps the key, and knows the ports without the environment.
     assert await up_down.up(home, {}, tmp_path, messages.append, prepare) == settings
     assert await first_run.ensure_profile(home, settings) == made
     assert pids(await running(home)) == pids(first)
@@ -93,7 +93,7 @@ async def test_up_again_changed_and_down(home: StackHome, first_environment: dic
 async def test_up_after_the_supervisor_was_killed(home: StackHome, first_environment: dict[str, str], tmp_path: Path) -> None:
     settings = await up_down.up(home, first_environment, tmp_path, messages.append, prepare)
     made, first = await first_run.ensure_profile(home, settings), await running(home)
-    # Its children end with it, and `up` brings everything back, data and key included.
+    # The supervisor's children end with it, and `up` brings everything back, data and key included.
     os.kill(first.pid, signal.SIGKILL)
     await up_down.up(home, {}, tmp_path, messages.append, prepare)
     second = await running(home)
@@ -116,11 +116,11 @@ async def test_service_that_cannot_start_is_reported_with_its_reason(
 ) -> None:
     messages.clear()
     with pytest.raises(errors.Internal, match="gateway does not start") as caught:
-        # A mistake that only the gateway can find: if two services don't start, either may be named.
+        # Only the gateway can find this mistake: if two services don't start, either may be named.
         await up_down.up(home, {**first_environment, "QUEUE_MOST": "0"}, tmp_path, messages.append, prepare)
     assert "\n" not in caught.value.message
     assert any("QUEUE_MOST" in line for line in messages)
-    # Repaired by a person, it comes up from where it is.
+    # Once the setting is fixed, `up` continues from the current state.
     async with asyncio.timeout(200):
         await up_down.up(home, {"QUEUE_MOST": ""}, tmp_path, messages.append, prepare)
 
@@ -153,7 +153,7 @@ def test_lock_is_held_as_long_as_the_inheriting_process(bare: StackHome) -> None
 
 @asynccontextmanager
 async def starting_service(home: StackHome, reasons: Iterator[str]) -> AsyncIterator[dict[str, str]]:
-    """A supervisor whose one service gives the next reason each time it is asked, and is ready when there are no more."""
+    """A supervisor whose one service reports the next reason on each check, and is ready when there are no more."""
 
     async def answer_readyz(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -1,5 +1,5 @@
-# ruff: noqa: ASYNC110 - it waits for other processes, which signal nobody
-"""Programs that are alive but no longer answer: which of them are restarted, and which only look hung."""
+# ruff: noqa: ASYNC110 - it waits for other processes, which set no event
+"""Programs that run but no longer answer: which ones are restarted, and which ones only seem to hang."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from stack.control import ProgramStatus
 from stack.servers.program import CommandProbe, Program, SocketProbe
 from stack.watchdog import START_SECONDS, SilentProgram
 
-#: Sends a fixed answer to every connection, whether HTTP or another protocol.
+#: Sends a fixed answer to every connection, for HTTP or another protocol.
 SERVER = """
 import socket, sys
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
@@ -27,7 +27,7 @@ while True:
     line.sendall(sys.argv[2].encode().decode("unicode_escape").encode())
     line.close()
 """
-#: Answers and closes before it reads the question, as a gateway with too many connections: the question meets a reset.
+#: Answers and closes before it reads the request, like a gateway with too many connections: the request meets a reset.
 HASTY_SERVER = """
 import socket, struct, sys
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
@@ -37,7 +37,7 @@ while True:
     line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", int(sys.argv[3]), 0))
     line.close()
 """
-#: Answers with what the file says now.
+#: Answers with the file's current content.
 FILE_SERVER = SERVER.replace('sys.argv[2].encode().decode("unicode_escape").encode()', 'open(sys.argv[2], "rb").read()')
 REFUSAL = r"HTTP/1.1 503 Service Unavailable\r\n\r\n{}"
 
@@ -60,9 +60,9 @@ def program(answer: str, *, is_service: bool, server: str = SERVER, linger: int 
     [
         (SilentProgram(1, 0.0, has_answered=True, tries=12), 60.0, True),
         (SilentProgram(1, 0.0, has_answered=True, tries=12), 59.9, False),
-        # Our own process slept, or the machine did: one try after a long pause proves nothing.
+        # The watchdog's process or the machine slept: one failed check after a long pause proves nothing.
         (SilentProgram(1, 0.0, has_answered=True, tries=2), 3600.0, False),
-        # It is still starting.
+        # The program is still starting.
         (SilentProgram(1, 0.0, has_answered=False, tries=100), START_SECONDS - 1, False),
         (SilentProgram(1, 0.0, has_answered=False, tries=100), START_SECONDS, True),
     ],
@@ -79,7 +79,7 @@ def test_answer_or_new_process_resets_the_count() -> None:
 
 
 class Clock:
-    """Moves on by twenty seconds each time the watchdog looks at it, until it stands."""
+    """Advances twenty seconds at each reading by the watchdog, until ``stands`` is set."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -125,7 +125,7 @@ async def test_hanging_program_is_restarted(tmp_path: Path, is_service: bool, mo
         async with asyncio.timeout(60):
             while kept.status.pid == first:
                 await asyncio.sleep(0.02)
-            # However long the next process takes to start, it does not count as hung.
+            # Stop the clock: however long the next process takes to start, it must not count as hung.
             clock.stands = True
             while kept.status.pid is None or not await probes.gets_answer(kept.program):
                 await asyncio.sleep(0.02)
@@ -187,7 +187,7 @@ ALL = ("postgres", "valkey", "gateway", "web")
 
 
 async def restarted(monkeypatch: pytest.MonkeyPatch, rounds: list[Set[str]]) -> list[tuple[str, float]]:
-    """Which programs the watchdog restarts, and when, if those in each round are silent; a round takes ten seconds."""
+    """Return which programs the watchdog restarts, and when, given the silent programs of each round; a round takes ten seconds."""
     found: list[tuple[str, float]] = []
     seconds = 0.0
 

@@ -27,7 +27,7 @@ def document(**rules: Any) -> PolicyDocument:
 
 @pytest.fixture
 def stored(shell: Shell) -> dict[str, PolicyState]:
-    """The policies of the mesh by name, as `set` changes them."""
+    """The mesh's policies by name, as `set` changes them."""
     found: dict[str, PolicyState] = {}
 
     def get(request: GetPolicy) -> PolicyState:

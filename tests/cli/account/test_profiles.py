@@ -97,7 +97,7 @@ def test_logging_in_again_revokes_the_old_key_but_never_sends_it_elsewhere(lapto
     log_in(laptop, URL, "ann")
     laptop.mesh.calls.clear()
     log_in(laptop, URL, "ann")
-    assert "auth.revokeApiKey" not in [call.method for call in laptop.mesh.calls]  # its preview is too short to be sure
+    assert "auth.revokeApiKey" not in [call.method for call in laptop.mesh.calls]  # the old key's preview is too short to identify it
     laptop.mesh.calls.clear()
     log_in(laptop, "https://elsewhere.example", "ann", "--profile", "ai.example.org")
     assert MADE not in [call.credential for call in laptop.mesh.calls]

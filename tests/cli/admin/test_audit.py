@@ -106,7 +106,7 @@ def test_result_choices_match_the_api() -> None:
     assert tuple(Result) == RESULTS
 
 
-# --- taking it along -------------------------------------------------------------------------------------------------
+# --- exporting -------------------------------------------------------------------------------------------------------
 
 
 def test_export_file_is_private(audit_shell: Shell) -> None:
@@ -159,7 +159,7 @@ def test_file_options_need_a_file(audit_shell: Shell) -> None:
     assert (result.exit_code, "require a FILE" in result.stderr, audit_shell.mesh.calls) == (2, True, [])
 
 
-# --- verifying with files alone --------------------------------------------------------------------------------------
+# --- verifying offline -----------------------------------------------------------------------------------------------
 
 
 def test_auditor_needs_no_mesh(audit_shell: Shell) -> None:

@@ -100,7 +100,7 @@ def hidden_columns(table: dict[str, list[str]], width: int) -> list[str]:
         (118, []),
         (80, ["LIKED", "LIMITED", "CACHED"]),
         (60, ["LIKED", "LIMITED", "CACHED", "FAILED", "USERS", "CONVERSATIONS"]),
-        # What it is about, how much was asked and how many tokens that were stay, whatever the terminal makes of them.
+        # Even the narrowest terminal keeps the row's subject, the request count and the token count.
         (10, ["LIKED", "LIMITED", "CACHED", "FAILED", "USERS", "CONVERSATIONS", "TOKENS/S"]),
     ],
 )
@@ -212,7 +212,7 @@ def test_days_end_today(days: int, today: date) -> None:
 
 
 def make_sum(seed: int) -> BusinessSum:
-    """Any numbers; hypothesis would take ten times as long to draw each."""
+    """Return random numbers. A hypothesis strategy would take ten times as long."""
     draw = random.Random(seed)
     return BusinessSum(**{name: draw.choice((0, 1, 10**12, draw.randrange(10**12))) for name in BusinessSum.__struct_fields__})
 

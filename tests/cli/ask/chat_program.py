@@ -1,7 +1,7 @@
-"""`aicli chat` with a fake mesh, as a program that the tests start at a terminal: python -m tests.cli.ask.chat_program FOLDER ARGUMENTS.
+"""`aicli chat` with a fake mesh, as a program that the tests start in a terminal: python -m tests.cli.ask.chat_program FOLDER ARGUMENTS.
 
-The model repeats the question. `think …` thinks before, `slow …` never ends, `pause …` ends when the test writes to the
-FIFO `go`, `full` does not fit the context, `lost` breaks and is resumed, `down` has no worker.
+The model repeats the question. `think …` thinks first, `slow …` never ends, `pause …` ends when the test writes to the
+FIFO `go`, `full` exceeds the context, `lost` breaks and is resumed, `down` has no worker.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A terminal with a user in front of `aicli chat`, which runs in its own process and session, so that Ctrl-C is a signal."""
+"""A terminal whose user types into `aicli chat`. The program has its own process and session, so that Ctrl-C is a signal."""
 
 import fcntl
 import os
@@ -26,14 +26,14 @@ _SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|.)")
 @dataclass(slots=True)
 class ChatTerminal:
     process: subprocess.Popen[bytes]
-    #: The side of the user.
+    #: The user's end of the terminal.
     descriptor: int
-    #: All that was written, with its sequences.
+    #: The program's whole output, with escape sequences.
     raw: str = ""
     _seen: int = 0
 
     def sees(self, text: str) -> str:
-        """Wait for ``text`` after what was seen before, and return what came before it."""
+        """Wait for ``text`` after what the user has already seen, and return what came before it."""
         until = time.monotonic() + SECONDS
         while (found := self._text.find(text, self._seen)) < 0:
             assert time.monotonic() < until, f"no {text!r} in {self._text[self._seen :]!r}"
@@ -59,7 +59,7 @@ class ChatTerminal:
         return _SEQUENCE.sub("", self.raw)
 
     def _read(self) -> bool:
-        """Read something within a moment; False at the end."""
+        """Read what arrives within 50 ms. Returns False at the end."""
         if not select.select([self.descriptor], [], [], 0.05)[0]:
             return True
         try:
@@ -76,9 +76,9 @@ def chatting(
 ) -> Iterator[ChatTerminal]:
     descriptor, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    # No cursor position requests: nobody here answers them.
+    # No cursor position requests: nothing here answers them.
     variables = {**environment, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-    # Under nohup, the program would inherit that a closed terminal is ignored.
+    # Under nohup, the program would inherit that SIGHUP is ignored.
     started = ["env", "--default-signal=HUP", "setsid", "--ctty", "--wait", python, "-m", *command]
     process = subprocess.Popen(started, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=variables)
     os.close(theirs)

@@ -1,4 +1,4 @@
-"""What is said below an answer: its size, speed and cost, and what cut it off."""
+"""The summary below an answer: its size, speed and cost, and what cut it off."""
 
 from uuid import UUID
 

@@ -1,4 +1,4 @@
-"""Answers in a terminal: whatever arrives in whatever pieces, the screen ends up the same, and is not controlled by the answer."""
+"""Answers in a terminal: the screen ends up the same however the text is split, and the answer can't control the terminal."""
 
 import asyncio
 import io
@@ -58,7 +58,7 @@ def test_finished_blocks(text: str, finished: str) -> None:
 
 
 class Screen:
-    """A terminal that knows only what the view uses: lines, going up, and erasing to the end."""
+    """A terminal that supports only what the view uses: lines, moving up, and erasing to the end."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, columns: int = 60, lines: int = 10, term: str = "xterm") -> None:
         self.out = io.StringIO()
@@ -167,7 +167,7 @@ async def test_last_piece_is_painted_although_nothing_follows(monkeypatch: pytes
         for piece in ("one ", "two ", "three"):
             screen.view.add(piece)
             await asyncio.sleep(0)
-        while screen.rows() != ["one two three"]:  # noqa: ASYNC110 - nobody tells when it is painted
+        while screen.rows() != ["one two three"]:  # noqa: ASYNC110 - painting sets no event
             await asyncio.sleep(0)
         painter.cancel()
 

@@ -15,7 +15,7 @@ from tests.cli.ask import chat_terminal
 from tests.cli.ask.chat_terminal import ALT_ENTER, CTRL_C, CTRL_D, READY, UP, ChatTerminal
 from tests.cli.fake_mesh import Shell
 
-#: What follows each answer.
+#: Follows each answer.
 SUMMARY = "echo: 4 + 3 tokens, first after 10 ms, 100.0 tokens/s, 0.0008 credits"
 
 Chat = Callable[..., AbstractContextManager[ChatTerminal]]
@@ -48,7 +48,7 @@ def test_conversation_with_its_summary_and_context(shell: Shell, chat: Chat) -> 
         terminal.types(CTRL_D)
         assert terminal.ends() == 0
     assert seen_by(shell)["messages"] == [["Be brief", "one **two**"], ["Be brief", "one **two**", "one **two** ", "three\nfour\nfive"]]
-    # Markdown: the stars are gone, and the word is bold.
+    # Markdown: the asterisks are removed and the word is bold.
     assert "one \x1b[1mtwo\x1b[0m" in terminal.raw
     (path,) = chats_of(shell)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -73,7 +73,7 @@ def test_ctrl_c_stops_the_answer_and_the_chat_continues(shell: Shell, chat: Chat
     seen = seen_by(shell)
     assert seen["left_early"] == ["gateway.processInferenceRequest"]
     assert seen["calls"].count("gateway.cancelInference") == 1
-    # What had arrived is part of the conversation.
+    # The partial answer is part of the conversation.
     assert seen["messages"][-1] == ["slow answer", "slow answer ", "next"]
 
 
@@ -192,7 +192,7 @@ def test_errors_are_one_line_and_the_chat_continues(shell: Shell, chat: Chat) ->
         terminal.sees(SUMMARY)
         terminal.types(CTRL_D)
         assert terminal.ends() == 0
-    # Questions without an answer are not repeated.
+    # Questions without an answer are not sent again.
     assert seen_by(shell)["messages"][-1] == ["lost"]
 
 
@@ -239,7 +239,7 @@ def test_killed_chat_leaves_a_file_that_continues(shell: Shell, chat: Chat) -> N
     with chat("--continue") as terminal:
         terminal.sees("with 2 messages. The last one:")
         terminal.sees("> slow two")
-        # The history is there too.
+        # The input history is restored too.
         terminal.types(UP + UP + "\r")
         terminal.sees(SUMMARY)
         terminal.types(CTRL_D)

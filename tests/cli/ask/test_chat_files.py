@@ -46,7 +46,7 @@ def test_rename_keeps_one_file_and_refuses_a_taken_name(folder: ChatFolder) -> N
     other = folder.new(ChatConversation())
     with pytest.raises(errors.BadRequest, match="already a conversation 'mine'"):
         other.rename("mine")
-    # A name of the user's stays when the conversation gets another one.
+    # A name that the user chose stays when the conversation gets another one.
     file.rename("copy")
     assert sorted(folder.names()) == ["copy", "mine"]
 

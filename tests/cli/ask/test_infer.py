@@ -239,7 +239,7 @@ def test_ctrl_c_cancels_the_call(shell: Shell) -> None:
     assert (result.exit_code, result.stdout) == (130, "Hel")
     assert result.stderr == "error: interrupted\n"
     assert shell.mesh.left_early == [METHOD.name]
-    # Under its key it would be made to its end.
+    # Without the cancellation, the key would let the answer run to its end.
     assert [entry.method for entry in shell.mesh.calls] == [METHOD.name, gateway.cancel_inference.name]
 
 
@@ -252,11 +252,11 @@ def test_closed_stdout_cancels_the_call(shell: Shell) -> None:
     assert shell.mesh.left_early == [METHOD.name]
 
 
-# --- connections that are lost ---------------------------------------------------------------------------------------
+# --- lost connections ------------------------------------------------------------------------------------------------
 
 
 class Losses:
-    """A gateway whose connections break, each time behind the next piece."""
+    """A gateway whose connections break, each time after one more piece."""
 
     def __init__(self, shell: Shell, times: int, error: errors.AimeshError) -> None:
         self.left, self.error = times, error

@@ -1,4 +1,4 @@
-"""`aicli models pull`, `add`, `show`, `remove` and `prune`, with the real program behind them."""
+"""`aicli models pull`, `add`, `show`, `remove` and `prune`, run as the real program."""
 
 import hashlib
 import json

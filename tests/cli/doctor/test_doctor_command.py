@@ -33,7 +33,7 @@ HEALTHY = ServiceHealth(status="healthy", checks=(Check("PostgreSQL", True),), w
 
 @asynccontextmanager
 async def listening(greeting: bytes) -> AsyncIterator[int]:
-    """A server that greets and hangs up."""
+    """Serve a greeting on a port, then hang up."""
 
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(greeting)

@@ -149,7 +149,7 @@ async def test_joined_worker_is_checked_completely(tmp_path: Path) -> None:
         assert found[-1] == DoctorFinding("member", True, "auth renews the certificate")
         found = [finding async for finding in doctor_worker_checks.examine(membership_of(folder), key, is_in_use=True)]
         assert found[-1] == DoctorFinding("member", None, "not checked: a running worker uses the key")
-        # Nobody at the enrollment topic changes nothing else.
+        # Without an auth at the enrollment topic, the other findings stay the same.
         await net.nodes[0].stop()
         found = [finding async for finding in doctor_worker_checks.examine(membership_of(folder), key, find_seconds=0.5)]
         assert wrong(found) == ["way in"]
@@ -172,7 +172,7 @@ async def test_machine_that_never_joined(tmp_path: Path) -> None:
 
 @pytest.fixture
 def client(shell: Shell) -> Shell:
-    """A profile that `aicli mesh connect` made."""
+    """A profile made by `aicli mesh connect`."""
     path = shell.folder / ".aimesh/profile.toml"
     before = profile.read(path)
     mesh_file = path.with_name("client.mesh")

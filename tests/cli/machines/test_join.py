@@ -1,4 +1,4 @@
-"""A machine with only the package and a ticket: `aicli worker --join` as its own process, on a real Hyperswarm."""
+"""A machine that has only the package and a ticket: `aicli worker --join` as its own process, on a real Hyperswarm."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ from tests.swarmnet import SwarmNet, swarmnet
 from tests.testnet import until
 
 ROOT = Path(main.__file__).parent.parent
-#: Ends a hang: Python and Node.js start while other tests run.
+#: Bounds a hang: Python and Node.js start while other tests run.
 SECONDS = 120.0
 
 
@@ -111,7 +111,7 @@ async def open_door(net: SwarmNet) -> FrontDoor:
 
 
 async def lines_with(process: Process, *each: str) -> str:
-    """Read stdout until it contained all of these words, in any order; return the last line."""
+    """Read stdout until all of these words have appeared, in any order; return the last line."""
     assert process.stdout is not None
     seen = ""
     async with asyncio.timeout(SECONDS):
@@ -124,7 +124,7 @@ async def lines_with(process: Process, *each: str) -> str:
 
 
 def kept_files(folder: Path) -> list[Path]:
-    """The files of a worker that runs, without those that it is writing and will rename."""
+    """Return the files of a running worker, without those that it is writing and will rename."""
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
@@ -139,10 +139,10 @@ async def test_worker_joins_serves_pauses_and_needs_no_ticket_again(net: SwarmNe
     (worker,) = gateway.directory.usable(Role.WORKER)
     assert [offer.name for offer in worker.announcement.models] == ["echo"]
 
-    # It is the worker now, and nothing of the ticket is left in it.
+    # The process is the worker now, and its command line and environment no longer contain the ticket.
     of_process = Path(f"/proc/{process.pid}")
     shown = (of_process / "cmdline").read_bytes()
-    with contextlib.suppress(PermissionError):  # only root may look into a worker
+    with contextlib.suppress(PermissionError):  # only root may read a worker's environment
         shown += (of_process / "environ").read_bytes()
     assert b"services.inference" in shown
     files = kept_files(machine.state)
@@ -153,7 +153,7 @@ async def test_worker_joins_serves_pauses_and_needs_no_ticket_again(net: SwarmNe
     assert machine.state.stat().st_mode & 0o777 == 0o700
     assert {path.name: path.stat().st_mode & 0o077 for path in files}.items() >= {"node.nk": 0, "node.mesh": 0}.items()
 
-    # Its owner wants the machine for himself, and gives it back.
+    # The owner needs the machine for a while, then resumes serving.
     code, out, _ = await machine.run("worker", "pause")
     assert (code, out.startswith("Paused. Running requests finish")) == (0, True)
     await lines_with(process, "paused by its owner")
@@ -166,7 +166,7 @@ async def test_worker_joins_serves_pauses_and_needs_no_ticket_again(net: SwarmNe
     assert (await machine.run("worker", "resume"))[1] == "Resumed.\n"
     await until(lambda: gateway.directory.usable(Role.WORKER))
 
-    # Two with one key would push each other out.
+    # Two workers with one key would push each other out.
     code, _, err = await machine.run("worker", "--backend", "echo")
     assert (code, "a worker already uses" in err) == (5, True)
 
@@ -182,7 +182,7 @@ async def test_worker_joins_serves_pauses_and_needs_no_ticket_again(net: SwarmNe
     assert door.asked.count("enrollNode") == 1
 
 
-# By day, tests/shared/node/test_enrollment.py renews the certificate of a node that was away too long.
+# In `make test`, tests/shared/node/test_enrollment.py renews the certificate of a node that was offline too long.
 @pytest.mark.nightly("stacks")
 async def test_machine_offline_for_a_week_serves_again(net: SwarmNet, machine: Machine) -> None:
     door = await open_door(net)
@@ -210,13 +210,13 @@ async def test_revoked_machine_joins_again_as_a_new_node(net: SwarmNet, machine:
     assert (await machine.run("worker", "--join", first, "--no-serve"))[0] == 0
     folder = join.Folder(machine.state)
     old = node_keys.load(folder.key).id
-    # A used ticket of another machine is no good, and does no harm.
+    # Another machine's used-up ticket is refused, and does no harm.
     other = door.ticket(Role.WORKER)
     door.offers[other.id].uses = 0
     code, out, _ = await machine.run("worker", "--join", tickets.render(other), "--no-serve")
     assert (code, "the ticket is used up; continuing, because this machine is already a member of mesh test" in out) == (0, True)
     assert node_keys.load(folder.key).id == old
-    # Auth does not answer a revoked node at all.
+    # Auth never answers a revoked node.
     door.revoked.add(old)
     net.revoke(old, net.nodes[0])
     code, out, _ = await machine.run("doctor", "--worker")
@@ -231,7 +231,7 @@ async def test_revoked_machine_joins_again_as_a_new_node(net: SwarmNet, machine:
 async def test_bad_ticket_says_what_to_do_and_leaves_nothing_running(net: SwarmNet, machine: Machine) -> None:
     door = await open_door(net)
     ticket = door.ticket(Role.CLIENT)
-    # Of stdin, with the line break that a mail made.
+    # From stdin, with a line break as an email inserts it.
     text = tickets.render(ticket)
     code, out, err = await machine.run("worker", "--join", "-", "--backend", "echo", stdin=f"{text[:40]}\n{text[40:]}\n")
     assert code == 1
@@ -254,7 +254,7 @@ async def test_connect_creates_a_profile(net: SwarmNet, machine: Machine) -> Non
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
     code, _, err = await machine.run("mesh", "connect", "@ticket", "--name", "cafe")
     assert (code, "profile 'cafe' already exists" in err) == (2, True)
-    # With a gateway there, the profile works.
+    # Once a gateway is up, the profile works.
     await net.start(Gateway)
     code, _, err = await machine.run("--profile", "cafe", "models")
     assert "gateway.listModels" in err
@@ -265,7 +265,7 @@ async def test_connect_creates_a_profile(net: SwarmNet, machine: Machine) -> Non
 
 @pytest.fixture
 def folder(tmp_path: Path) -> join.Folder:
-    """As `aicli worker --join` left it."""
+    """A folder as `aicli worker --join` left it."""
     folder = join.Folder(tmp_path / "state")
     join.prepare(folder)
     private_file.create(folder.key, node_keys.new_seed)

@@ -18,13 +18,13 @@ from stack.servers.program import DatagramProbe
 from stack.stack_home import checkout
 from tests.cli.fake_mesh import Shell
 
-#: Ends a hang: Python, Node.js and a DHT start while other tests run.
+#: Bounds a hang: Python, Node.js and a DHT start while other tests run.
 SECONDS = 120.0
 
 
 @asynccontextmanager
 async def running(*arguments: str, **variables: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """The command, ready, and the one line that it printed."""
+    """Start the command and wait until it is ready; yield it with the one line that it printed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "cli.main", "mesh", *arguments,
         cwd=checkout(), env={"PATH": os.environ["PATH"], **variables},

@@ -32,7 +32,7 @@ def renewed(bootstrap: tuple[str, ...] = DHT) -> Membership:
 
 
 def answering(shell: Shell, membership_: Membership) -> tuple[NodeKey, NodeKey]:
-    """A mesh with one auth and one gateway; their keys."""
+    """Give the mesh one auth and one gateway; return their keys."""
     keys = NodeKey(node_keys.new_seed()), NodeKey(node_keys.new_seed())
     shell.mesh.answer(membership.renew_certificate, membership_)
     shell.mesh.answer(gateway.get_service_health, gateway.ServiceHealth("healthy", (), 0, (), 0))

@@ -1,4 +1,4 @@
-"""`aicli worker`: the environment that the worker's process gets."""
+"""`aicli worker`: the environment of the worker's process."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ from tests.cli.fake_mesh import Shell
 
 @pytest.fixture
 def stack(tmp_path: Path) -> homes.StackHome:
-    """A stack whose user has set some things; nothing runs."""
+    """A stack whose user has changed some settings; nothing runs."""
     home = homes.locate({"AIMESH_HOME": str(tmp_path / "home")})
     settings = {"MESH_NAME": "lab", "NATS_PORT": "14222", "MODELS": "m=/models/m.gguf", "LOG_LEVEL": "debug"}
     initialization.ensure(home, settings, tmp_path)

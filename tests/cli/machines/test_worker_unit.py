@@ -1,4 +1,4 @@
-"""`aicli worker install`: the unit that it writes, twice and not at all."""
+"""`aicli worker install`: the unit that it writes, a second install, and refusals."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every command that lists, with a mesh that answers it; names with wide characters, formulas and controls among them."""
+"""Every listing command, with a mesh that answers it; names contain wide characters, formulas and control characters."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -29,9 +29,9 @@ from tests.cli.fake_mesh import FakeMesh
 from tests.cli.test_admin_mesh import NODE, member, row
 from tests.cli.test_listings import LEFT, USER, WORKER
 
-#: A user may choose it as a name.
+#: A name that a user may choose.
 NAME = "=漢字\x1b[31m"
-#: The same in CSV and in a table.
+#: The same name in CSV and in a table.
 CSV_NAME, SHOWN_NAME = "'=漢字[31m", "=漢字[31m"
 NOW = datetime.now(UTC)
 USER_ROW = auth.User(USER, NAME, "alice@example.org", UserRole.USER, Tier.PRO, True, NOW)
@@ -48,7 +48,7 @@ ROLLOUT = configuration.RolloutSummary(UUID(int=4), NAME, PLAN, configuration.Ro
 STATUS = StatusRow(NAME, "ready", True, NOW, 17, 0, "http://127.0.0.1:3000", "")
 FINDING = DoctorFinding("gateway", True, NAME)
 
-#: Command -> its arguments; an argument that must be there in every format but YAML, CSV and JSON: the id or name of its first row.
+#: Command -> its arguments, and its first row's id or name, which every format except YAML, CSV and JSON must show.
 LISTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {
     ("models",): ((), SHOWN_NAME),
     ("models", "list"): ((), SHOWN_NAME),

@@ -1,4 +1,4 @@
-"""Every command that lists, in every format, in narrow and wide terminals; no command is left out."""
+"""Every listing command, in every format, in narrow and wide terminals; no command is left out."""
 
 import csv
 import io
@@ -27,12 +27,12 @@ from tests.cli.output.listings import CSV_NAME, LISTINGS, SHOWN_NAME
 from tests.cli.test_admin_mesh import NODE
 from tests.cli.test_listings import WORKER
 
-#: Their JSON is for other programs, or a stream.
+#: These print JSON for other programs, or a stream.
 WITHOUT_FORMATS = {("mesh", "export"), ("top",)}
 
 
 def commands(command: click.Command = main.aicli, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], set[str]]]:
-    """Every command and its options."""
+    """Return every command with its options."""
     found = [(path, {name for parameter in command.params if not getattr(parameter, "hidden", False) for name in parameter.opts})]
     if isinstance(command, click.Group):
         context = click.Context(command)
@@ -81,7 +81,7 @@ def test_every_command_that_prints_json_takes_the_other_formats() -> None:
 
 @pytest.mark.parametrize("command", LISTINGS, ids=" ".join)
 def test_listing_in_every_format(full_shell: Shell, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
-    # Ages may change between two runs.
+    # The displayed age may change between two runs.
     monkeypatch.setattr(printing, "duration", lambda _seconds: "6 s")
     first = LISTINGS[command][1]
     found = {kind: run(full_shell, command, "-o", kind.value).stdout for kind in PrintFormat}
@@ -114,7 +114,7 @@ def test_listings_fit_the_terminal(full_shell: Shell, monkeypatch: pytest.Monkey
         result = run(full_shell, command)
         assert first in result.stdout, command
         if command[0] in ("doctor", "usage", "quota", "report"):
-            continue  # they have sentences beside their table
+            continue  # these print sentences beside the table
         if columns == 200:
             assert "no space" not in result.stderr, command
         widest = max(map(display_width, result.stdout.splitlines()))

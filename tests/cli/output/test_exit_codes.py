@@ -1,4 +1,4 @@
-"""Every error has an exit status, and the ones that scripts branch on have the right one."""
+"""Every error has an exit status, and those that scripts branch on have the documented one."""
 
 import pytest
 

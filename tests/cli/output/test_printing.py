@@ -1,4 +1,4 @@
-"""What is printed: JSON under snake_case names, aligned text, and nothing that moves a terminal's cursor."""
+"""Printed output: JSON with snake_case names, aligned text, and no control characters for the terminal."""
 
 import json
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""A reader that does not read must stop the stream and nothing else."""
+"""A reader that stops reading must stop the stream and nothing else."""
 
 import asyncio
 import fcntl
@@ -19,7 +19,7 @@ class Pipe:
     writer: TextIO
 
     def fill(self) -> int:
-        """Make the pipe full; how many bytes that took."""
+        """Fill the pipe, and return how many bytes that took."""
         descriptor = self.writer.fileno()
         os.set_blocking(descriptor, False)
         total = 0
@@ -59,7 +59,7 @@ async def test_full_pipe_blocks_the_writer_not_the_loop(pipe: Pipe) -> None:
     async with asyncio.TaskGroup() as tasks:
         writing = tasks.create_task(StdoutWriter(pipe.writer).write("after"))
         for _ in range(20):
-            await asyncio.sleep(0)  # the loop turns
+            await asyncio.sleep(0)  # one iteration of the loop
         assert not writing.done()
         assert pipe.read(filled) == b"." * filled
     assert pipe.read(5) == b"after"

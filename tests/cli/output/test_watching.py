@@ -1,4 +1,4 @@
-"""`--watch`: rounds follow each other until Ctrl-C, on a terminal and in a pipe."""
+"""`--watch`: rounds repeat until Ctrl-C, on a terminal and in a pipe."""
 
 import json
 import os
@@ -30,7 +30,7 @@ ROWS = gateway.NodeRows((WORKER,))
 
 @pytest.fixture
 def rounds(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[gateway.NodeRows | BaseException]]:
-    """What each round finds."""
+    """The reply of each round."""
     monkeypatch.setattr(watching, "EVERY_SECONDS", 0.0)
     left: list[gateway.NodeRows | BaseException] = []
 
@@ -94,7 +94,7 @@ def profiles(tmp_path: Path) -> dict[str, str]:
 
 
 def read_until(descriptor: int, end: bytes, times: int) -> bytes:
-    """Read until ``end`` came so often."""
+    """Read until ``end`` has occurred that many times."""
     text, deadline = b"", stopwatch.now() + stopwatch.patience(60)
     while text.count(end) < times:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - stopwatch.now()))
@@ -106,7 +106,7 @@ def read_until(descriptor: int, end: bytes, times: int) -> bytes:
 def test_a_terminal_is_redrawn_until_ctrl_c(profiles: dict[str, str]) -> None:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        # Ctrl-C is a signal only for a process that the terminal controls.
+        # The terminal sends Ctrl-C as a signal only to a process that it controls.
         ["setsid", "--ctty", "--wait", sys.executable, "-m", "cli.main", "profile", "list", "--watch"],
         cwd=ROOT, env=profiles, stdin=theirs, stdout=theirs, stderr=theirs,
     ) as process:  # fmt: skip

@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
-#: Where a picture begins, and the terminal's own screen.
+#: The start of a frame, and the switch back to the terminal's own screen.
 PICTURE, LEFT = "\x1b[H", "\x1b[?1049l"
 SECONDS = 60.0
 
 
 @dataclass(slots=True)
 class Person:
-    """At the other side of a terminal: what they see and press."""
+    """The user at the other end of a terminal: what they see and press."""
 
     descriptor: int
-    #: The side of the program.
+    #: The program's end of the terminal.
     ours: int
     stdin: TextIO
     stdout: TextIO

@@ -1,4 +1,4 @@
-"""A mesh for `aicli top`: one gateway, two workers, one of which is gone, an alert, and a history."""
+"""A mesh for `aicli top`: one gateway, two workers (one of them gone), an alert, and a history."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -55,7 +55,7 @@ def alert(name: str = "worker_gone", **changed: object) -> Alert:
 
 
 def line(name: str, value: float | None, /, *before: float | None, **labels: str) -> HistoryLine:
-    """With ``value`` as its last number."""
+    """Return a line with ``value`` as its last number."""
     return HistoryLine(name, labels, (*before, value))
 
 
@@ -75,7 +75,7 @@ NODES = (
     node(running=2, queued=1, slots=4, round_trip_ms=1.25),
     node(GONE, alive=False, usable=False, why_not="no heartbeat", path=""),
 )
-#: name -> its lines by (service, node); only what a question names comes.
+#: name -> the worker's value; a history has only the names that the request lists.
 _OF_NODES: Mapping[str, float] = {
     "ai_platform_host_cpu_usage_ratio": 0.5,
     "ai_platform_host_memory_used_bytes": 3e9,
@@ -103,7 +103,7 @@ def history_of(request: GetHistory) -> History:
 
 
 def fill(mesh: FakeMesh) -> None:
-    """All four sources answer."""
+    """Let all four sources answer."""
     mesh.answer(metrics.get_system_health, HEALTH)
     mesh.answer(alerts.list_alerts, alerts.Alerts((alert(),), ()))
     mesh.answer(gateway.list_nodes, gateway.NodeRows(NODES))

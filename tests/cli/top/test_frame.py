@@ -1,4 +1,4 @@
-"""From readings to one frame."""
+"""Building one frame from the readings."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""The latest values of the history, in the order in which an operator reads them."""
+"""The latest values of the history, ordered for an operator."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""The calls of `aicli top`, and what it keeps when a source is silent."""
+"""The calls of `aicli top`, and what it keeps when a source doesn't answer."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From a frame to the text on the screen."""
+"""Rendering a frame as the text on the screen."""
 
 import msgspec
 import pytest
@@ -100,7 +100,7 @@ def test_no_line_or_page_exceeds_the_terminal(width: int, height: int, above: in
     ("width", "titles"),
     [
         (120, "NODE KIND STATE PATH RTT CPU GPU MEMORY RUNNING TOKENS/S MODELS WHY NOT"),
-        # In a terminal of usual width, load and speed come before memory.
+        # In a terminal of usual width, load and speed matter more than memory.
         (80, "NODE KIND STATE PATH CPU GPU RUNNING TOKENS/S MODELS"),
         (60, "NODE STATE CPU GPU RUNNING TOKENS/S MODELS"),
         (48, "NODE STATE RUNNING TOKENS/S MODELS"),

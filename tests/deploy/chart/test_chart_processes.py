@@ -1,4 +1,4 @@
-"""Every container starts with the chart's own command and environment, from the Secrets that `init` makes, and works with the others."""
+"""Every container starts with the chart's own command and environment and the Secrets that `init` makes, and works with the others."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def test_a_new_user_gets_an_answer_through_the_pages(house: Cluster) -> None:
 def test_prometheus_may_read_the_metrics_of_gateway_and_web(house: Cluster) -> None:
     token = house.secrets["aimesh-observability"]["metrics_token"].decode().strip()
     for name in ("aimesh-gateway", "aimesh-web"):
-        # As from another machine.
+        # As if from another machine.
         headers = {"X-Forwarded-For": "192.0.2.1", "Authorization": f"Bearer {token}"}
         assert httpx.get(house.url(name, "/metrics"), headers=headers).status_code == 200
 
@@ -141,7 +141,7 @@ def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
     data = rendering.find("ConfigMap", "aimesh-prometheus", "namespaces")["data"]
     (tmp_path / "metrics_token").write_text("x")
     for name, text in data.items():
-        # Debian's Prometheus knows no Kubernetes.
+        # Debian's Prometheus has no Kubernetes service discovery.
         static = re.sub(r"kubernetes_sd_configs: .*", "static_configs: []", text)
         (tmp_path / name).write_text(static.replace("/run/aimesh", str(tmp_path)), encoding="utf-8")
     program = str(capabilities.find_program("promtool"))
@@ -152,7 +152,7 @@ def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
 
 
 def test_a_pod_that_is_taken_away_has_a_pause_and_the_time_of_a_request(started: tuple[Cluster, dict[str, Container]]) -> None:
-    # The last test of the module: the house is empty afterwards.
+    # The last test of the module: it stops every container.
     house, pods = started
     hooks = [house.hook(name, "preStop") for name in ("aimesh-gateway", "aimesh-web")]
     assert [hook.wait(timeout=60) for hook in hooks] == [0, 0]

@@ -1,4 +1,4 @@
-"""Every variable in the chart is a setting, and every setting can be given by the values."""
+"""Every variable in the chart is a setting, and the values can set every setting."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests import tiers
 from tests.deploy.chart import rendering
 from tests.deploy.chart.rendering import CASES, CHART
 
-#: Variables of programs that are not ours, by their container, and of ours that are no settings.
+#: Variables of third-party programs, by container, and variables of ours that are no settings.
 OF_OTHERS = {
     "nats": {"POD_NAME", "SERVER_ADDRESS"},
     "valkey": {"POD_NAME", "PLACE", "SET", "SENTINELS"},
@@ -26,7 +26,7 @@ OF_OTHERS = {
     "backup": {"AIMESH_HOME"},
     "grafana": set(),
 }
-#: Settings of the embedded stack that a cluster has no use for: its servers and workers, and DHT nodes, which need fixed UDP ports.
+#: Settings of the embedded stack that a cluster doesn't need: its servers and workers, and DHT nodes, which need fixed UDP ports.
 EMBEDDED = {
     *("NATS_PORT", "NATS_AUTH", "AIMESH_ECHO", "LOG_RETENTION_DAYS", "HYPERSWARM"),
     *("ECHO_SERVICE_PORT", "OLLAMA_SERVICE_PORT", "OPENAI_SERVICE_PORT", "HTTP_SERVICE_PORT"),

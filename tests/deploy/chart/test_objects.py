@@ -1,4 +1,4 @@
-"""What the chart makes: valid objects, with the names and numbers of the ordering documents."""
+"""The chart's objects: valid, with the names and numbers of the specification."""
 
 import json
 import re
@@ -16,10 +16,10 @@ from tests.deploy import test_versions
 from tests.deploy.chart import rendering
 from tests.deploy.chart.rendering import CASES, CHART, ROOT
 
-#: The oldest and the newest Kubernetes that the README names.
+#: The oldest and newest Kubernetes that the README names.
 VERSIONS = ("1.29", "1.37")
 MAX_LINES = {"values.yaml": 220, "templates": 1100, "all": 1350}
-#: Fields of CloudNativePG's Cluster that the chart uses, from its API reference (v1); there is no package with the schema.
+#: Fields of CloudNativePG's Cluster that the chart uses, from its API reference (v1); no package has the schema.
 CLUSTER_SCHEMA = {
     "type": "object",
     "additionalProperties": False,

@@ -10,7 +10,7 @@ from tests import capabilities, tiers
 from tests.deploy.chart import rendering
 from tests.deploy.chart.rendering import CASES
 
-#: Reviewed: why a check of checkov does not apply.
+#: Reviewed: why one of checkov's checks does not apply.
 SKIPPED = {
     "CKV_K8S_15": "images have a version, so IfNotPresent gets the same image and works while the registry is down",
     "CKV_K8S_43": "digests are the operator's choice: images.* and image.tag accept them",
@@ -89,7 +89,7 @@ def test_checkov_finds_nothing(case: str, tmp_path: Path) -> None:
 
 
 def _allowed(case: str, component: str) -> set[tuple[str, int]]:
-    """The components, namespaces and networks to which the policy of a component allows connections."""
+    """Return the components, namespaces and networks to which a component's policy allows connections."""
     name = component if component in ("default-deny",) else f"aimesh-{component}"
     found = set()
     for rule in rendering.find("NetworkPolicy", name, case)["spec"]["egress"] or ():

@@ -1,4 +1,4 @@
-"""Values that cannot work are refused with one sentence; unknown ones by the schema, which is closed."""
+"""Values that cannot work are refused with one sentence; the schema is closed and refuses unknown values."""
 
 import pytest
 

@@ -20,19 +20,19 @@ from tests import capabilities
 from tests.stacks import until
 from tests.testnet import free_port
 
-#: Traefik renews a certificate that ends within 20 minutes.
+#: Traefik renews a certificate that expires within 20 minutes.
 VALID_SECONDS = 900
 
 
 @dataclass(frozen=True, slots=True)
 class AcmeServer:
     directory: str
-    #: Of its own HTTPS port.
+    #: For Pebble's own HTTPS port.
     ca_file: Path
     management: str
 
     async def read_root(self) -> str:
-        """Return the root that signs the certificates it issues, as soon as it answers."""
+        """Wait until the server answers, and return the root of the certificates that it issues."""
 
         async def read() -> str:
             async with httpx.AsyncClient(verify=ssl.create_default_context(cafile=self.ca_file), trust_env=False) as http:
@@ -43,7 +43,7 @@ class AcmeServer:
 
 @contextmanager
 def acme_server(folder: Path, plain_port: int, tls_port: int) -> Iterator[AcmeServer]:
-    """It connects to these two ports to check who owns a name."""
+    """Run Pebble, which connects to these two ports to check who owns a name."""
     dns_port, management_port, port = free_port(), free_port(), free_port()
     certificate, key = folder / "pebble.pem", folder / "pebble.key"
     _write_certificate(certificate, key)
@@ -68,7 +68,7 @@ def acme_server(folder: Path, plain_port: int, tls_port: int) -> Iterator[AcmeSe
 
 @contextmanager
 def running(words: list[str], log_file: Path, variables: dict[str, str] | None = None) -> "Iterator[subprocess.Popen[bytes]]":
-    """A program of this machine, until the end of the block."""
+    """Run a program of this machine until the end of the block."""
     path = capabilities.find_program(words[0])
     assert path is not None, words[0]
     with log_file.open("ab") as log:
@@ -86,7 +86,7 @@ def running(words: list[str], log_file: Path, variables: dict[str, str] | None =
 
 
 def _write_certificate(certificate: Path, key: Path) -> None:
-    """One for loopback that signs itself."""
+    """Write a self-signed certificate for loopback."""
     own = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "pebble")])
     now = datetime.now(UTC)

@@ -16,7 +16,7 @@ from tests.stacks import REPOSITORY, until
 from tests.testnet import free_port
 
 FILES = REPOSITORY / "deploy" / "proxy"
-#: The name in the files.
+#: The site's name in the files.
 SITE = "ai.example.org"
 NOBODY = "255.255.255.255"
 
@@ -27,7 +27,7 @@ class Backends:
 
     gateways: tuple[int, int]
     web: int
-    #: Of a server in place of Grafana and Prometheus.
+    #: Port of a server in place of Grafana and Prometheus.
     internal: int
 
 
@@ -57,7 +57,7 @@ class Proxy:
             yield
 
     async def ready(self) -> None:
-        """Until it has a certificate and both gateways."""
+        """Wait until it has a certificate and reaches both gateways."""
         self._root = await self.acme.read_root()
         if self.needs_certbot:
             await until(self._listens, what=f"{self.name} listens", ignoring=(OSError,))
@@ -74,10 +74,10 @@ class Proxy:
             )
         await until(self.serial, seconds=40, what=f"{self.name} has a certificate", ignoring=(OSError,))
 
-    # --- what differs ---------------------------------------------------------------------------------------------------
+    # --- what differs between the proxies -------------------------------------------------------------------------------
 
     def write(self, operators: str = NOBODY) -> None:
-        """Write its files; ``operators`` may open /grafana and /prometheus."""
+        """Write its files; only clients at ``operators`` may open /grafana and /prometheus."""
         raise NotImplementedError
 
     def command(self) -> list[str]:
@@ -87,15 +87,15 @@ class Proxy:
         return {}
 
     def reload_command(self) -> str:
-        """For a shell; empty if it notices changes."""
+        """Return a shell command; empty if the proxy detects changes itself."""
         return ""
 
     async def renew(self) -> None:
-        """Have the certificate renewed; the programs with ACME of their own do it when it is due."""
+        """Have the certificate renewed; programs with built-in ACME renew it when it is due."""
         if self.needs_certbot:
             await self._certbot("renew", "--force-renewal", "--no-random-sleep-on-renew")
 
-    # --- what does not --------------------------------------------------------------------------------------------------
+    # --- what they share ------------------------------------------------------------------------------------------------
 
     def copy(self, file: str, edits: Mapping[str, str]) -> None:
         """Copy a file, edited as an operator edits it."""
@@ -110,7 +110,7 @@ class Proxy:
         for old, new in {**common, **edits}.items():
             assert old in text, f"{file} has no {old}"
             text = text.replace(old, new)
-        # In one step, because Traefik reads it as soon as it changes.
+        # Atomically, because Traefik reads the file as soon as it changes.
         (self.folder / "new").write_text(text, encoding="utf-8")
         (self.folder / "new").replace(self.folder / file)
 
@@ -133,13 +133,13 @@ class Proxy:
     async def connect(
         self, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A TLS connection from this address of loopback."""
+        """Open a TLS connection from this loopback address."""
         return await asyncio.open_connection(
             "127.0.0.1", self.port, ssl=tls or self.tls(), server_hostname=SITE, local_addr=(address, 0), limit=2**20
         )
 
     async def serial(self) -> int:
-        """Return the number of the certificate that a new connection gets."""
+        """Return the serial number of the certificate that a new connection gets."""
         self.ensure_running()
         _, writer = await self.connect()
         shown = writer.get_extra_info("peercert")
@@ -214,7 +214,7 @@ class Caddy(Proxy):
     def write(self, operators: str = NOBODY) -> None:
         own = f"admin 127.0.0.1:{self.control_port}\n\thttp_port {self.plain_port}\n\thttps_port {self.port}\n\tdefault_bind 127.0.0.1"
         acme = f"acme_ca {self.acme.directory}\n\tacme_ca_root {self.acme.ca_file}\n\tstorage file_system {self.folder}/caddy"
-        # 27 seconds after it was issued.
+        # 27 seconds after the certificate was issued.
         soon = "renew_interval 2s\n\trenewal_window_ratio 0.97"
         self.copy("Caddyfile", {"email admin@example.org": f"email admin@example.org\n\t{own}\n\t{acme}\n\t{soon}", NOBODY: operators})
 
@@ -229,7 +229,7 @@ class Traefik(Proxy):
     name = "traefik"
 
     def write(self, operators: str = NOBODY) -> None:
-        # The first makes it look each minute for certificates to renew.
+        # The first setting makes Traefik check each minute for certificates to renew.
         acme = f"certificatesDuration: 1, caServer: '{self.acme.directory}', caCertificates: ['{self.acme.ca_file}']"
         routes, text = "traefik-routes.yaml", (FILES / "traefik.yaml").read_text(encoding="utf-8")
         edits = {
@@ -263,7 +263,7 @@ async def _run(words: list[str], variables: Mapping[str, str]) -> None:
 
 
 def _write_placeholder(path: Path) -> None:
-    """As docs/howto/proxies.md says: the proxy needs a certificate before certbot can get one through it."""
+    """Write a placeholder, as docs/howto/proxies.md says: the proxy needs a certificate before certbot can get one through it."""
     words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
     subprocess.run([*words, "-subj", f"/CN={SITE}", "-keyout", path, "-out", path.with_suffix(".crt")], check=True, capture_output=True)
     path.write_bytes(path.read_bytes() + path.with_suffix(".crt").read_bytes())

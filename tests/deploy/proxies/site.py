@@ -1,4 +1,4 @@
-"""What stands behind the proxies: a stack with the echo model, a second gateway that tests may end, and a server in place of Grafana."""
+"""The site behind the proxies: a stack with the echo model, a second gateway that tests may end, and a server in place of Grafana."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from tests.testnet import free_port
 
 TOKEN_SECONDS = 0.5
 _UNLIMITED = "requests_per_minute=unlimited,concurrency=unlimited,requests_per_hour=unlimited,tokens_per_minute=unlimited"
-#: TRUSTED_PROXIES as docs/howto/proxies.md says.
+#: TRUSTED_PROXIES as in docs/howto/proxies.md.
 SETTINGS = {
     "AIMESH_ECHO": "1",
     "ECHO_TOKEN_MS": str(int(TOKEN_SECONDS * 1000)),
@@ -48,7 +48,7 @@ class Site:
         return self.person.key.secret
 
     async def second_gateway(self) -> Replica:
-        """The second gateway, started again if a test has ended it."""
+        """Return the second gateway, started again if a test has ended it."""
         if self._second is None or self._second.process.poll() is not None:
             await self._opened.aclose()
             settings = {"GATEWAY_SERVICE_PORT": str(self.backends.gateways[1])}
@@ -62,19 +62,19 @@ class Site:
         os.kill((await self.second_gateway()).process.pid, number)
 
     async def running(self) -> tuple[int, int]:
-        """How many requests each gateway has in flight."""
+        """Return the number of requests in flight at each gateway."""
         return await self._metric(self.stack.url("gateway")), await self._metric((await self.second_gateway()).url)
 
     async def second_has_served(self) -> bool:
         return await self._metric((await self.second_gateway()).url, "ai_platform_requests_total", service="gateway", status="success") > 0
 
     async def busy_slots(self, *more: str) -> int:
-        """How many answers the workers write."""
+        """Return how many answers the workers are writing."""
         urls = [(await self.stack.programs())["inference-echo"].url, *more]
         return sum([await self._metric(str(url), "ai_platform_worker_slots", state="busy", model="echo") for url in urls])
 
     async def key_for(self, network: str) -> Key:
-        """A key of the same person that is good from this network only."""
+        """Return a key of the same user that is valid only from this network."""
         request = auth.GenerateApiKey(network, bounds=auth.KeyBounds(networks=(network,)), all_rights=True)
         async with self.stack.client() as mesh:
             made = await mesh.rpc.call(auth.generate_api_key, request, credential=self.person.access_token)
@@ -113,7 +113,7 @@ async def site(folder: Path) -> AsyncIterator[Site]:
 
 
 async def idle(found: Site) -> None:
-    """Until nothing runs: a test must not see the requests of the one before."""
+    """Wait until nothing runs: a test must not see requests of the previous one."""
 
     async def is_idle() -> bool:
         return await found.busy_slots() == 0 and sum(await found.running()) == 0

@@ -1,4 +1,4 @@
-"""What the four files have in common, as far as a reader sees it."""
+"""What the four files have in common."""
 
 import shutil
 import subprocess

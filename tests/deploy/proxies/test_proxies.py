@@ -35,7 +35,7 @@ async def behind(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site
 
 @pytest.fixture(scope="module", params=PROGRAMS)
 def program(request: pytest.FixtureRequest) -> str:
-    """Before the stack, so that it does not start for programs that are not there."""
+    """Runs before the stack fixture, so that the stack doesn't start for a program that isn't installed."""
     capabilities.require(request.param)
     return str(request.param)
 
@@ -55,7 +55,7 @@ async def proxy(program: str, behind: Site, tmp_path_factory: pytest.TempPathFac
 
 @pytest_asyncio.fixture(loop_scope="module", autouse=True)
 async def _idle(proxy: Proxy, behind: Site) -> None:
-    """Nothing runs, and the proxy uses both gateways, also one that has just come back."""
+    """Wait until nothing runs and the proxy uses both gateways, including a gateway that has just restarted."""
     await site.idle(behind)
 
     async def is_used() -> bool:
@@ -102,7 +102,7 @@ async def test_it_passes_the_api_to_the_gateways_and_the_rest_to_web(proxy: Prox
     login = await traffic.ask(proxy, traffic.get("/login"))
     assert login.status == 200
     assert b"<form" in login.body
-    # A page, though its path begins like the API's.
+    # A page, although its path begins like the API's.
     page = await traffic.ask(proxy, traffic.get("/api-keys"))
     assert page.status in {302, 303}
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.plain_port)
@@ -149,7 +149,7 @@ async def test_grafana_and_prometheus_are_for_operators(proxy: Proxy, behind: Si
         assert behind.internal == []
 
 
-# --- what it refuses ------------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------------------------
 
 
 async def test_it_speaks_tls_1_3_only(proxy: Proxy) -> None:
@@ -161,7 +161,7 @@ async def test_it_speaks_tls_1_3_only(proxy: Proxy) -> None:
 
 
 async def test_the_gateway_sees_the_address_of_the_client_and_nothing_forged(proxy: Proxy, behind: Site) -> None:
-    """A key that is bound to a network is good from there, and not from elsewhere with any header."""
+    """A key that is bound to a network works from there, and from nowhere else, whatever the headers."""
     key = (await behind.key_for("127.0.0.9/32")).secret
     bearer = f"authorization: Bearer {key}\r\n"
     forged = (
@@ -189,7 +189,7 @@ async def test_a_body_may_have_one_mebibyte_without_images(proxy: Proxy, behind:
     assert json_of(answer)["error"]["code"] == "too_large"  # type: ignore[index]
 
 
-#: What two servers could read differently.
+#: Requests that two servers could read differently.
 AMBIGUOUS = {
     "two lengths": "content-length: 4\r\ncontent-length: 5\r\n\r\nabcde",
     "a list of lengths": "content-length: 4, 5\r\n\r\nabcde",
@@ -204,7 +204,7 @@ AMBIGUOUS = {
     "a bad chunk size": "transfer-encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n",
     "two hosts": f"host: {SITE}\r\n\r\n",
 }
-#: What RFC 9112 lets a proxy repair. It refuses the request, or passes on one that has a single reading.
+#: Requests that RFC 9112 lets a proxy repair. The proxy refuses the request, or forwards a request with a single reading.
 REPAIRABLE = {
     "length and chunked": "content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
     "a folded line": "x-a: b\r\n c\r\ncontent-length: 2\r\n\r\n{}",
@@ -218,7 +218,7 @@ async def test_it_refuses_a_request_that_could_be_read_in_two_ways(proxy: Proxy,
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {SITE}\r\nauthorization: Bearer {behind.key}\r\ncontent-type: application/json\r\n"
     statuses = await traffic.exchange(proxy, (head + AMBIGUOUS[name]).encode("latin-1"))
     assert len(statuses) <= 1, statuses
-    # 500 and 502: it saw the mistake when the head had been passed on; the gateway gets no whole request.
+    # 500 and 502: the proxy saw the mistake after it had forwarded the head; the gateway gets no complete request.
     assert all(status in {400, 411, 413, 500, 501, 502} for status in statuses), statuses
 
 
@@ -248,7 +248,7 @@ async def test_tokens_arrive_when_they_are_made(proxy: Proxy, behind: Site) -> N
 
 
 class ThroughProxy(httpx.AsyncHTTPTransport):
-    """Finds the name of the files at the proxy."""
+    """Resolves the site's name to the proxy."""
 
     def __init__(self, proxy: Proxy) -> None:
         super().__init__(verify=proxy.tls())
@@ -294,7 +294,7 @@ async def test_a_client_that_leaves_stops_the_worker(proxy: Proxy, behind: Site,
 
 @asynccontextmanager
 async def streaming(proxy: Proxy, behind: Site, count: int, words: int, a_second: int = 100) -> AsyncIterator[list[Stream]]:
-    """So many streams, all of which have begun; the block's end waits for them."""
+    """Run this many streams, all of which have begun; the end of the block waits for them."""
     streams = [Stream() for _ in range(count)]
     tls = proxy.tls()
     async with asyncio.TaskGroup() as tasks:
@@ -307,7 +307,7 @@ async def streaming(proxy: Proxy, behind: Site, count: int, words: int, a_second
 
 
 async def _begin_again(proxy: Proxy, behind: Site, words: int, stream: Stream, tls: ssl.SSLContext) -> None:
-    """As clients do: on a busy machine the ledger may not answer in time, and the gateway refuses the request."""
+    """Retry as clients do: on a busy machine the ledger may not answer in time, and the gateway refuses the request."""
     for _ in range(5):
         await traffic.listen_to(proxy, behind.key, words, stream, tls)
         if stream.words or "ledger_unavailable" not in stream.broken:
@@ -330,7 +330,7 @@ async def test_streams_survive_a_reload_and_the_sigterm_of_a_gateway(proxy: Prox
         proxy.write()
         await proxy.reload()
         await behind.end_second(signal.SIGTERM)
-        # New requests have another gateway at once.
+        # New requests reach the other gateway at once.
         for _ in range(40):
             assert (await traffic.ask(proxy, traffic.get("/v1/models", f"authorization: Bearer {behind.key}\r\n"))).status == 200
         assert not any(stream.complete for stream in streams)
@@ -396,7 +396,7 @@ async def test_a_thousand_streams_complete_while_a_gateway_ends(proxy: Proxy, be
 
 @asynccontextmanager
 async def _more_workers(behind: Site) -> AsyncIterator[None]:
-    """An echo worker has 256 slots."""
+    """Start more workers: one echo worker has 256 slots."""
     settings = {"ECHO_TOKEN_MS": str(int(TOKEN_SECONDS * 1000))}
     names = [f"worker-{number}" for number in range(3)]
     async with (

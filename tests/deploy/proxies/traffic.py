@@ -1,4 +1,4 @@
-"""Requests to a proxy, byte by byte: hundreds of streams cost a test process little, and broken requests can be sent."""
+"""Raw requests to a proxy: hundreds of streams cost the test process little, and tests can send broken requests."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tests.deploy.proxies.programs import SITE, Proxy
 
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
-#: In an event of /v1/chat/completions.
+#: The text in an event of /v1/chat/completions.
 _TEXT = re.compile(rb'"content":"([^"]+)"')
 
 
@@ -26,14 +26,14 @@ class Stream:
     """A streamed chat: its words so far, and how it ended."""
 
     words: list[str] = field(default_factory=list)
-    #: When each arrived.
+    #: When each word arrived.
     times: list[float] = field(default_factory=list)
     status: int = 0
-    #: The last chunk is here, after the event that ends the answer.
+    #: The last chunk has arrived, after the event that ends the answer.
     complete: bool = False
     #: Why the connection ended before that.
     broken: str = ""
-    #: Set with the first word.
+    #: Set at the first word.
     begun: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -58,7 +58,7 @@ def get(path: str, headers: str = "") -> bytes:
 
 
 async def ask(proxy: Proxy, request: bytes, address: str = "127.0.0.1") -> Answer:
-    """Send one request on a connection of its own. The proxy may answer before it has read all of it."""
+    """Send one request on a new connection. The proxy may answer before it has read all of it."""
     async with asyncio.timeout(30):
         reader, writer = await proxy.connect(address)
         try:
@@ -76,7 +76,7 @@ async def ask(proxy: Proxy, request: bytes, address: str = "127.0.0.1") -> Answe
 
 
 async def listen_to(proxy: Proxy, key: str, words: int, stream: Stream, tls: ssl.SSLContext | None = None) -> Stream:
-    """Run a streamed chat to its end, whichever that is."""
+    """Run a streamed chat until it completes or breaks."""
     stream.broken = ""
     try:
         reader, writer = await proxy.connect(tls=tls)
@@ -103,7 +103,7 @@ async def listen_to(proxy: Proxy, key: str, words: int, stream: Stream, tls: ssl
 
 
 async def exchange(proxy: Proxy, request: bytes, seconds: float = 1.5) -> list[int]:
-    """Send bytes and return the statuses of all answers until the connection ends or is silent for so long."""
+    """Send bytes and return the statuses of all answers, until the connection ends or is silent for this long."""
     reader, writer = await proxy.connect()
     answer = b""
     try:

@@ -1,4 +1,4 @@
-"""One Docker engine with all images, for every test here. All are nightly: `make test-all TESTS=tests/deploy/real`."""
+"""One Docker engine with all images, shared by the tests here. All are nightly: `make test-all TESTS=tests/deploy/real`."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ def wheel() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def images(engine: DockerEngine, wheel: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Target -> the tag of its image, of this checkout."""
+    """Target -> the tag of its image, built from this checkout."""
     stand_ins.make_all(engine, tmp_path_factory.mktemp("stand-ins"))
     tags = {target: image_builds.tag_of(target) for target in image_builds.TARGETS}
     for target, tag in tags.items():

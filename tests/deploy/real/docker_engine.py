@@ -1,9 +1,9 @@
-"""A Docker engine of the tests' own: its folders and socket lie in a temporary folder, and its firewall rules are removed with it.
+"""A Docker engine for the tests only: its folders and socket are in a temporary folder, and its firewall rules are removed with it.
 
 Its limit of open files is lowered, because raising it needs a capability that a sandbox may lack. Without one of these environment
-variables, everything is made anew:
+variables, everything is built from scratch:
 
-- AIMESH_TEST_DOCKER_HOST: an engine to use instead, whose images named in deploy/versions.toml are replaced by stand-ins
+- AIMESH_TEST_DOCKER_HOST: an engine to use instead; its images named in deploy/versions.toml are replaced by stand-ins
 - AIMESH_TEST_DOCKER_FOLDER: where the engine keeps its images for the next run
 """
 
@@ -24,10 +24,10 @@ import pytest
 from tests import capabilities
 
 START_SECONDS = 60
-#: Between two questions whether the engine answers.
+#: Between two checks whether the engine answers.
 LOOK_SECONDS = 0.2
 STOP_SECONDS = 30
-#: For one command; a build that compiles nothing takes about a minute, on an idle machine.
+#: For one command; on an idle machine, a build that compiles nothing takes about a minute.
 COMMAND_SECONDS = 900
 LIMITS = "nofile=4096:4096"
 
@@ -53,7 +53,7 @@ class DockerEngine:
         }
 
     def docker(self, *words: str, more: Mapping[str, str] = MappingProxyType({}), **options: Any) -> str:
-        """The output of a command, with more variables. Raises AssertionError with both outputs if it fails."""
+        """Run a command, with more variables, and return its output. Raises AssertionError with both outputs if it fails."""
         return str(run([self._docker, *words], environment={**self.environment, **more}, **options))
 
     def compose(self, project: str, dotenv: dict[str, str], *words: str, folder: Path, **options: Any) -> str:
@@ -87,7 +87,7 @@ def running(folder: Path) -> Iterator[DockerEngine]:
     log = folder / "dockerd.log"
     command = [program("dockerd"), "--default-ulimit", LIMITS, "--data-root", str(kept), "--exec-root", str(folder / "exec")]
     command += ["--host", f"unix://{folder}/docker.sock", "--pidfile", str(folder / "docker.pid"), "--bridge", "none"]
-    # For Swarm: machines without a GPU can say that they have some. One more than workers, for updates.
+    # For Swarm: a machine without a GPU can announce some. One more than workers, for updates.
     command += [word for number in range(4) for word in ("--node-generic-resource", f"NVIDIA-GPU=GPU-{number}")]
     with log.open("wb") as out:
         daemon = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -103,13 +103,13 @@ def running(folder: Path) -> Iterator[DockerEngine]:
         networks = engine.docker("network", "ls", "--quiet", "--filter", "driver=bridge", check=False).split()
         _stop(daemon)
         if not _another_runs():
-            # Docker sets it to DROP.
+            # Undo what Docker did: it sets the policy to DROP.
             subprocess.run([program("iptables"), "-P", "FORWARD", policy], check=False, timeout=30)
         remove_rules(before, ["docker_gwbridge", *(f"br-{each}" for each in networks)])
 
 
 def _stop(daemon: "subprocess.Popen[bytes]") -> None:
-    """Containers end with their engine, which stops them; what is left ends with its processes' session."""
+    """Stop the engine, which stops its containers; kill the rest of its session."""
     daemon.send_signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         daemon.wait(STOP_SECONDS)
@@ -122,7 +122,7 @@ def _stop(daemon: "subprocess.Popen[bytes]") -> None:
 
 
 def firewall() -> set[str]:
-    """Every rule and chain, as `-t TABLE -A CHAIN …` or `-t TABLE -N CHAIN`."""
+    """Return every rule and chain, as `-t TABLE -A CHAIN …` or `-t TABLE -N CHAIN`."""
     found: set[str] = set()
     table = ""
     text = subprocess.run([program("iptables-save")], stdout=subprocess.PIPE, text=True, check=True, timeout=30).stdout
@@ -141,9 +141,9 @@ def forward_policy() -> str:
 
 
 def remove_rules(before: set[str], bridges: Sequence[str]) -> None:
-    """Remove what came since then and is of the engine that has ended: rules that name its bridges, and those of encrypted networks.
+    """Remove the ended engine's rules that were added since ``before``: those that name its bridges, and those of encrypted networks.
 
-    All engines of a machine share the chains that are named after Docker, so these stay while another one runs.
+    All engines of a machine share the chains that are named after Docker, so these stay while another engine runs.
     """
     ours = [*map(re.escape, bridges), r"--dport 4789\b", *(() if _another_runs() else ("DOCKER",))]
     new = [rule for rule in firewall() - before if re.search("|".join(ours), rule)]

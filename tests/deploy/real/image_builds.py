@@ -1,4 +1,4 @@
-"""Builds the images of this checkout as an operator behind a proxy does, but with the wheel of llama.cpp that this machine has already."""
+"""Builds this checkout's images as an operator behind a proxy does, but with the llama.cpp wheel that this machine already has."""
 
 import functools
 import hashlib
@@ -14,7 +14,7 @@ from tests.deploy import compose_file
 from tests.deploy.real.docker_engine import DockerEngine
 from tools import setup
 
-#: The same in each run, if it is free: a build with another URL installs the wheel again.
+#: The same port in each run, if it is free: a build with another URL installs the wheel again.
 WHEEL_PORT = 48713
 REGISTRY = "ghcr.io/aimesh"
 #: target -> the name of its image.
@@ -59,7 +59,7 @@ def _serve(handler: Callable[..., http.server.SimpleHTTPRequestHandler]) -> http
 
 @contextmanager
 def engine_wheel() -> Iterator[str]:
-    """The URL of a wheel of llama.cpp, served on loopback. Building one takes ten minutes."""
+    """Serve a llama.cpp wheel on loopback and yield its URL. Building one takes ten minutes."""
     found = sorted(setup.wheel_folder().glob("*.whl"))
     assert found, "make setup-dev builds it"
     handler = functools.partial(_Quiet, directory=str(found[0].parent))
@@ -77,6 +77,6 @@ def ids_of_layers(engine: DockerEngine, tag: str) -> list[str]:
 
 
 def bytes_above(engine: DockerEngine, tag: str, base: str) -> int:
-    """How much an image adds to its base."""
+    """Return how many bytes an image adds to its base."""
     sizes = [int(engine.docker("inspect", "--format", "{{.Size}}", each)) for each in (tag, base)]
     return sizes[0] - sizes[1]

@@ -1,7 +1,7 @@
-"""Stand-ins for images that a registry would have: our files are proven with them, not the official images.
+"""Stand-ins for images that a registry would have: they test our files, not the official images.
 
-The base is a Debian by debootstrap; the servers are those of the wheels and of Debian, with entry points that do what compose.yaml and the
-Swarm stack need of the official ones.
+The base is a Debian made by debootstrap; the servers are from wheels and Debian, with entry points that do what compose.yaml and the
+Swarm stack need from the official ones.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from tests.deploy.real.docker_engine import DockerEngine, program, run
 
 VERSIONS = tomllib.loads((compose_file.ROOT / "deploy/versions.toml").read_text(encoding="utf-8"))
 PYTHON, CUDA = VERSIONS["bases"]["python"], VERSIONS["bases"]["cuda"]
-#: What python:slim has of what our files use.
+#: What our files use of python:slim.
 PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
 DEBIAN = "http://deb.debian.org/debian"
 
@@ -55,7 +55,7 @@ WORKDIR /data
 VOLUME /data
 CMD ["valkey-server"]
 """
-#: `valkey-cli ping`, which the wheel lacks.
+#: Runs `valkey-cli ping`, which the wheel lacks.
 VALKEY_CLI = """#!/bin/bash
 exec 3<>/dev/tcp/127.0.0.1/6379 && printf 'PING\\r\\n' >&3 && head -n 1 <&3
 """
@@ -70,7 +70,7 @@ NATS_ENTRY = """#!/bin/sh
 case "$1" in -*) set -- nats-server "$@" ;; esac
 exec "$@"
 """
-#: Alpine's, as far as a health check needs it: the URL is the last word.
+#: Alpine's wget, as far as a health check needs it: the URL is the last word.
 WGET = """#!/usr/bin/python3
 import sys, urllib.request
 urllib.request.urlopen(sys.argv[-1], timeout=5)
@@ -120,7 +120,7 @@ def make_base(engine: DockerEngine, folder: Path) -> None:
     if engine.docker("images", "--quiet", PYTHON).strip():
         return
     root = folder / "debian"
-    # In a mount namespace of its own: debootstrap mounts /proc, which would stay there if it is killed.
+    # In its own mount namespace: debootstrap mounts /proc, which would stay mounted if debootstrap is killed.
     run(
         ["unshare", "--mount", program("debootstrap"), "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root), DEBIAN],
         environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},

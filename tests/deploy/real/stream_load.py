@@ -1,4 +1,4 @@
-"""Streams that never pause: as many at once as asked, each followed by the next. Every one has to end as it should."""
+"""Continuous streams: a fixed number at once, each followed by the next. Every stream must end with a complete answer."""
 
 import asyncio
 import json
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import httpx
 
-#: One stream; a replica that drains has to let it end.
+#: For one stream; a draining replica must let it end.
 STREAM_SECONDS = 60.0
-#: Before a request that was refused is tried again.
+#: Before a refused request is retried.
 RETRY_SECONDS = 0.5
 WORDS = " ".join(f"word{number}" for number in range(40))
 
@@ -25,15 +25,15 @@ class StreamLoad:
     key: str
     model: str
     completed: int = 0
-    #: Streams that began and did not end as they should, and answers that no client tries again.
+    #: Streams that began and did not complete, and answers that no client retries.
     failed: list[str] = field(default_factory=list)
-    #: Requests that were told to try again soon (503) before anything was sent, which our SDKs do.
+    #: Requests that got a 503 before anything was sent; our SDKs retry these.
     refused: list[str] = field(default_factory=list)
     is_ending: bool = False
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def wait_for(self, more: int) -> None:
-        """Wait until so many more streams have ended, one way or the other."""
+        """Wait until this many more streams have completed or failed."""
         wanted = self.completed + len(self.failed) + more
         async with asyncio.timeout(STREAM_SECONDS * more):
             while self.completed + len(self.failed) < wanted:
@@ -77,7 +77,7 @@ class StreamLoad:
 
 @asynccontextmanager
 async def streams(url: str, key: str, model: str, at_once: int) -> AsyncIterator[StreamLoad]:
-    """Keep this many streams going during the block, and let the last ones end."""
+    """Keep this many streams running during the block, and let the last ones end."""
     load = StreamLoad(url, key, model)
     headers = {"Authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(headers=headers, timeout=STREAM_SECONDS, trust_env=False) as client, asyncio.TaskGroup() as group:
@@ -90,7 +90,7 @@ async def streams(url: str, key: str, model: str, at_once: int) -> AsyncIterator
 
 
 async def ask(url: str, key: str, model: str, question: str = "Say hello") -> str:
-    """One chat call that is not streamed."""
+    """Make one chat call without streaming."""
     body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 12}
     async with httpx.AsyncClient(timeout=180, trust_env=False) as client:
         answer = await client.post(f"{url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"})

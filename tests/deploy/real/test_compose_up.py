@@ -1,4 +1,4 @@
-"""compose.yaml on Docker: it starts, answers with the default model, and replicas come and go without a failed stream."""
+"""compose.yaml on Docker: it starts, answers with the default model, and scales replicas up and down without a failed stream."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ class ComposeStack:
 def stack(engine: DockerEngine, images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeStack]:
     assert images
     folder = tmp_path_factory.mktemp("compose")
-    # Not the settings of this checkout.
+    # Not this checkout's settings.
     (folder / "empty.env").touch()
     (folder / "models").mkdir()
     ports = {name: str(free_port()) for name in ("GATEWAY_SERVICE_PORT", "WEB_SERVICE_PORT")}
@@ -74,7 +74,7 @@ async def test_replicas_come_and_go_without_a_failed_stream(stack: ComposeStack)
 
 
 def test_a_database_moves_to_an_empty_volume_as_the_howto_says(stack: ComposeStack) -> None:
-    """The way from PostgreSQL 17, here from 18 to 18, because only that server is at hand."""
+    """The upgrade path from PostgreSQL 17, here from 18 to 18, because only that server is available."""
     page = (compose_file.ROOT / "docs/howto/deploy.md").read_text(encoding="utf-8")
     dump = "PGPASSWORD=$(cat /run/aimesh/admin_password) pg_dumpall -U aimesh_admin"
     load = "PGPASSWORD=$(cat /run/aimesh/admin_password) psql -q -U aimesh_admin -d postgres"

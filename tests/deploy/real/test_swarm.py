@@ -1,4 +1,4 @@
-"""deploy/swarm/stack.yaml on one machine, as docs/howto/swarm.md says, and a rolling update under streams.
+"""deploy/swarm/stack.yaml on one machine, as in docs/howto/swarm.md, and a rolling update under streaming load.
 
 The GPUs are only numbers that the engine announces; the workers' image is built without CUDA and runs the echo backend.
 """
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(1800)
 STACK = "aimesh"
 #: On a loaded machine, a dozen services take minutes to start.
 START_SECONDS = 600
-#: Between two looks at services, by a program of Docker that takes long enough itself.
+#: Between two checks of the services; Docker's program takes long enough itself.
 LOOK_SECONDS = 1.0
 UPDATED = "0.0.1-updated"
 OURS = ("auth", "gateway", "inference", "metrics", "web")
@@ -36,12 +36,12 @@ class SwarmStack:
     settings: dict[str, str]
 
     def deploy(self, **settings: str) -> None:
-        """Deploy the stack from the folder of its files."""
+        """Deploy the stack from the folder with its files."""
         words = ("stack", "deploy", "--resolve-image", "never", "-c", str(self.folder / "deploy/swarm/stack.yaml"), STACK)
         self.engine.docker(*words, more={**self.settings, **settings})
 
     def replicas(self) -> dict[str, str]:
-        """Service -> running and wanted tasks, as "2/2"."""
+        """Return service -> running and wanted tasks, as "2/2"."""
         lines = self.engine.docker("service", "ls", "--format", "{{.Name}} {{.Replicas}}").splitlines()
         return {line.split()[0].removeprefix(f"{STACK}_"): line.split()[1] for line in lines}
 
@@ -53,7 +53,7 @@ class SwarmStack:
         return found
 
     async def is_updated(self) -> None:
-        """Wait until the update of every service of ours has ended, one way or the other."""
+        """Wait until the update of each of our services has completed or failed."""
         async with asyncio.timeout(START_SECONDS):
             while True:
                 states = await asyncio.to_thread(self.update_states)
@@ -62,7 +62,7 @@ class SwarmStack:
                 await asyncio.sleep(LOOK_SECONDS)
 
     def images(self, service: str) -> set[str]:
-        """The images of the tasks that run."""
+        """Return the images of the running tasks."""
         words = ("--filter", "desired-state=running", "--format", "{{.Image}}")
         return set(self.engine.docker("service", "ps", f"{STACK}_{service}", *words).split())
 
@@ -79,7 +79,7 @@ class SwarmStack:
 @pytest.fixture(scope="module")
 def stack(engine: DockerEngine, images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwarmStack]:
     folder = tmp_path_factory.mktemp("swarm")
-    # The files that the stack reads, because it looks for secrets beside itself.
+    # Copy the files that the stack reads: it looks for secrets in its own folder.
     for name in ("deploy/swarm/stack.yaml", "deploy/docker/proxy.cfg", "deploy/docker/pg_hba.conf", "stack/servers/postgres.sql"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((compose_file.ROOT / name).read_bytes())
@@ -99,7 +99,7 @@ def stack(engine: DockerEngine, images: dict[str, str], tmp_path_factory: pytest
 
 
 def init_command(folder: Path, image: str) -> list[str]:
-    """The `docker run` of the page, on this folder."""
+    """Return the page's `docker run` command, for this folder."""
     page = (compose_file.ROOT / "docs/howto/swarm.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^docker (run .*?hand_out\.py /handed')$", page, re.MULTILINE | re.DOTALL)
     words = shlex.split(command.replace("\\\n", " ").replace("$PWD", str(folder)))
@@ -122,7 +122,7 @@ async def test_a_rolling_update_ends_no_stream(stack: SwarmStack, images: dict[s
         await stack.is_updated()
         await stack.is_complete()
         await load.wait_for(more=12)
-    # Every service is updated at once: on a machine with few processors, the database may be too slow for new requests meanwhile.
+    # All services update at once: on a machine with few processors, the database may be too slow for new requests meanwhile.
     print(f"{load.completed} streams ended, {len(load.refused)} requests were told to try again: {load.refused[:3]}")
     assert not load.failed
     assert {name: state for name, state in stack.update_states().items() if "rollback" in state or "paused" in state} == {}

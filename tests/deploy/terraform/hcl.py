@@ -1,6 +1,6 @@
-"""Our Terraform files as the package hcl2json reads them, and what their references stand for.
+"""Our Terraform files as the package hcl2json reads them, and the values of their references.
 
-hcl2json gives each expression as a text `${…}`, and literals as they are.
+hcl2json returns each expression as a string `${…}`, and literals unchanged.
 """
 
 import json
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "deploy/terraform"
 MODULES = sorted(path for path in (FOLDER / "modules").iterdir())
 EXAMPLES = sorted(path for path in (FOLDER / "examples").iterdir())
-#: Blocks of Terraform's own, in every resource or module.
+#: Terraform's own arguments and blocks, in every resource or module.
 META = frozenset({"for_each", "count", "depends_on", "lifecycle", "provider", "source"})
 
 _STRING = re.compile(r'"((?:[^"\\$]|\\.|\$(?!\{))*)"')
@@ -54,7 +54,7 @@ class Block:
 
 
 class Configuration:
-    """A folder: a module or an example."""
+    """A folder with a module or an example."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,7 +90,7 @@ class Configuration:
         return load((self.folder / call.body["source"]).resolve())
 
     def references(self) -> set[str]:
-        """Such as `var.size.min` or `module.gke[0].id`, from every expression but the validations of variables."""
+        """Return references such as `var.size.min` or `module.gke[0].id`, from all expressions except variables' validations."""
         contents = (parse()[path] for path in self.folder.glob("*.tf"))
         texts = (text for content in contents for kind, body in content.items() if kind != "variable" for text in _texts(body))
         return {reference for text in texts for reference in find_references(text)}
@@ -113,7 +113,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def expressions(text: str) -> Iterator[str]:
-    """The code in `${…}` of a text, without what is only text in it."""
+    """Yield the code in each `${…}` of a string, without the text around it."""
     at = 0
     while (start := text.find("${", at)) >= 0:
         if start and text[start - 1] == "$":
@@ -132,13 +132,13 @@ def find_references(text: str) -> Iterator[str]:
             yield match[1]
             # A key may be a reference.
             yield from (inner[1] for key in re.findall(r"\[([^\"].*)\]", match[1]) for inner in _REFERENCE.finditer(key))
-        # A text in the code may hold expressions in turn.
+        # A string in the code may contain expressions too.
         if "${" in code:
             yield from find_references(code)
 
 
 def steps(reference: str) -> list[str]:
-    """`google_x.this["a"].id` -> google_x, this, a, id."""
+    """Split a reference: `google_x.this["a"].id` -> google_x, this, a, id."""
     return [match[1] or match[2] or match[3] for match in _STEP.finditer(reference)]
 
 
@@ -155,7 +155,7 @@ class Scope:
         return Scope(self.configuration.called(block), {key: self.evaluate(value) for key, value in block.body.items() if key not in META})
 
     def evaluate(self, value: Any) -> Any:
-        """Replace references to variables and locals, and compute fractions. What needs more stays a text."""
+        """Replace references to variables and locals, and compute fractions. Other expressions stay strings."""
         if isinstance(value, dict):
             return {key: self.evaluate(each) for key, each in value.items()}
         if isinstance(value, list):
@@ -187,7 +187,7 @@ class Scope:
         return found
 
     def get(self, resource: str, path: str) -> Any:
-        """An argument of a resource, such as `node_config.machine_type`. In a text with a map, names are in quotes."""
+        """Return an argument of a resource, such as `node_config.machine_type`. In a string with a map, names are quoted."""
         value: Any = self.configuration.blocks[resource].body
         for name in path.split(" "):
             if isinstance(value, list):

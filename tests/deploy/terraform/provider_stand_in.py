@@ -1,7 +1,7 @@
-"""A provider with the names and types of Google's, which makes nothing: Terraform itself then evaluates, plans and applies our files.
+"""A provider with the names and types of Google's that creates nothing: Terraform itself then evaluates, plans and applies our files.
 
-It speaks version 5 of the plugin protocol, of which it needs few messages, so they are encoded here. It checks no values and knows of no
-conflicts between arguments, as the real provider does.
+It speaks version 5 of the plugin protocol. It needs few of the messages, so it encodes them itself. Unlike the real provider, it
+checks no values and knows no conflicts between arguments.
 """
 
 import json
@@ -20,7 +20,7 @@ from tests.deploy.terraform import provider_types
 from tests.deploy.terraform.provider_types import Argument, Kind
 
 _UNKNOWN = msgspec.msgpack.Ext(0, b"\0")
-#: Arguments that the provider fills in where they are not given.
+#: Arguments that the provider fills in when they are missing.
 _FILLED = frozenset({"id", "project", "address"})
 _TYPES = {"string": "string", "number": "number", "boolean": "bool", "string[]": ["list", "string"], "number[]": ["list", "number"]}
 _LIST = 2
@@ -42,7 +42,7 @@ def _varint(value: int) -> bytes:
 
 
 def _read(message: bytes) -> dict[int, bytes]:
-    """The fields with bytes; numbers are not needed."""
+    """Return the fields that contain bytes; numbers are not needed."""
     found, at = {}, 0
 
     def number() -> int:
@@ -187,6 +187,6 @@ def _encode(value: Any) -> bytes:
 
 
 def used(text: str) -> "StandIn":
-    """With the resources and data sources that these files name."""
+    """Return a stand-in with the resources and data sources that these files name."""
     found = re.findall(r'^(resource|data) "(google_\w+)"', text, re.M)
     return StandIn(*({name for kind, name in found if kind == wanted} for wanted in ("resource", "data")))

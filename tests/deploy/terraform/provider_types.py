@@ -9,7 +9,7 @@ from tests import capabilities
 
 _INTERFACE = re.compile(r"^export interface (\w+)[^{\n]*\{\n(.*?)^\}", re.M | re.S)
 _ROOT = re.compile(r"^export interface (\w+) extends cdktf\.TerraformMetaArguments", re.M)
-#: The link in a comment ends with the name in Terraform; the type of a block is an interface.
+#: The link in a comment ends with the argument's name in Terraform; the type of a block is an interface.
 _ARGUMENT = re.compile(r"#(\w+) [^\n]*\}\n(?:(?!readonly ).)*?readonly \w+(\??): ([^;]+);", re.S)
 _ATTRIBUTE = re.compile(r"^    get (\w+)\(\): ([^;]+);", re.M)
 _VERSION = re.compile(r"providers/hashicorp/google/([\d.]+)/")
@@ -19,9 +19,9 @@ _VERSION = re.compile(r"providers/hashicorp/google/([\d.]+)/")
 class Argument:
     name: str
     required: bool
-    #: In TypeScript.
+    #: The TypeScript type.
     type: str
-    #: The interface of a block, or none.
+    #: The interface of a block, or None.
     block: str | None
 
 
@@ -31,7 +31,7 @@ class Kind:
 
     root: str
     interfaces: dict[str, tuple[Argument, ...]]
-    #: What a reference may end with, computed or not, with the type in TypeScript.
+    #: The last names that a reference may have, computed or not, with their TypeScript types.
     attributes: dict[str, str]
 
 
@@ -44,7 +44,7 @@ def _folder() -> Path:
 
 @cache
 def read(name: str) -> Kind | None:
-    """`google_x` or `data_google_x`; None if the provider has no such thing."""
+    """Read `google_x` or `data_google_x`; None if the provider has no such thing."""
     data = name.startswith("data_")
     short = name.removeprefix("data_").removeprefix("google_").replace("_", "-")
     folder = _folder() / (f"data-google-{short}" if data else short)

@@ -1,4 +1,4 @@
-"""checkov finds nothing but what was reviewed."""
+"""checkov finds nothing except what we have reviewed."""
 
 import json
 import subprocess

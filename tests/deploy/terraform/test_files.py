@@ -1,4 +1,4 @@
-"""The Terraform files parse, stay small, and name only what is there. No provider is needed, so nothing here is `terraform validate`."""
+"""The Terraform files parse, stay small, and name only what exists. No provider is needed, so nothing here runs `terraform validate`."""
 
 import re
 import subprocess
@@ -39,7 +39,7 @@ def test_versions_are_in_one_file() -> None:
 
 @pytest.mark.parametrize("tier", [2, 3, 4])
 def test_each_tier_has_all_of_the_tier_before(tier: int) -> None:
-    """Links, so that resources keep their addresses when an operator goes up one tier with the same state."""
+    """Links, so that resources keep their addresses when an operator moves up one tier with the same state."""
     before, after = ({path.resolve() for path in (hcl.FOLDER / f"examples/tier-{each}").glob("*.tf")} for each in (tier - 1, tier))
     assert {path.name for path in before - after} <= {"single-region.tf"}
 
@@ -55,7 +55,7 @@ def test_each_reference_leads_to_something(folder: Path) -> None:
         elif kind == "module":
             call = configuration.blocks.get(f"module.{name}")
             outputs = {block.labels[0] for block in configuration.called(call).of("output")} if call else set()
-            # In between is at most a key of count or for_each.
+            # Only a key of count or for_each may come in between.
             known = bool(call) and bool(outputs & set(rest[:2]))
         elif kind == "data":
             known = f"data.{name}.{rest[0]}" in configuration.blocks
@@ -72,7 +72,7 @@ def test_each_variable_and_local_is_used(folder: Path) -> None:
     used = {tuple(hcl.steps(reference)[:2]) for reference in configuration.references()}
     validated = {name for block in configuration.of("variable") for name in block.labels}
     assert {("var", name) for name in validated} - used == set()
-    # single-region.tf serves three tiers, of which only some need each of its settings.
+    # single-region.tf serves three tiers, and only some of them need each of these.
     shared = {"binary_authorization", "kms_keys"} if (folder / "single-region.tf").exists() else set()
     assert {name for name in configuration.locals if ("local", name) not in used} <= shared
 

@@ -1,4 +1,4 @@
-"""Every resource, argument, block and attribute that we name exists in the provider."""
+"""Every resource, argument, block and attribute in our files exists in the provider."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ FOLDERS = [*hcl.MODULES, *hcl.EXAMPLES]
 
 
 def given(body: dict[str, Any]) -> dict[str, list[Any]]:
-    """Each argument with its values, one for each block; those of dynamic blocks, too."""
+    """Return each argument with its values, one for each block, including dynamic blocks."""
     found = {name: value if isinstance(value, list) else [value] for name, value in body.items() if name != "dynamic"}
     for name, blocks in body.get("dynamic", {}).items():
         found[name] = found.get(name, []) + [content for block in blocks for content in block["content"]]
@@ -22,7 +22,7 @@ def given(body: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def mistakes(kind: Kind, interface: str, body: dict[str, Any], where: str) -> Iterator[str]:
-    """Unknown and missing arguments of a block and of the blocks in it."""
+    """Yield unknown and missing arguments of a block and of its nested blocks."""
     arguments = {argument.name: argument for argument in kind.interfaces[interface]}
     for name, values in given(body).items():
         if name not in arguments:
@@ -56,7 +56,7 @@ def test_attributes_of_references(folder: Path) -> None:
         if kind.startswith(("google_", "data_")):
             known = provider_types.read(kind)
             assert known
-            # After the name, maybe a key; a reference to the whole resource has no more.
+            # A key may follow the name; a reference to the whole resource ends there.
             if len(rest) > 1 and not known.attributes.keys() & set(rest[1:3]):
                 unknown.append(reference)
     assert unknown == []

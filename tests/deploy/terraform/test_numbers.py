@@ -1,4 +1,4 @@
-"""The ordered names and numbers, read back from the files down to the argument of the provider's resource."""
+"""The specified names and numbers, read from the files down to the argument of the provider's resource."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def cloud_run(service: str, cpu: int, memory: str, concurrency: int, cpu_target:
         ("tier-1", service, RUN, f"{_RUN_SPEC} containers resources limits cpu", cpu),
         ("tier-1", service, RUN, f"{_RUN_SPEC} containers resources limits memory", memory),
         ("tier-1", service, RUN, f"{_RUN_SPEC} container_concurrency", concurrency),
-        # 800 of 1,000 and 400 of 500: Cloud Run takes a share.
+        # 800 of 1,000 and 400 of 500: Cloud Run takes a fraction.
         ("tier-1", service, RUN, f"{_RUN_NOTES} run.googleapis.com/scaling-concurrency-target", 0.8),
         ("tier-1", service, RUN, f"{_RUN_NOTES} run.googleapis.com/scaling-cpu-target", cpu_target),
     ]
@@ -83,7 +83,7 @@ def test_ordered(row: Row) -> None:
     [("tier-2", "gke", POOL, 3), ("tier-3", "gpu_pool", GPU, 2), ("demo", "accelerator_pool", GPU, 1)],
 )
 def test_nodes_at_the_start(folder: str, call: str, resource: str, nodes: int) -> None:
-    """Terraform counts them per zone."""
+    """Terraform counts nodes per zone."""
     module = example(folder).call(call)
     assert module.get(resource, "initial_node_count") * len(module.get(resource, "node_locations")) == nodes
 

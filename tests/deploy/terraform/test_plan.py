@@ -1,4 +1,4 @@
-"""Terraform itself applies the examples, with a stand-in for Google's provider. What Google would say to the result is not tested."""
+"""Terraform itself applies the examples, with a stand-in for Google's provider. Whether Google would accept the result is not tested."""
 
 import json
 import os
@@ -83,15 +83,15 @@ def terraform(tmp_path: Path) -> Iterator[Terraform]:
 @pytest.mark.nightly("long")
 def test_going_up_the_tiers_destroys_nothing(terraform: Terraform) -> None:
     assert terraform.apply("tier-1", {**TIER_1, "serve": False})[1:] == (0, 0)
-    # Two services, each with the permission to call it.
+    # Two services, each with its permission for callers.
     assert terraform.apply("tier-1", TIER_1) == (4, 0, 0)
     assert_cloud_run_joins_the_mesh_machine(terraform)
     assert terraform.apply("tier-2", TIER_2)[1:] == (0, 0)
     assert terraform.apply("tier-3", TIER_2) == (1, 0, 0)
     added, changed, destroyed = terraform.apply("tier-4", TIER_4)
-    # Google does destroy what gets another key; docs/howto/gcp.md says so.
+    # Google does destroy what gets another encryption key; docs/howto/gcp.md says so.
     assert (added > 30, changed > 10, destroyed) == (True, True, 0)
-    # The standby's machine starts, and the other stops.
+    # The standby's machine starts, and the active one stops.
     assert terraform.apply("tier-4", {**TIER_4, "active_region": "us-east1"})[::2] == (0, 0)
     machines = {each["zone"]: each["desired_status"] for each in terraform.resources("", "google_compute_instance")}
     assert machines == {"us-central1-b": "TERMINATED", "us-east1-b": "RUNNING"}

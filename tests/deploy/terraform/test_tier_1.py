@@ -1,4 +1,4 @@
-"""The commands, variables and files with which tier 1 starts our services."""
+"""The commands, variables and files that start our services in tier 1."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ def settings() -> set[str]:
 def test_each_variable_of_a_service_is_a_setting() -> None:
     known = hcl.load(TIER_1).locals
     named = known["node"].keys() | known["secrets"]["frontend"].keys() | known["secrets"]["backend"].keys() | {"GATEWAY_URL", "PUBLIC_URL"}
-    # The command puts these two into files, and removes them.
+    # The command writes these two into files, and unsets them.
     for name in ("JOIN_TICKET", "PRIVATE_CAS"):
         assert re.search(rf'echo \\?"\${name}\\?" >/tmp/.*unset[^;]*\b{name}\b', known["join"]), known["join"]
     assert named - {"JOIN_TICKET", "PRIVATE_CAS"} <= settings()

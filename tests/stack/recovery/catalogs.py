@@ -1,4 +1,4 @@
-"""Made-up contents of a store, for the pure modules. A second of the clock is a segment of the write-ahead log."""
+"""Made-up contents of a store, for the pure modules. Each segment of the write-ahead log has its own moment."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -9,12 +9,12 @@ from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import BackupManifest, RestoreTests, Segment
 
 SEGMENT = 16 << 20
-#: The clock's zero.
+#: The moment of segment 0.
 START = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 def moment(segment: int) -> datetime:
-    """An hour for each segment: a day has 24."""
+    """Return the moment of a segment, one hour per segment: a day has 24."""
     return START + timedelta(hours=segment)
 
 

@@ -1,4 +1,4 @@
-"""A database of the services with a backup role, the home of a stack, and an empty store: what backups are made of."""
+"""The source of backups: a database of the services with a backup role, the home of a stack, and an empty store."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ ROLES = {role: f"password-of-{role}" for role in secret_files.LOGIN_ROLES}
 
 @contextlib.contextmanager
 def provisioned_server() -> Iterator[PostgresServer]:
-    """A cluster of its own, because the slot and damaged pages are the whole cluster's."""
+    """A separate cluster, because the slot and damaged pages affect a whole cluster."""
     with running(PostgresServer) as server:
         postgres.provision(server.server, ROLES)
         yield server
@@ -39,7 +39,7 @@ def provisioned_server() -> Iterator[PostgresServer]:
 
 @contextlib.contextmanager
 def migrated_server() -> Iterator[PostgresServer]:
-    """The same with the tables of auth and the gateway."""
+    """The same, with the tables of auth and the gateway."""
     with provisioned_server() as server:
         asyncio.run(migrate(server))
         yield server
@@ -53,7 +53,7 @@ async def migrate(server: PostgresServer) -> None:
 
 @dataclass
 class FailingStore:
-    """Names that begin like one of ``failing`` cannot be written."""
+    """Fails writes of names that begin with one of ``failing``."""
 
     inner: ObjectStore
     failing: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class FailingStore:
 
     async def put_stream(self, name: str, pieces: AsyncIterator[bytes], expected_bytes: int = 0) -> int:
         if name.startswith(self.failing):
-            # In the middle, as a full disk does.
+            # In the middle of the upload, like a full disk.
             await anext(pieces)
         self._check(name)
         return await self.inner.put_stream(name, pieces, expected_bytes)
@@ -104,7 +104,7 @@ class CopiedDatabase:
     home: StackHome
     #: The store's folder.
     folder: Path
-    #: The operator's.
+    #: The operator's identity.
     identity: str
     place: BackupPlace
     source: SourceDatabase
@@ -118,7 +118,7 @@ class CopiedDatabase:
         return {found.name async for found in self.place.store.list(prefix)}
 
     def agent_environment(self) -> dict[str, str]:
-        """The settings of the agent's program."""
+        """Return the settings of the agent's program."""
         recorded = settings.read_recorded(self.home)
         return stack_plan.service_environment(self.home, settings.load(recorded), recorded, stack_plan.BACKUP)
 
@@ -132,7 +132,7 @@ class CopiedDatabase:
 
     @contextlib.asynccontextmanager
     async def shipping(self) -> AsyncIterator[WalShipping]:
-        """The agent's half, without an agent."""
+        """Ship the log as the agent does, without an agent."""
         shipping = WalShipping(self.place, self.source, term=1)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -145,7 +145,7 @@ class CopiedDatabase:
 
 @contextlib.asynccontextmanager
 async def copied_database(server: PostgresServer, folder: Path, **variables: str) -> AsyncIterator[CopiedDatabase]:
-    """With a home of its own in ``folder``; ``variables`` are given to `make up`."""
+    """A database with a new home in ``folder``; ``variables`` are settings of `make up`."""
     identity = sealing.new_identity()
     home = homes.locate({"AIMESH_HOME": str(folder / "home")})
     given = {

@@ -19,12 +19,12 @@ MESH = MeshName("home")
 
 
 class BrittleStore:
-    """Fails while ``is_away``."""
+    """A store that fails while ``is_away`` is set."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self.is_away = False
-        #: Names that were written.
+        #: Names of written objects.
         self.written: list[str] = []
 
     def _check(self) -> None:
@@ -76,7 +76,7 @@ def make_home(root: Path) -> StackHome:
 
 
 def make_place(folder: Path, *, name: str = "here", key: NodeKey | None = None, **settings: object) -> BackupPlace:
-    """A site of this name; sites of one ``folder`` share the store, and with one ``key`` the mesh."""
+    """Make a site with this name. Sites in one ``folder`` share the store; with the same ``key``, they share the mesh."""
     key = key or NodeKey(node_keys.new_seed())
     own, operator = sealing.new_identity(), sealing.new_identity()
     recipients = (sealing.recipient_of(operator),)

@@ -1,4 +1,4 @@
-"""All that a backup writes, on a real S3 server with credentials; and what a restore reads there."""
+"""Everything that a backup writes, on a real S3 server with credentials; and what a restore reads from it."""
 
 import asyncio
 import os
@@ -66,7 +66,7 @@ async def test_what_a_backup_writes_to_s3_is_restored_to_its_last_commit(copied:
                 await asyncio.sleep(0.05)
     (backup,) = found.backups
     assert (backup.name, backup.label, {part.name for part in backup.parts}) == (made.name, "on S3", {"data", "secrets", "files"})
-    # With the operator's identity alone, as after the loss of the machine.
+    # With only the operator's identity, as after the loss of the machine.
     source = RestoreSource(place.store, place.mesh, (copied.identity,))
     plan = restore_plan.plan(found, LATEST, RestoreTarget(), await source.histories(found.histories))
     await recovered_database.fetch_and_unpack(source, plan, tmp_path / "new", lambda *_: None)
@@ -93,7 +93,7 @@ async def test_fetch_log_writes_what_auth_and_the_gateway_read_at_their_start(
     store = f"{s3.address}/{tmp_path.name}"
 
     async def fetch(*arguments: str, **variables: str) -> tuple[int, str]:
-        """On another machine: it has no home."""
+        """Run `aicli stack fetch-log` as on another machine, without a home."""
         base = {"PATH": os.environ["PATH"], "AIMESH_HOME": str(tmp_path / "none"), "RECOVERY_LOG_DIR": str(folder), **s3.credentials}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "cli.main", "stack", "fetch-log", *arguments), cwd=stacks.REPOSITORY, env={**base, **variables},
@@ -110,7 +110,7 @@ async def test_fetch_log_writes_what_auth_and_the_gateway_read_at_their_start(
         "gateway-restored.jsonl": b"".join(LINES[:2]),
         "audit_anchors.jsonl": LINES[0],
     }
-    # Each refusal leaves the files as they are.
+    # A refusal leaves the files as they are.
     other = tmp_path / "other.age"
     other.write_text("# signed by: UAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n" + copied.identity + "\n", encoding="utf-8")
     missing = LogPart("gateway", 4, 5)
@@ -141,7 +141,7 @@ async def status_of(stack: RunningStack, key: people.Key) -> int:
 
 
 async def read_books(stack: RunningStack) -> tuple[list[tuple[Any, ...]], datetime]:
-    """Return the entries of the ledger, and a moment before which they were committed."""
+    """Return the ledger's entries, and a moment before which all of them were committed."""
     async with stack.database("gateway") as database:
         rows = [tuple(row) for row in await database.fetch("SELECT * FROM entries ORDER BY 1, 2, 3, 4")]
         return rows, await database.fetchval("SELECT clock_timestamp()")
@@ -152,7 +152,7 @@ async def has_backup(stack: RunningStack, term: int) -> bool:
 
 
 async def is_in_the_store(stack: RunningStack, s3: ObjectServer, moment: datetime) -> bool:
-    """Every commit before the moment, and lines of both recovery logs."""
+    """Return whether the store has every commit before the moment, and lines of both recovery logs."""
     until = (await said(stack, "stack", "backups"))["recoverable_until"]
     store = objects.open_store(f"{s3.address}/whole", s3.credentials)
     logs = {found.name.split("/")[1] async for found in store.list("log")}
@@ -186,5 +186,5 @@ async def test_the_agent_of_a_stack_copies_all_to_s3_and_a_lost_home_comes_back(
         assert (await status_of(stack, ann.key), await status_of(stack, bob.key)) == (401, 200)
         assert (await read_books(stack))[0] == before
         assert (await stack.aicli("admin", "ledger", "verify")).status == 0
-        # The restored site has the next term, and its agent continues there.
+        # The restored site has the next term, and its agent continues with that term.
         await stacks.until(lambda: has_backup(stack, 2), seconds=60, what="the agent makes a backup of the new term")

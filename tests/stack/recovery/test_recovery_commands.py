@@ -1,4 +1,4 @@
-"""`aicli stack backup`, `backups` and `backup keygen`, without an agent but with its half that ships the log."""
+"""`aicli stack backup`, `backups` and `backup keygen`, without an agent but with the agent's log shipping."""
 
 import asyncio
 import json

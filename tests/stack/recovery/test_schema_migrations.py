@@ -1,4 +1,4 @@
-"""Which post migrations run, where, and that nodes of older versions prevent it."""
+"""Which post migrations run, and where; nodes of older versions prevent them."""
 
 import asyncio
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ FILES = {
 
 @dataclass
 class Release:
-    """A checkout whose service auth has these migrations."""
+    """A checkout whose auth service has these migrations."""
 
     folder: Path
 
@@ -37,7 +37,7 @@ class Release:
             (self.folder / "services" / "auth" / "migrations" / name).write_text(text)
 
     async def start(self, url: str, *, migrate: bool = True) -> None:
-        """What auth does when it starts."""
+        """Open the database as auth does at its start."""
         package = self.folder / "services" / "auth"
         (package / "queries.sql").write_text("-- name: one\n-- One.\nSELECT 1;")
         async with Database.open(url, schema="auth", package=package, migrate=migrate):

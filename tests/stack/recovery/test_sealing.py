@@ -1,4 +1,4 @@
-"""What is in the store can be read by its recipients only, and a changed object is noticed."""
+"""Only the recipients can read objects in the store, and a changed object is detected."""
 
 import asyncio
 import io
@@ -21,7 +21,7 @@ MESH = MeshName("home")
 KEY = NodeKey(new_seed())
 OPERATOR, STACK, STRANGER = (sealing.new_identity() for _ in range(3))
 RECIPIENTS = [sealing.recipient_of(OPERATOR), sealing.recipient_of(STACK)]
-#: Rows that compress, and bytes that do not.
+#: Rows that compress well, and bytes that don't.
 PLAIN = b"".join(os.urandom(1 << 18) + b"a row of a table\n" * 20_000 for _ in range(12))
 
 
@@ -153,7 +153,7 @@ async def failing() -> AsyncIterator[bytes]:
 
 
 async def test_a_reader_ends_though_no_thread_was_free_to_open_the_stream() -> None:
-    """The store fails at once, and the reader has the only thread."""
+    """The store fails at once, and the reader uses the only thread."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     async with asyncio.timeout(10):
         with pytest.raises(StoreFails, match="the store is away"):

@@ -1,4 +1,4 @@
-"""The restore point before an upgrade, on a real server that is provisioned as `make up` does."""
+"""The restore point before an upgrade, on a real server that is provisioned as by `make up`."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""However much of the write-ahead log reached the store: what is restored is a prefix of the committed ledger, and its sums add up."""
+"""However much of the write-ahead log reached the store: the restored ledger is a prefix of the committed one, and its sums add up."""
 
 import asyncio
 import random
@@ -27,17 +27,17 @@ from tests import servers, tiers
 from tests.backups import SEGMENT, BackupMaker
 
 PASSWORDS = {role: f"password-of-{role}" for role in LOGIN_ROLES}
-#: The log has some segments, the last one unfinished.
+#: Several segments of log, the last one unfinished.
 COMMITS, PER_SEGMENT = 24, 7
 CUTS = 40 if tiers.is_nightly() else 1
 
 
 class History:
-    """Top-ups, one after the other; each changes an account and adds two entries."""
+    """A series of top-ups; each changes an account and adds two entries."""
 
     def __init__(self, folder: Path, server: servers.PostgresServer) -> None:
         self.maker = BackupMaker(folder, server)
-        #: In the order of their commits: the transfer, and where the log ends behind it.
+        #: In commit order: the transfer, and the log's end after it.
         self.commits: list[tuple[UUID, int]] = []
 
     async def write(self) -> BackupManifest:
@@ -56,7 +56,7 @@ class History:
         return backup
 
     async def cut(self, end: int, folder: Path) -> RestoreSource:
-        """Return a copy of the store that has the log up to a position, which may be inside of a record."""
+        """Return a copy of the store that has the log up to a position, which may be inside a record."""
         await asyncio.to_thread(shutil.copytree, self.maker.folder, folder)
         source = RestoreSource(objects.open_store(str(folder), {}), self.maker.store_mesh, (self.maker.own_identity,))
         for segment in (await catalog.read(source.store, source.mesh)).segments:

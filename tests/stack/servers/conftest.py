@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def old_tarfile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have tarfile as in Python 3.11.2, which is Debian 12's."""
+    """Make tarfile behave as in Python 3.11.2, which Debian 12 ships."""
     extract = tarfile.TarFile.extractall
 
     def extractall(

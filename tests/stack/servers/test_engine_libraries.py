@@ -1,4 +1,4 @@
-"""How llama.cpp's libraries are built for an installed engine, with a compiler that only notes what it is asked for."""
+"""Building llama.cpp's libraries for an installed engine, with a compiler that only records its arguments."""
 
 import io
 import os

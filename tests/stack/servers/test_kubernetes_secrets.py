@@ -46,7 +46,7 @@ def test_each_program_gets_its_own_secrets_in_its_namespace(tmp_path: Path) -> N
         **dict.fromkeys(("x-nats", "x-valkey", "x-postgres", "x-home"), "ai-infra"),
         "x-worker": "ai-models",
     }
-    # A worker can join and check its own port, and nothing else.
+    # A worker can join and check its own port, and do nothing else.
     assert set(made["x-worker"]["data"]) == {"ticket", "service_token", "hf_token"}
     assert {name for name, secret in made.items() if "mesh_ca_key" in secret["data"]} == {"x-auth"}
     password = content(made["x-valkey"], "valkey_password").strip()

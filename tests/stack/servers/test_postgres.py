@@ -1,4 +1,4 @@
-"""The roles of the embedded PostgreSQL, on a real one."""
+"""The roles of the embedded PostgreSQL, on a real server."""
 
 import base64
 import hmac
@@ -142,7 +142,7 @@ def test_interrupted_start_is_repeated(tmp_path: Path) -> None:
 
 
 def test_verifier_follows_rfc_7677() -> None:
-    """The example of RFC 7677 §3: the same password, salt and count give its proof of the server."""
+    """The example of RFC 7677 §3: the same password, salt and iteration count result in its server proof."""
     salt = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
     server_key = base64.b64decode(stack_postgres.scram_verifier("pencil", salt).rpartition(":")[2])
     message = (

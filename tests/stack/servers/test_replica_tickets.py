@@ -1,4 +1,4 @@
-"""Tickets of replicas, which the operator's list has."""
+"""Tickets of replicas, which the operator's list includes."""
 
 from pathlib import Path
 

@@ -37,7 +37,7 @@ from tests.stack.recovery.copied_database import ROLES, CopiedDatabase
 
 KILLS, LONGEST_SECONDS = 30, 2.5
 WRITERS, OWNERS = 3, 20
-#: The real program, which looks for what is due every half second instead of every five minutes.
+#: The real program, which checks what is due every half second instead of every five minutes.
 AGENT = """
 from shared.processes import end
 from stack.recovery.agent import backup_agent
@@ -53,10 +53,10 @@ class Site:
     environment: dict[str, str]
     log: Path
     agent: Process | None = None
-    #: Moment of PostgreSQL's clock -> how many entries of the ledger were committed before it.
+    #: Moment of PostgreSQL's clock -> how many ledger entries were committed before it.
     marks: list[tuple[datetime, int]] = field(default_factory=list)
 
-    # --- what dies
+    # --- what is killed
 
     async def start_agent(self) -> None:
         with self.log.open("ab") as log:
@@ -65,14 +65,14 @@ class Site:
             )
 
     async def kill_agent(self) -> None:
-        """Its children end with it."""
+        """Kill the agent; its child processes end with it."""
         assert self.agent is not None
         self.agent.kill()
         await self.agent.wait()
         self.agent = None
 
     async def kill_postgres(self) -> None:
-        """All of its processes: each is the leader of its own group."""
+        """Kill all of its processes: each leads its own process group."""
         world.signal_all(world.pids_below(self.copied.server.pid), signal.SIGKILL)
         self.copied.server.kill()
 
@@ -104,7 +104,7 @@ class Site:
                 await asyncio.sleep(0.01)
 
     async def fill_segments(self) -> None:
-        """A segment every few seconds, without larger tables."""
+        """Fill a segment every few seconds, without making tables larger."""
         while True:
             with contextlib.suppress(*AWAY):
                 async with self.copied.admin() as admin:
@@ -144,13 +144,13 @@ class Site:
         return state is not None and state.until >= moment
 
     async def unfinished(self) -> set[str]:
-        """Backups that are being made."""
+        """Return the unfinished backups."""
         names = [layout.parse_backup(name) for name in await self.copied.names(layout.BASE)]
         found = [(str(parsed[0]), parsed[1]) for parsed in names if parsed is not None]
         return {backup for backup, _ in found} - {backup for backup, file in found if file == "manifest.json"}
 
     async def verify_newest(self, work: Path) -> tuple[str, int]:
-        """Return its name, and how many entries of the ledger it has."""
+        """Return the backup's name, and how many ledger entries it has."""
         place = self.copied.place
         newest = (await self.read()).backups[-1].name
         mesh = await catalog.read_mesh(place.store, {place.key.id})
@@ -166,7 +166,7 @@ class Site:
 
 @pytest.fixture
 def server() -> Iterator[PostgresServer]:
-    """What it confirmed is in its files, and a killed write is mended by full pages."""
+    """Confirmed commits are on disk, and full-page writes repair a write that a kill interrupted."""
     with running(functools.partial(PostgresServer, durable=True)) as found:
         postgres.provision(found.server, ROLES)
         yield found
@@ -216,7 +216,7 @@ async def kill_and_verify(site: Site, kills: int, folder: Path) -> None:
         await stacks.until(lambda: site.has_backups(count + 1), seconds=60, what="the agent makes backups")
     print(*lines, f"{halves} of {kills} kills in the middle of a backup; {count} backups", sep="\n")
     assert halves, "no kill was in the middle of a backup"
-    # The next backup removes what the killed ones left.
+    # The next backup removes the leftovers of the killed ones.
     assert len(await site.unfinished()) <= 1
 
 

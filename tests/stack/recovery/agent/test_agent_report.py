@@ -1,4 +1,4 @@
-"""What the agent reports to auth."""
+"""The agent's reports to auth."""
 
 from datetime import timedelta
 
@@ -25,7 +25,7 @@ def describe(found: StoreCatalog | None, site: SiteState = SITE, *more: SiteReco
 
 
 def checked(report: BackupReport) -> BackupReport:
-    """As auth decodes it: bounds are checked there."""
+    """Decode the report as auth does, which checks bounds."""
     return msgspec.json.decode(msgspec.json.encode(report), type=BackupReport)
 
 

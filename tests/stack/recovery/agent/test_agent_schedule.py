@@ -51,7 +51,7 @@ def test_why_a_backup_is_due(found: StoreCatalog, now: SourcePosition, why: str 
 
 
 def test_a_gap_after_a_backup_of_a_clock_ahead_is_closed_by_the_next_backup() -> None:
-    """The newest one is that with the highest position, not with the latest name."""
+    """The newest backup has the highest position, not the latest name."""
     ahead = backup(900 * DAY)
     positions = [(ahead, 2), (backup(5), 8)]
     backups = [_at_position(each, segment) for each, segment in positions]

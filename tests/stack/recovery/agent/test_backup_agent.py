@@ -36,7 +36,7 @@ OWN = SiteRecord(term=1, site="here", at=moment(0), nonce="a")
 
 
 class Source:
-    """A database whose log is at a segment's beginning."""
+    """A database whose log ends at the start of a segment."""
 
     def __init__(self, hour: int) -> None:
         self.hour = hour
@@ -52,7 +52,7 @@ class Backups:
         self.source = source
         self.made: list[str] = []
         self.error: errors.AimeshError | None = None
-        #: Instead of those of the source.
+        #: Used instead of the source's times.
         self.times: dict[str, datetime] = {}
 
     async def make(self, place: BackupPlace, _source: object, *, label: str) -> BackupManifest:
@@ -175,7 +175,7 @@ async def test_the_program_logs_of_a_day_are_copied_once(place: BackupPlace, sou
 
 @pytest.fixture
 def verify(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Make `aicli stack verify` end so, after it wrote this into the store."""
+    """Make `aicli stack verify` end with this status and output, after it has written the result into the store."""
 
     def end(place: BackupPlace, status: int, said: str = "", result: RestoreTests | None = None) -> None:
         async def run() -> tuple[int, str]:
@@ -232,7 +232,7 @@ async def test_a_restore_test_that_could_not_run_is_tried_again(
 
 
 class Mesh:
-    """Takes reports, and answers as a gateway that is starting."""
+    """Records reports, and otherwise answers like a gateway that is starting."""
 
     def __init__(self) -> None:
         self.reports: list[BackupReport] = []
@@ -269,7 +269,7 @@ async def take_over(place: BackupPlace) -> None:
 
 @contextlib.asynccontextmanager
 async def running(place: BackupPlace) -> AsyncIterator[Agent]:
-    """The whole agent of a stack whose provider copies the database, while nothing answers on the mesh."""
+    """The whole agent of a stack whose provider copies the database. No node answers on the mesh."""
     node = NodeSettings(node_key_file=place.home.key("backup"), nats_url="nats://127.0.0.1:1")
     node.node_key_file.write_bytes(node_keys.new_seed())
     found, stop = Agent(place, None, await site_keeper.ensure_term(place, ""), node), asyncio.Event()
@@ -284,7 +284,7 @@ async def test_a_replaced_site_writes_no_backup_from_its_start(place: BackupPlac
     await site_keeper.ensure_term(place, "")
     await take_over(place)
     async with running(place) as found, asyncio.timeout(5):
-        while not (found._writers and all(writer.done() for writer in found._writers)):  # noqa: ASYNC110 - nobody is told
+        while not (found._writers and all(writer.done() for writer in found._writers)):  # noqa: ASYNC110 - no event is set
             await asyncio.sleep(0.005)
     assert backups.made == []
     assert await names(place, "base") == []
@@ -293,7 +293,7 @@ async def test_a_replaced_site_writes_no_backup_from_its_start(place: BackupPlac
 async def test_a_site_that_is_replaced_writes_nothing_from_then_on(place: BackupPlace, backups: Backups) -> None:
     async with running(place) as found:
         async with asyncio.timeout(5):
-            while not backups.made:  # noqa: ASYNC110 - nobody is told
+            while not backups.made:  # noqa: ASYNC110 - no event is set
                 await asyncio.sleep(0.005)
         assert not any(writer.done() for writer in found._writers)
         await take_over(place)
@@ -344,7 +344,7 @@ async def test_work_that_became_due_is_done_at_once() -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The variables of an agent whose store is that of ``make_place``."""
+    """The variables of an agent that uses the store of ``make_place``."""
     home = make_home(tmp_path / "home")
     secret_files.ensure(home)
     variables = {

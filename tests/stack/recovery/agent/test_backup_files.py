@@ -52,7 +52,7 @@ def test_everything_that_an_empty_home_needs_is_in_one_of_two_lists(home: StackH
         "recovery_log/recovery_state",
         "keys/gateway.journal", "keys/worker.receipts", "keys/gateway.mesh",
     }  # fmt: skip
-    # Each secret of this stack, wherever it is saved.
+    # Every secret of this stack on disk.
     on_disk = {str(path.relative_to(home.root)) for folder in (home.secrets, home.keys) for path in folder.rglob("*") if path.is_file()}
     assert on_disk - secrets - files == {"keys/gateway.mesh.lock"}
 

@@ -85,12 +85,12 @@ async def test_a_backup_has_its_parts_and_a_signed_manifest_with_the_facts(copie
     assert (made.label, made.site, made.term, made.mesh) == ("before the move", "here", 1, "home")
     assert made.postgres // 10000 >= 15
     assert made.rows["gateway.accounts"] == 1
-    # A closed day counts as its checkpoint says.
+    # A closed day counts with the numbers of its checkpoint.
     assert (made.ledger_entries, made.ledger_micro) == (42, 1250)
     assert made.audit_heads == {"house": 7}
     assert made.migrations["auth"] >= 15
     assert made.log_heads["auth"] == 0
-    # The log that makes it consistent is in the store: without it, the backup would not be listed.
+    # The log that the backup needs to be consistent is in the store: without it, the backup would not be listed.
     numbers = {segment.number for segment in read.segments if segment.timeline == made.timeline and not segment.is_partial}
     assert numbers >= set(range(made.start_lsn // made.segment_size, (made.stop_lsn - 1) // made.segment_size + 1))
     data = await unpack(copied, made, layout.DATA, copied.place.own_identity)
@@ -167,7 +167,7 @@ async def test_killed_backup_is_not_listed_and_leaves_nothing(copied: CopiedData
 
 @pytest.mark.parametrize("taken_by", tiers.by_day((None, "here", "there"), "here", "there", group="recovery"))
 async def test_command_waits_for_the_agents_backup_and_then_reads_the_term(copied: CopiedDatabase, taken_by: str | None) -> None:
-    """The wait is long, and a site may have taken the next term meanwhile."""
+    """The wait is long, and a site may have claimed the next term meanwhile."""
     lock = copied.home.base_backup.with_name(f"{copied.home.base_backup.name}.lock")
     async with file_lock.hold(copied.home.base_backup, patience_seconds=0):
         process = await asyncio.create_subprocess_exec(
@@ -219,7 +219,7 @@ async def test_failing_store_means_no_backup(copied: CopiedDatabase, failing: st
 
 @pytest.mark.nightly("recovery")
 async def test_nothing_of_another_cluster_is_written_beside_the_log_of_the_first(copied: CopiedDatabase) -> None:
-    """As after `make up` on a home whose database folder was deleted: the segments have the same names."""
+    """As after `make up` on a home whose database folder was deleted: the new segments have the same names."""
     await make(copied)
     before = await copied.names()
     other = replace(copied.place, mesh=msgspec.structs.replace(copied.place.mesh, system="7"))
@@ -237,7 +237,7 @@ async def test_nothing_of_another_cluster_is_written_beside_the_log_of_the_first
 
 @pytest.mark.nightly("recovery")
 async def test_before_an_upgrade_the_agent_makes_one_alone_if_it_is_due(copied: CopiedDatabase) -> None:
-    """Its log has to get into the store meanwhile, because the agent that ships it does not run yet."""
+    """Its log must get into the store too, although the agent that ships the log does not run yet."""
     copied.home.own_site.unlink()
     for _ in range(2):
         process = await run_agent(copied, stack_plan.BACKUP_ONCE)

@@ -23,7 +23,7 @@ def kept_of(found: StoreCatalog, now: int) -> list[BackupManifest]:
 
 
 def left(found: StoreCatalog, now: int) -> StoreCatalog:
-    """The store afterwards."""
+    """Return the store after pruning."""
     deleted = set(prune(found, now))
     return catalog(
         [each for each in found.backups if f"base/{each.name}/manifest.json" not in deleted],
@@ -34,7 +34,7 @@ def left(found: StoreCatalog, now: int) -> StoreCatalog:
 
 @st.composite
 def stores(draw: st.DrawFn) -> tuple[StoreCatalog, int]:
-    """A store of up to 50 days with whole log, and the hour of now."""
+    """Draw a store of up to 50 days with a complete log, and the current hour."""
     hours = sorted(draw(st.sets(st.integers(0, 50 * DAY), min_size=1, max_size=25)))
     backups = [backup(hour, hour + draw(st.integers(0, 3))) for hour in hours]
     now = max(hours) + 4 + draw(st.integers(0, 10 * DAY))
@@ -43,7 +43,7 @@ def stores(draw: st.DrawFn) -> tuple[StoreCatalog, int]:
 
 
 def covers(found: StoreCatalog, hour: int) -> bool:
-    """Whether the state at this hour can be restored."""
+    """Return whether the state at this hour can be restored."""
     numbers = {segment.number for segment in found.segments}
     return any(each.finished_at <= moment(hour) and numbers >= set(range(each.start_lsn // SEGMENT, hour + 1)) for each in found.backups)
 

@@ -1,4 +1,4 @@
-"""The recovery logs and the anchors in the store, while services and the store come and go."""
+"""The recovery logs and the anchors in the store, while services and the store fail and recover."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ def place(tmp_path: Path) -> BackupPlace:
 
 
 class LogService:
-    """A service with a log of numbered lines, which sends those behind a number."""
+    """A service with a log of numbered lines. It streams the lines after a given number."""
 
     def __init__(self) -> None:
         self.lines = 0
@@ -80,14 +80,14 @@ async def copying(
 
 
 async def lines_of(place: BackupPlace, service: str = "auth") -> list[bytes]:
-    """All lines in the store, in the order of their objects."""
+    """Return all lines in the store, in the order of their objects."""
     names = sorted([found.name async for found in place.store.list(f"log/{service}/")])
     return [line for name in names for line in open_object(place, name, await place.store.get(name)).splitlines()]
 
 
 async def until_stored(place: BackupPlace, last: int) -> None:
     async with asyncio.timeout(5):
-        while (await recovery_log_copy.find_end(place, "auth", 1))[0].last < last:  # noqa: ASYNC110 - the store tells nobody
+        while (await recovery_log_copy.find_end(place, "auth", 1))[0].last < last:  # noqa: ASYNC110 - the store sets no event
             await asyncio.sleep(0.005)
 
 
@@ -194,7 +194,7 @@ async def test_large_objects_stay_as_they_are(place: BackupPlace, monkeypatch: p
 
 
 async def test_an_interrupted_joining_is_completed(place: BackupPlace) -> None:
-    """The joined object was written, and the agent was killed before it deleted the small ones."""
+    """The agent was killed after it had written the joined object, and before it deleted the small ones."""
     for first, last in ((1, 1), (2, 2), (1, 2), (3, 3)):
         await recovery_log_copy.write(place, LogPart("auth", first, last), b"".join(b"%d\n" % each for each in range(first, last + 1)))
     await recovery_log_copy.join(place, "auth")
@@ -216,7 +216,7 @@ async def test_only_new_anchors_are_stored(place: BackupPlace, tmp_path: Path) -
 
 
 async def test_only_the_new_end_of_the_file_is_read(place: BackupPlace, tmp_path: Path) -> None:
-    """It grows for years. After a failure, and for another file, all of it is compared with the store."""
+    """The file grows for years. The whole file is compared with the store only after a failure, or if the file was replaced."""
     file = tmp_path / "audit_anchors.jsonl"
     anchors = FileCopy(place, layout.ANCHORS, file, 1)
     old = [b"%0100000d" % number for number in range(30)]
@@ -232,7 +232,7 @@ async def test_only_the_new_end_of_the_file_is_read(place: BackupPlace, tmp_path
     with pytest.raises(errors.Unavailable, match="away"):
         await anchors.copy()
     brittle(place).is_away = False
-    # The store has it, though it failed.
+    # The failed write reached the store after all.
     await recovery_log_copy.write(place, LogPart(layout.ANCHORS, 33, 33), b"d\n")
     await anchors.copy()
     append(file, b"e\n")
@@ -260,5 +260,5 @@ async def test_a_new_file_of_anchors_is_stored_behind_the_old_one(place: BackupP
 
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the copy tells nobody
+        while not condition():  # noqa: ASYNC110 - the copy sets no event
             await asyncio.sleep(0.005)

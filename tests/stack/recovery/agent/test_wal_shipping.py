@@ -1,4 +1,4 @@
-"""The write-ahead log of a real PostgreSQL on its way into the store."""
+"""Shipping the write-ahead log of a real PostgreSQL to the store."""
 
 import asyncio
 import os
@@ -47,7 +47,7 @@ async def read(copied: CopiedDatabase) -> StoreCatalog:
 
 
 async def write(copied: CopiedDatabase, *, switch: bool = False) -> datetime:
-    """Commit something, and return when that was done; ``switch`` finishes its segment."""
+    """Commit a row, and return when it was committed; ``switch`` finishes its segment."""
     async with copied.admin() as admin:
         await admin.execute("CREATE TABLE IF NOT EXISTS public.written (at timestamptz); INSERT INTO public.written VALUES (now())")
         at: datetime = await admin.fetchval("SELECT clock_timestamp()")
@@ -84,7 +84,7 @@ async def test_commits_are_in_the_store_and_finished_segments_leave_the_home(cop
         assert (found.state.lsn >= part.lsn, found.state.term, found.state.timeline) == (True, 1, partial.timeline)
         assert spooled(copied).finished == ()
         assert shipping.lag_seconds is not None
-        # The unfinished one is gone from the store once it is finished.
+        # Once the segment is finished, its unfinished object is deleted from the store.
         await write(copied, switch=True)
         last = await write(copied)
         await shipping.ship_partial()
@@ -125,7 +125,7 @@ async def test_killed_server_loses_nothing(copied: CopiedDatabase) -> None:
         await stacks.until(lambda: caught_up(shipping), what="the log is followed")
         done = await write(copied)
         copied.server.kill()
-        # From this thread: the server dies with the one that started it.
+        # In this thread: the server ends with the thread that starts it.
         copied.server.start()
         await stacks.until(lambda: reached(shipping, done), what="the last commit is in the store")
 
@@ -149,7 +149,7 @@ async def test_position_keeps_one_connection_and_opens_another_after_a_restart(c
 
 
 async def test_two_at_once_make_and_drop_the_slot(copied: CopiedDatabase) -> None:
-    """As the shipping of the log and a backup do when both begin."""
+    """As the log shipping and a backup do when both begin at once."""
     for _ in range(tiers.volume(10)):
         await asyncio.gather(*(copied.source.ensure_slot() for _ in range(4)))
         assert (await copied.source.position()).slot_status == "reserved"

@@ -20,7 +20,7 @@ BACKUP = BackupManifest(
 
 
 def manifest(system: int = 77, end: str = "0/2000120") -> bytes:
-    """As PostgreSQL writes it, with a name that is not UTF-8."""
+    """Return a manifest as PostgreSQL writes it, with a file name that is not UTF-8."""
     files = [
         f'{{ "{"Path" if name != "empty" else "Encoded-Path"}": "{name if name != "empty" else name.encode().hex()}", "Size": {len(body)},'
         f' "Last-Modified": "2026-01-01 00:00:00 GMT", "Checksum-Algorithm": "SHA256", "Checksum": "{hashlib.sha256(body).hexdigest()}" }}'

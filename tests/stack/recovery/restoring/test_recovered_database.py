@@ -23,7 +23,7 @@ from tests.backups import SEGMENT, BackupMaker
 
 @pytest.fixture
 async def maker(tmp_path: Path) -> AsyncIterator[BackupMaker]:
-    """With a cluster of its own: the tests look at the whole log."""
+    """With a separate cluster: the tests check the whole log."""
     with servers.running(servers.PostgresServer) as server:
         made = BackupMaker(tmp_path / "store", server)
         await made.begin()
@@ -85,7 +85,7 @@ async def test_a_database_is_recovered_to_its_end_to_a_moment_and_behind_its_las
 
 @dataclass(frozen=True)
 class HostileStore:
-    """A store whose owner put other archives in place: anybody can encrypt to the recipients."""
+    """A store whose owner has replaced the archives: anyone can encrypt to the recipients."""
 
     folder: Path
     identity: str = field(default_factory=sealing.new_identity)
@@ -134,7 +134,7 @@ async def test_a_cluster_has_no_file_that_postgresql_would_obey(tmp_path: Path, 
 
 @pytest.mark.parametrize("name", ["backup_label.old", "server.crt", "conf.d/ours.conf", "pg_wal/archive_status/x"])
 async def test_a_cluster_may_have_files_of_its_administrator(tmp_path: Path, name: str) -> None:
-    """A restored one has backup_label.old."""
+    """For example, a restored cluster has backup_label.old."""
     await HostileStore(tmp_path / "store").unpack(member(name), tmp_path / "inside", part=layout.DATA)
     assert (tmp_path / "inside" / name).exists()
 

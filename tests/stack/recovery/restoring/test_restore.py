@@ -42,7 +42,7 @@ ENVIRONMENT = {"PATH": os.environ["PATH"]}
 
 
 class Case:
-    """A store with a backup and three commits after it, of which the second came between two moments; and an identity."""
+    """A store with a backup and three commits, the second before the moment ``between``; and an identity."""
 
     def __init__(self, maker: BackupMaker, folder: Path) -> None:
         self.maker = maker
@@ -77,7 +77,7 @@ class Case:
         at = "2026-01-01T00:00:00Z"
         lines = [json.dumps({"number": number, "at": at, "kind": "key.revoked"}).encode() + b"\n" for number in (1, 2, 3, 4)]
         await self.maker.put_log("auth", 1, lines[:3])
-        # An interrupted attempt left a line twice.
+        # An interrupted copy left a line twice.
         await self.maker.put_log("auth", 3, lines[2:])
         await self.maker.put_log("anchors", 1, [anchor(sequence) for sequence in (5, 7)])
         first = SiteRecord(term=1, site="first", at=self.between, nonce="1")
@@ -87,7 +87,7 @@ class Case:
         return msgspec.structs.replace(RestoreRequest(address=str(self.maker.folder)), **more)
 
     def reset(self) -> None:
-        """Only the first term is taken."""
+        """Free all terms except the first."""
         for path in (self.maker.folder / "site").glob("*"):
             if path.name != "1.json":
                 path.unlink()
@@ -104,7 +104,7 @@ def anchor(sequence: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """One cluster for all tests: none of them changes it."""
+    """One cluster for all tests: no test changes it."""
     folder = tmp_path_factory.mktemp("case")
     with servers.running(servers.PostgresServer) as server:
         made = Case(BackupMaker(folder / "store", server), folder)
@@ -119,7 +119,7 @@ def home(case: Case, tmp_path: Path) -> StackHome:
 
 
 async def entries(home: StackHome) -> list[int]:
-    """What the restored cluster has, started as the stack does."""
+    """Return the rows of the restored cluster, which runs as in a stack."""
     with tempfile.TemporaryDirectory() as sockets:
         hba = Path(sockets) / "hba"
         hba.write_text("local all all trust\n")
@@ -179,7 +179,7 @@ async def test_an_upgrade_is_taken_back_to_its_restore_point(case: Case, home: S
     (home.run / "restore_points.jsonl").write_bytes(b"".join(msgspec.json.encode(point) + b"\n" for point in points))
     with pytest.raises(RestoreRefused, match=r"before-9\.10 is not in the log"):
         await case.restore(home, before_upgrade="9.10", replaces=True)
-    # The store has the points too, for a home that is lost.
+    # The store has the points too, in case the home is lost.
     shutil.rmtree(home.root)
     points = [
         RestorePoint(name, "9.9", case.point_at + timedelta(days=days), "0/0")
@@ -226,7 +226,7 @@ async def test_segments_that_only_this_machine_has_are_replayed(case: Case, home
 
 @pytest.mark.nightly("recovery")
 async def test_the_old_cluster_comes_back_where_a_new_one_was_started(case: Case, home: StackHome, tmp_path: Path) -> None:
-    """Its agent writes nothing into the store of the old one, but its log is in the home."""
+    """The new cluster's agent writes nothing into the old one's store, but its log is in the home."""
     shutil.copytree(case.maker.folder, tmp_path / "store")
     with servers.running(servers.PostgresServer) as server:
         other = replace(case.maker, folder=tmp_path / "store", server=server, marks=[], shipped=set())
@@ -238,7 +238,7 @@ async def test_the_old_cluster_comes_back_where_a_new_one_was_started(case: Case
         (home.recovery_log / "recovery_state").write_bytes(msgspec.json.encode(state))
         await case.restore(home, replaces=True)
         assert await entries(home) == [1, 2, 3]
-        # Had it written there, its segments would have replaced those of the old one.
+        # If the new agent had written there, its segments would have replaced those of the old cluster.
         for number in range(4):
             await other.run(f"CREATE TABLE entries{number} (number bigint)", "SELECT pg_switch_wal()", database="aimesh")
         await other.base()
@@ -282,7 +282,7 @@ def run(case: Case, home: StackHome, *more: str, code: str = "import sys", secon
 async def test_the_same_command_continues_after_a_kill(case: Case, home: StackHome, state: RestoreState) -> None:
     home.root.mkdir()
     (home.root / "note").write_text("old")
-    # Before it says that it has opened the home, the folders are renamed already.
+    # It renames the folders before it saves the state OPENED.
     killed = run(case, home, "--replace", code=kill_at(state, before=state is RestoreState.OPENED))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     again = run(case, home, "--replace")
@@ -327,7 +327,7 @@ async def test_a_kill_at_any_moment_loses_nothing(case: Case, home: StackHome, s
     with contextlib.suppress(subprocess.TimeoutExpired):
         run(case, home, seconds=random.Random(seed).uniform(0.3, 4.0))
     again = run(case, home)
-    # Or it was complete before.
+    # The first run may have been complete.
     assert again.returncode == 0 or b"is not empty" in again.stderr + again.stdout, again.stderr
     assert await entries(home) == [1, 2, 3]
 
@@ -353,7 +353,7 @@ async def test_a_running_stack(case: Case, home: StackHome) -> None:
 
 async def test_a_wrong_identity_names_the_right_ones(case: Case, home: StackHome, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
-    # The stack's own opens the data, but not the secrets.
+    # The stack's own identity opens the data, but not the secrets.
     wrong.write_text(case.maker.own_identity)
     await refused(case, home, case.maker.recipients[0], wrong)
     wrong.write_text("nothing")
@@ -377,7 +377,7 @@ async def test_a_foreign_mesh(case: Case, home: StackHome, tmp_path: Path) -> No
 
 
 async def test_a_store_of_another_signer(case: Case, home: StackHome, tmp_path: Path) -> None:
-    """Without a home, the line in the identity's file says whose backups these have to be."""
+    """Without a home, the line in the identity file names the signer that the backups must have."""
     identity = tmp_path / "identity"
     identity.write_text(f"# signed by: {NodeKey(node_keys.new_seed()).id}\n{case.maker.identity}\n")
     await refused(case, home, "not signed by this mesh", identity)
@@ -408,7 +408,7 @@ async def test_a_term_that_was_deleted(case: Case, home: StackHome) -> None:
 
 
 class changed_manifest:  # noqa: N801 - used like a function
-    """For the block, the backup's manifest says something else, rightly signed."""
+    """Replaces the backup's manifest during the block, with a valid signature."""
 
     def __init__(self, case: Case, **more: object) -> None:
         self._file = case.maker.folder / layout.manifest_object(case.backup.name)
@@ -447,7 +447,7 @@ async def test_a_damaged_object(case: Case, home: StackHome, pattern: str, damag
     damage(file)
     try:
         if is_end:
-            # It does not look incomplete from outside, but the store has reported more.
+            # The log does not look incomplete, but the store has reported more.
             assert (await case.restore(home)).is_complete != pattern.startswith("wal")
         else:
             await refused(case, home, file.name.removesuffix(".zst.age"))
@@ -455,10 +455,10 @@ async def test_a_damaged_object(case: Case, home: StackHome, pattern: str, damag
         file.write_bytes(kept)
 
 
-# Of a test restore, `make test` swaps them.
+# For test restores, `make test` covers swapped objects.
 @pytest.mark.nightly("recovery")
 async def test_swapped_objects(case: Case, home: StackHome) -> None:
-    """Both are genuine, and each is under the other's name."""
+    """Both are genuine, but each has the other's name."""
     data, other = (next(case.maker.folder.glob(f"base/*/{part}.tar*")) for part in ("data", "files"))
     first, second = data.read_bytes(), other.read_bytes()
     data.write_bytes(second)
@@ -472,7 +472,7 @@ async def test_swapped_objects(case: Case, home: StackHome) -> None:
 
 @contextlib.asynccontextmanager
 async def line_behind_a_gap(case: Case) -> AsyncIterator[None]:
-    """The store has the line 8, but not those from 5 to 7."""
+    """The store has line 8, but not lines 5 to 7."""
     log = case.maker.folder / "log"
     before = set(log.rglob("*.age"))
     await case.maker.put_log("auth", 8, [b'{"number": 8, "at": "2026-01-01T00:00:00Z"}\n'])
@@ -495,11 +495,11 @@ async def test_missing_lines_of_the_recovery_log(case: Case, home: StackHome) ->
 
 @pytest.mark.nightly("recovery")
 async def test_behind_an_accepted_gap_the_next_restore_has_all_new_lines(case: Case, home: StackHome, tmp_path: Path) -> None:
-    """The restored platform gives its lines the numbers of the gap, and of the line that was behind it."""
+    """The restored platform numbers its new lines from the gap on, so it also uses the number of the line after the gap."""
     service, other = LogService(), stack_home.locate({"AIMESH_HOME": str(tmp_path / "other")})
     async with line_behind_a_gap(case):
         await case.restore(home, accepts_log_gap=True)
-        await case.restore(other)  # the gap was accepted
+        await case.restore(other)  # the gap was already accepted
         service.append(9)
         async with copying(case.maker.place(home), service, term=2):
             await until_stored(case.maker.place(home), 9)

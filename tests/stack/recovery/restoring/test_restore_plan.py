@@ -21,7 +21,7 @@ def at(seconds: float) -> datetime:
 
 
 def backup(number: int, timeline: int = 1) -> BackupManifest:
-    """In segment ``number``, from ``number`` minutes after midnight on; it takes half a minute."""
+    """Return a backup in segment ``number`` that starts ``number`` minutes after midnight and takes half a minute."""
     return BackupManifest(
         name=f"backup-{number}", mesh=MeshName("home"), site="here", term=1, system="1", timeline=timeline, segment_size=SIZE,
         start_lsn=number * SIZE + 40, stop_lsn=number * SIZE + 400, started_at=at(number * 60), finished_at=at(number * 60 + 30.5),
@@ -59,7 +59,7 @@ def test_a_moment_needs_the_newest_backup_that_ended_before_it_and_no_log_behind
     catalog = store(ALL, backup(1), backup(5))
     chosen = plan(catalog, at=at(250))
     assert (chosen.backup.name, numbers(chosen)) == ("backup-1", [1, 2, 3, 4, 5])
-    # While a backup is made, the one before it is used.
+    # During a backup, the previous backup is used.
     assert plan(catalog, at=at(330)).backup.name == "backup-1"
     assert plan(catalog, at=at(331)).backup.name == "backup-5"
 
@@ -90,9 +90,9 @@ def test_a_gap_ends_the_plan_and_is_named() -> None:
     chosen = plan(store(without_7, backup(5)))
     assert (numbers(chosen), chosen.gap) == ([5, 6], Segment(1, 7))
     assert "2026-11-25T00:06:40Z" in restore_plan.refusal_of_gap(chosen, at(400.9)).message
-    # An unfinished segment in the middle is one, too.
+    # An unfinished segment in the middle is a gap, too.
     assert plan(store([*without_7, Segment(1, 7, is_partial=True)], backup(5))).gap == Segment(1, 7)
-    # What the target does not need may be missing.
+    # Segments that the target does not need may be missing.
     assert plan(store(without_7, backup(1), backup(6)), at=at(200)).gap is None
 
 
@@ -102,16 +102,16 @@ def test_a_backup_without_its_own_log_is_refused() -> None:
 
 
 def test_the_newest_timeline_is_followed_and_what_it_abandoned_is_not() -> None:
-    # After a restore to the middle of segment 6, the cluster continued on timeline 2.
+    # A restore to the middle of segment 6 has put the cluster on timeline 2.
     history = {2: (TimelineEnd(1, 6 * SIZE + 500),)}
     catalog = store([*ALL, Segment(2, 6), Segment(2, 7)], backup(5), backup(8), histories=frozenset({2}))
     chosen = plan(catalog, histories=history)
     assert (chosen.backup.name, chosen.timeline, chosen.gap) == ("backup-5", 2, None), "the newer backup is of the abandoned part"
     assert chosen.segments == (Segment(1, 5), Segment(2, 6), Segment(2, 7))
-    # It can be restored by its name.
+    # The abandoned backup can be restored by its name.
     abandoned = plan(catalog, "backup-8", histories=history)
     assert (abandoned.timeline, abandoned.segments) == (1, (Segment(1, 8),))
-    # Before the new timeline's first segment is in the store, the old one's has what came before it.
+    # Until the new timeline's first segment is in the store, the old timeline's segment has what came before the switch.
     early = plan(store(ALL, backup(5), histories=frozenset({2})), histories=history)
     assert early.segments == (Segment(1, 5), Segment(1, 6))
 
@@ -127,7 +127,7 @@ def test_the_window_has_its_holes() -> None:
     assert found is not None
     assert (found.first, found.last) == (backup(1).finished_at, at(3600))
     assert found.holes == (restore_plan.RecoveryHole(backup(3).finished_at, backup(8).finished_at, "000000010000000000000007"),)
-    # Old daily backups have only their own log: nothing between them can be restored, as it is meant.
+    # Old daily backups keep only their own log: by design, nothing between them can be restored.
     found = restore_plan.window(store([Segment(1, 1), *ALL[4:]], backup(1), backup(5)), {})
     assert found is not None
     assert (found.first, found.holes) == (backup(5).finished_at, ())
@@ -146,5 +146,5 @@ def test_any_subset_of_the_log_gives_a_contiguous_start_or_a_refusal(kept: set[i
     assert not any(segment.is_partial for segment in chosen.segments[:-1])
     last = chosen.segments[-1]
     behind = {number for number in kept | partial if number > last.number}
-    # Nothing is left out silently.
+    # No segment is left out silently.
     assert chosen.gap is not None or not behind or chosen.target.at is not None

@@ -34,7 +34,7 @@ async def test_each_accepted_gap_is_cut_once_and_the_next_one_in_its_own_term(pl
         await fetch(place)
     facts = await fetch(place, accepts_gap=True)
     assert (facts.missing, facts.unusable) == ((LogPart("auth", 3, 3), LogPart("gateway", 1, 1)), 3)
-    for _ in range(2):  # a killed restore repeats it
+    for _ in range(2):  # a restore that was killed runs this again
         await restored_log.cut(source_of(place), place.key, 2, facts)
     assert len(set(brittle(place).written[4:])) == 2
     assert await fetch(place) == LogFacts()

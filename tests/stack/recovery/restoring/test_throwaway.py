@@ -34,7 +34,7 @@ async def test_the_next_test_removes_what_a_killed_one_left_and_no_living_ones(t
         assert each.stdout is not None
         folders.append(Path((await each.stdout.readline()).decode().strip()))
     killed, other = folders
-    # Its server, which does not notice.
+    # The killed program's server does not notice the kill.
     server = await asyncio.create_subprocess_exec("sleep", "1000", cwd=killed / "data")
     (killed / "data" / "postmaster.pid").write_text(f"{server.pid}\n")
     (tmp_path / "aimesh-verify-1").mkdir()
@@ -49,7 +49,7 @@ async def test_the_next_test_removes_what_a_killed_one_left_and_no_living_ones(t
 
 
 def test_a_number_that_another_process_has_now_is_left_alone(tmp_path: Path) -> None:
-    """After a restart of the machine it may be anybody."""
+    """After a reboot, another process may have this number."""
     with tempfile.TemporaryDirectory() as elsewhere, subprocess.Popen(["sleep", "1000"], cwd=elsewhere) as stranger:
         folder = tmp_path / "aimesh-verify-1" / "data"
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Backups of a database with the tables of auth and the gateway are tested, whole and damaged."""
+"""Testing backups of a database with the tables of auth and the gateway, undamaged and damaged."""
 
 import asyncio
 import contextlib
@@ -70,7 +70,7 @@ class Site:
             await LedgerStore(database).top_up(RequestId(uuid4()), OWNER, MicroCredits(micro), "", None)
 
     async def execute(self, role: str, *statements: str) -> None:
-        """As somebody with every right, and without triggers."""
+        """Execute statements as a superuser, without triggers."""
         connection = await asyncpg.connect(
             self.server.url("aimesh"), server_settings={"search_path": role, "session_replication_role": "replica"}
         )
@@ -87,7 +87,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """With a backup, and a top-up behind it."""
+    """A site with a backup, and a top-up after it."""
     with servers.running(servers.PostgresServer) as server:
         made = Site(tmp_path_factory.mktemp("site"), server)
 
@@ -102,7 +102,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 class CopiedStore:
-    """Tests copies of the site's backups as the agent does: it has the stack's own identity."""
+    """Tests copies of the site's backups as the agent does: with the stack's own identity."""
 
     def __init__(self, site: Site, folder: Path) -> None:
         self.site, self.work = site, folder / "work"
@@ -129,8 +129,8 @@ def copied(site: Site, tmp_path: Path) -> CopiedStore:
 
 
 def children() -> dict[int, tuple[str, set[str], int, bool]]:
-    """Return the programs that this process runs: what they are, the names in their environment, their open ports and connections, and
-    whether they have a network of their own."""
+    """Return this process's child programs: their names, the names in their environment, the number of open ports and connections, and
+    whether they have a separate network."""
     found = {}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error, OSError):
@@ -231,8 +231,8 @@ async def test_the_operators_identity_opens_the_secrets(copied: CopiedStore) -> 
 
 @pytest.mark.nightly("recovery")
 async def test_each_fault_of_the_database_is_found_with_its_reason(site: Site, tmp_path: Path) -> None:
-    """A wrong balance and a changed row of the audit log in the write-ahead log; an index without its newest row, and a flipped bit of a
-    table, in the copy of the data."""
+    """Faults in the write-ahead log: a wrong balance, and a changed row of the audit log. Faults in the copied data: an index without its
+    newest row, and a flipped bit of a table."""
     copy = Site(tmp_path, site.server)
     copy.maker.key, copy.maker.checks_pages = site.maker.key, False
     await copy.maker.store.put(layout.MESH, layout.sign(layout.MESH, copy.maker.store_mesh, copy.maker.key))
@@ -263,7 +263,7 @@ async def test_each_fault_of_the_database_is_found_with_its_reason(site: Site, t
 
 
 async def aicli(home: Path, *words: str) -> tuple[int | None, bytes, bytes]:
-    """On a machine without this stack."""
+    """Run the command on a machine without this stack."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "cli.main", "stack", "verify", *words,
         env={"PATH": os.environ["PATH"], "AIMESH_HOME": str(home)}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -294,7 +294,7 @@ async def test_the_command_needs_a_store_and_an_identity_and_ends_with_2_if_anyt
     assert output.decode() == f"{manifest.name} is damaged:\n  the number of ledger entries: 4 instead of at least 99\n"
 
 
-# --- the manifest's facts
+# --- facts in the manifest
 
 
 def check_of(**changed: Any) -> RecoveryCheck:

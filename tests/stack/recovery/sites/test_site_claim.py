@@ -34,7 +34,7 @@ async def test_of_two_at_once_one_gets_the_term(store: ObjectStore) -> None:
     lost = ends[1 - winner]
     assert isinstance(lost, RestoreRefused)
     assert lost.message == f"lost_race: the site {records[winner].site} has taken term 2 meanwhile"
-    # After a crash it is taken again.
+    # After a crash, the same site claims it again.
     await site_claim.take(store, MESH, KEY, records[winner])
 
 

@@ -1,4 +1,4 @@
-"""The term and the lease of a site, with stores in a folder and a gateway that answers as ours."""
+"""The term and the lease of a site, with stores in a folder and a fake gateway."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ URL = "http://here"
 
 @dataclass
 class Gateway:
-    """Does what it is told, and remembers it."""
+    """Accepts every lease, and records the requests."""
 
     asked: list[SetSiteLease] = field(default_factory=list)
     is_away: bool = False
@@ -102,7 +102,7 @@ async def test_another_home_does_not_take_the_term_of_this_one(tmp_path: Path, k
 
 
 async def test_of_two_homes_at_once_one_is_replaced(tmp_path: Path, key: NodeKey, place: BackupPlace, clock: list[float]) -> None:
-    """The other one put its record between our look and our put."""
+    """The other site wrote its record after this one had checked, and before this one wrote its own."""
     await take_over(place, key, term=1)
     own = SiteRecord(term=1, site="here", at=AT, nonce="ours")
     place.home.own_site.write_bytes(msgspec.json.encode(own))
@@ -180,7 +180,7 @@ async def test_a_replaced_site_ends_its_lease_and_acknowledges_that(place: Backu
     await site.check(gateway)
     (request,) = gateway.asked
     assert (request.state, request.replaced_by, request.replaced_url) == (SiteLeaseState.ENDED, "there", "http://there")
-    # At once: the other site waits for it.
+    # At once, because the other site waits for it.
     assert (await read(place, "site/2.acknowledged", SiteAcknowledgement)).replaced_by == by
     assert site.known == {1: site.state.own, 2: by}
 
@@ -188,7 +188,7 @@ async def test_a_replaced_site_ends_its_lease_and_acknowledges_that(place: Backu
 async def test_a_replaced_site_stops_after_a_minute_and_does_not_start_again(
     place: BackupPlace, key: NodeKey, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its gateway answers nobody, so only the end of the services acknowledges."""
+    """The gateway answers no call, so only the end of the services counts as an acknowledgement."""
     orders: list[control.Order] = []
 
     async def send(_socket: Path, order: control.Order) -> control.ControlAnswer:

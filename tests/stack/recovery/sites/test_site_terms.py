@@ -1,4 +1,4 @@
-"""Terms and leases: tables of decisions, and random schedules of three sites, of which never two may run requests at the same time."""
+"""Terms and leases: decision tables, and random schedules of three sites: at most one of them may run requests at a time."""
 
 import heapq
 import itertools
@@ -144,10 +144,10 @@ def test_when_a_new_site_may_answer() -> None:
 
 # --- random schedules
 
-#: What a call returns if it has failed, or if its reply was lost.
+#: The result of a failed call, or of a call whose reply was lost.
 FAILED = object()
 TIMEOUT = 10.0
-#: Waits so many seconds, or calls the store or the own gateway.
+#: Waits this many seconds, or calls the store or the site's own gateway.
 Wait = float | tuple[str, Callable[[], object]]
 Process = Generator[Wait, Any, None]
 
@@ -156,24 +156,24 @@ Process = Generator[Wait, Any, None]
 class SimulatedSite:
     name: str
     mode: SiteLeaseMode
-    #: Of its monotonic clock.
+    #: The rate of the site's monotonic clock.
     rate: float
     offset: float
     wall_offset: float = 0.0
-    #: Its gateways run.
+    #: Whether the site's gateways run.
     runs: bool = False
     lease: SiteLease | None = None
-    #: When the gateways, which know how long they have had it, drop the lease.
+    #: When the gateways drop the lease. They know how long they have had it.
     dropped_at: float | None = None
-    #: From the store.
+    #: Periods without access to the store.
     partitions: list[tuple[float, float]] = field(default_factory=list)
-    #: Of all its processes except the gateway.
+    #: Pauses of all the site's processes except the gateway.
     pauses: list[tuple[float, float]] = field(default_factory=list)
     starts: int = 0
 
 
 class Schedule:
-    """A store, three sites, and what happens to them; all by one seed."""
+    """A store, three sites, and their events, all from one seed."""
 
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(seed)
@@ -190,7 +190,7 @@ class Schedule:
         first, *others = self.sites
         first.runs = True
         self._start(first, record(1, "a", "a1"))
-        # What goes wrong goes wrong about when another site takes over.
+        # Faults happen around the time when another site takes over.
         crisis = rng.uniform(15, 100)
         for site in self.sites:
             begin = crisis + rng.uniform(-10, 30)
@@ -202,7 +202,7 @@ class Schedule:
             if rng.random() < 0.4:
                 self.at(crisis + rng.uniform(-30, 100), lambda site=site: self._set_wall_clock(site))
         for other in others[: rng.randint(1, 2)]:
-            # Often at the same time.
+            # Often both at the same time.
             begin = crisis + rng.choice((0, 0, rng.uniform(0, 60)))
             self.at(begin, lambda other=other: self.step(other, self._promote(other), None, 0))
         if rng.random() < 0.4:
@@ -218,7 +218,7 @@ class Schedule:
             self.now, _, do = heapq.heappop(self.events)
             do()
             if self.may_begin:
-                # Otherwise time has passed, which only ends leases.
+                # All other events only let time pass, which only ends leases.
                 self.may_begin = False
                 running = [site.name for site in self.sites if self._may_reserve(site)]
                 assert len(running) <= 1, f"{running} may run requests at {self.now}"
@@ -248,7 +248,7 @@ class Schedule:
     # --- processes
 
     def step(self, site: SimulatedSite, process: Process, value: object, number: int) -> None:
-        """Continue a process, unless it was killed, and do what it waits for."""
+        """Continue a process, unless it was killed, and perform the wait or call that it yields."""
         if number and number != site.starts:
             return
         for begin, end in site.pauses:
@@ -275,7 +275,7 @@ class Schedule:
         self.at(self.now + wait_seconds, lambda: self.step(site, process, FAILED if fails else result[0], number))
 
     def _start(self, site: SimulatedSite, own: SiteRecord) -> None:
-        """Start the agent, and end the one that runs."""
+        """Start the agent, and end the running one."""
         site.starts += 1
         self.step(site, self._agent(site, own), None, site.starts)
 
@@ -420,6 +420,6 @@ def test_never_two_sites_run_requests_and_every_term_has_one_owner() -> None:
             schedule.run()
             opened += bool(schedule.opened)
             won += len(schedule.won)
-    # Otherwise the schedules prove little.
+    # With fewer takeovers, the schedules would prove little.
     assert opened > number * 0.4
     assert won > number * 0.7

@@ -1,4 +1,4 @@
-"""Promoting a standby of a real PostgreSQL, up to the start of its services; whole sites are tried elsewhere."""
+"""Promoting a standby of a real PostgreSQL, up to the start of its services; other tests promote whole sites."""
 
 import sys
 from collections.abc import AsyncIterator
@@ -31,11 +31,11 @@ STEPS = [
 
 
 class Killed(Exception):
-    """In place of a kill -9 between two steps."""
+    """Simulates a kill -9 between two steps."""
 
 
 class Promoted:
-    """A standby, and what its promotion has done instead of starting services."""
+    """A standby, and what its promotion did instead of starting services."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -86,7 +86,7 @@ async def acknowledge(made: Promoted) -> None:
 async def test_it_continues_after_a_kill_behind_each_step_and_has_the_last_commits(promoted: Promoted, tmp_path: Path) -> None:
     await acknowledge(promoted)
     await promoted.case.add(2)
-    await promoted.maker.ship()  # the standby doesn't run any more
+    await promoted.maker.ship()  # the standby no longer runs
     home = promoted.case.home
     sent = tmp_path / "sent"
     for what in STEPS:

@@ -1,4 +1,4 @@
-"""A standby of a real PostgreSQL, and what it does when the store cannot be followed; the commands are tried on whole stacks elsewhere."""
+"""A standby of a real PostgreSQL, and its behavior when the store cannot be followed; other tests run the commands on whole stacks."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 class Case:
-    """A site whose log is in a store, and the home of another one."""
+    """A site whose log is in a store, and the home of another site."""
 
     def __init__(self, maker: BackupMaker, folder: Path) -> None:
         self.maker = maker
@@ -80,7 +80,7 @@ class Case:
 
 
 async def segments_of(maker: BackupMaker) -> list[Segment]:
-    """What the primary has on its disk."""
+    """Return the segments on the primary's disk."""
     names = [path.name for path in (maker.server.server.data / "pg_wal").iterdir()]
     return [each for name in names if (each := layout.parse_segment(f"wal/{name[:8]}/{name}.zst.age", SEGMENT)) is not None]
 

@@ -1,4 +1,4 @@
-"""Where a standby is, and what it can follow."""
+"""A standby's position, and which log it can follow."""
 
 import msgspec
 import pytest
