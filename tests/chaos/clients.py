@@ -1,4 +1,4 @@
-"""Clients of several tenants, over HTTP and RPC: each asks one thing after another, and writes down what it sees."""
+"""Clients of several tenants, over HTTP and RPC: each sends one request after another, and records what it receives."""
 
 import asyncio
 import itertools
@@ -24,27 +24,27 @@ from tests.stacks import RunningStack, until
 
 MODEL = ModelName("echo")
 DOORS = (Door.GATEWAY, Door.RPC)
-#: A client's patience with one answer.
+#: How long a client waits for one answer.
 DEADLINE_SECONDS = 30.0
-#: So long a client waits before it comes back or asks again.
+#: Pause before a client reconnects or sends its next request.
 RETURN_SECONDS = 0.2
-#: What a client that returns is told while it had better wait.
+#: Errors after which a returning client waits and tries again.
 COME_AGAIN = frozenset({"unavailable", "ledger_unavailable", "in_progress", "not_reachable", "draining"})
-#: An answer that is none and no error object of OpenAI's either.
+#: The code of an error response without OpenAI's error object.
 NO_ERROR_OBJECT = "no error object"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manner:
-    """How a client asks."""
+    """How a client behaves."""
 
-    #: Of an answer, from and to.
+    #: Words of an answer, from and to.
     words: tuple[int, int] = (20, 80)
-    #: Leaves after a piece of this number or earlier; None: stays.
+    #: Disconnects after at most this many pieces; None: stays.
     leaves_within: int | None = None
-    #: Names its request, and comes back for the rest when the connection breaks.
+    #: Sends an idempotency key, and reconnects for the rest if the connection breaks.
     returns: bool = False
-    #: A word that the faulty workers know, before the others.
+    #: First word of the prompt, to which the faulty workers react.
     special: str = ""
 
 
@@ -64,7 +64,7 @@ class _Seen:
 
 @dataclass(slots=True)
 class Clients:
-    """What they use together."""
+    """What the clients share."""
 
     stack: RunningStack
     people: Sequence[Person]
@@ -80,7 +80,7 @@ class Clients:
         return " ".join([*([special] if special else []), *(f"p{person}r{number}w{word}" for word in range(1, words + 1))])
 
     async def ask(self, person: int, door: Door, manner: Manner, *, prompt: str | None = None, key: str | None = None) -> Call:
-        """One request to its end, which is also in ``calls`` afterwards."""
+        """Send one request and follow it to its end; the call is also in ``calls`` afterwards."""
         who = self.people[person % len(self.people)]
         prompt = prompt or self.prompt(person, self.rng.randint(*manner.words), manner.special)
         if manner.returns and key is None:
@@ -106,7 +106,7 @@ class Clients:
                     returns += 1
                     await asyncio.sleep(RETURN_SECONDS)
         except TimeoutError:
-            # An answer that is complete took this long to close, which its duration says.
+            # If the answer is complete, only closing it took this long, which the call's duration shows.
             if not seen.ends:
                 seen.ends.append(GAVE_UP if returns else HANGS)
         finally:
@@ -123,7 +123,7 @@ class Clients:
         if seen.pieces:
             request = _with_rest(request, seen)
         else:
-            # Who does not know the id of its request is given the answer from its beginning.
+            # A client that does not know the ID of its request gets the answer from its beginning.
             seen.pieces.clear()
         async with self.mesh.rpc.stream(
             gateway.process_inference_request, request, credential=who.key.secret, deadline_seconds=DEADLINE_SECONDS - 2
@@ -148,12 +148,12 @@ class Clients:
             headers["last-event-id"] = seen.last_event
         async with self.http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
             seen.status = answer.status_code
-            # Of a repeat, the id of the request that it repeats.
+            # For a repeat, the ID of the request that it repeats.
             if (named := answer.headers.get("x-original-request-id") or answer.headers.get("x-request-id")) is not None:
                 seen.request_id = RequestId(UUID(named))
             if answer.status_code != 200:
                 code = _code_of(await answer.aread())
-                # A client that returns waits while the gateway starts again, or still has the request.
+                # A returning client waits while the gateway restarts or still runs the request.
                 if key is None or code not in COME_AGAIN:
                     seen.ends.append(code)
                 return
@@ -167,7 +167,7 @@ class Clients:
 
 
 def our_code(error: dict[str, str]) -> str:
-    """Return our own code: on /v1, ``code`` has OpenAI's. Older gateways have only ours."""
+    """Return our own error code: on /v1, ``code`` has OpenAI's. Older gateways send only ours."""
     return error.get("aimesh_code", error["code"])
 
 
@@ -214,12 +214,12 @@ async def opened(stack: RunningStack, people: Sequence[Person], rng: random.Rand
 
 @asynccontextmanager
 async def busy(clients: Clients, count: int, manner: Manner | None = None, doors: Sequence[Door] = DOORS) -> AsyncIterator[Clients]:
-    """So many ask one thing after another for as long as the block; then each ends what it has begun."""
+    """Keep ``count`` clients busy during the block; then each finishes its request."""
     chosen = manner or Manner()
     over = False
 
     async def one(number: int) -> None:
-        # Not all in the same moment.
+        # Don't start all of them at the same moment.
         await asyncio.sleep(clients.rng.random())
         while not over:
             call = await clients.ask(number, doors[number % len(doors)], chosen)
@@ -236,7 +236,7 @@ async def busy(clients: Clients, count: int, manner: Manner | None = None, doors
 
 
 async def until_served(clients: Clients, *, since: float, times: int = 10, seconds: float = 30) -> float:
-    """Until so many calls in a row succeeded that began at ``since`` or later. When the first of them had its first text."""
+    """Wait until this many calls in a row that began at ``since`` or later succeed. Return the time of the first text in them."""
 
     async def served() -> float | None:
         last = sorted((call for call in clients.calls if call.began >= since), key=lambda call: call.ended)[-times:]

@@ -1,10 +1,10 @@
-"""Three of each service, most of them by ticket, while one after the other goes and another comes, under the load of a storm.
+"""Run three replicas of each service, most of them by ticket, and replace one after another, under the load of a storm.
 
     python -m tests.chaos.come_and_go [--seed N] [--minutes 10]
 
-Every ten seconds a new replica joins with its ticket and a key of its own, and an older one of the same service ends: half of them in an
-orderly way, half by kill -9. Clients ask any gateway that is there. No answer is wrong, no request hangs, and at the end the books are
-exact, NATS has refused nothing, and no key was contested. Exit status 1 where anything was wrong.
+Every ten seconds a new replica joins with its ticket and its own key, and an older one of the same service ends: half of them by a
+clean shutdown, half by kill -9. Clients use any gateway that runs. No answer may be wrong, no request may hang, and at the end the books
+must be exact, NATS must have refused nothing, and no key may be contested. The exit status is 1 if anything was wrong.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from tests.chaos.world import TOKEN_MS, Outcome, World
 from tests.replicas import Replica
 
 EVERY_SECONDS = 10.0
-#: Of each service, beside the one of the stack itself.
+#: Replicas of each service, in addition to the stack's own process.
 BESIDE = 2
-#: The place of a killed node is free a minute after it was last heard.
+#: Nodes per ticket: the place of a killed node becomes free a minute after its last message.
 ACTIVE = 3 * BESIDE
-#: auth's replicas certify themselves.
+#: Service -> the role of its tickets. Replicas of auth certify themselves.
 BY_TICKET = {"gateway": "gateway", "inference": "worker", "metrics": "metrics", "web": "web"}
 
 
@@ -54,12 +54,12 @@ class AnyGateway(httpx.AsyncHTTPTransport):
 
 @dataclass(slots=True)
 class Fleet:
-    """The replicas beside the stack's own services."""
+    """The replicas in addition to the stack's own services."""
 
     world: World
     folder: Path
     tickets: dict[str, Path]
-    #: All that ever ran.
+    #: All replicas that ever ran.
     started: list[Replica] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
     _serving: dict[str, list[tuple[Replica, AsyncExitStack]]] = field(default_factory=dict)
@@ -82,13 +82,13 @@ class Fleet:
         self._serving.setdefault(service, []).append((started, opened))
 
     async def replace_one(self, service: str) -> None:
-        """Start a replica, and end the oldest one."""
+        """Start a replica and end the oldest one."""
         await self.start(service)
         ended, opened = self._serving[service][0]
         if is_killed := self.world.rng.random() < 0.5:
             ended.process.kill()
             await ended.ended()
-        # A load balancer knows of an orderly end before it begins, and of a crash when it sees it.
+        # A load balancer learns of a clean shutdown before it begins, and of a crash when it notices.
         del self._serving[service][0]
         await opened.aclose()
         self.ends[f"{service} {'killed' if is_killed else 'stopped'}"] += 1
@@ -99,14 +99,14 @@ class Fleet:
                 await opened.aclose()
 
     def wrong(self) -> list[str]:
-        """What the logs say."""
+        """Return the problems that the logs show."""
         tracebacks = [f"a traceback in {one.log_file.name}: {one.log[-2000:]}" for one in self.started if "Traceback" in one.log]
         return replicas.refusals(self.world.stack, self.started) + replicas.contests(self.world.stack, self.started) + tracebacks
 
 
 @asynccontextmanager
 async def fleet(opened: World, folder: Path) -> AsyncIterator[Fleet]:
-    """Two replicas of each service, which are ready."""
+    """Start two replicas of each service and wait until they are ready."""
     tickets = {}
     for service, role in BY_TICKET.items():
         words = ("--role", role, "--active", str(ACTIVE), "--uses", "unlimited", "--network", "127.0.0.0/8", "--json")
@@ -149,7 +149,7 @@ async def run(opened: World, running: Fleet, seconds: float) -> Outcome:
 
 
 async def _keep_replacing(opened: World, running: Fleet, seen: Clients, ends_at: float) -> None:
-    """Each service in its turn, in another order each time."""
+    """Replace a replica of each service in turn, in a different order each round."""
     due = time.monotonic()
     while time.monotonic() < ends_at:
         for service in opened.rng.sample(list(replicas.ROLES), len(replicas.ROLES)):

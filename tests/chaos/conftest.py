@@ -1,4 +1,4 @@
-"""One stack for all kills; it is worse for wear afterwards, and nobody else gets it."""
+"""One stack for all kills, which leave it damaged: no other tests use it."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,14 +11,13 @@ from tests.people import ApiClient, Person
 from tests.stacks import RunningStack
 from tests.testnet import free_port
 
-#: An answer of twelve words takes a quarter of a second, so a kill meets some in every phase.
+#: An answer of twelve words takes a quarter of a second, so a kill hits answers in every phase.
 ECHO_TOKEN_MS = "20"
 
-#: No limit of a tier is reached.
-#: Answers shall be made, not remembered.
+#: Turn off the response cache and the limits of the tiers.
 SETTINGS = {"RESPONSE_CACHE": "off", "DEFAULT_RATE_LIMIT": "1000000", "TIER_FREE": ",".join(f"{name}=unlimited" for name in tiers.NUMBERS)}
 
-#: Where traces would go. Nobody is there, but in the test that looks at them: an endpoint that is away is no fault at all.
+#: The port for traces. Nothing listens there except in the test of traces: an endpoint that is down must not matter.
 OTLP_PORT = free_port()
 
 _shared = stacks.OfFolders(

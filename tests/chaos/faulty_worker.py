@@ -1,8 +1,8 @@
-"""A worker of the stack that serves `echo` and, for prompts that begin with a special word, is broken in some way.
+"""A worker of the stack that serves `echo` and misbehaves for prompts that begin with a special word.
 
     AIMESH_HOME=… python -m tests.chaos.faulty_worker
 
-It is services.inference as `aicli worker --backend echo` starts it, in the same process.
+It is services.inference as `aicli worker --backend echo` starts it, but in this process.
 """
 
 import asyncio
@@ -20,19 +20,19 @@ from services.inference.jobs import GenerationJob
 from shared import errors
 from shared.api.generation import Generation
 
-#: Its engine dies of it.
+#: Crashes the engine.
 POISON = "POISON"
-#: The whole process dies of it.
+#: Kills the whole process.
 DEADLY = "DEADLY"
-#: Every second attempt fails before its first token.
+#: Makes half of the attempts fail before the first token.
 FLAKY = "FLAKY"
-#: The first token takes a while.
+#: Delays the first token.
 LATE = "LATE"
 LATE_SECONDS = 2.0
-#: All tokens come at once.
+#: Sends all tokens at once.
 FAST = "FAST"
 
-#: One byte for every attempt of a flaky or poisonous prompt, of all workers together.
+#: Names a file with one byte for every attempt at a flaky or poisonous prompt, from all workers together.
 ATTEMPTS_FILE = "CHAOS_ATTEMPTS_FILE"
 
 
@@ -68,7 +68,7 @@ def _count() -> None:
 def main() -> None:
     os.environ.update(worker.plan_environment(os.environ, {"INFERENCE_BACKEND": "echo"}))
     os.environ["INFERENCE_SERVICE_PORT"] = os.environ["CHAOS_PORT"]
-    setattr(echo, "EchoBackend", FaultyEcho)  # noqa: B010 - mypy takes an assignment for a mistake
+    setattr(echo, "EchoBackend", FaultyEcho)  # noqa: B010 - mypy rejects an assignment
     inference.main()
 
 

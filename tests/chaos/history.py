@@ -1,4 +1,4 @@
-"""What clients saw while something was broken on purpose: each request with its pieces, their times, and its end. Pure data."""
+"""What clients saw during a fault: each request with its pieces, their times, and its end. Pure data."""
 
 import itertools
 from collections import Counter
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from shared.types import RequestId, UserId
 from tests.chaos.oracle import DONE, Door
 
-#: How a call ends whose client went away on purpose.
+#: The end of a call whose client disconnected on purpose.
 LEFT = "left"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text of an answer, as it came."""
+    """A piece of an answer, as received."""
 
     #: Monotonic seconds.
     at: float
     text: str
-    #: The number that the gateway gave it; 0 where it gives none.
+    #: The gateway's number for it; 0 if it has none.
     number: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One request, as its client saw it; a client that reconnects goes on with the same one."""
+    """One request, as its client saw it; reconnecting continues the same call."""
 
     owner: UserId
     door: Door
@@ -35,14 +35,14 @@ class Call:
     pieces: tuple[Piece, ...] = ()
     #: Every terminal event, in order: DONE, LEFT, or an error's code.
     ends: tuple[str, ...] = ()
-    #: None where no answer began.
+    #: None if no response began.
     status: int | None = None
     request_id: RequestId | None = None
-    #: Prompt and completion tokens of an answer that is whole.
+    #: Prompt and completion tokens of a complete answer.
     usage: tuple[int, int] | None = None
-    #: Chosen by the client, for repeats.
+    #: The client's idempotency key, for repeats.
     key: str | None = None
-    #: How often its connection broke and it came back.
+    #: How often the connection broke and the client reconnected.
     returns: int = 0
 
     @property
@@ -59,7 +59,7 @@ class Call:
 
     @property
     def longest_pause(self) -> float:
-        """Seconds without a piece; the time to the first one and after the last count."""
+        """Return the longest time without a piece, including the time before the first and after the last."""
         times = [self.began, *(piece.at for piece in self.pieces), self.ended]
         return max(later - earlier for earlier, later in itertools.pairwise(times))
 
@@ -68,7 +68,7 @@ class Call:
 
 
 def service_level(calls: Sequence[Call]) -> str:
-    """The two objectives of the mesh: the average time to the first text below 5 s, and the share of calls that did not fail."""
+    """Describe the mesh's two objectives: an average time to the first text below 5 s, and the share of calls that did not fail."""
     waits = [call.pieces[0].at - call.began for call in calls if call.pieces]
     if not calls or not waits:
         return "no answers"
@@ -77,15 +77,15 @@ def service_level(calls: Sequence[Call]) -> str:
 
 
 def outcomes(calls: Iterable[Call]) -> dict[str, int]:
-    """How often each end was met, the most frequent first."""
+    """Count the calls by their end, most frequent first."""
     return dict(Counter("+".join(call.ends) or "nothing" for call in calls).most_common())
 
 
 def failing_seconds(calls: Sequence[Call], fault_at: float) -> float:
-    """From the fault to the begin of the last call that failed; 0 where none did."""
+    """Return the seconds from the fault to the start of the last call that failed; 0 if none did."""
     return max((call.began - fault_at for call in calls if call.failed), default=0.0)
 
 
 def longest_pause(calls: Sequence[Call], fault_at: float) -> float:
-    """Of the calls that succeeded and ran when the fault came."""
+    """Return the longest pause of the successful calls that were running when the fault began."""
     return max((call.longest_pause for call in calls if call.succeeded and call.ran_at(fault_at)), default=0.0)

@@ -1,6 +1,6 @@
-"""What must hold of every call and of the books behind them, whatever was broken meanwhile (RELIABILITY.md §2, I1 to I5 and I7). Pure.
+"""What must hold for every call and for its bookings, whatever the fault (RELIABILITY.md §2, I1 to I5 and I7). Pure.
 
-An answer is the prompt said again, whose words name the request. So a word that is missing, doubled or somebody else's shows.
+An answer repeats the prompt, whose words name the request, so a word that is missing, doubled or from another request shows.
 """
 
 from collections import Counter
@@ -11,32 +11,32 @@ from tests.chaos.history import Call
 from tests.chaos.ledger import Books, Logged
 from tests.chaos.oracle import CONNECTION_LOST, DONE, GAVE_UP, HANGS
 
-#: Tokens on their way to a client when its answer ended early: a chunk, and what a worker makes until a cancel reaches it.
+#: Tokens in flight to a client when its answer ended early: a chunk, and what a worker makes until a cancel reaches it.
 IN_FLIGHT_TOKENS = 4
-#: What is never an answer, whatever happens.
+#: Ends that no fault may cause.
 NEVER = frozenset({HANGS, "internal", "not_authenticated", "nothing"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowed:
-    """What a fault may do to calls, beside a pause."""
+    """What a fault may do to calls, apart from a pause."""
 
-    #: How calls may end that ran meanwhile.
+    #: How calls may end that run during the fault.
     codes: frozenset[str] = frozenset()
-    #: Monotonic seconds; outside of them nothing fails.
+    #: Monotonic seconds; before and after them nothing may fail.
     since: float = float("-inf")
     until: float = float("inf")
     deadline_seconds: float = 30.0
-    #: What had its first text before the fault ends well.
+    #: Whether calls that had their first text before the fault must succeed.
     running_survive: bool = False
-    #: On their way to a client that leaves: a worker goes on until a cancel reaches it, through a gateway that may hang.
+    #: Tokens in flight to a client that leaves: a worker continues until a cancel reaches it, through a gateway that may hang.
     in_flight_tokens: int = IN_FLIGHT_TOKENS
-    #: A gateway that was killed cannot say what became of the calls that it had; they are expired in the users' favour.
+    #: A killed gateway can't say what became of its calls; their reservations expire in the users' favor.
     gateway_died: bool = False
 
 
 def violations(calls: Sequence[Call], books: Books, allowed: Allowed) -> list[str]:
-    """Empty when everything held."""
+    """Return what did not hold."""
     found = [f"{_name(call)}: {what}" for call in calls for what in (*_of_call(call, allowed), *_of_books(call, books, allowed))]
     found += _of_accounts(books)
     twice = [key for key, times in Counter(call.request_id for call in calls if call.request_id and call.key is None).items() if times > 1]
@@ -63,7 +63,7 @@ def _of_call(call: Call, allowed: Allowed) -> Iterator[str]:
             yield "I1: it failed, and nothing was broken"
         if allowed.running_survive and call.pieces and call.pieces[0].at < allowed.since:
             yield "I1: it was running when the fault came, and failed"
-    # I2 and I7: all of it in its order, and nobody else's.
+    # I2 and I7: the whole answer in its order, and no one else's.
     if call.succeeded and call.text != call.prompt:
         yield f"I2: the text differs at {_difference(call)}"
     if not call.prompt.startswith(call.text):
@@ -104,7 +104,7 @@ def _of_reservation(call: Call, books: Books, allowed: Allowed) -> Iterator[str]
     if reservation is None:
         if charged:
             yield f"I3: {charged} micro-credits were taken without a reservation"
-        # Where nothing is reserved for anybody, this gateway has no ledger yet.
+        # If no call has a reservation, this gateway has no ledger yet.
         if call.succeeded and books.reservations:
             yield "I3: it has no reservation"
         return
@@ -123,7 +123,7 @@ def _of_row(call: Call, row: Logged, delivered: int, allowed: Allowed) -> Iterat
     words = len(call.prompt.split())
     if call.succeeded and (row.status, row.prompt_tokens, row.completion_tokens) != ("success", words, words):
         yield f"I3: its row says {row}"
-    # Somebody who has come back was sent some of it twice, and paid once. Who gave up finds the rest under his key.
+    # A client that reconnected was sent some of it twice, and paid once. A client that gave up finds the rest under its key.
     is_over = CONNECTION_LOST not in call.ends and GAVE_UP not in call.ends
     if row.completion_tokens > delivered + allowed.in_flight_tokens and is_over:
         yield f"I4: {row.completion_tokens} tokens are billed and {delivered} were delivered"

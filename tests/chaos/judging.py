@@ -1,4 +1,4 @@
-"""After a fault: the history, the tables and the logs together before the oracle."""
+"""Checks the history, the tables and the logs after a fault."""
 
 from shared.types import RequestId
 from tests.chaos import oracle
@@ -9,7 +9,7 @@ from tests.stacks import RunningStack, until
 
 
 async def judge(stack: RunningStack, person: Person, history: History, fault: Fault) -> None:
-    """Fails with every violation. The person has made no other requests than those of the history, and probes."""
+    """Fail with every violation. The person must have sent only the requests of the history, and probes."""
     rows, usage = await _written(stack, person, history, fault)
     found = oracle.violations(history.attempts, fault, rows, deadline_seconds=history.deadline_seconds)
     assert not found, f"{len(found)} violations of {fault}: " + "\n".join(found[:20])
@@ -20,12 +20,12 @@ async def judge(stack: RunningStack, person: Person, history: History, fault: Fa
 
 
 async def _written(stack: RunningStack, person: Person, history: History, fault: Fault) -> tuple[dict[RequestId, Row], tuple[int, int]]:
-    """All rows of the person and what they come to, as of one moment in which every success has a row that must have one."""
+    """Return all rows of the person and their usage, from one snapshot in which every success that must have a row has one."""
     successes = [attempt for attempt in history.attempts if attempt.succeeded]
     wanted = {one.request_id for one in successes if not fault.loses_rows or one.ended < fault.began or one.began >= fault.over}
 
     async def all_written() -> tuple[dict[RequestId, Row], tuple[int, int]] | None:
-        # Rows of requests that were cut off may come at any moment.
+        # One snapshot, because rows of interrupted requests may arrive at any moment.
         async with stack.database("gateway") as database, database.transaction(isolation="repeatable_read", readonly=True):
             rows = await database.fetch("SELECT * FROM request_logs WHERE user_id = $1", person.id)
             sums = await database.fetchrow(
@@ -40,7 +40,7 @@ async def _written(stack: RunningStack, person: Person, history: History, fault:
 
 
 async def check_the_books(stack: RunningStack) -> None:
-    """Nothing is held, nothing drifts, and the audit log is a chain."""
+    """Check that nothing is reserved, nothing drifts, and the audit log is an unbroken chain."""
 
     async def rests() -> bool:
         async with stack.database("gateway") as database:

@@ -1,4 +1,4 @@
-"""What the gateway's tables say of some users when all is at rest. Only this module reads them for the chaos suite."""
+"""What the gateway's tables say about some users at rest. In the chaos suite, only this module reads them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,12 +29,12 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    #: Included and topped up together.
+    #: Included and topped-up credits together.
     left_micro: int
     reserved_micro: int
-    #: What the entries of both add up to.
+    #: Sum of the entries of both.
     entries_micro: int
-    #: Reservations that are open, whenever they began.
+    #: Number of open reservations, whenever they began.
     open: int
 
 
@@ -43,13 +43,13 @@ class Books:
     logged: dict[RequestId, Logged] = field(default_factory=dict)
     reservations: dict[RequestId, Reservation] = field(default_factory=dict)
     accounts: dict[UserId, Account] = field(default_factory=dict)
-    #: What the transfers of usage whose entries do not add up to zero are called.
+    #: Transfers whose entries do not add up to zero.
     lopsided: tuple[str, ...] = ()
-    #: What the usage of each request came to, by its entries.
+    #: Usage of each request, according to its entries.
     charged: dict[RequestId, int] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """For the table of faults."""
+        """Summarize the books for the table of faults."""
         states = [reservation.state for reservation in self.reservations.values()]
         counted = ", ".join(
             f"{states.count(state):,} {state}" for state in ("settled", "released", "expired", "reserved") if state in states
@@ -62,7 +62,7 @@ class Books:
 
 
 async def read(stack: RunningStack, owners: Sequence[UserId], since: datetime | None = None) -> Books:
-    """Requests since a moment of the database's clock; accounts and entries whole."""
+    """Read the requests since a moment of the database's clock, and all accounts and entries."""
     since = since or datetime.min.replace(tzinfo=UTC)
     async with stack.database("gateway") as database:
         ids = list(owners)

@@ -1,4 +1,4 @@
-"""A steady, bounded load through every door, and the history of it.
+"""A steady, bounded load on every endpoint, and its history.
 
 async with load.running(stack, person) as history:
     await history.until_each_door_succeeds(5)
@@ -29,19 +29,19 @@ from tests.people import Person
 from tests.stacks import RunningStack, until
 
 MODEL = ModelName("echo")
-#: Requests a second, and the doors that they take turns at.
+#: Requests per second, and the endpoints that they use in turn.
 RATE = 20
 TURNS = (Door.GATEWAY, Door.RPC, Door.WEB, Door.RPC)
-#: Where a client outside the house asks as well.
+#: The same with a client outside the stack.
 TURNS_WITH_OUTSIDE = (Door.GATEWAY, Door.OUTSIDE, Door.RPC, Door.OUTSIDE)
 WORDS = 12
-#: A client's own patience, unless a test says otherwise; the gateway's silence about a lost worker is 3 s.
+#: How long a client waits, unless a test sets another time. After a worker is lost, the gateway is silent for 3 s.
 DEADLINE_SECONDS = 15.0
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What one caller has seen so far."""
+    """What one caller has received so far."""
 
     text: str = ""
     ends: list[str] = field(default_factory=list)
@@ -53,12 +53,12 @@ class _Seen:
 @dataclass(slots=True)
 class History:
     turns: tuple[Door, ...] = TURNS
-    #: Each client's own patience.
+    #: How long each client waits.
     deadline_seconds: float = DEADLINE_SECONDS
     attempts: list[Attempt] = field(default_factory=list)
 
     async def until_each_door_succeeds(self, times: int, *, since: float = 0, seconds: float = 10) -> None:
-        """So often in a row, of the requests that began at ``since`` or later."""
+        """Wait for this many successes in a row at each endpoint, among the requests that began at ``since`` or later."""
 
         async def all_doors() -> bool:
             in_a_row: Counter[Door] = Counter()
@@ -70,7 +70,7 @@ class History:
         await until(all_doors, seconds=seconds, what=f"{times} successes in a row at each door")
 
     def last_failure(self) -> float:
-        """When the last request that failed began; minus infinity for none."""
+        """Return when the last failed request began; minus infinity if none failed."""
         return max((attempt.began for attempt in self.attempts if not attempt.succeeded), default=float("-inf"))
 
     def outcomes(self) -> dict[str, int]:
@@ -78,7 +78,7 @@ class History:
 
 
 class _Callers:
-    """One of each kind, used by every request: connections are kept, as clients do."""
+    """One client of each kind for all requests, because clients keep their connections."""
 
     def __init__(self, person: Person, http: Mapping[Door, httpx.AsyncClient], mesh: Mapping[Door, ClientNode]) -> None:
         self._person = person
@@ -160,11 +160,11 @@ def _read_event(line: str, seen: _Seen) -> None:
 async def running(
     stack: RunningStack, person: Person, outside: ClientNode | None = None, *, deadline_seconds: float = DEADLINE_SECONDS
 ) -> AsyncIterator[History]:
-    """Requests at RATE until the block is left; then the running ones end, and the history is whole. ``outside`` is a client
-    that reaches the mesh over Hyperswarm alone; with it web has no turn."""
+    """Send requests at RATE during the block; then wait for the running ones, so that the history is complete. ``outside`` is a client
+    that reaches the mesh only over Hyperswarm; with it, web gets no requests."""
     history = History(TURNS if outside is None else TURNS_WITH_OUTSIDE, deadline_seconds)
     async with AsyncExitStack() as opened:
-        # Only the deadline ends a request: a timeout of HTTP's own would look like a connection that was lost.
+        # Only the deadline ends a request: HTTP's own timeout would look like a lost connection.
         web = await opened.enter_async_context(stack.http(person.key.secret, service="web", timeout_seconds=2 * deadline_seconds))
         direct = await opened.enter_async_context(stack.http(person.key.secret, timeout_seconds=2 * deadline_seconds))
         mesh = {Door.RPC: await opened.enter_async_context(stack.client())}
@@ -180,7 +180,7 @@ async def running(
 async def _pace(callers: _Callers, history: History, tasks: asyncio.TaskGroup) -> None:
     began = time.monotonic()
     at_once = 0
-    # As many as there are when none ends before its deadline: beyond this the load is not steady any more.
+    # The number of running requests if none ends before its deadline; above this, the load is no longer steady.
     most_at_once = RATE * history.deadline_seconds
 
     def ended(_task: asyncio.Task[None]) -> None:

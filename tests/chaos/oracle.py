@@ -1,7 +1,7 @@
-"""What must hold of a history of requests around one kill. Pure: attempts, the fault and the rows in, violations out.
+"""What must hold for a history of requests around one kill. Pure: takes attempts, the fault and the rows; returns violations.
 
-The invariants are those of RELIABILITY.md §2: one terminal event for each request and no hang (I1), the text whole or a
-part from its beginning (I2), rows that say what the answers said (I3), nothing billed that could not be received (I4).
+The invariants are those of RELIABILITY.md §2: each request has one terminal event and does not hang (I1), the text is complete or a
+prefix (I2), rows match the answers (I3), and nothing is billed that could not be received (I4).
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -10,26 +10,26 @@ from enum import StrEnum
 
 from shared.types import RequestId
 
-#: How an attempt ends well; everything else is an error's code.
+#: The end of a successful attempt; other ends are error codes.
 DONE = "done"
-#: The connection broke: what a client of a killed process sees.
+#: The connection broke, as it does for a client of a killed process.
 CONNECTION_LOST = "connection_lost"
-#: Given up on by the test: never allowed.
+#: The test gave up waiting: never allowed.
 HANGS = "hangs"
-#: Told to come again until its patience was over.
+#: The client was asked to retry until it ran out of time.
 GAVE_UP = "gave_up"
 
-#: Tokens that were sent and not yet read when a link broke.
+#: Tokens that were sent but not yet read when a link broke.
 IN_FLIGHT_TOKENS = 3
 
 
 class Door(StrEnum):
-    """The way a request came in."""
+    """The endpoint that a request used."""
 
     GATEWAY = "gateway"
     WEB = "web"
     RPC = "rpc"
-    #: RPC as well, by a client that is on Hyperswarm alone.
+    #: RPC, by a client that is only on Hyperswarm.
     OUTSIDE = "outside"
 
 
@@ -42,14 +42,14 @@ class Attempt:
     #: Monotonic seconds.
     began: float
     ended: float
-    #: What came of the answer.
+    #: The part of the answer that was received.
     text: str = ""
     #: Every terminal event, in order: DONE, or an error's code.
     ends: tuple[str, ...] = ()
-    #: None where no answer began.
+    #: None if no response began.
     status: int | None = None
     request_id: RequestId | None = None
-    #: Prompt and completion tokens of an answer that is whole.
+    #: Prompt and completion tokens of a complete answer.
     usage: tuple[int, int] | None = None
 
     @property
@@ -59,20 +59,20 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What was done, and whom it may touch with what."""
+    """A fault, and which endpoints may fail with which codes."""
 
     began: float
-    #: From here on every request that begins must succeed.
+    #: Every request that begins after this must succeed.
     over: float
     doors: Set[Door]
     codes: Set[str]
-    #: Whether the store went away for good together with the gateway, whose queue of rows went with it.
+    #: Whether the store went down together with the gateway, so that the gateway's queue of rows was lost.
     loses_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Of request_logs."""
+    """A row of request_logs."""
 
     status: str
     prompt_tokens: int
@@ -80,7 +80,7 @@ class Row:
 
 
 def violations(attempts: Sequence[Attempt], fault: Fault, rows: Mapping[RequestId, Row], *, deadline_seconds: float) -> list[str]:
-    """Empty when everything held."""
+    """Return what did not hold."""
     found = [f"{attempt}: {what}" for attempt in attempts for what in _of_attempt(attempt, fault, rows, deadline_seconds)]
     ids = [attempt.request_id for attempt in attempts if attempt.request_id is not None]
     if len(ids) != len(set(ids)):
@@ -89,7 +89,7 @@ def violations(attempts: Sequence[Attempt], fault: Fault, rows: Mapping[RequestI
 
 
 def usage_of(rows: Mapping[RequestId, Row]) -> tuple[int, int]:
-    """Requests and tokens that usage_stats must add up to."""
+    """Return the requests and tokens that usage_stats must add up to."""
     counted = [row for row in rows.values() if row.status == "success" or row.prompt_tokens + row.completion_tokens > 0]
     return len(counted), sum(row.prompt_tokens + row.completion_tokens for row in counted)
 

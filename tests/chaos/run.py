@@ -1,8 +1,8 @@
-"""Every fault, several times, at times that a seed decides; the page of faults is written anew.
+"""Run every fault several times, at times drawn from a seed, and write the page of faults.
 
     python -m tests.chaos.run [--seed N] [--repeats 3] [--minutes 25] [--only NAME …] [--short] [--page FILE]
 
-Exit status 1 where anything was wrong. What was broken stands on the output as it happens, with the seed that repeats it.
+The exit status is 1 if anything was wrong. The output begins with the seed that repeats the run, and has the result of each scenario.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.chaos import table, world
 from tests.chaos.world import Outcome, World
 
-#: No scenario takes longer, with its rest.
+#: Longer than any scenario, including the wait until all is at rest.
 SCENARIO_SECONDS = 240.0
 
 
@@ -28,14 +28,14 @@ def _machine(seed: int) -> str:
 
 
 async def one(running: World, name: str) -> Outcome:
-    """Raises what the harness itself ran into."""
+    """Run a scenario. Raises the errors of the harness itself."""
     await running.mend()
     async with asyncio.timeout(SCENARIO_SECONDS):
         return await table.SCENARIOS[name](running)
 
 
 async def _told(running: World, name: str) -> Outcome:
-    """Also where the scenario itself could not go on: something did not come back in time."""
+    """Run a scenario. If it can't continue because something did not recover in time, return that as its outcome."""
     try:
         return await one(running, name)
     except (AssertionError, TimeoutError, ExceptionGroup) as error:

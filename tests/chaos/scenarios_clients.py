@@ -1,4 +1,4 @@
-"""Clients that read slowly, leave, repeat themselves or come all at once: F18, F21, F23, F24."""
+"""Clients that read slowly, leave, repeat requests or arrive all at once: F18, F21, F23, F24."""
 
 import asyncio
 import json
@@ -15,11 +15,11 @@ from tests.chaos.oracle import Door
 from tests.chaos.world import TOKEN_MS, Outcome, World
 from tests.stacks import until
 
-#: A receive buffer that is full at once.
+#: A receive buffer that fills up immediately.
 SMALL_BUFFER = 4096
-#: An event has some 200 bytes, and the kernel holds up to 4 MB for a reader: that much again and more.
+#: An event has some 200 bytes, and the kernel buffers up to 4 MB for a reader; this answer is longer.
 LONG_ANSWER_WORDS = 32_000
-#: A stream whose reader takes nothing is ended after so long.
+#: The gateway ends a stream if its client reads nothing for this long.
 PATIENCE_SECONDS = 45.0
 FREED_SECONDS = 1.0
 SETTLED_SECONDS = 2.0
@@ -66,7 +66,7 @@ def _ask_and_read_nothing(world: World) -> socket.socket:
 
 
 def _read_the_rest(opened: socket.socket) -> bytes:
-    """What there is now; the connection is closed afterwards."""
+    """Read what has arrived, and close the connection."""
     found = bytearray()
     opened.settimeout(1)
     try:
@@ -98,7 +98,7 @@ async def f21_burst(world: World) -> Outcome:
 
 
 async def f23_clients_leave(world: World) -> Outcome:
-    """At any piece; their places on the workers are free at once, and what they had is in the books soon."""
+    """Clients leave at any piece: their slots must be free immediately, and the books must soon show what they got."""
     async with world.clients() as seen:
         async with clients.busy(seen, world.scale.clients, Manner(leaves_within=30)):
             await asyncio.sleep(world.scale.outage_seconds)
@@ -106,7 +106,7 @@ async def f23_clients_leave(world: World) -> Outcome:
         left_at = max((call.ended for call in seen.calls if call.ends == (LEFT,)), default=fault_at)
         await until(lambda: _nothing_runs(seen), seconds=FREED_SECONDS + 5, what="the workers are free again")
         freed = time.monotonic() - left_at
-        # On a busy machine a piece is on its way for as long as the slowest client waited for one.
+        # On a busy machine a piece is in flight for as long as the slowest client waited for one.
         on_their_way = round(1000 * max(call.longest_pause for call in seen.calls) / TOKEN_MS)
         allowed = Allowed(in_flight_tokens=IN_FLIGHT_TOKENS + on_their_way)
         return await world.judge(
@@ -120,13 +120,13 @@ async def _nothing_runs(seen: Clients) -> bool:
 
 
 async def f24_requests_are_repeated(world: World) -> Outcome:
-    """The same request under the same key several times at once: one answer and one payment, for each of them the same."""
+    """Send the same request with the same key several times at once: all copies must get the same answer, for one payment."""
     async with world.clients() as seen:
         fault_at = time.monotonic()
         groups = await asyncio.gather(*(_repeated(seen, number) for number in range(world.scale.clients)))
         ended_at = time.monotonic()
         ids = [{call.request_id for call in group if call.succeeded} for group in groups]
-        # The copies are one request, so only one of them stands before the oracle.
+        # The copies are one request, so the oracle gets only one of them.
         seen.calls[:] = [group[0] for group in groups]
         outcome = await world.judge(
             "F24", f"every request {COPIES} times at once, under one key", seen, Allowed(), fault_at=fault_at, recovered_at=ended_at,

@@ -1,4 +1,4 @@
-"""Services and servers that die, restart, stall or forget: F3, F4, F5, F7, F9, F11, F25 of the gateway."""
+"""Services and servers that die, restart, stall or lose their data: F3, F4, F5, F7, F9, F11, F25 of the gateway."""
 
 import asyncio
 import signal
@@ -18,13 +18,13 @@ from tests.chaos.invariants import Allowed
 from tests.chaos.oracle import Door
 from tests.chaos.world import Outcome, World
 
-#: Clients that name their requests and come back.
+#: Clients that send an idempotency key and reconnect.
 RETURNING = Manner(returns=True)
 HTTP = (Door.GATEWAY,)
 READY_SECONDS = 15.0
-#: After what was broken is back, nothing that begins fails any more; connections of pools are made anew first.
+#: After a recovery, new requests may fail for this long, because connection pools have to reconnect first.
 SLACK_SECONDS = 5.0
-#: A new request waits so long for a PostgreSQL that is away, then it is told 503.
+#: While PostgreSQL is down, a new request waits and then gets a 503.
 AWAY = frozenset({"unavailable", "ledger_unavailable"})
 
 Break = Callable[[World], Awaitable[float]]
@@ -33,7 +33,7 @@ Break = Callable[[World], Awaitable[float]]
 async def _broken(
     world: World, fault: str, what: str, breaks: Break, allowed: Allowed, *, manner: Manner | None = None, doors: tuple[Door, ...] = HTTP
 ) -> Outcome:
-    """Load, the fault, and load until all is well again; ``breaks`` returns when what it broke is back."""
+    """Run load before, during and after the fault, until all is well again; ``breaks`` returns when the broken part is back."""
     async with world.clients() as seen:
         async with clients.busy(seen, world.scale.clients, manner, doors):
             await clients.until_streaming(seen, world.scale.clients)
@@ -70,7 +70,7 @@ def stalled(name: str, seconds: float) -> Break:
 
 
 async def f3_gateway_dies(world: World) -> Outcome:
-    """Clients that named their request come back to the gateway that the supervisor starts, and go on behind what they have."""
+    """Clients with an idempotency key reconnect to the restarted gateway, and continue after the text that they have."""
     return await _broken(
         world, "F3", "kill -9 of the gateway, clients come back", killed("gateway"), Allowed(gateway_died=True), manner=RETURNING
     )
@@ -89,7 +89,7 @@ async def f4_worker_is_told_to_stop(world: World) -> Outcome:
 
 
 async def f4_gateway_is_told_to_stop(world: World) -> Outcome:
-    """What runs is finished; who comes meanwhile comes again."""
+    """Running answers finish; clients that arrive in the meantime retry."""
     allowed = Allowed(running_survive=True)
     return await _broken(world, "F4", "SIGTERM of the gateway", killed("gateway", signal.SIGTERM), allowed, manner=RETURNING)
 
@@ -111,7 +111,7 @@ async def f5_auth_dies(world: World) -> Outcome:
 
 
 async def _ask_as_strangers(world: World, told: Counter[int]) -> None:
-    """Keys that the gateway has to ask auth about; each counts once for every world."""
+    """Use keys that the gateway has to ask auth about; a key is new only once per world."""
     async with world.stack.http() as http:
         for _ in range(5):
             if not world.strangers:
@@ -166,7 +166,7 @@ async def f11_valkey_forgets(world: World) -> Outcome:
 
 
 async def f25_gateway_hangs_and_wakes(world: World) -> Outcome:
-    """Its workers have given its streams up when it wakes; its clients may have to come back."""
+    """By the time it resumes, its workers have dropped its streams; its clients may have to reconnect."""
     seconds = world.scale.outage_seconds
     what = f"a gateway that hangs for {seconds:g} s and wakes"
 

@@ -18,12 +18,12 @@ from tests.chaos.oracle import Door
 from tests.chaos.world import Outcome, World
 from tests.stacks import until
 
-#: From the kill on; the worker's process is started again by the scenario.
+#: Limit for a recovery, counted from the kill.
 BACK_SECONDS = 20.0
 REAL_MODEL = ModelName("smollm2")
-#: The same request never meets a third worker.
+#: No request may reach a third worker.
 MOST_POISONED = 2
-#: The retry budget: a fifth of the requests, and some a second.
+#: The retry budget: a fifth of the requests, plus some retries per second.
 BUDGET_SHARE, BUDGET_A_SECOND, BUDGET_WINDOW_SECONDS = 0.2, 10.0, 10.0
 
 
@@ -62,7 +62,7 @@ async def f2_worker_dies_in_mid_stream(world: World) -> Outcome:
 
 
 async def f19_engine_dies(world: World) -> Outcome:
-    """The real model's process: its worker goes on, and other models' callers do not notice."""
+    """Kill the real model's process: its worker continues, and callers of other models notice nothing."""
     worker = (await world.stack.pids())["inference"]
     assert worker is not None
     async with world.clients() as seen:
@@ -83,7 +83,7 @@ async def f19_engine_dies(world: World) -> Outcome:
 
 
 async def _ask_real_model(seen: clients.Clients, kill: int | None = None) -> str:
-    """The code of its failure; empty for an answer."""
+    """Return the code of the failure; empty for an answer."""
     request = InferenceRequest(prompt="Tell me a story about a bridge.", model=REAL_MODEL, max_tokens=60 if kill else 4, temperature=0.0)
     asked = gateway.ProcessInferenceRequest(request)
     chunks = 0
@@ -116,7 +116,7 @@ async def f20_request_that_ends_engines(world: World) -> Outcome:
 
 
 async def f20_request_that_ends_workers(world: World) -> Outcome:
-    """Where nothing is left of the worker to say what it died of."""
+    """Here nothing is left of the worker to report why it died."""
     outcome, poisoned = await _poisoned(world, faulty_worker.DEADLY, "a request that ends every worker it meets")
     wrong = [] if poisoned.failed and not poisoned.text else ["F20: the request that kills had an answer"]
     return _with(outcome, wrong)
@@ -133,7 +133,7 @@ async def _poisoned(world: World, special: str, what: str) -> tuple[Outcome, Cal
                 worker.start()
             back_at = await world.workers_serve()
             await clients.until_served(seen, since=back_at)
-        # The request itself must fail; of all others none, for as long as a worker is left.
+        # The poisonous request itself must fail; no other may, as long as a worker is left.
         seen.calls.remove(poisoned)
         codes = frozenset({"worker_lost", "link_lost", "not_reachable"}) if killed == len(world.workers) else frozenset()
         outcome = await world.judge(
@@ -159,13 +159,13 @@ async def f22_half_of_the_attempts_fail(world: World) -> Outcome:
             "F22", "half of all attempts fail", seen, Allowed(codes=codes), fault_at=fault_at, recovered_at=fault_at,
             more=f"{attempts} attempts for {calls} requests",
         )  # fmt: skip
-    # What is given each second is saved up for a window.
+    # The budget per second accumulates for a window.
     allowed = calls * (1 + BUDGET_SHARE) + BUDGET_A_SECOND * (seconds + BUDGET_WINDOW_SECONDS)
     return _with(outcome, [] if attempts <= allowed else [f"F22: {attempts} attempts, where the budget allows {allowed:.0f}"])
 
 
 async def f25_worker_hangs_and_wakes(world: World) -> Outcome:
-    """What it says when it wakes is for streams that went on elsewhere."""
+    """After it resumes, its messages are for streams that other workers have taken over."""
     async with world.clients() as seen:
         async with clients.busy(seen, world.scale.clients):
             await clients.until_streaming(seen, world.scale.clients)

@@ -1,10 +1,10 @@
-"""Faults at random moments, also two at once, under a load that never ends: what must hold when all of it is over.
+"""Cause faults at random moments, up to two at once, under a constant load, and check what must hold at the end.
 
     python -m tests.chaos.storm [--seed N] [--minutes 10]
 
-Two processes of every service run. One of each is broken, like NATS and the stores; the other one has to live through all of it. While
-one thing after another is broken, any request may fail in its way. But no answer is wrong, no request hangs, and at the end the books are
-exact, nothing is reserved, no place is taken, NATS has refused nothing, and no key was contested. Exit status 1 where anything was wrong.
+Two processes of every service run. One of each is broken, as are NATS and the stores; the other one must survive. While parts are
+broken, a request may fail with an expected error. But no answer may be wrong, no request may hang, and at the end the books must be exact,
+nothing may be reserved, no slot taken, nothing refused by NATS, and no key contested. The exit status is 1 if anything was wrong.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from tests.chaos.world import TOKEN_MS, Outcome, World
 from tests.replicas import Replica
 from tests.stacks import RunningStack, until
 
-#: Between two faults of one of the two that break things.
+#: Pause between two faults of one of the two tasks that break things.
 PAUSE_SECONDS = (1.0, 8.0)
 HANGS_FOR_SECONDS = 3.0
 READY_SECONDS = 60.0
@@ -79,12 +79,12 @@ async def _valkey_forgets(world: World) -> None:
 
 
 def _ended(name: str, number: signal.Signals = signal.SIGKILL) -> "Fault":
-    """The supervisor waits for up to half a minute before it starts again what ends so often."""
+    """Return a fault with a long time limit: the supervisor pauses for up to half a minute before it restarts what ends so often."""
     return killed(name, number, seconds=restart_policy.BACKOFF.longest_seconds + 2 * READY_SECONDS)
 
 
 Fault = Callable[[World], Awaitable[object]]
-#: What is broken -> how. One thing is broken once at a time.
+#: Part -> the ways to break it. A part is broken only once at a time.
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "worker": (_worker_dies, _worker_dies, _worker_stops, _worker_hangs),
     "gateway": (_ended("gateway"), _ended("gateway", signal.SIGTERM), stalled("gateway", HANGS_FOR_SECONDS)),
@@ -93,7 +93,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "postgres": (_ended("postgres", signal.SIGINT), _ended("postgres", signal.SIGQUIT), stalled("postgres", HANGS_FOR_SECONDS)),
     "valkey": (_ended("valkey"), _valkey_forgets, stalled("valkey", HANGS_FOR_SECONDS)),
 }
-#: The supervisor leaves alone what ends more often than that within its window.
+#: Below the limit at which the supervisor stops restarting a program that ends too often within its window.
 MOST_ENDS = restart_policy.MOST_CRASHES - 2
 
 
@@ -121,7 +121,7 @@ class _Storm:
 
 
 async def _leave(seen: Clients, ends_at: float) -> None:
-    """Some clients do not wait for their answers."""
+    """Send requests whose clients leave before the end of the answer."""
     number = 0
     while time.monotonic() < ends_at:
         number += 1
@@ -143,7 +143,7 @@ async def run(world: World, seconds: float) -> Outcome:
                 worker.start()
             back_at = await world.workers_serve(seconds=READY_SECONDS)
             await clients.until_served(seen, since=time.monotonic())
-        # What a worker makes while its gateway hangs is delivered when that wakes, also to who has left meanwhile.
+        # When a hanging gateway resumes, it delivers what a worker has made in the meantime, even to clients that have left.
         in_flight = round(2 * HANGS_FOR_SECONDS * 1000 / TOKEN_MS)
         allowed = Allowed(codes=CODES, gateway_died=True, in_flight_tokens=in_flight, deadline_seconds=clients.DEADLINE_SECONDS)
         outcome = await world.judge(
@@ -169,7 +169,7 @@ async def _no_place_is_taken(world: World) -> None:
 
 
 def _wrong_at(stack: RunningStack, seconds: list[Replica]) -> list[str]:
-    """What the second processes and the logs say."""
+    """Return the problems that the second processes and the logs show."""
     ended = [f"the second {one.service} has ended: {one.log[-500:]}" for one in seconds if one.process.poll() is not None]
     return ended + replicas.refusals(stack, seconds) + replicas.contests(stack, seconds)
 
@@ -177,7 +177,7 @@ def _wrong_at(stack: RunningStack, seconds: list[Replica]) -> list[str]:
 async def _storm(seed: int, minutes: float) -> Outcome:
     async with world.opened(world.LONG, seed) as opened, AsyncExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="aimesh-storm-")))
-        # The harness has workers of its own.
+        # The harness starts its own workers.
         services = [service for service in replicas.ROLES if service != "inference"]
         seconds = [await running.enter_async_context(replicas.replica(opened.stack, each, folder=folder)) for each in services]
         for second in seconds:

@@ -1,6 +1,6 @@
-"""Callers that nothing is remembered of: keys that no gateway has seen yet, and a new `aicli` for every question.
+"""Callers about which no service remembers anything: keys that are new to every gateway, and a new `aicli` for every request.
 
-They show what the steady load cannot: whether somebody unknown is told "not now" (503) or, wrongly, "no" (401).
+They show what the steady load cannot: whether an unknown caller gets "not now" (503) or, wrongly, "no" (401).
 """
 
 import asyncio
@@ -21,7 +21,7 @@ KEYS = 60
 
 @dataclass(slots=True)
 class Answers:
-    """What they were told."""
+    """The responses that they got."""
 
     statuses: list[int] = field(default_factory=list)
     #: Exit status and stderr of each `aicli infer`.
@@ -30,7 +30,7 @@ class Answers:
 
 @asynccontextmanager
 async def asking(stack: RunningStack, api_client: ApiClient, person: Person) -> AsyncIterator[Answers]:
-    """While the block runs."""
+    """Send such requests while the block runs."""
     keys = await asyncio.gather(*(api_client.make_key(person, f"fresh {number}") for number in range(KEYS)))
     answers = Answers()
     async with asyncio.TaskGroup() as tasks:

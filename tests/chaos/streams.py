@@ -1,4 +1,4 @@
-"""Answers that are being written while a worker is lost: many at once, each compared with what it would have been undisturbed.
+"""Many answers in progress while a worker is lost, each compared with what it would have been without the loss.
 
 async with streams.running(stack, person, count=50) as told:
     …
@@ -29,12 +29,12 @@ from tests.people import Person
 from tests.stacks import RunningStack, until
 
 MODEL = ModelName("echo")
-#: Of an answer: some seconds at the pace of a worker by hand.
+#: Words of an answer: some seconds at the speed of a worker started by hand.
 WORDS = 60
 LOST_SECONDS = 2.5
-#: Chunks of an answer.
+#: Chunks after which an answer has begun.
 _BEGUN = 3
-#: A lost worker is noticed after 3 s of silence; the rest is for machines with more to do than they can.
+#: A lost worker is noticed after 3 s of silence; the rest is reserve for overloaded machines.
 DEADLINE_SECONDS = 60.0
 
 
@@ -42,21 +42,21 @@ DEADLINE_SECONDS = 60.0
 class Told:
     """What the callers saw."""
 
-    #: Whole and exactly what was asked for.
+    #: Complete answers with exactly the expected text.
     exact: int = 0
-    #: What every other one was, and why that is wrong.
+    #: What each other answer was, and why that is wrong.
     wrong: list[str] = field(default_factory=list)
-    #: The longest pause of each whole answer between two chunks.
+    #: The longest pause between two chunks of each complete answer.
     pauses: list[float] = field(default_factory=list)
-    #: Those that are being written, and how many chunks of each have come.
+    #: Answers in progress -> the chunks received so far.
     running: dict[int, int] = field(default_factory=dict)
-    #: Those that went on after a pause that only a lost worker makes.
+    #: Answers that continued after a pause that only the loss of a worker causes.
     went_on: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class Worker:
-    """Started by hand, as somebody who lends a machine would."""
+    """A worker that is started by hand, as on a machine that someone lends."""
 
     process: asyncio.subprocess.Process
     port: int
@@ -72,7 +72,7 @@ class Worker:
 
 @asynccontextmanager
 async def worker(stack: RunningStack, **variables: str) -> AsyncIterator[Worker]:
-    """Ready, and killed on leaving."""
+    """Start a worker, wait until it is ready, and kill it at the end."""
     process = await stack.start_aicli("worker", "--backend", variables.pop("backend", "echo"), **variables)
     try:
         assert process.stdout is not None
@@ -96,7 +96,7 @@ async def _rest_of(process: asyncio.subprocess.Process) -> str:
 
 @asynccontextmanager
 async def running(stack: RunningStack, person: Person, *, count: int) -> AsyncIterator[Told]:
-    """So many at any time, half over RPC and half over HTTP; on leaving, those that run end."""
+    """Keep ``count`` streams running, half over RPC and half over HTTP; at the end, wait for the running ones."""
     told, is_over = Told(), asyncio.Event()
     async with (
         stack.client() as mesh,
@@ -119,7 +119,7 @@ async def running(stack: RunningStack, person: Person, *, count: int) -> AsyncIt
 
 async def _one(door: ClientNode | httpx.AsyncClient, person: Person, number: int, told: Told) -> None:
     rng = random.Random(number)
-    # Characters of several bytes, and words that occur more than once: a repeated or missing one would show.
+    # Multi-byte characters, and words that occur more than once, so that a repeated or missing word shows.
     prompt = " ".join(rng.choice(("wört", "日本", "one", "😀", f"n{number}", f"p{place}")) for place in range(WORDS))
     text, usage, at, pause = "", (0, 0), time.monotonic(), 0.0
     told.running[number] = 0
@@ -177,8 +177,8 @@ async def _by_http(http: httpx.AsyncClient, prompt: str) -> AsyncIterator[tuple[
 
 
 async def kill_workers(stack: RunningStack, person: Person, *, kills: int, count: int) -> Told:
-    """kill -9 of a worker that is in the middle of at least a few of ``count`` answers, ``kills`` times. No answer meets two kills: the
-    next one comes when those that ran are whole."""
+    """Kill a worker with SIGKILL in the middle of at least a fifth of ``count`` answers, ``kills`` times. No answer meets two kills: the
+    next kill waits until the answers that were running are complete."""
     async with running(stack, person, count=count) as told:
         for _ in range(kills):
             async with worker(stack, ECHO_TOKEN_MS="60") as victim:
@@ -190,7 +190,7 @@ async def kill_workers(stack: RunningStack, person: Person, *, kills: int, count
 
 
 async def in_the_middle(told: Told, one: Worker, at_least: int) -> None:
-    """Until the worker runs so many, and each has begun to come: those that have not are begun anew elsewhere, not gone on with."""
+    """Wait until the worker runs this many answers and each has begun: others would be restarted elsewhere instead of resumed."""
     await until(lambda: is_busy(one, at_least), seconds=30, what="the worker runs some of them")
     there = set(told.running)
     await until(lambda: have_begun(told, there), seconds=DEADLINE_SECONDS, what="all that run have begun to come")

@@ -1,4 +1,4 @@
-"""Which faults there are, what a run of them showed, and the page that says so."""
+"""The list of faults, and the page with the results of a run."""
 
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ SCENARIOS: dict[str, Scenario] = {
     )
 }
 
-#: What `make test` runs: one of every kind, in about two minutes.
+#: The scenarios of `make test`: one of every kind, in about two minutes.
 SHORT = (
     "f2_worker_dies_in_mid_stream",
     "f3_gateway_dies",
@@ -71,7 +71,7 @@ ledger. Runs per row: {repeats}. Times are in seconds; if runs differ, a cell sh
 
 
 def page(found: Mapping[str, Sequence[Outcome]], machine: str) -> str:
-    """Pure."""
+    """Return the text of the page. Pure."""
     repeats = max(map(len, found.values()), default=0)
     rows = [_row(outcomes) for outcomes in found.values() if outcomes]
     notes = [

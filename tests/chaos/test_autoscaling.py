@@ -1,5 +1,5 @@
-"""Workers that the platform starts and stops by itself, with the hook that comes with it: from zero, to as many as 200 streams need, and
-back to zero. No stream fails."""
+"""Workers that the platform starts and stops automatically, with the hook that is included: from zero to as many as 200 streams need,
+and back to zero. No stream fails."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ SETTINGS = {
 
 @pytest.fixture
 async def stack(tmp_path: Path) -> AsyncIterator[RunningStack]:
-    """With a pool of echo workers, and none of them."""
+    """A stack with a pool of echo workers, none of which runs."""
     pools = tmp_path / "pools.yaml"
     pools.write_text("pools: []\n", encoding="utf-8")
     async with stacks.stack(POOLS_FILE=str(pools), **SETTINGS) as running:
@@ -44,7 +44,7 @@ async def stack(tmp_path: Path) -> AsyncIterator[RunningStack]:
         try:
             yield running
         finally:
-            # They outlive the stack, as workers of other machines do.
+            # The workers outlive the stack, as workers on other machines do.
             for file in (running.home / "run" / "pool-echo").glob("*.pid"):
                 with suppress(ProcessLookupError):
                     os.kill(int(file.read_text()), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Three of each service by ticket, while replicas come and go: the first minute of ``python -m tests.chaos.come_and_go``."""
+"""Three processes of each service, replaced one by one under load: the first minute of ``python -m tests.chaos.come_and_go``."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 from tests import tiers
 from tests.chaos import come_and_go, world
 
-#: A gateway that was killed leaves leases that end two minutes later.
+#: The leases of a killed gateway expire two minutes later.
 SCALE = replace(world.SHORT, lease_seconds=world.LONG.lease_seconds)
 
 

@@ -1,4 +1,4 @@
-"""kill -9 of the process that holds the real model: its worker lives, starts it again, and goes on with what ran on it."""
+"""kill -9 of the process that runs the real model: its worker survives, restarts it, and resumes its answers."""
 
 import os
 import signal
@@ -18,14 +18,14 @@ TOKENS = 60
 
 
 def _engine_of(worker: int) -> int:
-    """The process id of the engine among a worker's children; the other is its sidecar."""
+    """Return the process ID of the engine among a worker's children; the other child is its sidecar."""
     children = Path(f"/proc/{worker}/task/{worker}/children").read_text(encoding="ascii").split()
     (engine,) = [child for child in children if b"engine.process" in Path(f"/proc/{child}/cmdline").read_bytes()]
     return int(engine)
 
 
 async def _tell(api_client: ApiClient, person: Person, *, kill: int | None = None) -> str:
-    """The text of an answer of TOKENS; kills a process after the second chunk."""
+    """Return the text of an answer of TOKENS tokens; kill a process after the second chunk."""
     request = InferenceRequest(prompt="Tell me a long story about a bridge.", model=MODEL, max_tokens=TOKENS, seed=7, ignore_eos=True)
     asked = gateway.ProcessInferenceRequest(request)
     chunks: list[str] = []
@@ -55,7 +55,7 @@ async def test_a_killed_engine_comes_back_and_its_answer_goes_on(stack: RunningS
         await history.until_each_door_succeeds(3, since=killed_at)
     assert await stack.pids() == before
     assert _engine_of(worker) != engine
-    # The echo worker's callers have nothing to do with it.
+    # Callers of the echo worker must not be affected.
     await judging.judge(stack, ann, history, Fault(began=killed_at, over=killed_at, doors=frozenset(), codes=frozenset()))
     async with stack.database("gateway") as database:
         rows = await database.fetch("SELECT status, completion_tokens FROM request_logs WHERE user_id = $1", bob.id)

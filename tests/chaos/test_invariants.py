@@ -1,4 +1,4 @@
-"""The oracle of the faults finds each kind of wrong, and nothing where all is right."""
+"""The oracle of the faults reports each kind of violation, and nothing if all is right."""
 
 from dataclasses import replace
 from uuid import UUID

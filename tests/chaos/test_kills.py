@@ -1,5 +1,5 @@
-"""kill -9 of every server and service under load: the others live, it comes back and is used, and no request is lost
-without a word. Each is killed once: a second kill would meet the supervisor's longer pause."""
+"""kill -9 of every server and service under load: the others survive, the killed one comes back and is used, and no request is lost
+without an error. Each is killed once, because the supervisor pauses longer after a second kill."""
 
 import asyncio
 import secrets
@@ -23,22 +23,22 @@ from tests.chaos.strangers import Answers
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
-#: What the issue allows between the new process and its use.
+#: Time that the issue allows between the new process and its use.
 USED_WITHIN_SECONDS = 5.0
-#: The supervisor's first pause, and the start of a process on a busy machine.
+#: The supervisor's first pause, plus the start of a process on a busy machine.
 RESTARTED_WITHIN_SECONDS = 10.0
 
-#: After PostgreSQL takes connections again, pools have theirs so soon.
+#: Time that pools need to reconnect after PostgreSQL accepts connections again.
 POOLS_BACK_SECONDS = 1.0
 
-#: What a probe meets until then.
+#: What a probe may raise until then.
 _NOT_YET = (httpx.TransportError, errors.AimeshError, asyncpg.PostgresError, OSError)
 
 Probe = Callable[[RunningStack, Person], Awaitable[bool]]
 
 
 async def _registers(stack: RunningStack, _person: Person) -> bool:
-    """auth and PostgreSQL have to work for it; nothing of it is remembered anywhere."""
+    """Register a user, which needs auth and PostgreSQL and is answered from no cache."""
     name = f"probe-{secrets.token_hex(6)}"
     body = {"username": name, "email": f"{name}@example.org", "password": secrets.token_urlsafe(12)}
     async with stack.http() as http:
@@ -77,12 +77,12 @@ async def _takes_connections(stack: RunningStack, _person: Person) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """What the kill of one program may do to running requests."""
+    """What killing one program may do to running requests."""
 
     probe: Probe
     doors: Set[Door] = field(default_factory=frozenset)
     codes: Set[str] = field(default_factory=frozenset)
-    #: Whether it is back itself; with this, requests wait RESERVE_SECONDS for it, and none is refused that had not to wait longer.
+    #: Whether the program itself is back. If set, requests wait RESERVE_SECONDS for it, and only a request that would wait longer fails.
     is_back: Probe | None = None
 
 
@@ -90,13 +90,13 @@ EVERY_DOOR = frozenset(Door)
 #: No gateway could be found, or the link to it, or from it to the worker, broke.
 _MESH = frozenset({"link_lost", "not_reachable"})
 
-#: How the lines end that `aicli infer` prints when it asks again.
+#: Endings of the lines that `aicli infer` prints when it retries or resumes.
 RESUMING = (". Retrying …", "Connection lost. Resuming …")
 KILLS: dict[str, Kill] = {
-    # Keys are remembered, rows wait, and so do reservations: nobody notices, unless it is away for longer than those wait. On a busy
-    # machine its new process and its recovery take that long.
+    # Keys are cached, and rows and reservations wait, so callers notice nothing unless PostgreSQL is down for longer than those wait. On a
+    # busy machine its restart and recovery take that long.
     "postgres": Kill(_registers, EVERY_DOOR, frozenset({"ledger_unavailable"}), is_back=_takes_connections),
-    # Without its counts no limit can be exact, so nothing is let through.
+    # Without its counts no limit can be exact, so the gateway refuses all requests.
     "valkey": Kill(_has_quota, EVERY_DOOR, frozenset({"unavailable"})),
     "nats": Kill(_lists_nodes, EVERY_DOOR, _MESH),
     "auth": Kill(_registers),
@@ -136,20 +136,20 @@ async def test_kill_9_under_load(stack: RunningStack, api_client: ApiClient, ann
 
 
 def _check_that_they_waited(history: History, back_at: float) -> None:
-    """Whoever was refused had waited, and it was not back by then."""
+    """Check that a refused caller has waited, and that PostgreSQL was still down."""
     for attempt in (attempt for attempt in history.attempts if not attempt.succeeded):
         assert attempt.ended - attempt.began >= RESERVE_SECONDS, attempt
         assert attempt.began + RESERVE_SECONDS < back_at + POOLS_BACK_SECONDS, (attempt, back_at)
 
 
 def _check_strangers(told: Answers) -> None:
-    """A valid key is never called a wrong one, and aicli says what is the matter in one line."""
-    # 504 where the question was with auth when that died.
+    """Check that a valid key is never called invalid, and that aicli reports the problem in one line."""
+    # 504 if auth died while it handled the request.
     assert set(told.statuses) <= {200, 503, 504}, told.statuses
     assert told.statuses[0] == 200
     for status, said in told.commands:
         assert status in {exit_codes.ExitCode.OK, exit_codes.ExitCode.FAILED, exit_codes.ExitCode.NOTHING_SERVES}, said
-        # For each loss that it got over it has one line, too.
+        # aicli also prints one line for each loss that it recovers from.
         others = [line for line in said.splitlines() if not line.endswith(RESUMING)]
         assert len(others) == (status != 0), said
 
@@ -160,7 +160,7 @@ async def _when(probe: Probe, stack: RunningStack, person: Person, what: str) ->
 
 
 async def _new_process(stack: RunningStack, program: str, old: int) -> float:
-    """When it was there."""
+    """Return when the new process runs."""
 
     async def runs() -> bool:
         return (await stack.pids()).get(program) not in {None, old}
@@ -170,7 +170,7 @@ async def _new_process(stack: RunningStack, program: str, old: int) -> float:
 
 
 def _report(program: str, history: History, killed_at: float, restarted_at: float, used_at: float) -> None:
-    """For `pytest -rP`: the figures of the run."""
+    """Print the figures of the run for `pytest -rP`."""
     last = history.last_failure()
     failing = f"failing until {last - killed_at:.2f} s" if last > killed_at else "nothing failed"
     longest = max(attempt.ended - attempt.began for attempt in history.attempts)

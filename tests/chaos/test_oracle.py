@@ -1,4 +1,4 @@
-"""The oracle finds each kind of wrong, and nothing in a history that is right."""
+"""The oracle reports each kind of violation, and nothing for a correct history."""
 
 from dataclasses import replace
 from uuid import UUID

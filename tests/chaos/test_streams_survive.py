@@ -1,4 +1,4 @@
-"""A connection that is lost in the middle of `aicli infer`: the person at the terminal gets the whole answer, and pays it once."""
+"""A connection breaks in the middle of `aicli infer`: the user at the terminal gets the whole answer, and pays for it once."""
 
 import asyncio
 import signal
@@ -9,12 +9,12 @@ from tests.stacks import RunningStack, until
 #: Six seconds of echo.
 WORDS = " ".join(f"w{number}" for number in range(300))
 NOTE = "Connection lost. Resuming …\n"
-#: A link falls silent, the gateway starts again, and the answer is made anew as far as it was delivered.
+#: Time to detect a silent link, to restart the gateway, and to generate the delivered part of the answer again.
 WHOLE_WITHIN_SECONDS = 60
 
 
 async def _rest(asked: asyncio.subprocess.Process) -> tuple[bytes, str]:
-    """What it still says on stdout, and all of stderr."""
+    """Return the rest of stdout and all of stderr."""
     async with asyncio.timeout(WHOLE_WITHIN_SECONDS):
         out, told = await asked.communicate()
     assert asked.returncode == 0, told.decode()
@@ -22,7 +22,7 @@ async def _rest(asked: asyncio.subprocess.Process) -> tuple[bytes, str]:
 
 
 async def _rows(stack: RunningStack, person: Person) -> list[tuple[str, bool]]:
-    """How this person's requests ended, and whether they cost anything."""
+    """Return how this person's requests ended, and whether they cost anything."""
     async with stack.database("gateway") as database:
         found = await database.fetch("SELECT status, cost_micro > 0 AS paid FROM request_logs WHERE user_id = $1", person.id)
     return [tuple(row) for row in found]
@@ -45,7 +45,7 @@ async def test_infer_goes_on_when_its_machine_was_asleep(stack: RunningStack, an
     heard = await asked.stdout.readexactly(60)
     asked.send_signal(signal.SIGSTOP)
     try:
-        # Made to its end, with nobody there: far longer than a link may be silent.
+        # The answer is finished without a reader, after far longer than a link may be silent.
         rows = await until(lambda: _rows(stack, ann), seconds=30, what="it is written")
     finally:
         asked.send_signal(signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""kill -9 of the supervisor: Linux stops its children, and `aicli stack up` makes everything whole again."""
+"""kill -9 of the supervisor: Linux stops its children, and `aicli stack up` repairs everything."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ from tests.chaos.oracle import CONNECTION_LOST, Door, Fault
 from tests.people import Person
 from tests.stacks import PROGRAMS, RunningStack
 
-#: Everything goes away and comes back in its own time, so a request may meet any of these. The gateway says that its ledger is
-#: unavailable where PostgreSQL ended before it, or comes back after it.
+#: Programs stop and come back at different times, so a request may get any of these. The gateway reports that its ledger is
+#: unavailable if PostgreSQL stops before the gateway or comes back after it.
 CODES = frozenset({"link_lost", "not_reachable", "draining", "unavailable", "ledger_unavailable", CONNECTION_LOST})
 #: How long a client waits for one answer. The old processes have 10 s to end, and the new ones all start at once.
 PATIENCE_SECONDS = 60.0

@@ -1,4 +1,4 @@
-"""The trace of a request that lost its worker, as a collector gets it: whole, and also what was made while the collector was away."""
+"""The trace of a request that lost its worker, as a collector gets it: complete, including spans from before the collector was up."""
 
 import json
 import secrets
@@ -13,9 +13,9 @@ from tests.otlp_receiver import Received, Receiver
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
-#: By the door that it came in by.
+#: The root spans, depending on the endpoint.
 ROOTS = ("gateway.processInferenceRequest", "POST /v1/chat/completions")
-#: Of a request that went on elsewhere: what each service does, in no order. The spans of the worker that was killed died with it.
+#: A request that another worker resumed: what each service does, in any order. The spans of the killed worker died with it.
 EXPECTED = {
     ("gateway", "auth.check"): 1,
     ("gateway", "inference"): 1,
@@ -74,7 +74,7 @@ async def test_an_administrator_sees_a_trace_with_aicli(stack: RunningStack, api
 
 
 async def _ask(api_client: ApiClient, person: Person) -> str:
-    """Returns the id of the trace, which is ours."""
+    """Send a request and return the ID of its trace, which this test chooses."""
     trace_id = secrets.token_hex(16)
     asked = gateway.ProcessInferenceRequest(InferenceRequest(prompt="one two three", model=streams.MODEL))
     context.start(f"00-{trace_id}-{secrets.token_hex(8)}-01")
@@ -88,7 +88,7 @@ async def _has_log(collector: Receiver, trace_id: str) -> bool:
 
 
 async def _failed_over(collector: Receiver) -> list[Received]:
-    """The spans of a whole trace of that kind; nothing while there is none."""
+    """Return the spans of a complete trace of a failover; empty while there is none."""
     by_trace: dict[str, list[Received]] = {}
     for one in list(collector.spans):
         by_trace.setdefault(one.span["traceId"], []).append(one)

@@ -1,6 +1,6 @@
-"""Those who watch go, and nobody who is answered notices; when they are back, they have what was kept for them, and show the rest as a gap.
+"""Monitoring fails and callers notice nothing; when it is back, it has what was kept for it, and shows the rest as a gap.
 
-What the kill of the metrics service does to each door is in test_kills.py, and a collector that comes late in test_traces.py.
+test_kills.py tests what killing the metrics service does to each endpoint, and test_traces.py a collector that starts late.
 """
 
 import json
@@ -37,18 +37,18 @@ from tests.services.metrics.alerting.rules import debian
 from tests.stacks import MESH, RunningStack, total, until
 from tests.testnet import free_port
 
-#: At any time, while somebody is away.
+#: Streams at any time during an outage.
 STREAMS = 20
-#: A killed program is started again after a second at the soonest, so that this look is missed.
+#: The supervisor restarts a killed program after a second at the earliest, so a kill this shortly before a scrape causes a gap.
 BEFORE_A_LOOK_SECONDS = 0.8
-#: The supervisor's pause is longer where a test before this one has killed the same program.
+#: The supervisor pauses longer if an earlier test has killed the same program.
 BACK_SECONDS = 30.0
-#: Of any program while nobody reads what it keeps for the watchers.
+#: Limit for the memory growth of a program while no one reads the telemetry that it keeps.
 MOST_GROWTH_BYTES = 32 * 1024 * 1024
-#: Those that keep spans and lines for the metrics service.
+#: The programs that keep spans and log lines for the metrics service.
 KEEPERS = ("gateway", "auth", "web", "inference-echo")
 GAUGE, COUNTER = "ai_platform_node_up", "ai_platform_tokens_total"
-#: What a question meets until then.
+#: What a call may raise until then.
 _NOT_YET = (errors.AimeshError, httpx.TransportError)
 
 
@@ -63,7 +63,7 @@ async def test_answers_go_on_without_the_metrics_service_and_it_reads_what_was_k
     await until(lambda: _is_in_history(api_client, COUNTER, _last_look()), seconds=4 * rollup.RAW, what="the history knows of it")
     resident = await _resident_bytes(stack, *KEEPERS)
     async with streams.running(stack, ann, count=STREAMS) as told:
-        # Asked for before: between the look that is to be missed and the one before it there is no time for it.
+        # Looked up early, because later there is no time for it before the scrape that must be missed.
         old = (await stack.pids())["metrics"]
         assert old is not None
         await _until_before_a_look(told)
@@ -91,7 +91,7 @@ async def test_answers_go_on_without_the_metrics_service_and_it_reads_what_was_k
     assert again > 1, f"nobody looked then: {up}"
     for line in found:
         assert line.values[0] is not None, line
-        # What is measured at one moment is known again; what a counter grew by since nobody looked is not.
+        # A gauge is known again at once; how much a counter grew during the gap is not.
         assert set(line.values[1 : again + (line.name == COUNTER)]) == {None}, line
 
 
@@ -112,19 +112,19 @@ async def _is_in_history(api_client: ApiClient, name: str, look: datetime) -> bo
 
 
 async def _lines(api_client: ApiClient, names: tuple[str, ...], first: datetime, last: datetime) -> tuple[metrics.HistoryLine, ...]:
-    """From the look ``first`` to ``last``."""
+    """Return the history from the scrape at ``first`` to the scrape at ``last``."""
     asked = metrics.GetHistory(names, first, last + timedelta(seconds=rollup.RAW), rollup.RAW)
     return (await api_client.mesh.rpc.call(metrics.get_history, asked, credential=api_client.admin_key)).lines
 
 
 async def _seen_again(api_client: ApiClient, missed: datetime) -> tuple[metrics.HistoryLine, ...]:
-    """From the look before the missed one on; nothing while there is none behind it."""
+    """Return the history since the scrape before the missed one; empty until there is a later scrape."""
     found = await _lines(api_client, (GAUGE, COUNTER), missed - timedelta(seconds=rollup.RAW), _last_look())
     return found if any(value is not None for line in found if line.name == GAUGE for value in line.values[1:]) else ()
 
 
 async def _ask(api_client: ApiClient, person: Person) -> str:
-    """Returns the id of the trace, which is ours and kept."""
+    """Send a request and return the ID of its trace, which this test chooses; the trace is kept."""
     trace_id = secrets.token_hex(16)
     asked = gateway.ProcessInferenceRequest(InferenceRequest(prompt="one two three", model=streams.MODEL))
     context.start(f"00-{trace_id}-{secrets.token_hex(8)}-01")
@@ -145,7 +145,7 @@ async def _scrapes_all(stack: RunningStack) -> bool:
 
 
 async def _record_drift(stack: RunningStack, micro: int) -> None:
-    """As nobody's ledger has it: an alert that is seen at the next look."""
+    """Record a drift that no ledger has, which raises an alert at the next check."""
     sample = msgspec.json.encode(metrics.RecordMetric("ai_platform_ledger_drift_micro", micro))
     async with stack.operator() as nats:
         subject = f"aimesh.{MESH}.rpc.{metrics.record_metric.name}"
@@ -172,7 +172,7 @@ async def _check_growth(stack: RunningStack, before: Mapping[str, int]) -> None:
 
 
 class Broken(ThreadingHTTPServer):
-    """A collector that takes nothing, in the way that ``how`` names."""
+    """A collector that accepts nothing and fails as ``how`` says."""
 
     daemon_threads = True
 
@@ -197,16 +197,16 @@ class _Breaking(BaseHTTPRequestHandler):
                 self.server.is_over.wait()
 
     def log_message(self, *_: object) -> None:
-        """Nobody reads it."""
+        """Log nothing."""
 
 
-#: What the health says of each; the words are in the log as well.
+#: How the endpoint fails -> what the health status says; the log has the same words.
 BREAKS = {
     "busy": "returned 503",
     "speaks something else": "is not responding: RemoteProtocolError",
     "hangs": "is not responding: TimeoutError",
 }
-#: The longest pause of the metrics service between two tries, and how long it waits for an answer.
+#: The longest pause of the metrics service between two attempts, plus its timeout.
 TRIED_SECONDS = 20.0
 
 
@@ -225,7 +225,7 @@ async def test_answers_go_on_with_a_broken_otlp_endpoint_which_gets_all_of_it_la
                     assert (await http.get("/readyz")).status_code == 200, "nothing waits for the endpoint"
     assert told.wrong == []
     assert told.exact >= STREAMS
-    # Each is said by the outbox of the traces and by that of the logs, and what was the matter before may be said once more.
+    # The outbox of the traces and the outbox of the logs each report it, and may repeat the previous report once.
     assert len(BREAKS) <= len(_refusals(stack)) - said <= 2 * len(BREAKS) + 2
     with otlp_receiver.receiving(otlp_port) as collector:
 
@@ -279,7 +279,7 @@ def _refusals(stack: RunningStack) -> list[str]:
 # --- Prometheus -------------------------------------------------------------------------------------------------------
 
 
-#: Its start on a busy machine, and a scrape of the whole mesh.
+#: Time for its start on a busy machine and for a scrape of the whole mesh.
 PROMETHEUS_SECONDS = 30.0
 COUNTED_HERE = 'ai_platform_completed_requests_total{model="echo",status="success"}'
 COUNTED = f"sum({COUNTED_HERE})"
@@ -322,7 +322,7 @@ class Prometheus:
             self._process = None
 
     async def ask(self, query: str) -> float | None:
-        """The only number of the answer; None where there is none yet."""
+        """Return the only number of the result; None if there is none yet."""
         assert self._process is not None
         assert self._process.poll() is None, self._log.read_text()[-2000:]
         async with httpx.AsyncClient(trust_env=False) as http:
@@ -331,7 +331,7 @@ class Prometheus:
             except httpx.TransportError:
                 return None
         if answer.status_code != 200:
-            return None  # it is reading what it had
+            return None  # it is still loading its data
         found = answer.json()["data"]["result"]
         assert len(found) <= 1, found
         return float(found[0]["value"][1]) if found else None
@@ -362,7 +362,7 @@ async def test_a_prometheus_that_was_killed_counts_what_it_missed(
         await until(lambda: _has(prometheus, first + told.exact), seconds=PROMETHEUS_SECONDS, what="it has counted all, and no more")
         window = f"[{math.ceil(time.time() - began)}s]"
         assert await prometheus.ask(f"sum(resets({COUNTED_HERE}{window}))") == 0
-        # It extrapolates from the first and the last sample to the ends of the window.
+        # Prometheus extrapolates from the first and last samples to the ends of the window.
         increase = await prometheus.ask(f"sum(increase({COUNTED_HERE}{window}))")
         assert increase == pytest.approx(told.exact, rel=0.2)
     finally:

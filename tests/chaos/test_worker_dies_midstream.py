@@ -1,4 +1,4 @@
-"""kill -9 and a long SIGSTOP of a worker in the middle of its answers: every one comes whole, to the token, and is counted once."""
+"""kill -9 and a long SIGSTOP of a worker in the middle of its answers: every answer is complete, to the token, and is counted once."""
 
 import asyncio
 import os
@@ -16,14 +16,14 @@ from tests.chaos.streams import Told
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
-#: A long run has 20.
+#: A long run sets 20.
 KILLS = int(os.environ.get("AIMESH_KILLS", "3"))
 STREAMS = 50
 
 
 @pytest.fixture
 async def eve(api_client: ApiClient) -> Person:
-    """Somebody without limits."""
+    """A user without limits."""
     return await api_client.register("eve", Tier.ENTERPRISE)
 
 
@@ -33,7 +33,7 @@ async def test_answers_go_on_elsewhere_when_their_worker_is_killed(stack: Runnin
     resumed = await _resumed(stack) - before
     _report(f"{KILLS} kills", told, resumed)
     assert told.wrong == []
-    # A killed worker had its share of them; how many are in their middle just then is chance.
+    # The killed worker had its share of the streams; how many of them were in mid-answer is chance.
     assert resumed >= KILLS * STREAMS // 10
     await _each_is_counted_once(stack, eve, told)
 
@@ -51,7 +51,7 @@ async def test_what_a_worker_that_was_stopped_says_later_reaches_nobody(stack: R
 
             await until(went_on, seconds=streams.DEADLINE_SECONDS, what="another worker went on with its answers")
         finally:
-            # It wakes while answers that it had begun are still being written elsewhere.
+            # It resumes while other workers are still writing answers that it had begun.
             os.kill(zombie.process.pid, signal.SIGCONT)
         await until(lambda: streams.have_ended(told, met), seconds=streams.DEADLINE_SECONDS, what="those that it ran are over")
         await until(lambda: streams.is_busy(zombie, 1), seconds=30, what="the woken worker is used again")
@@ -72,7 +72,7 @@ async def test_the_real_model_goes_on_to_the_token(stack: RunningStack, api_clie
         async def answers_run_there() -> bool:
             if await victim.busy():
                 return all(len(one) >= 3 for one in chunks)
-            # The other worker has read the prompt before and is asked first: as many more as it takes until it is full.
+            # The other worker has cached the prompt and is preferred, so add answers until it is full.
             if len(running) < MOST_ANSWERS:
                 chunks.append([])
                 running.append(tasks.create_task(_tell(api_client, eve, chunks[-1])))
@@ -85,7 +85,7 @@ async def test_the_real_model_goes_on_to_the_token(stack: RunningStack, api_clie
     assert await _resumed(stack) > before
 
 
-#: Of the real model at once; more than a worker here has slots for.
+#: Concurrent answers of the real model; more than a worker here has slots.
 MOST_ANSWERS = 24
 
 
@@ -121,7 +121,7 @@ async def _each_is_counted_once(stack: RunningStack, person: Person, told: Told)
 
 
 def _report(what: str, told: Told, resumed: int) -> None:
-    """For `pytest -rP`."""
+    """Print the figures for `pytest -rP`."""
     stalls = sorted(pause for pause in told.pauses if pause > 1.0)
     p95 = stalls[int(len(stalls) * 0.95)] if stalls else 0.0
     print(

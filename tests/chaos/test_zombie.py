@@ -1,4 +1,4 @@
-"""A worker that hangs for 5 s (SIGSTOP) and then goes on as if nothing had been."""
+"""A worker that hangs for 5 s (SIGSTOP) and then continues as if nothing had happened."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from tests.people import Person
 from tests.stacks import RunningStack, until
 
 STOPPED_SECONDS = 5.0
-#: A link that says nothing for 3 s is lost; the directory lets its node go then, too.
+#: A link that is silent for 3 s is lost; then the directory drops its node, too.
 NOTICED_WITHIN_SECONDS = 5.0
 
 
@@ -44,7 +44,7 @@ async def test_a_worker_that_hangs_is_gone_around_and_used_again_when_it_wakes(s
         stopped_at = time.monotonic()
         os.kill(row.pid, signal.SIGSTOP)
         try:
-            # While it still hangs, everybody is served elsewhere.
+            # While it still hangs, other workers serve all requests.
             await history.until_each_door_succeeds(3, since=stopped_at + NOTICED_WITHIN_SECONDS, seconds=STOPPED_SECONDS + 5)
         finally:
             os.kill(row.pid, signal.SIGCONT)
@@ -69,5 +69,5 @@ async def _tokens_of(url: str | None) -> float:
 
 
 async def _has_more(url: str | None, than: float) -> bool:
-    # A few of what it held when it was stopped may still come out of it.
+    # The worker may still send some of what it held when it was stopped.
     return await _tokens_of(url) > than + 10 * load.WORDS

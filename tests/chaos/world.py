@@ -1,4 +1,4 @@
-"""What the scenarios break: a whole stack, workers of the harness's own, tenants, and the judge at the end.
+"""What the scenarios break: a whole stack and the harness's own workers; also its tenants, and the verdict at the end.
 
 async with world.opened(scale, seed) as world:
     outcome = await scenario(world)
@@ -34,31 +34,31 @@ from tests.stacks import REPOSITORY, RunningStack, until
 from tests.testnet import free_port
 
 WORKERS = 3
-#: Of one worker: three have as many slots as the largest crowd has streams, and a burst of more meets full queues.
+#: Per worker: three have as many slots as the largest crowd has streams, and a larger burst meets full queues.
 SLOTS, QUEUE = 64, 16
 TOKEN_MS = 50
-#: Every limit is counted, and none is reached.
+#: Every limit is counted but never reached.
 UNREACHED = ",".join([*(f"{name}=1000000000" for name in tiers.LIMITS), "credits=unlimited"])
 START_SECONDS = 20.0
-#: A call that ended is in the books within this time, unless its gateway died.
+#: A call is in the books within this time after its end, unless its gateway died.
 REST_SECONDS = 15.0
-#: A reservation waits two seconds for PostgreSQL; on a busy machine, as in `make test`, that may be too short without any fault.
+#: A reservation waits two seconds for PostgreSQL; on a busy machine, as in `make test`, that may be too short even without a fault.
 BUSY = "ledger_unavailable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How hard a run is."""
+    """The load and the times of a run."""
 
     clients: int
     tenants: int
-    #: Before a fault; drawn anew for each.
+    #: Range of the random pause before each fault.
     lead_seconds: tuple[float, float]
-    #: How long what hangs or is away does so.
+    #: How long a hang or an outage lasts.
     outage_seconds: float
-    #: Without an answer for so long, an expired lease of a dead gateway is seen.
+    #: How long to wait for rest after a gateway died; its leases take two minutes to expire.
     lease_seconds: float
-    #: At once, where a crowd comes.
+    #: Requests of a burst, all at once.
     burst: int
 
 
@@ -68,9 +68,9 @@ LONG = Scale(clients=50, tenants=10, lead_seconds=(2, 8), outage_seconds=20, lea
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of one scenario: a row of the table."""
+    """The result of one scenario: a row of the table."""
 
-    #: As RELIABILITY.md numbers it: F2.
+    #: Its number in RELIABILITY.md, like F2.
     fault: str
     what: str
     calls: int
@@ -78,11 +78,11 @@ class Outcome:
     ends: dict[str, int]
     failing_seconds: float
     longest_pause: float
-    #: Until all was as before.
+    #: Until everything worked again.
     recovered_seconds: float
     books: str
     violations: tuple[str, ...] = ()
-    #: Figures of this fault alone.
+    #: Figures that only this fault has.
     more: str = ""
     #: Average response time and availability, over all calls.
     service_level: str = ""
@@ -90,7 +90,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Worker:
-    """A process of the harness's own, which it may break as it likes."""
+    """A worker process of the harness, which scenarios may break."""
 
     stack: RunningStack
     number: int
@@ -122,7 +122,7 @@ class Worker:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill it with SIGKILL."""
         assert self.process is not None
         with suppress(ProcessLookupError):
             self.process.kill()
@@ -139,7 +139,7 @@ class World:
     rng: random.Random
     attempts: Path
     _began: datetime | None = field(default=None)
-    #: How much of each log was looked at.
+    #: Log file -> how much of it was checked.
     _read: dict[Path, int] = field(default_factory=dict)
 
     # --- for scenarios -----------------------------------------------------------------------------------------------
@@ -148,11 +148,11 @@ class World:
         return clients.opened(self.stack, self.people, self.rng)
 
     async def lead(self) -> None:
-        """Until the moment of the fault, which nobody knows before."""
+        """Wait for the random moment of the fault."""
         await asyncio.sleep(self.rng.uniform(*self.scale.lead_seconds))
 
     async def workers_serve(self, count: int = WORKERS, *, seconds: float = START_SECONDS) -> float:
-        """The moment from which the gateway counts so many workers of the model."""
+        """Wait until the gateway counts this many workers of the model, and return when it does."""
 
         async def serve() -> bool:
             async with self.stack.client() as mesh:
@@ -164,7 +164,7 @@ class World:
         return time.monotonic()
 
     async def mend(self) -> None:
-        """Everything runs and serves, for the next scenario."""
+        """Make everything run and serve again, for the next scenario."""
         for worker in self.workers:
             worker.start()
         await self.workers_serve()
@@ -175,7 +175,7 @@ class World:
     async def judge(
         self, fault: str, what: str, seen: Clients, allowed: Allowed, *, fault_at: float, recovered_at: float, more: str = ""
     ) -> Outcome:
-        """When all is at rest: the calls and the books together before the oracle."""
+        """Wait until all is at rest, then check the calls and the books."""
         books, tired = await self._at_rest(seen, allowed)
         judged = [call for call in seen.calls if stopwatch.bounds_hold or call.ends != (BUSY,) or BUSY in allowed.codes]
         found = invariants.violations(judged, books, allowed) + tired + await self._verified() + self._tracebacks()
@@ -194,12 +194,12 @@ class World:
         )
 
     async def _at_rest(self, seen: Clients, allowed: Allowed) -> tuple[Books, list[str]]:
-        """The books, once nothing is open and every success is in them; what still was not, after a while."""
+        """Return the books once nothing is open and they have every success, and what was still missing after a while."""
         seconds = self.scale.lease_seconds if allowed.gateway_died else REST_SECONDS
         owners = [person.id for person in self.people]
         wanted = {call.request_id for call in seen.calls if call.succeeded and call.request_id is not None}
         last = Books()
-        # They end two minutes after the gateway.
+        # The leases expire two minutes after the gateway's death.
         leases_outlast_this = allowed.gateway_died and self.scale.lease_seconds <= REST_SECONDS
 
         async def rests() -> bool:
@@ -219,7 +219,7 @@ class World:
             return (await mesh.rpc.call(gateway.get_service_health, gateway.GetServiceHealth())).in_flight
 
     async def _verified(self) -> list[str]:
-        """The gateway's own check of all books; an older gateway has none."""
+        """Return what the gateway's own check of all books finds; an older gateway has no such check."""
         done = await self.stack.aicli("admin", "ledger", "verify", "--json")
         if done.status == 2 and "No such command" in done.err:
             return []
@@ -228,7 +228,7 @@ class World:
         return [f"I3: aicli admin ledger verify: {wrong or done.err.strip()}"] if wrong or done.status else []
 
     def _tracebacks(self) -> list[str]:
-        """Nobody's log has one, whatever was broken: a fault that is handled is a sentence there."""
+        """Return the new tracebacks in all logs. There must be none: a handled fault is logged as a sentence."""
         found = []
         for path in (*self.stack.place.logs.glob("*.log"), *self.stack.home.glob("faulty-worker-*.log")):
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -245,7 +245,7 @@ class World:
 
 @asynccontextmanager
 async def opened(scale: Scale, seed: int) -> AsyncIterator[World]:
-    # Without Hyperswarm there are fewer processes on the cores; tests/chaos/outside has its faults.
+    # Without Hyperswarm fewer processes share the cores; tests/chaos/outside tests its faults.
     settings = {"RESPONSE_CACHE": "off", "TIER_FREE": UNREACHED, "DEFAULT_RATE_LIMIT": "1000000000", "HYPERSWARM": "0", "LOG_LEVEL": "info"}
     async with stacks.stack(**settings) as stack:
         folder = Path(tempfile.mkdtemp(prefix="aimesh-chaos-"))
@@ -279,7 +279,7 @@ async def _people(stack: RunningStack, count: int) -> tuple[list[Person], list[s
 
 
 def pids_below(pid: int) -> Sequence[int]:
-    """A process and all that it started, so that all can be stopped together."""
+    """Return a process and all its descendants, so that all can be stopped together."""
     found = [pid]
     for parent in found:
         for task in Path(f"/proc/{parent}/task").glob("*/children"):

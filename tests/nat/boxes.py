@@ -1,6 +1,6 @@
-"""Machines on which a person types `aicli`: a home folder of their own, the package, and nothing else.
+"""Machines on which a user types `aicli`: each has its own home folder, the package, and nothing else.
 
-What it prints goes to files: a worker's lines are read while it runs, and a pipe that nobody reads would stop it.
+Output goes to files: a worker's lines are read while it runs, and a pipe that no one reads would block it.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from tests import stopwatch
 from tests.nat.topology import Machine
 from tests.stacks import REPOSITORY, Outcome
 
-#: Guards against hanging alone.
+#: Only guards against hanging.
 COMMAND_SECONDS = 120.0
 
 
 @dataclass(slots=True)
 class Running:
-    """An `aicli` that goes on."""
+    """An `aicli` that keeps running."""
 
     process: asyncio.subprocess.Process
     output: Path
@@ -31,7 +31,7 @@ class Running:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
     async def says(self, words: str, *, seconds: float) -> None:
-        """Wait until its output has these words."""
+        """Wait until the output contains these words."""
         deadline = stopwatch.now() + seconds
         while words not in self.text():
             assert self.process.returncode is None, f"ended with {self.process.returncode} before it said {words!r}:\n{self.text()}"
@@ -39,7 +39,7 @@ class Running:
             await asyncio.sleep(0.02)
 
     async def kill(self) -> None:
-        """kill -9 of the process; what it started is left to find out."""
+        """Kill the process with SIGKILL; its children have to notice."""
         with suppress(ProcessLookupError):
             self.process.kill()
         await self.process.wait()
@@ -49,20 +49,20 @@ class Running:
 class Box:
     machine: Machine
     home: Path
-    #: On top of what every shell has.
+    #: Added to the variables that every shell has.
     variables: dict[str, str]
     _started: int = 0
 
     def _environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        # Every mesh of these tests is on made-up addresses, and a proxy of this machine would not know them.
+        # Without proxies: every mesh of these tests has made-up addresses, which a proxy of this machine would not know.
         return {**kept, "HOME": str(self.home), "PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1", **self.variables}
 
     def _words(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
         return (sys.executable, "-m", "cli.main", *arguments)
 
     async def aicli(self, *arguments: str, stdin: str = "", deadline_seconds: float = COMMAND_SECONDS) -> Outcome:
-        """Run it to the end, as a person would."""
+        """Run `aicli` to its end, as a user would."""
         pipe = asyncio.subprocess.PIPE
         process = await self.machine.start(*self._words(arguments), environment=self._environment(), stderr=pipe)
         try:
@@ -76,7 +76,7 @@ class Box:
         return Outcome(process.returncode, out.decode(), err.decode())
 
     async def start(self, *arguments: str) -> Running:
-        """Start it and go on; ``says`` waits for a line."""
+        """Start `aicli` in the background; ``says`` waits for a line."""
         self._started += 1
         output = self.home / f"output-{self._started}"
         with output.open("wb") as file:
@@ -88,7 +88,7 @@ class Box:
 
 @asynccontextmanager
 async def box(machine: Machine, **variables: str) -> AsyncIterator[Box]:
-    """A person's account on that machine; its processes and its files are gone at the end."""
+    """Create a user's account on that machine; its processes and files are removed at the end."""
     with tempfile.TemporaryDirectory(prefix="aimesh-box-", ignore_cleanup_errors=True) as folder:
         try:
             yield Box(machine, Path(folder), variables)
@@ -98,8 +98,8 @@ async def box(machine: Machine, **variables: str) -> AsyncIterator[Box]:
 
 @asynccontextmanager
 async def house(machine: Machine, **variables: str) -> AsyncIterator[Box]:
-    """Where the services run, by `aicli stack up`."""
-    # A house that is told of DHT nodes elsewhere runs none, and its own address is of no use to anybody.
+    """Run the services on that machine, with `aicli stack up`."""
+    # A stack that is configured with DHT nodes elsewhere runs none, so it needs no address for them.
     own = {} if variables.keys() & {"DHT_BOOTSTRAP", "DHT_HOST"} else {"DHT_HOST": machine.address}
     async with box(machine, **own, **variables) as made:
         made.variables["AIMESH_HOME"] = str(made.home / "aimesh")

@@ -1,4 +1,4 @@
-"""A made-up Internet for each test, or why there is none."""
+"""A made-up Internet for each test, if the machine can have one."""
 
 from collections.abc import AsyncIterator
 
@@ -12,7 +12,7 @@ from tests.nat.topology import Internet
 
 @pytest.fixture
 async def net() -> AsyncIterator[Internet]:
-    """With no house on it yet."""
+    """A made-up Internet without any sites."""
     capabilities.require("nat")
     async with topology.internet() as made:
         yield made

@@ -12,7 +12,7 @@ from shared.transports.hyperswarm import find_node
 from tests.nat.topology import PUBLIC_ADDRESSES, Machine
 
 SIDECAR = Path(shared.transports.hyperswarm.__file__).parent / "sidecar"
-#: Three nodes on one address, because one node introduces nobody to anybody.
+#: Three nodes on one address, because a single node can't introduce peers to each other.
 PORTS = (49737, 49738, 49739)
 DHT_ADDRESS, RELAY_ADDRESS = PUBLIC_ADDRESSES[0], PUBLIC_ADDRESSES[4]
 BOOTSTRAP = tuple(f"{DHT_ADDRESS}:{port}" for port in PORTS)
@@ -21,7 +21,7 @@ READY_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Companion:
-    """A program that runs until its standard input ends, and what it said when it was ready."""
+    """A program that runs until its standard input ends, and the data that it printed when it was ready."""
 
     process: asyncio.subprocess.Process
     ready: dict[str, object]
@@ -33,7 +33,7 @@ class Companion:
 
 
 async def start(machine: Machine, program: str, **options: object) -> Companion:
-    """Start one of the sidecar's programs on that machine; ready when this returns."""
+    """Start one of the sidecar's programs on that machine and wait until it is ready."""
     process = await machine.start(str(find_node()), str(SIDECAR / program), json.dumps(options))
     assert process.stdout is not None
     async with asyncio.timeout(READY_SECONDS):
@@ -48,7 +48,7 @@ async def start_dht(machine: Machine) -> Companion:
 
 @asynccontextmanager
 async def dht(machine: Machine) -> AsyncIterator[Companion]:
-    """Three DHT nodes at BOOTSTRAP."""
+    """Run three DHT nodes at BOOTSTRAP."""
     running = await start_dht(machine)
     try:
         yield running
@@ -58,7 +58,7 @@ async def dht(machine: Machine) -> AsyncIterator[Companion]:
 
 @asynccontextmanager
 async def relay(machine: Machine) -> AsyncIterator[str]:
-    """A blind relay; its public key in hex."""
+    """Run a blind relay and yield its public key in hex."""
     nodes = [{"host": DHT_ADDRESS, "port": port} for port in PORTS]
     running = await start(machine, "relay.js", seed="07" * 32, host=RELAY_ADDRESS, port=PORTS[0], bootstrap=nodes)
     try:

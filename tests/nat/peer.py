@@ -1,7 +1,7 @@
 """A Hyperswarm peer in its own process, and its observer, which records the peer's messages with their times and waits for them.
 
-The process pings every connection ten times a second, because an open connection may never carry a byte: "alive" is said when the
-first answer came. Times are of the monotonic clock, which all namespaces of a machine share.
+The process pings every connection ten times a second, because an open connection may never carry a byte: it reports "alive" when the
+first answer arrives. Times are from the monotonic clock, which all namespaces of a machine share.
 """
 
 import asyncio
@@ -23,26 +23,26 @@ PING, ANSWER = b"?", b"!"
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What a peer is started with."""
+    """The arguments of a peer."""
 
     topic: str
     bootstrap: list[str]
     relays: list[str] = []
-    #: Of its key, in hex: the same seed is the same peer.
+    #: Seed of its key, in hex: the same seed makes the same peer.
     seed: str
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of a peer."""
+    """One line of a peer's output."""
 
     at: float
     #: joining, joined, opened, alive, pulse (an answer in the last second), path, closed, failed.
     what: str
-    #: Which connection, of this process.
+    #: The connection's number in this process.
     connection: int = 0
     path: str = ""
     remote: str = ""
-    #: Why it closed or failed, and hyperdht's code for that.
+    #: Why the connection closed or failed, and hyperdht's code for that.
     why: str = ""
     code: str = ""
 
@@ -124,15 +124,15 @@ async def _main(wanted: Wanted) -> None:
 
 
 async def _end_of_input() -> None:
-    """The watcher is gone."""
+    """Wait until the observer is gone."""
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
-# --- who watches it ------------------------------------------------------------------------------------------------------
+# --- the observer --------------------------------------------------------------------------------------------------------
 
 
 class Watched:
-    """A running peer and all that it said."""
+    """A running peer and everything that it reported."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -140,7 +140,7 @@ class Watched:
         self._more = asyncio.Event()
 
     async def read(self) -> None:
-        """Until its output ends."""
+        """Read its output to the end."""
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             self.said.append(msgspec.json.decode(line, type=Said))
@@ -148,7 +148,7 @@ class Watched:
         self._more.set()
 
     async def hear(self, what: str, *, since: float = 0.0, seconds: float) -> Said:
-        """The first line of that kind that was said after ``since``; fails with all that it said instead."""
+        """Return the first report of that kind since ``since``; if there is none, fail with the reports that came instead."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
@@ -163,7 +163,7 @@ class Watched:
         return [said for said in self.said if said.what == what and said.at >= since]
 
     def kill(self) -> float:
-        """kill -9 of the process; its sidecar is left to find out. When that was."""
+        """Kill the process with SIGKILL and return when; its sidecar has to notice."""
         self._process.kill()
         return time.monotonic()
 
@@ -177,7 +177,7 @@ class Watched:
 async def peer(
     machine: Machine, *, topic: bytes, bootstrap: Sequence[str], relays: Sequence[str] = (), seed: bytes = b""
 ) -> AsyncIterator[Watched]:
-    """A peer that runs on this machine and looks for others of the topic; it has announced itself."""
+    """Run a peer on this machine that has announced itself and looks for others of the topic."""
     wanted = Wanted(topic=topic.hex(), bootstrap=list(bootstrap), relays=list(relays), seed=(seed or os.urandom(32)).hex())
     process = await machine.start(sys.executable, "-m", "tests.nat.peer", msgspec.json.encode(wanted).decode())
     watched = Watched(process)

@@ -1,4 +1,4 @@
-"""What breaks on the way between two homes, how soon both know, and how soon they have each other again."""
+"""Faults between two homes: how soon both peers notice, and how soon they are connected again."""
 
 import asyncio
 import os
@@ -16,10 +16,10 @@ from tests.nat.topology import House, Internet, Nat
 
 pytestmark = pytest.mark.usefixtures("nodes")
 
-#: A peer that says nothing for 3 s is gone; and the time it takes to notice.
+#: A peer is gone after 3 s of silence; plus the time to notice that.
 SILENCE_SECONDS = 3.5
 BACK_SECONDS = 5.0
-#: Of an address that changes without an outage: the silence has to be noticed first.
+#: For a change of address without an outage: the silence has to be noticed first.
 MOVED_SECONDS = 8.0
 OUTAGE_SECONDS = 10.0
 DRAWN_ADDRESS = "5.5.5.77"
@@ -27,7 +27,7 @@ DRAWN_ADDRESS = "5.5.5.77"
 
 @dataclass(slots=True)
 class Pair:
-    """Two homes whose peers have each other."""
+    """Two homes whose peers are connected to each other."""
 
     box: House
     cafe: House

@@ -1,4 +1,4 @@
-"""A house, a box behind a NAT that lends its model, and a café behind another NAT: with the commands alone, as people would."""
+"""A stack, a machine behind a NAT that lends its model, and a café behind another NAT: only with the commands that users type."""
 
 import asyncio
 import re
@@ -17,16 +17,16 @@ from tests.nat.boxes import Box, Running
 from tests.nat.topology import PUBLIC_ADDRESSES, House, Internet, Machine, Nat
 from tests.stacks import until
 
-#: Guards against hanging alone: a stack on two busy cores, a model to load, and what follows take minutes.
+#: Only guards against hanging: a stack on two busy cores, a model to load and the steps of the test take minutes.
 pytestmark = pytest.mark.timeout(900)
 
 MODEL = "lent"
-#: From the command on, on two busy cores: Python, the sidecar, the mesh, and the model's own load.
+#: From the start of the command, on two busy cores: Python, the sidecar, the mesh, and loading the model.
 SERVING_SECONDS = 40.0
 GONE_SECONDS, BACK_SECONDS, CUT_SECONDS, OUTAGE_SECONDS = 3.5, 5.0, 5.0, 10.0
 DRAWN_ADDRESS = "5.5.5.77"
 NOTHING_THERE = 5
-#: The name of the machine that has the DHT nodes, where that machine moves to, and when the box is back after the name has moved too.
+#: The DNS name of the machine with the DHT nodes, that machine's next address, and when the box is cut off and back after the move.
 NAME, NEXT_ADDRESS, CUT_OFF_SECONDS, MOVED_SECONDS = "house.test", "5.5.5.78", 20.0, 60.0
 
 
@@ -41,11 +41,11 @@ class Mesh:
         return str(made.json()["ticket"])
 
     async def start_box(self, *arguments: str) -> Running:
-        """The box's worker, in a terminal of its own."""
+        """Start the box's worker as in a separate terminal."""
         return await self.box.start("worker", *arguments, "--model", f"{MODEL}={model_discovery.packaged()}")
 
     async def used_node(self) -> dict[str, Any] | None:
-        """The box as the house sees it, if its model is used."""
+        """Return the box's row in the stack's `aicli nodes`, if its model is used."""
         rows = (await self.house.aicli("nodes", "--json")).json()
         return next((row for row in rows if MODEL in row["models"] and row["usable"]), None)
 
@@ -59,7 +59,7 @@ class Mesh:
         await until(is_gone, seconds=seconds, what="the box is gone")
 
     async def ask(self) -> str:
-        """The café asks the box's model."""
+        """Ask the box's model from the café."""
         answer = await self.cafe.aicli("infer", "--model", MODEL, "--max-tokens", "16", "Count to five.")
         assert answer.status == 0, answer.err
         assert answer.out.strip()
@@ -68,7 +68,7 @@ class Mesh:
 
 @asynccontextmanager
 async def mesh(net: Internet, nat: Nat, home: Machine, **settings: str) -> AsyncIterator[Mesh]:
-    """The house is up, and the café has a profile; the box has not joined yet."""
+    """Start the stack and connect the café; the box does not join yet."""
     box, cafe = await net.house("box", nat), await net.house("cafe", nat)
     async with boxes.box(box) as at_box, boxes.box(cafe) as at_cafe, boxes.house(home, INFERENCE_BACKEND="echo", **settings) as house:
         made = Mesh(house, at_box, at_cafe)
@@ -80,7 +80,7 @@ async def mesh(net: Internet, nat: Nat, home: Machine, **settings: str) -> Async
 
 @asynccontextmanager
 async def rented_machine(machine: Machine, host: str = PUBLIC_ADDRESSES[0]) -> AsyncIterator[dict[str, str]]:
-    """Somewhere with a public address: DHT nodes and a relay, and the settings by which a house uses them."""
+    """Run DHT nodes and a relay on a machine with a public address; yield the settings with which a stack uses them."""
     async with boxes.box(machine) as rented:
         settings = {}
         for name, arguments in (
@@ -96,7 +96,7 @@ async def rented_machine(machine: Machine, host: str = PUBLIC_ADDRESSES[0]) -> A
 
 
 async def revoke(people: Mesh, node: dict[str, Any]) -> None:
-    """Cut off, everywhere, within seconds."""
+    """Revoke the node: it is cut off everywhere within seconds."""
     revoked = await people.house.aicli("admin", "nodes", "revoke", node["id"], "--yes")
     assert revoked.status == 0, revoked.err
     await people.serves_no_more(seconds=CUT_SECONDS)
@@ -167,6 +167,6 @@ async def test_a_box_is_back_when_the_rented_machine_with_dht_and_relay_has_move
 
 async def back_behind_the_name(net: Internet, people: Mesh) -> None:
     net.point(NAME, NEXT_ADDRESS)
-    # Timers decide how long that takes, not this machine: a busy one must make it too.
+    # Timers decide how long this takes, not the machine's speed, so a busy machine must make it, too.
     await until(people.used_node, seconds=MOVED_SECONDS, what="the box serves again", clock=time.monotonic)
     await people.ask()

@@ -1,4 +1,4 @@
-"""Which way two peers find to each other, behind which NATs, how soon, and that they know it themselves."""
+"""How two peers behind different NATs connect, how soon, and whether they report their path correctly."""
 
 import os
 
@@ -12,7 +12,7 @@ from tests.nat.topology import Internet, Nat
 pytestmark = pytest.mark.usefixtures("nodes")
 
 DIRECT_SECONDS, RELAYED_SECONDS = 2.0, 3.0
-#: A node punches at random once in 20 s at most.
+#: A node makes a random punch at most once in 20 s.
 UPGRADE_SECONDS = 30.0
 
 
@@ -78,7 +78,7 @@ async def test_what_began_through_the_relay_goes_on_without_it_where_one_nat_can
         joining = await client.hear("joining", seconds=1)
         alive = await client.hear("alive", seconds=15)
         assert alive.at - joining.at < RELAYED_SECONDS
-        # The punch may have been the faster one.
+        # The punch may have been faster than the relay.
         changed = alive if alive.path == "punched" else await client.hear("path", seconds=UPGRADE_SECONDS)
         for side in (client, worker):
             pulse = await side.hear("pulse", since=changed.at + 1, seconds=5)

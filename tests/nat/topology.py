@@ -1,11 +1,11 @@
-"""Houses behind NATs on one made-up public segment, out of network namespaces: nothing of it is seen outside, nothing is left.
+"""Sites behind NATs on one made-up public segment, built from network namespaces: invisible outside, and removed at the end.
 
     async with internet() as net:
         box = await net.house("box", Nat.PORT_PRESERVING)
         process = await box.start("aicli", "worker")
         await box.link_down()
 
-Needs root, `ip` and `iptables`; ``why_not()`` says what is missing. The addresses (5.5.5.0/24) exist in the namespaces alone, which
+Needs root, `ip` and `iptables`; ``why_not()`` says what is missing. The addresses (5.5.5.0/24) exist only in the namespaces, which
 have no route to anywhere else.
 """
 
@@ -22,26 +22,26 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
-#: Names of our namespaces: this, the process that made them, a few random letters, the machine.
+#: Names of our namespaces: this, the process that created them, a few random letters, the machine.
 PREFIX = "aimnat"
 NAMESPACES = Path("/run/netns")
-#: The public segment's own machine has these: one for each DHT node, and one for a relay.
-#: `ip netns exec` shows the files of the folder here that is named after a namespace in place of those in /etc.
+#: In a namespace, `ip netns exec` replaces files of /etc by those in the folder here that has the namespace's name.
 ETC = Path("/etc/netns")
+#: The addresses of the public segment's own machine: one for each DHT node, and one for a relay.
 PUBLIC_ADDRESSES = tuple(f"5.5.5.{last}" for last in range(1, 6))
-#: Commands that make the network are over in milliseconds; two busy cores make that a second at worst.
+#: Commands that set up the network take milliseconds, on two busy cores a second at worst.
 COMMAND_SECONDS = 20.0
 
 
 class Nat(StrEnum):
-    #: One outside port for one inside port, whoever is asked: what most home routers do.
+    #: One outside port per inside port, for all destinations: what most home routers do.
     PORT_PRESERVING = "port preserving"
-    #: Another outside port for each machine that is asked: carriers and companies. Nobody can be told where to knock.
+    #: A different outside port for each destination: carriers and companies. No port can be announced in advance.
     SYMMETRIC = "symmetric"
 
 
 class CommandFailed(Exception):
-    """A command that makes the network failed; the message has its words."""
+    """A command that sets up the network failed; the message has the command and its output."""
 
 
 #: Bits of the effective capabilities (linux/capability.h).
@@ -49,7 +49,7 @@ CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 
 
 def why_not() -> str:
-    """What stands against network namespaces here, for people; empty when nothing does."""
+    """Return what prevents network namespaces here, as a text for people; empty if nothing does."""
     if os.geteuid() != 0:
         return "network namespaces need root: run the tests as root"
     found = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
@@ -62,7 +62,7 @@ def why_not() -> str:
 
 
 async def command(*words: str) -> str:
-    """Run to the end; the output."""
+    """Run a command to its end and return its output."""
     process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
     try:
         async with asyncio.timeout(COMMAND_SECONDS):
@@ -82,7 +82,7 @@ class Machine:
 
     #: The namespace.
     place: str
-    #: Where programs on it may listen.
+    #: The address on which its programs may listen.
     address: str
 
     def _inside(self, words: Sequence[str]) -> tuple[str, ...]:
@@ -102,11 +102,11 @@ class Machine:
         )
 
     async def run(self, *words: str) -> str:
-        """Run to the end here; the output."""
+        """Run a command here to its end and return its output."""
         return await command(*self._inside(words))
 
     async def kill_all(self) -> None:
-        """kill -9 of every program here, and until they are gone."""
+        """Kill every program here with SIGKILL, and wait until they are gone."""
         while pids := (await command("ip", "netns", "pids", self.place)).split():
             for pid in pids:
                 with suppress(ProcessLookupError):
@@ -116,7 +116,7 @@ class Machine:
 
 @dataclass(slots=True)
 class House(Machine):
-    """A machine behind a NAT of its own."""
+    """A machine behind its own NAT."""
 
     #: The namespace of the NAT.
     gate: str = ""
@@ -124,28 +124,28 @@ class House(Machine):
     public_address: str = ""
 
     async def link_down(self) -> None:
-        """Pull the NAT's outer cable."""
+        """Disconnect the NAT from the public segment."""
         await command("ip", "-n", self.gate, "link", "set", "out", "down")
 
     async def link_up(self) -> None:
         await command("ip", "-n", self.gate, "link", "set", "out", "up")
 
     async def change_public_address(self, address: str) -> None:
-        """As a provider does at night: another address, and no connection is remembered."""
+        """Change the address and forget all connections, as a provider does at night."""
         old, self.public_address = self.public_address, address
-        # In this order: the first address of a network takes the others with it.
+        # In this order, because deleting the first address of a network deletes its other addresses, too.
         await command("ip", "-n", self.gate, "addr", "del", f"{old}/24", "dev", "out")
         await command("ip", "-n", self.gate, "addr", "add", f"{address}/24", "dev", "out")
         await self.forget_connections()
 
     async def forget_connections(self) -> None:
-        """The NAT loses its memory, as after a power cut. MASQUERADE does that by itself when its address goes."""
+        """Clear the NAT's connection table, as after a power cut. MASQUERADE clears it when its address is removed."""
         if shutil.which("conntrack") is not None:
             with suppress(CommandFailed):
                 await command("ip", "netns", "exec", self.gate, "conntrack", "-F")
 
     async def drop(self, other: str) -> None:
-        """From now on no packet passes between here and that public address, and nobody is told."""
+        """From now on, drop all packets between here and that public address, without an error."""
         for side in ("-s", "-d"):
             await command("ip", "netns", "exec", self.gate, "iptables", "-t", "raw", "-I", "PREROUTING", side, other, "-j", "DROP")
 
@@ -156,17 +156,17 @@ class House(Machine):
 
 @dataclass(slots=True)
 class Internet:
-    """The public segment and the houses on it."""
+    """The public segment and the sites on it."""
 
-    #: Unique for this one.
+    #: Unique for each Internet.
     name: str
     public: Machine
     houses: list[House] = field(default_factory=list)
-    #: What every machine's resolver says.
+    #: What every machine resolves.
     _names: dict[str, str] = field(default_factory=dict)
 
     def point(self, name: str, address: str) -> None:
-        """The name stands for this address from now on, on every machine. Programs that started without any name see none."""
+        """Make the name resolve to this address on every machine. Programs that started before there was any name see none."""
         self._names[name] = address
         for machine in (self.public, *self.houses):
             self._write_names(machine)
@@ -174,23 +174,23 @@ class Internet:
     def _write_names(self, machine: Machine) -> None:
         hosts = ETC / machine.place / "hosts"
         hosts.parent.mkdir(parents=True, exist_ok=True)
-        # In place: running programs have this very file.
+        # In place, because running programs have this very file mounted.
         hosts.write_text("".join(f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **self._names}.items()))
 
     async def move_public(self, address: str) -> None:
-        """The public machine has this address from now on, and no other."""
+        """Replace the public machine's addresses by this one."""
         await command("ip", "-n", self.public.place, "addr", "flush", "dev", "br0")
         await command("ip", "-n", self.public.place, "addr", "add", f"{address}/24", "dev", "br0")
 
     async def house(self, name: str, nat: Nat) -> House:
-        """A new house; its machine is 10.N.0.2, its NAT 5.5.5.(10 + N)."""
+        """Add a site; its machine is 10.N.0.2, its NAT 5.5.5.(10 + N)."""
         number = len(self.houses) + 1
         house = House(f"{self.name}-{name}", f"10.{number}.0.2", f"{self.name}-{name}-nat", nat, f"5.5.5.{10 + number}")
         self.houses.append(house)
         inner_gate = f"10.{number}.0.1"
         for place in (house.gate, house.place):
             await _add_namespace(place)
-        # Made inside the namespaces, so that the names are free however many run at once.
+        # Created inside the namespaces, so that the names are free however many tests run at once.
         port = f"p{number}"
         await command("ip", "link", "add", "out", "netns", house.gate, "type", "veth", "peer", "name", port, "netns", self.public.place)
         await command("ip", "-n", self.public.place, "link", "set", port, "master", "br0", "up")
@@ -218,7 +218,7 @@ async def _add_namespace(place: str) -> None:
 
 
 async def _make_nat(house: House) -> None:
-    """What a home router does: answers come in, nothing else does, and it hides who is inside."""
+    """Set up NAT as a home router does: only replies come in, and the addresses inside are hidden."""
     inside = ("ip", "netns", "exec", house.gate)
     await command(*inside, "sysctl", "-qw", "net.ipv4.ip_forward=1")
     random = ("--random-fully",) if house.nat is Nat.SYMMETRIC else ()
@@ -227,18 +227,18 @@ async def _make_nat(house: House) -> None:
         ("-t", "nat", "-A", "POSTROUTING", "-o", "out", "-j", "MASQUERADE"),
         ("-A", "FORWARD", "-i", "out", "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACCEPT"),
         ("-A", "FORWARD", "-i", "out", "-j", "DROP"),
-        # Else a stray punch makes the NAT itself answer, and its memory of that spoils the port for the machine inside.
+        # Otherwise the NAT itself answers a stray punch, and its connection entry spoils the port for the machine inside.
         ("-A", "INPUT", "-i", "out", "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP"),
     ):
         await command(*inside, "iptables", "-w", *rule)
 
 
 async def _remove(beginning: str) -> None:
-    """Every namespace whose name begins so, and what runs in it."""
+    """Remove every namespace whose name begins like this, and kill what runs in it."""
     for place in _namespaces(beginning):
         await Machine(place, "").kill_all()
     for place in _namespaces(beginning):
-        # Its veths, routes and rules go with it.
+        # This also removes its veths, routes and rules.
         await command("ip", "netns", "del", place)
         shutil.rmtree(ETC / place, ignore_errors=True)
 
@@ -252,7 +252,7 @@ def _runs(pid: str) -> bool:
 
 
 async def remove_leftovers() -> None:
-    """Of runs that were killed: their process is no more."""
+    """Remove the namespaces of killed runs, whose processes no longer exist."""
     for place in _namespaces(PREFIX):
         _, pid, letters, _ = place.split("-", 3)
         if not _runs(pid):
@@ -261,7 +261,7 @@ async def remove_leftovers() -> None:
 
 @asynccontextmanager
 async def internet() -> AsyncIterator[Internet]:
-    """A public segment with nothing on it but PUBLIC_ADDRESSES; everything is gone at the end, also after a failure."""
+    """A public segment with nothing on it but PUBLIC_ADDRESSES; everything is removed at the end, even after a failure."""
     await remove_leftovers()
     name = f"{PREFIX}-{os.getpid()}-{secrets.token_hex(2)}"
     net = Internet(name, Machine(f"{name}-pub", PUBLIC_ADDRESSES[0]))

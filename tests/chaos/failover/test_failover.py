@@ -1,5 +1,5 @@
 """A real PostgreSQL primary becomes a standby under load, and its standby the primary, behind one address. For a while the address leads
-to a server that only reads; the connections to it stay open when the address leads elsewhere."""
+to a read-only server, and the connections to that server stay open when the address changes its target."""
 
 import contextlib
 import secrets
@@ -32,15 +32,15 @@ SETTINGS = {
     "DEFAULT_RATE_LIMIT": "1000000",
     "TIER_FREE": ",".join(f"{name}=unlimited" for name in tiers.NUMBERS),
 }
-#: A request waits two seconds for its reservation, and is told then.
+#: A request waits two seconds for its reservation before it is refused.
 REFUSED = frozenset({"ledger_unavailable"})
-#: From the switch until every request succeeds.
+#: Time from the switch until every request succeeds.
 USED_WITHIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The stack and what it keeps its tables in."""
+    """The stack and its PostgreSQL servers."""
 
     stack: RunningStack
     primary: PostgresServer
@@ -66,13 +66,13 @@ async def place() -> AsyncIterator[Place]:
         switch = await opened.enter_async_context(Switch(folders[2] / primary.socket.name, primary.socket))
         settings = {f"{role.upper()}_DATABASE_URL": url for role, url in urls.items()}
         stack = await opened.enter_async_context(stacks.stack(**SETTINGS, **settings))
-        # Where the judge looks for it.
+        # The judge reads the URL there.
         stack_plan.database_url_file(stack.place, "gateway").write_text(urls["gateway"])
         yield Place(stack, primary, standby, switch)
 
 
 async def _wait_for_each_other(primary: PostgresServer) -> None:
-    """What is committed from now on is on both."""
+    """Make every commit wait until both servers have it."""
     connection = await asyncpg.connect(primary.url())
     try:
         await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")

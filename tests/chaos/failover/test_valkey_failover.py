@@ -1,5 +1,5 @@
-"""The Valkey that has the limits is killed under load, in front of Sentinels and in a cluster: requests follow LIMITER_WITHOUT_VALKEY,
-and nobody gets a 500."""
+"""The Valkey with the limits is killed under load, behind Sentinels and in a cluster: requests follow LIMITER_WITHOUT_VALKEY, and no
+request gets a 500."""
 
 import time
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from tests.chaos.oracle import Door, Fault
 from tests.stacks import RunningStack, until
 from tests.valkey_groups import Cluster, ValkeyNode, Watched, cluster, watched
 
-#: What operators are told to expect of Sentinels; the servers here need a second or two.
+#: What operators should expect with Sentinels; the servers here need a second or two.
 USED_WITHIN_SECONDS = 10.0
-#: A key of the limits: all are on one shard.
+#: A key of the limits; all limits are on one shard.
 LIMITS = "gateway:{limits}:x"
 
 
@@ -65,7 +65,7 @@ async def test_a_killed_primary_is_replaced_and_requests_follow_the_setting(
     if isinstance(group, Cluster) and b"cluster_known_nodes:1\r" in await group.servers[0].ask("CLUSTER", "INFO"):
         await group.form()
     await group.settle()
-    # With one limit, so that each request asks Valkey.
+    # With one limit, so that each request uses Valkey.
     tier = ",".join(f"{name}={100_000 if name == 'requests_per_hour' else 'unlimited'}" for name in tiers.NUMBERS)
     settings = SETTINGS | {"TIER_FREE": tier, "REDIS_URL": group.url, "LIMITER_WITHOUT_VALKEY": without}
     async with stacks.stack(**settings) as stack, people.api_client(stack) as api:

@@ -1,6 +1,6 @@
-"""The short version of `make chaos`: one fault of every kind, under a small load, at times that a seed decides.
+"""The short version of `make chaos`: one fault of every kind, under a small load, at times drawn from a seed.
 
-The seed is fixed, and random at night; CHAOS_SEED repeats a run.
+The seed is fixed in `make test` and random at night; CHAOS_SEED repeats a run.
 """
 
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A house without an echo worker of its own, two machines outside that serve the echo model, and a client outside."""
+"""A stack without its own echo worker, two machines outside that serve the echo model, and a client outside."""
 
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -22,18 +22,18 @@ _stack = stacks.OfFolders((Path(__file__).parent,), **SETTINGS)
 
 @dataclass(slots=True)
 class Lent:
-    """A machine that lends itself to the house."""
+    """A machine outside that runs a worker for the stack."""
 
     machine: Machine
     node: NodeId
     worker: Running
 
     def start(self) -> None:
-        """Its worker again, without a ticket."""
+        """Start its worker again, without a ticket."""
         self.worker = self.machine.start_worker(*_SERVE, ECHO_TOKEN_MS=ECHO_TOKEN_MS)
 
     async def row(self, stack: RunningStack) -> dict[str, Any]:
-        """As `aicli nodes` shows it."""
+        """Return the machine's row in `aicli nodes`."""
         rows = (await stack.aicli("nodes", "--json")).json()
         return next((row for row in rows if row["id"] == self.node), {"usable": False, "why_not": "never heard of"})
 
@@ -45,7 +45,7 @@ class Lent:
 
 
 class _Lenders:
-    """Two of them, for as long as the stack is up."""
+    """Keeps two such machines for as long as the stack is up."""
 
     def __init__(self) -> None:
         self._opened = ExitStack()
@@ -90,7 +90,7 @@ async def lent(stack: RunningStack) -> list[Lent]:
 
 @pytest.fixture
 async def cafe(stack: RunningStack, ann: Person) -> AsyncIterator[Machine]:
-    """Where somebody sits with a profile and ann's key."""
+    """A machine outside with a profile and ann's key."""
     with outside.machine() as machine:
         await machine.connect(stack, ann.key.secret)
         yield machine
@@ -98,6 +98,6 @@ async def cafe(stack: RunningStack, ann: Person) -> AsyncIterator[Machine]:
 
 @pytest.fixture
 async def caller(cafe: Machine) -> AsyncIterator[ClientNode]:
-    """A client there that goes on for as long as the test."""
+    """A client on that machine that keeps running until the test ends."""
     async with cafe.client() as mesh:
         yield mesh

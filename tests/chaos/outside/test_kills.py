@@ -1,4 +1,4 @@
-"""kill -9 and SIGSTOP of everything on the way to a machine outside the house, under load: detected, gone around, used again."""
+"""kill -9 and SIGSTOP of everything between the stack and a machine outside, under load: detected, bypassed, used again."""
 
 import os
 import signal
@@ -14,13 +14,13 @@ from tests.outside import Machine
 from tests.people import Person
 from tests.stacks import RunningStack, until
 
-#: RELIABILITY.md F12: seen by then, wherever somebody looks.
+#: RELIABILITY.md F12: by then every observer must notice.
 DETECTED_SECONDS = 3.5
-#: What the issue allows between a process or a network that is back and its use.
+#: Time that the issue allows from the return of a process or network until it is used again.
 USED_SECONDS = 5.0
-#: The supervisor's first pause, and the start of a process on a busy machine.
+#: The supervisor's first pause, plus the start of a process on a busy machine.
 RESTARTED_SECONDS = 10.0
-#: F15: from the DHT's return on.
+#: F15, counted from the return of the DHT.
 COLD_START_SECONDS = 10.0
 
 EVERY_DOOR = frozenset(Door)
@@ -28,14 +28,14 @@ MESH = frozenset({"link_lost", "not_reachable"})
 
 
 def figures(what: str, history: History, fault: Fault) -> None:
-    """For `pytest -rP`."""
+    """Print the figures for `pytest -rP`."""
     last = history.last_failure() - fault.began
     failing = f"requests that began until {last:.2f} s failed" if last > -60 else "nothing failed"
     print(f"CHAOS outside, {what}: {failing}; over after {fault.over - fault.began:.2f} s: {history.outcomes()}")
 
 
 async def test_a_workers_sidecar(stack: RunningStack, ann: Person, lent: list[Lent], caller: ClientNode) -> None:
-    """The other worker goes on, and this one is back as soon as its Hyperswarm is."""
+    """The other worker continues, and this worker is used again as soon as its Hyperswarm is back."""
     one = lent[0]
     async with load.running(stack, ann, caller) as history:
         await history.until_each_door_succeeds(5)
@@ -106,7 +106,7 @@ async def test_a_worker_that_vanishes_without_a_word_and_comes_back(
 async def test_a_worker_that_hangs_while_its_sidecar_goes_on(
     stack: RunningStack, ann: Person, lent: list[Lent], caller: ClientNode
 ) -> None:
-    """Hyperswarm's own keep-alive needs no Python: only the mesh's PING finds out."""
+    """Hyperswarm's own keep-alive needs no Python: only the mesh's PING detects the hang."""
     one = lent[0]
     async with load.running(stack, ann, caller) as history:
         await history.until_each_door_succeeds(5)
@@ -126,7 +126,7 @@ async def test_a_worker_that_hangs_while_its_sidecar_goes_on(
 
 
 async def test_the_dht(stack: RunningStack, ann: Person, lent: list[Lent], caller: ClientNode, cafe: Machine) -> None:
-    """Whoever is connected does not notice; whoever comes later is there soon after the DHT is, which has forgotten everybody."""
+    """Connected nodes notice nothing. A new client can connect soon after the DHT is back, although the DHT has forgotten all nodes."""
     async with load.running(stack, ann, caller) as history:
         await history.until_each_door_succeeds(5)
         began = time.monotonic()
@@ -144,7 +144,7 @@ async def test_the_dht(stack: RunningStack, ann: Person, lent: list[Lent], calle
 
 
 async def test_nats(stack: RunningStack, ann: Person, lent: list[Lent], caller: ClientNode) -> None:
-    """Machines outside do not need it, for as long as auth, the gateway and they have each other."""
+    """Machines outside don't need NATS, as long as they, auth and the gateway are connected to each other."""
     async with load.running(stack, ann, caller) as history:
         await history.until_each_door_succeeds(5)
         began = time.monotonic()
