@@ -1,4 +1,4 @@
-"""A ratio that is worse than recorded fails the check, and nothing else does."""
+"""Only a ratio that is worse than recorded fails the check."""
 
 import math
 import sys
@@ -30,7 +30,7 @@ def _record(*rows: Recorded) -> Record:
 
 
 def _runs(*runs: Run) -> Callable[[str], Run]:
-    """A bench that is run no more often than this."""
+    """Return a bench that can run only as often as there are runs."""
     left = iter(runs)
     return lambda _bench: next(left)
 

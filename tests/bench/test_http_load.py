@@ -1,4 +1,4 @@
-"""The load generator and the instant upstream: every request is counted once, and as what it was."""
+"""The load generator and the instant upstream: every request is counted once, by its actual outcome."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""A bench that fails or runs out of its time prints, writes and names what it has."""
+"""A bench that fails or runs out of time prints, writes and names the rows that it has."""
 
 import argparse
 import asyncio
@@ -95,7 +95,7 @@ def test_a_bench_that_is_asked_to_end_prints_the_rows_that_it_has(capsys: pytest
         _add(rows, "before SIGTERM")
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _loop, context: problems.append(context))
-        # Supervisors and people send it again when nothing seems to happen.
+        # Supervisors and users repeat SIGTERM when nothing seems to happen.
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
         try:

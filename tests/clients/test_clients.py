@@ -1,7 +1,7 @@
-"""Clients and frameworks as people install them, each in an environment of its own, against a whole stack with the default model.
+"""Clients and frameworks as users install them, each in its own environment, against a whole stack with the default model.
 
-A program asks for a chat, a stream, a forced tool call and, where its client can, embeddings and structured output; it fails at the first
-wrong answer. Those of GUARDED also read answers with masked words, and answers that are refused at their first word. The
+Each program requests a chat, a stream, a forced tool call and, if its client can, embeddings and structured output; it fails at the
+first wrong answer. The programs in GUARDED also read answers with masked words, and answers that are refused at their first word. The
 packages come from the machine's indexes, pinned by hash. To renew the pins:
 
     echo PACKAGES | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
@@ -26,14 +26,14 @@ INSTALL_SECONDS, RUN_SECONDS = 600, 300
 PYTHON = sorted(path.stem for path in (HERE / "requirements").glob("*.txt"))
 NODE = sorted(path.name for path in (HERE / "node").glob("*.js"))
 GUARDED = {"langchain", "ai-sdk.js"}
-#: A policy for a key, whose own pattern is any word.
+#: The policy of a key; its pattern matches any word.
 POLICY = """\
   key:{key}:
     guard:
       answer: {{own: {action}}}
       patterns: [{{name: word, pattern: '[A-Za-z]{{2,40}}', max_length: 40}}]
 """
-#: Of a failed command; a traceback fits.
+#: Output shown of a failed command; a traceback fits.
 SHOWN_CHARACTERS = 4000
 
 pytestmark = pytest.mark.timeout(INSTALL_SECONDS + RUN_SECONDS + 100)

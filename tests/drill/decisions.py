@@ -1,4 +1,4 @@
-"""What is decided after the moment that is restored, and stands all the same (D5): each kind of RECOVERY.md, section 3."""
+"""Decisions made after the restored moment still hold (D5): each kind of RECOVERY.md, section 3."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ class Decisions:
         await good(stack, "admin", "credits", paying.username, "500", "--note", "invoice 7")
         for each in (self.nodes, self.refund, self.keys, self.teams, self.people):
             await each.make(stack, api_client)
-        # All access tokens end with this.
+        # This ends all access tokens.
         await good(stack, "admin", "signing-keys", "rotate", "--at-once")
 
     async def check(self, stack: RunningStack, api_client: ApiClient) -> None:
@@ -54,7 +54,7 @@ class Decisions:
 class DecidedPeople:
     closed: Person
     erased: Person
-    #: Whose password changes; who is no longer an administrator.
+    #: The first gets a new password; the second is no longer an administrator.
     changed: Person
     lowered: Person
 
@@ -90,7 +90,7 @@ class DecidedPeople:
                 await rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(password, self.changed.username)))
         found = await rpc.call(auth.get_user_called, auth.GetUserCalled(self.lowered.username), credential=api_client.admin_key)
         assert found.role is UserRole.USER
-        # Its access token was good, and the key that signed it leaked.
+        # The access token has not expired, but the key that signed it leaked.
         with pytest.raises(errors.NotAuthenticated, match="was not made by this mesh"):
             await rpc.call(accounts.list_sessions, accounts.ListSessions(), credential=self.lowered.access_token)
         async with stack.database("auth") as database:
@@ -104,7 +104,7 @@ class DecidedKeys:
     rotated: Person
     tightened: Person
     narrowed: Person
-    #: Of ``rotated``, in place of the one that has ended.
+    #: The new key of ``rotated``, which replaces the ended one.
     next_secret: Credential | None = None
 
     @classmethod
@@ -135,10 +135,10 @@ class DecidedKeys:
 class DecidedTeams:
     team: TenantId
     removed: Person
-    #: Who is no longer an owner.
+    #: No longer an owner.
     lowered: Person
     invited: Person
-    #: Of ``invited`` to the organization, and of somebody without an account to the mesh.
+    #: The invitations of ``invited`` to the organization, and of someone without an account to the mesh.
     code: str
     colleague_code: str
 
@@ -251,7 +251,7 @@ async def status_of(stack: RunningStack, key: str) -> int:
 
 
 async def session_of(api_client: ApiClient, person: Person) -> Credential:
-    """A new one: a restore ends all others."""
+    """Return the token of a new session, because a restore ends all others."""
     login = auth.LoginUser(auth.Credentials(person.password, person.username))
     return (await api_client.mesh.rpc.call(auth.login_user, login)).access_token
 

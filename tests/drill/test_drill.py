@@ -1,7 +1,7 @@
-"""The accidents of docs/runbooks/disaster.md on a whole stack under load: what is lost, and when people are served again.
+"""The accidents of docs/runbooks/disaster.md on a whole stack under load: what is lost, and when users are served again.
 
-`make drill` prints the table. A row counts as lost if anybody could have read it before the accident and nobody can after the restore. Each
-row is known to be committed between two moments of PostgreSQL's clock, so "every commit before the moment reached is there" is exact.
+`make drill` prints the table. A row counts as lost if it could be read before the accident and can't be after the restore. Each row is
+known to be committed between two moments of PostgreSQL's clock, so "every commit before the moment reached is there" is exact.
 """
 
 import asyncio
@@ -34,12 +34,12 @@ from tests.stacks import RunningStack, until
 T = TypeVar("T")
 
 CALLERS, LEAD_SECONDS, SHIP_SECONDS = 6, 4.0, 5
-#: What may be lost with the whole machine: commits, and lines of the recovery log.
+#: How much may be lost with the whole machine: commits, and lines of the recovery log.
 LOST_SECONDS, LOST_LOG_SECONDS = 60.0, 2.0
 REVOKE_EVERY_SECONDS = 0.6
-#: How calls may end while PostgreSQL or everything is away.
+#: How calls may end while PostgreSQL or the whole stack is down.
 CODES = frozenset({"link_lost", "not_reachable", "draining", "unavailable", "ledger_unavailable", "auth_unavailable", CONNECTION_LOST})
-#: Rows that come after each answer; both keys are never used again.
+#: Rows written after each answer; the keys of both tables are never reused.
 ROWS = "SELECT transfer::text || kind || account AS row FROM entries UNION ALL SELECT id::text FROM request_logs"
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -59,11 +59,11 @@ class Seen:
         now = await database.fetchval("SELECT clock_timestamp()")
         for row in found - self.rows.keys():
             self.rows[row] = (self.last, now)
-        # The next look begins after this.
+        # The next query begins after this.
         self.last = now
 
     def violations(self, present: set[str], reached: datetime, *, is_exact: bool) -> list[str]:
-        """``is_exact``: nothing behind the moment is there either."""
+        """Return what is wrong. ``is_exact``: rows from after the moment must not be there."""
         missing = [row for row, (_, by) in self.rows.items() if by <= reached and row not in present]
         later = [row for row, (after, _) in self.rows.items() if after > reached and row in present and is_exact]
         found = [f"{len(missing)} rows are lost from before {reached}, such as {missing[0]}"] if missing else []
@@ -72,7 +72,7 @@ class Seen:
 
 @asynccontextmanager
 async def watched(stack: RunningStack) -> AsyncIterator[Seen]:
-    """Until the block ends, or the database does."""
+    """Record commits until the block or the database ends."""
     seen = Seen()
 
     async def watch() -> None:
@@ -90,12 +90,12 @@ async def watched(stack: RunningStack) -> AsyncIterator[Seen]:
         watching.cancel()
 
 
-# --- the world -------------------------------------------------------------------------------------------------------------------------
+# --- the drill -------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The moment of an accident, by both clocks, and all that was seen before."""
+    """The moment of an accident, by both clocks, and everything seen before it."""
 
     calls: Clients
     seen: Seen
@@ -105,7 +105,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Return:
-    """Rows that were lost, and of how many seconds."""
+    """The number of lost rows, and the seconds that they span."""
 
     lost: int
     lost_for: float
@@ -124,9 +124,9 @@ class Drill:
     store: Path
     usb: Path
     people: list[Person] = field(default_factory=list)
-    #: Of the table.
+    #: Lines of the table.
     lines: list[str] = field(default_factory=list)
-    #: Rows of the audit log, by all restores so far.
+    #: Lost rows of the audit log, over all restores so far.
     lost_rows: int = 0
 
     async def good(self, *words: str, seconds: float = 180) -> str:
@@ -139,7 +139,7 @@ class Drill:
 
     @asynccontextmanager
     async def load(self) -> AsyncIterator[tuple[Clients, Seen]]:
-        """Every caller asks one thing after another; the block begins when all of them are served."""
+        """Every caller sends one request after another; the block begins when all are served."""
         rng = random.Random(1)
         async with (
             watched(self.stack) as seen,
@@ -155,7 +155,7 @@ class Drill:
         return stored is not None and datetime.fromisoformat(stored) >= moment
 
     async def restore(self, name: str, loss: Loss, *options: str, target: datetime | None = None) -> Return:
-        """Restore, start and ask; then check what came back."""
+        """Restore, start and send requests; then check what was restored."""
         times: dict[str, float] = {}
         if (self.stack.home / "run").exists():
             await _timed(times, "stop", self.good("stack", "down"))
@@ -166,7 +166,7 @@ class Drill:
         return await self.judge(name, loss, report, times, is_exact=target is not None)
 
     async def judge(self, name: str, loss: Loss, report: dict[str, Any], times: dict[str, float], *, is_exact: bool = False) -> Return:
-        """Ask, check what is there, and add a line to the table."""
+        """Send requests, check what is there, and add a line to the table."""
         await _timed(times, "first answer", self._served())
         reached = datetime.fromisoformat(report["reached_at"])
         self.lost_rows += report["lost_rows"]
@@ -197,7 +197,7 @@ class Drill:
             held = "SELECT count(*) FROM reservations WHERE state = 'reserved' AND lease_until > now() + interval '3 minutes'"
             wrong += [f"I5: {count} reservations are held for longer than a lease"] if (count := await database.fetchval(held)) else []
         books = await ledger.read(self.stack, [person.id for person in self.people])
-        # I1 and I2 of every call; the books know those that ended a moment before what was reached.
+        # I1 and I2 hold for every call; the ledger has only the calls that ended some time before the moment reached.
         known_until = loss.at - max(0.0, (loss.moment - reached).total_seconds()) - 1.0
         allowed = Allowed(codes=CODES, since=loss.at, gateway_died=True, in_flight_tokens=1000)
         calls = loss.calls.calls
@@ -205,7 +205,7 @@ class Drill:
         wrong += invariants.violations([call for call in calls if call.ended >= known_until], ledger.Books(), allowed)
         verified = await self.stack.aicli("admin", "ledger", "verify")
         wrong += [verified.out + verified.err] if verified.status else []
-        # It names the rows that a restore has lost, and finds nothing else.
+        # The check names the rows that a restore has lost, and finds nothing else.
         audit = await self.stack.aicli("admin", "audit", "verify")
         wrong += [audit.out + audit.err] if audit.status or ("were lost" in audit.out and not self.lost_rows) else []
         assert not wrong, "\n".join(wrong)
@@ -231,7 +231,7 @@ def of_the_database(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
-# --- the exercises ---------------------------------------------------------------------------------------------------------------------
+# --- exercises -------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(900)
@@ -249,7 +249,7 @@ async def test_each_accident_loses_no_more_than_it_may(drill: Drill, tmp_path: P
 
 
 async def lose_postgres(drill: Drill) -> None:
-    """D1. The agent has every commit in the home, whether or not it is in the store."""
+    """D1. The agent has every commit in the home, even if it isn't in the store yet."""
     await drill.good("stack", "backup")
     async with drill.load() as (calls, seen):
         moment, at = seen.last, time.monotonic()
@@ -261,7 +261,7 @@ async def lose_postgres(drill: Drill) -> None:
 
 
 async def delete_rows(drill: Drill, decided: Decisions) -> None:
-    """D2, and D5: what was decided after the moment that is restored stands."""
+    """D2, and D5: decisions made after the restored moment still hold."""
     async with drill.load() as (calls, seen):
         mistake, at = seen.last, time.monotonic()
         wrong = "SET session_replication_role = replica; DELETE FROM gateway.entries"
@@ -278,7 +278,7 @@ async def delete_rows(drill: Drill, decided: Decisions) -> None:
 
 
 async def lose_the_machine(drill: Drill) -> None:
-    """D4. Somebody revokes keys up to the end: the agent has up to 2 s to copy a revocation."""
+    """D4. A user revokes keys up to the end: the agent has up to 2 s to copy a revocation."""
     async with people.api_client(drill.stack) as api_client:
         session = await session_of(api_client, drill.people[0])
         person = replace(drill.people[0], access_token=session)
@@ -302,7 +302,7 @@ async def lose_the_machine(drill: Drill) -> None:
 
 
 async def lose_the_site(drill: Drill, folder: Path) -> None:
-    """D8. A standby of another home takes over."""
+    """D8. A standby with another home takes over."""
     if (await drill.stack.aicli("stack", "promote", "--help")).status:
         drill.lines.append("D8 was not rehearsed: this version has no `aicli stack promote`")
         return

@@ -1,7 +1,7 @@
-"""Everybody whom the matrix of access asks as: each has an account or a key made by real calls, and says what it ought to be allowed.
+"""The callers of the access matrix: each has an account or a key made by real calls, and lists what it should be allowed.
 
-What somebody may do is written down here once more, from the issue and not from ``shared.access_table``: this is what that is
-compared with.
+The permissions are written down here a second time, from the issue rather than from ``shared.access_table``, which is compared
+with them.
 """
 
 import hashlib
@@ -46,19 +46,19 @@ EVERYDAY = GRANTED[UserRole.NODE_OWNER] | GRANTED[UserRole.DEVELOPER]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """Somebody, or nobody, who asks."""
+    """A caller, possibly without a credential."""
 
     name: str
     credential: Credential | None = None
     user_id: UserId | None = None
-    #: Whose things are their own.
+    #: The tenant whose objects are the caller's own.
     tenant: TenantId | None = None
     may: frozenset[str] = frozenset()
     is_key: bool = False
     is_admin: bool = False
     #: A login that lacks its code, or its second factor.
     is_halfway: bool = False
-    #: A login whose password was not shown of late.
+    #: A login whose password was not confirmed recently.
     is_stale: bool = False
     #: A key that is bound to networks.
     is_bound: bool = False
@@ -69,7 +69,7 @@ class Asker:
 
 @asynccontextmanager
 async def node(stack: RunningStack, role: Role) -> AsyncIterator[ClientNode]:
-    """A node of this role that serves nothing, beside those of the stack."""
+    """Yield a node of this role that serves nothing, in addition to the stack's nodes."""
     key = node_keys.load(nats_server.add_node(stack.place, MESH, f"matrix-{role}", role))
     url = f"nats://127.0.0.1:{stack.environment['NATS_PORT']}"
     me, trust = LocalNode(MESH, role, key, SOFTWARE), Trust(key, role)
@@ -79,7 +79,7 @@ async def node(stack: RunningStack, role: Role) -> AsyncIterator[ClientNode]:
         await transport.connect(deadline_seconds=1)
         return transport
 
-    # The server takes the new user in a moment after it was told to.
+    # NATS accepts the new user shortly after the reload request.
     nats = await until(connected, what=f"the {role} is let in", ignoring=(errors.AimeshError,))
     async with _calling(me, trust, nats, None) as (running, _tasks):
         await until(lambda: _sees_all(running.directory), what="it sees the services")
@@ -91,7 +91,7 @@ async def _sees_all(directory: Directory) -> bool:
 
 
 def code(secret: str, at: float | None = None) -> str:
-    """What an authenticator app shows (RFC 6238)."""
+    """Return the code that an authenticator app shows (RFC 6238)."""
     counter = int((time.time() if at is None else at) // 30).to_bytes(8, "big")
     digest = hmac.new(b32decode(secret + "=" * (-len(secret) % 8)), counter, hashlib.sha1).digest()
     start = digest[-1] & 15
@@ -99,18 +99,18 @@ def code(secret: str, at: float | None = None) -> str:
 
 
 class SeededDb:
-    """Makes them."""
+    """Creates the callers."""
 
     def __init__(self, stack: RunningStack, api_client: ApiClient, web: ClientNode) -> None:
         self._stack = stack
         self._desk = api_client
         self._web = web
         self._rpc = api_client.mesh.rpc
-        #: What each account has.
+        #: What each account owns.
         self.things: dict[UserId, Things] = {}
 
     async def register(self, name: str, tier: Tier = Tier.ENTERPRISE) -> Person:
-        """Somebody with an organisation, a request that was answered, a spare key and a spare session."""
+        """Register a user with an organization, an answered request, a spare key and a spare session."""
         person = await self._desk.register(name, tier)
         made = await self._rpc.call(
             organizations.create_organisation, organizations.CreateOrganization(f"of {name}"), credential=person.access_token
@@ -163,7 +163,7 @@ class SeededDb:
         )  # fmt: skip
 
     async def _admins(self) -> list[Asker]:
-        """One with a second factor, one without it yet, and the keys of the first."""
+        """Return an administrator with a second factor, that administrator's keys, and an administrator without a second factor."""
         first, second = [await self.register("boss") for _ in range(2)]
         for person in (first, second):
             await self._rpc.call(auth.set_role, auth.SetRole(person.username, UserRole.ADMIN), credential=self._stack.api_key)
@@ -199,7 +199,7 @@ class SeededDb:
         )  # fmt: skip
 
     async def _stale(self) -> Asker:
-        """A key's link lets its owner in without a password."""
+        """Return a login by a key's link, which needs no password."""
         person = await self.register("stale")
         link = await self._rpc.call(auth.create_login_link, auth.CreateLoginLink(), credential=person.key.secret)
         session = await self._web.rpc.call(auth.redeem_login_link, auth.RedeemLoginLink(link.token))
@@ -209,7 +209,7 @@ class SeededDb:
         )  # fmt: skip
 
     async def _stale_admin(self) -> Asker:
-        """In a browser, for longer than a password and a code are believed for what is sensitive; resuming the session shows neither."""
+        """Return a browser login whose password and code are too old for sensitive actions; resuming the session confirms neither."""
         person = await self.register("early-boss")
         await self._rpc.call(auth.set_role, auth.SetRole(person.username, UserRole.ADMIN), credential=self._stack.api_key)
         login = auth.LoginUser(auth.Credentials(person.password, person.username), kind=auth.SessionKind.BROWSER)
@@ -218,7 +218,7 @@ class SeededDb:
         (this,) = (each for each in found.sessions if each.is_this)
         assert this.kind is auth.SessionKind.BROWSER
         async with redis.Redis.from_url(stack_plan.valkey_of(self._stack.place).url) as valkey:
-            # The field is there already: nothing is added.
+            # The field exists already, so hset adds nothing.
             assert await valkey.hset(f"auth:session:{this.id}", "confirmed_at", repr(time.time() - FRESH_SECONDS - 1)) == 0
         resumed = await self._web.rpc.call(auth.resume_session, auth.ResumeSession(session.session_token))
         assert resumed.step is auth.Step.DONE
@@ -228,7 +228,7 @@ class SeededDb:
         )  # fmt: skip
 
     async def _member(self) -> Asker:
-        """Of an organisation, acting for it."""
+        """Return a member of an organization, acting for it."""
         person = await self.register("member")
         team = self.things[person.id].team
         self.things[person.id] = replace(self.things[person.id], tenant=team)

@@ -1,4 +1,4 @@
-"""What the matrix of access asks: for each method and each route a request that reaches its gate and does no harm behind it."""
+"""The requests of the access matrix: for each method and route, a request that reaches its access check and does no harm if admitted."""
 
 import pkgutil
 import secrets
@@ -47,7 +47,7 @@ NO_MODEL = ModelName("no-such-model")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Things:
-    """What somebody has, by which a request can name them."""
+    """What a caller owns, by the ids that requests use."""
 
     user_id: UserId
     tenant: TenantId
@@ -58,7 +58,7 @@ class Things:
 
 
 def methods() -> dict[str, AnyMethod]:
-    """Every method of the contract, by its name."""
+    """Return every method of the API, by name."""
     modules = [import_module(f"{api.__name__}.{found.name}") for found in pkgutil.iter_modules(api.__path__)]
     found = [each for module in modules for each in vars(module).values() if isinstance(each, (Method, StreamMethod))]
     return {each.name: each for each in found}
@@ -76,7 +76,7 @@ def _report(tenant: TenantId | None = None) -> usage_report.GetUsageReport:
 
 _PRICE = ledger.ModelPrice(NO_MODEL, MicroCredits(-1), MicroCredits(-1))
 
-#: Method -> a request about nobody else.
+#: Method -> a request that names no one else's objects.
 REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.registerUser": _account,
     "auth.loginUser": lambda: auth.LoginUser(auth.Credentials("x", "both", "of@example.org")),
@@ -201,7 +201,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.pullModel": lambda: gateway.PullOnWorkers("https://example.org/x.gguf", NodeId("nobody-at-all")),
     "gateway.listNodes": gateway.ListNodes,
     "gateway.readUsage": lambda: gateway.ReadUsage(NO_TEAM),
-    # Changes nothing: it only reads the clock.
+    # Changes nothing: the gateway only reads its clock.
     "gateway.setSiteLease": lambda: recovery.SetSiteLease(term=1, site="site", state=recovery.SiteLeaseState.ACTIVE, seconds=1),
     "gateway.getUsageReport": _report,
     "auth.countNewAccounts": lambda: business.CountNewAccounts(date(2026, 3, 1), date(2026, 3, 2)),
@@ -249,7 +249,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "node.readLogs": node.ReadLogs,
 }
 
-#: Method -> a request that names what somebody has; every field of every request by which that can be done is in one.
+#: Method -> a request that names someone's objects. Together they use every request field that can name any.
 NAMING: Mapping[str, Callable[[Things], msgspec.Struct]] = {
     "auth.generateApiKey": lambda whose: auth.GenerateApiKey("made", whose.user_id, days=1, bounds=auth.KeyBounds(scopes=_MAKERS_OWN)),
     "auth.listApiKeys": lambda whose: auth.ListApiKeys(whose.user_id),
@@ -273,7 +273,7 @@ NAMING: Mapping[str, Callable[[Things], msgspec.Struct]] = {
 }
 
 _CHAT = [{"role": "user", "content": "hi"}]
-#: Route -> the JSON of a call; None for none.
+#: Route -> the JSON body of a call; None for no body.
 BODIES: Mapping[str, Callable[[], Any]] = {
     "GET /openapi.json": lambda: None,
     "GET /docs": lambda: None,
@@ -307,7 +307,7 @@ BODIES: Mapping[str, Callable[[], Any]] = {
     "GET /v1/models": lambda: None,
     "GET /v1/models/{model}": lambda: None,
 }
-#: Route -> the same, naming what somebody has.
+#: Route -> a body that names someone's objects.
 NAMING_BODIES: Mapping[str, Callable[[Things], Any]] = {
     "POST /api/auth/api-keys": lambda whose: {"name": "made", "days": 1, "user_id": str(whose.user_id), "scopes": list(_MAKERS_OWN)},
     "DELETE /api/auth/api-keys/{key}": lambda whose: None,

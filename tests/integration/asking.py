@@ -1,4 +1,4 @@
-"""Every way of asking the echo worker, each with the same answer: the request's id, the text, and the usage."""
+"""All APIs for asking the echo worker, each with the same result: the request's id, the text, and the usage."""
 
 import json
 from collections.abc import Callable, Coroutine, Mapping
@@ -84,7 +84,7 @@ def chat_body(prompt: str, **more: object) -> dict[str, object]:
 
 
 def events(answer: httpx.Response) -> list[Any]:
-    """The events of a whole stream, which ends as OpenAI's do."""
+    """Return the events of a complete stream, which must end with [DONE] as OpenAI's do."""
     assert answer.status_code == 200, answer.text
     *found, done = [line.removeprefix("data: ") for line in answer.text.split("\n") if line.startswith("data: ")]
     assert done == "[DONE]"
@@ -92,7 +92,7 @@ def events(answer: httpx.Response) -> list[Any]:
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The error object, after a look at what all of them have."""
+    """Check what all error responses have in common, and return the error object."""
     error: dict[str, Any] = answer.json()["error"]
     assert (answer.status_code, error.get("aimesh_code", error["code"])) == (status, code), f"{answer.status_code} {answer.text[:500]}"
     assert error["message"]

@@ -1,4 +1,4 @@
-"""People on the stack that these tests share with those of the SDKs."""
+"""Users on the stack that these tests share with those of the SDKs."""
 
 from collections.abc import AsyncIterator
 
@@ -27,7 +27,7 @@ async def api_client(stack: RunningStack) -> AsyncIterator[ApiClient]:
 
 @pytest.fixture
 async def ann(api_client: ApiClient) -> Person:
-    """Somebody new, with room for every test's requests."""
+    """A new user, whose limits suffice for every test's requests."""
     return await api_client.register("ann", Tier.PRO)
 
 

@@ -1,6 +1,6 @@
-// A stock @hyperswarm/rpc peer: node javascript_peer.js NODE_MODULES, and on stdin {bootstrap, seed, node, requests: [[method, value], …]}.
-// Asks one after the other on one connection, and prints a list of {value} or {code, message}, as JSON. SIGTERM ends it in order.
-// A list of requests is asked at once. [method, value, 'read'] reads the stream of the method, 'hold' gets its first items and no others.
+// A stock @hyperswarm/rpc peer: node javascript_peer.js NODE_MODULES, with {bootstrap, seed, node, requests: [[method, value], …]} on stdin
+// Sends the requests in order on one connection, and prints a list of {value} or {code, message} as JSON. SIGTERM stops it cleanly.
+// The requests of a nested list are sent at once. [method, value, 'read'] reads the method's stream; 'hold' reads only its first items.
 const { readFileSync } = require('node:fs')
 const { createRequire } = require('node:module')
 const load = createRequire(`${process.argv[2]}/`)
@@ -11,7 +11,7 @@ const { raw } = load('compact-encoding')
 const { bootstrap, seed, node, requests } = JSON.parse(readFileSync(0))
 const PATIENCE_MS = 10_000
 
-/** A node that has just started is not known to the DHT yet. */
+/** Retries, because the DHT does not know a newly started node yet. */
 async function connect(rpc) {
   const until = Date.now() + PATIENCE_MS
   for (;;) {

@@ -1,7 +1,7 @@
 'use strict'
-// Strangers who know a topic: many keys that connect to whoever announces itself there, say what they were told, and count.
+// Acts as strangers who know a topic: connects with many keys to the nodes that announce themselves there, sends bytes, and counts.
 // node strangers.js MODULES {"bootstrap": [{"host", "port"}], "topic": hex, "count": n, "parallel": n, "says": [hex, ...]}
-// Prints a line of JSON when it has found somebody, and one at the end.
+// Prints a line of JSON when it has found a node, and one at the end.
 
 const { createRequire } = require('node:module')
 const DHT = createRequire(`${process.argv[2]}/x.js`)('hyperdht')

@@ -1,4 +1,4 @@
-"""Who may not, and how soon: closed accounts, revoked keys, and other people's userId."""
+"""Refused access, and how soon it takes effect: closed accounts, revoked keys, and other users' userId."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,7 +14,7 @@ from tests.integration import asking
 from tests.people import ApiClient, Person
 from tests.stacks import MESH, RunningStack, until
 
-#: "At once": what the issue allows for a change to reach every gateway.
+#: "At once": the time that the issue allows for a change to reach every gateway.
 AT_ONCE_SECONDS = 2
 
 
@@ -39,7 +39,7 @@ async def _close_in_the_database(stack: RunningStack, person: Person) -> None:
 async def test_a_closed_account_is_refused_at_once(
     stack: RunningStack, api_client: ApiClient, ann: Person, bob: Person, close: Callable[[RunningStack, Person], Awaitable[None]]
 ) -> None:
-    # The gateway remembers both from now on.
+    # From now on, the gateway has both credentials cached.
     assert not await _is_refused(stack, ann.key.secret)
     assert not await _is_refused(stack, ann.access_token)
     await close(stack, ann)
@@ -70,7 +70,7 @@ async def test_a_revoked_key_is_refused_at_once_and_the_other_is_not(stack: Runn
     assert not await _is_refused(stack, ann.key.secret)
 
 
-# --- another's userId -------------------------------------------------------------------------------------------------
+# --- another user's userId --------------------------------------------------------------------------------------------
 
 #: Every method that takes a userId.
 ABOUT_SOMEBODY: dict[str, tuple[Method[Any, Any], Callable[[UserId], msgspec.Struct]]] = {

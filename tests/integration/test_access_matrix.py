@@ -1,7 +1,7 @@
-"""Who may what, asked of the running services: everybody × every method and route × what is one's own and what is another's.
+"""Access control of the running services: every caller × every method and route × the caller's own objects and another's.
 
-The table of ``shared.access_table`` says which rights a method asks for; who has them, and what follows, is worked out here once
-more and not by ``access.check``. A method or a route without a request here fails the test, so no cell is left out.
+``shared.access_table`` says which rights a method needs. Who has them, and what follows, is worked out here independently of
+``access.check``. A method or a route without a request here fails the test, so no cell is left out.
 """
 
 import asyncio
@@ -30,25 +30,25 @@ from tests.stacks import MESH, RunningStack
 
 pytestmark = pytest.mark.nightly("access")
 
-#: Let in, whatever came of it there.
+#: Admitted, whatever the outcome there.
 ALLOWED = "allowed"
-#: Let in, and answered; as if it were not there, or not allowed.
+#: Admitted, and shown; or answered as if the object did not exist, or not allowed.
 SHOWN_ALL, HIDDEN = "shown", "hidden"
 REFUSALS = {"not_authenticated", "not_allowed", "second_factor_needed", "confirmation_needed", "wrong_role"}
-#: Nothing was decided here.
+#: No access decision was made.
 NO_ANSWERS = {"unknown_method", "internal", "not_reachable", "link_lost", "deadline_exceeded", "overloaded", "protocol_violation"}
 METHODS = access_requests.methods()
-#: Those for people, which POST /rpc/{method} serves.
+#: Methods for users, which POST /rpc/{method} serves.
 OVER_RPC = {name for name, method in METHODS.items() if Role.CLIENT in method.callers and Role.WORKER not in method.callers}
 SECONDS = 10.0
 
-#: Methods about nobody, whose own credential is in the request: a wrong one is refused, whoever brings it.
+#: Methods whose credential is in the request: a wrong one is refused for every caller.
 BRINGS_ITS_OWN = {
     "auth.refreshSession", "auth.resumeSession", "auth.redeemLoginLink", "auth.validateApiKey", "auth.identify",
     "auth.resetPassword",
     "POST /api/auth/refresh",
 }  # fmt: skip
-#: A key has no session, and what is done here is done to one, or must not be done by a key that leaked.
+#: These act on a session, which a key doesn't have, or must not be open to a leaked key.
 LOGINS_ALONE = {
     "auth.confirmLogin", "auth.confirmAgain", "auth.changePassword", "auth.beginMfa", "auth.enableMfa", "auth.disableMfa",
     "auth.renewRecoveryCodes", "auth.switchOrganisation", "POST /api/auth/confirm",
@@ -65,11 +65,11 @@ class Cell:
     whose: str
 
 
-# --- what ought to be -----------------------------------------------------------------------------------------------------
+# --- expected results -----------------------------------------------------------------------------------------------------
 
 
 def expected(row: AccessRule, asker: Asker, way: str, what: str) -> str:
-    """Of a call about nobody else."""
+    """Return the expected result of a call that names no one else's objects."""
     refusals = (
         ("not_authenticated", asker.credential is None),
         ("second_factor_needed", asker.is_halfway and not row.halfway),
@@ -86,19 +86,19 @@ def expected(row: AccessRule, asker: Asker, way: str, what: str) -> str:
 
 
 def _by_its_handler(asker: Asker, what: str) -> str:
-    """Behind the gate: rules of single methods."""
+    """Return the expected result after the access check: rules of single methods."""
     if asker.is_key and (what in LOGINS_ALONE or (what == "auth.createLoginLink" and (asker.is_narrow or asker.is_bound))):
         return "not_allowed"
     lacks_code = asker.is_halfway and asker.has_factor
     match what:
         case "auth.confirmLogin" | "POST /api/auth/confirm" if lacks_code:
-            return "not_allowed"  # the code that is sent is wrong
+            return "not_allowed"  # the request's code is wrong
         case "auth.beginMfa" | "auth.enableMfa" if lacks_code:
-            return "second_factor_needed"  # who knows a password alone must not replace the factor
+            return "second_factor_needed"  # a password alone must not suffice to replace the factor
         case "auth.confirmAgain" if asker.has_factor:
-            return "second_factor_needed"  # no code is sent
+            return "second_factor_needed"  # the request has no code
         case "auth.disableMfa" if asker.is_admin:
-            return "not_allowed"  # an administrator needs one
+            return "not_allowed"  # an administrator needs a second factor
         case _:
             return ALLOWED
 
@@ -113,7 +113,7 @@ async def site(stack: RunningStack, api_client: ApiClient) -> AsyncIterator["Sit
 
 
 class Site:
-    """The doors, and who comes to them."""
+    """The endpoints, and the callers' connections to them."""
 
     def __init__(self, stack: RunningStack, api_client: ApiClient, web: ClientNode, operator: NatsClient, http: httpx.AsyncClient) -> None:
         self.stack, self.api_client, self.web = stack, api_client, web
@@ -140,7 +140,7 @@ class Site:
             {} if asker.credential is None else {"authorization": f"Bearer {asker.credential}"}
         )
         if isinstance(method, StreamMethod):
-            headers["stream"] = "true"  # the first of its messages tells
+            headers["stream"] = "true"  # the first message shows whether the call was admitted
         answer = await self._operator.request(_subject(method), msgspec.json.encode(request), timeout=SECONDS, headers=headers)
         if "Nats-Service-Error-Code" not in (answer.headers or {}):
             return ALLOWED
@@ -168,7 +168,7 @@ class Site:
         return ALLOWED if answer.is_success else str(answer.json()["error"]["code"])
 
     async def over(self, way: str, method: AnyMethod, request: msgspec.Struct, asker: Asker) -> str:
-        """By a link of this role, or over HTTP."""
+        """Call over a link of this role, or over HTTP."""
         if way == "rpc":
             return await self.over_rpc(method, request, asker)
         return await self.over_link(self.links[way], method, request, asker)
@@ -186,7 +186,7 @@ def _subject(method: AnyMethod) -> str:
 
 
 def seen(code: str) -> str:
-    """What a cell is compared by: a method that nobody serves, or that did not answer, was not let in."""
+    """Return the result of a cell: a method that isn't served, or didn't answer, doesn't count as admitted."""
     return code if code in REFUSALS or code in NO_ANSWERS else ALLOWED
 
 
@@ -201,7 +201,7 @@ def _fits(code: str, wanted: str) -> bool:
 
 
 class Matrix:
-    """Asserts cells, counts them, and keeps those that are not as they ought to be."""
+    """Checks and counts cells, and collects the wrong ones."""
 
     def __init__(self) -> None:
         self.cells: Counter[Cell] = Counter()
@@ -218,7 +218,7 @@ class Matrix:
             self.wrong.append(f"{cell.way:9} {cell.what:36} {cell.asker:40} {code}, and there ought to be no way")
 
     def check(self, cells: int) -> None:
-        """Each of so many was asserted, once, and none was wrong."""
+        """Check that so many cells were asserted, each once, and that none was wrong."""
         assert not self.wrong, "\n" + "\n".join(self.wrong)
         assert len(self.cells) == cells
         assert set(self.cells.values()) == {1}
@@ -253,7 +253,7 @@ async def test_everybody_by_every_method_and_route(site: Site) -> None:
 
 @pytest.mark.timeout(300)
 async def test_the_operator_by_every_method(site: Site) -> None:
-    """A stock NATS client with the operator's key: the credential of a person is a header there."""
+    """A stock NATS client with the operator's key sends a user's credential as a header."""
     askers = await SeededDb(site.stack, site.api_client, site.web).askers()
     matrix = Matrix()
     for asker in askers:
@@ -263,7 +263,7 @@ async def test_the_operator_by_every_method(site: Site) -> None:
                 continue
             code = await site.over_nats(method, access_requests.REQUESTS[name](), asker)
             matrix.assert_cell(Cell("operator", name, asker.name, ""), code, _for_operator(method, row, asker))
-    # What each node tells of itself has no subject.
+    # Methods that every node serves about itself have no subject.
     matrix.check(len(askers) * sum(method.served_by is not None for method in METHODS.values()))
 
 
@@ -290,7 +290,7 @@ async def test_nodes_that_no_method_is_for_are_refused_whoever_is_behind_them(si
     matrix.check(len(askers) * len(closed))
 
 
-#: Roles that a node of this one has links to; NATS itself refuses the others.
+#: Roles that a node of this role has links to; NATS itself refuses the others.
 LINKED = {"client": {Role.AUTH, Role.GATEWAY}, "web": {Role.AUTH, Role.GATEWAY, Role.METRICS}}
 UNREACHABLE_SECONDS = 0.5
 
@@ -299,12 +299,12 @@ def _has_link(way: str, method: AnyMethod) -> bool:
     return method.served_by is None or method.served_by in LINKED[way]
 
 
-# --- one's own and another's ----------------------------------------------------------------------------------------------
+# --- own objects and another's --------------------------------------------------------------------------------------------
 
 
-#: Not even an administrator reaches these of another: they are done as oneself.
+#: Not even an administrator can do these for another user.
 AS_ONESELF = {"auth.endSession", "auth.switchOrganisation", "gateway.giveFeedback", "POST /api/feedback"}
-#: What an administrator is shown of another.
+#: What an administrator can see of another user.
 SHOWN = {
     "auth.listApiKeys", "auth.getOrganisation", "auth.getUserUsage", "gateway.getUserQuota", "gateway.getUsageReport",
     "gateway.listRequests", "gateway.readAccount",
@@ -312,11 +312,11 @@ SHOWN = {
 
 
 def _of_their_own(asker: Asker, what: str) -> str:
-    """Behind the gate, of what is one's own: rules of single methods."""
+    """Return the expected result for the caller's own objects after the access check: rules of single methods."""
     if what == "auth.removeOrganisationMember":
-        return "not_allowed"  # the last owner of an organisation cannot leave it
+        return "not_allowed"  # the last owner of an organization cannot leave it
     if what == "auth.rotateApiKey" and (asker.is_narrow or asker.is_bound) and not asker.is_admin:
-        return "not_allowed"  # whoever rotates a key has it afterwards, and this one may do more
+        return "not_allowed"  # the caller would get the rotated key, which has more rights than the caller's key
     return ALLOWED
 
 
@@ -325,7 +325,7 @@ def _wanted(asker: Asker, cell: Cell, at_the_gate: str) -> str:
         return at_the_gate
     if cell.whose == "own":
         return _of_their_own(asker, cell.what)
-    rotates_for_longer = asker.is_key and cell.what == "auth.rotateApiKey"  # the victim's key ends after the one that asks
+    rotates_for_longer = asker.is_key and cell.what == "auth.rotateApiKey"  # the victim's key expires after the caller's
     if EVERYTHING not in asker.may or cell.what in AS_ONESELF or rotates_for_longer or cell.what == "auth.removeOrganisationMember":
         return HIDDEN
     return SHOWN_ALL if cell.what in SHOWN else ALLOWED
@@ -334,7 +334,7 @@ def _wanted(asker: Asker, cell: Cell, at_the_gate: str) -> str:
 @pytest.mark.timeout(300)
 async def test_ones_own_and_anothers(site: Site) -> None:
     seeded_db = SeededDb(site.stack, site.api_client, site.web)
-    # Administrators come last: they may change what is another's.
+    # Administrators come last, because they can change another user's objects.
     askers = sorted(await seeded_db.askers(), key=lambda asker: EVERYTHING in asker.may and not asker.is_halfway)
     victim = await seeded_db.register("victim")
     things = seeded_db.things[victim.id]
@@ -358,7 +358,7 @@ async def _ask_about(site: Site, matrix: Matrix, asker: Asker, things: Things, w
         cell = Cell("http", route, asker.name, whose)
         matrix.assert_cell(cell, code, _wanted(asker, cell, expected(access_table.ROUTES[route], asker, "http", route)))
     is_over = False
-    # What gives a login another token comes last.
+    # The method that replaces the login's token comes last.
     for name in sorted(access_requests.NAMING, key=lambda name: name == "auth.switchOrganisation"):
         for way in site.ways(METHODS[name]):
             code = await site.over(way, METHODS[name], access_requests.NAMING[name](things), asker)
@@ -369,7 +369,7 @@ async def _ask_about(site: Site, matrix: Matrix, asker: Asker, things: Things, w
 
 
 async def _state(site: Site, victim: Person, things: Things) -> object:
-    """All that others could have changed."""
+    """Return everything that others could have changed."""
     ask, own = site.api_client.mesh.rpc.call, victim.access_token
     keys = await ask(auth.list_api_keys, auth.ListApiKeys(), credential=own)
     page = await ask(organizations.get_organisation, organizations.GetOrganization(things.team), credential=own)
@@ -379,7 +379,7 @@ async def _state(site: Site, victim: Person, things: Things) -> object:
     return shown, page, sorted(session.id for session in sessions.sessions), logged
 
 
-# --- keys with bounds, where the model counts -----------------------------------------------------------------------------
+# --- keys limited to models -----------------------------------------------------------------------------------------------
 
 
 async def test_a_key_for_one_model_sees_and_uses_that_one_alone(site: Site, ann: Person) -> None:

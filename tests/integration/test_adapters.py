@@ -1,4 +1,4 @@
-"""A LoRA adapter of a worker is a model: listed with its parent, priced and permitted by its own name, and asked like any other."""
+"""A worker's LoRA adapter is a model: the gateway lists it with its parent, and prices, permits and serves it by its own name."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from tests.stacks import RunningStack, until
 
 SHAPE = LlamaShape(layers=2, embedding=64, heads=4, kv_heads=2, feed_forward=96, vocabulary=300, context=512)
 BASE, SQL, BAD = "tiny", "tiny:sql", "tiny:bad"
-#: In millionths of a credit per token.
+#: Prices in millionths of a credit per token.
 INPUT, OUTPUT = 300, 700
 
 

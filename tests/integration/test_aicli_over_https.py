@@ -1,4 +1,4 @@
-"""Every command of users and administrators over HTTP instead of the mesh, on a running stack; and what happens when it breaks.
+"""Every command of users and administrators over HTTP instead of the mesh, on a running stack, also when the connection breaks.
 
 Commands run in this process, since most of a command's time is its imports.
 """
@@ -24,7 +24,7 @@ PASSWORD = secrets.token_urlsafe(18)
 
 
 class Laptop:
-    """A machine that has a URL and a key only."""
+    """A machine that has only a URL and a key."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
@@ -46,7 +46,7 @@ def administrator(stack: RunningStack, tmp_path: Path) -> Laptop:
 
 @pytest.fixture
 def user(administrator: Laptop, stack: RunningStack, tmp_path: Path) -> Iterator[Laptop]:
-    """Somebody new, registered and logged in over HTTP."""
+    """A new user, registered and logged in over HTTP."""
     name = f"laptop-{secrets.token_hex(4)}"
     anonymous = Laptop(tmp_path, AIMESH_URL=stack.url("web"))
     anonymous.out("register", name, "--email", f"{name}@example.org", "--password-stdin", stdin=PASSWORD)
@@ -123,7 +123,7 @@ def test_commands_that_need_the_mesh_say_so(administrator: Laptop, stack: Runnin
 
 
 def test_a_broken_answer_resumes_and_is_billed_once(user: Laptop, stack: RunningStack) -> None:
-    """The connection is cut twice in the middle of the answer."""
+    """The proxy cuts the connection twice in the middle of the answer."""
     words = [f"w{number}" for number in range(200)]
     proxied = _Cut(stack.url("web"), [4_000, 5_000])
     with proxied:
@@ -138,7 +138,7 @@ def test_a_broken_answer_resumes_and_is_billed_once(user: Laptop, stack: Running
 
 
 class _Cut:
-    """A proxy that cuts connections, in a thread of its own: the command has this one's event loop."""
+    """A proxy that cuts connections, in its own thread, because the command uses this thread's event loop."""
 
     def __init__(self, url: str, cuts_after: list[int]) -> None:
         self._place, self._cuts_after = url, cuts_after
@@ -185,7 +185,7 @@ async def test_ctrl_c_cancels_the_answer_at_the_worker(stack: RunningStack, api_
 
 
 async def test_api_and_rpc_have_the_same_ids_and_rows(stack: RunningStack, ann: Person) -> None:
-    """The id of the response is the id of its row, as for all other routes."""
+    """The response has the id of its row, as on all other routes."""
     async with stack.http(ann.key.secret) as http:
         body = {"request": {"prompt": "hi", "model": "echo"}}
         answer = await http.post("/rpc/gateway.processInferenceRequest", json=body)

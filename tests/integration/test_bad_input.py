@@ -1,4 +1,4 @@
-"""What a caller can get wrong: each has its stated status, an OpenAI error object and a next step, and never a 5xx."""
+"""Invalid input: each case gets its documented status, an OpenAI error object and a next step, and never a 5xx."""
 
 import contextlib
 import gzip
@@ -21,7 +21,7 @@ PATHS = ("/v1/chat/completions", "/api/inference", "/api/infer")
 JSON = {"content-type": "application/json"}
 
 _NOT_A_NUMBER = ('"1"', "true", "[]", "{}", "NaN", "Infinity", "-Infinity", "1e999", "-1", "1e300", "9" * 400)
-#: Parameter -> JSON that it must refuse.
+#: Parameter -> JSON values that the gateway must refuse.
 WRONG: dict[str, tuple[str, ...]] = {
     "temperature": (*_NOT_A_NUMBER, "2.0001", "-0.0001"),
     "top_p": (*_NOT_A_NUMBER, "0", "1.0001"),
@@ -39,7 +39,7 @@ WRONG: dict[str, tuple[str, ...]] = {
 
 
 def _body(path: str, field: str, value: str) -> str:
-    """JSON with one field that no encoder of ours would write."""
+    """Return JSON with one field that our encoders would never write."""
     mine = {"model": '"echo"', field: value}
     if path == "/api/infer":
         payload = {"prompt": '"hi"', **({} if field == "model" else {field: value})}
@@ -54,7 +54,7 @@ def _object(fields: dict[str, str]) -> str:
 
 @pytest.fixture
 async def http(stack: RunningStack, api_client: ApiClient) -> AsyncIterator[httpx.AsyncClient]:
-    """As the admin: nothing here is counted, and nobody has to be registered for each case."""
+    """As the admin: no limit counts these requests, and no case has to register a user."""
     async with stack.http(stack.api_key) as client:
         yield client
 
@@ -65,7 +65,7 @@ async def test_a_wrong_parameter_is_a_400(http: httpx.AsyncClient, path: str) ->
         for value in values:
             answer = await http.post(path, content=_body(path, field, value), headers=JSON)
             error = asking.problem(answer, 400, "bad_request")
-            # What is no JSON at all (NaN) has no field that could be named.
+            # A body that isn't JSON at all (NaN) has no field to name.
             assert field in error["message"] or "JSON" in error["message"], (field, value, error)
 
 
@@ -122,7 +122,7 @@ async def test_a_body_that_is_not_the_expected_object(http: httpx.AsyncClient, p
 
 @pytest.mark.parametrize("path", ["/api/auth/register", "/api/auth/login"])
 async def test_a_sign_in_that_is_not_the_expected_object(http: httpx.AsyncClient, path: str) -> None:
-    """These take short bodies alone."""
+    """These routes take only short bodies."""
     for body in BODIES.values():
         refusal = (413, "too_large") if len(body) > 8192 else (400, "bad_request")
         asking.problem(await http.post(path, content=body, headers=JSON), *refusal)
@@ -168,7 +168,7 @@ async def test_the_wrong_place_or_form(stack: RunningStack, service: str) -> Non
 )
 async def test_a_malformed_credential_is_a_401_that_nobody_else_is_asked_about(stack: RunningStack, headers: dict[str, str]) -> None:
     async def asked() -> float:
-        """Everything that auth was asked; the health checks of metrics are not about credentials."""
+        """Return how many credentials auth was asked about; the health checks of metrics don't count."""
         return sum(
             [
                 await stack.metric("auth", "ai_platform_requests_total", method=method)
@@ -180,14 +180,14 @@ async def test_a_malformed_credential_is_a_401_that_nobody_else_is_asked_about(s
     async with stack.http() as http:
         for path in PATHS:
             asking.problem(await http.post(path, json=asking.chat_body("hi"), headers=headers), 401, "not_authenticated")
-    # A token that has a token's form is asked about; it never reaches PostgreSQL either, as its signature is wrong.
+    # The gateway asks auth about a well-formed token, which never reaches PostgreSQL either, because its signature is wrong.
     assert await asked() - before == (len(PATHS) if headers.get("authorization") == "Bearer a.b.c" else 0)
 
 
 async def test_a_request_line_or_header_that_is_no_http_is_refused_and_the_gateway_lives(stack: RunningStack) -> None:
     place = ("127.0.0.1", int(stack.environment["GATEWAY_SERVICE_PORT"]))
     for noise in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"x" * 200_000, b"\r\n" * 1000):
-        # Closing at once, in the middle of it, is one of the right answers.
+        # The gateway may close the connection in the middle of it.
         with socket.create_connection(place, timeout=5) as raw, contextlib.suppress(OSError):
             raw.sendall(noise)
             raw.shutdown(socket.SHUT_WR)

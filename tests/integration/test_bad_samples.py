@@ -1,7 +1,6 @@
-"""What a worker can get wrong, or lie about, when it records metrics over the mesh: refused or bounded, said once, seen in the health.
+"""Wrong or forged samples that a worker records over the mesh are refused or bounded, logged once, and shown in the health report.
 
-The rules themselves are told one by one in tests/services/metrics/collection/test_recorded_metrics.py; here a worker says it to a whole
-stack.
+tests/services/metrics/collection/test_recorded_metrics.py covers the rules one by one; here a worker sends samples to a whole stack.
 """
 
 import asyncio
@@ -27,18 +26,18 @@ from stack.servers import nats_server
 from tests.stacks import MESH, RunningStack, total, until
 from tests.testnet import IdleService, start_node
 
-#: As many as fit into a message, and a few less.
+#: A few less than fit into a message.
 IN_ONE_BATCH = 10_000
 MILLION = 1_000_000
-#: Of refusing a million samples on two busy cores; a machine with nothing else to do needs a twelfth of it.
+#: Time to refuse a million samples on two busy cores; an idle machine needs a twelfth of it.
 A_MILLION_SECONDS = 60.0
-#: What decoding a megabyte at a time takes, and the memory's own fragments; a million series would be 300 MB.
+#: For decoding a megabyte at a time, and memory fragmentation; a million series would take 300 MB.
 MOST_GROWTH_BYTES = 64 * 1024 * 1024
 
 
 @pytest.fixture
 async def worker(stack: RunningStack) -> AsyncIterator[Node]:
-    """One more of the stack. What was recorded is forgotten afterwards: others use the stack."""
+    """One more worker of the stack. Metrics drops its samples afterwards, because other tests use the stack."""
     key_file = nats_server.add_node(stack.place, MESH, "bad-samples", Role.WORKER)
     settings = NodeSettings(mesh=MESH, nats_url=f"nats://127.0.0.1:{stack.environment['NATS_PORT']}", node_key_file=key_file)
     async with asyncio.TaskGroup() as tasks:
@@ -47,7 +46,7 @@ async def worker(stack: RunningStack) -> AsyncIterator[Node]:
         await until(lambda: _is_known(stack, node_label(node.id)), what="metrics has heard of it")
         yield node
         await running.stop()
-    if await stack.programs():  # after the last test of the folder it is down already
+    if await stack.programs():  # after the last test of the folder, the stack is already down
         done = await stack.aicli("stack", "restart", "metrics")
         assert done.status == 0, done.err
 
@@ -106,7 +105,7 @@ async def test_a_million_label_values_take_the_room_of_one_node(stack: RunningSt
     grown = await _resident_bytes(stack) - before
     assert grown < MOST_GROWTH_BYTES, f"{grown / 1e6:.0f} MB more"
 
-    # Nobody else lacks room for it.
+    # There is still room for other nodes.
     async with stack.operator() as nats:
         sample = msgspec.json.encode(RecordMetric("custom_of_another", 1))
         answer = await nats.request(f"aimesh.{MESH}.rpc.{metrics.record_metric.name}", sample, timeout=30, headers=_JSON)
@@ -122,7 +121,7 @@ async def test_ten_megabytes_are_refused_before_and_on_the_way(stack: RunningSta
     with pytest.raises(errors.TooLarge, match="the limit is 1048576"):
         await worker.rpc.call(metrics.record_metrics, batch)
     with monkeypatch.context() as patched:
-        # A worker of somebody who has changed the program.
+        # A worker with a modified program.
         patched.setattr(wire, "MAX_MESSAGE_BYTES", 2**30)
         for _ in range(10):
             with pytest.raises((errors.LinkLost, errors.NotReachable)):
@@ -139,7 +138,7 @@ def _batch(first: int) -> RecordMetrics:
 
 
 async def _of_the_mesh(stack: RunningStack, name: str) -> str:
-    """The text, once it has this metric: scrapes within a second share one."""
+    """Return the metrics, once they include this one: scrapes within a second share one answer."""
     async with stack.http(service="metrics") as http:
 
         async def found() -> str:
@@ -162,7 +161,7 @@ async def _resident_bytes(stack: RunningStack) -> int:
 
 
 async def _details(stack: RunningStack) -> list[str]:
-    """What the health says is wrong."""
+    """Return the problems in the health report."""
     async with stack.operator() as nats:
         answer = await nats.request(f"aimesh.{MESH}.rpc.{metrics.get_system_health.name}", b"{}", timeout=30, headers=_JSON)
     health = msgspec.json.decode(answer.data, type=metrics.SystemHealth)
@@ -170,7 +169,7 @@ async def _details(stack: RunningStack) -> list[str]:
 
 
 async def _told(stack: RunningStack, label: str) -> str:
-    """What the health says of this node, as soon as it says something: answers within a second are one."""
+    """Return what the health report says about this node, as soon as it does: requests within a second share one answer."""
 
     async def told() -> str:
         return "\n".join(detail for detail in await _details(stack) if label in detail)
@@ -179,7 +178,7 @@ async def _told(stack: RunningStack, label: str) -> str:
 
 
 def _said_once(warnings: Sequence[Mapping[str, object]]) -> str:
-    """The warnings, of which no two say the same."""
+    """Return the warnings, after checking that no two say the same."""
     said = [str(line["event"]) for line in warnings]
     assert said, "the log says nothing"
     assert len(said) == len(set(said)), said

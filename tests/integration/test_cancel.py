@@ -1,4 +1,4 @@
-"""Whoever goes away frees the worker: within 100 ms, by every door, and when a deadline passes."""
+"""A caller that disconnects frees the worker within 100 ms, over every API; so does a deadline that passes."""
 
 import asyncio
 import statistics
@@ -17,15 +17,15 @@ from tests.stacks import RunningStack, until
 
 LONG = "word " * 1000
 TIMES = 5
-#: 100 ms are promised, and 13 to 32 measured; a machine that is busy with others gets three times as many.
+#: The documented limit is 100 ms, and 13 to 32 ms were measured; a busy machine gets three times the limit.
 FREE_WITHIN_SECONDS = 0.3
 
-#: Asks for LONG, and goes away once the event is set; returns when it went.
+#: Asks for LONG, and disconnects once the event is set; returns when it did.
 Leaving = Callable[[RunningStack, ApiClient, Person, asyncio.Event], Awaitable[float]]
 
 
 async def _http(stack: RunningStack, _desk: ApiClient, person: Person, leave: asyncio.Event, *, stream: bool) -> float:
-    # A connection of its own: closing it is all that the gateway sees.
+    # A separate connection: its closing is all that the gateway sees.
     async with stack.http(person.key.secret) as http:
         asked = asyncio.create_task(http.post("/v1/chat/completions", json=asking.chat_body(LONG, stream=stream)))
         await leave.wait()
@@ -122,7 +122,7 @@ async def test_an_answer_that_was_stopped_can_be_rated_by_who_asked_for_it(stack
 
 
 async def _free(busy: Callable[[], Awaitable[float]], asked: "asyncio.Task[float]") -> float:
-    """When the worker was first seen without work. The caller's own end is not waited for."""
+    """Return when the worker was first seen idle, without waiting for the caller's end."""
     async with asyncio.timeout(30):
         while await busy():
             if asked.done():

@@ -1,4 +1,4 @@
-"""`aicli chat` at a terminal against a running stack, over the mesh and over HTTP: context, speed and cost, and Ctrl-C on the worker."""
+"""`aicli chat` in a terminal, against a running stack, over the mesh and over HTTP: context, speed, cost, and Ctrl-C on the worker."""
 
 import asyncio
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from tests.cli.ask import chat_terminal
 from tests.cli.ask.chat_terminal import CTRL_C, CTRL_D, READY
 from tests.stacks import RunningStack, until
 
-#: At 5 ms a token it takes ten seconds, so it can be stopped in its middle.
+#: At 5 ms a token, the answer takes ten seconds, so that the test can stop it midway.
 LONG = "word " * 2000
 CANCELLED = '"status": "cancelled"'
 
@@ -24,7 +24,7 @@ def talk(environment: Mapping[str, str]) -> None:
         terminal.sees(" first this\r\n\r\n")
         terminal.sees("then that\r\n")
         assert "tokens/s" in terminal.sees("credits")
-        # As a pasted text, which the terminal does not echo in pieces.
+        # Paste the text, so that the terminal does not echo it in pieces.
         terminal.types(f"\x1b[200~begin {LONG}\x1b[201~\r")
         terminal.sees("\nbegin word")
         terminal.types(CTRL_C)

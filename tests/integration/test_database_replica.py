@@ -1,4 +1,4 @@
-"""A stack whose reports, request lists and charts are read from a standby: the primary sees nothing of them."""
+"""A stack that reads reports, request lists and charts from a standby: the primary gets none of these queries."""
 
 import asyncio
 import contextlib
@@ -50,7 +50,7 @@ async def with_standby() -> AsyncIterator[tuple[RunningStack, PostgresServer]]:
 
 
 async def reads(stack: RunningStack, service: str) -> dict[str, float]:
-    """How many marked queries each server has answered."""
+    """Return how many marked queries each server has answered."""
     async with stack.http(service=service) as http:
         text = (await http.get("/metrics")).text
     found = re.findall(r'^ai_platform_database_reads_total\{[^}]*server="(\w+)"[^}]*\} (\S+)', text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""SIGTERM of the gateway under load: what it has accepted it finishes, over HTTP and RPC, and then it is started again."""
+"""SIGTERM of the gateway under load: it finishes what it has accepted, over HTTP and RPC, and the supervisor restarts it."""
 
 import asyncio
 import signal
@@ -13,14 +13,14 @@ from tests.integration.asking import Answered
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
-#: An answer takes 3 s: the gateway's metrics, which are a second old at most, show that all are running.
+#: An answer takes 3 s, so that the gateway's metrics, which are at most a second old, show all of them running.
 COUNT = 600
 WORDS = "word " * COUNT
 EACH = 10
 
 
 async def _whole_stream(http: httpx.AsyncClient, begun: asyncio.Semaphore) -> Answered:
-    """One streamed chat; says when its first event is here."""
+    """Stream one chat; release ``begun`` at its first event."""
     body = asking.chat_body(WORDS, stream=True, stream_options={"include_usage": True})
     text = ""
     async with http.stream("POST", "/v1/chat/completions", json=body) as answer:

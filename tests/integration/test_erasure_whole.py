@@ -1,4 +1,4 @@
-"""Somebody is deleted who used a whole stack: what is left of them, and whether the books still are right."""
+"""Deletion of a user who used a whole stack: no personal data is left, and the books still add up."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +20,13 @@ SUMS = {
     "requests": "SELECT count(*), sum(cost_micro), sum(prompt_tokens), sum(completion_tokens) FROM request_logs",
     "thumbs": "SELECT count(*), sum(rating) FROM feedback",
 }
-#: Every table of ours with its rows as text.
+#: All of our tables; their rows are searched as text.
 TABLES = "SELECT schemaname, tablename FROM pg_tables WHERE schemaname = current_schema()"
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """All by which the person could be found."""
+    """Everything that could identify the deleted user."""
 
     words: tuple[str, ...]
 
@@ -60,7 +60,7 @@ async def test_nothing_personal_is_left_and_every_sum_is(stack: RunningStack, ap
     for credential in (gone.key.secret, gone.access_token):
         with pytest.raises(errors.NotAuthenticated):
             await api_client.mesh.rpc.call(usage_report.list_requests, usage_report.ListRequests(), credential=credential)
-    # Others go on, in what they shared as well.
+    # Others can continue, also in the organization that they shared.
     assert (await asking.rpc(api_client.mesh, other.key.secret, "still here")).text == "still here"
 
 
@@ -78,13 +78,13 @@ async def _use_everything(stack: RunningStack, api_client: ApiClient, gone: Pers
         credential=gone.access_token,
     )
     team = await rpc.call(organizations.create_organisation, organizations.CreateOrganization("Shared"), credential=other.access_token)
-    # It has no credits before.
+    # The organization has no credits before.
     await rpc.call(organizations.set_team_tier, organizations.SetTeamTier(team.id, Tier.FREE), credential=api_client.admin_key)
     invited = organizations.InviteMember(team.id, f"{gone.username}@example.org", TeamRole.MEMBER)
     sent = await rpc.call(organizations.invite_member, invited, credential=other.access_token)
     await rpc.call(organizations.accept_invitation, organizations.AcceptInvitation(sent.token), credential=gone.access_token)
     async with stack.database("auth") as database:
-        # As if they had come by it.
+        # As if the deleted user had registered by this invitation.
         await database.execute(
             "INSERT INTO colleague_invitations (id, email, role, token_hash, invited_by, expires_at)"
             " VALUES (gen_random_uuid(), $1, 'user', $1, $2, now())",
@@ -104,7 +104,7 @@ async def _sums(stack: RunningStack) -> dict[str, tuple[Any, ...]]:
 
 
 async def _bill(api_client: ApiClient, member: Person) -> list[tuple[int, int, int]]:
-    """What the organisation used, as another member sees it."""
+    """Return what the organization used, as another member sees it."""
     rpc = api_client.mesh.rpc
     session = await rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(member.password, member.username)))
     found = await rpc.call(organizations.list_organisations, organizations.ListOrganizations(), credential=session.access_token)
@@ -115,7 +115,7 @@ async def _bill(api_client: ApiClient, member: Person) -> list[tuple[int, int, i
 
 
 async def _delete(stack: RunningStack, api_client: ApiClient, person: Person) -> None:
-    """Asked for over the mesh; then the thirty days are over, and auth does it soon after its start."""
+    """Request the deletion over the mesh, skip its thirty days, and restart auth, which deletes soon after its start."""
     login = auth.LoginUser(auth.Credentials(person.password, person.username))
     session = await api_client.mesh.rpc.call(auth.login_user, login)
     await api_client.mesh.rpc.call(accounts.request_erasure, accounts.RequestErasure(), credential=session.access_token)

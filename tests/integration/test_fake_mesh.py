@@ -1,4 +1,4 @@
-"""The mesh in memory, on which the pages are tested, answers as the real services do: both are asked the same, step by step."""
+"""The in-memory mesh of the page tests answers as the real services do: both get the same calls, step by step."""
 
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +20,7 @@ from tests.stacks import RunningStack
 
 PASSWORD, OTHER_PASSWORD = "correct horse battery staple", "another battery of horses"
 NOBODY = UUID(int=1)
-#: Drawn, or a time: whether there is one counts, and not which.
+#: Random values and times: only their presence is compared.
 VARIES = frozenset({
     "accessToken", "apiKey", "browser", "client", "codes", "createdAt", "erasedAt", "expiresAt", "expiresIn", "id", "joinedAt",
     "lastUsedAt", "openedAt", "preview", "resetsAt", "secret", "sessionToken", "teamId", "token", "uri", "userId",
@@ -29,15 +29,15 @@ VARIES = frozenset({
 
 @dataclass(slots=True)
 class Side:
-    """One of the two meshes, and what it answered."""
+    """One of the two meshes, and its answers."""
 
     mesh: MeshCalls
-    #: What an authenticator app with this secret shows.
+    #: Returns the code that an authenticator app with this secret shows.
     code_of: Callable[[str], str]
     answers: list[tuple[str, object]] = field(default_factory=list)
 
     async def ask(self, what: str, method: Method[Request, Reply], request: Request, credential: Credential | None = None) -> Reply | None:
-        """The answer, if it is none of the errors that callers meet."""
+        """Return the reply; None for a caller's error."""
         try:
             reply = await self.mesh.call(method, request, credential=credential)
         except errors.CallerError as error:
@@ -74,7 +74,7 @@ async def log_in(side: Side, name: str, password: str = PASSWORD) -> auth.LoginS
 
 
 async def use_sessions(side: Side, name: str) -> auth.LoginSession:
-    """Return the session that is open afterwards."""
+    """Return the session that is still open at the end."""
     await side.ask("anybody", accounts.get_sign_in_options, accounts.GetSignInOptions())
     for what, found in (("wrong password", auth.Credentials("wrong", name)), ("nobody", auth.Credentials(PASSWORD, "no-such-person"))):
         await side.ask(what, auth.login_user, auth.LoginUser(found, kind=auth.SessionKind.BROWSER))
@@ -177,7 +177,7 @@ async def erase(side: Side, mine: Credential) -> None:
 
 
 async def live(side: Side, name: str) -> None:
-    """Two people use everything that the pages offer."""
+    """Use everything that the pages offer, as two users."""
     other = f"{name}-b"
     await register(side, name)
     await register(side, other)

@@ -20,7 +20,7 @@ SECRET = "AKIAIOSFODNN7EXAMPLE"
 
 @pytest.fixture
 async def guarded(stack: RunningStack, api_client: ApiClient) -> Person:
-    """Somebody whose key masks cards and refuses secrets; nobody else's does."""
+    """A user whose key masks cards and refuses secrets; no other key does."""
     person = await api_client.register(f"guarded-{uuid4().hex[:8]}")
     rules = ("--guard-prompt", "email=refuse", "--guard-answer", "card=mask,secret=refuse")
     done = await stack.aicli("policy", "set", "--key", str(person.key.id), *rules)

@@ -1,4 +1,4 @@
-"""Images and thoughts at three gateways and three workers, each with an upstream of its own."""
+"""Images and thoughts at three gateways and three workers, each with its own upstream."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ from tests.stacks import RunningStack, until
 
 MODEL = "three/eyes"
 MODELS = Answer([json.dumps({"data": [{"id": "eyes", "abilities": ["images"], "max_model_len": 8192}]})])
-#: Longer than a message of the mesh.
+#: Larger than a mesh message.
 IMAGE = pictures.png(padding=2 * 1024 * 1024)
 DIGEST = hashlib.sha256(IMAGE).hexdigest()
 
@@ -46,7 +46,7 @@ class Mesh:
     workers: list[Replica]
     upstreams: list[FakeServer]
     http: httpx.AsyncClient
-    #: So many of the next requests get no answer.
+    #: How many of the next requests get no answer.
     unanswered: int = 0
 
     def answer(self, request: Any) -> Answer:
@@ -62,7 +62,7 @@ class Mesh:
 
 
 def read(answer: httpx.Response) -> tuple[str, str]:
-    """Return thoughts and text."""
+    """Return the thoughts and the text."""
     assert answer.status_code == 200, answer.text
     if answer.headers["content-type"].startswith("application/json"):
         parts: list[Mapping[str, Any]] = [answer.json()["choices"][0]["message"]]
@@ -73,7 +73,7 @@ def read(answer: httpx.Response) -> tuple[str, str]:
 
 @asynccontextmanager
 async def open_mesh(stack: RunningStack, caller: Person, folder: Path) -> AsyncIterator[Mesh]:
-    """No fixture: the stack must still run when it is tidied up."""
+    """Not a fixture: its cleanup needs the running stack."""
     async with AsyncExitStack() as running:
         http = httpx.AsyncClient(trust_env=False, timeout=60, headers={"Authorization": f"Bearer {caller.key.secret}"})
         mesh = Mesh([stack.url("gateway")], [], [], await running.enter_async_context(http))
@@ -114,7 +114,7 @@ async def test_images_and_thoughts_pass_three_gateways_and_three_workers(stack: 
         asked = sum(upstream.times_asked("/v1/chat/completions") for upstream in mesh.upstreams)
         assert asked == next(numbers), "each request is made once"
 
-        # One key at all gateways: the answer is made once.
+        # One idempotency key at all gateways: only the first request runs.
         repeated = [await mesh.ask(number, key="once", stream=number > 0) for number in range(3)]
         assert [read(answer) for answer in repeated] == [("I see it.", DIGEST)] * 3
         assert [answer.headers.get("idempotent-replayed") for answer in repeated] == [None, "true", "true"]

@@ -1,4 +1,4 @@
-"""Stock @hyperswarm/rpc clients in Node: at a gateway of a small mesh, and at a whole stack by what the documentation shows."""
+"""Stock @hyperswarm/rpc clients in Node: at a gateway of a small mesh, and at a whole stack with the documentation's program."""
 
 import asyncio
 import base64
@@ -34,9 +34,9 @@ MODULES = dht.SIDECAR / "node_modules"
 PEER = Path(__file__).parent / "javascript_peer.js"
 PAGE = REPOSITORY / "docs" / "howto" / "javascript-peer.md"
 SECONDS = 60
-#: As for every revoked node.
+#: The limit for every revoked node.
 REVOKED_SECONDS = 5
-#: Far less than a call may take.
+#: Far less than the deadline of a call.
 GONE_SECONDS = 5
 MODELS = {
     "models": [
@@ -90,7 +90,7 @@ class Gateway:
 
 @asynccontextmanager
 async def asking(bootstrap: list[str], seed: str, node: str, *requests: Any) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A program in Node that asks these, one after the other."""
+    """Run a Node program that sends these requests, one after the other."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(str(find_node()), str(PEER), str(MODULES), stdin=pipe, stdout=pipe)
     assert process.stdin is not None
@@ -113,7 +113,7 @@ async def ask(*where_and_what: Any) -> list[dict[str, Any]]:
 
 @dataclass
 class Peer:
-    """Such a program, with a key of its own and one node to ask."""
+    """Such a program, with its own key and one node to call."""
 
     net: SwarmNet
     to: RunningNode
@@ -179,7 +179,7 @@ async def test_a_key_on_the_allow_list_needs_no_certificate() -> None:
 
 
 async def start(net: SwarmNet, **settings: Any) -> RunningNode:
-    """A gateway with these settings."""
+    """Start a gateway with these settings."""
     key_file = net.join("gateway", Role.GATEWAY)
     started: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
@@ -259,7 +259,7 @@ async def test_a_known_client_may_send_a_megabyte_and_is_told_of_more() -> None:
 
 
 async def test_a_stream_whose_client_is_gone_ends() -> None:
-    """Long before anybody would miss its next question."""
+    """The stream ends long before the client's next pull would be overdue."""
     async with swarmnet() as net:
         running_service = await net.start(Streaming)
         service = running_service.service
@@ -276,13 +276,13 @@ async def test_a_stream_whose_client_is_gone_ends() -> None:
 
 
 def shown_program() -> str:
-    """The one block of JavaScript of the page."""
+    """Return the page's only block of JavaScript."""
     [block] = re.findall(r"```javascript\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     return str(block)
 
 
 async def run(folder: Path, **variables: str) -> tuple[int | None, str, str]:
-    """The page's program, where the page says that it runs."""
+    """Run the page's program in the folder that the page names."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(str(find_node()), "peer.js", cwd=folder, env=variables, stdout=pipe, stderr=pipe)
     try:
@@ -325,7 +325,7 @@ async def test_the_program_of_the_documentation_calls_a_whole_stack(stack: Runni
     status, _, err = await run(tmp_path, AICLI_API_KEY="aip_of-nobody")
     assert (status, err.split()[0]) == (1, errors.NotAuthenticated.code)
 
-    # As the page says: a program that runs for longer than a day.
+    # As the page says for a program that runs longer than a day.
     hello = ("hello", {"certificate": mesh["certificate"]})
     [auth] = mesh["nodes"]["auth"]
     welcome, renewed = await ask(mesh["bootstrap"], mesh["seed"], auth, hello, ("auth.renewCertificate", {}))

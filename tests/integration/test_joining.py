@@ -1,4 +1,4 @@
-"""Machines from outside at a whole stack: they join with a ticket, serve, ask, are paused, and are cut off for good."""
+"""External machines at a whole stack: they join with a ticket, serve, send requests, are paused, and are revoked."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ LONG = "word " * 3000
 
 @pytest.fixture
 async def model() -> AsyncIterator[SlowModel]:
-    """One that only the machine outside has."""
+    """A model that only the external machine has."""
     async with slow_model.serving(f"lent-{secrets.token_hex(3)}") as found:
         yield found
 
@@ -52,7 +52,7 @@ def serve(box: Machine, model: SlowModel, *arguments: str) -> Running:
 
 
 async def row_of(stack: RunningStack, model: SlowModel, *, usable: bool = True) -> dict[str, Any]:
-    """The node of that model in `aicli nodes`, as soon as it is used, or is not."""
+    """Return the node of that model in `aicli nodes`, as soon as it is usable, or isn't."""
 
     async def find() -> dict[str, Any] | None:
         rows = (await stack.aicli("nodes", "--json")).json()
@@ -63,7 +63,7 @@ async def row_of(stack: RunningStack, model: SlowModel, *, usable: bool = True) 
 
 @asynccontextmanager
 async def streaming(stack: RunningStack, person: Person, model: SlowModel, prompt: str = LONG) -> AsyncIterator[AsyncIterator[str]]:
-    """The lines of a streamed answer."""
+    """Yield the lines of a streamed answer."""
     body = {"model": model.name, "messages": [{"role": "user", "content": prompt}], "stream": True}
     async with stack.http(person.key.secret) as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
         assert answer.status_code == 200, await answer.aread()
@@ -71,7 +71,7 @@ async def streaming(stack: RunningStack, person: Person, model: SlowModel, promp
 
 
 async def whole(lines: AsyncIterator[str]) -> list[Any]:
-    """Every event of it, the DONE included."""
+    """Return every event, including [DONE]."""
     found = [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
     return [event if event == "[DONE]" else json.loads(event) for event in found]
 
@@ -101,7 +101,7 @@ async def test_a_machine_joins_serves_is_paused_and_revoked_in_mid_stream(
     row = await row_of(stack, model)
     assert (row["path"], row["role"], row["labels"]) == ("direct", "worker", {"gpu": "none"})
 
-    # From inside and from outside.
+    # Requests from inside and from outside.
     async with streaming(stack, ann, model, "one two three") as lines:
         *_, last = await whole(lines)
     assert last == "[DONE]"
@@ -109,7 +109,7 @@ async def test_a_machine_joins_serves_is_paused_and_revoked_in_mid_stream(
     answered = await cafe.aicli("infer", "-m", model.name, "one two three")
     assert (answered.status, answered.out.split()) == (0, ["one", "two", "three"])
 
-    # Its owner wants it back: the running answer comes whole.
+    # The owner pauses the worker: the running answer still completes.
     async with streaming(stack, ann, model, "word " * 60) as lines:
         await anext(lines)
         paused = await box.aicli("worker", "pause", "--state", str(box.state))
@@ -130,7 +130,7 @@ async def test_a_machine_joins_serves_is_paused_and_revoked_in_mid_stream(
     async def is_revoked() -> bool:
         return "revoked" in (await row_of(stack, model, usable=False))["why_not"]
 
-    # The worker may stop before the gateway has the new list.
+    # The worker may stop before the gateway has the new revocation list.
     await until(is_revoked, seconds=CUT_SECONDS, what="the gateway knows why it is gone")
 
     async def nothing_runs() -> bool:
@@ -142,10 +142,10 @@ async def test_a_machine_joins_serves_is_paused_and_revoked_in_mid_stream(
     assert "error: an administrator has revoked this machine" in worker.text()
     told = await box.aicli("worker", "status", "--state", str(box.state))
     assert (told.status, told.out) == (1, "not running. To start it: aicli worker\n")
-    # Started again, it learns it again.
+    # Restarted, the worker learns again that it is revoked.
     assert await serve(box, model).ended() == ExitCode.REVOKED
 
-    # Its key is worth nothing any more, and with a new ticket the machine comes as another node.
+    # Its key is no longer accepted, and with a new ticket the machine joins as another node.
     old = node_keys.load(box.state / "node.nk")
     assert isinstance(await refusal(tickets.parse(await outside.ticket(stack, "worker")), old, find_seconds=3), errors.AimeshError)
     again = serve(box, model, "--join", await outside.ticket(stack, "worker"))
@@ -193,7 +193,7 @@ async def test_a_ticket_that_is_no_good_says_why_and_lets_nobody_in(stack: Runni
     why = await refusal(revoked)
     assert (type(why), why.message) == (errors.BadTicket, "the ticket was revoked")
 
-    # Whoever knows a ticket's id alone.
+    # A caller that knows only a ticket's id.
     forged = msgspec.structs.replace(await new(), seed=secrets.token_bytes(32))
     why = await refusal(forged)
     assert (type(why), "signature" in why.message) == (errors.BadTicket, True)
@@ -201,7 +201,7 @@ async def test_a_ticket_that_is_no_good_says_why_and_lets_nobody_in(stack: Runni
         text = tickets.render(forged)
         tickets.parse(text[:60] + ("A" if text[60] != "A" else "B") + text[61:])
 
-    # Of a mesh that is not here.
+    # A ticket of a mesh that is not here.
     other = node_keys.Authority(node_keys.new_authority_seed())
     why = await refusal(msgspec.structs.replace(await new(), authority=node_keys.raw_of(other.id)), find_seconds=3)
     assert isinstance(why, errors.NotReachable)

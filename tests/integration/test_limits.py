@@ -1,4 +1,4 @@
-"""Hourly limits under load: exact, per user and per key, and at once after a change of tier."""
+"""Hourly limits under load: exact, per user and per key, and effective at once after a change of tier."""
 
 import asyncio
 from collections import Counter
@@ -34,7 +34,7 @@ async def test_a_users_limit_holds_exactly_under_concurrency_and_over_keys_until
     for answer in answers:
         if answer.status_code == 429:
             assert "limit of 100" in asking.problem(answer, 429, "rate_limited")["message"]
-            # An hour is counted in minutes, so the oldest of them may leave up to one later.
+            # The window moves by whole minutes, so the oldest request may leave it up to a minute late.
             assert 1 <= int(answer.headers["retry-after"]) <= 3660
             assert answer.headers["x-ratelimit-remaining-requests"] == "0"
             assert 0 < int(answer.headers["retry-after-ms"]) <= 3_660_000
@@ -44,7 +44,7 @@ async def test_a_users_limit_holds_exactly_under_concurrency_and_over_keys_until
     async with stack.database("gateway") as database:
 
         async def all_written() -> bool:
-            # On a busy machine the last rows are in the journal when the callers are answered.
+            # On a busy machine, the last rows may still be in the journal when the callers get their answers.
             rows = await database.fetch("SELECT status, count(*) FROM request_logs WHERE user_id = $1 GROUP BY 1", carl.id)
             return {row["status"]: row["count"] for row in rows} == {"success": FREE, "limited": 50}
 
@@ -53,7 +53,7 @@ async def test_a_users_limit_holds_exactly_under_concurrency_and_over_keys_until
     raised = await stack.aicli("admin", "users", "set-tier", carl.username, "pro")
     assert raised.status == 0, raised.err
     async with stack.http(second.secret) as http:
-        # The change is on its way to the gateway while aicli ends.
+        # The change may reach the gateway after aicli has ended.
         async def taken() -> bool:
             return (await http.post("/api/inference", json={"model": "echo", "prompt": "hi"})).status_code == 200
 
@@ -72,5 +72,5 @@ async def test_the_tighter_limit_of_a_key_holds_for_that_key(stack: RunningStack
     refused = await stack.aicli("infer", "-m", "echo", "hi", "--json", AICLI_API_KEY=made["key"])
     assert refused.status == 4
     assert '"rate_limited"' in refused.err
-    # The account's other key is not touched.
+    # The account's other key is not affected.
     assert (await stack.aicli("infer", "-m", "echo", "hi", AICLI_API_KEY=ann.key.secret)).out == "hi\n"

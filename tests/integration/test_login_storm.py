@@ -1,6 +1,6 @@
-"""500 logins at once: nobody gets an odd answer, no more passwords are compared than allowed, and the rest of the mesh goes on.
+"""500 logins at once: no unexpected answers, no more password comparisons than allowed, and the rest of the mesh keeps working.
 
-Each login comes from an address of its own, as a botnet's do: one address alone has 30 guesses, and all answers would be about that.
+Each login comes from its own address, as from a botnet: one address alone has 30 guesses, and all answers would be about that limit.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from tests.stacks import RunningStack
 pytestmark = pytest.mark.nightly("storms")
 
 LOGINS, ACCOUNTS = 500, 100
-#: All 500 hashed at once would be 10 GB.
+#: Hashing all 500 at once would take 10 GB.
 MOST_GROWTH_BYTES = 1024**3
-#: With the stack's 5 ms for each, some seconds: longer than the logins take.
+#: At the stack's 5 ms a word, the answer takes longer than the logins.
 WORDS = 600
 
 
@@ -37,9 +37,9 @@ class Login:
 @dataclass(frozen=True, slots=True)
 class Told:
     status: int
-    #: Of the error; empty where there is none.
+    #: Code of the error; empty if there is none.
     code: str
-    #: None where it does not say when to come again.
+    #: None if the answer doesn't say when to retry.
     retry_after: str | None
 
 
@@ -59,7 +59,7 @@ async def _log_in(port: int, login: Login, address: str, begun: asyncio.Event) -
 
 
 async def _at_once(stack: RunningStack, logins: Sequence[Login]) -> list[Told]:
-    """All of 127/8 is this machine; a second storm comes from elsewhere, so that it is not charged for the first one."""
+    """Send all logins at once. All of 127/8 is this machine; each storm has other addresses, so that an earlier one doesn't count."""
     port, begun, net = int(stack.environment["GATEWAY_SERVICE_PORT"]), asyncio.Event(), f"127.{100 + secrets.randbelow(100)}"
     third = secrets.randbelow(250)
     async with asyncio.TaskGroup() as tasks:
@@ -77,7 +77,7 @@ async def _status_of(stack: RunningStack, login: Login) -> int:
 
 
 async def _memory(stack: RunningStack, line: str) -> int:
-    """Of auth, in bytes: VmRSS is what it holds, VmHWM the most that it ever held."""
+    """Return auth's memory in bytes: VmRSS is the current use, VmHWM the peak."""
     pid = (await stack.pids())["auth"]
     return _read_memory(Path(f"/proc/{pid}/status"), line)
 
@@ -88,7 +88,7 @@ def _read_memory(status: Path, line: str) -> int:
 
 
 async def _beside_a_stream(stack: RunningStack, reader: Person, logins: Sequence[Login]) -> list[Told]:
-    """What the logins were told; somebody's answer that had begun before came whole, and auth held no more than it may."""
+    """Return the answers to the logins. A stream that began before must complete, and auth must stay within its memory limit."""
     before = await _memory(stack, "VmRSS")
     prompt = "word " * WORDS
     async with stack.http(reader.key.secret) as http:
@@ -107,7 +107,7 @@ async def _beside_a_stream(stack: RunningStack, reader: Person, logins: Sequence
 
 
 def _check_refusals(told: Sequence[Told]) -> None:
-    """Whoever was not let in, and not for a wrong password, hears why and when to come again."""
+    """Check that every login refused for another reason than a wrong password says why and when to retry."""
     refused = [one for one in told if one.status not in {200, 401}]
     assert {(one.status, one.code) for one in refused} <= {(429, "rate_limited"), (503, "overloaded")}, Counter(refused)
     assert all(one.retry_after is not None and int(one.retry_after) >= 1 for one in refused), Counter(refused)
@@ -119,7 +119,7 @@ async def test_500_guesses_at_one_account_are_ten(stack: RunningStack, ann: Pers
     assert len(told) == LOGINS
     _check_refusals(told)
     assert Counter(one.status for one in told)[401] == 10
-    # The right password is not compared any more, either: an eleventh guess would be one.
+    # Auth no longer compares even the right password: that would be an eleventh guess.
     assert await _status_of(stack, Login(ann.username, ann.password)) == 429
     assert await _status_of(stack, Login(bob.username, bob.password)) == 200
     async with stack.http(ann.key.secret) as http:
@@ -140,6 +140,6 @@ async def test_500_right_logins_of_100_people_are_let_in_or_told_to_come_again(
     _check_refusals(told)
     statuses = Counter(one.status for one in told)
     assert statuses[401] == 0
-    # They wait their turn, ten seconds at most, and then are told to come again.
+    # Logins wait in a queue for at most ten seconds, and are then refused with a retry time.
     assert statuses[200] >= 100
     assert {await _status_of(stack, one) for one in (people[0], people[-1], Login(bob.username, bob.password))} == {200}

@@ -1,4 +1,4 @@
-"""The log files of all programs: one request is found in all of them by its id, and no secret is found in any."""
+"""The logs of all services: a request's id finds it in each of them, and none contains a secret."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def _logs_with(stack: RunningStack, request_id: object) -> set[str]:
 
 @pytest.mark.parametrize("door", ["gateway", "web"])
 async def test_one_request_has_one_id_in_the_logs_of_every_hop(stack: RunningStack, api_client: ApiClient, ann: Person, door: str) -> None:
-    # The gateway has not seen this key yet, so auth is asked as well.
+    # The gateway has not seen this key yet, so it asks auth as well.
     fresh = await api_client.make_key(ann, "fresh")
     traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
     async with stack.http(fresh.secret, service=door) as http:
@@ -72,7 +72,7 @@ async def test_no_prompt_key_or_password_is_in_any_log(stack: RunningStack, api_
     canary = f"canary{secrets.token_hex(8)}"
     await _say_it_everywhere(stack, api_client, ann, canary)
     await _fail_with_it_everywhere(stack, api_client, ann, canary)
-    # What is logged of all this is there when the log has the last request's end.
+    # When the last request's end is logged, everything before it is, too.
     last = await asking.rpc(api_client.mesh, ann.key.secret, canary)
 
     async def logged() -> bool:

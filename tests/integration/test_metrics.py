@@ -1,4 +1,4 @@
-"""What the numbers say after calls: of every service by itself, of the whole mesh in one place, and from domain events."""
+"""Metrics after calls: of each service, of the whole mesh at one endpoint, and from domain events."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from tests.integration import asking
 from tests.people import ApiClient, Person
 from tests.stacks import MESH, RunningStack, total, until
 
-#: The seed's four, with the labels that it names.
+#: The seed's four metrics, with the labels that it names.
 OF_THE_SEED = {
     "ai_platform_requests_total": {"service", "method", "status"},
     "ai_platform_request_duration_seconds": {"service", "method", "model"},
@@ -62,9 +62,9 @@ async def test_domain_events_are_counted(stack: RunningStack, api_client: ApiCli
     async def count() -> list[float]:
         return [await stack.metric("metrics", name, **labels) for name, labels in counted.items()]
 
-    # What an earlier test left behind may be counted meanwhile: then measure again. A call that is counted twice is so each time.
+    # Measure again if calls of an earlier test were counted meanwhile. A call that is counted twice would be so each time.
     for _ in range(5):
-        # An answer whose caller was cut off by an earlier test runs to its end, and is counted then.
+        # If an earlier test cut off an answer's caller, the answer runs to its end and is counted then.
         await until(lambda: _nothing_runs(api_client), seconds=60, what="no request is running")
         before = await _settled(count)
         dora = await api_client.register("dora")
@@ -87,7 +87,7 @@ async def _nothing_runs(api_client: ApiClient) -> bool:
 
 
 async def _settled(count: Callable[[], Awaitable[list[float]]]) -> list[float]:
-    """Scrapes within a second share one answer, so only what stays for longer is true of now."""
+    """Return counts that stayed the same for more than a second, because scrapes within a second share one answer."""
     since, seen = time.monotonic(), await count()
     while time.monotonic() - since < 1.2:
         await asyncio.sleep(0.05)
@@ -113,7 +113,7 @@ async def test_one_endpoint_serves_the_whole_mesh(stack: RunningStack, api_clien
         assert total(text, "ai_platform_build_info", service=service) >= 1, service
     assert total(text, "ai_platform_node_up", service="inference") == 2
     assert total(text, "ai_platform_tokens_total", service="inference", model="echo", type="output") >= 1
-    # A worker that other tests have killed may have been asked before that was known.
+    # Earlier scrapes may have failed at workers that other tests killed.
     assert total(text, "ai_platform_scrape_failures_total") == total(before, "ai_platform_scrape_failures_total")
     assert total(text, "ai_platform_scrape_dropped_series") == 0
 
@@ -124,10 +124,10 @@ async def test_health_sees_all_services_servers_and_workers(stack: RunningStack,
             f"aimesh.{MESH}.rpc.metrics.getSystemHealth", b"{}", timeout=30, headers={"content-type": "application/json"}
         )
     health = msgspec.json.decode(answer.data, type=metrics.SystemHealth)
-    # Workers that other tests have killed are missed for an hour; all else is well.
+    # Workers that other tests killed are reported missing for an hour; everything else is healthy.
     assert health.status in ("healthy", "degraded"), health
     assert not [component for component in health.components if component.kind != "worker" and component.status != "healthy"], health
     kinds = [component.kind for component in health.components]
     assert (kinds.count("service"), kinds.count("server"), kinds.count("path"), kinds.count("certificate")) == (5, 4, 1, 1)
-    # The stack's own; those that other tests let join are gone and listed still.
+    # The stack's own two; workers that joined in other tests are gone but still listed.
     assert kinds.count("worker") >= 2

@@ -1,4 +1,4 @@
-"""Moderation on a whole stack: an upstream behind a worker, OpenAI's client, and a policy that lets it check a key's requests."""
+"""Moderation on a whole stack: an upstream behind a worker, OpenAI's client, and a policy that checks a key's requests with it."""
 
 import json
 from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ class ModeratedStack:
             return await http.post("/v1/chat/completions", json={"model": "echo", "messages": [{"role": "user", "content": prompt}]})
 
     async def use(self, *rules: str) -> None:
-        """Set the moderation of the key, and wait for it."""
+        """Set the key's moderation rules, and wait until they are used."""
         values = ",".join(("route=moderation", *rules))
         done = await self.stack.aicli("policy", "set", "--key", str(self.person.key.id), "--guard-moderation", values)
         assert done.status == 0, done.err
@@ -58,7 +58,7 @@ class ModeratedStack:
 
 @asynccontextmanager
 async def moderated(stack: RunningStack, person: Person, folder: Path) -> AsyncIterator[ModeratedStack]:
-    """No fixture: the stack must still run when it is tidied up."""
+    """Not a fixture: its cleanup needs the running stack."""
     async with serving({"/v1/models": MODELS, "/v1/moderations": verdicts(False)}) as upstream:
         (folder / "upstreams.toml").write_text(f'[rack]\nurl = "{upstream.url}/v1"\nprefix = "rack/"\ntask = "moderation"\n')
         settings = {"INFERENCE_BACKEND": "openai", "OPENAI_UPSTREAMS": str(folder / "upstreams.toml")}

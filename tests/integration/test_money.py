@@ -1,4 +1,4 @@
-"""Credits, prices and the books on a whole stack, as administrators and users handle them."""
+"""Credits, prices and the ledger on a whole stack, as administrators and users handle them."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from tests.integration import asking
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
-#: Every word of the echo is a token; the first price of all models is .0001 for input and .0002 for output.
+#: The echo counts every word as a token; the initial price of all models is .0001 for input and .0002 for output.
 ASK = {"model": "echo", "prompt": "one two three"}
 
 
@@ -80,7 +80,7 @@ async def test_a_key_with_a_budget_spends_no_more_than_that(stack: RunningStack,
     assert await _answers(stack, ann) == 200
     await stack.recorded(ann.id, len(paid) + 1)
     left = (await stack.aicli("usage", "--json", AICLI_API_KEY=made.json()["key"])).json()
-    # The key has the usual rights: it may not list keys, and reads what it spent by its id.
+    # The key has the usual rights: it can't list keys, so it finds its spending by its id.
     spent = sum(day["cost_micro"] for day in left["days"] if day["api_key_id"] == made.json()["id"])
     assert left["key_budget"] == {"budget_micro": 40_000, "spent_micro": spent, "reserved_micro": 0}
     assert 0 < spent <= 40_000
@@ -88,7 +88,7 @@ async def test_a_key_with_a_budget_spends_no_more_than_that(stack: RunningStack,
 
 @pytest.mark.nightly("long")
 async def test_two_long_answers_share_what_a_budget_covers(stack: RunningStack, ann: Person) -> None:
-    """Each holds 1.95 credits at first. A second step costs 0.82, of which 0.9 are left for both."""
+    """Each answer reserves 1.95 credits at first. A second step costs 0.82, and only 0.9 are left for both."""
     made = await stack.aicli("keys", "create", "long", "--budget", "4.8", "--json", AICLI_API_KEY=ann.key.secret)
     words = 5500
     async with stack.http(made.json()["key"]) as http:
@@ -122,7 +122,7 @@ async def test_a_gateway_that_is_killed_after_a_second_step_bills_what_its_calle
     held = "SELECT completion_tokens FROM reservations WHERE owner = $1 AND state = 'reserved'"
     async with stack.database("gateway") as database:
         assert await database.fetchval(held, ann.id) == 2 * STEP_TOKENS
-        # As after 90 s.
+        # Let the leases expire, as after 90 s.
         await database.execute("UPDATE reservations SET lease_until = now() - interval '1 hour' WHERE owner = $1", ann.id)
 
     async def find_row() -> asyncpg.Record | None:
@@ -133,7 +133,7 @@ async def test_a_gateway_that_is_killed_after_a_second_step_bills_what_its_calle
 
     row = await until(find_row, seconds=100, what="the restarted gateway settles the request")
     assert row["error_code"] == "gateway_lost"
-    # Of 64 items that the gateway gave credit for, some may not have arrived.
+    # Up to 64 items, the flow control window, may not have reached the caller.
     assert STEP_TOKENS < row["completion_tokens"] <= read + 64
     assert row["cost_micro"] == 100 * row["prompt_tokens"] + 200 * row["completion_tokens"]
     assert (await _admin(stack, "ledger", "verify"))["findings"] == []

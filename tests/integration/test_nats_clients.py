@@ -15,12 +15,12 @@ from tests.people import Person
 from tests.stacks import MESH, REPOSITORY, RunningStack, until
 
 PAGE = REPOSITORY / "docs" / "protocol.md"
-#: More than the program's own deadlines, so that it says what it waited for.
+#: Longer than the program's own deadlines, so that the program says what it waited for.
 SECONDS = 110
 
 
 async def _ping(connection: NatsClient, subject: str) -> list[dict[str, str]]:
-    """Everybody who answers; nobody says how many there are, so the inbox is read until it is quiet."""
+    """Return all answers. Their number is unknown, so read the inbox until it is quiet."""
     inbox = connection.new_inbox()
     subscription = await connection.subscribe(inbox)
     await connection.publish(subject, reply=inbox)

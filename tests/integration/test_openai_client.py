@@ -1,4 +1,4 @@
-"""OpenAI's own Python client against a whole stack, at the gateway's address and at the one for everything."""
+"""OpenAI's own Python client against a whole stack, at the gateway's address and at the public one."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -147,7 +147,7 @@ async def test_a_bad_parameter_is_named(client: openai.AsyncOpenAI) -> None:
 
 async def test_vectors_of_texts_in_both_encodings(client: openai.AsyncOpenAI) -> None:
     texts = ["The cat sat on the mat.", "A kitten rested on the rug.", "Stock markets fell sharply on Tuesday."]
-    # Left out, the client asks for base64 and decodes it.
+    # Without encoding_format, the client asks for base64 and decodes it.
     decoded = await client.embeddings.create(model="llama3", input=texts)
     plain = await client.embeddings.create(model="llama3", input=texts, encoding_format="float")
     assert (plain.model, plain.usage.prompt_tokens, plain.usage.total_tokens) == ("llama3", 21, 21)

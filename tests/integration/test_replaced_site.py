@@ -1,4 +1,4 @@
-"""Another site takes over while a gateway is stopped as by SIGSTOP: it runs nothing afterwards, and does not start again."""
+"""Another site takes over while a gateway is suspended by SIGSTOP: the gateway runs nothing afterwards, and does not start again."""
 
 import signal
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Rollouts under load at three gateways: a bad candidate is rolled back while callers notice nothing, also if a gateway dies."""
+"""Rollouts under load at three gateways: a bad candidate is rolled back without errors for callers, even if a gateway dies."""
 
 import asyncio
 import itertools
@@ -79,14 +79,14 @@ class Mesh:
                 headers={"Authorization": f"Bearer {self.caller.key.secret}", "X-Conversation-Id": str(number)},
             )
         except httpx.TransportError:
-            # Its gateway was killed. The others must still be asked.
+            # Its gateway was killed. Continue to ask the others.
             self.statuses.append(0)
             return
         self.statuses.append(answer.status_code)
 
     @asynccontextmanager
     async def load(self, per_second: float = 8) -> AsyncIterator[None]:
-        """Keep asking."""
+        """Send requests until the block ends."""
 
         async def run() -> None:
             async with httpx.AsyncClient(trust_env=False, timeout=30) as http, asyncio.TaskGroup() as asking:
@@ -102,7 +102,7 @@ class Mesh:
             await asyncio.wait([task])
 
     async def go_on(self) -> None:
-        """Return after ten more requests."""
+        """Return after ten more answers."""
         wanted = len(self.statuses) + 10
 
         async def is_done() -> bool:
@@ -137,7 +137,7 @@ routes:
 
 @asynccontextmanager
 async def open_mesh(stack: RunningStack, caller: Person, tmp_path: Path) -> AsyncIterator[Mesh]:
-    """No fixture: the stack must still run when it is tidied up."""
+    """Not a fixture: its cleanup needs the running stack."""
     async with AsyncExitStack() as running:
         good, bad = [await running.enter_async_context(Upstream().running()) for _ in range(2)]
         upstreams = tmp_path / "upstreams.toml"
@@ -185,7 +185,7 @@ async def test_a_candidate_that_begins_to_fail_is_rolled_back_also_when_a_gatewa
         mesh.bad.fails = 0.2
         began = time.monotonic()
         mesh.gateways[0].process.kill()
-        # A minute is enough from two requests of the candidate a second; a machine that runs other tests, too, answers fewer.
+        # A minute is enough at two candidate requests a second; a machine that also runs other tests answers fewer.
         found = await mesh.ended(150)
         print(f"rolled back after {time.monotonic() - began:.0f} s: {found['reason']}")
         assert found["state"] == "rolled_back"
@@ -198,7 +198,7 @@ async def test_a_candidate_that_begins_to_fail_is_rolled_back_also_when_a_gatewa
             return mesh.bad.answered == before
 
         await until(is_left_alone, seconds=20, what="no gateway uses the candidate")
-    # The gateway that died took some requests with it.
+    # Some requests failed with the killed gateway.
     assert mesh.statuses.count(200) >= len(mesh.statuses) - 10
 
 

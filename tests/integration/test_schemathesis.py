@@ -1,5 +1,5 @@
-"""The gateway against its own OpenAPI document: whatever fits a schema and whatever does not is answered as the document says, and nothing
-that anybody sends is a 5xx. With a credential and without one."""
+"""The gateway against its own OpenAPI document, with and without a credential: it answers valid and invalid requests as documented,
+and no request gets a 5xx."""
 
 import secrets
 from collections import Counter, defaultdict
@@ -26,9 +26,8 @@ from tests.stacks import RunningStack
 
 pytestmark = pytest.mark.nightly("schemathesis")
 
-#: Of each operation, in each of three ways: a minute of CI in all.
+#: For each operation and each of three kinds of requests: a minute of CI in all.
 EXAMPLES = 8
-#: What may not happen, and what has to be so.
 CHECKS = [
     checks.not_a_server_error,
     rules.status_code_conformance,
@@ -38,9 +37,9 @@ CHECKS = [
     rules.ignored_auth,
     rules.unsupported_method,
 ]
-#: A longer one holds a connection of the test for nothing.
+#: A longer answer only blocks a connection of the test.
 ANSWER_SECONDS = 30
-#: One needs a login that lacks its second step; the matrix of access has one. The other needs a route; test_moderation has one.
+#: The first needs a login without its second step, as test_access_matrix has; the second needs a route, as test_moderation has.
 NEVER_GOOD = {"POST /api/auth/confirm", "POST /v1/moderations"}
 
 RUNS_A_MODEL = {
@@ -56,7 +55,7 @@ RUNS_A_MODEL = {
 }
 
 Operation = APIOperation[Any, Any, Any, Any]
-#: What a good call of an operation has: a body, a header, or what stands in the path. Made anew for each, because some are good only once.
+#: A valid call's body, header or path parameters. Made again for each call, because some are valid only once.
 Good = Mapping[str, Callable[[], dict[str, Any]]]
 
 _settings = hypothesis.settings(
@@ -70,7 +69,7 @@ _settings = hypothesis.settings(
 
 
 class Fuzz:
-    """Sends cases of every operation, counts the answers, and keeps what was wrong with them."""
+    """Sends cases of every operation, counts the answers, and collects what is wrong with them."""
 
     def __init__(self, stack: RunningStack, credential: str | None) -> None:
         self._schema = schemathesis.openapi.from_url(f"{stack.url('gateway')}/openapi.json")
@@ -83,17 +82,17 @@ class Fuzz:
         self.failures: list[str] = []
 
     def fitting(self) -> None:
-        """All that a schema allows."""
+        """Send requests that fit the schema."""
         for operation in self.operations:
             self._ask_many(operation, operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
 
     def unfitting(self) -> None:
-        """And what it does not."""
+        """Send requests that don't fit the schema."""
         for operation in self.operations:
             self._ask_many(operation, operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
 
     def nearly_good(self, good: Good) -> None:
-        """Good calls with a field or two made up: these get further in than what is made up altogether."""
+        """Send valid calls with one or two random fields, which get further than entirely random calls."""
         for operation in self.operations:
             if (make := good.get(operation.label)) is not None:
                 self._ask_many(operation, _seasoned(operation, make))
@@ -107,7 +106,7 @@ class Fuzz:
         try:
             ask()
         except hypothesis.errors.Unsatisfiable:
-            pass  # everything fits it
+            pass  # everything fits the schema
         except BaseExceptionGroup as group:
             self.failures += [f"{operation.label}: {one}" for one in group.exceptions]
         except AssertionError as error:
@@ -116,13 +115,13 @@ class Fuzz:
     def _ask(self, case: Any) -> None:
         self._calls += 1
         if case.operation.path in RUNS_A_MODEL and isinstance(case.body, dict) and case.body.get("model") is None:
-            # The default is a real model, which takes its time on two cores.
+            # The default model is a real one, which is slow on two cores.
             case.body = {**case.body, "model": "echo"}
-        # Each from another place, as a proxy on this machine would say: what one address may do is tested elsewhere.
+        # Each request comes from another address, as a proxy on this machine would report it: limits per address are tested elsewhere.
         place = f"198.51.{self._calls // 250}.{self._calls % 250 + 1}"
         headers = {**self._headers, "X-Forwarded-For": place}
         if case.operation.path == "/metrics":
-            # It answers programs on this machine, and nobody who comes through a proxy.
+            # It answers programs on this machine, but no requests through a proxy.
             headers = dict(self._headers)
         answer = case.call(session=self._session, headers=headers, timeout=ANSWER_SECONDS)
         self.statuses[case.operation.label][answer.status_code] += 1
@@ -135,7 +134,7 @@ class Fuzz:
 
 
 def _found(found: Any) -> Operation:
-    """Raises where the document is wrong."""
+    """Return the operation. Raises if the document is wrong."""
     operation: Operation = found.ok()
     return operation
 
@@ -167,7 +166,7 @@ async def fuzzer(api_client: ApiClient) -> Person:
 
 @pytest.fixture
 async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Good:
-    """Of every operation that takes something."""
+    """Valid calls of every operation that takes parameters."""
     async with stack.http(fuzzer.key.secret) as http:
         answered = await asking.inference(http, "a request of one's own")
     message = {"role": "user", "content": "hi"}

@@ -1,4 +1,4 @@
-"""A worker that somebody starts by hand: used within 3 s of its ready line, left out within 6 s of its death."""
+"""A worker started by hand: used within 3 s of its ready line, excluded within 6 s of its death."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ USED_WITHIN_SECONDS, LEFT_OUT_WITHIN_SECONDS = 3, 6
 
 
 async def _until_ready(worker: asyncio.subprocess.Process) -> dict[str, Any]:
-    """Its ready line, which says its port and its node."""
+    """Return its ready line, which contains its port and its node."""
     assert worker.stdout is not None
     async with asyncio.timeout(60):
         async for line in worker.stdout:
@@ -60,7 +60,7 @@ async def test_a_worker_by_hand_is_used_and_a_killed_one_is_left_out(stack: Runn
         killed_at = time.monotonic()
 
         async def left_out() -> bool:
-            # Requests that go to the dead worker meanwhile are taken over by the other one: none fails.
+            # The other worker takes over requests that still go to the dead one: none fails.
             await asyncio.gather(*(asking.rpc(api_client.mesh, ann.key.secret, "hi") for _ in range(4)))
             return not (await _node(stack, said["id"]))["usable"]
 
@@ -76,14 +76,14 @@ async def test_a_worker_by_hand_is_used_and_a_killed_one_is_left_out(stack: Runn
 
 
 async def test_a_worker_that_is_asked_to_stop_finishes_what_it_runs(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
-    """SIGTERM of the stack's only echo worker: the running answers come whole, and the supervisor starts it again."""
-    # An answer takes 5 s, so that all eight run at the same time on a busy machine, too.
+    """After SIGTERM, the stack's only echo worker completes its answers, and the supervisor restarts it."""
+    # An answer takes 5 s, so that all eight run at the same time even on a busy machine.
     count = 1000
     words = "word " * count
     running = [asyncio.create_task(asking.rpc(api_client.mesh, ann.key.secret, words, deadline_seconds=60)) for _ in range(8)]
 
     async def generating() -> bool:
-        # No new process is asked: on a busy machine it may take as long to start.
+        # Don't start aicli for this: on a busy machine, that may take as long as an answer.
         found = await api_client.mesh.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=ann.key.secret)
         return sum(row.running for row in found.nodes if "echo" in row.models) >= 8
 

@@ -1,4 +1,4 @@
-"""Whole sites with one store: a second one takes over, one of two wins, and the first one refuses what it still gets."""
+"""Whole sites with one store: a second site takes over, only one of two standbys wins, and the first site refuses requests."""
 
 import asyncio
 import json
@@ -34,14 +34,14 @@ class Sites:
         return self.folder / "store"
 
     def plan(self, name: str, **variables: str) -> RunningStack:
-        """Another site, whose home is empty."""
+        """Return another site, whose home is empty."""
         home = self.folder / name
         environment = {**self.first.environment, **stacks.free_ports(), "AIMESH_HOME": str(home), "XDG_CONFIG_HOME": str(home / "config")}
         return RunningStack(home, {**environment, "SITE_NAME": name, **variables})
 
     @asynccontextmanager
     async def standby(self, site: RunningStack, *more: str) -> AsyncIterator[asyncio.subprocess.Process]:
-        """`aicli stack standby`, from when it follows on."""
+        """Run `aicli stack standby`, and yield once it follows the store."""
         process = await site.start_aicli("stack", "standby", "--from", str(self.store), "--identity", str(self.identity), *more)
         try:
             assert process.stderr is not None
@@ -114,7 +114,7 @@ async def test_one_of_two_standbys_takes_over_and_the_first_site_ends(tmp_path: 
             assert answered.status_code == 200, answered.text
             refused_there = await ask(first, late.secret)
             assert (refused_there.status_code, refused_there.json()["error"]["aimesh_code"]) == (503, "site_replaced")
-            # Nobody of the old site may be a node here.
+            # No node of the old site may be a node here.
             old, new = node_ids(first), node_ids(second)
             assert set(old) <= set(new)
             assert not set(old.values()) & set(new.values())
@@ -122,7 +122,7 @@ async def test_one_of_two_standbys_takes_over_and_the_first_site_ends(tmp_path: 
                 revoked = {row["id"] for row in await database.fetch("SELECT id FROM nodes WHERE state = 'revoked'")}
             services = {old[name] for name, role in secret_files.NODES.items() if role in SERVICE_ROLES}
             assert services == revoked
-            # The other one stays a standby, now of the winner.
+            # The loser stays a standby, now of the winner.
             async with sites.standby(loser):
                 pass
         finally:

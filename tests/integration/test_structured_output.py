@@ -1,4 +1,4 @@
-"""Answers that have to fit a format, asked of the real model by OpenAI's own client through a whole stack."""
+"""Answers that must fit a format, from the real model through a whole stack, with OpenAI's own client."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-#: Every part of it has an end, so that no answer needs more than MOST_TOKENS; and few words, for a processor writes some dozen a second.
+#: Every part is bounded, so that no answer needs more than MOST_TOKENS, and short, because a CPU writes some dozen tokens a second.
 SCHEMA = _object(
     crew={
         "type": "array",
@@ -32,7 +32,7 @@ SCHEMA = _object(
     },
     ship=_object(big={"type": "boolean"}),
 )
-#: A character takes up to four bytes, and a token makes at least one.
+#: A character takes up to four bytes, and a token has at least one.
 LONGEST = {"crew": [{"name": "\N{SHIP}" * 4, "rank": "A"}] * 2, "ship": {"big": False}}
 MOST_TOKENS = len(json.dumps(LONGEST, ensure_ascii=False).encode())
 
@@ -75,7 +75,7 @@ async def test_a_hundred_answers_fit_a_nested_schema(client: openai.AsyncOpenAI)
     texts = [task.result() for task in asked]
     for text in texts:
         validator.validate(json.loads(text))
-    # The model has a say in them.
+    # The model chooses the values, so most answers differ.
     assert len(set(texts)) > ANSWERS / 2
 
 
@@ -88,7 +88,7 @@ async def test_any_object_is_an_object(client: openai.AsyncOpenAI) -> None:
         (choice,) = task.result().choices
         assert choice.message.content is not None
         assert choice.message.content.startswith("{")
-        # Nothing but the model's own mind bounds an object of any form; what max_tokens cuts is the beginning of one.
+        # The size of a json_object is not limited, so max_tokens may cut off its end.
         if choice.finish_reason == "stop":
             ended += 1
             assert isinstance(json.loads(choice.message.content), dict)

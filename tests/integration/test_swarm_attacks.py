@@ -1,4 +1,4 @@
-"""Attacks on nodes over a real Hyperswarm: strangers by the hundred, floods from inside, revoked nodes that will not go, wrong clocks."""
+"""Attacks on nodes over a real Hyperswarm: hundreds of strangers, floods by members, revoked nodes that stay, wrong clocks."""
 
 import asyncio
 import gc
@@ -29,16 +29,16 @@ from tests.swarmnet import SwarmNet, swarmnet
 from tests.testnet import RunningNode, until
 
 STRANGERS, AT_ONCE = 500, 20
-#: A stranger that says nothing has HELLO_SECONDS, and takes one of the AT_ONCE for so long.
+#: A silent stranger takes one of the AT_ONCE slots for HELLO_SECONDS.
 ATTACK_SECONDS = 60
-#: As after any other fault.
+#: The same as after any other fault.
 BACK_SECONDS = 5.0
-#: A known node is served all the while. How much slower is printed and not asserted: the strangers' half of each handshake is
-#: computed on the same cores.
+#: Known nodes are served during the attack. How much slower is printed and not asserted, because the strangers' half of each
+#: handshake runs on the same cores.
 SERVED_SECONDS = 1.0
 MOST_MEMORY_KIB = 64 * 1024
 CUT_SECONDS = 5.0
-#: Calls that are opened and withdrawn. The limit is a rate, so how many pass before the cut depends on how fast they are sent.
+#: Calls opened and canceled. The limit is a rate, so how many pass before the cut depends on how fast they are sent.
 MOST_WITHDRAWN = 100_000
 
 
@@ -51,7 +51,7 @@ def link_of(node: RunningNode, peer: NodeId) -> SwarmLink | None:
 
 
 async def ask(gateway: RunningNode, worker: RunningNode) -> float:
-    """One short answer; how long it took."""
+    """Return how long one short answer took."""
     began = time.perf_counter()
     async with gateway.node.rpc.stream(inference.process_prompt, prompt("x", 1), to=worker.node.id, deadline_seconds=5) as answer:
         assert [chunk.text async for chunk in answer] == ["x"]
@@ -76,7 +76,7 @@ def p95(times: list[float]) -> float:
 
 
 def what_strangers_say() -> list[str]:
-    """In turn: nothing, noise, a call without a HELLO, a HELLO that claims to be the gateway's own kind, and too much."""
+    """Return in turn: nothing, noise, a call without a HELLO, a forged HELLO of a worker, and too many bytes."""
     call = Call(1, "auth.loginUser", 60_000, bodies.encode(auth.LoginUser(auth.Credentials("x", "ada"))))
     hello = Hello(wire.VERSION, Role.WORKER, NodeId("U" + "A" * 55), int(time.time() * 1000), "evil", bytes(64), b"\x90" * 100)
     return ["", "ff" * 20, wire.encode([call]).hex(), wire.encode([hello, call]).hex(), "00" * 5000]
@@ -84,7 +84,7 @@ def what_strangers_say() -> list[str]:
 
 @asynccontextmanager
 async def strangers(net: SwarmNet, count: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """They know the topic, and come as soon as they have found somebody."""
+    """Start strangers that know the topic and connect as soon as they have found a node."""
     running_service = next(place for place in topics.MEETING_PLACES if place.name == "house")
     options = {
         "bootstrap": [{"host": node.host, "port": node.port} for node in net.bootstrap],
@@ -128,7 +128,7 @@ async def test_five_hundred_strangers_with_the_right_topic_get_nowhere_and_known
             callers.add(caller.node)
             return find(name, caller)
 
-        gateway.node.dispatcher.find = note  # type: ignore[method-assign]  # counts who gets as far as this
+        gateway.node.dispatcher.find = note  # type: ignore[method-assign]  # counts calls that get this far
         quiet = [await ask_after_a_pause(gateway, worker) for _ in range(100)]
         before, sidecar_before = memory_kib(), memory_kib(pid)
         async with strangers(net, STRANGERS) as process, asyncio.timeout(ATTACK_SECONDS):
@@ -146,7 +146,7 @@ async def test_five_hundred_strangers_with_the_right_topic_get_nowhere_and_known
             f"{swarm.strangers_refused} refused; node +{grown} KiB, its sidecar +{sidecar_grown} KiB"
         )
         assert told["opened"] == STRANGERS
-        # Our own HELLO and a farewell, and nothing else.
+        # Our own HELLO and a closing message, and nothing else.
         assert told["longest"] <= 2
         assert told["bytes"] < STRANGERS * 4096
         assert swarm.strangers_refused >= STRANGERS
@@ -158,7 +158,7 @@ async def test_five_hundred_strangers_with_the_right_topic_get_nowhere_and_known
 
 @pytest.mark.nightly("storms")
 async def test_known_nodes_come_back_through_a_crowd_of_strangers() -> None:
-    """The worker's link breaks again and again while the door is full."""
+    """The worker's link breaks again and again while strangers take all slots."""
     async with swarmnet(own_dht=True) as net:
         gateway, worker = await net.start(Gateway), await net.start(Worker)
         await sees(gateway, worker)
@@ -172,12 +172,12 @@ async def test_known_nodes_come_back_through_a_crowd_of_strangers() -> None:
 
 
 async def break_and_wait(gateway: RunningNode, worker: RunningNode) -> float:
-    """How long until an answer comes again."""
+    """Break the link, and return how long it takes until the worker answers again."""
     link, other_end = link_of(worker, gateway.node.id), link_of(gateway, worker.node.id)
     assert link is not None
     began = time.perf_counter()
     link.connection.close("for the test", abort=True)
-    # It may be back before anybody has looked.
+    # The link may be back before the gateway is checked.
     await until(lambda: link_of(gateway, worker.node.id) is not other_end, seconds=5)
     await until(lambda: bool(usable(gateway, Role.WORKER)), seconds=10)
     await ask(gateway, worker)
@@ -206,7 +206,7 @@ async def test_a_certified_client_that_opens_and_resets_without_end_is_cut_off_a
             link.send(Cancel(number))
             sent += 1
             if sent % 100 == 0:
-                # The sidecars pass them on meanwhile.
+                # Let the sidecars forward them.
                 await asyncio.sleep(0.001)
                 most = max(most, memory_kib())
         await until(lambda: link.closed is not None)
@@ -256,7 +256,7 @@ async def test_once_signed_a_revocation_spreads_without_auth_and_no_restart_and_
                 await sees(gateway, each)
         older = net.list_body()
         await the_auth.cut()
-        # The last whom auth told is a worker; the gateways hear of it from there alone.
+        # Only the other worker gets the new list; the gateways receive it from there.
         net.revoke(worker.node.id, honest)
         for gateway in gateways:
             await until(lambda gateway=gateway: len(usable(gateway, Role.WORKER)) == 1, seconds=CUT_SECONDS)
@@ -279,7 +279,7 @@ async def test_once_signed_a_revocation_spreads_without_auth_and_no_restart_and_
 
 
 def set_clock(node: RunningNode, seconds: float) -> None:
-    """So far ahead of what is right, for HELLOs from now on and for the ends of links."""
+    """Set the node's clock ahead by ``seconds``, for new HELLOs and for the expiry of links."""
     swarm = node.node.node_transports.swarm
     assert swarm is not None
     swarm._clock = swarm._handshake._clock = lambda: time.time() + seconds

@@ -1,4 +1,4 @@
-"""OpenAI's client, the gateway's routes and SmolLM2 with the chat templates of four model families: forced calls fit their schema."""
+"""Forced tool calls fit their schema: OpenAI's client, the gateway's routes, and SmolLM2 with the chat templates of four families."""
 
 import asyncio
 import json
@@ -28,13 +28,13 @@ from tests.services.inference.standins import Watch
 from tools import engine_libraries
 
 pytestmark = [
-    # Each model has to be loaded and to read its prompt.
+    # Each model must be loaded and must process its prompt.
     pytest.mark.nightly("long"),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries"),
 ]
 
-#: By the name of the model.
+#: Template by model name.
 TEMPLATES = {
     "minimax": "MiniMax-M2",
     "kimi": "Kimi-K2-Instruct",
@@ -63,7 +63,7 @@ NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
 
 
 class RealWorker(FakeWorker):
-    """Answers with a backend, as a worker does."""
+    """Answers with a backend, as a real worker does."""
 
     def __init__(self, backend: LlamaBackend) -> None:
         super().__init__()

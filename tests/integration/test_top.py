@@ -1,4 +1,4 @@
-"""`aicli top` on a real terminal, before a real mesh."""
+"""`aicli top` in a real terminal, with a real mesh."""
 
 import asyncio
 import fcntl
@@ -21,7 +21,7 @@ CTRL_C = "\x03"
 
 
 def start(stack: RunningStack, person: screens.Person) -> subprocess.Popen[bytes]:
-    """With the person's terminal as its own, so that Ctrl-C there is a signal here."""
+    """Start it with the person's terminal as its controlling terminal, so that Ctrl-C there sends a signal."""
     return subprocess.Popen(
         [sys.executable, "-m", "cli.main", "top", "--every", "0.5"],
         stdin=person.ours,

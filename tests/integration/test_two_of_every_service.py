@@ -1,4 +1,4 @@
-"""Two of every service on one mesh: all of them ready, both gateways answer, and no node asks what NATS refuses."""
+"""Two of every service on one mesh: all become ready, both gateways answer, and NATS refuses no node's request."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,10 +21,10 @@ async def test_two_of_every_service_run_and_nats_refuses_nothing(
         seconds = [await running.enter_async_context(replicas.replica(stack, service, folder=tmp_path)) for service in replicas.ROLES]
         for second in seconds:
             await second.ready()
-        for _ in range(8):  # over whichever gateway is drawn
+        for _ in range(8):  # each at a random gateway
             assert (await asking.rpc(api_client.mesh, ann.key.secret, "hi")).text == "hi"
 
-        # A new revocation list is told in announcements, which replicas of one role hear of each other.
+        # Announcements carry the new revocation list, and replicas of one role receive each other's.
         worker = next(second for second in seconds if second.service == "inference")
         done = await stack.aicli("admin", "nodes", "revoke", worker.node, "--reason", "a new list for all", "--yes")
         assert done.status == 0, done.err

@@ -1,4 +1,4 @@
-"""A second process with the key of a running one stops by itself, with exit code 2 and a sentence; the first one works on."""
+"""A second process with the key of a running one exits with code 2 and an error message; the first one keeps working."""
 
 import time
 from pathlib import Path
@@ -16,14 +16,14 @@ pytestmark = pytest.mark.nightly("stacks")
 
 
 def findings(stack: RunningStack) -> list[str]:
-    """What the gateway has found; its metric also counts links that are replaced again and again, as under load."""
+    """Return the conflicts that the gateway found; its metric also counts links that are replaced again and again, as under load."""
     return [line for line in stack.log("gateway").splitlines() if "two processes use one node key" in line]
 
 
 async def test_a_second_worker_with_the_same_key_stops_and_the_first_one_works_on(
     stack: RunningStack, api_client: ApiClient, ann: Person, tmp_path: Path
 ) -> None:
-    # The worker cannot hear its twin over NATS: the gateway, auth and metrics hear both and tell it.
+    # The worker can't hear its twin over NATS: the gateway, auth and metrics hear both and report it to the worker.
     first = (await stack.pids())["inference-echo"]
     found, counted = findings(stack), await stack.metric("gateway", "ai_platform_contested_keys_total")
     async with replicas.replica(stack, "inference", folder=tmp_path, settings={"NODE_KEY_FILE": str(stack.place.key("echo"))}) as second:
@@ -74,7 +74,7 @@ async def test_a_worker_that_is_killed_and_started_at_once_is_no_contest(stack: 
     restarted_at = time.time()
 
     async def has_run_long_enough() -> bool:
-        """A contest would be known by then, and the supervisor would leave the worker down."""
+        """Return whether a conflict would be known by now; the supervisor would have left the worker down."""
         row = (await stack.programs())["inference-echo"]
         assert row.ready
         return time.time() - restarted_at > 2 * duplicate_keys.OVERLAP_SECONDS + 2

@@ -1,4 +1,4 @@
-"""What the answers say was used, and what the tables say, are the same numbers."""
+"""The usage in the answers and the usage in the tables are the same numbers."""
 
 import asyncio
 from collections import Counter
@@ -27,13 +27,13 @@ class Asked:
 
 
 async def _ask_in_every_way(stack: RunningStack, api_client: ApiClient, person: Person, key: Key) -> list[Asked]:
-    """At once; prompts of different lengths, so that no two sums agree by chance."""
+    """Ask at once, with prompts of different lengths, so that no two sums agree by chance."""
     async with stack.http(key.secret) as http, asyncio.TaskGroup() as tasks:
 
         async def is_known() -> bool:
             return (await http.get("/v1/models")).is_success
 
-        # Auth is asked about a new key once and has 2 s, which a busy machine needs for more than this.
+        # The gateway asks auth about a new key once, for at most 2 s; a busy machine could need longer under this load.
         await until(is_known, what="the gateway knows the key")
         waiting = []
         for number in range(EACH):
@@ -83,7 +83,7 @@ def _expected(asked: list[Asked]) -> dict[tuple[UserId, KeyId], tuple[int, int]]
 
 
 def _sums(daily: list[asyncpg.Record]) -> dict[tuple[UserId, KeyId], tuple[int, int]]:
-    """Over the days, because midnight may pass while a test runs."""
+    """Return the sums over the days, because midnight may pass while a test runs."""
     found: dict[tuple[UserId, KeyId], tuple[int, int]] = {}
     for row in daily:
         requests, tokens = found.get((row["user_id"], row["api_key_id"]), (0, 0))
@@ -103,7 +103,7 @@ async def _every_view_says_the_same(stack: RunningStack, api_client: ApiClient, 
     assert sum(day["tokens_used"] for day in listed["days"]) == listed["tokens_used"] == expected[1]
 
 
-# --- requests that did not end well ------------------------------------------------------------------------------------
+# --- requests that failed or were canceled -----------------------------------------------------------------------------
 
 
 async def _rows(stack: RunningStack, person: Person) -> list[asyncpg.Record]:

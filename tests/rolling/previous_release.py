@@ -1,6 +1,6 @@
-"""The release before this one, from the commit in ``tests/rolling/previous``, in an environment made from its own lock files.
+"""The previous release, from the commit in ``tests/rolling/previous``, in an environment made from its own lock files.
 
-It is made once, in ~/.cache/aimesh/rolling, which takes a minute or two; it gets the wheel of this release's engine.
+The environment is made once, in ~/.cache/aimesh/rolling, in a minute or two, and gets the wheel of this release's engine.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ SETUP_SECONDS = 1200.0
 
 
 def find() -> Release:
-    """Skips the test where git does not have the commit, as in a shallow clone."""
+    """Return the previous release. Skips the test if git does not have the commit, as in a shallow clone."""
     folder = setup.cache_folder().parent / "rolling" / COMMIT
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
@@ -30,7 +30,7 @@ def find() -> Release:
         if not (folder / "Makefile").exists():
             _unpack(folder)
         _share_engine()
-        # Quick when it is done already; an environment of the caller's must not be taken for the checkout's own.
+        # Quick if it was done before. The caller's own environment must not be taken for the checkout's.
         environment = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}}
         words = [sys.executable, "-m", "tools.setup", "runtime"]
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=SETUP_SECONDS, check=False)
@@ -39,7 +39,7 @@ def find() -> Release:
 
 
 def _share_engine() -> None:
-    """The old release would compile parts of the same llama.cpp that nothing loads, for ten minutes."""
+    """Copy this release's engine wheel; otherwise the old release would compile unused parts of the same llama.cpp for ten minutes."""
     place = setup.cache_folder() / setup.build_key()
     place.mkdir(parents=True, exist_ok=True)
     for wheel in setup.wheel_folder().glob("*.whl"):

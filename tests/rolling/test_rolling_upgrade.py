@@ -1,4 +1,4 @@
-"""Old nodes beside new ones, on one mesh and one database: what a company has for an hour while it upgrades."""
+"""Old and new nodes on one mesh and one database, as during an upgrade that takes an hour."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,11 +13,11 @@ from tests.replicas import Replica
 from tests.rolling import previous_release
 from tests.stacks import HEAD, Release, RunningStack, stack, until
 
-#: To each gateway.
+#: Requests to each gateway.
 REQUESTS = 20
-#: No limit of a tier is what is tested here.
+#: The limits of tiers are not tested here.
 SETTINGS = {"AIMESH_ECHO": "1", "DEFAULT_RATE_LIMIT": "100000"}
-#: Both ask the workers of both, in turn.
+#: Used in turn; both gateways use the workers of both releases.
 WAYS = (asking.chat, asking.chat_stream, asking.inference)
 
 
@@ -28,7 +28,7 @@ def previous() -> Release:
 
 @asynccontextmanager
 async def beside(running: RunningStack, release: Release, folder: Path) -> AsyncIterator[dict[str, Replica]]:
-    """One more of every service, of this release; all are ready."""
+    """Start one more of every service, of this release, and wait until all are ready."""
     async with AsyncExitStack() as opened:
         started = {
             service: await opened.enter_async_context(replicas.replica(running, service, folder=folder, release=release))
@@ -40,7 +40,7 @@ async def beside(running: RunningStack, release: Release, folder: Path) -> Async
 
 
 async def ask_both(running: RunningStack, second: Replica, ann: Person) -> None:
-    """Each gateway answers, by every way, and nothing fails."""
+    """Check that each gateway answers, over every API, and nothing fails."""
     for url in (running.url("gateway"), second.url):
         async with running.http(ann.key.secret) as http:
             http.base_url = url
@@ -49,7 +49,7 @@ async def ask_both(running: RunningStack, second: Replica, ann: Person) -> None:
 
 
 async def count_rows(running: RunningStack, ann: Person, wanted: int) -> None:
-    """The usage that both gateways wrote is exactly what was asked."""
+    """Check that the usage rows of both gateways are exactly the requests."""
 
     async def is_all() -> bool:
         async with running.database("gateway") as database:
@@ -66,8 +66,8 @@ async def verify_ledger(running: RunningStack) -> None:
 
 @pytest.mark.parametrize("begins_with", ["the old release", "the new release"])
 async def test_old_and_new_nodes_serve_one_mesh_and_lose_nothing(begins_with: str, previous: Release, tmp_path: Path) -> None:
-    """``the old release``: its stack runs, and the new nodes migrate its database while it works. Otherwise old nodes start again
-    beside new ones, as after a roll-back."""
+    """``the old release``: its stack runs, and the new nodes migrate its database meanwhile. Otherwise old nodes start again beside new
+    ones, as after a rollback."""
     first, second = (previous, HEAD) if begins_with == "the old release" else (HEAD, previous)
     async with stack(first, **SETTINGS) as running:
         async with people.api_client(running) as api_client:
@@ -76,7 +76,7 @@ async def test_old_and_new_nodes_serve_one_mesh_and_lose_nothing(begins_with: st
                 await asking.chat(http, "before")
             async with beside(running, second, tmp_path) as others:
                 await ask_both(running, others["gateway"], ann)
-                # A key that either auth service made is good at both gateways.
+                # A key of either auth service works at both gateways.
                 ben = await api_client.register("ben")
                 await ask_both(running, others["gateway"], ben)
                 assert replicas.refusals(running, list(others.values())) == []
@@ -87,7 +87,7 @@ async def test_old_and_new_nodes_serve_one_mesh_and_lose_nothing(begins_with: st
 
 
 async def test_the_new_release_takes_over_the_data_of_the_old_one(previous: Release, tmp_path: Path) -> None:
-    """Stopped, upgraded and started again, in the same folder: accounts, keys, usage and prices are there."""
+    """Stopped, upgraded and started again in the same folder, the stack keeps accounts, keys, usage and prices."""
     async with stack(previous, **SETTINGS) as old:
         async with people.api_client(old) as api_client:
             ann = await api_client.register("ann")

@@ -1,4 +1,4 @@
-"""An upgrade and its way back: each service is replaced by the new release in turn, and by the old one again, under load."""
+"""An upgrade and its rollback under load: the new release replaces each service in turn, and then the old one does again."""
 
 import asyncio
 import os
@@ -28,14 +28,14 @@ from tests.rolling.test_rolling_upgrade import count_rows
 from tests.stacks import HEAD, REPOSITORY, Outcome, Release, RunningStack, stack, until
 
 STREAMS, CALLS = 200, 40
-#: An answer takes about five seconds, so that each replacement meets most of them in the middle.
+#: An answer takes about five seconds, so that each replacement happens in the middle of most of them.
 SETTINGS = {"INFERENCE_BACKEND": "echo", "ECHO_TOKEN_MS": "200", "HYPERSWARM": "off", "DEFAULT_RATE_LIMIT": "1000000"}
 PROMPT = " ".join(f"word{number}" for number in range(24))
 POST = "9000_post_rolling.sql"
 
 
 def with_post_migration(folder: Path) -> Release:
-    """This release with a migration that old services would not survive: it is pending during the whole test."""
+    """Return this release with a migration that would break old services: it stays pending during the whole test."""
     for name in ("services", "shared", "cli", "stack"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     for name in ("docs", "pyproject.toml", "services/web/npm/node_modules", "shared/transports/hyperswarm/sidecar/node_modules"):
@@ -54,8 +54,8 @@ async def has_point(home: StackHome) -> bool:
 
 @asynccontextmanager
 async def servers_of(home: StackHome) -> AsyncIterator[None]:
-    """PostgreSQL, Valkey and NATS of a stack, without its services. NATS keeps the static users of the release before."""
-    # Of roles that the release before did not have.
+    """Run a stack's PostgreSQL, Valkey and NATS, without its services. NATS keeps the static users of the previous release."""
+    # Create the secrets of roles that the previous release did not have.
     secret_files.ensure(home)
     recorded = settings.read_recorded(home)
     chosen = settings.load(recorded)
@@ -67,7 +67,7 @@ async def servers_of(home: StackHome) -> AsyncIterator[None]:
         try:
             for program in planned.programs:
                 await until(partial(is_ready, program), seconds=60, what=f"{program.name} is ready")
-            # The last step of a start: the restore point, because the tables are the old release's.
+            # The last step of a start makes the restore point, because the tables are the old release's.
             await until(partial(has_point, home), seconds=30, what="the restore point is there")
             yield
         finally:
@@ -75,7 +75,7 @@ async def servers_of(home: StackHome) -> AsyncIterator[None]:
             await task
 
 
-#: Asks the gateway with this URL, and returns the text. Calls the function once the gateway has the request.
+#: Asks the gateway at this URL, and returns the text. Calls the function once the gateway has the request.
 Ask = Callable[[httpx.AsyncClient, str, Callable[[], None]], Awaitable[str]]
 
 
@@ -100,7 +100,7 @@ async def read_whole(http: httpx.AsyncClient, url: str, on_sent: Callable[[], No
 
 @dataclass
 class Traffic:
-    """Requests to the gateway in ``url``, as a load balancer would send them."""
+    """Requests to the gateway at ``url``, as a load balancer would send them."""
 
     url: str = ""
     opening: Counter[str] = field(default_factory=Counter)
@@ -129,7 +129,7 @@ class Traffic:
                 sent()
 
     async def move(self, url: str) -> None:
-        """Send new requests there. Running ones stay; returns when the old gateway has all that were sent to it."""
+        """Send new requests to ``url``; running ones stay. Return when the old gateway has received all of its requests."""
         before, self.url = self.url, url
 
         async def is_quiet() -> bool:
@@ -146,11 +146,11 @@ class Fleet:
         self._folder = folder
         self._serving: dict[str, tuple[Replica, AsyncExitStack]] = {}
         self._started = 0
-        #: What was done when.
+        #: Each start with its time.
         self.steps: list[str] = []
 
     async def start(self, service: str, release: Release, traffic: Traffic) -> Replica:
-        """Start a replica of this release, then stop the present one gracefully."""
+        """Start a replica of this release, then stop the current one gracefully."""
         self._started += 1
         self.steps.append(f"{time.monotonic():.1f} {service} of {release.folder.name}")
         opened = AsyncExitStack()
@@ -218,7 +218,7 @@ async def test_each_service_is_replaced_and_taken_back_under_load(tmp_path: Path
                 verified = await old.aicli("admin", "ledger", "verify")
                 assert verified.status == 0, verified.err
                 assert pending_post(await new.aicli("stack", "migrate", "--status", "--json")) == [POST]
-                # Forward for good; and the old release ignores what only the new one knows.
+                # Upgrade for good; then the old release must ignore what only the new one knows.
                 for service in replicas.ROLES:
                     await fleet.start(service, head, traffic)
                 assert pending_post(await new.aicli("stack", "migrate", "--post", "--json")) == []

@@ -1,4 +1,4 @@
-"""People on the stack that these tests share with those of tests/integration."""
+"""Users on the stack that these tests share with those of tests/integration."""
 
 from collections.abc import AsyncIterator
 

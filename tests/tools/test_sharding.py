@@ -37,7 +37,7 @@ def test_unknown_shard_is_refused(words: str) -> None:
 
 
 def test_run_collects_only_its_shard(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    # CI gives the share of the outer run this way.
+    # CI sets the shard of the outer run in this variable.
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.setattr(sharding, "ROOT", pytester.path)
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
@@ -49,5 +49,5 @@ def test_run_collects_only_its_shard(pytester: pytest.Pytester, monkeypatch: pyt
         report.nodeid.split("::")[1] for run in runs for report in run.getreports("pytest_runtest_logreport") if report.when == "call"
     )
     assert passed == ["test_one", "test_three", "test_two"]
-    # The fourth has no file, which is no failure.
+    # The fourth shard has no file, which is not a failure.
     assert [run.ret for run in runs] == [pytest.ExitCode.OK] * 4

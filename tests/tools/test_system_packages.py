@@ -15,7 +15,7 @@ ALL_PACKAGES = (
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
-    """The programs that the machine has, which is a bare Debian."""
+    """The programs on the machine, which is a bare Debian."""
     programs = {"apt-get"}
     monkeypatch.setattr(system_packages, "SBIN", tmp_path)
     monkeypatch.setattr(system_packages.shutil, "which", lambda program: program if program in programs else None)

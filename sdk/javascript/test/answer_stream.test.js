@@ -18,7 +18,7 @@ async function piecesOf(stream) {
   return pieces
 }
 
-/** Tells when the connection of a reply is closed. */
+/** `tell` wraps a reply; `once` resolves when the reply's connection is closed. */
 function closings() {
   let close
   const once = new Promise((resolve) => {
@@ -91,13 +91,13 @@ test('a stream that nobody reads asks for nothing', async (context) => {
 test('the connection of a stream that was read to its end is used again', async (context) => {
   const { client, sockets } = await scripted(context, events([...ALL, ...END]))
   for (let time = 0; time < 6; time++) await client.stream(ASKED).finish()
-  // A second one is made where the next call comes in the moment in which the first is not quite free.
+  // A second connection is opened if the next call starts before the first connection is free.
   assert.ok(sockets.size <= 2, `${sockets.size}`)
 })
 
 test('a server that says its end and then nothing more holds nobody up', async (context) => {
   const { client } = await scripted(context, events([...ALL, ...END], 'hang'))
-  // Without the end of the answer this would be a DeadlineExceeded.
+  // If the client ignored the end of the answer, this would be a DeadlineExceeded.
   assert.equal((await client.stream({ ...ASKED, timeoutMs: 5000 }).finish()).text, TEXT)
 })
 
@@ -132,14 +132,14 @@ test('a stream that ends too early counts as broken', async (context) => {
   assert.deepEqual(lastIds(seen), [undefined, '2'])
 })
 
-test('a gateway that begins anew repeats no text', async (context) => {
+test('a gateway that starts over repeats no text', async (context) => {
   const { client } = await scripted(context, events(ALL.slice(0, 3), 'break'), events([...ALL, ...END]))
   const stream = client.stream(ASKED)
   assert.deepEqual(await piecesOf(stream), ['one', ' two', ' three', ' four'])
   assert.equal(stream.answer.text, TEXT)
 })
 
-test('a connection that breaks after every word is made anew as long as words come', async (context) => {
+test('a connection that breaks after every word is reopened as long as words come', async (context) => {
   const { client, seen } = await scripted(context, ...ALL.map((word) => events([word], 'break')), events(END))
   assert.deepEqual(await piecesOf(client.stream(ASKED)), ['one', ' two', ' three', ' four'])
   assert.deepEqual(lastIds(seen), [undefined, '1', '2', '3', '4'])
@@ -252,7 +252,7 @@ test('a limit that outlasts the call is raised immediately', async (context) => 
   assert.equal(seen.length, 1)
 })
 
-// --- leaving ---------------------------------------------------------------------------------------------------------------------------
+// --- leaving early ---------------------------------------------------------------------------------------------------------------------
 
 test('aborted in the middle a loop ends, and the model is free', async (context) => {
   const closing = closings()
@@ -277,7 +277,7 @@ test('aborted while it waits a loop ends', async (context) => {
   const pieces = []
   for await (const piece of stream) {
     pieces.push(piece)
-    // When the loop waits for the next one.
+    // By then, the loop waits for the next piece.
     setTimeout(() => stream.abort(), 10)
   }
   assert.deepEqual(pieces, ['one'])

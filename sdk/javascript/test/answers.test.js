@@ -69,7 +69,7 @@ test('what a newer gateway says more is passed over', () => {
   assert.equal(answers.readAnswer({ ...WHOLE, of_tomorrow: {} }).text, WHOLE.response)
 })
 
-/** The same with one value of it replaced, for every value and several replacements. */
+/** Yields copies with one value replaced, for every value and several replacements. */
 function* spoiled(good) {
   for (const [name, value] of Object.entries(good)) {
     for (const bad of [undefined, null, typeof value === 'string' ? 7 : 'seven', [[]], { nothing: 1 }]) {
@@ -80,7 +80,7 @@ function* spoiled(good) {
   }
 }
 
-test('what is missing or of another type is never handed on', () => {
+test('a missing value or one of another type is never returned', () => {
   const keyed = { ...USAGE, days: [{ ...USAGE.days[0], api_key_id: 'k' }] }
   const readers = [
     [answers.readAnswer, WHOLE],

@@ -90,7 +90,7 @@ test('where nobody listens the connection failed, with its reason', async () => 
   })
 })
 
-// --- leaving ---------------------------------------------------------------------------------------------------------------------------
+// --- leaving early ---------------------------------------------------------------------------------------------------------------------
 
 test('a gateway that never answers is left when the time is over, and told so', async (context) => {
   const { client, seen, withdrawn, onceWithdrawn } = await scripted(context, silence)
@@ -243,7 +243,7 @@ test('an error body that is too large is reported by its status', async (context
   await assert.rejects(client.models(), { name: 'BadRequest', status: 418 })
 })
 
-/** Write without an end, as fast as it is taken. */
+/** Write endlessly, as fast as the client reads. */
 function pour(socket, head, part) {
   socket.write(head)
   const more = () => {

@@ -8,8 +8,8 @@ const USER = { id: 'u', username: 'ann', email: 'a@b.c', role: 'user', tier: 'fr
 const LOGGED_IN = { token_type: 'Bearer', expires_in: 600, step: 'done', user: USER }
 
 /**
- * A platform with one session. `age` makes its access token too old; each session token gives one answer. Of `together` requests with a
- * token that is too old, none is answered before all are there.
+ * A platform with one session. `age` expires its access token; each session token works once. Requests with an expired token are
+ * answered only when `together` of them have arrived.
  */
 async function withSession(context, ...answers) {
   const state = { number: 1, renewals: 0, together: 1, refusal: null, hold: Promise.resolve(), served: 0, late: null }
@@ -112,7 +112,7 @@ test('a session that has ended says so, and nothing more is sent', async (contex
   assert.deepEqual(withdrawn, [])
 })
 
-test('a platform that is away for a moment ends no session', async (context) => {
+test('a platform that is down for a moment ends no session', async (context) => {
   const { client, state, age } = await withSession(context)
   age()
   state.refusal = failure(500, 'internal')

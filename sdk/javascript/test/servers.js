@@ -1,4 +1,4 @@
-// What the tests of this folder stand on: a server on loopback that answers by a script, and clients of it.
+// A server on loopback that answers by a script, and its clients, for the tests in this folder.
 
 import { createServer } from 'node:http'
 import { createServer as createRawServer } from 'node:net'
@@ -18,7 +18,7 @@ export const REQUEST = '0192f0c1000070008000000000000001'
 /** @typedef {(response: import('node:http').ServerResponse, seen: Seen) => void} Reply */
 /** @typedef {{method: string, url: string, headers: Record<string, string>, body: any}} Seen */
 
-/** A server that answers each request by the next reply, and the last one for ever. A word that an answer is not wanted is kept apart. */
+/** A server that answers each request with the next reply; the last one repeats. Cancellations are recorded separately. */
 export async function scripted(context, ...replies) {
   const seen = []
   const withdrawn = []
@@ -44,7 +44,7 @@ export async function scripted(context, ...replies) {
   return { ...client, seen, withdrawn, onceWithdrawn }
 }
 
-/** A server that answers every connection with these bytes, or as the function says. */
+/** A server that answers every connection with these bytes, or lets the function answer. */
 export async function raw(context, answer) {
   const server = createRawServer((socket) => {
     socket.on('error', () => undefined)
@@ -53,7 +53,7 @@ export async function raw(context, answer) {
   return clientOf(context, server)
 }
 
-/** An address where nobody listens. */
+/** An address where no server listens. */
 export async function nobody() {
   const server = createRawServer()
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve))
@@ -63,7 +63,7 @@ export async function nobody() {
 }
 
 async function clientOf(context, server) {
-  // Of the pause before another try: what is left of it is no longer worth waiting for.
+  // Shortens the pauses before retries to almost nothing.
   context.mock.method(Math, 'random', () => -0.995)
   const sockets = new Set()
   server.on('connection', (socket) => sockets.add(socket.on('close', () => sockets.delete(socket))))
@@ -97,19 +97,19 @@ export const hangUp = (response) => response.destroy()
 /** Never answers. @returns {Reply} */
 export const silence = () => undefined
 
-/** The parts of an event stream, and then its end; or nothing more, or the end of the connection. @returns {Reply} */
+/** The parts of an event stream, then its end, a broken connection or silence. @returns {Reply} */
 export function events(parts, then = 'end') {
   return (response) => {
     response.writeHead(200, { 'content-type': 'text/event-stream; charset=utf-8' })
     const sent = parts.join('')
     if (then === 'end') response.end(sent)
-    // Destroyed at once, what was written last would be lost with it.
+    // Destroy the connection later, or what was written last would be lost.
     else if (then === 'break') response.write(sent, () => setImmediate(() => response.destroy()))
     else response.write(sent)
   }
 }
 
-/** The words of an answer, numbered as the gateway does. */
+/** The events of an answer's words, numbered as the gateway does. */
 export function words(text, first = 1) {
   return text.match(/\s*\S+/g).map((word, index) => event({ text: word }, `${REQUEST}-${first + index}`))
 }

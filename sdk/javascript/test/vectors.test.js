@@ -36,7 +36,7 @@ for (const vector of vectors.retries) {
 const camel = (name) => name.replace(/_[a-z]/g, (hump) => hump[1].toUpperCase())
 const camelKeys = (record) => record && Object.fromEntries(Object.entries(record).map(([name, value]) => [camel(name), value]))
 
-/** What an answer has, in the form of the vectors. */
+/** The content of an answer, in the form of the vectors. */
 function plainAnswer({ text, finishReason, toolCalls, logprobs, message, reasoning }) {
   const plain = ({ token, logprob, bytes, top }) => ({ token, logprob, bytes: [...bytes], top: top.map(plain) })
   return {
@@ -57,7 +57,7 @@ for (const vector of vectors.answers) {
 
   test(`stream, broken after each piece: ${vector.name}`, async (context) => {
     const parts = vector.pieces.map((piece, index) => event(piece, `${REQUEST}-${index + 1}`))
-    // Each connection gives one piece more, and repeats the ones before.
+    // Each connection sends one more piece, and repeats those before.
     const broken = parts.map((_, count) => events(parts.slice(0, count + 1), 'break'))
     const { client, seen } = await scripted(context, ...broken, events([...parts, event(vector.end), ...END.slice(1)], 'end'))
     const stream = client.stream({ prompt: 'hi' })

@@ -36,7 +36,7 @@ for method in ("json_schema", "function_calling"):
 # By default it sends OpenAI's token ids, which mean something else to other models.
 embeddings = OpenAIEmbeddings(model=MODEL, check_embedding_ctx_length=False)
 assert len(embeddings.embed_documents(["Rome", "Paris"])) == 2
-# Guardrails of the key mask every word of an answer, or end it before the first one.
+# One key's guardrails mask every word of an answer; the other key's end it before the first word.
 masked = ChatOpenAI(model=MODEL, api_key=os.environ["MASKED_API_KEY"], max_tokens=40, max_retries=0)
 for text in (masked.invoke("Say hello.").content, "".join(chunk.content for chunk in masked.stream("Say hello."))):
     assert "[word]" in text, text

@@ -22,7 +22,7 @@ class Person(pydantic.BaseModel):
     age: int = pydantic.Field(ge=0, le=120)
 
 
-# A limit above every context, as many programs send it.
+# A limit above every context length, as many programs send.
 chat = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Say hello."}], max_tokens=10_000_000, stop=["."])
 assert chat.choices[0].message.content
 assert chat.usage.total_tokens > 0

@@ -37,7 +37,7 @@ PROGRAM = """
 
 
 class Gateway(ThreadingHTTPServer):
-    """Serves a page with the client, and a scripted /api; every first stream under a key is cut behind its first word."""
+    """Serves a page with the client, and a scripted /api; it cuts the first stream of each key after the first word."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), GatewayHandler)
@@ -55,7 +55,7 @@ class GatewayHandler(BaseHTTPRequestHandler):
         return self.server
 
     def log_message(self, *_: object) -> None:
-        """Logs nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         if self.path == "/":

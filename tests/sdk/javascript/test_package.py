@@ -1,4 +1,4 @@
-"""The JavaScript package on its own: its tests, its types, its contents, and the gateway errors it knows."""
+"""The JavaScript package alone: its tests, its types, its contents, and the gateway errors that it knows."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.stacks import REPOSITORY
 PACKAGE = REPOSITORY / "sdk" / "javascript"
 SECONDS = 200
 MOST_LINES = 400
-#: What a person still likes to download.
+#: A quick download.
 MOST_BYTES = 64 * 1024
 
 

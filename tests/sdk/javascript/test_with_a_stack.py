@@ -39,7 +39,7 @@ const tell = (said) => console.log(JSON.stringify(said))
 
 
 async def run(folder: Path, program: str, url: str, key: str, **variables: str) -> tuple[int | None, str, str]:
-    """A program of a user who has installed the package."""
+    """Run a program of a user who has installed the package."""
     (folder / "node_modules").mkdir(exist_ok=True)
     installed = folder / "node_modules" / "aimesh-client"
     if not installed.exists():
@@ -118,7 +118,7 @@ async def test_login_with_an_expired_access_token_continues(stack: RunningStack,
 
 @asynccontextmanager
 async def cutting(url: str, cuts_at: list[int]) -> AsyncIterator[str]:
-    """A proxy for ``url`` that cuts its first connections after some bytes of the answer, and passes on later ones whole."""
+    """A proxy for ``url`` that cuts its first connections after some bytes of the answer, and forwards later ones completely."""
     target = urlsplit(url)
     left = list(cuts_at)
 
@@ -152,7 +152,7 @@ async def cutting(url: str, cuts_at: list[int]) -> AsyncIterator[str]:
 
 
 async def test_interrupted_stream_continues_as_one_request(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
-    # An event has about 75 bytes: cut before the first one, in its middle, and later ones.
+    # An event has about 75 bytes: cut before the first event, inside it, and inside later ones.
     program = """
     const prompt = Array.from({ length: 300 }, (_, index) => `w${index}`).join(' ')
     const pieces = []
@@ -183,7 +183,7 @@ async def busy_slots(stack: RunningStack) -> float:
     ],
 )
 async def test_leaving_a_stream_frees_the_model(stack: RunningStack, ann: Person, tmp_path: Path, leave: str) -> None:
-    # An answer of 5 s; under its key alone it would be made to its end.
+    # An answer of 5 s; without a cancellation, the gateway completes the answers of requests with a key.
     program = f"""
     const control = new AbortController()
     const stream = client.stream({{ prompt: 'word '.repeat(1000), model: 'echo', signal: control.signal }})
@@ -207,5 +207,5 @@ async def test_leaving_a_stream_frees_the_model(stack: RunningStack, ann: Person
             tokens: int | None = await database.fetchval("SELECT tokens_used FROM request_logs WHERE user_id = $1", ann.id)
         return tokens
 
-    # A thousand of the prompt, and the few that came.
+    # A thousand tokens of the prompt, and the few that arrived.
     assert 1000 < await until(counted, what="the row is written") < 1500

@@ -1,9 +1,9 @@
-"""A way to a server that breaks: connections are cut when so many bytes of an answer have come through.
+"""A proxy for an unreliable network: it cuts connections when so many bytes of an answer have passed.
 
     async with cutting_proxy.before(url, [500, 500]) as broken:
         …broken.url, broken.cuts
 
-The first two are cut, all others are whole. With ``tls`` it speaks TLS to its callers.
+The first two connections are cut, all others stay whole. With ``tls`` the proxy speaks TLS to its callers.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class Proxy:
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None) -> bool:
-    """Whether that was all."""
+    """Forward at most so many bytes, and return whether that was all."""
     with contextlib.suppress(ConnectionError):
         while piece := await reader.read(_PIECE_BYTES if most is None else min(_PIECE_BYTES, most)):
             writer.write(piece)

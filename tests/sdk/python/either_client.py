@@ -30,7 +30,7 @@ class EitherClient(Protocol):
     async def inference(self, prompt: str, **more: Any) -> aimesh.Answer: ...
 
     async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, seen: list[str] | None = None, **more: Any) -> Got:
-        """Collect the pieces, in `seen` too if it is passed."""
+        """Collect the pieces, in `seen`, too, if it is passed."""
 
     async def pieces(self, prompt: str) -> tuple[list[aimesh.AnswerPiece], aimesh.Answer]: ...
 

@@ -1,9 +1,9 @@
-"""A tiny HTTP server that answers as it was told, with every fault a server can have, and keeps what it was asked.
+"""A tiny HTTP server that replies by a script, with every fault that a server can have, and records its requests.
 
     with scripted_server.serving(Reply(…), Reply(…)) as server:
         aimesh.Client("aip_live_x", server.url)…
 
-One reply for each request, in order; the last one for ever. What is withdrawn (DELETE) takes none. It runs in threads, so it serves
+One reply for each request, in order; the last one repeats. Cancellations (DELETE) take none. The server runs in threads, so it serves
 clients with and without asyncio.
 """
 
@@ -29,15 +29,15 @@ ANSWER: Mapping[str, Any] = {
 
 
 class Then(Enum):
-    """What comes behind the last part."""
+    """What follows the last part."""
 
-    #: The end of the body; the connection stays.
+    #: The end of the body; the connection stays open.
     END = auto()
-    #: The connection is cut, without an end of the body.
+    #: The server cuts the connection before the end of the body.
     BREAK = auto()
-    #: Nothing, until the client goes.
+    #: Nothing, until the client disconnects.
     HANG = auto()
-    #: The last part again and again, until the client goes.
+    #: The last part again and again, until the client disconnects.
     ENDLESS = auto()
 
 
@@ -48,7 +48,7 @@ class Reply:
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     then: Then = Then.END
-    #: In place of the head; then parts go as they are.
+    #: Replaces the head; the parts are then sent unchanged.
     head: bytes | None = None
 
 
@@ -96,7 +96,7 @@ class Server:
         self._stopped = False
         self.received: list[ReceivedRequest] = []
         self.connections = 0
-        #: Set when a client left an answer that hangs or has no end.
+        #: Set when a client has left an answer that hangs or is endless.
         self.left = threading.Event()
         #: Set when an answer hangs.
         self.hanging = threading.Event()
@@ -151,7 +151,7 @@ class Server:
             self._connections.discard(connection)
 
     def _answer(self, connection: socket.socket, request: ReceivedRequest) -> bool:
-        """Whether the connection may be used again."""
+        """Answer the request, and return whether the connection can be used again."""
         with self._lock:
             self.received.append(request)
             reply = self._reply_to(request)
@@ -172,7 +172,7 @@ class Server:
             return reply.head is None
         if reply.then is Then.BREAK:
             if not reply.parts:
-                # A reset, as of a program that was killed; it would also take what was sent and not read yet.
+                # A reset, as of a killed program; after parts, it would also discard those that the client has not read yet.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return False
         self.hanging.set()

@@ -1,4 +1,4 @@
-"""A server with one session: its access token expires when a test says so, and each session token works once."""
+"""A server with one session: its access token expires when the test says so, and each session token works once."""
 
 import json
 import threading
@@ -19,15 +19,15 @@ class SessionServer(Server):
         super().__init__(answers or [whole()])
         self.number = 1
         self.renewals = 0
-        #: Sent in place of a new token.
+        #: Sent instead of a new token.
         self.refusal: Reply | None = None
         #: Requests with an expired token are answered only when this many have arrived.
         self.together = threading.Barrier(1)
-        #: Renewals wait for it.
+        #: Renewals wait for this.
         self.may_renew = threading.Event()
         self.may_renew.set()
         self.renewing = threading.Event()
-        #: The refusal of the prompt `late` waits for it.
+        #: The refusal of the prompt `late` waits for this.
         self.may_refuse = threading.Event()
         self.is_late = threading.Event()
 
@@ -36,11 +36,11 @@ class SessionServer(Server):
         return aimesh.Session(f"access-{self.number}", 600, aimesh.User("u", "ann", "a@b.c", "user", "free"), f"session-{self.number}")
 
     def age(self) -> None:
-        """The access token that is out is too old now."""
+        """Let the current access token expire."""
         self.number += 1
 
     def _answer(self, connection: object, request: ReceivedRequest) -> bool:
-        # Without the lock, which each request needs for its reply.
+        # Wait without the lock, which each request needs for its reply.
         if request.path == RENEW:
             self.renewing.set()
             self.may_renew.wait(30)
@@ -60,7 +60,7 @@ class SessionServer(Server):
         self.renewals += 1
         if self.refusal is not None:
             return self.refusal
-        # Spent with this answer, as by the platform.
+        # A session token works once, as on the platform.
         if request.body != {"session_token": f"session-{self.number - 1}"}:
             return failed(401, "not_authenticated")
         token = {"access_token": f"access-{self.number}", "expires_in": 600, "session_token": f"session-{self.number}"}

@@ -27,12 +27,12 @@ TERMS = CallTerms(seconds=100)
 
 @dataclass
 class Try:
-    """What one Open gets: a head, or a loss; then pieces, or losses among them."""
+    """The response to one OpenRequest: a head or a loss; then pieces, or losses among them."""
 
     status: int = 200
     pieces: Sequence[bytes | WireLost] = ()
     headers: Mapping[str, str] = field(default_factory=lambda: EVENTS)
-    #: In place of a head.
+    #: Replaces the head.
     lost: WireLost | None = None
 
 
@@ -41,7 +41,7 @@ class Played:
     opened: list[OpenRequest] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    #: Access tokens in whose place another was wanted.
+    #: Access tokens for which the client wanted a new one.
     spent: list[str] = field(default_factory=list)
 
     @property
@@ -54,7 +54,7 @@ class Played:
 
 
 class Stage:
-    """Time passes only by pauses and by durations in the script."""
+    """Runs conversations. Time passes only in pauses and in the script's durations."""
 
     def __init__(
         self, *tries: Try, seconds_each: float = 0.0, api_key: str | None = "aip_live_x", login: SessionLogin | None = None

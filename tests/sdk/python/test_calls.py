@@ -1,4 +1,4 @@
-"""Requests fit the gateway's own types, and its responses are parsed."""
+"""Requests match the gateway's own types, and its responses are parsed."""
 
 import json
 import struct
@@ -28,7 +28,7 @@ def sent(call: ApiCall[object]) -> bytes:
     return call.body
 
 
-# --- what is sent ---------------------------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------------------------
 
 
 def test_prompt_with_every_option() -> None:
@@ -99,7 +99,7 @@ def test_only_repeatable_calls_are_retried() -> None:
     )
 
 
-# --- what is answered -----------------------------------------------------------------------------------------------
+# --- responses ------------------------------------------------------------------------------------------------------
 
 
 def read(answer: object) -> JsonFields:
@@ -168,7 +168,7 @@ GOOD: dict[str, tuple[ApiCall[object], object]] = {
     "quota": (calls.quota(), rest_usage.QuotaAnswer(USER, Tier.FREE, 100, 1, 99, 12.5, (rest_usage.LimitAnswer("key", "x", 5, 4, 0.0),))),
     "a user": (calls.register("a", "b", "c"), MADE),
 }
-#: Absent in answers of another version, or of no use here.
+#: Missing in answers of other versions, or not needed here.
 MAY_BE_ABSENT = {"created", "owned_by", "object", "only_embeds", "limits", "credits", "budget", "api_key_id", "is_active", "created_at"}
 
 

@@ -73,7 +73,7 @@ async def test_create_a_key(kind: str) -> None:
         assert server.received[0].body == {"name": "laptop", "requests_per_hour": 10}
 
 
-# --- trying again ---------------------------------------------------------------------------------------------------
+# --- retries --------------------------------------------------------------------------------------------------------
 
 
 @both
@@ -146,7 +146,7 @@ async def test_errors_are_those_of_the_gateway(kind: str) -> None:
         assert len(stage.server.received) == 2
 
 
-# --- leaving --------------------------------------------------------------------------------------------------------
+# --- leaving early --------------------------------------------------------------------------------------------------
 
 
 @both
@@ -275,7 +275,7 @@ def test_closed_stream_is_finished_and_can_be_closed_again() -> None:
         assert [one.verb for one in server.received] == ["POST", "DELETE"]
 
 
-# --- both are one ---------------------------------------------------------------------------------------------------
+# --- both clients alike ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

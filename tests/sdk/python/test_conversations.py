@@ -13,7 +13,7 @@ from aimesh.conversations import CallTerms, Conversation
 from tests.sdk.python.scripted_server import COMMENT, END, ID, event, text
 from tests.sdk.python.stage import CALL, EVENTS, JSON, LOST, STREAM, TERMS, WHOLE, Stage, Try, refusal
 
-# --- an answer in one piece -----------------------------------------------------------------------------------------
+# --- whole answers --------------------------------------------------------------------------------------------------
 
 
 def test_request_headers_and_body() -> None:
@@ -125,7 +125,7 @@ def test_key_that_fits_no_header(key: str) -> None:
         CallTerms(seconds=1, idempotency_key=key)
 
 
-# --- an answer in pieces --------------------------------------------------------------------------------------------
+# --- streamed answers -----------------------------------------------------------------------------------------------
 
 
 def test_stream() -> None:
@@ -246,7 +246,7 @@ def test_stream_that_is_not_from_aimesh(reply: Try, why: str) -> None:
     assert len(stage.played.opened) == 1
 
 
-# --- leaving --------------------------------------------------------------------------------------------------------
+# --- leaving early --------------------------------------------------------------------------------------------------
 
 
 def begun(stage: Stage, terms: CallTerms = TERMS) -> Conversation[Answer]:

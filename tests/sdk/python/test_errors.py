@@ -33,7 +33,7 @@ def test_every_platform_code_has_the_class_of_its_status() -> None:
                 "r-1",
             )
             assert isinstance(error, type(of(status)) if code not in errors.BY_CODE else errors.BY_CODE[code])
-            # What catches the general one catches this, too.
+            # A handler of the general error catches this one, too.
             general = {409: aimesh.Conflict, 400: aimesh.BadRequest, 405: aimesh.BadRequest, 415: aimesh.BadRequest}.get(
                 status, type(of(status))
             )
@@ -41,7 +41,7 @@ def test_every_platform_code_has_the_class_of_its_status() -> None:
 
 
 def test_no_code_is_unknown_to_the_platform() -> None:
-    # Of the ledger, which is not in the shared tree.
+    # The ledger's code, which is not in the shared tree.
     assert set(errors.BY_CODE) - set(theirs.BY_CODE) <= {"ledger_unavailable"}
 
 

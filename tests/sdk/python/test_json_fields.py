@@ -51,7 +51,7 @@ def test_invalid_field_is_named(read: Callable[[JsonFields, str], object], value
 
 
 def raise_str(work: Callable[[], object]) -> None:
-    """The hint is in what people see."""
+    """Raise errors with the text that users see, which includes the hint."""
     try:
         work()
     except ProtocolError as error:

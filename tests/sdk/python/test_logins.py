@@ -21,7 +21,7 @@ from tests.sdk.python.stage import EVENTS, JSON, TERMS, WHOLE, Stage, Try, refus
 SESSION = Session("access", 600, User("u", "ann", "a@b.c", "user", "free"), "session")
 TOO_OLD = refusal(401, "not_authenticated")
 
-# --- played against a script ----------------------------------------------------------------------------------------
+# --- against a script -----------------------------------------------------------------------------------------------
 
 
 def sent(stage: Stage) -> list[str]:
@@ -33,7 +33,7 @@ def test_expired_token_is_renewed_and_the_request_is_repeated() -> None:
     assert stage.infer().text == "hi"
     stage.infer()
     assert sent(stage) == ["access", "access'", "access'"]
-    # The platform has seen one request.
+    # Both attempts of the first request have its key, so the platform counts one request.
     assert stage.played.keys == ["key-1", "key-1", "key-2"]
     assert stage.played.pauses == []
 
@@ -54,7 +54,7 @@ def test_call_longer_than_the_token_lifetime_renews_it_each_time() -> None:
 
 
 def test_unrepeatable_call_may_renew_the_token() -> None:
-    """A request that was not let in has done nothing."""
+    """A refused request has done nothing, so it can be repeated."""
     made = {"api_key": "aip_live_y", "key": {"id": "k", "name": "n", "preview": "p", "created_at": "2026-01-02T03:04:05Z", "budget": None}}
     stage = Stage(TOO_OLD, Try(201, [str(made).replace("'", '"').replace("None", "null").encode()], JSON), login=SessionLogin(SESSION))
     assert stage.run(conversations.whole(calls.create_key("n", {}), stage.context, TERMS)).secret == "aip_live_y"
@@ -154,7 +154,7 @@ async def test_concurrent_calls_renew_once(kind: str) -> None:
         async with logged_in(kind, server) as ann:
             assert (await ann.client.inference("hi")).text == "three small words"
             server.age()
-            # All are refused before one is let in again. As many as threads that there are for sure.
+            # The server refuses all before it accepts any. Five, because the default thread pool has at least five threads.
             server.together = threading.Barrier(5)
             for answer in await asyncio.gather(*(ann.client.inference("hi") for _ in range(5))):
                 assert answer.text == "three small words"
@@ -226,7 +226,7 @@ async def test_waiting_for_a_renewal_respects_the_timeout(kind: str) -> None:
             server.may_renew.clear()
             with pytest.raises((aimesh.DeadlineExceeded, aimesh.ConnectionFailed), match=r"no answer|not renewed in time"):
                 await ann.client.inference("hi", timeout=0.5)
-            # It was not let in: there is nothing to withdraw.
+            # The server did not accept the request, so there is nothing to cancel.
             assert server.withdrawn == []
 
 

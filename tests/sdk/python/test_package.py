@@ -1,4 +1,4 @@
-"""What the modules of the SDK import: only httpx besides the standard library; and which of them are pure."""
+"""Imports of the SDK's modules: only httpx besides the standard library; and which modules are pure."""
 
 import ast
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 SDK = Path(__file__).resolve().parents[3] / "sdk" / "python"
 MODULES = sorted((SDK / "src" / "aimesh").glob("*.py"))
-#: They send, wait, and read the environment; all others decide.
+#: These send, wait and read the environment; all others only decide.
 SHELLS = {"__init__", "async_client", "async_io", "async_wire", "client", "settings", "sync_io", "wire"}
 NOT_PURE = {"asyncio", "os", "random", "socket", "threading", "time", "uuid"}
 

@@ -82,7 +82,7 @@ def plain(tokens: tuple[aimesh.LogProbability, ...]) -> list[dict[str, Any]]:
 
 
 def content_of(answer: aimesh.Answer) -> dict[str, Any]:
-    """What an answer has, in the form of the vectors."""
+    """Return the content of an answer, in the form of the vectors."""
     calls = [dataclasses.asdict(call) for call in answer.tool_calls]
     logprobs = plain(answer.logprobs)
     return {
@@ -102,7 +102,7 @@ async def test_answers(kind: str, vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", VECTORS["answers"], ids=lambda vector: vector["name"])
 async def test_streams_that_break_after_each_piece(kind: str, vector: dict[str, Any]) -> None:
     parts = [f"id: {ID}-{number}\n".encode() + event(piece) for number, piece in enumerate(vector["pieces"], 1)]
-    # Each connection gives one piece more, and repeats the ones before.
+    # Each connection sends one more piece, and repeats those before.
     broken = [events(*parts[: count + 1], then=Then.BREAK) for count in range(len(parts))]
     async with staged(kind, *broken, events(*parts, event(vector["end"]), b"data: [DONE]\n\n")) as stage:
         got = await stage.client.read("hi")

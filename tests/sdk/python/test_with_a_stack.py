@@ -169,7 +169,7 @@ async def test_from_account_to_answer(stack: RunningStack) -> None:
         assert (await client.inference("hello", model="echo")).text == "hello"
 
 
-# --- breaks and leaving ---------------------------------------------------------------------------------------------
+# --- interruptions and leaving early --------------------------------------------------------------------------------
 
 
 @addresses
@@ -193,7 +193,7 @@ async def test_stream_over_an_unreliable_path_has_no_gap_or_repetition_and_is_bi
         assert ((await client.usage()).request_count, (await client.usage()).tokens_used) == (1, 600)
 
 
-#: Asks for much, and goes away once the event is set.
+#: Asks for a long answer, and leaves once the event is set.
 Leave = Callable[[aimesh.AsyncClient, asyncio.Event], Awaitable[None]]
 
 
