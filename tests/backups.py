@@ -1,4 +1,4 @@
-"""Backups of a real PostgreSQL in a store that is a folder, without the agent: the data, two archives, and its write-ahead log."""
+"""Backups of a real PostgreSQL, made without the agent, in a folder as the store: the data, two archives and the write-ahead log."""
 
 import asyncio
 import hashlib
@@ -31,7 +31,7 @@ SEGMENT = 16 << 20
 
 @dataclass
 class BackupMaker:
-    """``base`` and ``ship`` are what the agent does."""
+    """Does the agent's work: ``base`` makes a backup, ``ship`` copies the log."""
 
     folder: Path
     server: PostgresServer
@@ -39,10 +39,10 @@ class BackupMaker:
     key: NodeKey = field(default_factory=lambda: NodeKey(node_keys.new_seed()))
     identity: str = field(default_factory=sealing.new_identity)
     own_identity: str = field(default_factory=sealing.new_identity)
-    #: (moment, position)
+    #: (time, log position)
     marks: list[tuple[datetime, int]] = field(default_factory=list)
     shipped: set[Segment] = field(default_factory=set)
-    #: Otherwise a damaged page goes into the backup.
+    #: If false, damaged pages go into the backup.
     checks_pages: bool = True
 
     def __post_init__(self) -> None:
@@ -57,11 +57,11 @@ class BackupMaker:
         )  # fmt: skip
 
     def place(self, home: StackHome) -> BackupPlace:
-        """What the agent of a restored home writes with."""
+        """Return the backup place that the agent of a restored home uses."""
         return BackupPlace(home, BackupSettings(), self.store, self.store_mesh, self.key, self.own_identity)
 
     async def begin(self) -> None:
-        """The cluster keeps its log, and has the superuser and the database of a stack."""
+        """Set up the cluster: it keeps its log, and has the superuser and the database of a stack."""
         await self.run("ALTER SYSTEM SET wal_keep_size = '512MB'", "SELECT pg_reload_conf()")
         await self.run("CREATE ROLE aimesh_admin SUPERUSER LOGIN", "CREATE DATABASE aimesh")
         await self.store.put(layout.MESH, layout.sign(layout.MESH, self.store_mesh, self.key))
@@ -114,7 +114,7 @@ class BackupMaker:
         return BackupPart(name=part, size=digest.size, sha256=digest.sha256, plain_size=len(plain))
 
     async def ship(self) -> StoreState:
-        """Copy what is on the disk, the unfinished segment too."""
+        """Copy the log that is on disk, including the unfinished segment."""
         at = await self.now()
         lsn = int(str(await self.run("SELECT pg_current_wal_flush_lsn()")))  # asyncpg decodes positions
         self.marks.append((at, lsn))

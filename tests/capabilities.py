@@ -1,7 +1,7 @@
-"""What tests need of the machine beside the packages in .venv: a browser, root, other programs.
+"""What tests need from the machine besides the packages in .venv: a browser, root, other programs.
 
-A test calls ``require("browser")`` before it uses one. Where the capability is missing the test is skipped, and the end of the run lists
-it. ``AIMESH_REQUIRE=browser,nat`` makes a missing one an error before the first test.
+A test calls ``require("browser")`` before it uses a browser. If the machine lacks this capability, the test is skipped, and the end of
+the run lists it. ``AIMESH_REQUIRE=browser,nat`` makes a missing capability an error before the first test.
 """
 
 import difflib
@@ -17,17 +17,17 @@ import pytest
 
 from tests.nat import topology
 
-#: Where `make deploy-tools` puts programs, and where Debian puts those that users have no PATH to.
+#: The programs of `make deploy-tools`, and Debian's folders that are missing from a user's PATH.
 _TOOLS = Path(__file__).resolve().parent.parent / ".tools"
 SEARCH_PATH = os.pathsep.join((str(_TOOLS / "bin"), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"))
 VARIABLE = "AIMESH_REQUIRE"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-#: How the reason of such a skip begins.
+#: Start of the reason for such a skip.
 _NEEDS = "needs {}: "
 
 
 def find_program(*names: str) -> str | None:
-    """The path of the first of these programs that is installed. Debian gives some another name than upstream."""
+    """Return the path of the first of these programs that is installed. Debian renames some."""
     return next((path for name in names if (path := shutil.which(name, path=SEARCH_PATH)) is not None), None)
 
 
@@ -36,7 +36,7 @@ def find_browser() -> str | None:
 
 
 def find_package(name: str) -> Path | None:
-    """The folder of an npm package of `make deploy-tools`."""
+    """Return the folder of an npm package that `make deploy-tools` installed."""
     folder = _TOOLS / "node_modules" / name
     return folder if folder.is_dir() else None
 
@@ -46,7 +46,7 @@ def find_alertmanager() -> str | None:
 
 
 def _proxy(*names: str) -> str:
-    """A proxy, and the ACME server that its certificate is from."""
+    """Check for a proxy and for the ACME server that issues its certificate."""
     return _programs({name: find_program(name) for name in (*names, "pebble", "pebble-challtestsrv")})
 
 
@@ -75,7 +75,7 @@ def _kubernetes_schemas() -> str:
 
 
 def find_rego() -> str | None:
-    """The Python of `make deploy-tools`, which has the library regopy."""
+    """Return the Python of `make deploy-tools` if it has the library regopy."""
     python = shutil.which("python", path=str(_TOOLS / "bin"))
     found = python and subprocess.run([python, "-c", "import regopy"], capture_output=True, check=False, timeout=60).returncode == 0
     return python if found else None
@@ -88,7 +88,7 @@ def _containers() -> str:
     return _programs({name: find_program(name) for name in names})
 
 
-#: name -> says why this machine lacks the capability; empty if it has it.
+#: Name -> returns why this machine lacks the capability; empty if it has it.
 CAPABILITIES: dict[str, Callable[[], str]] = {
     "actionlint": lambda: _programs({"actionlint": find_program("actionlint")}),
     "alertmanager": _alertmanager,
@@ -114,19 +114,19 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
 
 
 def require(name: str) -> None:
-    """Skip the running test where the machine lacks this capability."""
+    """Skip the running test if the machine lacks this capability."""
     if missing := CAPABILITIES[name]():
         pytest.skip(_NEEDS.format(name) + missing)
 
 
 def find_capability(reason: str) -> str | None:
-    """The capability whose absence is the reason of this skip."""
+    """Return the capability whose absence caused this skip."""
     found = re.search(_NEEDS.format(r"(\w+)") + ".", reason)
     return found[1] if found else None
 
 
 def find_mistakes(required: str) -> list[str]:
-    """What is wrong with a value of AIMESH_REQUIRE on this machine."""
+    """Return what is wrong with a value of AIMESH_REQUIRE on this machine."""
     mistakes = []
     for name in filter(None, (each.strip() for each in required.split(","))):
         if name not in CAPABILITIES:

@@ -1,10 +1,10 @@
-"""Many small cases in one test, of which a failure names its own.
+"""Many small cases in one test; a failure names its case.
 
     for name in NAMES:
         with case(name):
             assert …
 
-A parametrised test costs some milliseconds a case, for fixtures and reports: too much for hundreds that take microseconds each.
+A parametrized test costs a few milliseconds per case for fixtures and reports: too much for hundreds of cases that take microseconds.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
-"""Real servers for every test that names them: started once per run, on Unix sockets and free ports, in temporary folders.
+"""Real servers for every test that requests them: started once per run, on Unix sockets and free ports, in temporary folders.
 
-``postgres_url`` is a fresh database and ``valkey_url`` an empty server each time; ``plain_url`` is the database as a role that meets
-row-level security. ``postgres``, ``valkey`` and ``nats`` are
-the servers themselves, for tests that kill them.
+``postgres_url`` is a fresh database and ``valkey_url`` an empty server for each test; ``plain_url`` is the same database for a role that
+row-level security applies to. ``postgres``, ``valkey`` and ``nats`` are the servers themselves, for tests that kill them.
 """
 
 import functools
@@ -32,7 +31,7 @@ pytest_plugins = ("tests.parallel", "tests.tiers")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Say at once what failed: a run takes long, and its summary comes when all is over."""
+    """Print each failure immediately, because a run takes long and its summary comes at the end."""
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
         crash = getattr(report.longrepr, "reprcrash", None)
         why = str(crash.message if crash is not None else report.longrepr)[:4000]
@@ -41,9 +40,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_pauses() -> None:
-    """Sweeps between modules, not within a test: with thousands of tests loaded, a sweep of everything takes seconds.
+    """Collect garbage between modules, not within a test: with thousands of tests loaded, a full collection takes seconds.
 
-    A pause of seconds is longer than the deadlines that tests hold clients and servers to.
+    That is longer than the deadlines that tests set for clients and servers.
     """
     gc.collect()
     gc.freeze()
@@ -51,7 +50,7 @@ def _no_pauses() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_log_to_nowhere() -> Iterator[None]:
-    """A program that ran inside a test logs to what was its stdout; the tests behind it do not."""
+    """Remove the log handlers that a program inside the test left behind; they write to its closed stdout."""
     yield
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not getattr(getattr(handler, "stream", None), "closed", False)]
@@ -59,15 +58,15 @@ def _no_log_to_nowhere() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_request_of_another_test() -> None:
-    """A test without a loop that starts a request starts it for every test behind it in the same process."""
+    """Reset the current request: if a test without an event loop sets one, all later tests in the process inherit it."""
     context.current.set(None)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_root_certificate(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The public authorities are one, and not 140, which take 40 ms to read: each HTTP client reads them, also one that uses no TLS.
+    """Trust one public authority instead of 140: reading all takes 40 ms, and every HTTP client reads them, even without TLS.
 
-    In `make test` no process reaches a server whose certificate they have signed.
+    In `make test` no process reaches a server with a certificate from a public authority.
     """
     if pytestconfig.getoption("--nightly"):
         yield
@@ -89,7 +88,7 @@ def _one_root_certificate(pytestconfig: pytest.Config, tmp_path_factory: pytest.
 
 @pytest.fixture(autouse=True, scope="session")
 def _each_query_file_is_parsed_once() -> Iterator[None]:
-    """As in a service, which opens its stores once. Parsing those of auth takes 20 ms."""
+    """Parse each query file once, as a service does when it opens its stores. Parsing auth's files takes 20 ms."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(queries, "parse", functools.cache(queries.parse))
         yield
@@ -97,7 +96,7 @@ def _each_query_file_is_parsed_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _new_databases_are_not_migrated_again() -> Iterator[None]:
-    """Comparing a copy with the migrations that made it takes 30 ms, and a thousand tests use one."""
+    """Skip the check of new databases: comparing a copy with the migrations that made it takes 30 ms, and a thousand tests use one."""
     migrate = database._migrate
 
     async def migrate_if_needed(
@@ -125,7 +124,7 @@ def valkey() -> Iterator[ValkeyServer]:
 
 @pytest.fixture(scope="session")
 def tables_of() -> str | None:
-    """The service whose tables a fresh database has; a folder or a module that wants some says which."""
+    """The service whose tables a fresh database has. A folder or a module overrides this to get tables."""
     return None
 
 
@@ -140,7 +139,7 @@ async def postgres_url(postgres: PostgresServer, tables_of: str | None) -> Async
 
 @pytest.fixture
 async def plain_url(postgres: PostgresServer, postgres_url: str, tables_of: str | None) -> AsyncIterator[str]:
-    """The same database for a role that is no superuser, but owns all tables in it: what ``FORCE`` is for."""
+    """The same database for a role that owns all its tables but is not a superuser: the case that ``FORCE`` is for."""
     if tables_of is not None:
         yield postgres.owner_url(postgres_url, tables_of)
         return
@@ -167,14 +166,14 @@ def chromium_process() -> Iterator[Chromium]:
 
 @pytest.fixture
 async def chrome(chromium_process: Chromium) -> AsyncIterator[Browser]:
-    """The Chromium of this test process; the windows that a test opens have their own cookies and are closed after it."""
+    """The Chromium of this test process. A test's windows have their own cookies and are closed after the test."""
     async with chromium_process.control() as browser:
         yield browser
 
 
 @pytest.fixture
 def nats() -> Iterator[NatsServer]:
-    """A server with authorization on; ``nats.key(name, role)`` lets one more node in and returns its key file."""
+    """A server with authorization; ``nats.key(name, role)`` admits another node and returns its key file."""
     with tempfile.TemporaryDirectory(prefix="aimesh-nats-") as folder:
         server = NatsServer(Path(folder))
         server.start()

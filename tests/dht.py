@@ -1,6 +1,6 @@
-"""A private DHT and a blind relay on loopback, for tests of what runs over Hyperswarm. Both die with the test run.
+"""A private DHT and a blind relay on loopback, for tests over Hyperswarm. Both end with the test run.
 
-Tests that do not break the DHT use ``shared()``: starting one takes a Node process and a second of a processor.
+Tests that do not break the DHT use ``shared()``, because starting a DHT takes a Node process and a second of CPU time.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ class Relay:
 
 @cache
 def shared() -> list[PeerAddress]:
-    """The addresses of the one DHT of this process, which nobody may end. Topics and keys have to be new ones."""
+    """Return the addresses of the DHT that all tests of this process share. Do not stop it, and use new topics and keys."""
     options = json.dumps({"host": HOST, "ports": free_ports(3), "bootstrap": []})
     process = subprocess.Popen([hyperswarm.find_node(), SIDECAR / "bootstrap.js", options], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    # Closes its stdin, by which it ends, and waits.
+    # This closes its stdin, which ends the process, and waits.
     atexit.register(process.communicate)
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -45,7 +45,7 @@ def shared() -> list[PeerAddress]:
 
 @asynccontextmanager
 async def dht(nodes: int = 3, ports: Sequence[int] | None = None, beside: Sequence[PeerAddress] = ()) -> AsyncIterator[list[PeerAddress]]:
-    """The addresses of a DHT of one's own; ``ports`` brings one back where it was, ``beside`` makes it one DHT with another."""
+    """Run a private DHT and yield its addresses. ``ports`` restarts one at its old ports; ``beside`` joins it to another DHT."""
     chosen = list(ports or free_ports(nodes))
     others = [{"host": node.host, "port": node.port} for node in beside]
     async with companion("bootstrap.js", {"host": HOST, "ports": chosen, "bootstrap": others}) as (_, ready):
@@ -54,7 +54,7 @@ async def dht(nodes: int = 3, ports: Sequence[int] | None = None, beside: Sequen
 
 @asynccontextmanager
 async def relay(bootstrap: Sequence[PeerAddress]) -> AsyncIterator[Relay]:
-    """A blind relay that the peers of that DHT can use."""
+    """Run a blind relay for the peers of that DHT."""
     nodes = [{"host": node.host, "port": node.port} for node in bootstrap]
     options = {"seed": secrets.token_hex(32), "host": HOST, "port": free_ports(1)[0], "bootstrap": nodes}
     async with companion("relay.js", options) as (process, ready):
@@ -63,7 +63,7 @@ async def relay(bootstrap: Sequence[PeerAddress]) -> AsyncIterator[Relay]:
 
 @asynccontextmanager
 async def companion(script: str, options: dict[str, object]) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, Any]]]:
-    """A program of the sidecar's folder, and what it said when it was ready."""
+    """Run a program of the sidecar's folder. Yield its process and the data that it prints when it is ready."""
     process = await asyncio.create_subprocess_exec(
         hyperswarm.find_node(), SIDECAR / script, json.dumps(options), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -80,5 +80,5 @@ async def companion(script: str, options: dict[str, object]) -> AsyncIterator[tu
 
 
 def free_ports(count: int) -> list[int]:
-    """UDP ports that nobody else gets meanwhile: each sidecar of another test takes some."""
+    """Return UDP ports that no one else gets in the meantime, because sidecars of other tests take some."""
     return [testnet.free_port(is_udp=True) for _ in range(count)]

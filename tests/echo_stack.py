@@ -1,12 +1,12 @@
-"""The stack with the echo model that tests/integration and tests/sdk share: up with their first test, down before the tests of others."""
+"""The echo-model stack that tests/integration and tests/sdk share: starts with their first test, stops before other folders' tests."""
 
 from pathlib import Path
 
 from tests import stacks
 
-#: So that an answer of a thousand words is long enough to be canceled or cut off in its middle.
+#: Slow enough to cancel or cut off an answer of a thousand words in the middle.
 ECHO_TOKEN_MS = "5"
-#: The limits of an hour stay, for the tests that are about them; a minute's would slow all others down.
+#: Removes the limits per minute, which would slow all tests down. The limits per hour stay, for the tests of limits.
 WITHIN_A_MINUTE = "requests_per_minute=unlimited,concurrency=unlimited"
 _TESTS = Path(__file__).parent
 
@@ -16,6 +16,6 @@ shared = stacks.OfFolders(
     ECHO_TOKEN_MS=ECHO_TOKEN_MS,
     TIER_FREE=WITHIN_A_MINUTE,
     TIER_PRO=WITHIN_A_MINUTE,
-    # The tests are the proxy.
+    # The tests act as the proxy.
     TRUSTED_PROXIES="127.0.0.1",
 )

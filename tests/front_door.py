@@ -1,4 +1,4 @@
-"""An auth that lets newcomers in by the real rules of tickets and certificates, with tables in memory. For tests of who joins."""
+"""An auth that admits nodes by the real rules of tickets and certificates, with its tables in memory. For tests of enrollment."""
 
 import secrets
 import time
@@ -31,7 +31,7 @@ class _Offer:
 
 @dataclass
 class FrontDoor:
-    """Give it ``ca`` once it runs."""
+    """Set ``ca`` once it runs."""
 
     role: ClassVar[Role] = Role.AUTH
 
@@ -39,13 +39,13 @@ class FrontDoor:
     ca: Authority = field(default_factory=lambda: Authority(node_keys.new_authority_seed()))
     bootstrap: tuple[str, ...] = ()
     offers: dict[str, _Offer] = field(default_factory=dict)
-    #: node -> role; those that wait for approval are in ``pending`` too.
+    #: Node -> role; nodes that wait for approval are in ``pending`` too.
     members: dict[NodeId, Role] = field(default_factory=dict)
     pending: set[NodeId] = field(default_factory=set)
     revoked: set[NodeId] = field(default_factory=set)
     #: How often each method was called.
     asked: list[str] = field(default_factory=list)
-    #: Whom the next certificates are for instead, and when they were made: an auth that errs.
+    #: Another node to put into the next certificates, and an offset of their time, to simulate an auth that errs.
     certify_instead: NodeId | None = None
     clock_offset_seconds: float = 0
 

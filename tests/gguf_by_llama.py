@@ -1,7 +1,7 @@
-"""What llama.cpp itself thinks of GGUF files, in a process of its own: a file that it should never have seen may end it.
+"""llama.cpp's verdict on GGUF files, from a separate process, because a malformed file may crash it.
 
-``python -m tests.gguf_by_llama read|load`` takes paths, one a line, and answers yes or no to each: `read` opens the
-header alone, `load` the whole model, with a context to decode in.
+``python -m tests.gguf_by_llama read|load`` reads paths from stdin, one per line, and prints yes or no for each: `read` opens only the
+header, `load` the whole model, with a context to decode in.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ libggml.ggml_type_size.restype = ctypes.c_size_t
 
 
 def opinions(how: How, paths: Iterable[Path]) -> list[bool]:
-    """Whether llama.cpp takes each; an AssertionError names the file that ended its process."""
+    """Return whether llama.cpp accepts each file; an AssertionError names the file that crashed it."""
     asked = list(paths)
     process = subprocess.run(
         [sys.executable, "-m", "tests.gguf_by_llama", how],
@@ -41,7 +41,7 @@ def opinions(how: How, paths: Iterable[Path]) -> list[bool]:
         text=True,
         timeout=100,
         cwd=ROOT,
-        # An abort would start gdb, where there is one, and print its findings among our answers.
+        # On an abort, llama.cpp would start gdb, if installed, and print its findings among the answers.
         env={**os.environ, "GGML_NO_BACKTRACE": "1"},
         check=False,
     )
@@ -51,7 +51,7 @@ def opinions(how: How, paths: Iterable[Path]) -> list[bool]:
 
 
 def block_sizes() -> dict[int, tuple[int, int]]:
-    """Elements and bytes of a block, by ggml's number of the type; without those that were removed from ggml."""
+    """Return the elements and bytes of a block by ggml's type number, without the types that were removed from ggml."""
     sizes = {number: (libggml.ggml_blck_size(number), libggml.ggml_type_size(number)) for number in range(native.GGML_TYPE_COUNT)}
     return {number: size for number, size in sizes.items() if size[1]}
 
@@ -89,7 +89,7 @@ def _loads(path: bytes) -> bool:
 
 
 def _decodes(model: native.llama_model_p, context: native.llama_context_p) -> bool:
-    """A short prompt, and the likeliest token behind it."""
+    """Decode a short prompt and the most likely next token."""
     vocabulary, tokens, prompt = native.llama_model_get_vocab(model), (native.llama_token * 32)(), b"Hello, world\n"
     count = native.llama_tokenize(vocabulary, prompt, len(prompt), tokens, len(tokens), True, True)
     if count <= 0 or native.llama_decode(context, native.llama_batch_get_one(tokens, count)):

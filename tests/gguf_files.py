@@ -1,4 +1,4 @@
-"""GGUF files made by tests: small ones to damage, and models of a real shape with random weights."""
+"""GGUF files for tests: small ones to damage, and models of a realistic shape with random weights."""
 
 import random
 import struct
@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-#: Elements and bytes of a block, behind ggml's number.
+#: ggml's type number, then the elements and bytes of a block.
 STORAGE = {"f32": (0, 1, 4), "f16": (1, 1, 2), "q4_0": (2, 32, 18), "q8_0": (8, 32, 34)}
 _SINGLE = {"u8": (0, "B"), "i8": (1, "b"), "u16": (2, "H"), "i16": (3, "h"), "u32": (4, "I"), "i32": (5, "i"), "f32": (6, "f")} | {
     "bool": (7, "?"),
@@ -17,12 +17,12 @@ _SINGLE = {"u8": (0, "B"), "i8": (1, "b"), "u16": (2, "H"), "i16": (3, "h"), "u3
     "f64": (12, "d"),
 }
 _STRING, _ARRAY = 8, 9
-#: How much of a tensor is in memory while it is written.
+#: Bytes of a tensor's weights kept in memory while it is written.
 _POOL_BYTES = 1024 * 1024
 
 
 class Role(StrEnum):
-    """What a run of bytes is to the format."""
+    """The meaning of a run of bytes in the format."""
 
     MAGIC = "magic"
     VERSION = "version"
@@ -61,7 +61,7 @@ class Tensor:
         return total // elements * size
 
 
-#: A typed value of a pair: its parts, from the type on.
+#: The parts of a pair's value, starting with its type.
 Typed = list[Part]
 
 
@@ -86,7 +86,7 @@ def texts(values: Sequence[str | bytes]) -> Typed:
 
 
 def header(pairs: Mapping[str, Typed], tensors: Sequence[Tensor], *, version: int = 3, alignment: int = 32) -> list[Part]:
-    """Up to where the weights begin."""
+    """Return the parts before the weights."""
     parts = [Part(Role.MAGIC, b"GGUF"), _u32(Role.VERSION, version), _u64(Role.COUNT, len(tensors)), _u64(Role.COUNT, len(pairs))]
     for key, value in pairs.items():
         parts += [*_text(key), *value]
@@ -101,7 +101,7 @@ def header(pairs: Mapping[str, Typed], tensors: Sequence[Tensor], *, version: in
 
 
 def file(pairs: Mapping[str, Typed], tensors: Sequence[Tensor], *, version: int = 3, alignment: int = 32) -> list[Part]:
-    """A whole file, with weights of zero."""
+    """Return the parts of a whole file, with zero weights."""
     parts = header(pairs, tensors, version=version, alignment=alignment)
     for tensor in tensors:
         parts += [Part(Role.WEIGHTS, bytes(tensor.bytes)), Part(Role.PADDING, bytes(-tensor.bytes % alignment))]
@@ -128,7 +128,7 @@ def _text(value: str | bytes) -> list[Part]:
 # --- models that llama.cpp loads ------------------------------------------------------------------------------------
 
 Weights = Literal["q8_0", "f16"]
-#: One token for each byte, then these, then words that no prompt has: a text has as many tokens as bytes.
+#: One token per byte, then these, then words that no prompt contains, so a text has as many tokens as bytes.
 _BYTES = 256
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _TEMPLATE = (
@@ -147,12 +147,12 @@ class LlamaShape:
     #: At least 259.
     vocabulary: int
     context: int
-    #: With experts, two compute each token.
+    #: If set, two experts compute each token.
     experts: int = 0
-    #: With a window, every second layer only sees so many tokens: the model is a gemma2.
+    #: If set, every second layer sees only this many tokens: the model is a gemma2.
     window: int = 0
 
-    #: Three of four layers only see their chunk of 8,192 tokens: the model is a llama4, without experts in any layer.
+    #: Three of four layers see only their chunk of 8,192 tokens: the model is a llama4, without experts in any layer.
     chunked: bool = False
 
     #: Every second layer has a recurrent state: the model is an lfm2.
@@ -168,9 +168,9 @@ class LlamaShape:
 
 
 def write_llama(path: Path, shape: LlamaShape, *, weights: Weights, seed: int) -> None:
-    """A model of the llama architecture that llama.cpp loads, and whose answers mean nothing: for speed and for memory.
+    """Write a model of the llama architecture that llama.cpp loads, for tests of speed and memory; its answers are meaningless.
 
-    The same seed writes the same file. It is written a piece at a time, so it may be larger than the memory.
+    The same seed writes the same file. The file is written piece by piece, so it may be larger than memory.
     """
     tensors = _llama_tensors(shape, weights)
     rng = random.Random(seed)
@@ -194,7 +194,7 @@ def write_adapter(
     changed: Mapping[str, Typed] | None = None,
     names: Sequence[str] = ("attn_q", "attn_v", "ffn_down"),
 ) -> None:
-    """A LoRA adapter for a model of this shape, which changes it as much as its own weights do. ``changed``: pairs of the header."""
+    """Write a LoRA adapter that changes a model of this shape as much as its own weights do. ``changed``: pairs of the header."""
     pairs = {
         "general.architecture": text(shape.architecture),
         "general.type": text("adapter"),
@@ -226,11 +226,11 @@ def _random(tensor: Tensor, rng: random.Random) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectorShape:
-    """Makes embeddings of images."""
+    """The shape of a projector, which turns images into embeddings."""
 
-    #: llama.cpp's name of its kind: mlp (LLaVA), gemma3 (rows that see each other), or qwen2vl_merger (any size, for M-RoPE).
+    #: llama.cpp's name for its kind: mlp (LLaVA), gemma3 (rows see each other), or qwen2vl_merger (any size, for M-RoPE).
     kind: Literal["mlp", "gemma3", "qwen2vl_merger"]
-    #: The model's.
+    #: The model's embedding length.
     width: int
     image: int = 32
     patch: int = 8
@@ -286,7 +286,7 @@ def _projector_tensors(shape: ProjectorShape) -> Iterator[Tensor]:
             yield Tensor(f"v.blk.{layer}.{name}", (wide,), "f32")
     yield Tensor("v.post_ln.weight", (wide,), "f32")
     if shape.kind == "gemma3":
-        # Of two dimensions: the model's, then the encoder's.
+        # Two dimensions: the model's, then the encoder's.
         yield Tensor("mm.input_projection.weight", (shape.width, wide), "f16")
         yield Tensor("mm.soft_emb_norm.weight", (wide,), "f32")
         return
@@ -345,7 +345,7 @@ def _llama_pairs(shape: LlamaShape, weights: Weights) -> dict[str, Typed]:
 
 
 def _byte_letters() -> Iterator[str]:
-    """The letter that stands for each byte in a byte-level vocabulary: itself where it prints, else one from 256 on."""
+    """Yield the letter for each byte in a byte-level vocabulary: its own character if printable, else one from 256 on."""
     following = 256
     for byte in range(_BYTES):
         if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174:
@@ -402,7 +402,7 @@ def _write_weights(target: BinaryIO, tensor: Tensor, pools: dict[tuple[str, int]
 
 
 def _pool(storage: str, row: int, rng: random.Random) -> bytes:
-    """Weights to draw from, so small that a layer's sums stay near 1; all ones for the norms."""
+    """Return weights to draw from, so small that a layer's sums stay near 1; all ones for the norms."""
     if storage == "f32":
         return struct.pack("<f", 1.0) * (_POOL_BYTES // 4)
     spread = row**-0.5

@@ -1,4 +1,4 @@
-"""Answers the auth callouts of a NATS server as auth does, without auth's stores."""
+"""Answers a NATS server's auth callouts as auth does, without auth's stores."""
 
 import time
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from tests.testnet import MESH
 
 @asynccontextmanager
 async def answered(home: StackHome, url: str, trust: LoginTrust) -> AsyncIterator[None]:
-    """While the block runs, with the keys of the home."""
+    """Answer with the home's keys while the block runs."""
     issuer = NatsIssuer(node_keys.load_authority(home.secrets / "nats_issuer.nk"))
     client = NatsClient(url, node_keys.load(home.secrets / "nats_callout.nk"), name="auth")
 

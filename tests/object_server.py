@@ -19,7 +19,7 @@ from tests.testnet import free_port
 
 BUCKET = "aimesh-backup"
 _START_SECONDS = 60
-#: SeaweedFS opens a second port for gRPC, by default 10,000 above; one of its own avoids a taken one.
+#: SeaweedFS gives each a second port for gRPC, by default 10,000 above the first, which may be taken; ``running`` sets a free one.
 _PROGRAMS = ("master", "volume", "filer", "s3")
 
 
@@ -84,7 +84,7 @@ def _wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
         assert time.monotonic() < give_up_at, log.read_text(errors="replace")[-2000:]
         try:
             urllib.request.urlopen(url, timeout=5)
-        except urllib.error.HTTPError:  # it answers, and wants credentials
+        except urllib.error.HTTPError:  # the server is up and requires credentials
             return
         except OSError:
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Takes traces and logs as a collector does: OTLP in JSON over HTTP."""
+"""Receives traces and logs as a collector does: OTLP in JSON over HTTP."""
 
 import json
 import threading
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A span, and of whom."""
+    """A span and the service that sent it."""
 
     service: str
     span: dict[str, Any]
@@ -29,15 +29,15 @@ class Received:
 
 
 class Receiver:
-    """Everything that came, in the order in which it came."""
+    """Everything received, in order of arrival."""
 
     def __init__(self) -> None:
         self.spans: list[Received] = []
-        #: By service: what it logged.
+        #: (service, log record)
         self.lines: list[tuple[str, dict[str, Any]]] = []
-        #: As they came.
+        #: The request bodies as received.
         self.bodies: list[bytes] = []
-        #: Path -> what it says of what it takes there, in JSON.
+        #: Path -> JSON to respond with there.
         self.answers: dict[str, bytes] = {}
 
     def take(self, path: str, body: bytes) -> bool:
@@ -79,7 +79,7 @@ def receiving(port: int) -> Iterator[Receiver]:
             self.wfile.write(answer)
 
         def log_message(self, *_what: object) -> None:
-            """Nobody reads it."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=server.serve_forever)

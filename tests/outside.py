@@ -1,7 +1,7 @@
-"""Machines outside the house: a home folder each with no stack and no settings. `aicli` runs there, and workers live on there.
+"""Machines outside the stack, each a home folder without a stack or settings. `aicli` runs there, and workers keep running there.
 
-What a worker says goes to a file, because a pipe that nobody reads would stop it; and its process belongs to no event loop,
-so that it may serve several tests.
+A worker's output goes to a file, because a pipe that no one reads would block the worker. Its process belongs to no event loop,
+so it can serve several tests.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.types import Credential
 from tests.stacks import REPOSITORY, Outcome, RunningStack, until
 
-#: From the command on: Python, the sidecar, a ticket used, and the gateway found; on two busy cores.
+#: From the start of the command: Python, the sidecar, using a ticket, and finding the gateway; on two busy cores.
 SERVING_SECONDS = 30.0
 
 
 @dataclass(slots=True)
 class Running:
-    """An `aicli` that goes on."""
+    """An `aicli` that keeps running."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -35,7 +35,7 @@ class Running:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
     async def says(self, words: str, *, seconds: float = SERVING_SECONDS) -> None:
-        """Wait until its output has these words."""
+        """Wait until the output contains these words."""
 
         async def said() -> bool:
             text = self.text()
@@ -45,28 +45,28 @@ class Running:
         await until(said, seconds=seconds, what=f"it says {words!r}")
 
     def sidecar(self) -> int:
-        """The process id of its Hyperswarm."""
+        """Return the process ID of its Hyperswarm."""
         return sidecar_of(self.process.pid)
 
     def kill(self) -> None:
-        """kill -9; its sidecar is left to find out."""
+        """Kill it with SIGKILL; its sidecar has to notice."""
         self.process.kill()
         self.process.wait()
 
     def vanish(self) -> None:
-        """It and its sidecar end in the same moment, as if a cable had been pulled: nobody is left to say goodbye."""
+        """Kill it and its sidecar at the same moment, as if a cable were pulled: neither sends a shutdown message."""
         sidecar = self.sidecar()
         self.process.send_signal(signal.SIGSTOP)
         os.kill(sidecar, signal.SIGKILL)
         self.kill()
 
     async def interrupt(self, *, seconds: float = 15) -> int:
-        """SIGTERM, and what it ended with."""
+        """Send SIGTERM and return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return await self.ended(seconds=seconds)
 
     async def ended(self, *, seconds: float = SERVING_SECONDS) -> int:
-        """What it ended with."""
+        """Wait for the end and return the exit status."""
 
         async def is_over() -> bool:
             return self.process.poll() is not None
@@ -77,18 +77,18 @@ class Running:
 
 @dataclass(slots=True)
 class Machine:
-    """Made by ``machine``."""
+    """Created by ``machine``."""
 
     home: Path
     started: list[Running] = field(default_factory=list)
 
     @property
     def state(self) -> Path:
-        """The folder of its worker."""
+        """The state folder of the machine's worker."""
         return self.home / "worker"
 
     async def aicli(self, *arguments: str, stdin: str = "", deadline_seconds: float = 120, **variables: str) -> Outcome:
-        """Run it to the end, as a person would."""
+        """Run `aicli` to its end, as a user would."""
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *_words(arguments), stdin=pipe, stdout=pipe, stderr=pipe, cwd=self.home, env=self._environment(variables)
@@ -104,7 +104,7 @@ class Machine:
         return Outcome(process.returncode, out.decode(), err.decode())
 
     def start(self, *arguments: str, **variables: str) -> Running:
-        """Start it and go on."""
+        """Start `aicli` in the background."""
         output = self.home / f"output-{len(self.started) + 1}"
         with output.open("wb") as file:
             process = subprocess.Popen(
@@ -121,16 +121,16 @@ class Machine:
         return running
 
     def start_worker(self, *arguments: str, **variables: str) -> Running:
-        """Its worker; with ``--join`` for the first time."""
+        """Start the machine's worker; pass ``--join`` the first time."""
         return self.start("worker", "--state", str(self.state), *arguments, **variables)
 
     async def connect(self, stack: RunningStack, key: Credential) -> None:
-        """Make the default profile here, with a ticket of that house and somebody's key."""
+        """Create the default profile on this machine, with a ticket of that stack and a user's key."""
         made = await self.aicli("mesh", "connect", await ticket(stack, "client"), "--api-key-stdin", stdin=f"{key}\n")
         assert made.status == 0, made.err
 
     def client(self) -> AbstractAsyncContextManager[ClientNode]:
-        """A client node with the default profile, as `aicli` is one."""
+        """Open a client node with the default profile, as `aicli` does."""
         found = profile.read(self.home / ".config/aimesh/profiles/default.toml")
         return client(ClientSettings(mesh=found.mesh, nats_url=None, node_key_file=found.node_key_file, mesh_file=found.mesh_file))
 
@@ -145,7 +145,7 @@ def _words(arguments: tuple[str, ...]) -> tuple[str, ...]:
 
 @contextmanager
 def machine() -> Iterator[Machine]:
-    """Its processes and its files are gone at the end."""
+    """Create a machine; its processes and files are removed at the end."""
     with tempfile.TemporaryDirectory(prefix="aimesh-outside-", ignore_cleanup_errors=True) as folder:
         found = Machine(Path(folder))
         try:
@@ -166,22 +166,22 @@ async def machines(count: int) -> AsyncIterator[list[Machine]]:
 
 
 async def ticket(stack: RunningStack, role: str, *options: str) -> str:
-    """A new one of that house."""
+    """Create a ticket of that stack."""
     made = await stack.aicli("admin", "tickets", "create", "--role", role, "--json", *options)
     return str(made.json()["ticket"])
 
 
 def sidecar_of(pid: int) -> int:
-    """The process id of a node's Hyperswarm."""
+    """Return the process ID of a node's Hyperswarm."""
     (found,) = [child for child in children_of(pid) if b"sidecar/main.js" in _command(child)]
     return found
 
 
 def children_of(pid: int) -> list[int]:
-    """Whatever thread of it has started them."""
+    """Return the children of a process, including those that its other threads started."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(FileNotFoundError):  # a thread that ended meanwhile
+        with suppress(FileNotFoundError):  # the thread ended meanwhile
             found += [int(child) for child in (task / "children").read_text(encoding="ascii").split()]
     return found
 

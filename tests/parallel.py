@@ -1,6 +1,6 @@
-"""How `make test` shares the tests out to its processes, as a pytest plugin.
+"""A pytest plugin that distributes the tests of `make test` over its processes.
 
-A process collects a file when it comes to it. Collecting all of them first, in each process, would take a minute and a gigabyte.
+A process collects a file when it reaches it. If each process collected all files first, that would take a minute and a gigabyte.
 """
 
 from pathlib import Path
@@ -10,9 +10,9 @@ from _pytest.runner import runtestprotocol
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-#: A folder or file -> what its tests share, so that one process runs them all, one after the other. Others are spread by file.
+#: Folder or file -> what its tests share, so that one process runs them all in sequence. Other tests are distributed by file.
 SHARED = {
-    # One stack for all files of a folder, which takes half a minute to start and stop.
+    # One stack for all files of a folder; starting and stopping it takes half a minute.
     "tests/acceptance": "browser",
     "tests/chaos": "browser",
     "tests/clients": "stack",
@@ -22,13 +22,13 @@ SHARED = {
     "tests/sdk/test_laptop.py": "stack",
     "tests/full_stack": "full stack",
     "tests/deploy/proxies": "proxies",
-    # Without that stack.
+    # These don't use that stack.
     "tests/acceptance/test_watching.py": "",
     "tests/chaos/test_invariants.py": "",
     "tests/chaos/test_oracle.py": "",
     "tests/integration/test_swarm_attacks.py": "",
     "tests/rolling": "full stack",
-    # They render all templates of llama.cpp, and many of them the same way.
+    # Both render all templates of llama.cpp, many of them the same way.
     "tests/services/inference/chat/test_prompt_plan.py": "templates",
     "tests/services/inference/chat/test_template_probe.py": "templates",
     # Threads of two llama.cpp engines would spin against each other.
@@ -38,7 +38,7 @@ SHARED = {
     "tests/services/inference/engine/test_embedding_context.py": "model",
     "tests/services/inference/engine/test_llama_model.py": "model",
 }
-#: Begun before all others, because they take longest in one process: begun last, one of them would run alone. In this order, so that
+#: Started before all others, because they take longest in one process: started last, one of them would run alone. In this order,
 #: no more than two stacks run beside the models.
 FIRST = (
     *("stack", "browser", "model"),
@@ -53,12 +53,12 @@ FIRST = (
 
 
 def find_longest(path: str, table: dict[str, str]) -> str:
-    """The value of the longest folder or file of the table that holds this path; empty without one."""
+    """Return the value of the table's longest folder or file that contains this path; empty without one."""
     return max(((len(place), value) for place, value in table.items() if path == place or path.startswith(f"{place}/")), default=(0, ""))[1]
 
 
 def scope(nodeid: str) -> str:
-    """Tests of one scope run in one process."""
+    """Return the scope of a test. Tests of one scope run in one process."""
     path = nodeid.partition("::")[0]
     return find_longest(path, SHARED) or path
 
@@ -69,7 +69,7 @@ def put_longest_first(items: list[pytest.Item]) -> None:
 
 
 class ScopeScheduler(LoadScopeScheduling):
-    """Gives each process one scope after the other, and prints how far they are: the number of tests is known at the end only."""
+    """Gives each process one scope at a time and prints the progress itself, because the number of tests is known only at the end."""
 
     _finished = 0
 
@@ -94,13 +94,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 
 class FileItem(pytest.Item):
-    """Stands for all tests of a file until they run. It runs itself only if the file turns out to have no test to run."""
+    """Stands for all tests of a file until they run. Runs as a test only if the file turns out to have none to run."""
 
     def runtest(self) -> None:
         pass
 
     def collect_tests(self) -> list[pytest.Item]:
-        """The tests that are to run. Mistakes in the file are reported."""
+        """Return the tests to run. Errors in the file are reported."""
         assert self.parent is not None
         items = list(self.session.genitems(pytest.Module.from_parent(self.parent, path=self.path)))
         self.config.hook.pytest_collection_modifyitems(session=self.session, config=self.config, items=items)
@@ -108,7 +108,7 @@ class FileItem(pytest.Item):
 
 
 def is_late(config: pytest.Config) -> bool:
-    """Whether this process collects each file when it runs it: one of several, and no words select single tests."""
+    """Return whether this process collects each file when it runs it: it is one of several, and no option selects single tests."""
     selects = config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args)
     return hasattr(config, "workerinput") and not selects
 
@@ -120,7 +120,7 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     nodeid = module_path.relative_to(parent.config.rootpath).as_posix()
     made: FileItem = FileItem.from_parent(parent, name=module_path.name, nodeid=nodeid)
     made.path = module_path
-    # The deadline is for each of its tests.
+    # The deadline applies to each of the file's tests.
     made.add_marker(pytest.mark.timeout(0))
     return made
 
@@ -131,7 +131,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return None
     items = item.collect_tests()
     if not items:
-        # Without a report. It ends what belongs to the folder of the last test and not to that of the next.
+        # Without a report. This tears down the fixtures of the last test's folder that the next test doesn't use.
         runtestprotocol(item, log=False, nextitem=nextitem)
     running = item.session.items
     place = running.index(item)

@@ -1,4 +1,4 @@
-"""Users of a running stack: registered, with a tier and keys, as `aicli` would make them."""
+"""Users of a running stack: registered, with a tier and keys, as `aicli` would create them."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody with an account, an open session and a first key."""
+    """A user with an account, an open session and a first key."""
 
     id: UserId
     username: str
@@ -32,13 +32,13 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class ApiClient:
-    """Where accounts are made; the admin's key is behind it."""
+    """Creates accounts with the admin's key."""
 
     mesh: ClientNode
     admin_key: Credential
 
     async def register(self, name: str, tier: Tier = Tier.FREE) -> Person:
-        """A new user whose name begins with ``name``."""
+        """Register a user whose name begins with ``name``."""
         username, password = f"{name}-{secrets.token_hex(4)}", secrets.token_urlsafe(18)
         data = auth.UserData(username, f"{username}@example.org", password)
         user = await self.mesh.rpc.call(auth.register_user, auth.RegisterUser(data))

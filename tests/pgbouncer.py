@@ -1,4 +1,4 @@
-"""PgBouncer, the real program from Debian (`make test-system` installs it), between the tests and a PostgreSQL of theirs."""
+"""The real PgBouncer from Debian (`make test-system` installs it), between the tests and their PostgreSQL."""
 
 import socket
 import subprocess
@@ -19,7 +19,7 @@ _START_SECONDS = 60
 
 @contextmanager
 def running(server: PostgresServer, database: str, pool_mode: str, **settings: str) -> Iterator[str]:
-    """The URL of the database through it."""
+    """Run PgBouncer and yield the URL of the database through it."""
     capabilities.require("pgbouncer")
     found = capabilities.find_program("pgbouncer")
     assert found is not None
@@ -29,7 +29,7 @@ def running(server: PostgresServer, database: str, pool_mode: str, **settings: s
         folder.joinpath("users").write_text(f'"admin" "{password}"\n', encoding="ascii")
         options = {
             "unix_socket_dir": name,
-            # Nothing of it is in the network.
+            # Do not listen on the network.
             "listen_addr": "",
             "listen_port": str(PORT),
             "auth_type": "scram-sha-256",
@@ -45,7 +45,7 @@ def running(server: PostgresServer, database: str, pool_mode: str, **settings: s
         ]
         folder.joinpath("pgbouncer.ini").write_text("\n".join(lines) + "\n", encoding="ascii")
         with (folder / "log").open("wb") as log:
-            # It refuses to be root, as PostgreSQL does.
+            # PgBouncer refuses to run as root, as PostgreSQL does.
             command = postgres.unprivileged(found, "-q", str(folder / "pgbouncer.ini"))
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:

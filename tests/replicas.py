@@ -1,5 +1,5 @@
-"""Further processes of a running stack's services: replicas with keys that they do not share or that join with a ticket, or twins that
-show the same key.
+"""Additional processes of a running stack's services: replicas with their own keys or with a ticket to join with, or twins that use
+the same key.
 
 async with replicas.replica(stack, "gateway") as second:
     await second.ready()
@@ -26,12 +26,12 @@ from tests.testnet import free_port
 
 ROLES = {"auth": Role.AUTH, "gateway": Role.GATEWAY, "inference": Role.WORKER, "metrics": Role.METRICS, "web": Role.WEB}
 
-#: What our client logs of a permission that it lacks, and what the server logs of the same.
+#: What the client and the server log when a NATS permission is missing.
 _REFUSED = re.compile(r"NATS refused|Permissions Violation")
-#: What a peer logs of two processes with one key, and what the younger one says when it stops.
+#: What a peer logs about two processes with one key, and what the younger process logs when it stops.
 _CONTESTED = re.compile(r"two processes use one node key|another process already runs as this node")
 
-#: How long a replica may take to leave the mesh.
+#: Time for a replica to leave the mesh.
 _LEAVE_SECONDS = 15
 
 
@@ -52,7 +52,7 @@ class Replica:
         return self.log_file.read_text(encoding="utf-8", errors="replace")
 
     async def ready(self) -> None:
-        """Until its /readyz says so."""
+        """Wait until /readyz succeeds."""
 
         async def answers() -> bool:
             assert self.process.poll() is None, self.log[-2000:]
@@ -62,7 +62,7 @@ class Replica:
         await until(answers, seconds=60, what=f"the second {self.service} is ready", ignoring=(httpx.HTTPError,))
 
     async def ended(self) -> int:
-        """Its exit status, once it has one."""
+        """Wait for the end and return the exit status."""
 
         async def status() -> tuple[int] | None:
             found = self.process.poll()
@@ -82,8 +82,8 @@ async def replica(
     words: Sequence[str] = (),
     release: Release = HEAD,
 ) -> AsyncIterator[Replica]:
-    """One more process of a service, with its own key unless ``settings`` has another; it makes it if they have a ticket. Its files are
-    in ``folder``. ``words`` run it otherwise than ``python -m``."""
+    """Run one more process of a service. ``settings`` may name its key, or a ticket, with which it makes one; else it gets a new key. Its
+    files are in ``folder``. ``words`` replace the default arguments of Python."""
     home, name, settings = stack.place, name or f"{service}-replica", settings or {}
     if "NODE_KEY_FILE" in settings:
         key_file = Path(settings["NODE_KEY_FILE"])
@@ -92,7 +92,7 @@ async def replica(
     elif home.enrollment.exists():
         key_file = await asyncio.to_thread(nats_server.add_node, home, MESH, name, ROLES[service])
     else:
-        # A stack of the release before: its NATS server has a static list, which only that release writes.
+        # A stack of the previous release: its NATS server has a static list, which only that release writes.
         added = await stack.aicli("stack", "add-node", name, ROLES[service], "--json")
         key_file = Path(added.json()["key_file"])
     port_setting = f"{service.upper()}_SERVICE_PORT"
@@ -107,7 +107,7 @@ async def replica(
     try:
         yield Replica(service, key_file, f"http://127.0.0.1:{port}", process, log_file)
     finally:
-        # Peers ask a killed node for some seconds more, which would fail the requests of the next test.
+        # Peers keep calling a killed node for a few seconds, which would fail requests of the next test.
         process.terminate()
         try:
             await asyncio.to_thread(process.wait, _LEAVE_SECONDS)
@@ -117,12 +117,12 @@ async def replica(
 
 
 def refusals(stack: RunningStack, seconds: list[Replica]) -> list[str]:
-    """The lines in any log about something that NATS forbids."""
+    """Return the lines in all logs about something that NATS forbids."""
     return _lines(_REFUSED, stack, seconds)
 
 
 def contests(stack: RunningStack, seconds: list[Replica]) -> list[str]:
-    """The lines in any log about one key that two processes show."""
+    """Return the lines in all logs about two processes with one key."""
     return _lines(_CONTESTED, stack, seconds)
 
 
@@ -139,7 +139,7 @@ def _start(release: Release, words: Sequence[str], environment: dict[str, str], 
 
 
 def _environment(stack: RunningStack, service: str) -> dict[str, str]:
-    """As the supervisor's, but for what two processes on one machine cannot both have."""
+    """Return the supervisor's environment, except for what two processes on one machine can't share."""
     recorded = stack_settings.read_recorded(stack.place)
     if not stack.place.enrollment.exists():
         recorded = {**recorded, "NATS_AUTH": "users"}

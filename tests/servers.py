@@ -1,6 +1,6 @@
-"""PostgreSQL and Valkey as the stack runs them, in a folder of their own; tests may kill them and start them again.
+"""PostgreSQL and Valkey as the stack runs them, in temporary folders. Tests may kill and restart them.
 
-NATS is in ``tests/testnet.py``. All die with the test run, even when that is killed.
+NATS is in ``tests/testnet.py``. All servers end with the test run, even if it is killed.
 """
 
 import asyncio
@@ -35,21 +35,20 @@ T = TypeVar("T")
 
 _START_SECONDS = 60
 _ENVIRONMENT = {"PATH": os.environ["PATH"]}
-#: Nothing here outlives the run, so nothing has to reach the disk; but what was committed must outlive a kill -9 of the server.
-#: Vacuuming, which the server does database by database, has nothing to clean in databases that live for one test. A test opens eight
-#: connections, and with the default of 4,096 iterations a sixth of a client's time is for its password. A standby looks for its primary
-#: every 5 s otherwise.
+#: Nothing outlives the run, so nothing has to reach the disk; but commits must survive a kill -9 of the server. Vacuuming, which the
+#: server does database by database, finds nothing in databases that live for one test. A test opens eight connections; with the
+#: default of 4,096 iterations, a sixth of a client's time goes to its password. By default, a standby looks for its primary every 5 s.
 _OPTIONS = (
     *("fsync=off", "full_page_writes=off", "max_connections=200", "autovacuum=off", "scram_iterations=1"),
     "wal_retrieve_retry_interval=100ms",
 )
 _FAST = tuple(word for option in _OPTIONS for word in ("-c", option))
-#: A container has 64 MiB there unless told otherwise; one cluster grows to some 200 MiB.
+#: Required in /dev/shm: one cluster grows to some 200 MiB, and a container has only 64 MiB there by default.
 _MEMORY_BYTES = 2 * 2**30
 _SERVICES = Path(__file__).parent.parent / "services"
-#: Databases that no test has used, and the services whose tables they have.
+#: Unused databases -> the service whose tables they have.
 _new: dict[str, str] = {}
-#: Changes with every table, column, index, function, trigger, policy, right and setting, and is the same in a copy of a database.
+#: Changes with every table, column, index, function, trigger, policy, privilege and setting, and is the same in a copy of a database.
 _SHAPE = """
 WITH objects AS (
     SELECT oid, xmin::text FROM pg_class WHERE oid >= 16384
@@ -100,7 +99,7 @@ class Server:
         return self._process.pid
 
     def launch(self) -> None:
-        """Start without waiting. After a kill PostgreSQL may refuse for a moment, until its last backend has noticed."""
+        """Start without waiting. After a kill, PostgreSQL may refuse to start until its last backend has noticed."""
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._program.command, *self._extra],
@@ -127,7 +126,7 @@ class Server:
             self.start()
 
     def kill(self) -> None:
-        """What a crash does: no goodbye to anybody."""
+        """Simulate a crash: clients get no shutdown message."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
@@ -135,7 +134,7 @@ class Server:
 
     @contextmanager
     def hung(self) -> Iterator[None]:
-        """It and the processes that it has started do nothing, and keep their connections."""
+        """Suspend the server and its child processes; they keep their connections."""
         assert self._process is not None
         first = psutil.Process(self._process.pid)
         family = [first, *first.children(recursive=True)]
@@ -156,7 +155,7 @@ class Server:
 
 
 class KeptSessions:
-    """Sessions that outlive a test, in a thread with a loop of its own. One that has read the catalog needs a fifth of a new one's time."""
+    """Sessions that outlive a test, in a thread with its own loop. Once a session has read the catalog, it takes a fifth of the time."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -173,7 +172,7 @@ class KeptSessions:
             try:
                 return await self._work(url, kept, work)
             except (OSError, asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.InterfaceError):
-                pass  # a test has ended it, or the server
+                pass  # a test ended the session or the server
         return await self._work(url, await asyncpg.connect(url), work)
 
     async def _work(self, url: str, session: asyncpg.Connection, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
@@ -198,12 +197,12 @@ class KeptSessions:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A migrated database, and how a copy of it becomes like new after a test."""
+    """A migrated database, and how to clean a copy of it after a test."""
 
-    #: Of the role that owns its tables.
+    #: Password of the role that owns its tables.
     password: str
     shape: str
-    #: Reads the rows that the migrations have inserted, and what it gives.
+    #: A query for the rows that the migrations inserted, and its result.
     rows_query: str
     rows: str
     cleaning: str
@@ -214,14 +213,14 @@ class Template:
         filled = [table for table in tables if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {table})")]
         each = [f"(SELECT string_agg(t::text, ',' ORDER BY t::text) FROM {table} t)" for table in filled]
         rows_query = f"SELECT md5(concat_ws(';', '', {', '.join(each) or 'NULL'}))"
-        # No triggers and no foreign keys meanwhile.
+        # This disables triggers and foreign keys.
         lines = ["SET session_replication_role = replica", *(f"DELETE FROM {table}" for table in tables if table not in filled)]
         lines += [row[0] for row in await connection.fetch(_SEQUENCES)]
         shape, rows = await connection.fetchval(_SHAPE), await connection.fetchval(rows_query)
         return cls(password, shape, rows_query, rows, "; ".join(lines))
 
     async def clean(self, connection: asyncpg.Connection) -> bool:
-        """Make a copy like new. False if a test has changed more than rows that it inserted."""
+        """Clean a copy. Return False if a test changed more than rows that it inserted."""
         await connection.execute(_DISCONNECT_OTHERS)
         if await connection.fetchval(_SHAPE) != self.shape or await connection.fetchval(self.rows_query) != self.rows:
             return False
@@ -230,16 +229,16 @@ class Template:
 
 
 class PostgresServer(Server):
-    """One cluster; each test gets a database of its own. ``durable`` for measurements: what is committed is on the disk. With
-    ``primary``, a running server, it is a standby that follows that one and only reads until ``promote``."""
+    """One cluster; each test gets its own database. ``durable`` is for measurements: commits reach the disk. With ``primary``, a running
+    server, this is a standby that follows it and is read-only until ``promote``."""
 
     def __init__(self, folder: Path, *, durable: bool = False, primary: "PostgresServer | None" = None) -> None:
         self.server = postgres.Postgres(folder, folder, "admin", folder / "password")
         password = secrets.token_urlsafe(16) if primary is None else primary.server.admin_password.read_text(encoding="ascii").strip()
         self.server.admin_password.write_text(password, encoding="ascii")
-        #: By service.
+        #: Service -> its template.
         self._templates: dict[str, Template] = {}
-        #: Databases of tests that are over, and the services whose tables they have.
+        #: Databases of finished tests, and the services whose tables they have.
         self._unused: list[tuple[str, str | None]] = []
         self._sessions: KeptSessions | None = None
         self._has_cheap_password = durable or primary is not None
@@ -253,7 +252,7 @@ class PostgresServer(Server):
         return self.folder / ".s.PGSQL.5432"
 
     def _copy(self, primary: "PostgresServer") -> None:
-        """As administrators make a standby; ``-R`` writes down whom it follows."""
+        """Copy the primary as administrators do; ``-R`` records which primary to follow."""
         place = ["-h", str(primary.folder), "-U", primary.server.admin, "-D", str(self.server.data)]
         words = [*place, "-R", "-X", "stream", "-c", "fast", "--no-sync"]
         subprocess.run(
@@ -263,7 +262,7 @@ class PostgresServer(Server):
         )  # fmt: skip
 
     async def demote(self) -> None:
-        """Stop it and start it again as a standby, which follows nobody and only reads. The loop runs meanwhile."""
+        """Restart it as a read-only standby without a primary, without blocking the event loop."""
         await asyncio.to_thread(self.stop)
         (self.server.data / "standby.signal").touch()
         self.launch()
@@ -276,7 +275,7 @@ class PostgresServer(Server):
                 await asyncio.sleep(0.02)
 
     async def catch_up(self, primary: "PostgresServer") -> None:
-        """Wait until this standby has all that its primary has."""
+        """Wait until this standby has everything that its primary has."""
         ours, theirs = await asyncpg.connect(self.url()), await asyncpg.connect(primary.url())
         try:
             written = await theirs.fetchval("SELECT pg_current_wal_lsn()::text")
@@ -288,7 +287,7 @@ class PostgresServer(Server):
             await theirs.close()
 
     async def promote(self) -> None:
-        """From now on this standby writes."""
+        """Make this standby writable."""
         connection = await asyncpg.connect(self.url())
         try:
             assert await connection.fetchval("SELECT pg_promote(true, 30)")
@@ -302,7 +301,7 @@ class PostgresServer(Server):
     async def new_database(self, service: str | None = None) -> str:
         """Return the name of a new database: an empty one, or one with the tables of a service, which ``owner_url`` owns.
 
-        Copying a migrated database takes a third of the time that the migrations take, and cleaning one a fifth of the copy.
+        Copying a migrated database takes a third of the time of the migrations, and cleaning one takes a fifth of the time of a copy.
         """
         name = f"test_{secrets.token_hex(6)}"
         if service is not None and service not in self._templates:
@@ -313,7 +312,7 @@ class PostgresServer(Server):
 
         async def make(connection: asyncpg.Connection) -> None:
             if not self._has_cheap_password:
-                # initdb has made it with the default.
+                # initdb hashed it with the default number of iterations.
                 password = self.server.admin_password.read_text(encoding="ascii").strip()
                 await connection.execute(f"ALTER ROLE {self.server.admin} PASSWORD '{password}'")
                 self._has_cheap_password = True
@@ -339,7 +338,7 @@ class PostgresServer(Server):
         super()._end(number)
 
     async def _clean_unused(self, service: str) -> str | None:
-        """The name of a database that is like new, if a test has left one."""
+        """Return the name of a cleaned database, if a test has left one."""
         for place, (name, tables_of) in enumerate(self._unused):
             if tables_of != service:
                 continue
@@ -349,7 +348,7 @@ class PostgresServer(Server):
         return None
 
     async def copy(self, url: str) -> str:
-        """Return the address of a copy of a database, as the same role, while nothing is connected to it."""
+        """Copy a database, after closing its connections, and return the copy's address for the same role."""
         found = re.search(r"/(\w+)\?", url)
         assert found is not None
         name = found[1]
@@ -367,12 +366,12 @@ class PostgresServer(Server):
         return url.replace(f"/{name}?", f"/{copy}?")
 
     def discard(self, name: str, service: str | None = None) -> None:
-        """Clean or drop it when the next test starts: fixtures that end later may still use it."""
+        """Clean or drop it when the next test starts, because fixtures that end later may still use it."""
         _new.pop(name, None)
         self._unused.append((name, service))
 
     async def _make_template(self, service: str) -> None:
-        """Migrate as a role that is no superuser: it meets row-level security in the copies, and superusers do not."""
+        """Migrate as a role that is not a superuser, because row-level security does not apply to superusers."""
         role, password = f"owner_{service}", secrets.token_hex(16)
         connection = await asyncpg.connect(self.url())
         try:
@@ -391,12 +390,12 @@ class PostgresServer(Server):
             await connection.close()
 
     def owner_url(self, url: str, service: str) -> str:
-        """That database as the role that owns the service's tables."""
+        """Return the database's address for the role that owns the service's tables."""
         return _as_role(url, f"owner_{service}", self._templates[service].password)
 
     @asynccontextmanager
     async def plain_role(self, url: str) -> AsyncIterator[str]:
-        """That database for a role that is no superuser and may make schemas in it; gone afterwards, with all that it owns."""
+        """Yield the database's address for a new role that may create schemas, but is no superuser. Drop it and all it owns at the end."""
         role, password = f"plain_{secrets.token_hex(6)}", secrets.token_hex(16)
         connection = await asyncpg.connect(url)
         try:
@@ -426,7 +425,7 @@ S = TypeVar("S", bound=Server)
 
 @contextmanager
 def running(kind: Callable[[Path], S]) -> Iterator[S]:
-    """A server of this kind, in a short path: Unix sockets allow 107 bytes."""
+    """Run a server of this kind in a folder with a short path, because Unix socket paths are limited to 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="aimesh-", dir=memory_folder(), ignore_cleanup_errors=True) as folder:
         server = kind(Path(folder))
         server.start()
@@ -436,15 +435,15 @@ def running(kind: Callable[[Path], S]) -> Iterator[S]:
 
 @contextmanager
 def running_pair() -> Iterator[tuple[PostgresServer, PostgresServer]]:
-    """A primary and its standby."""
+    """Run a primary and its standby."""
     with running(PostgresServer) as primary, running(lambda folder: PostgresServer(folder, primary=primary)) as standby:
         yield primary, standby
 
 
 def memory_folder() -> Path | None:
-    """A folder in memory with room for databases, else None for the usual temporary folder.
+    """Return a folder in memory with room for databases, or None for the usual temporary folder.
 
-    A new database is 300 files. On ext4 making and dropping one took 0.5 s of system time, in memory 0.03 s.
+    A new database has 300 files. Creating and dropping one took 0.5 s of system time on ext4, and 0.03 s in memory.
     """
     folder = Path("/dev/shm")
     has_room = folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= _MEMORY_BYTES
@@ -457,7 +456,7 @@ def _migrations(service: str) -> list[migrations.Migration]:
 
 
 def is_migrated(place: ServerPlace, known: list[migrations.Migration]) -> bool:
-    """Whether a service opens a new database that has its tables, as their owner. True once: later on, a test may have changed them."""
+    """Return whether a service opens a new database with its tables, as their owner. True only once: a test may change them later."""
     found = re.search(rf"//(?:admin|owner_{place.schema}):.*/(\w+)\?", place.url)
     return found is not None and _new.pop(found[1], None) == place.schema and known == _migrations(place.schema)
 
@@ -467,6 +466,6 @@ def _as_role(url: str, role: str, password: str) -> str:
 
 
 def _is_ready(probe: Probe) -> bool:
-    """In a thread of its own: the caller may be inside of a running loop, and must not lose it."""
+    """Probe in a separate thread, because the caller may be inside a running event loop."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(lambda: asyncio.run(probes.is_ready(probe))).result()

@@ -1,6 +1,6 @@
 """Runs one share of the test files: `-p tests.sharding --shard 2/4`. CI runs the shares on separate machines.
 
-Whole files, because a file shares its servers. A file that is not in the share is never imported.
+Files are never split, because the tests of a file share servers. Files outside the share are never imported.
 """
 
 import re
@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def read_shard(words: str) -> tuple[int, int]:
-    """`2/4` as numbers; raises UsageError."""
+    """Parse `2/4` into two numbers; raises UsageError."""
     match = re.fullmatch(r"([0-9]{1,2})/([0-9]{1,2})", words)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise pytest.UsageError(f"--shard is {words!r}; write for example 2/4")
@@ -67,7 +67,7 @@ def estimate_seconds(name: str, text: str) -> float:
 
 
 def split(seconds: Mapping[str, float], of: int) -> list[frozenset[str]]:
-    """Share out the files so that all shares take about as long. The same on every machine. Pure."""
+    """Split the files into shares of about equal time, the same on every machine. Pure."""
     shares: list[set[str]] = [set() for _ in range(of)]
     loads = [0.0] * of
     for name in _longest_first(seconds):

@@ -1,5 +1,5 @@
-"""An OpenAI-compatible server with one model, which says the words of its prompt again in its own time: for workers whose
-answers a test wants to meet half-way, under a name that nobody else serves."""
+"""An OpenAI-compatible server with one model that repeats its prompt word by word at a set speed: for workers whose answers a test
+interrupts, under a name that no other worker serves."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ class SlowModel:
     name: str
     word_seconds: float
     url: str = ""
-    #: Answers that are being written now.
+    #: Answers in progress.
     running: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,10 +1,10 @@
-"""A whole stack, as `aicli stack up` makes it: real servers and five service processes, in a folder and on ports of its own.
+"""A whole stack, as `aicli stack up` creates it: real servers and five service processes, in its own folder and on its own ports.
 
     async with stack(AIMESH_ECHO="1") as running:
         await running.aicli("infer", "hello")
         await running.kill("gateway")
 
-``OfFolders`` is one for all tests of some folders. It goes before another folder's tests begin.
+``OfFolders`` shares one stack between all tests of some folders. It stops before another folder's tests begin.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a command did."""
+    """The result of a command."""
 
     status: int
     out: str
@@ -88,13 +88,13 @@ class RunningStack:
 
     @property
     def place(self) -> StackHome:
-        """Where the stack keeps its things, by name."""
+        """The stack's home, with the paths of its files by name."""
         return homes.locate({"AIMESH_HOME": str(self.home)})
 
-    # --- as a person -------------------------------------------------------------------------------------------------
+    # --- the command line --------------------------------------------------------------------------------------------
 
     async def aicli(self, *arguments: str, stdin: str = "", deadline_seconds: float = 120, **variables: str) -> Outcome:
-        """Run `aicli` as a person would."""
+        """Run `aicli` as a user would."""
         process = await self.start_aicli(*arguments, has_input=True, **variables)
         try:
             async with asyncio.timeout(deadline_seconds):
@@ -107,7 +107,7 @@ class RunningStack:
         return Outcome(process.returncode, out.decode(), err.decode())
 
     async def start_aicli(self, *arguments: str, has_input: bool = False, **variables: str) -> asyncio.subprocess.Process:
-        """The same without waiting; its output goes to pipes."""
+        """Start `aicli` without waiting; its output goes to pipes."""
         return await asyncio.create_subprocess_exec(
             self.release.python, "-m", "cli.main", *arguments,
             stdin=asyncio.subprocess.PIPE if has_input else asyncio.subprocess.DEVNULL,
@@ -123,25 +123,25 @@ class RunningStack:
     # --- the programs ------------------------------------------------------------------------------------------------
 
     async def programs(self) -> dict[str, status_overview.StatusRow]:
-        """What the supervisor runs, by name; empty when there is none."""
+        """Return what the supervisor runs, by name; empty if no supervisor runs."""
         return {row.name: row for row in await status_overview.collect(self.place)}
 
     async def pids(self) -> dict[str, int | None]:
         return {row.name: row.pid for row in (await self.programs()).values()}
 
     async def signal(self, name: str, number: signal.Signals) -> int:
-        """Send one program a signal; returns its process id."""
+        """Send a signal to one program and return its process ID."""
         pid = (await self.programs())[name].pid
         assert pid is not None, f"{name} does not run"
         os.kill(pid, number)
         return pid
 
     async def kill(self, name: str) -> int:
-        """kill -9 of one program; returns the process id it had."""
+        """Kill one program with SIGKILL and return the process ID it had."""
         return await self.signal(name, signal.SIGKILL)
 
     async def restarted(self, name: str, old_pid: int, *, seconds: float = 15) -> status_overview.StatusRow:
-        """Another process of this program that is ready."""
+        """Wait until a new process of this program is ready."""
 
         async def find() -> status_overview.StatusRow | None:
             row = (await self.programs()).get(name)
@@ -149,7 +149,7 @@ class RunningStack:
 
         return await until(find, seconds=seconds, what=f"{name} is ready again")
 
-    # --- the ways in -------------------------------------------------------------------------------------------------
+    # --- clients -----------------------------------------------------------------------------------------------------
 
     def url(self, service: str) -> str:
         return f"http://127.0.0.1:{self.environment[f'{service.upper()}_SERVICE_PORT']}"
@@ -160,13 +160,13 @@ class RunningStack:
         return httpx.AsyncClient(base_url=self.url(service), headers=headers, timeout=timeout_seconds, trust_env=False, limits=limits)
 
     def client(self) -> AbstractAsyncContextManager[ClientNode]:
-        """A client node, as `aicli` is one."""
+        """Open a client node, as `aicli` does."""
         found = profile.read(self.place.profile)
         return client(ClientSettings(mesh=found.mesh, nats_url=found.nats_url, node_key_file=found.node_key_file))
 
     @asynccontextmanager
     async def operator(self) -> AsyncIterator[NatsClient]:
-        """A stock NATS client with the operator's key."""
+        """Connect a stock NATS client with the operator's key."""
         url = f"nats://127.0.0.1:{self.environment['NATS_PORT']}"
         connection = await nats.connect(url, nkeys_seed=str(self.place.key("operator")), allow_reconnect=False)
         try:
@@ -176,7 +176,7 @@ class RunningStack:
 
     @asynccontextmanager
     async def database(self, service: str) -> AsyncIterator[asyncpg.Connection]:
-        """PostgreSQL as the role of one service, which sees all tenants."""
+        """Connect to PostgreSQL as a service's role; the session sees all tenants."""
         url = stack_plan.database_url_file(self.place, service).read_text(encoding="utf-8").strip()
         connection = await asyncpg.connect(url, timeout=30, server_settings={"search_path": service, "aimesh.tenant": "*"})
         try:
@@ -187,7 +187,7 @@ class RunningStack:
     async def recorded(self, user: UserId, requests: int) -> None:
         """Wait until PostgreSQL has this many requests of a user.
 
-        A caller waits 0.25 s for its row; if PostgreSQL takes longer, the row is only in the gateway's journal when the caller is answered.
+        The gateway waits 0.25 s for the row; if PostgreSQL takes longer, it answers the caller with the row only in its journal.
         """
 
         async def is_written() -> bool:
@@ -198,7 +198,7 @@ class RunningStack:
         await until(is_written, what=f"{requests} requests are in PostgreSQL")
 
     async def metric(self, program: str, name: str, /, **labels: str) -> float:
-        """The sum of the samples of one service's /metrics that have these labels."""
+        """Return the sum of the samples with these labels in a service's /metrics."""
         async with self.http(service=program) as http:
             return total((await http.get("/metrics")).text, name, **labels)
 
@@ -206,17 +206,17 @@ class RunningStack:
         path = self.place.log(name)
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
-    # --- its life ----------------------------------------------------------------------------------------------------
+    # --- start and stop ----------------------------------------------------------------------------------------------
 
     async def up(self) -> Outcome:
-        """`aicli stack up`; fails with the whole output when it does not come up."""
+        """Run `aicli stack up`; on failure, show its whole output."""
         done = await self.aicli("stack", "up", deadline_seconds=300)
         assert done.status == 0, done.out + done.err
         return done
 
     async def down(self) -> None:
         done = await self.aicli("stack", "down", deadline_seconds=200)
-        # A restore with --replace has moved the home before it aside.
+        # A restore with --replace moves the previous home aside.
         for each in (self.home, *self.home.parent.glob(f"{self.home.name}.before-restore-*")):
             shutil.rmtree(each, ignore_errors=True)
         assert done.status == 0, done.out + done.err
@@ -230,7 +230,7 @@ async def until(
     ignoring: tuple[type[Exception], ...] = (),
     clock: Callable[[], float] = stopwatch.now,
 ) -> T:
-    """What ``condition`` returns as soon as that is true; fails loudly when it never is."""
+    """Wait until the result of ``condition`` is true, and return it; fail with the last result if it never is."""
     seconds = stopwatch.patience(seconds)
     deadline = clock() + seconds
     seen: object = None
@@ -247,14 +247,14 @@ async def until(
 
 
 def total(text: str, name: str, /, **labels: str) -> float:
-    """The sum of one metric's samples in a Prometheus text that have these labels."""
+    """Return the sum of a metric's samples with these labels in a Prometheus text."""
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
     return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
 
 
 def free_ports() -> dict[str, str]:
-    """A value for each of PORTS."""
-    # Four in a row: three DHT nodes, and the relay of those who want one.
+    """Return a free port for each of PORTS."""
+    # Four consecutive ports: three for DHT nodes and one for an optional relay.
     return {name: str(free_port()) for name in PORTS} | {"DHT_PORT": str(free_row(4, is_udp=True))}
 
 
@@ -270,7 +270,7 @@ def _plan_stack(variables: Mapping[str, str], release: Release = HEAD) -> Runnin
 
 @asynccontextmanager
 async def stack(release: Release = HEAD, /, **variables: str) -> AsyncIterator[RunningStack]:
-    """Up, the block, down, and nothing left."""
+    """Start a stack for the block; stop and delete it at the end."""
     running = _plan_stack(variables, release)
     try:
         await running.up()
@@ -280,9 +280,9 @@ async def stack(release: Release = HEAD, /, **variables: str) -> AsyncIterator[R
 
 
 class OfFolders:
-    """One stack for the tests of some folders: up with the first that asks for it, down when the next test is elsewhere.
+    """One stack for the tests of some folders: starts with the first test that requests it, stops when the next test is elsewhere.
 
-    For a conftest: a fixture returns ``get``, and ``pytest_runtest_teardown`` calls ``leave``.
+    In a conftest, a fixture returns ``get``, and ``pytest_runtest_teardown`` calls ``leave``.
     """
 
     def __init__(self, folders: Collection[Path], **variables: str) -> None:
@@ -292,7 +292,7 @@ class OfFolders:
 
     def get(self, config: pytest.Config) -> RunningStack:
         if self._running is None:
-            # Also when the run is interrupted, and nobody says that the folders are left.
+            # For an interrupted run, which never calls ``leave``.
             config.add_cleanup(self._down)
             self._running = _plan_stack(self._variables)
             try:
@@ -304,7 +304,7 @@ class OfFolders:
         return self._running
 
     def leave(self, next_test: pytest.Item | None) -> bool:
-        """Returns whether the stack is down, or goes down because the next test is elsewhere."""
+        """Stop the stack if the next test is elsewhere; return whether it is."""
         is_left = next_test is None or not set(self._folders) & set(next_test.path.parents)
         if is_left:
             self._down()
@@ -317,6 +317,6 @@ class OfFolders:
 
 
 def _in_a_loop_of_its_own(work: Callable[[], Coroutine[None, None, object]]) -> None:
-    """In a thread: the tests' own event loop may exist already."""
+    """Run it in a thread, because the tests' event loop may already exist here."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(lambda: asyncio.run(work())).result()

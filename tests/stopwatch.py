@@ -1,7 +1,7 @@
-"""A clock for bounds on time: it nearly stands still while programs of this machine wait for a CPU.
+"""A clock for time limits that nearly stands still while programs on this machine wait for a CPU.
 
-A bound says what the product's own timers allow. On a busy machine everything also waits for a CPU, which is no fault of the product;
-Linux counts how long (pressure stall information, https://docs.kernel.org/accounting/psi.html).
+A limit reflects the product's own timers. On a busy machine everything also waits for a CPU, which is not the product's fault;
+Linux counts that time (pressure stall information, https://docs.kernel.org/accounting/psi.html).
 """
 
 import time
@@ -9,23 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: Ends a test that hangs. It proves that a wait of twice this time was not waited out, and says nothing about speed.
+#: Ends a test that hangs. It also proves that a wait of twice this time was cut short, but says nothing about speed.
 HANG_SECONDS = 30.0
-#: Whether ``within`` measures; ``tests.tiers`` says so for the nightly run.
+#: Whether ``within`` measures; ``tests.tiers`` sets this for the nightly run.
 bounds_hold = False
 _PRESSURE = Path("/proc/pressure/cpu")
-#: Of the time in which somebody waits. The rest counts, so that a bound ends even where somebody always waits.
+#: Share of the waiting time that does not count. The rest counts, so that a limit ends even if some program always waits.
 _EXCUSED = 0.9
 
 
 def now() -> float:
-    """Seconds since some moment; those of a wall clock where Linux does not count."""
+    """Return the seconds since some moment. CPU waits count in full if Linux does not measure them."""
     return time.monotonic() - _EXCUSED * _waited_seconds()
 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """A bound on what happens inside, for the nightly run. `make test` has none: other tests run at the same time."""
+    """Limit the time of the block, in the nightly run only: in `make test`, other tests run at the same time."""
     began = now()
     yield
     took = now() - began
@@ -33,7 +33,7 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def patience(seconds: float) -> float:
-    """How long a test waits for what must happen: these seconds in the nightly run, and in `make test` at least HANG_SECONDS."""
+    """Return how long a test waits for what must happen: ``seconds`` in the nightly run, at least HANG_SECONDS in `make test`."""
     return seconds if bounds_hold else max(seconds, HANG_SECONDS)
 
 
@@ -45,6 +45,6 @@ def _waited_seconds() -> float:
 
 
 def read_waited(text: str) -> float:
-    """How long at least one program had to wait, in seconds since the start of the machine. Pure."""
+    """Return how long at least one program waited for a CPU, in seconds since boot. Pure."""
     line = next(line for line in text.splitlines() if line.startswith("some "))
     return int(line.rpartition("total=")[2]) / 1_000_000

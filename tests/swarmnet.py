@@ -1,12 +1,12 @@
-"""N real nodes that meet over Hyperswarm on a private DHT on loopback, each with a sidecar of its own, certified by a CA of the test.
+"""Real nodes that meet over Hyperswarm on a private DHT on loopback, each with its own sidecar and a certificate from the test's CA.
 
     async with swarmnet() as net:
         worker = await net.start(EchoService)
         caller = await net.client()
         reply = await caller.rpc.call(...)
 
-With ``nats`` the nodes are on a NATS server as well. ``net.revoke`` gives the next list to one node, as auth would. The DHT is that of
-all tests of this process, on which each mesh has topics of its own; a test that ends its DHT asks for ``own_dht``.
+With ``nats`` the nodes also use a NATS server. ``net.revoke`` gives the next revocation list to one node, as auth would. All tests of
+this process share the DHT, on which each mesh has its own topics; a test that stops its DHT sets ``own_dht``.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class SwarmNet:
 
     folder: Path
     bootstrap: Sequence[PeerAddress]
-    #: Ends the nodes of one's own DHT for good.
+    #: Stops the nodes of the test's own DHT permanently.
     end_dht: Callable[[], Awaitable[None]]
     server: NatsServer | None
     _tasks: asyncio.TaskGroup
@@ -53,7 +53,7 @@ class SwarmNet:
     _count: int = 0
 
     def join(self, name: str, role: Role, *, age_seconds: float = 0, labels: dict[str, str] | None = None) -> Path:
-        """A key and, beside it, what a node keeps that has joined; ``age_seconds`` ago, for one whose certificate is old."""
+        """Make a key and, next to it, the file of a node that has joined; ``age_seconds`` backdates its certificate."""
         key_file = self._key(name, role)
         node = node_keys.load(key_file).id
         subject = Subject(node, role, "", tuple((labels or {}).items()))
@@ -86,7 +86,7 @@ class SwarmNet:
         return certificates.issue_list(self.ca, self.number, self.epoch, tuple(self.revoked), time.time())
 
     def revoke(self, node: NodeId, at: RunningNode) -> None:
-        """Give the next list to one node; the others have to hear of it from there."""
+        """Give the next revocation list to one node; the others must get it from there."""
         self.number += 1
         self.revoked.add(node)
         at.node.renewal.take_list(self.list_body())
@@ -99,7 +99,7 @@ class SwarmNet:
     async def start(
         self, service: type[Service], *, key_file: Path | None = None, nats: bool = False, bootstrap: Sequence[PeerAddress] | None = None
     ) -> RunningNode:
-        """A serving node, on Hyperswarm and, if asked for, on NATS. With an empty ``bootstrap`` it goes by what it kept."""
+        """Start a serving node, on Hyperswarm and optionally on NATS. With an empty ``bootstrap`` it uses the addresses that it saved."""
         self._count += 1
         if key_file is None:
             key_file = self.join(f"{service.role}-{self._count}", service.role)
@@ -115,7 +115,7 @@ class SwarmNet:
         return running
 
     async def client(self, key_file: Path | None = None) -> ClientNode:
-        """A calling node outside the house, as `aicli` is one with a profile that `aicli mesh connect` made."""
+        """Start a calling node outside the stack, as `aicli` does with a profile from `aicli mesh connect`."""
         self._count += 1
         if key_file is None:
             key_file = self.join(f"client-{self._count}", Role.CLIENT)

@@ -1,8 +1,8 @@
-"""A Unix socket in front of servers that take turns, as the one address of a service that fails over.
+"""A Unix socket that forwards to one of several servers, as the single address of a service that fails over.
 
 async with Switch(folder / "s", first) as switch:
-    switch.target = second      # for who connects from now on; open connections stay where they are
-    switch.cut()                # and now those are broken, too
+        switch.target = second      # for new connections; open ones keep their server
+        switch.cut()                # breaks the open connections, too
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from shared.node import lifecycle
 
 
 class Switch:
-    """Passes bytes on and understands none of them."""
+    """Forwards bytes without parsing them."""
 
     def __init__(self, path: Path, target: Path) -> None:
         self.path = path
         self.target = target
-        #: How many connections were made through it.
+        #: Number of connections made through it.
         self.connections = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._stack = contextlib.AsyncExitStack()
@@ -37,7 +37,7 @@ class Switch:
         return await self._stack.__aexit__(kind, error, traceback)
 
     def cut(self) -> None:
-        """End every open connection without a word."""
+        """Abort every open connection."""
         for writer in self._writers:
             writer.transport.abort()
 

@@ -1,6 +1,6 @@
-"""The house style as tests: size budgets, names, and what no line may do. Import rules live in pyproject.toml (import-linter).
+"""The coding style as tests: size budgets, names, and forbidden code. Import rules are in pyproject.toml (import-linter).
 
-Each rule is a generator of findings, `file:line what is wrong`; a test fails with all of them at once.
+Each rule yields findings, `file:line what is wrong`; a test fails with all of them at once.
 """
 
 import ast
@@ -15,19 +15,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-#: What runs for users; tests and benches are held to the size budgets and to safety, not to the rest.
+#: Code that users run. Only the size budgets and the safety rules apply to tests and benches.
 PROGRAM = ("services", "shared", "cli", "stack", "tools")
 EVERYTHING = (*PROGRAM, "bench", "tests")
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 600, 80, 7
 LONGEST_TEST_SLEEP_SECONDS = 0.05
-#: path -> why it may exceed the size budgets, and until when. Empty is the goal.
+#: Path -> why it may exceed the size budgets, and until when. Should be empty.
 OVER_BUDGET: dict[str, str] = {}
 
 VAGUE_WORDS = {"util", "utils", "helper", "helpers", "common", "misc"}
 VAGUE_ENDINGS = ("Helper", "Helpers", "Util", "Utils", "Misc")
 
-#: The only places that may catch everything: each logs once, with the request id, and answers.
+#: The only places that may catch all exceptions: each logs once, with the request ID, and answers.
 CATCH_ALL = {
     "shared/rpc/serving.py": "the RPC dispatcher",
     "services/gateway/http_api/http_app.py": "the dispatcher of HTTP requests",
@@ -35,7 +35,7 @@ CATCH_ALL = {
     "shared/transports/nats/server_connection.py": "the dispatcher of NATS messages: a callback that raises must not cost the connection",
     "cli/main.py": "the CLI main",
 }
-#: The only places that read the environment; all else is told what it needs.
+#: The only places that read the environment; other code gets its settings as arguments.
 READS_ENVIRONMENT = {
     "shared/node": "node.run loads the settings of a service, once",
     "cli": "a person's shell is the CLI's settings",
@@ -48,7 +48,7 @@ READS_ENVIRONMENT = {
     "services/inference/backends/plan_program.py": "a program that loads the worker's settings, once",
     "services/inference/child_process.py": "hands the machine's variables on to child processes, without secrets",
 }
-#: Where SQL stands, besides queries.sql and migrations.
+#: Code with SQL, other than queries.sql and migrations.
 HOLDS_SQL = {"shared/stores/database": "settings of a session", "shared/stores/migrations": "the migration runner's own table"}
 
 
@@ -77,7 +77,7 @@ class Module:
         return self.path.relative_to(ROOT).as_posix()
 
     def stands_in(self, places: Iterable[str]) -> bool:
-        """`shared/rpc` means shared/rpc.py or anything in shared/rpc/."""
+        """Return whether the module is in one of the places; `shared/rpc` means shared/rpc.py or anything in shared/rpc/."""
         return any(self.name in (place, f"{place}.py") or self.name.startswith(f"{place}/") for place in places)
 
     def find(self, node: ast.AST, what: str) -> Finding:
@@ -86,9 +86,9 @@ class Module:
 
 @cache
 def parse(root: str) -> tuple[Module, ...]:
-    """Each file once for all tests."""
+    """Parse each file once for all tests."""
     paths = [path for path in sorted((ROOT / root).rglob("*.py")) if "node_modules" not in path.parts]
-    # A million nodes that all stay: the collector would look through them again and again, which takes longer than to parse.
+    # A million nodes that all stay alive: the garbage collector would traverse them repeatedly, which takes longer than parsing.
     gc.disable()
     try:
         return tuple(Module(path, text := path.read_text(encoding="utf-8"), ast.parse(text, str(path))) for path in paths)
@@ -102,7 +102,7 @@ def modules(*roots: str) -> Iterator[Module]:
 
 
 def name_of(node: ast.expr) -> str:
-    """As it is written: `asyncio.create_task`; `?` for a part that is no name. `ast.unparse` would take twenty times as long."""
+    """Return the name as written, like `asyncio.create_task`; `?` for a part that is not a name. `ast.unparse` is twenty times slower."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -111,7 +111,7 @@ def name_of(node: ast.expr) -> str:
 
 
 def calls(module: Module) -> Iterator[tuple[ast.Call, str]]:
-    """Every call with what is called."""
+    """Yield every call and the name of what it calls."""
     for node in module.nodes:
         if isinstance(node, ast.Call):
             yield node, name_of(node.func)
@@ -149,7 +149,7 @@ def parameters_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """The parameters of a click command are the options that users see, as many as there are."""
+    """Return whether it is a click command, which has as many parameters as users see options."""
     return any(re.search(r"\b(command|group)\b", ast.unparse(decorator)) for decorator in function.decorator_list)
 
 
@@ -194,27 +194,27 @@ def test_every_module_says_what_it_owns() -> None:
 
 # --- names and places -----------------------------------------------------------------------------------------------
 
-#: What the counts below look at. Tests and benches are not counted: their small classes may repeat.
+#: The folders counted below, without tests and benches: their small classes may repeat.
 NAMED = ("shared", "services", "cli", "stack", "sdk", "tools")
-#: Class statements anywhere in these, private and nested ones too. The SDK's errors have the names of the platform's on purpose.
+#: Class names that may exist twice, including private and nested classes. The SDK's errors share the platform's names on purpose.
 MAX_NAMES_TWICE = 25
 MAX_FOLDER_MODULES = 20
-#: folder -> how many modules it may still have. These numbers may only fall.
+#: Folder -> how many modules it may still have. These numbers may only fall.
 LARGE_FOLDERS: dict[str, int] = {}
-#: Modules without the packages' own __init__. This number may only fall, or grow by one for 170 lines of new work.
+#: Modules, not counting __init__.py. This number may only fall, or grow by one for 170 lines of new work.
 MAX_MODULES = 735
 #: Python lines of SOURCE without generated files; the goal is 85,600. This number may only fall, or grow by the line budget of new work.
 MAX_SOURCE_LINES = 130_400
 SOURCE = ("shared", "services", "cli", "stack", "sdk", "tools", "bench")
 GENERATED = {"sdk/python/src/aimesh/client.py", "sdk/python/src/aimesh/wire.py"}
-#: Imports in the longest chain of modules inside `shared`, each package's __init__ counted; the goal is 10. This number may only fall.
+#: Imports in the longest chain of modules in `shared`, counting each package's __init__; the goal is 10. This number may only fall.
 MAX_SHARED_IMPORT_DEPTH = 10
-#: File names that several folders of one service may have.
+#: File names that may repeat within a service.
 CONVENTIONAL_FILES = {"__init__.py", "__main__.py", "settings.py", "service.py", "store.py"}
 
 
 def class_names() -> dict[str, list[str]]:
-    """Every class name with the modules that define it."""
+    """Return every class name with the modules that define it."""
     found: dict[str, list[str]] = {}
     for module in modules(*NAMED):
         for node in ast.walk(module.tree):
@@ -224,18 +224,18 @@ def class_names() -> dict[str, list[str]]:
 
 
 def unit_of(module: Module) -> str:
-    """The service, or the top folder, within which a file name is unique."""
+    """Return the service or top folder in which a file name must be unique."""
     first, second, *_ = module.name.split("/")
     return f"{first}/{second}" if first == "services" else first
 
 
 def sizes_of_folders() -> Counter[str]:
-    """Modules directly in each folder, without its __init__."""
+    """Count the modules directly in each folder, without its __init__."""
     return Counter(module.path.parent.relative_to(ROOT).as_posix() for module in modules(*NAMED) if module.path.name != "__init__.py")
 
 
 def imports_inside(package: str) -> dict[str, set[str]]:
-    """Which modules of a package each of its modules imports, wherever in the file."""
+    """Return which modules of a package each of its modules imports, anywhere in the file."""
     found = {module.name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): module for module in modules(package)}
     graph: dict[str, set[str]] = {name: set() for name in found}
     for name, module in found.items():
@@ -255,7 +255,7 @@ def longest_chain(graph: dict[str, set[str]]) -> list[str]:
 
     def chain_of(name: str) -> list[str]:
         if name not in chains:
-            chains[name] = []  # a cycle would end here; import-linter forbids them
+            chains[name] = []  # ends the recursion in a cycle; import-linter forbids cycles
             chains[name] = [name, *max((chain_of(other) for other in sorted(graph[name])), key=len, default=[])]
         return chains[name]
 
@@ -326,7 +326,7 @@ def test_every_task_has_an_owner() -> None:
     none_of(finding for module in modules(*PROGRAM, "bench") for finding in orphan_tasks(module))
 
 
-# --- what turns text into code --------------------------------------------------------------------------------------
+# --- unsafe code ----------------------------------------------------------------------------------------------------
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.load", "os.system", "os.popen"}
@@ -352,7 +352,7 @@ def unsafe_code(module: Module) -> Iterator[Finding]:
 
 
 def is_assembled(text: ast.expr) -> bool:
-    """Whether a string is put together at run time: an f-string with a value in it, `+`, `%` or `.format`."""
+    """Return whether a string is assembled at run time: an f-string with a value, `+`, `%` or `.format`."""
     if isinstance(text, ast.JoinedStr):
         return any(isinstance(part, ast.FormattedValue) for part in text.values)
     if isinstance(text, ast.BinOp):
@@ -433,21 +433,18 @@ def test_no_test_sleeps() -> None:
     none_of(finding for module in modules("tests") for finding in long_sleeps(module))
 
 
-# --- the rules themselves -------------------------------------------------------------------------------------------
-
-
 # --- refusals -----------------------------------------------------------------------------------------------------------------
 
-#: Tests that see that one of our errors is raised, and not why. The number may only fall: lower it when it does.
+#: Tests that check that one of our errors is raised, but not why. This number may only fall: lower it when it does.
 MOST_BARE_RAISES = 108
 
 
 def bare_raises(module: Module) -> Iterator[Finding]:
-    """Each `pytest.raises` of an error of ours says why it is raised: with ``match``, or the test reads the error that it caught."""
+    """Find each `pytest.raises` of our errors that has no ``match``, unless the test reads the error that it caught."""
     bare = [
         item for node in module.nodes if isinstance(node, ast.With | ast.AsyncWith) for item in node.items if _is_bare(item.context_expr)
     ]
-    # By name and line, because the same name is often caught in several tests of a module.
+    # By name and line, because several tests of a module often use the same name.
     read = [(node.id, node.lineno) for node in module.nodes if bare and isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
     functions = [node for node in module.nodes if bare and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     for item in bare:
@@ -473,7 +470,7 @@ def _is_ours(kind: ast.expr) -> bool:
 
 @cache
 def our_errors() -> frozenset[str]:
-    """The classes of errors in the program."""
+    """Return the program's error classes."""
     bases = {
         node.name: {name_of(base).rpartition(".")[2] for base in node.bases}
         for module in modules(*PROGRAM)

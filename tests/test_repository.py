@@ -1,4 +1,4 @@
-"""What the repository as a whole promises: locked dependencies, each with a reason; no trace of the machine it was made on."""
+"""Rules for the whole repository: locked dependencies, each with a reason; no trace of the machine it was made on."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ from tools import locks, mutants
 ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 
-# A letter in brackets, so that this file does not find itself.
+# The brackets keep this file from matching itself.
 MARK = re.compile(r"\b([T]ODO|[F]IXME|[X]XX)\b")
 WITH_ISSUE = re.compile(r"(issue |#)\d+")
 REGISTRIES = re.compile(r"pypi[.]org|python[h]osted[.]org|registry[.]npmjs|registry[.]yarnpkg|quay[.]io")
@@ -25,7 +25,7 @@ TEXT = {".py", ".md", ".toml", ".lock", ".yaml", ".yml", ".sql", ".lua", ".sh", 
 
 @cache
 def files() -> tuple[Path, ...]:
-    """The text files that are in git or would be."""
+    """Return the text files that are tracked or not ignored by git."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -34,7 +34,7 @@ def files() -> tuple[Path, ...]:
 
 
 def find(pattern: re.Pattern[str]) -> Iterator[tuple[str, str, str]]:
-    """`path:line`, the match, and its line, in every text file."""
+    """Yield `path:line`, the match and its line for every match in a text file."""
     for path in files():
         text = path.read_text(encoding="utf-8")
         for match in pattern.finditer(text):
@@ -74,7 +74,7 @@ def test_a_lock_pins_with_hashes_and_names_no_index(lock: Path) -> None:
 
 
 def declared() -> set[str]:
-    """Every distribution that pyproject.toml asks for, in whatever group."""
+    """Return every distribution that pyproject.toml requires, in any group."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = [*project["build-system"]["requires"], *locks.read_dependencies()]
     for group in (*project["project"]["optional-dependencies"].values(), *project["dependency-groups"].values()):
@@ -102,7 +102,7 @@ def test_every_lock_matches_what_it_is_made_from() -> None:
 
 
 def test_every_mutant_still_has_its_line_and_its_tests() -> None:
-    """As `make mutants` needs them, which takes minutes."""
+    """Check what `make mutants` needs, because that takes minutes to run."""
     mistakes = []
     for number, mutant in enumerate(mutants.load(), 1):
         count = text_of(mutant.file).count(mutant.line)

@@ -1,4 +1,4 @@
-"""The clock of the tests' bounds."""
+"""The clock of the tests' time limits."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""`make test` and `make test-all` run what they claim, and say what they leave out."""
+"""`make test` and `make test-all` run what they claim to, and list what they leave out."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def test_in_a_browser():
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Tests beside these, with the same plugin."""
+    """A project with its own tests and the same plugins."""
     folder = tmp_path / "project"
     folder.mkdir()
     folder.joinpath("pytest.ini").write_text("[pytest]\naddopts = --strict-markers -p no:cacheprovider -p no:schemathesis -p no:faker -s\n")

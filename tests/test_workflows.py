@@ -1,4 +1,4 @@
-"""What the workflows, issue forms and hooks name exists, and the workflows may do no more than they need. Only GitHub can run them."""
+"""References in workflows, issue forms and hooks, and the workflows' permissions. Only GitHub can run the workflows."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ from tests import capabilities
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 SETUP = ROOT / ".github/actions/setup/action.yml"
-#: Each file with the schema that check-jsonschema carries for it.
+#: Each file and the schema that check-jsonschema includes for it.
 SCHEMAS = [
     *((path, "vendor.github-workflows") for path in WORKFLOWS),
     *((path, "custom.github-workflows-require-timeout") for path in WORKFLOWS),
@@ -108,7 +108,7 @@ def test_a_workflow_may_only_read(path: Path) -> None:
     assert "secrets." not in path.read_text(encoding="utf-8")
     checkouts = [step for step in steps(path) if step.get("uses", "").startswith("actions/checkout")]
     assert [step for step in checkouts if step.get("with", {}).get("persist-credentials") is not False] == []
-    # An expression in a script runs what a stranger writes into a branch name or a title.
+    # An expression in a script would run what a stranger puts into a branch name or a title.
     assert [step["run"] for step in steps(path) if "${{" in step.get("run", "")] == []
 
 

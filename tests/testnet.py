@@ -1,11 +1,11 @@
-"""N real nodes on loopback: a real NATS server with authorization on, real links between nodes in this process.
+"""Real nodes on loopback: a real NATS server with authorization, and real links between nodes in this process.
 
     async with testnet() as net:
         await net.start(EchoService)
         caller = await net.client()
         reply = await caller.rpc.call(...)
 
-``net.server.kill()`` is kill -9 of NATS; ``net.cut(node)`` stops a node the hard way, without a goodbye.
+``net.server.kill()`` is kill -9 of NATS; ``node.cut()`` stops a node without a shutdown message.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ from stack.servers import nats_server
 from tests import stopwatch
 
 MESH = MeshName("test")
-#: What calls that run have to end when a node stops; a test that must not use it up sets a long one.
+#: Time for running calls to end when a node stops. A test in which this time must not run out sets a longer one.
 DRAIN_SECONDS = 5.0
 
 
-#: It has a byte for each port: the process that locks the byte has the port.
+#: Has a byte for each port; the process that locks the byte owns the port.
 _PORTS_FILE = Path(tempfile.gettempdir()) / f"aimesh-test-ports-{os.getuid()}"
 #: Ports of this process, whose locks don't exclude each other.
 _given: set[int] = set()
@@ -50,20 +50,20 @@ _given: set[int] = set()
 
 @functools.cache
 def _ports_file() -> int:
-    # Closing any descriptor of the file would end the locks.
+    # Closing any descriptor of the file would release the locks.
     return os.open(_PORTS_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
 
 def free_port(*, is_udp: bool = False) -> int:
-    """A port that no other call gets until this process ends, in other test processes either: its server starts only later.
+    """Return a port that no other call gets until this process ends, not even in other test processes: its server starts later.
 
-    The system doesn't give it to an outgoing connection meanwhile, because it is below 32768.
+    The system does not use it for an outgoing connection in the meantime, because it is below 32768.
     """
     return free_row(1, is_udp=is_udp)
 
 
 def free_row(count: int, *, is_udp: bool = False) -> int:
-    """The first of so many such ports in a row."""
+    """Return the first of ``count`` such ports in a row."""
     while True:
         first = ports.find_free(count, is_udp=is_udp)
         row = range(first, first + count)
@@ -93,7 +93,7 @@ class IdleService:
 
 
 class NatsServer:
-    """A real nats-server in a folder of its own; nodes may be added while it runs."""
+    """A real nats-server in its own folder; nodes may be added while it runs."""
 
     def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.folder = folder
@@ -108,7 +108,7 @@ class NatsServer:
         (folder / "nats.conf").write_text(rendered.replace("127.0.0.1", f"[{host}]" if ":" in host else host), encoding="utf-8")
 
     def key(self, name: str, role: Role) -> Path:
-        """A new node's key; the server lets it in."""
+        """Create a node key that the server accepts."""
         path = self.folder / f"{name}.nk"
         path.touch(mode=0o600)
         path.write_bytes(node_keys.new_seed())
@@ -119,13 +119,13 @@ class NatsServer:
         return path
 
     def remove(self, node: NodeId) -> None:
-        """The server knows this key no more, and closes its connections."""
+        """Make the server reject this key and close its connections."""
         self._nodes = [each for each in self._nodes if each.node != node]
         self._write_users()
         self.reload()
 
     def reload(self) -> None:
-        """Let the server read its files again. While it does, it may disconnect a client that has just logged in with a new key."""
+        """Make the server reload its files. Meanwhile it may disconnect a client that has just logged in with a new key."""
         before = self._reloads()
         self.signal(signal.SIGHUP)
         deadline = time.monotonic() + 60
@@ -176,12 +176,12 @@ class RunningNode:
     _stop: asyncio.Event
 
     async def stop(self) -> None:
-        """The orderly way: drain, goodbye."""
+        """Stop the node cleanly: drain it and notify its peers."""
         self._stop.set()
         await self._task
 
     async def cut(self) -> None:
-        """The hard way: the node says nothing more, like a killed process."""
+        """Stop the node without another message, like a killed process."""
         nats, swarm = self.node.node_transports.nats, self.node.node_transports.swarm
         if nats is not None:
             nats._links.clear()
@@ -205,7 +205,7 @@ class TestNet:
     _count: int = 0
 
     async def start(self, service: type[Service], settings: NodeSettings | None = None) -> RunningNode:
-        """A serving node; ``settings`` is what its ``open`` gets (NodeSettings with a new key by default)."""
+        """Start a serving node; its ``open`` gets ``settings`` (by default NodeSettings with a new key)."""
         self._count += 1
         if settings is None:
             key_file = self.server.key(f"{service.role}-{self._count}", service.role)
@@ -215,19 +215,19 @@ class TestNet:
         return running
 
     async def client(self) -> ClientNode:
-        """A calling node, as `aicli` is one."""
+        """Open a calling node, as `aicli` does."""
         self._count += 1
         key_file = self.server.key(f"client-{self._count}", Role.CLIENT)
         settings = ClientSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key_file)
         return await self._stack.enter_async_context(client(settings))
 
     def settings_of(self, node: RunningNode) -> NodeSettings:
-        """What the node was started with, to start it again with the same key."""
+        """Return the node's settings, to start it again with the same key."""
         return NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=node.key_file)
 
 
 async def start_node(tasks: asyncio.TaskGroup, service: type[Service], settings: Any) -> RunningNode:
-    """Raises what ends the node before it serves."""
+    """Start a node. Raises the error that ends it before it serves."""
     started: asyncio.Future[tuple[Node, Service]] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
     task = tasks.create_task(live(service, settings, started, stop))
@@ -247,7 +247,7 @@ async def live(service: type[Service], settings: Any, started: "asyncio.Future[t
 
 
 @asynccontextmanager
-async def testnet(host: str = "127.0.0.1") -> AsyncIterator[TestNet]:  # noqa: PT028 - no test, in spite of its name
+async def testnet(host: str = "127.0.0.1") -> AsyncIterator[TestNet]:  # noqa: PT028 - not a test, despite its name
     with tempfile.TemporaryDirectory(prefix="testnet-") as folder:
         server = NatsServer(Path(folder), host)
         server.start()
@@ -258,11 +258,11 @@ async def testnet(host: str = "127.0.0.1") -> AsyncIterator[TestNet]:  # noqa: P
             server.kill()
 
 
-testnet.__test__ = False  # type: ignore[attr-defined]  # its name begins as a test does
+testnet.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
 
 
 async def until(condition: Any, *, seconds: float = 5.0) -> None:
-    """Wait for something that happens by itself; fails loudly when it does not. The seconds are those of ``tests.stopwatch``."""
+    """Wait until the condition is true; fail if it isn't in time. ``seconds`` are those of ``tests.stopwatch``."""
     seconds = stopwatch.patience(seconds)
     deadline = stopwatch.now() + seconds
     while not condition():

@@ -2,8 +2,8 @@
 
     @pytest.mark.nightly("storms")      # a test, or pytestmark for a module; FOLDERS for whole folders
 
-A nightly test also runs when the command line names its file. With ``--nightly`` fuzz tests use random seeds and their full volume,
-without it fixed seeds and a fraction of it. The end of a run lists what did not run and why.
+A nightly test also runs if the command line names its file. With ``--nightly``, fuzz tests use random seeds and their full volume;
+without it, fixed seeds and a fraction. The end of a run lists what did not run, and why.
 """
 
 import gc
@@ -23,7 +23,7 @@ from tests import capabilities, parallel, stopwatch
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
-#: group of nightly tests -> what they are.
+#: Group of nightly tests -> what it contains.
 NIGHTLY = {
     "chaos": "faults in a whole stack under load; make test has one of each kind",
     "drill": "accidents of the disaster runbook, with the time until people are served again",
@@ -42,7 +42,7 @@ NIGHTLY = {
     "long": "longer than 5 seconds; a shorter test covers the same code",
     "clock": "the duration is what they prove, which needs an idle machine",
 }
-#: A folder or file -> the group of all tests in it; empty for one inside a nightly folder that is not nightly. The longest path decides.
+#: Folder or file -> the group of all its tests; empty for tests in a nightly folder that are not nightly. The longest path decides.
 FOLDERS = {
     "tests/chaos": "chaos",
     "tests/chaos/faults": "",
@@ -58,7 +58,7 @@ FOLDERS = {
     "tests/outages": "outages",
     "tests/rolling": "rolling",
 }
-#: The part of its full volume that a fuzz test has in `make test`.
+#: `make test` divides the full volume of fuzz tests by this.
 FRACTION = 5
 
 _left_out = pytest.StashKey[Counter[str]]()
@@ -68,22 +68,22 @@ _is_nightly = False
 
 
 def volume(full: int, least: int = 1) -> int:
-    """How many examples, rounds or bytes a fuzz test tries: all with ``--nightly``, a fraction without."""
+    """Return how many examples, rounds or bytes a fuzz test tries: all with ``--nightly``, else a fraction."""
     return full if _is_nightly else max(least, full // FRACTION)
 
 
 def by_day(values: Iterable[T], *kept: T, group: str) -> list[Any]:
-    """Parameters of a test; all values but the kept ones are in a nightly group."""
+    """Return the parameters of a test, with all values but the kept ones in a nightly group."""
     return [value if value in kept else pytest.param(value, marks=pytest.mark.nightly(group)) for value in values]
 
 
 def is_nightly() -> bool:
-    """Whether this run has the nightly tests too."""
+    """Return whether this run includes the nightly tests."""
     return _is_nightly
 
 
 def seed(name: str) -> int:
-    """The seed of a test that prints it: that in the environment variable of this name, else the same in each `make test`."""
+    """Return the seed of a test, which prints it: from this environment variable, else random with ``--nightly`` and 1 without."""
     return int(os.environ.get(name) or (random.randrange(2**32) if _is_nightly else 1))
 
 
@@ -113,10 +113,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    global _is_nightly  # noqa: PLW0603 - tests ask for their volume when they are imported
+    global _is_nightly  # noqa: PLW0603 - tests read their volume on import
     _is_nightly = stopwatch.bounds_hold = config.getoption("--nightly")
     config.addinivalue_line("markers", f"nightly(group): not run by `make test`. Groups: {', '.join(NIGHTLY)}")
-    # How long an example takes says how busy the machine is, and nothing about the code.
+    # The time of an example depends on how busy the machine is, not on the code.
     untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.register_profile("test", untimed, derandomize=True, database=None, max_examples=volume(100))
     settings.register_profile("nightly", untimed, max_examples=100, print_blob=True)
@@ -127,13 +127,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if not is_worker and (mistakes := capabilities.find_mistakes(os.environ.get(capabilities.VARIABLE, ""))):
         raise pytest.UsageError("\n".join(mistakes))
     config.stash[_left_out] = Counter()
-    # Almost all sweeps are those between modules: see tests/conftest.py.
+    # Most garbage collections run between modules: see tests/conftest.py.
     gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection(session: pytest.Session) -> Iterator[None]:
-    # Collecting makes millions of objects and drops few of them: sweeps find nothing and take a tenth of the time.
+    # Collecting tests creates millions of objects and drops few, so garbage collections find nothing and take a tenth of the time.
     gc.disable()
     try:
         return (yield)
@@ -149,7 +149,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     groups = {item: find_group(item) for item in items}
     for item, group in groups.items():
         if group and item.get_closest_marker("nightly") is None:
-            # For `-m nightly`, which pytest selects by after this.
+            # For `-m nightly`, which pytest applies after this hook.
             item.add_marker(pytest.mark.nightly(group))
     if not _is_nightly:
         named = _named_files(config)
@@ -164,7 +164,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    # Processes that do not collect late have all collected the same tests.
+    # Processes that do not collect late have all collected the same tests, so only one reports.
     if hasattr(session.config, "workeroutput") and (parallel.is_late(session.config) or os.environ["PYTEST_XDIST_WORKER"] == "gw0"):
         session.config.workeroutput["nightly"] = dict(session.config.stash[_left_out])
 
@@ -176,7 +176,7 @@ def pytest_testnodedown(node: WorkerController) -> None:
 
 
 def describe_left_out(nightly: Counter[str], skip_reasons: list[str]) -> list[str]:
-    """The lines about what did not run, by group and by capability; none if everything ran."""
+    """Return the lines about what did not run, by group and by capability; none if everything ran."""
     lines = []
     if nightly:
         lines.append(f"Nightly tests, which `make test-all` runs: {nightly.total()}")

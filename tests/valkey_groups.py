@@ -1,4 +1,4 @@
-"""Real Valkeys that replace each other: a primary with its replica and three Sentinels, and a cluster of six."""
+"""Real Valkey servers that replace each other: a primary with its replica and three Sentinels, and a cluster of six."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -16,12 +16,12 @@ from tests.servers import Server
 from tests.testnet import free_port
 
 _SECONDS = 60
-#: A server that is silent for so long is replaced. Operators have 5 s and more.
+#: A server that is silent for this long is replaced. Operators set 5 s or more.
 SILENT_MS = 500
 
 
 class ValkeyNode(Server):
-    """A Valkey on a port of loopback."""
+    """A Valkey on a loopback port."""
 
     def __init__(self, folder: Path, port: int, lines: Sequence[str], *words: str) -> None:
         socket = folder / "s"
@@ -46,7 +46,7 @@ class ValkeyNode(Server):
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What Sentinels watch under the name ``main``."""
+    """A primary and a replica, and the Sentinels that watch them under the name ``main``."""
 
     servers: tuple[ValkeyNode, ...]
     sentinels: tuple[ValkeyNode, ...]
@@ -82,7 +82,7 @@ class Watched:
 @dataclass(frozen=True, slots=True)
 class Cluster:
     servers: tuple[ValkeyNode, ...]
-    #: The first one's port for the others.
+    #: The first server's cluster port, for the other servers.
     first_bus: int
 
     @property
@@ -90,7 +90,7 @@ class Cluster:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{each.port}" for each in self.servers[:3])
 
     async def form(self) -> None:
-        """Three primaries with a third of the slots each, and a replica for each."""
+        """Form three primaries, each with a third of the slots and a replica."""
         bounds = (0, 5461, 10923, 16384)
         for number, server in enumerate(self.servers[:3]):
             await server.ask("CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
@@ -102,7 +102,7 @@ class Cluster:
         await self.settle()
 
     async def settle(self) -> None:
-        """Wait until every key has a server, and each of these a replica."""
+        """Wait until every key has a primary, and every primary a replica."""
         await until(lambda: self._agrees(b"cluster_state:ok"))
         await until(self._is_paired)
 
@@ -111,7 +111,7 @@ class Cluster:
         return str(found.decode())
 
     async def owner(self, key: str) -> ValkeyNode:
-        """The primary of the key."""
+        """Return the primary of the key."""
         for server in self.servers:
             if server.running:
                 try:
@@ -134,7 +134,7 @@ class Cluster:
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(_SECONDS):
-        while not await condition():  # noqa: ASYNC110 - servers tell nobody
+        while not await condition():  # noqa: ASYNC110 - the servers send no events
             await asyncio.sleep(0.05)
 
 
