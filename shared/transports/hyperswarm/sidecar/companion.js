@@ -7,7 +7,7 @@ const { setTimeout: sleep } = require('node:timers/promises')
 const { Names } = require('./names')
 
 const FOLLOW_MS = 5000
-/** How long to say goodbye to peers. */
+/** How long to close the links to peers. */
 const LEAVE_MS = 1500
 
 /** Runs `open(options)` with the host's current `address`, and prints the returned `ready` as one line. Calls `close` at the end of stdin
