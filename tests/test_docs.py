@@ -408,6 +408,32 @@ def test_a_page_is_in_plain_english(page: Path) -> None:
     assert not refused_in(page.read_text(encoding="utf-8"))
 
 
+_BLOCK, _SHELL = r'"""(?:.|\n)*?"""', r"(?:^|(?<=\s))#.*"
+#: Ending of a file -> its comments and docstrings.
+COMMENTS = {
+    **dict.fromkeys((".py",), re.compile(rf"{_BLOCK}|{_SHELL}", re.MULTILINE)),
+    **dict.fromkeys((".sh", ".toml", ".yaml", ".yml", ".tf"), re.compile(_SHELL, re.MULTILINE)),
+    **dict.fromkeys((".js",), re.compile(r"/\*(?:.|\n)*?\*/|(?:^|(?<=\s))//.*", re.MULTILINE)),
+    **dict.fromkeys((".sql", ".lua"), re.compile(r"(?:^|(?<=\s))--.*", re.MULTILINE)),
+}
+
+
+def test_comments_are_in_plain_english() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    # Migrations never change, and this file names the words.
+    files = [
+        path for name in listed if (path := ROOT / name).suffix in COMMENTS and path.parent.name != "migrations" and path != Path(__file__)
+    ]
+    assert len(files) > 2000
+    found = {}
+    for path in files:
+        comments = "\n\n".join(COMMENTS[path.suffix].findall(path.read_text(encoding="utf-8")))
+        # The type of JavaScript.
+        if refused := refused_in(re.sub(r"\bpromises?\b", "x", comments, flags=re.IGNORECASE) if path.suffix == ".js" else comments):
+            found[str(path.relative_to(ROOT))] = refused
+    assert not found
+
+
 @pytest.mark.parametrize(
     "text",
     [
