@@ -13,7 +13,7 @@ AT_ONCE ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 #: The number of tests is known at the end only: tests/parallel.py prints how far they are.
 IN_PARALLEL = --numprocesses $(AT_ONCE) -o console_output_style=classic
 #: What `make check` runs, and `make test` therefore does not.
-CHECKED = tests/test_architecture.py tests/test_repository.py tests/test_docs.py
+CHECKED = tests/test_architecture.py tests/test_repository.py tests/test_docs.py tests/test_plain_english.py
 #: For make images: where the images go, the end of their tag (such as -arm64), and PUSH=1 to push them.
 REGISTRY ?= ghcr.io/aimesh
 ARCH ?=
