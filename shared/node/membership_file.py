@@ -10,9 +10,9 @@ import msgspec
 
 from shared import errors
 from shared.api.membership import Membership, TopicSecret
-from shared.identity import node_keys, private_file
+from shared.identity import certificates, node_keys, private_file
 from shared.identity.trust import Trust
-from shared.types import AuthorityId, MeshName, Role
+from shared.types import AuthorityId, MeshName, NodeId, Role
 
 _MAX_BYTES = 4 * 1024 * 1024
 
@@ -84,6 +84,15 @@ def load(path: Path) -> MembershipFile | None:
         return _decode(body)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise errors.BadSettings(f"{path} is damaged", hint="delete it; a node that uses NATS gets its contents from auth again") from error
+
+
+def for_key(membership: MembershipFile, node: NodeId) -> MembershipFile:
+    """Return what is left of the membership if the node's key was lost and replaced: peers refuse the certificate of the lost key."""
+    try:
+        is_ours = not membership.certificate or certificates.read(membership.certificate).node == node
+    except errors.NotCertified:
+        is_ours = False
+    return membership if is_ours else msgspec.structs.replace(membership, certificate=b"", was_revoked=False)
 
 
 def save(path: Path, membership: MembershipFile) -> None:

@@ -1,13 +1,19 @@
 """The membership that a node saves, including former addresses of the DHT nodes."""
 
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from shared.api.membership import Membership
-from shared.node import membership_file
+from shared import errors
+from shared.api.membership import Membership, TopicSecret
+from shared.identity import certificates, node_keys
+from shared.identity.certificates import Subject
+from shared.node import member, membership_file
 from shared.node.membership_file import MAX_BOOTSTRAP, MembershipFile
+from shared.node.settings import NodeSettings
+from shared.transports.link import LocalNode
 from shared.types import AuthorityId, MeshName, Role
 
 MESH = MeshName("home")
@@ -15,6 +21,10 @@ MESH = MeshName("home")
 
 def make_reply(*bootstrap: str) -> Membership:
     return Membership(MESH, Role.WORKER, b"certified", b"", (AuthorityId("A"),), b"", (), bootstrap, (), 0)
+
+
+def make_key() -> node_keys.NodeKey:
+    return node_keys.NodeKey(node_keys.new_seed())
 
 
 def make_file(*bootstrap: str, older: tuple[str, ...] = ()) -> MembershipFile:
@@ -58,3 +68,52 @@ def test_a_file_of_an_older_version_has_no_previous_nodes(tmp_path: Path) -> Non
     del facts["olderBootstrap"]
     path.write_bytes(msgspec.json.encode(facts))
     assert membership_file.load(path) == make_file("a:1")
+
+
+# --- a lost key -------------------------------------------------------------------------------------------------------
+
+
+def make_membership(key: node_keys.NodeKey, ca: node_keys.Authority) -> MembershipFile:
+    now = time.time()
+    return MembershipFile(
+        MESH,
+        Role.WEB,
+        certificates.issue(ca, Subject(key.id, Role.WEB), now),
+        certificates.issue_list(ca, 3, 1, (), now),
+        (ca.id,),
+        (TopicSecret(1, bytes(32)),),
+        was_revoked=True,
+    )
+
+
+def plan(folder: Path, key: node_keys.NodeKey, nats_url: str) -> member.TransportPlan:
+    settings = NodeSettings(nats_url=nats_url, node_key_file=folder / "web.nk")
+    return member.plan_transports(settings, LocalNode(MESH, Role.WEB, key, "test"))
+
+
+async def test_another_key_does_not_use_the_certificate_of_the_lost_one(tmp_path: Path) -> None:
+    ca, lost, new = node_keys.Authority(node_keys.new_authority_seed()), make_key(), make_key()
+    membership_file.save(tmp_path / "web.mesh", make_membership(lost, ca))
+    assert plan(tmp_path, lost, "nats://127.0.0.1:4222").trust.certificate
+    found = plan(tmp_path, new, "nats://127.0.0.1:4222")
+    assert (found.trust.certificate, found.membership.certificate, found.trust.was_revoked) == (b"", b"", False)
+    # The mesh is the same.
+    assert (found.trust.authorities, found.trust.topics) == ((ca.id,), ((1, bytes(32)),))
+    assert found.trust.list is not None
+
+
+async def test_without_nats_another_key_needs_a_ticket(tmp_path: Path) -> None:
+    ca, lost = node_keys.Authority(node_keys.new_authority_seed()), make_key()
+    membership_file.save(tmp_path / "web.mesh", make_membership(lost, ca))
+    with pytest.raises(errors.BadSettings, match=r"web\.mesh belongs to another key") as refused:
+        plan(tmp_path, make_key(), "none")
+    assert refused.value.hint == "aicli worker --join TICKET"
+
+
+def test_a_damaged_certificate_is_left_out() -> None:
+    key, ca = make_key(), node_keys.Authority(node_keys.new_authority_seed())
+    whole = make_membership(key, ca)
+    assert membership_file.for_key(whole, key.id) == whole
+    damaged = msgspec.structs.replace(whole, certificate=b"damaged")
+    assert membership_file.for_key(damaged, key.id) == msgspec.structs.replace(whole, certificate=b"", was_revoked=False)
+    assert membership_file.for_key(make_file(), key.id) == make_file()
