@@ -64,10 +64,14 @@ async def test_pool_follows_the_load_from_zero_and_back_without_a_failed_stream(
         found = await pool(stack)
         return bool(found) and found["fresh"] and found["ready"] == ready
 
+    async def loaded() -> bool:
+        return '"pools": ["echo"]' in stack.log("gateway")
+
     async def shrinks() -> bool:
         return int((await pool(stack))["ready"]) < 4
 
     await until(lambda: shows(0), seconds=60, what="the pool is read, and empty")
+    await until(loaded, seconds=60, what="the gateway has read it too, and lets requests wait for workers")
     async with people.api_client(stack) as client:
         ann = await client.register("ann")
         async with streams.running(stack, ann, count=200) as many:

@@ -8,6 +8,7 @@ from pathlib import Path
 from shared.api import gateway
 from shared.api.gateway import InferenceRequest
 from shared.types import ModelName
+from tests import outside
 from tests.chaos import judging, load
 from tests.chaos.oracle import Fault
 from tests.people import ApiClient, Person
@@ -18,10 +19,10 @@ TOKENS = 60
 
 
 def _engine_of(worker: int) -> int:
-    """Return the process ID of the engine among a worker's children; the other child is its sidecar."""
-    children = Path(f"/proc/{worker}/task/{worker}/children").read_text(encoding="ascii").split()
-    (engine,) = [child for child in children if b"engine.process" in Path(f"/proc/{child}/cmdline").read_bytes()]
-    return int(engine)
+    """Return the process ID of the engine among a worker's children; another child is its sidecar."""
+    commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in outside.children_of(worker)}
+    (engine,) = [child for child, command in commands.items() if b"engine.engine_process" in command]
+    return engine
 
 
 async def _tell(api_client: ApiClient, person: Person, *, kill: int | None = None) -> str:
