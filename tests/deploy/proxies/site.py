@@ -76,8 +76,11 @@ class Site:
     async def key_for(self, network: str) -> Key:
         """Return a key of the same user that is valid only from this network."""
         request = auth.GenerateApiKey(network, bounds=auth.KeyBounds(networks=(network,)), all_rights=True)
+        credentials = auth.Credentials(self.person.password, self.person.username)
         async with self.stack.client() as mesh:
-            made = await mesh.rpc.call(auth.generate_api_key, request, credential=self.person.access_token)
+            # The person's first login may be older than sensitive actions allow.
+            session = await mesh.rpc.call(auth.login_user, auth.LoginUser(credentials))
+            made = await mesh.rpc.call(auth.generate_api_key, request, credential=session.access_token)
         return Key(made.key.id, made.api_key)
 
     async def close(self) -> None:
