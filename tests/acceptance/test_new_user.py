@@ -200,7 +200,7 @@ def test_a_taken_port_is_told_with_who_has_it(user: NewUser) -> None:
 def test_down_leaves_the_data(user: NewUser) -> None:
     user.does("aicli register alice --email alice@example.org --password-stdin <<< 'correct horse battery'")
     down = user.types("make down")
-    assert (down.status, "the data is kept" in down.out) == (0, True), down.out + down.err
+    assert (down.status, "your data is kept" in down.out) == (0, True), down.out + down.err
     assert user.types("make status").status != 0
     refused = user.types("source .venv/bin/activate && aicli infer hello")
     assert (refused.status, refused.err.count("\n"), "make up" in refused.err) == (5, 1, True), refused.err

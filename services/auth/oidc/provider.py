@@ -21,6 +21,7 @@ from services.auth.oidc.discovery import ClientRegistration, ProviderMetadata
 from services.auth.oidc.flow import TokenRequest
 from services.auth.oidc.id_tokens import ProviderKey, TokenHeader
 from shared import errors
+from shared.transports.http_transport import HttpTransport
 
 T = TypeVar("T")
 
@@ -112,7 +113,8 @@ async def open_client(ca_file: Path | None) -> AsyncIterator[httpx.AsyncClient]:
         ) from error
     limits = httpx.Limits(max_connections=_MAX_CONNECTIONS)
     # trust_env=False: ignore any proxy and .netrc in the environment.
-    async with httpx.AsyncClient(verify=trusted, timeout=ANSWER_SECONDS, limits=limits, follow_redirects=False, trust_env=False) as client:
+    transport = HttpTransport(verify=trusted, limits=limits, trust_env=False)
+    async with httpx.AsyncClient(transport=transport, timeout=ANSWER_SECONDS, follow_redirects=False, trust_env=False) as client:
         yield client
 
 

@@ -12,6 +12,7 @@ from services.metrics.alerting.alert_state import ActiveAlert, AlertNotice, mome
 from shared.api.gateway import Check
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
+from shared.transports.http_transport import HttpTransport
 
 _SECONDS: Final = 10.0
 #: Queued notices while the webhook is down; the oldest are dropped.
@@ -46,7 +47,7 @@ class Webhook:
 
     async def run(self) -> None:
         failures = 0
-        async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False) as client:
+        async with httpx.AsyncClient(transport=HttpTransport(trust_env=False), timeout=_SECONDS) as client:
             while True:
                 await self._has_waiting.wait()
                 if not self._waiting:

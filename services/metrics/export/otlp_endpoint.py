@@ -12,6 +12,7 @@ import httpx
 from services.metrics.export import partial_success
 from services.metrics.export.partial_success import Rejection
 from shared import errors
+from shared.transports.http_transport import HttpTransport
 
 #: The deadline for the whole request, including a slow response.
 _SECONDS: Final = 10.0
@@ -32,7 +33,7 @@ Post = Callable[[str, bytes], Awaitable[Rejection | None]]
 async def opened(url: str, headers: Mapping[str, str]) -> AsyncIterator[Post]:
     """Open the client. ``url`` has no path, as in OTEL_EXPORTER_OTLP_ENDPOINT."""
     secrets = [word for value in headers.values() for word in value.split() if len(word) >= _SHORTEST_SECRET]
-    async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False, headers={**headers, **_HEADERS}) as client:
+    async with httpx.AsyncClient(transport=HttpTransport(trust_env=False), timeout=_SECONDS, headers={**headers, **_HEADERS}) as client:
 
         async def post(path: str, body: bytes) -> Rejection | None:
             try:

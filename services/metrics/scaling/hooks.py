@@ -15,6 +15,7 @@ import httpx
 import msgspec
 
 from services.metrics.scaling.hook_plan import HOOK_SECONDS, HookRequest
+from shared.transports.http_transport import HttpTransport
 from shared.worker_pools import PoolHook
 
 #: Of a program's errors, the end is kept.
@@ -86,7 +87,7 @@ async def _post(url: str, body: bytes, key: str, secret: bytes) -> str:
     try:
         async with (
             asyncio.timeout(HOOK_SECONDS),
-            httpx.AsyncClient(timeout=HOOK_SECONDS, trust_env=False) as client,
+            httpx.AsyncClient(transport=HttpTransport(trust_env=False), timeout=HOOK_SECONDS) as client,
             client.stream("POST", url, content=body, headers=headers) as answer,
         ):
             return "" if answer.is_success else f"returned {answer.status_code}"

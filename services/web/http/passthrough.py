@@ -15,6 +15,7 @@ from litestar.types import HTTPScope, Message, Receive, Send
 
 from services.web.http import json_errors
 from shared import client_address, context, errors
+from shared.transports.http_transport import HttpTransport
 
 CONNECT_SECONDS = 3.0
 #: Retry a failed connection once: nothing has been sent, and the delay may have been ours.
@@ -105,7 +106,7 @@ class Passthrough:
         limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=64, keepalive_expiry=KEEPALIVE_SECONDS)
         timeout = httpx.Timeout(request_seconds + SLACK_SECONDS, connect=CONNECT_SECONDS, write=STALLED_SECONDS, pool=CONNECT_SECONDS)
         # trust_env=False: HTTP_PROXY is for external hosts, and the gateway is internal.
-        transport = httpx.AsyncHTTPTransport(verify=verify, limits=limits, retries=CONNECT_RETRIES, trust_env=False)
+        transport = HttpTransport(verify=verify, limits=limits, retries=CONNECT_RETRIES, trust_env=False)
         async with httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
             yield cls(client, gateway_url, hop_secret)
 
