@@ -1,4 +1,4 @@
-"""A server that resets connections as soon as they are open, as one that restarts does."""
+"""A server that resets connections as soon as they are open, as it does when it restarts."""
 
 import socket
 import threading
