@@ -203,6 +203,15 @@ def test_a_new_key_has_no_permission_that_its_creator_lacks(
         assert terms.expires_at.timestamp() <= maker.expires_at
 
 
+@pytest.mark.parametrize("how_long", [0, 11])
+def test_a_key_that_expires_creates_none_that_is_valid_for_longer(how_long: int) -> None:
+    ends_at = (NOW + timedelta(days=10)).timestamp()
+    maker = msgspec.structs.replace(a_key(UserRole.ADMIN, KeyKind.ADMIN), expires_at=ends_at)
+    assert roles.terms_of_new_key(maker, maker.role, GenerateApiKey("k", days=10), NOW).expires_at == NOW + timedelta(days=10)
+    with pytest.raises(errors.NotAllowed, match="days: longer than this key itself"):
+        roles.terms_of_new_key(maker, maker.role, GenerateApiKey("k", days=how_long), NOW)
+
+
 @given(maker=makers(), kind=st.sampled_from(KeyKind), stored=bounds, ends_at=ends)
 def test_a_key_with_fewer_permissions_cannot_rotate_it(maker: Principal, kind: KeyKind, stored: KeyBounds, ends_at: float | None) -> None:
     expires_at = None if ends_at is None else datetime.fromtimestamp(ends_at, UTC)
