@@ -344,8 +344,6 @@ def plan_transports(settings: NodeSettings, me: LocalNode) -> TransportPlan:
     """Create the transports that the settings ask for. Raises BadSettings if there is none."""
     saved = membership_file.load(settings.state_file)
     found = None if saved is None else membership_file.for_key(saved, me.node)
-    if found != saved:
-        _log.warning("this node's key is another one than the certificate's", file=str(settings.state_file))
     membership = found or membership_file.MembershipFile(settings.mesh, me.role)
     trust = Trust(me.key, me.role)
     if found is not None:
@@ -358,8 +356,10 @@ def plan_transports(settings: NodeSettings, me: LocalNode) -> TransportPlan:
             "NATS_URL=none, but there is no Hyperswarm configuration either",
             hint="join with `aicli worker --join TICKET`, or set DHT_BOOTSTRAP",
         )
-    if nats is None and found != saved:
-        raise errors.BadSettings(f"{settings.state_file} belongs to another key", hint="aicli worker --join TICKET")
+    if found != saved:
+        if nats is None:
+            raise errors.BadSettings(f"{settings.state_file} belongs to another key", hint="aicli worker --join TICKET")
+        _log.warning("the saved certificate belongs to another key", file=str(settings.state_file))
     if nats is None and found is None:
         raise errors.BadSettings(f"this node has not joined a mesh: there is no {settings.state_file}", hint="aicli worker --join TICKET")
     return TransportPlan(
