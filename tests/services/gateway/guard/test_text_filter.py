@@ -68,6 +68,13 @@ def test_long_texts_are_read_alike_letter_by_letter(text: str) -> None:
     assert found_in(list(text)) == found_in([text])
 
 
+def test_the_word_before_a_number_counts_after_the_text_before_it_was_trimmed() -> None:
+    prose = "The quick brown fox jumps over the lazy dog. " * 10
+    for text, found in (("release version 8.8.8.8 ", False), ("release from 8.8.8.8 ", True)):
+        for pieces in ([prose + text], list(prose + text)):
+            assert ("[ip:8.8.8.8]" in found_in(pieces, None)) is found
+
+
 def test_a_secret_without_its_end_does_not_count_the_numbers_before_it_again() -> None:
     text = f"0170/1234567-----BEGIN PRIVATE KEY-----\n{'MIIEvQIBADANBgkqhkiG9w0BAQEFAASC' * 110}\n-----END PRIVATE KEY----- +999 1234567 "
     assert found_in([text], None).endswith("] +999 1234567 ")
