@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import aimesh
+import httpx
 import pytest
 
 from tests import stopwatch
@@ -132,6 +133,29 @@ async def test_connection_refused(kind: str) -> None:
             async with aimesh.AsyncClient(KEY, url) as async_client:
                 await WithAsyncio(async_client).inference("hi")
     assert not failure.value.may_have_arrived
+
+
+class _ResettingTransport(httpx.AsyncBaseTransport):
+    """What anyio does under uvloop with a connection that was reset as soon as it was open."""
+
+    def __init__(self, missing: str) -> None:
+        self.missing = missing
+
+    async def handle_async_request(self, _request: httpx.Request) -> httpx.Response:
+        getattr(None, self.missing)
+        raise AssertionError
+
+
+async def test_a_connection_reset_at_once_is_a_failed_connection() -> None:
+    http = httpx.AsyncClient(transport=_ResettingTransport("getpeername"))
+    async with http, aimesh.AsyncClient(KEY, "http://127.0.0.1:9", http=http) as client:
+        with pytest.raises(aimesh.ConnectionFailed, match="reset as soon as it was open") as failure:
+            await client.inference("hi")
+    assert not failure.value.may_have_arrived
+    mistaken = httpx.AsyncClient(transport=_ResettingTransport("spelled"))
+    async with mistaken, aimesh.AsyncClient(KEY, "http://127.0.0.1:9", http=mistaken) as client:
+        with pytest.raises(AttributeError, match="spelled"):
+            await client.inference("hi")
 
 
 @both

@@ -47,6 +47,11 @@ class AsyncConnection:
                 )
         except (*HTTP_ERRORS, TimeoutError) as error:
             raise wire_lost(error) from error
+        except AttributeError as error:
+            # anyio asks for the address of a connection that was reset as soon as it was open; uvloop has no socket for it any more.
+            if error.name != "getpeername":
+                raise
+            raise WireLost("the connection was reset as soon as it was open", may_have_arrived=False) from error
         self._pieces = self._response.aiter_raw()
         return read_head(self._response)
 
