@@ -15,6 +15,9 @@ from tests.deploy import compose_file
 from tests.deploy.real import image_builds, stand_ins
 from tests.deploy.real.docker_engine import DockerEngine
 
+# The first test also builds all images.
+pytestmark = pytest.mark.timeout(1200)
+
 ALL = pytest.mark.parametrize("target", image_builds.TARGETS)
 #: Bytes that auth's own image added to its base before all services shared one image.
 AUTH_BEFORE = 374_300_000
