@@ -90,6 +90,15 @@ class Entry:
     def serving(self) -> set[str]:
         return {self.gateway.get("/").json()["name"] for _ in range(6)}
 
+    def reload(self) -> None:
+        """Send SIGUSR2 until HAProxy's master obeys: it ignores the signal until some time after its first worker serves."""
+
+        def is_reloading() -> bool:
+            self.container.process.send_signal(signal.SIGUSR2)
+            return "Reloading HAProxy" in self.container.log.read_text("utf-8")
+
+        wait(is_reloading)
+
     def close(self) -> None:
         self.container.end()
         for each in (self.web, self.gateway, self.health):
@@ -133,7 +142,7 @@ def test_the_address_of_the_client_is_what_the_connection_says(entry: Entry) -> 
 
 def test_a_proxy_in_front_tells_the_address_of_the_client(entry: Entry) -> None:
     entry.trust("127.0.0.0/8")
-    entry.container.process.send_signal(signal.SIGUSR2)
+    entry.reload()
     told = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
 
     def is_told() -> bool:
@@ -178,12 +187,12 @@ def test_a_reload_and_a_stop_let_streams_end(entry: Entry, name: str) -> None:
     with entry.gateway.stream("GET", "/stream") as answer:
         parts = answer.iter_raw()
         next(parts)
-        entry.container.process.send_signal(signal.Signals[name])
         if name == "SIGUSR2":
-            wait(lambda: entry.container.log.read_text("utf-8").count("Loading success") == 2)
+            entry.reload()
+            wait(lambda: entry.container.log.read_text("utf-8").count("Loading success") >= 2)
             assert httpx.get(entry.gateway.base_url).status_code == 200
         else:
-            wait(lambda: not _is_open(entry.ports["proxy-gateway"]))
+            wait(lambda: _is_stopped(entry))
         for _ in range(20):
             next(parts)
         for replica in entry.replicas.values():
@@ -195,9 +204,10 @@ def test_a_reload_and_a_stop_let_streams_end(entry: Entry, name: str) -> None:
         assert entry.container.process.wait(timeout=30) == 0
 
 
-def _is_open(port: int) -> bool:
+def _is_stopped(entry: Entry) -> bool:
+    entry.container.process.send_signal(signal.SIGUSR1)
     with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", port)) == 0
+        return connection.connect_ex(("127.0.0.1", entry.ports["proxy-gateway"])) != 0
 
 
 def test_a_client_that_leaves_is_left_by_the_proxy(entry: Entry) -> None:
