@@ -31,8 +31,10 @@ log = logs.get()
 class Announcements:
     """Updates the node's announcement and gauges whenever the backend changes: the backend's watcher."""
 
-    def __init__(self, node: Node, pause_file: Path | None = None) -> None:
+    def __init__(self, node: Node, pause_file: Path | None = None, *, queue: int = directory.DEFAULT_QUEUE) -> None:
+        """``queue``: see ``WorkerLoad``."""
         self._node = node
+        self._queue = queue
         self._pause_file = pause_file
         self.is_paused = pause_file is not None and pause_file.exists()
         self.backend: Backend | None = None
@@ -91,6 +93,7 @@ class Announcements:
                 running=sum(status.running for status in models),
                 queued=sum(status.queued for status in models),
                 expected_wait_seconds=self.backend.expected_wait_seconds(),
+                queue=self._queue,
             ),
             not_ready=why_not_ready(statuses, is_paused=self.is_paused)[:MAX_REASON_CHARACTERS],
             pulls=self._pulls,

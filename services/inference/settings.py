@@ -15,6 +15,7 @@ from services.inference.models.catalog import SERVER_SLOTS, Defaults
 from shared import model_sources, node
 from shared.config import Port, Variable
 from shared.node import machine
+from shared.protocol.directory import DEFAULT_QUEUE
 from shared.stores import replica_files
 
 
@@ -69,7 +70,7 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = None
     queue: Annotated[
         int, Meta(ge=0, le=10_000), Variable("ENGINE_QUEUE", "requests that may wait for a slot; more are refused as overloaded")
-    ] = 32
+    ] = DEFAULT_QUEUE
     context_tokens: Annotated[
         Annotated[int, Meta(ge=64, le=1_048_576)] | None,
         Variable(

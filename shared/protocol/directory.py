@@ -21,6 +21,8 @@ GONE_AFTER_SECONDS = 5.5
 TICK_SECONDS = 0.25
 #: How long a gone node stays listed, so that people can see since when it is missing.
 FORGOTTEN_AFTER = timedelta(hours=1)
+#: Requests that a worker may queue if its ENGINE_QUEUE is not set.
+DEFAULT_QUEUE = 32
 MAX_NODES = 4096
 MAX_ANNOUNCEMENT_BYTES = 16 * 1024
 
@@ -77,6 +79,8 @@ class WorkerLoad(msgspec.Struct, array_like=True, frozen=True):
     running: int = 0
     queued: int = 0
     expected_wait_seconds: float = 0.0
+    #: How many calls of each model may wait; more are refused. Older workers don't announce it.
+    queue: int = DEFAULT_QUEUE
 
 
 class Announcement(msgspec.Struct, array_like=True, frozen=True):

@@ -29,10 +29,10 @@ async def net() -> AsyncIterator[TestNet]:
         yield running
 
 
-async def start(net: TestNet, *, token_ms: float = 0, slots: int = 256) -> RunningNode:
+async def start(net: TestNet, *, token_ms: float = 0, slots: int = 256, queue: int = 32) -> RunningNode:
     key = net.server.key("worker", Role.WORKER)
     settings = InferenceSettings(
-        mesh=MESH, nats_url=net.server.url, node_key_file=key, backend="echo", echo_token_ms=token_ms, echo_slots=slots
+        mesh=MESH, nats_url=net.server.url, node_key_file=key, backend="echo", echo_token_ms=token_ms, echo_slots=slots, queue=queue
     )
     return await net.start(InferenceService, settings)
 
@@ -46,10 +46,11 @@ def prompt(text: str, model: ModelName = ECHO) -> inference.ProcessPrompt:
 
 
 async def test_gateway_finds_the_model_streams_an_answer_and_reads_the_usage(net: TestNet) -> None:
-    await start(net)
+    await start(net, queue=5)
     async with member(gateway_settings(net), Role.GATEWAY) as gateway:
         await until(lambda: gateway.directory.usable(Role.WORKER))
         (worker,) = gateway.directory.usable(Role.WORKER)
+        assert (worker.announcement.load.slots, worker.announcement.load.queue) == (256, 5)
         assert [(offer.name, offer.context_tokens) for offer in worker.announcement.models] == [("echo", 131_072)]
         async with gateway.rpc.stream(inference.process_prompt, prompt("one two three"), to=worker.node) as answer:
             texts = [chunk.text async for chunk in answer]

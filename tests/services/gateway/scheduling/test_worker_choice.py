@@ -18,7 +18,7 @@ from services.gateway.scheduling.worker_choice import Candidate
 from services.gateway.scheduling.worker_records import WorkerStats
 from shared import errors
 from shared.config_documents import Machines
-from shared.protocol.directory import ModelOffer, WorkerLoad
+from shared.protocol.directory import DEFAULT_QUEUE, ModelOffer, WorkerLoad
 from shared.types import ModelName, NodeId, Role, UserId
 from tests.services.gateway.fakes import USER, FakeDirectory, node_id
 
@@ -44,9 +44,10 @@ class WorkerPool:
         digest: str = "",
         expected_wait: float = 0,
         rests: bool = False,
+        queue: int = DEFAULT_QUEUE,
         **more: Any,
     ) -> NodeId:
-        self.directory.worker(number, "m", load=WorkerLoad(slots, running, 0, expected_wait), **more)
+        self.directory.worker(number, "m", load=WorkerLoad(slots, running, 0, expected_wait, queue), **more)
         before = self.directory.find(node_id(number))
         assert before is not None
         offer = ModelOffer(M, 2048, digest, loaded=loaded, slots=slots, busy=running, rests=rests)
@@ -245,6 +246,16 @@ def test_a_full_worker_gets_one_queued_call_and_no_more() -> None:
     pool.worker(1, running=4)
     assert pool.chosen() == {node_id(1): 40}
     pool.worker(1, running=5)
+    assert pool.chosen() == {None: 40}
+
+
+@pytest.mark.parametrize(("queue", "most"), [(0, 100), (3, 103), (32, 112)])
+def test_a_full_worker_gets_no_more_queued_calls_than_it_takes(queue: int, most: int) -> None:
+    """Beyond its ENGINE_QUEUE it refused them, though they could have waited at the gateway."""
+    pool = WorkerPool()
+    pool.worker(1, slots=100, running=most - 1, queue=queue)
+    assert pool.chosen() == {node_id(1): 40}
+    pool.worker(1, slots=100, running=most, queue=queue)
     assert pool.chosen() == {None: 40}
 
 
