@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 #: The variables that the engine's libraries and GPU drivers read. No URL, key or token.
@@ -30,7 +30,7 @@ def inherited(*more: str) -> dict[str, str]:
 async def start(program: tuple[str, ...]) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.StreamWriter]:
     """Start a program with a socket to this process. Its last arguments are the socket's number and this process's id. Raises OSError."""
     ours, theirs = socket.socketpair()
-    with ExitStack() as unconnected:
+    async with AsyncExitStack() as unconnected:
         unconnected.callback(ours.close)
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -39,6 +39,7 @@ async def start(program: tuple[str, ...]) -> tuple[asyncio.subprocess.Process, a
                 env=inherited(),
                 pass_fds=(theirs.fileno(),),
             )
+        unconnected.push_async_callback(process.wait)
         unconnected.callback(kill, process)
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         unconnected.pop_all()

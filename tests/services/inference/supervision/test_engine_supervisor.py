@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,6 +195,27 @@ async def test_engine_that_does_not_end_is_killed() -> None:
     assert pid is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_a_start_that_is_canceled_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process was killed, but nobody waited for its end."""
+    processes, connecting, create = [], asyncio.Event(), asyncio.create_subprocess_exec
+
+    async def create_known(*words: str, **options: Any) -> asyncio.subprocess.Process:
+        processes.append(await create(*words, **options))
+        return processes[0]
+
+    async def connect(**_: object) -> None:
+        connecting.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", create_known)
+    monkeypatch.setattr(asyncio, "open_unix_connection", connect)
+    starting = asyncio.create_task(child_process.start((sys.executable, "-c", "import time; time.sleep(1000)")))
+    await connecting.wait()
+    starting.cancel()
+    await asyncio.wait({starting})
+    assert [process.returncode for process in processes] == [-signal.SIGKILL]
 
 
 def test_engine_inherits_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
