@@ -20,6 +20,7 @@ from shared.node.http_connection import HttpConnection
 from shared.node.settings import NodeSettings, PublicNodeSettings
 from shared.telemetry import text_formats
 from shared.telemetry.readiness import Dependency
+from shared.timing.bounded_waits import wait_until_set
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,6 +29,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_CONNECTIONS = 2000
 BACKLOG = 1024
+#: How long a request waits while the service starts. A proxy sends requests to a new replica until its first health check fails.
+OPEN_SECONDS = 5.0
 KEEP_ALIVE_SECONDS = 60
 #: Of connections that are taken when the port closes.
 HANDSHAKE_SECONDS = 2.0
@@ -72,22 +75,22 @@ class Operations:
         self._settings = settings
         self._metrics_text: Callable[[MetricsTextFormat], Awaitable[str]] | None = None
         self._app: App | None = None
-        self._is_open = False
+        self._opened = asyncio.Event()
         self._routes = {"/healthz": self._healthz, "/readyz": self._readyz, "/dependencies": self._dependencies, "/metrics": self._metrics}
 
     def open(self, service: HttpService) -> None:
         """Start passing requests to the service's own application."""
         self._app = service.asgi()
-        self._is_open = True
         if isinstance(service, SpeaksForTheMesh):
             self._metrics_text = service.metrics_text
+        self._opened.set()
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if self._app is not None and scope["type"] == "http" and scope["path"] not in self._routes:
             return self._app(scope, receive, send)
-        return self._answer(scope, send)
+        return self._answer(scope, receive, send)
 
-    async def _answer(self, scope: Scope, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return  # uvicorn runs without lifespan, and no service uses WebSocket
         route = self._routes.get(scope["path"])
@@ -96,8 +99,10 @@ class Operations:
             await respond(send, status, body, content_type)
         elif route is not None:
             await respond(send, 405, _problem("method_not_allowed", f"{scope['path']} answers GET"))
-        elif not self._is_open:
+        elif not await wait_until_set(self._opened, OPEN_SECONDS):
             await respond(send, 503, _problem("unavailable", "this service is starting; /readyz says what it waits for"))
+        elif self._app is not None:
+            await self._app(scope, receive, send)
         else:
             await respond(send, 404, _problem("not_found", f"this port has {', '.join(self._routes)}; the API is on the gateway's port"))
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from shared.api.gateway import Check
+from shared.node import http_server
 from shared.node.http_server import App, Operations
 from shared.node.lifecycle import background
 from shared.node.member import Node
@@ -51,7 +52,23 @@ async def _port() -> AsyncIterator[tuple[Operations, httpx.AsyncClient]]:
             yield operations, http
 
 
-async def test_a_request_to_a_starting_gateway_is_a_503_and_not_a_404() -> None:
+async def _teapot(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 418, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def test_requests_that_come_too_early_wait_until_the_service_is_open() -> None:
+    async with _port() as (operations, http), asyncio.TaskGroup() as tasks:
+        early = [tasks.create_task(http.post("/v1/chat/completions")) for _ in range(2)]
+        done, _ = await asyncio.wait(early, timeout=0.1)
+        assert not done
+        assert (await http.get("/healthz")).status_code == 200
+        operations.open(Page(_teapot))
+        assert [(await task).status_code for task in early] == [418, 418]
+
+
+async def test_a_request_to_a_starting_gateway_is_a_503_and_not_a_404(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "OPEN_SECONDS", 0.05)
     async with _port() as (operations, http):
         answer = await http.post("/v1/chat/completions")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
@@ -64,12 +81,8 @@ async def test_a_request_to_a_starting_gateway_is_a_503_and_not_a_404() -> None:
 
 
 async def test_operations_endpoints_come_before_the_services_own_application() -> None:
-    async def own(_scope: Any, _receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 418, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
     async with _port() as (operations, http):
-        operations.open(Page(own))
+        operations.open(Page(_teapot))
         assert (await http.get("/anything")).status_code == 418
         assert (await http.get("/readyz")).status_code == 200
         assert (await http.delete("/metrics")).status_code == 405
