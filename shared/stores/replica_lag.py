@@ -17,7 +17,7 @@ class ReplicaState(StrEnum):
     #: It accepts writes, or copies another database.
     PROMOTED = "promoted"
     FOREIGN = "foreign"
-    #: How far it is behind is unknown, because the primary does not answer.
+    #: The primary does not answer, or has not answered for as long as a replica may be behind.
     UNKNOWN = "unknown"
     AWAY = "away"
 
@@ -27,7 +27,7 @@ DETAILS = {
     ReplicaState.BEHIND: "it is too far behind; see its disk, its network and long queries",
     ReplicaState.PROMOTED: "it is no standby any more; correct DATABASE_READ_URL, or DATABASE_URL if this is the new primary",
     ReplicaState.FOREIGN: "it is a copy of another database; correct DATABASE_READ_URL",
-    ReplicaState.UNKNOWN: "how far it is behind is unknown, because the primary does not answer",
+    ReplicaState.UNKNOWN: "how far it is behind is unknown; the primary does not answer, or has answered only for a moment",
     ReplicaState.AWAY: "it does not answer; is it running, and is DATABASE_READ_URL right?",
 }
 
@@ -69,7 +69,9 @@ class ReplicaLag:
             return ReplicaState.FOREIGN
         missing = next((at for at, position in self._samples if position > found.position), self._samples[-1][0])
         self._fresh_at = missing if self._fresh_at is None else max(missing, self._fresh_at)
-        return ReplicaState.USED if found.position >= required else ReplicaState.BEHIND
+        if found.position >= required:
+            return ReplicaState.USED
+        return ReplicaState.BEHIND if self._samples[0][0] < now - self._allowed_seconds else ReplicaState.UNKNOWN
 
     def seconds(self, now: float) -> float:
         """Return how far the replica is behind at most. It grows while the replica is down."""

@@ -77,7 +77,7 @@ class ReplicaReads:
         self._replica = replica
         self._reports = reports
         self._lag = ReplicaLag(plan.lag_seconds)
-        self._state: ReplicaState | None = None
+        self._state = ReplicaState.UNKNOWN
         #: Until then, Valkey may lack a write.
         self._distrusted_until = -math.inf
 
@@ -98,8 +98,7 @@ class ReplicaReads:
             await asyncio.sleep(_LOOK_EVERY_SECONDS)
 
     def check(self) -> Check:
-        state = self._state or ReplicaState.UNKNOWN
-        return Check("postgresql replica", state is ReplicaState.USED, replica_lag.DETAILS[state], needed=False)
+        return Check("postgresql replica", self._state is ReplicaState.USED, replica_lag.DETAILS[self._state], needed=False)
 
     async def written(self, tenants: Iterable[UUID]) -> None:
         """Remember that what these tenants read has changed. Never raises Unavailable; then this process reads from the primary."""
@@ -115,7 +114,7 @@ class ReplicaReads:
     async def enter(self, stack: AsyncExitStack, tenant: UUID | None, deadline_seconds: float) -> asyncpg.Connection | None:
         """Open a connection in ``stack`` if the replica may answer this tenant, or all tenants for None."""
         if self._state is not ReplicaState.USED:
-            self._refused(self._state or ReplicaState.UNKNOWN)
+            self._refused(self._state)
             return None
         try:
             async with asyncio.timeout(deadline_seconds * _SHARE), AsyncExitStack() as opened:

@@ -59,7 +59,17 @@ def test_positions_of_a_primary_that_lost_its_end_are_forgotten() -> None:
     lag = lag_after(60)
     lag.note_primary(primary(5500), 61)
     assert lag.judge(standby(5500), 61) is ReplicaState.USED
-    assert lag.judge(standby(5400), 61) is ReplicaState.BEHIND
+    assert lag.judge(standby(5400), 61) is ReplicaState.UNKNOWN
+
+
+def test_a_replica_is_late_only_after_more_than_the_allowed_time() -> None:
+    """At the first look, a healthy replica may lack what the primary has written in the last millisecond."""
+    lag = ReplicaLag(10)
+    lag.note_primary(primary(100), 0)
+    assert [lag.judge(standby(99), now) for now in (0, 10)] == [ReplicaState.UNKNOWN] * 2
+    assert lag.judge(standby(100), 10) is ReplicaState.USED
+    lag.note_primary(primary(100), 10.5)
+    assert lag.judge(standby(99), 10.5) is ReplicaState.BEHIND
 
 
 def test_nothing_is_known_at_the_start_and_old_positions_are_forgotten() -> None:
