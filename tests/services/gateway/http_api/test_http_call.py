@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
@@ -415,19 +416,22 @@ async def test_a_body_that_arrives_too_slowly_is_a_400(
 
 async def test_a_large_body_at_a_good_rate_is_accepted(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_call, "BODY_GRACE_SECONDS", 0.05)
-    monkeypatch.setattr(http_call, "BODY_BYTES_PER_SECOND", 5_000)
+    monkeypatch.setattr(http_call, "BODY_BYTES_PER_SECOND", 500)
     body = json.dumps({"messages": [{"role": "user", "content": "x" * 100_000}]}).encode()
     parts = [body[start : start + 1000] for start in range(0, len(body), 1000)]
+    most, began = len(parts), time.monotonic()
     reader = Reader("/v1/chat/completions", {})
 
     async def flowing() -> dict[str, Any]:
         if not parts:
             await asyncio.Event().wait()
-        await asyncio.sleep(0.001)
+        if len(parts) < most:
+            await asyncio.sleep(0.001)
         return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
 
     await running_service.app()(reader.scope, flowing, reader.send)
     assert reader.sent[0]["status"] == 200, reader.text
+    assert time.monotonic() - began > http_call.BODY_GRACE_SECONDS
 
 
 # --- readers --------------------------------------------------------------------------------------------------------------
