@@ -60,7 +60,7 @@ class Watched:
         return next(each for each in self.servers if each.port == int(found[1]))
 
     async def settle(self) -> None:
-        """Wait until each Sentinel knows the other two and the replica."""
+        """Wait until each Sentinel knows the other two, the primary and the replica."""
 
         async def is_settled() -> bool:
             infos = []
@@ -68,11 +68,13 @@ class Watched:
                 async with redis.Redis(port=server.port) as client:
                     infos.append(await client.info("replication"))
             link = next((info["master_link_status"] for info in infos if info["role"] == "slave"), None)
+            primaries = [server.port for server, info in zip(self.servers, infos, strict=True) if info["role"] == "master"]
             views = [await each.ask("SENTINEL", "MASTER", "main") for each in self.sentinels]
             known = [dict(zip(view[::2], view[1::2], strict=True)) for view in views]
             return (
                 link == "up"
-                and sum(info["role"] == "master" for info in infos) == 1
+                and len(primaries) == 1
+                and all(int(view[b"port"]) == primaries[0] for view in known)
                 and all(view[b"num-other-sentinels"] == b"2" and view[b"num-slaves"] == b"1" for view in known)
             )
 

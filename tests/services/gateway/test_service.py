@@ -580,7 +580,7 @@ async def test_a_deadline_is_recorded_as_a_timeout(mesh: GatewayMesh) -> None:
     worker: StandInWorker = mesh.nodes["worker"].service  # type: ignore[assignment]
     worker.hangs = True
     with pytest.raises(errors.DeadlineExceeded):
-        await mesh.ask(seconds=0.3)
+        await mesh.ask(seconds=1.5)
     assert await mesh.ended() == [("timeout", 1)]
 
 
