@@ -102,17 +102,18 @@ class Swarm:
         """Raises NodeMissing, SwarmError."""
         node = self.node or sidecar_process.find_node()
         self._command = [node, "--no-warnings", sidecar_process.find_sidecar()]
-        await self._start()
         try:
             tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
             if self.on_request is not None:
                 requests = StockRequests(self.on_request, self.on_requester_gone, tasks)
+                # Before the start: clients call as soon as the sidecar listens.
                 self._table.on_request = requests.receive
                 self._stack.callback(requests.cancel)
+            await self._start()
             for job in (self._supervise(), self._recover(), self._watch_network(), self._watch_memory(), self._watch_sidecar()):
                 self._stack.callback(tasks.create_task(job).cancel)
         except BaseException:
-            await self._stop()
+            await self.__aexit__()
             raise
         return self
 
