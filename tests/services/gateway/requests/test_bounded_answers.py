@@ -12,7 +12,7 @@ from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import LimitRules
 from services.gateway.relay import AnswerItem
-from services.gateway.requests import bounded_answers
+from services.gateway.requests import bounded_answers, pipeline
 from services.gateway.requests.bounded_answers import STEP_TOKENS, AnswerBounds
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from shared import context
@@ -329,35 +329,44 @@ async def test_low_credits_at_the_start_are_final(long: LongService) -> None:
 # --- answers that are not streamed --------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def two_seconds(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Such answers end after half of this, instead of 90 %: room for a busy machine."""
+    monkeypatch.setattr(pipeline, "DEADLINE_MARGIN_SHARE", 0.5)
+    return 2.0
+
+
 @pytest.mark.parametrize("fields", [{}, {"max_tokens": 2000}])
-async def test_an_unstreamed_answer_ends_before_its_deadline_with_what_there_is(long: LongService, fields: dict[str, Any]) -> None:
+async def test_an_unstreamed_answer_ends_before_its_deadline_with_what_there_is(
+    long: LongService, two_seconds: float, fields: dict[str, Any]
+) -> None:
     """Such an answer once ended with a 504 at its deadline, and its caller got nothing."""
     long.worker.length, long.worker.waits_after = 10_000, 1500
-    length, result = await long.ask(seconds=0.5, streamed=False, **fields)
+    length, result = await long.ask(seconds=two_seconds, streamed=False, **fields)
     assert (length, result.finish_reason, result.usage) == (1500, LENGTH, Usage(7, 1500))
     row = long.service.store.only_row
-    assert (row.status, row.cost_micro, row.response_time_ms < 500) == (RequestStatus.SUCCESS, 7 + 2 * 1500, True)
+    assert (row.status, row.cost_micro, row.response_time_ms < 2000) == (RequestStatus.SUCCESS, 7 + 2 * 1500, True)
     assert long.worker.left_early == 1
 
 
-async def test_under_a_key_an_unstreamed_answer_ends_before_its_deadline_too(long: LongService) -> None:
+async def test_under_a_key_an_unstreamed_answer_ends_before_its_deadline_too(long: LongService, two_seconds: float) -> None:
     """With a key, such an answer still ended with a 504, although streams may repeat it."""
     long.worker.length, long.worker.waits_after = 10_000, 1500
-    keys = IdempotentRequests(FakeKeys(), long.service.runs, node_id(99), secret="s" * 16, most_seconds=0.5)
+    keys = IdempotentRequests(FakeKeys(), long.service.runs, node_id(99), secret="s" * 16, most_seconds=two_seconds)
     deduplicated = DeduplicatedInference(long.service.pipeline, keys)
     context.start()
+    request, repeat = InferenceRequest(prompt="hi"), RepeatedRequest(key="k")
     for streamed in (False, True):
-        asking = deduplicated.run(OWNER, InferenceRequest(prompt="hi"), seconds=0.5, repeat=RepeatedRequest(key="k"), streamed=streamed)
-        async with asking as answer:
+        async with deduplicated.run(OWNER, request, seconds=two_seconds, repeat=repeat, streamed=streamed) as answer:
             length = sum([len(chunk.text) async for _, chunk in answer])
         assert (length, answer.result.finish_reason, answer.result.usage) == (1500, LENGTH, Usage(7, 1500))
     assert long.service.store.only_row.status is RequestStatus.SUCCESS
 
 
-async def test_an_unstreamed_answer_that_has_not_begun_keeps_its_time(long: LongService) -> None:
+async def test_an_unstreamed_answer_that_has_not_begun_keeps_its_time(long: LongService, two_seconds: float) -> None:
     long.worker.length, long.worker.waits_after = 3, 0
-    asking = asyncio.create_task(long.ask(seconds=0.5, streamed=False))
-    asyncio.get_running_loop().call_later(0.47, long.worker.goes_on.set)
+    asking = asyncio.create_task(long.ask(seconds=two_seconds, streamed=False))
+    asyncio.get_running_loop().call_later(0.6 * two_seconds, long.worker.goes_on.set)
     length, result = await asking
     assert (length, result.finish_reason) == (1, LENGTH)
 
