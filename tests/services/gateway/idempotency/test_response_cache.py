@@ -290,6 +290,7 @@ async def test_a_stalled_valkey_costs_little_and_is_soon_skipped(
     import signal
 
     waits: list[float | None] = []
+    monkeypatch.setattr(response_cache, "VALKEY_SECONDS", VALKEY_SECONDS)
     async with opened(valkey_url) as place:
         await place.ask(Worker())
         run = place.cache._values.run
