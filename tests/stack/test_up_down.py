@@ -193,9 +193,9 @@ async def test_a_ready_service_names_the_dependencies_that_are_failing() -> None
 
 
 async def test_start_may_exceed_the_stall_limit_while_it_progresses(bare: StackHome) -> None:
-    stall_seconds = 1.0
+    stall_seconds = 2.0
     started = time.monotonic()
-    progress = itertools.takewhile(lambda _: time.monotonic() - started < 2 * stall_seconds, (f"{n} %" for n in itertools.count()))
+    progress = itertools.takewhile(lambda _: time.monotonic() - started < 1.5 * stall_seconds, (f"{n} %" for n in itertools.count()))
     async with starting_service(bare, progress) as services:
         with processes.only_supervisor(bare):
             await up_down.until_ready(bare, services, NOTHING_BEFORE, messages.append, stall_seconds=stall_seconds)

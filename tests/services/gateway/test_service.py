@@ -387,7 +387,9 @@ async def test_without_postgresql_streams_finish_and_new_requests_get_503_from_a
     headers = {"Authorization": f"Bearer {KEY}"}
     worker = mesh.nodes["worker"].service
     async with port_of(mesh) as http:
-        assert (await http.get("/readyz")).status_code == 200
+        async with asyncio.timeout(HANG_SECONDS):
+            while (await http.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.02)
         assert (await http.post("/v1/chat/completions", json=body, headers=headers)).status_code == 200
         worker.pause.clear()
         running = asyncio.create_task(http.post("/v1/chat/completions", json=body, headers=headers))

@@ -142,7 +142,7 @@ async def test_every_link_is_written_if_the_socket_fills_up_between_them(monkeyp
         await until(lambda: caller.unwritten_seconds > 0)
         reading.resume_reading()
         await until(lambda: [len(frames) for frames in received.values()] == [4] * len(links), seconds=10)
-        assert caller.unwritten_seconds == 0
+        await until(lambda: caller.unwritten_seconds == 0)
         assert [link.closed for link in links] == [None] * len(links)
 
 

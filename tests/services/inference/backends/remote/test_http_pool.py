@@ -1,6 +1,7 @@
 """Shared connections, over real sockets."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -110,9 +111,11 @@ async def test_each_connection_is_closed_in_its_own_time() -> None:
         first, second = await ask(pool), await ask(pool)
         await finish(pool, first)
         await asyncio.sleep(0.7 * idle_seconds)
+        began = time.monotonic()
         await finish(pool, second)
         await until(lambda: not first.is_open, seconds=5)
-        assert second.is_open
+        await until(lambda: not second.is_open, seconds=5)
+        assert time.monotonic() - began >= idle_seconds
         await until(lambda: server.left == 2, seconds=5)
 
 
