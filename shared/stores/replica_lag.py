@@ -17,7 +17,7 @@ class ReplicaState(StrEnum):
     #: It accepts writes, or copies another database.
     PROMOTED = "promoted"
     FOREIGN = "foreign"
-    #: The primary does not answer, or has not answered for as long as a replica may be behind.
+    #: The primary does not answer, or began to answer too recently to tell.
     UNKNOWN = "unknown"
     AWAY = "away"
 
@@ -27,7 +27,7 @@ DETAILS = {
     ReplicaState.BEHIND: "it is too far behind; see its disk, its network and long queries",
     ReplicaState.PROMOTED: "it is no standby any more; correct DATABASE_READ_URL, or DATABASE_URL if this is the new primary",
     ReplicaState.FOREIGN: "it is a copy of another database; correct DATABASE_READ_URL",
-    ReplicaState.UNKNOWN: "how far it is behind is unknown; the primary does not answer, or has answered only for a moment",
+    ReplicaState.UNKNOWN: "how far it is behind is unknown; the primary does not answer, or has only just begun to",
     ReplicaState.AWAY: "it does not answer; is it running, and is DATABASE_READ_URL right?",
 }
 
