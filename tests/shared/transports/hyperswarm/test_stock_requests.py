@@ -49,23 +49,18 @@ async def test_stock_requests_work_beside_our_own_protocol(asked: list[Request])
             assert await there.read() == b"x"
 
 
-class RecordingPipe:
-    def __init__(self) -> None:
-        self.answered = asyncio.Event()
-        self.frames: list[tuple[int, int, bytes]] = []
-
-    def send(self, kind: int, number: int, payload: bytes) -> None:
-        self.frames.append((kind, number, payload))
-        self.answered.set()
-
-
 async def test_a_request_that_arrives_at_the_end_of_the_start_is_answered(asked: list[Request], monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that waits for this node may connect before this process has noticed that the sidecar is ready."""
-    start, pipe = Sidecar.start, RecordingPipe()
+    start = Sidecar.start
+    answers: asyncio.Queue[sidecar_frames.Frame] = asyncio.Queue()
+
+    class Pipe:
+        def send(self, kind: int, number: int, payload: bytes) -> None:
+            answers.put_nowait((kind, number, payload))
 
     async def start_late(command: list[str | Path], hello: bytes, listener: SidecarListener) -> Sidecar:
         sidecar = await start(command, hello, listener)
-        listener.on_frame(pipe, sidecar_frames.REQUEST, 1, bytes(96) + b"\x05\x00shouthello")  # type: ignore[arg-type]
+        listener.on_frame(Pipe(), sidecar_frames.REQUEST, 1, bytes(96) + b"\x05\x00shouthello")  # type: ignore[arg-type]
         return sidecar
 
     async def answer(request: Request) -> bytes:
@@ -74,9 +69,8 @@ async def test_a_request_that_arrives_at_the_end_of_the_start_is_answered(asked:
 
     monkeypatch.setattr(Sidecar, "start", start_late)
     async with local_swarm(dht.shared(), on_request=answer), asyncio.timeout(swarms.PATIENCE_SECONDS):
-        await pipe.answered.wait()
+        assert await answers.get() == (sidecar_frames.RESPONSE, 1, b"\x00HELLO")
     assert [(request.method, request.value) for request in asked] == [("shout", b"hello")]
-    assert pipe.frames == [(sidecar_frames.RESPONSE, 1, b"\x00HELLO")]
 
 
 async def test_a_running_request_does_not_delay_closing_the_swarm(asked: list[Request]) -> None:
