@@ -165,36 +165,51 @@ class LoginRpc(AuthHandlers):
     async def create_login_link(self, request: auth.CreateLoginLink, call: RpcCall) -> auth.LoginLink:
         caller = call.principal
         roles.check_may_open_session(caller)
-        if caller.key_id is None:
-            session = await self._identities.session_of(call.credential)
-            link = session_store.StoredLoginLink(
-                user_id=caller.user_id, confirmed_at=session.confirmed_at, has_factor=session.has_factor, team_id=session.team_id
-            )
-        else:
-            link = session_store.StoredLoginLink(user_id=caller.user_id)
+        account = await self._identities.active_account(await self._store.find_account_of(caller.user_id))
+        session_id = await self._find_own_id(call)
+        key = call.credential if session_id is None else None
+        link = session_store.StoredLoginLink(
+            user_id=caller.user_id,
+            password_version=account.password_version,
+            session_id=session_id,
+            key_hash=None if key is None else self._identities.mark(key).key_hash,
+        )
         return auth.LoginLink(await self._sessions.create_link(link), session_store.LINK_SECONDS)
 
     @serves(auth.redeem_login_link)
     async def redeem_login_link(self, request: auth.RedeemLoginLink, call: RpcCall) -> auth.LoginSession:
-        link = await self._sessions.redeem_link(request.token)
+        link = await self._sessions.find_link(request.token)
         if link is None:
             raise self._identities.link_over()
-        user = await self._identities.active_user(await self._store.find_user(link.user_id))
+        account = await self._identities.active_account(await self._store.find_account_of(link.user_id))
+        if account.password_version != link.password_version:
+            raise self._identities.link_over()
+        user, maker = account.user, await self._find_maker(link)
         login = session_store.StoredLogin(
             user_id=user.id,
             kind=SessionKind.BROWSER,
             client=_client(request.client, call),
-            has_factor=link.has_factor,
-            # An API key proves neither password nor code, so sensitive actions require one first.
-            confirmed_at=link.confirmed_at or 0.0,
-            team_id=link.team_id,
+            has_factor=maker is not None and maker.has_factor,
+            # A link proves neither password nor code, so sensitive actions require one first.
+            confirmed_at=0.0,
+            team_id=None if maker is None else maker.team_id,
         )
         login = await self._with_step(user, login, None, "")
         if login.step is Step.SET_UP_MFA:
             raise errors.SecondFactorNeeded(
                 "administrators need a second factor", hint="log in on the web page with the password and set it up"
             )
-        return await self._opening.open(user, login)
+        return await self._opening.open(user, login, proven=account, link=request.token)
+
+    async def _find_maker(self, link: session_store.StoredLoginLink) -> session_store.StoredSession | None:
+        """Return the session that created the link, or None for a key. Raises NotAuthenticated if it has ended."""
+        if link.key_hash is not None:
+            roles.check_may_open_session(await self._identities.of_key_hash(link.key_hash))
+            return None
+        session = None if link.session_id is None else await self._sessions.find(link.session_id)
+        if session is None or session.user_id != link.user_id:
+            raise self._identities.link_over()
+        return session
 
     async def _prove(self, typed: auth.Credentials, address: str, mark: str) -> tuple[StoredAccount, str]:
         """Check the password; return the account, and the id of its browser if it has logged in before. Unknown names take the same work

@@ -59,8 +59,7 @@ def _new_browser_id() -> str:
 
 
 def _mac(key: bytes, browser: str, account: StoredAccount) -> str:
-    password = hashlib.sha256((account.password_hash or "").encode()).hexdigest()
-    return hmac.digest(key, f"{account.user.id}/{browser}/{password}".encode(), hashlib.sha256).hex()
+    return hmac.digest(key, f"{account.user.id}/{browser}/{account.password_version}".encode(), hashlib.sha256).hex()
 
 
 #: Runs in the transaction of a complete login, for example to cancel an account deletion.
@@ -75,9 +74,13 @@ class SessionOpening(AuthHandlers):
         self._at_login = at_login
         self.browsers = KnownBrowsers.of(parts.settings.data_key, parts.settings.data_key_old)
 
-    async def open(self, user: auth.User, login: StoredLogin, *, proven: StoredAccount | None = None) -> auth.LoginSession:
-        """``proven``: the account whose password was compared. Raises Unavailable if its password has changed since."""
-        marked = proven if login.step is Step.DONE and login.kind is SessionKind.BROWSER else None
+    async def open(
+        self, user: auth.User, login: StoredLogin, *, proven: StoredAccount | None = None, link: str | None = None
+    ) -> auth.LoginSession:
+        """``proven``: the account whose password, or its version, was compared. Raises Unavailable if it has changed since. ``link``: the
+        login link to use up. Raises NotAuthenticated if it has ended since."""
+        # Nobody entered a password with a link.
+        marked = proven if link is None and login.step is Step.DONE and login.kind is SessionKind.BROWSER else None
         if marked is not None:
             login = replace(login, browser=login.browser or _new_browser_id())
         password_hash = None if proven is None else proven.password_hash
@@ -85,15 +88,17 @@ class SessionOpening(AuthHandlers):
             # A concurrent password change or closing of the account waits for us, and then ends this session too.
             if await transaction.row("hold_account", user.id, password_hash) is None:
                 raise errors.Unavailable("the account was just changed", hint="log in again", retry_after_seconds=0)
-            opened = await self._sessions.open(login)
+            opened = await self._sessions.open(login) if link is None else await self._sessions.open_by_link(link, login)
+            if opened is None:
+                raise self._identities.link_over()
             if login.step is Step.DONE:
                 await self._finish(transaction, opened.session)
         return self._marked(self._identities.answer(user, opened), login.browser, marked)
 
     async def complete(self, session: StoredSession) -> auth.LoginSession:
         """Continue after the missing step was taken. Raises NotAuthenticated if the session has ended or the account is closed."""
-        user = await self._identities.active_user(await self._store.find_user(session.user_id))
-        marked = await self._store.find_account(user.username) if session.kind is SessionKind.BROWSER else None
+        account = await self._identities.active_account(await self._store.find_account_of(session.user_id))
+        user, marked = account.user, account if session.kind is SessionKind.BROWSER else None
         browser = session.browser or _new_browser_id() if marked is not None else ""
         async with self._store.transaction() as transaction:
             opened = await self._sessions.complete(session, browser)

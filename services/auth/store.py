@@ -5,6 +5,7 @@ Writes take a transaction, so that an act and its row in the audit log are commi
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -43,6 +44,11 @@ class StoredAccount:
     user: User
     #: None for an account that only a login at a provider opens.
     password_hash: str | None
+
+    @property
+    def password_version(self) -> str:
+        """Identifies the password without revealing anything about it: each hash has its own salt."""
+        return hashlib.sha256((self.password_hash or "").encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +159,13 @@ class AccountTables(AuthTables):
             return None
         return None if row is None else StoredAccount(_user(row), row["password_hash"])
 
-    async def find_user(self, user_id: UserId) -> User | None:
+    async def find_account_of(self, user_id: UserId) -> StoredAccount | None:
         row = await self._db.row("find_user_by_id", user_id)
-        return None if row is None else _user(row)
+        return None if row is None else StoredAccount(_user(row), row["password_hash"])
+
+    async def find_user(self, user_id: UserId) -> User | None:
+        account = await self.find_account_of(user_id)
+        return None if account is None else account.user
 
     async def get_user(self, user_id: UserId) -> User:
         """Raises NotFound."""

@@ -1,6 +1,7 @@
 """RPC methods to register, and for administrators to manage accounts."""
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime
 
 from services.auth import api_keys, audit_records, mail_texts, name_rules, roles
@@ -129,6 +130,9 @@ class UserRpc(AuthHandlers):
             changed = await self._store.set_active(transaction, user.id, request.is_active)
             act = audit_records.done("user.open" if request.is_active else "user.close", call.principal, target=user.id)
             await self._trail.add(transaction, act)
+        # Otherwise one could open a session if the account is reopened. While Valkey is down, they only expire.
+        with contextlib.suppress(errors.Unavailable):
+            await self._sessions.end_links(user.id)
         _log.info("account opened" if request.is_active else "account closed", user_id=user.id, by=call.principal.user_id)
         return changed
 

@@ -18,9 +18,9 @@ from shared.stores.cache import Cache
 
 #: Everything that grants access. Counters of requests and failed logins stay.
 SESSION_KEYS = (
-    *("auth:session:*", "auth:session_family:*", "auth:sessions_of:*", "auth:halfway_of:*", "auth:link:*", "auth:oidc:*"),
+    *("auth:session:*", "auth:session_family:*", "auth:sessions_of:*", "auth:halfway_of:*", "auth:link*", "auth:oidc:*"),
     # In a cluster.
-    *("{auth}:session*", "{auth}:halfway_of:*"),
+    *("{auth}:session*", "{auth}:halfway_of:*", "{auth}:link*"),
 )
 
 

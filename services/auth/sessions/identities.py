@@ -16,7 +16,7 @@ from typing import TypeVar, cast
 from services.auth import api_keys
 from services.auth.sessions.session_store import OpenedSession, SessionStore, StoredSession
 from services.auth.sessions.tokens import LIFETIME_SECONDS, AccessTokens
-from services.auth.store import AccountTables, OwnedKey
+from services.auth.store import AccountTables, OwnedKey, StoredAccount
 from shared import access_table, errors
 from shared.api import auth
 from shared.api.auth import ClientFacts, Principal, Step, User
@@ -98,7 +98,9 @@ class Identities:
         except errors.NotAuthenticated:
             self.count_refusal("malformed")
             raise
-        digest = api_keys.digest(key, self._pepper)
+        return await self.of_key_hash(api_keys.digest(key, self._pepper))
+
+    async def of_key_hash(self, digest: str) -> Principal:
         owned = await self.principal_cache.ask(digest, lambda: self._store.find_owner_of_key(digest), _administrator_of_key)
         if owned is None:
             raise self._refused("unknown_key", "this API key does not exist", _KEY_HINT)
@@ -144,7 +146,7 @@ class Identities:
         )
 
     def link_over(self) -> errors.NotAuthenticated:
-        return self._refused("link_over", "this login link was used or has expired", "create a new one with `aicli dashboard`")
+        return self._refused("link_over", "this login link was used, has expired or was revoked", "create a new one with `aicli dashboard`")
 
     async def active_user(self, session_user: User | None) -> User:
         """Raises NotAuthenticated if the account was closed or deleted since the session was opened."""
@@ -153,6 +155,12 @@ class Identities:
         if not session_user.is_active:
             raise self.closed()
         return session_user
+
+    async def active_account(self, account: StoredAccount | None) -> StoredAccount:
+        """Raises NotAuthenticated like ``active_user``."""
+        await self.active_user(None if account is None else account.user)
+        assert account is not None
+        return account
 
     async def bearer(self, session: StoredSession) -> User:
         """Return a session's user. Raises NotAuthenticated if the account is gone or closed."""

@@ -1,5 +1,6 @@
 -- Prepended to every script about sessions. A session is a hash under its id; the family of its tokens leads to the id. Two sorted sets
--- hold the ids of a user's sessions by opening time: complete ones, and those that lack a step. Keys are built from stored values; all
+-- hold the ids of a user's sessions by opening time: complete ones, and those that lack a step. A login link is a value under the hash of
+-- its token; a sorted set holds the hashes of a user's links, so that they end with all sessions. Keys are built from stored values; all
 -- begin with KEYS[1], which gives them one hash tag in a cluster.
 --
 -- Fields: user_id, kind, opened_at, last_used_at, confirmed_at, step, has_factor, address, agent, family; optional: team_id, browser,
@@ -15,6 +16,20 @@ end
 
 local function index_key(user, step)
     return KEYS[1] .. (step == 'done' and 'sessions_of:' or 'halfway_of:') .. user
+end
+
+local function link_key(hash)
+    return KEYS[1] .. 'link:' .. hash
+end
+
+local function links_key(user)
+    return KEYS[1] .. 'links_of:' .. user
+end
+
+-- Returns whether there was one.
+local function take_link(user, hash)
+    redis.call('ZREM', links_key(user), hash)
+    return redis.call('DEL', link_key(hash)) == 1
 end
 
 -- Fields and values in turn -> table; empty values are left out.

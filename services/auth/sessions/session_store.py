@@ -28,6 +28,8 @@ HALFWAY_SECONDS = 600
 GRACE_SECONDS = 10
 #: Per user; the oldest end. Incomplete ones have their own limit, so knowing the password alone ends no other session.
 MOST_OPEN, MOST_HALFWAY = 100, 10
+#: Valid login links per user; the oldest end.
+MOST_LINKS = 10
 #: How often a use is recorded: the idle time counts from the last one.
 _NOTE_SECONDS = 60.0
 _NOTES_IN_AN_IDLE_TIME = 10
@@ -37,7 +39,7 @@ _LINK_PREFIX = "aip_link_"
 _KEYS_BEGIN = "auth:"
 _LONGEST_ADDRESS, _LONGEST_AGENT = 60, 200
 
-_SCRIPTS = ("open", "find", "resume", "refresh", "replace", "confirm", "end", "list")
+_SCRIPTS = ("open", "find", "resume", "refresh", "replace", "confirm", "end", "list", "link_add", "link_find")
 
 
 _UNKNOWN_CLIENT = auth.ClientFacts()
@@ -66,7 +68,7 @@ class StoredSession(msgspec.Struct, frozen=True, kw_only=True):
     #: Seconds since 1970, like all times here.
     opened_at: float
     last_used_at: float
-    #: When a password or a code was last entered; 0 for never, as with a key's login link.
+    #: When a password or a code was last entered; 0 for never, as with a login link.
     confirmed_at: float
     step: Step
     has_factor: bool
@@ -118,13 +120,14 @@ class StoredLogin:
 
 
 class StoredLoginLink(msgspec.Struct, frozen=True, kw_only=True):
-    """The user that a login link logs in, and what they had proven when they created it."""
+    """The user that a login link logs in, and what it ends with: the session or the key that created it, and the password."""
 
     user_id: UserId
+    password_version: str
     #: None for a link that a key created.
-    confirmed_at: float | None = None
-    has_factor: bool = False
-    team_id: TenantId | None = None
+    session_id: str | None = None
+    #: None for a link that a session created.
+    key_hash: str | None = None
 
 
 class SessionStore:
@@ -150,6 +153,15 @@ class SessionStore:
             cache.script(_script(name), records + (here / f"{_script(name)}.lua").read_text(encoding="utf-8"))
 
     async def open(self, login: StoredLogin) -> OpenedSession:
+        opened = await self._open(login, "")
+        assert opened is not None  # only a link can refuse
+        return opened
+
+    async def open_by_link(self, link: str, login: StoredLogin) -> OpenedSession | None:
+        """Use up a link of this user. Return None if it was used or has ended."""
+        return await self._open(login, api_keys.hash_token(link))
+
+    async def _open(self, login: StoredLogin, link_hash: str) -> OpenedSession | None:
         now, token, session_id = self._clock(), SessionToken.new(), _new_id()
         fields = {
             "user_id": str(login.user_id),
@@ -165,7 +177,8 @@ class SessionStore:
             **_token_fields(token),
         }
         most = _most(login.step)
-        await self._run("open", now, self._idle_ms(login.kind), most, session_id, *_flat(fields))
+        if not await self._run("open", now, self._idle_ms(login.kind), most, session_id, link_hash, *_flat(fields)):
+            return None
         return OpenedSession(token.text, _session(session_id, fields))
 
     async def find(self, session_id: str) -> StoredSession | None:
@@ -251,21 +264,26 @@ class SessionStore:
         return bool(await self._run("end", self._clock(), "id", str(user_id), session_id))
 
     async def end_all(self, user_id: UserId, but: str | None = None) -> int:
-        """End all sessions of this user, except the one with the id ``but``; return how many ended. Idempotent."""
+        """End all sessions of this user, except the one with the id ``but``, and all login links; return how many sessions ended.
+        Idempotent."""
         return len(_ended(await self._run("end", self._clock(), "user", str(user_id), but or "")))
 
     async def create_link(self, link: StoredLoginLink) -> str:
         """Return a token that opens one session within a minute."""
         token = _LINK_PREFIX + api_keys.random_text()
-        await self._cache.set(_link_key(token), msgspec.json.encode(link), ttl_seconds=LINK_SECONDS)
+        facts = str(link.user_id), api_keys.hash_token(token), msgspec.json.encode(link)
+        await self._run("link_add", self._clock(), _milliseconds(LINK_SECONDS), MOST_LINKS, *facts)
         return token
 
-    async def redeem_link(self, token: str) -> StoredLoginLink | None:
-        """Return None if it is unknown, used or expired."""
-        taken = await self._cache.take(_link_key(token))
-        return None if taken is None else msgspec.json.decode(taken, type=StoredLoginLink)
+    async def find_link(self, token: str) -> StoredLoginLink | None:
+        """Return None if it is unknown, used or expired. Does not use it up."""
+        found = await self._cache.run(_script("link_find"), (_KEYS_BEGIN,), (repr(self._clock()), api_keys.hash_token(token)))
+        return None if found is None else msgspec.json.decode(found, type=StoredLoginLink)
 
-    async def _run(self, name: str, now: float, *arguments: str | int | float) -> Sequence[bytes] | None:
+    async def end_links(self, user_id: UserId) -> None:
+        await self._run("end", self._clock(), "links", str(user_id))
+
+    async def _run(self, name: str, now: float, *arguments: str | int | float | bytes) -> Sequence[bytes] | None:
         reply: Sequence[bytes] | None = await self._cache.run(_script(name), (_KEYS_BEGIN,), (repr(now), *arguments))
         return reply
 
@@ -341,7 +359,3 @@ def _text(team_id: TenantId | None) -> str:
 
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-def _link_key(token: str) -> str:
-    return f"auth:link:{api_keys.hash_token(token)}"

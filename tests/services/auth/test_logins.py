@@ -435,15 +435,6 @@ async def test_a_keys_link_opens_a_browser_session_that_is_not_fresh(api_client:
     await api_client.world.new_key(session.access_token, "another")
 
 
-async def test_a_logins_link_is_as_fresh_as_the_login(api_client: ApiClient) -> None:
-    await api_client.world.register("anna")
-    mine = await api_client.login()
-    link = await api_client.world.ask(auth.create_login_link, auth.CreateLoginLink(), mine.access_token)
-    session = await api_client.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token))
-    assert (await api_client.identify(session)).confirmed_at == (await api_client.identify(mine)).confirmed_at
-    await api_client.world.new_key(session.access_token)
-
-
 @pytest.mark.parametrize(
     "bounds",
     [

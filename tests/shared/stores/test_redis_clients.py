@@ -15,7 +15,7 @@ import pytest
 
 from services.auth.recovery.restored_access import SESSION_KEYS
 from services.auth.sessions.failed_logins import FailedLogins
-from services.auth.sessions.session_store import SessionStore, StoredLogin
+from services.auth.sessions.session_store import SessionStore, StoredLogin, StoredLoginLink
 from services.gateway.limits.limit_rules import LimitKind, LimitScope, RequestLimit
 from services.gateway.limits.limit_scripts import LimitScripts
 from shared import errors
@@ -206,10 +206,13 @@ async def test_sessions_failed_logins_and_limits_work_in_a_cluster(shards: Clust
         sessions = SessionStore(cache, idle_seconds=3600, longest_seconds=43_200)
         opened = [await sessions.open(StoredLogin(user_id=user)) for user in (UserId(uuid4()), UserId(uuid4()))]
         assert await sessions.find(opened[0].session.id) is not None
+        links = [await sessions.create_link(StoredLoginLink(user_id=each.session.user_id, password_version="")) for each in opened]
         assert await sessions.end_all(opened[0].session.user_id) == 1
+        assert [await sessions.find_link(link) is not None for link in links] == [False, True]
         for pattern in SESSION_KEYS:
             await cache.delete_matching(pattern)
         assert await sessions.find(opened[1].session.id) is None
+        assert await sessions.find_link(links[1]) is None
 
         logins = FailedLogins(cache)
         guesses = [await logins.charge("ann", "192.0.2.1"), await logins.charge("ann", browser="b"), await logins.charge("bob")]

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
+from services.auth.sessions.session_store import SessionStore, StoredLoginLink
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import accounts, audit, auth
@@ -80,6 +81,8 @@ def is_restored(world: Surroundings) -> float | None:
 
 async def test_every_session_and_token_ends_and_other_keys_stay(stored: RestorableAuth, cache: Cache) -> None:
     session = await lost_window(stored)
+    sessions = SessionStore(cache, idle_seconds=60, longest_seconds=60)
+    link = await sessions.create_link(StoredLoginLink(user_id=session.user.id, password_version=""))
     for key in ("other:session:1", "auth:failed_logins:x", "gateway:{limits}:x"):
         await cache.set(key, "kept", ttl_seconds=60)
     async with stored.running() as world:
@@ -88,6 +91,7 @@ async def test_every_session_and_token_ends_and_other_keys_stay(stored: Restorab
         with pytest.raises(errors.NotAuthenticated, match="token"):
             await world.ask(accounts.list_sessions, accounts.ListSessions(), session.access_token)
         assert [await cache.get(key) for key in ("other:session:1", "auth:failed_logins:x", "gateway:{limits}:x")] == [b"kept"] * 3
+        assert await sessions.find_link(link) is None
         await world.login()
 
 

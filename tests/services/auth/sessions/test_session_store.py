@@ -2,13 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
+from services.auth import api_keys
 from services.auth.sessions.session_store import (
+    LINK_SECONDS,
+    MOST_LINKS,
     ClosedSession,
     OpenedSession,
     SessionOver,
@@ -25,6 +29,7 @@ from shared.types import TenantId, UserId
 USER, OTHER = UserId(uuid4()), UserId(uuid4())
 PROGRAM, BROWSER = StoredLogin(user_id=USER), StoredLogin(user_id=USER, kind=SessionKind.BROWSER)
 HALFWAY = StoredLogin(user_id=USER, step=Step.ENTER_CODE)
+LINK = StoredLoginLink(user_id=USER, password_version="a hash", session_id="an id")
 DAY = 86_400
 
 
@@ -260,7 +265,7 @@ async def test_a_copy_of_valkey_opens_nothing(sessions: SessionStore, valkey_url
     first = await sessions.open(PROGRAM)
     second = await refreshed(sessions, first.token)
     browser = await sessions.open(BROWSER)
-    link = await sessions.create_link(StoredLoginLink(user_id=USER))
+    link = await sessions.create_link(LINK)
     stored = await everything_in(valkey_url)
     for token in (first.token, second.token, browser.token):
         apart = SessionToken.read(token)
@@ -406,6 +411,7 @@ async def test_nothing_is_left_of_an_ended_session(sessions: SessionStore, valke
     opened = await sessions.open(StoredLogin(user_id=USER, client=ClientFacts("203.0.113.7", "canary")))
     await sessions.open(HALFWAY)
     await refreshed(sessions, opened.token)
+    await sessions.create_link(LINK)
     await sessions.end_all(USER)
     assert await everything_in(valkey_url) == "[]"
 
@@ -414,8 +420,32 @@ async def test_nothing_is_left_of_an_ended_session(sessions: SessionStore, valke
 
 
 async def test_one_of_many_uses_of_a_link_succeeds(sessions: SessionStore) -> None:
-    link = StoredLoginLink(user_id=USER, confirmed_at=1.5, has_factor=True)
-    token = await sessions.create_link(link)
-    taken = await asyncio.gather(*(sessions.redeem_link(token) for _ in range(20)))
-    assert [found for found in taken if found is not None] == [link]
-    assert await sessions.redeem_link("aip_link_nothing") is None
+    token = await sessions.create_link(LINK)
+    assert await sessions.find_link(token) == LINK
+    opened = await asyncio.gather(*(sessions.open_by_link(token, BROWSER) for _ in range(20)))
+    assert len([session for session in opened if session is not None]) == len(await sessions.list_of(USER)) == 1
+    for unknown in (token, "aip_link_nothing"):
+        assert await sessions.find_link(unknown) is None
+        assert await sessions.open_by_link(unknown, BROWSER) is None
+
+
+@pytest.mark.parametrize("end", [SessionStore.end_all, SessionStore.end_links])
+async def test_a_users_links_end_and_others_stay(sessions: SessionStore, end: Callable[[SessionStore, UserId], Awaitable[object]]) -> None:
+    mine = [await sessions.create_link(LINK) for _ in range(2)]
+    others = await sessions.create_link(msgspec.structs.replace(LINK, user_id=OTHER))
+    await end(sessions, USER)
+    assert [await sessions.open_by_link(link, BROWSER) for link in mine] == [None, None]
+    assert await sessions.find_link(others) is not None
+
+
+async def test_of_too_many_links_the_oldest_end(sessions: SessionStore, clock: Clock, valkey_url: str) -> None:
+    links = []
+    for _ in range(MOST_LINKS + 2):
+        links.append(await sessions.create_link(LINK))
+        clock.now += 1
+    assert [await sessions.find_link(link) for link in links] == [None] * 2 + [LINK] * MOST_LINKS
+    clock.now += LINK_SECONDS
+    last = await sessions.create_link(LINK)
+    stored = await everything_in(valkey_url)
+    in_the_index = [link for link in (*links, last) if f"b'{api_keys.hash_token(link)}'" in stored]
+    assert in_the_index == [last]
