@@ -216,7 +216,7 @@ def _run_prompt(home: stack_home.StackHome, prompt: str) -> None:
     import sys
 
     # Temperature 0, because a small model should not be unlucky with its first answer.
-    words = ["infer", "--temperature", "0", "--max-tokens", "64", prompt]
+    words = ["infer", "--no-cache", "--temperature", "0", "--max-tokens", "64", prompt]
     click.echo(f"\n$ aicli {shlex.join(words)}")
     sys.stdout.flush()
     environment = {name: value for name, value in os.environ.items() if name not in ("AICLI_PROFILE", "AICLI_API_KEY")}

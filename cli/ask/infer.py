@@ -124,6 +124,7 @@ thoughts_option = click.option("--no-thoughts", is_flag=True, help="Don't show w
     metavar="KEY",
     help="Repeating a request with the same key returns the same answer and is billed once. Default: a new key each time.",
 )
+@click.option("--no-cache", is_flag=True, help="Don't answer from the gateway's response cache.")
 @click.option("--no-resume", is_flag=True, help="Don't resume a broken stream.")
 @click.option("--no-stream", is_flag=True, help="Print the answer only when it is complete.")
 @print_format.output_options("Print a JSON object: text, reasoning, model, usage, finish_reason, request_id.")
@@ -137,6 +138,7 @@ def infer(
     files: tuple[str, ...],
     images: tuple[str, ...],
     idempotency_key: str | None,
+    no_cache: bool,
     no_resume: bool,
     no_stream: bool,
     no_thoughts: bool,
@@ -159,7 +161,8 @@ def infer(
     request = _with_images(_request(_prompt(words, files), parameters), images)
     if idempotency_key is not None:
         refuse_bad_text(idempotency_key)
-    message = ProcessInferenceRequest(request, idempotency_key=idempotency_key or (None if no_resume else str(uuid4())))
+    key = idempotency_key or (None if no_resume else str(uuid4()))
+    message = ProcessInferenceRequest(request, idempotency_key=key, fresh=no_cache)
     thoughts = not no_thoughts and sys.stdout.isatty()
     shown = _Shown(answer=not (no_stream or as_json), thoughts=thoughts, notes=not as_json)
 

@@ -196,9 +196,8 @@ class LoginRpc(AuthHandlers):
         )
         login = await self._with_step(user, login, None, "")
         if login.step is Step.SET_UP_MFA:
-            raise errors.SecondFactorNeeded(
-                "administrators need a second factor", hint="log in on the web page with the password and set it up"
-            )
+            # It can do nothing but set one up, which has to be fresh.
+            login = replace(login, confirmed_at=None)
         return await self._opening.open(user, login, proven=account, link=request.token)
 
     async def _find_maker(self, link: session_store.StoredLoginLink) -> session_store.StoredSession | None:

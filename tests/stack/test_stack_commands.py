@@ -5,6 +5,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -16,6 +17,7 @@ from shared.api.gateway import NodeRow
 from shared.identity import enrollment_list, node_keys
 from shared.identity.enrollment_list import EnrolledNode
 from shared.types import NodeId, Role
+from stack import stack_commands
 from stack import stack_home as homes
 from tests.cli.fake_mesh import FakeMesh
 
@@ -52,6 +54,13 @@ def test_add_node_refuses(tmp_path: Path, name: str, role: str, words: str) -> N
     done = aicli(tmp_path / "h", "add-node", name, role)
     assert done.exit_code == 2, done.output
     assert words in done.stderr
+
+
+def test_the_first_question_is_not_answered_from_the_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Nothing runs in this home, so the command fails; only its words count.
+    with pytest.raises(click.ClickException, match="the first answer failed"):
+        stack_commands._run_prompt(homes.locate({"AIMESH_HOME": str(tmp_path / "h")}), "Say hello")
+    assert capsys.readouterr().out == "\n$ aicli infer --no-cache --temperature 0 --max-tokens 64 'Say hello'\n"
 
 
 @pytest.fixture

@@ -142,6 +142,14 @@ def test_omitted_options_are_left_to_the_worker(infer_shell: Shell) -> None:
     assert request_of(infer_shell) == InferenceRequest(prompt="hi")
 
 
+@pytest.mark.parametrize("options", [(), ("--no-cache",)])
+def test_no_cache_asks_the_model_itself(infer_shell: Shell, options: tuple[str, ...]) -> None:
+    infer_shell("infer", *options, "hi")
+    sent = infer_shell.mesh.calls[-1].request
+    assert isinstance(sent, ProcessInferenceRequest)
+    assert sent.fresh is bool(options)
+
+
 def test_dash_reads_stdin(infer_shell: Shell) -> None:
     assert infer_shell("infer", "-", stdin="from\na pipe").exit_code == 0
     assert request_of(infer_shell).prompt == "from\na pipe"

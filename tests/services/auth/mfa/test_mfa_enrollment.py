@@ -1,11 +1,12 @@
 """Setting up, changing and disabling a second factor."""
 
 import asyncio
+from typing import Any, cast
 
 import msgspec
 import pytest
 
-from services.auth import sealing
+from services.auth import api_keys, sealing
 from services.auth.mfa import totp
 from services.auth.sealing import DataSealer
 from services.auth.sessions.session_store import StoredLogin
@@ -14,7 +15,7 @@ from shared import access_table, errors
 from shared.api import accounts, audit, auth
 from shared.api.auth import Step
 from tests.services.auth import by_hand
-from tests.services.auth.mfa.equipment import ApiClient
+from tests.services.auth.mfa.equipment import WEB, ApiClient
 from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD
 
 
@@ -232,6 +233,42 @@ async def test_an_administrator_without_a_factor_may_only_set_one_up(api_client:
             await api_client.identify(former)
     assert (await api_client.browse("admin", ADMIN_PASSWORD)).step is Step.ENTER_CODE
     assert (await api_client.browse("admin", ADMIN_PASSWORD, phone.next_code())).step is Step.DONE
+
+
+async def test_a_key_of_an_administrator_without_a_factor_links_to_its_setup(api_client: ApiClient, settings: AuthSettings) -> None:
+    """`aicli dashboard` of a new administrator. The link opens the setup and nothing else."""
+    world = api_client.world
+    key = api_keys.generate(auth.KeyKind.ADMIN)
+    mark = api_keys.mark(key, settings.api_key_pepper)
+    await by_hand.run(
+        settings.database_url,
+        "INSERT INTO auth.api_keys (id, user_id, key_hash, name, preview, kind)"
+        " SELECT gen_random_uuid(), id, $1, 'first key', $2, 'adm' FROM auth.users WHERE username = 'admin'",
+        *(mark.key_hash, mark.preview),
+    )
+    link = await world.ask(auth.create_login_link, auth.CreateLoginLink(), key)
+    half = await world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token), peer=WEB)
+    assert half.step is Step.SET_UP_MFA
+    for method, request in (
+        (auth.list_users, auth.ListUsers()),
+        (auth.generate_api_key, auth.GenerateApiKey("a thief's")),
+        (accounts.change_password, accounts.ChangePassword("another password")),
+        (accounts.end_session, accounts.EndSession()),
+        (auth.confirm_again, auth.ConfirmAgain(ADMIN_PASSWORD)),
+    ):
+        with pytest.raises(errors.SecondFactorNeeded, match="administrators need a second factor"):
+            await world.ask(cast("Any", method), cast("Any", request), half.access_token)
+    phone = await api_client.begin(half)
+    whole = (await api_client.enable(half, phone.code())).session
+    assert whole is not None
+    assert whole.step is Step.DONE
+    assert (await world.ask(auth.list_users, auth.ListUsers(), whole.access_token)).users
+    # With a factor, the next link asks for its code, and cannot set up another one.
+    link = await world.ask(auth.create_login_link, auth.CreateLoginLink(), key)
+    other = await world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token), peer=WEB)
+    assert other.step is Step.ENTER_CODE
+    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive"):
+        await api_client.begin(other)
 
 
 async def test_an_administrator_cannot_disable_the_factor(api_client: ApiClient) -> None:

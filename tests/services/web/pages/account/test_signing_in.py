@@ -12,6 +12,7 @@ from shared import errors
 from shared.api import auth, organizations
 from tests.services.web import servers
 from tests.services.web.browser import Browser, forms_of, shown_key
+from tests.services.web.fake_accounts import CODE
 from tests.services.web.fake_mesh import FakeMesh
 
 PERSON = {"username": "john_doe", "email": "john@example.com", "password": "secure_password"}
@@ -300,6 +301,25 @@ async def test_login_link_works_once_by_its_button(browser: Browser, mesh: FakeM
     again = await browser.submit(page, "/login-link")
     assert again.status_code == 401
     assert "Run <code>aicli dashboard</code> again." in again.text
+
+
+async def test_login_link_leads_to_the_setup_of_a_second_factor(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.links["one-time-token"] = mesh.add_account("alice", "correct horse")
+    opened = mesh.add_session
+
+    def add_session(user: auth.User) -> str:
+        token = opened(user)
+        mesh.steps[token] = auth.Step.SET_UP_MFA
+        return token
+
+    mesh.add_session = add_session  # type: ignore[method-assign]
+    answer = await browser.submit(await browser.get("/login-link?token=one-time-token"), "/login-link")
+    mesh.add_session = opened  # type: ignore[method-assign]
+    assert answer.headers["location"] == "/login/second-factor"
+    codes = await browser.submit(await browser.get("/login/second-factor"), "/login/second-factor", code=CODE)
+    assert codes.status_code == 200
+    assert 'href="/dashboard"' in codes.text
+    assert (await browser.get("/dashboard")).status_code == 200
 
 
 async def test_html_in_names_is_escaped(browser: Browser, mesh: FakeMesh) -> None:
