@@ -26,6 +26,8 @@ WORDS = (10, 10, 5)
 #: Requests that each of them keeps in flight.
 AT_ONCE = 24
 LIGHT_WORDS, LIGHT_RATE = 4, 1.5
+#: Answers of a tenant that takes every slot, until the run ends; and how soon another one's first token must come.
+ENDLESS_WORDS, FIRST_SECONDS = 4000, 5.0
 #: The time until the queues are full, and the first requests of all tenants are done.
 BEGINNING_SECONDS = 8.0
 
@@ -71,6 +73,22 @@ async def _compare(rows: Rows, ports: list[int], keys: Sequence[str], seconds: f
     return found
 
 
+async def _take_all_slots(rows: Rows, ports: Sequence[int], keys: Sequence[str]) -> None:
+    """Measure another tenant's first token while one tenant holds every slot."""
+    async with asyncio.TaskGroup() as tasks:
+        holders = [
+            tasks.create_task(tenants.load(port, keys[:1], Steady(AT_ONCE, BEGINNING_SECONDS + 4 * FIRST_SECONDS), ENDLESS_WORDS))
+            for port in ports
+        ]
+        await asyncio.sleep(BEGINNING_SECONDS)
+        other = await tenants.load(ports[0], keys[-1:], Spread(3, 3 * FIRST_SECONDS), LIGHT_WORDS)
+        for holder in holders:
+            holder.cancel()
+    claim = f"{len(ports)} gateway{'s' if len(ports) > 1 else ''}: one tenant holds every slot: another's"
+    rows.alone(f"{claim} failed requests", len(other.answers) - len(other.good), "requests", at_most=0)
+    rows.alone(f"{claim} first token, worst", max((answer.first for answer in other.good), default=0.0), "s", at_most=FIRST_SECONDS)
+
+
 def _tokens(outcome: Outcome, words: int, seconds: float) -> float:
     """Return the tokens within the measured time; of an answer that overlaps its ends, the share within it."""
     begin, end = BEGINNING_SECONDS, BEGINNING_SECONDS + seconds
@@ -94,6 +112,8 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
         found: dict[int, LightTenant | None] = {}
         for gateways in GATEWAYS:
             found[gateways] = await _compare(rows, ports[:gateways], stack.keys, options.seconds, found.get(1))
+        for gateways in (1, len(ports)):
+            await _take_all_slots(rows, ports[:gateways], stack.keys)
 
 
 if __name__ == "__main__":

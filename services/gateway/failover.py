@@ -108,6 +108,11 @@ class FailoverState(Generic[Request, Item, End]):
         return not self.began
 
     @property
+    def is_preemptible(self) -> bool:
+        """Return whether its worker may be taken away without a loss."""
+        return False
+
+    @property
     def delivered_tokens(self) -> int:
         """Return the number of answer tokens that the caller has."""
         return 0
@@ -226,6 +231,10 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
     @property
     def can_resume(self) -> bool:
         return not self.began or (self._answers == 1 and self._has_ids and bool(self._digest))
+
+    @property
+    def is_preemptible(self) -> bool:
+        return self.can_resume and self._finish is None
 
     @property
     def delivered_tokens(self) -> int:

@@ -25,6 +25,7 @@ from services.gateway.failover import (
     RetryOnWorker,
     VectorsFailover,
 )
+from services.gateway.scheduling import preemption
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
@@ -33,7 +34,7 @@ from shared.api import embedding, inference
 from shared.api.generation import Generation
 from shared.api.method import End, Item, Request, StreamMethod
 from shared.protocol.directory import DirectoryEntry
-from shared.rpc import RpcClient
+from shared.rpc import RpcClient, RpcReply
 from shared.telemetry import logs, tracing
 from shared.telemetry.instruments import node_label
 from shared.timing.bounded_waits import BoundedWaits
@@ -122,10 +123,26 @@ class _RunningCall(Generic[Request, Item, End]):
     retry: RetryOnWorker | None = None
     #: Workers lost during this request.
     lost: list[DirectoryEntry] = field(default_factory=list)
+    #: See ``Preemptible``.
+    began_at: float = 0.0
+    preempted_at: float = float("-inf")
+    #: It waits because it was preempted.
+    is_preempted: bool = False
+    #: What runs on the worker now.
+    reply: RpcReply[Item, End] | None = None
+
+    def may_be_preempted(self, now: float) -> bool:
+        return self.reply is not None and self.state.is_preemptible and now - self.preempted_at >= preemption.PAUSE_SECONDS
+
+    def preempt(self) -> None:
+        assert self.reply is not None
+        self.is_preempted, self.preempted_at = True, self.relay.dispatch.clock()
+        self.reply.cancel(errors.Cancelled("a request of another tenant needs the slot"))
 
     async def stream_response(self) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
         budget, clock = self.relay.budget, self.relay.clock
-        self.ends_at = clock() + self.seconds
+        self.began_at = clock()
+        self.ends_at = self.began_at + self.seconds
         budget.begin(clock())
         if self.requirements.takes_slot:
             self.relay.dispatch.record_arrival(self.requirements.model)
@@ -142,6 +159,7 @@ class _RunningCall(Generic[Request, Item, End]):
                                 yield self.state.waiting_notice(step)
                 assert claim is not None  # the generator ends with one
                 self.ends_at += claim.start_wait_seconds
+                self.is_preempted = False
                 outcome = "left"
                 try:
                     async with aclosing(self._stream_from(claim, has_waited=has_waited)) as answers:
@@ -150,8 +168,7 @@ class _RunningCall(Generic[Request, Item, End]):
                     outcome = "answered"
                     return
                 except errors.AimeshError as error:
-                    outcome = "failed"
-                    claim.record_failure(error)
+                    outcome = "preempted" if self.is_preempted else "failed"
                     decision = self._decide(claim, error)
                 finally:
                     self._count(outcome)
@@ -177,7 +194,7 @@ class _RunningCall(Generic[Request, Item, End]):
         """Wait in the queue; search again while no worker can resume the answer."""
         state, clock = self.state, self.relay.clock
         while True:
-            requirements = msgspec.structs.replace(self.requirements, excluded=state.excluded, digest=state.digest)
+            requirements = self._requirements_now()
             selecting = tracing.begin("route.select", {"gen_ai.request.model": requirements.model})
             try:
                 async with aclosing(self.relay.dispatch.find(requirements)) as steps:
@@ -202,6 +219,12 @@ class _RunningCall(Generic[Request, Item, End]):
                 raise errors.DeadlineExceeded("no worker could resume the answer in time", hint="retry with a longer timeout")
             await asyncio.sleep(pause)
 
+    def _requirements_now(self) -> WorkerRequirements:
+        found = msgspec.structs.replace(self.requirements, excluded=self.state.excluded, digest=self.state.digest)
+        if not self.is_preempted:
+            return found
+        return msgspec.structs.replace(found, is_preempted=True, most_wait_seconds=self.ends_at - self.relay.clock())
+
     async def _stream_from(self, claim: Claim, *, has_waited: bool) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
         state, left = self.state, self.ends_at - self.relay.clock()
         state.record_attempt(claim.offer.digest)
@@ -217,6 +240,7 @@ class _RunningCall(Generic[Request, Item, End]):
                     f"{_OPERATIONS[self.method.name]} {self.requirements.model}", self._attributes(claim), call
                 ) as answer:
                     items, is_accepted = aiter(answer), False
+                    self.reply, claim.call = answer, None if claim.provider else self
                     try:
                         # If no other worker can resume, keep waiting for this one.
                         while (item := await self._next(items, silence if state.began and state.can_resume else None)) is not None:
@@ -233,6 +257,7 @@ class _RunningCall(Generic[Request, Item, End]):
                         state.has_responded = state.has_responded or answer.accepted is not None
                         raise
                     finally:
+                        self.reply, claim.call = None, None
                         claim.was_accepted = answer.accepted is not None
                     self._check(claim.worker, answer.end)
                     yield state.with_total_usage(answer.end)
@@ -262,6 +287,9 @@ class _RunningCall(Generic[Request, Item, End]):
     def _decide(self, claim: Claim, error: errors.AimeshError) -> RetryOnWorker | Ended[End]:
         """Raise what the caller gets, or return how to continue."""
         state = self.state
+        if self.is_preempted:
+            return RetryOnWorker(state.began, is_free=True)
+        claim.record_failure(error)
         stats, clock = self.relay.dispatch.worker_stats, self.relay.dispatch.clock()
         lost_workers = sum(not stats.may_be_running(worker, clock) for worker in self.lost)
         decision = state.on_failure(claim.worker.node, error, lost_workers=lost_workers)

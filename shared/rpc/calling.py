@@ -128,6 +128,11 @@ class RpcReply(Generic[Item, End]):
         self._failure = error
         self._wake()
 
+    def cancel(self, error: errors.AimeshError) -> None:
+        """Cancel the call on the peer now. The reader gets the items that are already here, then ``error``."""
+        self.failed(error)
+        self._connection.withdraw(self.call_id)
+
     def expire(self) -> None:
         self.failed(_too_late(self._method.name))
 

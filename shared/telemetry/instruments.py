@@ -215,9 +215,15 @@ SETTLE_FAILURES = counter(
 RETRIES = counter(
     "ai_platform_retries_total",
     "Requests moved to another worker, by kind: retry (before the first token) or resumption (mid-answer); and by outcome: answered,"
-    " failed, left (the caller disconnected), or over_budget (not sent)",
+    " failed, left (the caller disconnected), preempted, or over_budget (not sent)",
     ("kind", "outcome"),
-    known=tuple(product(("retry", "resumption"), ("answered", "failed", "left", "over_budget"))),
+    known=tuple(product(("retry", "resumption"), ("answered", "failed", "left", "preempted", "over_budget"))),
+)
+
+PREEMPTIONS = counter(
+    "ai_platform_preemptions_total",
+    "Answers that gave up their slot because their tenant held more than its share while another tenant's request waited. They resume",
+    ("model",),
 )
 
 WRONG_COUNTS = counter(

@@ -191,6 +191,7 @@ class Metrics:
     usage_queue_rows = _LazyMetric(Gauge, instruments.USAGE_QUEUE_ROWS)
     settle_failures = _LazyMetric(Counter, instruments.SETTLE_FAILURES)
     retries = _LazyMetric(Counter, instruments.RETRIES)
+    preemptions = _LazyMetric(Counter, instruments.PREEMPTIONS)
     wrong_counts = _LazyMetric(Counter, instruments.WRONG_COUNTS)
     ledger_drift = _LazyMetric(Gauge, instruments.LEDGER_DRIFT)
     upkeep_last_success = _LazyMetric(Gauge, instruments.UPKEEP_LAST_SUCCESS)

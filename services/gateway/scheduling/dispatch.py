@@ -8,13 +8,15 @@ change, and once a second.
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence, Set
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
-from services.gateway.scheduling import policies, worker_choice, worker_starts
+from services.gateway.scheduling import policies, preemption, worker_choice, worker_starts
 from services.gateway.scheduling.fair_queue import ModelQueue, QueueSettings
-from services.gateway.scheduling.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport
+from services.gateway.scheduling.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport, Starved
 from services.gateway.scheduling.policies import Placement
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import ClaimsWithoutSlot
@@ -70,6 +72,9 @@ class Dispatch:
         self._name = name
         self._queues: dict[ModelName, ModelQueue[QueuedRequest]] = {}
         self._without_slot = ClaimsWithoutSlot()
+        #: This gateway's calls that use slots, or wait for one at a worker.
+        self._claims: dict[ModelName, dict[Claim, None]] = {}
+        self._looked_at = float("-inf")
         self._peers: dict[ModelName, PeerQueues] = {}
         #: Called when the other gateways may need a report.
         self.on_change: Callable[[], None] = _ignore
@@ -87,6 +92,11 @@ class Dispatch:
     def waiting(self) -> int:
         """Return the number of requests queued at this gateway."""
         return sum(sum(model_queue.queue.local.values()) for model_queue in self._queues.values())
+
+    @property
+    def has_waiting(self) -> bool:
+        """Return whether a request waits at a gateway, or one of this gateway's at a worker."""
+        return bool(self.waiting_anywhere or self._without_slot)
 
     @property
     def waiting_anywhere(self) -> int:
@@ -186,14 +196,10 @@ class Dispatch:
 
     def release_slot(self, claim: Claim, model: ModelName, seconds: float | None) -> None:
         """Release a claim's slot; ``seconds`` is how long it ran, None if that isn't representative."""
-        node = claim.worker.node
-        self.worker_stats.occupancy.end(node, model)
-        self._without_slot.release(node, model, claim)
+        self._end_claim(claim, model)
         if seconds is not None:
             self.model_queue(model).record_duration(seconds)
-        # The worker's other models may be waiting for it, too.
-        for name in [name for name, model_queue in self._queues.items() if model_queue.queue]:
-            self._assign_slots(name, freed=node)
+        self._reassign(claim.worker.node)
 
     def give_up(self, pool: str, reason: str, seconds: float) -> None:
         """Refuse what waits for a worker of the pool, and new requests for ``seconds``, unless one becomes ready."""
@@ -220,15 +226,20 @@ class Dispatch:
 
     def reports(self) -> list[QueueReport]:
         """Return what to tell the other gateways now."""
-        return [report for peers in self._peers.values() if (report := peers.report(self.clock())) is not None]
+        now = self.clock()
+        return [report for model, peers in self._peers.items() if (report := peers.report(now, self._held_here(model))) is not None]
 
     def apply_report(self, report: QueueReport) -> None:
-        model_queue = self.model_queue(report.model)
+        self.model_queue(report.model)
         for worker in self._peers[report.model].apply_report(report, self.clock()):
             self.worker_stats.occupancy.record_offer(worker, report.model)
             # Use the offer here, even if another gateway is next in our order; otherwise offers could circulate.
-            if not self._use_offer(model_queue, worker):
+            if not self._use_offer(report.model, worker):
                 self._assign_slots(report.model, freed=worker)
+        for starved in report.starved:
+            ticket = self._peers[report.model].find_ticket(report.gateway, starved.tenant) if starved.worker is None else None
+            if ticket is not None or starved.worker is not None:
+                self._preempt_for(report.model, starved.tenant, starved.worker, ticket)
         # With waiting requests elsewhere, this gateway's own may now be worth reporting.
         self._measure(report.model)
 
@@ -246,24 +257,84 @@ class Dispatch:
             peers.forget_all()
             self._assign_slots(model)
 
+    # --- preemption ---------------------------------------------------------------------------------------------------
+
+    def preempt(self) -> None:
+        """Free slots for requests that have waited too long. Call it regularly while ``has_waiting``."""
+        now = self.clock()
+        if now - self._looked_at < preemption.LOOK_SECONDS:
+            return
+        self._looked_at = now
+        for model in list(self._queues):
+            starved = [
+                Starved(tenant, worker)
+                for tenant, worker, waiter in self._starved(model)
+                # It may have got a slot when one was freed for another tenant.
+                if not (waiter and waiter.outcome.done()) and not self._preempt_for(model, tenant, worker, waiter)
+            ]
+            if starved:
+                self._peers[model].add_starved(starved)
+                self.on_change()
+
+    def _starved(self, model: ModelName) -> list[tuple[TenantId, NodeId | None, _Waiter | None]]:
+        """Return a request of each tenant that has waited too long, here or for a slot at a worker, and holds less than its share."""
+        found: dict[TenantId, tuple[NodeId | None, _Waiter | None]] = {}
+        for claim in self._claims.get(model, ()):
+            if not claim.has_started and self.clock() - claim.asked_at >= preemption.WAIT_SECONDS:
+                found.setdefault(claim.tenant, (claim.worker.node, None))
+        for waiter in self.model_queue(model).queue.turns(only_local=True):
+            assert isinstance(waiter, _Waiter)
+            most = preemption.PAUSE_SECONDS if waiter.requirements.is_preempted else preemption.WAIT_SECONDS
+            if self.clock() - waiter.entered_at >= most:
+                found.setdefault(waiter.requirements.limited_as, (None, waiter))
+        held = self._held(model) if found else Counter[TenantId]()
+        return [(tenant, *place) for tenant, place in found.items() if preemption.is_short(held, tenant)]
+
+    def _preempt_for(self, model: ModelName, tenant: TenantId, worker: NodeId | None, waiter: QueuedRequest | None) -> bool:
+        """Free a slot for a request that waits at ``worker``, or for ``waiter``, which gets it. Return False if none can be freed."""
+        free = {node: capacity.free for node, capacity in self._workers.capacity(model).items() if node == worker}
+        if waiter is not None:
+            with suppress(errors.NotReachable):
+                free = {candidate.node: candidate.capacity.free for candidate in self._workers.list_eligible(waiter.requirements)}
+        claims = preemption.choose(tenant, free, self._claims.get(model, ()), self._held(model), self.clock())
+        for claim in claims:
+            claim.preempt()
+            self._end_claim(claim, model)
+            self._metrics.preemptions.labels(model).inc()
+        if claims and waiter is not None and self._serve(waiter, claims[0].worker.node):
+            self._measure(model)
+        for claim in claims:
+            self._reassign(claim.worker.node)
+        return bool(claims)
+
+    def _held(self, model: ModelName) -> Counter[TenantId]:
+        """Return how many slots each tenant holds, over all gateways as far as known."""
+        return self._peers[model].count_held(self._held_here(model))
+
+    def _held_here(self, model: ModelName) -> Counter[TenantId]:
+        return Counter(claim.tenant for claim in self._claims.get(model, ()) if claim.has_started)
+
     # --- the queue ----------------------------------------------------------------------------------------------------
 
     def _enter(self, requirements: WorkerRequirements) -> _Waiter:
         """Add a request to the queue. Raises NotReachable and Overloaded immediately."""
         model_queue, waiter = self.model_queue(requirements.model), _Waiter(requirements, self.clock())
-        urgent = requirements.digest is not None or bool(requirements.excluded)
-        if not urgent and model_queue.queue.has_waiting(requirements.limited_as, requirements.kind):
+        urgent = requirements.is_urgent
+        is_new = not urgent and not requirements.is_preempted
+        if is_new and model_queue.queue.has_waiting(requirements.limited_as, requirements.kind):
             # If a request of the same kind waits, no worker has room: refuse a flood before the expensive steps.
             self._check_bounds(model_queue, requirements, 1)
         candidates = self._workers.list_eligible(requirements)
         model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), urgent=urgent, kind=requirements.kind)
+        if requirements.is_preempted:
+            model_queue.queue.move_to_front(waiter)
         # Queued requests found no free slot, so room found now suits only this request, unless it was left to another gateway's request.
         is_first = urgent or len(model_queue.queue) == sum(model_queue.queue.local.values())
         if is_first and self._begin(waiter, candidates):
             return waiter
         model_queue.slots = sum(candidate.capacity.slots for candidate in candidates)
         try:
-            if not urgent:
+            if is_new:
                 self._check_bounds(model_queue, requirements, 0)
         except errors.Overloaded:
             model_queue.queue.leave(waiter)
@@ -319,6 +390,19 @@ class Dispatch:
 
     # --- slots --------------------------------------------------------------------------------------------------------
 
+    def _end_claim(self, claim: Claim, model: ModelName) -> None:
+        node = claim.worker.node
+        del self._claims[model][claim]
+        if not self._claims[model]:
+            del self._claims[model]
+        self.worker_stats.occupancy.end(node, model)
+        self._without_slot.release(node, model, claim)
+
+    def _reassign(self, freed: NodeId) -> None:
+        # The worker's other models may be waiting for it, too.
+        for name in [name for name, model_queue in self._queues.items() if model_queue.queue]:
+            self._assign_slots(name, freed=freed)
+
     def _begin(self, waiter: _Waiter, candidates: Sequence[Candidate]) -> bool:
         candidate = worker_choice.choose_worker(waiter.requirements, candidates, self._rng)
         if candidate is not None:
@@ -335,9 +419,11 @@ class Dispatch:
         if requirements.prefix_hashes:
             self.worker_stats.prefix_affinity.record(requirements.model, requirements.prefix_hashes, candidate.worker.node, self.clock())
         self._metrics.queue_wait_seconds.labels(requirements.model).observe(waited_seconds)
-        claim = Claim(self, candidate, requirements, charged)
+        claim = Claim(self, candidate, requirements, charged, waited_seconds)
+        self._claims.setdefault(requirements.model, {})[claim] = None
         if claim.waits_there:
             self._without_slot.add(candidate.worker.node, requirements.model, claim)
+            self.on_change()
         return claim
 
     def _assign_slots(self, model: ModelName, freed: NodeId | None = None) -> None:
@@ -389,13 +475,14 @@ class Dispatch:
             waiter.outcome.set_result(error)
             return True
 
-    def _use_offer(self, model_queue: ModelQueue[QueuedRequest], worker: NodeId) -> bool:
-        """Assign an offered slot to the first local request that may use it; False if there is none. Requests that no worker can run any
-        more are refused, which changes the order."""
-        refused = True
+    def _use_offer(self, model: ModelName, worker: NodeId) -> bool:
+        """Assign an offered slot to the first local request that may use it; False if there is none. Requests for which it was freed are
+        before the others. Requests that no worker can run any more are refused, which changes the order."""
+        model_queue, refused = self.model_queue(model), True
         while refused:
             refused = False
-            for waiter in list(model_queue.queue.turns(only_local=True)):
+            starved = (waiter for *_, waiter in self._starved(model) if waiter is not None)
+            for waiter in [*starved, *model_queue.queue.turns(only_local=True)]:
                 assert isinstance(waiter, _Waiter)
                 if self._begin_or_refuse(waiter, worker):
                     if isinstance(waiter.outcome.result(), Claim):

@@ -102,6 +102,13 @@ class FairQueue(Generic[Ticket]):
             self._waiting[tenant] = {}
         self._waiting[tenant][ticket] = None
 
+    def move_to_front(self, ticket: Ticket) -> None:
+        """Let a request that isn't urgent be its tenant's next one."""
+        waiting = self._waiting[self._queued[ticket].tenant]
+        others = [other for other in waiting if other != ticket]
+        waiting.clear()
+        waiting.update(dict.fromkeys((ticket, *others)))
+
     def leave(self, ticket: Ticket) -> None:
         """Remove a request that was not served. Does nothing if it isn't queued."""
         if (queued := self._queued.pop(ticket, None)) is None:
@@ -236,7 +243,9 @@ class ModelQueue(Generic[Ticket]):
     _positions_at: float = float("-inf")
 
     def cost(self, requirements: WorkerRequirements) -> float:
-        """Estimate the cost. The prompt bound counts bytes, of which a token has about four."""
+        """Estimate the cost. The prompt bound counts bytes, of which a token has about four. What was preempted is paid for already."""
+        if requirements.is_preempted:
+            return 0.0
         return cost(requirements.prompt_tokens / 4, min(requirements.max_tokens, self.mean_tokens))
 
     def record_duration(self, seconds: float) -> None:
@@ -313,7 +322,8 @@ class QueueSettings:
         raise errors.Overloaded(full, hint="retry later, or add a worker", retry_after_seconds=max(1.0, expected - most))
 
     def most_wait(self, requirements: WorkerRequirements) -> float:
-        return min(self.queue_seconds, requirements.most_wait_seconds)
+        # A preempted answer was accepted, so it may wait as long as its caller does.
+        return requirements.most_wait_seconds if requirements.is_preempted else min(self.queue_seconds, requirements.most_wait_seconds)
 
     def wait_exceeded(self, model_queue: ModelQueue[Ticket], requirements: WorkerRequirements) -> errors.Overloaded:
         """Return the error for a request that waited too long."""

@@ -4,7 +4,8 @@ Each gateway keeps the others' waiting requests as ``PeerTicket`` in its own que
 waits elsewhere, the gateway offers the slot to that one. Reports carry absolute counts, so the next report repairs a lost one.
 """
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -52,6 +53,21 @@ class PeerOffer(msgspec.Struct, array_like=True, frozen=True):
     worker: NodeId
 
 
+class Held(msgspec.Struct, array_like=True, frozen=True):
+    """How many slots a tenant's calls from this gateway use."""
+
+    tenant: TenantId
+    slots: int
+
+
+class Starved(msgspec.Struct, array_like=True, frozen=True):
+    """A tenant's request that has waited too long, and for which this gateway can't free a slot."""
+
+    tenant: TenantId
+    #: Where it waits for a slot; None if it waits at the gateway.
+    worker: NodeId | None = None
+
+
 class QueueReport(msgspec.Struct, array_like=True, frozen=True):
     """One gateway's report about its queue for one model."""
 
@@ -66,6 +82,10 @@ class QueueReport(msgspec.Struct, array_like=True, frozen=True):
     #: If ``whole``: each waiting tenant's counter over all gateways, as known here.
     counters: tuple[Charge, ...] = ()
     offers: tuple[PeerOffer, ...] = ()
+    #: If ``counts_slots``: all tenants with slots.
+    held: tuple[Held, ...] = ()
+    counts_slots: bool = False
+    starved: tuple[Starved, ...] = ()
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -117,7 +137,9 @@ class _UnsentReport:
     #: Waiting requests, as of the last report.
     reported: dict[WaitingKey, int] = field(default_factory=dict)
     whole_at: float = float("-inf")
+    held_at: float = float("-inf")
     offers: list[PeerOffer] = field(default_factory=list)
+    starved: tuple[Starved, ...] = ()
 
 
 class PeerQueues:
@@ -132,6 +154,8 @@ class PeerQueues:
         #: Oldest first.
         self._tickets: dict[str, dict[WaitingKey, deque[PeerTicket]]] = {}
         self._delegated: deque[_DelegatedSlot] = deque()
+        #: Slots of each tenant, by gateway.
+        self._held: dict[str, dict[TenantId, int]] = {}
 
     @property
     def has_peers(self) -> bool:
@@ -152,15 +176,20 @@ class PeerQueues:
         if is_ours:
             self._unsent.offers.append(PeerOffer(ticket.gateway, worker))
 
-    def report(self, now: float) -> QueueReport | None:
-        """Return what to send now; None if there is nothing to tell."""
+    def add_starved(self, starved: Sequence[Starved]) -> None:
+        """Tell the other gateways with the next report."""
+        self._unsent.starved = tuple(starved)
+
+    def report(self, now: float, held: Mapping[TenantId, int]) -> QueueReport | None:
+        """Return what to send now; None if there is nothing to tell. ``held``: the slots of each tenant's calls from here."""
         queue, unsent = self._model_queue.queue, self._unsent
-        if not queue and not unsent.reported and not unsent.offers:
+        if not queue and not unsent.reported and not unsent.offers and not unsent.starved:
             return None
+        counts_slots = bool(unsent.starved) or (bool(queue) and now - unsent.held_at >= WHOLE_SECONDS)
         whole = bool(queue.local) and now - unsent.whole_at >= WHOLE_SECONDS
         reported = unsent.reported
         changed = queue.local if whole else {key for key in {*reported, *queue.local} if reported.get(key, 0) != queue.local.get(key, 0)}
-        if not (whole or changed or queue.unreported or unsent.offers):
+        if not (whole or changed or queue.unreported or unsent.offers or counts_slots):
             return None
         kinds = {(tenant, kind) for tenant, kind, _ in changed}
         report = QueueReport(
@@ -174,8 +203,13 @@ class PeerQueues:
             tuple(Charge(tenant, cost) for tenant, cost in queue.unreported.items()),
             tuple(Charge(tenant, cost) for tenant, cost in queue.counters().items()) if whole else (),
             tuple(unsent.offers),
+            tuple(Held(tenant, slots) for tenant, slots in held.items()) if counts_slots else (),
+            counts_slots,
+            unsent.starved,
         )
-        self._unsent = _UnsentReport(dict(queue.local), now if whole else unsent.whole_at)
+        self._unsent = _UnsentReport(
+            dict(queue.local), whole_at=now if whole else unsent.whole_at, held_at=now if counts_slots else unsent.held_at
+        )
         queue.unreported.clear()
         return report
 
@@ -186,6 +220,8 @@ class PeerQueues:
         self._last_report_at[report.gateway] = now
         for charge in report.charges:
             self._model_queue.queue.correct(charge.tenant, charge.cost - self._settle_charges(report.gateway, charge.tenant))
+        if report.counts_slots:
+            self._held[report.gateway] = {held.tenant: held.slots for held in report.held if held.slots > 0}
         tickets = self._tickets.setdefault(report.gateway, {})
         if report.whole:
             for key in tickets.keys() - {(waiting.tenant, waiting.kind, urgent) for waiting in report.waiting for urgent in (False, True)}:
@@ -196,6 +232,18 @@ class PeerQueues:
         if report.gateway < self._own_name:
             self._align(report)
         return tuple(offer.worker for offer in report.offers if offer.to == self._own_name)
+
+    def count_held(self, own: Mapping[TenantId, int]) -> Counter[TenantId]:
+        """Return the slots of each tenant over all gateways, with this gateway's ``own``."""
+        total = Counter(own)
+        for held in self._held.values():
+            total.update(held)
+        return total
+
+    def find_ticket(self, gateway: str, tenant: TenantId) -> PeerTicket | None:
+        """Return that gateway's oldest request of this tenant that isn't urgent."""
+        found = self._tickets.get(gateway, {})
+        return next((tickets[0] for (owner, _, urgent), tickets in found.items() if owner == tenant and not urgent), None)
 
     def expire(self, now: float) -> list[NodeId]:
         """Forget silent gateways; return the workers whose delegated slots may be used here again."""
@@ -221,6 +269,7 @@ class PeerQueues:
         self._model_queue.queue.unreported.clear()
 
     def _forget(self, gateway: str) -> None:
+        self._held.pop(gateway, None)
         for key in list(self._tickets.get(gateway, ())):
             self._set_waiting(gateway, key, 0)
         self._tickets.pop(gateway, None)
@@ -232,7 +281,8 @@ class PeerQueues:
         while len(tickets) > max(0, count):
             self._model_queue.queue.leave(tickets.popleft())
         asking, placement = (tenant, ANYWHERE) if kind is None else (kind.tenant, kind.placement)
-        requirements = WorkerRequirements(self._model, asking, tenant, 0, _UNKNOWN_TOKENS, placement=placement)
+        digest = None if kind is None else kind.digest
+        requirements = WorkerRequirements(self._model, asking, tenant, 0, _UNKNOWN_TOKENS, placement=placement, digest=digest)
         while len(tickets) < min(count, _MOST_WAITING):
             ticket = PeerTicket(gateway, requirements, kind, urgent)
             tickets.append(ticket)

@@ -15,7 +15,7 @@ from shared.telemetry import logs
 LOG = "gateway:queues"
 #: A few seconds of a busy mesh; a gateway that fell further behind starts at the end.
 MOST_ENTRIES = 1_000
-#: How often to check for unused delegated slots and silent peers while requests wait.
+#: How often to check for unused delegated slots, silent peers and slots to free while requests wait.
 _LOOK_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
 
@@ -41,6 +41,7 @@ class QueueSharing:
         while True:
             await self._wait_for_change()
             self._dispatch.expire_peers()
+            self._dispatch.preempt()
             reports = self._dispatch.reports()
             if not reports:
                 continue
@@ -52,7 +53,7 @@ class QueueSharing:
 
     async def _wait_for_change(self) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_SECONDS if self._dispatch.waiting_anywhere else None):
+            async with asyncio.timeout(_LOOK_SECONDS if self._dispatch.has_waiting else None):
                 await self._changed.wait()
         self._changed.clear()
 

@@ -86,6 +86,8 @@ class QueuedKind(msgspec.Struct, frozen=True, array_like=True):
     tenant: TenantId
     placement: Placement
     has_images: bool = False
+    #: See ``WorkerRequirements``.
+    digest: str | None = None
 
 
 class WorkerRequirements(msgspec.Struct, frozen=True):
@@ -115,10 +117,17 @@ class WorkerRequirements(msgspec.Struct, frozen=True):
     takes_slot: bool = True
     #: Only for workers that can see images.
     has_images: bool = False
+    #: It had a slot and gave it up: it waits in its tenant's turn, until its own deadline.
+    is_preempted: bool = False
+
+    @property
+    def is_urgent(self) -> bool:
+        """Return whether it resumes an answer, or lost its worker before it began."""
+        return not self.is_preempted and (self.digest is not None or bool(self.excluded))
 
     @property
     def kind(self) -> QueuedKind:
-        return QueuedKind(self.tenant, self.placement, self.has_images)
+        return QueuedKind(self.tenant, self.placement, self.has_images, self.digest)
 
 
 def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelName, ...]:

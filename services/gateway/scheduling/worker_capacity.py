@@ -121,6 +121,10 @@ class ClaimsWithoutSlot:
     def __init__(self) -> None:
         self._waiting: dict[tuple[NodeId, ModelName], deque[Claim]] = {}
 
+    def __len__(self) -> int:
+        """Return the number of workers and models with such calls."""
+        return len(self._waiting)
+
     def add(self, node: NodeId, model: ModelName, claim: "Claim") -> None:
         self._waiting.setdefault((node, model), deque()).append(claim)
 

@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING
 
 from services.gateway.scheduling import fair_queue
+from services.gateway.scheduling.preemption import Preemptible
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_choice import Candidate
 from shared import errors
 from shared.telemetry import logs
+from shared.types import TenantId
 
 if TYPE_CHECKING:
     from services.gateway.scheduling.dispatch import Dispatch
@@ -17,7 +19,9 @@ _log = logs.get(part="dispatch")
 class Claim:
     """A slot on a worker. Use it with ``with`` while the worker runs the request."""
 
-    def __init__(self, dispatch: "Dispatch", candidate: Candidate, requirements: WorkerRequirements, charged: float) -> None:
+    def __init__(
+        self, dispatch: "Dispatch", candidate: Candidate, requirements: WorkerRequirements, charged: float, waited_seconds: float = 0.0
+    ) -> None:
         self.worker = candidate.worker
         #: What the worker announced about the model.
         self.offer = candidate.offer
@@ -29,14 +33,18 @@ class Claim:
         self.was_accepted = False
         #: How long the request waited for a worker's start, which doesn't count into its deadline.
         self.start_wait_seconds = 0.0
+        #: What runs on the worker; None before and after that.
+        self.call: Preemptible | None = None
         self._dispatch = dispatch
         self._requirements = requirements
         self._charged = charged
         self._is_released = False
         self._entered = False
         self._began_at = dispatch.clock()
-        self._delivered = False
-        self._failed = False
+        #: When the request began to wait.
+        self.asked_at = self._began_at - waited_seconds
+        self.has_delivered = False
+        self._failed = self._is_preempted = False
         self._has_token_counts = False
         if requirements.takes_slot:
             dispatch.worker_stats.occupancy.begin(self.worker.node, requirements.model)
@@ -45,9 +53,14 @@ class Claim:
         self._worked_seconds = 0.0
 
     @property
+    def tenant(self) -> TenantId:
+        """Return the tenant whose share of the slots it uses."""
+        return self._requirements.limited_as
+
+    @property
     def seconds(self) -> float:
         """Return how long the worker computed; 0 while the call waits there, and if it failed before it delivered anything."""
-        if self._failed and not self._delivered:
+        if self._failed and not self.has_delivered:
             return 0.0
         return self._worked_seconds if self._works_since is None else self._dispatch.clock() - self._works_since
 
@@ -67,17 +80,27 @@ class Claim:
     def release(self) -> None:
         """Release the slot. Safe to call twice."""
         if not self._is_released:
-            self._is_released = True
-            if self._works_since is not None:
-                self._worked_seconds, self._works_since = self._dispatch.clock() - self._works_since, None
             seconds = self._dispatch.clock() - self._began_at if self._entered and not self._failed else None
+            self._end_work()
             if self._requirements.takes_slot:
                 self._dispatch.release_slot(self, self._requirements.model, seconds)
 
+    def preempt(self) -> None:
+        """End the call at its worker. The dispatch reassigns the slot."""
+        assert self.call is not None
+        self._is_preempted = True
+        self.call.preempt()
+        self._end_work()
+
+    def _end_work(self) -> None:
+        self._is_released = True
+        if self._works_since is not None:
+            self._worked_seconds, self._works_since = self._dispatch.clock() - self._works_since, None
+
     def record_delivery(self) -> None:
         """Record that the worker delivered tokens. Safe to call for every chunk."""
-        if not self._delivered:
-            self._delivered = True
+        if not self.has_delivered:
+            self.has_delivered = True
             if not self.has_started:
                 self.mark_started()
             if self._dispatch.worker_stats.outliers.records:
@@ -94,9 +117,14 @@ class Claim:
             _log.warning("worker ejected", worker=node, model=model, seconds=ejection_seconds, code=errors.code_of(error))
 
     def record_tokens(self, prompt: int, completion: int) -> None:
-        """Replace the estimated cost by the actual one. A prompt longer than the request's bound is not believed."""
+        """Replace the estimated cost by the actual one. A prompt longer than the request's bound is not believed. A preempted answer keeps
+        the estimate: else its tenant would be next, and take back the slot."""
         self._has_token_counts = True
-        self._charge(fair_queue.cost(min(max(prompt, 0), self._requirements.prompt_tokens), completion), completion)
+        actual = fair_queue.cost(min(max(prompt, 0), self._requirements.prompt_tokens), completion)
+        if self._is_preempted:
+            self._charge(max(actual, self._charged))
+        else:
+            self._charge(actual, completion)
 
     def _charge(self, cost: float, answer_tokens: int | None = None) -> None:
         self._dispatch.charge(self._requirements, cost - self._charged, answer_tokens=answer_tokens)

@@ -296,6 +296,22 @@ async def test_leaving_a_stream_early_stops_the_worker() -> None:
         await asyncio.wait_for(running.service.cancelled.wait(), 30)
 
 
+async def test_a_canceled_stream_stops_the_worker_before_its_reader_returns_and_keeps_what_has_arrived() -> None:
+    async with testnet() as net:
+        running = await net.start(Worker)
+        assert isinstance(running.service, Worker)
+        door = await net.start(Gateway)
+        async with door.node.rpc.stream(inference.process_prompt, prompt("hang", 5)) as answer:
+            ids = [(await anext(answer)).token_ids[0]]
+            await until(lambda: running.service.sent == 5)
+            answer.cancel(errors.Cancelled("another request needs the slot"))
+            await asyncio.wait_for(running.service.cancelled.wait(), 30)
+            with pytest.raises(errors.Cancelled, match="another request needs the slot"):
+                async for chunk in answer:
+                    ids.append(chunk.token_ids[0])  # noqa: PERF401 - the iteration ends with an error
+            assert ids == list(range(len(ids)))
+
+
 async def test_a_slow_reader_pauses_the_producer() -> None:
     async with testnet() as net:
         running = await net.start(Worker)
