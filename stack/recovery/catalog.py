@@ -54,25 +54,39 @@ async def find_signed(store: ObjectStore, mesh: StoreMesh, name: str, kind: type
 
 async def read(store: ObjectStore, mesh: StoreMesh, on_damage: Callable[[DamagedObject], None] | None = None) -> StoreCatalog:
     """Raises DamagedObject for a manifest that was changed; with ``on_damage``, that is called, and the rest is returned."""
+    backups = await read_backups(store, mesh, on_damage)
+    state = await _find(store, mesh, layout.STATE, StoreState, on_damage)
+    tests = await _find(store, mesh, layout.TESTS, RestoreTests, on_damage)
+    segments, histories = await list_log(store, backups[-1].segment_size if backups else 16 << 20)
+    return StoreCatalog(backups, segments, histories, state, tests)
+
+
+async def read_backups(
+    store: ObjectStore, mesh: StoreMesh, on_damage: Callable[[DamagedObject], None] | None = None
+) -> tuple[BackupManifest, ...]:
+    """Return the manifests, oldest first. Raises what ``read`` raises."""
     names = [found.name async for found in store.list(layout.BASE)]
     wanted = sorted(name for name in names if (parsed := layout.parse_backup(name)) is not None and parsed[1] == "manifest.json")
     limit = asyncio.Semaphore(8)
 
-    async def find(name: str, kind: type[layout.S]) -> layout.S | None:
-        try:
-            async with limit:
-                return await find_signed(store, mesh, name, kind)
-        except DamagedObject as error:
-            if on_damage is None:
-                raise
-            on_damage(error)
-            return None
+    async def find(name: str) -> BackupManifest | None:
+        async with limit:
+            return await _find(store, mesh, name, BackupManifest, on_damage)
 
-    found = await asyncio.gather(*(find(name, BackupManifest) for name in wanted[-_MOST_MANIFESTS:]))
-    backups = [manifest for manifest in found if manifest is not None]  # perhaps pruned meanwhile
-    state, tests = await find(layout.STATE, StoreState), await find(layout.TESTS, RestoreTests)
-    segments, histories = await list_log(store, backups[-1].segment_size if backups else 16 << 20)
-    return StoreCatalog(tuple(backups), segments, histories, state, tests)
+    found = await asyncio.gather(*(find(name) for name in wanted[-_MOST_MANIFESTS:]))
+    return tuple(manifest for manifest in found if manifest is not None)  # perhaps pruned meanwhile
+
+
+async def _find(
+    store: ObjectStore, mesh: StoreMesh, name: str, kind: type[layout.S], on_damage: Callable[[DamagedObject], None] | None
+) -> layout.S | None:
+    try:
+        return await find_signed(store, mesh, name, kind)
+    except DamagedObject as error:
+        if on_damage is None:
+            raise
+        on_damage(error)
+        return None
 
 
 async def list_log(store: ObjectStore, segment_size: int) -> tuple[tuple[Segment, ...], frozenset[int]]:

@@ -5,7 +5,7 @@ a signature.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TypeVar
@@ -113,7 +113,7 @@ class DatabaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     ledger_micro: int = 0
     #: Chain of the audit log -> its newest row.
     audit_heads: dict[str, int] = {}
-    #: Service -> newest line of its recovery log.
+    #: Service -> newest line of its recovery log, which the store has, too.
     log_heads: dict[str, int] = {}
 
 
@@ -273,6 +273,13 @@ def choose_log(parts: Collection[LogPart]) -> tuple[list[tuple[LogPart, int]], l
             chosen.append((part, last + 1 - part.first))
             last = part.last
     return chosen, behind
+
+
+def newest_known_line(service: str, parts: Collection[LogPart], backups: Iterable[BackupManifest]) -> int:
+    """Return the newest line that a backup knows to be in the store, except those that a restore has given up since."""
+    cuts = [part for part in parts if part.is_cut]
+    kept = (min([backup.log_heads.get(service, 0), *(cut.first - 1 for cut in cuts if cut.term > backup.term)]) for backup in backups)
+    return max(kept, default=0)
 
 
 def parse_program_log(name: str) -> date | None:

@@ -42,7 +42,7 @@ store_option = click.option("--from", "address", metavar="URL", help=f"{_STORE_H
 @click.option("--before-upgrade", metavar="VERSION", help="Restore the moment before the upgrade to VERSION.")
 @click.option("--replace", is_flag=True, help="Move the current home aside first; it isn't deleted.")
 @click.option("--strict", is_flag=True, help="Revoke keys and disable accounts that changed within 10 minutes before the moment.")
-@click.option("--accept-log-gap", is_flag=True, help="Continue if lines of the recovery log are missing in the store.")
+@click.option("--accept-log-gap", is_flag=True, help="Continue if lines of the recovery log are missing or damaged in the store.")
 @click.option("--database-restored", is_flag=True, help="The provider has restored the database; restore everything else.")
 @click.option("--abort", is_flag=True, help="Remove an unfinished restore, and put the old home back.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
@@ -128,8 +128,9 @@ def _show_logs(report: "RestoreReport | PromoteReport", when: str) -> None:
 def verify(context: click.Context, /, *, backup: str, identity: Path | None, address: str | None, as_json: bool) -> None:
     """Test whether a backup can be restored, with a temporary database on this machine. The running stack isn't affected.
 
-    Checks signatures and digests, restores the database with its write-ahead log, and verifies its pages, its indexes, the ledger and the
-    audit log. Without --identity, the secrets are compared with their digest and not opened. Exits with 2 if anything is wrong.
+    Reads what a restore reads. Checks signatures and digests, restores the database with its write-ahead log, and verifies its pages, its
+    indexes, the ledger and the audit log. Without --identity, the secrets are compared with their digest and not opened. Exits with 2 if
+    anything is wrong.
     """
     from shared import errors
     from shared.identity import node_keys

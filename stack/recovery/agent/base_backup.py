@@ -25,7 +25,7 @@ from shared.stores.objects import ObjectMissing, ObjectStore, StoredObject
 from shared.telemetry import metrics_registry
 from stack import settings
 from stack.recovery import layout, sealing
-from stack.recovery.agent import backup_files
+from stack.recovery.agent import backup_files, recovery_log_copy
 from stack.recovery.agent.source_database import SourceDatabase, SourceIdentity, SourceProgram
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import DATA, FILES, SECRETS, BackupManifest, BackupName, BackupPart, DatabaseFacts, Segment
@@ -121,7 +121,11 @@ async def _make(
         finished_at = (await source.position()).at
         await _await_log(place.store, log, identity.segment_size)
     # Rows may be deleted while the data is copied.
-    facts = msgspec.structs.replace(before, rows={table: min(rows, after.rows.get(table, 0)) for table, rows in before.rows.items()})
+    facts = msgspec.structs.replace(
+        before,
+        rows={table: min(rows, after.rows.get(table, 0)) for table, rows in before.rows.items()},
+        log_heads={service: min(head, await _stored_lines(place, service, term)) for service, head in before.log_heads.items()},
+    )
     manifest = BackupManifest(
         name=name, label=label, mesh=place.mesh.mesh, site=place.settings.site, term=term,
         system=identity.system, timeline=log.timeline, segment_size=identity.segment_size, start_lsn=log.start, stop_lsn=log.stop,
@@ -189,6 +193,11 @@ async def _end(copy: SourceProgram) -> None:
             hint="check the disk, and restore the last good backup: aicli stack backups",
         )
     raise errors.Unavailable(f"pg_basebackup failed: {copy.said}")
+
+
+async def _stored_lines(place: BackupPlace, service: str, term: int) -> int:
+    end, _ = await retry(lambda: recovery_log_copy.find_end(place, service, term))
+    return end.last
 
 
 async def _await_log(store: ObjectStore, log: _LogRange, segment_size: int) -> None:

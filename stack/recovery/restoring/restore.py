@@ -272,7 +272,7 @@ class _Restore:
         refuse_taken(self._home.root, replaces=self._request.replaces)
         points = upgrade.read_points(self._home)
         if self._request.before_upgrade is not None:
-            points += [point async for point in _stored_points(source)]
+            points += await restored_log.read_points(source)
         plan = self._plan(found, await source.histories(found.histories), points)
         await check_backup(source, plan, self._home.root, has_database=not self._request.database_restored)
         if plan.gap is not None:
@@ -307,10 +307,12 @@ class _Restore:
         backup, work = self.now.plan.backup, self._work
         await asyncio.to_thread(end_database, work.root)
         await unpack_files(source, backup, work, self._home, self._progress)
+        # Before what takes long: it may refuse.
+        known = {} if self._request.database_restored else backup.log_heads
+        log = await restored_log.fetch(source, work, self._home, known=known, accepts_gap=self._request.accepts_log_gap)
         if not self._request.database_restored:
             await asyncio.to_thread(shutil.rmtree, work.postgres / "data", ignore_errors=True)
             await recovered_database.unpack(source, backup, layout.DATA, work.postgres / "data", progress=self._progress)
-        log = await restored_log.fetch(source, work, self._home, accepts_gap=self._request.accepts_log_gap)
         self.now = msgspec.structs.replace(self.now, log=log)
 
     async def _recover(self, _: RestoreSource) -> None:
@@ -486,12 +488,6 @@ async def _check_identity(source: RestoreSource, plan: RestorePlan) -> None:
         ) from error
     except sealing.DamagedObject:  # because its end is missing here; the restore reads all of it
         pass
-
-
-async def _stored_points(source: RestoreSource) -> AsyncIterator[RestorePoint]:
-    async for found in source.store.list(f"{layout.RECOVERY_LOG}{layout.POINTS}/"):
-        for point in upgrade.parse_points(await source.open(found.name)):
-            yield point
 
 
 def _find_point(points: Sequence[RestorePoint], version: str) -> RestorePoint:

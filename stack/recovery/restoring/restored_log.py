@@ -3,6 +3,8 @@
 import asyncio
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
@@ -17,12 +19,15 @@ from shared.identity.node_keys import NodeKey
 from shared.recovery.log_place import AcceptedGap
 from shared.stores import queries, signed_lines
 from stack import settings
-from stack.recovery import layout, sealing
+from stack.recovery import catalog, layout, sealing, upgrade
 from stack.recovery.layout import LogPart, RestoreRefused
 from stack.recovery.restoring.recovered_database import RecoveredDatabase, RestoreSource
+from stack.recovery.sealing import DamagedObject
+from stack.recovery.upgrade import RestorePoint
 from stack.stack_home import StackHome
 
 _ANCHOR_FILE = "anchors.jsonl"
+_WAY_ON = "docs/howto/recovery.md#damaged-recovery-log says how to continue"
 _SQL = queries.load(Path(__file__).with_suffix(".sql"))
 _SECONDS = 60.0
 _LAST_LINE_BYTES = 1 << 20
@@ -43,35 +48,85 @@ class LastLine(msgspec.Struct, frozen=True):
     at: datetime
 
 
-async def fetch(source: RestoreSource, work: StackHome, home: StackHome, *, accepts_gap: bool) -> LogFacts:
-    """Gather the files for ``place``: from the store, and from the old home, which may have newer lines. Raises RestoreRefused for
-    missing lines."""
+async def fetch(source: RestoreSource, work: StackHome, home: StackHome, *, known: Mapping[str, int], accepts_gap: bool) -> LogFacts:
+    """Gather the files for ``place``: from the store, and from the old home, which may have newer lines. ``known`` is the newest line of
+    each log that the restored database surely has. Raises RestoreRefused for damaged lines, and for missing ones: between others, or at the
+    end, where a later backup knows of them."""
     folder, unusable, missing = work.gathered_log, 0, list[LogPart]()
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
+    backups = await catalog.read_backups(source.store, source.mesh)
     for service in (*layout.LOG_SERVICES, layout.ANCHORS):
-        names = [found.name async for found in source.store.list(f"{layout.RECOVERY_LOG}{service}/")]
-        stored = [part for name in names if (part := layout.parse_log(name)) is not None]
-        for part in stored:
-            if part.is_cut:
-                await source.open(part.object)  # nobody else may hide lines
-        chosen, behind = layout.choose_log(stored)
-        if behind:
-            first, last = (chosen[-1][0].last if chosen else 0) + 1, behind[0].first - 1
-            if not accepts_gap:
-                raise RestoreRefused(
-                    f"lines {first} to {last} of the recovery log of {service} are missing in the store",
-                    hint="revocations may be in them; --accept-log-gap restores without these and later lines",
-                )
-            missing.append(LogPart(service, first, last))
-        unusable += sum(part.last - part.first + 1 for part in behind)
         name = _ANCHOR_FILE if service == layout.ANCHORS else f"{service}-restored.jsonl"
-        for file, parts in ((folder / name, chosen), (folder / f"{service}.unusable", [(part, 0) for part in behind])):
-            for part, known in parts:
-                lines = (await source.open(part.object)).splitlines(keepends=True)
-                await asyncio.to_thread(signed_lines.append, file, b"".join(lines[known:]))
+        stored = await _gather(source, service, folder / name, accepts_gap=accepts_gap)
+        unusable += sum(part.last - part.first + 1 for part in stored.behind)
+        own = await asyncio.to_thread(_end, service, home.recovery_log, _log_folder(work))
+        end = max(stored.end, known.get(service, 0), 0 if own is None else own.number)
+        newest = layout.newest_known_line(service, stored.parts, backups)
+        if stored.missing is not None:
+            missing.append(stored.missing)
+        elif newest > end:
+            missing.append(LogPart(service, end + 1, newest))
+    if missing and not accepts_gap:
+        gap = missing[0]
+        raise _refusal(f"lines {gap.first} to {gap.last} of the recovery log of {gap.service} are missing in the store")
     await asyncio.to_thread(_add_own, folder, home)
     return LogFacts(unusable=unusable, missing=tuple(missing))
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredLog:
+    """What the store has of a log."""
+
+    parts: tuple[LogPart, ...]
+    #: The last line before any gap.
+    end: int
+    #: The gap behind it, and the objects behind the gap.
+    missing: LogPart | None
+    behind: tuple[LogPart, ...]
+
+
+async def _gather(source: RestoreSource, service: str, file: Path, *, accepts_gap: bool) -> _StoredLog:
+    """Write the lines to ``file``. With ``accepts_gap``, damaged objects count as missing."""
+    parts, damaged, end = await _list(source, service), set[LogPart](), 0
+    while True:
+        chosen, behind = layout.choose_log([part for part in parts if part not in damaged])
+        for part, _ in chosen:
+            if part.last <= end:
+                continue
+            try:
+                lines = (await source.open(part.object)).splitlines(keepends=True)
+            except DamagedObject as error:
+                parts = await _list(source, service)  # the agent may have joined it with others meanwhile
+                if part in parts and not accepts_gap:
+                    raise _refusal(error.message) from error
+                damaged.add(part)
+                break
+            await asyncio.to_thread(signed_lines.append, file, b"".join(lines[end + 1 - part.first :]))
+            end = part.last
+        else:
+            last = behind[0].first - 1 if behind else max((part.last for part in damaged if part in parts), default=0)
+            missing = LogPart(service, end + 1, last) if last > end else None
+            return _StoredLog(tuple(parts), end, missing, tuple(behind))
+
+
+async def _list(source: RestoreSource, service: str) -> list[LogPart]:
+    names = [found.name async for found in source.store.list(f"{layout.RECOVERY_LOG}{service}/")]
+    parts = [part for name in names if (part := layout.parse_log(name)) is not None]
+    for part in parts:
+        if part.is_cut:
+            await source.open(part.object)  # nobody else may hide lines
+    return parts
+
+
+def _refusal(message: str) -> RestoreRefused:
+    return RestoreRefused(message, hint=f"revocations may be in them: {_WAY_ON}")
+
+
+async def read_points(source: RestoreSource) -> list[RestorePoint]:
+    """Raises DamagedObject."""
+    names = [found.name async for found in source.store.list(f"{layout.RECOVERY_LOG}{layout.POINTS}/")]
+    return [point for name in names for point in upgrade.parse_points(await source.open(name))]
 
 
 async def fetch_into(folder: Path, anchors: Path, source: RestoreSource, home: StackHome) -> None:
@@ -79,7 +134,7 @@ async def fetch_into(folder: Path, anchors: Path, source: RestoreSource, home: S
     nothing was written."""
     with tempfile.TemporaryDirectory(prefix="aimesh-") as name:
         work = StackHome(Path(name), Path(name) / "run")
-        await fetch(source, work, home, accepts_gap=False)
+        await fetch(source, work, home, known={}, accepts_gap=False)
         await asyncio.to_thread(_put_fetched, work.gathered_log, folder, anchors)
 
 

@@ -23,8 +23,8 @@ from shared.stores.recovery_check import RecoveryCheck, RecoveryCheckFailed
 from stack import processes
 from stack.recovery import catalog, layout, sealing
 from stack.recovery.catalog import StoreCatalog
-from stack.recovery.layout import DATA, FILES, SECRETS, BackupManifest, RestoreTests
-from stack.recovery.restoring import backup_manifest_check, recovered_database, restore_plan, throwaway
+from stack.recovery.layout import DATA, FILES, SECRETS, BackupManifest, RestoreRefused, RestoreTests
+from stack.recovery.restoring import backup_manifest_check, recovered_database, restore_plan, restored_log, throwaway
 from stack.recovery.restoring.recovered_database import Progress, RecoveredDatabase, RestoreSource
 from stack.recovery.restoring.restore_plan import LATEST, RestorePlan, RestoreTarget
 from stack.recovery.sealing import CountedDigest, DamagedObject
@@ -75,7 +75,7 @@ async def verify(
     try:
         async with throwaway.folder(work) as folder:
             result = await _BackupTest(source, plan, folder, progress, opens_secrets=opens_secrets).run(found)
-    except DamagedObject as error:
+    except (DamagedObject, RestoreRefused) as error:
         failed = VerifiedBackup(backup=plan.backup.name, ok=False, at=datetime.now(UTC), failures=(error.message,))
         await _record(source, key, found, failed)
         raise
@@ -119,6 +119,9 @@ class _BackupTest:
 
     async def run(self, found: StoreCatalog) -> VerifiedBackup:
         backup, data = self._plan.backup, self._folder / "data"
+        work = StackHome(self._folder / "log", self._folder / "log" / "run")
+        await restored_log.fetch(self._source, work, work, known={}, accepts_gap=False)
+        await restored_log.read_points(self._source)
         began = time.monotonic()
         end = await recovered_database.fetch_and_unpack(self._source, self._plan, self._folder, self._progress)
         seconds = time.monotonic() - began

@@ -219,7 +219,9 @@ class _Promotion:
             end = await recovered_database.fetch_wal(source, plan, home.postgres / "wal", ignore)
             if is_waiting:
                 self._save(plan=plan, reached_at=end.until)
-            log = await restored_log.fetch(source, home, home, accepts_gap=True)
+            replayed = [each for each in await catalog.read_backups(source.store, source.mesh) if each.stop_lsn <= end.lsn]
+            known = {service: layout.newest_known_line(service, (), replayed) for service in layout.LOG_SERVICES}
+            log = await restored_log.fetch(source, home, home, known=known, accepts_gap=True)
         async with self._step("open the database"):
             (home.postgres / "data" / "standby.signal").unlink(missing_ok=True)
             async with recovered_database.recovered(home.postgres, plan, ignore) as database:

@@ -470,6 +470,24 @@ async def test_swapped_objects(case: Case, home: StackHome) -> None:
         other.write_bytes(second)
 
 
+async def test_a_recovery_log_that_was_deleted_is_missed(case: Case, home: StackHome, tmp_path: Path) -> None:
+    """Revocations after the restored moment would be undone. The database has lines 1 and 2; only a later backup knows of lines 3 and 4."""
+    store = tmp_path / "store"
+    shutil.copytree(case.maker.folder, store)
+    shutil.rmtree(store / "log")
+    for more in ({"log_heads": {"auth": 2}}, {"log_heads": {"auth": 4}, "name": "20990101T000000Z-1", "finished_at": case.point_at}):
+        manifest = msgspec.structs.replace(case.backup, **more)
+        file = store / layout.manifest_object(manifest.name)
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(layout.sign(layout.manifest_object(manifest.name), manifest, case.maker.key))
+    hint = await refused(case, home, "lines 3 to 4 of the recovery log of auth are missing", at=case.between, address=str(store))
+    assert "docs/howto/recovery.md" in hint
+    report = await case.restore(home, at=case.between, address=str(store), accepts_log_gap=True)
+    assert (report.log_lines_replayed, report.log_lines_unusable) == (0, 0)
+    gap = msgspec.json.decode((home.root / "recovery_log" / "auth.gap").read_bytes(), type=AcceptedGap)
+    assert gap.missing == "auth 3 to 4", "auth writes it to the audit log"
+
+
 @contextlib.asynccontextmanager
 async def line_behind_a_gap(case: Case) -> AsyncIterator[None]:
     """The store has line 8, but not lines 5 to 7."""

@@ -28,11 +28,12 @@ from shared.stores import objects
 from shared.stores.recovery_check import RecoveryCheck, SchemaFacts
 from shared.types import MeshName, MicroCredits, RequestId, TenantId
 from stack.recovery import catalog, layout, sealing
-from stack.recovery.layout import BackupManifest
+from stack.recovery.layout import BackupManifest, RestoreRefused
 from stack.recovery.restoring import verify
 from stack.recovery.restoring.recovered_database import RestoreSource
 from stack.recovery.restoring.verify import VerifiedBackup
 from stack.recovery.sealing import DamagedObject, WrongIdentity
+from stack.recovery.upgrade import RestorePoint
 from stack.secret_files import LOGIN_ROLES
 from stack.servers import postgres as stack_postgres
 from tests import servers, tiers
@@ -96,6 +97,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             await made.base()
             await made.top_up(7)
             await made.maker.ship()
+            await made.maker.put_log("auth", 1, [b"1\n", b"2\n"])
+            await made.maker.put_log("points", 1, [msgspec.json.encode(RestorePoint("before-9.9", "9.9", await made.maker.now(), "0/0"))])
 
         asyncio.run(begin())
         yield made
@@ -166,13 +169,14 @@ async def test_a_good_backup_passes_and_the_test_cannot_reach_anybody(copied: Co
         assert has_own_network == (os.geteuid() == 0), what
 
 
+LOG = ("log/auth/000000000001-000000000002.zst.age", "log/points/000000000001-000000000001.zst.age")
 OBJECTS = ("/manifest.json", "/data.tar.zst.age", "/files.tar.zst.age", "/secrets.tar.zst.age", "state.json", ".partial.zst.age")
 
 
-DAMAGES = (*itertools.product(("flipped", "truncated"), OBJECTS), *itertools.product(("missing",), OBJECTS[1:4]))
+DAMAGES = (*itertools.product(("flipped", "truncated"), (*OBJECTS, *LOG)), *itertools.product(("missing",), OBJECTS[1:4]))
 
 
-@pytest.mark.parametrize("damage", tiers.by_day(DAMAGES, *DAMAGES[:2], DAMAGES[5], group="recovery"), ids="".join)
+@pytest.mark.parametrize("damage", tiers.by_day(DAMAGES, *DAMAGES[:2], DAMAGES[5], DAMAGES[6], group="recovery"), ids="".join)
 async def test_a_damaged_object_is_named(copied: CopiedStore, damage: tuple[str, str]) -> None:
     kind, ending = damage
     name = copied.object(ending)
@@ -201,6 +205,17 @@ async def test_a_swapped_object_and_a_foreign_manifest_are_named(copied: CopiedS
     (copied.folder / name).write_bytes(layout.sign(name, manifest, NodeKey(node_keys.new_seed())))
     with pytest.raises(DamagedObject, match=f"{name} is not signed by this mesh"):
         await copied.verify()
+
+
+async def test_missing_lines_of_the_recovery_log_fail_the_test_as_they_would_fail_a_restore(copied: CopiedStore) -> None:
+    name = copied.object("/manifest.json")
+    manifest = layout.read_signed(name, (copied.folder / name).read_bytes(), BackupManifest, None)
+    (copied.folder / name).write_bytes(layout.sign(name, msgspec.structs.replace(manifest, log_heads={"auth": 5}), copied.site.maker.key))
+    with pytest.raises(RestoreRefused, match="lines 3 to 5 of the recovery log of auth are missing in the store"):
+        await copied.verify()
+    kept = (await catalog.read(copied.store, copied.site.maker.store_mesh)).tests
+    assert kept is not None
+    assert (kept.ok, kept.why) == (False, "lines 3 to 5 of the recovery log of auth are missing in the store")
 
 
 @pytest.mark.nightly("recovery")
