@@ -122,6 +122,7 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.renameApiKey": _KEYS,
     "auth.listApiKeys": _KEYS,
     "auth.revokeApiKey": _KEYS,
+    "auth.findEndedKeys": _NODE,
     "auth.validateApiKey": _NODE,
     "auth.identify": _NODE,
     # --- organizations

@@ -55,7 +55,7 @@ def config() -> None:
 
 @config.command()
 @click.option("-f", "--file", "file", required=True, metavar="FILE", help="YAML file, or - for standard input.")
-@click.option("--prune", is_flag=True, help="Also remove documents that FILE does not name.")
+@click.option("--prune", is_flag=True, help="Also remove administrators' documents that FILE does not name.")
 @_REVISION
 @_NOTE
 @_DRY_RUN

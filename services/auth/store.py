@@ -250,6 +250,10 @@ class AccountTables(AuthTables):
         row = await self._db.row("find_key_by_id", key_id)
         return None if row is None else _key(row)
 
+    async def list_ended_keys(self, key_ids: Sequence[KeyId]) -> tuple[KeyId, ...]:
+        """Return those that are revoked, expired or unknown."""
+        return tuple(KeyId(row["id"]) for row in await self._db.rows("list_ended_keys", key_ids))
+
     async def list_keys_named(self, tenant: TenantId, user_id: UserId, name: str) -> tuple[ApiKey, ...]:
         async with self._db.bound(tenant) as transaction:
             return tuple(_key(row) for row in await transaction.rows("list_keys_named", tenant, user_id, name))

@@ -29,6 +29,7 @@ class UpkeepJob(StrEnum):
     RETENTION = "retention"
     PARTITIONS = "partitions"
     ADOPTION = "adoption"
+    KEY_POLICIES = "key_policies"
 
 
 async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:

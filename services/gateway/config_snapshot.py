@@ -24,7 +24,7 @@ from shared.config_documents import (
     RouteDocument,
     UpstreamPriceDocument,
 )
-from shared.types import ModelName, Tier
+from shared.types import ModelName, TenantId, Tier
 
 #: Kind and name of a document.
 DocumentKey = tuple[ConfigKind, str]
@@ -40,6 +40,10 @@ class StoredDocument:
     origin: str
     #: None if the document was removed.
     body: Document | None
+    #: Whose people wrote it, so that it counts against the tenant's bounds; None if an administrator did.
+    tenant: TenantId | None = None
+    #: Bytes of the body as JSON.
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

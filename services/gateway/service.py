@@ -24,6 +24,7 @@ from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.call_parts import CallParts
 from services.gateway.callers import Callers
+from services.gateway.configuration import ended_keys
 from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
@@ -268,6 +269,7 @@ class GatewayService:
             await partitions.drop_old(settings.request_log_days)
             await self._reports.delete_old()
 
+        remove_policies = partial(ended_keys.remove_policies, self._stores.config, live, node.rpc)
         for task in (
             lifecycle.every(_POOLS_SECONDS, self.reload_pools),
             route_metrics.measure_targets(metrics, self._routes, lambda: node.directory.usable(Role.WORKER)),
@@ -285,6 +287,7 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.CHECKPOINT, 600, self._stores.checkpoints.close_days, metrics),
             background_jobs.repeat(UpkeepJob.ROLL, 600, self._business.roll, metrics),
             background_jobs.repeat(UpkeepJob.RETENTION, 3600, delete_old, metrics),
+            background_jobs.repeat(UpkeepJob.KEY_POLICIES, ended_keys.SECONDS, remove_policies, metrics),
         ):
             node.tasks.create_task(task)
 

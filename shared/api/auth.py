@@ -242,6 +242,20 @@ class ApiKeys(Body, frozen=True):
     keys: tuple[ApiKey, ...]
 
 
+#: Of one ``FindEndedKeys``.
+MAX_FOUND_KEYS = 1_000
+
+
+class FindEndedKeys(Body, frozen=True):
+    """Find the keys that can't be used again: revoked, expired or unknown ones."""
+
+    keys: Annotated[tuple[KeyId, ...], msgspec.Meta(max_length=MAX_FOUND_KEYS)]
+
+
+class EndedKeys(Body, frozen=True):
+    keys: tuple[KeyId, ...]
+
+
 class RevokeApiKey(Body, frozen=True):
     #: The key's id, or its name if unique among the owner's active keys.
     key: str
@@ -410,6 +424,7 @@ rotate_api_key = Method("auth.rotateApiKey", RotateApiKey, CreatedApiKey, caller
 rename_api_key = Method("auth.renameApiKey", RenameApiKey, ApiKey, callers=PEOPLE)
 list_api_keys = Method("auth.listApiKeys", ListApiKeys, ApiKeys, callers=PEOPLE)
 revoke_api_key = Method("auth.revokeApiKey", RevokeApiKey, ApiKey, callers=PEOPLE)
+find_ended_keys = Method("auth.findEndedKeys", FindEndedKeys, EndedKeys, callers={Role.GATEWAY})
 validate_api_key = Method(
     "auth.validateApiKey", ValidateApiKey, Principal, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR}, asks_another=True
 )

@@ -47,7 +47,8 @@ class ApplyConfig(Body, frozen=True):
     expected_revision: int | None = None
     #: Return the changes without making them.
     dry_run: bool = False
-    #: Also remove the routes and model limits that ``text`` or ``documents`` don't name, and reset other unnamed documents.
+    #: Also remove the routes and model limits that ``text`` or ``documents`` don't name, and reset other unnamed documents; not what
+    #: tenants wrote.
     prune: bool = False
     note: Note = ""
 
@@ -395,7 +396,7 @@ class GetPolicy(Body, frozen=True):
 
 class PolicyState(Body, frozen=True, omit_defaults=False):
     name: str
-    #: 0 if there has never been one.
+    #: 0 if there has never been one, or if a key's was removed.
     version: int
     #: None if there is none.
     policy: PolicyDocument | None

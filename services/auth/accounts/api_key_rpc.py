@@ -50,6 +50,10 @@ class ApiKeyRpc(AuthHandlers):
             return auth.ApiKeys(await self._store.list_keys(caller.tenant_id, user_id))
         return auth.ApiKeys(await self._store.list_keys_of_user(user_id))
 
+    @serves(auth.find_ended_keys)
+    async def find_ended_keys(self, request: auth.FindEndedKeys, call: RpcCall) -> auth.EndedKeys:
+        return auth.EndedKeys(await self._store.list_ended_keys(request.keys))
+
     @serves(auth.revoke_api_key)
     async def revoke_api_key(self, request: auth.RevokeApiKey, call: RpcCall) -> auth.ApiKey:
         caller = call.principal

@@ -122,6 +122,13 @@ LEFT JOIN organisation_members
     ON organisation_members.organisation_id = api_keys.team_id AND organisation_members.user_id = api_keys.user_id
 LIMIT 1;
 
+-- name: list_ended_keys
+-- Those of the keys $1 that are revoked, expired or unknown, of any tenant.
+SELECT given.id
+FROM unnest($1::uuid []) AS given (id)
+LEFT JOIN api_keys ON api_keys.id = given.id
+WHERE api_keys.id IS NULL OR NOT api_keys.is_active OR api_keys.expires_at <= now();
+
 -- name: touch_keys
 -- Record a use, at most once a minute per key. Locked rows are skipped: another replica is writing them.
 UPDATE api_keys SET last_used_at = now()

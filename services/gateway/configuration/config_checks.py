@@ -5,7 +5,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway.config_snapshot import DocumentKey
+from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.guard import detectors, own_patterns
 from services.gateway.limits import upstream_prices
 from services.gateway.scheduling import active_hours, route_choice
@@ -14,6 +14,10 @@ from shared.config_documents import (
     MAX_CONFIG_BYTES,
     MAX_POLICIES,
     MAX_ROUTES,
+    MAX_TENANT_BYTES,
+    MAX_TENANT_DOCUMENTS,
+    MAX_TENANTS_BYTES,
+    MAX_TENANTS_DOCUMENTS,
     NAME_PREFIXES,
     ConfigKind,
     DefaultModelDocument,
@@ -23,7 +27,7 @@ from shared.config_documents import (
     RouteDocument,
     UpstreamPriceDocument,
 )
-from shared.types import ModelName
+from shared.types import ModelName, TenantId
 
 #: The error of a percentage as a binary fraction.
 _ROUNDING = 1e-6
@@ -101,8 +105,40 @@ def _check_targets(route: RouteDocument) -> Iterator[tuple[tuple[str | int, ...]
         yield ("targets",), f"the shares add up to {sum(shares) / 100:g}, not 100"
 
 
+def check_change(
+    current: Mapping[DocumentKey, StoredDocument], changed: Mapping[DocumentKey, Document | None], tenant: TenantId | None
+) -> Iterator[str]:
+    """Yield each mistake of a change by people of a tenant, or by an administrator (None): nothing that tenants write is in the way of an
+    administrator."""
+    written = {key: body for key, body in changed.items() if body is not None}
+    of_mesh = {
+        key: stored.body for key, stored in current.items() if stored.body is not None and stored.tenant is None and key not in changed
+    }
+    if tenant is None:
+        yield from check_together(of_mesh | written)
+        return
+    yield from _check_moderation(written, {name: body for (_, name), body in of_mesh.items() if isinstance(body, RouteDocument)})
+    bounds = ("your policies", tenant, MAX_TENANT_DOCUMENTS, MAX_TENANT_BYTES), (
+        "the policies of all organizations and users", None, MAX_TENANTS_DOCUMENTS, MAX_TENANTS_BYTES
+    )  # fmt: skip
+    sizes = [len(msgspec.json.encode(body)) for body in written.values()]
+    for subject, of, max_documents, max_bytes in bounds:
+        before = {
+            key: stored.size
+            for key, stored in current.items()
+            if stored.body is not None and (stored.tenant == of if of is not None else stored.tenant is not None)
+        }
+        kept = [size for key, size in before.items() if key not in changed]
+        for what, limit, was, would in (
+            ("documents", max_documents, len(before), len(kept) + len(sizes)),
+            ("bytes as JSON", max_bytes, sum(before.values()), sum(kept) + sum(sizes)),
+        ):
+            if would > max(limit, was):
+                yield f"{subject} would have {would} {what}; the limit is {limit}"
+
+
 def check_together(documents: Mapping[DocumentKey, Document]) -> Iterator[str]:
-    """Yield each mistake between the documents, as they are after a change."""
+    """Yield each mistake between the documents of the mesh, as they are after a change."""
     routes = {name: body for (_, name), body in documents.items() if isinstance(body, RouteDocument)}
     size = sum(len(msgspec.json.encode(body)) for body in documents.values())
     if size > MAX_CONFIG_BYTES:

@@ -49,7 +49,9 @@ class ConfigRpc:
         bodies = {key: _decode(key[0], document.body) for key, document in read.items()}
 
         def find_changes(current: Mapping[DocumentKey, StoredDocument]) -> Bodies:
-            unnamed = dict.fromkeys(key for key, stored in current.items() if stored.body is not None and key not in bodies)
+            unnamed = dict.fromkeys(
+                key for key, stored in current.items() if stored.body is not None and stored.tenant is None and key not in bodies
+            )
             return bodies | unnamed if request.prune else bodies
 
         return await self._change(call, find_changes, request, origin="applied", note=request.note)
@@ -82,7 +84,7 @@ class ConfigRpc:
     async def export(self, _request: api.ExportConfig, _call: RpcCall) -> api.ExportedConfig:
         await self.live.reload()
         documents = self.live.documents
-        bodies = {key: stored.body for key, stored in documents.items() if stored.body is not None}
+        bodies = {key: stored.body for key, stored in documents.items() if stored.body is not None and stored.tenant is None}
         text = await asyncio.to_thread(config_file.write, bodies)
         return api.ExportedConfig(self.live.config.revision, text, tuple(environment.ignored_settings(self.settings, documents)))
 

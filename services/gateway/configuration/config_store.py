@@ -1,26 +1,31 @@
 """Reads and writes the tables of the configuration. No other module does."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 import msgspec
 
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.scheduling.route_choice import OpenRollout
+from shared import errors
 from shared.api.configuration import RolloutPlan
 from shared.config_documents import BODIES, ConfigKind, Document, PolicyDocument
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
 from shared.telemetry import logs
-from shared.types import UserId
+from shared.types import KeyId, TenantId, UserId
 
 #: The channel of the query ``write_config``.
 _CHANGES = "gateway_config"
-#: Versions kept of each document.
-MAX_VERSIONS = 1_000
+#: Versions kept of each document that an administrator wrote last, and of each that a tenant's people did.
+MAX_VERSIONS, MAX_TENANT_VERSIONS = 1_000, 50
+#: Changes a minute of one user, over all gateways. Administrators have no limit.
+MAX_CHANGES = 20
 #: Read before others may run; the 2,500 that there may be take 20 ms.
 _DOCUMENTS_AT_ONCE = 250
 
@@ -88,16 +93,36 @@ class LockedConfig(ConfigReader):
         """Lock the configuration in a transaction that may have locked a rollout before."""
         return cls(transaction, await transaction.value("lock_config"))
 
+    async def check_rate(self, author: UserId) -> None:
+        """Raise Limited if the user has made as many changes of a tenant's documents within a minute as they may."""
+        wait_seconds = await self.transaction.value("read_config_wait", author, MAX_CHANGES)
+        if wait_seconds is not None:
+            raise errors.Limited(
+                f"you may change policies {MAX_CHANGES} times a minute",
+                hint=f"retry in {math.ceil(wait_seconds)} s",
+                retry_after_seconds=wait_seconds,
+            )
+
     async def write(
-        self, bodies: Mapping[DocumentKey, Document | None], *, origin: str, author: UserId | None = None, note: str = ""
+        self,
+        bodies: Mapping[DocumentKey, Document | None],
+        *,
+        origin: str,
+        author: UserId | None = None,
+        note: str = "",
+        tenant: TenantId | None = None,
     ) -> dict[DocumentKey, StoredDocument]:
-        """Write the bodies as new versions of the next revision."""
+        """Write the bodies as new versions of the next revision. ``tenant``: whose people do, see ``StoredDocument``."""
         kinds, names = [kind.value for kind, _ in bodies], [name for _, name in bodies]
         texts = [None if body is None else msgspec.json.encode(body).decode() for body in bodies.values()]
-        rows = await self.transaction.rows("write_config", kinds, names, texts, origin, author, note)
-        await self.transaction.run("trim_config", kinds, names, MAX_VERSIONS)
+        rows = await self.transaction.rows("write_config", kinds, names, texts, origin, author, note, tenant)
+        await self.transaction.run("trim_config", kinds, names, MAX_VERSIONS if tenant is None else MAX_TENANT_VERSIONS)
         written = zip(bodies.items(), rows, strict=True)
-        return {key: StoredDocument(row["version"], row["revision"], origin, body) for (key, body), row in written}
+        return {key: StoredDocument(row["version"], row["revision"], origin, body, tenant) for (key, body), row in written}
+
+    async def delete_removed(self, names: Sequence[str]) -> None:
+        """Delete policies that were removed more than a day ago, with their history. Their names must never be used again."""
+        await self.transaction.run("delete_removed_policies", names)
 
 
 class ConfigStore(ConfigReader):
@@ -106,6 +131,10 @@ class ConfigStore(ConfigReader):
     def __init__(self, opened: database.Database) -> None:
         super().__init__(opened)
         self._database = opened
+
+    async def policies_of_keys(self) -> list[KeyId]:
+        """Return the keys that have or had policies."""
+        return [KeyId(UUID(row["key"])) for row in await self._database.rows("list_key_policies")]
 
     async def policies_at(self, revision: int, names: Sequence[str]) -> dict[str, PolicyDocument] | None:
         """Return policies as they were at a revision; None if a version of then is deleted, or can't be read by this release."""
@@ -150,4 +179,5 @@ def _document(row: DatabaseRow) -> list[tuple[DocumentKey, StoredDocument]]:
         reason = str(error) if isinstance(error, msgspec.DecodeError) else "unknown kind"
         _log.error("a document can't be read", kind=row["kind"], name=row["name"], version=row["version"], reason=reason)
         return []
-    return [((kind, row["name"]), StoredDocument(row["version"], row["revision"], row["origin"], body))]
+    size = 0 if body is None else len(msgspec.json.encode(body))
+    return [((kind, row["name"]), StoredDocument(row["version"], row["revision"], row["origin"], body, row["tenant"], size))]

@@ -10,7 +10,7 @@ from uuid import UUID
 from services.gateway import config_snapshot
 from services.gateway.config_snapshot import ConfigSnapshot, DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks, config_file, environment
-from services.gateway.configuration.config_store import ConfigStore, LockedConfig
+from services.gateway.configuration.config_store import ConfigChanges, ConfigStore, LockedConfig
 from services.gateway.guard.guard_rules import Guardrails
 from services.gateway.scheduling import policies
 from services.gateway.scheduling.policies import Policies
@@ -18,10 +18,10 @@ from services.gateway.scheduling.route_choice import OpenRollout
 from services.gateway.settings import GatewaySettings
 from shared import errors
 from shared.api.auth import Principal
-from shared.config_documents import ConfigKind, Document, RouteDocument
+from shared.config_documents import KEY_POLICY, ConfigKind, Document, RouteDocument
 from shared.telemetry import logs
 from shared.timing.bounded_waits import wait_until_set
-from shared.types import UserId
+from shared.types import TenantId, UserId
 
 _POLL_SECONDS = 5.0
 
@@ -86,7 +86,7 @@ class LiveConfiguration:
             if changes.revision != self.config.revision or rollouts != self.rollouts:
                 if changes.revision != self.config.revision:
                     _log.info("configuration in use", revision=changes.revision)
-                self.documents = {**self.documents, **changes.documents}
+                self.documents = self._merge(changes)
                 self.rollouts = rollouts
                 self._stopped.intersection_update(rollout.id for rollout in rollouts.values())
                 self._build(changes.revision)
@@ -108,21 +108,31 @@ class LiveConfiguration:
         return (self.config.policies if documents is None else Policies(documents)).of(caller).guard
 
     async def change(
-        self, find_changes: FindChanges, *, origin: str, author: UserId | None, note: str = "", is_dry: bool = False
+        self,
+        find_changes: FindChanges,
+        *,
+        origin: str,
+        author: UserId | None,
+        note: str = "",
+        is_dry: bool = False,
+        tenant: TenantId | None = None,
     ) -> ConfigOutcome:
-        """Write what differs as one revision, and use it here. Raises what ``find_changes`` raises, BadRequest with all mistakes,
-        AlreadyExists if an open rollout would lose a target, and Unavailable."""
+        """Write what differs as one revision, and use it here. ``tenant``: see ``StoredDocument``.
+
+        Raises what ``find_changes`` raises, BadRequest with all mistakes, AlreadyExists if an open rollout would lose a target, Limited
+        after too many changes for tenants, and Unavailable."""
         async with self._store.lock() as locked:
+            if tenant is not None and author is not None:
+                await locked.check_rate(author)
             current = await self.read_locked(locked)
             before = {key: stored.body for key, stored in current.items()}
             changed = {key: body for key, body in find_changes(locked.revision, current).items() if body != before.get(key)}
-            after = {key: body for key, body in (before | changed).items() if body is not None}
-            if mistakes := tuple(config_checks.check_together(after)):
+            if mistakes := tuple(config_checks.check_change(current, changed, tenant)):
                 raise config_file.bad_config(mistakes)
             _check_rollouts(changed, await locked.open_rollouts())
             written: Mapping[DocumentKey, StoredDocument] = {}
             if changed and not is_dry:
-                written = await locked.write(changed, origin=origin, author=author, note=note)
+                written = await locked.write(changed, origin=origin, author=author, note=note, tenant=tenant)
         if written:
             await self.reload()
         revision = max((stored.revision for stored in written.values()), default=locked.revision)
@@ -130,7 +140,15 @@ class LiveConfiguration:
 
     async def read_locked(self, locked: LockedConfig) -> dict[DocumentKey, StoredDocument]:
         """Return the documents as the lock's holder must see them."""
-        return {**self.documents, **(await locked.changes_since(self.config.revision)).documents}
+        return self._merge(await locked.changes_since(self.config.revision))
+
+    def _merge(self, changes: ConfigChanges) -> dict[DocumentKey, StoredDocument]:
+        """Removed policies of keys are left out: there would be more with each key."""
+        merged = {**self.documents, **changes.documents}
+        for key, stored in changes.documents.items():
+            if stored.body is None and key[1].startswith(KEY_POLICY):
+                del merged[key]
+        return merged
 
     async def watch(self) -> None:
         """Follow changes forever."""

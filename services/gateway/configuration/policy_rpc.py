@@ -1,6 +1,8 @@
 """RPC for policies: read, change and explain them. Organizations and holders of keys change their own, within the mesh's."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from uuid import UUID
 
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
@@ -31,6 +33,15 @@ _ASK = "ask an administrator to change the policy mesh"
 _WHO_MAY = "owners of the organization, the key's creator and administrators may; a key can't change its own policy"
 
 
+@dataclass(frozen=True, slots=True)
+class _Rights:
+    """What a caller may do with a policy."""
+
+    may_change: bool
+    #: The tenant that they write for; None for an administrator.
+    tenant: TenantId | None = None
+
+
 class PolicyRpc:
     def __init__(self, live: LiveConfiguration, rpc: RpcClient, audit_reporting: AuditReporting) -> None:
         self._live = live
@@ -41,14 +52,16 @@ class PolicyRpc:
     async def get(self, request: api.GetPolicy, call: RpcCall) -> api.PolicyState:
         """Raises NotFound for an organization or key of others."""
         name = request.name or f"{ORGANIZATION_POLICY}{call.principal.tenant_id}"
-        may_change = await self._may_change(name, call)
+        may_change = (await self._find_rights(name, call)).may_change
         await self._live.reload()
         return self._state(name, may_change=may_change)
 
     @serves(api.set_policy)
     async def set(self, request: api.SetPolicy, call: RpcCall) -> api.PolicyState:
-        """Raises NotAllowed, also for more than the mesh allows, AlreadyExists after a newer version, and BadRequest."""
-        if not await self._may_change(request.name, call):
+        """Raises NotAllowed, also for more than the mesh allows, AlreadyExists after a newer version, Limited, and
+        BadRequest."""
+        rights = await self._find_rights(request.name, call)
+        if not rights.may_change:
             raise errors.NotAllowed(f"you may not change the policy {request.name}", hint=_WHO_MAY)
         for path, text in () if request.policy is None else config_checks.check_body(request.policy):
             raise errors.BadRequest(f"{'.'.join(map(str, path))} {text}", hint="see docs/howto/policies-and-guardrails.md")
@@ -66,7 +79,7 @@ class PolicyRpc:
                 _check_ceiling(request.policy, mesh.body if mesh is not None and isinstance(mesh.body, PolicyDocument) else None)
             return {key: request.policy}
 
-        await self._live.change(check, origin="applied", author=call.principal.user_id, note=request.note)
+        await self._live.change(check, origin="applied", author=call.principal.user_id, note=request.note, tenant=rights.tenant)
         await self._live.reload()
         self._audit_reporting.report_action("policy.set", call.principal, target=request.name)
         return self._state(request.name, may_change=True)
@@ -101,19 +114,19 @@ class PolicyRpc:
         assert stored.body is None or isinstance(stored.body, PolicyDocument)  # by its kind
         return api.PolicyState(name, stored.version, stored.body, may_change)
 
-    async def _may_change(self, name: str, call: RpcCall) -> bool:
+    async def _find_rights(self, name: str, call: RpcCall) -> "_Rights":
         """Raises NotFound if the caller may not even read it."""
         principal = call.principal
         if access_table.may(principal, Permission.EVERYTHING):
-            return True
+            return _Rights(may_change=True)
         if name.startswith(ORGANIZATION_POLICY):
             tenant = TenantId(_id(name, ORGANIZATION_POLICY))
-            return await self._role_in(tenant, call) is TeamRole.OWNER
+            return _Rights(may_change=await self._role_in(tenant, call) is TeamRole.OWNER, tenant=tenant)
         if name.startswith(KEY_POLICY):
             # Auth lists a key only for its creator and the owners of its organization.
             key = await self._find_key(KeyId(_id(name, KEY_POLICY)), call)
-            return key.id != principal.key_id
-        return False
+            return _Rights(may_change=key.id != principal.key_id, tenant=_tenant_of(key))
+        return _Rights(may_change=False)
 
     async def _role_in(self, tenant: TenantId, call: RpcCall) -> TeamRole | None:
         """Raises NotFound for an organization of others."""
@@ -124,10 +137,11 @@ class PolicyRpc:
 
     async def _find_key(self, key: KeyId, call: RpcCall) -> auth.ApiKey:
         found = await self._rpc.call(auth.list_api_keys, auth.ListApiKeys(), credential=call.credential)
+        now = datetime.now(UTC)
         for each in found.keys:
-            if each.id == key:
+            if each.id == key and each.is_active and (each.expires_at is None or each.expires_at > now):
                 return each
-        raise errors.NotFound(f"you have no key {key}", hint="see `aicli keys list`")
+        raise errors.NotFound(f"you have no active key {key}; a key's policy ends with it", hint="see `aicli keys list`")
 
 
 def _id(name: str, prefix: str) -> UUID:

@@ -4,7 +4,7 @@ SELECT revision FROM config_revision FOR UPDATE;
 
 -- name: list_config_changes
 -- List the current documents that have changed since a revision, oldest change first.
-SELECT kind, name, version, revision, body::text AS body, origin
+SELECT kind, name, version, revision, body::text AS body, origin, tenant
 FROM config_current
 JOIN config_versions USING (kind, name, version)
 WHERE revision > $1
@@ -29,8 +29,8 @@ WITH next AS (
     UPDATE config_revision SET revision = revision + 1 RETURNING revision
 ),
 written AS (
-    INSERT INTO config_versions (kind, name, version, revision, body, origin, author, note)
-    SELECT given.kind, given.name, coalesce(current.version, 0) + 1, next.revision, given.body::jsonb, $4, $5, $6
+    INSERT INTO config_versions (kind, name, version, revision, body, origin, author, note, tenant)
+    SELECT given.kind, given.name, coalesce(current.version, 0) + 1, next.revision, given.body::jsonb, $4, $5, $6, $7
     FROM unnest($1::text[], $2::text[], $3::text[]) AS given (kind, name, body)
     CROSS JOIN next
     LEFT JOIN config_current AS current ON current.kind = given.kind AND current.name = given.name
@@ -52,6 +52,32 @@ DELETE FROM config_versions AS old
 USING unnest($1::text[], $2::text[]) AS given (kind, name), config_current AS current
 WHERE old.kind = given.kind AND old.name = given.name AND current.kind = given.kind AND current.name = given.name
   AND old.version <= current.version - $3;
+
+-- name: read_config_wait
+-- Return how long user $1 must wait until one of the newest $2 changes of tenants' documents is a minute old; null if there are fewer.
+SELECT CASE WHEN count(*) >= $2 THEN greatest(extract(epoch FROM min(created_at) + interval '1 minute' - now()), 0)::float8 END
+FROM (
+    SELECT created_at FROM config_versions
+    WHERE author = $1 AND tenant IS NOT NULL AND created_at > now() - interval '1 minute'
+    ORDER BY created_at DESC
+    LIMIT $2
+) AS newest;
+
+-- name: list_key_policies
+-- List the ids of the keys that have or had policies.
+SELECT substr(name, 5) AS key FROM config_current WHERE kind = 'policy' AND name LIKE 'key:%';
+
+-- name: delete_removed_policies
+-- Delete these policies and their history if they were removed more than a day ago: by then, every gateway knows.
+WITH removed AS (
+    DELETE FROM config_current AS current
+    USING config_versions AS newest
+    WHERE current.kind = 'policy' AND current.name = ANY($1::text[])
+      AND newest.kind = current.kind AND newest.name = current.name AND newest.version = current.version
+      AND newest.body IS NULL AND newest.created_at < now() - interval '1 day'
+    RETURNING current.name
+)
+DELETE FROM config_versions USING removed WHERE config_versions.kind = 'policy' AND config_versions.name = removed.name;
 
 -- name: list_config_versions
 -- List versions, newest first; of all documents if the kind or name is null, and all versions if the version is.

@@ -44,7 +44,8 @@ WITH line AS (
 newer AS MATERIALIZED (
     SELECT
         line.name, line.at, (details ->> 'version')::integer AS version, details ->> 'origin' AS origin,
-        replayed_policy(nullif(details -> 'value', 'null'), details ->> 'texts', restored.body) AS body
+        replayed_policy(nullif(details -> 'value', 'null'), details ->> 'texts', restored.body) AS body,
+        (details ->> 'tenant')::uuid AS tenant
     FROM line
     LEFT JOIN config_current AS current ON current.kind = 'policy' AND current.name = line.name
     LEFT JOIN config_versions AS restored
@@ -55,8 +56,8 @@ next AS (
     UPDATE config_revision SET revision = revision + 1 WHERE EXISTS (SELECT FROM newer) RETURNING revision
 ),
 written AS (
-    INSERT INTO config_versions (kind, name, version, revision, body, origin, note, created_at)
-    SELECT 'policy', name, version, next.revision, body, origin, 'recovery log', at FROM newer CROSS JOIN next
+    INSERT INTO config_versions (kind, name, version, revision, body, origin, note, created_at, tenant)
+    SELECT 'policy', name, version, next.revision, body, origin, 'recovery log', at, tenant FROM newer CROSS JOIN next
     RETURNING kind, name, version
 )
 INSERT INTO config_current (kind, name, version)

@@ -19,7 +19,7 @@ from shared.api import auth, events
 from shared.api.auth import ApiKeyLimits, KeyBounds, KeyKind
 from shared.identity import credentials
 from shared.stores.database import Database
-from shared.types import Credential, ModelName, Role, TenantId, UserRole
+from shared.types import Credential, KeyId, ModelName, Role, TenantId, UserRole
 from tests.cases import case
 from tests.services.auth import by_hand
 from tests.services.auth.organizations.seeded_database import SeededDb, opened_organizations, refusal_of
@@ -264,6 +264,21 @@ async def test_lifetimes_of_keys(seeded_db: SeededDb, days: int | None, expected
         return
     assert found.expires_at is not None
     assert abs(found.expires_at - time.time() - expected * 86_400) < 60
+
+
+async def test_a_gateway_finds_out_which_keys_have_ended(seeded_db: SeededDb, postgres_url: str) -> None:
+    ann, bob = await seeded_db.person("ann"), await seeded_db.person("bob")
+    expired, revoked, lives, without_end = [
+        (await seeded_db.key(person.login, days=days)).key.id for person, days in ((ann, 1), (ann, None), (bob, None), (bob, 0))
+    ]
+    await by_hand.run(postgres_url, "UPDATE auth.api_keys SET expires_at = now() WHERE id = $1", expired)
+    await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(revoked)), ann.login)
+    unknown = KeyId(uuid4())
+    request = auth.FindEndedKeys((expired, lives, revoked, unknown, without_end))
+    found = await seeded_db.ask(auth.find_ended_keys, request, None, through=Role.GATEWAY)
+    assert set(found.keys) == {expired, revoked, unknown}
+    with pytest.raises(errors.WrongRole, match=r"may not call auth\.findEndedKeys"):
+        await seeded_db.ask(auth.find_ended_keys, request, None)
 
 
 @pytest.mark.parametrize("days", [-1, 3651, 2**40])

@@ -31,12 +31,21 @@ KEY = KeyId(UUID(int=80))
 NOW = datetime.now(UTC)
 
 
+def api_key(key: KeyId, **fields: Any) -> auth.ApiKey:
+    stored = auth.ApiKey(key, PERSON.user_id, "ci", "aip_…", is_active=True, created_at=NOW, team_id=TEAM)
+    return msgspec.structs.replace(stored, **fields)
+
+
 class Governed:
     """A gateway, and the organization TEAM in which the caller has ``role``."""
 
-    def __init__(self, rpc: PolicyRpc, live: LiveConfiguration) -> None:
-        self.rpc = rpc
+    def __init__(self, fake: FakeRpc, tables: ConfigStore, live: LiveConfiguration, reporting: AuditReporting) -> None:
+        self.fake = fake
+        self.tables = tables
         self.live = live
+        self.rpc = PolicyRpc(live, fake, reporting)
+        self.keys = [api_key(KEY)]
+        self.ended: set[KeyId] = set()
         self.role: TeamRole | None = TeamRole.OWNER
         self.acts: list[audit.AuditedAct] = []
 
@@ -46,7 +55,10 @@ class Governed:
         return OrganizationDetails(Organization(TEAM, "acme", Tier.FREE, NOW, 2, self.role), (), ())
 
     async def list_keys(self, _request: auth.ListApiKeys) -> auth.ApiKeys:
-        return auth.ApiKeys((auth.ApiKey(KEY, PERSON.user_id, "ci", "aip_…", is_active=True, created_at=NOW, team_id=TEAM),))
+        return auth.ApiKeys(tuple(self.keys))
+
+    async def find_ended(self, request: auth.FindEndedKeys) -> auth.EndedKeys:
+        return auth.EndedKeys(tuple(key for key in request.keys if key in self.ended))
 
     async def set(self, name: str, who: auth.Principal = PERSON, *, version: int | None = None, **rules: Any) -> api.PolicyState:
         document = msgspec.convert(rules, PolicyDocument) if rules else None
@@ -71,7 +83,7 @@ async def open_gateway(url: str, **variables: str) -> AsyncIterator[Governed]:
         live = LiveConfiguration(tables)
         await live.start(config.load(GatewaySettings, GIVEN | variables))
         reporting = AuditReporting(fake)
-        found = Governed(PolicyRpc(live, fake, reporting), live)
+        found = Governed(fake, tables, live, reporting)
 
         async def record(request: audit.RecordActs) -> Nothing:
             found.acts.extend(request.acts)
@@ -79,7 +91,7 @@ async def open_gateway(url: str, **variables: str) -> AsyncIterator[Governed]:
 
         fake.answers |= {
             organizations.get_organisation.name: found.find_organization, auth.list_api_keys.name: found.list_keys,
-            audit.record_acts.name: record,
+            auth.find_ended_keys.name: found.find_ended, audit.record_acts.name: record,
         }  # fmt: skip
         yield found
         await reporting.send()
@@ -128,7 +140,7 @@ async def test_who_may_change_the_policy_of_a_key(governed: Governed) -> None:
     with pytest.raises(errors.NotAllowed, match="you may not change") as refused:
         await governed.set(name, itself, machines="group")
     assert "a key can't change its own policy" in refused.value.hint
-    with pytest.raises(errors.NotFound, match="you have no key"):
+    with pytest.raises(errors.NotFound, match="you have no active key"):
         await governed.set(f"key:{UUID(int=81)}", machines="own")
     with pytest.raises(errors.BadRequest, match="has no valid id"):
         await governed.set(f"key:{'-' * 36}", machines="own")

@@ -33,13 +33,14 @@ from shared.recovery.replay import Replay
 from shared.rpc import StreamCall
 from shared.rpc.audit_reporting import AuditReporting
 from shared.stores import signed_lines
-from shared.types import MicroCredits, UserId
+from shared.types import MicroCredits, TenantId, UserId
 from tests.servers import PostgresServer
 from tests.services.gateway.billing.test_ledger_store import new_owner, new_request, row
 from tests.services.gateway.fakes import FakeRpc
 from tests.services.gateway.recovery.restoring import RestorableGateway, RunningGateway
 
-TEAM = f"organization:{new_owner()}"
+OWNER = TenantId(new_owner())
+TEAM = f"organization:{OWNER}"
 
 
 @pytest.fixture(autouse=True)
@@ -185,13 +186,14 @@ async def test_policies_are_as_they_were_last_set(stored: RestorableGateway) -> 
     async with stored.running() as gateway:
         await gateway.set_policy("mesh", PolicyDocument(machines=Machines.INTERNAL))
         await gateway.set_policy("mesh", tight)
-        await gateway.set_policy(TEAM, tight)
+        await gateway.set_policy(TEAM, tight, OWNER)
         await gateway.set_policy("default", None)
         assert await gateway.recovery.log.is_written()
     stored.url = backup
     for _ in range(2):
         async with stored.running() as gateway:
             assert (gateway.policy("mesh"), gateway.policy(TEAM), gateway.policy("default")) == (tight, tight, None)
+            assert (gateway.tenant_of("mesh"), gateway.tenant_of(TEAM)) == (None, OWNER)
             await gateway.set_policy("key:" + TEAM.removeprefix("organization:"), tight)
 
 
