@@ -170,12 +170,9 @@ def _as_known(error: Exception) -> "AimeshError":
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return
-    from importlib import metadata
+    from shared.telemetry.version import version
 
-    try:
-        click.echo(f"aicli {metadata.version('aimesh')}")
-    except metadata.PackageNotFoundError:
-        click.echo("aicli (not installed; run from a checkout)")
+    click.echo(f"aicli {version()}")
     context.exit()
 
 

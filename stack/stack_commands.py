@@ -376,13 +376,13 @@ def migrate(here: "CliContext", /, *, status: bool, pre: bool, post: bool, as_js
 def _migrate_post(here: "CliContext", home: stack_home.StackHome, urls: "Mapping[str, str]") -> None:
     from cli import profile
     from shared.api import gateway
-    from shared.telemetry import metrics_registry
+    from shared.telemetry.version import version
     from stack.recovery import schema_migrations
 
     # This stack's mesh, whatever AICLI_PROFILE says. A container has no profile of a home.
     chosen = profile.read(home.profile) if home.profile.is_file() else here.profile()
     nodes = here.run_with(chosen, lambda connection: connection.call(gateway.list_nodes, gateway.ListNodes())).nodes
-    schema_migrations.refuse_older(nodes, metrics_registry.version())
+    schema_migrations.refuse_older(nodes, version())
     _report_migrations(asyncio.run(schema_migrations.run_post(urls)))
 
 

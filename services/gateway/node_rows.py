@@ -5,7 +5,7 @@ from services.gateway.scheduling.dispatch import Dispatch
 from shared.api.gateway import ModelPullRow, NodeRow
 from shared.node import Node
 from shared.protocol.directory import DirectoryEntry
-from shared.telemetry.metrics_registry import version
+from shared.telemetry.version import version
 from shared.types import SERVICE_NAMES, Role
 
 

@@ -34,8 +34,9 @@ from shared.node.transports import Transports
 from shared.protocol.directory import Announcement, Directory, ModelOffer, ModelPull, WorkerLoad
 from shared.stores import file_lock
 from shared.telemetry import log_buffer, logs, tracing
-from shared.telemetry.metrics_registry import Exemplars, Metrics, version
+from shared.telemetry.metrics_registry import Exemplars, Metrics
 from shared.telemetry.readiness import Dependency, LoopLag, OwnCheck, Readiness
+from shared.telemetry.version import version
 from shared.transports.link import LocalNode
 from shared.transports.nats_link import NatsTransport
 from shared.transports.swarm_transport import SwarmTransport

@@ -1,14 +1,9 @@
 """Hold the metrics of a node, with exemplars. Each node has its own registry, because several nodes can share a process."""
 
-import importlib.util
 import platform
-import runpy
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
-from importlib import metadata
-from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar, cast
 
 import prometheus_client
@@ -23,6 +18,7 @@ from shared.api.metrics import MetricsTextFormat
 from shared.api.node import Exemplar, NodeMetrics
 from shared.telemetry import gen_ai_instruments, host_instruments, instruments
 from shared.telemetry.instrument import Instrument, InstrumentKind
+from shared.telemetry.version import version
 
 #: A bucket holds one exemplar and is read every few seconds, so most updates at high rates would be wasted.
 PAUSE_SECONDS: Final = 0.02
@@ -304,18 +300,6 @@ def _exemplars(families: list[Metric]) -> Iterator[tuple[str, Exemplar]]:
 
 def _escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-@cache
-def version() -> str:
-    """Return the version of aimesh. In a container, the package was copied instead of installed, so it has no metadata."""
-    try:
-        return metadata.version("aimesh")
-    except metadata.PackageNotFoundError:
-        package = importlib.util.find_spec("aimesh")
-        if package is None or package.origin is None:
-            return "unknown"
-        return str(runpy.run_path(str(Path(package.origin).with_name("version.py")))["__version__"])
 
 
 class LabelledGauge:

@@ -6,13 +6,13 @@ The file ``run/restore_points.jsonl`` lists them, the newest last.
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
 from shared import errors
 from shared.stores import queries
+from shared.telemetry.version import version
 from stack import secret_files
 from stack import stack_home as homes
 from stack.servers.postgres import Postgres
@@ -54,8 +54,7 @@ async def before_migrations(home: StackHome, server: Postgres, back_up: Callable
         return None
     if back_up is not None:
         await back_up()
-    version = metadata.version("aimesh")
-    name = f"before-{version[:32]}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"  # PostgreSQL allows 63 bytes
+    name = f"before-{version()[:32]}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"  # PostgreSQL allows 63 bytes
     sql = queries.load(Path(__file__).with_name("upgrade.sql"))
     try:
         async with asyncio.timeout(_SECONDS):
@@ -66,7 +65,7 @@ async def before_migrations(home: StackHome, server: Postgres, back_up: Callable
                 connection.terminate()
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise errors.Unavailable(f"no restore point could be written: {error}", hint="aicli stack logs postgres") from error
-    point = RestorePoint(name, version, row["at"], row["lsn"])
+    point = RestorePoint(name, version(), row["at"], row["lsn"])
     lines = [msgspec.json.encode(each).decode() + "\n" for each in (*read_points(home), point)]
     await asyncio.to_thread(homes.write_private, home.restore_points, "".join(lines))
     return point

@@ -14,7 +14,7 @@ from services.gateway.requests.deduplicated_inference import NO_REPEAT, Deduplic
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.inference import Chunk
-from shared.telemetry.metrics_registry import version
+from shared.telemetry.version import version
 from shared.types import ModelName
 
 #: Added before the first event, or before a whole answer: it isn't known earlier.

@@ -14,7 +14,7 @@ from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import ErrorBody
 from shared.access_table import Audience
-from shared.telemetry.metrics_registry import version
+from shared.telemetry.version import version
 
 #: Any node of a JSON Schema or OpenAPI document.
 Json = dict[str, object]

@@ -22,7 +22,7 @@ from shared.api.gateway import Check
 from shared.api.metrics import ComponentHealth, MetricsTextFormat, NodeView, SystemHealth
 from shared.protocol import directory
 from shared.telemetry import instruments
-from shared.telemetry.metrics_registry import version
+from shared.telemetry.version import version
 from shared.types import SERVICE_NAMES, NodeId, Role
 
 NODE_DEADLINE_SECONDS = 2.0

@@ -15,7 +15,7 @@ from shared import errors
 from shared import node as nodes
 from shared.api.gateway import Check
 from shared.telemetry import logs
-from shared.telemetry.metrics_registry import version
+from shared.telemetry.version import version
 from shared.timing.backoff import Backoff
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ import msgspec
 from shared import errors
 from shared.stores import file_lock
 from shared.stores.objects import ObjectMissing, ObjectStore, StoredObject
-from shared.telemetry import metrics_registry
+from shared.telemetry.version import version
 from stack import settings
 from stack.recovery import layout, sealing
 from stack.recovery.agent import backup_files, recovery_log_copy
@@ -130,7 +130,7 @@ async def _make(
         name=name, label=label, mesh=place.mesh.mesh, site=place.settings.site, term=term,
         system=identity.system, timeline=log.timeline, segment_size=identity.segment_size, start_lsn=log.start, stop_lsn=log.stop,
         started_at=started_at, finished_at=finished_at, seconds=time.monotonic() - began,
-        postgres=identity.postgres, version=metrics_registry.version(), parts=tuple(parts),
+        postgres=identity.postgres, version=version(), parts=tuple(parts),
         secrets_salt=salt, secrets=digests, machine=socket.gethostname(), **msgspec.structs.asdict(facts),
     )  # fmt: skip
     place_of_it = layout.manifest_object(name)

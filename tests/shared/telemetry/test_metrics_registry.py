@@ -1,5 +1,4 @@
 import re
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -170,22 +169,6 @@ def test_an_empty_gauge_is_omitted() -> None:
     metrics = Metrics("web")
     LabelledGauge(lambda: metrics.gpu_usage).show({})
     assert "gpu" not in metrics.render()
-
-
-def test_a_container_knows_its_version_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise its nodes would announce "unknown", and `aicli stack migrate --post` could not tell whether they are old."""
-
-    def missing(_name: str) -> str:
-        raise metadata.PackageNotFoundError
-
-    installed = metrics_registry.version()
-    metrics_registry.version.cache_clear()
-    try:
-        monkeypatch.setattr(metadata, "version", missing)
-        assert metrics_registry.version() == installed
-        assert installed != "unknown"
-    finally:
-        metrics_registry.version.cache_clear()
 
 
 def test_a_histogram_chooses_buckets_as_prometheus_does() -> None:
