@@ -15,7 +15,7 @@ IN_PARALLEL = --numprocesses $(AT_ONCE) -o console_output_style=classic
 #: What `make check` runs, and `make test` therefore does not.
 CHECKED = tests/test_architecture.py tests/test_repository.py tests/test_docs.py tests/test_plain_english.py
 #: For make images: where the images go, the end of their tag (such as -arm64), and PUSH=1 to push them.
-REGISTRY ?= ghcr.io/aimesh
+AIMESH_REGISTRY ?= localhost
 ARCH ?=
 PUSH ?=
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sdk/python/src/aimesh/version.py)
@@ -107,19 +107,20 @@ deploy-tools: setup-dev ## install helm, kubectl, Compose and linters for deploy
 
 chart: ## package the Helm chart into build/, and render deploy/kustomize/base (after make deploy-tools)
 	@PATH="$(CURDIR)/.tools/bin:$$PATH"; mkdir -p build; rm -f build/ai-inference-*.tgz; helm package deploy/helm/ai-inference --destination build 2>/dev/null \
-		&& helm template aimesh build/ai-inference-*.tgz --namespace aimesh --values deploy/kustomize/values.yaml >deploy/kustomize/base/aimesh.yaml
+		&& helm template aimesh build/ai-inference-*.tgz --namespace aimesh --values deploy/kustomize/values.yaml \
+			--set image.registry=$(AIMESH_REGISTRY) >deploy/kustomize/base/aimesh.yaml
 
-images: ## build the container images with Docker's buildx (PUSH=1: push them to REGISTRY, with SBOM and provenance)
+images: ## build the container images with Docker's buildx (PUSH=1: push them to AIMESH_REGISTRY, with SBOM and provenance)
 	@for image in $(IMAGES); do \
-		docker buildx build --file deploy/docker/Dockerfile --target "$$(echo "$$image" | sed 's/^aimesh-//')" --tag "$(REGISTRY)/$$image:$(VERSION)$(ARCH)" \
+		docker buildx build --file deploy/docker/Dockerfile --target "$$(echo "$$image" | sed 's/^aimesh-//')" --tag "$(AIMESH_REGISTRY)/$$image:$(VERSION)$(ARCH)" \
 			--build-arg VERSION=$(VERSION) --build-arg REVISION="$$(git rev-parse HEAD)" \
 			$(if $(PUSH),--push --sbom=true --provenance=mode=max,--load) . || exit 1; \
 	done
 
 image-lists: ## combine the pushed amd64 and arm64 images under one tag
 	@for image in $(IMAGES); do \
-		docker buildx imagetools create --tag "$(REGISTRY)/$$image:$(VERSION)" \
-			"$(REGISTRY)/$$image:$(VERSION)-amd64" "$(REGISTRY)/$$image:$(VERSION)-arm64" || exit 1; \
+		docker buildx imagetools create --tag "$(AIMESH_REGISTRY)/$$image:$(VERSION)" \
+			"$(AIMESH_REGISTRY)/$$image:$(VERSION)-amd64" "$(AIMESH_REGISTRY)/$$image:$(VERSION)-arm64" || exit 1; \
 	done
 
 lock: setup-dev ## update all lock files (UPGRADE=1: newest versions, COOLDOWN=0: also releases younger than a week)

@@ -16,7 +16,7 @@ class _UninstalledCommand(click.Command):
     """Stands for a command that another package brings."""
 
     def __init__(self, name: str, missing: errors.AimeshError) -> None:
-        super().__init__(name, short_help=f"(not installed: {missing.hint})", add_help_option=False)
+        super().__init__(name, short_help=f"({missing.message})", add_help_option=False)
         self._missing = missing
 
     def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:

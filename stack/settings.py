@@ -175,7 +175,7 @@ def _mistakes_of_recipients(recipients: tuple[str, ...]) -> Iterator[str]:
     try:
         from pyrage import RecipientError, x25519
     except ImportError:
-        yield "BACKUP_RECIPIENTS: the packages for backups are missing; run: pip install 'aimesh[backup]'"
+        yield "BACKUP_RECIPIENTS: its packages are missing: install requirements-server.txt of a release, or run make setup in a checkout"
         return
     for text in recipients:
         try:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -58,21 +58,28 @@ class Lock:
         return setup.LOCKS / f"{self.name}.lock"
 
 
-def read_dependencies() -> Iterator[str]:
-    """Return what all our distributions need at run time, except each other."""
-    for folder in (*setup.PROJECTS, SIDECAR):
-        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        wanted = [*project["dependencies"], *project.get("optional-dependencies", {}).get("mesh", ())]
-        yield from (each for each in wanted if not each.startswith("aimesh"))
+def read_project(folder: Path) -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project
+
+
+def read_dependencies(projects: Iterable[Path] = (*setup.PROJECTS, SIDECAR)) -> Iterator[str]:
+    """Return what these distributions of ours need at run time. None names another of ours."""
+    for folder in projects:
+        yield from read_project(folder)["dependencies"]
+
+
+def read_runtime() -> tuple[str, ...]:
+    """Return what `make up` installs besides the engine and the model."""
+    extras = read_project(setup_steps.ROOT)["optional-dependencies"]
+    return (*read_dependencies(), *extras["embedded"], *extras["backup"])
 
 
 def read_locks() -> tuple[Lock, ...]:
     """Return all locks, in the order in which they are resolved."""
     document = tomllib.loads((setup_steps.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    project, groups = document["project"], document["dependency-groups"]
-    extras = project["optional-dependencies"]
-    runtime = (*read_dependencies(), *extras["embedded"], *extras["backup"])
-    engine, *beside = extras["engine"]
+    groups, runtime = document["dependency-groups"], read_runtime()
+    engine, *beside = document["project"]["optional-dependencies"]["engine"]
     return (
         Lock("runtime", runtime),
         Lock("dev", (*runtime, *groups["dev"]), follows="runtime"),
@@ -142,6 +149,8 @@ class Pin:
     version: Version
     #: The packages that need it, or ORIGIN.
     reasons: frozenset[str]
+    #: The lines of the lock.
+    text: str
 
 
 PIN = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>[^ ;\\\n]+).*\n(?P<rest>(?:[ ]+.*(?:\n|\Z))*)", re.MULTILINE)
@@ -150,7 +159,7 @@ REASON = re.compile(r"^ +#(?: via)? +(?!via$)(.+)$", re.MULTILINE)
 
 def read_pins(text: str) -> Iterator[Pin]:
     for match in PIN.finditer(text):
-        yield Pin(canonicalize_name(match["name"]), Version(match["version"]), frozenset(REASON.findall(match["rest"])))
+        yield Pin(canonicalize_name(match["name"]), Version(match["version"]), frozenset(REASON.findall(match["rest"])), match[0])
 
 
 # --- updating ---------------------------------------------------------------------------------------------------------

@@ -1,35 +1,38 @@
-"""Build a release: the wheels of aimesh, aimesh-hyperswarm and aimesh-server, the npm package of the JavaScript client, and the notes.
+"""Build a release: the wheels of aimesh-client, aimesh-hyperswarm and aimesh-server, their requirements, the JavaScript client, the notes.
 
 `.github/workflows/release.yml` runs this for a tag. To try it: `.venv/bin/python -m tools.release --tag v0.1.0 --into dist`.
 """
 
 import argparse
+import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from shared.telemetry.version import version
 from tools import locks, setup, setup_steps
 
 PYTHON_PROJECTS = (*setup.PROJECTS, locks.SIDECAR)
 JAVASCRIPT_CLIENT = setup_steps.ROOT / "sdk" / "javascript"
-#: All wheels have this version.
-VERSION_FILE = setup_steps.ROOT / "sdk" / "python" / "src" / "aimesh" / "version.py"
-#: One of our distributions as a requirement of another.
-PIN = re.compile(r'"aimesh[^"=]*==([^"]+)"')
+#: Requirements of a release -> the projects whose wheels it installs. The last also gets the servers and tools of `make up`.
+REQUIREMENTS = {
+    "client": (setup.PROJECTS[1],),
+    "mesh": (setup.PROJECTS[1], locks.SIDECAR),
+    "server": PYTHON_PROJECTS,
+}
 
 
 def read_versions() -> dict[str, str]:
     """Return the version of each package, by the file that contains it."""
-    client = re.search(r'^__version__ = "(.+)"$', VERSION_FILE.read_text(encoding="utf-8"), re.MULTILINE)
-    pinning = [project / "pyproject.toml" for project in setup.PROJECTS]
-    pins = {f"{path.relative_to(setup_steps.ROOT)}": PIN.search(path.read_text(encoding="utf-8")) for path in pinning}
     package = json.loads((JAVASCRIPT_CLIENT / "package.json").read_text(encoding="utf-8"))
     locked = json.loads((JAVASCRIPT_CLIENT / "package-lock.json").read_text(encoding="utf-8"))
     return {
-        "sdk/python/src/aimesh/version.py": client[1] if client else "none",
-        **{path: pin[1] if pin else "none" for path, pin in pins.items()},
+        "sdk/python/src/aimesh/version.py": version(),
         "sdk/javascript/package.json": package["version"],
         "sdk/javascript/package-lock.json": locked["version"],
     }
@@ -48,11 +51,35 @@ def read_notes(version: str, changelog: str) -> str:
     return match[1].strip() if match else ""
 
 
+def requirements(wheels: Iterable[Path], wanted: Iterable[str], lock: str) -> str:
+    """Return requirements for pip: our wheels as files of the same folder, and of the lock what these names need.
+
+    Every line has a hash, so pip accepts nothing else. Our wheels don't require each other: metadata has no hashes, and anyone may own our
+    names on a public index.
+    """
+    pins = list(locks.read_pins(lock))
+    needed: set[str] = {canonicalize_name(Requirement(each).name) for each in wanted}
+    while more := {pin.name for pin in pins if pin.name not in needed and pin.reasons & needed}:
+        needed |= more
+    ours = [f"./{wheel.name} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n" for wheel in wheels]
+    return "".join([*ours, *(pin.text for pin in pins if pin.name in needed)])
+
+
+def write_requirements(folder: Path) -> None:
+    """Write requirements-NAME.txt beside the wheels."""
+    lock = setup.LOCKS / "runtime.lock"
+    for name, projects in REQUIREMENTS.items():
+        wheels = [folder / f"{locks.read_project(each)['name'].replace('-', '_')}-{version()}-py3-none-any.whl" for each in projects]
+        wanted = locks.read_runtime() if name == "server" else locks.read_dependencies(projects)
+        (folder / f"requirements-{name}.txt").write_text(requirements(wheels, wanted, lock.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def build(into: Path) -> None:
     """Build all packages into the folder. Raises SetupFailed."""
     for project in PYTHON_PROJECTS:
         command = (str(setup_steps.VENV / "bin" / "python"), "-m", "hatchling", "build", "--target", "wheel", "--directory", str(into))
         setup_steps.run(f"building the wheel of {project.name}", *command, folder=project)
+    write_requirements(into)
     setup.npm("packing the JavaScript client", JAVASCRIPT_CLIENT, "pack", "--ignore-scripts", f"--pack-destination={into}")
 
 

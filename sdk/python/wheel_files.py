@@ -1,4 +1,4 @@
-"""Adds `aicli` to the wheel of aimesh: the package `cli`, and of `shared` what the wheel of aimesh-server leaves."""
+"""Adds `aicli` to the wheel of aimesh-client: the package `cli`, and of `shared` what the wheel of aimesh-server leaves."""
 
 import tomllib
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-#: A separate wheel, for the extra `mesh`.
+#: A separate wheel: aimesh-hyperswarm.
 SIDECAR = Path("shared/transports/hyperswarm/sidecar")
 
 

@@ -16,7 +16,8 @@ from tests.deploy import compose_file
 ROOT = compose_file.ROOT
 VERSIONS: dict[str, dict[str, Any]] = tomllib.loads((ROOT / "deploy/versions.toml").read_text(encoding="utf-8"))
 SERVERS = VERSIONS["servers"]
-OURS = "ghcr.io/aimesh"
+#: Where images are that were built on this machine.
+OURS = "localhost"
 #: Files that name images. The chart names a registry, a repository and a tag, or all in one.
 FILES = [
     path
@@ -42,7 +43,7 @@ def images(tree: object) -> Iterator[str]:
     if isinstance(tree, dict):
         image = tree.get("image")
         if isinstance(image, str):
-            yield compose_file.resolve(image, {})
+            yield compose_file.resolve(image, {"AIMESH_REGISTRY": OURS})
         if isinstance(tree.get("repository"), str) and tree.get("tag"):
             yield "/".join(str(part) for part in (tree.get("registry"), tree["repository"]) if part) + f":{tree['tag']}"
         for value in tree.values():

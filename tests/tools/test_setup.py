@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+import venv
 from pathlib import Path
 
 import psutil
@@ -356,3 +357,20 @@ def test_program_is_ended_if_the_engine_cannot_be_built(left: Path, tmp_path: Pa
 def test_without_a_program_no_worker_waits(left: Path) -> None:
     with setup.program_beside([]):
         assert not left.exists()
+
+
+def test_the_package_that_aicli_was_in_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Otherwise its metadata would stay, and its removal later would take the program of the new one."""
+    monkeypatch.setattr(setup, "VENV", tmp_path)
+    monkeypatch.setattr(setup_steps, "LOG", tmp_path / "setup.log")
+    venv.create(tmp_path, with_pip=True)
+    info = setup.packages_folder() / "aimesh-0.2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: aimesh\nVersion: 0.2.0\n", encoding="utf-8")
+    (info / "RECORD").write_text(
+        "../../../bin/aicli,,\naimesh-0.2.0.dist-info/METADATA,,\naimesh-0.2.0.dist-info/RECORD,,\n", encoding="utf-8"
+    )
+    (tmp_path / "bin" / "aicli").touch()
+    setup.remove_former_project()
+    assert not info.exists()
+    assert not (tmp_path / "bin" / "aicli").exists()

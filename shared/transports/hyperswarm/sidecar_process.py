@@ -48,7 +48,7 @@ def find_sidecar() -> Path:
     if not (SIDECAR / "node_modules" / "hyperswarm").is_dir():
         raise NodeMissing(
             f"the packages of the sidecar are not installed in {SIDECAR}",
-            hint="pip install 'aimesh[mesh]'; in a checkout, `make setup`, or in that folder: npm ci --omit=dev --ignore-scripts",
+            hint="install the wheel aimesh-hyperswarm of a release; in a checkout: make setup",
         )
     return SIDECAR / "main.js"
 

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[3]
 CHART = ROOT / "deploy" / "helm" / "ai-inference"
 CASES = sorted(path.stem for path in (CHART / "ci").glob("*.yaml"))
 RELEASE, NAMESPACE = "aimesh", "aimesh"
+#: The chart's only required value, as `make chart` sets it.
+REGISTRY = ("--set", "image.registry=localhost")
 
 Object = dict[str, Any]
 
@@ -41,7 +43,7 @@ def render(case: str = "", *settings: str) -> str:
     words = ["--values", str(CHART / "ci" / f"{case}.yaml")] if case else []
     for setting in settings:
         words += [setting] if setting.startswith("--") else ["--set", setting]
-    done = helm("template", RELEASE, str(packaged()), "--namespace", NAMESPACE, *words)
+    done = helm("template", RELEASE, str(packaged()), "--namespace", NAMESPACE, *REGISTRY, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -49,7 +51,7 @@ def render(case: str = "", *settings: str) -> str:
 def refusal(*settings: str) -> str:
     """Return helm's message about values that the chart refuses."""
     words = [word for setting in settings for word in ("--set-json" if "=[" in setting or "={" in setting else "--set", setting)]
-    done = helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *words)
+    done = helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *REGISTRY, *words)
     assert done.returncode != 0, "not refused"
     error = next(line for line in done.stderr.splitlines() if line.startswith("Error:"))
     return re.sub(r"^Error: execution error at \([^)]*\): ", "", error)

@@ -32,6 +32,7 @@ def built(overlay: str, folder: Path) -> list[Object]:
 def test_the_base_is_what_helm_renders() -> None:
     done = rendering.helm(
         *("template", "aimesh", str(rendering.packaged()), "--namespace", "aimesh", "--values", str(FOLDER / "values.yaml")),
+        *rendering.REGISTRY,
     )
     written = (FOLDER / "base" / "aimesh.yaml").read_text(encoding="utf-8")
     assert done.stdout == written, "deploy/kustomize/base is out of date. Run: make chart"

@@ -19,6 +19,7 @@ ENTRY = ("entry.kind=ingress", "entry.webHost=ai.example.org")
         (("pools.inference.autoscaling.keda=true",), "pools.inference.autoscaling: hpa and keda would work against each other"),
         (("gateway.journal=",), "gateway.journal: without a volume, a restarted pod would lose ended requests"),
         (("namespaces.models=ai-models",), "namespaces: the init Job writes Secrets only into the release's namespace"),
+        (("image.registry=",), "image.registry: name the registry that has the images of aimesh"),
         (("image.tag=latest",), "image.tag: latest is no version"),
         (("gateway.autoscaling.min=21",), "gateway.autoscaling: min is larger than max."),
         (("pools.inference.autoscaling.metric=wanted",), "pools.inference.autoscaling: the metric wanted needs keda instead of hpa."),

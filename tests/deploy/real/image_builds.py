@@ -16,7 +16,7 @@ from tools import setup
 
 #: The same port in each run, if it is free: a build with another URL installs the wheel again.
 WHEEL_PORT = 48713
-REGISTRY = "ghcr.io/aimesh"
+REGISTRY = "localhost"
 #: target -> the name of its image.
 TARGETS = {
     "aimesh": "aimesh",

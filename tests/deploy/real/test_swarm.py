@@ -84,7 +84,12 @@ def stack(engine: DockerEngine, images: dict[str, str], tmp_path_factory: pytest
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((compose_file.ROOT / name).read_bytes())
     (folder / "models").mkdir()
-    settings = {"INFERENCE_BACKEND": "echo", "ECHO_TOKEN_MS": "50", "MODELS_FOLDER": str(folder / "models")}
+    settings = {
+        "AIMESH_REGISTRY": image_builds.REGISTRY,
+        "INFERENCE_BACKEND": "echo",
+        "ECHO_TOKEN_MS": "50",
+        "MODELS_FOLDER": str(folder / "models"),
+    }
     settings |= {name: str(free_port()) for name in ("WEB_SERVICE_PORT", "GATEWAY_SERVICE_PORT")}
     engine.docker("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", f"127.0.0.1:{free_port()}")
     try:
@@ -103,7 +108,7 @@ def init_command(folder: Path, image: str) -> list[str]:
     page = (compose_file.ROOT / "docs/howto/swarm.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^docker (run .*?hand_out\.py /handed')$", page, re.MULTILINE | re.DOTALL)
     words = shlex.split(command.replace("\\\n", " ").replace("$PWD", str(folder)))
-    return [image if word.startswith(f"{image_builds.REGISTRY}/") else word for word in words]
+    return [image if word.startswith("$AIMESH_REGISTRY/") else word for word in words]
 
 
 async def test_it_starts_and_answers(stack: SwarmStack) -> None:

@@ -14,7 +14,7 @@ from tests import capabilities
 from tests.deploy.terraform import hcl, provider_stand_in
 
 NETWORKS = {"office": "203.0.113.0/24"}
-TIER_1: dict[str, Any] = {"release": "1.2.3", "iap_members": ["group:team@example.org"]}
+TIER_1: dict[str, Any] = {"owner": "example", "release": "1.2.3", "iap_members": ["group:team@example.org"]}
 TIER_2 = {**TIER_1, "authorized_networks": NETWORKS}
 TIER_4 = {**TIER_2, "access_policy": "123"}
 

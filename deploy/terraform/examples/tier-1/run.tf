@@ -8,7 +8,7 @@ locals {
     }
   }
   accessors = merge([for service, secrets in local.secrets : { for secret in values(secrets) : "${service}/${secret}" => [service, secret] }]...)
-  image     = { for region in local.regions : region => "${region}-docker.pkg.dev/${var.project}/ghcr/aimesh/aimesh:${var.release}" }
+  image     = { for region in local.regions : region => "${region}-docker.pkg.dev/${var.project}/ghcr/${var.owner}/aimesh:${var.release}" }
   # Each instance makes its own node key and joins with the ticket, which must be in a private file.
   join = "umask 077; echo \"$JOIN_TICKET\" >/tmp/ticket; echo \"$PRIVATE_CAS\" >/tmp/cas.pem; unset JOIN_TICKET PRIVATE_CAS;"
   # Cloud Run mounts NFS without locks, so instances must not share a file.

@@ -1,8 +1,8 @@
 # Tier 1: web and gateway on Cloud Run, everything else that they need, and no GPU. docs/howto/gcp.md has the steps.
 variable "project" { default = "afpi-production" }
 variable "hosts" { default = { web = "afpip.com", api = "api.afpip.com" } }
-# Version of aimesh, such as 1.2.3.
-variable "release" { type = string }
+variable "release" { type = string } # version of aimesh, such as 1.2.3
+variable "owner" { type = string }   # of the repository that released it: the images are ghcr.io/OWNER/…
 # Who may open the web pages, such as group:team@example.org.
 variable "iap_members" { type = list(string) }
 # false for the first apply: Cloud Run can't start before its secrets have values.

@@ -1,7 +1,7 @@
 variable "name" { type = string }
 # Regions with encrypted disks, databases and buckets.
 variable "regions" { type = list(string) }
-# Images that may run, such as ghcr.io/aimesh/*.
+# Images that may run, such as ghcr.io/OWNER/*.
 variable "image_patterns" {
   type = list(string)
   validation {

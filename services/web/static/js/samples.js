@@ -73,6 +73,7 @@ function toPython(address, request) {
 function toJavascript(address, { max_tokens, top_p, reasoning_effort, ...request }) {
   const options = { ...request, maxTokens: max_tokens, topP: top_p, reasoningEffort: reasoning_effort }
   return [
+    '// From a checkout of aimesh: npm install ./sdk/javascript',
     "import { AIInferenceClient } from 'aimesh-client'",
     '',
     `const client = new AIInferenceClient({ apiKey: process.env.AIMESH_API_KEY, baseUrl: ${JSON.stringify(address)} })`,
