@@ -73,10 +73,10 @@ def _network(text: str) -> str:
         found = None
     if found is None:
         raise errors.BadRequest(f"networks: {text[:60]!r} is not a network", hint="write 192.0.2.0/24, 2001:db8::/32 or a single address")
-    return str(_as_compared(found))
+    return str(as_compared(found))
 
 
-def _as_compared(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+def as_compared(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
     """Return IPv4-mapped IPv6 (`::ffff:192.0.2.0/120`) as IPv4, as requests' addresses are."""
     mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
     return network if mapped is None or network.prefixlen < 96 else IPv4Network((mapped, network.prefixlen - 96))

@@ -72,7 +72,7 @@ class CreateTicket(Body, frozen=True):
     owner: str | None = None
     #: How many of its nodes may be active at once. A node that stops frees its place; a killed one's is free after a minute.
     active_most: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
-    #: Networks that its nodes may log in from, over NATS; none for everywhere.
+    #: Networks that its nodes may log in from, over NATS, at most a /8 of IPv4 or a /16 of IPv6 each; none for everywhere.
     networks: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=64)], ...], msgspec.Meta(max_length=32)] = ()
 
 

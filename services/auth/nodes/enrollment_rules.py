@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
 
+from services.auth import name_rules
 from shared import addresses, errors
 from shared.api.membership import CreateTicket, Member, MemberState, TicketRow, TicketState
 from shared.identity import certificates, node_keys
@@ -22,6 +23,8 @@ LONGEST_OF_PEOPLE = timedelta(days=7)
 ROTATION = timedelta(hours=24)
 #: Addresses of one place: a subnet, or what a provider gives a site.
 _PREFIXES = {4: 24, 6: 48}
+#: The prefixes of a ticket's widest networks. A wider one binds the ticket to nothing.
+_MIN_PREFIXES = {4: 8, 6: 16}
 _REPLICAS = (Role.GATEWAY, Role.METRICS, Role.WEB)
 #: Labels that decide whether a node is trusted come only from a ticket, and so from an administrator.
 ONLY_BY_TICKET = frozenset({"trusted"})
@@ -157,9 +160,11 @@ def check_request(request: CreateTicket) -> None:
         )
     for network in request.networks:
         try:
-            ip_network(network)
+            found = name_rules.as_compared(ip_network(network))
         except ValueError:
             raise errors.BadRequest(f"networks: {network!r} is not a network", hint="such as 10.0.0.0/8") from None
+        if found.prefixlen < (shortest := _MIN_PREFIXES[found.version]):
+            raise errors.BadRequest(f"networks: {found} is wider than /{shortest}", hint="name the networks that the machines are in")
 
 
 def network_of(address: str) -> str:

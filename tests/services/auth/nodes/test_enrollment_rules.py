@@ -184,6 +184,11 @@ def test_control_characters_in_a_name_are_made_printable() -> None:
         pytest.param({"role": Role.GATEWAY, "active_most": 3}, "need networks", id="gateways from everywhere"),
         pytest.param({"networks": ("10.0.0.0/33",)}, "not a network", id="no network"),
         pytest.param({"networks": ("10.0.0.1/8",)}, "not a network", id="host bits"),
+        pytest.param({"networks": ("10.0.0.0/8", "0.0.0.0/0")}, "0.0.0.0/0 is wider than /8", id="everywhere"),
+        pytest.param({"networks": ("10.0.0.0/7",)}, "10.0.0.0/7 is wider than /8", id="wide"),
+        pytest.param({"networks": ("::/0",)}, "::/0 is wider than /16", id="everywhere in IPv6"),
+        pytest.param({"networks": ("2000::/15",)}, "2000::/15 is wider than /16", id="wide in IPv6"),
+        pytest.param({"networks": ("::ffff:0.0.0.0/96",)}, "0.0.0.0/0 is wider than /8", id="everywhere as mapped IPv6"),
     ],
 )
 def test_a_ticket_that_may_not_exist(changed: dict[str, Any], words: str) -> None:
@@ -192,7 +197,7 @@ def test_a_ticket_that_may_not_exist(changed: dict[str, Any], words: str) -> Non
 
 
 def test_tickets_of_replicas_may_last_and_have_any_number_of_uses() -> None:
-    for role, networks in ((Role.WORKER, ()), (Role.GATEWAY, ("10.0.0.0/8", "fd00::/8")), (Role.WEB, ("0.0.0.0/0",))):
+    for role, networks in ((Role.WORKER, ()), (Role.GATEWAY, ("10.0.0.0/8", "fd00::/16")), (Role.WEB, ("::ffff:10.0.0.0/104", "::1"))):
         enrollment_rules.check_request(CreateTicket(role, uses=None, ttl_seconds=90 * 86_400, active_most=20, networks=networks))
     enrollment_rules.check_request(CreateTicket(Role.GATEWAY))
 
