@@ -112,17 +112,25 @@ class Operations:
             return 503, _json({"status": "failed", "service": service, "deadTasks": dead}), "application/json"
         return 200, _json({"status": "alive", "service": service}), "application/json"
 
-    async def _readyz(self, _: Scope) -> tuple[int, bytes, str]:
+    async def _readyz(self, scope: Scope) -> tuple[int, bytes, str]:
         health = await self._node.health()
-        return 200 if health.ready else 503, _json(health), "application/json"
+        told = health if self._may_observe(scope) else {"ready": health.ready}
+        return 200 if health.ready else 503, _json(told), "application/json"
 
-    async def _dependencies(self, _: Scope) -> tuple[int, bytes, str]:
-        return 200, _json({"service": self._node.service_name, "dependencies": await self._node.dependencies()}), "application/json"
+    async def _dependencies(self, scope: Scope) -> tuple[int, bytes, str]:
+        service, found = self._node.service_name, await self._node.dependencies()
+        if self._may_observe(scope):
+            return 200, _json({"service": service, "dependencies": found}), "application/json"
+        state = "ok" if all(each.state == "ok" for each in found) else "failing"
+        return 200, _json({"service": service, "state": state}), "application/json"
+
+    def _may_observe(self, scope: Scope) -> bool:
+        return not isinstance(self._settings, PublicNodeSettings) or may_observe(scope, self._settings)
 
     async def _metrics(self, scope: Scope) -> tuple[int, bytes, str]:
         if not self._settings.metrics_enabled:
             return 404, _problem("not_found", "METRICS_ENABLED=false turned the metrics off"), "application/json"
-        if isinstance(self._settings, PublicNodeSettings) and not may_scrape(scope, self._settings):
+        if not self._may_observe(scope):
             why = "/metrics is for this machine, METRICS_NETWORKS and requests with METRICS_TOKEN; the metrics service has all metrics"
             return 403, _problem("not_allowed", why), "application/json"
         form = text_formats.choose(scope["headers"])
@@ -239,9 +247,10 @@ async def respond(
     await send({"type": "http.response.body", "body": body})
 
 
-def may_scrape(scope: MutableMapping[str, Any], settings: PublicNodeSettings) -> bool:
-    """Decide who may read /metrics on a public port: only scrapers that an operator has configured, because the metrics service collects
-    every node's metrics over the mesh. ``scope`` is ASGI's, with the client address that trusted proxies reported. Pure."""
+def may_observe(scope: MutableMapping[str, Any], settings: PublicNodeSettings) -> bool:
+    """Decide who may read /metrics, and why a service isn't ready, on a public port: only programs that an operator has configured. The
+    metrics service collects every node's metrics over the mesh, and reasons name addresses and models. ``scope`` is ASGI's, with the client
+    address that trusted proxies reported. Pure."""
     headers = [(bytes(name).lower(), bytes(value)) for name, value in scope["headers"]]
     sent = [value for name, value in headers if name == b"authorization"]
     if settings.metrics_token is not None and len(sent) == 1:

@@ -147,15 +147,18 @@ ReadLagSeconds = Annotated[
 
 
 class PublicNodeSettings(NodeSettings, frozen=True, kw_only=True):
-    """For services whose port users reach, but whose /metrics they must not read."""
+    """For services whose port users reach, but whose /metrics and troubles they must not read."""
 
     metrics_networks: Annotated[
         tuple[str, ...],
-        Variable("METRICS_NETWORKS", "comma-separated addresses and networks that may read /metrics here, in addition to this machine"),
+        Variable(
+            "METRICS_NETWORKS",
+            "comma-separated addresses and networks that may read /metrics and all of /readyz here, in addition to this machine",
+        ),
     ] = ()
     metrics_token: Annotated[
         Annotated[str, msgspec.Meta(min_length=16)] | None,
-        Variable("METRICS_TOKEN", "requests with `Authorization: Bearer` and this token may read /metrics from anywhere", secret=True),
+        Variable("METRICS_TOKEN", "requests with `Authorization: Bearer` and this token may read them from anywhere", secret=True),
     ] = None
 
     def mistakes(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Who may read /metrics on a public port."""
+"""Who may read /metrics, /readyz and /dependencies on a public port."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ FORWARDED = (b"x-forwarded-for", b"127.0.0.1")
 
 def allowed(settings: PublicNodeSettings, address: str | None, *headers: tuple[bytes, bytes], port: int = 50000) -> bool:
     client = None if address is None else (address, port)
-    return http_server.may_scrape({"type": "http", "client": client, "headers": list(headers)}, settings)
+    return http_server.may_observe({"type": "http", "client": client, "headers": list(headers)}, settings)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.77", "::1", "::ffff:127.0.0.1"])

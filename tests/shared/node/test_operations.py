@@ -21,6 +21,8 @@ from shared.transports.nats_link import NatsTransport
 from shared.types import Role
 from tests import testnet
 
+PUBLIC = PublicNodeSettings(node_key_file=Path("/nowhere"), metrics_networks=("192.0.2.0/24",))
+
 
 class Page:
     """A service with the HTTP application that the test gives it."""
@@ -91,7 +93,7 @@ async def test_operations_endpoints_come_before_the_services_own_application() -
 async def test_metrics_on_a_public_port_are_only_for_scrapers() -> None:
     async with testnet.testnet() as net:
         started = await net.start(Page)
-        operations = Operations(started.node, PublicNodeSettings(node_key_file=Path("/nowhere"), metrics_networks=("192.0.2.0/24",)))
+        operations = Operations(started.node, PUBLIC)
         for address, status in (("127.0.0.1", 200), ("192.0.2.7", 200), ("203.0.113.7", 403)):
             transport = httpx.ASGITransport(operations, client=(address, 50000))
             async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
@@ -99,6 +101,32 @@ async def test_metrics_on_a_public_port_are_only_for_scrapers() -> None:
                 assert answer.status_code == status, address
                 assert ("ai_platform" in answer.text) is (status == 200)
                 assert (await http.get("/healthz")).status_code == 200
+
+
+async def test_strangers_see_only_the_state_on_a_public_port() -> None:
+    why = "postgresql at 10.0.0.5:5432 does not answer"
+    async with testnet.testnet() as net:
+        started = await net.start(Page)
+        page = cast("Page", started.service)
+        for operations, address, knows in (
+            (Operations(started.node, PUBLIC), "127.0.0.1", True),
+            (Operations(started.node, PUBLIC), "192.0.2.7", True),
+            (Operations(started.node, PUBLIC), "203.0.113.7", False),
+            (Operations(started.node, NodeSettings(node_key_file=Path("/nowhere"))), "203.0.113.7", True),
+        ):
+            transport = httpx.ASGITransport(operations, client=(address, 50000))
+            async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+                page.states = Check("model ours", True), OwnCheck("postgresql", False, why)
+                ready, state = await http.get("/readyz"), await http.get("/dependencies")
+                assert (ready.status_code, state.status_code) == (503, 200)
+                assert (why in ready.text, why in state.text, "model ours" in ready.text, "model ours" in state.text) == (knows,) * 4, (
+                    address
+                )
+                if not knows:
+                    assert ready.json() == {"ready": False}
+                    assert state.json() == {"service": "gateway", "state": "failing"}
+                page.states = (Check("postgresql", True),)
+                assert knows or (await http.get("/dependencies")).json()["state"] == "ok"
 
 
 async def _bad(http: httpx.AsyncClient) -> dict[str, str]:
