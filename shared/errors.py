@@ -204,6 +204,10 @@ class LinkLost(PeerError, code="link_lost"):
     """The link was lost during the call: by a gap, three seconds of silence, or a close by the peer."""
 
 
+class TransportLost(LinkLost, code="transport_lost"):
+    """The link was lost because our connection to the NATS server failed or was silent. The peer may still be running."""
+
+
 class NotReachable(PeerError, code="not_reachable"):
     """No node of that role is alive, or it did not answer a HELLO."""
 

@@ -158,7 +158,7 @@ class FailoverState(Generic[Request, Item, End]):
         if self._crashes == MOST_CRASHES:
             message = "this request crashed the engine twice and will not be run again"
             return GivenUp(errors.Poison(message, hint="change the request; see the workers' logs for details"))
-        if isinstance(error, errors.LinkLost) and self._is_poison(lost_workers):
+        if _proves_loss(error) and self._is_poison(lost_workers):
             message = "two workers were lost while they ran this request; it will not be given to a third"
             return GivenUp(errors.Poison(message, hint="retry only if the request can't be the cause; see the workers' logs"))
         is_retryable = isinstance(error, _RETRYABLE) or (self.began and isinstance(error, _CANNOT_RESUME))
@@ -372,6 +372,11 @@ class ConversionFailover(FailoverState[inference.Conversion, inference.Converted
 
     def waiting_notice(self, why: str) -> inference.ConvertedPart:
         return inference.ConvertedPart()
+
+
+def _proves_loss(error: errors.AimeshError) -> bool:
+    """Return whether the worker may have died of the request. A silent NATS server loses the links to all workers."""
+    return isinstance(error, errors.LinkLost) and not isinstance(error, errors.TransportLost)
 
 
 def is_wrong(claimed: int, received: int, answers: int) -> bool:

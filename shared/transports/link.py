@@ -149,14 +149,19 @@ class Link:
                 return
         self.on_frames(frames)
 
-    def tick(self, now: float) -> None:
-        """Close the link of a dead peer, or send a PING when it is due. Called once per TICK_SECONDS."""
+    def tick(self, now: float, transport_silent_seconds: float = 0.0) -> None:
+        """Close the link of a dead peer, or send a PING when it is due. Called once per TICK_SECONDS. ``transport_silent_seconds``: for how
+        long nothing has come from anyone."""
         if self.closed is not None:
             return
         silent = now - self._received_at
         if silent >= SILENCE_SECONDS:
             self.fell_silent = True
-            self.close(errors.LinkLost(f"{self.peer.role} {self.peer.node[:8]} has been silent for {silent:.1f} s"))
+            # A PONG is up to PING_SECONDS older than the last byte from a server that froze.
+            is_transport = transport_silent_seconds >= SILENCE_SECONDS - PING_SECONDS - TICK_SECONDS
+            kind, who = (errors.TransportLost, "the NATS server") if is_transport else (errors.LinkLost, "")
+            who = who or f"{self.peer.role} {self.peer.node[:8]}"
+            self.close(kind(f"{who} has been silent for {silent:.1f} s"))
             return
         if now < self._ping_at:
             return

@@ -262,14 +262,15 @@ class NatsTransport:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = self.now()
+            silent_seconds = self.nats.silent_seconds
             for link in self.links():
                 if link.opened.done():
-                    link.tick(now)
+                    link.tick(now, silent_seconds)
 
     def _on_connection(self, connected: bool) -> None:
         if not connected:
             for link in self.links():
-                link.close(errors.LinkLost("the connection to the NATS server was lost", retry_after_seconds=1))
+                link.close(errors.TransportLost("the connection to the NATS server was lost", retry_after_seconds=1))
             self._dirty.clear()
         else:
             self._refusal = ""

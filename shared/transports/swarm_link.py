@@ -84,7 +84,7 @@ class SwarmLink(Link):
         except (errors.LinkLost, errors.ProtocolViolation, errors.NotAllowed) as error:
             self.close(error)
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float, transport_silent_seconds: float = 0.0) -> None:
         if self._full_since is not None and now - self._full_since >= STUCK_SECONDS:
             self.close(errors.LinkLost(f"{self._name} has read nothing for {STUCK_SECONDS:.0f} s"))
         else:

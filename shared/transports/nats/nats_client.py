@@ -27,7 +27,8 @@ LOGIN_SECONDS = (1.0, 10.0)
 _UNANSWERED_SECONDS = 1.8
 #: Jitter protects a restarted server from all clients reconnecting at once.
 RETRY_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0, jitter=0.5)
-PING_SECONDS = 4.0
+#: Shorter than a link's silence, so that a silent peer and a silent server can be told apart in a small mesh, too.
+PING_SECONDS = 1.0
 #: At most one failed callback per this time is logged with its traceback. All are counted.
 LOG_SECONDS = 10.0
 
@@ -137,6 +138,11 @@ class NatsClient:
             other.abort()
         if session is not None:
             await session.close()
+
+    @property
+    def silent_seconds(self) -> float:
+        """Return how long ago the last byte came from the server; 0 without a connection."""
+        return 0.0 if self._session is None else self._session.silent_seconds
 
     @property
     def connected(self) -> bool:

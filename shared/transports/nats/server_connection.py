@@ -96,9 +96,14 @@ class NatsSession(asyncio.Protocol):
             raise self._why_ended(None)
         await self._send_ping()
 
+    @property
+    def silent_seconds(self) -> float:
+        """Return how long ago the server's last byte came."""
+        return self._loop.time() - self._received_at
+
     def check(self) -> None:
         """End the connection if the server has been silent; otherwise send a PING."""
-        if self._loop.time() - self._received_at > SILENCE_SECONDS:
+        if self.silent_seconds > SILENCE_SECONDS:
             self.problem = ConnectionResetError(f"the NATS server has been silent for {SILENCE_SECONDS:.0f} s")
             self.abort()
         else:

@@ -124,16 +124,17 @@ async def test_closing_the_stream_early_cancels_the_work_on_the_worker() -> None
 class Dying(FakeWorker):
     """A worker whose whole process ends, before or after its first word; the directory learns of it when the link ends."""
 
-    def __init__(self, harness_of: "list[RelayHarness]", number: int, *, after: int = 0) -> None:
+    def __init__(self, harness_of: "list[RelayHarness]", number: int, *, after: int = 0, error: errors.LinkLost | None = None) -> None:
         super().__init__()
         self._harness_of, self._number, self._after = harness_of, number, after
+        self._error = error or errors.LinkLost("gone")
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
         for position in range(self._after):
             yield inference.Chunk("x", (position + 1,))
         (harness,) = self._harness_of
         harness.directory.mark_gone(node_id(self._number), "the link ended")
-        raise errors.LinkLost("gone")
+        raise self._error
 
 
 def dying(count: int, **more: int) -> RelayHarness:
@@ -202,6 +203,14 @@ def test_which_lost_workers_make_a_request_poison(heard: tuple[bool, bool], lost
     assert isinstance(decisions[1], GivenUp) == poison
     if isinstance(decisions[1], GivenUp):
         assert (decisions[1].error.code, decisions[1].error.status) == ("poison", 400)
+
+
+async def test_workers_lost_behind_a_silent_transport_do_not_make_a_request_poison() -> None:
+    silent = errors.TransportLost("the NATS server has been silent for 3.0 s")
+    holder: list[RelayHarness] = []
+    holder.append(RelayHarness(*(Dying(holder, number, error=silent) for number in range(2)), FakeWorker()))
+    assert await holder[0].text() == "Hello world!."
+    assert sum(not entry.alive for entry in holder[0].directory.entries()) == 2
 
 
 # --- dishonest workers ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,36 @@
+"""What callers learn when the NATS server stops, instead of a peer."""
+
+import signal
+
+import pytest
+
+from shared import errors
+from shared.api import inference
+from tests.shared.rpc.test_mesh import Gateway, Worker, prompt
+from tests.testnet import testnet
+
+
+async def test_links_that_fall_silent_with_the_nats_server_say_so() -> None:
+    async with testnet() as net:
+        await net.start(Worker)
+        gateway = await net.start(Gateway)
+        async with gateway.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
+            await anext(answer)
+            net.server.signal(signal.SIGSTOP)
+            try:
+                with pytest.raises(errors.TransportLost, match="the NATS server has been silent"):
+                    await anext(answer)
+            finally:
+                net.server.signal(signal.SIGCONT)
+
+
+async def test_a_silent_worker_is_told_apart_from_a_silent_nats_server() -> None:
+    async with testnet() as net:
+        worker = await net.start(Worker)
+        gateway = await net.start(Gateway)
+        async with gateway.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
+            await anext(answer)
+            await worker.cut()
+            with pytest.raises(errors.LinkLost, match=r"worker .* has been silent") as caught:
+                await anext(answer)
+            assert not isinstance(caught.value, errors.TransportLost)
