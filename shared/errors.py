@@ -304,3 +304,14 @@ def first_of(group: BaseExceptionGroup[E]) -> E:
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
     return cast("E", found)
+
+
+def drop_tracebacks(error: BaseException) -> None:
+    """Drop the tracebacks of an error and its causes, once nothing will print them. Call it where an error is answered or stored: a frame
+    in it often refers to the error, and such a cycle would keep the whole request until a collection, which is rare (``program``)."""
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        found = waiting.pop()
+        if found is not None and found.__traceback__ is not None:
+            found.__traceback__ = None
+            waiting += [found.__cause__, found.__context__]

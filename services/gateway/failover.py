@@ -165,6 +165,7 @@ class FailoverState(Generic[Request, Item, End]):
         if not is_retryable:
             return GivenUp(error)
         self._failed.add(node)
+        errors.drop_tracebacks(error)  # their frames have this state
         self.last_failure = error
         # A started answer may be refused any number of times until its timeout, but only ATTEMPTS workers get to work on it.
         is_free = self.began and not self._has_delivered and isinstance(error, _REFUSALS)

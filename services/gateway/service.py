@@ -342,7 +342,7 @@ class GatewayService:
         all_routes = (*routes, *rpc_routes, *Reference(routes).routes())
         access = HttpAccess(
             callers=self._callers,
-            limits_of=self._quotas.limits,
+            quotas=self._quotas,
             on_refusal=self.audit_reporting.report_refusal,
             ensure_open=self._rules.site.ensure_open,
             cors=CorsPolicy(self._settings.cors_origins),
@@ -362,6 +362,10 @@ class GatewayService:
     async def process_inference_request(
         self, request: gateway.ProcessInferenceRequest, stream: StreamCall[gateway.InferenceChunk]
     ) -> gateway.InferenceResult:
+        async with self._counting_refusals(stream):
+            return await self._infer(request, stream)
+
+    async def _infer(self, request: gateway.ProcessInferenceRequest, stream: StreamCall[gateway.InferenceChunk]) -> gateway.InferenceResult:
         seconds = self._begin(stream)
         if stream.is_whole and request.rest is not None:
             raise request_validation.BadField("rest", "requires a stream; omit it to get the whole answer")
@@ -398,16 +402,27 @@ class GatewayService:
     @serves(embedding.request_embeddings)
     async def embed(self, request: embedding.RequestEmbeddings, stream: StreamCall[embedding.Vectors]) -> embedding.EmbeddingResult:
         seconds, key = self._begin(stream), request.idempotency_key
-        async with self._deduplicated.embed(stream.principal, request.request, seconds=seconds, key=key) as answer:
+        embedded = self._deduplicated.embed(stream.principal, request.request, seconds=seconds, key=key)
+        async with self._counting_refusals(stream), embedded as answer:
             async for _, vectors in answer:
                 await stream.send(vectors)
         return answer.result
 
     @serves(embedding.request_ranking)
     async def rank(self, request: embedding.RequestRanking, stream: StreamCall[embedding.RankingNotice]) -> embedding.Ranking:
-        async with self._pipeline.rank(stream.principal, request.request, seconds=self._begin(stream)) as running:
+        ranked = self._pipeline.rank(stream.principal, request.request, seconds=self._begin(stream))
+        async with self._counting_refusals(stream), ranked as running:
             scores = await rerank_route.read_scores(running, lambda waiting: stream.send(embedding.RankingNotice(waiting)))
         return rerank_route.rank(running, scores, request.request.top_n)
+
+    @asynccontextmanager
+    async def _counting_refusals(self, call: RpcCall) -> AsyncIterator[None]:
+        """Count the request if it is refused before the limits have counted it, as ``HttpApp`` does."""
+        try:
+            yield
+        except errors.AimeshError as error:
+            await self._quotas.count_refused(call.principal, error)
+            raise
 
     def _begin(self, call: RpcCall) -> float:
         """Give a request its id, and return how long it may take."""

@@ -28,7 +28,7 @@ _LOOK_SECONDS = 1.0
 #: The HTTP server cancels what runs after DRAIN_SECONDS, and then needs a moment.
 _LEAVE_SECONDS = 5.0
 #: Requests make few cycles, but thousands of objects a second: with Python's 700, collections took an eighth of a busy gateway's CPU time.
-_COLLECT_AFTER = (20_000, 10, 10)
+COLLECT_AFTER = (20_000, 10, 10)
 
 _log = logs.get()
 
@@ -77,7 +77,7 @@ async def _live(service: type[Service], settings: Any) -> None:
                 # Objects created at start-up stay, so the collector need not visit them again.
                 gc.collect()
                 gc.freeze()
-                gc.set_threshold(*_COLLECT_AFTER)
+                gc.set_threshold(*COLLECT_AFTER)
                 _log.info("ready", port=settings.port, id=node.id)
                 await _wait_for_end(stop, node)
                 await _drain(node, server, serving, settings.drain_seconds)

@@ -291,9 +291,8 @@ class Dispatcher:
         most_bytes = most_request_bytes(method)
         if frame.body_bytes > most_bytes:
             raise errors.TooLarge(f"the request is {frame.body_bytes} bytes, the limit is {most_bytes}", hint="send less at once")
-        if self.gate is not None:
-            await self.gate.admit(method, Nothing(), call)
-        return self.memory.hold(frame.body_bytes)
+        caller = None if self.gate is None else await self.gate.admit(method, Nothing(), call)
+        return self.memory.hold(frame.body_bytes, None if caller is None else caller.limited_as)
 
     async def _run(self, handler: Handler, frame: wire.Call, call: RpcCall, connection: "Replies") -> None:
         method = handler.method
@@ -323,6 +322,7 @@ class Dispatcher:
             else:
                 await self._run(handler, frame, call, connection)
         except errors.AimeshError as error:
+            errors.drop_tracebacks(error)
             connection.fail(frame.id, error)
             return errors.code_of(error)
         except asyncio.CancelledError:

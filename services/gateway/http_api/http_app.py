@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -19,11 +19,12 @@ from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
 from services.gateway.images import image_strings
 from services.gateway.limits.limit_rules import LimitKind, RequestLimit
+from services.gateway.limits.quotas import Quotas
 from services.gateway.requests.image_admission import ImageLimits
 from shared import access_table, addresses, context, errors
 from shared.access_table import AccessRule, Audience
 from shared.api.auth import Principal
-from shared.rpc.request_memory import RequestMemory
+from shared.rpc.request_memory import HeldRequest, RequestMemory
 from shared.spans import OpenSpan
 from shared.telemetry import Metrics, logs, tracing
 from shared.telemetry.metrics_registry import Exemplars
@@ -93,7 +94,7 @@ class HttpAccess:
     """Decides who may call, and from where."""
 
     callers: Callers
-    limits_of: Callable[[Principal], Sequence[RequestLimit]] = lambda _caller: ()
+    quotas: Quotas
     on_refusal: OnRefusal = lambda *_what: None
     #: See ``SiteGate.ensure_open``.
     ensure_open: Callable[[], Awaitable[object]] = _stay_open
@@ -165,15 +166,17 @@ class HttpApp:
             await self._serve(route, call)
         except errors.AimeshError as error:
             status = errors.code_of(error)
+            errors.drop_tracebacks(error)
             await _fail(call, error)
         except asyncio.CancelledError:
             # The task was canceled, or the gateway stops after its drain time.
             status = errors.Cancelled.code
             await _fail(call, errors.Draining("this gateway is stopping", hint="send the request again", retry_after_seconds=1))
             raise
-        except Exception:  # the HTTP dispatcher: the one place that handles unexpected exceptions, as rpc's does
+        except Exception as error:  # the HTTP dispatcher: the one place that handles unexpected exceptions, as rpc's does
             status = errors.Internal.code
             _log.exception("http handler failed", method=method)
+            errors.drop_tracebacks(error)
             await _fail(call, errors.Internal("the gateway failed", hint="search the log for the request id"))
         finally:
             call.close()
@@ -221,24 +224,29 @@ class HttpApp:
         if route.body is None:
             await route.handler(call)
             return
-        limits = self._access.limits_of(call.principal) if call.principal is not None and route.runs_a_model else ()
-        counted = self._concurrency.begin(limits)
+        counted: Sequence[RequestLimit] = ()
+        if route.runs_a_model:
+            limits = self._access.quotas.limits(call.caller)
+            if call.header(b"idempotency-key") is None:  # a repeat isn't limited
+                self._access.quotas.ensure_left(limits, call.caller.tier)
+            counted = self._concurrency.begin(limits)
         try:
-            with ExitStack() as stack:
-                await self._read_body(route, call, stack)
+            with self._memory.hold(0, call.caller.limited_as) as held:
+                await self._read_body(route, call, held)
                 handling = route.handler(call)
                 await (handling if route.watches else until_disconnect(call, handling))
+        except errors.AimeshError as error:
+            if route.runs_a_model and call.has_read and not call.disconnected:
+                await self._access.quotas.count_refused(call.caller, error)
+            raise
         finally:
             self._concurrency.end(counted)
 
-    async def _read_body(self, route: HttpRoute, call: HttpCall, stack: ExitStack) -> None:
-        """Read the body, without its images if it is long. Raises Overloaded if there is no memory for it, before it is read."""
-        if not route.takes_images:
-            await call.read_body()
-            return
+    async def _read_body(self, route: HttpRoute, call: HttpCall, held: HeldRequest) -> None:
+        """Read the body, without its images if it is long. Raises Limited or Overloaded if there is no memory for it."""
         # Base64 takes four bytes for three; the request also has text.
-        most_bytes = http_call.MAX_BODY_BYTES + self._images.most_bytes * 4 // 3
-        await call.read_body(most_bytes=most_bytes, hold=lambda size: stack.enter_context(self._memory.hold(size)))
+        image_bytes = self._images.most_bytes * 4 // 3 if route.takes_images else 0
+        await call.read_body(most_bytes=http_call.MAX_BODY_BYTES + image_bytes, held=held)
         if len(call.body) > http_call.MAX_BODY_BYTES:
             cut = await asyncio.to_thread(image_strings.cut, call.body, http_call.MAX_BODY_BYTES)
             if len(cut.body) > http_call.MAX_BODY_BYTES:
@@ -275,11 +283,14 @@ async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None]
     The watch begins late: most calls are answered by then, and need no second task.
     """
     task, is_gone, watches = asyncio.current_task(), False, list[asyncio.Task[None]]()
+    failure: Exception | None = None
     assert task is not None
 
     async def watch() -> None:
         nonlocal is_gone
-        await _wait_for_disconnect(call)
+        # A heartbeat that nobody reads says the same.
+        with suppress(errors.Cancelled):
+            await _wait_for_disconnect(call)
         # Servers report the end of the response as a disconnect, too.
         if not call.ended:
             is_gone = True
@@ -290,13 +301,12 @@ async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None]
             start = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, lambda: watches.append(tasks.create_task(watch())))
             try:
                 await handling
+            except Exception as error:  # raised below: what leaves a TaskGroup is in a cycle with it, which keeps the body
+                failure = error
             finally:
                 start.cancel()
                 for each in watches:
                     each.cancel()
-    except ExceptionGroup as group:
-        # One has failed: the handler, or a heartbeat.
-        raise group.exceptions[0] from None
     except asyncio.CancelledError:
         if task.cancelling() > is_gone:
             raise
@@ -304,6 +314,12 @@ async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None]
     finally:
         if is_gone:
             task.uncancel()
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            # Its traceback has this frame.
+            failure = None
 
 
 async def _wait_for_disconnect(call: HttpCall) -> None:

@@ -76,6 +76,8 @@ class HttpCall:
         #: The part of the path matched by the route's braces.
         self.rest_of_path = ""
         self.body = b""
+        #: The client has sent a part of the body.
+        self.has_read = False
         #: In base64 or as data URLs, by the names that stand for them in the body. See ``image_strings``.
         self.images: dict[str, bytes] = {}
         #: Set for routes with a credential.
@@ -177,10 +179,10 @@ class HttpCall:
             raise errors.BadRequest("the request has both Content-Length and Transfer-Encoding", hint="send only one of them")
 
     async def read_body(
-        self, *, most_bytes: int = MAX_BODY_BYTES, most_seconds: float | None = None, hold: Callable[[int], HeldRequest] | None = None
+        self, *, most_bytes: int = MAX_BODY_BYTES, most_seconds: float | None = None, held: HeldRequest | None = None
     ) -> None:
-        """Read the body. A body over MAX_BODY_BYTES is held in memory by ``hold``. Raises UnsupportedMedia, or TooLarge as soon as it is
-        known, and what ``hold`` raises."""
+        """Read the body; ``held`` gets its size. Raises UnsupportedMedia, TooLarge as soon as it is known, and what ``HeldRequest.resize``
+        raises."""
         if self._headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise errors.UnsupportedMedia("compressed bodies are not supported", hint="send the body without Content-Encoding")
         media_type, _, _ = self._headers.get(b"content-type", b"").partition(b";")
@@ -190,18 +192,17 @@ class HttpCall:
         size = int(announced) if announced.isdigit() else 0
         if size > most_bytes:
             raise _too_large(most_bytes)
-        if hold is not None and size > MAX_BODY_BYTES:
-            hold(size)
-            hold = None
+        if held is not None:
+            held.resize(size)
         most_seconds = most_seconds or (LONG_BODY_SECONDS if size > MAX_BODY_BYTES else BODY_SECONDS)
         try:
             async with asyncio.timeout(min(BODY_GRACE_SECONDS, most_seconds)) as limit:
-                self.body = await self._read(limit, most_bytes, most_seconds, hold)
+                self.body = await self._read(limit, most_bytes, most_seconds, held)
         except TimeoutError:
             slow = f"the body took longer than {most_seconds:.0f} s, or arrived at less than {BODY_BYTES_PER_SECOND} bytes/s"
             raise errors.BadRequest(slow, hint="send the whole body immediately") from None
 
-    async def _read(self, limit: asyncio.Timeout, most_bytes: int, most_seconds: float, hold: Callable[[int], HeldRequest] | None) -> bytes:
+    async def _read(self, limit: asyncio.Timeout, most_bytes: int, most_seconds: float, held: HeldRequest | None) -> bytes:
         parts: list[bytes] = []
         size = 0
         began = asyncio.get_running_loop().time()
@@ -216,10 +217,10 @@ class HttpCall:
             size += len(part)
             if size > most_bytes:
                 raise _too_large(most_bytes)
-            if hold is not None and size > MAX_BODY_BYTES:
+            self.has_read = self.has_read or size > 0
+            if held is not None and size > held.size:
                 # The client did not send its length.
-                hold(most_bytes)
-                hold = None
+                held.resize(size if size <= MAX_BODY_BYTES else most_bytes)
             parts.append(part)
             if not message.get("more_body", False):
                 return b"".join(parts)

@@ -100,7 +100,7 @@ class LimitReached(errors.Limited):
             hint="wait, or ask an administrator for a higher limit",
             retry_after_seconds=count.retry_after_seconds,
         )
-        self.scope = limit.scope
+        self.scope, self.counter = limit.scope, limit.counter
         attach_limits(self, tightest(limits, counts))
 
 
@@ -205,10 +205,9 @@ def hourly(found: Sequence[LimitState]) -> LimitState:
     return min(hours, key=lambda state: state.remaining, default=nothing)
 
 
-def attach_limits(error: Exception, tightest: TightestLimit | None) -> None:
-    """Attach the remaining limits to an error of a counted request, for the response headers."""
-    if tightest is not None:
-        setattr(error, _LEFT, tightest)
+def attach_limits(error: Exception, tightest: TightestLimit) -> None:
+    """Attach the remaining limits to an error, for the response headers. They say that the request was counted, or refused by a limit."""
+    setattr(error, _LEFT, tightest)
 
 
 def attached_limits(error: Exception) -> TightestLimit | None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -14,6 +14,7 @@ from services.gateway.limits import limit_rules
 from services.gateway.limits.circuit_breaker import FAILURES, Breaker
 from services.gateway.limits.limit_rules import (
     ConcurrencySlot,
+    Count,
     CountedRequest,
     LimitKind,
     LimitReached,
@@ -45,6 +46,8 @@ SLOT_HEARTBEAT_SECONDS = 9.0
 _SLOTS_AT_ONCE = 256
 #: Requests that ended while Valkey was down and are settled later, about 300 KB. Beyond that, their slots and tokens expire.
 _MOST_UNSETTLED = 1_000
+#: About 200 bytes each. Without its entry, the next body of a caller is read before it is refused.
+_MOST_USED_UP = 10_000
 #: The probe writes, because a read-only Valkey is of no use.
 _PROBE = RequestLimit(LimitScope.USER, LimitKind.CONCURRENCY, limit_rules.hold("probe"), NO_LIMIT)
 _PROBE_LEASE_SECONDS = 1.0
@@ -83,6 +86,8 @@ class Quotas:
         self._unsettled: deque[tuple[LimitUsage, int]] = deque(maxlen=_MOST_UNSETTLED)
         #: Requests that hold a concurrency slot, and their deadlines.
         self._slots: dict[RequestId, tuple[LimitUsage, float]] = {}
+        #: Limits that refused requests have used up, by their counters, and until when. The oldest first.
+        self._used_up: OrderedDict[str, float] = OrderedDict()
         #: Set while Valkey is down or settlements wait.
         self._needs_watch = asyncio.Event()
         self._degraded.set(0)
@@ -125,6 +130,31 @@ class Quotas:
                 self._refused.inc()
                 self._settle_later(LimitUsage(CountedRequest.NOWHERE, request_id, held, TightestLimit()), 0)
                 raise errors.Unavailable("requests can't be counted: Valkey is down", hint="retry soon", retry_after_seconds=1)
+
+    def ensure_left(self, found: Sequence[RequestLimit], tier: Tier) -> None:
+        """Raise LimitReached if ``count_refused`` has raised it here and the wait is not over. Call it before reading a body, whose reading
+        takes the gateway's time."""
+        now = self._clock()
+        for limit in found:
+            if (left_seconds := self._used_up.get(limit.counter, now) - now) > 0:
+                self._refused.inc()
+                raise LimitReached((limit,), (Count(0, left_seconds, left_seconds),), tier)
+
+    async def count_refused(self, principal: Principal, error: errors.AimeshError) -> None:
+        """Count a request that was refused with ``error`` after its body was read as one per minute, unless it was counted. Raises as
+        ``spend``."""
+        if limit_rules.attached_limits(error) is not None:
+            return
+        found = [limit for limit in self.limits(principal) if limit.kind is LimitKind.REQUESTS_PER_MINUTE]
+        try:
+            usage = await self.spend(found, RequestId(uuid4()), tier=principal.tier, tokens=0, seconds=0)
+        except LimitReached as reached:
+            self._used_up[reached.counter] = self._clock() + (reached.retry_after_seconds or 0.0)
+            self._used_up.move_to_end(reached.counter)
+            if len(self._used_up) > _MOST_USED_UP:
+                self._used_up.popitem(last=False)
+            raise
+        limit_rules.attach_limits(error, usage.tightest)
 
     async def extend(self, usage: LimitUsage, *, tokens: int) -> bool:
         """Count the running request with so many tokens in all; return whether its limits have them. Safe to repeat. While Valkey is down,

@@ -31,7 +31,8 @@ RequestLabels = tuple[str, str]
 
 _NO_REQUEST = RequestId(UUID(int=0))
 _NOTHING_HELD = HeldCredits(_NO_REQUEST, {}, 0, clamped=False)
-_NOT_COUNTED = LimitUsage(CountedRequest.NOWHERE, _NO_REQUEST, (), TightestLimit())
+#: Of a request that the limits have not counted yet.
+NOT_COUNTED = LimitUsage(CountedRequest.NOWHERE, _NO_REQUEST, (), TightestLimit())
 
 
 class AdmissionRecord(msgspec.Struct):
@@ -49,7 +50,7 @@ class AdmissionRecord(msgspec.Struct):
     #: What guardrails found in the prompt, and how long that took; None if they don't check it.
     prompt_matches: GuardMatches | None = None
     guard_seconds: float = 0.0
-    limit_usage: LimitUsage = _NOT_COUNTED
+    limit_usage: LimitUsage = NOT_COUNTED
     #: Without prices until credits are reserved, and for what costs nothing.
     held: HeldCredits = _NOTHING_HELD
 

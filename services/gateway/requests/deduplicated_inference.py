@@ -84,9 +84,11 @@ class DeduplicatedInference:
         """Return the request as ``run`` takes it. See ``ImageLimits.admit``."""
         if not written and not any(message.images for message in request.messages):
             return request
+        encoded_bytes = sum(map(len, written.values())) if written else 0
         request = await self._images.admit(request, written)
-        if (held := request_memory.current.get()) is not None:
-            held.shrink(sum(len(image.data) for message in request.messages for image in message.images))
+        if encoded_bytes and (held := request_memory.current.get()) is not None:
+            image_bytes = sum(len(image.data) for message in request.messages for image in message.images)
+            held.resize(held.size - max(0, encoded_bytes - image_bytes))
         return request
 
     def run(

@@ -30,11 +30,12 @@ from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.cache_keys import NO_USE, CacheUse
 from services.gateway.idempotency.idempotency_keys import KeyUse, OrphanedKeyUse
 from services.gateway.idempotency.response_cache import ResponseCache
+from services.gateway.limits import limit_rules
 from services.gateway.relay import AnswerItem, Relay, TextRequest
 from services.gateway.request_validation import ModerationRequest
 from services.gateway.requests import active_prompt, active_texts, bounded_answers
 from services.gateway.requests.active_prompt import ActivePrompt
-from services.gateway.requests.active_request import ActiveAnswer, ActiveRequest, AdmittedRequest, OpenAnswers, milliseconds
+from services.gateway.requests.active_request import NOT_COUNTED, ActiveAnswer, ActiveRequest, AdmittedRequest, OpenAnswers, milliseconds
 from services.gateway.requests.active_texts import ActiveConversion, ActiveModeration, ActiveTexts, ActiveVectors, AskedTexts
 from services.gateway.requests.bounded_answers import AnswerBounds
 from services.gateway.requests.request_admission import RequestAdmission
@@ -241,6 +242,8 @@ class Pipeline:
             status = RequestStatus.SUCCESS if running.delivered.complete else RequestStatus.CANCELLED
         except errors.AimeshError as error:
             failure = error
+            if (usage := running.admission.limit_usage) is not NOT_COUNTED:
+                limit_rules.attach_limits(error, usage.tightest)
             status = request_record.status_of(error)
             raise
         except asyncio.CancelledError:
@@ -264,9 +267,11 @@ class Pipeline:
                     # The gateway that continues the request, or settles its overdue reservation, writes the row.
                     self._recorder.release()
                     self._ledger.forget(running.request_id)
+                # Its traceback has this frame: a cycle, which would keep the prompt until a collection. Those are rare.
+                has_failed, failure = failure is not None, None
             tokens = 0 if running.delivered.cached else running.totals.usage.total_tokens
             await self._quotas.settle(running.admission.limit_usage, tokens=tokens)
-            if written is not None and (status is RequestStatus.SUCCESS or failure is not None):
+            if written is not None and (status is RequestStatus.SUCCESS or has_failed):
                 with tracing.span("ledger.settle"):
                     await self._recorder.wait_until_saved(written)
 

@@ -233,12 +233,8 @@ class RequestAdmission:
         or TokensTooLarge, BudgetExhausted or LedgerUnavailable, in this order."""
         self._ensure_capacity(requirements)
         await self._count(running, principal, limits, requirements[0], bounds)
-        try:
-            with tracing.span("ledger.reserve"):
-                held = running.admission.held = await self.search.ledger.reserve(principal, running.request_id, bounds)
-        except errors.AimeshError as error:
-            limit_rules.attach_limits(error, running.admission.limit_usage.tightest)
-            raise
+        with tracing.span("ledger.reserve"):
+            held = running.admission.held = await self.search.ledger.reserve(principal, running.request_id, bounds)
         return held
 
     async def _count(

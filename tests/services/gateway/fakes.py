@@ -514,7 +514,7 @@ class RunningService:
         if not RunningService._reference:
             RunningService._reference = Reference(routes).routes()
         every = (*routes, *rpc_routes, *RunningService._reference)
-        allowed = HttpAccess(callers=self.callers, limits_of=self.quotas.limits, **access)
+        allowed = HttpAccess(callers=self.callers, quotas=self.quotas, **access)
         return HttpApp(every, allowed, self.metrics, memory=self.memory)
 
     async def _finish(self, reply: Any) -> Any:

@@ -276,7 +276,8 @@ async def test_an_image_is_held_while_a_request_under_a_key_runs(http: httpx.Asy
             headers={"idempotency-key": "k"},
         )
         assert answer.status_code == 200, answer.text
-    assert held == [len(image)], "run once, and its base64 is forgotten"
+    assert len(image) <= held[0] < len(image) + 200, "the base64 is forgotten"
+    assert len(held) == 1, "run once"
     answer = await http.post(
         "/v1/chat/completions", json={"messages": [{"role": "user", "content": [part(url(png()))]}]}, headers={"idempotency-key": "k"}
     )

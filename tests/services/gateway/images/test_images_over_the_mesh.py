@@ -98,3 +98,15 @@ async def test_refusals_come_with_their_reason_and_leave_the_link_alone(mesh: Ga
     assert SeeingWorker.asked == 1, "no worker was asked"
     async with stream(gateway.process_inference_request, request(png()), credential=KEY) as answer:
         assert len([chunk async for chunk in answer]) == 1
+
+
+async def test_a_refused_image_counts_as_one_request_per_minute(mesh: GatewayMesh) -> None:
+    async def ask() -> None:
+        async with mesh.client.rpc.stream(gateway.process_inference_request, request(bytes(2**21)), credential=KEY) as answer:
+            await anext(answer)
+
+    for _ in range(10):
+        with pytest.raises(errors.BadRequest, match=r"images\[0\] is not a JPEG"):
+            await ask()
+    with pytest.raises(errors.Limited, match="limit of 10 requests per minute is used up"):
+        await ask()

@@ -159,6 +159,35 @@ def replace_key(principal: Principal, limited: ApiKeyLimits) -> Principal:
     return Principal(principal.user_id, "ada", UserRole.USER, Tier.FREE, KeyId(UUID(int=2)), "k", limited)
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_refused_requests_of_three_gateways_count_as_one_per_minute_each(counters: FakeCounters, away: bool) -> None:
+    """While Valkey is down, each gateway has its share, which is rounded up to one."""
+    counters.away = away
+    plan = replace(tiers.NO_LIMITS, requests_per_minute=2, requests_per_hour=5, tokens_per_minute=9, concurrency=1)
+    now = 1.0
+    gateways = [ApiClient(counters, plan, gateways=3, clock=lambda: now) for _ in range(3)]
+    refused = [errors.BadRequest("no") for _ in range(3)]
+    for gateway, error in zip(gateways[: 3 if away else 2], refused, strict=False):
+        await gateway.quotas.count_refused(ADA, error)
+        assert limit_rules.attached_limits(error) is not None
+        await gateway.quotas.count_refused(ADA, error)
+    for gateway in gateways:
+        gateway.quotas.ensure_left(gateway.quotas.limits(ADA), ADA.tier)
+        for _ in range(2):
+            with pytest.raises(LimitReached, match=r"limit of [12] requests per minute is used up") as reached:
+                await gateway.quotas.count_refused(ADA, errors.BadRequest("no"))
+        wait_seconds = reached.value.retry_after_seconds
+        assert wait_seconds
+        with pytest.raises(LimitReached, match="limit of 2 requests per minute is used up") as unread:
+            gateway.quotas.ensure_left(gateway.quotas.limits(ADA), ADA.tier)
+        assert unread.value.retry_after_seconds == pytest.approx(wait_seconds)
+    if not away:
+        (hour, minute, tokens, slots) = await gateways[0].quotas.read(ADA)
+        assert (hour.used, minute.used, tokens.used, slots.used) == (0, 2, 0, 0)
+    now += wait_seconds
+    gateways[0].quotas.ensure_left(gateways[0].quotas.limits(ADA), ADA.tier)
+
+
 async def test_a_request_that_never_fits_is_refused_without_a_retry(counters: FakeCounters) -> None:
     api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000))
     with pytest.raises(errors.TokensTooLarge, match="1001 tokens, but the limit is 1000"):
