@@ -252,7 +252,7 @@ class GatewayService:
             self._business,
             GatewaySettingsRpc(self._settings, lambda: live.config.limits.plans),
             ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting=audit_reporting, served=self._served),
-            PolicyRpc(live, node.rpc, audit_reporting),
+            PolicyRpc(live, node.rpc, audit_reporting, self._quotas),
             RoutesRpc(live, node.directory, stores.requests.read_spending, self._records.ledger.price_of),
             RolloutsRpc(live, stores.config, stores.rollouts, node.rpc, audit_reporting),
         ):

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks
 from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
-from services.gateway.guard import guard_test
+from services.gateway.guard import guard_test, own_patterns
+from services.gateway.limits.quotas import Quotas
 from services.gateway.scheduling.policies import BUILT_IN, NameLists, Policy
 from shared import access_table, amounts, errors
 from shared.access_table import Permission
@@ -27,7 +28,7 @@ from shared.config_documents import (
 )
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
-from shared.types import KeyId, TenantId
+from shared.types import KeyId, RequestId, TenantId
 
 _ASK = "ask an administrator to change the policy mesh"
 _WHO_MAY = "owners of the organization, the key's creator and administrators may; a key can't change its own policy"
@@ -43,9 +44,10 @@ class _Rights:
 
 
 class PolicyRpc:
-    def __init__(self, live: LiveConfiguration, rpc: RpcClient, audit_reporting: AuditReporting) -> None:
+    def __init__(self, live: LiveConfiguration, rpc: RpcClient, audit_reporting: AuditReporting, quotas: Quotas) -> None:
         self._live = live
         self._rpc = rpc
+        self._quotas = quotas
         self._audit_reporting = audit_reporting
 
     @serves(api.get_policy)
@@ -65,6 +67,8 @@ class PolicyRpc:
             raise errors.NotAllowed(f"you may not change the policy {request.name}", hint=_WHO_MAY)
         for path, text in () if request.policy is None else config_checks.check_body(request.policy):
             raise errors.BadRequest(f"{'.'.join(map(str, path))} {text}", hint="see docs/howto/policies-and-guardrails.md")
+        if request.policy is not None and rights.tenant is not None:
+            _check_patterns(request.policy)
         key: DocumentKey = ConfigKind.POLICY, request.name
 
         def check(_revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Bodies:
@@ -91,9 +95,14 @@ class PolicyRpc:
 
     @serves(api.test_guard)
     async def test_guard(self, request: api.GuardText, call: RpcCall) -> api.GuardTest:
-        """Raises NotFound for an organization or key of others."""
+        """Raises NotFound for an organization or key of others, and what ``Quotas.spend`` raises: it counts as a request of the caller."""
         guard = (await self._find_policy(request.organization, request.key, call)).guard
-        return await guard_test.run(request.text, guard.answer if request.is_answer else guard.prompt, is_answer=request.is_answer)
+        limits, seconds = self._quotas.limits(call.principal), call.remaining_seconds()
+        usage = await self._quotas.spend(limits, RequestId(uuid4()), tier=call.principal.tier, tokens=0, seconds=seconds)
+        try:
+            return await guard_test.run(request.text, guard.answer if request.is_answer else guard.prompt, is_answer=request.is_answer)
+        finally:
+            await self._quotas.settle(usage, tokens=0)
 
     async def _find_policy(self, tenant: TenantId | None, key: KeyId | None, call: RpcCall) -> Policy:
         """Return what applies to the organization and the key, by default to the caller. Raises NotFound."""
@@ -168,6 +177,12 @@ def _check_ceiling(wanted: PolicyDocument, mesh: PolicyDocument | None) -> None:
     widest = Machines.GROUP if mesh is None or mesh.machines is None else mesh.machines
     if wanted.machines is not None and widest.is_narrower_than(wanted.machines):
         raise errors.NotAllowed(f"the mesh's policy allows no more machines than {widest}", hint=_ASK)
+
+
+def _check_patterns(policy: PolicyDocument) -> None:
+    """Raise BadRequest for patterns that only administrators may set."""
+    if policy.guard is not None and (found := own_patterns.check_bounds(policy.guard.patterns)):
+        raise errors.BadRequest(f"guard.patterns {found}", hint="ask an administrator to set more")
 
 
 # --- explanations ---------------------------------------------------------------------------------------------------------

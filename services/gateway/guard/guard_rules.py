@@ -33,6 +33,10 @@ class GuardScan:
         """Return whether it masks or refuses something, so that streams must wait for matches."""
         return any(action.is_stricter_than(GuardAction.REPORT) for action in self.actions.values())
 
+    @property
+    def has_patterns(self) -> bool:
+        return bool(self.patterns) and GuardKind.OWN in self.actions
+
     def open_filter(self, before: str = "") -> TextFilter:
         return TextFilter(self._detector, self._own, before=before)
 
@@ -42,7 +46,7 @@ class GuardScan:
 
     @cached_property
     def _own(self) -> OwnPatterns | None:
-        return _own_patterns(self.patterns) if self.patterns and GuardKind.OWN in self.actions else None
+        return _own_patterns(self.patterns) if self.has_patterns else None
 
 
 NOTHING = GuardScan()

@@ -18,7 +18,7 @@ from services.gateway.guard.detectors import (
     Match,
     OpenSecret,
 )
-from services.gateway.guard.own_patterns import OwnPatterns
+from services.gateway.guard.own_patterns import OwnBudget, OwnPatterns
 from services.gateway.guard.phone_numbers import PhoneBudget
 from shared.config_documents import GuardKind
 
@@ -26,7 +26,7 @@ from shared.config_documents import GuardKind
 HOLD, STEP = 512, 256
 #: Larger pieces are read in parts, because RE2 converts the text at each call.
 _PART = 4096
-#: Kept for the words before a number.
+#: Kept for the words before a number, and for the step of own patterns.
 _CONTEXT = CONTEXT_CHARACTERS + 24
 
 _GAP = re.compile(r"(?s:.*)[^A-Za-z0-9._%+@:/()-]")
@@ -62,6 +62,7 @@ class TextFilter:
         self._retry_at = 0
         self._matches: list[Match] = []
         self._phones = PhoneBudget()
+        self._own_budget = OwnBudget(last_end=len(before))
 
     def feed(self, piece: str) -> list[Part]:
         """Return what is decided now."""
@@ -79,7 +80,9 @@ class TextFilter:
             self._decide(is_whole=is_whole)
         limit = self._decided
         if self._own is not None:
-            found, self._own_decided = self._own.find(self._text, self._own_decided, is_whole=is_whole)
+            found, self._own_decided = self._own.find(
+                self._text, self._own_decided, is_whole=is_whole, offset=self._offset, budget=self._own_budget
+            )
             self._matches.extend(found)
             limit = min(limit, self._own_decided)
         parts = self._take(limit)

@@ -13,15 +13,18 @@ from services.gateway import store
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
 from services.gateway.configuration.policy_rpc import PolicyRpc
+from services.gateway.limits.quotas import Quotas
 from services.gateway.settings import GatewaySettings
 from shared import config, errors
 from shared.api import audit, auth, organizations
 from shared.api import configuration as api
 from shared.api.method import Nothing
 from shared.api.organizations import Organization, OrganizationDetails, TeamRole
-from shared.config_documents import ConfigKind, PolicyDocument, RouteDocument, TargetDocument, TargetTask
+from shared.config_documents import ConfigKind, PlanDocument, PolicyDocument, RouteDocument, TargetDocument, TargetTask
 from shared.rpc.audit_reporting import AuditReporting
+from shared.telemetry import Metrics
 from shared.types import KeyId, TenantId, Tier, UserId, UserRole
+from tests.services.gateway.fake_counters import FakeCounters
 from tests.services.gateway.fakes import OWNER, PERSON, FakeRpc, rpc_call
 from tests.services.gateway.test_settings import GIVEN
 
@@ -43,7 +46,7 @@ class Governed:
         self.fake = fake
         self.tables = tables
         self.live = live
-        self.rpc = PolicyRpc(live, fake, reporting)
+        self.rpc = PolicyRpc(live, fake, reporting, Quotas(FakeCounters(), lambda: live.config.limits, Metrics("gateway")))
         self.keys = [api_key(KEY)]
         self.ended: set[KeyId] = set()
         self.role: TeamRole | None = TeamRole.OWNER
@@ -208,6 +211,30 @@ async def test_a_text_is_tested_by_the_callers_guardrails(governed: Governed) ->
     assert (answer.shown, answer.refused, len(answer.matches)) == ("first line\npay ", True, 2)
     with pytest.raises(errors.NotFound, match="no such organization"):
         await governed.rpc.test_guard(api.GuardText(text, organization=OTHERS), rpc_call(PERSON))
+
+
+async def test_a_tested_text_counts_as_a_request(governed: Governed) -> None:
+    plan: Bodies = {(ConfigKind.PLAN, PERSON.tier): PlanDocument(requests_per_minute=2)}
+    await governed.live.change(lambda _revision, _documents: plan, origin="applied", author=None, note="")
+    await governed.live.reload()
+    for _ in range(2):
+        await governed.rpc.test_guard(api.GuardText(CARD), rpc_call(PERSON))
+    with pytest.raises(errors.Limited, match="2 requests per minute"):
+        await governed.rpc.test_guard(api.GuardText(CARD), rpc_call(PERSON))
+
+
+async def test_only_administrators_set_many_patterns(governed: Governed) -> None:
+    own = f"organization:{PERSON.user_id}"
+
+    def guard(count: int) -> dict[str, Any]:
+        return {"patterns": [{"name": f"p{number}", "pattern": "PRJ-[0-9]+", "max_length": 9} for number in range(count)]}
+
+    await governed.set(own, ADMIN, guard=guard(6))
+    with pytest.raises(errors.BadRequest, match=r"^guard.patterns may have at most 5 entries$"):
+        await governed.set(own, guard=guard(6), machines="own")
+    with pytest.raises(errors.BadRequest, match=r"^guard.patterns take too long to search"):
+        await governed.set(own, guard={"patterns": [{"name": "x", "pattern": "a(?:.?){190}c", "max_length": 256}]})
+    assert (await governed.set(own, guard=guard(5))).version == 2
 
 
 async def test_an_explanation_names_guardrails_and_their_levels(governed: Governed) -> None:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +67,20 @@ def test_pieces_do_not_change_what_is_found(text: str, draw: random.Random, larg
 @settings(max_examples=tiers.volume(60))
 def test_long_texts_are_read_alike_letter_by_letter(text: str) -> None:
     assert found_in(list(text)) == found_in([text])
+
+
+@pytest.mark.parametrize("largest", [1, 60, 700])
+def test_pieces_do_not_change_what_is_found_beyond_the_budget_of_own_patterns(largest: int) -> None:
+    patterns = (("a.*b", 5), ("a.{5,40}c", 30), ("[ab]{3,9}c|ab", 8))
+    own = OwnPatterns([GuardPattern(name=f"p{most}", pattern=pattern, max_length=most) for pattern, most in patterns])
+    draw = random.Random(largest)
+    text = "".join(draw.choices("aabc ", k=BLOCK_CHARACTERS + 1000))
+    pieces, at = [], 0
+    while at < len(text):
+        pieces.append(text[at : at + draw.randint(1, largest)])
+        at += len(pieces[-1])
+    assert "[own:" in found_in([text], own)
+    assert found_in(pieces, own) == found_in([text], own)
 
 
 def test_the_word_before_a_number_counts_after_the_text_before_it_was_trimmed() -> None:
