@@ -9,7 +9,7 @@ from shared.config_documents import GuardAction
 
 async def run(text: str, scan: GuardScan, *, is_answer: bool) -> GuardTest:
     opened = scan.open_filter()
-    parts = [part async for piece in prompt_guard.pieces(text) for part in opened.feed(piece)] + opened.end()
+    parts = [part async for piece in prompt_guard.Turns(scan).pieces(text) for part in opened.feed(piece)] + opened.end()
     matches: list[GuardMatch] = []
     shown: list[str] = []
     refused = False
