@@ -28,6 +28,7 @@ from services.inference.engine import devices
 from services.inference.engine.engine_messages import KvMode, LoadCommand
 from services.inference.models import catalog, memory, model_discovery
 from services.inference.upstreams import Upstream
+from shared import model_folder
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Sampling
 from shared.api.inference import Chunk
 from shared.types import ModelName
@@ -127,16 +128,16 @@ async def our_engine(
     mode: KvMode, shape: Shape, sampling: Sampling = SAMPLING, projector: Path | None = None
 ) -> AsyncIterator[GenerateChat]:
     """Run our engine in its process, called as a worker does: through its backend and the socketpair."""
-    named: dict[str, str] = {model_discovery.DEFAULT_MODEL: str(shape.model)} if shape.model else {}
+    named: dict[str, str] = {model_folder.PACKAGED_MODEL: str(shape.model)} if shape.model else {}
     found = model_discovery.find(named, defaults=catalog.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
     found = replace(found, entries=tuple(replace(entry, projector=projector) for entry in found.entries))
     load = LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
     budget = memory.measure(None, await find_gpus())
     async with llama.opened(found, load, shape.slots, budget, _EngineEvents()) as backend:
-        await backend.load(model_discovery.DEFAULT_MODEL)
+        await backend.load(model_folder.PACKAGED_MODEL)
         # Without a digest, a thread of this process is still reading the file.
         await until(lambda: all(status.digest for status in backend.models()), seconds=START_SECONDS)
-        yield _asking(backend, model_discovery.DEFAULT_MODEL, sampling)
+        yield _asking(backend, model_folder.PACKAGED_MODEL, sampling)
 
 
 def _asking(backend: Backend, model: ModelName, sampling: Sampling) -> GenerateChat:

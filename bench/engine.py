@@ -48,6 +48,7 @@ from services.inference.engine.sampling import Parameters
 from services.inference.engine.token_sampler import StepSampler, TokenSampler
 from services.inference.engine.vocabulary import ModelVocabulary
 from services.inference.models import model_discovery
+from shared import model_folder
 from shared.api.generation import ChatMessage, ImagePart
 from tests import gguf_files
 from tests.services.inference.images import vision_models
@@ -389,7 +390,7 @@ async def measure_upstream(rows: Rows, _shared: None, options: Options) -> None:
 
 async def measure_worker(rows: Rows, _shared: None, options: Options) -> None:
     """Measure a worker of a stack after 32 answers at a time: its memory, and the engine's own counters."""
-    slots, tokens, model = SLOTS, 512, model_discovery.DEFAULT_MODEL
+    slots, tokens, model = SLOTS, 512, model_folder.PACKAGED_MODEL
     settings = {"ENGINE_SLOTS": slots, "ENGINE_CONTEXT_TOKENS": tokens, "ENGINE_THREADS": options.threads}
     async with tenants.opened(1, **settings) as stack:
         generate = contenders.chat(stack.port, {"model": model}, f"authorization: Bearer {stack.keys[0]}")

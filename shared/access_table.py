@@ -341,12 +341,12 @@ def permissions_of(role: UserRole, scopes: tuple[str, ...] | None) -> frozenset[
     return wanted if Permission.EVERYTHING in granted else wanted & granted
 
 
-def check(access: AccessRule, caller: Principal, now: float, what: str) -> None:
+def check(access: AccessRule, caller: Principal, now: float) -> None:
     """``now`` in seconds since 1970. Raises NotAllowed, SecondFactorNeeded or ConfirmationNeeded."""
     if caller.step is not Step.DONE and not access.halfway:
         raise _step_missing(caller.step)
     if access.needs and not any(may(caller, permission) for permission in access.needs):
-        raise errors.NotAllowed(_lacking(access, caller, what), hint=_who_can(access, caller))
+        raise errors.NotAllowed(_lacking(access, caller), hint=_who_can(access, caller))
     if access.fresh and caller.confirmed_at is not None and now - caller.confirmed_at > FRESH_SECONDS:
         raise errors.ConfirmationNeeded(
             "this action is sensitive, and you logged in a while ago", hint="confirm your password or a code, then try again"
@@ -371,12 +371,13 @@ def _step_missing(step: Step) -> errors.AimeshError:
     return errors.SecondFactorNeeded("administrators need a second factor", hint="log in on the web page and set it up; it takes a minute")
 
 
-def _lacking(access: AccessRule, caller: Principal, what: str) -> str:
+def _lacking(access: AccessRule, caller: Principal) -> str:
     wanted = " or ".join(sorted(access.needs))
-    if access.needs == {Permission.EVERYTHING}:
-        who = f"the key {caller.key_name!r}" if caller.key_id is not None and caller.role is UserRole.ADMIN else caller.username
-        return f"{who} is no administrator" if caller.role is not UserRole.ADMIN else f"{who} has not the scope * that {what} needs"
-    return f"{caller.username} may not do this: {what} needs {wanted}"
+    if access.needs == {Permission.EVERYTHING} and caller.role is not UserRole.ADMIN:
+        return f"{caller.username} is no administrator"
+    if caller.key_id is not None:
+        return f"the key {caller.key_name!r} lacks the scope {wanted}"
+    return f"{caller.username} may not do this: it needs {wanted}"
 
 
 def _who_can(access: AccessRule, caller: Principal) -> str:

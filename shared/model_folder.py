@@ -4,10 +4,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.types import ModelName
+
 #: How llama.cpp names the parts of a split model. It opens the first part and finds the others.
 PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _MOST_PARTS = 1000
 _PROJECTOR = "mmproj"
+#: The model that is installed with a worker, and served if its settings name no other.
+PACKAGED_MODEL = ModelName("smollm2")
 
 
 @dataclass(frozen=True, slots=True)

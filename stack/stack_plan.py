@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from shared import addresses
+from shared import addresses, model_folder
 from shared.api.recovery import BackupState
 from stack import stack_home as homes
 from stack.ports import WantedPort
@@ -71,8 +71,9 @@ _MORE_KEYS = {"echo": "echo", **{backend: f"inference-{backend}" for backend in 
 REMOTE_WORKERS = tuple(f"inference-{backend}" for backend in ("ollama", "openai", "http"))
 WORKERS = ("inference", "inference-echo", *REMOTE_WORKERS)
 #: Settings that only workers of these backends get: keys of providers stay there.
+_OWN_MODELS = frozenset({"MODELS", "MODELS_YAML", "MODELS_DIR"})
 _OF_BACKENDS = {
-    **dict.fromkeys(("MODELS", "MODELS_YAML", "MODELS_DIR"), ("llama", "http")),
+    **dict.fromkeys(_OWN_MODELS, ("llama", "http")),
     **dict.fromkeys(("OLLAMA_URL", "OLLAMA_KEEP_ALIVE"), ("ollama",)),
     **dict.fromkeys(("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_UPSTREAMS", "OPENAI_UPSTREAM_KEYS"), ("openai",)),
 }
@@ -178,10 +179,16 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service == "inference":
         environment = {"MODEL_STORE": str(home.models), **_without_other_backends(environment, settings.backend)}
     if service == "gateway":
-        environment = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), **environment}
+        environment = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), **_default_model(home, settings, recorded), **environment}
     if service == "web":
         environment = {**_gateway_for_web(settings), **environment}
     return environment
+
+
+def _default_model(home: StackHome, settings: StackSettings, recorded: Mapping[str, str]) -> dict[str, str]:
+    """Beside another server, the packaged model stays the default while its worker is away, if it is the engine's only one."""
+    has_others = settings.backend != "llama" or not _OWN_MODELS.isdisjoint(recorded) or any((home.models / "names").glob("*.json"))
+    return {} if has_others or not more_workers(settings) else {"DEFAULT_MODEL": model_folder.PACKAGED_MODEL}
 
 
 def _nats_login_files(home: StackHome, settings: StackSettings) -> dict[str, str]:

@@ -137,6 +137,12 @@ def admit(request: InferenceRequest) -> AdmittedPrompt:
     return AdmittedPrompt(messages, most, likely)
 
 
+def least_prompt_tokens(prompt: str | Sequence[ChatMessage]) -> int:
+    """Return a lower bound for a prompt that nobody has counted: tokenizers split at white space, so a word has at least one token."""
+    texts = (prompt,) if isinstance(prompt, str) else [message.content for message in prompt]
+    return sum(len(text.split()) for text in texts)
+
+
 def _messages(request: InferenceRequest) -> tuple[ChatMessage, ...]:
     """Return the messages; a plain prompt becomes a chat of one message, as with Ollama."""
     if request.prompt is None and not request.messages:

@@ -194,4 +194,5 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         open_ended=True,
         abilities=status.abilities,
         is_adapter=status.parent is not None,
+        is_upstream=status.is_upstream,
     )

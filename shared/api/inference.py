@@ -221,6 +221,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     abilities: tuple[str, ...] = ()
     #: The model whose adapter this is; they share slots.
     parent: ModelName | None = None
+    #: Another server runs it.
+    is_upstream: bool = False
 
 
 class ListAvailableModels(Body, frozen=True):

@@ -54,6 +54,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     abilities: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=32)], ...], msgspec.Meta(max_length=32)] = ()
     #: Its name is that of a model, a colon and that of an adapter.
     is_adapter: bool = False
+    #: Another server runs it, for example vLLM.
+    is_upstream: bool = False
 
     @property
     def parent(self) -> ModelName | None:

@@ -57,7 +57,7 @@ class Authorizer:
         principal: Principal | None = None
         try:
             principal = await self._identify(credential)
-            access_table.check(row, principal, self._clock(), method.name)
+            access_table.check(row, principal, self._clock())
             # The gateway has checked the address itself.
             if caller.caller_role is not Role.GATEWAY:
                 access_table.check_network(principal, None)

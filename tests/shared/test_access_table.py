@@ -30,7 +30,7 @@ def needing(*permissions: Permission, **changed: bool) -> AccessRule:
 
 def is_refused(row: AccessRule, caller: Principal, now: float = NOW) -> bool:
     try:
-        access_table.check(row, caller, now, "something")
+        access_table.check(row, caller, now)
     except errors.NotAllowed:
         return True
     return False
@@ -90,17 +90,17 @@ def test_a_sensitive_action_needs_a_fresh_login_but_not_from_a_key() -> None:
     row = needing(Permission.WRITE_KEYS, fresh=True)
     stale = NOW - access_table.FRESH_SECONDS - 1
     with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
-        access_table.check(row, person(confirmed_at=stale), NOW, "x")
+        access_table.check(row, person(confirmed_at=stale), NOW)
     assert not is_refused(row, person(confirmed_at=NOW - access_table.FRESH_SECONDS))
     assert not is_refused(row, person(UserRole.USER, ("key:write",), confirmed_at=None))
 
 
 def test_a_refusal_names_what_is_missing_and_who_has_it() -> None:
     with pytest.raises(errors.NotAllowed, match="no administrator") as refused:
-        access_table.check(needing(Permission.EVERYTHING), person(), NOW, "auth.setTier")
+        access_table.check(needing(Permission.EVERYTHING), person(), NOW)
     assert "administrator" in refused.value.hint
     with pytest.raises(errors.NotAllowed, match="model:write") as refused:
-        access_table.check(needing(Permission.WRITE_MODELS), person(UserRole.DEVELOPER, ("usage:read",)), NOW, "gateway.loadModel")
+        access_table.check(needing(Permission.WRITE_MODELS), person(UserRole.DEVELOPER, ("usage:read",)), NOW)
     assert "scope" in refused.value.hint
 
 

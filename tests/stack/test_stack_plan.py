@@ -66,6 +66,23 @@ def test_the_gateway_allows_the_providers_of_the_upstreams(home: StackHome) -> N
     assert chosen["EXTERNAL_PROVIDERS"] == "acme,other"
 
 
+def test_beside_an_upstream_the_packaged_model_is_the_default_unless_there_are_others(home: StackHome, tmp_path: Path) -> None:
+    def default(**settings: str) -> str | None:
+        return _environments(_plan(home, **settings))["gateway"].get("DEFAULT_MODEL")
+
+    # Settings are remembered from one call to the next.
+    assert default() is None
+    assert default(OPENAI_BASE_URL="http://127.0.0.1:8000/v1") == "smollm2"
+    pulled = home.models / "names" / "qwen.json"
+    pulled.parent.mkdir(parents=True)
+    pulled.write_text("{}")
+    assert default() is None
+    pulled.unlink()
+    assert default() == "smollm2"
+    assert default(MODELS_DIR=str(tmp_path)) is None
+    assert default(DEFAULT_MODEL="llama3") == "llama3"
+
+
 _RECIPIENT = sealing.recipient_of(sealing.new_identity())
 
 

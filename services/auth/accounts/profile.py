@@ -56,9 +56,7 @@ class ProfileRpc(AuthHandlers):
             name_rules.check_email(email)
             # Requires a login: a leaked key must not outlive its revocation by changing the address.
             await self._identities.session_of(call.credential)
-            access_table.check(
-                access_table.of_method(accounts.change_password.name), call.principal, time.time(), accounts.change_profile.name
-            )
+            access_table.check(access_table.of_method(accounts.change_password.name), call.principal, time.time())
         changed = ",".join(name for name, value in (("username", username), ("email", email)) if value is not None)
         async with self._rows.renaming() as transaction:
             await self._rows.change_profile(transaction, user.id, username, email)

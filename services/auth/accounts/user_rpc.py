@@ -75,7 +75,7 @@ class UserRpc(AuthHandlers):
             )
         try:
             caller = await self._identities.of(call.credential)
-            access_table.check(access_table.of_method(auth.list_users.name), caller, 0, auth.register_user.name)
+            access_table.check(access_table.of_method(auth.list_users.name), caller, 0)
         except (errors.NotAuthenticated, errors.NotAllowed):
             if await self._may_register(request):
                 return None

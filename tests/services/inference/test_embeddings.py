@@ -15,18 +15,18 @@ from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Defaults
-from services.inference.models.model_discovery import DEFAULT_MODEL
 from shared import errors
 from shared.api.embedding import Embed, Embedded
 from shared.api.inference import ModelState
 from shared.context import new_request_id
+from shared.model_folder import PACKAGED_MODEL
 from tests.services.inference.standins import Node, Reader, Watch, engine_pid, job, until, worker
 from tests.services.inference.vector_reader import VectorReader, of_one_text, texts_for
 
 
 async def embed(backend: LlamaBackend, *inputs: str, dimensions: int | None = None) -> tuple[VectorReader, Embedded]:
     reader = VectorReader()
-    return reader, await backend.embed(texts_for(DEFAULT_MODEL, inputs, dimensions), reader)
+    return reader, await backend.embed(texts_for(PACKAGED_MODEL, inputs, dimensions), reader)
 
 
 # --- echo ---------------------------------------------------------------------------------------------------------------
@@ -148,9 +148,9 @@ async def test_engine_computes_vectors_while_it_answers(backend: LlamaBackend) -
 @pytest.mark.nightly("long")
 @pytest.mark.asyncio(loop_scope="module")
 async def test_canceled_request_leaves_the_engine_to_others(backend: LlamaBackend) -> None:
-    pid = engine_pid(backend, DEFAULT_MODEL)
+    pid = engine_pid(backend, PACKAGED_MODEL)
     reader = VectorReader()
-    task = asyncio.create_task(backend.embed(texts_for(DEFAULT_MODEL, MANY * 6), reader))
+    task = asyncio.create_task(backend.embed(texts_for(PACKAGED_MODEL, MANY * 6), reader))
     await reader.first.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -158,7 +158,7 @@ async def test_canceled_request_leaves_the_engine_to_others(backend: LlamaBacken
     assert len(reader.vectors) < len(MANY) * 6
     again, _ = await embed(backend, MANY[0])
     assert of_one_text(again.vectors[0], reader.vectors[0])
-    assert engine_pid(backend, DEFAULT_MODEL) == pid
+    assert engine_pid(backend, PACKAGED_MODEL) == pid
     assert backend.models()[0].running == 0
 
 
@@ -173,18 +173,18 @@ async def test_canceled_request_leaves_the_engine_to_others(backend: LlamaBacken
 async def test_invalid_request_is_refused_and_the_engine_continues(
     backend: LlamaBackend, inputs: tuple[str, ...], dimensions: int | None, message: str
 ) -> None:
-    pid = engine_pid(backend, DEFAULT_MODEL)
+    pid = engine_pid(backend, PACKAGED_MODEL)
     with pytest.raises(errors.BadRequest, match=message):
         await embed(backend, *inputs, dimensions=dimensions)
-    assert engine_pid(backend, DEFAULT_MODEL) == pid
+    assert engine_pid(backend, PACKAGED_MODEL) == pid
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_engine_crash_ends_the_request_with_one_error(backend: LlamaBackend) -> None:
-    pid = engine_pid(backend, DEFAULT_MODEL)
+    pid = engine_pid(backend, PACKAGED_MODEL)
     assert pid is not None
     reader = VectorReader()
-    task = asyncio.create_task(backend.embed(texts_for(DEFAULT_MODEL, MANY * 6), reader))
+    task = asyncio.create_task(backend.embed(texts_for(PACKAGED_MODEL, MANY * 6), reader))
     await reader.first.wait()
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(errors.ModelCrashed, match="the engine of smollm2 was killed by signal 9 during this request"):

@@ -309,6 +309,7 @@ class RemoteModels:
             digest=served.listed.digest,
             only_embeds=served.listed.only_embeds,
             provider=self._provider,
+            is_upstream=True,
             only_moderates=served.listed.only_moderates,
             rests=served.rests,
             region=self._upstream.region,

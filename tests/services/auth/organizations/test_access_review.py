@@ -107,5 +107,5 @@ async def test_invalid_periods_are_refused(seeded_db: SeededDb, days: int) -> No
 async def test_only_administrators_may_review(seeded_db: SeededDb) -> None:
     boss, anna = await seeded_db.admin(), await seeded_db.person()
     for by in (anna.login, (await seeded_db.key(boss.login)).api_key):
-        with pytest.raises(errors.NotAllowed, match=r"anna is no administrator|the key 'default' has not the scope \*"):
+        with pytest.raises(errors.NotAllowed, match=r"anna is no administrator|the key 'default' lacks the scope \*"):
             await review(seeded_db, by)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
@@ -11,10 +12,10 @@ from services.gateway.billing.reservations import InsufficientCredits
 from shared import errors
 from shared.api import inference
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import Generation
+from shared.api.generation import Generation, Usage
 from shared.api.ledger import ModelPrice
 from shared.protocol.directory import WorkerLoad
-from shared.types import MicroCredits, RequestStatus
+from shared.types import FinishReason, MicroCredits, RequestStatus
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
 from tests.services.gateway.requests.test_pipeline import ask
@@ -149,3 +150,49 @@ async def test_compute_seconds_exclude_time_in_the_queue(running_service: Runnin
     assert {task.result()[1].cost_micro for task in asking} == {2000}
     assert {row.cost_micro for row in running_service.store.rows.values()} == {2000}
     assert max(row.response_time_ms for row in running_service.store.rows.values()) > 20_000
+
+
+class Upstream(FakeWorker):
+    """A server that sends no token ids, and counts at the end only."""
+
+    prompt_tokens = 0
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        for position, word in enumerate(self.words):
+            if position == self.fails_after:
+                raise errors.LinkLost("gone")
+            yield inference.Chunk(word, (), finish=FinishReason.STOP if word == self.words[-1] else None)
+        if self.fails_after == len(self.words):
+            raise errors.LinkLost("gone")
+        yield Generation(FinishReason.STOP, Usage(5, 3))
+
+
+@pytest.mark.parametrize(
+    ("fails_after", "status", "tokens"),
+    [
+        pytest.param(2, "error", (4, 2), id="cut in the middle"),
+        pytest.param(3, "success", (4, 3), id="complete, but its end marker is lost"),
+        pytest.param(9, "success", (5, 3), id="complete"),
+    ],
+)
+async def test_what_an_answer_without_ids_costs(
+    running_service: RunningService, fails_after: int, status: str, tokens: tuple[int, int]
+) -> None:
+    running_service.add_worker(1, Upstream(prompt_tokens=0, fails_after=fails_after), "smollm2")
+    with suppress(errors.WorkerLost):
+        async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="four words of prompt"), seconds=10) as running:
+            async for _ in running:
+                pass
+    row = running_service.store.only_row
+    assert (row.status, (row.prompt_tokens, row.completion_tokens)) == (status, tokens)
+    assert row.cost_micro == 1 * tokens[0] + 2 * tokens[1]
+
+
+async def test_a_canceled_answer_without_ids_pays_a_lower_bound_of_its_prompt(running_service: RunningService) -> None:
+    running_service.add_worker(1, Upstream(prompt_tokens=0, fails_after=9), "smollm2")
+    async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="four words of prompt"), seconds=10) as running:
+        await anext(running)
+    await until(lambda: running_service.store.rows)
+    row = running_service.store.only_row
+    assert (row.status, row.prompt_tokens, row.completion_tokens) == ("cancelled", 4, 1)
+    assert row.cost_micro == 1 * 4 + 2 * 1

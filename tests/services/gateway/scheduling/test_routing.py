@@ -118,6 +118,18 @@ def test_a_model_of_a_provider_is_not_the_default_beside_one_of_our_own() -> Non
     assert [model.providers for model in routing.catalogue(entries, no_names)] == [("other",), (), ("acme",)]
 
 
+def test_an_added_upstream_does_not_change_the_default_model() -> None:
+    directory = FakeDirectory()
+    directory.worker(1, "smollm2")
+    directory.worker(2, "echo")
+    before = directory.entries()
+    offer = ModelOffer(ModelName("a-larger-one"), 2048, is_upstream=True)
+    directory.apply_announcement(msgspec.structs.replace(announcement(3), models=(offer,)), "nats")
+    no_names = ModelNames({}, None)
+    assert routing.resolve(None, before, no_names) == routing.resolve(None, directory.entries(), no_names) == "smollm2"
+    assert routing.served(directory.entries(), no_names) == ("smollm2", "a-larger-one", "echo")
+
+
 def test_a_model_is_listed_with_the_regions_of_its_servers() -> None:
     directory = FakeDirectory()
     for number, region in enumerate(("us", "", "eu", "us")):

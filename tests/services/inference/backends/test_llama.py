@@ -23,10 +23,10 @@ from services.inference.engine.gguf_header import PoolingKind
 from services.inference.jobs import GenerationJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry, Defaults
-from services.inference.models.model_discovery import DEFAULT_MODEL
 from shared import errors
 from shared.api.generation import ChatMessage, FormatKind, Generation, OutputFormat, Tool, ToolCall, ToolChoice
 from shared.api.inference import Chunk, Detokenize, ModelState, RenderChat, Tokenize
+from shared.model_folder import PACKAGED_MODEL
 from shared.types import Ability, FinishReason, ModelName
 from tests import stopwatch, tiers
 from tests.services.inference.standins import Reader, Watch, engine_pid, job, until
@@ -330,7 +330,7 @@ async def test_killed_engine_fails_its_generations_and_restarts(backend: LlamaBa
         except errors.ModelCrashed as crash:
             failures.append(crash)
 
-    pid = engine_pid(backend, DEFAULT_MODEL)
+    pid = engine_pid(backend, PACKAGED_MODEL)
     assert pid is not None
     async with asyncio.timeout(200), asyncio.TaskGroup() as tasks:
         readers = [Reader(), Reader()]
@@ -346,13 +346,13 @@ async def test_killed_engine_fails_its_generations_and_restarts(backend: LlamaBa
     with pytest.raises(errors.Unavailable, match="the engine was killed by signal 9"):
         await backend.generate(job("Hi"), Reader())
     await until_ready(backend)
-    assert WATCH.restarts == [DEFAULT_MODEL]
+    assert WATCH.restarts == [PACKAGED_MODEL]
     reader, _ = await generate(backend, job("Say hello", temperature=0, max_tokens=20))
     assert reader.text
 
 
 async def test_stop_signals_of_the_worker_let_the_engine_finish(backend: LlamaBackend) -> None:
-    pid = engine_pid(backend, DEFAULT_MODEL)
+    pid = engine_pid(backend, PACKAGED_MODEL)
     assert pid is not None
     async with asyncio.TaskGroup() as tasks:
         answer = await begun(backend, tasks, job(LONG, max_tokens=20))
@@ -362,7 +362,7 @@ async def test_stop_signals_of_the_worker_let_the_engine_finish(backend: LlamaBa
 
 
 async def test_engine_gets_no_secrets_of_its_worker(backend: LlamaBackend) -> None:
-    pid = engine_pid(backend, DEFAULT_MODEL)
+    pid = engine_pid(backend, PACKAGED_MODEL)
     environment = await asyncio.to_thread(Path(f"/proc/{pid}/environ").read_bytes)
     names = {entry.partition(b"=")[0] for entry in environment.split(b"\0") if entry}
     assert names <= {
@@ -411,7 +411,7 @@ from services.inference.engine import engine_messages as wire
 from tests.services.inference.standins import PlainChat, Watch
 
 async def main():
-    engine = supervisor.SupervisedEngine(models.DEFAULT_MODEL, wire.LoadCommand(str(models.packaged()), 1, 64, 1, 0), Watch(), PlainChat())
+    engine = supervisor.SupervisedEngine(models.PACKAGED_MODEL, wire.LoadCommand(str(models.packaged()), 1, 64, 1, 0), Watch(), PlainChat())
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(engine.run())
         while engine.state != "ready":

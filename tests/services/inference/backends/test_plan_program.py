@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from services.inference.backends import plan_program
-from services.inference.models import model_discovery
 from services.inference.models.memory import MemoryBudget
 from services.inference.settings import InferenceSettings
-from shared import errors
+from shared import errors, model_folder
 from tests import gguf_files
 from tests.gguf_files import LlamaShape
 
@@ -56,7 +55,7 @@ def test_adapters_count_and_are_checked(tmp_path: Path) -> None:
 
 
 def test_model_that_will_be_refused(tmp_path: Path) -> None:
-    lines = list(plan_program.describe(settings(tmp_path), model_discovery.DEFAULT_MODEL, MemoryBudget(2**20, "a test")))
+    lines = list(plan_program.describe(settings(tmp_path), model_folder.PACKAGED_MODEL, MemoryBudget(2**20, "a test")))
     assert lines[-1].startswith("it will be refused: it needs ")
     assert lines[-1].endswith("but models may use 1.0 MiB")
 

@@ -4,7 +4,7 @@ import pytest
 
 from services.inference.models import model_discovery
 from services.inference.models.catalog import MAX_NAMES, Catalog, CatalogEntry, Defaults
-from shared import errors
+from shared import errors, model_folder
 from shared.types import ModelName
 
 
@@ -55,7 +55,7 @@ def test_beside_a_registry_of_other_services_the_packaged_model_is_served(tmp_pa
     yaml = tmp_path / "models.yaml"
     yaml.write_text("- {name: far, service: s, path: /infer}\n")
     found = model_discovery.find({}, yaml)
-    assert (names(found), [one.name for one in found.elsewhere]) == ([model_discovery.DEFAULT_MODEL], ["far"])
+    assert (names(found), [one.name for one in found.elsewhere]) == ([model_folder.PACKAGED_MODEL], ["far"])
 
 
 def test_all_mistakes_of_all_sources_are_reported_together(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from services.inference.engine.sampling import Parameters
 from services.inference.jobs import GenerationJob
 from services.inference.models import catalog, memory, model_discovery
 from services.inference.upstreams import Upstream
+from shared import model_folder
 from shared.api.generation import Generation
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName
@@ -96,7 +97,7 @@ async def test_an_answer_moves_between_the_engine_and_a_server() -> None:
     load = engine_messages.LoadCommand("", 1, 1024, 1, 0)
     asked = job("Write a long story about a dog.", max_tokens=24, temperature=0.0)
     async with llama_servers(1) as (server, _), llama.opened(found, load, 4, memory.measure(None), Watch()) as engine:
-        ways = ((engine, model_discovery.DEFAULT_MODEL), (server, MODEL))
+        ways = ((engine, model_folder.PACKAGED_MODEL), (server, MODEL))
         for (first, first_model), (second, second_model) in (ways, ways[::-1]):
             begun, rest = Reader(), Reader()
             start = await first.generate(replace(asked, model=first_model, parameters=shortened(asked, 10)), begun)
