@@ -41,7 +41,7 @@ export class NotAuthenticated extends AimeshError {}
 /** The session is over; log in again. */
 export class SessionEnded extends NotAuthenticated {}
 
-/** Out of credits; waiting does not help. */
+/** The credits are used up, or running requests hold them; the hint says which. */
 export class BudgetExhausted extends AimeshError {}
 
 /** The caller is known, but not allowed to do this. */

@@ -176,7 +176,7 @@ class Ledger:
                 clamped = answer.max_tokens < bounds.max_tokens
                 return HeldCredits(request_id, prices, answer.max_tokens, clamped=clamped, over_ceiling=answer.over_ceiling)
             if not cheaper:
-                raise _exhausted(answer, request)
+                raise _exhausted(answer, request, await self._held_micro(request, of_key=answer.of_key))
             prices = cheaper
 
     async def extend(
@@ -261,6 +261,15 @@ class Ledger:
             raise errors.Internal("a request id was used twice", hint="retry the request")
         return answer
 
+    async def _held_micro(self, request: ReservationRequest, *, of_key: bool) -> int:
+        """Return what running requests hold; 0 if PostgreSQL is down."""
+        try:
+            if of_key and request.key_id is not None:
+                return (await self._store.read_key_spending(request.owner, request.key_id))[1]
+            return (await self._store.read_account(request.owner, request.monthly_micro)).reserved_micro
+        except errors.Unavailable:
+            return 0
+
     async def _ask(self, batches: "QueryBatching[Question, Answer]", question: Question) -> tuple[Answer, bool]:
         """Return the answer, and whether PostgreSQL was asked more than once."""
         gives_up_at, suspensions = self._clock() + RESERVE_SECONDS, self._suspend_detector.suspensions
@@ -285,15 +294,16 @@ class Ledger:
             self._metrics.ledger_reserve_seconds.observe(time.perf_counter() - began)
 
 
-def _exhausted(answer: InsufficientCredits, request: ReservationRequest) -> errors.BudgetExhausted:
+def _exhausted(answer: InsufficientCredits, request: ReservationRequest, held_micro: int) -> errors.BudgetExhausted:
     least = request.fixed_micro + -(-min(LEAST_TOKENS, request.max_tokens) * request.answers * request.micro_per_million // MICRO)
     left = f"{_credits(answer.room_micro)} left, this request needs at least {_credits(least)}"
+    what, hint = "your credits are too low", "wait until next month, or ask an administrator for more; see `aicli usage`"
     if answer.of_key:
-        return errors.BudgetExhausted(f"this key's budget is too low: {left}", hint="ask for a key with a larger budget")
-    return errors.BudgetExhausted(
-        f"your credits are too low: {left}",
-        hint="wait until next month, or ask an administrator for more; see `aicli usage`",
-    )
+        what, hint = "this key's budget is too low", "ask for a key with a larger budget"
+    if answer.room_micro + held_micro >= least:
+        held = _credits(held_micro)
+        hint = f"your running requests hold {held} and free what they don't use when they end; retry then, or lower their max_tokens"
+    return errors.BudgetExhausted(f"{what}: {left}", hint=hint)
 
 
 def _credits(micro: int) -> str:

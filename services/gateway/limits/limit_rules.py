@@ -62,6 +62,8 @@ class RequestLimit:
     name: str = field(default="", compare=False)
     #: The setting that defines it, for people.
     source: str = field(default="", compare=False)
+    #: The whole limit, if ``most`` is one gateway's share of it.
+    shared_most: int | None = field(default=None, compare=False)
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -195,7 +197,9 @@ def _describe(limit: RequestLimit, tier: Tier) -> str:
         LimitKind.TOKENS_PER_MINUTE: "tokens per minute",
         LimitKind.CONCURRENCY: "concurrent requests",
     }[limit.kind]
-    return f"{owner} limit of {limit.most} {unit}"
+    if limit.shared_most in (None, limit.most):
+        return f"{owner} limit of {limit.most} {unit}"
+    return f"{owner} limit of {limit.shared_most} {unit} (this gateway's share: {limit.most})"
 
 
 def hourly(found: Sequence[LimitState]) -> LimitState:
@@ -218,7 +222,9 @@ def attached_limits(error: Exception) -> TightestLimit | None:
 
 def shares(limits: Iterable[RequestLimit], gateways: int) -> tuple[RequestLimit, ...]:
     """Return one gateway's share of the limits, at least 1 each so that no limit blocks everything."""
-    return tuple(replace(limit, most=max(1, min(limit.most, int(limit.most * _GENEROSITY / gateways)))) for limit in limits)
+    return tuple(
+        replace(limit, most=max(1, min(limit.most, int(limit.most * _GENEROSITY / gateways))), shared_most=limit.most) for limit in limits
+    )
 
 
 def _state(limit: RequestLimit, count: Count) -> LimitState:

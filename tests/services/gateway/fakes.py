@@ -5,12 +5,12 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
 from services.gateway.billing.ledger import Ledger
-from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.ledger_store import AccountRow, LedgerStore
 from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.reservations import (
@@ -72,7 +72,21 @@ from shared.protocol.directory import Announcement, Directory, ModelOffer, Worke
 from shared.rpc import Handler, RpcCall
 from shared.rpc.request_memory import RequestMemory
 from shared.telemetry import Metrics
-from shared.types import Credential, FinishReason, KeyId, MicroCredits, ModelName, NodeId, Peer, RequestId, Role, Tier, UserId, UserRole
+from shared.types import (
+    Credential,
+    FinishReason,
+    KeyId,
+    MicroCredits,
+    ModelName,
+    NodeId,
+    Peer,
+    RequestId,
+    Role,
+    TenantId,
+    Tier,
+    UserId,
+    UserRole,
+)
 from shared.worker_pools import WorkerPool
 from tests.services.gateway.fake_counters import FakeCounters
 
@@ -244,6 +258,8 @@ class FakeLedgerStore(LedgerStore):
     def __init__(self) -> None:
         self.reserved: list[ReservationRequest] = []
         self.extended: list[HoldExtension] = []
+        #: What running requests hold.
+        self.held_micro = MicroCredits(0)
         #: The most tokens to grant per answer.
         self.most_tokens: int | None = None
         #: Extensions wait until it is set.
@@ -269,6 +285,12 @@ class FakeLedgerStore(LedgerStore):
 
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
         """Do nothing: on a slow machine, a test may run until the first heartbeat."""
+
+    async def read_account(self, owner: TenantId, monthly_micro: MicroCredits | None) -> AccountRow:
+        return AccountRow(MicroCredits(0), self.held_micro, self.held_micro, date(2026, 11, 1))
+
+    async def read_key_spending(self, owner: TenantId, key: KeyId) -> tuple[MicroCredits, MicroCredits]:
+        return MicroCredits(0), self.held_micro
 
     async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[OpenReservation, ...]:
         return ()

@@ -72,7 +72,7 @@ class SessionEnded(NotAuthenticated, code="session_ended"):
 
 
 class BudgetExhausted(AimeshError, code="budget_exhausted"):
-    """The credits are used up; waiting does not help."""
+    """The credits are used up, or running requests hold them; the hint says which."""
 
 
 class NotAllowed(AimeshError, code="not_allowed"):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
@@ -18,7 +18,7 @@ from shared import errors
 from shared.api.inference import RUNNING, Receipt
 from shared.api.ledger import LedgerReport
 from shared.telemetry import Metrics
-from shared.types import MicroCredits, ModelName, NodeId, RequestId, TenantId
+from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
 from tests.services.gateway.fakes import OWNER, USER, FakeLedgerStore, FixedConfig, node_id
 
 BOUNDS = CostBounds(models=(ModelName("m"),), prompt_tokens=100, max_tokens=1000, answers=1, seconds=60.0)
@@ -120,6 +120,16 @@ async def test_an_insufficient_balance_error_says_how_much_is_missing(harness: L
     with pytest.raises(errors.BudgetExhausted, match=message) as caught:
         await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
     assert (errors.code_of(caught.value), caught.value.status) == ("budget_exhausted", 402)
+
+
+@pytest.mark.parametrize("of_key", [False, True])
+async def test_credits_that_running_requests_hold_are_free_when_these_end(harness: LedgerHarness, of_key: bool) -> None:
+    harness.refuses = InsufficientCredits(50, of_key=of_key)
+    for held, hint in ((10, "a larger budget" if of_key else "wait until next month"), (100, "your running requests hold 0.0001 credits")):
+        harness.held_micro = MicroCredits(held)
+        with pytest.raises(errors.BudgetExhausted) as caught:
+            await harness.ledger.reserve(msgspec.structs.replace(OWNER, key_id=KeyId(UUID(int=5))), new_request(), BOUNDS)
+        assert hint in caught.value.hint
 
 
 async def test_reserved_credits_are_shown_until_the_request_ends(harness: LedgerHarness) -> None:

@@ -110,6 +110,12 @@ def test_gateways_that_count_alone_share_a_limit(most: int, gateways: int, expec
     assert share.most == expected
 
 
+def test_a_refusal_by_a_share_names_the_whole_limit() -> None:
+    (share,) = limit_rules.shares([RequestLimit(LimitScope.KEY, LimitKind.CONCURRENCY, "k", 2)], 3)
+    error = limit_rules.LimitReached([share], [Count(0, 1, 1)], Tier.FREE)
+    assert error.message == "this key's limit of 2 concurrent requests (this gateway's share: 1) is reached"
+
+
 def test_an_unlimited_caller_gets_a_number_out_of_reach() -> None:
     assert limit_rules.hourly([]).remaining == NO_LIMIT
     tight = LimitState(LimitScope.KEY, HOUR, 10, 3, 0)

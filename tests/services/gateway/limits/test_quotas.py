@@ -174,7 +174,7 @@ async def test_refused_requests_of_three_gateways_count_as_one_per_minute_each(c
     for gateway in gateways:
         gateway.quotas.ensure_left(gateway.quotas.limits(ADA), ADA.tier)
         for _ in range(2):
-            with pytest.raises(LimitReached, match=r"limit of [12] requests per minute is used up") as reached:
+            with pytest.raises(LimitReached, match=r"limit of 2 requests per minute( \(this gateway's share: 1\))? is used up") as reached:
                 await gateway.quotas.count_refused(ADA, errors.BadRequest("no"))
         wait_seconds = reached.value.retry_after_seconds
         assert wait_seconds
@@ -293,7 +293,7 @@ async def test_a_request_larger_than_the_share_uses_all_of_it(counters: FakeCoun
     counters.away = True
     api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000), gateways=3)
     await api_client.spend(tokens=900)
-    with pytest.raises(LimitReached, match="the free tier's limit of 400 tokens per minute is used up"):
+    with pytest.raises(LimitReached, match=r"the free tier's limit of 1000 tokens per minute \(this gateway's share: 400\) is used up"):
         await api_client.spend(tokens=10)
 
 
