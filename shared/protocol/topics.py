@@ -81,12 +81,18 @@ def _hkdf(secret: bytes, name: bytes) -> bytes:
     return hmac.digest(key, name + b"\x01", hashlib.sha256)
 
 
+#: Subscriptions of one connection. A node needs up to 20. Services also take one for each stream of a stock NATS client, and such a client
+#: one for each call.
+MAX_SUBSCRIPTIONS = dict.fromkeys(Role, 64) | {role: 1024 for role in SERVICE_ROLES if role is not Role.WORKER} | {Role.OPERATOR: 512}
+
+
 @dataclass(frozen=True, slots=True)
 class Permissions:
     """What a node's NATS user may do. Everything else is denied."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    max_subscriptions: int
 
 
 def link(mesh: MeshName, to_role: Role, to_node: NodeId, from_role: Role, from_node: NodeId) -> str:
@@ -159,11 +165,13 @@ def permissions(mesh: MeshName, role: Role, node: NodeId) -> Permissions:
         return Permissions(
             publish=("$SRV.>", f"aimesh.{mesh}.rpc.>"),
             subscribe=("_INBOX.>", *(announcements(mesh, of) for of in SEES_ANNOUNCEMENTS_OF[role])),
+            max_subscriptions=MAX_SUBSCRIPTIONS[role],
         )
     if role is Role.NEWCOMER:
         return Permissions(
             publish=(f"aimesh.{mesh}.{Role.AUTH}.*.{role}.{node}",),
             subscribe=(inbox(mesh, role, node), announcements(mesh, Role.AUTH)),
+            max_subscriptions=MAX_SUBSCRIPTIONS[role],
         )
     publish = [f"aimesh.{mesh}.{to}.*.{role}.{node}" for to in SPEAKS_TO[role]]
     subscribe = [inbox(mesh, role, node), *(announcements(mesh, of) for of in SEES_ANNOUNCEMENTS_OF[role])]
@@ -176,4 +184,4 @@ def permissions(mesh: MeshName, role: Role, node: NodeId) -> Permissions:
     if role is Role.AUTH:
         publish.append(f"aimesh.{mesh}.{Role.NEWCOMER}.*.{role}.{node}")
         subscribe.append(newcomer_query(mesh, "*"))
-    return Permissions(tuple(publish), tuple(subscribe))
+    return Permissions(tuple(publish), tuple(subscribe), MAX_SUBSCRIPTIONS[role])

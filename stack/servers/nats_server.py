@@ -28,6 +28,10 @@ from stack.stack_home import StackHome, write_private
 _MAX_PAYLOAD = "2MB"
 #: The longest certificate in a login is 4 KB, the server's default for a whole line.
 _MAX_CONTROL_LINE = "16KB"
+#: Connections of all nodes, and of clients that have not logged in yet. An idle one takes about 30 KB.
+_MAX_CONNECTIONS = 10_000
+#: Of one connection, whatever its login says.
+_MAX_SUBSCRIPTIONS = max(topics.MAX_SUBSCRIPTIONS.values())
 #: The secrets with which auth answers the server.
 AUTH_KEYS = ("nats_issuer.nk", "nats_callout.nk", "nats_sys.nk")
 #: Until releases with NATS_AUTH, the list of nodes and those that the server refused.
@@ -82,6 +86,8 @@ def render_server(port: int, auth: NatsAuth = "users") -> str:
         f'listen: "127.0.0.1:{port}"\n'
         f"max_payload: {_MAX_PAYLOAD}\n"
         f"max_control_line: {_MAX_CONTROL_LINE}\n"
+        f"max_connections: {_MAX_CONNECTIONS}\n"
+        f"max_subscriptions: {_MAX_SUBSCRIPTIONS}\n"
         # Disconnect a slow reader before the server runs out of memory.
         "max_pending: 64MB\n"
         'write_deadline: "10s"\n' + ("include users.conf\n" if auth == "callout" else "authorization {\n  include users.conf\n}\n")

@@ -92,6 +92,7 @@ class AskStore:
     ticket: TicketToken | None = None
 
 
+NOT_SIGNED = Refuse("the login is not signed by the node's key")
 #: Worth another decision if ``enrollment.json`` has changed.
 NOT_ENROLLED = Refuse("this key is not enrolled, and shows neither a certificate nor a ticket")
 _decode = msgspec.json.Decoder(_Claims).decode
@@ -111,7 +112,7 @@ def read_request(payload: bytes) -> LoginRequest:
 def decide(request: LoginRequest, trust: LoginTrust, now: float) -> Allow | Refuse | AskStore:
     node = request.node
     if not _is_signed(request):
-        return Refuse("the login is not signed by the node's key")
+        return NOT_SIGNED
     if node in trust.revoked:
         return Refuse("this node was revoked")
     try:

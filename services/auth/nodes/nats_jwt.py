@@ -26,7 +26,7 @@ class NatsIssuer:
         """Return the JWT with which the server admits one connection. ``user`` is the server's name for it. Without ``until``, it lasts."""
         assert rights.publish
         assert rights.subscribe  # an empty list would allow everything
-        limits = {"subs": _UNLIMITED, "data": _UNLIMITED, "payload": _UNLIMITED}
+        limits = {"subs": rights.max_subscriptions, "data": _UNLIMITED, "payload": _UNLIMITED}
         allowed = {"pub": {"allow": rights.publish}, "sub": {"allow": rights.subscribe}}
         claims = {"sub": user, "aud": account, "name": node, "nats": {**allowed, **limits, "type": "user", "version": 2}}
         return self._sign(claims if until is None else {**claims, "exp": until}, now)

@@ -1,12 +1,11 @@
-"""Answer the auth callouts of the NATS servers, and cut the connections of revoked nodes.
+"""Answer the auth callouts of the NATS servers, and cut the connections of revoked nodes and those that are too many.
 
-Every replica of auth has the same logins. A callout goes to one of them; each of them cuts off revoked nodes, because that is harmless
-twice. ``nats_callout`` decides.
+Every replica of auth has the same logins. A callout goes to one of them; each of them cuts connections, because that is harmless twice.
+``nats_callout`` and ``login_limits`` decide.
 """
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from services.auth.nodes import enrollment_rules, nats_callout
+from services.auth.nodes import enrollment_rules, login_limits, nats_callout
+from services.auth.nodes.login_limits import ConnectionId, LoginRates, NodeConnections
 from services.auth.nodes.nats_callout import Allow, AskStore, LoginRequest, LoginTrust, Refuse
 from services.auth.nodes.nats_jwt import NatsIssuer
 from services.auth.nodes.node_store import NodeStore
@@ -44,10 +44,10 @@ _CAME_WITH = "auth:newcomer:"
 _ANSWER_SECONDS = 1.5
 _CONNECT_SECONDS = 30.0
 _SWEEP_SECONDS = 60.0
+#: nats-server ignores ``subs`` of a callout's answer and only has one limit for all connections, so auth cuts those over their role's.
+_SUBSCRIPTIONS_SECONDS = 10.0
 #: A revoked node keeps its connection so long, to hear from its peers that it was revoked. They talk to it no longer.
 _LAST_WORD_SECONDS = 0.5
-#: Of one address in a second. Each costs two signatures, a third of a millisecond.
-_MOST_CHECKS = 200
 #: Logins with a ticket that wait for PostgreSQL.
 _MOST_ASKING = 100
 _MOST_QUEUED = 1000
@@ -60,7 +60,9 @@ _log = logs.get(part="nats-logins")
 
 class _Connection(msgspec.Struct, frozen=True):
     cid: int
+    start: datetime
     authorized_user: str = ""
+    subscriptions: int = 0
 
 
 class _Connections(msgspec.Struct, frozen=True):
@@ -74,7 +76,23 @@ class _Reply(msgspec.Struct, frozen=True):
     data: _Connections
 
 
+class _EventServer(msgspec.Struct, frozen=True):
+    id: str
+
+
+class _EventClient(msgspec.Struct, frozen=True):
+    id: int
+    start: datetime
+    user: str = ""
+
+
+class _ConnectionEvent(msgspec.Struct, frozen=True):
+    server: _EventServer
+    client: _EventClient
+
+
 _decode_connections = msgspec.json.Decoder(_Reply).decode
+_decode_event = msgspec.json.Decoder(_ConnectionEvent).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -112,12 +130,16 @@ class NatsLogins:
         self._callouts = NatsClient(settings.nats_url, keys.callout, name="aimesh auth callout", files=settings.nats_files)
         self._system = NatsClient(settings.nats_url, keys.system, name="aimesh auth system", files=settings.nats_files)
         self._inbox = f"_INBOX.{node.id}"
-        self._checks: Counter[str] = Counter()
+        self._rates = LoginRates()
+        self._connections = NodeConnections()
         self._new_networks = node.metrics.ticket_new_networks
         self._asking: set[asyncio.Task[None]] = set()
         self._refused: asyncio.Queue[LoginRefusal] = asyncio.Queue(_MOST_QUEUED)
         self._callouts.subscribe(CALLOUTS, self._on_callout, queue=_QUEUE)
         self._system.subscribe(self._inbox, self._on_connections)
+        self._system.subscribe(f"{self._inbox}.subscriptions", self._on_subscriptions)
+        for event in ("CONNECT", "DISCONNECT"):
+            self._system.subscribe(f"$SYS.ACCOUNT.{ACCOUNT}.{event}", self._on_event)
         assert node.node_transports.nats is not None
         node.node_transports.nats.nats.subscribe(topics.newcomer_query(node.mesh, "*"), lambda _: node.announcer.announce_soon())
         node.trust.on_revoked.append(self._cut)
@@ -125,6 +147,7 @@ class NatsLogins:
     async def connect(self) -> None:
         """Raises Unavailable."""
         await self._read_enrolled()
+        self._connections = NodeConnections(await self._members.list_known(login_limits.MAX_KNOWN))
         async with asyncio.TaskGroup() as tasks:
             for client in (self._callouts, self._system):
                 tasks.create_task(client.connect(deadline_seconds=_CONNECT_SECONDS))
@@ -148,8 +171,9 @@ class NatsLogins:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._callouts.run())
                 tasks.create_task(self._system.run())
-                tasks.create_task(lifecycle.every(1.0, self._forget_checks))
+                tasks.create_task(lifecycle.every(1.0, self._begin_second))
                 tasks.create_task(lifecycle.every(_SWEEP_SECONDS, self._sweep, first=0))
+                tasks.create_task(lifecycle.every(_SUBSCRIPTIONS_SECONDS, self._request_subscriptions))
                 tasks.create_task(self._keep_refusals())
         finally:
             for task in self._asking:
@@ -177,11 +201,13 @@ class NatsLogins:
     def _on_callout(self, message: NatsMessage) -> None:
         request = nats_callout.read_request(message.payload)
         reply = message.reply.decode()
-        self._checks[request.address] += 1
-        if self._checks[request.address] > _MOST_CHECKS:
-            self._answer(request, reply, Refuse(f"more than {_MOST_CHECKS} logins in a second from this address"))
+        is_known = request.node in self._enrolled or self._connections.knows(request.node)
+        if reason := self._rates.count(request.address, request.node, is_known=is_known):
+            self._answer(request, reply, Refuse(reason))
             return
         decision = self._decide(request)
+        if decision == nats_callout.NOT_SIGNED:
+            self._rates.distrust(request.address, request.node)
         if isinstance(decision, AskStore):
             work = self._ask_store(request, decision)
         elif decision == nats_callout.NOT_ENROLLED and self._enrolled_at != _changed_at(self._enrollment_list_path):
@@ -271,11 +297,16 @@ class NatsLogins:
             with suppress(errors.Unavailable):
                 await self._cache.append(_REFUSALS, msgspec.msgpack.encode(refusal), most=MOST_REFUSALS)
 
-    async def _forget_checks(self) -> None:
-        self._checks.clear()
+    async def _begin_second(self) -> None:
+        self._rates.clear()
 
     async def _sweep(self) -> None:
+        # Two lists without a connection: its server is gone, or we missed its end.
+        self._connections.forget(time.monotonic() - 2.5 * _SWEEP_SECONDS)
         self._request_connections("PING", {})
+
+    async def _request_subscriptions(self) -> None:
+        self._request_connections("PING", {"sort": "subs"}, inbox=f"{self._inbox}.subscriptions")
 
     def _cut(self, nodes: frozenset[NodeId]) -> None:
         """Let no server admit these nodes again, and cut their connections soon."""
@@ -289,20 +320,61 @@ class NatsLogins:
         for which in [{"user": node} for node in nodes] if len(nodes) <= _MOST_ASKED else [{}]:
             self._request_connections("PING", which)
 
-    def _request_connections(self, server: str, which: Mapping[str, str | int]) -> None:
+    def _request_connections(self, server: str, which: Mapping[str, str | int], *, inbox: str = "") -> None:
         question = {"auth": True, "acc": ACCOUNT, "limit": _PAGE, **which}
-        self._system.publish(f"$SYS.REQ.SERVER.{server}.CONNZ", _encode(question), reply=self._inbox)
+        self._system.publish(f"$SYS.REQ.SERVER.{server}.CONNZ", _encode(question), reply=inbox or self._inbox)
         self._system.flush_writes()
+
+    def _end_connection(self, connection: ConnectionId) -> None:
+        self._system.publish(f"$SYS.REQ.SERVER.{connection.server}.KICK", _encode({"cid": connection.number}), reply=self._inbox)
+
+    def _report(self, node: NodeId, connection: ConnectionId, began: datetime) -> None:
+        if oldest := self._connections.report(node, connection, began, time.monotonic()):
+            _log.warning("ended the oldest of too many connections", node_id=node, most=login_limits.MAX_CONNECTIONS)
+            self._end_connection(oldest)
+
+    def _on_event(self, message: NatsMessage) -> None:
+        event = _decode_event(message.payload)
+        node, connection = NodeId(event.client.user), ConnectionId(event.server.id, event.client.id)
+        if message.subject.endswith(b".DISCONNECT"):
+            self._connections.close(node, connection)
+        else:
+            self._report(node, connection, event.client.start)
+            self._system.flush_writes()
+
+    def _on_subscriptions(self, message: NatsMessage) -> None:
+        found = _decode_connections(message.payload).data
+        for each in found.connections:
+            if each.subscriptions > min(topics.MAX_SUBSCRIPTIONS.values()) and len(self._asking) < _MOST_ASKING:
+                self._start(
+                    self._check_subscriptions(NodeId(each.authorized_user), ConnectionId(found.server_id, each.cid), each.subscriptions)
+                )
+
+    async def _check_subscriptions(self, node: NodeId, connection: ConnectionId, subscriptions: int) -> None:
+        """End a connection that has more subscriptions than its role may have."""
+        role = self._enrolled.get(node)
+        if role is None:
+            with suppress(errors.Unavailable, TimeoutError):
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    row = await self._members.find_node(node)
+                    role = None if row is None else row.role
+        if role is not None and subscriptions > topics.MAX_SUBSCRIPTIONS[role]:
+            _log.warning("ended a connection with too many subscriptions", node_id=node, role=role, subscriptions=subscriptions)
+            self._end_connection(connection)
+            self._system.flush_writes()
 
     def _on_connections(self, message: NatsMessage) -> None:
         try:
             found = _decode_connections(message.payload).data
         except msgspec.MsgspecError:
             return  # the answer to a KICK
-        for connection in found.connections:
-            if connection.authorized_user in self._node.trust.revoked:
-                _log.warning("cut off a revoked node", node_id=connection.authorized_user)
-                self._system.publish(f"$SYS.REQ.SERVER.{found.server_id}.KICK", _encode({"cid": connection.cid}), reply=self._inbox)
+        for each in found.connections:
+            node, connection = NodeId(each.authorized_user), ConnectionId(found.server_id, each.cid)
+            if node in self._node.trust.revoked:
+                _log.warning("cut off a revoked node", node_id=node)
+                self._end_connection(connection)
+            else:
+                self._report(node, connection, each.start)
         if found.offset + len(found.connections) < found.total and found.connections:
             self._request_connections(found.server_id, {"offset": found.offset + len(found.connections)})
         self._system.flush_writes()

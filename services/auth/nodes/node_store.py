@@ -130,6 +130,10 @@ class NodeStore(AuthTables):
     async def forget_left_nodes(self) -> None:
         await self._db.run("forget_left_nodes")
 
+    async def list_known(self, most: int) -> list[NodeId]:
+        """Return up to so many nodes that are not revoked."""
+        return [NodeId(row["id"]) for row in await self._db.rows("list_known_nodes", most)]
+
     async def find_revoked(self, nodes: Sequence[NodeId]) -> frozenset[NodeId]:
         """Return which of these were revoked, at any time."""
         return frozenset(NodeId(row["id"]) for row in await self._db.rows("find_revoked_nodes", list(nodes)))

@@ -95,6 +95,10 @@ ON CONFLICT (id) DO UPDATE SET role = EXCLUDED.role, state = 'active', idle_sinc
 WHERE nodes.state <> 'revoked'
 RETURNING id;
 
+-- name: list_known_nodes
+-- Up to $1 nodes that are not revoked, in any order.
+SELECT id FROM nodes WHERE state <> 'revoked' LIMIT $1;
+
 -- name: find_revoked_nodes
 -- Which of these nodes were revoked, at any time.
 SELECT id FROM nodes WHERE id = ANY($1) AND state = 'revoked';

@@ -19,7 +19,7 @@ import msgspec
 from shared import errors
 from shared.api.method import Method, StreamMethod
 from shared.node.stock_clients import stock_calls
-from shared.node.stock_clients.stock_calls import MAX_ANSWER_BYTES, CallLimits, StockCall
+from shared.node.stock_clients.stock_calls import MAX_ANSWER_BYTES, MAX_STREAMS, CallLimits, StockCall
 from shared.protocol import topics
 from shared.rpc.serving import AnyMethod, Dispatcher, Handler
 from shared.transports.nats import nats_protocol
@@ -52,6 +52,11 @@ class _Stats(msgspec.Struct, omit_defaults=False):
     average_processing_time: int = 0
 
 
+def max_streams(role: Role) -> int:
+    """Return how many streams of stock clients a node serves at once: each takes one of its connection's subscriptions."""
+    return min(MAX_STREAMS, topics.MAX_SUBSCRIPTIONS[role] // 2)
+
+
 class Micro:
     """Answers ``$SRV`` discovery and calls on ``aimesh.<mesh>.rpc.<role>.<method>``."""
 
@@ -65,7 +70,7 @@ class Micro:
         #: Both by the method's name without the service.
         self._stats: dict[str, _Stats] = {}
         self._methods: dict[str, AnyMethod] = {}
-        self._limits = CallLimits()
+        self._limits = CallLimits(max_streams(self._me.role))
 
     async def start(self) -> None:
         """Subscribe, and wait for the server if there is one. Call it once the dispatcher has its handlers."""

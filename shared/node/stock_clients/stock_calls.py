@@ -115,14 +115,15 @@ def encoder(*, is_json: bool) -> Callable[[Any], bytes]:
 class CallLimits:
     """Limits concurrent calls."""
 
-    def __init__(self) -> None:
-        self._limits = {False: ConcurrencyLimit(MAX_RUNNING), True: ConcurrencyLimit(MAX_STREAMS)}
+    def __init__(self, max_streams: int = MAX_STREAMS) -> None:
+        self._max_streams = max_streams
+        self._limits = {False: ConcurrencyLimit(MAX_RUNNING), True: ConcurrencyLimit(max_streams)}
 
     def take(self, *, streams: bool) -> Callable[[], None]:
         """Count a call. Returns the function that ends the count. Raises Overloaded."""
         limit = self._limits[streams]
         if limit.is_full:
-            what, most = ("streams", MAX_STREAMS) if streams else ("calls", MAX_RUNNING)
+            what, most = ("streams", self._max_streams) if streams else ("calls", MAX_RUNNING)
             raise errors.Overloaded(f"{most} {what} of stock clients are running", hint="try another node", retry_after_seconds=1)
         limit.enter()
         return limit.leave

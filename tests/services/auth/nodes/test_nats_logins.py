@@ -1,9 +1,10 @@
 """Nodes log in to a real NATS server, which asks a real auth."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,7 +15,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from services.auth.nodes import nats_logins
+from services.auth.nodes import login_limits, nats_logins
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
@@ -38,6 +39,7 @@ from tests.servers import PostgresServer, ValkeyServer
 from tests.services.auth import by_hand
 from tests.services.auth.surroundings import ADMIN_PASSWORD, settings_of
 from tests.shared.transports.nats.real_servers import cluster
+from tests.stopwatch import HANG_SECONDS
 from tests.testnet import MESH, IdleService, NatsServer, RunningNode, start_node, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -325,17 +327,99 @@ async def test_a_node_that_the_operator_adds_is_admitted_at_once(mesh: Mesh) -> 
         await NatsClient(mesh.server.url, node_keys.load(key_file), name="box").connect(deadline_seconds=0.5)
 
 
-async def test_one_address_cannot_keep_auth_busy(own_mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_address_cannot_keep_auth_busy_and_its_known_nodes_get_in(own_mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     await own_mesh.start_auth()
-    worker = await own_mesh.join("one")
-    monkeypatch.setattr(nats_logins, "_MOST_CHECKS", 3)
+    worker, ticket = await own_mesh.join("one"), await own_mesh.ticket()
+    monkeypatch.setattr(login_limits, "MAX_UNKNOWN_LOGINS", 3)
+    # A second without end: a real one may begin again in the middle of the flood.
+    monkeypatch.setattr(login_limits.LoginRates, "clear", lambda self: None)
     keys = [node_keys.NodeKey(node_keys.new_seed()) for _ in range(30)]
     clients = [NatsClient(own_mesh.server.url, key, name="flood") for key in keys]
     results = await asyncio.gather(*(each.connect(deadline_seconds=0.2) for each in clients), return_exceptions=True)
     assert all(isinstance(each, errors.Unavailable) for each in results)
+    certificate = login_tokens.of_certificate(worker.node.trust.certificate)
+    key = node_keys.load(own_mesh.plan("one").node_key_file)
+    async with connected(own_mesh.server.url, key, token=lambda nonce: certificate) as known:
+        assert known.connected, "from the same address, beside the flood"
+    with pytest.raises(errors.Unavailable, match="refused"):
+        await NatsClient(own_mesh.server.url, keys[0], name="unknown", token=nats_token(ticket, keys[0])).connect(deadline_seconds=0.2)
     monkeypatch.undo()
-    assert any("logins in a second" in reason for reason in await own_mesh.refusals())
+    assert any("logins in a second from this address" in reason for reason in await own_mesh.refusals())
     assert is_connected(worker)
+
+
+async def test_one_node_cannot_keep_auth_busy(own_mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    await own_mesh.start_auth()
+    key = node_keys.load(nats_server.add_node(own_mesh.home, MESH, "box", Role.WORKER))
+    async with connected(own_mesh.server.url, key):  # auth reads the list again
+        pass
+    monkeypatch.setattr(login_limits.LoginRates, "clear", lambda self: None)
+    for _ in range(login_limits.MAX_NODE_LOGINS):
+        async with connected(own_mesh.server.url, key):
+            pass
+    with pytest.raises(errors.Unavailable, match="refused"):
+        await NatsClient(own_mesh.server.url, key, name="box").connect(deadline_seconds=0.2)
+    monkeypatch.undo()
+    assert any("logins in a second of this node" in reason for reason in await own_mesh.refusals())
+
+
+# --- what one node may take of the servers -----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def connected(url: str, key: node_keys.NodeKey, token: Callable[[str], str] = login_tokens.without) -> AsyncIterator[NatsClient]:
+    """A connection that is not made again."""
+    found = NatsClient(url, key, name="hostile", token=token)
+    await found.connect(deadline_seconds=10)
+    yield found
+    await found.close()
+
+
+def subscriptions_in(payload: bytes) -> dict[str, int]:
+    return {each["authorized_user"]: each["subscriptions"] for each in json.loads(payload)["data"]["connections"]}
+
+
+async def test_a_worker_cannot_exhaust_the_server_by_subscriptions(own_mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_logins, "_SUBSCRIPTIONS_SECONDS", 3600.0)
+    auth_node = await own_mesh.start_auth()
+    assert isinstance(auth_node.service, AuthService)
+    logins = auth_node.service._logins
+    assert logins is not None
+    keys = {role: node_keys.load(nats_server.add_node(own_mesh.home, MESH, f"a {role}", role)) for role in (Role.WORKER, Role.METRICS)}
+    async with connected(own_mesh.server.url, keys[Role.WORKER]) as worker, connected(own_mesh.server.url, keys[Role.METRICS]) as metrics:
+        for role, client in ((Role.WORKER, worker), (Role.METRICS, metrics)):
+            for number in range(3_000):
+                client.subscribe(f"aimesh.{MESH}.{role}.{keys[role].id}.x{number}.y", lambda _: None)
+            await client.flush(deadline_seconds=10)
+        async with connected(own_mesh.server.url, node_keys.load(own_mesh.home.secrets / "nats_sys.nk")) as system:
+            counts: asyncio.Queue[dict[str, int]] = asyncio.Queue()
+            system.subscribe("_INBOX.test", lambda message: counts.put_nowait(subscriptions_in(message.payload)))
+            system.publish("$SYS.REQ.SERVER.PING.CONNZ", b'{"auth": true, "acc": "MESH"}', reply="_INBOX.test")
+            async with asyncio.timeout(HANG_SECONDS):
+                found = await counts.get()
+            assert found[keys[Role.WORKER].id] == found[keys[Role.METRICS].id] == 1024, "the server's limit"
+        await logins._request_subscriptions()
+        await until(lambda: not worker.connected)
+        assert metrics.connected, "a service may have so many"
+
+
+async def test_the_ninth_connection_of_a_node_ends_its_oldest_over_all_servers_and_auths(settings: AuthSettings, tmp_path: Path) -> None:
+    home = home_in(tmp_path)
+    nats_server.ensure(home, MESH, 0, "callout")
+    key, other = (node_keys.load(nats_server.add_node(home, MESH, name, Role.WORKER)) for name in ("box", "another box"))
+    replicas = [nats_server.add_node(home, MESH, f"auth {number}", Role.AUTH) for number in range(2)]
+    configuration = (home.nats / "users.conf").read_text() + "max_payload: 2MB\nmax_control_line: 16KB\n"
+    with cluster(tmp_path, 3, configuration) as servers:
+        async with running_mesh(home, servers[0], settings) as mesh, AsyncExitStack() as stack:
+            for key_file, server in zip((mesh.settings.node_key_file, *replicas), servers, strict=True):
+                await mesh.start(AuthService, msgspec.structs.replace(mesh.settings, node_key_file=key_file, nats_url=server.url))
+            bystander = await stack.enter_async_context(connected(servers[1].url, other))
+            clients = []
+            for number in range(12):
+                clients.append(await stack.enter_async_context(connected(servers[number % 3].url, key)))
+                await until(lambda: sum(client.connected for client in clients) == min(len(clients), 8))
+            assert [client.connected for client in clients] == [False] * 4 + [True] * 8
+            assert bystander.connected
 
 
 # --- tickets of replicas -----------------------------------------------------------------------------------------------
