@@ -19,6 +19,7 @@ Secret = Annotated[
         "WEB_HOP_SECRET",
         "authenticates web to the gateway, which then limits by the browser's address; at least 32 random characters, the same in both",
         secret=True,
+        on_all_replicas=True,
     ),
 ]
 SECRET = b"x-aimesh-web-secret"

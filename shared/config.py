@@ -34,6 +34,8 @@ class Variable:
     override: str | None = None
     #: The name before a rename. It works for one more release, with a warning.
     formerly: str | None = None
+    #: A replica without it would fail requests that others answer, so it does not start if a running replica has it.
+    on_all_replicas: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,6 +95,13 @@ def shown(settings: Settings) -> Iterator[tuple[Setting, str]]:
     for setting in settings_of(type(settings)):
         value = _shown(getattr(settings, setting.field))
         yield setting, ("set" if value else "") if setting.variable.secret else value
+
+
+def names_for_replicas(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the settings that all replicas need if one has them: those that are set, and those that are not."""
+    needed = [setting for setting in settings_of(type(settings)) if setting.variable.on_all_replicas]
+    found = [setting.variable.name for setting in needed if getattr(settings, setting.field)]
+    return tuple(found), tuple(setting.variable.name for setting in needed if setting.variable.name not in found)
 
 
 def find_outdated_names(kind: type[msgspec.Struct], environment: Mapping[str, str]) -> Iterator[str]:

@@ -60,6 +60,8 @@ _SECRETS: dict[str, dict[str, str]] = {
     "web": {"WEB_SECRET": "web_secret", "WEB_HOP_SECRET": "web_hop_secret"},
     BACKUP: {},
 }
+#: Replicas get their settings from this stack, so its own services follow no replica.
+_AUTHORITATIVE = {"REPLICA_CHECK": "off"}
 _NODE_KEYS = {"auth": "auth", "gateway": "gateway", "inference": "worker", "metrics": "metrics", "web": "web", BACKUP: BACKUP}
 _REDIS_USERS = ("auth", "gateway")
 #: Programs stop from the highest stage down: first new requests, then running ones, then the servers below.
@@ -152,7 +154,7 @@ def database_url_file(home: StackHome, service: str) -> Path:
 
 def service_environment(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], service: str) -> dict[str, str]:
     """Return the settings of one service, without the machine's variables."""
-    environment = {"NODE_KEY_FILE": str(home.key(_NODE_KEYS[service])), "PYTHONUNBUFFERED": "1"}
+    environment = {"NODE_KEY_FILE": str(home.key(_NODE_KEYS[service])), "PYTHONUNBUFFERED": "1", **_AUTHORITATIVE}
     for name, services in PASSED.items():
         if service in services:
             environment |= {each: recorded[each] for each in (name, f"{name}_FILE") if each in recorded}

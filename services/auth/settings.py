@@ -42,6 +42,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
             "OPEN_REGISTRATION",
             "true: anyone may register; false: administrators add users, and invited users register. `make up` sets true "
             "where BIND_HOST is loopback",
+            on_all_replicas=True,
         ),
     ] = False
     organisations_per_user: Annotated[
@@ -76,18 +77,21 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         int, Meta(ge=1, le=3650), Variable("SIGNING_KEY_DAYS", "days after which the key that signs access tokens is rotated")
     ] = 90
 
-    public_url: Annotated[str, Variable("PUBLIC_URL", "public address of the web pages, for links in emails")] = ""
+    public_url: Annotated[str, Variable("PUBLIC_URL", "public address of the web pages, for links in emails", on_all_replicas=True)] = ""
     smtp_url: Annotated[
         str | None,
         Variable(
             "SMTP_URL",
             "the mail server: smtp://user:password@host:587 (STARTTLS) or smtps://…:465; without it, emails are printed to the log",
             secret=True,
+            on_all_replicas=True,
         ),
     ] = None
     mail_from: Annotated[str, Variable("MAIL_FROM", "the sender of emails")] = "aimesh <noreply@localhost>"
 
-    oidc_issuer: Annotated[str | None, Variable("OIDC_ISSUER", "an OpenID Connect provider whose users may log in")] = None
+    oidc_issuer: Annotated[
+        str | None, Variable("OIDC_ISSUER", "an OpenID Connect provider whose users may log in", on_all_replicas=True)
+    ] = None
     oidc_client_id: Annotated[str, Variable("OIDC_CLIENT_ID", "client ID of this mesh at the provider")] = ""
     oidc_client_secret: Annotated[str | None, Variable("OIDC_CLIENT_SECRET", "client secret of this mesh at the provider", secret=True)] = (
         None
@@ -141,23 +145,41 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = 30
 
     mesh_ca_key_file: Annotated[
-        Path | None, Variable("MESH_CA_KEY_FILE", "file with the key of the mesh CA, an nkey seed; without it, nodes join over NATS only")
+        Path | None,
+        Variable(
+            "MESH_CA_KEY_FILE",
+            "file with the key of the mesh CA, an nkey seed; without it, nodes join over NATS only",
+            on_all_replicas=True,
+        ),
     ] = None
     mesh_ca_next_key_file: Annotated[
         Path | None, Variable("MESH_CA_NEXT_KEY_FILE", "a second CA key that nodes trust, while you rotate the key")
     ] = None
     nats_issuer_key_file: Annotated[
         Path | None,
-        Variable("NATS_ISSUER_KEY_FILE", "file with the account key that signs NATS logins; the NATS servers name it as issuer"),
+        Variable(
+            "NATS_ISSUER_KEY_FILE",
+            "file with the account key that signs NATS logins; the NATS servers name it as issuer",
+            on_all_replicas=True,
+        ),
     ] = None
     nats_callout_key_file: Annotated[
-        Path | None, Variable("NATS_CALLOUT_KEY_FILE", "file with the key with which auth answers the NATS servers' auth callouts")
+        Path | None,
+        Variable(
+            "NATS_CALLOUT_KEY_FILE", "file with the key with which auth answers the NATS servers' auth callouts", on_all_replicas=True
+        ),
     ] = None
     nats_sys_key_file: Annotated[
-        Path | None, Variable("NATS_SYS_KEY_FILE", "file with the key of the NATS system account, with which auth cuts off revoked nodes")
+        Path | None,
+        Variable(
+            "NATS_SYS_KEY_FILE",
+            "file with the key of the NATS system account, with which auth cuts off revoked nodes",
+            on_all_replicas=True,
+        ),
     ] = None
     enrollment_list: Annotated[
-        Path | None, Variable("ENROLLMENT_LIST", "enrollment.json: the nodes that may connect before they have a certificate")
+        Path | None,
+        Variable("ENROLLMENT_LIST", "enrollment.json: the nodes that may connect before they have a certificate", on_all_replicas=True),
     ] = None
     public_nats_url: Annotated[
         str | None,
@@ -165,6 +187,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
             "PUBLIC_NATS_URL",
             "URLs of the NATS servers for tickets, without passwords: nodes then join over NATS, not Hyperswarm; default: NATS_URL if "
             "DHT_BOOTSTRAP is empty",
+            on_all_replicas=True,
         ),
     ] = None
     ticket_bootstrap: Annotated[

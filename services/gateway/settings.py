@@ -140,7 +140,10 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Variable("QUEUE_START_SECONDS", "longest wait for a worker of a pool to start; it doesn't count towards the request's time limit"),
     ] = 300
     pools_file: Annotated[
-        Path | None, Variable("POOLS_FILE", "pools.yaml: the pools of workers that can grow and shrink; see docs/howto/autoscaling.md")
+        Path | None,
+        Variable(
+            "POOLS_FILE", "pools.yaml: the pools of workers that can grow and shrink; see docs/howto/autoscaling.md", on_all_replicas=True
+        ),
     ] = None
     queue_most: Annotated[
         int,

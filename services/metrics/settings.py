@@ -28,6 +28,7 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
             "PostgreSQL, for the history and the state of alerts; without it there is no history, and alert state is lost at a restart",
             secret=True,
             override="METRICS_DATABASE_URL",
+            on_all_replicas=True,
         ),
     ] = None
     database_read_url: Annotated[str | None, Variable("DATABASE_READ_URL", READ_URL, secret=True, override="METRICS_DATABASE_READ_URL")] = (
@@ -52,18 +53,31 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = ("custom",)
     alert_webhook_url: Annotated[
         str | None,
-        Variable("ALERT_WEBHOOK_URL", "the URL that receives alerts in the format of Alertmanager's webhook (version 4)", secret=True),
+        Variable(
+            "ALERT_WEBHOOK_URL",
+            "the URL that receives alerts in the format of Alertmanager's webhook (version 4)",
+            secret=True,
+            on_all_replicas=True,
+        ),
     ] = None
     alert_mail_to: Annotated[
-        tuple[str, ...], Variable("ALERT_MAIL_TO", "email addresses that get alerts: at most 5, separated by commas")
+        tuple[str, ...], Variable("ALERT_MAIL_TO", "email addresses that get alerts: at most 5, separated by commas", on_all_replicas=True)
     ] = ()
     smtp_url: Annotated[
         str | None,
-        Variable("SMTP_URL", "the mail server for alerts: smtp://user:password@host:587 (STARTTLS) or smtps://…:465", secret=True),
+        Variable(
+            "SMTP_URL",
+            "the mail server for alerts: smtp://user:password@host:587 (STARTTLS) or smtps://…:465",
+            secret=True,
+            on_all_replicas=True,
+        ),
     ] = None
     mail_from: Annotated[str, Variable("MAIL_FROM", "the sender of emails")] = "aimesh <noreply@localhost>"
     pools_file: Annotated[
-        Path | None, Variable("POOLS_FILE", "pools.yaml: the pools of workers that can grow and shrink; see docs/howto/autoscaling.md")
+        Path | None,
+        Variable(
+            "POOLS_FILE", "pools.yaml: the pools of workers that can grow and shrink; see docs/howto/autoscaling.md", on_all_replicas=True
+        ),
     ] = None
     scale_webhook_secret: Annotated[
         str | None, Variable("SCALE_WEBHOOK_SECRET", "the key of the signature that a pool's webhook checks", secret=True)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from shared import errors, rpc
+from shared import config, errors, rpc
 from shared.api import membership
 from shared.api import node as node_api
 from shared.api.gateway import Check
@@ -31,7 +31,9 @@ from shared.node.stock_clients.nats_micro import Micro
 from shared.node.stock_clients.stock_rpc_clients import StockRpcClients
 from shared.node.swarm_settings import initial_nodes, keys_of, open_swarm
 from shared.node.transports import Transports
+from shared.protocol import replica_check
 from shared.protocol.directory import Announcement, Directory, ModelOffer, ModelPull, WorkerLoad
+from shared.protocol.replica_check import ReplicaCheck
 from shared.stores import file_lock
 from shared.telemetry import log_buffer, logs, tracing
 from shared.telemetry.metrics_registry import Exemplars, Metrics
@@ -47,6 +49,8 @@ CONNECT_SECONDS = 30.0
 #: A service that has not answered by then is not ready.
 CHECK_SECONDS = 2.0
 _LAG_LOOK_SECONDS = 1.0
+#: Nodes answer the question who is there within ``announcements.SETTLE_SECONDS`` and a round trip.
+_REPLICA_LOOK_SECONDS, _REPLICA_LOOKS = 0.05, 8
 
 _log = logs.get()
 
@@ -121,6 +125,7 @@ class Node:
         self.host = Host(self.metrics, plan.state_file.parent)
         self._gauges = MeshGauges(self.metrics, self.node_transports, plan.trust, self.events_of_mesh)
         self._offer = _Offer(not_ready="starting")
+        self._replicas = ReplicaCheck(me.role)
         self._leaving = False
         self._follows_auth = plan.follows_auth
         self._shown = b""
@@ -168,7 +173,7 @@ class Node:
                 await self.rpc.call(membership.leave_node, membership.LeaveNode(), deadline_seconds=CHECK_SECONDS)
 
     async def serve(self, service: Service) -> None:
-        """Register the service's handlers and answer calls from now on. Raises Unavailable."""
+        """Register the service's handlers and answer calls from now on. Raises Unavailable, and BadSettings for an incomplete replica."""
         self._service = service
         self.dispatcher.add(self)
         self.dispatcher.add(service)
@@ -176,11 +181,24 @@ class Node:
             # Only now, because auth answers the NATS server's question about its own login.
             await self.node_transports.nats.connect(deadline_seconds=CONNECT_SECONDS)
             self.announcer.ask()
+            await self.check_replicas()
         if self.micro is not None:
             await self.micro.start()
         if self._offer.not_ready == "starting":
             self._offer = _Offer()
         self.announcer.announce_soon()
+
+    @property
+    def shared_settings(self) -> tuple[str, ...]:
+        """Return the names of the settings of this process that every replica needs; see ``config.Variable.on_all_replicas``."""
+        return self._replicas.present
+
+    async def check_replicas(self) -> None:
+        """Raises BadSettings if another replica has a setting that this one lacks. Call once the node is connected."""
+        for _ in range(_REPLICA_LOOKS if self._replicas.absent else 0):
+            await asyncio.sleep(_REPLICA_LOOK_SECONDS)
+            entries = self.directory.entries(replica_check.COMPARED_WITH[self.role])
+            self._replicas.refuse_incomplete(entry.announcement for entry in entries if entry.alive)
 
     async def health(self) -> node_api.NodeHealth:
         """Run all checks of the service and the mesh, and decide whether the node is ready for traffic: see ``readiness``."""
@@ -271,7 +289,7 @@ class Node:
             self.role, self.id, version(), self.started_at, offer.models, offer.load,
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
             self.node_transports.faults(),
-            self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls,
+            self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls, self.shared_settings,
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:
@@ -406,10 +424,30 @@ async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
         yield node
 
 
-@asynccontextmanager
-async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
+def _replica_check(settings: NodeSettings, role: Role) -> ReplicaCheck:
+    present, absent = config.names_for_replicas(settings)
+    if settings.replica_check == "off" or role not in replica_check.COMPARED_WITH:
+        return ReplicaCheck(role, present)
+    if role is Role.WEB:
+        # It is compared with gateways, and needs no Hyperswarm to reach them.
+        absent = tuple(name for name in absent if name != "DHT_BOOTSTRAP")
+    return ReplicaCheck(role, present, absent)
+
+
+def _ensure_key(settings: NodeSettings, role: Role) -> None:
+    """Raises BadSettings if there is no key, and nothing that would make a new one a member."""
     if settings.makes_own_key:
         private_file.create(settings.node_key_file, node_keys.new_seed)
+    elif role in replica_check.COMPARED_WITH and not settings.node_key_file.exists():
+        maker = "MESH_CA_KEY_FILE" if role is Role.AUTH else "JOIN_TICKET_FILE"
+        raise errors.BadSettings(
+            f"there is no node key {settings.node_key_file}, and no {maker} to make one with", hint=replica_check.hint(role)
+        )
+
+
+@asynccontextmanager
+async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
+    _ensure_key(settings, role)
     me = LocalNode(settings.mesh, role, node_keys.load(settings.node_key_file), f"aimesh/{version()}")
     plan = plan_transports(settings, me)
     if plan.nats is not None and role is not Role.AUTH:
@@ -420,6 +458,7 @@ async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[
         dead_tasks: list[str] = []
         async with background(dead_tasks) as infrastructure, background() as calls, background(dead_tasks) as tasks:
             node = Node(me, plan, tasks, calls, tracing.Traces(ratio=settings.trace_ratio, is_on=not settings.traces_off))
+            node._replicas = _replica_check(settings, role)
             for transport in node.node_transports.transports():
                 infrastructure.create_task(transport.run())
             infrastructure.create_task(node.events_of_mesh.run())

@@ -17,6 +17,7 @@ from shared import config, errors
 from shared.node.http_server import HttpServer, Operations, listen
 from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
+from shared.protocol import replica_check
 from shared.rpc import authorization
 from shared.telemetry import logs
 from shared.timing.bounded_waits import wait_until_set
@@ -39,7 +40,8 @@ def run(service: type[Service], settings_kind: type[Any]) -> None:
     try:
         settings = config.load(settings_kind, os.environ)
     except errors.BadSettings as error:
-        sys.exit(_print_error(error, 2))
+        more = f"; for a replica, {replica_check.hint(service.role)}" if service.role in replica_check.COMPARED_WITH else ""
+        sys.exit(_print_error(errors.BadSettings(error.message, hint=error.hint + more), 2))
     logs.configure(SERVICE_NAMES[service.role], settings.log_level, format=settings.log_format)
     for warning in config.find_outdated_names(settings_kind, os.environ):
         _log.warning(warning)
@@ -70,6 +72,8 @@ async def _live(service: type[Service], settings: Any) -> None:
         server = HttpServer(operations, sock, settings)
         async with background() as http:
             serving = http.create_task(server.run())
+            if node.role is not Role.AUTH:  # which connects when it serves
+                await node.check_replicas()
             async with service.open(settings, node) as running:
                 operations.open(running)
                 await node.serve(running)

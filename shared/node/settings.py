@@ -41,7 +41,12 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         Path | None, Variable("NATS_CREDS_FILE", "a NATS credentials file (JWT and seed) for the login, instead of the node key")
     ] = None
     dht_bootstrap: Annotated[
-        tuple[str, ...], Variable("DHT_BOOTSTRAP", "the mesh's DHT nodes as host:port with commas, or `public`; empty disables Hyperswarm")
+        tuple[str, ...],
+        Variable(
+            "DHT_BOOTSTRAP",
+            "the mesh's DHT nodes as host:port with commas, or `public`; empty disables Hyperswarm",
+            on_all_replicas=True,
+        ),
     ] = ()
     dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "comma-separated public keys of blind relays, in hex")] = ()
     swarm_clients: Annotated[
@@ -84,6 +89,10 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         msgspec.Meta(ge=0, le=3600),
         Variable("DRAIN_SECONDS", "time for running calls to end after SIGTERM; the process may take 15 s more"),
     ] = 30.0
+    replica_check: Annotated[
+        Literal["on", "off"],
+        Variable("REPLICA_CHECK", "on: do not start without a key, database or address that a running replica of the service has"),
+    ] = "on"
     metrics_enabled: Annotated[bool, Variable("METRICS_ENABLED", "serve /metrics")] = True
     traces_off: Annotated[bool, Variable("OTEL_SDK_DISABLED", "true disables tracing")] = False
     trace_ratio: Annotated[

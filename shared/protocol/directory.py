@@ -111,6 +111,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     #: By the node's clock; older versions do not send it. The directory drops it, because it alone is no change.
     made_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     pulls: tuple[ModelPull, ...] = ()
+    #: Names of the settings that it has and that every replica of its service needs; see ``config.Variable.on_all_replicas``.
+    settings: tuple[str, ...] = ()
 
 
 encode = msgspec.msgpack.Encoder().encode
