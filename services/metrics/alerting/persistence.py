@@ -117,7 +117,7 @@ class AlertPersistence:
         """Return whether this replica leads now. Also exchanges state with the others."""
         replicas = self._replicas()
         if not self._has_database:
-            return True
+            return replicas[:1] == [self._node]
         if session is None:
             return self._may_lead_alone(replicas)
         if session.is_held and self._node not in replicas:

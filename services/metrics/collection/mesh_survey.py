@@ -191,11 +191,14 @@ class MeshSurvey:
         )
 
     def replicas(self) -> list[NodeId]:
-        """Return the live replicas of the oldest version, sorted by id. Replicas before 0.2 all evaluate the alerts themselves."""
+        """Return the live replicas that may lead, sorted by id: of the oldest version, because replicas before 0.2 all evaluate the alerts
+        themselves, and with a database, if one has it."""
         others = [one.announcement for one in self._node.directory.entries(Role.METRICS) if one.alive and not one.announcement.leaving]
         versions = {self._node.id: version(), **{one.node: one.version for one in others}}
         oldest = min(map(_ordered, versions.values()))
-        return sorted(node for node, found in versions.items() if _ordered(found) == oldest)
+        candidates = sorted(node for node, found in versions.items() if _ordered(found) == oldest)
+        settings = {self._node.id: self._node.shared_settings, **{one.node: one.settings for one in others}}
+        return [node for node in candidates if "DATABASE_URL" in settings[node]] or candidates
 
     def _known(self) -> list[directory.DirectoryEntry]:
         """Return the nodes to ask, and the missing workers. Metrics services may not call each other."""

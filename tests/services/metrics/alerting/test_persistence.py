@@ -15,6 +15,8 @@ from services.metrics.alerting import persistence, rule_watch, sample_window
 from services.metrics.alerting.alert_state import ENDED_SECONDS, OUTAGE_SECONDS, StoredAlertState
 from services.metrics.alerting.alert_store import AlertStore, Leadership
 from services.metrics.alerting.alerting_module import AlertingModule
+from services.metrics.alerting.persistence import AlertPersistence
+from services.metrics.alerting.rule_watch import RuleWatch
 from services.metrics.alerting.rules import all_rules, evaluation, objectives
 from services.metrics.alerting.rules.expressions import Aggregate, Increase, walk
 from services.metrics.alerting.sample_window import SampleWindow
@@ -455,6 +457,19 @@ async def test_without_postgresql_the_first_live_replica_takes_over(mesh: Mesh, 
     mesh.replicas = [TWO]
     await two.round()
     assert two.keeper.leads
+
+
+async def test_without_a_database_only_one_of_several_replicas_leads(mesh: Mesh) -> None:
+    one, two = (
+        AlertPersistence(RuleWatch(mesh.read, lambda: mesh.now), node, lambda: mesh.replicas, lambda: mesh.now, has_database=False)
+        for node in (ONE, TWO)
+    )
+    for each in (one, two):
+        await each.round(None, looks=True)
+    assert (one.leads, two.leads) == (True, False)
+    mesh.replicas = [TWO]
+    await two.round(None, looks=True)
+    assert two.leads
 
 
 async def test_after_an_outage_the_previous_leader_reconnects_first(mesh: Mesh, replicas: Replicas) -> None:
