@@ -195,7 +195,9 @@ class Sidecar(asyncio.Protocol):
         for future in (self._ready, *self._calls.values()):
             if not future.done():
                 future.set_exception(lost)
-        self._ready.exception()
+        # Nobody may wait for it any more, and asyncio would report the exception.
+        if not self._ready.cancelled():
+            self._ready.exception()
 
     async def _spawn(self, command: list[str | Path]) -> None:
         own_end, sidecar_end = socket.socketpair()
