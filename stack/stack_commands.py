@@ -1,7 +1,9 @@
 """The commands of `aicli stack`. Each imports what it needs when it runs, so that other commands start fast."""
 
 import asyncio
+import hashlib
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from shared import errors
 from shared.types import Role
 from stack import stack_home
 from stack.recovery import recovery_commands, restore_commands
+from stack.servers import replica_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from cli.cli_context import CliContext
     from shared.stores.migrations import SchemaStatus
     from stack.settings import StackSettings
+
+#: Time to move a ticket to its replica.
+_REPLICA_TICKET_SECONDS = 24 * 3600
 
 
 @click.group()
@@ -158,6 +164,70 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
         printing.note(f"To add the node, reload your NATS server (SIGHUP), which must read {home.nats / 'users.conf'}.")
 
 
+@stack.command()
+@click.argument("service", type=click.Choice(replica_folder.SERVICES))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--at", "place", type=click.Path(path_type=Path), help="Path that the folder will have on the other machine. Default: the same."
+)
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the replica. Default: the port of this stack's service.")
+@click.option("--network", "networks", multiple=True, metavar="CIDR", help="Network of the replica. Default: private IPv4 networks.")
+@print_format.output_options('Print {"environment": …, "only_here": …}.')
+@click.pass_obj
+def replica(
+    here: "CliContext", /, service: str, folder: Path, *, place: Path | None, port: int | None, networks: tuple[str, ...], as_json: bool
+) -> None:
+    """Write all that a replica of SERVICE needs into FOLDER: an environment file, its secrets, and a ticket.
+
+    Works with the running stack, and again after its settings have changed. The folder contains secrets: move it over SSH only.
+    """
+    folder, home = folder.absolute(), stack_home.locate(os.environ)
+    place = (place or folder).expanduser()
+    if not place.is_absolute() or shlex.quote(str(place)) != str(place):
+        raise click.UsageError(f"{place} must be an absolute path without spaces and quotes; see --at")
+    planned = _plan_replica(here, home, service, place, networks)
+    if port is not None:
+        planned.environment[f"{service.upper()}_SERVICE_PORT"] = str(port)
+    replica_folder.write(folder, planned)
+    if as_json:
+        printing.show_json({"environment": str(folder / replica_folder.ENVIRONMENT), "only_here": list(planned.on_this_machine)})
+        return
+    click.echo(str(folder / replica_folder.ENVIRONMENT))
+    moved = f"tar -C {folder} -c . | ssh HOST 'mkdir -p {place} && tar -C {place} -x'"
+    printing.note(f"This folder has secrets. Move it over SSH only, then delete it here: {moved}")
+    printing.note(f"To start the replica: set -a; . {place / replica_folder.ENVIRONMENT}; set +a; python -m services.{service}")
+    if planned.on_this_machine:
+        names = printing.names(planned.on_this_machine)
+        printing.note(f"On this machine only: {names} can't be reached from others. See docs/howto/deploy.md, Several machines.")
+
+
+def _plan_replica(
+    here: "CliContext", home: stack_home.StackHome, service: str, place: Path, networks: tuple[str, ...]
+) -> replica_folder.ReplicaFolder:
+    from cli import profile
+    from shared.api import membership
+    from stack import settings, stack_plan
+    from stack.servers import nats_server, replica_tickets
+
+    recorded = settings.read_recorded(home)
+    chosen = settings.load(recorded)
+    if not home.enrollment.exists():
+        raise errors.BadSettings(f"there is no stack in {home.root}", hint="run make up first, or set AIMESH_HOME")
+    role, more = Role(service), {}
+    if chosen.nats_admission == "users":
+        # Such a server knows no tickets, and only the keys of its list.
+        name = f"{service}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
+        more[replica_folder.KEY] = nats_server.add_node(home, chosen.mesh, name, role, chosen.nats_admission).read_bytes()
+        printing.note(f"Reload your NATS server, which must read {home.nats / 'users.conf'}.")
+    elif role is not Role.AUTH:  # which has the key of the CA
+        request = membership.CreateTicket(
+            role, ttl_seconds=_REPLICA_TICKET_SECONDS, active_most=1, networks=networks or replica_tickets.PRIVATE_IPV4_NETWORKS
+        )
+        made = here.run_with(profile.read(home.profile), lambda connection: connection.call(membership.create_ticket, request))
+        more[replica_folder.TICKET] = made.ticket.encode()
+    return replica_folder.plan(stack_plan.service_environment(home, chosen, recorded, service), place, more)
+
+
 @stack.command("nats-users")
 def nats_users() -> None:
     """Print the enrolled nodes as a static list of NATS users, for a server that cannot ask auth (NATS_AUTH=users)."""
@@ -211,7 +281,6 @@ def up(ask: str | None) -> None:
 
 
 def _run_prompt(home: stack_home.StackHome, prompt: str) -> None:
-    import shlex
     import subprocess
     import sys
 
@@ -261,7 +330,6 @@ def _show_places(home: stack_home.StackHome, settings: "StackSettings") -> None:
 
 def _short(path: Path) -> str:
     """Return the path as one would type it here."""
-    import shlex
 
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 

@@ -18,14 +18,15 @@ import httpx
 
 from shared.identity import node_keys
 from shared.types import NodeId, Role
+from stack import environment_file, stack_plan
 from stack import settings as stack_settings
-from stack import stack_plan
-from stack.servers import nats_server
-from tests.stacks import HEAD, MESH, Release, RunningStack, until
+from stack.servers import nats_server, replica_folder
+from tests.stacks import HEAD, MESH, REPOSITORY, Release, RunningStack, until
 from tests.testnet import free_port
 
 ROLES = {"auth": Role.AUTH, "gateway": Role.GATEWAY, "inference": Role.WORKER, "metrics": Role.METRICS, "web": Role.WEB}
 
+_PAGE = REPOSITORY / "docs" / "howto" / "run-one-service.md"
 #: What the client and the server log when a NATS permission is missing.
 _REFUSED = re.compile(r"NATS refused|Permissions Violation")
 #: What a peer logs about two processes with one key, and what the younger process logs when it stops.
@@ -82,30 +83,22 @@ async def replica(
     words: Sequence[str] = (),
     release: Release = HEAD,
 ) -> AsyncIterator[Replica]:
-    """Run one more process of a service. ``settings`` may name its key, or a ticket, with which it makes one; else it gets a new key. Its
-    files are in ``folder``. ``words`` replace the default arguments of Python."""
-    home, name, settings = stack.place, name or f"{service}-replica", settings or {}
-    if "NODE_KEY_FILE" in settings:
-        key_file = Path(settings["NODE_KEY_FILE"])
-    elif "JOIN_TICKET_FILE" in settings:
-        key_file = folder / f"{name}.nk"
-    elif home.enrollment.exists():
-        key_file = await asyncio.to_thread(nats_server.add_node, home, MESH, name, ROLES[service])
-    else:
-        # A stack of the previous release: its NATS server has a static list, which only that release writes.
-        added = await stack.aicli("stack", "add-node", name, ROLES[service], "--json")
-        key_file = Path(added.json()["key_file"])
+    """Run one more process of a service, as the page says. ``settings`` replace those of its environment file, such as its key or ticket.
+    Its files are in ``folder``. ``words`` replace the default arguments of Python."""
+    name, settings = name or f"{service}-replica", settings or {}
     port_setting = f"{service.upper()}_SERVICE_PORT"
-    port, log_file = settings.get(port_setting) or free_port(), folder / f"{name}.log"
-    environment = _environment(stack, service) | {
-        "NODE_KEY_FILE": str(key_file),
-        "MESH_STATE_FILE": str(folder / f"{name}.mesh"),
-        port_setting: str(port),
-        **settings,
-    }
+    port, log_file = settings.get(port_setting) or str(free_port()), folder / f"{name}.log"
+    if service in replica_folder.SERVICES and stack.release == release == HEAD:
+        environment = await _by_the_page(stack, service, folder / name, port)
+    else:
+        environment = await _beside(stack, service, folder, name, settings) | {port_setting: port}
+    if "NODE_KEY_FILE" in settings:
+        environment["MESH_STATE_FILE"] = str(folder / f"{name}.mesh")
+        environment.pop("JOIN_TICKET_FILE", None)
+    environment |= settings
     process = _start(release, words or ("-m", f"services.{service}"), environment, log_file)
     try:
-        yield Replica(service, key_file, f"http://127.0.0.1:{port}", process, log_file)
+        yield Replica(service, Path(environment["NODE_KEY_FILE"]), f"http://127.0.0.1:{port}", process, log_file)
     finally:
         # Peers keep calling a killed node for a few seconds, which would fail requests of the next test.
         process.terminate()
@@ -138,17 +131,43 @@ def _start(release: Release, words: Sequence[str], environment: dict[str, str], 
         )
 
 
-def _environment(stack: RunningStack, service: str) -> dict[str, str]:
-    """Return the supervisor's environment, except for what two processes on one machine can't share."""
-    recorded = stack_settings.read_recorded(stack.place)
-    if not stack.place.enrollment.exists():
+def _of_machine() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+
+
+async def _by_the_page(stack: RunningStack, service: str, folder: Path, port: str) -> dict[str, str]:
+    """Return the environment of the file that the page's command writes, for another folder and port."""
+    (shown,) = re.findall(rf"^aicli (stack replica {service} )\S+ --port \d+$", _PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    made = await stack.aicli(*shown.split(), str(folder), "--port", port, "--json")
+    return _of_machine() | read_environment(Path(made.json()["environment"]))
+
+
+def read_environment(file: Path) -> dict[str, str]:
+    given, mistakes = environment_file.parse(file.read_text(encoding="utf-8"))
+    assert mistakes == []
+    return {one.name: one.value for one in given}
+
+
+async def _beside(stack: RunningStack, service: str, folder: Path, name: str, settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the supervisor's environment for a worker, or beside a stack of another release, without what two processes can't share."""
+    home = stack.place
+    recorded = stack_settings.read_recorded(home)
+    if not home.enrollment.exists():
         recorded = {**recorded, "NATS_AUTH": "users"}
-    found = stack_plan.service_environment(stack.place, stack_settings.load(recorded), recorded, service)
+    found = stack_plan.service_environment(home, stack_settings.load(recorded), recorded, service)
+    if "JOIN_TICKET_FILE" in settings:
+        key_file = folder / f"{name}.nk"
+    elif home.enrollment.exists():
+        key_file = await asyncio.to_thread(nats_server.add_node, home, MESH, name, ROLES[service])
+    else:
+        # A stack of the previous release: its NATS server has a static list, which only that release writes.
+        added = await stack.aicli("stack", "add-node", name, ROLES[service], "--json")
+        key_file = Path(added.json()["key_file"])
     own = {
         "auth": {"AUDIT_ANCHOR_FILE": "", "RECOVERY_LOG_DIR": ""},
         "gateway": {"RECOVERY_LOG_DIR": ""},
         "metrics": {"PROMETHEUS_PORT": "0"},
         "inference": {"INFERENCE_BACKEND": "echo", "MODELS": ""},
     }
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-    return {name: value for name, value in {**kept, **found, **own.get(service, {})}.items() if value}
+    files = {"NODE_KEY_FILE": str(key_file), "MESH_STATE_FILE": str(folder / f"{name}.mesh")}
+    return {name: value for name, value in {**_of_machine(), **found, **own.get(service, {})}.items() if value} | files

@@ -16,6 +16,8 @@ from stack.stack_home import StackHome
 ROLES = (Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB)
 #: Where services of one cluster are: private networks and this machine.
 PRIVATE_NETWORKS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "fd00::/8", "::1/128")
+#: What auth accepts in a ticket that it makes: it refuses fd00::/8, where each site has a narrower network.
+PRIVATE_IPV4_NETWORKS = tuple(network for network in PRIVATE_NETWORKS if ":" not in network)
 DAYS = 90
 
 

@@ -20,6 +20,7 @@ from shared.types import NodeId, Role
 from stack import stack_commands
 from stack import stack_home as homes
 from tests.cli.fake_mesh import FakeMesh
+from tests.replicas import read_environment
 
 
 def aicli(folder: Path, *arguments: str, **variables: str) -> Result:
@@ -129,3 +130,27 @@ def test_the_static_list_and_new_keys_for_nats(tmp_path: Path) -> None:
     after = {path.name: path.read_bytes() for folder in (home.secrets, home.keys) for path in folder.iterdir() if path.is_file()}
     assert {name for name in before if before[name] != after[name]} == {"nats_issuer.nk", "nats_callout.nk", "nats_sys.nk"}
     assert node_keys.load(home.secrets / "nats_callout.nk").id in (home.nats / "users.conf").read_text()
+
+
+def test_a_folder_for_a_replica_needs_a_stack_and_a_path_that_needs_no_quotes(tmp_path: Path) -> None:
+    none = aicli(tmp_path / "h", "replica", "auth", str(tmp_path / "auth"))
+    assert (none.exit_code, "there is no stack in" in none.output) == (2, True)
+    for place in ("relative/path", "/with a space"):
+        refused = aicli(tmp_path / "h", "replica", "auth", str(tmp_path / "auth"), "--at", place)
+        assert (refused.exit_code, "must be an absolute path" in refused.output) == (2, True)
+
+
+def test_a_replica_at_a_nats_server_with_a_static_list_gets_a_key_instead_of_a_ticket(tmp_path: Path) -> None:
+    home, folder = homes.locate({"AIMESH_HOME": str(tmp_path / "h")}), tmp_path / "web"
+    assert aicli(home.root, "init", NATS_URL="tls://nats.example.org").exit_code == 0
+    for _ in range(2):  # Again after a change of settings: the key stays.
+        done = aicli(home.root, "replica", "web", str(folder), "--at", "/etc/aimesh/web", "--port", "3100")
+        assert done.exit_code == 0, done.output
+    assert "Reload your NATS server" in done.stderr
+    given = read_environment(folder / "environment")
+    assert (given["NODE_KEY_FILE"], given["WEB_SERVICE_PORT"]) == ("/etc/aimesh/web/node.nk", "3100")
+    assert "JOIN_TICKET_FILE" not in given
+    added = [node for node in enrollment_list.read(home.enrollment).nodes if node.name.startswith("web-")]
+    assert [(node.role, node.node) for node in added] == [(Role.WEB, node_keys.load(folder / "node.nk").id)]
+    secret = (folder / "web_secret").read_text().strip()
+    assert secret not in done.output
