@@ -6,6 +6,7 @@ It blocks and runs in a separate program (`store_program`), with Python's urllib
 import hashlib
 import http.client
 import os
+import socket
 import ssl
 import time
 import urllib.error
@@ -21,7 +22,7 @@ import msgspec
 
 from services.inference.models import model_reference
 from services.inference.models.model_reference import RemoteFile
-from shared import errors
+from shared import addresses, errors
 from shared.identity import private_file
 from shared.timing.backoff import Backoff
 
@@ -296,6 +297,26 @@ def _origin(url: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc.lower()
 
 
+def check_next(url: str, remote: RemoteFile) -> None:
+    """Check an address that a server sends us to while we read ``remote``. Raises BadRequest, also for this machine unless ``remote`` is on
+    it: what listens here trusts whoever can reach it."""
+    model_reference.check_address(url, insecure=remote.insecure)
+    if _is_here(url) and not _is_here(remote.url):
+        host = urllib.parse.urlsplit(url).hostname
+        raise errors.BadRequest(f"the server of {remote.shown} sends us to this machine ({host})", hint="give that address yourself")
+
+
+def _is_here(url: str) -> bool:
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        # Also numbers, such as 127.1 and 2130706433.
+        found = {str(place[0]) for *_, place in socket.getaddrinfo(host.rstrip("."), None)}
+    except (OSError, UnicodeError):
+        found = {host}  # only a proxy may know the name
+    parsed = [addresses.parse(address.partition("%")[0]) for address in found]
+    return addresses.is_loopback(host.rstrip(".")) or any(each is not None and (each.is_loopback or each.is_unspecified) for each in parsed)
+
+
 class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to addresses that are allowed, and takes the token along to the same server only."""
 
@@ -305,7 +326,7 @@ class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(  # noqa: PLR0917 - the signature of urllib
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
-        model_reference.check_address(newurl, insecure=self._remote.insecure)
+        check_next(newurl, self._remote)
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None and _origin(req.full_url) != _origin(newurl):
             request.remove_header("Authorization")

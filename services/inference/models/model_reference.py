@@ -22,8 +22,9 @@ from shared.api.inference import ModelSources
 _PREFERRED = ("Q4_K_M", "Q8_0", "Q4_0")
 _DIGEST = re.compile("(?:sha256[:=])?([0-9a-fA-F]{64})")
 _HUB = re.compile(r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w./-]+))?", re.ASCII)
-#: OCI distribution specification, "Pulling manifests": the name and the tag or digest.
-_OCI = re.compile(r"([a-z0-9]+(?:[._/-]+[a-z0-9]+)*)(?:@(sha256:[0-9a-f]{64})|:(\w[\w.-]{0,127}))?", re.ASCII)
+#: OCI distribution specification, "Pulling manifests": the name and the tag or digest. No part of the name is `..`.
+_OCI_PART = "[a-z0-9]+(?:(?:\\.|__?|-+)[a-z0-9]+)*"
+_OCI = re.compile(rf"({_OCI_PART}(?:/{_OCI_PART})*)(?:@(sha256:[0-9a-f]{{64}})|:(\w[\w.-]{{0,127}}))?", re.ASCII)
 _MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 _OLLAMA_MODEL, _OLLAMA_PROJECTOR = "application/vnd.ollama.image.model", "application/vnd.ollama.image.projector"
 #: A file's path in a repository of the hub.

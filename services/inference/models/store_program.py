@@ -153,6 +153,7 @@ def find_plan(request: StoreRequest) -> PullPlan:
         except Challenged as challenge:
             if (where := model_reference.plan_token(str(challenge), document)) is None:
                 raise
+            download.check_next(where.url, document)
             granted = model_reference.read_token(download.read_document(where), where)
             document = replace(document, headers={**document.headers, **granted})
             body = download.read_document(document)

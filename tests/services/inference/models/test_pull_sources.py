@@ -429,6 +429,39 @@ def test_unusable_tokens_are_refused(store: ModelStore, hub: FakeHub, answer: by
         pull(store, hub, f"oci://{hub.host}/team/m")
 
 
+@pytest.mark.parametrize("name", ["a/../../b", "a/..", "a/./b", "a//b", "a/.b", "a..b", "../b", "a/_b", "a-/b"])
+def test_a_name_that_leads_elsewhere_in_a_registry_is_refused(store: ModelStore, hub: FakeHub, name: str) -> None:
+    for target in (f"ollama:{name}", f"ollama:{name}:1b", f"oci://{hub.host}/{name}"):
+        with pytest.raises(errors.BadRequest, match="is not a model of a registry"):
+            pull(store, hub, target, name="other")
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "LOCALHOST.", "127.0.0.2", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "[::]", "127.1", "2130706433"]
+)
+def test_a_pull_is_sent_to_this_machine_only_if_it_began_here(
+    store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    with fake_hub.serving() as local:
+        here = f"http://{host}:{local.host.rpartition(':')[2]}"
+        local.bodies["/m.gguf"] = BODY
+        monkeypatch.setenv("http_proxy", hub.url)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        # The proxy answers for the server.
+        hub.elsewhere = {"http://models.example.org": f"{here}/?"}
+        with pytest.raises(errors.BadRequest, match="sends us to this machine"):
+            pull(store, hub, "http://models.example.org/m.gguf", insecure=True)
+        guarded(hub)
+        hub.tokens = {"http://registry.example.org/v2/": "Bearer none"}
+        hub.challenge = f'Bearer realm="{here}/token",service="x"'
+        with pytest.raises(errors.BadRequest, match="sends us to this machine"):
+            pull(store, hub, "oci://registry.example.org/team/m", insecure=True)
+        assert local.asked == []
+        hub.elsewhere = {"/m.gguf": local.url}
+        assert pull(store, hub, f"{hub.url}/m.gguf").size == len(BODY), "it began here"
+
+
 def test_plain_http_to_a_registry_or_mirror_is_refused(store: ModelStore, hub: FakeHub) -> None:
     hub.url = "http://hub.example.org"
     for target in ("hf:org/model", "ollama:tiny"):
