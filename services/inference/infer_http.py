@@ -15,11 +15,12 @@ from services.inference.backend_interface import CollectedChunks, Sink, Uncounte
 from shared import context, errors
 from shared.api import embedding
 from shared.api.embedding import Embedded, GivenInput, Vectors
-from shared.api.generation import ChatMessage, Generation, ReasoningEffort, Sampling, Usage
+from shared.api.generation import ChatMessage, Generation, MaxTokens, ReasoningEffort, Sampling, Seed, Temperature, TopK, TopP, Usage
 from shared.api.inference import Chunk
 from shared.api.method import field_name
 from shared.node import http_server, lifecycle
 from shared.node.http_server import Receive, Scope, Send
+from shared.protocol import field_errors
 from shared.types import FinishReason, ModelName
 
 #: The size of the mesh's largest message.
@@ -43,16 +44,16 @@ class WorkerInferBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     model: ModelName
     prompt: str | None = None
     messages: tuple[InferMessage, ...] = ()
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     stop: str | tuple[str, ...] = ()
-    seed: int | None = None
+    seed: Seed | None = None
     reasoning_effort: ReasoningEffort | None = None
     stream: bool = False
     input: GivenInput | None = None
-    dimensions: int | None = None
+    dimensions: embedding.Dimensions | None = None
 
     def embedding_request(self) -> embedding.Embed:
         """Raises BadRequest if there are fields for answers."""
@@ -257,7 +258,9 @@ def _parse(body: bytes) -> WorkerInferBody:
             found = _without_payload(found)
         return msgspec.convert(found, WorkerInferBody)
     except msgspec.ValidationError as error:
-        raise errors.BadRequest(str(error), hint="see services/inference/README.md for the fields") from error
+        raise errors.BadRequest(
+            field_errors.sentence(error, WorkerInferBody), hint="see services/inference/README.md for the fields"
+        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.BadRequest(f"the body is not valid JSON: {error}") from error
 

@@ -11,7 +11,7 @@ from services.inference.engine.sampling import Parameters
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.embedding import EmbeddingInput
-from shared.api.generation import MAX_TEMPLATE_KWARGS_BYTES, SUFFIX_ROLE, ChatMessage, Sampling, ToolChoice
+from shared.api.generation import MAX_TEMPLATE_KWARGS_BYTES, MAX_TOKEN_ID, SUFFIX_ROLE, ChatMessage, Sampling, ToolChoice
 from shared.types import ModelName
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -115,7 +115,7 @@ def _check_together(requested: Sampling, parameters: Parameters, origin: JobOrig
         raise errors.BadRequest("ignore_eos and format exclude each other: a format has an end", hint="give one of them")
     if origin.delivered and parameters.n > 1:
         raise errors.BadRequest("delivered: only a single answer can be continued, and n asks for more")
-    if any(not 0 <= token <= sampling.MAX_TOKEN_ID for token in origin.delivered):
+    if any(not 0 <= token <= MAX_TOKEN_ID for token in origin.delivered):
         raise errors.BadRequest("delivered: a token id is out of range")
 
 
@@ -142,8 +142,6 @@ def check_texts(request: embedding.Embed) -> None:
     _check_inputs(request.inputs, embedding.MAX_INPUT_BYTES, request.query or "")
     if request.query is not None and (not request.query or not all(isinstance(text, str) for text in request.inputs)):
         raise errors.BadRequest("query and documents must be texts, and query must not be empty")
-    if request.dimensions is not None and not 0 < request.dimensions <= embedding.MAX_DIMENSIONS:
-        raise errors.BadRequest(f"dimensions must be from 1 to {embedding.MAX_DIMENSIONS}, not {request.dimensions}")
 
 
 def check_moderation(request: inference.Moderate) -> None:

@@ -17,6 +17,9 @@ MAX_NOTE_CHARACTERS = 500
 
 Note = Annotated[str, Meta(max_length=MAX_NOTE_CHARACTERS)]
 ConfigText = Annotated[str, Meta(max_length=MAX_FILE_BYTES)]
+#: These two have the ranges of the gateway's columns.
+Version = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Revision = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class ConfigDocument(Body, frozen=True, omit_defaults=False):
@@ -44,7 +47,7 @@ class ApplyConfig(Body, frozen=True):
     text: ConfigText | None = None
     documents: Annotated[tuple[ConfigDocument, ...], Meta(max_length=5_000)] = ()
     #: Refuse with already_exists unless this is the current revision; None for any.
-    expected_revision: int | None = None
+    expected_revision: Revision | None = None
     #: Return the changes without making them.
     dry_run: bool = False
     #: Also remove the routes and model limits that ``text`` or ``documents`` don't name, and reset other unnamed documents; not what
@@ -81,7 +84,7 @@ class ListConfigVersions(Body, frozen=True):
     kind: ConfigKind | None = None
     name: str | None = None
     #: None for all versions.
-    version: int | None = None
+    version: Version | None = None
     #: Only documents that exist, each with its current version.
     only_current: bool = False
     #: Include the bodies of up to 10 versions.
@@ -116,8 +119,8 @@ class RollbackConfig(Body, frozen=True):
 
     kind: ConfigKind
     name: str
-    version: int
-    expected_revision: int | None = None
+    version: Version
+    expected_revision: Revision | None = None
     dry_run: bool = False
     note: Note = ""
 
@@ -411,7 +414,7 @@ class SetPolicy(Body, frozen=True):
     #: None removes it.
     policy: PolicyDocument | None
     #: Refuse with already_exists unless this is the current version; None for any.
-    expected_version: int | None = None
+    expected_version: Version | None = None
     note: Note = ""
 
 

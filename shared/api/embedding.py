@@ -7,6 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from shared.api.gateway import Auth
+from shared.api.generation import TokenId
 from shared.api.inference import PromptAccepted
 from shared.api.method import PEOPLE, Body, StreamMethod
 from shared.types import Credential, ModelName, RequestId, Role
@@ -19,10 +20,12 @@ MAX_DOCUMENTS = 1000
 MAX_INPUT_BYTES = 1024 * 1024 - 64 * 1024
 #: No model has more. A worker's larger claims are not believed.
 MAX_DIMENSIONS = 16_384
+Dimensions = Annotated[int, Meta(ge=1, le=MAX_DIMENSIONS)]
+#: How many of the most relevant documents to return.
+TopDocuments = Annotated[int, Meta(ge=1)]
 #: The longest id in a message.
 TOKEN_ID_BYTES = 5
 
-TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 #: A text, or its token ids in the model's own vocabulary.
 EmbeddingInput = str | tuple[TokenId, ...]
 #: As users write it: a text, a list of texts, token ids, or a list of these.
@@ -56,7 +59,7 @@ class Embed(Body, frozen=True):
     inputs: tuple[EmbeddingInput, ...]
     request_id: RequestId
     #: Cuts each vector to this length and normalizes it again; None for the model's own.
-    dimensions: int | None = None
+    dimensions: Dimensions | None = None
     #: Only for ``rank``: each vector is one number, which says from 0 to 1 how relevant the text is to this query.
     query: str | None = None
 
@@ -78,7 +81,7 @@ class EmbeddingRequest(Body, frozen=True):
     inputs: tuple[EmbeddingInput, ...]
     #: None: the default model.
     model: ModelName | None = None
-    dimensions: int | None = None
+    dimensions: Dimensions | None = None
     #: Keep the texts from providers, even if policies allow them.
     forbid_external: bool = False
 
@@ -89,7 +92,7 @@ class RankingRequest(Body, frozen=True):
     #: None: the default model.
     model: ModelName | None = None
     #: Return only the most relevant ones; None returns all.
-    top_n: int | None = None
+    top_n: TopDocuments | None = None
     #: Keep the texts from providers, even if policies allow them.
     forbid_external: bool = False
 

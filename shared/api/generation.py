@@ -3,13 +3,43 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from shared.api.method import Body
 from shared.types import FinishReason
 
 MAX_TEMPLATE_KWARGS_BYTES = 4096
+
+# --- bounds: every API's bodies use these types, so that no value out of bounds ever becomes an object -------------------------------
+
+MAX_SEED = 2**63 - 1
+MAX_TOKEN_ID = 2**31 - 1
+MAX_TEMPERATURE = 2.0
+#: 1 has no effect; larger or smaller values produce noise.
+MIN_REPEAT_PENALTY, MAX_REPEAT_PENALTY = 0.1, 2.0
+
+#: A model's context is a lower limit, to which a higher number is reduced.
+MaxTokens = Annotated[int, Meta(ge=1, le=MAX_SEED)]
+Temperature = Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+#: 0 is off.
+TopK = Annotated[int, Meta(ge=0, le=1000)]
+MinP = Annotated[float, Meta(ge=0, le=1)]
+Seed = Annotated[int, Meta(ge=0, le=MAX_SEED)]
+RepeatPenalty = Annotated[float, Meta(ge=MIN_REPEAT_PENALTY, le=MAX_REPEAT_PENALTY)]
+#: 0 has no effect.
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+#: The number of answers to one prompt.
+Answers = Annotated[int, Meta(ge=1, le=4)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+#: OpenAI's range: -100 bans a token, 100 forces it.
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+MAX_BIASES = 300
+LogitBias = Annotated[dict[TokenId, Bias], Meta(max_length=MAX_BIASES)]
 
 
 class ToolCall(Body, frozen=True):
@@ -129,25 +159,24 @@ class OutputFormat(Body, frozen=True):
 class Sampling(Body, frozen=True):
     """The parameters of a generation. None uses the model's own default."""
 
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     stop: tuple[str, ...] = ()
-    seed: int | None = None
-    min_p: float | None = None
-    #: 1 has no effect; for the other two, 0.
-    repeat_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
+    seed: Seed | None = None
+    min_p: MinP | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
     #: Token id -> value added to its logit.
-    logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
+    logit_bias: LogitBias = msgspec.field(default_factory=dict)
     #: Ignore the model's end of text and continue to max_tokens; for load tests.
     ignore_eos: bool = False
-    #: The number of answers; None is one.
-    n: int | None = None
+    #: None is one.
+    n: Answers | None = None
     #: None: no log probabilities. 0: only for the generated tokens. More: also for this many most likely tokens.
-    top_logprobs: int | None = None
+    top_logprobs: TopLogprobs | None = None
     format: OutputFormat | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice.AUTO

@@ -51,8 +51,8 @@ class GetHistory(Body, frozen=True):
     names: tuple[str, ...]
     since: datetime
     until: datetime
-    #: A multiple of 15.
-    step_seconds: int = 60
+    #: A multiple of 15. The largest is about 30 years.
+    step_seconds: Annotated[int, msgspec.Meta(le=10**9)] = 60
     by: tuple[HistoryGrouping, ...] = ()
     #: Only this machine: its node id or at least the first 12 characters; None for all.
     node: str | None = None

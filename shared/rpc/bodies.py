@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from shared import errors
+from shared.protocol import field_errors
 
 T = TypeVar("T")
 
@@ -29,7 +30,13 @@ def decode_request(kind: type[T], body: bytes, method: str) -> T:
     try:
         return decoder(kind)(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise errors.BadRequest(f"{method}: {error}", hint="docs/reference/rpc.md has the fields of every method") from error
+        raise bad_request(error, kind, method) from error
+
+
+def bad_request(error: Exception, kind: type, method: str) -> errors.BadRequest:
+    """Return the error for a body that is not a ``kind``."""
+    what = field_errors.sentence(error, kind) if isinstance(error, msgspec.ValidationError) else str(error)
+    return errors.BadRequest(f"{method}: {what}", hint="docs/reference/rpc.md has the fields of every method")
 
 
 def decode_reply(kind: type[T], body: bytes, method: str) -> T:

@@ -1,5 +1,7 @@
 """Reads JSON from users: strictly typed, without unknown fields; every mistake is a BadRequest that names the field."""
 
+import json
+import math
 import re
 from collections.abc import Mapping
 from typing import TypeVar
@@ -10,27 +12,32 @@ import msgspec
 from services.gateway.request_validation import BadField
 from shared import errors
 from shared.api.method import field_name
+from shared.protocol import field_errors
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-_AT = re.compile(r"(?P<what>.*?) - at `\$\.?(?P<path>.*)`$", re.DOTALL)
 #: May be more than the mesh's messages can hold.
 LONG_NUMBER = re.compile(rb"[0-9]{19}")
-_FIELD = re.compile(r"Object (?P<what>contains unknown|missing required) field `(?P<field>[^`]*)`")
+#: The longest body that is searched for a number that is too large: a longer one would hold the event loop for too long.
+_SEARCHED_BYTES = 64 * 1024
 
 
 def read_object(body: bytes) -> dict[str, object]:
-    """Parse a JSON object. Raises BadRequest for anything else, including NaN."""
+    """Parse a JSON object. Raises BadRequest for anything else, including NaN, and BadField for a number that mesh messages can't hold."""
     try:
         # The C decoder stops at the interpreter's recursion limit, so deep nesting is cheap to reject.
         found = msgspec.json.decode(body, type=dict[str, object])
+        if LONG_NUMBER.search(body):
+            msgspec.msgpack.encode(found)
     except msgspec.ValidationError as error:
+        if str(error).startswith(("Number out of range", "Integer value out of range")):
+            raise _too_large(body) from error
         raise errors.BadRequest(f"the body must be a JSON object: {str(error).partition(' - at ')[0]}") from error
+    except OverflowError as error:
+        raise _too_large(body) from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise errors.BadRequest(f"the body is not valid JSON: {why}") from error
-    if LONG_NUMBER.search(body):
-        _check_numbers(found)
     return found
 
 
@@ -39,17 +46,20 @@ def read_given(body: bytes) -> dict[str, object]:
     return {name: value for name, value in read_object(body).items() if value is not None}
 
 
-def _check_numbers(found: dict[str, object]) -> None:
-    """Raise BadField for a whole number that the mesh's messages can't hold."""
-    waiting: list[tuple[str, object]] = list(found.items())
+def _too_large(body: bytes) -> errors.BadRequest:
+    """Return the error for a body with a number that is too large. It names the field unless the body is long."""
+    must = "must be a number of at most 64 bits"
+    try:
+        waiting: list[tuple[str, object]] = [("", json.loads(body))] if len(body) <= _SEARCHED_BYTES else []
+    except (ValueError, RecursionError):  # Python reads at most 4,300 digits
+        waiting = []
     while waiting:
         path, value = waiting.pop()
-        if isinstance(value, int) and not -(2**63) <= value < 2**64:
-            raise BadField(path[:200], "must be a number of at most 64 bits")
-        if isinstance(value, dict):
-            waiting += [(f"{path}.{name}", child) for name, child in value.items()]
-        elif isinstance(value, list):
-            waiting += [(f"{path}.{position}", child) for position, child in enumerate(value)]
+        if (isinstance(value, int) and not -(2**63) <= value < 2**64) or (isinstance(value, float) and math.isinf(value)):
+            return BadField(path[1:][:200], must)
+        children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        waiting += [(f"{path}.{name}", child) for name, child in children]
+    return errors.BadRequest(f"each number in the body {must}")
 
 
 def convert(found: Mapping[str, object], kind: type[S]) -> S:
@@ -57,7 +67,7 @@ def convert(found: Mapping[str, object], kind: type[S]) -> S:
     try:
         return msgspec.convert(found, kind)
     except msgspec.ValidationError as error:
-        raise _mistake(str(error)) from error
+        raise _mistake(error, kind) from error
     except RecursionError as error:
         raise errors.BadRequest("the body is nested too deeply") from error
 
@@ -93,15 +103,9 @@ def read_query(query: bytes, kind: type[S]) -> S:
     try:
         return msgspec.convert(fields, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise _mistake(str(error)) from error
+        raise _mistake(error, kind) from error
 
 
-def _mistake(message: str) -> errors.BadRequest:
-    at = _AT.match(message)
-    what, path = (at["what"], at["path"]) if at else (message, "")
-    if field := _FIELD.match(what):
-        name = f"{path}.{field['field']}" if path else field["field"]
-        return BadField(name, "is not a supported field" if field["what"] == "contains unknown" else "is missing")
-    if path:
-        return BadField(path, f"is invalid: {what[:1].lower()}{what[1:]}")
-    return errors.BadRequest(what)
+def _mistake(error: msgspec.ValidationError, kind: type) -> errors.BadRequest:
+    field, must = field_errors.explain(error, kind)
+    return BadField(field, must) if field else errors.BadRequest(must)

@@ -14,7 +14,7 @@ from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.api.generation import ReasoningEffort, Usage
+from shared.api.generation import MaxTokens, ReasoningEffort, Seed, Temperature, TopK, TopLogprobs, TopP, Usage
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName, RequestId
 
@@ -25,18 +25,18 @@ class PayloadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     prompt: str | None = None
     messages: tuple[ChatBodyMessage, ...] | None = None
     system: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     stop: str | tuple[str, ...] | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     #: The next eight are as in OpenAI's chat API.
     tools: tuple[ToolBody, ...] | None = None
     tool_choice: ToolChoiceBody | None = None
     response_format: ResponseFormat | None = None
     logprobs: bool = False
-    top_logprobs: int | None = None
+    top_logprobs: TopLogprobs | None = None
     parallel_tool_calls: bool = True
     reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: JsonObject | None = None
@@ -53,7 +53,7 @@ class ModelPayload(PayloadBody, frozen=True, kw_only=True, forbid_unknown_fields
 
     input: embedding.GivenInput | None = None
     #: Cut vectors to this many numbers and normalize them again.
-    dimensions: int | None = None
+    dimensions: embedding.Dimensions | None = None
 
 
 class InferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,7 +11,7 @@ from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonO
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.request_validation import MAX_STOPS, BadField
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, ReasoningEffort, ToolCall
+from shared.api.generation import ChatMessage, MaxTokens, ReasoningEffort, Temperature, ToolCall, TopK, TopP
 from shared.types import ModelName
 
 
@@ -79,13 +79,13 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A request. Other parameters that have no effect here (metadata, …) are accepted; see ``parameters``."""
 
     messages: tuple[MessageParam, ...]
-    max_tokens: int
+    max_tokens: MaxTokens
     model: ModelName | None = None
     system: str | tuple[TextPart, ...] = ""
     stop_sequences: tuple[str, ...] = ()
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     tools: tuple[MessagesTool, ...] = ()
     tool_choice: MessagesToolChoice | None = None
     #: As at Anthropic, a model thinks only if this says so.
@@ -137,7 +137,6 @@ def read(content: bytes) -> MessagesBody:
 
 def to_request(body: MessagesBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
-    openai_parameters.ensure_tokens("max_tokens", body.max_tokens)
     if len(body.stop_sequences) > MAX_STOPS:
         raise BadField("stop_sequences", f"must have at most {MAX_STOPS} entries")
     if not body.messages or body.messages[-1].role == "assistant":

@@ -1,20 +1,35 @@
 """Parses requests to OpenAI's chat API. Pure."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from services.gateway.http_api import chat_messages, request_bodies
 from services.gateway.http_api.chat_messages import ChatBodyMessage, JsonObject, ResponseFormat, ToolBody, ToolChoiceBody, json_text
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.request_validation import GUIDES, BadField
 from shared.api.gateway import MAX_CONVERSATION_CHARACTERS, InferenceRequest
-from shared.api.generation import FormatKind, OutputFormat, ReasoningEffort
+from shared.api.generation import (
+    MAX_BIASES,
+    Answers,
+    Bias,
+    FormatKind,
+    LogitBias,
+    MaxTokens,
+    MinP,
+    OutputFormat,
+    Penalty,
+    ReasoningEffort,
+    RepeatPenalty,
+    Seed,
+    Temperature,
+    TopK,
+    TopLogprobs,
+    TopP,
+)
 from shared.types import ModelName
-
-#: No vocabulary is this large, and longer keys are not worth parsing.
-_TOKEN_DIGITS = 12
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,18 +43,18 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The parameters that chats and completions share."""
 
     model: ModelName | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
     #: Logit bias by token id.
-    logit_bias: dict[str, float] | None = None
-    n: int | None = None
+    logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIASES)] | None = None
+    n: Answers | None = None
     #: The next seven are extensions of local engines, not OpenAI's.
-    top_k: int | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repeat_penalty: RepeatPenalty | None = None
     ignore_eos: bool = False
     #: GBNF.
     grammar: str | None = None
@@ -47,7 +62,7 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     guided_regex: str | None = None
     guided_choice: tuple[str, ...] | None = None
     stop: str | tuple[str, ...] | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -60,9 +75,9 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A chat request. Other parameters that have no effect here (user, metadata, …) are accepted; see ``parameters``."""
 
     messages: tuple[ChatBodyMessage, ...]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool = False
-    top_logprobs: int | None = None
+    top_logprobs: TopLogprobs | None = None
     response_format: ResponseFormat | None = None
     tools: tuple[ToolBody, ...] | None = None
     tool_choice: ToolChoiceBody | None = None
@@ -105,10 +120,8 @@ def read_leniently(body: bytes) -> ChatBody:
 
 def to_request(chat: ChatBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
-    if chat.max_completion_tokens is not None:
-        if chat.max_tokens not in {None, chat.max_completion_tokens}:
-            raise BadField("max_tokens", "and max_completion_tokens differ; send only one")
-        openai_parameters.ensure_tokens("max_completion_tokens", chat.max_completion_tokens)
+    if chat.max_completion_tokens is not None and chat.max_tokens not in {None, chat.max_completion_tokens}:
+        raise BadField("max_tokens", "and max_completion_tokens differ; send only one")
     tools, tool_choice = chat_messages.chosen_tools(chat.tools or (), chat.tool_choice)
     request = sampled_request(chat)
     return msgspec.structs.replace(
@@ -149,9 +162,10 @@ def sampled_request(body: SamplingBody) -> InferenceRequest:
 
 def _biases(biases: dict[str, float]) -> dict[int, float]:
     """Convert token ids. Raises BadField."""
-    if not all(token.isascii() and token.isdecimal() and len(token) <= _TOKEN_DIGITS for token in biases):
-        raise BadField("logit_bias", "must have token ids as its keys")
-    return {int(token): value for token, value in biases.items()}
+    try:
+        return msgspec.convert(biases, LogitBias, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise BadField("logit_bias", "must have token ids as its keys") from error
 
 
 def _guide(body: SamplingBody) -> OutputFormat | None:

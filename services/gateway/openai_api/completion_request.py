@@ -1,6 +1,9 @@
 """Parses requests to OpenAI's completions API, which continue a text without a chat template. Pure."""
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from services.gateway.http_api import request_bodies
 from services.gateway.openai_api import chat_request as openai_chat
@@ -8,12 +11,12 @@ from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.openai_api.chat_request import SamplingBody
 from services.gateway.request_validation import BadField
 from shared.api.gateway import InferenceRequest
+from shared.api.generation import Answers
 
 #: Each prompt is a separate request; they run one after another within one deadline.
 MAX_PROMPTS = 16
 #: OpenAI's default, which its clients rely on.
 DEFAULT_MAX_TOKENS = 16
-MAX_LOGPROBS = 5
 
 
 class CompletionBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,13 +25,13 @@ class CompletionBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fie
     #: Each text gets its own answers. Token ids aren't supported, because they differ between models.
     prompt: str | tuple[str, ...]
     #: Must equal n.
-    best_of: int | None = None
+    best_of: Answers | None = None
     #: Repeat the prompt before each answer.
     echo: bool = False
     #: The answer is the text between a prompt and this, by models that were trained to fill gaps.
     suffix: str = ""
     #: Number of likeliest tokens to return at each position.
-    logprobs: int | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -45,8 +48,6 @@ def read(content: bytes) -> CompletionBody:
         raise BadField("prompt", f"must have 1 to {MAX_PROMPTS} texts")
     if body.best_of not in {None, body.n or 1}:
         raise BadField("best_of", "must equal n; all answers are returned")
-    if body.logprobs is not None and not 0 <= body.logprobs <= MAX_LOGPROBS:
-        raise BadField("logprobs", f"must be a whole number from 0 to {MAX_LOGPROBS}")
     if body.echo and body.logprobs is not None:
         raise BadField("echo", "and logprobs exclude each other: the engine has no logprobs for the prompt")
     openai_chat.ensure_streamed(body)

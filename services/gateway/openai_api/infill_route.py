@@ -8,9 +8,9 @@ from services.gateway.http_api import answer_delivery, chat_messages, request_bo
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, ServerSentEvent
-from services.gateway.openai_api.parameters import ensure_tokens
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api.gateway import InferenceRequest, InferenceResult
+from shared.api.generation import MaxTokens, MinP, RepeatPenalty, Seed, Temperature, TopK, TopP
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName
 
@@ -34,13 +34,13 @@ class InfillBody(msgspec.Struct, frozen=True, kw_only=True):
     input_suffix: str = ""
     #: Texts of other files.
     input_extra: tuple[ExtraFile, ...] = ()
-    n_predict: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    seed: int | None = None
+    n_predict: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
+    min_p: MinP | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    seed: Seed | None = None
     stop: tuple[str, ...] = ()
     stream: bool = False
 
@@ -72,22 +72,28 @@ class InfillRoute:
         )  # fmt: skip
 
     async def _infill(self, call: HttpCall) -> None:
-        body = request_bodies.convert(request_bodies.read_given(call.body), InfillBody)
+        body = read(call.body)
         await answer_delivery.answer(self._deduplicated, call, to_request(body), InfillFormat(), stream=body.stream)
+
+
+def read(content: bytes) -> InfillBody:
+    """Parse the body. Raises BadRequest that names the field."""
+    found = request_bodies.read_given(content)
+    # To llama.cpp's server this means "until the end of the answer".
+    if found.get("n_predict") == -1:
+        del found["n_predict"]
+    return request_bodies.convert(found, InfillBody)
 
 
 def to_request(body: InfillBody) -> InferenceRequest:
     """Convert the request. Raises BadField."""
-    # -1 means "until the end of the answer" to llama.cpp's server.
-    max_tokens = None if body.n_predict == -1 else body.n_predict
-    ensure_tokens("n_predict", max_tokens)
     extra = "".join(f"{file.filename}\n{file.text}\n\n" for file in body.input_extra)
     return InferenceRequest(
         **chat_messages.shared_parameters(body),
         prompt=extra + body.input_prefix + body.prompt,
         suffix=body.input_suffix,
         raw=True,
-        max_tokens=max_tokens,
+        max_tokens=body.n_predict,
         stop=body.stop,
     )
 

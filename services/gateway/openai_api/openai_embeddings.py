@@ -12,7 +12,7 @@ from services.gateway.http_api.http_call import HttpCall
 from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
-from shared.api.embedding import EmbeddingRequest, GivenInput
+from shared.api.embedding import Dimensions, EmbeddingRequest, GivenInput
 from shared.types import ModelName
 
 
@@ -24,7 +24,7 @@ class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     #: OpenAI's client requests base64 and decodes it.
     encoding_format: Literal["float", "base64"] = "float"
     #: Cut vectors to this many numbers and normalize them again.
-    dimensions: int | None = None
+    dimensions: Dimensions | None = None
     user: str | None = None
 
 

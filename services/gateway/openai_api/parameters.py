@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from services.gateway.request_validation import RANGES, BadField
+from services.gateway.request_validation import BadField
 
 ValueTest = Callable[[object], bool]
 
@@ -92,12 +92,6 @@ MESSAGES: Mapping[str, ParameterRule] = {
     "context_management": _only("is not supported; shorten the conversation yourself", {}),
     "mcp_servers": _only("must be empty; connect to the servers yourself and offer their tools", []),
 }
-
-
-def ensure_tokens(name: str, value: int | None) -> None:
-    """Raise BadField for a token limit out of range, under the caller's field name."""
-    if value is not None and not RANGES["max_tokens"].holds(value):
-        raise BadField(name, str(RANGES["max_tokens"]))
 
 
 def without(found: Mapping[str, object], rules: Mapping[str, ParameterRule], kind: type[msgspec.Struct]) -> dict[str, object]:

@@ -10,7 +10,7 @@ from services.gateway.http_api.http_call import HttpCall
 from services.gateway.requests.active_texts import ActiveVectors
 from services.gateway.requests.pipeline import Pipeline
 from shared.api import embedding
-from shared.api.embedding import RankedDocument, Ranking, RankingRequest
+from shared.api.embedding import RankedDocument, Ranking, RankingRequest, TopDocuments
 from shared.types import ModelName
 
 
@@ -25,7 +25,7 @@ class RerankBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     query: str
     documents: tuple[str | DocumentText, ...]
     #: Return only the most relevant ones.
-    top_n: int | None = None
+    top_n: TopDocuments | None = None
     return_documents: bool = False
 
 

@@ -13,7 +13,17 @@ from services.gateway.openai_api import chat_request
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.request_validation import BadField
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, ImageDetail, OutputFormat, ReasoningEffort, ToolCall
+from shared.api.generation import (
+    ChatMessage,
+    ImageDetail,
+    MaxTokens,
+    OutputFormat,
+    ReasoningEffort,
+    Temperature,
+    ToolCall,
+    TopLogprobs,
+    TopP,
+)
 from shared.types import ModelName
 
 #: The role to use for each of the API's roles.
@@ -215,10 +225,10 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     #: A system message before the input.
     instructions: str | None = None
     model: ModelName | None = None
-    max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_logprobs: int | None = None
+    max_output_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_logprobs: TopLogprobs | None = None
     include: tuple[str, ...] = ()
     text: TextBody = TextBody()
     tools: tuple[FunctionTool, ...] = ()
@@ -259,7 +269,6 @@ def read(content: bytes) -> ResponseBody:
 
 def to_request(body: ResponseBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
-    openai_parameters.ensure_tokens("max_output_tokens", body.max_output_tokens)
     tools, tool_choice = _tools(body)
     instructions = (ChatMessage("system", body.instructions),) if body.instructions else ()
     return InferenceRequest(

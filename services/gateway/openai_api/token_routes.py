@@ -13,7 +13,7 @@ from services.gateway.http_api.http_call import HttpCall
 from services.gateway.request_validation import MAX_MODEL_CHARACTERS, BadField
 from services.gateway.requests.active_texts import ActiveConversion
 from services.gateway.requests.pipeline import Pipeline
-from shared.api.generation import ChatMessage
+from shared.api.generation import ChatMessage, TokenId
 from shared.api.inference import TOKEN_BYTES, Conversion, Detokenize, RenderChat, Tokenize
 from shared.types import ModelName
 
@@ -43,7 +43,7 @@ class TokenizeBody(TemplateBody, frozen=True, kw_only=True, forbid_unknown_field
 
 class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: NamedModel = ModelName("")
-    tokens: tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...]
+    tokens: tuple[TokenId, ...]
 
 
 class TokenList(msgspec.Struct, frozen=True):

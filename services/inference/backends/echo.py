@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager
 
 from services.inference.backend_interface import Backend, Sink, VectorSink, Watcher
 from services.inference.chat.stop_sequences import StopSequences
-from services.inference.engine import sampling, sequence
+from services.inference.engine import sequence
 from services.inference.engine.embedding_loop import Pooled
 from services.inference.engine.gguf_header import PoolingKind
 from services.inference.jobs import GenerationJob
 from services.inference.queue_limits import QueueLimits
 from shared import errors
 from shared.api.embedding import Embed, Embedded, EmbeddingInput, Vectors
-from shared.api.generation import Generation, Usage
+from shared.api.generation import MAX_TOKEN_ID, Generation, Usage
 from shared.api.inference import TOKEN_BYTES, Chunk, Conversion, Detokenize, ModelState, ModelStatus, Tokenize
 from shared.types import FinishReason, ModelName
 
@@ -135,7 +135,7 @@ async def opened(token_ms: float, queue: int, watcher: Watcher, slots: int = SLO
 
 def token_id(word: str) -> int:
     """Return the same number for a word on every worker."""
-    return zlib.crc32(word.encode("utf-8", "replace")) & sampling.MAX_TOKEN_ID
+    return zlib.crc32(word.encode("utf-8", "replace")) & MAX_TOKEN_ID
 
 
 def _find_thoughts(words: list[str]) -> list[bool]:

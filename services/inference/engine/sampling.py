@@ -1,36 +1,21 @@
-"""Sampling parameters, their limits, and the randomness of each position.  Pure."""
+"""Sampling parameters, their defaults, and the randomness of each position. Pure."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 
 from shared import errors
-from shared.api.generation import Sampling
+from shared.api.generation import MAX_SEED, Sampling
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.95
 DEFAULT_TOP_K = 40
 
-MAX_TEMPERATURE = 2.0
 #: A lower temperature counts as 0: only the likeliest token would be drawn, and llama.cpp's 32-bit floats would overflow.
 LEAST_TEMPERATURE = 0.001
-#: Larger than any vocabulary; 0 disables top_k.
-MAX_TOP_K = 1_000_000
-MAX_SEED = (1 << 63) - 1
-MAX_TOKEN_ID = (1 << 31) - 1
 #: Each stop sequence is searched for in every step (SECURITY.md, T5).
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 64
-#: 1 has no effect; larger or smaller values produce noise.
-MAX_REPEAT_PENALTY = 2.0
-MIN_REPEAT_PENALTY = 0.1
-MAX_PENALTY = 2.0
-#: OpenAI's range: -100 bans a token, 100 forces it.
-MAX_BIAS = 100.0
-MAX_BIASES = 300
-MAX_ANSWERS = 4
-MAX_TOP_LOGPROBS = 20
 
 _MASK = (1 << 64) - 1
 
@@ -61,28 +46,24 @@ class Parameters(msgspec.Struct, frozen=True, array_like=True):
 
 
 def check(given: Sampling, *, context_tokens: int | None, draw_seed: Callable[[], int]) -> Parameters:
-    """Check the parameters and fill in defaults. Raises BadRequest, which names the first invalid field."""
-    stop = _check_stop(given.stop)
-    temperature = _number("temperature", given.temperature, DEFAULT_TEMPERATURE, most=MAX_TEMPERATURE)
-    max_tokens = given.max_tokens
-    if max_tokens is not None:
-        # More than fits after the prompt is cut later.
-        max_tokens = min(_whole("max_tokens", max_tokens, least=1, most=MAX_SEED), context_tokens or MAX_SEED)
+    """Fill in defaults, and check what the contract's types do not bound. Raises BadRequest, which names the first invalid field."""
+    temperature = DEFAULT_TEMPERATURE if given.temperature is None else given.temperature
     return Parameters(
         temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
-        top_p=_above_zero("top_p", _number("top_p", given.top_p, DEFAULT_TOP_P, most=1.0)),
-        top_k=_whole("top_k", DEFAULT_TOP_K if given.top_k is None else given.top_k, least=0, most=MAX_TOP_K),
-        seed=draw_seed() if given.seed is None else _whole("seed", given.seed, least=0, most=MAX_SEED),
-        max_tokens=max_tokens,
-        stop=stop,
-        min_p=_number("min_p", given.min_p, 0.0, most=1.0),
-        repeat_penalty=_number("repeat_penalty", given.repeat_penalty, 1.0, least=MIN_REPEAT_PENALTY, most=MAX_REPEAT_PENALTY),
-        frequency_penalty=_number("frequency_penalty", given.frequency_penalty, 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
-        presence_penalty=_number("presence_penalty", given.presence_penalty, 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
-        logit_bias=_check_bias(given.logit_bias),
+        top_p=DEFAULT_TOP_P if given.top_p is None else given.top_p,
+        top_k=DEFAULT_TOP_K if given.top_k is None else given.top_k,
+        seed=draw_seed() if given.seed is None else given.seed,
+        # More than fits after the prompt is cut later.
+        max_tokens=given.max_tokens if given.max_tokens is None else min(given.max_tokens, context_tokens or MAX_SEED),
+        stop=_check_stop(given.stop),
+        min_p=given.min_p or 0.0,
+        repeat_penalty=1.0 if given.repeat_penalty is None else given.repeat_penalty,
+        frequency_penalty=given.frequency_penalty or 0.0,
+        presence_penalty=given.presence_penalty or 0.0,
+        logit_bias=tuple(given.logit_bias.items()),
         ignore_eos=given.ignore_eos,
-        n=_whole("n", 1 if given.n is None else given.n, least=1, most=MAX_ANSWERS),
-        top_logprobs=None if given.top_logprobs is None else _whole("top_logprobs", given.top_logprobs, least=0, most=MAX_TOP_LOGPROBS),
+        n=given.n or 1,
+        top_logprobs=given.top_logprobs,
     )
 
 
@@ -101,41 +82,6 @@ def mix(seed: int, position: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return (z ^ (z >> 31)) & 0xFFFFFFFE
-
-
-def _number(field: str, value: float | None, default: float, *, least: float = 0.0, most: float) -> float:
-    if value is None:
-        return default
-    if not math.isfinite(value) or not least <= value <= most:
-        raise errors.BadRequest(f"{field} must be a number from {least:g} to {most:g}, not {value:g}")
-    return float(value)
-
-
-def _above_zero(field: str, value: float) -> float:
-    if value == 0:
-        raise errors.BadRequest(f"{field} must be more than 0, or else no token is left", hint="temperature 0 is greedy")
-    return value
-
-
-def _whole(field: str, value: int, *, least: int, most: int) -> int:
-    if not least <= value <= most:
-        # Don't repeat a number of a thousand digits.
-        shown = str(value) if abs(value) <= _MASK else "a number beyond 64 bits"
-        raise errors.BadRequest(f"{field} must be from {least} to {most}, not {shown}")
-    return value
-
-
-def _check_bias(bias: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
-    """Check the biases; the engine checks whether the model has the tokens."""
-    if len(bias) > MAX_BIASES:
-        raise errors.BadRequest(f"logit_bias names {len(bias)} tokens; at most {MAX_BIASES} are allowed")
-    return tuple(
-        (
-            _whole("logit_bias: a token id", token, least=0, most=MAX_TOKEN_ID),
-            _number("logit_bias", value, 0.0, least=-MAX_BIAS, most=MAX_BIAS),
-        )
-        for token, value in bias.items()
-    )
 
 
 def _check_stop(stop: tuple[str, ...]) -> tuple[str, ...]:

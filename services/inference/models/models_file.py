@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
-from services.inference.engine import sampling
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, SplitMode
 from services.inference.engine.gguf_header import MAX_LAYERS
 from services.inference.models import catalog, quantities, yaml_tree
 from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, ModelProgram, RemoteModel
 from services.inference.upstreams import Dialect
+from shared.api import generation
 from shared.types import ModelName
 
 MAX_DEVICES = 16
@@ -211,9 +211,9 @@ FIELDS: dict[str, tuple[str, Callable[[Node], object]]] = {
     "projector": ("projector", _path),
     "device": ("device", _number(0, MAX_DEVICES - 1)),
     "tensor_split": ("tensor_split", _shares),
-    "temperature": ("temperature", _decimal(0, sampling.MAX_TEMPERATURE)),
+    "temperature": ("temperature", _decimal(0, generation.MAX_TEMPERATURE)),
     "top_p": ("top_p", _decimal(0.01, 1)),
-    "repeat_penalty": ("repeat_penalty", _decimal(sampling.MIN_REPEAT_PENALTY, sampling.MAX_REPEAT_PENALTY)),
+    "repeat_penalty": ("repeat_penalty", _decimal(generation.MIN_REPEAT_PENALTY, generation.MAX_REPEAT_PENALTY)),
     "reasoning": ("reasoning", _one_of({"on": True, "off": False, "auto": None})),
     "reasoning_budget": ("reasoning_budget", _number(0, 1_048_576)),
     "gpu_memory": ("memory_bytes", lambda value: quantities.parse_bytes(_text(value))),

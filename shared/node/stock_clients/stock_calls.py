@@ -140,7 +140,7 @@ def read(handler: Handler, peer: Peer, body: bytes, *, is_json: bool, credential
         request: Any = msgspec.json.decode(body, type=method.request) if is_json else bodies.decoder(method.request)(body)
         value = msgspec.json.decode(body) if is_json else msgspec.msgpack.decode(body)
     except (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError) as error:
-        raise errors.BadRequest(f"{method.name}: {error}", hint="docs/reference/rpc.md has the fields of every method") from error
+        raise bodies.bad_request(error, method.request, method.name) from error
     if unknown := find_unknown_field(method.request, value):
         raise errors.BadRequest(
             f"{method.name}: there is no field {unknown[:80]!r}", hint="docs/reference/rpc.md has the fields of every method"

@@ -1,30 +1,13 @@
-import itertools
-import math
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from services.gateway import request_validation
 from shared import errors
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Tool, ToolChoice
-from tests.cases import case
 
 
 def request(**fields: object) -> InferenceRequest:
     return InferenceRequest(**{"prompt": "hi", **fields})  # type: ignore[arg-type]
-
-
-BAD_NUMBERS = [-3, -2.1, math.nan, math.inf, -math.inf, 2**63, 10**30, True, False, "1", [], {}]
-
-
-def test_a_number_out_of_range_or_of_the_wrong_type_is_refused_by_name() -> None:
-    for field, value in itertools.product(request_validation.RANGES, BAD_NUMBERS):
-        with case((field, value)):
-            with pytest.raises(request_validation.BadField, match=f"^{field} must be") as refused:
-                request_validation.admit(request(**{field: value}))
-            assert refused.value.field == field
 
 
 def test_template_variables_are_a_small_json_object() -> None:
@@ -45,48 +28,6 @@ def test_thoughts_of_earlier_answers_count_as_prompt() -> None:
     # Templates leave out the thoughts before a question, and keep those before a tool's result.
     assert sizes("é" * 150, "user") == (most + 300, likely)
     assert sizes("é" * 150, "tool") == (most + 300, likely + 100)
-
-
-@pytest.mark.parametrize("field", request_validation.RANGES)
-def test_a_four_hundred_digit_number_is_refused_not_an_internal_error(field: str) -> None:
-    """math.isfinite raises OverflowError for it."""
-    with pytest.raises(request_validation.BadField, match=f"^{field} must be"):
-        request_validation.admit(request(**{field: 10**400}))
-
-
-@pytest.mark.parametrize(
-    ("field", "good", "bad"),
-    [
-        ("temperature", [0, 0.0, 1.5, 2], [2.0001]),
-        ("top_p", [0.0001, 1], [0, 1.01]),
-        ("top_k", [0, 1, 1000], [1001, 1.5]),
-        ("max_tokens", [1, 32769, 2**63 - 1], [0, 2**63, 2.5]),
-        ("seed", [0, 2**63 - 1], [2**63, 1.0]),
-        ("min_p", [0, 0.05, 1], [-0.01, 1.01]),
-        ("repeat_penalty", [0.1, 1, 2], [0, 2.1]),
-        ("frequency_penalty", [-2, 0, 2], [-2.1, 2.1]),
-        ("presence_penalty", [-2, 0, 2], [-2.1, 2.1]),
-        ("n", [1, 4], [0, 5, 1.0]),
-        ("top_logprobs", [0, 20], [-1, 21]),
-    ],
-)
-def test_ranges(field: str, good: list[float], bad: list[float]) -> None:
-    for value in good:
-        request_validation.admit(request(**{field: value}))
-    for value in bad:
-        with pytest.raises(request_validation.BadField):
-            request_validation.admit(request(**{field: value}))
-
-
-@given(st.floats() | st.integers(), st.sampled_from(sorted(request_validation.RANGES)))
-def test_nothing_outside_the_allow_list_is_admitted(value: float, field: str) -> None:
-    allowed = request_validation.RANGES[field]
-    try:
-        request_validation.admit(request(**{field: value}))
-    except request_validation.BadField:
-        return
-    assert allowed.low <= value <= allowed.high
-    assert not allowed.whole or isinstance(value, int)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +78,6 @@ def tool(name: str = "look_up", **more: str) -> Tool:
         pytest.param({"tools": (tool("t" * 65),)}, "tools[0].function.name", id="a long name"),
         pytest.param({"tool_choice": ToolChoice.REQUIRED}, "tool_choice", id="a required call without tools"),
         pytest.param({"tools": (tool(),), "format": OutputFormat(FormatKind.GBNF, "root ::= [a]")}, "grammar", id="tools and a grammar"),
-        pytest.param({"logit_bias": dict.fromkeys(range(301), 1.0)}, "logit_bias", id="a bias for too many tokens"),
-        pytest.param({"logit_bias": {-1: 1.0}}, "logit_bias", id="a negative token"),
-        pytest.param({"logit_bias": {2**31: 1.0}}, "logit_bias", id="a token id above 31 bits"),
-        pytest.param({"logit_bias": {1: 100.5}}, "logit_bias", id="a bias beyond 100"),
-        pytest.param({"logit_bias": {1: math.nan}}, "logit_bias", id="a bias that is no number"),
     ],
 )
 def test_invalid_tools_and_biases_are_refused(fields: dict[str, object], field: str) -> None:

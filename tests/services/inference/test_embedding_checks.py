@@ -4,7 +4,7 @@ import pytest
 
 from services.inference import jobs
 from shared import errors
-from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, Embed
+from shared.api.embedding import MAX_INPUT_BYTES, MAX_INPUTS, Embed
 from shared.context import new_request_id
 from shared.types import ModelName
 
@@ -19,7 +19,6 @@ def check(**fields: Any) -> None:
     [
         pytest.param({"inputs": ("a",) * MAX_INPUTS}, id="as many texts as may be"),
         pytest.param({"inputs": ("é" * (MAX_INPUT_BYTES // 2),)}, id="as many bytes as may be"),
-        pytest.param({"dimensions": MAX_DIMENSIONS}, id="the most dimensions"),
     ],
 )
 def test_accepted(fields: dict[str, Any]) -> None:
@@ -33,9 +32,6 @@ def test_accepted(fields: dict[str, Any]) -> None:
         pytest.param({"inputs": ("a",) * (MAX_INPUTS + 1)}, "input holds 2049 texts; 1 to 2048", id="one text too many"),
         pytest.param({"inputs": ("a", "")}, r"input\[1\] is empty", id="an empty text"),
         pytest.param({"inputs": ("a", "b" * MAX_INPUT_BYTES)}, f"input has {MAX_INPUT_BYTES + 1} bytes", id="one byte too many"),
-        pytest.param({"dimensions": 0}, "dimensions must be from 1", id="no dimension"),
-        pytest.param({"dimensions": -(10**15)}, "dimensions must be from 1", id="far fewer than none"),
-        pytest.param({"dimensions": MAX_DIMENSIONS + 1}, f"to {MAX_DIMENSIONS}", id="too many dimensions"),
     ],
 )
 def test_refused(fields: dict[str, Any], message: str) -> None:

@@ -205,7 +205,7 @@ async def test_a_stream_does_not_continue_after_a_reconnect(stock: Stock) -> Non
     ("body", "refusal", "words"),
     [
         pytest.param(b"{", ("400", "bad_request"), "Input data was truncated", id="a body that is none"),
-        pytest.param(b'{"auth": {}}', ("400", "bad_request"), "missing required field `request`", id="no request"),
+        pytest.param(b'{"auth": {}}', ("400", "bad_request"), "processInferenceRequest: request is missing", id="no request"),
         pytest.param(request_body(wish=1), ("400", "bad_request"), "there is no field 'wish'", id="an unknown argument"),
         pytest.param(
             b'{"request": {"prompt": "hi", "max_tokens": 1}}',

@@ -12,8 +12,7 @@ import msgspec
 
 from services.inference.backends.remote.event_stream import BadStream, Lines, StreamEventParser, convert_or
 from services.inference.backends.remote.token_counts import ReportedUsage
-from services.inference.engine import sampling
-from shared.api.generation import ToolCall, ToolCallPart
+from shared.api.generation import MAX_TOKEN_ID, ToolCall, ToolCallPart
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
 from shared.types import FinishReason
 
@@ -210,7 +209,7 @@ class AnswerAssembly:
     def _ids(self, branch: _Branch, choice: AnswerChoice, *, is_shown: bool) -> tuple[int, ...]:
         """Return the ids of the text that is shown. Another server can continue after them, so an end token is not among them."""
         fresh = choice.token_ids or ()
-        if not all(0 <= token <= sampling.MAX_TOKEN_ID for token in fresh):
+        if not all(0 <= token <= MAX_TOKEN_ID for token in fresh):
             raise WrongIds("a token id that is out of range")
         self.counted += len(fresh)
         branch.held += fresh

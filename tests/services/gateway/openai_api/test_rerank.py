@@ -80,7 +80,7 @@ async def test_only_the_top_with_their_texts(service: RunningService) -> None:
         ({"documents": []}, 400, "documents must have 1 to 1000 texts, not 0"),
         ({"documents": ["x"] * 1001}, 400, "not 1001"),
         ({"documents": ["x", ""]}, 400, "documents[1] is empty"),
-        ({"top_n": 0}, 400, "top_n must be at least 1"),
+        ({"top_n": 0}, 400, "top_n must be a whole number that is at least 1"),
         ({"documents": ["x" * 1_000_000]}, 413, "the texts have 1000003 bytes"),
         ({"documents": [{"image": "x"}]}, 400, "documents[0]"),
     ],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from services.inference.engine import sampling
 from services.inference.engine.sampling import Parameters
 from shared import errors
-from shared.api.generation import Sampling
+from shared.api.generation import MAX_SEED, Sampling
 from tests import tiers
 
 CONTEXT = 2048
@@ -93,7 +93,7 @@ RANGES = {
     "frequency_penalty": Range(-2, 2),
     "presence_penalty": Range(-2, 2),
     "max_tokens": Range(1, 2**63 - 1, whole=True),
-    "top_k": Range(0, 1_000_000, whole=True),
+    "top_k": Range(0, 1000, whole=True),
     "seed": Range(0, 2**63 - 1, whole=True),
     "n": Range(1, 4, whole=True),
     "top_logprobs": Range(0, 20, whole=True),
@@ -152,11 +152,7 @@ def test_two_thousand_values_are_accepted_or_refused_with_the_field(field: str) 
             if requested is None:
                 assert not legal, f"{value} is refused by its type"
                 continue
-            if not legal:
-                with pytest.raises(errors.BadRequest, match=rf"^{field} ") as refused:
-                    check(requested)
-                assert len(refused.value.message) < 200
-                continue
+            assert legal, f"{value} is accepted by its type"
             taken = getattr(check(requested), field)
             expected = min(value, CONTEXT) if field == "max_tokens" else 0 if field == "temperature" and value < 0.001 else value
             assert taken == expected
@@ -177,12 +173,6 @@ def test_null_equals_missing(field: str) -> None:
     assert check(msgspec.json.decode(f'{{"{encoded_name(field)}": null}}', type=Sampling)) == check(Sampling())
 
 
-def test_huge_number_gives_a_short_message() -> None:
-    with pytest.raises(errors.BadRequest, match=r"^seed ") as refused:
-        check(Sampling(seed=10**5000))
-    assert len(refused.value.message) < 200
-
-
 def test_max_tokens_above_the_context_is_lowered() -> None:
     assert check(Sampling(max_tokens=CONTEXT + 1)).max_tokens == CONTEXT
 
@@ -200,20 +190,29 @@ def test_without_a_known_context_any_max_tokens_is_accepted() -> None:
         pytest.param(Sampling(stop=("",)), "^stop", id="an empty stop sequence"),
         pytest.param(Sampling(stop=("x" * 65,)), "^stop", id="a stop sequence that is too long"),
         pytest.param(Sampling(stop=("a", "b", "c", "d", "e")), "^stop", id="too many stop sequences"),
-        pytest.param(Sampling(logit_bias=dict.fromkeys(range(301), 0.0)), "^logit_bias.*300", id="too many biases"),
-        pytest.param(Sampling(logit_bias={-1: 0.0}), "^logit_bias", id="a bias for no token"),
-        pytest.param(Sampling(logit_bias={2**31: 0.0}), "^logit_bias", id="a bias for a token that no model has"),
-        pytest.param(Sampling(logit_bias={10**5000: 0.0}), "^logit_bias", id="a bias for a token of five thousand digits"),
-        pytest.param(Sampling(logit_bias={1: 100.5}), "^logit_bias", id="too large a bias"),
-        pytest.param(Sampling(logit_bias={1: -100.5}), "^logit_bias", id="too small a bias"),
-        pytest.param(Sampling(logit_bias={1: math.nan}), "^logit_bias", id="a bias that is no number"),
-        pytest.param(Sampling(logit_bias={1: -math.inf}), "^logit_bias", id="an infinite bias"),
     ],
 )
 def test_list_limits(requested: Sampling, words: str) -> None:
     with pytest.raises(errors.BadRequest, match=words) as refused:
         check(requested)
     assert len(refused.value.message) < 200
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        pytest.param(dict.fromkeys(range(301), 0.0), id="too many"),
+        pytest.param({-1: 0.0}, id="for no token"),
+        pytest.param({2**31: 0.0}, id="for a token that no model has"),
+        pytest.param({1: 100.5}, id="too large"),
+        pytest.param({1: -100.5}, id="too small"),
+        pytest.param({1: math.nan}, id="not a number"),
+        pytest.param({1: -math.inf}, id="infinite"),
+    ],
+)
+def test_bias_out_of_bounds_is_refused_while_decoding(bias: dict[int, float]) -> None:
+    with pytest.raises(msgspec.ValidationError, match="logitBias"):
+        msgspec.msgpack.decode(msgspec.msgpack.encode({"logitBias": bias}), type=Sampling)
 
 
 def test_lists_at_their_limits_are_accepted() -> None:
@@ -234,7 +233,7 @@ def test_mix_is_frozen_because_other_workers_continue_with_it() -> None:
     ]
 
 
-@given(st.integers(0, sampling.MAX_SEED), st.integers(0, 1 << 20))
+@given(st.integers(0, MAX_SEED), st.integers(0, 1 << 20))
 def test_mix_never_asks_llama_cpp_to_seed_itself(seed: int, position: int) -> None:
     assert 0 <= sampling.mix(seed, position) < 0xFFFFFFFF
 
@@ -245,4 +244,4 @@ def test_each_answer_has_its_own_seed_and_the_first_the_requested_one(seed: int)
     seeds = [sampling.of_answer(parameters, answer).seed for answer in range(4)]
     assert seeds[0] == seed
     assert len(set(seeds)) == 4
-    assert all(0 <= one <= sampling.MAX_SEED for one in seeds)
+    assert all(0 <= one <= MAX_SEED for one in seeds)

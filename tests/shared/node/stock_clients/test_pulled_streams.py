@@ -233,7 +233,7 @@ async def test_streams_are_limited_per_connection_and_in_total(
 @pytest.mark.parametrize(
     ("body", "code", "words"),
     [
-        pytest.param({}, "bad_request", "missing required field `request`", id="no request"),
+        pytest.param({}, "bad_request", "processInferenceRequest: request is missing", id="no request"),
         pytest.param({"request": {"prompt": "hi"}, "wish": 1}, "bad_request", "there is no field 'wish'", id="an unknown argument"),
         pytest.param({"request": {"prompt": "x" * 1024 * 1024}}, "too_large", "the limit is 1048576", id="too large a body"),
     ],

@@ -1,0 +1,81 @@
+"""Says in our words what msgspec finds wrong with a message: the field, and what its type allows there. Pure."""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import msgspec
+from msgspec import inspect
+
+_AT = re.compile(r"(?P<what>.*?) - at (?P<key>`key` in )?`\$\.?(?P<path>.*)`$", re.DOTALL)
+_FIELD = re.compile(r"Object (?P<what>contains unknown|missing required) field `(?P<field>[^`]*)`")
+_STEP = re.compile(r"[^.\[]+|\[[^\]]*\]")
+_NUMBERS: dict[str, type] = {"Expected `int` ": inspect.IntType, "Expected `float` ": inspect.FloatType}
+
+
+def explain(error: msgspec.ValidationError, kind: type) -> tuple[str, str]:
+    """Return which field of a ``kind`` is invalid, or "" for all of it, and the rest of a sentence that says what it must be."""
+    at = _AT.match(str(error))
+    what, path = (at["what"], at["path"]) if at else (str(error), "")
+    if field := _FIELD.match(what):
+        name = f"{path}.{field['field']}" if path else field["field"]
+        return name, "is not a supported field" if field["what"] == "contains unknown" else "is missing"
+    if not path:
+        return "", what
+    lowered = what[:1].lower() + what[1:]
+    if at and at["key"]:
+        return path, f"has an invalid key: {lowered}"
+    found = [each for each in _find_types(_type_info(kind), _STEP.findall(path)) if not isinstance(each, inspect.NoneType)]
+    if len(found) > 1:
+        found = [each for each in found for words, number in _NUMBERS.items() if isinstance(each, number) and what.startswith(words)]
+    if must := _bounds(found[0], what) if found else "":
+        of_each = path.removesuffix("[...]")  # msgspec names no keys
+        return of_each, must if of_each == path else f"{must} for each entry"
+    return path, f"is invalid: {lowered}"
+
+
+def sentence(error: msgspec.ValidationError, kind: type) -> str:
+    return " ".join(explain(error, kind)).strip()
+
+
+@lru_cache(maxsize=512)  # the requests of all methods and routes
+def _type_info(kind: type) -> inspect.Type:
+    return inspect.type_info(kind)
+
+
+def _find_types(info: inspect.Type, steps: Sequence[str]) -> Iterator[inspect.Type]:
+    """Return the types that a value at this path may have."""
+    match info:
+        case inspect.Metadata():
+            yield from _find_types(info.type, steps)
+        case inspect.UnionType():
+            for each in info.types:
+                yield from _find_types(each, steps)
+        case _ if not steps:
+            yield info
+        case inspect.StructType():
+            for field in info.fields:
+                if field.encode_name == steps[0]:
+                    yield from _find_types(field.type, steps[1:])
+        case inspect.DictType():
+            yield from _find_types(info.value_type, steps[1:])
+        case inspect.CollectionType():
+            yield from _find_types(info.item_type, steps[1:])
+
+
+def _bounds(info: inspect.Type, what: str) -> str:
+    """Return what a value of this type must be; "" if it has no bounds, or if a value with a length has the wrong type."""
+    match info:
+        case inspect.IntType() | inspect.FloatType():
+            number, show = ("a whole number", str) if isinstance(info, inspect.IntType) else ("a number", "{:.15g}".format)
+            bounds = {"at least": info.ge, "above": info.gt, "at most": info.le, "below": info.lt}
+            said = {how: show(bound) for how, bound in bounds.items() if bound is not None}
+            if list(said) == ["at least", "at most"]:
+                return f"must be {number} from {said['at least']} to {said['at most']}"
+            return f"must be {number} that is {' and '.join(map(' '.join, said.items()))}" if said else ""
+        case inspect.StrType() | inspect.CollectionType() | inspect.DictType() if " of length " in what:
+            unit = "characters" if isinstance(info, inspect.StrType) else "entries"
+            if info.min_length and info.max_length is not None:
+                return f"must have {info.min_length} to {info.max_length} {unit}"
+            return f"must have at least {info.min_length} {unit}" if info.min_length else f"must have at most {info.max_length} {unit}"
+    return ""
