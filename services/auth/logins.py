@@ -193,6 +193,7 @@ class LoginRpc(AuthHandlers):
             # A link proves neither password nor code, so sensitive actions require one first.
             confirmed_at=0.0,
             team_id=None if maker is None else maker.team_id,
+            browser=self._opening.browsers.read(request.browser, account),
         )
         login = await self._with_step(user, login, None, "")
         if login.step is Step.SET_UP_MFA:

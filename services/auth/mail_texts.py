@@ -1,6 +1,6 @@
 """Write the text of every email. Pure. User-supplied names become one short line without URLs."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from shared.mail import letters
@@ -49,6 +49,26 @@ def factor_removed(username: str) -> AccountMail:
         username,
         "An administrator just removed the second factor of this account and ended its sessions. Sign in with your "
         "password and set up a new one.\n\nIf you didn't request this, contact an administrator immediately.",
+    )
+
+
+def new_sign_in(username: str, at: datetime, address: str, agent: str, page: str) -> AccountMail:
+    """``page`` is where the user switches such mails off; empty if no public URL is set."""
+    seen = f"Time: {_time(at)}\nAddress: {_line(address) or 'unknown'}\nBrowser: {_line(agent) or 'unknown'}"
+    return _text(
+        "New sign-in to your account",
+        username,
+        f"Someone signed in to this account from a browser that we don't know.\n\n{seen}\n\n{_NOT_YOU}\n\n{_switch_off(page)}",
+    )
+
+
+def key_expires(username: str, name: str, preview: str, at: datetime, page: str) -> AccountMail:
+    """``page`` is as for ``new_sign_in``."""
+    return _text(
+        "An API key expires soon",
+        username,
+        f"The API key {_line(name)} ({preview}) expires on {_time(at)}. Programs that use it will then get an error.\n\n"
+        f"Create a new key and replace this one before that day.\n\n{_switch_off(page)}",
     )
 
 
@@ -112,6 +132,10 @@ def test_mail(username: str) -> AccountMail:
     return _text("Test email", username, "You sent this email from the setup page of aimesh. Email works.")
 
 
+def _switch_off(page: str) -> str:
+    return "To stop these emails, clear the box under Notifications in your settings" + (f":\n\n{page}" if page else ".")
+
+
 def _text(subject: str, username: str, text: str) -> AccountMail:
     return AccountMail(subject, f"Hello {_line(username)},\n\n{text}\n")
 
@@ -121,4 +145,4 @@ def _line(text: str) -> str:
 
 
 def _time(at: datetime) -> str:
-    return f"{at:%d %B %Y, %H:%M} UTC"
+    return f"{at.astimezone(UTC):%d %B %Y, %H:%M} UTC"

@@ -16,7 +16,6 @@ from services.auth.store import StoredAccount
 from shared import errors
 from shared.api import auth
 from shared.api.auth import SessionKind, Step
-from shared.types import UserId
 
 if TYPE_CHECKING:
     from shared.stores.database import Transaction
@@ -62,8 +61,17 @@ def _mac(key: bytes, browser: str, account: StoredAccount) -> str:
     return hmac.digest(key, f"{account.user.id}/{browser}/{account.password_version}".encode(), hashlib.sha256).hex()
 
 
+@dataclass(frozen=True, slots=True)
+class CompleteLogin:
+    session: StoredSession
+    #: No password was entered before in this browser, as far as its mark tells; False for programs.
+    is_new_browser: bool
+    #: It is known from now on.
+    is_marked: bool
+
+
 #: Runs in the transaction of a complete login, for example to cancel an account deletion.
-AtLogin = Callable[["Transaction", UserId], Awaitable[None]]
+AtLogin = Callable[["Transaction", CompleteLogin], Awaitable[None]]
 
 
 class SessionOpening(AuthHandlers):
@@ -81,6 +89,7 @@ class SessionOpening(AuthHandlers):
         login link to use up. Raises NotAuthenticated if it has ended since."""
         # Nobody entered a password with a link.
         marked = proven if link is None and login.step is Step.DONE and login.kind is SessionKind.BROWSER else None
+        is_new = login.kind is SessionKind.BROWSER and not login.browser
         if marked is not None:
             login = replace(login, browser=login.browser or _new_browser_id())
         password_hash = None if proven is None else proven.password_hash
@@ -92,7 +101,7 @@ class SessionOpening(AuthHandlers):
             if opened is None:
                 raise self._identities.link_over()
             if login.step is Step.DONE:
-                await self._finish(transaction, opened.session)
+                await self._finish(transaction, CompleteLogin(opened.session, is_new, marked is not None))
         return self._marked(self._identities.answer(user, opened), login.browser, marked)
 
     async def complete(self, session: StoredSession) -> auth.LoginSession:
@@ -104,17 +113,18 @@ class SessionOpening(AuthHandlers):
             opened = await self._sessions.complete(session, browser)
             if opened is None:
                 raise self._identities.session_over()
-            await self._finish(transaction, opened.session)
+            is_new = marked is not None and not session.browser
+            await self._finish(transaction, CompleteLogin(opened.session, is_new, marked is not None))
         return self._marked(self._identities.answer(user, opened), browser, marked)
 
     def _marked(self, answer: auth.LoginSession, browser: str, account: StoredAccount | None) -> auth.LoginSession:
         return answer if account is None else msgspec.structs.replace(answer, browser=self.browsers.mark(browser, account))
 
-    async def _finish(self, transaction: "Transaction", session: StoredSession) -> None:
-        client = session.client
+    async def _finish(self, transaction: "Transaction", login: CompleteLogin) -> None:
+        session, client = login.session, login.session.client
         act = audit_records.done_by(
             "session.open", session.user_id, target=session.id, address=client.address, kind=session.kind, agent=client.agent
         )
         await self._trail.add(transaction, act)
         for also in self._at_login:
-            await also(transaction, session.user_id)
+            await also(transaction, login)

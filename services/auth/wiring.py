@@ -11,6 +11,7 @@ from services.auth.accounts.account_store import AccountStore
 from services.auth.accounts.api_key_rpc import ApiKeyRpc
 from services.auth.accounts.colleague_rpc import ColleagueRpc
 from services.auth.accounts.colleague_store import ColleagueStore
+from services.auth.accounts.notices import Notices, NoticeStore
 from services.auth.accounts.password_changes import PasswordChanges
 from services.auth.accounts.profile import ProfileRpc
 from services.auth.accounts.request_limits import MailLimits, RegistrationLimits
@@ -149,7 +150,8 @@ class Wiring:
         accounts, organizations, own_data = AccountStore(database), OrganizationStore(database), PrivacyStore(database)
         factors = Factors.of(parts)
         erasures = Erasures(parts, own_data, self._audit_rows, mailer)
-        opening = SessionOpening(parts, at_login=(erasures.call_off_at_login,))
+        notices = Notices(NoticeStore(database), mailer, self._opened.mail_sink, self._settings.page("/settings"))
+        opening = SessionOpening(parts, at_login=(erasures.call_off_at_login, notices.note_login))
         logins = LoginRpc(parts, factors, opening)
         passwords = PasswordChanges(parts, accounts, MailLimits(cache), mailer)
         colleagues = ColleagueRpc(parts, ColleagueStore(database), mailer, cache)
@@ -186,6 +188,7 @@ class Wiring:
             erasures.run,
             Retention(rules).run,
             passwords.run,
+            notices.run,
             self._opened.recovery.log.run,
             self._opened.recovery.start.run,
             backups.run,

@@ -408,6 +408,8 @@ class LoginLink(Body, frozen=True):
 class RedeemLoginLink(Body, frozen=True):
     token: str
     client: ClientFacts = ClientFacts()
+    #: As in ``LoginUser``.
+    browser: str = ""
 
 
 register_user = Method("auth.registerUser", RegisterUser, User, callers=PEOPLE)

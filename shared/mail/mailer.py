@@ -216,7 +216,7 @@ class SmtpMailer:
                 self._is_sending = True
                 await self._try(waiting)
                 self._is_sending = False
-                _raise_if_canceled()
+                raise_if_canceled()
                 continue
             self._idle.set()
             with contextlib.suppress(TimeoutError):
@@ -252,7 +252,7 @@ async def deliver(sink: MailSink, server: MailServer, letter: Letter, *, deadlin
         raise NotDeliveredError("the server is too slow", for_good=False) from error
 
 
-def _raise_if_canceled() -> None:
+def raise_if_canceled() -> None:
     """Before Python 3.12 aiosmtplib loses a cancellation that arrives together with an answer, because it uses ``asyncio.wait_for``."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():

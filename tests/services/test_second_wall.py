@@ -29,6 +29,7 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "recovery_log": "ids and digests",
             "database_restores": "of the house",
             "backup_reports": "of the house",
+            "notice_scans": "how far the keys were searched",
         },
     ),
     "gateway": (

@@ -11,6 +11,7 @@ from services.auth import audit_records, mail_texts
 from services.auth.audit.audit_store import AuditStore
 from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
+from services.auth.session_opening import CompleteLogin
 from shared import errors
 from shared.api import accounts
 from shared.api.auth import User
@@ -72,8 +73,9 @@ class Erasures(AuthHandlers):
             await self._notify_kept(user)
         return Nothing()
 
-    async def call_off_at_login(self, transaction: "Transaction", user_id: UserId) -> None:
+    async def call_off_at_login(self, transaction: "Transaction", login: CompleteLogin) -> None:
         """Part of every complete login: a user who comes back stays."""
+        user_id = login.session.user_id
         if await self._rows.call_off(transaction, user_id):
             await self._trail.add(transaction, audit_records.done_by("account.keep", user_id, target=user_id))
             if user := await self._store.find_user(user_id):

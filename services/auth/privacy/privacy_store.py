@@ -28,6 +28,7 @@ _ERASED = (
     "erase_links",
     "erase_preferences",
     "erase_resets",
+    "erase_notices",
     "erase_tickets",
     "erase_nodes",
     "erase_refusals",

@@ -40,6 +40,7 @@ def own(store: PrivacyStore, *, invitation_days: int = 90, ticket_days: int = 90
         RetentionRule("invitations", invitation_days, by("forget_invitations")),
         RetentionRule("colleague_invitations", invitation_days, by("forget_colleague_invitations")),
         RetentionRule("tickets", ticket_days, by("forget_tickets")),
+        RetentionRule("notices", 30, by("forget_notices")),
         RetentionRule("ended_keys", ended_key_days, by("forget_ended_keys")),
     )
 

@@ -202,6 +202,12 @@ SELECT row_to_json(found)::text AS written FROM (
     SELECT issuer, subject, email, linked_at, last_login_at FROM oidc_identities WHERE user_id = $1 ORDER BY linked_at, issuer, subject
 ) AS found;
 
+-- name: export_notices
+-- Emails about sign-ins and keys.
+SELECT row_to_json(found)::text AS written FROM (
+    SELECT kind, subject, details, created_at, sent_at FROM notices WHERE user_id = $1 ORDER BY created_at, kind, subject
+) AS found;
+
 -- name: export_nodes
 -- The user's nodes.
 SELECT row_to_json(found)::text AS written FROM (

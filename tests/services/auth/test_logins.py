@@ -9,6 +9,7 @@ from uuid import uuid4
 import argon2
 import pytest
 
+from services.auth.session_opening import CompleteLogin
 from services.auth.sessions.session_store import GRACE_SECONDS, StoredLogin
 from services.auth.settings import AuthSettings
 from shared import access_table, errors
@@ -407,8 +408,8 @@ async def test_a_login_with_a_just_changed_password_opens_nothing(api_client: Ap
 async def test_actions_at_login_happen_with_complete_logins_only(api_client: ApiClient) -> None:
     called: list[UserId] = []
 
-    async def call_off(transaction: object, user_id: UserId) -> None:
-        called.append(user_id)
+    async def call_off(transaction: object, login: CompleteLogin) -> None:
+        called.append(login.session.user_id)
 
     session, phone, _ = await api_client.with_factor()
     api_client.logins._opening._at_login = (call_off,)

@@ -161,7 +161,8 @@ async def show_login_link(page_request: NamedDependency[PageRequest], token: Fro
 async def redeem_login_link(page_request: NamedDependency[PageRequest]) -> Page:
     link = await page_request.read_field("link", by_visitor=True)
     try:
-        session = await page_request.app.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(link, page_request.client()))
+        request = auth.RedeemLoginLink(link, page_request.client(), page_request.find_cookie("browser") or "")
+        session = await page_request.app.caller.call(auth.redeem_login_link, request)
     except errors.CallerError as error:
         return await _show_login(page_request, problem=error)
     page_request.sign_in(session)

@@ -148,7 +148,7 @@ class Canaries:
     NAMES = (
         "username", "email", "key", "key_preview", "key_hash", "key_network", "key_model", "former_hash", "model", "organisation",
         "team_key", "invited_from", "subject", "oidc_email", "recovery", "node", "label", "ticket_label", "address", "agent",
-        "refused_from", "mention",
+        "refused_from", "mention", "notice",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -199,6 +199,10 @@ async def user_with_data(api_client: PrivacyDesk, canaries: Canaries) -> Person:
         "INSERT INTO tickets (id, public_key, role, owner, labels, needs_approval, uses, expires_at)"
         " VALUES ('t', 'k', 'worker', $1, jsonb_build_object('at', $2::text), false, 1, now() + interval '1 day')",
         person.id, known.ticket_label,
+    )  # fmt: skip
+    await sql(
+        "INSERT INTO notices (user_id, kind, subject, details) VALUES ($1, 'sign_in', 's', jsonb_build_object('address', $2::text))",
+        person.id, known.notice,
     )  # fmt: skip
     await api_client.sessions.open(StoredLogin(user_id=person.id, client=auth.ClientFacts(known.address, known.agent)))
     async with api_client.audit.transaction() as transaction:

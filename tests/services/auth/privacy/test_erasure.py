@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from services.auth.session_opening import CompleteLogin
+from services.auth.sessions.session_store import SessionStore, StoredLogin
 from shared import access_table, errors
 from shared.api import accounts
 from tests.services.auth.accounts.surroundings import by_hand
@@ -53,12 +55,14 @@ async def test_a_user_cancels_the_erasure(api_client: PrivacyDesk) -> None:
 async def test_logging_in_cancels_the_erasure(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
     await api_client.plan(anna)
+    opened = await SessionStore(api_client.api_client.cache, idle_seconds=60, longest_seconds=60).open(StoredLogin(user_id=anna.id))
+    login = CompleteLogin(opened.session, is_new_browser=False, is_marked=False)
     async with api_client.api_client.store.transaction() as transaction:
-        await api_client.erasures.call_off_at_login(transaction, anna.id)
+        await api_client.erasures.call_off_at_login(transaction, login)
     assert (await api_client.api_client.rows.get(anna.id)).erase_at is None
     assert [subject for _, subject in api_client.api_client.mailer.told()] == ["Your account will be deleted", "Account deletion canceled"]
     async with api_client.api_client.store.transaction() as transaction:
-        await api_client.erasures.call_off_at_login(transaction, anna.id)
+        await api_client.erasures.call_off_at_login(transaction, login)
     assert len(await api_client.sql("SELECT 1 FROM audit_log WHERE action = 'account.keep'")) == 1
     assert api_client.api_client.mailer.told() == []
 

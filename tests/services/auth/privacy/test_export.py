@@ -19,7 +19,7 @@ async def test_the_export_has_all_data_and_no_secret(api_client: PrivacyDesk) ->
     files = await api_client.export(person.login())
     assert list(files) == [
         "README.txt", "account.json", "preferences.json", "keys.json", "organisations.json", "invitations.json",
-        "logins-at-providers.json", "nodes.json", "tickets.json", "sessions.json", "audit.json",
+        "logins-at-providers.json", "notices.json", "nodes.json", "tickets.json", "sessions.json", "audit.json",
     ]  # fmt: skip
     everything = b"\n".join(files.values()).decode()
     assert set(canaries.left_in(everything)) == set(canaries.NAMES) - _NOT_EXPORTED

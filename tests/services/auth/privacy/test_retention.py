@@ -78,6 +78,7 @@ async def user_with_history(api_client: PrivacyDesk, age: str) -> Person:
         f" VALUES ($1, $1, 'worker', $2, '{{}}', false, 1, now() - interval '{age}')",
         uuid4().hex, person.id,
     )  # fmt: skip
+    await sql(f"INSERT INTO notices (user_id, kind, subject, created_at) VALUES ($1, 'sign_in', 's', now() - interval '{age}')", person.id)
     return person
 
 
@@ -87,6 +88,7 @@ async def counts(api_client: PrivacyDesk, person: Person) -> dict[str, int]:
         "invitations": "SELECT 1 FROM invitations WHERE invited_by = $1",
         "former": "SELECT 1 FROM former_key_hashes JOIN api_keys ON id = key_id WHERE user_id = $1",
         "tickets": "SELECT 1 FROM tickets WHERE owner = $1",
+        "notices": "SELECT 1 FROM notices WHERE user_id = $1",
         "named keys": "SELECT 1 FROM api_keys WHERE user_id = $1 AND name <> 'ended'",
         "keys": "SELECT 1 FROM api_keys WHERE user_id = $1",
     }
@@ -97,16 +99,24 @@ async def counts(api_client: PrivacyDesk, person: Person) -> dict[str, int]:
     ("age", "left"),
     [
         pytest.param(
-            "12 hours", {"resets": 1, "invitations": 3, "former": 1, "tickets": 1, "named keys": 3, "keys": 3}, id="half a day: all is kept"
+            "12 hours",
+            {"resets": 1, "invitations": 3, "former": 1, "tickets": 1, "notices": 1, "named keys": 3, "keys": 3},
+            id="half a day: all is kept",
         ),
         pytest.param(
-            "89 days", {"resets": 0, "invitations": 3, "former": 0, "tickets": 1, "named keys": 3, "keys": 3}, id="89 days: what has a day"
+            "89 days",
+            {"resets": 0, "invitations": 3, "former": 0, "tickets": 1, "notices": 0, "named keys": 3, "keys": 3},
+            id="89 days: what has a day",
         ),
         pytest.param(
-            "91 days", {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "named keys": 3, "keys": 3}, id="91 days: what has 90"
+            "91 days",
+            {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "notices": 0, "named keys": 3, "keys": 3},
+            id="91 days: what has 90",
         ),
         pytest.param(
-            "366 days", {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "named keys": 1, "keys": 3}, id="a year: names of keys"
+            "366 days",
+            {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "notices": 0, "named keys": 1, "keys": 3},
+            id="a year: names of keys",
         ),
     ],
 )
@@ -133,7 +143,15 @@ async def test_an_ended_key_keeps_its_id_and_no_personal_data(api_client: Privac
 async def test_the_days_of_each_class_can_be_set(api_client: PrivacyDesk) -> None:
     person = await user_with_history(api_client, "2 days")
     await Retention(retention.own(api_client.rows, invitation_days=1, ticket_days=1, ended_key_days=1)).enforce()
-    assert await counts(api_client, person) == {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "named keys": 1, "keys": 3}
+    assert await counts(api_client, person) == {
+        "resets": 0,
+        "invitations": 0,
+        "former": 0,
+        "tickets": 0,
+        "notices": 1,
+        "named keys": 1,
+        "keys": 3,
+    }
 
 
 async def test_a_key_revoked_by_hand_gets_a_date(api_client: PrivacyDesk) -> None:

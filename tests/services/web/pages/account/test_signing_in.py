@@ -405,6 +405,9 @@ async def test_browser_keeps_its_mark_and_sends_it_at_the_next_sign_in(browser: 
     await browser.sign_in("alice", "wrong horse battery")
     first, second = (call.request for call in mesh.calls if isinstance(call.request, auth.LoginUser))
     assert (first.browser, second.browser) == ("", "mark")
+    await browser.submit(await browser.get("/login-link?token=unknown"), "/login-link")
+    (redeemed,) = (call.request for call in mesh.calls if isinstance(call.request, auth.RedeemLoginLink))
+    assert redeemed.browser == "mark"
 
 
 async def test_slow_client_is_refused_and_holds_no_slot(app: ASGIApp, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:

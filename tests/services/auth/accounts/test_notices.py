@@ -1,0 +1,238 @@
+"""Emails about sign-ins and expiring keys, with three replicas, real stores and a mail server on loopback."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import asyncpg
+import msgspec
+import pytest
+
+from services.auth.accounts import notices
+from services.auth.accounts.notices import Notices
+from services.auth.service import AuthService
+from services.auth.settings import AuthSettings
+from shared.api import accounts, auth
+from shared.api.accounts import Preferences
+from tests.services.auth.accounts.surroundings import by_hand
+from tests.services.auth.mfa.equipment import WEB, ApiClient
+from tests.services.auth.surroundings import Surroundings
+from tests.shared.mail.mail_server import MailServer, serving
+
+OLDER = "UPDATE users SET created_at = created_at - interval '1 day'"
+
+
+@dataclass
+class Mesh:
+    """Three replicas of auth. Their notices are sent only when a test says so."""
+
+    settings: AuthSettings
+    mails: MailServer
+    replicas: list[Surroundings]
+
+    @property
+    def api_client(self) -> ApiClient:
+        return ApiClient(self.replicas[0])
+
+    async def send(self) -> list[tuple[str, str]]:
+        """Let all replicas work at once. Return the recipients and subjects that arrived."""
+        self.mails.mails.clear()
+        await asyncio.gather(*(notices_of(replica).work() for replica in self.replicas))
+        return sorted((to, mail["Subject"]) for _, to, mail in self.mails.mails)
+
+    async def sql(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
+        return await by_hand(self.settings.database_url, statement, *arguments)
+
+    async def registered(self, name: str = "anna") -> None:
+        await self.replicas[0].register(name)
+        await self.sql(OLDER)
+
+    async def key(self, name: str, expires_in: str, *, lifetime: str = "90 days", owner: str = "anna") -> None:
+        await self.sql(
+            "INSERT INTO api_keys (id, user_id, key_hash, name, preview, kind, created_at, expires_at)"
+            " SELECT gen_random_uuid(), users.id, $1, $1, 'aip_live_abc…wxyz', 'live', ends.at - $3::text::interval, ends.at"
+            " FROM users, (SELECT now() + $2::text::interval) AS ends (at) WHERE username = $4",
+            *(name, expires_in, lifetime, owner),
+        )
+
+    async def let_retry(self) -> None:
+        await self.sql("UPDATE notices SET due_at = now() WHERE due_at IS NOT NULL")
+
+    async def switch_off(self) -> None:
+        session = await self.api_client.login()
+        chosen = accounts.SetPreferences(Preferences(notify_by_mail=False))
+        await self.replicas[0].ask(accounts.set_preferences, chosen, session.access_token)
+
+
+def notices_of(world: Surroundings) -> Notices:
+    at_login = [getattr(each, "__self__", None) for each in ApiClient(world).logins._opening._at_login]
+    (found,) = [each for each in at_login if isinstance(each, Notices)]
+    return found
+
+
+@pytest.fixture
+async def mesh(settings: AuthSettings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
+    monkeypatch.setattr(notices, "_EVERY_SECONDS", 3600.0)
+    server = MailServer()
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(serving(server))
+        settings = msgspec.structs.replace(settings, smtp_url=f"smtp://localhost:{server.port}", public_url="https://ai.example.com")
+        replicas = []
+        for _ in range(3):
+            world = Surroundings()
+            world.service = await stack.enter_async_context(AuthService.open(settings, world.as_node()))
+            replicas.append(world)
+        yield Mesh(settings, server, replicas)
+
+
+SIGN_IN = ("anna@example.com", "New sign-in to your account")
+KEY = ("anna@example.com", "An API key expires soon")
+
+
+async def test_a_sign_in_from_a_new_browser_is_mailed_once(mesh: Mesh) -> None:
+    await mesh.registered()
+    first = await mesh.api_client.browse()
+    assert await mesh.send() == [SIGN_IN]
+    text = mesh.mails.mails[0][2].get_content()
+    for said in ("203.0.113.7", "Mozilla/5.0", "change your password", "https://ai.example.com/settings"):
+        assert said in text
+    assert await mesh.send() == []
+    await mesh.api_client.browse(browser=first.browser or "")
+    await mesh.api_client.login()
+    assert await mesh.send() == [], "a known browser, and a program"
+    await mesh.api_client.browse()
+    assert await mesh.send() == [SIGN_IN]
+    assert [tuple(row) for row in await mesh.sql("SELECT due_at, details, tries FROM notices")] == [(None, None, 1)] * 2
+
+
+async def test_a_login_link_in_an_unknown_browser_is_mailed_once_per_address(mesh: Mesh) -> None:
+    await mesh.registered()
+    known = await mesh.api_client.browse()
+    await mesh.send()
+    world = mesh.replicas[1]
+    for address, browser, mailed in (
+        ("203.0.113.9", known.browser, []),
+        ("203.0.113.9", "", [SIGN_IN]),
+        ("203.0.113.9", "", []),
+        ("203.0.113.10", "forged.mark", [SIGN_IN]),
+    ):
+        link = await world.ask(auth.create_login_link, auth.CreateLoginLink(), known.access_token)
+        request = auth.RedeemLoginLink(link.token, auth.ClientFacts(address, "Firefox"), browser or "")
+        await world.ask(auth.redeem_login_link, request, peer=WEB)
+        assert await mesh.send() == mailed, address
+
+
+async def test_a_halfway_login_is_mailed_only_once_it_is_complete(mesh: Mesh) -> None:
+    client = mesh.api_client
+    _, phone, _ = await client.with_factor()
+    await mesh.sql(OLDER)
+    half = await client.browse()
+    assert await mesh.send() == []
+    await client.confirm(half, phone.next_code())
+    assert await mesh.send() == [SIGN_IN]
+
+
+async def test_registering_and_switching_off_mail_nothing(mesh: Mesh) -> None:
+    await mesh.replicas[0].register("anna")
+    await mesh.api_client.browse()
+    assert await mesh.send() == []
+    await mesh.sql(OLDER)
+    await mesh.api_client.browse()
+    await mesh.switch_off()
+    assert await mesh.send() == [], "switched off before it was sent"
+    await mesh.api_client.browse()
+    await mesh.key("ending", "3 days")
+    assert await mesh.send() == []
+    assert [row["sent_at"] for row in await mesh.sql("SELECT sent_at FROM notices")] == [None]
+
+
+async def test_sign_ins_cannot_fill_a_mailbox(mesh: Mesh) -> None:
+    await mesh.registered()
+    for _ in range(notices.MAX_SIGN_INS + 3):
+        await mesh.api_client.browse()
+    assert await mesh.send() == [SIGN_IN] * notices.MAX_SIGN_INS
+
+
+async def test_a_key_is_announced_once_seven_days_ahead(mesh: Mesh) -> None:
+    await mesh.registered()
+    await mesh.registered("bert")
+    await mesh.key("ending", "6 days 23 hours")
+    await mesh.key("later", "7 days 1 hour")
+    await mesh.key("short", "6 days", lifetime="6 days 12 hours")
+    await mesh.key("ended", "-1 hour")
+    await mesh.key("revoked", "6 days")
+    await mesh.key("bert's", "1 hour", owner="bert")
+    await mesh.sql("UPDATE api_keys SET is_active = false WHERE name = 'revoked'")
+    assert await mesh.send() == [KEY, ("bert@example.com", "An API key expires soon")]
+    text = next(mail.get_content() for _, to, mail in mesh.mails.mails if to == "anna@example.com")
+    assert "ending (aip_live_abc…wxyz)" in text
+    assert await mesh.send() == []
+    await mesh.sql("UPDATE api_keys SET expires_at = now() + interval '8 days' WHERE name = 'later'")
+    assert await mesh.send() == []
+    await mesh.sql("UPDATE api_keys SET expires_at = now() + interval '6 days 23 hours 30 minutes' WHERE name = 'later'")
+    assert await mesh.send() == [KEY], "its week has begun"
+
+
+async def test_a_round_has_a_bound_and_the_next_one_does_the_rest(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices, "KEY_BATCH", 2)
+    monkeypatch.setattr(notices, "_MAX_BATCHES", 2)
+    monkeypatch.setattr(notices, "MAX_MAILS", 3)
+    await mesh.registered()
+    for number in range(11):
+        await mesh.key(f"key {number}", "5 days")
+    replica = notices_of(mesh.replicas[0])
+    searched = []
+    for _ in range(4):
+        await replica.work()
+        searched.append((len(await mesh.sql("SELECT FROM notices")), len(mesh.mails.mails)))
+    assert searched == [(4, 3), (8, 6), (11, 9), (11, 11)]
+
+
+async def test_a_mail_server_that_is_down_delays_a_notice(mesh: Mesh) -> None:
+    await mesh.registered()
+    await mesh.key("ending", "5 days")
+    mesh.mails.answers["MAIL"] = ["451 later", "451 later", "451 later", "250 ok"]
+    assert await mesh.send() == []
+    assert await mesh.send() == [], "it waits before it tries again"
+    assert [row["tries"] for row in await mesh.sql("SELECT tries FROM notices WHERE due_at > now() + interval '4 minutes'")] == [1]
+    mesh.mails.answers.clear()
+    await mesh.let_retry()
+    assert await mesh.send() == [KEY]
+    (row,) = await mesh.sql("SELECT tries, sent_at IS NOT NULL AS is_sent, due_at FROM notices")
+    assert tuple(row) == (2, True, None)
+
+
+async def test_a_notice_is_given_up_after_its_last_try(mesh: Mesh) -> None:
+    await mesh.registered()
+    await mesh.key("ending", "5 days")
+    mesh.mails.answers["RCPT"] = ["550 no such mailbox"]
+    for tries in range(1, notices.MAX_TRIES + 1):
+        await mesh.let_retry()
+        assert await mesh.send() == []
+        (row,) = await mesh.sql("SELECT tries, due_at IS NULL AS is_over, sent_at FROM notices")
+        assert tuple(row) == (tries, tries == notices.MAX_TRIES, None)
+
+
+async def test_a_notice_of_a_later_release_is_left_alone(mesh: Mesh) -> None:
+    await mesh.registered()
+    await mesh.sql(
+        "INSERT INTO notices (user_id, kind, subject, details) SELECT id, 'budget', 'may', '{}' FROM users WHERE username = 'anna'"
+    )
+    assert await mesh.send() == []
+    assert [row["tries"] for row in await mesh.sql("SELECT tries FROM notices")] == [0]
+
+
+async def test_keys_are_found_by_the_index(mesh: Mesh) -> None:
+    """However many keys there are, a round reads those that it has not seen."""
+    await mesh.registered()
+    await mesh.sql(
+        "INSERT INTO api_keys (id, user_id, key_hash, name, preview, kind, expires_at)"
+        " SELECT gen_random_uuid(), users.id, 'h' || n, 'many', 'p', 'live', now() + interval '30 days' + n * interval '1 second'"
+        " FROM users, generate_series(1, 20000) AS n WHERE username = 'anna'"
+    )
+    await mesh.sql("ANALYZE api_keys")
+    query = mesh.replicas[0].parts.store._db._queries["add_key_notices"].text
+    plan = "\n".join(row[0] for row in await mesh.sql(f"EXPLAIN {query}", notices.EXPIRING_DAYS, notices.KEY_BATCH))
+    assert "api_keys_expiring" in plan
+    assert "Seq Scan on api_keys" not in plan
