@@ -299,7 +299,7 @@ def _origin(url: str) -> tuple[str, str]:
 
 def check_next(url: str, remote: RemoteFile) -> None:
     """Check an address that a server sends us to while we read ``remote``. Raises BadRequest, also for this machine unless ``remote`` is on
-    it: what listens here trusts whoever can reach it."""
+    it: programs here often trust every caller from loopback."""
     model_reference.check_address(url, insecure=remote.insecure)
     if _is_here(url) and not _is_here(remote.url):
         host = urllib.parse.urlsplit(url).hostname
