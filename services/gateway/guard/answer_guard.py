@@ -6,7 +6,7 @@ import msgspec
 
 from services.gateway.call_parts import CallParts
 from services.gateway.guard.guard_rules import GuardScan
-from services.gateway.guard.guarded_text import GuardedText, GuardMatches, guard_json
+from services.gateway.guard.guarded_text import GuardedText, GuardMatches, guard_json, guard_whole
 from shared.api.generation import Generation, ToolCall
 from shared.api.inference import Chunk
 from shared.config_documents import GuardKind
@@ -72,11 +72,14 @@ class AnswerGuard:
     def _calls(self, answer: int, complete: Iterable[ToolCall]) -> list[ToolCall]:
         calls: list[ToolCall] = []
         for call in complete if answer not in self.refused else ():
-            arguments, refused = guard_json(call.arguments, self._scan, self.matches)
+            name, refused = guard_whole(call.name, self._scan, self.matches)
+            arguments = ""
+            if refused is None:
+                arguments, refused = guard_json(call.arguments, self._scan, self.matches)
             if refused is not None:
                 self.refused[answer] = refused
                 break
-            calls.append(ToolCall(call.id, call.name, arguments))
+            calls.append(ToolCall(call.id, name, arguments))
         return calls
 
 

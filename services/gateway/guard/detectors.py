@@ -17,7 +17,7 @@ from functools import partial
 import re2
 from stdnum import iban
 
-from services.gateway.guard import national_ids, payment_cards, phone_numbers
+from services.gateway.guard import national_ids, payment_cards, phone_numbers, searched_text
 from services.gateway.guard.phone_numbers import PhoneBudget, PhoneLikeness
 from shared.config_documents import GuardKind
 from shared.identity import credentials
@@ -30,14 +30,13 @@ _MIN_PHONE_DIGITS, _MAX_PHONE_DIGITS = 7, 15
 #: With up to three separators between two digits.
 MAX_NUMBER_CHARACTERS = 4 * payment_cards.LONGEST
 
-#: Spaces that people write within numbers.
-SPACES = " \u00a0\u2009\u202f"
-_SPACES = r" \x{a0}\x{2009}\x{202f}"
+#: A number may continue on the next line, but not on a third one: most of such texts are lists.
+_MAX_LINE_BREAKS = 1
 
 _EMAIL = r"[A-Za-z0-9_][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}"
-_IBAN = rf"[A-Z]{{2}}[0-9]{{2}}(?:[{_SPACES}-]?[A-Z0-9]){{11,30}}|[a-z]{{2}}[0-9]{{2}}[a-z0-9]{{11,30}}"
+_IBAN = r"[A-Z]{2}[0-9]{2}(?:[ \n-]?[A-Z0-9]){11,30}|[a-z]{2}[0-9]{2}[a-z0-9]{11,30}"
 _IP6 = r"[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:[0-9]{0,3}(?:\.[0-9]{1,3}){3})?"
-_RUN = rf"\+?\(?[0-9](?:[{_SPACES}().\/-]{{0,3}}[0-9])*"
+_RUN = r"\+?\(?[0-9](?:(?:[ ().\/-]{0,3}|[ -]?\n)[0-9])*"
 _LETTERED_ID = (
     r"[0-9]{2}\.?[0-9]{3}\.?[0-9]{3}[ -]?[A-Za-z]|[XYZxyz][ -]?[0-9]{7}[ -]?[A-Za-z]|[0-9]{6}[-+A-FU-Y][0-9]{3}[0-9A-Z]"
     r"|[A-Za-z]{6}[0-9]{2}[A-Za-z][0-9]{2}[A-Za-z][0-9]{3}[A-Za-z]"
@@ -57,12 +56,12 @@ TRIGGER = re.compile(r"[0-9@]|--|::|eyJ|AKIA|ASIA|AIza|xox|gh[oprsu]_|github_pat
 LIKELY = re.compile(
     TRIGGER.pattern.replace("[0-9@]", "@")
     # An account number may have four letters among its digits.
-    + r"|(?:[0-9][^0-9\n]{0,6}){6}[0-9]|[0-9]\.[0-9]{1,3}\.[0-9]|[0-9A-Fa-f]:[0-9A-Fa-f]{1,4}:"
+    + r"|(?:[0-9][^0-9]{0,6}){6}[0-9]|[0-9]\.[0-9]{1,3}\.[0-9]|[0-9A-Fa-f]:[0-9A-Fa-f]{1,4}:"
 )
 
 _DIGITS = re.compile(r"[0-9]+")
 _JOINTS = frozenset("-./")
-_CARD_JOINTS = frozenset({"-", *SPACES})
+_CARD_JOINTS = frozenset("- ")
 _NO_TOP_LEVEL_DOMAIN = frozenset(
     {"bmp", "css", "gif", "ico", "jpeg", "jpg", "js", "json", "png", "svg", "toml", "webp", "woff", "xml", "yaml"}
 )
@@ -122,7 +121,7 @@ class Detector:
         """``allow``: texts that are never found. ``internal_addresses``: also find loopback, private and documentation addresses."""
         self.kinds = kinds
         self._countries = countries
-        self._allow = frozenset(allow)
+        self._allow = frozenset(map(searched_text.normalize, allow))
         self._internal_addresses = internal_addresses
         ids = tuple(national_ids.of_countries(countries)) if GuardKind.NATIONAL_ID in kinds else ()
         self._lettered_ids = tuple(one for one in ids if one.has_letters)
@@ -221,10 +220,15 @@ class Detector:
         if start and _is_word(area.text[start - 1]):
             return
         # Words in capitals may follow it.
-        stops = {end} | {position for position in range(start + 15, end) if area.text[position] in SPACES}
+        stops = {end} | {position for position in range(start + 15, end) if area.text[position].isspace()}
         for stop in sorted(stops, reverse=True):
-            number = "".join(letter for letter in area.text[start:stop] if letter not in SPACES and letter != "-")
-            if not (stop < area.end and _is_word(area.text[stop])) and iban.is_valid(number, check_country=False):
+            written = area.text[start:stop]
+            number = "".join(letter for letter in written if letter.isalnum())
+            if (
+                written.count("\n") <= _MAX_LINE_BREAKS
+                and not (stop < area.end and _is_word(area.text[stop]))
+                and iban.is_valid(number, check_country=False)
+            ):
                 yield Match(start, stop, GuardKind.IBAN)
                 return
 
@@ -267,7 +271,7 @@ class Detector:
         if not self._digit_ids:
             return
         begin, ends_at = groups.spans[0][0], -1
-        run = _plain_spaces(area.text[begin : groups.spans[-1][1]])
+        run = area.text[begin : groups.spans[-1][1]].replace("\n", " ")
         for first, behind in groups.windows(most_groups=7, digits=range(9, 16)):
             start, end = groups.span(first, behind)
             if start < ends_at or self._digit_id.fullmatch(run, start - begin, end - begin) is None:
@@ -297,7 +301,10 @@ class Detector:
             start = start if first else groups.start
             if start < ends_at or groups.are_continued(first, behind):
                 continue
-            text, digits = area.text[start:end], groups.digits_of(first, behind)
+            text, digits = area.text[start:end].replace("\n", " "), groups.digits_of(first, behind)
+            if groups.breaks(first, behind) and not text.startswith("+"):
+                # Numbers of a list.
+                continue
             if not self._phone_forms.is_likely(text, digits):
                 continue
             likeness = area.phones.judge(area.offset + start, text, partial(self._phone_forms.judge, text, digits))
@@ -322,6 +329,8 @@ class _Groups:
     sums: tuple[int, ...]
     #: What is between each group and a digit before it, and between the last group and a digit after it.
     joints: tuple[str, ...]
+    #: Line breaks before each group.
+    lines: tuple[int, ...]
 
     def span(self, first: int, behind: int) -> tuple[int, int]:
         return self.spans[first][0], self.spans[behind - 1][1]
@@ -332,6 +341,10 @@ class _Groups:
     def are_continued(self, first: int, behind: int) -> bool:
         """Return whether another digit comes before or after the sequence, with only a hyphen, point or slash between."""
         return self.joints[first] in _JOINTS or self.joints[behind] in _JOINTS
+
+    def breaks(self, first: int, behind: int) -> int:
+        """Return the number of line breaks in the sequence."""
+        return self.lines[behind - 1] - self.lines[first]
 
     def may_begin(self, group: int) -> bool:
         start = self.spans[group][0]
@@ -354,7 +367,7 @@ class _Groups:
             # Lists of short numbers end here.
             while (size := sums[behind] - before) >= least:
                 # Single digits in a row are a list.
-                if behind - first < size <= most:
+                if behind - first < size <= most and self.breaks(first, behind) <= _MAX_LINE_BREAKS:
                     yield first, behind
                 behind -= 1
 
@@ -366,7 +379,8 @@ def _groups(area: _Area, start: int, end: int) -> _Groups:
     behind = text[end : end + 1] if text[end + 1 : min(area.end, end + 2)].isdigit() else ""
     joints = (before, *(text[left:right] for (_, left), (right, _) in itertools.pairwise(spans)), behind)
     sums = (0, *itertools.accumulate(right - left for left, right in spans))
-    return _Groups(area, start, spans, "".join(_DIGITS.findall(text, start, end)), sums, joints)
+    lines = tuple(itertools.accumulate(joint.endswith("\n") for joint in joints[:-1]))
+    return _Groups(area, start, spans, "".join(_DIGITS.findall(text, start, end)), sums, joints, lines)
 
 
 def _cards(_area: _Area, groups: _Groups) -> Iterator[Match]:
@@ -374,8 +388,16 @@ def _cards(_area: _Area, groups: _Groups) -> Iterator[Match]:
     for first, behind in groups.windows(most_groups=6, digits=range(payment_cards.SHORTEST, payment_cards.LONGEST + 1)):
         if groups.digits[groups.sums[first]] not in payment_cards.FIRST_DIGITS:
             continue
-        joints = set(groups.joints[first + 1 : behind])
-        if len(joints) > 1 or not joints <= _CARD_JOINTS or not payment_cards.is_card(groups.digits_of(first, behind)):
+        written = groups.joints[first + 1 : behind]
+        joints = {joint[0].replace("\n", " ") if joint.endswith("\n") else joint for joint in written}
+        # Two long numbers on two lines are a list.
+        is_list = groups.breaks(first, behind) == len(written)
+        if (
+            len(joints) > 1
+            or not joints <= _CARD_JOINTS
+            or (written and is_list)
+            or not payment_cards.is_card(groups.digits_of(first, behind))
+        ):
             continue
         start, end = groups.span(first, behind)
         if start >= ends_at and all(right - left >= 3 for left, right in groups.spans[first : behind - 1]):
@@ -418,7 +440,3 @@ def _overlap(one: Match, other: Match) -> bool:
 
 def _is_word(letter: str) -> bool:
     return letter.isalnum() or letter == "_"
-
-
-def _plain_spaces(text: str) -> str:
-    return re.sub(f"[{SPACES}]", " ", text)

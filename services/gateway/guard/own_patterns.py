@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import re2
 
 from services.gateway.guard.detectors import Match
+from services.gateway.guard.searched_text import normalize_pattern
 from shared.config_documents import GuardKind, GuardPattern
 
 #: RE2's memory for one pattern; a larger one is refused.
@@ -198,7 +199,7 @@ def _compile(pattern: str, memory: int) -> "re2._Regexp":
     # Groups would take a second, slower search.
     options.never_capture = True
     try:
-        return re2.compile(pattern, options)
+        return re2.compile(normalize_pattern(pattern), options)
     except re2.error as error:
         reason = error.args[0] if error.args else ""
         raise InvalidPattern(reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)) from None

@@ -12,7 +12,6 @@ from services.gateway.guard.detectors import (
     CONTEXT_CHARACTERS,
     LIKELY,
     MAX_SECRET_CHARACTERS,
-    SPACES,
     TRIGGER,
     Detector,
     Match,
@@ -20,6 +19,7 @@ from services.gateway.guard.detectors import (
 )
 from services.gateway.guard.own_patterns import OwnBudget, OwnPatterns
 from services.gateway.guard.phone_numbers import PhoneBudget
+from services.gateway.guard.searched_text import SearchedText
 from shared.config_documents import GuardKind
 
 #: A text without a border is held up to HOLD characters; then what begins in the first STEP is decided.
@@ -30,7 +30,8 @@ _PART = 4096
 _CONTEXT = CONTEXT_CHARACTERS + 24
 
 _GAP = re.compile(r"(?s:.*)[^A-Za-z0-9._%+@:/()-]")
-_BORDER = re.compile(rf"[^A-Za-z0-9._%+@:/(){SPACES}-]|[a-z_%@:][A-Z+./()-]*[{SPACES}]")
+#: A number may continue on the next line.
+_BORDER = re.compile(r"[^A-Za-z0-9._%+@:/() \n-]|[a-z_%@:][A-Z+./()-]* |(?<![0-9A-Z -])\n|\n(?=[^0-9A-Z])")
 #: How much more text must come before the end of an open secret is looked for again.
 _RETRY_CHARACTERS = 128
 
@@ -54,34 +55,36 @@ class TextFilter:
         self._detector = detector
         self._own = own
         #: Text that is not returned yet, after up to ``_CONTEXT`` characters that are.
-        self._text = before
-        #: Positions in ``_text``.
-        self._returned = self._decided = self._own_decided = len(before)
-        #: Characters of the whole text before ``_text``.
+        self._searched = SearchedText(before)
+        #: Positions in the normalized text.
+        self._returned = self._decided = self._own_decided = len(self._searched.text)
+        #: Characters of the whole text before it.
         self._offset = 0
         self._retry_at = 0
         self._matches: list[Match] = []
         self._phones = PhoneBudget()
-        self._own_budget = OwnBudget(last_end=len(before))
+        self._own_budget = OwnBudget(last_end=self._returned)
 
     def feed(self, piece: str) -> list[Part]:
         """Return what is decided now."""
         if len(piece) <= _PART:
-            self._text += piece
+            self._searched.add(piece)
             return self._advance(is_whole=False)
         return [part for start in range(0, len(piece), _PART) for part in self.feed(piece[start : start + _PART])]
 
     def end(self) -> list[Part]:
         """Return the rest. The filter is not usable afterwards."""
+        self._searched.add("", is_last=True)
         return self._advance(is_whole=True)
 
     def _advance(self, *, is_whole: bool) -> list[Part]:
-        if is_whole or len(self._text) >= self._retry_at:
+        text = self._searched.text
+        if is_whole or len(text) >= self._retry_at:
             self._decide(is_whole=is_whole)
         limit = self._decided
         if self._own is not None:
             found, self._own_decided = self._own.find(
-                self._text, self._own_decided, is_whole=is_whole, offset=self._offset, budget=self._own_budget
+                text, self._own_decided, is_whole=is_whole, offset=self._offset, budget=self._own_budget
             )
             self._matches.extend(found)
             limit = min(limit, self._own_decided)
@@ -91,7 +94,8 @@ class TextFilter:
         return parts
 
     def _decide(self, *, is_whole: bool) -> None:
-        text, size = self._text, len(self._text)
+        text = self._searched.text
+        size = len(text)
         while self._decided < size:
             trigger = TRIGGER.search(text, self._decided)
             gap = _GAP.match(text, self._decided, size if trigger is None else trigger.start())
@@ -143,20 +147,20 @@ class TextFilter:
                 limit = min(limit, start)
                 break
             taken += len(group)
-            if start > self._returned:
-                parts.append(self._text[self._returned : start])
+            if before := self._searched.take_before(start):
+                parts.append(before)
             strongest = min(group, key=lambda match: _ORDER[match.kind])
-            parts.append(Found(strongest.kind, self._text[start:end], strongest.name))
+            parts.append(Found(strongest.kind, self._searched.take_through(end), strongest.name))
             self._returned = end
         if groups:
             self._matches = [match for group in groups for match in group][taken:]
-        if limit > self._returned:
-            parts.append(self._text[self._returned : limit])
+        if limit >= self._returned and (rest := self._searched.take_before(limit)):
+            parts.append(rest)
             self._returned = limit
         return parts
 
     def _trim(self, cut: int) -> None:
-        self._text = self._text[cut:]
+        self._searched.forget(cut)
         self._offset += cut
         self._returned -= cut
         self._decided -= cut

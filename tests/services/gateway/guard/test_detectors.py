@@ -156,14 +156,57 @@ def test_an_ssn_without_its_word_is_another_number() -> None:
     assert masked(far, GuardKind.NATIONAL_ID, countries=("US",)) == far
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        "\u2013", "\u2011", "\u2212", "\u00ad-", "\u2007", "\u00a0", "\u2009", "\u200b ", " \u2060", "\u2010\u00ad", " ",
+        # The end of a line, in the middle of the number.
+        ("-", "-\n"), ("\u2011", "\u2011\r\n"), (" ", "\n"), (" ", " \n"), ("\u2007", "\r\n"), (" ", "\u2028"),
+    ],
+)  # fmt: skip
+def test_cards_as_pdfs_have_them(between: str | tuple[str, str]) -> None:
+    usual, middle = (between, between) if isinstance(between, str) else between
+    card = f"4111{usual}1111{middle}1111{usual}1111"
+    assert masked(f"card {card}, thanks", GuardKind.CARD) == "card [card], thanks"
+    assert masked(f"\u00ad{card}\u00ad", GuardKind.CARD) == "\u00ad[card]\u00ad", "what is around it stays"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("DE89\u20073704\u20070044\n0532\u00a00130\u00a000 is mine", "[iban] is mine"),
+        ("mail bob@exam\u00adple.com", "mail [email]"),
+        ("mail \uff42ob@example.com", "mail [email]"),
+        ("my SSN is 123\u201345\u20136789", "my SSN is [national_id]"),
+        ("call +49\u2011170\u20111234567 or +49 170\n1234567", "call [phone] or [phone]"),
+        ("key AKIA\u200bIOSFODNN7EXAMPLE", "key [secret]"),
+        ("card \uff14111 1111 1111 111\uff11\u2026", "card [card]\u2026"),
+        ("stra\u00dfe, na\u0308he 8.8.8.8", "stra\u00dfe, na\u0308he [ip]"),
+    ],
+)
+def test_texts_as_pdfs_have_them(text: str, expected: str) -> None:
+    assert masked(text, countries=("US", "DE")) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4111\n1111\n1111\n1111", "41111111\n11111111", "4111 1111\n\n1111 1111", "4111\t1111\t1111\t1111", "4111 1111\n1111\n1111",
+        "212\n555\n2368", "212 555\n2368", "DE89 3704\n0044 0532\n0130 00",
+    ],
+)  # fmt: skip
+def test_lists_and_tables_of_numbers(text: str) -> None:
+    assert masked(text, countries=("US",)) == text
+
+
 def test_the_first_kind_counts_where_matches_overlap() -> None:
     assert masked("4111111111111111@example.com", GuardKind.CARD, GuardKind.EMAIL) == "[email]", "the longer one begins at the same place"
     assert masked("+4111 1111 1111 1111", GuardKind.CARD, GuardKind.PHONE) == "+[card]"
 
 
 def test_texts_that_a_policy_allows_are_not_found() -> None:
-    text_filter = TextFilter(Detector(frozenset({GuardKind.EMAIL}), allow=["support@acme.example"]))
-    parts = [*text_filter.feed("support@acme.example, bob@acme.example "), *text_filter.end()]
+    text_filter = TextFilter(Detector(frozenset({GuardKind.EMAIL}), allow=["sup\u00adport@acme.example"]))
+    parts = [*text_filter.feed("support@ac\u00adme.example, bob@acme.example "), *text_filter.end()]
     assert [part.text for part in parts if isinstance(part, Found)] == ["bob@acme.example"]
 
 

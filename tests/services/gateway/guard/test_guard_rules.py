@@ -106,6 +106,16 @@ def test_arguments_of_tools_are_masked_and_what_is_held_comes_before_them() -> N
     assert answer_guard.filtered(DONE, refusing.refused).finish_reason is FinishReason.CONTENT_FILTER
 
 
+def test_the_name_of_a_called_tool_is_guarded() -> None:
+    call = ToolCall("1", "mail_a@b.example", "{}")
+    chunk = AnswerGuard(scan(email="mask")).read(Chunk("", (1,), tool_calls=(call,)))
+    assert chunk is not None
+    assert chunk.tool_calls == (ToolCall("1", "[email]", "{}"),)
+    refusing = AnswerGuard(scan(email="refuse"))
+    assert refusing.read(Chunk("", (1,), tool_calls=(call,))) is None
+    assert refusing.refused == {0: GuardKind.EMAIL}
+
+
 def test_reports_change_nothing() -> None:
     answers = AnswerGuard(scan(email="report"))
     chunk = Chunk("to a@b.exam", (1,))

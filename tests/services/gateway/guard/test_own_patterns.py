@@ -4,7 +4,9 @@ import random
 
 import pytest
 
+from services.gateway.guard.detectors import Detector
 from services.gateway.guard.own_patterns import BLOCK_CHARACTERS, InvalidPattern, OwnPatterns, check_bounds, compile_pattern
+from services.gateway.guard.text_filter import Found, TextFilter
 from shared.config_documents import GuardPattern
 from tests import tiers
 
@@ -28,6 +30,15 @@ def test_the_end_of_a_text_may_still_change() -> None:
     own = OwnPatterns([GuardPattern(name="x", pattern="x+", max_length=4)])
     assert own.find("abcdefxx", 0, is_whole=False) == ([], 4)
     assert own.find("abcdefxx", 4, is_whole=True)[1] == 8
+
+
+def test_patterns_and_texts_are_normalized_alike() -> None:
+    assert compile_pattern("PRJ\u2013\\d+ \u00adx\u00a0[\u2010\uff01]").pattern == r"PRJ\-\d+ x [\-\!]"
+    text_filter = TextFilter(
+        Detector(frozenset()), OwnPatterns([GuardPattern(name="x", pattern="PRJ\u2013\\d{3} M\u00fcller", max_length=20)])
+    )
+    parts = [*text_filter.feed("PRJ\u2011123\u00a0Mu\u0308l\u00adler \u00fcber"), *text_filter.end()]
+    assert [part.text if isinstance(part, Found) else part for part in parts] == ["PRJ\u2011123\u00a0Mu\u0308l\u00adler", " \u00fcber"]
 
 
 def test_borders_are_those_of_the_text() -> None:

@@ -33,6 +33,8 @@ SNIPPETS = (
     "AKIAIOSFODNN7EXAMPLE", "ghp_" + "a1" * 18, JWT, PEM, PEM[:60], "PRJ-12345", "PRJ-123456789", "Project  Falcon", "xxxxx", "12345678Z",
     "811228-9874", "hello", "Hello", "HELLO", " ", "  ", "\n", ", ", ".", ":", "(", ")", "+", "-", "@", "\u00a0", "é", "日本", "1", "12 ",
     "A", "x",
+    "\u00ad", "\u2011", "\u2013", "\u2007", "\u200b", "\r\n", "4111 1111\n1111 1111", "\uff11", "\u00bd", "e\u0301", "\u0301",
+    "\ufb01", "\u2026",
     "-----", "-----BEGIN ", "eyJ", "sk-", "a" * 70, "1 2 3 4 5 6 7 ", "9" * 30,
 )  # fmt: skip
 TEXTS = st.lists(st.sampled_from(SNIPPETS), max_size=14).map("".join)
