@@ -401,7 +401,7 @@ class PolicyState(Body, frozen=True, omit_defaults=False):
     name: str
     #: 0 if there has never been one, or if a key's was removed.
     version: int
-    #: None if there is none.
+    #: None if there is none. Only administrators get all guardrails of `mesh` and `default`; others get kinds, actions and moderation.
     policy: PolicyDocument | None
     #: Whether the caller may change it.
     may_change: bool

@@ -213,6 +213,21 @@ async def test_a_text_is_tested_by_the_callers_guardrails(governed: Governed) ->
         await governed.rpc.test_guard(api.GuardText(text, organization=OTHERS), rpc_call(PERSON))
 
 
+@pytest.mark.parametrize("name", ["mesh", "default"])
+async def test_only_administrators_see_what_guardrails_of_the_mesh_look_for(governed: Governed, name: str) -> None:
+    guard = {
+        "prompt": {"own": "mask"}, "answer": {"card": "refuse"}, "countries": ["DE"], "internal_ips": True, "allow": ["ceo@acme.example"],
+        "patterns": [{"name": "project", "pattern": "PRJ-[0-9]+", "max_length": 9}],
+    }  # fmt: skip
+    await governed.set(name, ADMIN, machines="group", guard=guard)
+    shown = (await governed.rpc.get(api.GetPolicy(name), rpc_call(PERSON))).policy
+    assert msgspec.to_builtins(shown) == {"machines": "group", "guard": {"prompt": {"own": "mask"}, "answer": {"card": "refuse"}}}
+    whole = (await governed.rpc.get(api.GetPolicy(name), rpc_call(ADMIN))).policy
+    assert whole == msgspec.convert({"machines": "group", "guard": guard}, PolicyDocument)
+    own = await governed.set(f"organization:{PERSON.user_id}", guard=guard)
+    assert await governed.rpc.get(api.GetPolicy(own.name), rpc_call(PERSON)) == own
+
+
 async def test_a_tested_text_counts_as_a_request(governed: Governed) -> None:
     plan: Bodies = {(ConfigKind.PLAN, PERSON.tier): PlanDocument(requests_per_minute=2)}
     await governed.live.change(lambda _revision, _documents: plan, origin="applied", author=None, note="")
