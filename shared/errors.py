@@ -204,8 +204,11 @@ class LinkLost(PeerError, code="link_lost"):
     """The link was lost during the call: by a gap, three seconds of silence, or a close by the peer."""
 
 
-class TransportLost(LinkLost, code="transport_lost"):
-    """The link was lost because our connection to the NATS server failed or was silent. The peer may still be running."""
+class TransportLost(LinkLost):
+    """The link was lost because our connection to the NATS server failed or was silent. The peer may still be running.
+
+    A peer that hears of it learns of a lost link only, and retries as after any other.
+    """
 
 
 class NotReachable(PeerError, code="not_reachable"):
@@ -282,6 +285,7 @@ def _tree(root: type[AimeshError]) -> list[type[AimeshError]]:
 #: code -> class. Where a family shares a code (``CallerError`` and ``BadRequest``), the later and more precise class wins.
 BY_CODE: dict[str, type[AimeshError]] = {kind.code: kind for kind in _tree(AimeshError) if kind is not RemoteError}
 BY_CODE["internal"] = Internal
+BY_CODE["link_lost"] = LinkLost
 
 
 def from_problem(problem: Problem) -> AimeshError:

@@ -6,6 +6,7 @@ import pytest
 
 from shared import errors
 from shared.api import inference
+from shared.timing import retry_policy
 from tests.shared.rpc.test_mesh import Gateway, Worker, prompt
 from tests.testnet import testnet
 
@@ -34,3 +35,9 @@ async def test_a_silent_worker_is_told_apart_from_a_silent_nats_server() -> None
             with pytest.raises(errors.LinkLost, match=r"worker .* has been silent") as caught:
                 await anext(answer)
             assert not isinstance(caught.value, errors.TransportLost)
+
+
+def test_clients_retry_after_a_lost_transport_as_after_a_lost_link() -> None:
+    told = errors.from_problem(errors.TransportLost("the NATS server has been silent").to_problem())
+    assert type(told) is errors.LinkLost
+    assert told.code in retry_policy.PASSING
