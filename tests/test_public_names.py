@@ -22,9 +22,7 @@ IMAGES = {
     *("otel/opentelemetry-collector-contrib", "prom/alertmanager", "prom/prometheus", "valkey/valkey", "vllm/vllm-openai"),
 }
 #: Our images and charts: built on this machine, or in the registry that the user names.
-OUR_REGISTRY = re.compile(
-    r"(localhost|\$AIMESH_REGISTRY|\$\{AIMESH_REGISTRY(:-localhost|:\?[^}]*)\}|\$\(AIMESH_REGISTRY\)|ghcr\.io/OWNER)/"
-)
+OUR_REGISTRY = re.compile(r"(localhost|\$AIMESH_REGISTRY|\$\{AIMESH_REGISTRY(:-localhost)?\}|\$\(AIMESH_REGISTRY\)|ghcr\.io/OWNER)/")
 #: Words of a command that take the next one as their value.
 WITH_VALUE = {
     "-c",

@@ -49,6 +49,13 @@ def test_secrets_are_files_that_the_page_makes_and_that_are_not_empty(tmp_path: 
         assert each["name"].endswith("-${FILES:-1}")
 
 
+def test_the_registry_is_required() -> None:
+    """An empty one would be an invalid name of an image. Docker keeps the error of the last variable in a text only."""
+    for name in OURS:
+        assert re.fullmatch(r"\$\{AIMESH_REGISTRY:\?[^}]+\}", SERVICES[name]["labels"]["aimesh.registry"])
+        assert SERVICES[name]["image"].startswith("${AIMESH_REGISTRY}/aimesh")
+
+
 def test_updates_start_the_new_task_first_and_go_back_if_it_fails() -> None:
     for name in OURS:
         update = SERVICES[name]["deploy"]["update_config"]
