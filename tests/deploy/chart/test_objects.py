@@ -245,3 +245,28 @@ def test_every_value_has_a_comment() -> None:
     from tools import chart
 
     assert [path for path, _, text in chart.rows() if not text] == []
+
+
+def test_pools_start_with_an_empty_volume() -> None:
+    """A worker ends at once if the folder of MODELS_DIR doesn't exist. Pulled models are in its volume without a setting."""
+    page = re.findall(
+        r"^```yaml\n(pools:.*?)^```", (ROOT / "docs/howto/kubernetes.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    shown = {case: yaml.safe_load((rendering.CHART / "ci" / f"{case}.yaml").read_text(encoding="utf-8")) for case in CASES}
+    shown |= {"the page": yaml.safe_load(page[0])}
+    for case, values in shown.items():
+        for name, pool in (values.get("pools") or {}).items():
+            assert "MODELS_DIR" not in ((pool or {}).get("settings") or {}), f"{case}: {name}"
+
+
+def test_tickets_name_the_nats_servers_of_the_values() -> None:
+    """Those of the chart have no address outside the cluster, and no pod has a DHT, so only your own let other machines join."""
+
+    def at_auth(case: str) -> dict[str, str]:
+        return rendering.environment(rendering.find("Deployment", "aimesh-auth", case)["spec"]["template"]["spec"]["containers"][0])
+
+    assert at_auth("dev")["PUBLIC_NATS_URL"] == "nats://aimesh-nats-0.aimesh-nats.aimesh:4222"
+    assert at_auth("external-stores")["PUBLIC_NATS_URL"] == "tls://nats-1.example.org:4222,tls://nats-2.example.org:4222"
+    assert not {"DHT_HOST", "DHT_PORT", "DHT_BOOTSTRAP"} & at_auth("dev").keys()
+    page = (ROOT / "docs/howto/kubernetes.md").read_text(encoding="utf-8")
+    assert "set `nats.url`" in page
