@@ -84,7 +84,7 @@ class Outcome:
     violations: tuple[str, ...] = ()
     #: Figures that only this fault has.
     more: str = ""
-    #: Average response time and availability, over all calls.
+    #: Average time to first text and of whole answers, and availability, over all calls.
     service_level: str = ""
 
 

@@ -16,6 +16,7 @@ from shared.telemetry import instruments
 from shared.telemetry.instrument import Instrument, InstrumentKind
 from tools.boards import writing
 from tools.boards.panel import LOKI, PROMETHEUS, Dashboard, PanelUnit
+from tools.boards.usage import SERVICE_LEVEL
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy" / "grafana"
@@ -92,6 +93,21 @@ def test_the_labels_of_a_legend_are_those_of_its_lines(board: str, panel: str, e
     grouped = [set(re.findall(r"\w+", group)) for group in re.findall(r"by \(([^)]*)\)", expression)]
     assert all(wanted <= group for group in grouped), f"{wanted} is not in {grouped}"
     assert not wanted or grouped, "lines that are not grouped have all labels, and no name for people"
+
+
+def test_a_panel_says_whether_it_shows_the_first_text_or_the_whole_answer() -> None:
+    first, whole = instruments.TTFT_SECONDS.name, "gen_ai_client_operation_duration_seconds"
+    titles = {name: {title for _, title, expression in QUERIES if f"{name}_" in expression} for name in (first, whole)}
+    assert titles[first], "no panel shows the first text"
+    assert all("first text" in title.lower() for title in titles[first]), titles[first]
+    # The design asks for an average response below 5 s: of whole answers that succeeded, however soon they begin.
+    averages = [panel for panel in SERVICE_LEVEL.panels if panel.title.startswith("Average whole answer")]
+    assert {panel.title for panel in averages} == titles[whole]
+    for panel in averages:
+        assert panel.bad_from == 5
+        for query in panel.queries:
+            assert f'{whole}_sum{{error_type=""}}' in query.expression
+            assert f'{whole}_count{{error_type=""}}' in query.expression
 
 
 @pytest.mark.parametrize("board", writing.ALL, ids=lambda board: board.title)

@@ -47,7 +47,7 @@ OVERVIEW = Dashboard(
             bad_from=0.001,
         ),
         lines(
-            "Time to first token",
+            "Time to first text",
             "From the request to its first text; the objective is p95 within 2.5 s",
             PanelUnit.SECONDS,
             quantile(0.5, "ai_platform_ttft_seconds", where=_AT_GATEWAY),

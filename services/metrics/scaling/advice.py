@@ -93,7 +93,8 @@ def _wish(demand: PoolDemand, pool: WorkerPool, state: ScalingState) -> tuple[in
     # Rounding must not order a machine.
     wish = max(math.ceil(need - 1e-9), 1 if rate or demand.waiting or demand.slots_used or demand.has_receipts else 0)
     cpu, gpu = ("CPU over 80 %", demand.cpu, 0.8), ("GPU over 70 %", demand.gpu, 0.7)
-    means = (cpu, ("queue over 100", demand.queue, 100), ("responses over 5 s", demand.response_seconds, 5), gpu)
+    first_text = ("average time to first text over 5 s", demand.first_text_seconds, 5)
+    means = (cpu, ("queue over 100", demand.queue, 100), first_text, gpu)
     active = [f"; {name}: 1 more" for name, mean, limit in means if mean is not None and mean > limit]
     return wish + len(active), f"{rate:.3g} requests/s and {demand.waiting} waiting need {wish}{''.join(active)}"
 

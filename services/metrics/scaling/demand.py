@@ -35,7 +35,7 @@ class ModelReading(msgspec.Struct, frozen=True):
     refused: int = 0
     answered: int = 0
     #: To the first token of streams, and to the end of other answers.
-    response_seconds: float = 0.0
+    first_text_seconds: float = 0.0
     #: A request waits at one gateway; the copies that the others know of do not count.
     waiting: int = 0
     oldest_seconds: float = 0.0
@@ -70,7 +70,7 @@ class PoolDemand(msgspec.Struct, frozen=True):
     per_replica: float | None = None
     #: Means of 5 minutes: requests that wait, plus those refused in the last minute; the others None if unknown.
     queue: float = 0.0
-    response_seconds: float | None = None
+    first_text_seconds: float | None = None
     cpu: float | None = None
     gpu: float | None = None
     #: Its workers have receipts that are not read yet.
@@ -113,7 +113,7 @@ def read_demand(snapshots: Sequence[ScalingSnapshot], pool: WorkerPool) -> PoolD
         slots=sum(worker.slots for worker in ready[-1]), slots_used=sum(worker.slots_used for worker in ready[-1]),
         per_replica=_per_replica(recent, ready),
         queue=fmean(waiting) + rise(lambda model: model.refused, 60.0),
-        response_seconds=rise(lambda model: model.response_seconds, 300.0) / answered if answered else None,
+        first_text_seconds=rise(lambda model: model.first_text_seconds, 300.0) / answered if answered else None,
         cpu=fmean(cpus) if cpus else None, gpu=fmean(gpus) if gpus else None,
         has_receipts=last.has_lost_gateway and bool(ready[-1]),
     )  # fmt: skip

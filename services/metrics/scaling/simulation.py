@@ -180,7 +180,7 @@ class PoolSimulation:
             now, self._ready, len(self._starting), (new[0] - at_30[0]) / 30, (new[0] - at_240[0]) / 240, self._waiting,
             slots=self._ready * SLOTS, slots_used=self._running, queue=self._waiting,
             per_replica=SLOTS * (new[1] - at_240[1]) / max(1, new[2] - at_240[2]) if new[1] - at_240[1] >= 20 else None,
-            response_seconds=(new[3] - old[3]) / max(1, new[0] - old[0]), gpu=statistics.fmean(look[4] for look in self._looks),
+            first_text_seconds=(new[3] - old[3]) / max(1, new[0] - old[0]), gpu=statistics.fmean(look[4] for look in self._looks),
         ))  # fmt: skip
         while self._ready + len(self._starting) > wanted and self._starting:
             self._starting.pop()

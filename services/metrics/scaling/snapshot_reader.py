@@ -74,7 +74,7 @@ class SnapshotReader:
         return ModelReading(
             arrived=round(self._totals.get((_REQUESTS, model, "arrived"), 0.0) + refused), refused=round(refused),
             answered=round(self._totals.get((_ANSWERED, model, ""), 0.0)),
-            response_seconds=self._totals.get((_SECONDS, model, ""), 0.0), waiting=waiting, oldest_seconds=oldest_seconds,
+            first_text_seconds=self._totals.get((_SECONDS, model, ""), 0.0), waiting=waiting, oldest_seconds=oldest_seconds,
         )  # fmt: skip
 
 

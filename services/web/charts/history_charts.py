@@ -107,7 +107,7 @@ def _fullest(values: Values) -> float:
 _PLANS = (
     _Plan(id="requests", title="Requests per second", unit=ChartUnit.RATE, find=HistoryAnswers.requests),
     _Plan(
-        id="first", title="Time to first token", unit=ChartUnit.SECONDS, find=HistoryAnswers.first_tokens,
+        id="first", title="Time to first text", unit=ChartUnit.SECONDS, find=HistoryAnswers.first_tokens,
         nothing="No requests in this period.",
         hint="Estimated from buckets of 0.1, 0.5, 1, 2.5 and 10 s. Periods without requests have no line.", now=_CurrentValue.LAST,
     ),

@@ -62,8 +62,8 @@ RULES = (
         severity=Severity.CRITICAL,
         when=above(quantile(0.95, series(instruments.TTFT_SECONDS, service="gateway"), 5 * MINUTE, "model"), 5),
         hold_seconds=5 * MINUTE,
-        summary="{model} is slow: p95 time to first token is over 5 s",
-        description="Measured from the request to the first text, including queueing. The total time depends on the length of the answer.",
+        summary="{model} is slow: p95 time to first text is over 5 s",
+        description="Measured from the request to its first text, including queueing. Whole answers take longer: the board Service level has them.",
         unit=AlertUnit.SECONDS,
     ),
     _gateway(

@@ -32,6 +32,8 @@ def test_rate_and_backlog() -> None:
 def test_reason_is_a_sentence() -> None:
     advice, _ = advise(replace(DEMAND, waiting=250, gpu=0.8), POOL, ScalingState(), 0)
     assert advice == ScalingAdvice(14, "7 requests/s and 250 waiting need 13; GPU over 70 %: 1 more")
+    advice, _ = advise(replace(DEMAND, first_text_seconds=5.1), POOL, ScalingState(), 0)
+    assert advice == ScalingAdvice(11, "7 requests/s and 0 waiting need 10; average time to first text over 5 s: 1 more")
 
 
 @pytest.mark.parametrize("old", [None, 30.1])
@@ -48,10 +50,10 @@ def test_no_advice_without_fresh_data(old: float | None) -> None:
         ({"cpu": 0.8}, 0),
         ({"queue": 101}, 1),
         ({"queue": 100}, 0),
-        ({"response_seconds": 5.1}, 1),
+        ({"first_text_seconds": 5.1}, 1),
         ({"gpu": 0.71}, 1),
         ({"gpu": 0.7}, 0),
-        ({"cpu": 1.0, "queue": 500, "response_seconds": 60, "gpu": 1.0}, 4),
+        ({"cpu": 1.0, "queue": 500, "first_text_seconds": 60, "gpu": 1.0}, 4),
     ],
 )
 def test_each_trigger_adds_one_replica(change: dict[str, float], more: int) -> None:

@@ -88,11 +88,11 @@ def test_engine_on_the_cpu_reports_its_load_only_when_its_slots_are_full() -> No
 
 
 def test_means_of_five_minutes() -> None:
-    models = [ModelReading(answered=n, response_seconds=8.0 * n, refused=5 * n, waiting=10) for n in range(40)]
+    models = [ModelReading(answered=n, first_text_seconds=8.0 * n, refused=5 * n, waiting=10) for n in range(40)]
     snapshots = [ScalingSnapshot(15 * n, (replace(WORKER, gpu=0.5 if n % 2 else 0.7),), {"m": model}) for n, model in enumerate(models)]
     demand = read_demand(snapshots, POOL)
     assert demand is not None
-    assert demand.response_seconds == pytest.approx(8)
+    assert demand.first_text_seconds == pytest.approx(8)
     assert demand.gpu == pytest.approx(0.6, abs=0.01)
     # 10 requests wait, and in the last minute 5 were refused every 15 s.
     assert demand.queue == pytest.approx(10 + 20)
