@@ -277,7 +277,7 @@ function pairCode(text) {
  * @param {Map<number, number>} codeEnds
  * @param {Map<number, number>} ends
  */
-function pairLinks(text, codeEnds, ends) {
+export function pairLinks(text, codeEnds, ends) {
   /** @type {Map<number, Target>} */
   const links = new Map()
   /** @type {number[]} */
@@ -305,10 +305,58 @@ function pairLinks(text, codeEnds, ends) {
   return links
 }
 
-/** `address "title")` @param {string} text @param {number} from @returns {Target | null} */
+/**
+ * Reads `address "title")`. Looks at each character once: patterns with several runs of spaces would try every way to divide them.
+ * @param {string} text @param {number} from @returns {Target | null}
+ */
 function readTarget(text, from) {
-  const rest = text.slice(from, from + MAX_ADDRESS + 256)
-  const found = /^\s*(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\((?:[^\s()\\]|\\.)*\))*))(?:\s+(?:"[^"]*"|'[^']*'|\([^()]*\)))?\s*\)/.exec(rest)
-  const href = found && safeAddress((found[1] ?? found[2]).replace(/\\([!-/:-@[-`{-~])/g, '$1'))
-  return href ? { end: from + found[0].length, href } : null
+  const until = Math.min(text.length, from + MAX_ADDRESS + 256)
+  const start = skipSpaces(text, from, until)
+  const isBracketed = text[start] === '<'
+  const end = isBracketed ? findEnd(text, start + 1, until, '>', '<\n') : skipAddress(text, start, until)
+  if (end === -1) return null
+  const written = isBracketed ? text.slice(start + 1, end) : text.slice(start, end)
+  let at = isBracketed ? end + 1 : end
+  const next = skipSpaces(text, at, until)
+  const quote = next > at ? text[next] : ''
+  at = next
+  if (quote === '"' || quote === "'" || quote === '(') {
+    const closing = quote === '(' ? findEnd(text, next + 1, until, ')', '(') : findEnd(text, next + 1, until, quote, '')
+    if (closing === -1) return null
+    at = skipSpaces(text, closing + 1, until)
+  }
+  if (at >= until || text[at] !== ')') return null
+  const href = safeAddress(written.replace(/\\([!-/:-@[-`{-~])/g, '$1'))
+  return href ? { end: at + 1, href } : null
+}
+
+/** @param {string} text @param {number} at @param {number} until */
+function skipSpaces(text, at, until) {
+  while (at < until && SPACE.test(text[at])) at += 1
+  return at
+}
+
+/** Returns the position of the mark, or -1 if one of the others comes first. @param {string} text @param {number} at @param {number} until @param {string} mark @param {string} others */
+function findEnd(text, at, until, mark, others) {
+  while (at < until && text[at] !== mark) {
+    if (others.includes(text[at])) return -1
+    at += 1
+  }
+  return at < until ? at : -1
+}
+
+/** Returns the end of an address, in which parentheses may not nest, or -1. @param {string} text @param {number} at @param {number} until */
+function skipAddress(text, at, until) {
+  let isOpen = false
+  for (; at < until && !SPACE.test(text[at]); at += 1) {
+    if (text[at] === '\\') at += 1
+    else if (text[at] === '(') {
+      if (isOpen) return -1
+      isOpen = true
+    } else if (text[at] === ')') {
+      if (!isOpen) break
+      isOpen = false
+    }
+  }
+  return isOpen || at > until ? -1 : at
 }

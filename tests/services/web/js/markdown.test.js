@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { parse, parseOpen } from '../../../../services/web/static/js/markdown.js'
-import { safeAddress } from '../../../../services/web/static/js/markdown_text.js'
+import { pairLinks, safeAddress } from '../../../../services/web/static/js/markdown_text.js'
 
 /** Renders a tree in one line: `p(a strong(b))`. */
 const inline = (nodes) => nodes.map((node) => words[node.type](node)).join('')
@@ -218,6 +218,15 @@ const HOSTILE = {
   'brackets both ways': (n) => '['.repeat(n / 2) + ']'.repeat(n / 2),
   'half links': (n) => '[a]('.repeat(n / 4),
   'pictures and links': (n) => '!['.repeat(n / 4) + '[a](https://e.example/)'.repeat(n / 46),
+  'links without an address': (n) => '[]('.repeat(n / 3),
+  'links and spaces': (n) => `[](${' '.repeat(2200)}`.repeat(n / 2203),
+  'links and some spaces': (n) => `[](${' '.repeat(50)}`.repeat(n / 53),
+  'addresses and spaces': (n) => `[](a${' '.repeat(1000)}`.repeat(n / 1004),
+  'titles and spaces': (n) => `[](a${' '.repeat(700)}"b"${' '.repeat(700)}`.repeat(n / 1407),
+  'titles without an end': (n) => `[](a "[](a '[](a (`.repeat(n / 18),
+  'bracketed addresses without an end': (n) => '[](<'.repeat(n / 4),
+  'parentheses in an address': (n) => `[](${'(a)'.repeat(500)}`.repeat(n / 1503),
+  'escapes in an address': (n) => `[](${'\\a'.repeat(500)}`.repeat(n / 1003),
   'nested links': (n) => '[a'.repeat(n / 50) + '](https://e.example/)'.repeat(n / 50),
   stars: (n) => '*'.repeat(n),
   'opening stars': (n) => '*a '.repeat(n / 3),
@@ -254,6 +263,45 @@ for (const [name, make] of Object.entries(HOSTILE)) {
     assert.ok(took < 2500, `${took.toFixed(0)} ms`)
   })
 }
+
+/** How many characters are read to find the links of a text; a part of it counts with its length. @param {string} text */
+function readsOf(text) {
+  let reads = 0
+  const counted = new Proxy(Object(text), {
+    get(target, key) {
+      if (key === 'slice') {
+        return (from, to) => {
+          reads += to - from
+          return text.slice(from, to)
+        }
+      }
+      if (key !== 'length') reads += 1
+      return target[key]
+    },
+  })
+  pairLinks(counted, new Map(), new Map())
+  return reads
+}
+
+for (const [name, make] of Object.entries(HOSTILE)) {
+  test(`each character is read a few times to find links: ${name}`, () => {
+    const text = make(50_000)
+    assert.ok(readsOf(text) < 12 * text.length + 5000, `${readsOf(text)} reads of ${text.length} characters`)
+  })
+}
+
+test('spaces in a link take no longer than letters', () => {
+  const milliseconds = (filler) => {
+    const text = `[](${filler.repeat(2200)}`.repeat(90)
+    parse(text)
+    const before = process.cpuUsage()
+    parse(text)
+    const { user, system } = process.cpuUsage(before)
+    return (user + system) / 1000
+  }
+  const [spaces, letters] = [milliseconds(' '), milliseconds('a')]
+  assert.ok(spaces < 20 * letters + 100, `${spaces} ms of processor time for spaces, ${letters} ms for letters`)
+})
 
 test('nesting has a bottom', () => {
   const deepest = (nodes) => 1 + Math.max(0, ...(nodes ?? []).map((node) => deepest(node.children)))
