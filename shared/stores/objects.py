@@ -38,6 +38,8 @@ _RANGE_BYTES, _PIECE_BYTES = 8 << 20, 1 << 20
 #: obstore writes an unfinished object of a folder under such a name. Another process may be writing one now.
 _UNFINISHED = re.compile(r"#\d+$")
 _ABANDONED_SECONDS = 3600
+#: S3's code for a bucket that does not exist.
+_NO_BUCKET = "NoSuchBucket"
 
 
 class StoreUnavailable(errors.Unavailable):
@@ -180,6 +182,10 @@ class _ObstoreObjects:
                     page = await anext(pages)
                 except StopAsyncIteration:
                     return
+                except BaseError as error:
+                    if _NO_BUCKET in str(error):  # as for ``get``: some servers make it with its first object
+                        return
+                    raise
             for found in page:
                 yield StoredObject(found["path"], found["size"], found["last_modified"])
 

@@ -50,6 +50,10 @@ class BackupPlace:
         await retry(lambda: self.store.put(layout.MESH, layout.sign(layout.MESH, mesh, self.key)))
         return replace(self, mesh=mesh)
 
+    async def keep_mesh(self) -> None:
+        """Write ``mesh.json`` again if it was lost. Raises StoreUnavailable."""
+        await retry(lambda: self.store.put_if_absent(layout.MESH, layout.sign(layout.MESH, self.mesh, self.key)))
+
 
 async def open_place(home: StackHome, settings: BackupSettings, mesh: MeshName) -> BackupPlace:
     """Open the store of BACKUP_TO, and make it ours if it is empty. Raises BadSettings if it is unset, another mesh's, or in the home, and
@@ -59,7 +63,9 @@ async def open_place(home: StackHome, settings: BackupSettings, mesh: MeshName) 
         raise errors.BadSettings("backups are off", hint="BACKUP_TO=… BACKUP_RECIPIENTS=… make up")
     key, identity = await asyncio.to_thread(_read_keys, home, address)
     store = await asyncio.to_thread(objects.open_store, address, settings.credentials)
-    return BackupPlace(home, settings, store, await _ensure_mesh(store, settings, mesh, key, identity), key, identity)
+    place = BackupPlace(home, settings, store, await _ensure_mesh(store, settings, mesh, key, identity), key, identity)
+    await place.keep_mesh()
+    return place
 
 
 def _read_keys(home: StackHome, address: str) -> tuple[NodeKey, str]:

@@ -1,7 +1,6 @@
 """Reads what a store has."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from shared.identity.node_keys import NodeKey
 from shared.stores.objects import ObjectMissing, ObjectStore
 from shared.types import NodeId
 from stack.recovery import layout
-from stack.recovery.layout import BackupManifest, RestoreTests, Segment, StoreMesh, StoreState
+from stack.recovery.layout import BackupManifest, RestoreRefused, RestoreTests, Segment, StoreMesh, StoreState
 from stack.recovery.sealing import DamagedObject
 
 _MOST_MANIFESTS = 1000
@@ -31,12 +30,26 @@ class StoreCatalog:
 
 
 async def read_mesh(store: ObjectStore, keys: Collection[NodeId] | None) -> StoreMesh | None:
-    """Return whose store it is; None if it is empty. ``keys`` None trusts the key that it names itself."""
-    with contextlib.suppress(ObjectMissing):
+    """Return whose store it is; None if it is empty. ``keys`` None trusts the key that it names itself. The newest backup has a copy of a
+    lost ``mesh.json``. Raises DamagedObject, and RestoreRefused if there is no copy."""
+    try:
         body = await store.get(layout.MESH)
-        mesh = layout.read_signed(layout.MESH, body, StoreMesh, keys)
-        return layout.read_signed(layout.MESH, body, StoreMesh, mesh.keys)
-    return None
+    except ObjectMissing:
+        manifests = layout.list_manifests([found.name async for found in store.list(layout.BASE)])
+        return await _copied_mesh(store, manifests[-1], keys) if manifests else None
+    mesh = layout.read_signed(layout.MESH, body, StoreMesh, keys)
+    return layout.read_signed(layout.MESH, body, StoreMesh, mesh.keys)
+
+
+async def _copied_mesh(store: ObjectStore, name: str, keys: Collection[NodeId] | None) -> StoreMesh:
+    body = await store.get(name)
+    mesh = layout.read_signed(name, body, BackupManifest, keys).store
+    if mesh is None:
+        raise RestoreRefused(
+            f"{layout.MESH} is lost, and the newest backup has no copy of it", hint="the next backup writes it again: aicli stack backup"
+        )
+    layout.read_signed(name, body, BackupManifest, mesh.keys)
+    return mesh
 
 
 async def get_signed(store: ObjectStore, mesh: StoreMesh, name: str, kind: type[layout.S]) -> layout.S:
@@ -66,14 +79,13 @@ async def read_backups(
 ) -> tuple[BackupManifest, ...]:
     """Return the manifests, oldest first. Raises what ``read`` raises."""
     names = [found.name async for found in store.list(layout.BASE)]
-    wanted = sorted(name for name in names if (parsed := layout.parse_backup(name)) is not None and parsed[1] == "manifest.json")
     limit = asyncio.Semaphore(8)
 
     async def find(name: str) -> BackupManifest | None:
         async with limit:
             return await _find(store, mesh, name, BackupManifest, on_damage)
 
-    found = await asyncio.gather(*(find(name) for name in wanted[-_MOST_MANIFESTS:]))
+    found = await asyncio.gather(*(find(name) for name in layout.list_manifests(names)[-_MOST_MANIFESTS:]))
     return tuple(manifest for manifest in found if manifest is not None)  # perhaps pruned meanwhile
 
 

@@ -144,6 +144,8 @@ class BackupManifest(DatabaseFacts, frozen=True, kw_only=True):
     secrets_salt: str
     secrets: dict[str, str]
     machine: str
+    #: A copy of ``mesh.json``, in case that is lost.
+    store: StoreMesh | None = None
 
     @property
     def size(self) -> int:
@@ -237,6 +239,11 @@ def parse_backup(name: str) -> tuple[BackupName, str] | None:
     if match is None:
         return None
     return BackupName(match["name"], int(match["term"])), match["file"]
+
+
+def list_manifests(names: Iterable[str]) -> list[str]:
+    """Return the manifests among these objects, oldest first."""
+    return sorted(name for name in names if (parsed := parse_backup(name)) is not None and parsed[1] == "manifest.json")
 
 
 def parse_segment(name: str, segment_size: int) -> Segment | None:

@@ -131,8 +131,9 @@ async def _make(
         system=identity.system, timeline=log.timeline, segment_size=identity.segment_size, start_lsn=log.start, stop_lsn=log.stop,
         started_at=started_at, finished_at=finished_at, seconds=time.monotonic() - began,
         postgres=identity.postgres, version=version(), parts=tuple(parts),
-        secrets_salt=salt, secrets=digests, machine=socket.gethostname(), **msgspec.structs.asdict(facts),
+        secrets_salt=salt, secrets=digests, machine=socket.gethostname(), store=place.mesh, **msgspec.structs.asdict(facts),
     )  # fmt: skip
+    await place.keep_mesh()
     place_of_it = layout.manifest_object(name)
     await retry(lambda: place.store.put(place_of_it, layout.sign(place_of_it, manifest, place.key)))
     return manifest

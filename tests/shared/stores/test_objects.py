@@ -64,6 +64,14 @@ async def test_it_keeps_replaces_lists_and_deletes_objects(store: ObjectStore) -
         await anext(store.read("base/a/manifest.json"))
 
 
+async def test_a_bucket_that_does_not_exist_yet_is_empty() -> None:
+    with object_server.running() as server:
+        store = objects.open_store(server.address, server.credentials)
+        assert await names_in(store, "base/") == []
+        with pytest.raises(ObjectMissing):
+            await store.get("mesh.json")
+
+
 async def test_of_several_at_once_one_creates_an_object(store: ObjectStore) -> None:
     won = await asyncio.gather(*(store.put_if_absent("site/2.json", str(number).encode()) for number in range(8)))
     assert sorted(won) == [False] * 7 + [True]

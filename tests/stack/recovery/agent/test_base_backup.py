@@ -17,19 +17,22 @@ import psutil
 import pytest
 
 from shared import errors
+from shared.identity import node_keys
+from shared.identity.node_keys import NodeKey
 from shared.stores import file_lock
 from shared.stores.objects import StoredObject, StoreUnavailable
 from stack import settings, stack_plan
-from stack.recovery import catalog, layout, sealing, store_retries
+from stack.recovery import backup_place, catalog, layout, sealing, store_retries
 from stack.recovery.agent import base_backup, recovery_log_copy, wal_shipping
 from stack.recovery.layout import BackupManifest, LogPart
-from stack.recovery.sealing import WrongIdentity
+from stack.recovery.sealing import DamagedObject, WrongIdentity
 from stack.recovery.sites import site_claim
 from stack.recovery.sites.site_terms import SiteRecord
 from tests import stacks, tiers
 from tests.servers import PostgresServer
 from tests.stack.recovery import copied_database
 from tests.stack.recovery.copied_database import CopiedDatabase
+from tests.stack.recovery.places import make_place
 
 FACTS = """
     INSERT INTO gateway.ledger_checkpoints VALUES ('2020-01-01', 40, 500, 700, -600, -300, -300, '', '', '', '');
@@ -205,6 +208,23 @@ async def parts_of(folder: Path) -> list[Path] | None:
 
 async def none_runs(processes: list[psutil.Process]) -> bool:
     return not any(process.is_running() for process in processes)
+
+
+async def test_a_store_that_lost_mesh_json_still_has_its_backups_and_gets_it_again(copied: CopiedDatabase) -> None:
+    made = await make(copied)
+    known = await catalog.read_mesh(copied.store, None)
+    assert known == made.store
+    await copied.store.delete([layout.MESH])
+    assert await catalog.read_mesh(copied.store, {copied.place.key.id}) == known
+    with pytest.raises(DamagedObject, match="is not signed by this mesh"):
+        await catalog.read_mesh(copied.store, {NodeKey(node_keys.new_seed()).id})
+    await make(copied)
+    assert layout.MESH in await copied.names()
+    await copied.store.delete([layout.MESH])
+    stranger = make_place(copied.folder.parent, name="stranger")
+    with pytest.raises(errors.BadSettings, match="BACKUP_TO has the backups of another stack"):
+        await backup_place._ensure_mesh(copied.store, stranger.settings, stranger.mesh.mesh, stranger.key, stranger.own_identity)
+    assert layout.MESH not in await copied.names()
 
 
 @pytest.mark.parametrize("failing", tiers.by_day(("base/2", "mesh.json"), "base/2", group="recovery"))
