@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 import msgspec
@@ -37,6 +36,7 @@ from shared.api.auth import Principal
 from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, LedgerReport, ModelPrice
 from shared.node import lifecycle
+from shared.stores.database_clock import DatabaseClock
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, NodeId, RequestId
 
@@ -113,6 +113,8 @@ class Ledger:
         self._metrics = metrics
         self._clock = clock
         self._prices = PriceList({})
+        #: Dates requests: their days must not depend on which gateway ran them.
+        self.database_clock = DatabaseClock(store.read_clock)
         #: Start of each open reservation by our clock, oldest first.
         self._open: dict[RequestId, float] = {}
         metrics.ledger_open_reservations.set_function(lambda: len(self._open))
@@ -128,8 +130,10 @@ class Ledger:
     async def running(self, rows: UsageRecorder, write: WriteRows, find_receipts: FindReceipts) -> AsyncIterator["Ledger"]:
         """Run the background work. Raises Unavailable if the prices can't be read."""
         await self.refresh_prices()
+        await self.database_clock.refresh()
         async with self._batches.running(), self._extensions.running(), lifecycle.background() as tasks:
             tasks.create_task(lifecycle.every(_PRICES_SECONDS, self.refresh_prices))
+            tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, self.database_clock.refresh))
             tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, lambda: self.heartbeat(rows.waiting)))
             tasks.create_task(lifecycle.every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts)))
             tasks.create_task(background_jobs.repeat(UpkeepJob.VERIFY, _VERIFY_SECONDS, self.verify, self._metrics))
@@ -252,7 +256,8 @@ class Ledger:
         price = await self._store.find_price(reservation.price_id)
         assert price is not None  # a foreign key, and prices are never deleted
         upstream = UpstreamPrices(self._source.config.upstream_prices)
-        return orphan_settlement.build_row(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC), upstream=upstream)
+        now = self.database_clock.now()
+        return orphan_settlement.build_row(reservation, price, receipt, most_seconds=MOST_SECONDS, now=now, upstream=upstream)
 
     async def _reserve(self, request: ReservationRequest) -> GrantedReservation | InsufficientCredits:
         answer, has_retried = await self._ask(self._batches, request)

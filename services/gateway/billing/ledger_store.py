@@ -112,6 +112,10 @@ class LedgerStore:
             row = await transaction.row("read_key_spending", key)
         return (MicroCredits(0), MicroCredits(0)) if row is None else (row["spent_micro"], row["reserved_micro"])
 
+    async def read_clock(self) -> datetime:
+        now: datetime = await self._database.value("read_clock")
+        return now
+
     async def list_prices(self, *, history: bool = False) -> tuple[Price, ...]:
         return tuple(_price(row) for row in await self._database.rows("list_price_history" if history else "list_prices"))
 

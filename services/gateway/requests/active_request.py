@@ -7,7 +7,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
 from uuid import UUID
 
@@ -96,18 +96,19 @@ class ActiveRequest:
         labels: RequestLabels,
         clock: Callable[[], float],
         *,
+        began_at: datetime,
         is_all_or_nothing: bool = False,
         continues_elsewhere: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``is_all_or_nothing``: the caller gets the whole answer at the end, or an error. ``continues_elsewhere`` is called on
-        cancellation: whether another gateway continues the request and writes its row."""
+        """``began_at`` is by PostgreSQL's clock. ``is_all_or_nothing``: the caller gets the whole answer at the end, or an error.
+        ``continues_elsewhere`` is called on cancellation: whether another gateway continues the request and writes its row."""
         self.method, self.operation = labels
         self.clock = clock
         self.is_all_or_nothing = is_all_or_nothing
         self.continues_elsewhere = continues_elsewhere
         # Callers never choose the id: it is the row's key, and a reused one would lose a row.
         self.request_id = (context.current.get() or context.start()).request_id
-        self.began_at = datetime.now(UTC)
+        self.began_at = began_at
         #: By the clock.
         self.began = clock()
         self.admission = AdmissionRecord()

@@ -144,7 +144,11 @@ class Pipeline:
         worker's error. Leaving the block with an exception, cancellation included, ends the generation on the worker."""
         is_all_or_nothing = not streamed and key_use is None
         running = ActiveRequest(
-            active_prompt.LABELS, self.clock, is_all_or_nothing=is_all_or_nothing, continues_elsewhere=continues_elsewhere
+            active_prompt.LABELS,
+            self.clock,
+            began_at=self._ledger.database_clock.now(),
+            is_all_or_nothing=is_all_or_nothing,
+            continues_elsewhere=continues_elsewhere,
         )
 
         def start(admitted: PromptAdmitted, call: PromptCall, seconds: float, answer: ActivePrompt) -> AnswerItems:
@@ -187,7 +191,7 @@ class Pipeline:
     def _read(
         self, asked: AskedTexts[Any, Any], new_answer: NewAnswer[Any, Texts], principal: Principal, seconds: float
     ) -> AbstractAsyncContextManager[Texts]:
-        running = ActiveRequest(asked.labels, self.clock)
+        running = ActiveRequest(asked.labels, self.clock, began_at=self._ledger.database_clock.now())
 
         def start(_admitted: object, call: TextCall, seconds: float, _answer: object) -> AsyncGenerator[object]:
             on_claim = partial(self._record_claim, running, call.target, is_paced=False)

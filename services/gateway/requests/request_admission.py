@@ -5,7 +5,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -106,7 +105,7 @@ class RequestAdmission:
             tier=principal.tier,
             key_name=principal.key_name,
             organization=principal.tenant_id,
-            now=datetime.now(UTC),
+            now=running.began_at,
         )
         conversation = request.conversation_id or admitted.messages
         choice = await search.find(running.attempts, caller, request.model, facts, conversation, request_id=running.request_id)
@@ -197,8 +196,7 @@ class RequestAdmission:
         if wanted is None and moderates:
             wanted = routing.find_moderation(caller.names, caller.policy.allows_name)
         principal = caller.principal
-        now = datetime.now(UTC)
-        facts = RequestFacts(tier=principal.tier, key_name=principal.key_name, organization=principal.tenant_id, now=now)
+        facts = RequestFacts(tier=principal.tier, key_name=principal.key_name, organization=principal.tenant_id, now=running.began_at)
         request_id = running.request_id
         choice = await search.find(running.attempts, caller, wanted, facts, str(request_id), request_id=request_id, moderates=moderates)
         requirements = WorkerRequirements(

@@ -5,7 +5,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -269,6 +269,7 @@ class FakeLedgerStore(LedgerStore):
         self.away = False
         self.claims: list[WorkerClaim] = []
         self.over_ceiling: frozenset[str] = frozenset()
+        self.clock_is_ahead = timedelta()
         self.prices: tuple[Price, ...] = (Price(1, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO))),)
 
     async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
@@ -276,6 +277,9 @@ class FakeLedgerStore(LedgerStore):
             raise errors.Unavailable("PostgreSQL does not answer")
         self.claims += claims
         return {claim.request_id for claim in claims}
+
+    async def read_clock(self) -> datetime:
+        return datetime.now(UTC) + self.clock_is_ahead
 
     async def list_prices(self, *, history: bool = False) -> tuple[Price, ...]:
         return self.prices
@@ -458,6 +462,7 @@ class RunningService:
         tasks: asyncio.TaskGroup,
         free: int = 100,
     ) -> None:
+        self.ledger = ledger
         self.books = books
         self.store = store
         self.recorder = recorder

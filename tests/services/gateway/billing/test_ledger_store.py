@@ -19,6 +19,7 @@ from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.store import GatewayStore
 from shared.api.gateway import InferenceRequest
 from shared.api.ledger import LedgerReport, ModelPrice
+from shared.stores.database_clock import DatabaseClock
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, UserId
 from tests.stacks import until
 
@@ -366,6 +367,12 @@ async def test_a_day_of_usage_is_a_utc_day_in_any_session_time_zone(plain_url: s
         await books.requests.write_requests([msgspec.structs.replace(row(ada, new_request(), 0), created_at=late)])
         usage = await books.requests.read_usage(ada)
     assert [day.date for day in usage.days] == [late.date()]
+
+
+async def test_the_clock_of_the_rows_is_postgresqls(books: Books) -> None:
+    clock = DatabaseClock(books.ledger.read_clock)
+    await clock.refresh()
+    assert abs(clock.now() - await books.ledger.read_clock()) < timedelta(minutes=1)
 
 
 async def test_the_newest_price_applies_and_older_ones_are_kept(books: Books) -> None:

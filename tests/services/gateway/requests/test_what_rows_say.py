@@ -1,6 +1,7 @@
 """What a request's row contains for reports: whose machine ran it, whether it starts a conversation, what the cache saved."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -48,6 +49,15 @@ async def test_the_owner_is_that_of_the_worker_that_took_over(running_service: R
         await ask(running_service.pipeline)
     assert lost.received
     assert {row.worker_owner for row in running_service.store.rows.values()} == {"took-over"}
+
+
+async def test_a_row_is_dated_by_postgresqls_clock(running_service: RunningService) -> None:
+    """This gateway's clock is 40 days off: its rows would count for another month."""
+    running_service.books.clock_is_ahead = timedelta(days=40)
+    await running_service.ledger.database_clock.refresh()
+    running_service.add_worker(1, running_service.worker, "smollm2")
+    await ask(running_service.pipeline)
+    assert abs(running_service.store.only_row.created_at - datetime.now(UTC) - timedelta(days=40)) < timedelta(minutes=10)
 
 
 async def test_a_request_that_never_ran_has_no_worker_owner(running_service: RunningService) -> None:

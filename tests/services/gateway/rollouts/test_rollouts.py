@@ -493,8 +493,8 @@ async def _hanging(_: ActivePrompt) -> AsyncGenerator[Any]:
 def waiting(variant: str, seconds: float, **route: Any) -> ActiveRequest:
     """Return a request that has waited for ``seconds``."""
     clock = iter([0.0])
-    running = ActiveRequest(active_prompt.LABELS, lambda: next(clock, seconds))
-    running.began_at = datetime.now(UTC) + timedelta(seconds=1)
+    began_at = datetime.now(UTC) + timedelta(seconds=1)
+    running = ActiveRequest(active_prompt.LABELS, lambda: next(clock, seconds), began_at=began_at)
     given: dict[str, Any] = {"route": "assistant", "version": 1, "variant": variant, "target": variant, "is_compared": True}
     target = ServingTarget(ModelName("smollm2"), RouteUse(**given | route))
     running.attempts.try_target(target)

@@ -1,0 +1,28 @@
+"""Knows PostgreSQL's time between queries. Whatever is counted per day is dated by it, because a machine's own clock may be wrong."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+from shared.timing.boot_clock import boot_time
+
+
+class DatabaseClock:
+    """Call ``refresh`` regularly. Until the first one, and only then, it is this machine's clock."""
+
+    def __init__(self, read: Callable[[], Awaitable[datetime]], clock: Callable[[], float] = boot_time) -> None:
+        self._read = read
+        self._clock = clock
+        #: PostgreSQL's time at a moment of our clock.
+        self._known: tuple[datetime, float] | None = None
+
+    def now(self) -> datetime:
+        if self._known is None:
+            return datetime.now(UTC)
+        at, known_at = self._known
+        return at + timedelta(seconds=self._clock() - known_at)
+
+    async def refresh(self) -> None:
+        """Raises what ``read`` raises."""
+        asked_at = self._clock()
+        at = await self._read()
+        self._known = at, (asked_at + self._clock()) / 2
