@@ -1,21 +1,26 @@
 """Lists the mesh's nodes as seen by this gateway, including itself."""
 
+from collections.abc import Mapping
+
 from services.gateway.scheduling import worker_records
 from services.gateway.scheduling.dispatch import Dispatch
 from shared.api.gateway import ModelPullRow, NodeRow
 from shared.node import Node
+from shared.protocol import directory
 from shared.protocol.directory import DirectoryEntry
 from shared.telemetry.version import version
-from shared.types import SERVICE_NAMES, Role
+from shared.types import SERVICE_NAMES, NodeId, Role
 
 
 def of_mesh(node: Node, dispatch: Dispatch) -> tuple[NodeRow, ...]:
     """Return a row for each node, by role and id."""
-    rows = [_own_row(node, dispatch.in_flight), *(_row(node, dispatch, entry) for entry in node.directory.entries())]
+    entries = node.directory.entries()
+    wrong_clocks = directory.find_wrong_clocks(entries, node.id)
+    rows = [_own_row(node, dispatch.in_flight, wrong_clocks), *(_row(node, dispatch, entry, wrong_clocks) for entry in entries)]
     return tuple(sorted(rows, key=lambda row: (row.role, row.id)))
 
 
-def _own_row(node: Node, running: int) -> NodeRow:
+def _own_row(node: Node, running: int, wrong_clocks: Mapping[NodeId, str]) -> NodeRow:
     return NodeRow(
         id=node.id,
         role=Role.GATEWAY,
@@ -31,11 +36,11 @@ def _own_row(node: Node, running: int) -> NodeRow:
         running=running,
         queued=0,
         slots=0,
-        trouble=node.node_transports.faults(),
+        trouble=_join(node.node_transports.faults(), wrong_clocks.get(node.id)),
     )
 
 
-def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry) -> NodeRow:
+def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry, wrong_clocks: Mapping[NodeId, str]) -> NodeRow:
     announcement = entry.announcement
     seconds = node.node_transports.round_trip_seconds(entry.node)
     # Quarantine is known to gateways, but not to the directory.
@@ -57,8 +62,12 @@ def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry) -> NodeRow:
         slots=announcement.load.slots,
         round_trip_ms=None if seconds is None else round(seconds * 1000, 3),
         labels=announcement.labels,
-        trouble=announcement.trouble if entry.alive else "",
+        trouble=_join(announcement.trouble, wrong_clocks.get(entry.node)) if entry.alive else "",
         pulls=tuple(
             ModelPullRow(pull.name, pull.done_bytes, pull.total_bytes, pull.bytes_per_second) for pull in announcement.pulls if entry.alive
         ),
     )
+
+
+def _join(*troubles: str | None) -> str:
+    return "; ".join(filter(None, troubles))

@@ -375,7 +375,7 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     refused: bool = False
     #: From its certificate.
     labels: dict[str, str] = msgspec.field(default_factory=dict)
-    #: Its problem with NATS or Hyperswarm, as it reports it; empty if none.
+    #: Its problem with NATS or Hyperswarm, as it reports it, and with its clock; empty if none.
     trouble: str = ""
     pulls: tuple[ModelPullRow, ...] = ()
 

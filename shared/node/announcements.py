@@ -138,7 +138,7 @@ class Announcer:
             self.must_stop.set()
         if announcement.node == self._me.node:
             return
-        self._nodes.apply_announcement(msgspec.structs.replace(announcement, made_at=None), path, transport)
+        self._nodes.apply_announcement(announcement, path, transport)
         self._transports.record_list_number(announcement.node, announcement.revocations)
 
     def _refused(self, refusal: HandshakeRefusal) -> None:

@@ -5,7 +5,8 @@ route ends when its link is lost or after GONE_AFTER_SECONDS of silence. A node 
 """
 
 import random
-from collections.abc import Callable, Collection, Sequence
+import statistics
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -24,6 +25,9 @@ FORGOTTEN_AFTER = timedelta(hours=1)
 #: Requests that a worker may queue if its ENGINE_QUEUE is not set.
 DEFAULT_QUEUE = 32
 MAX_NODES = 4096
+#: Usage is dated by PostgreSQL's clock, and certificates have a leeway of minutes. Logs and traces suffer first.
+MAX_CLOCK_ERROR_SECONDS = 2.0
+_CLOCK_SAMPLES = 3
 MAX_ANNOUNCEMENT_BYTES = 16 * 1024
 
 
@@ -108,7 +112,7 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     instance: str = ""
     #: Processes that must stop because an older one uses the same key, as ``<node>/<instance>``. See ``duplicate_keys``.
     contested: tuple[str, ...] = ()
-    #: By the node's clock; older versions do not send it. The directory drops it, because it alone is no change.
+    #: By the node's clock; older versions do not send it.
     made_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     pulls: tuple[ModelPull, ...] = ()
     #: Names of the settings that it has and that every replica of its service needs; see ``config.Variable.on_all_replicas``.
@@ -151,6 +155,8 @@ class DirectoryEntry:
     why_gone: str
     #: It was refused or could not be reached, so only its key is known.
     refused: bool = False
+    #: How many seconds its clock was ahead of ours, by its last announcements. A late announcement makes it look behind.
+    clock_samples: tuple[float, ...] = ()
 
     @property
     def alive(self) -> bool:
@@ -163,6 +169,11 @@ class DirectoryEntry:
     @property
     def role(self) -> Role:
         return self.announcement.role
+
+    @property
+    def clock_offset(self) -> float | None:
+        """Return how many seconds its clock is ahead of ours; None if that is not known yet."""
+        return min(self.clock_samples, key=abs) if len(self.clock_samples) == _CLOCK_SAMPLES else None
 
     @property
     def why_not(self) -> str:
@@ -190,6 +201,10 @@ class Directory:
         before = self._entries.get(announcement.node)
         if before is None and len(self._entries) >= MAX_NODES:
             return
+        samples = () if before is None else before.clock_samples
+        if announcement.made_at is not None:
+            samples = (*samples[1 - _CLOCK_SAMPLES :], (announcement.made_at - self._now()).total_seconds())
+        announcement = msgspec.structs.replace(announcement, made_at=None)  # it alone is no change
         if announcement.leaving:
             # The last announcement of a replaced process may arrive after its successor's first announcement.
             if before is None or before.announcement.started_at == announcement.started_at:
@@ -206,7 +221,7 @@ class Directory:
         old = () if before is None or is_new else before.routes
         others = [route for route in old if route.transport != transport]
         routes = tuple(sorted([*others, PeerRoute(transport, path, self._clock())], key=_length))
-        entry = DirectoryEntry(announcement, routes, routes[0].path, min(since, self._now()), "")
+        entry = DirectoryEntry(announcement, routes, routes[0].path, min(since, self._now()), "", clock_samples=samples)
         self._put(entry)
         # A busy node's repeated announcement matters too: its load may come from other gateways' calls now.
         is_busy = bool(announcement.load.running)
@@ -292,6 +307,19 @@ class Directory:
 
 def _length(route: PeerRoute) -> int:
     return PATHS.index(route.path) if route.path in PATHS else len(PATHS)
+
+
+def find_wrong_clocks(entries: Iterable[DirectoryEntry], own: NodeId) -> dict[NodeId, str]:
+    """Return what is wrong with clocks that differ from those of most live nodes, ours included."""
+    known = ((entry.node, entry.clock_offset) for entry in entries if entry.alive)
+    offsets = {own: 0.0, **{node: offset for node, offset in known if offset is not None}}
+    middle = statistics.median_low(offsets.values()) if len(offsets) > 2 else 0.0
+    aheads = {node: offset - middle for node, offset in offsets.items()}
+    return {
+        node: f"its clock is {abs(ahead):,.0f} s {'ahead of' if ahead > 0 else 'behind'} the mesh's: set it, for example with NTP"
+        for node, ahead in aheads.items()
+        if abs(ahead) > MAX_CLOCK_ERROR_SECONDS
+    }
 
 
 def pick(entries: Sequence[DirectoryEntry], rng: random.Random, wait: Callable[[DirectoryEntry], float]) -> DirectoryEntry | None:

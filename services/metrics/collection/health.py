@@ -74,6 +74,8 @@ class NodeFact:
     path: str = ""
     #: Whether it drained or was revoked before it went.
     left_cleanly: bool = False
+    #: What is wrong with its clock; empty if nothing is.
+    wrong_clock: str = ""
 
     @property
     def complaint(self) -> str:
@@ -104,7 +106,14 @@ def decide(
     # Leave out workers that were meant to go; `aicli nodes` lists them.
     workers = [_worker(fact, now) for fact in nodes if fact.role is Role.WORKER and (fact.alive or not fact.left_cleanly)]
     parts = [*_certificates(signals, now), *(_queue(queue, now) for queue in signals.queues)]
-    found = [*services.values(), *servers, *_paths(nodes, now), *parts, *sorted(workers, key=lambda finding: finding.name)]
+    found = [
+        *services.values(),
+        *servers,
+        *_paths(nodes, now),
+        *_clocks(nodes, now),
+        *parts,
+        *sorted(workers, key=lambda finding: finding.name),
+    ]
     components = tuple(_dated(finding, now, before) for finding in found)
     whole = worst(
         chain(
@@ -228,6 +237,13 @@ def _paths(nodes: Sequence[NodeFact], now: datetime) -> Iterable[ComponentFindin
         *([f"reached through a relay only, which is slower: {_named(relayed)}; open a UDP port there"] if relayed else []),
     ]
     yield ComponentFinding("paths", "path", ComponentStatus.DEGRADED if missed else ComponentStatus.HEALTHY, "; ".join(details), now)
+
+
+def _clocks(nodes: Sequence[NodeFact], now: datetime) -> Iterable[ComponentFinding]:
+    """Yield the component of all clocks if one is wrong. It is a notice: requests succeed."""
+    wrong = [f"{SERVICE_NAMES.get(fact.role, fact.role)} {fact.label}: {fact.wrong_clock}" for fact in nodes if fact.wrong_clock]
+    if wrong:
+        yield ComponentFinding("clocks", "clock", ComponentStatus.DEGRADED, _named(wrong), now)
 
 
 def _certificates(signals: HealthSignals, now: datetime) -> Iterable[ComponentFinding]:

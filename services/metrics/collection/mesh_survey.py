@@ -136,11 +136,20 @@ class MeshSurvey:
         now = datetime.now(UTC)
         signals = self._signals.signals(now)
         doubts = health.doubts(signals.catches, self._recorded.refusals.complaints(now))
-        facts = [replace(fact, doubts=doubts.get(fact.label, ())) for fact in (await self._own_fact(), *living, *gone)]
+        wrong_clocks = self._wrong_clocks()
+        facts = [
+            replace(fact, doubts=doubts.get(fact.label, ()), wrong_clock=wrong_clocks.get(fact.label, ""))
+            for fact in (await self._own_fact(), *living, *gone)
+        ]
         self._show_servers(health.servers_up(facts))
         decided = health.decide(facts, now, self._node.started_at, self._before, signals)
         self._before = {health.key(component): component for component in decided.components}
         return msgspec.structs.replace(decided, nodes=self._view())
+
+    def _wrong_clocks(self) -> Mapping[str, str]:
+        """By node label."""
+        found = directory.find_wrong_clocks(self._node.directory.entries(), self._node.id)
+        return {instruments.node_label(node): why for node, why in found.items()}
 
     def _show_servers(self, up: Mapping[str, bool]) -> None:
         self._node.metrics.server_up.clear()

@@ -259,6 +259,37 @@ def test_an_announcement_with_settings_is_read_by_versions_without_that_field() 
     assert directory.decode(msgspec.msgpack.encode(read)) == msgspec.structs.replace(announcement, settings=())
 
 
+# --- clocks -----------------------------------------------------------------------------------------------------------
+
+
+def announce_clocks(here: Hours, *aheads: dict[str, float]) -> dict[NodeId, str]:
+    """Apply announcements of nodes whose clocks are ahead of ours by these seconds."""
+    for aheads_of in aheads:
+        for node, ahead in aheads_of.items():
+            made_at = STARTED + timedelta(seconds=here.seconds + ahead)
+            here.nodes.apply_announcement(make_announcement(NodeId(node), made_at=made_at), "nats")
+        here.seconds += directory.ANNOUNCE_SECONDS
+    return directory.find_wrong_clocks(here.nodes.entries(), NodeId("UME"))
+
+
+def test_a_wrong_clock_is_noticed_and_the_majority_is_right() -> None:
+    here = Hours()
+    clocks = {"UA": 0.0, "UB": 0.1, "UC": -1.9, "UD": 7200.0}
+    assert announce_clocks(here, clocks, clocks) == {}, "two announcements prove nothing"
+    assert announce_clocks(here, clocks) == {NodeId("UD"): "its clock is 7,200 s ahead of the mesh's: set it, for example with NTP"}
+    assert announce_clocks(here, *[dict.fromkeys("ABCD", 5.0)] * 3)[NodeId("UME")].startswith("its clock is 5 s behind")
+    assert len(here.told) == 8, "a time alone is no change"
+
+
+def test_a_late_announcement_is_no_wrong_clock() -> None:
+    here = Hours()
+    assert announce_clocks(here, {"UA": 0.0}, {"UA": -4.0}, {"UA": -3.0}) == {}
+    assert announce_clocks(here, {"UA": -3.0}) == {NodeId("UA"): "its clock is 3 s behind the mesh's: set it, for example with NTP"}
+    assert announce_clocks(here, {"UA": 0.0}) == {}
+    here.nodes.mark_gone(NodeId("UA"), "stopped")
+    assert announce_clocks(here) == {}
+
+
 @pytest.mark.parametrize("body", [b"", b"\xc1", b"\x90", b"\x91" * 5000, directory.encode(make_announcement(labels={"x": "y" * 20_000}))])
 def test_an_invalid_announcement_is_a_protocol_violation(body: bytes) -> None:
     with pytest.raises(errors.ProtocolViolation, match="an announcement"):

@@ -223,6 +223,14 @@ def test_paths_list_relayed_and_unreachable_nodes() -> None:
     assert "through a relay only" in paths.detail
 
 
+def test_a_wrong_clock_is_a_notice_and_does_not_degrade_the_mesh() -> None:
+    assert "clock" not in {component.kind for component in _decide(ALL).components}
+    decided = _decide(_with(Role.WORKER, wrong_clock="its clock is 3 s behind the mesh's"))
+    clocks = _of(decided, "clocks")
+    assert (clocks.status, clocks.detail) == ("degraded", "inference Uworker: its clock is 3 s behind the mesh's")
+    assert decided.status == "healthy"
+
+
 def test_single_node_has_no_paths_component() -> None:
     decided = _decide(_without(*(set(SERVICE_ROLES) - {Role.METRICS})))
     assert "path" not in {component.kind for component in decided.components}
