@@ -138,6 +138,16 @@ class Operations:
         return 200, text.encode(), text_formats.CONTENT_TYPES[form]
 
 
+async def answer_joining(scope: Scope, _receive: Receive, send: Send) -> None:
+    """The application of a process that is not in its mesh yet: it works, and is not ready."""
+    if scope["type"] != "http":
+        return
+    if scope["path"] == "/healthz":
+        await respond(send, 200, _json({"status": "alive"}))
+    else:
+        await respond(send, 503, _problem("unavailable", "this node has not joined its mesh yet; its log says why"))
+
+
 def listen(host: str, port: int, variable: str) -> socket.socket:
     """Return a listening socket. Raises BadSettings, which names the variable, if the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

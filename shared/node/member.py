@@ -221,16 +221,26 @@ class Node:
         except TimeoutError:
             return (Check("service", False, f"its checks took longer than {CHECK_SECONDS} s"),)
 
-    def _own_checks(self) -> tuple[OwnCheck, ...]:
-        """Return what is wrong with this process alone."""
+    def _own_checks(self) -> tuple[Check, ...]:
+        """Return what is wrong with this process alone, and whether a worker is in the mesh."""
         refusal = self.node_transports.refusal()
+        joined = () if self.role is not Role.WORKER else (self._check_joined(),)
         troubles = (
             OwnCheck("certificate", refusal is None, "" if refusal is None else f"{refusal.message}; {refusal.hint}"),
             OwnCheck("node key", not self.announcer.must_stop.is_set(), "an older process uses it; see docs/runbooks/contested_key.md"),
             OwnCheck("drain", not self.dispatcher.draining, "shutting down"),
             self._loop_lag.check(time.monotonic()),
         )
-        return tuple(check for check in troubles if not check.ok)
+        return (*joined, *(check for check in troubles if not check.ok))
+
+    def _check_joined(self) -> Check:
+        """Return whether any service has accepted this worker. Over Hyperswarm, only links show that."""
+        nats = self.node_transports.nats
+        known = self.directory.entries()
+        if (nats is not None and nats.connected) or any(entry.alive for entry in known):
+            return Check("mesh", ok=True)
+        refused = [f"{entry.role} {entry.node[:9]}…: {entry.why_gone}" for entry in known if entry.refused]
+        return Check("mesh", False, f"no service of the mesh has accepted this worker{''.join(f'; {why}' for why in refused[:1])}")
 
     async def _measure_lag(self) -> None:
         while True:

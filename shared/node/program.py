@@ -8,13 +8,16 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import uvloop
 
 from shared import config, errors
-from shared.node.http_server import HttpServer, Operations, listen
+from shared.node.http_server import HttpServer, Operations, answer_joining, listen
 from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
 from shared.protocol import replica_check
@@ -64,28 +67,46 @@ async def _live(service: type[Service], settings: Any) -> None:
     for warning in settings.warnings():
         _log.warning(warning)
     port_variable = next(setting.variable.name for setting in config.settings_of(type(settings)) if setting.field == "port")
-    sock = listen(settings.host, settings.port, port_variable)
-    async with member(settings, service.role) as node:
-        logs.configure(node.service_name, settings.log_level, format=settings.log_format, node=node.id[:12])
-        # From here on the port answers; while the service opens, /readyz shows what is missing.
-        operations = Operations(node, settings)
-        server = HttpServer(operations, sock, settings)
-        async with background() as http:
-            serving = http.create_task(server.run())
-            if node.role is not Role.AUTH:  # which connects when it serves
-                await node.check_replicas()
-            async with service.open(settings, node) as running:
-                operations.open(running)
-                await node.serve(running)
-                authorization.check_declared(node.dispatcher.methods, node.dispatcher.gate)
-                # Objects created at start-up stay, so the collector need not visit them again.
-                gc.collect()
-                gc.freeze()
-                gc.set_threshold(*COLLECT_AFTER)
-                _log.info("ready", port=settings.port, id=node.id)
-                await _wait_for_end(stop, node)
-                await _drain(node, server, serving, settings.drain_seconds)
-            _log.info("stopped")
+    with listen(settings.host, settings.port, port_variable) as sock:
+        async with _joining(service.role, sock, settings) as joined, member(settings, service.role) as node:
+            await joined()
+            logs.configure(node.service_name, settings.log_level, format=settings.log_format, node=node.id[:12])
+            # From here on the port answers; while the service opens, /readyz shows what is missing.
+            operations = Operations(node, settings)
+            server = HttpServer(operations, sock, settings)
+            async with background() as http:
+                serving = http.create_task(server.run())
+                if node.role is not Role.AUTH:  # which connects when it serves
+                    await node.check_replicas()
+                async with service.open(settings, node) as running:
+                    operations.open(running)
+                    await node.serve(running)
+                    authorization.check_declared(node.dispatcher.methods, node.dispatcher.gate)
+                    # Objects created at start-up stay, so the collector need not visit them again.
+                    gc.collect()
+                    gc.freeze()
+                    gc.set_threshold(*COLLECT_AFTER)
+                    _log.info("ready", port=settings.port, id=node.id)
+                    await _wait_for_end(stop, node)
+                    await _drain(node, server, serving, settings.drain_seconds)
+                _log.info("stopped")
+
+
+@asynccontextmanager
+async def _joining(role: Role, sock: socket.socket, settings: Any) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Say that a worker is not ready while it joins, which may take long or fail: its port answers, but there is no node yet. Requests to
+    other services wait until they have joined. Gives what ends it."""
+    async with AsyncExitStack() as stack:
+        if role is Role.WORKER:
+            server = HttpServer(answer_joining, sock.dup(), settings)
+            serving = (await stack.enter_async_context(background())).create_task(server.run())
+
+            async def stop() -> None:
+                server.stop()
+                await serving
+
+            stack.push_async_callback(stop)
+        yield stack.aclose
 
 
 async def _wait_for_end(stop: asyncio.Event, node: Node) -> None:

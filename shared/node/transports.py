@@ -1,5 +1,6 @@
 """A node's transports and its connections over them."""
 
+import time
 from collections.abc import Callable
 
 from shared import errors
@@ -76,9 +77,11 @@ class Transports:
 
     def refusal(self) -> errors.AimeshError | None:
         """Return why no node will talk to us again, or None."""
-        if not self._trust.is_revoked:
-            return None
-        return errors.NodeRevoked("this machine was revoked", hint="ask an administrator for a new ticket and join with it")
+        if self._trust.is_revoked:
+            return errors.NodeRevoked("this machine was revoked", hint="ask an administrator for a new ticket and join with it")
+        if self._trust.certificate and not self._trust.has_certificate(time.time()):
+            return errors.CertificateExpired("the certificate of this node has expired", hint="find out why: aicli doctor --worker")
+        return None
 
     def round_trip_seconds(self, node: NodeId) -> float | None:
         """Return the shortest last measurement of all links to a node; None without one."""

@@ -174,7 +174,29 @@ async def test_a_node_with_an_expired_certificate_is_shown_with_the_reason(nodes
     # The worker only looks for auth, so the gateway never hears of it: the worker is not refused, it is absent.
     assert worker.node.renewal.meetings()[0].look
     assert worker.node.id not in {entry.node for entry in usable(nodes.gateway, Role.WORKER)}
+    assert (await failing(worker))["certificate"].startswith("the certificate of this node has expired")
     await worker.stop()
+
+
+async def failing(node: RunningNode) -> dict[str, str]:
+    """Return why a node is not ready; nothing if it is."""
+    health = await node.node.health()
+    return {} if health.ready else {check.name: check.detail for check in health.checks if not check.ok and check.needed}
+
+
+async def test_a_worker_that_no_service_has_accepted_is_not_ready(nodes: Nodes) -> None:
+    """Its sidecar runs and its model may serve, but nobody can use it."""
+    assert await failing(nodes.worker) == {}
+    async with swarmnet() as net:
+        worker = await net.start(Worker)
+        await until(lambda: worker.node.node_transports.listening() == ("swarm",), seconds=30)
+        assert await failing(worker) == {"mesh": "no service of the mesh has accepted this worker"}
+        gateway = await net.start(Gateway)
+        await sees(worker, gateway, seconds=30)
+        assert await failing(worker) == {}
+        await gateway.stop()
+        await until(lambda: not usable(worker, Role.GATEWAY), seconds=30)
+        assert await failing(worker) == {}, "what all workers share is missing"
 
 
 async def test_processes_of_one_profile_call_at_once(nodes: Nodes) -> None:
