@@ -188,7 +188,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
 
 
 def _default_model(home: StackHome, settings: StackSettings, recorded: Mapping[str, str]) -> dict[str, str]:
-    """Beside another server, the packaged model stays the default while its worker is away, if it is the engine's only one."""
+    """Beside another server, the packaged model stays the default while its worker is down, if it is the engine's only model."""
     has_others = settings.backend != "llama" or not _OWN_MODELS.isdisjoint(recorded) or any((home.models / "names").glob("*.json"))
     return {} if has_others or not more_workers(settings) else {"DEFAULT_MODEL": model_folder.PACKAGED_MODEL}
 

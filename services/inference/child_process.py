@@ -23,8 +23,10 @@ def inherited(*more: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES) or name.upper() in more
     }
-    # When it aborts, ggml would start a debugger to print a backtrace.
-    return {**kept, "PYTHONPATH": str(Path(__file__).parents[2]), "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": SPIN_COUNT}
+    # When it aborts, ggml would start a debugger to print a backtrace. Landlock must come before a second thread, and NumPy starts some
+    # that nobody uses.
+    fixed = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": SPIN_COUNT, "OPENBLAS_NUM_THREADS": "1"}
+    return {**kept, "PYTHONPATH": str(Path(__file__).parents[2]), **fixed}
 
 
 async def start(program: tuple[str, ...]) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.StreamWriter]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import uvloop
 
-from shared import config, errors
+from shared import config, errors, processes
 from shared.node.http_server import HttpServer, Operations, answer_joining, listen
 from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
@@ -40,6 +40,8 @@ _log = logs.get()
 def run(service: type[Service], settings_kind: type[Any]) -> None:
     """Run ``service`` until SIGTERM or SIGINT. Exits with 1 and one line if it cannot start, with 2 if its settings are invalid or its site
     was replaced, with 6 if it is a worker that was revoked."""
+    # A child that was taken over, such as an engine, could otherwise read keys and prompts in /proc.
+    processes.seal()
     try:
         settings = config.load(settings_kind, os.environ)
     except errors.BadSettings as error:

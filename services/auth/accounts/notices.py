@@ -28,7 +28,7 @@ from shared.types import UserId
 EXPIRING_DAYS = 7
 #: Of new accounts: registration signs in at once.
 NEW_ACCOUNT_SECONDS = 600
-#: Per user and hour, so that nobody can fill a mailbox by signing in.
+#: Per user and hour, because a thief of a password could fill the mailbox by signing in.
 MAX_SIGN_INS = 10
 _EVERY_SECONDS = 30
 #: Per round and replica; the next round sends the rest.

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
-from services.inference import parent_death
 from services.inference.backend_interface import Backend, Watcher
 from services.inference.backends import echo, llama
 from services.inference.engine import devices, engine_messages
@@ -24,8 +23,7 @@ log = logs.get()
 
 
 def opened(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None) -> AbstractAsyncContextManager[Backend]:
-    """``print_line`` writes to the console, if someone watches. Seals this process (`parent_death`). Raises BadSettings."""
-    parent_death.seal()
+    """``print_line`` writes to the console, if someone watches. Raises BadSettings."""
     match settings.backend:
         case "llama":
             return _llama(settings, watcher, print_line)

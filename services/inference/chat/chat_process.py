@@ -15,7 +15,7 @@ from typing import assert_never
 
 import msgspec
 
-from services.inference import parent_death
+from services.inference import landlock, parent_death
 from services.inference.chat import chat_messages
 from services.inference.chat.chat_messages import ChatRefused, ChatReply, ChatRequest
 from services.inference.chat.chat_template import ChatTemplate
@@ -81,7 +81,8 @@ def main() -> None:
     _limit(resource.RLIMIT_STACK, _STACK_BYTES)
     library = _library()
     mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    server = ChatServer(library, confinement.confine(local_sockets=False))
+    unconfined = "; ".join(filter(None, (landlock.restrict(()), confinement.confine(local_sockets=False))))
+    server = ChatServer(library, unconfined)
     _limit(resource.RLIMIT_AS, mapped + _MEMORY_BYTES)
     try:
         _serve(connection, server)

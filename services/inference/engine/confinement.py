@@ -1,8 +1,9 @@
 """Confines the engine's process before it opens a model file, which is untrusted (SECURITY.md, T24).
 
-An attacker who takes over llama.cpp through a model file finds no network, can't start programs and can't look into other processes.
-A seccomp filter does this on Linux; it can't be removed. It denies a list of system calls and allows the others, because the calls
-of a GPU driver change with its version.
+An attacker who takes over llama.cpp through a model file finds no network, can't start programs, can't look into other processes, reads no
+file but the model and the libraries, and writes none. On Linux, Landlock (`services.inference.landlock`) does the last two, and a seccomp
+filter the others; neither can be removed. The filter denies a list of system calls and allows the others, because the calls of a GPU driver
+change with its version.
 """
 
 import ctypes

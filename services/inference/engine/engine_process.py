@@ -24,14 +24,14 @@ from typing import assert_never
 import llama_cpp.llama_cpp as native
 import msgspec
 
-from services.inference import parent_death
+from services.inference import landlock, parent_death
 from services.inference.engine import confinement, engine_messages, gguf_header, llama_model, model_loading
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.gguf_header import NotAModel
 from services.inference.engine.tokenize_queue import TextReport, TokenizeQueue
 from services.inference.images.prompt_images import DecodedImage
-from shared import errors
+from shared import errors, model_folder
 
 _RECEIVE_BYTES = 256 * 1024
 #: Reads between two steps: 4 MiB of images take a few milliseconds.
@@ -106,9 +106,10 @@ def _serve(channel: Channel) -> None:
     load = channel.load()
     if not isinstance(load, engine_messages.LoadCommand):
         raise errors.ProtocolViolation("the engine's first message must be LoadCommand")
-    # Asking for a GPU starts its driver, which may need to run a program first.
+    # Before asking for a GPU, which starts threads of its driver.
+    open_files = landlock.restrict(_files(load))
     has_gpu = bool(native.llama_supports_gpu_offload())
-    unconfined = confinement.confine(local_sockets=has_gpu)
+    unconfined = "; ".join(filter(None, (open_files, confinement.confine(local_sockets=has_gpu))))
     try:
         model_loading.check(gguf_header.check_parts(Path(load.path)), load)
         with llama_model.opened(load, lambda progress: channel.send(engine_messages.Loading(progress))) as model:
@@ -117,6 +118,11 @@ def _serve(channel: Channel) -> None:
             run(channel, loop, EmbeddingLoop(model.embedder))
     except (model_loading.LoadRefused, NotAModel) as refused:
         channel.send(engine_messages.LoadFailed(str(refused)))
+
+
+def _files(load: engine_messages.LoadCommand) -> list[Path]:
+    named = [load.path, *(adapter.path for adapter in load.adapters), *filter(None, [load.projector])]
+    return [part for file in named for part in model_folder.parts(Path(file))]
 
 
 def run(channel: Channel, loop: EngineLoop, embeddings: EmbeddingLoop) -> None:

@@ -27,7 +27,7 @@ LOGIN_SECONDS = (1.0, 10.0)
 _UNANSWERED_SECONDS = 1.8
 #: Jitter protects a restarted server from all clients reconnecting at once.
 RETRY_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0, jitter=0.5)
-#: Shorter than a link's silence, so that a silent peer and a silent server can be told apart in a small mesh, too.
+#: Shorter than a link's silence: in a small mesh, nothing else shows whether the peer or the server is silent.
 PING_SECONDS = 1.0
 #: At most one failed callback per this time is logged with its traceback. All are counted.
 LOG_SECONDS = 10.0

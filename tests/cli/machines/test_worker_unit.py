@@ -14,7 +14,7 @@ from tests.cli.fake_mesh import Shell
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = "/opt/aimesh/.venv/bin/aicli"
-SYSTEM = WorkerUnit((PROGRAM, "worker", "--state", "/var/lib/aimesh-worker", "--models", "/srv/models"), "/var/lib/aimesh-worker", True)
+SYSTEM = WorkerUnit((PROGRAM, "worker", "--state", "/var/lib/aimesh-worker", "--models", "/srv/models"), "/etc/aimesh-worker.env", True)
 
 
 @pytest.fixture
@@ -35,12 +35,19 @@ def test_system_unit_equals_the_one_in_deploy() -> None:
     assert settings(worker_unit.unit_text(SYSTEM)) == settings(written)
 
 
+def test_the_worker_cannot_write_the_settings_that_systemd_reads_as_root() -> None:
+    text = worker_unit.unit_text(SYSTEM)
+    (file,) = [line.removeprefix("EnvironmentFile=-") for line in text.splitlines() if line.startswith("EnvironmentFile=")]
+    assert "ProtectSystem=strict\n" in text
+    assert not Path(file).is_relative_to(worker_unit.SYSTEM_STATE)
+
+
 def test_revoked_worker_is_not_restarted() -> None:
     assert f"RestartPreventExitStatus=2 {ExitCode.REVOKED}\n" in worker_unit.unit_text(SYSTEM)
 
 
 def test_a_gpu_is_reachable() -> None:
-    text = worker_unit.unit_text(WorkerUnit(SYSTEM.command, SYSTEM.state, True, has_gpu=True, gpu_groups=("render",)))
+    text = worker_unit.unit_text(WorkerUnit(SYSTEM.command, SYSTEM.settings, True, has_gpu=True, gpu_groups=("render",)))
     assert "PrivateDevices=no\nSupplementaryGroups=render\n" in text
     assert "PrivateDevices=yes" not in text
 
@@ -71,7 +78,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     analyze = capabilities.find_program("systemd-analyze")
     assert analyze is not None
     command = ("/bin/true", 'a b"c', "100%", "$HOME")
-    for unit in (WorkerUnit(command, "/var/lib/aimesh-worker", True, True, ("video",)), WorkerUnit(command, "/tmp/a b", False)):
+    for unit in (WorkerUnit(command, "/etc/aimesh-worker.env", True, True, ("video",)), WorkerUnit(command, "/tmp/a b", False)):
         path = tmp_path / "aimesh-worker.service"
         path.write_text(worker_unit.unit_text(unit), encoding="utf-8")
         done = subprocess.run(
@@ -90,6 +97,9 @@ def test_install_is_idempotent_and_can_be_removed(joined: Shell) -> None:
     assert first.exit_code == 0, first.stderr
     assert first.stdout == path.read_text(encoding="utf-8")
     assert f"--models {joined.folder}/models\n" in first.stdout
+    config = Path(joined.environment["HOME"]) / ".config"
+    assert f"EnvironmentFile=-{config}/aimesh-worker.env\n" in first.stdout
+    assert f"{config}/aimesh-worker.env" in first.stderr
     assert "SECRETSEED" not in first.stdout + first.stderr
     assert "systemctl --user enable --now aimesh-worker" in first.stderr
     before = path.stat()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from shared.transports.hyperswarm import sidecar_process
+
 ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what it asks of the kernel is Linux's")
@@ -35,13 +37,11 @@ print(json.dumps({
 }))
 """
 
-#: A worker that opens its backend like the service does, and runs a child before and after.
+#: A worker that seals itself like all services do (tests/shared/node/test_sealed_services.py), and runs a child before and after.
 WORKER = """
 import ctypes, json, os, subprocess, sys
 from pathlib import Path
-from services.inference.backends import backend_selection as opening
-from services.inference.settings import InferenceSettings
-from tests.services.inference.standins import Watch
+from shared import processes
 libc = ctypes.CDLL(None)
 prompt = ctypes.create_string_buffer(b"what a user wrote")
 def ask():
@@ -49,7 +49,7 @@ def ask():
     found = subprocess.run([sys.executable, "-c", CHILD, *place], check=True, capture_output=True, text=True).stdout
     return json.loads(found) | {"dumpable": libc.prctl(3, 0, 0, 0, 0)}
 before = ask()
-opening.opened(InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo"), Watch(), None)
+processes.seal()
 print(json.dumps([before, ask(), os.readlink("/proc/self/fd/0")]))
 """
 
@@ -80,6 +80,25 @@ def test_child_of_the_same_user_cannot_inspect_its_worker() -> None:
     assert before == {"environ": True, "open file": "/dev/null", "maps": True, "dumpable": 1}, "nothing was there to protect"
     assert after == dict.fromkeys(("environ", "memory", "open file", "maps"), "PermissionError") | {"dumpable": 0}
     assert own_file == "/dev/null", "it still sees itself"
+
+
+def test_child_of_the_same_user_cannot_inspect_the_sidecar() -> None:
+    """Node.js can't seal itself, so set-up makes its program unreadable."""
+    program = f"""
+import json, subprocess
+node = subprocess.Popen([{str(sidecar_process.find_node())!r}, "-e", "process.stdin.resume(); console.log(1)"],
+                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+node.stdout.readline()
+try:
+    open(f"/proc/{{node.pid}}/mem", "r+b").close()
+    print("open")
+except OSError as error:
+    print(type(error).__name__)
+node.stdin.close()
+node.wait()
+"""
+    ended = subprocess.run([sys.executable, "-c", UNPRIVILEGED, program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "PermissionError\n"
 
 
 def test_child_ends_with_its_parent() -> None:

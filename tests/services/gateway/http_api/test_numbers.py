@@ -132,7 +132,7 @@ async def test_hostile_numbers_in_bodies_are_refused_by_name_or_allowed_and_cost
             for (route, (path, value, number)), (name, text) in product(tried, NUMBERS.items()):
                 body = msgspec.json.encode(value).replace(msgspec.json.encode(_NUMBER), text.encode())
                 with case((route.path, path, name)), loop_time.subject(f"{route.path} {path} {name}"):
-                    # In a task of its own, whose callbacks then are those of one request.
+                    # In a new task, whose callbacks then are those of one request.
                     status, error = await asyncio.create_task(post(app, route.path, body))
                     assert status < 500 or error["code"] == "not_reachable", error
                     if name == "NaN":

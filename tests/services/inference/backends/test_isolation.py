@@ -35,6 +35,8 @@ LOOKS_AROUND = """
 import json, os, pathlib, resource, socket, subprocess
 from services.inference.engine import llama_model, engine_process
 opened = llama_model.opened
+# Before the engine may write no more.
+sink = open(FOUND, "w")
 def attempt(what):
     try:
         what()
@@ -43,8 +45,9 @@ def attempt(what):
     return "done"
 def looking(*arguments):
     folder = pathlib.Path("/proc/self/fd")
-    found_open = [os.readlink(folder / name) for name in os.listdir(folder) if (folder / name).exists()]
-    pathlib.Path(FOUND).write_text(json.dumps({
+    names = [name for name in os.listdir(folder) if os.path.lexists(folder / name) and int(name) != sink.fileno()]
+    found_open = [os.readlink(folder / name) for name in names]
+    print(json.dumps({
         "socket": attempt(lambda: socket.socket(socket.AF_INET)),
         "exec": attempt(lambda: os.execv("/bin/true", ["true"])),
         "program": attempt(lambda: subprocess.run(["/bin/true"])),
@@ -53,8 +56,9 @@ def looking(*arguments):
         "stdin": os.readlink("/proc/self/fd/0"),
         "open": found_open,
         "sockets": sum(name.startswith("socket:") for name in found_open),
+        "key": attempt(lambda: os.listdir(os.path.dirname(FOUND))),
         "environment": dict(os.environ),
-    }))
+    }), file=sink, flush=True)
     return opened(*arguments)
 llama_model.opened = looking
 engine_process.main()
@@ -112,6 +116,7 @@ async def test_engine_process_is_confined_and_still_answers(tmp_path: Path, monk
         "exec": "PermissionError",
         "program": "PermissionError",
         "worker": "PermissionError",
+        "key": "PermissionError",
         "core": [0, 0],
         "stdin": "/dev/null",
         "sockets": 1,

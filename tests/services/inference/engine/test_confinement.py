@@ -102,7 +102,11 @@ def test_system_calls_of_another_architecture_end_the_process(machine: confineme
 
 TRIES = """
 import ctypes, errno, json, os, resource, socket, subprocess, sys, threading
+from pathlib import Path
+from services.inference import landlock
 from services.inference.engine import confinement
+model, secret, venv = sys.argv[1:]
+assert landlock.restrict([Path(model)]) == ""
 confinement.confine(local_sockets=False)
 libc = ctypes.CDLL(None, use_errno=True)
 found = {}
@@ -124,6 +128,15 @@ attempt("kill the worker", lambda: os.kill(os.getppid(), 0))
 attempt("ptrace", lambda: native(libc.ptrace(16, os.getppid(), 0, 0)))
 attempt("unshare", lambda: native(libc.unshare(0x10000000)))
 attempt("file", lambda: open(json.__file__).close())
+attempt("model", lambda: open(model).close())
+attempt("key beside the model", lambda: open(secret).close())
+attempt("list of keys", lambda: os.listdir(os.path.dirname(secret)))
+attempt("key in the checkout", lambda: os.listdir(os.getcwd()))
+attempt("write the model", lambda: open(model, "r+").close())
+attempt("new package", lambda: open(os.path.join(venv, "x.pth"), "w").close())
+attempt("remove the model", lambda: os.unlink(model))
+attempt("memory of the worker", lambda: open(f"/proc/{os.getppid()}/mem", "r+b").close())
+attempt("late import", lambda: __import__("xml.etree.ElementTree"))
 def in_thread():
     thread = threading.Thread(target=lambda: attempt("internet in a thread", lambda: socket.socket(socket.AF_INET)))
     thread.start()
@@ -137,8 +150,13 @@ os.abort()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="system calls are filtered on Linux")
-def test_confined_process_reaches_nothing_and_still_works() -> None:
-    ended = subprocess.run([sys.executable, "-c", TRIES], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+def test_confined_process_reaches_nothing_and_still_works(tmp_path: Path) -> None:
+    model, secret, packages = tmp_path / "model.gguf", tmp_path / "mesh_ca.nk", Path(sys.prefix)
+    model.write_text("GGUF")
+    secret.write_text("SA")
+    program = [sys.executable, "-c", TRIES, str(model), str(secret), str(packages)]
+    ended = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stdout, ended.stderr
     found = json.loads(ended.stdout)
     files = found.pop("files")
     assert files[0] == files[1] <= confinement.MAX_OPEN_FILES
@@ -153,6 +171,15 @@ def test_confined_process_reaches_nothing_and_still_works() -> None:
         "ptrace": "EPERM",
         "unshare": "EPERM",
         "file": "done",
+        "model": "done",
+        "key beside the model": "EACCES",
+        "list of keys": "EACCES",
+        "key in the checkout": "EACCES",
+        "write the model": "EACCES",
+        "new package": "EACCES",
+        "remove the model": "EACCES",
+        "memory of the worker": "EACCES",
+        "late import": "done",
         "thread": "done",
         "internet in a thread": "EACCES",
     }
