@@ -75,10 +75,10 @@ class PolicyRpc:
         rights = await self._find_rights(request.name, call)
         if not rights.may_change:
             raise errors.NotAllowed(f"you may not change the policy {request.name}", hint=_WHO_MAY)
-        for path, text in () if request.policy is None else config_checks.check_body(request.policy):
-            raise errors.BadRequest(f"{'.'.join(map(str, path))} {text}", hint="see docs/howto/policies-and-guardrails.md")
         if request.policy is not None and rights.tenant is not None:
             _check_patterns(request.policy)
+        for path, text in () if request.policy is None else config_checks.check_body(request.policy):
+            raise errors.BadRequest(f"{'.'.join(map(str, path))} {text}", hint="see docs/howto/policies-and-guardrails.md")
         key: DocumentKey = ConfigKind.POLICY, request.name
 
         def check(_revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Bodies:
@@ -192,7 +192,7 @@ def _check_ceiling(wanted: PolicyDocument, mesh: PolicyDocument | None) -> None:
 def _check_patterns(policy: PolicyDocument) -> None:
     """Raise BadRequest for patterns that only administrators may set."""
     if policy.guard is not None and (found := own_patterns.check_bounds(policy.guard.patterns)):
-        raise errors.BadRequest(f"guard.patterns {found}", hint="ask an administrator to set more")
+        raise errors.BadRequest(f"guard.patterns{found}", hint="ask an administrator to set more")
 
 
 # --- explanations ---------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from services.gateway.guard.own_patterns import OwnPatterns
 from services.gateway.guard.text_filter import TextFilter
 from shared.config_documents import GuardAction, GuardDocument, GuardKind, GuardPattern, ModerationRule
 
-#: Policies whose patterns stay compiled.
-_COMPILED = 256
+#: Policies whose detectors and patterns stay compiled. Searches fill up to 10 MiB for five patterns.
+_DETECTORS, _OWN_PATTERNS = 256, 64
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ def _strictest(levels: Iterable[tuple[str, Mapping[GuardKind, GuardAction]]]) ->
     return {kind: found[kind] for kind in GuardKind if kind in found}
 
 
-@lru_cache(_COMPILED)
+@lru_cache(_DETECTORS)
 def _detector(kinds: frozenset[GuardKind], countries: tuple[str, ...], allow: tuple[str, ...], internal_ips: bool) -> Detector:
     return Detector(kinds, countries=countries, allow=allow, internal_addresses=internal_ips)
 
 
-@lru_cache(_COMPILED)
+@lru_cache(_OWN_PATTERNS)
 def _own_patterns(patterns: tuple[GuardPattern, ...]) -> OwnPatterns:
     return OwnPatterns(patterns)

@@ -7,6 +7,7 @@ the pieces in which a text arrives never change the result.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import re2
 
@@ -16,6 +17,8 @@ from shared.config_documents import GuardKind, GuardPattern
 
 #: RE2's memory for one pattern; a larger one is refused.
 MAX_MEMORY = 1 << 20
+#: Patterns that stay compiled, each with up to MAX_MEMORY.
+_COMPILED = 128
 #: Characters of a block, and what its searches may cost: 40 ms at worst, and 1,500 matches of a simple pattern.
 BLOCK_CHARACTERS, BLOCK_COST = 4096, 20_000
 #: A step is searched to its end even if that exceeds the budget.
@@ -24,8 +27,9 @@ STEP_CHARACTERS = 16
 _LOOK_AHEAD_CHARACTERS = 1024
 #: Larger programs count as this one. RE2 rarely needs so long for them, and classes such as \\pL have 1,200 instructions.
 _MAX_COUNTED_PROGRAM = 500
-#: Of policies that people set who are no administrators.
-MAX_PATTERNS = 5
+#: Of policies that people set who are no administrators. The memory is enough for a class such as \pL; with more, one pattern takes up to
+#: 40 ms to compile.
+MAX_PATTERNS, MAX_PATTERN_MEMORY = 5, 1 << 16
 #: The sum of ``program size * max_length``. RE2 takes up to 5 ns for each instruction and character.
 MAX_WORK = 100_000
 
@@ -148,12 +152,16 @@ class OwnPatterns:
 
 
 def check_bounds(patterns: Sequence[GuardPattern]) -> str:
-    """Return why a policy may not have these valid patterns unless an administrator sets it; empty if it may."""
+    """Return why a policy may not have these patterns unless an administrator sets it, after their path; empty if it may."""
     if len(patterns) > MAX_PATTERNS:
-        return f"may have at most {MAX_PATTERNS} entries"
-    if sum(compile_pattern(pattern.pattern).programsize * pattern.max_length for pattern in patterns) > MAX_WORK:
-        return "take too long to search: use a lower max_length, or smaller classes and repetitions"
-    return ""
+        return f" may have at most {MAX_PATTERNS} entries"
+    work = 0
+    for position, pattern in enumerate(patterns):
+        try:
+            work += _compile(pattern.pattern, MAX_PATTERN_MEMORY).programsize * pattern.max_length
+        except InvalidPattern as error:
+            return f".{position}.pattern can't be used: {error}"
+    return " take too long to search: use a lower max_length, or smaller classes and repetitions" if work > MAX_WORK else ""
 
 
 def compile_pattern(pattern: str) -> "re2._Regexp":
@@ -191,6 +199,7 @@ def _next(pattern: _Pattern, text: str, at: int, stop: int, end: int) -> tuple[M
     return None, cost
 
 
+@lru_cache(_COMPILED)
 def _compile(pattern: str, memory: int) -> "re2._Regexp":
     options = re2.Options()
     # RE2 otherwise prints the pattern to stderr.

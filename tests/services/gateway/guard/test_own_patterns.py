@@ -81,9 +81,10 @@ def test_what_a_policy_of_a_user_may_have() -> None:
     def check(*patterns: tuple[str, int]) -> str:
         return check_bounds([GuardPattern(name="x", pattern=pattern, max_length=most) for pattern, most in patterns])
 
-    assert check(*[(r"\w{3,20}@acme\.example", 60)] * 5, ("x", 1)) == "may have at most 5 entries"
+    assert check(*[(r"\w{3,20}@acme\.example", 60)] * 5, ("x", 1)) == " may have at most 5 entries"
     assert check(*[(r"\w{3,20}@acme\.example", 60)] * 5) == ""
     assert check((r"\pL+ \d{4}", 60)) == ""
+    assert check(("x", 1), (r"\pL{1,20}", 1)) == ".1.pattern can't be used: pattern too large - compile failed"
     assert "use a lower max_length" in check((r"a(?:.?){190}c", 256))
 
 
