@@ -90,8 +90,8 @@ chaos: setup-dev ## break every part of a stack under load, three times each, an
 drill: setup-dev ## rehearse docs/runbooks/disaster.md under load, and measure each recovery (5 minutes)
 	@$(BIN)/python -m pytest -q --nightly tests/drill
 
-storm: setup-dev ## inject random faults, two at once, for 10 minutes
-	@$(BIN)/python -m tests.chaos.storm
+storm: setup-dev ## inject random faults, two at once, for 10 minutes (REPLICAS=3: of each service)
+	@$(BIN)/python -m tests.chaos.storm $(if $(REPLICAS),--replicas $(REPLICAS))
 
 bench: setup-dev ## benchmark the claims of the README against competitors
 	@failed=0; for name in mesh gateway fairness accounts pages swarm observing first_answer pulling engine quantization recovery nats_login autoscale stores; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || failed=1; done; $(BIN)/python -m tests.soak.soak || failed=1; exit $$failed

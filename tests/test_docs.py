@@ -46,6 +46,7 @@ OTHER_VARIABLES = {
     "ONLY",
     "CMAKE_ARGS",
     "ENGINE_WHEEL",
+    "REPLICAS",
     "UPGRADE",
     "COOLDOWN",
     "PYTEST_ADDOPTS",

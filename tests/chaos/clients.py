@@ -5,9 +5,9 @@ import itertools
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 import httpx
@@ -26,6 +26,8 @@ MODEL = ModelName("echo")
 DOORS = (Door.GATEWAY, Door.RPC)
 #: How long a client waits for one answer.
 DEADLINE_SECONDS = 30.0
+#: Wait before a retry if the error asks for none, as of the connection.
+RETRY_SECONDS = 1.0
 #: Pause before a client reconnects or sends its next request.
 RETURN_SECONDS = 0.2
 #: Errors after which a returning client waits and tries again.
@@ -46,6 +48,8 @@ class Manner:
     returns: bool = False
     #: First word of the prompt, to which the faulty workers react.
     special: str = ""
+    #: Sends a request that failed once more, after the time that the error asks for. The second one returns, as those of our SDKs.
+    retries: bool = False
 
 
 @dataclass(slots=True)
@@ -56,6 +60,7 @@ class _Seen:
     request_id: RequestId | None = None
     usage: tuple[int, int] | None = None
     last_event: str | None = None
+    retry_after: float | None = None
 
     def add(self, text: str, number: int = 0) -> None:
         if text:
@@ -80,7 +85,14 @@ class Clients:
         return " ".join([*([special] if special else []), *(f"p{person}r{number}w{word}" for word in range(1, words + 1))])
 
     async def ask(self, person: int, door: Door, manner: Manner, *, prompt: str | None = None, key: str | None = None) -> Call:
-        """Send one request and follow it to its end; the call is also in ``calls`` afterwards."""
+        """Send one request and follow it to its end, or twice if ``manner`` retries; the calls are also in ``calls`` afterwards."""
+        call = await self._ask(person, door, manner, prompt, key)
+        if call.failed and manner.retries:
+            await asyncio.sleep(RETRY_SECONDS if call.retry_after is None else min(call.retry_after, DEADLINE_SECONDS))
+            call = await self._ask(person, door, replace(manner, returns=True), call.prompt, call.key, attempt=2)
+        return call
+
+    async def _ask(self, person: int, door: Door, manner: Manner, prompt: str | None, key: str | None, *, attempt: int = 1) -> Call:
         who = self.people[person % len(self.people)]
         prompt = prompt or self.prompt(person, self.rng.randint(*manner.words), manner.special)
         if manner.returns and key is None:
@@ -97,9 +109,11 @@ class Clients:
                         else:
                             await self._by_http(who, prompt, key, leave_after, seen)
                     except (httpx.TransportError, errors.LinkLost, errors.NotReachable, errors.Draining) as error:
+                        seen.retry_after = getattr(error, "retry_after_seconds", None)
                         if not manner.returns:
                             seen.ends.append(CONNECTION_LOST if isinstance(error, httpx.TransportError) else errors.code_of(error))
                     except errors.AimeshError as error:
+                        seen.retry_after = error.retry_after_seconds
                         seen.ends.append(errors.code_of(error))
                     if seen.ends:
                         break
@@ -114,6 +128,7 @@ class Clients:
         call = Call(
             owner=who.id, door=door, prompt=prompt, began=began, ended=time.monotonic(), pieces=tuple(seen.pieces), ends=tuple(seen.ends),
             status=seen.status, request_id=seen.request_id, usage=seen.usage, key=key, returns=returns,
+            attempt=attempt, retry_after=seen.retry_after,
         )  # fmt: skip
         self.calls.append(call)
         return call
@@ -152,6 +167,7 @@ class Clients:
             if (named := answer.headers.get("x-original-request-id") or answer.headers.get("x-request-id")) is not None:
                 seen.request_id = RequestId(UUID(named))
             if answer.status_code != 200:
+                seen.retry_after = float(named) if (named := answer.headers.get("retry-after")) is not None else None
                 code = _code_of(await answer.aread())
                 # A returning client waits while the gateway restarts or still runs the request.
                 if key is None or code not in COME_AGAIN:
@@ -199,6 +215,26 @@ def _read_event(line: str, seen: _Seen) -> None:
     if usage := found.get("usage"):
         seen.usage = (usage["prompt_tokens"], usage["completion_tokens"])
     seen.add("".join(choice["delta"].get("content") or "" for choice in found["choices"]))
+
+
+class AnyGateway(httpx.AsyncHTTPTransport):
+    """Sends each request to one of the gateways, and to another one if that doesn't accept the connection, as a load balancer does."""
+
+    def __init__(self, urls: Callable[[], Sequence[str]], rng: random.Random) -> None:
+        super().__init__(trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=50))
+        self._urls = urls
+        self._rng = rng
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        urls = self._rng.sample(self._urls(), len(self._urls()))
+        for number, chosen in enumerate(map(httpx.URL, urls), start=1):
+            request.url = request.url.copy_with(host=chosen.host, port=chosen.port)
+            try:
+                return await super().handle_async_request(request)
+            except httpx.ConnectError:
+                if number == len(urls):
+                    raise
+        raise AssertionError("there is no gateway")
 
 
 @asynccontextmanager

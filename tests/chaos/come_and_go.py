@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,20 +36,6 @@ BESIDE = 2
 ACTIVE = 3 * BESIDE
 #: Service -> the role of its tickets. Replicas of auth certify themselves.
 BY_TICKET = {"gateway": "gateway", "inference": "worker", "metrics": "metrics", "web": "web"}
-
-
-class AnyGateway(httpx.AsyncHTTPTransport):
-    """Sends each request to one of the gateways, as a load balancer does."""
-
-    def __init__(self, urls: Callable[[], Sequence[str]], rng: random.Random) -> None:
-        super().__init__(trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=50))
-        self._urls = urls
-        self._rng = rng
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        chosen = httpx.URL(self._rng.choice(self._urls()))
-        request.url = request.url.copy_with(host=chosen.host, port=chosen.port)
-        return await super().handle_async_request(request)
 
 
 @dataclass(slots=True)
@@ -127,7 +113,7 @@ async def fleet(opened: World, folder: Path) -> AsyncIterator[Fleet]:
 async def run(opened: World, running: Fleet, seconds: float) -> Outcome:
     began, half = time.monotonic(), opened.scale.clients // 2
     async with opened.clients() as seen:
-        transport = AnyGateway(running.gateways, opened.rng)
+        transport = clients.AnyGateway(running.gateways, opened.rng)
         async with httpx.AsyncClient(transport=transport, base_url=seen.http.base_url, timeout=clients.DEADLINE_SECONDS) as http:
             seen.http = http
             async with clients.busy(seen, half), clients.busy(seen, half, Manner(returns=True), (Door.GATEWAY,)):

@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from shared.types import RequestId, UserId
-from tests.chaos import invariants
+from tests.chaos import history, invariants
 from tests.chaos.history import LEFT, Call, Piece
 from tests.chaos.invariants import Allowed
 from tests.chaos.ledger import Account, Books, Logged, Reservation
@@ -41,6 +41,14 @@ MAY_FAIL = Allowed(codes=frozenset({"link_lost"}), since=1.5, until=3)
 )
 def test_right(call: Call, books: Books, allowed: Allowed) -> None:
     assert invariants.violations([call], books, allowed) == []
+
+
+def test_the_share_of_answered_requests_is_counted_plain_and_with_one_retry() -> None:
+    twice = replace(FAILED, prompt="x")
+    calls = [GOOD, replace(GOOD, prompt="left", ends=(LEFT,)), replace(FAILED, prompt="y"), replace(GOOD, prompt="y", attempt=2), twice]
+    assert history.availability([*calls, replace(twice, attempt=2)]) == (0.5, 0.75)
+    assert "answered 50.00%, with one retry as of our SDKs 75.000%" in history.service_level([*calls, replace(twice, attempt=2)])
+    assert "retry" not in history.service_level([GOOD])
 
 
 @pytest.mark.parametrize(
