@@ -33,12 +33,12 @@ async def test_it_keeps_the_last_answer_and_is_this_machines_clock_before_the_fi
         return AT
 
     clock = DatabaseClock(read, lambda: 0.0)
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
         await clock.refresh()
     assert abs(clock.now() - datetime.now(UTC)) < timedelta(minutes=1)
     is_away = False
     await clock.refresh()
     is_away = True
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
         await clock.refresh()
     assert clock.now() == AT

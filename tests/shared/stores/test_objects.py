@@ -68,7 +68,7 @@ async def test_a_bucket_that_does_not_exist_yet_is_empty() -> None:
     with object_server.running() as server:
         store = objects.open_store(server.address, server.credentials)
         assert await names_in(store, "base/") == []
-        with pytest.raises(ObjectMissing):
+        with pytest.raises(ObjectMissing, match=r"mesh\.json"):
             await store.get("mesh.json")
 
 

@@ -63,7 +63,7 @@ RULES = (
         when=above(quantile(0.95, series(instruments.TTFT_SECONDS, service="gateway"), 5 * MINUTE, "model"), 5),
         hold_seconds=5 * MINUTE,
         summary="{model} is slow: p95 time to first text is over 5 s",
-        description="Measured from the request to its first text, including queueing. Whole answers take longer: the board Service level has them.",
+        description="Measured from the request to its first text, with queueing. The board Service level has the time of whole answers.",
         unit=AlertUnit.SECONDS,
     ),
     _gateway(
