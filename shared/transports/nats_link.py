@@ -179,7 +179,8 @@ class NatsTransport:
         """Open a link. Raises NotReachable if the peer does not answer our HELLO in time."""
         self.trust.check_not_revoked(peer.node)
         if not self.connected:
-            raise errors.NotReachable("the NATS server is not reachable", hint="run `aicli doctor`", retry_after_seconds=1)
+            trouble = self.nats.trouble or errors.Unavailable("the NATS server is not reachable", hint="run `aicli doctor`")
+            raise errors.NotReachable(trouble.message, hint=trouble.hint, retry_after_seconds=1)
         if sum(1 for link in self._links.values() if not link.opened.done()) >= MAX_DIALLING:
             raise errors.Overloaded("too many links are being opened", retry_after_seconds=1)
         link = NatsLink(self, peer, secrets.randbits(63), dialled=True)

@@ -64,7 +64,8 @@ class UsageRecorder:
         self._journal = journal
         # One write at a time, so that many rows cost one sync.
         self._journal_lock = asyncio.Lock()
-        self._journal_is_healthy = True
+        #: Why the last write to the journal failed; empty if it did not.
+        self._journal_trouble = ""
         self._probe_at = -math.inf
         self._disk_trouble = ""
         self._queue_rows = queue_rows
@@ -129,11 +130,20 @@ class UsageRecorder:
 
     def reserve(self) -> None:
         """Reserve room for one row. Raises Unavailable if there is none."""
-        full = len(self._waiting) + len(self._refused) + self._reserved >= self._capacity
-        if full or not (self._store_is_healthy or self._journal_is_healthy):
+        waiting = len(self._waiting) + len(self._refused)
+        if self._journal_trouble and not self._store_is_healthy:
             raise errors.Unavailable(
-                "usage can't be recorded: PostgreSQL has been down for too long", hint="retry soon", retry_after_seconds=5
+                f"usage can't be recorded: PostgreSQL is not available, and the journal can't be written: {self._journal_trouble}",
+                hint="make room on the disk of the gateway, or set JOURNAL_FILE to another one; then retry",
+                retry_after_seconds=5,
             )
+        if waiting + self._reserved >= self._capacity:
+            why = (
+                f"{self._reserved:,} requests run, and the rows of {waiting:,} ended ones wait"
+                if self._store_is_healthy
+                else f"PostgreSQL has been down for too long, and the rows of {waiting:,} requests wait"
+            )
+            raise errors.Unavailable(f"usage can't be recorded: {why}", hint="retry soon", retry_after_seconds=5)
         self._reserved += 1
 
     def release(self) -> None:
@@ -181,10 +191,10 @@ class UsageRecorder:
                 if unsaved:
                     await asyncio.to_thread(self._journal.append, [pending.row for pending in unsaved])
             except OSError as error:
-                self._journal_is_healthy = False
+                self._journal_trouble = error.strerror or type(error).__name__
                 _log.error("cannot write rows to the journal", reason=error.strerror, rows=len(unsaved))
                 return False
-            self._journal_is_healthy = True
+            self._journal_trouble = ""
             for pending in unsaved:
                 pending.in_journal = True
             return True

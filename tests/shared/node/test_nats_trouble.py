@@ -1,6 +1,11 @@
 """Why a node cannot be reached over NATS: in its own health, and in what the other nodes hear about it."""
 
+import pytest
+
+from shared import errors
 from shared.node.member import Node
+from shared.transports.link import Peer
+from shared.types import Role
 from tests.shared.node.test_mesh_gauges import Auth, Web
 from tests.testnet import testnet, until
 
@@ -19,6 +24,11 @@ async def test_a_removed_key_is_named_in_the_health_check() -> None:
         assert "refused this node's key" in await nats_detail(web.node)
         assert "aicli admin nodes refusals" in await nats_detail(web.node)
         assert not (await web.node.health()).ready
+        nats = web.node.node_transports.nats
+        assert nats is not None
+        with pytest.raises(errors.NotReachable, match="refused this node's key") as refused:
+            await nats.dial(Peer(Role.AUTH, web.node.id))
+        assert "aicli admin nodes refusals" in refused.value.hint
 
 
 async def test_a_node_stays_ready_without_the_nats_server_that_all_share() -> None:

@@ -151,6 +151,15 @@ RULES = (
         unit=AlertUnit.SHARE,
     ),
     _overview(
+        name="disk_full",
+        severity=Severity.PAGE,
+        when=below(_disk_free(), 0.01),
+        hold_seconds=0,
+        summary="Disk {disk} of {machine} is full",
+        description="Less than 1 % is free. PostgreSQL and the gateway's journal cannot write, or soon can't, and requests are rejected.",
+        unit=AlertUnit.SHARE,
+    ),
+    _overview(
         name="disk_low",
         severity=Severity.CRITICAL,
         when=below(_disk_free(), 0.1),

@@ -411,6 +411,7 @@ MACHINES = (
     _trial("replica_lag_high", _one_gauge(instruments.DATABASE_REPLICA_LAG, 0, **_GATEWAY), Course(3, 6, 3), 11, 10),
     _trial("gpu_saturation", _on_a_machine(host_instruments.GPU_USAGE, 0.5, gpu="0"), Course(3, 13, 3), 0.91, 0.9),
     _trial("cpu_high", _on_a_machine(host_instruments.HOST_CPU, 0.5), Course(3, 13, 3), 0.81, 0.8),
+    _trial("disk_full", _disk, Course(3, 3, 3), 9, 10),
     _trial("disk_low", _disk, Course(3, 8, 3), 99, 100),
     _trial("nats_reconnects", _one_jump(instruments.NATS_RECONNECTS, **_GATEWAY), Course(20, 5, 20), 4, 3),
     _trial(
