@@ -178,6 +178,11 @@ class SourceDatabase:
             with contextlib.suppress(asyncpg.UndefinedObjectError, asyncpg.ObjectInUseError):
                 await connection.fetch(_SQL["drop_slot"].text, SLOT)
 
+    async def count_audit_rows(self) -> int:
+        async with self._connect() as connection:
+            found: int = await connection.fetchval(_SQL["count_audit_rows"].text)
+        return found
+
     async def facts(self) -> DatabaseFacts:
         """Read all in one snapshot."""
         async with self._connect(_FACTS_SECONDS) as connection, connection.transaction(isolation="repeatable_read", readonly=True):

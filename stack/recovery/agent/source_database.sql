@@ -76,6 +76,10 @@ FROM
 -- List the newest row of the audit log's longest chains.
 SELECT chain, sequence FROM auth.audit_heads ORDER BY sequence DESC, chain LIMIT 1000;
 
+-- name: count_audit_rows
+-- Count the rows of all chains of the audit log, by their heads.
+SELECT coalesce(sum(sequence), 0)::bigint FROM auth.audit_heads;
+
 -- name: read_log_head_of_auth
 -- Read the newest line of a recovery log.
 SELECT coalesce(max(number), 0) FROM auth.recovery_log;

@@ -262,6 +262,7 @@ class WalShipping:
         return found
 
     async def _ship_unfinished(self) -> None:
+        audit_rows = await self._count_audit_rows()  # before, so that the shipped log has them
         received = await self._wait_until_received()
         segment = (await self._ship_finished()).partial
         if segment is not None:
@@ -276,11 +277,17 @@ class WalShipping:
                 return  # it was finished meanwhile, and is the next one to ship
         state = StoreState(
             term=self._term, timeline=self._stored.timeline if segment is None and self._stored else segment.timeline if segment else 0,
-            until=self._until(self._shipped_lsn), lsn=self._shipped_lsn,
+            until=self._until(self._shipped_lsn), lsn=self._shipped_lsn, audit_rows=audit_rows,
         )  # fmt: skip
         if self._shipped_lsn:
             await retry(lambda: self._place.store.put(layout.STATE, layout.sign(layout.STATE, state, self._place.key)), None, _warn)
             self._state = state
+
+    async def _count_audit_rows(self) -> int:
+        try:
+            return await self._source.count_audit_rows()
+        except errors.Unavailable:  # or the schema of auth is on another server
+            return 0 if self._state is None else self._state.audit_rows
 
     async def _wait_until_received(self) -> int:
         """Return how far the folder surely has the log: with everything that is committed now, if the database answers."""

@@ -86,8 +86,8 @@ class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
     lost_seconds: float | None
     #: Lines of the recovery logs that the services apply at their next start.
     log_lines_replayed: int
-    #: Rows of the audit log that the anchors know and the database lacks.
-    lost_rows: int
+    #: Rows of the audit log that the anchors or the store know and the database lacks; None if another tool restored the database.
+    lost_rows: int | None
     seconds: float
     #: False if the log ended before the target, or before what the store had reported.
     is_complete: bool
@@ -108,8 +108,9 @@ class RestoreProgress(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime
     plan: RestorePlan
     alive_until: datetime
-    #: Where the store's log ends, by its own report.
+    #: Where the store's log ends, by its own report, and the rows of the audit log then.
     end_lsn: int
+    audit_rows: int = 0
     end: WalEnd | None = None
     reached_at: datetime | None = None
     is_complete: bool = True
@@ -283,6 +284,7 @@ class _Restore:
         return RestoreProgress(
             request=self._request, state=RestoreState.CHECKED, started_at=datetime.now(UTC), plan=plan,
             alive_until=alive if state is None else max(alive, state.until), end_lsn=0 if state is None else state.lsn,
+            audit_rows=0 if state is None else state.audit_rows,
         )  # fmt: skip
 
     def _plan(
@@ -323,7 +325,7 @@ class _Restore:
         strict = None
         async with recovered_database.recovered(self._work.postgres, plan, self._progress) as database:
             reached = database.reached(end, plan)
-            log = await restored_log.compare(database, self.now.log, self._work)
+            log = await restored_log.compare(database, self.now.log, self._work, self.now.audit_rows)
             if self._request.is_strict:
                 strict = await _make_strict(database, reached)
         is_complete = plan.target.at is not None or plan.target.is_backup_end or database.lsn >= max(end.lsn, self.now.end_lsn)

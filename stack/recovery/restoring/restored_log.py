@@ -37,7 +37,8 @@ class LogFacts(msgspec.Struct, frozen=True):
     #: Lines that the services will apply.
     lines: int = 0
     newest_at: datetime | None = None
-    lost_rows: int = 0
+    #: Rows of the audit log that the store knows and the database lacks; None if they were not counted.
+    lost_rows: int | None = None
     #: Lines behind a gap, and which ones the gap has, by service.
     unusable: int = 0
     missing: tuple[LogPart, ...] = ()
@@ -149,8 +150,8 @@ def _put_fetched(gathered: Path, folder: Path, anchors: Path) -> None:
         private_file.replace(anchors, stored.read_bytes(), synced=True)
 
 
-async def compare(database: RecoveredDatabase, facts: LogFacts, work: StackHome) -> LogFacts:
-    """Count what is ahead of the database."""
+async def compare(database: RecoveredDatabase, facts: LogFacts, work: StackHome, audit_rows: int) -> LogFacts:
+    """Count what is ahead of the database. ``audit_rows``: how many the old one had last, as far as the store knows."""
     ends = {service: await asyncio.to_thread(_end, service, work.gathered_log, _log_folder(work)) for service in layout.LOG_SERVICES}
     anchors = await asyncio.to_thread(_newest_anchors, work.gathered_log / _ANCHOR_FILE)
     lines = 0
@@ -161,6 +162,7 @@ async def compare(database: RecoveredDatabase, facts: LogFacts, work: StackHome)
                 head = await _value(connection, f"read_log_head_of_{service}")
                 lines += max(0, end.number - head)
         lost = sum([max(0, last - await _value(connection, "read_audit_head", chain)) for chain, last in anchors.items()])
+        lost = max(lost, audit_rows - await _value(connection, "count_audit_rows"))
     finally:
         connection.terminate()
     newest = max((end.at for end in ends.values() if end is not None), default=None)

@@ -66,7 +66,7 @@ class PromoteReport(msgspec.Struct, frozen=True, kw_only=True):
     reached_at: datetime | None
     log_lines_replayed: int
     log_lines_unusable: int
-    lost_rows: int
+    lost_rows: int | None
     revoked_nodes: int
     #: Why PROMOTE_COMMAND failed; empty if it did not.
     command_error: str
@@ -225,7 +225,8 @@ class _Promotion:
         async with self._step("open the database"):
             (home.postgres / "data" / "standby.signal").unlink(missing_ok=True)
             async with recovered_database.recovered(home.postgres, plan, ignore) as database:
-                log = await restored_log.compare(database, log, home)
+                state = await catalog.find_signed(source.store, source.mesh, layout.STATE, StoreState)
+                log = await restored_log.compare(database, log, home, 0 if state is None else state.audit_rows)
                 await self._revoke(database)
                 reached = database.reached(end, plan)
             restored_log.place(home, home, self.now.record.term, log)

@@ -85,12 +85,19 @@ async def test_commits_are_in_the_store_and_finished_segments_leave_the_home(cop
         assert spooled(copied).finished == ()
         assert shipping.lag_seconds is not None
         # Once the segment is finished, its unfinished object is deleted from the store.
+        async with copied.admin() as admin:
+            await admin.execute("CREATE SCHEMA IF NOT EXISTS auth")
+            await admin.execute("CREATE TABLE auth.audit_heads AS VALUES ('house', 7), ('home', 3)")
+            await admin.execute("ALTER TABLE auth.audit_heads RENAME column2 TO sequence")
         await write(copied, switch=True)
         last = await write(copied)
         await shipping.ship_partial()
         assert shipping.until is not None
         assert shipping.until > last
         assert shipping.lag_seconds == 0
+        state = (await read(copied)).state
+        assert state is not None
+        assert state.audit_rows == 10
         assert partial not in (await read(copied)).segments
 
 

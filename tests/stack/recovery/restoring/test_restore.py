@@ -27,7 +27,7 @@ from shared.recovery.log_place import AcceptedGap
 from shared.recovery.rollback import RecoveryState
 from stack import processes, stack_home
 from stack.recovery import layout, sealing
-from stack.recovery.layout import BackupManifest, RestoreRefused
+from stack.recovery.layout import BackupManifest, RestoreRefused, StoreState
 from stack.recovery.restoring import recovered_database, restore
 from stack.recovery.restoring.restore import RestoreReport, RestoreRequest, RestoreState
 from stack.recovery.sites.site_terms import SiteRecord
@@ -161,6 +161,16 @@ async def test_an_empty_home_gets_everything(case: Case, home: StackHome) -> Non
     assert not home.root.with_name("aimesh.restoring").exists()
     assert not (home.postgres / "wal").exists()
     assert home.root.stat().st_mode & 0o077 == 0
+
+
+async def test_lost_rows_of_the_audit_log_are_counted_also_without_an_anchor(case: Case, home: StackHome, tmp_path: Path) -> None:
+    """The anchors know 2 rows more than the database, and the agent has counted 68 more."""
+    store = tmp_path / "store"
+    shutil.copytree(case.maker.folder, store)
+    state = layout.read_signed(layout.STATE, (store / layout.STATE).read_bytes(), StoreState, None)
+    more = msgspec.structs.replace(state, audit_rows=5 + 68)
+    (store / layout.STATE).write_bytes(layout.sign(layout.STATE, more, case.maker.key))
+    assert (await case.restore(home, address=str(store))).lost_rows == 68
 
 
 async def test_a_moment_and_a_backup_are_exact(case: Case, home: StackHome, tmp_path: Path) -> None:
@@ -530,6 +540,6 @@ async def test_behind_an_accepted_gap_the_next_restore_has_all_new_lines(case: C
 
 async def test_everything_but_the_database(case: Case, home: StackHome) -> None:
     report = await case.restore(home, database_restored=True)
-    assert (report.reached_at, report.term) == (None, 2)
+    assert (report.reached_at, report.term, report.lost_rows) == (None, 2, None)
     assert not (home.postgres / "data").exists()
     assert (home.root / "recovery_log" / "auth-restored-2.jsonl").exists()
