@@ -33,6 +33,8 @@ from shared.types import ModelName, TenantId
 #: A mesh message is at most 1 MiB without images, including 64 KiB for roles, ids and parameters.
 MAX_PROMPT_BYTES = 1024 * 1024 - 64 * 1024
 MAX_MESSAGES = 1000
+#: Texts, images, calls and results in one message.
+MAX_PARTS = 1000
 MAX_MODEL_CHARACTERS = 200
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 64
 #: The longest answer; a higher max_tokens is lowered to it, or to the model's context.
@@ -55,6 +57,12 @@ class BadField(errors.BadRequest):
     def __init__(self, field: str, must: str) -> None:
         super().__init__(f"{field} {must}")
         self.field = field
+
+
+def ensure_count(field: str, entries: object, most: int) -> None:
+    """Raise BadField for a list that is too long. Call it before a loop over entries: the event loop waits for it."""
+    if isinstance(entries, list | tuple) and len(entries) > most:
+        raise BadField(field, f"must have at most {most} entries")
 
 
 class AdmittedPrompt(msgspec.Struct, frozen=True):
@@ -108,8 +116,7 @@ def _messages(request: InferenceRequest) -> tuple[ChatMessage, ...]:
         raise BadField("system", "requires prompt; with messages, use a message with role system")
     if request.raw:
         raise BadField("raw", "requires prompt instead of messages")
-    if len(request.messages) > MAX_MESSAGES:
-        raise BadField("messages", f"must have at most {MAX_MESSAGES} entries")
+    ensure_count("messages", request.messages, MAX_MESSAGES)
     if not any(message.content.strip() or message.tool_calls or message.images for message in request.messages):
         raise BadField("messages", "have no text")
     return request.messages
@@ -136,8 +143,7 @@ def _check_model(model: ModelName | None) -> None:
 
 
 def _check_stop(stop: tuple[str, ...]) -> None:
-    if len(stop) > MAX_STOPS:
-        raise BadField("stop", f"must have at most {MAX_STOPS} entries")
+    ensure_count("stop", stop, MAX_STOPS)
     if not all(0 < len(text) <= MAX_STOP_CHARACTERS for text in stop):
         raise BadField("stop", f"must contain texts of 1 to {MAX_STOP_CHARACTERS} characters")
 
@@ -147,8 +153,7 @@ GUIDES = {FormatKind.GBNF: "grammar", FormatKind.REGEX: "guided_regex", FormatKi
 
 
 def _check_tools(request: InferenceRequest) -> None:
-    if len(request.tools) > MAX_TOOLS:
-        raise BadField("tools", f"must have at most {MAX_TOOLS} entries")
+    ensure_count("tools", request.tools, MAX_TOOLS)
     names = [tool.name for tool in request.tools]
     for position, name in enumerate(names):
         if not _TOOL_NAME.fullmatch(name):

@@ -40,11 +40,10 @@ def input_bytes(given: EmbeddingInput) -> int:
 def separate_inputs(given: GivenInput) -> tuple[EmbeddingInput, ...]:
     """Return the inputs. Token ids that aren't in a list of their own are one. Raises ValueError for texts or lists among token ids."""
     inputs = (given,) if isinstance(given, str) else given
-    ids = tuple(each for each in inputs if isinstance(each, int))
-    texts = tuple(each for each in inputs if not isinstance(each, int))
-    if ids and texts:
+    kinds = set(map(type, inputs))
+    if int in kinds and len(kinds) > 1:
         raise ValueError("must not mix token ids with texts or lists")
-    return (ids,) if ids else texts
+    return (inputs,) if int in kinds else inputs  # type: ignore[return-value]  # mypy can't narrow by the set
 
 
 def decode_vector(vector: bytes) -> tuple[float, ...]:

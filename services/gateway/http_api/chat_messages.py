@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from services.gateway.request_validation import BadField
+from services.gateway.request_validation import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, BadField, ensure_count
 from shared.api.generation import (
     ChatMessage,
     FormatKind,
@@ -89,6 +89,7 @@ def tidy(messages: object) -> object:
     """Remove fields without content. Raises BadField for parts that aren't text."""
     if not isinstance(messages, list):
         return messages
+    ensure_count("messages", messages, MAX_MESSAGES)
     return [_tidy(position, message) if isinstance(message, dict) else message for position, message in enumerate(messages)]
 
 
@@ -96,6 +97,7 @@ def to_messages(messages: tuple[ChatBodyMessage, ...]) -> tuple[ChatMessage, ...
     """Convert messages. Raises BadField."""
     if not messages:
         raise BadField("messages", "is empty")
+    ensure_count("messages", messages, MAX_MESSAGES)
     return tuple(_message(position, message) for position, message in enumerate(messages))
 
 
@@ -108,8 +110,10 @@ def _tidy(position: int, message: dict[str, object]) -> dict[str, object]:
     if tidied.get("function_call") is not None or message.get("role") == "function":
         raise _deprecated(position)
     if isinstance(calls := tidied.get("tool_calls"), list):
+        ensure_count(f"messages[{position}].tool_calls", calls, MAX_PARTS)
         tidied["tool_calls"] = [_call(call) for call in calls]
     if isinstance(content := tidied.get("content"), list):
+        ensure_count(f"messages[{position}].content", content, MAX_PARTS)
         tidied["content"] = [_part(f"messages[{position}].content[{index}]", part) for index, part in enumerate(content)]
     return tidied
 
@@ -134,6 +138,8 @@ def _message(position: int, message: ChatBodyMessage) -> ChatMessage:
         raise _deprecated(position)
     if role == "tool" and not message.tool_call_id:
         raise BadField(f"messages[{position}].tool_call_id", "is missing; it names the call that this answers")
+    ensure_count(f"messages[{position}].tool_calls", message.tool_calls, MAX_PARTS)
+    ensure_count(f"messages[{position}].content", message.content, MAX_PARTS)
     calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
     reasoning = (message.reasoning_content or message.reasoning or "") if role == "assistant" else ""
     text, images = _content(f"messages[{position}].content", message)
@@ -236,6 +242,7 @@ def chosen_tools(tools: Sequence[ToolBody], choice: ToolChoiceBody | None) -> Ch
     """Return the callable tools, and whether a call is required. Raises BadField."""
     if not tools and choice is None:
         return (), ToolChoice.AUTO
+    ensure_count("tools", tools, MAX_TOOLS)
     known = tuple(tool(body.function.name, body.function.description, body.function.parameters) for body in tools)
     match choice:
         case NamedTool(function=named):
@@ -280,6 +287,7 @@ def ensure_effort(effort: object, field: str = "reasoning_effort") -> None:
 
 def ensure_functions(tools: object) -> None:
     """Raise BadField for OpenAI's built-in tools."""
+    ensure_count("tools", tools, MAX_TOOLS)
     for position, found in enumerate(tools if isinstance(tools, list) else ()):
         if isinstance(found, dict) and found.get("type", "function") != "function":
             raise BadField(f"tools[{position}].type", "must be function; other tools are not supported")
@@ -293,6 +301,7 @@ def choose(tools: tuple[Tool, ...], choice: str | None) -> ChosenTools:
 
 def choose_of(tools: tuple[Tool, ...], names: Sequence[str], mode: str) -> ChosenTools:
     """Return the named tools. Raises BadField for an unknown name."""
+    ensure_count("tool_choice", names, MAX_TOOLS)
     for name in names:
         if not any(tool.name == name for tool in tools):
             raise BadField("tool_choice", f"names {name[:64]!r}, which is not among the tools")

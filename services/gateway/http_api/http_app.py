@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from services.gateway.callers import Callers
-from services.gateway.http_api import http_call, http_errors
+from services.gateway.http_api import body_load, http_call, http_errors
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
 from services.gateway.images import image_strings
@@ -129,6 +129,7 @@ class HttpApp:
         self._metrics = metrics
         self._exemplars = Exemplars()
         self._concurrency = PerTenantConcurrency()
+        self._turns = body_load.BodyTurns()
         self._sign_ins = AdmissionSemaphore(
             _SIGN_INS_AT_ONCE,
             of_one=_SIGN_INS_OF_ONE_ADDRESS,
@@ -233,6 +234,9 @@ class HttpApp:
         try:
             with self._memory.hold(0, call.caller.limited_as) as held:
                 await self._read_body(route, call, held)
+                if len(call.body) > body_load.SMALL_BYTES:
+                    await self._turns.take(call.caller.limited_as)
+                    body_load.ensure_few_values(call.body)
                 handling = route.handler(call)
                 await (handling if route.watches else until_disconnect(call, handling))
         except errors.AimeshError as error:

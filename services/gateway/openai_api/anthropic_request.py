@@ -9,7 +9,7 @@ from msgspec import Meta
 from services.gateway.http_api import chat_messages, request_bodies
 from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonObject, TextPart
 from services.gateway.openai_api import parameters as openai_parameters
-from services.gateway.request_validation import MAX_STOPS, BadField
+from services.gateway.request_validation import MAX_MESSAGES, MAX_PARTS, MAX_STOPS, MAX_TOOLS, BadField, ensure_count
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, MaxTokens, ReasoningEffort, Temperature, ToolCall, TopK, TopP
 from shared.types import ModelName
@@ -125,10 +125,12 @@ _ROLE_OF = {ToolUseBlock: "assistant", ToolResultBlock: "user", ThinkingBlock: "
 def read(content: bytes) -> MessagesBody:
     """Parse the body. Raises BadRequest that names the field."""
     found = openai_parameters.without(request_bodies.read_object(content), openai_parameters.MESSAGES, MessagesBody)
+    ensure_count("messages", found.get("messages"), MAX_MESSAGES)
     for name in ("system", "messages"):
         if name in found:
             found[name] = _tidy(name, found[name])
     if isinstance(tools := found.get("tools"), list):
+        ensure_count("tools", tools, MAX_TOOLS)
         found["tools"] = [_tool(index, tool) if isinstance(tool, dict) else tool for index, tool in enumerate(tools)]
     if isinstance(wanted := found.get("output_config"), dict) and wanted.get("format") is not None:
         raise BadField("output_config.format", "is not supported; for JSON, offer a tool with the schema and force its call")
@@ -137,8 +139,7 @@ def read(content: bytes) -> MessagesBody:
 
 def to_request(body: MessagesBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
-    if len(body.stop_sequences) > MAX_STOPS:
-        raise BadField("stop_sequences", f"must have at most {MAX_STOPS} entries")
+    ensure_count("stop_sequences", body.stop_sequences, MAX_STOPS)
     if not body.messages or body.messages[-1].role == "assistant":
         raise BadField("messages", "must end with a message of the user; answers cannot be prefilled")
     tools, tool_choice = _tools(body)
@@ -158,6 +159,7 @@ def _tidy(field: str, content: object) -> object:
     """Remove what has no meaning for a model from messages or blocks. Raises BadField for other blocks."""
     if not isinstance(content, list):
         return content
+    ensure_count(field, content, MAX_PARTS)
     entries = enumerate(content)
     return [
         _entry(f"{field}[{index}]", entry) for index, entry in entries if not (isinstance(entry, dict) and entry.get("type") in _SKIPPED)

@@ -11,7 +11,7 @@ from services.gateway.http_api import chat_messages, request_bodies
 from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonObject, RefusalPart, WrittenContent
 from services.gateway.openai_api import chat_request
 from services.gateway.openai_api import parameters as openai_parameters
-from services.gateway.request_validation import BadField
+from services.gateway.request_validation import MAX_MESSAGES, MAX_PARTS, BadField, ensure_count
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import (
     ChatMessage,
@@ -85,6 +85,8 @@ class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasonin
 
 Item = MessageItem | FunctionCallItem | FunctionOutputItem | ReasoningItem
 
+#: Several items, such as calls, are one message.
+MAX_ITEMS = 4 * MAX_MESSAGES
 _ITEMS = ("message", "function_call", "function_call_output", "reasoning")
 _PARTS = ("input_text", "input_image", "output_text", "refusal", "reasoning_text")
 #: Fields that clients copy from an answer, without meaning for a model.
@@ -95,6 +97,7 @@ def tidy(items: object) -> object:
     """Remove what has no meaning for a model. Raises BadField for unsupported items."""
     if not isinstance(items, list):
         return items
+    ensure_count("input", items, MAX_ITEMS)
     return [_tidy(f"input[{index}]", item) for index, item in enumerate(items)]
 
 
@@ -105,14 +108,13 @@ def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
     if isinstance(items, str):
         return (ChatMessage("user", items),)
     messages: list[ChatMessage] = []
+    #: The calls of each message.
+    calls: dict[int, list[ToolCall]] = {}
     for index, item in enumerate(items):
         match item:
             case MessageItem():
-                if item.role not in _ROLES:
-                    raise BadField(f"input[{index}].role", f"must be one of {', '.join(_ROLES)}")
-                reasoning = _pop_thoughts(messages) if item.role == "assistant" else ""
-                text, images = _content(f"input[{index}].content", item.content)
-                messages.append(ChatMessage(_ROLES[item.role], text, reasoning=reasoning, images=images))
+                reasoning = _pop_thoughts(messages) if item.role == "assistant" and len(messages) - 1 not in calls else ""
+                messages.append(_message(f"input[{index}]", item, reasoning))
             case ReasoningItem():
                 # The message after it belongs to the same turn: see ``_pop_thoughts``.
                 if thoughts := "".join(part.text for part in item.content):
@@ -121,16 +123,27 @@ def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
                 messages.append(ChatMessage("tool", _content("", item.output)[0], tool_call_id=item.call_id))
             case FunctionCallItem():
                 # Join the calls with the preceding text: they are one turn of the model.
-                previous = messages.pop() if messages and messages[-1].role == "assistant" else ChatMessage("assistant", "")
-                call = ToolCall(item.call_id, item.name, item.arguments)
-                messages.append(msgspec.structs.replace(previous, tool_calls=(*previous.tool_calls, call)))
-    return tuple(messages)
+                if not messages or messages[-1].role != "assistant":
+                    messages.append(ChatMessage("assistant", ""))
+                calls.setdefault(len(messages) - 1, []).append(ToolCall(item.call_id, item.name, item.arguments))
+    return tuple(_with_calls(message, calls.get(position)) for position, message in enumerate(messages))
+
+
+def _with_calls(message: ChatMessage, calls: list[ToolCall] | None) -> ChatMessage:
+    return message if calls is None else msgspec.structs.replace(message, tool_calls=tuple(calls))
+
+
+def _message(field: str, item: MessageItem, reasoning: str) -> ChatMessage:
+    if item.role not in _ROLES:
+        raise BadField(f"{field}.role", f"must be one of {', '.join(_ROLES)}")
+    text, images = _content(f"{field}.content", item.content)
+    return ChatMessage(_ROLES[item.role], text, reasoning=reasoning, images=images)
 
 
 def _pop_thoughts(messages: list[ChatMessage]) -> str:
     """Remove the last message if it only has thoughts, and return them."""
     last = messages[-1] if messages else ChatMessage("", "")
-    if not last.reasoning or last.content or last.tool_calls:
+    if not last.reasoning or last.content:
         return ""
     return messages.pop().reasoning
 
@@ -146,6 +159,7 @@ def _tidy(field: str, item: object) -> object:
     tidied = {name: value for name, value in item.items() if value is not None and name not in _SILENT}
     for name in ("content", "output"):
         if isinstance(parts := tidied.get(name), list):
+            ensure_count(f"{field}.{name}", parts, MAX_PARTS)
             tidied[name] = [_part(f"{field}.{name}[{index}]", part) for index, part in enumerate(parts)]
     return {**tidied, "type": kind}
 

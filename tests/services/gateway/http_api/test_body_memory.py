@@ -87,6 +87,7 @@ async def service() -> AsyncIterator[RunningService]:
 @pytest.fixture
 def no_collector() -> Iterator[None]:
     gc.collect()
+    gc.freeze()  # what other tests have left
     gc.disable()
     yield
     gc.set_debug(0)
