@@ -140,27 +140,27 @@ class Announcements:
         metrics.queue_depth.labels(model=model).set(status.queued)
         if is_new and self.backend is not None and self.backend.has_engines:
             look = partial(self.backend.figures, model)
-            for gauge, labels, name in self._figures():
-                gauge.labels(model=model, **labels).set_function(partial(_figure, look, name))
+            for gauge, name in self._figures():
+                gauge.labels(model=model).set_function(partial(_figure, look, name))
 
     def _forget(self, model: ModelName) -> None:
         metrics = self._node.metrics
         self._measured.discard(model)
-        for gauge in (metrics.worker_up, metrics.worker_slots, metrics.queue_depth, *(gauge for gauge, _, _ in self._figures())):
+        for gauge in (metrics.worker_up, metrics.worker_slots, metrics.queue_depth, *(gauge for gauge, _ in self._figures())):
             gauge.remove_by_labels({"model": model})
 
-    def _figures(self) -> tuple[tuple[Gauge, dict[str, str], str], ...]:
-        """Return the gauges of an engine's figures, with more labels and the figure."""
+    def _figures(self) -> tuple[tuple[Gauge, str], ...]:
+        """Return the gauges of an engine's figures."""
         metrics = self._node.metrics
         return (
-            (metrics.engine_overhead, {}, "overhead"),
-            (metrics.engine_step_seconds, {}, "step_seconds"),
-            (metrics.engine_tokens_per_second, {}, "tokens_per_second"),
-            (metrics.model_cpu_seconds, {}, "cpu_seconds"),
-            (metrics.model_memory, {"type": "ram"}, "ram_bytes"),
-            (metrics.model_memory, {"type": "vram"}, "vram_bytes"),
-            (metrics.prompt_cache_bytes, {}, "cache_bytes"),
-            (metrics.prompt_cache_hits, {}, "cache_hits"),
+            (metrics.engine_overhead, "overhead"),
+            (metrics.engine_step_seconds, "step_seconds"),
+            (metrics.engine_tokens_per_second, "tokens_per_second"),
+            (metrics.model_cpu_seconds, "cpu_seconds"),
+            (metrics.model_memory, "ram_bytes"),
+            (metrics.model_vram, "vram_bytes"),
+            (metrics.prompt_cache_bytes, "cache_bytes"),
+            (metrics.prompt_cache_hits, "cache_hits"),
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractAsyncContextManager
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -45,6 +45,13 @@ _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('aimesh.leader.' || cu
 #: "on" for a standby, and if an administrator or provider has set it.
 _ONLY_READS = "SELECT current_setting('transaction_read_only')"
 _CONNECTIONS = "SELECT (SELECT sum(numbackends) FROM pg_stat_database) AS used, current_setting('max_connections') AS most"
+#: Reads no rows, only the lengths of files. It waits for a table that is being rebuilt, until its deadline.
+_SIZE = """
+SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class
+WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'm')
+"""
+_SIZE_SECONDS = 5.0
+_SIZE_EVERY_SECONDS = 300.0
 #: Unread notifications. When the queue is full they are dropped, and the reader learns that it missed some.
 _UNREAD_NOTIFICATIONS = 1000
 #: ``shared.node`` allows 2 s for all checks of a service together. If PostgreSQL hangs, closing the connection takes 0.5 s more.
@@ -154,11 +161,15 @@ class Database:
                 of_replica = ServerPlace(server_sessions.standby_url(replica.url), schema)
                 standby = cls(of_replica, await stack.enter_async_context(_pool(of_replica, pool_size)), named)
                 found._replica = ReplicaReads(replica, found._connection, standby._connection, reports)
-                tasks = asyncio.TaskGroup()
-                await tasks.__aenter__()
-                # A callback, so that the TaskGroup does not wrap the block's own errors in an ExceptionGroup.
-                stack.push_async_callback(tasks.__aexit__, None, None, None)
-                stack.callback(tasks.create_task(found._replica.watch()).cancel)
+            watches = [] if reports is None else [found._watch_size(reports)]
+            if found._replica is not None:
+                watches.append(found._replica.watch())
+            tasks = asyncio.TaskGroup()
+            await tasks.__aenter__()
+            # A callback, so that the TaskGroup does not wrap the block's own errors in an ExceptionGroup.
+            stack.push_async_callback(tasks.__aexit__, None, None, None)
+            for watch in watches:
+                stack.callback(tasks.create_task(watch).cancel)
             yield found
 
     async def row(self, query: str, *args: object, deadline_seconds: float = 5) -> DatabaseRow | None:
@@ -241,6 +252,15 @@ class Database:
             return Check("postgresql", ok=False, detail=f"{error.message} ({_reason(error.__cause__)}); {error.hint}")
         pool = f"{self._pool.get_size() - self._pool.get_idle_size()} of {self._pool.get_max_size()} by this service"
         return Check("postgresql", ok=True, detail=f"connections in use: {server['used']} of {server['most']}; {pool}")
+
+    async def _watch_size(self, reports: DatabaseReports) -> NoReturn:
+        while True:
+            size = None
+            with contextlib.suppress(errors.Unavailable, asyncpg.PostgresError, *_LOST_ITS_PLACE):
+                async with self._connection(_SIZE_SECONDS) as connection:
+                    size = await connection.fetchval(_SIZE)
+            reports.size(self._place.schema, size)
+            await asyncio.sleep(_SIZE_EVERY_SECONDS)
 
     async def _ask(self, query: str, deadline_seconds: float, ask: Callable[[Transaction], Awaitable[T]]) -> T:
         only_reads = self._queries[query].only_reads

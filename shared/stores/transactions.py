@@ -33,6 +33,9 @@ class DatabaseReports(Protocol):
     def pool(self, read: Callable[[], tuple[int, int, int]]) -> None:
         """``read`` returns how many connections are used and open, and may be open."""
 
+    def size(self, schema: str, stored_bytes: int | None) -> None:
+        """The tables and indexes of the schema take so much of the disk; None while PostgreSQL does not tell."""
+
     def changed(self, state: str, detail: str) -> None:
         """The replica's state; ``detail`` is empty if it answers."""
 

@@ -1,5 +1,6 @@
 """Exports what a service's database does, and logs when its replica begins or ends to answer."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -19,6 +20,9 @@ class DatabaseMetrics:
     def pool(self, read: Callable[[], tuple[int, int, int]]) -> None:
         for place, state in enumerate(("used", "open", "most")):
             self._metrics.database_connections.labels(state=state).set_function(partial(_read, read, place))
+
+    def size(self, schema: str, stored_bytes: int | None) -> None:
+        self._metrics.database_bytes.labels(schema=schema).set(math.nan if stored_bytes is None else stored_bytes)
 
     def changed(self, state: str, detail: str) -> None:
         if detail:

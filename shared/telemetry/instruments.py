@@ -79,6 +79,13 @@ DATABASE_QUERY_SECONDS = histogram(
 DATABASE_CONNECTIONS = gauge(
     "ai_platform_database_connections", "Connections to PostgreSQL: used now, open, and the most (DATABASE_POOL)", ("state",)
 )
+DATABASE_BYTES = gauge(
+    "ai_platform_database_bytes",
+    "Disk space of the tables and indexes in this service's schema, read every 5 minutes; NaN while PostgreSQL does not tell. Each replica"
+    " reports it: take the maximum by schema",
+    ("schema",),
+    unit="bytes",
+)
 DATABASE_READS = counter(
     "ai_platform_database_reads_total",
     "Queries marked for a replica, by who answered: replica, or primary with the reason, such as primary_behind or primary_own_write",
@@ -387,8 +394,14 @@ MODEL_CPU_SECONDS = gauge(
 )
 MODEL_MEMORY = gauge(
     "ai_platform_model_memory_bytes",
-    "Memory of a model by type: ram is what its engines use, and vram what their plan takes of the GPUs",
-    ("model", "type"),
+    "RAM that the running engines of a model use",
+    ("model",),
+    unit="bytes",
+)
+MODEL_VRAM = gauge(
+    "ai_platform_model_vram_bytes",
+    "GPU memory of a loaded model: weights, context and buffers as the worker planned them, not as measured; 0 on a processor",
+    ("model",),
     unit="bytes",
 )
 PROMPT_CACHE_BYTES = gauge(

@@ -72,9 +72,11 @@ WORKERS = Dashboard(
         ),
         lines(
             "Model memory",
-            "RAM that the engines use, and GPU memory that they plan to",
+            "RAM that the engines use, and GPU memory as the worker planned it",
             PanelUnit.BYTES,
-            "sum by (node, model, type) (ai_platform_model_memory_bytes)",
+            "sum by (node, model) (ai_platform_model_memory_bytes)",
+            "{{node}} {{model}} RAM",
+            PanelQuery("sum by (node, model) (ai_platform_model_vram_bytes)", "{{node}} {{model}} GPU"),
         ),
         lines(
             "Prompt cache",
@@ -131,7 +133,7 @@ WORKERS = Dashboard(
 MESH = Dashboard(
     board=DashboardName.MESH,
     title="Mesh",
-    help="Nodes, their connections and latency, and lost data.",
+    help="Nodes, their connections and latency, the database, and lost data.",
     panels=(
         stat("Nodes", "Live nodes", PanelUnit.NUMBER, "sum(ai_platform_node_up)"),
         stat(
@@ -180,6 +182,30 @@ MESH = Dashboard(
             "Of Hyperswarm, by node",
             PanelUnit.PER_SECOND,
             rate("ai_platform_sidecar_restarts_total", "node"),
+            width=THIRD,
+        ),
+        lines(
+            "Database latency, p95",
+            "Duration of a statement, by service",
+            PanelUnit.SECONDS,
+            quantile(0.95, "ai_platform_database_query_seconds", "service"),
+            width=THIRD,
+        ),
+        lines(
+            "Database connections",
+            "Share of each node's pool (DATABASE_POOL) in use",
+            PanelUnit.SHARE,
+            'sum by (service, node) (ai_platform_database_connections{state="used"})'
+            ' / sum by (service, node) (ai_platform_database_connections{state="most"})',
+            bad_from=1,
+            width=THIRD,
+        ),
+        lines(
+            "Database size",
+            "Tables and indexes on disk, by schema",
+            PanelUnit.BYTES,
+            "max by (schema) (ai_platform_database_bytes)",
+            stacked=True,
             width=THIRD,
         ),
         lines(

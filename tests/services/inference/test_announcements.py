@@ -85,8 +85,8 @@ async def test_removed_model_leaves_no_gauges() -> None:
     assert 'ai_platform_worker_up{model="echo"' in exposed(node)
     for line in (
         'model_cpu_seconds{model="echo"} 1.5',
-        'model_memory_bytes{model="echo",type="ram"} 2.0',
-        'model_memory_bytes{model="echo",type="vram"} 3.0',
+        'model_memory_bytes{model="echo"} 2.0',
+        'model_vram_bytes{model="echo"} 3.0',
         'prompt_cache_bytes{model="echo"} 4.0',
         'prompt_cache_hits{model="echo"} 5.0',
     ):
@@ -96,7 +96,7 @@ async def test_removed_model_leaves_no_gauges() -> None:
     await until(lambda: node.offers[-1].models == ())
     assert 'ai_platform_worker_up{model="echo"' not in exposed(node)
     assert 'ai_platform_worker_slots{model="echo"' not in exposed(node)
-    assert [line for line in exposed(node).splitlines() if "model_memory_bytes{" in line or "cache_hits{" in line] == []
+    assert [line for line in exposed(node).splitlines() if "_bytes{" in line or "cache_hits{" in line] == []
 
 
 async def test_adapters_are_offered_and_share_the_slots_of_their_model() -> None:

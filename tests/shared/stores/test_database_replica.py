@@ -68,6 +68,7 @@ class Reports:
         self.reads: Counter[str] = Counter()
         self.lag_seconds = 0.0
         self.statements = 0
+        self.sizes: list[tuple[str, int | None]] = []
         self.connections: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
 
     def took(self, seconds: float) -> None:
@@ -75,6 +76,9 @@ class Reports:
 
     def pool(self, read: Callable[[], tuple[int, int, int]]) -> None:
         self.connections = read
+
+    def size(self, schema: str, stored_bytes: int | None) -> None:
+        self.sizes.append((schema, stored_bytes))
 
     def changed(self, state: str, detail: str) -> None:
         assert bool(detail) is (state != ReplicaState.USED)

@@ -56,6 +56,7 @@ BOUNDED = {
     "job",
     "site",
     "role",
+    "schema",
 }
 
 

@@ -1,4 +1,4 @@
-"""Which replica gets a job."""
+"""Which replica gets a job, and what they take together."""
 
 import asyncio
 from dataclasses import replace
@@ -83,3 +83,14 @@ async def test_few_prefixes_are_remembered(site: Site) -> None:
     assert len(replica.prefixes) == MAX_PREFIXES
     assert replica.known([(3).to_bytes(4, "big")]) == 0
     assert replica.known([(7).to_bytes(4, "big"), b"unknown"]) == 1
+
+
+@pytest.mark.parametrize(("gpus", "planned"), [((2**40,), 8), ((), 0)])
+async def test_replicas_show_the_gpu_memory_that_their_plan_takes(site: Site, gpus: tuple[int, ...], planned: int) -> None:
+    site.gpus = gpus
+    async with site.backend(site.entry(A, replicas=2), budget=2**40) as backend:
+        assert backend.figures(A).vram_bytes == 0
+        await ask(backend, "hi")
+        assert backend.figures(A).vram_bytes == planned
+        await backend.unload(A)
+        await until(lambda: backend.figures(A).vram_bytes == 0)
