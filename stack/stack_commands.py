@@ -194,7 +194,7 @@ def replica(
         return
     click.echo(str(folder / replica_folder.ENVIRONMENT))
     moved = f"tar -C {folder} -c . | ssh HOST 'mkdir -p {place} && tar -C {place} -x'"
-    printing.note(f"This folder has secrets. Move it over SSH only, then delete it here: {moved}")
+    printing.note(f"This folder has secrets. To move it to another machine, over SSH only: {moved} && rm -r {folder}")
     printing.note(f"To start the replica: set -a; . {place / replica_folder.ENVIRONMENT}; set +a; python -m services.{service}")
     if planned.on_this_machine:
         names = printing.names(planned.on_this_machine)

@@ -24,7 +24,7 @@ _OWN = {KEY: "node.nk", "RECOVERY_LOG_DIR": "recovery_log", "AUDIT_ANCHOR_FILE":
 _LEFT_OUT = frozenset({"ADMIN_PASSWORD_FILE", "ADMIN_API_KEY_FILE", "NODE_BINARY", "REPLICA_CHECK"})
 #: The mesh's metrics are also on the service's own port.
 _CHANGED = {"PROMETHEUS_PORT": "0"}
-_SERVERS = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "GATEWAY_URL")
+_SERVERS = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "GATEWAY_URL", "DHT_BOOTSTRAP")
 _HEADER = "# Settings of a replica, made by `aicli stack replica`. The files beside it are secrets.\n"
 
 
@@ -87,7 +87,8 @@ def _read(name: str, path: Path) -> bytes:
 
 
 def _is_local(url: str) -> bool:
-    host = urlsplit(url.split(",", maxsplit=1)[0]).hostname
+    first = url.split(",", maxsplit=1)[0]
+    host = urlsplit(first if "://" in first else f"//{first}").hostname
     return host is None or host in addresses.LOOPBACK
 
 

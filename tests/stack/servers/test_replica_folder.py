@@ -62,12 +62,13 @@ def test_secrets_and_keys_are_in_private_files_and_paths_are_those_of_the_other_
 @pytest.mark.parametrize(
     ("settings", "only_here"),
     [
-        ({}, ("NATS_URL", "DATABASE_URL", "REDIS_URL")),
+        ({}, ("NATS_URL", "DATABASE_URL", "REDIS_URL", "DHT_BOOTSTRAP")),
         (
             {
                 "NATS_URL": "tls://a.example.org,tls://b.example.org",
                 "DATABASE_URL": "postgresql://me:x@db1,db2/aimesh",
                 "REDIS_URL": "rediss://c.example.org",
+                "DHT_HOST": "mesh.example.org",
             },
             (),
         ),
