@@ -16,6 +16,8 @@ MAX_NESTED, MAX_TEXTS = 16_384, 65_536
 #: Pauses after a large body, as multiples of the time that it took: one tenant's bodies take at most a quarter of the loop's time, and all
 #: together half.
 TENANT_PAUSE, ALL_PAUSE = 3.0, 1.0
+#: No body takes longer; the rest of a longer time is a process that was suspended.
+_MAX_SECONDS = 1.0
 #: ``RequestMemory`` bounds how many wait.
 TURN_SECONDS = 20.0
 
@@ -68,7 +70,7 @@ class BodyTurns:
 
     def _pause(self, tenant: TenantId, began: float) -> None:
         loop = asyncio.get_running_loop()
-        took = loop.time() - began
+        took = min(loop.time() - began, _MAX_SECONDS)
         loop.call_later(ALL_PAUSE * took, self._all.release)
         loop.call_later(TENANT_PAUSE * took, self._end, tenant)
 
