@@ -1,6 +1,7 @@
 """Replicas made by `aicli stack replica` serve without the first machine, also after a restart of NATS, and none starts incomplete."""
 
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ async def test_replicas_serve_without_the_first_auth_after_nats_restarted(stack:
         for second in seconds:
             await second.ready()
         async with without_its_auth(stack):
+            killed_at = time.monotonic()
             await stack.restarted("nats", await stack.kill("nats"))
             async with people.api_client(stack) as client:
 
@@ -52,6 +54,7 @@ async def test_replicas_serve_without_the_first_auth_after_nats_restarted(stack:
                     return bool(await client.register("probe"))
 
                 await until(registers, seconds=30, what="somebody can register", ignoring=(errors.AimeshError,))
+                print(f"OUTAGE nats, without the first auth: {time.monotonic() - killed_at:.1f} s until somebody can register")
                 for number in range(REGISTRATIONS):
                     await client.register(f"ann{number}")
                 for _ in range(TICKETS):
