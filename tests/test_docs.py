@@ -7,19 +7,22 @@ import itertools
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 import yaml
 
 from cli import main as cli_main
 from cli.output.option_values import NumberTakingCommand
 from services.gateway.limits import tiers
+from services.gateway.settings import GatewaySettings
 from services.inference.settings import InferenceSettings
+from services.metrics.scaling.snapshot_reader import GATEWAY_SERIES
 from shared import api, config, node
 from shared.api.method import Method, StreamMethod
 from shared.telemetry import instruments
@@ -27,6 +30,7 @@ from shared.types import SERVICE_NAMES, Tier
 from stack import settings as stack_settings
 from stack.servers import replica_folder
 from tools import docs, reference
+from tools.boards import usage
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("services/*/README.md")])
@@ -443,6 +447,41 @@ def test_paths_and_names_in_the_feature_list_exist() -> None:
     named = [(row, name) for row in rows for name in re.findall(r"`([^`]+)`", row.where)]
     assert len(named) > 200
     assert not [f"spec.md:{row.line}: `{name}`: {why}" for row, name in named if (why := missing_name(name))]
+
+
+def _free_credits_buy_a_billion_tokens() -> bool:
+    [price] = [field.default for field in msgspec.structs.fields(GatewaySettings) if field.name == "price_per_input_token"]
+    return tiers.DEFAULTS[Tier.FREE].credits == 10**9 * price
+
+
+def _example_models() -> list[str]:
+    files = [
+        str(entry["file"]).lower() for entry in yaml.safe_load((ROOT / "deploy/models.example.yaml").read_text(encoding="utf-8"))["models"]
+    ]
+    return [name for name in ("llama-2", "mistral", "codellama", "starcoder", "yi-") if any(name in file for file in files)]
+
+
+def _chart(file: str = "") -> str:
+    return "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "deploy/helm/ai-inference").glob(file or "templates/*")))
+
+
+#: Each row has these words exactly as long as the code is so.
+CLAIMS: dict[tuple[str, str], Callable[[], bool]] = {
+    ("`PRICING`, `TIERS`", "100,000 pay for a billion input tokens"): _free_credits_buy_a_billion_tokens,
+    ("LLM inference service", "only Mistral 7B has an entry"): lambda: _example_models() == ["mistral"],
+    ("Model services", "StatefulSets"): lambda: '"kind" "StatefulSet"' in _chart("templates/pools.yaml"),
+    ("GPU-aware scheduling", "each pool of the chart has `nodeSelector`"): lambda: "poolDefaults.nodeSelector" in _chart("README.md"),
+    ("Managed Prometheus", "add a PodMonitoring"): lambda: "PodMonitoring" not in _chart(),
+    ("Dashboards: health", "without a row per model"): lambda: not any("model" in panel.title for panel in usage.SERVICE_LEVEL.panels),
+    ("Auto-scaling triggers", "the time to first text, not that of"): lambda: f"{instruments.TTFT_SECONDS.name}_sum" in GATEWAY_SERIES,
+    ("Metrics: database", "`ai_platform_database_bytes`"): lambda: instruments.DATABASE_BYTES in instruments.ALL,
+}
+
+
+@pytest.mark.parametrize(("feature", "words"), CLAIMS, ids=lambda value: value)
+def test_a_row_of_the_feature_list_claims_no_more_than_the_code_does(feature: str, words: str) -> None:
+    [row] = [row for row in features(FEATURES.read_text(encoding="utf-8")) if row.name.startswith(feature)]
+    assert (words in row.where) is CLAIMS[feature, words](), f"spec.md:{row.line}: {words!r}"
 
 
 @pytest.mark.parametrize(
