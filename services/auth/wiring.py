@@ -11,7 +11,8 @@ from services.auth.accounts.account_store import AccountStore
 from services.auth.accounts.api_key_rpc import ApiKeyRpc
 from services.auth.accounts.colleague_rpc import ColleagueRpc
 from services.auth.accounts.colleague_store import ColleagueStore
-from services.auth.accounts.notices import Notices, NoticeStore
+from services.auth.accounts.notice_store import NoticeStore
+from services.auth.accounts.notices import Notices
 from services.auth.accounts.password_changes import PasswordChanges
 from services.auth.accounts.profile import ProfileRpc
 from services.auth.accounts.request_limits import MailLimits, RegistrationLimits

@@ -5,99 +5,33 @@ them if that one fails. A replica that dies between the mail and its note sends 
 """
 
 import hashlib
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from services.auth import mail_texts
+from services.auth.accounts.notice_store import KEY_BATCH, DueNotice, ExpiringKey, NoticeKind, NoticeStore, SignIn
 from services.auth.mail_texts import AccountMail
 from services.auth.session_opening import CompleteLogin
-from services.auth.store import AuthTables
 from shared.mail import mailer
 from shared.mail.letters import Letter
 from shared.mail.mailer import Mailer, MailSink
 from shared.mail.smtp_delivery import NotDeliveredError
 from shared.node import lifecycle
-from shared.stores.database import Transaction
 from shared.telemetry import logs
-from shared.types import UserId
 
-#: How long before its end a key is announced.
-EXPIRING_DAYS = 7
-#: Of new accounts: registration signs in at once.
-NEW_ACCOUNT_SECONDS = 600
-#: Per user and hour, because a thief of a password could fill the mailbox by signing in.
-MAX_SIGN_INS = 10
+if TYPE_CHECKING:
+    from shared.stores.database import Transaction
+
 _EVERY_SECONDS = 30
 #: Per round and replica; the next round sends the rest.
 MAX_MAILS = 100
-#: Keys per statement, and statements per round.
-KEY_BATCH, _MAX_BATCHES = 500, 20
-#: Until the second try, much longer than a delivery; doubles after each try. The last one is after 21 hours.
-RETRY_SECONDS = 300.0
+#: Statements per round.
+_MAX_BATCHES = 20
 MAX_TRIES = 9
 
 _log = logs.get(part="notices")
-
-
-class NoticeKind(StrEnum):
-    SIGN_IN = "sign_in"
-    KEY_EXPIRES = "key_expires"
-
-
-class SignIn(msgspec.Struct, frozen=True):
-    at: datetime
-    address: str
-    agent: str
-
-
-class ExpiringKey(msgspec.Struct, frozen=True):
-    name: str
-    preview: str
-    expires_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class DueNotice:
-    user_id: UserId
-    kind: NoticeKind
-    subject: str
-    #: JSON, by kind.
-    details: str
-    #: Including the one to come.
-    tries: int
-    username: str
-    email: str
-    #: False if the account was closed or the user switched mails off since.
-    is_wanted: bool
-
-
-class NoticeStore(AuthTables):
-    """Every method may raise Unavailable."""
-
-    async def add_sign_in(self, transaction: Transaction, user_id: UserId, subject: str, sign_in: SignIn) -> None:
-        details = msgspec.json.encode(sign_in).decode()
-        await transaction.run("add_sign_in_notice", user_id, subject, details, NEW_ACCOUNT_SECONDS, MAX_SIGN_INS)
-
-    async def add_expiring_keys(self) -> int:
-        """Return how many keys were searched, at most KEY_BATCH. Each is searched once, by one replica."""
-        return int(await self._db.value("add_key_notices", EXPIRING_DAYS, KEY_BATCH))
-
-    async def take(self) -> DueNotice | None:
-        """Return a notice that no other replica has. It is due again later, unless ``end`` is called."""
-        # Not the kinds of a later release, whose replicas may run beside this one.
-        row = await self._db.row("take_notice", RETRY_SECONDS, list(NoticeKind))
-        if row is None:
-            return None
-        return DueNotice(
-            UserId(row["user_id"]), NoticeKind(row["kind"]), row["subject"], row["details"], row["tries"], row["username"], row["email"],
-            row["is_wanted"],
-        )  # fmt: skip
-
-    async def end(self, notice: DueNotice, *, is_sent: bool) -> None:
-        await self._db.run("end_notice", notice.user_id, notice.kind, notice.subject, is_sent)
 
 
 class Notices:
@@ -109,7 +43,7 @@ class Notices:
         self._sink = sink
         self._settings_page = settings_page
 
-    async def note_login(self, transaction: Transaction, login: CompleteLogin) -> None:
+    async def note_login(self, transaction: "Transaction", login: CompleteLogin) -> None:
         """Add a notice in the transaction of the login, so that none is lost."""
         if not login.is_new_browser:
             return

@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from services.auth.accounts import notices
+from services.auth.accounts import notice_store, notices
 from services.auth.accounts.notices import Notices
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
@@ -149,9 +149,9 @@ async def test_registering_and_switching_off_mail_nothing(mesh: Mesh) -> None:
 
 async def test_sign_ins_cannot_fill_a_mailbox(mesh: Mesh) -> None:
     await mesh.registered()
-    for _ in range(notices.MAX_SIGN_INS + 3):
+    for _ in range(notice_store.MAX_SIGN_INS + 3):
         await mesh.api_client.browse()
-    assert await mesh.send() == [SIGN_IN] * notices.MAX_SIGN_INS
+    assert await mesh.send() == [SIGN_IN] * notice_store.MAX_SIGN_INS
 
 
 async def test_a_key_is_announced_once_seven_days_ahead(mesh: Mesh) -> None:
@@ -233,6 +233,6 @@ async def test_keys_are_found_by_the_index(mesh: Mesh) -> None:
     )
     await mesh.sql("ANALYZE api_keys")
     query = mesh.replicas[0].parts.store._db._queries["add_key_notices"].text
-    plan = "\n".join(row[0] for row in await mesh.sql(f"EXPLAIN {query}", notices.EXPIRING_DAYS, notices.KEY_BATCH))
+    plan = "\n".join(row[0] for row in await mesh.sql(f"EXPLAIN {query}", notice_store.EXPIRING_DAYS, notice_store.KEY_BATCH))
     assert "api_keys_expiring" in plan
     assert "Seq Scan on api_keys" not in plan
