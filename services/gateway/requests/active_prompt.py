@@ -32,7 +32,7 @@ class ActivePrompt(ActiveAnswer):
 
     def __init__(self, request: ActiveRequest, admitted: AdmittedRequest[inference.ProcessPrompt], open_answers: OpenAnswers) -> None:
         super().__init__(request, admitted, open_answers)
-        self._prompt = admitted.calls[0].call.prompt
+        self._calls = admitted.calls
         self._prompt_tokens = 0
         self._tokens = self._reasoning_tokens = 0
         self._generation: Generation | None = None
@@ -158,10 +158,14 @@ class ActivePrompt(ActiveAnswer):
     def has_prompt_count(self) -> bool:
         return self._prompt_tokens > 0
 
+    def _least_prompt_tokens(self) -> int:
+        # The targets get the same prompt.
+        return min((request_validation.least_prompt_tokens(target.call.prompt) for target in self._calls[:1]), default=0)
+
     def usage(self) -> Usage:
         """Count output by the received token ids rather than the worker's claim."""
         # Don't trust a claim above the bound. Without token ids, the prompt is counted at the end of the answer, if it comes.
-        claimed_prompt = self._prompt_tokens if self.has_prompt_count else request_validation.least_prompt_tokens(self._prompt)
+        claimed_prompt = self._prompt_tokens if self.has_prompt_count else self._least_prompt_tokens()
         prompt_tokens = min(claimed_prompt, self.admission.most_prompt_tokens)
         if self._generation is None:
             # Without token ids, a chunk has at least one token.

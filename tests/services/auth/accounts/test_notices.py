@@ -176,6 +176,7 @@ async def test_a_key_is_announced_once_seven_days_ahead(mesh: Mesh) -> None:
 
 async def test_a_round_has_a_bound_and_the_next_one_does_the_rest(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notices, "KEY_BATCH", 2)
+    monkeypatch.setattr(notice_store, "KEY_BATCH", 2)
     monkeypatch.setattr(notices, "_MAX_BATCHES", 2)
     monkeypatch.setattr(notices, "MAX_MAILS", 3)
     await mesh.registered()
