@@ -4,6 +4,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,15 @@ AT_A_HOST = re.compile(
     r"/(?P<owner>[\w.$-]+)"
 )
 CHART = re.compile(r"\boci://(?P<address>[^\s\"'`]+)")
+#: A chart of a repository that a page adds.
+HELM = re.compile(r"\bhelm (?:install|upgrade|template|pull|push|show [a-z]+|repo add)[ ]+(?P<words>[^\n`;|&]+)")
 IMAGE = re.compile(
     r"(?:^|[\s{,])image: *[\"']?(?P<image>(?:\$\{[^}]*\}|[^\s\"',}])+)|^(?:FROM|ARG [A-Z]+=)\s*(?P<base>\S+:\S+)", re.MULTILINE
 )
 RUN = re.compile(r"\b(?:docker|podman) (?:run|pull|push|create|buildx? .*?(?:--tag|-t))[ ]+(?P<words>[^\n`;|&]+)")
 
 
+@cache
 def ours() -> set[str]:
     """Return the names of our distributions, and the names that they had or that a reader would guess."""
     names = {"aimesh", "aicli"}
@@ -111,8 +115,11 @@ def images_in(path: str, text: str) -> Iterator[str]:
         if ":" in image or not path.endswith(".md"):
             yield image
     for match in RUN.finditer(text):
-        # Not a mapping of ports or folders.
-        yield from (word.strip('"') for word in match["words"].split() if re.fullmatch(r"[\"a-z$][\w./${}()?:-]*:[\w.]+\"?", word))
+        for word in (each.strip('"') for each in match["words"].split()):
+            owner, slash, _ = word.partition("/")
+            # With a tag, and no mapping of ports or folders; or ours without one.
+            if re.fullmatch(r"[a-z$][\w./${}()?:-]*:[\w.]+", word) or (slash and owner in ours()):
+                yield word
 
 
 def test_no_command_installs_an_unknown_package_from_an_index() -> None:
@@ -127,6 +134,8 @@ def test_no_address_has_an_unknown_owner() -> None:
             address = f"{match['host']}/{match['owner']}"
             if match["owner"] in ours() or not (match["host"] in SOURCE or address in OWNERS or match["owner"].startswith(("$", "OWNER"))):
                 wrong.add(f"{path}: {address}")
+        repositories = (word for match in HELM.finditer(text) for word in match["words"].split())
+        wrong |= {f"{path}: {word}" for word in repositories if re.fullmatch(r"https?://\S+|[a-z][\w-]*/[\w-]+", word)}
         wrong |= {f"{path}: oci://{match['address']}" for match in CHART.finditer(text) if not is_allowed_chart(match["address"])}
     assert not wrong, "\n" + "\n".join(sorted(wrong))
 
@@ -185,6 +194,8 @@ def test_no_package_of_ours_can_be_published_by_accident() -> None:
         ("npx --yes @a/b@1", ["@a/b"]),
         ('(python, "-m", "pip", "install", "--no-deps", "left-pad")', ["left-pad"]),
         ("npm install ./sdk/javascript", []),
+        ("aimesh/bin/pip install --require-hashes -r requirements-client.txt", []),
+        ("pip install 'aimesh_server>=1'", ["aimesh_server"]),
     ],
 )
 def test_names_are_found_in_commands(text: str, names: list[str]) -> None:
