@@ -68,6 +68,17 @@ class NewUser:
         return Path(self.environment["AIMESH_HOME"])
 
 
+def kept_environment() -> dict[str, str]:
+    """Return what a user's shell has: caches, settings of pip and npm, and the system's PATH, without an activated environment."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEEP or name.startswith(("PIP_", "NPM_CONFIG_", "npm_config_", "SSL_", "HTTP", "CMAKE_"))
+    }
+    path = (part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "activate").exists())
+    return {**kept, "PATH": os.pathsep.join(path)}
+
+
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewUser]:
     folder = tmp_path_factory.mktemp("new-user") / "aimesh"
@@ -78,19 +89,12 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewUser]:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in _KEEP or name.startswith(("PIP_", "NPM_CONFIG_", "npm_config_", "SSL_", "HTTP", "CMAKE_"))
-    }
     own = {
-        # The system's PATH, without an activated environment.
-        "PATH": os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "activate").exists()),
         "XDG_CONFIG_HOME": str(folder.parent / "config"),
         "AIMESH_HOME": str(folder / ".aimesh"),
         **stacks.free_ports(),
     }
-    person = NewUser(folder, {**kept, **own})
+    person = NewUser(folder, {**kept_environment(), **own})
     yield person
     person.types("make down")
     shutil.rmtree(folder, ignore_errors=True)

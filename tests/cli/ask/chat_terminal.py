@@ -32,9 +32,9 @@ class ChatTerminal:
     raw: str = ""
     _seen: int = 0
 
-    def sees(self, text: str) -> str:
+    def sees(self, text: str, seconds: float = SECONDS) -> str:
         """Wait for ``text`` after what the user has already seen, and return what came before it."""
-        until = time.monotonic() + SECONDS
+        until = time.monotonic() + seconds
         while (found := self._text.find(text, self._seen)) < 0:
             assert time.monotonic() < until, f"no {text!r} in {self._text[self._seen :]!r}"
             assert self._read(), f"the program ended without {text!r}: {self._text[self._seen :]!r}"
@@ -74,12 +74,19 @@ class ChatTerminal:
 def chatting(
     command: Sequence[str], environment: Mapping[str, str], folder: Path = ROOT, python: str = sys.executable
 ) -> Iterator[ChatTerminal]:
+    with running([python, "-m", *command], environment, folder) as terminal:
+        yield terminal
+
+
+@contextmanager
+def running(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Iterator[ChatTerminal]:
+    """Run any program on a terminal."""
     descriptor, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     # No cursor position requests: nothing here answers them.
-    variables = {**environment, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+    variables = {"PATH": os.environ["PATH"], **environment, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "LANG": "C.UTF-8"}
     # Under nohup, the program would inherit that SIGHUP is ignored.
-    started = ["env", "--default-signal=HUP", "setsid", "--ctty", "--wait", python, "-m", *command]
+    started = ["env", "--default-signal=HUP", "setsid", "--ctty", "--wait", *command]
     process = subprocess.Popen(started, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=variables)
     os.close(theirs)
     try:
