@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from services.metrics.alerting.rules import objectives
 from shared.types import RequestId, UserId
@@ -81,6 +82,13 @@ def availability(calls: Sequence[Call]) -> tuple[float, float]:
     return 1 - len(failed) / len(requests), 1 - len(twice) / len(requests)
 
 
+def longest_outage(calls: Sequence[Call]) -> float:
+    """Return the longest time in which no request was answered."""
+    answered = sorted(call.ended for call in calls if call.succeeded)
+    times = [min(call.began for call in calls), *answered, max(call.ended for call in calls)]
+    return max(after - before for before, after in pairwise(times))
+
+
 def service_level(calls: Sequence[Call]) -> str:
     """Describe the mesh's two objectives: whole answers take less than 5 s on average, and the share of requests that did not fail."""
     waits = [call.pieces[0].at - call.began for call in calls if call.pieces]
@@ -91,7 +99,8 @@ def service_level(calls: Sequence[Call]) -> str:
     plain, retried = availability(calls)
     has_retries = any(call.attempt == 2 for call in calls)
     more = f", with one retry as of our SDKs {retried:.3%} (objective: {objectives.AVAILABILITY.target:.1%})" if has_retries else ""
-    return f"average time to first text {times[0]}, average whole answer {times[1]} (objective: below 5 s), answered {plain:.2%}{more}"
+    averages = f"average time to first text {times[0]}, average whole answer {times[1]} (objective: below 5 s)"
+    return f"{averages}, answered {plain:.2%}{more}, longest time without an answer {longest_outage(calls):.1f} s"
 
 
 def outcomes(calls: Iterable[Call]) -> dict[str, int]:

@@ -51,6 +51,12 @@ def test_the_share_of_answered_requests_is_counted_plain_and_with_one_retry() ->
     assert "retry" not in history.service_level([GOOD])
 
 
+def test_an_outage_lasts_from_one_answer_to_the_next() -> None:
+    calls = [replace(GOOD, began=began, ended=began + 1) for began in (0.0, 4.0, 5.0)]
+    assert history.longest_outage(calls) == 4.0
+    assert history.longest_outage([*calls, replace(FAILED, began=6.0, ended=30.0)]) == 24.0
+
+
 @pytest.mark.parametrize(
     ("call", "books", "allowed", "what"),
     [
