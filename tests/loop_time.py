@@ -42,6 +42,8 @@ class Callbacks:
     #: The slowest ones, as a heap.
     _slowest: list[TimedCallback] = field(default_factory=list)
     count: int = 0
+    #: All callbacks of the longest turn of a loop together: how long a callback that becomes ready meanwhile waits.
+    longest_turn_seconds: float = 0.0
 
     @property
     def slowest(self) -> list[TimedCallback]:
@@ -76,7 +78,7 @@ def subject(name: str) -> Iterator[None]:
 def measured() -> Iterator[Callbacks]:
     """Measure all callbacks of all loops. What the block itself does before its first await and after its last one does not count."""
     found = Callbacks()
-    run = asyncio.Handle._run
+    run, run_turn = asyncio.Handle._run, asyncio.BaseEventLoop._run_once  # type: ignore[attr-defined]
 
     def measure(handle: Any) -> None:
         # A callback may change the subject, and a done task knows its coroutine only as long as the handle keeps it.
@@ -86,8 +88,14 @@ def measured() -> Iterator[Callbacks]:
         seconds = time.thread_time() - began
         found.add(TimedCallback(seconds, handle._context.get(_subject, "") or about, name))
 
+    def measure_turn(loop: Any) -> None:
+        began = time.thread_time()
+        run_turn(loop)
+        found.longest_turn_seconds = max(found.longest_turn_seconds, time.thread_time() - began)
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(asyncio.Handle, "_run", measure)
+        patched.setattr(asyncio.BaseEventLoop, "_run_once", measure_turn)
         yield found
 
 

@@ -29,6 +29,13 @@ async def test_a_slow_callback_is_named_with_its_subject() -> None:
         callbacks.ensure_below(0.02)
 
 
+async def test_all_callbacks_of_a_turn_count_together() -> None:
+    with loop_time.measured() as callbacks:
+        await asyncio.gather(*(asyncio.create_task(_slow_step()) for _ in range(3)))
+    callbacks.ensure_below(0.085)
+    assert callbacks.longest_turn_seconds > 0.085
+
+
 async def test_a_task_inherits_the_subject() -> None:
     async def child() -> None:
         _work(0.03)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -17,17 +18,22 @@ _AT_ONCE, _AT_ONCE_WITH_PATTERNS = 2048, 256
 #: A text takes as long as so many more characters.
 _CHARACTERS_PER_TEXT = 32
 
+#: By event loop: only the request that holds it reads next.
+_next_turn: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
 
 class Turns:
-    """Lets other requests run while the texts of one request are read, however many they are."""
+    """Lets other requests run while the texts of one request are read, however many they are, and however many requests are read."""
 
     def __init__(self, scan: GuardScan) -> None:
-        self.at_once = self._left = _AT_ONCE_WITH_PATTERNS if scan.has_patterns else _AT_ONCE
+        self.at_once = _AT_ONCE_WITH_PATTERNS if scan.has_patterns else _AT_ONCE
+        self._left = 0
 
     async def count(self, characters: int) -> None:
         """Count what is read next; wait for the next turn first if this one is over."""
         if self._left <= 0:
-            await asyncio.sleep(0)
+            async with _next_turn.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+                await asyncio.sleep(0)
             self._left = self.at_once
         self._left -= characters + _CHARACTERS_PER_TEXT
 

@@ -62,3 +62,9 @@ async def test_no_pattern_stops_other_requests(patterns: list[tuple[str, int]]) 
     text = "".join(random.Random(1).choices("ab", k=20_000))
     await ensure_others_run(prompt_guard.guard_messages([ChatMessage("user", text)], own(*patterns), GuardMatches()))
     await ensure_others_run(guard_test.run(text, own(*patterns), is_answer=False))
+
+
+async def test_many_requests_take_turns() -> None:
+    with loop_time.measured() as callbacks:
+        await asyncio.gather(*(prompt_guard.guard_messages([ChatMessage("user", TEXT * 4)], SCAN, GuardMatches()) for _ in range(60)))
+    assert callbacks.longest_turn_seconds < MAX_SECONDS

@@ -1,0 +1,46 @@
+"""Sends all hostile bodies at once and asks /healthz meanwhile: `python -m tests.services.gateway.hostile_client PORT KEY`.
+
+This is another process, so that only the gateway's event loop is measured. It prints the answers' statuses, and the longest time
+that /healthz took, as JSON.
+"""
+
+import http.client
+import json
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPMethod
+
+from tests import stopwatch
+from tests.services.gateway.hostile_bodies import BODIES
+
+TIMEOUT_SECONDS = 120.0
+_EVERY_SECONDS = 0.01
+
+
+def send(port: int, key: str, path: str, body: bytes) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+    connection.request(HTTPMethod.POST, path, body, {"authorization": f"Bearer {key}", "content-type": "application/json"})
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status
+
+
+def main(port: int, key: str) -> None:
+    healthz = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+    longest = 0.0
+    with ThreadPoolExecutor(len(BODIES)) as threads:
+        sending = [threads.submit(send, port, key, path, body) for path, body in BODIES.values()]
+        while not all(each.done() for each in sending):
+            began = stopwatch.now()
+            healthz.request(HTTPMethod.GET, "/healthz")
+            healthz.getresponse().read()
+            longest = max(longest, stopwatch.now() - began)
+            time.sleep(_EVERY_SECONDS)
+    print(json.dumps({"statuses": Counter(each.result() for each in sending), "longest": longest}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
