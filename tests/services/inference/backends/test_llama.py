@@ -376,6 +376,7 @@ async def test_engine_gets_no_secrets_of_its_worker(backend: LlamaBackend) -> No
         b"LC_CTYPE",
         b"GGML_NO_BACKTRACE",
         b"GOMP_SPINCOUNT",
+        b"OPENBLAS_NUM_THREADS",
     }
 
 
@@ -411,7 +412,7 @@ from services.inference.engine import engine_messages as wire
 from tests.services.inference.standins import PlainChat, Watch
 
 async def main():
-    engine = supervisor.SupervisedEngine(models.PACKAGED_MODEL, wire.LoadCommand(str(models.packaged()), 1, 64, 1, 0), Watch(), PlainChat())
+    engine = supervisor.SupervisedEngine("smollm2", wire.LoadCommand(str(models.packaged()), 1, 64, 1, 0), Watch(), PlainChat())
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(engine.run())
         while engine.state != "ready":

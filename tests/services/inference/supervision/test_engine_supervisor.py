@@ -227,6 +227,7 @@ def test_engine_inherits_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         "PYTHONPATH",
         "GGML_NO_BACKTRACE",
         "GOMP_SPINCOUNT",
+        "OPENBLAS_NUM_THREADS",
     }
 
 
