@@ -442,7 +442,7 @@ async def test_users_are_found_by_part_of_their_name_and_listed_in_pages(world: 
     with pytest.raises(errors.NotAllowed, match="dana1 is no administrator"):
         await world.ask(business.name_users, asked, (await world.login("dana1")).access_token)
     for search in ("x" * 201, "a\0b"):
-        with pytest.raises(errors.BadRequest, match=r"auth\.listUsers: search must "):
+        with pytest.raises(errors.BadRequest, match=r"auth\.listUsers: search (must|is)"):
             bodies.decode_request(auth.ListUsers, bodies.encode(auth.ListUsers(search=search)), "auth.listUsers")
 
 
