@@ -151,14 +151,16 @@ class FailoverState(Generic[Request, Item, End]):
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
-    def on_failure(self, node: NodeId, error: errors.AimeshError, *, lost_workers: int = 0) -> RetryOnWorker | Ended[End] | GivenUp:
+    def on_failure(
+        self, node: NodeId, error: errors.AimeshError, *, lost_workers: int = 0, others_lost: bool = False
+    ) -> RetryOnWorker | Ended[End] | GivenUp:
         """Decide what follows the failure of the current worker. ``lost_workers``: how many workers were lost earlier and have not returned
-        as the same process."""
+        as the same process. ``others_lost``: workers that did not run this request were lost recently, too."""
         self._crashes += isinstance(error, errors.ModelCrashed)
         if self._crashes == MOST_CRASHES:
             message = "this request crashed the engine twice and will not be run again"
             return GivenUp(errors.Poison(message, hint="change the request; see the workers' logs for details"))
-        if _proves_loss(error) and self._is_poison(lost_workers):
+        if _proves_loss(error) and not others_lost and self._is_poison(lost_workers):
             message = "two workers were lost while they ran this request; it will not be given to a third"
             return GivenUp(errors.Poison(message, hint="retry only if the request can't be the cause; see the workers' logs"))
         is_retryable = isinstance(error, _RETRYABLE) or (self.began and isinstance(error, _CANNOT_RESUME))
@@ -294,10 +296,12 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         reasoning_tokens = self._reasoning_tokens_before + end.usage.reasoning_tokens
         return msgspec.structs.replace(end, usage=Usage(prompt_tokens, self._tokens, end.usage.cached_tokens, reasoning_tokens))
 
-    def on_failure(self, node: NodeId, error: errors.AimeshError, *, lost_workers: int = 0) -> RetryOnWorker | Ended[Generation] | GivenUp:
+    def on_failure(
+        self, node: NodeId, error: errors.AimeshError, *, lost_workers: int = 0, others_lost: bool = False
+    ) -> RetryOnWorker | Ended[Generation] | GivenUp:
         if self._finish is not None:
             return Ended(Generation(self._finish, Usage(self._prompt_tokens or 0, self._tokens, reasoning_tokens=self._reasoning_tokens)))
-        return super().on_failure(node, error, lost_workers=lost_workers)
+        return super().on_failure(node, error, lost_workers=lost_workers, others_lost=others_lost)
 
     def final_error(self, error: errors.AimeshError) -> errors.AimeshError:
         if not self.began:

@@ -292,7 +292,9 @@ class _RunningCall(Generic[Request, Item, End]):
         claim.record_failure(error)
         stats, clock = self.relay.dispatch.worker_stats, self.relay.dispatch.clock()
         lost_workers = sum(not stats.may_be_running(worker, clock) for worker in self.lost)
-        decision = state.on_failure(claim.worker.node, error, lost_workers=lost_workers)
+        own_losses = lost_workers + (not stats.may_be_running(claim.worker, clock))
+        others_lost = stats.count_losses(clock) > own_losses
+        decision = state.on_failure(claim.worker.node, error, lost_workers=lost_workers, others_lost=others_lost)
         if isinstance(error, errors.LinkLost):
             self.lost.append(claim.worker)
         if isinstance(decision, GivenUp):

@@ -20,6 +20,8 @@ ANNOUNCE_SECONDS = 2.0
 #: Two announcements missed and the third due: a killed node is dropped within 6 s, including the time to notice.
 GONE_AFTER_SECONDS = 5.5
 TICK_SECONDS = 0.25
+#: Why a node is gone that has said goodbye.
+STOPPED = "stopped"
 #: How long a gone node stays listed, so that people can see since when it is missing.
 FORGOTTEN_AFTER = timedelta(hours=1)
 #: Requests that a worker may queue if its ENGINE_QUEUE is not set.
@@ -208,7 +210,7 @@ class Directory:
         if announcement.leaving:
             # The last announcement of a replaced process may arrive after its successor's first announcement.
             if before is None or before.announcement.started_at == announcement.started_at:
-                self.mark_gone(announcement.node, "stopped")
+                self.mark_gone(announcement.node, STOPPED)
             return
         is_new = before is None or not before.alive or before.announcement.started_at != announcement.started_at
         if before is None or before.refused:

@@ -44,7 +44,7 @@ from tests.stacks import RunningStack, until
 PAUSE_SECONDS = (1.0, 8.0)
 HANGS_FOR_SECONDS = 3.0
 READY_SECONDS = 60.0
-#: With replicas, somebody is always answered.
+#: With replicas, a request is answered at least this often.
 MAX_OUTAGE_SECONDS = 15.0
 #: Error codes allowed while parts are broken. "poison" isn't: all requests are harmless.
 CODES = scenarios_servers.AWAY | {

@@ -14,15 +14,18 @@ from collections import deque
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from services.gateway.scheduling.prefix_affinity import PrefixAffinity
 from services.gateway.scheduling.worker_capacity import Occupancy
 from services.gateway.scheduling.worker_starts import WorkerStarts
 from shared import errors
 from shared.api import events
-from shared.protocol.directory import ANNOUNCE_SECONDS, DirectoryEntry
+from shared.protocol.directory import ANNOUNCE_SECONDS, STOPPED, DirectoryEntry
 from shared.types import ModelName, NodeId, Role
 
+#: Workers that were lost within this time belong together, unless a request proves otherwise.
+LOSSES_SECONDS = 60.0
 FAILURES = 5
 EJECTION_SECONDS = 30.0
 #: Envoy's max_ejection_time.
@@ -199,10 +202,14 @@ class WorkerStats:
     processes: dict[NodeId, datetime] = field(default_factory=dict)
     #: When a worker appeared as a new process while the old one was still considered alive.
     replaced_at: dict[NodeId, float] = field(default_factory=dict)
+    #: When workers were lost, oldest first. An orderly stop is no loss.
+    _lost_at: deque[float] = field(default_factory=partial(deque, maxlen=1000))
 
     def apply_change(self, worker: DirectoryEntry, clock: float, now: datetime) -> None:
         self.starts.apply_change(worker)
         if not worker.alive:
+            if worker.node in self.processes and worker.why_gone != STOPPED:
+                self._lost_at.append(clock)
             self.occupancy.forget(worker.node)
             self.slow_start.forget(worker.node)
             self.outliers.forget(worker.node)
@@ -216,6 +223,12 @@ class WorkerStats:
         self.occupancy.apply_announcement(worker.announcement)
         if self.slow_start.record_start(worker, clock, now):
             self.outliers.forget(worker.node)
+
+    def count_losses(self, clock: float) -> int:
+        """Return how many workers were lost recently."""
+        while self._lost_at and clock - self._lost_at[0] > LOSSES_SECONDS:
+            self._lost_at.popleft()
+        return len(self._lost_at)
 
     def may_be_running(self, worker: DirectoryEntry, clock: float) -> bool:
         """Return whether the same process may still run. Two processes with one key announce themselves in turn, so neither is gone."""

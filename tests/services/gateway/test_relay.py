@@ -17,6 +17,7 @@ from shared import errors
 from shared.api import inference
 from shared.api.generation import ChatMessage, Generation, Usage
 from shared.api.inference import PromptAccepted
+from shared.protocol import directory
 from shared.protocol.directory import WorkerLoad
 from shared.types import FinishReason, ModelName, NodeId, RequestId
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, node_id
@@ -149,6 +150,22 @@ async def test_a_request_that_crashed_two_workers_gets_no_third() -> None:
         await harness.text()
     assert sum(len(worker.received) for worker in harness.rpc.workers.values()) == 2
     assert harness.dispatch.in_flight == 0
+
+
+async def test_while_workers_die_that_did_not_run_it_a_request_gets_a_third() -> None:
+    holder: list[RelayHarness] = []
+    holder.append(harness := RelayHarness(*(Dying(holder, number) for number in range(2)), FakeWorker(), FakeWorker()))
+    harness.directory.mark_gone(node_id(3), "silent for 6 s")
+    assert await harness.text() == "Hello world!."
+    assert sum(not entry.alive for entry in harness.directory.entries()) == 3
+
+
+async def test_a_worker_that_stops_in_order_does_not_excuse_a_request() -> None:
+    holder: list[RelayHarness] = []
+    holder.append(harness := RelayHarness(*(Dying(holder, number) for number in range(3)), FakeWorker()))
+    harness.directory.mark_gone(node_id(3), directory.STOPPED)
+    with pytest.raises(errors.Poison, match="two workers were lost"):
+        await harness.text()
 
 
 class Twin(FakeWorker):
