@@ -62,6 +62,7 @@ from services.gateway.requests.active_request import ActiveRequest
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.requests.image_admission import ImageLimits
 from services.gateway.requests.pipeline import Pipeline, RequestObservers
+from services.gateway.requests.refused_requests import RefusedRequests
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.rollouts.rollout_brake import RolloutBrake
@@ -343,6 +344,7 @@ class GatewayService:
         access = HttpAccess(
             callers=self._callers,
             quotas=self._quotas,
+            refused=RefusedRequests(self._records.recorder, self._quotas, self._node.metrics, self._records.ledger.database_clock.now),
             on_refusal=self.audit_reporting.report_refusal,
             ensure_open=self._rules.site.ensure_open,
             cors=CorsPolicy(self._settings.cors_origins),

@@ -87,12 +87,12 @@ async def _sums(transaction: database.Transaction, time: tuple[TenantId | None, 
     groups = await transaction.rows("sum_groups", *time)
     thumbs = {row["model"]: row for row in await transaction.rows("sum_feedback", *time)}
     total = next((_sum(row) for row in groups if not row["is_model"] and not row["is_key"]), UsageSum())
-    models = (row for row in groups if row["is_model"] and row["model_used"] is not None)
+    models = (row for row in groups if row["is_model"] and row["model_used"] is not None and row["requests"])
     return UsageSummary(
         total,
         tuple(UsageBucket(row["at"].replace(tzinfo=UTC), _sum(row)) for row in pieces),
         tuple(_of_model(row, thumbs.get(row["model_used"])) for row in models),
-        tuple(UsageOfKey(row["api_key_id"], _sum(row)) for row in groups if row["is_key"]),
+        tuple(UsageOfKey(row["api_key_id"], _sum(row)) for row in groups if row["is_key"] and row["requests"]),
     )
 
 

@@ -56,7 +56,6 @@ class GetUsageReport(Body, frozen=True):
 
 class UsageSum(Body, frozen=True, omit_defaults=False):
     requests: int = 0
-    #: Refused requests do not count.
     errors: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -65,6 +64,8 @@ class UsageSum(Body, frozen=True, omit_defaults=False):
     #: Of answered requests; None if there were none.
     p50_ms: int | None = None
     p95_ms: int | None = None
+    #: By limits, or because they were invalid; not in ``requests``.
+    refused: int = 0
 
 
 class UsageBucket(Body, frozen=True):
@@ -123,6 +124,8 @@ class LoggedRequest(Body, frozen=True, omit_defaults=False):
     cached: bool
     #: 1 or -1; None if not rated.
     rating: int | None = None
+    #: The path of the field that it was refused for, never the value.
+    error_field: str | None = None
 
 
 class LoggedRequests(Body, frozen=True):

@@ -186,6 +186,11 @@ RATE_LIMIT_DECISIONS = counter(
     "Requests by rate limit decision: admitted, refused, or uncounted while Valkey was unavailable",
     ("decision",),
 )
+REFUSED_REQUESTS = counter(
+    "ai_platform_refused_requests_total",
+    "HTTP requests of known callers that were refused, by error code (reason): invalid, not allowed, or over a limit",
+    ("method", "reason"),
+)
 STREAMS_ABORTED = counter(
     "ai_platform_streams_aborted_total",
     "Answers that ended early after their first token, by reason: cancelled by the client, or the error code",

@@ -1,5 +1,6 @@
 """Describes how a request ended, for the log and the ledger. Pure."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -8,11 +9,17 @@ import msgspec
 
 from services.gateway.guard.guard_counts import GuardCount
 from services.gateway.limits.upstream_prices import TargetSpending
+from services.gateway.request_validation import BadField
 from shared import errors
 from shared.api.generation import Usage
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 
 _NOTHING = MicroCredits(0)
+#: The field at the start of a worker's error, if OpenAI's APIs have it under the same name.
+_FIELD = re.compile(r"(dimensions|input|logit_bias|messages|tools)\b[^ :]*")
+#: What is logged of a field's path. Callers choose the names of fields, so anything else may be text.
+_LOGGED_FIELD = re.compile(r"[A-Za-z0-9_.\[\]-]{1,100}")
+_HAS_ROW = "_has_request_row"
 
 
 class ReservationState(StrEnum):
@@ -70,6 +77,8 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int
     status: RequestStatus
     error_code: str | None
+    #: The path of the field that it was refused for, never the value.
+    error_field: str | None = None
     #: Start of the request.
     created_at: datetime
     #: By its reservation's price; the ledger charges at most what was reserved.
@@ -146,3 +155,28 @@ def error_code_of(status: RequestStatus, failure: errors.AimeshError | None) -> 
     return {RequestStatus.TIMEOUT: errors.DeadlineExceeded.code, RequestStatus.ERROR: errors.AimeshError.code}.get(
         status, errors.Cancelled.code
     )
+
+
+def field_of(error: errors.AimeshError) -> str | None:
+    """Return the path of the field that is wrong, as its caller may see it."""
+    if isinstance(error, BadField):
+        return error.field
+    if isinstance(error, errors.UnknownModel):
+        return "model"
+    found = _FIELD.match(error.message) if isinstance(error, errors.BadRequest) else None
+    return found[0] if found else None
+
+
+def logged_field_of(error: errors.AimeshError) -> str | None:
+    """Return the path for logs and rows, up to what may be text of the caller."""
+    found = _LOGGED_FIELD.match(field_of(error) or "")
+    return found[0] if found else None
+
+
+def mark_row(error: errors.AimeshError) -> None:
+    """Note that the request that fails with this error gets its row."""
+    setattr(error, _HAS_ROW, True)
+
+
+def has_row(error: errors.AimeshError) -> bool:
+    return getattr(error, _HAS_ROW, False)

@@ -21,6 +21,7 @@ from services.gateway.images import image_strings
 from services.gateway.limits.limit_rules import LimitKind, RequestLimit
 from services.gateway.limits.quotas import Quotas
 from services.gateway.requests.image_admission import ImageLimits
+from services.gateway.requests.refused_requests import RefusedRequests
 from shared import access_table, addresses, context, errors
 from shared.access_table import AccessRule, Audience
 from shared.api.auth import Principal
@@ -95,6 +96,8 @@ class HttpAccess:
 
     callers: Callers
     quotas: Quotas
+    #: None keeps no record of them.
+    refused: RefusedRequests | None = None
     on_refusal: OnRefusal = lambda *_what: None
     #: See ``SiteGate.ensure_open``.
     ensure_open: Callable[[], Awaitable[object]] = _stay_open
@@ -169,6 +172,8 @@ class HttpApp:
             status = errors.code_of(error)
             errors.drop_tracebacks(error)
             await _fail(call, error)
+            if call.principal is not None and self._access.refused is not None:
+                await self._access.refused.record(call.principal, call.request_id, method, error, time.perf_counter() - began)
         except asyncio.CancelledError:
             # The task was canceled, or the gateway stops after its drain time.
             status = errors.Cancelled.code
@@ -208,7 +213,7 @@ class HttpApp:
         is_anonymous = Role.CLIENT in access.unless and call.credential is None
         if access.who is Audience.PERSON and not is_anonymous:
             with tracing.span("auth.check"):
-                call.principal = await self._admit(route, call)
+                await self._admit(route, call)
             await self._run(route, call)
         elif route.body is not None:
             # Read the body before taking a slot, which a slow sender must not hold.
@@ -259,16 +264,15 @@ class HttpApp:
                 )
             call.body, call.images = cut.body, cut.images
 
-    async def _admit(self, route: HttpRoute, call: HttpCall) -> Principal:
-        principal: Principal | None = None
+    async def _admit(self, route: HttpRoute, call: HttpCall) -> None:
+        """Raises what ``access_table`` and ``Callers`` raise. The caller of a refused call is known, too."""
         try:
-            principal = await self._access.callers.identify(call.credential)
+            call.principal = principal = await self._access.callers.identify(call.credential)
             access_table.check(route.access, principal, time.time())
             access_table.check_network(principal, call.address)
         except errors.CallerError as error:
-            self._access.on_refusal(route.method, principal, call.address or "", error)
+            self._access.on_refusal(route.method, call.principal, call.address or "", error)
             raise
-        return principal
 
 
 def _missing(path: str) -> errors.AimeshError:

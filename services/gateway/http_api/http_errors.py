@@ -1,14 +1,13 @@
 """Converts errors for OpenAI clients: to a status, headers, and an error object."""
 
 import math
-import re
 
 import msgspec
 
+from services.gateway.billing import request_record
 from services.gateway.http_api import response_formats
 from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorObject, Headers
 from services.gateway.limits import limit_rules
-from services.gateway.request_validation import BadField
 from shared import errors
 from shared.errors import AimeshError, Fault
 from shared.types import RequestId
@@ -43,8 +42,6 @@ _OPENAI_CODES = {
     errors.UnknownModel.code: "model_not_found",
     errors.Limited.code: "rate_limit_exceeded",
 }
-#: The field at the start of a worker's error, if OpenAI's APIs have it under the same name.
-_FIELD = re.compile(r"(dimensions|input|logit_bias|messages|tools)\b[^ :]*")
 #: Retry-After if a retryable error doesn't know the time.
 _RETRY_AFTER_SECONDS = 1.0
 
@@ -57,7 +54,7 @@ def body(error: AimeshError, request_id: RequestId, *, openai: bool = False) -> 
     """Return the error object, with OpenAI's codes if ``openai``."""
     problem = error.to_problem()
     kind = _TYPES.get(status(error), "server_error")
-    shown = ErrorObject(problem.message, kind, problem.code, _field(error), problem.hint, request_id)
+    shown = ErrorObject(problem.message, kind, problem.code, request_record.field_of(error), problem.hint, request_id)
     if openai:
         code = _OPENAI_CODES.get(problem.code, problem.code)
         shown = msgspec.structs.replace(shown, code=code, aimesh_code=problem.code)
@@ -68,15 +65,6 @@ def anthropic_body(shown: ErrorBody) -> AnthropicErrorBody:
     error = shown.error
     kind = "request_too_large" if error.code == errors.TooLarge.code else _ANTHROPIC_TYPES.get(error.type, error.type)
     return AnthropicErrorBody(msgspec.structs.replace(error, type=kind), error.request_id)
-
-
-def _field(error: AimeshError) -> str | None:
-    if isinstance(error, BadField):
-        return error.field
-    if isinstance(error, errors.UnknownModel):
-        return "model"
-    found = _FIELD.match(error.message) if isinstance(error, errors.BadRequest) else None
-    return found[0] if found else None
 
 
 def status(error: AimeshError) -> int:

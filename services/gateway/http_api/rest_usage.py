@@ -126,6 +126,8 @@ class RequestAnswer(msgspec.Struct, frozen=True):
     model: ModelName | None
     status: RequestStatus
     error_code: str | None
+    #: The path of the field that it was refused for.
+    error_field: str | None
     prompt_tokens: int
     completion_tokens: int
     response_time_ms: int

@@ -21,6 +21,8 @@ _GENEROSITY = 1.2
 # One hash tag for all counters keeps them on one node of a Redis cluster: a call over several nodes would not be atomic, and a model's
 # counter belongs to all users. The price is that one node counts everything, at about 50 microseconds per call.
 _PREFIX = "gateway:{limits}:"
+#: Each minute, so that a client in a loop does not fill the request log.
+MAX_REFUSED_ROWS = 10
 
 
 #: Attribute that carries the remaining limits on any error.
@@ -159,6 +161,12 @@ def _scope_limits(scope: LimitScope, owner: str, plan: TierPlan | ApiKeyLimits) 
         for kind, number in most.items()
         if number is not None
     )
+
+
+def refused_rows(principal: Principal) -> RequestLimit:
+    """Return the limit of the rows that refused requests of one key, or of a user's logins, leave in the request log."""
+    owner = principal.key_id or principal.user_id
+    return RequestLimit(LimitScope.KEY, LimitKind.REQUESTS_PER_MINUTE, f"{_PREFIX}refused:{owner}", MAX_REFUSED_ROWS)
 
 
 def hold(request_id: RequestId | str) -> str:

@@ -156,6 +156,16 @@ class Quotas:
             raise
         limit_rules.attach_limits(error, usage.tightest)
 
+    async def may_leave_row(self, principal: Principal) -> bool:
+        """Count a refused request; return whether it may leave a row in the request log."""
+        found: Sequence[RequestLimit] = (limit_rules.refused_rows(principal),)
+        request_id = RequestId(uuid4())
+        verdict = await self._ask(partial(self._valkey.admit, found, request_id, tokens=0, lease_seconds=_LEASE_SLACK_SECONDS))
+        if verdict is None:
+            found = limit_rules.shares(found, self._gateways())
+            verdict = await self._local.admit(found, request_id, tokens=0, lease_seconds=_LEASE_SLACK_SECONDS)
+        return verdict.admitted
+
     async def extend(self, usage: LimitUsage, *, tokens: int) -> bool:
         """Count the running request with so many tokens in all; return whether its limits have them. Safe to repeat. While Valkey is down,
         a request that it has counted is refused only if the setting is "closed"; ``settle`` counts what it used."""

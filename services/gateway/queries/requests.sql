@@ -6,13 +6,13 @@ WITH settled AS MATERIALIZED (
         $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
         $16::text[], $17::text[], $18::boolean[], $19::bigint[], $20::text[], $21::integer[], $22::text[], $23::text[],
         $24::text[], $25::smallint[], $26::bigint[], $27::bigint[], $28::integer[], $29::boolean[], $30::boolean[],
-        $31::boolean[], settle_batch($1, $12, $13)
+        $31::boolean[], $32::text[], settle_batch($1, $12, $13)
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
         provider, attempts, upstream_micro, avoided_micro, first_token_ms, variant_failed, is_compared,
-        is_counted_late, settled_micro
+        is_counted_late, error_field, settled_micro
     )
     -- Always write in this order, so that gateways can't deadlock on rows of the same requests.
     ORDER BY tenant_id, id
@@ -22,12 +22,13 @@ fresh AS (
         id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         tokens_used, prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, cached,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
-        provider, attempts, upstream_micro, avoided_micro, first_token_ms
+        provider, attempts, upstream_micro, avoided_micro, first_token_ms, error_field
     )
     SELECT id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
            prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, status, error_code, created_at,
            coalesce(settled_micro, 0), cached, worker_owner, worker_labels::jsonb, begins_conversation, saved_micro,
-           route, route_version, variant, target, provider, attempts, upstream_micro, avoided_micro, first_token_ms
+           route, route_version, variant, target, provider, attempts, upstream_micro, avoided_micro, first_token_ms,
+           error_field
     FROM settled
     -- Another gateway has taken this request over and writes its row, or has already written it.
     WHERE settled_micro IS NOT NULL OR NOT was_taken_over(id)
@@ -75,7 +76,7 @@ paid AS MATERIALIZED (
         ARRAY(SELECT id FROM settled WHERE settled_micro IS NOT NULL), array_agg((fresh.created_at AT TIME ZONE 'UTC')::date),
         array_agg(spent.route), array_agg(spent.target), array_agg(spent.micro)
     )
-    FROM unnest($32::uuid[], $33::text[], $34::text[], $35::bigint[]) AS spent (id, route, target, micro) JOIN fresh USING (id)
+    FROM unnest($33::uuid[], $34::text[], $35::text[], $36::bigint[]) AS spent (id, route, target, micro) JOIN fresh USING (id)
     -- After everything else, because it locks the spending of all targets.
     HAVING (SELECT count(*) FROM counted) + (SELECT count(*) FROM judged) >= 0
 )
@@ -471,16 +472,18 @@ WHERE (owner, key) IN (
 );
 
 -- name: sum_time
--- Sum up one tenant's requests, or all for NULL, in time buckets; requests refused by limits don't count.
+-- Sum up one tenant's requests, or all for NULL, in time buckets; refused requests count only as refused.
 -- replica
 SELECT date_trunc($4, created_at AT TIME ZONE 'UTC') AS at,
-    count(*) AS requests, count(*) FILTER (WHERE status IN ('error', 'timeout')) AS errors,
-    coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens, coalesce(sum(completion_tokens), 0)::bigint AS completion_tokens,
-    coalesce(sum(cost_micro), 0)::bigint AS cost_micro, count(*) FILTER (WHERE cached) AS cached,
+    count(*) FILTER (WHERE NOT is_refused) AS requests, count(*) FILTER (WHERE is_refused) AS refused,
+    count(*) FILTER (WHERE status IN ('error', 'timeout')) AS errors,
+    coalesce(sum(prompt_tokens) FILTER (WHERE NOT is_refused), 0)::bigint AS prompt_tokens,
+    coalesce(sum(completion_tokens) FILTER (WHERE NOT is_refused), 0)::bigint AS completion_tokens,
+    coalesce(sum(cost_micro) FILTER (WHERE NOT is_refused), 0)::bigint AS cost_micro, count(*) FILTER (WHERE cached AND NOT is_refused) AS cached,
     percentile_disc(0.5) WITHIN GROUP (ORDER BY response_time_ms) FILTER (WHERE status = 'success') AS p50_ms,
     percentile_disc(0.95) WITHIN GROUP (ORDER BY response_time_ms) FILTER (WHERE status = 'success') AS p95_ms
-FROM request_logs
-WHERE ($1::uuid IS NULL OR tenant_id = $1) AND created_at >= $2 AND created_at < $3 AND status NOT IN ('limited', 'rejected')
+FROM request_logs, LATERAL (SELECT status IN ('limited', 'rejected')) AS refusal (is_refused)
+WHERE ($1::uuid IS NULL OR tenant_id = $1) AND created_at >= $2 AND created_at < $3
 GROUP BY 1
 ORDER BY 1;
 
@@ -488,13 +491,15 @@ ORDER BY 1;
 -- Sum up the same period in total, by model and by key.
 -- replica
 SELECT grouping(model_used) = 0 AS is_model, grouping(api_key_id) = 0 AS is_key, model_used, api_key_id,
-    count(*) AS requests, count(*) FILTER (WHERE status IN ('error', 'timeout')) AS errors,
-    coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens, coalesce(sum(completion_tokens), 0)::bigint AS completion_tokens,
-    coalesce(sum(cost_micro), 0)::bigint AS cost_micro, count(*) FILTER (WHERE cached) AS cached,
+    count(*) FILTER (WHERE NOT is_refused) AS requests, count(*) FILTER (WHERE is_refused) AS refused,
+    count(*) FILTER (WHERE status IN ('error', 'timeout')) AS errors,
+    coalesce(sum(prompt_tokens) FILTER (WHERE NOT is_refused), 0)::bigint AS prompt_tokens,
+    coalesce(sum(completion_tokens) FILTER (WHERE NOT is_refused), 0)::bigint AS completion_tokens,
+    coalesce(sum(cost_micro) FILTER (WHERE NOT is_refused), 0)::bigint AS cost_micro, count(*) FILTER (WHERE cached AND NOT is_refused) AS cached,
     percentile_disc(0.5) WITHIN GROUP (ORDER BY response_time_ms) FILTER (WHERE status = 'success') AS p50_ms,
     percentile_disc(0.95) WITHIN GROUP (ORDER BY response_time_ms) FILTER (WHERE status = 'success') AS p95_ms
-FROM request_logs
-WHERE ($1::uuid IS NULL OR tenant_id = $1) AND created_at >= $2 AND created_at < $3 AND status NOT IN ('limited', 'rejected')
+FROM request_logs, LATERAL (SELECT status IN ('limited', 'rejected')) AS refusal (is_refused)
+WHERE ($1::uuid IS NULL OR tenant_id = $1) AND created_at >= $2 AND created_at < $3
 GROUP BY GROUPING SETS ((), (model_used), (api_key_id))
 ORDER BY requests DESC
 LIMIT 1000;
@@ -521,7 +526,7 @@ SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('ena
 -- name: list_requests
 -- List a tenant's requests, newest first.
 -- replica
-SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.prompt_tokens,
+SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.error_field, log.prompt_tokens,
     log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
 FROM request_logs AS log
 LEFT JOIN feedback ON feedback.request_id = log.id
@@ -533,7 +538,7 @@ LIMIT $6;
 -- name: export_requests
 -- List a tenant's requests after the last one read, oldest first.
 -- replica
-SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.prompt_tokens,
+SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.error_field, log.prompt_tokens,
     log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
 FROM request_logs AS log
 LEFT JOIN feedback ON feedback.request_id = log.id

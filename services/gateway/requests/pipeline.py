@@ -249,6 +249,7 @@ class Pipeline:
             if (usage := running.admission.limit_usage) is not NOT_COUNTED:
                 limit_rules.attach_limits(error, usage.tightest)
             status = request_record.status_of(error)
+            request_record.mark_row(error)
             raise
         except asyncio.CancelledError:
             # A deadline reaches a handler as a cancellation, too.
@@ -396,6 +397,7 @@ class Pipeline:
             completion_tokens=usage.completion_tokens,
             status=status,
             error_code=None if status is RequestStatus.SUCCESS else request_record.error_code_of(status, failure),
+            error_field=None if failure is None else request_record.logged_field_of(failure),
             created_at=running.began_at,
             cost_micro=MicroCredits(0) if is_free else totals.cost_micro,
             cached=delivered.cached,

@@ -136,6 +136,7 @@ def lines(buckets: Iterable[UsageBucket], bucket: Bucket) -> tuple[BucketLine, .
 
 def summed(total: UsageSum) -> SumLine:
     details = [f"{number(total.errors)} failed"] if total.errors else []
+    details += [f"{number(total.refused)} refused"] if total.refused else []
     details += [f"{number(total.cached)} cached"] if total.cached else []
     return SumLine(
         is_used=total.requests > 0,

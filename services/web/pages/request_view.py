@@ -63,6 +63,8 @@ class RequestView:
     tone: str = ""
     #: The error code, its meaning, and what to do.
     code: str = ""
+    #: The path of the field that it was refused for.
+    field: str = ""
     meaning: str = ""
     advice: str = ""
     #: The source of the answer, if it was not a worker.
@@ -116,6 +118,7 @@ def _line(request: LoggedRequest, key_names: Mapping[KeyId, str]) -> RequestView
         status=word,
         tone=tone,
         code=code,
+        field=request.error_field or "",
         meaning=explain(code) if code else "",
         advice=advise(code) if code else "",
         source="cached" if request.cached else "",

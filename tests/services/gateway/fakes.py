@@ -50,6 +50,7 @@ from services.gateway.relay import Relay
 from services.gateway.requests.active_request import ActiveRequest
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from services.gateway.requests.pipeline import Pipeline, RequestObservers
+from services.gateway.requests.refused_requests import RefusedRequests
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.scheduling import policies, routing
@@ -541,7 +542,8 @@ class RunningService:
         if not RunningService._reference:
             RunningService._reference = Reference(routes).routes()
         every = (*routes, *rpc_routes, *RunningService._reference)
-        allowed = HttpAccess(callers=self.callers, quotas=self.quotas, **access)
+        refused = RefusedRequests(self.recorder, self.quotas, self.metrics, self.ledger.database_clock.now)
+        allowed = HttpAccess(callers=self.callers, quotas=self.quotas, refused=refused, **access)
         return HttpApp(every, allowed, self.metrics, memory=self.memory)
 
     async def _finish(self, reply: Any) -> Any:

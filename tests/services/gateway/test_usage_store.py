@@ -90,11 +90,11 @@ def some_rows(seed: int, number: int) -> list[RequestRow]:
 # --- sums -----------------------------------------------------------------------------------------------------------------
 
 
-#: No sum includes these rows.
+#: These rows count only as refused.
 REFUSED = (RequestStatus.LIMITED, RequestStatus.REJECTED)
 
 
-def by_hand(rows: Iterable[RequestRow]) -> UsageSum:
+def by_hand(rows: Sequence[RequestRow]) -> UsageSum:
     counted = [one for one in rows if one.status not in REFUSED]
     times = sorted(one.response_time_ms for one in counted if one.status is RequestStatus.SUCCESS)
     return UsageSum(
@@ -106,14 +106,14 @@ def by_hand(rows: Iterable[RequestRow]) -> UsageSum:
         cached=sum(one.cached for one in counted),
         p50_ms=times[ceil(0.5 * len(times)) - 1] if times else None,
         p95_ms=times[ceil(0.95 * len(times)) - 1] if times else None,
+        refused=sum(one.status in REFUSED for one in rows),
     )
 
 
 def grouped(rows: Iterable[RequestRow], by: Callable[[RequestRow], object]) -> dict[object, UsageSum]:
     groups: dict[object, list[RequestRow]] = defaultdict(list)
     for one in rows:
-        if one.status not in REFUSED:
-            groups[by(one)].append(one)
+        groups[by(one)].append(one)
     return {key: by_hand(group) for key, group in groups.items()}
 
 

@@ -105,7 +105,6 @@ async def test_no_body_holds_the_event_loop(service: RunningService) -> None:
     assert not {name: status for name, status in statuses.items() if status not in (200, 400, 404, 413, 429)}
     assert list(statuses.values()).count(200) >= 20
     callbacks.ensure_below(MAX_SECONDS)
-    assert callbacks.longest_turn_seconds < MAX_SECONDS
 
 
 def test_the_bodies_are_within_the_limits_of_bodies() -> None:

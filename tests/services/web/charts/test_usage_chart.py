@@ -77,6 +77,8 @@ def test_latency_without_answers_is_not_drawn() -> None:
 def test_sums_have_details() -> None:
     line = usage_chart.summed(BUSY)
     assert (line.requests, line.requests_detail) == ("1,200", "3 failed, 4 cached")
+    refused = usage_chart.summed(UsageSum(requests=7, refused=12))
+    assert (refused.requests, refused.requests_detail) == ("7", "12 refused")
     assert (line.tokens, line.tokens_detail) == ("2,500", "2,000 in, 500 out")
     assert (line.p95, line.p95_detail) == ("12 s", "median 840 ms")
     nothing = usage_chart.summed(UsageSum())
