@@ -54,9 +54,11 @@ _TEMPLATE_TOKENS_PER_MESSAGE, _TEMPLATE_TOKENS_PER_TOOL, _TEMPLATE_TOKENS = 16, 
 class BadField(errors.BadRequest):
     """An invalid field; carries its name for the ``param`` of an OpenAI error."""
 
-    def __init__(self, field: str, must: str) -> None:
+    def __init__(self, field: str, must: str, *, known: str | None = None) -> None:
+        """``known``: what may be logged of the path, if the rest are names that the caller chose."""
         super().__init__(f"{field} {must}")
         self.field = field
+        self.known = field if known is None else known
 
 
 def ensure_count(field: str, entries: object, most: int) -> None:

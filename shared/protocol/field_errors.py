@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 from msgspec import inspect
@@ -13,29 +14,40 @@ _STEP = re.compile(r"[^.\[]+|\[[^\]]*\]")
 _NUMBERS: dict[str, type] = {"Expected `int` ": inspect.IntType, "Expected `float` ": inspect.FloatType}
 
 
-def explain(error: msgspec.ValidationError, kind: type) -> tuple[str, str]:
-    """Return which field of a ``kind`` is invalid, or "" for all of it, and the rest of a sentence that says what it must be."""
+class Mistake(NamedTuple):
+    #: The path of the invalid field; "" for the whole message.
+    field: str
+    #: The rest of a sentence that says what it must be.
+    must: str
+    #: The path without a name that the sender made up.
+    known: str
+
+
+def explain(error: msgspec.ValidationError, kind: type) -> Mistake:
+    """Return what is wrong with a message that should be a ``kind``."""
     at = _AT.match(str(error))
     what, path = (at["what"], at["path"]) if at else (str(error), "")
     if field := _FIELD.match(what):
         name = f"{path}.{field['field']}" if path else field["field"]
-        return name, "is not a supported field" if field["what"] == "contains unknown" else "is missing"
+        is_unknown = field["what"] == "contains unknown"
+        return Mistake(name, "is not a supported field" if is_unknown else "is missing", path if is_unknown else name)
     if not path:
-        return "", what
+        return Mistake("", what, "")
     lowered = what[:1].lower() + what[1:]
     if at and at["key"]:
-        return path, f"has an invalid key: {lowered}"
+        return Mistake(path, f"has an invalid key: {lowered}", path)
     found = [each for each in _find_types(_type_info(kind), _STEP.findall(path)) if not isinstance(each, inspect.NoneType)]
     if len(found) > 1:
         found = [each for each in found for words, number in _NUMBERS.items() if isinstance(each, number) and what.startswith(words)]
     if must := _bounds(found[0], what) if found else "":
         of_each = path.removesuffix("[...]")  # msgspec names no keys
-        return of_each, must if of_each == path else f"{must} for each entry"
-    return path, f"is invalid: {lowered}"
+        return Mistake(of_each, must if of_each == path else f"{must} for each entry", of_each)
+    return Mistake(path, f"is invalid: {lowered}", path)
 
 
 def sentence(error: msgspec.ValidationError, kind: type) -> str:
-    return " ".join(explain(error, kind)).strip()
+    field, must, _ = explain(error, kind)
+    return f"{field} {must}".strip()
 
 
 @lru_cache(maxsize=512)  # the requests of all methods and routes

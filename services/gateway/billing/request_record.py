@@ -17,8 +17,10 @@ from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatu
 _NOTHING = MicroCredits(0)
 #: The field at the start of a worker's error, if OpenAI's APIs have it under the same name.
 _FIELD = re.compile(r"(dimensions|input|logit_bias|messages|tools)\b[^ :]*")
-#: What is logged of a field's path. Callers choose the names of fields, so anything else may be text.
-_LOGGED_FIELD = re.compile(r"[A-Za-z0-9_.\[\]-]{1,100}")
+#: The part of it that is none of the caller's own names.
+_KNOWN_FIELD = re.compile(r"\w+(\[\d+\])?")
+#: The column's size.
+_FIELD_CHARACTERS = 100
 _HAS_ROW = "_has_request_row"
 
 
@@ -168,8 +170,10 @@ def field_of(error: errors.AimeshError) -> str | None:
 
 
 def logged_field_of(error: errors.AimeshError) -> str | None:
-    """Return the path for logs and rows, up to what may be text of the caller."""
-    found = _LOGGED_FIELD.match(field_of(error) or "")
+    """Return the path for logs and rows, up to names that the caller chose: they may be text."""
+    if isinstance(error, BadField):
+        return error.known[:_FIELD_CHARACTERS] or None
+    found = _KNOWN_FIELD.match(field_of(error) or "")
     return found[0] if found else None
 
 

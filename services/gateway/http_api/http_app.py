@@ -173,7 +173,10 @@ class HttpApp:
             errors.drop_tracebacks(error)
             await _fail(call, error)
             if call.principal is not None and self._access.refused is not None:
-                await self._access.refused.record(call.principal, call.request_id, method, error, time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                await self._access.refused.record(
+                    call.principal, call.request_id, method, error, seconds=seconds, runs_a_model=runs_a_model
+                )
         except asyncio.CancelledError:
             # The task was canceled, or the gateway stops after its drain time.
             status = errors.Cancelled.code

@@ -60,7 +60,7 @@ def _too_large(body: bytes) -> errors.BadRequest:
     while waiting:
         path, value = waiting.pop()
         if (isinstance(value, int) and not -(2**63) <= value < 2**64) or (isinstance(value, float) and math.isinf(value)):
-            return BadField(path[1:][:200], must)
+            return BadField(path[1:][:200], must, known="")
         children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         waiting += [(f"{path}.{name}", child) for name, child in children]
     return errors.BadRequest(f"each number in the body {must}")
@@ -86,10 +86,10 @@ def snake_names(found: Mapping[str, object]) -> dict[str, object]:
     renamed: dict[str, object] = {}
     for name, value in found.items():
         if len(name) > _LONGEST_NAME:
-            raise BadField(name[:_LONGEST_NAME], "is not a supported field")
+            raise BadField(name[:_LONGEST_NAME], "is not a supported field", known="")
         snake = field_name(name)
         if snake in renamed:
-            raise BadField(snake, "occurs twice")
+            raise BadField(snake, "occurs twice", known="")
         renamed[snake] = value
     return renamed
 
@@ -104,7 +104,7 @@ def read_query(query: bytes, kind: type[S]) -> S:
     for given, value in pairs:
         name = field_name(given)
         if name in fields:
-            raise BadField(name, "occurs twice")
+            raise BadField(name, "occurs twice", known="")
         fields[name] = value
     try:
         return msgspec.convert(fields, kind, strict=False)
@@ -113,5 +113,5 @@ def read_query(query: bytes, kind: type[S]) -> S:
 
 
 def _mistake(error: msgspec.ValidationError, kind: type) -> errors.BadRequest:
-    field, must = field_errors.explain(error, kind)
-    return BadField(field, must) if field else errors.BadRequest(must)
+    field, must, known = field_errors.explain(error, kind)
+    return BadField(field, must, known=known) if field else errors.BadRequest(must)

@@ -143,7 +143,7 @@ async def _run_here(handler: Handler, finish: Finish, request: msgspec.Struct, c
 def _read_request(method: AnyMethod, call: HttpCall) -> msgspec.Struct:
     found = request_bodies.read_object(call.body or b"{}")
     if unknown := stock_calls.find_unknown_field(method.request, found):
-        raise BadField(unknown[:80], "is not a supported field")
+        raise BadField(unknown[:80], "is not a supported field", known="")
     request: msgspec.Struct = request_bodies.convert(found, method.request)
     authorization.credential_of(request, call.credential)
     if "client" in method.request.__struct_fields__:

@@ -26,9 +26,11 @@ class RefusedRequests:
         self._counter = metrics.refused_requests
         self._now = now
 
-    async def record(self, principal: Principal, request_id: RequestId, method: str, error: errors.AimeshError, seconds: float) -> None:
+    async def record(
+        self, principal: Principal, request_id: RequestId, method: str, error: errors.AimeshError, *, seconds: float, runs_a_model: bool
+    ) -> None:
         """Record a request that ended with ``error`` after so many seconds, if it was refused. The pipeline writes the rows of those that
-        reach it."""
+        reach it, and other requests than those that run a model have none."""
         status = request_record.status_of(error)
         if status not in _REFUSED:
             return
@@ -39,6 +41,8 @@ class RefusedRequests:
         field = request_record.logged_field_of(error)
         # Neither the message, which may quote the caller's text, nor the caller, who is only in the row.
         _log.info("request refused", method=method, error_code=code, error_field=field)
+        if not runs_a_model:
+            return
         with suppress(errors.Unavailable):
             self._recorder.reserve()
             row = RequestRow(

@@ -1,12 +1,15 @@
 """Refused HTTP requests of known callers are in the metric, and a few of each key in the request log and the log."""
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from services.gateway.limits.limit_rules import MAX_REFUSED_ROWS
+from shared.api import auth
 from shared.types import RequestStatus
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, OWNER, RunningService
@@ -44,8 +47,11 @@ def counted(service: RunningService) -> dict[tuple[str, str], float]:
     "refusal",
     [
         (CHAT, {"messages": HI, "temperature": 9}, "bad_request", "temperature"),
-        (CHAT, {"messages": [{"role": "user", "content": SECRET, "x": 1}]}, "bad_request", "messages[0].x"),
-        (CHAT, {"messages": HI, SECRET: 1}, "bad_request", "my"),
+        (CHAT, {"messages": [{"role": "user", "content": SECRET, "x": 1}]}, "bad_request", "messages[0]"),
+        (CHAT, {"messages": HI, "canary": 1}, "bad_request", None),
+        (CHAT, {"messages": HI, "metadata": {"canary": 2**70}}, "bad_request", None),
+        ("/rpc/gateway.processInferenceRequest", {"request": {"prompt": "hi", "canary": 1}}, "bad_request", None),
+        ("/api/inference", {"prompt": "hi", "canary" * 20: 1}, "bad_request", None),
         (CHAT, {"messages": HI, "logit_bias": {SECRET: 1}}, "bad_request", "logit_bias"),
         (CHAT, {"messages": HI, "tool_choice": {"type": "function", "function": {"name": SECRET}}}, "bad_request", "tool_choice"),
         (CHAT, {"messages": HI, "model": "none"}, "unknown_model", "model"),
@@ -57,7 +63,7 @@ def counted(service: RunningService) -> dict[tuple[str, str], float]:
     ],
 )  # fmt: skip
 async def test_a_refusal_leaves_one_row_with_the_path_and_never_the_value(
-    service: RunningService, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, refusal: tuple[str, dict[str, Any], str, str]
+    service: RunningService, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, refusal: tuple[str, dict[str, Any], str, str | None]
 ) -> None:
     path, body, code, field = refusal
     lines = Lines(monkeypatch)
@@ -72,7 +78,7 @@ async def test_a_refusal_leaves_one_row_with_the_path_and_never_the_value(
     written = lines.of("request refused") + lines.of("request ended")
     assert len(written) == 1
     assert f"'error_code': '{code}'" in written[0]
-    assert SECRET not in str(row) + written[0]
+    assert not re.search(f"{SECRET}|canary", str(row) + written[0])
 
 
 async def test_a_key_leaves_ten_rows_a_minute_and_all_are_counted(
@@ -97,12 +103,28 @@ async def test_a_key_leaves_ten_rows_a_minute_and_all_are_counted(
 
 
 async def test_a_caller_that_may_not_do_it_leaves_a_row_and_a_stranger_none(service: RunningService, http: httpx.AsyncClient) -> None:
-    assert (await http.post("/rpc/gateway.listConfigVersions", json={})).status_code == 403
+    service.rpc.answers["auth.validateApiKey"] = _only_models
+    assert (await http.post(CHAT, json={"messages": HI})).status_code == 403
     await until(lambda: len(service.store.rows) == 1)
     assert (service.store.only_row.error_code, service.store.only_row.error_field) == ("not_allowed", None)
     answer = await http.post(CHAT, json={"messages": HI, "n": 0}, headers={"authorization": "Bearer unknown"})
     assert answer.status_code == 401
     assert sum(counted(service).values()) == 1
+
+
+async def _only_models(_request: Any) -> auth.Principal:
+    return msgspec.structs.replace(OWNER, scopes=("usage:read",))
+
+
+async def test_other_requests_leave_a_line_and_no_row(
+    service: RunningService, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Lines(monkeypatch)
+    assert (await http.post("/api/feedback", json={"request_id": str(OWNER.user_id), "rating": 1})).status_code == 404
+    (written,) = lines.of("request refused")
+    assert "'error_code': 'not_found'" in written
+    assert counted(service) == {("giveFeedback", "not_found"): 1}
+    assert not service.store.rows
 
 
 async def test_a_failure_of_ours_and_an_answer_are_no_refusals(service: RunningService, http: httpx.AsyncClient) -> None:
