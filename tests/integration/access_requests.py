@@ -113,6 +113,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.revokeApiKey": lambda: auth.RevokeApiKey("none"),
     "auth.validateApiKey": lambda: auth.ValidateApiKey(Credential("none")),
     "auth.identify": lambda: auth.Identify(Credential("none")),
+    "auth.findEndedKeys": lambda: auth.FindEndedKeys(()),
     "auth.createOrganisation": lambda: organizations.CreateOrganization("Another"),
     "auth.listOrganisations": organizations.ListOrganizations,
     "auth.getOrganisation": lambda: organizations.GetOrganization(NO_TEAM),
