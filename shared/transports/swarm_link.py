@@ -88,7 +88,7 @@ class SwarmLink(Link):
         if self._full_since is not None and now - self._full_since >= STUCK_SECONDS:
             self.close(errors.LinkLost(f"{self._name} has read nothing for {STUCK_SECONDS:.0f} s"))
         else:
-            super().tick(now)
+            super().tick(now, transport_silent_seconds)
 
     def check_certificate(self, now: float) -> None:
         """Close the link if the peer's certificate has expired; ``now`` is in seconds since 1970."""

@@ -227,7 +227,9 @@ class Dispatch:
     def reports(self) -> list[QueueReport]:
         """Return what to tell the other gateways now."""
         now = self.clock()
-        return [report for model, peers in self._peers.items() if (report := peers.report(now, self._held_here(model))) is not None]
+        return [
+            report for model, peers in self._peers.items() if (report := peers.report(now, partial(self._held_here, model))) is not None
+        ]
 
     def apply_report(self, report: QueueReport) -> None:
         self.model_queue(report.model)

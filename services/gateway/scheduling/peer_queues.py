@@ -5,7 +5,7 @@ waits elsewhere, the gateway offers the slot to that one. Reports carry absolute
 """
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -180,8 +180,8 @@ class PeerQueues:
         """Tell the other gateways with the next report."""
         self._unsent.starved = tuple(starved)
 
-    def report(self, now: float, held: Mapping[TenantId, int]) -> QueueReport | None:
-        """Return what to send now; None if there is nothing to tell. ``held``: the slots of each tenant's calls from here."""
+    def report(self, now: float, count_held: Callable[[], Mapping[TenantId, int]]) -> QueueReport | None:
+        """Return what to send now; None if there is nothing to tell. ``count_held`` returns the slots of each tenant's calls from here."""
         queue, unsent = self._model_queue.queue, self._unsent
         if not queue and not unsent.reported and not unsent.offers and not unsent.starved:
             return None
@@ -203,7 +203,7 @@ class PeerQueues:
             tuple(Charge(tenant, cost) for tenant, cost in queue.unreported.items()),
             tuple(Charge(tenant, cost) for tenant, cost in queue.counters().items()) if whole else (),
             tuple(unsent.offers),
-            tuple(Held(tenant, slots) for tenant, slots in held.items()) if counts_slots else (),
+            tuple(Held(tenant, slots) for tenant, slots in count_held().items()) if counts_slots else (),
             counts_slots,
             unsent.starved,
         )
