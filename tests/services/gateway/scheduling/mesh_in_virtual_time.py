@@ -7,10 +7,10 @@ import asyncio
 import contextlib
 import random
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Set
+from collections.abc import Awaitable, Callable, Coroutine, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from services.gateway.scheduling.dispatch import Dispatch
@@ -20,7 +20,7 @@ from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
-from shared.protocol.directory import WorkerLoad
+from shared.protocol.directory import Announcement, WorkerLoad
 from shared.types import ModelName, NodeId, UserId
 from tests.services.gateway.fakes import FakeDirectory, announcement, node_id
 from tests.shared.timing.virtual_time import VirtualLoop
@@ -44,10 +44,20 @@ def requirements(of: int, tokens: int, founder: int | None = None) -> WorkerRequ
     return WorkerRequirements(M, tenant(of), tenant(of if founder is None else founder), PROMPT_TOKENS, tokens, placement=ANYWHERE)
 
 
+class HasGateways(Protocol):
+    @property
+    def gateways(self) -> Sequence["HasDirectory"]: ...
+
+
+class HasDirectory(Protocol):
+    directory: FakeDirectory
+    is_killed: bool
+
+
 class Worker:
     """Runs ``slots`` calls at once and the others in order of arrival, and announces each change as a node does."""
 
-    def __init__(self, mesh: "Mesh", number: int, slots: int, distance_seconds: float) -> None:
+    def __init__(self, mesh: "HasGateways", number: int, slots: int, distance_seconds: float) -> None:
         self.node = node_id(number)
         self.distance_seconds = distance_seconds
         self.slots = slots
@@ -62,6 +72,15 @@ class Worker:
 
     async def run(self, seconds: float, began: Callable[[], None]) -> None:
         await asyncio.sleep(self.distance_seconds)
+        await self.take_slot()
+        began()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self.free_slot()
+        await asyncio.sleep(self.distance_seconds)
+
+    async def take_slot(self) -> None:
         self._changed()
         if self._running < self.slots:
             self._count(1)
@@ -72,18 +91,12 @@ class Worker:
                 await turn.wait()
             except asyncio.CancelledError:
                 if turn.is_set():
-                    self._end()
+                    self.free_slot()
                 else:
                     self._waiting.remove(turn)
                 raise
-        began()
-        try:
-            await asyncio.sleep(seconds)
-        finally:
-            self._end()
-        await asyncio.sleep(self.distance_seconds)
 
-    def _end(self) -> None:
+    def free_slot(self) -> None:
         if self._waiting:
             self._waiting.popleft().set()
         else:
@@ -106,11 +119,17 @@ class Worker:
 
     def announce(self) -> None:
         self._is_announcing = False
-        announced = announcement(self._number, M, load=WorkerLoad(self.slots, self._running, len(self._waiting)))
+        announced = self._describe(WorkerLoad(self.slots, self._running, len(self._waiting)))
         for gateway in self._mesh.gateways:
             if gateway.is_killed:
                 continue
-            asyncio.get_running_loop().call_later(self.distance_seconds, gateway.directory.apply_announcement, announced, "nats")
+            if self.distance_seconds:
+                asyncio.get_running_loop().call_later(self.distance_seconds, gateway.directory.apply_announcement, announced, "nats")
+            else:
+                gateway.directory.apply_announcement(announced, "nats")
+
+    def _describe(self, load: WorkerLoad) -> Announcement:
+        return announcement(self._number, M, load=load)
 
 
 class SharedLog:

@@ -2,12 +2,12 @@
 
 import asyncio
 import random
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.gateway.failover import RetryBudget
@@ -24,63 +24,27 @@ from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk, PromptAccepted
 from shared.context import new_request_id
 from shared.protocol.directory import Announcement, ModelOffer, WorkerLoad
-from shared.types import FinishReason, ModelName, NodeId
-from tests.services.gateway.fakes import FakeDirectory, announcement, node_id
-from tests.services.gateway.scheduling.mesh_in_virtual_time import SETTLE_SECONDS, SharedLog, tenant
+from shared.types import FinishReason, NodeId
+from tests.services.gateway.fakes import FakeDirectory
+from tests.services.gateway.scheduling import mesh_in_virtual_time
+from tests.services.gateway.scheduling.mesh_in_virtual_time import M, SharedLog, tenant
 from tests.shared.timing.virtual_time import VirtualLoop, pass_time
 
-M = ModelName("m")
 TOKEN_SECONDS = 0.05
 LONG, SHORT = 4000, 20
 BAR_SECONDS = 5.0
 
 
-class Worker:
-    """Streams one token after another on ``slots`` slots; further calls wait here, in order of arrival."""
+class Worker(mesh_in_virtual_time.Worker):
+    """Streams one token after another on ``slots`` slots; ``queue`` further calls may wait here."""
 
     def __init__(self, pool: "Pool", number: int, slots: int, queue: int) -> None:
-        self.node, self._number, self._pool = node_id(number), number, pool
-        self._slots, self._queue = slots, queue
-        self._free = slots
-        self._waiting: deque[asyncio.Event] = deque()
-        self._is_announcing = False
-        self.announce()
+        self._queue = queue
+        super().__init__(pool, number, slots, distance_seconds=0.0)
 
-    async def take_slot(self) -> None:
-        if self._free:
-            self._free -= 1
-        else:
-            turn = asyncio.Event()
-            self._waiting.append(turn)
-            try:
-                await turn.wait()
-            except asyncio.CancelledError:
-                if turn.is_set():
-                    self.free_slot()
-                else:
-                    self._waiting.remove(turn)
-                raise
-        self._changed()
-
-    def free_slot(self) -> None:
-        if self._waiting:
-            self._waiting.popleft().set()
-        else:
-            self._free += 1
-        self._changed()
-
-    def _changed(self) -> None:
-        if not self._is_announcing:
-            self._is_announcing = True
-            asyncio.get_running_loop().call_later(SETTLE_SECONDS, self.announce)
-
-    def announce(self) -> None:
-        self._is_announcing = False
-        load = WorkerLoad(self._slots, self._slots - self._free, len(self._waiting), queue=self._queue)
-        base = announcement(self._number, M, load=load)
-        announced = Announcement(base.role, base.node, base.version, base.started_at, (ModelOffer(M, 8192, "d" * 64),), load)
-        for gateway in self._pool.gateways:
-            gateway.directory.apply_announcement(announced, "nats")
+    def _describe(self, load: WorkerLoad) -> Announcement:
+        base = super()._describe(msgspec.structs.replace(load, queue=self._queue))
+        return msgspec.structs.replace(base, models=(ModelOffer(M, 8192, "d" * 64),))
 
 
 class Reply:
@@ -126,6 +90,7 @@ class Reply:
 class Gateway:
     directory: FakeDirectory
     relay: Relay
+    is_killed: bool = False
 
 
 @dataclass
