@@ -1,6 +1,7 @@
 """Chooses answers that give up their slots for a while, so that one tenant can't hold every slot. Pure.
 
-A request that has waited for ``WAIT_SECONDS`` may take the slot of a tenant that holds more than its share, if its own tenant holds less.
+A request that has waited for ``WAIT_SECONDS`` may take the slot of a tenant that holds more than its share, if its own tenant stays within
+its share with it.
 The share is the same for every tenant that holds slots or waits. The preempted answer waits in its tenant's turn, and resumes after its
 last token.
 """
@@ -37,8 +38,9 @@ class Preemptible(Protocol):
 
 
 def is_short(held: Mapping[TenantId, int], tenant: TenantId) -> bool:
-    """Return whether a tenant holds less than its share while it waits. ``held``: the slots of each tenant, as far as known."""
-    return not held.get(tenant) or held[tenant] < _share(held, tenant)
+    """Return whether a waiting tenant holds nothing, or stays within its share with one more slot. ``held``: the slots of each tenant, as
+    far as known."""
+    return not held.get(tenant) or held[tenant] + 1 <= _share(held, tenant)
 
 
 def choose(

@@ -293,6 +293,20 @@ def test_a_tenant_that_has_its_share_waits_for_its_turn() -> None:
     run(script)
 
 
+def test_tenants_with_whole_slots_near_their_share_do_not_take_them_from_each_other() -> None:
+    async def script(pool: Pool) -> None:
+        pool.add_worker(8)
+        for of, answers in ((1, 3), (2, 3), (3, 2)):
+            for _ in range(answers):
+                pool.ask(0, of, LONG)
+        await pass_time(1)
+        pool.ask(0, 3, LONG)
+        await pass_time(20)
+        assert len(pool.calls) == 8
+
+    run(script)
+
+
 def test_a_preempted_answer_waits_until_its_own_deadline() -> None:
     async def script(pool: Pool) -> None:
         pool.add_worker(1)
