@@ -195,8 +195,9 @@ class FailoverState(Generic[Request, Item, End]):
 
     def _is_poison(self, lost_workers: int) -> bool:
         """Count one more lost worker. A lost link proves no crash, because the worker may still run. A worker lost without a response,
-        after another had begun, may have been disconnected before it was asked, as in a network partition."""
-        if not lost_workers:
+        after another had begun, may have been disconnected before it was asked, as in a network partition. A worker that got past the
+        place where the earlier ones were lost clears the request: what kills a worker kills the next one at the same place."""
+        if not lost_workers or self._has_delivered:
             self._losses.clear()
         if self.has_responded or not any(self._losses):
             self._losses.append(self.has_responded)

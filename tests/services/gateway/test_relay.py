@@ -222,6 +222,20 @@ def test_which_lost_workers_make_a_request_poison(heard: tuple[bool, bool], lost
         assert (decisions[1].error.code, decisions[1].error.status) == ("poison", 400)
 
 
+@pytest.mark.parametrize(("further", "poison"), [pytest.param(1, False, id="got further"), pytest.param(0, True, id="died at the same place")])
+def test_a_worker_that_got_past_the_place_of_the_first_loss_clears_a_request(further: int, poison: bool) -> None:
+    state = AnswerFailover(PROMPT)
+    decisions = []
+    for number, tokens in enumerate((1, further)):
+        state.record_attempt("d")
+        state.has_responded = True
+        for _ in range(tokens):
+            state.record_item(inference.Chunk("x", (7,)))
+        decisions.append(state.on_failure(node_id(number), errors.LinkLost("gone"), lost_workers=number))
+    assert decisions[0] == RetryOnWorker(is_resumption=True, is_free=False)
+    assert isinstance(decisions[1], GivenUp) == poison
+
+
 async def test_workers_lost_behind_a_silent_transport_do_not_make_a_request_poison() -> None:
     silent = errors.TransportLost("the NATS server has been silent for 3.0 s")
     holder: list[RelayHarness] = []
