@@ -89,7 +89,9 @@ class Clients:
         call = await self._ask(person, door, manner, prompt, key)
         if call.failed and manner.retries:
             await asyncio.sleep(RETRY_SECONDS if call.retry_after is None else min(call.retry_after, DEADLINE_SECONDS))
-            call = await self._ask(person, door, replace(manner, returns=True), call.prompt, call.key, attempt=2)
+            # The key of an answer that failed after its first text keeps that answer.
+            again = None if call.pieces else call.key
+            call = await self._ask(person, door, replace(manner, returns=True), call.prompt, again, attempt=2)
         return call
 
     async def _ask(self, person: int, door: Door, manner: Manner, prompt: str | None, key: str | None, *, attempt: int = 1) -> Call:

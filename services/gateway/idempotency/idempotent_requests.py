@@ -60,6 +60,7 @@ _MARGIN_SECONDS = 2.0
 _SWEEP_SECONDS = 60.0
 #: How early a deadline may fire by our clock.
 _CLOCK_SLACK_SECONDS = 0.05
+_FAILED_HINT = "its idempotency key keeps this part of the answer; send the request again with a new key"
 
 _log = logs.get(part="idempotency")
 
@@ -246,7 +247,9 @@ class IdempotentRequests:
             self._runs.forget(run)
             await self._give_up(request, key_use)
         else:
-            await self._end(request, run, _Ending(KeyState.FAILED, self._seal(request, run, problem=error.to_problem())))
+            # Waiting does not help: the key keeps this answer.
+            problem = msgspec.structs.replace(error.to_problem(), hint=_FAILED_HINT, retryable=False, retry_after_ms=None)
+            await self._end(request, run, _Ending(KeyState.FAILED, self._seal(request, run, problem=problem)))
 
     async def _end(self, request: IdempotentRequest, run: AnswerRun[Any, Any, Any], ending: _Ending) -> None:
         await self._save(request.request_id, ending)

@@ -241,6 +241,7 @@ async def test_a_request_that_failed_after_text_repeats_its_error(running_servic
         assert received.texts == whole(length=2)
         assert isinstance(received.error, errors.LinkLost)
         assert received.error.message == "gone"
+    assert "with a new key" in received.error.hint
     assert (len(gateway.maker.seeds), len(other.maker.seeds)) == (1, 0)
     assert (await running_service.row())["state"] == "failed"
 
