@@ -32,7 +32,7 @@ from shared.node.stock_clients.stock_rpc_clients import StockRpcClients
 from shared.node.swarm_settings import initial_nodes, keys_of, open_swarm
 from shared.node.transports import Transports
 from shared.protocol import replica_check
-from shared.protocol.directory import Announcement, Directory, ModelOffer, ModelPull, WorkerLoad
+from shared.protocol.directory import STARTING, Announcement, Directory, ModelOffer, ModelPull, WorkerLoad
 from shared.protocol.replica_check import ReplicaCheck
 from shared.stores import file_lock
 from shared.telemetry import log_buffer, logs, tracing
@@ -124,7 +124,7 @@ class Node:
         self.micro = None if plan.nats is None else Micro(plan.nats, self.dispatcher, self.service_name, version())
         self.host = Host(self.metrics, plan.state_file.parent)
         self._gauges = MeshGauges(self.metrics, self.node_transports, plan.trust, self.events_of_mesh)
-        self._offer = _Offer(not_ready="starting")
+        self._offer = _Offer(not_ready=STARTING)
         self._replicas = ReplicaCheck(me.role)
         self._leaving = False
         self._follows_auth = plan.follows_auth
@@ -184,7 +184,7 @@ class Node:
             await self.check_replicas()
         if self.micro is not None:
             await self.micro.start()
-        if self._offer.not_ready == "starting":
+        if self._offer.not_ready == STARTING:
             self._offer = _Offer()
         self.announcer.announce_soon()
 

@@ -22,6 +22,8 @@ GONE_AFTER_SECONDS = 5.5
 TICK_SECONDS = 0.25
 #: Why a node is gone that has said goodbye.
 STOPPED = "stopped"
+#: Why a process that has not said yet what it offers should not be used.
+STARTING = "starting"
 #: How long a gone node stays listed, so that people can see since when it is missing.
 FORGOTTEN_AFTER = timedelta(hours=1)
 #: Requests that a worker may queue if its ENGINE_QUEUE is not set.

@@ -220,7 +220,7 @@ async def test_answers_go_on_with_a_broken_otlp_endpoint_which_gets_all_of_it_la
             trace_id = await _ask(api_client, ann)
             for how, words in BREAKS.items():
                 endpoint.how = how
-                await until(partial(_complains, stack, words), seconds=2 * TRIED_SECONDS, what=f"it is seen: {words}")
+                await until(partial(_complains, api_client, words), seconds=2 * TRIED_SECONDS, what=f"it is seen: {words}")
                 async with stack.http(service="metrics") as http:
                     assert (await http.get("/readyz")).status_code == 200, "nothing waits for the endpoint"
     assert told.wrong == []
@@ -233,7 +233,7 @@ async def test_answers_go_on_with_a_broken_otlp_endpoint_which_gets_all_of_it_la
             return {"gateway", "inference"} <= {one.service for one in collector.trace(trace_id)}
 
         await until(caught_up, seconds=2 * TRIED_SECONDS, what="what was made meanwhile is there")
-        await until(lambda: _is_content(stack), seconds=2 * TRIED_SECONDS, what="the health complains no more")
+        await until(lambda: _is_content(api_client), seconds=2 * TRIED_SECONDS, what="the health complains no more")
     assert await _lost(stack) == lost
     await _check_growth(stack, resident)
 
@@ -251,20 +251,17 @@ def _broken(port: int) -> Iterator[Broken]:
             thread.join()
 
 
-async def _complains(stack: RunningStack, words: str) -> bool:
-    found = await _metrics_health(stack)
+async def _complains(api_client: ApiClient, words: str) -> bool:
+    found = await _metrics_health(api_client)
     return found.status == "degraded" and "OTLP" in found.detail and words in found.detail
 
 
-async def _is_content(stack: RunningStack) -> bool:
-    return "OTLP" not in (await _metrics_health(stack)).detail
+async def _is_content(api_client: ApiClient) -> bool:
+    return "OTLP" not in (await _metrics_health(api_client)).detail
 
 
-async def _metrics_health(stack: RunningStack) -> metrics.ComponentHealth:
-    async with stack.operator() as nats:
-        subject = f"aimesh.{MESH}.rpc.{metrics.get_system_health.name}"
-        answer = await nats.request(subject, b"{}", timeout=5, headers={"content-type": "application/json"})
-    health = msgspec.json.decode(answer.data, type=metrics.SystemHealth)
+async def _metrics_health(api_client: ApiClient) -> metrics.ComponentHealth:
+    health = await api_client.mesh.rpc.call(metrics.get_system_health, metrics.GetSystemHealth(), credential=api_client.admin_key)
     return next(one for one in health.components if (one.kind, one.name) == ("service", "metrics"))
 
 

@@ -253,7 +253,8 @@ class TargetSearch:
                 return self._find_served(attempts, caller, wanted, facts)
             except errors.NotReachable:
                 now, workers = self.clock(), self.directory.entries(Role.WORKER)
-                if now >= gives_up_at or not (now < self.discovery_ends_at or routing.any_recently_lost(workers, datetime.now(UTC))):
+                may_return = routing.any_starting(workers) or routing.any_recently_lost(workers, datetime.now(UTC))
+                if now >= gives_up_at or not (now < self.discovery_ends_at or may_return):
                     raise
             await asyncio.sleep(_LOOK_SECONDS)
 

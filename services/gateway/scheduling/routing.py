@@ -12,7 +12,7 @@ from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import ServedModel
-from shared.protocol.directory import DirectoryEntry, ModelOffer
+from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId, TenantId
 
 #: Echoes its prompt, for load tests; sorted last, so that it never becomes the default.
@@ -195,8 +195,9 @@ def resolve(
     """Return the served model that ``wanted`` names. Another model is never substituted, but ``name:latest`` and ``name`` are the same.
 
     ``allows``: whether the caller may use this name; others don't exist for the caller. ``workers`` are all known workers, gone ones
-    included: they tell a missing worker from a misspelled model, unless this gateway has ``just_started``. ``startable``: models whose
-    workers can be started. Raises UnknownModel, or NotReachable if the model may exist but no worker can run it now.
+    included: they tell a missing worker from a misspelled model, unless this gateway has ``just_started``, or one of them has not said
+    what it has. ``startable``: models whose workers can be started. Raises UnknownModel, or NotReachable if the model may exist but no
+    worker can run it now.
     """
     usable = [worker for worker in workers if not worker.why_not]
     if wanted is None and names.default is None:
@@ -219,9 +220,9 @@ def resolve(
     if not meanings:
         raise _unknown(requested, "", shown)
     model = names.resolve(ModelName(requested))
-    if just_started:
+    if just_started or any_starting(workers):
         raise errors.NotReachable(
-            f"no worker with the model {model!r} has been found yet: this gateway has just started", retry_after_seconds=1
+            f"no worker with the model {model!r} has been found yet: this gateway or a worker has just started", retry_after_seconds=1
         )
     raise _unknown(model, f" (which {requested!r} is an alias of)" if model != requested else "", shown)
 
@@ -252,6 +253,11 @@ def digest_of(model: ModelName, usable: Iterable[DirectoryEntry]) -> str:
 def any_recently_lost(workers: Iterable[DirectoryEntry], now: datetime) -> bool:
     """Return whether a worker left so recently that it may be back soon, for example after a restart."""
     return any(not worker.alive and (now - worker.since).total_seconds() < RECENTLY_LOST_SECONDS for worker in workers)
+
+
+def any_starting(workers: Iterable[DirectoryEntry]) -> bool:
+    """Return whether a worker has not said yet which models it has."""
+    return any(worker.alive and worker.announcement.not_ready == STARTING for worker in workers)
 
 
 def ensure_capable(model: ModelName, usable: Sequence[DirectoryEntry], *, wants_answer: bool, has_images: bool = False) -> None:

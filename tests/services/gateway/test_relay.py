@@ -222,7 +222,9 @@ def test_which_lost_workers_make_a_request_poison(heard: tuple[bool, bool], lost
         assert (decisions[1].error.code, decisions[1].error.status) == ("poison", 400)
 
 
-@pytest.mark.parametrize(("further", "poison"), [pytest.param(1, False, id="got further"), pytest.param(0, True, id="died at the same place")])
+@pytest.mark.parametrize(
+    ("further", "poison"), [pytest.param(1, False, id="got further"), pytest.param(0, True, id="died at the same place")]
+)
 def test_a_worker_that_got_past_the_place_of_the_first_loss_clears_a_request(further: int, poison: bool) -> None:
     state = AnswerFailover(PROMPT)
     decisions = []

@@ -7,7 +7,7 @@ from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.routing import ModelNames
 from shared import errors
 from shared.config_documents import RouteDocument, TargetDocument
-from shared.protocol.directory import DirectoryEntry, ModelOffer
+from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer
 from shared.types import ModelName, Role
 from tests.services.gateway.fakes import FakeDirectory, announcement, node_id
 
@@ -62,6 +62,18 @@ def test_a_gateway_that_just_started_calls_no_model_unknown() -> None:
         routing.resolve(ModelName("gpt-9"), workers("alpha"), NAMES, just_started=True)
     assert refused.value.retry_after_seconds
     assert routing.resolve(ModelName("alpha"), workers("alpha"), NAMES, just_started=True) == "alpha"
+
+
+def test_while_a_worker_starts_no_model_is_unknown() -> None:
+    def resolve(why_not: str) -> ModelName:
+        (fresh,) = workers("", not_ready=why_not)
+        empty = replace(fresh, announcement=msgspec.structs.replace(fresh.announcement, models=()))
+        return routing.resolve(ModelName("gpt-9"), [*workers("alpha"), empty], NAMES)
+
+    with pytest.raises(errors.NotReachable, match=r"'gpt-9' has been found yet"):
+        resolve(STARTING)
+    with pytest.raises(errors.UnknownModel):
+        resolve("it has no model to serve")
 
 
 def test_an_alias_of_an_unserved_model_is_unknown() -> None:
