@@ -94,7 +94,7 @@ async def test_commits_are_in_the_store_and_finished_segments_leave_the_home(cop
         await shipping.ship_partial()
         assert shipping.until is not None
         assert shipping.until > last
-        # The server writes log of its own now and then.
+        # The server itself writes some log now and then.
         await stacks.until(lambda: is_in_step(shipping), what="the store has everything")
         state = (await read(copied)).state
         assert state is not None
