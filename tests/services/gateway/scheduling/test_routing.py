@@ -72,7 +72,7 @@ def test_while_a_worker_starts_no_model_is_unknown() -> None:
 
     with pytest.raises(errors.NotReachable, match=r"'gpt-9' has been found yet"):
         resolve(STARTING)
-    with pytest.raises(errors.UnknownModel):
+    with pytest.raises(errors.UnknownModel, match="gpt-9"):
         resolve("it has no model to serve")
 
 
