@@ -117,7 +117,7 @@ async def test_it_uses_both_gateways(proxy: Proxy, behind: Site) -> None:
     streams = [Stream() for _ in range(6)]
     async with asyncio.TaskGroup() as tasks:
         for stream in streams:
-            tasks.create_task(traffic.listen_to(proxy, behind.key, 6, stream))
+            tasks.create_task(traffic.listen_to(proxy, behind.key, 20, stream))
 
         async def both_work() -> bool:
             return min(await behind.running()) >= 2
