@@ -78,6 +78,9 @@ def _find_types(info: inspect.Type, steps: Sequence[str]) -> Iterator[inspect.Ty
 def _bounds(info: inspect.Type, what: str) -> str:
     """Return what a value of this type must be; "" if it has no bounds, or if a value with a length has the wrong type."""
     match info:
+        case inspect.EnumType() | inspect.LiteralType() if what.startswith("Invalid enum value"):
+            words = info.values if isinstance(info, inspect.LiteralType) else [each.value for each in info.cls]
+            return f"must be one of {', '.join(map(str, words))}"
         case inspect.IntType() | inspect.FloatType():
             number, show = ("a whole number", str) if isinstance(info, inspect.IntType) else ("a number", "{:.15g}".format)
             bounds = {"at least": info.ge, "above": info.gt, "at most": info.le, "below": info.lt}

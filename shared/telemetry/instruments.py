@@ -191,6 +191,11 @@ REFUSED_REQUESTS = counter(
     "HTTP requests of known callers that were refused, by error code (reason): invalid, not allowed, or over a limit",
     ("method", "reason"),
 )
+IGNORED_FIELDS = counter(
+    "ai_platform_fields_ignored_total",
+    "Requests of vendors' APIs with a field that has no effect, by API and field: other for those that this version does not know",
+    ("dialect", "field"),
+)
 STREAMS_ABORTED = counter(
     "ai_platform_streams_aborted_total",
     "Answers that ended early after their first token, by reason: cancelled by the client, or the error code",

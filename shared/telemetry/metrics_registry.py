@@ -163,6 +163,7 @@ class Metrics:
     site_term = _LazyMetric(Gauge, instruments.SITE_TERM)
     ratelimit_decisions = _LazyMetric(Counter, instruments.RATE_LIMIT_DECISIONS)
     refused_requests = _LazyMetric(Counter, instruments.REFUSED_REQUESTS)
+    ignored_fields = _LazyMetric(Counter, instruments.IGNORED_FIELDS)
     streams_aborted = _LazyMetric(Counter, instruments.STREAMS_ABORTED)
     inter_token_seconds = _LazyMetric(Histogram, instruments.INTER_TOKEN_SECONDS)
     cost = _LazyMetric(Counter, instruments.COST)

@@ -14,7 +14,6 @@ from shared.api.generation import (
     ImageDetail,
     ImagePart,
     OutputFormat,
-    ReasoningEffort,
     Tool,
     ToolCall,
     ToolChoice,
@@ -54,8 +53,6 @@ class ToolCallBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str
     function: FunctionCallBody
     type: Literal["function"] = "function"
-    #: Left over in answers that clients assembled from a stream.
-    index: int | None = None
 
 
 class ChatBodyMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,27 +67,9 @@ class ChatBodyMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: The thoughts of an earlier answer; the other name is vLLM's and OpenRouter's.
     reasoning_content: str | None = None
     reasoning: str | None = None
-    #: Accepted and ignored: models see roles, not names.
-    name: str | None = None
 
 
 WrittenContent: TypeAlias = tuple[str, tuple[ImagePart, ...]]
-
-#: Fields that clients copy from an answer with a null or empty value.
-_EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id")
-#: Added by OpenAI's Python client to an answer, and sent back with it.
-_PARSED, _PARSED_ARGUMENTS = "parsed", "parsed_arguments"
-_PARTS = ("text", "refusal", "image_url", None)
-#: Hints for the prompt caches of OpenAI and Anthropic; the cache here needs none.
-_CACHE_HINTS = ("prompt_cache_breakpoint", "cache_control")
-
-
-def tidy(messages: object) -> object:
-    """Remove fields without content. Raises BadField for parts that aren't text."""
-    if not isinstance(messages, list):
-        return messages
-    ensure_count("messages", messages, MAX_MESSAGES)
-    return [_tidy(position, message) if isinstance(message, dict) else message for position, message in enumerate(messages)]
 
 
 def to_messages(messages: tuple[ChatBodyMessage, ...]) -> tuple[ChatMessage, ...]:
@@ -101,37 +80,6 @@ def to_messages(messages: tuple[ChatBodyMessage, ...]) -> tuple[ChatMessage, ...
     return tuple(_message(position, message) for position, message in enumerate(messages))
 
 
-def _tidy(position: int, message: dict[str, object]) -> dict[str, object]:
-    tidied = {
-        name: value
-        for name, value in message.items()
-        if name not in (_PARSED, *_CACHE_HINTS) and not (name in _EMPTY and value in (None, [], ""))
-    }
-    if tidied.get("function_call") is not None or message.get("role") == "function":
-        raise _deprecated(position)
-    if isinstance(calls := tidied.get("tool_calls"), list):
-        ensure_count(f"messages[{position}].tool_calls", calls, MAX_PARTS)
-        tidied["tool_calls"] = [_call(call) for call in calls]
-    if isinstance(content := tidied.get("content"), list):
-        ensure_count(f"messages[{position}].content", content, MAX_PARTS)
-        tidied["content"] = [_part(f"messages[{position}].content[{index}]", part) for index, part in enumerate(content)]
-    return tidied
-
-
-def _call(call: object) -> object:
-    if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
-        return call
-    return {**call, "function": {name: value for name, value in function.items() if name != _PARSED_ARGUMENTS}}
-
-
-def _part(field: str, part: object) -> object:
-    if not isinstance(part, dict):
-        return part
-    if part.get("type") not in _PARTS:
-        raise BadField(field, "must be a text or image_url part; audio and files are not supported")
-    return {name: value for name, value in part.items() if name not in _CACHE_HINTS}
-
-
 def _message(position: int, message: ChatBodyMessage) -> ChatMessage:
     role = _ROLES.get(message.role, message.role)
     if role == "function":
@@ -139,7 +87,6 @@ def _message(position: int, message: ChatBodyMessage) -> ChatMessage:
     if role == "tool" and not message.tool_call_id:
         raise BadField(f"messages[{position}].tool_call_id", "is missing; it names the call that this answers")
     ensure_count(f"messages[{position}].tool_calls", message.tool_calls, MAX_PARTS)
-    ensure_count(f"messages[{position}].content", message.content, MAX_PARTS)
     calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
     reasoning = (message.reasoning_content or message.reasoning or "") if role == "assistant" else ""
     text, images = _content(f"messages[{position}].content", message)
@@ -168,6 +115,8 @@ def to_content(field: str, parts: Iterable[str | ImageUrl]) -> WrittenContent:
     """Return the text, and the images as they are written, at their places in it. Raises BadField for a URL of another place."""
     text, images = "", []
     for index, part in enumerate(parts):
+        if index == MAX_PARTS:
+            raise BadField(field, f"must have at most {MAX_PARTS} entries")
         if isinstance(part, str):
             text += part
         elif ":" in part.url[:16] and not part.url.startswith("data:"):
@@ -179,7 +128,6 @@ def to_content(field: str, parts: Iterable[str | ImageUrl]) -> WrittenContent:
 
 #: JSON schemas are passed on unparsed.
 JsonObject: TypeAlias = dict[str, Any]
-_EFFORTS = tuple(ReasoningEffort)
 
 
 class FunctionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -191,11 +139,8 @@ class FunctionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strict: bool | None = None
 
 
-class ToolBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ToolBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
     function: FunctionBody
-    type: Literal["function"] = "function"
-    #: Accepted and ignored.
-    cache_control: JsonObject | None = None
 
 
 class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -277,20 +222,6 @@ def wanted_logprobs(logprobs: bool, top: int | None) -> int | None:
     if top and not logprobs:
         raise BadField("top_logprobs", "requires logprobs=true")
     return (top or 0) if logprobs else None
-
-
-def ensure_effort(effort: object, field: str = "reasoning_effort") -> None:
-    """Raise BadField for an unknown reasoning effort."""
-    if effort is not None and effort not in _EFFORTS:
-        raise BadField(field, f"must be one of {', '.join(_EFFORTS)}")
-
-
-def ensure_functions(tools: object) -> None:
-    """Raise BadField for OpenAI's built-in tools."""
-    ensure_count("tools", tools, MAX_TOOLS)
-    for position, found in enumerate(tools if isinstance(tools, list) else ()):
-        if isinstance(found, dict) and found.get("type", "function") != "function":
-            raise BadField(f"tools[{position}].type", "must be function; other tools are not supported")
 
 
 def choose(tools: tuple[Tool, ...], choice: str | None) -> ChosenTools:

@@ -191,6 +191,8 @@ class HttpApp:
             call.close()
             inflight.dec()
             self._metrics.requests.labels(self._metrics.service, method, status).inc()
+            for label in set(call.ignored.labels.values()):
+                self._metrics.ignored_fields.labels(call.dialect, label).inc()
             if not runs_a_model:  # otherwise the pipeline observes it with the model
                 duration = self._metrics.request_duration.labels(service=self._metrics.service, method=method, model="")
                 duration.observe(time.perf_counter() - began, self._exemplars.of_request())

@@ -3,12 +3,13 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from services.gateway.http_api import http_errors
+from services.gateway.http_api import http_errors, tolerant_json
 from services.gateway.http_api.response_formats import ErrorBody, Headers, ServerSentEvent
+from services.gateway.http_api.tolerant_json import BodyDialect, Ignored
 from services.gateway.idempotency import cache_keys
 from services.gateway.request_validation import BadField
 from shared import errors
@@ -17,6 +18,8 @@ from shared.api.gateway import MAX_CONVERSATION_CHARACTERS
 from shared.rpc.request_memory import HeldRequest
 from shared.timing.bounded_waits import BoundedWaits
 from shared.types import Credential, RequestId
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 #: ASGI messages are open dicts by specification.
 Scope = MutableMapping[str, Any]
@@ -80,6 +83,9 @@ class HttpCall:
         self.has_read = False
         #: In base64 or as data URLs, by the names that stand for them in the body. See ``image_strings``.
         self.images: dict[str, bytes] = {}
+        #: The vendor's API whose body it has, and what of the body has no effect. Set by ``read``.
+        self.dialect = ""
+        self.ignored = Ignored()
         #: Set for routes with a credential.
         self.principal: Principal | None = None
         self.started = False
@@ -224,6 +230,15 @@ class HttpCall:
             parts.append(part)
             if not message.get("more_body", False):
                 return b"".join(parts)
+
+    def read(self, dialect: BodyDialect[S]) -> S:
+        """Parse the body of a vendor's API. Raises BadRequest that names the field."""
+        self.dialect = dialect.name
+        try:
+            return tolerant_json.read(self.body, dialect, self.ignored, strict=self._headers.get(b"x-aimesh-strict") == b"1")
+        finally:
+            if self.ignored.labels:
+                self.add_headers([(b"x-aimesh-ignored", str(self.ignored).encode())])
 
     def close(self) -> None:
         self._writes.close()

@@ -45,11 +45,6 @@ def read_object(body: bytes) -> dict[str, object]:
     return found
 
 
-def read_given(body: bytes) -> dict[str, object]:
-    """Parse a JSON object in which null counts as absent, as in OpenAI's API. Raises as ``read_object``."""
-    return {name: value for name, value in read_object(body).items() if value is not None}
-
-
 def _too_large(body: bytes) -> errors.BadRequest:
     """Return the error for a body with a number that is too large. It names the field unless the body is long."""
     must = "must be a number of at most 64 bits"

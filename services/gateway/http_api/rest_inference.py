@@ -5,11 +5,12 @@ from typing import cast
 import msgspec
 
 from services.gateway.call_parts import CallParts
-from services.gateway.http_api import answer_delivery, chat_messages, request_bodies, response_formats
+from services.gateway.http_api import answer_delivery, chat_messages, parameters, request_bodies, response_formats, tolerant_json
 from services.gateway.http_api.chat_messages import ChatBodyMessage, JsonObject, ResponseFormat, ToolBody, ToolChoiceBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, AnswerToolCall, ServerSentEvent, TokenChoice
+from services.gateway.http_api.tolerant_json import BodyDialect, Ignored
 from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
@@ -60,6 +61,10 @@ class InferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: An object, or just a prompt.
     payload: ModelPayload | str
     model: ModelName | None = None
+
+
+_INFERENCE = BodyDialect("inference", InferenceBody, parameters.CHAT_MESSAGES)
+_INFER = BodyDialect("infer", InferBody, parameters.CHAT_MESSAGES, root="payload")
 
 
 class UsageView(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -182,14 +187,14 @@ class RestInference:
         await call.answer(WithdrawnAnswer(key))
 
     async def _inference(self, call: HttpCall) -> None:
-        body = request_bodies.convert(_read_payload(request_bodies.read_object(call.body)), InferenceBody)
+        body = tolerant_json.convert(_read_payload(request_bodies.read_object(call.body)), _INFERENCE, Ignored(), strict=True)
         await self._run(call, body, body.model)
 
     async def _infer(self, call: HttpCall) -> None:
         found = request_bodies.snake_names(request_bodies.read_object(call.body))
         if isinstance(payload := found.get("payload"), dict):
             found["payload"] = _read_payload(payload)
-        body = request_bodies.convert(found, InferBody)
+        body = tolerant_json.convert(found, _INFER, Ignored(), strict=True)
         payload = ModelPayload(prompt=body.payload) if isinstance(body.payload, str) else body.payload
         if payload.input is not None:
             await self._embed(call, to_embedding_request(payload, body.model))
@@ -213,14 +218,10 @@ class RestInference:
 
 
 def _read_payload(found: dict[str, object]) -> dict[str, object]:
-    """Rename fields in camelCase, and tidy messages as OpenAI's API does. Raises BadField."""
+    """Rename fields in camelCase. Raises BadField."""
     renamed = request_bodies.snake_names(found)
-    chat_messages.ensure_functions(renamed.get("tools"))
-    chat_messages.ensure_effort(renamed.get("reasoning_effort"))
     if isinstance(messages := renamed.get("messages"), list):
-        renamed["messages"] = chat_messages.tidy(
-            [request_bodies.snake_names(message) if isinstance(message, dict) else message for message in messages]
-        )
+        renamed["messages"] = [request_bodies.snake_names(message) if isinstance(message, dict) else message for message in messages]
     if isinstance(requested := renamed.get("response_format"), dict):
         renamed["response_format"] = request_bodies.snake_names(requested)
     return renamed

@@ -6,17 +6,16 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from services.gateway.http_api import chat_messages, request_bodies
+from services.gateway.http_api import chat_messages, parameters
 from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonObject, TextPart
-from services.gateway.openai_api import parameters as openai_parameters
-from services.gateway.request_validation import MAX_MESSAGES, MAX_PARTS, MAX_STOPS, MAX_TOOLS, BadField, ensure_count
+from services.gateway.http_api.tolerant_json import BodyDialect
+from services.gateway.request_validation import MAX_PARTS, MAX_STOPS, BadField, ensure_count
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, MaxTokens, ReasoningEffort, Temperature, ToolCall, TopK, TopP
 from shared.types import ModelName
 
 
-class ImageSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    type: Literal["base64"]
+class ImageSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="base64"):
     media_type: str
     #: In base64.
     data: str
@@ -40,7 +39,7 @@ class ToolResultBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
 
 class ThinkingBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="thinking"):
     thinking: str
-    #: Empty in answers of this API, and ignored in requests.
+    #: Empty in answers of this API, and without effect in requests.
     signature: str = ""
 
 
@@ -49,7 +48,7 @@ class MessageParam(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: str | tuple[TextPart | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, ...]
 
 
-class MessagesTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MessagesTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="custom"):
     name: str
     #: A JSON schema.
     input_schema: JsonObject
@@ -63,7 +62,7 @@ class MessagesToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     disable_parallel_tool_use: bool = False
 
 
-class ThinkingBody(msgspec.Struct, frozen=True):
+class ThinkingBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["enabled", "adaptive", "between_tools", "disabled"]
     #: Up to 1,024 is low effort, up to 8,192 medium, above high.
     budget_tokens: Annotated[int, Meta(ge=1)] | None = None
@@ -76,7 +75,7 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request. Other parameters that have no effect here (metadata, …) are accepted; see ``parameters``."""
+    """A request."""
 
     messages: tuple[MessageParam, ...]
     max_tokens: MaxTokens
@@ -112,29 +111,10 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 _BUDGETS = {1024: ReasoningEffort.LOW, 8192: ReasoningEffort.MEDIUM}
-_BLOCKS = ("text", "image", "tool_use", "tool_result", "thinking")
-#: Thoughts of other models, which are encrypted.
-_SKIPPED = ("redacted_thinking",)
-#: Fields that clients copy from an answer, and hints for Anthropic's cache.
-_SILENT = ("cache_control", "citations", "caller")
-#: Fields of a tool that have no effect: the arguments of a required call always match its schema.
-_SILENT_IN_TOOLS = ("type", "cache_control", "strict")
 _ROLE_OF = {ToolUseBlock: "assistant", ToolResultBlock: "user", ThinkingBlock: "assistant"}
 
 
-def read(content: bytes) -> MessagesBody:
-    """Parse the body. Raises BadRequest that names the field."""
-    found = openai_parameters.without(request_bodies.read_object(content), openai_parameters.MESSAGES, MessagesBody)
-    ensure_count("messages", found.get("messages"), MAX_MESSAGES)
-    for name in ("system", "messages"):
-        if name in found:
-            found[name] = _tidy(name, found[name])
-    if isinstance(tools := found.get("tools"), list):
-        ensure_count("tools", tools, MAX_TOOLS)
-        found["tools"] = [_tool(index, tool) if isinstance(tool, dict) else tool for index, tool in enumerate(tools)]
-    if isinstance(wanted := found.get("output_config"), dict) and wanted.get("format") is not None:
-        raise BadField("output_config.format", "is not supported; for JSON, offer a tool with the schema and force its call")
-    return request_bodies.convert(found, MessagesBody)
+DIALECT = BodyDialect("messages", MessagesBody, parameters.MESSAGES)
 
 
 def to_request(body: MessagesBody) -> InferenceRequest:
@@ -155,40 +135,10 @@ def to_request(body: MessagesBody) -> InferenceRequest:
     )
 
 
-def _tidy(field: str, content: object) -> object:
-    """Remove what has no meaning for a model from messages or blocks. Raises BadField for other blocks."""
-    if not isinstance(content, list):
-        return content
-    ensure_count(field, content, MAX_PARTS)
-    entries = enumerate(content)
-    return [
-        _entry(f"{field}[{index}]", entry) for index, entry in entries if not (isinstance(entry, dict) and entry.get("type") in _SKIPPED)
-    ]
-
-
-def _entry(field: str, entry: object) -> object:
-    if not isinstance(entry, dict):
-        return entry
-    if "role" not in entry and entry.get("type") not in _BLOCKS:
-        raise BadField(field, f"must be {', '.join(_BLOCKS[:-1])} or {_BLOCKS[-1]}; documents are not supported")
-    if isinstance(source := entry.get("source"), dict) and source.get("type") == "url":
-        raise BadField(field, "is a URL; send the image itself")
-    return {
-        name: _tidy(f"{field}.content", value) if name == "content" else value
-        for name, value in entry.items()
-        if name not in _SILENT and value is not None
-    }
-
-
-def _tool(index: int, tool: dict[str, object]) -> dict[str, object]:
-    if tool.get("type", "custom") not in {"custom", None}:
-        raise BadField(f"tools[{index}].type", "must be custom; Anthropic's own tools are not supported")
-    return {name: value for name, value in tool.items() if name not in _SILENT_IN_TOOLS and value is not None}
-
-
 def _messages(index: int, message: MessageParam) -> Iterator[ChatMessage]:
     """Return the results of tools as separate messages, before the text."""
     blocks = (TextPart(message.content),) if isinstance(message.content, str) else message.content
+    ensure_count(f"messages[{index}].content", blocks, MAX_PARTS)
     parts: list[str | ImageUrl] = []
     calls: list[ToolCall] = []
     thoughts: list[str] = []

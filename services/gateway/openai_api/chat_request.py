@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from services.gateway.http_api import chat_messages, request_bodies
+from services.gateway.http_api import chat_messages, parameters
 from services.gateway.http_api.chat_messages import ChatBodyMessage, JsonObject, ResponseFormat, ToolBody, ToolChoiceBody, json_text
-from services.gateway.openai_api import parameters as openai_parameters
+from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.request_validation import GUIDES, BadField
 from shared.api.gateway import MAX_CONVERSATION_CHARACTERS, InferenceRequest
 from shared.api.generation import (
@@ -35,8 +35,6 @@ from shared.types import ModelName
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Send a last event with the usage.
     include_usage: bool | None = None
-    #: Accepted and ignored.
-    include_obfuscation: bool | None = None
 
 
 class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +70,7 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A chat request. Other parameters that have no effect here (user, metadata, …) are accepted; see ``parameters``."""
+    """A chat request."""
 
     messages: tuple[ChatBodyMessage, ...]
     max_completion_tokens: MaxTokens | None = None
@@ -91,35 +89,12 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     metadata: dict[str, Any] | None = None
 
 
-_decode_strictly = msgspec.json.Decoder(ChatBody).decode
-
-
-def read(body: bytes) -> ChatBody:
-    """Parse the body. Raises BadRequest that names the field."""
-    try:
-        # Most bodies have only what a ``ChatBody`` has, and need no more work.
-        chat = None if request_bodies.LONG_NUMBER.search(body) else _decode_strictly(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        chat = None
-    if chat is None:
-        chat = read_leniently(body)
-    if chat.stream_options is not None:
-        ensure_streamed(chat)
-    return chat
-
-
-def read_leniently(body: bytes) -> ChatBody:
-    """Leave out what has no effect, and find the mistake if there is one."""
-    found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.CHAT, ChatBody)
-    chat_messages.ensure_functions(found.get("tools"))
-    chat_messages.ensure_effort(found.get("reasoning_effort"))
-    if "messages" in found:
-        found["messages"] = chat_messages.tidy(found["messages"])
-    return request_bodies.convert(found, ChatBody)
+DIALECT = BodyDialect("chat", ChatBody, parameters.CHAT)
 
 
 def to_request(chat: ChatBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
+    ensure_streamed(chat)
     if chat.max_completion_tokens is not None and chat.max_tokens not in {None, chat.max_completion_tokens}:
         raise BadField("max_tokens", "and max_completion_tokens differ; send only one")
     tools, tool_choice = chat_messages.chosen_tools(chat.tools or (), chat.tool_choice)

@@ -5,9 +5,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from services.gateway.http_api import request_bodies
+from services.gateway.http_api import parameters
+from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import chat_request as openai_chat
-from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.openai_api.chat_request import SamplingBody
 from services.gateway.request_validation import BadField
 from shared.api.gateway import InferenceRequest
@@ -20,10 +20,10 @@ DEFAULT_MAX_TOKENS = 16
 
 
 class CompletionBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A completion request. ``user`` is also accepted, and ignored."""
+    """A completion request."""
 
-    #: Each text gets its own answers. Token ids aren't supported, because they differ between models.
-    prompt: str | tuple[str, ...]
+    #: Each text gets its own answers. Token ids are refused, because they differ between models.
+    prompt: str | tuple[str | int | tuple[int, ...], ...]
     #: Must equal n.
     best_of: Answers | None = None
     #: Repeat the prompt before each answer.
@@ -35,32 +35,32 @@ class CompletionBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+        """Raises BadField for token ids."""
+        prompts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+        texts = tuple(prompt for prompt in prompts if isinstance(prompt, str))
+        if len(texts) < len(prompts):
+            raise BadField("prompt", "must be a text or a list of texts; token ids are not supported, because each model has its own")
+        return texts
 
 
-def read(content: bytes) -> CompletionBody:
-    """Parse the body. Raises BadRequest that names the field."""
-    found = openai_parameters.without(request_bodies.read_object(content), openai_parameters.COMPLETIONS, CompletionBody)
-    if isinstance(prompts := found.get("prompt"), list) and any(isinstance(prompt, int | list) for prompt in prompts):
-        raise BadField("prompt", "must be a text or a list of texts; token ids are not supported, because each model has its own")
-    body = request_bodies.convert(found, CompletionBody)
-    if not 0 < len(body.prompts) <= MAX_PROMPTS:
+DIALECT = BodyDialect("completions", CompletionBody, parameters.COMPLETIONS)
+
+
+def to_requests(body: CompletionBody) -> tuple[InferenceRequest, ...]:
+    """Return one request for each prompt. Raises BadRequest that names the field."""
+    prompts = body.prompts
+    if not 0 < len(prompts) <= MAX_PROMPTS:
         raise BadField("prompt", f"must have 1 to {MAX_PROMPTS} texts")
     if body.best_of not in {None, body.n or 1}:
         raise BadField("best_of", "must equal n; all answers are returned")
     if body.echo and body.logprobs is not None:
         raise BadField("echo", "and logprobs exclude each other: the engine has no logprobs for the prompt")
     openai_chat.ensure_streamed(body)
-    return body
-
-
-def to_requests(body: CompletionBody) -> tuple[InferenceRequest, ...]:
-    """Return one request for each prompt. Raises BadRequest that names the field."""
     request = openai_chat.sampled_request(body)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     if body.suffix and body.echo:
         raise BadField("suffix", "and echo exclude each other")
     return tuple(
         msgspec.structs.replace(request, prompt=prompt, suffix=body.suffix, raw=True, max_tokens=max_tokens, top_logprobs=body.logprobs)
-        for prompt in body.prompts
+        for prompt in prompts
     )

@@ -1,29 +1,32 @@
 """Serves POST /infill, which completes the text at a cursor, in the form of llama.cpp's server and its editor plugins."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
-from services.gateway.http_api import answer_delivery, chat_messages, request_bodies
+from services.gateway.http_api import answer_delivery, chat_messages
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, ServerSentEvent
+from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.api.generation import MaxTokens, MinP, RepeatPenalty, Seed, Temperature, TopK, TopP
+from shared.api.generation import MinP, RepeatPenalty, Seed, Temperature, TopK, TopP
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName
 
 
-class ExtraFile(msgspec.Struct, frozen=True):
+class ExtraFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Text of another file."""
 
     text: str
     filename: str = ""
 
 
-class InfillBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A text with a gap. Other parameters of llama.cpp's server are ignored."""
+class InfillBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A text with a gap."""
 
     model: ModelName | None = None
     #: Before the gap.
@@ -34,7 +37,8 @@ class InfillBody(msgspec.Struct, frozen=True, kw_only=True):
     input_suffix: str = ""
     #: Texts of other files.
     input_extra: tuple[ExtraFile, ...] = ()
-    n_predict: MaxTokens | None = None
+    #: -1: until the end of the answer, as with llama.cpp's server.
+    n_predict: Annotated[int, Meta(ge=-1)] | None = None
     temperature: Temperature | None = None
     top_k: TopK | None = None
     top_p: TopP | None = None
@@ -72,17 +76,11 @@ class InfillRoute:
         )  # fmt: skip
 
     async def _infill(self, call: HttpCall) -> None:
-        body = read(call.body)
+        body = call.read(DIALECT)
         await answer_delivery.answer(self._deduplicated, call, to_request(body), InfillFormat(), stream=body.stream)
 
 
-def read(content: bytes) -> InfillBody:
-    """Parse the body. Raises BadRequest that names the field."""
-    found = request_bodies.read_given(content)
-    # To llama.cpp's server this means "until the end of the answer".
-    if found.get("n_predict") == -1:
-        del found["n_predict"]
-    return request_bodies.convert(found, InfillBody)
+DIALECT = BodyDialect("infill", InfillBody)
 
 
 def to_request(body: InfillBody) -> InferenceRequest:
@@ -93,7 +91,7 @@ def to_request(body: InfillBody) -> InferenceRequest:
         prompt=extra + body.input_prefix + body.prompt,
         suffix=body.input_suffix,
         raw=True,
-        max_tokens=body.n_predict,
+        max_tokens=None if body.n_predict == -1 else body.n_predict,
         stop=body.stop,
     )
 

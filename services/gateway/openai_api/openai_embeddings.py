@@ -6,9 +6,10 @@ from typing import Literal, cast
 
 import msgspec
 
-from services.gateway.http_api import answer_delivery, request_bodies
+from services.gateway.http_api import answer_delivery, parameters
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
+from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
@@ -17,7 +18,7 @@ from shared.types import ModelName
 
 
 class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An embedding request. ``user`` is ignored."""
+    """An embedding request."""
 
     input: GivenInput
     model: ModelName | None = None
@@ -25,7 +26,9 @@ class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     encoding_format: Literal["float", "base64"] = "float"
     #: Cut vectors to this many numbers and normalize them again.
     dimensions: Dimensions | None = None
-    user: str | None = None
+
+
+DIALECT = BodyDialect("embeddings", EmbeddingBody, parameters.EMBEDDINGS)
 
 
 class EmbeddingObject(msgspec.Struct, frozen=True):
@@ -58,7 +61,7 @@ class OpenAiEmbeddings:
         )  # fmt: skip
 
     async def _embed(self, call: HttpCall) -> None:
-        body = request_bodies.convert(request_bodies.read_given(call.body), EmbeddingBody)
+        body = call.read(DIALECT)
         encoded, result = await answer_delivery.embed(self._deduplicated, call, to_request(body), partial(encode, body))
         usage = EmbeddingUsage(result.prompt_tokens, result.prompt_tokens)
         await call.answer(EmbeddingList(cast("tuple[EmbeddingObject, ...]", tuple(encoded)), result.model, usage))

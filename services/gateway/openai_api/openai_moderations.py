@@ -2,9 +2,10 @@
 
 import msgspec
 
-from services.gateway.http_api import answer_delivery, request_bodies
+from services.gateway.http_api import answer_delivery
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
+from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.request_validation import ModerationRequest
 from services.gateway.requests.pipeline import Pipeline
 from shared.api import inference
@@ -25,6 +26,9 @@ class ModerationBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     input: str | tuple[str, ...]
     #: A route for moderation; by default the only one, or the one called `moderation`.
     model: ModelName | None = None
+
+
+DIALECT = BodyDialect("moderations", ModerationBody)
 
 
 class ModerationResult(msgspec.Struct, frozen=True):
@@ -53,7 +57,7 @@ class OpenAiModerations:
         )  # fmt: skip
 
     async def _moderate(self, call: HttpCall) -> None:
-        body = request_bodies.convert(request_bodies.read_object(call.body), ModerationBody)
+        body = call.read(DIALECT)
         call.refuse_idempotency_key()
         texts = (body.input,) if isinstance(body.input, str) else body.input
         request = ModerationRequest(texts, body.model, forbid_external=call.forbids_external)

@@ -58,19 +58,19 @@ class OpenAiRoutes:
         )  # fmt: skip
 
     async def _chat(self, call: HttpCall) -> None:
-        body = openai_chat.read(call.body)
+        body = call.read(openai_chat.DIALECT)
         await self._answer(call, openai_chat.to_request(body), ChatFormat(body), stream=body.stream)
 
     async def _respond(self, call: HttpCall) -> None:
-        body = openai_responses.read(call.body)
+        body = call.read(openai_responses.DIALECT)
         await self._answer(call, openai_responses.to_request(body), ResponsesFormat(body), stream=body.stream)
 
     async def _message(self, call: HttpCall) -> None:
-        body = anthropic_request.read(call.body)
+        body = call.read(anthropic_request.DIALECT)
         await self._answer(call, anthropic_request.to_request(body), MessagesFormat(body), stream=body.stream)
 
     async def _complete(self, call: HttpCall) -> None:
-        body = openai_completions.read(call.body)
+        body = call.read(openai_completions.DIALECT)
         requests = openai_completions.to_requests(body)
         form = CompletionFormat(body)
         if len(requests) == 1:

@@ -4,9 +4,10 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from services.gateway.http_api import answer_delivery, request_bodies
+from services.gateway.http_api import answer_delivery
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
+from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.requests.active_texts import ActiveVectors
 from services.gateway.requests.pipeline import Pipeline
 from shared.api import embedding
@@ -14,7 +15,7 @@ from shared.api.embedding import RankedDocument, Ranking, RankingRequest, TopDoc
 from shared.types import ModelName
 
 
-class DocumentText(msgspec.Struct, frozen=True):
+class DocumentText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str
 
 
@@ -27,6 +28,9 @@ class RerankBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     #: Return only the most relevant ones.
     top_n: TopDocuments | None = None
     return_documents: bool = False
+
+
+DIALECT = BodyDialect("rerank", RerankBody)
 
 
 class RerankResult(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -63,7 +67,7 @@ class RerankRoute:
         )  # fmt: skip
 
     async def _rerank(self, call: HttpCall) -> None:
-        body = request_bodies.convert(request_bodies.read_given(call.body), RerankBody)
+        body = call.read(DIALECT)
         call.refuse_idempotency_key()
         texts = tuple(given if isinstance(given, str) else given.text for given in body.documents)
         request = RankingRequest(body.query, texts, body.model, body.top_n, call.forbids_external)

@@ -7,11 +7,11 @@ from typing import Literal
 
 import msgspec
 
-from services.gateway.http_api import chat_messages, request_bodies
+from services.gateway.http_api import chat_messages, parameters
 from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonObject, RefusalPart, WrittenContent
+from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import chat_request
-from services.gateway.openai_api import parameters as openai_parameters
-from services.gateway.request_validation import MAX_MESSAGES, MAX_PARTS, BadField, ensure_count
+from services.gateway.request_validation import MAX_MESSAGES, BadField, ensure_count
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import (
     ChatMessage,
@@ -53,8 +53,6 @@ class MessageItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
     #: system (or its newer name developer), user or assistant.
     role: str
     content: str | tuple[_Part, ...]
-    id: str | None = None
-    status: str | None = None
 
 
 class FunctionCallItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function_call"):
@@ -62,22 +60,18 @@ class FunctionCallItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     name: str
     #: JSON.
     arguments: str
-    id: str | None = None
-    status: str | None = None
 
 
 class FunctionOutputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function_call_output"):
     call_id: str
     output: str | tuple[InputText, ...]
-    id: str | None = None
-    status: str | None = None
 
 
-class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
+class ReasoningText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="reasoning_text"):
     text: str
 
 
-class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
+class ReasoningItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="reasoning"):
     """The thoughts before an answer. Those of other models, which are encrypted or summarized, are ignored."""
 
     content: tuple[ReasoningText, ...] = ()
@@ -85,20 +79,9 @@ class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasonin
 
 Item = MessageItem | FunctionCallItem | FunctionOutputItem | ReasoningItem
 
+
 #: Several items, such as calls, are one message.
 MAX_ITEMS = 4 * MAX_MESSAGES
-_ITEMS = ("message", "function_call", "function_call_output", "reasoning")
-_PARTS = ("input_text", "input_image", "output_text", "refusal", "reasoning_text")
-#: Fields that clients copy from an answer, without meaning for a model.
-_SILENT = ("annotations", "logprobs", "prompt_cache_breakpoint", "phase")
-
-
-def tidy(items: object) -> object:
-    """Remove what has no meaning for a model. Raises BadField for unsupported items."""
-    if not isinstance(items, list):
-        return items
-    ensure_count("input", items, MAX_ITEMS)
-    return [_tidy(f"input[{index}]", item) for index, item in enumerate(items)]
 
 
 def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
@@ -107,6 +90,7 @@ def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
         raise BadField("input", "is empty")
     if isinstance(items, str):
         return (ChatMessage("user", items),)
+    ensure_count("input", items, MAX_ITEMS)
     messages: list[ChatMessage] = []
     #: The calls of each message.
     calls: dict[int, list[ToolCall]] = {}
@@ -148,30 +132,6 @@ def _pop_thoughts(messages: list[ChatMessage]) -> str:
     return messages.pop().reasoning
 
 
-def _tidy(field: str, item: object) -> object:
-    if not isinstance(item, dict):
-        return item
-    kind = item.get("type") or "message"
-    if kind == "item_reference":
-        raise BadField(field, "refers to a stored item, but items are not stored; send the item itself")
-    if kind not in _ITEMS:
-        raise BadField(f"{field}.type", f"must be {', '.join(_ITEMS[:-1])} or {_ITEMS[-1]}")
-    tidied = {name: value for name, value in item.items() if value is not None and name not in _SILENT}
-    for name in ("content", "output"):
-        if isinstance(parts := tidied.get(name), list):
-            ensure_count(f"{field}.{name}", parts, MAX_PARTS)
-            tidied[name] = [_part(f"{field}.{name}[{index}]", part) for index, part in enumerate(parts)]
-    return {**tidied, "type": kind}
-
-
-def _part(field: str, part: object) -> object:
-    if not isinstance(part, dict):
-        return part
-    if part.get("type") not in _PARTS:
-        raise BadField(field, "must be a text or an image; audio and files are not supported")
-    return {name: value for name, value in part.items() if name not in _SILENT and value is not None}
-
-
 def _content(field: str, content: str | tuple[_Part, ...]) -> WrittenContent:
     return chat_messages.to_content(field, (content,) if isinstance(content, str) else map(_written, content))
 
@@ -182,14 +142,13 @@ def _written(part: _Part) -> str | ImageUrl:
     return part.refusal if isinstance(part, RefusalPart) else part.text
 
 
-class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
     name: str
     #: A JSON schema.
     parameters: JsonObject | None = None
     #: Accepted and ignored: the arguments of a required call always match.
     strict: bool | None = None
     description: str | None = None
-    type: Literal["function"] = "function"
 
 
 class ChosenFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
@@ -217,22 +176,19 @@ class TextBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ReasoningBody(msgspec.Struct, frozen=True):
-    """Other fields, such as ``summary``, are accepted and ignored."""
-
+class ReasoningBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     effort: ReasoningEffort | None = None
 
 
 class ResponseStreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: Accepted and ignored.
-    include_obfuscation: bool | None = None
+    """All of them are ignored; see ``parameters``."""
 
 
 ToolChoiceBody = Literal["none", "auto", "required"] | ChosenFunction | AllowedFunctions
 
 
 class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request. Other parameters that have no effect here (user, store, …) are accepted; see ``parameters``."""
+    """A request."""
 
     #: A text, or the whole conversation.
     input: str | tuple[Item, ...]
@@ -261,28 +217,19 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def with_logprobs(self) -> bool:
-        return self.top_logprobs is not None or openai_parameters.INCLUDABLE[0] in self.include
+        return self.top_logprobs is not None or parameters.INCLUDABLE[0] in self.include
 
 
-def read(content: bytes) -> ResponseBody:
-    """Parse the body. Raises BadRequest that names the field."""
-    found = openai_parameters.without(request_bodies.read_object(content), openai_parameters.RESPONSES, ResponseBody)
-    chat_messages.ensure_functions(found.get("tools"))
-    if isinstance(reasoning := found.get("reasoning"), dict):
-        chat_messages.ensure_effort(reasoning.get("effort"), "reasoning.effort")
-    if "input" in found:
-        found["input"] = tidy(found["input"])
-    body = request_bodies.convert(found, ResponseBody)
-    for name in body.include:
-        if name not in openai_parameters.INCLUDABLE:
-            raise BadField("include", f"contains {name[:64]!r}, which is not supported")
-    if body.stream_options is not None and not body.stream:
-        raise BadField("stream_options", "requires stream=true")
-    return body
+DIALECT = BodyDialect("responses", ResponseBody, parameters.RESPONSES, {"input": "message"})
 
 
 def to_request(body: ResponseBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
+    for name in body.include:
+        if name not in parameters.INCLUDABLE:
+            raise BadField("include", f"contains {name[:64]!r}, which is not supported")
+    if body.stream_options is not None and not body.stream:
+        raise BadField("stream_options", "requires stream=true")
     tools, tool_choice = _tools(body)
     instructions = (ChatMessage("system", body.instructions),) if body.instructions else ()
     return InferenceRequest(

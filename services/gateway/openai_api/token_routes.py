@@ -6,10 +6,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from services.gateway.http_api import answer_delivery, chat_messages, request_bodies
+from services.gateway.http_api import answer_delivery, chat_messages, parameters
 from services.gateway.http_api.chat_messages import ChatBodyMessage, ToolBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
+from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.request_validation import MAX_MODEL_CHARACTERS, BadField
 from services.gateway.requests.active_texts import ActiveConversion
 from services.gateway.requests.pipeline import Pipeline
@@ -46,6 +47,11 @@ class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tokens: tuple[TokenId, ...]
 
 
+_TEMPLATE = BodyDialect("template", TemplateBody, parameters.CHAT)
+_TOKENIZE = BodyDialect("tokenize", TokenizeBody, parameters.CHAT)
+_DETOKENIZE = BodyDialect("detokenize", DetokenizeBody)
+
+
 class TokenList(msgspec.Struct, frozen=True):
     count: int
     #: The model's context; 0 if unknown.
@@ -72,16 +78,16 @@ class TokenRoutes:
         )  # fmt: skip
 
     async def _tokenize(self, call: HttpCall) -> None:
-        running, content = await self._convert(call, to_tokenize(request_bodies.convert(_read(call.body), TokenizeBody)))
+        running, content = await self._convert(call, to_tokenize(call.read(_TOKENIZE)))
         ids = array("i", content[: len(content) // TOKEN_BYTES * TOKEN_BYTES])
         await call.answer(TokenList(len(ids), running.context_tokens, ids.tolist()))
 
     async def _detokenize(self, call: HttpCall) -> None:
-        body = request_bodies.convert(_read(call.body), DetokenizeBody)
+        body = call.read(_DETOKENIZE)
         await self._answer_text(call, Detokenize(body.model, array("i", body.tokens).tobytes()))
 
     async def _apply_template(self, call: HttpCall) -> None:
-        await self._answer_text(call, to_render(request_bodies.convert(_read(call.body), TemplateBody)))
+        await self._answer_text(call, to_render(call.read(_TEMPLATE)))
 
     async def _answer_text(self, call: HttpCall, request: Conversion) -> None:
         _, content = await self._convert(call, request)
@@ -112,10 +118,3 @@ def to_tokenize(body: TokenizeBody) -> Tokenize:
     if body.messages or body.tools:
         raise BadField("prompt", "and messages exclude each other; send only one")
     return Tokenize(body.model, (ChatMessage("user", body.prompt),), raw=True, add_special_tokens=with_special)
-
-
-def _read(body: bytes) -> dict[str, object]:
-    """Parse the body. Raises BadRequest that names the field."""
-    found = request_bodies.read_given(body)
-    chat_messages.ensure_functions(found.get("tools"))
-    return found | {"messages": chat_messages.tidy(found["messages"])} if "messages" in found else found

@@ -12,8 +12,9 @@ from uuid import UUID
 import httpx
 import pytest
 
-from services.gateway.http_api import body_load
+from services.gateway.http_api import body_load, tolerant_json
 from services.gateway.http_api.body_load import MAX_NESTED, MAX_TEXTS, BodyTurns
+from services.gateway.http_api.tolerant_json import Ignored
 from services.gateway.openai_api import response_request
 from shared import errors
 from shared.types import TenantId
@@ -138,7 +139,7 @@ def test_calls_after_a_text_are_one_message() -> None:
         {"role": "user", "content": "a"}, think("hm"), call(1), think(""), call(2), {"role": "assistant", "content": "b"}, call(3),
         {"type": "function_call_output", "call_id": "3", "output": "c"}, call(4),
     ]  # fmt: skip
-    body = response_request.read(json.dumps({"input": items}).encode())
+    body = tolerant_json.read(json.dumps({"input": items}).encode(), response_request.DIALECT, Ignored())
     messages = response_request.to_request(body).messages
     assert [(one.role, one.content, one.reasoning, [call.id for call in one.tool_calls]) for one in messages] == [
         ("user", "a", "", []),

@@ -47,8 +47,8 @@ def counted(service: RunningService) -> dict[tuple[str, str], float]:
     "refusal",
     [
         (CHAT, {"messages": HI, "temperature": 9}, "bad_request", "temperature"),
-        (CHAT, {"messages": [{"role": "user", "content": SECRET, "x": 1}]}, "bad_request", "messages[0]"),
-        (CHAT, {"messages": HI, "canary": 1}, "bad_request", None),
+        ("/api/inference", {"messages": [{"role": "user", "content": SECRET, "x": 1}]}, "bad_request", "messages[0]"),
+        ("/api/inference", {"messages": HI, "canary": 1}, "bad_request", None),
         (CHAT, {"messages": HI, "metadata": {"canary": 2**70}}, "bad_request", None),
         ("/rpc/gateway.processInferenceRequest", {"request": {"prompt": "hi", "canary": 1}}, "bad_request", None),
         ("/api/inference", {"prompt": "hi", "canary" * 20: 1}, "bad_request", None),

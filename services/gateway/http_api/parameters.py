@@ -1,0 +1,121 @@
+"""The fields of the vendors' APIs that have no field here: whether each is ignored or refused, and why. Pure.
+
+What would change the content of an answer and cannot be done is refused; anything else is ignored, and so is what is not in these tables.
+The keys are explained at ``tolerant_json.BodyDialect``. docs/howto/openai-api.md lists them and is checked against these tables.
+"""
+
+from collections.abc import Mapping
+
+from services.gateway.http_api.tolerant_json import ParameterRule
+
+Rules = Mapping[str, ParameterRule]
+
+
+def _ignored(why: str) -> ParameterRule:
+    return ParameterRule(why, ignored=True)
+
+
+def _only(description: str, *values: object) -> ParameterRule:
+    # `1 == True` in Python, but not in JSON.
+    return ParameterRule(description, lambda value: any(type(value) is type(good) and value == good for good in values))
+
+
+_USER = _ignored("the credential identifies the caller")
+_CACHE = _ignored("prompt prefixes are cached automatically, per account")
+_SERVICE_TIER = _ignored("there are no service tiers")
+_COPIED = _ignored("clients copy it from an answer; it means nothing to a model")
+_OBFUSCATION = _ignored("streams are not padded")
+_OTHER_TOOLS = _ignored("offer a function instead; a tool_choice that names it is refused")
+
+#: Anywhere in chats, responses and messages.
+_EVERYWHERE: Rules = {
+    "*.cache_control": _CACHE,
+    "*.prompt_cache_breakpoint": _CACHE,
+    "*.annotations": _COPIED,
+    "*.citations": _COPIED,
+    "*.logprobs": _COPIED,
+}
+
+#: Chats and responses have these.
+_COMMON: Rules = {
+    **_EVERYWHERE,
+    "user": _USER,
+    "safety_identifier": _USER,
+    "prompt_cache_key": _CACHE,
+    "prompt_cache_retention": _CACHE,
+    "prompt_cache_options": _CACHE,
+    "service_tier": _SERVICE_TIER,
+    "moderation": ParameterRule("is not supported; policies decide what is checked, and POST /v1/moderations checks texts"),
+    "stream_options.include_obfuscation": _OBFUSCATION,
+    "tools[*]": _OTHER_TOOLS,
+}
+
+_DEPRECATED_CALL = "is deprecated; use tool_calls and the role tool"
+#: In a chat's messages, here and below /api.
+CHAT_MESSAGES: Rules = {
+    **_EVERYWHERE,
+    "messages.name": _ignored("models see roles, not names"),
+    "messages.parsed": _COPIED,
+    "messages.tool_calls.index": _COPIED,
+    "messages.tool_calls.function.parsed_arguments": _COPIED,
+    "messages.function_call": _only(_DEPRECATED_CALL, [], ""),
+    "messages.audio": _only("is not supported; models only read text and images", [], ""),
+    "messages.content[*]": ParameterRule("must be a text or image_url part; audio and files are not supported"),
+}
+
+CHAT: Rules = {
+    **_COMMON,
+    **CHAT_MESSAGES,
+    "store": _ignored("answers are not stored"),
+    "functions": _only("is deprecated; use tools", []),
+    "function_call": _only("is deprecated; use tool_choice", "none", "auto"),
+    "modalities": _only('must be ["text"]; models only generate text', ["text"]),
+    "verbosity": _ignored("say in the prompt how long the answer should be"),
+    "audio": ParameterRule("is not supported; models only generate text"),
+    "prediction": _ignored("it only makes answers faster, not different"),
+    "web_search_options": ParameterRule("is not supported; offer a tool that searches the web"),
+}
+
+COMPLETIONS: Rules = {"user": _USER, "stream_options.include_obfuscation": _OBFUSCATION}
+
+EMBEDDINGS: Rules = {"user": _USER}
+
+#: Values of `include`; encrypted reasoning is accepted, but there never is any.
+INCLUDABLE = ("message.output_text.logprobs", "reasoning.encrypted_content")
+
+RESPONSES: Rules = {
+    **_COMMON,
+    "store": _ignored("answers are not stored, and the response says so"),
+    "max_tool_calls": _ignored("it limits OpenAI's built-in tools, which are not supported"),
+    "background": _only("must be false; wait for the answer, or stream it", False),
+    "previous_response_id": ParameterRule("cannot be found: answers are not stored; send the whole conversation as input"),
+    "conversation": ParameterRule("cannot be found: conversations are not stored; send the whole conversation as input"),
+    "prompt": ParameterRule("cannot be found: prompts are not stored; send its text as instructions and input"),
+    "truncation": _only("must be disabled; shorten the input yourself if it is too long", "disabled"),
+    "context_management": _only("is not supported; shorten the input yourself", []),
+    "image": ParameterRule("is not supported; only text is accepted"),
+    "access_programs": ParameterRule("is not supported; leave it out"),
+    "input.id": _COPIED,
+    "input.status": _COPIED,
+    "input.phase": _COPIED,
+    "input.summary": _COPIED,
+    "input.encrypted_content": _ignored("only its vendor can read it"),
+    "input[item_reference]": ParameterRule("refers to a stored item, but items are not stored; send the item itself"),
+    "input.content[*]": ParameterRule("must be a text or an image; audio and files are not supported"),
+    "input.output[*]": ParameterRule("must be a text or an image; audio and files are not supported"),
+}
+
+#: Anthropic's.
+MESSAGES: Rules = {
+    **_EVERYWHERE,
+    "metadata": _ignored("requests are not stored"),
+    "service_tier": _SERVICE_TIER,
+    "context_management": _only("is not supported; shorten the conversation yourself", {}),
+    "mcp_servers": _only("must be empty; connect to the servers yourself and offer their tools", []),
+    "messages.content.caller": _COPIED,
+    "messages.content[redacted_thinking]": _ignored("only its vendor can read it"),
+    "messages.content[*]": ParameterRule("must be text, image, tool_use, tool_result or thinking; documents are not supported"),
+    "messages.content.source[url]": ParameterRule("is a URL; send the image itself"),
+    "tools.strict": _ignored("the arguments of a required call always match its schema"),
+    "tools[*]": _OTHER_TOOLS,
+}

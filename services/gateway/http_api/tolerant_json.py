@@ -1,0 +1,197 @@
+"""Reads bodies of vendors' APIs, whose next release must break nothing: unknown fields are ignored and named, and null is absent. Pure.
+
+The structs stay strict. Many bodies have only what their struct has and are decoded at once; others are first freed of the rest.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Generic, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from services.gateway.http_api import request_bodies
+from services.gateway.request_validation import BadField
+
+S = TypeVar("S", bound=msgspec.Struct)
+#: The names and positions on the way to a value, the last one first.
+_Way = tuple["_Way", str | int] | None
+
+#: What the metric counts fields as that are in no table.
+OTHER = "other"
+#: What may be said of a caller's own names: longer ones and those with other characters may be text.
+_SAYABLE = re.compile(r"[A-Za-z0-9_.\[\]-]{1,80}")
+_MAX_SAID = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterRule:
+    """The rule for a known field that no struct has, or for a type of list entries. Null always counts as absent."""
+
+    #: Why it is ignored, or for a refused one, what to do instead.
+    description: str
+    #: Returns whether a value is accepted, because it asks for what happens anyway.
+    accepts: Callable[[object], bool] = lambda _value: False
+    #: Whether every value is ignored.
+    ignored: bool = False
+
+
+@dataclass(frozen=True)
+class BodyDialect(Generic[S]):
+    """How one API writes a request.
+
+    A rule's key is the path of its field without positions (`messages.audio`), `*.NAME` for a field at any depth, or the path of a list
+    with the type of its entries (`tools[web_search]`; `tools[*]` for all other types).
+    """
+
+    name: str
+    body: type[S]
+    rules: Mapping[str, ParameterRule] = field(default_factory=dict)
+    #: The types of list entries that have none, by the path of their list.
+    default_types: Mapping[str, str] = field(default_factory=dict)
+    #: The path of the object that the other paths begin at.
+    root: str = ""
+
+    @cached_property
+    def node(self) -> "_BodyNode":
+        return _node(inspect.type_info(self.body), "", self.root) or _BodyNode("")
+
+    @cached_property
+    def decode(self) -> Callable[[bytes], S]:
+        return msgspec.json.Decoder(self.body).decode
+
+
+class Ignored:
+    """The fields of one body that have no effect."""
+
+    def __init__(self) -> None:
+        #: By path without positions: the key of its rule, or ``OTHER``.
+        self.labels: dict[str, str] = {}
+
+    def __str__(self) -> str:
+        """Return the names as a header and a log may say them."""
+        said = [name for name in self.labels if _SAYABLE.fullmatch(name)][:_MAX_SAID]
+        rest = len(self.labels) - len(said)
+        return ", ".join([*said, *([f"{rest} more"] if rest else [])])
+
+
+def read(content: bytes, dialect: BodyDialect[S], ignored: Ignored, *, strict: bool = False) -> S:
+    """Parse a body; add to ``ignored`` what has no effect. Raises BadRequest that names the field; for unknown ones only if ``strict``."""
+    try:
+        if not request_bodies.LONG_NUMBER.search(content):
+            return dialect.decode(content)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        pass  # the long way finds the mistake if there is one
+    return convert(request_bodies.read_object(content), dialect, ignored, strict=strict)
+
+
+def convert(found: dict[str, object], dialect: BodyDialect[S], ignored: Ignored, *, strict: bool = False) -> S:
+    """Like ``read``, for a parsed body."""
+    cleaned = _Cleaner(dialect, ignored, strict=strict).clean(found, dialect.node, None)
+    assert isinstance(cleaned, dict)
+    return request_bodies.convert(cleaned, dialect.body)
+
+
+@dataclass(slots=True)
+class _BodyNode:
+    """Where the values of a type have structs: for an object by their tag, and for the entries of a list."""
+
+    path: str
+    tag_field: str | None = None
+    structs: dict[object, dict[str, "_BodyNode | None"]] = field(default_factory=dict)
+    entries: "_BodyNode | None" = None
+
+
+def _node(info: inspect.Type, path: str, root: str) -> _BodyNode | None:
+    if path and path == root:
+        path = ""
+    match info:
+        case inspect.Metadata():
+            return _node(info.type, path, root)
+        case inspect.StructType():
+            before = f"{path}." if path else ""
+            fields = {each.encode_name: _node(each.type, before + each.encode_name, root) for each in info.fields}
+            return _BodyNode(path, info.tag_field, {info.tag: fields})
+        case inspect.CollectionType():
+            entries = _node(info.item_type, path, root)
+            return None if entries is None else _BodyNode(path, entries=entries)
+        case inspect.UnionType():
+            nodes = [node for each in info.types if (node := _node(each, path, root)) is not None]
+            if not nodes:
+                return None
+            structs = {tag: fields for node in nodes for tag, fields in node.structs.items()}
+            tag_field = next((node.tag_field for node in nodes if node.tag_field), None)
+            return _BodyNode(path, tag_field, structs, next((node.entries for node in nodes if node.entries), None))
+    return None
+
+
+_DROPPED = object()
+
+
+class _Cleaner:
+    def __init__(self, dialect: BodyDialect[S], ignored: Ignored, *, strict: bool) -> None:
+        self._rules = dialect.rules
+        self._default_types = dialect.default_types
+        self._ignored = ignored.labels
+        self._strict = strict
+
+    def clean(self, value: object, node: _BodyNode, way: _Way) -> object:
+        """Return the value without what its type does not have, or ``_DROPPED``. Raises BadField for what is refused."""
+        if isinstance(value, list) and node.entries is not None:
+            cleaned = [self.clean(entry, node.entries, (way, index)) for index, entry in enumerate(value)]
+            return [entry for entry in cleaned if entry is not _DROPPED]
+        if not isinstance(value, dict) or not node.structs:
+            return value
+        tag = None
+        if node.tag_field is not None:
+            tag = value.get(node.tag_field) or self._default_types.get(node.path)
+            if tag is None and len(node.structs) == 1:
+                tag = next(iter(node.structs))
+        fields = node.structs.get(tag) if isinstance(tag, str | None) else None
+        if fields is None:
+            return self._entry_of(tag, value, node, way)
+        kept: dict[str, object] = {} if tag is None or node.tag_field is None else {node.tag_field: tag}
+        for name, inner in value.items():
+            if inner is None or name == node.tag_field:
+                continue
+            if name in fields:
+                below = fields[name]
+                kept[name] = inner if below is None else self.clean(inner, below, (way, name))
+            else:
+                self._pass_over(f"{node.path}.{name}" if node.path else name, name, inner, (way, name))
+        return kept
+
+    def _entry_of(self, tag: object, value: object, node: _BodyNode, way: _Way) -> object:
+        """Return an entry of a type without a struct."""
+        key = f"{node.path}[{tag}]"
+        label = key if key in self._rules else f"{node.path}[*]"
+        rule = self._rules.get(label)
+        if rule is None or not isinstance(tag, str):
+            return value  # the conversion says what its type may be
+        if not rule.ignored:
+            raise BadField(_written(way), rule.description, known=_written(way))
+        self._ignored[key] = label
+        return _DROPPED
+
+    def _pass_over(self, path: str, name: str, value: object, way: _Way) -> None:
+        label = path if path in self._rules else f"*.{name}"
+        rule = self._rules.get(label)
+        if rule is None:
+            if self._strict:
+                raise BadField(_written(way), "is not a supported field", known=_written(way and way[0]))
+            self._ignored[path] = OTHER
+        elif rule.ignored:
+            self._ignored[path] = label
+        elif not rule.accepts(value):
+            raise BadField(_written(way), rule.description)
+
+
+def _written(way: _Way) -> str:
+    """Return a path with its positions, such as `messages[3].content`."""
+    steps: list[str] = []
+    while way is not None:
+        way, step = way
+        steps.append(f"[{step}]" if isinstance(step, int) else f".{step}")
+    return "".join(reversed(steps)).lstrip(".")
