@@ -19,8 +19,8 @@ _USAGE_COLUMNS = (
     "date", "requests", "failed", "prompt_tokens", "completion_tokens", "cost_credits", "from_cache", "p50_ms", "p95_ms",
 )  # fmt: skip
 _REQUEST_COLUMNS = (
-    "id", "created_at", "key_id", "key_name", "model", "status", "error_code", "error_field", "prompt_tokens", "completion_tokens",
-    "response_time_ms", "cost_credits", "from_cache", "rating",
+    "id", "created_at", "key_id", "key_name", "model", "status", "error_code", "error_field", "ignored_fields", "prompt_tokens",
+    "completion_tokens", "response_time_ms", "cost_credits", "from_cache", "rating",
 )  # fmt: skip
 _ROLLOUT_COLUMNS = (
     "at", "share", "target", "requests", "failed", "failed_of", "late", "late_of", "thumbs_down", "thumbs", "first_token_p50_ms",
@@ -74,8 +74,9 @@ def _request(request: LoggedRequest, key_names: Mapping[KeyId, str]) -> tuple[Ce
     key_name = None if request.key_id is None else key_names.get(request.key_id)
     return (
         str(request.id), request.created_at.astimezone(UTC).isoformat(), str(request.key_id or ""), key_name, request.model,
-        request.status.value, request.error_code, request.error_field, request.prompt_tokens, request.completion_tokens,
-        request.response_time_ms, amounts.written(request.cost_micro), "yes" if request.cached else "no", request.rating,
+        request.status.value, request.error_code, request.error_field, request.ignored_fields, request.prompt_tokens,
+        request.completion_tokens, request.response_time_ms,
+        amounts.written(request.cost_micro), "yes" if request.cached else "no", request.rating,
     )  # fmt: skip
 
 

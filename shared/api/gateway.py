@@ -13,7 +13,7 @@ from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
 from shared.api.usage_report import UserUsage
 from shared.types import Credential, FinishReason, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId
 
-MAX_CONVERSATION_CHARACTERS = 128
+MAX_CONVERSATION_CHARACTERS, MAX_IGNORED_CHARACTERS = 128, 500
 
 
 class InferenceRequest(Sampling, frozen=True, kw_only=True):
@@ -30,6 +30,8 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True):
     conversation_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CONVERSATION_CHARACTERS)] | None = None
     #: Keep the prompt from providers, even if policies allow them.
     forbid_external: bool = False
+    #: The fields of its HTTP body that had no effect, for the request log.
+    ignored_fields: Annotated[str, msgspec.Meta(max_length=MAX_IGNORED_CHARACTERS)] = ""
 
 
 class Auth(Body, frozen=True):

@@ -126,6 +126,8 @@ class LoggedRequest(Body, frozen=True, omit_defaults=False):
     rating: int | None = None
     #: The path of the field that it was refused for, never the value.
     error_field: str | None = None
+    #: The fields of its body, and the types of its tools, that had no effect.
+    ignored_fields: str | None = None
 
 
 class LoggedRequests(Body, frozen=True):

@@ -81,6 +81,8 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     error_code: str | None
     #: The path of the field that it was refused for, never the value.
     error_field: str | None = None
+    #: The fields of its body that had no effect.
+    ignored_fields: str | None = None
     #: Start of the request.
     created_at: datetime
     #: By its reservation's price; the ledger charges at most what was reserved.

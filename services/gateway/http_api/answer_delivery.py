@@ -30,7 +30,9 @@ async def answer(
         call.expect_events(form.failed)
     repeat, cache = NO_REPEAT, CacheRequest.NOTHING
     if call.has_options:
-        repeat, request, cache = read_repeat(call), with_headers(call, request), call.cache_request
+        repeat, cache = read_repeat(call), call.cache_request
+    if call.has_options or call.ignored.labels:
+        request = with_call(call, request)
     seconds = deduplicated.most_seconds
     async with deduplicated.run(call.caller, request, seconds=seconds, repeat=repeat, whole=True, cache=cache, streamed=stream) as reply:
         await send_chunks(call, reply, form, stream=stream, after=0 if repeat.rest is None else repeat.rest.after)
@@ -60,8 +62,10 @@ async def embed(
     return encoded, reply.result
 
 
-def with_headers(call: HttpCall, request: InferenceRequest) -> InferenceRequest:
-    """Add what `X-Conversation-Id` and `X-Aimesh-External` say. Raises BadRequest for invalid values."""
+def with_call(call: HttpCall, request: InferenceRequest) -> InferenceRequest:
+    """Add what `X-Conversation-Id` and `X-Aimesh-External` say, and which fields had no effect. Raises BadRequest for invalid values."""
+    if call.ignored.labels:
+        request = msgspec.structs.replace(request, ignored_fields=str(call.ignored))
     if (conversation_id := call.conversation_id) is not None:
         request = msgspec.structs.replace(request, conversation_id=conversation_id)
     return msgspec.structs.replace(request, forbid_external=True) if call.forbids_external else request

@@ -128,6 +128,8 @@ class RequestAnswer(msgspec.Struct, frozen=True):
     error_code: str | None
     #: The path of the field that it was refused for.
     error_field: str | None
+    #: The fields of its body, and the types of its tools, that had no effect.
+    ignored_fields: str | None
     prompt_tokens: int
     completion_tokens: int
     response_time_ms: int

@@ -22,8 +22,8 @@ _Way = tuple["_Way", str | int] | None
 #: What the metric counts fields as that are in no table.
 OTHER = "other"
 #: What may be said of a caller's own names: longer ones and those with other characters may be text.
-_SAYABLE = re.compile(r"[A-Za-z0-9_.\[\]-]{1,80}")
-_MAX_SAID = 12
+_SAYABLE = re.compile(r"[A-Za-z0-9_.\[\]-]{1,60}")
+_MAX_SAID = 7
 
 
 @dataclass(frozen=True, slots=True)

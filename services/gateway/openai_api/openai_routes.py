@@ -83,7 +83,7 @@ class OpenAiRoutes:
         for number, (request, repeat) in enumerate(zip(requests, repeats, strict=True), 1):
             async with self._deduplicated.run(
                 call.caller,
-                answer_delivery.with_headers(call, request),
+                answer_delivery.with_call(call, request),
                 seconds=ends_at - time.monotonic(),
                 repeat=repeat,
                 whole=True,

@@ -6,13 +6,13 @@ WITH settled AS MATERIALIZED (
         $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
         $16::text[], $17::text[], $18::boolean[], $19::bigint[], $20::text[], $21::integer[], $22::text[], $23::text[],
         $24::text[], $25::smallint[], $26::bigint[], $27::bigint[], $28::integer[], $29::boolean[], $30::boolean[],
-        $31::boolean[], $32::text[], settle_batch($1, $12, $13)
+        $31::boolean[], $32::text[], $33::text[], settle_batch($1, $12, $13)
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
         provider, attempts, upstream_micro, avoided_micro, first_token_ms, variant_failed, is_compared,
-        is_counted_late, error_field, settled_micro
+        is_counted_late, error_field, ignored_fields, settled_micro
     )
     -- Always write in this order, so that gateways can't deadlock on rows of the same requests.
     ORDER BY tenant_id, id
@@ -22,13 +22,13 @@ fresh AS (
         id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         tokens_used, prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, cached,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
-        provider, attempts, upstream_micro, avoided_micro, first_token_ms, error_field
+        provider, attempts, upstream_micro, avoided_micro, first_token_ms, error_field, ignored_fields
     )
     SELECT id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
            prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, status, error_code, created_at,
            coalesce(settled_micro, 0), cached, worker_owner, worker_labels::jsonb, begins_conversation, saved_micro,
            route, route_version, variant, target, provider, attempts, upstream_micro, avoided_micro, first_token_ms,
-           error_field
+           error_field, ignored_fields
     FROM settled
     -- Another gateway has taken this request over and writes its row, or has already written it.
     WHERE settled_micro IS NOT NULL OR NOT was_taken_over(id)
@@ -76,7 +76,7 @@ paid AS MATERIALIZED (
         ARRAY(SELECT id FROM settled WHERE settled_micro IS NOT NULL), array_agg((fresh.created_at AT TIME ZONE 'UTC')::date),
         array_agg(spent.route), array_agg(spent.target), array_agg(spent.micro)
     )
-    FROM unnest($33::uuid[], $34::text[], $35::text[], $36::bigint[]) AS spent (id, route, target, micro) JOIN fresh USING (id)
+    FROM unnest($34::uuid[], $35::text[], $36::text[], $37::bigint[]) AS spent (id, route, target, micro) JOIN fresh USING (id)
     -- After everything else, because it locks the spending of all targets.
     HAVING (SELECT count(*) FROM counted) + (SELECT count(*) FROM judged) >= 0
 )
@@ -526,8 +526,8 @@ SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('ena
 -- name: list_requests
 -- List a tenant's requests, newest first.
 -- replica
-SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.error_field, log.prompt_tokens,
-    log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
+SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.error_field, log.ignored_fields,
+    log.prompt_tokens, log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
 FROM request_logs AS log
 LEFT JOIN feedback ON feedback.request_id = log.id
 WHERE log.tenant_id = $1 AND log.created_at < coalesce($2::timestamptz, 'infinity'::timestamptz) AND ($3::text IS NULL OR log.status = $3)
@@ -538,8 +538,8 @@ LIMIT $6;
 -- name: export_requests
 -- List a tenant's requests after the last one read, oldest first.
 -- replica
-SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.error_field, log.prompt_tokens,
-    log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
+SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.error_field, log.ignored_fields,
+    log.prompt_tokens, log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
 FROM request_logs AS log
 LEFT JOIN feedback ON feedback.request_id = log.id
 WHERE log.tenant_id = $1 AND (log.created_at, log.id) > ($2, $3::uuid)

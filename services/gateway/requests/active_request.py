@@ -42,6 +42,8 @@ class AdmissionRecord(msgspec.Struct):
     prompt_hash: str | None = None
     #: The messages contain no earlier answer.
     begins_conversation: bool = False
+    #: See ``InferenceRequest``.
+    ignored_fields: str = ""
     #: The largest size of the prompt that is believed, and an estimate.
     most_prompt_tokens: int = 0
     likely_prompt_tokens: int = 0

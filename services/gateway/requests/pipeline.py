@@ -398,6 +398,7 @@ class Pipeline:
             status=status,
             error_code=None if status is RequestStatus.SUCCESS else request_record.error_code_of(status, failure),
             error_field=None if failure is None else request_record.logged_field_of(failure),
+            ignored_fields=record.ignored_fields or None,
             created_at=running.began_at,
             cost_micro=MicroCredits(0) if is_free else totals.cost_micro,
             cached=delivered.cached,

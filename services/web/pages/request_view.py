@@ -65,6 +65,8 @@ class RequestView:
     code: str = ""
     #: The path of the field that it was refused for.
     field: str = ""
+    #: The fields and tools that had no effect.
+    ignored: str = ""
     meaning: str = ""
     advice: str = ""
     #: The source of the answer, if it was not a worker.
@@ -119,6 +121,7 @@ def _line(request: LoggedRequest, key_names: Mapping[KeyId, str]) -> RequestView
         tone=tone,
         code=code,
         field=request.error_field or "",
+        ignored=request.ignored_fields or "",
         meaning=explain(code) if code else "",
         advice=advise(code) if code else "",
         source="cached" if request.cached else "",

@@ -85,6 +85,17 @@ async def test_what_guardrails_find_is_counted_once_by_day_and_key(store: Gatewa
     ]
 
 
+async def test_a_row_names_the_fields_that_had_no_effect(store: GatewayStore, postgres_url: str) -> None:
+    ada = user()
+    await store.write_requests([msgspec.structs.replace(row(ada), ignored_fields="store, tools[web_search]"), row(ada)])
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        found = await connection.fetch("SELECT ignored_fields FROM gateway.request_logs WHERE tenant_id = $1 ORDER BY 1", ada)
+    finally:
+        await connection.close()
+    assert [one["ignored_fields"] for one in found] == ["store, tools[web_search]", None]
+
+
 async def test_an_invalid_row_is_refused_without_quoting_it(store: GatewayStore) -> None:
     ada = user()
     for wrong in (msgspec.structs.replace(row(ada), error_code="\0secret"), msgspec.structs.replace(row(ada), response_time_ms=2**40)):

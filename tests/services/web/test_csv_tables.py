@@ -32,7 +32,8 @@ def test_request_is_a_row_with_exact_numbers_and_utc() -> None:
     (row,) = log_of(REQUEST, names={KEY: "laptop"})
     assert row == {
         "id": str(REQUEST.id), "created_at": "2026-11-20T12:05:00+00:00", "key_id": str(KEY), "key_name": "laptop", "model": "smollm2",
-        "status": "success", "error_code": "", "error_field": "", "prompt_tokens": "7", "completion_tokens": "9", "response_time_ms": "120",
+        "status": "success", "error_code": "", "error_field": "", "ignored_fields": "",
+        "prompt_tokens": "7", "completion_tokens": "9", "response_time_ms": "120",
         "cost_credits": "0.0015", "from_cache": "yes", "rating": "-1",
     }  # fmt: skip
 

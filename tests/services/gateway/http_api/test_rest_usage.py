@@ -51,7 +51,8 @@ async def test_a_logged_request_is_shown_without_its_caller_and_content(http: ht
         "requests": [
             {
                 "id": str(OWN), "created_at": "2026-03-02T12:00:00Z", "api_key_id": str(UUID(int=2)), "model": "smollm2",
-                "status": "success", "error_code": None, "error_field": None, "prompt_tokens": 3, "completion_tokens": 2,
+                "status": "success", "error_code": None, "error_field": None, "ignored_fields": None,
+                "prompt_tokens": 3, "completion_tokens": 2,
                 "response_time_ms": 41,
                 "cost": "1.5", "cached": False, "rating": -1,
             }

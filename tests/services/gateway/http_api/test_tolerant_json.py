@@ -11,6 +11,7 @@ from services.gateway.http_api import tolerant_json
 from services.gateway.http_api.tolerant_json import BodyDialect, Ignored
 from services.gateway.openai_api import anthropic_request, chat_request, completion_request, response_request
 from services.gateway.request_validation import BadField
+from shared.api.gateway import MAX_IGNORED_CHARACTERS
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY
 
@@ -67,7 +68,7 @@ def test_unknown_fields_at_every_level_change_nothing(name: str) -> None:
     assert read(name, with_unknown(body, random.Random(7)), ignored) == read(name, body, strict=True)
     assert set(ignored.labels.values()) == {tolerant_json.OTHER}
     assert len(ignored.labels) >= 40
-    assert len(str(ignored)) < 1100
+    assert len(str(ignored)) < MAX_IGNORED_CHARACTERS
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -118,8 +119,12 @@ async def test_the_answer_and_the_metric_name_what_was_ignored() -> None:
             assert (refused.status_code, refused.headers["x-aimesh-ignored"]) == (400, "messages.name, store, newer, 1 more")
             plain = await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]})
             assert "x-aimesh-ignored" not in plain.headers
+            legacy = await http.post("/v1/completions", json={"prompt": ["a", "b"], "suffixes": []})
+            assert legacy.status_code == 200
             strict = await http.post("/v1/chat/completions", json=body, headers={"x-aimesh-strict": "1"})
             assert strict.json()["error"]["param"] == "my secret text"
         (family,) = service.metrics.ignored_fields.collect()
         counted = {(one.labels["dialect"], one.labels["field"]): one.value for one in family.samples if one.name.endswith("_total")}
-    assert counted == {("chat", "messages.name"): 3, ("chat", "store"): 3, ("chat", "other"): 2}
+        logged = [row.ignored_fields for row in service.store.rows.values() if row.status == "success"]
+    assert counted == {("chat", "messages.name"): 3, ("chat", "store"): 3, ("chat", "other"): 2, ("completions", "other"): 1}
+    assert logged == ["messages.name, store, newer, 1 more", None, "suffixes", "suffixes"]

@@ -43,6 +43,11 @@ def test_failed_request_says_why_and_what_to_do() -> None:
     assert (line.tokens, line.model) == ("–", "–")
 
 
+def test_a_request_says_which_fields_had_no_effect() -> None:
+    (line,) = request_view.lines([msgspec.structs.replace(REQUEST, ignored_fields="tools[web_search]")])
+    assert line.ignored == "tools[web_search]"
+
+
 @pytest.mark.parametrize("code", sorted(errors.BY_CODE))
 def test_every_error_has_a_meaning_and_advice(code: str) -> None:
     assert request_view.explain(code)
