@@ -150,6 +150,7 @@ class Pipeline:
             is_all_or_nothing=is_all_or_nothing,
             continues_elsewhere=continues_elsewhere,
         )
+        running.admission.ignored_fields = request.ignored_fields
 
         def start(admitted: PromptAdmitted, call: PromptCall, seconds: float, answer: ActivePrompt) -> AnswerItems:
             items = self._answers(running, answer, call, seconds=seconds, key_use=key_use, cache=cache)

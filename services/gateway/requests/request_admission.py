@@ -95,7 +95,6 @@ class RequestAdmission:
         answers = request.n or 1
         record.most_prompt_tokens, record.likely_prompt_tokens = admitted.most_prompt_tokens, admitted.likely_prompt_tokens
         record.prompt_hash = request_validation.fingerprint(admitted.messages, secret)
-        record.ignored_fields = request.ignored_fields
         record.begins_conversation = "assistant" not in map(_role_of, admitted.messages)
         facts = RequestFacts(
             prompt_tokens=admitted.likely_prompt_tokens,

@@ -1,4 +1,4 @@
-"""What vendors' clients send is read whatever else they add; /api and strict callers are told of each unknown name."""
+"""What vendors' clients send is read whatever else they add; /api and strict callers learn of each unknown name."""
 
 import json
 import random
@@ -72,7 +72,7 @@ def test_unknown_fields_at_every_level_change_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_strict_caller_is_told(name: str) -> None:
+def test_a_strict_caller_learns_of_it(name: str) -> None:
     with pytest.raises(BadField, match="is not a supported field"):
         read(name, BODIES[name][1] | {"new": 1}, strict=True)
 
