@@ -80,9 +80,10 @@ class Ignored:
 def read(content: bytes, dialect: BodyDialect[S], ignored: Ignored, *, strict: bool = False) -> S:
     """Parse a body; add to ``ignored`` what has no effect. Raises BadRequest that names the field; for unknown ones only if ``strict``."""
     try:
-        if not request_bodies.LONG_NUMBER.search(content):
-            return dialect.decode(content)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        body = dialect.decode(content)
+        request_bodies.ensure_sendable(body)
+        return body
+    except (msgspec.MsgspecError, OverflowError, RecursionError, UnicodeDecodeError):
         pass  # the long way finds the mistake if there is one
     return convert(request_bodies.read_object(content), dialect, ignored, strict=strict)
 
