@@ -7,6 +7,7 @@ flood        5,000 requests of one tenant at once, and their effect on ten other
 rpc          calls and streams at /rpc against the same ones at /api and /v1
 routes       a route of four targets with conditions against an alias
 guard        streams with guardrails for prompts and answers against streams without
+tolerant     an agent's chats with fields that have no effect, in each message, against the same ones without
 tracing      requests and processor time of stacks that make no traces, keep 1 of 100, and keep all; the metrics service reads the spans,
              and only export by OTLP is left out
 
@@ -303,6 +304,37 @@ async def _set_guard(stack: Tenants, actions: dict[str, str]) -> None:
         await until(is_used, seconds=10, what="the guardrails are in use")
 
 
+#: An agent's conversation: turns of a question, a call and its result, and tools.
+AGENT_TURNS, AGENT_TOOLS, AGENT_WORDS = 30, 20, 100
+
+
+async def _measure_tolerant(rows: Rows, _shared: None, options: Options) -> None:
+    bodies = {"tolerant": _agents_chat({"cache_control": {"type": "ephemeral"}, "newer": 1}), "strict": _agents_chat({})}
+    async with tenants.opened() as stack:
+        turns = {
+            name: _turn(stack, [http_load.post("/v1/chat/completions", body, f"authorization: Bearer {key}") for key in stack.keys])
+            for name, body in bodies.items()
+        }
+        figures = await tenants.take_turns(turns, options)
+    tolerant, strict = figures["tolerant"]["gateway"], figures["strict"]["gateway"]
+    rows.paired("chats of agents with unknown fields: processor, gateway", tolerant, "µs", "without", strict, at_most=1.25)
+
+
+def _agents_chat(hints: Mapping[str, object]) -> str:
+    """Return the body of a streamed chat; ``hints`` are in each message and tool, and at the top."""
+    words, call = "tok " * AGENT_WORDS, {"id": "c", "type": "function", "function": {"name": "f1", "arguments": "{}"}}
+    turn = (
+        {"role": "user", "content": [{"type": "text", "text": words}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": words},
+    )
+    schema = {"type": "object", "properties": {"path": {"type": "string", "description": words}}}
+    tools = [{"type": "function", "function": {"name": f"f{number}", "parameters": schema}} for number in range(AGENT_TOOLS)]
+    messages = [{**message, **hints} for message in (*turn * AGENT_TURNS, {"role": "user", "content": PROMPT})]
+    body = {"model": "echo", "stream": True, "max_tokens": MAX_TOKENS, "messages": messages, "tools": [{**tool, **hints} for tool in tools]}
+    return json.dumps({**body, **hints})
+
+
 OFF = "no traces"
 #: Settings, and the share of the rate without traces that has to be left.
 TRACING = {
@@ -343,6 +375,7 @@ if __name__ == "__main__":
         "rpc": _measure_rpc,
         "routes": _measure_routes,
         "guard": _measure_guard,
+        "tolerant": _measure_tolerant,
         "tracing": _measure_tracing,
     }
     report.run(__doc__, parts, limits=(2400.0, 720.0), before=_prepare, rounds=(3, 1), seconds=(10.0, 3.0))

@@ -5,9 +5,10 @@ The structs stay strict. Many bodies have only what their struct has and are dec
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import inspect
@@ -79,20 +80,25 @@ class Ignored:
 
 def read(content: bytes, dialect: BodyDialect[S], ignored: Ignored, *, strict: bool = False) -> S:
     """Parse a body; add to ``ignored`` what has no effect. Raises BadRequest that names the field; for unknown ones only if ``strict``."""
-    try:
+    # Otherwise, the long way finds the mistake if there is one.
+    with suppress(msgspec.MsgspecError, OverflowError, RecursionError, UnicodeDecodeError):
         body = dialect.decode(content)
         request_bodies.ensure_sendable(body)
         return body
-    except (msgspec.MsgspecError, OverflowError, RecursionError, UnicodeDecodeError):
-        pass  # the long way finds the mistake if there is one
     return convert(request_bodies.read_object(content), dialect, ignored, strict=strict)
 
 
 def convert(found: dict[str, object], dialect: BodyDialect[S], ignored: Ignored, *, strict: bool = False) -> S:
-    """Like ``read``, for a parsed body."""
+    """Like ``read``, for a parsed body, which is changed."""
     cleaned = _Cleaner(dialect, ignored, strict=strict).clean(found, dialect.node, None)
     assert isinstance(cleaned, dict)
     return request_bodies.convert(cleaned, dialect.body)
+
+
+class _StructFields(NamedTuple):
+    names: frozenset[str]
+    #: Those whose values have structs.
+    nested: tuple[tuple[str, "_BodyNode"], ...]
 
 
 @dataclass(slots=True)
@@ -101,7 +107,7 @@ class _BodyNode:
 
     path: str
     tag_field: str | None = None
-    structs: dict[object, dict[str, "_BodyNode | None"]] = field(default_factory=dict)
+    structs: dict[object, _StructFields] = field(default_factory=dict)
     entries: "_BodyNode | None" = None
 
 
@@ -113,8 +119,10 @@ def _node(info: inspect.Type, path: str, root: str) -> _BodyNode | None:
             return _node(info.type, path, root)
         case inspect.StructType():
             before = f"{path}." if path else ""
-            fields = {each.encode_name: _node(each.type, before + each.encode_name, root) for each in info.fields}
-            return _BodyNode(path, info.tag_field, {info.tag: fields})
+            below = [(each.encode_name, _node(each.type, before + each.encode_name, root)) for each in info.fields]
+            names = frozenset([name for name, _ in below] + ([info.tag_field] if info.tag_field else []))
+            nested = tuple((name, node) for name, node in below if node is not None)
+            return _BodyNode(path, info.tag_field, {info.tag: _StructFields(names, nested)})
         case inspect.CollectionType():
             entries = _node(info.item_type, path, root)
             return None if entries is None else _BodyNode(path, entries=entries)
@@ -129,6 +137,7 @@ def _node(info: inspect.Type, path: str, root: str) -> _BodyNode | None:
 
 
 _DROPPED = object()
+_CONTAINERS = (list, dict)
 
 
 class _Cleaner:
@@ -137,32 +146,37 @@ class _Cleaner:
         self._default_types = dialect.default_types
         self._ignored = ignored.labels
         self._strict = strict
+        #: Unknown names by path: most are in many objects.
+        self._unknown: set[tuple[str, str]] = set()
 
     def clean(self, value: object, node: _BodyNode, way: _Way) -> object:
-        """Return the value without what its type does not have, or ``_DROPPED``. Raises BadField for what is refused."""
-        if isinstance(value, list) and node.entries is not None:
-            cleaned = [self.clean(entry, node.entries, (way, index)) for index, entry in enumerate(value)]
-            return [entry for entry in cleaned if entry is not _DROPPED]
-        if not isinstance(value, dict) or not node.structs:
-            return value
-        tag = None
-        if node.tag_field is not None:
-            tag = value.get(node.tag_field) or self._default_types.get(node.path)
+        """Remove what the value's type does not have; return ``_DROPPED`` for an entry to leave out. Raises BadField for refused ones."""
+        if isinstance(value, list):
+            if node.entries is not None:
+                cleaned = [self.clean(entry, node.entries, (way, index)) for index, entry in enumerate(value)]
+                return [entry for entry in cleaned if entry is not _DROPPED]
+        elif isinstance(value, dict) and node.structs:
+            return self._clean_object(value, node, way)
+        return value
+
+    def _clean_object(self, value: dict[str, object], node: _BodyNode, way: _Way) -> object:
+        tag: object = None
+        if (tag_field := node.tag_field) is not None:
+            tag = value.get(tag_field) or self._default_types.get(node.path)
             if tag is None and len(node.structs) == 1:
                 tag = next(iter(node.structs))
-        fields = node.structs.get(tag) if isinstance(tag, str | None) else None
+            value[tag_field] = tag
+        fields = node.structs.get(tag) if tag is None or isinstance(tag, str) else None
         if fields is None:
             return self._entry_of(tag, value, node, way)
-        kept: dict[str, object] = {} if tag is None or node.tag_field is None else {node.tag_field: tag}
-        for name, inner in value.items():
-            if inner is None or name == node.tag_field:
-                continue
-            if name in fields:
-                below = fields[name]
-                kept[name] = inner if below is None else self.clean(inner, below, (way, name))
-            else:
-                self._pass_over(f"{node.path}.{name}" if node.path else name, name, inner, (way, name))
-        return kept
+        names, nested = fields
+        for name in [name for name, inner in value.items() if inner is None or name not in names]:
+            if (inner := value.pop(name)) is not None:
+                self._pass_over(node.path, name, inner, (way, name))
+        for name, below in nested:
+            if type(inner := value.get(name)) in _CONTAINERS:
+                value[name] = self.clean(inner, below, (way, name))
+        return value
 
     def _entry_of(self, tag: object, value: object, node: _BodyNode, way: _Way) -> object:
         """Return an entry of a type without a struct."""
@@ -176,15 +190,17 @@ class _Cleaner:
         self._ignored[key] = label
         return _DROPPED
 
-    def _pass_over(self, path: str, name: str, value: object, way: _Way) -> None:
+    def _pass_over(self, at: str, name: str, value: object, way: _Way) -> None:
+        if (at, name) in self._unknown:
+            return
+        path = f"{at}.{name}" if at else name
         label = path if path in self._rules else f"*.{name}"
         rule = self._rules.get(label)
-        if rule is None:
-            if self._strict:
-                raise BadField(_written(way), "is not a supported field", known=_written(way and way[0]))
-            self._ignored[path] = OTHER
-        elif rule.ignored:
-            self._ignored[path] = label
+        if rule is None and self._strict:
+            raise BadField(_written(way), "is not a supported field", known=_written(way and way[0]))
+        if rule is None or rule.ignored:
+            self._ignored[path] = label if rule is not None else OTHER
+            self._unknown.add((at, name))
         elif not rule.accepts(value):
             raise BadField(_written(way), rule.description)
 

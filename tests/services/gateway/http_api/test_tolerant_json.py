@@ -114,9 +114,9 @@ async def test_the_answer_and_the_metric_name_what_was_ignored() -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers={"authorization": f"Bearer {KEY}"}) as http:
             answer = await http.post("/v1/chat/completions", json=body)
             assert answer.status_code == 200, answer.text
-            assert answer.headers["x-aimesh-ignored"] == "messages.name, store, newer, 1 more"
+            assert answer.headers["x-aimesh-ignored"] == "store, newer, messages.name, 1 more"
             refused = await http.post("/v1/chat/completions", json=body | {"n": 99})
-            assert (refused.status_code, refused.headers["x-aimesh-ignored"]) == (400, "messages.name, store, newer, 1 more")
+            assert (refused.status_code, refused.headers["x-aimesh-ignored"]) == (400, "store, newer, messages.name, 1 more")
             plain = await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]})
             assert "x-aimesh-ignored" not in plain.headers
             legacy = await http.post("/v1/completions", json={"prompt": ["a", "b"], "suffixes": []})
@@ -126,5 +126,5 @@ async def test_the_answer_and_the_metric_name_what_was_ignored() -> None:
         (family,) = service.metrics.ignored_fields.collect()
         counted = {(one.labels["dialect"], one.labels["field"]): one.value for one in family.samples if one.name.endswith("_total")}
         logged = [row.ignored_fields for row in service.store.rows.values() if row.status == "success"]
-    assert counted == {("chat", "messages.name"): 3, ("chat", "store"): 3, ("chat", "other"): 2, ("completions", "other"): 1}
-    assert logged == ["messages.name, store, newer, 1 more", None, "suffixes", "suffixes"]
+    assert counted == {("chat", "messages.name"): 2, ("chat", "store"): 3, ("chat", "other"): 2, ("completions", "other"): 1}
+    assert logged == ["store, newer, messages.name, 1 more", None, "suffixes", "suffixes"]
