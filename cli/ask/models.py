@@ -94,6 +94,8 @@ def _list(here: CliContext, *, as_json: bool) -> None:
         columns.append(TableColumn("ABILITIES", lambda model: printing.names(model.abilities), rank=4, wraps=True))
     if any(model.parent for model in served.models):
         columns.append(TableColumn("ADAPTER OF", lambda model: model.parent or "–", rank=4))
+    if any(model.upstream_models for model in served.models):
+        columns.append(TableColumn("UPSTREAM MODEL", lambda model: printing.names(model.upstream_models), rank=5, wraps=True))
     if any(model.providers for model in served.models):
         columns.append(TableColumn("PROVIDERS", lambda model: printing.names(model.providers), rank=6))
     if any(model.regions for model in served.models):

@@ -195,4 +195,5 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         abilities=status.abilities,
         is_adapter=status.parent is not None,
         is_upstream=status.is_upstream,
+        upstream_model=status.upstream_model,
     )

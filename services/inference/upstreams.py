@@ -10,7 +10,7 @@
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from services.inference.engine.gguf_header import MAX_CONTEXT_TOKENS
 from shared import errors
 from shared.config_documents import TargetTask
-from shared.types import ModelName
+from shared.types import Ability, ModelName
 
 #: Each upstream has a pool of connections and is polled every 2 s.
 MAX_UPSTREAMS = 32
@@ -93,8 +94,11 @@ class _ServerTerms(msgspec.Struct, frozen=True, kw_only=True):
     only_models: tuple[str, ...] = ()
     #: SHA-256 of its only model, as the owner states it; empty if unknown.
     digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] = ""
-    #: Whether its models see images; None: as its list of models says.
+    #: The context of its models in tokens, and whether they see images, call tools and think; None: as its list of models says.
+    context: Annotated[int, Meta(ge=64, le=MAX_CONTEXT_TOKENS)] | None = None
     images: bool | None = None
+    tools: bool | None = None
+    reasoning: bool | None = None
     #: Concurrent answers per model; None for ENGINE_SLOTS.
     slots: Annotated[int, Meta(ge=1, le=1024)] | None = None
     connect_seconds: Annotated[float, Meta(ge=0.1, le=60)] = 10.0
@@ -116,6 +120,11 @@ class Upstream(_ServerTerms, frozen=True, kw_only=True):
             return ()
         aliases = tuple(ModelName(alias) for alias, named in self.aliases.items() if named == own_name)
         return aliases or (ModelName(self.prefix + own_name),)
+
+    def abilities(self, listed: Collection[str]) -> tuple[Ability, ...]:
+        """Return what its models can do, if its list says that they can do what is ``listed``."""
+        declared = {Ability.TOOLS: self.tools, Ability.REASONING: self.reasoning, Ability.IMAGES: self.images}
+        return tuple(ability for ability, is_able in declared.items() if (ability in listed if is_able is None else is_able))
 
 
 class _Table(_ServerTerms, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -258,6 +258,8 @@ class ServedModel(Body, frozen=True, omit_defaults=False):
     abilities: tuple[str, ...] = ()
     #: The model whose adapter this is.
     parent: ModelName | None = None
+    #: What the servers behind it call it, if this is an alias of theirs and callers may name served models.
+    upstream_models: tuple[str, ...] = ()
 
 
 class ServedModels(Body, frozen=True):

@@ -223,6 +223,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     parent: ModelName | None = None
     #: Another server runs it.
     is_upstream: bool = False
+    #: That server's name for it, if this is an alias.
+    upstream_model: str = ""
 
 
 class ListAvailableModels(Body, frozen=True):

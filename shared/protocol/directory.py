@@ -64,6 +64,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     is_adapter: bool = False
     #: Another server runs it, for example vLLM.
     is_upstream: bool = False
+    #: That server's name for it, if this is an alias.
+    upstream_model: Annotated[str, msgspec.Meta(max_length=200)] = ""
 
     @property
     def parent(self) -> ModelName | None:

@@ -106,6 +106,7 @@ def test_models(shell: Shell) -> None:
             "regions": [],
             "abilities": [],
             "parent": None,
+            "upstream_models": [],
         },
     ]
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((msgspec.structs.replace(model, abilities=("images", "tools")),)))
@@ -123,6 +124,9 @@ def test_models(shell: Shell) -> None:
     )
     first, own, theirs = shell("models").stdout.splitlines()
     assert (first.split()[-1], own.split()[-1], theirs.split()) == ("PROVIDERS", "–", ["smollm2", "2", "–", "answers", "llama3", "acme"])
+    shell.mesh.answer(gateway.list_models, gateway.ServedModels((model, msgspec.structs.replace(model, upstream_models=("gpt-4.1-mini",)))))
+    first, own, theirs = shell("models").stdout.splitlines()
+    assert (first.split()[-2:], own.split()[-1], theirs.split()[-1]) == (["UPSTREAM", "MODEL"], "–", "gpt-4.1-mini")
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((model, msgspec.structs.replace(model, regions=("eu", "us")))))
     first, own, theirs = shell("models").stdout.splitlines()
     assert (first.split()[-1], own.split()[-1], theirs.split()[-2:]) == ("REGIONS", "–", ["eu,", "us"])

@@ -50,6 +50,7 @@ MODELS = {
             "regions": [],
             "abilities": [],
             "parent": None,
+            "upstreamModels": [],
         }
     ]
 }

@@ -7,10 +7,10 @@ import msgspec
 from services.gateway.call_parts import CallParts
 from services.gateway.http_api import response_formats
 from services.gateway.openai_api.chat_request import ChatBody
-from shared.api.gateway import InferenceResult
+from shared.api.gateway import InferenceResult, ServedModel
 from shared.api.generation import Usage
 from shared.api.inference import Chunk
-from shared.types import FinishReason, ModelName
+from shared.types import Ability, FinishReason, ModelName
 
 
 class UsageDetails(msgspec.Struct, frozen=True):
@@ -110,9 +110,20 @@ class ChatChunk(msgspec.Struct, frozen=True, omit_defaults=False):
     x_aimesh: ShownServedBy = msgspec.UNSET
 
 
-class Model(msgspec.Struct, frozen=True):
+class Modalities(msgspec.Struct, frozen=True):
+    """As in OpenRouter's list."""
+
+    input_modalities: tuple[str, ...]
+    output_modalities: tuple[str, ...]
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
     id: ModelName
     created: int
+    #: Tokens of prompt and answer, under OpenRouter's name and vLLM's; missing if unknown.
+    context_length: int | msgspec.UnsetType
+    max_model_len: int | msgspec.UnsetType
+    architecture: Modalities
     #: The model only works with /v1/embeddings.
     only_embeds: bool = False
     #: tools, reasoning, images, embeddings, rerank, infill.
@@ -121,6 +132,22 @@ class Model(msgspec.Struct, frozen=True):
     parent: ModelName | None = None
     object: str = "model"
     owned_by: str = "aimesh"
+
+
+def show_model(model: ServedModel, started_at: int) -> Model:
+    context = model.context_tokens or msgspec.UNSET
+    images = ("image",) if Ability.IMAGES in model.abilities else ()
+    return Model(
+        id=model.name,
+        created=started_at,
+        context_length=context,
+        max_model_len=context,
+        architecture=Modalities(("text", *images), ("embeddings",) if model.only_embeds else ("text",)),
+        only_embeds=model.only_embeds,
+        abilities=model.abilities,
+        parent=model.parent,
+        owned_by=", ".join(model.providers) or "aimesh",
+    )
 
 
 class Models(msgspec.Struct, frozen=True):

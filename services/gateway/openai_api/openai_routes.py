@@ -10,7 +10,7 @@ from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnthropicErrorBody
 from services.gateway.idempotency import idempotency_keys
-from services.gateway.openai_api import anthropic_request
+from services.gateway.openai_api import anthropic_request, chat_format
 from services.gateway.openai_api import chat_request as openai_chat
 from services.gateway.openai_api import completion_request as openai_completions
 from services.gateway.openai_api import response_request as openai_responses
@@ -103,7 +103,7 @@ class OpenAiRoutes:
             context.another()
 
     async def _models(self, call: HttpCall) -> None:
-        await call.answer(Models(tuple(self._shown(model) for model in self._served(call.caller))))
+        await call.answer(Models(tuple(chat_format.show_model(model, self._started_at) for model in self._served(call.caller))))
 
     async def _model(self, call: HttpCall) -> None:
         served = self._served(call.caller)
@@ -113,11 +113,7 @@ class OpenAiRoutes:
             raise errors.UnknownModel(
                 f"the model {call.rest_of_path[:200]!r} is not served; served models: {names}", hint="see GET /v1/models"
             )
-        await call.answer(self._shown(found))
-
-    def _shown(self, model: ServedModel) -> Model:
-        owner = ", ".join(model.providers) or "aimesh"
-        return Model(model.name, self._started_at, model.only_embeds, model.abilities, model.parent, owned_by=owner)
+        await call.answer(chat_format.show_model(found, self._started_at))
 
 
 def _parts(repeat: RepeatedRequest, requests: tuple[InferenceRequest, ...]) -> tuple[RepeatedRequest, ...]:

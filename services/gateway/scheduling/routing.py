@@ -164,10 +164,12 @@ def catalogue(
         else:
             rows += ((ModelName(alias), [model], ()) for alias in aliases)
     rows.sort(key=lambda row: row[0] != names.default)
-    return tuple(_served_model(workers, *row) for row in rows)
+    return tuple(_served_model(workers, *row, shows_upstreams=not names.only_routes) for row in rows)
 
 
-def _served_model(workers: Sequence[DirectoryEntry], name: ModelName, models: Sequence[ModelName], aliases: tuple[str, ...]) -> ServedModel:
+def _served_model(
+    workers: Sequence[DirectoryEntry], name: ModelName, models: Sequence[ModelName], aliases: tuple[str, ...], *, shows_upstreams: bool
+) -> ServedModel:
     offers = [offer for worker in workers for offer in worker.announcement.models if offer.name in models and offer.ready]
     return ServedModel(
         name=name,
@@ -180,6 +182,7 @@ def _served_model(workers: Sequence[DirectoryEntry], name: ModelName, models: Se
         regions=tuple(sorted({offer.region for offer in offers if offer.region})),
         abilities=tuple(sorted(set.intersection(*(set(offer.abilities) for offer in offers)))) if offers else (),
         parent=next((offer.parent for offer in offers if len(models) == 1), None),
+        upstream_models=tuple(sorted({offer.upstream_model for offer in offers if offer.upstream_model and shows_upstreams})),
     )
 
 

@@ -74,7 +74,8 @@ class ProviderOfModels(EchoBackend):
         (status,) = super().models()
         named = msgspec.structs.replace(status, digest="", state=ModelState.LOADING, detail="the server does not answer: " + "x" * 300)
         names = [ModelName(f"provider/model-of-this-year-{number:03}:free") for number in range(256)]
-        return tuple(msgspec.structs.replace(named, model_id=name, provider="openrouter", abilities=("images",)) for name in names)
+        listed = {"provider": "openrouter", "abilities": ("tools", "reasoning", "images")}
+        return tuple(msgspec.structs.replace(named, model_id=name, **listed) for name in names)
 
 
 async def test_removed_model_leaves_no_gauges() -> None:

@@ -49,8 +49,8 @@ _NUMBER = re.compile(r"-?[0-9]{1,9}\Z")
 _DURATION = re.compile(r"-?([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h)){1,3}\Z")
 
 _SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
-#: A capability, and what older versions name among the families of a model that sees images.
-_VISION = ("vision", "clip", "mllama")
+#: Ollama's words for what a model can do; older versions name the last two among the families of a model that sees images.
+_CAPABILITIES = {Ability.TOOLS: ("tools",), Ability.REASONING: ("thinking",), Ability.IMAGES: ("vision", "clip", "mllama")}
 _NO_WORDS: tuple[str, ...] = ()
 
 
@@ -105,13 +105,13 @@ def _listed(tag: _Tag) -> ModelListing:
     # Models of BERT's family can't generate text; the list doesn't tell for others.
     only_embeds = details.family.endswith("bert")
     words = (*convert_or(_NO_WORDS, tag.capabilities), *(details.families or ()), details.family)
-    sees = any(word in words for word in _VISION)
+    found = tuple(ability for ability, names in _CAPABILITIES.items() if any(name in words for name in names))
     return ModelListing(
         ModelName(tag.name.removesuffix(":latest")),
         tag.name,
         "" if digest is None else digest[1],
         only_embeds=only_embeds,
-        abilities=(Ability.IMAGES,) if sees else (Ability.EMBEDDINGS,) if only_embeds else (),
+        abilities=(Ability.EMBEDDINGS,) if only_embeds else found,
     )
 
 

@@ -17,6 +17,7 @@ from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
 from services.inference.backends.remote.remote_server import RemoteServer, ServerApi
 from services.inference.backends.remote.server_errors import RefusalSource
+from services.inference.engine.gguf_header import MAX_CONTEXT_TOKENS
 from services.inference.upstreams import Upstream
 from shared.types import Ability
 
@@ -29,6 +30,8 @@ class _Architecture(msgspec.Struct, frozen=True):
 
 class _Capabilities(msgspec.Struct, frozen=True):
     vision: bool = False
+    function_calling: bool = False
+    reasoning: bool = False
 
 
 _NO_WORDS: tuple[str, ...] = ()
@@ -37,17 +40,32 @@ _NO_WORDS: tuple[str, ...] = ()
 class _ListedModel(msgspec.Struct, frozen=True):
     id: str
     owned_by: object = None
-    max_model_len: int | None = None
+    #: Of vLLM, SGLang and another mesh, of OpenRouter, of Groq, and of Mistral.
+    max_model_len: object = None
+    context_length: object = None
+    context_window: object = None
+    max_context_length: object = None
     #: What a model can do: of another mesh, of Mistral, and of OpenRouter.
     abilities: object = None
     capabilities: object = None
     architecture: object = None
+    supported_parameters: object = None
 
     @property
-    def sees_images(self) -> bool:
-        architecture = convert_or(_Architecture(), self.architecture)
-        says = Ability.IMAGES in convert_or(_NO_WORDS, self.abilities) or "image" in architecture.input_modalities
-        return says or convert_or(_Capabilities(), self.capabilities).vision
+    def context_tokens(self) -> int:
+        """Return 0 if the list doesn't say it."""
+        listed = (self.max_model_len, self.context_length, self.context_window, self.max_context_length)
+        return next((tokens for tokens in listed if isinstance(tokens, int) and 0 < tokens <= MAX_CONTEXT_TOKENS), 0)
+
+    @property
+    def listed_abilities(self) -> tuple[str, ...]:
+        capable, parameters = convert_or(_Capabilities(), self.capabilities), convert_or(_NO_WORDS, self.supported_parameters)
+        found = {
+            Ability.TOOLS: capable.function_calling or "tools" in parameters,
+            Ability.REASONING: capable.reasoning or "reasoning" in parameters,
+            Ability.IMAGES: capable.vision or "image" in convert_or(_Architecture(), self.architecture).input_modalities,
+        }
+        return (*convert_or(_NO_WORDS, self.abilities), *(ability for ability, is_able in found.items() if is_able))
 
 
 class _Models(msgspec.Struct, frozen=True):
@@ -94,11 +112,11 @@ def _read_models(upstream: Upstream, content: bytes) -> tuple[ModelListing, ...]
         ModelListing(
             offered,
             model.id,
-            context_tokens=max(0, model.max_model_len or 0),
+            context_tokens=upstream.context or model.context_tokens,
             only_moderates=upstream.task is not None,
             owned_by=model.owned_by if isinstance(model.owned_by, str) else "",
             digest=upstream.digest,
-            abilities=(Ability.IMAGES,) if (model.sees_images if upstream.images is None else upstream.images) else (),
+            abilities=upstream.abilities(model.listed_abilities),
         )
         for model in msgspec.json.decode(content, type=_Models).data
         for offered in upstream.offers(model.id)

@@ -23,7 +23,7 @@ from shared.api.embedding import Embed, Embedded
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, ModelState, ModelStatus, Moderate, Moderated
 from shared.telemetry import logs
-from shared.types import ModelName
+from shared.types import Ability, ModelName
 
 log = logs.get()
 
@@ -193,6 +193,7 @@ def _together(statuses: Sequence[ModelStatus]) -> ModelStatus:
         queued=sum(one.queued for one in ready),
         rests=all(one.rests for one in ready),
         digest=lead.digest if all(one.digest == lead.digest for one in ready) else "",
+        abilities=tuple(ability for ability in ready[0].abilities if all(ability in one.abilities for one in ready)),
     )
 
 
@@ -203,4 +204,4 @@ def _can_replace(status: ModelStatus | None, lead: ModelStatus | None) -> bool:
 
 
 def _kind(status: ModelStatus) -> tuple[object, ...]:
-    return status.provider, status.region, status.only_embeds, status.only_moderates, status.abilities
+    return status.provider, status.region, status.only_embeds, status.only_moderates, Ability.IMAGES in status.abilities

@@ -314,6 +314,7 @@ class RemoteModels:
             rests=served.rests,
             region=self._upstream.region,
             abilities=served.listed.abilities,
+            upstream_model=self._upstream.aliases.get(served.listed.name, "")[:MAX_NAME_CHARACTERS],
         )
 
 

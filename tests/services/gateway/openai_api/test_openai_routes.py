@@ -223,6 +223,16 @@ async def test_models_are_those_that_the_caller_may_use(http: httpx.AsyncClient,
     assert "served models: mine, smollm2" in error["message"]
 
 
+async def test_models_tell_their_context_and_modalities(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.add_worker(2, FakeWorker(), "cloud", context_tokens=131_072, abilities=("images", "tools"))
+    running_service.add_worker(3, FakeWorker(), "unknown", context_tokens=0)
+    models = {model["id"]: model for model in (await http.get("/v1/models")).json()["data"]}
+    assert (models["cloud"]["context_length"], models["cloud"]["max_model_len"]) == (131_072, 131_072)
+    assert models["cloud"]["architecture"] == {"input_modalities": ["text", "image"], "output_modalities": ["text"]}
+    assert models["unknown"]["architecture"] == {"input_modalities": ["text"], "output_modalities": ["text"]}
+    assert not models["unknown"].keys() & {"context_length", "max_model_len"}, "0 would be read as no room at all"
+
+
 async def test_a_model_is_found_by_any_of_its_names(http: httpx.AsyncClient, running_service: RunningService) -> None:
     running_service.add_worker(2, FakeWorker(), "org/name:8b")
     for name, shown in (("smollm2", "smollm2"), ("llama3", "smollm2"), ("org/name:8b", "org/name:8b"), ("org%2Fname:8b", "org/name:8b")):

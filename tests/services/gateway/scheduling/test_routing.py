@@ -150,6 +150,15 @@ def test_a_model_is_listed_with_the_regions_of_its_servers() -> None:
     assert [model.regions for model in routing.catalogue(directory.entries(), ModelNames({}, None))] == [("eu", "us")]
 
 
+def test_servers_name_of_an_alias_is_listed_unless_models_are_hidden() -> None:
+    directory = FakeDirectory()
+    offer = ModelOffer(ModelName("small-cloud"), 2048, is_upstream=True, upstream_model="gpt-4.1-mini")
+    directory.apply_announcement(msgspec.structs.replace(announcement(1), models=(offer,)), "nats")
+    for only_routes, expected in ((False, ("gpt-4.1-mini",)), (True, ())):
+        names = ModelNames({"assistant": "small-cloud"}, None, only_routes=only_routes)
+        assert [model.upstream_models for model in routing.catalogue(directory.entries(), names)] == [expected]
+
+
 def test_an_embedding_model_is_listed_as_such_and_never_the_default() -> None:
     usable = [*workers("bge", only_embeds=True), *workers("smollm2", "echo")]
     assert [(model.name, model.only_embeds) for model in routing.catalogue(usable, NAMES)] == [

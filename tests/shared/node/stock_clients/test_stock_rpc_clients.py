@@ -158,6 +158,7 @@ async def test_a_certified_client_is_admitted_with_its_identity(running_service:
                 "regions": [],
                 "abilities": [],
                 "parent": None,
+                "upstreamModels": [],
             }
         ]
     }

@@ -60,7 +60,7 @@ def test_images_are_sent_beside_the_text() -> None:
     [
         pytest.param({"details": {"family": "llama", "families": ["llama", "clip"]}}, ("images",), id="an older version"),
         pytest.param({"details": {"family": "mllama", "families": None}}, ("images",), id="Llama 3.2"),
-        pytest.param({"capabilities": ["completion", "vision"]}, ("images",), id="capabilities"),
+        pytest.param({"capabilities": ["completion", "vision", "thinking", "tools"]}, ("tools", "reasoning", "images"), id="capabilities"),
         pytest.param({"details": {"family": "llama", "families": ["llama"]}}, (), id="text"),
         pytest.param({"details": {"family": "bert"}}, ("embeddings",), id="embeddings"),
         pytest.param({"capabilities": [{"vision": 1}], "details": 3}, (), id="another form"),

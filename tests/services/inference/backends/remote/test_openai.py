@@ -308,6 +308,7 @@ async def test_several_upstreams_and_whose_a_model_is() -> None:
         await until(lambda: set(by_name(backend)) == {"m", "fast", "second/whisper"})
         models = by_name(backend)
         assert (models["m"].slots, models["m"].context_tokens, models["fast"].slots) == (2, 4096, 4)
+        assert {name: model.upstream_model for name, model in models.items()} == {"m": "", "fast": "m", "second/whisper": ""}
         await backend.generate(job("hi", model="fast"), Reader())
         await backend.generate(job("hi", model="m"), Reader())
     assert ([body["model"] for body in first.asked], [body["model"] for body in second.asked]) == (["m"], ["m"])

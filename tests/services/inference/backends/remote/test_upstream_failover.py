@@ -62,6 +62,13 @@ async def two(
         yield one, other, backend
 
 
+async def test_a_server_that_declares_more_still_replaces_the_other() -> None:
+    async with two(HANGS, HELLO, tools=True, context=100) as (_, _, backend):
+        assert [(one.context_tokens, one.abilities) for one in backend.models()] == [(100, ())], "what both can"
+    async with two(Answer([], status=500), HELLO, tools=True) as (_, _, backend):
+        assert await backend.generate(job("hi", model="m"), Reader()) == GOOD
+
+
 @pytest.mark.parametrize(
     "broken",
     [
