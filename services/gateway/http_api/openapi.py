@@ -36,6 +36,7 @@ _ALLOWANCE: Json = {
         ("X-RateLimit-Reset-Requests", "Time until the limit is fully available again"),
     )
 }
+_IGNORED: Json = {"X-Aimesh-Ignored": {"description": "Fields of the body that had no effect", "schema": {"type": "string"}}}
 _RETRY_AFTER: Json = {"Retry-After": {"description": "Seconds after which a retry may succeed", "schema": {"type": "integer"}}}
 
 #: Description and headers of each error status.
@@ -116,6 +117,8 @@ def _operation(route: HttpRoute) -> Json:
 
 def _responses(route: HttpRoute) -> Json:
     headers = {**_REQUEST_ID, **_ALLOWANCE} if route.runs_a_model else _REQUEST_ID
+    if route.body is not None and not route.path.startswith("/api/"):
+        headers = {**headers, **_IGNORED}
     done: Json = {"description": "Done", "headers": headers}
     if route.answer is not None:
         content: Json = {"application/json": {"schema": _ref(route.answer)}}
