@@ -36,6 +36,8 @@ UNLIMITED: Literal["unlimited"] = "unlimited"
 
 #: A name in the configuration: the public name of a model or another document.
 DocumentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}\Z")]
+#: With * at its end, a route is for all names that begin like it.
+RouteName = Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._:/@-]{0,98}[A-Za-z0-9._:/@*-]?)\Z")]
 ServedName = Annotated[str, Meta(min_length=1, max_length=200)]
 TokenCount = Annotated[int, Meta(ge=0, le=10**9)]
 Limit = Annotated[int, Meta(ge=1, le=10**12)] | Literal["unlimited"]
@@ -43,6 +45,10 @@ Credits = Annotated[int, Meta(ge=0, le=10**12)] | Literal["unlimited"]
 OrganizationId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 #: Credits with at most six decimals, as text or as a number.
 Money = Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?\Z")] | Annotated[float, Meta(ge=0, lt=10**6)]
+
+
+def is_pattern(route_name: str) -> bool:
+    return route_name.endswith("*")
 
 
 class ConfigKind(StrEnum):

@@ -23,6 +23,7 @@ from shared.config_documents import (
     PolicyDocument,
     RouteDocument,
     UpstreamPriceDocument,
+    is_pattern,
 )
 from shared.types import ModelName, TenantId, Tier
 
@@ -80,7 +81,7 @@ def build(
     policies: dict[str, PolicyDocument] = {}
     for (_, name), stored in documents.items():
         match stored.body:
-            case RouteDocument() as route if route.is_alias:
+            case RouteDocument() as route if route.is_alias and not is_pattern(name):
                 aliases[name] = route.targets[0].model
             case RouteDocument() as route:
                 routes[name] = route_choice.compile_route(name, stored.version, route, rollouts.get(name))

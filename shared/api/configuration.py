@@ -8,7 +8,17 @@ from uuid import UUID
 from msgspec import Meta
 
 from shared.api.method import PEOPLE, Body, Method
-from shared.config_documents import ConfigKind, DocumentName, GuardAction, GuardKind, PolicyDocument, ServedName, Sticky, TokenCount
+from shared.config_documents import (
+    ConfigKind,
+    DocumentName,
+    GuardAction,
+    GuardKind,
+    PolicyDocument,
+    RouteName,
+    ServedName,
+    Sticky,
+    TokenCount,
+)
 from shared.types import KeyId, MicroCredits, TenantId, Tier
 
 #: Of one file: a message of the mesh has up to 1 MiB.
@@ -255,7 +265,7 @@ class RolloutPlan(RolloutTerms, frozen=True, omit_defaults=False):
 
 
 class StartRollout(RolloutTerms, frozen=True):
-    route: DocumentName
+    route: RouteName
     #: A target of the route. It needs no share yet.
     candidate: DocumentName
     #: None for the target with the largest share.
@@ -363,7 +373,7 @@ class ListRollouts(Body, frozen=True):
     """List rollouts, newest first."""
 
     #: None for all routes.
-    route: DocumentName | None = None
+    route: RouteName | None = None
     only_open: bool = False
     limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
 
@@ -374,7 +384,7 @@ class Rollouts(Body, frozen=True):
 
 class GetRollout(Body, frozen=True):
     #: The newest of this route, or the one with this id.
-    route: DocumentName | None = None
+    route: RouteName | None = None
     id: UUID | None = None
     #: Include up to MAX_POINTS of its course.
     points: bool = False
@@ -383,7 +393,7 @@ class GetRollout(Body, frozen=True):
 class ChangeRollout(Body, frozen=True):
     """Change the open rollout of a route. ``abort`` also ends a comparison."""
 
-    route: DocumentName
+    route: RouteName
     action: RolloutAction
     note: Note = ""
 

@@ -18,7 +18,7 @@ from services.gateway.config_snapshot import DocumentKey
 from services.gateway.configuration import config_checks
 from shared import errors, yaml_text
 from shared.api.configuration import ConfigDocument
-from shared.config_documents import BODIES, DEFAULT_MODEL, SECTIONS, ConfigKind, Document, DocumentName
+from shared.config_documents import BODIES, DEFAULT_MODEL, SECTIONS, ConfigKind, Document, DocumentName, RouteName
 
 #: Time limit for the program, which needs at most 2 s for a whole file.
 _SECONDS = 20.0
@@ -120,9 +120,9 @@ def _name_mistakes(path: Path, kind: ConfigKind, name: str) -> Iterator[tuple[Pa
         yield path, f"there is no {kind.value} {name[:100]!r}; use {allowed}"
         return
     try:
-        msgspec.convert(name, DocumentName)
+        msgspec.convert(name, RouteName if kind in {ConfigKind.ROUTE, ConfigKind.MODEL_LIMIT} else DocumentName)
     except msgspec.ValidationError:
-        yield path, "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit"
+        yield path, "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit; a route's may end with *"
 
 
 def _body_mistakes(path: Path, kind: ConfigKind, body: object) -> Iterator[tuple[Path, str]]:

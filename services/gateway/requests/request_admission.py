@@ -216,8 +216,9 @@ class RequestAdmission:
         return AdmittedRequest(choice, choice.calls(requirements, partial(asked.call, request=running)))
 
     def _limits(self, principal: Principal, choice: TargetChoice) -> Sequence[RequestLimit]:
-        """Return the limits of the caller, of the model that it named, and of the model that is tried first."""
-        return self.quotas.limits(principal, *dict.fromkeys((choice.targets[0].model, choice.model)))
+        """Return the limits of the caller, of the model or route that it named, and of the model that is tried first."""
+        named = choice.model if choice.route is None else ModelName(choice.route.name)
+        return self.quotas.limits(principal, *dict.fromkeys((choice.targets[0].model, named)))
 
     async def _reserve(
         self,

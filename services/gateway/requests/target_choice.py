@@ -25,7 +25,7 @@ from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.generation import ChatMessage, Usage
-from shared.config_documents import ModerationFormat, Sticky
+from shared.config_documents import ModerationFormat, Sticky, is_pattern
 from shared.protocol.directory import Directory, DirectoryEntry
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, Role
 
@@ -238,19 +238,26 @@ class TargetSearch:
         workers may return soon. Raises UnknownModel, NotReachable, NotAllowed or PolicyForbidden, and BadRequest for another task than that
         of the model or route."""
         gives_up_at = self.clock() + self.worker_wait_seconds
+        requested = ModelName(wanted or caller.names.default or "")
         route = caller.names.find_route(wanted) if caller.names.routes else None
         if route is not None and not caller.policy.allows_name(route.name):
             route = None
-        if route is not None:
-            routing.ensure_task(route, moderates=moderates)
-            facts = msgspec.structs.replace(facts, unit=self._unit(route.sticky, request_id, caller.principal, conversation))
-        elif moderates:
-            raise routing.no_moderation(wanted)
         while True:
             try:
-                if route is not None:
-                    return self._find_targets(route, facts, caller)
-                return self._find_served(attempts, caller, wanted, facts)
+                if route is None and moderates:
+                    raise routing.no_moderation(wanted)
+                if route is None:
+                    return self._find_served(attempts, caller, wanted, facts)
+                routing.ensure_task(route, moderates=moderates)
+                unit = facts.unit or self._unit(route.sticky, request_id, caller.principal, conversation)
+                facts = msgspec.structs.replace(facts, unit=unit)
+                choice = self._find_targets(route, facts, caller)
+                return msgspec.structs.replace(choice, model=requested) if is_pattern(route.name) else choice
+            except errors.UnknownModel:
+                route = caller.names.find_pattern(requested) if caller.policy.allows_name(requested) else None
+                if route is None:
+                    raise
+                continue
             except errors.NotReachable:
                 now, workers = self.clock(), self.directory.entries(Role.WORKER)
                 may_return = routing.any_starting(workers) or routing.any_recently_lost(workers, datetime.now(UTC))

@@ -12,6 +12,7 @@ from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import ServedModel
+from shared.config_documents import is_pattern
 from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId, TenantId
 
@@ -49,6 +50,13 @@ class ModelNames:
         """Return the route that a request names, or the default if it names none; None for a served model or an alias."""
         requested = wanted or self.default or ""
         return next((self.routes[name] for name in _spellings(requested) if name in self.routes), None)
+
+    def find_pattern(self, requested: ModelName) -> Route | None:
+        """Return the route with the longest pattern for a name that is not served; None for the alias of a model that isn't."""
+        if not self.aliases.keys().isdisjoint(_spellings(requested)):
+            return None
+        found = (name for name in self.routes if is_pattern(name) and requested.startswith(name[:-1]))
+        return self.routes.get(max(found, key=len, default=""))
 
     def public_name(self, wanted: ModelName | None, model: ModelName) -> ModelName:
         """Return the name under which a caller knows the served model that it asked for."""
@@ -154,7 +162,7 @@ def catalogue(
     chatting = {offer.name for worker in workers for offer in worker.announcement.models if offer.ready and not offer.only_moderates}
     ready = served(workers, names)
     found = [*(model for model in ready if model in chatting), *(model for model in startable if model not in ready)]
-    shown = (route for route in names.routes.values() if not route.moderates)
+    shown = (route for route in names.routes.values() if not (route.moderates or is_pattern(route.name)))
     routes = [(ModelName(route.name), [model for model in found if model in route.models], ()) for route in shown]
     rows: list[tuple[ModelName, list[ModelName], tuple[str, ...]]] = [row for row in routes if row[1] and allows(row[0])]
     for model in (model for model in found if model not in names.routes):

@@ -47,6 +47,8 @@ model_limits:
 default_model: assistant
 """
 
+BAD_NAME = "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit; a route's may end with *"
+
 
 def read(text: str) -> ReadResult:
     return config_file.read_here(ReadRequest(text=textwrap.dedent(text)))
@@ -83,7 +85,7 @@ def test_all_mistakes_are_named_with_their_lines() -> None:
         default_model: 3
         """)
     assert result.mistakes == (
-        "line 4, routes.bad name: use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit",
+        f"line 4, routes.bad name: {BAD_NAME}",
         "line 8, routes.bad name.stiky: unknown field; did you mean sticky?",
         "line 7, routes.bad name.targets[0].modl: unknown field; did you mean model?",
         "line 6, routes.bad name.targets[0]: the field model is missing",
@@ -154,6 +156,21 @@ def test_dates_and_numbers_in_names_stay_text() -> None:
     assert [(document.name, document.body) for document in result.documents] == [
         (DEFAULT_MODEL, '{"model":"2024-01-01"}'), ("1.5", '{"targets":[{"name":"on","model":"off"}]}')
     ]  # fmt: skip
+
+
+def test_only_routes_and_their_limits_have_patterns_as_names() -> None:
+    body = "targets: [{name: a, model: x}]"
+    longest = "a" * 99 + "*"
+    good = [f"routes: {{'{name}': {{{body}}}}}" for name in ("claude-*", "*", longest)] + ["model_limits: {'gpt-*': {concurrency: 3}}"]
+    for text in good:
+        assert read(text).mistakes == ()
+    bad = [f"routes: {{'{name}': {{{body}}}}}" for name in ("a*b", "**", "-*", "a" + longest, "a" * 101)]
+    for text in [*bad, "upstream_prices: {'gpt-*': {input: 1, output: 1}}"]:
+        (mistake,) = read(text).mistakes
+        assert mistake.endswith(BAD_NAME)
+    route = RouteDocument(targets=(TargetDocument(name="a", model="x"),))
+    (exported,) = read(config_file.write({(ConfigKind.ROUTE, "*"): route})).documents
+    assert exported.name == "*"
 
 
 def test_null_removes_a_document() -> None:
