@@ -254,7 +254,9 @@ class TargetSearch:
                 choice = self._find_targets(route, facts, caller)
                 return msgspec.structs.replace(choice, model=requested) if is_pattern(route.name) else choice
             except errors.UnknownModel:
-                route = caller.names.find_pattern(requested) if caller.policy.allows_name(requested) else None
+                if route is not None or not caller.policy.allows_name(requested):
+                    raise
+                route = caller.names.find_pattern(requested)
                 if route is None:
                     raise
                 continue
