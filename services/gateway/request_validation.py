@@ -42,8 +42,9 @@ MAX_ANSWER_TOKENS = 32768
 ROLES = ("system", "user", "assistant", "tool")
 #: OpenAI's limit.
 MAX_TOOLS = 128
+MAX_TOOL_NAME = 64
 #: OpenAI's pattern; models repeat the names, some in their own syntax.
-_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TOOL_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TOOL_NAME}}}")
 
 #: English and code have about four, other languages fewer.
 BYTES_IN_A_TOKEN = 3
@@ -159,7 +160,7 @@ def _check_tools(request: InferenceRequest) -> None:
     names = [tool.name for tool in request.tools]
     for position, name in enumerate(names):
         if not _TOOL_NAME.fullmatch(name):
-            raise BadField(f"tools[{position}].function.name", "must be 1 to 64 letters, digits, _ or -")
+            raise BadField(f"tools[{position}].function.name", f"must be 1 to {MAX_TOOL_NAME} letters, digits, _ or -")
     if len(set(names)) < len(names):
         raise BadField("tools", "must have unique names")
     if request.tool_choice is ToolChoice.REQUIRED and not names:

@@ -80,16 +80,24 @@ COMPLETIONS: Rules = {"user": _USER, "stream_options.include_obfuscation": _OBFU
 
 EMBEDDINGS: Rules = {"user": _USER}
 
-#: Values of `include`; encrypted reasoning is accepted, but there never is any.
-INCLUDABLE = ("message.output_text.logprobs", "reasoning.encrypted_content")
+_OTHER_CHOICES = ParameterRule("must name a function or a custom tool that is offered")
+_OTHER_MODELS = _ignored("another model's built-in tool has made it")
+#: Why nothing that OpenAI stores with a prompt exists.
+_NEEDS_PROMPT = "needs an earlier prompt, which is never stored; send the whole conversation as input, with `store: false`"
 
 RESPONSES: Rules = {
     **_COMMON,
     "store": _ignored("answers are not stored, and the response says so"),
     "max_tool_calls": _ignored("it limits OpenAI's built-in tools, which are not supported"),
+    "client_metadata": _ignored("requests are not stored"),
+    "tools.tools[*]": _OTHER_TOOLS,
+    "input.tools[*]": _OTHER_TOOLS,
+    "input.tools.tools[*]": _OTHER_TOOLS,
+    "tool_choice[*]": _OTHER_CHOICES,
+    "tool_choice.tools[*]": _OTHER_CHOICES,
     "background": _only("must be false; wait for the answer, or stream it", False),
-    "previous_response_id": ParameterRule("cannot be found: answers are not stored; send the whole conversation as input"),
-    "conversation": ParameterRule("cannot be found: conversations are not stored; send the whole conversation as input"),
+    "previous_response_id": ParameterRule(_NEEDS_PROMPT),
+    "conversation": ParameterRule(_NEEDS_PROMPT),
     "prompt": ParameterRule("cannot be found: prompts are not stored; send its text as instructions and input"),
     "truncation": _only("must be disabled; shorten the input yourself if it is too long", "disabled"),
     "context_management": _only("is not supported; shorten the input yourself", []),
@@ -100,6 +108,9 @@ RESPONSES: Rules = {
     "input.phase": _COPIED,
     "input.summary": _COPIED,
     "input.encrypted_content": _ignored("only its vendor can read it"),
+    "input[web_search_call]": _OTHER_MODELS,
+    "input[tool_search_call]": _OTHER_MODELS,
+    "input[tool_search_output]": _OTHER_MODELS,
     "input[item_reference]": ParameterRule("refers to a stored item, but items are not stored; send the item itself"),
     "input.content[*]": ParameterRule("must be a text or an image; audio and files are not supported"),
     "input.output[*]": ParameterRule("must be a text or an image; audio and files are not supported"),

@@ -186,7 +186,7 @@ class _Cleaner:
         if rule is None or not isinstance(tag, str):
             return value  # the conversion says what its type may be
         if not rule.ignored:
-            raise BadField(_written(way), rule.description, known=_written(way))
+            raise BadField(_written(way), f"{rule.description}; it is of the type {tag[:64]!r}", known=_written(way))
         self._ignored[key] = label
         return _DROPPED
 

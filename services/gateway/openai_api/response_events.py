@@ -3,7 +3,8 @@
 import msgspec
 
 from services.gateway.http_api.response_formats import TokenChoice
-from services.gateway.openai_api.response_request import FunctionTool, TextBody, ToolChoiceBody
+from services.gateway.openai_api.response_request import TextBody
+from services.gateway.openai_api.response_tools import ToolBody, ToolChoiceBody
 from shared.api.generation import ReasoningEffort, Usage
 from shared.types import ModelName
 
@@ -28,9 +29,23 @@ class OutputCall(msgspec.Struct, frozen=True, tag_field="type", tag="function_ca
     call_id: str
     name: str
     arguments: str
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class OutputCustomCall(msgspec.Struct, frozen=True, tag_field="type", tag="custom_tool_call"):
+    id: str
+    status: str
+    call_id: str
+    name: str
+    input: str
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ReasoningTextPart(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
+    text: str
+
+
+class SummaryPart(msgspec.Struct, frozen=True, tag_field="type", tag="summary_text"):
     text: str
 
 
@@ -40,11 +55,11 @@ class OutputReasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reason
     id: str
     status: str
     content: tuple[ReasoningTextPart, ...]
-    #: Always empty: nothing is summarized.
-    summary: tuple[()] = ()
+    #: The same thoughts, if the request asks for a summary.
+    summary: tuple[SummaryPart, ...] = ()
 
 
-OutputItem = OutputMessage | OutputCall | OutputReasoning
+OutputItem = OutputMessage | OutputCall | OutputCustomCall | OutputReasoning
 
 
 class InputDetails(msgspec.Struct, frozen=True):
@@ -82,7 +97,7 @@ class Incomplete(msgspec.Struct, frozen=True):
 
 class Reasoning(msgspec.Struct, frozen=True):
     effort: ReasoningEffort | None = None
-    summary: None = None
+    summary: str | None = None
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +124,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float | None
     text: TextBody
     tool_choice: ToolChoiceBody
-    tools: tuple[FunctionTool, ...]
+    tools: tuple[ToolBody, ...]
     top_logprobs: int
     top_p: float | None
     truncation: str = "disabled"
@@ -167,6 +182,21 @@ class ReasoningDone(PlacedEvent, frozen=True):
     content_index: int = 0
 
 
+class SummaryPartEvent(PlacedEvent, frozen=True):
+    part: SummaryPart
+    summary_index: int = 0
+
+
+class SummaryDelta(PlacedEvent, frozen=True):
+    delta: str
+    summary_index: int = 0
+
+
+class SummaryDone(PlacedEvent, frozen=True):
+    text: str
+    summary_index: int = 0
+
+
 class ArgumentsDelta(PlacedEvent, frozen=True):
     delta: str
 
@@ -174,6 +204,10 @@ class ArgumentsDelta(PlacedEvent, frozen=True):
 class ArgumentsDone(PlacedEvent, frozen=True):
     name: str
     arguments: str
+
+
+class CustomInputDone(PlacedEvent, frozen=True):
+    input: str
 
 
 class ErrorEvent(msgspec.Struct, frozen=True):
@@ -185,4 +219,7 @@ class ErrorEvent(msgspec.Struct, frozen=True):
 
 
 #: All stream events; their names are in the `event:` lines, too.
-StreamEvent = ResponseEvent | ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | ArgumentsDelta | ArgumentsDone
+StreamEvent = (
+    ResponseEvent | ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | SummaryPartEvent | SummaryDelta
+    | SummaryDone | ArgumentsDelta | ArgumentsDone | CustomInputDone
+)  # fmt: skip

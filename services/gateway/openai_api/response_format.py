@@ -7,10 +7,11 @@ import msgspec
 
 from services.gateway.call_parts import CallParts
 from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, ServerSentEvent, TokenChoice, logprobs_of
-from services.gateway.openai_api import response_events
+from services.gateway.openai_api import response_events, response_tools
 from services.gateway.openai_api.response_request import ResponseBody, TextBody, TextFormat
+from services.gateway.openai_api.response_tools import CustomInput
 from shared.api.gateway import InferenceResult
-from shared.api.generation import ToolCallPart
+from shared.api.generation import ToolCall, ToolCallPart
 from shared.api.inference import Chunk
 from shared.types import FinishReason
 
@@ -19,6 +20,8 @@ _CODES = {"rate_limit_error": "rate_limit_exceeded", "insufficient_quota": "rate
 #: Why an answer has no proper end.
 _INCOMPLETE = {FinishReason.LENGTH: "max_output_tokens", FinishReason.CONTENT_FILTER: "content_filter"}
 
+
+_INPUT_DELTA = "response.custom_tool_call_input.delta"
 
 #: An item: its kind, and its number among them.
 _Item = tuple[Literal["reasoning", "message", "call"], int]
@@ -40,6 +43,9 @@ class ResponsesFormat(AnswerFormat):
         self._texts: list[str] = []
         self._logprobs: list[TokenChoice] = []
         self._calls = CallParts(parallel=body.parallel_tool_calls)
+        self._tools = response_tools.offered(body.offered())
+        #: Of the calls of custom tools, by their number.
+        self._inputs: dict[int, CustomInput] = {}
         self._is_begun = False
 
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
@@ -99,9 +105,14 @@ class ResponsesFormat(AnswerFormat):
             self._thoughts.append([])
             events = self._open_item(item, response_events.OutputReasoning(self._id(item), "in_progress", ()))
             events.append(self._part_event("added", item, response_events.ReasoningTextPart("")))
+            if self._body.with_summary:
+                events.append(self._summary_event("added", item, response_events.SummaryPart("")))
         assert self._open is not None
         self._thoughts[-1].append(text)
-        return [*events, self._placed(response_events.ReasoningDelta, "response.reasoning_text.delta", self._open, text)]
+        events.append(self._placed(response_events.ReasoningDelta, "response.reasoning_text.delta", self._open, text))
+        if self._body.with_summary:
+            events.append(self._placed(response_events.SummaryDelta, "response.reasoning_summary_text.delta", self._open, text))
+        return events
 
     def _say(self, text: str, logprobs: tuple[TokenChoice, ...]) -> list[ServerSentEvent]:
         events = [*self._close(), *self._message_beginning()]
@@ -113,10 +124,13 @@ class ResponsesFormat(AnswerFormat):
         item: _Item = ("call", part.index)
         events = []
         if item not in self._items:
-            events = self._open_item(item, response_events.OutputCall(self._id(item), "in_progress", part.id, part.name, ""))
-        if part.arguments:
-            name = "response.function_call_arguments.delta"
-            events.append(self._placed(response_events.ArgumentsDelta, name, item, part.arguments))
+            if (tool := self._tools.get(part.name)) is not None and tool.is_custom:
+                self._inputs[part.index] = CustomInput()
+            events = self._open_item(item, self._shown_call(item, "in_progress", ToolCall(part.id, part.name, "")))
+        custom = self._inputs.get(part.index)
+        name = "response.function_call_arguments.delta" if custom is None else _INPUT_DELTA
+        if delta := part.arguments if custom is None else custom.add(part.arguments):
+            events.append(self._placed(response_events.ArgumentsDelta, name, item, delta))
         return events
 
     def _open_item(self, item: _Item, shown: response_events.OutputItem) -> list[ServerSentEvent]:
@@ -138,19 +152,26 @@ class ResponsesFormat(AnswerFormat):
 
     def _end(self, item: _Item, status: str) -> list[ServerSentEvent]:
         shown = self._shown(item, status)
-        done: ServerSentEvent
+        events: list[ServerSentEvent] = []
         match shown:
             case response_events.OutputCall():
                 name = "response.function_call_arguments.done"
-                done = self._placed(response_events.ArgumentsDone, name, item, shown.name, shown.arguments)
+                events.append(self._placed(response_events.ArgumentsDone, name, item, shown.name, shown.arguments))
+            case response_events.OutputCustomCall():
+                if rest := self._inputs[item[1]].rest:
+                    events.append(self._placed(response_events.ArgumentsDelta, _INPUT_DELTA, item, rest))
+                name = "response.custom_tool_call_input.done"
+                events.append(self._placed(response_events.CustomInputDone, name, item, shown.input))
             case response_events.OutputReasoning():
-                done = self._placed(response_events.ReasoningDone, "response.reasoning_text.done", item, shown.content[0].text)
-            case response_events.OutputMessage():
-                part = shown.content[0]
-                done = self._placed(response_events.TextDone, "response.output_text.done", item, part.text, part.logprobs)
-        events = [done]
-        if not isinstance(shown, response_events.OutputCall):
-            events.append(self._part_event("done", item, shown.content[0]))
+                text = shown.content[0].text
+                events.append(self._placed(response_events.ReasoningDone, "response.reasoning_text.done", item, text))
+                events.append(self._part_event("done", item, shown.content[0]))
+                for part in shown.summary:
+                    events.append(self._placed(response_events.SummaryDone, "response.reasoning_summary_text.done", item, text))
+                    events.append(self._summary_event("done", item, part))
+            case response_events.OutputMessage(content=(part,)):
+                events.append(self._placed(response_events.TextDone, "response.output_text.done", item, part.text, part.logprobs))
+                events.append(self._part_event("done", item, part))
         return [*events, _event(response_events.ItemEvent("response.output_item.done", self._next(), self._items.index(item), shown))]
 
     def _message_beginning(self) -> list[ServerSentEvent]:
@@ -164,13 +185,18 @@ class ResponsesFormat(AnswerFormat):
     ) -> ServerSentEvent:
         return self._placed(response_events.PartEvent, f"response.content_part.{what}", item, part)
 
+    def _summary_event(self, what: str, item: _Item, part: response_events.SummaryPart) -> ServerSentEvent:
+        return self._placed(response_events.SummaryPartEvent, f"response.reasoning_summary_part.{what}", item, part)
+
     def _placed(self, kind: Callable[..., response_events.StreamEvent], name: str, item: _Item, *content: object) -> ServerSentEvent:
         return _event(kind(name, self._next(), self._id(item), self._items.index(item), *content))
 
     def _id(self, item: _Item) -> str:
         kind, number = item
         name = self.about.request_id.hex
-        return f"msg_{name}" if kind == "message" else f"{'rs' if kind == 'reasoning' else 'fc'}_{name}{number:03d}"
+        if kind == "message":
+            return f"msg_{name}"
+        return f"{'rs' if kind == 'reasoning' else 'ctc' if number in self._inputs else 'fc'}_{name}{number:03d}"
 
     def _shown(self, item: _Item, status: str) -> response_events.OutputItem:
         kind, number = item
@@ -180,11 +206,18 @@ class ResponsesFormat(AnswerFormat):
                 self._id(item), status, (response_events.OutputTextPart("".join(self._texts), logprobs=logprobs),)
             )
         if kind == "reasoning":
-            return response_events.OutputReasoning(
-                self._id(item), status, (response_events.ReasoningTextPart("".join(self._thoughts[number])),)
-            )
-        call = self._calls.calls[number]
-        return response_events.OutputCall(self._id(item), status, call.id, call.name, call.arguments)
+            text = "".join(self._thoughts[number])
+            summary = (response_events.SummaryPart(text),) if self._body.with_summary else ()
+            return response_events.OutputReasoning(self._id(item), status, (response_events.ReasoningTextPart(text),), summary)
+        return self._shown_call(item, status, self._calls.calls[number])
+
+    def _shown_call(self, item: _Item, status: str, call: ToolCall) -> response_events.OutputCall | response_events.OutputCustomCall:
+        tool = self._tools.get(call.name)
+        name = call.name if tool is None else tool.body.name
+        namespace = msgspec.UNSET if tool is None or tool.namespace is None else tool.namespace.name
+        if (custom := self._inputs.get(item[1])) is not None:
+            return response_events.OutputCustomCall(self._id(item), status, call.id, name, custom.text, namespace)
+        return response_events.OutputCall(self._id(item), status, call.id, name, call.arguments, namespace)
 
     def _output(self, status: str) -> tuple[response_events.OutputItem, ...]:
         return tuple(self._shown(item, self._statuses.get(item, status)) for item in self._items)
@@ -200,7 +233,7 @@ class ResponsesFormat(AnswerFormat):
             max_output_tokens=body.max_output_tokens,
             model=about.model,
             parallel_tool_calls=body.parallel_tool_calls,
-            reasoning=response_events.Reasoning(body.effort),
+            reasoning=response_events.Reasoning(body.effort, None if body.reasoning is None else body.reasoning.summary),
             temperature=body.temperature,
             text=TextBody(body.text.format or TextFormat(), body.text.verbosity or "medium"),
             tool_choice=body.tool_choice,

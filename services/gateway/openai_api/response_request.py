@@ -1,16 +1,19 @@
 """Parses requests to OpenAI's Responses API. Pure.
 
-Nothing is stored, so clients must send the whole conversation each time.
+Prompts are not stored, so clients must send the whole conversation each time.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
 from services.gateway.http_api import chat_messages, parameters
-from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonObject, RefusalPart, WrittenContent
+from services.gateway.http_api.chat_messages import ImageUrl, JsonObject, RefusalPart, WrittenContent
 from services.gateway.http_api.tolerant_json import BodyDialect
-from services.gateway.openai_api import chat_request
+from services.gateway.openai_api import chat_request, response_tools
+from services.gateway.openai_api.response_tools import ToolBody, ToolChoiceBody
 from services.gateway.request_validation import MAX_MESSAGES, BadField, ensure_count
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import (
@@ -60,11 +63,24 @@ class FunctionCallItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     name: str
     #: JSON.
     arguments: str
+    namespace: str | None = None
+
+
+class CustomCallItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="custom_tool_call"):
+    call_id: str
+    name: str
+    input: str
+    namespace: str | None = None
 
 
 class FunctionOutputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function_call_output"):
     call_id: str
-    output: str | tuple[InputText, ...]
+    output: str | tuple[_Part, ...]
+
+
+class CustomOutputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="custom_tool_call_output"):
+    call_id: str
+    output: str | tuple[_Part, ...]
 
 
 class ReasoningText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="reasoning_text"):
@@ -77,11 +93,31 @@ class ReasoningItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
     content: tuple[ReasoningText, ...] = ()
 
 
-Item = MessageItem | FunctionCallItem | FunctionOutputItem | ReasoningItem
+class AdditionalToolsItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="additional_tools"):
+    """Offers tools like the field ``tools``."""
+
+    tools: tuple[ToolBody, ...]
 
 
+Item = MessageItem | FunctionCallItem | FunctionOutputItem | CustomCallItem | CustomOutputItem | ReasoningItem | AdditionalToolsItem
+
+
+_LOGPROBS = "message.output_text.logprobs"
 #: Several items, such as calls, are one message.
 MAX_ITEMS = 4 * MAX_MESSAGES
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A turn of the model. Its thoughts, texts and calls are one message, because the results must follow the calls."""
+
+    thoughts: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+
+    @property
+    def message(self) -> ChatMessage:
+        return ChatMessage("assistant", "".join(self.texts), tuple(self.calls), reasoning="".join(self.thoughts))
 
 
 def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
@@ -91,45 +127,42 @@ def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
     if isinstance(items, str):
         return (ChatMessage("user", items),)
     ensure_count("input", items, MAX_ITEMS)
-    messages: list[ChatMessage] = []
-    #: The calls of each message.
-    calls: dict[int, list[ToolCall]] = {}
+    found: list[ChatMessage | _Turn] = []
     for index, item in enumerate(items):
         match item:
             case MessageItem():
-                reasoning = _pop_thoughts(messages) if item.role == "assistant" and len(messages) - 1 not in calls else ""
-                messages.append(_message(f"input[{index}]", item, reasoning))
+                message = _message(f"input[{index}]", item)
+                if message.role == "assistant" and not message.images:
+                    _turn(found).texts.append(message.content)
+                else:
+                    found.append(message)
             case ReasoningItem():
-                # The message after it belongs to the same turn: see ``_pop_thoughts``.
                 if thoughts := "".join(part.text for part in item.content):
-                    messages.append(ChatMessage("assistant", "", reasoning=thoughts))
-            case FunctionOutputItem():
-                messages.append(ChatMessage("tool", _content("", item.output)[0], tool_call_id=item.call_id))
-            case FunctionCallItem():
-                # Join the calls with the preceding text: they are one turn of the model.
-                if not messages or messages[-1].role != "assistant":
-                    messages.append(ChatMessage("assistant", ""))
-                calls.setdefault(len(messages) - 1, []).append(ToolCall(item.call_id, item.name, item.arguments))
-    return tuple(_with_calls(message, calls.get(position)) for position, message in enumerate(messages))
+                    _turn(found).thoughts.append(thoughts)
+            case FunctionOutputItem() | CustomOutputItem():
+                text, images = _content(f"input[{index}].output", item.output)
+                found.append(ChatMessage("tool", text, tool_call_id=item.call_id, images=images))
+            case FunctionCallItem() | CustomCallItem():
+                arguments = item.arguments if isinstance(item, FunctionCallItem) else response_tools.arguments_of(item.input)
+                _turn(found, is_call=True).calls.append(
+                    ToolCall(item.call_id, response_tools.flat_name(item.name, item.namespace), arguments)
+                )
+    return tuple(each.message if isinstance(each, _Turn) else each for each in found)
 
 
-def _with_calls(message: ChatMessage, calls: list[ToolCall] | None) -> ChatMessage:
-    return message if calls is None else msgspec.structs.replace(message, tool_calls=tuple(calls))
+def _turn(found: list[ChatMessage | _Turn], *, is_call: bool = False) -> _Turn:
+    """Return the model's turn that the next item belongs to. A turn ends with its text, unless it has calls."""
+    last = found[-1] if found else None
+    if not isinstance(last, _Turn) or (last.texts and not last.calls and not is_call):
+        found.append(last := _Turn())
+    return last
 
 
-def _message(field: str, item: MessageItem, reasoning: str) -> ChatMessage:
+def _message(field: str, item: MessageItem) -> ChatMessage:
     if item.role not in _ROLES:
         raise BadField(f"{field}.role", f"must be one of {', '.join(_ROLES)}")
     text, images = _content(f"{field}.content", item.content)
-    return ChatMessage(_ROLES[item.role], text, reasoning=reasoning, images=images)
-
-
-def _pop_thoughts(messages: list[ChatMessage]) -> str:
-    """Remove the last message if it only has thoughts, and return them."""
-    last = messages[-1] if messages else ChatMessage("", "")
-    if not last.reasoning or last.content:
-        return ""
-    return messages.pop().reasoning
+    return ChatMessage(_ROLES[item.role], text, images=images)
 
 
 def _content(field: str, content: str | tuple[_Part, ...]) -> WrittenContent:
@@ -140,24 +173,6 @@ def _written(part: _Part) -> str | ImageUrl:
     if isinstance(part, InputImage):
         return ImageUrl(part.image_url, part.detail)
     return part.refusal if isinstance(part, RefusalPart) else part.text
-
-
-class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
-    name: str
-    #: A JSON schema.
-    parameters: JsonObject | None = None
-    #: Accepted and ignored: the arguments of a required call always match.
-    strict: bool | None = None
-    description: str | None = None
-
-
-class ChosenFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
-    name: str
-
-
-class AllowedFunctions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
-    mode: Literal["auto", "required"]
-    tools: tuple[ChosenFunction, ...]
 
 
 class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,13 +193,12 @@ class TextBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class ReasoningBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     effort: ReasoningEffort | None = None
+    #: If set, thoughts are also returned as their summary.
+    summary: str | None = None
 
 
 class ResponseStreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of them are ignored; see ``parameters``."""
-
-
-ToolChoiceBody = Literal["none", "auto", "required"] | ChosenFunction | AllowedFunctions
 
 
 class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -199,9 +213,10 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_logprobs: TopLogprobs | None = None
+    #: Values that ask for nothing here are ignored.
     include: tuple[str, ...] = ()
     text: TextBody = TextBody()
-    tools: tuple[FunctionTool, ...] = ()
+    tools: tuple[ToolBody, ...] = ()
     tool_choice: ToolChoiceBody = "auto"
     #: If false, an answer has at most one call.
     parallel_tool_calls: bool = True
@@ -217,7 +232,18 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def with_logprobs(self) -> bool:
-        return self.top_logprobs is not None or parameters.INCLUDABLE[0] in self.include
+        return self.top_logprobs is not None or _LOGPROBS in self.include
+
+    @property
+    def with_summary(self) -> bool:
+        return self.reasoning is not None and self.reasoning.summary is not None
+
+    def offered(self) -> Iterator[ToolBody]:
+        """Yield all tools, wherever they are offered."""
+        yield from self.tools
+        for item in () if isinstance(self.input, str) else self.input:
+            if isinstance(item, AdditionalToolsItem):
+                yield from item.tools
 
 
 DIALECT = BodyDialect("responses", ResponseBody, parameters.RESPONSES, {"input": "message"})
@@ -225,12 +251,9 @@ DIALECT = BodyDialect("responses", ResponseBody, parameters.RESPONSES, {"input":
 
 def to_request(body: ResponseBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
-    for name in body.include:
-        if name not in parameters.INCLUDABLE:
-            raise BadField("include", f"contains {name[:64]!r}, which is not supported")
     if body.stream_options is not None and not body.stream:
         raise BadField("stream_options", "requires stream=true")
-    tools, tool_choice = _tools(body)
+    tools, tool_choice = response_tools.chosen(response_tools.offered(body.offered()), body.tool_choice)
     instructions = (ChatMessage("system", body.instructions),) if body.instructions else ()
     return InferenceRequest(
         **chat_messages.shared_parameters(body),
@@ -251,14 +274,3 @@ def _format(body: TextFormat | None) -> OutputFormat | None:
     if body.type == "json_schema" and body.schema is msgspec.UNSET:
         raise BadField("text.format.schema", "is missing")
     return chat_messages.json_format(body.type, None if body.schema is msgspec.UNSET else body.schema)
-
-
-def _tools(body: ResponseBody) -> ChosenTools:
-    tools = tuple(chat_messages.tool(tool.name, tool.description, tool.parameters) for tool in body.tools)
-    match body.tool_choice:
-        case ChosenFunction(name=name):
-            return chat_messages.choose_of(tools, (name,), "required")
-        case AllowedFunctions(mode=mode, tools=allowed):
-            return chat_messages.choose_of(tools, tuple(tool.name for tool in allowed), mode)
-        case choice:
-            return chat_messages.choose(tools, choice)

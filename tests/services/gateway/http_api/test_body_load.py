@@ -128,7 +128,7 @@ async def test_lists_are_counted_before_they_are_read(service: RunningService, p
     assert reason in answer.json()["error"]["message"]
 
 
-def test_calls_after_a_text_are_one_message() -> None:
+def test_a_turn_is_one_message_so_that_results_follow_its_calls() -> None:
     def call(number: int) -> dict[str, str]:
         return {"type": "function_call", "call_id": f"{number}", "name": "b", "arguments": "{}"}
 
@@ -143,8 +143,7 @@ def test_calls_after_a_text_are_one_message() -> None:
     messages = response_request.to_request(body).messages
     assert [(one.role, one.content, one.reasoning, [call.id for call in one.tool_calls]) for one in messages] == [
         ("user", "a", "", []),
-        ("assistant", "", "hm", ["1", "2"]),
-        ("assistant", "b", "", ["3"]),
+        ("assistant", "b", "hm", ["1", "2", "3"]),
         ("tool", "c", "", []),
         ("assistant", "", "", ["4"]),
     ]

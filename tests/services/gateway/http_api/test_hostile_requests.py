@@ -167,7 +167,7 @@ async def test_too_many_of_anything_is_a_4xx(http: httpx.AsyncClient, running_se
                 + [{"role": "robot", "content": ""}]
             },
             {"tools": [{"type": "function", "name": f"f{number}"} for number in range(129)]},
-            {"include": ["x"] * 10_000},
+            {"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": f"f{number}"} for number in range(129)]}]},
         ],
         "/v1/messages": [
             {"messages": [{"role": "user", "content": "x"}] * 1001},
