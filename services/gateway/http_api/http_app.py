@@ -199,17 +199,30 @@ class HttpApp:
         return "" if status == "success" else status
 
     def _find(self, scope: Scope, call: HttpCall, verb: str) -> HttpRoute:
-        by_verb = self._routes.get(scope["path"]) if "{" not in scope["path"] else None
-        if by_verb is None:
-            for before, path in self._open_ended.items():
-                if scope["path"].startswith(before) and scope["path"] != before:
-                    by_verb, call.rest_of_path = self._routes[path], scope["path"].removeprefix(before)
-        if by_verb is None:
-            raise _missing(scope["path"])
+        found = self._match(scope["path"])
+        if found is None:
+            raise self._missing(scope["path"], call.origin)
+        by_verb, call.rest_of_path = found
         route = by_verb.get(verb)
         if route is None:
             raise errors.MethodNotAllowed(f"{scope['path']} accepts {' and '.join(by_verb)}, not {verb[:20]}")
         return route
+
+    def _match(self, path: str) -> tuple[dict[str, HttpRoute], str] | None:
+        """Return the path's routes by verb, and the part of it that their braces match."""
+        if "{" not in path and path in self._routes:
+            return self._routes[path], ""
+        open_ended = (before for before in self._open_ended if path.startswith(before) and path != before)
+        return next(((self._routes[self._open_ended[before]], path.removeprefix(before)) for before in open_ended), None)
+
+    def _missing(self, path: str, origin: str) -> errors.AimeshError:
+        name = path.removeprefix(access_table.RPC_PATH)
+        if name == path:
+            return http_errors.route_missing(path, origin, lambda wanted: self._match(wanted) is not None)
+        hint = "docs/reference/rpc.md lists the methods and their callers"
+        if name in access_table.METHODS:
+            return errors.WrongRole(f"{name} is for nodes of the mesh, not for people", hint=hint)
+        return errors.UnknownMethod(f"there is no method {name[:80]!r}", hint=hint)
 
     async def _serve(self, route: HttpRoute, call: HttpCall) -> None:
         access = route.access
@@ -278,16 +291,6 @@ class HttpApp:
         except errors.CallerError as error:
             self._access.on_refusal(route.method, call.principal, call.address or "", error)
             raise
-
-
-def _missing(path: str) -> errors.AimeshError:
-    name = path.removeprefix(access_table.RPC_PATH)
-    if name == path:
-        return http_errors.RouteMissing(f"no route matches {path[:200]!r}", hint="see /docs for all routes")
-    hint = "docs/reference/rpc.md lists the methods and their callers"
-    if name in access_table.METHODS:
-        return errors.WrongRole(f"{name} is for nodes of the mesh, not for people", hint=hint)
-    return errors.UnknownMethod(f"there is no method {name[:80]!r}", hint=hint)
 
 
 async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None]) -> None:

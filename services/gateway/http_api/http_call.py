@@ -53,6 +53,7 @@ _SINGLE = frozenset(
 _OPTIONS = frozenset({b"idempotency-key", b"last-event-id", b"cache-control", b"x-cache", b"x-conversation-id", b"x-aimesh-external"})
 
 _LONGEST_AGENT = 200
+_MAX_HOST = 253
 _COMMON: Headers = [
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -120,6 +121,12 @@ class HttpCall:
 
     def header(self, name: bytes) -> bytes | None:
         return self._headers.get(name)
+
+    @property
+    def origin(self) -> str:
+        """Return the address under which the client reaches the gateway, maybe through web. For texts to the client only."""
+        host = (self._headers.get(b"x-forwarded-host") or self._headers.get(b"host", b"localhost"))[:_MAX_HOST].decode("latin-1")
+        return f"{self._scope.get('scheme', 'http')}://{host}"
 
     @property
     def address(self) -> str | None:

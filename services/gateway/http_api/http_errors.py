@@ -1,6 +1,7 @@
 """Converts errors for OpenAI clients: to a status, headers, and an error object."""
 
 import math
+from collections.abc import Callable
 
 import msgspec
 
@@ -48,6 +49,27 @@ _RETRY_AFTER_SECONDS = 1.0
 
 class RouteMissing(errors.NotFound):
     """No route has this path."""
+
+
+#: Longer paths are shown and searched in part.
+_MAX_PATH = 200
+
+
+def route_missing(path: str, origin: str, is_route: Callable[[str], bool]) -> RouteMissing:
+    """Return the error for a path; if a route has its end, what the client's base URL must be. ``origin``: the gateway's address."""
+    parts = [part for part in path[:_MAX_PATH].split("/") if part]
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    meant = next((route for end in ends for route in (f"/v1/{end}", f"/{end}") if is_route(route)), None)
+    what, hint = f"no route matches {path[:_MAX_PATH]!r}", "see /docs for all routes"
+    if meant is None:
+        return RouteMissing(what, hint=hint)
+    # What precedes it is the client's base URL: it added the path with /v1, or without.
+    base_url, other = origin, f"{origin}/v1"
+    if meant.startswith("/v1/"):
+        if not path.removesuffix("/").endswith(meant) or path.removesuffix("/") == meant:
+            base_url, other = other, base_url
+        hint = f"if that fails, set it to {other}: some clients add /v1, and others don't"
+    return RouteMissing(f"{what}, but {meant} exists: set the base URL of your client to {base_url}, without a slash at the end", hint=hint)
 
 
 def body(error: AimeshError, request_id: RequestId, *, openai: bool = False) -> ErrorBody:

@@ -83,7 +83,7 @@ class FrontApp:
             await send(message)
 
         try:
-            if passthrough.accepts(scope["path"]):
+            if passthrough.accepts(scope):
                 await self._gateway(scope, receive, secured)
             else:
                 if is_head:
@@ -108,7 +108,7 @@ def with_security_headers(headers: Iterable[Header], *, over_tls: bool) -> list[
 
 
 def _method_label(scope: HTTPScope) -> str:
-    if passthrough.accepts(scope["path"]):
+    if passthrough.accepts(scope):
         return "passthrough"
     verb = scope["method"] if scope["method"] in _VERBS else "OTHER"
     # Use the route pattern, not the path, to keep the number of label values small.

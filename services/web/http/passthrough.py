@@ -15,6 +15,7 @@ from litestar.types import HTTPScope, Message, Receive, Send
 
 from services.web.http import json_errors
 from shared import client_address, context, errors
+from shared.identity import credentials
 from shared.transports.http_transport import HttpTransport
 
 CONNECT_SECONDS = 3.0
@@ -49,9 +50,15 @@ class _ClientDisconnected(Exception):
     """Raised when the client closed its connection."""
 
 
-def accepts(path: str) -> bool:
-    """Return whether a decoded path belongs to the gateway. `/api-keys` is a page."""
-    return path in _EXACT or path.startswith(_PREFIXES)
+def accepts(scope: HTTPScope) -> bool:
+    """Return whether a request belongs to the gateway. `/api-keys` is a page, but not for an API key: its client has a wrong base URL."""
+    return scope["path"] in _EXACT or scope["path"].startswith(_PREFIXES) or any(map(_is_api_key, scope["headers"]))
+
+
+def _is_api_key(header: Header) -> bool:
+    name, value = header
+    text = value.decode("latin-1").removeprefix("Bearer ") if name in (b"authorization", b"x-api-key") else ""
+    return credentials.looks_like_api_key(text)
 
 
 class RequestBody:

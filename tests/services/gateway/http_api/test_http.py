@@ -169,6 +169,41 @@ async def test_wrong_verb_and_unknown_path(http: httpx.AsyncClient) -> None:
     problem(await http.get("/nothing"), 404, "not_found")
 
 
+@pytest.mark.parametrize(
+    ("path", "meant", "base_url"),
+    [
+        ("/v1/v1/chat/completions", "/v1/chat/completions", ""), ("/v1/v1/messages", "/v1/messages", ""),
+        ("/chat/completions", "/v1/chat/completions", "/v1"), ("/messages", "/v1/messages", "/v1"),
+        ("/responses", "/v1/responses", "/v1"), ("/models", "/v1/models", "/v1"), ("/models/smollm2", "/v1/models/smollm2", "/v1"),
+        ("/v1/chat/completions/", "/v1/chat/completions", "/v1"), ("/v1/models/", "/v1/models", "/v1"),
+        ("//v1/responses", "/v1/responses", ""), ("/v1//responses", "/v1/responses", "/v1"), ("//responses", "/v1/responses", "/v1"),
+        ("/v1/chat/completions/chat/completions", "/v1/chat/completions", "/v1"), ("/v1/infill", "/infill", ""),
+    ],
+)  # fmt: skip
+async def test_a_wrong_base_url_gets_the_right_one(http: httpx.AsyncClient, path: str, meant: str, base_url: str) -> None:
+    address = f"http://gateway{path}"
+    for answer in (await http.post(address, json={}), await http.get(address)):
+        assert answer.status_code == 404
+        assert answer.json()["error"]["message"] == (
+            f"no route matches {path!r}, but {meant} exists: "
+            f"set the base URL of your client to http://gateway{base_url}, without a slash at the end"
+        )
+
+
+async def test_the_base_url_has_the_address_that_the_client_uses(http: httpx.AsyncClient) -> None:
+    for headers, origin in (
+        ({"Host": "ai.example.org"}, "http://ai.example.org"), ({"X-Forwarded-Host": "ai.example.org:3000"}, "http://ai.example.org:3000"),
+        ({"Host": "x" * 5000}, "http://" + "x" * 253),
+    ):  # fmt: skip
+        answer = await http.post("/messages", json={}, headers=headers)
+        assert f" to {origin}/v1," in answer.json()["error"]["message"]
+
+
+async def test_a_path_that_is_no_route_gets_no_base_url(http: httpx.AsyncClient) -> None:
+    for path in ("/", "/v1", "/v1/", "/v1/completion", "/v1/engines/x", "/" * 5000, "/x" * 3000):
+        assert problem(await http.get(f"http://gateway{path}"), 404, "not_found")["message"] == f"no route matches {path[:200]!r}"
+
+
 async def test_a_limited_request_is_a_429(running_service: RunningService, http: httpx.AsyncClient) -> None:
     for _ in range(99):
         limits = running_service.quotas.limits(fakes.OWNER, ModelName("smollm2"))

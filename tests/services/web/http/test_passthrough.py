@@ -1,12 +1,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
-from litestar.types import Receive, Scope, Send
+from litestar.types import HTTPScope, Receive, Scope, Send
 
+from services.auth import api_keys
 from services.web.http import front_app, passthrough
 from shared.telemetry import Metrics
 from shared.telemetry.tracing import Traces
@@ -58,7 +59,17 @@ async def client(upstream: Upstream) -> AsyncIterator[httpx.AsyncClient]:
     ],
 )
 def test_paths_of_web_and_gateway(path: str, theirs: bool) -> None:
-    assert passthrough.accepts(path) is theirs
+    assert passthrough.accepts(cast("HTTPScope", {"path": path, "headers": [(b"authorization", b"Basic eDp5")]})) is theirs
+
+
+async def test_a_client_with_a_wrong_base_url_reaches_the_gateway(client: httpx.AsyncClient, upstream: Upstream) -> None:
+    key = api_keys.generate()
+    for path in ("/chat/completions", "/messages", "/models", "//v1/responses", "/infill"):
+        for headers in ({"Authorization": f"Bearer {key}"}, {"x-api-key": key}):
+            await client.post(f"{client.base_url}{path}", headers=headers)
+            assert upstream.seen[-1].raw_path == path.encode()
+        for headers in ({"Authorization": "Bearer eyJhbGciOi"}, {"x-api-key": f"{key}x"}, {"Cookie": f"key={key}"}):
+            assert (await client.get(f"{client.base_url}{path}", headers=headers)).text == "a page"
 
 
 async def test_request_arrives_unchanged(client: httpx.AsyncClient, upstream: Upstream) -> None:
