@@ -16,6 +16,8 @@ MAX_PIXELS = 40_000_000
 MAX_SIDE = 16_384
 _MEDIA = b"image/"
 _LONGEST_PLACE = 128
+#: Before images that a tool returned.
+_FROM_TOOLS = "Images from the tool results:\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class ImageLimits:
             for number, image in enumerate(message.images):
                 field = f"messages[{position}].images[{number}]"
                 data = image.data
-                if message.role != "user":
-                    raise BadField(field, "must be in a message of the user")
+                if message.role not in {"user", "tool"}:
+                    raise BadField(field, "must be in a message of the user or of a tool")
                 if written is not None:
                     data = _decoded(field, image.data, written)
                 left -= len(data)
@@ -59,7 +61,34 @@ class ImageLimits:
             checked.append(msgspec.structs.replace(message, images=tuple(parts)) if parts else message)
         if written:
             raise BadField("messages", "has a long text in base64 that is not an image")
-        return tuple(checked)
+        return _moved_from_results(checked)
+
+
+def _moved_from_results(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
+    """Move the images of tools into the user's message behind their results, where all chat templates and other servers show them."""
+    placed: list[ChatMessage] = []
+    waiting: tuple[ImagePart, ...] = ()
+    for message in messages:
+        if message.role == "tool":
+            waiting += message.images
+            placed.append(msgspec.structs.replace(message, images=()))
+        elif waiting and message.role == "user":
+            placed.append(_with_images(message, waiting))
+            waiting = ()
+        elif waiting:
+            placed += [_with_images(ChatMessage("user", ""), waiting), message]
+            waiting = ()
+        else:
+            placed.append(message)
+    return (*placed, _with_images(ChatMessage("user", ""), waiting)) if waiting else tuple(placed)
+
+
+def _with_images(message: ChatMessage, images: Sequence[ImagePart]) -> ChatMessage:
+    """Begin the message with images of tools."""
+    begins = f"{_FROM_TOOLS}\n" if message.content or message.images else _FROM_TOOLS
+    moved = [msgspec.structs.replace(image, at=len(_FROM_TOOLS)) for image in images]
+    own = [msgspec.structs.replace(image, at=image.at + len(begins)) for image in message.images]
+    return msgspec.structs.replace(message, content=begins + message.content, images=(*moved, *own))
 
 
 def _check_header(field: str, data: bytes) -> None:

@@ -95,6 +95,47 @@ async def test_responses_and_messages_take_images_too(http: httpx.AsyncClient, r
     assert prompts[0][0].images[0].data == png()
 
 
+def result(call: str, *content: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": call, "content": content}
+
+
+@pytest.mark.parametrize("asks_on", [True, False])
+async def test_images_of_tools_go_into_the_message_behind_their_results(
+    http: httpx.AsyncClient, running_service: RunningService, asks_on: bool
+) -> None:
+    """Few chat templates and no server of OpenAI's kind show images in a result."""
+    one, two, three = png(1, 1), png(2, 2), png(3, 3)
+    call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "look"},
+        {"role": "assistant", "tool_calls": [call, {**call, "id": "b"}]},
+        result("a", text("one: "), part(url(one)), text("!")),
+        result("b", part(url(two), detail="low")),
+        *([{"role": "user", "content": [text("and "), part(url(three))]}] if asks_on else []),
+    ]
+    answer = await http.post("/v1/chat/completions", json={"model": "smollm2", "messages": messages})
+    assert answer.status_code == 200, answer.text
+    *_, first, second, user = seen(running_service)
+    assert [(found.content, found.images, found.tool_call_id) for found in (first, second)] == [("one: !", (), "a"), ("", (), "b")]
+    label = "Images from the tool results:\n"
+    assert (user.role, user.content) == ("user", f"{label}\nand " if asks_on else label)
+    places = [(found.data, found.at, found.detail) for found in user.images]
+    moved = [(one, len(label), ImageDetail.AUTO), (two, len(label), ImageDetail.LOW)]
+    assert places == [*moved, *([(three, len(f"{label}\nand "), ImageDetail.AUTO)] if asks_on else [])]
+
+
+async def test_an_image_in_a_tool_result_of_anthropics_api(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    """Claude Code's Read tool answers so."""
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png()).decode()}
+    blocks = [{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image", "source": source}]}, text("Go on.")]
+    messages = [{"role": "user", "content": blocks}, {"role": "system", "content": "Be brief."}]
+    answer = await http.post("/v1/messages", json={"model": "smollm2", "max_tokens": 5, "messages": messages})
+    assert answer.status_code == 200, answer.text
+    tool, user, system = seen(running_service)
+    assert (tool.content, tool.images, system.content) == ("", (), "Be brief.")
+    assert (user.content, user.images[0].data) == ("Images from the tool results:\n\nGo on.", png())
+
+
 async def test_twelve_mebibytes_hold_up_nobody_and_are_forgotten(
     http: httpx.AsyncClient, running_service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
