@@ -399,8 +399,9 @@ def _show_object(answer: _Answer) -> None:
     result = answer.result
     shown = printing.plain(result)
     assert isinstance(shown, dict)
-    if not result.finish_reasons:
-        del shown["finish_reasons"]
+    for field in ("finish_reasons", "stop_sequence"):
+        if not shown[field]:
+            del shown[field]
     usage = shown["usage"]
     assert isinstance(usage, dict)
     usage["total_tokens"] = result.usage.total_tokens

@@ -111,6 +111,8 @@ class InferenceResult(Body, frozen=True, omit_defaults=False):
     cached: bool = False
     #: The target of a route that answered; None without a route, or if the policy hides it.
     target: str | None = None
+    #: The stop sequence that ended the first answer; None also if the model's server doesn't say.
+    stop_sequence: str | None = None
 
 
 class WrittenAnswer(Body, frozen=True):

@@ -216,6 +216,8 @@ class Generation(Body, frozen=True, omit_defaults=False):
     usage: Usage
     #: One per answer, if the request asked for several.
     finish_reasons: tuple[FinishReason, ...] = ()
+    #: The caller's stop sequence that ended the first answer; None also if another server doesn't say.
+    stop_sequence: str | None = None
 
 
 # --- the beginnings of prompts, by which gateways find the worker, and workers the engine, that has just read the same ------------------

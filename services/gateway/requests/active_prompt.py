@@ -196,6 +196,7 @@ class ActivePrompt(ActiveAnswer):
             clamped_to=self.clamped_to,
             cached=self.cached,
             target=route.target if route is not None and self.choice.shows_target else None,
+            stop_sequence=generation.stop_sequence,
         )
 
 

@@ -88,7 +88,7 @@ class EchoBackend(Backend):
             await asyncio.sleep(self._token_seconds)
             is_thought = thoughts[count - 1]
             text, reason = stops.push("" if is_thought else word), None
-            if stops.stopped:
+            if stops.found is not None:
                 reason = FinishReason.STOP
             elif count == min(limit, len(words)):
                 text += stops.finish()
@@ -96,7 +96,8 @@ class EchoBackend(Backend):
             reasoning = word if is_thought and word.strip() not in _THOUGHT_TAGS else ""
             await sink.send(Chunk(text, (token_id(word),), finish=reason, reasoning=reasoning))
             if reason is not None:
-                return Generation(reason, Usage(prompt_tokens, count - replayed, reasoning_tokens=sum(thoughts[replayed:count])))
+                usage = Usage(prompt_tokens, count - replayed, reasoning_tokens=sum(thoughts[replayed:count]))
+                return Generation(reason, usage, stop_sequence=stops.found)
         raise AssertionError("the prompt has at least one word, and max_tokens is at least 1")
 
     async def embed(self, job: Embed, sink: VectorSink) -> Embedded:
@@ -154,7 +155,7 @@ def _replay(delivered: tuple[int, ...], words: list[str], thoughts: list[bool], 
         raise errors.BadRequest("delivered: these tokens are not from this answer")
     for word, is_thought in zip(words[: len(delivered)], thoughts, strict=False):
         stops.push("" if is_thought else word)
-    if stops.stopped or len(delivered) == len(words):
+    if stops.found is not None or len(delivered) == len(words):
         raise sequence.already_complete()
     return len(delivered)
 

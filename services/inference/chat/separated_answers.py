@@ -71,8 +71,12 @@ class _SeparatedAnswer:
         self.finish: FinishReason | None = None
 
     @property
+    def stopped_by(self) -> str | None:
+        return self._stops.found
+
+    @property
     def is_stopped(self) -> bool:
-        return self._stops.stopped
+        return self.stopped_by is not None
 
     def add(self, chunk: Chunk) -> None:
         self._length += len(chunk.text)
@@ -156,6 +160,7 @@ class SeparatedAnswers:
         self._parser = rendered.parser
         self._sink = sink
         self._failed = failed
+        self._asked_stops = job.parameters.stop
         #: The first text is what another worker delivered.
         self._resumes = bool(job.delivered)
         marks = AnswerMarks.of(rendered) if client is not None else None
@@ -206,7 +211,9 @@ class SeparatedAnswers:
             completion_tokens=sum(answer.tokens for answer in self._answers),
             reasoning_tokens=sum(answer.reasoning_tokens for answer in self._answers),
         )
-        return Generation(reasons[0], usage, reasons if len(reasons) > 1 else ())
+        stopped_by = self._answers[0].stopped_by
+        # A template has its own ones.
+        return Generation(reasons[0], usage, reasons if len(reasons) > 1 else (), stopped_by if stopped_by in self._asked_stops else None)
 
     async def _separated(self, answer: _SeparatedAnswer, text: str, *, last: bool) -> tuple[SeparatedPiece, ...]:
         if self._client is None or answer.separator is None:

@@ -17,15 +17,16 @@ class StopSequences:
         self._sequences = sequences
         #: The end of the text that may be the start of a stop sequence; shorter than the longest of them.
         self._held = ""
-        #: A stop sequence is complete; the text ends before it.
-        self.stopped = False
+        #: The stop sequence that is complete, if any; the text ends before it.
+        self.found: str | None = None
 
     def push(self, text: str) -> str:
         """Add text; return the part that can't belong to a stop sequence."""
         self._held += text
-        found = [at for at in (self._held.find(sequence) for sequence in self._sequences) if at >= 0]
-        self.stopped = self.stopped or bool(found)
+        # Of two at one place, the first one counts.
+        found = {at: sequence for sequence in reversed(self._sequences) if (at := self._held.find(sequence)) >= 0}
         cut = min(found) if found else len(self._held) - len(beginning_at_end(self._held, self._sequences))
+        self.found = self.found or found.get(cut)
         shown, self._held = self._held[:cut], "" if found else self._held[cut:]
         return shown
 

@@ -78,8 +78,9 @@ class AnswerChoice(msgspec.Struct, frozen=True):
     #: In place of ``delta``, of a completion.
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
-    #: The stop sequence that ended it; None for the model's own end token.
+    #: The stop sequence that ended it; None for the model's own end token. SGLang has the other name.
     stop_reason: object = None
+    matched_stop: object = None
 
 
 class _AnswerEvent(msgspec.Struct, frozen=True):
@@ -147,6 +148,8 @@ class AnswerAssembly:
         self.pieces = 0
         #: Those with thoughts.
         self.thoughts = 0
+        #: What ended the first answer, if the server says so.
+        self.stopped_by: object = None
 
     @property
     def finished(self) -> bool:
@@ -196,6 +199,7 @@ class AnswerAssembly:
         calls: tuple[ToolCall, ...] = ()
         if choice.finish_reason is not None and branch.finish is None:
             branch.finish = _finish(choice.finish_reason)
+            self.stopped_by = choice.stop_reason or choice.matched_stop if choice.index == 0 else self.stopped_by
             calls = self._complete_calls(branch)
         parts = self._parts(branch) if self._wants_parts else ()
         self.pieces += bool(text or thought) or called

@@ -179,7 +179,8 @@ class RemoteServer(ModelServer):
         self.models.measure(counted, used.completion_tokens + (used.prompt_tokens - used.cached_tokens) * PROMPT_TOKEN)
         if recounted:
             log.warning("usage_recounted", server=self.server.source.name, model=job.model, fields=recounted)
-        return Generation(reasons[0], used, reasons if len(reasons) > 1 else ())
+        stop = next((stop for stop in job.requested.stop if stop == answers.stopped_by), None)
+        return Generation(reasons[0], used, reasons if len(reasons) > 1 else (), stop)
 
     def _plan_chat(self, job: GenerationJob, chat: JsonObject, prompt: TokenIds = (), *, has_ids: bool = False) -> _AnswerPlan:
         answers = self.api.chat_assembly(job.requested.n or 1, remote_models.draw_call_id, call_parts=job.call_parts, has_ids=has_ids)

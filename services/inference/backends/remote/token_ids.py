@@ -70,6 +70,7 @@ class _Completion(msgspec.Struct, frozen=True):
     tokens: TokenIds = ()
     stop: bool = False
     stop_type: str = ""
+    stopping_word: str = ""
     tokens_predicted: int = 0
     tokens_evaluated: int = 0
     timings: _Timings = _Timings()
@@ -98,7 +99,7 @@ class CompletionAssembly(AnswerAssembly):
             self._has_gap = self._has_gap or missing > 0
             if missing < 0:
                 raise WrongIds("fewer tokens than token ids")
-        stopped_by = None if event.stop_type == "eos" else event.stop_type
+        stopped_by = None if event.stop_type == "eos" else event.stopping_word or event.stop_type
         step = self.choose(AnswerChoice(0, None, reason, text=event.content, token_ids=event.tokens, stop_reason=stopped_by))
         if not self._has_gap or not event.content:
             return step

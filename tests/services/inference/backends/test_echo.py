@@ -1,6 +1,7 @@
 import asyncio
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from services.inference.backends import echo
@@ -53,7 +54,7 @@ async def test_stop_sequence_across_two_words_ends_the_answer() -> None:
     async with echo.opened(0, 32, Watch()) as backend:
         end = await backend.generate(job("a b c d", stop=("b c",)), reader)
     assert reader.text == "a "
-    assert end == Generation(FinishReason.STOP, Usage(4, 3))
+    assert end == Generation(FinishReason.STOP, Usage(4, 3), stop_sequence="b c")
 
 
 async def test_held_back_text_is_sent_at_the_end() -> None:
@@ -105,7 +106,7 @@ async def test_another_echo_continues_from_every_split(stop: tuple[str, ...], ma
             resumed = await backend.generate(replace(prompt_job, delivered=tuple(whole.token_ids[:split])), rest)
             assert "".join(chunk.text for chunk in whole.chunks[:split]) + rest.text == whole.text
             assert rest.token_ids == whole.token_ids[split:]
-            assert resumed == Generation(end.finish_reason, Usage(6, len(rest.token_ids)))
+            assert resumed == msgspec.structs.replace(end, usage=Usage(6, len(rest.token_ids)))
             assert [chunk.finish for chunk in rest.chunks] == [None] * (len(rest.chunks) - 1) + [end.finish_reason]
 
 

@@ -140,7 +140,9 @@ async def test_stop_sequence_matches_in_content_only() -> None:
     chunks, end, _ = await send(ANSWER, stop=("Hm", "END", "f{1"), finish=LENGTH)
     text, reasoning, parts, _ = joined(chunks)
     assert (text, reasoning, parts, end.finish_reason) == ("So: '", "Hm, [x].", {}, STOP)
-    assert end.usage.completion_tokens == ANSWER.index("END") + 3
+    assert (end.usage.completion_tokens, end.stop_sequence) == (ANSWER.index("END") + 3, "END")
+    _, end, _ = await send(ANSWER, stop=("nowhere",))
+    assert end.stop_sequence is None
 
 
 async def test_delivered_answer_that_is_complete_is_refused() -> None:

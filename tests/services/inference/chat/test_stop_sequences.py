@@ -13,7 +13,7 @@ def shown(pieces: list[str], sequences: tuple[str, ...]) -> tuple[list[str], boo
     texts = []
     for piece in pieces:
         texts.append(stops.push(piece))
-        if stops.stopped:
+        if stops.found is not None:
             return texts, True
     return [*texts, stops.finish()], False
 
@@ -32,6 +32,17 @@ def shown(pieces: list[str], sequences: tuple[str, ...]) -> tuple[list[str], boo
 )
 def test_visible_text(pieces: list[str], stops: tuple[str, ...], texts: list[str], stopped: bool) -> None:
     assert shown(pieces, stops) == (texts, stopped)
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "found"),
+    [("abc", ("c", "b"), "b"), ("abc", ("abc", "ab"), "abc"), ("abc", ("ab", "abc"), "ab"), ("abc", ("x",), None)],
+)
+def test_the_earliest_one_is_named(text: str, stops: tuple[str, ...], found: str | None) -> None:
+    stopped = StopSequences(stops)
+    stopped.push(text)
+    stopped.push(".")
+    assert stopped.found == found
 
 
 def cut(text: str, borders: list[int]) -> list[str]:

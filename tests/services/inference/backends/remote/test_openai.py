@@ -77,6 +77,25 @@ async def test_it_serves_what_the_server_has_and_streams_an_answer() -> None:
     assert all(f"authorization: bearer {KEY}" in head for head in server.headers)
 
 
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ({"stop_reason": "END"}, "END"),
+        ({"matched_stop": "END"}, "END"),
+        ({"stop_reason": 151645}, None),
+        ({"stop_reason": "<|im_end|>"}, None),
+        ({}, None),
+    ],
+    ids=["vLLM", "SGLang", "a token", "the model's own end", "nothing said"],
+)
+async def test_the_stop_sequence_that_ended_an_answer(told: dict[str, Any], shown: str | None) -> None:
+    choices = [{"delta": {"content": "a"}}, {"delta": {}, "finish_reason": "stop", **told}]
+    answer = Answer(events(*({"choices": [choice]} for choice in choices), {"choices": [], "usage": {"completion_tokens": 1}}))
+    async with asking(answer) as (_, backend):
+        end = await backend.generate(asked.job("hi", model="gpt-x", stop=("x", "END")), Reader())
+    assert (end.finish_reason, end.stop_sequence) == (FinishReason.STOP, shown)
+
+
 @pytest.mark.parametrize("fields", [{"open_ended": True}, {"parameters": Parameters(0.7, 0.95, 40, 1)}])
 async def test_a_server_is_not_told_a_bound_that_the_caller_has_not_named(fields: dict[str, Any]) -> None:
     """vLLM refuses max_tokens that exceed the context together with the prompt; OpenAI refuses more than the model's own limit."""

@@ -61,6 +61,13 @@ def asked(**sampling: Any) -> Any:
     return job("hi", model=MODEL, **{"max_tokens": 100, **sampling})
 
 
+def test_llama_servers_completion_names_the_stop_sequence() -> None:
+    answers = token_ids.CompletionAssembly(1, str, has_ids=True)
+    answers.push(b'{"content": "a", "tokens": [1], "tokens_predicted": 1}')
+    answers.push(b'{"stop": true, "stop_type": "word", "stopping_word": "END", "tokens_predicted": 2}')
+    assert (answers.stopped_by, answers.reasons()) == ("END", (FinishReason.STOP,))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_counts_are_exact(kind: str) -> None:
     async with worker(TokenServer(kind, ANSWER)) as backend:
