@@ -116,17 +116,30 @@ RESPONSES: Rules = {
     "input.output[*]": ParameterRule("must be a text or an image; audio and files are not supported"),
 }
 
+_OFFERED = _ignored("every tool is offered, as its schema describes it")
+#: Of images and documents, by the type of their source.
+_SOURCES: Rules = {
+    "url": ParameterRule("is a URL; send the data itself"),
+    "base64": ParameterRule("is a PDF; send its text, or its pages as images"),
+    "*": ParameterRule("must be the data itself; uploaded files are not supported"),
+}
+
 #: Anthropic's.
 MESSAGES: Rules = {
     **_EVERYWHERE,
     "metadata": _ignored("requests are not stored"),
     "service_tier": _SERVICE_TIER,
-    "context_management": _only("is not supported; shorten the conversation yourself", {}),
     "mcp_servers": _only("must be empty; connect to the servers yourself and offer their tools", []),
     "messages.content.caller": _COPIED,
     "messages.content[redacted_thinking]": _ignored("only its vendor can read it"),
-    "messages.content[*]": ParameterRule("must be text, image, tool_use, tool_result or thinking; documents are not supported"),
-    "messages.content.source[url]": ParameterRule("is a URL; send the image itself"),
+    "messages.content[*]": ParameterRule("must be text, image, document, search_result, tool_use, tool_result or thinking"),
+    "messages.content.content[tool_reference]": _OFFERED,
+    "messages.content.content[*]": ParameterRule("must be text, image, document or search_result"),
+    **{f"messages.content.{at}source[{kind}]": rule for at in ("", "content.") for kind, rule in _SOURCES.items()},
     "tools.strict": _ignored("the arguments of a required call always match its schema"),
+    "tools.eager_input_streaming": _ignored("arguments are always streamed as the model writes them"),
+    "tools.defer_loading": _OFFERED,
+    "tools.allowed_callers": _OFFERED,
+    "tools.input_examples": _OFFERED,
     "tools[*]": _OTHER_TOOLS,
 }

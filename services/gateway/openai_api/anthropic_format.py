@@ -34,16 +34,25 @@ class MessagesUsage(msgspec.Struct, frozen=True):
         return cls(usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens, usage.cached_tokens, details)
 
 
+class ContextManagement(msgspec.Struct, frozen=True):
+    applied_edits: tuple[JsonObject, ...] = ()
+
+
+#: Only if the request asks for edits.
+ShownEdits = ContextManagement | msgspec.UnsetType
+
+
 class AnthropicMessage(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     type: str = "message"
     role: str = "assistant"
     model: ModelName
     content: tuple[Block, ...] = ()
-    #: end_turn (also for a stop sequence), max_tokens or tool_use; null at the start of a stream.
+    #: end_turn, stop_sequence, max_tokens, tool_use or refusal; null at the start of a stream.
     stop_reason: str | None = None
-    stop_sequence: None = None
+    stop_sequence: str | None = None
     usage: MessagesUsage
+    context_management: ShownEdits = msgspec.UNSET
 
 
 class EventDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +61,7 @@ class EventDelta(msgspec.Struct, frozen=True, kw_only=True):
     thinking: str | msgspec.UnsetType = msgspec.UNSET
     partial_json: str | msgspec.UnsetType = msgspec.UNSET
     stop_reason: str | msgspec.UnsetType = msgspec.UNSET
-    stop_sequence: msgspec.UnsetType | None = msgspec.UNSET
+    stop_sequence: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class MessagesEvent(msgspec.Struct, frozen=True):
@@ -64,11 +73,13 @@ class MessagesEvent(msgspec.Struct, frozen=True):
     delta: EventDelta | msgspec.UnsetType = msgspec.UNSET
     message: AnthropicMessage | msgspec.UnsetType = msgspec.UNSET
     usage: MessagesUsage | msgspec.UnsetType = msgspec.UNSET
+    context_management: ShownEdits = msgspec.UNSET
 
 
 class MessagesFormat(AnswerFormat):
     def __init__(self, body: MessagesBody) -> None:
         self._shows_thoughts = body.shows_thoughts
+        self._edits: ShownEdits = msgspec.UNSET if body.context_management is None else ContextManagement()
         self._blocks: list[Block] = []
         #: The block that is not in ``_blocks`` yet, and what it has so far.
         self._open: Block | None = None
@@ -90,9 +101,11 @@ class MessagesFormat(AnswerFormat):
         return [ServerSentEvent(event, event.type) for event in events]
 
     def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
-        delta = EventDelta(stop_reason=self._stop_reason(result), stop_sequence=None)
-        end = (MessagesEvent("message_delta", delta=delta, usage=MessagesUsage.of(result.usage)), MessagesEvent("message_stop"))
-        return [ServerSentEvent(event, event.type) for event in (*self._beginning(), *self._close(), *end)]
+        reason, stop = self._end(result)
+        delta = EventDelta(stop_reason=reason, stop_sequence=stop)
+        end = MessagesEvent("message_delta", delta=delta, usage=MessagesUsage.of(result.usage), context_management=self._edits)
+        events = (*self._beginning(), *self._close(), end, MessagesEvent("message_stop"))
+        return [ServerSentEvent(event, event.type) for event in events]
 
     def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
         return (ServerSentEvent(http_errors.anthropic_body(error), "error"),)
@@ -104,14 +117,16 @@ class MessagesFormat(AnswerFormat):
         if cut_off and _input(arguments) is None:
             # Nobody should run a call without its end.
             del self._blocks[-1]
-        return self._message(tuple(self._blocks), self._stop_reason(result), MessagesUsage.of(result.usage))
+        reason, stop = self._end(result)
+        message = self._message(tuple(self._blocks), MessagesUsage.of(result.usage))
+        return msgspec.structs.replace(message, stop_reason=reason, stop_sequence=stop, context_management=self._edits)
 
     def _beginning(self) -> list[MessagesEvent]:
         if self._is_begun:
             return []
         self._is_begun = True
         # The counts are known at the end.
-        return [MessagesEvent("message_start", message=self._message((), None, MessagesUsage(0, 0)))]
+        return [MessagesEvent("message_start", message=self._message((), MessagesUsage(0, 0)))]
 
     def _add(self, block: Block, piece: str, delta: EventDelta, *, begins: bool = False) -> list[MessagesEvent]:
         events: list[MessagesEvent] = []
@@ -139,17 +154,18 @@ class MessagesFormat(AnswerFormat):
                 self._blocks.append(ThinkingBlock(text))
         return [MessagesEvent("content_block_stop", len(self._blocks) - 1)]
 
-    def _stop_reason(self, result: InferenceResult) -> str:
+    def _end(self, result: InferenceResult) -> tuple[str, str | None]:
+        """Return why the answer ended, and by which stop sequence."""
         if result.finish_reason is FinishReason.LENGTH:
-            return "max_tokens"
+            return "max_tokens", None
         if result.finish_reason is FinishReason.CONTENT_FILTER:
-            return "refusal"
-        return "tool_use" if self._calls.calls else "end_turn"
+            return "refusal", None
+        if self._calls.calls:
+            return "tool_use", None
+        return ("end_turn" if result.stop_sequence is None else "stop_sequence"), result.stop_sequence
 
-    def _message(self, content: tuple[Block, ...], stop_reason: str | None, usage: MessagesUsage) -> AnthropicMessage:
-        return AnthropicMessage(
-            id=f"msg_{self.about.request_id.hex}", model=self.about.model, content=content, stop_reason=stop_reason, usage=usage
-        )
+    def _message(self, content: tuple[Block, ...], usage: MessagesUsage) -> AnthropicMessage:
+        return AnthropicMessage(id=f"msg_{self.about.request_id.hex}", model=self.about.model, content=content, usage=usage)
 
 
 def _input(arguments: str) -> JsonObject | None:

@@ -1,7 +1,7 @@
 """Parses requests to Anthropic's Messages API. Pure."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -25,15 +25,41 @@ class ImageBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
     source: ImageSource
 
 
+class TextSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    data: str
+    media_type: str = "text/plain"
+
+
+class ContentSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="content"):
+    content: str | tuple[TextPart, ...]
+
+
+class DocumentBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="document"):
+    source: TextSource | ContentSource
+    title: str | None = None
+    context: str | None = None
+
+
+class SearchResultBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="search_result"):
+    title: str
+    #: Where it was found.
+    source: str
+    content: tuple[TextPart, ...]
+
+
 class ToolUseBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="tool_use"):
     id: str
     name: str
     input: JsonObject
 
 
+#: What a model reads as text or an image.
+ReadBlock = TextPart | ImageBlock | DocumentBlock | SearchResultBlock
+
+
 class ToolResultBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="tool_result"):
     tool_use_id: str
-    content: str | tuple[TextPart, ...] = ""
+    content: str | tuple[ReadBlock, ...] = ""
     is_error: bool = False
 
 
@@ -44,8 +70,8 @@ class ThinkingBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
 
 
 class MessageParam(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    role: Literal["user", "assistant"]
-    content: str | tuple[TextPart | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, ...]
+    role: Literal["user", "assistant", "system"]
+    content: str | tuple[ReadBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, ...]
 
 
 class MessagesTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="custom"):
@@ -70,8 +96,14 @@ class ThinkingBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     display: str | None = None
 
 
+class SchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["json_schema"]
+    schema: JsonObject
+
+
 class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: SchemaFormat | None = None
 
 
 class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,6 +122,10 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     #: As at Anthropic, a model thinks only if this says so.
     thinking: ThinkingBody = ThinkingBody("disabled")
     output_config: OutputConfig = OutputConfig()
+    #: The older name of ``output_config.format``.
+    output_format: SchemaFormat | None = None
+    #: Nothing is edited, and the answer says so.
+    context_management: JsonObject | None = None
     stream: bool = False
 
     @property
@@ -111,7 +147,10 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 _BUDGETS = {1024: ReasoningEffort.LOW, 8192: ReasoningEffort.MEDIUM}
+Block = TypeVar("Block")
 _ROLE_OF = {ToolUseBlock: "assistant", ToolResultBlock: "user", ThinkingBlock: "assistant"}
+#: Claude Code's first line of instructions.
+_BILLING = "x-anthropic-billing-header:"
 
 
 DIALECT = BodyDialect("messages", MessagesBody, parameters.MESSAGES)
@@ -123,11 +162,12 @@ def to_request(body: MessagesBody) -> InferenceRequest:
     if not body.messages or body.messages[-1].role == "assistant":
         raise BadField("messages", "must end with a message of the user; answers cannot be prefilled")
     tools, tool_choice = _tools(body)
-    system = (ChatMessage("system", _text(body.system)),) if body.system else ()
+    form = body.output_config.format or body.output_format
     return InferenceRequest(
         **chat_messages.shared_parameters(body),
-        messages=(*system, *(said for index, message in enumerate(body.messages) for said in _messages(index, message))),
+        messages=_conversation(body),
         stop=body.stop_sequences,
+        format=None if form is None else chat_messages.json_format(form.type, form.schema),
         tools=tools,
         tool_choice=tool_choice,
         parallel_tool_calls=body.parallel_calls,
@@ -135,35 +175,76 @@ def to_request(body: MessagesBody) -> InferenceRequest:
     )
 
 
+def _conversation(body: MessagesBody) -> tuple[ChatMessage, ...]:
+    system = "".join(_instruction(block.text) for block in _blocks(body.system))
+    found = [ChatMessage("system", system)] if system else []
+    for index, message in enumerate(body.messages):
+        found += _messages(index, message)
+    return tuple(found)
+
+
 def _messages(index: int, message: MessageParam) -> Iterator[ChatMessage]:
     """Return the results of tools as separate messages, before the text."""
-    blocks = (TextPart(message.content),) if isinstance(message.content, str) else message.content
+    blocks = _blocks(message.content)
     ensure_count(f"messages[{index}].content", blocks, MAX_PARTS)
     parts: list[str | ImageUrl] = []
     calls: list[ToolCall] = []
     thoughts: list[str] = []
     for at, block in enumerate(blocks):
+        field = f"messages[{index}].content[{at}]"
         role = _ROLE_OF.get(type(block), message.role)
         if role != message.role:
-            raise BadField(f"messages[{index}].content[{at}]", f"must be in a message of the {role}")
+            raise BadField(field, f"must be in a message of the {role}")
         match block:
-            case TextPart():
-                parts.append(block.text)
-            case ImageBlock():
-                parts.append(ImageUrl(block.source.data))
             case ThinkingBlock():
                 thoughts.append(block.thinking)
             case ToolUseBlock():
                 calls.append(ToolCall(block.id, block.name, chat_messages.json_text(block.input)))
             case ToolResultBlock():
-                yield ChatMessage("tool", ("Error: " if block.is_error else "") + _text(block.content), (), block.tool_use_id)
+                yield _result(field, block)
+            case TextPart() if message.role == "system":
+                parts += [text] if (text := _instruction(block.text)) else []
+            case _:
+                parts.append(_read(block))
     if parts or calls or any(thoughts):
         text, images = chat_messages.to_content(f"messages[{index}].content", parts)
         yield ChatMessage(message.role, text, tuple(calls), reasoning="".join(thoughts), images=images)
 
 
-def _text(content: str | tuple[TextPart, ...]) -> str:
-    return content if isinstance(content, str) else "".join(block.text for block in content)
+def _result(field: str, block: ToolResultBlock) -> ChatMessage:
+    parts: list[str | ImageUrl] = ["Error: "] if block.is_error else []
+    text, images = chat_messages.to_content(f"{field}.content", [*parts, *map(_read, _blocks(block.content))])
+    return ChatMessage("tool", text, (), block.tool_use_id, images=images)
+
+
+def _blocks(content: str | tuple[Block, ...]) -> tuple[Block | TextPart, ...]:
+    return (TextPart(content),) if isinstance(content, str) else content
+
+
+def _read(block: ReadBlock) -> str | ImageUrl:
+    """Return what the model reads."""
+    match block:
+        case TextPart():
+            return block.text
+        case ImageBlock():
+            return ImageUrl(block.source.data)
+        case DocumentBlock(source=source):
+            return _lines(block.title, block.context, source.data if isinstance(source, TextSource) else _joined(source.content))
+        case SearchResultBlock():
+            return _lines(block.title, block.source, _joined(block.content))
+
+
+def _joined(content: str | tuple[TextPart, ...]) -> str:
+    return "".join(block.text for block in _blocks(content))
+
+
+def _lines(*texts: str | None) -> str:
+    return "".join(f"{text}\n" for text in texts if text)
+
+
+def _instruction(text: str) -> str:
+    """Leave out the line about billing: it changes with each turn, so no prefix could be cached."""
+    return text.partition("\n")[2] if text.startswith(_BILLING) else text
 
 
 def _tools(body: MessagesBody) -> ChosenTools:

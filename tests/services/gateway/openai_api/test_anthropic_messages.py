@@ -180,6 +180,33 @@ async def test_an_answer_cut_off_has_its_reason(http: httpx.AsyncClient, running
     assert (await post(http)).json()["stop_reason"] == "max_tokens"
 
 
+async def test_a_stop_sequence_is_named(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    class Stops(FakeWorker):
+        called = False
+
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+            yield inference.Chunk("a", (1,), tool_calls=(ToolCall("c1", "look_up", "{}"),) if self.called else ())
+            yield Generation(FinishReason.STOP, Usage(7, 1), stop_sequence="END")
+
+    worker = Stops()
+    running_service.add_worker(1, worker, "smollm2")
+    whole, *_, last, _ = (await post(http, stop_sequences=["END"])).json(), *await streamed(http, stop_sequences=["END"])
+    for found in (whole, last["delta"]):
+        assert (found["stop_reason"], found["stop_sequence"]) == ("stop_sequence", "END")
+    worker.called = True
+    found = (await post(http, stop_sequences=["END"], tools=[TOOL])).json()
+    assert (found["stop_reason"], found["stop_sequence"]) == ("tool_use", None), "the caller has to run the tool"
+
+
+async def test_an_answer_says_that_no_context_was_edited(http: httpx.AsyncClient) -> None:
+    edits = {"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}}
+    *_, last, _ = await streamed(http, **edits)
+    assert (await post(http, **edits)).json()["context_management"] == last["context_management"] == {"applied_edits": []}
+    *_, last, _ = await streamed(http)
+    assert "context_management" not in last
+    assert "context_management" not in last["delta"]
+
+
 async def test_a_conversation_with_tools_reaches_the_worker(http: httpx.AsyncClient, running_service: RunningService) -> None:
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": HINT}, {"type": "text", "text": "b"}]},
@@ -240,10 +267,10 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x"}}
     [
         ({"max_tokens": None}, "max_tokens"), ({"max_tokens": 0}, "max_tokens"), ({"messages": []}, "messages"),
         ({"surprise": 1}, "surprise"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"), ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"), ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0].source"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": [IMAGE]}]}]},
-         "messages[0].content[0].content[0].type"),
+         "messages[0].content[0].content[0].source"),
         ({"messages": [{"role": "user", "content": [USE]}]}, "messages[0].content[0]"),
         ({"messages": [*ASKED, {"role": "assistant", "content": "So"}]}, "messages"), ({"messages": [{"role": "user", "content": [None]}]},
          "messages[0].content[0]"),
