@@ -174,7 +174,7 @@ def why_not_ready(statuses: tuple[ModelStatus, ...], *, is_paused: bool) -> str:
         return PAUSED
     if any(status.state in inference.SERVED for status in statuses):
         return ""
-    return "; ".join(f"{status.model_id}: {status.detail}" for status in statuses) or "it has no model to serve"
+    return directory.say_reasons(((status.model_id, status.detail) for status in statuses), ": ") or "it has no model to serve"
 
 
 def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:

@@ -35,6 +35,23 @@ _CLOCK_SAMPLES = 3
 MAX_ANNOUNCEMENT_BYTES = 16 * 1024
 
 
+#: Callers need one reason; operators have `aicli nodes`.
+_MAX_SAID = 3
+
+
+def say_reasons(found: Iterable[tuple[str, str]], between: str = " ") -> str:
+    """Return which subjects have which reason, at most three each. A reason is said once, for all that have it."""
+    subjects: dict[str, list[str]] = {}
+    for subject, reason in found:
+        subjects.setdefault(reason, []).append(subject)
+    return "; ".join(_names(named) + between + reason for reason, named in list(subjects.items())[:_MAX_SAID])
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_SAID
+    return ", ".join(names[:_MAX_SAID]) + (f" and {more} more" if more > 0 else "")
+
+
 class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     name: Annotated[ModelName, msgspec.Meta(max_length=200)]
     context_tokens: int

@@ -26,7 +26,7 @@ from shared import errors
 from shared.api.auth import Principal
 from shared.api.generation import ChatMessage, Usage
 from shared.config_documents import ModerationFormat, Sticky, is_pattern
-from shared.protocol.directory import Directory, DirectoryEntry
+from shared.protocol.directory import Directory, DirectoryEntry, say_reasons
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, Role
 
 #: How often a waiting request checks the directory for workers.
@@ -378,4 +378,6 @@ def _forbidden(
 def _describe_dropped(decision: RouteDecision) -> str:
     """Return why targets are not used; also those with a share that others have drawn."""
     dropped = {found.target.name: found.reason for found in decision.dropped}
-    return ", ".join(f"{target.name} ({target.model}): {dropped.get(target.name, 'not drawn')}" for target in decision.route.targets)
+    return say_reasons(
+        ((f"{target.name} ({target.model})", dropped.get(target.name, "not drawn")) for target in decision.route.targets), ": "
+    )

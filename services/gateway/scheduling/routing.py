@@ -13,7 +13,7 @@ from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import ServedModel
 from shared.config_documents import is_pattern
-from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer
+from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer, say_reasons
 from shared.types import ModelName, NodeId, TenantId
 
 #: Echoes its prompt, for load tests; sorted last, so that it never becomes the default.
@@ -346,5 +346,4 @@ def _no_worker(workers: Sequence[DirectoryEntry]) -> errors.NotReachable:
 
 
 def reasons(workers: Sequence[DirectoryEntry]) -> str:
-    """Return at most three reasons; operators use `aicli nodes`."""
-    return ", ".join(f"{worker.node[:8]}… {worker.why_not or 'has no model ready'}" for worker in workers[:3])
+    return say_reasons((f"{worker.node[:8]}…", worker.why_not or "has no model ready") for worker in workers)

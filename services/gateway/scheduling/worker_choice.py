@@ -19,7 +19,7 @@ from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import WorkerCapacity
 from services.gateway.scheduling.worker_records import WorkerStats
 from shared import errors
-from shared.protocol.directory import Directory, DirectoryEntry, ModelOffer
+from shared.protocol.directory import Directory, DirectoryEntry, ModelOffer, say_reasons
 from shared.types import ModelName, NodeId, Role
 
 #: Time to load a model of a few gigabytes from disk, added to the expected wait of a worker without it.
@@ -133,8 +133,7 @@ def eligible(requirements: WorkerRequirements, candidates: Candidates) -> Candid
         return found
     if not candidates:
         raise errors.NotReachable(f"no worker can run {requirements.model} now", hint="see `aicli nodes`")
-    # Callers need one reason; operators use `aicli nodes`.
-    reasons = ", ".join(f"{candidate.node[:8]}… {_why_not(requirements, candidate)}" for candidate in candidates[:3])
+    reasons = say_reasons((f"{candidate.node[:8]}…", _why_not(requirements, candidate)) for candidate in candidates)
     raise errors.NotReachable(
         f"no worker of {requirements.model} may run this request: {reasons}", hint="see `aicli nodes`, or ask an administrator"
     )

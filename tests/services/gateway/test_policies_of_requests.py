@@ -205,7 +205,7 @@ async def test_a_price_ceiling_leaves_out_dear_targets(policed: Policed) -> None
 
 async def test_a_route_that_is_away_for_another_reason_is_not_forbidden(policed: Policed) -> None:
     policed.use(TO_API, TargetDocument(name="gone", model="away", order=1))
-    with pytest.raises(errors.NotReachable, match=r"paid \(api\): policy_external, gone \(away\): not_served"):
+    with pytest.raises(errors.NotReachable, match=r"paid \(api\): policy_external; gone \(away\): not_served"):
         await policed.ask()
 
 

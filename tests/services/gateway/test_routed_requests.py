@@ -322,7 +322,7 @@ async def test_no_usable_target(routed: Routed) -> None:
     routed.use(replace_target(TO_LOCAL, tools=True), TargetDocument(name="next", model="away", order=1))
     with pytest.raises(errors.NotReachable) as refused:
         await routed.ask()
-    assert refused.value.message == "no target of assistant can take this request: own (local): condition, next (away): not_served"
+    assert refused.value.message == "no target of assistant can take this request: own (local): condition; next (away): not_served"
 
 
 async def test_a_key_for_one_model_gets_only_its_target(routed: Routed) -> None:

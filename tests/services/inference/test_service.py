@@ -171,6 +171,11 @@ DAMAGED, LOADING = ("bad", ModelState.FAILED, "bad.gguf is not a usable model"),
         pytest.param((DAMAGED, ON_DISK), "", id="a model loaded on the first request"),
         pytest.param((LOADING,), "slow: loading", id="none yet"),
         pytest.param((DAMAGED, LOADING), "bad: bad.gguf is not a usable model; slow: loading", id="none, for two reasons"),
+        pytest.param(
+            tuple((f"m{number}", ModelState.FAILED, "its server is down") for number in range(200)),
+            "m0, m1, m2 and 197 more: its server is down",
+            id="many, for one reason",
+        ),
         pytest.param((), "it has no model to serve", id="no models"),
     ],
 )

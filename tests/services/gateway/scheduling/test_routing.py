@@ -101,6 +101,17 @@ def test_a_model_whose_worker_is_gone_is_unavailable_and_not_unknown() -> None:
         routing.resolve(ModelName("smollm2"), directory.entries(Role.WORKER), NAMES)
 
 
+def test_a_reason_of_several_workers_is_said_once() -> None:
+    directory = FakeDirectory()
+    for number in range(1, 7):
+        directory.worker(number, "smollm2")
+        directory.mark_gone(node_id(number), "stopped" if number > 1 else "silent for 6 s")
+    with pytest.raises(errors.NotReachable) as refused:
+        routing.resolve(ModelName("smollm2"), directory.entries(Role.WORKER), NAMES)
+    ids = [f"{node_id(number)[:8]}…" for number in range(1, 7)]
+    assert refused.value.message == f"no worker serves a model now: {ids[0]} silent for 6 s; {', '.join(ids[1:4])} and 2 more stopped"
+
+
 def test_a_model_whose_engine_restarts_is_unavailable_and_not_unknown() -> None:
     [worker] = workers("smollm2")
     offers = (*worker.announcement.models, ModelOffer(ModelName("mistral"), 2048, "", False))
