@@ -84,6 +84,15 @@ class Ability(StrEnum):
     INFILL = "infill"
 
 
+class LoadPurpose(StrEnum):
+    """What a model is loaded for."""
+
+    #: Several slots, each with a moderate context.
+    CHATS = "chats"
+    #: One slot with a long context before a second one.
+    AGENTS = "agents"
+
+
 class FinishReason(StrEnum):
     """Why a generation ended. An error comes in an error frame instead."""
 

@@ -10,7 +10,7 @@ from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api
-from shared.types import ModelName, NodeId
+from shared.types import LoadPurpose, ModelName, NodeId
 
 if TYPE_CHECKING:
     from shared.api.gateway import ModelPlaces, ServedModel
@@ -53,11 +53,19 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 @click.option(
     "--pin/--unpin", "pin", default=None, help="Keep the model in memory even when other models need the space, or stop doing so."
 )
-@print_format.output_options("Print a JSON list with one object.")
+@click.option(
+    "--for",
+    "purpose",
+    type=click.Choice([purpose.value for purpose in LoadPurpose]),
+    help="agents: one slot with the context that coding agents need before a second one. chats: several shorter slots. Stays until the"
+    " worker restarts. Without --worker, on all workers that have the model.",
+)
+@print_format.output_options("Print a JSON list with one object per worker.")
 @click.pass_obj
-def load(here: CliContext, /, model: str, *, worker: str | None, pin: bool | None, as_json: bool) -> None:
+def load(here: CliContext, /, model: str, *, worker: str | None, pin: bool | None, purpose: str | None, as_json: bool) -> None:
     """Load a model in advance, so that the first caller doesn't wait. Admins only."""
-    request = api.gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin)
+    chosen = None if purpose is None else LoadPurpose(purpose)
+    request = api.gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin, chosen)
     _show(here.run(lambda connection: connection.call(api.gateway.load_model, request, deadline_seconds=_LOAD_SECONDS)), as_json=as_json)
 
 
@@ -92,6 +100,8 @@ def _list(here: CliContext, *, as_json: bool) -> None:
     ]
     if any(model.abilities for model in served.models):
         columns.append(TableColumn("ABILITIES", lambda model: printing.names(model.abilities), rank=4, wraps=True))
+    if any(model.suits_agents or model.agents_hint for model in served.models):
+        columns.append(TableColumn("AGENTS", _agents, rank=5, wraps=True))
     if any(model.parent for model in served.models):
         columns.append(TableColumn("ADAPTER OF", lambda model: model.parent or "–", rank=4))
     if any(model.upstream_models for model in served.models):
@@ -103,6 +113,10 @@ def _list(here: CliContext, *, as_json: bool) -> None:
     printing.show_rows(served.models, columns, as_json=as_json, empty=none)
 
 
+def _agents(model: "ServedModel") -> str:
+    return "yes" if model.suits_agents else f"no: {model.agents_hint}" if model.agents_hint else "–"
+
+
 def _show(answer: "ModelPlaces", *, as_json: bool) -> None:
     if as_json:
         printing.show_json([printing.plain(place) for place in answer.places])
@@ -110,7 +124,8 @@ def _show(answer: "ModelPlaces", *, as_json: bool) -> None:
         for place in answer.places:
             done = _STATES.get(place.state, place.state or "was not changed")
             pinned = ", pinned" if place.pinned else ""
+            context = f", {place.context_tokens} tokens of context" if place.context_tokens and place.state == "ready" else ""
             why = f": {place.detail}" if place.detail else ""
-            click.echo(printing.printable(f"{place.model} {done} on {place.worker[:9]}…{pinned}{why}"))
+            click.echo(printing.printable(f"{place.model} {done} on {place.worker[:9]}…{context}{pinned}{why}"))
     if not all(place.state for place in answer.places):
         click.get_current_context().exit(1)

@@ -1,6 +1,7 @@
 """Executes administrators' orders to load and unload models on workers."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,47 +38,55 @@ class ModelOrders:
 
     @serves(gateway.load_model)
     async def load(self, request: LoadOnWorker, call: RpcCall) -> ModelPlaces:
-        """Load the model on one worker. Raises UnknownModel, or the last worker's error."""
-        place = await self._load_on_one(request, call.remaining_seconds())
-        self.audit_reporting.report_action("model.load", call.principal, target=request.model, worker=str(request.worker or ""))
-        return ModelPlaces((place,))
+        """Load the model on one worker, or for a purpose on all. Raises UnknownModel, or the last worker's error."""
+        places = await self._load(request, call.remaining_seconds())
+        purpose = str(request.purpose or "")
+        self.audit_reporting.report_action(
+            "model.load", call.principal, target=request.model, worker=str(request.worker or ""), purpose=purpose
+        )
+        return ModelPlaces(places)
 
     @serves(gateway.unload_model)
     async def unload(self, request: UnloadOnWorkers, call: RpcCall) -> ModelPlaces:
         """Unload the model; return each worker's state. Raises UnknownModel, or the error of the only worker."""
-        places = await self._unload_everywhere(request, call.remaining_seconds())
+        model, workers = self._find(request.model, request.worker)
+        places = await self._send_to_all(inference.unload_model, workers, inference.UnloadModel(model), call.remaining_seconds())
         self.audit_reporting.report_action("model.unload", call.principal, target=request.model, worker=str(request.worker or ""))
         return ModelPlaces(places)
 
-    async def _load_on_one(self, request: LoadOnWorker, seconds: float) -> ModelPlace:
+    async def _load(self, request: LoadOnWorker, seconds: float) -> tuple[ModelPlace, ...]:
         model, workers = self._find(request.model, request.worker)
+        order = inference.LoadModel(model, request.pin, request.purpose)
+        if request.purpose is not None:
+            # Else requests would still go to workers where it is loaded for something else.
+            return await self._send_to_all(inference.load_model, workers, order, seconds)
         workers.sort(key=directory.expected_wait)
-        order = inference.LoadModel(model, request.pin)
         *others, last = workers[:ATTEMPTS]
         for worker in others:
             try:
-                return await self._send(inference.load_model, worker, order, seconds)
+                return (await self._send(inference.load_model, worker, order, seconds),)
             except _RETRYABLE as error:
                 _log.info("worker did not load a model", worker=worker.node, model=model, code=errors.code_of(error))
-        return await self._send(inference.load_model, last, order, seconds)
+        return (await self._send(inference.load_model, last, order, seconds),)
 
-    async def _unload_everywhere(self, request: UnloadOnWorkers, seconds: float) -> tuple[ModelPlace, ...]:
-        model, workers = self._find(request.model, request.worker)
-        order = inference.UnloadModel(model)
+    async def _send_to_all(
+        self, method: Method[Order, ModelStatus], workers: Sequence[DirectoryEntry], order: Order, seconds: float
+    ) -> tuple[ModelPlace, ...]:
         if len(workers) == 1:
-            return (await self._send(inference.unload_model, workers[0], order, seconds),)
+            return (await self._send(method, workers[0], order, seconds),)
         async with asyncio.TaskGroup() as tasks:
-            unloads = [tasks.create_task(self._try_unload(worker, order, seconds)) for worker in workers]
-        return tuple(task.result() for task in unloads)
+            sent = [tasks.create_task(self._try_to_send(method, worker, order, seconds)) for worker in workers]
+        return tuple(task.result() for task in sent)
 
     async def _send(self, method: Method[Order, ModelStatus], worker: DirectoryEntry, order: Order, seconds: float) -> ModelPlace:
         status = await self.rpc.call(method, order, to=worker.node, deadline_seconds=seconds)
-        return ModelPlace(worker.node, status.model_id, status.state.value, status.detail, status.pinned, status.memory_bytes)
+        numbers = status.pinned, status.memory_bytes, status.context_tokens
+        return ModelPlace(worker.node, status.model_id, status.state.value, status.detail, *numbers)
 
-    async def _try_unload(self, worker: DirectoryEntry, order: inference.UnloadModel, seconds: float) -> ModelPlace:
+    async def _try_to_send(self, method: Method[Order, ModelStatus], worker: DirectoryEntry, order: Order, seconds: float) -> ModelPlace:
         """Return an error as a state, so that it doesn't stop the other workers."""
         try:
-            return await self._send(inference.unload_model, worker, order, seconds)
+            return await self._send(method, worker, order, seconds)
         except errors.AimeshError as error:
             return ModelPlace(worker.node, order.model_id, "", error.message)
 

@@ -11,7 +11,7 @@ from shared import errors
 from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, Conversion, ModelStatus, Moderate, Moderated
-from shared.types import ModelName
+from shared.types import LoadPurpose, ModelName
 
 Sent_contra = TypeVar("Sent_contra", contravariant=True)
 
@@ -125,8 +125,9 @@ class Backend(ABC):
         what = f"{request.model} runs in another program, whose tokens this worker does not know"
         raise errors.UnknownMethod(what, hint="ask the server itself, or use a model of another backend")
 
-    async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
-        """Return when the model is loaded; raises Unavailable with the reason. ``pin`` sets or removes its pin.
+    async def load(self, model: ModelName, *, pin: bool | None = None, purpose: LoadPurpose | None = None) -> ModelStatus:
+        """Return when the model is loaded; raises Unavailable with the reason. ``pin`` sets or removes its pin. A model that is loaded for
+        another ``purpose`` is unloaded first; raises Overloaded while it has requests.
         Cancelling stops the waiting, not the load. Only if it ``has_engines``."""
         raise NotImplementedError
 

@@ -184,7 +184,7 @@ class InferenceService:
 
     @serves(inference.load_model)
     async def load_model(self, request: inference.LoadModel, call: RpcCall) -> ModelStatus:
-        return await self._loader().load(self._status(request.model_id).model_id, pin=request.pin)
+        return await self._loader().load(self._status(request.model_id).model_id, pin=request.pin, purpose=request.purpose)
 
     @serves(inference.unload_model)
     async def unload_model(self, request: inference.UnloadModel, call: RpcCall) -> ModelStatus:

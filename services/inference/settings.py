@@ -17,6 +17,7 @@ from shared.config import Port, Variable
 from shared.node import machine
 from shared.protocol.directory import DEFAULT_QUEUE
 from shared.stores import replica_files
+from shared.types import LoadPurpose
 
 
 class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
@@ -91,8 +92,17 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         ),
     ] = KvMode.EXACT
     kv_type: Annotated[
-        KvType, Variable("ENGINE_KV_TYPE", "f16, bf16, or with lower quality q8_0, half the memory for the context, or q4_0, a quarter")
-    ] = KvType.F16
+        KvType | None,
+        Variable(
+            "ENGINE_KV_TYPE",
+            "f16, bf16, or with lower quality q8_0, half the memory for the context, or q4_0, a quarter; by default f16, or for agents"
+            " q8_0 if f16 doesn't fit",
+        ),
+    ] = None
+    models_for: Annotated[
+        LoadPurpose,
+        Variable("MODELS_FOR", "chats, or agents: one slot with the context that coding agents need before a second one"),
+    ] = LoadPurpose.CHATS
     gpu_layers: Annotated[
         int, Meta(ge=-1, le=10_000), Variable("GPU_LAYERS", "layers to put on a GPU if llama.cpp was built for one; -1 is all")
     ] = -1
@@ -176,7 +186,9 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
             slots=self.slots,
             context_tokens=self.context_tokens,
             gpu_layers=self.gpu_layers,
-            kv_type=KvTypes(self.kv_type),
+            kv_mode=self.kv_mode,
+            kv_type=None if self.kv_type is None else KvTypes(self.kv_type),
+            purpose=self.models_for,
             keep_alive_seconds=quantities.parse_seconds(self.model_keep_alive),
         )
 

@@ -11,7 +11,7 @@ from shared.api.inference import PulledModel, PullProgress, PullSource, TokenLog
 from shared.api.ledger import Account
 from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
 from shared.api.usage_report import UserUsage
-from shared.types import Credential, FinishReason, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId
+from shared.types import Credential, FinishReason, LoadPurpose, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId
 
 MAX_CONVERSATION_CHARACTERS, MAX_IGNORED_CHARACTERS = 128, 500
 
@@ -262,6 +262,10 @@ class ServedModel(Body, frozen=True, omit_defaults=False):
     parent: ModelName | None = None
     #: What the servers behind it call it, if this is an alias of theirs and callers may name served models.
     upstream_models: tuple[str, ...] = ()
+    #: Whether coding agents can work with it (``protocol.agent_requirements``).
+    suits_agents: bool = False
+    #: If not, what it lacks and what to change; empty if it generates no text, or has no worker yet.
+    agents_hint: str = ""
 
 
 class ServedModels(Body, frozen=True):
@@ -280,6 +284,8 @@ class LoadOnWorker(Body, frozen=True):
     worker: NodeId | None = None
     #: Whether to keep the model in memory; None does not change that.
     pin: bool | None = None
+    #: What to load the model for; if there is no ``worker``, on every worker that has it. None does not change that.
+    purpose: LoadPurpose | None = None
 
 
 class UnloadOnWorkers(Body, frozen=True):
@@ -302,6 +308,8 @@ class ModelPlace(Body, frozen=True, omit_defaults=False):
     pinned: bool = False
     #: Memory that the model uses or would use; 0 if unknown.
     memory_bytes: int = 0
+    #: Of a slot; 0 if unknown.
+    context_tokens: int = 0
 
 
 class ModelPlaces(Body, frozen=True):

@@ -10,7 +10,7 @@ from shared.api.generation import ChatMessage, Generation, Sampling, Tool, ToolC
 from shared.api.method import Body, Method, StreamMethod
 from shared.config_documents import ModerationFormat
 from shared.errors import Problem
-from shared.types import FinishReason, ModelName, RequestId, Role
+from shared.types import FinishReason, LoadPurpose, ModelName, RequestId, Role
 
 PullSource = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
 #: Texts of one moderation request.
@@ -225,6 +225,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     is_upstream: bool = False
     #: That server's name for it, if this is an alias.
     upstream_model: str = ""
+    #: Loaded for agents, it would have the context that they need; False if it is loaded for them.
+    can_suit_agents: bool = False
 
 
 class ListAvailableModels(Body, frozen=True):
@@ -243,6 +245,8 @@ class LoadModel(Body, frozen=True):
     model_id: ModelName
     #: Whether to keep the model in memory; None does not change that.
     pin: bool | None = None
+    #: What to load it for, also later; it is loaded again if that changes. None does not change that.
+    purpose: LoadPurpose | None = None
 
 
 class UnloadModel(Body, frozen=True):

@@ -83,6 +83,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     is_upstream: bool = False
     #: That server's name for it, if this is an alias.
     upstream_model: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    #: Loaded for agents, it would have the context that they need.
+    can_suit_agents: bool = False
 
     @property
     def parent(self) -> ModelName | None:

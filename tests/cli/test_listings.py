@@ -107,10 +107,17 @@ def test_models(shell: Shell) -> None:
             "abilities": [],
             "parent": None,
             "upstream_models": [],
+            "suits_agents": False,
+            "agents_hint": "",
         },
     ]
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((msgspec.structs.replace(model, abilities=("images", "tools")),)))
     assert shell("models").stdout.splitlines()[1].endswith("llama3   images, tools")
+    long = msgspec.structs.replace(model, name=ModelName("long"), suits_agents=True)
+    short = msgspec.structs.replace(model, name=ModelName("short"), agents_hint="Its context is short.")
+    shell.mesh.answer(gateway.list_models, gateway.ServedModels((long, short, model)))
+    shown = [line.rpartition("llama3   ")[2] for line in shell("models").stdout.splitlines()]
+    assert shown[1:] == ["yes", "no: Its context is short.", "–"]
     adapter = msgspec.structs.replace(model, name=ModelName("smollm2:sql"), parent=ModelName("smollm2"))
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((model, adapter)))
     heading, base, other = shell("models").stdout.splitlines()

@@ -51,6 +51,8 @@ MODELS = {
             "abilities": [],
             "parent": None,
             "upstreamModels": [],
+            "suitsAgents": False,
+            "agentsHint": "",
         }
     ]
 }

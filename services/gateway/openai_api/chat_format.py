@@ -128,6 +128,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     only_embeds: bool = False
     #: tools, reasoning, images, embeddings, rerank, infill.
     abilities: tuple[str, ...] = ()
+    #: It has the context and tools that coding agents need; else what it lacks, and what to change.
+    suits_agents: bool = False
+    agents_hint: str = ""
     #: The model whose adapter this is.
     parent: ModelName | None = None
     object: str = "model"
@@ -145,6 +148,8 @@ def show_model(model: ServedModel, started_at: int) -> Model:
         architecture=Modalities(("text", *images), ("embeddings",) if model.only_embeds else ("text",)),
         only_embeds=model.only_embeds,
         abilities=model.abilities,
+        suits_agents=model.suits_agents,
+        agents_hint=model.agents_hint,
         parent=model.parent,
         owned_by=", ".join(model.providers) or "aimesh",
     )

@@ -13,6 +13,7 @@ from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import ServedModel
 from shared.config_documents import is_pattern
+from shared.protocol import agent_requirements
 from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer, say_reasons
 from shared.types import ModelName, NodeId, TenantId
 
@@ -179,6 +180,13 @@ def _served_model(
     workers: Sequence[DirectoryEntry], name: ModelName, models: Sequence[ModelName], aliases: tuple[str, ...], *, shows_upstreams: bool
 ) -> ServedModel:
     offers = [offer for worker in workers for offer in worker.announcement.models if offer.name in models and offer.ready]
+    hints = [
+        agent_requirements.find_shortfall(
+            offer.context_tokens, offer.abilities, is_upstream=offer.is_upstream, can_have_context=offer.can_suit_agents
+        )
+        for offer in offers
+        if _has_answers(offer)
+    ]
     return ServedModel(
         name=name,
         workers=sum(any(_serves(worker, model) for model in models) for worker in workers),
@@ -190,6 +198,8 @@ def _served_model(
         regions=tuple(sorted({offer.region for offer in offers if offer.region})),
         abilities=tuple(sorted(set.intersection(*(set(offer.abilities) for offer in offers)))) if offers else (),
         parent=next((offer.parent for offer in offers if len(models) == 1), None),
+        suits_agents=bool(hints) and not any(hints),
+        agents_hint=next(filter(None, hints), ""),
         upstream_models=tuple(sorted({offer.upstream_model for offer in offers if offer.upstream_model and shows_upstreams})),
     )
 

@@ -30,7 +30,7 @@ from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, Conversion, Detokenize, ModelState, ModelStatus, Tokenize
 from shared.telemetry import logs
-from shared.types import Ability, ModelName
+from shared.types import Ability, LoadPurpose, ModelName
 
 log = logs.get()
 
@@ -152,8 +152,8 @@ class LlamaBackend(Backend):
         figures = engine_speed.together(replica.engine.figures() for replica in cached.replicas)
         return replace(figures, vram_bytes=cached.managed.need.vram if cached.replicas else 0)
 
-    async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
-        await self._cache.load(self._cache.get(model).entry.name, pin=pin)
+    async def load(self, model: ModelName, *, pin: bool | None = None, purpose: LoadPurpose | None = None) -> ModelStatus:
+        await self._cache.load(self._cache.get(model).entry.name, pin=pin, purpose=purpose)
         return self._status_of(model)
 
     async def unload(self, model: ModelName) -> ModelStatus:
@@ -186,7 +186,9 @@ class LlamaBackend(Backend):
         context_tokens, only_embeds, sees_images = _facts(cached)
         need, check = cached.managed.need, cached.file.checked
         header = None if check is None else check.header
+        program = cached.entry.program
         found = cached.chat.abilities | ({Ability.IMAGES} if sees_images else set())
+        found |= {Ability.TOOLS} if program is not None and program.tools else set()
         pooling = None if header is None else header.pooling_type
         return ModelStatus(
             model_id=cached.entry.name,
@@ -202,6 +204,7 @@ class LlamaBackend(Backend):
             pinned=cached.managed.pinned,
             memory_bytes=need.ram + need.vram,
             only_embeds=only_embeds,
+            can_suit_agents=cached.can_suit_agents and cached.purpose is not LoadPurpose.AGENTS,
             abilities=abilities(pooling, found, writes=header is not None and not only_embeds, embeds=only_embeds),
         )
 

@@ -9,7 +9,8 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import assert_never
 
 import msgspec
@@ -38,8 +39,9 @@ from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api.inference import ModelState
 from shared.node import lifecycle
+from shared.protocol.agent_requirements import CONTEXT_TOKENS
 from shared.telemetry import logs
-from shared.types import ModelName
+from shared.types import LoadPurpose, ModelName
 
 log = logs.get()
 
@@ -106,9 +108,13 @@ class CachedModel:
     chat: ModelChat
     #: Its need is known after reading the header; no job is admitted before.
     managed: ManagedModel
-    adapters: tuple[AdapterFile, ...] = ()
+    adapters: tuple[AdapterFile, ...]
+    #: What it is loaded for; at first as its entry says.
+    purpose: LoadPurpose
     #: None until the header is read.
     plan: LoadPlan | None = None
+    #: Loaded for agents, it would have the context that they need.
+    can_suit_agents: bool = False
     replicas: list[Replica] = field(default_factory=list)
     awaits_preload: bool = False
     engines_task: asyncio.Task[None] | None = None
@@ -207,6 +213,7 @@ class ModelCache:
             self._programs.chat(),
             self._core.add(name, MemoryBytes(), entry.keep_alive_seconds, pinned=entry.pinned),
             tuple(AdapterFile(adapter, entry.file, self._tasks, changed, self._known) for adapter in entry.adapters),
+            entry.purpose,
             awaits_preload=entry.preload,
         )
         self._bases |= {adapter.name: name for adapter in entry.adapters}
@@ -281,16 +288,23 @@ class ModelCache:
             finally:
                 self._act(self._core.finished(model, time.monotonic()))
 
-    async def load(self, model: ModelName, *, pin: bool | None) -> None:
-        """Return when the model is loaded. Raises Unavailable, with the reason."""
+    async def load(self, model: ModelName, *, pin: bool | None, purpose: LoadPurpose | None = None) -> None:
+        """Return when the model is loaded. Raises Unavailable, with the reason, and Overloaded as ``unload`` if the purpose changes."""
         self._core.reset_failures(model)
+        cached = self._models[model]
+        if purpose is not None and cached.entry.program is not None:
+            raise errors.BadRequest(f"{model} runs in another program", hint="set the context in its command")
+        if purpose not in (None, cached.purpose):
+            pin = cached.managed.pinned if pin is None else pin
+            await self.unload(model, purpose)
         async with self.place(model, None):
             if pin is not None:
                 self._core.pin(model, pinned=pin)
         self._watcher.changed()
 
-    async def unload(self, model: ModelName) -> None:
-        """Return when the model is unloaded. Raises Overloaded while it has requests or is loading."""
+    async def unload(self, model: ModelName, purpose: LoadPurpose | None = None) -> None:
+        """Return when the model is unloaded; the next load is for this purpose, if there is one. Raises Overloaded while it has requests
+        or is loading."""
         managed = self._models[model].managed
         if managed.stage is Stage.LOADING or managed.jobs:
             raise errors.Overloaded(
@@ -300,6 +314,8 @@ class ModelCache:
             )
         self._core.pin(model, pinned=False)
         with self._using(model) as cached:
+            cached.purpose = purpose or cached.purpose
+            self._plan(cached)
             self._act(self._core.unload(model))
             if cached.engines_task is not None:
                 await asyncio.wait([cached.engines_task])
@@ -377,18 +393,21 @@ class ModelCache:
 
     def _plan(self, cached: CachedModel) -> None:
         """Plan the next load of a model, unless it is in memory."""
+        if cached.managed.stage is Stage.UNLOADED:
+            self._core.set_need(cached.entry.name, self._next_need(cached))
+
+    def _next_need(self, cached: CachedModel) -> MemoryBytes:
+        """Plan the next load of a model that isn't in memory any more, and return its need."""
         check, entry = cached.file.checked, cached.entry
-        if cached.managed.stage is not Stage.UNLOADED:
-            return
         if entry.program is not None:
             cached.plan = load_plan.of_program(entry, self._budget)
         elif check is not None and check.header is not None:
             others = [other.file_bytes for other in self.all() if other is not cached and other.file.checked is not None]
-            cached.plan = load_plan.plan(
-                check.header, cached.file_bytes, entry, self._budget, others, projector_bytes=check.projector_bytes
-            )
-        if cached.plan is not None:
-            self._core.set_need(entry.name, cached.plan.total)
+            plan = partial(load_plan.plan, check.header, cached.file_bytes, projector_bytes=check.projector_bytes)
+            cached.plan = plan(replace(entry, purpose=cached.purpose), self._budget, others)
+            long = plan(replace(entry, purpose=LoadPurpose.AGENTS), self._budget, others)
+            cached.can_suit_agents = long.context_tokens >= CONTEXT_TOKENS and long.total.fits(self._budget.total)
+        return cached.managed.need if cached.plan is None else cached.plan.total
 
     async def _ensure_served(self, cached: CachedModel, send: SendWaiting | None) -> None:
         """Wait for the checks of the model's file. Raises Unavailable if it can't be served."""
@@ -483,7 +502,7 @@ class ModelCache:
             context_tokens=plan.context_tokens,
             gpu_layers=plan.gpu_layers,
             kv_mode=entry.kv_mode or self._options.kv_mode,
-            kv_type=entry.kv_type or self._options.kv_type,
+            kv_type=plan.kv_type or self._options.kv_type,
             tensor_split=entry.tensor_split,
             cpu_experts=plan.cpu_experts,
             override_tensor=entry.override_tensor,
@@ -492,6 +511,7 @@ class ModelCache:
             adapters=tuple(engine_messages.LoadedAdapter(str(one.file), one.scale) for one in entry.adapters),
             projector="" if entry.projector is None else str(entry.projector),
             projector_is_optional=entry.projector_is_optional,
+            embedding_tokens=plan.embedding_tokens,
         )
         cached.limits.slots = plan.slots * len(plan.devices)
         loads = [msgspec.structs.replace(load, device=device) for device in plan.devices]
@@ -524,7 +544,7 @@ class ModelCache:
             await cached.chat.close()
             if self._models.get(cached.entry.name) is cached and cached.managed.stage is Stage.UNLOADING:
                 cached.replicas = []
-                self._act(self._core.unloaded(cached.entry.name, time.monotonic()))
+                self._act(self._core.unloaded(cached.entry.name, self._next_need(cached), time.monotonic()))
 
 
 def _progress(cached: CachedModel, *, step: int) -> str:

@@ -50,6 +50,19 @@ class KvTypes(NamedTuple):
         return self.keys if self.values in (None, self.keys) else f"keys {self.keys}, values {self.values}"
 
 
+#: The numbers of a head that these types store together.
+KV_BLOCKS = {KvType.Q8_0: 32, KvType.Q4_0: 32}
+#: From this number of slots on, flash attention is worth its slow prompts on a processor (docs/decisions/0011).
+FLASH_ATTENTION_SLOTS = 8
+
+
+def reads_fast(mode: KvMode, types: KvTypes, slots: int) -> bool:
+    """Whether a processor goes without flash attention, which is slow for pieces of less than 64 tokens: pieces of prompts beside answers
+    are shorter."""
+    is_f16 = types.keys is KvType.F16 and types.values in (None, KvType.F16)
+    return mode is KvMode.SHARED and is_f16 and slots < FLASH_ATTENTION_SLOTS
+
+
 class SplitMode(StrEnum):
     """How several GPUs share a model: by layers, by the rows of each tensor, or not at all."""
 
@@ -99,6 +112,8 @@ class LoadCommand(_Message, frozen=True):
     projector: str = ""
     #: Load the model without it if it doesn't fit: nobody has named it.
     projector_is_optional: bool = False
+    #: The longest text to embed; None for a slot's context.
+    embedding_tokens: int | None = None
 
 
 class ShowTokens(_Message, frozen=True):

@@ -85,7 +85,7 @@ class LlamaModel:
         self._constraints: Constraints | None = None
         self.decode_seconds = 0.0
         # An embedded text must fit a slot, not the whole pool.
-        longest = loaded.slot_tokens
+        longest = min(loaded.slot_tokens, load.embedding_tokens or loaded.slot_tokens)
         self.embedder = EmbeddingContext(model, context_tokens=longest, step_tokens=self.step_tokens, threads=load.threads, why=log.why)
 
     def describe(self) -> Loaded:

@@ -13,8 +13,8 @@ from typing import Any
 
 import llama_cpp.llama_cpp as native
 
-from services.inference.engine import devices, gguf_header
-from services.inference.engine.engine_messages import KvMode, KvType, LoadCommand
+from services.inference.engine import devices, engine_messages, gguf_header
+from services.inference.engine.engine_messages import KV_BLOCKS, KvMode, KvType, LoadCommand
 from services.inference.engine.gguf_header import GgufHeader, NotAModel
 from services.inference.engine.kv_slots import KvLayout
 from services.inference.images.image_encoder import ImageEncoder, NotUsable
@@ -24,16 +24,12 @@ LEAST_CONTEXT_TOKENS = 512
 GPU_SHARES = (0.75, 0.5, 0.25, 0.0)
 #: Prompt tokens in a step without answers. Unlike a GPU, a processor isn't faster with more.
 CPU_STEP_TOKENS = 128
-#: From this number of slots on, flash attention is worth its slow prompts (docs/decisions/0011).
-FLASH_ATTENTION_SLOTS = 8
 #: In llama.cpp's list of instructions: this processor multiplies bf16 faster than f16.
 _FAST_BF16 = b"AVX512_BF16 = 1"
 GPU_STEP_TOKENS = 1024
 _ERROR_LEVEL = 4
 #: GGML_TYPE_BF16 is 30 in ggml.h; the Python binding lacks it.
 _KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.BF16: 30, KvType.Q8_0: native.GGML_TYPE_Q8_0, KvType.Q4_0: native.GGML_TYPE_Q4_0}
-#: The numbers of a head that these types store together.
-_KV_BLOCKS = {KvType.Q8_0: 32, KvType.Q4_0: 32}
 #: The names of a layer's experts.
 _EXPERTS = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
 #: The length of llama.cpp's arrays with one number per GPU.
@@ -244,9 +240,9 @@ def check(header: GgufHeader, load: LoadCommand) -> None:
     """Raises LoadRefused if the cache can't have the wanted types."""
     keys, values = load.kv_type
     for kind, length in ((keys, header.key_length), (values or keys, header.value_length)):
-        if length is not None and length % _KV_BLOCKS.get(kind, 1):
+        if length is not None and length % KV_BLOCKS.get(kind, 1):
             raise LoadRefused(
-                f"kv_type {kind} stores blocks of {_KV_BLOCKS[kind]}, but this model's heads have {length} numbers; use f16 or bf16"
+                f"kv_type {kind} stores blocks of {KV_BLOCKS[kind]}, but this model's heads have {length} numbers; use f16 or bf16"
             )
 
 
@@ -300,11 +296,7 @@ def layout_of(load: LoadCommand) -> KvLayout:
 
 
 def reads_fast(load: LoadCommand) -> bool:
-    """Whether to go without flash attention: on a processor it is slow for pieces of less than 64 tokens, and pieces of prompts beside
-    answers are shorter."""
-    keys, values = load.kv_type
-    is_f16 = keys is KvType.F16 and values in (None, KvType.F16)
-    return load.kv_mode is KvMode.SHARED and is_f16 and load.slots < FLASH_ATTENTION_SLOTS and not on_gpu(load)
+    return engine_messages.reads_fast(load.kv_mode, load.kv_type, load.slots) and not on_gpu(load)
 
 
 def step_tokens(load: LoadCommand) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from services.inference.engine.engine_messages import KvMode, KvTypes, SplitMode
 from services.inference.upstreams import Dialect
-from shared.types import ModelName
+from shared.types import LoadPurpose, ModelName
 
 #: Names and aliases together: each takes about 200 bytes of the announcement, which may have 16 KiB.
 MAX_NAMES = 64
@@ -30,6 +30,8 @@ class ModelProgram:
     dialect: Dialect | None = None
     #: From its start until it must answer.
     ready_seconds: float = 600.0
+    #: Whether its model can call tools, as the entry says.
+    tools: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,10 @@ class Defaults:
     context_tokens: int | None = None
     slots: int | None = None
     gpu_layers: int = -1
+    kv_mode: KvMode | None = None
+    #: None: f16, or for agents q8_0 if f16 doesn't fit.
     kv_type: KvTypes | None = None
+    purpose: LoadPurpose = LoadPurpose.CHATS
     #: None: until another model needs the memory.
     keep_alive_seconds: float | None = None
 
@@ -76,7 +81,6 @@ class CatalogEntry(Defaults):
     cpu_experts: int | None = None
     pinned: bool = False
     preload: bool = False
-    kv_mode: KvMode | None = None
     device: int | None = None
     #: Each GPU's share of the model; empty lets llama.cpp decide.
     tensor_split: tuple[float, ...] = ()

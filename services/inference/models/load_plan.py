@@ -6,6 +6,8 @@ The rules, unless the model's entry or the worker's settings decide:
   slots fit.
 - There are as many slots as fit: at most 32 on a GPU and 4 on a processor. Models that fit the memory together share what their
   weights leave.
+- For agents, a slot of 65,536 tokens comes before a second one and before the share of other models, if need be with keys and values in
+  q8_0. On a GPU with room for two slots of more, they have up to 131,072.
 - A model that is too large for the GPUs first moves experts to the processor, then whole layers, then everything. It keeps 8,192 tokens.
 """
 
@@ -13,19 +15,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from services.inference.engine import gguf_header
-from services.inference.engine.engine_messages import KvType, KvTypes, SplitMode
+from services.inference.engine import engine_messages, gguf_header
+from services.inference.engine.engine_messages import KV_BLOCKS, KvMode, KvType, KvTypes, SplitMode
 from services.inference.engine.gguf_header import GgufHeader
 from services.inference.models import memory
 from services.inference.models.catalog import SERVER_SLOTS, CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from services.inference.models.quantities import MemoryBytes
 from shared.amounts import show_bytes
+from shared.protocol.agent_requirements import CONTEXT_TOKENS
+from shared.types import LoadPurpose
 
 #: The most context of a slot by default, and the least that a lack of memory leaves.
 GPU_CONTEXT_TOKENS = 32_768
 CPU_CONTEXT_TOKENS = 8_192
 LEAST_CONTEXT_TOKENS = 2_048
+#: For agents on a GPU; a processor would take hours to read so much.
+AGENTS_CONTEXT_TOKENS = 131_072
+#: The longest text to embed of a model for agents: embeddings have their own context.
+AGENTS_EMBEDDING_TOKENS = 8_192
 GPU_SLOTS = 32
 CPU_SLOTS = 4
 #: The context is halved until these fit.
@@ -44,6 +52,9 @@ class LoadPlan:
     devices: tuple[int | None, ...]
     #: For one replica.
     need: MemoryBytes
+    kv_type: KvTypes | None = None
+    #: The longest text to embed; None for a slot's context.
+    embedding_tokens: int | None = None
     #: A sentence for each decision.
     reasons: tuple[str, ...] = ()
     #: A GPU is used, and nobody has set how.
@@ -73,14 +84,16 @@ def plan(
     gpus = tuple(range(len(budget.vram))) if device is None else (device,)
     if entry.gpu_layers == 0 or not any(budget.vram[gpu : gpu + 1] for gpu in gpus):
         gpus = ()
+    together = planner(gpus=gpus).plan()
     if entry.replicas is None and len(gpus) > 1 and not entry.tensor_split:
         # The smallest GPU must do for a whole model.
         smallest = min(gpus, key=lambda gpu: budget.vram[gpu])
         alone = planner(gpus=(smallest,)).plan()
-        if alone.need.vram and (alone.gpu_layers, alone.cpu_experts) == (-1, 0):
+        is_enough = entry.purpose is LoadPurpose.CHATS or alone.context_tokens >= min(together.context_tokens, CONTEXT_TOKENS)
+        if is_enough and alone.need.vram and (alone.gpu_layers, alone.cpu_experts) == (-1, 0):
             reasons = (*alone.reasons, f"replicas: {len(gpus)}, one for each GPU, because a GPU has room for the model")
             return replace(alone, devices=gpus, reasons=reasons)
-    return _repeated(planner(gpus=gpus).plan(), entry, budget, device if gpus else entry.device)
+    return _repeated(together, entry, budget, device if gpus else entry.device)
 
 
 def _repeated(one: LoadPlan, entry: CatalogEntry, budget: MemoryBudget, device: int | None) -> LoadPlan:
@@ -122,22 +135,36 @@ class _Planner:
         self._experts = round(self.header.expert_bytes * scale) // self._layers
         self._kv = self.entry.kv_type or KvTypes(KvType.F16)
         self._token_bytes = gguf_header.kv_bytes_per_token(self.header, self._kv.keys.value, (self._kv.values or self._kv.keys).value) or 0
-        self._others = sum(self.others)
+        #: The context that one slot must have before there is a second one; 0 if there is none.
+        self._enough = 0
 
     def plan(self) -> LoadPlan:
-        cap = CPU_CONTEXT_TOKENS if not self.gpus else GPU_CONTEXT_TOKENS
+        is_for_agents = self.entry.purpose is LoadPurpose.AGENTS
+        cpu_cap, gpu_cap = (CONTEXT_TOKENS, AGENTS_CONTEXT_TOKENS) if is_for_agents else (CPU_CONTEXT_TOKENS, GPU_CONTEXT_TOKENS)
+        cap = gpu_cap if self.gpus else cpu_cap
         own = self.header.context_length or cap
         context = min(self.entry.context_tokens or cap, own)
         least = context if self.entry.context_tokens else min(LEAST_CONTEXT_TOKENS, context)
         cut = self._choose_cut(least, max(least, min(context, CPU_CONTEXT_TOKENS)))
+        if is_for_agents:
+            self._enough = max(least, min(context, CONTEXT_TOKENS))
+            with_enough = self._choose_cut(self._enough, self._enough)
+            cut = with_enough if self._fits(with_enough, self._enough, self._least_slots(self._enough)) else cut
         if not cut.layers and not self.entry.context_tokens:
-            context = min(context, CPU_CONTEXT_TOKENS)
+            context = min(context, cpu_cap)
         most = context
-        while context > least and not self._fits(cut, context, self.entry.slots or LEAST_SLOTS, shared=True):
-            context = max(least, context // 2)
+        while context > least and not self._fits(
+            cut, context, self._least_slots(context), beside=() if context <= self._enough else self.others
+        ):
+            context = max(least, context // 2, self._enough if context > self._enough else 0)
+        is_whole = cut.layers == self._layers
+        is_divided = bool(self.gpus) and not (is_whole and not cut.cpu_experts) and not self._is_set
+        has_blocks = not any((length or 0) % KV_BLOCKS[KvType.Q8_0] for length in (self.header.key_length, self.header.value_length))
+        may_quantize = self.entry.kv_type is None and has_blocks
+        if is_for_agents and may_quantize and (context < self._enough or is_divided):
+            return replace(self, entry=replace(self.entry, kv_type=KvTypes(KvType.Q8_0))).plan()
         slots, why_slots = self._slots(cut, context)
         need = self._need(cut, context, slots)
-        is_whole = cut.layers == self._layers
         is_set = self._is_set or self.entry.tensor_split or self.entry.override_tensor or self.entry.split_mode is SplitMode.ROW
         if self.entry.memory_bytes is not None:
             need = MemoryBytes(0, self.entry.memory_bytes) if cut.layers else MemoryBytes(self.entry.memory_bytes, 0)
@@ -148,6 +175,8 @@ class _Planner:
             cpu_experts=cut.cpu_experts,
             devices=(None,),
             need=need,
+            kv_type=self._kv,
+            embedding_tokens=self._embedded(context),
             may_fit=bool(cut.layers and not is_set),
             reasons=(
                 self._placing(cut),
@@ -180,7 +209,8 @@ class _Planner:
         """A model that doesn't fit with the ``least`` context is slower anyway, and so gets a ``useful`` one."""
         cut, whole = _Cut(0, 0), _Cut(self._layers, 0)
         for cut in self._cuts():
-            if self._fits(cut, least if cut == whole else useful, self.entry.slots or LEAST_SLOTS):
+            tokens = least if cut == whole else useful
+            if self._fits(cut, tokens, self._least_slots(tokens)):
                 break
         # The last is the processor alone, or what is set; the budget says whether it may be loaded.
         return cut
@@ -190,16 +220,23 @@ class _Planner:
         if self.entry.slots:
             return self.entry.slots, "as set"
         most, where = (GPU_SLOTS, "GPU") if cut.layers == self._layers else (CPU_SLOTS, "processor")
-        fit = next((count for count in range(most, 1, -1) if self._fits(cut, context, count, shared=True)), 1)
+        fit = next((count for count in range(most, 1, -1) if self._fits(cut, context, count, beside=self.others)), 1)
         return fit, f"the most on a {where}" if fit == most else "as many as fit"
 
-    def _fits(self, cut: _Cut, context: int, slots: int, *, shared: bool = False) -> bool:
-        """With ``shared``, leave the other models and replicas their part."""
+    def _least_slots(self, context: int) -> int:
+        return self.entry.slots or (1 if context <= self._enough else LEAST_SLOTS)
+
+    def _embedded(self, context: int) -> int | None:
+        return min(context, AGENTS_EMBEDDING_TOKENS) if self._enough else None
+
+    def _fits(self, cut: _Cut, context: int, slots: int, *, beside: Sequence[int] | None = None) -> bool:
+        """With ``beside``, leave these models and other replicas their part."""
         room, need = self._room, self._need(cut, context, slots)
-        if shared:
+        if beside is not None:
+            others = sum(beside)
             total = room.vram if cut.layers else room.ram
-            left = total - self._weights - self._others
-            total = total - self._others - left + left // (1 + len(self.others)) if self._others and left > 0 else total
+            left = total - self._weights - others
+            total = total - others - left + left // (1 + len(beside)) if others and left > 0 else total
             total = min(total // (self.entry.replicas or 1), self.entry.memory_bytes or total)
             room = MemoryBytes(room.ram, total) if cut.layers else MemoryBytes(total, room.vram)
         return need.fits(room)
@@ -211,9 +248,10 @@ class _Planner:
         on_gpu = max(0, round(self._weights * share) - experts)
         kv = slots * context * self._token_bytes
         kv_on_gpu = round(kv * cut.layers / self._layers)
+        has_flash = bool(cut.layers) or not engine_messages.reads_fast(self.entry.kv_mode or KvMode.EXACT, self._kv, slots)
         buffers = (
-            memory.compute_bytes(self.header, on_gpu=bool(cut.layers), slots=slots)
-            + memory.embedding_bytes(self.header, context)
+            memory.compute_bytes(self.header, on_gpu=bool(cut.layers), slots=slots, context_tokens=context, has_flash=has_flash)
+            + memory.embedding_bytes(self.header, self._embedded(context) or context)
             + self.projector_bytes
         )
         ram = self._weights - on_gpu + kv - kv_on_gpu + memory.PROCESS_BYTES
@@ -239,5 +277,6 @@ class _Planner:
         if self.entry.context_tokens:
             return text + ("as set" if context == self.entry.context_tokens else "the model's own")
         if context < most:
-            return f"{text}reduced from {most}, so that {self.entry.slots or LEAST_SLOTS} slots fit"
+            why = "for lack of memory" if self._enough else f"so that {self._least_slots(context)} slots fit"
+            return f"{text}reduced from {most}, {why}"
         return text + ("the model's own" if context == own else "the default")

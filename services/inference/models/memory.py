@@ -72,10 +72,13 @@ def measure(setting: int | None, devices: Sequence[Device] = (), *, cache: int |
     return MemoryBudget(ram, f"{free_vram} free on {names}, {source}", left, cache)
 
 
-def compute_bytes(header: GgufHeader, *, on_gpu: bool, slots: int) -> int:
-    """Estimate llama.cpp's buffers for a step: for each token, and for the logits of each token or, in large steps, of each slot."""
+def compute_bytes(header: GgufHeader, *, on_gpu: bool, slots: int, context_tokens: int, has_flash: bool) -> int:
+    """Estimate llama.cpp's buffers for a step: for each token, for the logits of each token or, in large steps, of each slot, and for the
+    attention of each token to the context."""
     step, logits = (GPU_STEP_TOKENS, slots) if on_gpu else (STEP_TOKENS, STEP_TOKENS)
-    return (logits * (header.vocabulary_size or 0) + 8 * step * (header.embedding_length or 0)) * _FLOAT_BYTES
+    # Measured: a mask of two bytes, or without flash attention, a float and one for each head.
+    attention = step * context_tokens * (2 if has_flash else (1 + max(header.head_counts, default=0)) * _FLOAT_BYTES)
+    return (logits * (header.vocabulary_size or 0) + 8 * step * (header.embedding_length or 0)) * _FLOAT_BYTES + attention
 
 
 def embedding_bytes(header: GgufHeader, longest: int) -> int:

@@ -174,8 +174,10 @@ class ModelCachePolicy:
         known.retry_at = inf if known.failures >= MOST_FAILURES else now + LOAD_BACKOFF.pause(known.failures)
         return list(self._advance(now))
 
-    def unloaded(self, model: ModelName, now: float) -> list[Decision]:
-        self.models[model].stage = Stage.UNLOADED
+    def unloaded(self, model: ModelName, need: MemoryBytes, now: float) -> list[Decision]:
+        """``need``: of its next load."""
+        known = self.models[model]
+        known.stage, known.need = Stage.UNLOADED, need
         return list(self._advance(now))
 
     def tick(self, now: float) -> list[Decision]:

@@ -20,7 +20,7 @@ from services.inference.models import catalog, quantities, yaml_tree
 from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, ModelProgram, RemoteModel
 from services.inference.upstreams import Dialect
 from shared.api import generation
-from shared.types import ModelName
+from shared.types import LoadPurpose, ModelName
 
 MAX_DEVICES = 16
 MAX_OVERRIDES = 16
@@ -208,6 +208,7 @@ FIELDS: dict[str, tuple[str, Callable[[Node], object]]] = {
         lambda value: KvMode.SHARED if _text(value) == "fast" else _one_of({mode.value: mode for mode in KvMode})(value),
     ),
     "kv_type": ("kv_type", _kv_types),
+    "for": ("purpose", _one_of({purpose.value: purpose for purpose in LoadPurpose})),
     "projector": ("projector", _path),
     "device": ("device", _number(0, MAX_DEVICES - 1)),
     "tensor_split": ("tensor_split", _shares),
@@ -221,6 +222,7 @@ FIELDS: dict[str, tuple[str, Callable[[Node], object]]] = {
     "program": ("command", _command),
     "dialect": ("dialect", _one_of({dialect.value: dialect for dialect in Dialect})),
     "ready_timeout": ("ready_seconds", lambda value: quantities.parse_seconds(_text(value)) or quantities.MAX_SECONDS),
+    "tools": ("tools", _one_of(_FLAG)),
     "service": ("service", _text),
     "path": ("path", _matching(r"/[!-~]{0,499}", "must be a path such as /infer")),
     "answer": ("answer", _pointer),
@@ -231,7 +233,7 @@ FIELDS: dict[str, tuple[str, Callable[[Node], object]]] = {
 _ONLY_SERVICES = ("path", "answer", "port", "token_file")
 _OF_SERVICES = frozenset({"name", "aliases", "context_tokens", "slots"})
 #: The fields that only an entry with a program may have, and its others.
-_ONLY_PROGRAMS = ("command", "dialect", "ready_seconds")
+_ONLY_PROGRAMS = ("command", "dialect", "ready_seconds", "tools")
 _OF_PROGRAMS = frozenset(
     {"name", "aliases", "digest", "context_tokens", "slots", "memory_bytes", "replicas", "keep_alive_seconds", "pinned", "preload"}
 )
@@ -322,7 +324,8 @@ class _File:
             if yaml_tree.find(item, "program") is None:
                 self._mistake(item, f"{where}.{next(iter(program))}", "needs `program`")
         elif (wrong := next((name for name in values if name not in _OF_PROGRAMS), None)) is not None:
-            self._mistake(item, f"{where}.{wrong}", "is not for a program; write it into the command")
+            written = next(name for name, (field, _) in FIELDS.items() if field == wrong)
+            self._mistake(item, f"{where}.{written}", "is not for a program; write it into the command")
         elif "memory_bytes" not in values:
             self._mistake(item, where, "needs `memory`: how much the program takes")
         else:

@@ -44,6 +44,9 @@ class ServedModelView:
     #: None if no worker serves it.
     context_tokens: int | None
     only_embeds: bool
+    #: See ``ServedModel``.
+    suits_agents: bool
+    agents_hint: str
     #: A word, its tone (good, warn or bad) and why.
     state: str
     tone: str
@@ -116,6 +119,8 @@ def _served(model: ServedModel, workers: Iterable[NodeRow], prices: dict[ModelNa
         aliases=model.aliases,
         context_tokens=model.context_tokens,
         only_embeds=model.only_embeds,
+        suits_agents=model.suits_agents,
+        agents_hint=model.agents_hint,
         state="OK",
         tone="good",
         why="",
@@ -134,6 +139,8 @@ def _unserved(model: ModelName, workers: Iterable[NodeRow], prices: dict[ModelNa
         aliases=(),
         context_tokens=None,
         only_embeds=False,
+        suits_agents=False,
+        agents_hint="",
         state="Degraded" if is_loading else "Down",
         tone="warn" if is_loading else "bad",
         why="the engine is loading, restarting or failed" if is_loading else places[0].why_not if places else "",

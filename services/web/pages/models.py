@@ -19,7 +19,7 @@ from shared import access_table, errors
 from shared.access_table import Permission
 from shared.api import gateway, ledger
 from shared.api.gateway import LoadOnWorker, ModelPlace, UnloadOnWorkers
-from shared.types import ModelName, NodeId
+from shared.types import LoadPurpose, ModelName, NodeId
 
 #: Loading a large model from a slow disk takes minutes.
 ORDER_SECONDS = 120.0
@@ -43,8 +43,10 @@ _DONE: Mapping[str, str] = {
 class OrderForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     act: str
-    #: Empty loads on the least busy worker and unloads from all.
+    #: Empty loads on the least busy worker, or for a purpose on all, and unloads from all.
     worker: str = ""
+    #: What to load it for; empty leaves it as it is.
+    purpose: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ async def order(page_request: NamedDependency[PageRequest]) -> Page:
 
 
 async def _apply(page_request: PageRequest, form: OrderForm) -> tuple[ModelAction, tuple[ModelPlace, ...]]:
-    if form.act not in set(ModelAction):
+    if form.act not in set(ModelAction) or form.purpose not in ("", *LoadPurpose):
         raise errors.BadRequest("unknown action", hint="reload the Models page and use its buttons")
     act = ModelAction(form.act)
     model, worker = ModelName(form.model), NodeId(form.worker) if form.worker else None
@@ -102,7 +104,8 @@ async def _apply(page_request: PageRequest, form: OrderForm) -> tuple[ModelActio
         unloaded = await page_request.submit(gateway.unload_model, UnloadOnWorkers(model, worker), deadline_seconds=ORDER_SECONDS)
         return act, unloaded.places
     pin = {ModelAction.LOAD: None, ModelAction.PIN: True, ModelAction.UNPIN: False}[act]
-    loaded = await page_request.submit(gateway.load_model, LoadOnWorker(model, worker, pin), deadline_seconds=ORDER_SECONDS)
+    request = LoadOnWorker(model, worker, pin, LoadPurpose(form.purpose) if form.purpose else None)
+    loaded = await page_request.submit(gateway.load_model, request, deadline_seconds=ORDER_SECONDS)
     return act, loaded.places
 
 

@@ -2,11 +2,13 @@
 
 import json
 
+import msgspec
+
 from cli.output.exit_codes import ExitCode
 from shared import errors
 from shared.api import gateway
 from shared.api.gateway import ModelPlace, ModelPlaces, ServedModels
-from shared.types import ModelName, NodeId
+from shared.types import LoadPurpose, ModelName, NodeId
 from tests.cli.fake_mesh import Shell
 
 NODE = NodeId("UABCDEFGHIJKLMNOP")
@@ -17,14 +19,18 @@ def test_load(shell: Shell) -> None:
     shell.mesh.answer(gateway.load_model, ModelPlaces((LOADED,)))
     assert shell("models", "load", "qwen").stdout == "qwen is loaded on UABCDEFGH…, pinned\n"
     assert json.loads(shell("models", "load", "qwen", "--worker", "UABC", "--pin", "--json").stdout) == [
-        {"worker": NODE, "model": "qwen", "state": "ready", "detail": "", "pinned": True, "memory_bytes": 9}
+        {"worker": NODE, "model": "qwen", "state": "ready", "detail": "", "pinned": True, "memory_bytes": 9, "context_tokens": 0}
     ]
     shell("models", "load", "qwen", "--unpin")
+    shell.mesh.answer(gateway.load_model, ModelPlaces((msgspec.structs.replace(LOADED, context_tokens=65_536),)))
+    assert shell("models", "load", "qwen", "--for", "agents").stdout == "qwen is loaded on UABCDEFGH…, 65536 tokens of context, pinned\n"
     assert [call.request for call in shell.mesh.calls] == [
         gateway.LoadOnWorker(ModelName("qwen")),
         gateway.LoadOnWorker(ModelName("qwen"), NodeId("UABC"), True),
         gateway.LoadOnWorker(ModelName("qwen"), None, False),
+        gateway.LoadOnWorker(ModelName("qwen"), None, None, LoadPurpose.AGENTS),
     ]
+    assert "'chats', 'agents'" in shell("models", "load", "qwen", "--for", "agent").stderr
 
 
 def test_unload_reports_each_worker_and_fails_if_one_refused(shell: Shell) -> None:

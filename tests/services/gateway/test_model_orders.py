@@ -14,7 +14,7 @@ from shared.api.gateway import ModelPlace
 from shared.api.inference import ModelState, ModelStatus
 from shared.protocol.directory import WorkerLoad
 from shared.rpc.audit_reporting import AuditReporting
-from shared.types import ModelName, NodeId, Tier, UserRole
+from shared.types import LoadPurpose, ModelName, NodeId, Tier, UserRole
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FixedConfig, node_id, rpc_call
 
 ADMIN = auth.Principal(USER, "root", UserRole.ADMIN, Tier.FREE)
@@ -47,8 +47,10 @@ class ModelOrdersHarness:
             self.rpc, self.nodes, FixedConfig(ConfigSnapshot(names=ModelNames({"alias": "m"}, None))), AuditReporting(self.rpc)
         )
 
-    async def load(self, model: str = "m", worker: str | None = None, pin: bool | None = None) -> tuple[ModelPlace, ...]:
-        request = gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin)
+    async def load(
+        self, model: str = "m", worker: str | None = None, pin: bool | None = None, purpose: LoadPurpose | None = None
+    ) -> tuple[ModelPlace, ...]:
+        request = gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin, purpose)
         return (await self.orders.load(request, rpc_call(ADMIN))).places
 
     async def unload(self, model: str = "m", worker: str | None = None) -> tuple[ModelPlace, ...]:
@@ -62,7 +64,7 @@ class ModelOrdersHarness:
 
 async def test_the_least_busy_worker_with_the_model_loads_it() -> None:
     harness = ModelOrdersHarness(("other",), ("m",), ("m",))
-    assert await harness.load(pin=True) == (ModelPlace(node_id(1), M, "ready", "", True, 9),)
+    assert await harness.load(pin=True) == (ModelPlace(node_id(1), M, "ready", "", True, 9, 2048),)
     assert harness.rpc.received == [("inference.loadModel", node_id(1), inference.LoadModel(M, True))]
 
 
@@ -83,8 +85,20 @@ async def test_every_worker_unloads_the_model_even_if_one_refuses() -> None:
     harness.rpc.refuse[node_id(0)] = errors.Overloaded("m is in use")
     assert set(await harness.unload()) == {
         ModelPlace(node_id(0), M, "", "m is in use"),
-        ModelPlace(node_id(1), M, "unloaded", "", True, 9),
+        ModelPlace(node_id(1), M, "unloaded", "", True, 9, 2048),
     }
+
+
+async def test_every_worker_loads_the_model_for_a_purpose_unless_one_is_named() -> None:
+    harness = ModelOrdersHarness(("m",), ("m",), ("other",))
+    harness.rpc.refuse[node_id(0)] = errors.Overloaded("m is in use")
+    assert set(await harness.load(purpose=LoadPurpose.AGENTS)) == {
+        ModelPlace(node_id(0), M, "", "m is in use"),
+        ModelPlace(node_id(1), M, "ready", "", True, 9, 2048),
+    }
+    assert await harness.load(worker=node_id(1), purpose=LoadPurpose.CHATS)
+    purposes = [LoadPurpose.AGENTS, LoadPurpose.AGENTS, LoadPurpose.CHATS]
+    assert [request for _, _, request in harness.rpc.received] == [inference.LoadModel(M, None, purpose) for purpose in purposes]
 
 
 async def test_the_only_workers_error_is_returned() -> None:

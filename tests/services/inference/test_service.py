@@ -25,7 +25,7 @@ from shared.api.inference import ModelState, ModelStatus
 from shared.context import new_request_id
 from shared.node.lifecycle import background
 from shared.rpc import RpcCall, StreamCall, bodies
-from shared.types import Ability, FinishReason, ModelName, Role
+from shared.types import Ability, FinishReason, LoadPurpose, ModelName, Role
 from tests.services.inference import asked
 from tests.services.inference.standins import Node, Reader, until
 from tests.services.inference.vector_reader import VectorReader, texts_for
@@ -351,8 +351,8 @@ class OnDisk(Backend):
         self.called.append(f"embed {job.model}")
         return Embedded(2, 1)
 
-    async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
-        self.called.append(f"load {model} {pin}")
+    async def load(self, model: ModelName, *, pin: bool | None = None, purpose: LoadPurpose | None = None) -> ModelStatus:
+        self.called.append(f"load {model} {pin} {purpose}")
         return self.models()[0]
 
     async def unload(self, model: ModelName) -> ModelStatus:
@@ -380,10 +380,10 @@ async def test_alias_selects_its_model() -> None:
     assert [(check.name, check.ok) for check in await service.checks()] == [("model qwen", True)]
     await run(service, request("hi", model=ModelName("q")))
     await service.run_embedding(texts_for(ModelName("q"), ("hi",)), VectorReader())
-    await service.load_model(inference.LoadModel(ModelName("q"), pin=True), CALL)
+    await service.load_model(inference.LoadModel(ModelName("q"), pin=True, purpose=LoadPurpose.AGENTS), CALL)
     status = await service.unload_model(inference.UnloadModel(ModelName("qwen")), CALL)
     assert status == backend.models()[0]
-    assert backend.called == ["generate qwen", "embed qwen", "load qwen True", "unload qwen"]
+    assert backend.called == ["generate qwen", "embed qwen", "load qwen True agents", "unload qwen"]
     with pytest.raises(errors.UnknownModel, match="qwen"):
         await service.load_model(inference.LoadModel(ModelName("other")), CALL)
 

@@ -8,6 +8,7 @@ from services.inference.engine.engine_messages import KvMode, KvType, KvTypes
 from services.inference.models.catalog import Defaults
 from services.inference.settings import InferenceSettings, free_cores
 from shared import config, errors
+from shared.types import LoadPurpose
 
 
 def load(**environment: str) -> InferenceSettings:
@@ -31,9 +32,9 @@ def test_former_name_of_a_mode_is_accepted() -> None:
 def test_model_options() -> None:
     settings = load(MODEL_MEMORY="12GiB", MODEL_KEEP_ALIVE="5m", ENGINE_SLOTS="7", GPU_LAYERS="2", ENGINE_CONTEXT_TOKENS="512")
     assert settings.model_memory_bytes == 12 * 2**30
-    assert settings.model_defaults() == Defaults(
-        slots=7, context_tokens=512, gpu_layers=2, kv_type=KvTypes(KvType.F16), keep_alive_seconds=300.0
-    )
+    assert settings.model_defaults() == Defaults(slots=7, context_tokens=512, gpu_layers=2, kv_mode=KvMode.EXACT, keep_alive_seconds=300.0)
+    agents = load(MODELS_FOR="agents", ENGINE_KV_TYPE="f16", ENGINE_KV_MODE="shared").model_defaults()
+    assert (agents.purpose, agents.kv_type, agents.kv_mode) == (LoadPurpose.AGENTS, KvTypes(KvType.F16), KvMode.SHARED)
     assert load().model_memory_bytes is None
     assert load().model_defaults().keep_alive_seconds is None
 
@@ -54,6 +55,7 @@ def test_model_options() -> None:
         ("MODEL_MEMORY", "plenty"),
         ("MODEL_MEMORY", "0"),
         ("MODEL_KEEP_ALIVE", "a while"),
+        ("MODELS_FOR", "agent"),
     ],
 )
 def test_invalid_settings_are_named(name: str, value: str) -> None:

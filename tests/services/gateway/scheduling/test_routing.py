@@ -7,6 +7,7 @@ from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.routing import ModelNames
 from shared import errors
 from shared.config_documents import RouteDocument, TargetDocument
+from shared.protocol import agent_requirements
 from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer
 from shared.types import ModelName, Role
 from tests.services.gateway.fakes import FakeDirectory, announcement, node_id
@@ -168,6 +169,23 @@ def test_servers_name_of_an_alias_is_listed_unless_models_are_hidden() -> None:
     for only_routes, expected in ((False, ("gpt-4.1-mini",)), (True, ())):
         names = ModelNames({"assistant": "small-cloud"}, None, only_routes=only_routes)
         assert [model.upstream_models for model in routing.catalogue(directory.entries(), names)] == [expected]
+
+
+def test_model_suits_agents_if_each_of_its_workers_does() -> None:
+    def offer(name: str, context_tokens: int, **more: bool) -> ModelOffer:
+        return ModelOffer(ModelName(name), context_tokens, abilities=("tools",), **more)
+
+    directory = FakeDirectory()
+    enough, short = agent_requirements.CONTEXT_TOKENS, agent_requirements.CONTEXT_TOKENS - 1
+    first = (offer("both", enough), offer("one", enough), offer("vectors", enough, only_embeds=True))
+    second = (offer("both", enough), offer("one", short, can_suit_agents=True), offer("upstream", 0, is_upstream=True))
+    for number, offers in enumerate((first, second)):
+        directory.apply_announcement(msgspec.structs.replace(announcement(number), models=offers), "nats")
+    listed = {model.name: model for model in routing.catalogue(directory.entries(), ModelNames({}, None), startable=(ModelName("off"),))}
+    assert {name for name, model in listed.items() if model.suits_agents} == {"both"}
+    assert "aicli models load --for agents" in listed[ModelName("one")].agents_hint
+    assert "table of upstreams" in listed[ModelName("upstream")].agents_hint
+    assert not any(listed[ModelName(name)].agents_hint for name in ("both", "vectors", "off"))
 
 
 def test_an_embedding_model_is_listed_as_such_and_never_the_default() -> None:

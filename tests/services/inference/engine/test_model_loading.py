@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from services.inference.engine import gguf_header, model_loading
-from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, LoadCommand, SplitMode
+from services.inference.engine.engine_messages import FLASH_ATTENTION_SLOTS, KvMode, KvType, KvTypes, LoadCommand, SplitMode
 from services.inference.engine.kv_slots import KvLayout
-from services.inference.engine.model_loading import FLASH_ATTENTION_SLOTS, LoadRefused, NativeLog, layout_of
+from services.inference.engine.model_loading import LoadRefused, NativeLog, layout_of
 from tests import gguf_files
 from tests.gguf_files import LlamaShape
 

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.engine.engine_messages import KvType, KvTypes, SplitMode
+from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, SplitMode
 from services.inference.engine.gguf_header import GgufHeader
 from services.inference.models import load_plan
 from services.inference.models.catalog import CatalogEntry
 from services.inference.models.load_plan import LoadPlan
 from services.inference.models.memory import MemoryBudget
 from services.inference.models.quantities import MemoryBytes
-from shared.types import ModelName
+from shared.protocol.agent_requirements import CONTEXT_TOKENS
+from shared.types import LoadPurpose, ModelName
 
 GIB = 2**30
 #: Llama 3.1 8B in Q4_K_M: each token of context takes 128 KiB.
@@ -89,6 +90,53 @@ def test_plan(found: LoadPlan, expected: tuple[int, int, int, int]) -> None:
     assert shape(found) == expected, found.reasons
 
 
+def for_agents(header: GgufHeader = LLAMA, **fields: Any) -> LoadPlan:
+    return plan(header, purpose=LoadPurpose.AGENTS, **fields)
+
+
+F16, Q8_0 = KvType.F16, KvType.Q8_0
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "kv_type"),
+    [
+        pytest.param(for_agents(), (-1, 0, 65536, 4), F16, id="a processor"),
+        pytest.param(for_agents(ram=16), (-1, 0, 65536, 1), F16, id="one long slot instead of four short ones"),
+        pytest.param(for_agents(ram=12), (-1, 0, 65536, 1), Q8_0, id="q8_0 makes it fit"),
+        pytest.param(for_agents(ram=12, kv_type=KvTypes(F16)), (-1, 0, 32768, 1), F16, id="f16 is set"),
+        pytest.param(for_agents(replace(LLAMA, key_length=80), ram=12), (-1, 0, 32768, 1), F16, id="keys that q8_0 can't store"),
+        pytest.param(for_agents(replace(LLAMA, value_length=80), ram=12), (-1, 0, 32768, 1), F16, id="values that it can't store"),
+        pytest.param(for_agents(ram=9), (-1, 0, 32768, 1), Q8_0, id="too little memory: as long as one slot may be"),
+        pytest.param(for_agents(ram=5), (-1, 0, 2048, 1), Q8_0, id="too little memory: the budget will refuse it"),
+        pytest.param(for_agents(ram=14.6, kv_mode=KvMode.EXACT), (-1, 0, 65536, 1), F16, id="with flash attention"),
+        pytest.param(for_agents(ram=14.6, kv_mode=KvMode.SHARED), (-1, 0, 65536, 1), Q8_0, id="without, f16 needs 2.1 GiB more"),
+        pytest.param(for_agents(replace(LLAMA, context_length=8192), vram=(24,)), (-1, 0, 8192, 17), F16, id="the model's own is less"),
+        pytest.param(for_agents(vram=(80,)), (-1, 0, 131072, 4), F16, id="a large GPU: a longer context, as two slots fit"),
+        pytest.param(for_agents(vram=(24,)), (-1, 0, 65536, 2), F16, id="a GPU with room for two slots"),
+        pytest.param(for_agents(replace(LLAMA, context_length=100_000), vram=(24,)), (-1, 0, 65536, 2), F16, id="no half of 100,000"),
+        pytest.param(for_agents(vram=(12,)), (-1, 0, 65536, 1), Q8_0, id="a small GPU: q8_0 before a division"),
+        pytest.param(for_agents(vram=(10,)), (29, 0, 65536, 1), Q8_0, id="a smaller GPU: some layers"),
+        pytest.param(for_agents(vram=(0.6,)), (0, 0, 65536, 4), Q8_0, id="a GPU with room for none: as a processor"),
+        pytest.param(for_agents(MIXTURE, vram=(24,)), (-1, 21, 65536, 1), Q8_0, id="experts go to the processor before layers"),
+        pytest.param(for_agents(ram=2, vram=(6,)), (-1, 0, 2048, 3), Q8_0, id="no room anywhere: the whole model on the GPU"),
+        pytest.param(for_agents(vram=(24,), gpu_layers=10), (10, 0, 131072, 4), F16, id="10 layers, as set"),
+        pytest.param(for_agents(vram=(24,), context_tokens=16384), (-1, 0, 16384, 8), F16, id="a context is set"),
+        pytest.param(for_agents(vram=(24,), slots=4), (-1, 0, 65536, 4), Q8_0, id="slots are set: they all get it"),
+        pytest.param(for_agents(memory_bytes=12 * GIB), (-1, 0, 65536, 1), Q8_0, id="memory is set"),
+        pytest.param(for_agents(vram=(16,), others=(5 * GIB,)), (-1, 0, 65536, 1), F16, id="before the share of another model"),
+        pytest.param(for_agents(vram=(80,), others=(20 * GIB,)), (-1, 0, 65536, 3), F16, id="further slots beside another model"),
+    ],
+)
+def test_plan_for_agents(found: LoadPlan, expected: tuple[int, int, int, int], kv_type: KvType) -> None:
+    assert (shape(found), found.kv_type) == (expected, KvTypes(kv_type)), found.reasons
+    assert found.embedding_tokens == min(found.context_tokens, load_plan.AGENTS_EMBEDDING_TOKENS)
+
+
+def test_replicas_for_agents_are_only_on_gpus_with_enough_room() -> None:
+    small, large = (for_agents(vram=(each, each), replicas=None) for each in (9, 24))
+    assert (small.devices, small.context_tokens, large.devices) == ((None,), CONTEXT_TOKENS, (0, 1))
+
+
 def test_reasons_name_each_decision() -> None:
     assert plan(MIXTURE, vram=(24,)).reasons == (
         "devices: all 32 layers on GPU 0, but the experts of 19 layers on the processor, because 44.0 GiB don't fit 24.0 GiB",
@@ -154,15 +202,18 @@ def test_header_of_a_part_describes_only_that_part() -> None:
     mixture=st.booleans(),
     slots=st.none() | st.integers(1, 40),
     context=st.none() | st.integers(64, 200_000),
+    purpose=st.sampled_from(LoadPurpose),
 )
-def test_plan_fits_or_is_the_least(ram: int, vram: list[int], *, mixture: bool, slots: int | None, context: int | None) -> None:
+def test_plan_fits_or_is_the_least(
+    ram: int, vram: list[int], *, mixture: bool, slots: int | None, context: int | None, purpose: LoadPurpose
+) -> None:
     header = MIXTURE if mixture else LLAMA
-    found = plan(header, ram=ram, vram=tuple(vram), slots=slots, context_tokens=context)
+    found = plan(header, ram=ram, vram=tuple(vram), slots=slots, context_tokens=context, purpose=purpose)
     assert 1 <= found.slots <= (slots or load_plan.GPU_SLOTS)
     assert min(load_plan.LEAST_CONTEXT_TOKENS, context or load_plan.LEAST_CONTEXT_TOKENS) <= found.context_tokens
-    assert found.context_tokens <= (context or load_plan.GPU_CONTEXT_TOKENS)
+    assert found.context_tokens <= (context or {LoadPurpose.CHATS: 32_768, LoadPurpose.AGENTS: 131_072}[purpose])
     room = MemoryBytes(ram * GIB, sum(vram) * GIB)
     if not found.need.fits(room):
         # Even the CPU alone has too little memory for the smallest plan.
-        alone = plan(header, ram=ram, slots=slots or 1, context_tokens=context or load_plan.LEAST_CONTEXT_TOKENS)
+        alone = plan(header, ram=ram, slots=slots or 1, context_tokens=context or load_plan.LEAST_CONTEXT_TOKENS, purpose=purpose)
         assert not alone.need.fits(room) or found.slots == 1

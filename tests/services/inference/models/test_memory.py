@@ -69,7 +69,8 @@ def test_needed_memory_depends_on_slots_context_and_kv_type() -> None:
     longer = replace(entry, context_tokens=2048)
     for_embeddings = memory.embedding_bytes(header, 2048) - memory.embedding_bytes(header, 1024)
     assert for_embeddings > 1024 * per_token
-    assert need_bytes(header, longer) - need == 4 * 1024 * per_token + for_embeddings
+    for_attention = 2 * memory.STEP_TOKENS * 1024
+    assert need_bytes(header, longer) - need == 4 * 1024 * per_token + for_embeddings + for_attention
     assert need_bytes(header, replace(entry, kv_type=KvTypes(KvType.Q8_0))) < need
     assert need_bytes(header, entry, file_bytes=10**9 + header.tensor_bytes) - need == 10**9
     assert need_bytes(header, replace(entry, memory_bytes=5)) == 5

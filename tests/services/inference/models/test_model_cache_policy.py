@@ -69,7 +69,7 @@ class Site:
             if isinstance(decision, LoadModelStep):
                 fresh += self.core.loaded(decision.model, self.now)
             elif isinstance(decision, UnloadModelStep):
-                fresh += self.core.unloaded(decision.model, self.now)
+                fresh += self.core.unloaded(decision.model, self.core.models[decision.model].need, self.now)
         self.decisions += decided
         return decided
 
@@ -177,7 +177,19 @@ def test_memory_being_freed_is_reserved() -> None:
     core.finished(A, 0)
     assert core.wanted(BIG, 2, 1) == [UnloadModelStep(A)]
     assert core.wanted(B, 3, 1) == []
-    assert core.unloaded(A, 1) == [LoadModelStep(BIG)]
+    assert core.unloaded(A, core.models[A].need, 1) == [LoadModelStep(BIG)]
+
+
+def test_model_may_need_another_amount_when_it_is_loaded_again() -> None:
+    core = policy()
+    core.wanted(A, 1, 0)
+    core.loaded(A, 0)
+    core.finished(A, 0)
+    core.unload(A)
+    core.wanted(A, 2, 1)
+    more = core.budget + core.budget
+    [refused] = core.unloaded(A, more, 1)
+    assert isinstance(refused, RefuseStep), "not loaded with the memory of before"
 
 
 def test_closed_model_reopens_when_the_waiting_caller_leaves() -> None:
@@ -392,7 +404,8 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.leaving)
     @rule(index=st.integers(0, 100))
     def end_unload(self, index: int) -> None:
-        self.act(self.core.unloaded(self.leaving.pop(index % len(self.leaving)), self.now))
+        model = self.leaving.pop(index % len(self.leaving))
+        self.act(self.core.unloaded(model, self.core.models[model].need, self.now))
 
     @rule(seconds=st.floats(0, 400))
     def pass_time(self, seconds: float) -> None:

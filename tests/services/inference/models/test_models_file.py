@@ -19,7 +19,7 @@ from services.inference.models.catalog import (
     RemoteModel,
 )
 from services.inference.upstreams import Dialect
-from shared.types import ModelName
+from shared.types import LoadPurpose, ModelName
 
 FOLDER = Path("/srv/models")
 DEFAULTS = Defaults()
@@ -187,6 +187,12 @@ def test_vllm_serves_models_without_a_file_here() -> None:
     assert second.program is None
 
 
+@pytest.mark.parametrize("purpose", LoadPurpose)
+def test_a_purpose(purpose: LoadPurpose) -> None:
+    first, second = entries(f"- {{name: a, file: a, for: {purpose}}}\n- {{name: b, file: b}}")
+    assert (first.purpose, second.purpose) == (purpose, LoadPurpose.CHATS)
+
+
 def test_a_program() -> None:
     (found,) = entries(f"""
     - name: a
@@ -194,9 +200,10 @@ def test_a_program() -> None:
       memory: 1GB
       dialect: llama_cpp
       ready_timeout: 2m
+      tools: true
       digest: {"ab" * 32}
     """)
-    assert found.program == ModelProgram(("run", "the server", "--port={port}"), Dialect.LLAMA_CPP, 120.0)
+    assert found.program == ModelProgram(("run", "the server", "--port={port}"), Dialect.LLAMA_CPP, 120.0, tools=True)
     assert (found.memory_bytes, found.digest) == (10**9, "ab" * 32)
 
 
@@ -209,6 +216,7 @@ def test_a_program() -> None:
         ("program: serve {port}, memory: 1GB, file: a.gguf", "file: is not for a program"),
         ("program: serve {port}, memory: 1GB, adapters: {b: {file: x}}", "adapters: is not for a program"),
         ("dialect: vllm, memory: 1GB", "dialect: needs `program`"),
+        ("program: serve {port}, memory: 1GB, for: agents", "for: is not for a program"),
         ("program: serve {port}, memory: 1GB, dialect: klingon", "dialect: 'klingon' is not one of"),
         ("program: 'serve \"{port}', memory: 1GB", "No closing quotation"),
     ],
@@ -253,6 +261,7 @@ def test_example_is_valid_and_explains_every_field() -> None:
         pytest.param("- {name: a, file: a, colour: red}", "models[0].colour: is not a field; the fields are name, file", id="unknown"),
         pytest.param("- {name: a, file: a, slots: 1, slots: 2}", "models[0].slots: appears twice", id="a field twice"),
         pytest.param("- {name: a, file: a, slots: 1, max_batch_size: 2}", "means the same as slots", id="two names of one field"),
+        pytest.param("- {name: a, file: a, for: agent}", "models[0].for: 'agent' is not one of chats, agents", id="no purpose"),
         pytest.param("- {file: a}", "models[0]: has no name", id="no name"),
         pytest.param("- {name: a}", "has no `file:`, and there is no a.gguf in MODELS_DIR", id="no file"),
         pytest.param("- {name: a, file: ''}", "models[0].file: is empty", id="an empty file"),

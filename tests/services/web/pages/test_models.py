@@ -7,7 +7,7 @@ from litestar.types import ASGIApp
 
 from shared import errors
 from shared.api import gateway, ledger
-from shared.types import MicroCredits, ModelName, NodeId, UserRole
+from shared.types import LoadPurpose, MicroCredits, ModelName, NodeId, UserRole
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import Account, FakeMesh
 from tests.services.web.pages.admin import followed
@@ -109,6 +109,22 @@ async def test_developer_loads_and_unloads_models(
     assert (answer.status_code, answer.headers["location"]) == (303, f"/models?done={act}")
     assert orders(mesh) == [order]
     assert message in (await dana.get(f"/models?done={act}")).text
+
+
+async def test_developer_loads_a_model_for_agents(dana: Browser, mesh: FakeMesh) -> None:
+    answer = await dana.submit(await dana.get("/models"), ORDERS, act="load", purpose="agents")
+    assert answer.status_code == 303
+    assert orders(mesh) == [gateway.LoadOnWorker(ModelName("smollm2"), None, None, LoadPurpose.AGENTS)]
+    page = await dana.get("/models")
+    assert "Unknown action" in (await dana.submit(page, ORDERS, act="load", purpose="agent")).text
+
+
+async def test_page_says_which_models_suit_agents_and_what_would_mend_the_others(alice: Browser, mesh: FakeMesh) -> None:
+    long = gateway.ServedModel(ModelName("long"), 1, 65_536, suits_agents=True)
+    mesh.served = (long, gateway.ServedModel(ModelName("short"), 1, 8192, agents_hint="Load it <for> agents."))
+    page = (await alice.get("/models")).text
+    assert '<td role="cell" class="wraps" data-label="Agents">Yes</td>' in page
+    assert '<summary>No</summary><span class="under">Load it &lt;for&gt; agents.</span>' in page
 
 
 async def test_unserved_model_can_be_loaded(dana: Browser, mesh: FakeMesh) -> None:

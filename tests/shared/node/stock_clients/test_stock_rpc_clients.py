@@ -159,6 +159,8 @@ async def test_a_certified_client_is_admitted_with_its_identity(running_service:
                 "abilities": [],
                 "parent": None,
                 "upstreamModels": [],
+                "suitsAgents": False,
+                "agentsHint": "",
             }
         ]
     }
