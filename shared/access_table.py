@@ -268,6 +268,8 @@ METHODS: Mapping[str, AccessRule] = {
 
 #: The gateway's routes. Each needs the same permissions as the method that it calls.
 ROUTES: Mapping[str, AccessRule] = {
+    "HEAD /": _NODE,
+    "GET /": _NODE,
     "GET /openapi.json": _NODE,
     "GET /docs": _NODE,
     "GET /.well-known/jwks.json": _NODE,
@@ -290,6 +292,7 @@ ROUTES: Mapping[str, AccessRule] = {
     "POST /v1/completions": METHODS["gateway.processInferenceRequest"],
     "POST /v1/responses": METHODS["gateway.processInferenceRequest"],
     "POST /v1/messages": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/messages/count_tokens": METHODS["gateway.processInferenceRequest"],
     "POST /v1/embeddings": METHODS["gateway.embed"],
     "POST /infill": METHODS["gateway.processInferenceRequest"],
     "POST /v1/rerank": METHODS["gateway.rerank"],

@@ -334,7 +334,7 @@ class GatewayService:
             OpenAiRoutes(self._deduplicated, self._catalogue),
             OpenAiEmbeddings(self._deduplicated),
             OpenAiModerations(self._pipeline),
-            TokenRoutes(self._pipeline),
+            TokenRoutes(self._pipeline, self._deduplicated),
             RerankRoute(self._pipeline),
             InfillRoute(self._deduplicated),
         )

@@ -269,7 +269,7 @@ class HttpCall:
             await self.end_events()
             return
         self.add_headers(http_errors.headers(error))
-        is_anthropic = self._scope["path"] == "/v1/messages"
+        is_anthropic = f"{self._scope['path']}/".startswith("/v1/messages/")
         await self.answer(http_errors.anthropic_body(content) if is_anthropic else content, status=http_errors.status(error))
 
     def expect_events(self, failed: Callable[[ErrorBody], Sequence[ServerSentEvent]]) -> None:

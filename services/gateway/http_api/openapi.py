@@ -203,7 +203,7 @@ def _error_name(status: int) -> str:
 
 
 def _operation_id(verb: str, path: str) -> str:
-    words = path.replace("-", "/").replace(".", "/").replace("{", "by/").replace("}", "").split("/")
+    words = path.replace("-", "/").replace("_", "/").replace(".", "/").replace("{", "by/").replace("}", "").split("/")
     return verb.lower() + "".join(word.title() for word in words)
 
 

@@ -149,11 +149,20 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 _BUDGETS = {1024: ReasoningEffort.LOW, 8192: ReasoningEffort.MEDIUM}
 Block = TypeVar("Block")
 _ROLE_OF = {ToolUseBlock: "assistant", ToolResultBlock: "user", ThinkingBlock: "assistant"}
+
+
+class CountTokensBody(MessagesBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request whose prompt is counted. What concerns only the answer has no effect."""
+
+    max_tokens: MaxTokens = 1
+
+
 #: Claude Code's first line of instructions.
 _BILLING = "x-anthropic-billing-header:"
 
 
 DIALECT = BodyDialect("messages", MessagesBody, parameters.MESSAGES)
+COUNT_DIALECT = BodyDialect("count_tokens", CountTokensBody, parameters.MESSAGES)
 
 
 def to_request(body: MessagesBody) -> InferenceRequest:

@@ -43,6 +43,8 @@ class OpenAiRoutes:
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
+            # Claude Code asks this of its base URL.
+            *(HttpRoute(verb, "/", self._greet, "root", "Whether the gateway answers") for verb in ("HEAD", "GET")),
             HttpRoute("POST", "/v1/chat/completions", self._chat, _METHOD, "OpenAI's chat completions",
                       body=ChatBody, answer=ChatCompletion, streams=True, takes_images=True, events=(ChatChunk,)),
             HttpRoute("POST", "/v1/completions", self._complete, _METHOD,
@@ -56,6 +58,9 @@ class OpenAiRoutes:
             HttpRoute("GET", "/v1/models", self._models, "listModels", "List the served models, the default first", answer=Models),
             HttpRoute("GET", "/v1/models/{model}", self._model, "listModels", "Get a served model by its name or alias", answer=Model),
         )  # fmt: skip
+
+    async def _greet(self, call: HttpCall) -> None:
+        await call.answer_bytes(b"", b"text/plain")
 
     async def _chat(self, call: HttpCall) -> None:
         body = call.read(openai_chat.DIALECT)

@@ -1,18 +1,26 @@
-"""Serves POST /v1/tokenize, /v1/detokenize and /v1/apply-template, in the forms of vLLM and llama.cpp's server."""
+"""Serves POST /v1/tokenize, /v1/detokenize and /v1/apply-template, in the forms of vLLM and llama.cpp's server, and Anthropic's count."""
 
 from array import array
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
+from services.gateway import request_validation
 from services.gateway.http_api import answer_delivery, chat_messages, parameters
 from services.gateway.http_api.chat_messages import ChatBodyMessage, ToolBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.tolerant_json import BodyDialect
+from services.gateway.images import image_tokens
+from services.gateway.openai_api import anthropic_request
+from services.gateway.openai_api.anthropic_request import CountTokensBody
 from services.gateway.request_validation import MAX_MODEL_CHARACTERS, BadField
 from services.gateway.requests.active_texts import ActiveConversion
+from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from services.gateway.requests.pipeline import Pipeline
 from shared.api.generation import ChatMessage, TokenId
 from shared.api.inference import TOKEN_BYTES, Conversion, Detokenize, RenderChat, Tokenize
@@ -63,9 +71,14 @@ class PromptText(msgspec.Struct, frozen=True):
     prompt: str
 
 
+class MessageTokens(msgspec.Struct, frozen=True):
+    input_tokens: int
+
+
 class TokenRoutes:
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, deduplicated: DeduplicatedInference) -> None:
         self._pipeline = pipeline
+        self._admit_images = deduplicated.admit_images
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -75,6 +88,8 @@ class TokenRoutes:
                       body=DetokenizeBody, answer=PromptText, runs_a_model=True),
             HttpRoute("POST", "/v1/apply-template", self._apply_template, "renderChat", "A chat as the model reads it",
                       body=TemplateBody, answer=PromptText, runs_a_model=True),
+            HttpRoute("POST", "/v1/messages/count_tokens", self._count, "tokenize", "The number of tokens of Anthropic's messages",
+                      body=CountTokensBody, answer=MessageTokens, runs_a_model=True, takes_images=True),
         )  # fmt: skip
 
     async def _tokenize(self, call: HttpCall) -> None:
@@ -89,18 +104,33 @@ class TokenRoutes:
     async def _apply_template(self, call: HttpCall) -> None:
         await self._answer_text(call, to_render(call.read(_TEMPLATE)))
 
+    async def _count(self, call: HttpCall) -> None:
+        asked = await self._admit_images(anthropic_request.to_request(call.read(anthropic_request.COUNT_DIALECT)), call.images)
+        estimate = request_validation.admit(asked).likely_prompt_tokens
+        # Only an answer counts images exactly.
+        texts = tuple(replace(one, content=one.content or "image", images=()) if one.images else one for one in asked.messages)
+        async with self._converting(call, Tokenize(asked.model or ModelName(""), texts, asked.tools)) as running:
+            counted = await running.count()
+        images = sum(image_tokens.likely_tokens(image) for message in asked.messages for image in message.images)
+        await call.answer(MessageTokens(estimate if counted is None else counted + images))
+
     async def _answer_text(self, call: HttpCall, request: Conversion) -> None:
         _, content = await self._convert(call, request)
         await call.answer(PromptText(content.decode("utf-8", "replace")))
 
     async def _convert(self, call: HttpCall, request: Conversion) -> tuple[ActiveConversion, bytes]:
+        async with self._converting(call, request) as running:
+            return running, await running.read()
+
+    @asynccontextmanager
+    async def _converting(self, call: HttpCall, request: Conversion) -> AsyncIterator[ActiveConversion]:
         call.refuse_idempotency_key()
         conversion = self._pipeline.convert(
             call.caller, request, seconds=self._pipeline.most_seconds, forbids_external=call.forbids_external
         )
         async with conversion as running:
             call.add_headers(answer_delivery.headers(running))
-            return running, await running.read()
+            yield running
 
 
 def to_render(body: TemplateBody) -> RenderChat:

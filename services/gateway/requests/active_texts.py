@@ -20,7 +20,16 @@ from shared import errors
 from shared.api import embedding, inference
 from shared.api.embedding import Embed, Embedded, EmbeddingInput, EmbeddingRequest, EmbeddingResult, RankingRequest, Vectors
 from shared.api.generation import Usage
-from shared.api.inference import MAX_CONVERTED_BYTES, Conversion, Converted, ConvertedPart, Moderate, Moderated, ModerationVerdict
+from shared.api.inference import (
+    MAX_CONVERTED_BYTES,
+    TOKEN_BYTES,
+    Conversion,
+    Converted,
+    ConvertedPart,
+    Moderate,
+    Moderated,
+    ModerationVerdict,
+)
 
 #: Bytes of one number in a vector.
 NUMBER_BYTES = 4
@@ -194,6 +203,14 @@ class ActiveConversion(ActiveTexts):
     answers: AsyncGenerator[ConversionItem]
     #: The model's context; 0 if unknown.
     context_tokens = 0
+
+    async def count(self) -> int | None:
+        """Return the number of tokens; None if the model's server can't tell. Raises as ``read``."""
+        try:
+            return len(await self.read()) // TOKEN_BYTES
+        except errors.UnknownMethod:
+            self.delivered.complete = True
+            return None
 
     async def read(self) -> bytes:
         """Return token ids or a text. Raises ProtocolViolation for parts out of order, or too many."""

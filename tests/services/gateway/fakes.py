@@ -532,7 +532,7 @@ class RunningService:
             OpenAiRoutes(self.once, self._served),
             OpenAiEmbeddings(self.once),
             OpenAiModerations(self.pipeline),
-            TokenRoutes(self.pipeline),
+            TokenRoutes(self.pipeline, self.once),
             RerankRoute(self.pipeline),
             InfillRoute(self.once),
         )

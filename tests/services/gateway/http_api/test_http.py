@@ -111,7 +111,8 @@ async def test_a_compressed_body_is_a_415(http: httpx.AsyncClient) -> None:
 
 NEED_CREDENTIAL = [
     ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("POST", "/v1/embeddings"),
-    ("POST", "/v1/messages"), ("POST", "/v1/moderations"), ("POST", "/v1/tokenize"), ("POST", "/v1/detokenize"),
+    ("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/v1/moderations"), ("POST", "/v1/tokenize"), ("POST", "/v1/detokenize"),
     ("POST", "/v1/apply-template"), ("POST", "/v1/rerank"), ("POST", "/infill"),
     ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/api/inference"), ("POST", "/api/infer"),
     ("DELETE", "/api/inference"), ("POST", "/api/auth/api-keys"), ("GET", "/api/usage"), ("GET", "/api/quota"),
@@ -148,9 +149,7 @@ def test_a_route_without_an_access_rule_prevents_the_start() -> None:
         HttpRoute(verb="GET", path="/x", handler=handler, method="x", summary="x")
 
 
-@pytest.mark.parametrize(
-    "path", ["//v1/models", "/v1/models/", "/V1/models", "/v1/%6dodels", "/v1/models;x", "/v1/../v1/models", "/", "/admin"]
-)
+@pytest.mark.parametrize("path", ["//v1/models", "/v1/models/", "/V1/models", "/v1/%6dodels", "/v1/models;x", "/v1/../v1/models", "/admin"])
 async def test_other_spellings_of_a_path_are_not_found(running_service: RunningService, path: str) -> None:
     sent: list[Any] = []
 
@@ -162,6 +161,14 @@ async def test_other_spellings_of_a_path_are_not_found(running_service: RunningS
 
     await running_service.app()({"type": "http", "method": "GET", "path": path, "headers": []}, receive, send)
     assert sent[0]["status"] == 404
+
+
+async def test_the_root_answers_without_a_credential(running_service: RunningService) -> None:
+    """Claude Code looks with HEAD whether the server answers."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway") as http:
+        head, found = await http.head("/"), await http.get("/")
+        assert (head.status_code, head.content, found.status_code) == (200, b"", 200)
+        problem(await http.post("/"), 405, "method_not_allowed")
 
 
 async def test_wrong_verb_and_unknown_path(http: httpx.AsyncClient) -> None:
@@ -200,7 +207,7 @@ async def test_the_base_url_has_the_address_that_the_client_uses(http: httpx.Asy
 
 
 async def test_a_path_that_is_no_route_gets_no_base_url(http: httpx.AsyncClient) -> None:
-    for path in ("/", "/v1", "/v1/", "/v1/completion", "/v1/engines/x", "/" * 5000, "/x" * 3000):
+    for path in ("/v1", "/v1/", "/v1/completion", "/v1/engines/x", "/" * 5000, "/x" * 3000):
         assert problem(await http.get(f"http://gateway{path}"), 404, "not_found")["message"] == f"no route matches {path[:200]!r}"
 
 

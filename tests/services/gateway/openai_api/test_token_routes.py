@@ -1,6 +1,7 @@
 """Conversions of texts, chats and tokens: which callers may use them, which workers run them, and that they cost nothing."""
 
 import asyncio
+import base64
 from array import array
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from shared.types import ModelName, RequestStatus, Tier
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService
 from tests.services.gateway.guard.test_guarded_requests import CARD
+from tests.services.gateway.images.pictures import png
 
 CHAT = [{"role": "user", "content": "hi"}]
 
@@ -186,6 +188,76 @@ async def test_input_is_bounded_as_prompts_are(converting: Converting) -> None:
 async def test_an_idempotency_key_is_refused(converting: Converting) -> None:
     answer = await converting.post("tokenize", {"prompt": "x"}, **{"idempotency-key": "k" * 16})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
+
+
+# --- Anthropic's count ----------------------------------------------------------------------------------------------------
+
+COUNTED = {
+    "model": "smollm2",
+    "system": [{"type": "text", "text": "Be brief."}],
+    "messages": [{"role": "user", "content": "hi"}],
+    "tools": [{"name": "add", "input_schema": {"type": "object"}}],
+    "thinking": {"type": "enabled", "budget_tokens": 1024},
+}
+
+
+async def test_the_tokens_of_a_message_are_those_of_the_rendered_chat(converting: Converting) -> None:
+    answer = await converting.post("messages/count_tokens", COUNTED)
+    assert answer.json() == {"input_tokens": len("Be brief.\nhi")}
+    assert answer.headers["x-ratelimit-remaining-requests"] == "99"
+    row = converting.service.store.only_row
+    assert (row.status, row.tokens_used, row.cost_micro) == (RequestStatus.SUCCESS, 0, 0)
+    [request] = converting.one.received
+    assert request.messages == (ChatMessage("system", "Be brief."), ChatMessage("user", "hi"))
+    assert ([tool.name for tool in request.tools], request.add_generation_prompt, request.raw) == (["add"], True, False)
+
+
+async def test_images_count_by_their_estimate(converting: Converting) -> None:
+    data = base64.b64encode(png(1568, 1568, padding=2 * 1024 * 1024)).decode()
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [image]}
+    answer = await converting.post("messages/count_tokens", {**COUNTED, "messages": [{"role": "user", "content": [result]}]})
+    [request] = converting.one.received
+    text = "\n".join(message.content for message in request.messages)
+    assert not any(message.images for message in request.messages)
+    assert answer.json() == {"input_tokens": len(text) + 112 * 112 // 4 + 16}
+    only_image = {"messages": [{"role": "user", "content": [image]}]}
+    assert (await converting.post("messages/count_tokens", only_image)).json()["input_tokens"] > 112 * 112 // 4
+
+
+async def test_a_server_that_tells_no_tokens_gets_the_estimate_of_the_limits(converting: Converting) -> None:
+    converting.one.fails_with = errors.UnknownMethod("smollm2 runs in another program, whose tokens this worker does not know")
+    answer = await converting.post("messages/count_tokens", {**COUNTED, "messages": [{"role": "user", "content": "x" * 3000}]})
+    assert answer.status_code == 200, answer.text
+    likely = 1000 + 2 * 16 + 64
+    assert likely <= answer.json()["input_tokens"] < likely + 20
+    row = converting.service.store.only_row
+    assert (row.status, row.error_code, row.tokens_used) == (RequestStatus.SUCCESS, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body", "refused"),
+    [
+        ("POST", "messages/count_tokens", {**COUNTED, "model": "nothing"}, (404, "not_found_error")),
+        ("POST", "messages/count_tokens", {**COUNTED, "messages": []}, (400, "invalid_request_error")),
+        ("POST", "messages/count_tokens", {"system": "x" * 20_000_000}, (413, "request_too_large")),
+        ("GET", "messages/count_tokens", None, (405, "invalid_request_error")),
+        ("POST", "messages/batches", COUNTED, (404, "not_found_error")),
+        ("GET", "messages", None, (405, "invalid_request_error")),
+    ],
+)
+async def test_errors_below_messages_have_anthropics_form(
+    converting: Converting, verb: str, path: str, body: Any, refused: tuple[int, str]
+) -> None:
+    answer = await converting.http.request(verb, f"/v1/{path}", json=body)
+    found = answer.json()
+    assert (answer.status_code, found["type"], found["error"]["type"]) == (refused[0], "error", refused[1])
+    assert found["request_id"] == answer.headers["x-request-id"]
+
+
+async def test_an_unknown_key_gets_anthropics_form_too(converting: Converting) -> None:
+    answer = await converting.post("messages/count_tokens", COUNTED, authorization="Bearer nobody")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
 
 
 # --- callers --------------------------------------------------------------------------------------------------------------
