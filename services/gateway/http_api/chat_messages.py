@@ -151,6 +151,12 @@ class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fie
     function: NamedFunction
 
 
+class NamedCustomTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="custom"):
+    """A tool of a type that is never offered."""
+
+    custom: NamedFunction
+
+
 class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mode: Literal["auto", "required"]
     tools: tuple[NamedTool, ...]
@@ -168,7 +174,7 @@ class SchemaBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strict: bool | None = None
 
 
-ToolChoiceBody: TypeAlias = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice
+ToolChoiceBody: TypeAlias = Literal["none", "auto", "required"] | NamedTool | NamedCustomTool | AllowedToolsChoice
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -190,7 +196,7 @@ def chosen_tools(tools: Sequence[ToolBody], choice: ToolChoiceBody | None) -> Ch
     ensure_count("tools", tools, MAX_TOOLS)
     known = tuple(tool(body.function.name, body.function.description, body.function.parameters) for body in tools)
     match choice:
-        case NamedTool(function=named):
+        case NamedTool(function=named) | NamedCustomTool(custom=named):
             return choose_of(known, (named.name,), "required")
         case AllowedToolsChoice(allowed_tools=allowed):
             return choose_of(known, tuple(one.function.name for one in allowed.tools), allowed.mode)

@@ -73,7 +73,7 @@ CHAT: Rules = {
     "verbosity": _ignored("say in the prompt how long the answer should be"),
     "audio": ParameterRule("is not supported; models only generate text"),
     "prediction": _ignored("it only makes answers faster, not different"),
-    "web_search_options": ParameterRule("is not supported; offer a tool that searches the web"),
+    "web_search_options": _ignored("offer a tool that searches the web"),
 }
 
 COMPLETIONS: Rules = {"user": _USER, "stream_options.include_obfuscation": _OBFUSCATION}
