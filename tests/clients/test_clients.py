@@ -1,8 +1,12 @@
 """Clients and frameworks as users install them, each in its own environment, against a whole stack with the default model.
 
 Each program requests a chat, a stream, a forced tool call and, if its client can, embeddings and structured output; it fails at the
-first wrong answer. The programs in GUARDED also read answers with masked words, and answers that are refused at their first word. The
-packages come from the machine's indexes, pinned by hash. To renew the pins:
+first wrong answer. The programs in GUARDED also read answers with masked words, and answers that are refused at their first word.
+
+Each client in CHECKS also has a folder of checks: one for each field, event and helper that its own types and documentation name, with a
+scripted model. What is refused is listed there, with the reason. A field of a later version that has no check fails.
+
+The packages come from the machine's indexes, pinned by hash. To renew the pins:
 
     echo PACKAGES | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
     npm update --package-lock-only --omit-lockfile-registry-resolved
@@ -11,6 +15,7 @@ LiteLLM 1.106 imports `mcp` for tools without requiring it, so its pins name bot
 """
 
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -19,13 +24,20 @@ from pathlib import Path
 import pytest
 
 from tests import people
+from tests.clients import scripted_model
 from tests.stacks import RunningStack
 
 HERE = Path(__file__).parent
 INSTALL_SECONDS, RUN_SECONDS = 600, 300
 PYTHON = sorted(path.stem for path in (HERE / "requirements").glob("*.txt"))
-NODE = sorted(path.name for path in (HERE / "node").glob("*.js"))
+NODE = sorted(path.name for path in (HERE / "node").glob("*.js") if path.name != "checklist.js")
 GUARDED = {"langchain", "ai-sdk.js"}
+#: Client -> the number of its checks.
+CHECKS = {
+    "openai": 77,
+}
+#: The most features that a client has and that we refuse.
+MAX_REFUSED = 3
 #: The policy of a key; its pattern matches any word.
 POLICY = """\
   key:{key}:
@@ -36,7 +48,7 @@ POLICY = """\
 #: Output shown of a failed command; a traceback fits.
 SHOWN_CHARACTERS = 4000
 
-pytestmark = pytest.mark.timeout(INSTALL_SECONDS + RUN_SECONDS + 100)
+pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 2 * RUN_SECONDS + 100)
 
 
 async def make_guarded_keys(stack: RunningStack, place: Path) -> dict[str, str]:
@@ -50,11 +62,15 @@ async def make_guarded_keys(stack: RunningStack, place: Path) -> dict[str, str]:
     return {"MASKED_API_KEY": keys["mask"].secret, "REFUSED_API_KEY": keys["refuse"].secret}
 
 
-async def run(stack: RunningStack, place: Path, seconds: float, *command: str, **more: str) -> None:
+async def run(stack: RunningStack, place: Path, seconds: float, *command: str, **more: str) -> str:
+    """Run a command as a user and return its output. Fail if it does."""
     mine = {
         "OPENAI_BASE_URL": stack.url("gateway") + "/v1",
+        "ANTHROPIC_BASE_URL": stack.url("gateway"),
+        "ANTHROPIC_API_KEY": stack.api_key,
         "OPENAI_API_KEY": stack.api_key,
         "MODEL": "smollm2",
+        "SCRIPTED_MODEL": scripted_model.MODEL,
         "HOME": str(place),
         "LITELLM_LOCAL_MODEL_COST_MAP": "true",
     }
@@ -68,13 +84,29 @@ async def run(stack: RunningStack, place: Path, seconds: float, *command: str, *
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert process.returncode == 0, output.decode("utf-8", "replace")[-SHOWN_CHARACTERS:]
+    text = output.decode("utf-8", "replace")
+    assert process.returncode == 0, text[-SHOWN_CHARACTERS:]
+    return text
+
+
+def ensure_complete(name: str, output: str) -> None:
+    """Fail if a client has another number of checks than CHECKS says, or more that is refused than MAX_REFUSED."""
+    ended = json.loads(output.splitlines()[-1])
+    print(name, ended)
+    assert ended["checks"] == CHECKS[name]
+    assert len(ended["refused"]) <= MAX_REFUSED
+
+
+def test_every_folder_of_checks_is_run() -> None:
+    python = {path.parent.name for path in HERE.glob("checks/*/__main__.py")}
+    assert set(CHECKS) == python | {f"{path.parent.name}.js" for path in HERE.glob("node/checks/*/main.js")}
 
 
 def test_every_python_client_has_a_program() -> None:
     assert sorted(path.stem.removesuffix("_python") for path in (HERE / "programs").glob("*.py")) == PYTHON
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", PYTHON)
 async def test_a_python_client(stack: RunningStack, tmp_path: Path, name: str) -> None:
     python, pins = str(tmp_path / "venv/bin/python"), str(HERE / "requirements" / f"{name}.txt")
@@ -96,12 +128,17 @@ async def test_a_python_client(stack: RunningStack, tmp_path: Path, name: str) -
     )
     keys = await make_guarded_keys(stack, tmp_path) if name in GUARDED else {}
     await run(stack, tmp_path, RUN_SECONDS, python, str(HERE / "programs" / f"{name}_python.py"), **keys)
+    if name in CHECKS:
+        output = await run(stack, tmp_path, RUN_SECONDS, python, "-m", f"checks.{name}", PYTHONPATH=str(HERE))
+        ensure_complete(name, output)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", NODE)
 async def test_a_node_client(stack: RunningStack, tmp_path: Path, name: str) -> None:
-    for file in ("package.json", "package-lock.json", name):
-        shutil.copy(HERE / "node" / file, tmp_path)
+    shutil.copytree(HERE / "node", tmp_path, dirs_exist_ok=True)
     await run(stack, tmp_path, INSTALL_SECONDS, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
     keys = await make_guarded_keys(stack, tmp_path) if name in GUARDED else {}
     await run(stack, tmp_path, RUN_SECONDS, "node", name, **keys)
+    if name in CHECKS:
+        ensure_complete(name, await run(stack, tmp_path, RUN_SECONDS, "node", f"checks/{name.removesuffix('.js')}/main.js"))
