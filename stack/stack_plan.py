@@ -20,6 +20,7 @@ import msgspec
 
 from shared import addresses, model_folder
 from shared.api.recovery import BackupState
+from shared.types import Tier
 from stack import stack_home as homes
 from stack.ports import WantedPort
 from stack.secret_files import DATABASE_ROLES, POSTGRES_ADMIN
@@ -169,6 +170,9 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
             # If other machines can reach the stack, registration is closed.
             "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
             "BACKUP_STATE": backup_state(settings, recorded),
+            # Coding agents send more requests than strangers may.
+            "INVITED_TIER": Tier.ENTERPRISE.value,
+            "OIDC_TIER": Tier.ENTERPRISE.value,
         }
         environment = {**defaults, **_nats_login_files(home, settings), **environment}
     if service in ("auth", "gateway"):
@@ -181,7 +185,8 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service == "inference":
         environment = {"MODEL_STORE": str(home.models), **_without_other_backends(environment, settings.backend)}
     if service == "gateway":
-        environment = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), **_default_model(home, settings, recorded), **environment}
+        defaults = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), "TIER_ENTERPRISE": "concurrency=32"}
+        environment = {**defaults, **_default_model(home, settings, recorded), **environment}
     if service == "web":
         environment = {**_gateway_for_web(settings), **environment}
     return environment

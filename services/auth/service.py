@@ -53,7 +53,9 @@ class AuthService:
             ca = MeshCa.load(settings, node, wired.members)
             if ca is not None:
                 await ca.begin()
-            oidc = await stack.enter_async_context(OidcDependencies.open(settings, opened.cache, OidcStore(opened.database, wired.trail)))
+            oidc = await stack.enter_async_context(
+                OidcDependencies.open(settings, opened.cache, OidcStore(opened.database, wired.trail, settings.oidc_tier))
+            )
             logins = service._logins = wired.nats_logins()
             handlers, work = wired.connect(ca, oidc, logins)
             # In its own group, so these tasks end before what they use is closed.

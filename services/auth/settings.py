@@ -12,7 +12,7 @@ from shared.api.recovery import BackupState
 from shared.config import Port, Variable
 from shared.identity import node_keys
 from shared.node.settings import Migrate
-from shared.types import UserRole
+from shared.types import Tier, UserRole
 
 
 class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
@@ -45,6 +45,9 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
             on_all_replicas=True,
         ),
     ] = False
+    invited_tier: Annotated[
+        Tier, Variable("INVITED_TIER", "tier of users that an administrator invites to the mesh or adds; `make up` sets enterprise")
+    ] = Tier.FREE
     organisations_per_user: Annotated[
         int,
         Meta(ge=0, le=1_000),
@@ -106,6 +109,9 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     oidc_roles: Annotated[
         dict[str, UserRole], Variable("OIDC_ROLES", 'the role of each group, as JSON: {"ml-team": "developer"}; others are users')
     ] = field(default_factory=dict)
+    oidc_tier: Annotated[
+        Tier, Variable("OIDC_TIER", "tier of accounts that log in with the provider or IAP, once; `make up` sets enterprise")
+    ] = Tier.FREE
     oidc_ca_file: Annotated[Path | None, Variable("OIDC_CA_FILE", "the CA of the provider's certificate, if it is a private one")] = None
 
     iap_audience: Annotated[

@@ -132,8 +132,10 @@ class AccountTables(AuthTables):
         row = await self._db.row("find_inviter", token_hash)
         return None if row is None else (UserId(row["invited_by"]), TenantId(row["organisation_id"]))
 
-    async def add_user(self, transaction: database.Transaction, username: str, email: str, password_hash: str) -> User:
-        row = await transaction.row("add_user", uuid4(), username, email, password_hash)
+    async def add_user(
+        self, transaction: database.Transaction, username: str, email: str, password_hash: str, tier: Tier = Tier.FREE
+    ) -> User:
+        row = await transaction.row("add_user", uuid4(), username, email, password_hash, tier.value)
         assert row is not None  # an INSERT without a condition returns its row
         return _user(row)
 

@@ -165,6 +165,15 @@ def test_registration_is_open_only_on_loopback(home: StackHome, overrides: dict[
     assert _environments(_plan(home, ALLOW_PLAIN_HTTP="true", **overrides))["auth"]["OPEN_REGISTRATION"] == is_open
 
 
+def test_people_who_are_let_in_have_room_for_coding_agents(home: StackHome) -> None:
+    found = _environments(_plan(home))
+    assert (found["auth"]["INVITED_TIER"], found["auth"]["OIDC_TIER"]) == ("enterprise", "enterprise")
+    assert found["gateway"]["TIER_ENTERPRISE"] == "concurrency=32"
+    chosen = _environments(_plan(home, INVITED_TIER="free", OIDC_TIER="pro", TIER_ENTERPRISE="concurrency=500"))
+    assert (chosen["auth"]["INVITED_TIER"], chosen["auth"]["OIDC_TIER"]) == ("free", "pro")
+    assert chosen["gateway"]["TIER_ENTERPRISE"] == "concurrency=500"
+
+
 @pytest.mark.parametrize(
     ("overrides", "recorded", "state"),
     [

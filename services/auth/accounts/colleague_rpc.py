@@ -114,7 +114,11 @@ class ColleagueRpc(AuthHandlers):
                 return None
             raise membership_rules.why_not_accepted(known, datetime.now(UTC))
         await self._record(transaction, accepted, user)
-        return msgspec.structs.replace(user, role=accepted.role)
+        tier = user.tier
+        if await transaction.run("set_first_tier", user.id, self._settings.invited_tier.value):
+            tier = self._settings.invited_tier
+            await self._trail.add(transaction, audit_records.done_by("user.tier", user.id, target=user.id, before=user.tier, after=tier))
+        return msgspec.structs.replace(user, role=accepted.role, tier=tier)
 
     async def _record(self, transaction: "Transaction", accepted: AcceptedInvitation, user: auth.User) -> None:
         before, after = accepted.role_before, accepted.role

@@ -18,7 +18,7 @@ from shared.api.usage_report import UserUsage
 from shared.mail.mailer import Mailer
 from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
-from shared.types import TenantId, UserId
+from shared.types import TenantId, Tier, UserId
 
 _MOST_USERS_LISTED = 1000
 _MOST_DAYS = 3650
@@ -48,7 +48,8 @@ class UserRpc(AuthHandlers):
         # Before the transaction, which already has a connection: waiting for a second one could exhaust the pool.
         inviter = await self._find_inviter(request) if by is None else None
         async with self._store.adding_user() as transaction:
-            user = await self._store.add_user(transaction, data.username, data.email, password_hash)
+            tier = Tier.FREE if by is None else self._settings.invited_tier
+            user = await self._store.add_user(transaction, data.username, data.email, password_hash, tier)
             if inviter is not None:
                 # As late as possible: failed attempts must not use up the inviter's limit. Limited rolls the user back.
                 await self._limits.charge_inviter(*inviter)

@@ -11,7 +11,7 @@ from services.auth.oidc.account_provisioning import FoundAccounts, Identity, Nam
 from shared.api.accounts import OidcLink
 from shared.mail import letters
 from shared.stores import database
-from shared.types import UserId, UserRole
+from shared.types import Tier, UserId, UserRole
 
 #: Unique constraint -> what it makes unique.
 _TAKEN = {"users_username_key": NameTaken.USERNAME, "users_email_key": NameTaken.EMAIL, "oidc_identities_pkey": NameTaken.IDENTITY}
@@ -20,9 +20,10 @@ _TAKEN = {"users_username_key": NameTaken.USERNAME, "users_email_key": NameTaken
 class OidcStore:
     """``account_provisioning.IdentityStore`` on PostgreSQL."""
 
-    def __init__(self, db: database.Database, trail: AuditTrail) -> None:
+    def __init__(self, db: database.Database, trail: AuditTrail, first_tier: Tier = Tier.FREE) -> None:
         self._db = db
         self._trail = trail
+        self._first_tier = first_tier
 
     async def find(self, identity: Identity) -> FoundAccounts:
         row = await self._db.row("find_oidc_user", identity.issuer, identity.subject, _email(identity))
@@ -33,8 +34,12 @@ class OidcStore:
         user_id = UserId(uuid4())
         try:
             async with self._db.transaction() as transaction:
-                await transaction.run("add_oidc_user", user_id, username, email, role.value, identity.issuer, identity.subject)
-                act = audit_records.done_by("user.register", user_id, target=user_id, issuer=identity.issuer, role=role)
+                await transaction.run(
+                    "add_oidc_user", user_id, username, email, role.value, self._first_tier.value, identity.issuer, identity.subject
+                )
+                act = audit_records.done_by(
+                    "user.register", user_id, target=user_id, issuer=identity.issuer, role=role, tier=self._first_tier
+                )
                 await self._trail.add(transaction, act)
         except database.UniqueViolation as error:
             taken = _TAKEN.get(str(error.constraint_name))
@@ -50,6 +55,9 @@ class OidcStore:
                 # The subject may be an email address, so it goes into the details, which can be erased.
                 act = audit_records.done_by("oidc.link", user_id, target=user_id, issuer=identity.issuer, subject=identity.subject)
                 await self._trail.add(transaction, act)
+                if await transaction.run("set_first_tier", user_id, self._first_tier.value):
+                    act = audit_records.done_by("user.tier", user_id, target=user_id, after=self._first_tier, issuer=identity.issuer)
+                    await self._trail.add(transaction, act)
         return bool(linked)
 
     async def note_login(self, user_id: UserId, identity: Identity, role: UserRole | None) -> None:

@@ -7,11 +7,11 @@ SELECT
 -- name: add_oidc_user
 -- Add a user without a password, with their identity. Anything taken is a unique violation.
 WITH made AS (
-    INSERT INTO users (id, username, email, role) VALUES ($1, $2, $3, $4)
+    INSERT INTO users (id, username, email, role, subscription_tier) VALUES ($1, $2, $3, $4, $5)
     RETURNING id, email
 )
 INSERT INTO oidc_identities (issuer, subject, user_id, email, last_login_at)
-SELECT $5, $6, made.id, made.email, now() FROM made;
+SELECT $6, $7, made.id, made.email, now() FROM made;
 
 -- name: link_oidc_identity
 -- Link an identity, unless it is linked already.

@@ -1,13 +1,13 @@
 -- name: add_user
 -- Add a user; anything taken is a unique violation.
-INSERT INTO users (id, username, email, password_hash)
-VALUES ($1, $2, $3, $4)
+INSERT INTO users (id, username, email, password_hash, subscription_tier)
+VALUES ($1, $2, $3, $4, $5)
 RETURNING id, username, email, role, subscription_tier, is_active, created_at;
 
 -- name: add_first_admin
 -- Add the administrator, unless there is one; concurrent replicas add one.
 INSERT INTO users (id, username, email, password_hash, role, subscription_tier)
-SELECT $1, $2, $3, $4, 'admin', 'pro'
+SELECT $1, $2, $3, $4, 'admin', 'enterprise'
 WHERE NOT EXISTS (SELECT 1 FROM users WHERE role = 'admin')
 ON CONFLICT DO NOTHING
 RETURNING id;
@@ -65,6 +65,10 @@ ORDER BY 1;
 -- Set a user's tier.
 UPDATE users SET subscription_tier = $2 WHERE id = $1
 RETURNING id, username, email, role, subscription_tier, is_active, created_at;
+
+-- name: set_first_tier
+-- Set the tier of a user who has that of public registration; another one is an administrator's choice.
+UPDATE users SET subscription_tier = $2 WHERE id = $1 AND subscription_tier = 'free' AND $2 <> 'free';
 
 -- name: set_role
 -- Set a user's role.

@@ -454,7 +454,7 @@ async def test_the_first_administrator_is_created_once(settings: AuthSettings) -
 
     started = await asyncio.gather(*(start(ADMIN_PASSWORD) for _ in range(5)))
     assert len({user.id for user in started}) == 1
-    assert (started[0].role, started[0].tier) == (UserRole.ADMIN, Tier.PRO)
+    assert (started[0].role, started[0].tier) == (UserRole.ADMIN, Tier.ENTERPRISE)
     assert await start("another good password") == started[0]
 
 

@@ -103,7 +103,7 @@ async def test_one_of_twenty_concurrent_starts_creates_the_administrator(store: 
     assert (await asyncio.gather(*(store.ensure_first_admin("hash") for _ in range(20)))).count(True) == 1
     assert await store.has_admin()
     admin = await store.get_user_called("admin")
-    assert (admin.role, admin.tier, admin.email) == (UserRole.ADMIN, Tier.PRO, "admin@localhost")
+    assert (admin.role, admin.tier, admin.email) == (UserRole.ADMIN, Tier.ENTERPRISE, "admin@localhost")
 
 
 async def test_a_key_can_be_revoked_once(store: AccountTables) -> None:

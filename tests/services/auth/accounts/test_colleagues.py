@@ -16,7 +16,7 @@ from shared import errors
 from shared.api import audit, auth, organizations
 from shared.api.auth import ClientFacts
 from shared.api.organizations import InvitedColleague
-from shared.types import Credential, Peer, Role, UserRole
+from shared.types import Credential, Peer, Role, Tier, UserRole
 from tests.services.auth import by_hand
 from tests.services.auth.surroundings import CLIENT, PASSWORD, Surroundings
 
@@ -109,6 +109,43 @@ async def test_open_registration_without_the_code_gives_no_role_and_the_code_rai
     assert {str(error.message) for error in refused} == {"this invitation was already used"}
     with pytest.raises(errors.NotFound, match="there is no such invitation"):
         await accept(world, "x" * 43, token)
+
+
+async def test_people_that_an_administrator_invites_or_adds_get_a_tier(settings: AuthSettings) -> None:
+    """Coding agents send more requests than a free account may."""
+    world = Surroundings()
+    chosen = msgspec.structs.replace(settings, invited_tier=Tier.ENTERPRISE)
+    async with AuthService.open(chosen, world.as_node()) as world.service:
+        assert (await register(world, None, "eve", "eve@example.com")).tier is Tier.FREE, "public registration"
+        assert (await register(world, (await invite(world)).token)).tier is Tier.ENTERPRISE
+        assert (await world.login("ben")).user.tier is Tier.ENTERPRISE
+        data = auth.UserData("ann", "ann@example.com", PASSWORD)
+        assert (await world.administer(auth.register_user, auth.RegisterUser(data))).tier is Tier.ENTERPRISE
+        # They have an account before they accept; an administrator's choice stays.
+        for name, before, after in (("cid", Tier.FREE, Tier.ENTERPRISE), ("dan", Tier.PRO, Tier.PRO)):
+            code = (await invite(world, f"{name}@example.com")).token
+            await register(world, None, name, f"{name}@example.com")
+            await world.administer(auth.set_tier, auth.SetTier(name, before))
+            token = (await world.login(name)).access_token
+            assert (await accept(world, code, token)).tier is after
+            assert (await world.login(name)).user.tier is after
+        tiers = [row.act.details for row in await rows(world) if row.act.action == "user.tier" and row.act.details.get("after") != "pro"]
+        assert [details["after"] for details in tiers].count("enterprise") == 2, "the invitations of ben and cid"
+
+
+async def test_an_invitation_to_an_organization_leaves_the_tier(settings: AuthSettings) -> None:
+    """Any user may found one and invite to it."""
+    world = Surroundings()
+    chosen = msgspec.structs.replace(settings, invited_tier=Tier.ENTERPRISE)
+    async with AuthService.open(chosen, world.as_node()) as world.service:
+        await world.register("eve")
+        login = (await world.login("eve")).access_token
+        team = await world.ask(organizations.create_organisation, organizations.CreateOrganization("Lab"), login)
+        code = await world.ask(organizations.invite_member, organizations.InviteMember(team.id, EMAIL), login)
+        ben = await register(world, code.token)
+        token = (await world.login("ben")).access_token
+        await world.ask(organizations.accept_invitation, organizations.AcceptInvitation(code.token), token)
+        assert (ben.tier, (await world.login("ben")).user.tier) == (Tier.FREE, Tier.FREE)
 
 
 async def test_an_invitation_never_lowers_a_role(world: Surroundings) -> None:

@@ -15,7 +15,7 @@ from services.auth.oidc.oidc_store import OidcStore
 from shared import errors
 from shared.api.audit import AuditedAct
 from shared.stores.database import Database
-from shared.types import UserId, UserRole
+from shared.types import Tier, UserId, UserRole
 from tests.services.auth import by_hand
 from tests.services.auth.oidc.real_provider import PEOPLE, REDIRECT_URI, SECRET, Browser, real_provider
 from tests.services.auth.oidc.surroundings import AUTH, OpenOidc
@@ -87,6 +87,30 @@ async def test_an_identity_opens_one_account(links: OidcStore) -> None:
     assert await links.link(user_id, third)
     assert not await links.link(other, third)
     assert (await links.find(third)).known == user_id
+
+
+async def test_a_login_at_the_provider_gives_a_free_account_its_tier_once(
+    postgres_url: str, acts: list[AuditedAct], links: OidcStore
+) -> None:
+    async def tier_of(user_id: UserId) -> str:
+        return str(await by_hand.value(postgres_url, "SELECT subscription_tier FROM auth.users WHERE id = $1", user_id))
+
+    free, chosen = await add(links), await add(links, "bob", Identity("https://a", "2", "bob@example.com"))
+    assert await tier_of(free) == "free", "the setting's default"
+    await by_hand.run(postgres_url, "UPDATE auth.users SET subscription_tier = 'pro' WHERE id = $1", chosen)
+    async with Database.open(postgres_url, schema="auth", package=AUTH) as db:
+        links = OidcStore(db, Kept(acts), Tier.ENTERPRISE)
+        new = Identity("https://a", "3", "cid@example.com")
+        made = await add(links, "cid", new)
+        assert await tier_of(made) == "enterprise"
+        for number, user_id in enumerate((free, chosen)):
+            await links.link(user_id, Identity("https://b", str(number), None))
+        assert (await tier_of(free), await tier_of(chosen)) == ("enterprise", "pro")
+        assert [(act.target, act.details["after"]) for act in acts if act.action == "user.tier"] == [(str(free), "enterprise")]
+        # An administrator limits an account; the next login leaves it so.
+        await by_hand.run(postgres_url, "UPDATE auth.users SET subscription_tier = 'free' WHERE id = $1", made)
+        await links.note_login(made, new, None)
+        assert await tier_of(made) == "free"
 
 
 async def test_a_login_records_the_current_address(links: OidcStore, postgres_url: str) -> None:
