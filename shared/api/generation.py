@@ -132,6 +132,20 @@ class ReasoningEffort(StrEnum):
     HIGH = "high"
     XHIGH = "xhigh"
 
+    @classmethod
+    def _missing_(cls, value: object) -> "ReasoningEffort | None":
+        # Another name of the same, at Anthropic, DeepSeek and GLM.
+        return cls.XHIGH if value == "max" else None
+
+    @classmethod
+    def of_tokens(cls, tokens: int) -> "ReasoningEffort":
+        """Return the effort that allows so many tokens of thoughts."""
+        return next((effort for effort, most in THOUGHT_TOKENS.items() if tokens <= most), cls.HIGH) if tokens else cls.NONE
+
+
+#: The most tokens of thoughts; an effort without a number has no limit.
+THOUGHT_TOKENS = {ReasoningEffort.LOW: 1024, ReasoningEffort.MEDIUM: 8192}
+
 
 class FormatKind(StrEnum):
     #: Any JSON object.

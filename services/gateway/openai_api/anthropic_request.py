@@ -1,14 +1,15 @@
 """Parses requests to Anthropic's Messages API. Pure."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
 
 from services.gateway.http_api import chat_messages, parameters
 from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonObject, TextPart
 from services.gateway.http_api.tolerant_json import BodyDialect
+from services.gateway.openai_api import reasoning_words
+from services.gateway.openai_api.reasoning_words import ThinkingBody
 from services.gateway.request_validation import MAX_PARTS, MAX_STOPS, BadField, ensure_count
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, MaxTokens, ReasoningEffort, Temperature, ToolCall, TopK, TopP
@@ -88,21 +89,13 @@ class MessagesToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     disable_parallel_tool_use: bool = False
 
 
-class ThinkingBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
-    #: Up to 1,024 is low effort, up to 8,192 medium, above high.
-    budget_tokens: Annotated[int, Meta(ge=1)] | None = None
-    #: ``omitted`` leaves thoughts out of the answer.
-    display: str | None = None
-
-
 class SchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["json_schema"]
     schema: JsonObject
 
 
 class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    effort: ReasoningEffort | None = None
     format: SchemaFormat | None = None
 
 
@@ -138,15 +131,10 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def effort(self) -> ReasoningEffort | None:
-        if self.thinking.type == "disabled":
-            return ReasoningEffort.NONE
-        if (budget := self.thinking.budget_tokens) is not None:
-            return next((effort for most, effort in _BUDGETS.items() if budget <= most), ReasoningEffort.HIGH)
-        chosen = self.output_config.effort
-        return None if chosen is None else ReasoningEffort.XHIGH if chosen == "max" else ReasoningEffort(chosen)
+        thinking = self.thinking
+        return reasoning_words.effort_of(thinking.is_on, budget=thinking.budget_tokens, effort=self.output_config.effort)
 
 
-_BUDGETS = {1024: ReasoningEffort.LOW, 8192: ReasoningEffort.MEDIUM}
 Block = TypeVar("Block")
 _ROLE_OF = {ToolUseBlock: "assistant", ToolResultBlock: "user", ThinkingBlock: "assistant"}
 

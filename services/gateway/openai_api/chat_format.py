@@ -172,7 +172,7 @@ _NOTHING = Delta()
 
 class ChatFormat(response_formats.AnswerFormat):
     def __init__(self, chat: ChatBody) -> None:
-        self._gathered = [_GatheredChat(parallel_calls=chat.parallel_tool_calls) for _ in range(chat.n or 1)]
+        self._gathered = [_GatheredChat(chat) for _ in range(chat.n or 1)]
         self._with_logprobs = chat.logprobs
         self._include_usage = chat.include_usage
         #: Answers with at least one event.
@@ -231,10 +231,11 @@ class ChatFormat(response_formats.AnswerFormat):
 
 
 class _GatheredChat:
-    def __init__(self, *, parallel_calls: bool) -> None:
+    def __init__(self, chat: ChatBody) -> None:
         self._texts: list[str] = []
         self._reasoning: list[str] = []
-        self._parallel_calls = parallel_calls
+        self._parallel_calls = chat.parallel_tool_calls
+        self._shows_thoughts = chat.shows_thoughts
         #: None until the answer has a call.
         self._calls: CallParts | None = None
         self._logprobs: list[response_formats.TokenChoice] = []
@@ -245,10 +246,11 @@ class _GatheredChat:
             self._calls = self._calls or CallParts(parallel=self._parallel_calls)
             calls = tuple(map(response_formats.ToolCallDelta.of, self._calls.add(chunk)))
         self._texts.append(chunk.text)
-        self._reasoning.append(chunk.reasoning)
+        reasoning = chunk.reasoning if self._shows_thoughts else ""
+        self._reasoning.append(reasoning)
         if chunk.logprobs:
             self._logprobs += response_formats.logprobs_of(chunk.logprobs)
-        return Delta(content=chunk.text or None, reasoning_content=chunk.reasoning or None, tool_calls=calls)
+        return Delta(content=chunk.text or None, reasoning_content=reasoning or None, tool_calls=calls)
 
     def finish_reason(self, reason: FinishReason) -> str:
         return "tool_calls" if self._calls is not None and self._calls.calls and reason is FinishReason.STOP else finish_word(reason)

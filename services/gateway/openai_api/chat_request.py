@@ -9,6 +9,8 @@ from msgspec import Meta
 from services.gateway.http_api import chat_messages, parameters
 from services.gateway.http_api.chat_messages import ChatBodyMessage, JsonObject, ResponseFormat, ToolBody, ToolChoiceBody, json_text
 from services.gateway.http_api.tolerant_json import BodyDialect
+from services.gateway.openai_api import reasoning_words
+from services.gateway.openai_api.reasoning_words import OpenRouterReasoning, ThinkingBody, ThoughtTokens
 from services.gateway.request_validation import GUIDES, BadField
 from shared.api.gateway import MAX_CONVERSATION_CHARACTERS, InferenceRequest
 from shared.api.generation import (
@@ -81,12 +83,31 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tool_choice: ToolChoiceBody | None = None
     #: If false, an answer has at most one call.
     parallel_tool_calls: bool = True
-    #: How much a model that can think thinks before it answers.
+    #: How much a model that can think thinks before it answers. The others are OpenRouter's, Qwen's, and DeepSeek's with GLM and Kimi.
     reasoning_effort: ReasoningEffort | None = None
+    reasoning: OpenRouterReasoning = OpenRouterReasoning()
+    include_reasoning: bool = True
+    enable_thinking: bool | None = None
+    thinking_budget: ThoughtTokens | None = None
+    thinking: ThinkingBody = ThinkingBody("auto")
     #: Further variables of the model's chat template, at most 4 KiB.
     chat_template_kwargs: JsonObject | None = None
     #: Only ``conversation_id`` has an effect.
     metadata: dict[str, Any] | None = None
+
+    @property
+    def shows_thoughts(self) -> bool:
+        return self.include_reasoning and not self.reasoning.exclude
+
+    @property
+    def effort(self) -> ReasoningEffort | None:
+        reasoning, thinking = self.reasoning, self.thinking
+        budgets = (self.thinking_budget, thinking.budget_tokens, reasoning.max_tokens)
+        return reasoning_words.effort_of(
+            *(self.enable_thinking, thinking.is_on, reasoning.enabled),
+            budget=next((budget for budget in budgets if budget is not None), None),
+            effort=self.reasoning_effort or reasoning.effort,
+        )
 
 
 DIALECT = BodyDialect("chat", ChatBody, parameters.CHAT)
@@ -94,7 +115,6 @@ DIALECT = BodyDialect("chat", ChatBody, parameters.CHAT)
 
 def to_request(chat: ChatBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
-    ensure_streamed(chat)
     if chat.max_completion_tokens is not None and chat.max_tokens not in {None, chat.max_completion_tokens}:
         raise BadField("max_tokens", "and max_completion_tokens differ; send only one")
     tools, tool_choice = chat_messages.chosen_tools(chat.tools or (), chat.tool_choice)
@@ -107,6 +127,7 @@ def to_request(chat: ChatBody) -> InferenceRequest:
         format=request.format if chat.response_format is None else _json_format(chat.response_format, request.format),
         tools=tools,
         tool_choice=tool_choice,
+        reasoning_effort=chat.effort,
         chat_template_kwargs=json_text(chat.chat_template_kwargs) if chat.chat_template_kwargs else "",
         conversation_id=named_conversation(chat.metadata) if chat.metadata else None,
     )
@@ -120,12 +141,6 @@ def named_conversation(metadata: Mapping[str, Any]) -> str | None:
     if not isinstance(found, str) or not 0 < len(found) <= MAX_CONVERSATION_CHARACTERS:
         raise BadField("metadata.conversation_id", f"must be a text of 1 to {MAX_CONVERSATION_CHARACTERS} characters")
     return found
-
-
-def ensure_streamed(body: SamplingBody) -> None:
-    """Raise BadField for stream options without a stream."""
-    if body.stream_options is not None and not body.stream:
-        raise BadField("stream_options", "requires stream=true")
 
 
 def sampled_request(body: SamplingBody) -> InferenceRequest:

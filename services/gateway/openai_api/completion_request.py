@@ -55,7 +55,6 @@ def to_requests(body: CompletionBody) -> tuple[InferenceRequest, ...]:
         raise BadField("best_of", "must equal n; all answers are returned")
     if body.echo and body.logprobs is not None:
         raise BadField("echo", "and logprobs exclude each other: the engine has no logprobs for the prompt")
-    openai_chat.ensure_streamed(body)
     request = openai_chat.sampled_request(body)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     if body.suffix and body.echo:

@@ -251,8 +251,6 @@ DIALECT = BodyDialect("responses", ResponseBody, parameters.RESPONSES, {"input":
 
 def to_request(body: ResponseBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
-    if body.stream_options is not None and not body.stream:
-        raise BadField("stream_options", "requires stream=true")
     tools, tool_choice = response_tools.chosen(response_tools.offered(body.offered()), body.tool_choice)
     instructions = (ChatMessage("system", body.instructions),) if body.instructions else ()
     return InferenceRequest(

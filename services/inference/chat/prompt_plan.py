@@ -10,11 +10,9 @@ from services.inference.engine.engine_messages import PreparedPrompt, ThoughtBud
 from services.inference.jobs import GenerationJob
 from services.inference.structured_output import output_formats
 from shared import errors
-from shared.api.generation import ChatMessage, ReasoningEffort, Sampling, Tool, ToolChoice
+from shared.api.generation import THOUGHT_TOKENS, ChatMessage, ReasoningEffort, Sampling, Tool, ToolChoice
 from shared.api.inference import RenderChat
 
-#: Tokens of thoughts. An effort without a number has no limit.
-BUDGETS = {ReasoningEffort.LOW: 1024, ReasoningEffort.MEDIUM: 8192}
 _OFF = (ReasoningEffort.NONE, ReasoningEffort.MINIMAL)
 #: Templates with such a variable know three efforts.
 _VARIABLE = {ReasoningEffort.NONE: "low", ReasoningEffort.MINIMAL: "low", ReasoningEffort.XHIGH: "high"}
@@ -94,7 +92,7 @@ def budget_of(asked: Sampling, defaults: ReasoningDefaults, *, thinking: bool) -
     """Return the most tokens of thoughts; None for no limit."""
     if not thinking:
         return 0
-    return defaults.budget if asked.reasoning_effort is None else BUDGETS.get(asked.reasoning_effort)
+    return defaults.budget if asked.reasoning_effort is None else THOUGHT_TOKENS.get(asked.reasoning_effort)
 
 
 def _opens_thoughts(rendered: RenderedPrompt) -> bool:

@@ -279,7 +279,7 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x"}}
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice"), ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ({"output_config": {"formats": 1}}, "output_config.formats"),
         ({"thinking": True}, "thinking"), ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens"),
-        ({"thinking": {"type": "deep"}}, "thinking.type"), ({"output_config": {"effort": "minimal"}}, "output_config.effort"),
+        ({"thinking": {"type": "deep"}}, "thinking.type"), ({"output_config": {"effort": "ultra"}}, "output_config.effort"),
     ],
 )  # fmt: skip
 async def test_a_wrong_parameter_is_a_400_that_names_it(

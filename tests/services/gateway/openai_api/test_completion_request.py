@@ -220,7 +220,7 @@ async def test_log_probabilities_use_the_legacy_format(http: httpx.AsyncClient, 
         ({"best_of": 2}, "best_of"), ({"n": 2, "best_of": 1}, "best_of"), ({"suffix": "x", "echo": True}, "suffix"),
         ({"logprobs": 6}, "logprobs"),
         ({"logprobs": -1}, "logprobs"), ({"logprobs": True}, "logprobs"), ({"echo": True, "logprobs": 1}, "echo"), ({"echo": 1}, "echo"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"), ({"max_tokens": 0}, "max_tokens"), ({"messages": []}, "messages"),
+        ({"stream_options": True}, "stream_options"), ({"max_tokens": 0}, "max_tokens"), ({"messages": []}, "messages"),
         ({"tools": []}, "tools"), ({"temperature": 3}, "temperature"), ({"logit_bias": {"x": 1}}, "logit_bias"),
     ],
 )  # fmt: skip

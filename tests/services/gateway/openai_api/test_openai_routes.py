@@ -16,6 +16,7 @@ from shared.types import FinishReason, UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import USER, FakeWorker, RunningService, node_id
 from tests.services.gateway.http_answers import BEARER, CHAT, events, problem
+from tests.services.gateway.thinking import Thinks
 
 HINT = {"type": "ephemeral"}
 TOOL: dict[str, Any] = {
@@ -65,6 +66,28 @@ async def test_chat(http: httpx.AsyncClient, running_service: RunningService) ->
     assert body["id"] == f"chatcmpl-{row.id.hex}"
     assert answer.headers["x-ratelimit-limit-requests"] == "100"
     assert answer.headers["x-ratelimit-remaining-requests"] == "99"
+
+
+@pytest.mark.parametrize(
+    ("words", "is_shown"),
+    [({}, True), ({"reasoning": {"exclude": True}}, False), ({"include_reasoning": False}, False), ({"include_reasoning": True}, True)],
+)
+async def test_thoughts_are_left_out_if_the_caller_wants_none(
+    http: httpx.AsyncClient, running_service: RunningService, words: dict[str, Any], is_shown: bool
+) -> None:
+    running_service.add_worker(1, Thinks(), "smollm2")
+    message = (await http.post("/v1/chat/completions", json={**CHAT, **words})).json()["choices"][0]["message"]
+    assert (message["content"], message.get("reasoning_content")) == ("I look.", "Let me think." if is_shown else None)
+    *chunks, _ = events(await http.post("/v1/chat/completions", json={**CHAT, **words, "stream": True}))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == ("Let me think." if is_shown else "")
+    assert "".join(delta.get("content", "") for delta in deltas) == "I look."
+
+
+async def test_stream_options_have_no_effect_without_a_stream(http: httpx.AsyncClient) -> None:
+    for path, body in (("chat/completions", CHAT), ("completions", {"prompt": "hi"}), ("responses", {"input": "hi"})):
+        answer = await http.post(f"/v1/{path}", json={**body, "stream_options": {"include_usage": True}})
+        assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("include_usage", [True, False])
@@ -350,7 +373,7 @@ async def test_supported_parameters_are_accepted(http: httpx.AsyncClient, harmle
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "bad": 1}]}, "messages[0].bad"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}, "messages[0].content[0].text"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"), ({"model": 5}, "model"), ({"model": ""}, "model"),
+        ({"stream_options": True}, "stream_options"), ({"model": 5}, "model"), ({"model": ""}, "model"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "messages[0].content[0]"),
@@ -361,7 +384,7 @@ async def test_supported_parameters_are_accepted(http: httpx.AsyncClient, harmle
         ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [OTHER]}}}, "tool_choice"),
         ({"audio": {"voice": "x", "format": "wav"}}, "audio"), ({"modalities": ["text", "audio"]}, "modalities"),
         ({"functions": [{"name": "f"}]}, "functions"), ({"function_call": {"name": "f"}}, "function_call"), ({"metadata": 5}, "metadata"),
-        ({"reasoning_effort": 1}, "reasoning_effort"), ({"reasoning_effort": "max"}, "reasoning_effort"),
+        ({"reasoning_effort": 1}, "reasoning_effort"), ({"reasoning_effort": "ultra"}, "reasoning_effort"),
         ({"reasoning_effort": ["low"]}, "reasoning_effort"), ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
         ({"chat_template_kwargs": "{}"}, "chat_template_kwargs"), ({"chat_template_kwargs": {"a": "x" * 4089}}, "chat_template_kwargs"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),

@@ -237,10 +237,10 @@ async def test_formats_and_log_probabilities(http: httpx.AsyncClient, running_se
         ({"tools": [TOOL], "tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
         ({"reasoning": 5}, "reasoning"),
-        ({"reasoning": {"effort": "max"}}, "reasoning.effort"), ({"text": {"verbosity": "loud"}}, "text.verbosity"),
+        ({"reasoning": {"effort": "ultra"}}, "reasoning.effort"), ({"text": {"verbosity": "loud"}}, "text.verbosity"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"), ({"truncation": "auto"}, "truncation"),
         ({"max_output_tokens": 0}, "max_output_tokens"), ({"top_logprobs": 21}, "top_logprobs"), ({"metadata": {"a": 1}}, "metadata[...]"),
-        ({"messages": []}, "messages"), ({"prompt": {"id": "x"}}, "prompt"), ({"stream_options": {}}, "stream_options"),
+        ({"messages": []}, "messages"), ({"prompt": {"id": "x"}}, "prompt"), ({"stream_options": True}, "stream_options"),
     ],
 )  # fmt: skip
 async def test_a_wrong_parameter_is_a_400_that_names_it(
