@@ -9,12 +9,11 @@ import msgspec
 from cli.cli_context import CliContext
 from cli.output import credit_amounts, printing, watching
 from cli.output.printing import TableColumn
-from shared import api, errors
+from shared import api
 from shared.amounts import written
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
-    from shared.api.auth import ApiKeys
     from shared.api.gateway import LimitState, UserQuota
     from shared.api.usage_report import UserUsage
 
@@ -52,8 +51,8 @@ class UsageRow(msgspec.Struct, frozen=True):
 @click.pass_obj
 def usage(here: CliContext, /, *, as_json: bool) -> None:
     """Show your usage and cost by day and key, and your remaining quota."""
-    used, known, left = here.run(_fetch)
-    rows = _rows(used, known)
+    used, left = here.run(_fetch)
+    rows = _rows(used)
     if as_json:
         printing.show_json(
             {
@@ -75,13 +74,12 @@ def usage(here: CliContext, /, *, as_json: bool) -> None:
     _show_left(left)
 
 
-def _rows(used: "UserUsage", known: "ApiKeys") -> list[UsageRow]:
-    names = {key.id: key.name for key in known.keys}
+def _rows(used: "UserUsage") -> list[UsageRow]:
     return [
         UsageRow(
             date=day.date,
             api_key_id=None if day.api_key_id is None else str(day.api_key_id),
-            api_key_name=None if day.api_key_id is None else names.get(day.api_key_id),
+            api_key_name=day.api_key_name,
             request_count=day.request_count,
             tokens_used=day.tokens_used,
             cost_micro=day.cost_micro,
@@ -124,15 +122,9 @@ def _show_left(left: "UserQuota") -> None:
     printing.show_rows(left.limits, columns, as_json=False, empty="")
 
 
-async def _fetch(connection: "CliConnection") -> "tuple[UserUsage, ApiKeys, UserQuota]":
-    """Return the usage, the names of the keys (usage has only ids), and the quota."""
+async def _fetch(connection: "CliConnection") -> "tuple[UserUsage, UserQuota]":
     used = await connection.call(api.usage_report.get_user_usage, api.usage_report.GetUserUsage())
-    try:
-        known = await connection.call(api.auth.list_api_keys, api.auth.ListApiKeys())
-    except errors.NotAllowed:
-        # This key may read usage but not list keys, so show ids.
-        known = api.auth.ApiKeys(())
-    return used, known, await connection.call(api.gateway.get_user_quota, api.gateway.GetUserQuota())
+    return used, await connection.call(api.gateway.get_user_quota, api.gateway.GetUserQuota())
 
 
 @click.command()

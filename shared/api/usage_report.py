@@ -19,6 +19,8 @@ class DailyUsage(Body, frozen=True):
     request_count: int
     tokens_used: int
     cost_micro: MicroCredits = MicroCredits(0)
+    #: None also for a key whose name is no longer known.
+    api_key_name: str | None = None
 
 
 class UserUsage(Body, frozen=True):

@@ -153,14 +153,10 @@ def test_no_models(shell: Shell) -> None:
 def used(shell: Shell) -> Shell:
     """A mesh that has counted usage."""
     days = tuple(
-        DailyUsage(date(2026, 1, 2), key, request_count=4, tokens_used=50, cost_micro=MicroCredits(7_500))
-        for key in (KeyId(UUID(int=3)), KeyId(UUID(int=4 << 96)), None)
-    )
-    key = auth.ApiKey(
-        id=KeyId(UUID(int=3)), user_id=USER, name="laptop", preview="…", is_active=False, created_at=datetime(2026, 1, 2, tzinfo=UTC)
+        DailyUsage(date(2026, 1, 2), key, request_count=4, tokens_used=50, cost_micro=MicroCredits(7_500), api_key_name=name)
+        for key, name in ((KeyId(UUID(int=3)), "laptop"), (KeyId(UUID(int=4 << 96)), None), (None, None))
     )
     shell.mesh.answer(usage_report.get_user_usage, UserUsage(USER, 12, 150, days, MicroCredits(22_500)))
-    shell.mesh.answer(auth.list_api_keys, auth.ApiKeys((key,)))
     shell.mesh.answer(gateway.get_user_quota, LEFT)
     return shell
 

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from datetime import UTC, datetime
 
+import msgspec
+
 from services.auth import api_keys, audit_records, mail_texts, name_rules, roles
 from services.auth.accounts.account_store import SessionRevocation
 from services.auth.accounts.colleague_rpc import ColleagueRpc
@@ -18,7 +20,7 @@ from shared.api.usage_report import UserUsage
 from shared.mail.mailer import Mailer
 from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
-from shared.types import TenantId, Tier, UserId
+from shared.types import KeyId, TenantId, Tier, UserId
 
 _MOST_USERS_LISTED = 1000
 _MOST_DAYS = 3650
@@ -164,10 +166,14 @@ class UserRpc(AuthHandlers):
 
     @serves(usage_report.get_user_usage)
     async def get_user_usage(self, request: usage_report.GetUserUsage, call: RpcCall) -> UserUsage:
-        tenant = call.principal.tenant_id if request.user_id is None else TenantId(roles.subject_of(call.principal, request.user_id))
-        # The gateway counts usage; auth only decides who may see it.
+        user_id = roles.subject_of(call.principal, request.user_id)
+        tenant = call.principal.tenant_id if request.user_id is None else TenantId(user_id)
+        # The gateway counts usage; auth decides who may see it, and knows the names of the keys.
         deadline_seconds = min(_USAGE_SECONDS, call.remaining_seconds())
-        return await self._node.rpc.call(gateway.read_usage, gateway.ReadUsage(tenant), deadline_seconds=deadline_seconds)
+        usage = await self._node.rpc.call(gateway.read_usage, gateway.ReadUsage(tenant), deadline_seconds=deadline_seconds)
+        names: dict[KeyId | None, str] = {key.id: key.name for key in await self._store.list_keys(tenant, user_id)}
+        days = tuple(msgspec.structs.replace(day, api_key_name=names.get(day.api_key_id)) for day in usage.days)
+        return msgspec.structs.replace(usage, days=days)
 
 
 class FactorRemoval(AuthHandlers):

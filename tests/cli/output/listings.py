@@ -88,7 +88,7 @@ LISTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {
 
 def answer_all(mesh: FakeMesh) -> None:
     model = ModelName(NAME)
-    days = (usage_report.DailyUsage(NOW.date(), KEY.id, 4, 50, MicroCredits(7_500)),)
+    days = (usage_report.DailyUsage(NOW.date(), KEY.id, 4, 50, MicroCredits(7_500), NAME),)
     mesh.answer(gateway.list_models, gateway.ServedModels((gateway.ServedModel(model, 2, 2048, aliases=("llama3",)),)))
     mesh.answer(gateway.list_nodes, gateway.NodeRows((msgspec.structs.replace(WORKER, models=(model,)),)))
     mesh.answer(gateway.get_user_quota, LEFT)

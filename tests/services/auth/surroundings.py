@@ -15,7 +15,7 @@ from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared.api import auth, events, gateway, membership
 from shared.api.method import Method, Reply, Request
-from shared.api.usage_report import UserUsage
+from shared.api.usage_report import DailyUsage, UserUsage
 from shared.identity import node_keys, tickets
 from shared.identity.trust import Trust
 from shared.node import Node
@@ -50,13 +50,14 @@ class Gateway:
 
     def __init__(self) -> None:
         self.asked: list[UserId] = []
+        self.days: tuple[DailyUsage, ...] = ()
 
     async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float) -> Reply:
         assert method is gateway.read_usage
         assert isinstance(request, gateway.ReadUsage)
         assert deadline_seconds > 0
         self.asked.append(UserId(request.tenant_id))
-        return cast("Reply", UserUsage(UserId(request.tenant_id), 3, 30))
+        return cast("Reply", UserUsage(UserId(request.tenant_id), 3, 30, self.days))
 
 
 def _no_tasks() -> Dispatcher:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from datetime import date
 from uuid import UUID, uuid4
 
 import argon2
@@ -16,7 +17,7 @@ from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import auth, business, events, organizations, usage_report
 from shared.rpc import bodies
-from shared.types import Credential, MicroCredits, TenantId, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, MicroCredits, TenantId, Tier, UserId, UserRole
 from tests.cases import case
 from tests.servers import PostgresServer, ValkeyServer
 from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD, Surroundings, fields_of
@@ -371,6 +372,26 @@ async def test_usage_is_read_from_the_gateway(world: Surroundings) -> None:
     usage = await world.ask(usage_report.get_user_usage, usage_report.GetUserUsage(), new.api_key)
     assert (usage.user_id, usage.request_count, usage.tokens_used) == (user.id, 3, 30)
     assert world.rpc.asked == [user.id]
+
+
+async def test_usage_has_the_names_of_the_keys_that_its_reader_sees(world: Surroundings) -> None:
+    """A key with the usual scopes may read usage, but not list keys."""
+    admin = await world.admin_token()
+    _, usual = await world.user_with_key("anna")
+    annas = (await world.login("anna")).access_token
+    ended = await world.ask(auth.generate_api_key, auth.GenerateApiKey("ci"), annas)
+    await world.ask(auth.revoke_api_key, auth.RevokeApiKey(str(ended.key.id)), annas)
+    _, others = await world.user_with_key("ben")
+    used: tuple[KeyId | None, ...] = (usual.key.id, ended.key.id, others.key.id, None)
+    world.rpc.days = tuple(usage_report.DailyUsage(date(2026, 1, 2), key_id, 1, 2) for key_id in used)
+
+    async def names(credential: Credential, user_id: UserId | None = None) -> list[str | None]:
+        usage = await world.ask(usage_report.get_user_usage, usage_report.GetUserUsage(user_id), credential)
+        return [day.api_key_name for day in usage.days]
+
+    assert await names(usual.api_key) == [usual.key.name, "ci", None, None]
+    assert await names(admin, usual.key.user_id) == [usual.key.name, "ci", None, None]
+    assert await names(admin) == [None] * 4
 
 
 async def test_the_last_use_of_a_key_is_recorded(world: Surroundings) -> None:
