@@ -6,7 +6,7 @@ of imports.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -35,6 +35,7 @@ SECTIONS = {
         "register": "cli.account.login:register",
         "login": "cli.account.login:login",
         "logout": "cli.account.login:logout",
+        "whoami": "cli.account.login:whoami",
         "profile": "cli.account.profiles:profiles",
         "keys": "cli.account.keys:keys",
         "policy": "cli.account.policy:policy",
@@ -62,6 +63,21 @@ SECTIONS = {
     "Shell": {
         "completion": "cli.main:completion",
     },
+}
+
+#: What people type who know Ollama, Docker or Tailscale: the arguments to run, or a text that says what to use instead.
+HABITS: Mapping[str, tuple[str, ...] | str] = {
+    "help": ("--help",),
+    "version": ("--version",),
+    "list": ("models", "list"),
+    "ls": ("models", "list"),
+    "run": "`aicli chat --model NAME`, or `aicli infer --model NAME PROMPT`",
+    "pull": "`aicli models pull SOURCE`, such as ollama:NAME:TAG or hf:OWNER/REPO:QUANT",
+    "rm": "`aicli models remove NAME`",
+    "ps": "`aicli top` for what runs now, or `aicli nodes` for the machines and their models",
+    "logs": "`aicli stack logs`, or `aicli trace ID` for one request",
+    "status": "`aicli nodes` for the mesh, `aicli stack status` for the programs of this machine, or `aicli doctor`",
+    "config": "`aicli profile` for this machine, or `aicli admin config` for the mesh",
 }
 
 _EXIT_CODES = "\n".join(["\b", "Exit codes:", *(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())])
@@ -105,6 +121,20 @@ class Aicli(LazyGroup):
                 raise
             code = _failed(error, as_json)
         sys.exit(int(code))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        match HABITS.get(args[0]) if args else None:
+            case (option,):
+                args = [*args[1:], option]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        match HABITS.get(args[0]):
+            case str() as instead:
+                raise click.UsageError(f"there is no command {args[0]!r}; use {instead}", ctx)
+            case (group, command):
+                args = [group, command, *args[1:]]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         # Handle these before click, which would print an empty line for one and exit with 1 for the other.

@@ -66,6 +66,15 @@ def register(
     )
 
 
+@click.command()
+@print_format.output_options("Print the account as a JSON object.")
+@click.pass_obj
+def whoami(here: CliContext, /, *, as_json: bool) -> None:
+    """Show the account of the key that aicli uses."""
+    user = here.run(_read_owner)
+    printing.show_message(user, f"{printing.printable(user.username)} ({user.role}, tier {user.tier})", as_json=as_json)
+
+
 class _UrlOptions(TypedDict):
     """Options of a login at a URL."""
 

@@ -33,17 +33,21 @@ COMMANDS = {
     "help": _CommandHelp("", "show this help"),
     "quit": _CommandHelp("", "leave"),
 }
+#: What leaves other programs; shells, Ollama and REPLs.
+_QUIT = frozenset({"exit", "quit", "/exit", "/bye"})
 KEYS = {
     "Alt-Enter, Ctrl-J": "new line",
     "Up, Down, Ctrl-R": "earlier messages",
     "Ctrl-C": "stop the answer, or clear the line",
-    "Ctrl-D": "leave",
+    "Ctrl-D, exit, quit": "leave",
     "//text": "send text that starts with /",
 }
 
 
 def parse(text: str) -> ChatCommand | str:
     """Return a command, or the message to send. Raises BadRequest for an unknown or incomplete command."""
+    if text in _QUIT:
+        return ChatCommand("quit")
     if not text.startswith("/") or text.startswith("//"):
         return text.removeprefix("/") if text.startswith("//") else text
     name, _, argument = text[1:].partition(" ")

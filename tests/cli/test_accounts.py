@@ -9,7 +9,7 @@ import pytest
 
 from cli import profile
 from shared import errors
-from shared.api import auth
+from shared.api import accounts, auth
 from shared.api.auth import ApiKey, CreatedApiKey, LoginSession, User
 from shared.api.method import Nothing
 from shared.types import Credential, KeyId, MicroCredits, Tier, UserId, UserRole
@@ -67,6 +67,16 @@ def running_service(shell: Shell) -> Shell:
 
 def calls_of(shell: Shell) -> list[tuple[str, str | None]]:
     return [(entry.method.partition(".")[2], entry.credential) for entry in shell.mesh.calls]
+
+
+def test_whoami_names_the_account_of_the_key(shell: Shell) -> None:
+    shell.mesh.answer(
+        accounts.get_account,
+        accounts.OwnAccount(user("alice"), accounts.Preferences(), has_password=True, mfa_enabled=False, recovery_codes_left=0),
+    )
+    assert shell("whoami").stdout == "alice (user, tier free)\n"
+    assert json.loads(shell("whoami", "--json").stdout)["username"] == "alice"
+    assert shell.mesh.calls[-1].credential == KEY
 
 
 def test_register_reads_the_password_from_stdin(running_service: Shell) -> None:

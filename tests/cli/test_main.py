@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from cli import main
 from cli.lazy_group import LazyGroup
 from shared import errors
 from shared.api import gateway
+from shared.types import ModelName
 from tests.cli.fake_mesh import FakeMesh, Shell
 
 ROOT = Path(main.__file__).parent.parent
@@ -104,6 +106,41 @@ def test_misspelled_name_suggests_the_nearest_one(shell: Shell, arguments: list[
     result = shell(*arguments)
     assert result.exit_code == 2
     assert f"Did you mean {nearest}?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("run", "aicli chat --model"), ("pull", "aicli models pull"), ("rm", "aicli models remove"), ("ps", "aicli top"),
+        ("logs", "aicli stack logs"), ("status", "aicli nodes"), ("config", "aicli profile"),
+    ],
+)  # fmt: skip
+def test_a_word_of_another_program_says_what_to_use_here(shell: Shell, word: str, instead: str) -> None:
+    for arguments in ([word], [word, "llama3", "--nonsense"], ["-o", "table", word]):
+        result = shell(*arguments)
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert result.stderr.startswith(f"error: there is no command '{word}'; use `{instead}")
+
+
+def test_every_command_that_a_word_stands_for_exists() -> None:
+    known = {path for path, _ in commands_below(main.aicli)}
+    for word, instead in main.HABITS.items():
+        assert (word,) not in known, "a word that is a command needs no line"
+        named = [instead] if isinstance(instead, tuple) else [part.split() for part in re.findall("`aicli ([a-z ]+)", instead)]
+        assert named
+        assert all(tuple(words) in known or words[0].startswith("--") for words in named), word
+
+
+def test_words_with_the_same_meaning_run_the_command(shell: Shell) -> None:
+    shell.mesh.answer(gateway.list_models, gateway.ServedModels((gateway.ServedModel(ModelName("smollm2"), 1, 2048),)))
+    for arguments in (["list"], ["ls"], ["-o", "json", "ls"], ["ls", "--json"]):
+        result = shell(*arguments)
+        assert result.exit_code == 0
+        assert "smollm2" in result.stdout
+    assert shell("version").stdout == shell("--version").stdout
+    assert shell("help").stdout == shell("--help").stdout
+    assert shell("help", "keys", "create").stdout == shell("keys", "create", "--help").stdout != ""
+    assert "No such command 'kyes'. Did you mean 'keys'?" in shell("help", "kyes").stderr
 
 
 def commands_below(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:

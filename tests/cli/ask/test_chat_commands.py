@@ -18,6 +18,11 @@ from shared import errors
         ("/system Be brief.\nAlways.", ChatCommand("system", "Be brief.\nAlways.")),
         ("/set temperature 0.5", ChatCommand("set", "temperature 0.5")),
         ("", ""),
+        ("exit", ChatCommand("quit")),
+        ("quit", ChatCommand("quit")),
+        ("/bye", ChatCommand("quit")),
+        ("/exit", ChatCommand("quit")),
+        ("exit the loop, how?", "exit the loop, how?"),
     ],
 )
 def test_text_is_a_command_or_a_message(text: str, parsed: ChatCommand | str) -> None:
