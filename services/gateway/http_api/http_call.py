@@ -317,11 +317,12 @@ class HttpCall:
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.started = True
-        request_id = (b"x-request-id", str(self.request_id).encode())
+        # Under OpenAI's name and Anthropic's.
+        request_id = [(name, str(self.request_id).encode()) for name in (b"x-request-id", b"request-id")]
         # A route's own headers override the common ones.
         overridden = {name for name, _ in self._extra}
         common = _COMMON if not overridden else [header for header in _COMMON if header[0] not in overridden]
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, request_id, *common, *self._extra]})
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *request_id, *common, *self._extra]})
 
     async def _write(self, body: bytes, *, more: bool) -> None:
         async with self._write_lock:

@@ -1,6 +1,7 @@
 """Formats answers for OpenAI's chat API. Pure."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -135,6 +136,12 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     parent: ModelName | None = None
     object: str = "model"
     owned_by: str = "aimesh"
+    #: The rest is Anthropic's.
+    type: str = "model"
+    display_name: ModelName
+    created_at: datetime
+    max_input_tokens: int | msgspec.UnsetType
+    lifecycle: str = "active"
 
 
 def show_model(model: ServedModel, started_at: int) -> Model:
@@ -152,6 +159,9 @@ def show_model(model: ServedModel, started_at: int) -> Model:
         agents_hint=model.agents_hint,
         parent=model.parent,
         owned_by=", ".join(model.providers) or "aimesh",
+        display_name=model.name,
+        created_at=datetime.fromtimestamp(started_at, UTC),
+        max_input_tokens=context,
     )
 
 
@@ -160,6 +170,8 @@ class Models(msgspec.Struct, frozen=True):
 
     data: tuple[Model, ...]
     object: str = "list"
+    #: Anthropic's: this is the only page.
+    has_more: bool = False
 
 
 def finish_word(reason: FinishReason) -> str:

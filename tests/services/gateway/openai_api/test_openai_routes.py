@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -256,7 +257,15 @@ async def test_models_tell_their_context_and_modalities(http: httpx.AsyncClient,
     assert (models["cloud"]["suits_agents"], models["cloud"]["agents_hint"]) == (True, "")
     assert not models["unknown"]["suits_agents"]
     assert models["unknown"]["agents_hint"].startswith("Its context is unknown, and agents need 65,536 tokens")
-    assert not models["unknown"].keys() & {"context_length", "max_model_len"}, "0 would be read as no room at all"
+    assert not models["unknown"].keys() & {"context_length", "max_model_len", "max_input_tokens"}, "0 would be read as no room at all"
+
+
+async def test_models_are_also_as_anthropics_clients_read_them(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.add_worker(2, FakeWorker(), "cloud", context_tokens=131_072)
+    page = (await http.get("/v1/models")).json()
+    cloud = page["data"][0]
+    assert (cloud["type"], cloud["display_name"], cloud["max_input_tokens"], page["has_more"]) == ("model", "cloud", 131_072, False)
+    assert datetime.fromisoformat(cloud["created_at"]).timestamp() == cloud["created"]
 
 
 async def test_a_model_is_found_by_any_of_its_names(http: httpx.AsyncClient, running_service: RunningService) -> None:
