@@ -7,7 +7,7 @@ import msgspec
 
 from services.gateway.billing import request_record
 from services.gateway.http_api import response_formats
-from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorObject, Headers
+from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorDetails, ErrorObject, Headers
 from services.gateway.limits import limit_rules
 from shared import errors
 from shared.errors import AimeshError, Fault
@@ -36,6 +36,8 @@ _ANTHROPIC_TYPES = {
     "server_error": "api_error",
     "service_unavailable_error": "overloaded_error",
 }
+#: Refused field -> what makes Anthropic's clients send the whole conversation instead.
+_ANTHROPIC_DETAILS = {"thread": ErrorDetails("thread_unsupported_request", ("thread",))}
 #: Our code -> OpenAI's.
 _OPENAI_CODES = {
     errors.NotAuthenticated.code: "invalid_api_key",
@@ -86,7 +88,8 @@ def body(error: AimeshError, request_id: RequestId, *, openai: bool = False) -> 
 def anthropic_body(shown: ErrorBody) -> AnthropicErrorBody:
     error = shown.error
     kind = "request_too_large" if error.code == errors.TooLarge.code else _ANTHROPIC_TYPES.get(error.type, error.type)
-    return AnthropicErrorBody(msgspec.structs.replace(error, type=kind), error.request_id)
+    details = _ANTHROPIC_DETAILS.get(error.param or "", msgspec.UNSET)
+    return AnthropicErrorBody(msgspec.structs.replace(error, type=kind, details=details), error.request_id)
 
 
 def status(error: AimeshError) -> int:

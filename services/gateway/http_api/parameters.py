@@ -123,17 +123,40 @@ _SOURCES: Rules = {
     "base64": ParameterRule("is a PDF; send its text, or its pages as images"),
     "*": ParameterRule("must be the data itself; uploaded files are not supported"),
 }
+#: Blocks of the tools that run on Anthropic's servers: they come from its answers, in a conversation that began there.
+_SERVER_BLOCKS = (
+    "server_tool_use", "web_search_tool_result", "web_fetch_tool_result", "code_execution_tool_result",
+    "bash_code_execution_tool_result", "text_editor_code_execution_tool_result", "tool_search_tool_result", "advisor_tool_result",
+    "mcp_tool_use", "mcp_tool_result", "mcp_tool_listing", "container_upload",
+)  # fmt: skip
 
 #: Anthropic's.
 MESSAGES: Rules = {
     **_EVERYWHERE,
     "metadata": _ignored("requests are not stored"),
     "service_tier": _SERVICE_TIER,
-    "mcp_servers": _only("must be empty; connect to the servers yourself and offer their tools", []),
+    "thread": ParameterRule("is not supported: conversations are not stored; send the whole conversation, without thread"),
+    "compaction": ParameterRule("is not supported: nothing is summarized here; shorten the conversation yourself"),
+    "mcp_servers": _ignored("connect to the servers yourself and offer their tools"),
+    "container": _ignored("code runs in your own tools"),
+    "diagnostics": _CACHE,
+    "inference_geo": _ignored("policies and routes decide where models run"),
+    "speed": _SERVICE_TIER,
+    "fallbacks": _ignored("routes have fallbacks"),
+    "fallback_credit_token": _SERVICE_TIER,
+    "billing_policy": _USER,
+    "output_config.task_budget": _ignored("max_tokens limits an answer, and budgets limit keys"),
+    "thinking.block_binding": _COPIED,
+    "messages.clear_at": _ignored("instructions stay where they are"),
+    "messages.output_config": _ignored("the request's own output_config counts"),
+    "messages.content[fallback]": _COPIED,
     "messages.content.caller": _COPIED,
+    "messages.content.toolset_name": _COPIED,
     "messages.content[redacted_thinking]": _ignored("only its vendor can read it"),
+    **dict.fromkeys((f"messages.content[{kind}]" for kind in _SERVER_BLOCKS), _ignored("only its vendor has these tools")),
     "messages.content[*]": ParameterRule("must be text, image, document, search_result, tool_use, tool_result or thinking"),
     "messages.content.content[tool_reference]": _OFFERED,
+    "messages.content.content[browser_state]": _ignored("only its vendor has these tools"),
     "messages.content.content[*]": ParameterRule("must be text, image, document or search_result"),
     **{f"messages.content.{at}source[{kind}]": rule for at in ("", "content.") for kind, rule in _SOURCES.items()},
     "tools.strict": _ignored("the arguments of a required call always match its schema"),

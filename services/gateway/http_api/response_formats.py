@@ -17,6 +17,13 @@ from shared.types import FinishReason, ModelName, RequestId
 Headers = list[tuple[bytes, bytes]]
 
 
+class ErrorDetails(msgspec.Struct, frozen=True):
+    """What Anthropic's clients act on."""
+
+    error_code: str
+    unsupported: tuple[str, ...]
+
+
 class ErrorObject(msgspec.Struct, frozen=True):
     message: str
     type: str
@@ -29,6 +36,7 @@ class ErrorObject(msgspec.Struct, frozen=True):
     request_id: RequestId
     #: This project's own code; only on /v1. Elsewhere, ``code`` is.
     aimesh_code: str | msgspec.UnsetType = msgspec.UNSET
+    details: ErrorDetails | msgspec.UnsetType = msgspec.UNSET
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """Parses requests to Anthropic's Messages API. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, TypeVar
 
 import msgspec
@@ -32,7 +32,7 @@ class TextSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 
 
 class ContentSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="content"):
-    content: str | tuple[TextPart, ...]
+    content: str | tuple[TextPart | ImageBlock, ...]
 
 
 class DocumentBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="document"):
@@ -70,16 +70,32 @@ class ThinkingBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
     signature: str = ""
 
 
-class MessageParam(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    role: Literal["user", "assistant", "system"]
-    content: str | tuple[ReadBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, ...]
-
-
 class MessagesTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="custom"):
     name: str
     #: A JSON schema.
     input_schema: JsonObject
     description: str | None = None
+
+
+class ToolReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="tool_reference"):
+    name: str
+
+
+class ToolDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="tool_definition"):
+    definition: MessagesTool
+
+
+class ToolAdditionBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="tool_addition"):
+    tool: ToolReference | ToolDefinition
+
+
+class ToolRemovalBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="tool_removal"):
+    tool: ToolReference
+
+
+class MessageParam(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["user", "assistant", "system"]
+    content: str | tuple[ReadBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | ToolAdditionBlock | ToolRemovalBlock, ...]
 
 
 class MessagesToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,7 +152,9 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 Block = TypeVar("Block")
-_ROLE_OF = {ToolUseBlock: "assistant", ToolResultBlock: "user", ThinkingBlock: "assistant"}
+_ROLE_OF = {
+    ToolUseBlock: "assistant", ThinkingBlock: "assistant", ToolResultBlock: "user", ToolAdditionBlock: "system", ToolRemovalBlock: "system"
+}  # fmt: skip
 
 
 class CountTokensBody(MessagesBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -201,8 +219,10 @@ def _messages(index: int, message: MessageParam) -> Iterator[ChatMessage]:
                 yield _result(field, block)
             case TextPart() if message.role == "system":
                 parts += [text] if (text := _instruction(block.text)) else []
+            case ToolAdditionBlock() | ToolRemovalBlock():
+                pass  # see _offered
             case _:
-                parts.append(_read(block))
+                parts += _read(block)
     if parts or calls or any(thoughts):
         text, images = chat_messages.to_content(f"messages[{index}].content", parts)
         yield ChatMessage(message.role, text, tuple(calls), reasoning="".join(thoughts), images=images)
@@ -210,7 +230,7 @@ def _messages(index: int, message: MessageParam) -> Iterator[ChatMessage]:
 
 def _result(field: str, block: ToolResultBlock) -> ChatMessage:
     parts: list[str | ImageUrl] = ["Error: "] if block.is_error else []
-    text, images = chat_messages.to_content(f"{field}.content", [*parts, *map(_read, _blocks(block.content))])
+    text, images = chat_messages.to_content(f"{field}.content", [*parts, *_read_all(block.content)])
     return ChatMessage("tool", text, (), block.tool_use_id, images=images)
 
 
@@ -218,25 +238,25 @@ def _blocks(content: str | tuple[Block, ...]) -> tuple[Block | TextPart, ...]:
     return (TextPart(content),) if isinstance(content, str) else content
 
 
-def _read(block: ReadBlock) -> str | ImageUrl:
+def _read(block: ReadBlock) -> Iterator[str | ImageUrl]:
     """Return what the model reads."""
     match block:
         case TextPart():
-            return block.text
+            yield block.text
         case ImageBlock():
-            return ImageUrl(block.source.data)
+            yield ImageUrl(block.source.data)
         case DocumentBlock(source=source):
-            return _lines(block.title, block.context, source.data if isinstance(source, TextSource) else _joined(source.content))
+            yield from (f"{text}\n" for text in (block.title, block.context) if text)
+            yield from (source.data,) if isinstance(source, TextSource) else _read_all(source.content)
+            yield "\n"
         case SearchResultBlock():
-            return _lines(block.title, block.source, _joined(block.content))
+            yield from (f"{text}\n" for text in (block.title, block.source) if text)
+            yield from _read_all(block.content)
+            yield "\n"
 
 
-def _joined(content: str | tuple[TextPart, ...]) -> str:
-    return "".join(block.text for block in _blocks(content))
-
-
-def _lines(*texts: str | None) -> str:
-    return "".join(f"{text}\n" for text in texts if text)
+def _read_all(content: str | tuple[ReadBlock, ...]) -> Iterator[str | ImageUrl]:
+    return (part for block in _blocks(content) for part in _read(block))
 
 
 def _instruction(text: str) -> str:
@@ -244,8 +264,27 @@ def _instruction(text: str) -> str:
     return text.partition("\n")[2] if text.startswith(_BILLING) else text
 
 
+def _offered(body: MessagesBody) -> Iterable[MessagesTool]:
+    """Return the tools after the changes that instructions in the middle make."""
+    blocks = (block for message in body.messages if message.role == "system" for block in _blocks(message.content))
+    changes = [block for block in blocks if isinstance(block, ToolAdditionBlock | ToolRemovalBlock)]
+    if not changes:
+        return body.tools
+    known = {tool.name: tool for tool in body.tools}
+    offered = dict(known)
+    for change in changes:
+        match change.tool:
+            case ToolDefinition(tool):
+                known[tool.name] = offered[tool.name] = tool
+            case ToolReference(name) if isinstance(change, ToolRemovalBlock):
+                offered.pop(name, None)
+            case ToolReference(name) if name in known:
+                offered[name] = known[name]
+    return offered.values()
+
+
 def _tools(body: MessagesBody) -> ChosenTools:
-    tools = tuple(chat_messages.tool(tool.name, tool.description, tool.input_schema) for tool in body.tools)
+    tools = tuple(chat_messages.tool(tool.name, tool.description, tool.input_schema) for tool in _offered(body))
     choice = body.tool_choice or MessagesToolChoice("auto")
     if choice.type == "tool":
         return chat_messages.choose_of(tools, (choice.name or "",), "required")

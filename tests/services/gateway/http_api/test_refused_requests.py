@@ -56,7 +56,7 @@ def counted(service: RunningService) -> dict[tuple[str, str], float]:
         (CHAT, {"messages": HI, "tool_choice": {"type": "function", "function": {"name": SECRET}}}, "bad_request", "tool_choice"),
         (CHAT, {"messages": HI, "model": "none"}, "unknown_model", "model"),
         (CHAT, {"messages": HI, "stop": [""]}, "bad_request", "stop"),
-        ("/v1/messages", {"max_tokens": 5, "messages": HI, "mcp_servers": [{"url": SECRET}]}, "bad_request", "mcp_servers"),
+        ("/v1/messages", {"max_tokens": 5, "messages": HI, "thread": {"type": SECRET}}, "bad_request", "thread"),
         ("/v1/embeddings", {"input": [SECRET, 1]}, "bad_request", "input"),
         ("/api/inference", {"prompt": SECRET, "top_k": -1}, "bad_request", "top_k"),
         ("/rpc/gateway.processInferenceRequest", {"request": {"n": 5}}, "bad_request", "request.n"),

@@ -277,7 +277,8 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x"}}
          "messages[0].content[0]"),
         ({"stop_sequences": ["a"] * 5}, "stop_sequences"), ({"temperature": 3}, "temperature"), ({"system": 5}, "system"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
-        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice"), ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice"),
+        ({"compaction": {"type": "summarize"}}, "compaction"),
         ({"output_config": {"formats": 1}}, "output_config.formats"),
         ({"thinking": True}, "thinking"), ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens"),
         ({"thinking": {"type": "deep"}}, "thinking.type"), ({"output_config": {"effort": "ultra"}}, "output_config.effort"),
@@ -308,6 +309,14 @@ async def test_errors_have_anthropics_form(
 ) -> None:
     running_service.worker.fails_with = error
     assert refusal(await post(http), status, kind)["aimesh_code"] == error.code
+
+
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+async def test_a_thread_is_refused_so_that_clients_send_the_whole_conversation(http: httpx.AsyncClient, thread: dict[str, str]) -> None:
+    """Anthropic's tool runners send only the results of their tools in a thread, and everything after this error."""
+    found = refusal(await post(http, thread=thread), 400, "invalid_request_error")
+    assert (found["param"], found["details"]["error_code"]) == ("thread", "thread_unsupported_request")
+    assert "send the whole conversation" in found["message"]
 
 
 async def test_an_unknown_key_is_refused_in_anthropics_form(http: httpx.AsyncClient) -> None:

@@ -80,6 +80,47 @@ def test_the_result_of_a_tool_may_have_images() -> None:
     assert message == ChatMessage("tool", "Error: Here: ", (), "c", images=(ImagePart(b"aaaa", len("Error: Here: ")),))
 
 
+def test_a_document_may_have_images() -> None:
+    document = {"type": "document", "title": "Whales", "source": {"type": "content", "content": [text("They sing."), IMAGE]}}
+    [message] = read({"role": "user", "content": [document, text("Do they?")]}).messages
+    shown = "Whales\nThey sing."
+    assert message == ChatMessage("user", f"{shown}\nDo they?", images=(ImagePart(b"aaaa", len(shown)),))
+
+
+def test_blocks_of_tools_on_the_vendors_servers_are_left_out() -> None:
+    """A conversation that began at Anthropic continues here."""
+    ignored = Ignored()
+    used = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}
+    found = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
+    told = read(HI, {"role": "assistant", "content": [used, found, text("It rains.")]}, HI, ignored=ignored)
+    assert told.messages[1] == ChatMessage("assistant", "It rains.")
+    assert {"messages.content[server_tool_use]", "messages.content[web_search_tool_result]"} <= set(ignored.labels.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "offered"),
+    [
+        ([{"type": "tool_addition", "tool": {"type": "tool_definition", "definition": {"name": "g", "input_schema": {}}}}], ["f", "g"]),
+        ([{"type": "tool_removal", "tool": {"type": "tool_reference", "name": "f"}}], []),
+        (
+            [
+                {"type": "tool_removal", "tool": {"type": "tool_reference", "name": "f"}},
+                {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "f"}},
+                {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "unknown"}},
+            ],
+            ["f"],
+        ),
+    ],
+)
+def test_instructions_in_the_middle_may_change_the_tools(changes: list[dict[str, Any]], offered: list[str]) -> None:
+    """Anthropic's tool runner does so with `add_tools` and `remove_tools`."""
+    asked = read(HI, {"role": "system", "content": changes}, tools=[{"name": "f", "input_schema": {}}])
+    assert [tool.name for tool in asked.tools] == offered
+    assert asked.messages == (ChatMessage("user", "hi"),)
+    with pytest.raises(BadField, match="must be in a message of the system"):
+        read({"role": "user", "content": changes})
+
+
 @pytest.mark.parametrize(
     ("block", "at", "why"),
     [
@@ -87,7 +128,7 @@ def test_the_result_of_a_tool_may_have_images() -> None:
         ({"type": "image", "source": {"type": "file", "file_id": "f"}}, "source", "uploaded files are not supported"),
         ({"type": "document", "source": {"type": "url", "url": "https://x"}}, "source", "is a URL; send the data itself"),
         ({"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "aaaa"}}, "source", "is a PDF"),
-        ({"type": "container_upload", "file_id": "f"}, "", "must be "),
+        ({"type": "video", "file_id": "f"}, "", "must be "),
     ],
 )
 def test_what_no_model_here_can_see_is_refused_with_the_remedy(block: dict[str, Any], at: str, why: str) -> None:
