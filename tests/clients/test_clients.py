@@ -1,7 +1,7 @@
 """Clients and frameworks as users install them, each in its own environment, against a whole stack with the default model.
 
 Each program requests a chat, a stream, a forced tool call and, if its client can, embeddings and structured output; it fails at the
-first wrong answer. The programs in GUARDED also read answers with masked words, and answers that are refused at their first word.
+first wrong answer. The clients in GUARDED also read answers with masked words, and answers that are refused at their first word.
 
 Each client in CHECKS also has a folder of checks: one for each field, event and helper that its own types and documentation name, with a
 scripted model. What is refused is listed there, with the reason. A field of a later version that has no check fails.
@@ -31,9 +31,10 @@ HERE = Path(__file__).parent
 INSTALL_SECONDS, RUN_SECONDS = 600, 300
 PYTHON = sorted(path.stem for path in (HERE / "requirements").glob("*.txt"))
 NODE = sorted(path.name for path in (HERE / "node").glob("*.js") if path.name != "checklist.js")
-GUARDED = {"langchain", "ai-sdk.js"}
+GUARDED = {"anthropic", "langchain", "ai-sdk.js"}
 #: Client -> the number of its checks.
 CHECKS = {
+    "anthropic": 307,
     "openai": 77,
 }
 #: The most features that a client has and that we refuse.
@@ -129,7 +130,7 @@ async def test_a_python_client(stack: RunningStack, tmp_path: Path, name: str) -
     keys = await make_guarded_keys(stack, tmp_path) if name in GUARDED else {}
     await run(stack, tmp_path, RUN_SECONDS, python, str(HERE / "programs" / f"{name}_python.py"), **keys)
     if name in CHECKS:
-        output = await run(stack, tmp_path, RUN_SECONDS, python, "-m", f"checks.{name}", PYTHONPATH=str(HERE))
+        output = await run(stack, tmp_path, RUN_SECONDS, python, "-m", f"checks.{name}", PYTHONPATH=str(HERE), **keys)
         ensure_complete(name, output)
 
 
@@ -141,4 +142,4 @@ async def test_a_node_client(stack: RunningStack, tmp_path: Path, name: str) -> 
     keys = await make_guarded_keys(stack, tmp_path) if name in GUARDED else {}
     await run(stack, tmp_path, RUN_SECONDS, "node", name, **keys)
     if name in CHECKS:
-        ensure_complete(name, await run(stack, tmp_path, RUN_SECONDS, "node", f"checks/{name.removesuffix('.js')}/main.js"))
+        ensure_complete(name, await run(stack, tmp_path, RUN_SECONDS, "node", f"checks/{name.removesuffix('.js')}/main.js", **keys))
