@@ -52,7 +52,8 @@ class Checklist:
         """Run all checks, and exit with 1 if one fails. ``refused``: feature -> why we refuse it, and the checks that say so."""
         for feature, (_, names) in refused.items():
             self._missing += [f"{feature}: {name}" for name in names if name not in self._checks]
-        failed = [name for name, check in self._checks.items() if not _passes(name, check)]
+        with asyncio.Runner() as runner:
+            failed = [name for name, check in self._checks.items() if not _passes(name, check, runner)]
         for name in self._missing:
             print(f"no check of {name}")
         if failed:
@@ -61,10 +62,10 @@ class Checklist:
         sys.exit(bool(failed or self._missing))
 
 
-def _passes(name: str, check: Check) -> bool:
+def _passes(name: str, check: Check, runner: asyncio.Runner) -> bool:
     try:
         if inspect.iscoroutine(done := check()):
-            asyncio.run(done)
+            runner.run(done)
     except Exception:
         print(f"{name}: {traceback.format_exc(limit=-2)}", flush=True)
         return False

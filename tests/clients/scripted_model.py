@@ -6,6 +6,7 @@ The script is a JSON object, in the last message of the user that has one:
     {"say": ["pieces ", "of a", "n answer"]}
     {"turns": [{"calls": [["get_weather", {"city": "Rome"}]]}, {"say": "…"}]}    # one answer after another
     {"report": ["temperature", "messages.0.content"]}    # answers what reached the model of these fields; [] for all
+    {"report": ["tool_choice"], "as": "get_weather"}    # the same as the arguments of a call
 
 After results of tools that no further turn follows, the model says them. Without a script, it says hello.
 """
@@ -70,7 +71,8 @@ def _plan(body: Json) -> Json:
         images = sum(part["type"] == "image_url" for message in later for part in _parts(message))
         return {"say": f"Results: {', '.join(said)}; images: {images}"}
     if "report" in script:
-        return {"say": json.dumps({path: _at(body, path.split(".")) for path in script["report"]} if script["report"] else body)}
+        found = {path: _at(body, path.split(".")) for path in script["report"]} if script["report"] else body
+        return {"calls": [[script["as"], found]]} if "as" in script else {"say": json.dumps(found)}
     return script
 
 

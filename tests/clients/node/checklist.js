@@ -1,4 +1,5 @@
 // Named checks of one client, as checklist.py has them for Python: each sends one field, reads one event or uses one helper.
+import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 
 const checks = new Map()
@@ -36,12 +37,31 @@ export async function run(refused) {
   process.exit(failed.length || missing.length ? 1 : 0)
 }
 
+/** Return the error that a promise ends with. */
+export const errorOf = (promise) =>
+  promise.then(
+    () => assert.fail('it was not refused'),
+    (error) => error,
+  )
+
 /** Return a prompt for the scripted model. */
 export const script = (turn) => JSON.stringify(turn)
 
-/** Return the fields of an interface in a package's declarations, so that a later version's new field needs a check. */
-export function fieldsOf(file, name) {
-  const text = readFileSync(`node_modules/${file}`, 'utf8')
-  const body = new RegExp(`\\n( *)(?:export )?(?:declare )?interface ${name}\\b[^{]*\\{\\n([\\s\\S]*?)\\n\\1\\}`).exec(text)
-  return [...body[2].matchAll(new RegExp(`^${body[1]} {4}(\\w+)\\??:`, 'gm'))].map((match) => match[1])
+/** Return the fields of an interface or schema in a package's declarations, so that a later version's new field needs a check. */
+export const fieldsOf = (file, name) => membersOf(file, name).map(([field]) => field)
+
+/** Return the values of `type` of the interfaces in a union. */
+export function tagsOf(file, union) {
+  const members = new RegExp(`\\nexport type ${union} = ([^;]+);`).exec(declarations(file))[1].split(' | ')
+  const types = members.map((member) => membersOf(file, member.split('.').at(-1)).find(([field]) => field === 'type')[1])
+  return new Set(types.flatMap((type) => [...type.matchAll(/'([^']+)'/g)].map((match) => match[1])))
+}
+
+const declarations = (file) => readFileSync(`node_modules/${file}`, 'utf8')
+
+/** Return the names and types of the fields. */
+function membersOf(file, name) {
+  const interfaces = new RegExp(`\\n( *)(?:export )?(?:declare )?(?:interface|const) ${name}\\b[^{]*\\{\\n([\\s\\S]*?)\\n\\1\\}`)
+  const [, indent, body] = interfaces.exec(declarations(file))
+  return [...body.matchAll(new RegExp(`^${indent} {4}'?([\\w.]+)'?\\??: ([^;]*)`, 'gm'))].map(([, field, type]) => [field, type])
 }
