@@ -11,7 +11,7 @@ from services.inference.engine.sampling import Parameters
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.embedding import EmbeddingInput
-from shared.api.generation import MAX_TEMPLATE_KWARGS_BYTES, MAX_TOKEN_ID, SUFFIX_ROLE, ChatMessage, Sampling, ToolChoice
+from shared.api.generation import MAX_TEMPLATE_KWARGS_BYTES, MAX_TOKEN_ID, SUFFIX_ROLE, ChatMessage, ImagePart, Sampling, ToolChoice
 from shared.types import ModelName
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -165,3 +165,28 @@ def check_conversion(request: inference.Conversion) -> None:
             raise errors.BadRequest("prompt is missing")
     elif not isinstance(request, inference.Detokenize):
         _check_messages(request.messages)
+
+
+def with_instructions_of_user(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
+    """Let the user give the instructions that don't come first: many chat templates refuse, drop or move them. They join the messages
+    around them, because some templates require that roles alternate."""
+    groups: list[list[ChatMessage]] = []
+    joins = has_begun = False
+    for message in messages:
+        is_system = message.role == "system"
+        has_begun = has_begun or not is_system
+        given = msgspec.structs.replace(message, role="user") if is_system and has_begun else message
+        if groups and groups[-1][0].role == given.role and (joins or is_system):
+            groups[-1].append(given)
+        else:
+            groups.append([given])
+        joins = is_system
+    return tuple(group[0] if len(group) == 1 else _joined(group) for group in groups)
+
+
+def _joined(messages: list[ChatMessage]) -> ChatMessage:
+    between, images, at = "\n\n", list[ImagePart](), 0
+    for message in messages:
+        images += [msgspec.structs.replace(image, at=at + image.at) for image in message.images]
+        at += len(message.content) + len(between)
+    return msgspec.structs.replace(messages[0], content=between.join(one.content for one in messages), images=tuple(images))

@@ -81,6 +81,8 @@ class TemplateCapabilities(_Tagged, frozen=True):
     reads_calls: bool = False
     #: Special tokens whose text belongs to answers.
     shown: tuple[str, ...] = ()
+    #: It shows messages of the system where they are, also behind the first one.
+    late_system: bool = False
     #: Why the process isn't confined; empty if it is.
     unconfined: str = ""
 

@@ -1,6 +1,7 @@
 """A model's chat template in the chat process: by llama.cpp if it understands the template, or else by Jinja."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -40,14 +41,16 @@ class ChatTemplate:
             library is not None and isinstance(self._template, OpenedTemplate) and template_probe.reads_calls(library, self._template)
         )
         self._short_ids = False
-        self._shows_system = self._shows(({"role": "system", "content": template_probe.THOUGHT}, template_probe.HELLO))
+        system: Row = {"role": "system", "content": template_probe.THOUGHT}
+        self._shows_system = self._shows((system, template_probe.HELLO))
+        late_system = self._shows((template_probe.HELLO, system, template_probe.YES))
         if self._reads_calls:
             # llama.cpp loses what a template writes before `continue`.
             self._reads_calls = self._shows(template_probe.messages(template_probe.SHORT_ID))
             self._short_ids = not self._shows(template_probe.messages("call_0123456789abcdefghijklmn"))
         shown = self._shown(opened.special)
         self.capabilities: chat_messages.TemplateCapabilities = msgspec.structs.replace(
-            self._template.capabilities, reads_calls=self._reads_calls, shown=shown
+            self._template.capabilities, reads_calls=self._reads_calls, shown=shown, late_system=late_system
         )
 
     def render(self, request: RenderPrompt) -> RenderedPrompt:
@@ -133,8 +136,10 @@ class ChatTemplate:
         return hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:_SHORT_ID_CHARACTERS]
 
     def _shows(self, messages: tuple[Row, ...]) -> bool:
+        """Whether the template shows all messages, in their order."""
+        texts = (re.escape(str(row["content"])) for row in messages)
         try:
-            return all(str(row["content"]) in self._template.render(RenderPrompt(messages)).prompt for row in messages)
+            return re.search(".*".join(texts), self._template.render(RenderPrompt(messages)).prompt, re.DOTALL) is not None
         except NotUnderstood:
             return False
 

@@ -87,10 +87,10 @@ class ModelChat:
 
     async def render(self, request: RenderChat, *, marked: bool) -> str:
         """Render a chat, with marks for the engine or without. Raises as ``prepare``."""
-        client, _ = self._opened()
+        client, can = self._opened()
         if any(message.images for message in request.messages):
             raise errors.BadRequest("messages: the tokens of images are only known to a model that looks at them", hint="leave them out")
-        return (await client.render(prompt_plan.conversion_of(request, marked=marked))).prompt
+        return (await client.render(prompt_plan.conversion_of(request, can, marked=marked))).prompt
 
     def answers(self, job: GenerationJob, rendered: RenderedPrompt, sink: Sink, failed: Callable[[], None]) -> SeparatedAnswers:
         """Return the sink for the answers of the engine. ``failed`` is called for each that the parser refuses."""

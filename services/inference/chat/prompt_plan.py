@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from services.inference import jobs
 from services.inference.chat.chat_messages import RenderedPrompt, RenderPrompt, Row, TemplateCapabilities
 from services.inference.engine.engine_messages import PreparedPrompt, ThoughtBudget
 from services.inference.jobs import GenerationJob
@@ -35,7 +36,7 @@ def request_of(job: GenerationJob, can: TemplateCapabilities, defaults: Reasonin
     if not isinstance(thinking, bool):
         thinking = defaults.thinking is not False if effort is None else effort not in _OFF
     return RenderPrompt(
-        message_rows(job.messages),
+        _shown_rows(job.messages, can),
         tool_rows(asked.tools),
         asked.tool_choice,
         parallel=asked.parallel_tool_calls,
@@ -44,10 +45,10 @@ def request_of(job: GenerationJob, can: TemplateCapabilities, defaults: Reasonin
     )
 
 
-def conversion_of(request: RenderChat, *, marked: bool) -> RenderPrompt:
+def conversion_of(request: RenderChat, can: TemplateCapabilities, *, marked: bool) -> RenderPrompt:
     """Raises BadRequest, which names the field."""
     answer = request.add_generation_prompt
-    return RenderPrompt(message_rows(request.messages), tool_rows(request.tools), answer=answer, marked=marked)
+    return RenderPrompt(_shown_rows(request.messages, can), tool_rows(request.tools), answer=answer, marked=marked)
 
 
 def prepared(job: GenerationJob, rendered: RenderedPrompt, budget: int | None = None) -> PreparedPrompt:
@@ -101,6 +102,10 @@ def _opens_thoughts(rendered: RenderedPrompt) -> bool:
         return False
     _, opened, behind = rendered.generation_prompt.rpartition(rendered.thinking_start)
     return bool(opened) and not any(end in behind for end in rendered.thinking_ends)
+
+
+def _shown_rows(messages: tuple[ChatMessage, ...], can: TemplateCapabilities) -> tuple[Row, ...]:
+    return message_rows(messages if can.late_system else jobs.with_instructions_of_user(messages))
 
 
 def message_rows(messages: tuple[ChatMessage, ...]) -> tuple[Row, ...]:

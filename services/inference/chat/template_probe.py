@@ -12,6 +12,7 @@ _PROPERTIES = {"text": {"type": "string"}, "count": {"type": "integer"}}
 _SCHEMA = {"type": "object", "properties": _PROPERTIES, "required": [*_PROPERTIES]}
 TOOL: Row = {"type": "function", "function": {"name": _NAME, "description": "Probes.", "parameters": _SCHEMA}}
 HELLO: Row = {"role": "user", "content": "Hello."}
+YES: Row = {"role": "assistant", "content": "Yes."}
 #: Some templates take only ids of this form.
 SHORT_ID = "123456789"
 

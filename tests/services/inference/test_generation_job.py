@@ -2,7 +2,7 @@ import pytest
 
 from services.inference import jobs
 from shared import errors
-from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Sampling, Tool
+from shared.api.generation import ChatMessage, FormatKind, ImagePart, OutputFormat, Sampling, Tool
 from shared.types import ModelName
 
 
@@ -49,3 +49,30 @@ def test_raw_text_is_one_message_without_tools() -> None:
         check((ChatMessage("system", "x"), ChatMessage("user", "y")), Sampling(raw=True))
     with pytest.raises(errors.BadRequest, match="raw and tools"):
         check("Once", Sampling(raw=True, tools=(Tool("f"),)))
+
+
+SYSTEM, USER, SAID = ChatMessage("system", "S"), ChatMessage("user", "U"), ChatMessage("assistant", "A")
+
+
+@pytest.mark.parametrize(
+    ("messages", "given"),
+    [
+        pytest.param((), (), id="no messages"),
+        pytest.param((SYSTEM, USER, USER, SAID), (SYSTEM, USER, USER, SAID), id="nothing later"),
+        pytest.param((SYSTEM, SYSTEM, USER), (ChatMessage("system", "S\n\nS"), USER), id="two at the beginning are one"),
+        pytest.param((USER, SYSTEM, SYSTEM, SAID), (ChatMessage("user", "U\n\nS\n\nS"), SAID), id="behind a question"),
+        pytest.param((USER, SAID, SYSTEM, USER, USER), (USER, SAID, ChatMessage("user", "S\n\nU"), USER), id="before a question"),
+        pytest.param((USER, SAID, SYSTEM), (USER, SAID, ChatMessage("user", "S")), id="at the end"),
+    ],
+)
+def test_later_instructions_become_the_users(messages: tuple[ChatMessage, ...], given: tuple[ChatMessage, ...]) -> None:
+    assert jobs.with_instructions_of_user(messages) == given
+
+
+def test_joined_messages_keep_the_places_of_their_images() -> None:
+    one, two = (
+        ChatMessage("user", "ab", images=(ImagePart(b"1", 1),)),
+        ChatMessage("user", "cd", images=(ImagePart(b"2", 0), ImagePart(b"3", 2))),
+    )
+    [joined] = jobs.with_instructions_of_user((one, SYSTEM, two))
+    assert joined == ChatMessage("user", "ab\n\nS\n\ncd", images=(ImagePart(b"1", 1), ImagePart(b"2", 7), ImagePart(b"3", 9)))

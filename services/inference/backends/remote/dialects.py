@@ -30,6 +30,8 @@ class ServerFields:
     reasoning: str = ""
     #: What it doesn't know or doesn't obey of the fields that `openai_chat.check` names.
     ignored: tuple[str, ...] = ()
+    #: Every model shows messages of the system where they are, also behind the first one.
+    late_system: bool = False
     #: The field for a salt; only prompts with the same one share cached computation.
     salt: str = ""
 
@@ -133,7 +135,7 @@ _VLLM = ServerFields(_REPETITION, values={"top_k": lambda value: value or -1}, r
 
 DIALECTS: Mapping[Dialect, DialectRow] = {
     # OpenAI's reasoning models refuse the older name, max_tokens; many compatible servers only know that one.
-    Dialect.OPENAI: DialectRow(parameters=ServerFields(_OPENAI, max_tokens="max_completion_tokens")),
+    Dialect.OPENAI: DialectRow(parameters=ServerFields(_OPENAI, max_tokens="max_completion_tokens", late_system=True)),
     Dialect.COMPATIBLE: DialectRow(parameters=ServerFields(_OPENAI)),
     Dialect.VLLM: DialectRow(
         parameters=_VLLM,
@@ -218,6 +220,6 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         identity_field="version",
     ),
     Dialect.AIMESH: DialectRow(
-        parameters=ServerFields(_LOCAL | same("repeat_penalty"), reasoning="reasoning_content"), health_path="/healthz"
+        parameters=ServerFields(_LOCAL | same("repeat_penalty"), reasoning="reasoning_content", late_system=True), health_path="/healthz"
     ),
 }

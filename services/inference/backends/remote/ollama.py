@@ -11,7 +11,7 @@ from functools import partial
 
 import msgspec
 
-from services.inference import upstreams
+from services.inference import jobs, upstreams
 from services.inference.backend_interface import Watcher
 from services.inference.backends.remote import openai_chat, remote_server, text_answers
 from services.inference.backends.remote.dialects import ServerFields, same, whole
@@ -149,7 +149,7 @@ def body(model: str, job: GenerationJob, max_tokens: int | None, *, keep: int | 
         raise refused(SERVER, "would write every answer in the format, and never call a tool", "format")
     request: JsonObject = {
         "model": model,
-        "messages": _messages(job.messages),
+        "messages": _messages(jobs.with_instructions_of_user(job.messages)),
         "stream": True,
         # By default Ollama silently drops the beginning of a prompt that is too long, at once or later.
         "truncate": False,

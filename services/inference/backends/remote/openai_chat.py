@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from services.inference import jobs
 from services.inference.backends.remote import dialects
 from services.inference.backends.remote.dialects import ServerFields
 from services.inference.backends.remote.event_stream import UNREADABLE
@@ -45,9 +46,10 @@ def body(name: str, dialect: Dialect, model: str, job: GenerationJob, max_tokens
     names = dialects.DIALECTS[dialect].parameters
     check(name, "is only used for chats", ("raw",), asked)
     check(name, f"({dialect}) does not support it", names.ignored, asked)
+    messages = job.messages if names.late_system else jobs.with_instructions_of_user(job.messages)
     request: JsonObject = {
         "model": model,
-        "messages": [_message(message, names.reasoning) for message in job.messages],
+        "messages": [_message(message, names.reasoning) for message in messages],
         "stream": True,
         "stream_options": {"include_usage": True},
         **({} if max_tokens is None else {names.max_tokens: max_tokens}),

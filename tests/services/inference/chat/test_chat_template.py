@@ -4,6 +4,7 @@ import json
 import re
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -16,7 +17,9 @@ from services.inference.chat.chat_template import ChatTemplate
 from services.inference.chat.library import ChatLibrary, NotUnderstood
 from services.inference.engine.special_tokens import SpecialTokens
 from shared.api.generation import ChatMessage, Tool, ToolCall, ToolChoice
-from tests.services.inference.chat import chat_templates
+from shared.api.inference import RenderChat
+from shared.types import ModelName
+from tests.services.inference.chat import chat_templates, vendored
 from tools import engine_libraries
 
 built = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
@@ -307,3 +310,28 @@ def test_special_tokens_in_calls_are_text_of_answers() -> None:
     special = ("<bos>", "<eos>", "<|tool_call>", "<tool_call|>", '<|"|>', "<|image>")
     shown = ChatTemplate(chat_library(), OpenTemplate(source, "<bos>", "<eos>", special)).capabilities.shown
     assert shown == ("<|tool_call>", "<tool_call|>", '<|"|>')
+
+
+LATE = tuple(
+    ChatMessage(role, said)
+    for role, said in (("system", "Topmost"), ("user", "Greeting"), ("system", "Brevity"), ("assistant", "Consent"), ("user", "Further"))
+)
+
+
+@built
+@pytest.mark.parametrize("path", vendored.sample(), ids=lambda path: path.stem)
+def test_every_template_shows_later_instructions_where_they_are(path: Path) -> None:
+    """Claude Code sends some behind the first question. Qwen 3.5 refuses them, gpt-oss drops them, DeepSeek moves them to the top."""
+    template = ChatTemplate(vendored.library(), vendored.request_of(path))
+    asked = prompt_plan.conversion_of(RenderChat(ModelName("m"), LATE), template.capabilities, marked=False)
+    prompt = template.render(asked).prompt
+    places = [prompt.find(message.content) for message in LATE]
+    assert -1 not in places
+    # Mistral Nemo's puts the first ones before the last question.
+    assert places[1:] == sorted(places[1:])
+
+
+def test_a_template_that_shows_later_instructions_gets_them_as_such() -> None:
+    chat = opened(chat_templates.HERMES, with_library=False)
+    asked = prompt_plan.conversion_of(RenderChat(ModelName("m"), LATE), chat.capabilities, marked=False)
+    assert "<|im_start|>system\nBrevity<|im_end|>" in chat.render(asked).prompt

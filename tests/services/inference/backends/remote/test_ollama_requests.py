@@ -172,3 +172,8 @@ def test_too_many_calls_are_none() -> None:
     calls = [{"function": {"name": "f", "arguments": {}}}] * 129
     with pytest.raises(BadStream, match="more than 128 tool calls"):
         OllamaAssembly(1, lambda: "x").push(json.dumps({"message": {"tool_calls": calls}}).encode())
+
+
+def test_later_instructions_are_the_users() -> None:
+    messages = (ChatMessage("system", "S"), ChatMessage("user", "U"), ChatMessage("system", "T"))
+    assert sent(messages)["messages"] == [{"role": "system", "content": "S"}, {"role": "user", "content": "U\n\nT"}]

@@ -237,3 +237,12 @@ def test_a_conversation_with_tools() -> None:
         },
         {"role": "tool", "content": "rain", "tool_call_id": "c1"},
     ]
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+def test_only_servers_whose_models_all_take_later_instructions_get_them(dialect: Dialect) -> None:
+    """vLLM, llama.cpp's server and Ollama answer 400 or 500 for Qwen 3.5: "System message must be at the beginning"."""
+    messages = (ChatMessage("system", "S"), ChatMessage("user", "U"), ChatMessage("system", "T"))
+    found = [(message["role"], message["content"]) for message in sent(dialect, messages)["messages"]]
+    is_passed_on = dialect in (Dialect.OPENAI, Dialect.AIMESH)
+    assert found == [("system", "S"), *([("user", "U"), ("system", "T")] if is_passed_on else [("user", "U\n\nT")])]
