@@ -277,6 +277,8 @@ class PolicyDocument(Document, frozen=True):
     max_price: PriceCeiling | None = None
     #: Whether answers say which target was chosen.
     show_targets: bool | None = None
+    #: Whether the items of answers are kept for an hour, for callers that refer to them.
+    store_items: bool | None = None
     guard: GuardDocument | None = None
 
 

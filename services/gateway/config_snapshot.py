@@ -79,6 +79,7 @@ def build(
     prices: dict[ModelName, UpstreamPrice] = {}
     default: str | None = None
     policies: dict[str, PolicyDocument] = {}
+    policy_revisions = {name: stored.revision for (kind, name), stored in documents.items() if kind is ConfigKind.POLICY}
     for (_, name), stored in documents.items():
         match stored.body:
             case RouteDocument() as route if route.is_alias and not is_pattern(name):
@@ -101,7 +102,7 @@ def build(
         names=names,
         route_names=replace(names, only_routes=True),
         limits=LimitRules(plans, model_limits),
-        policies=Policies(policies),
+        policies=Policies(policies, policy_revisions),
         upstream_prices=prices,
     )
 

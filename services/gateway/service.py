@@ -44,6 +44,7 @@ from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
+from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.limits import limit_rules, quotas
 from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
@@ -204,6 +205,9 @@ class GatewayService:
         self._business = BusinessReports(DaysStore(stores.database), request_log_days=settings.request_log_days)
         images = ImageLimits(settings.image_max_count, settings.image_max_bytes)
         self._deduplicated = DeduplicatedInference(self._pipeline, records.idempotency, images)
+        self._items = StoredItems(
+            stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20
+        )
         self._http = self._http_app(images)
 
     @classmethod
@@ -249,6 +253,7 @@ class GatewayService:
             ModelOrders(node.rpc, node.directory, live, audit_reporting),
             PullOrders(node.rpc, node.directory, audit_reporting),
             self._rules.site,
+            self._items,
             self._reports,
             self._business,
             GatewaySettingsRpc(self._settings, lambda: live.config.limits.plans),
@@ -331,7 +336,7 @@ class GatewayService:
             RestAccounts(self._node.rpc),
             RestInference(self._deduplicated),
             RestUsage(self._stores.requests, self._reports, self._quotas, self._accounts),
-            OpenAiRoutes(self._deduplicated, self._catalogue),
+            OpenAiRoutes(self._deduplicated, self._catalogue, self._items),
             OpenAiEmbeddings(self._deduplicated),
             OpenAiModerations(self._pipeline),
             TokenRoutes(self._pipeline, self._deduplicated),

@@ -48,6 +48,11 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Meta(ge=1, le=10_000),
         Variable("RESPONSE_CACHE_MEGABYTES", "limit for all cached answers; Valkey's own limit must leave room for them"),
     ] = 64
+    stored_items_megabytes: Annotated[
+        int,
+        Meta(ge=1, le=10_000),
+        Variable("STORED_ITEMS_MEGABYTES", "limit for all stored items of responses; Valkey's own limit must leave room for them"),
+    ] = 128
     image_max_count: Annotated[int, Meta(ge=0, le=64), Variable("IMAGE_MAX_COUNT", "maximum number of images per request")] = 8
     image_max_bytes: Annotated[
         int,

@@ -238,6 +238,12 @@ class ReadUsage(Body, frozen=True):
     tenant_id: TenantId
 
 
+class DropStoredItems(Body, frozen=True):
+    """Delete the stored items of a tenant's answers."""
+
+    tenant_id: TenantId
+
+
 class ListModels(Body, frozen=True):
     pass
 
@@ -437,3 +443,4 @@ list_nodes = Method("gateway.listNodes", ListNodes, NodeRows, callers={*PEOPLE, 
 give_up_pool = Method("gateway.giveUpPool", GiveUpPool, Nothing, callers={Role.METRICS})
 pardon_node = Method("gateway.pardonNode", PardonNode, PardonedNode, callers=PEOPLE)
 read_usage = Method("gateway.readUsage", ReadUsage, UserUsage, callers={Role.AUTH})
+drop_stored_items = Method("gateway.dropStoredItems", DropStoredItems, Nothing, callers={Role.AUTH})

@@ -202,6 +202,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.pullModel": lambda: gateway.PullOnWorkers("https://example.org/x.gguf", NodeId("nobody-at-all")),
     "gateway.listNodes": gateway.ListNodes,
     "gateway.readUsage": lambda: gateway.ReadUsage(NO_TEAM),
+    "gateway.dropStoredItems": lambda: gateway.DropStoredItems(NO_TEAM),
     # Changes nothing: the gateway only reads its clock.
     "gateway.setSiteLease": lambda: recovery.SetSiteLease(term=1, site="site", state=recovery.SiteLeaseState.ACTIVE, seconds=1),
     "gateway.getUsageReport": _report,

@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import redis.asyncio
 
+from services.gateway.idempotency import stored_items
 from shared import errors
 from shared.api import accounts, auth, organizations, usage_report
 from shared.api.organizations import TeamRole
 from shared.types import Tier
+from stack import stack_plan
 from tests.integration import asking
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
@@ -45,6 +48,10 @@ async def test_nothing_personal_is_left_and_every_sum_is(stack: RunningStack, ap
     gone, other = await api_client.register("gone"), await api_client.register("other")
     known = await _use_everything(stack, api_client, gone, other)
     assert {"users"} <= {each.split(":")[0] for each in await known.left_in(stack, "auth")}, "the search finds what is there"
+    async with stack.http(gone.key.secret) as http:
+        answer = (await http.post("/v1/responses", json={"model": asking.ECHO, "input": "words to repeat"})).json()
+    assert (answer["store"], len(await _stored_items(stack))) == (True, 1)
+    await stack.recorded(gone.id, 4)
     before, bill = await _sums(stack), await _bill(api_client, other)
     assert [tokens for tokens, *_ in bill] == [7], "the one request that the person made for the organisation"
 
@@ -52,6 +59,7 @@ async def test_nothing_personal_is_left_and_every_sum_is(stack: RunningStack, ap
 
     assert await known.left_in(stack, "auth") == set()
     assert await known.left_in(stack, "gateway") == set()
+    assert await _stored_items(stack) == []
     assert (await _sums(stack), await _bill(api_client, other)) == (before, bill)
     books = (await stack.aicli("admin", "ledger", "verify", "--json")).json()
     assert (books["drift_micro"], books["findings"]) == (0, [])
@@ -96,6 +104,12 @@ async def _use_everything(stack: RunningStack, api_client: ApiClient, gone: Pers
     await asking.rpc(api_client.mesh, acting.access_token, "on the bill of all of us")
     await stack.recorded(gone.id, 3)
     return Known((gone.username, f"{gone.username}@example.org", *(key.preview for key in keys)))
+
+
+async def _stored_items(stack: RunningStack) -> list[bytes]:
+    async with redis.asyncio.Redis.from_url(stack_plan.valkey_of(stack.place).url) as valkey:
+        keys: list[bytes] = await valkey.keys(f"{stored_items.PREFIX}*")
+    return [key for key in keys if not key.endswith((b":order", b":sizes", b":bytes"))]
 
 
 async def _sums(stack: RunningStack) -> dict[str, tuple[Any, ...]]:

@@ -13,7 +13,7 @@ from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.session_opening import CompleteLogin
 from shared import errors
-from shared.api import accounts
+from shared.api import accounts, gateway
 from shared.api.auth import User
 from shared.api.method import Nothing
 from shared.mail.mailer import Mailer
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # only stores talk to PostgreSQL; this hands a transaction on
     from shared.stores.database import Transaction
 
 _EVERY_SECONDS = 600
+_GATEWAY_SECONDS = 5.0
 
 _log = logs.get(part="privacy")
 
@@ -109,6 +110,11 @@ class Erasures(AuthHandlers):
             await self._sessions.end_all(user_id)
             await self._trail.add(transaction, audit_records.of_mesh("user.erased", None, target=user_id))
         await self._sessions.end_all(user_id)
+        try:
+            request = gateway.DropStoredItems(TenantId(user_id))
+            await self._node.rpc.call(gateway.drop_stored_items, request, deadline_seconds=_GATEWAY_SECONDS)
+        except errors.AimeshError as error:
+            _log.warning("stored answers of an erased account stay until they expire", user_id=user_id, reason=error.message)
         _log.info("account erased", user_id=user_id)
 
     async def _check_not_needed(self, transaction: "Transaction", user_id: UserId, role: UserRole) -> None:

@@ -209,6 +209,7 @@ def explain(policy: Policy) -> Iterator[api.PolicyRule]:
     for name, rule in (("max_price.input", policy.max_input), ("max_price.output", policy.max_output)):
         yield api.PolicyRule(name, "any" if rule.value is None else amounts.written(rule.value), (rule.level,))
     yield api.PolicyRule("show_targets", "yes" if policy.show_targets.value else "no", (policy.show_targets.level,))
+    yield api.PolicyRule("store_items", "yes" if policy.store_items.value else "no", (policy.store_items.level,))
     for place, scan in (("prompt", policy.guard.prompt), ("answer", policy.guard.answer)):
         for kind, action in scan.actions.items():
             yield api.PolicyRule(f"guard.{place}.{kind}", action.value, (scan.levels[kind],))

@@ -1,7 +1,7 @@
 """Runs a request and sends its answer in one API's format, as a whole or as a stream of events."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 
 import msgspec
@@ -22,9 +22,16 @@ _CACHE_HIT: Headers = [(b"x-aimesh-cache", b"hit")]
 
 
 async def answer(
-    deduplicated: DeduplicatedInference, call: HttpCall, request: InferenceRequest, form: AnswerFormat, *, stream: bool
+    deduplicated: DeduplicatedInference,
+    call: HttpCall,
+    request: InferenceRequest,
+    form: AnswerFormat,
+    *,
+    stream: bool,
+    before_end: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Run the request and answer the call. Raises what ``DeduplicatedInference.run`` raises."""
+    """Run the request and answer the call. ``before_end`` is called when the answer is complete. Raises what ``DeduplicatedInference.run``
+    raises."""
     request = await deduplicated.admit_images(request, call.images)
     if stream:
         call.expect_events(form.failed)
@@ -37,7 +44,10 @@ async def answer(
     async with deduplicated.run(call.caller, request, seconds=seconds, repeat=repeat, whole=True, cache=cache, streamed=stream) as reply:
         await send_chunks(call, reply, form, stream=stream, after=0 if repeat.rest is None else repeat.rest.after)
     # The row is written before the caller learns how the request ended.
-    await finish(call, form, reply.result, stream=stream)
+    result = reply.result
+    if before_end is not None:
+        await before_end()
+    await finish(call, form, result, stream=stream)
 
 
 async def finish(call: HttpCall, form: AnswerFormat, result: InferenceResult, *, stream: bool) -> None:

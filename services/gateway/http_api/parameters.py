@@ -83,11 +83,10 @@ EMBEDDINGS: Rules = {"user": _USER}
 _OTHER_CHOICES = ParameterRule("must name a function or a custom tool that is offered")
 _OTHER_MODELS = _ignored("another model's built-in tool has made it")
 #: Why nothing that OpenAI stores with a prompt exists.
-_NEEDS_PROMPT = "needs an earlier prompt, which is never stored; send the whole conversation as input, with `store: false`"
+NEEDS_PROMPT = "needs an earlier prompt, which is never stored; send the whole conversation as input, with `store: false`"
 
 RESPONSES: Rules = {
     **_COMMON,
-    "store": _ignored("answers are not stored, and the response says so"),
     "max_tool_calls": _ignored("it limits OpenAI's built-in tools, which are not supported"),
     "client_metadata": _ignored("requests are not stored"),
     "tools.tools[*]": _OTHER_TOOLS,
@@ -96,8 +95,8 @@ RESPONSES: Rules = {
     "tool_choice[*]": _OTHER_CHOICES,
     "tool_choice.tools[*]": _OTHER_CHOICES,
     "background": _only("must be false; wait for the answer, or stream it", False),
-    "previous_response_id": ParameterRule(_NEEDS_PROMPT),
-    "conversation": ParameterRule(_NEEDS_PROMPT),
+    "previous_response_id": ParameterRule(NEEDS_PROMPT),
+    "conversation": ParameterRule(NEEDS_PROMPT),
     "prompt": ParameterRule("cannot be found: prompts are not stored; send its text as instructions and input"),
     "truncation": _only("must be disabled; shorten the input yourself if it is too long", "disabled"),
     "context_management": _only("is not supported; shorten the input yourself", []),
@@ -111,7 +110,6 @@ RESPONSES: Rules = {
     "input[web_search_call]": _OTHER_MODELS,
     "input[tool_search_call]": _OTHER_MODELS,
     "input[tool_search_output]": _OTHER_MODELS,
-    "input[item_reference]": ParameterRule("refers to a stored item, but items are not stored; send the item itself"),
     "input.content[*]": ParameterRule("must be a text or an image; audio and files are not supported"),
     "input.output[*]": ParameterRule("must be a text or an image; audio and files are not supported"),
 }

@@ -6,37 +6,24 @@ Tenants never share answers. Without Valkey, requests run uncached.
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 import msgspec
 
-from services.gateway.idempotency import answer_encryption, cache_keys
+from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_runs import AnswerRun, AnswerRunId, AnswerRunReader, AnswerRuns
 from services.gateway.idempotency.cache_keys import CacheQuestion, CacheUse
-from services.gateway.limits.circuit_breaker import Breaker
+from services.gateway.idempotency.sealed_values import SealedValues
 from services.gateway.relay import AnswerItem
 from shared import errors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, PromptAccepted
-from shared.stores.cache import Cache, CacheRefuses
-from shared.telemetry import Metrics, logs
+from shared.stores.cache import Cache
+from shared.telemetry import Metrics
 from shared.types import FinishReason
-
-#: Per answer: about 5,000 tokens. Longer ones are rare, and reading one would delay the limits, which share Valkey.
-MOST_BYTES = 256 * 1024
-#: Valkey normally answers within a millisecond; otherwise the request runs uncached.
-VALKEY_SECONDS = 0.02
-#: Interval between probes while Valkey is down.
-_PROBE_SECONDS = 1.0
-
-_GET, _PUT = "find_answer", "keep_answer"
-_ORDER, _SIZES, _SUM = (cache_keys.PREFIX + word for word in ("order", "sizes", "bytes"))
-
-_log = logs.get(part="response cache")
 
 #: Generates an answer within so many seconds.
 Generate = Callable[[float], AsyncGenerator[AnswerItem]]
@@ -84,18 +71,14 @@ class ResponseCache:
         secret: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._values = values
+        self._values = SealedValues(
+            values, cache_keys.PREFIX, secret=secret, most_bytes=bounds.most_bytes, what="response cache", clock=clock
+        )
         self._runs = runs
         self._counted = metrics.response_cache
         self._bounds = bounds
         self._secret = secret
         self._clock = clock
-        self._breaker = Breaker()
-        self._probe_at = 0.0
-        #: The script that Valkey refuses or doesn't answer; None if all is well.
-        self._failing: str | None = None
-        values.script(_GET, "return redis.call('GET', KEYS[1])")
-        values.script(_PUT, Path(__file__).with_name("response_cache.lua").read_text(encoding="utf-8"))
 
     async def answer(
         self, question: CacheQuestion, generate: Generate, *, use: CacheUse, seconds: float, set_origin: Callable[[AnswerOrigin], None]
@@ -165,10 +148,7 @@ class ResponseCache:
     # --- Valkey -----------------------------------------------------------------------------------------------------
 
     async def _find(self, question: CacheQuestion, name: str) -> _CachedAnswer | None:
-        value = await self._ask(_GET, (name,), ())
-        if not isinstance(value, bytes):
-            return None
-        plain = answer_encryption.unseal(value, question.tenant, name, self._secret)
+        plain = next(await self._values.find(question.tenant, (name,)) or iter(()), None)
         try:
             return None if plain is None else _decoder.decode(plain)
         except msgspec.MsgspecError:  # of another version
@@ -177,33 +157,9 @@ class ResponseCache:
     async def _keep(self, question: CacheQuestion, name: str, chunks: tuple[Chunk, ...] | None, generation: Generation) -> None:
         if chunks is None or FinishReason.CANCELLED in {generation.finish_reason, *generation.finish_reasons}:
             return
-        value = answer_encryption.seal(msgspec.msgpack.encode(_CachedAnswer(chunks, generation)), question.tenant, name, self._secret)
-        if len(value) <= MOST_BYTES:
-            seconds = self._bounds.keep_seconds if question.keep_seconds is None else question.keep_seconds
-            await self._ask(_PUT, (name, _ORDER, _SIZES, _SUM), (value, round(1000 * seconds), self._bounds.most_bytes))
-
-    async def _ask(self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes]) -> object:
-        now = self._clock()
-        if self._breaker.is_open and now < self._probe_at:
-            return None
-        self._probe_at = now + _PROBE_SECONDS
-        try:
-            answer: object = await self._values.run(script, keys, args, seconds=VALKEY_SECONDS)
-        except errors.Unavailable as error:
-            # A read-only Valkey answers other calls, which would close the breaker again and again.
-            if self._breaker.failed(self._clock()) or isinstance(error, CacheRefuses):
-                self._log_outage(script, error)
-            return None
-        self._breaker.succeeded()
-        if self._failing == script:
-            self._failing = None
-            _log.info("response cache enabled again")
-        return answer
-
-    def _log_outage(self, script: str, error: errors.Unavailable) -> None:
-        if self._failing is None:
-            self._failing = script
-            _log.error("response cache disabled", call=script, reason=f"{error.message}: {error.__cause__!r}")
+        values = {name: msgspec.msgpack.encode(_CachedAnswer(chunks, generation))}
+        seconds = self._bounds.keep_seconds if question.keep_seconds is None else question.keep_seconds
+        await self._values.keep(question.tenant, values, seconds=seconds)
 
 
 async def _follow(reader: "AnswerRunReader[PromptAccepted, Chunk, Generation]") -> AsyncGenerator[AnswerItem]:

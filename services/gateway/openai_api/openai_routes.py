@@ -6,10 +6,12 @@ from functools import partial
 from typing import get_args
 
 from services.gateway.http_api import answer_delivery
+from services.gateway.http_api import parameters as openai_parameters
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnthropicErrorBody
 from services.gateway.idempotency import idempotency_keys
+from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.openai_api import anthropic_request, chat_format
 from services.gateway.openai_api import chat_request as openai_chat
 from services.gateway.openai_api import completion_request as openai_completions
@@ -35,9 +37,12 @@ _METHOD = "processInferenceRequest"
 class OpenAiRoutes:
     """The handlers of /v1. ``served`` returns the models that a caller may use, the default first."""
 
-    def __init__(self, deduplicated: DeduplicatedInference, served: Callable[[Principal], tuple[ServedModel, ...]]) -> None:
+    def __init__(
+        self, deduplicated: DeduplicatedInference, served: Callable[[Principal], tuple[ServedModel, ...]], items: StoredItems
+    ) -> None:
         self._deduplicated = deduplicated
         self._served = served
+        self._items = items
         self._answer = partial(answer_delivery.answer, deduplicated)
         self._started_at = int(time.time())
 
@@ -50,8 +55,10 @@ class OpenAiRoutes:
             HttpRoute("POST", "/v1/completions", self._complete, _METHOD,
                       "OpenAI's older completions, which continue a text without a chat template",
                       body=CompletionBody, answer=Completion, streams=True, events=(Completion,)),
-            HttpRoute("POST", "/v1/responses", self._respond, _METHOD, "OpenAI's responses, without storage",
+            HttpRoute("POST", "/v1/responses", self._respond, _METHOD, "OpenAI's responses; only their items are stored",
                       body=ResponseBody, answer=Response, streams=True, takes_images=True, events=(*get_args(StreamEvent), ErrorEvent)),
+            *(HttpRoute(verb, "/v1/responses/{response}", self._refuse_stored, _METHOD, "Refused, because prompts are not stored")
+              for verb in ("GET", "DELETE", "POST")),
             HttpRoute("POST", "/v1/messages", self._message, _METHOD, "Anthropic's messages",
                       body=MessagesBody, answer=AnthropicMessage, streams=True, takes_images=True,
                       events=(MessagesEvent, AnthropicErrorBody)),
@@ -68,7 +75,18 @@ class OpenAiRoutes:
 
     async def _respond(self, call: HttpCall) -> None:
         body = call.read(openai_responses.DIALECT)
-        await self._answer(call, openai_responses.to_request(body), ResponsesFormat(body), stream=body.stream)
+        if references := body.references:
+            body = body.with_items(await self._items.find(call.caller, references))
+        request = openai_responses.to_request(body)
+        form = ResponsesFormat(body, is_stored=body.store and self._items.allows(call.caller))
+
+        async def store() -> None:
+            form.is_stored = await self._items.keep(call.caller, form.stored_items())
+
+        await self._answer(call, request, form, stream=body.stream, before_end=store if form.is_stored else None)
+
+    async def _refuse_stored(self, call: HttpCall) -> None:
+        raise errors.NotFound(f"a stored response {openai_parameters.NEEDS_PROMPT}")
 
     async def _message(self, call: HttpCall) -> None:
         body = call.read(anthropic_request.DIALECT)

@@ -119,7 +119,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     previous_response_id: None = None
     reasoning: Reasoning = Reasoning()
     service_tier: str = "default"
-    store: bool = False
+    store: bool
     #: Null for the model's default.
     temperature: float | None
     text: TextBody

@@ -1,15 +1,15 @@
 """Formats answers for OpenAI's Responses API. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from services.gateway.call_parts import CallParts
 from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, ServerSentEvent, TokenChoice, logprobs_of
-from services.gateway.openai_api import response_events, response_tools
-from services.gateway.openai_api.response_request import ResponseBody, TextBody, TextFormat
-from services.gateway.openai_api.response_tools import CustomInput
+from services.gateway.openai_api import response_events, response_request, response_tools
+from services.gateway.openai_api.response_request import ResponseBody, StoredItem, TextBody, TextFormat
+from services.gateway.openai_api.response_tools import CustomInput, CustomTool
 from shared.api.gateway import InferenceResult
 from shared.api.generation import ToolCall, ToolCallPart
 from shared.api.inference import Chunk
@@ -31,8 +31,10 @@ _MESSAGE: _Item = ("message", 0)
 class ResponsesFormat(AnswerFormat):
     """Formats one answer: thoughts are an item, the text is one message, and each call an item; items are in order of their start."""
 
-    def __init__(self, body: ResponseBody) -> None:
+    def __init__(self, body: ResponseBody, *, is_stored: bool = False) -> None:
+        """``is_stored``: whether the items will be stored. Set the attribute when it is known whether they are."""
         self._body = body
+        self.is_stored = is_stored
         self._sequence = 0
         self._items: list[_Item] = []
         #: Thoughts or a call that end when something else begins. The message ends with the answer.
@@ -91,6 +93,11 @@ class ResponsesFormat(AnswerFormat):
             completed_at=self.about.created + result.response_time_ms // 1000 if status == "completed" else None,
         )
 
+    def stored_items(self) -> Mapping[str, bytes]:
+        """Return the items as a later request takes them, by their ids."""
+        shown = self._output("completed") or (self._shown(_MESSAGE, "completed"),)
+        return {item.id: msgspec.json.encode(_as_input(item)) for item in shown}
+
     def _beginning(self) -> list[ServerSentEvent]:
         if self._is_begun:
             return []
@@ -124,7 +131,7 @@ class ResponsesFormat(AnswerFormat):
         item: _Item = ("call", part.index)
         events = []
         if item not in self._items:
-            if (tool := self._tools.get(part.name)) is not None and tool.is_custom:
+            if (tool := self._tools.get(part.name)) is not None and isinstance(tool.body, CustomTool):
                 self._inputs[part.index] = CustomInput()
             events = self._open_item(item, self._shown_call(item, "in_progress", ToolCall(part.id, part.name, "")))
         custom = self._inputs.get(part.index)
@@ -229,6 +236,7 @@ class ResponsesFormat(AnswerFormat):
             id=f"resp_{about.request_id.hex}",
             created_at=about.created,
             status=status,
+            store=self.is_stored,
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
             model=about.model,
@@ -251,6 +259,18 @@ class ResponsesFormat(AnswerFormat):
 
 def _event(content: response_events.StreamEvent) -> ServerSentEvent:
     return ServerSentEvent(content, content.type)
+
+
+def _as_input(item: response_events.OutputItem) -> StoredItem:
+    match item:
+        case response_events.OutputMessage():
+            return response_request.MessageItem("assistant", item.content[0].text)
+        case response_events.OutputReasoning():
+            return response_request.ReasoningItem((response_request.ReasoningText(item.content[0].text),))
+        case response_events.OutputCustomCall():
+            return response_request.CustomCallItem(item.call_id, item.name, item.input, item.namespace or None)
+        case response_events.OutputCall():
+            return response_request.FunctionCallItem(item.call_id, item.name, item.arguments, item.namespace or None)
 
 
 def _status(result: InferenceResult) -> str:

@@ -3,7 +3,7 @@
 Prompts are not stored, so clients must send the whole conversation each time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -99,7 +99,16 @@ class AdditionalToolsItem(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     tools: tuple[ToolBody, ...]
 
 
-Item = MessageItem | FunctionCallItem | FunctionOutputItem | CustomCallItem | CustomOutputItem | ReasoningItem | AdditionalToolsItem
+class ItemReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="item_reference"):
+    """Stands for a stored item: see ``StoredItems``."""
+
+    id: str
+
+
+#: What an answer consists of.
+StoredItem = MessageItem | FunctionCallItem | CustomCallItem | ReasoningItem
+_decode_stored = msgspec.json.Decoder(StoredItem).decode
+Item = StoredItem | FunctionOutputItem | CustomOutputItem | AdditionalToolsItem | ItemReference
 
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -223,6 +232,8 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     #: Returned with the response; ``conversation_id`` keeps a conversation at one target of a route.
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
     reasoning: ReasoningBody | None = None
+    #: Whether the items of the answer are stored.
+    store: bool = True
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
 
@@ -237,6 +248,19 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     @property
     def with_summary(self) -> bool:
         return self.reasoning is not None and self.reasoning.summary is not None
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Return the ids of the stored items that it refers to."""
+        return () if isinstance(self.input, str) else tuple(item.id for item in self.input if isinstance(item, ItemReference))
+
+    def with_items(self, found: Mapping[str, bytes]) -> "ResponseBody":
+        """Return the body with the items that it refers to. Raises BadField for an item of another version."""
+        try:
+            items = tuple(_decode_stored(found[item.id]) if isinstance(item, ItemReference) else item for item in self.input)
+        except msgspec.MsgspecError as error:
+            raise BadField("input", "refers to an item of another version of the gateway; send the item itself") from error
+        return msgspec.structs.replace(self, input=items)
 
     def offered(self) -> Iterator[ToolBody]:
         """Yield all tools, wherever they are offered."""

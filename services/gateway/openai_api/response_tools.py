@@ -3,9 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -75,18 +74,9 @@ _PARAMETERS: JsonObject = {
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 
 
-@dataclass(frozen=True, slots=True)
-class OfferedTool:
+class OfferedTool(NamedTuple):
     body: FunctionTool | CustomTool
-    namespace: NamespaceTool | None = None
-
-    @property
-    def is_custom(self) -> bool:
-        return isinstance(self.body, CustomTool)
-
-    @property
-    def flat_name(self) -> str:
-        return flat_name(self.body.name, None if self.namespace is None else self.namespace.name)
+    namespace: NamespaceTool | None
 
 
 def flat_name(name: str, namespace: str | msgspec.UnsetType | None) -> str:
@@ -104,26 +94,18 @@ def flat_name(name: str, namespace: str | msgspec.UnsetType | None) -> str:
 def offered(bodies: Iterable[ToolBody]) -> Mapping[str, OfferedTool]:
     """Return the tools by the names that models know. Raises BadField if two have the same."""
     found: dict[str, OfferedTool] = {}
-    for tool in _each(bodies):
-        name = tool.flat_name
-        if (other := found.setdefault(name, tool)) is not tool:
-            what = next((each.namespace for each in (tool, other) if each.namespace is not None), None)
-            if what is None:
-                raise BadField("tools", f"has {name[:MAX_TOOL_NAME]!r} twice; names must be unique")
-            raise BadField(
-                "tools", f"has {name!r} twice: models know the tools of the namespace {what.name[:64]!r} by such names; rename one"
-            )
-        if len(found) > MAX_TOOLS:
-            raise BadField("tools", f"must have at most {MAX_TOOLS} entries")
-    return found
-
-
-def _each(bodies: Iterable[ToolBody]) -> Iterator[OfferedTool]:
     for body in bodies:
-        if isinstance(body, NamespaceTool):
-            yield from (OfferedTool(tool, body) for tool in body.tools)
-        else:
-            yield OfferedTool(body)
+        tools, namespace = (body.tools, body) if isinstance(body, NamespaceTool) else ((body,), None)
+        for tool in tools:
+            name = flat_name(tool.name, None if namespace is None else namespace.name)
+            if name in found:
+                spaces = {each.name[:MAX_TOOL_NAME] for each in (namespace, found[name].namespace) if each is not None}
+                why = f": models know the tools of the namespace {' and '.join(sorted(spaces))} by such names; rename one" if spaces else ""
+                raise BadField("tools", f"has {name[:MAX_TOOL_NAME]} twice{why}")
+            found[name] = OfferedTool(tool, namespace)
+            if len(found) > MAX_TOOLS:
+                raise BadField("tools", f"must have at most {MAX_TOOLS} entries")
+    return found
 
 
 def chosen(tools: Mapping[str, OfferedTool], choice: ToolChoiceBody) -> ChosenTools:

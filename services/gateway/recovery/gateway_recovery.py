@@ -4,7 +4,7 @@ import contextlib
 import hmac
 from collections.abc import AsyncIterator
 
-from services.gateway.idempotency import cache_keys
+from services.gateway.idempotency import cache_keys, stored_items
 from services.gateway.recovery import kinds
 from services.gateway.settings import GatewaySettings
 from shared import errors
@@ -68,7 +68,8 @@ class GatewayRecovery:
 
     async def _end_restore(self, restore: OpenRestore) -> None:
         # Answers of the lost window. Rate counters stay, and access to keys is not cached outside of this process.
-        await self._cache.delete_matching(f"{cache_keys.PREFIX}*")
+        for prefix in (cache_keys.PREFIX, stored_items.PREFIX):
+            await self._cache.delete_matching(f"{prefix}*")
         async with self._rows.transaction() as transaction:
             if await self._rows.close_restores(transaction):
                 self._restored = restore

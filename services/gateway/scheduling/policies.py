@@ -142,6 +142,7 @@ class Policy:
     targets: NameLists = ()
     direct_models: Rule[bool] = field(default_factory=lambda: Rule(True))
     show_targets: Rule[bool] = field(default_factory=lambda: Rule(True))
+    store_items: Rule[bool] = field(default_factory=lambda: Rule(True))
     #: Micro-credits per million tokens; None for no ceiling.
     max_input: Rule[int | None] = field(default_factory=lambda: Rule(None))
     max_output: Rule[int | None] = field(default_factory=lambda: Rule(None))
@@ -172,6 +173,8 @@ class Policies:
     """The documents by name, and how they apply to callers."""
 
     documents: Mapping[str, PolicyDocument] = field(default_factory=dict)
+    #: The revision that last changed or removed each of them.
+    revisions: Mapping[str, int] = field(default_factory=dict)
     #: Combined before.
     _known: dict[tuple[str | None, str | None, bool], Policy] = field(default_factory=dict, compare=False, repr=False)
 
@@ -189,6 +192,11 @@ class Policies:
                 levels.append((REQUEST, PolicyDocument(external=())))
             known = self._known[*names, forbids_external] = combine(levels)
         return known
+
+    def revision_of(self, tenant: TenantId) -> int:
+        """Return when the policies that apply to all of a tenant's keys have last changed."""
+        mesh, default, of_tenant, _ = names_of(tenant, None)
+        return max(self.revisions.get(name, 0) for name in (mesh, default, of_tenant))
 
     def _levels(self, of_tenant: str | None, of_key: str | None) -> Iterator[tuple[str, PolicyDocument]]:
         missing = PolicyDocument()
@@ -212,7 +220,7 @@ def _with_list(document: PolicyDocument) -> PolicyDocument:
 
 
 def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
-    machines, direct, shown = Rule(Machines.GROUP), Rule(True), Rule(True)
+    machines, direct, shown, stored = Rule(Machines.GROUP), Rule(True), Rule(True), Rule(True)
     max_input: Rule[int | None] = Rule(None)
     max_output: Rule[int | None] = Rule(None)
     for level, document in levels:
@@ -222,6 +230,8 @@ def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
             direct = Rule(False, level)
         if document.show_targets is False and shown.value:
             shown = Rule(False, level)
+        if document.store_items is False and stored.value:
+            stored = Rule(False, level)
         if document.max_price is not None:
             max_input = _lower(max_input, document.max_price.input, level)
             max_output = _lower(max_output, document.max_price.output, level)
@@ -234,6 +244,7 @@ def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
         targets=_lists_of(levels, "targets"),
         direct_models=direct,
         show_targets=shown,
+        store_items=stored,
         max_input=max_input,
         max_output=max_output,
         guard=guard_rules.combine([(level, document.guard) for level, document in levels if document.guard is not None]),

@@ -29,6 +29,7 @@ RULES = {
     "max_price.input": "Maximum input price",
     "max_price.output": "Maximum output price",
     "show_targets": "Show targets",
+    "store_items": "Store answer items",
 }
 _KINDS = {
     GuardKind.SECRET: "Secrets",
@@ -65,6 +66,7 @@ class PolicyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_input: str = ""
     max_output: str = ""
     show_targets: str = ""
+    store_items: str = ""
     #: That was shown.
     version: str = "0"
 
@@ -184,6 +186,7 @@ def _filled(state: api.PolicyState) -> PolicyForm:
         max_input="" if ceilings is None or ceilings.input is None else str(ceilings.input),
         max_output="" if ceilings is None or ceilings.output is None else str(ceilings.output),
         show_targets=_yes_or_no(policy.show_targets),
+        store_items=_yes_or_no(policy.store_items),
         version=str(state.version),
     )
 
@@ -217,7 +220,7 @@ def _document(form: PolicyForm) -> PolicyDocument:
     for name in _LISTS:
         if text := getattr(form, name).strip():
             rules[name] = [] if text == _NONE else [part.strip() for part in text.split(",")]
-    for name in ("direct_models", "show_targets"):
+    for name in ("direct_models", "show_targets", "store_items"):
         if text := getattr(form, name):
             rules[name] = {"yes": True, "no": False}.get(text, text)
     ceilings = {side: text for side in ("input", "output") if (text := getattr(form, f"max_{side}").strip())}
@@ -239,5 +242,6 @@ _HINTS = {
     "targets": "write names, separated by commas; * stands for any characters; or none",
     "direct_models": "choose from the list",
     "show_targets": "choose from the list",
+    "store_items": "choose from the list",
     "max_price": "write credits per million tokens, such as 0.15",
 }

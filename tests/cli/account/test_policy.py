@@ -57,9 +57,12 @@ def test_named_rules_change_and_others_stay(shell: Shell, stored: dict[str, Poli
     expected = document(external=[], machines="internal", max_price={"input": "0.15", "output": "0.6"}, direct_models=False)
     assert stored[TEAM_POLICY].policy == expected
     shell(
-        "policy", "set", "--organization", "acme", "--unset", "max_price", "--unset", "direct_models", "--models", "a,b-*", "--hide-targets"
+        "policy", "set", "--organization", "acme", "--unset", "max_price", "--unset", "direct_models", "--models", "a,b-*",
+        "--hide-targets", "--no-store-items",
+    )  # fmt: skip
+    assert stored[TEAM_POLICY].policy == document(
+        external=[], machines="internal", models=["a", "b-*"], show_targets=False, store_items=False
     )
-    assert stored[TEAM_POLICY].policy == document(external=[], machines="internal", models=["a", "b-*"], show_targets=False)
     shell("policy", "set", "--organization", "acme", "--remove")
     assert stored[TEAM_POLICY].policy is None
 

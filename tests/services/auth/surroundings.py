@@ -13,8 +13,9 @@ import msgspec
 from services.auth.dependencies import Dependencies
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
+from shared import errors
 from shared.api import auth, events, gateway, membership
-from shared.api.method import Method, Reply, Request
+from shared.api.method import Method, Nothing, Reply, Request
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.identity import node_keys, tickets
 from shared.identity.trust import Trust
@@ -25,7 +26,7 @@ from shared.protocol.directory import Directory
 from shared.rpc import Dispatcher, RpcCall
 from shared.rpc.authorization import check_declared
 from shared.telemetry import Metrics
-from shared.types import Credential, MeshName, NodeId, Peer, Role, UserId
+from shared.types import Credential, MeshName, NodeId, Peer, Role, TenantId, UserId
 
 ADMIN_PASSWORD = "correct horse battery"
 PASSWORD = "secure_password"
@@ -46,13 +47,21 @@ def settings_of(database_url: str, redis_url: str) -> AuthSettings:
 
 
 class Gateway:
-    """Answers readUsage as the gateway would."""
+    """Answers readUsage and dropStoredItems as the gateway would."""
 
     def __init__(self) -> None:
         self.asked: list[UserId] = []
         self.days: tuple[DailyUsage, ...] = ()
+        self.dropped: list[TenantId] = []
+        self.away = False
 
     async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float) -> Reply:
+        if isinstance(request, gateway.DropStoredItems):
+            assert method is gateway.drop_stored_items
+            if self.away:
+                raise errors.NotReachable("no gateway on the mesh")
+            self.dropped.append(request.tenant_id)
+            return cast("Reply", Nothing())
         assert method is gateway.read_usage
         assert isinstance(request, gateway.ReadUsage)
         assert deadline_seconds > 0

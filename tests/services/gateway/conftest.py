@@ -7,7 +7,7 @@ import pytest
 from services.gateway.config_snapshot import DocumentKey
 from services.gateway.configuration import config_file
 from services.gateway.configuration.config_file import ReadDocument, ReadRequest
-from services.gateway.idempotency import response_cache
+from services.gateway.idempotency import sealed_values
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def _read_configurations_here(request: pytest.FixtureRequest) -> Iterator[None]:
 def _wait_for_cached_answers() -> Iterator[None]:
     """On a busy machine Valkey may need more than 20 ms, and the requests would run uncached."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(response_cache, "VALKEY_SECONDS", 5.0)
+        patch.setattr(sealed_values, "VALKEY_SECONDS", 5.0)
         yield
 
 

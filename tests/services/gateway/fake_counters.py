@@ -5,6 +5,7 @@ from typing import Any
 
 from services.gateway.limits.limit_scripts import Argument, LocalCounters
 from shared import errors
+from shared.stores.cache import Cache
 
 
 class FakeCounters:
@@ -30,3 +31,16 @@ class FakeCounters:
         if self.away:
             raise errors.Unavailable("Valkey does not answer")
         return await self._counters.run(script, keys, args)
+
+
+class AbsentCache(Cache):
+    """A Valkey that doesn't answer."""
+
+    def __init__(self) -> None:
+        """Without connections."""
+
+    def script(self, name: str, lua: str, *, urgent: bool = False) -> None:
+        """Not needed: none can run."""
+
+    async def run(self, *_script: object, **_limits: object) -> Any:
+        raise errors.Unavailable("Valkey does not answer")

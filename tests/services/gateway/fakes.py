@@ -37,6 +37,7 @@ from services.gateway.idempotency.idempotency_keys import HeldKey, IdempotentReq
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.response_cache import ResponseCache
+from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.limits import tiers
 from services.gateway.limits.quotas import Quotas
 from services.gateway.limits.tiers import LimitRules
@@ -89,7 +90,7 @@ from shared.types import (
     UserRole,
 )
 from shared.worker_pools import WorkerPool
-from tests.services.gateway.fake_counters import FakeCounters
+from tests.services.gateway.fake_counters import AbsentCache, FakeCounters
 
 USER = UserId(UUID(int=1))
 KEY_ID = KeyId(UUID(int=2))
@@ -503,6 +504,7 @@ class RunningService:
         self.runs = runs
         keys = IdempotentRequests(FakeKeys(), runs, node_id(99), secret="s" * 16, most_seconds=30)
         self.once = DeduplicatedInference(self.pipeline, keys)
+        self.items = StoredItems(AbsentCache(), self, secret="s" * 16, most_bytes=2**20)
         #: The gateway's own methods, by name.
         self.own: dict[str, Handler] = {}
         #: Called with each of their replies.
@@ -529,7 +531,7 @@ class RunningService:
             RestAccounts(self.rpc),
             RestInference(self.once),
             RestUsage(self.store, self.reports, self.quotas, self.accounts),
-            OpenAiRoutes(self.once, self._served),
+            OpenAiRoutes(self.once, self._served, self.items),
             OpenAiEmbeddings(self.once),
             OpenAiModerations(self.pipeline),
             TokenRoutes(self.pipeline, self.once),

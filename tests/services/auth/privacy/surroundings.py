@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import secrets
+from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -22,7 +23,7 @@ from shared.api.method import Method, Reply, Request
 from shared.rpc import StreamCall
 from shared.types import ModelName, UserId, UserRole
 from tests.services.auth.accounts.surroundings import CLIENT, ApiClient, Person, by_hand
-from tests.services.auth.surroundings import call
+from tests.services.auth.surroundings import Gateway, call
 
 
 class AwaySessions:
@@ -58,6 +59,7 @@ class PrivacyDesk:
         self.audit = AuditStore(api_client.database)
         self.log = AuditLog(self.audit)
         self.rows = PrivacyStore(api_client.database)
+        self.gateway = Gateway()
         self.erasures = self.replica()
         self.exports = Exports(self._parts(), self.rows, (export.sessions(self.sessions), export.audit(self.audit)))
         api_client.dispatcher.add(self.erasures)
@@ -68,7 +70,7 @@ class PrivacyDesk:
         return Erasures(parts, self.rows, self.audit, self.api_client.mailer)
 
     def _parts(self) -> Any:
-        return dataclasses.replace(self.api_client.parts, trail=self.log)
+        return dataclasses.replace(self.api_client.parts, trail=self.log, node=cast("Any", SimpleNamespace(rpc=self.gateway)))
 
     async def ask(self, method: Method[Request, Reply], request: Request, credential: str) -> Reply:
         return await self.api_client.ask(method, request, credential)

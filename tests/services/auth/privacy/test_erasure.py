@@ -9,6 +9,7 @@ from services.auth.session_opening import CompleteLogin
 from services.auth.sessions.session_store import SessionStore, StoredLogin
 from shared import access_table, errors
 from shared.api import accounts
+from shared.types import TenantId
 from tests.services.auth.accounts.surroundings import by_hand
 from tests.services.auth.privacy.surroundings import AwaySessions, Canaries, PrivacyDesk, administrator, user_with_data
 
@@ -180,6 +181,16 @@ async def test_nothing_is_deleted_while_valkey_is_down_and_everything_later(api_
     assert set(canaries.left_in(await api_client.every_cell())) == set(canaries.NAMES)
     await api_client.erasures.erase_due()
     assert canaries.left_in(await api_client.every_cell()) == []
+
+
+async def test_stored_answers_are_dropped_and_an_absent_gateway_holds_nothing_up(api_client: PrivacyDesk) -> None:
+    gateway = api_client.gateway
+    anna, bert = await api_client.api_client.person("anna"), await api_client.api_client.person("bert")
+    await api_client.erase(anna)
+    assert gateway.dropped == [TenantId(anna.id)]
+    gateway.away = True
+    await api_client.erase(bert)
+    assert (await bert.again()).username.startswith("erased-")
 
 
 async def test_one_of_five_replicas_deletes_the_account(api_client: PrivacyDesk) -> None:

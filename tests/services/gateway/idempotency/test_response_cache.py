@@ -10,10 +10,11 @@ from uuid import UUID
 import pytest
 import redis
 
-from services.gateway.idempotency import response_cache
+from services.gateway.idempotency import sealed_values
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import PREFIX, CacheQuestion, CacheUse
-from services.gateway.idempotency.response_cache import VALKEY_SECONDS, AnswerOrigin, CacheBounds, ResponseCache
+from services.gateway.idempotency.response_cache import AnswerOrigin, CacheBounds, ResponseCache
+from services.gateway.idempotency.sealed_values import VALKEY_SECONDS
 from services.gateway.limits import circuit_breaker
 from services.gateway.relay import AnswerItem
 from shared import errors
@@ -239,7 +240,7 @@ async def test_a_fresh_request_runs_again_and_replaces_the_answer(place: Place) 
 
 
 async def test_an_answer_that_is_too_long_is_not_cached(place: Place, client: Any) -> None:
-    worker = Worker(secrets.token_hex(response_cache.MOST_BYTES))
+    worker = Worker(secrets.token_hex(sealed_values.MOST_BYTES))
     await place.ask(worker)
     assert answers_in(client) == []
 
@@ -290,18 +291,19 @@ async def test_a_stalled_valkey_costs_little_and_is_soon_skipped(
     import signal
 
     waits: list[float | None] = []
-    monkeypatch.setattr(response_cache, "VALKEY_SECONDS", VALKEY_SECONDS)
+    monkeypatch.setattr(sealed_values, "VALKEY_SECONDS", VALKEY_SECONDS)
     async with opened(valkey_url) as place:
         await place.ask(Worker())
-        run = place.cache._values.run
+        values = place.cache._values._cache
+        run = values.run
 
         async def counted(*args: Any, seconds: float | None = None) -> object:
             waits.append(seconds)
             return await run(*args, seconds=seconds)
 
-        monkeypatch.setattr(place.cache._values, "run", counted)
+        monkeypatch.setattr(values, "run", counted)
         # The cache checks again only after a second, which doesn't pass here.
-        monkeypatch.setattr(place.cache, "_clock", lambda: 0.0)
+        monkeypatch.setattr(place.cache._values, "_clock", lambda: 0.0)
         os.kill(valkey.pid, signal.SIGSTOP)
         try:
             for _ in range(8):

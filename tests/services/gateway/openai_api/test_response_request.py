@@ -229,7 +229,7 @@ async def test_formats_and_log_probabilities(http: httpx.AsyncClient, running_se
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"), ({"background": True}, "background"), ({"input": []}, "input"),
         ({"conversation": "conv_1"}, "conversation"), ({"input": None}, "input"), ({"input": 5}, "input"), ({"input": ""}, "input"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"), ({"input": [{"type": "mcp_call"}]}, "input[0].type"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].id"), ({"input": [{"type": "mcp_call"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, "input[0].content[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input[0].content[0]"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"), ({"input": [{"role": "user"}]}, "input[0].content"),

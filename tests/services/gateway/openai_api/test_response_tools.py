@@ -80,7 +80,7 @@ def test_long_and_odd_names_become_unique_names_of_64_characters() -> None:
 
 @pytest.mark.parametrize("other", [{**TOOL, "name": "agents__spawn"}, {**PATCH, "name": "agents__spawn"}, AGENTS])
 def test_a_tool_named_like_one_of_a_namespace_is_refused(other: dict[str, Any]) -> None:
-    with pytest.raises(BadField, match="'agents__spawn' twice: models know the tools of the namespace 'agents' by such names; rename one"):
+    with pytest.raises(BadField, match="agents__spawn twice: models know the tools of the namespace agents by such names; rename one"):
         request(tools=[AGENTS, other])
 
 

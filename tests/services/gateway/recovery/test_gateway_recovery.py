@@ -12,7 +12,7 @@ import pytest
 
 from services.gateway.billing.journal import Journal, held_journal
 from services.gateway.billing.usage_recorder import UsageRecorder
-from services.gateway.idempotency import cache_keys
+from services.gateway.idempotency import cache_keys, stored_items
 from services.gateway.recovery import kinds
 from shared import errors
 from shared.api.method import Nothing
@@ -240,7 +240,8 @@ def test_every_field_of_a_policy_is_decided() -> None:
         for field in document.__struct_fields__
     ]
     without_texts = {
-        "external", "machines", "models", "targets", "direct_models", "max_price", "show_targets", "guard", "guard.prompt", "guard.answer",
+        "external", "machines", "models", "targets", "direct_models", "max_price", "show_targets", "store_items", "guard", "guard.prompt",
+        "guard.answer",
         "guard.countries", "guard.internal_ips", "guard.moderation", "guard.moderation.route", "guard.moderation.prompt",
         "guard.moderation.answer", "guard.moderation.categories", "guard.moderation.threshold", "guard.moderation.on_error",
         "max_price.input", "max_price.output",
@@ -258,12 +259,12 @@ async def test_cached_answers_go_and_rate_counters_stay(stored: RestorableGatewa
     backup = await stored.restore_point()
     async with stored.running() as gateway:
         await top_up(gateway, new_owner(), 5)
-        for key in (cache_keys.PREFIX + "x", "gateway:{limits}:x", "other:x"):
+        for key in (cache_keys.PREFIX + "x", stored_items.PREFIX + "x", "gateway:{limits}:x", "other:x"):
             await gateway.cache.set(key, "kept", ttl_seconds=60)
     stored.url = backup
     async with stored.running() as gateway:
-        kept = [await gateway.cache.get(key) for key in (cache_keys.PREFIX + "x", "gateway:{limits}:x", "other:x")]
-        assert kept == [None, b"kept", b"kept"]
+        keys = (cache_keys.PREFIX + "x", stored_items.PREFIX + "x", "gateway:{limits}:x", "other:x")
+        assert [await gateway.cache.get(key) for key in keys] == [None, None, b"kept", b"kept"]
         reporting = AuditReporting(FakeRpc())
         gateway.recovery.report(reporting)
         ((action, *_),) = reporting._pending

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.gateway import config_snapshot
+from services.gateway.config_snapshot import StoredDocument
 from services.gateway.scheduling import policies
 from services.gateway.scheduling.policies import ANYWHERE, Barrier, Placement, Policies
 from shared.api.ledger import ModelPrice
-from shared.config_documents import Machines, PolicyDocument, PriceCeiling
+from shared.config_documents import ConfigKind, Machines, PolicyDocument, PriceCeiling
 from shared.protocol.directory import ModelOffer
 from shared.types import KeyId, MicroCredits, ModelName, TenantId
 from tests.services.gateway.fakes import FakeDirectory, announcement
@@ -104,6 +106,7 @@ _documents = st.builds(
     targets=st.none() | _names.map(tuple),
     direct_models=st.none() | st.booleans(),
     show_targets=st.none() | st.booleans(),
+    store_items=st.none() | st.booleans(),
     max_price=st.none() | st.builds(PriceCeiling, input=st.none() | st.just("0.5"), output=st.none() | st.just("1")),
 )
 
@@ -126,6 +129,7 @@ def test_a_further_level_never_allows_more(earlier: list[PolicyDocument], furthe
         assert before.allows_price(one) or not after.allows_price(one)
     assert before.direct_models.value or not after.direct_models.value
     assert before.show_targets.value or not after.show_targets.value
+    assert before.store_items.value or not after.store_items.value
 
 
 @pytest.mark.parametrize(
@@ -210,3 +214,19 @@ def test_anywhere_is_no_default_of_requests() -> None:
     source = (GATEWAY / "requests/request_admission.py").read_text(encoding="utf-8")
     assert "ANYWHERE" not in source
     assert ANYWHERE.external == ("*",)
+
+
+def test_the_revision_of_a_tenant_is_that_of_the_last_change_even_if_it_removed_a_policy() -> None:
+    def revision(**revisions: int) -> int:
+        names = {"mesh": "mesh", "default": "default", "own": f"organization:{TENANT}", "other": f"organization:{OTHER}"}
+        stored = {
+            (ConfigKind.POLICY, names[level]): StoredDocument(1, revision, "applied", PolicyDocument() if revision < 8 else None)
+            for level, revision in revisions.items()
+        }
+        return config_snapshot.build(9, stored).policies.revision_of(TENANT)
+
+    assert revision() == 0
+    assert revision(mesh=3, default=1) == 3
+    assert revision(mesh=3, default=4, other=7) == 4
+    assert revision(mesh=3, default=4, own=6) == 6
+    assert revision(mesh=3, default=4, own=8) == 8

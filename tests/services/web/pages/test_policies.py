@@ -34,11 +34,23 @@ async def test_an_owner_finds_and_changes_the_policy(alice: Browser, mesh: FakeM
     page = await alice.get(acme)
     assert "Effective policy" in page.text
     assert forms_of(page)[acme]["external"] == ""
-    fields = {"external": "openai, acme", "machines": "internal", "models": "none", "max_input": "0.15", "show_targets": "no"}
+    fields = {
+        "external": "openai, acme",
+        "machines": "internal",
+        "models": "none",
+        "max_input": "0.15",
+        "show_targets": "no",
+        "store_items": "no",
+    }
     answer = await alice.submit(page, acme, **fields)
     assert answer.headers["location"] == f"{acme}?done=set"
     expected = PolicyDocument(
-        external=("openai", "acme"), machines=Machines.INTERNAL, models=(), max_price=PriceCeiling(input="0.15"), show_targets=False
+        external=("openai", "acme"),
+        machines=Machines.INTERNAL,
+        models=(),
+        max_price=PriceCeiling(input="0.15"),
+        show_targets=False,
+        store_items=False,
     )
     assert mesh.policies[f"organization:{team}"] == (1, expected)
     page = await alice.get(answer.headers["location"])

@@ -1,0 +1,98 @@
+"""Stores the items of answers for an hour, so that a caller can refer to them instead of sending them again. Prompts are never stored.
+
+The items are their tenant's: any of its keys may refer to them. A change of the policies that apply to the tenant ends them.
+"""
+
+import asyncio
+import hmac
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
+
+from services.gateway.config_snapshot import ConfigSource
+from services.gateway.idempotency.sealed_values import MOST_BYTES, SealedValues
+from services.gateway.request_validation import MAX_PROMPT_BYTES, BadField
+from shared import errors
+from shared.api import gateway
+from shared.api.auth import Principal
+from shared.api.method import Nothing
+from shared.rpc import RpcCall, request_memory, serves
+from shared.stores.cache import Cache
+from shared.types import TenantId
+
+#: One hash tag, as ``cache_keys.PREFIX``.
+PREFIX = "{gateway:items}:"
+_KEEP_SECONDS = 3600.0
+#: Of one tenant. The oldest ones go first.
+_MOST_TENANT_BYTES = 32 * 1024 * 1024
+#: Reading one takes 10 to 30 µs; a task of an agent has hundreds.
+_MAX_FOUND = 2000
+#: Read without a pause for other requests.
+_AT_ONCE = 100
+_SHOWN_CHARACTERS = 64
+_WHY_NOT = "items are kept for an hour, unless the request says `store: false` or a policy says `store_items: false`"
+
+
+class StoredItems:
+    def __init__(self, cache: Cache, source: ConfigSource, *, secret: str, most_bytes: int) -> None:
+        """``most_bytes``: over all tenants."""
+        self._values = SealedValues(cache, PREFIX, secret=secret, most_bytes=most_bytes, what="stored items")
+        self._secret = secret
+        self._source = source
+
+    def allows(self, caller: Principal) -> bool:
+        return self._source.config.policies.of(caller).store_items.value
+
+    async def find(self, caller: Principal, ids: Sequence[str]) -> Mapping[str, bytes]:
+        """Raises BadField, NotFound, TooLarge, Unavailable, and what ``HeldRequest.resize`` raises."""
+        if len(ids) > _MAX_FOUND or len(set(ids)) < len(ids):
+            raise BadField("input", f"must refer to at most {_MAX_FOUND} items, and to each of them once")
+        names = self._names(caller, ids) if self.allows(caller) else ()
+        values = await self._values.find(caller.tenant_id, names, most_bytes=MAX_PROMPT_BYTES) if names else repeat(None)
+        if values is None:
+            raise errors.Unavailable(
+                "stored items can't be read right now", hint="retry, or send the items themselves", retry_after_seconds=1
+            )
+        found: dict[str, bytes] = {}
+        size = 0
+        for item_id, value in zip(ids, values, strict=False):
+            if value is None:
+                raise errors.NotFound(f"there is no stored item {item_id[:_SHOWN_CHARACTERS]!r}: {_WHY_NOT}", hint="send the item itself")
+            found[item_id] = value
+            if (size := size + len(value)) > MAX_PROMPT_BYTES:
+                break
+            if len(found) % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if size > MAX_PROMPT_BYTES or len(found) < len(ids):
+            raise errors.TooLarge(f"the stored items have more than {MAX_PROMPT_BYTES} bytes, the limit of a prompt", hint="refer to fewer")
+        if (held := request_memory.current.get()) is not None:
+            held.resize(held.size + size)
+        return found
+
+    async def keep(self, caller: Principal, items: Mapping[str, bytes]) -> bool:
+        """Return whether all of them are stored."""
+        if not self.allows(caller):
+            return False
+        short = {item_id: item for item_id, item in items.items() if len(item) <= MOST_BYTES}
+        values = dict(zip(self._names(caller, tuple(short)), short.values(), strict=True))
+        tenant = caller.tenant_id
+        is_kept = await self._values.keep(
+            tenant, values, seconds=_KEEP_SECONDS, group=self._group(tenant), most_group_bytes=_MOST_TENANT_BYTES
+        )
+        return is_kept and len(short) == len(items)
+
+    @serves(gateway.drop_stored_items)
+    async def drop(self, request: gateway.DropStoredItems, _call: RpcCall) -> Nothing:
+        """Only auth may call this, for a tenant that it erases. Raises Unavailable."""
+        await self._values.drop(self._group(request.tenant_id))
+        return Nothing()
+
+    def _names(self, caller: Principal, ids: Iterable[str]) -> tuple[str, ...]:
+        group, revision = self._group(caller.tenant_id), self._source.config.policies.revision_of(caller.tenant_id)
+        return tuple(group + self._digest(f"{caller.tenant_id}:{revision}:{item_id}") for item_id in ids)
+
+    def _group(self, tenant: TenantId) -> str:
+        return f"{PREFIX}{self._digest(str(tenant))}:"
+
+    def _digest(self, text: str) -> str:
+        """Return a part of a key that doesn't tell what it stands for."""
+        return hmac.digest(self._secret.encode(), f"item:{text}".encode(errors="replace"), "sha256").hex()

@@ -1,0 +1,326 @@
+"""Items of answers that later requests refer to, on a real Valkey."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+import redis
+
+from services.gateway.idempotency import stored_items
+from services.gateway.idempotency.sealed_values import MOST_BYTES
+from services.gateway.idempotency.stored_items import PREFIX, StoredItems
+from services.gateway.request_validation import MAX_PROMPT_BYTES
+from services.gateway.scheduling.policies import Policies
+from shared import errors
+from shared.api import auth, gateway, inference
+from shared.api.generation import ChatMessage, Generation, ToolCall, Usage
+from shared.config_documents import PolicyDocument
+from shared.stores.cache import Cache
+from shared.types import FinishReason, UserId
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import OWNER, TOKEN, FakeWorker, RunningService, rpc_call
+from tests.services.gateway.openai_api.test_response_request import BEARER, respond, streamed
+from tests.services.gateway.openai_api.test_response_tools import AGENTS
+from tests.stopwatch import HANG_SECONDS
+
+OTHER = auth.Principal(UserId(UUID(int=9)), "bob", OWNER.role, OWNER.tier)
+MESH = PolicyDocument(external=("*",))
+NO_ITEMS = PolicyDocument(external=("*",), store_items=False)
+
+
+class Agent(FakeWorker):
+    """A worker that thinks, speaks and calls a function of a namespace and a custom tool."""
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        self.received.append(prompt)
+        yield inference.Chunk("", (5,), reasoning="Hm.")
+        yield inference.Chunk("A CANARY", (6,))
+        calls = (ToolCall("c1", "agents__spawn", '{"a": 1}'), ToolCall("c2", "agents__patch", '{"input": "x"}'))
+        yield inference.Chunk("", (7,), tool_calls=calls)
+        yield Generation(FinishReason.STOP, Usage(7, 3))
+
+
+ANSWER = ChatMessage(
+    "assistant",
+    "A CANARY",
+    (ToolCall("c1", "agents__spawn", '{"a": 1}'), ToolCall("c2", "agents__patch", '{"input":"x"}')),
+    reasoning="Hm.",
+)
+
+
+@pytest.fixture
+async def running_service(valkey_url: str) -> AsyncIterator[RunningService]:
+    async with Cache.open(valkey_url) as cache, fakes.running_service() as service:
+        service.items = StoredItems(cache, service, secret="s" * 16, most_bytes=40 * 2**20)
+        yield service
+
+
+@pytest.fixture
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
+        yield client
+
+
+@pytest.fixture
+def agent(running_service: RunningService) -> Agent:
+    worker = Agent()
+    running_service.add_worker(1, worker, "smollm2")
+    return worker
+
+
+@pytest.fixture
+def client(valkey_url: str) -> Any:
+    with redis.Redis.from_url(valkey_url) as connected:
+        yield connected
+
+
+def values_in(client: Any) -> list[bytes]:
+    return [key for key in client.keys("*items*") if not key.endswith((b":order", b":sizes", b":bytes"))]
+
+
+def references(response: Any) -> list[dict[str, str]]:
+    return [{"type": "item_reference", "id": item.id} for item in response.output]
+
+
+async def ask(http: httpx.AsyncClient, items: list[dict[str, Any]], **headers: str) -> httpx.Response:
+    return await http.post("/v1/responses", json={"input": items, "tools": [AGENTS]}, headers=headers)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_reference_stands_for_the_item(http: httpx.AsyncClient, agent: Agent, is_streamed: bool) -> None:
+    if is_streamed:
+        events = await streamed(http, tools=[AGENTS])
+        assert events[0].response.to_dict()["store"] is True
+        response = events[-1].response
+    else:
+        response = await respond(http, tools=[AGENTS], store=True)
+    assert response.to_dict()["store"] is True
+    results = [
+        {"type": "function_call_output", "call_id": "c1", "output": "1"},
+        {"type": "custom_tool_call_output", "call_id": "c2", "output": "2"},
+    ]
+    answer = await ask(http, [{"role": "user", "content": "hi"}, *references(response), *results])
+    assert answer.status_code == 200, answer.text
+    assert agent.received[-1].prompt == (
+        ChatMessage("user", "hi"), ANSWER, ChatMessage("tool", "1", (), "c1"), ChatMessage("tool", "2", (), "c2"),
+    )  # fmt: skip
+
+
+async def test_an_answer_without_text_is_stored(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.worker.words = ()
+    empty = await respond(http)
+    answer = await ask(http, [*references(empty), {"role": "user", "content": "more"}])
+    assert answer.status_code == 200, answer.text
+    assert running_service.worker.received[-1].prompt == (ChatMessage("assistant", ""), ChatMessage("user", "more"))
+
+
+async def test_without_store_nothing_is_stored(http: httpx.AsyncClient, agent: Agent, client: Any) -> None:
+    response = await respond(http, tools=[AGENTS], store=False)
+    assert (response.to_dict()["store"], client.keys("*items*")) == (False, [])
+    answer = await ask(http, references(response))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert "items are kept for an hour, unless the request says `store: false`" in answer.json()["error"]["message"]
+
+
+async def test_what_is_stored_is_sealed_expires_and_has_no_prompt(http: httpx.AsyncClient, agent: Agent, client: Any) -> None:
+    response = await respond(http, tools=[AGENTS], input="SECRET prompt")
+    keys = values_in(client)
+    assert len(keys) == 4
+    for key in keys:
+        assert b"CANARY" not in client.get(key) + key
+        assert str(OWNER.tenant_id).encode() not in key
+        assert response.output[0].id.encode() not in key
+    assert {3_500_000 < client.pttl(key) <= 3_600_000 for key in client.keys("*items*")} == {True}
+
+
+async def test_an_item_of_another_tenant_is_like_none(
+    http: httpx.AsyncClient, running_service: RunningService, agent: Agent, client: Any
+) -> None:
+    response = await respond(http, tools=[AGENTS])
+
+    async def identify(_request: auth.Identify) -> auth.Principal:
+        return OTHER
+
+    running_service.rpc.answers["auth.identify"] = identify
+    never = {"type": "item_reference", "id": "msg_" + "0" * 32}
+    theirs, none = [await ask(http, [one], authorization=f"Bearer {TOKEN}") for one in (references(response)[1], never)]
+    assert theirs.status_code == none.status_code == 404
+    shown, expected = theirs.json()["error"], none.json()["error"]
+    assert shown.pop("message").replace(response.output[1].id, never["id"]) == expected.pop("message")
+    assert {**shown, "request_id": ""} == {**expected, "request_id": ""}
+    # Even under the other tenant's own key, it can't be read.
+    (name,) = running_service.items._names(OWNER, [response.output[1].id])
+    (copied,) = running_service.items._names(OTHER, [response.output[1].id])
+    client.set(copied, client.get(name))
+    assert (await ask(http, references(response)[1:2], authorization=f"Bearer {TOKEN}")).status_code == 404
+
+
+@pytest.mark.parametrize("level", ["mesh", "default", f"organization:{OWNER.tenant_id}"])
+async def test_a_change_of_policy_ends_what_is_stored(
+    http: httpx.AsyncClient, running_service: RunningService, agent: Agent, client: Any, level: str
+) -> None:
+    def use(revision: int, document: PolicyDocument | None) -> None:
+        documents = {"mesh": MESH, "default": MESH, level: document}
+        found = {name: body for name, body in documents.items() if body is not None}
+        running_service.config = replace(running_service.config, policies=Policies(found, {level: revision}))
+
+    use(1, MESH)
+    response = await respond(http, tools=[AGENTS])
+    assert (await ask(http, references(response))).status_code == 200
+    use(2, NO_ITEMS)
+    assert (await ask(http, references(response))).status_code == 404
+    client.flushdb()
+    assert (await respond(http, tools=[AGENTS])).to_dict()["store"] is False
+    assert client.keys("*items*") == []
+    use(3, MESH)
+    kept = await respond(http, tools=[AGENTS])
+    use(4, NO_ITEMS)
+    use(5, MESH if level == "mesh" else None)
+    assert (await ask(http, references(kept))).status_code == 404, "it doesn't come back with the old policy"
+    use(5, MESH)
+    assert (await respond(http, tools=[AGENTS])).to_dict()["store"] is True
+
+
+async def test_the_policy_of_a_key_only_affects_its_requests(
+    http: httpx.AsyncClient, running_service: RunningService, agent: Agent
+) -> None:
+    response = await respond(http, tools=[AGENTS])
+    assert OWNER.key_id is not None
+    documents = {"mesh": MESH, "default": MESH, f"key:{OWNER.key_id}": NO_ITEMS}
+    running_service.config = replace(running_service.config, policies=Policies(documents))
+    assert (await ask(http, references(response))).status_code == 404
+    assert (await ask(http, references(response), authorization=f"Bearer {TOKEN}")).status_code == 200
+
+
+async def test_a_dropped_tenant_has_nothing_left(
+    http: httpx.AsyncClient, running_service: RunningService, agent: Agent, client: Any
+) -> None:
+    async def drop(principal: auth.Principal) -> None:
+        await running_service.items.drop(gateway.DropStoredItems(principal.tenant_id), rpc_call(principal))
+
+    response = await respond(http, tools=[AGENTS])
+    await running_service.items.keep(OTHER, {"msg_1": b"{}"})
+    await drop(OWNER)
+    assert len(values_in(client)) == 1
+    assert (await ask(http, references(response))).status_code == 404
+    await drop(OTHER)
+    assert values_in(client) == []
+
+
+async def test_without_valkey_the_answer_still_comes(valkey_url: str) -> None:
+    async with fakes.running_service() as service:
+        service.add_worker(1, Agent(), "smollm2")
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(service.app()), base_url="http://gateway", headers=BEARER) as http:
+            response = await respond(http, tools=[AGENTS])
+            events = await streamed(http, tools=[AGENTS])
+            assert [response.to_dict()["store"], *(events[at].response.to_dict()["store"] for at in (0, -1))] == [False, True, False]
+            answer = await ask(http, references(response))
+            assert (answer.status_code, answer.json()["error"]["hint"]) == (503, "retry, or send the items themselves")
+            assert "retry-after" in answer.headers
+
+
+async def test_an_item_that_is_too_long_is_not_stored_but_others_are(running_service: RunningService, client: Any) -> None:
+    items = {"a": b"x" * (MOST_BYTES + 1), "b": b"x"}
+    assert not await running_service.items.keep(OWNER, items)
+    assert await running_service.items.find(OWNER, ["b"]) == {"b": b"x"}
+    with pytest.raises(errors.NotFound, match="no stored item 'a'"):
+        await running_service.items.find(OWNER, ["a"])
+
+
+async def test_a_tenant_has_room_for_32_mib_and_all_have_a_limit_too(running_service: RunningService, client: Any) -> None:
+    def stored_bytes() -> int:
+        return sum(client.strlen(key) for key in values_in(client))
+
+    items = running_service.items
+    for number in range(140):
+        assert await items.keep(OWNER, {f"{number}": secrets.token_bytes(MOST_BYTES - 1000)})
+    assert 31 * 2**20 < stored_bytes() <= 32 * 2**20
+    await items.keep(OTHER, {"theirs": b"x"})
+    await items.find(OWNER, ["139"])
+    with pytest.raises(errors.NotFound, match="there is no stored item"):
+        await items.find(OWNER, ["11"])
+    for number in range(60):
+        await items.keep(OTHER, {f"{number}": secrets.token_bytes(MOST_BYTES - 1000)})
+    assert 39 * 2**20 < stored_bytes() <= 40 * 2**20
+    await items.find(OWNER, ["139"])
+    with pytest.raises(errors.NotFound, match="there is no stored item"):
+        await items.find(OWNER, ["20"])
+    group = items._group(OWNER.tenant_id)
+    left = client.zrange(f"{group}order", 0, -1)
+    assert int(client.get(f"{group}bytes")) == sum(client.strlen(key) + 400 for key in left)
+    assert client.zcard(f"{PREFIX}order") == client.hlen(f"{PREFIX}sizes") == len(values_in(client))
+
+
+async def test_expired_items_stop_counting(running_service: RunningService, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_items, "_KEEP_SECONDS", 0.02)
+    for number in range(3):
+        await running_service.items.keep(OWNER, {f"{number}": b"x"})
+    async with asyncio.timeout(HANG_SECONDS):
+        while client.keys("*items*"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    monkeypatch.setattr(stored_items, "_KEEP_SECONDS", 60.0)
+    await running_service.items.keep(OWNER, {"last": b"x"})
+    group = running_service.items._group(OWNER.tenant_id)
+    assert client.zcard(f"{group}order") == client.zcard(f"{PREFIX}order") == 1
+    assert client.get(f"{group}bytes") == client.get(f"{PREFIX}bytes") == b"%d" % (client.strlen(values_in(client)[0]) + 400)
+
+
+async def test_references_are_bounded_like_a_prompt(running_service: RunningService) -> None:
+    items = running_service.items
+    for text in (secrets.token_bytes(200_000), b"x" * 200_000):  # packed, the second kind is tiny
+        ids = [secrets.token_hex(4) for _ in range(MAX_PROMPT_BYTES // 200_000 + 1)]
+        await items.keep(OWNER, dict.fromkeys(ids, text))
+        await items.find(OWNER, ids[:-1])
+        with pytest.raises(errors.TooLarge, match="the stored items have more than"):
+            await items.find(OWNER, ids)
+    for wrong in (["a", "a"], [str(number) for number in range(2001)]):
+        with pytest.raises(errors.BadRequest, match="must refer to at most 2000 items, and to each of them once"):
+            await items.find(OWNER, wrong)
+
+
+async def test_other_requests_run_while_many_items_are_read(running_service: RunningService) -> None:
+    items, turns = running_service.items, 0
+    ids = [f"msg_{number}" for number in range(2000)]
+    for start in range(0, 2000, 100):
+        await items.keep(OWNER, dict.fromkeys(ids[start : start + 100], b"x" * 300))
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    assert len(await items.find(OWNER, ids)) == 2000
+    counting.cancel()
+    assert turns > 20
+
+
+async def test_an_item_of_another_version_is_refused(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    await running_service.items.keep(OWNER, {"msg_1": json.dumps({"type": "message", "role": "assistant", "words": []}).encode()})
+    answer = await ask(http, [{"type": "item_reference", "id": "msg_1"}])
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+
+
+@pytest.mark.parametrize(("verb", "end"), [("GET", ""), ("DELETE", ""), ("GET", "/input_items"), ("POST", "/cancel")])
+async def test_what_needs_a_stored_prompt_is_refused_with_the_reason(http: httpx.AsyncClient, verb: str, end: str) -> None:
+    answer = await http.request(verb, f"/v1/responses/resp_1{end}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    earlier = await http.post("/v1/responses", json={"input": "hi", "previous_response_id": "resp_1"})
+    for refusal in (answer, earlier):
+        reason = "needs an earlier prompt, which is never stored; send the whole conversation as input, with `store: false`"
+        assert reason in refusal.json()["error"]["message"]
+    assert earlier.status_code == 400
+    assert (await http.request(verb, f"/v1/responses/resp_1{end}", headers={"authorization": "Bearer x"})).status_code == 401
+
+
+async def test_chats_store_nothing(http: httpx.AsyncClient, client: Any) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "store": True}
+    assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+    assert client.keys("*items*") == []
