@@ -23,6 +23,7 @@ from services.gateway.limits import tiers
 from services.gateway.settings import GatewaySettings
 from services.inference.settings import InferenceSettings
 from services.metrics.scaling.snapshot_reader import GATEWAY_SERIES
+from services.web import agent_setups
 from shared import api, config, node
 from shared.api.method import Method, StreamMethod
 from shared.telemetry import instruments
@@ -57,6 +58,7 @@ OTHER_VARIABLES = {
 }
 OTHER_VARIABLES |= {"PUBLISH_ADDRESS", "MODELS_FOLDER", "GPU_MODELS", "BACKUP_FOLDER"}  # of compose.yaml
 OTHER_VARIABLES |= {"PGHOST", "PGUSER", "PGPASSWORD"}  # of PostgreSQL's programs
+OTHER_VARIABLES |= {name for setup in agent_setups.load() for name in re.findall(r"\b([A-Z_]+)=", setup.commands)}  # of agents
 #: Series of prometheus_client's own process collector.
 PROCESS_METRICS = re.compile(r"ai_platform_process_")
 

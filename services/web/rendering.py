@@ -150,7 +150,7 @@ class Renderer:
             "day": day,
             "clock": _clock,
             "sentence": _sentence,
-            "in_code": _in_code,
+            "in_code": in_code,
         }
         environment.globals["static"] = files.address
         for name in environment.list_templates():
@@ -182,7 +182,7 @@ def _sentence(text: str) -> Markup:
     return Markup(_COMMAND.sub(r"<code>\1</code>", escaped))  # noqa: S704 - escaped above
 
 
-def _in_code(model: str | None) -> str:
+def in_code(model: str | None) -> str:
     """Return a model name for samples that users paste into a shell, or MODEL if the name is unsafe there. Workers choose the names."""
     return model if model is not None and _PLAIN.fullmatch(model) else "MODEL"
 

@@ -15,7 +15,8 @@ from litestar import MediaType, Response
 from litestar import Request as LitestarRequest
 from litestar.datastructures import Cookie, State
 
-from services.web import alert_banner, csrf, live_updates, page_access, rendering, runbooks, sessions
+from services.web import agent_setups, alert_banner, csrf, live_updates, page_access, rendering, runbooks, sessions
+from services.web.agent_setups import AgentSetup
 from services.web.alert_banner import AlertPoller
 from services.web.http import forms, json_errors
 from services.web.http.event_response import EventResponse
@@ -105,6 +106,7 @@ class App:
     uploads: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(200, most_of_one=4))
     memory: RequestMemory = field(default_factory=RequestMemory)
     runbooks: Mapping[str, str] = field(default_factory=runbooks.load)
+    agent_setups: tuple[AgentSetup, ...] = field(default_factory=agent_setups.load)
     alert_poller: AlertPoller = field(default_factory=lambda: AlertPoller(time.monotonic))
     #: Limits concurrent registrations and sign-ins, so that a burst of them does not slow other requests.
     passwords: AdmissionSemaphore = field(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import ClassVar
 from uuid import UUID
@@ -11,6 +11,8 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
+from services.web import agent_setups
+from services.web.agent_setups import AgentsView
 from services.web.pages import key_view, model_view
 from services.web.pages.key_view import ApiKeyRow, NewKeyForm
 from services.web.request_context import Page, PageRequest
@@ -44,6 +46,7 @@ class ApiKeysPage:
     boxes: tuple[ScopeCheckbox, ...]
     #: For the code samples.
     model: ModelName | None
+    agents: AgentsView
     days: ClassVar[Mapping[str, str]] = DAYS
     #: Set only in the response that created the key.
     created: auth.CreatedApiKey | None
@@ -56,8 +59,9 @@ class KeyPage:
     key: ApiKeyRow
     name: str
     overlaps: ClassVar[Mapping[int, str]] = OVERLAPS
-    model: ModelName | None
-    #: Set only in the response that rotated the key.
+    #: These are set only in the response that rotated the key.
+    model: ModelName | None = None
+    agents: AgentsView | None = None
     created: auth.CreatedApiKey | None = None
     #: How long the old secret keeps working; empty if it is revoked.
     overlap: str = ""
@@ -112,8 +116,14 @@ async def rotate_api_key(page_request: NamedDependency[PageRequest], key_id: Fro
         created = await page_request.submit(auth.rotate_api_key, auth.RotateApiKey(str(key_id), seconds))
     except errors.CallerError as error:
         return page_request.page("key.html", _view_key(page_request, await _active(page_request, key_id)), problem=error)
-    model = model_view.default_model(await page_request.fetch(gateway.list_models, gateway.ListModels()))
-    view = _view_key(page_request, created.key, created=created, overlap=OVERLAPS[seconds] if seconds else "", model=model)
+    served = await page_request.fetch(gateway.list_models, gateway.ListModels())
+    view = replace(
+        _view_key(page_request, created.key),
+        model=model_view.default_model(served),
+        agents=_view_agents(page_request, served),
+        created=created,
+        overlap=OVERLAPS[seconds] if seconds else "",
+    )
     return page_request.page("key.html", view, status=HTTPStatus.CREATED)
 
 
@@ -152,6 +162,7 @@ async def _list(
             for field, scope in key_view.scopes_of(person.user.role).items()
         ),
         model=model_view.default_model(served),
+        agents=_view_agents(page_request, served),
         created=created,
         typed=typed,
     )
@@ -170,19 +181,9 @@ def _find_active(keys: tuple[auth.ApiKey, ...], key_id: UUID) -> auth.ApiKey:
     return key
 
 
-def _view_key(
-    page_request: PageRequest,
-    key: auth.ApiKey,
-    *,
-    name: str | None = None,
-    model: ModelName | None = None,
-    created: auth.CreatedApiKey | None = None,
-    overlap: str = "",
-) -> KeyPage:
-    return KeyPage(
-        key=key_view.line_of(key, page_request.app.now()),
-        name=key.name if name is None else name,
-        model=model,
-        created=created,
-        overlap=overlap,
-    )
+def _view_key(page_request: PageRequest, key: auth.ApiKey, *, name: str | None = None) -> KeyPage:
+    return KeyPage(key=key_view.line_of(key, page_request.app.now()), name=key.name if name is None else name)
+
+
+def _view_agents(page_request: PageRequest, served: gateway.ServedModels | None) -> AgentsView:
+    return agent_setups.view(page_request.app.agent_setups, page_request.address, served)

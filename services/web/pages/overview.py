@@ -9,7 +9,8 @@ from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import live_updates
+from services.web import agent_setups, live_updates
+from services.web.agent_setups import AgentsView
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import BucketLine, SumLine, UsageChart, UsageMeasure, UsageSpan
 from services.web.http.event_response import EventResponse
@@ -58,6 +59,7 @@ class OverviewPage:
     newcomer: FirstSteps | None
     #: None if no model is served.
     model: ModelName | None
+    agents: AgentsView
     #: The administrators' checklist; None for others, and once it is done or dismissed.
     setup: Checklist | None
 
@@ -102,6 +104,7 @@ async def show_overview(page_request: PageRequest, span: UsageSpan, measure: Usa
         recent=_newest(recent) if recent else None,
         newcomer=newcomer,
         model=model_view.default_model(models),
+        agents=agent_setups.view(page_request.app.agent_setups, page_request.address, models),
         setup=checklist,
     )
     return page_request.page("dashboard.html", view, here="dashboard")

@@ -128,6 +128,7 @@ async def test_new_key_comes_with_usage_examples(alice: Browser, mesh: FakeMesh)
         "from openai import OpenAI",
         "AIInferenceClient",
         "aicli infer -m smollm2",
+        "codex -c model_provider=aimesh -c model=smollm2",
     ):
         assert sample in page.text
     assert 'data-copy="#secret"' in page.text

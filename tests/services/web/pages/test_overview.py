@@ -146,6 +146,13 @@ async def test_first_steps_use_this_address_and_a_served_model(alice: Browser) -
     assert "smollm2" in page.text
 
 
+async def test_agents_have_lines_with_this_address_and_a_served_model(alice: Browser) -> None:
+    page = await alice.get("/dashboard")
+    assert '<label for="setup-claude-code">Claude Code</label>' in page.text
+    assert "export ANTHROPIC_BASE_URL=http://localhost:3000 ANTHROPIC_AUTH_TOKEN=$AIMESH_API_KEY" in page.text
+    assert "ANTHROPIC_MODEL=smollm2" in page.text
+
+
 async def test_calls_use_the_users_access_token(alice: Browser, mesh: FakeMesh) -> None:
     await alice.get("/dashboard")
     for call in mesh.calls:

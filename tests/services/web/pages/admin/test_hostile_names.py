@@ -149,7 +149,7 @@ async def test_model_name_is_quoted_safely_in_code(browser: Browser, mesh: Hosti
     made = await browser.submit(keys, "/api-keys", name="laptop")
     for page in (overview, made):
         code = "".join(re.findall(r"<pre.*?</pre>", page.text, re.DOTALL))
-        assert (html.escape(name) in code, "MODEL" in code, "Replace MODEL with a model’s name" in page.text) == (
+        assert (html.escape(name) in code, re.search(r"\bMODEL\b", code) is not None, "Replace MODEL with a model’s name" in page.text) == (
             shown,
             not shown,
             not shown,
