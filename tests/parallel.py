@@ -15,6 +15,7 @@ SHARED = {
     # One stack for all files of a folder; starting and stopping it takes half a minute.
     "tests/acceptance": "browser",
     "tests/chaos": "browser",
+    "tests/agents": "stack",
     "tests/clients": "stack",
     "tests/integration": "stack",
     "tests/sdk/javascript/test_with_a_stack.py": "stack",

@@ -1,0 +1,52 @@
+"""Every program of the pages, at its newest version, does a whole task with a scripted model; also with unknown fields, as a later version
+would send them.
+
+The packages come from the machine's indexes. The run prints the versions that it took.
+"""
+
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.agents import mesh_with_a_model, programs
+from tests.agents.mesh_with_a_model import ModelMesh
+from tests.agents.programs import OTHERS, PINNED, Installed, Program
+from tests.stacks import RunningStack
+
+Install = Callable[[Program], Awaitable[Installed]]
+
+pytestmark = [
+    pytest.mark.nightly("clients"),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(programs.INSTALL_SECONDS * 2),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ModelMesh]:
+    async with mesh_with_a_model.serving(stack, tmp_path_factory.mktemp("mesh")) as serving:
+        yield serving
+
+
+@pytest.fixture(scope="module")
+def install(tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """Installs a program, once for all its tests."""
+    found: dict[str, Installed] = {}
+
+    async def install(program: Program) -> Installed:
+        if program.setup not in found:
+            found[program.setup] = await programs.install_newest(program, tmp_path_factory.mktemp("packages"))
+            print(*found[program.setup].versions, file=sys.__stderr__)
+        return found[program.setup]
+
+    return install
+
+
+@pytest.mark.parametrize("fields", [0, 200])
+@pytest.mark.parametrize("program", [*PINNED, *OTHERS], ids=lambda program: program.name)
+async def test_the_newest_version(mesh: ModelMesh, install: Install, tmp_path: Path, program: Program, fields: int) -> None:
+    proxy = await mesh.try_program(program, await install(program), tmp_path, fields=fields)
+    print(program.name, fields, proxy.describe(), file=sys.__stderr__)
