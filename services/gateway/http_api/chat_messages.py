@@ -56,12 +56,14 @@ class ToolCallBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChatBodyMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: system (or its newer name developer), user, assistant or tool.
+    #: system (or its newer name developer), user, assistant, tool, or function, which is its older name.
     role: str
     #: May be null with tool calls, a refusal or thoughts. Text parts are joined.
     content: str | tuple[TextPart | RefusalPart | ImageUrlPart, ...] | None = None
     tool_calls: tuple[ToolCallBody, ...] = ()
     tool_call_id: str | None = None
+    #: The older form of one call. Some clients always send it, empty.
+    function_call: FunctionCallBody | Literal[""] | tuple[()] | None = None
     #: From an earlier answer.
     refusal: str | None = None
     #: The thoughts of an earlier answer; the other name is vLLM's and OpenRouter's.
@@ -82,24 +84,24 @@ def to_messages(messages: tuple[ChatBodyMessage, ...]) -> tuple[ChatMessage, ...
 
 def _message(position: int, message: ChatBodyMessage) -> ChatMessage:
     role = _ROLES.get(message.role, message.role)
+    call_id = message.tool_call_id
     if role == "function":
-        raise _deprecated(position)
-    if role == "tool" and not message.tool_call_id:
+        # The result of the call in the message before it.
+        role, call_id = "tool", f"call_{position - 1}"
+    if role == "tool" and not call_id:
         raise BadField(f"messages[{position}].tool_call_id", "is missing; it names the call that this answers")
     ensure_count(f"messages[{position}].tool_calls", message.tool_calls, MAX_PARTS)
     calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
+    if isinstance(message.function_call, FunctionCallBody):
+        calls = (*calls, ToolCall(f"call_{position}", message.function_call.name, message.function_call.arguments))
     reasoning = (message.reasoning_content or message.reasoning or "") if role == "assistant" else ""
     text, images = _content(f"messages[{position}].content", message)
-    return ChatMessage(role, text, calls, message.tool_call_id or None, reasoning, images)
-
-
-def _deprecated(position: int) -> BadField:
-    return BadField(f"messages[{position}]", "uses a deprecated form; use tool_calls and the role tool")
+    return ChatMessage(role, text, calls, call_id or None, reasoning, images)
 
 
 def _content(field: str, message: ChatBodyMessage) -> WrittenContent:
     if message.content is None:
-        if not (message.tool_calls or message.refusal or message.reasoning_content or message.reasoning):
+        if not (message.tool_calls or message.function_call or message.refusal or message.reasoning_content or message.reasoning):
             raise BadField(field, "is missing")
         return message.refusal or "", ()
     return (message.content, ()) if isinstance(message.content, str) else to_content(field, map(_written, message.content))

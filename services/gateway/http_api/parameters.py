@@ -50,7 +50,6 @@ _COMMON: Rules = {
     "tools[*]": _OTHER_TOOLS,
 }
 
-_DEPRECATED_CALL = "is deprecated; use tool_calls and the role tool"
 #: In a chat's messages, here and below /api.
 CHAT_MESSAGES: Rules = {
     **_EVERYWHERE,
@@ -58,7 +57,6 @@ CHAT_MESSAGES: Rules = {
     "messages.parsed": _COPIED,
     "messages.tool_calls.index": _COPIED,
     "messages.tool_calls.function.parsed_arguments": _COPIED,
-    "messages.function_call": _only(_DEPRECATED_CALL, [], ""),
     "messages.audio": _only("is not supported; models only read text and images", [], ""),
     "messages.content[*]": ParameterRule("must be a text or image_url part; audio and files are not supported"),
 }
@@ -67,8 +65,6 @@ CHAT: Rules = {
     **_COMMON,
     **CHAT_MESSAGES,
     "store": _ignored("answers are not stored"),
-    "functions": _only("is deprecated; use tools", []),
-    "function_call": _only("is deprecated; use tool_choice", "none", "auto"),
     "modalities": _only('must be ["text"]; models only generate text', ["text"]),
     "verbosity": _ignored("say in the prompt how long the answer should be"),
     "audio": ParameterRule("is not supported; models only generate text"),

@@ -48,6 +48,8 @@ class AnswerMessage(msgspec.Struct, frozen=True):
     #: The model's thoughts before the content, as DeepSeek's API has them.
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     tool_calls: tuple[response_formats.AnswerToolCall, ...] | msgspec.UnsetType = msgspec.UNSET
+    #: The older form, if the request has ``functions``.
+    function_call: response_formats.CalledFunction | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -88,6 +90,7 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     content: str | None = None
     reasoning_content: str | None = None
     tool_calls: tuple[response_formats.ToolCallDelta, ...] = ()
+    function_call: response_formats.FunctionDelta | None = None
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
@@ -246,7 +249,8 @@ class _GatheredChat:
     def __init__(self, chat: ChatBody) -> None:
         self._texts: list[str] = []
         self._reasoning: list[str] = []
-        self._parallel_calls = chat.parallel_tool_calls
+        self._parallel_calls = chat.parallel_calls
+        self._has_functions = bool(chat.functions)
         self._shows_thoughts = chat.shows_thoughts
         #: None until the answer has a call.
         self._calls: CallParts | None = None
@@ -262,16 +266,26 @@ class _GatheredChat:
         self._reasoning.append(reasoning)
         if chunk.logprobs:
             self._logprobs += response_formats.logprobs_of(chunk.logprobs)
-        return Delta(content=chunk.text or None, reasoning_content=reasoning or None, tool_calls=calls)
+        delta = Delta(content=chunk.text or None, reasoning_content=reasoning or None, tool_calls=calls)
+        if calls and self._has_functions:
+            arguments = "".join(part.function.arguments for part in calls)
+            function = response_formats.FunctionDelta(name=calls[0].function.name, arguments=arguments)
+            delta = msgspec.structs.replace(delta, tool_calls=(), function_call=function)
+        return delta
 
     def finish_reason(self, reason: FinishReason) -> str:
-        return "tool_calls" if self._calls is not None and self._calls.calls and reason is FinishReason.STOP else finish_word(reason)
+        if self._calls is not None and self._calls.calls and reason is FinishReason.STOP:
+            return "function_call" if self._has_functions else "tool_calls"
+        return finish_word(reason)
 
     def choice(self, index: int, reason: FinishReason, *, with_logprobs: bool) -> Choice:
         text, reasoning = "".join(self._texts), "".join(self._reasoning)
         calls = () if self._calls is None else tuple(map(response_formats.AnswerToolCall.of, self._calls.calls))
         message = AnswerMessage(
-            text or None if calls else text, reasoning_content=reasoning or msgspec.UNSET, tool_calls=calls or msgspec.UNSET
+            text or None if calls else text,
+            reasoning_content=reasoning or msgspec.UNSET,
+            tool_calls=msgspec.UNSET if self._has_functions else calls or msgspec.UNSET,
+            function_call=calls[0].function if calls and self._has_functions else msgspec.UNSET,
         )
         logprobs = ChoiceLogprobs(tuple(self._logprobs)) if with_logprobs else None
         return Choice(message, self.finish_reason(reason), index, logprobs)

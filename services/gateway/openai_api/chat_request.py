@@ -1,13 +1,24 @@
 """Parses requests to OpenAI's chat API. Pure."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from services.gateway.http_api import chat_messages, parameters
-from services.gateway.http_api.chat_messages import ChatBodyMessage, JsonObject, ResponseFormat, ToolBody, ToolChoiceBody, json_text
+from services.gateway.http_api.chat_messages import (
+    ChatBodyMessage,
+    ChosenTools,
+    FunctionBody,
+    JsonObject,
+    NamedFunction,
+    NamedTool,
+    ResponseFormat,
+    ToolBody,
+    ToolChoiceBody,
+    json_text,
+)
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import reasoning_words
 from services.gateway.openai_api.reasoning_words import OpenRouterReasoning, ThinkingBody, ThoughtTokens
@@ -81,6 +92,9 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     response_format: ResponseFormat | None = None
     tools: tuple[ToolBody, ...] | None = None
     tool_choice: ToolChoiceBody | None = None
+    #: The older form of the last two; an answer then has the older form of one call.
+    functions: tuple[FunctionBody, ...] | None = None
+    function_call: Literal["none", "auto"] | NamedFunction | None = None
     #: If false, an answer has at most one call.
     parallel_tool_calls: bool = True
     #: How much a model that can think thinks before it answers. The others are OpenRouter's, Qwen's, and DeepSeek's with GLM and Kimi.
@@ -94,6 +108,10 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     chat_template_kwargs: JsonObject | None = None
     #: Only ``conversation_id`` has an effect.
     metadata: dict[str, Any] | None = None
+
+    @property
+    def parallel_calls(self) -> bool:
+        return self.parallel_tool_calls and not self.functions
 
     @property
     def shows_thoughts(self) -> bool:
@@ -117,7 +135,7 @@ def to_request(chat: ChatBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
     if chat.max_completion_tokens is not None and chat.max_tokens not in {None, chat.max_completion_tokens}:
         raise BadField("max_tokens", "and max_completion_tokens differ; send only one")
-    tools, tool_choice = chat_messages.chosen_tools(chat.tools or (), chat.tool_choice)
+    tools, tool_choice = _tools(chat)
     request = sampled_request(chat)
     return msgspec.structs.replace(
         request,
@@ -127,10 +145,21 @@ def to_request(chat: ChatBody) -> InferenceRequest:
         format=request.format if chat.response_format is None else _json_format(chat.response_format, request.format),
         tools=tools,
         tool_choice=tool_choice,
+        parallel_tool_calls=chat.parallel_calls,
         reasoning_effort=chat.effort,
         chat_template_kwargs=json_text(chat.chat_template_kwargs) if chat.chat_template_kwargs else "",
         conversation_id=named_conversation(chat.metadata) if chat.metadata else None,
     )
+
+
+def _tools(chat: ChatBody) -> ChosenTools:
+    """Raises BadField."""
+    if not chat.functions and not isinstance(chat.function_call, NamedFunction):
+        return chat_messages.chosen_tools(chat.tools or (), chat.tool_choice)
+    if chat.tools:
+        raise BadField("functions", "and tools exclude each other; send only tools")
+    choice = NamedTool(chat.function_call) if isinstance(chat.function_call, NamedFunction) else chat.function_call
+    return chat_messages.chosen_tools(tuple(map(ToolBody, chat.functions or ())), choice)
 
 
 def named_conversation(metadata: Mapping[str, Any]) -> str | None:

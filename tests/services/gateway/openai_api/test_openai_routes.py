@@ -224,6 +224,34 @@ async def test_without_parallel_calls_an_answer_has_one_call(http: httpx.AsyncCl
         assert [call["id"] for delta in deltas for call in delta.get("tool_calls", [])] == ids
 
 
+async def test_functions_are_the_older_form_of_tools(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.worker.run = _calls_twice  # type: ignore[method-assign]
+    function = TOOL["function"]
+    fields = {**CHAT, "functions": [function, OTHER["function"]], "function_call": {"name": "look_up"}}
+    (choice,) = (await http.post("/v1/chat/completions", json=fields)).json()["choices"]
+    called = {"name": "look_up", "arguments": "{}"}
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("function_call", None)
+    assert choice["message"]["function_call"] == called
+    assert "tool_calls" not in choice["message"]
+    *chunks, last, _done = events(await http.post("/v1/chat/completions", json={**fields, "stream": True}))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert [delta["function_call"] for delta in deltas if "function_call" in delta] == [called]
+    assert last["choices"][0]["finish_reason"] == "function_call"
+
+
+async def test_calls_and_results_of_functions_reach_the_worker(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    called, result = {"role": "assistant", "content": None, "function_call": CALL["function"]}, {"role": "function", "name": "look_up"}
+    messages = [*CHAT["messages"], called, {**result, "content": "x"}, {"role": "user", "content": "y", "function_call": ""}]
+    answer = await http.post("/v1/chat/completions", json={"messages": messages, "functions": [TOOL["function"]]})
+    assert answer.status_code == 200, answer.text
+    (prompt,) = running_service.worker.received
+    _, call, reply, _ = prompt.prompt
+    assert [(each.name, each.arguments) for each in call.tool_calls] == [("look_up", '{"what": "x"}')]
+    assert (reply.role, reply.content, reply.tool_call_id) == ("tool", "x", call.tool_calls[0].id)
+    config = prompt.model_config
+    assert (config.parallel_tool_calls, [tool.name for tool in config.tools]) == (False, ["look_up"])
+
+
 async def _calls_twice(_prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
     for identity in ("c1", "c2"):
         yield inference.Chunk("", (5,), tool_calls=(ToolCall(identity, "look_up", "{}"),))
@@ -386,13 +414,11 @@ async def test_supported_parameters_are_accepted(http: httpx.AsyncClient, harmle
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "messages[0]"),
-        ({"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}]},
-         "messages[0].function_call"),
+        ({"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f"}}]}, "messages[0].function_call.arguments"),
         ({"tools": [TOOL], "tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [OTHER]}}}, "tool_choice"),
         ({"audio": {"voice": "x", "format": "wav"}}, "audio"), ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"functions": [{"name": "f"}]}, "functions"), ({"function_call": {"name": "f"}}, "function_call"), ({"metadata": 5}, "metadata"),
+        ({"functions": [{"name": "f"}], "tools": [TOOL]}, "functions"), ({"function_call": {"name": "f"}}, "tool_choice"), ({"metadata": 5}, "metadata"),
         ({"reasoning_effort": 1}, "reasoning_effort"), ({"reasoning_effort": "ultra"}, "reasoning_effort"),
         ({"reasoning_effort": ["low"]}, "reasoning_effort"), ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
         ({"chat_template_kwargs": "{}"}, "chat_template_kwargs"), ({"chat_template_kwargs": {"a": "x" * 4089}}, "chat_template_kwargs"),
