@@ -280,7 +280,7 @@ async def test_infer_takes_a_prompt_alone(http: httpx.AsyncClient) -> None:
         ({"prompt": "x", "maxTokens": 1, "max_tokens": 2}, "max_tokens"), ({"prompt": "x", "n_discard": -1}, "n_discard"),
         ({"prompt": ""}, "prompt"), ({}, "prompt"), ({"prompt": 5}, "prompt"),
         ({"prompt": "x", "messages": [{"role": "user", "content": "y"}]}, "prompt"),
-        ({"prompt": "x", "topP": 7}, "top_p"), ({"prompt": "x", "reasoningEffort": "max"}, "reasoning_effort"),
+        ({"prompt": "x", "topP": 7}, "top_p"), ({"prompt": "x", "reasoningEffort": "ultra"}, "reasoning_effort"),
         ({"prompt": "x", "chatTemplateKwargs": {"a": "x" * 4089}}, "chat_template_kwargs"),
     ],
 )  # fmt: skip
