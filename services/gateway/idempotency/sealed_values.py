@@ -43,9 +43,11 @@ class SealedValues:
         for name in (_FIND, _KEEP):
             cache.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"))
 
-    async def find(self, tenant: TenantId, names: Sequence[str], *, most_bytes: int = MOST_BYTES) -> Iterator[bytes | None] | None:
+    async def find(
+        self, tenant: TenantId, names: Sequence[str], *, most_bytes: int = MOST_BYTES, seconds: float | None = None
+    ) -> Iterator[bytes | None] | None:
         """Return the values, None where there is none; the last are left out if all have more bytes. Return None without Valkey."""
-        found = await self._ask(_FIND, names, (most_bytes,))
+        found = await self._ask(_FIND, names, (most_bytes,), seconds)
         if not isinstance(found, list):
             return None
         # Each when it is read: a sealed value is compressed.
@@ -66,13 +68,13 @@ class SealedValues:
         """Delete all values of a group. Raises Unavailable."""
         await self._cache.run(_KEEP, self._lists, (1, self._most_bytes, group, 0))
 
-    async def _ask(self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes]) -> object:
+    async def _ask(self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes], seconds: float | None = None) -> object:
         now = self._clock()
         if self._breaker.is_open and now < self._probe_at:
             return None
         self._probe_at = now + _PROBE_SECONDS
         try:
-            answer: object = await self._cache.run(script, keys, args, seconds=VALKEY_SECONDS)
+            answer: object = await self._cache.run(script, keys, args, seconds=seconds or VALKEY_SECONDS)
         except errors.Unavailable as error:
             # A read-only Valkey answers other calls, which would close the breaker again and again.
             if self._breaker.failed(self._clock()) or isinstance(error, CacheRefuses):

@@ -5,7 +5,7 @@ The items are their tenant's: any of its keys may refer to them. A change of the
 
 import asyncio
 import hmac
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 
 from services.gateway.config_snapshot import ConfigSource
@@ -26,6 +26,8 @@ _KEEP_SECONDS = 3600.0
 _MOST_TENANT_BYTES = 32 * 1024 * 1024
 #: Reading one takes 10 to 30 µs; a task of an agent has hundreds.
 _MAX_FOUND = 2000
+#: The request can't run without them, and a whole prompt takes a slow network longer than one answer.
+_READ_SECONDS = 1.0
 #: Read without a pause for other requests.
 _AT_ONCE = 100
 _SHOWN_CHARACTERS = 64
@@ -43,11 +45,13 @@ class StoredItems:
         return self._source.config.policies.of(caller).store_items.value
 
     async def find(self, caller: Principal, ids: Sequence[str]) -> Mapping[str, bytes]:
-        """Raises BadField, NotFound, TooLarge, Unavailable, and what ``HeldRequest.resize`` raises."""
+        """Raises BadField, NotFound, ContextExceeded, Unavailable, and what ``HeldRequest.resize`` raises."""
         if len(ids) > _MAX_FOUND or len(set(ids)) < len(ids):
             raise BadField("input", f"must refer to at most {_MAX_FOUND} items, and to each of them once")
         names = self._names(caller, ids) if self.allows(caller) else ()
-        values = await self._values.find(caller.tenant_id, names, most_bytes=MAX_PROMPT_BYTES) if names else repeat(None)
+        values: Iterator[bytes | None] | None = repeat(None)
+        if names:
+            values = await self._values.find(caller.tenant_id, names, most_bytes=MAX_PROMPT_BYTES, seconds=_READ_SECONDS)
         if values is None:
             raise errors.Unavailable(
                 "stored items can't be read right now", hint="retry, or send the items themselves", retry_after_seconds=1
@@ -63,7 +67,9 @@ class StoredItems:
             if len(found) % _AT_ONCE == 0:
                 await asyncio.sleep(0)
         if size > MAX_PROMPT_BYTES or len(found) < len(ids):
-            raise errors.TooLarge(f"the stored items have more than {MAX_PROMPT_BYTES} bytes, the limit of a prompt", hint="refer to fewer")
+            raise errors.ContextExceeded(
+                f"the prompt is too long: its stored items have more than {MAX_PROMPT_BYTES} bytes", hint="shorten it"
+            )
         if (held := request_memory.current.get()) is not None:
             held.resize(held.size + size)
         return found

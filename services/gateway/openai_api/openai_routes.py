@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import get_args
 
-from services.gateway.http_api import answer_delivery
+from services.gateway.http_api import answer_delivery, http_errors
 from services.gateway.http_api import parameters as openai_parameters
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
@@ -86,6 +86,8 @@ class OpenAiRoutes:
         await self._answer(call, request, form, stream=body.stream, before_end=store if form.is_stored else None)
 
     async def _refuse_stored(self, call: HttpCall) -> None:
+        if not call.rest_of_path.startswith("resp_"):
+            raise http_errors.RouteMissing(f"no route matches '/v1/responses/{call.rest_of_path[:200]}'", hint="see /docs for all routes")
         raise errors.NotFound(f"a stored response {openai_parameters.NEEDS_PROMPT}")
 
     async def _message(self, call: HttpCall) -> None:

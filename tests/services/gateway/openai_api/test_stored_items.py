@@ -277,7 +277,7 @@ async def test_references_are_bounded_like_a_prompt(running_service: RunningServ
         ids = [secrets.token_hex(4) for _ in range(MAX_PROMPT_BYTES // 200_000 + 1)]
         await items.keep(OWNER, dict.fromkeys(ids, text))
         await items.find(OWNER, ids[:-1])
-        with pytest.raises(errors.TooLarge, match="the stored items have more than"):
+        with pytest.raises(errors.ContextExceeded, match="prompt is too long: its stored items have more than"):
             await items.find(OWNER, ids)
     for wrong in (["a", "a"], [str(number) for number in range(2001)]):
         with pytest.raises(errors.BadRequest, match="must refer to at most 2000 items, and to each of them once"):
@@ -318,6 +318,11 @@ async def test_what_needs_a_stored_prompt_is_refused_with_the_reason(http: httpx
         assert reason in refusal.json()["error"]["message"]
     assert earlier.status_code == 400
     assert (await http.request(verb, f"/v1/responses/resp_1{end}", headers={"authorization": "Bearer x"})).status_code == 401
+
+
+async def test_other_routes_below_it_do_not_exist(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/responses/input_tokens", json={"input": "hi"})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (404, "no route matches '/v1/responses/input_tokens'")
 
 
 async def test_chats_store_nothing(http: httpx.AsyncClient, client: Any) -> None:
