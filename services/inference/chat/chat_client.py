@@ -22,7 +22,7 @@ log = logs.get()
 
 #: Requests that wait for the process. Each takes milliseconds.
 MOST_WAITING = 256
-#: For a request's turn and its answer. A request of more than 2 s of processor time ends the process.
+#: For a request's turn and its answer. A request of too much processor time ends the process.
 CALL_SECONDS = 20.0
 #: For Python, the library and the test of the template.
 START_SECONDS = 30.0
@@ -143,7 +143,9 @@ class ChatClient:
                 self.lost += 1
                 log.warning("chat_process_lost", pid=running.process.pid, request=type(request).__name__, error=repr(error))
                 await asyncio.shield(self._end())
-                raise ChatProcessLost("llama.cpp crashed in this request, or needed more than 2 s or 512 MiB") from error
+                raise ChatProcessLost(
+                    "llama.cpp crashed in this request, or needed too much processor time or more than 512 MiB"
+                ) from error
 
     @asynccontextmanager
     async def _in_turn(self) -> AsyncIterator[None]:

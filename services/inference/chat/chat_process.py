@@ -25,8 +25,8 @@ from services.inference.engine import confinement, engine_messages
 #: In addition to what libraries have mapped: CUDA's alone take more.
 _MEMORY_BYTES = 512 * 1024 * 1024
 _STACK_BYTES = 8 * 1024 * 1024
-#: Processor time of one request.
-_CPU_SECONDS = 2.0
+#: Processor time of one request, and for each message more: templates take 0.15 ms.
+_CPU_SECONDS, _MESSAGE_CPU_SECONDS = 2.0, 0.0004
 _RECEIVE_BYTES = 256 * 1024
 
 
@@ -106,9 +106,11 @@ def _serve(connection: socket.socket, server: ChatServer) -> None:
     unframer = engine_messages.Unframer()
     while received := connection.recv(_RECEIVE_BYTES):
         for body in unframer.feed(received):
+            request = chat_messages.request_decoder.decode(body)
+            messages = len(request.messages) if isinstance(request, chat_messages.RenderPrompt) else 0
             # Its signal ends the process, in C++ as well.
-            signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)
-            reply = msgspec.msgpack.encode(server.answer(chat_messages.request_decoder.decode(body)))
+            signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS + _MESSAGE_CPU_SECONDS * messages)
+            reply = msgspec.msgpack.encode(server.answer(request))
             if len(reply) > engine_messages.MAX_MESSAGE_BYTES:
                 reply = msgspec.msgpack.encode(ChatRefused(f"the prompt has {len(reply)} bytes"))
             signal.setitimer(signal.ITIMER_PROF, 0)

@@ -116,9 +116,11 @@ def message_rows(messages: tuple[ChatMessage, ...]) -> tuple[Row, ...]:
 
 def tool_rows(tools: tuple[Tool, ...]) -> tuple[Row, ...]:
     """Raises BadRequest for parameters that are not a JSON object, and for two tools with the same name."""
+    names: set[str] = set()
     for position, tool in enumerate(tools):
-        if any(tool.name == other.name for other in tools[:position]):
+        if tool.name in names:
             raise errors.BadRequest(f"tools[{position}].function.name is used by another tool", hint="give each tool a unique name")
+        names.add(tool.name)
     return tuple(
         {"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": _parameters(position, tool)}}
         for position, tool in enumerate(tools)

@@ -16,7 +16,7 @@ from services.inference import child_process
 from services.inference.chat import chat_client, library
 from services.inference.chat.answer_text import MAX_NESTING, AnswerMarks, AnswerSeparator, SeparatedPiece, TextChannel
 from services.inference.chat.chat_client import ChatClient
-from services.inference.chat.chat_messages import OpenTemplate, ParseAnswer, ParsedAnswer, RenderPrompt
+from services.inference.chat.chat_messages import OpenTemplate, ParseAnswer, ParsedAnswer, RenderPrompt, Row
 from shared import errors
 from tests import tiers
 from tests.services.inference.chat.parsing import joined
@@ -68,6 +68,20 @@ async def test_deep_answer_loses_only_its_own_call(depth: int) -> None:
         )
         assert [type(reply).__name__ for reply in replies] == ["ParsedAnswer", "NoneType", "ParsedAnswer", "ParsedAnswer"]
         assert (chat.lost, chat.pid != before) == (1, True)
+
+
+@built
+async def test_10000_messages_are_rendered() -> None:
+    """They take 1.5 s of processor time on a fast machine."""
+    call: Row = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city": "x"}'}}
+    turn: tuple[Row, ...] = (
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "word " * 80},
+    )
+    async with client() as chat:
+        rendered = await chat.render(RenderPrompt((USER, *turn * 5000, USER), (TOOL,)))
+        assert rendered.prompt.count("word " * 80) == 5000
+        assert chat.lost == 0
 
 
 @built
