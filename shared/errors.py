@@ -5,7 +5,7 @@ what to do next; both are for users and may change.
 """
 
 from enum import StrEnum
-from typing import ClassVar, TypeVar, cast
+from typing import ClassVar, Self, TypeVar, cast
 
 import msgspec
 
@@ -170,7 +170,19 @@ class TooLarge(CallerError, code="too_large", status=413):
 
 
 class ContextExceeded(BadRequest, code="context_length_exceeded"):
-    """The prompt leaves no room for an answer in the model's context. The message gives both sizes."""
+    """The prompt leaves no room for an answer in the model's context, or is larger than any prompt may be. The message gives both sizes.
+
+    Agents compact their conversation and try again. They recognize this error by the code, or by words of Anthropic's and OpenAI's.
+    """
+
+    @classmethod
+    def because(cls, reason: str, *, hint: str) -> Self:
+        return cls(f"prompt is too long: {reason}", hint=hint)
+
+    @classmethod
+    def of_tokens(cls, prompt_tokens: int, context_tokens: int, *, hint: str) -> Self:
+        length = f"this model's maximum context length is {context_tokens} tokens, with one for the answer"
+        return cls.because(f"{prompt_tokens} tokens > {context_tokens - 1} maximum; {length}", hint=hint)
 
 
 class TokensTooLarge(BadRequest, code="tokens_too_large"):

@@ -285,7 +285,7 @@ def frames() -> str:
         "a body in one frame": wire.MAX_BODY_BYTES,
         "all bytes before HELLO is accepted": wire.MAX_BYTES_BEFORE_HELLO,
         "a message with all its pieces": wire.MAX_MESSAGE_BYTES,
-        "a request with images": wire.MAX_REQUEST_BYTES,
+        "a request with a prompt": wire.MAX_REQUEST_BYTES,
         "one write to the transport": wire.MAX_WRITE_BYTES,
     }
     parts = [

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from cli import user_folders
-from cli.ask.conversation import ChatConversation
+from cli.ask.conversation import MAX_IMAGE_BYTES, ChatConversation
 from shared import errors
+from shared.api.generation import MAX_PROMPT_BYTES
 from shared.identity import private_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -20,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _AUTOMATIC = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 MAX_AUTOMATIC = 100
 #: JSON takes up to six bytes for one of ours, and four for three of an image.
-_MAX_BYTES = 28 * 1024 * 1024
+_MAX_BYTES = 6 * MAX_PROMPT_BYTES + 2 * MAX_IMAGE_BYTES
 #: Of a write that kill -9 interrupted.
 _TEMPORARY_SECONDS = 3600
 

@@ -17,13 +17,14 @@ from cli.ask.answer_view import AnswerView
 from cli.ask.chat_commands import ChatCommand
 from cli.ask.chat_files import ChatFile
 from cli.ask.chat_input import ChatInput
-from cli.ask.conversation import MAX_BYTES, UNSET, ChatConversation
+from cli.ask.conversation import UNSET, ChatConversation
 from cli.connection import CliConnection
 from cli.output import printing
 from cli.output.stdout_writer import StdoutWriter
 from shared import errors
 from shared.api import gateway
 from shared.api.gateway import InferenceResult, ProcessInferenceRequest, ServedModel
+from shared.api.generation import MAX_PROMPT_BYTES
 from shared.resumable_stream import StreamRequest
 from shared.types import Ability
 
@@ -154,8 +155,8 @@ class ChatSession:
                     view.add(chunk.text)
                 elif not chunk.reasoning:
                     view.show_note(chunk.waiting)
-                if len(view.text) + len(view.thoughts) > MAX_BYTES:
-                    raise errors.TooLarge(f"the answer is longer than {MAX_BYTES // 1024} KiB")
+                if len(view.text) + len(view.thoughts) > MAX_PROMPT_BYTES:
+                    raise errors.TooLarge(f"the answer is longer than {MAX_PROMPT_BYTES // 1024} KiB")
             return answer.end
 
     def _keep(self, conversation: ChatConversation) -> None:

@@ -8,14 +8,14 @@ from msgspec import Meta
 
 from shared import errors
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, ImagePart, ReasoningEffort
+from shared.api.generation import MAX_MESSAGES, MAX_PROMPT_BYTES, ChatMessage, ImagePart, ReasoningEffort
 from shared.types import ModelName
 
-#: The gateway takes 960 KiB and 1000 messages.
-MAX_BYTES, MAX_TURNS = 900 * 1024, 400
+#: A turn is two messages; the first one may be for the system.
+MAX_TURNS = (MAX_MESSAGES - 1) // 2
 #: Of one question, so that there is room for others.
 MAX_QUESTION_BYTES = 256 * 1024
-#: Of all images; a request with images has at most 16 MiB. The gateway's own limit may be lower.
+#: Of all images; a request has at most 17 MiB. The gateway's own limit may be lower.
 MAX_IMAGE_BYTES = 15 * 1024 * 1024
 #: Means "back to the default" where a text or a number is expected.
 UNSET = "-"
@@ -88,7 +88,7 @@ class ChatConversation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=
             raise errors.TooLarge(f"the message is longer than {MAX_QUESTION_BYTES // 1024} KiB", hint="shorten or split it")
         turns = (*(turn for turn in self.turns if turn.answer), ConversationTurn(text, images=tuple(images)))
         size = sum(len((turn.question + turn.reasoning + turn.answer).encode()) for turn in turns) + len((self.system or "").encode())
-        if size > MAX_BYTES or len(turns) > MAX_TURNS:
+        if size > MAX_PROMPT_BYTES or len(turns) > MAX_TURNS:
             raise errors.TooLarge("the conversation is too long to be continued", hint="start a new one with /new")
         if sum(len(image) for turn in turns for image in turn.images) > MAX_IMAGE_BYTES:
             raise errors.TooLarge(

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
     from shared.api.generation import OutputFormat
 
-#: A message of the mesh is at most 1 MiB, so a longer prompt need not be read to its end.
-_MAX_PROMPT_BYTES = 1024 * 1024
 #: A worker may be loading its model, and long answers take time; Ctrl-C cancels.
 _DEADLINE_SECONDS = 600
 #: Without input for so long, say that it is waited for.
@@ -215,9 +213,12 @@ def _note_slow_pipe() -> None:
 
 
 def read_text(file: "IO[bytes]", name: str) -> str:
-    text = file.read(_MAX_PROMPT_BYTES + 1)
-    if len(text) > _MAX_PROMPT_BYTES:
-        raise errors.TooLarge(f"{name} is longer than {_MAX_PROMPT_BYTES // 1024} KiB", hint="shorten or split it")
+    from shared.api.generation import MAX_PROMPT_BYTES
+
+    # A longer prompt need not be read to its end.
+    text = file.read(MAX_PROMPT_BYTES + 1)
+    if len(text) > MAX_PROMPT_BYTES:
+        raise errors.TooLarge(f"{name} is longer than {MAX_PROMPT_BYTES // 1024} KiB", hint="shorten or split it")
     try:
         return text.decode()
     except UnicodeDecodeError as error:
@@ -281,7 +282,7 @@ def _with_images(request: "InferenceRequest", names: tuple[str, ...]) -> "Infere
 
 
 def _format(choice: str | None) -> "OutputFormat | None":
-    from shared.api.generation import FormatKind, OutputFormat
+    from shared.api.generation import MAX_PROMPT_BYTES, FormatKind, OutputFormat
 
     if choice is None:
         return None
@@ -292,7 +293,7 @@ def _format(choice: str | None) -> "OutputFormat | None":
         raise click.UsageError(f"--format {choice}: use `json`, a JSON schema in a .json file, or a grammar in a .gbnf file")
     try:
         with Path(choice).open("rb") as file:
-            text = file.read(_MAX_PROMPT_BYTES).decode()
+            text = file.read(MAX_PROMPT_BYTES).decode()
     except OSError as error:
         raise click.UsageError(f"--format {choice}: {error.strerror}") from error
     except UnicodeDecodeError as error:

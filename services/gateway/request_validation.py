@@ -6,7 +6,7 @@ Their numbers are within the bounds of their types, which decoding checks at eac
 
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
@@ -26,13 +26,21 @@ from shared.api.embedding import (
     input_bytes,
 )
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import MAX_TEMPLATE_KWARGS_BYTES, SUFFIX_ROLE, ChatMessage, FormatKind, Tool, ToolChoice
-from shared.api.inference import MAX_TEXT_BYTES, MAX_TEXTS, Conversion, Detokenize, Tokenize
+from shared.api.generation import (
+    MAX_MESSAGES,
+    MAX_PROMPT_BYTES,
+    MAX_READ_MESSAGES,
+    MAX_TEMPLATE_KWARGS_BYTES,
+    MAX_TOOLS,
+    SUFFIX_ROLE,
+    ChatMessage,
+    FormatKind,
+    Tool,
+    ToolChoice,
+)
+from shared.api.inference import MAX_TEXTS, Conversion, Detokenize, Tokenize
 from shared.types import ModelName, TenantId
 
-#: A mesh message is at most 1 MiB without images, including 64 KiB for roles, ids and parameters.
-MAX_PROMPT_BYTES = 1024 * 1024 - 64 * 1024
-MAX_MESSAGES = 1000
 #: Texts, images, calls and results in one message.
 MAX_PARTS = 1000
 MAX_MODEL_CHARACTERS = 200
@@ -40,14 +48,14 @@ MAX_STOPS, MAX_STOP_CHARACTERS = 4, 64
 #: The longest answer; a higher max_tokens is lowered to it, or to the model's context.
 MAX_ANSWER_TOKENS = 32768
 ROLES = ("system", "user", "assistant", "tool")
-#: OpenAI's limit.
-MAX_TOOLS = 128
 MAX_TOOL_NAME = 64
 #: OpenAI's pattern; models repeat the names, some in their own syntax.
 _TOOL_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TOOL_NAME}}}")
 
 #: English and code have about four, other languages fewer.
 BYTES_IN_A_TOKEN = 3
+#: On average. Prose has up to five, and deeply indented code six.
+_MAX_CHARACTERS_IN_A_TOKEN = 8
 #: Tokens that a chat template may add to each message and each tool, and once in total.
 _TEMPLATE_TOKENS_PER_MESSAGE, _TEMPLATE_TOKENS_PER_TOOL, _TEMPLATE_TOKENS = 16, 64, 256
 
@@ -68,25 +76,37 @@ def ensure_count(field: str, entries: object, most: int) -> None:
         raise BadField(field, f"must have at most {most} entries")
 
 
+def ensure_messages(messages: Sequence[object], most: int = MAX_MESSAGES) -> None:
+    """Raise ContextExceeded for too many messages. Call it before a loop over them, too."""
+    if len(messages) > most:
+        raise errors.ContextExceeded.because(f"{len(messages)} messages > {most} maximum", hint="shorten the conversation")
+
+
+def _ensure_size(size: int) -> None:
+    if size > MAX_PROMPT_BYTES:
+        raise errors.ContextExceeded.because(f"{size} bytes > {MAX_PROMPT_BYTES} maximum", hint="shorten or split it")
+
+
 class AdmittedPrompt(msgspec.Struct, frozen=True):
     """A valid prompt, as chat messages."""
 
     messages: tuple[ChatMessage, ...]
     #: A prompt has at most one token per byte, so a higher claim isn't believed.
     most_prompt_tokens: int
+    #: A prompt has hardly ever fewer. Workers count exactly; this is for what no model could read.
+    least_prompt_tokens: int
     #: For limits, which are later settled by the real number. The byte bound would refuse long prompts.
     likely_prompt_tokens: int
 
 
 def admit(request: InferenceRequest) -> AdmittedPrompt:
-    """Validate a prompt. Raises BadRequest that names the field, or TooLarge."""
+    """Validate a prompt. Raises BadRequest that names the field, or ContextExceeded."""
     messages = _messages(request)
     for position, message in enumerate(request.messages):
         if message.role not in ROLES:
             raise BadField(f"messages[{position}].role", f"must be one of {', '.join(ROLES)}")
     size = sum(map(_bytes, messages)) + sum(map(_tool_bytes, request.tools))
-    if size > MAX_PROMPT_BYTES:
-        raise errors.TooLarge(f"the prompt has {size} bytes; the limit is {MAX_PROMPT_BYTES}", hint="shorten or split it")
+    _ensure_size(size)
     if request.stop:
         _check_stop(request.stop)
     if request.tools or request.tool_choice is ToolChoice.REQUIRED:
@@ -98,13 +118,31 @@ def admit(request: InferenceRequest) -> AdmittedPrompt:
     images = [image for message in messages for image in message.images]
     most = size + template + _TEMPLATE_TOKENS + sum(map(image_tokens.most_tokens, images))
     likely = (size - _forgotten_bytes(messages)) // BYTES_IN_A_TOKEN + template + sum(map(image_tokens.likely_tokens, images))
-    return AdmittedPrompt(messages, most, likely)
+    # Templates may leave thoughts out.
+    characters = sum(len(message.content) for message in messages)
+    characters += sum(len(tool.description) + len(tool.parameters) for tool in request.tools)
+    return AdmittedPrompt(messages, most, characters // _MAX_CHARACTERS_IN_A_TOKEN, likely)
 
 
-def least_prompt_tokens(prompt: str | Sequence[ChatMessage]) -> int:
+_BLANKS = bytes(0x20 if chr(byte).isspace() and byte < 0x80 else 0x78 for byte in range(256))
+
+
+def count_words(prompt: str | Sequence[ChatMessage]) -> int:
     """Return a lower bound for a prompt that nobody has counted: tokenizers split at white space, so a word has at least one token."""
     texts = (prompt,) if isinstance(prompt, str) else [message.content for message in prompt]
-    return sum(len(text.split()) for text in texts)
+    # A list of all words would take 70 ms and 80 MB for the longest prompt.
+    return sum((b" " + text.encode().translate(_BLANKS)).count(b" x") for text in texts)
+
+
+def ensure_fits(admitted: AdmittedPrompt, contexts: Collection[int]) -> None:
+    """Raise ContextExceeded for a prompt that is larger than all of these contexts; 0 is unknown."""
+    if contexts and 0 not in contexts and admitted.least_prompt_tokens >= max(contexts):
+        raise too_long(admitted.likely_prompt_tokens, max(contexts))
+
+
+def too_long(prompt_tokens: int, context_tokens: int) -> errors.ContextExceeded:
+    hint = "shorten the conversation, or choose a model with a longer context"
+    return errors.ContextExceeded.of_tokens(prompt_tokens, context_tokens, hint=hint)
 
 
 def _messages(request: InferenceRequest) -> tuple[ChatMessage, ...]:
@@ -119,7 +157,7 @@ def _messages(request: InferenceRequest) -> tuple[ChatMessage, ...]:
         raise BadField("system", "requires prompt; with messages, use a message with role system")
     if request.raw:
         raise BadField("raw", "requires prompt instead of messages")
-    ensure_count("messages", request.messages, MAX_MESSAGES)
+    ensure_messages(request.messages, MAX_READ_MESSAGES)
     if not any(message.content.strip() or message.tool_calls or message.images for message in request.messages):
         raise BadField("messages", "have no text")
     return request.messages
@@ -268,23 +306,21 @@ def admit_moderation(request: ModerationRequest) -> AdmittedTexts:
     """Validate texts. Raises BadRequest that names the field, or TooLarge."""
     if not 0 < len(request.texts) <= MAX_TEXTS:
         raise BadField("input", f"must have 1 to {MAX_TEXTS} texts, not {len(request.texts)}; send several requests")
-    size = _check_texts("input", request.texts, MAX_TEXT_BYTES)
+    size = _check_texts("input", request.texts, MAX_PROMPT_BYTES)
     _check_model(request.model)
     added = _ADDED_TOKENS * len(request.texts)
     return AdmittedTexts(request.texts, size + added + _GUARD_TOKENS * len(request.texts), size // BYTES_IN_A_TOKEN + added)
 
 
 def check_conversion(request: Conversion) -> None:
-    """Validate a chat, text or token ids, within the bounds of prompts. Raises BadRequest that names the field, or TooLarge."""
+    """Validate a chat, text or token ids, within the bounds of prompts. Raises BadRequest that names the field, or ContextExceeded."""
     is_raw = isinstance(request, Tokenize) and request.raw
     if not isinstance(request, Detokenize) and any(message.images for message in request.messages):
         raise BadField("messages", "have images, whose tokens only an answer counts; leave them out")
     if not isinstance(request, Detokenize) and not is_raw:
         admit(InferenceRequest(messages=request.messages, tools=request.tools))
         return
-    size = len(request.token_ids) if isinstance(request, Detokenize) else sum(map(_bytes, request.messages))
-    if size > MAX_PROMPT_BYTES:
-        raise errors.TooLarge(f"the prompt has {size} bytes; the limit is {MAX_PROMPT_BYTES}", hint="shorten or split it")
+    _ensure_size(len(request.token_ids) if isinstance(request, Detokenize) else sum(map(_bytes, request.messages)))
 
 
 def fingerprint(content: Sequence[ChatMessage] | Sequence[EmbeddingInput], secret: str) -> str:

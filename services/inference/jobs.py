@@ -11,14 +11,19 @@ from services.inference.engine.sampling import Parameters
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.embedding import EmbeddingInput
-from shared.api.generation import MAX_TEMPLATE_KWARGS_BYTES, MAX_TOKEN_ID, SUFFIX_ROLE, ChatMessage, ImagePart, Sampling, ToolChoice
+from shared.api.generation import (
+    MAX_PROMPT_BYTES,
+    MAX_TEMPLATE_KWARGS_BYTES,
+    MAX_TOKEN_ID,
+    SUFFIX_ROLE,
+    ChatMessage,
+    ImagePart,
+    Sampling,
+    ToolChoice,
+)
 from shared.types import ModelName
 
 ROLES = ("system", "user", "assistant", "tool")
-MAX_TOOLS = 128
-#: A mesh message has at most 1 MiB.
-MAX_PROMPT_CHARACTERS = 1024 * 1024
-MAX_MESSAGES = 1024
 #: For a message. The limit of a gateway is not higher.
 MAX_IMAGES = 64
 
@@ -105,8 +110,6 @@ def _template_variables(text: str) -> dict[str, object]:
 def _check_together(requested: Sampling, parameters: Parameters, origin: JobOrigin) -> None:
     if requested.tools and requested.format is not None and not requested.format.is_json:
         raise errors.BadRequest("format: only JSON works together with tools", hint="give one of them")
-    if len(requested.tools) > MAX_TOOLS:
-        raise errors.BadRequest(f"tools holds {len(requested.tools)} tools; at most {MAX_TOOLS} are allowed")
     if requested.tool_choice is ToolChoice.REQUIRED and not requested.tools:
         raise errors.BadRequest("tool_choice requires a call, but tools is empty")
     if requested.raw and requested.tools:
@@ -122,11 +125,6 @@ def _check_together(requested: Sampling, parameters: Parameters, origin: JobOrig
 def _check_messages(messages: tuple[ChatMessage, ...], *, is_raw: bool = False) -> None:
     if not any(message.content.strip() or message.tool_calls or message.images for message in messages):
         raise errors.BadRequest("the prompt is empty", hint="send a prompt, or at least one message with content")
-    if len(messages) > MAX_MESSAGES:
-        raise errors.BadRequest(f"messages holds {len(messages)} messages; at most {MAX_MESSAGES} are allowed")
-    characters = sum(len(message.content) for message in messages)
-    if characters > MAX_PROMPT_CHARACTERS:
-        raise errors.BadRequest(f"the prompt has {characters} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
     for position, message in enumerate(messages):
         places = [0, *(image.at for image in message.images), len(message.content)]
         if len(message.images) > MAX_IMAGES or places != sorted(places):
@@ -146,7 +144,7 @@ def check_texts(request: embedding.Embed) -> None:
 
 def check_moderation(request: inference.Moderate) -> None:
     """Raises BadRequest, which names the field. The gateway checks the same, but a worker trusts no caller."""
-    _check_inputs(request.texts, inference.MAX_TEXT_BYTES)
+    _check_inputs(request.texts, MAX_PROMPT_BYTES)
 
 
 def _check_inputs(inputs: Sequence[EmbeddingInput], most_bytes: int, query: str = "") -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.generation import ChatMessage, Sampling, ToolCall, ToolCallPart, Usage, image_bytes
+from shared.api.generation import Messages, Sampling, ToolCall, ToolCallPart, Usage
 from shared.api.inference import PulledModel, PullProgress, PullSource, TokenLogprob
 from shared.api.ledger import Account
 from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
@@ -20,7 +20,7 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True):
     """Has either ``prompt`` or ``messages``; ``system`` is only for a prompt."""
 
     prompt: str | None = None
-    messages: tuple[ChatMessage, ...] = ()
+    messages: Messages = ()
     system: str | None = None
     #: The answer is the text between ``prompt`` and this. Only with ``raw``.
     suffix: str = ""
@@ -58,10 +58,6 @@ class ProcessInferenceRequest(Body, frozen=True):
     fresh: bool = False
     #: The reader understands ``InferenceChunk.call_parts``. Otherwise it gets completed calls.
     call_parts: bool = False
-
-    @property
-    def image_bytes(self) -> int:
-        return image_bytes(self.request.messages)
 
     def own_credential(self) -> Credential | None:
         return self.auth.api_key

@@ -12,6 +12,12 @@ from shared.api.method import Body
 from shared.types import FinishReason
 
 MAX_TEMPLATE_KWARGS_BYTES = 4096
+#: All texts of a prompt and its tools together, in UTF-8.
+MAX_PROMPT_BYTES = 4 * 1024 * 1024
+#: Of a request as users write it. A model may read more, because each result of a tool is a message.
+MAX_MESSAGES = 10_000
+MAX_READ_MESSAGES = 4 * MAX_MESSAGES
+MAX_TOOLS = 512
 
 # --- bounds: every API's bodies use these types, so that no value out of bounds ever becomes an object -------------------------------
 
@@ -101,9 +107,7 @@ class ChatMessage(Body, frozen=True):
     images: tuple[ImagePart, ...] = ()
 
 
-def image_bytes(messages: Sequence[object]) -> int:
-    """Return the size of all images. Senders don't check types, so a message may be anything."""
-    return sum(len(image.data) for message in messages if isinstance(message, ChatMessage) for image in message.images)
+Messages = Annotated[tuple[ChatMessage, ...], Meta(max_length=MAX_READ_MESSAGES)]
 
 
 class Tool(Body, frozen=True):
@@ -113,6 +117,9 @@ class Tool(Body, frozen=True):
     description: str = ""
     #: A JSON schema, as JSON text.
     parameters: str = "{}"
+
+
+Tools = Annotated[tuple[Tool, ...], Meta(max_length=MAX_TOOLS)]
 
 
 class ToolChoice(StrEnum):
@@ -192,7 +199,7 @@ class Sampling(Body, frozen=True):
     #: None: no log probabilities. 0: only for the generated tokens. More: also for this many most likely tokens.
     top_logprobs: TopLogprobs | None = None
     format: OutputFormat | None = None
-    tools: tuple[Tool, ...] = ()
+    tools: Tools = ()
     tool_choice: ToolChoice = ToolChoice.AUTO
     #: False: at most one call per answer.
     parallel_tool_calls: bool = True

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from shared.api.generation import ChatMessage, Generation, Sampling, Tool, ToolCall, ToolCallPart, image_bytes
+from shared.api.generation import MAX_PROMPT_BYTES, Generation, Messages, Sampling, ToolCall, ToolCallPart, Tools
 from shared.api.method import Body, Method, StreamMethod
 from shared.config_documents import ModerationFormat
 from shared.errors import Problem
@@ -15,8 +15,6 @@ from shared.types import FinishReason, LoadPurpose, ModelName, RequestId, Role
 PullSource = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
 #: Texts of one moderation request.
 MAX_TEXTS = 32
-#: All texts together, in UTF-8. A message is at most 1 MiB; 64 KiB are left for lengths, ids and names.
-MAX_TEXT_BYTES = 1024 * 1024 - 64 * 1024
 
 CategoryName = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 Score = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -32,7 +30,7 @@ class ProcessPrompt(Body, frozen=True):
     """Contains no user and no key: a worker never learns whose prompt it runs."""
 
     #: Plain text, or a chat for the model's own template.
-    prompt: str | tuple[ChatMessage, ...]
+    prompt: str | Messages
     model_config: ModelConfig
     request_id: RequestId
     #: Prompts with the same salt may share cached computation. There is one salt per tenant, which reveals nothing else. Empty shares
@@ -48,10 +46,6 @@ class ProcessPrompt(Body, frozen=True):
     call_parts: bool = False
     #: The caller named no max_tokens. That of ``model_config`` is only the gateway's own bound, which other servers may refuse.
     open_ended: bool = False
-
-    @property
-    def image_bytes(self) -> int:
-        return 0 if isinstance(self.prompt, str) else image_bytes(self.prompt)
 
 
 class PromptAccepted(Body, frozen=True):
@@ -130,8 +124,8 @@ class Moderated(Body, frozen=True, omit_defaults=False):
     prompt_tokens: int
 
 
-#: Of a converted text, or of its token ids: a million of them. The engine's messages have at most 4 MiB.
-MAX_CONVERTED_BYTES = 4_000_000
+#: Of a converted text, with what templates add, or of its token ids.
+MAX_CONVERTED_BYTES = MAX_PROMPT_BYTES + 1024 * 1024
 #: Of one token id, little-endian.
 TOKEN_BYTES = 4
 
@@ -140,8 +134,8 @@ class RenderChat(Body, frozen=True, tag="render"):
     """Render a chat with the model's template, as for an answer. Contains no user and no key, like the next two."""
 
     model: ModelName
-    messages: tuple[ChatMessage, ...]
-    tools: tuple[Tool, ...] = ()
+    messages: Messages
+    tools: Tools = ()
     #: End with the beginning of the model's answer.
     add_generation_prompt: bool = True
 
@@ -336,11 +330,21 @@ process_prompt = StreamMethod(
     takes_long_requests=True,
 )
 moderate = StreamMethod(
-    "inference.moderate", Moderate, item=ModerationNotice, end=Moderated, callers={Role.GATEWAY}, accepted=PromptAccepted
+    "inference.moderate",
+    Moderate,
+    item=ModerationNotice,
+    end=Moderated,
+    callers={Role.GATEWAY},
+    accepted=PromptAccepted,
+    takes_long_requests=True,
 )
-tokenize = StreamMethod("inference.tokenize", Tokenize, item=ConvertedPart, end=Converted, callers={Role.GATEWAY})
-detokenize = StreamMethod("inference.detokenize", Detokenize, item=ConvertedPart, end=Converted, callers={Role.GATEWAY})
-render_chat = StreamMethod("inference.renderChat", RenderChat, item=ConvertedPart, end=Converted, callers={Role.GATEWAY})
+tokenize = StreamMethod("inference.tokenize", Tokenize, item=ConvertedPart, end=Converted, callers={Role.GATEWAY}, takes_long_requests=True)
+detokenize = StreamMethod(
+    "inference.detokenize", Detokenize, item=ConvertedPart, end=Converted, callers={Role.GATEWAY}, takes_long_requests=True
+)
+render_chat = StreamMethod(
+    "inference.renderChat", RenderChat, item=ConvertedPart, end=Converted, callers={Role.GATEWAY}, takes_long_requests=True
+)
 list_available_models = Method("inference.listAvailableModels", ListAvailableModels, AvailableModels, callers=LOOKERS)
 get_model_status = Method("inference.getModelStatus", GetModelStatus, ModelStatus, callers=LOOKERS)
 load_model = Method("inference.loadModel", LoadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})

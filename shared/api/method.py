@@ -85,7 +85,7 @@ class StreamMethod(Generic[Request, Item, End]):
     accepted: type[msgspec.Struct] = Nothing
     #: The single reply for stock clients that do not stream; None if they must stream.
     whole: type[Whole] | None = None
-    #: Requests may be longer than a message, because of images.
+    #: Requests are prompts, which may be longer than a message.
     takes_long_requests: bool = False
     served_by: Role | None = field(init=False)
 

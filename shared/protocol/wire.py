@@ -19,7 +19,7 @@ MAX_BYTES_BEFORE_HELLO = 4 * 1024
 #: For a message in pieces. A larger RPC should be a stream.
 MAX_MESSAGE_BYTES = 1024 * 1024
 #: For the request of a method that allows more than a message: its body follows in pieces once the callee grants it.
-MAX_REQUEST_BYTES = 16 * 1024 * 1024
+MAX_REQUEST_BYTES = 17 * 1024 * 1024
 #: Concurrent calls per side on one link. The smaller number of both HELLOs applies.
 MAX_CALLS = 4096
 #: For peers that do not say: older versions refuse more.

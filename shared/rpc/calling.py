@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Generic
@@ -12,6 +12,7 @@ import msgspec
 
 from shared import context, errors
 from shared.api.gateway import ProcessInferenceRequest
+from shared.api.generation import ChatMessage
 from shared.api.inference import ProcessPrompt
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.protocol import wire
@@ -202,8 +203,7 @@ class RpcClient:
         connection = self._pool.ready(method.served_by, to) or await self._pool.connection(method.served_by, to, until)
         answer: RpcReply[Item, End] = RpcReply(method, connection)
         make_frame = partial(_frame, connection, method, request, until, credential)
-        # Encoded in its turn if it is long.
-        is_sent = _image_bytes(request) <= wire.MAX_MESSAGE_BYTES and answer.ask(make_frame())
+        is_sent = answer.ask(make_frame())
         timer = connection.loop.call_later(until - time.monotonic(), answer.expire)
         try:
             if not is_sent:
@@ -266,20 +266,24 @@ def _too_late(method: str) -> errors.DeadlineExceeded:
     return errors.DeadlineExceeded(f"{method} did not answer in time", hint="try again, or give it longer")
 
 
-def _image_bytes(request: object) -> int:
-    return request.image_bytes if isinstance(request, (ProcessInferenceRequest, ProcessPrompt)) else 0
+def _has_images(request: object) -> bool:
+    messages: Sequence[object] = ()
+    if isinstance(request, ProcessInferenceRequest):
+        messages = request.request.messages
+    elif isinstance(request, ProcessPrompt):
+        messages = request.prompt
+    # Senders don't check types, so a message may be anything.
+    return any(isinstance(message, ChatMessage) and message.images for message in messages)
 
 
 def _frame(connection: RpcConnection, method: AnyMethod, request: object, until: float, credential: Credential | None) -> wire.Call:
     """Return the connection's next call."""
-    if connection.link.max_request_bytes <= wire.MAX_MESSAGE_BYTES and _image_bytes(request):
+    if connection.link.max_request_bytes <= wire.MAX_MESSAGE_BYTES and _has_images(request):
         # It would ignore them.
         node = f"{connection.peer.role} {connection.peer.node[:8]}"
         raise errors.BadRequest(f"{node} is too old for images", hint="upgrade it, or leave them out")
     body = bodies.encode(request)
-    # Only images make a request long.
-    most_bytes = most_request_bytes(method) if _image_bytes(request) else wire.MAX_MESSAGE_BYTES
-    if len(body) > most_bytes:
+    if len(body) > (most_bytes := most_request_bytes(method)):
         raise errors.TooLarge(f"the request is {len(body)} bytes, the limit is {most_bytes}", hint="send less at once")
     remaining = until - time.monotonic()
     if remaining <= 0:

@@ -18,7 +18,7 @@ from shared.types import Peer
 RESETS_PER_SECOND, RESETS_AT_ONCE = 200, wire.MAX_CALLS + 1000
 #: For replies to a peer that keeps calling without reading them.
 MAX_UNREAD_BYTES = 8 * 1024 * 1024
-#: For the body of a long request: all of it (16 MiB at 1.1 Mbit/s), and each piece.
+#: For the body of a long request: all of it (17 MiB at 1.2 Mbit/s), and each piece.
 UPLOAD_SECONDS, PIECE_SECONDS = 120.0, 10.0
 
 _ANSWERS = frozenset({Item, Accepted, Reply, End, Error})
@@ -102,7 +102,7 @@ class RpcConnection:
         if len(call.body) > self.link.max_request_bytes:
             raise errors.TooLarge(
                 f"the request is {len(call.body)} bytes, but {self.peer.role} {self.peer.node[:8]} takes {self.link.max_request_bytes}",
-                hint="upgrade that node, or send smaller images",
+                hint="upgrade that node, or send less at once",
             )
         frames = self._calls.ask(call, streaming=streaming)
         self._waiters[call.id] = waiter

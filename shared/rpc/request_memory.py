@@ -70,7 +70,7 @@ class RequestMemory:
         if self.held_bytes + more > self._most_bytes:
             raise errors.Overloaded(
                 f"{self.held_bytes >> 20} MiB of long requests are in progress; the limit is {self._most_bytes >> 20} MiB",
-                hint="retry soon, or send smaller images",
+                hint="retry soon, or send less at once",
                 retry_after_seconds=_RETRY_SECONDS,
             )
 

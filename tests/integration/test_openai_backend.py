@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -12,7 +13,7 @@ from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
 from shared.api.embedding import Embed, Embedded
-from shared.api.generation import Generation, Usage
+from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, Generation, ToolCall, Usage
 from shared.api.inference import ModelState
 from shared.types import FinishReason, ModelName
 from tests import stacks
@@ -55,6 +56,33 @@ async def test_an_answer_comes_in_pieces_with_exact_counts(
     assert reader.text == text
     assert len(reader.chunks) > 1
     assert end == Generation(reason, Usage(3, 3 if "words" in text or "stop" in sampling else 2))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        pytest.param((ChatMessage("user", "word " * (MAX_PROMPT_BYTES // 5 - 4) + "the end"),), id="4 MiB of text"),
+        pytest.param(
+            (
+                *(
+                    ChatMessage("user", "go on"),
+                    ChatMessage("assistant", "", (ToolCall("c", "read", '{"path": "/a"}'),)),
+                    ChatMessage("tool", "word " * 200, tool_call_id="c"),
+                )
+                * 3333,
+                ChatMessage("user", "the end"),
+            ),
+            id="10,000 messages of an agent",
+        ),
+    ],
+)
+async def test_a_long_prompt_reaches_the_other_mesh(backend: RemoteBackend, messages: tuple[ChatMessage, ...]) -> None:
+    """Through this backend and HTTP to a gateway, and over a mesh to a worker."""
+    reader = Reader()
+    job = replace(asked.job("x", model="house/echo", max_tokens=1), messages=messages)
+    end = await backend.generate(job, reader)
+    words = sum(len(message.content.split()) for message in messages)
+    assert (reader.text, end.usage) == (messages[-1].content.split()[0], Usage(words, 1))
 
 
 async def test_vectors_of_the_other_mesh_are_those_of_its_model(backend: RemoteBackend) -> None:

@@ -17,8 +17,6 @@ const OUTPUT_OPTIONS = [
 const INFERENCE_OPTIONS = ['prompt', 'messages', 'system', 'model', ...SAMPLING_OPTIONS, ...OUTPUT_OPTIONS]
 const LOGIN_OPTIONS = ['username', 'email', 'password', 'code']
 const EMBEDDING_OPTIONS = ['input', 'model', 'dimensions']
-/** The gateway's limit. */
-export const MAX_BODY_BYTES = 1024 * 1024
 /** The longest delay of a timer; beyond it JavaScript's timers fire immediately. */
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1
 

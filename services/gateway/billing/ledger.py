@@ -69,9 +69,8 @@ class LedgerUnavailable(errors.Unavailable):
 class CostBounds(msgspec.Struct, frozen=True, kw_only=True):
     """The maximum size of a request."""
 
-    #: The models that may serve it.
-    models: tuple[ModelName, ...]
-    prompt_tokens: int
+    #: For each model that may serve it.
+    prompt_tokens: Mapping[ModelName, int]
     #: For each answer.
     max_tokens: int
     answers: int
@@ -152,10 +151,10 @@ class Ledger:
         """Reserve the maximum cost at the dearest model. Models that the credits don't cover in full are left out, the dearest first; only
         the cheapest gets fewer tokens. Raises BudgetExhausted, and LedgerUnavailable if PostgreSQL is down for more than 2 s. Follow every
         call that doesn't raise with ``forget``."""
-        prices = {model: self._prices.find(bounds.priced_as or model) for model in bounds.models}
+        prices = {model: self._prices.find(bounds.priced_as or model) for model in bounds.prompt_tokens}
         while True:
-            most = bounds.prompt_tokens, bounds.max_tokens * bounds.answers, bounds.seconds
-            costs = {model: price.cost(*most) for model, price in prices.items()}
+            most = bounds.max_tokens * bounds.answers, bounds.seconds
+            costs = {model: price.cost(bounds.prompt_tokens[model], *most) for model, price in prices.items()}
             dearest = max(costs, key=costs.__getitem__)
             cheaper = {model: price for model, price in prices.items() if costs[model] < costs[dearest]}
             request = ReservationRequest(
@@ -164,11 +163,11 @@ class Ledger:
                 key_id=principal.key_id,
                 model=dearest,
                 price_id=prices[dearest].id,
-                prompt_tokens=bounds.prompt_tokens,
+                prompt_tokens=bounds.prompt_tokens[dearest],
                 max_tokens=bounds.max_tokens,
                 least_tokens=bounds.max_tokens if cheaper else LEAST_TOKENS,
                 answers=bounds.answers,
-                fixed_micro=prices[dearest].cost(bounds.prompt_tokens, 0, bounds.seconds),
+                fixed_micro=prices[dearest].cost(bounds.prompt_tokens[dearest], 0, bounds.seconds),
                 micro_per_million=prices[dearest].price.output_micro_per_million,
                 monthly_micro=self.plan_of(principal).monthly_micro,
                 key_budget_micro=principal.key_limits.budget_micro,

@@ -7,8 +7,9 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from services.gateway.request_validation import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, BadField, ensure_count
+from services.gateway.request_validation import MAX_PARTS, BadField, ensure_count, ensure_messages
 from shared.api.generation import (
+    MAX_TOOLS,
     ChatMessage,
     FormatKind,
     ImageDetail,
@@ -78,7 +79,7 @@ def to_messages(messages: tuple[ChatBodyMessage, ...]) -> tuple[ChatMessage, ...
     """Convert messages. Raises BadField."""
     if not messages:
         raise BadField("messages", "is empty")
-    ensure_count("messages", messages, MAX_MESSAGES)
+    ensure_messages(messages)
     return tuple(_message(position, message) for position, message in enumerate(messages))
 
 
@@ -241,8 +242,9 @@ def choose(tools: tuple[Tool, ...], choice: str | None) -> ChosenTools:
 def choose_of(tools: tuple[Tool, ...], names: Sequence[str], mode: str) -> ChosenTools:
     """Return the named tools. Raises BadField for an unknown name."""
     ensure_count("tool_choice", names, MAX_TOOLS)
+    known = {tool.name for tool in tools}
     for name in names:
-        if not any(tool.name == name for tool in tools):
+        if name not in known:
             raise BadField("tool_choice", f"names {name[:64]!r}, which is not among the tools")
     return tuple(tool for tool in tools if tool.name in names), ToolChoice(mode)
 

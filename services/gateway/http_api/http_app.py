@@ -25,6 +25,7 @@ from services.gateway.requests.refused_requests import RefusedRequests
 from shared import access_table, addresses, context, errors
 from shared.access_table import AccessRule, Audience
 from shared.api.auth import Principal
+from shared.protocol import wire
 from shared.rpc.request_memory import HeldRequest, RequestMemory
 from shared.spans import OpenSpan
 from shared.telemetry import Metrics, logs, tracing
@@ -74,8 +75,8 @@ class HttpRoute:
     streams: bool = False
     #: The handler observes the duration, because it knows the model. True if it ``streams``.
     runs_a_model: bool = False
-    #: The body may have images, and be longer than others.
-    takes_images: bool = False
+    #: The body is a prompt, possibly with images, and may be longer than others.
+    takes_prompts: bool = False
     #: The handler watches for a disconnect if the call takes long.
     watches: bool = False
     access: AccessRule = field(init=False, compare=False)
@@ -258,8 +259,7 @@ class HttpApp:
             with self._memory.hold(0, call.caller.limited_as) as held:
                 await self._read_body(route, call, held)
                 if len(call.body) > body_load.SMALL_BYTES:
-                    await self._turns.take(call.caller.limited_as)
-                    body_load.ensure_few_values(call.body)
+                    call.turns = self._turns
                 handling = route.handler(call)
                 await (handling if route.watches else until_disconnect(call, handling))
         except errors.AimeshError as error:
@@ -271,15 +271,13 @@ class HttpApp:
 
     async def _read_body(self, route: HttpRoute, call: HttpCall, held: HeldRequest) -> None:
         """Read the body, without its images if it is long. Raises Limited or Overloaded if there is no memory for it."""
-        # Base64 takes four bytes for three; the request also has text.
-        image_bytes = self._images.most_bytes * 4 // 3 if route.takes_images else 0
-        await call.read_body(most_bytes=http_call.MAX_BODY_BYTES + image_bytes, held=held)
+        most_bytes = http_call.MAX_BODY_BYTES
+        if route.takes_prompts:
+            # Base64 takes four bytes for three; the request also has text.
+            most_bytes = max(wire.MAX_REQUEST_BYTES, most_bytes + self._images.most_bytes * 4 // 3)
+        await call.read_body(most_bytes=most_bytes, held=held)
         if len(call.body) > http_call.MAX_BODY_BYTES:
-            cut = await asyncio.to_thread(image_strings.cut, call.body, http_call.MAX_BODY_BYTES)
-            if len(cut.body) > http_call.MAX_BODY_BYTES:
-                raise errors.TooLarge(
-                    f"the body without images is larger than {http_call.MAX_BODY_BYTES} bytes", hint="shorten or split the prompt"
-                )
+            cut = await asyncio.to_thread(image_strings.cut, call.body)
             call.body, call.images = cut.body, cut.images
 
     async def _admit(self, route: HttpRoute, call: HttpCall) -> None:

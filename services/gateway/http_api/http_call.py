@@ -3,11 +3,13 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 
-from services.gateway.http_api import http_errors, tolerant_json
+from services.gateway.http_api import body_load, http_errors, request_bodies, tolerant_json
+from services.gateway.http_api.body_load import BodyTurns
 from services.gateway.http_api.response_formats import ErrorBody, Headers, ServerSentEvent
 from services.gateway.http_api.tolerant_json import BodyDialect, Ignored
 from services.gateway.idempotency import cache_keys
@@ -20,6 +22,7 @@ from shared.timing.bounded_waits import BoundedWaits
 from shared.types import Credential, RequestId
 
 S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
 
 #: ASGI messages are open dicts by specification.
 Scope = MutableMapping[str, Any]
@@ -27,9 +30,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-#: The limit of a mesh message, images apart; a longer prompt could not be sent to a worker.
+#: The limit of a mesh message. Prompts may be longer.
 MAX_BODY_BYTES = 1024 * 1024
-#: For a longer body, with images: 17 MiB at 1.2 Mbit/s.
+#: For a longer body: 17 MiB at 1.2 Mbit/s.
 LONG_BODY_SECONDS = 120.0
 #: 1 MiB at 0.3 Mbit/s; anything slower is an attack or hopeless.
 BODY_SECONDS = 30.0
@@ -61,6 +64,10 @@ _COMMON: Headers = [
 ]
 
 
+class PromptTooLarge(errors.ContextExceeded, status=413):
+    """The body of a prompt is too large to be read. Agents compact their conversation."""
+
+
 class HttpCall:
     """One HTTP request and its response: ``answer``, or ``send_events`` and then ``end_events``."""
 
@@ -80,6 +87,8 @@ class HttpCall:
         #: The part of the path matched by the route's braces.
         self.rest_of_path = ""
         self.body = b""
+        #: For a large body.
+        self.turns: BodyTurns | None = None
         #: The client has sent a part of the body.
         self.has_read = False
         #: In base64 or as data URLs, by the names that stand for them in the body. See ``image_strings``.
@@ -236,13 +245,33 @@ class HttpCall:
                 held.resize(size if size <= MAX_BODY_BYTES else most_bytes)
             parts.append(part)
             if not message.get("more_body", False):
+                if held is not None:
+                    held.resize(size)
                 return b"".join(parts)
 
-    def read(self, dialect: BodyDialect[S]) -> S:
-        """Parse the body of a vendor's API. Raises BadRequest that names the field."""
+    async def parse(self, reader: Callable[[bytes], T]) -> T:
+        """Return what ``reader`` makes of the body. Raises what it raises, and TooManyValues."""
+        if self.turns is None:
+            return reader(self.body)
+        async with self.turns.turn(self.caller.limited_as):
+            return await asyncio.to_thread(body_load.read, self.body, reader)
+
+    async def convert(self, step: Callable[[S], T], body: S) -> T:
+        """Return what a further step makes of the parsed body. Raises what it raises."""
+        return step(body) if self.turns is None else await asyncio.to_thread(step, body)
+
+    async def read_fields(self, kind: type[S]) -> S:
+        """Parse the body of one of our own APIs. Raises BadRequest that names the field."""
+        return await self.parse(partial(request_bodies.read_either_case, kind=kind))
+
+    async def read(self, dialect: BodyDialect[S]) -> S:
+        """Parse the body of a vendor's API. Raises BadRequest that names the field, and ContextExceeded for too many values."""
         self.dialect = dialect.name
+        strict = self._headers.get(b"x-aimesh-strict") == b"1"
         try:
-            return tolerant_json.read(self.body, dialect, self.ignored, strict=self._headers.get(b"x-aimesh-strict") == b"1")
+            return await self.parse(lambda body: tolerant_json.read(body, dialect, self.ignored, strict=strict))
+        except body_load.TooManyValues as error:
+            raise errors.ContextExceeded.because(error.message, hint=error.hint) from None
         finally:
             if self.ignored.labels:
                 self.add_headers([(b"x-aimesh-ignored", str(self.ignored).encode())])
@@ -269,8 +298,8 @@ class HttpCall:
             await self.end_events()
             return
         self.add_headers(http_errors.headers(error))
-        is_anthropic = f"{self._scope['path']}/".startswith("/v1/messages/")
-        await self.answer(http_errors.anthropic_body(content) if is_anthropic else content, status=http_errors.status(error))
+        is_anthropic, status = f"{self._scope['path']}/".startswith("/v1/messages/"), http_errors.status(error)
+        await self.answer(http_errors.anthropic_body(content, code=status) if is_anthropic else content, status=status)
 
     def expect_events(self, failed: Callable[[ErrorBody], Sequence[ServerSentEvent]]) -> None:
         """Announce a stream of events, which gets heartbeats from now on. ``failed`` formats an error as events."""
@@ -338,11 +367,10 @@ class HttpCall:
                 self._written_at = self._loop.time()
 
 
-def _too_large(most_bytes: int) -> errors.TooLarge:
-    hint = "shorten or split the prompt" if most_bytes == MAX_BODY_BYTES else ""
+def _too_large(most_bytes: int) -> errors.CallerError:
     if most_bytes > MAX_BODY_BYTES:
-        hint = "send fewer or smaller images"
-    return errors.TooLarge(f"the body is larger than {most_bytes} bytes", hint=hint)
+        return PromptTooLarge.because(f"the body is larger than {most_bytes} bytes", hint="shorten it, or send fewer images")
+    return errors.TooLarge(f"the body is larger than {most_bytes} bytes")
 
 
 def _written(event: ServerSentEvent, event_id: str | None) -> bytes:

@@ -85,9 +85,10 @@ def body(error: AimeshError, request_id: RequestId, *, openai: bool = False) -> 
     return ErrorBody(shown)
 
 
-def anthropic_body(shown: ErrorBody) -> AnthropicErrorBody:
+def anthropic_body(shown: ErrorBody, *, code: int = 0) -> AnthropicErrorBody:
+    """``code``: the status, if it is not sent yet."""
     error = shown.error
-    kind = "request_too_large" if error.code == errors.TooLarge.code else _ANTHROPIC_TYPES.get(error.type, error.type)
+    kind = "request_too_large" if code == errors.TooLarge.status else _ANTHROPIC_TYPES.get(error.type, error.type)
     details = _ANTHROPIC_DETAILS.get(error.param or "", msgspec.UNSET)
     return AnthropicErrorBody(msgspec.structs.replace(error, type=kind, details=details), error.request_id)
 

@@ -209,33 +209,33 @@ class RestAccounts:
         )  # fmt: skip
 
     async def _register(self, call: HttpCall) -> None:
-        body = request_bodies.read_either_case(call.body, RegisterBody)
+        body = await call.read_fields(RegisterBody)
         data = auth.UserData(body.username, body.email, body.password)
         request = auth.RegisterUser(data, auth.ClientFacts(call.address or "", call.agent), body.invitation)
         user = await self._rpc.call(auth.register_user, request, credential=call.credential)
         await call.answer(msgspec.convert(user, UserAnswer, from_attributes=True), status=201)
 
     async def _login(self, call: HttpCall) -> None:
-        body = request_bodies.read_either_case(call.body, LoginBody)
+        body = await call.read_fields(LoginBody)
         credentials = auth.Credentials(body.password, body.username, body.email, body.code)
         request = auth.LoginUser(credentials, client=auth.ClientFacts(call.address or "", call.agent))
         await _answer_session(call, await self._rpc.call(auth.login_user, request))
 
     async def _confirm(self, call: HttpCall) -> None:
-        body = request_bodies.read_either_case(call.body, CodeBody)
+        body = await call.read_fields(CodeBody)
         await _answer_session(call, await self._rpc.call(auth.confirm_login, auth.ConfirmLogin(body.code), credential=call.credential))
 
     async def _refresh(self, call: HttpCall) -> None:
-        body = request_bodies.read_either_case(call.body, SessionBody)
+        body = await call.read_fields(SessionBody)
         await _answer_session(call, await self._rpc.call(auth.refresh_session, auth.RefreshSession(body.session_token)))
 
     async def _logout(self, call: HttpCall) -> None:
-        body = request_bodies.read_either_case(call.body, SessionBody)
+        body = await call.read_fields(SessionBody)
         await self._rpc.call(auth.logout_user, auth.LogoutUser(body.session_token))
         await call.answer(Done())
 
     async def _make_key(self, call: HttpCall) -> None:
-        body = request_bodies.read_either_case(call.body, ApiKeyBody)
+        body = await call.read_fields(ApiKeyBody)
         created = await self._rpc.call(auth.generate_api_key, to_key_request(body), credential=call.credential)
         await call.answer(ApiKeyAnswer(created.api_key, to_key_view(created.key)), status=201)
 

@@ -1,5 +1,6 @@
 """Serves /api/inference and /api/infer: runs prompts and computes embeddings in this project's own format, and cancels them."""
 
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -171,10 +172,10 @@ class RestInference:
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
             HttpRoute("POST", "/api/inference", self._inference, "processInferenceRequest", "Run a prompt",
-                      body=InferenceBody, answer=InferenceAnswer, streams=True, events=(TextEvent, InferenceAnswer)),
+                      body=InferenceBody, answer=InferenceAnswer, streams=True, takes_prompts=True, events=(TextEvent, InferenceAnswer)),
             HttpRoute("POST", "/api/infer", self._infer, "processInferenceRequest",
                       "Run a prompt or compute embeddings, given as a model and a payload",
-                      body=InferBody, answer=ModelAnswer, streams=True, events=(TextEvent, InferenceAnswer)),
+                      body=InferBody, answer=ModelAnswer, streams=True, takes_prompts=True, events=(TextEvent, InferenceAnswer)),
             HttpRoute("DELETE", "/api/inference", self._cancel, "cancelInference", "Cancel the request under an Idempotency-Key",
                       answer=WithdrawnAnswer),
         )  # fmt: skip
@@ -187,14 +188,11 @@ class RestInference:
         await call.answer(WithdrawnAnswer(key))
 
     async def _inference(self, call: HttpCall) -> None:
-        body = tolerant_json.convert(_read_payload(request_bodies.read_object(call.body)), _INFERENCE, Ignored(), strict=True)
+        body = await call.parse(_parse_inference)
         await self._run(call, body, body.model)
 
     async def _infer(self, call: HttpCall) -> None:
-        found = request_bodies.snake_names(request_bodies.read_object(call.body))
-        if isinstance(payload := found.get("payload"), dict):
-            found["payload"] = _read_payload(payload)
-        body = tolerant_json.convert(found, _INFER, Ignored(), strict=True)
+        body = await call.parse(_parse_infer)
         payload = ModelPayload(prompt=body.payload) if isinstance(body.payload, str) else body.payload
         if payload.input is not None:
             await self._embed(call, to_embedding_request(payload, body.model))
@@ -213,8 +211,20 @@ class RestInference:
         await call.answer(ModelAnswer(result.request_id, result.model, usage, result.response_time_ms, embeddings=embeddings))
 
     async def _run(self, call: HttpCall, body: PayloadBody, model: ModelName | None) -> None:
-        request, form = to_request(body, model), RestFormat(parallel_calls=body.parallel_tool_calls)
+        request = await call.convert(partial(to_request, model=model), body)
+        form = RestFormat(parallel_calls=body.parallel_tool_calls)
         await answer_delivery.answer(self._deduplicated, call, request, form, stream=body.stream)
+
+
+def _parse_inference(content: bytes) -> InferenceBody:
+    return tolerant_json.convert(_read_payload(request_bodies.read_object(content)), _INFERENCE, Ignored(), strict=True)
+
+
+def _parse_infer(content: bytes) -> InferBody:
+    found = request_bodies.snake_names(request_bodies.read_object(content))
+    if isinstance(payload := found.get("payload"), dict):
+        found["payload"] = _read_payload(payload)
+    return tolerant_json.convert(found, _INFER, Ignored(), strict=True)
 
 
 def _read_payload(found: dict[str, object]) -> dict[str, object]:

@@ -199,7 +199,7 @@ class RestUsage:
         await call.answer(RequestsAnswer(tuple(_answer(request) for request in found)))
 
     async def _feedback(self, call: HttpCall) -> None:
-        body = request_bodies.read_either_case(call.body, FeedbackBody)
+        body = await call.read_fields(FeedbackBody)
         await self._reports.rate(call.caller, body.request_id, body.rating)
         await call.answer(Given(body.rating))
 

@@ -81,7 +81,7 @@ class RpcRoutes:
         )
 
     async def _answer(self, method: Method[Any, Any], call: HttpCall) -> None:
-        run, rpc_call = self._read(method, call, _CALL_SECONDS)
+        run, rpc_call = await self._read(method, call, _CALL_SECONDS)
 
         async def answering() -> None:
             await call.answer(await run(rpc_call))
@@ -91,7 +91,7 @@ class RpcRoutes:
         await (answering() if is_short else http_app.until_disconnect(call, answering()))
 
     async def _stream(self, method: StreamMethod[Any, Any, Any], call: HttpCall) -> None:
-        run, rpc_call = self._read(method, call, _STREAM_SECONDS)
+        run, rpc_call = await self._read(method, call, _STREAM_SECONDS)
         call.expect_events(lambda error: (ServerSentEvent(error, "error"),))
         sink = _EventSink(call)
         stream = StreamCall[Any](rpc_call, sink, 0, encode=sink.encode)
@@ -100,13 +100,13 @@ class RpcRoutes:
         await call.send_events((ServerSentEvent(end, "end"),))
         await call.end_events()
 
-    def _read(self, method: AnyMethod, call: HttpCall, default_seconds: float) -> tuple[Run, RpcCall]:
+    async def _read(self, method: AnyMethod, call: HttpCall, default_seconds: float) -> tuple[Run, RpcCall]:
         """Return what runs the call, and the call. Raises BadRequest, which names a wrong field, and Draining."""
         query = request_bodies.read_query(call.query, RpcQuery)
         seconds = default_seconds if query.deadline_ms is None else query.deadline_ms / 1000
         if call.principal is None:
             seconds = min(seconds, default_seconds)  # there are few places for callers without a credential
-        request = _read_request(method, call)
+        request = _with_facts(await call.parse(partial(_parse_request, method)), call)
         until = time.monotonic() + seconds
         context.deadline.set(until)
         rpc_call = RpcCall(self._peer, deadline=until, credential=call.credential, idempotency_key=call.idempotency_key)
@@ -140,13 +140,17 @@ async def _run_here(handler: Handler, finish: Finish, request: msgspec.Struct, c
         raise errors.DeadlineExceeded(f"{handler.method.name} ran out of time", hint="give it longer with deadline_ms") from error
 
 
-def _read_request(method: AnyMethod, call: HttpCall) -> msgspec.Struct:
-    found = request_bodies.read_object(call.body or b"{}")
+def _parse_request(method: AnyMethod, body: bytes) -> msgspec.Struct:
+    found = request_bodies.read_object(body or b"{}")
     if unknown := stock_calls.find_unknown_field(method.request, found):
         raise BadField(unknown[:80], "is not a supported field", known="")
     request: msgspec.Struct = request_bodies.convert(found, method.request)
+    return request
+
+
+def _with_facts(request: msgspec.Struct, call: HttpCall) -> msgspec.Struct:
     authorization.credential_of(request, call.credential)
-    if "client" in method.request.__struct_fields__:
+    if "client" in request.__struct_fields__:
         # The services believe the gateway, so callers must not choose their own address.
         request = msgspec.structs.replace(request, client=auth.ClientFacts(call.address or "", call.agent))
     if isinstance(request, ProcessInferenceRequest | RequestEmbeddings) and request.idempotency_key is None:

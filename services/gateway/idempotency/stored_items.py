@@ -10,10 +10,11 @@ from itertools import repeat
 
 from services.gateway.config_snapshot import ConfigSource
 from services.gateway.idempotency.sealed_values import MOST_BYTES, SealedValues
-from services.gateway.request_validation import MAX_PROMPT_BYTES, BadField
+from services.gateway.request_validation import BadField
 from shared import errors
 from shared.api import gateway
 from shared.api.auth import Principal
+from shared.api.generation import MAX_PROMPT_BYTES
 from shared.api.method import Nothing
 from shared.rpc import RpcCall, request_memory, serves
 from shared.stores.cache import Cache

@@ -10,7 +10,7 @@ from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonO
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import reasoning_words
 from services.gateway.openai_api.reasoning_words import ThinkingBody
-from services.gateway.request_validation import MAX_PARTS, MAX_STOPS, BadField, ensure_count
+from services.gateway.request_validation import MAX_PARTS, MAX_STOPS, BadField, ensure_count, ensure_messages
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, MaxTokens, ReasoningEffort, Temperature, ToolCall, TopK, TopP
 from shared.types import ModelName
@@ -173,6 +173,7 @@ COUNT_DIALECT = BodyDialect("count_tokens", CountTokensBody, parameters.MESSAGES
 
 def to_request(body: MessagesBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
+    ensure_messages(body.messages)
     ensure_count("stop_sequences", body.stop_sequences, MAX_STOPS)
     if not body.messages or body.messages[-1].role == "assistant":
         raise BadField("messages", "must end with a message of the user; answers cannot be prefilled")

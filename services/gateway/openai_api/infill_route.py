@@ -72,11 +72,11 @@ class InfillRoute:
         return (
             HttpRoute("POST", "/infill", self._infill, "processInferenceRequest",
                       "Complete the text at a cursor, as llama.cpp's server does",
-                      body=InfillBody, answer=InfillAnswer, streams=True, events=(InfillAnswer,)),
+                      body=InfillBody, answer=InfillAnswer, streams=True, takes_prompts=True, events=(InfillAnswer,)),
         )  # fmt: skip
 
     async def _infill(self, call: HttpCall) -> None:
-        body = call.read(DIALECT)
+        body = await call.read(DIALECT)
         await answer_delivery.answer(self._deduplicated, call, to_request(body), InfillFormat(), stream=body.stream)
 
 

@@ -61,7 +61,7 @@ class OpenAiEmbeddings:
         )  # fmt: skip
 
     async def _embed(self, call: HttpCall) -> None:
-        body = call.read(DIALECT)
+        body = await call.read(DIALECT)
         encoded, result = await answer_delivery.embed(self._deduplicated, call, to_request(body), partial(encode, body))
         usage = EmbeddingUsage(result.prompt_tokens, result.prompt_tokens)
         await call.answer(EmbeddingList(cast("tuple[EmbeddingObject, ...]", tuple(encoded)), result.model, usage))

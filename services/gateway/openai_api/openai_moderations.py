@@ -53,11 +53,11 @@ class OpenAiModerations:
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
             HttpRoute("POST", "/v1/moderations", self._moderate, inference.moderate.name.partition(".")[2], "OpenAI's moderations",
-                      body=ModerationBody, answer=ModerationList, runs_a_model=True),
+                      body=ModerationBody, answer=ModerationList, runs_a_model=True, takes_prompts=True),
         )  # fmt: skip
 
     async def _moderate(self, call: HttpCall) -> None:
-        body = call.read(DIALECT)
+        body = await call.read(DIALECT)
         call.refuse_idempotency_key()
         texts = (body.input,) if isinstance(body.input, str) else body.input
         request = ModerationRequest(texts, body.model, forbid_external=call.forbids_external)

@@ -51,16 +51,16 @@ class OpenAiRoutes:
             # Claude Code asks this of its base URL.
             *(HttpRoute(verb, "/", self._greet, "root", "Whether the gateway answers") for verb in ("HEAD", "GET")),
             HttpRoute("POST", "/v1/chat/completions", self._chat, _METHOD, "OpenAI's chat completions",
-                      body=ChatBody, answer=ChatCompletion, streams=True, takes_images=True, events=(ChatChunk,)),
+                      body=ChatBody, answer=ChatCompletion, streams=True, takes_prompts=True, events=(ChatChunk,)),
             HttpRoute("POST", "/v1/completions", self._complete, _METHOD,
                       "OpenAI's older completions, which continue a text without a chat template",
-                      body=CompletionBody, answer=Completion, streams=True, events=(Completion,)),
+                      body=CompletionBody, answer=Completion, streams=True, takes_prompts=True, events=(Completion,)),
             HttpRoute("POST", "/v1/responses", self._respond, _METHOD, "OpenAI's responses; only their items are stored",
-                      body=ResponseBody, answer=Response, streams=True, takes_images=True, events=(*get_args(StreamEvent), ErrorEvent)),
+                      body=ResponseBody, answer=Response, streams=True, takes_prompts=True, events=(*get_args(StreamEvent), ErrorEvent)),
             *(HttpRoute(verb, "/v1/responses/{response}", self._refuse_stored, _METHOD, "Refused, because prompts are not stored")
               for verb in ("GET", "DELETE", "POST")),
             HttpRoute("POST", "/v1/messages", self._message, _METHOD, "Anthropic's messages",
-                      body=MessagesBody, answer=AnthropicMessage, streams=True, takes_images=True,
+                      body=MessagesBody, answer=AnthropicMessage, streams=True, takes_prompts=True,
                       events=(MessagesEvent, AnthropicErrorBody)),
             HttpRoute("GET", "/v1/models", self._models, "listModels", "List the served models, the default first", answer=Models),
             HttpRoute("GET", "/v1/models/{model}", self._model, "listModels", "Get a served model by its name or alias", answer=Model),
@@ -70,19 +70,19 @@ class OpenAiRoutes:
         await call.answer_bytes(b"", b"text/plain")
 
     async def _chat(self, call: HttpCall) -> None:
-        body = call.read(openai_chat.DIALECT)
-        await self._answer(call, openai_chat.to_request(body), ChatFormat(body), stream=body.stream)
+        body = await call.read(openai_chat.DIALECT)
+        await self._answer(call, await call.convert(openai_chat.to_request, body), ChatFormat(body), stream=body.stream)
 
     async def _respond(self, call: HttpCall) -> None:
-        body = call.read(openai_responses.DIALECT)
+        body = await call.read(openai_responses.DIALECT)
         if references := body.references:
             body = body.with_items(await self._items.find(call.caller, references))
-        request = openai_responses.to_request(body)
         form = ResponsesFormat(body, is_stored=body.store and self._items.allows(call.caller))
 
         async def store() -> None:
             form.is_stored = await self._items.keep(call.caller, form.stored_items())
 
+        request = await call.convert(openai_responses.to_request, body)
         await self._answer(call, request, form, stream=body.stream, before_end=store if form.is_stored else None)
 
     async def _refuse_stored(self, call: HttpCall) -> None:
@@ -91,11 +91,11 @@ class OpenAiRoutes:
         raise errors.NotFound(f"a stored response {openai_parameters.NEEDS_PROMPT}")
 
     async def _message(self, call: HttpCall) -> None:
-        body = call.read(anthropic_request.DIALECT)
-        await self._answer(call, anthropic_request.to_request(body), MessagesFormat(body), stream=body.stream)
+        body = await call.read(anthropic_request.DIALECT)
+        await self._answer(call, await call.convert(anthropic_request.to_request, body), MessagesFormat(body), stream=body.stream)
 
     async def _complete(self, call: HttpCall) -> None:
-        body = call.read(openai_completions.DIALECT)
+        body = await call.read(openai_completions.DIALECT)
         requests = openai_completions.to_requests(body)
         form = CompletionFormat(body)
         if len(requests) == 1:

@@ -67,7 +67,7 @@ class RerankRoute:
         )  # fmt: skip
 
     async def _rerank(self, call: HttpCall) -> None:
-        body = call.read(DIALECT)
+        body = await call.read(DIALECT)
         call.refuse_idempotency_key()
         texts = tuple(given if isinstance(given, str) else given.text for given in body.documents)
         request = RankingRequest(body.query, texts, body.model, body.top_n, call.forbids_external)

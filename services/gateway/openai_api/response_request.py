@@ -14,9 +14,10 @@ from services.gateway.http_api.chat_messages import ImageUrl, JsonObject, Refusa
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import chat_request, response_tools
 from services.gateway.openai_api.response_tools import ToolBody, ToolChoiceBody
-from services.gateway.request_validation import MAX_MESSAGES, BadField, ensure_count
+from services.gateway.request_validation import BadField, ensure_messages
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import (
+    MAX_READ_MESSAGES,
     ChatMessage,
     ImageDetail,
     MaxTokens,
@@ -112,8 +113,6 @@ Item = StoredItem | FunctionOutputItem | CustomOutputItem | AdditionalToolsItem 
 
 
 _LOGPROBS = "message.output_text.logprobs"
-#: Several items, such as calls, are one message.
-MAX_ITEMS = 4 * MAX_MESSAGES
 
 
 @dataclass(slots=True)
@@ -135,7 +134,8 @@ def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
         raise BadField("input", "is empty")
     if isinstance(items, str):
         return (ChatMessage("user", items),)
-    ensure_count("input", items, MAX_ITEMS)
+    # Several items, such as calls, are one message.
+    ensure_messages(items, MAX_READ_MESSAGES)
     found: list[ChatMessage | _Turn] = []
     for index, item in enumerate(items):
         match item:

@@ -10,8 +10,8 @@ import msgspec
 
 from services.gateway.http_api import chat_messages
 from services.gateway.http_api.chat_messages import ChosenTools, JsonObject
-from services.gateway.request_validation import MAX_TOOL_NAME, MAX_TOOLS, BadField
-from shared.api.generation import Tool
+from services.gateway.request_validation import MAX_TOOL_NAME, BadField
+from shared.api.generation import MAX_TOOLS, Tool
 
 
 class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):

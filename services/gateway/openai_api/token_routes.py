@@ -83,29 +83,30 @@ class TokenRoutes:
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
             HttpRoute("POST", "/v1/tokenize", self._tokenize, "tokenize", "The tokens of a text or chat",
-                      body=TokenizeBody, answer=TokenList, runs_a_model=True),
+                      body=TokenizeBody, answer=TokenList, runs_a_model=True, takes_prompts=True),
             HttpRoute("POST", "/v1/detokenize", self._detokenize, "detokenize", "The text of tokens",
-                      body=DetokenizeBody, answer=PromptText, runs_a_model=True),
+                      body=DetokenizeBody, answer=PromptText, runs_a_model=True, takes_prompts=True),
             HttpRoute("POST", "/v1/apply-template", self._apply_template, "renderChat", "A chat as the model reads it",
-                      body=TemplateBody, answer=PromptText, runs_a_model=True),
+                      body=TemplateBody, answer=PromptText, runs_a_model=True, takes_prompts=True),
             HttpRoute("POST", "/v1/messages/count_tokens", self._count, "tokenize", "The number of tokens of Anthropic's messages",
-                      body=CountTokensBody, answer=MessageTokens, runs_a_model=True, takes_images=True),
+                      body=CountTokensBody, answer=MessageTokens, runs_a_model=True, takes_prompts=True),
         )  # fmt: skip
 
     async def _tokenize(self, call: HttpCall) -> None:
-        running, content = await self._convert(call, to_tokenize(call.read(_TOKENIZE)))
+        running, content = await self._convert(call, await call.convert(to_tokenize, await call.read(_TOKENIZE)))
         ids = array("i", content[: len(content) // TOKEN_BYTES * TOKEN_BYTES])
         await call.answer(TokenList(len(ids), running.context_tokens, ids.tolist()))
 
     async def _detokenize(self, call: HttpCall) -> None:
-        body = call.read(_DETOKENIZE)
+        body = await call.read(_DETOKENIZE)
         await self._answer_text(call, Detokenize(body.model, array("i", body.tokens).tobytes()))
 
     async def _apply_template(self, call: HttpCall) -> None:
-        await self._answer_text(call, to_render(call.read(_TEMPLATE)))
+        await self._answer_text(call, await call.convert(to_render, await call.read(_TEMPLATE)))
 
     async def _count(self, call: HttpCall) -> None:
-        asked = await self._admit_images(anthropic_request.to_request(call.read(anthropic_request.COUNT_DIALECT)), call.images)
+        body = await call.read(anthropic_request.COUNT_DIALECT)
+        asked = await self._admit_images(await call.convert(anthropic_request.to_request, body), call.images)
         estimate = request_validation.admit(asked).likely_prompt_tokens
         # Only an answer counts images exactly.
         texts = tuple(replace(one, content=one.content or "image", images=()) if one.images else one for one in asked.messages)

@@ -160,7 +160,7 @@ class ActivePrompt(ActiveAnswer):
 
     def _least_prompt_tokens(self) -> int:
         # The targets get the same prompt.
-        return request_validation.least_prompt_tokens(self._calls[0].call.prompt) if self._calls else 0
+        return request_validation.count_words(self._calls[0].call.prompt) if self._calls else 0
 
     def usage(self) -> Usage:
         """Count output by the received token ids rather than the worker's claim."""

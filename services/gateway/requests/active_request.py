@@ -5,7 +5,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
@@ -23,7 +23,7 @@ from services.gateway.limits.limit_rules import CountedRequest, LimitUsage, Tigh
 from services.gateway.requests.target_choice import TargetAttempts, TargetCall, TargetChoice
 from shared import context
 from shared.api.generation import Usage
-from shared.types import RequestId
+from shared.types import ModelName, RequestId
 
 Call = TypeVar("Call")
 #: What metrics call a kind of request: its method, the same for all APIs, and its operation, as in OpenTelemetry.
@@ -47,6 +47,8 @@ class AdmissionRecord(msgspec.Struct):
     #: The largest size of the prompt that is believed, and an estimate.
     most_prompt_tokens: int = 0
     likely_prompt_tokens: int = 0
+    #: The context of each model that may serve it, in tokens; 0 if unknown.
+    contexts: Mapping[ModelName, int] = msgspec.field(default_factory=dict)
     #: Its caller's policy has guardrails.
     is_guarded: bool = False
     #: What guardrails found in the prompt, and how long that took; None if they don't check it.
@@ -55,6 +57,10 @@ class AdmissionRecord(msgspec.Struct):
     limit_usage: LimitUsage = NOT_COUNTED
     #: Without prices until credits are reserved, and for what costs nothing.
     held: HeldCredits = _NOTHING_HELD
+
+    def most_usage(self, model: ModelName, completion_tokens: int) -> Usage:
+        """Return the maximum usage at a model, which refuses prompts above its context."""
+        return Usage(min(self.most_prompt_tokens, self.contexts.get(model) or self.most_prompt_tokens), completion_tokens)
 
 
 class DeliveredAnswer(msgspec.Struct):

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +35,7 @@ from shared import errors
 from shared.api import generation, inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import Sampling, Usage
+from shared.api.generation import Sampling
 from shared.api.inference import ModerationVerdict
 from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import Metrics, logs, tracing
@@ -44,6 +44,8 @@ from shared.types import ModelName, Role
 _SAMPLED = Sampling.__struct_fields__
 _sampling_of = attrgetter(*_SAMPLED)
 _role_of = attrgetter("role")
+
+_MANY_MESSAGES = 1000
 
 _log = logs.get(part="admission")
 
@@ -78,12 +80,14 @@ class RequestAdmission:
         A call has a seed only if the caller set one. Raises what ``_reserve``, ``TargetSearch``, ``request_validation`` and ``continuing``
         raise."""
         search, secret, record = self.search, self.search.prompt_hash_secret, running.admission
+        await _let_others_run(request.messages)
         caller = search.read_context(principal, forbids_external=request.forbid_external)
         guard = caller.policy.guard
         if key_use is not None and key_use.config_revision not in {None, caller.config.revision}:
             # A request keeps its guardrails at every gateway: others would move what the caller has already read.
             guard = await self.read_guardrails(key_use.config_revision, principal)
         admitted = request_validation.admit(request)
+        await _let_others_run(request.messages)
         answer_guard = moderation = None
         if guard is not NO_GUARD:
             record.is_guarded = True
@@ -96,24 +100,16 @@ class RequestAdmission:
         record.most_prompt_tokens, record.likely_prompt_tokens = admitted.most_prompt_tokens, admitted.likely_prompt_tokens
         record.prompt_hash = request_validation.fingerprint(admitted.messages, secret)
         record.begins_conversation = "assistant" not in map(_role_of, admitted.messages)
-        facts = RequestFacts(
-            prompt_tokens=admitted.likely_prompt_tokens,
-            wants_answer=True,
-            has_tools=bool(request.tools),
-            has_format=request.format is not None,
-            has_images=any(message.images for message in admitted.messages),
-            tier=principal.tier,
-            key_name=principal.key_name,
-            organization=principal.tenant_id,
-            now=running.began_at,
-        )
+        facts = _prompt_facts(running, principal, request, admitted)
         conversation = request.conversation_id or admitted.messages
         choice = await search.find(running.attempts, caller, request.model, facts, conversation, request_id=running.request_id)
         if isinstance(key_use, OrphanedKeyUse):
             choice = choice.continuing(key_use)
         models = choice.models
         limits, workers = self._limits(principal, choice), search.directory.usable(Role.WORKER)
-        most = _most_max_tokens(models, workers)
+        record.contexts = {model: routing.max_context(model, workers) for model in models}
+        request_validation.ensure_fits(admitted, record.contexts.values())
+        most = _most_max_tokens(record.contexts.values())
         is_open_ended = request.max_tokens is None and _know_open_ends(models, workers)
         if request.max_tokens is None:
             contexts = routing.contexts(models[0], workers)
@@ -121,6 +117,7 @@ class RequestAdmission:
         else:
             max_tokens = min(request.max_tokens, most)
         salt = request_validation.prompt_salt(principal.tenant_id, secret)
+        await _let_others_run(request.messages)
         requirements = WorkerRequirements(
             model=models[0],
             tenant=principal.tenant_id,
@@ -164,7 +161,7 @@ class RequestAdmission:
     async def _extend_hold(
         self, record: AdmissionRecord, principal: Principal, admitted: AdmittedRequest[Any], target: ServingTarget, max_tokens: int
     ) -> None:
-        answers, usage = admitted.answers, Usage(record.most_prompt_tokens, max_tokens * admitted.answers)
+        answers, usage = admitted.answers, record.most_usage(target.model, max_tokens * admitted.answers)
         hold = admitted.choice.find_hold(target, usage)
         with tracing.span("ledger.extend"):
             if await self.quotas.extend(record.limit_usage, tokens=record.likely_prompt_tokens + usage.completion_tokens):
@@ -240,7 +237,7 @@ class RequestAdmission:
         self, running: ActiveRequest, principal: Principal, limits: Sequence[RequestLimit], first: WorkerRequirements, bounds: CostBounds
     ) -> None:
         """Count the request against the limits. Raises Limited or TokensTooLarge."""
-        seconds = bounds.seconds + self.search.dispatch.longest_start_seconds(bounds.models)
+        seconds = bounds.seconds + self.search.dispatch.longest_start_seconds(tuple(bounds.prompt_tokens))
         tokens = first.prompt_tokens + first.max_tokens
         try:
             with tracing.span("ratelimit.acquire"):
@@ -265,6 +262,26 @@ class RequestAdmission:
                 continue
             else:
                 return
+
+
+async def _let_others_run(messages: Sequence[object]) -> None:
+    """Call it between the steps of a prompt. With 40,000 messages, each of them takes up to 40 ms."""
+    if len(messages) > _MANY_MESSAGES:
+        await asyncio.sleep(0)
+
+
+def _prompt_facts(running: ActiveRequest, principal: Principal, request: InferenceRequest, admitted: AdmittedPrompt) -> RequestFacts:
+    return RequestFacts(
+        prompt_tokens=admitted.likely_prompt_tokens,
+        wants_answer=True,
+        has_tools=bool(request.tools),
+        has_format=request.format is not None,
+        has_images=any(message.images for message in admitted.messages),
+        tier=principal.tier,
+        key_name=principal.key_name,
+        organization=principal.tenant_id,
+        now=running.began_at,
+    )
 
 
 def _answer_guard(guard: Guardrails, top_logprobs: int | None) -> AnswerGuard | None:
@@ -292,23 +309,21 @@ async def _guard_prompt(
 
 
 def _bounds(record: AdmissionRecord, choice: TargetChoice, seconds: float, max_tokens: int = 0, answers: int = 1) -> CostBounds:
-    most = Usage(record.most_prompt_tokens, max_tokens * answers)
+    usages = {model: record.most_usage(model, max_tokens * answers) for model in choice.models}
     return CostBounds(
-        models=choice.models,
-        prompt_tokens=most.prompt_tokens,
+        prompt_tokens={model: most.prompt_tokens for model, most in usages.items()},
         max_tokens=max_tokens,
         answers=answers,
         seconds=seconds,
         priced_as=choice.priced_as,
-        holds=tuple(hold for target in choice.targets if (hold := choice.find_hold(target, most)) is not None),
+        holds=tuple(hold for target in choice.targets if (hold := choice.find_hold(target, usages[target.model])) is not None),
     )
 
 
-def _most_max_tokens(models: Sequence[ModelName], workers: Sequence[DirectoryEntry]) -> int:
+def _most_max_tokens(contexts: Collection[int]) -> int:
     """Return the longest answer that any worker could give; the worker lowers it to what its context leaves."""
     # 0 is a context of unknown size.
-    contexts = [tokens or MAX_ANSWER_TOKENS for model in models for tokens in routing.contexts(model, workers)]
-    return min(MAX_ANSWER_TOKENS, max(contexts, default=MAX_ANSWER_TOKENS))
+    return min(MAX_ANSWER_TOKENS, max((tokens or MAX_ANSWER_TOKENS for tokens in contexts), default=MAX_ANSWER_TOKENS))
 
 
 def _know_open_ends(models: Sequence[ModelName], workers: Sequence[DirectoryEntry]) -> bool:

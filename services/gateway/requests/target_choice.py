@@ -235,8 +235,8 @@ class TargetSearch:
         moderates: bool = False,
     ) -> TargetChoice:
         """Return the targets; without a route, ``attempts`` names the model also if the caller may not use it. Wait briefly if the model's
-        workers may return soon. Raises UnknownModel, NotReachable, NotAllowed or PolicyForbidden, and BadRequest for another task than that
-        of the model or route."""
+        workers may return soon. Raises UnknownModel, NotReachable, NotAllowed, PolicyForbidden or ContextExceeded, and BadRequest for
+        another task than that of the model or route."""
         gives_up_at = self.clock() + self.worker_wait_seconds
         requested = ModelName(wanted or caller.names.default or "")
         route = caller.names.find_route(wanted) if caller.names.routes else None
@@ -295,10 +295,15 @@ class TargetSearch:
             # Wait for a start, of the first one only.
             decision = self._choose(route, facts, caller, self.dispatch.worker_stats.starts.pools)
             decision = replace(decision, candidates=decision.candidates[:1])
-        lacks = {dropped.reason for dropped in decision.dropped} == {DropReason.LACKS_CAPABILITY}
-        if facts.has_images and lacks and not decision.candidates:
+        usable, reasons = self.directory.usable(Role.WORKER), {dropped.reason for dropped in decision.dropped}
+        if facts.has_images and reasons == {DropReason.LACKS_CAPABILITY} and not decision.candidates:
             raise errors.BadRequest(f"no target of {route.name} supports images", hint="leave them out, or choose another model")
-        return _choice_of(decision, caller, self.directory.usable(Role.WORKER), facts.unit)
+        # A target that is not served now may have a longer context.
+        if DropReason.CONTEXT_TOO_SMALL in reasons and DropReason.NOT_SERVED not in reasons and not decision.candidates:
+            served = route_choice.served_models(usable, caller.principal.tenant_id, caller.policy.placement)
+            small = [served[dropped.target.model] for dropped in decision.dropped if dropped.reason is DropReason.CONTEXT_TOO_SMALL]
+            raise request_validation.too_long(facts.prompt_tokens, max(model.context_tokens for model in small))
+        return _choice_of(decision, caller, usable, facts.unit)
 
     def _choose(self, route: Route, facts: RequestFacts, caller: CallerContext, startable: Iterable[ModelName] = ()) -> RouteDecision:
         principal = caller.principal

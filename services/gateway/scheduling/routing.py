@@ -265,6 +265,12 @@ def contexts(model: ModelName, usable: Iterable[DirectoryEntry]) -> list[int]:
     return [offer.context_tokens for worker in usable for offer in worker.announcement.models if offer.name == model and offer.ready]
 
 
+def max_context(model: ModelName, usable: Iterable[DirectoryEntry]) -> int:
+    """Return the largest context of the workers of a served model, in tokens; 0 if unknown, because an unknown one may be larger."""
+    found = contexts(model, usable)
+    return max(found) if found and all(found) else 0
+
+
 def digest_of(model: ModelName, usable: Iterable[DirectoryEntry]) -> str:
     """Return the digest of the model's file; empty if unknown or if workers differ."""
     digests = {offer.digest for worker in usable for offer in worker.announcement.models if offer.name == model and offer.ready}

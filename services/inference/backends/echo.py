@@ -23,9 +23,9 @@ from shared.api.inference import TOKEN_BYTES, Chunk, Conversion, Detokenize, Mod
 from shared.types import FinishReason, ModelName
 
 MODEL = ModelName("echo")
-#: So high that a load test measures the mesh.
+#: These two are so high that a load test measures the mesh, and that all prompts fit.
 SLOTS = 256
-CONTEXT_TOKENS = 131_072
+CONTEXT_TOKENS = 1_048_576
 DIMENSIONS = 16
 #: Lets one echo continue the answer of another. Change the number if the same prompt gives other tokens.
 DIGEST = hashlib.sha256(b"echo 1").hexdigest()

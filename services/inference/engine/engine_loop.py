@@ -118,8 +118,8 @@ class EngineLoop:
         size = len(command.prompt.text.encode("utf-8", "replace"))
         context = self._compute.context_tokens
         if size > (most := context * self._compute.longest_token_bytes):
-            raise errors.ContextExceeded(
-                f"the prompt has {size} bytes; this model's maximum context length is {context} tokens, at most {most} bytes of text",
+            raise errors.ContextExceeded.because(
+                f"{size} bytes > {most} maximum; this model's maximum context length is {context} tokens",
                 hint="shorten the prompt, or raise ENGINE_CONTEXT_TOKENS on the worker",
             )
         return size

@@ -186,9 +186,6 @@ def check_fits(prompt_tokens: int, context_tokens: int) -> int:
     if not prompt_tokens:
         raise errors.BadRequest("the prompt is empty")
     if room < 1:
-        raise errors.ContextExceeded(
-            # Clients such as LiteLLM recognize these words of OpenAI's.
-            f"the prompt has {prompt_tokens} tokens; this model's maximum context length is {context_tokens}, with one for the answer",
-            hint=f"shorten the prompt to {context_tokens - 1} tokens, or raise ENGINE_CONTEXT_TOKENS on the worker",
-        )
+        hint = f"shorten the prompt to {context_tokens - 1} tokens, or raise ENGINE_CONTEXT_TOKENS on the worker"
+        raise errors.ContextExceeded.of_tokens(prompt_tokens, context_tokens, hint=hint)
     return room

@@ -23,15 +23,16 @@ from shared.api import accounts, gateway, usage_report
 from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
 from shared.api.generation import ChatMessage, ImagePart, ReasoningEffort
 from shared.api.method import End, Item, Method, Reply, Request, StreamAnswer, StreamMethod
+from shared.protocol import wire
 from shared.resumable_stream import StreamRequest
 from shared.rpc.request_memory import HeldRequest
 from shared.types import Ability, Credential, FinishReason, ModelName, NodeId, RequestId
 
 #: More than the context of most models can hold.
 MOST_MESSAGES = 200
-#: As much as a message of the mesh (thoughts are sent back, too), and 12 MiB of images in base64.
-_TEXT_BYTES = 1024 * 1024
-MAX_BODY_BYTES = _TEXT_BYTES + 16 * 1024 * 1024
+#: As much as a message of the mesh (thoughts are sent back, too); more with images.
+_TEXT_BYTES = wire.MAX_MESSAGE_BYTES
+MAX_BODY_BYTES = wire.MAX_REQUEST_BYTES
 #: Enough to upload a pasted text over a slow connection; the gateway's time for a body with images.
 _QUESTION_SECONDS, _IMAGES_SECONDS = 60.0, 120.0
 #: Long enough for a worker to load its model and write a long answer. Users can press Stop.

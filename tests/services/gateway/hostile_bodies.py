@@ -12,8 +12,10 @@ EMBEDDINGS, RERANK, MODERATIONS, INFILL = "/v1/embeddings", "/v1/rerank", "/v1/m
 TOKENIZE, DETOKENIZE, TEMPLATE = "/v1/tokenize", "/v1/detokenize", "/v1/apply-template"
 REST, INFER, RPC = "/api/inference", "/api/infer", "/rpc/gateway.processInferenceRequest"
 
-#: The size of most bodies and texts: the limit of a body is 1 MiB, that of a prompt 960 KiB.
+#: The size of most bodies and texts, about the limit of a body without a prompt.
 SIZE = 900_000
+#: The limits of a prompt, and of its body.
+LONG_SIZE, BODY_SIZE = 4_100_000, 17_000_000
 HI: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
 #: Several guardrails look at every number.
 GUARDED = "call 0170 1234567, 4111 1111 1111 1112, 8.8.8.8 or DE89 3704 0044 0532 0130 01, a@b.example; "
@@ -76,8 +78,34 @@ def _nested(levels: int) -> dict[str, Any]:
     return schema
 
 
+def _agent_messages(number: int, **more: Any) -> list[dict[str, Any]]:
+    """Return a long conversation of an agent; ``more`` are fields of each message."""
+    said = "word " * (LONG_SIZE // number // 10)
+    turn = [
+        _say(said)[0],
+        {"role": "assistant", "tool_calls": [_call('{"path": "/a"}')]},
+        {"role": "tool", "tool_call_id": "c", "content": said},
+    ]
+    return [{**message, **more} for message in turn * (number // 3)]
+
+
+def _agent_turns(number: int) -> list[dict[str, Any]]:
+    """Return the same as Anthropic's messages."""
+    more = {"cache_control": {"type": "ephemeral"}}
+    result = {
+        "type": "tool_result",
+        "tool_use_id": "c",
+        "content": [{"type": "text", "text": "word " * (LONG_SIZE // number // 5), **more}],
+        **more,
+    }
+    use = {"type": "tool_use", "id": "c", "name": "f", "input": {"path": "/a", "line": 1}, **more}
+    return [*HI, *[{"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}] * (number // 2 - 1)]
+
+
 _FIELDS = {f"f{number}": {"type": "string"} for number in range(30_000)}
 _CALL_ITEM = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+
+_OUTPUT_ITEM = {"type": "function_call_output", "call_id": "c"}
 
 #: By name: the path and the body.
 BODIES: dict[str, tuple[str, bytes]] = {
@@ -110,6 +138,40 @@ BODIES: dict[str, tuple[str, bytes]] = {
     "an unknown field with a long name": (CHAT, _chat(**{"x" * SIZE: 1})),
     "one field 75,000 times": (CHAT, _raw('"seed": 1, ' * 75_000 + '"seed": 2')),
     "60,000 template variables": (CHAT, _chat(chat_template_kwargs={f"v{number}": 1 for number in range(60_000)})),
+    # --- prompts of agents
+    "10,000 messages of an agent": (CHAT, _chat(messages=_agent_messages(10_000))),
+    "10,000 messages with unknown fields": (CHAT, _chat(messages=_agent_messages(10_000, **{f"u{number}": "x" for number in range(10)}))),
+    "10,000 messages of Claude Code": (MESSAGES, _body(max_tokens=5, messages=_agent_turns(10_000))),
+    "39,000 items of Codex": (
+        RESPONSES,
+        _body(
+            input=_say("x") + [{**_CALL_ITEM, "id": "x", "status": "completed"}, {**_OUTPUT_ITEM, "id": "x", "output": "w " * 50}] * 19_500
+        ),
+    ),
+    "10,000 messages of 10 parts": (CHAT, _chat(messages=_say([{"type": "text", "text": "x", "u": 1}] * 10) * 10_000)),
+    "50,000 results of tools": (
+        MESSAGES,
+        _body(max_tokens=5, messages=_say([{"type": "tool_result", "tool_use_id": "c", "content": "x", "u": 1}] * 50) * 1000),
+    ),
+    "512 large tools": (CHAT, _chat(tools=[_tool(f"f{n}", properties=dict(list(_FIELDS.items())[:250])) for n in range(512)])),
+    "60,000 messages": (CHAT, _chat(messages=[{"role": "user", "content": "a", "u": 1}] * 60_000)),
+    "130,000 empty messages": (CHAT, _chat(messages=[{}] * 130_000)),
+    "a text of 4 MB": (CHAT, _chat(messages=_say("ab " * (LONG_SIZE // 3)))),
+    "4 MB of letters of four bytes": (CHAT, _chat(messages=_say("\U0001f600" * (LONG_SIZE // 4)))),
+    "4 MB in escapes": (CHAT, _raw('"messages": [{"role": "user", "content": "' + r"\u00e9" * (LONG_SIZE // 2) + '"}]')),
+    "17 MB of quotes": (CHAT, _raw('"messages": [{"role": "user", "content": "' + r"\"\n" * (BODY_SIZE // 4) + '"}]')),
+    "17 MB of brackets": (CHAT, _raw('"messages": [{"role": "user", "content": "' + "[{" * (BODY_SIZE // 2) + '"}]')),
+    "17 MB of digits": (CHAT, _raw('"messages": [{"role": "user", "content": "' + "123456789 " * (BODY_SIZE // 10) + '"}]')),
+    "17 MB of numbers": (CHAT, _raw('"metadata": {"a": [' + "1," * (BODY_SIZE // 2) + "1]}")),
+    "17 MB of arrays": (CHAT, b"[" * BODY_SIZE),
+    "17 MB that begin as images": (
+        CHAT,
+        _raw('"messages": [{"role": "user", "content": "' + '","url":"data:image' * (BODY_SIZE // 20) + '"}]'),
+    ),
+    "4 MB to tokenize": (TOKENIZE, _body(prompt="ab " * (LONG_SIZE // 3))),
+    "10,000 messages to tokenize": (TOKENIZE, _body(messages=_agent_messages(10_000))),
+    "4 MB to complete": (COMPLETIONS, _body(prompt="ab " * (LONG_SIZE // 3))),
+    "10,000 messages in our own API": (REST, _body(messages=_agent_messages(10_000))),
     # --- nesting
     "deep nesting": (CHAT, b"[" * SIZE),
     "deep nesting in metadata": (CHAT, _raw('"metadata": ' + '{"a":' * 150_000)),

@@ -24,8 +24,8 @@ from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.api.generation import ChatMessage, ToolCall
-from shared.api.inference import MAX_TEXT_BYTES, Chunk, Moderate, Moderated, ModerationNotice, ModerationVerdict
+from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, ToolCall
+from shared.api.inference import Chunk, Moderate, Moderated, ModerationNotice, ModerationVerdict
 from shared.config_documents import PolicyDocument, RouteDocument
 from shared.types import FinishReason, KeyId, ModelName, RequestStatus
 from tests.services.gateway import fakes, openai_clients
@@ -191,7 +191,7 @@ async def test_the_answer_in_json(moderating: Moderating, http: httpx.AsyncClien
         ({"input": []}, "input", "must have 1 to 32 texts, not 0"),
         ({"input": ""}, "input", "is empty"),
         ({"input": ["a", ""]}, "input[1]", "is empty"),
-        ({"input": "x" * (MAX_TEXT_BYTES + 1)}, None, f"the texts have {MAX_TEXT_BYTES + 1} bytes"),
+        ({"input": "x" * (MAX_PROMPT_BYTES + 1)}, None, f"the texts have {MAX_PROMPT_BYTES + 1} bytes"),
         ({"input": [{"type": "image_url", "image_url": {"url": "x"}}]}, "input[0]", ""),
         ({}, "input", ""),
         ({"input": "x", "model": ""}, "model", "must have 1 to 200 characters"),

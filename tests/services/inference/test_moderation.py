@@ -17,8 +17,8 @@ from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared import errors
 from shared.api import embedding, inference
-from shared.api.generation import ChatMessage, Generation, Sampling, Usage
-from shared.api.inference import MAX_TEXT_BYTES, Chunk, Moderate, Moderated, ModerationNotice, ModerationVerdict
+from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, Generation, Sampling, Usage
+from shared.api.inference import Chunk, Moderate, Moderated, ModerationNotice, ModerationVerdict
 from shared.config_documents import ModerationFormat
 from shared.context import new_request_id
 from shared.node.member import member
@@ -122,10 +122,10 @@ async def test_a_chat_model_is_asked_for_one_verdict_after_the_other() -> None:
 
 
 def test_a_worker_checks_texts_again() -> None:
-    for texts, said in ((("a", ""), r"input\[1\] is empty"), (("x" * (MAX_TEXT_BYTES + 1),), "at most")):
+    for texts, said in ((("a", ""), r"input\[1\] is empty"), (("x" * (MAX_PROMPT_BYTES + 1),), "at most")):
         with pytest.raises(errors.BadRequest, match=said):
             jobs.check_moderation(Moderate(GUARD, texts, new_request_id()))
-    jobs.check_moderation(Moderate(GUARD, ("x" * MAX_TEXT_BYTES,), new_request_id()))
+    jobs.check_moderation(Moderate(GUARD, ("x" * MAX_PROMPT_BYTES,), new_request_id()))
 
 
 def test_an_older_node_reads_the_offer_and_ours_reads_an_older_one() -> None:

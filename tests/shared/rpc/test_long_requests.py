@@ -1,4 +1,4 @@
-"""Requests of up to 16 MiB between real nodes, over NATS and over Hyperswarm: their memory, and their effect on other calls."""
+"""Requests of up to 17 MiB between real nodes, over NATS and over Hyperswarm: their memory, and their effect on other calls."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from shared import errors, rpc
 from shared.api import gateway, inference
 from shared.api.auth import Principal
 from shared.api.gateway import Check
-from shared.api.generation import ChatMessage, Generation, ImagePart, Usage
+from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, Generation, ImagePart, Usage
 from shared.api.method import Body
 from shared.node.client_node import ClientNode
 from shared.node.member import Node, Service
@@ -214,16 +214,29 @@ async def test_a_refused_credential_ends_the_call_before_its_body_is_read(net: N
         assert [chunk.text async for chunk in answer] == ["seen"]
 
 
-async def test_a_request_over_16_mib_and_a_long_one_of_another_method_are_refused(net: Net) -> None:
+async def test_a_request_over_17_mib_and_a_long_one_of_another_method_are_refused(net: Net) -> None:
     await net.start(Worker)
     door = await net.start(Gateway)
-    with pytest.raises(errors.TooLarge, match="the limit is 16777216"):
-        async with door.node.rpc.stream(inference.process_prompt, prompt(16 * MIB)):
+    with pytest.raises(errors.TooLarge, match="the limit is 17825792"):
+        async with door.node.rpc.stream(inference.process_prompt, prompt(17 * MIB)):
             pass
-    long = inference.Moderate(ModelName("m"), ("x" * (wire.MAX_MESSAGE_BYTES + 1),), REQUEST_ID)
+    long = inference.PullModel("x" * (wire.MAX_MESSAGE_BYTES + 1))
     with pytest.raises(errors.TooLarge, match="the limit is 1048576"):
-        async with door.node.rpc.stream(inference.moderate, long):
+        async with door.node.rpc.stream(inference.pull_model, long):
             pass
+
+
+@pytest.mark.parametrize("net", ["nats", "swarm"], indirect=True)
+async def test_four_mebibytes_of_text_arrive(net: Net) -> None:
+    worker, door = await net.start(Worker), await net.start(Gateway)
+    assert isinstance(worker.service, Worker)
+    text = msgspec.structs.replace(prompt(0), prompt=(ChatMessage("user", "x" * MAX_PROMPT_BYTES),))
+    async with door.node.rpc.stream(inference.process_prompt, text) as answer:
+        assert (await anext(answer)).text == "0"
+        assert MAX_PROMPT_BYTES <= memory(worker).held_bytes <= MAX_PROMPT_BYTES + 1000
+        worker.service.may_end.set()
+        assert [chunk async for chunk in answer] == []
+    await until(lambda: not memory(worker).held_bytes)
 
 
 async def test_a_caller_that_sends_a_long_request_for_another_method_anyway_gets_an_error(
@@ -251,7 +264,7 @@ async def test_a_peer_of_an_older_version_takes_no_long_request_and_the_caller_g
                 pass
         assert "upgrade" in refused.value.hint
         long = inference.ProcessPrompt("x" * 2 * MIB, inference.ModelConfig(model=ModelName("m")), REQUEST_ID)
-        with pytest.raises(errors.TooLarge, match="the limit is 1048576"):
+        with pytest.raises(errors.TooLarge, match="takes 1048576") as refused:
             async with door.node.rpc.stream(inference.process_prompt, long):
                 pass
         assert isinstance(worker.service, Worker)

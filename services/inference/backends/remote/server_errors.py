@@ -63,7 +63,9 @@ class _ErrorObject(msgspec.Struct, frozen=True):
     code: object = None
 
 
-_TOO_LONG = re.compile("exceeds (the|maximum) context length|maximum context length is|exceeds the available context size")
+_TOO_LONG = re.compile(
+    "exceeds (the|maximum) context (length|window)|maximum context length is|exceeds the available context size|[Pp]rompt is too long"
+)
 _OF_ACCOUNT = frozenset({401, 402, 403})
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "budget_exhausted")
 
@@ -123,7 +125,7 @@ def _needs_change(source: RefusalSource, status: int, reason: str) -> AimeshErro
     match status:
         case 400 | 422 | 500 if _TOO_LONG.search(reason):
             # Older versions of Ollama send 500 for a text that is too long for the model.
-            kind, what, hint = errors.ContextExceeded, f"refuses the request{suffix}", "shorten the prompt"
+            return errors.ContextExceeded.because(f"{source.name} refuses the request{suffix}", hint="shorten the prompt")
         case 400 | 422:
             kind, what = errors.BadRequest, f"refuses the request{suffix}"
         case 413:

@@ -96,7 +96,7 @@ async def test_the_remaining_budget_of_a_key(harness: AccountRpcHarness) -> None
     limited = msgspec.structs.replace(OWNER, key_limits=auth.ApiKeyLimits(budget_micro=MicroCredits(5 * MICRO)))
     assert await harness.account_rpc.find_key_budget(msgspec.structs.replace(limited, key_id=None)) is None
     assert await harness.account_rpc.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(0), MicroCredits(0))
-    bounds = CostBounds(models=(ModelName("m"),), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
+    bounds = CostBounds(prompt_tokens={ModelName("m"): 0}, max_tokens=1000, answers=1, seconds=1.0)
     first, second = RequestId(uuid4()), RequestId(uuid4())
     for request in (first, second):
         await harness.ledger.reserve(limited, request, bounds)
@@ -156,7 +156,7 @@ async def test_invalid_amounts_and_notes_are_refused(harness: AccountRpcHarness,
 
 async def test_a_new_price_applies_to_new_requests_only(harness: AccountRpcHarness) -> None:
     model = ModelName("m")
-    bounds = CostBounds(models=(model,), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
+    bounds = CostBounds(prompt_tokens={model: 0}, max_tokens=1000, answers=1, seconds=1.0)
     before = await harness.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
     found = await harness.account_rpc.set_price(SetPrice(ModelPrice(model, MicroCredits(0), MicroCredits(5 * MICRO))), rpc_call(ADMIN))
     assert [price.model for price in found.prices] == [model, None]
@@ -170,7 +170,7 @@ async def test_a_new_price_applies_to_new_requests_only(harness: AccountRpcHarne
 
 async def test_a_request_is_refunded_once(harness: AccountRpcHarness) -> None:
     request = RequestId(uuid4())
-    bounds = CostBounds(models=(ModelName("m"),), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
+    bounds = CostBounds(prompt_tokens={ModelName("m"): 0}, max_tokens=1000, answers=1, seconds=1.0)
     await harness.ledger.reserve(OWNER, request, bounds)
     with pytest.raises(errors.NotFound, match="no request with this id has cost anything"):
         await harness.account_rpc.revert(RevertRequest(request), rpc_call(ADMIN))

@@ -21,7 +21,7 @@ from shared.telemetry import Metrics
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
 from tests.services.gateway.fakes import OWNER, USER, FakeLedgerStore, FixedConfig, node_id
 
-BOUNDS = CostBounds(models=(ModelName("m"),), prompt_tokens=100, max_tokens=1000, answers=1, seconds=60.0)
+BOUNDS = CostBounds(prompt_tokens={ModelName("m"): 100}, max_tokens=1000, answers=1, seconds=60.0)
 
 
 class LedgerHarness(FakeLedgerStore):

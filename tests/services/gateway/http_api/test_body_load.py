@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from services.gateway.http_api import body_load, tolerant_json
-from services.gateway.http_api.body_load import MAX_NESTED, MAX_TEXTS, BodyTurns
+from services.gateway.http_api.body_load import MAX_COMMAS, MAX_NESTED, MAX_TEXTS, BodyTurns
 from services.gateway.http_api.tolerant_json import Ignored
 from services.gateway.openai_api import response_request
 from shared import errors
@@ -98,25 +98,28 @@ async def test_a_large_body_holds_the_event_loop_for_a_moment(service: RunningSe
         pytest.param(b'"",' * MAX_TEXTS, True, id="as many texts as may be"),
         pytest.param(b'"",' * (MAX_TEXTS + 1), False, id="one more text"),
         pytest.param(b'"' + rb"\"" * 3 * MAX_TEXTS + b'"', True, id="quotes in a text"),
+        pytest.param(b"[" + b"1," * MAX_COMMAS + b"1]", True, id="as many numbers as may be"),
+        pytest.param(b"[" + b"1," * MAX_COMMAS + b"1,1]", False, id="one more number"),
+        pytest.param(b'"' + b"," * 2 * MAX_COMMAS + b'"', True, id="commas in a text"),
     ],
 )
 def test_values_of_a_body_are_counted(body: bytes, is_accepted: bool) -> None:
     if is_accepted:
         body_load.ensure_few_values(body)
         return
-    with pytest.raises(errors.BadRequest, match="more than 16384 arrays and objects, or more than 65536 texts"):
+    with pytest.raises(errors.BadRequest, match="more than 131072 arrays and objects, or more than 524288 texts"):
         body_load.ensure_few_values(body)
 
 
 @pytest.mark.parametrize(
     ("path", "body", "reason"),
     [
-        (CHAT, {"messages": [{"role": "user", "content": "a"}] * 1001}, "messages must have at most 1000 entries"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}] * 10_001}, "prompt is too long: 10001 messages > 10000 maximum"),
         (CHAT, {"messages": [{"role": "user", "content": text_parts(1001)}]}, "messages[0].content must have at most 1000 entries"),
-        (CHAT, {**HI, "tools": [{"function": {"name": "a"}}] * 129}, "tools must have at most 128 entries"),
+        (CHAT, {**HI, "tools": [{"function": {"name": "a"}}] * 513}, "tools must have at most 512 entries"),
         (MESSAGES, {"max_tokens": 5, "messages": [{"role": "user", "content": text_parts(1001)}]}, "content must have at most 1000"),
-        (MESSAGES, {"max_tokens": 5, "messages": [{"role": "user", "content": "a"}] * 1001}, "messages must have at most 1000 entries"),
-        (RESPONSES, {"input": [{"role": "user", "content": "a"}] * 4001}, "input must have at most 4000 entries"),
+        (MESSAGES, {"max_tokens": 5, "messages": [{"role": "user", "content": "a"}] * 10_001}, "10001 messages > 10000 maximum"),
+        (RESPONSES, {"input": [{"role": "user", "content": "a"}] * 40_001}, "40001 messages > 40000 maximum"),
         (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}] * 1001}]}, "must have at most 1000"),
         (REST, {f"name{number}": 1 for number in range(501)}, "the body has more than 500 fields"),
     ],
@@ -156,8 +159,8 @@ async def test_tenants_take_turns() -> None:
     turns, order = BodyTurns(), list[TenantId]()
 
     async def read(tenant: TenantId) -> None:
-        await turns.take(tenant)
-        order.append(tenant)
+        async with turns.turn(tenant):
+            order.append(tenant)
 
     await asyncio.gather(*(read(tenant) for tenant in (ANN, ANN, ANN, ANN, BEN)))
     assert order == [ANN, BEN, ANN, ANN, ANN]
@@ -174,33 +177,45 @@ async def test_a_body_pauses_the_next_ones_for_as_long_as_it_took(monkeypatch: p
         pauses.append(delay)
         return call_later(0, callback, *args)
 
-    await turns.take(ANN)
-    monkeypatch.setattr(loop, "call_later", note)
-    began = loop.time()
-    while loop.time() - began < 0.01:
-        pass
+    def work() -> None:
+        began = loop.time()
+        while loop.time() - began < 0.01:
+            pass
+
+    async with turns.turn(ANN):
+        await asyncio.to_thread(work)
+        monkeypatch.setattr(loop, "call_later", note)
+        work()
+    # What follows without a pause belongs to the turn.
+    work()
     await asyncio.sleep(0)
     monkeypatch.undo()
     short, long = pauses
-    assert short >= 0.01
+    assert short >= 0.03
     assert long == pytest.approx(3 * short)
     await until_empty(turns)
 
 
 async def test_a_body_that_no_longer_waits_leaves_its_turn_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = BodyTurns()
-    await turns.take(ANN)
-    waiting = [asyncio.create_task(turns.take(tenant)) for tenant in (ANN, BEN)]
-    for task in waiting:
-        task.cancel()
-    ended = await asyncio.gather(*waiting, return_exceptions=True)
-    assert all(isinstance(one, asyncio.CancelledError) for one in ended)
-    monkeypatch.setattr(body_load, "TURN_SECONDS", 0.0)
-    with pytest.raises(errors.Limited, match="too many of your large requests"):
-        await turns.take(ANN)
-    monkeypatch.undo()
-    await turns.take(BEN)
-    await turns.take(ANN)
+
+    async def read(tenant: TenantId) -> None:
+        async with turns.turn(tenant):
+            pass
+
+    async with turns.turn(ANN):
+        waiting = [asyncio.create_task(read(tenant)) for tenant in (ANN, BEN)]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(one, asyncio.CancelledError) for one in ended)
+        monkeypatch.setattr(body_load, "TURN_SECONDS", 0.0)
+        with pytest.raises(errors.Limited, match="too many of your large requests"):
+            await read(ANN)
+        monkeypatch.undo()
+    await read(BEN)
+    await read(ANN)
     await until_empty(turns)
 
 

@@ -29,9 +29,12 @@ from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService
 from tests.services.gateway.http_answers import BEARER, problem
 from tests.services.gateway.http_answers import CHAT as HI
 from tests.services.gateway.images.pictures import png
+from tests.testnet import until
 
 MIB = 1024 * 1024
 LONG = "x" * 900_000
+#: Of a model that can read it.
+CONTEXT = 2**20
 CHAT, MESSAGES, RESPONSES, COMPLETIONS, REST = (
     "/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/completions", "/api/inference",
 )  # fmt: skip
@@ -80,7 +83,7 @@ async def send(app: HttpApp, path: str, body: bytes, headers: dict[str, str] | N
 @pytest.fixture
 async def service() -> AsyncIterator[RunningService]:
     async with fakes.running_service(free=10**6) as service:
-        service.add_worker(1, service.worker, "smollm2", abilities=(str(Ability.IMAGES),))
+        service.add_worker(1, service.worker, "smollm2", abilities=(str(Ability.IMAGES),), context_tokens=CONTEXT)
         yield service
 
 
@@ -110,8 +113,9 @@ def find_garbage() -> tuple[int, Counter[str]]:
 
 REFUSED: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
     "an invalid image": (400, CHAT, chat(image(bytes(2 * MIB))), {}),
-    "text without images": (413, CHAT, chat(LONG * 2), {}),
-    "base64 that is no image": (400, CHAT, chat(f"data:image/png;base64,{base64.b64encode(png(padding=2 * MIB)).decode()}"), {}),
+    "a body that is too large": (413, CHAT, chat(LONG * 20), {}),
+    "a prompt that is too large": (400, CHAT, chat(LONG * 5), {}),
+    "a prompt that no model can read": (400, CHAT, chat(model="tiny"), {}),
     "nested arrays": (400, CHAT, b"[" * 900_000, {}),
     "cut JSON": (400, CHAT, chat()[:-2], {}),
     "an impossible field": (400, CHAT, chat(temperature=9), {}),
@@ -131,6 +135,7 @@ REFUSED: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
 ACCEPTED: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
     "a chat": (200, CHAT, chat(), {}),
     "an image": (200, CHAT, chat(image(png(padding=2 * MIB)), model="smollm2"), {}),
+    "a text that is an image": (200, CHAT, chat(f"data:image/png;base64,{base64.b64encode(png(padding=2 * MIB)).decode()}"), {}),
     "a stream": (200, CHAT, chat(stream=True), {}),
     "a key": (200, CHAT, chat(), {"idempotency-key": "c"}),
     "messages": (200, MESSAGES, json.dumps({"max_tokens": 5, "messages": [{"role": "user", "content": LONG}]}).encode(), {}),
@@ -151,19 +156,18 @@ async def test_a_request_is_in_no_cycle(service: RunningService, request_: tuple
         "dying": errors.LinkLost("lost"),
     }
     for number, (model, error) in enumerate(failing.items(), 2):
-        service.add_worker(number, FakeWorker(fails_with=error, fails_after=model == "dying"), model)
-    service.add_worker(8, FakeWorker(), "blind")
-    service.add_worker(9, FakeWorker(fails_with=errors.Overloaded("full")), "half-broken")
-    service.add_worker(10, FakeWorker(), "half-broken")
+        service.add_worker(number, FakeWorker(fails_with=error, fails_after=model == "dying"), model, context_tokens=CONTEXT)
+    service.add_worker(7, FakeWorker(), "tiny", context_tokens=8192)
+    service.add_worker(8, FakeWorker(), "blind", context_tokens=CONTEXT)
+    service.add_worker(9, FakeWorker(fails_with=errors.Overloaded("full")), "half-broken", context_tokens=CONTEXT)
+    service.add_worker(10, FakeWorker(), "half-broken", context_tokens=CONTEXT)
     status, path, body, headers = request_
     sent = await send(service.app(), path, body, headers)
     for worker in service.rpc.workers.values():
         worker.received.clear()
-    # Tasks that the request has left end within a few turns.
-    for _ in range(5):
-        await asyncio.sleep(0)
     assert sent.status == status
-    assert sent.call() is None
+    # Tasks that the request has left, and the thread that read its body, end soon.
+    await until(lambda: sent.call() is None)
     size, kinds = find_garbage()
     assert size == 0, kinds
 
@@ -220,7 +224,7 @@ def set_limit(service: RunningService, requests_per_minute: int) -> None:
     ("path", "body"),
     [
         pytest.param(CHAT, chat(image(bytes(2 * MIB))), id="an invalid image"),
-        pytest.param(CHAT, chat("x" * 2 * MIB), id="text without images"),
+        pytest.param(CHAT, chat("x" * 5 * MIB), id="too much text"),
         pytest.param(CHAT, b"[", id="no JSON"),
         pytest.param(CHAT, chat("hi", model="none"), id="an unknown model"),
         pytest.param("/v1/embeddings", b"{}", id="no input"),
@@ -296,7 +300,7 @@ async def test_a_body_is_held_until_its_answer_ends(service: RunningService, htt
             async for item in super().run(prompt):
                 yield item
 
-    service.add_worker(1, Looks(), "smollm2")
+    service.add_worker(1, Looks(), "smollm2", context_tokens=CONTEXT)
 
     async def parts() -> AsyncIterator[bytes]:
         for at in range(0, len(LONG), 65536):

@@ -149,10 +149,10 @@ def _seconds(bomb: bytes) -> float:
 async def test_too_many_of_anything_is_a_4xx(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
     many: dict[str, list[dict[str, Any]]] = {
         "/v1/chat/completions": [
-            {"messages": [{"role": "user", "content": "x"}] * 1001},
+            {"messages": [{"role": "user", "content": "x"}] * 10_001},
             {"messages": [{"role": "user", "content": ""}] * 20_000},
             {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 20_000}]},
-            {"tools": [{"type": "function", "function": {"name": f"f{number}"}} for number in range(129)]},
+            {"tools": [{"type": "function", "function": {"name": f"f{number}"}} for number in range(513)]},
             {"tools": [{"type": "function", "function": {"name": "f"}}] * 2},
             {"tools": [{"type": "function", "function": {"name": "f" * 65}}]},
             {"logit_bias": {str(number): 1 for number in range(301)}},
@@ -161,18 +161,18 @@ async def test_too_many_of_anything_is_a_4xx(http: httpx.AsyncClient, running_se
         ],
         "/v1/completions": [{"prompt": ["x"] * 100_000}, {"logit_bias": {str(number): 1 for number in range(50_000)}}],
         "/v1/responses": [
-            {"input": [{"role": "user", "content": "x"}] * 1001},
+            {"input": [{"role": "user", "content": "x"}] * 40_001},
             {
                 "input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": ""}] * 5000
                 + [{"role": "robot", "content": ""}]
             },
-            {"tools": [{"type": "function", "name": f"f{number}"} for number in range(129)]},
-            {"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": f"f{number}"} for number in range(129)]}]},
+            {"tools": [{"type": "function", "name": f"f{number}"} for number in range(513)]},
+            {"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": f"f{number}"} for number in range(513)]}]},
         ],
         "/v1/messages": [
-            {"messages": [{"role": "user", "content": "x"}] * 1001},
+            {"messages": [{"role": "user", "content": "x"}] * 10_001},
             {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 20_000}]},
-            {"tools": [{"name": f"f{number}", "input_schema": {}} for number in range(129)]},
+            {"tools": [{"name": f"f{number}", "input_schema": {}} for number in range(513)]},
             {"stop_sequences": ["x"] * 10_000},
         ],
     }

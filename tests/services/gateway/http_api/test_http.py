@@ -22,6 +22,7 @@ from services.gateway.limits.tiers import LimitRules
 from shared import errors
 from shared.access_table import Audience
 from shared.api import auth
+from shared.api.generation import MAX_PROMPT_BYTES
 from shared.node import http_server
 from shared.node.settings import NodeSettings
 from shared.types import ModelName, RequestId, Role, Tier, UserRole
@@ -91,7 +92,7 @@ async def test_a_prompt_of_20_megabytes_is_refused_without_reading_it(running_se
 
 
 async def test_a_prompt_that_fits_a_body_but_not_a_frame_is_refused(http: httpx.AsyncClient) -> None:
-    problem(await http.post("/api/inference", json={"prompt": "x" * (MAX_BODY_BYTES - 100)}), 413, "too_large")
+    problem(await http.post("/api/inference", json={"prompt": "x" * (MAX_PROMPT_BYTES + 1)}), 400, "context_length_exceeded")
 
 
 @pytest.mark.parametrize(

@@ -417,7 +417,7 @@ async def test_a_body_that_arrives_too_slowly_is_a_400(
 async def test_a_large_body_at_a_good_rate_is_accepted(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_call, "BODY_GRACE_SECONDS", 0.05)
     monkeypatch.setattr(http_call, "BODY_BYTES_PER_SECOND", 500)
-    body = json.dumps({"messages": [{"role": "user", "content": "x" * 100_000}]}).encode()
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "user": "x" * 100_000}).encode()
     parts = [body[start : start + 1000] for start in range(0, len(body), 1000)]
     most, began = len(parts), time.monotonic()
     reader = Reader("/v1/chat/completions", {})

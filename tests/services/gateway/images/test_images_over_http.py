@@ -288,14 +288,13 @@ async def test_a_client_that_disconnects_half_way_frees_the_memory(running_servi
     assert not running_service.memory.held_bytes
 
 
-async def test_a_long_body_without_images_is_refused(http: httpx.AsyncClient) -> None:
-    answer = await ask(http, text("x" * 2 * MIB))
-    assert answer.status_code == 413
-    assert "without images" in answer.json()["error"]["message"]
-    answer = await ask(http, text(url(png(padding=2 * MIB))))
+async def test_what_is_no_image_in_a_long_body(http: httpx.AsyncClient) -> None:
+    call = {"type": "tool_use", "id": "c", "name": "draw", "input": {"data": url(png(padding=2 * MIB))}}
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": [call]}, {"role": "user", "content": "go on"}]
+    answer = await http.post("/v1/messages", json={"max_tokens": 5, "messages": messages})
     assert answer.status_code == 400
     assert "not an image" in answer.json()["error"]["message"]
-    answer = await http.post("/v1/completions", content=b" " * (http_call.MAX_BODY_BYTES + 1))
+    answer = await http.post("/v1/embeddings", content=b" " * (http_call.MAX_BODY_BYTES + 1))
     assert answer.status_code == 413
 
 

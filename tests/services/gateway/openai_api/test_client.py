@@ -212,10 +212,11 @@ async def test_errors(client: openai.AsyncOpenAI, running_service: RunningServic
         await ask.create(model="smollm2", messages=[{"role": "user", "content": "hi"}])
 
 
-async def test_a_ten_megabyte_prompt_gets_an_error_and_not_a_broken_connection(client: openai.AsyncOpenAI) -> None:
-    with pytest.raises(openai.APIStatusError) as refused:
-        await client.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": "x" * 10_000_000}])
-    assert refused.value.status_code == 413
+@pytest.mark.parametrize(("size", "status"), [(10_000_000, 400), (18_000_000, 413)])
+async def test_a_huge_prompt_gets_an_error_and_not_a_broken_connection(client: openai.AsyncOpenAI, size: int, status: int) -> None:
+    with pytest.raises(openai.APIStatusError, match="prompt is too long") as refused:
+        await client.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": "x" * size}])
+    assert (refused.value.status_code, refused.value.code) == (status, "context_length_exceeded")
 
 
 async def test_a_worker_lost_during_the_stream_is_an_error_in_the_stream(

@@ -10,7 +10,7 @@ from openai.types import Completion
 
 from shared import errors
 from shared.api import inference
-from shared.api.generation import SUFFIX_ROLE, ChatMessage, FormatKind, Generation, OutputFormat, Usage
+from shared.api.generation import MAX_PROMPT_BYTES, SUFFIX_ROLE, ChatMessage, FormatKind, Generation, OutputFormat, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
@@ -90,7 +90,7 @@ async def test_a_gap_is_filled(http: httpx.AsyncClient, running_service: Running
     [
         ({"prompt": "a", "suffix": "b", "echo": True}, "suffix and echo exclude each other"),
         ({"prompt": "", "suffix": "  "}, "prompt is empty"),
-        ({"prompt": "a", "suffix": "x" * 1_000_000}, "the prompt has 1000001 bytes"),
+        ({"prompt": "a", "suffix": "x" * MAX_PROMPT_BYTES}, "prompt is too long: 4194305 bytes > 4194304 maximum"),
     ],
 )
 async def test_a_gap_that_cannot_be_filled(http: httpx.AsyncClient, body: dict[str, object], says: str) -> None:

@@ -14,12 +14,11 @@ import pytest
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.limits import tiers
 from services.gateway.limits.tiers import LimitRules
-from services.gateway.request_validation import MAX_PROMPT_BYTES
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.policies import Policies
 from shared import context, errors
-from shared.api.generation import ChatMessage
-from shared.api.inference import MAX_CONVERTED_BYTES, Converted, ConvertedPart, Detokenize, RenderChat, Tokenize
+from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage
+from shared.api.inference import MAX_CONVERTED_BYTES, TOKEN_BYTES, Converted, ConvertedPart, Detokenize, RenderChat, Tokenize
 from shared.config_documents import PolicyDocument, RouteDocument
 from shared.protocol.directory import WorkerLoad
 from shared.types import ModelName, RequestStatus, Tier
@@ -178,11 +177,12 @@ async def test_input_is_bounded_as_prompts_are(converting: Converting) -> None:
     for path, body in (
         ("tokenize", {"prompt": "x" * (MAX_PROMPT_BYTES + 1)}),
         ("tokenize", {"messages": [{"role": "user", "content": "x" * (MAX_PROMPT_BYTES + 1)}]}),
-        ("detokenize", {"tokens": [1] * (MAX_PROMPT_BYTES // 4 + 1)}),
+        ("detokenize", {"tokens": [1] * (MAX_PROMPT_BYTES // TOKEN_BYTES + 1)}),
     ):
         answer = await converting.post(path, {"model": "smollm2", **body})
-        assert (answer.status_code, answer.json()["error"]["aimesh_code"]) == (413, "too_large")
-    assert len(await converting.tokens(prompt="x" * MAX_PROMPT_BYTES)) == MAX_PROMPT_BYTES
+        assert (answer.status_code, answer.json()["error"]["aimesh_code"]) == (400, "context_length_exceeded")
+    longest = MAX_CONVERTED_BYTES // TOKEN_BYTES
+    assert len(await converting.tokens(prompt="x" * longest)) == longest
 
 
 async def test_an_idempotency_key_is_refused(converting: Converting) -> None:
