@@ -9,7 +9,7 @@ from services.gateway.http_api import answer_delivery, http_errors
 from services.gateway.http_api import parameters as openai_parameters
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.http_api.response_formats import AnthropicErrorBody
+from services.gateway.http_api.response_formats import AnswerFacts, AnthropicErrorBody
 from services.gateway.idempotency import idempotency_keys
 from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.openai_api import anthropic_request, chat_format
@@ -30,6 +30,7 @@ from services.gateway.requests.deduplicated_inference import DeduplicatedInferen
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, ServedModel
+from shared.types import ModelName
 
 _METHOD = "processInferenceRequest"
 
@@ -82,8 +83,17 @@ class OpenAiRoutes:
         async def store() -> None:
             form.is_stored = await self._items.keep(call.caller, form.stored_items())
 
-        request = await call.convert(openai_responses.to_request, body)
-        await self._answer(call, request, form, stream=body.stream, before_end=store if form.is_stored else None)
+        try:
+            request = await call.convert(openai_responses.to_request, body)
+            await self._answer(call, request, form, stream=body.stream, before_end=store if form.is_stored else None)
+        except errors.ContextExceeded as error:
+            if body.stream and not call.started:
+                # Codex compacts its conversation if a stream fails with this code, but not for a status.
+                if not form.has_begun:
+                    form.begin(AnswerFacts(call.request_id, body.model or ModelName(""), int(time.time())))
+                call.expect_events(form.failed)
+                await call.send_comment(error.message)
+            raise
 
     async def _refuse_stored(self, call: HttpCall) -> None:
         if not call.rest_of_path.startswith("resp_"):

@@ -86,7 +86,7 @@ class ResponseUsage(msgspec.Struct, frozen=True):
 
 
 class ResponseProblem(msgspec.Struct, frozen=True):
-    #: server_error, rate_limit_exceeded or invalid_prompt.
+    #: server_error, rate_limit_exceeded, invalid_prompt or context_length_exceeded.
     code: str
     message: str
 

@@ -10,6 +10,7 @@ from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, 
 from services.gateway.openai_api import response_events, response_request, response_tools
 from services.gateway.openai_api.response_request import ResponseBody, StoredItem, TextBody, TextFormat
 from services.gateway.openai_api.response_tools import CustomInput, CustomTool
+from shared import errors
 from shared.api.gateway import InferenceResult
 from shared.api.generation import ToolCall, ToolCallPart
 from shared.api.inference import Chunk
@@ -76,7 +77,8 @@ class ResponsesFormat(AnswerFormat):
         found = error.error
         if not self.has_begun:
             return (ServerSentEvent(response_events.ErrorEvent(self._next(), found.code, found.message, found.param), "error"),)
-        problem = response_events.ResponseProblem(_CODES.get(found.type, "server_error"), found.message)
+        code = found.code if found.code == errors.ContextExceeded.code else _CODES.get(found.type, "server_error")
+        problem = response_events.ResponseProblem(code, found.message)
         response = msgspec.structs.replace(self._response("failed"), output=self._output("incomplete"), error=problem)
         return (*self._beginning(), _event(response_events.ResponseEvent("response.failed", self._next(), response)))
 

@@ -17,13 +17,14 @@ from services.gateway.limits.tiers import LimitRules
 from services.gateway.requests.active_request import AdmissionRecord
 from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.routing import ModelNames
+from shared import errors
 from shared.api.generation import MAX_PROMPT_BYTES
 from shared.api.ledger import ModelPrice
 from shared.config_documents import RouteDocument, TargetConditions, TargetDocument
 from shared.types import MicroCredits, ModelName, Tier
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import FakeWorker, RunningService
-from tests.services.gateway.http_answers import BEARER, problem
+from tests.services.gateway.http_answers import BEARER, events, problem
 
 #: How Claude Code and others recognize it.
 ANTHROPIC_WORDS = re.compile(r"prompt is too long[^0-9]*(\d+)\s*tokens?\s*>\s*(\d+)", re.IGNORECASE)
@@ -193,3 +194,25 @@ async def test_a_hold_is_that_of_the_dearest_target(service: RunningService, htt
 def test_a_ceiling_holds_at_most_the_context_too() -> None:
     record = AdmissionRecord(most_prompt_tokens=20_000, contexts={ModelName("small"): 8192, ModelName("unknown"): 0})
     assert [record.most_usage(ModelName(model), 5).prompt_tokens for model in ("small", "unknown", "other")] == [8192, 20_000, 20_000]
+
+
+@pytest.mark.parametrize("count", [1, 40_001])
+async def test_codex_reads_it_in_its_stream(service: RunningService, http: httpx.AsyncClient, count: int) -> None:
+    """It compacts for an event with this code, and gives up for a status."""
+    text = TEXT * 2 if count == 1 else "x"
+    body = {"model": "small", "stream": True, "input": [{"role": "user", "content": text}] * count}
+    answer = await http.post("/v1/responses", json=body)
+    assert answer.status_code == 200
+    created, progress, failed = events(answer)
+    assert [created["type"], progress["type"], failed["type"]] == ["response.created", "response.in_progress", "response.failed"]
+    assert failed["response"]["error"]["code"] == "context_length_exceeded"
+    assert failed["response"]["error"]["message"].startswith("prompt is too long: ")
+    ensure_nothing_happened(service)
+
+
+async def test_codex_reads_the_workers_refusal_in_its_stream(service: RunningService, http: httpx.AsyncClient) -> None:
+    service.worker.fails_with = errors.ContextExceeded.of_tokens(9000, 8192, hint="shorten it")
+    answer = await http.post("/v1/responses", json={"model": "small", "stream": True, "input": TEXT})
+    *_, failed = events(answer)
+    assert (failed["type"], failed["response"]["error"]["code"]) == ("response.failed", "context_length_exceeded")
+    assert failed["response"]["model"] == "small"
