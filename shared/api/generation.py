@@ -79,6 +79,11 @@ class ImageDetail(StrEnum):
     LOW = "low"
     HIGH = "high"
 
+    @classmethod
+    def _missing_(cls, value: object) -> "ImageDetail | None":
+        # Codex asks OpenAI's newer models for it. Ours see no more than at "high".
+        return cls.HIGH if value == "original" else None
+
 
 #: The long side of what a model sees, and for ``low``: workers shrink larger images.
 LONG_SIDE, LOW_LONG_SIDE = 1568, 512

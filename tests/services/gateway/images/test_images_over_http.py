@@ -95,6 +95,14 @@ async def test_responses_and_messages_take_images_too(http: httpx.AsyncClient, r
     assert prompts[0][0].images[0].data == png()
 
 
+async def test_codex_asks_for_an_image_as_it_is(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    content = [{"type": "input_image", "image_url": url(png()), "detail": "original"}]
+    answer = await http.post("/v1/responses", json={"model": "smollm2", "input": [{"role": "user", "content": content}]})
+    assert answer.status_code == 200, answer.text
+    [message] = seen(running_service)
+    assert [image.detail for image in message.images] == [ImageDetail.HIGH]
+
+
 def result(call: str, *content: dict[str, Any]) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": call, "content": content}
 
