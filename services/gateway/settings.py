@@ -53,7 +53,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Meta(ge=1, le=10_000),
         Variable("STORED_ITEMS_MEGABYTES", "limit for all stored items of responses; Valkey's own limit must leave room for them"),
     ] = 128
-    image_max_count: Annotated[int, Meta(ge=0, le=64), Variable("IMAGE_MAX_COUNT", "maximum number of images per request")] = 8
+    image_max_count: Annotated[int, Meta(ge=0, le=64), Variable("IMAGE_MAX_COUNT", "maximum number of images per request")] = 64
     image_max_bytes: Annotated[
         int,
         Meta(ge=1, le=15 * 1024 * 1024),
