@@ -297,6 +297,7 @@ ROUTES: Mapping[str, AccessRule] = {
     "POST /v1/responses/{response}": METHODS["gateway.processInferenceRequest"],
     "POST /v1/messages": METHODS["gateway.processInferenceRequest"],
     "POST /v1/messages/count_tokens": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/responses/input_tokens": METHODS["gateway.processInferenceRequest"],
     "POST /v1/embeddings": METHODS["gateway.embed"],
     "POST /infill": METHODS["gateway.processInferenceRequest"],
     "POST /v1/rerank": METHODS["gateway.rerank"],

@@ -339,7 +339,7 @@ class GatewayService:
             OpenAiRoutes(self._deduplicated, self._catalogue, self._items),
             OpenAiEmbeddings(self._deduplicated),
             OpenAiModerations(self._pipeline),
-            TokenRoutes(self._pipeline, self._deduplicated),
+            TokenRoutes(self._pipeline, self._deduplicated, self._items),
             RerankRoute(self._pipeline),
             InfillRoute(self._deduplicated),
         )

@@ -277,6 +277,8 @@ NAMING: Mapping[str, Callable[[Things], msgspec.Struct]] = {
 _CHAT = [{"role": "user", "content": "hi"}]
 #: Route -> the JSON body of a call; None for no body.
 BODIES: Mapping[str, Callable[[], Any]] = {
+    "HEAD /": lambda: None,
+    "GET /": lambda: None,
     "GET /openapi.json": lambda: None,
     "GET /docs": lambda: None,
     "GET /.well-known/jwks.json": lambda: None,
@@ -298,7 +300,12 @@ BODIES: Mapping[str, Callable[[], Any]] = {
     "POST /v1/chat/completions": lambda: {"messages": _CHAT, "model": "echo"},
     "POST /v1/completions": lambda: {"prompt": "hi", "model": "echo"},
     "POST /v1/responses": lambda: {"input": "hi", "model": "echo"},
+    "GET /v1/responses/{response}": lambda: None,
+    "DELETE /v1/responses/{response}": lambda: None,
+    "POST /v1/responses/{response}": lambda: {},
+    "POST /v1/responses/input_tokens": lambda: {"input": "hi", "model": "echo"},
     "POST /v1/messages": lambda: {"messages": _CHAT, "model": "echo", "max_tokens": 5},
+    "POST /v1/messages/count_tokens": lambda: {"messages": _CHAT, "model": "echo"},
     "POST /infill": lambda: {"input_prefix": "hi", "input_suffix": "there", "model": "echo"},
     "POST /v1/rerank": lambda: {"query": "hi", "documents": ["hi"], "model": "echo"},
     "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},

@@ -16,8 +16,7 @@ def _ignored(why: str) -> ParameterRule:
 
 
 def _only(description: str, *values: object) -> ParameterRule:
-    # `1 == True` in Python, but not in JSON.
-    return ParameterRule(description, lambda value: any(type(value) is type(good) and value == good for good in values))
+    return ParameterRule(description, values.__contains__)
 
 
 _USER = _ignored("the credential identifies the caller")
@@ -78,6 +77,14 @@ EMBEDDINGS: Rules = {"user": _USER}
 
 _OTHER_CHOICES = ParameterRule("must name a function or a custom tool that is offered")
 _OTHER_MODELS = _ignored("another model's built-in tool has made it")
+#: Their calls, in a conversation that began with such a model, and what came of them.
+_BUILT_IN_ITEMS = (
+    "web_search_call", "file_search_call", "tool_search_call", "tool_search_output", "computer_call", "computer_call_output",
+    "image_generation_call", "code_interpreter_call", "local_shell_call", "local_shell_call_output", "shell_call", "shell_call_output",
+    "apply_patch_call", "apply_patch_call_output", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "mcp_call",
+    "program", "program_output",
+)  # fmt: skip
+_SUMMARIES = ParameterRule("is a summary that only OpenAI's models can make and read; send the conversation itself")
 #: Why nothing that OpenAI stores with a prompt exists.
 NEEDS_PROMPT = "needs an earlier prompt, which is never stored; send the whole conversation as input, with `store: false`"
 
@@ -90,22 +97,23 @@ RESPONSES: Rules = {
     "input.tools.tools[*]": _OTHER_TOOLS,
     "tool_choice[*]": _OTHER_CHOICES,
     "tool_choice.tools[*]": _OTHER_CHOICES,
-    "background": _only("must be false; wait for the answer, or stream it", False),
+    "background": _ignored("the answer is complete when it comes"),
+    "background_options": _ignored("the answer is complete when it comes"),
     "previous_response_id": ParameterRule(NEEDS_PROMPT),
     "conversation": ParameterRule(NEEDS_PROMPT),
     "prompt": ParameterRule("cannot be found: prompts are not stored; send its text as instructions and input"),
-    "truncation": _only("must be disabled; shorten the input yourself if it is too long", "disabled"),
-    "context_management": _only("is not supported; shorten the input yourself", []),
-    "image": ParameterRule("is not supported; only text is accepted"),
-    "access_programs": ParameterRule("is not supported; leave it out"),
+    "truncation": _ignored("an input that is too long is refused; shorten it yourself"),
+    "context_management": _ignored("an input that is too long is refused; shorten it yourself"),
+    "image": _ignored("images are never compressed"),
+    "access_programs": _ignored("they choose among OpenAI's own models"),
     "input.id": _COPIED,
     "input.status": _COPIED,
     "input.phase": _COPIED,
     "input.summary": _COPIED,
     "input.encrypted_content": _ignored("only its vendor can read it"),
-    "input[web_search_call]": _OTHER_MODELS,
-    "input[tool_search_call]": _OTHER_MODELS,
-    "input[tool_search_output]": _OTHER_MODELS,
+    "input.role": _COPIED,
+    **{f"input[{item}]": _OTHER_MODELS for item in _BUILT_IN_ITEMS},
+    **{f"input[{item}]": _SUMMARIES for item in ("compaction", "compaction_trigger", "context_compaction")},
     "input.content[*]": ParameterRule("must be a text or an image; audio and files are not supported"),
     "input.output[*]": ParameterRule("must be a text or an image; audio and files are not supported"),
 }

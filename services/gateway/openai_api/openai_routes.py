@@ -75,9 +75,7 @@ class OpenAiRoutes:
         await self._answer(call, await call.convert(openai_chat.to_request, body), ChatFormat(body), stream=body.stream)
 
     async def _respond(self, call: HttpCall) -> None:
-        body = await call.read(openai_responses.DIALECT)
-        if references := body.references:
-            body = body.with_items(await self._items.find(call.caller, references))
+        body = await read_response(call, self._items)
         form = ResponsesFormat(body, is_stored=body.store and self._items.allows(call.caller))
 
         async def store() -> None:
@@ -149,6 +147,12 @@ class OpenAiRoutes:
                 f"the model {call.rest_of_path[:200]!r} is not served; served models: {names}", hint="see GET /v1/models"
             )
         await call.answer(chat_format.show_model(found, self._started_at))
+
+
+async def read_response(call: HttpCall, items: StoredItems) -> ResponseBody:
+    """Read a request with the stored items that it refers to. Raises BadRequest, and what ``StoredItems.find`` raises."""
+    body = await call.read(openai_responses.DIALECT)
+    return body.with_items(await items.find(call.caller, references)) if (references := body.references) else body
 
 
 def _parts(repeat: RepeatedRequest, requests: tuple[InferenceRequest, ...]) -> tuple[RepeatedRequest, ...]:

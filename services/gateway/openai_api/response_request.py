@@ -5,7 +5,7 @@ Prompts are not stored, so clients must send the whole conversation each time.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -100,6 +100,13 @@ class AdditionalToolsItem(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     tools: tuple[ToolBody, ...]
 
 
+class ConfigurationItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="configuration_update"):
+    """Replaces these fields of the request; the last one decides."""
+
+    reasoning: "ReasoningBody | None" = None
+    text: "TextBody | None" = None
+
+
 class ItemReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="item_reference"):
     """Stands for a stored item: see ``StoredItems``."""
 
@@ -109,9 +116,10 @@ class ItemReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
 #: What an answer consists of.
 StoredItem = MessageItem | FunctionCallItem | CustomCallItem | ReasoningItem
 _decode_stored = msgspec.json.Decoder(StoredItem).decode
-Item = StoredItem | FunctionOutputItem | CustomOutputItem | AdditionalToolsItem | ItemReference
+Item = StoredItem | FunctionOutputItem | CustomOutputItem | AdditionalToolsItem | ConfigurationItem | ItemReference
 
 
+AnyItem = TypeVar("AnyItem", bound=Item)
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -239,7 +247,18 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def effort(self) -> ReasoningEffort | None:
-        return None if self.reasoning is None else self.reasoning.effort
+        efforts = [each.reasoning.effort for each in self._settings if each.reasoning is not None]
+        return next((effort for effort in efforts if effort is not None), None)
+
+    @property
+    def format(self) -> TextFormat | None:
+        formats = [each.text.format for each in self._settings if each.text is not None]
+        return next((form for form in formats if form is not None), None)
+
+    @property
+    def _settings(self) -> "tuple[ResponseBody | ConfigurationItem, ...]":
+        """Return what sets the effort and the format, the last one first."""
+        return (*reversed(self.items_of(ConfigurationItem)), self)
 
     @property
     def with_logprobs(self) -> bool:
@@ -252,7 +271,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     @property
     def references(self) -> tuple[str, ...]:
         """Return the ids of the stored items that it refers to."""
-        return () if isinstance(self.input, str) else tuple(item.id for item in self.input if isinstance(item, ItemReference))
+        return tuple(item.id for item in self.items_of(ItemReference))
 
     def with_items(self, found: Mapping[str, bytes]) -> "ResponseBody":
         """Return the body with the items that it refers to. Raises BadField for an item of another version."""
@@ -265,9 +284,11 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def offered(self) -> Iterator[ToolBody]:
         """Yield all tools, wherever they are offered."""
         yield from self.tools
-        for item in () if isinstance(self.input, str) else self.input:
-            if isinstance(item, AdditionalToolsItem):
-                yield from item.tools
+        for item in self.items_of(AdditionalToolsItem):
+            yield from item.tools
+
+    def items_of(self, kind: type[AnyItem]) -> tuple[AnyItem, ...]:
+        return () if isinstance(self.input, str) else tuple(item for item in self.input if isinstance(item, kind))
 
 
 DIALECT = BodyDialect("responses", ResponseBody, parameters.RESPONSES, {"input": "message"})
@@ -282,7 +303,7 @@ def to_request(body: ResponseBody) -> InferenceRequest:
         messages=(*instructions, *to_messages(body.input)),
         max_tokens=body.max_output_tokens,
         top_logprobs=(body.top_logprobs or 0) if body.with_logprobs else None,
-        format=_format(body.text.format),
+        format=_format(body.format),
         tools=tools,
         tool_choice=tool_choice,
         reasoning_effort=body.effort,

@@ -1,4 +1,5 @@
-"""Serves POST /v1/tokenize, /v1/detokenize and /v1/apply-template, in the forms of vLLM and llama.cpp's server, and Anthropic's count."""
+"""Serves POST /v1/tokenize, /v1/detokenize and /v1/apply-template, in the forms of vLLM and llama.cpp's server, and the counts of
+Anthropic's messages and OpenAI's responses."""
 
 from array import array
 from collections.abc import AsyncIterator
@@ -15,13 +16,16 @@ from services.gateway.http_api.chat_messages import ChatBodyMessage, ToolBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.tolerant_json import BodyDialect
+from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.images import image_tokens
-from services.gateway.openai_api import anthropic_request
+from services.gateway.openai_api import anthropic_request, openai_routes, response_request
 from services.gateway.openai_api.anthropic_request import CountTokensBody
+from services.gateway.openai_api.response_request import ResponseBody
 from services.gateway.request_validation import MAX_MODEL_CHARACTERS, BadField
 from services.gateway.requests.active_texts import ActiveConversion
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from services.gateway.requests.pipeline import Pipeline
+from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, TokenId
 from shared.api.inference import TOKEN_BYTES, Conversion, Detokenize, RenderChat, Tokenize
 from shared.types import ModelName
@@ -75,9 +79,14 @@ class MessageTokens(msgspec.Struct, frozen=True):
     input_tokens: int
 
 
+class ResponseTokens(MessageTokens, frozen=True):
+    object: str = "response.input_tokens"
+
+
 class TokenRoutes:
-    def __init__(self, pipeline: Pipeline, deduplicated: DeduplicatedInference) -> None:
+    def __init__(self, pipeline: Pipeline, deduplicated: DeduplicatedInference, items: StoredItems) -> None:
         self._pipeline = pipeline
+        self._items = items
         self._admit_images = deduplicated.admit_images
 
     def routes(self) -> tuple[HttpRoute, ...]:
@@ -88,8 +97,10 @@ class TokenRoutes:
                       body=DetokenizeBody, answer=PromptText, runs_a_model=True, takes_prompts=True),
             HttpRoute("POST", "/v1/apply-template", self._apply_template, "renderChat", "A chat as the model reads it",
                       body=TemplateBody, answer=PromptText, runs_a_model=True, takes_prompts=True),
-            HttpRoute("POST", "/v1/messages/count_tokens", self._count, "tokenize", "The number of tokens of Anthropic's messages",
+            HttpRoute("POST", "/v1/messages/count_tokens", self._count_messages, "tokenize", "The number of tokens of Anthropic's messages",
                       body=CountTokensBody, answer=MessageTokens, runs_a_model=True, takes_prompts=True),
+            HttpRoute("POST", "/v1/responses/input_tokens", self._count_response, "tokenize", "The number of tokens of a response's input",
+                      body=ResponseBody, answer=ResponseTokens, runs_a_model=True, takes_prompts=True),
         )  # fmt: skip
 
     async def _tokenize(self, call: HttpCall) -> None:
@@ -104,16 +115,23 @@ class TokenRoutes:
     async def _apply_template(self, call: HttpCall) -> None:
         await self._answer_text(call, await call.convert(to_render, await call.read(_TEMPLATE)))
 
-    async def _count(self, call: HttpCall) -> None:
+    async def _count_messages(self, call: HttpCall) -> None:
         body = await call.read(anthropic_request.COUNT_DIALECT)
-        asked = await self._admit_images(await call.convert(anthropic_request.to_request, body), call.images)
+        await call.answer(MessageTokens(await self._count(call, await call.convert(anthropic_request.to_request, body))))
+
+    async def _count_response(self, call: HttpCall) -> None:
+        body = await openai_routes.read_response(call, self._items)
+        await call.answer(ResponseTokens(await self._count(call, await call.convert(response_request.to_request, body))))
+
+    async def _count(self, call: HttpCall, asked: InferenceRequest) -> int:
+        asked = await self._admit_images(asked, call.images)
         estimate = request_validation.admit(asked).likely_prompt_tokens
         # Only an answer counts images exactly.
         texts = tuple(replace(one, content=one.content or "image", images=()) if one.images else one for one in asked.messages)
         async with self._converting(call, Tokenize(asked.model or ModelName(""), texts, asked.tools)) as running:
             counted = await running.count()
         images = sum(image_tokens.likely_tokens(image) for message in asked.messages for image in message.images)
-        await call.answer(MessageTokens(estimate if counted is None else counted + images))
+        return estimate if counted is None else counted + images
 
     async def _answer_text(self, call: HttpCall, request: Conversion) -> None:
         _, content = await self._convert(call, request)

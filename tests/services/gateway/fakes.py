@@ -534,7 +534,7 @@ class RunningService:
             OpenAiRoutes(self.once, self._served, self.items),
             OpenAiEmbeddings(self.once),
             OpenAiModerations(self.pipeline),
-            TokenRoutes(self.pipeline, self.once),
+            TokenRoutes(self.pipeline, self.once, self.items),
             RerankRoute(self.pipeline),
             InfillRoute(self.once),
         )

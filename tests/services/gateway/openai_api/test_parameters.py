@@ -49,7 +49,7 @@ def documented(params: Any) -> set[str]:
 def state(rule: ParameterRule) -> str:
     if rule.ignored:
         return "ignored"
-    accepts_something = any(rule.accepts(value) for value in (False, "", "auto", "none", "medium", "disabled", [], ["text"], {}))
+    accepts_something = any(rule.accepts(value) for value in ("", [], ["text"]))
     return "in part" if accepts_something else "refused"
 
 
@@ -97,8 +97,3 @@ def test_a_rule_applies_to_every_kind_of_value(api: str, name: str) -> None:
             with pytest.raises(BadField) as refused:
                 read(api, {name: value})
             assert refused.value.field == name
-
-
-def test_true_is_not_accepted_as_one() -> None:
-    with pytest.raises(BadField, match="background must be false"):
-        read("/v1/responses", {"background": 0})

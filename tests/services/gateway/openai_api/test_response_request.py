@@ -211,6 +211,33 @@ async def test_parameters_without_effect_are_accepted(http: httpx.AsyncClient, r
     assert running_service.worker.received
 
 
+async def test_the_last_configuration_update_decides(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    update = {"type": "configuration_update", "reasoning": {"effort": "low"}, "text": {"format": {"type": "json_object"}}}
+    later = {"type": "configuration_update", "reasoning": {"effort": "high"}}
+    items = [{"role": "user", "content": "hi"}, update, later]
+    await respond(http, input=items, reasoning={"effort": "none"}, text={"format": {"type": "text"}})
+    config = running_service.worker.received[0].model_config
+    assert config.format is not None
+    assert (config.reasoning_effort, config.format.kind) == ("high", FormatKind.JSON)
+
+
+async def test_items_of_other_models_tools_are_left_out_and_named(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    items = [
+        {"role": "user", "content": "hi"},
+        {"type": "mcp_call", "id": "mcp_1", "name": "x"},
+        {"type": "shell_call_output", "output": []},
+    ]
+    answer = await http.post("/v1/responses", json={"input": items, "background": True, "truncation": "auto"})
+    assert answer.status_code == 200, answer.text
+    assert set(answer.headers["x-aimesh-ignored"].split(", ")) == {
+        "input[mcp_call]",
+        "input[shell_call_output]",
+        "background",
+        "truncation",
+    }
+    assert [message.content for message in running_service.worker.received[0].prompt] == ["hi"]
+
+
 async def test_formats_and_log_probabilities(http: httpx.AsyncClient, running_service: RunningService) -> None:
     form = {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}
     response = await respond(http, text={"format": form}, include=["message.output_text.logprobs"], top_logprobs=2)
@@ -227,9 +254,10 @@ async def test_formats_and_log_probabilities(http: httpx.AsyncClient, running_se
 @pytest.mark.parametrize(
     ("wrong", "param"),
     [
-        ({"previous_response_id": "resp_1"}, "previous_response_id"), ({"background": True}, "background"), ({"input": []}, "input"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"), ({"input": []}, "input"),
         ({"conversation": "conv_1"}, "conversation"), ({"input": None}, "input"), ({"input": 5}, "input"), ({"input": ""}, "input"),
-        ({"input": [{"type": "item_reference"}]}, "input[0].id"), ({"input": [{"type": "mcp_call"}]}, "input[0].type"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].id"), ({"input": [{"type": "of_tomorrow"}]}, "input[0].type"),
+        ({"input": [{"type": "compaction", "encrypted_content": "x"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, "input[0].content[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input[0].content[0]"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"), ({"input": [{"role": "user"}]}, "input[0].content"),
@@ -238,7 +266,7 @@ async def test_formats_and_log_probabilities(http: httpx.AsyncClient, running_se
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
         ({"reasoning": 5}, "reasoning"),
         ({"reasoning": {"effort": "ultra"}}, "reasoning.effort"), ({"text": {"verbosity": "loud"}}, "text.verbosity"),
-        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"), ({"truncation": "auto"}, "truncation"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"max_output_tokens": 0}, "max_output_tokens"), ({"top_logprobs": 21}, "top_logprobs"), ({"metadata": {"a": 1}}, "metadata[...]"),
         ({"messages": []}, "messages"), ({"prompt": {"id": "x"}}, "prompt"), ({"stream_options": True}, "stream_options"),
     ],

@@ -321,8 +321,8 @@ async def test_what_needs_a_stored_prompt_is_refused_with_the_reason(http: httpx
 
 
 async def test_other_routes_below_it_do_not_exist(http: httpx.AsyncClient) -> None:
-    answer = await http.post("/v1/responses/input_tokens", json={"input": "hi"})
-    assert (answer.status_code, answer.json()["error"]["message"]) == (404, "no route matches '/v1/responses/input_tokens'")
+    answer = await http.post("/v1/responses/compact", json={"input": "hi"})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (404, "no route matches '/v1/responses/compact'")
 
 
 async def test_chats_store_nothing(http: httpx.AsyncClient, client: Any) -> None:

@@ -190,7 +190,7 @@ async def test_an_idempotency_key_is_refused(converting: Converting) -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
 
 
-# --- Anthropic's count ----------------------------------------------------------------------------------------------------
+# --- counts of the vendors ----------------------------------------------------------------------------------------------------
 
 COUNTED = {
     "model": "smollm2",
@@ -210,6 +210,17 @@ async def test_the_tokens_of_a_message_are_those_of_the_rendered_chat(converting
     [request] = converting.one.received
     assert request.messages == (ChatMessage("system", "Be brief."), ChatMessage("user", "hi"))
     assert ([tool.name for tool in request.tools], request.add_generation_prompt, request.raw) == (["add"], True, False)
+
+
+async def test_the_tokens_of_a_response_are_counted_in_openais_form(converting: Converting) -> None:
+    body = {"model": "smollm2", "instructions": "Be brief.", "input": "hi", "tools": [{"type": "function", "name": "add"}]}
+    answer = await converting.post("responses/input_tokens", body)
+    assert answer.json() == {"object": "response.input_tokens", "input_tokens": len("Be brief.\nhi")}
+    [request] = converting.one.received
+    assert (request.messages, [tool.name for tool in request.tools]) == (
+        (ChatMessage("system", "Be brief."), ChatMessage("user", "hi")),
+        ["add"],
+    )
 
 
 async def test_images_count_by_their_estimate(converting: Converting) -> None:
