@@ -302,7 +302,7 @@ BODIES: Mapping[str, Callable[[], Any]] = {
     "POST /v1/responses": lambda: {"input": "hi", "model": "echo"},
     "GET /v1/responses/{response}": lambda: None,
     "DELETE /v1/responses/{response}": lambda: None,
-    "POST /v1/responses/{response}": lambda: {},
+    "POST /v1/responses/{response}": dict,
     "POST /v1/responses/input_tokens": lambda: {"input": "hi", "model": "echo"},
     "POST /v1/messages": lambda: {"messages": _CHAT, "model": "echo", "max_tokens": 5},
     "POST /v1/messages/count_tokens": lambda: {"messages": _CHAT, "model": "echo"},
