@@ -31,11 +31,14 @@ HERE = Path(__file__).parent
 INSTALL_SECONDS, RUN_SECONDS = 600, 300
 PYTHON = sorted(path.stem for path in (HERE / "requirements").glob("*.txt"))
 NODE = sorted(path.name for path in (HERE / "node").glob("*.js") if path.name != "checklist.js")
-GUARDED = {"anthropic", "langchain", "ai-sdk.js"}
+GUARDED = {"anthropic", "langchain", "openai", "ai-sdk.js", "openai.js"}
 #: Client -> the number of its checks.
 CHECKS = {
     "anthropic": 307,
-    "openai": 77,
+    "langchain": 155,
+    "openai": 256,
+    "ai-sdk.js": 224,
+    "openai.js": 232,
 }
 #: The most features that a client has and that we refuse.
 MAX_REFUSED = 3

@@ -4,12 +4,10 @@ import json
 from functools import partial
 from typing import Any
 
-import openai
 import pydantic
-from checklist import error_of, script
-from openai.types.chat import completion_create_params
+from checklist import script
 
-from checks.openai.client import PARAMETERS, PNG, SCRIPTED, async_client, checks, client, has_no_effect, is_refused, works
+from checks.openai.client import PARAMETERS, PNG, SCRIPTED, checks, client, has_no_effect, is_refused, works
 
 FUNCTION = {"name": "get_weather", "description": "Says the weather.", "parameters": PARAMETERS}
 TOOL = {"type": "function", "function": FUNCTION}
@@ -154,6 +152,24 @@ def _() -> None:
     assert report("parallel_tool_calls", tools=[TOOL], parallel_tool_calls=True) is None
 
 
+@checks("chat.functions")
+def _() -> None:
+    message = ask(turn={"calls": [ROME, ROME]}, functions=[FUNCTION])
+    assert message.finish_reason == "function_call"
+    assert json.loads(message.message.function_call.arguments) == {"city": "Rome"}
+    assert message.message.tool_calls is None
+    stream = client.chat.completions.create(**said(calls=[ROME]), functions=[FUNCTION], stream=True)
+    found = [chunk.choices[0].delta.function_call for chunk in stream if chunk.choices[0].delta.function_call]
+    assert (found[0].name, json.loads("".join(part.arguments for part in found))) == ("get_weather", {"city": "Rome"})
+
+
+@checks("chat.function_call")
+def _() -> None:
+    assert report("tools", functions=[FUNCTION, {"name": "other"}], function_call={"name": "get_weather"}) == [TOOL]
+    assert report("tools", functions=[FUNCTION], function_call="none") is None
+    assert report("tool_choice", functions=[FUNCTION], function_call="auto") is None
+
+
 # --- messages -------------------------------------------------------------------------------------------------------------------
 
 
@@ -231,15 +247,13 @@ def _() -> None:
     is_refused(create, "models only read text and images", **said(spoken, say="Hi"), param="messages[0].audio")
 
 
-@checks("chat.messages.function_call")
+@checks("chat.messages.function_call", "chat.messages function")
 def _() -> None:
     called = {"role": "assistant", "content": None, "function_call": {"name": "get_weather", "arguments": "{}"}}
-    is_refused(create, "use tool_calls", **said(called, say="Hi"), param="messages[0].function_call")
-
-
-@checks("chat.messages function")
-def _() -> None:
-    is_refused(create, "role", **said({"role": "function", "name": "get_weather", "content": "18"}, say="Hi"))
+    result = {"role": "function", "name": "get_weather", "content": "18"}
+    messages = [{"role": "user", "content": script(calls=[ROME])}, called, result]
+    answer = create(model=SCRIPTED, messages=messages, functions=[FUNCTION]).parse()
+    assert answer.choices[0].message.content == "Results: 18; images: 0"
 
 
 # --- fields without effect, and refused ones ------------------------------------------------------------------------------------
@@ -269,8 +283,6 @@ for name, value in IGNORED.items():
     checks.add(f"chat.{name}", partial(_ignored, name, value))
 checks.add("chat.audio", partial(_refused, "audio", {"voice": "alloy", "format": "wav"}, "models only generate text"))
 checks.add("chat.moderation", partial(_refused, "moderation", {"model": "omni-moderation-latest"}, "policies decide"))
-checks.add("chat.functions", partial(_refused, "functions", [FUNCTION], "is deprecated; use tools"))
-checks.add("chat.function_call", partial(_refused, "function_call", {"name": "get_weather"}, "is deprecated; use tool_choice"))
 
 
 @checks("chat.modalities")
@@ -288,178 +300,3 @@ def _() -> None:
 def _() -> None:
     assert report("top_k", extra_body={"top_k": 5}) == 5
     has_no_effect(create, "next_year", **said(say="Hi"), extra_body={"next_year": 1})
-
-
-# --- answers --------------------------------------------------------------------------------------------------------------------
-
-
-@checks("chat answer usage")
-def _() -> None:
-    usage = works(create, **said(think="Well, well.", say="Hi you")).usage
-    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    assert (usage.prompt_tokens_details.cached_tokens, usage.completion_tokens_details.reasoning_tokens) == (3, 2)
-
-
-@checks("chat answer finish_reason")
-def _() -> None:
-    assert [ask(turn={"say": "Hi", "finish": finish}).finish_reason for finish in ("stop", "length")] == ["stop", "length"]
-
-
-@checks("chat answer")
-def _() -> None:
-    answer = works(create, **said(say="Hi"))
-    assert (answer.object, answer.choices[0].message.role, answer.choices[0].message.refusal) == ("chat.completion", "assistant", None)
-    assert answer.id
-    assert answer.created > 1_700_000_000
-    assert answer._request_id
-
-
-@checks("chat answer reasoning_content")
-def _() -> None:
-    assert ask(turn={"think": "Well.", "say": "Hi"}).message.reasoning_content == "Well."
-
-
-# --- streams and helpers --------------------------------------------------------------------------------------------------------
-
-
-@checks("chat.stream", "chat event chunk")
-def _() -> None:
-    chunks = list(client.chat.completions.create(**said(think="Well.", say="Hi you"), stream=True))
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hi you"
-    assert "".join(getattr(chunk.choices[0].delta, "reasoning_content", None) or "" for chunk in chunks) == "Well."
-    assert chunks[0].choices[0].delta.role == "assistant"
-    assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "stop"
-    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
-    assert not any(chunk.usage for chunk in chunks)
-
-
-@checks("chat.stream_options")
-def _() -> None:
-    *chunks, last = client.chat.completions.create(**said(say="Hi you"), stream=True, stream_options={"include_usage": True})
-    assert last.choices == []
-    assert last.usage.total_tokens > last.usage.completion_tokens > 0
-    assert not any(chunk.usage for chunk in chunks)
-    is_refused(create, "stream", **said(say="Hi"), stream_options={"include_usage": True}, param="stream_options")
-
-
-@checks("chat.stream_options include_obfuscation")
-def _() -> None:
-    has_no_effect(
-        create, "stream_options.include_obfuscation", **said(say="Hi"), stream=True, stream_options={"include_obfuscation": False}
-    )
-
-
-def _events(kind: str, turn: dict[str, Any], **fields: Any) -> list[Any]:
-    with client.chat.completions.stream(**said(**turn), **fields) as stream:
-        found = [event for event in stream if event.type == kind]
-    assert found
-    return found
-
-
-@checks("chat event content.delta")
-def _() -> None:
-    assert _events("content.delta", {"say": "Hi you"})[-1].snapshot == "Hi you"
-
-
-@checks("chat event content.done")
-def _() -> None:
-    (done,) = _events("content.done", {"say": '{"name": "Ada", "age": 36}'}, response_format=Person)
-    assert done.parsed == Person(name="Ada", age=36)
-
-
-@checks("chat event tool_calls.function.arguments.delta")
-def _() -> None:
-    tools = [openai.pydantic_function_tool(Person)]
-    found = _events("tool_calls.function.arguments.delta", {"calls": [["Person", {"name": "Ada", "age": 36}]]}, tools=tools)
-    assert len(found) > 1
-    assert json.loads("".join(event.arguments_delta for event in found)) == {"name": "Ada", "age": 36}
-
-
-@checks("chat event tool_calls.function.arguments.done")
-def _() -> None:
-    tools = [openai.pydantic_function_tool(Person)]
-    found = _events("tool_calls.function.arguments.done", {"calls": [["Person", {"name": "Ada", "age": 36}]] * 2}, tools=tools)
-    assert [(event.index, event.parsed_arguments) for event in found] == [(n, Person(name="Ada", age=36)) for n in (0, 1)]
-
-
-@checks("chat event logprobs.content.delta")
-def _() -> None:
-    found = _events("logprobs.content.delta", {"say": "Hi you"}, logprobs=True)
-    assert [token.token for event in found for token in event.content] == ["Hi ", "you"]
-
-
-@checks("chat event logprobs.content.done")
-def _() -> None:
-    (done,) = _events("logprobs.content.done", {"say": "Hi you"}, logprobs=True)
-    assert len(done.content) == 2
-
-
-@checks("chat.completions.stream()")
-def _() -> None:
-    with client.chat.completions.stream(**said(say="Hi"), stream_options={"include_usage": True}) as stream:
-        final = stream.get_final_completion()
-    assert (final.choices[0].message.content, final.choices[0].finish_reason) == ("Hi", "stop")
-    assert final.usage.total_tokens > 0
-
-
-@checks("chat.completions.parse()")
-def _() -> None:
-    answer = client.chat.completions.parse(**said(say='{"name": "Ada", "age": 36}'), response_format=Person)
-    assert answer.choices[0].message.parsed == Person(name="Ada", age=36)
-
-
-@checks("pydantic_function_tool()")
-def _() -> None:
-    tools = [openai.pydantic_function_tool(Person)]
-    answer = client.chat.completions.parse(**said(calls=[["Person", {"name": "Ada", "age": 36}]]), tools=tools)
-    assert answer.choices[0].message.tool_calls[0].function.parsed_arguments == Person(name="Ada", age=36)
-
-
-@checks("chat LengthFinishReasonError")
-def _() -> None:
-    parse = partial(client.chat.completions.parse, **said(say="{", finish="length"), response_format=Person)
-    assert error_of(openai.LengthFinishReasonError, parse).completion.choices[0].finish_reason == "length"
-
-
-@checks("chat with_streaming_response")
-def _() -> None:
-    with client.chat.completions.with_streaming_response.create(**said(say="Hi"), stream=True) as answer:
-        lines = [line for line in answer.iter_lines() if line.startswith("data: ")]
-    assert lines[-1] == "data: [DONE]"
-
-
-@checks("chat AsyncOpenAI")
-async def _() -> None:
-    async with async_client.chat.completions.stream(**said(say="Hi you")) as stream:
-        texts = [event.delta async for event in stream if event.type == "content.delta"]
-    assert "".join(texts) == "Hi you"
-
-
-@checks("chat answers sent back")
-def _() -> None:
-    """A client sends the message that it received with the conversation."""
-    first = works(create, **said(think="Well.", say="Wait.", calls=[ROME]), tools=[TOOL]).choices[0].message
-    result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "18"}
-    messages = [{"role": "user", "content": script(report=["messages"])}, first, result]
-    parsed = client.chat.completions.parse(model=SCRIPTED, messages=messages, tools=[{**TOOL, "function": {**FUNCTION, "strict": True}}])
-    assert parsed.choices[0].message.content == "Results: 18; images: 0"
-
-
-checks.ensure_named("chat", completion_create_params.CompletionCreateParamsBase.__annotations__)
-REFUSED = {
-    "audio and files": (
-        "models only read text and images, and only write text",
-        [
-            "chat.audio",
-            "chat.modalities",
-            "chat.messages content input_audio",
-            "chat.messages content file",
-            "chat.messages.audio",
-        ],
-    ),
-    "moderation": ("policies decide what is checked; POST /v1/moderations checks texts", ["chat.moderation"]),
-    "functions": (
-        "deprecated since 2023; tools do the same",
-        ["chat.functions", "chat.function_call", "chat.messages.function_call", "chat.messages function"],
-    ),
-}

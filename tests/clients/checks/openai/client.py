@@ -3,14 +3,13 @@
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import openai
 from checklist import Checklist, error_of
 
 checks = Checklist()
 client = openai.OpenAI(max_retries=0)
-async_client = openai.AsyncOpenAI(max_retries=0)
 MODEL, SCRIPTED = os.environ["MODEL"], os.environ["SCRIPTED_MODEL"]
 
 #: A red pixel.
@@ -44,3 +43,15 @@ def is_refused(create: Raw, sentence: str, *, param: str | None = None, **fields
     error = error_of(openai.BadRequestError, partial(create, **fields))
     assert sentence in error.message, error.message
     assert param in {None, error.param}, error.param
+
+
+def tags_of(union: Any) -> set[str]:
+    """Return the values of ``type`` in a union of the client's types."""
+    members = get_args(get_args(union)[0]) if get_origin(union) is Annotated else get_args(union)
+    kinds = [get_args(each)[0] if get_origin(each) else each for each in members]
+    hints = [kind.model_fields["type"].annotation if hasattr(kind, "model_fields") else get_type_hints(kind)["type"] for kind in kinds]
+    return {tag for hint in hints for tag in _literals(hint)}
+
+
+def _literals(hint: Any) -> set[str]:
+    return {tag for each in get_args(hint) for tag in ({each} if isinstance(each, str) else _literals(each))}
