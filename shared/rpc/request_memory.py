@@ -9,7 +9,7 @@ from shared.types import TenantId
 
 #: Over all links and callers of a process.
 MAX_HELD_BYTES = 256 * 1024 * 1024
-#: Four tenants have to work together to keep all others out. One has room for four requests with as many images as it may send.
+#: Four tenants have to work together to keep all others out. One has room for three of the longest requests.
 MAX_TENANT_BYTES = MAX_HELD_BYTES // 4
 _RETRY_SECONDS = 2.0
 

@@ -254,7 +254,9 @@ class HttpCall:
         if self.turns is None:
             return reader(self.body)
         async with self.turns.turn(self.caller.limited_as):
-            return await asyncio.to_thread(body_load.read, self.body, reader)
+            # Afterward, what the reader made of it is enough.
+            body, self.body = self.body, b""
+            return await asyncio.to_thread(body_load.read, body, reader)
 
     async def convert(self, step: Callable[[S], T], body: S) -> T:
         """Return what a further step makes of the parsed body. Raises what it raises."""
