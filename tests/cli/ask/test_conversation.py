@@ -81,7 +81,7 @@ def test_conversation_is_bounded() -> None:
         ChatConversation().with_question("x" * (conversation.MAX_QUESTION_BYTES + 1))
     long = ConversationTurn("x" * conversation.MAX_QUESTION_BYTES, "y")
     with pytest.raises(errors.TooLarge, match="too long to be continued") as refused:
-        ChatConversation(turns=(long,) * 4).with_question("one")
+        ChatConversation(turns=(long,) * 16).with_question("one")
     assert "/new" in refused.value.hint
     with pytest.raises(errors.TooLarge, match="too long to be continued"):
         ChatConversation(turns=(ConversationTurn("q", "a"),) * conversation.MAX_TURNS).with_question("one")

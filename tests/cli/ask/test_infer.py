@@ -216,7 +216,7 @@ def test_only_pipes_and_files_are_read_unasked(tmp_path: Path) -> None:
         pytest.param([" \n"], b"", "the prompt is empty", id="only white space"),
         pytest.param(["-"], b"a\xff", "not valid UTF-8 (byte 1)", id="a pipe that is no UTF-8"),
         pytest.param(["a\udcff"], b"", "the command line is not UTF-8", id="an argument that is no UTF-8"),
-        pytest.param(["-"], b"x" * 10_000_000, "stdin is longer than 1024 KiB", id="ten megabytes"),
+        pytest.param(["-"], b"x" * 10_000_000, "stdin is longer than 4096 KiB", id="ten megabytes"),
         pytest.param(["a", "--seed", str(2**64)], b"", "is too large", id="a seed that no wire takes"),
     ],
 )

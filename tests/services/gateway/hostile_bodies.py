@@ -49,6 +49,10 @@ def _image(data: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:{data}"}}
 
 
+def _source(data: str) -> dict[str, Any]:
+    return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+
+
 def _raw(fields: str) -> bytes:
     return b'{"messages": [{"role": "user", "content": "hi"}], ' + fields.encode() + b"}"
 
@@ -152,6 +156,17 @@ BODIES: dict[str, tuple[str, bytes]] = {
     "50,000 results of tools": (
         MESSAGES,
         _body(max_tokens=5, messages=_say([{"type": "tool_result", "tool_use_id": "c", "content": "x", "u": 1}] * 50) * 1000),
+    ),
+    "an image in each of 5,000 results": (
+        CHAT,
+        _chat(messages=[*HI, *[{"role": "tool", "tool_call_id": "c", "content": [_image("image/png;base64," + "A" * 600)]}] * 5000]),
+    ),
+    "large images in 200 results": (
+        MESSAGES,
+        _body(
+            max_tokens=5,
+            messages=_say([{"type": "tool_result", "tool_use_id": "c", "content": [_source("iVBORw0KGgo" + "A" * 80_000)]}] * 200),
+        ),
     ),
     "512 large tools": (CHAT, _chat(tools=[_tool(f"f{n}", properties=dict(list(_FIELDS.items())[:250])) for n in range(512)])),
     "60,000 messages": (CHAT, _chat(messages=[{"role": "user", "content": "a", "u": 1}] * 60_000)),

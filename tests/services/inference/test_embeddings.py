@@ -71,7 +71,9 @@ async def test_echo_vectors_depend_on_the_words(echoing: echo.EchoBackend) -> No
     ("job", "message"),
     [
         pytest.param(texts_for(echo.MODEL, ("a", " ")), r"input\[1\] has 0 tokens", id="a text without words"),
-        pytest.param(texts_for(echo.MODEL, ("a " * 131_073,)), "131073 tokens", id="a text over the context"),
+        pytest.param(
+            texts_for(echo.MODEL, ("a " * (echo.CONTEXT_TOKENS + 1),)), f"{echo.CONTEXT_TOKENS + 1} tokens", id="a text over the context"
+        ),
         pytest.param(texts_for(echo.MODEL, ("a",), 17), "dimensions is 17", id="more dimensions than there are"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from services.inference.backends import echo
 from services.inference.receipts import ReceiptKeeper
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
@@ -51,7 +52,7 @@ async def test_gateway_finds_the_model_streams_an_answer_and_reads_the_usage(net
         await until(lambda: gateway.directory.usable(Role.WORKER))
         (worker,) = gateway.directory.usable(Role.WORKER)
         assert (worker.announcement.load.slots, worker.announcement.load.queue) == (256, 5)
-        assert [(offer.name, offer.context_tokens) for offer in worker.announcement.models] == [("echo", 131_072)]
+        assert [(offer.name, offer.context_tokens) for offer in worker.announcement.models] == [("echo", echo.CONTEXT_TOKENS)]
         async with gateway.rpc.stream(inference.process_prompt, prompt("one two three"), to=worker.node) as answer:
             texts = [chunk.text async for chunk in answer]
         assert texts == ["one", " two", " three"]
@@ -72,7 +73,7 @@ async def test_gateway_gets_tokens_and_rendered_chats(net: TestNet) -> None:
                 async for part in answer:
                     assert part.start == len(content)
                     content += part.content
-            assert answer.end == inference.Converted(131_072)
+            assert answer.end == inference.Converted(echo.CONTEXT_TOKENS)
             return content
 
         messages = (ChatMessage("system", "be brief"), ChatMessage("user", "one two"))

@@ -25,7 +25,7 @@ from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry, Defaults
 from shared import errors
 from shared.api.generation import ChatMessage, FormatKind, Generation, OutputFormat, Tool, ToolCall, ToolChoice
-from shared.api.inference import Chunk, Detokenize, ModelState, RenderChat, Tokenize
+from shared.api.inference import MAX_CONVERTED_BYTES, Chunk, Detokenize, ModelState, RenderChat, Tokenize
 from shared.model_folder import PACKAGED_MODEL
 from shared.types import Ability, FinishReason, ModelName
 from tests import stopwatch, tiers
@@ -221,8 +221,8 @@ async def test_unknown_tokens_and_chats_are_refused_by_a_running_engine(backend:
         packed = b"".join(token.to_bytes(4, "little", signed=True) for token in ids)
         with pytest.raises(errors.BadRequest, match="the ids of this model are from 0 to 49151"):
             await backend.convert(Detokenize(MODEL, packed))
-    with pytest.raises(errors.BadRequest, match="at most 4000000 are allowed"):
-        await backend.convert(Tokenize(MODEL, (ChatMessage("user", "1" * 1_000_001),), raw=True))
+    with pytest.raises(errors.BadRequest, match=f"at most {MAX_CONVERTED_BYTES} are allowed"):
+        await backend.convert(Tokenize(MODEL, (ChatMessage("user", "1" * (MAX_CONVERTED_BYTES // 4 + 1)),), raw=True))
     assert engine_pid(backend, MODEL) == pid
 
 
@@ -232,7 +232,7 @@ async def test_odd_characters_are_harmless(backend: LlamaBackend) -> None:
 
 
 async def test_too_long_prompt_is_refused_with_the_numbers(backend: LlamaBackend) -> None:
-    with pytest.raises(errors.BadRequest, match=r"has \d{4} tokens.*maximum context length is 512"):
+    with pytest.raises(errors.BadRequest, match=r"too long: \d{4} tokens.*maximum context length is 512"):
         await generate(backend, job(LONG * 100))
 
 
@@ -271,7 +271,7 @@ async def test_long_prompt_does_not_delay_four_running_answers(backend: LlamaBac
         return max(stream.largest_gap(begin) for stream, begin in zip(streams, first, strict=True))
 
     async def refused() -> None:
-        with pytest.raises(errors.BadRequest, match=r"has \d+ tokens.*maximum context length is 512"):
+        with pytest.raises(errors.BadRequest, match=r"too long: \d+ tokens.*maximum context length is 512"):
             await backend.generate(job(HOSTILE[kind]), Reader())
 
     ratios: list[float] = []

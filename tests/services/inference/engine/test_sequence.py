@@ -99,7 +99,7 @@ def test_token_limit(prompt: int, context: int, requested: int | None, limit: in
 
 
 def test_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
-    with pytest.raises(errors.ContextExceeded, match=r"16 tokens; this model's maximum context length is 16"):
+    with pytest.raises(errors.ContextExceeded, match=r"16 tokens > 15 maximum; this model's maximum context length is 16"):
         start(prompt=16)
 
 

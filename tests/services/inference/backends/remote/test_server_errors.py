@@ -53,13 +53,17 @@ def openai(message: str, code: object = None) -> bytes:
         pytest.param(504, b"", errors.Unavailable, "not ready", True, id="a gateway that lost timeouts"),
         pytest.param(307, b"", errors.Unavailable, "redirects to another address", False, id="a redirect"),
         pytest.param(500, b'{"error": "\xff"}', errors.Unavailable, "error", False, id="words that are no text"),
+        pytest.param(
+            400, openai("prompt is too long: 9 bytes > 5 maximum"), errors.ContextExceeded, "9 bytes", False, id="of Anthropic, or a mesh"
+        ),
         pytest.param(418, b"\xff\x00", errors.Unavailable, "status 418", False, id="what nobody expects"),
     ],
 )
 def test_what_a_status_means(status: int, body: bytes, kind: type[errors.AimeshError], said: str, again: bool) -> None:
     refusal = server_errors.judge(SOURCE, status, body)
     assert type(refusal.error) is kind
-    assert refusal.error.message.startswith("upstream vllm ")
+    assert refusal.error.message.removeprefix("prompt is too long: ").startswith("upstream vllm ")
+    assert refusal.error.message.startswith("prompt") is (kind is errors.ContextExceeded)
     assert said in refusal.error.message
     assert refusal.retryable is again
 

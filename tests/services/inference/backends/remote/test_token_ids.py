@@ -102,7 +102,9 @@ async def test_an_open_ended_answer_gets_what_the_context_has_left(kind: str) ->
             end = await backend.generate(open_ended, Reader())
             assert end.usage == Usage(PROMPT_TOKENS, len(IDS) - len(delivered))
         assert [request["max_tokens"] for _, request in server.asked] == [CONTEXT - PROMPT_TOKENS, CONTEXT - PROMPT_TOKENS - 2]
-        with pytest.raises(errors.ContextExceeded, match=f"{CONTEXT} tokens; this model's maximum context length is {CONTEXT}"):
+        with pytest.raises(
+            errors.ContextExceeded, match=f"{CONTEXT} tokens > {CONTEXT - 1} maximum; this model's maximum context length is {CONTEXT}"
+        ):
             await backend.generate(job("a" * (CONTEXT - PROMPT_TOKENS + 2), model=MODEL, max_tokens=5), Reader())
         assert len(server.asked) == 2, "before any work"
 
