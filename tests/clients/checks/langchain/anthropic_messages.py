@@ -171,6 +171,6 @@ def _() -> None:
     assert ADA.age == 36
 
 
-#: What concerns only the client, and what reaches no server by itself.
+#: What concerns only the client.
 _LOCAL = {"max_retries", "default_request_timeout", "anthropic_proxy"}
 checks.ensure_named("ChatAnthropic", set(ChatAnthropic.model_fields) - set(BaseChatModel.model_fields) - _LOCAL)

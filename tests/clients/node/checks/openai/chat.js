@@ -290,6 +290,6 @@ const COMPLETIONS = 'openai/resources/chat/completions/completions.d.ts'
 ensureNamed('chat', fieldsOf(COMPLETIONS, 'ChatCompletionCreateParamsBase'))
 const streamed = fieldsOf('openai/lib/ChatCompletionStream.d.ts', 'ChatCompletionStreamEvents')
 const run = fieldsOf('openai/lib/AbstractChatCompletionRunner.d.ts', 'AbstractChatCompletionRunnerEvents')
-// Our models never refuse in a field of its own.
+// A refusal of our models is their text.
 const events = [...streamed, ...run, ...fieldsOf('openai/lib/EventStream.d.ts', 'BaseEvents')].filter((name) => !name.includes('refusal'))
 ensureNamed('chat.event', events)
