@@ -38,7 +38,7 @@ CHECKS = {
     "langchain": 155,
     "openai": 256,
     "ai-sdk.js": 224,
-    "openai.js": 232,
+    "openai.js": 236,
 }
 #: The most features that a client has and that we refuse.
 MAX_REFUSED = 3

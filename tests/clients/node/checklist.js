@@ -62,6 +62,8 @@ const declarations = (file) => readFileSync(`node_modules/${file}`, 'utf8')
 /** Return the names and types of the fields. */
 function membersOf(file, name) {
   const interfaces = new RegExp(`\\n( *)(?:export )?(?:declare )?(?:interface|const) ${name}\\b[^{]*\\{\\n([\\s\\S]*?)\\n\\1\\}`)
-  const [, indent, body] = interfaces.exec(declarations(file))
-  return [...body.matchAll(new RegExp(`^${indent} {4}'?([\\w.]+)'?\\??: ([^;]*)`, 'gm'))].map(([, field, type]) => [field, type])
+  const [, , body] = interfaces.exec(declarations(file))
+  const indents = [...body.matchAll(/^( +)'?[\w.]+'?\??:/gm)].map((match) => match[1])
+  const least = Math.min(...indents.map((indent) => indent.length))
+  return [...body.matchAll(new RegExp(`^ {${least}}'?([\\w.]+)'?\\??: ([^;]*)`, 'gm'))].map(([, field, type]) => [field, type])
 }

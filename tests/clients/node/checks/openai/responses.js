@@ -77,6 +77,9 @@ const IGNORED = {
   truncation: 'auto',
   context_management: [{ type: 'compaction', compact_threshold: 1000 }],
   background: true,
+  background_options: { completion_window: 'soonest' },
+  image: { context_compression: 'auto' },
+  access_programs: { cyber: 'standard' },
   next_year: 1,
 }
 for (const [name, value] of Object.entries(IGNORED)) {
@@ -169,6 +172,9 @@ check('responses.input.item_reference', async () => {
   const [call] = (await create({ ...response({ calls: [ROME] }), tools: [TOOL], store: true })).output
   const output = { type: 'function_call_output', call_id: call.call_id, output: '18' }
   assert.equal(await results({ type: 'item_reference', id: call.id }, output), 'Results: 18; images: 0')
+})
+check('responses.input.configuration_update', async () => {
+  assert.equal(await report('reasoning_effort', { reasoning: { effort: 'low' } }, { type: 'configuration_update', reasoning: { effort: 'high' } }), 'high')
 })
 const DROPPED = ['file_search_call', 'computer_call', 'computer_call_output', 'web_search_call', 'tool_search_call', 'tool_search_output']
 DROPPED.push('image_generation_call', 'code_interpreter_call', 'local_shell_call', 'local_shell_call_output', 'shell_call', 'shell_call_output')
@@ -276,5 +282,5 @@ ensureNamed('responses', fieldsOf(FILE, 'ResponseCreateParamsBase'))
 ensureNamed('responses.input', [...tagsOf(FILE, 'ResponseInputItem')])
 ensureNamed('responses.tools', [...tagsOf(FILE, 'Tool')])
 // Others come of audio models, refusals of OpenAI's own, its built-in tools and its queues.
-const OTHERS = /audio\.|refusal\.|queued|annotation|shell_call|mcp_|code_interpreter|file_search|web_search|image_generation/
+const OTHERS = /audio\.|compaction\.|refusal\.|queued|annotation|shell_call|mcp_|code_interpreter|file_search|web_search|image_generation/
 ensureNamed('event', [...tagsOf(FILE, 'ResponseStreamEvent')].filter((type) => !OTHERS.test(type)))
