@@ -15,6 +15,8 @@ from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName
 
 Block = TextPart | ToolUseBlock | ThinkingBlock
+#: Clients only send thoughts back that have one. It means nothing here.
+_SIGNATURE = "YWltZXNo"
 
 
 class ThinkingDetails(msgspec.Struct, frozen=True):
@@ -60,6 +62,7 @@ class EventDelta(msgspec.Struct, frozen=True, kw_only=True):
     text: str | msgspec.UnsetType = msgspec.UNSET
     thinking: str | msgspec.UnsetType = msgspec.UNSET
     partial_json: str | msgspec.UnsetType = msgspec.UNSET
+    signature: str | msgspec.UnsetType = msgspec.UNSET
     stop_reason: str | msgspec.UnsetType = msgspec.UNSET
     stop_sequence: str | msgspec.UnsetType | None = msgspec.UNSET
 
@@ -139,7 +142,8 @@ class MessagesFormat(AnswerFormat):
         return events
 
     def _close(self) -> list[MessagesEvent]:
-        block, text = self._open, "".join(self._pieces)
+        block, text, at = self._open, "".join(self._pieces), len(self._blocks)
+        events = [MessagesEvent("content_block_stop", at)]
         self._open = None
         self._pieces.clear()
         match block:
@@ -151,8 +155,10 @@ class MessagesFormat(AnswerFormat):
             case TextPart():
                 self._blocks.append(TextPart(text))
             case ThinkingBlock():
-                self._blocks.append(ThinkingBlock(text))
-        return [MessagesEvent("content_block_stop", len(self._blocks) - 1)]
+                self._blocks.append(ThinkingBlock(text, _SIGNATURE))
+                delta = EventDelta(type="signature_delta", signature=_SIGNATURE)
+                events.insert(0, MessagesEvent("content_block_delta", at, delta=delta))
+        return events
 
     def _end(self, result: InferenceResult) -> tuple[str, str | None]:
         """Return why the answer ended, and by which stop sequence."""

@@ -66,7 +66,7 @@ class ToolResultBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
 
 class ThinkingBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="thinking"):
     thinking: str
-    #: Empty in answers of this API, and without effect in requests.
+    #: Without effect in requests.
     signature: str = ""
 
 

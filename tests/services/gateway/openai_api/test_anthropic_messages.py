@@ -134,8 +134,10 @@ async def test_thoughts_and_arguments_are_streamed(http: httpx.AsyncClient, runn
     running_service.add_worker(1, Thinks(), "smollm2")
     fields = {"tools": [{**TOOL, "name": "look_up"}], "thinking": {"type": "adaptive"}}
     whole = (await post(http, **fields)).json()
+    signature = whole["content"][0]["signature"]
+    assert signature, "clients only send thoughts back that have one"
     assert whole["content"] == [
-        {"type": "thinking", "thinking": "Let me think.", "signature": ""},
+        {"type": "thinking", "thinking": "Let me think.", "signature": signature},
         {"type": "text", "text": "I look."},
         {"type": "tool_use", "id": "c1", "name": "look_up", "input": {"a": 1}},
         {"type": "tool_use", "id": "c2", "name": "look_up", "input": {}},
@@ -146,7 +148,7 @@ async def test_thoughts_and_arguments_are_streamed(http: httpx.AsyncClient, runn
         "thinking", "text", "tool_use", "tool_use",
     ]  # fmt: skip
     deltas = [(event["index"], *list(event["delta"].values())[1:]) for event in events if event["type"] == "content_block_delta"]
-    assert deltas == [(0, "Let me"), (0, " think."), (1, "I look."), (2, '{"a":'), (2, "1}"), (3, "{}")]
+    assert deltas == [(0, "Let me"), (0, " think."), (0, signature), (1, "I look."), (2, '{"a":'), (2, "1}"), (3, "{}")]
     assert [event["index"] for event in events if event["type"] == "content_block_stop"] == [0, 1, 2, 3]
     hidden = (await post(http, thinking={"type": "adaptive", "display": "omitted"})).json()
     assert [block["type"] for block in hidden["content"]] == ["text"]
