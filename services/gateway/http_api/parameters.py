@@ -24,6 +24,7 @@ _CACHE = _ignored("prompt prefixes are cached automatically, per account")
 _SERVICE_TIER = _ignored("there are no service tiers")
 _COPIED = _ignored("clients copy it from an answer; it means nothing to a model")
 _OBFUSCATION = _ignored("streams are not padded")
+_VERBOSITY = _ignored("say in the prompt how long the answer should be")
 _OTHER_TOOLS = _ignored("offer a function instead; a tool_choice that names it is refused")
 
 #: Anywhere in chats, responses and messages.
@@ -65,7 +66,7 @@ CHAT: Rules = {
     **CHAT_MESSAGES,
     "store": _ignored("answers are not stored"),
     "modalities": _only('must be ["text"]; models only generate text', ["text"]),
-    "verbosity": _ignored("say in the prompt how long the answer should be"),
+    "verbosity": _VERBOSITY,
     "audio": ParameterRule("is not supported; models only generate text"),
     "prediction": _ignored("it only makes answers faster, not different"),
     "web_search_options": _ignored("offer a tool that searches the web"),
@@ -90,6 +91,7 @@ NEEDS_PROMPT = "needs an earlier prompt, which is never stored; send the whole c
 
 RESPONSES: Rules = {
     **_COMMON,
+    "text.verbosity": _VERBOSITY,
     "max_tool_calls": _ignored("it limits OpenAI's built-in tools, which are not supported"),
     "client_metadata": _ignored("requests are not stored"),
     "tools.tools[*]": _OTHER_TOOLS,

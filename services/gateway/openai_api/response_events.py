@@ -3,7 +3,7 @@
 import msgspec
 
 from services.gateway.http_api.response_formats import TokenChoice
-from services.gateway.openai_api.response_request import TextBody
+from services.gateway.openai_api.response_request import TextFormat
 from services.gateway.openai_api.response_tools import ToolBody, ToolChoiceBody
 from shared.api.generation import ReasoningEffort, Usage
 from shared.types import ModelName
@@ -100,6 +100,11 @@ class Reasoning(msgspec.Struct, frozen=True):
     summary: str | None = None
 
 
+class ResponseText(msgspec.Struct, frozen=True):
+    format: TextFormat
+    verbosity: str = "medium"
+
+
 class Response(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     object: str = "response"
@@ -122,7 +127,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     store: bool
     #: Null for the model's default.
     temperature: float | None
-    text: TextBody
+    text: ResponseText
     tool_choice: ToolChoiceBody
     tools: tuple[ToolBody, ...]
     top_logprobs: int

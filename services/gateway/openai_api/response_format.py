@@ -8,7 +8,7 @@ import msgspec
 from services.gateway.call_parts import CallParts
 from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, ServerSentEvent, TokenChoice, logprobs_of
 from services.gateway.openai_api import response_events, response_request, response_tools
-from services.gateway.openai_api.response_request import ResponseBody, StoredItem, TextBody, TextFormat
+from services.gateway.openai_api.response_request import ResponseBody, StoredItem, TextFormat
 from services.gateway.openai_api.response_tools import CustomInput, CustomTool
 from shared import errors
 from shared.api.gateway import InferenceResult
@@ -245,7 +245,7 @@ class ResponsesFormat(AnswerFormat):
             parallel_tool_calls=body.parallel_tool_calls,
             reasoning=response_events.Reasoning(body.effort, None if body.reasoning is None else body.reasoning.summary),
             temperature=body.temperature,
-            text=TextBody(body.text.format or TextFormat(), body.text.verbosity or "medium"),
+            text=response_events.ResponseText(body.text.format or TextFormat()),
             tool_choice=body.tool_choice,
             tools=body.tools,
             top_logprobs=body.top_logprobs or 0,

@@ -204,8 +204,6 @@ class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class TextBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: TextFormat | None = None
-    #: Accepted and ignored.
-    verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class ReasoningBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
