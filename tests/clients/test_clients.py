@@ -35,8 +35,10 @@ GUARDED = {"anthropic", "langchain", "openai", "ai-sdk.js", "openai.js"}
 #: Client -> the number of its checks.
 CHECKS = {
     "anthropic": 307,
+    "instructor": 168,
     "langchain": 155,
     "openai": 256,
+    "pydantic_ai": 270,
     "ai-sdk.js": 224,
     "openai.js": 236,
 }

@@ -126,6 +126,12 @@ def _() -> None:
     assert _joined("thinking_delta", "thinking") == "Let me see."
 
 
+@checks("delta.signature_delta")
+def _() -> None:
+    [signed] = [event for event in everything() if event.type == "content_block_delta" and event.delta.type == "signature_delta"]
+    assert (signed.index, bool(signed.delta.signature)) == (0, True)
+
+
 @checks("delta.input_json_delta")
 def _() -> None:
     assert _joined("input_json_delta", "partial_json").replace(" ", "") == '{"city":"Rome"}'
@@ -133,7 +139,7 @@ def _() -> None:
 
 # --- what only Anthropic's servers have -------------------------------------------------------------------------------------------
 
-#: They cite documents, sign thoughts, sell tiers and run tools; the client takes answers without.
+#: They cite documents, sell tiers and run tools; the client takes answers without.
 ABSENT = {
     "Message": ("container", "diagnostics", "stop_details"),
     "Usage": ("cache_creation", "cache_creation_input_tokens", "inference_geo", "server_tool_use", "service_tier", "speed"),
@@ -152,10 +158,10 @@ for kind, names in ABSENT.items():
         checks.add(f"{kind}.{name}", partial(_is_absent, kind, name))
 
 
-@checks("delta.citations_delta", "delta.signature_delta", "StopReason.pause_turn", "StopReason.model_context_window_exceeded")
+@checks("delta.citations_delta", "StopReason.pause_turn", "StopReason.model_context_window_exceeded")
 def _() -> None:
     kinds = {event.delta.type for event in everything() if event.type == "content_block_delta"}
-    assert kinds == {"text_delta", "thinking_delta", "input_json_delta"}
+    assert kinds == {"text_delta", "thinking_delta", "signature_delta", "input_json_delta"}
 
 
 def kinds(union: Any) -> list[str]:
