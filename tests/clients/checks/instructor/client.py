@@ -40,7 +40,7 @@ class Asker:
     mode: Mode
     #: The answer is a call, JSON, or JSON in a code block.
     answers: str = "call"
-    #: A retry does not tell the model what it answered before, so its script begins anew.
+    #: A retry does not tell the model what it answered before, so its script begins again.
     forgets: bool = False
 
     @property
