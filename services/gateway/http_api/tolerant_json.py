@@ -171,7 +171,8 @@ class _Cleaner:
             return self._entry_of(tag, value, node, way)
         names, nested = fields
         for name in [name for name, inner in value.items() if inner is None or name not in names]:
-            if (inner := value.pop(name)) is not None:
+            inner = value.pop(name)
+            if inner is not None or (self._strict and name not in names):
                 self._pass_over(node.path, name, inner, (way, name))
         for name, below in nested:
             if type(inner := value.get(name)) in _CONTAINERS:
@@ -196,6 +197,8 @@ class _Cleaner:
         path = f"{at}.{name}" if at else name
         label = path if path in self._rules else f"*.{name}"
         rule = self._rules.get(label)
+        if value is None and rule is not None:
+            return
         if rule is None and self._strict:
             raise BadField(_written(way), "is not a supported field", known=_written(way and way[0]))
         if rule is None or rule.ignored:

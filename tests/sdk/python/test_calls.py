@@ -20,6 +20,7 @@ from services.gateway.http_api.rest_inference import InferenceBody
 from services.gateway.openai_api import chat_format as openai_answers
 from services.gateway.openai_api import openai_embeddings
 from services.gateway.openai_api.openai_embeddings import EmbeddingBody, EmbeddingList, EmbeddingObject, EmbeddingUsage
+from shared.api.gateway import ServedModel
 from shared.types import FinishReason, KeyId, ModelName, RequestId, Tier, UserId, UserRole
 
 
@@ -118,8 +119,12 @@ def test_answer() -> None:
     assert calls.inference("x", {}).read(read(ANSWER)) == expected
 
 
+def listed(name: str, *, only_embeds: bool = False) -> openai_answers.Model:
+    return openai_answers.show_model(ServedModel(ModelName(name), 1, 2048, only_embeds=only_embeds), 1)
+
+
 def test_models() -> None:
-    served = openai_answers.Models((openai_answers.Model(ModelName("a"), 1), openai_answers.Model(ModelName("b"), 1, only_embeds=True)))
+    served = openai_answers.Models((listed("a"), listed("b", only_embeds=True)))
     assert calls.models().read(read(served)) == (answers.Model("a", False), answers.Model("b", True))
 
 
@@ -163,7 +168,7 @@ def test_user_login_and_key() -> None:
 
 GOOD: dict[str, tuple[ApiCall[object], object]] = {
     "an answer": (calls.inference("x", {}), ANSWER),
-    "models": (calls.models(), openai_answers.Models((openai_answers.Model(ModelName("a"), 1),))),
+    "models": (calls.models(), openai_answers.Models((listed("a"),))),
     "usage": (calls.usage(), rest_usage.UsageAnswer(USER, 3, 4, (rest_usage.UsageDayAnswer(date(2026, 1, 2), None, 3, 4),))),
     "quota": (calls.quota(), rest_usage.QuotaAnswer(USER, Tier.FREE, 100, 1, 99, 12.5, (rest_usage.LimitAnswer("key", "x", 5, 4, 0.0),))),
     "a user": (calls.register("a", "b", "c"), MADE),

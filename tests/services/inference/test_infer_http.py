@@ -119,7 +119,7 @@ async def test_thoughts_come_apart_from_the_text(app: InferHttp) -> None:
     assert (whole["reasoning"], whole["text"]) == (" let me", " Hi")
     events = (await post(app, {**thinking, "stream": True})).events
     assert [(event.get("reasoning"), event["text"]) for event in events] == [(" let", ""), (" me", ""), (None, " Hi"), (None, "")]
-    assert (await post(app, {**thinking, "reasoning_effort": "max"})).status == 400
+    assert (await post(app, {**thinking, "reasoning_effort": "most"})).status == 400
 
 
 @pytest.mark.parametrize("body", [{"input": ["hello you", "again"]}, {"payload": {"input": ["hello you", "again"]}}])
