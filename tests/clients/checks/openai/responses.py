@@ -75,7 +75,7 @@ def _() -> None:
 
 @checks("responses.text verbosity")
 def _() -> None:
-    assert works(create, **said(say="Hi"), text={"verbosity": "low"}).output_text == "Hi"
+    assert has_no_effect(create, "text.verbosity", **said(say="Hi"), text={"verbosity": "low"}).output_text == "Hi"
 
 
 @checks("responses.metadata")
