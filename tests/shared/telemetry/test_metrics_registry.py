@@ -39,6 +39,8 @@ BOUNDED = {
     "peer",
     "decision",
     "action",
+    "dialect",
+    "field",
     "pool",
     "place",
     "route",
