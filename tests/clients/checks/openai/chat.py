@@ -7,7 +7,7 @@ from typing import Any
 import pydantic
 from checklist import script
 
-from checks.openai.client import PARAMETERS, PNG, SCRIPTED, checks, client, has_no_effect, is_refused, works
+from checks.openai.client import NO_EFFECT, PARAMETERS, PNG, SCRIPTED, checks, client, has_no_effect, is_refused, works
 
 FUNCTION = {"name": "get_weather", "description": "Says the weather.", "parameters": PARAMETERS}
 TOOL = {"type": "function", "function": FUNCTION}
@@ -268,12 +268,7 @@ def _refused(name: str, value: Any, sentence: str) -> None:
 
 
 IGNORED = {
-    "user": "ada",
-    "safety_identifier": "ada",
-    "prompt_cache_key": "agent",
-    "prompt_cache_retention": "24h",
-    "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
-    "service_tier": "flex",
+    **NO_EFFECT,
     "store": True,
     "verbosity": "low",
     "prediction": {"type": "content", "content": "Hi"},

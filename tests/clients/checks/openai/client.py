@@ -16,6 +16,16 @@ MODEL, SCRIPTED = os.environ["MODEL"], os.environ["SCRIPTED_MODEL"]
 PNG = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg=="
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
 
+#: Fields without effect, in chats and responses.
+NO_EFFECT: dict[str, Any] = {
+    "user": "ada",
+    "safety_identifier": "ada",
+    "prompt_cache_key": "agent",
+    "prompt_cache_retention": "24h",
+    "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
+    "service_tier": "flex",
+}
+
 Raw = Callable[..., Any]
 
 

@@ -8,7 +8,7 @@ import openai
 import pydantic
 from checklist import error_of, script
 
-from checks.openai.client import SCRIPTED, checks, client, has_no_effect, is_refused, works
+from checks.openai.client import NO_EFFECT, SCRIPTED, checks, client, has_no_effect, is_refused, works
 
 create = client.responses.with_raw_response.create
 
@@ -150,12 +150,7 @@ def _refused(name: str, value: Any, sentence: str) -> None:
 
 
 IGNORED = {
-    "user": "ada",
-    "safety_identifier": "ada",
-    "prompt_cache_key": "agent",
-    "prompt_cache_retention": "24h",
-    "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
-    "service_tier": "flex",
+    **NO_EFFECT,
     "max_tool_calls": 3,
     "truncation": "auto",
     "context_management": [{"type": "compaction", "compact_threshold": 1000}],

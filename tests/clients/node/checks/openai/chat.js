@@ -7,7 +7,7 @@ import { zodFunction, zodResponseFormat } from 'openai/helpers/zod'
 import { ChatCompletionStream } from 'openai/lib/ChatCompletionStream'
 import { z } from 'zod'
 import { check, ensureNamed, errorOf, fieldsOf, script } from '../../checklist.js'
-import { ADA, PARAMETERS, PNG, Person, ROME, SCRIPTED_MODEL, chat, client, hasNoEffect, isRefused, works } from './client.js'
+import { ADA, NO_EFFECT, PARAMETERS, PNG, Person, ROME, SCRIPTED_MODEL, chat, client, hasNoEffect, isRefused, works } from './client.js'
 
 const FUNCTION = { name: 'get_weather', description: 'Says the weather.', parameters: PARAMETERS }
 const TOOL = { type: 'function', function: FUNCTION }
@@ -121,12 +121,7 @@ check(['chat.functions', 'chat.function_call', 'chat.messages function_call'], a
 
 // Fields without effect, and refused ones.
 const IGNORED = {
-  user: 'ada',
-  safety_identifier: 'ada',
-  prompt_cache_key: 'agent',
-  prompt_cache_retention: '24h',
-  prompt_cache_options: { ttl: '30m' },
-  service_tier: 'flex',
+  ...NO_EFFECT,
   store: true,
   verbosity: 'low',
   prediction: { type: 'content', content: 'Hi' },

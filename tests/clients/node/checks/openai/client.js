@@ -10,6 +10,15 @@ export const { MODEL, SCRIPTED_MODEL } = process.env
 export const PNG =
   'data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg=='
 export const PARAMETERS = { type: 'object', properties: { city: { type: 'string' } }, required: ['city'], additionalProperties: false }
+// Fields without effect, in chats and responses.
+export const NO_EFFECT = {
+  user: 'ada',
+  safety_identifier: 'ada',
+  prompt_cache_key: 'agent',
+  prompt_cache_retention: '24h',
+  prompt_cache_options: { ttl: '30m' },
+  service_tier: 'flex',
+}
 export const ROME = ['get_weather', { city: 'Rome' }]
 export const Person = z.object({ name: z.string(), age: z.number().int() })
 export const ADA = { name: 'Ada', age: 36 }

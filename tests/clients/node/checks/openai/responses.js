@@ -4,7 +4,7 @@ import OpenAI from 'openai'
 import { standardResponsesFunction, standardTextFormat } from 'openai/helpers/standard-schema'
 import { zodResponsesFunction, zodTextFormat } from 'openai/helpers/zod'
 import { check, ensureNamed, errorOf, fieldsOf, script, tagsOf } from '../../checklist.js'
-import { ADA, PARAMETERS, PNG, Person, ROME, SCRIPTED_MODEL, client, hasNoEffect, isRefused, response, works } from './client.js'
+import { ADA, NO_EFFECT, PARAMETERS, PNG, Person, ROME, SCRIPTED_MODEL, client, hasNoEffect, isRefused, response, works } from './client.js'
 
 const create = (fields) => client.responses.create(fields)
 const FUNCTION = { name: 'get_weather', description: 'Says the weather.', parameters: PARAMETERS }
@@ -67,12 +67,7 @@ check('responses.stream_options', () => {
 
 // Fields without effect, and refused ones.
 const IGNORED = {
-  user: 'ada',
-  safety_identifier: 'ada',
-  prompt_cache_key: 'agent',
-  prompt_cache_retention: '24h',
-  prompt_cache_options: { ttl: '30m' },
-  service_tier: 'flex',
+  ...NO_EFFECT,
   max_tool_calls: 3,
   truncation: 'auto',
   context_management: [{ type: 'compaction', compact_threshold: 1000 }],
