@@ -317,7 +317,7 @@ async def _measure_tolerant(rows: Rows, _shared: None, options: Options) -> None
         }
         figures = await tenants.take_turns(turns, options)
     tolerant, strict = figures["tolerant"]["gateway"], figures["strict"]["gateway"]
-    rows.paired("chats of agents with unknown fields: processor, gateway", tolerant, "µs", "without", strict, at_most=1.25)
+    rows.paired("chats of agents with unknown fields: processor, gateway", tolerant, "µs", "without", strict, at_most=1.02)
 
 
 def _agents_chat(hints: Mapping[str, object]) -> str:

@@ -14,6 +14,7 @@ from services.gateway.limits.limit_rules import WithoutValkey
 from services.gateway.limits.tiers import TierPlan
 from shared import client_address, node
 from shared.api import service_settings as api
+from shared.api.generation import MAX_IMAGES
 from shared.api.ledger import MICRO
 from shared.config import Port, Variable
 from shared.config_documents import Provider
@@ -53,7 +54,9 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Meta(ge=1, le=10_000),
         Variable("STORED_ITEMS_MEGABYTES", "limit for all stored items of responses; Valkey's own limit must leave room for them"),
     ] = 128
-    image_max_count: Annotated[int, Meta(ge=0, le=64), Variable("IMAGE_MAX_COUNT", "maximum number of images per request")] = 64
+    image_max_count: Annotated[int, Meta(ge=0, le=MAX_IMAGES), Variable("IMAGE_MAX_COUNT", "maximum number of images per request")] = (
+        MAX_IMAGES
+    )
     image_max_bytes: Annotated[
         int,
         Meta(ge=1, le=15 * 1024 * 1024),

@@ -12,6 +12,7 @@ from shared import errors
 from shared.api import embedding, inference
 from shared.api.embedding import EmbeddingInput
 from shared.api.generation import (
+    MAX_IMAGES,
     MAX_PROMPT_BYTES,
     MAX_TEMPLATE_KWARGS_BYTES,
     MAX_TOKEN_ID,
@@ -24,8 +25,6 @@ from shared.api.generation import (
 from shared.types import ModelName
 
 ROLES = ("system", "user", "assistant", "tool")
-#: For a message. The limit of a gateway is not higher.
-MAX_IMAGES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

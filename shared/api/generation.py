@@ -18,6 +18,8 @@ MAX_PROMPT_BYTES = 4 * 1024 * 1024
 MAX_MESSAGES = 10_000
 MAX_READ_MESSAGES = 4 * MAX_MESSAGES
 MAX_TOOLS = 512
+#: Settings of a gateway can only lower it.
+MAX_IMAGES = 64
 
 # --- bounds: every API's bodies use these types, so that no value out of bounds ever becomes an object -------------------------------
 

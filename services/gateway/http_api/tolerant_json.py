@@ -165,7 +165,10 @@ class _Cleaner:
             tag = value.get(tag_field) or self._default_types.get(node.path)
             if tag is None and len(node.structs) == 1:
                 tag = next(iter(node.structs))
-            value[tag_field] = tag
+            if tag is None:
+                value.pop(tag_field, None)
+            else:
+                value[tag_field] = tag
         fields = node.structs.get(tag) if tag is None or isinstance(tag, str) else None
         if fields is None:
             return self._entry_of(tag, value, node, way)

@@ -68,9 +68,7 @@ class StoredItems:
             if len(found) % _AT_ONCE == 0:
                 await asyncio.sleep(0)
         if size > MAX_PROMPT_BYTES or len(found) < len(ids):
-            raise errors.ContextExceeded(
-                f"the prompt is too long: its stored items have more than {MAX_PROMPT_BYTES} bytes", hint="shorten it"
-            )
+            raise errors.ContextExceeded.because(f"its stored items have more than {MAX_PROMPT_BYTES} bytes", hint="shorten it")
         if (held := request_memory.current.get()) is not None:
             held.resize(held.size + size)
         return found

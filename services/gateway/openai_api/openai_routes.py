@@ -95,7 +95,7 @@ class OpenAiRoutes:
 
     async def _refuse_stored(self, call: HttpCall) -> None:
         if not call.rest_of_path.startswith("resp_"):
-            raise http_errors.RouteMissing(f"no route matches '/v1/responses/{call.rest_of_path[:200]}'", hint="see /docs for all routes")
+            raise http_errors.route_missing(f"/v1/responses/{call.rest_of_path}", call.origin, lambda _path: False)
         raise errors.NotFound(f"a stored response {openai_parameters.NEEDS_PROMPT}")
 
     async def _message(self, call: HttpCall) -> None:
@@ -152,7 +152,8 @@ class OpenAiRoutes:
 async def read_response(call: HttpCall, items: StoredItems) -> ResponseBody:
     """Read a request with the stored items that it refers to. Raises BadRequest, and what ``StoredItems.find`` raises."""
     body = await call.read(openai_responses.DIALECT)
-    return body.with_items(await items.find(call.caller, references)) if (references := body.references) else body
+    found = await items.find(call.caller, references) if (references := body.references) else {}
+    return await call.convert(lambda body: body.settled(found), body)
 
 
 def _parts(repeat: RepeatedRequest, requests: tuple[InferenceRequest, ...]) -> tuple[RepeatedRequest, ...]:

@@ -245,18 +245,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def effort(self) -> ReasoningEffort | None:
-        efforts = [each.reasoning.effort for each in self._settings if each.reasoning is not None]
-        return next((effort for effort in efforts if effort is not None), None)
-
-    @property
-    def format(self) -> TextFormat | None:
-        formats = [each.text.format for each in self._settings if each.text is not None]
-        return next((form for form in formats if form is not None), None)
-
-    @property
-    def _settings(self) -> "tuple[ResponseBody | ConfigurationItem, ...]":
-        """Return what sets the effort and the format, the last one first."""
-        return (*reversed(self.items_of(ConfigurationItem)), self)
+        return None if self.reasoning is None else self.reasoning.effort
 
     @property
     def with_logprobs(self) -> bool:
@@ -271,8 +260,18 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Return the ids of the stored items that it refers to."""
         return tuple(item.id for item in self.items_of(ItemReference))
 
-    def with_items(self, found: Mapping[str, bytes]) -> "ResponseBody":
-        """Return the body with the items that it refers to. Raises BadField for an item of another version."""
+    def settled(self, found: Mapping[str, bytes]) -> "ResponseBody":
+        """Return the body with the stored items that it refers to, and as its configuration items change it. Raises BadField for an item
+        of another version."""
+        body = self._with_items(found) if found else self
+        updates = self.items_of(ConfigurationItem)
+        efforts = [each.reasoning.effort for each in updates if each.reasoning is not None and each.reasoning.effort is not None]
+        formats = [each.text.format for each in updates if each.text is not None and each.text.format is not None]
+        if efforts:
+            body = msgspec.structs.replace(body, reasoning=msgspec.structs.replace(self.reasoning or ReasoningBody(), effort=efforts[-1]))
+        return msgspec.structs.replace(body, text=TextBody(formats[-1])) if formats else body
+
+    def _with_items(self, found: Mapping[str, bytes]) -> "ResponseBody":
         try:
             items = tuple(_decode_stored(found[item.id]) if isinstance(item, ItemReference) else item for item in self.input)
         except msgspec.MsgspecError as error:
@@ -301,7 +300,7 @@ def to_request(body: ResponseBody) -> InferenceRequest:
         messages=(*instructions, *to_messages(body.input)),
         max_tokens=body.max_output_tokens,
         top_logprobs=(body.top_logprobs or 0) if body.with_logprobs else None,
-        format=_format(body.format),
+        format=_format(body.text.format),
         tools=tools,
         tool_choice=tool_choice,
         reasoning_effort=body.effort,

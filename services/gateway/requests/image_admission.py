@@ -10,7 +10,7 @@ import msgspec
 from services.gateway.images import image_headers
 from services.gateway.request_validation import BadField
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, ImagePart
+from shared.api.generation import MAX_IMAGES, ChatMessage, ImagePart
 
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 16_384
@@ -22,7 +22,7 @@ _FROM_TOOLS = "Images from the tool results:\n"
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    most_images: int = 8
+    most_images: int = MAX_IMAGES
     most_bytes: int = 12 * 1024 * 1024
 
     async def admit(self, request: InferenceRequest, written: MutableMapping[str, bytes] | None = None) -> InferenceRequest:

@@ -101,6 +101,12 @@ def test_other_tools_are_left_out_and_named() -> None:
     assert str(ignored) == "tools[web_search_20250305], 1 more"
 
 
+@pytest.mark.parametrize("part", [{"text": "a"}, {"type": None, "text": "a"}])
+def test_the_missing_type_of_an_entry_is_named(part: dict[str, Any]) -> None:
+    with pytest.raises(BadField, match=r"^messages\[0\]\.content\[0\]\.type is missing"):
+        read("chat", {"messages": [{"role": "user", "content": [part]}]})
+
+
 @pytest.mark.parametrize("value", [5, "x", [5], {"type": 5}, {"type": ["a"]}, {"type": {}}])
 def test_a_wrong_entry_is_refused_by_its_type(value: object) -> None:
     with pytest.raises(BadField, match=r"^messages\[0\]\.content"):
