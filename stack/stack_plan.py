@@ -70,6 +70,8 @@ _STAGES = {"auth": 1, "inference": 1, "metrics": 1, "gateway": 2, "web": 3}
 SERVICES = tuple(_STAGES)
 #: Backend of a worker beside the first -> its node key.
 _MORE_KEYS = {"echo": "echo", **{backend: f"inference-{backend}" for backend in ("ollama", "openai", "http")}}
+#: Files that workers read when they start, beside those whose names end in _FILE.
+_READ_AT_START = ("MODELS_YAML", "OPENAI_UPSTREAMS")
 #: Workers of other servers, which may be away while the stack starts.
 REMOTE_WORKERS = tuple(f"inference-{backend}" for backend in ("ollama", "openai", "http"))
 WORKERS = ("inference", "inference-echo", *REMOTE_WORKERS)
@@ -401,7 +403,7 @@ def _fingerprint(programs: tuple[Program, ...], recorded: Mapping[str, str]) -> 
 
 def _add_files(digest: "hashlib._Hash", variables: Mapping[str, str]) -> None:
     for name, value in sorted(variables.items()):
-        if name.endswith("_FILE") and Path(value).is_file():
+        if (name.endswith("_FILE") or name in _READ_AT_START) and Path(value).is_file():
             digest.update(f"{name}\n".encode())
             digest.update(Path(value).read_bytes())
 

@@ -265,3 +265,13 @@ def test_every_service_setting_can_be_given_and_required_ones_are_set(home: Stac
     # No service gets a setting that it would not read. A service's own replica database reaches it as DATABASE_READ_URL.
     own = {f"{service.upper()}_DATABASE_READ_URL"}
     assert {name for name, services in settings.PASSED.items() if service in services} - own <= declared
+
+
+@pytest.mark.parametrize("name", ["OPENAI_UPSTREAMS", "MODELS_YAML"])
+def test_a_changed_file_of_models_restarts_the_stack(home: StackHome, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("before", encoding="utf-8")
+    before = _plan(home, **{name: str(file)}).fingerprint
+    assert _plan(home, **{name: str(file)}).fingerprint == before
+    file.write_text("after", encoding="utf-8")
+    assert _plan(home, **{name: str(file)}).fingerprint != before
