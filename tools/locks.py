@@ -83,8 +83,8 @@ def read_locks() -> tuple[Lock, ...]:
     return (
         Lock("runtime", runtime),
         Lock("dev", (*runtime, *groups["dev"]), follows="runtime"),
-        # hatchling needs editables for `pip install -e`, but does not declare it.
-        Lock("build", (*document["build-system"]["requires"], "editables")),
+        # hatchling needs editables for `pip install -e`, but does not declare it. The sdist of the engine needs scikit-build-core.
+        Lock("build", (*document["build-system"]["requires"], "editables", "scikit-build-core[pyproject]")),
         Lock("engine", (engine, *beside), follows="runtime"),
         Lock("engine-build", ("cmake", "ninja", "scikit-build-core[pyproject]")),
         Lock("deploy", tuple(groups["deploy"]), universal=False),

@@ -50,6 +50,8 @@ NPM_FOLDERS = {
     ROOT / "sdk" / "javascript": ("dev", "installing the compiler that checks the JavaScript client"),
     ROOT / "tests" / "services" / "auth" / "oidc" / "provider": ("dev", "installing the login provider of the tests"),
     ROOT / "tools" / "deploy": ("deploy", "installing schemas, helm and kubectl"),
+    # Not installed: tools/engine/wheel.py makes wheels from it.
+    ROOT / "tools" / "engine": ("engine", "fetching the libraries of llama.cpp"),
 }
 #: .venv takes about 1.5 GB with the tools for tests, the build of llama.cpp 0.6 GB.
 DISK_NEEDED_GB = 3

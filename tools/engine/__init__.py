@@ -1,0 +1,1 @@
+"""The engine as wheels, made without a compiler."""
