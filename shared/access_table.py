@@ -208,6 +208,8 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.revokeNode": _NODES,
     # --- the gateway
     "gateway.processInferenceRequest": _INFER,
+    # Each of its routes has a row, too.
+    "gateway.serveHttp": _KNOWN,
     "gateway.cancelInference": _INFER,
     "gateway.embed": _INFER,
     "gateway.rerank": _INFER,

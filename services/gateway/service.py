@@ -34,6 +34,7 @@ from services.gateway.guard import detectors
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_app import HttpAccess, HttpApp
+from services.gateway.http_api.http_over_rpc import HttpOverRpc
 from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
 from services.gateway.http_api.rest_inference import RestInference
@@ -250,6 +251,7 @@ class GatewayService:
         for part in (
             stores.recovery,
             self._accounts,
+            HttpOverRpc(self._http),
             ModelOrders(node.rpc, node.directory, live, audit_reporting),
             PullOrders(node.rpc, node.directory, audit_reporting),
             self._rules.site,

@@ -14,6 +14,7 @@ from services.gateway.limits.limit_rules import WithoutValkey
 from services.gateway.limits.tiers import TierPlan
 from shared import client_address, node
 from shared.api import service_settings as api
+from shared.api.gateway import MAX_REQUEST_SECONDS
 from shared.api.generation import MAX_IMAGES
 from shared.api.ledger import MICRO
 from shared.config import Port, Variable
@@ -173,7 +174,9 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             "EXTERNAL_PROVIDERS", "providers that may get prompts, by name; * for all. `make up` names those of your upstreams" + _SEEDS
         ),
     ] = ()
-    request_timeout_seconds: Annotated[float, Meta(gt=0, le=3600), Variable("REQUEST_TIMEOUT_SECONDS", "time limit for a request")] = 300
+    request_timeout_seconds: Annotated[
+        float, Meta(gt=0, le=MAX_REQUEST_SECONDS), Variable("REQUEST_TIMEOUT_SECONDS", "time limit for a request")
+    ] = 300
 
     def plans(self) -> dict[Tier, TierPlan]:
         """Return what each tier includes. Raises ValueError if ``mistakes`` reports one."""

@@ -14,6 +14,8 @@ from shared.api.usage_report import UserUsage
 from shared.types import Credential, FinishReason, LoadPurpose, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId
 
 MAX_CONVERSATION_CHARACTERS, MAX_IGNORED_CHARACTERS = 128, 500
+#: Operators can only lower it.
+MAX_REQUEST_SECONDS = 3600.0
 
 
 class InferenceRequest(Sampling, frozen=True, kw_only=True):
@@ -61,6 +63,33 @@ class ProcessInferenceRequest(Body, frozen=True):
 
     def own_credential(self) -> Credential | None:
         return self.auth.api_key
+
+
+#: What ``serve_http`` serves: the APIs of vendors. Accounts and nodes have methods of their own.
+HTTP_PREFIXES = ("/v1/", "/ollama/")
+
+HttpHeaders = tuple[tuple[bytes, bytes], ...]
+
+
+class HttpRequest(Body, frozen=True):
+    """A request to the gateway's HTTP API, for the user of the call: credentials in its headers have no effect."""
+
+    verb: str
+    #: Decoded, as ASGI has it. It begins with one of HTTP_PREFIXES.
+    path: str
+    query: bytes = b""
+    #: With lowercase names.
+    headers: HttpHeaders = ()
+    body: bytes = b""
+
+
+class HttpPart(Body, frozen=True):
+    """The next part of the response."""
+
+    body: bytes = b""
+    #: The next two are only in the first part.
+    status: int = 0
+    headers: HttpHeaders = ()
 
 
 class CancelInference(Body, frozen=True):
@@ -428,6 +457,7 @@ process_inference_request = StreamMethod(
     whole=InferenceOutcome,
     takes_long_requests=True,
 )
+serve_http = StreamMethod("gateway.serveHttp", HttpRequest, item=HttpPart, end=Nothing, callers=PEOPLE, takes_long_requests=True)
 cancel_inference = Method("gateway.cancelInference", CancelInference, Nothing, callers=PEOPLE)
 get_service_health = Method("gateway.getServiceHealth", GetServiceHealth, ServiceHealth, callers={*PEOPLE, Role.METRICS})
 get_user_quota = Method("gateway.getUserQuota", GetUserQuota, UserQuota, callers=PEOPLE)

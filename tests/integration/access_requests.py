@@ -190,6 +190,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.approveNode": lambda: membership.ApproveMember("none"),
     "auth.revokeNode": lambda: membership.RevokeMember("none"),
     "gateway.processInferenceRequest": lambda: gateway.ProcessInferenceRequest(InferenceRequest(prompt="hi", model=ModelName("echo"))),
+    "gateway.serveHttp": lambda: gateway.HttpRequest("GET", "/v1/models"),
     "gateway.cancelInference": lambda: gateway.CancelInference("nothing-runs-under-it"),
     "gateway.rerank": lambda: embedding.RequestRanking(embedding.RankingRequest("hi", ("hi",), ModelName("echo"))),
     "gateway.embed": lambda: embedding.RequestEmbeddings(embedding.EmbeddingRequest(("hi",), ModelName("echo"))),

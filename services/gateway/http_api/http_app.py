@@ -256,7 +256,7 @@ class HttpApp:
                 self._access.quotas.ensure_left(limits, call.caller.tier)
             counted = self._concurrency.begin(limits)
         try:
-            with self._memory.hold(0, call.caller.limited_as) as held:
+            with call.held or self._memory.hold(0, call.caller.limited_as) as held:
                 await self._read_body(route, call, held)
                 if len(call.body) > body_load.SMALL_BYTES:
                     call.turns = self._turns

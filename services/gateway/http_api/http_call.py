@@ -30,6 +30,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+#: In a scope: the ``HeldRequest`` that already has the memory of the body.
+HELD = "aimesh.held"
 #: The limit of a mesh message. Prompts may be longer.
 MAX_BODY_BYTES = 1024 * 1024
 #: For a longer body: 17 MiB at 1.2 Mbit/s.
@@ -110,6 +112,11 @@ class HttpCall:
         self._writes = BoundedWaits(WRITE_SECONDS)
         #: The handler and the heartbeat both write.
         self._write_lock = asyncio.Lock()
+
+    @property
+    def held(self) -> HeldRequest | None:
+        found: HeldRequest | None = self._scope.get(HELD)
+        return found
 
     @property
     def caller(self) -> Principal:
