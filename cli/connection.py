@@ -3,16 +3,24 @@
 Commands only use the two Protocols here, so tests can replace the whole mesh.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from cli.profile import Profile
+from shared.api import gateway
+from shared.api.gateway import HttpPart, HttpRequest
 from shared.api.method import End, Item, Method, MethodCaller, Reply, Request, StreamAnswer, StreamMethod
+from shared.protocol import wire
 from shared.types import Credential, NodeId, Role
 
 if TYPE_CHECKING:
     from shared.node import ClientNode
+
+#: The gateway's limit of an HTTP head, which is in one message with the body.
+_HEAD_BYTES = 32 * 1024
 
 
 class CliConnection(MethodCaller, Protocol):
@@ -22,6 +30,10 @@ class CliConnection(MethodCaller, Protocol):
         self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
     ) -> AbstractAsyncContextManager[StreamAnswer[Item, End]]:
         """Leaving the block early cancels the call on the peer."""
+        ...
+
+    def http(self, request: HttpRequest) -> AbstractAsyncContextManager[AsyncIterable[HttpPart]]:
+        """Send a request to the gateway's HTTP API. Leaving the block early cancels it."""
         ...
 
     def alive(self, role: Role) -> list[NodeId]:
@@ -57,6 +69,13 @@ class MeshConnection:
         self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
     ) -> AbstractAsyncContextManager[StreamAnswer[Item, End]]:
         return self._client.rpc.stream(method, request, deadline_seconds=deadline_seconds, credential=self._profile.api_key)
+
+    def http(self, request: HttpRequest) -> AbstractAsyncContextManager[AsyncIterable[HttpPart]]:
+        if len(request.body) > wire.MAX_REQUEST_BYTES - _HEAD_BYTES:
+            # The gateway refuses it in the words of the API when it sees the size.
+            headers = (*request.headers, (b"content-length", b"%d" % 2**40))
+            request = msgspec.structs.replace(request, headers=headers, body=b"")
+        return self.stream(gateway.serve_http, request, deadline_seconds=gateway.MAX_REQUEST_SECONDS)
 
     def alive(self, role: Role) -> list[NodeId]:
         return [entry.node for entry in self._client.directory.usable(role)]

@@ -7,15 +7,16 @@ import math
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Generic
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
 from cli.profile import Profile
 from shared import errors
+from shared.api.gateway import MAX_REQUEST_SECONDS, HttpPart, HttpRequest
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.types import Credential, NodeId, Role
 
@@ -30,6 +31,7 @@ from aimesh.event_stream import SseParser  # noqa: E402
 
 #: The gateway sends heartbeats every 15 s.
 _SILENCE_SECONDS = 45.0
+_STREAMS = ("text/event-stream", "application/x-ndjson")
 #: The server answers at its deadline; its error is better than ours.
 _SLACK_SECONDS = 1.0
 #: Above the limit of a mesh message, also with JSON's escapes.
@@ -62,21 +64,23 @@ class _HttpsCall:
     async def open(self, body: msgspec.Struct, key: Credential | None, silence_seconds: float, **query: str) -> None:
         """Send the request. Raises the error that the answer reports."""
         query["deadline_ms"] = str(max(1, math.ceil(self._seconds * 1000)))
-        headers = {"content-type": "application/json", "accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {})
+        headers = {"content-type": "application/json", "accept-encoding": "identity"} | _bearer(key)
+        await self.send("POST", f"/rpc/{self._method}?{urlencode(query)}", headers, msgspec.json.encode(body), silence_seconds)
+        if not 200 <= self.head.status < 300:
+            raise self._refusal(await self.read_all())
+
+    async def send(self, verb: str, path: str, headers: Mapping[str, str], body: bytes | None, silence_seconds: float) -> None:
         request = OpenRequest(
-            verb="POST", path=f"/rpc/{self._method}?{urlencode(query)}", headers=headers, body=msgspec.json.encode(body),
-            silence_seconds=silence_seconds, seconds=max(0.0, self._left()),
-        )  # fmt: skip
+            verb=verb, path=path, headers=headers, body=body, silence_seconds=silence_seconds, seconds=max(0.0, self._left())
+        )
         try:
             self.head = await self._connection.open(request)
         except WireLost as lost:
             raise self._problem(lost) from lost
-        if not 200 <= self.head.status < 300:
-            raise self._refusal(await self.read_all())
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self, silence_seconds: float = math.inf) -> AsyncIterator[bytes]:
         try:
-            while piece := await self._connection.read(self._left()):
+            while piece := await self._connection.read(min(silence_seconds, self._left())):
                 yield piece
         except WireLost as lost:
             raise self._problem(lost) from lost
@@ -91,6 +95,14 @@ class _HttpsCall:
 
     async def close(self) -> None:
         await self._connection.close()
+
+    async def parts(self) -> AsyncIterator[HttpPart]:
+        """Return the head and the body of any response. Streams have heartbeats."""
+        names = ((name.encode("latin-1"), value.encode("latin-1")) for name, value in self.head.headers.items())
+        yield HttpPart(b"", self.head.status, tuple(names))
+        is_stream = self.head.headers.get("content-type", "").startswith(_STREAMS)
+        async for piece in self.pieces(_SILENCE_SECONDS if is_stream else math.inf):
+            yield HttpPart(piece)
 
     def not_ours(self) -> errors.AimeshError:
         """Describe an answer that neither the gateway nor web wrote."""
@@ -193,6 +205,18 @@ class HttpsConnection:
         finally:
             await call.close()
 
+    @asynccontextmanager
+    async def http(self, request: HttpRequest) -> AsyncIterator[AsyncIterator[HttpPart]]:
+        call = _HttpsCall(self._client, self._url, request.path, MAX_REQUEST_SECONDS)
+        given = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers if name != b"host"}
+        path = quote(request.path) + (f"?{request.query.decode('latin-1')}" if request.query else "")
+        try:
+            headers = {"accept-encoding": "identity", **given, **_bearer(self._key)}
+            await call.send(request.verb, path, headers, request.body or None, MAX_REQUEST_SECONDS)
+            yield call.parts()
+        finally:
+            await call.close()
+
     def alive(self, role: Role) -> list[NodeId]:
         raise errors.BadSettings(
             f"{urlsplit(self._url).netloc} does not show the nodes of the mesh", hint="use a profile of `aicli mesh connect`"
@@ -226,6 +250,10 @@ async def open_(profile: Profile) -> AsyncIterator[HttpsConnection]:
     trust_env = is_encrypted and settings.uses_proxy_settings(profile.url)
     async with httpx.AsyncClient(verify=verify, trust_env=trust_env, limits=settings.CONNECTION_LIMITS) as client:
         yield HttpsConnection(client, profile.url, profile.api_key)
+
+
+def _bearer(key: Credential | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def _from_body(content: bytes, retry_after_ms: int | None = None) -> errors.AimeshError:

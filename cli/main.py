@@ -45,6 +45,7 @@ SECTIONS = {
         "dashboard": "cli.account.dashboard:dashboard",
     },
     "Machines": {
+        "serve": "cli.machines.serve:serve",
         "worker": "cli.machines.worker:worker",
         "mesh": "cli.machines.mesh:mesh",
         "nodes": "cli.ask.nodes:nodes",

@@ -1,7 +1,7 @@
 """A fake mesh that gives a test's answers, with the interface of the real one."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
@@ -14,7 +14,9 @@ from cli.cli_context import CliContext
 from cli.connection import CliConnection
 from cli.profile import Profile
 from shared import errors
-from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
+from shared.api import gateway
+from shared.api.gateway import HttpPart, HttpRequest
+from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
 from shared.types import Credential, NodeId, Role
 
 #: The node that gives every answer.
@@ -105,6 +107,9 @@ class FakeConnection:
         reply = self._mesh._answers[method.name](request)
         assert isinstance(reply, method.reply)
         return reply
+
+    def http(self, request: HttpRequest) -> AbstractAsyncContextManager[FakeAnswer[HttpPart, Nothing]]:
+        return self.stream(gateway.serve_http, request)
 
     @asynccontextmanager
     async def stream(

@@ -1,0 +1,218 @@
+"""The mesh as a local server: an ASGI application that passes requests for OpenAI's and Ollama's APIs to the mesh, with the profile's key.
+
+It knows neither API: the gateway reads every body. Only programs of this machine may use it, and pages that this machine serves.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from shared import addresses, errors
+from shared.api import gateway
+from shared.api.gateway import HttpRequest
+from shared.errors import Fault
+from shared.protocol import wire
+from shared.rpc.request_memory import HeldRequest, RequestMemory
+from shared.timing.backoff import Backoff
+
+if TYPE_CHECKING:
+    from cli.connection import CliConnection, Connect
+    from cli.profile import Profile
+
+#: Where the gateway has Ollama's API. Its clients expect it at the root.
+_OLLAMA = "/ollama"
+#: A program of this machine sends its body at once, and reads what it asked for.
+_BODY_SECONDS, _STALLED_SECONDS = 30.0, 30.0
+_RETRY = Backoff(first_seconds=0.5, longest_seconds=15.0, jitter=0.5)
+
+#: The connection's own, RFC 9110 §7.6.1, and what only a browser or a proxy sends. The call has the credential.
+_NOT_FORWARDED = frozenset(
+    {b"authorization", b"connection", b"content-length", b"cookie", b"expect", b"forwarded", b"keep-alive", b"origin", b"proxy-connection"}
+    | {b"te", b"trailer", b"transfer-encoding", b"upgrade", b"x-api-key", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
+)
+_NOT_RETURNED = frozenset({b"connection", b"date", b"keep-alive", b"server", b"set-cookie", b"transfer-encoding"})
+
+Headers = Mapping[bytes, bytes]
+#: ASGI's.
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class MeshLink:
+    """The connection to the mesh, which ``run`` opens again and again."""
+
+    def __init__(self, connect: "Connect", profile: "Profile", note: Callable[[str], None]) -> None:
+        self._connect, self._profile, self._note = connect, profile, note
+        self._connection: CliConnection | None = None
+        self._problem: errors.AimeshError = errors.Unavailable("the connection to the mesh is not open yet", retry_after_seconds=1)
+
+    def get(self) -> "CliConnection":
+        """Raises why there is none."""
+        if self._connection is None:
+            raise self._problem
+        return self._connection
+
+    async def run(self) -> None:
+        """Stay connected. Raises errors that only the user can mend."""
+        failures = 0
+        while True:
+            try:
+                async with self._connect(self._profile) as self._connection:
+                    failures = 0
+                    await asyncio.Event().wait()
+            except* errors.AimeshError as group:
+                self._problem = errors.first_of(group)
+            finally:
+                self._connection = None
+            if self._problem.fault is Fault.CALLER:
+                raise self._problem
+            failures += 1
+            if failures == 1:
+                self._note(f"{self._problem.message}; trying again")
+            await asyncio.sleep(_RETRY.pause(failures))
+
+
+class Loopback:
+    def __init__(self, mesh: MeshLink) -> None:
+        self._mesh = mesh
+        self._memory = RequestMemory()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request; cancel it on the mesh if the client leaves."""
+        if scope["type"] != "http":
+            return
+        response = _LocalResponse(dict(scope["headers"]), scope["path"], send)
+        try:
+            response.page = find_page(response.asked)
+            if scope["method"] == "OPTIONS" and b"access-control-request-method" in response.asked:
+                await response.answer(200, b"")
+                return
+            path = target(scope["path"])
+            with self._memory.hold(0) as held:
+                body = await _read_body(receive, response.asked, held)
+                headers = tuple((name, value) for name, value in scope["headers"] if name not in _NOT_FORWARDED)
+                request = HttpRequest(scope["method"], path, scope["query_string"], headers, body)
+                async with asyncio.TaskGroup() as tasks:
+                    passing = tasks.create_task(self._pass(request, response))
+                    leaving = tasks.create_task(_until_disconnect(receive))
+                    await asyncio.wait((passing, leaving), return_when=asyncio.FIRST_COMPLETED)
+                    passing.cancel()
+                    leaving.cancel()
+        except errors.AimeshError as error:
+            await response.fail(error)
+
+    async def _pass(self, request: HttpRequest, response: "_LocalResponse") -> None:
+        try:
+            async with self._mesh.get().http(request) as parts:
+                async for part in parts:
+                    if part.status:
+                        await response.start(part.status, part.headers)
+                    await response.write(part.body, more=True)
+            await response.write(b"", more=False)
+        except errors.AimeshError as error:
+            await response.fail(error)
+
+
+def find_page(headers: Headers) -> bytes | None:
+    """Return the origin of the page of this machine that asks, if one does. Raises NotAllowed for a name that is not this machine's, with
+    which a web page could reach us (DNS rebinding), and for pages of other machines. Pure."""
+    host = headers.get(b"host", b"").decode("latin-1")
+    if not addresses.is_loopback(_host_of(f"//{host}")):
+        hint = "use http://localhost, or give the programs of other machines the mesh's own address"
+        raise errors.NotAllowed(f"this port serves only this machine, not {host[:80]!r}", hint=hint)
+    origin = headers.get(b"origin")
+    if origin is not None and not addresses.is_loopback(_host_of(origin.decode("latin-1"))):
+        raise errors.NotAllowed("a page of another machine may not use this mesh", hint="open the page from localhost")
+    return origin
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def target(path: str) -> str:
+    """Return where the gateway serves a path. Raises NotFound. Pure."""
+    path = f"{_OLLAMA}{path}" if path == "/" or path.startswith("/api/") else path
+    if not path.startswith(gateway.HTTP_PREFIXES):
+        raise errors.NotFound(f"there is no {path[:80]!r} here", hint="OpenAI's API is below /v1, and Ollama's below /api")
+    return path
+
+
+async def _read_body(receive: Receive, headers: Headers, held: HeldRequest) -> bytes:
+    """Return the body. One that is too long for a gateway is cut, and the gateway refuses it in the API's own words."""
+    announced = headers.get(b"content-length", b"0")
+    held.resize(min(int(announced) if announced.isdigit() else 0, wire.MAX_REQUEST_BYTES))
+    body, more = bytearray(), True
+    while more and len(body) <= wire.MAX_REQUEST_BYTES:
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                message = await receive()
+        except TimeoutError:
+            raise errors.BadRequest("the body did not arrive in time", hint="send the whole body immediately") from None
+        if message["type"] != "http.request":
+            raise errors.Cancelled("the client disconnected")
+        body += message.get("body", b"")
+        held.resize(max(held.size, min(len(body), wire.MAX_REQUEST_BYTES)))
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class _LocalResponse:
+    """The response to one request."""
+
+    def __init__(self, asked: Headers, path: str, send: Send) -> None:
+        self.asked = asked
+        #: The origin of the page that may read the response.
+        self.page: bytes | None = None
+        self._is_ollama = not path.startswith("/v1")
+        self._send = send
+        self._is_started = False
+
+    async def start(self, status: int, headers: gateway.HttpHeaders) -> None:
+        self._is_started = True
+        kept = [(name, value) for name, value in headers if name not in _NOT_RETURNED]
+        if self.page is not None:
+            kept += [(b"access-control-allow-origin", self.page), (b"vary", b"origin"), (b"access-control-allow-methods", b"*")]
+            kept.append((b"access-control-allow-headers", self.asked.get(b"access-control-request-headers", b"*")))
+        await self._write({"type": "http.response.start", "status": status, "headers": kept})
+
+    async def write(self, body: bytes, *, more: bool) -> None:
+        await self._write({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def answer(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+        await self.start(status, ((b"content-length", b"%d" % len(body)), *headers))
+        await self.write(body, more=False)
+
+    async def fail(self, error: errors.AimeshError) -> None:
+        """Send an error that is not the gateway's. One in the middle of a response leaves it unfinished, so that the client notices."""
+        if self._is_started:
+            return
+        text = f"{error.message} – {error.hint}" if error.hint else error.message
+        code = errors.code_of(error)
+        # One form for both of OpenAI's and Anthropic's clients.
+        details: object = text if self._is_ollama else {"message": text, "type": "api_error", "code": code, "param": None}
+        content = msgspec.json.encode({"type": "error", "error": details, "code": code})
+        seconds = error.retry_after_seconds or float(error.status == 503)
+        after = [(b"retry-after", b"%d" % max(1, round(seconds)))] if seconds else []
+        with suppress(errors.Cancelled):
+            await self.answer(error.status, content, (b"content-type", b"application/json"), *after)
+
+    async def _write(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(_STALLED_SECONDS):
+                await self._send(message)
+        except TimeoutError:
+            raise errors.Cancelled("the client stopped reading") from None

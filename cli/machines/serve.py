@@ -1,0 +1,81 @@
+"""`aicli serve`: your mesh at localhost, for programs that only know Ollama's port or a local OpenAI API."""
+
+import asyncio
+import errno
+import logging
+import socket
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.cli_context import CliContext
+from cli.output import printing
+from shared import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cli.machines.loopback import MeshLink
+
+#: Ollama's.
+PORT = 11434
+_MAX_CONNECTIONS = 1000
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, help="Port to listen on, only for this machine.")
+@click.pass_obj
+def serve(here: CliContext, /, *, port: int) -> None:
+    """Serve your mesh at localhost, for programs of this machine.
+
+    Programs that know Ollama's port find the models of your mesh without a setting; others use http://localhost:11434/v1 as OpenAI's API,
+    with any key. Requests have the profile's key.
+    """
+    from cli import interrupts
+    from cli.machines.loopback import MeshLink
+
+    profile = here.profile(key_needed=True)
+    sockets = _listen(port)
+    click.echo(f"Your mesh is at http://localhost:{port} (Ollama's API) and http://localhost:{port}/v1 (OpenAI's API, any key).")
+    printing.note("Ctrl-C ends it.")
+    interrupts.run(_serve(MeshLink(here.connector(), profile, printing.note), sockets))
+
+
+async def _serve(mesh: "MeshLink", sockets: "Sequence[socket.socket]") -> None:
+    """Serve until canceled. Raises what ``MeshLink.run`` raises."""
+    from uvicorn import Config
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.server import ServerState
+
+    from cli.machines.loopback import Loopback
+
+    # It reports each answer that breaks off, and each was the client's or the mesh's doing.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    config = Config(Loopback(mesh), ws="none", lifespan="off", log_config=None, limit_concurrency=_MAX_CONNECTIONS)
+    config.load()
+    make = partial(H11Protocol, config, ServerState(), {})
+    async with AsyncExitStack() as servers:
+        for each in sockets:
+            await servers.enter_async_context(await asyncio.get_running_loop().create_server(make, sock=each))
+        await mesh.run()
+
+
+def _listen(port: int) -> "Sequence[socket.socket]":
+    """Return sockets on both loopback addresses, or only the first on a machine without IPv6. Raises BadSettings if the port is taken."""
+    from shared import processes
+
+    try:
+        sockets = [socket.create_server(("127.0.0.1", port))]
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        who = processes.listener_on(port)
+        hint = "stop it, or use --port and tell your programs: OLLAMA_HOST=127.0.0.1:PORT"
+        raise errors.BadSettings(f"port {port} is taken by {who}", hint=hint) from error
+    try:
+        sockets.append(socket.create_server(("::1", port), family=socket.AF_INET6))
+    except OSError:
+        pass  # No IPv6, or another program has it: clients try both.
+    return sockets

@@ -1,0 +1,228 @@
+"""`aicli serve`: who may use the port, what reaches the mesh, and what happens while the mesh is away."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from cli.connection import CliConnection
+from cli.machines import loopback, serve
+from cli.machines.loopback import Loopback, MeshLink
+from cli.profile import Profile
+from shared import errors
+from shared.api import gateway
+from shared.api.gateway import HttpPart, HttpRequest
+from shared.api.method import Nothing
+from shared.node.lifecycle import background
+from shared.protocol import wire
+from shared.timing.backoff import Backoff
+from tests.cases import case
+from tests.cli.conftest import KEY
+from tests.cli.fake_mesh import FakeMesh, Shell
+from tests.stopwatch import HANG_SECONDS
+from tests.testnet import free_port, until
+
+HEAD = HttpPart(b"", 200, ((b"content-type", b"application/x-ndjson"), (b"x-aimesh-ignored", b"zz"), (b"connection", b"close")))
+
+
+class Mesh(FakeMesh):
+    """Answers with what reached it, or what ``answer_with`` says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[HttpRequest] = []
+        self.is_away = False
+        self.opened = 0
+        #: Ends the connections.
+        self.cut = asyncio.Event()
+        self.then: Callable[[], AsyncIterator[HttpPart]] | None = None
+        self.stream_script(gateway.serve_http, self._answer, Nothing())
+
+    async def _answer(self, request: HttpRequest) -> AsyncIterator[HttpPart]:
+        self.requests.append(request)
+        yield HEAD
+        yield HttpPart(b"one\n")
+        if self.then is not None:
+            async for part in self.then():
+                yield part
+
+    @asynccontextmanager
+    async def open(self, profile: Profile) -> AsyncIterator[CliConnection]:
+        if self.is_away:
+            raise errors.Unavailable("NATS does not answer", hint="start the stack with `make up`")
+        self.opened += 1
+        async with super().open(profile) as connection, background() as tasks:
+            tasks.create_task(self._end())
+            yield connection
+
+    async def _end(self) -> None:
+        await self.cut.wait()
+        raise errors.LinkLost("the mesh is gone")
+
+
+@pytest.fixture
+def mesh() -> Mesh:
+    return Mesh()
+
+
+@asynccontextmanager
+async def serving(mesh: Mesh, notes: list[str] | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    port = free_port()
+    link = MeshLink(mesh.open, Profile(api_key=KEY), (notes if notes is not None else []).append)
+    async with background() as tasks:
+        tasks.create_task(serve._serve(link, serve._listen(port)))
+        async with httpx.AsyncClient(base_url=f"http://localhost:{port}", trust_env=False, timeout=HANG_SECONDS) as http:
+            if not mesh.is_away:
+                await until(lambda: mesh.opened > 0)
+            yield http
+
+
+async def test_a_request_reaches_the_mesh_without_its_credentials_and_the_answer_comes_back(mesh: Mesh) -> None:
+    headers = {"authorization": "Bearer ollama", "x-api-key": "any", "cookie": "a=b", "x-aimesh-strict": "1", "x-forwarded-for": "10.0.0.1"}
+    async with serving(mesh) as http:
+        answer = await http.post("/v1/chat/completions?a=b%20c", json={"model": "m"}, headers=headers)
+    assert (answer.status_code, answer.content, answer.headers["x-aimesh-ignored"]) == (200, b"one\n", "zz")
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    [request] = mesh.requests
+    assert (request.verb, request.path, request.query) == ("POST", "/v1/chat/completions", b"a=b%20c")
+    assert json.loads(request.body) == {"model": "m"}
+    reached = dict(request.headers)
+    assert reached[b"x-aimesh-strict"] == b"1"
+    assert reached[b"host"].startswith(b"localhost:")
+    assert not reached.keys() & {b"authorization", b"x-api-key", b"cookie", b"x-forwarded-for", b"content-length"}
+    assert [call.credential for call in mesh.calls] == [KEY]
+
+
+def test_ollamas_paths_are_at_the_root() -> None:
+    for path, expected in {
+        "/api/chat": "/ollama/api/chat", "/": "/ollama/", "/v1/models": "/v1/models", "/v1/models/a/b": "/v1/models/a/b",
+        "/ollama/api/tags": "/ollama/api/tags",
+    }.items():  # fmt: skip
+        assert loopback.target(path) == expected
+    for path in ("/rpc/auth.getUser", "/metrics", "/v1", "/login", "/api", ""):
+        with case(path), pytest.raises(errors.NotFound, match="there is no"):
+            loopback.target(path)
+
+
+async def test_only_this_machine_may_use_it(mesh: Mesh) -> None:
+    """A page of another host must not reach the port, not even if its name leads here (DNS rebinding)."""
+    async with serving(mesh) as http:
+        for host in ("localhost", "LOCALHOST:11434", "127.0.0.1:1", "[::1]:11434", "127.9.9.9"):
+            with case(host):
+                assert (await http.get("/api/tags", headers={"host": host})).status_code == 200
+        for host in ("evil.example", "localhost.evil.example:11434", "127.0.0.1.evil.example", "192.168.1.20:11434", "a@b", "[", ""):
+            with case(host):
+                assert (await http.get("/api/tags", headers={"host": host})).status_code == 403
+        mesh.requests.clear()
+        for origin in (
+            "https://evil.example",
+            "null",
+            "http://localhost.evil.example",
+            "file://",
+            "http://[",
+            "chrome-extension://localhosts",
+        ):
+            with case(origin):
+                answer = await http.post("/api/chat", content=b"{}", headers={"origin": origin, "content-type": "text/plain"})
+                assert answer.status_code == 403
+                assert "access-control-allow-origin" not in answer.headers
+        assert mesh.requests == []
+
+
+async def test_pages_of_this_machine_may_use_it(mesh: Mesh) -> None:
+    page = {"origin": "http://localhost:5173"}
+    async with serving(mesh) as http:
+        wanted = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+        allowed = await http.options("/api/chat", headers={**page, **wanted})
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, page["origin"])
+        assert allowed.headers["access-control-allow-headers"] == "content-type"
+        assert mesh.requests == []
+        answer = await http.post("/api/chat", json={}, headers=page)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, page["origin"])
+    assert b"origin" not in dict(mesh.requests[0].headers)
+
+
+async def test_parts_arrive_as_they_come_and_a_client_that_leaves_cancels_the_call(mesh: Mesh) -> None:
+    async def hang() -> AsyncIterator[HttpPart]:
+        await asyncio.Event().wait()
+        yield HEAD
+
+    mesh.then = hang
+    async with serving(mesh) as http:
+        async with http.stream("POST", "/api/chat", json={}) as answer:
+            assert await anext(answer.aiter_lines()) == "one"
+            assert mesh.left_early == []
+        await until(lambda: mesh.left_early == ["gateway.serveHttp"])
+
+
+async def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(mesh: Mesh) -> None:
+    async def fail() -> AsyncIterator[HttpPart]:
+        raise errors.LinkLost("the gateway is gone")
+        yield HEAD
+
+    mesh.then = fail
+    async with serving(mesh) as http:
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
+            await http.post("/v1/chat/completions", json={})
+
+
+async def test_a_mesh_that_is_away_is_503_and_comes_back(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loopback, "_RETRY", Backoff(0.02, 0.02))
+    mesh.is_away, notes = True, list[str]()
+    async with serving(mesh, notes) as http:
+        await until(lambda: bool(notes))
+        refused = await http.post("/v1/chat/completions", json={})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        expected = {"message": "NATS does not answer – start the stack with `make up`", "type": "api_error", "code": "unavailable"}
+        assert refused.json()["error"] == expected | {"param": None}
+        assert (await http.get("/api/tags")).json()["error"] == expected["message"]
+        mesh.is_away = False
+        await until(lambda: mesh.opened == 1)
+        assert (await http.get("/api/tags")).status_code == 200
+        mesh.is_away = True
+        mesh.cut.set()
+        await until(lambda: notes[1:] == ["the mesh is gone; trying again"])
+        assert (await http.get("/api/tags")).status_code == 503
+        mesh.is_away = False
+        mesh.cut.clear()
+        await until(lambda: mesh.opened == 2)
+        assert (await http.get("/api/tags")).status_code == 200
+
+
+async def test_what_only_the_user_can_mend_ends_it(mesh: Mesh) -> None:
+    @asynccontextmanager
+    async def connect(_profile: Profile) -> AsyncIterator[CliConnection]:
+        raise errors.NodeRevoked("an administrator revoked this node")
+        yield
+
+    with pytest.raises(errors.NodeRevoked, match="an administrator revoked"):
+        await MeshLink(connect, Profile(api_key=KEY), print).run()
+
+
+async def test_a_body_that_is_too_long_is_cut_and_its_memory_released(mesh: Mesh) -> None:
+    link = MeshLink(mesh.open, Profile(api_key=KEY), print)
+    app = Loopback(link)
+    async with background() as tasks, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        tasks.create_task(link.run())
+        await until(lambda: mesh.opened > 0)
+        answer = await http.post("/v1/chat/completions", content=b"x" * (wire.MAX_REQUEST_BYTES + 2 * 2**20))
+    assert answer.status_code == 200
+    # The connection sends its size instead, and the gateway refuses it.
+    assert len(mesh.requests[0].body) > wire.MAX_REQUEST_BYTES
+    assert app._memory.held_bytes == 0
+
+
+def test_a_port_that_is_taken(shell: Shell) -> None:
+    port = free_port()
+    taken = serve._listen(port)
+    try:
+        refused = shell("serve", "--port", str(port))
+    finally:
+        for each in taken:
+            each.close()
+    assert refused.exit_code == 2
+    assert f"port {port} is taken by " in refused.stderr
+    assert "OLLAMA_HOST" in refused.stderr
