@@ -81,6 +81,22 @@ class ContentFiltered(BadRequest, code="content_filter"):
     """The prompt contains what a policy refuses, such as a card number. The message names the field and the kinds."""
 
 
+class AuthorizationPending(CallerError, code="authorization_pending", retryable=True):
+    """Nobody has approved the login yet (RFC 8628). ``retry_after_seconds`` says when to ask again."""
+
+
+class SlowDown(AuthorizationPending, code="slow_down"):
+    """The program asked too soon. From now on it must wait longer: ``retry_after_seconds``."""
+
+
+class DeviceLoginDenied(CallerError, code="access_denied"):
+    """The person refused the login."""
+
+
+class DeviceLoginExpired(CallerError, code="expired_token"):
+    """Nobody approved the login in time, or its session was already picked up."""
+
+
 class NotAuthenticated(CallerError, code="not_authenticated", status=401):
     """The credential is missing, malformed, unknown, expired or revoked."""
 

@@ -35,17 +35,21 @@ def dashboard(here: CliContext, /, *, only_print: bool, as_json: bool) -> None:
         return
     click.echo(url)
     printing.note(f"The link works once, within {link.expires_in} s.")
-    if not only_print and (here.environment.get("DISPLAY") or here.environment.get("WAYLAND_DISPLAY")):
-        _open_browser(url, here.environment)
+    if not only_print:
+        open_browser(url, here.environment)
 
 
-def _open_browser(url: str, environment: Mapping[str, str]) -> None:
-    """Write the link to a file that only this user can read: as an argument of the browser, the token would show up in `ps`."""
+def open_browser(url: str, environment: Mapping[str, str]) -> None:
+    """Open the link, if there is a screen. It is written to a file that only this user can read: as an argument of the browser, the code
+    in it would show up in `ps`."""
+    import platform
     import webbrowser
 
+    if not (environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY") or platform.system() in ("Darwin", "Windows")):
+        return
     folder = environment.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     handle, name = tempfile.mkstemp(dir=folder, prefix="aicli-", suffix=".html")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(f'<!doctype html><meta http-equiv="refresh" content="0;url={html.escape(url)}"><title>aimesh</title>')
-    # The file stays, because the browser may open it late; the token in it expires after a minute.
+    # The file stays, because the browser may open it late; the code in it expires within minutes.
     webbrowser.open(Path(name).as_uri())

@@ -108,8 +108,10 @@ def login(
 ) -> None:
     """Sign in: create an API key for this machine and save it in the current profile, or in a new one for URL.
 
+    Without a name, it prints a link, and you approve the login in a browser on any machine. With a name, it asks for the password.
+
     \b
-    aicli login alice
+    aicli login https://ai.example.org
     aicli login https://ai.example.org alice
     """
     from cli import profile
@@ -160,25 +162,33 @@ def _sign_in(
 ) -> "tuple[User, CreatedApiKey]":
     import platform
 
-    name = name or prompt_for("username or email address", "the argument USERNAME")
-    by_email = "@" in name
-    credentials = api.auth.Credentials(
-        password=password_from(from_stdin, confirm=False), username=None if by_email else name, email=name if by_email else None
-    )
+    from cli.account import device_login
+
     title = key_name or platform.node() or "aicli"
+    credentials = _credentials(name, from_stdin=from_stdin) if name or from_stdin else None
 
     async def work(connection: "CliConnection") -> "tuple[User, CreatedApiKey]":
-        return await _exchange(connection, credentials, title, before.api_key)
+        if credentials is None:
+            session = await device_login.sign_in(connection, before, title, here.environment)
+        else:
+            session = await connection.call(api.auth.login_user, api.auth.LoginUser(credentials))
+        return await _exchange(connection, await _finish(connection, session), title, before.api_key)
 
     return here.run_with(before, work)
 
 
+def _credentials(name: str | None, *, from_stdin: bool) -> "Credentials":
+    name = name or prompt_for("username or email address", "the argument USERNAME")
+    by_email = "@" in name
+    return api.auth.Credentials(
+        password=password_from(from_stdin, confirm=False), username=None if by_email else name, email=name if by_email else None
+    )
+
+
 async def _exchange(
-    connection: "CliConnection", credentials: "Credentials", title: str, old: "Credential | None"
+    connection: "CliConnection", session: "LoginSession", title: str, old: "Credential | None"
 ) -> "tuple[User, CreatedApiKey]":
-    """Open a session with the password, create a key with it, and close it again."""
-    session = await connection.call(api.auth.login_user, api.auth.LoginUser(credentials))
-    session = await _finish(connection, session)
+    """Create a key with a session, and close the session."""
     token = session.access_token
     # An administrator uses this machine to administer, which needs a key of kind adm. Other users cannot create one.
     kind = api.auth.KeyKind.ADMIN if session.user.role is UserRole.ADMIN else api.auth.KeyKind.LIVE
@@ -198,7 +208,8 @@ async def _finish(connection: "CliConnection", session: "LoginSession") -> "Logi
     """Answer the second factor, if there is one. Raises SecondFactorNeeded if only the web can do it."""
     if session.step is api.auth.Step.SET_UP_MFA:
         raise errors.SecondFactorNeeded(
-            "administrators need a second factor, and this account has none", hint="sign in on the web once and set up an authenticator app"
+            "administrators need a second factor, and this account has none",
+            hint="run `aicli login` without a name: the browser sets it up on the way",
         )
     if session.step is api.auth.Step.DONE:
         return session

@@ -178,8 +178,13 @@ class LoginRpc(AuthHandlers):
 
     @serves(auth.redeem_login_link)
     async def redeem_login_link(self, request: auth.RedeemLoginLink, call: RpcCall) -> auth.LoginSession:
-        link = await self._sessions.find_link(request.token)
-        if link is None:
+        return await self.open_by_link(request.token, SessionKind.BROWSER, request.client, call, request.browser)
+
+    async def open_by_link(
+        self, token: str, kind: SessionKind, client: auth.ClientFacts, call: RpcCall, browser: str = ""
+    ) -> auth.LoginSession:
+        link = await self._sessions.find_link(token)
+        if link is None or link.kind is not kind:
             raise self._identities.link_over()
         account = await self._identities.active_account(await self._store.find_account_of(link.user_id))
         if account.password_version != link.password_version:
@@ -187,19 +192,19 @@ class LoginRpc(AuthHandlers):
         user, maker = account.user, await self._find_maker(link)
         login = session_store.StoredLogin(
             user_id=user.id,
-            kind=SessionKind.BROWSER,
-            client=_client(request.client, call),
+            kind=kind,
+            client=_client(client, call),
             has_factor=maker is not None and maker.has_factor,
-            # A link proves neither password nor code, so sensitive actions require one first.
-            confirmed_at=0.0,
-            team_id=None if maker is None else maker.team_id,
-            browser=self._opening.browsers.read(request.browser, account),
+            # A link proves neither password nor code, so sensitive actions require one first. To approve a device is one itself.
+            confirmed_at=0.0 if kind is SessionKind.BROWSER else None,
+            team_id=None if maker is None or kind is SessionKind.PROGRAM else maker.team_id,
+            browser=self._opening.browsers.read(browser, account),
         )
         login = await self._with_step(user, login, None, "")
         if login.step is Step.SET_UP_MFA:
             # It can do nothing but set one up, which has to be fresh.
             login = replace(login, confirmed_at=None)
-        return await self._opening.open(user, login, proven=account, link=request.token)
+        return await self._opening.open(user, login, proven=account, link=token)
 
     async def _find_maker(self, link: session_store.StoredLoginLink) -> session_store.StoredSession | None:
         """Return the session that created the link, or None for a key. Raises NotAuthenticated if it has ended."""

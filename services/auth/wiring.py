@@ -11,6 +11,7 @@ from services.auth.accounts.account_store import AccountStore
 from services.auth.accounts.api_key_rpc import ApiKeyRpc
 from services.auth.accounts.colleague_rpc import ColleagueRpc
 from services.auth.accounts.colleague_store import ColleagueStore
+from services.auth.accounts.device_login_rpc import DeviceLoginRpc
 from services.auth.accounts.notice_store import NoticeStore
 from services.auth.accounts.notices import Notices
 from services.auth.accounts.password_changes import PasswordChanges
@@ -164,6 +165,7 @@ class Wiring:
             MfaEnrollment(parts, factors, opening),
             FactorRemoval(parts, mailer),
             OidcRpc(parts, oidc, logins),
+            DeviceLoginRpc(parts, logins, cache),
             erasures,
             Exports(parts, own_data, (export.sessions(parts.sessions), export.audit(self._audit_rows))),
             UserRpc(parts, RegistrationLimits(cache, settings.registrations_per_address), colleagues),

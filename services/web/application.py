@@ -15,7 +15,21 @@ from litestar.types import ExceptionHandlersMap
 
 from services.web import page_access, request_context
 from services.web.http import forms, json_errors
-from services.web.pages import invitation, join, keys, landing, models, nodes, overview, playground, policies, requests, setup, usage
+from services.web.pages import (
+    device,
+    invitation,
+    join,
+    keys,
+    landing,
+    models,
+    nodes,
+    overview,
+    playground,
+    policies,
+    requests,
+    setup,
+    usage,
+)
 from services.web.pages import organizations as teams
 from services.web.pages.account import account_settings, forgotten_password, own_data, provider_login, second_factor, security, signing_in
 from services.web.pages.admin import (
@@ -64,6 +78,7 @@ _PAGES: tuple[ModuleType, ...] = (
     own_data,
     teams,
     policies,
+    device,
     invitation,
     join,
     nodes,
@@ -173,7 +188,8 @@ class Failures:
         return page_request.redirect(f"/login?{urlencode(words, safe='/')}" if words else "/login")
 
     def step_first(self, request: HttpRequest, error: StepFirst) -> Page:
-        return self._find_page_request(request).redirect(signing_in.STEPS[error.step])
+        page_request = self._find_page_request(request)
+        return page_request.redirect(signing_in.after_login(page_request.person, request.scope["path"] if request.method == "GET" else ""))
 
     def confirmation_needed(self, request: HttpRequest, error: errors.ConfirmationNeeded) -> Page:
         return self.refused(request, error) if _sent_json(request) else self.confirm_first(request, ConfirmFirst())

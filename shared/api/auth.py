@@ -412,6 +412,59 @@ class RedeemLoginLink(Body, frozen=True):
     browser: str = ""
 
 
+#: A name that a machine gives itself. PostgreSQL does not store NUL.
+MachineName = Annotated[str, msgspec.Meta(max_length=100, pattern=r"^[^\x00]*\Z")]
+
+
+class BeginDeviceLogin(Body, frozen=True):
+    """Begin a login that a person approves in a browser, possibly on another machine (RFC 8628)."""
+
+    #: Shown to the person who approves it.
+    machine: MachineName = ""
+    client: ClientFacts = ClientFacts()
+
+
+class DeviceLogin(Body, frozen=True, omit_defaults=False):
+    #: Secret: it gets the session once the login is approved.
+    device_code: str
+    #: The person compares it with the page, or enters it there.
+    user_code: str
+    #: The page to approve it on, and the same with the code filled in; empty if PUBLIC_URL is not set.
+    verification_uri: str
+    verification_uri_complete: str
+    expires_in: int
+    #: Seconds between two polls. Faster polls are answered with `slow_down`.
+    interval: int
+
+
+class PollDeviceLogin(Body, frozen=True):
+    """Get the session of an approved login. Raises AuthorizationPending and SlowDown, whose ``retry_after_seconds`` is the time to wait,
+    and DeviceLoginDenied and DeviceLoginExpired."""
+
+    device_code: str
+    client: ClientFacts = ClientFacts()
+
+
+class FindDeviceLogin(Body, frozen=True):
+    """Show who asks, before the person decides."""
+
+    user_code: str
+
+
+class WaitingDeviceLogin(Body, frozen=True, omit_defaults=False):
+    user_code: str
+    #: As the machine calls itself.
+    machine: str
+    #: The address or the node that asked.
+    address: str
+    asked_at: datetime
+
+
+class DecideDeviceLogin(Body, frozen=True):
+    user_code: str
+    approve: bool
+
+
 register_user = Method("auth.registerUser", RegisterUser, User, callers=PEOPLE)
 login_user = Method("auth.loginUser", LoginUser, LoginSession, callers=PEOPLE)
 refresh_session = Method("auth.refreshSession", RefreshSession, LoginSession, callers=PEOPLE)
@@ -421,6 +474,10 @@ confirm_again = Method("auth.confirmAgain", ConfirmAgain, Nothing, callers=PEOPL
 logout_user = Method("auth.logoutUser", LogoutUser, Nothing, callers=PEOPLE)
 create_login_link = Method("auth.createLoginLink", CreateLoginLink, LoginLink, callers={Role.CLIENT, Role.GATEWAY})
 redeem_login_link = Method("auth.redeemLoginLink", RedeemLoginLink, LoginSession, callers={Role.WEB})
+begin_device_login = Method("auth.beginDeviceLogin", BeginDeviceLogin, DeviceLogin, callers=PEOPLE)
+poll_device_login = Method("auth.pollDeviceLogin", PollDeviceLogin, LoginSession, callers=PEOPLE)
+find_device_login = Method("auth.findDeviceLogin", FindDeviceLogin, WaitingDeviceLogin, callers={Role.WEB})
+decide_device_login = Method("auth.decideDeviceLogin", DecideDeviceLogin, Nothing, callers={Role.WEB})
 generate_api_key = Method("auth.generateApiKey", GenerateApiKey, CreatedApiKey, callers=PEOPLE)
 rotate_api_key = Method("auth.rotateApiKey", RotateApiKey, CreatedApiKey, callers=PEOPLE)
 rename_api_key = Method("auth.renameApiKey", RenameApiKey, ApiKey, callers=PEOPLE)

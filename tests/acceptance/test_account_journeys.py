@@ -1,9 +1,13 @@
 """What users do with their accounts, from the first key to the last session, in a real browser against a whole stack."""
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 
+from shared.api import auth
+from shared.types import UserRole
 from tests import tiers
 from tests.acceptance.visitor import NEW_PASSWORD, Visitor
 from tests.acceptance.watching import Watch, expected
@@ -168,3 +172,32 @@ async def test_a_second_factor_guards_an_account(stack: RunningStack, watch: Wat
         await ann.page.fill(code=codes[0])
         await ann.page.click("button", "Continue")
     assert await ann.page.path() == "/login/code"
+
+
+async def test_aicli_signs_in_by_the_browser_and_an_administrator_sets_up_the_second_factor_on_the_way(
+    stack: RunningStack, watch: Watch, api_client: ApiClient, tmp_path: Path
+) -> None:
+    person = await api_client.register("ida")
+    await api_client.mesh.rpc.call(auth.set_role, auth.SetRole(person.username, UserRole.ADMIN), credential=api_client.admin_key)
+    home = {"HOME": str(tmp_path), "AIMESH_HOME": "", "XDG_CONFIG_HOME": ""}
+    program = await stack.start_aicli("login", stack.url("web"), "--key-name", "laptop", **home)
+    assert program.stderr is not None
+    assert program.stdout is not None
+    shown = b"".join([await program.stderr.readline() for _ in range(3)]).decode()
+    [link] = re.findall(r"https?://\S+/device/[B-Z]{4}-[B-Z]{4}", shown)
+
+    ida = Visitor(await watch.open(), stack.url("web"), person.username, person.password)
+    await ida.page.goto(link)
+    await ida.page.fill(name=ida.name, password=ida.password)
+    await ida.page.click("main button", "Sign in")
+    await ida.set_up_factor()
+    assert link.endswith(await ida.page.path())
+    await ida.sees("Sign in this terminal?", link[-9:], "laptop", "127.0.0.1")
+    await ida.page.click("button", "Approve")
+    await ida.sees("Approved. Your terminal signs in within a few seconds")
+
+    out, err = await program.communicate()
+    assert program.returncode == 0, err.decode()
+    assert f"Logged in as {ida.name}; the key 'laptop' is in" in out.decode()
+    told = await stack.aicli("whoami", "--json", **home)
+    assert (told.json()["username"], told.json()["role"]) == (ida.name, "admin")

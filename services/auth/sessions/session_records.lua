@@ -32,6 +32,18 @@ local function take_link(user, hash)
     return redis.call('DEL', link_key(hash)) == 1
 end
 
+-- Of more than `most`, the oldest end.
+local function add_link(user, hash, link, now, life, most)
+    local index = links_key(user)
+    redis.call('ZREMRANGEBYSCORE', index, '-inf', now - life / 1000)
+    redis.call('SET', link_key(hash), link, 'PX', life)
+    redis.call('ZADD', index, now, hash)
+    redis.call('PEXPIRE', index, life)
+    for _, oldest in ipairs(redis.call('ZRANGE', index, 0, -1 - most)) do
+        take_link(user, oldest)
+    end
+end
+
 -- Fields and values in turn -> table; empty values are left out.
 local function fields_of(flat, from)
     local record = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -39,7 +40,7 @@ _LINK_PREFIX = "aip_link_"
 _KEYS_BEGIN = "auth:"
 _LONGEST_ADDRESS, _LONGEST_AGENT = 60, 200
 
-_SCRIPTS = ("open", "find", "resume", "refresh", "replace", "confirm", "end", "list", "link_add", "link_find")
+_SCRIPTS = ("open", "find", "resume", "refresh", "replace", "confirm", "end", "list", "link_add", "link_find", "device")
 
 
 _UNKNOWN_CLIENT = auth.ClientFacts()
@@ -128,6 +129,8 @@ class StoredLoginLink(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str | None = None
     #: None for a link that a session created.
     key_hash: str | None = None
+    #: A program's is an approved login of a device, whose code is the token.
+    kind: SessionKind = SessionKind.BROWSER
 
 
 class SessionStore:
@@ -282,6 +285,10 @@ class SessionStore:
 
     async def end_links(self, user_id: UserId) -> None:
         await self._run("end", self._clock(), "links", str(user_id))
+
+    async def run_device(self, step: str, *arguments: str | int | bytes) -> Any:
+        """Run a step of ``device_logins``."""
+        return await self._cache.run(_script("device"), (_KEYS_BEGIN,), (repr(self._clock()), step, *arguments))
 
     async def _run(self, name: str, now: float, *arguments: str | int | float | bytes) -> Sequence[bytes] | None:
         reply: Sequence[bytes] | None = await self._cache.run(_script(name), (_KEYS_BEGIN,), (repr(now), *arguments))

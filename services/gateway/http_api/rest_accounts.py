@@ -141,6 +141,26 @@ class SessionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_token: str
 
 
+class DeviceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: What the person who approves it sees.
+    machine: auth.MachineName = ""
+
+
+class DeviceCodeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    device_code: str
+
+
+class DeviceAnswer(msgspec.Struct, frozen=True):
+    device_code: str
+    user_code: str
+    #: Empty if PUBLIC_URL is not set: the page is /device of the mesh's pages.
+    verification_uri: str
+    verification_uri_complete: str
+    expires_in: int
+    #: Seconds between two polls.
+    interval: int
+
+
 class UserAnswer(msgspec.Struct, frozen=True):
     id: UserId
     username: str
@@ -194,6 +214,10 @@ class RestAccounts:
                       body=LoginBody, answer=SessionAnswer),
             HttpRoute("POST", "/api/auth/confirm", self._confirm, "confirmLogin", "Complete a login with a code",
                       body=CodeBody, answer=SessionAnswer),
+            HttpRoute("POST", "/api/auth/device", self._begin_device, "beginDeviceLogin",
+                      "Begin a login that a person approves in a browser", body=DeviceBody, answer=DeviceAnswer),
+            HttpRoute("POST", "/api/auth/device/token", self._poll_device, "pollDeviceLogin",
+                      "Exchange an approved device code for an access token", body=DeviceCodeBody, answer=SessionAnswer),
             HttpRoute("POST", "/api/auth/refresh", self._refresh, "refreshSession",
                       "Get a new access token, and a new session token that replaces this one",
                       body=SessionBody, answer=SessionAnswer),
@@ -224,6 +248,17 @@ class RestAccounts:
     async def _confirm(self, call: HttpCall) -> None:
         body = await call.read_fields(CodeBody)
         await _answer_session(call, await self._rpc.call(auth.confirm_login, auth.ConfirmLogin(body.code), credential=call.credential))
+
+    async def _begin_device(self, call: HttpCall) -> None:
+        body = await call.read_fields(DeviceBody)
+        request = auth.BeginDeviceLogin(body.machine, auth.ClientFacts(call.address or "", call.agent))
+        begun = await self._rpc.call(auth.begin_device_login, request)
+        await call.answer(msgspec.convert(begun, DeviceAnswer, from_attributes=True))
+
+    async def _poll_device(self, call: HttpCall) -> None:
+        body = await call.read_fields(DeviceCodeBody)
+        request = auth.PollDeviceLogin(body.device_code, auth.ClientFacts(call.address or "", call.agent))
+        await _answer_session(call, await self._rpc.call(auth.poll_device_login, request))
 
     async def _refresh(self, call: HttpCall) -> None:
         body = await call.read_fields(SessionBody)

@@ -47,6 +47,9 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
         #: Every login is too old for sensitive actions until the user confirms it.
         self.is_stale = False
         self.seeds_begun = 0
+        self.devices: list[auth.WaitingDeviceLogin] = []
+        #: User code, username, and whether it was approved.
+        self.decided: list[tuple[str, str, bool]] = []
         self.others: list[contract.OpenSession] = []
         self.provider_links: list[contract.OidcLink] = []
         #: Logins started at the provider: state -> request.
@@ -102,6 +105,21 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
         if request.code not in (CODE, *RECOVERY_CODES):
             raise WRONG_CODE
         return self._exchanged(token, Step.DONE)
+
+    def _find_device_login(self, request: auth.FindDeviceLogin, credential: Credential | None) -> auth.WaitingDeviceLogin:
+        self._user(credential)
+        letters = request.user_code.replace("-", "").upper()
+        found = next((each for each in self.devices if each.user_code.replace("-", "") == letters), None)
+        if found is None:
+            raise errors.NotFound("no login waits with this code", hint="compare it with the terminal")
+        return found
+
+    def _decide_device_login(self, request: auth.DecideDeviceLogin, credential: Credential | None) -> Nothing:
+        self._check_fresh("auth.decideDeviceLogin")
+        found = self._find_device_login(auth.FindDeviceLogin(request.user_code), credential)
+        self.devices.remove(found)
+        self.decided.append((found.user_code, self._user(credential).username, request.approve))
+        return Nothing()
 
     def _confirm_again(self, request: auth.ConfirmAgain, credential: Credential | None) -> Nothing:
         user = self._user(credential)

@@ -13,7 +13,7 @@ from shared.api.auth import Step
 from shared.api.method import Method, Nothing
 from shared.types import Credential, Role
 from tests.services.auth.mfa.equipment import WEB, ApiClient
-from tests.services.auth.surroundings import PASSWORD, call
+from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD, call
 
 
 async def test_a_login_with_the_code_takes_one_step(api_client: ApiClient) -> None:
@@ -280,3 +280,21 @@ async def test_an_invalid_credential_is_refused(api_client: ApiClient) -> None:
             match=r"the credential is neither an API key|this call needs a credential|this is not an API key: its checksum or",
         ):
             await api_client.world.ask(auth.confirm_login, auth.ConfirmLogin("123456"), credential)
+
+
+async def test_a_device_login_needs_no_code_of_its_own_and_works_across_replicas(api_client: ApiClient, replica: ApiClient) -> None:
+    """The administrator sets up the second factor in the browser, on the way to the page that approves."""
+    asked = auth.BeginDeviceLogin("laptop")
+    begun = await api_client.world.ask(auth.begin_device_login, asked)
+    halfway = await api_client.browse("admin", ADMIN_PASSWORD)
+    decision = auth.DecideDeviceLogin(begun.user_code, approve=True)
+    with pytest.raises(errors.SecondFactorNeeded, match="administrators need a second factor"):
+        await replica.world.ask(auth.decide_device_login, decision, halfway.access_token, peer=WEB)
+    phone = await api_client.begin(halfway)
+    enabled = await api_client.enable(halfway, phone.code())
+    assert enabled.session is not None
+    await replica.world.ask(auth.decide_device_login, decision, enabled.session.access_token, peer=WEB)
+    session = await api_client.world.ask(auth.poll_device_login, auth.PollDeviceLogin(begun.device_code))
+    assert session.step is Step.DONE
+    request = auth.GenerateApiKey("laptop", kind=auth.KeyKind.ADMIN, all_rights=True)
+    await api_client.world.ask(auth.generate_api_key, request, session.access_token)
