@@ -16,6 +16,7 @@ import numpy as np
 
 from bench import report
 from bench.report import Options, Rows
+from services.inference.engine import devices
 from services.inference.models import model_discovery, requantize
 
 TEXT = Path(__file__).parent.parent / "docs" / "architecture.md"
@@ -91,6 +92,7 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
     source = model_discovery.installed()
     silent = native.llama_log_callback(lambda *_line: None)
     native.llama_log_set(silent, ctypes.c_void_p())
+    devices.load_backends()
     packaged, rival = Model(source), f"packaged {source.stem.rpartition('.')[2]}"
     tokens = packaged.tokens(TEXT.read_bytes())[: options.tokens]
     before = packaged.perplexity(tokens)

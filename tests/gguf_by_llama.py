@@ -15,6 +15,8 @@ from typing import Literal
 import llama_cpp.llama_cpp as native
 from llama_cpp._ggml import libggml
 
+from services.inference.engine import devices
+
 ROOT = Path(__file__).parent.parent
 
 How = Literal["read", "load"]
@@ -60,6 +62,7 @@ def main(how: How) -> None:
     quiet = native.llama_log_callback(lambda _level, _text, _user: None)
     native.llama_log_set(quiet, ctypes.c_void_p(0))
     native.llama_backend_init()
+    devices.load_backends()
     takes = {"read": _reads, "load": _loads}[how]
     for line in sys.stdin:
         print("yes" if takes(line.strip().encode()) else "no", flush=True)

@@ -61,7 +61,7 @@ def ensure() -> None:
         for library in missing:
             with setup_steps.progress(f"building {library.file.stem}, {library.purpose}"):
                 objects = library.compile(source, folder / library.name)
-                library.link(objects, source, setup.packages_folder() / "llama_cpp" / "lib", VENV / library.file)
+                library.link(objects, source, _engine_folder(), VENV / library.file)
             _stamp(library).write_text(_key(library), encoding="utf-8")
 
 
@@ -85,7 +85,13 @@ def _stamp(library: EngineLibrary) -> Path:
 
 def _key(library: EngineLibrary) -> str:
     own = b"" if library.binding is None else library.binding.read_bytes()
-    return f"{cache_folder().name}-{hashlib.sha256(own + ' '.join(LINKER_FLAGS).encode()).hexdigest()[:12]}"
+    # A compiled engine's libraries have other names than prebuilt ones.
+    engine = (_engine_folder() / "libllama.so").read_bytes()
+    return f"{cache_folder().name}-{hashlib.sha256(own + engine + ' '.join(LINKER_FLAGS).encode()).hexdigest()[:12]}"
+
+
+def _engine_folder() -> Path:
+    return setup.packages_folder() / "llama_cpp" / "lib"
 
 
 def _begin(*command: str) -> None:

@@ -73,3 +73,15 @@ def test_in_the_background_it_returns_at_once(monkeypatch: pytest.MonkeyPatch, c
     assert engine_libraries.main() == 0
     assert len(begun) == 1
     assert capsys.readouterr().out == ""
+
+
+def test_libraries_are_linked_again_to_another_engine(binding: Path, tmp_path: Path) -> None:
+    engine_libraries.ensure()
+    objects = {path: path.stat().st_mtime_ns for path in engine_libraries.cache_folder().glob("*/*.o")}
+    # As in a prebuilt wheel, or a compiled one.
+    libllama = tmp_path / "packages" / "llama_cpp" / "lib" / "libllama.so"
+    building.run(building.compiler(), "-shared", "-Wl,-soname,libllama.so.0", "-o", str(libllama), "-x", "c++", "/dev/null")
+    assert [library.name for library in engine_libraries.LIBRARIES if engine_libraries.is_current(library)] == []
+    engine_libraries.ensure()
+    assert all(map(engine_libraries.is_current, engine_libraries.LIBRARIES))
+    assert {path: path.stat().st_mtime_ns for path in objects} == objects

@@ -47,6 +47,7 @@ def main() -> None:
     load = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=LoadCommand)
     library = ChatLibrary()
     native.llama_backend_init()
+    devices.load_backends()
     model, context = model_loading.parameters_of(msgspec.structs.replace(load, gpu_layers=-1, cpu_experts=0))
     beside = (load.projector, *(adapter.path for adapter in load.adapters))
     margin = devices.MARGIN_BYTES + sum(Path(one).stat().st_size for one in beside if Path(one).is_file())

@@ -16,7 +16,7 @@ from services.inference.chat import chat_messages
 #: Where stack/servers/engine_libraries.py builds it.
 PATH = Path(sys.prefix) / "lib" / "libaimesh_chat.so"
 #: It links against these libraries of the engine's wheel, in this order.
-_ENGINE_LIBRARIES = ("libggml-base.so", "libggml-cpu.so", "libggml.so", "libllama.so")
+_ENGINE_LIBRARIES = ("libggml-base.so", "libggml.so", "libllama.so")
 
 _Reply = TypeVar("_Reply")
 

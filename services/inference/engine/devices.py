@@ -24,6 +24,8 @@ PROGRAM = (sys.executable, "-P", "-m", "services.inference.engine.devices")
 PROBE_SECONDS = 30.0
 #: Stays free on each GPU, for the driver and fragmentation.
 MARGIN_BYTES = 512 * 2**20
+#: The libraries of ggml that aren't for GPUs: libggml-base, libggml-cpu-haswell and so on.
+_FOR_PROCESSORS = frozenset({"base", "cpu", "blas"})
 _DEVICE_FILES = (("nvidia*[0-9]", "cuda"), ("kfd", "rocm"), ("dri/renderD*", "vulkan"))
 _MAKERS = {"cuda": "an NVIDIA GPU", "rocm": "an AMD GPU", "vulkan": "a GPU", "metal": "a GPU"}
 
@@ -52,6 +54,7 @@ def find() -> FoundDevices:
     import llama_cpp.llama_cpp as native  # noqa: PLC0415 - importers of the types above don't need these libraries
 
     native.llama_backend_init()
+    load_backends()
     library, registry = _libraries()
     registry.ggml_backend_dev_count.restype = ctypes.c_size_t
     registry.ggml_backend_dev_get.restype = ctypes.c_void_p
@@ -63,7 +66,19 @@ def find() -> FoundDevices:
     library.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)]
     all_devices = [registry.ggml_backend_dev_get(number) for number in range(registry.ggml_backend_dev_count())]
     gpus = tuple(_device(library, device) for device in all_devices if library.ggml_backend_dev_type(device) in _GPU_TYPES)
-    return FoundDevices(gpus, bool(native.llama_supports_gpu_offload()))
+    plug_ins = {path.name.partition(".")[0].split("-")[1] for path in _folder().glob("libggml-*")} - _FOR_PROCESSORS
+    return FoundDevices(gpus, bool(plug_ins))
+
+
+def load_backends() -> None:
+    """Load llama.cpp's plug-ins, for the processor and for GPUs. A compiled engine has none and contains its backends. Safe to call twice.
+
+    It starts GPU drivers and writes to llama.cpp's log, so the processes that need it call it, and no module at its import.
+    """
+    _, registry = _libraries()
+    registry.ggml_backend_reg_count.restype = ctypes.c_size_t
+    if not registry.ggml_backend_reg_count():
+        registry.ggml_backend_load_all_from_path(os.fsencode(_folder()))
 
 
 def buffer_type(device: str) -> int | None:
@@ -76,11 +91,14 @@ def buffer_type(device: str) -> int | None:
 
 
 def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
+    library, registry = (ctypes.CDLL(str(next(_folder().glob(name)))) for name in ("libggml-base.*", "libggml.*"))
+    return library, registry
+
+
+def _folder() -> Path:
     import llama_cpp  # noqa: PLC0415
 
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    library, registry = (ctypes.CDLL(str(next(folder.glob(name)))) for name in ("libggml-base.*", "libggml.*"))
-    return library, registry
+    return Path(llama_cpp.__file__).parent / "lib"
 
 
 def _device(library: ctypes.CDLL, device: int) -> Device:

@@ -6,7 +6,7 @@ has a row of logits for each, so its batches must be small if the vocabulary is 
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import llama_cpp.llama_cpp as native
@@ -14,7 +14,7 @@ import llama_cpp.llama_cpp as native
 from services.inference.engine import model_loading, vocabulary
 from services.inference.engine.embedding_loop import TextPiece, probability
 from services.inference.engine.gguf_header import PoolingKind
-from services.inference.engine.model_loading import NativeBatch
+from services.inference.engine.model_loading import NativeBatch, NativeLog
 from shared import errors
 
 #: For the logits that llama.cpp computes for every token: 1 MB each with a vocabulary of 256,000.
@@ -24,16 +24,18 @@ SLOTS = 32
 SLOTS_WITH_STATE = 4
 
 _FLOAT_BYTES = 4
+#: Their headers need not say so.
+_BIDIRECTIONAL = frozenset({"gemma-embedding", "dream", "llada", "llada-moe", "rnd1"})
 
 
 class EmbeddingContext:
     """Implements `EmbedderInterface`. Valid as long as the model is. Not thread-safe."""
 
-    def __init__(self, model: native.llama_model_p, *, context_tokens: int, step_tokens: int, threads: int, why: Callable[[], str]) -> None:
+    def __init__(self, model: native.llama_model_p, *, context_tokens: int, step_tokens: int, threads: int, log: NativeLog) -> None:
         self._model = model
         self._vocab = native.llama_model_get_vocab(model)
         self._threads = threads
-        self._why = why
+        self._log = log
         self._context: native.llama_context_p | None = None
         self._batch: NativeBatch | None = None
         keeps_state = bool(native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
@@ -62,13 +64,20 @@ class EmbeddingContext:
             self.dimensions = 1
             self._gives_logits = native.llama_model_n_cls_out(self._model) == 1
         context = self._create(self.step_tokens, kind)
-        # Only a context knows the attention, which the file or llama.cpp sets.
-        self.whole = not native.llama_get_causal_attn(context)
+        self.whole = not self._is_causal()
         if self.whole:
             native.llama_free(context)
             context = self._create(self.context_tokens, kind)
         self._context = context
         self._batch = NativeBatch(int(native.llama_n_batch(context)))
+
+    def _is_causal(self) -> bool:
+        """Return the attention of the newest context, which the file or llama.cpp sets. Prebuilt libraries lack llama_get_causal_attn."""
+        if self._log.is_causal is not None:
+            return self._log.is_causal
+        architecture = model_loading.metadata(self._model, "general.architecture")
+        is_causal = model_loading.metadata(self._model, f"{architecture}.attention.causal")
+        return architecture not in _BIDIRECTIONAL and is_causal != "false"
 
     def tokens_of(self, text: str) -> list[int]:
         """With the model's start and end tokens; special tokens in the text are plain text."""
@@ -99,7 +108,7 @@ class EmbeddingContext:
         batch = self._batch.filled((piece.slot, piece.start, piece.tokens, [1] * len(piece.tokens)) for piece in pieces)
         status = native.llama_decode(self._context, batch)
         if status != 0:
-            raise errors.ModelCrashed(f"llama_decode of embeddings gave {status}: {self._why()}")
+            raise errors.ModelCrashed(f"llama_decode of embeddings gave {status}: {self._log.why()}")
         native.llama_synchronize(self._context)
         rows: list[Sequence[float]] = [native.llama_get_embeddings_seq(self._context, piece.slot)[: self.dimensions] for piece in pieces]
         if self._gives_logits:
@@ -143,7 +152,7 @@ class EmbeddingContext:
         parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
         context: native.llama_context_p | None = native.llama_init_from_model(self._model, parameters)
         if not context:
-            raise errors.Unavailable(f"not enough memory for embeddings: {self._why()}", hint="try again when less is running")
+            raise errors.Unavailable(f"not enough memory for embeddings: {self._log.why()}", hint="try again when less is running")
         return context
 
     def _pooling_type(self) -> int:

@@ -106,9 +106,10 @@ def _serve(channel: Channel) -> None:
     load = channel.load()
     if not isinstance(load, engine_messages.LoadCommand):
         raise errors.ProtocolViolation("the engine's first message must be LoadCommand")
-    # Before asking for a GPU, which starts threads of its driver.
+    # Before the backends are loaded, which starts threads of a GPU's driver.
     open_files = landlock.restrict(_files(load))
-    has_gpu = bool(native.llama_supports_gpu_offload())
+    with model_loading.native_log():
+        has_gpu = bool(native.llama_supports_gpu_offload())
     unconfined = "; ".join(filter(None, (open_files, confinement.confine(local_sockets=has_gpu))))
     try:
         model_loading.check(gguf_header.check_parts(Path(load.path)), load)

@@ -86,7 +86,7 @@ class LlamaModel:
         self.decode_seconds = 0.0
         # An embedded text must fit a slot, not the whole pool.
         longest = min(loaded.slot_tokens, load.embedding_tokens or loaded.slot_tokens)
-        self.embedder = EmbeddingContext(model, context_tokens=longest, step_tokens=self.step_tokens, threads=load.threads, why=log.why)
+        self.embedder = EmbeddingContext(model, context_tokens=longest, step_tokens=self.step_tokens, threads=load.threads, log=log)
 
     def describe(self) -> Loaded:
         text = ctypes.create_string_buffer(256)
@@ -387,17 +387,9 @@ class _Checkpoints:
 @contextmanager
 def opened(load: LoadCommand, progressed: Callable[[float], None]) -> Iterator[LlamaModel]:
     """Load a model and create its context. Raises LoadRefused."""
-    log = NativeLog()
-    callback = native.llama_log_callback(log.record)
-    native.llama_log_set(callback, ctypes.c_void_p(0))
-    native.llama_backend_init()
-    try:
-        with model_loading.loaded(load, log, progressed) as native_model:
-            opened_model = LlamaModel(native_model, load, log)
-            try:
-                yield opened_model
-            finally:
-                opened_model.free()
-    finally:
-        # The callback object must outlive every native call that may log.
-        native.llama_log_set(native.llama_log_callback(0), ctypes.c_void_p(0))
+    with model_loading.native_log() as log, model_loading.loaded(load, log, progressed) as native_model:
+        opened_model = LlamaModel(native_model, load, log)
+        try:
+            yield opened_model
+        finally:
+            opened_model.free()

@@ -4,6 +4,7 @@ Only the engine's process imports this module.
 """
 
 import ctypes
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,7 @@ CPU_STEP_TOKENS = 128
 _FAST_BF16 = b"AVX512_BF16 = 1"
 GPU_STEP_TOKENS = 1024
 _ERROR_LEVEL = 4
+_CAUSAL = re.compile(r"\bcausal_attn\s*= ([01])$")
 #: GGML_TYPE_BF16 is 30 in ggml.h; the Python binding lacks it.
 _KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.BF16: 30, KvType.Q8_0: native.GGML_TYPE_Q8_0, KvType.Q4_0: native.GGML_TYPE_Q4_0}
 #: The names of a layer's experts.
@@ -41,12 +43,14 @@ class LoadRefused(Exception):
 
 
 class NativeLog:
-    """Collects errors and the use of GPUs from llama.cpp's log."""
+    """Collects errors, the use of GPUs and the attention of the newest context from llama.cpp's log."""
 
     def __init__(self) -> None:
         self._errors: deque[str] = deque(maxlen=5)
         #: Lines about the devices and their layers; empty without a GPU.
         self.gpu: list[str] = []
+        #: Whether its tokens only see those before them; None before there is a context.
+        self.is_causal: bool | None = None
 
     def record(self, level: int, text: bytes, _user: object) -> None:
         line = text.decode("utf-8", "replace").strip()
@@ -54,6 +58,8 @@ class NativeLog:
             self._errors.append(line)
         elif "using device" in line or "layers to GPU" in line:
             self.gpu.append(line.partition(": ")[2])
+        elif found := _CAUSAL.search(line):
+            self.is_causal = found[1] == "1"
 
     def why(self) -> str:
         return "; ".join(self._errors) or "llama.cpp gave no reason"
@@ -65,6 +71,21 @@ class NativeLog:
 
     def forget_errors(self) -> None:
         self._errors.clear()
+
+
+@contextmanager
+def native_log() -> Iterator[NativeLog]:
+    """Collect llama.cpp's log, also that of its backends, which are loaded if they weren't."""
+    log = NativeLog()
+    callback = native.llama_log_callback(log.record)
+    native.llama_log_set(callback, ctypes.c_void_p(0))
+    native.llama_backend_init()
+    devices.load_backends()
+    try:
+        yield log
+    finally:
+        # The callback object must outlive every native call that may log.
+        native.llama_log_set(native.llama_log_callback(0), ctypes.c_void_p(0))
 
 
 class NativeBatch:

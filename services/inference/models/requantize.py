@@ -12,6 +12,7 @@ from pathlib import Path
 
 import llama_cpp.llama_cpp as native
 
+from services.inference.engine import devices
 from services.inference.models import model_discovery
 
 
@@ -23,6 +24,7 @@ def requantize(source: Path, target: Path, form: int = native.LLAMA_FTYPE_MOSTLY
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".requantizing-") as folder:
         copy = Path(folder) / target.name
         native.llama_backend_init()
+        devices.load_backends()
         if code := native.llama_model_quantize(os.fsencode(source), os.fsencode(copy), ctypes.byref(parameters)):
             raise OSError(f"llama.cpp could not write {target} (code {code})")
         with copy.open("rb") as file:

@@ -3,9 +3,10 @@
 import math
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import llama_cpp.llama_cpp as native
 import pytest
 
 from services.inference.engine import engine_messages, llama_model
@@ -13,6 +14,7 @@ from services.inference.engine.embedding_context import EmbeddingContext
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_messages import EmbeddingTurn, EmbedTexts, GenerationAccepted, GenerationRefused, PreparedPrompt
 from services.inference.engine.gguf_header import PoolingKind
+from services.inference.engine.model_loading import NativeLog
 from services.inference.engine.special_tokens import SpecialTokens
 from services.inference.models import model_discovery
 from shared import errors
@@ -86,7 +88,7 @@ def test_text_computed_in_pieces_has_the_same_vector(smollm2: llama_model.LlamaM
     vectors = []
     # Include step sizes that don't divide anything evenly.
     for step_tokens in (7, 33, 100, CONTEXT):
-        embedder = EmbeddingContext(smollm2._model, context_tokens=CONTEXT, step_tokens=step_tokens, threads=1, why=str)
+        embedder = EmbeddingContext(smollm2._model, context_tokens=CONTEXT, step_tokens=step_tokens, threads=1, log=NativeLog())
         try:
             vectors += embed(embedder, LONG)[1]
         finally:
@@ -137,7 +139,7 @@ def test_fewer_dimensions_are_a_prefix(smollm2: llama_model.LlamaModel) -> None:
 def test_bidirectional_model_gets_each_text_whole(tmp_path: Path, number: int, pooling: PoolingKind) -> None:
     bert_file.write(tmp_path / "bert.gguf", pooling=number)
     with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model:
-        embedder = EmbeddingContext(model._model, context_tokens=50, step_tokens=16, threads=1, why=str)
+        embedder = EmbeddingContext(model._model, context_tokens=50, step_tokens=16, threads=1, log=NativeLog())
         try:
             long = "cat dog " * 20
             tokens, vectors = embed(embedder, "cat runs fast", long, "dog sleeps")
@@ -151,6 +153,17 @@ def test_bidirectional_model_gets_each_text_whole(tmp_path: Path, number: int, p
                 embed(embedder, "cat dog " * 25)
         finally:
             embedder.free()
+
+
+def test_attention_of_a_context_is_known_from_the_log(tmp_path: Path, smollm2: llama_model.LlamaModel) -> None:
+    bert_file.write(tmp_path / "bert.gguf", pooling=1)
+    with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as bert:
+        for model, is_causal in ((bert, False), (smollm2, True)):
+            model.embedder.prepare()
+            assert model._log.is_causal is is_causal
+            # A compiled engine also has a function for it, and prebuilt libraries don't.
+            with suppress(NotImplementedError):
+                assert bool(native.llama_get_causal_attn(model._context)) is is_causal
 
 
 def test_generation_model_is_recognized(smollm2: llama_model.LlamaModel) -> None:

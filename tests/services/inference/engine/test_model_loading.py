@@ -10,7 +10,7 @@ import llama_cpp.llama_cpp as native
 import msgspec
 import pytest
 
-from services.inference.engine import gguf_header, model_loading
+from services.inference.engine import devices, gguf_header, model_loading
 from services.inference.engine.engine_messages import FLASH_ATTENTION_SLOTS, KvMode, KvType, KvTypes, LoadCommand, SplitMode
 from services.inference.engine.kv_slots import KvLayout
 from services.inference.engine.model_loading import LoadRefused, NativeLog, layout_of
@@ -33,6 +33,7 @@ def logged(load: LoadCommand) -> Iterator[list[str]]:
     lines: list[str] = []
     callback = native.llama_log_callback(lambda _level, text, _user: lines.append(text.decode()))
     native.llama_log_set(callback, ctypes.c_void_p(0))
+    devices.load_backends()
     try:
         with model_loading.loaded(load, NativeLog(), lambda _: None):
             yield lines
