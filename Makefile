@@ -46,10 +46,10 @@ up: ## start everything in the background and send a first prompt
 down: ## stop everything; the data stays
 	@test -x $(BIN)/aicli || { echo "nothing is installed here, so nothing is running"; exit 0; }; $(BIN)/aicli stack down
 
-worker-cuda: ## build llama.cpp for NVIDIA GPUs (or: worker-rocm, worker-metal, worker-vulkan, worker-cpu)
+worker-cuda: ## take the engine for NVIDIA's CUDA (or: worker-vulkan, worker-cpu; BUILD=1 compiles, also worker-rocm, worker-metal)
 worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan:
 	@$(PYTHON) -m tools.setup runtime --engine $(@:worker-%=%)
-	@echo "The engine is built for $(@:worker-%=%); to restart running workers with it: make down, then make up"
+	@echo "The engine is installed for $(@:worker-%=%); to restart running workers with it: make down, then make up"
 
 status: ## show what is running
 	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status

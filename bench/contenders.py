@@ -19,7 +19,7 @@ import msgspec
 
 from bench import http_load, rivals
 from bench.http_load import Client
-from services.inference import jobs
+from services.inference import gpus, jobs
 from services.inference.backend_interface import Backend, UncountedSink
 from services.inference.backends import llama
 from services.inference.backends.remote import openai
@@ -119,7 +119,7 @@ class _Arrivals(UncountedSink):
 
 async def find_gpus() -> tuple[devices.Device, ...]:
     """Return those that this build of llama.cpp can use."""
-    found = await devices.probe() if devices.flavour() else None
+    found = await devices.probe() if gpus.find_kind() else None
     return found.devices if found else ()
 
 

@@ -52,7 +52,7 @@ from shared import model_folder
 from shared.api.generation import ChatMessage, ImagePart
 from tests import gguf_files
 from tests.services.inference.images import vision_models
-from tools import setup
+from tools.engine import wheel
 
 T = TypeVar("T")
 
@@ -484,7 +484,7 @@ QUICK_PARTS = ("throughput", "first_token", "shared_prefix")
 def _prepare(options: Options) -> str:
     rivals.ensure()
     rivals.ensure_python_server()
-    return f"{options.threads} threads, llama-cpp-python {setup.engine_version()}, {model_discovery.packaged().name}"
+    return f"{options.threads} threads, llama-cpp-python {wheel.engine_version()}, {model_discovery.packaged().name}"
 
 
 if __name__ == "__main__":

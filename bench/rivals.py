@@ -23,7 +23,8 @@ from bench.http_load import Client
 from stack.processes import dies_with_parent
 from stack.servers import engine_libraries as library_builds
 from tests.testnet import free_port
-from tools import engine_libraries, setup, setup_steps
+from tools import setup_steps
+from tools.engine import compiled, wheel
 
 PROGRAMS = ("llama-server", "llama-batched-bench")
 OPTIONS = (
@@ -39,7 +40,7 @@ OPTIONS = (
 )  # fmt: skip
 
 #: litellm[proxy] 1.109.1, with the newest versions of two packages: certifi, and the migrations of its database mode.
-LITELLM_LOCK = setup.LOCKS / "litellm.lock"
+LITELLM_LOCK = setup_steps.LOCKS / "litellm.lock"
 LITELLM_KEY = "sk-bench-0123456789"
 LITELLM_CONFIG = f"""\
 model_list:
@@ -63,14 +64,18 @@ class Rivals(NamedTuple):
 
 
 def cache_folder() -> Path:
-    return setup.cache_folder().parent / "rivals"
+    return setup_steps.cache_folder().parent / "rivals"
+
+
+def programs_folder() -> Path:
+    """Return where the programs are once they were built, named like a compiled wheel by version, machine, processor and build flags."""
+    return cache_folder() / compiled.build_key("cpu") / "bin"
 
 
 def ensure() -> Rivals:
     """Return llama.cpp's programs, from the cache or built now. Raises SetupFailed. The folder appears whole or not at all."""
-    # Named like the wheel by version, machine, processor and build flags.
-    folder = cache_folder() / setup.build_key()
-    programs = folder / "bin"
+    programs = programs_folder()
+    folder = programs.parent
     if not programs.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         # Beside the target, so that the rename stays within one file system.
@@ -84,9 +89,9 @@ def ensure() -> Rivals:
 
 def _build(place: Path) -> Path:
     """Build the programs with the versions of CMake and Ninja that build the wheel."""
-    tools, sdist = engine_libraries.fetch_engine_source(place)
+    tools, sdist = compiled.make_tools(place).parent, wheel.fetch_sdist(place)
     source, target = library_builds.unpack(sdist, place, ("",)), place / "build"
-    environment = {**setup.build_environment(), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    environment = {**compiled.build_environment(), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
     configure = (str(tools / "cmake"), "-S", str(source), "-B", str(target), "-G", "Ninja", *OPTIONS)
     setup_steps.run("configuring the rivals", *configure, *os.environ.get("CMAKE_ARGS", "").split(), environment=environment)
     build = (str(tools / "cmake"), "--build", str(target), "--parallel", str(len(os.sched_getaffinity(0))), "--target", *PROGRAMS)
@@ -108,17 +113,18 @@ def ensure_environment(place: Path, lock: Path, install: Callable[[Sequence[str]
 
 
 def ensure_python_server() -> Path:
-    """Return a Python that can run `-m llama_cpp.server`, with the same wheel as our engine. Raises SetupFailed."""
-    lock = setup.LOCKS / "rivals.lock"
+    """Return a Python that can run `-m llama_cpp.server`, with a wheel that is compiled here. Raises SetupFailed."""
+    lock = setup_steps.LOCKS / "rivals.lock"
 
     def install(pip: Sequence[str]) -> None:
-        wheel = setup.ensure_engine_wheel()
+        # A prebuilt one has no backends until they are loaded, which this server doesn't do.
+        engine = compiled.ensure("cpu")
         setup_steps.run("installing what llama_cpp.server needs", *pip, "--require-hashes", "-r", str(lock))
         with tempfile.TemporaryDirectory() as temporary:
-            setup_steps.run("installing what llama-cpp-python needs", *pip, "--require-hashes", "-r", str(setup.others(Path(temporary))))
-        setup_steps.run("installing llama-cpp-python", *pip, "--no-deps", wheel)
+            setup_steps.run("installing what llama-cpp-python needs", *pip, "--require-hashes", "-r", str(wheel.others(Path(temporary))))
+        setup_steps.run("installing llama-cpp-python", *pip, "--no-deps", str(engine))
 
-    return ensure_environment(cache_folder() / setup.build_key() / "python", lock, install)
+    return ensure_environment(programs_folder().with_name("python"), lock, install)
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 1024 * 1024
 #: Five settings modules take half a second to import.
 CHECK_SECONDS = 60
 #: Variables of `aicli`, of set-up, and (by prefix) of programs that aren't ours.
-_TOOLS = {"ENGINE_WHEEL", "CMAKE_ARGS", "FORCE_CMAKE", *stack_plan.MACHINE}
+_TOOLS = {"BUILD", "ENGINE", "ENGINE_WHEEL", "CMAKE_ARGS", "FORCE_CMAKE", *stack_plan.MACHINE}
 _PREFIXES = ("AICLI_", "AIMESH_", "COMPOSE_", "DOCKER_", "BUILDKIT_", "OTEL_", *stack_plan.ENGINE_PREFIXES)
 #: With a lower value, the nearest name is often one of another subject.
 _SIMILAR = 0.7

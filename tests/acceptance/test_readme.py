@@ -31,8 +31,7 @@ ADDRESS, NAME = "203.0.113.5", "ai.example.org"
 PASSWORD = "correct horse battery"
 #: Commands that nobody types, and why.
 LEFT_OUT = {
-    "sudo apt-get install python3-venv g++ make": "needs sudo: it changes the machine, which has these packages",
-    "make worker-cuda": "needs a GPU and its compiler: the worker has the engine of the clone",
+    "sudo apt-get install python3-venv make": "needs sudo: it changes the machine, which has these packages",
 }
 #: The beginning of a line -> what the user waits for, in any order, and then types.
 ANSWERS: dict[str, tuple[str, ...]] = {

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.stacks import REPOSITORY, Release
-from tools import setup
+from tools import setup_steps
+from tools.engine import compiled
 
 COMMIT = Path(__file__).with_name("previous").read_text(encoding="utf-8").strip()
 SETUP_SECONDS = 1200.0
@@ -23,7 +24,7 @@ SETUP_SECONDS = 1200.0
 
 def find() -> Release:
     """Return the previous release. Skips the test if git does not have the commit, as in a shallow clone."""
-    folder = setup.cache_folder().parent / "rolling" / COMMIT
+    folder = setup_steps.cache_folder().parent / "rolling" / COMMIT
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -39,10 +40,10 @@ def find() -> Release:
 
 
 def _share_engine() -> None:
-    """Copy this release's engine wheel; otherwise the old release would compile unused parts of the same llama.cpp for ten minutes."""
-    place = setup.cache_folder() / setup.build_key()
+    """Copy this release's compiled engine; otherwise the old release would compile unused parts of the same llama.cpp for ten minutes."""
+    place = setup_steps.cache_folder() / compiled.build_key("cpu")
     place.mkdir(parents=True, exist_ok=True)
-    for wheel in setup.wheel_folder().glob("*.whl"):
+    for wheel in compiled.wheel_folder("cpu").glob("*.whl"):
         shutil.copy(wheel, place)
 
 

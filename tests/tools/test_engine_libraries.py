@@ -5,7 +5,7 @@ import pytest
 
 from stack.servers import engine_libraries as building
 from stack.servers.engine_libraries import CHAT, IMAGES, BuildFailed
-from tools import engine_libraries, setup
+from tools import engine_libraries, setup_steps
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def binding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (engine_libraries.cache_folder() / "source" / IMAGES.folder / "mtmd-helper.cpp").write_text("this is not compiled")
     wheel = tmp_path / "packages" / "llama_cpp" / "lib"
     wheel.mkdir(parents=True)
-    monkeypatch.setattr(setup, "packages_folder", lambda: tmp_path / "packages")
+    monkeypatch.setattr(setup_steps, "packages_folder", lambda: tmp_path / "packages")
     for name in ("libllama.so", "libggml.so", "libggml-base.so"):
         building.run(building.compiler(), "-shared", "-o", str(wheel / name), "-x", "c++", "/dev/null")
     return own

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tools import locks, setup
+from tools import locks, setup_steps
 from tools.locks import Lock
 
 LOCKED = """\
@@ -69,7 +69,7 @@ def test_npm_lock_is_compared_with_its_package(root: dict[str, Any], package: di
 
 
 def test_every_lock_has_a_recipe() -> None:
-    assert sorted(lock.path for lock in locks.read_locks()) == sorted(setup.LOCKS.glob("*.lock"))
+    assert sorted(lock.path for lock in locks.read_locks()) == sorted(setup_steps.LOCKS.glob("*.lock"))
 
 
 def test_new_releases_wait_a_week_and_locked_versions_stay() -> None:
@@ -84,7 +84,7 @@ def test_new_releases_wait_a_week_and_locked_versions_stay() -> None:
 
 def test_missing_uv_is_reported_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(setup.SetupFailed, match=r"make lock needs uv.*pipx install uv"):
+    with pytest.raises(setup_steps.SetupFailed, match=r"make lock needs uv.*pipx install uv"):
         locks.find_uv()
 
 

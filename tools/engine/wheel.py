@@ -3,7 +3,7 @@
     .venv/bin/python -m tools.engine.wheel --into FOLDER [--machine aarch64] [--plug-in vulkan]
 
 llama-cpp-python comes from the sdist of requirements/engine.lock, the libraries from tools/engine/package-lock.json. The same versions give
-the same bytes. A plug-in for a GPU is a wheel of its own, which adds one library to the engine's folder.
+the same bytes. A GPU needs a second wheel, a plug-in, which adds one library to the engine's folder.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import base64
 import hashlib
 import json
+import os
 import platform
 import re
 import shutil
@@ -19,11 +20,15 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-from tools import setup
-from tools.setup_steps import ROOT, SetupFailed
+from tools import setup_steps
+from tools.setup_steps import LOCKS, ROOT, SetupFailed
 
+ENGINE = "llama-cpp-python"
+#: Words for pip.
+FROM_SDIST = ("--no-deps", "--require-hashes", "--no-binary", ENGINE)
 NPM = ROOT / "tools" / "engine"
 MACHINES = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}
 #: Plug-in -> its npm package, for x86-64. CUDA's need the libraries of CUDA 13 and 12.
@@ -50,6 +55,14 @@ BUILD_FILE = "aimesh_build.json"
 LIBRARIES = "llama_cpp/lib"
 
 
+def is_available() -> bool:
+    """Return whether there is a prebuilt engine for this machine."""
+    name, version = platform.libc_ver()
+    # The libraries need it, as the tag of the wheel tells pip.
+    has_library = name == "glibc" and tuple(map(int, version.split("."))) >= (2, 34)
+    return sys.platform.startswith("linux") and platform.machine() in MACHINES and has_library
+
+
 def ensure(machine: str = "", plug_in: str = "") -> Path:
     """Return the wheel for a machine (as in MACHINES; this one without), from the cache or made now. Raises SetupFailed."""
     package = PLUG_INS[plug_in] if plug_in else MACHINES.get(machine or platform.machine())
@@ -67,20 +80,33 @@ def ensure(machine: str = "", plug_in: str = "") -> Path:
         return made.replace(folder / made.name)
 
 
+def this_folder() -> Path:
+    """Return the folder of this machine's engine."""
+    return wheel_folder(MACHINES[platform.machine()])
+
+
 def wheel_folder(package: str) -> Path:
     """Return where the wheel with the libraries of this npm package is kept, named by all that it is made of."""
-    digest = hashlib.sha256(
-        b"".join(path.read_bytes() for path in (NPM / "package-lock.json", setup.LOCKS / "engine.lock", Path(__file__)))
-    )
-    return setup.cache_folder() / f"{setup.engine_version()}-{package}-{digest.hexdigest()[:12]}"
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (NPM / "package-lock.json", LOCKS / "engine.lock", Path(__file__))))
+    return setup_steps.cache_folder() / f"{engine_version()}-{package}-{digest.hexdigest()[:12]}"
 
 
 def fetch_sdist(place: Path) -> Path:
     """Fetch the engine's sdist with pip, which checks its hash. Raises SetupFailed."""
-    # pip asks the sdist for its metadata, which needs scikit-build-core (requirements/build.lock), but no compiler.
-    quiet = ("--no-deps", "--no-build-isolation", "--no-binary", setup.ENGINE, "--require-hashes")
-    what = f"fetching {setup.ENGINE} {setup.engine_version()}"
-    setup.pip(what, "download", *quiet, "-r", str(setup.only(setup.ENGINE, place)), "-d", str(place / "sdist"))
+    # pip asks the sdist for its metadata, which needs scikit-build-core (requirements/build.lock), and by default CMake.
+    environment = {**os.environ, "SKBUILD_WHEEL_CMAKE": "false"}
+    what = f"fetching {ENGINE} {engine_version()}"
+    setup_steps.pip(
+        what,
+        "download",
+        "--no-build-isolation",
+        *FROM_SDIST,
+        "-r",
+        str(only(ENGINE, place)),
+        "-d",
+        str(place / "sdist"),
+        environment=environment,
+    )
     return next((place / "sdist").glob("*.tar.gz"))
 
 
@@ -95,7 +121,7 @@ def fetch_package(package: str, place: Path) -> Path:
     """Fetch an npm package and check its hash. Raises SetupFailed."""
     version, integrity = locked(package)
     name = f"@node-llama-cpp/{package}@{version}"
-    setup.npm(f"fetching the libraries of llama.cpp, {package}", place, "pack", name, f"--pack-destination={place}")
+    setup_steps.npm(f"fetching the libraries of llama.cpp, {package}", place, "pack", name, f"--pack-destination={place}")
     archive = next(place.glob("*.tgz"))
     check(archive, integrity)
     return archive
@@ -132,7 +158,7 @@ def with_one_name(library: bytes) -> bytes:
 
 def make_wheel(sdist: Path, libraries: dict[str, bytes], into: Path) -> Path:
     """Make the engine's wheel."""
-    version = setup.engine_version()
+    version = engine_version()
     info = f"llama_cpp_python-{version}.dist-info"
     files = {f"{LIBRARIES}/{name}": with_one_name(body) for name, body in libraries.items()}
     renamed = {"PKG-INFO": "METADATA", "LICENSE.md": "licenses/LICENSE.md", "vendor/llama.cpp/LICENSE": "licenses/llama.cpp/LICENSE"}
@@ -157,10 +183,10 @@ def make_plug_in(name: str, libraries: dict[str, bytes], into: Path) -> Path:
     """Make the wheel that adds one plug-in to the engine's folder."""
     # llama.cpp looks for this name.
     library = f"libggml-{name.rstrip('0123456789')}.so"
-    version = setup.engine_version()
+    version = engine_version()
     info = f"aimesh_engine_{name}-{version}.dist-info"
     facts = f"Metadata-Version: 2.1\nName: aimesh-engine-{name}\nVersion: {version}\nLicense: MIT\n"
-    metadata = f"{facts}Requires-Dist: {setup.ENGINE}=={version}\n"
+    metadata = f"{facts}Requires-Dist: {ENGINE}=={version}\n"
     return _write({f"{LIBRARIES}/{library}": libraries[library], f"{info}/METADATA": metadata.encode()}, info, into)
 
 
@@ -181,6 +207,35 @@ def _write(files: dict[str, bytes], info: str, into: Path) -> Path:
 def newest_glibc(libraries: list[bytes]) -> tuple[int, int]:
     """Return the version of the C library that these need, so that pip refuses older systems."""
     return max((int(major), int(minor)) for body in libraries for major, minor in re.findall(rb"GLIBC_(\d+)\.(\d+)\b", body))
+
+
+def engine_version() -> str:
+    for line in (LOCKS / "engine.lock").read_text(encoding="utf-8").splitlines():
+        if line.startswith(ENGINE + "=="):
+            return line.split("==")[1].split()[0]
+    raise SetupFailed(f"requirements/engine.lock does not name {ENGINE}")
+
+
+def only(name: str, folder: Path) -> Path:
+    """Return the part of engine.lock for one package."""
+    return _filtered(folder / "engine-only.lock", lambda package: package == name)
+
+
+def others(folder: Path) -> Path:
+    """Return engine.lock without the engine, which comes from our own wheel."""
+    return _filtered(folder / "engine-others.lock", lambda package: package != ENGINE)
+
+
+def _filtered(target: Path, wanted: Callable[[str], bool]) -> Path:
+    kept: list[str] = []
+    keeping = False
+    for line in (LOCKS / "engine.lock").read_text(encoding="utf-8").splitlines(keepends=True):
+        if line[:1].isalpha():
+            keeping = wanted(line.split("==")[0])
+        if keeping:
+            kept.append(line)
+    target.write_text("".join(kept), encoding="utf-8")
+    return target
 
 
 def main() -> int:

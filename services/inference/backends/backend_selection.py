@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
+from services.inference import gpus
 from services.inference.backend_interface import Backend, Watcher
 from services.inference.backends import echo, llama
 from services.inference.engine import devices, engine_messages
@@ -54,11 +55,11 @@ def opened(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[
 
 async def find_devices(settings: InferenceSettings) -> tuple[list[str], MemoryBudget]:
     """Return sentences about the devices, and the memory for models."""
-    wanted = devices.flavour() if settings.gpu_layers else None
-    found = None if wanted is None else await devices.probe()
-    lines = list(devices.describe(found, wanted, settings.threads or free_cores()))
-    gpus = () if found is None else found.devices
-    return lines, memory.measure(settings.model_memory_bytes, gpus, cache=settings.prompt_cache_bytes)
+    facts = gpus.look() if settings.gpu_layers else gpus.GpuFacts(None, frozenset())
+    found = None if facts.kind is None else await devices.probe()
+    lines = list(devices.describe(found, facts, settings.threads or free_cores()))
+    usable = () if found is None else found.devices
+    return lines, memory.measure(settings.model_memory_bytes, usable, cache=settings.prompt_cache_bytes)
 
 
 @asynccontextmanager

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import msgspec
 
-from services.inference import child_process
+from services.inference import child_process, gpus
+from services.inference.gpus import GpuFacts
 from shared.telemetry import logs
 
 #: GPU and integrated GPU in ggml_backend_dev_type.
@@ -26,8 +27,6 @@ PROBE_SECONDS = 30.0
 MARGIN_BYTES = 512 * 2**20
 #: The libraries of ggml that aren't for GPUs: libggml-base, libggml-cpu-haswell and so on.
 _FOR_PROCESSORS = frozenset({"base", "cpu", "blas"})
-_DEVICE_FILES = (("nvidia*[0-9]", "cuda"), ("kfd", "rocm"), ("dri/renderD*", "vulkan"))
-_MAKERS = {"cuda": "an NVIDIA GPU", "rocm": "an AMD GPU", "vulkan": "a GPU", "metal": "a GPU"}
 
 log = logs.get()
 
@@ -43,7 +42,8 @@ class Device(msgspec.Struct, frozen=True):
 
 class FoundDevices(msgspec.Struct, frozen=True):
     devices: tuple[Device, ...]
-    built_for_gpu: bool
+    #: Kinds of GPU that llama.cpp has a library for, such as vulkan.
+    plug_ins: tuple[str, ...] = ()
 
 
 Answer = TypeVar("Answer")
@@ -65,9 +65,9 @@ def find() -> FoundDevices:
     library.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
     library.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)]
     all_devices = [registry.ggml_backend_dev_get(number) for number in range(registry.ggml_backend_dev_count())]
-    gpus = tuple(_device(library, device) for device in all_devices if library.ggml_backend_dev_type(device) in _GPU_TYPES)
+    found = tuple(_device(library, device) for device in all_devices if library.ggml_backend_dev_type(device) in _GPU_TYPES)
     plug_ins = {path.name.partition(".")[0].split("-")[1] for path in _folder().glob("libggml-*")} - _FOR_PROCESSORS
-    return FoundDevices(gpus, bool(plug_ins))
+    return FoundDevices(found, tuple(sorted(plug_ins)))
 
 
 def load_backends() -> None:
@@ -110,13 +110,6 @@ def _device(library: ctypes.CDLL, device: int) -> Device:
     return Device(name, description, total.value, free.value)
 
 
-def flavour(devices: Path = Path("/dev"), platform: str = sys.platform) -> str | None:
-    """Return the engine for this machine's GPU, as in `make worker-…`; None without a GPU."""
-    if platform == "darwin":
-        return "metal"
-    return next((name for pattern, name in _DEVICE_FILES if any(devices.glob(pattern))), None)
-
-
 async def probe() -> FoundDevices | None:
     """Run llama.cpp's device search in a separate process; None if it fails."""
     return await ask(PROGRAM, FoundDevices, seconds=PROBE_SECONDS)
@@ -142,7 +135,7 @@ async def ask(program: tuple[str, ...], kind: type[Answer], *, seconds: float, q
             await process.wait()
 
 
-def describe(found: FoundDevices | None, wanted: str | None, threads: int) -> Iterator[str]:
+def describe(found: FoundDevices | None, facts: GpuFacts, threads: int) -> Iterator[str]:
     """Say in sentences which devices will be used, and how to use the others. Pure."""
     if found is not None and found.devices:
         for device in found.devices:
@@ -150,13 +143,21 @@ def describe(found: FoundDevices | None, wanted: str | None, threads: int) -> It
         return
     cores = os.cpu_count() or 1
     yield f"no GPU is used: {threads} of {cores} processor threads"
-    if wanted is not None and found is not None and found.built_for_gpu:
-        yield f"this machine has {_MAKERS[wanted]}, but llama.cpp cannot use it: is its driver installed?"
-    elif wanted is not None:
-        yield (
-            f"this machine has {_MAKERS[wanted]}, but llama-cpp-python was built without support for it: "
-            f"run `make worker-{wanted}`, then restart the worker"
-        )
+    if why := why_unused(found, facts):
+        yield why
+
+
+def why_unused(found: FoundDevices | None, facts: GpuFacts) -> str:
+    """Return why this machine's GPU is not used and how to use it; empty if it is, or if there is none. Pure."""
+    if facts.kind is None or (found is not None and found.devices):
+        return ""
+    has = f"this machine has {gpus.MAKERS[facts.kind]}, but"
+    if found is not None and found.plug_ins and (found.plug_ins != ("vulkan",) or gpus.VULKAN in facts.libraries):
+        return f"{has} llama.cpp cannot use it: is its driver installed?"
+    plan = gpus.plan(facts)
+    if facts.kind == "metal" or plan.plug_in:
+        return f"{has} the engine lacks support for it: run `make worker-{plan.plug_in or facts.kind}`, then restart the worker"
+    return f"{has} {plan.why}, then run `make up`"
 
 
 def _gib(size: int) -> str:

@@ -8,16 +8,13 @@ times and inode. If the cache is damaged, digests are computed again.
 """
 
 import asyncio
-import fcntl
 import hashlib
 import importlib.util
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -297,18 +294,9 @@ class AdapterFile(ModelFile):
         return FileCheck(stamps, None, _size(super()._stamps()), problem=problem)
 
 
-def missing_engine(environment: Path = Path(sys.prefix)) -> str:
-    """Return why this virtual environment has no engine yet, for users; empty if it has one. Set-up (tools/setup.py) builds it."""
-    left = environment / "engine-build.left"
-    try:
-        with (environment / ".setup-lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        # Set-up is running. It has this file while it builds the engine for a stack that has already started.
-        with suppress(OSError):
-            return f"the engine is being built, {left.read_text(encoding='utf-8')}"
-    except OSError:
-        pass
+def missing_engine() -> str:
+    """Return why this virtual environment has no engine, for users; empty if it has one."""
+    # Set-up may install it meanwhile.
     importlib.invalidate_caches()
     return "" if importlib.util.find_spec("llama_cpp") else "the engine is not installed; run `make up`"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.deploy import compose_file
 from tests.deploy.real.docker_engine import DockerEngine
-from tools import setup
+from tools.engine import wheel
 
 #: The same port in each run, if it is free: a build with another URL installs the wheel again.
 WHEEL_PORT = 48713
@@ -59,15 +59,14 @@ def _serve(handler: Callable[..., http.server.SimpleHTTPRequestHandler]) -> http
 
 @contextmanager
 def engine_wheel() -> Iterator[str]:
-    """Serve a llama.cpp wheel on loopback and yield its URL. Building one takes ten minutes."""
-    found = sorted(setup.wheel_folder().glob("*.whl"))
-    assert found, "make setup-dev builds it"
-    handler = functools.partial(_Quiet, directory=str(found[0].parent))
+    """Serve a llama.cpp wheel on loopback and yield its URL. Compiling one takes ten minutes."""
+    found = wheel.ensure()
+    handler = functools.partial(_Quiet, directory=str(found.parent))
     with _serve(handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
-            yield f"http://127.0.0.1:{server.server_port}/{found[0].name}#sha256={digest}"
+            digest = hashlib.sha256(found.read_bytes()).hexdigest()
+            yield f"http://127.0.0.1:{server.server_port}/{found.name}#sha256={digest}"
         finally:
             server.shutdown()
 

@@ -74,6 +74,7 @@ def test_the_image_of_the_services_has_the_program_the_sidecar_and_the_charts(en
 def test_the_worker_has_an_engine_and_a_model(engine: DockerEngine, images: dict[str, str]) -> None:
     script = (
         "from llama_cpp import Llama; from services.inference.models import model_discovery as m;"
+        "from services.inference.engine import devices; devices.load_backends();"
         "f = m.fast_copy(m.installed()); print(f.name, Llama(str(f), n_ctx=64, verbose=False)('The sky is', max_tokens=2)['usage'])"
     )
     assert re.search(r"Q8_0\.gguf .*'completion_tokens': 2", in_image(engine, images["worker"], "python", "-c", script))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tools import setup
 from tools.engine import wheel
 from tools.setup_steps import SetupFailed
 
@@ -66,14 +65,14 @@ def _made(folder: Path) -> Path:
 def test_wheel_has_the_python_of_the_sdist_and_each_library_once(tmp_path: Path) -> None:
     made = _made(tmp_path / "a")
     # The newest symbol decides, by number and not by letters.
-    assert made.name == f"llama_cpp_python-{setup.engine_version()}-py3-none-manylinux_2_34_x86_64.whl"
+    assert made.name == f"llama_cpp_python-{wheel.engine_version()}-py3-none-manylinux_2_34_x86_64.whl"
     with zipfile.ZipFile(made) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     libraries = {name.rpartition("/")[2]: body for name, body in files.items() if name.startswith("llama_cpp/lib/lib")}
     assert sorted(libraries) == ["libggml-base.so", "libggml-cpu-haswell.so", "libggml.so", "libllama.so"]
     # A name becomes shorter, and nothing moves.
     assert libraries["libllama.so"] == LIBRARIES["libllama.v0.5.0.so"].replace(b".v0.5.0.so", b".so\0\0\0\0\0\0\0")
-    info = f"llama_cpp_python-{setup.engine_version()}.dist-info"
+    info = f"llama_cpp_python-{wheel.engine_version()}.dist-info"
     assert {name for name in files if name.startswith(info)} == {
         f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE.md", "licenses/llama.cpp/LICENSE")
     }
@@ -121,7 +120,7 @@ def test_plug_in_adds_one_library_to_the_folder_of_the_engine(tmp_path: Path) ->
             assert [each for each in archive.namelist() if ".dist-info" not in each] == ["llama_cpp/lib/libggml-cuda.so"]
             (metadata,) = (archive.read(each).decode() for each in archive.namelist() if each.endswith("METADATA"))
         assert f"Name: aimesh-engine-{name}\n" in metadata
-        assert f"Requires-Dist: llama-cpp-python=={setup.engine_version()}" in metadata
+        assert f"Requires-Dist: llama-cpp-python=={wheel.engine_version()}" in metadata
 
 
 def test_package_with_another_hash_is_refused(tmp_path: Path) -> None:
@@ -148,6 +147,15 @@ def test_wheel_is_made_once_and_again_for_other_inputs(monkeypatch: pytest.Monke
 def test_machine_without_prebuilt_libraries_is_told_to_compile() -> None:
     with pytest.raises(SetupFailed, match="no prebuilt engine for riscv64; compile it: BUILD=1"):
         wheel.ensure("riscv64")
+
+
+def test_engine_has_its_own_lock(tmp_path: Path) -> None:
+    engine, others = wheel.only("llama-cpp-python", tmp_path).read_text(), wheel.others(tmp_path).read_text()
+    assert engine.count("==") == 1
+    assert "--hash=sha256:" in engine
+    assert "numpy==" in others
+    assert "diskcache==" in others
+    assert "llama-cpp-python==" not in others
 
 
 @pytest.mark.parametrize("package", [*wheel.MACHINES.values(), *wheel.PLUG_INS.values()])

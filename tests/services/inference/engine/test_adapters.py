@@ -30,14 +30,13 @@ from tests import gguf_files, tiers
 from tests.gguf_files import LlamaShape
 from tests.services.inference.engine.commands import handle
 from tests.testnet import free_port
-from tools import setup
 
 SLOTS, CONTEXT = 6, 512
 SHAPE = LlamaShape(layers=3, embedding=64, heads=4, kv_heads=2, feed_forward=96, vocabulary=300, context=CONTEXT)
 #: A difference of natural logarithms of probabilities.
 NEARLY_EQUAL = 0.02
 PAGE = "A page that the questions to all of them begin with, so that it could be shared. "
-SERVER = rivals.cache_folder() / setup.build_key() / "bin" / rivals.PROGRAMS[0]
+SERVER = rivals.programs_folder() / rivals.PROGRAMS[0]
 numbers = count(1)
 
 

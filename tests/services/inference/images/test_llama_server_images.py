@@ -18,9 +18,8 @@ from tests import tiers
 from tests.services.inference.images import vision_models
 from tests.services.inference.images.vision_models import KINDS, SLOTS, Asked, encoded, picture
 from tests.testnet import free_port
-from tools import setup
 
-SERVER = rivals.cache_folder() / setup.build_key() / "bin" / rivals.PROGRAMS[0]
+SERVER = rivals.programs_folder() / rivals.PROGRAMS[0]
 pytestmark = [
     pytest.mark.skipif(not SERVER.exists(), reason="needs llama-server, which `python -m bench.rivals` builds in 10 minutes"),
     pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.engine_libraries"),

@@ -1,7 +1,6 @@
-"""A model's file is checked once the engine is installed; setup may still be building it."""
+"""A model's file is checked once the engine is installed; setup may still be installing it."""
 
 import asyncio
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -15,33 +14,23 @@ from services.inference.models.catalog import CatalogEntry
 from shared.types import ModelName
 from tests.services.inference.standins import until
 
-BUILDING = "the engine is being built, 41 of 83 steps, about 2 min left"
+MISSING = "the engine is not installed; run `make up`"
 
 
-def test_set_up_says_how_long_the_engine_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert model_files.missing_engine(tmp_path) == ""
-    (tmp_path / "engine-build.left").write_text("41 of 83 steps, about 2 min left")
-    with (tmp_path / ".setup-lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert model_files.missing_engine(tmp_path) == BUILDING
-        # Setup is installing something else.
-        (tmp_path / "engine-build.left").rename(tmp_path / "kept")
-        assert model_files.missing_engine(tmp_path) == ""
-    # A killed setup leaves its file.
-    (tmp_path / "kept").rename(tmp_path / "engine-build.left")
-    assert model_files.missing_engine(tmp_path) == ""
+def test_an_environment_without_engine_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model_files.missing_engine() == ""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    assert model_files.missing_engine(tmp_path) == "the engine is not installed; run `make up`"
+    assert model_files.missing_engine() == MISSING
 
 
-def test_the_copy_of_the_default_model_is_expected_after_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_files, "missing_engine", lambda: BUILDING)
+def test_the_copy_of_the_default_model_is_expected_after_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_files, "missing_engine", lambda: MISSING)
     monkeypatch.setattr(Path, "is_file", lambda _path: False)
     assert model_discovery.packaged() == model_discovery.fast_copy(model_discovery.installed())
 
 
-async def test_file_is_read_when_the_engine_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    missing = [BUILDING]
+async def test_file_is_read_when_the_engine_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    missing = [MISSING]
     monkeypatch.setattr(model_files, "missing_engine", lambda: missing[0])
     monkeypatch.setattr(model_files, "_LOOK_SECONDS", 0.01)
     file = tmp_path / "a.gguf"
@@ -50,7 +39,7 @@ async def test_file_is_read_when_the_engine_is_built(monkeypatch: pytest.MonkeyP
         entry = CatalogEntry(name=ModelName("a"), file=file)
         model = model_files.ModelFile(entry, tasks, lambda: changes.put_nowait(model.step), model_files.KnownDigests(tmp_path / "digests"))
         waiting = tasks.create_task(model.ensure_served())
-        assert await changes.get() == BUILDING
+        assert await changes.get() == MISSING
         missing[0] = "the engine is being built, less than a minute left"
         assert await changes.get() == missing[0]
         assert model.checked is None

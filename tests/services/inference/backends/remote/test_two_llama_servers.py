@@ -25,9 +25,8 @@ from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
 from tests.testnet import free_port
-from tools import setup
 
-SERVER = rivals.cache_folder() / setup.build_key() / "bin" / rivals.PROGRAMS[0]
+SERVER = rivals.programs_folder() / rivals.PROGRAMS[0]
 pytestmark = pytest.mark.skipif(not SERVER.exists(), reason="needs llama-server, which `python -m bench.rivals` builds in 10 minutes")
 
 START_SECONDS = 60.0
