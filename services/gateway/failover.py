@@ -1,7 +1,7 @@
 """Decides how a request continues when its worker fails, given what the caller already has. Pure.
 
-An answer whose token ids are known resumes after them, on a worker with the same model file and the same seed, so the caller gets no
-text twice and misses none. The text needs no check: it is a function of the tokens, and the next worker reads them all first.
+An answer whose token ids are known resumes after them, on a worker that computes the same (``ResumeOrigin``) with the same seed, so the
+caller gets no text twice and misses none. The text needs no check: it is a function of the tokens, which the next worker reads first.
 """
 
 from collections import Counter, deque
@@ -16,6 +16,7 @@ from shared import errors
 from shared.api import embedding, inference
 from shared.api.generation import Generation, Usage
 from shared.api.method import End, Item, Request
+from shared.protocol.directory import ResumeOrigin
 from shared.timing.backoff import Backoff
 from shared.types import FinishReason, NodeId
 
@@ -95,8 +96,8 @@ class FailoverState(Generic[Request, Item, End]):
         self._has_delivered = False
 
     @property
-    def digest(self) -> str | None:
-        """Return the digest of the model file that the next worker needs; None for any."""
+    def origin(self) -> ResumeOrigin | None:
+        """Return what the next worker must compute with; None for anything."""
         return None
 
     @property
@@ -223,14 +224,14 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         #: How many calls each answer has begun.
         self._calls: Counter[int] = Counter()
         self._prompt_tokens: int | None = None
-        self._digest = ""
+        self._digest = self._numerics = ""
         self._has_ids = True
         self._finish: FinishReason | None = None
         self._resumed = False
 
     @property
-    def digest(self) -> str | None:
-        return self._digest if self.began else None
+    def origin(self) -> ResumeOrigin | None:
+        return ResumeOrigin(self._digest, self._numerics) if self.began else None
 
     @property
     def can_resume(self) -> bool:
@@ -249,14 +250,14 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         self._tokens_before, self._reasoning_tokens_before = self._tokens, self._reasoning_tokens
         if self.began:
             self._resumed = True
-            self.request = msgspec.structs.replace(self.request, delivered=tuple(self._delivered))
+            self.request = msgspec.structs.replace(self.request, delivered=tuple(self._delivered), numerics=self._numerics)
         else:
             self._digest = digest
 
     def record_acceptance(self, accepted: inference.PromptAccepted) -> bool:
         if self.began:
             return False
-        self._prompt_tokens = accepted.prompt_tokens
+        self._prompt_tokens, self._numerics = accepted.prompt_tokens, accepted.numerics
         return True
 
     @property

@@ -220,7 +220,7 @@ class _RunningCall(Generic[Request, Item, End]):
             await asyncio.sleep(pause)
 
     def _requirements_now(self) -> WorkerRequirements:
-        found = msgspec.structs.replace(self.requirements, excluded=self.state.excluded, digest=self.state.digest)
+        found = msgspec.structs.replace(self.requirements, excluded=self.state.excluded, origin=self.state.origin)
         if not self.is_preempted:
             return found
         return msgspec.structs.replace(found, is_preempted=True, most_wait_seconds=self.ends_at - self.relay.clock())

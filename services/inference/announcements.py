@@ -197,4 +197,5 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         is_upstream=status.is_upstream,
         upstream_model=status.upstream_model,
         can_suit_agents=status.can_suit_agents,
+        numerics=status.numerics,
     )

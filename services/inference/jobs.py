@@ -37,6 +37,8 @@ class JobOrigin:
     salt: str = ""
     #: Token ids that another worker already delivered.
     delivered: tuple[int, ...] = ()
+    #: What that worker computed them with.
+    numerics: str = ""
     #: The reader wants tool calls in parts, as they are written.
     call_parts: bool = False
     #: ``max_tokens`` is only the gateway's own bound.

@@ -108,11 +108,13 @@ class InferenceService:
             request=str(request.request_id),
             salt=request.salt,
             delivered=request.delivered,
+            numerics=request.numerics,
             call_parts=request.call_parts,
             open_ended=request.open_ended,
         )
+        sink = _MeshSink(stream, lambda: self._status(request.model_config.model).numerics)
         credited_items = (lambda: stream.credited_items) if request.reader_paced else None
-        with self._receipts.meter(request.request_id, len(request.delivered), _MeshSink(stream), credited_items) as meter:
+        with self._receipts.meter(request.request_id, len(request.delivered), sink, credited_items) as meter:
             gathered = None if request.streamed else CoalescedChunks(meter)
             generation = await self.generate(request.model_config.model, request.prompt, request.model_config, gathered or meter, origin)
             if gathered is not None:
@@ -294,11 +296,12 @@ def _outcome(generation: Generation) -> dict[str, spans.Value]:
 class _MeshSink(Generic[Item]):
     """The stream of a call, as a backend's sink."""
 
-    def __init__(self, stream: StreamCall[Item]) -> None:
+    def __init__(self, stream: StreamCall[Item], find_numerics: Callable[[], str] = str) -> None:
         self._stream: StreamCall[Item] = stream
+        self._find_numerics = find_numerics
 
     def accept(self, prompt_tokens: int | None) -> None:
-        self._stream.accept(None if prompt_tokens is None else inference.PromptAccepted(prompt_tokens))
+        self._stream.accept(None if prompt_tokens is None else inference.PromptAccepted(prompt_tokens, self._find_numerics()))
 
     async def send(self, item: Item) -> None:
         await self._stream.send(item)

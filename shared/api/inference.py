@@ -38,6 +38,8 @@ class ProcessPrompt(Body, frozen=True):
     salt: str = ""
     #: Token ids of an answer that another worker began. This worker continues after them and does not send them again.
     delivered: tuple[int, ...] = ()
+    #: What that worker computed them with, as it said when it accepted.
+    numerics: str = ""
     #: False lets the worker send several chunks at once.
     streamed: bool = True
     #: The reader's credit means that the caller got the items. Otherwise a receipt counts nothing as credited.
@@ -53,6 +55,8 @@ class PromptAccepted(Body, frozen=True):
 
     #: Counted exactly, in the model's own tokens.
     prompt_tokens: int
+    #: See ``ModelOffer``.
+    numerics: str = ""
 
 
 class TokenChance(Body, frozen=True):
@@ -221,6 +225,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     upstream_model: str = ""
     #: Loaded for agents, it would have the context that they need; False if it is loaded for them.
     can_suit_agents: bool = False
+    #: See ``ModelOffer``.
+    numerics: str = ""
 
 
 class ListAvailableModels(Body, frozen=True):

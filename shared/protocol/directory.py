@@ -52,10 +52,17 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_SAID]) + (f" and {more} more" if more > 0 else "")
 
 
+class ResumeOrigin(msgspec.Struct, array_like=True, frozen=True):
+    """What an answer was begun with: another file, build of the engine, processor or precision may choose other tokens."""
+
+    digest: str
+    numerics: str = ""
+
+
 class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     name: Annotated[ModelName, msgspec.Meta(max_length=200)]
     context_tokens: int
-    #: SHA-256 of the model file. Workers with the same digest can continue each other's answers.
+    #: SHA-256 of the model file.
     digest: str = ""
     #: False while its engine loads or restarts: callers may wait for it.
     ready: bool = True
@@ -85,6 +92,12 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     upstream_model: Annotated[str, msgspec.Meta(max_length=200)] = ""
     #: Loaded for agents, it would have the context that they need.
     can_suit_agents: bool = False
+    #: Equal for engines that compute the same tokens; empty if another server computes, or while the model isn't loaded.
+    numerics: Annotated[str, msgspec.Meta(max_length=32)] = ""
+
+    def continues(self, origin: ResumeOrigin) -> bool:
+        """Return whether it can continue an answer that began so. A worker whose model isn't loaded checks it itself."""
+        return self.digest == origin.digest and (self.numerics == origin.numerics or not self.loaded)
 
     @property
     def parent(self) -> ModelName | None:

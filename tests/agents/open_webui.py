@@ -1,4 +1,4 @@
-"""Open WebUI with tools of its own, used over the requests of its page: a chat with an attached image, whose answer calls the tools."""
+"""Open WebUI with tools, used over the requests of its page: a chat with an attached image, whose answer calls the tools."""
 
 import asyncio
 import base64

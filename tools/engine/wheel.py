@@ -45,12 +45,13 @@ RAISING = """                func = getattr(lib, name, None)
 
                     return absent  # type: ignore
 """
-#: Variants of the processor's library that compute the same bits; every other one is a group of its own.
+#: Variants for processors that compute the same bits, as tests/services/inference/test_numerics.py proves; each other one is its own group.
 NUMERIC_GROUPS = {
     "avx512": ("skylakex", "cannonlake", "cascadelake", "icelake", "cooperlake", "zen4"),
+    "avx2": ("haswell", "alderlake"),
     "avx": ("sandybridge", "ivybridge"),
 }
-#: In the engine's folder. services/inference/engine/native_backends.py reads it.
+#: In the engine's folder. services/inference/engine/devices.py reads it.
 BUILD_FILE = "aimesh_build.json"
 LIBRARIES = "llama_cpp/lib"
 

@@ -24,7 +24,7 @@ from services.gateway.scheduling.worker_choice import Candidate, EligibleWorkers
 from services.gateway.scheduling.worker_claims import Claim
 from services.gateway.scheduling.worker_records import WorkerStats
 from shared import errors
-from shared.protocol.directory import Directory, DirectoryEntry
+from shared.protocol.directory import Directory, DirectoryEntry, ResumeOrigin
 from shared.telemetry import Metrics
 from shared.types import ModelName, NodeId, Role, TenantId
 
@@ -534,10 +534,10 @@ def _ignore() -> None: ...
 
 
 #: Requests of one kind may run on the same workers.
-_Kind = tuple[str | None, frozenset[NodeId], Placement, TenantId | None]
+_Kind = tuple[ResumeOrigin | None, frozenset[NodeId], Placement, TenantId | None]
 
 
 def _kind(requirements: WorkerRequirements, owners: Set[str]) -> _Kind:
     """Group requests by eligible workers; a tenant that owns a worker is its own kind."""
     owner = requirements.tenant if str(requirements.tenant) in owners else None
-    return requirements.digest, requirements.excluded, requirements.placement, owner
+    return requirements.origin, requirements.excluded, requirements.placement, owner

@@ -281,8 +281,8 @@ class PeerQueues:
         while len(tickets) > max(0, count):
             self._model_queue.queue.leave(tickets.popleft())
         asking, placement = (tenant, ANYWHERE) if kind is None else (kind.tenant, kind.placement)
-        digest = None if kind is None else kind.digest
-        requirements = WorkerRequirements(self._model, asking, tenant, 0, _UNKNOWN_TOKENS, placement=placement, digest=digest)
+        origin = None if kind is None else kind.origin
+        requirements = WorkerRequirements(self._model, asking, tenant, 0, _UNKNOWN_TOKENS, placement=placement, origin=origin)
         while len(tickets) < min(count, _MOST_WAITING):
             ticket = PeerTicket(gateway, requirements, kind, urgent)
             tickets.append(ticket)

@@ -14,7 +14,7 @@ from shared.api.auth import Principal
 from shared.api.gateway import ServedModel
 from shared.config_documents import is_pattern
 from shared.protocol import agent_requirements
-from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer, say_reasons
+from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer, ResumeOrigin, say_reasons
 from shared.types import ModelName, NodeId, TenantId
 
 #: Echoes its prompt, for load tests; sorted last, so that it never becomes the default.
@@ -96,7 +96,7 @@ class QueuedKind(msgspec.Struct, frozen=True, array_like=True):
     placement: Placement
     has_images: bool = False
     #: See ``WorkerRequirements``.
-    digest: str | None = None
+    origin: ResumeOrigin | None = None
 
 
 class WorkerRequirements(msgspec.Struct, frozen=True):
@@ -114,8 +114,8 @@ class WorkerRequirements(msgspec.Struct, frozen=True):
     placement: Placement
     #: Hashes of the prompt's prefixes, shortest first (``prefix_affinity``).
     prefix_hashes: tuple[bytes, ...] = ()
-    #: Model file needed to resume an answer; None for any.
-    digest: str | None = None
+    #: Of the answer to resume; None for a new one.
+    origin: ResumeOrigin | None = None
     #: Workers that failed this request.
     excluded: frozenset[NodeId] = frozenset()
     #: Another model may serve the request: don't wait for workers that may be back.
@@ -132,11 +132,11 @@ class WorkerRequirements(msgspec.Struct, frozen=True):
     @property
     def is_urgent(self) -> bool:
         """Return whether it resumes an answer, or lost its worker before it began."""
-        return not self.is_preempted and (self.digest is not None or bool(self.excluded))
+        return not self.is_preempted and (self.origin is not None or bool(self.excluded))
 
     @property
     def kind(self) -> QueuedKind:
-        return QueuedKind(self.tenant, self.placement, self.has_images, self.digest)
+        return QueuedKind(self.tenant, self.placement, self.has_images, self.origin)
 
 
 def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelName, ...]:

@@ -110,8 +110,11 @@ def _by_policy(requirements: WorkerRequirements, candidate: Candidate) -> str:
     return "" if found is None else policies.describe_barrier(found, requirements.placement, candidate.offer)
 
 
-def _by_file(requirements: WorkerRequirements, candidate: Candidate) -> str:
-    return "" if requirements.digest in (None, candidate.offer.digest) else "has another file of the model"
+def _by_origin(requirements: WorkerRequirements, candidate: Candidate) -> str:
+    origin, offer = requirements.origin, candidate.offer
+    if origin is None or offer.continues(origin):
+        return ""
+    return "has another file of the model" if offer.digest != origin.digest else "has an engine that computes otherwise"
 
 
 def _by_failure(requirements: WorkerRequirements, candidate: Candidate) -> str:
@@ -123,7 +126,7 @@ def _by_quarantine(_requirements: WorkerRequirements, candidate: Candidate) -> s
 
 
 EligibilityStep = Callable[[WorkerRequirements, Candidate], str]
-ELIGIBILITY_STEPS: tuple[EligibilityStep, ...] = (_by_policy, _by_quarantine, _by_file, _by_failure)
+ELIGIBILITY_STEPS: tuple[EligibilityStep, ...] = (_by_policy, _by_quarantine, _by_origin, _by_failure)
 
 
 def eligible(requirements: WorkerRequirements, candidates: Candidates) -> Candidates:

@@ -87,7 +87,7 @@ class WorkerStarts:
 
     def _pool_of(self, requirements: WorkerRequirements) -> WorkerPool | None:
         # A started answer needs the same file, and another target of a route is sooner.
-        return None if requirements.has_alternative or requirements.digest is not None else self.pools.get(requirements.model)
+        return None if requirements.has_alternative or requirements.origin is not None else self.pools.get(requirements.model)
 
 
 def describe(seconds_left: float) -> str:

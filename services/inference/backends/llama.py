@@ -95,6 +95,10 @@ class LlamaBackend(Backend):
         )
 
         async def work(engine: SupervisedEngine) -> Generation:
+            if job.delivered and job.numerics != _numerics(cached):
+                raise errors.UnknownModel(
+                    f"this worker's {job.model} computes other tokens than the worker that began the answer", hint="ask another worker"
+                )
             if entry.program is not None:
                 # It has its own formats and tools.
                 return await engine.generate(job, sink)
@@ -204,9 +208,14 @@ class LlamaBackend(Backend):
             pinned=cached.managed.pinned,
             memory_bytes=need.ram + need.vram,
             only_embeds=only_embeds,
+            numerics=_numerics(cached),
             can_suit_agents=cached.can_suit_agents and cached.purpose is not LoadPurpose.AGENTS,
             abilities=abilities(pooling, found, writes=header is not None and not only_embeds, embeds=only_embeds),
         )
+
+
+def _numerics(cached: CachedModel) -> str:
+    return "" if cached.loaded is None else cached.loaded.numerics
 
 
 @asynccontextmanager

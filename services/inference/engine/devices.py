@@ -22,6 +22,7 @@ from shared.telemetry import logs
 _GPU_TYPES = frozenset({1, 2})
 PROGRAM = (sys.executable, "-P", "-m", "services.inference.engine.devices")
 #: An idle driver takes some seconds to start.
+_BUILD_FILE = "aimesh_build.json"
 PROBE_SECONDS = 30.0
 #: Stays free on each GPU, for the driver and fragmentation.
 MARGIN_BYTES = 512 * 2**20
@@ -38,6 +39,12 @@ class Device(msgspec.Struct, frozen=True):
     description: str
     total_bytes: int
     free_bytes: int
+
+
+class EngineBuild(msgspec.Struct, frozen=True):
+    build: str
+    #: Of variants for processors, those that compute the same bits as others, with the name of their group.
+    numeric_groups: dict[str, str] = {}
 
 
 class FoundDevices(msgspec.Struct, frozen=True):
@@ -79,6 +86,15 @@ def load_backends() -> None:
     registry.ggml_backend_reg_count.restype = ctypes.c_size_t
     if not registry.ggml_backend_reg_count():
         registry.ggml_backend_load_all_from_path(os.fsencode(_folder()))
+
+
+def engine_build() -> EngineBuild:
+    """Return what tools/engine/wheel.py wrote beside prebuilt libraries, or the version and commit of compiled ones."""
+    library, _ = _libraries()
+    if (file := Path(library._name).with_name(_BUILD_FILE)).exists():
+        return msgspec.json.decode(file.read_bytes(), type=EngineBuild)
+    library.ggml_version.restype = library.ggml_commit.restype = ctypes.c_char_p
+    return EngineBuild(b" ".join((library.ggml_version(), library.ggml_commit())).decode())
 
 
 def buffer_type(device: str) -> int | None:

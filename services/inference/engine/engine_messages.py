@@ -236,6 +236,8 @@ class Loaded(_Message, frozen=True):
     adapter_problems: tuple[str, ...] = ()
     #: It has a projector for images.
     sees_images: bool = False
+    #: See ``numerics.identify``.
+    numerics: str = ""
 
 
 class LoadFailed(_Message, frozen=True):

@@ -53,6 +53,7 @@ class LlamaModel:
         self._vocab = native.llama_model_get_vocab(model)
         self._memory = native.llama_get_memory(context)
         self._log = log
+        self._numerics = model_loading.numerics_of(load, log)
         self.layout = model_loading.layout_of(load)
         self.unnoticed_seconds = GPU_UNNOTICED_SECONDS if model_loading.on_gpu(load) else 0.0
         #: Whether answers and prompts are computed in batches of their own. On a processor, this divides the work on the cells of a prompt
@@ -106,6 +107,7 @@ class LlamaModel:
             only_embeds=not self._memory,
             adapter_problems=tuple(adapter.problem for adapter in self._adapters),
             sees_images=self._images is not None,
+            numerics=self._numerics,
         )
 
     def check_adapter(self, number: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as native
 
+from services.inference import numerics
 from services.inference.engine import devices, engine_messages, gguf_header
 from services.inference.engine.engine_messages import KV_BLOCKS, KvMode, KvType, LoadCommand
 from services.inference.engine.gguf_header import GgufHeader, NotAModel
@@ -308,6 +309,15 @@ def _context_parameters(load: LoadCommand, tokens: int, whole: int = 0) -> nativ
         # whatever else is in the batch (docs/decisions/0011).
         parameters.type_v = _KV_TYPES[KvType.BF16]
     return parameters
+
+
+def numerics_of(load: LoadCommand, log: NativeLog) -> str:
+    """Identify what this process computes with (`numerics`)."""
+    used = _context_parameters(load, load.context_tokens)
+    maps = Path("/proc/self/maps")
+    engine, features = devices.engine_build(), native.llama_print_system_info().decode()
+    processor = numerics.group(maps.read_text() if maps.exists() else "", engine.numeric_groups, features)
+    return numerics.identify(engine.build, processor, log.gpu, (used.type_k, used.type_v, used.flash_attn_type, used.kv_unified))
 
 
 def layout_of(load: LoadCommand) -> KvLayout:

@@ -159,6 +159,7 @@ class FakeWorker:
 
     words: Sequence[str] = ("Hello", " world", "!")
     prompt_tokens: int = 7
+    numerics: str = ""
     fails_with: errors.AimeshError | None = None
     fails_after: int = 0
     hangs_after: int | None = None
@@ -240,7 +241,7 @@ class FakeRpc:
         worker = self.workers[to]
         worker.received.append(request)
         worker.deadlines.append(deadline_seconds)
-        answer = _Answer(worker.run(request), inference.PromptAccepted(worker.prompt_tokens))
+        answer = _Answer(worker.run(request), inference.PromptAccepted(worker.prompt_tokens, worker.numerics))
         try:
             yield answer
         finally:

@@ -44,6 +44,8 @@ class Teller(FakeWorker):
     falls: list[tuple[int, errors.AimeshError]] = field(default_factory=list)
     is_opaque: bool = False
     hangs: bool = False
+    #: It loads the model for the first request, and announces then what it computes with.
+    is_unloaded: bool = False
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[Chunk | Generation]:
         held = WORDS[len(prompt.delivered) - 1] if prompt.delivered else ""
@@ -70,12 +72,14 @@ class ResumingHarness:
         self.relay = Relay(self.rpc, dispatch, draw=lambda: 0.0, count=self._count, **more)
         for number, worker in enumerate(workers):
             self.rpc.workers[node_id(number)] = worker
-            self.directory.apply_announcement(self._announcement(number, digests[number] if digests else DIGEST), "nats")
+            self.directory.apply_announcement(self._announcement(number, digests[number] if digests else DIGEST, worker), "nats")
 
     @staticmethod
-    def _announcement(number: int, digest: str) -> Announcement:
+    def _announcement(number: int, digest: str, worker: FakeWorker) -> Announcement:
         # The first is the least loaded, so it is asked first.
-        return replace_models(announcement(number, load=WorkerLoad(slots=100, running=number)), digest)
+        is_loaded = not getattr(worker, "is_unloaded", False)
+        offer = ModelOffer(MODEL, 2048, digest, loaded=is_loaded, numerics=worker.numerics if is_loaded else "")
+        return replace_models(announcement(number, load=WorkerLoad(slots=100, running=number)), offer)
 
     def _count(self, kind: str, outcome: str) -> None:
         self.counted[kind, outcome] += 1
@@ -99,8 +103,8 @@ class ResumingHarness:
         )
 
 
-def replace_models(item: Announcement, digest: str) -> Announcement:
-    return Announcement(item.role, item.node, item.version, item.started_at, (ModelOffer(MODEL, 2048, digest),), item.load)
+def replace_models(item: Announcement, offer: ModelOffer) -> Announcement:
+    return Announcement(item.role, item.node, item.version, item.started_at, (offer,), item.load)
 
 
 def make_prompt(**config: Any) -> inference.ProcessPrompt:
@@ -225,6 +229,23 @@ async def test_a_worker_with_another_model_file_does_not_resume() -> None:
     assert (await harness.collect())[:3] == WHOLE
     # The gateway waited for the first worker.
     assert (len(first.received), len(other.received)) == (3, 0)
+
+
+async def test_a_worker_that_computes_otherwise_does_not_resume() -> None:
+    first, other = Teller(falls=[lost(3), *[lost(3, errors.NotReachable)] * 200], numerics="a"), Teller(numerics="b")
+    ticks = iter(range(10_000))
+    harness = ResumingHarness(first, other, clock=lambda: float(next(ticks)))
+    with pytest.raises(errors.WorkerLost, match="no other worker could resume it"):
+        await harness.collect()
+    assert not other.received
+
+
+@pytest.mark.parametrize("is_unloaded", [False, True])
+async def test_a_worker_that_computes_the_same_resumes_and_learns_what_the_answer_began_with(is_unloaded: bool) -> None:
+    other = Teller(numerics="a", is_unloaded=is_unloaded)
+    harness = ResumingHarness(Teller(falls=[lost(3)], numerics="a"), other)
+    assert (await harness.collect())[1:3] == WHOLE[1:]
+    assert [(prompt.delivered, prompt.numerics) for prompt in other.received] == [((1, 2, 3), "a")]
 
 
 async def test_a_request_that_crashes_two_engines_while_resuming_is_poison() -> None:

@@ -18,7 +18,7 @@ from services.gateway.scheduling.worker_choice import Candidate
 from services.gateway.scheduling.worker_records import WorkerStats
 from shared import errors
 from shared.config_documents import Machines
-from shared.protocol.directory import DEFAULT_QUEUE, ModelOffer, WorkerLoad
+from shared.protocol.directory import DEFAULT_QUEUE, ModelOffer, ResumeOrigin, WorkerLoad
 from shared.types import ModelName, NodeId, Role, UserId
 from tests.services.gateway.fakes import USER, FakeDirectory, node_id
 
@@ -130,7 +130,7 @@ def test_a_retry_never_reaches_a_worker_that_the_first_attempt_could_not_use(
         except errors.NotReachable:
             return set()
 
-    first, again = may(WISH), may(structs.replace(WISH, excluded=frozenset(map(node_id, failed)), digest="a"))
+    first, again = may(WISH), may(structs.replace(WISH, excluded=frozenset(map(node_id, failed)), origin=ResumeOrigin("a")))
     assert again <= first - set(map(node_id, failed))
     for number, (owner, labels) in enumerate(machines):
         if node_id(number) in first:
@@ -178,9 +178,9 @@ def test_only_a_worker_with_the_same_file_resumes_an_answer() -> None:
     pool = WorkerPool()
     pool.worker(1, digest="a")
     pool.worker(2, digest="b")
-    assert pool.nodes(structs.replace(WISH, digest="b")) == [node_id(2)]
+    assert pool.nodes(structs.replace(WISH, origin=ResumeOrigin("b"))) == [node_id(2)]
     with pytest.raises(errors.NotReachable, match="has another file of the model"):
-        pool.nodes(structs.replace(WISH, digest="c"))
+        pool.nodes(structs.replace(WISH, origin=ResumeOrigin("c")))
 
 
 def test_no_worker_and_no_allowed_worker_have_different_errors() -> None:

@@ -9,7 +9,7 @@ from services.gateway.scheduling import worker_starts
 from services.gateway.scheduling.peer_queues import PeerWaiting, QueueReport
 from services.gateway.scheduling.worker_starts import WorkerStarts
 from shared import errors
-from shared.protocol.directory import WorkerLoad
+from shared.protocol.directory import ResumeOrigin, WorkerLoad
 from shared.types import ModelName
 from shared.worker_pools import PoolsFile, WorkerPool
 from tests.services.gateway.fakes import FakeDirectory, node_id
@@ -122,7 +122,7 @@ async def test_requests_wait_again_if_the_last_worker_dies() -> None:
 
 async def test_a_started_answer_and_a_target_with_an_alternative_do_not_wait() -> None:
     async with dispatch_harness(POOL) as harness:
-        for more in ({"digest": "d"}, {"has_alternative": True}):
+        for more in ({"origin": ResumeOrigin("d")}, {"has_alternative": True}):
             assert type((await harness.ask(**more)).error) is errors.NotReachable
 
 

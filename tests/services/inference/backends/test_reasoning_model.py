@@ -15,6 +15,7 @@ from services.inference.chat import library
 from services.inference.engine import engine_messages
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry
+from shared import errors
 from shared.api.generation import Generation, ReasoningEffort, Tool, ToolChoice
 from shared.types import FinishReason, ModelName
 from tests.services.inference.standins import Reader, Watch, job
@@ -64,7 +65,8 @@ async def backend(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lla
 async def answer(backend: LlamaBackend, delivered: tuple[int, ...] = (), **sampling: object) -> tuple[Reader, Generation]:
     reader = Reader()
     asked = replace(job("What is the weather in Rome?", model=NAME, temperature=0, **sampling), delivered=delivered, request="r")
-    return reader, await backend.generate(replace(asked, call_parts=True), reader)
+    numerics = backend.models()[0].numerics
+    return reader, await backend.generate(replace(asked, numerics=numerics, call_parts=True), reader)
 
 
 def reasoning(reader: Reader) -> str:
@@ -82,6 +84,14 @@ async def test_thoughts_come_apart_and_end_at_the_budget(backend: LlamaBackend) 
         assert rest.token_ids == reader.token_ids[delivered:]
         assert (reader.text.endswith(rest.text), reasoning(reader).endswith(reasoning(rest))) == (True, True)
         assert rest_end.finish_reason == end.finish_reason
+
+
+async def test_an_answer_that_another_engine_began_is_not_continued(backend: LlamaBackend) -> None:
+    reader, _ = await answer(backend, max_tokens=3)
+    assert backend.models()[0].numerics
+    asked = replace(job("What is the weather in Rome?", model=NAME), delivered=tuple(reader.token_ids[:2]), numerics="other")
+    with pytest.raises(errors.UnknownModel, match="computes other tokens than the worker that began the answer"):
+        await backend.generate(asked, reader)
 
 
 async def test_effort_none_writes_no_thoughts(backend: LlamaBackend) -> None:
