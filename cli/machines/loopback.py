@@ -18,6 +18,7 @@ from shared.errors import Fault
 from shared.protocol import wire
 from shared.rpc.request_memory import HeldRequest, RequestMemory
 from shared.timing.backoff import Backoff
+from shared.timing.bounded_waits import wait_until_set
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection, Connect
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _OLLAMA = "/ollama"
 #: A program of this machine sends its body at once, and reads what it asked for.
 _BODY_SECONDS, _STALLED_SECONDS = 30.0, 30.0
+#: How long requests wait when the command has just begun.
+_OPEN_SECONDS = 10.0
 _RETRY = Backoff(first_seconds=0.5, longest_seconds=15.0, jitter=0.5)
 
 #: The connection's own, RFC 9110 §7.6.1, and what only a browser or a proxy sends. The call has the credential.
@@ -50,25 +53,30 @@ class MeshLink:
         self._connect, self._profile, self._note = connect, profile, note
         self._connection: CliConnection | None = None
         self._problem: errors.AimeshError = errors.Unavailable("the connection to the mesh is not open yet", retry_after_seconds=1)
+        #: The first attempt has an outcome.
+        self._tried = asyncio.Event()
 
-    def get(self) -> "CliConnection":
-        """Raises why there is none."""
+    async def get(self) -> "CliConnection":
+        """Wait for the first attempt. Raises why there is no connection."""
+        await wait_until_set(self._tried, _OPEN_SECONDS)
         if self._connection is None:
             raise self._problem
         return self._connection
 
     async def run(self) -> None:
-        """Stay connected. Raises errors that only the user can mend."""
+        """Stay connected. Raises errors that only the user can fix."""
         failures = 0
         while True:
             try:
                 async with self._connect(self._profile) as self._connection:
                     failures = 0
+                    self._tried.set()
                     await asyncio.Event().wait()
             except* errors.AimeshError as group:
                 self._problem = errors.first_of(group)
             finally:
                 self._connection = None
+                self._tried.set()
             if self._problem.fault is Fault.CALLER:
                 raise self._problem
             failures += 1
@@ -108,7 +116,7 @@ class Loopback:
 
     async def _pass(self, request: HttpRequest, response: "_LocalResponse") -> None:
         try:
-            async with self._mesh.get().http(request) as parts:
+            async with (await self._mesh.get()).http(request) as parts:
                 async for part in parts:
                     if part.status:
                         await response.start(part.status, part.headers)
@@ -147,7 +155,7 @@ def target(path: str) -> str:
 
 
 async def _read_body(receive: Receive, headers: Headers, held: HeldRequest) -> bytes:
-    """Return the body. One that is too long for a gateway is cut, and the gateway refuses it in the API's own words."""
+    """Return the body. If it is too long for a gateway, it is cut, and the gateway refuses it in the API's own words."""
     announced = headers.get(b"content-length", b"0")
     held.resize(min(int(announced) if announced.isdigit() else 0, wire.MAX_REQUEST_BYTES))
     body, more = bytearray(), True

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID
 
-from services.gateway import background_jobs, node_rows, request_validation
+from services.gateway import background_jobs, node_rows, request_validation, store
 from services.gateway.background_jobs import Partitions, UpkeepJob
 from services.gateway.billing import orphan_settlement, route_metrics
 from services.gateway.billing.account_rpc import AccountRpc
@@ -49,6 +49,7 @@ from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.limits import limit_rules, quotas
 from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
+from services.gateway.ollama_api.ollama_routes import OllamaRoutes
 from services.gateway.openai_api import rerank_route
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
@@ -82,7 +83,6 @@ from services.gateway.scheduling.worker_starts import WorkerStarts
 from services.gateway.settings import GatewaySettings, GatewaySettingsRpc
 from services.gateway.site_lease import SiteGate
 from services.gateway.store import GatewayStore
-from services.gateway.store import opened as database_of
 from services.gateway.usage_reports import BusinessReports, UsageReports
 from services.gateway.usage_store import DaysStore, UsageStore
 from shared import access_table, client_address, context, errors, worker_pools
@@ -339,6 +339,7 @@ class GatewayService:
             RestInference(self._deduplicated),
             RestUsage(self._stores.requests, self._reports, self._quotas, self._accounts),
             OpenAiRoutes(self._deduplicated, self._catalogue, self._items),
+            OllamaRoutes(self._deduplicated, self._catalogue),
             OpenAiEmbeddings(self._deduplicated),
             OpenAiModerations(self._pipeline),
             TokenRoutes(self._pipeline, self._deduplicated, self._items),
@@ -543,7 +544,7 @@ def _database(settings: GatewaySettings, node: Node, cache: Cache) -> "AbstractA
     read_url, lag_seconds = settings.database_read_url, settings.database_read_lag_seconds
     replica = None if read_url is None else ReplicaPlan(read_url, lag_seconds, RecentWrites(cache, "gateway", lag_seconds))
     options = DatabaseOptions(replica, DatabaseMetrics(node.metrics))
-    return database_of(settings.database_url, pool_size=settings.database_pool, migrate=settings.migrate == "on", options=options)
+    return store.opened(settings.database_url, pool_size=settings.database_pool, migrate=settings.migrate == "on", options=options)
 
 
 @asynccontextmanager

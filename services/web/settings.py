@@ -23,9 +23,9 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             "WEB_SECRET", "signs form tokens; at least 32 random characters (openssl rand -hex 32), the same on all replicas", secret=True
         ),
     ]
-    gateway_url: Annotated[str, Variable("GATEWAY_URL", "the URL of the gateway's HTTP server; web forwards /api, /v1 and /docs to it")] = (
-        "http://127.0.0.1:3002"
-    )
+    gateway_url: Annotated[
+        str, Variable("GATEWAY_URL", "the URL of the gateway's HTTP server; web forwards /api, /v1, /ollama and /docs to it")
+    ] = "http://127.0.0.1:3002"
     web_hop_secret: client_address.Secret = None
     gateway_ca_file: Annotated[
         Path | None, Variable("GATEWAY_CA_FILE", "the CA of the gateway's certificate, if GATEWAY_URL is https and the CA is not public")

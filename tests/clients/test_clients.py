@@ -19,6 +19,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,17 +28,21 @@ import pytest
 from tests import people
 from tests.clients import scripted_model
 from tests.stacks import RunningStack
+from tests.testnet import free_port
 
 HERE = Path(__file__).parent
 INSTALL_SECONDS, RUN_SECONDS = 600, 300
 PYTHON = sorted(path.stem for path in (HERE / "requirements").glob("*.txt"))
 NODE = sorted(path.name for path in (HERE / "node").glob("*.js") if path.name != "checklist.js")
 GUARDED = {"anthropic", "langchain", "openai", "ai-sdk.js", "openai.js"}
+#: They know only a port of their machine, where `aicli serve` is.
+LOCAL = {"ollama"}
 #: Client -> the number of its checks.
 CHECKS = {
     "anthropic": 307,
     "instructor": 168,
     "langchain": 155,
+    "ollama": 124,
     "openai": 256,
     "pydantic_ai": 270,
     "ai-sdk.js": 224,
@@ -55,6 +61,20 @@ POLICY = """\
 SHOWN_CHARACTERS = 4000
 
 pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 2 * RUN_SECONDS + 100)
+
+
+@asynccontextmanager
+async def served_locally(stack: RunningStack) -> AsyncIterator[dict[str, str]]:
+    """Serve the mesh at a port of this machine; yield the variables of programs that know only that port."""
+    port = free_port()
+    serving = await stack.start_aicli("serve", "--port", str(port))
+    try:
+        assert serving.stdout is not None
+        assert await serving.stdout.readline(), "it did not start"
+        yield {"OLLAMA_HOST": f"http://localhost:{port}", "OPENAI_API_KEY": "", "ANTHROPIC_API_KEY": ""}
+    finally:
+        serving.terminate()
+        await serving.communicate()
 
 
 async def make_guarded_keys(stack: RunningStack, place: Path) -> dict[str, str]:
@@ -133,10 +153,11 @@ async def test_a_python_client(stack: RunningStack, tmp_path: Path, name: str) -
         pins,
     )
     keys = await make_guarded_keys(stack, tmp_path) if name in GUARDED else {}
-    await run(stack, tmp_path, RUN_SECONDS, python, str(HERE / "programs" / f"{name}_python.py"), **keys)
-    if name in CHECKS:
-        output = await run(stack, tmp_path, RUN_SECONDS, python, "-m", f"checks.{name}", PYTHONPATH=str(HERE), **keys)
-        ensure_complete(name, output)
+    async with served_locally(stack) if name in LOCAL else nullcontext(keys) as variables:
+        await run(stack, tmp_path, RUN_SECONDS, python, str(HERE / "programs" / f"{name}_python.py"), **variables)
+        if name in CHECKS:
+            output = await run(stack, tmp_path, RUN_SECONDS, python, "-m", f"checks.{name}", PYTHONPATH=str(HERE), **variables)
+            ensure_complete(name, output)
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -34,7 +34,7 @@ async def answer(
     raises."""
     request = await deduplicated.admit_images(request, call.images)
     if stream:
-        call.expect_events(form.failed)
+        call.expect_events(form.failed, form.stream)
     repeat, cache = NO_REPEAT, CacheRequest.NOTHING
     if call.has_options:
         repeat, cache = read_repeat(call), call.cache_request

@@ -77,6 +77,8 @@ class HttpRoute:
     runs_a_model: bool = False
     #: The body is a prompt, possibly with images, and may be longer than others.
     takes_prompts: bool = False
+    #: The body is JSON, whatever its media type: `curl -d` names another one.
+    any_media_type: bool = False
     #: The handler watches for a disconnect if the call takes long.
     watches: bool = False
     access: AccessRule = field(init=False, compare=False)
@@ -275,7 +277,7 @@ class HttpApp:
         if route.takes_prompts:
             # Base64 takes four bytes for three; the request also has text.
             most_bytes = max(wire.MAX_REQUEST_BYTES, most_bytes + self._images.most_bytes * 4 // 3)
-        await call.read_body(most_bytes=most_bytes, held=held)
+        await call.read_body(most_bytes=most_bytes, held=held, any_media_type=route.any_media_type)
         if len(call.body) > http_call.MAX_BODY_BYTES:
             cut = await asyncio.to_thread(image_strings.cut, call.body)
             call.body, call.images = cut.body, cut.images

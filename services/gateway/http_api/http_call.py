@@ -10,7 +10,7 @@ import msgspec
 
 from services.gateway.http_api import body_load, http_errors, request_bodies, tolerant_json
 from services.gateway.http_api.body_load import BodyTurns
-from services.gateway.http_api.response_formats import ErrorBody, Headers, ServerSentEvent
+from services.gateway.http_api.response_formats import SERVER_SENT_EVENTS, ErrorBody, EventStream, Headers, ServerSentEvent
 from services.gateway.http_api.tolerant_json import BodyDialect, Ignored
 from services.gateway.idempotency import cache_keys
 from services.gateway.request_validation import BadField
@@ -107,6 +107,7 @@ class HttpCall:
         self._extra: Headers = []
         #: Formats a failure as events; None unless the response is a stream.
         self._failed: Callable[[ErrorBody], Sequence[ServerSentEvent]] | None = None
+        self._stream = SERVER_SENT_EVENTS
         self._loop = asyncio.get_running_loop()
         self._written_at = self._loop.time()
         self._writes = BoundedWaits(WRITE_SECONDS)
@@ -208,14 +209,19 @@ class HttpCall:
             raise errors.BadRequest("the request has both Content-Length and Transfer-Encoding", hint="send only one of them")
 
     async def read_body(
-        self, *, most_bytes: int = MAX_BODY_BYTES, most_seconds: float | None = None, held: HeldRequest | None = None
+        self,
+        *,
+        most_bytes: int = MAX_BODY_BYTES,
+        most_seconds: float | None = None,
+        held: HeldRequest | None = None,
+        any_media_type: bool = False,
     ) -> None:
         """Read the body; ``held`` gets its size. Raises UnsupportedMedia, TooLarge as soon as it is known, and what ``HeldRequest.resize``
         raises."""
         if self._headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise errors.UnsupportedMedia("compressed bodies are not supported", hint="send the body without Content-Encoding")
         media_type, _, _ = self._headers.get(b"content-type", b"").partition(b";")
-        if media_type.strip().lower() != b"application/json":
+        if media_type.strip().lower() != b"application/json" and not any_media_type:
             raise errors.UnsupportedMedia("the body must be JSON", hint="send `Content-Type: application/json`")
         announced = self._headers.get(b"content-length", b"0")
         size = int(announced) if announced.isdigit() else 0
@@ -307,12 +313,12 @@ class HttpCall:
             await self.end_events()
             return
         self.add_headers(http_errors.headers(error))
-        is_anthropic, status = f"{self._scope['path']}/".startswith("/v1/messages/"), http_errors.status(error)
-        await self.answer(http_errors.anthropic_body(content, code=status) if is_anthropic else content, status=status)
+        status = http_errors.status(error)
+        await self.answer(http_errors.body_at(self._scope["path"], content, status), status=status)
 
-    def expect_events(self, failed: Callable[[ErrorBody], Sequence[ServerSentEvent]]) -> None:
+    def expect_events(self, failed: Callable[[ErrorBody], Sequence[ServerSentEvent]], stream: EventStream = SERVER_SENT_EVENTS) -> None:
         """Announce a stream of events, which gets heartbeats from now on. ``failed`` formats an error as events."""
-        self._failed = failed
+        self._failed, self._stream = failed, stream
 
     async def send_events(self, events: Sequence[ServerSentEvent], event_id: str | None = None) -> None:
         """Send events; wait up to 30 s for a slow reader. The last event carries the id: a client that knows the id has all of them."""
@@ -320,13 +326,14 @@ class HttpCall:
             return
         if not self.started:
             await self._begin_events()
-        await self._write(b"".join(_written(event, event_id if event is events[-1] else None) for event in events), more=True)
+        write = self._stream.write
+        await self._write(b"".join(write(event, event_id if event is events[-1] else None) for event in events), more=True)
 
     async def send_comment(self, text: str) -> None:
-        """Send a comment, which clients of server-sent events ignore and people can read."""
+        """Send a comment, which clients ignore and people can read."""
         if not self.started:
             await self._begin_events()
-        await self._write(b": " + " ".join(text.split()).encode() + b"\n\n", more=True)
+        await self._write(self._stream.write_comment(text), more=True)
 
     def idle_seconds(self) -> float | None:
         """Return how long a stream has been idle; None for other responses."""
@@ -351,7 +358,7 @@ class HttpCall:
 
     async def _begin_events(self) -> None:
         # Without x-accel-buffering, proxies like nginx would collect the tokens.
-        await self._start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")])
+        await self._start(200, [(b"content-type", self._stream.media_type), (b"x-accel-buffering", b"no")])
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.started = True
@@ -380,10 +387,3 @@ def _too_large(most_bytes: int) -> errors.CallerError:
     if most_bytes > MAX_BODY_BYTES:
         return PromptTooLarge.because(f"the body is larger than {most_bytes} bytes", hint="shorten it, or send fewer images")
     return errors.TooLarge(f"the body is larger than {most_bytes} bytes")
-
-
-def _written(event: ServerSentEvent, event_id: str | None) -> bytes:
-    content = event.content if isinstance(event.content, bytes) else _encode(event.content)
-    name = b"event: " + event.name.encode() + b"\n" if event.name else b""
-    identity = b"id: " + event_id.encode() + b"\n" if event_id is not None else b""
-    return b"%b%bdata: %b\n\n" % (name, identity, content)

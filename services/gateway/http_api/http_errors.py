@@ -7,7 +7,7 @@ import msgspec
 
 from services.gateway.billing import request_record
 from services.gateway.http_api import response_formats
-from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorDetails, ErrorObject, Headers
+from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorDetails, ErrorObject, Headers, OllamaErrorBody
 from services.gateway.limits import limit_rules
 from shared import errors
 from shared.errors import AimeshError, Fault
@@ -91,6 +91,18 @@ def anthropic_body(shown: ErrorBody, *, code: int = 0) -> AnthropicErrorBody:
     kind = "request_too_large" if code == errors.TooLarge.status else _ANTHROPIC_TYPES.get(error.type, error.type)
     details = _ANTHROPIC_DETAILS.get(error.param or "", msgspec.UNSET)
     return AnthropicErrorBody(msgspec.structs.replace(error, type=kind, details=details), error.request_id)
+
+
+def ollama_body(shown: ErrorBody) -> OllamaErrorBody:
+    error = shown.error
+    return OllamaErrorBody(f"{error.message} – {error.hint}" if error.hint else error.message, error.code, error.param, error.request_id)
+
+
+def body_at(path: str, shown: ErrorBody, code: int) -> msgspec.Struct:
+    """Return the error as the API of this path has it."""
+    if path.startswith("/ollama/"):
+        return ollama_body(shown)
+    return anthropic_body(shown, code=code) if f"{path}/".startswith("/v1/messages/") else shown
 
 
 def status(error: AimeshError) -> int:

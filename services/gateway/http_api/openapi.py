@@ -104,7 +104,7 @@ def _operation(route: HttpRoute) -> Json:
     operation: Json = {
         "summary": route.summary,
         "operationId": _operation_id(route.verb, route.path),
-        "tags": ["OpenAI" if route.path.startswith("/v1") else "aimesh"],
+        "tags": ["OpenAI" if route.path.startswith("/v1") else "Ollama" if _is_ollamas(route) else "aimesh"],
         "security": _SCHEMES[route.access.who],
         "responses": _responses(route),
     }
@@ -123,7 +123,7 @@ def _responses(route: HttpRoute) -> Json:
     if route.answer is not None:
         content: Json = {"application/json": {"schema": _ref(route.answer)}}
         if route.streams:
-            content["text/event-stream"] = {"schema": _event_schema(route)}
+            content["application/x-ndjson" if _is_ollamas(route) else "text/event-stream"] = {"schema": _event_schema(route)}
         done["content"] = content
     statuses = {
         *_OF_EVERYONE,
@@ -136,6 +136,11 @@ def _responses(route: HttpRoute) -> Json:
     errors = {str(status): {"$ref": f"#/components/responses/{_error_name(status)}"} for status in sorted(statuses)}
     other = {"description": "Another error", "content": {"application/json": {"schema": _ref(ErrorBody)}}}
     return {str(route.status): done, **errors, "default": other}
+
+
+def _is_ollamas(route: HttpRoute) -> bool:
+    """Its streams are lines of JSON."""
+    return route.path.startswith("/ollama/")
 
 
 def _event_schema(route: HttpRoute) -> Json:

@@ -120,6 +120,37 @@ RESPONSES: Rules = {
     "input.output[*]": ParameterRule("must be a text or an image; audio and files are not supported"),
 }
 
+_ENGINE_OPTIONS = (
+    "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa", "low_vram", "f16_kv", "use_mmap", "use_mlock",
+    "logits_all", "vocab_only", "embedding_only",
+)  # fmt: skip
+_SAMPLERS = ("tfs_z", "typical_p", "repeat_last_n", "mirostat", "mirostat_tau", "mirostat_eta", "penalize_newline")
+
+#: Ollama's. ``OLLAMA`` is common to all of its bodies.
+OLLAMA: Rules = {
+    "keep_alive": _ignored("the mesh decides how long a model stays loaded"),
+    "truncate": _ignored("an input that is too long is refused; shorten it yourself"),
+    "shift": _ignored("an input that is too long is refused; shorten it yourself"),
+    "verbose": _ignored("a mesh doesn't show the files of its models"),
+    "insecure": _ignored("only administrators download models"),
+    **dict.fromkeys((f"options.{name}" for name in _ENGINE_OPTIONS), _ignored("the mesh decides how a model is loaded")),
+    **dict.fromkeys((f"options.{name}" for name in _SAMPLERS), _ignored("there is no such sampler")),
+}
+OLLAMA_CHAT: Rules = {
+    **OLLAMA,
+    "messages.tool_calls.type": _COPIED,
+    "messages.tool_calls.index": _COPIED,
+    "messages.tool_calls.function.index": _COPIED,
+    "messages.tool_calls.function.description": _COPIED,
+    "tools[*]": _OTHER_TOOLS,
+}
+OLLAMA_GENERATE: Rules = {
+    **OLLAMA,
+    "context": _only("is not supported; send the whole conversation to /api/chat", []),
+    "template": _only("is not supported; models have templates of their own, or send `raw`", ""),
+    **dict.fromkeys(("width", "height", "steps"), _ignored("models only generate text")),
+}
+
 _OFFERED = _ignored("every tool is offered, as its schema describes it")
 #: Of images and documents, by the type of their source.
 _SOURCES: Rules = {

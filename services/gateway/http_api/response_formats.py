@@ -49,6 +49,14 @@ class AnthropicErrorBody(msgspec.Struct, frozen=True, tag_field="type", tag="err
     request_id: RequestId
 
 
+class OllamaErrorBody(msgspec.Struct, frozen=True):
+    #: All that its clients show.
+    error: str
+    code: str
+    param: str | None
+    request_id: RequestId
+
+
 class AnswerFacts(msgspec.Struct, frozen=True):
     """Facts included in every answer."""
 
@@ -119,6 +127,29 @@ class TokenChoice(msgspec.Struct, frozen=True):
 
 DONE = ServerSentEvent(b"[DONE]")
 
+_encode = msgspec.json.Encoder().encode
+
+
+def json_of(event: ServerSentEvent) -> bytes:
+    return event.content if isinstance(event.content, bytes) else _encode(event.content)
+
+
+class EventStream:
+    """How a stream writes its events: as server-sent events, with comments that clients ignore."""
+
+    media_type = b"text/event-stream; charset=utf-8"
+
+    def write(self, event: ServerSentEvent, event_id: str | None) -> bytes:
+        name = b"event: " + event.name.encode() + b"\n" if event.name else b""
+        identity = b"id: " + event_id.encode() + b"\n" if event_id is not None else b""
+        return b"%b%bdata: %b\n\n" % (name, identity, json_of(event))
+
+    def write_comment(self, text: str) -> bytes:
+        return b": " + " ".join(text.split()).encode() + b"\n\n"
+
+
+SERVER_SENT_EVENTS = EventStream()
+
 
 class AnswerFormat(ABC):
     """Formats one answer. The same chunks always give the same events, so that a reader can resume."""
@@ -126,6 +157,7 @@ class AnswerFormat(ABC):
     #: Set by ``begin``.
     about: AnswerFacts
     has_begun = False
+    stream: EventStream = SERVER_SENT_EVENTS
 
     def begin(self, about: AnswerFacts) -> None:
         """Start, before the first chunk."""

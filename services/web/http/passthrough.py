@@ -1,4 +1,4 @@
-"""Forward /api, /v1, /rpc and the API reference to the gateway and stream the responses back. An ASGI application.
+"""Forward /api, /v1, /ollama, /rpc and the API reference to the gateway and stream the responses back. An ASGI application.
 
 Nothing is buffered in either direction, so backpressure reaches the gateway. If a client disconnects, its upstream request is canceled,
 which stops the generation. Cookies are never forwarded: a browser session must not authorize API calls.
@@ -32,7 +32,7 @@ KEEPALIVE_SECONDS = 3.0
 
 Header = tuple[bytes, bytes]
 
-_PREFIXES = ("/api/", "/v1/", "/rpc/", "/docs/")
+_PREFIXES = ("/api/", "/v1/", "/ollama/", "/rpc/", "/docs/")
 _EXACT = frozenset({"/api", "/v1", "/docs", "/openapi.json", "/.well-known/jwks.json"})
 
 #: RFC 9110 §7.6.1, and `expect`, which our server has already answered.

@@ -1,4 +1,4 @@
-"""`aicli serve`: who may use the port, what reaches the mesh, and what happens while the mesh is away."""
+"""`aicli serve`: who may use the port, what reaches the mesh, and what happens while the mesh can't be reached."""
 
 import asyncio
 import json
@@ -190,6 +190,17 @@ async def test_a_mesh_that_is_away_is_503_and_comes_back(mesh: Mesh, monkeypatch
         mesh.cut.clear()
         await until(lambda: mesh.opened == 2)
         assert (await http.get("/api/tags")).status_code == 200
+
+
+async def test_a_request_waits_for_the_first_connection(mesh: Mesh) -> None:
+    """A program may start together with `aicli serve`."""
+    link = MeshLink(mesh.open, Profile(api_key=KEY), print)
+    transport = httpx.ASGITransport(Loopback(link))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http, background() as tasks:
+        asking = tasks.create_task(http.get("/api/tags"))
+        await asyncio.sleep(0)
+        tasks.create_task(link.run())
+        assert (await asking).status_code == 200
 
 
 async def test_what_only_the_user_can_mend_ends_it(mesh: Mesh) -> None:

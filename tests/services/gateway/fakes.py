@@ -41,6 +41,7 @@ from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.limits import tiers
 from services.gateway.limits.quotas import Quotas
 from services.gateway.limits.tiers import LimitRules
+from services.gateway.ollama_api.ollama_routes import OllamaRoutes
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
@@ -533,11 +534,11 @@ class RunningService:
             RestInference(self.once),
             RestUsage(self.store, self.reports, self.quotas, self.accounts),
             OpenAiRoutes(self.once, self._served, self.items),
-            OpenAiEmbeddings(self.once),
+            OllamaRoutes(self.once, self._served),
             OpenAiModerations(self.pipeline),
             TokenRoutes(self.pipeline, self.once, self.items),
             RerankRoute(self.pipeline),
-            InfillRoute(self.once),
+            *(kind(self.once) for kind in (InfillRoute, OpenAiEmbeddings)),
         )
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99), self._finish).routes()

@@ -108,7 +108,9 @@ async def post(app: HttpApp, path: str, body: bytes) -> tuple[int, dict[str, Any
     headers = [(b"authorization", f"Bearer {KEY}".encode()), (b"content-type", b"application/json")]
     await app({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
     content = b"".join(message.get("body", b"") for message in sent)
-    return sent[0]["status"], json.loads(content)["error"] if sent[0]["status"] >= 400 else {}
+    found = json.loads(content) if sent[0]["status"] >= 400 else {"error": {}}
+    # Ollama's errors are a text.
+    return sent[0]["status"], {**found, "message": found["error"]} if path.startswith("/ollama/") else found["error"]
 
 
 def _dotted(path: str) -> str:
