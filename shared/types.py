@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType
+from typing import Annotated, NewType
 from uuid import UUID
+
+import msgspec
 
 UserId = NewType("UserId", UUID)
 KeyId = NewType("KeyId", UUID)
@@ -19,6 +21,8 @@ MeshName = NewType("MeshName", str)
 #: 1 credit is 1,000,000 of these.
 MicroCredits = NewType("MicroCredits", int)
 ModelName = NewType("ModelName", str)
+#: What a worker serves once it has joined: a source to pull from, or a file of the machine; empty for nothing.
+ModelOfWorker = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^((hf:|oci://|https://)[^\s,]+|/[^\x00-\x1f,]+\.gguf)?\Z")]
 #: A whole API key or access token. Never logged; only auth compares it or looks it up.
 Credential = NewType("Credential", str)
 

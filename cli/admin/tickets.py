@@ -1,7 +1,7 @@
 """`aicli admin tickets`: create, list, rotate and revoke join tickets."""
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
@@ -32,6 +32,14 @@ def _read_uses(_context: click.Context, _option: click.Parameter, text: str) -> 
     if not text.isdecimal() or not 1 <= int(text) <= 10_000:
         raise click.BadParameter(f"{text!r} is neither a number from 1 to 10,000 nor {_UNLIMITED}")
     return int(text)
+
+
+class _WorkerChoices(TypedDict):
+    """Options of workers' tickets."""
+
+    model: str
+    accept_models: bool | None
+    elsewhere: bool
 
 
 @click.group()
@@ -69,13 +77,20 @@ def tickets() -> None:
     multiple=True,
     help="Labels in the machine's certificate.",
 )
+@click.option("--model", metavar="hf:…|FILE", default="", help="For workers: what the machine serves: hf:ORG/REPO, or a .gguf file on it.")
+@click.option(
+    "--accept-models/--no-accept-models",
+    default=None,
+    help="For workers: whether administrators may put models on the machine. Default: yes if it is yours.",
+)
+@click.option("--elsewhere", is_flag=True, help="The machine is in another network: check that the mesh's addresses are public.")
 @click.option("--approval", is_flag=True, help="Require approval for each machine.")
 @click.option(
     "--owner",
     metavar="USER",
     help="Owner of the machine: username, email address or ID. Default: you, or the operator with --active.",
 )
-@print_format.output_options('Print {"ticket": …, "warnings": …, "id": …, …}.')
+@print_format.output_options('Print {"ticket": …, "install": …, "warnings": …, "id": …, …}.')
 @click.pass_obj
 def create(
     here: CliContext,
@@ -90,6 +105,7 @@ def create(
     approval: bool,
     owner: str | None,
     as_json: bool,
+    **choices: Unpack[_WorkerChoices],
 ) -> None:
     """Create a ticket and print it. It is shown only once."""
     request = api.membership.CreateTicket(
@@ -101,13 +117,14 @@ def create(
         owner=owner,
         active_most=active_most,
         networks=networks,
+        **choices,
     )
     _show(here.call(api.membership.create_ticket, request), as_json=as_json)
 
 
 @tickets.command()
 @click.argument("ticket", metavar="ID")
-@print_format.output_options('Print {"ticket": …, "warnings": …, "id": …, …}.')
+@print_format.output_options('Print {"ticket": …, "install": …, "warnings": …, "id": …, …}.')
 @click.pass_obj
 def rotate(here: CliContext, /, ticket: str, *, as_json: bool) -> None:
     """Create a ticket with the same rights as an old one, and print it. The old one works for 24 more hours."""
@@ -118,7 +135,7 @@ def _show(made: "NewTicket", *, as_json: bool) -> None:
     if as_json:
         row = printing.plain(made.row)
         assert isinstance(row, dict)
-        printing.show_json({"ticket": made.ticket, "warnings": list(made.warnings), **row})
+        printing.show_json({"ticket": made.ticket, "install": made.install or None, "warnings": list(made.warnings), **row})
         return
     click.echo(made.ticket)
     _explain(made)
@@ -131,6 +148,14 @@ def _explain(made: "NewTicket") -> None:
     where = "On that machine" if row.uses == 1 else "On each machine"
     printing.note(f"The ticket admits {machines}{places} and expires {printing.moment(row.expires_at)}. Anyone who has it can use it.")
     printing.note(f"{where}: {COMMANDS[row.role]}")
+    if made.install:
+        printing.note(f"Without aimesh there: {made.install}")
+    elif made.install_needs:
+        printing.note(f"There is no line that installs aimesh there: {made.install_needs}")
+    if row.role is Role.WORKER and not row.accept_models:
+        printing.note(
+            "Administrators may not put models on it: the owner can allow it with ALLOW_MODEL_PULLS=on, or you with --accept-models."
+        )
     if row.needs_approval:
         printing.note("Then run here: aicli admin nodes approve ID")
     for warning in made.warnings:

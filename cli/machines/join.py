@@ -198,22 +198,23 @@ async def finish(folder: Folder, kept: "MembershipFile", report: Callable[[str],
 async def _enroll(folder: Folder, ticket: "Ticket", node: "EnrollingNode", report: Callable[[str], None]) -> "MembershipFile":
     from shared.node import membership_file
 
-    def adopt(kept: "MembershipFile") -> None:
+    def adopt(kept: "MembershipFile") -> "MembershipFile":
+        kept = msgspec.structs.replace(kept, nats=ticket.nats, model=ticket.model, accept_models=ticket.accept_models)
         if folder.new_key.exists():
             folder.new_key.replace(folder.key)
         membership_file.save(folder.membership, kept)
         folder.ticket_id.write_text(ticket.id, encoding="utf-8")
+        return kept
 
     joined = await enroll_new_key(folder.new_key, ticket, replace(node, on_pending=adopt), report)
-    found = msgspec.structs.replace(membership_file.of(joined, folder.kept()), nats=ticket.nats)
+    found = membership_file.of(joined, folder.kept())
     try:
         _check_role(found)
     except errors.BadTicket:
         # auth knows this key under another role now.
         folder.new_key.unlink(missing_ok=True)
         raise
-    adopt(found)
-    return found
+    return adopt(found)
 
 
 async def enroll_new_key(key: Path, ticket: "Ticket", node: "EnrollingNode", report: Callable[[str], None]) -> "Membership":

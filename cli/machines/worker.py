@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _MOST_WORKERS = 64
 #: The worker's backends; a test compares them with services.inference.
 BACKENDS = ("llama", "ollama", "openai", "http", "echo")
+#: Settings that say which models a worker serves.
+_MODEL_SETTINGS = {"INFERENCE_BACKEND", "MODELS", "MODELS_DIR", "MODELS_YAML", "MODELS_PULL"}
 #: Status sentences, and only warnings and errors of the log.
 _FOR_PEOPLE = {"WORKER_STATUS": "plain", "LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
 COMMANDS = {
@@ -209,7 +211,16 @@ def joined_environment(outside: Mapping[str, str], options: Mapping[str, str], f
     }
     # NAME_FILE would override NAME.
     inherited = {name: value for name, value in outside.items() if name.removesuffix("_FILE") not in {*fixed, *options}}
-    return {**_FOR_PEOPLE, **inherited, **options, **fixed}
+    return {**_FOR_PEOPLE, **_chosen_by_ticket(kept, {**outside, **options}), **inherited, **options, **fixed}
+
+
+def _chosen_by_ticket(kept: "MembershipFile", given: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings that the ticket's creator chose. Those of the machine's owner precede them."""
+    chosen = {} if kept.accept_models is None else {"ALLOW_MODEL_PULLS": "true" if kept.accept_models else "false"}
+    if kept.model and not _MODEL_SETTINGS & {name.removesuffix("_FILE") for name in given}:
+        is_file = kept.model.startswith("/")
+        chosen |= {"MODELS": f"{Path(kept.model).stem}={kept.model}"} if is_file else {"MODELS_PULL": kept.model}
+    return chosen
 
 
 def plan_environment(outside: Mapping[str, str], options: Mapping[str, str], *, for_people: bool = False) -> dict[str, str]:

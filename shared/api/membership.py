@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing
-from shared.types import AuthorityId, MeshName, NodeId, Role
+from shared.types import AuthorityId, MeshName, ModelOfWorker, NodeId, Role
 
 #: The roles that hold a certificate.
 NODES = {Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.BACKUP}
@@ -74,6 +74,12 @@ class CreateTicket(Body, frozen=True):
     active_most: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
     #: Networks that its nodes may log in from, over NATS, at most a /8 of IPv4 or a /16 of IPv6 each; none for everywhere.
     networks: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=64)], ...], msgspec.Meta(max_length=32)] = ()
+    #: For workers.
+    model: ModelOfWorker = ""
+    #: For workers: whether administrators may put models on them. The default is yes if the caller is the owner.
+    accept_models: bool | None = None
+    #: The machine is in another network than the mesh, so private addresses don't help it.
+    elsewhere: bool = False
 
 
 class TicketState(StrEnum):
@@ -98,6 +104,8 @@ class TicketRow(Body, frozen=True, omit_defaults=False):
     active_most: int | None = None
     active: int = 0
     networks: tuple[str, ...] = ()
+    model: str = ""
+    accept_models: bool = True
     #: False: it is done, but the recovery log on disk lacks it for now.
     logged: bool = True
 
@@ -109,6 +117,10 @@ class NewTicket(Body, frozen=True, omit_defaults=False):
     row: TicketRow
     #: Such as: other machines cannot reach a DHT on loopback.
     warnings: tuple[str, ...] = ()
+    #: For a worker: the line that installs it on a machine without aimesh; empty if it wouldn't work.
+    install: str = ""
+    #: Why there is no such line, and what to do.
+    install_needs: str = ""
 
 
 class ListTickets(Body, frozen=True):

@@ -11,7 +11,7 @@ import msgspec
 
 from shared import errors
 from shared.identity import base64url, node_keys
-from shared.types import AuthorityId, MeshName, NodeId
+from shared.types import AuthorityId, MeshName, ModelOfWorker, NodeId
 
 PREFIX = "aip_join_"
 #: Longer lines are something else, pasted by mistake.
@@ -34,6 +34,9 @@ class Ticket(msgspec.Struct, array_like=True, frozen=True):
     relays: tuple[bytes, ...] = ()
     #: URLs of the mesh's NATS servers. If there are any, nodes join and work over NATS instead of Hyperswarm.
     nats: tuple[str, ...] = ()
+    #: See ``membership.CreateTicket``. None for a machine that decides alone.
+    model: ModelOfWorker = ""
+    accept_models: bool | None = None
 
     @property
     def authority_id(self) -> AuthorityId:
@@ -55,16 +58,18 @@ def new(
     bootstrap: tuple[str, ...] = (),
     relays: tuple[bytes, ...] = (),
     nats: tuple[str, ...] = (),
+    model: str = "",
+    accept_models: bool | None = None,
 ) -> Ticket:
     """Return a ticket with an id and a key from the system's CSPRNG."""
     raw = node_keys.raw_of(authority)
-    return Ticket(1, secrets.token_hex(8), secrets.token_bytes(32), raw, mesh, bootstrap, relays, nats)
+    return Ticket(1, secrets.token_hex(8), secrets.token_bytes(32), raw, mesh, bootstrap, relays, nats, model, accept_models)
 
 
 def render(ticket: Ticket) -> str:
     fields = msgspec.structs.astuple(ticket)
-    # Older releases know no NATS addresses.
-    body = _encode(fields if ticket.nats else fields[:-1])
+    # Older releases read only so many fields.
+    body = _encode(fields if ticket.model or ticket.accept_models is not None else fields[:-2] if ticket.nats else fields[:-3])
     return PREFIX + base64url.encode(body + _checksum(body))
 
 

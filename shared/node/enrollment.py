@@ -113,7 +113,7 @@ class EnrollingNode:
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     #: Called with what to save while an administrator still has to approve. After that the ticket is not needed.
-    on_pending: Callable[[MembershipFile], None] = lambda membership: None
+    on_pending: Callable[[MembershipFile], object] = lambda membership: None
 
 
 _DEFAULTS = EnrollmentOptions()

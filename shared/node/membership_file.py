@@ -35,6 +35,9 @@ class MembershipFile(msgspec.Struct, frozen=True, rename="camel"):
     older_bootstrap: tuple[str, ...] = ()
     #: URLs of the NATS servers, of the ticket; empty for a node that joined over Hyperswarm or has NATS_URL.
     nats: tuple[str, ...] = ()
+    #: Of the ticket; see ``Ticket``.
+    model: str = ""
+    accept_models: bool | None = None
     #: Nobody answers a revoked node, so it would not learn it again after a restart.
     was_revoked: bool = False
 
@@ -62,6 +65,8 @@ def of(membership: Membership, before: MembershipFile | None = None) -> Membersh
         0.0 if before is None else before.nodes_seen_at,
         () if before is None else _older_bootstrap(membership.bootstrap, before),
         () if before is None else before.nats,
+        "" if before is None else before.model,
+        None if before is None else before.accept_models,
     )
 
 

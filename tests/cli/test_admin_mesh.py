@@ -75,6 +75,26 @@ def test_all_ticket_options(running_service: Shell) -> None:
     )
 
 
+def test_a_workers_ticket_has_a_model_and_prints_the_line_that_installs(running_service: Shell) -> None:
+    line = f"curl -fsS https://ai.example.org/install.sh | sh -s -- {TICKET}"
+    running_service.mesh.answer(membership.create_ticket, NewTicket(TICKET, row(accept_models=False), install=line))
+    options = ["--role", "worker", "--model", "hf:org/model", "--no-accept-models", "--elsewhere"]
+    result = running_service("admin", "tickets", "create", *options)
+    assert result.stdout == f"{TICKET}\n"
+    assert line in result.stderr
+    assert "Administrators may not put models on it" in result.stderr
+    wanted = membership.CreateTicket(Role.WORKER, model="hf:org/model", accept_models=False, elsewhere=True)
+    assert running_service.mesh.calls[0].request == wanted
+    assert json.loads(running_service("admin", "tickets", "create", *options, "--json").stdout)["install"] == line
+
+
+def test_without_a_line_that_works_it_says_what_is_missing(running_service: Shell) -> None:
+    running_service.mesh.answer(membership.create_ticket, NewTicket(TICKET, row(), install_needs="PUBLIC_URL isn't set"))
+    result = running_service("admin", "tickets", "create", "--role", "worker")
+    assert "no line that installs aimesh there: PUBLIC_URL isn't set" in result.stderr
+    assert json.loads(running_service("admin", "tickets", "create", "--role", "worker", "--json").stdout)["install"] is None
+
+
 def test_a_ticket_for_replicas(running_service: Shell) -> None:
     words = (
         "--role",

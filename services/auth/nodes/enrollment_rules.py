@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
+from urllib.parse import urlsplit
 
 from services.auth import name_rules
 from shared import addresses, errors
@@ -57,6 +58,8 @@ class KnownTicket:
     active: int = 0
     #: Networks that its nodes may log in from; none for everywhere.
     networks: tuple[str, ...] = ()
+    model: str = ""
+    accept_models: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +161,10 @@ def check_request(request: CreateTicket) -> None:
         raise errors.BadRequest(
             f"networks: a {request.role} can read prompts, so its tickets need networks", hint="such as --network 10.0.0.0/8"
         )
+    if request.role is not Role.WORKER and (request.model or request.accept_models is not None):
+        raise errors.BadRequest(
+            f"model, accept_models: a {request.role} runs no models", hint="leave them out, or create a worker's ticket"
+        )
     for network in request.networks:
         try:
             found = name_rules.as_compared(ip_network(network))
@@ -187,14 +194,28 @@ def join_labels(ticket: KnownTicket, own: Mapping[str, str]) -> dict[str, str]:
     return labels
 
 
-def warnings(bootstrap: Sequence[str]) -> tuple[str, ...]:
+def warnings(bootstrap: Sequence[str], *, elsewhere: bool = False) -> tuple[str, ...]:
     """Return warnings about how nodes will reach the mesh. ``bootstrap`` is host:port; empty means the public DHT."""
     hosts = {address.rpartition("@")[2].rpartition(":")[0].strip("[]") for address in bootstrap}
-    if not hosts or not all(host in addresses.LOOPBACK or host.startswith("127.") for host in hosts):
+    if not hosts or not all(_is_out_of_reach(host, elsewhere=elsewhere) for host in hosts):
         return ()
     shown = ", ".join(sorted(hosts))
     way_out = "set DHT_HOST to this machine's address and start the stack again, or TICKET_BOOTSTRAP to where they are reached"
     return (f"machines elsewhere cannot reach the DHT nodes at {shown}: {way_out}",)
+
+
+def find_install_needs(page: str, *, elsewhere: bool) -> str:
+    """Return why the other machine can't install from this page, and what to do; empty if it can."""
+    if not page:
+        return "PUBLIC_URL isn't set, so there is no address to install from: set it to the address that people open"
+    if not _is_out_of_reach(urlsplit(page).hostname or "", elsewhere=elsewhere):
+        return ""
+    way_out = "a public name" if elsewhere else "this machine's address in your network, for example with make up LAN=1"
+    return f"the other machine cannot open {page}: set PUBLIC_URL to {way_out}"
+
+
+def _is_out_of_reach(host: str, *, elsewhere: bool) -> bool:
+    return addresses.is_loopback(host) or (elsewhere and not addresses.is_public(host))
 
 
 def ticket_row(ticket: KnownTicket, now: datetime) -> TicketRow:
@@ -207,6 +228,8 @@ def ticket_row(ticket: KnownTicket, now: datetime) -> TicketRow:
         active_most=ticket.active_most,
         active=ticket.active,
         networks=ticket.networks,
+        model=ticket.model,
+        accept_models=ticket.accept_models,
         labels=dict(ticket.labels),
         needs_approval=ticket.needs_approval,
         owner=ticket.owner_name or ("" if ticket.owner is None else str(ticket.owner)),

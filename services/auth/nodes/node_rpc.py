@@ -15,7 +15,7 @@ from shared.api import membership
 from shared.api.auth import Principal
 from shared.api.membership import Member, Membership, MemberState, TicketRow
 from shared.api.method import Nothing
-from shared.identity import tickets
+from shared.identity import install_line, tickets
 from shared.identity.certificates import Subject
 from shared.identity.tickets import Ticket
 from shared.rpc import RpcCall, serves
@@ -147,7 +147,8 @@ class NodeAdminRpc(AuthHandlers):
             owner_id, owner_name = owner.id, owner.username
         elif request.active_most is not None:
             owner_id, owner_name = None, ""
-        ticket, now = self._new_ticket(ca), ca.now()
+        accepts = owner_id == caller.user_id if request.accept_models is None else request.accept_models
+        ticket, now = self._new_ticket(ca, request.role, request.model, accept_models=accepts), ca.now()
         # Labels that don't fit into a certificate are refused now, and not when the ticket is used.
         ca.keys.certify(Subject(ticket.key.id, request.role, str(owner_id or ""), tuple(request.labels.items())), now.timestamp())
         known = KnownTicket(
@@ -165,15 +166,20 @@ class NodeAdminRpc(AuthHandlers):
             revoked_at=None,
             active_most=request.active_most,
             networks=request.networks,
+            model=request.model,
+            accept_models=accepts,
         )
-        return await self._add_ticket(ca, ticket, known, caller)
+        return await self._add_ticket(ca, ticket, known, caller, elsewhere=request.elsewhere)
 
-    def _new_ticket(self, ca: MeshCa) -> Ticket:
+    def _new_ticket(self, ca: MeshCa, role: Role, model: str, *, accept_models: bool) -> Ticket:
         places = ca.addresses
-        return tickets.new(ca.keys.public, self._node.mesh, bootstrap=places.outside, relays=places.relays, nats=places.nats)
+        return tickets.new(
+            ca.keys.public, self._node.mesh, bootstrap=places.outside, relays=places.relays, nats=places.nats, model=model,
+            accept_models=accept_models if role is Role.WORKER else None,
+        )  # fmt: skip
 
     async def _add_ticket(
-        self, ca: MeshCa, ticket: Ticket, known: KnownTicket, caller: Principal, *, replaces: str | None = None
+        self, ca: MeshCa, ticket: Ticket, known: KnownTicket, caller: Principal, *, replaces: str | None = None, elsewhere: bool = False
     ) -> membership.NewTicket:
         async with self._members.transaction() as transaction:
             await self._members.add_ticket(transaction, known)
@@ -184,10 +190,14 @@ class NodeAdminRpc(AuthHandlers):
             )
             await self._trail.add(transaction, act)
         _log.info("ticket created", ticket_id=known.id, role=known.role, uses=known.uses, by=str(caller.user_id))
+        text, page = tickets.render(ticket), self._settings.page("")
+        needs = enrollment_rules.find_install_needs(page, elsewhere=elsewhere) if known.role is Role.WORKER else ""
         return membership.NewTicket(
-            tickets.render(ticket),
+            text,
             enrollment_rules.ticket_row(known, ca.now()),
-            () if ticket.nats else enrollment_rules.warnings(ticket.bootstrap),
+            () if ticket.nats else enrollment_rules.warnings(ticket.bootstrap, elsewhere=elsewhere),
+            install_line.make(page, ticket=text) if known.role is Role.WORKER and not needs else "",
+            needs,
         )
 
     @serves(membership.rotate_ticket)
@@ -196,7 +206,7 @@ class NodeAdminRpc(AuthHandlers):
         old, now = await self._members.get_ticket_called(request.id, None), ca.now()
         if old.revoked_at is not None or old.expires_at <= now:
             raise errors.BadRequest(f"the ticket {old.id} no longer works", hint="create a new one: aicli admin tickets create")
-        ticket = self._new_ticket(ca)
+        ticket = self._new_ticket(ca, old.role, old.model, accept_models=old.accept_models)
         lasts = old.expires_at - old.created_at
         fresh = replace(old, id=ticket.id, public_key=ticket.key.id, used=0, active=0, created_at=now, expires_at=now + lasts)
         return await self._add_ticket(ca, ticket, fresh, call.principal, replaces=old.id)

@@ -41,6 +41,7 @@ class NodeStore(AuthTables):
         await transaction.run(
             "add_ticket", ticket.id, ticket.public_key, ticket.role, ticket.owner, labels, ticket.needs_approval,
             _UNLIMITED if ticket.uses is None else ticket.uses, ticket.expires_at, ticket.active_most, list(ticket.networks),
+            ticket.model, ticket.accept_models,
         )  # fmt: skip
 
     async def add_listed_tickets(self, listed: Sequence[EnrolledTicket]) -> None:
@@ -204,6 +205,8 @@ def _ticket(row: database.DatabaseRow) -> KnownTicket:
         active_most=row["active_most"],
         active=row["active"],
         networks=tuple(row["networks"]),
+        model=row["model"],
+        accept_models=row["accept_models"],
     )
 
 

@@ -1,7 +1,7 @@
 -- name: add_ticket
 -- Add a ticket.
-INSERT INTO tickets (id, public_key, role, owner, labels, needs_approval, uses, expires_at, active_most, networks)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
+INSERT INTO tickets (id, public_key, role, owner, labels, needs_approval, uses, expires_at, active_most, networks, model, accept_models)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
 
 -- name: add_listed_ticket
 -- Add a ticket of the operator's list, unless it has a row.

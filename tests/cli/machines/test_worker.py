@@ -114,6 +114,25 @@ def test_joined_worker_uses_its_folder_and_the_users_display_options() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "accepts", "outside", "expected"),
+    [
+        pytest.param("", None, {}, {}, id="an older ticket"),
+        pytest.param("hf:a/b", True, {}, {"MODELS_PULL": "hf:a/b", "ALLOW_MODEL_PULLS": "true"}, id="a source"),
+        pytest.param("/srv/m.gguf", False, {}, {"MODELS": "m=/srv/m.gguf", "ALLOW_MODEL_PULLS": "false"}, id="a file"),
+        pytest.param("hf:a/b", None, {"MODELS": "x=/x"}, {"MODELS": "x=/x"}, id="the owner's own models"),
+        pytest.param("hf:a/b", None, {"MODELS_YAML_FILE": "/y"}, {}, id="the owner's own list"),
+        pytest.param("", False, {"ALLOW_MODEL_PULLS": "on"}, {"ALLOW_MODEL_PULLS": "on"}, id="the owner's own consent"),
+    ],
+)
+def test_joined_worker_serves_what_its_ticket_names_unless_the_owner_says_otherwise(
+    model: str, accepts: bool | None, outside: dict[str, str], expected: dict[str, str]
+) -> None:
+    kept = MembershipFile(MeshName("lab"), Role.WORKER, model=model, accept_models=accepts)
+    chosen = worker.joined_environment(outside, {}, join.Folder(Path("/state")), kept)
+    assert {name: chosen[name] for name in ("MODELS", "MODELS_PULL", "ALLOW_MODEL_PULLS") if name in chosen} == expected
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         pytest.param(("--label", "a=b"), "require --join", id="labels without joining"),

@@ -123,3 +123,25 @@ def test_a_proof_is_bound_to_one_ticket_node_auth_and_connection() -> None:
     ):
         assert not node_keys.verify(TICKET.key.id, "ticket", other, signature)
     assert not node_keys.verify(TICKET.key.id, "ticket", text, TICKET.key.sign_bare(text))
+
+
+@pytest.mark.parametrize(
+    "model", ["", "hf:org/model:Q4_K_M", "oci://registry.example/m:1", "https://example.org/m.gguf", "/srv/my model.gguf"]
+)
+def test_a_ticket_carries_what_the_worker_serves(model: str) -> None:
+    ticket = msgspec.structs.replace(TICKET, model=model, accept_models=True)
+    assert tickets.parse(tickets.render(ticket)) == ticket
+
+
+@pytest.mark.parametrize(
+    "model", ["smollm2", "hf:a,b", "/m.gguf,evil=/etc/passwd.gguf", "/etc/passwd", "hf:a b", "/a\n.gguf", "hf:" + "x" * 300]
+)
+def test_a_model_that_could_be_another_setting_is_refused(model: str) -> None:
+    with pytest.raises(errors.BadTicket, match="ticket is incomplete"):
+        tickets.parse(tickets.render(msgspec.structs.replace(TICKET, model=model)))
+
+
+def test_older_releases_read_tickets_with_models() -> None:
+    older = msgspec.defstruct("Older", [(name, object) for name in ("version", "id", "seed", "authority", "mesh")], array_like=True)
+    body = base64.urlsafe_b64decode(tickets.render(msgspec.structs.replace(TICKET, model="hf:a/b")).removeprefix(tickets.PREFIX) + "==")
+    assert msgspec.msgpack.decode(body[:-4], type=older).mesh == "home"  # type: ignore[attr-defined]

@@ -117,3 +117,9 @@ def test_a_damaged_certificate_is_left_out() -> None:
     damaged = msgspec.structs.replace(whole, certificate=b"damaged")
     assert membership_file.for_key(damaged, key.id) == msgspec.structs.replace(whole, certificate=b"", was_revoked=False)
     assert membership_file.for_key(make_file(), key.id) == make_file()
+
+
+def test_what_the_ticket_chose_outlives_renewals() -> None:
+    before = msgspec.structs.replace(make_file("a:1"), model="hf:org/model", accept_models=False)
+    found = membership_file.of(make_reply("a:1"), before)
+    assert (found.model, found.accept_models) == ("hf:org/model", False)

@@ -40,6 +40,11 @@ class TicketForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     owner: str = ""
     active: str = ""
     networks: str = ""
+    model: str = ""
+    #: yes, no, or empty for auth's default.
+    accepts: str = ""
+    #: here, or elsewhere.
+    place: str = "here"
 
 
 NOTHING_TYPED = TicketForm()
@@ -120,6 +125,9 @@ def wanted(form: TicketForm) -> membership.CreateTicket:
         owner=form.owner.strip() or None,
         active_most=active,
         networks=tuple(each.strip() for each in form.networks.split(",") if each.strip()),
+        model=form.model.strip(),
+        accept_models={"yes": True, "no": False}.get(form.accepts),
+        elsewhere=form.place == "elsewhere",
     )
 
 

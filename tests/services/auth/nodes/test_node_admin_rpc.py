@@ -120,6 +120,61 @@ async def test_loopback_in_a_ticket_is_warned_about_and_neither_hyperswarm_nor_n
             await here.ticket()
 
 
+async def test_a_ticket_carries_a_model_and_whether_the_mesh_may_put_models_on_the_machine(running_service: Surroundings) -> None:
+    await running_service.register("alice")
+    cases = (({}, True), ({"owner": "alice"}, False), ({"owner": "alice", "accept_models": True}, True), ({"accept_models": False}, False))
+    for changed, accepts in cases:
+        with case(changed):
+            made = await running_service.ticket(model="hf:org/model:file.gguf", **changed)
+            read = tickets.parse(made.ticket)
+            assert (read.model, read.accept_models) == (made.row.model, made.row.accept_models) == ("hf:org/model:file.gguf", accepts)
+            rotated = await running_service.administer(membership.rotate_ticket, membership.RotateTicket(made.row.id))
+            assert tickets.parse(rotated.ticket).model == "hf:org/model:file.gguf"
+            assert tickets.parse(rotated.ticket).accept_models is accepts
+    listed = (await running_service.administer(membership.list_tickets, membership.ListTickets())).tickets
+    assert {row.model for row in listed} == {"hf:org/model:file.gguf"}
+
+
+async def test_only_workers_tickets_have_models(running_service: Surroundings) -> None:
+    for changed in ({"model": "hf:org/model"}, {"accept_models": False}):
+        with pytest.raises(errors.BadRequest, match="a client runs no models"):
+            await running_service.ticket(Role.CLIENT, **changed)
+    assert tickets.parse((await running_service.ticket(Role.CLIENT)).ticket).accept_models is None
+
+
+@pytest.mark.parametrize(
+    ("page", "elsewhere", "needs"),
+    [
+        pytest.param("https://ai.example.org", True, "", id="a public name"),
+        pytest.param("https://192.168.1.20:3000", False, "", id="a LAN"),
+        pytest.param("https://192.168.1.20:3000", True, "set PUBLIC_URL to a public name", id="a LAN, from elsewhere"),
+        pytest.param("http://127.0.0.1:3000", False, "make up LAN=1", id="this machine alone"),
+        pytest.param("", False, "PUBLIC_URL isn't set", id="no address"),
+    ],
+)
+async def test_a_workers_ticket_comes_with_the_line_that_installs_or_with_what_is_missing(
+    ca_settings: AuthSettings, page: str, needs: str, *, elsewhere: bool
+) -> None:
+    here = Surroundings()
+    settings = msgspec.structs.replace(ca_settings, public_url=page, ticket_bootstrap=("203.0.113.5:49737",))
+    async with AuthService.open(settings, here.as_node()) as here.service:
+        made = await here.ticket(elsewhere=elsewhere)
+        assert made.install == ("" if needs else f"curl -fsS {page}/install.sh | sh -s -- {made.ticket}")
+        assert needs in made.install_needs
+        assert bool(made.install_needs) is bool(needs)
+        client = await here.ticket(Role.CLIENT)
+        assert (client.install, client.install_needs) == ("", "")
+
+
+async def test_private_addresses_in_a_ticket_are_warned_about_from_elsewhere(ca_settings: AuthSettings) -> None:
+    here = Surroundings()
+    async with AuthService.open(
+        msgspec.structs.replace(ca_settings, ticket_bootstrap=("192.168.1.20:49737",)), here.as_node()
+    ) as here.service:
+        assert (await here.ticket()).warnings == ()
+        assert "192.168.1.20" in (await here.ticket(elsewhere=True)).warnings[0]
+
+
 async def test_without_hyperswarm_tickets_name_the_nats_servers(ca_settings: AuthSettings) -> None:
     cases = (
         ({"dht_bootstrap": (), "nats_url": "nats://10.0.0.1,nats://10.0.0.2"}, ("nats://10.0.0.1", "nats://10.0.0.2")),

@@ -32,6 +32,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         self.nodes: list[gateway.NodeRow] = []
         self.tickets: list[TicketRow] = []
         self.warnings: tuple[str, ...] = ()
+        self.install = self.install_needs = ""
         self.organisations: list[organizations.Organization] = []
         self.prices: list[ledger.ModelPrice] = []
         self.past_prices: list[ledger.ModelPrice] = []
@@ -132,7 +133,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
             active_most=request.active_most, networks=request.networks,
         )  # fmt: skip
         self.tickets.append(row)
-        return membership.NewTicket("aip_join_secret", row, self.warnings)
+        return membership.NewTicket("aip_join_secret", row, self.warnings, self.install, self.install_needs)
 
     def _rotate_ticket(self, request: membership.RotateTicket, credential: Credential | None) -> membership.NewTicket:
         self._admin(credential)

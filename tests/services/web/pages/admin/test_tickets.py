@@ -33,6 +33,23 @@ async def test_new_ticket_is_shown_once_as_a_command(root: Browser, mesh: AdminM
     assert "<bdi>gpu=a100</bdi>, <bdi>room=3</bdi>" in listed
 
 
+async def test_new_workers_ticket_shows_the_line_that_installs_with_a_copy_button(root: Browser, mesh: AdminMesh) -> None:
+    mesh.install = "curl -fsS https://ai.example.org/install.sh | sh -s -- aip_join_secret"
+    status, text = await make(root, model=" hf:org/model ", accepts="no", place="elsewhere")
+    assert status == 201
+    assert re.search(r'<textarea[^>]* id="install" readonly[^>]*>curl -fsS https://ai[.]example[.]org/install[.]sh [|] sh', text)
+    assert 'data-copy="#install"' in text
+    wanted = membership.CreateTicket(Role.WORKER, model="hf:org/model", accept_models=False, elsewhere=True)
+    assert mesh.requests_of("auth.createTicket") == [wanted]
+
+
+async def test_without_a_line_that_works_the_page_says_what_is_missing(root: Browser, mesh: AdminMesh) -> None:
+    mesh.install_needs = "PUBLIC_URL isn't set"
+    _, text = await make(root)
+    assert "There is no line that installs aimesh there: PUBLIC_URL isn&#39;t set." in text
+    assert 'id="install"' not in text
+
+
 async def test_client_ticket_has_another_command(root: Browser) -> None:
     _, text = await make(root, role="client")
     assert ">aicli mesh connect aip_join_secret</textarea>" in text
