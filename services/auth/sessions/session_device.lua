@@ -1,5 +1,5 @@
 -- A device login is a hash under the hash of its device code: facts (JSON), code (hash of its user code), poll_at, interval, denied.
--- The hash of its user code leads to it until somebody decides. An approved login is a login link under the hash of the device code.
+-- The hash of its user code leads to it until a person decides. An approved login is a login link under the hash of the device code.
 -- ARGV: now, which: 'begin', 'find', 'poll', 'decide'; then the hash of the device code ('begin', 'poll') or of the user code.
 local now, which, hash = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 
