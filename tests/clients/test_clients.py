@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 INSTALL_SECONDS, RUN_SECONDS = 600, 300
 PYTHON = sorted(path.stem for path in (HERE / "requirements").glob("*.txt"))
 NODE = sorted(path.name for path in (HERE / "node").glob("*.js") if path.name != "checklist.js")
-GUARDED = {"anthropic", "langchain", "openai", "ai-sdk.js", "openai.js"}
+GUARDED = {"anthropic", "langchain", "openai", "ai-sdk.js", "anthropic.js", "openai.js"}
 #: They know only a port of their machine, where `aicli serve` is.
 LOCAL = {"ollama"}
 #: Client -> the number of its checks.
@@ -46,6 +46,7 @@ CHECKS = {
     "openai": 256,
     "pydantic_ai": 270,
     "ai-sdk.js": 224,
+    "anthropic.js": 233,
     "openai.js": 236,
 }
 #: The most features that a client has and that we refuse.
