@@ -92,6 +92,9 @@ IGNORED: dict[str, Table] = {
         "openai_native_tools": ([{"type": "web_search"}], ("tools[web_search]",)),
         "openai_reasoning_mode": ("pro", ("reasoning.mode",)),
         "openai_reasoning_context": ("current_turn", ("reasoning.context",)),
+        "openai_truncation": ("disabled", ("truncation",)),
+        "openai_background": (False, ("background",)),
+        "openai_context_management": ([], ("context_management",)),
     },
     "anthropic": {
         "service_tier": ("default", ("service_tier",)),
@@ -123,14 +126,11 @@ WITHOUT_TRACE: dict[str, Table] = {
     },
     "responses": {
         "openai_send_reasoning_ids": False,
-        "openai_truncation": "disabled",
         "openai_include_code_execution_outputs": True,
         "openai_include_web_search_sources": True,
         "openai_include_file_search_results": True,
         "openai_transport": "http",
         "openai_store": False,
-        "openai_background": False,
-        "openai_context_management": [],
         "openai_include_raw_annotations": True,
     },
     "anthropic": {
