@@ -76,7 +76,7 @@ _READ_AT_START = ("MODELS_YAML", "OPENAI_UPSTREAMS")
 REMOTE_WORKERS = tuple(f"inference-{backend}" for backend in ("ollama", "openai", "http"))
 WORKERS = ("inference", "inference-echo", *REMOTE_WORKERS)
 #: Settings that only workers of these backends get: keys of providers stay there.
-_OWN_MODELS = frozenset({"MODELS", "MODELS_YAML", "MODELS_DIR"})
+_OWN_MODELS = frozenset({"MODELS", "MODELS_YAML", "MODELS_DIR", "MODELS_PULL"})
 _OF_BACKENDS = {
     **dict.fromkeys(_OWN_MODELS, ("llama", "http")),
     **dict.fromkeys(("OLLAMA_URL", "OLLAMA_KEEP_ALIVE"), ("ollama",)),

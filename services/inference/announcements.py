@@ -37,6 +37,8 @@ class Announcements:
         self._queue = queue
         self._pause_file = pause_file
         self.is_paused = pause_file is not None and pause_file.exists()
+        #: Why there is no model, while there is none.
+        self.no_models = "it has no model to serve"
         self.backend: Backend | None = None
         self._pulls: tuple[directory.ModelPull, ...] = ()
         #: Runs while changes of the load wait.
@@ -95,7 +97,7 @@ class Announcements:
                 expected_wait_seconds=self.backend.expected_wait_seconds(),
                 queue=self._queue,
             ),
-            not_ready=why_not_ready(statuses, is_paused=self.is_paused)[:MAX_REASON_CHARACTERS],
+            not_ready=self.why_not_ready(statuses, is_paused=self.is_paused)[:MAX_REASON_CHARACTERS],
             pulls=self._pulls,
         )
         for server, seen in self.backend.server_states().items():
@@ -105,6 +107,19 @@ class Announcements:
             self._measure(status)
         for model in self._measured - {status.model_id for status in statuses}:
             self._forget(model)
+
+    def why_not_ready(self, statuses: tuple[ModelStatus, ...], *, is_paused: bool) -> str:
+        """Say why this worker takes no prompts, for its announcement and /readyz; empty if one of its models does."""
+        if is_paused:
+            return PAUSED
+        if any(status.state in inference.SERVED for status in statuses):
+            return ""
+        return directory.say_reasons(((status.model_id, status.detail) for status in statuses), ": ") or self.no_models
+
+    def wait_for_models(self, reason: str) -> None:
+        """Announce what this worker waits for while it has no model."""
+        self.no_models = f"waiting for models: {reason}"
+        self.changed()
 
     def _fitting(self, offers: tuple[directory.ModelOffer, ...]) -> tuple[directory.ModelOffer, ...]:
         """Leave out the last models if an announcement has no room for them: no node would read it."""
@@ -166,15 +181,6 @@ class Announcements:
 
 def _figure(look: Callable[[], EngineSpeed], name: str) -> float:
     return float(getattr(look(), name))
-
-
-def why_not_ready(statuses: tuple[ModelStatus, ...], *, is_paused: bool) -> str:
-    """Say why this worker takes no prompts, for its announcement and /readyz; empty if one of its models does."""
-    if is_paused:
-        return PAUSED
-    if any(status.state in inference.SERVED for status in statuses):
-        return ""
-    return directory.say_reasons(((status.model_id, status.detail) for status in statuses), ": ") or "it has no model to serve"
 
 
 def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:

@@ -1,27 +1,33 @@
-"""Pulls models into this worker's store for administrators, each in a separate program that `aicli models pull` runs too."""
+"""Pulls models into this worker's store, for administrators and at its start, each in a program that `aicli models pull` runs too."""
 
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
 
 from services.inference import child_process
 from services.inference.settings import InferenceSettings
-from shared import errors
-from shared.api.inference import ModelSources, PulledModel, PullModel, PullProgress, StoreLine, StoreRequest, StoreResult
+from shared import errors, model_sources
+from shared.api.inference import PulledModel, PullModel, PullProgress, StoreLine, StoreRequest, StoreResult
 from shared.node import lifecycle
 from shared.rpc import StreamCall
+from shared.telemetry import logs
+from shared.timing.backoff import Backoff
 
 PROGRAM = (sys.executable, "-m", "services.inference.models.store_program")
 MOST_AT_ONCE = 4
 #: Between two reports to the caller.
 REPORT_SECONDS = 0.5
+#: Between two attempts to pull what MODELS_PULL names.
+BACKOFF = Backoff(first_seconds=2.0, longest_seconds=300.0, jitter=0.5)
 #: For urllib, which downloads.
 _NETWORK = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _MOST_LINE_BYTES = 64 * 1024
+
+log = logs.get()
 
 
 class ModelPulls:
@@ -38,10 +44,44 @@ class ModelPulls:
             raise errors.Overloaded(f"this worker runs {MOST_AT_ONCE} pulls already", hint="try again when one of them is done")
         self._running += 1
         try:
-            async with self._program(request) as program:
-                result = await self._follow(program, stream)
+            return await self._pull(request, stream.send)
         finally:
             self._running -= 1
+
+    async def pull_at_start(self, tell: Callable[[str], None]) -> None:
+        """Pull what MODELS_PULL names until all of it is in the store; ``tell`` gets what a worker without models waits for."""
+        left, problems, failures = self._settings.models_pull, dict[str, str](), 0
+        while left:
+            again = []
+            for source in left:
+                shown = model_sources.redact(source)
+                tell("; ".join((f"pulling {shown}", *problems.values())))
+                try:
+                    pulled = await self._pull(PullModel(source), _ignore)
+                except errors.Draining:
+                    return
+                except errors.AimeshError as error:
+                    log.warning("model_not_pulled", source=shown, reason=error.message)
+                    problems[source] = f"{shown}: {error.message}"
+                    # What is no model would be downloaded in vain again and again.
+                    again += [] if isinstance(error, errors.BadRequest) else [source]
+                else:
+                    log.info("model_pulled", source=shown, model=pulled.model)
+                    problems.pop(source, None)
+            left, failures = tuple(again), failures + 1
+            if left:
+                tell("; ".join(problems.values()))
+                await asyncio.sleep(BACKOFF.pause(failures))
+        tell("; ".join(problems.values()) or self._hint())
+
+    def _hint(self) -> str:
+        folder = self._settings.models_dir
+        return "run `aicli models pull`" + ("" if folder is None else f", or put a .gguf file into {folder}")
+
+    async def _pull(self, request: PullModel, report: Callable[[PullProgress], Awaitable[None]]) -> PulledModel:
+        """Raises Draining, and what the program reports."""
+        async with self._program(request) as program:
+            result = await self._follow(program, report)
         if result is None:
             raise errors.Internal(f"the program that changes the store ended with status {program.returncode}")
         if result.problem is not None:
@@ -49,7 +89,7 @@ class ModelPulls:
         (model,) = result.models
         return PulledModel(model.name, model.digest, model.size, result.unchanged)
 
-    async def _follow(self, program: asyncio.subprocess.Process, stream: StreamCall[PullProgress]) -> StoreResult | None:
+    async def _follow(self, program: asyncio.subprocess.Process, report: Callable[[PullProgress], Awaitable[None]]) -> StoreResult | None:
         """Pass the program's progress on until it ends. Raises Draining."""
         last = StoreLine()
         sent: PullProgress | None = None
@@ -61,21 +101,20 @@ class ModelPulls:
                 last = msgspec.json.decode(line, type=StoreLine)
 
         async with lifecycle.background() as tasks:
-            # The program never waits for a slow reader of the stream.
+            # The program never waits for a slow reader of the progress.
             reading, draining = tasks.create_task(read()), tasks.create_task(self._drain_started.wait())
             while not reading.done():
                 if draining.done():
                     raise errors.Draining("this worker is shutting down", hint="run the same command again; it resumes")
                 if last.progress is not None and last.progress is not sent:
                     sent = last.progress
-                    await stream.send(sent)
+                    await report(sent)
                 await asyncio.wait({reading, draining}, timeout=REPORT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         return last.result
 
     @asynccontextmanager
     async def _program(self, request: PullModel) -> AsyncIterator[asyncio.subprocess.Process]:
         settings, pipe = self._settings, asyncio.subprocess.PIPE
-        sources = ModelSources(hub_url=settings.hub_url, hub_token=settings.hub_token, mirrors=settings.mirrors)
         order = StoreRequest(
             command="pull",
             folder=str(settings.store_path.absolute()),
@@ -83,7 +122,7 @@ class ModelPulls:
             target=request.source,
             name=request.name,
             insecure=request.insecure,
-            sources=sources,
+            sources=settings.model_sources,
             parent=os.getpid(),
         )
         program = await asyncio.create_subprocess_exec(
@@ -98,3 +137,8 @@ class ModelPulls:
             # It needs no chance to clean up: what it leaves can be resumed.
             child_process.kill(program)
             await program.wait()
+
+
+async def _ignore(_progress: PullProgress) -> None:
+    # `Announcements.follow_pulls` shows it.
+    pass

@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 
-from services.inference import announcements, console_status, infer_http, jobs, moderation
+from services.inference import console_status, infer_http, jobs, moderation
 from services.inference.announcements import PAUSED, Announcements
 from services.inference.backend_interface import Backend, Sink, VectorSink
 from services.inference.backends import backend_selection
@@ -86,12 +86,13 @@ class InferenceService:
                 node.tasks.create_task(service._adopted.run(), name="adoption of receipts")
             if backend.has_engines:
                 node.tasks.create_task(watcher.follow_pulls(ModelStore(settings.store_path).pulls))
+                node.tasks.create_task(service._pulls.pull_at_start(watcher.wait_for_models), name="pulls at start")
             yield service
 
     async def checks(self) -> tuple[Check, ...]:
         """Report the same readiness as the announcement, and every model with its problem."""
         statuses = self._backend.models()
-        why = announcements.why_not_ready(statuses, is_paused=False)
+        why = self._watcher.why_not_ready(statuses, is_paused=False)
         checks = [
             OwnCheck(name=f"model {status.model_id}", ok=status.state in inference.SERVED, detail=status.detail, needed=bool(why))
             for status in statuses

@@ -10,9 +10,10 @@ import psutil
 from msgspec import Meta
 
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes
-from services.inference.models import quantities
+from services.inference.models import model_reference, quantities
 from services.inference.models.catalog import SERVER_SLOTS, Defaults
-from shared import model_sources, node
+from shared import errors, model_sources, node
+from shared.api.inference import ModelSources
 from shared.config import Port, Variable
 from shared.node import machine
 from shared.protocol.directory import DEFAULT_QUEUE
@@ -35,7 +36,17 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     models_yaml: Annotated[
         Path | None, Variable("MODELS_YAML", "a models.yaml file that lists the models and how to run each; see deploy/models.example.yaml")
     ] = None
-    models_dir: Annotated[Path | None, Variable("MODELS_DIR", "a folder of .gguf files; each is served under its file's name")] = None
+    models_dir: Annotated[
+        Path | None, Variable("MODELS_DIR", "a folder of .gguf files; each is served under its file's name, also if it is put there later")
+    ] = None
+    models_pull: Annotated[
+        tuple[str, ...],
+        Variable(
+            "MODELS_PULL",
+            "models to download into MODEL_STORE and to serve, comma-separated: hf:OWNER/REPO:QUANT, ollama:NAME:TAG, oci://REGISTRY/NAME:TAG"
+            " or a URL; what is there already is served at once",
+        ),
+    ] = ()
     model_store: Annotated[
         Path | None,
         Variable("MODEL_STORE", "the folder of the models that `aicli models pull` downloads; default: models, beside MESH_STATE_FILE"),
@@ -156,8 +167,17 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     def store_path(self) -> Path:
         return self.model_store or self.state_file.with_name("models")
 
+    @property
+    def model_sources(self) -> ModelSources:
+        return ModelSources(hub_url=self.hub_url, hub_token=self.hub_token, mirrors=self.mirrors)
+
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
+        for source in map(model_sources.redact, self.models_pull):
+            try:
+                model_reference.plan(source, None, self.model_sources)
+            except errors.BadRequest as error:
+                yield f"MODELS_PULL: {source[:200]}: {error.message}; {error.hint}"
         yield from replica_files.mistakes("RECEIPTS_FILE", self.receipts_file)
         for name, text, parse in (
             ("MODEL_MEMORY", self.model_memory, quantities.parse_bytes),

@@ -12,6 +12,7 @@ from services.inference.backend_interface import Backend, Watcher
 from services.inference.backends import echo, llama
 from services.inference.engine import devices, engine_messages
 from services.inference.models import memory, model_discovery
+from services.inference.models.catalog import CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings, free_cores
@@ -64,7 +65,8 @@ async def find_devices(settings: InferenceSettings) -> tuple[list[str], MemoryBu
 
 @asynccontextmanager
 async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None) -> AsyncIterator[Backend]:
-    catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
+    pulls, defaults = bool(settings.models_pull), settings.model_defaults()
+    catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, defaults, pulls=pulls)
     lines, budget = await find_devices(settings)
     for line in lines:
         log.info("devices", found=line)
@@ -80,9 +82,14 @@ async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Call
     engine = partial(engine_supervisor.SupervisedEngine, poison_requests=PoisonRequests(time.monotonic))
     programs = replace(llama.PROGRAMS, engine=engine)
     digests_file = settings.state_file.with_suffix(".digests")
-    read_store = partial(model_discovery.in_store, ModelStore(settings.store_path), settings.model_defaults())
+    store = ModelStore(settings.store_path)
+
+    def read_later() -> tuple[CatalogEntry, ...]:
+        put = () if settings.models_dir is None else model_discovery.find_later(settings.models_dir, catalog.entries, defaults)
+        return (*model_discovery.in_store(store, defaults), *put)
+
     opened_llama = llama.opened(catalog, load, settings.queue, budget, watcher, programs=programs, digests_file=digests_file)
     async with opened_llama as backend, lifecycle.background() as tasks:
         backend.print_plans(print_line)
-        tasks.create_task(backend.follow(read_store), name="model store")
+        tasks.create_task(backend.follow(read_later), name="later models")
         yield backend

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ log = logs.get()
 Done = TypeVar("Done")
 
 PROGRAMS = ModelPrograms(SupervisedEngine, ModelChat)
-#: How often the store is read.
+#: How often the store and MODELS_DIR are read.
 STORE_LOOK_SECONDS = 1.0
 
 
@@ -57,10 +57,13 @@ class LlamaBackend(Backend):
         """Print how each model will be loaded, from now on."""
         self._cache.print_line = print_line
 
-    async def follow(self, read_store: Callable[[], tuple[CatalogEntry, ...]]) -> None:
-        """Serve the models that ``read_store``, which blocks, returns, as they change; runs until cancelled."""
+    async def follow(self, read_later: Callable[[], tuple[CatalogEntry, ...]]) -> None:
+        """Serve the models that ``read_later``, which blocks, returns, as they change; runs until cancelled."""
         while True:
-            await self.update(await asyncio.to_thread(read_store))
+            # While a network file system is down, its models stay.
+            with suppress(OSError):
+                await self.update(await asyncio.to_thread(read_later))
+            self._cache.recheck_damaged()
             await asyncio.sleep(STORE_LOOK_SECONDS)
 
     async def update(self, entries: Collection[CatalogEntry]) -> None:

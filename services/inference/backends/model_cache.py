@@ -244,8 +244,16 @@ class ModelCache:
 
     def add(self, entry: CatalogEntry) -> None:
         """Serve one more model, which must not be known; its file is read in the background."""
-        cached = self._enter(entry)
-        cached.change = self._tasks.create_task(cached.file.ensure_digest(), name=f"read {entry.name}")
+        self._read(self._enter(entry))
+
+    def _read(self, cached: CachedModel) -> None:
+        cached.change = self._tasks.create_task(cached.file.ensure_digest(), name=f"read {cached.entry.name}")
+
+    def recheck_damaged(self) -> None:
+        """Look again at files that can't be served: they may still be being copied."""
+        for cached in self.all():
+            if cached.file.problem and (cached.change is None or cached.change.done()):
+                self._read(cached)
 
     def remove(self, model: ModelName) -> None:
         """List the model no longer, and unload and forget it after its last user."""

@@ -43,7 +43,8 @@ def describe(settings: InferenceSettings, model: str, budget: MemoryBudget) -> I
 def _find(settings: InferenceSettings, model: str) -> tuple[CatalogEntry, list[CatalogEntry]]:
     """Return the model, and the others that are served beside it."""
     defaults = settings.model_defaults()
-    known = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, defaults).entries
+    pulls = bool(settings.models_pull)
+    known = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, defaults, pulls=pulls).entries
     known += model_discovery.in_store(ModelStore(settings.store_path), defaults)
     for entry in known:
         if model in entry.names:

