@@ -14,7 +14,7 @@ AT_ONCE ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 IN_PARALLEL = --numprocesses $(AT_ONCE) -o console_output_style=classic
 #: What `make check` runs, and `make test` therefore does not.
 CHECKED = tests/test_architecture.py tests/test_repository.py tests/test_docs.py tests/test_plain_english.py
-#: For make images: where the images go, the end of their tag (such as -arm64), and PUSH=1 to push them.
+#: For make images and make chart: where the images are, the end of their tag (such as -arm64), and PUSH=1 to push them.
 AIMESH_REGISTRY ?= localhost
 ARCH ?=
 PUSH ?=
@@ -106,9 +106,10 @@ deploy-tools: setup-dev ## install helm, kubectl, Compose and linters for deploy
 	@$(BIN)/python -m tools.deploy_tools
 
 chart: ## package the Helm chart into build/, and render deploy/kustomize/base (after make deploy-tools)
-	@PATH="$(CURDIR)/.tools/bin:$$PATH"; mkdir -p build; rm -f build/ai-inference-*.tgz; helm package deploy/helm/ai-inference --destination build 2>/dev/null \
-		&& helm template aimesh build/ai-inference-*.tgz --namespace aimesh --values deploy/kustomize/values.yaml \
-			--set image.registry=$(AIMESH_REGISTRY) >deploy/kustomize/base/aimesh.yaml
+	@PATH="$(CURDIR)/.tools/bin:$$PATH"; rm -rf build/chart build/ai-inference-*.tgz; mkdir -p build/chart && cp -RL deploy/helm/ai-inference build/chart \
+		&& sed 's|^  registry: ""|  registry: "$(AIMESH_REGISTRY)"|' deploy/helm/ai-inference/values.yaml >build/chart/ai-inference/values.yaml \
+		&& helm package build/chart/ai-inference --destination build && rm -rf build/chart \
+		&& helm template aimesh build/ai-inference-*.tgz --namespace aimesh --values deploy/kustomize/values.yaml >deploy/kustomize/base/aimesh.yaml
 
 images: ## build the container images with Docker's buildx (PUSH=1: push them to AIMESH_REGISTRY, with SBOM and provenance)
 	@for image in $(IMAGES); do \

@@ -5,6 +5,7 @@ The command of the Job `init` prints the Secrets.
 """
 
 import base64
+import copy
 import json
 import os
 import re
@@ -31,6 +32,7 @@ START_SECONDS = 60
 VALUES = (
     # Here, all pods are on loopback.
     "secrets.ticketNetworks={127.0.0.0/8}",
+    "pools.inference.replicas=2",
     *("nats.replicas=1", "valkey.sentinel=true", "gateway.settings.MODEL_ALIASES=llama3=smollm2", "auth.settings.OPEN_REGISTRATION=true"),
     *(
         "backup.enabled=true",
@@ -40,6 +42,8 @@ VALUES = (
 )
 _SENTINELS = ",".join(f"aimesh-valkey-{number}.aimesh-valkey.{NAMESPACE}" for number in range(3))
 MODULES = {"auth": "auth", "gateway": "gateway", "metrics": "metrics", "web": "web", "pool-inference": "inference"}
+#: In Secrets that people make themselves.
+OF_PEOPLE = {"huggingface": {"token": b"hf-one"}, "aimesh-nats-tls": {"ca.crt": b"none"}}
 
 
 class Cluster:
@@ -64,6 +68,12 @@ class Cluster:
             (self.programs / name).chmod(0o755)
         # The server runs as a Sentinel because of its name.
         (self.programs / "valkey-sentinel").symlink_to(valkey.binary())
+
+    def with_values(self, case: str, *settings: str) -> "Cluster":
+        """Return the same servers and Secrets with the objects of other values."""
+        other = copy.copy(self)
+        other.objects, other.secrets = rendering.objects(case, *settings), {**OF_PEOPLE, **self.secrets}
+        return other
 
     def pod(self, name: str) -> Object:
         for each in self.objects:
@@ -177,9 +187,9 @@ class Cluster:
         container = pod["containers"][number]
         called = called or name
         command, environment = self.process(pod, container, called)
-        if module := MODULES.get(container["name"]):
+        if module := MODULES.get(container["name"], "inference" if container["name"].startswith("pool-") else ""):
             self.ports.setdefault(called, free_port())
-            port = self.ports[container["name"]] if called == name else self.ports[called]
+            port = self.ports[called] if called != name else self.ports.setdefault(container["name"], free_port())
             self.ports[called] = port
             environment |= {f"{module.upper()}_SERVICE_PORT": str(port), "PROMETHEUS_PORT": "0", **more}
         return Container(called, command, environment, self.folder / f"{called}.{container['name']}.log")

@@ -9,13 +9,18 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
+from services.inference.models import model_discovery
 from stack.servers import nats_server
 from tests import capabilities
 from tests.deploy.chart import cluster, rendering
 from tests.deploy.chart.cluster import Cluster
 from tests.deploy.containers import Container
+from tests.services.inference.models import fake_hub
+from tests.services.inference.models.fake_hub import FakeHub
 from tests.shared.transports.nats import test_tls
+from tests.testnet import free_port
 
 PASSWORD = "correct horse battery"
 
@@ -32,14 +37,20 @@ def house(started: tuple[Cluster, dict[str, Container]]) -> Cluster:
     return started[0]
 
 
-def test_a_new_user_gets_an_answer_through_the_pages(house: Cluster) -> None:
+def _new_key(house: Cluster, name: str) -> dict[str, str]:
+    """Register a user; return the header with their new key."""
     with httpx.Client(base_url=house.url("aimesh-web", ""), timeout=60) as web:
-        account = {"username": "john_doe", "email": "john@example.com", "password": PASSWORD}
+        account = {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
         assert web.post("/api/auth/register", json=account).status_code == 201
-        session = web.post("/api/auth/login", json={"username": "john_doe", "password": PASSWORD}).json()
+        session = web.post("/api/auth/login", json={"username": name, "password": PASSWORD}).json()
         bearer = {"Authorization": f"Bearer {session['access_token']}"}
         made = web.post("/api/auth/api-keys", json={"name": "My CLI Key"}, headers=bearer).json()
-        key = {"X-API-Key": made.get("apiKey") or made["api_key"]}
+        return {"X-API-Key": made.get("apiKey") or made["api_key"]}
+
+
+def test_a_new_user_gets_an_answer_through_the_pages(house: Cluster) -> None:
+    key = _new_key(house, "john_doe")
+    with httpx.Client(timeout=60) as web:
         for base in (house.url("aimesh-web", ""), house.url("aimesh-gateway-1", "")):
             answer = web.post(f"{base}/api/inference", json={"prompt": "Say hello", "model": "smollm2", "maxTokens": 8}, headers=key)
             assert answer.status_code == 200, answer.text
@@ -114,6 +125,71 @@ def test_the_engine_beside_a_worker_gets_its_model(house: Cluster, tmp_path: Pat
         assert "TOKEN=hf-one KEY=local" in seen
     else:
         assert "pull gemma3:4b" in seen
+
+
+def _state(house: Cluster, name: str) -> str:
+    """Return why a worker is not ready; empty if it is."""
+    try:
+        answer = httpx.get(house.url(name, "/readyz"), timeout=5)
+    except httpx.TransportError:
+        return "it does not answer"
+    if "checks" not in (health := answer.json()):
+        return answer.text  # it hasn't joined yet
+    return "; ".join(check["detail"] for check in health["checks"] if not check["ok"] and check["needed"])
+
+
+def _pools() -> list[tuple[str, str]]:
+    files = {case: (rendering.CHART / "ci" / f"{case}.yaml").read_text(encoding="utf-8") for case in rendering.CASES}
+    return [(case, name) for case, text in files.items() for name in yaml.safe_load(text)["pools"]]
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[FakeHub]:
+    """The models of the examples; each is the small model of a worker without settings."""
+    body = model_discovery.installed().read_bytes()
+    with fake_hub.serving() as site:
+        site.add_repository("Qwen/Qwen3-8B-GGUF", {"Qwen3-8B-Q4_K_M.gguf": body})
+        site.add_repository("Qwen/Qwen3-0.6B-GGUF", {"Qwen3-0.6B-Q8_0.gguf": body})
+        yield site
+
+
+@pytest.mark.parametrize(("case", "pool"), _pools())
+def test_every_pool_of_ci_starts_on_an_empty_volume(house: Cluster, hub: FakeHub, case: str, pool: str) -> None:
+    other, mine = house.with_values(case), f"{case}-{pool}"
+    # These cases have servers elsewhere.
+    nats = {"NATS_URL": f"nats://127.0.0.1:{house.ports['nats']}", "ALLOW_PLAIN_NATS": "true", "NATS_CA_FILE": ""}
+    engine = {"OPENAI_BASE_URL": f"http://127.0.0.1:{free_port()}/v1", "OLLAMA_URL": f"http://127.0.0.1:{free_port()}"}
+    backend = rendering.environment(other.pod(pool)["containers"][0])["INFERENCE_BACKEND"]
+    worker = other.start(pool, mine, **nats, **(engine if backend != "llama" else {"HF_ENDPOINT": hub.url}))
+    try:
+        if backend == "llama":
+            other.wait_until_ready(worker)
+        else:
+            # The engine beside it comes with another image.
+            _wait(lambda: "no connection (connection refused)" in _state(other, mine), worker)
+    finally:
+        worker.end()
+
+
+def test_the_gpu_pool_of_the_page_starts_on_an_empty_volume_and_serves(house: Cluster, hub: FakeHub, tmp_path: Path) -> None:
+    page = (rendering.ROOT / "docs/howto/kubernetes.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"^```yaml\n(pools:.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "page.yaml").write_text(example, encoding="utf-8")
+    other = house.with_values("", *cluster.VALUES, f"--values={tmp_path}/page.yaml")
+    assert set(yaml.safe_load(example)["pools"]) == {"l4"}
+    [image] = [each["image"] for each in other.pod("l4")["containers"]]
+    assert image.startswith("localhost/aimesh-worker-cuda:")
+    hub.statuses["/api/models/Qwen/Qwen3-8B-GGUF"] = [404] * 2
+    hub.cuts["/Qwen/Qwen3-8B-GGUF/resolve/" + "a" * 40 + "/Qwen3-8B-Q4_K_M.gguf"] = 30_000_000
+    worker = other.start("l4", HF_ENDPOINT=hub.url)
+    try:
+        _wait(lambda: _state(other, "l4").startswith("waiting for models: "), worker)
+        other.wait_until_ready(worker)
+        with httpx.Client(base_url=house.url("aimesh-gateway", ""), headers=_new_key(house, "ada"), timeout=60) as gateway:
+            asked = {"model": "Qwen3-8B-Q4_K_M", "messages": [{"role": "user", "content": "Say hello"}], "max_tokens": 4}
+            _wait(lambda: gateway.post("/v1/chat/completions", json=asked).status_code == 200, worker)
+    finally:
+        worker.end()
 
 
 def test_postgresql_accepts_the_arguments_and_the_access_rules(house: Cluster) -> None:

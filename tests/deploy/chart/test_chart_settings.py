@@ -90,4 +90,4 @@ def test_each_replica_may_have_two_places() -> None:
         command: list[str] = rendering.find("Job", "aimesh-init", "", *words)["spec"]["template"]["spec"]["containers"][0]["command"]
         return command[command.index("--active") + 1]
 
-    assert (places(), places("gateway.autoscaling.max=50"), places("pools.more.autoscaling.max=30")) == ("40", "100", "82")
+    assert (places(), places("gateway.autoscaling.max=50"), places("pools.more.autoscaling.max=30")) == ("40", "100", "62")

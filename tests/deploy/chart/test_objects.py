@@ -1,7 +1,9 @@
 """The chart's objects: valid, with the names and numbers of the specification."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from tests.deploy.chart.rendering import CASES, CHART, ROOT
 
 #: The oldest and newest Kubernetes that the README names.
 VERSIONS = ("1.29", "1.37")
-MAX_LINES = {"values.yaml": 220, "templates": 1100, "all": 1350}
+MAX_LINES = {"values.yaml": 220, "templates": 1110, "all": 1365}
 #: Fields of CloudNativePG's Cluster that the chart uses, from its API reference (v1); no package has the schema.
 CLUSTER_SCHEMA = {
     "type": "object",
@@ -247,20 +249,65 @@ def test_every_value_has_a_comment() -> None:
     assert [path for path, _, text in chart.rows() if not text] == []
 
 
-def test_pools_start_with_an_empty_volume() -> None:
-    """A worker ends at once if the folder of MODELS_DIR doesn't exist. Pulled models are in its volume without a setting."""
-    page = re.findall(
-        r"^```yaml\n(pools:.*?)^```", (ROOT / "docs/howto/kubernetes.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    shown = {case: yaml.safe_load((rendering.CHART / "ci" / f"{case}.yaml").read_text(encoding="utf-8")) for case in CASES}
-    shown |= {"the page": yaml.safe_load(page[0])}
-    for case, values in shown.items():
-        for name, pool in (values.get("pools") or {}).items():
-            assert "MODELS_DIR" not in ((pool or {}).get("settings") or {}), f"{case}: {name}"
+def test_the_chart_of_a_release_names_the_images_that_the_release_pushes(tmp_path: Path) -> None:
+    capabilities.require("helm")
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8"))["jobs"]
+    assert jobs["images"]["env"]["AIMESH_REGISTRY"] == jobs["charts"]["env"]["AIMESH_REGISTRY"] == "ghcr.io/${{ github.repository_owner }}"
+    for name in ("Makefile", "deploy", "sdk/python/src/aimesh/version.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        copy(ROOT / name, tmp_path / name)
+    programs = f"{Path(str(capabilities.find_program('helm'))).parent}:{os.environ['PATH']}"
+    command = ["make", "chart", "AIMESH_REGISTRY=ghcr.io/OWNER"]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PATH": programs}, check=True, capture_output=True, timeout=60)
+    # Nothing else becomes a file of the release.
+    [packaged] = (tmp_path / "build").iterdir()
+    done = rendering.helm("template", "x", str(packaged), "--values", str(CHART / "ci/prod.yaml"), "--set", "pools.x.gpus=1")
+    named = {image for document in yaml.safe_load_all(done.stdout) for image in test_versions.images(document)}
+    ours = {image for image in named if "aimesh" in image}
+    assert {f"ghcr.io/OWNER/{name}:{test_versions.our_version()}" for name in test_versions.pushed() - {"aimesh-dht"}} == ours
+    assert (tmp_path / "deploy/kustomize/base/aimesh.yaml").read_text(encoding="utf-8").count("ghcr.io/OWNER/") > 1
 
 
-def test_tickets_name_the_nats_servers_of_the_values() -> None:
-    """Those of the chart have no address outside the cluster, and no pod has a DHT, so only your own let other machines join."""
+def test_without_pools_the_notes_name_an_example() -> None:
+    assert not [each for each, _ in rendering.pods() if "aimesh.dev/pool" in each["spec"]["template"]["metadata"]["labels"]]
+    notes = [
+        rendering.helm("install", "x", str(CHART), "--dry-run=client", *rendering.REGISTRY, *more).stdout.partition("NOTES:")[2]
+        for more in ((), ("--set", "pools.l4.gpus=1"))
+    ]
+    assert ['pools: {l4: {gpus: 1, model: "hf:' in each for each in notes] == [True, False]
+
+
+def test_volumes_of_models_are_deleted_with_their_pods_or_shared() -> None:
+    for each in rendering.objects("gpu"):
+        if each["kind"] == "StatefulSet":
+            is_pool = each["metadata"]["name"] == "inference"
+            policy = {"whenScaled": "Delete" if is_pool else "Retain", "whenDeleted": "Retain"}
+            assert each["spec"]["persistentVolumeClaimRetentionPolicy"] == policy, each["metadata"]["name"]
+
+    def mounts(pool: str, case: str) -> dict[str, dict[str, str]]:
+        """Return where each container has its volumes."""
+        pod = rendering.find("StatefulSet", pool, case, f"pools.{pool}.modelsClaim=shared")["spec"]["template"]["spec"]
+        [claim] = [each["persistentVolumeClaim"] for each in pod["volumes"] if each["name"] == "models"]
+        assert claim == {"claimName": "shared"}
+        return {each["name"]: {mount["name"]: mount["mountPath"] for mount in each["volumeMounts"]} for each in rendering.containers(pod)}
+
+    assert mounts("inference", "gpu")["pool-inference"]["models"] == "/var/lib/aimesh/models"
+    of_vllm = mounts("embedding-service", "vllm")
+    assert of_vllm["vllm"] | {"models": "/var/lib/aimesh/huggingface", "shm": "/dev/shm"} == of_vllm["vllm"]
+    assert "models" not in of_vllm["pool-embedding-service"]
+
+
+def test_metrics_knows_a_pool_by_the_names_of_its_models() -> None:
+    pools = yaml.safe_load(rendering.find("ConfigMap", "aimesh-pools", "keda")["data"]["pools.yaml"])["pools"]
+    assert {each["name"]: each["models"] for each in pools} == {
+        "inference": ["Qwen3-8B-Q4_K_M"],
+        "vllm-inference": ["meta-llama/Llama-2-7b-hf"],
+    }
+
+
+def test_machines_outside_cannot_join_and_the_pages_say_so() -> None:
+    """The chart's NATS servers have no address outside the cluster, and no pod has a DHT."""
 
     def at_auth(case: str) -> dict[str, str]:
         return rendering.environment(rendering.find("Deployment", "aimesh-auth", case)["spec"]["template"]["spec"]["containers"][0])
@@ -268,5 +315,6 @@ def test_tickets_name_the_nats_servers_of_the_values() -> None:
     assert at_auth("dev")["PUBLIC_NATS_URL"] == "nats://aimesh-nats-0.aimesh-nats.aimesh:4222"
     assert at_auth("external-stores")["PUBLIC_NATS_URL"] == "tls://nats-1.example.org:4222,tls://nats-2.example.org:4222"
     assert not {"DHT_HOST", "DHT_PORT", "DHT_BOOTSTRAP"} & at_auth("dev").keys()
-    page = (ROOT / "docs/howto/kubernetes.md").read_text(encoding="utf-8")
-    assert "set `nats.url`" in page
+    for name in ("Kubernetes", "Swarm"):
+        page = (ROOT / f"docs/howto/{name.lower()}.md").read_text(encoding="utf-8")
+        assert f"can't join a mesh on {name} yet" in page

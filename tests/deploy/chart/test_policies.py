@@ -107,7 +107,7 @@ def test_services_reach_only_what_they_need() -> None:
     assert _allowed("", "gateway") == nats | postgres | valkey
     assert _allowed("", "metrics") == nats | postgres
     assert _allowed("", "web") == nats | {("gateway", 3002)}
-    assert _allowed("", "pool-inference") == nats
+    assert _allowed("dev", "pool-inference") == nats
     assert _allowed("namespaces", "model-router") == nats | {("ai-models", 8080), ("ai-models", 80)}
     assert _allowed("external-stores", "web") == {("gateway", 3002), ("10.1.0.0/24", 4222)}
     assert ("10.1.1.4/32", 5432) in _allowed("external-stores", "gateway")

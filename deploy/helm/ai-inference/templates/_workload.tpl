@@ -2,7 +2,7 @@
 The pods of all programs are made here. "aimesh.workload" makes a Deployment or StatefulSet with its Service and PodDisruptionBudget, "aimesh.job"
 a Job or CronJob, and "aimesh.service" the workload of one of our own services. Keys of the argument:
   root, component, name   $, the label app.kubernetes.io/component, and the object's name
-  kind, replicas          Deployment or StatefulSet; no replicas where an autoscaler decides
+  kind, replicas          Deployment or StatefulSet; no replicas where an autoscaler decides; whenScaled Delete: volumes go with their pods
   values                  this workload's values: resources, nodeSelector, tolerations
   image, command, args, env (name: text or source), lifecycle, grace (seconds to stop), user (10001)
   files                   sources of the projected volume /run/aimesh
@@ -88,6 +88,7 @@ spec:
   {{- if $isSet }}
   serviceName: {{ .name }}
   podManagementPolicy: Parallel
+  persistentVolumeClaimRetentionPolicy: {whenScaled: {{ .whenScaled | default "Retain" }}, whenDeleted: Retain}
   volumeClaimTemplates: [{{ with .data }}{metadata: {name: data}, spec: {{ include "aimesh.claim" (list $root .) }}}{{ end }}]
   {{- else }}
   strategy: {rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}
