@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 #: The machine's variables that every program gets.
 MACHINE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
 #: Prefixes of variables for the engine, its GPU, and requests to other providers.
-ENGINE_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "LLAMA_", "OMP_", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+ENGINE_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "VK_", "GGML_", "LLAMA_", "OMP_", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 
 #: The backup agent.
 BACKUP = "backup"

@@ -4,6 +4,7 @@ A test calls ``require("browser")`` before it uses a browser. If the machine lac
 the run lists it. ``AIMESH_REQUIRE=browser,nat`` makes a missing capability an error before the first test.
 """
 
+import ctypes
 import difflib
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from services.inference import gpus
 from tests.nat import topology
 
 #: The programs of `make deploy-tools`, and Debian's folders that are missing from a user's PATH.
@@ -88,6 +90,18 @@ def _containers() -> str:
     return _programs({name: find_program(name) for name in names})
 
 
+def _vulkan() -> str:
+    """A driver, which may be Debian's for processors, and the library that finds it."""
+    try:
+        ctypes.CDLL(gpus.VULKAN)
+    except OSError:
+        return f"not installed: {gpus.VULKAN}"
+    if not gpus.look().has_plug_ins:
+        return "not available: a plug-in for this processor"
+    drivers = [*Path("/usr/share/vulkan/icd.d").glob("*.json"), *filter(None, [os.environ.get("VK_ICD_FILENAMES")])]
+    return "" if drivers else "not installed: a driver for Vulkan, such as mesa-vulkan-drivers"
+
+
 #: Name -> returns why this machine lacks the capability; empty if it has it.
 CAPABILITIES: dict[str, Callable[[], str]] = {
     "actionlint": lambda: _programs({"actionlint": find_program("actionlint")}),
@@ -110,6 +124,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "systemd": lambda: _programs({"systemd-analyze": find_program("systemd-analyze")}),
     "terraform": lambda: _programs({"terraform": find_program("terraform")}),
     "traefik": partial(_proxy, "traefik"),
+    "vulkan": _vulkan,
 }
 
 

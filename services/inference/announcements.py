@@ -22,8 +22,9 @@ LOOK_SECONDS = 0.5
 GATHER_SECONDS = 0.02
 PAUSED = "paused by its owner"
 #: What an announcement needs for everything but its models.
-REST_BYTES = 1400
+REST_BYTES = 1600
 MAX_REASON_CHARACTERS = 500
+MAX_WARNING_CHARACTERS = 200
 
 log = logs.get()
 
@@ -41,6 +42,7 @@ class Announcements:
         self.no_models = "it has no model to serve"
         self.backend: Backend | None = None
         self._pulls: tuple[directory.ModelPull, ...] = ()
+        self._warning = ""
         #: Runs while changes of the load wait.
         self._timer: asyncio.TimerHandle | None = None
         self._has_changed = False
@@ -99,6 +101,7 @@ class Announcements:
             ),
             not_ready=self.why_not_ready(statuses, is_paused=self.is_paused)[:MAX_REASON_CHARACTERS],
             pulls=self._pulls,
+            warning=self._warning,
         )
         for server, seen in self.backend.server_states().items():
             self._node.metrics.upstream_up.labels(server=server).set(seen.is_up)
@@ -136,6 +139,10 @@ class Announcements:
 
     def parse_failed(self, model: ModelName) -> None:
         self._node.metrics.answer_parse_failures.labels(model=model).inc()
+
+    def warn(self, text: str) -> None:
+        self._warning = text[:MAX_WARNING_CHARACTERS]
+        self.changed()
 
     def images_encoded(self, model: ModelName, seconds: float) -> None:
         self._node.metrics.image_seconds.labels(model=model).inc(seconds)

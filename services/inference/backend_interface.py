@@ -35,6 +35,10 @@ class Watcher(Protocol):
         """An answer was not what the model's chat template describes, or its parser was lost. The rest of it is text."""
         ...
 
+    def warn(self, text: str) -> None:
+        """The worker works, but not as well as it could, for people; empty if it does."""
+        ...
+
     def images_encoded(self, model: ModelName, seconds: float) -> None:
         """A prompt's images were encoded."""
         ...

@@ -9,7 +9,7 @@ from pathlib import Path
 
 #: The variables that the engine's libraries and GPU drivers read. No URL, key or token.
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
-KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "OMP_")
+KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "VK_", "GGML_", "OMP_")
 #: How often llama.cpp's threads look for the next batch before they sleep: 0.1 ms, not 5 ms, on cores that draw tokens and serve callers.
 SPIN_COUNT = "10000"
 #: After its socket closes, a process ends when its current step is done.

@@ -5,6 +5,7 @@ Python's own modules are imported, because set-up runs it before there are other
 """
 
 import ctypes
+import platform
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 
 #: Below /dev -> the kind of GPU, as in `make worker-…`.
 _DEVICE_FILES = (("nvidia*[0-9]", "cuda"), ("kfd", "rocm"), ("dri/renderD*", "vulkan"))
-MAKERS = {"cuda": "an NVIDIA GPU", "rocm": "an AMD GPU", "vulkan": "a GPU", "metal": "a GPU"}
+NAMES = {"cuda": "the NVIDIA GPU", "rocm": "the AMD GPU", "vulkan": "the GPU", "metal": "the GPU"}
 VULKAN = "libvulkan.so.1"
 #: Plug-in -> its version of CUDA, the newest first.
 CUDA = {"cuda": 13, "cuda12": 12}
@@ -27,12 +28,14 @@ def cuda_libraries(version: int) -> tuple[str, str]:
 class GpuFacts:
     """What a plan needs to know of a machine."""
 
-    #: A key of MAKERS; None without a GPU.
+    #: A key of NAMES; None without a GPU.
     kind: "str | None"
     #: Those of Vulkan and CUDA that the loader finds.
     libraries: "frozenset[str]"
     #: The newest version of CUDA that the driver supports, such as 12.4; (0, 0) without a driver.
     cuda: "tuple[int, int]" = (0, 0)
+    #: Whether there are plug-ins for this kind of processor.
+    has_plug_ins: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ def plan(facts: GpuFacts, wanted: str = "") -> GpuPlan:
     """Choose the plug-in: Vulkan for every GPU; CUDA if it is wanted and this machine can use it. Pure."""
     if wanted == "cpu" or (facts.kind is None and not wanted):
         return GpuPlan("")
+    if not facts.has_plug_ins:
+        return GpuPlan("", f"there is no plug-in for this processor: BUILD=1 make worker-{facts.kind or wanted}")
     reasons = []
     for plug_in, version in CUDA.items() if wanted == "cuda" else ():
         missing = [name for name in cuda_libraries(version) if name not in facts.libraries]
@@ -63,9 +68,9 @@ def plan(facts: GpuFacts, wanted: str = "") -> GpuPlan:
     return GpuPlan("", "; ".join(reasons))
 
 
-def find_kind(devices: Path = Path("/dev"), platform: str = sys.platform) -> "str | None":
+def find_kind(devices: Path = Path("/dev"), system: str = sys.platform) -> "str | None":
     """Return the kind of this machine's GPU; None without one."""
-    if platform == "darwin":
+    if system == "darwin":
         return "metal"
     return next((name for pattern, name in _DEVICE_FILES if any(devices.glob(pattern))), None)
 
@@ -74,7 +79,9 @@ def look() -> GpuFacts:
     """Look at this machine. Loading these libraries starts no driver."""
     kind = find_kind()
     names: Iterable[str] = (VULKAN, *(name for version in CUDA.values() for name in cuda_libraries(version))) if kind else ()
-    return GpuFacts(kind, frozenset(filter(_is_found, names)), _cuda_version() if kind == "cuda" else (0, 0))
+    return GpuFacts(
+        kind, frozenset(filter(_is_found, names)), _cuda_version() if kind == "cuda" else (0, 0), platform.machine() == "x86_64"
+    )
 
 
 def _is_found(library: str) -> bool:

@@ -80,6 +80,7 @@ class _Offer:
     load: WorkerLoad = field(default_factory=WorkerLoad)
     not_ready: str = ""
     pulls: tuple[ModelPull, ...] = ()
+    warning: str = ""
 
 
 class Node:
@@ -143,10 +144,16 @@ class Node:
             self.membership_changed()
 
     def offer(
-        self, *, models: tuple[ModelOffer, ...] = (), load: WorkerLoad | None = None, not_ready: str = "", pulls: tuple[ModelPull, ...] = ()
+        self,
+        *,
+        models: tuple[ModelOffer, ...] = (),
+        load: WorkerLoad | None = None,
+        not_ready: str = "",
+        pulls: tuple[ModelPull, ...] = (),
+        warning: str = "",
     ) -> None:
-        """Change what announcements say, and announce a change at once."""
-        offer = _Offer(models, load or WorkerLoad(), not_ready, pulls)
+        """Change what announcements say, and announce a change at once. ``warning``: see ``Announcement.trouble``."""
+        offer = _Offer(models, load or WorkerLoad(), not_ready, pulls, warning)
         if offer != self._offer:
             self._offer = offer
             self.announcer.announce_soon()
@@ -298,7 +305,7 @@ class Node:
         return Announcement(
             self.role, self.id, version(), self.started_at, offer.models, offer.load,
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
-            self.node_transports.faults(),
+            "; ".join(filter(None, (self.node_transports.faults(), offer.warning))),
             self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls, self.shared_settings,
         )  # fmt: skip
 

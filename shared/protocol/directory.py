@@ -144,7 +144,7 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     revocations: int = 0
     #: The user responsible for it, from its certificate; empty for the platform's own nodes.
     owner: str = ""
-    #: What is wrong with one of its transports while another still works; empty when nothing is.
+    #: What keeps it from working as well as it could, such as a broken transport or an unused GPU; empty when nothing does.
     trouble: str = ""
     #: A random id of the process. Two instances with one key are two processes.
     instance: str = ""

@@ -54,20 +54,23 @@ def opened(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[
             assert_never(settings.backend)
 
 
-async def find_devices(settings: InferenceSettings) -> tuple[list[str], MemoryBudget]:
-    """Return sentences about the devices, and the memory for models."""
+async def find_devices(settings: InferenceSettings) -> tuple[list[str], str, MemoryBudget]:
+    """Return sentences about the devices, why a GPU is not used (empty if none is unused), and the memory for models."""
     facts = gpus.look() if settings.gpu_layers else gpus.GpuFacts(None, frozenset())
-    found = None if facts.kind is None else await devices.probe()
+    # Not every GPU has a device file, such as those of WSL2.
+    found = await devices.probe() if settings.gpu_layers and (facts.kind or devices.plug_ins()) else None
     lines = list(devices.describe(found, facts, settings.threads or free_cores()))
     usable = () if found is None else found.devices
-    return lines, memory.measure(settings.model_memory_bytes, usable, cache=settings.prompt_cache_bytes)
+    unused = devices.why_unused(found, facts)
+    return lines, unused, memory.measure(settings.model_memory_bytes, usable, cache=settings.prompt_cache_bytes)
 
 
 @asynccontextmanager
 async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None) -> AsyncIterator[Backend]:
     pulls, defaults = bool(settings.models_pull), settings.model_defaults()
     catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, defaults, pulls=pulls)
-    lines, budget = await find_devices(settings)
+    lines, unused_gpu, budget = await find_devices(settings)
+    watcher.warn(unused_gpu)
     for line in lines:
         log.info("devices", found=line)
         if print_line is not None:

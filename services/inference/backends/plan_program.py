@@ -63,7 +63,7 @@ def _size(entry: CatalogEntry) -> int:
 async def _run(model: str) -> None:
     # A plan needs no node; its settings require a key.
     settings = config.load(InferenceSettings, {"NODE_KEY_FILE": "none", **os.environ})
-    found, budget = await backend_selection.find_devices(settings)
+    found, _, budget = await backend_selection.find_devices(settings)
     for line in (*found, *describe(settings, model, budget)):
         print(line)
 

@@ -6,6 +6,7 @@ load a GPU driver.
 
 import asyncio
 import ctypes
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -73,8 +74,12 @@ def find() -> FoundDevices:
     library.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)]
     all_devices = [registry.ggml_backend_dev_get(number) for number in range(registry.ggml_backend_dev_count())]
     found = tuple(_device(library, device) for device in all_devices if library.ggml_backend_dev_type(device) in _GPU_TYPES)
-    plug_ins = {path.name.partition(".")[0].split("-")[1] for path in _folder().glob("libggml-*")} - _FOR_PROCESSORS
-    return FoundDevices(found, tuple(sorted(plug_ins)))
+    return FoundDevices(found, plug_ins())
+
+
+def plug_ins() -> tuple[str, ...]:
+    """Return the kinds of GPU that llama.cpp has a library for, without loading one."""
+    return tuple(sorted({path.name.partition(".")[0].split("-")[1] for path in _folder().glob("libggml-*")} - _FOR_PROCESSORS))
 
 
 def load_backends() -> None:
@@ -112,9 +117,9 @@ def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
 
 
 def _folder() -> Path:
-    import llama_cpp  # noqa: PLC0415
-
-    return Path(llama_cpp.__file__).parent / "lib"
+    # Not imported, because that loads llama.cpp.
+    package = importlib.util.find_spec("llama_cpp")
+    return Path((package and package.origin) or os.devnull).parent / "lib"
 
 
 def _device(library: ctypes.CDLL, device: int) -> Device:
@@ -167,13 +172,14 @@ def why_unused(found: FoundDevices | None, facts: GpuFacts) -> str:
     """Return why this machine's GPU is not used and how to use it; empty if it is, or if there is none. Pure."""
     if facts.kind is None or (found is not None and found.devices):
         return ""
-    has = f"this machine has {gpus.MAKERS[facts.kind]}, but"
-    if found is not None and found.plug_ins and (found.plug_ins != ("vulkan",) or gpus.VULKAN in facts.libraries):
-        return f"{has} llama.cpp cannot use it: is its driver installed?"
     plan = gpus.plan(facts)
-    if facts.kind == "metal" or plan.plug_in:
-        return f"{has} the engine lacks support for it: run `make worker-{plan.plug_in or facts.kind}`, then restart the worker"
-    return f"{has} {plan.why}, then run `make up`"
+    if found is not None and found.plug_ins and (found.plug_ins != ("vulkan",) or gpus.VULKAN in facts.libraries):
+        why = "llama.cpp finds no driver for it; install one, then restart the worker"
+    elif facts.kind == "metal" or plan.plug_in:
+        why = f"the engine lacks support for it; run `make worker-{plan.plug_in or facts.kind}`, then restart the worker"
+    else:
+        why = f"{plan.why}, then run `make up`"
+    return f"{gpus.NAMES[facts.kind]} is not used: {why}"
 
 
 def _gib(size: int) -> str:

@@ -64,6 +64,7 @@ class Watch:
         self.changes = 0
         self.restarts: list[str] = []
         self.parse_failures: list[str] = []
+        self.warnings: list[str] = []
 
     def changed(self) -> None:
         self.changes += 1
@@ -72,6 +73,9 @@ class Watch:
 
     def restarting(self, model: ModelName) -> None:
         self.restarts.append(model)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def images_encoded(self, model: ModelName, seconds: float) -> None:
         """Not used by these tests."""
@@ -93,6 +97,7 @@ class Offer:
     load: directory.WorkerLoad
     not_ready: str
     pulls: tuple[directory.ModelPull, ...] = ()
+    warning: str = ""
 
 
 class FakeTransports:
@@ -132,8 +137,9 @@ class Node:
         load: directory.WorkerLoad,
         not_ready: str = "",
         pulls: tuple[directory.ModelPull, ...] = (),
+        warning: str = "",
     ) -> None:
-        self.offers.append(Offer(models, load, not_ready, pulls))
+        self.offers.append(Offer(models, load, not_ready, pulls, warning))
 
 
 def engine_pid(backend: LlamaBackend, model: ModelName) -> int | None:

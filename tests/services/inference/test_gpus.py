@@ -21,6 +21,12 @@ NO_VULKAN = "Vulkan needs libvulkan.so.1: apt-get install libvulkan1"
         pytest.param(GpuFacts("vulkan", LIBRARIES), "", GpuPlan("vulkan"), id="Intel"),
         pytest.param(GpuFacts("vulkan", LIBRARIES), "cpu", GpuPlan(""), id="a GPU that must not be used"),
         pytest.param(GpuFacts("vulkan", frozenset()), "", GpuPlan("", NO_VULKAN), id="no library for Vulkan"),
+        pytest.param(
+            GpuFacts("cuda", LIBRARIES, (13, 0), has_plug_ins=False),
+            "",
+            GpuPlan("", "there is no plug-in for this processor: BUILD=1 make worker-cuda"),
+            id="NVIDIA on ARM",
+        ),
         pytest.param(GpuFacts(None, LIBRARIES), "vulkan", GpuPlan("vulkan"), id="Vulkan without a device file, as on WSL2"),
         pytest.param(GpuFacts("cuda", LIBRARIES, (13, 1)), "cuda", GpuPlan("cuda"), id="CUDA 13"),
         pytest.param(GpuFacts("cuda", LIBRARIES, (12, 4)), "cuda", GpuPlan("cuda12", NOT_13), id="an older driver"),

@@ -58,3 +58,17 @@ async def test_a_node_without_permission_to_receive_reports_it_to_others() -> No
 
         await until(lambda: "not allowed to receive" in told(), seconds=20)
         assert not (await web.node.health()).ready
+
+
+async def test_what_a_service_warns_of_is_reported_to_others() -> None:
+    async with testnet() as net:
+        web, auth = await net.start(Web), await net.start(Auth)
+        web.node.offer(warning="the GPU is not used")
+
+        def told() -> str:
+            entry = auth.node.directory.find(web.node.id)
+            return "unknown" if entry is None else entry.announcement.trouble
+
+        await until(lambda: told() == "the GPU is not used", seconds=20)
+        web.node.offer()
+        await until(lambda: told() == "", seconds=20)

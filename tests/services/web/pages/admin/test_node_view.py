@@ -32,6 +32,14 @@ def joined(members: tuple[Member, ...] = (), rows: tuple[NodeRow, ...] | None = 
     ("known", "seen", "state", "tone", "why"),
     [
         pytest.param(member(ONE), row(ONE), "OK", "good", "", id="used"),
+        pytest.param(
+            member(ONE),
+            msgspec.structs.replace(row(ONE), trouble="unused GPU"),
+            "OK",
+            "warn",
+            "unused GPU",
+            id="used, but",
+        ),
         pytest.param(member(ONE), row(ONE, why_not="overheats"), "Degraded", "warn", "overheats", id="alive and not used"),
         pytest.param(member(ONE), row(ONE, alive=False, why_not="silent"), "Down", "bad", "silent", id="gone"),
         pytest.param(member(ONE), row(ONE, alive=False, why_not="old", refused=True), "Rejected", "bad", "old", id="refused"),
