@@ -50,6 +50,7 @@ SECTIONS = {
         "mesh": "cli.machines.mesh:mesh",
         "nodes": "cli.ask.nodes:nodes",
         "doctor": "cli.doctor.doctor_command:doctor",
+        "update": "cli.machines.update:update",
     },
     "Administer": {
         "top": "cli.top.top_command:top",
@@ -78,6 +79,7 @@ HABITS: Mapping[str, tuple[str, ...] | str] = {
     "ps": "`aicli top` for what runs now, or `aicli nodes` for the machines and their models",
     "logs": "`aicli stack logs`, or `aicli trace ID` for one request",
     "status": "`aicli nodes` for the mesh, `aicli stack status` for the programs of this machine, or `aicli doctor`",
+    "upgrade": ("update",),
     "config": "`aicli profile` for this machine, or `aicli admin config` for the mesh",
 }
 

@@ -17,14 +17,15 @@ def explain(error: ImportError) -> errors.BadSettings | None:
     """Return what to install, or None for a module that no package of ours brings."""
     missing = (error.name or "").partition(".")[0]
     if missing in _MESH:
-        hint = f"connect over HTTPS (aicli login URL), or {_command('mesh')}"
+        hint = f"connect over HTTPS (aicli login URL), or {pip_command('mesh')}"
         return errors.BadSettings("this needs NATS and Hyperswarm: the wheel aimesh-hyperswarm is not installed", hint=hint)
     if missing in _SERVER:
-        hint = f"on Linux or macOS, {_command('server')}"
+        hint = f"on Linux or macOS, {pip_command('server')}"
         return errors.BadSettings("this runs services: the wheel aimesh-server is not installed", hint=hint)
     return None
 
 
-def _command(name: str) -> str:
+def pip_command(name: str) -> str:
+    """Return how to install a release's wheels."""
     pip = f"{sys.executable} -m pip install --require-hashes"
     return f"run this in the folder of a release: {pip} -r requirements-{name}.txt; in a checkout, make up installs everything"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
+from cli.lazy_group import LazyGroup
 from cli.output import printing
 from shared import errors
 
@@ -24,15 +25,23 @@ PORT = 11434
 _MAX_CONNECTIONS = 1000
 
 
-@click.command()
+@click.group(
+    cls=LazyGroup,
+    places={"install": "cli.machines.serve_unit:install"},
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND [ARGS]...]",
+)
 @click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, help="Port to listen on, only for this machine.")
+@click.pass_context
 @click.pass_obj
-def serve(here: CliContext, /, *, port: int) -> None:
+def serve(here: CliContext, context: click.Context, /, *, port: int) -> None:
     """Serve your mesh at localhost, for programs of this machine.
 
     Programs that know Ollama's port find the models of your mesh without a setting; others use http://localhost:11434/v1 as OpenAI's API,
     with any key. Requests have the profile's key.
     """
+    if context.invoked_subcommand:
+        return
     from cli import interrupts
     from cli.machines.loopback import MeshLink
 

@@ -1,0 +1,112 @@
+"""Our units in a real systemd of a user, which sees only its own processes and /run."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import capabilities
+from tests.stopwatch import HANG_SECONDS
+
+ROOT = Path(__file__).parents[3]
+SYSTEMD = Path("/lib/systemd/systemd")
+#: Run in the namespaces: systemd for a user, then a program.
+START = """
+set -eu
+mount -t tmpfs none /run
+mkdir -p /run/systemd/system
+mkdir -m 700 /run/user-systemd
+export XDG_RUNTIME_DIR=/run/user-systemd
+"$1" --user &
+shift
+tries=0
+until systemctl --user show-environment >/dev/null 2>&1; do
+    tries=$((tries + 1))
+    [ $tries -lt 300 ]
+    sleep 0.05
+done
+"$@"
+"""
+PRELUDE = """
+import os, subprocess, sys
+from cli.machines import units
+from cli.machines.units import Unit, UnitPlace
+
+def ask(*words):
+    return subprocess.run(["systemctl", "--user", *words], capture_output=True, text=True, timeout=30).stdout.strip()
+
+def show(name):
+    print(name, ask("is-active", "aimesh-serve"), ask("is-enabled", "aimesh-serve"), file=sys.stdout)
+    return ask("show", "--property=MainPID", "aimesh-serve")
+
+place = UnitPlace("aimesh-serve", os.environ)
+"""
+
+RunThere = Callable[[str], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> RunThere:
+    """Runs a program where a systemd of the user runs."""
+    capabilities.require("nat")
+    capabilities.require("systemd")
+    if not SYSTEMD.exists():
+        pytest.skip("needs systemd")
+
+    def run(program: str) -> subprocess.CompletedProcess[str]:
+        environment = {"HOME": str(tmp_path), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(ROOT), "USER": "root"}
+        words = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+        command = (*words, "sh", "-c", START, "sh", str(SYSTEMD), sys.executable, "-c", PRELUDE + program)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
+
+    return run
+
+
+def test_a_service_starts_and_restarts_only_when_its_unit_has_changed(there: RunThere) -> None:
+    done = there("""
+place.install(Unit("test", ("/bin/sleep", "1000"), "2"))
+first = show("installed")
+place.install(Unit("test", ("/bin/sleep", "1000"), "2"))
+assert show("again") == first
+place.install(Unit("test", ("/bin/sleep", "2000"), "2"))
+second = show("changed")
+assert second != first
+assert place.restart()
+assert show("restarted") != second
+place.remove()
+show("removed")
+assert not place.restart()
+assert os.listdir(place.path.parent) == [], os.listdir(place.path.parent)
+""")
+    assert done.returncode == 0, done.stderr
+    states = [line for line in done.stdout.splitlines() if line.split(" ")[0] in {"installed", "again", "changed", "restarted", "removed"}]
+    assert states == [
+        "installed active enabled",
+        "again active enabled",
+        "changed active enabled",
+        "restarted active enabled",
+        "removed inactive ",
+    ]
+    assert "It runs now" in done.stderr
+    # There is no logind in the namespaces.
+    assert "It ends when you log out. To keep it, run as root: loginctl enable-linger root" in done.stderr
+
+
+def test_a_service_that_was_stopped_stays_so_at_an_update(there: RunThere) -> None:
+    done = there("""
+place.install(Unit("test", ("/bin/sleep", "1000"), "2"))
+ask("stop", "aimesh-serve")
+assert not place.restart()
+show("stopped")
+""")
+    assert "stopped inactive enabled" in done.stdout, done.stderr
+
+
+def test_a_refusal_of_systemd_is_said(there: RunThere) -> None:
+    done = there("""
+place.install(Unit("test", ("/bin/sleep", "1000"), "2", more="ExecStart=relative\\n"))
+""")
+    assert done.returncode != 0
+    assert "BadSettings: systemctl restart aimesh-serve: " in done.stderr
