@@ -36,7 +36,7 @@ MOST_SECONDS, STOP_SECONDS = 1800.0, 60.0
 #: The benches of a check, the quickest first. Some have no ratio; they run to show that they still work.
 BENCHES = (
     "pulling", "stores", "ledger", "rollouts", "guard", "swarm", "mesh", "pages", "growth", "accounts", "observing",
-    "first_answer", "fairness", "quantization", "engine", "gateway", "recovery", "nats_login", "autoscale",
+    "first_answer", "fairness", "quantization", "prebuilt", "engine", "gateway", "recovery", "nats_login", "autoscale",
 )  # fmt: skip
 
 #: Claim and rival.

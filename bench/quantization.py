@@ -88,11 +88,18 @@ class Model:
             return streams * STEPS / (time.process_time() - began)
 
 
+_SILENT = native.llama_log_callback(lambda *_line: None)
+
+
+def prepare() -> None:
+    """Silence llama.cpp and load its backends."""
+    native.llama_log_set(_SILENT, ctypes.c_void_p())
+    devices.load_backends()
+
+
 async def _measure(rows: Rows, _shared: None, options: Options) -> None:
     source = model_discovery.installed()
-    silent = native.llama_log_callback(lambda *_line: None)
-    native.llama_log_set(silent, ctypes.c_void_p())
-    devices.load_backends()
+    prepare()
     packaged, rival = Model(source), f"packaged {source.stem.rpartition('.')[2]}"
     tokens = packaged.tokens(TEXT.read_bytes())[: options.tokens]
     before = packaged.perplexity(tokens)
