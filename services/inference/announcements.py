@@ -121,8 +121,9 @@ class Announcements:
 
     def wait_for_models(self, reason: str) -> None:
         """Announce what this worker waits for while it has no model."""
-        self.no_models = f"waiting for models: {reason}"
-        self.changed()
+        before, self.no_models = self.no_models, f"waiting for models: {reason}"
+        if self.no_models != before:
+            self.changed()
 
     def _fitting(self, offers: tuple[directory.ModelOffer, ...]) -> tuple[directory.ModelOffer, ...]:
         """Leave out the last models if an announcement has no room for them: no node would read it."""

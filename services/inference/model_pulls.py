@@ -55,9 +55,14 @@ class ModelPulls:
             again = []
             for source in left:
                 shown = model_sources.redact(source)
-                tell("; ".join((f"pulling {shown}", *problems.values())))
+
+                async def report(progress: PullProgress, shown: str = shown) -> None:
+                    percent = f": {100 * progress.done_bytes // progress.total_bytes} %" if progress.total_bytes else ""
+                    tell("; ".join((f"pulling {shown}{percent}", *problems.values())))
+
+                await report(PullProgress("", 0))
                 try:
-                    pulled = await self._pull(PullModel(source), _ignore)
+                    pulled = await self._pull(PullModel(source), report)
                 except errors.Draining:
                     return
                 except errors.AimeshError as error:
@@ -137,8 +142,3 @@ class ModelPulls:
             # It needs no chance to clean up: what it leaves can be resumed.
             child_process.kill(program)
             await program.wait()
-
-
-async def _ignore(_progress: PullProgress) -> None:
-    # `Announcements.follow_pulls` shows it.
-    pass

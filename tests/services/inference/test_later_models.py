@@ -130,8 +130,10 @@ async def test_a_restarted_worker_resumes_its_pull_and_then_serves_without_the_s
         server.gate.clear()
         given = {"models_pull": (f"{server.url}#sha256={server.digest}",)}
         async with started(node, state, **given) as service:
-            await until(lambda: any(pull.done_bytes > 30_000_000 for pull in node.offers[-1].pulls))
-            assert await why_not(service) == f"waiting for models: pulling {server.url}"
+            # `make up` waits as long as this changes.
+            waits = f"waiting for models: pulling {server.url}: {100 * 40_000_000 // len(body)} %"
+            await until(lambda: node.offers and node.offers[-1].not_ready == waits)
+            assert await why_not(service) == waits
         server.gate.set()
         async with started(node, state, **given) as service:
             await ready(node, service)
