@@ -1,5 +1,7 @@
 """`aicli serve install`: have your mesh at localhost after each login too, as a systemd service of your account."""
 
+from importlib import import_module
+
 import click
 
 from cli.cli_context import CliContext
@@ -21,6 +23,9 @@ def install(context: click.Context, here: CliContext, /, *, remove: bool) -> Non
     if remove:
         place.remove()
         return
+    # Says now if a package is missing, and not in the service's log.
+    import_module("cli.machines.loopback")
+    import_module("uvicorn")
     here.profile(key_needed=True)
     chosen = profile.find(here.environment, here.folder).path
     if chosen is None or "AICLI_API_KEY" in here.environment:

@@ -6,6 +6,7 @@ No unit has a secret: keys are in folders of their owner, and settings in a file
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from shared import errors
 NAMES = ("aimesh-worker", "aimesh-serve")
 #: Longer than a worker takes to end, which finishes its answers first.
 _SYSTEMCTL_SECONDS = 60.0
+#: Wrong settings or a missing package end aicli sooner.
+_WATCH_SECONDS = 3.0
 
 _AFTER_NETWORK = """\
 Wants=network-online.target
@@ -126,6 +129,7 @@ class UnitPlace:
             return
         self._do("enable", self.name)
         self._do("restart" if is_new else "start", self.name)
+        self._watch()
         printing.note(f"It runs now, and after each start of the machine. Its log: {shlex.join(self._journal())}")
         if not self.is_system and _run(("loginctl", "enable-linger"), self.environment) is not None:
             printing.note("It ends when you log out. To keep it, run as root: loginctl enable-linger " + _user())
@@ -149,10 +153,21 @@ class UnitPlace:
 
     def restart(self) -> bool:
         """Restart it if it runs. Return false if systemd has nothing to restart. Raises BadSettings."""
-        if not self.path.exists() or not self._answers() or _run(("systemctl", *self._scope, "is-active", self.name), self.environment):
+        if not self.path.exists() or not self._answers() or not self._runs():
             return False
         self._do("restart", self.name)
         return True
+
+    def _watch(self) -> None:
+        """Wait a moment: for systemd, a program has started before it reads its settings. Raises BadSettings if it has ended."""
+        until = time.monotonic() + _WATCH_SECONDS
+        while time.monotonic() < until:
+            time.sleep(_WATCH_SECONDS / 6)
+            if not self._runs():
+                raise errors.BadSettings(f"{self.name} has started and ended", hint=f"see {shlex.join(self._journal())}")
+
+    def _runs(self) -> bool:
+        return _run(("systemctl", *self._scope, "is-active", self.name), self.environment) is None
 
     def _write(self, text: str) -> bool:
         """Replace the file whole, readable by all as units are. Return false if it was the same."""

@@ -110,3 +110,12 @@ place.install(Unit("test", ("/bin/sleep", "1000"), "2", more="ExecStart=relative
 """)
     assert done.returncode != 0
     assert "BadSettings: systemctl restart aimesh-serve: " in done.stderr
+
+
+def test_a_program_that_ends_at_once_is_said(there: RunThere) -> None:
+    done = there("""
+place.install(Unit("test", ("/bin/sh", "-c", "sleep 0.3; exit 2"), "2"))
+""")
+    assert done.returncode != 0
+    assert "BadSettings: aimesh-serve has started and ended" in done.stderr
+    assert "It runs now" not in done.stderr
