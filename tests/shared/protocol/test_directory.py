@@ -238,15 +238,16 @@ def test_an_offer_is_read_by_versions_without_its_newest_fields() -> None:
         is_upstream=True,
         upstream_model="gpt-x-2026",
         can_suit_agents=True,
+        numerics="abc",
     )
     announcement = make_announcement(models=(offer,))
     assert directory.decode(directory.encode(announcement)).models == (offer,)
     fields = msgspec.structs.fields(ModelOffer)
     newest = ["provider", "only_moderates", "rests", "region", "open_ended", "abilities", "is_adapter", "is_upstream"]
-    assert [field.name for field in fields[-10:]] == [*newest, "upstream_model", "can_suit_agents"], (
+    assert [field.name for field in fields[-11:]] == [*newest, "upstream_model", "can_suit_agents", "numerics"], (
         "fields of an array may only be appended"
     )
-    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-9]], array_like=True)
+    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-10]], array_like=True)
     read = msgspec.msgpack.decode(msgspec.msgpack.encode(offer), type=older)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(read), type=ModelOffer) == ModelOffer(
         ModelName("gpt-x"), 2048, "abc", provider="acme"
