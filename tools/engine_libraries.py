@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from services.inference import missing_libraries
 from stack.servers import engine_libraries
 from stack.servers.engine_libraries import FLAGS, LIBRARIES, LINKER_FLAGS, BuildFailed, EngineLibrary
 from tools import setup_steps
@@ -87,11 +88,13 @@ def _begin(*command: str) -> None:
 
 
 def main() -> int:
+    missing = [library for library in LIBRARIES if not is_current(library)]
     if not sys.platform.startswith("linux") or shutil.which(engine_libraries.compiler()) is None:
-        # With a wheel of the engine, a machine may have no compiler. Then it does without the libraries.
+        if missing:
+            print(missing_libraries.describe([library.file.stem for library in missing], can_compile=False, is_checkout=True))
         return 0
     if "--background" in sys.argv[1:]:
-        if not all(map(is_current, LIBRARIES)):
+        if missing:
             _begin(sys.executable, "-m", "tools.engine_libraries")
             print(_WAITING, end="")
         return 0

@@ -111,6 +111,8 @@ def _list(here: CliContext, *, as_json: bool) -> None:
     if any(model.regions for model in served.models):
         columns.append(TableColumn("REGIONS", lambda model: printing.names(model.regions), rank=7))
     printing.show_rows(served.models, columns, as_json=as_json, empty=none)
+    if served.warning and not as_json:
+        printing.note(served.warning)
 
 
 def _agents(model: "ServedModel") -> str:

@@ -38,12 +38,12 @@ def nodes(here: CliContext, /, *, as_json: bool) -> None:
 
 def _state(node: "NodeRow") -> str:
     if node.usable:
-        return f"used, but {node.trouble}" if node.trouble else "used"
+        return f"used, but {node.trouble or node.warning}" if node.trouble or node.warning else "used"
     word = "not used" if node.alive else "not admitted" if node.refused else "gone"
     return f"{word}: {node.why_not}"
 
 
 def _style(node: "NodeRow") -> str:
     if node.usable:
-        return "yellow" if node.trouble else "green"
+        return "yellow" if node.trouble or node.warning else "green"
     return "yellow" if node.alive else "red"

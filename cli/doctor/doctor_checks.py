@@ -261,4 +261,6 @@ async def _check_nodes(connection: CliConnection) -> list[DoctorFinding]:
             findings.append(DoctorFinding("nodes", False, f"{label} gets no requests: {node.why_not}", hint))
         elif node.alive and node.trouble:
             findings.append(DoctorFinding("nodes", False, f"{label} gets requests, but {node.trouble}", hint))
+        elif node.alive and node.warning:
+            findings.append(DoctorFinding("nodes", None, f"{label}: {node.warning}"))
     return findings

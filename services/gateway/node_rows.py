@@ -66,6 +66,7 @@ def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry, wrong_clocks: Ma
         pulls=tuple(
             ModelPullRow(pull.name, pull.done_bytes, pull.total_bytes, pull.bytes_per_second) for pull in announcement.pulls if entry.alive
         ),
+        warning=announcement.warning if entry.alive else "",
     )
 
 

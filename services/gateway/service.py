@@ -454,10 +454,10 @@ class GatewayService:
     async def list_models(self, _request: gateway.ListModels, call: RpcCall) -> gateway.ServedModels:
         caller = None if call.credential is None else await self._callers.identify(call.credential)
         models = self._catalogue(caller)
-        if models or caller is None:
+        if caller is None:
             return gateway.ServedModels(models)
         workers = policies.open_to(caller.tenant_id, self._live.config.policies.of(caller), self._node.directory.entries(Role.WORKER))
-        return gateway.ServedModels((), "" if any(not worker.why_not for worker in workers) else routing.reasons(workers))
+        return routing.listed(models, workers)
 
     @serves(gateway.list_nodes)
     async def list_nodes(self, _request: gateway.ListNodes, call: RpcCall) -> gateway.NodeRows:

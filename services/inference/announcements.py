@@ -22,9 +22,10 @@ LOOK_SECONDS = 0.5
 GATHER_SECONDS = 0.02
 PAUSED = "paused by its owner"
 #: What an announcement needs for everything but its models.
-REST_BYTES = 1600
+REST_BYTES = 1850
 MAX_REASON_CHARACTERS = 500
-MAX_WARNING_CHARACTERS = 200
+#: Of the engine and of missing libraries together.
+MAX_WARNING_CHARACTERS = 450
 
 log = logs.get()
 
@@ -43,6 +44,7 @@ class Announcements:
         self.backend: Backend | None = None
         self._pulls: tuple[directory.ModelPull, ...] = ()
         self._warning = ""
+        self._missing = ""
         #: Runs while changes of the load wait.
         self._timer: asyncio.TimerHandle | None = None
         self._has_changed = False
@@ -59,12 +61,12 @@ class Announcements:
                 self.is_paused = is_paused
                 self.changed()
 
-    async def follow_pulls(self, read_pulls: Callable[[], tuple[directory.ModelPull, ...]]) -> None:
-        """Announce the downloads that ``read_pulls``, which blocks, returns; runs until cancelled."""
+    async def follow_machine(self, read_pulls: Callable[[], tuple[directory.ModelPull, ...]], read_missing: Callable[[], str]) -> None:
+        """Announce the downloads and the missing libraries that these return, which block; runs until cancelled."""
         while True:
-            pulls = await asyncio.to_thread(read_pulls)
-            if pulls != self._pulls:
-                self._pulls = pulls
+            found = await asyncio.to_thread(read_pulls), await asyncio.to_thread(read_missing)
+            if found != (self._pulls, self._missing):
+                self._pulls, self._missing = found
                 self.changed()
             await asyncio.sleep(directory.ANNOUNCE_SECONDS)
 
@@ -101,7 +103,7 @@ class Announcements:
             ),
             not_ready=self.why_not_ready(statuses, is_paused=self.is_paused)[:MAX_REASON_CHARACTERS],
             pulls=self._pulls,
-            warning=self._warning,
+            warning="; ".join(filter(None, (self._warning, self._missing)))[:MAX_WARNING_CHARACTERS],
         )
         for server, seen in self.backend.server_states().items():
             self._node.metrics.upstream_up.labels(server=server).set(seen.is_up)
@@ -142,7 +144,7 @@ class Announcements:
         self._node.metrics.answer_parse_failures.labels(model=model).inc()
 
     def warn(self, text: str) -> None:
-        self._warning = text[:MAX_WARNING_CHARACTERS]
+        self._warning = text
         self.changed()
 
     def images_encoded(self, model: ModelName, seconds: float) -> None:

@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 
-from services.inference import console_status, infer_http, jobs, moderation
+from services.inference import console_status, infer_http, jobs, missing_libraries, moderation
 from services.inference.announcements import PAUSED, Announcements
 from services.inference.backend_interface import Backend, Sink, VectorSink
 from services.inference.backends import backend_selection
@@ -85,7 +85,7 @@ class InferenceService:
                 await asyncio.to_thread(keep_key, receipts, settings.node_key_file)
                 node.tasks.create_task(service._adopted.run(), name="adoption of receipts")
             if backend.has_engines:
-                node.tasks.create_task(watcher.follow_pulls(ModelStore(settings.store_path).pulls))
+                node.tasks.create_task(watcher.follow_machine(ModelStore(settings.store_path).pulls, missing_libraries.find))
                 node.tasks.create_task(service._pulls.pull_at_start(watcher.wait_for_models), name="pulls at start")
             yield service
 

@@ -305,6 +305,8 @@ class ServedModels(Body, frozen=True):
     models: tuple[ServedModel, ...]
     #: Why no worker serves one, for signed-in users; empty if one does, or if no worker is known.
     why_none: str = ""
+    #: What some workers work without, and how to change that, for signed-in users; empty if nothing.
+    warning: str = ""
 
 
 class LoadOnWorker(Body, frozen=True):
@@ -423,6 +425,8 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     #: Its problem with NATS or Hyperswarm, as it reports it, and with its clock; empty if none.
     trouble: str = ""
     pulls: tuple[ModelPullRow, ...] = ()
+    #: What it works without, and how to change that; empty if nothing.
+    warning: str = ""
 
 
 class NodeRows(Body, frozen=True):

@@ -152,7 +152,7 @@ class Node:
         pulls: tuple[ModelPull, ...] = (),
         warning: str = "",
     ) -> None:
-        """Change what announcements say, and announce a change at once. ``warning``: see ``Announcement.trouble``."""
+        """Change what announcements say, and announce a change at once. ``warning``: see ``Announcement``."""
         offer = _Offer(models, load or WorkerLoad(), not_ready, pulls, warning)
         if offer != self._offer:
             self._offer = offer
@@ -305,8 +305,9 @@ class Node:
         return Announcement(
             self.role, self.id, version(), self.started_at, offer.models, offer.load,
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
-            "; ".join(filter(None, (self.node_transports.faults(), offer.warning))),
+            self.node_transports.faults(),
             self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls, self.shared_settings,
+            offer.warning,
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:

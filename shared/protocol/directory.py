@@ -144,7 +144,7 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     revocations: int = 0
     #: The user responsible for it, from its certificate; empty for the platform's own nodes.
     owner: str = ""
-    #: What keeps it from working as well as it could, such as a broken transport or an unused GPU; empty when nothing does.
+    #: What is wrong with one of its transports while another still works; empty when nothing is.
     trouble: str = ""
     #: A random id of the process. Two instances with one key are two processes.
     instance: str = ""
@@ -155,6 +155,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     pulls: tuple[ModelPull, ...] = ()
     #: Names of the settings that it has and that every replica of its service needs; see ``config.Variable.on_all_replicas``.
     settings: tuple[str, ...] = ()
+    #: What it works without, such as an unused GPU or a missing library, and how to change that; empty if nothing.
+    warning: str = ""
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -3,9 +3,8 @@
     python -m stack.servers.engine_libraries [--source SDIST] [--engine FOLDER] [--into FOLDER]
 
 takes 4 minutes of processor time and needs g++, on Linux. Install the wheel aimesh-server and llama-cpp-python first, in the same
-virtual environment. Without libaimesh_chat, thoughts stay in the text, and tools use a form that models don't know; without
-libaimesh_images, no model sees images. In a checkout, `make up` builds them. Only Python's own modules are imported, because container
-images are built with it.
+virtual environment. What a worker does without them: services/inference/missing_libraries.py. In a checkout, `make up` builds them. Only
+Python's own modules are imported, because container images are built with it.
 """
 
 import argparse

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from services.inference import missing_libraries
 from stack.servers import engine_libraries as building
 from stack.servers.engine_libraries import CHAT, IMAGES, BuildFailed
 from tools import engine_libraries, setup_steps
@@ -85,3 +86,20 @@ def test_libraries_are_linked_again_to_another_engine(binding: Path, tmp_path: P
     engine_libraries.ensure()
     assert all(map(engine_libraries.is_current, engine_libraries.LIBRARIES))
     assert {path: path.stat().st_mtime_ns for path in objects} == objects
+
+
+@pytest.mark.usefixtures("binding")
+@pytest.mark.parametrize("arguments", [(), ("--background",)])
+def test_without_a_compiler_it_says_what_is_missing_and_how_to_get_it(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(engine_libraries.sys, "argv", ["engine_libraries", *arguments])
+    with monkeypatch.context() as without:
+        without.setenv("PATH", str(tmp_path))
+        assert engine_libraries.main() == 0
+        assert capsys.readouterr().out == missing_libraries.find(tmp_path) + "\n"
+        assert "apt-get install g++, then make up" in missing_libraries.find(tmp_path)
+    engine_libraries.ensure()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert engine_libraries.main() == 0
+    assert capsys.readouterr().out == ""

@@ -11,7 +11,7 @@ from services.gateway.scheduling.policies import Placement
 from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.api.auth import Principal
-from shared.api.gateway import ServedModel
+from shared.api.gateway import ServedModel, ServedModels
 from shared.config_documents import is_pattern
 from shared.protocol import agent_requirements
 from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer, ResumeOrigin, say_reasons
@@ -363,3 +363,12 @@ def _no_worker(workers: Sequence[DirectoryEntry]) -> errors.NotReachable:
 
 def reasons(workers: Sequence[DirectoryEntry]) -> str:
     return say_reasons((f"{worker.node[:8]}…", worker.why_not or "has no model ready") for worker in workers)
+
+
+def listed(models: tuple[ServedModel, ...], workers: Sequence[DirectoryEntry]) -> ServedModels:
+    """Add why there are none, or what these workers work without."""
+    used = [worker for worker in workers if not worker.why_not]
+    if not models:
+        return ServedModels((), "" if used else reasons(workers))
+    lacking = ((f"{worker.node[:8]}…", worker.announcement.warning) for worker in used if worker.announcement.warning)
+    return ServedModels(models, warning=say_reasons(lacking))

@@ -5,16 +5,15 @@ llama.cpp's parser recurses, so an answer can end the process with SIGSEGV. Only
 
 import ctypes
 import importlib.util
-import sys
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from services.inference import missing_libraries
 from services.inference.chat import chat_messages
 
-#: Where stack/servers/engine_libraries.py builds it.
-PATH = Path(sys.prefix) / "lib" / "libaimesh_chat.so"
+PATH = missing_libraries.path("libaimesh_chat")
 #: It links against these libraries of the engine's wheel, in this order.
 _ENGINE_LIBRARIES = ("libggml-base.so", "libggml.so", "libllama.so")
 

@@ -72,7 +72,7 @@ class ImageEncoder:
         try:
             self._library = library = image_library.load()
         except (OSError, AttributeError) as error:
-            raise NotUsable("libaimesh_images is not built yet: python -m tools.engine_libraries") from error
+            raise NotUsable(f"llama.cpp's library for images can't be loaded: {error}") from error
         # It must outlive every native call that may log.
         self._callback = native.llama_log_callback(record)
         library.mtmd_log_set(self._callback, None)

@@ -54,3 +54,12 @@ def test_refusal_is_an_error(shell: Shell) -> None:
 def test_models_lists_by_default(shell: Shell) -> None:
     shell.mesh.answer(gateway.list_models, ServedModels(()))
     assert shell("models", "list", "--json").stdout == shell("models", "--json").stdout == "[]\n"
+
+
+def test_models_says_what_workers_lack(shell: Shell) -> None:
+    warning = "UABCDEFG… a library is missing. To build it: make up"
+    shell.mesh.answer(gateway.list_models, ServedModels((gateway.ServedModel(ModelName("qwen"), 1, 2048),), warning=warning))
+    result = shell("models")
+    assert result.stderr == f"{warning}\n"
+    assert warning not in result.stdout
+    assert json.loads(shell("models", "--json").stdout)[0]["name"] == "qwen"

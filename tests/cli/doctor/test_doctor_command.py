@@ -234,6 +234,22 @@ async def test_used_node_with_a_broken_transport_is_named(shell: Shell) -> None:
     ]
 
 
+async def test_what_a_used_node_lacks_is_named_without_failing(shell: Shell) -> None:
+    well(shell.mesh)
+    limited = NodeRow(
+        id=NodeId("UWORKER"), role=Role.WORKER, service="inference", path="nats", alive=True, refused=False, usable=True, why_not="",
+        models=(), since=NOW, version="0.1.0", running=0, queued=0, slots=4, warning="a library is missing. To build it: make up",
+    )  # fmt: skip
+    shell.mesh.answer(gateway.list_nodes, gateway.NodeRows((limited,)))
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert wrong(findings) == []
+    assert [finding for finding in findings if finding.check == "nodes"] == [
+        DoctorFinding("nodes", None, "inference UWORKER…: a library is missing. To build it: make up")
+    ]
+
+
 async def test_no_gateway(shell: Shell) -> None:
     shell.mesh.answer(auth.list_api_keys, auth.ApiKeys(()))
     async with listening(b"INFO {}\r\n") as port:

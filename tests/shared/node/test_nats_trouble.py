@@ -67,7 +67,7 @@ async def test_what_a_service_warns_of_is_reported_to_others() -> None:
 
         def told() -> str:
             entry = auth.node.directory.find(web.node.id)
-            return "unknown" if entry is None else entry.announcement.trouble
+            return "unknown" if entry is None else entry.announcement.warning
 
         await until(lambda: told() == "the GPU is not used", seconds=20)
         web.node.offer()

@@ -134,7 +134,7 @@ def _state(member: Member | None, row: NodeRow | None, *, is_seen: bool) -> tupl
     if row is None:
         return ("Not seen", "off", "the gateway has never seen this node") if is_seen else ("Unknown", "off", "")
     if row.usable:
-        return "OK", "warn" if row.trouble else "good", row.trouble
+        return "OK", "warn" if row.trouble or row.warning else "good", row.trouble or row.warning
     if row.alive:
         return "Degraded", "warn", row.why_not
     return ("Rejected" if row.refused else "Down"), "bad", row.why_not

@@ -34,7 +34,7 @@ def joined(members: tuple[Member, ...] = (), rows: tuple[NodeRow, ...] | None = 
         pytest.param(member(ONE), row(ONE), "OK", "good", "", id="used"),
         pytest.param(
             member(ONE),
-            msgspec.structs.replace(row(ONE), trouble="unused GPU"),
+            msgspec.structs.replace(row(ONE), warning="unused GPU"),
             "OK",
             "warn",
             "unused GPU",

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from services.inference import images, missing_libraries
+from services.inference.chat import library
+from stack.servers import engine_libraries
+
+CHAT, IMAGES = missing_libraries.WITHOUT
+
+
+def test_these_are_the_libraries_that_are_built_where_workers_load_them() -> None:
+    assert [missing_libraries.path(name, Path()) for name in missing_libraries.WITHOUT] == [
+        each.file for each in engine_libraries.LIBRARIES
+    ]
+    assert [missing_libraries.path(name) for name in missing_libraries.WITHOUT] == [library.PATH, images.LIBRARY]
+
+
+@pytest.mark.parametrize(
+    ("can_compile", "is_checkout", "platform", "end"),
+    [
+        (False, True, "linux", "To build what is missing: apt-get install g++, then make up (4 minutes)"),
+        (True, True, "linux", "To build what is missing: make up (4 minutes)"),
+        (False, False, "linux", "To build what is missing: apt-get install g++, then python -m stack.servers.engine_libraries"),
+        (True, True, "darwin", "They are built on Linux only"),
+    ],
+)
+def test_it_says_how_to_get_them_here(*, can_compile: bool, is_checkout: bool, platform: str, end: str) -> None:
+    said = missing_libraries.describe([IMAGES], can_compile=can_compile, is_checkout=is_checkout, platform=platform)
+    assert said == f"libaimesh_images is missing: no model sees images. {end}"
+
+
+def test_only_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    both = missing_libraries.find(tmp_path)
+    assert both.startswith(
+        "libaimesh_chat is missing: thoughts stay in the text, and tools use a form that models don't know; libaimesh_images"
+    )
+    assert "apt-get install g++" in both
+    for name, then in ((CHAT, "libaimesh_images is missing: no model sees images"), (IMAGES, "")):
+        path = missing_libraries.path(name, tmp_path)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        assert missing_libraries.find(tmp_path).partition(".")[0] == then
