@@ -241,6 +241,9 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
         tuple[str, ...],
         Variable("DHT_BOOTSTRAP", "your own DHT nodes elsewhere (comma-separated host:port), or `public`, instead of the embedded ones"),
     ] = ()
+    reach: Annotated[
+        Literal["public"] | None, Variable("REACH", "public: let machines join from anywhere over the public DHT, as DHT_BOOTSTRAP=public")
+    ] = None
     dht_host: Annotated[
         str, Variable("DHT_HOST", "IPv4 address or DNS name at which remote machines reach the embedded DHT nodes and the relay")
     ] = "127.0.0.1"
@@ -260,8 +263,15 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
     def nats_admission(self) -> NatsAuth:
         return self.nats_auth or ("users" if self.nats_url else "callout")
 
+    @property
+    def dht_nodes(self) -> tuple[str, ...]:
+        """Return the DHT nodes to use instead of the embedded ones."""
+        return (PUBLIC_DHT,) if self.reach == PUBLIC_DHT else self.dht_bootstrap
+
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
+        if self.reach is not None and self.dht_bootstrap not in ((), (PUBLIC_DHT,)):
+            yield "REACH=public uses the public DHT, and DHT_BOOTSTRAP names other nodes: remove one of the two"
         if self.backup_database == "stream" and self.database_url is not None and self.backup_database_url is None:
             yield "BACKUP_DATABASE=stream: BACKUP_DATABASE_URL is not set, the URL of your PostgreSQL for a role with REPLICATION"
         if not is_reachable_host(self.dht_host):

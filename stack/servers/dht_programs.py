@@ -68,7 +68,7 @@ def bind_of(host: str) -> str:
 
 
 def is_embedded(settings: StackSettings) -> bool:
-    return settings.hyperswarm and not settings.dht_bootstrap
+    return settings.hyperswarm and not settings.dht_nodes
 
 
 def has_relay(settings: StackSettings) -> bool:
@@ -76,7 +76,7 @@ def has_relay(settings: StackSettings) -> bool:
 
 
 def bootstrap(settings: StackSettings) -> tuple[str, ...]:
-    return settings.dht_bootstrap or of(settings).nodes
+    return settings.dht_nodes or of(settings).nodes
 
 
 def environment_of_services(settings: StackSettings, relay_seed: Path) -> dict[str, str]:

@@ -147,3 +147,12 @@ def test_missing_node_binary_is_reported_with_an_alternative(home: StackHome, mo
     with pytest.raises(errors.BadSettings, match="not a program") as caught:
         _plan(home)
     assert "HYPERSWARM=off" in caught.value.hint
+
+
+def test_public_reach_takes_the_public_dht(home: StackHome) -> None:
+    planned = _plan(home, REACH="public")
+    assert _environment(planned) == {"DHT_BOOTSTRAP": "public"}
+    assert "dht" not in _named(planned)
+    with pytest.raises(errors.BadSettings, match="DHT_BOOTSTRAP names other nodes"):
+        _plan(home, DHT_BOOTSTRAP="203.0.113.5:4737")
+    assert "dht" in _named(_plan(home, REACH=""))
