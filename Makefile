@@ -38,7 +38,7 @@ setup-dev:
 	@$(PYTHON) -m tools.setup dev
 	@$(PYTHON) -m tools.engine_libraries
 
-up: ## start everything in the background and send a first prompt
+up: ## start everything in the background and send a first prompt (LAN=1: for your network, REACH=public: from anywhere)
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m tools.setup runtime --then $(BIN)/aicli stack up --ask "Say hello"
 	@$(PYTHON) -m tools.engine_libraries --background

@@ -119,7 +119,8 @@ def find_misspelled_names(known: Collection[str], environment: Mapping[str, str]
     # We read only some of OpenTelemetry's variables.
     for name in sorted(name for name in environment.keys() - everything if not name.startswith("OTEL_")):
         # The cutoff tells SSL_CERT_FILE, which other programs use, from TLS_CERT_FILE, and our services' settings from each other.
-        for nearest in difflib.get_close_matches(name, everything, n=1, cutoff=0.85):
+        # Of a short name, another letter makes another word: LANG is not LAN.
+        for nearest in difflib.get_close_matches(name, (each for each in everything if len(each) > 4), n=1, cutoff=0.85):
             yield f"{name} is not a setting; did you mean {nearest}?"
 
 

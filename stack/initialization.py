@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stack import ports, secret_files, settings, stack_plan
 from stack import stack_home as homes
+from stack.network import lan
 from stack.servers import nats_server
 from stack.settings import StackSettings
 from stack.stack_home import StackHome
@@ -26,7 +27,13 @@ def ensure(home: StackHome, environment: Mapping[str, str], folder: Path) -> Ini
     Raises BadSettings, and then saves none of the user's settings.
     """
     homes.ensure_folders(home)
-    settings.load({**settings.read_recorded(home), **settings.merge({}, environment, folder)})
+    before = settings.read_recorded(home)
+    wanted = settings.load(settings.merge(before, environment, folder))
+    if wanted.lan is not None:
+        lan.refuse_both(before, environment)
+        environment = {**environment, **lan.ensure(home, lan.find_address(wanted.lan))}
+    elif "LAN" in before:
+        environment = {**dict.fromkeys(lan.SETTINGS, ""), **environment}
     made = secret_files.ensure(home)
     recorded = settings.record(home, environment, folder)
     loaded = settings.load(recorded)

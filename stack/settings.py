@@ -236,6 +236,14 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
     echo: Annotated[bool, Variable("AIMESH_ECHO", "add a worker that serves the synthetic model `echo`, for load tests")] = False
     host: Annotated[str, Variable("BIND_HOST", "address that gateway and web listen on; other services stay on loopback")] = "127.0.0.1"
     tls_cert_file: Annotated[Path | None, Variable("TLS_CERT_FILE", "TLS certificate for HTTPS on gateway and web")] = None
+    lan: Annotated[
+        str | None,
+        Variable(
+            "LAN",
+            "1, or an IPv4 address of this machine: let other machines of its network use the stack, with a certificate made for the "
+            "address; sets BIND_HOST, TLS_CERT_FILE, TLS_KEY_FILE and DHT_HOST",
+        ),
+    ] = None
     hyperswarm: Annotated[bool, Variable("HYPERSWARM", "let workers and clients join by ticket from anywhere; off: NATS only")] = True
     dht_bootstrap: Annotated[
         tuple[str, ...],
@@ -270,6 +278,8 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
 
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
+        if self.lan is not None and not (self.lan == FIND_ADDRESS or (is_ipv4(self.lan) and is_reachable_host(self.lan))):
+            yield f"LAN: {self.lan!r} is neither 1 nor an IPv4 address of this machine, such as 192.168.1.20"
         if self.reach is not None and self.dht_bootstrap not in ((), (PUBLIC_DHT,)):
             yield "REACH=public uses the public DHT, and DHT_BOOTSTRAP names other nodes: remove one of the two"
         if self.backup_database == "stream" and self.database_url is not None and self.backup_database_url is None:
@@ -287,6 +297,8 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
 #: The DHT nodes in one process: a single node cannot introduce two others.
 DHT_NODES = 3
 PUBLIC_DHT = "public"
+#: LAN without an address.
+FIND_ADDRESS = "1"
 
 
 def is_ipv4(text: str) -> bool:
@@ -337,7 +349,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
     ("auth", "gateway"): "RECOVERY_LOG_DIR",
     ("gateway", "metrics"): "POOLS_FILE DATABASE_READ_URL DATABASE_READ_LAG_SECONDS",
     ("auth", "gateway", "metrics"): "DATABASE_POOL MIGRATE",
-    ("auth", "web"): "PASSWORD_MIN_LENGTH",
+    ("auth", "web"): "PASSWORD_MIN_LENGTH PUBLIC_KEY_PIN",
     ("auth", "metrics", "web"): "PUBLIC_URL",
     ("auth", "metrics"): "SMTP_URL MAIL_FROM",
     ("gateway",): """

@@ -306,6 +306,7 @@ def _show_places(home: stack_home.StackHome, settings: "StackSettings") -> None:
     import sys
 
     from stack import first_run, stack_plan
+    from stack.settings import read_recorded
 
     gateway = stack_plan.public_url("gateway", settings)
     page = first_run.page(home)
@@ -316,6 +317,8 @@ def _show_places(home: stack_home.StackHome, settings: "StackSettings") -> None:
         ("user", first_run.ADMIN),
         ("password and key", str(page if page.exists() else home.profile)),
     ]
+    if line := stack_plan.install_command(settings, read_recorded(home)):
+        rows.append(("other machines", f"{line}   (installs aicli; for a worker: aicli admin tickets create)"))
     if providers := stack_plan.providers_of(settings):
         names = ", ".join(providers)
         rows.append(("external", f"prompts for models of {names} may leave this machine; to change it: aicli policy"))

@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from shared import addresses, model_folder
+from shared import addresses, errors, model_folder
 from shared.api.recovery import BackupState
+from shared.identity import install_line
 from shared.types import Tier
 from stack import stack_home as homes
 from stack.ports import WantedPort
@@ -32,7 +33,7 @@ from stack.settings import PASSED, StackSettings
 from stack.stack_home import StackHome
 
 if TYPE_CHECKING:
-    from stack.certificate import TlsCertificate
+    from stack.network.certificate import TlsCertificate
 
 #: The machine's variables that every program gets.
 MACHINE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -168,6 +169,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         defaults = {
             "MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"),
             "PUBLIC_URL": public_url("web", settings),
+            **public_key_pin(settings, recorded),
             "AUDIT_ANCHOR_FILE": str(home.audit_anchors),
             # If other machines can reach the stack, registration is closed.
             "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
@@ -190,7 +192,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         defaults = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), "TIER_ENTERPRISE": "concurrency=32"}
         environment = {**defaults, **_default_model(home, settings, recorded), **environment}
     if service == "web":
-        environment = {**_gateway_for_web(settings), **environment}
+        environment = {**_gateway_for_web(settings, recorded), **public_key_pin(settings, recorded), **environment}
     return environment
 
 
@@ -226,8 +228,14 @@ def backup_state(settings: StackSettings, recorded: Mapping[str, str]) -> Backup
     return BackupState.OFF if {settings.host, settings.dht_host} <= addresses.LOOPBACK else BackupState.MISSING
 
 
-def _gateway_for_web(settings: StackSettings) -> dict[str, str]:
+def _gateway_for_web(settings: StackSettings, recorded: Mapping[str, str]) -> dict[str, str]:
+    """Raises BadSettings if web could not check the gateway's certificate."""
     found = _certificate(settings)
+    if found is not None and found.host is None and "GATEWAY_URL" not in recorded:
+        raise errors.BadSettings(
+            f"TLS_CERT_FILE: {settings.tls_cert_file} has no name for {_listens_on(settings)}, where gateway and web listen",
+            hint="add this address or a DNS name of this machine as subjectAltName, or set GATEWAY_URL to a name that it has",
+        )
     trusted = {"GATEWAY_CA_FILE": str(settings.tls_cert_file)} if found is not None and found.self_signed else {}
     return {"GATEWAY_URL": public_url("gateway", settings), **trusted}
 
@@ -342,23 +350,43 @@ def nats_url(settings: StackSettings) -> str:
 def url_of(name: str, settings: StackSettings) -> str:
     public = name in ("gateway", "web")
     scheme = "https" if public and settings.tls_cert_file else "http"
+    return f"{scheme}://{_listens_on(settings) if public else '127.0.0.1'}:{_ports(settings)[name]}"
+
+
+def _listens_on(settings: StackSettings) -> str:
+    """Return an address at which gateway and web are reached on this machine."""
     everywhere = settings.host in ("0.0.0.0", "::", "localhost")  # noqa: S104 - compared, not bound
-    host = settings.host if public and not everywhere else "127.0.0.1"
-    return f"{scheme}://{host}:{_ports(settings)[name]}"
+    return "127.0.0.1" if everywhere else settings.host
 
 
 def public_url(name: str, settings: StackSettings) -> str:
     """Return the address for clients that check certificates: browsers, SDKs, web. Raises BadSettings."""
     found = _certificate(settings)
-    return url_of(name, settings) if found is None else f"https://{found.host}:{_ports(settings)[name]}"
+    host = None if found is None else found.host
+    return url_of(name, settings) if host is None else f"https://{host}:{_ports(settings)[name]}"
+
+
+def public_key_pin(settings: StackSettings, recorded: Mapping[str, str]) -> dict[str, str]:
+    """Return the setting if no authority signed the certificate of the address that other machines use. Raises BadSettings."""
+    found = _certificate(settings)
+    # PUBLIC_URL is the address of a proxy with another certificate.
+    is_ours = found is not None and found.self_signed and "PUBLIC_URL" not in recorded
+    return {"PUBLIC_KEY_PIN": found.pin} if found is not None and is_ours else {}
+
+
+def install_command(settings: StackSettings, recorded: Mapping[str, str]) -> str | None:
+    """Return the line that installs aicli on another machine; None if the address has no TLS. Raises BadSettings."""
+    address = recorded.get("PUBLIC_URL", public_url("web", settings))
+    pin = {**public_key_pin(settings, recorded), **recorded}.get("PUBLIC_KEY_PIN")
+    return install_line.make(address, pin=pin) if address.startswith("https://") else None
 
 
 def _certificate(settings: StackSettings) -> "TlsCertificate | None":
     if settings.tls_cert_file is None:
         return None
-    from stack import certificate  # imports cryptography
+    from stack.network import certificate  # imports cryptography
 
-    return certificate.read(settings.tls_cert_file)
+    return certificate.read(settings.tls_cert_file, _listens_on(settings))
 
 
 def port_setting(program: str) -> str:

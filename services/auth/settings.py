@@ -10,7 +10,7 @@ from services.auth import passwords
 from shared import addresses, node
 from shared.api.recovery import BackupState
 from shared.config import Port, Variable
-from shared.identity import node_keys
+from shared.identity import install_line, node_keys
 from shared.node.settings import Migrate
 from shared.types import Tier, UserRole
 
@@ -81,6 +81,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = 90
 
     public_url: Annotated[str, Variable("PUBLIC_URL", "public address of the web pages, for links in emails", on_all_replicas=True)] = ""
+    public_key_pin: install_line.PublicKeyPin = None
     smtp_url: Annotated[
         str | None,
         Variable(

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from shared import client_address, node
 from shared.config import Port, Variable
+from shared.identity import install_line
 
 #: 256 random bits are at least this long in base64 or hex.
 MIN_SECRET_CHARACTERS = 32
@@ -41,6 +42,7 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         float, Meta(gt=0, le=3600), Variable("QUEUE_START_SECONDS", "the same value as for the gateway; web waits that much longer, too")
     ] = 300
     public_url: Annotated[str, Variable("PUBLIC_URL", "the URL that users open, if a proxy is in front of web")] = ""
+    public_key_pin: install_line.PublicKeyPin = None
     password_min_length: Annotated[int, Variable("PASSWORD_MIN_LENGTH", "the minimum length of passwords")] = 8
 
     def mistakes(self) -> Iterator[str]:

@@ -1,6 +1,21 @@
 """Write the line that installs aimesh on another machine: pages, `aicli admin tickets create` and `make up` show the same one. Pure."""
 
 import shlex
+from typing import Annotated
+
+from msgspec import Meta
+
+from shared.config import Variable
+
+#: The setting. The pattern keeps other text out of a shell.
+PublicKeyPin = Annotated[
+    Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{43}=$")] | None,
+    Variable(
+        "PUBLIC_KEY_PIN",
+        "base64 of the SHA-256 of the key of PUBLIC_URL's certificate, if no public authority signed it; other machines trust this key",
+        on_all_replicas=True,
+    ),
+]
 
 
 def make(address: str, *, pin: str | None = None, ticket: str | None = None) -> str:

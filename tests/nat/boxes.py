@@ -100,7 +100,7 @@ async def box(machine: Machine, **variables: str) -> AsyncIterator[Box]:
 async def house(machine: Machine, **variables: str) -> AsyncIterator[Box]:
     """Run the services on that machine, with `aicli stack up`."""
     # A stack that is configured with DHT nodes elsewhere runs none, so it needs no address for them.
-    own = {} if variables.keys() & {"DHT_BOOTSTRAP", "DHT_HOST"} else {"DHT_HOST": machine.address}
+    own = {} if variables.keys() & {"DHT_BOOTSTRAP", "DHT_HOST", "LAN"} else {"DHT_HOST": machine.address}
     async with box(machine, **own, **variables) as made:
         made.variables["AIMESH_HOME"] = str(made.home / "aimesh")
         up = await made.aicli("stack", "up", deadline_seconds=250)

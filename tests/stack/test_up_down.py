@@ -4,12 +4,14 @@ import asyncio
 import itertools
 import os
 import signal
+import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 
@@ -76,10 +78,15 @@ async def test_up_again_changed_and_down(home: StackHome, first_environment: dic
     assert await first_run.ensure_profile(home, settings) == made
     assert pids(await running(home)) == pids(first)
 
-    # Changed settings take effect; data and key stay.
+    # Changed settings take effect; data and key stay. With LAN, another address of loopback is this machine's in its network.
     moved = str(ports.find_free())
-    changed = await up_down.up(home, {"WEB_SERVICE_PORT": moved}, tmp_path, messages.append, prepare)
-    assert str((await status_overview.collect(home))[-1].url).endswith(moved)
+    changed = await up_down.up(home, {"WEB_SERVICE_PORT": moved, "LAN": "127.0.0.2"}, tmp_path, messages.append, prepare)
+    assert str((await status_overview.collect(home))[-1].url) == f"https://127.0.0.2:{moved}"
+    assert changed.tls_cert_file is not None
+    trusted = ssl.create_default_context(cafile=changed.tls_cert_file)
+    async with httpx.AsyncClient(verify=trusted, trust_env=False, timeout=30) as client:
+        # web forwards it to the gateway.
+        assert (await client.get(f"https://127.0.0.2:{moved}/openapi.json")).status_code == 200
     assert (await first_run.ensure_profile(home, changed)).api_key == made.api_key
 
     last = pids(await running(home))

@@ -26,11 +26,12 @@ OF_OTHERS = {
     "backup": {"AIMESH_HOME"},
     "grafana": set(),
 }
-#: Settings of the embedded stack that a cluster doesn't need: its servers and workers, and DHT nodes, which need fixed UDP ports.
+#: Settings of the embedded stack that a cluster doesn't need: its servers and workers, DHT nodes, which need fixed UDP
+#: ports, and the network of its machine.
 EMBEDDED = {
     *("NATS_PORT", "NATS_AUTH", "AIMESH_ECHO", "LOG_RETENTION_DAYS", "HYPERSWARM"),
     *("ECHO_SERVICE_PORT", "OLLAMA_SERVICE_PORT", "OPENAI_SERVICE_PORT", "HTTP_SERVICE_PORT"),
-    *("DHT_HOST", "DHT_BIND_HOST", "DHT_PORT", "MESH_RELAY", "REACH"),
+    *("DHT_HOST", "DHT_BIND_HOST", "DHT_PORT", "MESH_RELAY", "LAN", "REACH"),
 }
 
 
