@@ -196,7 +196,7 @@ class NodeAdminRpc(AuthHandlers):
             text,
             enrollment_rules.ticket_row(known, ca.now()),
             () if ticket.nats else enrollment_rules.warnings(ticket.bootstrap, elsewhere=elsewhere),
-            install_line.make(page, ticket=text) if known.role is Role.WORKER and not needs else "",
+            install_line.make(page, pin=self._settings.public_key_pin, ticket=text) if known.role is Role.WORKER and not needs else "",
             needs,
         )
 

@@ -166,6 +166,15 @@ async def test_a_workers_ticket_comes_with_the_line_that_installs_or_with_what_i
         assert (client.install, client.install_needs) == ("", "")
 
 
+async def test_the_line_pins_the_key_of_a_certificate_without_an_authority(ca_settings: AuthSettings) -> None:
+    here, pin = Surroundings(), "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
+    settings = msgspec.structs.replace(ca_settings, public_url="https://192.168.1.20:3000", public_key_pin=pin)
+    async with AuthService.open(settings, here.as_node()) as here.service:
+        assert (await here.ticket()).install.startswith(
+            f"curl -fsSk --pinnedpubkey sha256//{pin} https://192.168.1.20:3000/install.sh | sh"
+        )
+
+
 async def test_private_addresses_in_a_ticket_are_warned_about_from_elsewhere(ca_settings: AuthSettings) -> None:
     here = Surroundings()
     async with AuthService.open(
