@@ -5,6 +5,7 @@ rates        requests a second against LiteLLM's proxy in front of the same inst
 crowd        1,000 streams at once and their memory, and 2,000 of which half must be rejected
 flood        5,000 requests of one tenant at once, and their effect on ten others
 rpc          calls and streams at /rpc against the same ones at /api and /v1
+localhost    what `aicli serve` over the mesh adds to the time to first token, and the tokens of 16 streams, against the gateway's port
 routes       a route of four targets with conditions against an alias
 guard        streams with guardrails for prompts and answers against streams without
 tolerant     an agent's chats with fields that have no effect, in each message, against the same ones without
@@ -17,11 +18,12 @@ Everything shares one machine, including the load generator, so compare ratios o
 import asyncio
 import itertools
 import json
+import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -32,6 +34,7 @@ from bench.tenants import REFUSALS, Tenants, Turn
 from shared.api import gateway
 from shared.types import ModelName
 from tests.stacks import until
+from tests.testnet import free_port
 
 #: Of first tokens.
 A_SECOND, BLOCK = 100, Spread(250, 2.5)
@@ -40,12 +43,12 @@ PROMPT = "Explain in two sentences why the sea is salty and the rivers that feed
 MAX_TOKENS = 16
 
 
-async def _first_tokens(port: int, requests: Sequence[str]) -> list[float]:
+async def _first_tokens(port: int, requests: Sequence[str], block: Spread = BLOCK) -> list[float]:
     """Return the seconds to each first token of a block."""
     # Connections that are opened before the start do not count.
-    outcome = await http_load.run(Load(port=port, requests=tuple(requests), pace=BLOCK, addresses=("127.0.0.1",) * 8))
+    outcome = await http_load.run(Load(port=port, requests=tuple(requests), pace=block, addresses=("127.0.0.1",) * 8))
     firsts = [answer.first for answer in outcome.good if answer.first]
-    assert len(firsts) == BLOCK.count, outcome.statuses
+    assert len(firsts) == block.count, outcome.statuses
     return firsts
 
 
@@ -253,6 +256,56 @@ async def _measure_rpc(rows: Rows, _shared: None, options: Options) -> None:
     rows.paired("streams over /rpc", streams, "tokens/s", "/v1", rival, at_least=0.9)
 
 
+@asynccontextmanager
+async def _served(stack: Tenants) -> AsyncIterator[tuple[int, int]]:
+    """Run `aicli serve` with the first tenant's key. Yields its port and process ID."""
+    port = free_port()
+    process = await stack.running.start_aicli("serve", "--port", str(port), AICLI_API_KEY=stack.keys[0])
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline(), "aicli serve ended"
+        client = http_load.Client(port)
+
+        async def answers() -> bool:
+            answer, _ = await client.ask(http_load.get("/v1/models").encode())
+            return answer.is_good
+
+        await until(answers, seconds=60, what="the mesh answers at localhost")
+        yield port, process.pid
+    finally:
+        process.terminate()
+        await process.communicate()
+
+
+#: One request after another has no queue.
+LOCAL_AT_ONCE, LOCAL_WORDS = 16, 100
+#: One user's requests, who may have only some in the queue.
+LOCAL_BLOCK = Spread(50, 2.5)
+
+
+async def _measure_localhost(rows: Rows, _shared: None, options: Options) -> None:
+    async with tenants.opened(1) as stack, _served(stack) as (port, pid):
+        requests = tenants.chats(stack.keys, "echo", PROMPT, MAX_TOKENS, stream=True)
+        ways = {name: partial(_first_tokens, at, requests, LOCAL_BLOCK) for name, at in (("gateway", stack.port), ("localhost", port))}
+        await report.take_turns(ways, 1)  # connections, caches
+        blocks = await report.take_turns(ways, max(1, round(options.seconds / LOCAL_BLOCK.seconds)))
+        took = {way: list(itertools.chain(*each)) for way, each in blocks.items()}
+        for share, most_added in ((50, 5.0), (95, None)):
+            ours, direct = (1000 * report.percentile(took[way], share / 100) for way in ("localhost", "gateway"))
+            rows.against(f"first token at localhost, p{share}, 20/s", ours, "ms", "the gateway", direct)
+            rows.alone(f"  added by aicli serve, p{share}", ours - direct, "ms", at_most=most_added)
+        streams = tenants.chats(stack.keys, "echo", "tok " * LOCAL_WORDS, LOCAL_WORDS, stream=True)
+        turns = {
+            "gateway": Turn(stack.port, streams, LOCAL_AT_ONCE),
+            "localhost": Turn(port, streams, LOCAL_AT_ONCE, {"serve": pid, "gateway": stack.pids["gateway"]}),
+        }
+        figures = await tenants.take_turns(turns, options)
+    ours, direct_rates = figures["localhost"]["tokens"], figures["gateway"]["tokens"]
+    rows.paired(f"{LOCAL_AT_ONCE} streams at localhost", ours, "tokens/s", "the gateway", direct_rates, at_least=0.8)
+    for name in ("serve", "gateway"):
+        rows.alone(f"  processor for one stream of {LOCAL_WORDS} tokens, {name}", statistics.median(figures["localhost"][name]), "µs")
+
+
 #: Two public names for the same model.
 ROUTES = """
 routes:
@@ -373,6 +426,7 @@ if __name__ == "__main__":
         "crowd": _measure_crowd,
         "flood": _measure_flood,
         "rpc": _measure_rpc,
+        "localhost": _measure_localhost,
         "routes": _measure_routes,
         "guard": _measure_guard,
         "tolerant": _measure_tolerant,

@@ -37,8 +37,7 @@ class ModelMesh:
         work.mkdir()
         if installed.modules is not None:
             (work / "node_modules").symlink_to(installed.modules)
-        task = Task(work / "hello.py", work / "red.png")
-        task.image.write_bytes(_red_square())
+        task = new_task(work)
         # The address of the pages, as the lines have it.
         start = open_webui.start if program is open_webui.OPEN_WEBUI else programs.start
         async with agent_proxy.proxying(self.stack.url("web"), fields=fields, seed=fields) as proxy:
@@ -57,6 +56,12 @@ class ModelMesh:
         else:
             assert (work / "printed").read_text() == "hello, world\n", output
         return proxy
+
+
+def new_task(folder: Path) -> Task:
+    task = Task(folder / "hello.py", folder / "red.png")
+    task.image.write_bytes(_red_square())
+    return task
 
 
 @asynccontextmanager
