@@ -291,9 +291,9 @@ async def _measure_localhost(rows: Rows, _shared: None, options: Options) -> Non
         blocks = await report.take_turns(ways, max(1, round(options.seconds / LOCAL_BLOCK.seconds)))
         took = {way: list(itertools.chain(*each)) for way, each in blocks.items()}
         for share, most_added in ((50, 5.0), (95, None)):
-            ours, direct = (1000 * report.percentile(took[way], share / 100) for way in ("localhost", "gateway"))
-            rows.against(f"first token at localhost, p{share}, 20/s", ours, "ms", "the gateway", direct)
-            rows.alone(f"  added by aicli serve, p{share}", ours - direct, "ms", at_most=most_added)
+            local, direct = (1000 * report.percentile(took[way], share / 100) for way in ("localhost", "gateway"))
+            rows.against(f"first token at localhost, p{share}, 20/s", local, "ms", "the gateway", direct)
+            rows.alone(f"  added by aicli serve, p{share}", local - direct, "ms", at_most=most_added)
         streams = tenants.chats(stack.keys, "echo", "tok " * LOCAL_WORDS, LOCAL_WORDS, stream=True)
         turns = {
             "gateway": Turn(stack.port, streams, LOCAL_AT_ONCE),

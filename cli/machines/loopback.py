@@ -18,7 +18,7 @@ from shared.errors import Fault
 from shared.protocol import wire
 from shared.rpc.request_memory import HeldRequest, RequestMemory
 from shared.timing.backoff import Backoff
-from shared.timing.bounded_waits import wait_until_set
+from shared.timing.bounded_waits import BoundedWaits, wait_until_set
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection, Connect
@@ -113,6 +113,8 @@ class Loopback:
                     leaving.cancel()
         except errors.AimeshError as error:
             await response.fail(error)
+        finally:
+            response.close()
 
     async def _pass(self, request: HttpRequest, response: "_LocalResponse") -> None:
         try:
@@ -188,6 +190,8 @@ class _LocalResponse:
         self._is_ollama = not path.startswith("/v1")
         self._send = send
         self._is_started = False
+        self._writes = BoundedWaits(_STALLED_SECONDS)
+        self.close = self._writes.close
 
     async def start(self, status: int, headers: gateway.HttpHeaders) -> None:
         self._is_started = True
@@ -220,7 +224,7 @@ class _LocalResponse:
 
     async def _write(self, message: Message) -> None:
         try:
-            async with asyncio.timeout(_STALLED_SECONDS):
+            with self._writes:
                 await self._send(message)
         except TimeoutError:
             raise errors.Cancelled("the client stopped reading") from None

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from shared.node.http_connection_limits import ConnectionRefusal, HttpConnectionLimits
-from shared.timing.joined_writes import JoinedWrites
+from shared.timing.joined_writes import JoinedTransport
 
 #: A request head is usually one packet. Also applies to a connection that sends nothing.
 HEAD_SECONDS = 10.0
@@ -59,7 +59,7 @@ class HttpConnection(HttpToolsProtocol):
         self._limits = limits
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        transport = cast("asyncio.Transport", _Joining(transport))
+        transport = cast("asyncio.Transport", JoinedTransport(transport))
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
         address = None if self.client is None else self.client[0]
@@ -239,26 +239,6 @@ class HttpConnection(HttpToolsProtocol):
 
 class _Mistake(Exception):
     """The reason for refusing a request, raised through the parser."""
-
-
-class _Joining:
-    """A transport that joins the head and body of an answer, and stream chunks that arrive together, into one write."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._writes = JoinedWrites(transport)
-        self.write = self._writes.write
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def close(self) -> None:
-        self._writes.flush()
-        self._transport.close()
-
-    def get_write_buffer_size(self) -> int:
-        self._writes.flush()
-        return self._transport.get_write_buffer_size()
 
 
 class _Flow(FlowControl):

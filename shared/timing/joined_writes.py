@@ -1,7 +1,7 @@
 """Joins what is written to a socket within one turn of the event loop, to save system calls."""
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 MOST_BYTES = 64 * 1024
 
@@ -39,3 +39,23 @@ class JoinedWrites:
             # uvloop's transports raise if closed in the meantime.
             if not self._transport.is_closing():
                 self._transport.write(held[0] if len(held) == 1 else b"".join(held))
+
+
+class JoinedTransport:
+    """A transport that joins the head and body of an answer, and stream chunks that arrive together, into one write."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._writes = JoinedWrites(transport)
+        self.write = self._writes.write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        self._writes.flush()
+        self._transport.close()
+
+    def get_write_buffer_size(self) -> int:
+        self._writes.flush()
+        return self._transport.get_write_buffer_size()
