@@ -22,7 +22,7 @@ MeshName = NewType("MeshName", str)
 MicroCredits = NewType("MicroCredits", int)
 ModelName = NewType("ModelName", str)
 #: What a worker serves once it has joined: a source to pull from, or a file of the machine; empty for nothing.
-ModelOfWorker = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^((hf:|oci://|https://)[^\s,]+|/[^\x00-\x1f,]+\.gguf)?\Z")]
+ModelOfWorker = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^((hf:|oci:/{2}|https:/{2})[^\s,]+|/[^\x00-\x1f,]+\.gguf)?\Z")]
 #: A whole API key or access token. Never logged; only auth compares it or looks it up.
 Credential = NewType("Credential", str)
 

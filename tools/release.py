@@ -11,11 +11,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
 from shared.telemetry.version import version
 from tools import locks, setup, setup_steps
+from tools.packages import role_packages
 
 PYTHON_PROJECTS = (*setup.PROJECTS, locks.SIDECAR)
 JAVASCRIPT_CLIENT = setup_steps.ROOT / "sdk" / "javascript"
@@ -57,12 +55,8 @@ def requirements(wheels: Iterable[Path], wanted: Iterable[str], lock: str) -> st
     Every line has a hash, so pip accepts nothing else. Our wheels don't require each other: metadata has no hashes, and anyone may own our
     names on a public index.
     """
-    pins = list(locks.read_pins(lock))
-    needed: set[str] = {canonicalize_name(Requirement(each).name) for each in wanted}
-    while more := {pin.name for pin in pins if pin.name not in needed and pin.reasons & needed}:
-        needed |= more
     ours = [f"./{wheel.name} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n" for wheel in wheels]
-    return "".join([*ours, *(pin.text for pin in pins if pin.name in needed)])
+    return "".join([*ours, *(pin.text for pin in role_packages.needed(list(locks.read_pins(lock)), wanted))])
 
 
 def write_requirements(folder: Path) -> None:
@@ -76,9 +70,7 @@ def write_requirements(folder: Path) -> None:
 
 def build(into: Path) -> None:
     """Build all packages into the folder. Raises SetupFailed."""
-    for project in PYTHON_PROJECTS:
-        command = (str(setup_steps.VENV / "bin" / "python"), "-m", "hatchling", "build", "--target", "wheel", "--directory", str(into))
-        setup_steps.run(f"building the wheel of {project.name}", *command, folder=project)
+    role_packages.build_ours(into, PYTHON_PROJECTS)
     write_requirements(into)
     setup_steps.npm("packing the JavaScript client", JAVASCRIPT_CLIENT, "pack", "--ignore-scripts", f"--pack-destination={into}")
 

@@ -17,6 +17,7 @@ from services.web import page_access, request_context
 from services.web.http import forms, json_errors
 from services.web.pages import (
     device,
+    install,
     invitation,
     join,
     keys,
@@ -63,6 +64,7 @@ _KINDS = {"uuid": "[0-9A-Fa-f-]{36}"}
 #: The modules whose handlers are served.
 _PAGES: tuple[ModuleType, ...] = (
     landing,
+    install,
     signing_in,
     second_factor,
     provider_login,

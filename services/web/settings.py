@@ -43,7 +43,16 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     ] = 300
     public_url: Annotated[str, Variable("PUBLIC_URL", "the URL that users open, if a proxy is in front of web")] = ""
     public_key_pin: install_line.PublicKeyPin = None
+    install_folder: Annotated[
+        Path | None,
+        Variable("INSTALL_FOLDER", "the package index that web serves at /install; by default `install` in the folder of its Python"),
+    ] = None
     password_min_length: Annotated[int, Variable("PASSWORD_MIN_LENGTH", "the minimum length of passwords")] = 8
+
+    @property
+    def certificate_to_trust(self) -> Path | None:
+        """Our certificate, if no authority signed it: then `make up` makes it the gateway's CA too."""
+        return self.tls_cert_file if self.tls_cert_file == self.gateway_ca_file else None
 
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()

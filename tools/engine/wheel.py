@@ -19,11 +19,11 @@ import shutil
 import sys
 import tarfile
 import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from tools import setup_steps
+from tools.packages import wheel_archive
 from tools.setup_steps import LOCKS, ROOT, SetupFailed
 
 ENGINE = "llama-cpp-python"
@@ -195,13 +195,8 @@ def _write(files: dict[str, bytes], info: str, into: Path) -> Path:
     libraries = [body for name, body in files.items() if name.endswith(".so")]
     tag = f"py3-none-manylinux_{'_'.join(map(str, newest_glibc(libraries)))}_{'aarch64' if libraries[0][18] == 183 else 'x86_64'}"
     files[f"{info}/WHEEL"] = f"Wheel-Version: 1.0\nGenerator: aimesh\nRoot-Is-Purelib: false\nTag: {tag}\n".encode()
-    hashes = {name: base64.urlsafe_b64encode(hashlib.sha256(body).digest()).rstrip(b"=").decode() for name, body in files.items()}
-    record = [f"{name},sha256={hashes[name]},{len(files[name])}" for name in sorted(files)]
-    files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
     wheel = into / f"{info.removesuffix('.dist-info')}-{tag}.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for name, body in sorted(files.items()):
-            archive.writestr(zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), body, zipfile.ZIP_DEFLATED)
+    wheel_archive.write(files, info, wheel)
     return wheel
 
 

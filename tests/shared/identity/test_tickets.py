@@ -126,7 +126,7 @@ def test_a_proof_is_bound_to_one_ticket_node_auth_and_connection() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["", "hf:org/model:Q4_K_M", "oci://registry.example/m:1", "https://example.org/m.gguf", "/srv/my model.gguf"]
+    "model", ["", "hf:org/model:Q4_K_M", "oci://registry.example.org/m:1", "https://example.org/m.gguf", "/srv/my model.gguf"]
 )
 def test_a_ticket_carries_what_the_worker_serves(model: str) -> None:
     ticket = msgspec.structs.replace(TICKET, model=model, accept_models=True)

