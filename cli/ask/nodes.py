@@ -39,6 +39,8 @@ def nodes(here: CliContext, /, *, as_json: bool) -> None:
 def _state(node: "NodeRow") -> str:
     if node.usable:
         return f"used, but {node.trouble or node.warning}" if node.trouble or node.warning else "used"
+    if node.free:
+        return f"{node.free}: {node.why_not}"
     word = "not used" if node.alive else "not admitted" if node.refused else "gone"
     return f"{word}: {node.why_not}"
 

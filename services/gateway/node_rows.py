@@ -63,6 +63,8 @@ def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry, wrong_clocks: Ma
         round_trip_ms=None if seconds is None else round(seconds * 1000, 3),
         labels=announcement.labels,
         trouble=_join(announcement.trouble, wrong_clocks.get(entry.node)) if entry.alive else "",
+        free_bytes=announcement.load.free_bytes,
+        accepts_models=announcement.load.accepts_models,
         pulls=tuple(
             ModelPullRow(pull.name, pull.done_bytes, pull.total_bytes, pull.bytes_per_second) for pull in announcement.pulls if entry.alive
         ),

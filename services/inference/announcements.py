@@ -33,10 +33,14 @@ log = logs.get()
 class Announcements:
     """Updates the node's announcement and gauges whenever the backend changes: the backend's watcher."""
 
-    def __init__(self, node: Node, pause_file: Path | None = None, *, queue: int = directory.DEFAULT_QUEUE) -> None:
-        """``queue``: see ``WorkerLoad``."""
+    def __init__(
+        self, node: Node, pause_file: Path | None = None, *, queue: int = directory.DEFAULT_QUEUE, accepts_models: bool = True
+    ) -> None:
+        """``queue`` and ``accepts_models``: see ``WorkerLoad``."""
         self._node = node
         self._queue = queue
+        self._accepts_models = accepts_models
+        self._free_bytes = 0
         self._pause_file = pause_file
         self.is_paused = pause_file is not None and pause_file.exists()
         #: Why there is no model, while there is none.
@@ -100,6 +104,8 @@ class Announcements:
                 queued=sum(status.queued for status in models),
                 expected_wait_seconds=self.backend.expected_wait_seconds(),
                 queue=self._queue,
+                free_bytes=0 if statuses or self.is_paused else self._free_bytes,
+                accepts_models=self._accepts_models,
             ),
             not_ready=self.why_not_ready(statuses, is_paused=self.is_paused)[:MAX_REASON_CHARACTERS],
             pulls=self._pulls,
@@ -136,6 +142,10 @@ class Announcements:
             log.warning("models_not_served", models=left_out, reason=f"an announcement has no room for more than {len(fitting)} models")
         self._left_out = len(left_out)
         return fitting
+
+    def memory_found(self, free_bytes: int) -> None:
+        self._free_bytes = free_bytes
+        self.changed()
 
     def restarting(self, model: ModelName) -> None:
         self._node.metrics.engine_restarts.labels(model=model).inc()

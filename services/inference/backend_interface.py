@@ -27,6 +27,10 @@ class Watcher(Protocol):
         """Only how busy a model is may have changed."""
         ...
 
+    def memory_found(self, free_bytes: int) -> None:
+        """The backend has so much memory for models."""
+        ...
+
     def restarting(self, model: ModelName) -> None:
         """A model's engine died and is being restarted."""
         ...

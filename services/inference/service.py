@@ -61,7 +61,7 @@ class InferenceService:
     @asynccontextmanager
     async def open(cls, settings: InferenceSettings, node: Node) -> AsyncIterator["InferenceService"]:
         """Start the backend; the service is up at once and ready when a model is. Raises BadSettings."""
-        watcher = Announcements(node, settings.pause_file, queue=settings.queue)
+        watcher = Announcements(node, settings.pause_file, queue=settings.queue, accepts_models=settings.allow_pulls)
         print_line = _print_line if settings.console == "plain" else None
         async with (
             replica_files.held(settings.receipts_path, node.trust.me.id) as receipts,

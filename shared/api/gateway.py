@@ -427,6 +427,17 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     pulls: tuple[ModelPullRow, ...] = ()
     #: What it works without, and how to change that; empty if nothing.
     warning: str = ""
+    #: Memory for models, of a worker that has none; 0 for others.
+    free_bytes: int = 0
+    #: Whether administrators may put models on it.
+    accepts_models: bool = True
+
+    @property
+    def free(self) -> str:
+        """Describe a worker that waits for its first model; empty for others."""
+        if not (self.alive and self.free_bytes):
+            return ""
+        return f"free, {self.free_bytes / 10**9:.0f} GB" + ("" if self.accepts_models else ", accepts no models of the mesh")
 
 
 class NodeRows(Body, frozen=True):

@@ -125,6 +125,10 @@ class WorkerLoad(msgspec.Struct, array_like=True, frozen=True):
     expected_wait_seconds: float = 0.0
     #: How many calls of each model may wait; more are refused. Older workers don't announce it.
     queue: int = DEFAULT_QUEUE
+    #: Memory for models, of a worker that has none; 0 for others.
+    free_bytes: int = 0
+    #: Whether administrators may put models on it.
+    accepts_models: bool = True
 
 
 class Announcement(msgspec.Struct, array_like=True, frozen=True):

@@ -189,6 +189,7 @@ class ModelCache:
         self._watcher = watcher
         self.restarting, self.parse_failed, self.images_encoded = watcher.restarting, watcher.parse_failed, watcher.images_encoded
         self.warn = watcher.warn
+        self.memory_found = watcher.memory_found
         self._programs = programs
         self._tasks: asyncio.TaskGroup
         self._numbers = itertools.count(1)

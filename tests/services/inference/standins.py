@@ -77,6 +77,9 @@ class Watch:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
+    def memory_found(self, free_bytes: int) -> None:
+        pass
+
     def images_encoded(self, model: ModelName, seconds: float) -> None:
         """Not used by these tests."""
 

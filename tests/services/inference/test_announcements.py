@@ -54,6 +54,24 @@ async def test_an_unused_gpu_is_announced_and_hides_nothing() -> None:
     assert node.offers[-1].warning == ""
 
 
+class NoModels(EchoBackend):
+    def models(self) -> tuple[ModelStatus, ...]:
+        return ()
+
+
+@pytest.mark.parametrize(("backend", "is_paused", "free"), [(NoModels, False, 12 * 10**9), (NoModels, True, 0), (EchoBackend, False, 0)])
+def test_only_a_worker_without_models_announces_its_memory(backend: type[EchoBackend], free: int, *, is_paused: bool) -> None:
+    async def announced() -> directory.WorkerLoad:
+        node = Node()
+        watcher = Announcements(node, accepts_models=False)
+        watcher.is_paused, watcher.backend = is_paused, backend(0, 1, watcher)
+        watcher.memory_found(12 * 10**9)
+        return node.offers[-1].load
+
+    load = asyncio.run(announced())
+    assert (load.free_bytes, load.accepts_models) == (free, False)
+
+
 async def test_without_a_file_there_is_no_pause_to_follow() -> None:
     await Announcements(Node()).follow_pause()
 

@@ -136,7 +136,7 @@ def _state(member: Member | None, row: NodeRow | None, *, is_seen: bool) -> tupl
     if row.usable:
         return "OK", "warn" if row.trouble or row.warning else "good", row.trouble or row.warning
     if row.alive:
-        return "Degraded", "warn", row.why_not
+        return ("Free", "warn", f"{row.free}: {row.why_not}") if row.free else ("Degraded", "warn", row.why_not)
     return ("Rejected" if row.refused else "Down"), "bad", row.why_not
 
 

@@ -43,6 +43,9 @@ class ImageWatch(Watch):
         super().__init__()
         self.image_seconds = 0.0
 
+    def memory_found(self, free_bytes: int) -> None:
+        pass
+
     def images_encoded(self, model: ModelName, seconds: float) -> None:
         assert model == NAME
         self.image_seconds += seconds

@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 from litestar.types import ASGIApp
 
@@ -49,6 +50,16 @@ async def test_reason_why_a_machine_is_unused_is_shown(root: Browser, mesh: Admi
     page = await root.get("/admin/nodes")
     assert "Degraded" in page.text
     assert "its clock is 40 s off" in page.text
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+async def test_a_machine_without_a_model_is_free(root: Browser, mesh: AdminMesh, *, accepts: bool) -> None:
+    row = mesh.add_node(WORKER, why_not="it has no model to serve")
+    mesh.nodes[-1] = msgspec.structs.replace(row, models=(), free_bytes=12 * 10**9, accepts_models=accepts)
+    page = await root.get("/admin/nodes")
+    no = "" if accepts else ", accepts no models of the mesh"
+    assert f"free, 12 GB{no}: it has no model to serve" in page.text
+    assert ">Free</span>" in page.text
 
 
 async def test_without_machines_the_page_links_to_tickets(root: Browser) -> None:
