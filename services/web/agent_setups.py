@@ -9,6 +9,7 @@ import msgspec
 
 from services.web import rendering
 from shared.api.gateway import ServedModel, ServedModels
+from shared.identity import install_line
 from shared.protocol import agent_requirements
 from shared.types import Ability
 
@@ -68,12 +69,14 @@ def fill(setup: AgentSetup, target: AgentTarget) -> AgentSetup:
 
 @dataclass(frozen=True, slots=True)
 class AgentsView:
+    #: The line that installs aicli, and says how to sign in.
+    install: str
     setups: tuple[AgentSetup, ...]
     #: What to know about the model that they name; empty if agents can work with it.
     hint: str
 
 
-def view(setups: Iterable[AgentSetup], address: str, served: ServedModels | None) -> AgentsView:
+def view(setups: Iterable[AgentSetup], address: str, served: ServedModels | None, *, pin: str | None = None) -> AgentsView:
     """Return the setups with the first model that suits agents, or else with the default one. ``served`` is None if it is unavailable."""
     model = _choose(served.models if served is not None else ())
     name = rendering.in_code(model.name if model is not None else None)
@@ -83,7 +86,7 @@ def view(setups: Iterable[AgentSetup], address: str, served: ServedModels | None
         hint = "Replace MODEL with a model’s name."
     else:
         hint = f"No model here suits agents. About {name}: {model.agents_hint}" if model.agents_hint else ""
-    return AgentsView(tuple(fill(setup, target) for setup in setups), hint)
+    return AgentsView(install_line.make(address, pin=pin), tuple(fill(setup, target) for setup in setups), hint)
 
 
 def _choose(models: Iterable[ServedModel]) -> ServedModel | None:

@@ -186,4 +186,4 @@ def _view_key(page_request: PageRequest, key: auth.ApiKey, *, name: str | None =
 
 
 def _view_agents(page_request: PageRequest, served: gateway.ServedModels | None) -> AgentsView:
-    return agent_setups.view(page_request.app.agent_setups, page_request.address, served)
+    return agent_setups.view(page_request.app.agent_setups, page_request.address, served, pin=page_request.app.settings.public_key_pin)

@@ -104,7 +104,7 @@ async def show_overview(page_request: PageRequest, span: UsageSpan, measure: Usa
         recent=_newest(recent) if recent else None,
         newcomer=newcomer,
         model=model_view.default_model(models),
-        agents=agent_setups.view(page_request.app.agent_setups, page_request.address, models),
+        agents=agent_setups.view(page_request.app.agent_setups, page_request.address, models, pin=page_request.app.settings.public_key_pin),
         setup=checklist,
     )
     return page_request.page("dashboard.html", view, here="dashboard")

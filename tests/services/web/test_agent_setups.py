@@ -61,3 +61,9 @@ def test_without_a_name_that_is_safe_in_a_shell_the_lines_have_a_placeholder(mod
     view = agent_setups.view(SETUPS, "http://x", None if models is None else ServedModels(models))
     assert view.hint == "Replace MODEL with a model’s name."
     assert "ANTHROPIC_MODEL=MODEL" in view.setups[0].commands
+
+
+def test_the_card_shows_how_to_install_aicli_from_this_address() -> None:
+    view = agent_setups.view(SETUPS, "https://ai.example.org", None)
+    assert view.install == "curl -fsS https://ai.example.org/install.sh | sh"
+    assert "--pinnedpubkey sha256//PIN= " in agent_setups.view(SETUPS, "https://192.168.1.20:3000", None, pin="PIN=").install
