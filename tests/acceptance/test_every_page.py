@@ -124,6 +124,8 @@ def test_no_page_is_forgotten() -> None:
         "/login/second-factor",
         "/login/oidc/back",
         "/device/{code:str}",
+        "/install.sh",
+        "/install/{path:path}",
         "/api-keys/{key_id:uuid}",
         "/api-keys/{key_id:uuid}/revoke",
         "/organisations/{team:uuid}",

@@ -84,6 +84,6 @@ HARMLESS = frozenset(
     {
         "account.keep", "account.export", "audit.export", "audit.verify", "audit.overflow", "database.restored", "key.create", "key.rename",
         "mail.test", "model.load", "model.pull", "node.approve", "node.pardon", "oidc.link", "organisation.create", "organisation.invite",
-        "organisation.rename", "password.ask_reset", "ticket.create", "user.invite", "user.open",
+        "organisation.rename", "password.ask_reset", "session.approve", "session.deny", "ticket.create", "user.invite", "user.open",
     }
 )  # fmt: skip
