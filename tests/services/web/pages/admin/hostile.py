@@ -88,6 +88,8 @@ def build(mesh: HostileMesh, name: str) -> SeededDb:
     paths |= {"route": "named", "rollout": str(mesh.rollouts[0].id)}
     mesh.silences.append(alerts.Silence(name, name, {name: name}, NOW, name, name))
     mesh.keep_everything(model=name, gpu=name)
+    mesh.devices.append(auth.WaitingDeviceLogin("BCDF-GHJK", name, name, NOW))
+    paths["code"] = "BCDF-GHJK"
     mesh.health = metrics.SystemHealth("down", (metrics.ComponentHealth(name, "worker", "down", NOW, name),))
     return SeededDb(mesh, name, token, paths)
 
