@@ -16,7 +16,7 @@ from shared.api import gateway
 from shared.api.gateway import HttpRequest
 from shared.errors import Fault
 from shared.protocol import wire
-from shared.rpc.request_memory import HeldRequest, RequestMemory
+from shared.protocol.request_memory import HeldRequest, RequestMemory
 from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import BoundedWaits, wait_until_set
 

@@ -26,7 +26,7 @@ from services.web.settings import WebSettings
 from shared import addresses, errors
 from shared.api import accounts, auth
 from shared.api.method import Method, Reply, Request
-from shared.rpc.request_memory import RequestMemory
+from shared.protocol.request_memory import RequestMemory
 from shared.timing.admission_semaphore import AdmissionSemaphore
 from shared.timing.concurrency_limit import ConcurrencyLimit
 from shared.types import UserRole

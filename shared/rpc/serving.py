@@ -17,8 +17,8 @@ from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
 from shared.protocol import wire
+from shared.protocol.request_memory import HeldRequest, RequestMemory
 from shared.rpc import bodies
-from shared.rpc.request_memory import HeldRequest, RequestMemory
 from shared.telemetry import tracing
 from shared.timing.bounded_waits import BoundedWait
 from shared.types import Credential, Peer, RequestId, Role

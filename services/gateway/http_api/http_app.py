@@ -26,7 +26,7 @@ from shared import access_table, addresses, context, errors
 from shared.access_table import AccessRule, Audience
 from shared.api.auth import Principal
 from shared.protocol import wire
-from shared.rpc.request_memory import HeldRequest, RequestMemory
+from shared.protocol.request_memory import HeldRequest, RequestMemory
 from shared.spans import OpenSpan
 from shared.telemetry import Metrics, logs, tracing
 from shared.telemetry.metrics_registry import Exemplars

@@ -17,7 +17,7 @@ from services.gateway.request_validation import BadField
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import MAX_CONVERSATION_CHARACTERS
-from shared.rpc.request_memory import HeldRequest
+from shared.protocol.request_memory import HeldRequest
 from shared.timing.bounded_waits import BoundedWaits
 from shared.types import Credential, RequestId
 

@@ -8,7 +8,8 @@ from shared import context, errors
 from shared.api import gateway
 from shared.api.gateway import HttpPart, HttpRequest
 from shared.api.method import Nothing
-from shared.rpc import StreamCall, request_memory, serves
+from shared.protocol import request_memory
+from shared.rpc import StreamCall, serves
 
 #: The call itself says who asks, and which trace this belongs to.
 _REPLACED = frozenset({b"authorization", b"x-api-key", b"traceparent"})

@@ -16,7 +16,8 @@ from shared.api import gateway
 from shared.api.auth import Principal
 from shared.api.generation import MAX_PROMPT_BYTES
 from shared.api.method import Nothing
-from shared.rpc import RpcCall, request_memory, serves
+from shared.protocol import request_memory
+from shared.rpc import RpcCall, serves
 from shared.stores.cache import Cache
 from shared.types import TenantId
 

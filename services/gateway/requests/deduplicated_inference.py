@@ -29,7 +29,7 @@ from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
 from shared.api.inference import Chunk
-from shared.rpc import request_memory
+from shared.protocol import request_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,8 +24,8 @@ from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferen
 from shared.api.generation import ChatMessage, ImagePart, ReasoningEffort
 from shared.api.method import End, Item, Method, Reply, Request, StreamAnswer, StreamMethod
 from shared.protocol import wire
+from shared.protocol.request_memory import HeldRequest
 from shared.resumable_stream import StreamRequest
-from shared.rpc.request_memory import HeldRequest
 from shared.types import Ability, Credential, FinishReason, ModelName, NodeId, RequestId
 
 #: More than the context of most models can hold.

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -237,3 +239,12 @@ def test_a_port_that_is_taken(shell: Shell) -> None:
     assert refused.exit_code == 2
     assert f"port {port} is taken by " in refused.stderr
     assert "OLLAMA_HOST" in refused.stderr
+
+
+def test_over_https_it_needs_no_package_of_the_mesh() -> None:
+    """As where install.sh has installed aicli."""
+    blocked = "nacl", "nkeys", "prometheus_client", "psutil", "structlog", "uvloop"
+    modules = "cli.https_connection, cli.machines.loopback, cli.machines.serve, uvicorn.protocols.http.h11_impl"
+    program = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import {modules}"
+    done = subprocess.run((sys.executable, "-c", program), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -72,8 +72,8 @@ from shared.config_documents import PolicyDocument
 from shared.identity import credentials
 from shared.node import lifecycle
 from shared.protocol.directory import Announcement, Directory, ModelOffer, WorkerLoad
+from shared.protocol.request_memory import RequestMemory
 from shared.rpc import Handler, RpcCall
-from shared.rpc.request_memory import RequestMemory
 from shared.telemetry import Metrics
 from shared.types import (
     Credential,

@@ -16,11 +16,11 @@ from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, Generation, Ima
 from shared.api.method import Body
 from shared.node.client_node import ClientNode
 from shared.node.member import Node, Service
-from shared.protocol import long_bodies, wire
+from shared.protocol import long_bodies, request_memory, wire
 from shared.protocol.long_bodies import OutgoingBody
-from shared.rpc import calling, request_memory
+from shared.protocol.request_memory import RequestMemory
+from shared.rpc import calling
 from shared.rpc.connection import RpcConnection
-from shared.rpc.request_memory import RequestMemory
 from shared.types import Credential, FinishReason, ModelName, Role
 from tests import tiers
 from tests.shared.rpc.test_mesh import REQUEST_ID

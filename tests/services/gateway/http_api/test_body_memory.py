@@ -22,7 +22,7 @@ from shared import errors
 from shared.api import inference
 from shared.api.generation import Generation
 from shared.node import program
-from shared.rpc.request_memory import RequestMemory
+from shared.protocol.request_memory import RequestMemory
 from shared.types import Ability, TenantId, Tier
 from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService

@@ -19,8 +19,8 @@ from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.gateway import process_inference_request
 from shared.config_documents import GuardAction, GuardDocument, GuardKind, GuardPattern, PolicyDocument
 from shared.node import program
-from shared.protocol import wire
-from shared.rpc import Handler, request_memory
+from shared.protocol import request_memory, wire
+from shared.rpc import Handler
 from tests import loop_time
 from tests.services.gateway import fakes, hostile_client, openai_clients
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService

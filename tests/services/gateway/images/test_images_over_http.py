@@ -16,7 +16,7 @@ from services.gateway.requests import image_admission
 from shared.api import generation, inference
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Generation, ImageDetail, ImagePart, Usage
-from shared.rpc.request_memory import RequestMemory
+from shared.protocol.request_memory import RequestMemory
 from shared.types import Ability, FinishReason
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
