@@ -134,7 +134,7 @@ main() {
     install_packages
     case ":$PATH:" in *":$HOME/.local/bin:"*) ;; *) echo "Add it to your PATH: export PATH=\"\$HOME/.local/bin:\$PATH\"" >&2 ;; esac
     if [ -z "$ticket" ]; then
-        [ "$role" = worker ] || [ -z "$MESH" ] || echo "Next: aicli login $MESH${CA:+ --ca-file $home/mesh.pem}" >&2
+        [ "$role" = worker ] || [ -z "$MESH" ] || [ -n "$before" ] || echo "Next: aicli login $MESH${CA:+ --ca-file $home/mesh.pem}" >&2
         return
     fi
     case "$ticket" in @*) "$HOME/.local/bin/aicli" worker --join "$ticket" --no-serve </dev/null ;;
