@@ -1,5 +1,6 @@
 """Route each request to the pages or the gateway, and add its request id, security headers and metrics. The outermost ASGI application."""
 
+import asyncio
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -88,7 +89,7 @@ class FrontApp:
             else:
                 if is_head:
                     scope["method"] = "GET"
-                await self._pages(scope, receive, secured)
+                await self._answer_with_page(scope, receive, secured)
         finally:
             service, method = self._metrics.service, _method_label(scope)
             self._metrics.requests.labels(service=service, method=method, status=_status_label(status)).inc()
@@ -96,6 +97,22 @@ class FrontApp:
                 time.perf_counter() - began, self._exemplars.of_request()
             )
         return _status_label(status)
+
+    async def _answer_with_page(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        """End quietly when the client stops reading. Without the last part of the answer, the server closes the connection."""
+        loop, reading = asyncio.get_running_loop(), asyncio.timeout(None)
+
+        async def bounded(message: Message) -> None:
+            reading.reschedule(loop.time() + passthrough.STALLED_SECONDS)
+            await send(message)
+            reading.reschedule(None)
+
+        try:
+            async with reading:
+                await self._pages(scope, receive, bounded)
+        except TimeoutError:
+            if not reading.expired():
+                raise
 
 
 def with_security_headers(headers: Iterable[Header], *, over_tls: bool) -> list[Header]:

@@ -1,13 +1,18 @@
 """install.sh and the package index behind it."""
 
+import asyncio
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
+from litestar.types import ASGIApp, Message
 
+from services.web.http import passthrough
 from services.web.install_script import INDEX_FILE, LISTS, PackageIndex
 from services.web.settings import WebSettings
 from tests.services.web.browser import Browser
+from tests.stopwatch import HANG_SECONDS
 
 PIP = "pip-1-py3-none-any.whl"
 
@@ -59,3 +64,25 @@ async def test_nothing_else_is_served(browser: Browser, folder: Path, path: str)
     response = await browser.get(f"/install/{path}")
     assert response.status_code == 404
     assert "secret" not in response.text
+
+
+async def test_a_client_that_stops_reading_a_package_is_cut_off(app: ASGIApp, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passthrough, "STALLED_SECONDS", 0.05)
+    publish(folder)
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    path = "/install/files/click-8.whl"
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http", "path": path}
+    scope |= {"raw_path": path.encode(), "root_path": "", "query_string": b"", "headers": [(b"host", b"localhost:3000")]}
+    scope |= {"client": ("127.0.0.1", 1), "server": ("localhost", 3000), "state": {}}
+    async with asyncio.timeout(HANG_SECONDS):
+        await app(cast("Any", scope), receive, cast("Any", send))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
