@@ -32,12 +32,9 @@ _BODY_SECONDS, _STALLED_SECONDS = 30.0, 30.0
 _OPEN_SECONDS = 10.0
 _RETRY = Backoff(first_seconds=0.5, longest_seconds=15.0, jitter=0.5)
 
-#: The connection's own, RFC 9110 §7.6.1, and what only a browser or a proxy sends. The call has the credential.
-_NOT_FORWARDED = frozenset(
-    {b"authorization", b"connection", b"content-length", b"cookie", b"expect", b"forwarded", b"keep-alive", b"origin", b"proxy-connection"}
-    | {b"te", b"trailer", b"transfer-encoding", b"upgrade", b"x-api-key", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
-)
-_NOT_RETURNED = frozenset({b"connection", b"date", b"keep-alive", b"server", b"set-cookie", b"transfer-encoding"})
+#: What only a browser or a proxy sends. The call has the credential.
+_NOT_FORWARDED = gateway.HOP_BY_HOP | {b"authorization", b"content-length", b"cookie", b"forwarded", b"origin", b"x-api-key"}
+_NOT_FORWARDED |= {b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
 
 Headers = Mapping[bytes, bytes]
 #: ASGI's.
@@ -195,7 +192,7 @@ class _LocalResponse:
 
     async def start(self, status: int, headers: gateway.HttpHeaders) -> None:
         self._is_started = True
-        kept = [(name, value) for name, value in headers if name not in _NOT_RETURNED]
+        kept = [(name, value) for name, value in headers if name not in gateway.NOT_RETURNED]
         if self.page is not None:
             kept += [(b"access-control-allow-origin", self.page), (b"vary", b"origin"), (b"access-control-allow-methods", b"*")]
             kept.append((b"access-control-allow-headers", self.asked.get(b"access-control-request-headers", b"*")))

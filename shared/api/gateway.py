@@ -68,6 +68,13 @@ class ProcessInferenceRequest(Body, frozen=True):
 #: What ``serve_http`` serves: the APIs of vendors. Accounts and nodes have methods of their own.
 HTTP_PREFIXES = ("/v1/", "/ollama/")
 
+#: RFC 9110 §7.6.1, and `expect`, which the server that read it has answered. Nothing forwards them.
+HOP_BY_HOP = frozenset(
+    {b"connection", b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"}
+    | {b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+)
+#: Of each server: it adds its own date and name, and the gateway sets no cookies elsewhere.
+NOT_RETURNED = HOP_BY_HOP | {b"date", b"server", b"set-cookie"}
 HttpHeaders = tuple[tuple[bytes, bytes], ...]
 
 

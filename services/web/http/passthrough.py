@@ -15,6 +15,7 @@ from litestar.types import HTTPScope, Message, Receive, Send
 
 from services.web.http import json_errors
 from shared import client_address, context, errors
+from shared.api import gateway
 from shared.identity import credentials
 from shared.transports.http_transport import HttpTransport
 
@@ -32,18 +33,11 @@ KEEPALIVE_SECONDS = 3.0
 
 Header = tuple[bytes, bytes]
 
-_PREFIXES = ("/api/", "/v1/", "/ollama/", "/rpc/", "/docs/")
+_PREFIXES = ("/api/", *gateway.HTTP_PREFIXES, "/rpc/", "/docs/")
 _EXACT = frozenset({"/api", "/v1", "/docs", "/openapi.json", "/.well-known/jwks.json"})
 
-#: RFC 9110 §7.6.1, and `expect`, which our server has already answered.
-_HOP_BY_HOP = frozenset(
-    {b"connection", b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"}
-    | {b"te", b"trailer", b"transfer-encoding", b"upgrade"}
-)
 #: Headers that web sets itself or must not leak.
 _NOT_FORWARDED = frozenset({b"cookie", b"forwarded", b"host", b"traceparent", b"x-real-ip", client_address.SECRET})
-#: Our server adds its own date and name, and the gateway must not set cookies for web.
-_NOT_RETURNED = frozenset({b"date", b"server", b"set-cookie"})
 
 
 class _ClientDisconnected(Exception):
@@ -172,7 +166,7 @@ class Passthrough:
 
 
 def _forwarded(scope: HTTPScope, hop_secret: str | None) -> list[Header]:
-    unwanted = _HOP_BY_HOP | _NOT_FORWARDED
+    unwanted = gateway.HOP_BY_HOP | _NOT_FORWARDED
     if any(name == b"transfer-encoding" for name, _ in scope["headers"]):
         # RFC 9112 §6.3: having both allows request smuggling, so drop the length.
         unwanted |= {b"content-length"}
@@ -195,7 +189,7 @@ def _without(headers: Iterable[Header], unwanted: frozenset[bytes]) -> list[Head
 
 async def _answer(response: httpx.Response, send: Send) -> None:
     """Stream the response. If it breaks, leave it unterminated, so that the client does not mistake it for a complete one."""
-    headers = _without(response.headers.raw, _HOP_BY_HOP | _NOT_RETURNED)
+    headers = _without(response.headers.raw, gateway.NOT_RETURNED)
     is_events = response.headers.get("content-type", "").startswith("text/event-stream")
     between_events = True
     try:
