@@ -4,6 +4,8 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
+#: Beside prebuilt libraries: what tools/engine/wheel.py made them from. See `devices.EngineBuild`.
+BUILD_FILE = "aimesh_build.json"
 _VARIANT = re.compile(r"/libggml-cpu-(\w+)\.so$", re.MULTILINE)
 #: A GPU's free memory and its place in the machine.
 _INCIDENTAL = re.compile(r" \([^()]*\) - \d+ \w+ free$| - \d+ \w+ free$")

@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from services.inference import numerics
 from tools import setup_steps
 from tools.packages import wheel_archive
 from tools.setup_steps import LOCKS, ROOT, SetupFailed
@@ -51,8 +52,6 @@ NUMERIC_GROUPS = {
     "avx2": ("haswell", "alderlake"),
     "avx": ("sandybridge", "ivybridge"),
 }
-#: In the engine's folder. services/inference/engine/devices.py reads it.
-BUILD_FILE = "aimesh_build.json"
 LIBRARIES = "llama_cpp/lib"
 
 
@@ -176,7 +175,7 @@ def make_wheel(sdist: Path, libraries: dict[str, bytes], into: Path) -> Path:
     files["llama_cpp/_ctypes_extensions.py"] = declaring.replace(DECLARED, RAISING).encode()
     groups = {variant: group for group, variants in NUMERIC_GROUPS.items() for variant in variants}
     build = f"node-llama-cpp {locked(MACHINES['x86_64'])[0]}"
-    files[f"{LIBRARIES}/{BUILD_FILE}"] = json.dumps({"build": build, "numeric_groups": groups}, indent=1).encode()
+    files[f"{LIBRARIES}/{numerics.BUILD_FILE}"] = json.dumps({"build": build, "numeric_groups": groups}, indent=1).encode()
     return _write(files, info, into)
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from services.inference import child_process, gpus
+from services.inference import child_process, gpus, numerics
 from services.inference.gpus import GpuFacts
 from shared.telemetry import logs
 
@@ -23,7 +23,6 @@ from shared.telemetry import logs
 _GPU_TYPES = frozenset({1, 2})
 PROGRAM = (sys.executable, "-P", "-m", "services.inference.engine.devices")
 #: An idle driver takes some seconds to start.
-_BUILD_FILE = "aimesh_build.json"
 PROBE_SECONDS = 30.0
 #: Stays free on each GPU, for the driver and fragmentation.
 MARGIN_BYTES = 512 * 2**20
@@ -96,7 +95,7 @@ def load_backends() -> None:
 def engine_build() -> EngineBuild:
     """Return what tools/engine/wheel.py wrote beside prebuilt libraries, or the version and commit of compiled ones."""
     library, _ = _libraries()
-    if (file := Path(library._name).with_name(_BUILD_FILE)).exists():
+    if (file := Path(library._name).with_name(numerics.BUILD_FILE)).exists():
         return msgspec.json.decode(file.read_bytes(), type=EngineBuild)
     library.ggml_version.restype = library.ggml_commit.restype = ctypes.c_char_p
     return EngineBuild(b" ".join((library.ggml_version(), library.ggml_commit())).decode())
