@@ -16,7 +16,6 @@ from tools import locks, setup, setup_steps
 from tools.packages import role_packages
 
 PYTHON_PROJECTS = (*setup.PROJECTS, locks.SIDECAR)
-JAVASCRIPT_CLIENT = setup_steps.ROOT / "sdk" / "javascript"
 #: Requirements of a release -> the projects whose wheels it installs. The last also gets the servers and tools of `make up`.
 REQUIREMENTS = {
     "client": (setup.PROJECTS[1],),
@@ -27,8 +26,8 @@ REQUIREMENTS = {
 
 def read_versions() -> dict[str, str]:
     """Return the version of each package, by the file that contains it."""
-    package = json.loads((JAVASCRIPT_CLIENT / "package.json").read_text(encoding="utf-8"))
-    locked = json.loads((JAVASCRIPT_CLIENT / "package-lock.json").read_text(encoding="utf-8"))
+    package = json.loads((role_packages.JAVASCRIPT / "package.json").read_text(encoding="utf-8"))
+    locked = json.loads((role_packages.JAVASCRIPT / "package-lock.json").read_text(encoding="utf-8"))
     return {
         "sdk/python/src/aimesh/version.py": version(),
         "sdk/javascript/package.json": package["version"],
@@ -72,7 +71,7 @@ def build(into: Path) -> None:
     """Build all packages into the folder. Raises SetupFailed."""
     role_packages.build_ours(into, PYTHON_PROJECTS)
     write_requirements(into)
-    setup_steps.npm("packing the JavaScript client", JAVASCRIPT_CLIENT, "pack", "--ignore-scripts", f"--pack-destination={into}")
+    role_packages.pack_javascript(into)
 
 
 def main() -> int:

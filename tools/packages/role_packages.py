@@ -86,20 +86,13 @@ def text_of(pin: Pin) -> str:
     return re.sub(r"^ +#.*\n", "", pin.text, flags=re.MULTILINE)
 
 
-def make_list(role: str, wheels: Iterable[Wheel], release: str | None = None) -> str:
-    """Return the requirements of a role. Our wheels are in the same index as the others, or else at the URL of a release. Pure."""
-    by_name: dict[str, list[Wheel]] = {}
-    for wheel in sorted(wheels, key=lambda each: each.path.name):
-        by_name.setdefault(wheel.name, []).append(wheel)
+def make_list(role: str, wheels: Iterable[Wheel]) -> str:
+    """Return the requirements of a role. Pure."""
     lines = []
     for name in distributions(role):
-        found = by_name.get(canonicalize_name(name), [])
-        if release is None and found:
+        found = sorted((each for each in wheels if each.name == canonicalize_name(name)), key=lambda each: each.path.name)
+        if found:
             lines.append(f"{name}=={found[0].version} {' '.join(f'--hash=sha256:{each.sha256}' for each in found)}\n")
-        elif release is not None:
-            for each in found:
-                marker = f' ; platform_machine == "{each.machine}"' if each.machine else ""
-                lines.append(f"{name} @ {release}/{each.path.name}{marker} --hash=sha256:{each.sha256}\n")
     return "".join([*lines, *map(text_of, pins(role))])
 
 
@@ -113,6 +106,11 @@ def build_ours(into: Path, projects: Iterable[Path]) -> None:
     for project in projects:
         command = (str(setup_steps.VENV / "bin" / "python"), "-m", "hatchling", "build", "--target", "wheel", "--directory", str(into))
         setup_steps.run(f"building the wheel of {project.name}", *command, folder=project)
+
+
+def pack_javascript(into: Path) -> None:
+    """Pack the JavaScript client. Raises SetupFailed."""
+    setup_steps.npm("packing the JavaScript client", JAVASCRIPT, "pack", "--ignore-scripts", f"--pack-destination={into}")
 
 
 def engine_wheels(machine: str) -> Iterator[Path]:

@@ -1,0 +1,69 @@
+"""What a mesh's package index has after a first run, an unchanged one and a new version. Stand-ins write files in place of pip and npm."""
+
+from pathlib import Path
+
+import pytest
+
+from tools import setup_steps
+from tools.packages import install_index, role_packages
+from tools.packages.install_index import IndexFolder, Target
+
+CLIENT = Target.parse("client-linux-x86_64-3.11")
+
+
+class Makers:
+    """Write empty packages, and count how often the index is published."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.version = "0.2.0"
+        self.published = 0
+        publish = IndexFolder.publish
+
+        def count(folder: IndexFolder) -> None:
+            self.published += 1
+            publish(folder)
+
+        patch.setattr(IndexFolder, "publish", count)
+        patch.setattr(setup_steps, "pip", self._download)
+        patch.setattr(role_packages, "build_ours", self._build)
+        patch.setattr(role_packages, "build_nkeys", lambda into: _write(into / "nkeys-0.2.1-py3-none-any.whl"))
+        patch.setattr(role_packages, "pack_javascript", lambda into: _write(into / "aimesh-client-0.tgz"))
+        patch.setattr(install_index, "_state_of_code", lambda: self.version)
+
+    def _build(self, into: Path, _projects: object) -> None:
+        for name in ("aimesh_client", "aimesh_hyperswarm", "aimesh_server"):
+            _write(into / f"{name}-{self.version}-py3-none-any.whl")
+
+    def _download(self, _what: str, *arguments: str) -> None:
+        option = "--dest" if "--dest" in arguments else "-d"
+        name = "click-8.5.1" if option == "--dest" else f"pip-{self.version}"
+        _write(Path(arguments[arguments.index(option) + 1]) / f"{name}-py3-none-any.whl")
+
+
+def _write(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(path.name.encode())
+
+
+def test_a_new_version_replaces_the_former_one_and_nothing_else_is_published_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    makers = Makers(monkeypatch)
+    install_index.fill(tmp_path, [CLIENT])
+    install_index.fill(tmp_path, [CLIENT])
+    assert makers.published == 1
+    assert (tmp_path / "client.txt").read_text(encoding="utf-8").startswith("aimesh-client==0.2.0 --hash=sha256:")
+    makers.version = "0.3.0"
+    install_index.fill(tmp_path, [CLIENT])
+    assert makers.published == 2
+    [line] = [each for each in (tmp_path / "client.txt").read_text(encoding="utf-8").splitlines() if each.startswith("aimesh-client==")]
+    assert (line.split()[0], line.count("--hash")) == ("aimesh-client==0.3.0", 1)
+    assert [path.name for path in tmp_path.glob("pip-*.whl")] == ["pip-0.3.0-py3-none-any.whl"]
+
+
+def test_a_machine_is_ready_once_all_its_packages_are_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Makers(monkeypatch)
+    install_index.fill(tmp_path, [CLIENT])
+    index = (tmp_path / install_index.INDEX_FILE).read_text(encoding="utf-8")
+    assert '"ready":["client-linux-x86_64-3.11"]' in index
+    (tmp_path / "files" / "click-8.5.1-py3-none-any.whl").unlink()
+    install_index.fill(tmp_path, [CLIENT])
+    assert (tmp_path / "files" / "click-8.5.1-py3-none-any.whl").exists()
