@@ -92,7 +92,6 @@ install_packages() {
     fi
     [ -z "$CA" ] || cp "$work/mesh.pem" "$home/mesh.pem"
     echo "$MESH" >"$home/mesh"
-    echo "$role" >"$home/role"
     before=$(readlink "$home/current" || :)
     point "$home/current" "$app"
     point "$HOME/.local/bin/aicli" "$home/current/bin/aicli"
@@ -112,9 +111,7 @@ main() {
     case "$ticket" in '' | aip_join_* | @*) ;; *) stop "this is no ticket: it starts with aip_join_" ;; esac
     role=client needed=120
     # An update keeps the role.
-    if [ -n "$ticket" ] || [ "$(cat "$home/role" 2>/dev/null)" = worker ]; then
-        role=worker needed=900
-    fi
+    case "$ticket $(readlink "$home/current" || :)" in aip_join_* | @* | *\/app-worker-*) role=worker needed=900 ;; esac
     machine=$(uname -sm | tr 'A-Z ' 'a-z-')
     case "$machine" in linux-x86_64 | linux-aarch64) ;;
     darwin-*) [ "$role" = client ] || stop "on macOS, a worker needs a checkout of aimesh: make worker-metal; aicli worker --join TICKET" ;;
