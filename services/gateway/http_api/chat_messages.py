@@ -14,10 +14,16 @@ from shared.api.generation import (
     FormatKind,
     ImageDetail,
     ImagePart,
+    MinP,
     OutputFormat,
+    Penalty,
+    RepeatPenalty,
+    Temperature,
     Tool,
     ToolCall,
     ToolChoice,
+    TopK,
+    TopP,
 )
 
 #: Aliases of roles.
@@ -207,6 +213,24 @@ def chosen_tools(tools: Sequence[ToolBody], choice: ToolChoiceBody | None) -> Ch
             return choose(known, word)
 
 
+class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are drawn, as OpenAI's APIs and Ollama's write it."""
+
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    #: This and the next two are extensions of local engines, not OpenAI's.
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    stop: str | tuple[str, ...] | None = None
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else self.stop or ()
+
+
 #: What a request has under the same name in all APIs that have it.
 _SHARED_PARAMETERS = (
     *("model", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "ignore_eos"),
@@ -266,3 +290,11 @@ def wanted_format(requested: ResponseFormat) -> OutputFormat | None:
 
 def json_text(value: object) -> str:
     return msgspec.json.encode(value).decode()
+
+
+def json_object(text: str) -> JsonObject | None:
+    """Return the object that a model wrote as a call's arguments. Another server's model may have written none."""
+    try:
+        return msgspec.json.decode(text, type=JsonObject)
+    except (msgspec.DecodeError, RecursionError):
+        return None

@@ -1,5 +1,6 @@
 """Serves /api/inference and /api/infer: runs prompts and computes embeddings in this project's own format, and cancels them."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
@@ -131,36 +132,41 @@ _NO_TEXT = TextEvent("")
 
 class RestFormat(AnswerFormat):
     def __init__(self, *, parallel_calls: bool = True) -> None:
-        self._texts: list[str] = []
-        self._reasoning: list[str] = []
-        self._logprobs: list[TokenChoice] = []
-        self._calls: list[AnswerToolCall] = []
-        self._parts = CallParts(parallel=parallel_calls)
+        self._calls = CallParts(parallel=parallel_calls)
+        self._pieces: list[TextEvent] = []
 
-    def events(self, chunk: Chunk) -> tuple[ServerSentEvent, ...]:
-        calls, logprobs = tuple(map(AnswerToolCall.of, self._parts.complete(chunk))), response_formats.logprobs_of(chunk.logprobs)
-        self._texts.append(chunk.text)
-        self._reasoning.append(chunk.reasoning)
-        self._calls += calls
-        self._logprobs += logprobs
-        event = TextEvent(chunk.text, calls, logprobs, chunk.reasoning)
-        return () if event == _NO_TEXT else (ServerSentEvent(event),)
+    def take(self, chunk: Chunk) -> Sequence[TextEvent]:
+        """Add a chunk; return its piece of the answer, if there is one."""
+        calls = tuple(map(AnswerToolCall.of, self._calls.complete(chunk)))
+        piece = TextEvent(chunk.text, calls, response_formats.logprobs_of(chunk.logprobs), chunk.reasoning)
+        if piece == _NO_TEXT:
+            return ()
+        self._pieces.append(piece)
+        return (piece,)
 
-    def last_events(self, result: InferenceResult) -> tuple[ServerSentEvent, ...]:
+    def joined(self) -> TextEvent:
+        """Return all pieces as one."""
+        return TextEvent(
+            "".join(piece.text for piece in self._pieces),
+            tuple(call for piece in self._pieces for call in piece.tool_calls),
+            tuple(token for piece in self._pieces for token in piece.logprobs),
+            "".join(piece.reasoning for piece in self._pieces),
+        )
+
+    def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
+        return tuple(map(ServerSentEvent, self.take(chunk)))
+
+    def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
         return ServerSentEvent(self._answer(result)), response_formats.DONE
 
-    def whole(self, result: InferenceResult) -> InferenceAnswer:
-        found = self._answer(result)
+    def whole(self, result: InferenceResult) -> msgspec.Struct:
+        text = self.joined()
         return msgspec.structs.replace(
-            found,
-            response="".join(self._texts),
-            reasoning="".join(self._reasoning),
-            tool_calls=tuple(self._calls),
-            logprobs=tuple(self._logprobs),
+            self._answer(result), response=text.text, reasoning=text.reasoning, tool_calls=text.tool_calls, logprobs=text.logprobs
         )
 
     def _answer(self, result: InferenceResult) -> InferenceAnswer:
-        waits = bool(self._calls) and result.finish_reason is FinishReason.STOP
+        waits = result.finish_reason is FinishReason.STOP and any(piece.tool_calls for piece in self._pieces)
         reason = "tool_calls" if waits else str(result.finish_reason)
         return InferenceAnswer(result.request_id, result.model, reason, UsageView.of(result.usage), result.response_time_ms)
 

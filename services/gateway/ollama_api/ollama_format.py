@@ -6,13 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from services.gateway.call_parts import CallParts
-from services.gateway.http_api import http_errors, response_formats
+from services.gateway.http_api import chat_messages, http_errors, response_formats
 from services.gateway.http_api.chat_messages import JsonObject
-from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, EventStream, ServerSentEvent, TokenChoice
+from services.gateway.http_api.response_formats import ErrorBody, EventStream, ServerSentEvent, TokenChoice
+from services.gateway.http_api.rest_inference import RestFormat, TextEvent
 from services.gateway.ollama_api.ollama_request import OllamaChatBody, OllamaPromptBody
 from shared.api.gateway import InferenceResult, ServedModel
-from shared.api.generation import ToolCall
 from shared.api.inference import Chunk
 from shared.types import Ability, FinishReason, ModelName
 
@@ -159,58 +158,46 @@ class JsonLines(EventStream):
         return self.write(self._empty, None)
 
 
-class OllamaFormat(AnswerFormat):
+class OllamaFormat(RestFormat):
     def __init__(self, body: OllamaPromptBody) -> None:
+        super().__init__()
         self._model = body.model
         self._began = datetime.now(UTC)
         self._is_chat = isinstance(body, OllamaChatBody)
         self._shows_thoughts = body.think is not False
-        self._calls = CallParts()
-        self._count = 0
-        self._parts: list[OllamaAnswer] = []
-        self.stream = JsonLines(self._part())
-
-    def gather(self, chunk: Chunk) -> None:
-        self._parts += self._take(chunk)
+        #: How many calls the lines have.
+        self._shown = 0
+        self.stream = JsonLines(self._line(TextEvent("")))
 
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
-        return [ServerSentEvent(part) for part in self._take(chunk)]
-
-    def _take(self, chunk: Chunk) -> Sequence[OllamaAnswer]:
-        calls = self._calls.complete(chunk) if chunk.tool_calls or chunk.call_parts or self._calls.calls else ()
-        thinking = chunk.reasoning if self._shows_thoughts else ""
-        if not (chunk.text or thinking or calls or chunk.logprobs):
-            return ()
-        shown = tuple(
-            OllamaCall(call.id, OllamaFunction(index, call.name, _arguments(call))) for index, call in enumerate(calls, self._count)
-        )
-        self._count += len(calls)
-        return (self._part(chunk.text, thinking, shown, response_formats.logprobs_of(chunk.logprobs)),)
+        if not self._shows_thoughts:
+            chunk = msgspec.structs.replace(chunk, reasoning="")
+        return [ServerSentEvent(self._line(piece)) for piece in self.take(chunk)]
 
     def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
-        return (ServerSentEvent(_ended(self._part(), result)),)
+        return (ServerSentEvent(_ended(self._line(TextEvent("")), result)),)
 
     def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
         return (ServerSentEvent(http_errors.ollama_body(error)),)
 
-    def whole(self, result: InferenceResult) -> OllamaAnswer:
-        messages = [part.message for part in self._parts if part.message is not None]
-        text = "".join(message.content for message in messages) or "".join(part.response or "" for part in self._parts)
-        thinking = "".join(message.thinking for message in messages) or "".join(part.thinking for part in self._parts)
-        calls = tuple(call for message in messages for call in message.tool_calls)
-        return _ended(self._part(text, thinking, calls, tuple(token for part in self._parts for token in part.logprobs)), result)
+    def whole(self, result: InferenceResult) -> msgspec.Struct:
+        self._shown = 0
+        return _ended(self._line(self.joined()), result)
 
     def loaded(self) -> OllamaAnswer:
         """Return the answer to a request without a prompt."""
-        return msgspec.structs.replace(self._part(), done=True, done_reason="load")
+        return msgspec.structs.replace(self._line(TextEvent("")), done=True, done_reason="load")
 
-    def _part(
-        self, text: str = "", thinking: str = "", calls: tuple[OllamaCall, ...] = (), logprobs: tuple[TokenChoice, ...] = ()
-    ) -> OllamaAnswer:
-        part = OllamaAnswer(model=self._model, created_at=self._began, done=False, logprobs=logprobs)
-        if self._is_chat:
-            return msgspec.structs.replace(part, message=OllamaMessage("assistant", text, thinking=thinking, tool_calls=calls))
-        return msgspec.structs.replace(part, response=text, thinking=thinking)
+    def _line(self, piece: TextEvent) -> OllamaAnswer:
+        line = OllamaAnswer(model=self._model, created_at=self._began, done=False, logprobs=piece.logprobs)
+        if not self._is_chat:
+            return msgspec.structs.replace(line, response=piece.text, thinking=piece.reasoning)
+        calls = tuple(
+            OllamaCall(call.id, OllamaFunction(index, call.function.name, chat_messages.json_object(call.function.arguments) or {}))
+            for index, call in enumerate(piece.tool_calls, self._shown)
+        )
+        self._shown += len(calls)
+        return msgspec.structs.replace(line, message=OllamaMessage("assistant", piece.text, piece.reasoning, calls))
 
 
 def _ended(part: OllamaAnswer, result: InferenceResult) -> OllamaAnswer:
@@ -225,11 +212,3 @@ def _ended(part: OllamaAnswer, result: InferenceResult) -> OllamaAnswer:
         eval_count=result.usage.completion_tokens,
         eval_duration=max(1, result.response_time_ms - result.first_token_ms) * NANOSECONDS,
     )
-
-
-def _arguments(call: ToolCall) -> JsonObject:
-    try:
-        return msgspec.json.decode(call.arguments, type=JsonObject)
-    except (msgspec.DecodeError, RecursionError):
-        # Another server's model may have written no JSON object.
-        return {}

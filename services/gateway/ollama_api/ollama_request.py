@@ -7,41 +7,21 @@ import msgspec
 from msgspec import Meta
 
 from services.gateway.http_api import chat_messages, parameters
-from services.gateway.http_api.chat_messages import ImageUrl, JsonObject, ToolBody, json_text
+from services.gateway.http_api.chat_messages import ImageUrl, JsonObject, SamplingOptions, ToolBody, json_text
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import reasoning_words
 from services.gateway.request_validation import MAX_PARTS, BadField, ensure_count, ensure_messages
 from shared.api.embedding import Dimensions
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import (
-    MAX_SEED,
-    ChatMessage,
-    MinP,
-    Penalty,
-    ReasoningEffort,
-    RepeatPenalty,
-    Temperature,
-    ToolCall,
-    TopK,
-    TopLogprobs,
-    TopP,
-)
+from shared.api.generation import MAX_SEED, ChatMessage, ReasoningEffort, ToolCall, TopLogprobs
 from shared.types import ModelName
 
 
-class OllamaOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OllamaOptions(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     #: Negative: until the end of the answer.
     num_predict: Annotated[int, Meta(le=MAX_SEED)] | None = None
-    temperature: Temperature | None = None
-    top_k: TopK | None = None
-    top_p: TopP | None = None
-    min_p: MinP | None = None
     #: Negative: a random one.
     seed: Annotated[int, Meta(le=MAX_SEED)] | None = None
-    stop: str | tuple[str, ...] = ()
-    repeat_penalty: RepeatPenalty | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
 
 
 class OllamaNameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,9 +126,9 @@ def _sampled(body: OllamaPromptBody) -> InferenceRequest:
     schema = body.format if isinstance(body.format, dict) else None
     kind: Literal["text", "json_object", "json_schema"] = "text" if not body.format else "json_object" if schema is None else "json_schema"
     given = chat_messages.shared_parameters(options) | {
+        "stop": options.stop_texts,
         "seed": options.seed if options.seed is not None and options.seed >= 0 else None,
         "max_tokens": options.num_predict if options.num_predict is not None and options.num_predict > 0 else None,
-        "stop": (options.stop,) if isinstance(options.stop, str) else options.stop,
     }
     is_on, effort = (think, None) if isinstance(think, bool) else (None, think)
     return InferenceRequest(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from services.gateway.call_parts import CallParts
-from services.gateway.http_api import http_errors
+from services.gateway.http_api import chat_messages, http_errors
 from services.gateway.http_api.chat_messages import JsonObject, TextPart
 from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, ServerSentEvent
 from services.gateway.openai_api.anthropic_request import MessagesBody, ThinkingBlock, ToolUseBlock
@@ -117,7 +117,7 @@ class MessagesFormat(AnswerFormat):
         cut_off = isinstance(self._open, ToolUseBlock) and result.finish_reason is not FinishReason.STOP
         arguments = "".join(self._pieces)
         self._close()
-        if cut_off and _input(arguments) is None:
+        if cut_off and chat_messages.json_object(arguments) is None:
             # Nobody should run a call without its end.
             del self._blocks[-1]
         reason, stop = self._end(result)
@@ -150,8 +150,7 @@ class MessagesFormat(AnswerFormat):
             case None:
                 return []
             case ToolUseBlock():
-                # Another server's model may have written no JSON object.
-                self._blocks.append(ToolUseBlock(block.id, block.name, _input(text) or {}))
+                self._blocks.append(ToolUseBlock(block.id, block.name, chat_messages.json_object(text) or {}))
             case TextPart():
                 self._blocks.append(TextPart(text))
             case ThinkingBlock():
@@ -172,10 +171,3 @@ class MessagesFormat(AnswerFormat):
 
     def _message(self, content: tuple[Block, ...], usage: MessagesUsage) -> AnthropicMessage:
         return AnthropicMessage(id=f"msg_{self.about.request_id.hex}", model=self.about.model, content=content, usage=usage)
-
-
-def _input(arguments: str) -> JsonObject | None:
-    try:
-        return msgspec.json.decode(arguments, type=JsonObject)
-    except (msgspec.DecodeError, RecursionError):
-        return None

@@ -15,6 +15,7 @@ from services.gateway.http_api.chat_messages import (
     NamedFunction,
     NamedTool,
     ResponseFormat,
+    SamplingOptions,
     ToolBody,
     ToolChoiceBody,
     json_text,
@@ -31,16 +32,10 @@ from shared.api.generation import (
     FormatKind,
     LogitBias,
     MaxTokens,
-    MinP,
     OutputFormat,
-    Penalty,
     ReasoningEffort,
-    RepeatPenalty,
     Seed,
-    Temperature,
-    TopK,
     TopLogprobs,
-    TopP,
 )
 from shared.types import ModelName
 
@@ -50,29 +45,21 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
 
 
-class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SamplingBody(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The parameters that chats and completions share."""
 
     model: ModelName | None = None
     max_tokens: MaxTokens | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
     #: Logit bias by token id.
     logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIASES)] | None = None
     n: Answers | None = None
-    #: The next seven are extensions of local engines, not OpenAI's.
-    top_k: TopK | None = None
-    min_p: MinP | None = None
-    repeat_penalty: RepeatPenalty | None = None
+    #: The next four are extensions of local engines, not OpenAI's.
     ignore_eos: bool = False
     #: GBNF.
     grammar: str | None = None
     #: A regular expression that the whole answer matches, or the texts of which it is one.
     guided_regex: str | None = None
     guided_choice: tuple[str, ...] | None = None
-    stop: str | tuple[str, ...] | None = None
     seed: Seed | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -174,9 +161,8 @@ def named_conversation(metadata: Mapping[str, Any]) -> str | None:
 
 def sampled_request(body: SamplingBody) -> InferenceRequest:
     """Return a request with the shared parameters. Raises BadField."""
-    stop = (body.stop,) if isinstance(body.stop, str) else body.stop or ()
     biases = _biases(body.logit_bias) if body.logit_bias else {}
-    return InferenceRequest(**chat_messages.shared_parameters(body), stop=stop, logit_bias=biases, format=_guide(body))
+    return InferenceRequest(**chat_messages.shared_parameters(body), stop=body.stop_texts, logit_bias=biases, format=_guide(body))
 
 
 def _biases(biases: dict[str, float]) -> dict[int, float]:
