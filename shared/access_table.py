@@ -223,6 +223,8 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.loadModel": _MODELS,
     "gateway.unloadModel": _MODELS,
     "gateway.pullModel": _ADMIN,
+    # The worker checks that the caller owns it.
+    "gateway.setModelConsent": _NODES,
     "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
     "gateway.giveUpPool": _NODE,
     "gateway.pardonNode": _ADMIN_FRESH,
@@ -253,6 +255,7 @@ METHODS: Mapping[str, AccessRule] = {
     "inference.loadModel": _NODE,
     "inference.unloadModel": _NODE,
     "inference.pullModel": _NODE,
+    "inference.setModelConsent": _NODE,
     "inference.readReceipts": _NODE,
     "metrics.getScaling": _person(Permission.READ_SCALING, unless={Role.OPERATOR}),
     "metrics.recordMetric": _NODE,

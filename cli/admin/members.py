@@ -1,4 +1,4 @@
-"""`aicli admin nodes`: list, approve, revoke and pardon enrolled machines."""
+"""`aicli admin nodes`: list, approve, revoke and pardon enrolled machines, and let administrators put models on yours."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api
+from shared.types import NodeId
 
 if TYPE_CHECKING:
     from shared.api.membership import LoginRefusal, Member
@@ -19,7 +20,7 @@ _STATES = {"pending": ("pending approval", "yellow"), "active": ("active", "gree
 
 @click.group()
 def nodes() -> None:
-    """List, approve, revoke and pardon nodes. (`aicli nodes` shows the nodes that are up.)"""
+    """List, approve, revoke and pardon nodes, and accept models on yours. (`aicli nodes` shows the nodes that are up.)"""
 
 
 @nodes.command("list")
@@ -95,6 +96,18 @@ def pardon(here: CliContext, /, node: str, *, as_json: bool) -> None:
     """
     pardoned = here.call(api.gateway.pardon_node, api.gateway.PardonNode(node))
     printing.show_message(pardoned, f"Pardoned worker {pardoned.node[:9]}. It gets requests again.", as_json=as_json)
+
+
+@nodes.command("accept-models")
+@click.argument("node", metavar="ID", shell_complete=value_completion.nodes)
+@click.option("--no", "refuses", is_flag=True, help="Don't let them anymore. The worker keeps the models that it has.")
+@print_format.output_options("Print the worker as a JSON object.")
+@click.pass_obj
+def accept_models(here: CliContext, /, node: str, *, refuses: bool, as_json: bool) -> None:
+    """Let administrators put models on your worker, by its node ID or a unique prefix. Only its owner can."""
+    consented = here.call(api.gateway.set_model_consent, api.gateway.ConsentOnWorker(NodeId(node), accepts_models=not refuses))
+    can = "can no longer" if refuses else "can now"
+    printing.show_message(consented, f"Administrators {can} put models on worker {consented.worker[:9]}.", as_json=as_json)
 
 
 def _confirm(here: CliContext, beginning: str) -> None:

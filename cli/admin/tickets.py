@@ -153,9 +153,7 @@ def _explain(made: "NewTicket") -> None:
     elif made.install_needs:
         printing.note(f"There is no line that installs aimesh there: {made.install_needs}")
     if row.role is Role.WORKER and not row.accept_models:
-        printing.note(
-            "Administrators may not put models on it: the owner can allow it with ALLOW_MODEL_PULLS=on, or you with --accept-models."
-        )
+        printing.note("Administrators may not put models on it, unless its owner allows it: aicli admin nodes accept-models ID")
     if row.needs_approval:
         printing.note("Then run here: aicli admin nodes approve ID")
     for warning in made.warnings:

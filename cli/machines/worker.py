@@ -216,11 +216,9 @@ def joined_environment(outside: Mapping[str, str], options: Mapping[str, str], f
 
 def _chosen_by_ticket(kept: "MembershipFile", given: Mapping[str, str]) -> dict[str, str]:
     """Return the settings that the ticket's creator chose. Those of the machine's owner precede them."""
-    chosen = {} if kept.accept_models is None else {"ALLOW_MODEL_PULLS": "true" if kept.accept_models else "false"}
-    if kept.model and not _MODEL_SETTINGS & {name.removesuffix("_FILE") for name in given}:
-        is_file = kept.model.startswith("/")
-        chosen |= {"MODELS": f"{Path(kept.model).stem}={kept.model}"} if is_file else {"MODELS_PULL": kept.model}
-    return chosen
+    if not kept.model or _MODEL_SETTINGS & {name.removesuffix("_FILE") for name in given}:
+        return {}
+    return {"MODELS": f"{Path(kept.model).stem}={kept.model}"} if kept.model.startswith("/") else {"MODELS_PULL": kept.model}
 
 
 def plan_environment(outside: Mapping[str, str], options: Mapping[str, str], *, for_people: bool = False) -> dict[str, str]:

@@ -1,11 +1,13 @@
-"""Executes administrators' orders to pull models into the stores of workers."""
+"""Executes administrators' orders to pull models into the stores of workers, and tells workers whether their owners allow that."""
+
+from collections.abc import Mapping
 
 from shared import errors, model_sources
 from shared.api import gateway, inference
 from shared.api.gateway import PulledPlace, PulledPlaces, PullOnWorkers, WorkerPull
 from shared.node import lifecycle
 from shared.protocol.directory import Directory, DirectoryEntry
-from shared.rpc import RpcClient, StreamCall, serves
+from shared.rpc import RpcCall, RpcClient, StreamCall, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import NodeId, Role
 
@@ -22,7 +24,7 @@ class PullOrders:
     @serves(gateway.pull_model)
     async def pull(self, request: PullOnWorkers, stream: StreamCall[WorkerPull]) -> PulledPlaces:
         """Pull the model on each worker. Raises NotFound without one, and the error of the only worker."""
-        workers = self._find(request)
+        workers = self._find(request.worker, request.labels)
         target = model_sources.redact(request.source)
         self._audit_reporting.report_action(
             "model.pull", stream.principal, target=target, workers=", ".join(worker.node for worker in workers)
@@ -32,6 +34,17 @@ class PullOrders:
         async with lifecycle.background() as tasks:
             pulls = [tasks.create_task(self._try_pull(worker.node, request, stream)) for worker in workers]
             return PulledPlaces(tuple([await pull for pull in pulls]))
+
+    @serves(gateway.set_model_consent)
+    async def set_consent(self, request: gateway.ConsentOnWorker, call: RpcCall) -> gateway.Consented:
+        """Raises NotFound, and the worker's error."""
+        (worker,) = self._find(request.worker, {})
+        order = inference.SetModelConsent(call.principal.user_id, request.accepts_models)
+        await self._rpc.call(inference.set_model_consent, order, to=worker.node, deadline_seconds=call.remaining_seconds())
+        self._audit_reporting.report_action(
+            "node.accept_models", call.principal, target=worker.node, accepts=str(request.accepts_models).lower()
+        )
+        return gateway.Consented(worker.node, request.accepts_models)
 
     async def _pull(self, worker: NodeId, request: PullOnWorkers, stream: StreamCall[WorkerPull]) -> PulledPlace:
         order = inference.PullModel(request.source, request.name, request.insecure)
@@ -47,13 +60,13 @@ class PullOrders:
         except errors.AimeshError as error:
             return PulledPlace(worker, detail=error.message)
 
-    def _find(self, request: PullOnWorkers) -> list[DirectoryEntry]:
-        if request.worker is None and not request.labels:
+    def _find(self, id_prefix: NodeId | None, labels: Mapping[str, str]) -> list[DirectoryEntry]:
+        if id_prefix is None and not labels:
             raise errors.BadRequest("the order names no worker", hint="use --node or --label")
         alive = [entry for entry in self._nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
-        prefix = request.worker or ""
-        found = [entry for entry in alive if entry.node.startswith(prefix) and request.labels.items() <= entry.announcement.labels.items()]
-        if not found or (request.worker is not None and len(found) > 1):
+        prefix = id_prefix or ""
+        found = [entry for entry in alive if entry.node.startswith(prefix) and labels.items() <= entry.announcement.labels.items()]
+        if not found or (id_prefix is not None and len(found) > 1):
             raise errors.NotFound(
                 f"{'several workers match' if found else 'no worker matches'}", hint="see `aicli nodes` for ids and labels"
             )

@@ -34,7 +34,12 @@ class Announcements:
     """Updates the node's announcement and gauges whenever the backend changes: the backend's watcher."""
 
     def __init__(
-        self, node: Node, pause_file: Path | None = None, *, queue: int = directory.DEFAULT_QUEUE, accepts_models: bool = True
+        self,
+        node: Node,
+        pause_file: Path | None = None,
+        *,
+        queue: int = directory.DEFAULT_QUEUE,
+        accepts_models: Callable[[], bool] = lambda: True,
     ) -> None:
         """``queue`` and ``accepts_models``: see ``WorkerLoad``."""
         self._node = node
@@ -105,7 +110,7 @@ class Announcements:
                 expected_wait_seconds=self.backend.expected_wait_seconds(),
                 queue=self._queue,
                 free_bytes=0 if statuses or self.is_paused else self._free_bytes,
-                accepts_models=self._accepts_models,
+                accepts_models=self._accepts_models(),
             ),
             not_ready=self.why_not_ready(statuses, is_paused=self.is_paused)[:MAX_REASON_CHARACTERS],
             pulls=self._pulls,

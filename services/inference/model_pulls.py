@@ -5,14 +5,15 @@ import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import msgspec
 
 from services.inference import child_process
 from services.inference.settings import InferenceSettings
 from shared import errors, model_sources
-from shared.api.inference import PulledModel, PullModel, PullProgress, StoreLine, StoreRequest, StoreResult
-from shared.node import lifecycle
+from shared.api.inference import PulledModel, PullModel, PullProgress, SetModelConsent, StoreLine, StoreRequest, StoreResult
+from shared.node import Node, lifecycle
 from shared.rpc import StreamCall
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
@@ -30,16 +31,44 @@ _MOST_LINE_BYTES = 64 * 1024
 log = logs.get()
 
 
+@dataclass(frozen=True, slots=True)
+class ModelConsent:
+    """Whether administrators may pull models into the store. Its setting decides; without one, its owner does, from anywhere."""
+
+    node: Node
+    #: ALLOW_MODEL_PULLS.
+    setting: bool | None
+
+    def is_given(self) -> bool:
+        # Without a ticket's choice, the machine belongs to the mesh.
+        return self.node.renewal.membership.accept_models is not False if self.setting is None else self.setting
+
+    def set(self, request: SetModelConsent) -> None:
+        """Keep the owner's choice over restarts. Raises NotAllowed, and Unavailable if it counts only until the next one."""
+        standing = self.node.trust.standing()
+        if standing is None or not standing.owner or standing.owner != str(request.by):
+            raise errors.NotAllowed("only the owner of a machine decides whether administrators may put models on it", hint="ask its owner")
+        if self.setting is not None:
+            raise errors.NotAllowed("ALLOW_MODEL_PULLS decides this on the machine itself", hint="change or remove that setting there")
+        if not self.node.renewal.remember_model_consent(accepts_models=request.accepts_models):
+            raise errors.Unavailable(
+                "this worker cannot write its state file, so it keeps the choice only until it restarts", hint="check its disk"
+            )
+
+
 class ModelPulls:
-    def __init__(self, settings: InferenceSettings, drain_started: asyncio.Event) -> None:
+    def __init__(self, settings: InferenceSettings, is_allowed: Callable[[], bool], drain_started: asyncio.Event) -> None:
         self._settings = settings
+        self._is_allowed = is_allowed
         self._drain_started = drain_started
         self._running = 0
 
     async def pull(self, request: PullModel, stream: StreamCall[PullProgress]) -> PulledModel:
         """Download a model. Raises NotAllowed if the machine's owner forbids it, Overloaded, Draining, and what the program reports."""
-        if not self._settings.allow_pulls:
-            raise errors.NotAllowed("the owner of this worker does not allow pulls", hint="ask for ALLOW_MODEL_PULLS=on there")
+        if not self._is_allowed():
+            raise errors.NotAllowed(
+                "the owner of this worker does not allow pulls", hint="ask them for: aicli admin nodes accept-models ID"
+            )
         if self._running >= MOST_AT_ONCE:
             raise errors.Overloaded(f"this worker runs {MOST_AT_ONCE} pulls already", hint="try again when one of them is done")
         self._running += 1

@@ -15,7 +15,7 @@ from services.inference import console_status, infer_http, jobs, missing_librari
 from services.inference.announcements import PAUSED, Announcements
 from services.inference.backend_interface import Backend, Sink, VectorSink
 from services.inference.backends import backend_selection
-from services.inference.model_pulls import ModelPulls
+from services.inference.model_pulls import ModelConsent, ModelPulls
 from services.inference.models.model_store import ModelStore
 from services.inference.receipts import AdoptedReceipts, ReceiptKeeper, keep_key
 from services.inference.settings import InferenceSettings
@@ -25,6 +25,7 @@ from shared.api.embedding import Embedded, Vectors
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Generation, Sampling, Usage
 from shared.api.inference import Chunk, Conversion, Converted, ConvertedPart, ModelStatus, Moderate, Moderated, ModerationNotice
+from shared.api.method import Nothing
 from shared.node import Node
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.stores import replica_files
@@ -50,18 +51,20 @@ class InferenceService:
 
     def __init__(self, settings: InferenceSettings, node: Node, backend: Backend, watcher: Announcements) -> None:
         self._settings = settings
+        self._consent = ModelConsent(node, settings.allow_pulls)
         self._watcher = watcher
         self._answers = WorkerAnswers(node.metrics, backend.name)
         self._backend = backend
         self._receipts = ReceiptKeeper(replica_files.path_of(settings.receipts_path, node.trust.me.id), node.trust.me)
         self._adopted = AdoptedReceipts(settings.receipts_path, node.trust.me.id)
-        self._pulls = ModelPulls(settings, node.drain_started)
+        self._pulls = ModelPulls(settings, self._consent.is_given, node.drain_started)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: InferenceSettings, node: Node) -> AsyncIterator["InferenceService"]:
         """Start the backend; the service is up at once and ready when a model is. Raises BadSettings."""
-        watcher = Announcements(node, settings.pause_file, queue=settings.queue, accepts_models=settings.allow_pulls)
+        accepts_models = ModelConsent(node, settings.allow_pulls).is_given
+        watcher = Announcements(node, settings.pause_file, queue=settings.queue, accepts_models=accepts_models)
         print_line = _print_line if settings.console == "plain" else None
         async with (
             replica_files.held(settings.receipts_path, node.trust.me.id) as receipts,
@@ -197,6 +200,12 @@ class InferenceService:
     async def pull_model(self, request: inference.PullModel, stream: StreamCall[inference.PullProgress]) -> inference.PulledModel:
         self._loader()
         return await self._pulls.pull(request, stream)
+
+    @serves(inference.set_model_consent)
+    async def set_model_consent(self, request: inference.SetModelConsent, call: RpcCall) -> Nothing:
+        self._consent.set(request)
+        self._watcher.changed()
+        return Nothing()
 
     async def generate(
         self,

@@ -55,8 +55,13 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         str | None, Variable("MODEL_STORE_QUOTA", "disk space for pulled models together, such as 200GiB; `aicli models pull` checks it")
     ] = None
     allow_pulls: Annotated[
-        bool, Variable("ALLOW_MODEL_PULLS", "whether administrators may download models to this machine, with aicli models pull --node")
-    ] = True
+        bool | None,
+        Variable(
+            "ALLOW_MODEL_PULLS",
+            "whether administrators may download models to this machine, with aicli models pull --node; by default what its ticket or owner"
+            " chose, else true",
+        ),
+    ] = None
     hub_url: model_sources.HubUrl = model_sources.HUB_URL
     hub_token: model_sources.HubToken = None
     mirrors: model_sources.Mirrors = msgspec.field(default_factory=dict)

@@ -390,6 +390,19 @@ class PulledPlaces(Body, frozen=True):
     places: tuple[PulledPlace, ...]
 
 
+class ConsentOnWorker(Body, frozen=True):
+    """Let administrators put models on your machine, or don't. For its owner."""
+
+    #: The worker's id or a unique prefix.
+    worker: NodeId
+    accepts_models: bool
+
+
+class Consented(Body, frozen=True):
+    worker: NodeId
+    accepts_models: bool
+
+
 class ModelPullRow(Body, frozen=True):
     """A download of a model that is running."""
 
@@ -487,6 +500,7 @@ list_models = Method("gateway.listModels", ListModels, ServedModels, callers=PEO
 load_model = Method("gateway.loadModel", LoadOnWorker, ModelPlaces, callers=PEOPLE)
 unload_model = Method("gateway.unloadModel", UnloadOnWorkers, ModelPlaces, callers=PEOPLE)
 pull_model = StreamMethod("gateway.pullModel", PullOnWorkers, item=WorkerPull, end=PulledPlaces, callers=PEOPLE)
+set_model_consent = Method("gateway.setModelConsent", ConsentOnWorker, Consented, callers=PEOPLE)
 list_nodes = Method("gateway.listNodes", ListNodes, NodeRows, callers={*PEOPLE, Role.METRICS})
 give_up_pool = Method("gateway.giveUpPool", GiveUpPool, Nothing, callers={Role.METRICS})
 pardon_node = Method("gateway.pardonNode", PardonNode, PardonedNode, callers=PEOPLE)

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 import msgspec
 
 from shared.api.generation import MAX_PROMPT_BYTES, Generation, Messages, Sampling, ToolCall, ToolCallPart, Tools
-from shared.api.method import Body, Method, StreamMethod
+from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.config_documents import ModerationFormat
 from shared.errors import Problem
-from shared.types import FinishReason, LoadPurpose, ModelName, RequestId, Role
+from shared.types import FinishReason, LoadPurpose, ModelName, RequestId, Role, UserId
 
 PullSource = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
 #: Texts of one moderation request.
@@ -314,6 +314,13 @@ class SignedReceipt(Body, frozen=True):
     signature: bytes
 
 
+class SetModelConsent(Body, frozen=True):
+    """Let administrators put models on this machine, or don't. The worker refuses all but its owner."""
+
+    by: UserId
+    accepts_models: bool
+
+
 class ReadReceipts(Body, frozen=True):
     request_ids: Annotated[tuple[RequestId, ...], msgspec.Meta(max_length=MOST_RECEIPTS)]
 
@@ -356,6 +363,7 @@ get_model_status = Method("inference.getModelStatus", GetModelStatus, ModelStatu
 load_model = Method("inference.loadModel", LoadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})
 unload_model = Method("inference.unloadModel", UnloadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})
 pull_model = StreamMethod("inference.pullModel", PullModel, item=PullProgress, end=PulledModel, callers={Role.GATEWAY, Role.OPERATOR})
+set_model_consent = Method("inference.setModelConsent", SetModelConsent, Nothing, callers={Role.GATEWAY})
 read_receipts = Method("inference.readReceipts", ReadReceipts, Receipts, callers={Role.GATEWAY})
 
 

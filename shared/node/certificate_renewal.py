@@ -244,6 +244,11 @@ class CertificateRenewal:
         self.membership = msgspec.structs.replace(self.membership, was_revoked=True)
         self._save()
 
+    def remember_model_consent(self, *, accepts_models: bool) -> bool:
+        """Return whether it is saved."""
+        self.membership = msgspec.structs.replace(self.membership, accept_models=accepts_models)
+        return self._save()
+
     def _on_entry(self, entry: DirectoryEntry) -> None:
         """Renew at once when auth appears."""
         if entry.role is Role.AUTH and entry.alive and not self._trust.certificate:
@@ -254,7 +259,7 @@ class CertificateRenewal:
         for node in nodes:
             self._nodes.mark_gone(node, "revoked by an administrator", corrects=True)
 
-    def _save(self) -> None:
+    def _save(self) -> bool:
         self.membership = msgspec.structs.replace(
             self.membership,
             certificate=self._trust.certificate,
@@ -266,6 +271,8 @@ class CertificateRenewal:
             membership_file.save(self._path, self.membership)
         except OSError as error:
             self.note("the state file cannot be written", f"{error.strerror}; the revocation list will be lost on restart")
+            return False
+        return True
 
 
 async def save_dht_nodes(swarm: SwarmTransport, renewal: CertificateRenewal) -> None:

@@ -37,6 +37,7 @@ class MembershipFile(msgspec.Struct, frozen=True, rename="camel"):
     nats: tuple[str, ...] = ()
     #: Of the ticket; see ``Ticket``.
     model: str = ""
+    #: The owner may change it.
     accept_models: bool | None = None
     #: Nobody answers a revoked node, so it would not learn it again after a restart.
     was_revoked: bool = False

@@ -209,6 +209,16 @@ def test_nodes_pardon(running_service: Shell) -> None:
     assert [call.request for call in running_service.mesh.calls] == 2 * [gateway.PardonNode("UABC")]
 
 
+@pytest.mark.parametrize(("options", "accepts", "can"), [((), True, "now"), (("--no",), False, "no longer")])
+def test_nodes_consent_to_models(running_service: Shell, options: tuple[str, ...], can: str, *, accepts: bool) -> None:
+    running_service.mesh.answer(gateway.set_model_consent, gateway.Consented(NodeId("UABCDEFGHIJ"), accepts))
+    assert (
+        running_service("admin", "nodes", "accept-models", "UABC", *options).stdout
+        == f"Administrators can {can} put models on worker UABCDEFGH.\n"
+    )
+    assert running_service.mesh.calls[0].request == gateway.ConsentOnWorker(NodeId("UABC"), accepts)
+
+
 def test_without_a_terminal_revoking_needs_yes(running_service: Shell) -> None:
     result = running_service("admin", "nodes", "revoke", "UABC")
     assert result.exit_code == 2

@@ -77,6 +77,7 @@ WITHOUT_KIND: dict[str, str] = {
     "rollout.change": "routes are not replayed; the restore's runbook says so",
     "rollout.end": "routes are not replayed; the restore's runbook says so",
     "model.unload": "workers keep no state in the database",
+    "node.accept_models": "the worker keeps it",
 }
 
 #: Acts that restrict nobody.

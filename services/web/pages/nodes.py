@@ -4,7 +4,7 @@ Administrators see all nodes under /admin/nodes. Node owners see their own under
 """
 
 import asyncio
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -25,6 +25,8 @@ from shared.api.membership import Member, MemberState
 
 _DONE = {
     "approved": "Node approved. It joins within a minute.",
+    "accepts": "Administrators can now put models on the node.",
+    "refuses": "Administrators can no longer put models on the node. It keeps the models that it has.",
     "revoked": "Node revoked. Its key can never rejoin. To add it again, create a new ticket.",
 }
 
@@ -41,12 +43,14 @@ class NodesPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfirmationPage:
-    """The confirmation page for approving or revoking a node."""
+    """The confirmation page for approving or revoking a node, or for models on it."""
 
     root: str
     member: Member
     short: str
     reason: str = ""
+    #: Whether administrators may put models on it.
+    accepts_models: bool = False
 
 
 @get(["/nodes", "/admin/nodes"])
@@ -56,7 +60,7 @@ async def show_nodes(page_request: NamedDependency[PageRequest]) -> Page:
         return page_request.redirect(root)
     answer, problem = await _members(page_request)
     rows = await page_request.fetch(gateway.list_nodes, gateway.ListNodes())
-    nodes = node_view.join(answer, rows.nodes if rows else None, root, only_members=not page_request.is_administrator)
+    nodes = node_view.join(answer, rows.nodes if rows else None, page_request.person)
     view = NodesPage(root=root, nodes=nodes, is_seen=rows is not None)
     return page_request.page("nodes.html", view, status=HTTPStatus.OK, problem=problem, notices=_DONE)
 
@@ -64,14 +68,13 @@ async def show_nodes(page_request: NamedDependency[PageRequest]) -> Page:
 @get("/live/nodes")
 async def follow_nodes(page_request: NamedDependency[PageRequest]) -> EventResponse:
     """Stream the rows to an open page."""
-    root = node_view.root_of(page_request.person)
 
     async def read() -> live_updates.Values:
         members, rows = await asyncio.gather(
             page_request.call(membership.list_members, membership.ListMembers(), deadline_seconds=PAGE_CALL_SECONDS),
             page_request.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=PAGE_CALL_SECONDS),
         )
-        found = node_view.join(members.members, rows.nodes, root, only_members=not page_request.is_administrator)
+        found = node_view.join(members.members, rows.nodes, page_request.person)
         return {"nodes": [asdict(line) for line in found.lines], "summary": found.summary, "no_nodes": not found.lines}
 
     return page_request.follow(read)
@@ -106,6 +109,31 @@ async def revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[s
     except errors.CallerError as error:
         return page_request.page("admin/node_revoke.html", _question(page_request, member, reason), problem=error)
     return page_request.redirect(f"{node_view.root_of(page_request.person)}?done=revoked")
+
+
+@get(["/nodes/{node_id:str}/models", "/admin/nodes/{node_id:str}/models"])
+async def confirm_models(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
+    return page_request.page("admin/node_models.html", await _consent(page_request, node_id))
+
+
+@post(["/nodes/{node_id:str}/models", "/admin/nodes/{node_id:str}/models"])
+async def set_models(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
+    accepts = await page_request.read_field("accepts") == "yes"
+    view = await _consent(page_request, node_id)
+    try:
+        await page_request.submit(gateway.set_model_consent, gateway.ConsentOnWorker(view.member.id, accepts))
+    except errors.CallerError as error:
+        return page_request.page("admin/node_models.html", view, problem=error)
+    return page_request.redirect(f"{view.root}?done={'accepts' if accepts else 'refuses'}")
+
+
+async def _consent(page_request: PageRequest, node_id: str) -> NodeConfirmationPage:
+    member = await _member(page_request, node_id)
+    rows = await page_request.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=PAGE_CALL_SECONDS)
+    row = next((row for row in rows.nodes if row.id == member.id), None)
+    if row is None or not node_view.may_consent(member, row, page_request.person):
+        raise errors.NotFound("this is no worker of yours that is up", hint="only its owner decides about models on it, while it is up")
+    return replace(_question(page_request, member), accepts_models=row.accepts_models)
 
 
 async def _members(page_request: PageRequest) -> tuple[tuple[Member, ...], errors.PeerError | None]:

@@ -117,8 +117,8 @@ def test_joined_worker_uses_its_folder_and_the_users_display_options() -> None:
     ("model", "accepts", "outside", "expected"),
     [
         pytest.param("", None, {}, {}, id="an older ticket"),
-        pytest.param("hf:a/b", True, {}, {"MODELS_PULL": "hf:a/b", "ALLOW_MODEL_PULLS": "true"}, id="a source"),
-        pytest.param("/srv/m.gguf", False, {}, {"MODELS": "m=/srv/m.gguf", "ALLOW_MODEL_PULLS": "false"}, id="a file"),
+        pytest.param("hf:a/b", True, {}, {"MODELS_PULL": "hf:a/b"}, id="a source"),
+        pytest.param("/srv/m.gguf", False, {}, {"MODELS": "m=/srv/m.gguf"}, id="a file"),
         pytest.param("hf:a/b", None, {"MODELS": "x=/x"}, {"MODELS": "x=/x"}, id="the owner's own models"),
         pytest.param("hf:a/b", None, {"MODELS_YAML_FILE": "/y"}, {}, id="the owner's own list"),
         pytest.param("", False, {"ALLOW_MODEL_PULLS": "on"}, {"ALLOW_MODEL_PULLS": "on"}, id="the owner's own consent"),

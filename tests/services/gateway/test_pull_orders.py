@@ -11,8 +11,8 @@ from services.gateway import pull_orders
 from services.gateway.pull_orders import PullOrders
 from shared import errors
 from shared.api import auth
-from shared.api.gateway import PulledPlace, PullOnWorkers, WorkerPull
-from shared.api.inference import PulledModel, PullModel, PullProgress
+from shared.api.gateway import Consented, ConsentOnWorker, PulledPlace, PullOnWorkers, WorkerPull
+from shared.api.inference import PulledModel, PullModel, PullProgress, SetModelConsent
 from shared.types import ModelName, NodeId, Tier, UserRole
 from tests.services.gateway.fakes import USER, FakeDirectory, node_id
 
@@ -36,10 +36,17 @@ class Rpc:
 
     def __init__(self) -> None:
         self.received: list[tuple[NodeId, PullModel]] = []
+        self.consents: list[tuple[NodeId, SetModelConsent]] = []
         self.refuse: dict[NodeId, errors.AimeshError] = {}
         self.gate = asyncio.Event()
         self.gate.set()
         self.left: list[NodeId] = []
+
+    async def call(self, method: Any, request: SetModelConsent, *, to: NodeId, deadline_seconds: float) -> None:
+        assert (method.name, deadline_seconds) == ("inference.setModelConsent", 99.0)
+        if to in self.refuse:
+            raise self.refuse[to]
+        self.consents.append((to, request))
 
     @asynccontextmanager
     async def stream(self, method: Any, request: PullModel, *, to: NodeId, deadline_seconds: float) -> AsyncIterator[FakeAnswer]:
@@ -81,6 +88,9 @@ class PullHarness:
         for number, each in enumerate(labels):
             self.nodes.worker(number, "other", labels=each)
         self.orders = PullOrders(self.rpc, self.nodes, self.audit)  # type: ignore[arg-type]
+
+    async def consent(self, worker: str) -> Consented:
+        return await self.orders.set_consent(ConsentOnWorker(NodeId(worker), accepts_models=True), self.stream)  # type: ignore[arg-type]
 
     async def pull(self, worker: str | None = None, **labels: str) -> tuple[PulledPlace, ...]:
         request = PullOnWorkers(SOURCE, None if worker is None else NodeId(worker), labels, ModelName("m"), insecure=True)
@@ -127,6 +137,19 @@ async def test_order_without_clear_workers_is_refused(
     with pytest.raises(kind, match=why):
         await harness.pull(**order)
     assert (harness.rpc.received, harness.audit.actions) == ([], [])
+
+
+async def test_only_the_worker_is_asked_whether_the_caller_owns_it() -> None:
+    harness = PullHarness({}, {})
+    assert await harness.consent(node_id(1)) == Consented(node_id(1), accepts_models=True)
+    assert harness.rpc.consents == [(node_id(1), SetModelConsent(USER, accepts_models=True))]
+    assert harness.audit.actions == [("node.accept_models", node_id(1), {"accepts": "true"})]
+    harness.rpc.refuse[node_id(0)] = errors.NotAllowed("only the owner of a machine decides")
+    with pytest.raises(errors.NotAllowed, match="only the owner"):
+        await harness.consent(node_id(0))
+    with pytest.raises(errors.NotFound, match="several workers match"):
+        await harness.consent("U")
+    assert len(harness.audit.actions) == 1, "what was refused is not reported as done"
 
 
 async def test_draining_and_dead_workers_are_left_out() -> None:

@@ -1,6 +1,7 @@
 """Fakes for tests of the worker: a reader of answers, a node, a toy model."""
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,10 @@ from shared.api.generation import ChatMessage, Sampling
 from shared.api.inference import Chunk
 from shared.identity import node_keys
 from shared.identity.trust import Trust
+from shared.node.certificate_renewal import CertificateRenewal
+from shared.node.membership_file import MembershipFile
 from shared.protocol import directory
+from shared.rpc import ConnectionPool, RpcClient
 from shared.types import MeshName, ModelName, NodeId, Role
 from tests import stopwatch
 
@@ -122,7 +126,7 @@ class Node:
 
     tasks: asyncio.TaskGroup
 
-    def __init__(self) -> None:
+    def __init__(self, state_file: Path = Path("/nowhere/worker.mesh"), *, accept_models: bool | None = None) -> None:
         self.metrics = telemetry.Metrics("inference")
         self.offers: list[Offer] = []
         key = node_keys.NodeKey(node_keys.new_seed())
@@ -132,6 +136,9 @@ class Node:
         self.trust = Trust(key, Role.WORKER)
         self.node_transports = FakeTransports()
         self.drain_started = asyncio.Event()
+        kept = MembershipFile(self.mesh, Role.WORKER, accept_models=accept_models)
+        rpc = RpcClient(ConnectionPool(self.directory, lambda node: None, random.Random()))  # type: ignore[arg-type,return-value]
+        self.renewal = CertificateRenewal(self.trust, kept, state_file, self.directory, rpc)
 
     def offer(
         self,

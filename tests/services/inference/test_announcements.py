@@ -63,7 +63,7 @@ class NoModels(EchoBackend):
 def test_only_a_worker_without_models_announces_its_memory(backend: type[EchoBackend], free: int, *, is_paused: bool) -> None:
     async def announced() -> directory.WorkerLoad:
         node = Node()
-        watcher = Announcements(node, accepts_models=False)
+        watcher = Announcements(node, accepts_models=lambda: False)
         watcher.is_paused, watcher.backend = is_paused, backend(0, 1, watcher)
         watcher.memory_found(12 * 10**9)
         return node.offers[-1].load

@@ -64,7 +64,7 @@ def drain_started() -> asyncio.Event:
 
 def pulls_of(store: ModelStore, drain_started: asyncio.Event, **settings: object) -> ModelPulls:
     given = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), model_store=store._root, **settings)  # type: ignore[arg-type]
-    return ModelPulls(given, drain_started)
+    return ModelPulls(given, lambda: given.allow_pulls is not False, drain_started)
 
 
 @pytest.fixture

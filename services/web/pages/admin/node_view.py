@@ -40,6 +40,10 @@ class NodeRowView:
     #: The paths to approve and revoke it; empty if that is not possible.
     approve: str = ""
     revoke: str = ""
+    #: The path to let administrators put models on it, or not anymore; empty for all but its owner.
+    consent: str = ""
+    consent_text: str = ""
+    consent_label: str = ""
     approve_label: str = ""
     revoke_label: str = ""
     #: The link to its charts; empty for node owners.
@@ -66,16 +70,13 @@ def root_of(person: LoginSession) -> str:
     return "/admin/nodes" if person.user.role is UserRole.ADMIN else "/nodes"
 
 
-def join(members: Iterable[Member], rows: Iterable[NodeRow] | None, root: str, *, only_members: bool) -> NodeList:
-    """Return the list. ``rows`` is None while the gateway is down. ``root`` is the path of the list.
-
-    With ``only_members``, leave out nodes that auth did not list: it lists only the owner's nodes.
-    """
+def join(members: Iterable[Member], rows: Iterable[NodeRow] | None, person: LoginSession) -> NodeList:
+    """Return the list for a person. ``rows`` is None while the gateway is down. Auth lists only the nodes of a node owner."""
     known = {member.id: member for member in members}
     seen = {row.id: row for row in rows} if rows is not None else {}
-    ids = set(known) if only_members else set(known) | set(seen)
+    ids = set(known) | set(seen) if person.user.role is UserRole.ADMIN else set(known)
     ordered = sorted(ids, key=lambda node: _place(node, known.get(node), seen.get(node)))
-    lines = tuple(_line(node, known.get(node), seen.get(node), root, is_seen=rows is not None) for node in ordered)
+    lines = tuple(_line(node, known.get(node), seen.get(node), person, is_seen=rows is not None) for node in ordered)
     return NodeList(lines[:MOST_LINES], _summary(lines), max(0, len(lines) - MOST_LINES))
 
 
@@ -85,8 +86,11 @@ def _place(node: NodeId, member: Member | None, row: NodeRow | None) -> tuple[in
     return _ORDER[state], role, member.name if member is not None else "", node
 
 
-def _line(node: NodeId, member: Member | None, row: NodeRow | None, root: str, *, is_seen: bool) -> NodeRowView:
+def _line(node: NodeId, member: Member | None, row: NodeRow | None, person: LoginSession, *, is_seen: bool) -> NodeRowView:
     state, tone, why = _state(member, row, is_seen=is_seen)
+    root, asks = root_of(person), may_consent(member, row, person)
+    if row is not None and row.free and not row.accepts_models and member is not None and member.owner and not asks:
+        why = f"{why}. Only {member.owner} can let it accept models."
     short = node[:SHOWN_OF_ID]
     # Use the role for unnamed nodes.
     name = member.name if member is not None and member.name else _role(member, row)
@@ -108,11 +112,24 @@ def _line(node: NodeId, member: Member | None, row: NodeRow | None, root: str, *
         until=_until(member),
         approve=f"{root}/{node}/approve" if waits else "",
         revoke=f"{root}/{node}/revoke" if can_go else "",
+        consent=f"{root}/{node}/models" if asks else "",
+        consent_text=consent_text(row),
+        consent_label=f"{consent_text(row)} on {name} {short}",
         approve_label=f"Approve {name} {short}",
         revoke_label=f"Revoke {name} {short}",
         charts=f"/admin/charts?node={node}" if root.startswith("/admin") else "",
         charts_label=f"Charts of {name} {short}",
     )
+
+
+def may_consent(member: Member | None, row: NodeRow | None, person: LoginSession) -> bool:
+    """Return whether the person decides which models run on the node. The worker checks it again."""
+    is_worker = row is not None and row.alive and row.role is Role.WORKER
+    return is_worker and member is not None and member.state is MemberState.ACTIVE and member.owner == person.user.username
+
+
+def consent_text(row: NodeRow | None) -> str:
+    return "Refuse models" if row is not None and row.accepts_models else "Accept models"
 
 
 def _role(member: Member | None, row: NodeRow | None) -> str:

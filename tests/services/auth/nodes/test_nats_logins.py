@@ -196,6 +196,7 @@ async def test_a_ticket_is_enough_to_join_over_nats(mesh: Mesh, auth_node: Node)
     await worker.stop()
     again = await mesh.start(IdleService, mesh.plan("one"))
     assert is_connected(again)
+    assert again.node.renewal.membership.accept_models, "as the ticket says"
 
 
 async def test_a_ticket_for_another_role_is_refused_with_the_next_step(mesh: Mesh) -> None:

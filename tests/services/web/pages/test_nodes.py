@@ -135,6 +135,28 @@ async def test_owner_cannot_approve(alice: Browser, mesh: AdminMesh) -> None:
     assert mesh.states()[0] is MemberState.PENDING
 
 
+async def test_owner_accepts_and_refuses_models_of_the_mesh(alice: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WORKER, name="mine")
+    mesh.nodes[:] = [msgspec.structs.replace(mesh.add_node(WORKER), accepts_models=False)]
+    path = f"/nodes/{WORKER}/models"
+    for link, done in (("Accept models", "accepts"), ("Refuse models", "refuses")):
+        assert f'aria-label="{link} on mine {WORKER[:9]}"' in (await alice.get("/nodes")).text
+        answer = await alice.submit(await alice.get(path), path)
+        assert answer.headers["location"] == f"/nodes?done={done}"
+        assert "put models on the node." in (await alice.get(f"/nodes?done={done}")).text
+        assert mesh.nodes[0].accepts_models is (done == "accepts")
+    mesh.nodes[0] = msgspec.structs.replace(mesh.nodes[0], labels={"locked": "yes"})
+    assert "ALLOW_MODEL_PULLS decides this" in (await alice.submit(await alice.get(path), path)).text
+
+
+async def test_nobody_else_decides_about_models(root: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WORKER)
+    mesh.add_node(WORKER)
+    assert "Refuse models on" not in (await root.get("/admin/nodes")).text.replace('aria-label="Refuse models on rig', "")
+    assert (await root.get(f"/admin/nodes/{WORKER}/models")).status_code == 404
+    assert mesh.requests_of("gateway.setModelConsent") == []
+
+
 async def test_revoking_needs_confirmation_and_stores_the_reason(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_member(WORKER, name="rig-1")
     confirm_page = await root.get(f"/admin/nodes/{WORKER}/revoke")

@@ -105,6 +105,13 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         self._admin(credential)
         return self._change(request.id, state=MemberState.ACTIVE)
 
+    def _set_model_consent(self, request: gateway.ConsentOnWorker, credential: Credential | None) -> gateway.Consented:
+        place = next(place for place, row in enumerate(self.nodes) if row.id == request.worker)
+        if self.nodes[place].labels.get("locked"):
+            raise errors.NotAllowed("ALLOW_MODEL_PULLS decides this on the machine itself", hint="change it there")
+        self.nodes[place] = msgspec.structs.replace(self.nodes[place], accepts_models=request.accepts_models)
+        return gateway.Consented(request.worker, request.accepts_models)
+
     def _revoke_node(self, request: membership.RevokeMember, credential: Credential | None) -> Member:
         self._fresh()
         if request.reason == "refuse":

@@ -1,13 +1,15 @@
 from dataclasses import asdict
 from datetime import UTC, datetime
+from uuid import UUID
 
 import msgspec
 import pytest
 
 from services.web.pages.admin import node_view
+from shared.api.auth import LoginSession, User
 from shared.api.gateway import NodeRow
 from shared.api.membership import Member, MemberState
-from shared.types import ModelName, NodeId, Role
+from shared.types import Credential, ModelName, NodeId, Role, Tier, UserId, UserRole
 
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
 ONE, TWO, THREE = (NodeId(f"U{letter}" + "A" * 54) for letter in "ABC")
@@ -25,7 +27,33 @@ def row(node: NodeId, *, alive: bool = True, why_not: str = "", refused: bool = 
 
 
 def joined(members: tuple[Member, ...] = (), rows: tuple[NodeRow, ...] | None = (), root: str = "/admin/nodes") -> node_view.NodeList:
-    return node_view.join(members, rows, root, only_members=root == "/nodes")
+    role = UserRole.ADMIN if root.startswith("/admin") else UserRole.NODE_OWNER
+    return node_view.join(members, rows, person("root" if role is UserRole.ADMIN else "alice", role))
+
+
+def person(name: str, role: UserRole) -> LoginSession:
+    user = User(UserId(UUID(int=1)), name, f"{name}@example.org", role, Tier.FREE, is_active=True, created_at=NOW)
+    return LoginSession(Credential("t"), 60, "s", user)
+
+
+FREE = msgspec.structs.replace(row(ONE, why_not="it has no model"), models=(), free_bytes=12 * 10**9, accepts_models=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "seen", "path", "text"),
+    [
+        pytest.param("alice", UserRole.NODE_OWNER, FREE, f"/nodes/{ONE}/models", "Accept models", id="its owner"),
+        pytest.param("alice", UserRole.NODE_OWNER, row(ONE), f"/nodes/{ONE}/models", "Refuse models", id="its owner, later"),
+        pytest.param("alice", UserRole.ADMIN, FREE, f"/admin/nodes/{ONE}/models", "Accept models", id="an administrator's own"),
+        pytest.param("alice", UserRole.NODE_OWNER, row(ONE, alive=False), "", "", id="gone"),
+        pytest.param("root", UserRole.ADMIN, FREE, "", "", id="an administrator"),
+    ],
+)
+def test_only_the_owner_has_the_button_for_models(name: str, role: UserRole, seen: NodeRow, path: str, text: str) -> None:
+    line = node_view.join((member(ONE),), (seen,), person(name, role)).lines[0]
+    assert line.consent == path
+    assert not path or line.consent_text == text
+    assert ("Only alice can let it accept models" in line.why) is (name == "root")
 
 
 @pytest.mark.parametrize(
