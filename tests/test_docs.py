@@ -30,8 +30,8 @@ from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, Tier
 from stack import settings as stack_settings
 from stack.servers import replica_folder
+from tests.deploy.grafana_boards import SERVICE_LEVEL
 from tools import docs, reference
-from tools.boards import usage
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("services/*/README.md")])
@@ -476,7 +476,7 @@ CLAIMS: dict[tuple[str, str], Callable[[], bool]] = {
     ("Model services", "StatefulSets"): lambda: '"kind" "StatefulSet"' in _chart("templates/pools.yaml"),
     ("GPU-aware scheduling", "each pool of the chart has `nodeSelector`"): lambda: "poolDefaults.nodeSelector" in _chart("README.md"),
     ("Managed Prometheus", "add a PodMonitoring"): lambda: "PodMonitoring" not in _chart(),
-    ("Dashboards: health", "without a row per model"): lambda: not any("model" in panel.title for panel in usage.SERVICE_LEVEL.panels),
+    ("Dashboards: health", "without a row per model"): lambda: not any("model" in panel["title"] for panel in SERVICE_LEVEL["panels"]),
     ("Auto-scaling triggers", "the time to first text, not that of"): lambda: f"{instruments.TTFT_SECONDS.name}_sum" in GATEWAY_SERIES,
     ("Metrics: database", "`ai_platform_database_bytes`"): lambda: instruments.DATABASE_BYTES in instruments.ALL,
 }

@@ -1,5 +1,5 @@
-"""Write everything that is generated: docs/reference/, the lines of docs/howto/agents.md, Prometheus rules, Grafana dashboards, the
-synchronous Python client, the values table and schema of the Helm chart.
+"""Write everything that is generated: docs/reference/, the lines of docs/howto/agents.md, Prometheus rules, the synchronous Python client,
+the values table and schema of the Helm chart.
 
 python -m tools.docs            writes all files
 python -m tools.docs --check    changes nothing; exits 1 with a diff if a file is out of date
@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Mapping
 
 from tools import agents_page, alerts, chart, generated, guard_quality, reference, sync_client
-from tools.boards import writing
 
 FOLDER = generated.ROOT / "docs" / "reference"
 NOTICE = "<!-- Generated from the code by `python -m tools.docs`. Changes made here are lost. -->\n\n"
@@ -39,14 +38,13 @@ def _files() -> dict[str, str]:
 
 
 def drift() -> dict[str, str]:
-    return generated.drift(FOLDER, _files()) | agents_page.drift() | alerts.drift() | writing.drift() | sync_client.drift() | chart.drift()
+    return generated.drift(FOLDER, _files()) | agents_page.drift() | alerts.drift() | sync_client.drift() | chart.drift()
 
 
 def write() -> None:
     generated.write(FOLDER, _files())
     agents_page.write()
     alerts.write()
-    writing.write()
     sync_client.write()
     chart.write()
 

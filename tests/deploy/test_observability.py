@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
 
 from services.metrics.export import otlp_records
 from services.metrics.settings import MetricsSettings
@@ -17,8 +16,8 @@ from stack import initialization
 from stack import stack_home as homes
 from tests.deploy import compose_file, containers
 from tests.deploy.compose_file import ROOT, mounted
+from tests.deploy.grafana_boards import BOARDS
 from tests.deploy.observers import COLLECTOR, JAEGER, LOKI, OBSERVERS, PROMETHEUS, SERVICES, SOURCES, file_at, option, read
-from tools.boards import writing
 
 # --- what each program reads ----------------------------------------------------------------------------------------
 
@@ -36,13 +35,13 @@ def test_what_is_mounted_is_there(service: str) -> None:
 def test_grafana_finds_its_boards_and_the_first_page() -> None:
     [folder] = read("grafana", "/etc/grafana/provisioning/dashboards/aimesh.yml")["providers"]
     boards = {path.name for path in file_at("grafana", folder["options"]["path"]).glob("*.json")}
-    assert boards == set(writing.files())
+    assert boards == {f"{board}.json" for board in BOARDS}
     first = compose_file.environment_of("grafana")["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert file_at("grafana", first).is_file()
 
 
 def test_boards_and_links_name_sources_that_there_are() -> None:
-    wanted = {variable["query"] for board in writing.files().values() for variable in yaml.safe_load(board)["templating"]["list"]}
+    wanted = {variable["query"] for board in BOARDS.values() for variable in board["templating"]["list"]}
     assert wanted == {"prometheus", "loki"}
     assert wanted <= {source["type"] for source in SOURCES.values()}
     text = file_at("grafana", "/etc/grafana/provisioning/datasources/aimesh.yml").read_text(encoding="utf-8")
@@ -174,7 +173,8 @@ def test_streams_are_named_by_labels_that_loki_makes_of_what_is_sent() -> None:
     sent = {each["key"] for each in otlp_records.resource("gateway", "UB", "1")["attributes"]}
     assert set(rule["attributes"]) <= sent
     labels = {name.replace(".", "_") for name in rule["attributes"]}
-    shown = [query.expression for board in writing.ALL for panel in board.panels if panel.kind == "logs" for query in panel.queries]
+    panels = [panel for board in BOARDS.values() for panel in board["panels"] if panel["type"] == "logs"]
+    shown = [query["expr"] for panel in panels for query in panel["targets"]]
     shown.append(SOURCES["jaeger"]["jsonData"]["tracesToLogsV2"]["query"])
     for query in shown:
         assert set(re.findall(r"(\w+) *=", query[query.index("{") : query.index("}")])) <= labels, query

@@ -26,7 +26,7 @@ RANKS = {severity: rank for rank, severity in enumerate(Severity)}
 
 
 class DashboardName(StrEnum):
-    """The uid of the dashboard that shows it."""
+    """The uid of the dashboard that shows it: a file of deploy/grafana/dashboards."""
 
     OVERVIEW = "aimesh-overview"
     GATEWAY = "aimesh-gateway"
@@ -34,9 +34,6 @@ class DashboardName(StrEnum):
     LEDGER = "aimesh-ledger"
     MESH = "aimesh-mesh"
     SECURITY = "aimesh-security"
-    USERS = "aimesh-users"
-    COST = "aimesh-cost"
-    SERVICE_LEVEL = "aimesh-service-level"
 
 
 class AlertUnit(StrEnum):
