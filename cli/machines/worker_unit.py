@@ -5,7 +5,6 @@ Settings such as OPENAI_API_KEY_FILE go to a file that a worker of the machine c
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -45,25 +44,15 @@ RestrictNamespaces=yes
 """
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerUnit:
-    """What the unit depends on."""
+def unit_of(command: tuple[str, ...], settings: str, *, is_system: bool, gpu_groups: tuple[str, ...] | None = None) -> Unit:
+    """Return the unit. A revoked worker and wrong settings are not restarted: that would not help.
 
-    command: tuple[str, ...]
-    settings: str
-    is_system: bool
-    has_gpu: bool = False
-    #: Groups that may use the GPU, of those that this machine has.
-    gpu_groups: tuple[str, ...] = ()
-
-
-def unit_of(worker: WorkerUnit) -> Unit:
-    """Return the unit. A revoked worker and wrong settings are not restarted: that would not help."""
-    devices = "PrivateDevices=no\n" if worker.has_gpu else "PrivateDevices=yes\n"
-    groups = f"SupplementaryGroups={' '.join(worker.gpu_groups)}\n" if worker.gpu_groups else ""
-    settings = f"EnvironmentFile=-{units.escaped(worker.settings)}\n"
-    more = settings + (_ISOLATED + devices + groups if worker.is_system else "")
-    return Unit("aimesh worker", worker.command, f"{ExitCode.USAGE:d} {ExitCode.REVOKED:d}", worker.is_system, more)
+    ``gpu_groups`` are the groups of this machine that may use its GPU; None without a GPU."""
+    more = f"EnvironmentFile=-{units.escaped(settings)}\n"
+    if is_system:
+        more += f"{_ISOLATED}PrivateDevices={'yes' if gpu_groups is None else 'no'}\n"
+        more += f"SupplementaryGroups={' '.join(gpu_groups)}\n" if gpu_groups else ""
+    return Unit("aimesh worker", command, f"{ExitCode.USAGE:d} {ExitCode.REVOKED:d}", is_system, more)
 
 
 @click.command()
@@ -87,12 +76,13 @@ def install(
         return
     options = [] if models_folder is None else ["--models", str((here.folder / Path(models_folder).expanduser()).absolute())]
     options += [] if backend is None else ["--backend", backend]
-    planned = _plan(here, state, options, is_system=as_system)
-    place.install(unit_of(planned))
-    printing.note(f"Settings such as OLLAMA_URL: {planned.settings}, one NAME=VALUE per line")
+    command = _command(here, state, options, is_system=as_system)
+    settings = str(SYSTEM_SETTINGS if as_system else units.config_folder(here.environment) / SYSTEM_SETTINGS.name)
+    place.install(unit_of(command, settings, is_system=as_system, gpu_groups=_gpu_groups() if as_system else None))
+    printing.note(f"Settings such as OLLAMA_URL: {settings}, one NAME=VALUE per line")
 
 
-def _plan(here: CliContext, state: str | None, options: list[str], *, is_system: bool) -> WorkerUnit:
+def _command(here: CliContext, state: str | None, options: list[str], *, is_system: bool) -> tuple[str, ...]:
     from cli.machines import join
 
     folder = join.locate(here.environment, state or (str(SYSTEM_STATE) if is_system else None), here.folder)
@@ -102,18 +92,19 @@ def _plan(here: CliContext, state: str | None, options: list[str], *, is_system:
     program = installation.program()
     command = (str(program), "worker", "--state", str(folder.root), *options)
     if not is_system:
-        return WorkerUnit(command, str(units.config_folder(here.environment) / SYSTEM_SETTINGS.name), is_system=False)
+        return command
     if folder.root != SYSTEM_STATE:
         raise errors.BadSettings(f"a service of the machine has its state in {SYSTEM_STATE}", hint="join with that --state, or use --user")
     for used in (program.resolve(), Path(sys.executable).resolve(), *map(Path, options[1:2] if "--models" in options else [])):
         if any(used.is_relative_to(home) for home in _HOMES):
             raise errors.BadSettings(f"a service of the machine can't read {used}", hint="move it, for example to /opt, or use --user")
-    has_gpu = any(Path(device).exists() for device in _GPU_DEVICES)
-    return WorkerUnit(command, str(SYSTEM_SETTINGS), True, has_gpu, _gpu_groups() if has_gpu else ())
+    return command
 
 
-def _gpu_groups() -> tuple[str, ...]:
+def _gpu_groups() -> tuple[str, ...] | None:
     import grp
 
+    if not any(Path(device).exists() for device in _GPU_DEVICES):
+        return None
     known = {group.gr_name for group in grp.getgrall()}
     return tuple(group for group in ("render", "video") if group in known)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.machines import units, worker_unit
-from cli.machines.worker_unit import WorkerUnit
+from cli.machines import worker_unit
+from cli.machines.units import text_of
+from cli.machines.worker_unit import unit_of
 from cli.output.exit_codes import ExitCode
 from shared import errors
 from tests import capabilities
@@ -14,7 +15,9 @@ from tests.cli.fake_mesh import Shell
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = "/opt/aimesh/.venv/bin/aicli"
-SYSTEM = WorkerUnit((PROGRAM, "worker", "--state", "/var/lib/aimesh-worker", "--models", "/srv/models"), "/etc/aimesh-worker.env", True)
+COMMAND = (PROGRAM, "worker", "--state", "/var/lib/aimesh-worker", "--models", "/srv/models")
+SETTINGS = "/etc/aimesh-worker.env"
+SYSTEM = unit_of(COMMAND, SETTINGS, is_system=True)
 
 
 @pytest.fixture
@@ -26,10 +29,6 @@ def joined(shell: Shell) -> Shell:
     # Without it, the developer's own systemd would start a worker.
     shell.environment["XDG_RUNTIME_DIR"] = str(shell.folder)
     return shell
-
-
-def text_of(worker: WorkerUnit) -> str:
-    return units.text_of(worker_unit.unit_of(worker))
 
 
 def settings(text: str) -> set[str]:
@@ -53,7 +52,7 @@ def test_revoked_worker_is_not_restarted() -> None:
 
 
 def test_a_gpu_is_reachable() -> None:
-    text = text_of(WorkerUnit(SYSTEM.command, SYSTEM.settings, True, has_gpu=True, gpu_groups=("render",)))
+    text = text_of(unit_of(COMMAND, SETTINGS, is_system=True, gpu_groups=("render",)))
     assert "PrivateDevices=no\nSupplementaryGroups=render\n" in text
     assert "PrivateDevices=yes" not in text
 
@@ -70,13 +69,13 @@ def test_a_gpu_is_reachable() -> None:
     ],
 )
 def test_paths_are_quoted(path: str, written: str) -> None:
-    text = text_of(WorkerUnit((PROGRAM, "--models", path), "/s", is_system=False))
+    text = text_of(unit_of((PROGRAM, "--models", path), "/s", is_system=False))
     assert f"ExecStart={PROGRAM} --models {written}\n" in text
 
 
 def test_a_path_cannot_add_a_setting() -> None:
     with pytest.raises(errors.BadSettings, match="can't be in a systemd unit"):
-        text_of(WorkerUnit((PROGRAM, "--models", "/a\nUser=root"), "/s", is_system=False))
+        text_of(unit_of((PROGRAM, "--models", "/a\nUser=root"), "/s", is_system=False))
 
 
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
@@ -84,7 +83,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     analyze = capabilities.find_program("systemd-analyze")
     assert analyze is not None
     command = ("/bin/true", 'a b"c', "100%", "$HOME")
-    for unit in (WorkerUnit(command, "/etc/aimesh-worker.env", True, True, ("video",)), WorkerUnit(command, "/tmp/a b", False)):
+    for unit in (unit_of(command, SETTINGS, is_system=True, gpu_groups=("video",)), unit_of(command, "/tmp/a b", is_system=False)):
         path = tmp_path / "aimesh-worker.service"
         path.write_text(text_of(unit), encoding="utf-8")
         done = subprocess.run(
