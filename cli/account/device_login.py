@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from cli.profile import Profile
     from shared.api.auth import DeviceLogin, LoginSession
 
-#: The page of web that approves a login; auth names the whole address if it knows it.
-_PAGE = "/device"
 #: Between polls while the mesh does not answer.
 _LONGEST_WAIT_SECONDS = 30.0
 
@@ -24,7 +22,7 @@ _LONGEST_WAIT_SECONDS = 30.0
 async def sign_in(connection: "CliConnection", profile: "Profile", machine: str, environment: "Mapping[str, str]") -> "LoginSession":
     """Raises DeviceLoginDenied and DeviceLoginExpired."""
     begun = await connection.call(api.auth.begin_device_login, api.auth.BeginDeviceLogin(machine[:100]))
-    page = begun.verification_uri or profile.web_url.rstrip("/") + _PAGE
+    page = begun.verification_uri or profile.web_url.rstrip("/") + api.auth.DEVICE_PAGE
     link = begun.verification_uri_complete or f"{page}/{begun.user_code}"
     for line in (
         "Open this link in any browser:",

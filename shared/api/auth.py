@@ -416,6 +416,10 @@ class RedeemLoginLink(Body, frozen=True):
 MachineName = Annotated[str, msgspec.Meta(max_length=100, pattern=r"^[^\x00]*\Z")]
 
 
+#: The page of web that approves the login of a program.
+DEVICE_PAGE = "/device"
+
+
 class BeginDeviceLogin(Body, frozen=True):
     """Begin a login that a person approves in a browser, possibly on another machine (RFC 8628)."""
 

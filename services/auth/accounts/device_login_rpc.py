@@ -20,9 +20,6 @@ from shared.rpc import RpcCall, serves
 from shared.stores.cache import Cache
 from shared.types import UserId
 
-#: The page of web that approves a login.
-PAGE = "/device"
-
 
 class DeviceLoginRpc(AuthHandlers):
     """Like a password login, it opens a program's session for the user alone, never for an organization."""
@@ -40,7 +37,7 @@ class DeviceLoginRpc(AuthHandlers):
         address = str(call.caller.node) if seen is None else seen
         await self._charge_begin(address, call)
         device_code, user_code = await self._devices.begin(request.machine, address, datetime.now(UTC))
-        page = self._settings.page(PAGE)
+        page = self._settings.page(auth.DEVICE_PAGE)
         return auth.DeviceLogin(
             device_code, user_code, page, page and f"{page}/{quote(user_code)}", device_logins.LIFE_SECONDS, device_logins.INTERVAL_SECONDS
         )
@@ -66,8 +63,7 @@ class DeviceLoginRpc(AuthHandlers):
     @serves(auth.find_device_login)
     async def find_device_login(self, request: auth.FindDeviceLogin, call: RpcCall) -> auth.WaitingDeviceLogin:
         await self._charge_code(call.principal.user_id)
-        found = await self._devices.find(request.user_code)
-        return auth.WaitingDeviceLogin(found.user_code, found.machine, found.address, found.asked_at)
+        return await self._devices.find(request.user_code)
 
     @serves(auth.decide_device_login)
     async def decide_device_login(self, request: auth.DecideDeviceLogin, call: RpcCall) -> Nothing:

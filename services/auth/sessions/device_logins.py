@@ -13,6 +13,7 @@ from services.auth import api_keys
 from services.auth.sessions import session_store
 from services.auth.sessions.session_store import SessionStore, StoredLoginLink
 from shared import errors
+from shared.api.auth import WaitingDeviceLogin
 
 #: Long enough to install an authenticator app on the way.
 LIFE_SECONDS = 900
@@ -23,15 +24,6 @@ _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 _USER_CODE = re.compile(f"[{_LETTERS}]{{8}}")
 _DEVICE_PREFIX = "aip_device_"
 _LONGEST_TYPED = 40
-
-
-class Facts(msgspec.Struct, frozen=True):
-    """Who asks."""
-
-    user_code: str
-    machine: str
-    address: str
-    asked_at: datetime
 
 
 class DeviceLogins:
@@ -45,7 +37,7 @@ class DeviceLogins:
         device_code = _DEVICE_PREFIX + api_keys.random_text()
         while True:
             letters = "".join(secrets.choice(_LETTERS) for _ in range(8))
-            facts = Facts(f"{letters[:4]}-{letters[4:]}", machine, address, now)
+            facts = WaitingDeviceLogin(f"{letters[:4]}-{letters[4:]}", machine, address, now)
             stored = _hash(device_code), LIFE_SECONDS * 1000, _hash(letters), msgspec.json.encode(facts), INTERVAL_SECONDS
             if await self._sessions.run_device("begin", *stored):
                 return device_code, facts.user_code
@@ -62,15 +54,15 @@ class DeviceLogins:
             return errors.SlowDown("asked too soon whether the login is approved", retry_after_seconds=interval)
         return errors.AuthorizationPending("the login is not approved yet", retry_after_seconds=interval)
 
-    async def find(self, user_code: str) -> Facts:
+    async def find(self, user_code: str) -> WaitingDeviceLogin:
         """Raises NotFound."""
         return _facts(await self._sessions.run_device("find", _hash(_letters(user_code))))
 
-    async def deny(self, user_code: str) -> Facts:
+    async def deny(self, user_code: str) -> WaitingDeviceLogin:
         """Raises NotFound."""
         return _facts(await self._sessions.run_device("decide", _hash(_letters(user_code)), ""))
 
-    async def approve(self, user_code: str, link: StoredLoginLink) -> Facts:
+    async def approve(self, user_code: str, link: StoredLoginLink) -> WaitingDeviceLogin:
         """Raises NotFound."""
         life, most = session_store.LINK_SECONDS * 1000, session_store.MOST_LINKS
         stored = str(link.user_id), msgspec.json.encode(link), life, most
@@ -88,10 +80,10 @@ def _letters(typed: str) -> str:
     return letters
 
 
-def _facts(reply: bytes | None) -> Facts:
+def _facts(reply: bytes | None) -> WaitingDeviceLogin:
     if reply is None:
         raise _unknown()
-    return msgspec.json.decode(reply, type=Facts)
+    return msgspec.json.decode(reply, type=WaitingDeviceLogin)
 
 
 def expired() -> errors.DeviceLoginExpired:

@@ -15,7 +15,7 @@ from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import auth
 
-_HERE = "/device"
+_HERE = auth.DEVICE_PAGE
 _DONE = {
     "approved": "Approved. Your terminal signs in within a few seconds; you can close this page.",
     "refused": "Refused. The program that asked gets no access.",
