@@ -32,15 +32,13 @@ class Variable:
     secret: bool = False
     #: A variable that takes precedence, such as AUTH_DATABASE_URL over DATABASE_URL.
     override: str | None = None
-    #: The name before a rename. It works for one more release, with a warning.
-    formerly: str | None = None
     #: A replica without it would fail requests that others answer, so it does not start if a running replica has it.
     on_all_replicas: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return every variable that sets this setting. If several are set, the first one counts."""
-        return tuple(name for name in (self.override, self.name, self.formerly) if name is not None)
+        return tuple(name for name in (self.override, self.name) if name is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +100,6 @@ def names_for_replicas(settings: Settings) -> tuple[tuple[str, ...], tuple[str, 
     needed = [setting for setting in settings_of(type(settings)) if setting.variable.on_all_replicas]
     found = [setting.variable.name for setting in needed if getattr(settings, setting.field)]
     return tuple(found), tuple(setting.variable.name for setting in needed if setting.variable.name not in found)
-
-
-def find_outdated_names(kind: type[msgspec.Struct], environment: Mapping[str, str]) -> Iterator[str]:
-    """Return a warning for each variable that has the former name of a setting, or nearly the name of one. Pure."""
-    settings = list(settings_of(kind))
-    for variable in (setting.variable for setting in settings):
-        if variable.formerly is not None and {variable.formerly, f"{variable.formerly}_FILE"} & environment.keys():
-            yield f"{variable.formerly} is now {variable.name}; the old name stops working in the next release"
-    yield from find_misspelled_names({name for setting in settings for name in setting.variable.names}, environment)
 
 
 def find_misspelled_names(known: Collection[str], environment: Mapping[str, str]) -> Iterator[str]:

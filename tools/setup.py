@@ -27,8 +27,6 @@ from tools.setup_steps import LOCKS, LOG, ROOT, VENV, SetupFailed, cache_folder,
 
 #: The distributions aimesh-server and aimesh-client. Their Python files are used where they are.
 PROJECTS = (ROOT, ROOT / "sdk" / "python")
-#: What aimesh-client was called. Both have the program `aicli`, so the old one must go before the new one comes.
-FORMER_PROJECT = "aimesh"
 #: Folders with a package-lock.json -> the first level that needs them, and for what. tools/deploy_tools.py installs those of "deploy".
 NPM_FOLDERS = {
     ROOT / "shared" / "transports" / "hyperswarm" / "sidecar": ("runtime", "installing the packages of Hyperswarm"),
@@ -169,11 +167,6 @@ def mark_done(level: str) -> None:
 # --- steps --------------------------------------------------------------------------------------------------------
 
 
-def remove_former_project() -> None:
-    if any(packages_folder().glob(f"{FORMER_PROJECT}-*.dist-info")):
-        pip("removing the former package of aicli", "uninstall", "--yes", FORMER_PROJECT)
-
-
 def hide_node() -> None:
     """Make the Node.js in .venv executable, but not readable: Linux then lets no other process of this user look into the sidecar's memory.
     (Node.js can't ask for that, and Python's request would end when it starts Node.js.)"""
@@ -218,7 +211,6 @@ def set_up(level: str, engine: EngineChoice) -> None:
                 packages = ["--omit=dev", "--omit=optional"] if level == "runtime" else []
                 npm(NPM_FOLDERS[folder][1], folder, "ci", "--ignore-scripts", *packages)
         hide_node()
-        remove_former_project()
         editable = [word for project in PROJECTS for word in ("-e", str(project))]
         pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", *editable)
         install_engine(engine)

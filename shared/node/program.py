@@ -48,7 +48,8 @@ def run(service: type[Service], settings_kind: type[Any]) -> None:
         more = f"; for a replica, {replica_check.hint(service.role)}" if service.role in replica_check.COMPARED_WITH else ""
         sys.exit(_print_error(errors.BadSettings(error.message, hint=error.hint + more), 2))
     logs.configure(SERVICE_NAMES[service.role], settings.log_level, format=settings.log_format)
-    for warning in config.find_outdated_names(settings_kind, os.environ):
+    known = {name for setting in config.settings_of(settings_kind) for name in setting.variable.names}
+    for warning in config.find_misspelled_names(known, os.environ):
         _log.warning(warning)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
-
 from shared import errors
 from shared.identity import enrollment_list, node_keys, private_file
 from shared.identity.enrollment_list import EnrolledNode, EnrolledTicket
@@ -34,8 +32,6 @@ _MAX_CONNECTIONS = 10_000
 _MAX_SUBSCRIPTIONS = max(topics.MAX_SUBSCRIPTIONS.values())
 #: The secrets with which auth answers the server.
 AUTH_KEYS = ("nats_issuer.nk", "nats_callout.nk", "nats_sys.nk")
-#: Until releases with NATS_AUTH, the list of nodes and those that the server refused.
-_FORMER = ("nodes.json", "revoked.json", "nats.pid")
 
 
 def render_users(mesh: MeshName, nodes: Sequence[EnrolledNode]) -> str:
@@ -103,8 +99,6 @@ def ensure(home: StackHome, mesh: MeshName, port: int, auth: NatsAuth) -> None:
         if auth == "callout":
             write_private(home.nats / "users.conf", render_callout(home))
         write_private(home.nats / "nats.conf", render_server(port, auth))
-        for name in _FORMER:
-            (home.nats / name).unlink(missing_ok=True)
 
 
 def add_node(home: StackHome, mesh: MeshName, name: str, role: Role, auth: NatsAuth = "callout") -> Path:
@@ -145,10 +139,7 @@ def _enroll(home: StackHome, mesh: MeshName, auth: NatsAuth, nodes: Sequence[Enr
 
 
 def read_enrolled(home: StackHome) -> tuple[EnrolledNode, ...]:
-    former = home.nats / _FORMER[0]
-    if home.enrollment.exists() or not former.exists():
-        return enrollment_list.read(home.enrollment).nodes
-    return msgspec.json.decode(former.read_bytes(), type=tuple[EnrolledNode, ...])
+    return enrollment_list.read(home.enrollment).nodes
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 import base64
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from shared import errors
@@ -89,20 +88,15 @@ def test_older_home_gets_what_the_metrics_role_needs(home: StackHome) -> None:
     assert (home.secrets / "postgres_auth").read_text() == before
 
 
-def test_a_home_of_before_keeps_its_nodes_and_keys(home: StackHome, tmp_path: Path) -> None:
-    """Before NATS servers asked auth, nats/nodes.json had the nodes, and nats/revoked.json the revoked ones."""
+def test_a_second_start_keeps_nodes_and_keys_and_names_no_node_to_a_server_that_asks(home: StackHome, tmp_path: Path) -> None:
     settings = initialization.ensure(home, {}, tmp_path).settings
     key = nats_server.add_node(home, settings.mesh, "gpu-box", Role.WORKER)
     before = enrollment_list.read(home.enrollment).nodes
-    (home.nats / "nodes.json").write_bytes(msgspec.json.encode(before))
-    (home.nats / "revoked.json").write_bytes(b"[]")
-    home.enrollment.unlink()
     keys = {path.name: path.read_bytes() for path in home.keys.iterdir()}
     initialization.ensure(home, {}, tmp_path)
     assert set(enrollment_list.read(home.enrollment).nodes) == set(before)
     assert node_keys.load(key).id in {node.node for node in before}
     assert {path.name: path.read_bytes() for path in home.keys.iterdir()} == keys
-    assert not {"nodes.json", "revoked.json"} & {path.name for path in home.nats.iterdir()}
     users = (home.nats / "users.conf").read_bytes()
     nats_server.add_node(home, settings.mesh, "another", Role.GATEWAY)
     initialization.ensure(home, {}, tmp_path)

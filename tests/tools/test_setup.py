@@ -1,6 +1,5 @@
 import json
 import shutil
-import venv
 from pathlib import Path
 
 import pytest
@@ -113,21 +112,3 @@ def test_npm_lock_names_no_registry_and_has_every_hash(folder: Path) -> None:
 def test_locks_name_no_index() -> None:
     for lock in setup_steps.LOCKS.glob("*.lock"):
         assert "://" not in lock.read_text(), lock
-
-
-def test_the_package_that_aicli_was_in_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Otherwise its metadata would stay, and its removal later would take the program of the new one."""
-    for module in (setup, setup_steps):
-        monkeypatch.setattr(module, "VENV", tmp_path)
-    monkeypatch.setattr(setup_steps, "LOG", tmp_path / "setup.log")
-    venv.create(tmp_path, with_pip=True)
-    info = setup_steps.packages_folder() / "aimesh-0.2.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: aimesh\nVersion: 0.2.0\n", encoding="utf-8")
-    (info / "RECORD").write_text(
-        "../../../bin/aicli,,\naimesh-0.2.0.dist-info/METADATA,,\naimesh-0.2.0.dist-info/RECORD,,\n", encoding="utf-8"
-    )
-    (tmp_path / "bin" / "aicli").touch()
-    setup.remove_former_project()
-    assert not info.exists()
-    assert not (tmp_path / "bin" / "aicli").exists()
