@@ -89,9 +89,10 @@ class Target:
 
     @property
     def text(self) -> str:
-        """The lock's lines that apply there."""
+        """The lock's lines that apply there, without their markers: pip would judge them for the Python that it runs on."""
         found = ((pin, role_packages.requirement(pin).marker) for pin in role_packages.pins(self.role))
-        return "".join(role_packages.text_of(pin) for pin, marker in found if marker is None or marker.evaluate(self.environment))
+        needed = (role_packages.text_of(pin) for pin, marker in found if marker is None or marker.evaluate(self.environment))
+        return "".join(re.sub(r" ;.*(?= \\\n)", "", text, count=1) for text in needed)
 
 
 def default_targets() -> list[Target]:
@@ -199,7 +200,7 @@ class IndexFolder:
         for name, text in {**texts, role_packages.PLUG_IN: role_packages.plug_in_list(wheels)}.items():
             _write(self.root / f"{name}.txt", text)
             sha256[f"{name}.txt"] = hashlib.sha256(text.encode()).hexdigest()
-        index = PackageIndex(pip=pip.name, sha256=sha256, ready=tuple(sorted(self._ready(by_name))))
+        index = PackageIndex(pip=pip.name, sha256=sha256, ready=tuple(sorted(set(self._ready(by_name)))))
         _write(self.root / INDEX_FILE, msgspec.json.encode(index).decode())
 
     def _write_page(self, project: str, links: Iterable[str]) -> None:

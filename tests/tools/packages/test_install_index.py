@@ -1,5 +1,6 @@
 """What a mesh's package index has after a first run, an unchanged one and a new version. Stand-ins write files in place of pip and npm."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,24 @@ def test_a_machine_is_ready_once_all_its_packages_are_there(monkeypatch: pytest.
     (tmp_path / "files" / "click-8.5.1-py3-none-any.whl").unlink()
     install_index.fill(tmp_path, [CLIENT])
     assert (tmp_path / "files" / "click-8.5.1-py3-none-any.whl").exists()
+
+
+def test_pip_gets_no_markers_because_it_would_judge_them_for_its_own_python() -> None:
+    [old, new] = re.findall(r"^numpy==(\S+) ; ", (setup_steps.LOCKS / "engine.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    for python, numpy in (("3.11", old), ("3.13", new)):
+        text = Target.parse(f"worker-linux-x86_64-{python}").text
+        assert ";" not in text
+        assert [line for line in text.splitlines() if line.startswith("numpy==")] == [f"numpy=={numpy} \\"]
+
+
+def test_a_target_that_two_roles_make_ready_is_named_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    makers = Makers(monkeypatch)
+    monkeypatch.setattr(role_packages, "distributions", lambda _role: ("aimesh-client",))
+    install_index.fill(tmp_path, [CLIENT])
+    folder = IndexFolder(tmp_path)
+    folder.fetch(Target.parse("worker-linux-x86_64-3.11"))
+    folder.publish()
+    assert makers.published == 2
+    assert '"ready":["client-linux-x86_64-3.11","worker-linux-x86_64-3.11"]' in (tmp_path / install_index.INDEX_FILE).read_text(
+        encoding="utf-8"
+    )
