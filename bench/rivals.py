@@ -120,8 +120,8 @@ def ensure_python_server() -> Path:
         # A prebuilt one has no backends until they are loaded, which this server doesn't do.
         engine = compiled.ensure("cpu")
         setup_steps.run("installing what llama_cpp.server needs", *pip, "--require-hashes", "-r", str(lock))
-        with tempfile.TemporaryDirectory() as temporary:
-            setup_steps.run("installing what llama-cpp-python needs", *pip, "--require-hashes", "-r", str(wheel.others(Path(temporary))))
+        needs = str(setup_steps.LOCKS / "engine-needs.lock")
+        setup_steps.run("installing what llama-cpp-python needs", *pip, "--require-hashes", "-r", needs)
         setup_steps.run("installing llama-cpp-python", *pip, "--no-deps", str(engine))
 
     return ensure_environment(programs_folder().with_name("python"), lock, install)

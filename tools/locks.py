@@ -85,7 +85,9 @@ def read_locks() -> tuple[Lock, ...]:
         Lock("dev", (*runtime, *groups["dev"]), follows="runtime"),
         # hatchling needs editables for `pip install -e`, but does not declare it. The sdist of the engine needs scikit-build-core.
         Lock("build", (*document["build-system"]["requires"], "editables", "scikit-build-core[pyproject]")),
-        Lock("engine", (engine, *beside), follows="runtime"),
+        # Apart from what it needs, because set-up makes or compiles its wheel.
+        Lock("engine", (engine,), with_dependencies=False),
+        Lock("engine-needs", (engine, *beside), follows="runtime", without=("llama-cpp-python",)),
         Lock("engine-build", ("cmake", "ninja", "scikit-build-core[pyproject]")),
         Lock("deploy", tuple(groups["deploy"]), universal=False),
         # For machines that install from a mesh: Debian's python3 has no pip.

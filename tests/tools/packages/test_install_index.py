@@ -71,7 +71,7 @@ def test_a_machine_is_ready_once_all_its_packages_are_there(monkeypatch: pytest.
 
 
 def test_pip_gets_no_markers_because_it_would_judge_them_for_its_own_python() -> None:
-    [old, new] = re.findall(r"^numpy==(\S+) ; ", (setup_steps.LOCKS / "engine.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    [old, new] = re.findall(r"^numpy==(\S+) ; ", (setup_steps.LOCKS / "engine-needs.lock").read_text(encoding="utf-8"), re.MULTILINE)
     for python, numpy in (("3.11", old), ("3.13", new)):
         text = Target.parse(f"worker-linux-x86_64-{python}").text
         assert ";" not in text
