@@ -318,7 +318,9 @@ ROUTES: Mapping[str, AccessRule] = {
     "POST /v1/apply-template": METHODS["gateway.processInferenceRequest"],
     "HEAD /ollama/": _NODE,
     "GET /ollama/": _NODE,
+    "HEAD /ollama/api/version": _NODE,
     "GET /ollama/api/version": _NODE,
+    "HEAD /ollama/api/tags": _person(Permission.INFER, Permission.READ_MODELS),
     "GET /ollama/api/tags": _person(Permission.INFER, Permission.READ_MODELS),
     "GET /ollama/api/ps": _person(Permission.INFER, Permission.READ_MODELS),
     "POST /ollama/api/show": _person(Permission.INFER, Permission.READ_MODELS),
@@ -326,6 +328,7 @@ ROUTES: Mapping[str, AccessRule] = {
     "POST /ollama/api/chat": METHODS["gateway.processInferenceRequest"],
     "POST /ollama/api/generate": METHODS["gateway.processInferenceRequest"],
     "POST /ollama/api/embed": METHODS["gateway.embed"],
+    "POST /ollama/api/embeddings": METHODS["gateway.embed"],
     "GET /v1/models": _person(Permission.INFER, Permission.READ_MODELS),
     "GET /v1/models/{model}": _person(Permission.INFER, Permission.READ_MODELS),
 }

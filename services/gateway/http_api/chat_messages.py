@@ -214,7 +214,7 @@ def chosen_tools(tools: Sequence[ToolBody], choice: ToolChoiceBody | None) -> Ch
 
 
 class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How tokens are drawn, as OpenAI's APIs and Ollama's write it."""
+    """How tokens are drawn, as OpenAI's APIs write it."""
 
     temperature: Temperature | None = None
     top_p: TopP | None = None

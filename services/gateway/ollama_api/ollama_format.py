@@ -65,10 +65,14 @@ class OllamaAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 class OllamaEmbeddings(msgspec.Struct, frozen=True):
     model: ModelName
-    embeddings: tuple[msgspec.Raw, ...]
-    total_duration: int
-    prompt_eval_count: int
+    embeddings: tuple[msgspec.Raw, ...] = ()
+    total_duration: int = 0
+    prompt_eval_count: int = 0
     load_duration: int = 0
+
+
+class OllamaEmbedding(msgspec.Struct, frozen=True):
+    embedding: msgspec.Raw
 
 
 class OllamaDetails(msgspec.Struct, frozen=True):

@@ -1,27 +1,40 @@
 """Parses requests to Ollama's API. Pure."""
 
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Any, Literal, cast
 
 import msgspec
-from msgspec import Meta
+from msgspec import inspect
 
 from services.gateway.http_api import chat_messages, parameters
-from services.gateway.http_api.chat_messages import ImageUrl, JsonObject, SamplingOptions, ToolBody, json_text
+from services.gateway.http_api.chat_messages import ImageUrl, JsonObject, ToolBody, json_text
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import reasoning_words
 from services.gateway.request_validation import MAX_PARTS, BadField, ensure_count, ensure_messages
 from shared.api.embedding import Dimensions
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import MAX_SEED, ChatMessage, ReasoningEffort, ToolCall, TopLogprobs
+from shared.api.generation import ChatMessage, ReasoningEffort, ToolCall, TopLogprobs
 from shared.types import ModelName
 
+#: Ollama's engine accepts any number, and a fraction for a whole one.
+Number = int | float
+_BOUNDS = {field.name: field.type for field in cast("inspect.StructType", inspect.type_info(InferenceRequest)).fields}
 
-class OllamaOptions(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    #: Negative: until the end of the answer.
-    num_predict: Annotated[int, Meta(le=MAX_SEED)] | None = None
+
+class OllamaOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    temperature: Number | None = None
+    top_p: Number | None = None
+    top_k: Number | None = None
+    min_p: Number | None = None
+    repeat_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    presence_penalty: Number | None = None
     #: Negative: a random one.
-    seed: Annotated[int, Meta(le=MAX_SEED)] | None = None
+    seed: Number | None = None
+    #: Negative: until the end of the answer.
+    num_predict: Number | None = None
+    stop: str | tuple[str, ...] = ()
 
 
 class OllamaNameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,11 +102,19 @@ class OllamaGenerateBody(OllamaPromptBody, frozen=True, kw_only=True, forbid_unk
     raw: bool = False
 
 
-class OllamaEmbedBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request for embeddings."""
+class OllamaEmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request for one embedding, as older programs write it."""
 
     model: ModelName
-    input: str | tuple[str, ...]
+    prompt: str = ""
+    options: OllamaOptions = OllamaOptions()
+
+
+class OllamaEmbedBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request for embeddings. Without an input, it only loads the model."""
+
+    model: ModelName
+    input: str | tuple[str, ...] = ()
     dimensions: Dimensions | None = None
     options: OllamaOptions = OllamaOptions()
 
@@ -102,6 +123,7 @@ _TYPES = {"tools": "function"}
 CHAT = BodyDialect("ollama_chat", OllamaChatBody, parameters.OLLAMA_CHAT, _TYPES)
 GENERATE = BodyDialect("ollama_generate", OllamaGenerateBody, parameters.OLLAMA_GENERATE)
 EMBED = BodyDialect("ollama_embed", OllamaEmbedBody, parameters.OLLAMA)
+EMBEDDING = BodyDialect("ollama_embedding", OllamaEmbeddingBody, parameters.OLLAMA)
 NAMED = BodyDialect("ollama_model", OllamaNameBody, parameters.OLLAMA)
 
 
@@ -125,11 +147,12 @@ def _sampled(body: OllamaPromptBody) -> InferenceRequest:
     options, think = body.options, body.think
     schema = body.format if isinstance(body.format, dict) else None
     kind: Literal["text", "json_object", "json_schema"] = "text" if not body.format else "json_object" if schema is None else "json_schema"
-    given = chat_messages.shared_parameters(options) | {
-        "stop": options.stop_texts,
-        "seed": options.seed if options.seed is not None and options.seed >= 0 else None,
-        "max_tokens": options.num_predict if options.num_predict is not None and options.num_predict > 0 else None,
-    }
+    given = {name: _nearest(name, value) for name, value in chat_messages.shared_parameters(options).items() if value is not None}
+    if options.seed is not None and options.seed < 0:
+        del given["seed"]
+    if options.num_predict is not None and options.num_predict > 0:
+        given["max_tokens"] = _nearest("max_tokens", options.num_predict)
+    given["stop"] = (options.stop,) if isinstance(options.stop, str) else options.stop
     is_on, effort = (think, None) if isinstance(think, bool) else (None, think)
     return InferenceRequest(
         **given,
@@ -138,6 +161,14 @@ def _sampled(body: OllamaPromptBody) -> InferenceRequest:
         top_logprobs=chat_messages.wanted_logprobs(body.logprobs, body.top_logprobs),
         reasoning_effort=reasoning_words.effort_of(is_on, budget=None, effort=effort),
     )
+
+
+def _nearest(name: str, value: Number) -> Any:
+    """Return the nearest number within the bounds of a parameter."""
+    bounds = next(each for each in cast("inspect.UnionType", _BOUNDS[name]).types if isinstance(each, inspect.IntType | inspect.FloatType))
+    assert bounds.le is not None
+    value = min(max(value, sys.float_info.epsilon if bounds.ge is None else bounds.ge), bounds.le)
+    return int(value) if isinstance(bounds, inspect.IntType) else value
 
 
 def _messages(messages: Sequence[OllamaMessageBody]) -> Iterator[ChatMessage]:

@@ -14,6 +14,7 @@ from services.gateway.ollama_api import ollama_format, ollama_request
 from services.gateway.ollama_api.ollama_format import (
     JsonLines,
     OllamaAnswer,
+    OllamaEmbedding,
     OllamaEmbeddings,
     OllamaFormat,
     OllamaModels,
@@ -21,7 +22,14 @@ from services.gateway.ollama_api.ollama_format import (
     OllamaShownModel,
     OllamaVersion,
 )
-from services.gateway.ollama_api.ollama_request import OllamaChatBody, OllamaEmbedBody, OllamaGenerateBody, OllamaNameBody, OllamaPromptBody
+from services.gateway.ollama_api.ollama_request import (
+    OllamaChatBody,
+    OllamaEmbedBody,
+    OllamaEmbeddingBody,
+    OllamaGenerateBody,
+    OllamaNameBody,
+    OllamaPromptBody,
+)
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared import errors
 from shared.api import embedding
@@ -31,6 +39,7 @@ from shared.api.gateway import InferenceRequest, ServedModel
 from shared.types import ModelName
 
 _METHOD = "processInferenceRequest"
+_EMBED_METHOD = embedding.request_embeddings.name.partition(".")[2]
 
 
 class OllamaRoutes:
@@ -45,10 +54,13 @@ class OllamaRoutes:
         answering = partial(
             HttpRoute, "POST", answer=OllamaAnswer, streams=True, takes_prompts=True, events=(OllamaAnswer,), any_media_type=True
         )
+        embeds = partial(HttpRoute, "POST", method=_EMBED_METHOD, runs_a_model=True, any_media_type=True)
         return (
             *(HttpRoute(verb, "/ollama/", self._greet, "root", "Whether Ollama's API is there") for verb in ("HEAD", "GET")),
-            HttpRoute("GET", "/ollama/api/version", self._version, "root", "The version of Ollama's API", answer=OllamaVersion),
-            HttpRoute("GET", "/ollama/api/tags", self._list, "listModels", "List the served models", answer=OllamaModels),
+            *(HttpRoute(verb, "/ollama/api/version", self._version, "root", "The version of Ollama's API", answer=OllamaVersion)
+              for verb in ("HEAD", "GET")),
+            *(HttpRoute(verb, "/ollama/api/tags", self._list, "listModels", "List the served models", answer=OllamaModels)
+              for verb in ("HEAD", "GET")),
             HttpRoute("GET", "/ollama/api/ps", self._list_running, "listModels", "List the models with a worker", answer=OllamaModels),
             HttpRoute("POST", "/ollama/api/show", self._show, "listModels", "What a model can do",
                       body=OllamaNameBody, answer=OllamaShownModel, any_media_type=True),
@@ -56,8 +68,9 @@ class OllamaRoutes:
                       body=OllamaNameBody, answer=OllamaPullStatus, any_media_type=True),
             answering("/ollama/api/chat", self._chat, _METHOD, "Ollama's chats", body=OllamaChatBody),
             answering("/ollama/api/generate", self._generate, _METHOD, "Ollama's answers to a prompt", body=OllamaGenerateBody),
-            HttpRoute("POST", "/ollama/api/embed", self._embed, embedding.request_embeddings.name.partition(".")[2], "Ollama's embeddings",
-                      body=OllamaEmbedBody, answer=OllamaEmbeddings, runs_a_model=True, any_media_type=True),
+            embeds("/ollama/api/embed", self._embed, summary="Ollama's embeddings", body=OllamaEmbedBody, answer=OllamaEmbeddings),
+            embeds("/ollama/api/embeddings", self._embed_prompt, summary="Ollama's older form of an embedding",
+                   body=OllamaEmbeddingBody, answer=OllamaEmbedding),
         )  # fmt: skip
 
     async def _greet(self, call: HttpCall) -> None:
@@ -103,10 +116,22 @@ class OllamaRoutes:
 
     async def _embed(self, call: HttpCall) -> None:
         body = await call.read(ollama_request.EMBED)
-        request = EmbeddingRequest(embedding.separate_inputs(body.input), self._name(call, body.model), body.dimensions)
+        await call.answer(await self._embeddings(call, body.model, body.input, body.dimensions))
+
+    async def _embed_prompt(self, call: HttpCall) -> None:
+        body = await call.read(ollama_request.EMBEDDING)
+        (vector,) = (await self._embeddings(call, body.model, body.prompt)).embeddings or (msgspec.Raw(b"[]"),)
+        await call.answer(OllamaEmbedding(vector))
+
+    async def _embeddings(
+        self, call: HttpCall, model: ModelName, inputs: str | tuple[str, ...], dimensions: int | None = None
+    ) -> OllamaEmbeddings:
+        if not inputs:
+            self._get(call, model)
+            return OllamaEmbeddings(model)
+        request = EmbeddingRequest(embedding.separate_inputs(inputs), self._name(call, model), dimensions)
         encoded, result = await answer_delivery.embed(self._deduplicated, call, request, _encode)
-        nanoseconds = result.response_time_ms * ollama_format.NANOSECONDS
-        await call.answer(OllamaEmbeddings(body.model, tuple(encoded), nanoseconds, result.prompt_tokens))
+        return OllamaEmbeddings(model, tuple(encoded), result.response_time_ms * ollama_format.NANOSECONDS, result.prompt_tokens)
 
     def _get(self, call: HttpCall, name: str) -> ServedModel:
         found = ollama_format.find_model(self._served(call.caller), name)

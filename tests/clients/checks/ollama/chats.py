@@ -230,7 +230,7 @@ def _() -> None:
 def _() -> None:
     unknown = refusal(lambda: client.chat("no-such-model", messages(say="Hi.")))
     assert (unknown.status_code, "no-such-model" in unknown.error) == (404, True)
-    wrong = refusal(lambda: chat(options={"temperature": 99}))
+    wrong = refusal(lambda: chat(options={"temperature": [99]}))
     assert (wrong.status_code, "options.temperature" in wrong.error) == (400, True)
-    refused = refusal(lambda: list(chat(turn={"say": "Hi."}, options={"top_p": 7}, stream=True)))
+    refused = refusal(lambda: list(chat(turn={"say": "Hi."}, options={"top_p": [7]}, stream=True)))
     assert refused.status_code == 400

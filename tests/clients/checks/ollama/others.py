@@ -12,7 +12,6 @@ REFUSED = {
         "an administrator chooses the models of a mesh",
         ["create()", "copy()", "delete()", "push()", "create_blob()", "pull() of another model"],
     ),
-    "embeddings()": ("Ollama replaced it by embed()", ["embeddings()"]),
     "systemone()": ("no model of ours has it", ["systemone()"]),
 }
 
@@ -30,6 +29,13 @@ def _() -> None:
 def _() -> None:
     (vector,) = client.embed(MODEL, "one", dimensions=16).embeddings
     assert len(vector) == 16
+
+
+@checks("embeddings()")
+def _() -> None:
+    (vector,) = client.embed(MODEL, "one").embeddings
+    assert client.embeddings(MODEL, "one").embedding == vector
+    assert client.embeddings(MODEL, "").embedding == []
 
 
 @checks("list()", "list.models", "model.model", "model.modified_at", "model.digest", "model.size", "model.details")
@@ -89,5 +95,4 @@ checks.add("copy()", lambda: _is_missing(lambda: client.copy(SCRIPTED, "mine")))
 checks.add("delete()", lambda: _is_missing(lambda: client.delete(SCRIPTED)))
 checks.add("push()", lambda: _is_missing(lambda: client.push(SCRIPTED)))
 checks.add("create_blob()", lambda: _is_missing(lambda: client.create_blob(__file__)))
-checks.add("embeddings()", lambda: _is_missing(lambda: client.embeddings(MODEL, "one")))
 checks.add("systemone()", lambda: _is_missing(lambda: client._request_raw("POST", "/api/systemone", json={"model": SCRIPTED})))

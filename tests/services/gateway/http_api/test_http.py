@@ -119,8 +119,8 @@ NEED_CREDENTIAL = [
     ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/api/inference"), ("POST", "/api/infer"),
     ("DELETE", "/api/inference"), ("POST", "/api/auth/api-keys"), ("GET", "/api/usage"), ("GET", "/api/quota"),
     ("GET", "/api/auth/api-keys"), ("DELETE", "/api/auth/api-keys/{key}"), ("POST", "/api/auth/confirm"), ("GET", "/api/requests"),
-    ("POST", "/api/feedback"), ("GET", "/ollama/api/tags"), ("GET", "/ollama/api/ps"),
-    *(("POST", f"/ollama/api/{name}") for name in ("show", "pull", "chat", "generate", "embed")),
+    ("POST", "/api/feedback"), ("GET", "/ollama/api/tags"), ("HEAD", "/ollama/api/tags"), ("GET", "/ollama/api/ps"),
+    *(("POST", f"/ollama/api/{name}") for name in ("show", "pull", "chat", "generate", "embed", "embeddings")),
 ]  # fmt: skip
 
 
@@ -133,7 +133,9 @@ async def test_an_invalid_credential_is_a_401_before_the_body_is_read(running_se
         for verb, path in NEED_CREDENTIAL:
             with case((verb, path)):
                 answer = await http.request(verb, path, content=b"{", headers=headers)
-                problem(answer, 401, "not_authenticated")
+                assert answer.status_code == 401
+                if verb != "HEAD":
+                    problem(answer, 401, "not_authenticated")
                 assert answer.headers["www-authenticate"] == "Bearer"
                 assert not running_service.rpc.called
 

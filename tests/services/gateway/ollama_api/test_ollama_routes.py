@@ -102,6 +102,21 @@ async def test_options_reach_the_worker(http: httpx.AsyncClient, worker: FakeWor
     assert config.format.kind is FormatKind.JSON
 
 
+async def test_numbers_that_only_ollama_accepts_become_the_nearest_of_ours(http: httpx.AsyncClient, worker: FakeWorker) -> None:
+    """Its engine takes any number; programs send -1 for off, and whole numbers with a fraction."""
+    options = {
+        "num_predict": 5.0, "temperature": 3, "top_k": -1, "top_p": 0, "min_p": 2, "seed": 7.0, "repeat_penalty": 0,
+        "presence_penalty": -9, "frequency_penalty": 9.5,
+    }  # fmt: skip
+    assert (await http.post("/api/chat", json={**HI, "options": options})).status_code == 200
+    config = worker.received[-1].model_config
+    assert (config.max_tokens, config.temperature, config.top_k, config.min_p, config.seed) == (5, 2, 0, 1, 7)
+    assert (config.repeat_penalty, config.presence_penalty, config.frequency_penalty) == (0.1, -2, 2)
+    assert 0 < config.top_p < 1e-9
+    assert (await http.post("/api/chat", json={**HI, "options": {"seed": 2**63 - 1, "top_k": 5000}})).status_code == 200
+    assert (worker.received[-1].model_config.seed, worker.received[-1].model_config.top_k) == (2**63 - 1, 1000)
+
+
 async def test_thoughts_and_calls(service: RunningService, http: httpx.AsyncClient) -> None:
     service.add_worker(1, Thinks(), "smollm2", abilities=("tools", "reasoning"))
     parts = [line["message"] for line in lines(await http.post("/api/chat", json={**HI, "tools": [LOOK_UP]}))]
@@ -166,11 +181,22 @@ async def test_embeddings(service: RunningService, http: httpx.AsyncClient) -> N
         answer = (await http.post("/api/embed", json={"model": "embedder:latest", "input": given, "truncate": True})).json()
         assert [[round(number, 3) for number in vector] for vector in answer["embeddings"]] == [[0.6, 0.8]] * count
         assert (answer["model"], answer["prompt_eval_count"]) == ("embedder:latest", 5)
+    older = {"model": "embedder", "prompt": "one", "keep_alive": "5m", "options": {"num_ctx": 512}}
+    assert [round(number, 3) for number in (await http.post("/api/embeddings", json=older)).json()["embedding"]] == [0.6, 0.8]
+    # As with chats, a request without an input asks whether the model is there.
+    for empty in ({}, {"input": ""}, {"input": []}):
+        with case(empty):
+            assert (await http.post("/api/embed", json={"model": "embedder", **empty})).json()["embeddings"] == []
+    assert (await http.post("/api/embeddings", json={"model": "embedder"})).json() == {"embedding": []}
+    for path in ("/api/embed", "/api/embeddings"):
+        assert (await http.post(path, json={"model": "nothing"})).status_code == 404
 
 
 async def test_models_have_tags_as_clients_expect(http: httpx.AsyncClient, worker: FakeWorker) -> None:
     assert (await http.get("/api/version")).json() == {"version": "0.14.0"}
     assert (await http.get("/")).text == "Ollama is running"
+    for path in ("/", "/api/version", "/api/tags"):
+        assert (await http.head(path)).status_code == 200
     [listed] = (await http.get("/api/tags")).json()["models"]
     assert (listed["name"], listed["model"], listed["context_length"]) == ("smollm2:latest", "smollm2:latest", 8192)
     assert len(listed["digest"]) == 64
@@ -202,7 +228,7 @@ async def test_a_body_may_have_any_media_type(http: httpx.AsyncClient, worker: F
 
 async def test_errors_are_a_text(http: httpx.AsyncClient, worker: FakeWorker) -> None:
     for body, status, code in (
-        ({**HI, "options": {"temperature": 9}}, 400, "bad_request"),
+        ({**HI, "options": {"temperature": "hot"}}, 400, "bad_request"),
         ({**HI, "model": "nothing"}, 404, "unknown_model"),
         ({"model": "nothing"}, 404, "unknown_model"),
         ({"messages": HI["messages"]}, 400, "bad_request"),
@@ -219,6 +245,14 @@ async def test_errors_are_a_text(http: httpx.AsyncClient, worker: FakeWorker) ->
         assert next(iter(refused)) in answer.json()["error"]
     assert (await http.post("/api/generate", json={"model": "smollm2", "prompt": "hi", "context": [], "template": ""})).status_code == 200
     assert (await http.get("/api/tags", headers={"authorization": "Bearer none"})).status_code == 401
+
+
+async def test_routes_that_change_models_are_refused_with_a_sentence(http: httpx.AsyncClient) -> None:
+    for verb, path in (("POST", "create"), ("POST", "copy"), ("POST", "push"), ("DELETE", "delete"), ("POST", "blobs/sha256:0")):
+        with case(path):
+            refused = await http.request(verb, f"/api/{path}", json={"model": "m"})
+            expected = f"Ollama's /api/{path} does not exist here – administrators choose the models of a mesh, with `aicli models`"
+            assert (refused.status_code, refused.json()["error"]) == (404, expected)
 
 
 async def test_a_stream_that_fails_ends_with_an_error(http: httpx.AsyncClient, worker: FakeWorker) -> None:
