@@ -32,8 +32,8 @@ class CliConnection(MethodCaller, Protocol):
         """Leaving the block early cancels the call on the peer."""
         ...
 
-    def http(self, request: HttpRequest) -> AbstractAsyncContextManager[AsyncIterable[HttpPart]]:
-        """Send a request to the gateway's HTTP API. Leaving the block early cancels it."""
+    def http(self, request: HttpRequest, key: Credential | None = None) -> AbstractAsyncContextManager[AsyncIterable[HttpPart]]:
+        """Send a request to the gateway's HTTP API. Leaving the block early cancels it. ``key`` replaces the profile's."""
         ...
 
     def alive(self, role: Role) -> list[NodeId]:
@@ -70,12 +70,13 @@ class MeshConnection:
     ) -> AbstractAsyncContextManager[StreamAnswer[Item, End]]:
         return self._client.rpc.stream(method, request, deadline_seconds=deadline_seconds, credential=self._profile.api_key)
 
-    def http(self, request: HttpRequest) -> AbstractAsyncContextManager[AsyncIterable[HttpPart]]:
+    def http(self, request: HttpRequest, key: Credential | None = None) -> AbstractAsyncContextManager[AsyncIterable[HttpPart]]:
         if len(request.body) > wire.MAX_REQUEST_BYTES - _HEAD_BYTES:
             # The gateway refuses it in the words of the API when it sees the size.
             headers = (*request.headers, (b"content-length", b"%d" % 2**40))
             request = msgspec.structs.replace(request, headers=headers, body=b"")
-        return self.stream(gateway.serve_http, request, deadline_seconds=gateway.MAX_REQUEST_SECONDS)
+        seconds, credential = gateway.MAX_REQUEST_SECONDS, key or self._profile.api_key
+        return self._client.rpc.stream(gateway.serve_http, request, deadline_seconds=seconds, credential=credential)
 
     def alive(self, role: Role) -> list[NodeId]:
         return [entry.node for entry in self._client.directory.usable(role)]

@@ -206,12 +206,12 @@ class HttpsConnection:
             await call.close()
 
     @asynccontextmanager
-    async def http(self, request: HttpRequest) -> AsyncIterator[AsyncIterator[HttpPart]]:
+    async def http(self, request: HttpRequest, key: Credential | None = None) -> AsyncIterator[AsyncIterator[HttpPart]]:
         call = _HttpsCall(self._client, self._url, request.path, MAX_REQUEST_SECONDS)
         given = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers if name != b"host"}
         path = quote(request.path) + (f"?{request.query.decode('latin-1')}" if request.query else "")
         try:
-            headers = {"accept-encoding": "identity", **given, **_bearer(self._key)}
+            headers = {"accept-encoding": "identity", **given, **_bearer(key or self._key)}
             await call.send(request.verb, path, headers, request.body or None, MAX_REQUEST_SECONDS)
             yield call.parts()
         finally:

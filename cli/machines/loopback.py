@@ -4,8 +4,10 @@ It knows neither API: the gateway reads every body. Only programs of this machin
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import suppress
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -13,7 +15,7 @@ import msgspec
 
 from shared import addresses, errors
 from shared.api import gateway
-from shared.api.gateway import HttpRequest
+from shared.api.gateway import HttpPart, HttpRequest
 from shared.errors import Fault
 from shared.protocol import wire
 from shared.protocol.request_memory import HeldRequest, RequestMemory
@@ -30,6 +32,9 @@ _OLLAMA = "/ollama"
 _BODY_SECONDS, _STALLED_SECONDS = 30.0, 30.0
 #: How long requests wait when the command has just begun.
 _OPEN_SECONDS = 10.0
+#: How old the profile may be that a request is sent with.
+_PROFILE_SECONDS = 1.0
+_LOGIN_HINT = "run `aicli login`; the new key is used at once"
 _RETRY = Backoff(first_seconds=0.5, longest_seconds=15.0, jitter=0.5)
 
 #: What only a browser or a proxy sends. The call has the credential.
@@ -44,21 +49,36 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class MeshLink:
-    """The connection to the mesh, which ``run`` opens again and again."""
+    """The connection to the mesh, which ``run`` opens again and again, and the profile, which `aicli login` may replace at any time."""
 
-    def __init__(self, connect: "Connect", profile: "Profile", note: Callable[[str], None]) -> None:
-        self._connect, self._profile, self._note = connect, profile, note
+    def __init__(self, connect: "Connect", load: "Callable[[], Profile]", note: Callable[[str], None]) -> None:
+        """Raises what ``load`` raises."""
+        self._connect, self._load, self._note = connect, load, note
+        self._profile, self._read_at = load(), time.monotonic()
+        self._refused: Profile | None = None
         self._connection: CliConnection | None = None
         self._problem: errors.AimeshError = errors.Unavailable("the connection to the mesh is not open yet", retry_after_seconds=1)
-        #: The first attempt has an outcome.
+        #: The first attempt to reach the mesh of this profile has an outcome.
         self._tried = asyncio.Event()
+        #: The profile is of another mesh now.
+        self._has_moved = asyncio.Event()
 
-    async def get(self) -> "CliConnection":
-        """Wait for the first attempt. Raises why there is no connection."""
+    @asynccontextmanager
+    async def http(self, request: HttpRequest) -> AsyncIterator[AsyncIterable[HttpPart]]:
+        """Send a request with the profile's present key. Waits for the first attempt; raises why there is no connection."""
+        self._read_profile()
         await wait_until_set(self._tried, _OPEN_SECONDS)
         if self._connection is None:
             raise self._problem
-        return self._connection
+        try:
+            async with self._connection.http(request, self._profile.api_key) as parts:
+                yield parts
+        except errors.NotAuthenticated as error:
+            self._read_at = 0.0
+            if self._refused != self._profile:
+                self._refused = self._profile
+                self._note(f"{error.message}; {_LOGIN_HINT}")
+            raise errors.NotAuthenticated(error.message, hint=_LOGIN_HINT) from error
 
     async def run(self) -> None:
         """Stay connected. Raises errors that only the user can fix."""
@@ -68,18 +88,29 @@ class MeshLink:
                 async with self._connect(self._profile) as self._connection:
                     failures = 0
                     self._tried.set()
-                    await asyncio.Event().wait()
+                    await self._has_moved.wait()
+                self._has_moved.clear()
+                continue
             except* errors.AimeshError as group:
                 self._problem = errors.first_of(group)
+                self._tried.set()
             finally:
                 self._connection = None
-                self._tried.set()
             if self._problem.fault is Fault.CALLER:
                 raise self._problem
             failures += 1
             if failures == 1:
                 self._note(f"{self._problem.message}; trying again")
             await asyncio.sleep(_RETRY.pause(failures))
+
+    def _read_profile(self) -> None:
+        """Raises what ``load`` raises."""
+        if time.monotonic() - self._read_at < _PROFILE_SECONDS:
+            return
+        before, self._profile, self._read_at = self._profile, self._load(), time.monotonic()
+        if replace(before, api_key=self._profile.api_key, username=self._profile.username) != self._profile:
+            self._tried.clear()
+            self._has_moved.set()
 
 
 class Loopback:
@@ -115,8 +146,10 @@ class Loopback:
 
     async def _pass(self, request: HttpRequest, response: "_LocalResponse") -> None:
         try:
-            async with (await self._mesh.get()).http(request) as parts:
+            async with self._mesh.http(request) as parts:
                 async for part in parts:
+                    if part.status == errors.NotAuthenticated.status:
+                        raise errors.NotAuthenticated("the mesh refuses the key of this profile")
                     if part.status:
                         await response.start(part.status, part.headers)
                     await response.write(part.body, more=True)

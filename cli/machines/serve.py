@@ -45,11 +45,11 @@ def serve(here: CliContext, context: click.Context, /, *, port: int) -> None:
     from cli import interrupts
     from cli.machines.loopback import MeshLink
 
-    profile = here.profile(key_needed=True)
+    mesh = MeshLink(here.connector(), partial(here.profile, key_needed=True), printing.note)
     sockets = _listen(port)
     click.echo(f"Your mesh is at http://localhost:{port} (Ollama's API) and http://localhost:{port}/v1 (OpenAI's API, any key).")
     printing.note("Ctrl-C ends it.")
-    interrupts.run(_serve(MeshLink(here.connector(), profile, printing.note), sockets))
+    interrupts.run(_serve(mesh, sockets))
 
 
 async def _serve(mesh: "MeshLink", sockets: "Sequence[socket.socket]") -> None:

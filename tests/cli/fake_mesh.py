@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -108,8 +108,8 @@ class FakeConnection:
         assert isinstance(reply, method.reply)
         return reply
 
-    def http(self, request: HttpRequest) -> AbstractAsyncContextManager[FakeAnswer[HttpPart, Nothing]]:
-        return self.stream(gateway.serve_http, request)
+    def http(self, request: HttpRequest, key: Credential | None = None) -> AbstractAsyncContextManager[FakeAnswer[HttpPart, Nothing]]:
+        return FakeConnection(self._mesh, replace(self._profile, api_key=key or self._profile.api_key)).stream(gateway.serve_http, request)
 
     @asynccontextmanager
     async def stream(

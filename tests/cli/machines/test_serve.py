@@ -21,6 +21,7 @@ from shared.api.method import Nothing
 from shared.node.lifecycle import background
 from shared.protocol import wire
 from shared.timing.backoff import Backoff
+from shared.types import Credential
 from tests.cases import case
 from tests.cli.conftest import KEY
 from tests.cli.fake_mesh import FakeMesh, Shell
@@ -36,6 +37,8 @@ class Mesh(FakeMesh):
     def __init__(self) -> None:
         super().__init__()
         self.requests: list[HttpRequest] = []
+        #: As `aicli login` has saved it.
+        self.profile = Profile(api_key=KEY)
         self.is_away = False
         self.opened = 0
         #: Ends the connections.
@@ -73,7 +76,7 @@ def mesh() -> Mesh:
 @asynccontextmanager
 async def serving(mesh: Mesh, notes: list[str] | None = None) -> AsyncIterator[httpx.AsyncClient]:
     port = free_port()
-    link = MeshLink(mesh.open, Profile(api_key=KEY), (notes if notes is not None else []).append)
+    link = MeshLink(mesh.open, (lambda: mesh.profile), (notes if notes is not None else []).append)
     async with background() as tasks:
         tasks.create_task(serve._serve(link, serve._listen(port)))
         async with httpx.AsyncClient(base_url=f"http://localhost:{port}", trust_env=False, timeout=HANG_SECONDS) as http:
@@ -194,9 +197,55 @@ async def test_a_mesh_that_is_away_is_503_and_comes_back(mesh: Mesh, monkeypatch
         assert (await http.get("/api/tags")).status_code == 200
 
 
+async def test_a_new_login_is_used_without_a_restart(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loopback, "_PROFILE_SECONDS", 0.0)
+
+    async def hang() -> AsyncIterator[HttpPart]:
+        await more.wait()
+        yield HttpPart(b"two\n")
+
+    more, new_key = asyncio.Event(), Credential(f"{KEY}2")
+    mesh.then = hang
+    async with serving(mesh) as http:
+        async with http.stream("POST", "/api/chat", json={}) as answer:
+            lines = answer.aiter_lines()
+            assert await anext(lines) == "one"
+            mesh.profile, mesh.then = Profile(api_key=new_key), None
+            assert (await http.get("/api/tags")).status_code == 200
+            # An answer of the old key goes to its end.
+            more.set()
+            assert await anext(lines) == "two"
+        assert ([call.credential for call in mesh.calls], mesh.opened) == ([KEY, new_key], 1)
+        mesh.profile = Profile(api_key=new_key, url="https://other.example")
+        assert (await http.get("/api/tags")).status_code == 200
+        assert mesh.opened == 2
+
+
+@pytest.mark.parametrize("way", ["mesh", "https"])
+async def test_a_refused_key_is_one_sentence_in_the_program_and_one_in_the_terminal(mesh: Mesh, way: str) -> None:
+    async def refuse(_request: HttpRequest) -> AsyncIterator[HttpPart]:
+        if mesh.profile.api_key != KEY:
+            yield HEAD
+        elif way == "https":
+            yield HttpPart(b"{}", 401)
+        else:
+            raise errors.NotAuthenticated("the mesh refuses the key of this profile", hint="create a new one on the dashboard")
+
+    mesh.stream_script(gateway.serve_http, refuse, Nothing())
+    notes = list[str]()
+    async with serving(mesh, notes) as http:
+        refused = [await http.post(path, json={}) for path in ("/api/chat", "/v1/chat/completions")]
+        sentence = "the mesh refuses the key of this profile – run `aicli login`; the new key is used at once"
+        assert [answer.status_code for answer in refused] == [401, 401]
+        assert (refused[0].json()["error"], refused[1].json()["error"]["message"]) == (sentence, sentence)
+        assert notes == [sentence.replace(" –", ";")]
+        mesh.profile = Profile(api_key=Credential(f"{KEY}2"))
+        assert (await http.get("/api/tags")).status_code == 200
+
+
 async def test_a_request_waits_for_the_first_connection(mesh: Mesh) -> None:
     """A program may start together with `aicli serve`."""
-    link = MeshLink(mesh.open, Profile(api_key=KEY), print)
+    link = MeshLink(mesh.open, lambda: mesh.profile, print)
     transport = httpx.ASGITransport(Loopback(link))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http, background() as tasks:
         asking = tasks.create_task(http.get("/api/tags"))
@@ -212,11 +261,11 @@ async def test_what_only_the_user_can_mend_ends_it(mesh: Mesh) -> None:
         yield
 
     with pytest.raises(errors.NodeRevoked, match="an administrator revoked"):
-        await MeshLink(connect, Profile(api_key=KEY), print).run()
+        await MeshLink(connect, lambda: Profile(api_key=KEY), print).run()
 
 
 async def test_a_body_that_is_too_long_is_cut_and_its_memory_released(mesh: Mesh) -> None:
-    link = MeshLink(mesh.open, Profile(api_key=KEY), print)
+    link = MeshLink(mesh.open, lambda: mesh.profile, print)
     app = Loopback(link)
     async with background() as tasks, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
         tasks.create_task(link.run())
