@@ -4,7 +4,6 @@ Each round measures both in its own process, one after the other. One thread; ti
 once, in about 5 minutes (`BUILD=1 make worker-cpu` uses the same wheel).
 """
 
-import asyncio
 import os
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import msgspec
 from bench import quantization, report
 from bench.report import Options, Rows
 from services.inference.models import model_discovery
+from stack import processes
 from tools.engine import compiled, wheel
 
 #: Of a compiled engine.
@@ -40,15 +40,8 @@ def measure(files: Mapping[str, str]) -> Speeds:
 async def measured(engine: Path, files: Mapping[str, str]) -> Speeds:
     environment = {**os.environ, "PYTHONPATH": f"{engine}{os.pathsep}{Path(__file__).parents[1]}"}
     words = (sys.executable, "-m", "bench.prebuilt", "--measure", msgspec.json.encode(files).decode())
-    process = await asyncio.create_subprocess_exec(*words, env=environment, stdout=asyncio.subprocess.PIPE)
-    try:
-        async with asyncio.timeout(MEASURE_SECONDS):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return msgspec.json.decode(output, type=Speeds)
+    done = await processes.run("measuring an engine", words, MEASURE_SECONDS, env=environment, stderr=None)
+    return msgspec.json.decode(done.output, type=Speeds)
 
 
 async def _compare(rows: Rows, _shared: None, options: Options) -> None:
