@@ -44,6 +44,8 @@ class RpcCall:
         self.idempotency_key = idempotency_key
         #: The calling user, once authorized; None if the method needs no user.
         self.found: Principal | None = None
+        #: The handler counts it in the metrics, under what it serves.
+        self.is_counted = False
         self._deadline = deadline
 
     @property
@@ -259,7 +261,8 @@ class Dispatcher:
             self._on_bug(handler.method, error)
             raise errors.Internal("a bug in the service", hint="its log has the details under the request id") from error
         finally:
-            self._observe(handler.method, status, time.monotonic() - started)
+            if not call.is_counted:
+                self._observe(handler.method, status, time.monotonic() - started)
 
     async def _serve(self, handler: Handler, frame: wire.Call, caller: Peer, connection: "Replies") -> None:
         serving = self._traced(handler.method.name, frame, caller)

@@ -40,6 +40,7 @@ class HttpOverRpc:
             "client": None,
             HELD: request_memory.current.get(),
         }
+        stream.is_counted = True
         await self._app(scope, exchange.receive, exchange.send)
         return Nothing()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,24 @@ async def test_the_user_is_the_calls_and_not_the_headers(mesh: GatewayMesh) -> N
     # A key that a proxy vouches for, and an address.
     spoofed = HttpRequest("GET", "/v1/models", headers=((b"x-forwarded-for", b"10.0.0.1"), (b"x-aimesh-web-secret", b"x")))
     assert (await send(mesh, spoofed)).status == 200
+
+
+async def test_a_request_is_counted_once(mesh: GatewayMesh) -> None:
+    await send(mesh, chat())
+    await send(mesh, HttpRequest("GET", "/v1/nothing"))
+    with pytest.raises(errors.NotFound):
+        await send(mesh, HttpRequest("GET", "/api/usage"))
+    with pytest.raises(errors.NotAuthenticated):
+        await send(mesh, chat(), Credential("unknown"))
+    text = mesh.nodes["gateway"].node.metrics.render()
+    counted = re.findall(r'^ai_platform_requests_total{method="(\w+)",service="gateway",status="(\w+)"} (\S+)', text, re.MULTILINE)
+    assert sorted(one for one in counted if not one[0].startswith("read")) == [
+        ("processInferenceRequest", "success", "1.0"),
+        # Those that the API never saw.
+        ("serveHttp", "not_authenticated", "1.0"),
+        ("serveHttp", "not_found", "1.0"),
+        ("unknown", "not_found", "1.0"),
+    ]
 
 
 async def test_a_reader_that_leaves_ends_the_generation(mesh: GatewayMesh) -> None:
