@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from shared import errors
-from shared.api.node import NodeHealth
+from shared.api.gateway import Check
+from shared.api.node import FIRST_MODEL, NodeHealth
 from stack import processes
 from stack.servers.program import CommandProbe, DatagramProbe, Probe, Program, SocketProbe
 
@@ -28,6 +29,8 @@ class Health:
     ready: bool
     #: The reason why not, or the dependencies that are failing, in the service's own words.
     why: str
+    #: It needs nothing but a model from its users, so waiting is useless.
+    lacks_model: bool = False
 
 
 class ProbeResult(Enum):
@@ -113,7 +116,9 @@ async def health_of(url: str) -> Health:
         return Health(False, "it does not answer")
     except (OSError, asyncio.IncompleteReadError, ValueError):
         return Health(False, "nothing listens on its port yet")
-    return Health(status == 200, _reason(body) or ("" if status == 200 else "not ready"))
+    missing = _missing(body)
+    why = "; ".join(f"{check.name}: {check.detail}" if check.detail else check.name for check in missing)
+    return Health(status == 200, why or ("" if status == 200 else "not ready"), {check.name for check in missing} == {FIRST_MODEL})
 
 
 async def _get(url: str, path: str) -> tuple[int, bytes]:
@@ -139,10 +144,9 @@ async def _get(url: str, path: str) -> tuple[int, bytes]:
     return int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/") else 0, body
 
 
-def _reason(body: bytes) -> str:
+def _missing(body: bytes) -> list[Check]:
     try:
         found = msgspec.json.decode(body, type=NodeHealth)
     except msgspec.DecodeError:
-        return ""
-    missing = [f"{check.name}: {check.detail}" if check.detail else check.name for check in found.checks if not check.ok and check.needed]
-    return "; ".join(missing)
+        return []
+    return [check for check in found.checks if not check.ok and check.needed]

@@ -266,7 +266,7 @@ def nats_keys(*, renew: bool) -> None:
 @click.option("--ask", metavar="PROMPT", help="Send this prompt to the default model when everything is ready.")
 def up(ask: str | None) -> None:
     """Start everything in the background and wait until it is ready. Safe to run again."""
-    from stack import first_run, stack_plan, up_down
+    from stack import first_run, stack_plan, status_overview, up_down
 
     home = stack_home.locate(os.environ)
 
@@ -275,7 +275,8 @@ def up(ask: str | None) -> None:
         _print(f"pages: {stack_plan.public_url('web', settings)}; user and password: {_short(first_run.page(home))}")
 
     settings = asyncio.run(up_down.up(home, os.environ, Path.cwd(), _print, prepare))
-    if ask is not None:
+    # Without a model here, the models may be on other machines.
+    if ask is not None and all(row.ready for row in asyncio.run(status_overview.collect(home)) if row.name == "inference"):
         _run_prompt(home, ask)
     _show_places(home, settings)
 

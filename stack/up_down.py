@@ -49,6 +49,7 @@ class WaitProgress:
 
     ready: frozenset[str]
     reasons: dict[str, str]
+    lack_model: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,8 @@ async def up(
     _report_points(upgrade.read_points(home)[len(points) :], report, backs_up="BACKUP_TO" in made.recorded)
     await prepare(made.settings)
     await until_ready(home, services, before, report, known=ready)
-    for name, reason in (await _look(remote)).reasons.items():
-        # Another stack's server may start later.
+    for name, reason in (await _look({**services, **remote})).reasons.items():
+        # A worker may get its first model later, and another stack's server may start later.
         report(f"{name} is not ready yet: {reason}")
     return made.settings
 
@@ -206,8 +207,8 @@ async def until_ready(
     known: Collection[str] = (),
     stall_seconds: float = _STALL_SECONDS,
 ) -> frozenset[str]:
-    """Wait until all ``services`` (name -> address) are ready, and return their names. ``known`` were reported before. Raises Internal with
-    the reason if there is no progress, or if waiting cannot help."""
+    """Wait until all ``services`` (name -> address) are ready or lack only a model, and return the names of the ready ones. ``known`` were
+    reported before. Raises Internal with the reason if there is no progress, or if waiting cannot help."""
     started = moved = told = time.monotonic()
     seen = {(name, "ready") for name in known}
     waiting = WaitProgress(frozenset(), {})
@@ -225,7 +226,7 @@ async def until_ready(
             if not facts <= seen or _is_backing_up(home):
                 seen |= facts
                 moved = time.monotonic()
-            if _all_run(answer) and len(waiting.ready) == len(services):
+            if _all_run(answer) and len(waiting.ready | waiting.lack_model) == len(services):
                 return waiting.ready
             if time.monotonic() - told > _TELL_SECONDS:
                 told = time.monotonic()
@@ -251,6 +252,7 @@ async def _look(services: Mapping[str, str]) -> WaitProgress:
     return WaitProgress(
         frozenset(name for name, health in found.items() if health.ready),
         {name: health.why for name, health in found.items() if not health.ready},
+        frozenset(name for name, health in found.items() if health.lacks_model),
     )
 
 

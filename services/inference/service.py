@@ -26,6 +26,7 @@ from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Generation, Sampling, Usage
 from shared.api.inference import Chunk, Conversion, Converted, ConvertedPart, ModelStatus, Moderate, Moderated, ModerationNotice
 from shared.api.method import Nothing
+from shared.api.node import FIRST_MODEL
 from shared.node import Node
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.stores import replica_files
@@ -101,7 +102,8 @@ class InferenceService:
             for status in statuses
         ]
         paused = [OwnCheck(name="owner", ok=False, detail=PAUSED)] if self._watcher.is_paused else []
-        return (*paused, *(checks or [OwnCheck(name="models", ok=False, detail=why)]))
+        name = "models" if self._settings.models_pull else FIRST_MODEL
+        return (*paused, *(checks or [OwnCheck(name=name, ok=False, detail=why)]))
 
     def asgi(self) -> infer_http.InferHttp:
         return infer_http.InferHttp(self.generate, self.run_embedding, self._settings.service_token)

@@ -65,6 +65,10 @@ class ReadHealth(Body, frozen=True):
     pass
 
 
+#: The check of a worker that has no model and waits for people to give it one.
+FIRST_MODEL = "first model"
+
+
 class NodeHealth(Body, frozen=True, omit_defaults=False):
     ready: bool
     checks: tuple[Check, ...]

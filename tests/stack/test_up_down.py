@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from shared import errors
+from shared.api.node import FIRST_MODEL
 from shared.stores import file_lock
 from stack import control, first_run, ports, probes, processes, stack_plan, status_overview, up_down
 from stack import stack_home as homes
@@ -159,13 +160,13 @@ def test_lock_is_held_as_long_as_the_inheriting_process(bare: StackHome) -> None
 
 
 @asynccontextmanager
-async def starting_service(home: StackHome, reasons: Iterator[str]) -> AsyncIterator[dict[str, str]]:
+async def starting_service(home: StackHome, reasons: Iterator[str], name: str = "model") -> AsyncIterator[dict[str, str]]:
     """A supervisor whose one service reports the next reason on each check, and is ready when there are no more."""
 
     async def answer_readyz(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         reason = next(reasons, None)
-        body = msgspec.json.encode({"ready": reason is None, "checks": [{"name": "model", "ok": reason is None, "detail": reason or ""}]})
+        body = msgspec.json.encode({"ready": reason is None, "checks": [{"name": name, "ok": reason is None, "detail": reason or ""}]})
         writer.write((b"HTTP/1.1 200 OK" if reason is None else b"HTTP/1.1 503 Service Unavailable") + b"\r\n\r\n" + body)
         await writer.drain()
         writer.close()
@@ -197,6 +198,18 @@ async def test_a_ready_service_names_the_dependencies_that_are_failing() -> None
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         assert await probes.health_of(url) == probes.Health(True, "postgresql: away")
+
+
+async def test_start_does_not_wait_for_a_model_that_only_people_can_give(bare: StackHome) -> None:
+    reason = "waiting for models: run `aicli models pull`"
+    looked = itertools.count()
+    async with starting_service(bare, (reason for _ in looked), name=FIRST_MODEL) as services:
+        with processes.only_supervisor(bare):
+            assert await up_down.until_ready(bare, services, NOTHING_BEFORE, messages.append) == frozenset()
+        assert next(looked) == 1, "it asks once"
+    async with starting_service(bare, iter(["waiting for models: pulling hf:a/b: 40 %"] * 3), name="models") as services:
+        with processes.only_supervisor(bare):
+            assert await up_down.until_ready(bare, services, NOTHING_BEFORE, messages.append) == {"inference"}
 
 
 async def test_start_may_exceed_the_stall_limit_while_it_progresses(bare: StackHome) -> None:

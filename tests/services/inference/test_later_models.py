@@ -15,6 +15,7 @@ from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared import config, errors
 from shared.api import inference
+from shared.api.node import FIRST_MODEL
 from shared.context import new_request_id
 from shared.node.lifecycle import background
 from shared.rpc import StreamCall
@@ -76,6 +77,7 @@ async def test_worker_with_an_empty_models_dir_waits_until_a_file_is_put_there(n
     async with started(node, tmp_path / "state", models_dir=models) as service:
         await until(lambda: node.offers and node.offers[-1].not_ready.startswith("waiting for models"))
         assert await why_not(service) == f"waiting for models: run `aicli models pull`, or put a .gguf file into {models}"
+        assert [check.name for check in await service.checks() if not check.ok] == [FIRST_MODEL], "`make up` doesn't wait for it"
         models.mkdir(exist_ok=True)
         copy = models / "mine.gguf"
         # While it is copied, it isn't served.
@@ -134,6 +136,7 @@ async def test_a_restarted_worker_resumes_its_pull_and_then_serves_without_the_s
             waits = f"waiting for models: pulling {server.url}: {100 * 40_000_000 // len(body)} %"
             await until(lambda: node.offers and node.offers[-1].not_ready == waits)
             assert await why_not(service) == waits
+            assert FIRST_MODEL not in [check.name for check in await service.checks()]
         server.gate.set()
         async with started(node, state, **given) as service:
             await ready(node, service)
