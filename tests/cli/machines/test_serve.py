@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +21,7 @@ from shared.api import gateway
 from shared.api.gateway import HttpPart, HttpRequest
 from shared.api.method import Nothing
 from shared.node.lifecycle import background
-from shared.protocol import wire
+from shared.protocol import request_memory, wire
 from shared.timing.backoff import Backoff
 from shared.types import Credential
 from tests.cases import case
@@ -79,7 +81,8 @@ async def serving(mesh: Mesh, notes: list[str] | None = None) -> AsyncIterator[h
     link = MeshLink(mesh.open, (lambda: mesh.profile), (notes if notes is not None else []).append)
     async with background() as tasks:
         tasks.create_task(serve._serve(link, serve._listen(port)))
-        async with httpx.AsyncClient(base_url=f"http://localhost:{port}", trust_env=False, timeout=HANG_SECONDS) as http:
+        address, limits = f"http://localhost:{port}", httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=HANG_SECONDS, limits=limits) as http:
             if not mesh.is_away:
                 await until(lambda: mesh.opened > 0)
             yield http
@@ -275,6 +278,54 @@ async def test_a_body_that_is_too_long_is_cut_and_its_memory_released(mesh: Mesh
     # The connection sends its size instead, and the gateway refuses it.
     assert len(mesh.requests[0].body) > wire.MAX_REQUEST_BYTES
     assert app._memory.held_bytes == 0
+
+
+async def test_two_hundred_programs_at_once(mesh: Mesh) -> None:
+    """No answer ends before all have begun."""
+    count, end = 200, asyncio.Event()
+
+    async def wait() -> AsyncIterator[HttpPart]:
+        await end.wait()
+        yield HttpPart(b"two\n")
+
+    mesh.then = wait
+    async with serving(mesh) as http, asyncio.TaskGroup() as tasks:
+        answers = [tasks.create_task(http.post("/api/chat", json={})) for _ in range(count)]
+        await until(lambda: len(mesh.requests) == count, seconds=HANG_SECONDS)
+        end.set()
+        assert {(await answer).content for answer in answers} == {b"one\ntwo\n"}
+
+
+async def test_bodies_of_many_programs_have_bounded_memory(mesh: Mesh) -> None:
+    """Each announces the longest body and sends nothing: those that don't fit are asked to come back."""
+    app, sent, end = Loopback(MeshLink(mesh.open, lambda: mesh.profile, print)), list[Any](), asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await end.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-length", b"%d" % wire.MAX_REQUEST_BYTES)]
+    scope = {"type": "http", "method": "POST", "path": "/api/chat", "query_string": b"", "headers": headers}
+    room, count = request_memory.MAX_HELD_BYTES // wire.MAX_REQUEST_BYTES, 200
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(count):
+            tasks.create_task(app(scope, receive, send))
+        await until(lambda: len(sent) == 2 * (count - room))
+        assert app._memory.held_bytes == room * wire.MAX_REQUEST_BYTES
+        assert {message["status"] for message in sent[::2]} == {503}
+        end.set()
+    assert app._memory.held_bytes == 0
+
+
+async def test_both_loopback_addresses_are_served(mesh: Mesh) -> None:
+    """`localhost` may be ::1 first."""
+    async with serving(mesh) as http:
+        for host in ("127.0.0.1", *(("[::1]",) if socket.has_dualstack_ipv6() else ())):
+            with case(host):
+                assert (await http.get(f"http://{host}:{http.base_url.port}/api/tags")).status_code == 200
 
 
 def test_a_port_that_is_taken(shell: Shell) -> None:
