@@ -15,6 +15,7 @@ from tests.agents.programs import Installed, Place, Program
 from tests.agents.scripted_model import MODEL, MODELS, Task
 from tests.services.inference import fake_http
 from tests.stacks import RunningStack, until
+from tests.testnet import free_port
 
 _UPSTREAMS = f"""\
 [agents]
@@ -56,6 +57,19 @@ class ModelMesh:
         else:
             assert (work / "printed").read_text() == "hello, world\n", output
         return proxy
+
+    @asynccontextmanager
+    async def at_localhost(self) -> AsyncIterator[str]:
+        """Serve the mesh at a port of this machine, for programs that only know Ollama's. Yields the address."""
+        port = free_port()
+        serving = await self.stack.start_aicli("serve", "--port", str(port), AICLI_API_KEY=self.key)
+        try:
+            assert serving.stdout is not None
+            assert await serving.stdout.readline(), "aicli serve ended"
+            yield f"http://localhost:{port}"
+        finally:
+            serving.terminate()
+            await serving.communicate()
 
 
 def new_task(folder: Path) -> Task:

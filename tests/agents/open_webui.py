@@ -31,6 +31,8 @@ OPEN_WEBUI = Program(
         "SCARF_NO_ANALYTICS": "true",
     },
 )
+#: By its other connection, which knows an address and no key.
+BY_OLLAMA = {"ENABLE_OLLAMA_API": "true", "ENABLE_OPENAI_API": "false"}
 _TOOLS = '''
 import pathlib, subprocess
 
@@ -63,19 +65,20 @@ async def start(program: Program, place: Place, address: str, key: str, task: Ta
         http.headers["authorization"] = f"Bearer {(await _post(http, '/api/v1/auths/signup', person))['token']}"
         tools = {"id": "files", "name": "files", "content": _TOOLS, "meta": {"description": "Files", "manifest": {}}}
         await _post(http, "/api/v1/tools/create", tools)
-        return await _chat(http, task)
+        (model,) = [each["id"] for each in (await http.get("/api/models")).json()["data"] if each["id"].partition(":")[0] == MODEL]
+        return await _chat(http, task, model)
 
 
-async def _chat(http: httpx.AsyncClient, task: Task) -> str:
+async def _chat(http: httpx.AsyncClient, task: Task, model: str) -> str:
     asked, answered = str(uuid.uuid4()), str(uuid.uuid4())
     question = {"id": asked, "parentId": None, "childrenIds": [answered], "role": "user", "content": task.prompt}
-    answer = {"id": answered, "parentId": asked, "childrenIds": [], "role": "assistant", "content": "", "model": MODEL}
+    answer = {"id": answered, "parentId": asked, "childrenIds": [], "role": "assistant", "content": "", "model": model}
     history = {"messages": {asked: question, answered: answer}, "currentId": answered}
-    chat = await _post(http, "/api/v1/chats/new", {"chat": {"title": "New Chat", "models": [MODEL], "history": history}})
+    chat = await _post(http, "/api/v1/chats/new", {"chat": {"title": "New Chat", "models": [model], "history": history}})
     image = f"data:image/png;base64,{base64.b64encode(task.image.read_bytes()).decode()}"
     content = [{"type": "text", "text": task.prompt}, {"type": "image_url", "image_url": {"url": image}}]
     body = {
-        "model": MODEL,
+        "model": model,
         "stream": True,
         "messages": [{"role": "user", "content": content}],
         "tool_ids": ["files"],

@@ -8,15 +8,16 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from tests.agents import mesh_with_a_model, programs
+from tests.agents import mesh_with_a_model, open_webui, programs, scripted_model
 from tests.agents.mesh_with_a_model import ModelMesh
 from tests.agents.open_webui import OPEN_WEBUI
-from tests.agents.programs import OTHERS, PINNED, Installed, Program
+from tests.agents.programs import OTHERS, PINNED, Installed, Place, Program
 from tests.stacks import RunningStack
 
 Install = Callable[[Program], Awaitable[Installed]]
@@ -57,3 +58,16 @@ def install() -> Iterator[Install]:
 async def test_the_newest_version(mesh: ModelMesh, install: Install, tmp_path: Path, program: Program, fields: int) -> None:
     proxy = await mesh.try_program(program, await install(program), tmp_path, fields=fields)
     print(program.name, fields, proxy.describe(), file=sys.__stderr__)
+
+
+async def test_open_webui_uses_the_mesh_as_ollama(mesh: ModelMesh, install: Install, tmp_path: Path) -> None:
+    """By its Ollama connection, which only has an address."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    task, installed = mesh_with_a_model.new_task(work), await install(OPEN_WEBUI)
+    async with mesh.at_localhost() as address:
+        program = replace(OPEN_WEBUI, switches={**OPEN_WEBUI.switches, **open_webui.BY_OLLAMA, "OLLAMA_BASE_URL": address})
+        output = await open_webui.start(program, Place(installed.executables, home, work), address, "any", task)
+    assert task.program.read_text() == scripted_model.EDITED, output
+    assert scripted_model.report(images=1, results=2) in output, output

@@ -18,7 +18,6 @@ from tests.agents import mesh_with_a_model, programs, scripted_model
 from tests.agents.mesh_with_a_model import ModelMesh
 from tests.agents.programs import PINNED, VENDOR_MODELS, Installed, Place, Program
 from tests.stacks import RunningStack
-from tests.testnet import free_port
 
 HERE = Path(__file__).parent
 #: Kept between runs: the three programs are a gigabyte.
@@ -69,23 +68,16 @@ async def test_a_whole_task(mesh: ModelMesh, installed: Installed, tmp_path: Pat
     assert proxy.describe() == REQUESTS[program.name]
 
 
-async def test_codex_uses_the_mesh_as_ollama(stack: RunningStack, mesh: ModelMesh, installed: Installed, tmp_path: Path) -> None:
+async def test_codex_uses_the_mesh_as_ollama(mesh: ModelMesh, installed: Installed, tmp_path: Path) -> None:
     """`codex --oss` only knows the port of a local Ollama, where `aicli serve` is."""
-    home, work, port = tmp_path / "home", tmp_path / "work", free_port()
+    home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
     task = mesh_with_a_model.new_task(work)
-    serving = await stack.start_aicli("serve", "--port", str(port), AICLI_API_KEY=mesh.key)
-    try:
-        assert serving.stdout is not None
-        assert await serving.stdout.readline(), "aicli serve ended"
+    async with mesh.at_localhost() as address:
         flags = "--oss --local-provider ollama --skip-git-repo-check --dangerously-bypass-approvals-and-sandbox"
         command = f"codex exec {flags} -m {scripted_model.MODEL} {shlex.quote(task.prompt)}"
         # Its default is Ollama's port, which another program of this machine may have.
-        address = f"http://localhost:{port}/v1"
-        output = await programs.run(Place(installed.executables, home, work), command, CODEX_OSS_BASE_URL=address)
-    finally:
-        serving.terminate()
-        await serving.communicate()
+        output = await programs.run(Place(installed.executables, home, work), command, CODEX_OSS_BASE_URL=f"{address}/v1")
     assert task.program.read_text() == scripted_model.EDITED, output
     assert scripted_model.report(images=1, results=2) in output, output
