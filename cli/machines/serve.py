@@ -68,7 +68,7 @@ async def _serve(mesh: "MeshLink", sockets: "Sequence[socket.socket]") -> None:
 
     # It reports each answer that breaks off, and each was the client's or the mesh's doing.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    config = Config(Loopback(mesh), ws="none", lifespan="off", log_config=None, limit_concurrency=_MAX_CONNECTIONS)
+    config = Config(Loopback(mesh), ws="none", lifespan="off", log_config=None, proxy_headers=False, limit_concurrency=_MAX_CONNECTIONS)
     config.load()
     make = partial(LocalConnection, config, ServerState(), {})
     async with AsyncExitStack() as servers:
