@@ -296,14 +296,15 @@ async def _measure_localhost(rows: Rows, _shared: None, options: Options) -> Non
             rows.alone(f"  added by aicli serve, p{share}", local - direct, "ms", at_most=most_added)
         streams = tenants.chats(stack.keys, "echo", "tok " * LOCAL_WORDS, LOCAL_WORDS, stream=True)
         turns = {
-            "gateway": Turn(stack.port, streams, LOCAL_AT_ONCE),
+            "gateway": Turn(stack.port, streams, LOCAL_AT_ONCE, {"gateway": stack.pids["gateway"]}),
             "localhost": Turn(port, streams, LOCAL_AT_ONCE, {"serve": pid, "gateway": stack.pids["gateway"]}),
         }
         figures = await tenants.take_turns(turns, options)
     ours, direct_rates = figures["localhost"]["tokens"], figures["gateway"]["tokens"]
     rows.paired(f"{LOCAL_AT_ONCE} streams at localhost", ours, "tokens/s", "the gateway", direct_rates, at_least=0.8)
-    for name in ("serve", "gateway"):
-        rows.alone(f"  processor for one stream of {LOCAL_WORDS} tokens, {name}", statistics.median(figures["localhost"][name]), "µs")
+    claim, spent = f"  processor for one stream of {LOCAL_WORDS} tokens", {way: statistics.median(figures[way]["gateway"]) for way in turns}
+    rows.against(f"{claim}, gateway", spent["localhost"], "µs", "its own port", spent["gateway"])
+    rows.alone(f"{claim}, serve", statistics.median(figures["localhost"]["serve"]), "µs")
 
 
 #: Two public names for the same model.
