@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from services.inference import missing_libraries
@@ -48,9 +49,14 @@ def is_current(library: EngineLibrary) -> bool:
 
 def ensure() -> None:
     """Build the libraries in .venv that are not current. Raises SetupFailed and BuildFailed."""
-    missing = [library for library in LIBRARIES if not is_current(library)]
-    if not missing:
-        return
+    if missing := [library for library in LIBRARIES if not is_current(library)]:
+        build(missing, _engine_folder(), VENV)
+        for library in missing:
+            _stamp(library).write_text(_key(library), encoding="utf-8")
+
+
+def build(libraries: Iterable[EngineLibrary], engine: Path, into: Path) -> None:
+    """Build libraries for the engine in this folder. Raises SetupFailed and BuildFailed."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -59,11 +65,10 @@ def ensure() -> None:
         if not source.is_dir():
             with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as place:
                 engine_libraries.unpack(wheel.fetch_sdist(Path(place)), Path(place)).rename(source)
-        for library in missing:
+        for library in libraries:
             with setup_steps.progress(f"building {library.file.stem}, {library.purpose}"):
                 objects = library.compile(source, folder / library.name)
-                library.link(objects, source, _engine_folder(), VENV / library.file)
-            _stamp(library).write_text(_key(library), encoding="utf-8")
+                library.link(objects, source, engine, into / library.file)
 
 
 def _stamp(library: EngineLibrary) -> Path:

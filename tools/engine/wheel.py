@@ -19,6 +19,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from services.inference import numerics
@@ -27,6 +28,8 @@ from tools.packages import wheel_archive
 from tools.setup_steps import LOCKS, ROOT, SetupFailed
 
 ENGINE = "llama-cpp-python"
+#: The distribution of libaimesh_chat and libaimesh_images.
+ENGINE_LIBRARIES = "aimesh-engine-libraries"
 #: What it is made from, and words for pip.
 LOCK = LOCKS / "engine.lock"
 FROM_SDIST = ("--no-deps", "--require-hashes", "--no-binary", ENGINE, "-r", str(LOCK))
@@ -76,7 +79,7 @@ def ensure(machine: str = "", plug_in: str = "") -> Path:
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as temporary:
         place = Path(temporary)
         libraries = read_libraries(fetch_package(package, place))
-        made = make_plug_in(plug_in, libraries, place) if plug_in else make_wheel(fetch_sdist(place), libraries, place)
+        made = make_plug_in(plug_in, libraries, place) if plug_in else make_wheel(fetch_sdist(place), libraries, place, *npm_build())
         return made.replace(folder / made.name)
 
 
@@ -146,8 +149,14 @@ def with_one_name(library: bytes) -> bytes:
     return re.sub(rb"(?<=\0)lib(?:llama|ggml)\.v[0-9.]+\.so(?=\0)", lambda found: one_name(found[0]).ljust(len(found[0]), b"\0"), library)
 
 
-def make_wheel(sdist: Path, libraries: dict[str, bytes], into: Path) -> Path:
-    """Make the engine's wheel."""
+def npm_build() -> tuple[str, dict[str, str]]:
+    """Return the name of npm's libraries, and the group of each variant that has others in it."""
+    groups = {variant: group for group, variants in NUMERIC_GROUPS.items() for variant in variants}
+    return f"node-llama-cpp {locked(MACHINES['x86_64'])[0]}", groups
+
+
+def make_wheel(sdist: Path, libraries: dict[str, bytes], into: Path, build: str, groups: Mapping[str, str]) -> Path:
+    """Make the engine's wheel. ``build`` names the libraries; workers continue the answers of others only with the same."""
     version = engine_version()
     info = f"llama_cpp_python-{version}.dist-info"
     files = {f"{LIBRARIES}/{name}": with_one_name(body) for name, body in libraries.items()}
@@ -163,10 +172,8 @@ def make_wheel(sdist: Path, libraries: dict[str, bytes], into: Path) -> Path:
     if declaring.count(DECLARED) != 1:
         raise SetupFailed(f"llama-cpp-python {version} declares functions in another way; adapt DECLARED in tools/engine/wheel.py")
     files["llama_cpp/_ctypes_extensions.py"] = declaring.replace(DECLARED, RAISING).encode()
-    groups = {variant: group for group, variants in NUMERIC_GROUPS.items() for variant in variants}
-    build = f"node-llama-cpp {locked(MACHINES['x86_64'])[0]}"
     files[f"{LIBRARIES}/{numerics.BUILD_FILE}"] = json.dumps({"build": build, "numeric_groups": groups}, indent=1).encode()
-    return _write(files, info, into)
+    return write(files, info, into)
 
 
 def make_plug_in(name: str, libraries: dict[str, bytes], into: Path) -> Path:
@@ -177,10 +184,11 @@ def make_plug_in(name: str, libraries: dict[str, bytes], into: Path) -> Path:
     info = f"aimesh_engine_{name}-{version}.dist-info"
     facts = f"Metadata-Version: 2.1\nName: aimesh-engine-{name}\nVersion: {version}\nLicense: MIT\n"
     metadata = f"{facts}Requires-Dist: {ENGINE}=={version}\n"
-    return _write({f"{LIBRARIES}/{library}": libraries[library], f"{info}/METADATA": metadata.encode()}, info, into)
+    return write({f"{LIBRARIES}/{library}": libraries[library], f"{info}/METADATA": metadata.encode()}, info, into)
 
 
-def _write(files: dict[str, bytes], info: str, into: Path) -> Path:
+def write(files: dict[str, bytes], info: str, into: Path) -> Path:
+    """Write a wheel of libraries, whose tag says what they need."""
     libraries = [body for name, body in files.items() if name.endswith(".so")]
     tag = f"py3-none-manylinux_{'_'.join(map(str, newest_glibc(libraries)))}_{'aarch64' if libraries[0][18] == 183 else 'x86_64'}"
     files[f"{info}/WHEEL"] = f"Wheel-Version: 1.0\nGenerator: aimesh\nRoot-Is-Purelib: false\nTag: {tag}\n".encode()

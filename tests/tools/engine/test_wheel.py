@@ -59,7 +59,7 @@ def _made(folder: Path) -> Path:
     outer = "from typing import Any\n\ndef declare(lib, name):\n        if name:\n            if True:\n"
     declaring = f"{outer}{wheel.DECLARED}                return func\n"
     sdist = _sdist(folder, declaring)
-    return wheel.make_wheel(sdist, wheel.read_libraries(_package(folder, LIBRARIES)), folder)
+    return wheel.make_wheel(sdist, wheel.read_libraries(_package(folder, LIBRARIES)), folder, *wheel.npm_build())
 
 
 def test_wheel_has_the_python_of_the_sdist_and_each_library_once(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_function_that_the_libraries_lack_raises_by_name(tmp_path: Path) -> None
 
 def test_changed_sdist_is_refused_instead_of_left_unpatched(tmp_path: Path) -> None:
     with pytest.raises(SetupFailed, match="adapt DECLARED"):
-        wheel.make_wheel(_sdist(tmp_path, "func = lib[name]\n"), LIBRARIES, tmp_path)
+        wheel.make_wheel(_sdist(tmp_path, "func = lib[name]\n"), LIBRARIES, tmp_path, "", {})
 
 
 def test_plug_in_adds_one_library_to_the_folder_of_the_engine(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Make the engine's wheels of a release for this kind of machine, in the layout of tools/engine/wheel.py.
+
+    .venv/bin/python -m tools.engine.released --into FOLDER
+
+For x86-64, llama.cpp is compiled with all variants for processors, of which it loads the best one; ARM takes npm's. A second wheel has the
+libraries for chat templates and images, so that a worker needs no compiler. The plug-in for GPUs stays npm's: its shaders need a compiler
+that the systems with an old C library lack.
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from shared.telemetry.version import version
+from stack.servers import engine_libraries
+from stack.servers.engine_libraries import BuildFailed
+from tools import engine_libraries as built_libraries
+from tools.engine import compiled, wheel
+from tools.setup_steps import SetupFailed
+
+#: As npm's: no library has a version in its name, and none needs the compiler's for threads.
+CMAKE_ARGS = (
+    *("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"),
+    *("-DGGML_OPENMP=OFF", "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON"),
+)
+
+
+def read_libraries(built: str | Path) -> dict[str, bytes]:
+    """Return the libraries of an engine's wheel by name."""
+    with zipfile.ZipFile(built) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".so") and not wheel.LEFT_OUT.search(name)]
+        return {Path(name).name: archive.read(name) for name in names}
+
+
+def make_engine(libraries: dict[str, bytes], into: Path) -> Path:
+    # Another compiler may compute other bits, and which variants compute the same was only proved for npm's.
+    digest = hashlib.sha256(b"".join(body for _, body in sorted(libraries.items()))).hexdigest()[:12]
+    with tempfile.TemporaryDirectory() as place:
+        return wheel.make_wheel(wheel.fetch_sdist(Path(place)), libraries, into, f"aimesh {version()} {digest}", {})
+
+
+def make_libraries(engine: dict[str, bytes], into: Path) -> Path:
+    """Build the libraries for chat templates and images, for these libraries of the engine. Raises SetupFailed and BuildFailed."""
+    info = f"{wheel.ENGINE_LIBRARIES.replace('-', '_')}-{version()}"
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        for library, body in engine.items():
+            (place / library).write_bytes(body)
+        built_libraries.build(engine_libraries.LIBRARIES, place, place)
+        # pip puts them into the virtual environment's folder lib.
+        files = {f"{info}.data/data/{each.file}": (place / each.file).read_bytes() for each in engine_libraries.LIBRARIES}
+    facts = f"Metadata-Version: 2.1\nName: {wheel.ENGINE_LIBRARIES}\nVersion: {version()}\nLicense: MIT AND Apache-2.0\n"
+    files[f"{info}.dist-info/METADATA"] = f"{facts}Requires-Dist: {wheel.ENGINE}=={wheel.engine_version()}\n".encode()
+    return wheel.write(files, f"{info}.dist-info", into)
+
+
+def build(into: Path) -> None:
+    """Raises SetupFailed and BuildFailed."""
+    os.environ["CMAKE_ARGS"] = " ".join(CMAKE_ARGS)
+    if platform.machine() == "x86_64":
+        libraries = read_libraries(compiled.ensure("cpu"))
+        make_engine(libraries, into)
+    else:
+        # Variants of ARM need GCC 14, which the systems with an old C library lack.
+        libraries = read_libraries(shutil.copy(wheel.ensure(), into))
+    make_libraries(libraries, into)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--into", type=Path, required=True, help="folder of the wheels")
+    into = parser.parse_args().into.absolute()
+    into.mkdir(parents=True, exist_ok=True)
+    try:
+        build(into)
+    except (SetupFailed, BuildFailed, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
