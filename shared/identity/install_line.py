@@ -18,12 +18,12 @@ PublicKeyPin = Annotated[
 ]
 
 
-def make(address: str, *, pin: str | None = None, ticket: str | None = None) -> str:
-    """Return the line for the mesh at this address, such as https://ai.example.org.
+def make(address: str, *, pin: str | None = None, ticket: str | None = None, redirects: bool = False) -> str:
+    """Return the line for the mesh at this address, such as https://ai.example.org, or for a release, whose files are behind redirects.
 
     ``pin`` is for a certificate that no public authority signed: base64 of the SHA-256 of its key. ``ticket`` makes the machine a worker.
     """
     # With -k, curl accepts any certificate, and --pinnedpubkey only the one with this key.
-    trust = "-fsS" if pin is None else f"-fsSk --pinnedpubkey sha256//{pin}"
+    trust = ("-fsSL" if redirects else "-fsS") if pin is None else f"-fsSk --pinnedpubkey sha256//{pin}"
     arguments = "" if ticket is None else f" -s -- {shlex.quote(ticket)}"
     return f"curl {trust} {address.rstrip('/')}/install.sh | sh{arguments}"

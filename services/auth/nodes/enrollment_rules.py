@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from services.auth import name_rules
 from shared import addresses, errors
 from shared.api.membership import CreateTicket, Member, MemberState, TicketRow, TicketState
-from shared.identity import certificates, node_keys
+from shared.identity import certificates, install_line, node_keys
 from shared.identity.certificates import MAX_LABELS, Subject
 from shared.types import NodeId, Role, UserId
 
@@ -212,6 +212,29 @@ def find_install_needs(page: str, *, elsewhere: bool) -> str:
         return ""
     way_out = "a public name" if elsewhere else "this machine's address in your network, for example with make up LAN=1"
     return f"the other machine cannot open {page}: set PUBLIC_URL to {way_out}"
+
+
+@dataclass(frozen=True, slots=True)
+class InstallLine:
+    """How another machine installs aimesh and joins."""
+
+    #: Empty if there is no line that would work.
+    line: str
+    #: Why not, and what to do.
+    needs: str
+
+
+def plan_install(page: str, pin: str | None, release: str, ticket: str, *, elsewhere: bool, is_reached: bool) -> InstallLine:
+    """Choose where a machine installs from: the mesh, or elsewhere the release that the mesh runs, if there is one.
+
+    ``is_reached``: whether the machine can join with the ticket alone.
+    """
+    needs = find_install_needs(page, elsewhere=elsewhere)
+    if not needs:
+        return InstallLine(install_line.make(page, pin=pin, ticket=ticket), "")
+    if elsewhere and release and is_reached:
+        return InstallLine(install_line.make(release, ticket=ticket, redirects=True), "")
+    return InstallLine("", needs)
 
 
 def _is_out_of_reach(host: str, *, elsewhere: bool) -> bool:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from services.auth import audit_records, roles
 from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.nodes import enrollment_rules
-from services.auth.nodes.enrollment_rules import KnownNode, KnownTicket
+from services.auth.nodes.enrollment_rules import InstallLine, KnownNode, KnownTicket
 from services.auth.nodes.mesh_ca import MeshCa
 from services.auth.nodes.nats_logins import NatsLogins
 from services.auth.nodes.node_store import NodeStore
@@ -15,11 +15,11 @@ from shared.api import membership
 from shared.api.auth import Principal
 from shared.api.membership import Member, Membership, MemberState, TicketRow
 from shared.api.method import Nothing
-from shared.identity import install_line, tickets
+from shared.identity import tickets
 from shared.identity.certificates import Subject
 from shared.identity.tickets import Ticket
 from shared.rpc import RpcCall, serves
-from shared.telemetry import logs
+from shared.telemetry import logs, version
 from shared.types import NodeId, Peer, Role, UserId
 
 _log = logs.get(part="auth")
@@ -190,15 +190,13 @@ class NodeAdminRpc(AuthHandlers):
             )
             await self._trail.add(transaction, act)
         _log.info("ticket created", ticket_id=known.id, role=known.role, uses=known.uses, by=str(caller.user_id))
-        text, page = tickets.render(ticket), self._settings.page("")
-        needs = enrollment_rules.find_install_needs(page, elsewhere=elsewhere) if known.role is Role.WORKER else ""
-        return membership.NewTicket(
-            text,
-            enrollment_rules.ticket_row(known, ca.now()),
-            () if ticket.nats else enrollment_rules.warnings(ticket.bootstrap, elsewhere=elsewhere),
-            install_line.make(page, pin=self._settings.public_key_pin, ticket=text) if known.role is Role.WORKER and not needs else "",
-            needs,
-        )
+        text, page, pin = tickets.render(ticket), self._settings.page(""), self._settings.public_key_pin
+        warnings = () if ticket.nats else enrollment_rules.warnings(ticket.bootstrap, elsewhere=elsewhere)
+        install = InstallLine("", "")
+        if known.role is Role.WORKER:
+            release = version.release_url()
+            install = enrollment_rules.plan_install(page, pin, release, text, elsewhere=elsewhere, is_reached=not warnings)
+        return membership.NewTicket(text, enrollment_rules.ticket_row(known, ca.now()), warnings, install.line, install.needs)
 
     @serves(membership.rotate_ticket)
     async def rotate_ticket(self, request: membership.RotateTicket, call: RpcCall) -> membership.NewTicket:

@@ -15,6 +15,7 @@ from shared.api.audit import AuditedAct
 from shared.api.auth import KeyKind
 from shared.api.membership import MemberState, TicketState
 from shared.identity import tickets
+from shared.telemetry import version
 from shared.types import Credential, Role, UserRole
 from tests.cases import case
 from tests.services.auth import by_hand
@@ -164,6 +165,29 @@ async def test_a_workers_ticket_comes_with_the_line_that_installs_or_with_what_i
         assert bool(made.install_needs) is bool(needs)
         client = await here.ticket(Role.CLIENT)
         assert (client.install, client.install_needs) == ("", "")
+
+
+RELEASE = "https://github.com/OWNER/aimesh/releases/download/v0.2.0"
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "bootstrap", "is_offered"),
+    [
+        pytest.param(True, "dht.example.org:49737", True, id="the DHT is public"),
+        pytest.param(True, "192.168.1.20:49737", False, id="the ticket alone does not find the mesh"),
+        pytest.param(False, "dht.example.org:49737", False, id="it can install from the mesh, with make up LAN=1"),
+    ],
+)
+async def test_a_machine_elsewhere_installs_from_the_release_that_the_mesh_runs(
+    ca_settings: AuthSettings, monkeypatch: pytest.MonkeyPatch, bootstrap: str, *, elsewhere: bool, is_offered: bool
+) -> None:
+    here = Surroundings()
+    settings = msgspec.structs.replace(ca_settings, public_url="http://127.0.0.1:3000", ticket_bootstrap=(bootstrap,))
+    monkeypatch.setattr(version, "release_url", lambda: RELEASE)
+    async with AuthService.open(settings, here.as_node()) as here.service:
+        made = await here.ticket(elsewhere=elsewhere)
+        line = f"curl -fsSL {RELEASE}/install.sh | sh -s -- {made.ticket}"
+        assert (made.install, bool(made.install_needs)) == (line if is_offered else "", not is_offered)
 
 
 async def test_the_line_pins_the_key_of_a_certificate_without_an_authority(ca_settings: AuthSettings) -> None:
