@@ -59,6 +59,7 @@ OTHER_VARIABLES = {
     "PYTEST_ADDOPTS",
 }
 OTHER_VARIABLES |= {"PUBLISH_ADDRESS", "MODELS_FOLDER", "GPU_MODELS", "BACKUP_FOLDER"}  # of compose.yaml
+OTHER_VARIABLES |= {"AIMESH_MESH"}  # of install.sh
 OTHER_VARIABLES |= {"PGHOST", "PGUSER", "PGPASSWORD"}  # of PostgreSQL's programs
 OTHER_VARIABLES |= {name for setup in agent_setups.load() for name in re.findall(r"\b([A-Z_]+)=", setup.commands)}  # of agents
 #: Series of prometheus_client's own process collector.

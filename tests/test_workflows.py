@@ -87,7 +87,7 @@ def test_every_make_target_exists() -> None:
 def test_every_path_and_module_exists() -> None:
     named = {match for command in commands() for match in PATH.findall(command)}
     named |= {path for file in (*WORKFLOWS, SETUP) for path in PATH.findall(file.read_text(encoding="utf-8"))}
-    named |= {f"{match.replace('.', '/')}.py" for command in commands() for match in re.findall(r"-m (tools\.\w+)", command)}
+    named |= {f"{match.replace('.', '/')}.py" for command in commands() for match in re.findall(r"-m (tools(?:\.\w+)+)", command)}
     assert "tests/sdk" in named
     assert [path for path in sorted(named) if not list(ROOT.glob(path.replace("@biomejs/cli-", "@biomejs/cli-*")))] == []
 

@@ -2,6 +2,7 @@
 # Installs the command aicli of aimesh from @BASE@ into your home folder, without root.
 # With a ticket (… | sh -s -- aip_join_…) this machine also becomes a worker of the mesh. To keep the ticket out of the list of processes:
 # … | AIMESH_TICKET=aip_join_… sh
+# With AIMESH_MESH=1, aicli connects from behind any NAT, without HTTPS, and the ticket is for a client: … | AIMESH_MESH=1 sh -s -- aip_join_…
 # All packages are checked against the hashes below. To remove everything: rm -r ~/.local/share/aimesh ~/.local/bin/aicli
 # A shell reads from { to } before it runs anything, so half a script does nothing.
 {
@@ -12,6 +13,7 @@ READY='@READY@'
 PIP='@PIP@'
 SHA256_pip='@PIP_SHA256@'
 SHA256_client='@CLIENT_SHA256@'
+SHA256_mesh='@MESH_SHA256@'
 SHA256_worker='@WORKER_SHA256@'
 SHA256_vulkan='@VULKAN_SHA256@'
 CA='@CA@'
@@ -54,7 +56,7 @@ find_glibc() {
 }
 
 # ask CURL_ARGUMENTS…
-ask() { curl -fsS --connect-timeout 10 --retry 3 ${CA:+--cacert "$work/mesh.pem"} "$@" </dev/null; }
+ask() { curl -fsSL --connect-timeout 10 --retry 3 ${CA:+--cacert "$work/mesh.pem"} "$@" </dev/null; }
 
 # fetch NAME SHA256: into $work
 fetch() {
@@ -138,9 +140,18 @@ main() {
     trap 'stop "it was interrupted; run the same line again"' HUP INT TERM
     mkdir -p "$home" "$HOME/.local/bin" || stop "these folders are needed"
     wait_for_turn
-    role=client needed=120
-    # An update keeps the role.
-    case "$ticket $(readlink "$home/current" || :)" in aip_join_* | @* | *\/app-worker-*) role=worker needed=900 ;; esac
+    # An update keeps the role. A worker has what a client behind a NAT needs.
+    case "$(readlink "$home/current" || :)" in
+    */app-worker-*) role=worker ;;
+    */app-mesh-*) role=mesh ;;
+    *) role=client ;;
+    esac
+    if [ -n "${AIMESH_MESH:-}" ]; then
+        [ "$role" = worker ] || role=mesh
+    elif [ -n "$ticket" ]; then
+        role=worker
+    fi
+    case "$role" in client) needed=120 ;; mesh) needed=300 ;; *) needed=900 ;; esac
     machine=$(uname -sm | tr 'A-Z ' 'a-z-')
     case "$machine" in linux-x86_64 | linux-aarch64) ;;
     darwin-*) [ "$role" = client ] || stop "on macOS, a worker needs a checkout of aimesh: make worker-metal; aicli worker --join TICKET" ;;
@@ -148,7 +159,7 @@ main() {
     esac
     case "$machine" in linux-*)
         glibc=$(find_glibc)
-        [ "$role" = client ] || [ "${glibc:-0}" -ge 234 ] ||
+        [ "$role" != worker ] || [ "${glibc:-0}" -ge 234 ] ||
             stop "the engine needs glibc 2.34 or later, and here is ${glibc:-none}: use Debian 12, Ubuntu 22.04 or later"
         ;;
     esac
@@ -157,7 +168,12 @@ main() {
     install_packages
     case ":$PATH:" in *":$HOME/.local/bin:"*) ;; *) echo "Add it to your PATH: export PATH=\"\$HOME/.local/bin:\$PATH\"" >&2 ;; esac
     if [ -z "$ticket" ]; then
-        [ "$role" = worker ] || [ -z "$MESH" ] || [ -n "$before" ] || echo "Next: aicli login $MESH${CA:+ --ca-file $home/mesh.pem}" >&2
+        [ "$role" != client ] || [ -z "$MESH" ] || [ -n "$before" ] || echo "Next: aicli login $MESH${CA:+ --ca-file $home/mesh.pem}" >&2
+        return
+    fi
+    if [ -n "${AIMESH_MESH:-}" ]; then
+        case "$ticket" in @*) "$HOME/.local/bin/aicli" mesh connect "$ticket" </dev/null ;;
+        *) echo "$ticket" | "$HOME/.local/bin/aicli" mesh connect - ;; esac
         return
     fi
     case "$ticket" in @*) "$HOME/.local/bin/aicli" worker --join "$ticket" --no-serve </dev/null ;;

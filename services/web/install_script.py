@@ -10,7 +10,7 @@ import msgspec
 #: What `tools.packages.install_index` writes last into the folder of an index.
 INDEX_FILE = "index.json"
 #: Of packages: for each role, and the plug-in for GPUs.
-LISTS = ("client", "worker", "vulkan")
+LISTS = ("client", "mesh", "worker", "vulkan")
 _TEMPLATE = Path(__file__).parent / "install.sh"
 _NOT_READY = """\
 #!/bin/sh

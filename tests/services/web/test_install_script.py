@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from services.web import install_script
@@ -49,9 +50,9 @@ class Machine:
         file.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
         file.chmod(0o755)
 
-    def run(self, script: str, *arguments: str) -> tuple[int, str]:
+    def run(self, script: str, *arguments: str, **variables: str) -> tuple[int, str]:
         """Return the status, and what it printed."""
-        environment = {"PATH": str(self.programs), "HOME": str(self.home)}
+        environment = {"PATH": str(self.programs), "HOME": str(self.home), **variables}
         shell = (str(self.programs / "sh"), "-s", "--", *arguments)
         done = subprocess.run(shell, input=script, env=environment, capture_output=True, text=True, check=False, timeout=60)
         return done.returncode, done.stdout + done.stderr
@@ -110,6 +111,30 @@ def test_a_script_that_is_cut_off_anywhere_runs_nothing(machine: Machine) -> Non
         machine.run(script[:end])
         assert not witness.exists(), script[:end][-80:]
         assert not list(machine.home.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("installed", "ticket", "variables", "role"),
+    [
+        ("", "", {}, "client"),
+        ("", TICKET, {}, "worker"),
+        ("", TICKET, {"AIMESH_MESH": "1"}, "mesh"),
+        ("mesh", "", {}, "mesh"),
+        ("mesh", TICKET, {}, "worker"),
+        ("worker", "", {}, "worker"),
+        ("worker", TICKET, {"AIMESH_MESH": "1"}, "worker"),
+    ],
+)
+def test_the_ticket_the_setting_and_what_is_installed_decide_the_packages(
+    machine: Machine, installed: str, ticket: str, variables: dict[str, str], role: str
+) -> None:
+    home = machine.home / ".local" / "share" / "aimesh"
+    home.mkdir(parents=True)
+    if installed:
+        (home / "current").symlink_to(home / f"app-{installed}-111111111111-3.11")
+    index = msgspec.structs.replace(INDEX, ready=("none",))
+    status, said = machine.run(install_script.render(index, MESH), *filter(None, [ticket]), **variables)
+    assert (status, f"--target {role}-linux-x86_64-3.11" in said) == (1, True), said
 
 
 def test_a_mesh_that_still_fetches_its_packages_says_so(machine: Machine) -> None:

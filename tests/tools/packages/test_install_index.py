@@ -86,6 +86,6 @@ def test_a_target_that_two_roles_make_ready_is_named_once(monkeypatch: pytest.Mo
     folder.fetch(Target.parse("worker-linux-x86_64-3.11"))
     folder.publish()
     assert makers.published == 2
-    assert '"ready":["client-linux-x86_64-3.11","worker-linux-x86_64-3.11"]' in (tmp_path / install_index.INDEX_FILE).read_text(
-        encoding="utf-8"
-    )
+    assert '"ready":["client-linux-x86_64-3.11","mesh-linux-x86_64-3.11","worker-linux-x86_64-3.11"]' in (
+        tmp_path / install_index.INDEX_FILE
+    ).read_text(encoding="utf-8")
