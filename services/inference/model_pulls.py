@@ -91,7 +91,7 @@ class ModelPulls:
 
                 await report(PullProgress("", 0))
                 try:
-                    pulled = await self._pull(PullModel(source), report)
+                    pulled = await self._pull(PullModel(source), report, by_settings=True)
                 except errors.Draining:
                     return
                 except errors.AimeshError as error:
@@ -112,9 +112,11 @@ class ModelPulls:
         folder = self._settings.models_dir
         return "run `aicli models pull`" + ("" if folder is None else f", or put a .gguf file into {folder}")
 
-    async def _pull(self, request: PullModel, report: Callable[[PullProgress], Awaitable[None]]) -> PulledModel:
+    async def _pull(
+        self, request: PullModel, report: Callable[[PullProgress], Awaitable[None]], *, by_settings: bool = False
+    ) -> PulledModel:
         """Raises Draining, and what the program reports."""
-        async with self._program(request) as program:
+        async with self._program(request, by_settings=by_settings) as program:
             result = await self._follow(program, report)
         if result is None:
             raise errors.Internal(f"the program that changes the store ended with status {program.returncode}")
@@ -147,7 +149,7 @@ class ModelPulls:
         return last.result
 
     @asynccontextmanager
-    async def _program(self, request: PullModel) -> AsyncIterator[asyncio.subprocess.Process]:
+    async def _program(self, request: PullModel, *, by_settings: bool) -> AsyncIterator[asyncio.subprocess.Process]:
         settings, pipe = self._settings, asyncio.subprocess.PIPE
         order = StoreRequest(
             command="pull",
@@ -157,6 +159,7 @@ class ModelPulls:
             name=request.name,
             insecure=request.insecure,
             sources=settings.model_sources,
+            by_settings=by_settings,
             parent=os.getpid(),
         )
         program = await asyncio.create_subprocess_exec(

@@ -392,6 +392,8 @@ class StoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     insecure: bool = False
     token_file: str | None = None
     sources: ModelSources = ModelSources()
+    #: MODELS_PULL names the source; no person asked for it.
+    by_settings: bool = False
     #: A process; the program ends with it.
     parent: int | None = None
 
@@ -410,6 +412,8 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     parts: int = 1
     #: The SHA-256 of its file for images; empty without one.
     projector: str = ""
+    #: What MODELS_PULL called it, in all workers of the store. They serve it as long as they call it so; empty: people pulled or added it.
+    pulled_as: tuple[str, ...] = ()
 
 
 class StoreResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -90,7 +90,7 @@ async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Call
 
     def read_later() -> tuple[CatalogEntry, ...]:
         put = () if settings.models_dir is None else model_discovery.find_later(settings.models_dir, catalog.entries, defaults)
-        return (*model_discovery.in_store(store, defaults), *put)
+        return (*model_discovery.in_store(store, defaults, settings.models_pull), *put)
 
     opened_llama = llama.opened(catalog, load, settings.queue, budget, watcher, programs=programs, digests_file=digests_file)
     async with opened_llama as backend, lifecycle.background() as tasks:

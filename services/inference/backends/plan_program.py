@@ -45,7 +45,7 @@ def _find(settings: InferenceSettings, model: str) -> tuple[CatalogEntry, list[C
     defaults = settings.model_defaults()
     pulls = bool(settings.models_pull)
     known = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, defaults, pulls=pulls).entries
-    known += model_discovery.in_store(ModelStore(settings.store_path), defaults)
+    known += model_discovery.in_store(ModelStore(settings.store_path), defaults, settings.models_pull)
     for entry in known:
         if model in entry.names:
             return entry, [other for other in known if other is not entry]

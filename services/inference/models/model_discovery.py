@@ -10,7 +10,7 @@ from pathlib import Path
 from services.inference.models import catalog, model_files
 from services.inference.models.catalog import MAX_CHARACTERS, Catalog, CatalogEntry, CatalogReading, Defaults
 from services.inference.models.model_store import ModelStore
-from shared import errors, model_folder
+from shared import errors, model_folder, model_sources
 from shared.types import ModelName
 
 #: Installed only for its GGUF file; its code is never imported, because it needs the package `llm`.
@@ -83,11 +83,13 @@ def _default(defaults: Defaults) -> tuple[CatalogEntry, ...]:
     return (defaults.entry(name=model_folder.PACKAGED_MODEL, file=packaged(), preload=True, **sampling),)
 
 
-def in_store(store: ModelStore, defaults: Defaults) -> tuple[CatalogEntry, ...]:
-    """Return the models that people pulled or added. Blocks."""
+def in_store(store: ModelStore, defaults: Defaults, pulls: Iterable[str] = ()) -> tuple[CatalogEntry, ...]:
+    """Return the models that people pulled or added, and those that ``pulls`` (MODELS_PULL) names now. Blocks."""
+    named = set(map(model_sources.redact, pulls))
     return tuple(
         defaults.entry(name=model.name, file=store.file(model), projector=store.projector(model), projector_is_optional=True)
         for model in store.models()
+        if not model.pulled_as or named & set(model.pulled_as)
     )
 
 

@@ -155,10 +155,16 @@ class ModelStore:
             for projector in projectors:
                 projector.replace(self.blob(model.projector))
             _sync(self._blobs)
-            private_file.replace(self._reference(model.name), msgspec.json.encode(model), synced=True)
-            _sync(self._names)
+            self._write(model)
             if before is not None:
                 self._drop_unnamed(_digests(before))
+
+    def update(self, model: StoredModel) -> None:
+        """Replace the reference of a stored model, if it is still the same one."""
+        with _locked(self._root / "lock"):
+            known = self.find(model.name)
+            if known is not None and known != model and _digests(known) == _digests(model):
+                self._write(model)
 
     def remove(self, name: str) -> tuple[StoredModel, int]:
         """Remove a name, and its blob if no other name refers to it. Returns the bytes freed; raises NotFound."""
@@ -188,6 +194,10 @@ class ModelStore:
             return None
         is_sound = _NAME.fullmatch(model.name) and all(map(_DIGEST.fullmatch, _digests(model))) and self._reference(model.name) == file
         return model if is_sound else None
+
+    def _write(self, model: StoredModel) -> None:
+        private_file.replace(self._reference(model.name), msgspec.json.encode(model), synced=True)
+        _sync(self._names)
 
     def _reference(self, name: str) -> Path:
         return self._names / f"{urllib.parse.quote(name[:200], safe=':@+')}.json"

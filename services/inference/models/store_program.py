@@ -38,6 +38,8 @@ _MAX_TOKEN_CHARACTERS = 16 * 1024
 _TOKEN = re.compile("[A-Za-z0-9._~+/-]+=*")
 #: A user and a password.
 _PASSWORD = re.compile("[^\\s:]+:[\x21-\x7e]+")
+#: Of workers that share a store and call one model differently.
+_MAX_SOURCES = 16
 #: Between two updates of the progress.
 _SHOW_SECONDS = 0.2
 
@@ -66,6 +68,7 @@ class _Pull:
         self._store = store
         self._show = _ProgressLines()
         self._began = datetime.now(UTC)
+        self._source = request.target if request.command == "add" else model_sources.redact(request.target)
 
     def run(self) -> StoreResult:
         plans = 0
@@ -91,21 +94,36 @@ class _Pull:
         is_same = known is not None and all(wanted) and (known.digest, known.projector) == _joined(wanted, parts)
         # Another process may just have pulled it.
         if known is not None and known.source_key == key and (is_same or known.stored_at >= self._began):
-            return StoreResult(models=(known,), unchanged=True)
+            self._store.update(model := msgspec.structs.replace(known, pulled_as=self._pulled_as(known, key)))
+            return StoreResult(models=(model,), unchanged=True)
         total, done, digests = sum(file.size or 0 for file in files), 0, []
         self._store.check_room(total - sum(each.stat().st_size for each in partials if each.exists()))
         for file, each in zip(files, partials, strict=True):
             digest, size = download.fetch(file, each, self._store.check_room, self._show.behind(done, total))
             done += size
             digests.append(digest)
-        target, now = self._request.target, datetime.now(UTC)
-        source = target if self._request.command == "add" else model_sources.redact(target)
         digest, projector = _joined(digests, parts)
         model = StoredModel(
-            name=name, digest=digest, size=done, source=source, stored_at=now, source_key=key, parts=parts, projector=projector
+            name=name,
+            digest=digest,
+            size=done,
+            source=self._source,
+            stored_at=datetime.now(UTC),
+            source_key=key,
+            parts=parts,
+            projector=projector,
+            pulled_as=self._pulled_as(known, key),
         )
         self._store.commit(partials, model)
         return StoreResult(models=(model,))
+
+    def _pulled_as(self, known: StoredModel | None, key: str) -> tuple[str, ...]:
+        """Return what MODELS_PULL calls the model, unless a person asked for it, now or before."""
+        if not self._request.by_settings:
+            return ()
+        if known is None or (self._source != known.source and key != known.source_key):
+            return (self._source,)
+        return known.pulled_as and tuple(dict.fromkeys((*known.pulled_as, self._source)))[-_MAX_SOURCES:]
 
 
 def _join(digests: list[str]) -> str:

@@ -149,6 +149,20 @@ async def test_a_restarted_worker_resumes_its_pull_and_then_serves_without_the_s
         assert await answers(service, model.name)
 
 
+async def test_a_worker_whose_models_pull_changed_serves_only_the_new_model(node: Node, hub: FakeHub, tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        hub.add_repository(f"org/{name}", {f"{name}-Q4_1.gguf": installed().read_bytes()})
+    given = {"hub_url": hub.url, "model_store": tmp_path / "volume"}
+    async with started(node, tmp_path / "state", models_pull=("hf:org/old",), **given) as service:
+        await ready(node, service)
+    hub.statuses["/api/models/org/new"] = [404]
+    changed = Node()
+    async with started(changed, tmp_path / "state", models_pull=("hf:org/new",), **given) as service:
+        await ready(changed, service)
+    assert [offer.name for offer in changed.offers[-1].models] == ["new-Q4_1"]
+    assert "old-Q4_1" not in {offer.name for offers in changed.offers for offer in offers.models}
+
+
 async def test_two_workers_with_one_store_download_a_model_once(tmp_path: Path) -> None:
     nodes = (Node(), Node())
     with ranged_server.serving(ranged_server.model_bytes(3_000_000), pause_at=1_000_000) as server:

@@ -525,3 +525,45 @@ def test_interrupted_pull_is_not_running(store: ModelStore, hub: FakeHub) -> Non
     assert store.pulls() == ()
     store.prune()
     assert list((store._root / "partial").iterdir()) == []
+
+
+def served(store: ModelStore, *pulls: str) -> list[str]:
+    return [entry.name for entry in model_discovery.in_store(store, Defaults(), pulls)]
+
+
+def test_a_worker_serves_what_its_settings_pulled_only_while_they_name_it(store: ModelStore, hub: FakeHub) -> None:
+    hub.add_repository("org/old", {"old-Q8_0.gguf": BODY})
+    hub.add_repository("org/new", {"new-Q8_0.gguf": OTHER})
+    run(store, hub, "hf:org/old", by_settings=True)
+    assert served(store, "hf:org/old") == ["old-Q8_0"]
+    assert served(store, "hf:org/new") == [], "the pool's model has changed"
+    run(store, hub, "hf:org/new", by_settings=True)
+    assert served(store, "hf:org/new") == ["new-Q8_0"]
+    assert served(store) == []
+    # Workers may share the store, and call a model differently.
+    assert run(store, hub, "hf:org/old:Q8_0", by_settings=True).unchanged
+    assert served(store, "hf:org/old") == served(store, "hf:org/old:Q8_0") == ["old-Q8_0"]
+
+
+def test_a_model_that_a_person_pulled_is_served_whatever_the_settings_name(store: ModelStore, hub: FakeHub) -> None:
+    hub.add_repository("org/model", {"m-Q8_0.gguf": BODY})
+    run(store, hub, "hf:org/model", by_settings=True)
+    assert served(store) == []
+    assert run(store, hub, "hf:org/model").unchanged
+    assert served(store) == ["m-Q8_0"]
+    run(store, hub, "hf:org/model", by_settings=True)
+    assert served(store) == ["m-Q8_0"]
+    # The settings replace it by another model of that name.
+    hub.add_repository("org/other", {"m-Q8_0.gguf": OTHER})
+    run(store, hub, "hf:org/other", by_settings=True)
+    assert served(store, "hf:org/other") == ["m-Q8_0"]
+    assert served(store) == []
+
+
+def test_an_update_of_the_settings_model_is_still_theirs(store: ModelStore, hub: FakeHub) -> None:
+    hub.add_repository("org/model", {"m-Q8_0.gguf": BODY})
+    run(store, hub, "hf:org/model", by_settings=True)
+    hub.add_repository("org/model", {"m-Q8_0.gguf": OTHER})
+    assert not run(store, hub, "hf:org/model", by_settings=True).unchanged
+    assert served(store) == []
+    assert served(store, "hf:org/model") == ["m-Q8_0"]
