@@ -54,6 +54,7 @@ FOLDERS = {
     "tests/deploy/real": "containers",
     "tests/drill": "drill",
     "tests/full_stack": "stacks",
+    "tests/install": "install",
     "tests/nat": "nat",
     "tests/outages": "outages",
     "tests/rolling": "rolling",
