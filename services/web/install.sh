@@ -86,8 +86,10 @@ install_packages() {
     case " $READY " in
     '  ' | *" $role-$machine-$version "*) ;;
     *)
-        stop "the mesh has no packages for a $role on $machine with Python $version yet. On its machine, in the checkout: \
-.venv/bin/python -m tools.packages.install_index --target $role-$machine-$version"
+        # In a checkout, the mesh fetches them now. A worker has what the role mesh needs.
+        said=$(ask --max-time 30 "$BASE/want/$(echo "$role" | sed s/mesh/worker/)-$machine-$version" 2>/dev/null) ||
+            said="the mesh has no packages for a $role on $machine with Python $version; take another machine or version of Python"
+        stop "$said"
         ;;
     esac
     fetch "$role.txt" "$(eval "echo \$SHA256_$role")"

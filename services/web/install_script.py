@@ -11,6 +11,19 @@ import msgspec
 INDEX_FILE = "index.json"
 #: Of packages: for each role, and the plug-in for GPUs.
 LISTS = ("client", "mesh", "worker", "vulkan")
+_PYTHONS = ("3.11", "3.13", "3.12", "3.14")
+
+
+def _targets(*machines: str) -> tuple[str, ...]:
+    return tuple(f"{machine}-{python}" for machine in machines for python in _PYTHONS)
+
+
+#: The kinds of machines that an index has packages for, the most usual first: role, system and machine as `uname -sm` names them, Python.
+DEFAULT_TARGETS = _targets(
+    "client-linux-x86_64", "worker-linux-x86_64", "client-darwin-arm64", "client-darwin-x86_64", "client-windows-amd64"
+)
+#: With those that are fetched when such a machine asks.
+TARGETS = (*DEFAULT_TARGETS, *_targets("client-linux-aarch64", "worker-linux-aarch64"))
 _TEMPLATE = Path(__file__).parent / "install.sh"
 _NOT_READY = """\
 #!/bin/sh

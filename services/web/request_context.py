@@ -21,6 +21,7 @@ from services.web.alert_banner import AlertPoller
 from services.web.http import forms, json_errors
 from services.web.http.event_response import EventResponse
 from services.web.mesh_calls import MeshCalls
+from services.web.package_fetcher import PackageFetcher
 from services.web.page_access import PageAudience
 from services.web.settings import WebSettings
 from shared import addresses, errors
@@ -108,6 +109,7 @@ class App:
     runbooks: Mapping[str, str] = field(default_factory=runbooks.load)
     agent_setups: tuple[AgentSetup, ...] = field(default_factory=agent_setups.load)
     alert_poller: AlertPoller = field(default_factory=lambda: AlertPoller(time.monotonic))
+    package_fetcher: PackageFetcher = field(default_factory=PackageFetcher)
     #: Limits concurrent registrations and sign-ins, so that a burst of them does not slow other requests.
     passwords: AdmissionSemaphore = field(
         default_factory=lambda: AdmissionSemaphore(8, of_one=4, seconds=20, refusal="too many users are signing in; try again in a moment")

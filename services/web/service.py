@@ -45,6 +45,7 @@ class WebService:
         )
         async with opening as gateway, background() as tasks:
             tasks.create_task(app.alert_poller.run(node.rpc))
+            tasks.create_task(app.package_fetcher.run(settings.package_index))
             yield cls(node, application.build(app), gateway, always_over_tls=settings.public_url.startswith("https://"))
 
     async def checks(self) -> tuple[Check, ...]:

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
+from services.web import install_script
 from shared import client_address, node
 from shared.config import Port, Variable
 from shared.identity import install_line
@@ -48,6 +49,10 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Variable("INSTALL_FOLDER", "the package index that web serves at /install; by default `install` in the folder of its Python"),
     ] = None
     password_min_length: Annotated[int, Variable("PASSWORD_MIN_LENGTH", "the minimum length of passwords")] = 8
+
+    @property
+    def package_index(self) -> Path:
+        return self.install_folder or install_script.default_folder()
 
     @property
     def certificate_to_trust(self) -> Path | None:

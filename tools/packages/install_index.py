@@ -32,17 +32,6 @@ from tools.packages import role_packages
 from tools.packages.role_packages import Wheel, replace_text
 from tools.setup_steps import SetupFailed
 
-PYTHONS = ("3.11", "3.13", "3.12", "3.14")
-#: What is there without anyone asking, the most usual first: role, system and machine.
-DEFAULT = (
-    ("client", "linux", "x86_64"),
-    ("worker", "linux", "x86_64"),
-    ("client", "darwin", "arm64"),
-    ("client", "darwin", "x86_64"),
-    ("client", "windows", "amd64"),
-)
-#: A role, a machine as `uname -sm` names it, and a version of Python.
-_TARGET = re.compile(r"(client|mesh|worker)-(linux|darwin|windows)-(x86_64|aarch64|arm64|amd64)-(3\.\d{1,2})")
 _MACOS = [f"macosx_{major}_0" for major in range(15, 10, -1)]
 _TAGS = {"linux": role_packages.GLIBC, "darwin": [*_MACOS, "macosx_10_12", "macosx_10_9"], "windows": ["win"]}
 #: (sys_platform, platform_system, os_name) of markers.
@@ -63,10 +52,9 @@ class Target:
     @classmethod
     def parse(cls, text: str) -> "Target":
         """Raises ValueError."""
-        found = _TARGET.fullmatch(text)
-        if found is None:
+        if text not in install_script.TARGETS:
             raise ValueError(f"{text} is no target, such as worker-linux-aarch64-3.11")
-        return cls(*found.groups())
+        return cls(*text.split("-"))
 
     def __str__(self) -> str:
         return f"{self.role}-{self.system}-{self.machine}-{self.python}"
@@ -91,10 +79,6 @@ class Target:
         found = ((pin, role_packages.requirement(pin).marker) for pin in role_packages.pins(self.role))
         needed = (role_packages.text_of(pin) for pin, marker in found if marker is None or marker.evaluate(self.environment))
         return "".join(re.sub(r" ;.*(?= \\\n)", "", text, count=1) for text in needed)
-
-
-def default_targets() -> list[Target]:
-    return [Target(role, system, machine, python) for role, system, machine in DEFAULT for python in PYTHONS]
 
 
 class IndexFolder:
@@ -248,7 +232,7 @@ def main() -> int:
         subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603 - our own command
         return 0
     try:
-        fill(arguments.into.absolute(), arguments.targets or default_targets())
+        fill(arguments.into.absolute(), arguments.targets or map(Target.parse, install_script.DEFAULT_TARGETS))
     except (SetupFailed, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -15,7 +15,6 @@ from litestar.response import Stream
 from services.web import install_script
 from services.web.install_script import PackageIndex
 from services.web.request_context import PageRequest
-from services.web.settings import WebSettings
 from shared import errors
 
 #: One part of a path: no hidden file, no parent folder.
@@ -27,10 +26,19 @@ _MAX_INDEX_BYTES = 1024 * 1024
 @get("/install.sh")
 async def script(page_request: NamedDependency[PageRequest]) -> Response[str]:
     settings = page_request.app.settings
-    index = await asyncio.to_thread(_read_index, _folder(settings))
+    index = await asyncio.to_thread(_read_index, settings.package_index)
     ca = "" if settings.certificate_to_trust is None else await asyncio.to_thread(settings.certificate_to_trust.read_text, "ascii")
     text = install_script.render(index, page_request.address, ca=ca)
     return Response(text, media_type=MediaType.TEXT)
+
+
+@get("/install/want/{target:str}", media_type=MediaType.TEXT)
+async def want(page_request: NamedDependency[PageRequest], target: FromPath[str]) -> str:
+    """Fetch packages for a kind of machine, and say so."""
+    said = page_request.app.package_fetcher.want(target)
+    if said is None:
+        raise errors.NotFound("this mesh cannot fetch packages for such a machine")
+    return said
 
 
 @get("/install/{path:path}")
@@ -41,14 +49,10 @@ async def package(page_request: NamedDependency[PageRequest], path: FromPath[str
         parts.append("index.html")
     if not all(map(_PART.fullmatch, parts)):
         raise errors.NotFound("file not found")
-    file = _folder(page_request.app.settings).joinpath(*parts)
+    file = page_request.app.settings.package_index.joinpath(*parts)
     size = await asyncio.to_thread(_size_of, file)
     kind = MediaType.HTML if file.suffix == ".html" else "application/octet-stream"
     return Stream(_pieces(file, size), media_type=kind, status_code=HTTPStatus.OK, headers={"Content-Length": str(size)})
-
-
-def _folder(settings: WebSettings) -> Path:
-    return settings.install_folder or install_script.default_folder()
 
 
 def _read_index(folder: Path) -> PackageIndex | None:

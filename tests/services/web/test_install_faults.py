@@ -81,7 +81,7 @@ class Mesh:
         sha256 = hashlib.sha256(body).hexdigest()
         page = f'<!DOCTYPE html>\n<a href="/install/files/{name}#sha256={sha256}">{name}</a>\n'
         needs = f"{PROJECT}=={version} --hash=sha256:{sha256}\n"
-        texts = {"client.txt": needs, "worker.txt": needs, "vulkan.txt": "", f"simple/{PROJECT.replace('_', '-')}/": page}
+        texts = {**{f"{each}.txt": needs for each in LISTS}, "vulkan.txt": "", f"simple/{PROJECT.replace('_', '-')}/": page}
         self.files = {**{each: text.encode() for each, text in texts.items()}, f"files/{name}": body, PIP: pip_wheel()}
         hashes = {each: hashlib.sha256(self.files[each]).hexdigest() for each in (PIP, *(f"{each}.txt" for each in LISTS))}
         self.script = install_script.render(PackageIndex(pip=PIP, sha256=hashes, ready=()), self.url)

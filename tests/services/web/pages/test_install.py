@@ -1,17 +1,23 @@
 """install.sh and the package index behind it."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+import psutil
 import pytest
 from litestar.types import ASGIApp, Message
 
+from services.web import package_fetcher, request_context
 from services.web.http import passthrough
 from services.web.install_script import INDEX_FILE, LISTS, PackageIndex
+from services.web.package_fetcher import FAILED, FETCHING, PackageFetcher
 from services.web.settings import WebSettings
+from shared.node.lifecycle import background
 from tests.services.web.browser import Browser
+from tests.stacks import until
 from tests.stopwatch import HANG_SECONDS
 
 PIP = "pip-1-py3-none-any.whl"
@@ -86,3 +92,108 @@ async def test_a_client_that_stops_reading_a_package_is_cut_off(app: ASGIApp, fo
     async with asyncio.timeout(HANG_SECONDS):
         await app(cast("Any", scope), receive, cast("Any", send))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+
+
+#: Stands in for `tools.packages.install_index`: writes when it starts and ends, and waits for the file "continue".
+MAKER = """
+import sys, time
+from pathlib import Path
+
+def say(what):
+    with open("said", "a") as file:
+        file.write(f"{what} {sys.argv[-1]}\\n")
+
+say("start")
+while not Path("continue").exists():
+    time.sleep(0.01)
+say("end")
+sys.exit("3.12" in sys.argv[-1])
+"""
+MACHINES = ("worker-linux-aarch64-3.11", "client-linux-aarch64-3.13")
+
+
+@pytest.fixture
+def site(site: request_context.App, tmp_path: Path) -> request_context.App:
+    return replace(site, package_fetcher=PackageFetcher(tmp_path / "checkout"))
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Make the folder a checkout, with the stand-in."""
+    maker = tmp_path / "checkout" / "tools" / "packages" / "install_index.py"
+    maker.parent.mkdir(parents=True)
+    maker.write_text(MAKER, encoding="utf-8")
+    # Otherwise our own packages of these names would be found first.
+    for package in (maker.parent, maker.parent.parent):
+        (package / "__init__.py").touch()
+    return tmp_path / "checkout"
+
+
+def said(checkout: Path) -> list[str]:
+    file = checkout / "said"
+    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+
+
+async def wait_for(checkout: Path, lines: int) -> list[str]:
+    async def are_there() -> bool:
+        return len(said(checkout)) >= lines
+
+    await until(are_there, what=f"{lines} lines")
+    return said(checkout)
+
+
+async def test_packages_are_fetched_once_and_one_target_at_a_time(
+    browser: Browser, site: request_context.App, checkout: Path, folder: Path
+) -> None:
+    async with background() as tasks:
+        tasks.create_task(site.package_fetcher.run(folder))
+        for _ in range(3):
+            for machine in MACHINES:
+                answer = await browser.get(f"/install/want/{machine}")
+                assert (answer.status_code, answer.text) == (200, FETCHING)
+        assert await wait_for(checkout, 1) == [f"start {MACHINES[0]}"]
+        (checkout / "continue").touch()
+        assert await wait_for(checkout, 4) == [f"{what} {machine}" for machine in MACHINES for what in ("start", "end")]
+        for machine in MACHINES:
+            assert (await browser.get(f"/install/want/{machine}")).text == FETCHING
+    assert len(said(checkout)) == 4
+
+
+@pytest.mark.parametrize("pause", [600, 0])
+async def test_a_failed_fetch_is_said_and_tried_again_later(
+    browser: Browser, site: request_context.App, checkout: Path, monkeypatch: pytest.MonkeyPatch, pause: int
+) -> None:
+    page = "/install/want/client-linux-aarch64-3.12"
+    monkeypatch.setattr(package_fetcher, "_PAUSE_SECONDS", pause)
+    (checkout / "continue").touch()
+
+    async def is_over() -> bool:
+        answer = (await browser.get(page)).text
+        return answer == FAILED if pause else len(said(checkout)) >= 4
+
+    async with background() as tasks:
+        tasks.create_task(site.package_fetcher.run(checkout))
+        await until(is_over)
+        assert pause == 0 or len(said(checkout)) == 2
+
+
+async def test_a_fetch_ends_with_web(browser: Browser, site: request_context.App, checkout: Path, folder: Path) -> None:
+    async with background() as tasks:
+        tasks.create_task(site.package_fetcher.run(folder))
+        await browser.get(f"/install/want/{MACHINES[0]}")
+        await wait_for(checkout, 1)
+    (checkout / "continue").touch()
+    assert said(checkout) == [f"start {MACHINES[0]}"]
+    assert not [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(checkout)]
+
+
+@pytest.mark.parametrize(
+    "target", ["worker-linux-riscv64-3.11", "client-linux-aarch64-3.10", "client-linux-aarch64-3.11%0a", "--help", "x" * 5000]
+)
+async def test_no_other_packages_are_fetched(browser: Browser, checkout: Path, target: str) -> None:
+    assert (await browser.get(f"/install/want/{target}")).status_code == 404
+    assert not said(checkout)
+
+
+async def test_an_image_fetches_nothing(browser: Browser) -> None:
+    assert (await browser.get(f"/install/want/{MACHINES[0]}")).status_code == 404
