@@ -51,7 +51,8 @@ def render(index: PackageIndex | None, mesh: str, *, base: str | None = None, ca
 
     Raises ValueError for what can't be in a shell's single quotes.
     """
-    if index is None:
+    # After an update, the index may still be that of the version before.
+    if index is None or not {f"{name}.txt" for name in LISTS} <= index.sha256.keys():
         return _NOT_READY
     values = {
         "MESH": mesh,

@@ -139,8 +139,9 @@ def test_the_ticket_the_setting_and_what_is_installed_decide_the_packages(
     assert (status, f"no packages for a {role} on linux-x86_64" in said) == (1, True), said
 
 
-def test_a_mesh_that_still_fetches_its_packages_says_so(machine: Machine) -> None:
-    status, said = machine.run(install_script.render(None, MESH))
+@pytest.mark.parametrize("index", [None, msgspec.structs.replace(INDEX, sha256={INDEX.pip: "0" * 64, "client.txt": "1" * 64})])
+def test_a_mesh_that_still_fetches_its_packages_says_so(machine: Machine, index: PackageIndex | None) -> None:
+    status, said = machine.run(install_script.render(index, MESH))
     assert (status, "this mesh is not ready, it is still fetching its packages" in said) == (1, True)
 
 
