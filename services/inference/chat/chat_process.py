@@ -15,12 +15,12 @@ from typing import assert_never
 
 import msgspec
 
-from services.inference import landlock, parent_death
+from services.inference import confinement, landlock
 from services.inference.chat import chat_messages
 from services.inference.chat.chat_messages import ChatRefused, ChatReply, ChatRequest
 from services.inference.chat.chat_template import ChatTemplate
 from services.inference.chat.library import ChatLibrary, NotUnderstood
-from services.inference.engine import confinement, engine_messages
+from services.inference.engine import engine_messages
 
 #: In addition to what libraries have mapped: CUDA's alone take more.
 _MEMORY_BYTES = 512 * 1024 * 1024
@@ -72,7 +72,7 @@ def _decoded(request: chat_messages.DecodeImage) -> ChatReply:
 
 
 def main() -> None:
-    parent_death.die_with(int(sys.argv[2]))
+    confinement.die_with(int(sys.argv[2]))
     # The worker needs its children to drain. It ends this process by closing the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

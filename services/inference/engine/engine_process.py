@@ -24,8 +24,8 @@ from typing import assert_never
 import llama_cpp.llama_cpp as native
 import msgspec
 
-from services.inference import landlock, parent_death
-from services.inference.engine import confinement, engine_messages, gguf_header, llama_model, model_loading
+from services.inference import confinement, landlock
+from services.inference.engine import engine_messages, gguf_header, llama_model, model_loading
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.gguf_header import NotAModel
@@ -87,7 +87,7 @@ class Channel:
 
 def main() -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
-    parent_death.die_with(int(sys.argv[2]))
+    confinement.die_with(int(sys.argv[2]))
     # Ctrl-C reaches the whole process group, systemd's SIGTERM the whole unit; but the worker needs its engine to drain. It ends
     # this process by closing the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

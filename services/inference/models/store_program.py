@@ -20,7 +20,7 @@ from typing import assert_never
 
 import msgspec
 
-from services.inference import parent_death
+from services.inference import confinement
 from services.inference.models import download, model_reference, model_store
 from services.inference.models.download import Challenged, Progress
 from services.inference.models.model_reference import PullPlan, RemoteFile
@@ -252,7 +252,7 @@ def main() -> None:
     try:
         request = msgspec.json.decode(sys.stdin.buffer.read(_MAX_REQUEST_BYTES), type=StoreRequest)
         if request.parent is not None:
-            parent_death.die_with(request.parent)
+            confinement.die_with(request.parent)
         result = carry_out(request)
     except errors.AimeshError as error:
         result = StoreResult(problem=error.to_problem())

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine import confinement
-from services.inference.engine.confinement import ALLOW, KILL, MACHINES
+from services.inference import confinement
+from services.inference.confinement import ALLOW, KILL, MACHINES
 
 PID = 4321
 ROOT = Path(__file__).parents[4]
@@ -104,7 +104,7 @@ TRIES = """
 import ctypes, errno, json, os, resource, socket, subprocess, sys, threading
 from pathlib import Path
 from services.inference import landlock
-from services.inference.engine import confinement
+from services.inference import confinement
 model, secret, venv = sys.argv[1:]
 assert landlock.restrict([Path(model)]) == ""
 confinement.confine(local_sockets=False)

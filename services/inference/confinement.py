@@ -1,4 +1,4 @@
-"""Confines the engine's process before it opens a model file, which is untrusted (SECURITY.md, T24).
+"""Ends a child process with its worker, and confines the engine's before it opens a model file, which is untrusted (SECURITY.md, T24).
 
 An attacker who takes over llama.cpp through a model file finds no network, can't start programs, can't look into other processes, reads no
 file but the model and the libraries, and writes none. On Linux, Landlock (`services.inference.landlock`) does the last two, and a seccomp
@@ -11,16 +11,19 @@ import errno
 import os
 import platform
 import resource
+import signal
 import socket
 import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from shared import processes
+
 #: For all parts of a model, which llama.cpp opens together, and dozens per GPU.
 MAX_OPEN_FILES = 1024
 
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _SECCOMP_SET_MODE_FILTER = 1
 #: TSYNC for all existing threads, and SPEC_ALLOW: older kernels otherwise slow down filtered processes to guard against code that
 #: reads its own process's memory, which doesn't matter here.
@@ -84,6 +87,17 @@ MACHINES = {
 }
 #: The x32 calls of x86_64 have other numbers.
 _X32_NUMBERS = 0x40000000
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, and seal its memory from other processes of the same user (Linux only)."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    processes.seal()
+    # The parent may have died before prctl took effect. _exit, because buffers shared with a fork must not be flushed.
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 def confine(*, local_sockets: bool) -> str:
