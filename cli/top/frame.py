@@ -82,6 +82,9 @@ class TopFrame(msgspec.Struct, frozen=True, kw_only=True):
     errors_per_second: float | None
     input_tokens_per_second: float | None
     output_tokens_per_second: float | None
+    #: Guessed by the engines, and how many of them were right.
+    drafted_tokens_per_second: float | None
+    accepted_tokens_per_second: float | None
     #: Answers that workers are generating.
     streams_running: int | None
     #: Model -> queued requests, the longest queue first.
@@ -107,6 +110,8 @@ def make(readings: MeshReadings, now: float, at: datetime) -> TopFrame:
         errors_per_second=numbers.errors,
         input_tokens_per_second=numbers.input_tokens,
         output_tokens_per_second=numbers.output_tokens,
+        drafted_tokens_per_second=numbers.drafted_tokens,
+        accepted_tokens_per_second=numbers.accepted_tokens,
         streams_running=sum(node.running for node in nodes.nodes if node.alive) if nodes is not None else None,
         queues=dict(list(numbers.queues.items())[:MOST_QUEUES]),
         nodes=tuple(_node(node, numbers.loads) for node in nodes.nodes) if nodes is not None else (),

@@ -11,6 +11,7 @@ from shared.api.alerts import Alerts
 from shared.api.gateway import NodeRows
 from shared.api.metrics import History, HistoryGrouping, HistoryLine, SystemHealth
 from shared.telemetry import host_instruments, instruments
+from shared.telemetry.instruments import DraftResult
 from shared.types import SERVICE_NAMES, Role
 
 T_co = TypeVar("T_co", covariant=True)
@@ -55,6 +56,9 @@ class Numbers:
     errors: float | None = None
     input_tokens: float | None = None
     output_tokens: float | None = None
+    #: Guessed by the engines, and how many of them were right.
+    drafted_tokens: float | None = None
+    accepted_tokens: float | None = None
     #: Model -> queued requests, the longest queue first; models without any are left out.
     queues: Mapping[str, float] = field(default_factory=dict)
     #: By the label that `instruments.node_label` makes of a node's id.
@@ -87,11 +91,14 @@ def numbers(answers: Sequence[History]) -> Numbers:
     tokens = [
         (line, value) for line, value in _named(latest, instruments.TOKENS.name) if line.labels.get(HistoryGrouping.SERVICE) == _GATEWAY
     ]
+    drafted = _named(latest, instruments.DRAFTED_TOKENS.name)
     return Numbers(
         requests=sum(value for _, value in completed),
         errors=sum(value for line, value in completed if line.labels.get("status") in _FAILED),
         input_tokens=sum(value for line, value in tokens if line.labels.get("type") == "input"),
         output_tokens=sum(value for line, value in tokens if line.labels.get("type") == "output"),
+        drafted_tokens=sum(value for _, value in drafted),
+        accepted_tokens=sum(value for line, value in drafted if line.labels.get("result") == DraftResult.ACCEPTED),
         queues=_queues(latest),
         loads=_loads(latest),
     )
@@ -100,7 +107,7 @@ def numbers(answers: Sequence[History]) -> Numbers:
 #: The history queries: names and grouping. A metric of every node is a separate query, because an answer has at most 200
 #: lines.
 QUESTIONS: tuple[tuple[tuple[str, ...], tuple[HistoryGrouping, ...]], ...] = (
-    ((instruments.COMPLETED_REQUESTS.name, instruments.TOKENS.name), (HistoryGrouping.SERVICE,)),
+    ((instruments.COMPLETED_REQUESTS.name, instruments.TOKENS.name, instruments.DRAFTED_TOKENS.name), (HistoryGrouping.SERVICE,)),
     ((instruments.QUEUE_DEPTH.name,), (HistoryGrouping.SERVICE, HistoryGrouping.MODEL)),
     ((instruments.TOKENS.name,), (HistoryGrouping.SERVICE, HistoryGrouping.NODE)),
     ((host_instruments.HOST_CPU.name,), (HistoryGrouping.NODE,)),

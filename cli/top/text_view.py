@@ -179,7 +179,15 @@ def _rates(frame: TopFrame) -> Line:
         TextSpan(f"{_rate(frame.errors_per_second)} errors/s", failing),
         TextSpan(f"   tokens/s: {_rate(frame.input_tokens_per_second)} in, {_rate(frame.output_tokens_per_second)} out"),
         TextSpan(f"   {streams} running"),
+        *_drafts(frame),
     )
+
+
+def _drafts(frame: TopFrame) -> Line:
+    if not frame.drafted_tokens_per_second:
+        return ()
+    accepted = (frame.accepted_tokens_per_second or 0.0) / frame.drafted_tokens_per_second
+    return (TextSpan(f"   drafts: {_rate(frame.drafted_tokens_per_second)} tokens/s, {_share(accepted)} accepted"),)
 
 
 def _share(value: float | None) -> str:

@@ -15,6 +15,7 @@ from shared.api.inference import ModelStatus
 from shared.node import Node
 from shared.protocol import directory
 from shared.telemetry import logs
+from shared.telemetry.instruments import DraftResult
 from shared.types import ModelName
 
 LOOK_SECONDS = 0.5
@@ -165,12 +166,17 @@ class Announcements:
     def images_encoded(self, model: ModelName, seconds: float) -> None:
         self._node.metrics.image_seconds.labels(model=model).inc(seconds)
 
+    def drafted(self, model: ModelName, tokens: int, accepted: int) -> None:
+        for result, count in ((DraftResult.ACCEPTED, accepted), (DraftResult.REJECTED, tokens - accepted)):
+            self._node.metrics.drafted_tokens.labels(model=model, result=result).inc(count)
+
     def _measure(self, status: ModelStatus) -> None:
         metrics, model = self._node.metrics, status.model_id
         is_new = model not in self._measured
         # Prometheus only sees a counter grow that it has seen before.
         for counter in (metrics.engine_restarts, metrics.answer_parse_failures, metrics.image_seconds):
             counter.labels(model=model).inc(0)
+        self.drafted(model, 0, 0)
         metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)
         self._measured.add(model)
         if status.parent is not None:

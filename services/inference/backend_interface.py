@@ -47,6 +47,10 @@ class Watcher(Protocol):
         """A prompt's images were encoded."""
         ...
 
+    def drafted(self, model: ModelName, tokens: int, accepted: int) -> None:
+        """A step computed so many guessed tokens of an answer, of which ``accepted`` were right."""
+        ...
+
 
 class AnswerSink(Protocol[Sent_contra]):
     """Receives an answer in pieces: a mesh stream or an HTTP response."""

@@ -61,7 +61,7 @@ class StepMeter:
         share.steps += 1
         share.seconds += step.seconds
         share.decode_seconds += step.decode_seconds
-        share.tokens += step.answering
+        share.tokens += sum(len(progress.token_ids) for progress in step.progress)
         self._used = EngineSpeed(cache_bytes=step.cache_bytes, cache_hits=step.cache_hits)
 
     def figures(self, now: float) -> EngineSpeed:

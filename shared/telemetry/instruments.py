@@ -4,6 +4,7 @@ Rules (prometheus.io/docs/practices/naming): prefix ``ai_platform_`` (``gen_ai_`
 counters, and labels with few, known values. Never use a user, key, request or prompt as a label.
 """
 
+from enum import StrEnum
 from itertools import product
 from typing import Literal, get_args
 
@@ -11,6 +12,14 @@ from shared import errors
 from shared.telemetry import gen_ai_instruments, host_instruments
 from shared.telemetry.instrument import CALL_SECONDS, FIRST_TOKEN_SECONDS, OUTPUT_TOKEN_SECONDS, Instrument, counter, gauge, histogram
 from shared.types import NodeId, Role
+
+
+class DraftResult(StrEnum):
+    """What became of a drafted token."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
 
 # --- every service -------------------------------------------------------------------------------------------------
 
@@ -377,6 +386,11 @@ ANSWER_PARSE_FAILURES = counter(
 )
 IMAGE_SECONDS = counter(
     "ai_platform_image_seconds_total", "Time in which the engine turned images into embeddings", ("model",), unit="seconds"
+)
+DRAFTED_TOKENS = counter(
+    "ai_platform_drafted_tokens_total",
+    "Tokens of answers that the engine guessed from the text before and computed at once, by result: accepted or rejected",
+    ("model", "result"),
 )
 ENGINE_RESTARTS = counter("ai_platform_engine_restarts_total", "How often the engine process died and was restarted", ("model",))
 ENGINE_OVERHEAD = gauge(

@@ -222,6 +222,7 @@ class Metrics:
     worker_slots = _LazyMetric(Gauge, instruments.WORKER_SLOTS)
     engine_restarts = _LazyMetric(Counter, instruments.ENGINE_RESTARTS)
     answer_parse_failures = _LazyMetric(Counter, instruments.ANSWER_PARSE_FAILURES)
+    drafted_tokens = _LazyMetric(Counter, instruments.DRAFTED_TOKENS)
     image_seconds = _LazyMetric(Counter, instruments.IMAGE_SECONDS)
     engine_overhead = _LazyMetric(Gauge, instruments.ENGINE_OVERHEAD)
     engine_step_seconds = _LazyMetric(Gauge, instruments.ENGINE_STEP_SECONDS)

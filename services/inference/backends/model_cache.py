@@ -188,6 +188,7 @@ class ModelCache:
         self._budget = budget
         self._watcher = watcher
         self.restarting, self.parse_failed, self.images_encoded = watcher.restarting, watcher.parse_failed, watcher.images_encoded
+        self.drafted = watcher.drafted
         self.warn = watcher.warn
         self.memory_found = watcher.memory_found
         self._programs = programs
@@ -518,6 +519,7 @@ class ModelCache:
             override_tensor=entry.override_tensor,
             split_mode=entry.split_mode,
             may_fit=plan.may_fit,
+            speculates=entry.speculates,
             adapters=tuple(engine_messages.LoadedAdapter(str(one.file), one.scale) for one in entry.adapters),
             projector="" if entry.projector is None else str(entry.projector),
             projector_is_optional=entry.projector_is_optional,

@@ -218,7 +218,7 @@ class EmbeddingLoop:
     def turn(self, step: StepReport | None, *, is_usual: bool = True) -> list[GenerationRefused | EmbeddingTurn]:
         """Compute a batch that doesn't slow the answers too much. ``step`` is their last step; None if there are none. For ``is_usual``,
         which is about both, see ``PrefillBudget``."""
-        if step is not None and step.read == 0:
+        if step is not None and step.read == step.drafted == 0:
             self._pace.record_step(step.seconds, answering=step.answering, read=0, is_usual=is_usual)
         return [] if self.idle else self._compute(step, is_usual=is_usual)
 

@@ -1,7 +1,7 @@
 """The engine's loop: takes commands, computes steps of all sequences and returns reports. Independent of llama.cpp and sockets."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -17,6 +17,7 @@ from services.inference.engine.engine_messages import (
     StepReport,
 )  # fmt: skip
 from services.inference.engine.kv_slots import KvLayout, SlotPlace, Slots
+from services.inference.engine.lookup import PromptLookup, Speculation
 from services.inference.engine.prompt_cache import HashedTokens, PromptCache, SavedPrompt
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed, PrefillBudget, Scheduler, StepPlan
@@ -75,9 +76,12 @@ class EngineModel(Protocol):
     def save(self, slot: int, position: int) -> memoryview | None:
         """Cut a slot to ``saved_tokens``, which end at this position, and return what restores them; None without memory for it."""
 
-    def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
-        """Compute one batch and return the next token for each feed that samples. Raises ModelCrashed; the process must then end,
-        because the state of the model's memory is unknown."""
+    def can_draft(self, adapter: int) -> bool:
+        """Whether the tokens of an answer are the same if several are computed at once, as far as they are at all."""
+
+    def run(self, feeds: Sequence[Feed]) -> list[list[DrawnToken]]:
+        """Compute one batch and return the next tokens of each feed that samples: one, and one more for each right guess. Wrong ones are
+        forgotten. Raises ModelCrashed; the process must then end, because the state of the model's memory is unknown."""
 
     def piece(self, token: int) -> bytes | None:
         """Return the bytes of a token; None for an end token."""
@@ -106,6 +110,7 @@ class EngineLoop:
         held = Slots(slots, compute.layout, capacity=compute.pool_tokens, can_cut=compute.can_cut, cache=self._cache)
         held.on_loss = self._save
         self._scheduler = Scheduler(held, PrefillBudget(compute.step_tokens, compute.unnoticed_seconds))
+        self._speculation = Speculation(lambda token: compute.piece(token) is None)
 
     @property
     def idle(self) -> bool:
@@ -155,11 +160,29 @@ class EngineLoop:
         if not plan.feeds:
             return None
         drawn = self._compute.run(plan.feeds)
-        progress = [(feed, token) for feed, token in zip(plan.feeds, drawn, strict=True) if token is not None]
-        self._scheduler.complete_step(plan, self._clock() - began, is_usual=is_usual)
-        answers = tuple(self._progress(progress))
-        seconds, decoding = self._clock() - began, self._compute.decode_seconds - decoded
-        return StepReport(answers, seconds, decoding, plan.answering, plan.read, self._cache.bytes, self._cache.hits)
+        seconds = self._clock() - began
+        # A report for each token: a stop sequence among them must not count those behind it.
+        progress = [(feed, self._append(feed, token)) for feed, tokens in zip(plan.feeds, drawn, strict=True) for token in tokens]
+        accepted = len(progress) - 1 if plan.drafted else 0
+        self._scheduler.complete_step(plan, seconds, accepted=accepted, is_usual=is_usual)
+        for feed, one in progress:
+            if one.finish is not None:
+                self._scheduler.finish(feed.slot)
+                self._compute.end((feed.sequence.id, feed.sequence.answer))
+        return StepReport(
+            tuple(one for _, one in progress),
+            self._clock() - began,
+            self._compute.decode_seconds - decoded,
+            plan.answering,
+            plan.read,
+            self._cache.bytes,
+            self._cache.hits,
+            plan.drafted,
+            accepted,
+        )
+
+    def _append(self, feed: Feed, token: DrawnToken) -> AnswerProgress:
+        return feed.sequence.append(token, self._compute.piece(token.token))
 
     def _save(self, slot: int, salt: str, tokens: HashedTokens, above: int) -> None:
         tokens = tokens.first(self._compute.saved_tokens(slot, tokens))
@@ -195,13 +218,6 @@ class EngineLoop:
         # Samplers reserve memory for max_tokens, so pass the real limit.
         limited = msgspec.structs.replace(parameters, max_tokens=started.limit)
         self._compute.begin((command.id, answer), limited, command.prompt, command.delivered)
+        if self._compute.can_draft(command.adapter):
+            started.lookup = PromptLookup(started.tokens, self._speculation)
         return started, delivered
-
-    def _progress(self, drawn: list[tuple[Feed, DrawnToken]]) -> Iterator[AnswerProgress]:
-        for feed, token in drawn:
-            running = feed.sequence
-            progress = running.append(token, self._compute.piece(token.token))
-            if progress.finish is not None:
-                self._scheduler.finish(feed.slot)
-                self._compute.end((running.id, running.answer))
-            yield progress

@@ -104,6 +104,8 @@ class LoadCommand(_Message, frozen=True):
     split_mode: SplitMode | None = None
     #: Nobody has set how the model is divided, so llama.cpp's ``fit`` may do better than our estimate.
     may_fit: bool = False
+    #: Whether answers may be drafted (`lookup`).
+    speculates: bool = True
     #: Memory for prompts that lose their slots.
     prompt_cache_bytes: int = 0
     #: Numbered from 1; 0 is the model alone.
@@ -288,6 +290,9 @@ class StepReport(_Message, frozen=True):
     #: The prompt cache now, and its hits since the engine started.
     cache_bytes: int = 0
     cache_hits: int = 0
+    #: Guessed tokens that were computed, and how many of them were right.
+    drafted: int = 0
+    accepted: int = 0
 
 
 class ComputedVectors(_Message, frozen=True):

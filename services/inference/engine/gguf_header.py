@@ -6,7 +6,7 @@ more used experts than there are. They are refused here with a message. llama.cp
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -90,6 +90,8 @@ class GgufHeader:
     split_number: int
     #: The tensors of a mixture of experts, which only some tokens use.
     expert_bytes: int = 0
+    #: The types of its tensors with several dimensions.
+    matrix_types: frozenset[str] = frozenset()
     #: Only of a file that makes embeddings of images.
     projector: ProjectorFacts | None = None
 
@@ -125,6 +127,7 @@ def _interpret(container: GgufContainer) -> GgufHeader:
         expert_bytes=container.expert_bytes,
         split_count=split_count,
         split_number=split_number,
+        matrix_types=frozenset(stored for stored, shape in container.tensors.values() if len(shape) > 1),
         projector=_projector(facts) if facts.architecture == PROJECTOR else None,
     )
 
@@ -153,8 +156,10 @@ def kv_bytes_per_token(header: GgufHeader, type_k: str = "f16", type_v: str = "f
 
 
 def check_parts(path: Path) -> GgufHeader:
-    """Check the headers of all parts of the model at ``path``, and return the first. Raises NotAModel, which names the file."""
+    """Check the headers of all parts of the model at ``path``, and return the first, with the matrix types of all. Raises NotAModel, which
+    names the file."""
     first = _read(path, _interpret)
+    types = first.matrix_types
     for number, part in enumerate(_further_parts(path, first), start=1):
         header = _read(part, _interpret)
         if (header.split_number, header.split_count) != (number, first.split_count):
@@ -162,7 +167,8 @@ def check_parts(path: Path) -> GgufHeader:
                 f"{part}: its header says part {header.split_number + 1} of {header.split_count}, "
                 f"but it should be part {number + 1} of {first.split_count}"
             )
-    return first
+        types |= header.matrix_types
+    return replace(first, matrix_types=types)
 
 
 def _further_parts(path: Path, first: GgufHeader) -> Iterator[Path]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from services.inference.engine import model_loading, sequence
 from services.inference.engine.embedding_context import EmbeddingContext
-from services.inference.engine.engine_messages import ConvertTokens, LoadCommand, Loaded, PreparedPrompt, StartGeneration
+from services.inference.engine.engine_messages import ConvertTokens, KvMode, LoadCommand, Loaded, PreparedPrompt, StartGeneration
 from services.inference.engine.kv_slots import KvLayout, SlotPlace
 from services.inference.engine.model_loading import NativeBatch, NativeLog, NativeModel
 from services.inference.engine.prompt_cache import HashedTokens
@@ -71,6 +71,12 @@ class LlamaModel:
         self._images = loaded.images
         is_recurrent = bool(native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
         self.can_cut = not is_recurrent
+        is_exact = load.kv_mode is KvMode.EXACT and not model_loading.on_gpu(load)
+        is_kept = bool(self._memory) and self.can_cut and not (self._window and model_loading.on_gpu(load))
+        #: Whether wrong guesses can be cut off, and right ones have the bits that `exact` guarantees.
+        self._can_draft = load.speculates and is_kept and (not is_exact or model_loading.computes_exactly(load))
+        #: The matrices of an adapter mostly don't have them.
+        self._can_draft_adapters = not is_exact
         #: llama.cpp only saves the end of a window, and a recurrent state.
         self.can_cut_saved = self.can_cut and not self._window
         self._checkpoints = _Checkpoints(context) if is_recurrent else None
@@ -250,7 +256,10 @@ class LlamaModel:
         self.clear(slot)
         return False
 
-    def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
+    def can_draft(self, adapter: int) -> bool:
+        return self._can_draft and (not adapter or self._can_draft_adapters)
+
+    def run(self, feeds: Sequence[Feed]) -> list[list[DrawnToken]]:
         if self._adapters:
             self._use_adapter(feeds[0].sequence.adapter)
         # A batch has tokens, or rows of one image, after which nothing is drawn.
@@ -259,21 +268,21 @@ class LlamaModel:
                 native.llama_set_causal_attn(self._context, not feed.image.is_whole)
                 self._decode(self._image_batch.filled(feed))
                 native.llama_set_causal_attn(self._context, True)
-        drawn: dict[int, DrawnToken] = {}
+        drawn: dict[int, list[DrawnToken]] = {}
         texts = [feed for feed in feeds if feed.image is None]
         batches = [[feed for feed in texts if feed.sequence.reading is reads] for reads in (True, False)] if self._divides else [texts]
         for batch in filter(None, batches):
-            pieces = (
-                (feed.slot, position_of(feed.start, feed.sequence.hashed.spans), feed.tokens, [0] * (len(feed.tokens) - 1) + [feed.sample])
-                for feed in batch
-            )
-            self._decode(self._batch.filled(pieces))
+            self._decode(self._batch.filled(_piece(feed) for feed in batch))
             drawn |= self._draw(batch)
         if self._checkpoints is not None:
             self._checkpoints.save(feeds)
         if self._window:
             self._prompt_tokens |= {feed.slot: len(feed.sequence.tokens) for feed in texts if feed.sample and feed.sequence.reading}
-        return [drawn.get(feed.slot) for feed in feeds]
+        for feed in feeds:
+            if feed.draft and len(feed.draft) >= len(drawn[feed.slot]):
+                end = feed.start + len(feed.tokens) + len(drawn[feed.slot]) - 1
+                native.llama_memory_seq_rm(self._memory, feed.slot, position_of(end, feed.sequence.hashed.spans), -1)
+        return [drawn.get(feed.slot, []) for feed in feeds]
 
     def _decode(self, batch: native.llama_batch) -> None:
         began = time.perf_counter()
@@ -297,16 +306,26 @@ class LlamaModel:
         self.embedder.free()
         self._batch.free()
 
-    def _draw(self, feeds: Sequence[Feed]) -> dict[int, DrawnToken]:
+    def _draw(self, feeds: Sequence[Feed]) -> dict[int, list[DrawnToken]]:
         """Draw the next tokens after a batch; return them by slot."""
         drawing = [feed for feed in feeds if feed.sample]
         if not drawing:
             return {}
         # In the order of the batch.
-        logits = np.ctypeslib.as_array(native.llama_get_logits(self._context), (len(drawing), self._vocabulary.size))
+        rows = sum(1 + len(feed.draft) for feed in drawing)
+        logits = np.ctypeslib.as_array(native.llama_get_logits(self._context), (rows, self._vocabulary.size))
         samplers = [self._samplers[feed.sequence.id, feed.sequence.answer] for feed in drawing]
-        drawn = self._step_sampler.draw(samplers, logits, [feed.start + len(feed.tokens) for feed in drawing])
+        positions = [feed.start + len(feed.tokens) for feed in drawing]
+        if draft := drawing[0].draft:  # the only answer
+            drawn = [self._step_sampler.draw_draft(samplers[0], logits, positions[0], draft)]
+        else:
+            drawn = [[one] for one in self._step_sampler.draw(samplers, logits, positions)]
         return dict(zip((feed.slot for feed in drawing), drawn, strict=True))
+
+
+def _piece(feed: Feed) -> tuple[int, int, Sequence[int], Sequence[int]]:
+    outputs = [0] * (len(feed.tokens) - 1) + [feed.sample] * (1 + len(feed.draft))
+    return feed.slot, position_of(feed.start, feed.sequence.hashed.spans), (*feed.tokens, *feed.draft), outputs
 
 
 class _ImageBatch:

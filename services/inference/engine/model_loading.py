@@ -15,7 +15,7 @@ from typing import Any
 import llama_cpp.llama_cpp as native
 
 from services.inference import numerics
-from services.inference.engine import devices, engine_messages, gguf_header
+from services.inference.engine import devices, engine_messages, gguf_header, lookup
 from services.inference.engine.engine_messages import KV_BLOCKS, KvMode, KvType, LoadCommand
 from services.inference.engine.gguf_header import GgufHeader, NotAModel
 from services.inference.engine.kv_slots import KvLayout
@@ -33,6 +33,8 @@ _ERROR_LEVEL = 4
 _CAUSAL = re.compile(r"\bcausal_attn\s*= ([01])$")
 #: GGML_TYPE_BF16 is 30 in ggml.h; the Python binding lacks it.
 _KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.BF16: 30, KvType.Q8_0: native.GGML_TYPE_Q8_0, KvType.Q4_0: native.GGML_TYPE_Q4_0}
+#: Weights whose products have the same bits for one token and for several.
+_EXACT_WEIGHTS = frozenset({"q4_0", "q4_1", "q8_0"})
 #: The names of a layer's experts.
 _EXPERTS = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
 #: The length of llama.cpp's arrays with one number per GPU.
@@ -292,7 +294,7 @@ def _context_parameters(load: LoadCommand, tokens: int, whole: int = 0) -> nativ
     # In a step, each slot may add a token of its answer to what is read.
     parameters.n_batch = parameters.n_ubatch = max(step_tokens(load) + load.slots, whole)
     parameters.n_seq_max = load.slots
-    parameters.n_outputs_max = load.slots
+    parameters.n_outputs_max = lookup.most_outputs(load.slots)
     parameters.n_threads = parameters.n_threads_batch = load.threads
     parameters.kv_unified = layout_of(load) is KvLayout.POOL
     # On a GPU, layers with a window only keep that. It saves memory, but few prompts that begin alike find their prefix. A processor reads
@@ -318,6 +320,13 @@ def numerics_of(load: LoadCommand, log: NativeLog) -> str:
     engine, features = devices.engine_build(), native.llama_print_system_info().decode()
     processor = numerics.group(maps.read_text() if maps.exists() else "", engine.numeric_groups, features)
     return numerics.identify(engine.build, processor, log.gpu, (used.type_k, used.type_v, used.flash_attn_type, used.kv_unified))
+
+
+def computes_exactly(load: LoadCommand) -> bool:
+    """Whether a processor computes the same bits for a token alone and for several of a sequence at once (docs/decisions/0011)."""
+    used = _context_parameters(load, load.context_tokens)
+    is_plain = used.type_k != used.type_v or used.type_k in (native.GGML_TYPE_Q8_0, native.GGML_TYPE_Q4_0)
+    return is_plain and gguf_header.check_parts(Path(load.path)).matrix_types <= _EXACT_WEIGHTS
 
 
 def layout_of(load: LoadCommand) -> KvLayout:

@@ -10,7 +10,7 @@ llama.cpp applies the same adapters to a whole batch, so a step has sequences of
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.inference.engine.kv_slots import SlotPlace, Slots
 from services.inference.engine.sequence import Sequence
@@ -162,6 +162,8 @@ class Feed:
     sample: bool
     #: The tokens stand for rows of this image.
     image: ImageSpan | None = None
+    #: Guesses after ``tokens``, to compute with them. The token after each one is sampled, too, if it is right.
+    draft: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,10 @@ class StepPlan:
     answering: int
     read: int
     adapter: int = 0
+
+    @property
+    def drafted(self) -> int:
+        return sum(len(feed.draft) for feed in self.feeds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,19 +268,27 @@ class Scheduler:
         reads = list(self._reads(mine, min(budget, room), room))
         if room < 0 or (not answers and not reads):
             return None
+        if answers and len(self._running) == 1:
+            # Beside others, drafts gain nothing reliable, and slow those down.
+            answers = [replace(answers[0], draft=answers[0].sequence.draft(self._pace.most))]
         # In the STREAMS layout, llama.cpp computes adjacent slots together if they come in order.
         feeds = sorted((*answers, *reads), key=lambda feed: feed.slot)
         return StepPlan(tuple(feeds), len(answers), sum(len(feed.tokens) for feed in reads), adapter)
 
-    def complete_step(self, plan: StepPlan, seconds: float, *, is_usual: bool = True) -> None:
-        """The step has been computed; for ``is_usual`` see ``PrefillBudget``."""
+    def complete_step(self, plan: StepPlan, seconds: float, *, accepted: int = 0, is_usual: bool = True) -> None:
+        """The step has been computed, with ``accepted`` right guesses, and its tokens were appended; for ``is_usual`` see
+        ``PrefillBudget``."""
         self._charge(plan)
         self._turns.record_step(plan.adapter, self._work())
         for feed in plan.feeds:
-            feed.sequence.fed += len(feed.tokens)
-            self._slots.extend(feed.slot, len(feed.tokens))
+            count = len(feed.tokens) + (accepted if feed.draft else 0)
+            feed.sequence.fed += count
+            self._slots.extend(feed.slot, count)
         self.step_seconds = seconds
-        self._pace.record_step(seconds, answering=plan.answering, read=plan.read, is_usual=is_usual)
+        if not plan.drafted:
+            self._pace.record_step(seconds, answering=plan.answering, read=plan.read, is_usual=is_usual)
+        if is_usual and len(plan.feeds) == plan.answering == 1 and (drafts := plan.feeds[0].sequence.lookup) is not None:
+            drafts.record_step(seconds, plan.drafted, accepted)
 
     def finish(self, slot: int) -> None:
         """The sequence in ``slot`` has ended."""
@@ -305,7 +319,7 @@ class Scheduler:
     def make_room(self, plan: StepPlan) -> list[int]:
         """Evict idle slots until the plan's cells are free; return the slots to clear."""
         cleared = []
-        while self._slots.free_cells < plan.answering + plan.read and (slot := self._slots.evict()) is not None:
+        while self._slots.free_cells < plan.answering + plan.drafted + plan.read and (slot := self._slots.evict()) is not None:
             cleared.append(slot)
         return cleared
 

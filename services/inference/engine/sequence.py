@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.inference.engine.engine_messages import AnswerProgress, ThoughtBudget
+from services.inference.engine.lookup import PromptLookup
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
 from shared import errors
@@ -115,6 +116,8 @@ class Sequence:
     kept: int = 0
     #: Tokens of later prompts that were read before its own.
     overtaken: int = 0
+    #: None for an answer without drafts.
+    lookup: PromptLookup | None = None
     tokens: list[int] = field(init=False)
     #: Invalid bytes become U+FFFD; incomplete characters are held back, and dropped at the end.
     _characters: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
@@ -144,10 +147,18 @@ class Sequence:
         """Add the model's next token; ``piece`` has its bytes, or None for an end token, which is not a part of the answer."""
         if drawn.is_cut or piece is None:
             return AnswerProgress(self.id, (), "", FinishReason.LENGTH if drawn.is_cut else FinishReason.STOP, self.answer, self.cached)
+        if self.lookup is not None:
+            self.lookup.record(drawn.token)
         self.tokens.append(drawn.token)
         finish = FinishReason.LENGTH if len(self.tokens) - self.prompt_tokens >= self.limit else None
         logprobs = () if drawn.logprob is None else (drawn.logprob,)
         return AnswerProgress(self.id, (drawn.token,), self._characters.decode(piece), finish, self.answer, self.cached, logprobs)
+
+    def draft(self, most: int) -> tuple[int, ...]:
+        """Return the guessed tokens that the next step should also compute, at most ``most``."""
+        # It draws one more.
+        left = self.limit - (len(self.tokens) - self.prompt_tokens) - 1
+        return () if self.lookup is None else self.lookup.plan(min(left, most))
 
     def begin(self, kept: int, *, pauses: bool = False) -> None:
         """The sequence got a slot with its first ``kept`` tokens. ``pauses``: set ``pause``."""

@@ -218,6 +218,16 @@ class StepSampler:
             helper.result()
         return [drawn[row] for row in range(len(samplers))]
 
+    def draw_draft(self, sampler: TokenSampler, logits: Logits, position: int, draft: Sequence[int]) -> list[DrawnToken]:
+        """Draw from the first row of ``logits``, and from the next one as long as the token is the next of ``draft``."""
+        likeliest = _find_likeliest(logits, [sampler.wanted] * len(logits))
+        drawn: list[DrawnToken] = []
+        for row, guess in enumerate((*draft, None)):
+            drawn.append(sampler.draw(self._candidates[0], logits[row], likeliest[row], position + row))
+            if drawn[-1].token != guess or drawn[-1].is_cut:
+                break
+        return drawn
+
     def free(self) -> None:
         self._helpers.shutdown()
 

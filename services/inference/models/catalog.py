@@ -87,6 +87,8 @@ class CatalogEntry(Defaults):
     split_mode: SplitMode | None = None
     #: Patterns of tensors with the device that holds them.
     override_tensor: tuple[str, ...] = ()
+    #: Whether text that repeats may be guessed and computed several tokens at a time.
+    speculates: bool = True
     #: For requests that set none; None: the same default for all models.
     temperature: float | None = None
     top_p: float | None = None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.inference.engine import gguf_header
+from services.inference.engine import gguf_header, lookup
 from services.inference.engine.devices import MARGIN_BYTES, Device
 from services.inference.engine.gguf_header import GgufHeader, NotAModel
 from services.inference.models.quantities import MemoryBytes
@@ -75,7 +75,9 @@ def measure(setting: int | None, devices: Sequence[Device] = (), *, cache: int |
 def compute_bytes(header: GgufHeader, *, on_gpu: bool, slots: int, context_tokens: int, has_flash: bool) -> int:
     """Estimate llama.cpp's buffers for a step: for each token, for the logits of each token or, in large steps, of each slot, and for the
     attention of each token to the context."""
-    step, logits = (GPU_STEP_TOKENS, slots) if on_gpu else (STEP_TOKENS, STEP_TOKENS)
+    # Twice: where they are computed, and in the output.
+    drawn = 2 * lookup.most_outputs(slots)
+    step, logits = (GPU_STEP_TOKENS, drawn) if on_gpu else (STEP_TOKENS, max(STEP_TOKENS, drawn))
     # Measured: a mask of two bytes, or without flash attention, a float and one for each head.
     attention = step * context_tokens * (2 if has_flash else (1 + max(header.head_counts, default=0)) * _FLOAT_BYTES)
     return (logits * (header.vocabulary_size or 0) + 8 * step * (header.embedding_length or 0)) * _FLOAT_BYTES + attention

@@ -208,6 +208,7 @@ FIELDS: dict[str, tuple[str, Callable[[Node], object]]] = {
         lambda value: KvMode.SHARED if _text(value) == "fast" else _one_of({mode.value: mode for mode in KvMode})(value),
     ),
     "kv_type": ("kv_type", _kv_types),
+    "speculation": ("speculates", _one_of({"auto": True, "off": False})),
     "for": ("purpose", _one_of({purpose.value: purpose for purpose in LoadPurpose})),
     "projector": ("projector", _path),
     "device": ("device", _number(0, MAX_DEVICES - 1)),

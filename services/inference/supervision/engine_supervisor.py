@@ -300,9 +300,7 @@ class SupervisedEngine:
         match report:
             case engine_messages.StepReport():
                 watchdog.step_ended(report.seconds)
-                self._steps.record(report, time.monotonic())
-                for progress in report.progress:
-                    self._deliver(progress)
+                self._take_step(report)
             case engine_messages.EmbeddingTurn():
                 watchdog.step_ended(report.seconds)
                 for vectors in report.vectors:
@@ -322,6 +320,13 @@ class SupervisedEngine:
                 raise _NotLoadable(report.reason)
             case _:
                 assert_never(report)
+
+    def _take_step(self, step: engine_messages.StepReport) -> None:
+        self._steps.record(step, time.monotonic())
+        if step.drafted:
+            self._watcher.drafted(self._model, step.drafted, step.accepted)
+        for progress in step.progress:
+            self._deliver(progress)
 
     async def _open_chat(self, loaded: engine_messages.Loaded, writer: asyncio.StreamWriter) -> None:
         """Test the chat template. Raises _NotLoadable if it isn't usable, and Unavailable if that can't be found out."""

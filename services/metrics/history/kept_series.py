@@ -126,6 +126,7 @@ ALL: tuple[KeptSeries, ...] = (
     # By the worker that a gateway reports.
     KeptSeries(instrument=instruments.WRONG_COUNTS, labels=("exported_node",)),
     KeptSeries(instrument=instruments.TOKENS, labels=("model", "type")),
+    KeptSeries(instrument=instruments.DRAFTED_TOKENS, labels=("model", "result")),
     KeptSeries(instrument=instruments.COMPLETED_REQUESTS, labels=("model", "status")),
     *_histogram(instruments.TTFT_SECONDS, ("0.1", "0.5", "1.0", "2.5", "10.0")),
     *_histogram(instruments.REQUEST_DURATION, ("0.32", "1.28", "5.12", "20.48"), filled=("model",)),

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from shared import amounts
 from shared.api.gateway import ModelPullRow, NodeRow, ServedModel, ServedModels
 from shared.api.ledger import ModelPrice
+from shared.api.metrics import History, HistoryGrouping
+from shared.telemetry.instruments import DraftResult
 from shared.types import ModelName, NodeId, Role
 
 #: How many characters of a node id are shown.
@@ -52,6 +54,8 @@ class ServedModelView:
     tone: str
     why: str
     workers: int
+    #: How many drafted tokens were right; empty if none were drafted, or the history is unavailable.
+    drafts: str
     #: All workers that have it, usable ones first; empty if the node list is unavailable.
     places: tuple[ModelPlaceView, ...]
     #: None if it is free or prices are unavailable.
@@ -92,15 +96,21 @@ def _progress(pull: ModelPullRow) -> str:
 
 
 def join(
-    served: Iterable[ServedModel], nodes: Iterable[NodeRow] | None, prices: Iterable[ModelPrice] | None, *, unserved_too: bool
+    served: Iterable[ServedModel],
+    nodes: Iterable[NodeRow] | None,
+    prices: Iterable[ModelPrice] | None,
+    history: History | None = None,
+    *,
+    unserved_too: bool,
 ) -> tuple[ServedModelView, ...]:
     """Return the served models in the gateway's order, then, with ``unserved_too``, the models that no usable worker serves.
 
-    ``nodes`` and ``prices`` are None if they are unavailable.
+    ``nodes``, ``prices`` and ``history``, the drafted tokens by model, are None if they are unavailable.
     """
+    drafts = _drafts(history)
     workers = [row for row in nodes or () if row.role is Role.WORKER]
     priced = {price.model: price for price in prices or ()}
-    lines = [_served(model, workers, priced) for model in served]
+    lines = [_served(model, workers, priced, drafts.get(model.name, "")) for model in served]
     known = {line.name for line in lines}
     if unserved_too:
         others = sorted({model for row in workers if row.alive for model in row.models} - known)
@@ -113,7 +123,21 @@ def default_model(served: ServedModels | None) -> ModelName | None:
     return next((model.name for model in served.models if not model.only_embeds), None) if served is not None else None
 
 
-def _served(model: ServedModel, workers: Iterable[NodeRow], prices: dict[ModelName | None, ModelPrice]) -> ServedModelView:
+def _drafts(history: History | None) -> dict[str, str]:
+    if history is None:
+        return {}
+    counts: dict[str, dict[str, float]] = {}
+    for line in history.lines:
+        results = counts.setdefault(line.labels.get(HistoryGrouping.MODEL, ""), dict.fromkeys(DraftResult, 0.0))
+        results[line.labels.get("result", "")] = history.step_seconds * sum(rate for rate in line.values if rate)
+    return {
+        model: f"{results[DraftResult.ACCEPTED] / total:.0%} of {total:,.0f} drafted tokens accepted in the last hour"
+        for model, results in counts.items()
+        if (total := sum(results.values())) >= 1
+    }
+
+
+def _served(model: ServedModel, workers: Iterable[NodeRow], prices: dict[ModelName | None, ModelPrice], drafts: str) -> ServedModelView:
     return ServedModelView(
         name=model.name,
         aliases=model.aliases,
@@ -125,6 +149,7 @@ def _served(model: ServedModel, workers: Iterable[NodeRow], prices: dict[ModelNa
         tone="good",
         why="",
         workers=model.workers,
+        drafts=drafts,
         places=_places(model.name, workers),
         price=_price(model.name, prices),
     )
@@ -145,6 +170,7 @@ def _unserved(model: ModelName, workers: Iterable[NodeRow], prices: dict[ModelNa
         tone="warn" if is_loading else "bad",
         why="the engine is loading, restarting or failed" if is_loading else places[0].why_not if places else "",
         workers=0,
+        drafts="",
         places=places,
         price=_price(model, prices),
     )

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import ClassVar
 
@@ -17,8 +18,10 @@ from services.web.pages.model_view import SHOWN_OF_ID, ModelPullView, ServedMode
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import access_table, errors
 from shared.access_table import Permission
-from shared.api import gateway, ledger
+from shared.api import gateway, ledger, metrics
 from shared.api.gateway import LoadOnWorker, ModelPlace, UnloadOnWorkers
+from shared.api.metrics import History, HistoryGrouping
+from shared.telemetry.instruments import DRAFTED_TOKENS
 from shared.types import LoadPurpose, ModelName, NodeId
 
 #: Loading a large model from a slow disk takes minutes.
@@ -115,8 +118,9 @@ async def _page(
     refusals: tuple[OrderRefusal, ...] = (),
     problem: errors.AimeshError | None = None,
 ) -> Page:
-    served, nodes, prices = await asyncio.gather(
+    served, history, nodes, prices = await asyncio.gather(
         _served(page_request),
+        _drafts(page_request),
         page_request.fetch(gateway.list_nodes, gateway.ListNodes()),
         page_request.fetch(ledger.list_prices, ledger.ListPrices()),
     )
@@ -124,7 +128,9 @@ async def _page(
         problem, served = problem or served, gateway.ServedModels(())
     may_order = _may_order(page_request)
     view = ModelsPage(
-        models=model_view.join(served.models, nodes.nodes if nodes else None, prices.prices if prices else None, unserved_too=may_order),
+        models=model_view.join(
+            served.models, nodes.nodes if nodes else None, prices.prices if prices else None, history, unserved_too=may_order
+        ),
         pulls=model_view.pulls(nodes.nodes) if nodes and may_order else (),
         may_order=may_order,
         has_places=nodes is not None,
@@ -150,6 +156,18 @@ async def follow_pulls(page_request: NamedDependency[PageRequest]) -> EventRespo
         return {"pulls": [asdict(line) for line in model_view.pulls(rows.nodes)]}
 
     return page_request.follow(read)
+
+
+async def _drafts(page_request: PageRequest) -> History | None:
+    """Return the last hour; None if it is unavailable, as it is to most users."""
+    if not page_request.is_administrator:
+        return None
+    now = page_request.app.now()
+    wanted = metrics.GetHistory((DRAFTED_TOKENS.name,), now - timedelta(hours=1), now, 300, (HistoryGrouping.MODEL,))
+    try:
+        return await page_request.call(metrics.get_history, wanted, deadline_seconds=PAGE_CALL_SECONDS)
+    except errors.AimeshError:
+        return None
 
 
 async def _served(page_request: PageRequest) -> gateway.ServedModels | errors.PeerError:

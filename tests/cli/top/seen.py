@@ -93,6 +93,8 @@ def history_of(request: GetHistory) -> History:
             lines.append(line(name, _OF_NODES[name], node=WORKER[:12]))
         elif name == "ai_platform_completed_requests_total":
             lines += [line(name, 11.5, service="metrics", status="success"), line(name, 0.5, service="metrics", status="error")]
+        elif name == "ai_platform_drafted_tokens_total":
+            lines += [line(name, 12.0, service="inference", result="accepted"), line(name, 4.0, service="inference", result="rejected")]
         elif name == "ai_platform_queue_depth":
             lines.append(line(name, 3.0, service="gateway", model="smollm2"))
         elif "node" in request.by:

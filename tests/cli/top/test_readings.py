@@ -36,6 +36,14 @@ def test_tokens_come_from_gateways_and_output_tokens_from_workers() -> None:
     assert found.loads == {"one": NodeLoad(tokens_per_second=20)}
 
 
+def test_drafts_of_all_workers_are_added() -> None:
+    name = "ai_platform_drafted_tokens_total"
+    drafts = answer(line(name, 12, service="inference", result="accepted"), line(name, 4, service="inference", result="rejected"))
+    found = readings.numbers([drafts])
+    assert (found.drafted_tokens, found.accepted_tokens) == (16, 12)
+    assert any(name in names for names, _ in readings.QUESTIONS)
+
+
 def test_queues_of_gateways_and_workers_are_added_longest_first() -> None:
     waiting = answer(
         line(QUEUE, 1, service="gateway", model="b"),

@@ -73,6 +73,15 @@ def test_most_severe_problem_comes_first_then_rates_then_nodes() -> None:
     ]
 
 
+def test_drafts_are_shown_while_there_are_any() -> None:
+    def rates(drafted: float, accepted: float) -> str:
+        found = Numbers(requests=2, drafted_tokens=drafted, accepted_tokens=accepted)
+        return next(row for row in text_view.whole(frame.make(MeshReadings(numbers=SourceAnswer(found)), 0.0, AT)) if "requests/s" in row)
+
+    assert rates(16, 12).endswith("   drafts: 16 tokens/s, 75% accepted")
+    assert "drafts" not in rates(0, 0)
+
+
 def test_common_reason_is_shown_once_and_the_table_is_dimmed() -> None:
     away = errors.NotReachable("no gateway answers")
     found = frame.make(

@@ -69,6 +69,7 @@ class Watch:
         self.restarts: list[str] = []
         self.parse_failures: list[str] = []
         self.warnings: list[str] = []
+        self.drafts: list[tuple[int, int]] = []
 
     def changed(self) -> None:
         self.changes += 1
@@ -86,6 +87,9 @@ class Watch:
 
     def images_encoded(self, model: ModelName, seconds: float) -> None:
         """Not used by these tests."""
+
+    def drafted(self, model: ModelName, tokens: int, accepted: int) -> None:
+        self.drafts.append((tokens, accepted))
 
     def parse_failed(self, model: ModelName) -> None:
         self.parse_failures.append(model)

@@ -124,6 +124,10 @@ async def test_removed_model_leaves_no_gauges() -> None:
         'prompt_cache_hits{model="echo"} 5.0',
     ):
         assert f"ai_platform_{line}" in exposed(node)
+    assert 'ai_platform_drafted_tokens_total{model="echo",result="accepted"} 0.0' in exposed(node), "before the first one"
+    watcher.drafted(ModelName("echo"), 16, 13)
+    assert 'ai_platform_drafted_tokens_total{model="echo",result="accepted"} 13.0' in exposed(node)
+    assert 'ai_platform_drafted_tokens_total{model="echo",result="rejected"} 3.0' in exposed(node)
     backend.is_empty = True
     watcher.changed()
     await until(lambda: node.offers[-1].models == ())

@@ -3,10 +3,11 @@ import pytest
 from services.inference import engine_speed as measured
 from services.inference.engine import engine_messages
 from services.inference.engine_speed import WINDOW_SECONDS, EngineSpeed, StepMeter
+from shared.types import FinishReason
 
 
-def step(seconds: float, decode_seconds: float, answering: int = 1) -> engine_messages.StepReport:
-    return engine_messages.StepReport((), seconds, decode_seconds, answering, 0)
+def step(seconds: float, decode_seconds: float, tokens: int = 1) -> engine_messages.StepReport:
+    return engine_messages.StepReport((engine_messages.AnswerProgress(1, (7,), "a"),) * tokens, seconds, decode_seconds, 1, 0)
 
 
 def test_speed_without_steps_is_zero() -> None:
@@ -22,6 +23,13 @@ def test_time_outside_of_decoding_is_overhead() -> None:
     assert figures.overhead == pytest.approx(0.05)
     assert figures.step_seconds == pytest.approx(0.2)
     assert figures.tokens_per_second == pytest.approx(30.0)
+
+
+def test_every_token_of_a_draft_counts() -> None:
+    meter = StepMeter()
+    meter.record(step(0.5, 0.5, tokens=6), 0.0)
+    meter.record(engine_messages.StepReport((engine_messages.AnswerProgress(1, (), "", FinishReason.STOP),), 0.5, 0.5, 1, 0), 0.0)
+    assert meter.figures(0.0).tokens_per_second == pytest.approx(6.0)
 
 
 def test_old_steps_do_not_count() -> None:

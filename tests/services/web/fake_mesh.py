@@ -12,7 +12,7 @@ import msgspec
 
 from services.web import mesh_calls
 from shared import errors
-from shared.api import auth, gateway, ledger, usage_report
+from shared.api import auth, gateway, ledger, metrics, usage_report
 from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.types import Credential, KeyId, ModelName, NodeId, Tier, UserId, UserRole
@@ -118,6 +118,9 @@ class FakeMesh(FakeUsage, FakeModels, FakePolicies, FakeAccounts):
         end = self.result if method.end is gateway.InferenceResult else method.end()
         async with aclosing(make(request, credential)) as items:
             yield FakeAnswer(items, cast("End", end))
+
+    def _get_history(self, request: metrics.GetHistory, credential: Credential | None) -> metrics.History:
+        raise errors.NotFound("this mesh has no metrics history", hint="set DATABASE_URL")
 
     def called_methods(self) -> list[str]:
         return [call.method for call in self.calls]

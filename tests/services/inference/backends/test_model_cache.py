@@ -159,14 +159,15 @@ def states(backend: LlamaBackend) -> dict[str, ModelState]:
 
 async def test_model_is_loaded_by_its_first_job_and_stays(site: Site) -> None:
     types = KvTypes(KvType.Q8_0)
-    options: dict[str, Any] = {"gpu_layers": 3, "device": 1, "tensor_split": (1.0,), "kv_type": types}
+    options: dict[str, Any] = {"gpu_layers": 3, "device": 1, "tensor_split": (1.0,), "kv_type": types, "speculates": False}
     async with site.backend(site.entry(A, context_tokens=32, **options)) as backend:
         await until(lambda: states(backend) == {A: ModelState.UNLOADED})
         assert not site.engines
         await generate(backend, A)
         await generate(backend, A)
         assert [engine.answered for engine in site.engines] == [2]
-        assert site.engines[0].load == engine_messages.LoadCommand(str(site.folder / "a.gguf"), 2, 32, 1, 3, KvMode.EXACT, types, (1.0,), 1)
+        expected = engine_messages.LoadCommand(str(site.folder / "a.gguf"), 2, 32, 1, 3, KvMode.EXACT, types, (1.0,), 1, speculates=False)
+        assert site.engines[0].load == expected
         assert states(backend) == {A: ModelState.READY}
 
 

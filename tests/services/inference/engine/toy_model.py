@@ -37,8 +37,8 @@ class Cell:
 
 @dataclass
 class ToyModel:
-    """A token is a byte. At temperature 0, the model repeats the prompt; otherwise each letter depends on all tokens in its slot and on
-    (seed, position), so that wrong memory or wrong randomness changes the answer."""
+    """A token is a byte. At temperature 0, the model repeats the prompt; at 1, each letter depends on all tokens in its slot and on
+    (seed, position), so that wrong memory or wrong randomness changes the answer. Between them, it repeats the prompt with mistakes."""
 
     layout: KvLayout = KvLayout.POOL
     context_tokens: int = 64
@@ -48,6 +48,7 @@ class ToyModel:
     slots: int = 4
     can_cut: bool = True
     can_cut_saved: bool = True
+    drafts: bool = True
     longest_token_bytes: int = 4
     decode_seconds: float = 0.0
     #: How long a batch takes.
@@ -62,8 +63,10 @@ class ToyModel:
     #: Sequences that have begun and not ended.
     begun: dict[tuple[int, int], Parameters] = field(default_factory=dict)
     delivered: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
-    #: (request, start, count) of every feed, batch by batch.
+    #: (request, start, count) of every feed, batch by batch, without guesses.
     batches: list[list[tuple[int, int, int]]] = field(default_factory=list)
+    #: The guesses of every batch, and how many were right.
+    drafted: list[tuple[int, int]] = field(default_factory=list)
     #: The adapter of every batch.
     adapters: list[int] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -143,7 +146,10 @@ class ToyModel:
     def clear(self, slot: int) -> None:
         self.memory[slot] = []
 
-    def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
+    def can_draft(self, adapter: int) -> bool:
+        return self.drafts
+
+    def run(self, feeds: Sequence[Feed]) -> list[list[DrawnToken]]:
         if self.crash:
             raise errors.ModelCrashed("llama_decode gave -3")
         self._check(feeds)
@@ -153,6 +159,7 @@ class ToyModel:
         self.batches.append([(feed.sequence.id, feed.start, len(feed.tokens)) for feed in feeds])
         drawn = [self._run(feed) for feed in feeds]
         self._check_room()
+        self.drafted.append((len(feeds[0].draft), len(drawn[0]) - 1 if feeds[0].draft else 0))
         return drawn
 
     def _check_room(self) -> None:
@@ -172,9 +179,10 @@ class ToyModel:
             inside = [span for span in feed.sequence.hashed.spans if span.start < feed.start + len(feed.tokens) and feed.start < span.end]
             assert inside == ([] if feed.image is None else [feed.image]), "tokens and rows of an image in one feed"
             assert feed.image is None or (feed.start, len(feed.tokens)) == (feed.image.start, 4), "an image in pieces"
-        assert sum(len(feed.tokens) for feed in feeds) <= self.step_tokens + self.slots
+        assert sum(len(feed.tokens) + len(feed.draft) for feed in feeds) <= self.step_tokens + self.slots
+        assert len(feeds) == 1 or not any(feed.draft for feed in feeds), "guesses beside others"
 
-    def _run(self, feed: Feed) -> DrawnToken | None:
+    def _run(self, feed: Feed) -> list[DrawnToken]:
         held = self.memory.setdefault(feed.slot, [])
         sequence = feed.sequence
         assert [cell.token for cell in held] == sequence.tokens[: feed.start], "other tokens in the slot, a gap, or fed twice"
@@ -183,14 +191,31 @@ class ToyModel:
         assert [cell.token for cell in held] == sequence.tokens[: len(held)]
         assert len(held) <= self.context_tokens
         if not feed.sample:
-            return None
+            assert not feed.draft
+            return []
         assert len(held) == len(sequence.tokens), "drawn in the middle"
-        return self._draw(feed, [cell.token for cell in held])
+        return self._verify(feed, held)
+
+    def _verify(self, feed: Feed, held: list[Cell]) -> list[DrawnToken]:
+        sequence, drawn = feed.sequence, list[DrawnToken]()
+        assert END_TOKEN not in feed.draft, "a guess that would be followed by nothing"
+        assert len(held) + len(feed.draft) < sequence.prompt_tokens + sequence.limit, "guesses beyond the limit"
+        held.extend(Cell(token, next(self._numbers), sequence.adapter) for token in feed.draft)
+        self._check_room()
+        tokens = [cell.token for cell in held]
+        for at, guess in enumerate((*feed.draft, None), len(sequence.tokens)):
+            drawn.append(self._draw(feed, tokens[:at]))
+            if drawn[-1].token != guess:
+                break
+        del held[len(sequence.tokens) + len(drawn) - 1 :]
+        return drawn
 
     def _draw(self, feed: Feed, held: list[int]) -> DrawnToken:
         prompt = feed.sequence.prompt_tokens
         parameters = self.begun[feed.sequence.id, feed.sequence.answer]
-        token = self._echo(held, prompt) if parameters.temperature == 0 else _letter(held, parameters.seed + feed.sequence.adapter)
+        letter = _letter(held, parameters.seed + feed.sequence.adapter)
+        repeats = letter % 100 >= 100 * parameters.temperature
+        token = self._echo(held, prompt) if repeats else letter
         if parameters.top_logprobs is None:
             return DrawnToken(token)
         return DrawnToken(token, TokenLogprob(TokenChance(token, self.piece(token) or b"", -float(len(held)))))

@@ -314,6 +314,22 @@ async def test_speed_is_measured_from_the_steps() -> None:
     assert (engine.figures().cpu_seconds, engine.figures().ram_bytes) == (0.0, 0)
 
 
+async def test_drafts_are_reported_and_their_tokens_delivered_one_by_one() -> None:
+    code = """
+for command in arriving:
+    accept(command)
+    parts = [wire.AnswerProgress(command.id, (number,), f"{number}", "stop" if number == 3 else None) for number in range(4)]
+    sock.sendall(wire.pack(wire.StepReport(tuple(parts), 0.1, 0.1, 1, 0, drafted=5, accepted=3)))
+"""
+    watch = Watch()
+    async with supervised(SPEAKS + ANSWERS + code, watch) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        reader = Reader()
+        await engine.generate(job(), reader)
+    assert [chunk.token_ids for chunk in reader.chunks] == [(number,) for number in range(4)]
+    assert watch.drafts == [(5, 3)]
+
+
 # --- an engine that dies ------------------------------------------------------------------------------------------------------
 
 #: The first process dies where the test says; later ones answer.

@@ -5,6 +5,7 @@ import pytest
 from services.web.pages import model_view
 from shared.api.gateway import NodeRow, ServedModel
 from shared.api.ledger import ModelPrice
+from shared.api.metrics import History, HistoryLine
 from shared.types import MicroCredits, ModelName, NodeId, Role
 
 SMOL, BIG = ModelName("smollm2"), ModelName("mistral")
@@ -71,6 +72,16 @@ def test_price_is_the_models_own_or_the_default() -> None:
     own = price(SMOL, 2_500_000, 7_500_000, request=100, second=20)
     (line,) = model_view.join([SERVED], None, [default_price, own], unserved_too=False)
     assert line.price == model_view.ModelPriceView("2.5", "7.5", "0.0001 per request, 0.00002 per compute second")
+
+
+def test_share_of_accepted_drafts_is_shown_for_each_model() -> None:
+    rates = [(SMOL, "accepted", (0.5, None, 0.25)), (SMOL, "rejected", (0.25, 0.0, 0.0)), (BIG, "rejected", (0.0, None, 0.0))]
+    lines = tuple(HistoryLine("ai_platform_drafted_tokens_total", {"model": name, "result": result}, rate) for name, result, rate in rates)
+    history = History(datetime(2026, 11, 20, tzinfo=UTC), 300, 15, lines)
+    one, other = model_view.join([SERVED, ServedModel(BIG, 1, 2048)], None, None, history, unserved_too=False)
+    assert (one.drafts, other.drafts) == ("75% of 300 drafted tokens accepted in the last hour", "")
+    (line,) = model_view.join([SERVED], None, None, unserved_too=False)
+    assert line.drafts == ""
 
 
 def test_model_is_shown_without_nodes_and_prices() -> None:

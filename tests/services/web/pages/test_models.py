@@ -6,7 +6,7 @@ import pytest
 from litestar.types import ASGIApp
 
 from shared import errors
-from shared.api import gateway, ledger
+from shared.api import gateway, ledger, metrics
 from shared.types import LoadPurpose, MicroCredits, ModelName, NodeId, UserRole
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import Account, FakeMesh
@@ -89,6 +89,31 @@ async def test_unavailable_part_is_missing_alone(alice: Browser, mesh: FakeMesh,
     assert page.status_code == status
     assert message in page.text
     assert "No models: no worker is online" not in page.text
+
+
+async def test_accepted_drafts_are_shown_to_administrators(browser: Browser, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh.served = (gateway.ServedModel(ModelName("smollm2"), 1, 32_768),)
+
+    def history(request: metrics.GetHistory, credential: object) -> metrics.History:
+        assert (request.names, request.by) == (("ai_platform_drafted_tokens_total",), (metrics.HistoryGrouping.MODEL,))
+        rates = {"accepted": 0.75, "rejected": 0.25}
+        steps = round((request.until - request.since).total_seconds() / request.step_seconds)
+        lines = tuple(
+            metrics.HistoryLine(request.names[0], {"model": "smollm2", "result": result}, (rate,) * steps) for result, rate in rates.items()
+        )
+        return metrics.History(request.since, request.step_seconds, 15, lines)
+
+    monkeypatch.setattr(mesh, "_get_history", history)
+    page = await (await sign_in(mesh, browser, UserRole.ADMIN)).get("/models")
+    assert "75% of 3,600 drafted tokens accepted in the last hour" in page.text
+
+
+@pytest.mark.parametrize("role", [UserRole.USER, UserRole.DEVELOPER, UserRole.ADMIN])
+async def test_page_has_no_drafts_without_a_history(mesh: FakeMesh, browser: Browser, role: UserRole) -> None:
+    page = await (await sign_in(mesh, browser, role)).get("/models")
+    assert page.status_code == 200
+    assert "drafted" not in page.text
+    assert ("metrics.getHistory" in mesh.called_methods()) is (role is UserRole.ADMIN), "others may not read it"
 
 
 @pytest.mark.parametrize(
