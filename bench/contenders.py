@@ -125,12 +125,12 @@ async def find_gpus() -> tuple[devices.Device, ...]:
 
 @asynccontextmanager
 async def our_engine(
-    mode: KvMode, shape: Shape, sampling: Sampling = SAMPLING, projector: Path | None = None
+    mode: KvMode, shape: Shape, sampling: Sampling = SAMPLING, projector: Path | None = None, *, speculates: bool = True
 ) -> AsyncIterator[GenerateChat]:
     """Run our engine in its process, called as a worker does: through its backend and the socketpair."""
     named: dict[str, str] = {model_folder.PACKAGED_MODEL: str(shape.model)} if shape.model else {}
     found = model_discovery.find(named, defaults=catalog.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
-    found = replace(found, entries=tuple(replace(entry, projector=projector) for entry in found.entries))
+    found = replace(found, entries=tuple(replace(entry, projector=projector, speculates=speculates) for entry in found.entries))
     load = LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
     budget = memory.measure(None, await find_gpus())
     async with llama.opened(found, load, shape.slots, budget, _EngineEvents()) as backend:
@@ -154,14 +154,16 @@ def _asking(backend: Backend, model: ModelName, sampling: Sampling) -> GenerateC
     return generate
 
 
-def chat(port: int, fields: Mapping[str, object], *headers: str) -> Generate:
-    """Stream from POST /v1/chat/completions. This must be cheap, because it shares the cores with the server."""
+def chat(port: int, fields: Mapping[str, object], *headers: str, raw: bool = False) -> Generate:
+    """Stream from POST /v1/chat/completions, or continue ``raw`` prompts by POST /v1/completions. This must be cheap, because it shares the
+    cores with the server."""
+    path = "/v1/completions" if raw else "/v1/chat/completions"
     sampling = {name: getattr(SAMPLING, name) for name in ("temperature", "top_k", "top_p", "min_p")}
     fields = {"model": "default", **sampling, "stream": True, "stream_options": {"include_usage": True}, **fields}
 
     async def generate(prompt: str, max_tokens: int, on_token: OnToken) -> Counts:
-        asked = json.dumps({"messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens, **fields})
-        request = http_load.post("/v1/chat/completions", asked, "connection: close", *headers)
+        said: dict[str, object] = {"prompt": prompt} if raw else {"messages": [{"role": "user", "content": prompt}]}
+        request = http_load.post(path, json.dumps({**said, "max_tokens": max_tokens, **fields}), "connection: close", *headers)
         async with asyncio.timeout(ANSWER_SECONDS):
             answer, body = await Client(port).ask(request.encode(), on_token)
         assert answer.is_good, body[:2000]
@@ -183,6 +185,13 @@ async def _llama_server(shape: Shape) -> AsyncIterator[Generate]:
 
 
 @asynccontextmanager
+async def copying_llama_server(shape: Shape) -> AsyncIterator[Generate]:
+    """Run llama-server with its own drafts from the text before, at temperature 0."""
+    async with _running_llama_server(shape, "--spec-type", "ngram-simple") as port:
+        yield chat(port, {"ignore_eos": True, "temperature": 0}, raw=True)
+
+
+@asynccontextmanager
 async def fronted(shape: Shape) -> AsyncIterator[tuple[Generate, Generate]]:
     """Run llama-server. Yields how to ask it directly, and by a worker's backend in front of it, with the same sampling."""
     async with AsyncExitStack() as stack:
@@ -195,7 +204,7 @@ async def fronted(shape: Shape) -> AsyncIterator[tuple[Generate, Generate]]:
 
 
 @asynccontextmanager
-async def _running_llama_server(shape: Shape) -> AsyncIterator[int]:
+async def _running_llama_server(shape: Shape, *options: str) -> AsyncIterator[int]:
     """Run llama.cpp's own server, with our context, slots and threads, and its own defaults for the rest.
 
     Its default batch sizes are larger than ours and better for it. It keeps no copies of idle prompts in memory (--cache-ram): nothing here
@@ -205,7 +214,7 @@ async def _running_llama_server(shape: Shape) -> AsyncIterator[int]:
     words = (
         rivals.ensure().server, "--model", shape.model or model_discovery.packaged(), "--host", "127.0.0.1", "--port", port,
         "--threads", shape.threads, "--threads-batch", shape.threads, "--parallel", shape.slots,
-        "--ctx-size", shape.slots * shape.context_tokens, "--cache-ram", 0, "--no-webui", "--offline",
+        "--ctx-size", shape.slots * shape.context_tokens, "--cache-ram", 0, "--no-webui", "--offline", *options,
     )  # fmt: skip
     async with rivals.program(words, port, "/health", START_SECONDS):
         yield port

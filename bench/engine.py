@@ -8,6 +8,7 @@ reuse          chats that begin with one of a few pages: the total time
 long_prompt    the time to the first token behind a long prompt, with nobody else
 gaps           the time between two tokens of running streams while another prompt is read, and the wait for that prompt
 image_gaps     the same time while images are encoded and read, by a projector of the size of CLIP's (ViT-B/16) with random weights
+lookup         answers that copy, with drafts and without: the tokens a second after the first one; and stories, which copy nothing
 sampling       drawing the tokens of 64 answers from a large vocabulary with two threads
 upstream       llama-server behind a worker's backend, against llama-server alone: the throughput, and the time to the first token
 worker         the memory of a worker and its engine, and the engine's own time
@@ -38,11 +39,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple, TypeVar, cast
 
+import msgspec
 import numpy as np
 
 from bench import calls, contenders, processes, report, rivals, tenants
 from bench.contenders import CONSTRAINED, EVERYONE, LLAMA_SERVER, MODES, OURS, PYTHON_SERVER, Contender, Generate, GenerateChat, Shape
 from bench.report import Options, Rows
+from services.inference import numerics
 from services.inference.engine.engine_messages import KvMode
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.token_sampler import StepSampler, TokenSampler
@@ -335,6 +338,53 @@ async def measure_image_gaps(rows: Rows, _shared: None, options: Options) -> Non
     rows.paired("gap between tokens, p99, while images are encoded and read", beside, "ms", "quiet", quiet, at_most=4)
 
 
+# --- drafts ---------------------------------------------------------------------------------------------------------------
+
+#: Half a page of source. The model is so small that it copies reliably only what comes twice, once it has begun.
+COPIED = Path(numerics.__file__).read_text(encoding="utf-8")
+COPY = f"{COPIED}\n\n{COPIED}\n\n{COPIED[:300]}"
+COPY_TOKENS, COPIES = 160, 2
+#: Words before it, for a context of 2,200 tokens.
+COPY_BEHIND = 1200
+
+
+async def _copy_rate(generate: Generate, prompt: str) -> float:
+    async def copy() -> float:
+        came: list[float] = []
+        await generate(prompt, COPY_TOKENS, lambda: came.append(time.perf_counter()))
+        return came[-1] - came[0]
+
+    return COPIES * (COPY_TOKENS - 1) / sum([await copy() for _ in range(COPIES)])
+
+
+async def measure_lookup(rows: Rows, _shared: None, options: Options) -> None:
+    shape = Shape(8, 4096, options.threads)
+
+    def contestants(**sampling: object) -> tuple[Contender, Contender]:
+        started = partial(contenders.our_engine, MODES[0], sampling=msgspec.structs.replace(contenders.SAMPLING, **sampling))
+        return Contender("drafts", started), Contender("plain", partial(started, speculates=False))
+
+    theirs = Contender(RIVAL, contenders.copying_llama_server)
+    behind = f"{message(COPY_BEHIND, random.Random(1))}\n\n{COPY}"
+    for claim, prompt, temperature, least, more in (
+        ("half a page of source, temperature 0", COPY, 0.0, 1.6, (theirs,)),
+        ("half a page of source, temperature 0.7", COPY, 0.7, 1.15, ()),
+        ("half a page of source behind 2,200 tokens, temperature 0", behind, 0.0, 1.25, ()),
+    ):
+        everyone = (*contestants(temperature=temperature, raw=True), *more)
+        rates = await _in_turns(partial(_copy_rate, prompt=prompt), shape, options.rounds, everyone)
+        rows.paired(f"copying {claim}", rates["drafts"], "tokens/s", "plain", rates["plain"], at_least=least)
+        for rival in more:
+            rows.paired(f"copying {claim}", rates["drafts"], "tokens/s", f"{rival.name} with its drafts", rates[rival.name])
+    for level in (1, 8):
+
+        async def story_rate(generate: Generate, level: int = level) -> float:
+            return (await measure_rate(generate, [PROMPT.format(number) for number in STORIES[: max(level, 4)]], level)).answering
+
+        rates = await _in_turns(story_rate, shape, options.rounds, contestants())
+        rows.paired(f"stories, {level} at a time", rates["drafts"], "tokens/s", "plain", rates["plain"], at_least=0.97)
+
+
 # --- drawing tokens ------------------------------------------------------------------------------------------------------
 
 ROWS, VOCABULARY = 64, 152_000
@@ -472,6 +522,7 @@ PARTS: dict[str, report.Part] = {
     "long_prompt": partial(measure_wait, shape=Shape(STREAMS + 1, LONG_CONTEXT, 0), tokens=LONG_PROMPT, prompts=1, at_most=(None, 1.2)),
     "gaps": measure_gaps,
     "image_gaps": measure_image_gaps,
+    "lookup": measure_lookup,
     "sampling": measure_sampling,
     "upstream": measure_upstream,
     "worker": measure_worker,
