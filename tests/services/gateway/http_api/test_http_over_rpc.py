@@ -108,9 +108,9 @@ async def test_the_user_is_the_calls_and_not_the_headers(mesh: GatewayMesh) -> N
 async def test_a_request_is_counted_once(mesh: GatewayMesh) -> None:
     await send(mesh, chat())
     await send(mesh, HttpRequest("GET", "/v1/nothing"))
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="only /v1/"):
         await send(mesh, HttpRequest("GET", "/api/usage"))
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="key"):
         await send(mesh, chat(), Credential("unknown"))
     text = mesh.nodes["gateway"].node.metrics.render()
     counted = re.findall(r'^ai_platform_requests_total{method="(\w+)",service="gateway",status="(\w+)"} (\S+)', text, re.MULTILINE)
