@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+import msgspec
 
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
@@ -107,6 +108,8 @@ def worker(
     else:
         with _explained_full_disk(folder):
             kept = _member(here, folder, ticket, labels, name)
+            if ticket is not None:
+                kept = _offer_model(here, options, folder, kept)
         if no_serve:
             return
         environment = joined_environment(here.environment, options, folder, kept)
@@ -188,6 +191,20 @@ def _member(here: CliContext, folder: "Folder", ticket: str | None, labels: Mapp
     return interrupts.run(join.finish(folder, kept, report))
 
 
+def _offer_model(here: CliContext, options: Mapping[str, str], folder: "Folder", kept: "MembershipFile") -> "MembershipFile":
+    """Return the membership with the model that the person at the terminal takes, if this machine has none."""
+    from cli.machines import model_offer
+    from shared.node import membership_file
+
+    if kept.model or _names_models({**here.environment, **options}):
+        return kept
+    command, environment = _program(joined_environment(here.environment, options, folder, kept), "services.inference.backends.model_offer")
+    if source := model_offer.take(command, environment):
+        kept = msgspec.structs.replace(kept, model=source)
+        membership_file.save(folder.membership, kept)
+    return kept
+
+
 @contextmanager
 def _explained_full_disk(folder: "Folder") -> Iterator[None]:
     try:
@@ -216,9 +233,13 @@ def joined_environment(outside: Mapping[str, str], options: Mapping[str, str], f
 
 def _chosen_by_ticket(kept: "MembershipFile", given: Mapping[str, str]) -> dict[str, str]:
     """Return the settings that the ticket's creator chose. Those of the machine's owner precede them."""
-    if not kept.model or _MODEL_SETTINGS & {name.removesuffix("_FILE") for name in given}:
+    if not kept.model or _names_models(given):
         return {}
     return {"MODELS": f"{Path(kept.model).stem}={kept.model}"} if kept.model.startswith("/") else {"MODELS_PULL": kept.model}
+
+
+def _names_models(given: Mapping[str, str]) -> bool:
+    return bool(_MODEL_SETTINGS & {name.removesuffix("_FILE") for name in given})
 
 
 def plan_environment(outside: Mapping[str, str], options: Mapping[str, str], *, for_people: bool = False) -> dict[str, str]:
@@ -278,11 +299,17 @@ def _claim_name(stack: "StackHome") -> str:
     raise errors.Overloaded(f"{_MOST_WORKERS} workers already run on this machine", hint="stop one, or increase its --slots")
 
 
-def _become(environment: Mapping[str, str], *program: str) -> NoReturn:
+def _program(environment: Mapping[str, str], *program: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command and environment of a module of the worker."""
     command = [sys.executable, "-m", *(program or ("services.inference",))]
     checkout = Path(__file__).resolve().parents[2]
     # A checkout need not be installed. PYTHONPATH instead of chdir keeps relative paths valid.
     path = os.pathsep.join(filter(None, [str(checkout), environment.get("PYTHONPATH", "")]))
+    return command, {**environment, "PYTHONPATH": path}
+
+
+def _become(environment: Mapping[str, str], *program: str) -> NoReturn:
+    command, given = _program(environment, *program)
     sys.stdout.flush()
     # No shell and no child: this process becomes the worker.
-    os.execve(command[0], command, {**environment, "PYTHONPATH": path})  # noqa: S606
+    os.execve(command[0], command, given)  # noqa: S606

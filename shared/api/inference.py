@@ -416,6 +416,15 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     pulled_as: tuple[str, ...] = ()
 
 
+class StarterOffer(msgspec.Struct, frozen=True):
+    """A model that a machine without one could pull: the best that fits."""
+
+    source: str
+    file_bytes: int
+    #: For models together, on this machine.
+    free_bytes: int
+
+
 class StoreResult(msgspec.Struct, frozen=True, kw_only=True):
     #: The models pulled, added, removed or shown.
     models: tuple[StoredModel, ...] = ()

@@ -71,7 +71,7 @@ async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Call
     catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, defaults, pulls=pulls)
     lines, unused_gpu, budget = await find_devices(settings)
     watcher.warn(unused_gpu)
-    watcher.memory_found(sum(budget.vram) or budget.bytes)
+    watcher.memory_found(budget.fast_bytes)
     for line in lines:
         log.info("devices", found=line)
         if print_line is not None:

@@ -52,6 +52,11 @@ class MemoryBudget:
     def total(self) -> MemoryBytes:
         return MemoryBytes(self.bytes, sum(self.vram))
 
+    @property
+    def fast_bytes(self) -> int:
+        """Return the memory of the GPUs, or the RAM of a machine without one."""
+        return sum(self.vram) or self.bytes
+
 
 def measure(setting: int | None, devices: Sequence[Device] = (), *, cache: int | None = 0) -> MemoryBudget:
     """Return the free RAM within the container's limits, and the GPUs' free memory. ``setting`` (MODEL_MEMORY) replaces the RAM, or with
