@@ -1,9 +1,9 @@
 """Fill the folder that web serves at /install/: a package index with hashes, the list of each role, and the JavaScript client.
 
-    python -m tools.packages.install_index [--into FOLDER] [--target worker-linux-aarch64-3.11] [--background]
+    python -m tools.packages.install_index [--into FOLDER] [--target worker-linux-aarch64-3.11] [--background] [--without-ours]
 
 Without a target, it gets workers' packages for x86-64 and clients' for the other systems. `install.sh` uses a machine's packages once they
-are all there. The second run gets only what has changed.
+are all there. The second run gets only what has changed: an image gets the packages of others first, which few changes change.
 """
 
 import argparse
@@ -113,21 +113,25 @@ class IndexFolder:
                 (into / name).replace(self.files / name)
         replace_text(record, json.dumps({"digest": digest, "files": names}))
 
-    def build(self, machines: Iterable[str]) -> None:
-        """Build our own wheels and the JavaScript client if the code has changed, and what else a worker on these machines needs.
-
-        Raises SetupFailed."""
+    def build_ours(self) -> None:
+        """Build our own wheels and the JavaScript client if the code has changed. Raises SetupFailed."""
         stamp, state = self.root / "built.txt", _state_of_code()
+        if stamp.exists() and stamp.read_text(encoding="utf-8") == state:
+            return
         with tempfile.TemporaryDirectory(dir=self.root, prefix=".building-") as name:
             place = Path(name)
-            if not stamp.exists() or stamp.read_text(encoding="utf-8") != state:
-                role_packages.build_ours(place, role_packages.PROJECTS["worker"])
-                role_packages.pack_javascript(place)
-                next(place.glob("*.tgz")).replace(self.root / "aimesh-client.tgz")
-                self._fetch_pip(place / "pip")
-                for path in place.glob("*.whl"):
-                    self._keep(Wheel.of(path))
-                replace_text(stamp, state)
+            role_packages.build_ours(place, role_packages.PROJECTS["worker"])
+            role_packages.pack_javascript(place)
+            next(place.glob("*.tgz")).replace(self.root / "aimesh-client.tgz")
+            self._fetch_pip(place / "pip")
+            for path in place.glob("*.whl"):
+                self._keep(Wheel.of(path))
+        replace_text(stamp, state)
+
+    def build_others(self, machines: Iterable[str]) -> None:
+        """Build what else a worker on these machines needs. Raises SetupFailed."""
+        with tempfile.TemporaryDirectory(dir=self.root, prefix=".building-") as name:
+            place = Path(name)
             if not any(self.files.glob(f"{role_packages.WITHOUT_WHEEL}-*")):
                 role_packages.build_nkeys(place)
             for machine in machines:
@@ -206,17 +210,19 @@ def _state_of_code() -> str:
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
-def fill(into: Path, targets: Iterable[Target]) -> None:
-    """Fill the index, and publish it after each target that changed it. Another run waits for this one. Raises SetupFailed."""
+def fill(into: Path, targets: Iterable[Target], *, without_ours: bool = False) -> None:
+    """Fill the index, and publish it after each target that changed it. Another run waits for this one. Raises SetupFailed.
+
+    ``without_ours``: get only the packages of others, and publish nothing."""
     folder = IndexFolder(into)
     with (into / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        folder.build(())
+        if not without_ours:
+            folder.build_ours()
         for target in targets:
             folder.fetch(target)
-            if target.role != "client":
-                folder.build((target.machine,))
-            if not folder.is_published:
+            folder.build_others((target.machine,) if target.role != "client" else ())
+            if not without_ours and not folder.is_published:
                 folder.publish()
 
 
@@ -225,6 +231,7 @@ def main() -> int:
     parser.add_argument("--into", type=Path, default=install_script.default_folder(), help="folder of the index (%(default)s)")
     parser.add_argument("--target", action="append", type=Target.parse, default=[], dest="targets", help="role, system, machine and Python")
     parser.add_argument("--background", action="store_true", help="return at once")
+    parser.add_argument("--without-ours", action="store_true", help="get only the packages of others, for the next run")
     arguments = parser.parse_args()
     if arguments.background:
         command = [sys.executable, "-m", "tools.packages.install_index", *(word for word in sys.argv[1:] if word != "--background")]
@@ -232,7 +239,8 @@ def main() -> int:
         subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603 - our own command
         return 0
     try:
-        fill(arguments.into.absolute(), arguments.targets or map(Target.parse, install_script.DEFAULT_TARGETS))
+        targets = arguments.targets or map(Target.parse, install_script.DEFAULT_TARGETS)
+        fill(arguments.into.absolute(), targets, without_ours=arguments.without_ours)
     except (SetupFailed, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -60,6 +60,18 @@ def test_a_new_version_replaces_the_former_one_and_nothing_else_is_published_aga
     assert [path.name for path in tmp_path.glob("pip-*.whl")] == ["pip-0.3.0-py3-none-any.whl"]
 
 
+def test_the_packages_of_others_can_come_before_the_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An image gets them in a step that a change of our code doesn't repeat."""
+    makers = Makers(monkeypatch)
+    install_index.fill(tmp_path, [CLIENT], without_ours=True)
+    assert {path.name.partition("-")[0] for path in (tmp_path / "files").iterdir()} == {"click", "nkeys"}
+    assert makers.published == 0
+    fetched = (tmp_path / "fetched" / f"{CLIENT}.json").stat().st_mtime_ns
+    install_index.fill(tmp_path, [CLIENT])
+    assert (tmp_path / "fetched" / f"{CLIENT}.json").stat().st_mtime_ns == fetched
+    assert '"ready":["client-linux-x86_64-3.11"]' in (tmp_path / install_index.INDEX_FILE).read_text(encoding="utf-8")
+
+
 def test_a_machine_is_ready_once_all_its_packages_are_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Makers(monkeypatch)
     install_index.fill(tmp_path, [CLIENT])
