@@ -19,7 +19,7 @@ AIMESH_REGISTRY ?= localhost
 ARCH ?=
 PUSH ?=
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sdk/python/src/aimesh/version.py)
-IMAGES = aimesh aimesh-worker aimesh-worker-cuda aimesh-dht aimesh-backup
+IMAGES = aimesh aimesh-web aimesh-worker aimesh-worker-cuda aimesh-dht aimesh-backup
 # Tests start hundreds of Python programs, and each would compile this repository anew.
 unexport PYTHONDONTWRITEBYTECODE
 

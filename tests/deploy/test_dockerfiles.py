@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from services.web import install_script, package_fetcher
 from stack import stack_plan
 from stack.servers import dht_programs
 from tests.deploy import compose_file
@@ -19,6 +20,7 @@ DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
 #: target -> its command.
 COMMANDS = {
     "aimesh": '["aicli", "--help"]',
+    "web": '["python", "-m", "services.web"]',
     "dht": '["python", "-m", "cli.main", "mesh", "bootstrap"]',
     "worker": '["python", "-m", "services.inference"]',
     "worker-cuda": '["python", "-m", "services.inference"]',
@@ -124,7 +126,23 @@ def test_only_the_engine_for_cuda_is_compiled() -> None:
     assert "tools.engine.wheel" in (ROOT / "deploy/docker/build_engine.sh").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("stage", "module"), [("engine", "tools.engine.wheel")])
+def test_webs_image_has_the_package_index_and_a_change_of_the_code_fetches_no_package() -> None:
+    assert install_script.default_folder().relative_to(sys.prefix) == Path("install")
+    assert ("COPY", "--from=index /install /venv/install") in image("web")
+    fetching, (building,) = (
+        [rest for word, rest in stages()[name] if word == "RUN" and "tools.packages.install_index --into /install" in rest]
+        for name in ("packages-of-others", "index")
+    )
+    assert fetching == [f"{building} --without-ours"]
+    copied = [rest.rpartition(" ")[0] for word, rest in stages()["packages-of-others"] if word == "COPY"]
+    assert not {"shared", "services", "cli", "stack", "sdk/python"} & set(copied)
+    assert not {".", "--from=code /app"} & set(copied)
+    # Else web would try to fetch packages for other machines with them.
+    removed = next(rest for word, rest in stages()["code"] if word == "RUN").removeprefix("rm -r ").split()
+    assert package_fetcher._PROGRAM.split(".")[0] in removed
+
+
+@pytest.mark.parametrize(("stage", "module"), [("engine", "tools.engine.wheel"), ("packages-of-others", "tools.packages.install_index")])
 def test_what_a_tool_imports_is_copied_before_it_runs(stage: str, module: str) -> None:
     steps = stages()[stage]
     first = next(number for number, (word, _) in enumerate(steps) if word == "RUN")

@@ -20,6 +20,7 @@ REGISTRY = "localhost"
 #: target -> the name of its image.
 TARGETS = {
     "aimesh": "aimesh",
+    "web": "aimesh-web",
     "worker": "aimesh-worker",
     "worker-cuda": "aimesh-worker-cuda",
     "dht": "aimesh-dht",

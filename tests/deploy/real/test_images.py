@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from services.inference import numerics
+from services.web import install_script
 from tests.deploy import compose_file
 from tests.deploy.real import image_builds, stand_ins
 from tests.deploy.real.docker_engine import DockerEngine
+from tools.engine import wheel as wheel_maker
 
 # The first test also builds all images.
 pytestmark = pytest.mark.timeout(1200)
@@ -21,6 +24,8 @@ pytestmark = pytest.mark.timeout(1200)
 ALL = pytest.mark.parametrize("target", image_builds.TARGETS)
 #: Bytes that auth's own image added to its base before all services shared one image.
 AUTH_BEFORE = 374_300_000
+#: At most of the package index: 200 MB with the packages of four versions of Python.
+INDEX = 240_000_000
 #: Paths that an image must not contain: tools, embedded servers, tests, and leftovers of the build.
 FORBIDDEN = (
     *("*-packages/pip/*", "*/npm-cli.js", "*/bin/g++*", "*/bin/gcc*", "*/cc1plus"),
@@ -58,8 +63,9 @@ def test_it_has_no_tools_no_tests_no_servers_and_no_settings_of_the_build(
 
 
 @pytest.mark.parametrize("service", ["auth", "gateway", "metrics", "web"])
-def test_one_image_has_the_services(engine: DockerEngine, images: dict[str, str], service: str) -> None:
-    answer = in_image(engine, images["aimesh"], "python", "-m", f"services.{service}", check=False)
+def test_the_images_have_the_services(engine: DockerEngine, images: dict[str, str], service: str) -> None:
+    target = "web" if service == "web" else "aimesh"
+    answer = in_image(engine, images[target], "python", "-m", f"services.{service}", check=False)
     assert "NODE_KEY_FILE is not set" in answer, "it starts, and misses its settings"
     assert "Traceback" not in answer
 
@@ -71,6 +77,22 @@ def test_the_image_of_the_services_has_the_program_the_sidecar_and_the_charts(en
     assert in_image(engine, images["dht"], "node", "-e", f"require('{sidecar}'); console.log('loaded')").strip() == "loaded"
 
 
+def test_webs_image_installs_workers_and_clients(engine: DockerEngine, images: dict[str, str]) -> None:
+    """Its index is whole: each target is ready, and each file has the hash that its page says."""
+    script = (
+        "import hashlib, msgspec, re; from services.web import install_script as s; root = s.default_folder();"
+        "index = msgspec.json.decode((root / s.INDEX_FILE).read_bytes(), type=s.PackageIndex);"
+        "pages = (page.read_text() for page in root.glob('simple/*/index.html'));"
+        "links = [link for page in pages for link in re.findall('href=\"/install/(files/.+)#sha256=(.+)\"', page)];"
+        "bad = [file for file, sha in links if hashlib.sha256((root / file).read_bytes()).hexdigest() != sha];"
+        "assert links and not bad, bad; assert (root / 'aimesh-client.tgz').stat().st_size > 10_000;"
+        "print(*index.ready); assert 'worker' in s.render(index, 'https://ai.example.org');"
+        "from services.web.package_fetcher import PackageFetcher; assert PackageFetcher().want(s.TARGETS[-1]) is None"
+    )
+    ready = set(in_image(engine, images["web"], "python", "-c", script).split())
+    assert set(install_script.DEFAULT_TARGETS) <= ready
+
+
 def test_the_worker_has_an_engine_and_a_model(engine: DockerEngine, images: dict[str, str]) -> None:
     script = (
         "from llama_cpp import Llama; from services.inference.models import model_discovery as m;"
@@ -78,6 +100,9 @@ def test_the_worker_has_an_engine_and_a_model(engine: DockerEngine, images: dict
         "f = m.fast_copy(m.installed()); print(f.name, Llama(str(f), n_ctx=64, verbose=False)('The sky is', max_tokens=2)['usage'])"
     )
     assert re.search(r"Q8_0\.gguf .*'completion_tokens': 2", in_image(engine, images["worker"], "python", "-c", script))
+    # Only prebuilt libraries have it.
+    build_file = f"/venv/lib/python3.11/site-packages/{wheel_maker.LIBRARIES}/{numerics.BUILD_FILE}"
+    assert "node-llama-cpp" in in_image(engine, images["worker"], "cat", build_file)
 
 
 @pytest.mark.parametrize("target", ["worker", "worker-cuda"])
@@ -98,23 +123,26 @@ def test_the_agent_has_the_tools_of_the_server(engine: DockerEngine, images: dic
 
 
 def test_images_share_the_base_and_the_packages_and_are_small(engine: DockerEngine, images: dict[str, str]) -> None:
-    layers = {target: image_builds.ids_of_layers(engine, images[target]) for target in ("aimesh", "worker", "worker-cuda", "dht")}
+    layers = {target: image_builds.ids_of_layers(engine, images[target]) for target in ("aimesh", "web", "worker", "worker-cuda", "dht")}
     shared = layers["aimesh"][:-1]
     assert len(shared) > 1
     for target, found in layers.items():
         assert found[: len(shared)] == shared, target
     assert image_builds.bytes_above(engine, images["aimesh"], stand_ins.PYTHON) <= 0.9 * AUTH_BEFORE
+    assert layers["web"][:-1] == layers["aimesh"]
+    assert image_builds.bytes_above(engine, images["web"], images["aimesh"]) <= INDEX
 
 
-@pytest.mark.parametrize("target", ["aimesh", "worker", "backup"])
+@pytest.mark.parametrize("target", ["aimesh", "web", "worker", "backup"])
 def test_a_second_build_after_a_change_of_one_line_is_quick(
     engine: DockerEngine, images: dict[str, str], wheel: str, target: str, tmp_path: Path
 ) -> None:
     assert images
     checkout = tmp_path / "checkout"
-    for name in ("cli", "services", "shared", "stack", "requirements", "sdk/python/src", "docs/runbooks", "deploy", "tools"):
+    for name in ("cli", "services", "shared", "stack", "requirements", "sdk", "docs/runbooks", "deploy", "tools"):
         shutil.copytree(compose_file.ROOT / name, checkout / name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
-    shutil.copy(compose_file.ROOT / ".dockerignore", checkout)
+    for name in (".dockerignore", ".gitignore", "LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(compose_file.ROOT / name, checkout)
     with (checkout / "services/gateway/service.py").open("a", encoding="utf-8") as file:
         file.write("# One line.\n")
     began = time.monotonic()

@@ -77,7 +77,7 @@ def podman(engine: DockerEngine, images: dict[str, str], tmp_path_factory: pytes
     }
     podman = Podman(environment)
     servers = [stand_ins.VERSIONS["servers"][name]["image"] for name in ("postgres", "valkey", "nats")]
-    wanted = [images["aimesh"], images["worker"], *servers, stand_ins.VERSIONS["proxies"]["haproxy"]]
+    wanted = [images["aimesh"], images["web"], images["worker"], *servers, stand_ins.VERSIONS["proxies"]["haproxy"]]
     saving = [program("docker"), "save", *wanted]
     with subprocess.Popen(saving, env=engine.environment, stdout=subprocess.PIPE) as saved:
         run([program("podman"), "load", "--quiet"], environment=environment, stdin=saved.stdout)

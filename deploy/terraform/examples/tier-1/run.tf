@@ -8,7 +8,7 @@ locals {
     }
   }
   accessors = merge([for service, secrets in local.secrets : { for secret in values(secrets) : "${service}/${secret}" => [service, secret] }]...)
-  image     = { for region in local.regions : region => "${region}-docker.pkg.dev/${var.project}/ghcr/${var.owner}/aimesh:${var.release}" }
+  registry  = { for region in local.regions : region => "${region}-docker.pkg.dev/${var.project}/ghcr/${var.owner}" }
   # Each instance makes its own node key and joins with the ticket, which must be in a private file.
   join = "umask 077; echo \"$JOIN_TICKET\" >/tmp/ticket; echo \"$PRIVATE_CAS\" >/tmp/cas.pem; unset JOIN_TICKET PRIVATE_CAS;"
   # Cloud Run mounts NFS without locks, so instances must not share a file.
@@ -54,7 +54,7 @@ module "frontend" {
   name        = "frontend"
   region      = each.key
   account     = google_service_account.run["frontend"].email
-  image       = local.image[each.key]
+  image       = "${local.registry[each.key]}/aimesh-web:${var.release}"
   command     = "${local.join} exec python -m services.web"
   port        = 3000
   size        = { cpu = 1, memory = "1Gi", timeout = 345, min = 1, max = 10, concurrency = 1000, target = 800, cpu_target = 0.8 }
@@ -72,7 +72,7 @@ module "backend" {
   name        = "backend"
   region      = each.key
   account     = google_service_account.run["backend"].email
-  image       = local.image[each.key]
+  image       = "${local.registry[each.key]}/aimesh:${var.release}"
   command     = "${local.join} ${local.journal} exec python -m services.gateway"
   port        = 3002
   size        = { cpu = 2, memory = "2Gi", timeout = 345, min = 1, max = 10, concurrency = 500, target = 400, cpu_target = 0.7 }

@@ -1,4 +1,4 @@
-# A service of the image `aimesh` on Cloud Run, open to the load balancer and the VPC only. The resource is of API v1, because
+# A service of one of our images on Cloud Run, open to the load balancer and the VPC only. The resource is of API v1, because
 # that of v2 has no CPU and concurrency targets yet (hashicorp/terraform-provider-google#28324).
 resource "google_cloud_run_service" "this" {
   name     = var.name
