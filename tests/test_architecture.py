@@ -206,7 +206,7 @@ LARGE_FOLDERS: dict[str, int] = {}
 #: Modules, not counting __init__.py. This number may only fall, or grow by one for 170 lines of new work.
 MAX_MODULES = 785
 #: Python lines of SOURCE without generated files; the goal is 85,600. This number may only fall, or grow by the line budget of new work.
-MAX_SOURCE_LINES = 139_000
+MAX_SOURCE_LINES = 139_200
 SOURCE = ("shared", "services", "cli", "stack", "sdk", "tools", "bench")
 GENERATED = {"sdk/python/src/aimesh/client.py", "sdk/python/src/aimesh/wire.py"}
 #: Imports in the longest chain of modules in `shared`, counting each package's __init__; the goal is 10. This number may only fall.
