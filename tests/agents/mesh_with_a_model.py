@@ -17,7 +17,10 @@ from tests.services.inference import fake_http
 from tests.stacks import RunningStack, until
 from tests.testnet import free_port
 
-_UPSTREAMS = f"""\
+#: Of a server with the scripted model.
+ANSWERS: dict[str, fake_http.Answers] = {"/v1/models": MODELS, "/v1/chat/completions": scripted_model.answer}
+#: A worker's settings for it, in OPENAI_UPSTREAMS.
+UPSTREAMS = f"""\
 [agents]
 url = "{{url}}/v1"
 images = true
@@ -80,9 +83,8 @@ def new_task(folder: Path) -> Task:
 
 @asynccontextmanager
 async def serving(stack: RunningStack, folder: Path) -> AsyncIterator[ModelMesh]:
-    answers: dict[str, fake_http.Answers] = {"/v1/models": MODELS, "/v1/chat/completions": scripted_model.answer}
-    async with fake_http.serving(answers) as upstream, people.api_client(stack) as api_client:
-        (folder / "upstreams.toml").write_text(_UPSTREAMS.format(url=upstream.url), encoding="utf-8")
+    async with fake_http.serving(ANSWERS) as upstream, people.api_client(stack) as api_client:
+        (folder / "upstreams.toml").write_text(UPSTREAMS.format(url=upstream.url), encoding="utf-8")
         settings = {"INFERENCE_BACKEND": "openai", "OPENAI_UPSTREAMS": str(folder / "upstreams.toml")}
         async with replicas.replica(stack, "inference", folder=folder, name="agents", settings=settings) as worker:
             await worker.ready()

@@ -8,16 +8,15 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from tests.agents import mesh_with_a_model, open_webui, programs, scripted_model
+from tests.agents import mesh_with_a_model, ollama_users, programs
 from tests.agents.mesh_with_a_model import ModelMesh
 from tests.agents.open_webui import OPEN_WEBUI
-from tests.agents.programs import OTHERS, PINNED, Installed, Place, Program
+from tests.agents.programs import OTHERS, PINNED, Installed, Program
 from tests.stacks import RunningStack
 
 Install = Callable[[Program], Awaitable[Installed]]
@@ -61,13 +60,6 @@ async def test_the_newest_version(mesh: ModelMesh, install: Install, tmp_path: P
 
 
 async def test_open_webui_uses_the_mesh_as_ollama(mesh: ModelMesh, install: Install, tmp_path: Path) -> None:
-    """By its Ollama connection, which only has an address."""
-    home, work = tmp_path / "home", tmp_path / "work"
-    home.mkdir()
-    work.mkdir()
-    task, installed = mesh_with_a_model.new_task(work), await install(OPEN_WEBUI)
+    installed = await install(OPEN_WEBUI)
     async with mesh.at_localhost() as address:
-        program = replace(OPEN_WEBUI, switches={**OPEN_WEBUI.switches, **open_webui.BY_OLLAMA, "OLLAMA_BASE_URL": address})
-        output = await open_webui.start(program, Place(installed.executables, home, work), address, "any", task)
-    assert task.program.read_text() == scripted_model.EDITED, output
-    assert scripted_model.report(images=1, results=2) in output, output
+        await ollama_users.do_task(OPEN_WEBUI.name, address, tmp_path, installed.executables)

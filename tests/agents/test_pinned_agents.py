@@ -6,7 +6,6 @@ With the lines of the pages, each creates a file, edits it, runs it with paralle
 """
 
 import hashlib
-import shlex
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,9 +13,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.agents import mesh_with_a_model, programs, scripted_model
+from tests.agents import mesh_with_a_model, ollama_users, programs
 from tests.agents.mesh_with_a_model import ModelMesh
-from tests.agents.programs import PINNED, VENDOR_MODELS, Installed, Place, Program
+from tests.agents.programs import CODEX, PINNED, VENDOR_MODELS, Installed, Place, Program
 from tests.stacks import RunningStack
 
 HERE = Path(__file__).parent
@@ -70,14 +69,5 @@ async def test_a_whole_task(mesh: ModelMesh, installed: Installed, tmp_path: Pat
 
 async def test_codex_uses_the_mesh_as_ollama(mesh: ModelMesh, installed: Installed, tmp_path: Path) -> None:
     """`codex --oss` only knows the port of a local Ollama, where `aicli serve` is."""
-    home, work = tmp_path / "home", tmp_path / "work"
-    home.mkdir()
-    work.mkdir()
-    task = mesh_with_a_model.new_task(work)
     async with mesh.at_localhost() as address:
-        flags = "--oss --local-provider ollama --skip-git-repo-check --dangerously-bypass-approvals-and-sandbox"
-        command = f"codex exec {flags} -m {scripted_model.MODEL} {shlex.quote(task.prompt)}"
-        # Its default is Ollama's port, which another program of this machine may have.
-        output = await programs.run(Place(installed.executables, home, work), command, CODEX_OSS_BASE_URL=f"{address}/v1")
-    assert task.program.read_text() == scripted_model.EDITED, output
-    assert scripted_model.report(images=1, results=2) in output, output
+        await ollama_users.do_task(CODEX.name, address, tmp_path, installed.executables)
