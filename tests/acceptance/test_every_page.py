@@ -126,6 +126,7 @@ def test_no_page_is_forgotten() -> None:
         "/device/{code:str}",
         "/install.sh",
         "/install/{path:path}",
+        "/install/want/{target:str}",
         "/api-keys/{key_id:uuid}",
         "/api-keys/{key_id:uuid}/revoke",
         "/organisations/{team:uuid}",
@@ -136,6 +137,9 @@ def test_no_page_is_forgotten() -> None:
         "/admin/nodes/{node_id:str}/approve",
         "/admin/nodes/{node_id:str}/revoke",
         "/nodes/{node_id:str}/revoke",
+        # Only a worker that is up has these; tests/services/web/pages/admin/test_hostile_names.py looks at them.
+        "/admin/nodes/{worker_id:str}/models",
+        "/nodes/{worker_id:str}/models",
     }
 
 

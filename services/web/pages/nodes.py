@@ -111,15 +111,15 @@ async def revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[s
     return page_request.redirect(f"{node_view.root_of(page_request.person)}?done=revoked")
 
 
-@get(["/nodes/{node_id:str}/models", "/admin/nodes/{node_id:str}/models"])
-async def confirm_models(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
-    return page_request.page("admin/node_models.html", await _consent(page_request, node_id))
+@get(["/nodes/{worker_id:str}/models", "/admin/nodes/{worker_id:str}/models"])
+async def confirm_models(page_request: NamedDependency[PageRequest], worker_id: FromPath[str]) -> Page:
+    return page_request.page("admin/node_models.html", await _consent(page_request, worker_id))
 
 
-@post(["/nodes/{node_id:str}/models", "/admin/nodes/{node_id:str}/models"])
-async def set_models(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
+@post(["/nodes/{worker_id:str}/models", "/admin/nodes/{worker_id:str}/models"])
+async def set_models(page_request: NamedDependency[PageRequest], worker_id: FromPath[str]) -> Page:
     accepts = await page_request.read_field("accepts") == "yes"
-    view = await _consent(page_request, node_id)
+    view = await _consent(page_request, worker_id)
     try:
         await page_request.submit(gateway.set_model_consent, gateway.ConsentOnWorker(view.member.id, accepts))
     except errors.CallerError as error:

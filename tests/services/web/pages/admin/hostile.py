@@ -109,7 +109,7 @@ def _nodes(mesh: HostileMesh, name: str) -> dict[str, str]:
     ticket = mesh.add_ticket("abcd")
     mesh.tickets[-1] = msgspec.structs.replace(ticket, owner=name, labels={name: name})
     mesh.add_node(NodeId("U" + "GATEWAY" + "A" * 48), Role.GATEWAY, why_not=name)
-    return {"node_id": str(PENDING), "ticket_id": "abcd"}
+    return {"node_id": str(PENDING), "worker_id": str(ACTIVE), "ticket_id": "abcd"}
 
 
 def _organisations(mesh: HostileMesh, name: str, me: auth.User) -> TenantId:
