@@ -51,6 +51,7 @@ def test_header_of_the_packaged_model() -> None:
         tensor_bytes=96_576_768,
         split_count=1,
         split_number=0,
+        matrix_types=frozenset({"q4_1", "q8_0"}),
     )
     assert gguf_header.kv_bytes_per_token(header) == 30 * 3 * (64 + 64) * 2
 
