@@ -38,6 +38,8 @@ WITH_VALUE = {
     "-v",
     "-w",
     "-p",
+    "--dest",
+    "--find-links",
     "--name",
     "--network",
     "--no-binary",
@@ -45,6 +47,7 @@ WITH_VALUE = {
     "--python",
     "--target",
     "--user",
+    "--wheel-dir",
 }
 
 INSTALLERS = re.compile(
