@@ -69,7 +69,7 @@ def test_every_image_is_built() -> None:
     (names,) = re.findall(r"for image in (.*);", shown)
     stages = re.findall(r"^FROM \S+ AS (\S+)", (ROOT / "deploy/docker/Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     targets = [name.removeprefix("aimesh-") for name in names.split()]
-    assert targets == ["aimesh", "worker", "worker-cuda", "dht", "backup"]
+    assert targets == ["aimesh", "web", "worker", "worker-cuda", "dht", "backup"]
     assert set(targets) <= set(stages)
     assert f":{__version__}-arm64" in shown
     for wanted in ("--push", "--sbom=true", "--provenance=mode=max"):
