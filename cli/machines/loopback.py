@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from cli.connection import CliConnection, Connect
     from cli.profile import Profile
 
-#: Where the gateway has Ollama's API. Its clients expect it at the root.
-_OLLAMA = "/ollama"
 #: A program of this machine sends its body at once, and reads what it asked for.
 _BODY_SECONDS, _STALLED_SECONDS = 30.0, 30.0
 #: How long requests wait when the command has just begun.
@@ -180,7 +178,7 @@ def _host_of(url: str) -> str:
 
 def target(path: str) -> str:
     """Return where the gateway serves a path. Raises NotFound. Pure."""
-    path = f"{_OLLAMA}{path}" if path == "/" or path.startswith("/api/") else path
+    path = f"{gateway.OLLAMA}{path[1:]}" if path == "/" or path.startswith("/api/") else path
     if not path.startswith(gateway.HTTP_PREFIXES):
         raise errors.NotFound(f"there is no {path[:80]!r} here", hint="OpenAI's API is below /v1, and Ollama's below /api")
     return path

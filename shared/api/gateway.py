@@ -65,8 +65,10 @@ class ProcessInferenceRequest(Body, frozen=True):
         return self.auth.api_key
 
 
+#: Where Ollama's API is; its programs expect it at the root.
+OLLAMA = "/ollama/"
 #: What ``serve_http`` serves: the APIs of vendors. Accounts and nodes have methods of their own.
-HTTP_PREFIXES = ("/v1/", "/ollama/")
+HTTP_PREFIXES = ("/v1/", OLLAMA)
 
 #: RFC 9110 §7.6.1, and `expect`, which the server that read it has answered. Nothing forwards them.
 HOP_BY_HOP = frozenset(

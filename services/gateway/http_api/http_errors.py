@@ -10,6 +10,7 @@ from services.gateway.http_api import response_formats
 from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorDetails, ErrorObject, Headers, OllamaErrorBody
 from services.gateway.limits import limit_rules
 from shared import errors
+from shared.api import gateway
 from shared.errors import AimeshError, Fault
 from shared.types import RequestId
 
@@ -45,8 +46,6 @@ _OPENAI_CODES = {
     errors.UnknownModel.code: "model_not_found",
     errors.Limited.code: "rate_limit_exceeded",
 }
-#: Where Ollama's API is.
-_OLLAMA = "/ollama/"
 #: Retry-After if a retryable error doesn't know the time.
 _RETRY_AFTER_SECONDS = 1.0
 
@@ -61,9 +60,9 @@ _MAX_PATH = 200
 
 def route_missing(path: str, origin: str, is_route: Callable[[str], bool]) -> RouteMissing:
     """Return the error for a path; if a route has its end, what the client's base URL must be. ``origin``: the gateway's address."""
-    if path.startswith(_OLLAMA):
+    if path.startswith(gateway.OLLAMA):
         hint = "administrators choose the models of a mesh, with `aicli models`"
-        return RouteMissing(f"Ollama's /{path.removeprefix(_OLLAMA)[:_MAX_PATH]} does not exist here", hint=hint)
+        return RouteMissing(f"Ollama's /{path.removeprefix(gateway.OLLAMA)[:_MAX_PATH]} does not exist here", hint=hint)
     parts = [part for part in path[:_MAX_PATH].split("/") if part]
     ends = ("/".join(parts[start:]) for start in range(len(parts)))
     meant = next((route for end in ends for route in (f"/v1/{end}", f"/{end}") if is_route(route)), None)
@@ -105,7 +104,7 @@ def ollama_body(shown: ErrorBody) -> OllamaErrorBody:
 
 def body_at(path: str, shown: ErrorBody, code: int) -> msgspec.Struct:
     """Return the error as the API of this path has it."""
-    if path.startswith(_OLLAMA):
+    if path.startswith(gateway.OLLAMA):
         return ollama_body(shown)
     return anthropic_body(shown, code=code) if f"{path}/".startswith("/v1/messages/") else shown
 

@@ -14,6 +14,7 @@ from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import ErrorBody
 from shared.access_table import Audience
+from shared.api import gateway
 from shared.telemetry.version import version
 
 #: Any node of a JSON Schema or OpenAPI document.
@@ -140,7 +141,7 @@ def _responses(route: HttpRoute) -> Json:
 
 def _is_ollamas(route: HttpRoute) -> bool:
     """Its streams are lines of JSON."""
-    return route.path.startswith("/ollama/")
+    return route.path.startswith(gateway.OLLAMA)
 
 
 def _event_schema(route: HttpRoute) -> Json:

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 import msgspec
 
 from services.inference.backends import backend_selection
-from services.inference.models import model_discovery, model_store
+from services.inference.models import load_plan, model_discovery, model_store
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings
 from shared import config, errors
 from shared.api.inference import StarterOffer
-
-#: What each of them can read and write at once.
-CONTEXT_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +30,8 @@ class StarterModel:
 
     @property
     def memory_bytes(self) -> int:
-        return self.file_bytes + CONTEXT_TOKENS * self.token_bytes
+        # The context that it gets on a processor.
+        return self.file_bytes + load_plan.CPU_CONTEXT_TOKENS * self.token_bytes
 
 
 #: The worst first. Qwen publishes these files under Apache-2.0. The sizes are those of the hub's LFS metadata, in November 2026.
