@@ -199,7 +199,7 @@ async def _enroll(folder: Folder, ticket: "Ticket", node: "EnrollingNode", repor
     from shared.node import membership_file
 
     def adopt(kept: "MembershipFile") -> "MembershipFile":
-        kept = msgspec.structs.replace(kept, nats=ticket.nats, model=ticket.model, accept_models=ticket.accept_models)
+        kept = msgspec.structs.replace(membership_file.with_choices(kept, ticket), nats=ticket.nats)
         if folder.new_key.exists():
             folder.new_key.replace(folder.key)
         membership_file.save(folder.membership, kept)

@@ -437,7 +437,7 @@ async def join_over_nats(me: LocalNode, ticket_file: Path, settings: NodeSetting
             f"the ticket in JOIN_TICKET_FILE is for a {joined.role}, not for a {me.role}",
             hint=f"aicli admin tickets create --role {me.role}; and delete {settings.node_key_file}, which has joined now",
         )
-    return msgspec.structs.replace(membership_file.of(joined), model=ticket.model, accept_models=ticket.accept_models)
+    return membership_file.with_choices(membership_file.of(joined), ticket)
 
 
 async def renew_over_nats(membership: MembershipFile, key: node_keys.NodeKey, settings: NodeSettings) -> MembershipFile:

@@ -11,6 +11,7 @@ import msgspec
 from shared import errors
 from shared.api.membership import Membership, TopicSecret
 from shared.identity import certificates, node_keys, private_file
+from shared.identity.tickets import Ticket
 from shared.identity.trust import Trust
 from shared.types import AuthorityId, MeshName, NodeId, Role
 
@@ -69,6 +70,11 @@ def of(membership: Membership, before: MembershipFile | None = None) -> Membersh
         "" if before is None else before.model,
         None if before is None else before.accept_models,
     )
+
+
+def with_choices(kept: MembershipFile, ticket: Ticket) -> MembershipFile:
+    """Return the membership with what the ticket's creator chose for the machine."""
+    return msgspec.structs.replace(kept, model=ticket.model, accept_models=ticket.accept_models)
 
 
 def _older_bootstrap(present: tuple[str, ...], before: MembershipFile) -> tuple[str, ...]:
