@@ -46,7 +46,7 @@ class ModelMesh:
         start = open_webui.start if program is open_webui.OPEN_WEBUI else programs.start
         async with agent_proxy.proxying(self.stack.url("web"), fields=fields, seed=fields) as proxy:
             output = await start(program, Place(installed.executables, home, work), proxy.url, self.key, task)
-        assert proxy.refused() == [], output
+        assert proxy.refused() == [], f"{proxy.refused()}\n{output}"
         bodies = [exchange for exchange in proxy.exchanges if exchange.body is not None]
         assert len(bodies) >= len(program.runs(task)), output
         # Each request reached aimesh with the unknown fields.
