@@ -1,0 +1,1 @@
+"""HTTP connections of our ports."""
