@@ -19,6 +19,7 @@ from services.web import install_script
 from services.web.install_script import PackageIndex
 from shared.telemetry import version
 from tools import locks, setup, setup_steps
+from tools.engine.wheel import ENGINE_LIBRARIES
 from tools.packages import role_packages
 from tools.packages.role_packages import Wheel
 
@@ -80,6 +81,9 @@ def write_requirements(folder: Path) -> None:
 
 def build(into: Path, base: str, engine: Path | None) -> None:
     """Build all packages into the folder; the arguments are those of the command line. Raises SetupFailed."""
+    own_engine = [] if engine is None else list(engine.glob("*.whl"))
+    if engine is not None and ENGINE_LIBRARIES not in {Wheel.of(each).name for each in own_engine}:
+        raise setup_steps.SetupFailed(f"{engine} has no wheel of {ENGINE_LIBRARIES}")
     try:
         RELEASE_FILE.write_text(f"{base}\n", encoding="utf-8")
         role_packages.build_ours(into, PYTHON_PROJECTS)
@@ -93,8 +97,8 @@ def build(into: Path, base: str, engine: Path | None) -> None:
         role_packages.make_node(machine, into)
         for wheel in role_packages.engine_wheels(machine) if engine is None else role_packages.plug_ins(machine):
             shutil.copy(wheel, into)
-    for wheel in () if engine is None else engine.glob("*.whl"):
-        shutil.copy(wheel, into)
+    for each in own_engine:
+        shutil.copy(each, into)
     pip = role_packages.fetch_pip(into)
     write_script(into, base, pip)
 

@@ -99,6 +99,12 @@ def test_a_release_without_the_engine_of_one_kind_of_machine_is_refused(tmp_path
         _written(tmp_path, names)
 
 
+def test_a_built_engine_comes_with_its_libraries(tmp_path: Path) -> None:
+    (tmp_path / "llama_cpp_python-0.3.36-py3-none-manylinux_2_35_x86_64.whl").write_bytes(b"")
+    with pytest.raises(SetupFailed, match="has no wheel of aimesh-engine-libraries"):
+        release.build(tmp_path / "release", BASE, tmp_path)
+
+
 def test_the_packages_of_a_release_know_it_and_the_checkout_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stop(Exception):
         pass
