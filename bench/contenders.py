@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,7 +25,7 @@ from services.inference.backends import llama
 from services.inference.backends.remote import openai
 from services.inference.backends.remote.remote_server import RemoteServer
 from services.inference.engine import devices
-from services.inference.engine.engine_messages import KvMode, LoadCommand
+from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, LoadCommand
 from services.inference.models import catalog, memory, model_discovery
 from services.inference.upstreams import Upstream
 from shared import model_folder
@@ -124,13 +124,11 @@ async def find_gpus() -> tuple[devices.Device, ...]:
 
 
 @asynccontextmanager
-async def our_engine(
-    mode: KvMode, shape: Shape, sampling: Sampling = SAMPLING, projector: Path | None = None, *, speculates: bool = True
-) -> AsyncIterator[GenerateChat]:
-    """Run our engine in its process, called as a worker does: through its backend and the socketpair."""
+async def our_engine(mode: KvMode, shape: Shape, sampling: Sampling = SAMPLING, **settings: Any) -> AsyncIterator[GenerateChat]:
+    """Run our engine in its process, called as a worker does: through its backend and the socketpair. ``settings``: of its entry."""
     named: dict[str, str] = {model_folder.PACKAGED_MODEL: str(shape.model)} if shape.model else {}
     found = model_discovery.find(named, defaults=catalog.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
-    found = replace(found, entries=tuple(replace(entry, projector=projector, speculates=speculates) for entry in found.entries))
+    found = replace(found, entries=tuple(replace(entry, **settings) for entry in found.entries))
     load = LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
     budget = memory.measure(None, await find_gpus())
     async with llama.opened(found, load, shape.slots, budget, _EngineEvents()) as backend:
@@ -235,6 +233,8 @@ async def _python_server(shape: Shape) -> AsyncIterator[Generate]:
 
 
 OURS = {mode: Contender(f"ours, {mode}", partial(our_engine, mode)) for mode in MODES}
+#: Types of the cache that were tried for `exact` (docs/decisions/0011).
+BF16_KEYS = Contender("bf16 keys, f16 values", partial(our_engine, KvMode.EXACT, kv_type=KvTypes(KvType.BF16, KvType.F16)))
 #: Follows a schema that no answer of the bench is long enough to complete.
 CONSTRAINED = Contender(
     "ours, with a schema",

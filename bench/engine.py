@@ -6,6 +6,8 @@ constrained    the throughput of answers that follow a JSON schema, against that
 shared_prefix  the same after a cached prefix and after a new one
 reuse          chats that begin with one of a few pages: the total time
 long_prompt    the time to the first token behind a long prompt, with nobody else
+page_prompt    the same behind a shorter one
+contexts       tokens a second behind contexts that were read before, also with bf16 keys and f16 values
 gaps           the time between two tokens of running streams while another prompt is read, and the wait for that prompt
 image_gaps     the same time while images are encoded and read, by a projector of the size of CLIP's (ViT-B/16) with random weights
 lookup         answers that copy, with drafts and without: the tokens a second after the first one; and stories, which copy nothing
@@ -33,7 +35,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +45,19 @@ import msgspec
 import numpy as np
 
 from bench import calls, contenders, processes, report, rivals, tenants
-from bench.contenders import CONSTRAINED, EVERYONE, LLAMA_SERVER, MODES, OURS, PYTHON_SERVER, Contender, Generate, GenerateChat, Shape
+from bench.contenders import (
+    BF16_KEYS,
+    CONSTRAINED,
+    EVERYONE,
+    LLAMA_SERVER,
+    MODES,
+    OURS,
+    PYTHON_SERVER,
+    Contender,
+    Generate,
+    GenerateChat,
+    Shape,
+)
 from bench.report import Options, Rows
 from services.inference import numerics
 from services.inference.engine.engine_messages import KvMode
@@ -81,13 +95,13 @@ class Rate(NamedTuple):
     answering: float
 
 
-async def measure_rate(generate: Generate, prompts: Sequence[str], level: int) -> Rate:
+async def measure_rate(generate: Generate, prompts: Sequence[str], level: int, new_tokens: int = NEW_TOKENS) -> Rate:
     """Run ``level`` prompts at a time."""
     tokens, together, seconds = 0, 0, 0.0
 
     async def answer(prompt: str, came: list[float]) -> None:
         nonlocal tokens
-        counts = await generate(prompt, NEW_TOKENS, lambda: came.append(time.perf_counter()))
+        counts = await generate(prompt, new_tokens, lambda: came.append(time.perf_counter()))
         tokens += counts.completion_tokens
 
     start = time.perf_counter()
@@ -172,6 +186,10 @@ WORDS = ("the", "sea", "light", "was", "over", "and", "under", "old", "house", "
 #: The tokens that SmolLM2's chat template adds to a message.
 TEMPLATE_TOKENS = 30
 SHARED_PREFIX, LONG_PROMPT = 1000, 4000
+#: Tokens that were read before, as a coding agent has.
+CONTEXTS, CONTEXT_LEVELS = (1500, 6000), (1, 8)
+#: The tokens of a prompt behind the page, and of an answer: llama-server takes seconds for one of eight behind 6,000.
+CONTEXT_END, CONTEXT_NEW = 24, 24
 #: Many prompts, each of which begins with one of a few pages, as in a company.
 CHATS, CHATS_AT_ONCE, PAGES, PAGE, CHAT_PROMPT, CHAT_TOKENS = 200, 16, 10, 192, 256, 32
 #: Streams that run while another prompt is read.
@@ -224,6 +242,26 @@ async def measure_wait(
     for contender, most in zip(OURS.values(), at_most, strict=True):
         claim = f"{contender.name}: first token, prompt of {min(lengths)} to {max(lengths)} tokens"
         rows.paired(claim, took[contender.name], "ms", RIVAL, took[RIVAL], at_most=most)
+
+
+async def measure_contexts(rows: Rows, _shared: None, options: Options) -> None:
+    """Measure all contenders beside each other, one at a time: reading the contexts again each time would take hours. They share a page,
+    which we read once."""
+    for length, level in itertools.product(CONTEXTS, CONTEXT_LEVELS):
+        page = message(length - TEMPLATE_TOKENS - CONTEXT_END, random.Random(length))
+        prompts = [f"{page} {message(CONTEXT_END, random.Random(number))}" for number in range(level)]
+        async with AsyncExitStack() as stack:
+            ways = dict[str, Callable[[], Awaitable[Rate]]]()
+            for contender in (OURS[KvMode.EXACT], BF16_KEYS, LLAMA_SERVER):
+                shape = Shape(level, length + 2 * CONTEXT_NEW, options.threads)
+                generate = await stack.enter_async_context(contenders.opened(contender, shape))
+                ways[contender.name] = partial(measure_rate, generate, prompts * (4 // level or 1), level, CONTEXT_NEW)
+                await ways[contender.name]()
+            found = await report.take_turns(ways, options.rounds)
+        ours, tried, theirs = ([rate.answering for rate in found[name]] for name in ways)
+        claim = f"{OURS[KvMode.EXACT].name}: {level} stream{'s' if level > 1 else ''} behind {length} tokens"
+        rows.paired(claim, ours, "tokens/s", RIVAL, theirs, at_least=0.95)
+        rows.paired(claim, ours, "tokens/s", BF16_KEYS.name, tried)
 
 
 async def measure_constrained(rows: Rows, _shared: None, options: Options) -> None:
@@ -515,11 +553,13 @@ async def _rates_and_waits(generate: Generate, length: int, levels: Sequence[int
 
 PARTS: dict[str, report.Part] = {
     "throughput": measure_throughput,
-    "first_token": partial(measure_wait, shape=Shape(1, 2048, 0), tokens=200, prompts=6, at_most=(1.1, 1.1)),
+    "first_token": partial(measure_wait, shape=Shape(1, 2048, 0), tokens=200, prompts=6, at_most=(1.15, 1.1)),
     "constrained": measure_constrained,
     "shared_prefix": measure_shared_prefix,
     "reuse": measure_reuse,
+    "page_prompt": partial(measure_wait, shape=Shape(1, 2048, 0), tokens=1500, prompts=3, at_most=(1.3, None)),
     "long_prompt": partial(measure_wait, shape=Shape(STREAMS + 1, LONG_CONTEXT, 0), tokens=LONG_PROMPT, prompts=1, at_most=(None, 1.2)),
+    "contexts": measure_contexts,
     "gaps": measure_gaps,
     "image_gaps": measure_image_gaps,
     "lookup": measure_lookup,

@@ -319,7 +319,10 @@ def numerics_of(load: LoadCommand, log: NativeLog) -> str:
     maps = Path("/proc/self/maps")
     engine, features = devices.engine_build(), native.llama_print_system_info().decode()
     processor = numerics.group(maps.read_text() if maps.exists() else "", engine.numeric_groups, features)
-    return numerics.identify(engine.build, processor, log.gpu, (used.type_k, used.type_v, used.flash_attn_type, used.kv_unified))
+    # Only some variants of a group multiply keys in bf16 by one instruction.
+    has_bf16 = used.type_k == _KV_TYPES[KvType.BF16] and _FAST_BF16 in native.llama_print_system_info()
+    context = (used.type_k, used.type_v, used.flash_attn_type, used.kv_unified, has_bf16)
+    return numerics.identify(engine.build, processor, log.gpu, context)
 
 
 def computes_exactly(load: LoadCommand) -> bool:

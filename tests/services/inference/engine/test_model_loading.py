@@ -10,6 +10,7 @@ import llama_cpp.llama_cpp as native
 import msgspec
 import pytest
 
+from services.inference import numerics
 from services.inference.engine import devices, gguf_header, model_loading
 from services.inference.engine.engine_messages import FLASH_ATTENTION_SLOTS, KvMode, KvType, KvTypes, LoadCommand, SplitMode
 from services.inference.engine.kv_slots import KvLayout
@@ -139,3 +140,16 @@ def test_shared_cache_is_bf16_where_that_is_faster(
     load = LoadCommand("", slots, 512, 1, 0, kv_mode=KvMode.SHARED, kv_type=kv_type)
     parameters = model_loading._context_parameters(load, 512)
     assert (parameters.type_k, parameters.type_v) == expected
+
+
+@pytest.mark.parametrize(
+    ("types", "are_equal"),
+    [pytest.param(KvTypes(KvType.F16), True, id="default"), pytest.param(KvTypes(KvType.BF16, KvType.F16), False, id="bf16")],
+)
+def test_only_keys_in_bf16_tell_variants_of_a_group_apart(types: KvTypes, are_equal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = set()
+    monkeypatch.setattr(numerics, "group", lambda *_: "avx512")
+    for has_bf16 in (0, 1):
+        monkeypatch.setattr(native, "llama_print_system_info", lambda has_bf16=has_bf16: b"CPU : AVX512_BF16 = %d | " % has_bf16)
+        found.add(model_loading.numerics_of(LoadCommand("", 2, 512, 1, 0, kv_type=types), NativeLog()))
+    assert (len(found) == 1) is are_equal
