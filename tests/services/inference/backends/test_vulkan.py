@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
@@ -38,7 +39,8 @@ def engine_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
 
 
-async def test_gpu_is_found_planned_and_used(engine_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("replicas", "engines"), [pytest.param(None, 1, id="replicas: auto"), pytest.param(2, 2, id="two engines")])
+async def test_gpu_is_found_planned_and_used(engine_path: str, monkeypatch: pytest.MonkeyPatch, replicas: int | None, engines: int) -> None:
     search = f"{engine_path} from services.inference.engine import devices; devices.main()"
     monkeypatch.setattr(devices, "PROGRAM", (sys.executable, "-c", search))
     # A driver for processors has no device file.
@@ -52,25 +54,33 @@ async def test_gpu_is_found_planned_and_used(engine_path: str, monkeypatch: pyte
 
     file = model_discovery.packaged()
     header = gguf_header.check_parts(file)
-    entry = settings.model_defaults().entry(name=ModelName("smollm2"), file=file)
+    entry = replace(settings.model_defaults().entry(name=ModelName("smollm2"), file=file), replicas=replicas)
     plan = load_plan.plan(header, file.stat().st_size, entry, budget)
     assert plan.gpu_layers == -1
     assert any(reason.startswith("devices: all") and "on GPU 0" in reason for reason in plan.reasons), plan.reasons
-    assert 0 < plan.need.vram <= vram
+    assert plan.devices == (None,) * engines
+    assert 0 < plan.total.vram <= vram
 
     program = f"{engine_path} from services.inference.engine import engine_process; engine_process.main()"
     load = engine_messages.LoadCommand(str(file), 2, 512, 2, plan.gpu_layers)
-    engine = SupervisedEngine(ModelName("smollm2"), load, Watch(), PlainChat(), (sys.executable, "-c", program))
+    started = [SupervisedEngine(ModelName("smollm2"), load, Watch(), PlainChat(), (sys.executable, "-c", program)) for _ in plan.devices]
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(engine.run())
-        await until(lambda: engine.state is not ModelState.LOADING)
-        assert engine.state is ModelState.READY, engine.detail
-        assert engine.loaded is not None
+        running = [tasks.create_task(engine.run()) for engine in started]
+        await until(lambda: all(engine.state is not ModelState.LOADING for engine in started))
         layers = header.block_count
         assert layers is not None
-        assert f"offloaded {layers + 1}/{layers + 1} layers to GPU" in engine.loaded.gpu
-        assert engine.loaded.unconfined == ""
-        reader = Reader()
-        await engine.generate(job("The capital of France is", max_tokens=8), reader)
-        assert reader.text
-        running.cancel()
+        for engine in started:
+            assert engine.state is ModelState.READY, engine.detail
+            assert engine.loaded is not None
+            assert f"offloaded {layers + 1}/{layers + 1} layers to GPU" in engine.loaded.gpu
+            assert engine.loaded.unconfined == ""
+        readers = [Reader() for _ in started]
+        await asyncio.gather(
+            *(
+                engine.generate(job("The capital of France is", max_tokens=8), reader)
+                for engine, reader in zip(started, readers, strict=True)
+            )
+        )
+        assert all(reader.text for reader in readers)
+        for task in running:
+            task.cancel()
