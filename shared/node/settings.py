@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from shared import addresses, config
 from shared.config import Settings, Variable
-from shared.http import http_connection_limits
+from shared.node import http_connection_limits
 from shared.transports.nats.login import NatsFiles
 from shared.types import MeshName
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.http import http_connection
+from shared.node import http_connection
 from tests.stopwatch import HANG_SECONDS
 
 

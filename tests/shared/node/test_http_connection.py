@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.http import http_connection
+from shared.node import http_connection
 from tests import stopwatch
 from tests.shared.node import http_ports
 from tests.shared.node.http_ports import REQUEST, Place, answer, connected

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.http.http_connection_limits import ConnectionRefusal, HttpConnectionLimits, network
+from shared.node.http_connection_limits import ConnectionRefusal, HttpConnectionLimits, network
 
 
 def test_each_address_has_its_own_limit() -> None:

@@ -10,8 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from shared.http import http_connection
-from shared.node import http_server
+from shared.node import http_connection, http_server
 from tests import stopwatch
 from tests.shared.node import http_ports
 from tests.shared.node.http_ports import answer, ask, connected

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shared.http import http_connection
+from shared.node import http_connection
 from tests.shared.node import http_ports
 from tests.shared.node.http_ports import answer, connected
 from tests.stopwatch import HANG_SECONDS

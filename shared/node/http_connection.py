@@ -15,7 +15,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from shared.http.http_connection_limits import ConnectionRefusal, HttpConnectionLimits
+from shared.node.http_connection_limits import ConnectionRefusal, HttpConnectionLimits
 from shared.timing.joined_writes import JoinedTransport
 
 #: A request head is usually one packet. Also applies to a connection that sends nothing.

@@ -1,1 +1,0 @@
-"""HTTP connections of our ports."""
