@@ -304,13 +304,17 @@ def _context_parameters(load: LoadCommand, tokens: int, whole: int = 0) -> nativ
     parameters.type_k, parameters.type_v = _KV_TYPES[keys], _KV_TYPES[values or keys]
     if reads_fast(load):
         parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        if values is None and _FAST_BF16 in native.llama_print_system_info():
+        if values is None and _has_fast_bf16():
             parameters.type_k = parameters.type_v = _KV_TYPES[KvType.BF16]
     elif load.kv_mode is KvMode.EXACT and load.kv_type == (KvType.F16, None) and not on_gpu(load):
         # If keys are f16 and values aren't, a processor computes the attention of each token separately and in the same order,
         # whatever else is in the batch (docs/decisions/0011).
         parameters.type_v = _KV_TYPES[KvType.BF16]
     return parameters
+
+
+def _has_fast_bf16() -> bool:
+    return _FAST_BF16 in native.llama_print_system_info()
 
 
 def numerics_of(load: LoadCommand, log: NativeLog) -> str:
@@ -320,7 +324,7 @@ def numerics_of(load: LoadCommand, log: NativeLog) -> str:
     engine, features = devices.engine_build(), native.llama_print_system_info().decode()
     processor = numerics.group(maps.read_text() if maps.exists() else "", engine.numeric_groups, features)
     # Only some variants of a group multiply keys in bf16 by one instruction.
-    has_bf16 = used.type_k == _KV_TYPES[KvType.BF16] and _FAST_BF16 in native.llama_print_system_info()
+    has_bf16 = used.type_k == _KV_TYPES[KvType.BF16] and _has_fast_bf16()
     context = (used.type_k, used.type_v, used.flash_attn_type, used.kv_unified, has_bf16)
     return numerics.identify(engine.build, processor, log.gpu, context)
 

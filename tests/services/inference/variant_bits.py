@@ -9,7 +9,7 @@ from pathlib import Path
 import llama_cpp
 
 TEXT = "The river rose for three days. On the fourth, the miller counted 17 sacks, closed the gate and"
-NEW_TOKENS = 8
+NEW_TOKENS = 24
 _F16, _BF16 = 1, 30
 #: Types of the cache: the default, and one with keys that AVX512_BF16 multiplies.
 TYPES = ((_F16, _BF16), (_BF16, _F16))
