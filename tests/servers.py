@@ -137,13 +137,14 @@ class Server:
         """Suspend the server and its child processes; they keep their connections."""
         assert self._process is not None
         first = psutil.Process(self._process.pid)
-        family = [first, *first.children(recursive=True)]
-        for each in family:
-            each.suspend()
+        first.suspend()  # before its children are listed: it can start no other, and one that ends meanwhile stays as a zombie
+        children = first.children(recursive=True)
         try:
+            for each in children:
+                each.suspend()
             yield
         finally:
-            for each in reversed(family):
+            for each in (*children, first):
                 with suppress(psutil.NoSuchProcess):
                     each.resume()
 
