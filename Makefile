@@ -24,7 +24,7 @@ IMAGES = aimesh aimesh-web aimesh-worker aimesh-worker-cuda aimesh-dht aimesh-ba
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up down status test test-all test-system check mutants chaos drill storm bench bench-check docs chart deploy-tools images image-lists lock worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
+.PHONY: help setup setup-dev up down status test test-all test-system check types mutants chaos drill storm bench bench-check docs chart deploy-tools images image-lists lock worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,11 +69,10 @@ test-all: setup-dev ## run all tests with random seeds and full volumes (more th
 test-system: ## install the system packages that some tests need (Debian, as root)
 	@$(PYTHON) tools/system_packages.py
 
-check: setup-dev ## format, lint, types, import contracts, size budgets, dependencies, docs drift
+check: setup-dev ## format, lint, types, import contracts, dependencies, docs drift
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy shared services cli stack tools bench
-	@$(BIN)/mypy --config-file sdk/python/pyproject.toml
+	@$(MAKE) --no-print-directory types
 	@$(BIN)/lint-imports
 	@cd shared/transports/hyperswarm/sidecar && node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
 	@cd sdk/javascript && ../../shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
@@ -81,6 +80,10 @@ check: setup-dev ## format, lint, types, import contracts, size budgets, depende
 	@cd services/web/static/js && ../../../../shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
 	@$(BIN)/python -m pytest -q $(CHECKED)
 	@$(BIN)/python -m tools.docs --check
+
+types: ## check the types, as make check and the pre-commit hook do
+	@$(BIN)/mypy shared services cli stack tools bench
+	@$(BIN)/mypy --config-file sdk/python/pyproject.toml
 
 mutants: setup-dev ## inject the faults of tests/mutants.toml; a test must fail for each (12 minutes)
 	@$(BIN)/python -m tools.mutants $(ONLY)

@@ -80,7 +80,7 @@ def test_every_make_target_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+(?: [a-z-]+)*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     known = {word for line in targets for word in line.split()}
     named = {match for command in commands() for match in re.findall(r"\bmake ([a-z-]+)", command)}
-    assert {"check", "test", "setup-dev"} <= named
+    assert {"test-system", "setup-dev"} <= named
     assert named - known == set()
 
 
