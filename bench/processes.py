@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -29,15 +28,6 @@ def spent_ms(pid: int) -> float:
 def resident_mb(pid: int | None = None) -> float:
     """Return the resident set (RSS), by default of this process."""
     return float(psutil.Process(pid).memory_info().rss) / 1e6
-
-
-def peak_mb(pid: int) -> float:
-    """Return the largest resident set that the process has had; 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def children_of(pid: int) -> dict[int, str]:
